@@ -1,0 +1,410 @@
+"""Every knob of the pipeline on one page: a frozen dataclass for each stage, filled from one TOML recipe.
+
+An unknown key, a value of the wrong type or an impossible value is an error that names the key. Nothing
+here imports more than the standard library.
+"""
+
+import dataclasses
+import difflib
+import tomllib
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from pipeline.errors import ConfigError, MissingError
+
+Precision = Literal["fp32", "fp16", "int8"]
+
+
+def _positive(section: str, **values: float) -> None:
+    for name, value in values.items():
+        if value <= 0:
+            raise ConfigError(f"{section}.{name} is {value}; it must be above 0")
+
+
+def _share(section: str, **values: float) -> None:
+    for name, value in values.items():
+        if not 0 <= value <= 1:
+            raise ConfigError(f"{section}.{name} is {value}; it is a share, between 0 and 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SourceConfig:
+    """One set of documents, queries and judgments."""
+
+    path: str
+    """Folder or file, relative to `data.root`; for a document store a SQLAlchemy URL."""
+    format: str = "auto"
+    """parquet, beir, trec, esci, wands, t2ranking, qbqtc, crowdflower, homedepot, sql, python_api; auto looks at the
+    files."""
+    name: str = ""
+    """Reported as a slice, and put before ids when a recipe has several sources; the folder's name when empty."""
+    grades: tuple[int, ...] = ()
+    """Ours for each of theirs, from grade 0 up; empty keeps them. Needed where sources have different scales."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """Which data is learned from, and how it is split by query."""
+
+    root: str = "."
+    """What source paths are relative to."""
+    sources: tuple[SourceConfig, ...] = ()
+    faulty_rows: Literal["error", "drop"] = "error"
+    """What to do with rows that cannot be used; drop counts them by reason in the artifact."""
+    conflicts: Literal["error", "max", "mean"] = "error"
+    """What to do when one pair has several grades from one kind of source."""
+    splits: Literal["source", "hash"] = "hash"
+    """source keeps the published splits (a missing test split is the published valid, and a new valid is cut from
+    train); hash cuts all anew by a hash of the normalised query."""
+    valid_share: float = 0.1
+    test_share: float = 0.2
+    train_queries: int = 0
+    """At most so many training queries, chosen by hash; 0 for all."""
+    valid_queries: int = 0
+    test_queries: int = 0
+    max_documents: int = 0
+    """At most so many documents: the judged first, then others by hash; 0 for all."""
+    seed: int = 13
+
+    def __post_init__(self) -> None:
+        _share("data", valid_share=self.valid_share, test_share=self.test_share)
+        if self.valid_share + self.test_share >= 1:
+            raise ConfigError(
+                f"data.valid_share {self.valid_share} and data.test_share {self.test_share} leave nothing to train on"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CandidatesConfig:
+    """Which (query, document) pairs are trained on and judged."""
+
+    pool: Literal["judged", "retrieved"] = "retrieved"
+    """judged reranks the judged documents of each query, for sets with whole lists; retrieved reranks what BM25 and
+    the encoder find in all documents, for sets with few judgments a query."""
+    negatives: int = 5
+    """Unjudged documents added to each training query as grade 0, sampled from its BM25 run; 0 for none."""
+    negatives_depth: int = 50
+    """They are sampled from the first so many of the run."""
+    skip_top: int = 0
+    """So many of the run's first unjudged documents are left out, as they may be relevant."""
+    retrieve: int = 20
+    """Documents that BM25 and the encoder each bring to a reranked pool."""
+    max_list: int = 16
+    """At most so many documents of a query in one training step; the rest come in other epochs."""
+    seed: int = 13
+
+    def __post_init__(self) -> None:
+        _positive("candidates", retrieve=self.retrieve, max_list=self.max_list, negatives_depth=self.negatives_depth)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoopConfig:
+    """How any model is trained: the part that all stages share."""
+
+    learning_rate: float = 2e-4
+    """Peak; reached after `warmup_share` of the steps, then falling linearly to a tenth."""
+    warmup_share: float = 0.06
+    weight_decay: float = 0.01
+    """Not applied to biases and normalisation weights."""
+    clip_norm: float = 1.0
+    epochs: float = 1.0
+    tokens_per_batch: int = 4096
+    """Real tokens of one optimizer step, padding not counted."""
+    chunk_tokens: int = 4096
+    """Padded tokens that go through the model at once; smaller takes less memory, the step is the same."""
+    evaluations: int = 4
+    """How often nDCG on the valid split is measured; the best state is kept."""
+    checkpoint_s: float = 60.0
+    """Seconds between checkpoints, from which a killed training goes on."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto is bf16 on a processor with bf16 matrix instructions."""
+    seed: int = 13
+
+    def __post_init__(self) -> None:
+        _positive(
+            "loop",
+            learning_rate=self.learning_rate,
+            epochs=self.epochs,
+            tokens_per_batch=self.tokens_per_batch,
+            chunk_tokens=self.chunk_tokens,
+            clip_norm=self.clip_norm,
+        )
+        _share("loop", warmup_share=self.warmup_share)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScratchConfig:
+    """A new encoder and its vocabulary, for where no pretrained weights can be had."""
+
+    family: Literal["bert", "roberta"] = "bert"
+    layers: int = 4
+    hidden: int = 256
+    heads: int = 4
+    intermediate: int = 1024
+    positions: int = 512
+    vocab_size: int = 16000
+    """Trained on the documents and training queries: WordPiece for bert, byte-level BPE for roberta."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PretrainConfig:
+    """Masked language modelling on the recipe's own texts, before the teacher."""
+
+    enabled: bool = False
+    """Always on for a model from scratch."""
+    scratch: ScratchConfig = field(default_factory=ScratchConfig)
+    mask_share: float = 0.25
+    max_tokens: int = 128
+    loop: LoopConfig = field(default_factory=lambda: LoopConfig(learning_rate=5e-4, epochs=3.0, evaluations=3))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TeacherConfig:
+    """The cross-encoder that everything else learns from."""
+
+    base: str = "FacebookAI/roberta-large"
+    """A folder, a hub name, `package:NAME` for weights inside an installed package, or `scratch`."""
+    layers: int = 0
+    """Keep so many layers of the base, evenly spaced; 0 for all."""
+    max_tokens: int = 128
+    """Query and document together, special tokens included."""
+    max_query_tokens: int = 32
+    ordinal_weight: float = 1.0
+    """Cumulative-link loss on the grade."""
+    pairwise_weight: float = 1.0
+    """RankNet loss on pairs of different grade within a query."""
+    loop: LoopConfig = field(default_factory=LoopConfig)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RankerConfig:
+    """How the shallow cross-encoder, the ranker, is distilled from the teacher."""
+
+    base: str = "teacher"
+    """What it is cut from: teacher, or as `teacher.base` a folder, hub name or package."""
+    layers: int = 6
+    keep_layers: tuple[int, ...] = ()
+    """Layers of the base to keep, counted from 1; empty spaces `layers` of them evenly, the last included."""
+    layer_map: tuple[int, ...] = ()
+    """Teacher layers matched to student layers 1, 2, … by the Patient KD term; empty spaces them evenly (4, 8, 12, 16,
+    20 for 24 → 6)."""
+    hard_ordinal_weight: float = 0.5
+    hard_pairwise_weight: float = 1.0
+    soft_weight: float = 0.5
+    """Cross-entropy with the teacher's grade distribution at `temperature`, times its square."""
+    temperature: float = 2.0
+    margin_weight: float = 0.5
+    """MSE of scores centred within each query: the teacher's score differences."""
+    hidden_weight: float = 0.1
+    """Patient KD: squared distance of unit first-token states, mean over layers."""
+    plain: bool = True
+    """Also train the same student without the teacher, for comparison."""
+    loop: LoopConfig = field(default_factory=LoopConfig)
+
+    def __post_init__(self) -> None:
+        _positive("ranker", temperature=self.temperature, layers=self.layers)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncoderConfig:
+    """How the bi-encoder is distilled from the cross-encoder."""
+
+    base: str = "base"
+    """What it starts from: base (the teacher's own starting weights), or a folder, hub name or package."""
+    layers: int = 0
+    """Keep so many layers of the base, evenly spaced; 0 for all."""
+    dimensions: int = 64
+    max_tokens: int = 128
+    """Of a document; queries are cut to `max_query_tokens`."""
+    max_query_tokens: int = 32
+    margin_weight: float = 1.0
+    """Per-query centred MSE to the teacher's scores."""
+    in_batch_weight: float = 0.3
+    """Contrast with the other queries' documents in the step."""
+    temperature: float = 0.05
+    """Of the in-batch contrast."""
+    loop: LoopConfig = field(default_factory=LoopConfig)
+
+    def __post_init__(self) -> None:
+        _positive("encoder", dimensions=self.dimensions, temperature=self.temperature)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExportConfig:
+    """Which ONNX precisions are made, and what a lower one may cost."""
+
+    precisions: tuple[Precision, ...] = ("fp32", "fp16", "int8")
+    max_ndcg_drop: float = 0.005
+    """On valid queries; a precision that loses more is not chosen for serving."""
+    golden: int = 16
+    """Inputs whose scores are stored for a check at every load."""
+    parity: float = 1e-4
+    """Largest score difference allowed between PyTorch and fp32 ONNX."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IndexConfig:
+    """The semantic index."""
+
+    flat_below: int = 50_000
+    """Exact search up to here, inverted lists (IVF) above."""
+    nprobe: int = 16
+    """Inverted lists visited for a query."""
+    language: str = "english"
+    """Stemmer of the lexical index; empty for none. Chinese and other texts without spaces need none."""
+    k1: float = 1.2
+    b: float = 0.75
+    seed: int = 13
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationConfig:
+    """What the report says."""
+
+    cutoff: int = 10
+    gain: Literal["linear", "exponential"] = "linear"
+    """Of the headline nDCG; the report states both."""
+    bootstrap: int = 2000
+    """Resamples of the queries for 95 % intervals."""
+    seed: int = 13
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GateConfig:
+    """When a new release may go live by itself."""
+
+    margin: float = 0.005
+    """The lower end of the 95 % interval of (new - live) nDCG must be above minus this."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScheduleConfig:
+    """Cron lines of the three flows; an empty one is not served."""
+
+    retrain: str = "0 2 * * 0"
+    report: str = "0 6 * * *"
+    reindex: str = "0 * * * *"
+    timezone: str = "UTC"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """All of one retraining."""
+
+    name: str = "recipe"
+    data: DataConfig = field(default_factory=DataConfig)
+    candidates: CandidatesConfig = field(default_factory=CandidatesConfig)
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    ranker: RankerConfig = field(default_factory=RankerConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
+    index: IndexConfig = field(default_factory=IndexConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    gate: GateConfig = field(default_factory=GateConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+
+
+T = TypeVar("T")
+
+_PLAIN = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe in a TOML file, with `--set` overrides such as `ranker.layers=3` laid over it.
+
+    Raises:
+        MissingError: no such file.
+        ConfigError: not TOML, an unknown key, a wrong type or an impossible value; names the key.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise MissingError(
+            f"{path}: no such recipe; `relevance retrain --help` lists those that are built in"
+        ) from error
+    except (UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"{path}: cannot be read as a UTF-8 text ({error})") from error
+    try:
+        tree = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+    for override in overrides:
+        _override(tree, override)
+    tree.setdefault("name", path.stem)
+    try:
+        return parse(Recipe, tree)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config as plain values, for a manifest."""
+    return dataclasses.asdict(config)
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise ConfigError(f"--set {override}: write it as section.key=value, for example --set ranker.layers=3")
+    try:
+        parsed = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value  # A bare word is a string, so that a shell needs no second pair of quotes.
+    node = tree
+    for part in parts[:-1]:
+        node = node.setdefault(part, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"--set {override}: {part} is a value, not a section")
+    node[parts[-1]] = parsed
+
+
+def parse(kind: type[T], tree: Mapping[str, Any], where: str = "") -> T:
+    """A config of this class from plain values.
+
+    Raises:
+        ConfigError: an unknown key (with the nearest known one), a wrong type, an impossible value.
+    """
+    hints = get_type_hints(kind)
+    for key in tree:
+        if key not in hints:
+            near = difflib.get_close_matches(key, hints, n=1)
+            hint = f"did you mean {where}{near[0]}?" if near else f"known keys: {', '.join(hints)}"
+            raise ConfigError(f"unknown key {where}{key}; {hint}")
+    values = {key: _value(hints[key], value, f"{where}{key}") for key, value in tree.items()}
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise ConfigError(f"{where.rstrip('.') or 'recipe'}: {error}") from error
+
+
+def _value(wanted: Any, value: Any, where: str) -> Any:
+    origin = get_origin(wanted)
+    if dataclasses.is_dataclass(wanted) and isinstance(wanted, type):
+        if not isinstance(value, Mapping):
+            raise _wrong(where, f"a section [{where}]", value)
+        return parse(wanted, value, f"{where}.")
+    if origin is Literal:
+        choices = get_args(wanted)
+        if value not in choices:
+            raise _wrong(where, "one of " + ", ".join(map(str, choices)), value)
+        return value
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise _wrong(where, "a list", value)
+        return tuple(_value(get_args(wanted)[0], item, f"{where}[{number}]") for number, item in enumerate(value))
+    if origin in (Union, types.UnionType):
+        raise AssertionError(f"{where}: unions are not used in recipes")
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, wanted) or (wanted is not bool and isinstance(value, bool)):
+        raise _wrong(where, _PLAIN[wanted], value)
+    return value
+
+
+def _wrong(where: str, wanted: str, value: Any) -> ConfigError:
+    return ConfigError(f"{where} is {value!r}; it must be {wanted}")

@@ -1,0 +1,62 @@
+"""The errors of the pipeline, one tree.
+
+    RelevanceError                 exit 1   the work failed
+    ├── InputError                 exit 2   something a person gave is wrong
+    │   ├── ConfigError                     a recipe or an option
+    │   ├── SchemaError                     a table, a row
+    │   └── MissingError                    a model, release, file or extra that is not there
+    ├── ArtifactError                       a stage's output is damaged, unfinished or could not be written
+    ├── ConflictError                       another publisher moved the pointer first
+    ├── TrainingError                       a loss that is not a number, a model that cannot be trained so
+    │   └── ShapeError                      tensors that do not fit together
+    └── GateError                  exit 3   the new release is not good enough to go live
+
+The command line prints the message and exits with `exit_code`; a message says what was wrong, where,
+and what to do.
+"""
+
+
+class RelevanceError(Exception):
+    """Root of everything this package raises on purpose."""
+
+    exit_code = 1
+
+
+class InputError(RelevanceError):
+    """Something a person gave is wrong: a recipe, an option, a table."""
+
+    exit_code = 2
+
+
+class ConfigError(InputError):
+    """A recipe or an option has an unknown key, a wrong type or an impossible value."""
+
+
+class SchemaError(InputError):
+    """A table or a row does not keep the contract of `pipeline.schema`."""
+
+
+class MissingError(InputError):
+    """A named model, release, file or optional package is not there."""
+
+
+class ArtifactError(RelevanceError):
+    """A stage's output is damaged, unfinished, or could not be written."""
+
+
+class ConflictError(RelevanceError):
+    """Another publisher moved the pointer between reading it and writing it."""
+
+
+class TrainingError(RelevanceError):
+    """Training cannot go on: the loss is not a number, or the parts do not fit."""
+
+
+class ShapeError(TrainingError):
+    """Tensors that do not fit together."""
+
+
+class GateError(RelevanceError):
+    """The gate found the new release worse than the live one."""
+
+    exit_code = 3

@@ -1,0 +1,187 @@
+"""The tables that stages exchange: columns, types, grade scale; checks that name the row and the reason.
+
+documents   doc_id, title, text           + updated_at, upvotes, downvotes, any other column kept
+queries     query_id, text                + weight (share of traffic), slice (a name to report by)
+judgments   query_id, doc_id, grade       + source (human, click, model, …), split, field
+run         query_id, doc_id, rank, score, system
+clicks      session_id, query, doc_id, position, clicked, timestamp
+pairs       row_id, query_id, doc_id, grade, split, source
+scores      row_id, score
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pipeline import text
+from pipeline.errors import MissingError, SchemaError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+MAX_GRADE = 10
+"""Grades are small integers from 0; a larger one is almost surely another column."""
+
+SPLITS = ("train", "valid", "test")
+
+ColumnType = Literal["string", "int", "float", "bool", "any"]
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column of a table."""
+
+    name: str
+    type: ColumnType
+    required: bool = True
+
+
+TABLES: dict[str, tuple[Column, ...]] = {
+    "documents": (
+        Column("doc_id", "string"),
+        Column("title", "string"),
+        Column("text", "string"),
+        Column("updated_at", "any", required=False),
+        Column("upvotes", "int", required=False),
+        Column("downvotes", "int", required=False),
+    ),
+    "queries": (
+        Column("query_id", "string"),
+        Column("text", "string"),
+        Column("weight", "float", required=False),
+        Column("slice", "string", required=False),
+    ),
+    "judgments": (
+        Column("query_id", "string"),
+        Column("doc_id", "string"),
+        Column("grade", "int"),
+        Column("source", "string", required=False),
+        Column("split", "string", required=False),
+        Column("field", "string", required=False),
+    ),
+    "run": (
+        Column("query_id", "string"),
+        Column("doc_id", "string"),
+        Column("rank", "int"),
+        Column("score", "float"),
+        Column("system", "string"),
+    ),
+    "clicks": (
+        Column("session_id", "string"),
+        Column("query", "string"),
+        Column("doc_id", "string"),
+        Column("position", "int"),
+        Column("clicked", "bool"),
+        Column("timestamp", "any"),
+    ),
+    "pairs": (
+        Column("row_id", "int"),
+        Column("query_id", "string"),
+        Column("doc_id", "string"),
+        Column("grade", "int"),
+        Column("split", "string"),
+        Column("source", "string"),
+    ),
+    "scores": (Column("row_id", "int"), Column("score", "float")),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing in a table that cannot be used. `row` counts from 0; None means the whole table."""
+
+    table: str
+    row: int | None
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.table}: {self.reason}" if self.row is None else f"{self.table}, row {self.row}: {self.reason}"
+
+
+def _matches(kind: "pa.DataType", wanted: ColumnType) -> bool:
+    import pyarrow.types as t
+
+    if wanted == "string":
+        return bool(t.is_string(kind) or t.is_large_string(kind) or t.is_string_view(kind))
+    if wanted == "int":
+        return bool(t.is_integer(kind))
+    if wanted == "float":
+        return bool(t.is_floating(kind) or t.is_integer(kind))
+    return wanted == "any" or bool(t.is_boolean(kind))
+
+
+def column_faults(table: "pa.Table", kind: str) -> list[Fault]:
+    """Missing columns, wrong types and nulls in required columns; empty when the contract is kept."""
+    faults = []
+    for column in TABLES[kind]:
+        if column.name not in table.column_names:
+            if column.required:
+                faults.append(Fault(kind, None, f"has no column '{column.name}'; it has {table.column_names}"))
+            continue
+        values = table.column(column.name)
+        if not _matches(values.type, column.type):
+            faults.append(Fault(kind, None, f"column '{column.name}' is {values.type}, not {column.type}"))
+        elif column.required and values.null_count:
+            row = values.is_null().to_pylist().index(True)
+            faults.append(Fault(kind, row, f"column '{column.name}' is null ({values.null_count} rows)"))
+    return faults
+
+
+def text_faults(table: "pa.Table", kind: str) -> Iterator[Fault]:
+    """Rows whose texts hold NUL, lone surrogates or more than `text.MAX_CHARS` characters; empty queries too."""
+    for name in ("title", "text"):
+        if name in table.column_names:
+            for row, value in enumerate(table.column(name).to_pylist()):
+                reason = text.fault(value or "")
+                if reason:
+                    yield Fault(kind, row, f"{name} {reason}")
+                elif kind == "queries" and not (value or "").strip():
+                    yield Fault(kind, row, "the query is empty")
+
+
+def grade_faults(table: "pa.Table") -> Iterator[Fault]:
+    """Judgments whose grade is outside 0..MAX_GRADE or whose split is unknown."""
+    for row, grade in enumerate(table.column("grade").to_pylist()):
+        if not 0 <= grade <= MAX_GRADE:
+            yield Fault("judgments", row, f"grade {grade} is outside 0..{MAX_GRADE}")
+    if "split" in table.column_names:
+        for row, split in enumerate(table.column("split").to_pylist()):
+            if split is not None and split not in SPLITS:
+                yield Fault("judgments", row, f"split '{split}' is none of {', '.join(SPLITS)}")
+
+
+def read(path: Path, kind: str) -> "pa.Table":
+    """The Parquet table at `path`, held to the contract of `kind`.
+
+    Raises:
+        MissingError: no such file.
+        SchemaError: not Parquet, a column missing or of another type, a null where a value must be.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not path.is_file():
+        raise MissingError(f"{path}: no such file; a table of {kind} was expected here")
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise SchemaError(f"{path}: not a readable Parquet file ({error}); write it again") from error
+    faults = column_faults(table, kind)
+    if faults:
+        raise SchemaError(f"{path}: " + "; ".join(str(fault) for fault in faults))
+    return table
+
+
+def write(table: "pa.Table", path: Path, kind: str) -> None:
+    """Writes a table as zstd Parquet after checking it against its contract.
+
+    Raises:
+        SchemaError: the table does not keep the contract of `kind`.
+    """
+    import pyarrow.parquet as pq
+
+    faults = column_faults(table, kind)
+    if faults:
+        raise SchemaError(f"{path}: " + "; ".join(str(fault) for fault in faults))
+    pq.write_table(table, path, compression="zstd")

@@ -1,0 +1,85 @@
+"""How token ids become a model's input: the special tokens around them and where they are cut.
+
+Training writes a template into each exported bundle; serving reads it back. Both assemble inputs with
+the functions below from ids that were made without special tokens, so a query is tokenised once for
+all its documents and a document once for all its queries.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pipeline.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PairTemplate:
+    """The shape of a (query, document) input, such as `[CLS] query [SEP] document [SEP]`."""
+
+    before: tuple[int, ...]
+    """Special tokens ahead of the query."""
+    between: tuple[int, ...]
+    """Special tokens between query and document; RoBERTa has two."""
+    after: tuple[int, ...]
+    query_type: int = 0
+    document_type: int = 1
+    """Segment of the document and of `after`; RoBERTa has one segment only, so 0."""
+    max_tokens: int
+    """Of the whole input, special tokens included."""
+    max_query_tokens: int
+    """A longer query is cut; the document gets what the query leaves."""
+
+    def __post_init__(self) -> None:
+        if self.max_query_tokens + self.special_tokens >= self.max_tokens:
+            raise ConfigError(
+                f"max_query_tokens {self.max_query_tokens} and {self.special_tokens} special tokens leave no room "
+                f"for a document in max_tokens {self.max_tokens}; lower max_query_tokens or raise max_tokens"
+            )
+
+    @property
+    def special_tokens(self) -> int:
+        return len(self.before) + len(self.between) + len(self.after)
+
+    def document_room(self, query_tokens: int) -> int:
+        """How many document tokens fit beside a query of this many tokens."""
+        return self.max_tokens - self.special_tokens - min(query_tokens, self.max_query_tokens)
+
+    def assemble(self, query: Sequence[int], document: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Input ids and segment ids, both (tokens,), at their exact length."""
+        query = query[: self.max_query_tokens]
+        document = document[: self.document_room(len(query))]
+        ids = [*self.before, *query, *self.between, *document, *self.after]
+        first = len(self.before) + len(query) + len(self.between)
+        # BERT counts the separator after the query to the query's segment.
+        return ids, [self.query_type] * first + [self.document_type] * (len(ids) - first)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "PairTemplate":
+        return cls(**_tuples(fields))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextTemplate:
+    """The shape of a single text, such as `[CLS] text [SEP]`; one segment, all zero."""
+
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    max_tokens: int
+
+    def assemble(self, text: Sequence[int]) -> list[int]:
+        """Input ids, (tokens,), at their exact length."""
+        return [*self.before, *text[: self.max_tokens - len(self.before) - len(self.after)], *self.after]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "TextTemplate":
+        return cls(**_tuples(fields))
+
+
+def _tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}

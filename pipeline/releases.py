@@ -19,7 +19,7 @@ from typing import Any
 
 from pipeline import artifacts
 from pipeline.artifacts import Artifact, Staging
-from pipeline.errors import ArtifactError, MissingError, ConflictError
+from pipeline.errors import ArtifactError, ConflictError, MissingError
 
 VERSION = 1
 

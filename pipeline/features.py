@@ -1,0 +1,92 @@
+"""What the final order is made of: the features of a query's candidates and the plain numbers that join them.
+
+Fitted by `pipeline.training.fusion`, applied by the service and by reports, so all three order alike.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from pipeline.errors import ArtifactError, SchemaError
+
+RRF_K = 60
+"""Of reciprocal-rank fusion: Cormack, Clarke and Büttcher, SIGIR 2009."""
+
+FEATURES = (
+    "bm25",
+    "bm25_reciprocal_rank",
+    "encoder",
+    "encoder_reciprocal_rank",
+    "ranker",
+    "ranker_reciprocal_rank",
+)
+"""In the order of the columns of `table`."""
+
+
+def reciprocal_ranks(scores: Sequence[float], k: float = RRF_K) -> list[float]:
+    """(k + 1) / (k + rank) of each score, 1 for the best; of equal scores the one that stands first ranks first."""
+    order = sorted(range(len(scores)), key=lambda place: -scores[place])
+    found = [0.0] * len(scores)
+    for rank, place in enumerate(order, start=1):
+        found[place] = (k + 1) / (k + rank)
+    return found
+
+
+def reciprocal_rank_fusion(*systems: Sequence[float]) -> list[float]:
+    """The sum of each candidate's reciprocal ranks in several systems' scores; higher is better."""
+    return [sum(parts) for parts in zip(*(reciprocal_ranks(scores) for scores in systems), strict=True)]
+
+
+def table(bm25: Sequence[float], encoder: Sequence[float], ranker: Sequence[float]) -> list[tuple[float, ...]]:
+    """The features of one query's candidates, (candidates, len(FEATURES)).
+
+    Args:
+        bm25: (candidates,) scores ≥ 0; divided by the pool's largest, as their scale depends on the query.
+        encoder: (candidates,) cosines.
+        ranker: (candidates,) raw scores of the cross-encoder.
+
+    Raises:
+        SchemaError: the lengths differ, or a score is not a number.
+    """
+    if not len(bm25) == len(encoder) == len(ranker):
+        raise SchemaError(f"features: {len(bm25)} bm25, {len(encoder)} encoder and {len(ranker)} ranker scores")
+    if not all(math.isfinite(score) for scores in (bm25, encoder, ranker) for score in scores):
+        raise SchemaError("features: a score is not a finite number; look at the model that made it")
+    top = max(bm25, default=0.0) or 1.0
+    columns = (
+        [score / top for score in bm25],
+        reciprocal_ranks(bm25),
+        encoder,
+        reciprocal_ranks(encoder),
+        ranker,
+        reciprocal_ranks(ranker),
+    )
+    return list(zip(*columns, strict=True))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fusion:
+    """A linear score over the features; only its order within a query means anything."""
+
+    weights: Mapping[str, float]
+    """One for each of FEATURES."""
+
+    def __post_init__(self) -> None:
+        if set(self.weights) != set(FEATURES):
+            raise ArtifactError(f"fusion: weights for {sorted(self.weights)}, not for {sorted(FEATURES)}; fit it again")
+
+    def scores(self, rows: Sequence[Sequence[float]]) -> list[float]:
+        """(candidates,) final scores of `table`'s rows."""
+        weights = [self.weights[name] for name in FEATURES]
+        return [sum(weight * value for weight, value in zip(weights, row, strict=True)) for row in rows]
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "Fusion":
+        try:
+            return cls(**json.loads(text))
+        except (ValueError, TypeError) as error:
+            raise ArtifactError(f"fusion: not readable ({error}); fit it again") from error

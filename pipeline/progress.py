@@ -1,0 +1,64 @@
+"""Progress that a person can follow: a live bar on a terminal, a line every few seconds elsewhere."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+LINE_S = 15.0
+"""Seconds between lines where there is no terminal."""
+
+log = logging.getLogger(__name__)
+
+Advance = Callable[..., None]
+"""advance(amount, note=""): so much more is done; the note (such as "loss 0.41") is shown beside it."""
+
+
+@contextmanager
+def bar(label: str, total: float, unit: str, done: float = 0.0) -> Iterator[Advance]:
+    """Shows how much of `total` is done, the rate in `unit`/s of this run, and the time left.
+
+    Args:
+        label: what is being done, in a few words.
+        total: of the whole work, in `unit`.
+        unit: plural, such as pairs or documents.
+        done: what an earlier, interrupted run has done already.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    began = time.monotonic()
+    reached, shown, last_note = done, began, ""
+
+    def rate() -> float:
+        return (reached - done) / max(time.monotonic() - began, 1e-9)
+
+    def words() -> str:
+        speed = rate()
+        text = f"{speed:,.1f}" if speed < 100 else f"{speed:,.0f}"
+        return f"{text} {unit}/s" + (f", {last_note}" if last_note else "")
+
+    if console.is_terminal:
+        columns = (TextColumn("{task.description:<28}"), BarColumn(24), TextColumn("{task.percentage:>3.0f} %"))
+        with Progress(*columns, TextColumn("{task.fields[words]}"), TimeRemainingColumn(), console=console) as live:
+            task = live.add_task(label, total=max(total, 1e-9), completed=done, words="")
+
+            def advance(amount: float, note: str = "") -> None:
+                nonlocal reached, last_note
+                reached, last_note = reached + amount, note or last_note
+                live.update(task, completed=reached, words=words())
+
+            yield advance
+        return
+
+    def line(amount: float, note: str = "") -> None:
+        nonlocal reached, shown, last_note
+        reached, last_note = reached + amount, note or last_note
+        if time.monotonic() - shown >= LINE_S:
+            shown = time.monotonic()
+            left = (total - reached) / max(rate(), 1e-9)
+            log.info("%s: %3.0f %%, %s, %.0f s left", label, 100 * reached / max(total, 1e-9), words(), left)
+
+    yield line
+    log.info("%s: %s %s in %.1f s", label, f"{reached - done:,.0f}", unit, time.monotonic() - began)

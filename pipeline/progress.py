@@ -42,7 +42,8 @@ def bar(label: str, total: float, unit: str, done: float = 0.0) -> Iterator[Adva
     if console.is_terminal:
         columns = (TextColumn("{task.description:<28}"), BarColumn(24), TextColumn("{task.percentage:>3.0f} %"))
         with Progress(*columns, TextColumn("{task.fields[words]}"), TimeRemainingColumn(), console=console) as live:
-            task = live.add_task(label, total=max(total, 1e-9), completed=done, words="")
+            task = live.add_task(label, total=max(total, 1e-9), words="")
+            live.update(task, completed=done)
 
             def advance(amount: float, note: str = "") -> None:
                 nonlocal reached, last_note

@@ -1,0 +1,35 @@
+# Every target makes the environment first when it is missing or older than what it is made from.
+PYTHON ?= python3
+VENV := .venv
+READY := $(VENV)/.ready
+RUN := PYTHONUNBUFFERED=1 $(VENV)/bin
+
+.PHONY: demo test lint bench clean
+.DELETE_ON_ERROR:
+
+$(READY): pyproject.toml constraints.txt
+	@echo "making the environment in $(VENV) (some minutes the first time)"
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one with PYTHON=…")'
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[demo,dev,postgres]'
+	@touch $@
+
+# The whole loop on documents that are already on this machine, in about ten minutes on two cores.
+demo: $(READY)
+	$(RUN)/relevance demo
+
+test: $(READY)
+	$(RUN)/pytest
+
+lint: $(READY)
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+	$(RUN)/mypy
+
+# Measures; prints tables. Quote ratios, not seconds, from a shared machine.
+bench: $(READY)
+	$(RUN)/pytest tests/benchmarks -m benchmark -s
+
+clean:
+	rm -rf $(VENV) workspace build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,385 @@
+"""Measures of ranked lists, for one query or for many at once, equal to trec_eval's where it has them.
+
+A measure is named as in `ndcg@10`; without a cut-off it looks at the whole list.
+
+    ndcg        normalised discounted cumulative gain, the gain being the grade (Järvelin and Kekäläinen, 2002)
+    ndcg_exp    the same with gain 2^grade − 1 (Burges et al., 2005)
+    mrr         1 / rank of the first relevant document, 0 where there is none
+    map         mean over the relevant documents of the precision at each; those not returned count 0
+    recall      share of the relevant documents that are returned
+    precision   relevant documents in the first k, divided by k
+    pairwise    share of the pairs of judged documents of different grade that stand in the right order
+    judged      share of the returned documents that have a judgment
+
+What holds for all of them: a judged query that the run misses scores 0 and is counted. A document without a
+judgment has grade 0, but is in no pair. Ideal lists are made of all judgments of the query. Scores are compared
+as 32-bit floats, and of equal scores the greater document id (compared as bytes) stands first, as in trec_eval.
+A query without a relevant document scores 0 and is counted, as in trec_eval; `PerQuery.unanswerable` says which.
+Pairwise accuracy, which trec_eval has not, is NaN for a query whose judgments are all of one grade.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from pipeline.errors import ConfigError, SchemaError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Gain = Literal["linear", "exponential"]
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+NAMES = ("ndcg", "ndcg_exp", "mrr", "map", "recall", "precision", "pairwise", "judged")
+
+_MEASURE = re.compile(rf"({'|'.join(NAMES)})(?:@([1-9][0-9]*))?")
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """A measure and its cut-off; None looks at the whole list."""
+
+    name: str
+    cutoff: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "Measure":
+        """The measure that a name such as `ndcg@10` means.
+
+        Raises:
+            ConfigError: an unknown measure, or pairwise accuracy with a cut-off.
+        """
+        found = _MEASURE.fullmatch(text)
+        if not found or (found[1] == "pairwise" and found[2]):
+            raise ConfigError(f"'{text}' is no measure; take one of {', '.join(NAMES)}, as in ndcg@10")
+        return cls(found[1], int(found[2]) if found[2] else None)
+
+
+@dataclass(frozen=True, slots=True)
+class PerQuery:
+    """The value of each measure for each judged query, and what was special about the query."""
+
+    queries: tuple[str, ...]
+    """Ids of the judged queries, ascending."""
+    values: Mapping[str, Floats]
+    """Name of a measure → (queries,)."""
+    missed: Bools
+    """(queries,) true where the run has no document for the query."""
+    unanswerable: Bools
+    """(queries,) true where no judgment reaches `relevant_from`."""
+    unjudged_queries: int = 0
+    """Queries of the run that have no judgment; they are left out."""
+
+    def mean(self, measure: str) -> float:
+        """Mean over the queries for which the measure is defined; NaN when there is none."""
+        values = self.values[measure]
+        defined = values[~np.isnan(values)]
+        return float(defined.mean()) if len(defined) else float("nan")
+
+
+def _totals(query: Ints, values: ArrayLike, queries: int) -> Floats:
+    sums = np.bincount(query, weights=np.asarray(values, dtype=np.float64), minlength=queries)
+    return sums.astype(np.float64)
+
+
+@dataclass(frozen=True, slots=True)
+class _Lists:
+    """Ranked lists of many queries in one row of arrays, best document first within each query."""
+
+    queries: int
+    query: Ints
+    """(documents,) ascending."""
+    grade: Floats
+    """(documents,) 0 where unjudged."""
+    judged: Bools
+    score: NDArray[np.float32]
+    ideal_query: Ints
+    """(judgments,) ascending."""
+    ideal_grade: Floats
+    """(judgments,) descending within a query."""
+
+    @property
+    def rank(self) -> Ints:
+        return _ranks(self.query, self.queries)
+
+    def total(self, values: ArrayLike) -> Floats:
+        """(documents,) → (queries,) sums."""
+        return _totals(self.query, values, self.queries)
+
+    def ideal_total(self, values: ArrayLike) -> Floats:
+        """(judgments,) → (queries,) sums."""
+        return _totals(self.ideal_query, values, self.queries)
+
+
+def _ranks(query: Ints, queries: int) -> Ints:
+    """Ranks from 1 within runs of equal, ascending query numbers."""
+    starts = np.concatenate([[0], np.cumsum(np.bincount(query, minlength=queries))])
+    return np.asarray(np.arange(len(query)) - starts[query] + 1, dtype=np.int64)
+
+
+def _share(part: Floats, whole: Floats) -> Floats:
+    """part / whole, 0 where there is no whole."""
+    return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
+
+
+def _ndcg(lists: _Lists, cutoff: int | None, gain: Gain) -> Floats:
+    def gains(grade: Floats, rank: Ints) -> Floats:
+        worth = grade if gain == "linear" else np.exp2(grade) - 1.0
+        kept = worth / np.log2(rank + 1.0)
+        return kept if cutoff is None else np.where(rank <= cutoff, kept, 0.0)
+
+    ideal_rank = _ranks(lists.ideal_query, lists.queries)
+    return _share(lists.total(gains(lists.grade, lists.rank)), lists.ideal_total(gains(lists.ideal_grade, ideal_rank)))
+
+
+def _pairwise(lists: _Lists) -> Floats:
+    """Share of ordered pairs; a document that is not returned stands below all that are, two such are a tie."""
+    fresh = np.ones(len(lists.query), dtype=bool)
+    fresh[1:] = (lists.query[1:] != lists.query[:-1]) | (lists.score[1:] != lists.score[:-1])
+    tie = np.cumsum(fresh) - 1  # (documents,) which group of equal scores
+    first = np.flatnonzero(fresh)
+    last = np.append(first[1:], len(lists.query)) - 1
+    ends = np.cumsum(np.bincount(lists.query, minlength=lists.queries))  # (queries,) one past each list
+    won, pairs = np.zeros(lists.queries), np.zeros(lists.queries)
+    for level in np.unique(lists.ideal_grade):
+        here, above = lists.judged & (lists.grade == level), lists.judged & (lists.grade > level)
+        seen = np.concatenate([[0], np.cumsum(here)])  # documents of this grade before each place
+        below = seen[ends[lists.query]] - seen[last[tie] + 1]
+        level_with = seen[last[tie] + 1] - seen[first[tie]]
+        all_here = lists.ideal_total(lists.ideal_grade == level)
+        all_above = lists.ideal_total(lists.ideal_grade > level)
+        hidden_here, hidden_above = all_here - lists.total(here), all_above - lists.total(above)
+        won += lists.total(above * (below + 0.5 * level_with))
+        won += lists.total(above) * hidden_here + 0.5 * hidden_above * hidden_here
+        pairs += all_above * all_here
+    won[lists.total(np.ones(len(lists.query))) == 0] = 0.0
+    share: Floats = np.divide(won, pairs, out=np.full(lists.queries, np.nan), where=pairs > 0)
+    return share
+
+
+def _reciprocal_rank(lists: _Lists, relevant: Bools) -> Floats:
+    best = np.zeros(lists.queries)
+    np.maximum.at(best, lists.query, relevant / lists.rank)
+    return best
+
+
+def _average_precision(lists: _Lists, relevant: Bools, all_relevant: Floats) -> Floats:
+    ends = np.cumsum(lists.total(relevant))  # (queries,) relevant documents up to the end of each list
+    found = np.cumsum(relevant) - np.concatenate([[0.0], ends])[lists.query]
+    return _share(lists.total(relevant * found / lists.rank), all_relevant)
+
+
+def _value(lists: _Lists, measure: Measure, relevant_from: float) -> Floats:
+    """(queries,) of one measure."""
+    name, cutoff = measure.name, measure.cutoff
+    kept = lists.rank <= (cutoff or len(lists.query))
+    relevant = (lists.grade >= relevant_from) & lists.judged & kept
+    all_relevant = lists.ideal_total(lists.ideal_grade >= relevant_from)
+    returned = lists.total(kept)
+    values: dict[str, Callable[[], Floats]] = {
+        "ndcg": lambda: _ndcg(lists, cutoff, "linear"),
+        "ndcg_exp": lambda: _ndcg(lists, cutoff, "exponential"),
+        "mrr": lambda: _reciprocal_rank(lists, relevant),
+        "map": lambda: _average_precision(lists, relevant, all_relevant),
+        "recall": lambda: _share(lists.total(relevant), all_relevant),
+        "precision": lambda: lists.total(relevant) / cutoff if cutoff else _share(lists.total(relevant), returned),
+        "pairwise": lambda: _pairwise(lists),
+        "judged": lambda: _share(lists.total(lists.judged & kept), returned),
+    }
+    return values[name]()
+
+
+def _checked_scores(scores: ArrayLike, where: str) -> NDArray[np.float32]:
+    whole = np.asarray(scores, dtype=np.float64)
+    with np.errstate(over="ignore"):
+        short = whole.astype(np.float32)
+    if not np.isfinite(short).all():
+        row = int(np.flatnonzero(~np.isfinite(short))[0])
+        raise SchemaError(
+            f"{where}, row {row}: score {whole[row]} is not a finite 32-bit number; look at the model that made it"
+        )
+    return short
+
+
+def _checked_grades(grades: ArrayLike, where: str) -> Floats:
+    whole = np.asarray(grades, dtype=np.float64)
+    wrong = ~(np.isfinite(whole) & (whole >= 0))
+    if wrong.any():
+        row = int(np.flatnonzero(wrong)[0])
+        raise SchemaError(f"{where}, row {row}: grade {whole[row]} is not a number from 0 up; map it, or drop the row")
+    return whole
+
+
+def _ordered(
+    query: Ints,
+    score: NDArray[np.float32],
+    tie: ArrayLike,
+    grade: Floats,
+    judged: Bools,
+    ideal: tuple[Ints, Floats],
+    n: int,
+) -> _Lists:
+    """Lists sorted by query, descending score and descending `tie`; ideal lists by query and descending grade."""
+    order = np.lexsort((-np.asarray(tie), -score, query))
+    ideal_query, ideal_grade = ideal
+    best = np.lexsort((-ideal_grade, ideal_query))
+    return _Lists(n, query[order], grade[order], judged[order], score[order], ideal_query[best], ideal_grade[best])
+
+
+def by_query(
+    queries: ArrayLike,
+    grades: ArrayLike,
+    scores: ArrayLike,
+    measures: Sequence[str] = ("ndcg@10",),
+    *,
+    ids: Sequence[str] | None = None,
+    relevant_from: float = 1,
+) -> dict[str, Floats]:
+    """Each measure for each query of lists that are judged throughout, in ascending order of the query ids.
+
+    The quick way during training, where scores and grades lie side by side. Ideal lists are made of the
+    documents given.
+
+    Args:
+        queries: (documents,) query of each; ids or numbers, in any order.
+        grades: (documents,) from 0 up.
+        scores: (documents,) higher is better.
+        ids: (documents,) document ids, which break ties as in trec_eval. Without them the lower grade stands
+            first, so that a model which gives one score to all gains nothing from the order of the rows.
+        relevant_from: lowest relevant grade for the measures that know only relevant and not.
+
+    Raises:
+        SchemaError: arrays of different lengths, a score that is not finite, a negative grade.
+    """
+    parsed = {name: Measure.parse(name) for name in measures}
+    grade, score = _checked_grades(grades, "judgments"), _checked_scores(scores, "run")
+    names, query = np.unique(np.asarray(queries), return_inverse=True)
+    if not len(grade) == len(score) == len(query) == (len(grade) if ids is None else len(ids)):
+        raise SchemaError(
+            f"lists of different lengths: {len(query)} queries, {len(grade)} grades, {len(score)} scores"
+            + ("" if ids is None else f", {len(ids)} ids")
+        )
+    tie = -grade if ids is None else np.unique(np.asarray(ids), return_inverse=True)[1]
+    lists = _ordered(query, score, tie, grade, np.ones(len(query), dtype=bool), (query, grade), len(names))
+    return {name: _value(lists, measure, relevant_from) for name, measure in parsed.items()}
+
+
+def ndcg(
+    grades: ArrayLike,
+    scores: ArrayLike,
+    k: int | None = None,
+    gain: Gain = "linear",
+    ideal_grades: ArrayLike | None = None,
+    ids: Sequence[str] | None = None,
+) -> float:
+    """nDCG@k of one query's list; 0 when no grade is above 0.
+
+    Args:
+        grades: (documents,) from 0 up; 0 for a document without a judgment.
+        scores: (documents,) higher is better.
+        k: cut-off of the list and of the ideal list; None for none.
+        ideal_grades: grades of all judged documents of the query, where the list lacks some; else `grades`.
+        ids: document ids, which break ties; without them the lower grade stands first.
+
+    Raises:
+        SchemaError: arrays of different lengths, a score that is not finite, a negative grade.
+    """
+    grade, score = _checked_grades(grades, "judgments"), _checked_scores(scores, "run")
+    ideal = grade if ideal_grades is None else _checked_grades(ideal_grades, "ideal grades")
+    if not len(grade) == len(score) == (len(grade) if ids is None else len(ids)):
+        raise SchemaError(
+            f"lists of different lengths: {len(grade)} grades, {len(score)} scores"
+            + ("" if ids is None else f", {len(ids)} ids")
+        )
+    tie = -grade if ids is None else np.unique(np.asarray(ids), return_inverse=True)[1]
+    one, judged = np.zeros(len(grade), dtype=np.int64), np.ones(len(grade), dtype=bool)
+    lists = _ordered(one, score, tie, grade, judged, (np.zeros(len(ideal), dtype=np.int64), ideal), 1)
+    return float(_ndcg(lists, k, gain)[0])
+
+
+def evaluate(run: "pa.Table", judgments: "pa.Table", measures: Sequence[str], *, relevant_from: float = 1) -> PerQuery:
+    """Each measure for each judged query.
+
+    Args:
+        run: columns query_id, doc_id, score; rows in any order, ranks are made from the scores.
+        judgments: columns query_id, doc_id, grade; every query in it is counted.
+        relevant_from: lowest relevant grade for the measures that know only relevant and not.
+
+    Raises:
+        SchemaError: a score that is not finite, a negative grade, or a document twice for a query; names the row.
+        ConfigError: an unknown measure.
+    """
+    parsed = {name: Measure.parse(name) for name in measures}
+    grade = _checked_grades(_numbers(judgments, "grade"), "judgments")
+    score = _checked_scores(_numbers(run, "score"), "run")
+    query_names, (run_query, judged_query) = _codes(run, judgments, "query_id")
+    doc_names, (run_doc, judged_doc) = _codes(run, judgments, "doc_id")
+    run_key = run_query * len(doc_names) + run_doc
+    judged_key = judged_query * len(doc_names) + judged_doc
+    _refuse_doubles(run_key, run, "run")
+    _refuse_doubles(judged_key, judgments, "judgments")
+
+    # Judged queries are numbered anew, from 0, so that all later arrays are as long as there are of them.
+    wanted, judged_query = np.unique(judged_query, return_inverse=True)
+    number = np.full(len(query_names), -1, dtype=np.int64)
+    number[wanted] = np.arange(len(wanted))
+    kept = number[run_query] >= 0
+    run_grade, judged = _lookup(run_key[kept], judged_key, grade)
+    lists = _ordered(
+        number[run_query][kept], score[kept], run_doc[kept], run_grade, judged, (judged_query, grade), len(wanted)
+    )
+    return PerQuery(
+        queries=tuple(query_names[place] for place in wanted),
+        values={name: _value(lists, measure, relevant_from) for name, measure in parsed.items()},
+        missed=lists.total(np.ones(len(lists.query))) == 0,
+        unanswerable=lists.ideal_total(grade >= relevant_from) == 0,
+        unjudged_queries=len(np.unique(run_query[~kept])),
+    )
+
+
+def _numbers(table: "pa.Table", column: str) -> Any:
+    return table.column(column).to_numpy()
+
+
+def _codes(run: "pa.Table", judgments: "pa.Table", column: str) -> tuple[list[str], tuple[Ints, Ints]]:
+    """All ids of both tables, ascending by bytes, and the place of each row's id among them."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    both = pa.chunked_array(
+        [chunk for table in (run, judgments) for chunk in table.column(column).cast(pa.large_string()).chunks],
+        type=pa.large_string(),
+    )
+    encoded = both.combine_chunks().dictionary_encode()
+    order = pc.sort_indices(encoded.dictionary).to_numpy()
+    place = np.empty(len(order), dtype=np.int64)
+    place[order] = np.arange(len(order))
+    codes = place[encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)]
+    return encoded.dictionary.take(order).to_pylist(), (codes[: run.num_rows], codes[run.num_rows :])
+
+
+def _refuse_doubles(keys: Ints, table: "pa.Table", where: str) -> None:
+    order = np.argsort(keys, kind="stable")
+    again = np.flatnonzero(keys[order][1:] == keys[order][:-1])
+    if len(again):
+        row, before = int(order[again[0] + 1]), int(order[again[0]])
+        query, doc = table.column("query_id")[row].as_py(), table.column("doc_id")[row].as_py()
+        raise SchemaError(
+            f"{where}, row {row}: document '{doc}' of query '{query}' stands in row {before} already; keep one of them"
+        )
+
+
+def _lookup(keys: Ints, judged_keys: Ints, grades: Floats) -> tuple[Floats, Bools]:
+    """The grade of each key, 0 where it has none, and whether it has one."""
+    if not len(judged_keys):
+        return np.zeros(len(keys)), np.zeros(len(keys), dtype=bool)
+    order = np.argsort(judged_keys)
+    place = np.minimum(np.searchsorted(judged_keys[order], keys), len(order) - 1)
+    judged = judged_keys[order][place] == keys
+    return np.where(judged, grades[order][place], 0.0), judged

@@ -1,0 +1,105 @@
+"""One run file with every system that a report compares, all scoring the same pool.
+
+BM25, encoder and ranker come from the features; their unlearned and learned joins are computed here; other
+models (the teacher, the plain student) bring scores by row id. A live release, judged on its own pool, is
+laid beside them.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline import artifacts, features, schema
+from pipeline.artifacts import Artifact, Staging
+from pipeline.errors import SchemaError
+from pipeline.features import Fusion
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+VERSION = 1
+
+BM25, ENCODER, BOTH, RANKER, FUSED, LIVE = "BM25", "encoder", "BM25+encoder", "ranker", "fused", "live"
+"""BOTH is reciprocal-rank fusion of the first two; FUSED is what the service answers with; LIVE is the live
+release's own FUSED."""
+
+
+def make(
+    workspace: Path,
+    judged: Artifact,
+    fusion: Artifact,
+    others: Mapping[str, Artifact],
+    live: tuple[Artifact, Artifact] | None = None,
+) -> Artifact:
+    """A run artifact (kind `systems`) over valid and test queries; the column `system` names who ranked.
+
+    Args:
+        workspace: the folder that holds `artifacts/`.
+        judged: a features artifact.
+        fusion: the weights of the final order.
+        others: name of a system → its scores artifact over the same rows.
+        live: features and fusion of the live release, on its own pool.
+
+    Raises:
+        SchemaError: a scores artifact lacks rows of the pool.
+    """
+    import pandas as pd
+
+    inputs = {"features": judged, "fusion": fusion, **{f"scores:{name}": item for name, item in others.items()}}
+    if live:
+        inputs |= {"live features": live[0], "live fusion": live[1]}
+
+    def build(staging: Staging) -> dict[str, object]:
+        import pyarrow as pa
+
+        frame = pd.read_parquet(judged.file("features.parquet"))
+        parts = list(_joined(frame, Fusion.from_json(fusion.file("fusion.json").read_text(encoding="utf-8"))))
+        for name, item in others.items():
+            parts.append(_system(_with_scores(frame, item, name), name, "score"))
+        if live:
+            lived = pd.read_parquet(live[0].file("features.parquet"))
+            weights = Fusion.from_json(live[1].file("fusion.json").read_text(encoding="utf-8"))
+            parts.append(_system(_scored(lived, weights), LIVE, "fused"))
+        order = [BM25, ENCODER, BOTH, *sorted(others), RANKER, FUSED, LIVE]
+        table = pd.concat(parts, ignore_index=True)
+        table = table.sort_values("system", key=lambda names: names.map(order.index), kind="stable")
+        schema.write(pa.Table.from_pandas(table, preserve_index=False), staging.folder / "run.parquet", "run")
+        return {"systems": [name for name in order if name in set(table["system"])], "rows": len(table)}
+
+    return artifacts.make(workspace, "systems", version=VERSION, config={}, inputs=inputs, build=build)
+
+
+def _scored(frame: "pd.DataFrame", fusion: Fusion) -> "pd.DataFrame":
+    """The features with two columns more: `both` (reciprocal-rank fusion) and `fused`."""
+    both: list[float] = []
+    fused: list[float] = []
+    frame = frame.sort_values(["query_id", "row_id"], kind="stable")
+    for _, query in frame.groupby("query_id", sort=False):
+        bm25, encoder, ranker = (query[name].tolist() for name in ("bm25", "encoder", "ranker"))
+        both += features.reciprocal_rank_fusion(bm25, encoder)
+        fused += fusion.scores(features.table(bm25, encoder, ranker))
+    return frame.assign(both=both, fused=fused)
+
+
+def _joined(frame: "pd.DataFrame", fusion: Fusion) -> Iterator["pd.DataFrame"]:
+    scored = _scored(frame, fusion)
+    for name, column in ((BM25, "bm25"), (ENCODER, "encoder"), (BOTH, "both"), (RANKER, "ranker"), (FUSED, "fused")):
+        yield _system(scored, name, column)
+
+
+def _with_scores(frame: "pd.DataFrame", scores: Artifact, name: str) -> "pd.DataFrame":
+    import pandas as pd
+
+    joined = frame.merge(pd.read_parquet(scores.file("scores.parquet")), on="row_id", how="left", validate="1:1")
+    missing = int(joined["score"].isna().sum())
+    if missing:
+        raise SchemaError(f"{scores.path}: {missing} rows of the pool have no score of {name}; delete it and run again")
+    return joined
+
+
+def _system(frame: "pd.DataFrame", name: str, column: str) -> "pd.DataFrame":
+    """Rows of the schema `run`; of equal scores the one that stands first in the pool ranks first."""
+    chosen = frame[["query_id", "doc_id", column]].rename(columns={column: "score"})
+    chosen = chosen.astype({"score": "float64"})
+    rank = chosen.groupby("query_id")["score"].rank(method="first", ascending=False).astype("int64")
+    return chosen.assign(rank=rank, system=name)[["query_id", "doc_id", "rank", "score", "system"]]

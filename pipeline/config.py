@@ -106,6 +106,8 @@ class LoopConfig:
 
     learning_rate: float = 2e-4
     """Peak; reached after `warmup_share` of the steps, then falling linearly to a tenth."""
+    fresh_rate: float = 10.0
+    """Parameters that start from nothing (a new head, its thresholds, a learned scale) learn so many times as fast."""
     warmup_share: float = 0.06
     weight_decay: float = 0.01
     """Not applied to biases and normalisation weights."""
@@ -113,10 +115,10 @@ class LoopConfig:
     epochs: float = 1.0
     tokens_per_batch: int = 4096
     """Real tokens of one optimizer step, padding not counted."""
-    chunk_tokens: int = 4096
-    """Padded tokens that go through the model at once; smaller takes less memory, the step is the same."""
+    chunk_tokens: int = 8192
+    """Padded tokens whose activations are held at once; smaller takes less memory, the step is the same."""
     evaluations: int = 4
-    """How often nDCG on the valid split is measured; the best state is kept."""
+    """How often nDCG on the valid split is measured; the best state is kept. 0 keeps the last state."""
     checkpoint_s: float = 60.0
     """Seconds between checkpoints, from which a killed training goes on."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -256,8 +258,14 @@ class IndexConfig:
     language: str = "english"
     """Stemmer of the lexical index; empty for none. Chinese and other texts without spaces need none."""
     k1: float = 1.2
+    """Of BM25: how much a repeated term counts. 0.6 is better where documents are short titles."""
     b: float = 0.75
+    """Of BM25: how much a longer document must repeat a term; from 0, not at all, to 1."""
     seed: int = 13
+
+    def __post_init__(self) -> None:
+        _positive("index", nprobe=self.nprobe, k1=self.k1, flat_below=self.flat_below)
+        _share("index", b=self.b)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -267,9 +275,16 @@ class EvaluationConfig:
     cutoff: int = 10
     gain: Literal["linear", "exponential"] = "linear"
     """Of the headline nDCG; the report states both."""
+    relevant_from: int = 1
+    """Lowest grade that MRR, MAP and recall count as relevant."""
     bootstrap: int = 2000
-    """Resamples of the queries for 95 % intervals."""
+    """Resamples of the queries for 95 % intervals, and sign flips for p values."""
+    examples: int = 5
+    """Largest wins, and as many largest losses, that the report shows with their documents."""
     seed: int = 13
+
+    def __post_init__(self) -> None:
+        _positive("evaluation", cutoff=self.cutoff, relevant_from=self.relevant_from, bootstrap=self.bootstrap)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -278,6 +293,15 @@ class GateConfig:
 
     margin: float = 0.005
     """The lower end of the 95 % interval of (new - live) nDCG must be above minus this."""
+    slice_margin: float = 0.02
+    """No slice may be surely worse by more: the upper end of its interval must not be below minus this."""
+    min_slice_queries: int = 50
+    """Smaller slices are shown but decide nothing."""
+
+    def __post_init__(self) -> None:
+        for name, value in (("margin", self.margin), ("slice_margin", self.slice_margin)):
+            if value < 0:
+                raise ConfigError(f"gate.{name} is {value}; it is a tolerated loss, so 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

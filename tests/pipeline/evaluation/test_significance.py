@@ -1,0 +1,117 @@
+"""Resampling against closed forms, SciPy and simulation."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from pipeline.evaluation import significance
+
+
+def test_the_interval_of_a_normal_sample_is_the_textbook_one() -> None:
+    values = np.random.default_rng(0).normal(0.6, 0.2, size=4_000)
+    found = significance.interval(values)
+    half = 1.96 * values.std(ddof=1) / math.sqrt(len(values))
+    assert found.mean == pytest.approx(values.mean())
+    assert found.low == pytest.approx(values.mean() - half, abs=half / 20)
+    assert found.high == pytest.approx(values.mean() + half, abs=half / 20)
+
+
+@pytest.mark.parametrize("method", ["bca", "percentile"])
+def test_the_interval_of_a_skewed_sample_equals_scipy(method: str) -> None:
+    values = np.random.default_rng(1).exponential(size=60)
+    found = significance.interval(values, resamples=100_000, method=method)
+    expected = stats.bootstrap(
+        (values,),
+        np.mean,
+        n_resamples=100_000,
+        batch=10_000,
+        method="BCa" if method == "bca" else method,
+        rng=np.random.default_rng(2),
+    ).confidence_interval
+    width = expected.high - expected.low
+    assert found.low == pytest.approx(expected.low, abs=width / 40)
+    assert found.high == pytest.approx(expected.high, abs=width / 40)
+
+
+def test_the_interval_covers_the_truth_in_about_95_of_100_samples() -> None:
+    rng = np.random.default_rng(3)
+    samples = rng.beta(0.5, 0.3, size=(80, 1_000))  # shaped like nDCG: heaps at 0 and 1
+    spans = significance.intervals(samples, resamples=1_000)
+    assert 0.93 <= np.mean([span.low <= 0.5 / 0.8 <= span.high for span in spans]) <= 0.97
+
+
+def test_a_seed_gives_one_answer_however_the_work_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(4).random((50, 2))
+    whole = significance.intervals(values, resamples=500)
+    assert whole == significance.intervals(values, resamples=500)
+    assert whole != significance.intervals(values, resamples=500, seed=14)
+    monkeypatch.setattr(significance, "_CELLS", 1_000)
+    cut = significance.intervals(values, resamples=500)
+    assert [item.low for item in cut] == pytest.approx([item.low for item in whole])
+
+
+def test_undefined_values_are_left_out() -> None:
+    values = np.random.default_rng(5).random(200)
+    holes = np.concatenate([values, np.full(100, np.nan)])
+    found, expected = significance.interval(holes), significance.interval(values)
+    assert found.queries == 200
+    assert found.mean == pytest.approx(expected.mean)
+    assert found.low == pytest.approx(expected.low, abs=0.004)
+    nothing = significance.interval(np.full(5, np.nan))
+    assert nothing.queries == 0
+    assert math.isnan(nothing.mean)
+
+
+@pytest.mark.parametrize("values", [[], [0.5], [0.5] * 9])
+def test_few_or_constant_values_have_no_width_and_raise_nothing(values: list[float]) -> None:
+    found = significance.interval(values)
+    assert found.queries == len(values)
+    if values:
+        assert (found.mean, found.low, found.high) == (0.5, 0.5, 0.5)
+
+
+def test_sign_flips_equal_full_enumeration() -> None:
+    gaps = np.random.default_rng(6).normal(0.3, 1, size=12)
+    sums = [abs(np.dot(signs, gaps)) for signs in itertools.product((-1, 1), repeat=12)]
+    exact = np.mean(np.array(sums) >= abs(gaps.sum()) - 1e-12)
+    [found] = significance.sign_flip(gaps[:, None], flips=40_000)
+    assert found == pytest.approx(exact, abs=0.01)
+
+
+def test_p_is_one_for_equal_systems_and_never_zero() -> None:
+    assert significance.sign_flip(np.zeros((30, 1)), flips=99) == [1.0]
+    assert significance.sign_flip(np.ones((30, 1)), flips=99) == [1 / 100]
+
+
+def test_p_of_equal_systems_is_uniform() -> None:
+    gaps = np.random.default_rng(7).normal(size=(60, 1_000))
+    found = np.array(significance.sign_flip(gaps, flips=500))
+    assert stats.kstest(found, "uniform").pvalue > 0.01
+    assert 0.03 < (found <= 0.05).mean() < 0.07
+
+
+def test_difference_counts_wins_ties_and_losses() -> None:
+    found = significance.difference([0.5, 0.5, 0.9, 0.1 + 1e-12, np.nan], [0.4, 0.6, 0.2, 0.1, 0.3])
+    assert (found.wins, found.ties, found.losses, found.queries) == (2, 1, 1, 4)
+    assert found.mean == pytest.approx(0.175)
+    assert found.low <= found.mean <= found.high
+
+
+def test_the_detectable_difference_is_detected_in_four_of_five_trials() -> None:
+    rng = np.random.default_rng(8)
+    spread = rng.normal(0, 0.15, size=(500, 400))
+    effect = significance.detectable(spread[:, 0])
+    assert effect == pytest.approx(0.0188, abs=0.002)
+    p = np.array(significance.sign_flip(spread + effect, flips=1_000))
+    assert (p <= 0.05).mean() == pytest.approx(0.8, abs=0.07)
+    assert significance.detectable([0.1]) == math.inf
+
+
+def test_holm_on_a_worked_example() -> None:
+    # Sorted 0.005, 0.01, 0.03, 0.04 times 4, 3, 2, 1, never falling.
+    assert significance.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert significance.holm([0.9, 0.8]) == [1.0, 1.0]
+    assert significance.holm([]) == []

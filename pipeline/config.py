@@ -418,7 +418,7 @@ def _value(wanted: Any, value: Any, where: str) -> Any:
             raise _wrong(where, "one of " + ", ".join(map(str, choices)), value)
         return value
     if origin is tuple:
-        if not isinstance(value, list):
+        if not isinstance(value, (list, tuple)):
             raise _wrong(where, "a list", value)
         return tuple(_value(get_args(wanted)[0], item, f"{where}[{number}]") for number, item in enumerate(value))
     if origin in (Union, types.UnionType):

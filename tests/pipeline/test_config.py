@@ -1,0 +1,87 @@
+from pathlib import Path
+
+import pytest
+
+from pipeline import config
+from pipeline.config import Recipe
+from pipeline.errors import ConfigError, MissingError
+
+BUILT_IN = sorted((Path(__file__).parents[2] / "flows" / "recipes").glob("*.toml"))
+
+
+def _load(tmp_path: Path, text: str, *overrides: str) -> Recipe:
+    path = tmp_path / "mine.toml"
+    path.write_text(text, encoding="utf-8")
+    return config.load(path, overrides)
+
+
+def test_values_and_defaults(tmp_path: Path) -> None:
+    recipe = _load(tmp_path, '[ranker]\nlayers = 3\ntemperature = 4\n[data]\nsources = [{ path = "a" }]')
+    assert recipe.name == "mine"
+    assert recipe.ranker.layers == 3
+    assert isinstance(recipe.ranker.temperature, float)
+    assert recipe.data.sources[0].format == "auto"
+    assert recipe.encoder == Recipe().encoder
+
+
+@pytest.mark.parametrize("path", BUILT_IN, ids=lambda path: path.stem)
+def test_built_in_recipes_load_and_survive_a_manifest(path: Path) -> None:
+    recipe = config.load(path)
+    assert config.parse(Recipe, config.to_dict(recipe) | {}) == recipe
+
+
+def test_overrides(tmp_path: Path) -> None:
+    recipe = _load(
+        tmp_path,
+        "[ranker]\nlayers = 3",
+        "ranker.layers=2",
+        "teacher.loop.epochs=0.5",
+        "teacher.base=scratch",
+        "ranker.keep_layers=[1, 3]",
+        "ranker.plain=false",
+    )
+    assert recipe.ranker.layers == 2
+    assert recipe.teacher.loop.epochs == 0.5
+    assert recipe.teacher.base == "scratch"
+    assert recipe.ranker.keep_layers == (1, 3)
+    assert recipe.ranker.plain is False
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[ranker]\nlayer = 3", r"unknown key ranker\.layer; did you mean ranker\.layers\?"),
+        ("[rankr]\nlayers = 3", "unknown key rankr; did you mean ranker"),
+        ("[ranker]\nxyzzy = 3", r"unknown key ranker\.xyzzy; known keys: base"),
+        ('[ranker]\nlayers = "3"', r"ranker\.layers is '3'; it must be a whole number"),
+        ("[ranker]\nlayers = 3.0", r"ranker\.layers is 3\.0; it must be a whole number"),
+        ("[ranker]\nlayers = true", r"ranker\.layers is True; it must be a whole number"),
+        ("[ranker]\nplain = 1", r"ranker\.plain is 1; it must be true or false"),
+        ("ranker = 3", r"ranker is 3; it must be a section \[ranker\]"),
+        ('[data]\nsplits = "random"', r"data\.splits is 'random'; it must be one of"),
+        ("[data]\nsources = 3", r"data\.sources is 3; it must be a list"),
+        ('[data]\nsources = [{ pth = "a" }]', r"unknown key data\.sources\[0\]\.pth; did you mean"),
+        ("[ranker]\ntemperature = 0", r"ranker\.temperature is 0.*above 0"),
+        ("[data]\nvalid_share = 1.5", r"data\.valid_share is 1\.5; it is a share"),
+        ("[data]\nvalid_share = 0.5\ntest_share = 0.5", "leave nothing to train on"),
+        ("[data\n", "not valid TOML"),
+    ],
+)
+def test_faults_name_the_key(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        _load(tmp_path, text)
+    assert "mine.toml" in str(caught.value)
+
+
+@pytest.mark.parametrize("override", ["ranker.layers", "=3", "ranker..layers=3", "name.layers=3"])
+def test_malformed_overrides(tmp_path: Path, override: str) -> None:
+    with pytest.raises(ConfigError, match="--set"):
+        _load(tmp_path, 'name = "x"', override)
+
+
+def test_missing_or_binary_recipe(tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match="no such recipe"):
+        config.load(tmp_path / "none.toml")
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="UTF-8"):
+        config.load(tmp_path / "binary.toml")

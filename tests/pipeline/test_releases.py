@@ -1,0 +1,101 @@
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import artifacts
+from pipeline.artifacts import Artifact, Staging
+from pipeline.errors import ArtifactError, ConflictError, MissingError
+from pipeline.releases import Releases, part
+
+
+def _part(workspace: Path, kind: str, text: str) -> Artifact:
+    def build(staging: Staging) -> Mapping[str, Any]:
+        (staging.folder / "weights").write_text(text, encoding="utf-8")
+        return {}
+
+    return artifacts.make(workspace, kind, version=1, config={"text": text}, inputs={}, build=build)
+
+
+def _release(workspace: Path, text: str) -> Artifact:
+    return Releases(workspace).publish({"ranker": _part(workspace, "bundle", text)}, {"ndcg": 0.5}, {"name": text})
+
+
+def test_release_holds_its_parts_and_needs_no_originals(tmp_path: Path) -> None:
+    release = _release(tmp_path, "one")
+    for path in (tmp_path / "artifacts" / "bundle").rglob("weights"):
+        path.unlink()
+    opened = Releases(tmp_path).open(release.fingerprint[:8])
+    assert part(opened, "ranker").file("weights").read_text(encoding="utf-8") == "one"
+    assert part(opened, "ranker").manifest.kind == "bundle"
+
+
+def test_promote_rollback_and_history(tmp_path: Path) -> None:
+    registry = Releases(tmp_path)
+    one, two = (_release(tmp_path, name).fingerprint for name in ("one", "two"))
+    registry.promote(one, reason="first")
+    pointer = registry.promote(two, reason="better", expected=1)
+    assert (pointer.generation, pointer.previous) == (2, one)
+    assert registry.resolve("live") == two
+    assert registry.resolve("previous") == one
+    back = registry.rollback(reason="worse")
+    assert (back.release, back.generation, back.action) == (one, 3, "rollback")
+    assert [entry.release for entry in registry.history()] == [one, two, one]
+    assert registry.ids() == [one, two]
+
+
+def test_of_two_publishers_that_saw_the_same_generation_one_loses_and_is_told(tmp_path: Path) -> None:
+    registry = Releases(tmp_path)
+    one, two = (_release(tmp_path, name).fingerprint for name in ("one", "two"))
+    registry.promote(one, reason="a", expected=0)
+    with pytest.raises(ConflictError, match="generation 1, not 0"):
+        registry.promote(two, reason="b", expected=0)
+    live = registry.live()
+    assert live is not None
+    assert live.release == one
+
+
+def test_promoting_what_is_live_changes_nothing(tmp_path: Path) -> None:
+    registry = Releases(tmp_path)
+    one = _release(tmp_path, "one").fingerprint
+    registry.promote(one, reason="a")
+    assert registry.promote(one, reason="again").generation == 1
+    assert len(registry.history()) == 1
+
+
+def test_names_that_mean_nothing_or_two_things(tmp_path: Path) -> None:
+    registry = Releases(tmp_path)
+    with pytest.raises(MissingError, match="no live release"):
+        registry.open()
+    with pytest.raises(MissingError, match="no earlier release"):
+        registry.rollback(reason="x")
+    _release(tmp_path, "one")
+    with pytest.raises(MissingError, match="no release called 'zz'"):
+        registry.open("zz")
+    _release(tmp_path, "two")
+    with pytest.raises(MissingError, match="2 releases called ''"):
+        registry.open("")
+
+
+def test_damaged_release_is_not_promoted(tmp_path: Path) -> None:
+    registry = Releases(tmp_path)
+    release = _release(tmp_path, "one")
+    file = release.path / "ranker" / "weights"
+    file.unlink()
+    file.write_text("two", encoding="utf-8")
+    with pytest.raises(ArtifactError, match="weights"):
+        registry.promote(release.fingerprint, reason="x")
+    assert registry.live() is None
+
+
+def test_unreadable_pointer_says_what_to_do(tmp_path: Path) -> None:
+    registry = Releases(tmp_path)
+    registry.promote(_release(tmp_path, "one").fingerprint, reason="x")
+    (tmp_path / "releases" / "live.json").write_text("[]", encoding="utf-8")
+    with pytest.raises(ArtifactError, match=r"history\.jsonl"):
+        registry.live()
+    line = (tmp_path / "releases" / "history.jsonl").read_text(encoding="utf-8").splitlines()[-1]
+    (tmp_path / "releases" / "live.json").write_text(line, encoding="utf-8")
+    assert json.loads(line)["release"] == registry.resolve("live")

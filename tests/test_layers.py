@@ -1,0 +1,101 @@
+"""The import arrows of the house, the weight of what starts fast, and the speed of --help."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("pipeline", "index", "serving", "flows")
+FLOOR = {"artifacts", "config", "errors", "features", "progress", "releases", "schema", "text", "tokens"}
+ALLOWED = {
+    "pipeline": {"pipeline"},
+    "index": {"index", "pipeline"},
+    "serving": {"serving", "index", "pipeline"},
+    "flows": set(PACKAGES),
+}
+
+
+def _imports(path: Path) -> set[str]:
+    """Dotted names of what a file imports, at the top or inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def _files(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_imports_run_one_way(package: str) -> None:
+    assert _files(package)
+    for path in _files(package):
+        ours = {name for name in _imports(path) if name.split(".")[0] in PACKAGES}
+        assert {name.split(".")[0] for name in ours} <= ALLOWED[package], path
+
+
+@pytest.mark.parametrize("package", ["index", "serving"])
+def test_index_and_serving_take_only_the_floor_of_pipeline(package: str) -> None:
+    for path in _files(package):
+        taken = {name.split(".")[1] for name in _imports(path) if name.startswith("pipeline.")}
+        assert taken <= FLOOR, path
+
+
+def test_floor_imports_only_the_standard_library_and_itself() -> None:
+    for name in FLOOR:
+        tree = ast.parse((ROOT / "pipeline" / f"{name}.py").read_text(encoding="utf-8"))
+        for node in tree.body:
+            if isinstance(node, ast.Import):
+                modules = {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                modules = {(node.module or "").split(".")[0]}
+            else:
+                continue
+            assert modules <= {"pipeline"} | set(sys.stdlib_module_names), name
+
+
+def _loaded_after(code: str) -> set[str]:
+    script = f"import sys\n{code}\nprint(*sorted({{name.split('.')[0] for name in sys.modules}}))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    return set(done.stdout.split())
+
+
+def test_serving_starts_without_training_libraries() -> None:
+    loaded = _loaded_after("import serving.app, serving.searcher, serving.lifecycle, serving.run")
+    assert {"onnxruntime", "faiss", "fastapi"} <= loaded
+    assert not loaded & {"torch", "transformers", "sklearn", "prefect"}
+
+
+def test_command_line_loads_nothing_heavy() -> None:
+    heavy = {
+        "torch",
+        "transformers",
+        "onnxruntime",
+        "faiss",
+        "pandas",
+        "pyarrow",
+        "numpy",
+        "sklearn",
+        "prefect",
+        "fastapi",
+    }
+    assert not _loaded_after("import flows.cli") & heavy
+
+
+def test_help_is_quick() -> None:
+    """Under half a second of processor time; a wall clock would measure the neighbours too."""
+    code = (
+        "import resource, subprocess, sys\n"
+        "subprocess.run([sys.executable, '-m', 'flows.cli', '--help'], check=True, stdout=subprocess.DEVNULL)\n"
+        "used = resource.getrusage(resource.RUSAGE_CHILDREN)\n"
+        "print(used.ru_utime + used.ru_stime)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert float(done.stdout) < 0.5

@@ -1,0 +1,205 @@
+"""Titles and texts of all documents, by row and by doc_id, for showing and reranking what a search found.
+
+One SQLite file: it opens at once whatever its size, reads a document in microseconds through the page
+cache that all processes share, finds by row and by id without a map in memory, and needs nothing beyond the
+standard library. (Arrow IPC would need its own sorted map of ids, and pyarrow in the service.)
+"""
+
+import errno
+import json
+import math
+import sqlite3
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from pipeline import artifacts
+from pipeline.artifacts import Artifact, Staging
+from pipeline.errors import ArtifactError, MissingError, SchemaError
+from pipeline.text import document_text
+
+KIND = "documents"
+VERSION = 1
+FILE = "documents.sqlite"
+BATCH = 1000
+
+_CREATE = """CREATE TABLE documents
+    (row INTEGER PRIMARY KEY, doc_id TEXT NOT NULL UNIQUE, title TEXT NOT NULL, text TEXT NOT NULL, extra TEXT)"""
+_COLUMNS = ["doc_id", "title", "text"]
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One document as it was imported."""
+
+    doc_id: str
+    title: str
+    text: str
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """Other columns that have a value; dates and the like as text."""
+
+
+def texts(data: Artifact) -> Iterator[tuple[str, str]]:
+    """doc_id and `document_text` of each document, in row order, a batch at a time in memory."""
+    for row in _rows(data, _COLUMNS):
+        yield row["doc_id"], document_text(row["title"], row["text"])
+
+
+def count(data: Artifact) -> int:
+    """How many documents the data has.
+
+    Raises:
+        SchemaError: none, so that nothing can be indexed.
+    """
+    import pyarrow.parquet as pq
+
+    path = data.file("documents.parquet")
+    rows = int(pq.read_metadata(path).num_rows)
+    if not rows:
+        raise SchemaError(f"{path}: there is no document in it, so nothing to index; look at the recipe's data.sources")
+    return rows
+
+
+def make(workspace: Path, data: Artifact) -> Artifact:
+    """The `documents` artifact of this data.
+
+    Raises:
+        SchemaError: no documents, or two with one doc_id.
+    """
+
+    def build(staging: Staging) -> Mapping[str, Any]:
+        rows, path = count(data), staging.folder / FILE
+        with _writing(path) as connection:
+            connection.execute(_CREATE)
+            connection.executemany(
+                "INSERT INTO documents VALUES (?, ?, ?, ?, ?)",
+                ((row, *_fields(document)) for row, document in enumerate(_rows(data, None))),
+            )
+            connection.commit()
+        return {"documents": rows, "bytes_per_document": round(path.stat().st_size / rows, 1)}
+
+    return artifacts.make(workspace, KIND, version=VERSION, config={}, inputs={"data": data}, build=build)
+
+
+class DocumentStore:
+    """Reads documents; one store serves all threads of a process."""
+
+    def __init__(self, path: Path, connection: sqlite3.Connection, rows: int) -> None:
+        self._path, self._connection, self._rows = path, connection, rows
+        self._turn = threading.Lock()
+
+    @classmethod
+    def load(cls, path: Path, *, verify: bool = True) -> "DocumentStore":
+        """The store in a `documents` artifact; with `verify` its content is checked against the manifest first.
+
+        Raises:
+            MissingError: no such folder.
+            ArtifactError: a damaged file, by name.
+        """
+        file = artifacts.load(path, KIND, verify=verify).file(FILE)
+        try:
+            # Nothing writes to an artifact, so SQLite needs no locks and makes no files beside it.
+            connection = sqlite3.connect(
+                f"file:{quote(str(file.resolve()))}?mode=ro&immutable=1", uri=True, check_same_thread=False
+            )
+            (rows,) = connection.execute("SELECT coalesce(max(row) + 1, 0) FROM documents").fetchone()
+        except sqlite3.Error as error:
+            raise _damaged(file, error) from error
+        return cls(file, connection, int(rows))
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def get(self, row: int) -> Document:
+        """The document in this row.
+
+        Raises:
+            MissingError: there is no such row.
+        """
+        return self.get_many([row])[0]
+
+    def get_many(self, rows: Sequence[int]) -> list[Document]:
+        """The documents in these rows, in this order.
+
+        Raises:
+            MissingError: there is no such row.
+        """
+        found = []
+        for row in rows:
+            fields = self._one("SELECT doc_id, title, text, extra FROM documents WHERE row = ?", int(row))
+            if fields is None:
+                raise MissingError(f"{self._path}: no document in row {row}; there are rows 0 to {self._rows - 1}")
+            doc_id, title, text, extra = fields
+            found.append(Document(doc_id, title, text, json.loads(extra) if extra else {}))
+        return found
+
+    def row_of(self, doc_id: str) -> int:
+        """The row of the document with this id.
+
+        Raises:
+            MissingError: there is no such document.
+        """
+        found = self._one("SELECT row FROM documents WHERE doc_id = ?", doc_id)
+        if found is None:
+            raise MissingError(f"{self._path}: no document with the id '{doc_id}'")
+        return int(found[0])
+
+    def close(self) -> None:
+        """Closes the file; reading is an error from then on."""
+        with self._turn:
+            self._connection.close()
+
+    def _one(self, query: str, value: int | str) -> tuple[Any, ...] | None:
+        try:
+            with self._turn:
+                found: tuple[Any, ...] | None = self._connection.execute(query, (value,)).fetchone()
+        except (sqlite3.DatabaseError, UnicodeEncodeError, OverflowError) as error:
+            if isinstance(error, sqlite3.DatabaseError):
+                raise _damaged(self._path, error) from error
+            return None  # A lone surrogate or a number beyond 64 bits: no document has it.
+        return found
+
+
+def _rows(data: Artifact, columns: Sequence[str] | None) -> Iterator[dict[str, Any]]:
+    """Documents as dicts, BATCH at a time in memory; all columns for None."""
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(data.file("documents.parquet")) as file:
+        for batch in file.iter_batches(batch_size=BATCH, columns=columns):
+            yield from batch.to_pylist()
+
+
+def _fields(document: Mapping[str, Any]) -> tuple[str, str, str, str | None]:
+    extra = {name: value for name, value in document.items() if name not in _COLUMNS and not _missing(value)}
+    coded = json.dumps(extra, ensure_ascii=False, default=str) if extra else None
+    return document["doc_id"], document["title"], document["text"], coded
+
+
+def _missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[sqlite3.Connection]:
+    """A connection that writes a new file quickly: the artifact is synced and hashed as a whole afterwards."""
+    connection = sqlite3.connect(path)
+    try:
+        connection.execute("PRAGMA journal_mode = OFF")
+        connection.execute("PRAGMA synchronous = OFF")
+        yield connection
+    except sqlite3.IntegrityError as error:
+        raise SchemaError(f"documents: two have the same doc_id ({error}); every document needs its own") from error
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
+            raise OSError(errno.ENOSPC, str(error), str(path)) from error
+        raise
+    finally:
+        connection.close()
+
+
+def _damaged(path: Path, error: Exception) -> ArtifactError:
+    return ArtifactError(f"{path}: not a readable document store ({error}); delete {path.parent} and run again")

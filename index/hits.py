@@ -1,0 +1,94 @@
+"""What a search finds, the id map that each index carries, and the run tables that searches leave behind."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline import schema
+from pipeline.artifacts import Artifact
+from pipeline.errors import ArtifactError, ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A document that a search found."""
+
+    row: int
+    """Its place in the data artifact's documents, the same in every index made from them."""
+    doc_id: str
+    score: float
+    """Higher is better; BM25 above 0, or a cosine."""
+
+
+def write_ids(path: Path, doc_ids: Sequence[str]) -> None:
+    """Writes the id map of an index: row → doc_id."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.table({"row": pa.array(range(len(doc_ids)), pa.int64()), "doc_id": pa.array(doc_ids, pa.string())})
+    pq.write_table(table, path, compression="zstd")
+
+
+def read_ids(path: Path) -> list[str]:
+    """The doc_id of each row.
+
+    Raises:
+        ArtifactError: not a readable id map, or its rows are not 0, 1, 2, …
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path, columns=["row", "doc_id"])
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise ArtifactError(f"{path}: not a readable id map ({error}); build the index again") from error
+    if not table.column("row").equals(pa.chunked_array([pa.array(range(table.num_rows), pa.int64())])):
+        raise ArtifactError(f"{path}: its rows are not 0 to {table.num_rows - 1} in order; build the index again")
+    return [str(doc_id) for doc_id in table.column("doc_id").to_pylist()]
+
+
+def judged_queries(data: Artifact, splits: Sequence[str]) -> dict[str, str]:
+    """query_id → text of the queries that have a judgment in one of these splits, in the order of the data.
+
+    Raises:
+        ConfigError: a split that there is not.
+    """
+    unknown = set(splits) - set(schema.SPLITS)
+    if unknown:
+        raise ConfigError(f"run: no split called {', '.join(sorted(unknown))}; there are {', '.join(schema.SPLITS)}")
+    judgments = schema.read(data.file("judgments.parquet"), "judgments").select(["query_id", "split"]).to_pydict()
+    pairs = zip(judgments["query_id"], judgments["split"], strict=True)
+    judged = {query_id for query_id, split in pairs if split in splits}
+    queries = schema.read(data.file("queries.parquet"), "queries").select(["query_id", "text"]).to_pydict()
+    texts = zip(queries["query_id"], queries["text"], strict=True)
+    return {query_id: text for query_id, text in texts if query_id in judged}
+
+
+def write_run(path: Path, found: Iterable[tuple[str, Sequence[Hit]]], system: str) -> Mapping[str, Any]:
+    """Writes the hits of each query as a run table, rank from 1, and returns the counts to report."""
+    import pyarrow as pa
+
+    query_ids: list[str] = []
+    doc_ids: list[str] = []
+    ranks: list[int] = []
+    scores: list[float] = []
+    queries = empty = 0
+    for query_id, hits in found:
+        queries += 1
+        empty += not hits
+        query_ids += [query_id] * len(hits)
+        doc_ids += [hit.doc_id for hit in hits]
+        ranks += range(1, len(hits) + 1)
+        scores += [hit.score for hit in hits]
+    table = pa.table(
+        {
+            "query_id": pa.array(query_ids, pa.string()),
+            "doc_id": pa.array(doc_ids, pa.string()),
+            "rank": pa.array(ranks, pa.int32()),
+            "score": pa.array(scores, pa.float32()),
+            "system": pa.array([system] * len(ranks), pa.string()),
+        }
+    )
+    schema.write(table, path, "run")
+    return {"queries": queries, "queries_without_hits": empty, "hits": len(ranks)}

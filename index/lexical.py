@@ -1,0 +1,184 @@
+"""BM25 over titles and texts: builds the index with bm25s, searches it, and writes the runs that candidates come from.
+
+bm25s stores each term's contribution to each document's score, so a search only adds. Its files are
+memory-mapped and added up here: that starts in milliseconds, needs no bm25s in the service, and gives
+one document the same score whether it was found or asked for.
+"""
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from index import documents
+from index.hits import Hit, judged_queries, read_ids, write_ids, write_run
+from index.terms import analyser
+from pipeline import artifacts, progress
+from pipeline.artifacts import Artifact, Staging
+from pipeline.config import IndexConfig
+from pipeline.errors import ArtifactError, SchemaError
+
+KIND = "lexical"
+VERSION = 1
+RUN_VERSION = 1
+
+MAX_QUERY = 4096
+"""Characters of a query that are searched for."""
+
+# The names that bm25s gives its files: a sparse matrix by columns, a column a term.
+_SCORES, _ROWS, _STARTS = "data.csc.index.npy", "indices.csc.index.npy", "indptr.csc.index.npy"
+_VOCABULARY, _IDS = "vocab.index.json", "ids.parquet"
+
+log = logging.getLogger(__name__)
+
+
+def make(workspace: Path, config: IndexConfig, data: Artifact) -> Artifact:
+    """The `lexical` artifact: BM25 (the Lucene variant) of all documents of this data.
+
+    Raises:
+        ConfigError: no stemmer for `index.language`.
+        SchemaError: no documents, or not a single word in them.
+    """
+    settings = {"language": config.language, "k1": config.k1, "b": config.b}
+    analyse = analyser(config.language)
+
+    def build(staging: Staging) -> Mapping[str, Any]:
+        import bm25s
+
+        logging.getLogger("bm25s").setLevel(logging.WARNING)  # It logs every step otherwise.
+        total = documents.count(data)
+        doc_ids: list[str] = []
+        counted: list[list[int]] = []
+        vocabulary: dict[str, int] = {}
+        with progress.bar("Reading words", total, "documents") as advance:
+            for doc_id, text in documents.texts(data):
+                doc_ids.append(doc_id)
+                counted.append([vocabulary.setdefault(term, len(vocabulary)) for term in analyse(text)])
+                advance(1)
+        if not vocabulary:
+            raise SchemaError(f"{data.path}: not one word in {total} documents; look at their title and text columns")
+        bm25 = bm25s.BM25(method="lucene", k1=config.k1, b=config.b)
+        bm25.index((counted, vocabulary), create_empty_token=False, show_progress=False)
+        bm25.save(staging.folder)
+        write_ids(staging.folder / _IDS, doc_ids)
+        size = sum(path.stat().st_size for path in staging.folder.iterdir())
+        return {"documents": total, "terms": len(vocabulary), "bytes_per_document": round(size / total, 1)}
+
+    return artifacts.make(workspace, KIND, version=VERSION, config=settings, inputs={"data": data}, build=build)
+
+
+def run(workspace: Path, lexical: Artifact, data: Artifact, *, depth: int, splits: Sequence[str]) -> Artifact:
+    """The `run` artifact: the first `depth` documents of each query that has a judgment in `splits`.
+
+    A query none of whose terms is known has no rows; the metrics count them.
+    """
+    settings = {"system": "bm25", "depth": depth, "splits": sorted(splits)}
+
+    def build(staging: Staging) -> Mapping[str, Any]:
+        index = LexicalIndex.load(lexical.path, verify=False)
+        queries = judged_queries(data, splits)
+
+        def found() -> Iterator[tuple[str, list[Hit]]]:
+            with progress.bar("Searching words", len(queries), "queries") as advance:
+                for query_id, text in queries.items():
+                    yield query_id, index.search(text, depth)
+                    advance(1)
+
+        return write_run(staging.folder / "run.parquet", found(), "bm25")
+
+    inputs = {"lexical": lexical, "data": data}
+    return artifacts.make(workspace, "run", version=RUN_VERSION, config=settings, inputs=inputs, build=build)
+
+
+class LexicalIndex:
+    """Searches a `lexical` artifact; one index serves all threads of a process."""
+
+    def __init__(
+        self,
+        analyse: Callable[[str], list[str]],
+        vocabulary: Mapping[str, int],
+        postings: tuple[npt.NDArray[np.float32], npt.NDArray[np.int32], npt.NDArray[np.int64]],
+        doc_ids: list[str],
+    ) -> None:
+        self._analyse, self._vocabulary = analyse, vocabulary
+        self._scores, self._rows, self._starts = postings
+        self.doc_ids = doc_ids
+        """row → doc_id"""
+
+    @classmethod
+    def load(cls, path: Path, *, verify: bool = True) -> "LexicalIndex":
+        """The index in a `lexical` artifact; with `verify` its content is checked against the manifest first.
+
+        Raises:
+            MissingError: no such folder.
+            ArtifactError: a damaged file, by name, or files that do not belong together.
+        """
+        artifact = artifacts.load(path, KIND, verify=verify)
+        file = artifact.file(_VOCABULARY)
+        try:
+            vocabulary = json.loads(file.read_bytes())
+        except ValueError as error:
+            raise ArtifactError(f"{file}: not a readable vocabulary ({error}); build the index again") from error
+        scores, rows, starts = (_array(artifact.file(name)) for name in (_SCORES, _ROWS, _STARTS))
+        if not (len(starts) == len(vocabulary) + 1 and starts[-1] == len(scores) == len(rows)):
+            raise ArtifactError(
+                f"{path}: {len(vocabulary)} terms, {len(starts) - 1} lists that end at {starts[-1]}, {len(scores)} "
+                f"scores and {len(rows)} rows do not belong together; build the index again"
+            )
+        language = artifact.manifest.config["language"]
+        return cls(analyser(language), vocabulary, (scores, rows, starts), read_ids(artifact.file(_IDS)))
+
+    def search(self, query: str, k: int) -> list[Hit]:
+        """At most k documents with a score above 0, best first; of equal ones the first row first."""
+        totals = np.zeros(len(self.doc_ids), np.float32)
+        for times, start, end in self._lists(query):
+            totals[self._rows[start:end]] += times * self._scores[start:end]  # A document is in a list once.
+        found = np.flatnonzero(totals)
+        scores = totals[found]
+        if 0 < k < len(found):
+            last = np.partition(scores, len(found) - k)[len(found) - k]
+            above, level = np.flatnonzero(scores > last), np.flatnonzero(scores == last)
+            kept = np.concatenate([above, level[: k - len(above)]])
+            found, scores = found[kept], scores[kept]
+        order = np.lexsort((found, -scores))[: max(k, 0)]
+        pairs = zip(found[order].tolist(), scores[order].tolist(), strict=True)
+        return [Hit(row, self.doc_ids[row], score) for row, score in pairs]
+
+    def scores(self, query: str, rows: Sequence[int]) -> npt.NDArray[np.float32]:
+        """BM25 of each of these documents, (rows,); 0 where no term is shared. The same numbers as `search` gives.
+
+        Raises:
+            SchemaError: there is no such row.
+        """
+        wanted = np.asarray(rows, np.int64)
+        if len(wanted) and not (wanted.min() >= 0 and wanted.max() < len(self.doc_ids)):
+            raise SchemaError(
+                f"rows {wanted.min()} to {wanted.max()} are asked for; there are 0 to {len(self.doc_ids) - 1}"
+            )
+        wanted = wanted.astype(self._rows.dtype)  # Else each list would be widened to be searched.
+        totals = np.zeros(len(wanted), np.float32)
+        for times, start, end in self._lists(query):
+            listed = self._rows[start:end]  # Ascending, as documents were indexed in their order.
+            places = np.minimum(np.searchsorted(listed, wanted), end - start - 1)
+            totals += np.where(listed[places] == wanted, times * self._scores[start:end][places], np.float32(0))
+        return totals
+
+    def _lists(self, query: str) -> Iterator[tuple[np.float32, int, int]]:
+        """For each known term: how often the query has it, and where its documents are listed."""
+        for term, times in Counter(self._analyse(query[:MAX_QUERY])).items():
+            column = self._vocabulary.get(term)
+            if column is not None:
+                yield np.float32(times), int(self._starts[column]), int(self._starts[column + 1])
+
+
+def _array(path: Path) -> npt.NDArray[Any]:
+    try:
+        loaded: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise ArtifactError(f"{path}: not a readable array ({error}); build the index again") from error
+    return np.asarray(loaded)  # Still mapped; a plain view slices faster than numpy's memmap class.

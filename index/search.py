@@ -1,0 +1,196 @@
+"""Searches by meaning: a query's vector against the vectors of all documents, with Faiss on one thread.
+
+One thread, because a second makes a single query slower, not faster; a service runs its queries side by side.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+
+from index.hits import Hit, judged_queries, read_ids, write_run
+from pipeline import artifacts, progress
+from pipeline.artifacts import Artifact, Staging
+from pipeline.errors import ArtifactError, SchemaError
+
+KIND = "index"
+RUN_VERSION = 1
+BATCH = 256
+"""Queries embedded at once for a run."""
+
+Vectors = npt.NDArray[np.float32]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Facts:
+    """What `index.json` says of the vectors beside it."""
+
+    encoder_digest: str
+    dimensions: int
+    rows: int
+    factory: str
+    nprobe: int
+    """Lists visited for a query; 0 for an exact index."""
+
+
+class SemanticIndex:
+    """Searches an `index` artifact; one index serves all threads of a process."""
+
+    def __init__(self, ann: Any, facts: Facts, doc_ids: list[str]) -> None:
+        self._ann = ann
+        self.facts = facts
+        self.doc_ids = doc_ids
+        """row → doc_id"""
+
+    @classmethod
+    def load(cls, path: Path, *, verify: bool = True) -> "SemanticIndex":
+        """The index in an `index` artifact; with `verify` its content is checked against the manifest first.
+
+        Raises:
+            MissingError: no such folder.
+            ArtifactError: a damaged file, by name, or files that do not belong together.
+        """
+        artifact = artifacts.load(path, KIND, verify=verify)
+        facts = _facts(artifact.file("index.json"))
+        doc_ids = read_ids(artifact.file("rows.parquet"))
+        ann = read_ann(artifact.file("vectors.faiss"))
+        if not (ann.ntotal == facts.rows == len(doc_ids) and ann.d == facts.dimensions):
+            raise ArtifactError(
+                f"{path}: vectors.faiss has {ann.ntotal} vectors of {ann.d} dimensions, index.json says "
+                f"{facts.rows} of {facts.dimensions}, rows.parquet has {len(doc_ids)}; build the index again"
+            )
+        return cls(ann, facts, doc_ids)
+
+    @property
+    def encoder_digest(self) -> str:
+        """Of the encoder that made the vectors; only its queries may be asked."""
+        return self.facts.encoder_digest
+
+    def search(self, vector: npt.ArrayLike, k: int) -> list[Hit]:
+        """At most k documents, nearest first; of equally near ones the first row first.
+
+        Args:
+            vector: (dimensions,) of unit length, so that scores are cosines.
+
+        Raises:
+            ArtifactError: another width, or a value that is not finite.
+        """
+        return self.search_batch(np.asarray(vector, np.float32)[None], k)[0]
+
+    def search_batch(self, vectors: npt.ArrayLike, k: int) -> list[list[Hit]]:
+        """`search` of each of (queries, dimensions) vectors."""
+        queries = self._checked(vectors)
+        k = min(k, len(self.doc_ids))
+        if k < 1 or not len(queries):
+            return [[] for _ in queries]
+        faiss.omp_set_num_threads(1)  # OpenMP keeps this number for each calling thread, so it is set here.
+        scores, rows = self._ann.search(queries, k)
+        return [self._hits(*found) for found in zip(scores, rows, strict=True)]
+
+    def similarities(self, vector: npt.ArrayLike, rows: Sequence[int]) -> Vectors:
+        """Cosine of the query with each of these documents, (rows,), by their stored vectors.
+
+        Raises:
+            ArtifactError: a vector of another width, or not finite.
+            SchemaError: there is no such row.
+        """
+        query = self._checked(np.asarray(vector, np.float32)[None])[0]
+        wanted = np.asarray(rows, np.int64)
+        if not len(wanted):
+            return np.zeros(0, np.float32)
+        if wanted.min() < 0 or wanted.max() >= len(self.doc_ids):
+            raise SchemaError(
+                f"rows {wanted.min()} to {wanted.max()} are asked for; there are 0 to {len(self.doc_ids) - 1}"
+            )
+        faiss.omp_set_num_threads(1)
+        cosines: Vectors = self._ann.reconstruct_batch(wanted) @ query  # (rows, dimensions) → (rows,)
+        return cosines
+
+    def _checked(self, vectors: npt.ArrayLike) -> Vectors:
+        queries: Vectors = np.ascontiguousarray(vectors, np.float32)
+        if queries.ndim != 2 or queries.shape[1] != self.facts.dimensions:
+            raise ArtifactError(
+                f"query vectors of shape {queries.shape[1:]}, documents have {self.facts.dimensions} dimensions; "
+                "use the encoder and the index of one release"
+            )
+        if not np.isfinite(queries).all():
+            raise ArtifactError("a query vector has a value that is not finite; look at the encoder that made it")
+        return queries
+
+    def _hits(self, scores: Vectors, rows: npt.NDArray[np.int64]) -> list[Hit]:
+        real = rows >= 0  # Faiss fills up with -1 where the visited lists hold fewer than k.
+        order = np.lexsort((rows[real], -scores[real]))
+        pairs = zip(rows[real][order].tolist(), scores[real][order].tolist(), strict=True)
+        return [Hit(row, self.doc_ids[row], score) for row, score in pairs]
+
+
+def read_ann(path: Path) -> Any:
+    """The Faiss index in a file, able to search and to give vectors back by row.
+
+    Raises:
+        ArtifactError: not a readable Faiss file.
+    """
+    try:
+        ann = faiss.read_index(str(path))
+    except RuntimeError as error:
+        raise ArtifactError(f"{path}: not a readable Faiss index ({error}); build the index again") from error
+    if isinstance(ann, faiss.IndexIVF):
+        ann.make_direct_map()  # row → place in the lists, 8 bytes a document
+    return ann
+
+
+def join(lexical: Sequence[Hit], semantic: Sequence[Hit]) -> list[int]:
+    """Rows of both lists, each once: the first of each, then the second of each, …; the lexical one goes first."""
+    pairs = zip_longest(lexical, semantic)
+    return list(dict.fromkeys(hit.row for pair in pairs for hit in pair if hit is not None))
+
+
+def run(
+    workspace: Path,
+    index: Artifact,
+    data: Artifact,
+    embed_queries: Callable[[Sequence[str]], np.ndarray],
+    *,
+    depth: int,
+    splits: Sequence[str],
+    system: str = "encoder",
+) -> Artifact:
+    """The `run` artifact: the nearest `depth` documents of each query that has a judgment in `splits`.
+
+    Args:
+        embed_queries: (queries, dimensions) vectors of query texts, by the encoder whose digest the index has.
+    """
+    settings = {"system": system, "depth": depth, "splits": sorted(splits)}
+
+    def build(staging: Staging) -> Mapping[str, Any]:
+        semantic = SemanticIndex.load(index.path, verify=False)
+        queries = list(judged_queries(data, splits).items())
+
+        def found() -> Iterator[tuple[str, list[Hit]]]:
+            with progress.bar("Searching vectors", len(queries), "queries") as advance:
+                for start in range(0, len(queries), BATCH):
+                    query_ids, texts = zip(*queries[start : start + BATCH], strict=True)
+                    hits = semantic.search_batch(embed_queries(texts), depth)
+                    yield from zip(query_ids, hits, strict=True)
+                    advance(len(texts))
+
+        return write_run(staging.folder / "run.parquet", found(), system)
+
+    inputs = {"index": index, "data": data}
+    return artifacts.make(workspace, "run", version=RUN_VERSION, config=settings, inputs=inputs, build=build)
+
+
+def _facts(path: Path) -> Facts:
+    try:
+        return Facts(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ArtifactError(f"{path}: not readable ({error}); build the index again") from error

@@ -20,7 +20,7 @@ def fault(text: str) -> str | None:
         return f"has {len(text):,} characters; the limit is {MAX_CHARS:,}"
     if "\x00" in text:
         return "contains a NUL character"
-    if any("\ud800" <= character <= "\udfff" for character in text):
+    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
         return "contains a lone surrogate, so it is not valid Unicode"
     return None
 

@@ -1,0 +1,169 @@
+"""The representation model: one text in, one short vector of unit length out.
+
+A saved one is a folder:
+
+    model/               config.json, model.safetensors, tokenizer.json, …   opens with AutoModel
+    dense.safetensors    weight (dimensions, hidden), bias (dimensions,)
+    head.json            {"dimensions", "query_template", "document_template"}
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModel, PreTrainedModel, PreTrainedTokenizerBase
+
+from pipeline.artifacts import write_atomically
+from pipeline.errors import ArtifactError, ShapeError
+from pipeline.models import texts, weights
+from pipeline.models.cross_encoder import DROPOUT
+from pipeline.tokens import TextTemplate
+
+
+class BiEncoder(nn.Module):
+    """A transformer body, mean pooling, a dense projection and L2 normalisation."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        dense: nn.Linear,
+        query_template: TextTemplate,
+        document_template: TextTemplate,
+    ) -> None:
+        """
+        Raises:
+            ConfigError: the texts are longer than the model's positions.
+        """
+        super().__init__()
+        texts.check_positions(model.config, max(query_template.max_tokens, document_template.max_tokens))
+        self.model = model
+        self.hub_tokenizer = tokenizer
+        self.tokenizer: Tokenizer = texts.plain_tokenizer(tokenizer)
+        self.dense = dense
+        self.query_template = query_template
+        self.document_template = document_template
+
+    @classmethod
+    def start(cls, base: Path, *, dimensions: int, max_tokens: int, max_query_tokens: int, seed: int) -> "BiEncoder":
+        """A bi-encoder with the body found in `base` and a random projection; `fit_projection` makes a good one.
+
+        Raises:
+            ConfigError: not a known encoder, no fast tokenizer, or too few positions for `max_tokens`.
+        """
+        tokenizer = texts.load_tokenizer(base)
+        config = AutoConfig.from_pretrained(base, trust_remote_code=False)
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+            setattr(config, name, DROPOUT)
+        with weights.quiet(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = _body(base, config)
+            dense = nn.Linear(int(config.hidden_size), dimensions)
+        return cls(
+            model,
+            tokenizer,
+            dense,
+            texts.text_template(tokenizer, max_query_tokens),
+            texts.text_template(tokenizer, max_tokens),
+        )
+
+    @classmethod
+    def load(cls, folder: Path) -> "BiEncoder":
+        """The bi-encoder that `save` wrote, in eval mode.
+
+        Raises:
+            ArtifactError: head.json or dense.safetensors is not readable.
+            MissingError: no model in this folder.
+        """
+        place = weights.folder(folder / "model")
+        try:
+            head = json.loads((folder / "head.json").read_text(encoding="utf-8"))
+            query, document = (TextTemplate.from_dict(head[f"{role}_template"]) for role in ("query", "document"))
+            values = load_file(folder / "dense.safetensors")
+            dense = nn.Linear(values["weight"].shape[1], values["weight"].shape[0])
+            dense.load_state_dict(values)
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+            raise ArtifactError(f"{folder}: head.json or dense.safetensors is not readable ({error!r})") from error
+        model = _body(place, AutoConfig.from_pretrained(place, trust_remote_code=False))
+        return cls(model, texts.load_tokenizer(place), dense, query, document).eval()
+
+    def save(self, folder: Path) -> None:
+        """Writes `model/`, `dense.safetensors` and `head.json` into a folder that exists."""
+        with weights.quiet():
+            self.model.save_pretrained(folder / "model")
+            self.hub_tokenizer.save_pretrained(folder / "model")
+        save_file(
+            {name: value.contiguous() for name, value in self.dense.state_dict().items()}, folder / "dense.safetensors"
+        )
+        head = {
+            "dimensions": self.dense.out_features,
+            "query_template": self.query_template.to_dict(),
+            "document_template": self.document_template.to_dict(),
+        }
+        write_atomically(folder / "head.json", json.dumps(head, indent=1) + "\n")
+
+    def pooled(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """(batch, hidden) mean of the last states over real tokens, float32: what the base encoder alone gives."""
+        states: Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state.float()
+        mask = attention_mask.unsqueeze(-1).to(states.dtype)  # (batch, tokens, 1)
+        return (states * mask).sum(1) / mask.sum(1).clamp(min=1.0)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Vectors (batch, dimensions) of unit length, float32.
+
+        Args:
+            input_ids: (batch, tokens) int64.
+            attention_mask: (batch, tokens), 1 for a real token.
+        """
+        return F.normalize(self.dense(self.pooled(input_ids, attention_mask)).float(), dim=-1)
+
+    def fit_projection(self, pooled: Tensor) -> float:
+        """Sets the projection to the principal directions of these vectors, about their mean.
+
+        The untrained encoder then orders texts nearly as its base does, and training starts from there.
+
+        Args:
+            pooled: (texts, hidden) from `pooled`, of a sample of the texts to be encoded.
+
+        Returns:
+            Share of the sample's variance that the projection keeps.
+
+        Raises:
+            ShapeError: fewer texts or a narrower model than the projection has dimensions.
+        """
+        dimensions = self.dense.out_features
+        if min(pooled.shape) < dimensions:
+            raise ShapeError(
+                f"fit_projection: {dimensions} principal directions cannot be found in {tuple(pooled.shape)}; "
+                "lower encoder.dimensions"
+            )
+        values = pooled.double()
+        mean = values.mean(0)
+        centred = values - mean
+        spread, directions = torch.linalg.eigh(centred.T @ centred)  # ascending
+        chosen = directions[:, -dimensions:].flip(1).T  # (dimensions, hidden), widest first
+        # An eigenvector's sign is arbitrary; fix it, so that the same sample gives the same model everywhere.
+        chosen = chosen * chosen.gather(1, chosen.abs().argmax(1, keepdim=True)).sign()
+        with torch.no_grad():
+            self.dense.weight.copy_(chosen)
+            self.dense.bias.copy_(-chosen @ mean)
+        return float(spread[-dimensions:].sum() / spread.sum())
+
+
+def _body(place: Path, config: object) -> PreTrainedModel:
+    with weights.quiet():
+        model = AutoModel.from_pretrained(
+            place,
+            config=config,
+            add_pooling_layer=False,
+            dtype=torch.float32,
+            attn_implementation=texts.attention(),
+            trust_remote_code=False,
+        )
+    assert isinstance(model, PreTrainedModel)
+    return model

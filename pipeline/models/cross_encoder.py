@@ -1,0 +1,179 @@
+"""The interaction model: query and document read together, one raw score out.
+
+Teacher, ranker and plain student are all this class. A saved one is a folder:
+
+    model/       config.json, model.safetensors, tokenizer.json, …   opens with AutoModelForSequenceClassification
+    head.json    {"thresholds": [b_1 < … < b_G], "template": PairTemplate}
+
+P(grade ≥ k) = sigmoid(score − b_k). The thresholds have mean zero, so sigmoid(score) says how likely the grade is
+in the upper half of the scale.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+
+from pipeline.artifacts import write_atomically
+from pipeline.errors import ArtifactError, ConfigError, ShapeError
+from pipeline.models import texts, weights
+from pipeline.tokens import PairTemplate
+
+DROPOUT = 0.0
+"""Of hidden states and attention. Runs of an epoch or two learn more without; CPU training is a fifth faster."""
+
+
+class CrossEncoder(nn.Module):
+    """A transformer with one output, its tokenizer, the shape of its input and the grade thresholds."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        template: PairTemplate,
+        thresholds: Sequence[float],
+    ) -> None:
+        """
+        Args:
+            model: AutoModelForSequenceClassification with one label.
+            tokenizer: the fast one that belongs to it.
+            template: how a pair becomes its input.
+            thresholds: (grades,) strictly ascending, one for each grade from 1.
+
+        Raises:
+            ConfigError: the input is longer than the model's positions, or the thresholds do not ascend.
+        """
+        super().__init__()
+        texts.check_positions(model.config, template.max_tokens)
+        values = torch.tensor(list(thresholds), dtype=torch.float64)
+        if not len(values) or (values.diff() <= 0).any():
+            raise ConfigError(f"thresholds {list(thresholds)}: one for each grade above 0, strictly ascending")
+        self.model = model
+        self.hub_tokenizer = tokenizer
+        self.tokenizer: Tokenizer = texts.plain_tokenizer(tokenizer)
+        self.template = template
+        self.gaps = nn.Parameter(_inverse_softplus(values.diff()).float())
+        """(grades − 1,) softplus gives the distance between neighbouring thresholds."""
+
+    @classmethod
+    def start(
+        cls, base: Path, *, thresholds: Sequence[float], max_tokens: int, max_query_tokens: int, seed: int
+    ) -> "CrossEncoder":
+        """A cross-encoder with the body found in `base` and a new head, the same for the same seed.
+
+        Args:
+            base: folder of any encoder that transformers has a sequence classification for.
+            thresholds: (grades,) logits of the shares of documents below each grade; their mean becomes the
+                head's bias, so that the first scores already have the right level.
+
+        Raises:
+            ConfigError: not a known encoder, no fast tokenizer, or too few positions for `max_tokens`.
+        """
+        tokenizer = texts.load_tokenizer(base)
+        config = AutoConfig.from_pretrained(base, trust_remote_code=False)
+        texts.check_positions(config, max_tokens)
+        config.num_labels = 1
+        config.problem_type = None
+        config.sentence_transformers = {"activation_fn": "torch.nn.modules.linear.Identity"}
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
+            if hasattr(config, name):
+                setattr(config, name, DROPOUT)
+        with weights.quiet(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = AutoModelForSequenceClassification.from_pretrained(
+                base, config=config, dtype=torch.float32, attn_implementation=texts.attention(), trust_remote_code=False
+            )
+        template = texts.pair_template(tokenizer, config, max_tokens, max_query_tokens)
+        middle = sum(thresholds) / len(thresholds)
+        made = cls(model, tokenizer, template, [value - middle for value in thresholds])
+        with torch.no_grad():
+            made.head.bias.fill_(-middle)
+        return made
+
+    @classmethod
+    def load(cls, folder: Path) -> "CrossEncoder":
+        """The cross-encoder that `save` wrote, in eval mode.
+
+        Raises:
+            ArtifactError: head.json is not readable.
+            MissingError: no model in this folder.
+        """
+        place = weights.folder(folder / "model")
+        try:
+            head = json.loads((folder / "head.json").read_text(encoding="utf-8"))
+            thresholds, template = head["thresholds"], PairTemplate.from_dict(head["template"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ArtifactError(f"{folder / 'head.json'}: not readable ({error!r}); train the model again") from error
+        with weights.quiet():
+            model = AutoModelForSequenceClassification.from_pretrained(
+                place, dtype=torch.float32, attn_implementation=texts.attention(), trust_remote_code=False
+            )
+        return cls(model, texts.load_tokenizer(place), template, thresholds).eval()
+
+    def save(self, folder: Path) -> None:
+        """Writes `model/` and `head.json` into a folder that exists."""
+        with weights.quiet():
+            self.model.save_pretrained(folder / "model")
+            self.hub_tokenizer.save_pretrained(folder / "model")
+        head = {"thresholds": self.thresholds.tolist(), "template": self.template.to_dict()}
+        write_atomically(folder / "head.json", json.dumps(head, indent=1) + "\n")
+
+    @property
+    def thresholds(self) -> Tensor:
+        """(grades,) ascending, mean zero."""
+        values = torch.cat([self.gaps.new_zeros(1), F.softplus(self.gaps).cumsum(0)])
+        return values - values.mean()
+
+    @property
+    def head(self) -> nn.Linear:
+        """The layer that gives the score."""
+        classifier: Any = self.model.classifier
+        found = getattr(classifier, "out_proj", classifier)
+        assert isinstance(found, nn.Linear)
+        return found
+
+    @property
+    def segments(self) -> bool:
+        """Whether the model reads segment ids; RoBERTa does not."""
+        return int(getattr(self.model.config, "type_vocab_size", 0)) > 1
+
+    def forward(self, input_ids: Tensor, token_type_ids: Tensor | None, attention_mask: Tensor) -> Tensor:
+        """Raw scores (batch,), float32.
+
+        Args:
+            input_ids: (batch, tokens) int64.
+            token_type_ids: (batch, tokens) int64, or None where the model has one segment.
+            attention_mask: (batch, tokens), 1 for a real token.
+        """
+        scores, _ = self.with_states(input_ids, token_type_ids, attention_mask, ())
+        return scores
+
+    def with_states(
+        self, input_ids: Tensor, token_type_ids: Tensor | None, attention_mask: Tensor, layers: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
+        """Raw scores (batch,) and first-token states (batch, layers, hidden) after the named layers, from 1.
+
+        Raises:
+            ShapeError: a layer that the model does not have.
+        """
+        depth = int(self.model.config.num_hidden_layers)
+        if any(not 1 <= layer <= depth for layer in layers):
+            raise ShapeError(f"states of layers {tuple(layers)}: the model has layers 1 to {depth}")
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if token_type_ids is not None and self.segments:
+            inputs["token_type_ids"] = token_type_ids
+        found = self.model(**inputs, output_hidden_states=bool(layers))
+        scores = found.logits[:, 0].float()  # (batch, 1) → (batch,)
+        if not layers:
+            return scores, scores.new_empty(len(scores), 0, int(self.model.config.hidden_size))
+        return scores, torch.stack([found.hidden_states[layer][:, 0] for layer in layers], dim=1).float()
+
+
+def _inverse_softplus(values: Tensor) -> Tensor:
+    return values + torch.log(-torch.expm1(-values))

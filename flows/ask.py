@@ -1,0 +1,119 @@
+"""One question to a release from the command line, through the engine that the service uses."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline import releases, text
+from pipeline.errors import MissingError, SchemaError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def search(query: str, workspace: Path, *, release: str = "live", top: int = 10) -> dict[str, Any]:
+    """The three lists that the service would answer with.
+
+    Raises:
+        MissingError: no such release.
+        SchemaError: the query is empty.
+    """
+    from serving.searcher import Searcher
+
+    if not query.strip():
+        raise SchemaError("the query is empty; write what to look for in quotes")
+    searcher = Searcher(releases.Releases(workspace).open(release).path, verify=False)
+    return asdict(searcher.search(query, top_n=top))
+
+
+def rerank(query: str, file: Path, workspace: Path, *, release: str = "live") -> dict[str, Any]:
+    """The file's texts by falling relevance to the query, each with its line number and raw score.
+
+    Raises:
+        MissingError: no such file or release.
+        SchemaError: the file is not UTF-8, holds no text, or a JSON line cannot be used.
+    """
+    from serving.engine import Engine
+    from serving.reranker import relevance
+
+    texts = _texts(file)
+    opened = releases.Releases(workspace).open(release)
+    engine = Engine(releases.part(opened, "ranker").path)
+    scores = engine.scores(text.clean(query), [text.clean(item) for _, item in texts])
+    order = sorted(range(len(texts)), key=lambda place: -scores[place])
+    return {
+        "query": query,
+        "release": opened.fingerprint,
+        "results": [
+            {
+                "line": texts[place][0],
+                "score": scores[place],
+                "relevance": relevance(scores[place]),
+                "text": texts[place][1],
+            }
+            for place in order
+        ],
+    }
+
+
+def _texts(file: Path) -> list[tuple[int, str]]:
+    """Line number, from 1, and text of each line that is not blank."""
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError as error:
+        raise MissingError(f"{file}: no such file; name one with a text on each line") from error
+    except (UnicodeDecodeError, OSError) as error:
+        raise SchemaError(f"{file}: cannot be read as UTF-8 text ({error})") from error
+    texts = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        body = line
+        if file.suffix in (".jsonl", ".ndjson"):
+            try:
+                row = json.loads(line)
+                body = text.document_text(str(row.get("title") or ""), str(row["text"]))
+            except (ValueError, KeyError, AttributeError, TypeError) as error:
+                raise SchemaError(f"{file}, line {number}: not a JSON object with a key text ({error!r})") from error
+        texts.append((number, body))
+    if not texts:
+        raise SchemaError(f"{file}: holds no text; write one a line")
+    return texts
+
+
+def render_search(found: dict[str, Any]) -> "Table":
+    """The final order, with where BM25 and the encoder had each document."""
+    from rich.table import Table
+    from rich.text import Text
+
+    spent = found["milliseconds"]
+    table = Table(
+        title=f"{found['query']}  ({found['candidates']} candidates, {spent['total']:.0f} ms)",
+        title_justify="left",
+        caption="  ".join(f"{name} {value:.0f} ms" for name, value in spent.items() if name != "total"),
+        caption_justify="left",
+    )
+    for heading, justify in (("", "right"), ("document", "left"), ("BM25", "right"), ("encoder", "right")):
+        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
+    table.add_column("relevance", justify="right")
+    for answer in found["reranked"]:
+        body = Text(answer["title"] or answer["doc_id"], style="bold")
+        body.append(f"\n{answer['snippet'][:160]}", style="dim not bold")
+        ranks = (str(answer[name] or "–") for name in ("lexical_rank", "semantic_rank"))
+        table.add_row(str(answer["rank"]), body, *ranks, f"{answer['relevance']:.3f}")
+    return table
+
+
+def render_rerank(found: dict[str, Any]) -> "Table":
+    """The texts in order, with their relevance and line."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=found["query"], title_justify="left")
+    table.add_column("relevance", justify="right")
+    table.add_column("line", justify="right")
+    table.add_column("text")
+    for result in found["results"]:
+        table.add_row(f"{result['relevance']:.3f}", str(result["line"]), Text(result["text"][:200]))
+    return table

@@ -1,0 +1,301 @@
+"""The order of the stages: what is made from what, from sources to a judged release.
+
+Plain functions. Each stage goes through a `Runner`, which the command line leaves as a plain call and the
+Prefect flows turn into a task, so the order is written once.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+from pipeline import artifacts, releases
+from pipeline import config as configs
+from pipeline.artifacts import Artifact
+from pipeline.config import CandidatesConfig, IndexConfig, Recipe
+from pipeline.errors import ArtifactError
+from pipeline.releases import Pointer, Releases
+
+PARTS = ("ranker", "encoder", "lexical", "documents", "index", "fusion", "report")
+"""Of a release."""
+
+log = logging.getLogger(__name__)
+
+
+class Runner(Protocol):
+    """Runs one named stage; may record and retry it."""
+
+    def __call__(self, name: str, stage: Callable[[], Artifact]) -> Artifact: ...
+
+
+def directly(name: str, stage: Callable[[], Artifact]) -> Artifact:
+    """Runs a stage as a plain call, with one line before it."""
+    log.info("── %s", name)
+    return stage()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Corpus:
+    """Documents made searchable with one encoder."""
+
+    lexical: Artifact
+    documents: Artifact
+    vectors: Artifact
+    index: Artifact
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Models:
+    """What scores: two exported bundles and the weights that join them."""
+
+    ranker: Artifact
+    encoder: Artifact
+    fusion: Artifact | None = None
+    """None while it is still to be fitted."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Judged:
+    """One system's scores of the pool of one data set."""
+
+    pool: Artifact
+    features: Artifact
+    fusion: Artifact
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """What a retraining came to."""
+
+    release: Artifact
+    report: Artifact
+    live: bool
+    """Whether the release is the live one now."""
+    reasons: tuple[str, ...]
+    """Why, as the gate says."""
+    seconds: float
+
+
+def make_searchable(
+    workspace: Path,
+    config: IndexConfig,
+    encoder: Artifact,
+    documents: Artifact,
+    *,
+    previous: Artifact | None = None,
+    run: Runner = directly,
+) -> Corpus:
+    """Lexical index, document store, vectors and semantic index of the documents in a data or corpus artifact.
+
+    Args:
+        previous: vectors of an earlier state of the documents; unchanged ones are taken from it.
+    """
+    from index import build, lexical, vectors
+    from index import documents as store
+    from serving import batch
+
+    previous = previous or _newest_vectors(workspace, batch.digest(encoder))
+    return Corpus(
+        lexical=run("lexical index", lambda: lexical.make(workspace, config, documents)),
+        documents=run("document store", lambda: store.make(workspace, documents)),
+        vectors=(
+            made := run(
+                "document vectors",
+                lambda: vectors.make(
+                    workspace, batch.digest(encoder), documents, batch.embedder(encoder), previous=previous
+                ),
+            )
+        ),
+        index=run("semantic index", lambda: build.make(workspace, config, made)),
+    )
+
+
+def _newest_vectors(workspace: Path, encoder_digest: str) -> Artifact | None:
+    """The vectors that this encoder made last, whatever the documents were then; None when there are none."""
+    folder = workspace / "artifacts" / "vectors"
+    manifests = sorted(folder.glob(f"*/{artifacts.MANIFEST}"), key=lambda path: -path.stat().st_mtime_ns)
+    for path in manifests:
+        try:
+            found = artifacts.load(path.parent, "vectors", verify=False)
+            if found.manifest.config.get("encoder_digest") == encoder_digest:
+                return artifacts.load(path.parent, "vectors")
+        except ArtifactError as error:
+            log.warning("not used to save embedding: %s", error)
+    return None
+
+
+def judge(
+    workspace: Path,
+    candidates: CandidatesConfig,
+    models: Models,
+    corpus: Corpus,
+    data: Artifact,
+    *,
+    run: Runner = directly,
+) -> Judged:
+    """Scores the candidates of the valid and test queries with one system, and fits its fusion if it has none."""
+    from index import lexical, search
+    from pipeline.data import candidates as pools
+    from pipeline.training import fusion as fusions
+    from serving import batch
+
+    depth = candidates.retrieve
+    splits = ("valid", "test")
+    runs = []
+    if candidates.pool == "retrieved":
+        runs = [
+            run("BM25 run", lambda: lexical.run(workspace, corpus.lexical, data, depth=depth, splits=splits)),
+            run(
+                "semantic run",
+                lambda: search.run(
+                    workspace, corpus.index, data, batch.embedder(models.encoder, "query"), depth=depth, splits=splits
+                ),
+            ),
+        ]
+    pool = run("pool", lambda: pools.pool(workspace, candidates, data, runs))
+    features = run(
+        "features",
+        lambda: batch.features(
+            workspace, models.ranker, models.encoder, corpus.lexical, corpus.index, corpus.documents, data, pool
+        ),
+    )
+    fusion = models.fusion or run("fusion", lambda: fusions.make(workspace, features, pool))
+    return Judged(pool=pool, features=features, fusion=fusion)
+
+
+def retrain(recipe: Recipe, workspace: Path, *, promote: bool = True, run: Runner = directly) -> Outcome:
+    """Trains all models of a recipe, indexes and judges them, publishes a release and, if the gate agrees, promotes it.
+
+    Every stage that is finished already is taken as it is, so a killed retraining goes on where it was.
+
+    Raises:
+        RelevanceError: see `pipeline.errors`; the message says what, where and what to do.
+    """
+    from index import lexical
+    from pipeline.data import candidates, judgments
+    from pipeline.evaluation import facts, gate, systems
+    from pipeline.evaluation import report as reports
+    from pipeline.export import onnx
+    from pipeline.training import encoder as encoders
+    from pipeline.training import pretrain, ranker, teacher, teacher_scores
+
+    began = time.monotonic()
+    registry = Releases(workspace)
+    live = registry.live()
+
+    data = run("data", lambda: judgments.make(workspace, recipe.data))
+    words = run("lexical index", lambda: lexical.make(workspace, recipe.index, data))
+    depth = max(recipe.candidates.retrieve, recipe.candidates.negatives_depth + recipe.candidates.skip_top)
+    found = run("BM25 run", lambda: lexical.run(workspace, words, data, depth=depth, splits=("train", "valid", "test")))
+    pairs = run("pairs", lambda: candidates.pairs(workspace, recipe.candidates, data, found))
+
+    base: Artifact | str = recipe.teacher.base
+    if recipe.pretrain.enabled or recipe.teacher.base == "scratch":
+        base = run("pre-training", lambda: pretrain.make(workspace, recipe.pretrain, recipe.teacher.base, data))
+    large = run("teacher", lambda: teacher.make(workspace, recipe.teacher, recipe.candidates, data, pairs, base))
+    layers, width = ranker.taught_by(recipe.ranker, large)
+    lessons = run(
+        "teacher scores",
+        lambda: teacher_scores.make(workspace, large, data, pairs, layers=layers, width=width),
+    )
+    small = run("ranker", lambda: ranker.make(workspace, recipe.ranker, recipe.candidates, data, pairs, large, lessons))
+    others = {"teacher": large}
+    if recipe.ranker.plain:
+        others["plain student"] = run(
+            "plain student", lambda: ranker.make(workspace, recipe.ranker, recipe.candidates, data, pairs, large, None)
+        )
+    bi_encoder = run(
+        "encoder",
+        lambda: encoders.make(workspace, recipe.encoder, recipe.candidates, data, pairs, base, lessons),
+    )
+    models = Models(
+        ranker=run("ranker bundle", lambda: onnx.make(workspace, recipe.export, small, data, pairs)),
+        encoder=run("encoder bundle", lambda: onnx.make(workspace, recipe.export, bi_encoder, data, pairs)),
+    )
+    corpus = make_searchable(workspace, recipe.index, models.encoder, data, run=run)
+    judged = judge(workspace, recipe.candidates, models, corpus, data, run=run)
+
+    scores = {
+        name: run(f"scores of {name}", partial(teacher_scores.score, workspace, model, data, judged.pool))
+        for name, model in others.items()
+    }
+    ranked = run("systems", lambda: systems.make(workspace, judged.features, judged.fusion, scores))
+    costs = facts.of(models.ranker, models.encoder, corpus.vectors, corpus.index, {**others, "ranker": small})
+    report = run(
+        "report",
+        lambda: reports.make(
+            workspace,
+            recipe.evaluation,
+            data,
+            ranked,
+            baseline=systems.BOTH,
+            subject=systems.FUSED,
+            title=f"Retraining {recipe.name}",
+            measured=costs,
+        ),
+    )
+    parts = (models.ranker, models.encoder, corpus.lexical, corpus.documents, corpus.index, judged.fusion, report)
+    release = run(
+        "release",
+        lambda: registry.publish(
+            dict(zip(PARTS, parts, strict=True)), metrics=report.metrics, config=configs.to_dict(recipe)
+        ),
+    )
+    promoted = False
+    reasons: tuple[str, ...] = ("it is live already",)
+    if live is None or live.release != release.fingerprint:
+        compared = compare_with_live(registry, live, recipe, data, judged, run) if live else report
+        decision = gate.decide_reports(compared, systems.LIVE if live else None, recipe.gate, new=systems.FUSED)
+        promoted = promote and decision.promote
+        reasons = decision.reasons
+        if promoted:
+            generation = live.generation if live else 0
+            registry.promote(release.fingerprint, reason="; ".join(reasons), expected=generation)
+    return Outcome(
+        release=release,
+        report=report,
+        live=promoted or (live is not None and live.release == release.fingerprint),
+        reasons=reasons,
+        seconds=time.monotonic() - began,
+    )
+
+
+def compare_with_live(
+    registry: Releases, live: Pointer, recipe: Recipe, data: Artifact, judged: Judged, run: Runner
+) -> Artifact:
+    """A report on the new models' order against that of the live release's models, for the gate.
+
+    The live models rank today's documents: of these only what their encoder has not seen is embedded. The report
+    is no part of the release, whose fingerprint must not depend on what was live when it was made.
+    """
+    from pipeline.evaluation import report as reports
+    from pipeline.evaluation import systems
+
+    workspace = registry.workspace
+    opened = registry.open(live.release)
+    models = Models(**{name: releases.part(opened, name) for name in ("ranker", "encoder", "fusion")})
+
+    def named(name: str, stage: Callable[[], Artifact]) -> Artifact:
+        return run(f"live release: {name}", stage)
+
+    corpus = make_searchable(workspace, recipe.index, models.encoder, data, run=named)
+    lived = judge(workspace, recipe.candidates, models, corpus, data, run=named)
+    ranked = run(
+        "new and live",
+        lambda: systems.make(workspace, judged.features, judged.fusion, {}, (lived.features, lived.fusion)),
+    )
+    return run(
+        "gate report",
+        lambda: reports.make(
+            workspace,
+            recipe.evaluation,
+            data,
+            ranked,
+            baseline=systems.LIVE,
+            subject=systems.FUSED,
+            title=f"Retraining {recipe.name} against live {live.release[:12]}",
+        ),
+    )

@@ -1,0 +1,341 @@
+"""The command `relevance`. Parses, calls one function, prints; exit codes are those of `pipeline.errors`.
+
+Nothing heavy is imported before a command needs it, so that `--help` answers at once.
+"""
+
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipeline.errors import GateError, InputError, MissingError, RelevanceError
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+RECIPES = Path(__file__).with_name("recipes")
+
+app = typer.Typer(
+    help="Trains, distils, indexes, judges and serves relevance models for search.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+releases_app = typer.Typer(help="Lists releases and moves the live pointer.", no_args_is_help=True)
+data_app = typer.Typer(help="Looks at, converts and splits judged data.", no_args_is_help=True)
+app.add_typer(releases_app, name="releases")
+app.add_typer(data_app, name="data")
+
+Workspace = Annotated[
+    Path, typer.Option(envvar="RELEVANCE_WORKSPACE", help="Folder of artifacts, releases and caches.")
+]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="A.B=C", help="Overrides a value of the recipe; may be repeated.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for a machine.")]
+DEFAULT_WORKSPACE = Path("workspace")
+
+
+def main() -> None:
+    """The entry point: runs the command and turns an error of ours into one message and its exit code."""
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S")
+    for noisy in ("httpx", "bm25s", "faiss", "faiss.loader", "transformers", "urllib3", "filelock"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    try:
+        app()
+    except RelevanceError as error:
+        print(f"relevance: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        print("relevance: stopped; start the same command again to go on", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def _show(value: Any, as_json: bool, rendered: "RenderableType | None" = None) -> None:
+    if as_json:
+        print(json.dumps(value, ensure_ascii=False, indent=1))
+    else:
+        _console().print(rendered if rendered is not None else value)
+
+
+def _has_prefect_server() -> bool:
+    """Whether runs are to be recorded: a temporary server of Prefect's own would cost half a minute for nothing."""
+    return bool(os.environ.get("PREFECT_API_URL"))
+
+
+def _console() -> "Console":
+    from rich.console import Console
+
+    return Console(soft_wrap=True)
+
+
+def recipe_path(name: str) -> Path:
+    """A recipe file: a path, or the name of one that is built in.
+
+    Raises:
+        MissingError: neither; lists the built-in ones.
+    """
+    path = Path(name)
+    built_in = RECIPES / f"{name}.toml"
+    if path.suffix != ".toml" and built_in.is_file():
+        return built_in
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in RECIPES.glob("*.toml")))
+        raise MissingError(f"{name}: no such recipe file; built in are: {known}")
+    return path
+
+
+@app.command()
+def demo(
+    workspace: Workspace = DEFAULT_WORKSPACE,
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """The whole loop on the Python documentation that is on this machine, in about ten minutes on two cores."""
+    from flows import card, chain
+    from pipeline import config
+
+    recipe = config.load(RECIPES / "demo.toml", overrides or [])
+    outcome = chain.retrain(recipe, workspace)
+    made = card.make(outcome, workspace)
+    _show(made, as_json, card.render(made, workspace))
+
+
+@app.command()
+def retrain(
+    recipe: Annotated[str, typer.Argument(help="A TOML file, or a built-in recipe such as demo or homedepot.")],
+    workspace: Workspace = DEFAULT_WORKSPACE,
+    overrides: Set = None,
+    no_promote: Annotated[bool, typer.Option("--no-promote", help="Publish without going live.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Trains, distils, exports, indexes and judges; publishes a release and promotes it if the gate agrees."""
+    from flows import card, chain
+    from pipeline import config
+
+    path = recipe_path(recipe)
+    if _has_prefect_server():
+        from flows import schedules
+
+        outcome = schedules.retrain(path, overrides or [], workspace, promote=not no_promote)
+    else:
+        outcome = chain.retrain(config.load(path, overrides or []), workspace, promote=not no_promote)
+    made = card.make(outcome, workspace)
+    _show(made, as_json, card.render(made, workspace))
+    if not outcome.live and not no_promote:
+        raise GateError("the gate said no, the live release stays: " + "; ".join(outcome.reasons))
+
+
+@app.command()
+def report(
+    judgments: Annotated[str, typer.Option(help="Folder of judged queries, in any format that is read.")],
+    workspace: Workspace = DEFAULT_WORKSPACE,
+    format: Annotated[str, typer.Option(help="How the judgments are written; auto looks at the files.")] = "auto",
+    all_queries: Annotated[
+        bool, typer.Option("--all", help="Judge all queries, not only those the release's recipe keeps from training.")
+    ] = False,
+    release: Annotated[str, typer.Option(help="live, previous, or the first digits of a release.")] = "live",
+    run: Annotated[Path | None, typer.Option(help="Judge this run file (TREC text or Parquet) instead.")] = None,
+    baseline: Annotated[str, typer.Option(help="A release to compare with.")] = "",
+    out: Annotated[Path | None, typer.Option(help="Copy the report into this folder.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Judges a release, or a run file, on judged queries: nDCG and others with intervals, as JSON and HTML."""
+    from flows import report as flow
+    from pipeline.evaluation import report as reports
+
+    made = flow.report(
+        judgments,
+        workspace,
+        format=format,
+        split="all" if all_queries else "test",
+        release=release,
+        run_file=run,
+        baseline=baseline,
+        out=out,
+    )
+    found = json.loads(made.file("report.json").read_text(encoding="utf-8"))
+    where = (out or made.path) / "report.html"
+    _show(found, as_json, reports.card(found))
+    if not as_json:
+        _console().print(f"report: {where}")
+
+
+@app.command()
+def reindex(
+    documents: Annotated[str, typer.Option(help="Folder, file or SQLAlchemy URL of the documents.")],
+    workspace: Workspace = DEFAULT_WORKSPACE,
+    format: Annotated[str, typer.Option(help="How the documents are written; auto looks at the files.")] = "auto",
+    release: Annotated[
+        str, typer.Option(help="Whose models embed; its copy with the new index is published.")
+    ] = "live",
+    full: Annotated[bool, typer.Option("--full", help="Embed every document, not only the changed ones.")] = False,
+    no_promote: Annotated[bool, typer.Option("--no-promote", help="Publish without going live.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Embeds new and changed documents, builds a new index and makes it live with the same models."""
+    from flows import reindex as flow
+
+    made = flow.reindex(documents, workspace, format=format, release=release, full=full, promote=not no_promote)
+    _show(made, as_json, flow.render(made))
+
+
+@app.command()
+def serve(
+    workspace: Workspace = DEFAULT_WORKSPACE,
+    release: Annotated[str, typer.Option(help="live follows the pointer; digits pin one release.")] = "live",
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 for any free one.")] = 8080,
+    precision: Annotated[str, typer.Option(help="auto, fp32, fp16 or int8.")] = "auto",
+) -> None:
+    """Answers rerank, embedding and search requests over HTTP, with a page at /."""
+    from serving import run, settings
+
+    run.serve(
+        settings.from_environment(workspace=workspace, release=release, host=host, port=port, precision=precision)
+    )
+
+
+@app.command()
+def schedule(
+    recipe: Annotated[str, typer.Argument(help="Whose cron lines are served.")],
+    judgments: Annotated[str, typer.Option(help="Judged queries of the scheduled report.")] = "",
+    documents: Annotated[str, typer.Option(help="Documents of the scheduled re-index.")] = "",
+    workspace: Workspace = DEFAULT_WORKSPACE,
+    overrides: Set = None,
+) -> None:
+    """Serves the flows retrain, report and reindex to Prefect with the recipe's cron lines, until stopped."""
+    from flows import schedules
+
+    schedules.serve(recipe_path(recipe), overrides or [], workspace, judgments=judgments, documents=documents)
+
+
+@app.command()
+def search(
+    query: str,
+    workspace: Workspace = DEFAULT_WORKSPACE,
+    release: Annotated[str, typer.Option(help="live, previous, or the first digits of a release.")] = "live",
+    top: Annotated[int, typer.Option(min=1, help="How many results.")] = 10,
+    as_json: Json = False,
+) -> None:
+    """Searches the documents of a release: lexical, semantic and final order side by side."""
+    from flows import ask
+
+    found = ask.search(query, workspace, release=release, top=top)
+    _show(found, as_json, ask.render_search(found))
+
+
+@app.command()
+def rerank(
+    query: str,
+    file: Annotated[Path, typer.Argument(help="Texts to rank: one a line, or JSON lines with text (and title).")],
+    workspace: Workspace = DEFAULT_WORKSPACE,
+    release: Annotated[str, typer.Option(help="live, previous, or the first digits of a release.")] = "live",
+    as_json: Json = False,
+) -> None:
+    """Orders the texts of a file by their relevance to a query."""
+    from flows import ask
+
+    found = ask.rerank(query, file, workspace, release=release)
+    _show(found, as_json, ask.render_rerank(found))
+
+
+@releases_app.command("list")
+def releases_list(workspace: Workspace = DEFAULT_WORKSPACE, as_json: Json = False) -> None:
+    """All releases, oldest first, and which is live."""
+    from flows import card
+
+    found = card.releases(workspace)
+    _show(found, as_json, card.render_releases(found))
+
+
+@releases_app.command("show")
+def releases_show(
+    release: Annotated[str, typer.Argument()] = "live", workspace: Workspace = DEFAULT_WORKSPACE, as_json: Json = False
+) -> None:
+    """What a release holds, its figures and its files, after checking them."""
+    from flows import card
+
+    found = card.show(workspace, release)
+    _show(found, as_json, card.render_show(found))
+
+
+@releases_app.command("promote")
+def releases_promote(
+    release: str,
+    reason: Annotated[str, typer.Option(help="Kept in the history.")] = "by hand",
+    workspace: Workspace = DEFAULT_WORKSPACE,
+) -> None:
+    """Makes a release live, whatever the gate said."""
+    from pipeline.releases import Releases
+
+    registry = Releases(workspace)
+    seen = registry.live()
+    pointer = registry.promote(release, reason=reason, expected=seen.generation if seen else 0)
+    _console().print(f"live: {pointer.release[:12]}, generation {pointer.generation}")
+
+
+@releases_app.command("rollback")
+def releases_rollback(
+    reason: Annotated[str, typer.Option(help="Kept in the history.")] = "by hand",
+    workspace: Workspace = DEFAULT_WORKSPACE,
+) -> None:
+    """Makes the release live again that was live before."""
+    from pipeline.releases import Releases
+
+    pointer = Releases(workspace).rollback(reason=reason)
+    _console().print(f"live: {pointer.release[:12]}, generation {pointer.generation}")
+
+
+@data_app.command("check")
+def data_check(
+    path: Path,
+    format: Annotated[str, typer.Option(help="How the source is written; auto looks at the files.")] = "auto",
+    as_json: Json = False,
+) -> None:
+    """What a person wants to know about judged data; exits 2 when a part of it cannot be used."""
+    from pipeline.data import check
+
+    found = check.examine(path, format)
+    _show(found.to_dict(), as_json, check.render(found))
+    if found.faults:
+        raise InputError(f"{path}: {len(found.faults)} faults, listed above; mend or drop those rows")
+
+
+@data_app.command("convert")
+def data_convert(
+    path: Path,
+    out: Path,
+    format: Annotated[str, typer.Option(help="How the source is written; auto looks at the files.")] = "auto",
+) -> None:
+    """Writes a source in any known format as our Parquet tables."""
+    from pipeline.data import convert
+
+    convert.convert(path, format, out)
+    _console().print(f"written: {out}")
+
+
+@data_app.command("split")
+def data_split(
+    path: Path,
+    out: Path,
+    valid: Annotated[float, typer.Option(help="Share of queries.")] = 0.1,
+    test: Annotated[float, typer.Option(help="Share of queries.")] = 0.2,
+    seed: int = 13,
+) -> None:
+    """Writes the data again with train, valid and test assigned by a hash of the normalised query."""
+    from pipeline.data import convert
+
+    convert.split(path, valid, test, seed, out)
+    _console().print(f"written: {out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""The flow that keeps an index current: the models of a release stay, its documents are replaced.
+
+Only new and changed documents are embedded. The release that comes out differs from the old one in its
+lexical index, document store and semantic index, and is made live only if the old one still is.
+"""
+
+import logging
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flows import chain
+from pipeline import config as configs
+from pipeline import releases
+from pipeline.config import Recipe, SourceConfig
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+log = logging.getLogger(__name__)
+
+
+def reindex(
+    documents: str,
+    workspace: Path,
+    *,
+    format: str = "auto",
+    release: str = "live",
+    full: bool = False,
+    promote: bool = True,
+    run: chain.Runner = chain.directly,
+) -> dict[str, Any]:
+    """Indexes the documents of a source with the models of a release; what was done, as plain values.
+
+    Args:
+        documents, format: a folder, file or SQLAlchemy URL, and how it is written; see `SourceConfig`.
+        full: embed every document, though its vector is known.
+
+    Raises:
+        MissingError: no such release or source.
+        ConflictError: another publisher made a release live meanwhile; the new one is published, not live.
+    """
+    from pipeline.data import corpus
+
+    began = time.monotonic()
+    registry = releases.Releases(workspace)
+    live = registry.live()
+    old = registry.open(release)
+    recipe = configs.parse(Recipe, old.manifest.config)
+    source = SourceConfig(path=documents, format=format)
+    data = run("documents", lambda: corpus.make(workspace, source, Path(), recipe.data.faulty_rows))
+    parts = {name: releases.part(old, name) for name in chain.PARTS}
+    if full:
+        _forget_vectors(workspace)
+    made = chain.make_searchable(workspace, recipe.index, parts["encoder"], data, run=run)
+    parts |= {"lexical": made.lexical, "documents": made.documents, "index": made.index}
+    new = registry.publish(parts, metrics=dict(old.metrics), config=old.manifest.config)
+    was_live = live is not None and live.release == old.fingerprint
+    if promote and was_live and live is not None and new.fingerprint != old.fingerprint:
+        registry.promote(new.fingerprint, reason=f"re-indexed {documents}", expected=live.generation)
+    pointer = registry.live()
+    return {
+        "release": new.fingerprint,
+        "live": pointer is not None and pointer.release == new.fingerprint,
+        "documents": made.vectors.metrics["documents"],
+        "embedded": made.vectors.metrics["embedded"],
+        "reused": made.vectors.metrics["reused"],
+        "bytes_per_document": made.index.metrics["bytes_per_document"],
+        "seconds": round(time.monotonic() - began, 1),
+    }
+
+
+def _forget_vectors(workspace: Path) -> None:
+    """Removes all vectors, which are only ever kept to save work; releases hold their own indexes."""
+    folder = workspace / "artifacts" / "vectors"
+    if folder.is_dir():
+        shutil.rmtree(folder)
+        log.info("%s: removed, every document is embedded anew", folder)
+
+
+def render(made: dict[str, Any]) -> "Table":
+    """A two-column table of `reindex`'s answer."""
+    from rich.table import Table
+
+    table = Table(show_header=False, title="re-index", title_justify="left")
+    for name, value in made.items():
+        table.add_row(name.replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value))
+    return table

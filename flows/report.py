@@ -1,0 +1,139 @@
+"""The flow that judges: a release, or any run file, on judged queries that may not be those it was made with.
+
+A release is judged on those of the queries that its recipe keeps from training (`split` test): the recipe cuts by
+a hash of the query's text, so they are found in any copy of the data. For queries that training cannot have
+seen, `all` judges every one.
+"""
+
+import logging
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from flows import chain
+from pipeline import config as configs
+from pipeline import releases
+from pipeline.artifacts import Artifact
+from pipeline.config import CandidatesConfig, DataConfig, Recipe, SourceConfig
+from pipeline.releases import Releases
+
+log = logging.getLogger(__name__)
+
+Split = Literal["test", "all"]
+
+
+def report(
+    judgments: str,
+    workspace: Path,
+    *,
+    format: str = "auto",
+    split: Split = "test",
+    release: str = "live",
+    run_file: Path | None = None,
+    baseline: str = "",
+    out: Path | None = None,
+    run: chain.Runner = chain.directly,
+) -> Artifact:
+    """A report artifact on a release's models, or on a run file, over all queries that a source judges.
+
+    Args:
+        judgments, format: a folder or file of documents, queries and judgments; see `SourceConfig`.
+        split: which of its queries; see above. A run file is judged on all of them.
+        release: whose models rank the source's documents, as its recipe says: the judged lists or what they retrieve.
+        run_file: TREC text or Parquet; judged instead of a release's models.
+        baseline: a release to compare with; without it BM25 and encoder together are.
+        out: report.html, report.json and per_query.parquet are copied here.
+
+    Raises:
+        MissingError: no such source, file or release.
+    """
+    registry = Releases(workspace)
+    source = SourceConfig(path=judgments, format=format)
+    if run_file is not None:
+        made = _of_run(registry, source, run_file, baseline, run)
+    else:
+        made = _of_release(registry, source, split, release, baseline, run)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        for name in made.manifest.files:
+            shutil.copyfile(made.path / name, out / name)
+    return made
+
+
+def _judgments(registry: Releases, source: SourceConfig, config: DataConfig, run: chain.Runner) -> Artifact:
+    from pipeline.data import judgments
+
+    whole = replace(
+        config, root=".", sources=(source,), train_queries=0, valid_queries=0, test_queries=0, max_documents=0
+    )
+    return run("judgments", lambda: judgments.make(registry.workspace, whole))
+
+
+def _of_release(
+    registry: Releases, source: SourceConfig, split: Split, release: str, baseline: str, run: chain.Runner
+) -> Artifact:
+    from pipeline.evaluation import facts, systems
+    from pipeline.evaluation import report as reports
+
+    opened = registry.open(release)
+    recipe = configs.parse(Recipe, opened.manifest.config)
+    data = _judgments(registry, source, recipe.data if split == "test" else replace(recipe.data, splits="test"), run)
+    judged, corpus = _judge(registry, opened, recipe.candidates, data, run)
+    before = None
+    if baseline:
+        other, _ = _judge(registry, registry.open(baseline), recipe.candidates, data, run)
+        before = (other.features, other.fusion)
+    ranked = run("systems", lambda: systems.make(registry.workspace, judged.features, judged.fusion, {}, before))
+    parts = {name: releases.part(opened, name) for name in ("ranker", "encoder")}
+    return run(
+        "report",
+        lambda: reports.make(
+            registry.workspace,
+            recipe.evaluation,
+            data,
+            ranked,
+            baseline=systems.LIVE if baseline else systems.BOTH,
+            subject=systems.FUSED,
+            title=f"Release {opened.fingerprint[:12]}",
+            measured=facts.of(parts["ranker"], parts["encoder"], corpus.vectors, corpus.index, {}),
+        ),
+    )
+
+
+def _judge(
+    registry: Releases, opened: Artifact, candidates: CandidatesConfig, data: Artifact, run: chain.Runner
+) -> tuple[chain.Judged, chain.Corpus]:
+    recipe = configs.parse(Recipe, opened.manifest.config)
+    parts = {name: releases.part(opened, name) for name in ("ranker", "encoder", "fusion")}
+    models = chain.Models(ranker=parts["ranker"], encoder=parts["encoder"], fusion=parts["fusion"])
+    corpus = chain.make_searchable(registry.workspace, recipe.index, models.encoder, data, run=run)
+    return chain.judge(registry.workspace, candidates, models, corpus, data, run=run), corpus
+
+
+def _of_run(registry: Releases, source: SourceConfig, run_file: Path, baseline: str, run: chain.Runner) -> Artifact:
+    from pipeline.evaluation import report as reports
+    from pipeline.evaluation import systems
+
+    config = Recipe().evaluation
+    data = _judgments(registry, source, DataConfig(splits="test"), run)
+    files = {run_file.stem: run_file}
+    if baseline:
+        opened = registry.open(baseline)
+        recipe = configs.parse(Recipe, opened.manifest.config)
+        judged, _ = _judge(registry, opened, recipe.candidates, data, run)
+        ranked = run("systems", lambda: systems.make(registry.workspace, judged.features, judged.fusion, {}))
+        files = {systems.FUSED: ranked.file("run.parquet"), **files}
+    return run(
+        "report",
+        lambda: reports.make_from_run(registry.workspace, config, data, files, title=f"Run {run_file.name}"),
+    )
+
+
+def rows(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Systems with their means, for a table of plain values."""
+    return [
+        {"system": name, **{measure: round(item["mean"] or 0.0, 4) for measure, item in system["measures"].items()}}
+        for name, system in found["systems"].items()
+    ]

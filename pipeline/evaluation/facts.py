@@ -1,0 +1,63 @@
+"""What a release costs beside what it is worth: sizes, rates and seconds that its stages measured.
+
+Groups of label → number for the report and the card. They differ from run to run, so they are shown and never
+part of a fingerprint.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.artifacts import Artifact
+
+PRECISION_ROWS = {
+    "bytes": "bytes",
+    "texts_per_cpu_s": "inputs per CPU-second",
+    "ndcg": "nDCG@10 (valid)",
+    "kendall_tau": "Kendall tau to fp32",
+    "max_change": "largest change",
+}
+
+
+def bundle(artifact: Artifact) -> dict[str, Any]:
+    """What bundle.json of an exported model says."""
+    found = json.loads(artifact.file("bundle.json").read_text(encoding="utf-8"))
+    assert isinstance(found, dict)
+    return found
+
+
+def of(
+    ranker: Artifact, encoder: Artifact, vectors: Artifact, index: Artifact, trained: Mapping[str, Artifact]
+) -> dict[str, Any]:
+    """Groups for `report.make(…, measured=…)`.
+
+    Args:
+        ranker, encoder: bundles.
+        trained: name → model artifact, for the training times.
+    """
+    found: dict[str, Any] = {
+        "index": {
+            "documents": index.metrics["documents"],
+            "dimensions": index.metrics["dimensions"],
+            "kind": index.metrics["factory"],
+            "bytes a document": index.metrics["bytes_per_document"],
+            "build, seconds": index.metrics["build_seconds"],
+            "embedding, documents per second": vectors.metrics["embedded_per_s"],
+        }
+    }
+    for name, artifact in (("ranker", ranker), ("encoder", encoder)):
+        told = bundle(artifact)
+        found[f"{name} precisions"] = {
+            precision + (" (chosen for CPU)" if told["chosen"]["cpu"] == precision else ""): {
+                label: figures.get(key) for key, label in PRECISION_ROWS.items()
+            }
+            for precision, figures in told["precisions"].items()
+        }
+    found["training"] = {
+        name: {label: model.metrics[key] for key, label in TRAINING_ROWS.items() if key in model.metrics}
+        for name, model in trained.items()
+    }
+    return found
+
+
+TRAINING_ROWS = {"pairs": "pairs", "pairs_per_s": "pairs per second", "seconds": "seconds"}

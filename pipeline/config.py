@@ -56,9 +56,9 @@ class DataConfig:
     """What to do with rows that cannot be used; drop counts them by reason in the artifact."""
     conflicts: Literal["error", "max", "mean"] = "error"
     """What to do when one pair has several grades from one kind of source."""
-    splits: Literal["source", "hash"] = "hash"
+    splits: Literal["source", "hash", "test"] = "hash"
     """source keeps the published splits (a missing test split is the published valid, and a new valid is cut from
-    train); hash cuts all anew by a hash of the normalised query."""
+    train); hash cuts all anew by a hash of the normalised query; test makes all of them test queries, for judging."""
     valid_share: float = 0.1
     test_share: float = 0.2
     train_queries: int = 0
@@ -98,6 +98,9 @@ class CandidatesConfig:
 
     def __post_init__(self) -> None:
         _positive("candidates", retrieve=self.retrieve, max_list=self.max_list, negatives_depth=self.negatives_depth)
+        for name in ("negatives", "skip_top"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"candidates.{name} is {getattr(self, name)}; it must be 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -241,10 +244,19 @@ class ExportConfig:
     precisions: tuple[Precision, ...] = ("fp32", "fp16", "int8")
     max_ndcg_drop: float = 0.005
     """On valid queries; a precision that loses more is not chosen for serving."""
+    min_kendall_tau: float = 0.9
+    """Agreement with fp32 on the order within valid queries, below which a precision is not chosen either."""
+    sample_tokens: int = 40_000
+    """Tokens of valid queries on which each precision is judged; more takes longer and says it more surely."""
     golden: int = 16
     """Inputs whose scores are stored for a check at every load."""
     parity: float = 1e-4
     """Largest score difference allowed between PyTorch and fp32 ONNX."""
+
+    def __post_init__(self) -> None:
+        _positive("export", sample_tokens=self.sample_tokens, golden=self.golden, parity=self.parity)
+        if "fp32" not in self.precisions:
+            raise ConfigError("export.precisions lacks fp32, which the others are held against; add it")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

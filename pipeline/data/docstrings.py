@@ -6,9 +6,12 @@ followed to find such names.
 """
 
 import ast
+import contextlib
 import gc
+import hashlib
 import inspect
 import logging
+import sys
 import sysconfig
 import warnings
 from collections.abc import Iterator, Sequence
@@ -113,6 +116,16 @@ def read(roots: Sequence[Path]) -> list[Docstring]:
     found = sorted(_named(modules), key=lambda docstring: docstring.name)
     log.info("docstrings: %d in %d files, %d files not readable", len(found), len(modules), broken)
     return found
+
+
+def digest(roots: Sequence[Path], salt: str) -> str:
+    """32 hex digits that change with any file that `read` reads, with this Python's version and with the salt."""
+    total = hashlib.blake2b(f"{salt} {sys.version_info[:2]}".encode(), digest_size=16)
+    for root in roots:
+        for name, path in _sources(root):
+            with contextlib.suppress(OSError):  # Left out by `read` as well.
+                total.update(name.encode() + hashlib.blake2b(path.read_bytes(), digest_size=16).digest())
+    return total.hexdigest()
 
 
 def _sources(root: Path, inside: str = "") -> Iterator[tuple[str, Path]]:

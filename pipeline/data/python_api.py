@@ -16,7 +16,6 @@ Everything else is unjudged. Nothing is imported or downloaded; the same install
 """
 
 import dataclasses
-import hashlib
 import logging
 import math
 import re
@@ -31,19 +30,12 @@ from pipeline.data import docstrings
 from pipeline.data.docstrings import Docstring
 
 if TYPE_CHECKING:
-    import pyarrow as pa
+    from pipeline.data.sources import Source
 
+NAME = "python_api"
 
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Tables and digest."""
-
-    name: str
-    documents: "pa.Table"
-    queries: "pa.Table"
-    judgments: "pa.Table"
-    digest: str
-
+VERSION = 1
+"""Raise it when the same sources give other tables."""
 
 MIN_DOCUMENT_WORDS = 25
 """A shorter text says little that its name does not."""
@@ -105,26 +97,28 @@ def read(roots: Sequence[Path] = ()) -> "Source":
     """
     import pyarrow as pa
 
-    found = docstrings.read(roots or docstrings.installed())
-    entries = distinct(take_apart(docstring) for docstring in found if _long_enough(docstring.text))
-    documents = pa.table(
-        {
-            "doc_id": [entry.name for entry in entries],
-            "title": [entry.name for entry in entries],
-            "text": [entry.body for entry in entries],
-        },
-        schema=pa.schema([(name, pa.string()) for name in ("doc_id", "title", "text")]),
-    )
+    from pipeline.data.sources import Source
+
+    places = roots or docstrings.installed()
+    entries = distinct(take_apart(docstring) for docstring in docstrings.read(places) if _long_enough(docstring.text))
+    names = [entry.name for entry in entries]
+    documents = pa.table({"doc_id": names, "title": names, "text": [entry.body for entry in entries]})
     queries, judgments = judge(entries)
-    queries = pa.table(queries, schema=pa.schema([("query_id", pa.string()), ("text", pa.string())]))
-    columns = [("query_id", pa.string()), ("doc_id", pa.string()), ("grade", pa.int32()), ("source", pa.string())]
-    judgments = pa.table({**judgments, "source": ["human"] * len(judgments["grade"])}, schema=pa.schema(columns))
-    digest = hashlib.blake2b(digest_size=16)
-    for table in (documents, queries, judgments):
-        for column in table.columns:
-            digest.update("\x1f".join(map(str, column.to_pylist())).encode())
-    log.info("python_api: %d documents, %d queries, %d judgments", len(documents), len(queries), len(judgments))
-    return Source("python_api", documents, queries, judgments, digest.hexdigest())
+    sources = ["human"] * len(judgments["grade"])
+    log.info("%d documents, %d queries, %d judgments", len(names), len(queries["text"]), len(sources))
+    return Source(
+        NAME,
+        documents,
+        pa.table(queries),
+        pa.table({**judgments, "source": sources}),
+        digest(places),
+        format=NAME,
+    )
+
+
+def digest(roots: Sequence[Path] = ()) -> str:
+    """What `read` gives as the source's digest, in a tenth of its time: a hash of all the files it would read."""
+    return docstrings.digest(roots or docstrings.installed(), f"{NAME} {VERSION}")
 
 
 def take_apart(docstring: Docstring) -> Entry:

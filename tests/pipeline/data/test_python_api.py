@@ -12,6 +12,7 @@ import pytest
 from pipeline import schema
 from pipeline.data import docstrings, python_api
 from pipeline.data.docstrings import Docstring
+from pipeline.data.sources import Source
 
 LONG = "The rest says enough about what happens here to be a document of its own kind. " * 4
 
@@ -130,7 +131,7 @@ def write(root: Path, files: Mapping[str, str]) -> Path:
     return root
 
 
-def grades(source: python_api.Source) -> dict[str, dict[str, int]]:
+def grades(source: Source) -> dict[str, dict[str, int]]:
     found: dict[str, dict[str, int]] = {}
     for row in source.judgments.to_pylist():
         found.setdefault(row["query_id"], {})[row["doc_id"]] = row["grade"]
@@ -188,6 +189,7 @@ def test_same_packages_same_digest_and_another_text_another(tmp_path: Path) -> N
     assert again.digest == first.digest
     assert again.documents.equals(first.documents)
     assert again.judgments.equals(first.judgments)
+    assert python_api.digest([tmp_path / "two"]) == first.digest
     changed = {**LIBRARY, "lib/copies.py": LIBRARY["lib/copies.py"].replace("model One", "model First")}
     assert python_api.read([write(tmp_path / "three", changed)]).digest != first.digest
 

@@ -1,0 +1,221 @@
+"""Which (query, document) pairs are trained on and judged: judgments joined with what searches found.
+
+`pairs` is what models learn from, `pool` is what they are judged on. Both are tables of pairs whose `row_id` is
+the name of a pair everywhere after: teacher scores, states and features are joined by it.
+
+Of several judgments of one pair a person's is preferred to clicks, clicks to a model's and that to any other
+source's; of one source the highest grade counts.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from pipeline import artifacts, schema
+from pipeline.artifacts import Artifact, Staging
+from pipeline.config import CandidatesConfig
+from pipeline.data import splits
+from pipeline.errors import SchemaError
+
+PAIRS_VERSION = 1
+POOL_VERSION = 1
+
+PREFERENCE = ("human", "click", "model")
+"""Sources of judgments, the most trusted first."""
+
+_SCHEMA = pa.schema(
+    [
+        ("row_id", pa.int64()),
+        ("query_id", pa.string()),
+        ("doc_id", pa.string()),
+        ("grade", pa.int32()),
+        ("split", pa.string()),
+        ("source", pa.string()),
+    ]
+)
+
+
+def pairs(workspace: Path, config: CandidatesConfig, data: Artifact, run: Artifact) -> Artifact:
+    """The `pairs` artifact: pairs.parquet of the splits train and valid.
+
+    train   judged pairs, then up to `negatives` unjudged ones as grade 0 (source "negative"). They are drawn from
+            the query's first `negatives_depth` documents in the run, the first `skip_top` unjudged left out. Who is
+            drawn depends on nothing but the seed, the query and these documents.
+    valid   what `config.pool` says: judged pairs, or the first `retrieve` of the run, unjudged ones as grade 0
+            (source "unjudged").
+
+    Rows are ordered by split, by query as in queries.parquet, then judged ones as in judgments.parquet before
+    negatives by rank. The metrics count queries that the run does not have.
+
+    Raises:
+        SchemaError: the run has none of the queries that need candidates, or has documents unknown to the data.
+    """
+    keys = ("pool", "negatives", "negatives_depth", "skip_top", "retrieve", "seed")
+
+    def build(staging: Staging) -> Mapping[str, Any]:
+        judged = _judged(data)
+        found = _found([run], data)
+        train = judged[judged["split"] == "train"]
+        rows = [train]
+        metrics = {}
+        if config.negatives:
+            metrics = _missing(train["query"], found, "train")
+            rows.append(_negatives(config, train, found))
+        valid, more = _pooled(config, judged, found, ("valid",))
+        table = _ordered([*rows, valid])
+        schema.write(table, staging.folder / "pairs.parquet", "pairs")
+        return {**_counts(table), **metrics, **more}
+
+    inputs = {"data": data, "run": run}
+    settings = {key: getattr(config, key) for key in keys}
+    return artifacts.make(workspace, "pairs", version=PAIRS_VERSION, config=settings, inputs=inputs, build=build)
+
+
+def pool(workspace: Path, config: CandidatesConfig, data: Artifact, runs: Sequence[Artifact]) -> Artifact:
+    """The `pool` artifact: pairs.parquet of the splits valid and test, which every system ranks.
+
+    With `config.pool` judged it has the judged pairs; with retrieved the union of the first `retrieve` of each run,
+    unjudged documents as grade 0 (source "unjudged"), ordered by the first run that has them and their rank there.
+
+    Raises:
+        SchemaError: no query has candidates, or a run has documents unknown to the data.
+    """
+
+    def build(staging: Staging) -> Mapping[str, Any]:
+        rows, metrics = _pooled(config, _judged(data), _found(runs, data), ("valid", "test"))
+        table = _ordered([rows])
+        schema.write(table, staging.folder / "pairs.parquet", "pairs")
+        return {**_counts(table), **metrics}
+
+    inputs = {"data": data, **{f"run {number}": run for number, run in enumerate(runs)}}
+    settings = {"pool": config.pool, "retrieve": config.retrieve}
+    return artifacts.make(workspace, "pool", version=POOL_VERSION, config=settings, inputs=inputs, build=build)
+
+
+def _judged(data: Artifact) -> pd.DataFrame:
+    """One row a judged pair: query (position in queries.parquet), query_id, doc_id, grade, split, source, order."""
+    rows: pd.DataFrame = schema.read(data.file("judgments.parquet"), "judgments").to_pandas()
+    trust = rows["source"].map({name: place for place, name in enumerate(PREFERENCE)}).fillna(len(PREFERENCE))
+    rows = rows.assign(order=np.arange(len(rows)), trust=trust)
+    best = rows.sort_values(["trust", "grade", "order"], ascending=[True, False, True], kind="stable")
+    best = best.drop_duplicates(["query_id", "doc_id"]).sort_values("order")
+    places = _places(data)
+    return best.assign(query=best["query_id"].map(places))[
+        ["query", "query_id", "doc_id", "grade", "split", "source", "order"]
+    ]
+
+
+def _places(data: Artifact) -> pd.Series:
+    """query_id → its position in queries.parquet."""
+    ids = schema.read(data.file("queries.parquet"), "queries").column("query_id").to_pylist()
+    return pd.Series(np.arange(len(ids)), index=ids)
+
+
+def _found(runs: Sequence[Artifact], data: Artifact) -> pd.DataFrame:
+    """Rows of runs: query, query_id, doc_id, rank, run (its number), best run and rank first within a query."""
+    documents = schema.read(data.file("documents.parquet"), "documents").column("doc_id").to_pandas()
+    frames = []
+    rows: pd.DataFrame
+    for number, run in enumerate(runs):
+        rows = schema.read(run.file("run.parquet"), "run").to_pandas()[["query_id", "doc_id", "rank"]]
+        strange = rows[~rows["doc_id"].isin(documents)]
+        if len(strange):
+            raise SchemaError(
+                f"{run.path}: document {strange['doc_id'].iloc[0]!r} is not among those of {data.path} ({len(strange)} "
+                "rows of the run); search the same documents again"
+            )
+        frames.append(rows.assign(run=number))
+    rows = pd.concat(frames, ignore_index=True)
+    rows = rows.assign(query=rows["query_id"].map(_places(data))).dropna(subset="query")
+    return rows.astype({"query": np.int64}).sort_values(["query", "run", "rank"], kind="stable")
+
+
+def _negatives(config: CandidatesConfig, train: pd.DataFrame, found: pd.DataFrame) -> pd.DataFrame:
+    """The unjudged documents drawn for each training query.
+
+    Each document gets a number that depends on the seed, the query and itself alone; the smallest are drawn. So a
+    new query or document changes no other draw than those it takes part in.
+    """
+    rows = found[found["query"].isin(train["query"])]
+    rows = rows[rows.groupby("query").cumcount() < config.negatives_depth]
+    rows = _unjudged(rows, train)
+    rows = rows[rows.groupby("query").cumcount() >= config.skip_top]
+    names = (rows["query_id"] + "\x00" + rows["doc_id"]).tolist()
+    rows = rows.assign(number=[splits.share(config.seed, name, "negative") for name in names])
+    drawn = rows.sort_values(["query", "number"], kind="stable").groupby("query").head(config.negatives)
+    after = train["order"].max() + 1  # Behind the judged ones.
+    return drawn.assign(grade=0, split="train", source="negative", order=after + drawn["rank"])
+
+
+def _pooled(
+    config: CandidatesConfig, judged: pd.DataFrame, found: pd.DataFrame, names: Sequence[str]
+) -> tuple[pd.DataFrame, dict[str, int]]:
+    """What is ranked for the queries of these splits, and how many of them the runs do not have."""
+    judged = judged[judged["split"].isin(names)]
+    if config.pool == "judged":
+        return judged, {}
+    rows = found[found["query"].isin(judged["query"])]
+    rows = rows[rows.groupby(["query", "run"]).cumcount() < config.retrieve]
+    rows = rows.drop_duplicates(["query", "doc_id"])  # The first run that has it.
+    rows = rows.assign(order=np.arange(len(rows)))
+    graded = rows.merge(judged[["query", "doc_id", "grade", "source"]], how="left", on=["query", "doc_id"])
+    split_of = judged.drop_duplicates("query").set_index("query")["split"]
+    graded = graded.assign(
+        grade=graded["grade"].fillna(0).astype(np.int64),
+        source=graded["source"].fillna("unjudged"),
+        split=graded["query"].map(split_of),
+    )
+    metrics: dict[str, int] = {}
+    for name in names:
+        metrics |= _missing(judged.loc[judged["split"] == name, "query"], found, name)
+    return graded, metrics
+
+
+def _unjudged(rows: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
+    pairs_of = ["query", "doc_id"]
+    known = pd.MultiIndex.from_frame(judged[pairs_of])
+    return rows[~pd.MultiIndex.from_frame(rows[pairs_of]).isin(known)]
+
+
+def _missing(queries: pd.Series, found: pd.DataFrame, split: str) -> dict[str, int]:
+    """How many of a split's queries no run has a document for.
+
+    Raises:
+        SchemaError: none of them has one.
+    """
+    asked = set(queries)
+    missing = len(asked - set(found["query"]))
+    if asked and missing == len(asked):
+        raise SchemaError(
+            f"candidates: the run has no document for any of the {len(asked)} queries of split {split}; search that "
+            "split too, or set candidates.pool to judged and candidates.negatives to 0"
+        )
+    return {f"{split}_queries_without_candidates": missing}
+
+
+def _ordered(frames: Sequence[pd.DataFrame]) -> pa.Table:
+    """The table of pairs: by split, query and order, numbered from 0."""
+    rows = pd.concat(frames, ignore_index=True)
+    place = rows["split"].map({name: place for place, name in enumerate(schema.SPLITS)})
+    rows = rows.assign(place=place).sort_values(["place", "query", "order"], kind="stable")
+    rows = rows.assign(row_id=np.arange(len(rows)))
+    return pa.Table.from_pandas(rows[_SCHEMA.names], schema=_SCHEMA, preserve_index=False)
+
+
+def _counts(table: pa.Table) -> dict[str, Any]:
+    """For each split: queries, pairs, pairs of each source, queries all of whose grades are equal."""
+    counts = {}
+    for split, rows in table.to_pandas().groupby("split"):
+        grades = rows.groupby("query_id")["grade"]
+        counts[str(split)] = {
+            "queries": int(rows["query_id"].nunique()),
+            "pairs": len(rows),
+            "relevant": int((rows["grade"] > 0).sum()),
+            "sources": {str(name): int(number) for name, number in sorted(rows["source"].value_counts().items())},
+            "queries_of_one_grade": int((grades.min() == grades.max()).sum()),
+        }
+    return counts

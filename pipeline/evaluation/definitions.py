@@ -1,0 +1,31 @@
+"""What the numbers of a report mean, in words that stand without the code."""
+
+from pipeline.config import EvaluationConfig
+
+
+def of(config: EvaluationConfig) -> dict[str, str]:
+    """Measure, or other term of the report → its meaning."""
+    k, bar = config.cutoff, config.relevant_from
+    return {
+        f"ndcg@{k}": f"Discounted cumulative gain of the first {k} documents, divided by that of the best order of all "
+        "judged documents of the query. The gain is the grade (linear), the discount 1/log2(rank + 1); trec_eval's "
+        f"ndcg_cut_{k}.",
+        f"ndcg_exp@{k}": "The same with gain 2^grade − 1 (exponential), which makes high grades count for more.",
+        "mrr": f"1 / rank of the first document of grade {bar} or more; 0 when there is none.",
+        "map": f"Mean over all documents of grade {bar} or more of the precision at their rank; 0 if not returned.",
+        f"recall@{k}": f"Share of all documents of grade {bar} or more that stand in the first {k}.",
+        "recall": "The same share in the whole list, as deep as the pool: what no order of it can pass.",
+        "pairwise": "Share of the pairs of judged documents of one query with different grades that are in the right "
+        "order; ties count half, a document that is not returned stands last. Only over queries that have such pairs.",
+        f"judged@{k}": f"Share of the first {k} documents that have a judgment. Where it differs between systems, "
+        "the one with less is underrated.",
+        "queries": "Every judged query counts. One that a system returns nothing for scores 0; so does one without a "
+        "relevant document, as in trec_eval. A document without a judgment has grade 0.",
+        "ties": "Scores are compared as 32-bit floats; of equal ones the greater document id stands first, as in "
+        "trec_eval.",
+        "interval": f"95 % BCa bootstrap interval over queries, {config.bootstrap:,} resamples, seed {config.seed}.",
+        "p": f"Two-sided paired sign-flip permutation test, {config.bootstrap:,} flips; 'Holm' is corrected for "
+        "comparing several systems with the baseline.",
+        "detectable": "The smallest true difference that so many queries show in four of five trials; a smaller "
+        "difference may be there and not be seen.",
+    }

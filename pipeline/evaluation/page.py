@@ -1,0 +1,145 @@
+"""The report as one self-contained HTML page: no scripts, no outside parts, every text escaped."""
+
+import math
+import re
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import jinja2
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.evaluation import plots
+
+LABELS = {
+    "ndcg": "nDCG",
+    "ndcg_exp": "nDCG, 2^g − 1",
+    "mrr": "MRR",
+    "map": "MAP",
+    "recall": "recall",
+    "pairwise": "pairwise accuracy",
+    "judged": "judged",
+    "precision": "precision",
+}
+
+
+def label(measure: str) -> str:
+    """A measure's name as people write it: `ndcg_exp@10` → nDCG@10, 2^g − 1."""
+    name, _, cutoff = measure.partition("@")
+    words = LABELS.get(name, name)
+    if not cutoff:
+        return "recall, whole list" if name == "recall" else words
+    first, comma, rest = words.partition(",")
+    return f"{first}@{cutoff}{comma}{rest}"
+
+
+def value(number: float | None) -> str:
+    """Three decimals, or a dash for what is not defined."""
+    return "–" if number is None or not math.isfinite(number) else f"{number:.3f}"
+
+
+def signed(number: float | None) -> str:
+    """Three decimals with a sign; a true minus, and none on a zero."""
+    if number is None or not math.isfinite(number):
+        return "–"
+    text = f"{number:+.3f}".replace("-", "−")
+    return "0.000" if text.endswith("0.000") else text
+
+
+def p_value(number: float | None) -> str:
+    """Two digits, or < 0.001."""
+    if number is None or not math.isfinite(number):
+        return "–"
+    return "< 0.001" if number < 0.001 else f"{number:.3f}" if number < 0.1 else f"{number:.2f}"
+
+
+def interval(span: Mapping[str, Any]) -> str:
+    """0.612 [0.590, 0.634]"""
+    return f"{value(span['mean'])} [{value(span['low'])}, {value(span['high'])}]"
+
+
+def fact(item: Any) -> str:
+    """A number or text of the facts table: thousands apart, four digits of a fraction, yes or no."""
+    if item is None:
+        return "–"
+    if isinstance(item, bool):
+        return "yes" if item else "no"
+    if isinstance(item, int):
+        return f"{item:,}"
+    if isinstance(item, float):
+        return f"{item:,.0f}" if abs(item) >= 1000 else f"{item:.4g}"
+    return ", ".join(map(fact, item)) if isinstance(item, (list, tuple)) else str(item)
+
+
+def words(key: str) -> str:
+    """A key as words: index_build_seconds → index build seconds."""
+    return re.sub(r"[_\s]+", " ", key).strip()
+
+
+def verdict(gap: Mapping[str, Any] | None) -> str:
+    """better, worse, or no difference shown: whether the 95 % interval of the difference lies on one side of 0."""
+    if gap is None or gap["low"] is None:
+        return ""
+    return "better" if gap["low"] > 0 else "worse" if gap["high"] < 0 else "no difference shown"
+
+
+def render(report: Mapping[str, Any], gaps: NDArray[np.float64]) -> str:
+    """The page of a report.
+
+    Args:
+        report: what report.json holds.
+        gaps: (queries,) the subject's headline minus the baseline's.
+    """
+    headline, systems = report["headline"], report["systems"]
+    spans = [system["measures"][headline] for system in systems.values()]
+    scale = plots.Scale.over([span[end] for span in spans for end in ("low", "high")])
+    found = {name: system["difference"] and system["difference"][headline] for name, system in systems.items()}
+    ends = [gap[end] for gap in found.values() if gap for end in ("low", "high")]
+    bars, edge = plots.sorted_bars(gaps)
+    groups, loose = _grouped(report["facts"])
+    return (
+        _template()
+        .render(
+            report=report,
+            subject=systems[report["subject"]],
+            gap=found[report["subject"]],
+            gaps=found,
+            scale=scale,
+            gap_scale=plots.Scale.over([*ends, 0.0], step=0.02),
+            bars=bars,
+            edge=edge,
+            groups=groups,
+            loose=loose,
+        )
+        .strip()
+        + "\n"
+    )
+
+
+def _grouped(facts: Mapping[str, Any]) -> tuple[dict[str, Mapping[str, Any]], dict[str, Any]]:
+    """Facts that are groups, and those that stand alone."""
+    groups = {name: item for name, item in facts.items() if isinstance(item, Mapping)}
+    return groups, {name: item for name, item in facts.items() if name not in groups}
+
+
+@cache
+def _template() -> jinja2.Template:
+    places = jinja2.Environment(
+        loader=jinja2.PackageLoader("pipeline.evaluation", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    places.filters |= {
+        "label": label,
+        "value": value,
+        "signed": signed,
+        "p": p_value,
+        "fact": fact,
+        "words": words,
+        "verdict": verdict,
+    }
+    places.globals |= {"interval": plots.interval}
+    return places.get_template("report.html")

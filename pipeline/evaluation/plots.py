@@ -1,0 +1,87 @@
+"""Small drawings for the report as inline SVG, without scripts; colours are CSS classes of the page."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+BARS = 400
+"""More queries than this are drawn as that many quantiles."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """A range of values laid over 0..100 % of a width."""
+
+    low: float
+    high: float
+
+    @classmethod
+    def over(cls, values: Sequence[float], step: float = 0.05) -> "Scale":
+        """The range that holds all finite values, with a little room and round ends."""
+        known = [value for value in values if value is not None and math.isfinite(value)] or [0.0, 1.0]
+        low, high = math.floor(min(known) / step) * step, math.ceil(max(known) / step) * step
+        return cls(low, high if high > low else low + step)
+
+    def place(self, value: float) -> float:
+        """Percent from the left, held within the width."""
+        return round(100 * min(max((value - self.low) / (self.high - self.low), 0.0), 1.0), 2)
+
+    def ticks(self, count: int = 5) -> list[float]:
+        """Round values inside the range, about so many."""
+        span = self.high - self.low
+        power = 10 ** math.floor(math.log10(span / count))
+        step = next(power * factor for factor in (1, 2, 5, 10) if span / (power * factor) <= count)
+        first = math.ceil(self.low / step - 1e-9)
+        last = math.floor(self.high / step + 1e-9)
+        return [round(number * step, 10) for number in range(first, last + 1)]
+
+
+def interval(span: Mapping[str, float | None], scale: Scale, line: float | None, kind: str) -> Markup:
+    """A dot for the mean with a bar for its interval, and an upright line at `line`.
+
+    Args:
+        span: mean, low, high; None draws nothing.
+        kind: a CSS class: subject, baseline or other.
+    """
+    parts = []
+    if line is not None:
+        parts.append('<line class="rule" x1="{0}%" x2="{0}%" y1="0" y2="100%"/>'.format(scale.place(line)))
+    mean, low, high = span["mean"], span["low"], span["high"]
+    if mean is not None and low is not None and high is not None:
+        left, right = scale.place(low), scale.place(high)
+        parts.append(f'<line class="span" x1="{left}%" x2="{right}%" y1="50%" y2="50%"/>')
+        parts.append(f'<circle cx="{scale.place(mean)}%" cy="50%" r="5"/>')
+    return Markup('<svg class="interval {}" role="img" aria-hidden="true">{}</svg>').format(
+        kind, Markup("".join(parts))
+    )
+
+
+def sorted_bars(gaps: NDArray[np.float64]) -> tuple[Markup, float]:
+    """Per-query differences as bars from the largest gain to the largest loss, and the value at the plot's edge.
+
+    Args:
+        gaps: (queries,) new minus baseline.
+    """
+    ordered = np.sort(gaps[np.isfinite(gaps)])[::-1]
+    if len(ordered) > BARS:
+        ordered = np.quantile(ordered, np.linspace(1, 0, BARS))
+    edge = max(0.1, math.ceil(10 * float(np.abs(ordered).max(initial=0.0))) / 10)
+    width = 1000 / max(len(ordered), 1)
+    gap = 0.15 * width if len(ordered) <= 120 else 0.0
+    paths = {"gain": "", "loss": ""}
+    for place, value in enumerate(ordered):
+        height = round(100 * float(value) / edge, 2)
+        if height:
+            left, right = round(place * width + gap, 2), round((place + 1) * width - gap, 2)
+            paths["gain" if height > 0 else "loss"] += f"M{left} 0V{-height}H{right}V0Z"
+    drawn = "".join(f'<path class="{kind}" d="{path}"/>' for kind, path in paths.items() if path)
+    svg = (
+        '<svg class="bars" viewBox="0 -100 1000 200" preserveAspectRatio="none" role="img" '
+        'aria-label="differences of single queries, sorted">'
+        f'{drawn}<line class="zero" x1="0" x2="1000" y1="0" y2="0"/></svg>'
+    )
+    return Markup(svg), edge  # numbers only; nothing in it comes from a document

@@ -1,0 +1,106 @@
+"""What systems ranked, read from whichever file it was written to.
+
+run      columns query_id, doc_id, score; a column `system` chooses rows where the file holds several
+scores   columns row_id, score; joined by row id with a pool's pairs
+TREC     text lines of query, Q0, document, rank, score, system
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.artifacts import Artifact
+from pipeline.errors import MissingError, SchemaError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+COLUMNS = ["query_id", "doc_id", "score"]
+
+_PARQUET = b"PAR1"
+
+
+def read(path: Path, system: str, pool: Artifact | None = None) -> "pa.Table":
+    """query_id, doc_id and score of one system's documents.
+
+    Args:
+        path: Parquet or TREC text; told apart by the first bytes.
+        system: its name, which chooses rows where the file holds several systems.
+        pool: whose pairs give a scores file its queries and documents.
+
+    Raises:
+        MissingError: no such file.
+        SchemaError: neither of the three forms, rows that the pool does not have, pool rows without a score,
+            or several systems and none of this name.
+    """
+    if not path.is_file():
+        raise MissingError(f"{path}: no such file; the run of '{system}' was expected here")
+    table = _parquet(path) if _starts_with(path, _PARQUET) else _trec(path)
+    names = set(table.column_names)
+    if {"row_id", "score"} <= names and not set(COLUMNS) <= names:
+        return _joined(table, path, pool)
+    if not set(COLUMNS) <= names:
+        raise SchemaError(
+            f"{path}: has columns {', '.join(table.column_names)}; a run needs query_id, doc_id and score, "
+            "a scores file row_id and score"
+        )
+    return _of_system(table, path, system).select(COLUMNS)
+
+
+def _starts_with(path: Path, mark: bytes) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(mark)) == mark
+
+
+def _parquet(path: Path) -> "pa.Table":
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise SchemaError(f"{path}: not a readable Parquet file ({error}); write it again") from error
+    for name in table.column_names:
+        if name in {*COLUMNS, "row_id"} and table.column(name).null_count:
+            row = table.column(name).is_null().to_pylist().index(True)
+            raise SchemaError(f"{path}, row {row}: {name} is null")
+    return table
+
+
+def _trec(path: Path) -> "pa.Table":
+    from pipeline.data import trec
+
+    return trec.read_run(path)
+
+
+def _of_system(table: "pa.Table", path: Path, system: str) -> "pa.Table":
+    import pyarrow.compute as pc
+
+    if "system" not in table.column_names:
+        return table
+    known = sorted(map(str, table.column("system").unique().to_pylist()))
+    if system in known:
+        return table.filter(pc.equal(table.column("system"), system))
+    if len(known) > 1:
+        raise SchemaError(f"{path}: holds the systems {', '.join(known)}, none is called '{system}'")
+    return table
+
+
+def _joined(scores: "pa.Table", path: Path, pool: Artifact | None) -> "pa.Table":
+    import pandas as pd
+    import pyarrow as pa
+
+    if pool is None:
+        raise SchemaError(f"{path}: scores by row id mean nothing without their pool; give a run file")
+    pairs = pd.read_parquet(pool.file("pairs.parquet"), columns=["row_id", "query_id", "doc_id"])
+    frame = scores.select(["row_id", "score"]).to_pandas()
+    doubles = frame["row_id"].duplicated()
+    if doubles.any():
+        raise SchemaError(f"{path}: row {frame['row_id'][doubles].iloc[0]} of the pool is scored twice")
+    unknown, unscored = set(frame["row_id"]) - set(pairs["row_id"]), set(pairs["row_id"]) - set(frame["row_id"])
+    if unknown or unscored:
+        raise SchemaError(
+            f"{path}: {len(unknown):,} of its rows are not in the pool and {len(unscored):,} of the pool's rows have "
+            f"no score; it was made for another pool than {pool.path}, score this one"
+        )
+    joined = pairs.merge(frame, on="row_id", validate="1:1")
+    return pa.Table.from_pandas(joined[COLUMNS], preserve_index=False)

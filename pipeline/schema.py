@@ -129,15 +129,21 @@ def column_faults(table: "pa.Table", kind: str) -> list[Fault]:
 
 
 def text_faults(table: "pa.Table", kind: str) -> Iterator[Fault]:
-    """Rows whose texts hold NUL, lone surrogates or more than `text.MAX_CHARS` characters; empty queries too."""
+    """Rows whose texts hold NUL or more than `text.MAX_CHARS` characters; empty queries too.
+
+    A lone surrogate cannot be in a table: readers find it before.
+    """
+    import pyarrow.compute as pc
+
     for name in ("title", "text"):
         if name in table.column_names:
-            for row, value in enumerate(table.column(name).to_pylist()):
-                reason = text.fault(value or "")
-                if reason:
-                    yield Fault(kind, row, f"{name} {reason}")
-                elif kind == "queries" and not (value or "").strip():
-                    yield Fault(kind, row, "the query is empty")
+            values = table.column(name)
+            suspect = pc.or_(pc.greater(pc.utf8_length(values), text.MAX_CHARS), pc.match_substring(values, "\x00"))
+            if kind == "queries":
+                suspect = pc.or_(suspect, pc.equal(pc.utf8_trim_whitespace(values), ""))
+            for row in pc.indices_nonzero(pc.fill_null(suspect, kind == "queries")).to_pylist():
+                reason = text.fault(values[row].as_py() or "")
+                yield Fault(kind, row, f"{name} {reason}" if reason else "the query is empty")
 
 
 def grade_faults(table: "pa.Table") -> Iterator[Fault]:

@@ -1,0 +1,248 @@
+"""What a person wants to know about judged data before training on it: its size, its shape, what is wrong with it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.config import SourceConfig
+from pipeline.data import faults, judgments, sources, splits
+from pipeline.data.faults import Sifted
+from pipeline.schema import SPLITS, Fault
+from pipeline.text import normalise
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+EXAMPLES = 3
+"""Of each suspicious thing."""
+
+SHOWN_FAULTS = 20
+"""That `render` lists; `to_dict` has all."""
+
+LONG_QUERY_TOKENS = 64
+
+WORD_TOKENS = 1.3
+"""Pieces that a trained vocabulary makes of a word, roughly."""
+
+_CJK = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}]"
+_WORD = r"[^\s\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}]+"
+_SUSPICIOUS = {
+    "no letters": r"^[^\p{L}]*$",
+    "markup": r"<[A-Za-z/!][^>]*>|&(?:[A-Za-z]+|#[0-9]+);",
+    "a web address": r"(?i)^\s*(?:https?://|www\.)",
+    "control characters": r"[\x01-\x08\x0b\x0c\x0e-\x1f\x7f]",
+    "characters lost in a conversion": "\N{REPLACEMENT CHARACTER}",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """How a quantity is distributed."""
+
+    least: float
+    median: float
+    mean: float
+    most_95: float
+    """95 of 100 are at most this."""
+    most: float
+
+
+@dataclass(frozen=True, slots=True)
+class Noticed:
+    """Something odd that does not stop anybody."""
+
+    count: int
+    examples: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataReport:
+    """Judged data, described."""
+
+    path: str
+    format: str
+    documents: int
+    queries: int
+    judged_queries: int
+    judgments: int
+    """As read; those that cannot be used are in `faults`, and everything below is of the others."""
+    grades: Mapping[str, int]
+    """Grade → judgments."""
+    splits: Mapping[str, Mapping[str, int]]
+    """Published split (none if there is none) → queries and judgments."""
+    list_lengths: Spread | None
+    """Judged documents of a judged query."""
+    one_grade_queries: int
+    """Queries all of whose documents have the same grade: no order of them is better than another."""
+    characters: Mapping[str, Spread]
+    """Of query, title and text, where not empty."""
+    tokens: Mapping[str, Spread]
+    """The same in tokens, estimated: a Chinese, Japanese or Korean character is 1, any other word 1.3."""
+    noticed: Mapping[str, Noticed]
+    """What is odd → how often, and examples."""
+    dropped: Mapping[str, Mapping[str, int]]
+    """Table → kind of fault → rows."""
+    faults: tuple[Fault, ...]
+    """Rows that cannot be used, each with its reason."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain values, for JSON."""
+        return asdict(self)
+
+
+def examine(path: Path | str, format: str = "auto") -> DataReport:
+    """Reads a source and describes it; grades in conflict are faults too.
+
+    Raises:
+        MissingError: nothing of that format at the path.
+        SchemaError: a file that cannot be read at all; see `sources.read`.
+    """
+    source = sources.read(SourceConfig(path=str(path), format=format), Path())
+    sifted = faults.sift(source)
+    conflicts = faults.conflicts(source.judgments)
+    whole = Sifted(sifted.documents, sifted.queries, sifted.judgments, (*sifted.findings, *conflicts), sifted.repeated)
+    rows = whole.judgments.select(["query_id", "doc_id", "grade"]).to_pandas()
+    published = pd.Series(judgments.published(whole.judgments), dtype=object).fillna("none")
+    by_query = rows.groupby("query_id")["grade"]
+    texts = {
+        "query": whole.queries["text"],
+        "title": whole.documents["title"],
+        "text": whole.documents["text"],
+    }
+    return DataReport(
+        path=str(path),
+        format=source.format,
+        documents=source.documents.num_rows,
+        queries=source.queries.num_rows,
+        judged_queries=int(rows["query_id"].nunique()),
+        judgments=source.judgments.num_rows,
+        grades={str(grade): int(count) for grade, count in rows["grade"].value_counts().sort_index().items()},
+        splits={
+            split: {"queries": int(part["query_id"].nunique()), "judgments": len(part)}
+            for split in (*SPLITS, "none")
+            if len(part := rows[(published == split).to_numpy()])
+        },
+        list_lengths=spread(by_query.size().to_numpy()),
+        one_grade_queries=int((by_query.nunique() == 1).sum()),
+        characters=_spreads(texts, pc.utf8_length),
+        tokens=_spreads(texts, estimate_tokens),
+        noticed=_notice(whole, rows),
+        dropped=whole.counts(),
+        faults=tuple(finding.fault for finding in whole.findings),
+    )
+
+
+def estimate_tokens(texts: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Tokens of each text, (rows,) float, without a vocabulary: 1 for a CJK character, 1.3 for any other word."""
+    single = pc.count_substring_regex(texts, _CJK)
+    words = pc.count_substring_regex(texts, _WORD)
+    return pc.add(pc.cast(single, pa.float64()), pc.multiply(pc.cast(words, pa.float64()), WORD_TOKENS))
+
+
+def spread(values: Any) -> Spread | None:
+    """The distribution of some numbers; None of none."""
+    numbers = np.asarray(values, dtype=float)
+    if not len(numbers):
+        return None
+    least, median, most_95, most = np.percentile(numbers, [0, 50, 95, 100])
+    return Spread(*(round(float(value), 2) for value in (least, median, numbers.mean(), most_95, most)))
+
+
+def render(report: DataReport) -> "RenderableType":
+    """The report as tables for a terminal."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    def table(title: str, *columns: str) -> Table:
+        made = Table(box=None, padding=(0, 2, 0, 0))
+        for place, column in enumerate((title, *columns)):
+            made.add_column(column, justify="right" if place else "left", overflow="fold")
+        return made
+
+    heading = Text(f"{report.path} ({report.format})", style="bold")
+    counts = table("counts", "rows")
+    for name in ("documents", "queries", "judged_queries", "judgments", "one_grade_queries"):
+        counts.add_row(name.replace("_", " "), f"{getattr(report, name):,}")
+    grades = table("grade", "judgments", "share")
+    for grade, count in report.grades.items():
+        grades.add_row(grade, f"{count:,}", f"{count / max(sum(report.grades.values()), 1):.1%}")
+    published = table("published split", "queries", "judgments")
+    for split, of in report.splits.items():
+        published.add_row(split, f"{of['queries']:,}", f"{of['judgments']:,}")
+    lengths = table("lengths (tokens are estimated)", "least", "median", "mean", "95 %", "most")
+    spreads = {"documents of a query": report.list_lengths}
+    for name in report.characters:
+        spreads |= {f"{name}, characters": report.characters[name], f"{name}, tokens": report.tokens[name]}
+    for name, found in spreads.items():
+        if found:
+            numbers = (found.least, found.median, found.mean, found.most_95, found.most)
+            lengths.add_row(name, *(f"{number:,.1f}".removesuffix(".0") for number in numbers))
+    parts: list[RenderableType] = [heading, counts, grades, published, lengths]
+    if report.noticed:
+        odd = table("worth a look", "how often", "for example")
+        odd.columns[2].justify = "left"
+        for name, notice in report.noticed.items():
+            odd.add_row(name, f"{notice.count:,}", Text("; ".join(notice.examples)))
+        parts.append(odd)
+    if report.faults:
+        wrong = table("cannot be used", "row", "reason")
+        wrong.columns[2].justify = "left"
+        for fault in report.faults[:SHOWN_FAULTS]:
+            wrong.add_row(fault.table, "" if fault.row is None else str(fault.row), Text(fault.reason))
+        parts.append(wrong)
+        if len(report.faults) > SHOWN_FAULTS:
+            parts.append(Text(f"… and {len(report.faults) - SHOWN_FAULTS:,} more rows; --json lists all"))
+    spaced: list[RenderableType] = []
+    for part in parts:
+        spaced += [part, Text("")]
+    return Group(*spaced[:-1])
+
+
+def _spreads(texts: Mapping[str, pa.ChunkedArray], measure: Any) -> dict[str, Spread]:
+    found = {name: spread(measure(column.filter(pc.not_equal(column, "")))) for name, column in texts.items()}
+    return {name: value for name, value in found.items() if value}
+
+
+def _notice(sifted: Sifted, rows: pd.DataFrame) -> dict[str, Noticed]:
+    documents, queries = sifted.documents, sifted.queries
+    found: dict[str, Sequence[str]] = {}
+    text = queries["text"]
+    trimmed = pc.utf8_trim_whitespace(text)
+    found["queries of one character"] = _where(text, pc.equal(pc.utf8_length(trimmed), 1))
+    long = pc.greater(estimate_tokens(text), LONG_QUERY_TOKENS)
+    found[f"queries of more than {LONG_QUERY_TOKENS} tokens"] = _where(text, long)
+    for name, pattern in _SUSPICIOUS.items():
+        odd = pc.match_substring_regex(text, pattern)
+        found[f"queries with {name}"] = _where(text, odd)
+    judged = pc.is_in(queries["query_id"], value_set=pa.array(rows["query_id"].unique(), text.type))
+    found["queries without judgments"] = _where(text, pc.invert(judged))
+    normal = pd.Series([normalise(value) for value in text.to_pylist()], dtype=object)
+    found["queries that are the same when normalised"] = normal[normal.duplicated()].tolist()
+    across = splits.shared(judgments.texts_of(queries, sifted.judgments), judgments.published(sifted.judgments))
+    found["queries in more than one published split"] = [f"{query} ({', '.join(names)})" for query, names in across]
+    content = documents.select(["title", "text"]).to_pandas()
+    ids = documents["doc_id"].to_pandas()
+    empty = (content == "").all(axis=1)
+    found["documents without title and text"] = ids[empty].tolist()
+    found["documents of the same title and text"] = ids[content.duplicated() & ~empty].tolist()
+    again = faults.keys(sifted.judgments).duplicated().to_numpy()
+    found["judgments that stand there again"] = [
+        f"{query} {document}" for query, document in rows.loc[again, ["query_id", "doc_id"]].itertuples(index=False)
+    ]
+    return {
+        name: Noticed(len(values), tuple(value[:60] for value in values[:EXAMPLES]))
+        for name, values in found.items()
+        if len(values)
+    }
+
+
+def _where(texts: pa.ChunkedArray, mask: pa.ChunkedArray) -> list[str]:
+    found: list[str] = texts.filter(mask).to_pylist()
+    return found

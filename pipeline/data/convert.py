@@ -1,0 +1,85 @@
+"""Any known source written as our own Parquet tables, whole or not at all."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+
+from pipeline import artifacts, schema
+from pipeline.config import DataConfig, SourceConfig
+from pipeline.data import faults, judgments, sources, splits
+from pipeline.data.faults import Sifted
+from pipeline.data.files import STRING
+from pipeline.errors import ConfigError, SchemaError
+
+_ADVICE = "mend them first; `relevance data check` lists them all"
+
+
+def convert(path: Path | str, format: str, out: Path) -> Path:
+    """Writes documents, queries and judgments .parquet into a new folder `out`, with all columns of the source.
+
+    Judgments that disagree are written as they are: a recipe says what to do with them.
+
+    Raises:
+        ConfigError: `out` holds something already.
+        MissingError: no such source.
+        SchemaError: rows that cannot be used; nothing is written.
+    """
+    with _new_folder(out) as folder:
+        sifted = _read(path, format)
+        _write(folder, sifted, sifted.judgments)
+    return out
+
+
+def split(path: Path, valid_share: float, test_share: float, seed: int, out: Path) -> Path:
+    """Writes a source into a new folder `out` with a column `split` cut by a hash of the normalised query.
+
+    Raises:
+        ConfigError: shares that leave nothing to train on, or `out` holds something already.
+        MissingError: no such source.
+        SchemaError: rows that cannot be used; nothing is written.
+    """
+    config = DataConfig(splits="hash", valid_share=valid_share, test_share=test_share, seed=seed)
+    with _new_folder(out) as folder:
+        sifted = _read(path, "auto")
+        texts = judgments.texts_of(sifted.queries, sifted.judgments)
+        assigned = pa.array(splits.assign(texts, [None] * len(texts), config), STRING)
+        bare = sifted.judgments
+        if "split" in bare.column_names:
+            bare = bare.drop_columns(["split"])
+        _write(folder, sifted, bare.append_column("split", assigned))
+    return out
+
+
+def _read(path: Path | str, format: str) -> Sifted:
+    source = sources.read(SourceConfig(path=str(path), format=format), Path())
+    sifted = faults.sift(source)
+    faults.refuse(sifted.findings, str(path), _ADVICE)
+    return sifted
+
+
+def _write(folder: Path, sifted: Sifted, rows: pa.Table) -> None:
+    for kind, table in (("documents", sifted.documents), ("queries", sifted.queries), ("judgments", rows)):
+        schema.write(table, folder / f"{kind}.parquet", kind)
+        artifacts.fsync(folder / f"{kind}.parquet")
+
+
+@contextmanager
+def _new_folder(out: Path) -> Iterator[Path]:
+    """A folder beside `out` that takes its name when all went well, and is removed when not."""
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise ConfigError(f"{out}: is there already and not an empty folder; give another name")
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
+        yield temporary
+        temporary.rename(out)
+        artifacts.fsync(out.parent)
+    except OSError as error:
+        raise SchemaError(f"{out}: could not be written ({error.strerror or error}); nothing was kept") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,151 @@
+"""What of a source cannot be used, and the rest of it: the one sieve of `judgments`, `check` and `convert`."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import schema
+from pipeline.data.sources import Source
+from pipeline.errors import SchemaError
+from pipeline.schema import Fault
+
+SHOWN = 5
+"""Faults that an error message names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A row that cannot be used."""
+
+    kind: str
+    """A word or two, to count by: unreadable, text, empty query, empty id, repeated id, grade, dangling, conflict."""
+    fault: Fault
+
+
+@dataclass(frozen=True, slots=True)
+class Sifted:
+    """A source without the rows that cannot be used."""
+
+    documents: pa.Table
+    queries: pa.Table
+    judgments: pa.Table
+    findings: tuple[Finding, ...]
+    repeated: int
+    """Documents and queries that stood there twice, the same each time; one is kept."""
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Table → kind → rows left out."""
+        found: dict[str, Counter[str]] = {}
+        for finding in self.findings:
+            found.setdefault(finding.fault.table, Counter())[finding.kind] += 1
+        return {table: dict(counter) for table, counter in found.items()}
+
+
+def sift(source: Source) -> Sifted:
+    """Finds every row that cannot be used, and leaves those out; conflicting grades are not looked at."""
+    unreadable = [Finding("unreadable", fault) for fault in source.faults]
+    documents, found_documents, same_documents = _sift_texts(source.documents, "documents", unreadable)
+    queries, found_queries, same_queries = _sift_texts(source.queries, "queries", unreadable)
+    findings = [finding for finding in unreadable if finding.fault.table == "judgments"]
+    findings += _judgment_findings(source, documents, queries, {finding.fault.row for finding in findings})
+    return Sifted(
+        documents,
+        queries,
+        _without(source.judgments, findings),
+        (*found_documents, *found_queries, *findings),
+        same_documents + same_queries,
+    )
+
+
+def refuse(findings: Sequence[Finding], where: str, advice: str) -> None:
+    """Raises one error for all findings, if there are any.
+
+    Raises:
+        SchemaError: says how many there are, names the first few, and gives the advice.
+    """
+    if findings:
+        named = "; ".join(str(finding.fault) for finding in findings[:SHOWN])
+        more = f"; and {len(findings) - SHOWN:,} more" if len(findings) > SHOWN else ""
+        raise SchemaError(f"{where}: {len(findings):,} rows cannot be used ({named}{more}); {advice}")
+
+
+def conflicts(judgments: pa.Table) -> list[Finding]:
+    """A finding for each row whose pair has another grade earlier in the table, from the same kind of source."""
+    frame = keys(judgments)
+    frame["grade"] = judgments["grade"].to_pandas()
+    again = frame[frame.duplicated(list(frame.columns[:-1]), keep=False)]
+    names = list(frame.columns[:-1])
+    first = again.groupby(names, sort=False, dropna=False)["grade"].transform("first")
+    found = []
+    columns = (again["query_id"], again["doc_id"], again["grade"], first)
+    for row, query, document, grade, before in zip(again.index, *columns, strict=True):
+        if grade != before:
+            reason = f"query_id '{query}', doc_id '{document}' has grade {grade} here and {before} before"
+            found.append(Finding("conflict", Fault("judgments", int(row), reason)))
+    return found
+
+
+def keys(judgments: pa.Table) -> pd.DataFrame:
+    """What makes a judgment one of its own, (rows, 4): query, document, kind of source and field."""
+    columns = {name: judgments[name].to_pandas() for name in ("query_id", "doc_id")}
+    for name, missing in (("source", "human"), ("field", "")):
+        known = name in judgments.column_names
+        columns[name] = judgments[name].to_pandas().fillna(missing) if known else missing
+    return pd.DataFrame(columns, index=pd.RangeIndex(judgments.num_rows))
+
+
+def _sift_texts(table: pa.Table, kind: str, unreadable: Iterable[Finding]) -> tuple[pa.Table, list[Finding], int]:
+    """Documents or queries that can be used, what cannot, and how many were there twice."""
+    findings = [finding for finding in unreadable if finding.fault.table == kind]
+    known = {finding.fault.row for finding in findings}
+    for fault in schema.text_faults(table, kind):
+        if fault.row not in known:
+            findings.append(Finding("empty query" if "is empty" in fault.reason else "text", fault))
+    id_column = "doc_id" if kind == "documents" else "query_id"
+    columns = [name for name in (id_column, "title", "text") if name in table.column_names]
+    frame = pd.DataFrame({name: table[name].to_pandas() for name in columns})
+    for row in np.flatnonzero((frame[id_column].str.strip() == "").to_numpy()):
+        findings.append(Finding("empty id", Fault(kind, int(row), f"{id_column} is empty")))
+    again = frame.duplicated([id_column]).to_numpy()
+    same = frame.duplicated().to_numpy()
+    for row in np.flatnonzero(again & ~same):
+        reason = f"{id_column} '{frame[id_column].iloc[row]}' stands here again with another text"
+        findings.append(Finding("repeated id", Fault(kind, int(row), reason)))
+    left = _without(table, findings, also=same)
+    return left, findings, int(same.sum())
+
+
+def _judgment_findings(
+    source: Source, documents: pa.Table, queries: pa.Table, known: set[int | None]
+) -> Iterator[Finding]:
+    judgments = source.judgments
+    seen = set(known)
+    for fault in schema.grade_faults(judgments):
+        if fault.row not in seen:
+            seen.add(fault.row)
+            yield Finding("split" if fault.reason.startswith("split") else "grade", fault)
+    for column, kept, there in (("query_id", queries, source.queries), ("doc_id", documents, source.documents)):
+        whole = "queries" if column == "query_id" else "documents"
+        lost = pc.invert(pc.is_in(judgments[column], value_set=kept[column]))
+        for row in pc.indices_nonzero(lost).to_pylist():
+            if row not in seen:
+                seen.add(row)
+                value = judgments[column][row].as_py()
+                unusable = pc.index(there[column], judgments[column][row]).as_py() >= 0
+                reason = f"{column} '{value}' " + ("cannot be used" if unusable else f"is not among the {whole}")
+                yield Finding(
+                    f"unusable {column}" if unusable else f"unknown {column}", Fault("judgments", row, reason)
+                )
+
+
+def _without(table: pa.Table, findings: Iterable[Finding], also: npt.NDArray[np.bool_] | None = None) -> pa.Table:
+    keep = np.ones(table.num_rows, dtype=bool) if also is None else ~also
+    rows = [finding.fault.row for finding in findings if finding.fault.row is not None]
+    keep[rows] = False
+    return table if keep.all() else table.filter(pa.array(keep))

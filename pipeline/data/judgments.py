@@ -1,0 +1,274 @@
+"""The data that everything else starts from: all sources of a recipe in one set of tables, checked, merged and split.
+
+    sources ─► rows that cannot be used out ─► splits ─► one grade a pair ─► at most so many queries ─► artifact `data`
+
+Documents stand in the order of their sources, so their rows are the same for every stage.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import artifacts, schema
+from pipeline import config as configs
+from pipeline.artifacts import Artifact, Staging
+from pipeline.config import DataConfig
+from pipeline.data import faults, sources, splits
+from pipeline.data.faults import Sifted
+from pipeline.data.files import STRING
+from pipeline.data.sources import Source
+from pipeline.errors import ConfigError, SchemaError
+from pipeline.schema import SPLITS
+
+VERSION = 1
+
+log = logging.getLogger(__name__)
+
+
+def make(workspace: Path, config: DataConfig) -> Artifact:
+    """The artifact `data`: documents.parquet, queries.parquet (`slice` is the source's name unless it has its own) and
+    judgments.parquet (`split` and `source` filled).
+
+    With several sources, ids are prefixed by the source's name and a colon. Sources of one name are one collection: the
+    documents may come from a database and the judgments from a folder. Where files lie does not enter the fingerprint.
+
+    Raises:
+        ConfigError: no sources, or fewer documents wanted than are judged.
+        MissingError: a source that is not there.
+        SchemaError: rows that cannot be used, grades in conflict, a query in two splits; names them.
+    """
+    if not config.sources:
+        raise ConfigError("data.sources is empty; name a folder of judged data in the recipe, under [[data.sources]]")
+    found = [sources.find(source, Path(config.root)) for source in config.sources]
+    plain = configs.to_dict(config) | {
+        "root": "",
+        "sources": [
+            {"name": item.name, "grades": list(source.grades)}
+            for item, source in zip(found, config.sources, strict=True)
+        ],
+    }
+    inputs = {f"{place}:{item.name}": item.digest for place, item in enumerate(found)}
+
+    def build(staging: Staging) -> Mapping[str, Any]:
+        return _build(staging.folder, config, [item.read() for item in found])
+
+    return artifacts.make(workspace, "data", version=VERSION, config=plain, inputs=inputs, build=build)
+
+
+def _build(folder: Path, config: DataConfig, read: Sequence[Source]) -> Mapping[str, Any]:
+    collections = _by_name(read)
+    parts = []
+    for source in collections:
+        sifted = faults.sift(source)
+        if config.faulty_rows == "error":
+            advice = 'mend them, or set data.faulty_rows = "drop" to do without them'
+            faults.refuse(sifted.findings, source.name, advice)
+        if config.splits == "source":
+            splits.guard(texts_of(sifted.queries, sifted.judgments), published(sifted.judgments), source.name)
+        parts.append(sifted)
+    named = [
+        _named(source, sifted, alone=len(collections) == 1) for source, sifted in zip(collections, parts, strict=True)
+    ]
+    documents, queries, judgments = (_join(tables) for tables in zip(*named, strict=True))
+    if not judgments.num_rows:
+        raise SchemaError(f"{', '.join(source.name for source in collections)}: there are no judgments to learn from")
+
+    judged = texts_of(queries, judgments)
+    judgments = _put(judgments, "split", splits.assign(judged, judgments["label"].to_pylist(), config))
+    judgments, merged = merge(judgments.drop_columns(["label"]), config)
+    queries, judgments, left_out = _limit_queries(queries, judgments, config)
+    documents, others_left_out = _limit_documents(documents, judgments, config)
+
+    for kind, table in (("documents", documents), ("queries", queries), ("judgments", judgments)):
+        schema.write(table, folder / f"{kind}.parquet", kind)
+    metrics = _metrics(documents, queries, judgments) | {
+        "sources": {source.name: source.format for source in collections},
+        "dropped": _add_up([sifted.counts() for sifted in parts]),
+        "merged": {"repeated texts": sum(sifted.repeated for sifted in parts), **merged},
+        "left_out": {"queries": left_out, "documents": others_left_out},
+    }
+    log.info("data: %s", {name: metrics[name] for name in ("documents", "queries", "judgments", "dropped")})
+    return metrics
+
+
+def merge(judgments: pa.Table, config: DataConfig) -> tuple[pa.Table, dict[str, int]]:
+    """One row for each pair, kind of source and field, where it first stood, and how many rows went.
+
+    Raises:
+        SchemaError: a pair has several grades and `config.conflicts` is error.
+    """
+    keys = faults.keys(judgments)
+    again = keys.duplicated().to_numpy()
+    found = faults.conflicts(judgments) if again.any() else []
+    if config.conflicts == "error":
+        faults.refuse(found, "judgments", 'mend them, or set data.conflicts = "max" or "mean"')
+    if not again.any():
+        return judgments, {"judgments": 0, "conflicts": 0}
+    group = keys.groupby(list(keys.columns), sort=False, dropna=False).ngroup()
+    grades = judgments["grade"].to_pandas().groupby(group)
+    # Halves round up, for the same reason as with people: the better of two neighbouring grades.
+    one = grades.transform("max") if config.conflicts == "max" else np.floor(grades.transform("mean") + 0.5)
+    place = judgments.column_names.index("grade")
+    whole = judgments.set_column(place, "grade", pa.array(one.astype("int64").to_numpy()))
+    return whole.filter(pa.array(~again)), {"judgments": int(again.sum()), "conflicts": len(found)}
+
+
+def texts_of(queries: pa.Table, judgments: pa.Table) -> list[str]:
+    """The query of each judgment, (rows,)."""
+    texts = dict(zip(queries["query_id"].to_pylist(), queries["text"].to_pylist(), strict=True))
+    return [texts[query] for query in judgments["query_id"].to_pylist()]
+
+
+def published(judgments: pa.Table) -> list[str | None]:
+    """The published split of each judgment, (rows,); None where there is none."""
+    if "split" not in judgments.column_names:
+        return [None] * judgments.num_rows
+    found: list[str | None] = judgments["split"].to_pylist()
+    return found
+
+
+def _by_name(read: Sequence[Source]) -> list[Source]:
+    """Sources of one name made one, in order of their first."""
+    groups: dict[str, list[Source]] = {}
+    for source in read:
+        groups.setdefault(source.name, []).append(source)
+    return [group[0] if len(group) == 1 else _as_one(group) for group in groups.values()]
+
+
+def _as_one(group: Sequence[Source]) -> Source:
+    offsets: Counter[str] = Counter()
+    found = []
+    for source in group:
+        for fault in source.faults:
+            found.append(schema.Fault(fault.table, (fault.row or 0) + offsets[fault.table], fault.reason))
+        for kind in ("documents", "queries", "judgments"):
+            offsets[kind] += getattr(source, kind).num_rows
+    return Source(
+        group[0].name,
+        _join([source.documents for source in group]),
+        _join([source.queries for source in group]),
+        _join([source.judgments for source in group]),
+        "",
+        "+".join(source.format for source in group),
+        tuple(found),
+    )
+
+
+def _named(source: Source, sifted: Sifted, *, alone: bool) -> tuple[pa.Table, pa.Table, pa.Table]:
+    """The tables of a source with prefixed ids, slice and kind of source filled, and a `label` from its splits."""
+    documents, queries, judgments = sifted.documents, sifted.queries, sifted.judgments
+    if not alone:
+        documents = _prefixed(documents, source.name, "doc_id")
+        queries = _prefixed(queries, source.name, "query_id")
+        judgments = _prefixed(judgments, source.name, "query_id", "doc_id")
+    own = queries["slice"] if "slice" in queries.column_names else pa.nulls(queries.num_rows, STRING)
+    queries = _put(queries, "slice", pc.fill_null(own, source.name))
+    kept = ["query_id", "doc_id", "grade"]
+    if "field" in judgments.column_names:
+        kept.append("field")
+    kinds = judgments["source"] if "source" in judgments.column_names else pa.nulls(judgments.num_rows, STRING)
+    labels = splits.labels(published(judgments))
+    judgments = _put(judgments.select(kept), "source", pc.fill_null(kinds, "human"))
+    return documents, queries, _put(judgments, "label", labels)
+
+
+def _prefixed(table: pa.Table, name: str, *columns: str) -> pa.Table:
+    for column in columns:
+        parts = (pa.scalar(name, STRING), table[column], pa.scalar(":", STRING))
+        table = _put(table, column, pc.binary_join_element_wise(*parts))
+    return table
+
+
+def _put(table: pa.Table, name: str, values: Any) -> pa.Table:
+    """The table with this column set, of texts if it is a list."""
+    column = pa.array(values, STRING) if isinstance(values, list) else values
+    if name in table.column_names:
+        return table.set_column(table.column_names.index(name), name, column)
+    return table.append_column(name, column)
+
+
+def _join(tables: Sequence[pa.Table]) -> pa.Table:
+    try:
+        return pa.concat_tables(tables, promote_options="permissive").combine_chunks()
+    except pa.ArrowException as error:
+        raise SchemaError(
+            f"sources: a column has types that do not fit together ({error}); give it another name in one of them"
+        ) from error
+
+
+def _limit_queries(queries: pa.Table, judgments: pa.Table, config: DataConfig) -> tuple[pa.Table, pa.Table, int]:
+    """At most so many judged queries of each split; queries without judgments stay, as texts to pre-train on."""
+    limits = {"train": config.train_queries, "valid": config.valid_queries, "test": config.test_queries}
+    judged = pd.DataFrame(
+        {"query_id": judgments["query_id"].to_pandas(), "split": judgments["split"].to_pandas()}
+    ).drop_duplicates("query_id")
+    texts = dict(zip(queries["query_id"].to_pylist(), queries["text"].to_pylist(), strict=True))
+    lost: set[str] = set()
+    for split, limit in limits.items():
+        ids = judged.loc[judged["split"] == split, "query_id"].tolist()
+        lost |= set(ids) - splits.sample([texts[name] for name in ids], ids, limit, config.seed)
+    if not lost:
+        return queries, judgments, 0
+    gone = pa.array(sorted(lost), STRING)
+    return (
+        queries.filter(pc.invert(pc.is_in(queries["query_id"], value_set=gone))),
+        judgments.filter(pc.invert(pc.is_in(judgments["query_id"], value_set=gone))),
+        len(lost),
+    )
+
+
+def _limit_documents(documents: pa.Table, judgments: pa.Table, config: DataConfig) -> tuple[pa.Table, int]:
+    """The judged documents and, up to the limit, those others of lowest hash."""
+    limit = config.max_documents
+    if not limit or documents.num_rows <= limit:
+        return documents, 0
+    judged = pc.is_in(documents["doc_id"], value_set=pc.unique(judgments["doc_id"]))
+    room = limit - (pc.sum(judged).as_py() or 0)
+    if room < 0:
+        raise ConfigError(
+            f"data.max_documents is {limit:,}, but {limit - room:,} documents are judged; raise it, or lower "
+            "data.train_queries"
+        )
+    keep = judged.to_numpy(zero_copy_only=False).copy()
+    ids = documents["doc_id"].to_pylist()
+    others = np.flatnonzero(~keep)
+    keep[sorted(others, key=lambda row: splits.share(config.seed, ids[row], "document"))[:room]] = True
+    return documents.filter(pa.array(keep)), int((~keep).sum())
+
+
+def _metrics(documents: pa.Table, queries: pa.Table, judgments: pa.Table) -> dict[str, Any]:
+    empty = pc.and_(pc.equal(documents["title"], ""), pc.equal(documents["text"], ""))
+    frame = judgments.select(["query_id", "grade", "split", "source"]).to_pandas()
+    by_split = frame.groupby("split")["query_id"]
+    return {
+        "documents": documents.num_rows,
+        "empty_documents": pc.sum(empty).as_py() or 0,
+        "queries": queries.num_rows,
+        "judged_queries": int(frame["query_id"].nunique()),
+        "judgments": judgments.num_rows,
+        "grades": {str(grade): int(count) for grade, count in sorted(Counter(frame["grade"]).items())},
+        "max_grade": int(frame["grade"].max()),
+        "kinds": {str(kind): int(count) for kind, count in sorted(Counter(frame["source"]).items())},
+        "splits": {
+            split: {
+                "queries": int(by_split.nunique().get(split, 0)),
+                "judgments": int(by_split.size().get(split, 0)),
+            }
+            for split in SPLITS
+        },
+    }
+
+
+def _add_up(counts: Sequence[Mapping[str, Mapping[str, int]]]) -> dict[str, dict[str, int]]:
+    total: dict[str, Counter[str]] = {}
+    for tables in counts:
+        for table, kinds in tables.items():
+            total.setdefault(table, Counter()).update(kinds)
+    return {table: dict(kinds) for table, kinds in total.items()}

@@ -122,6 +122,8 @@ class LoopConfig:
     """Padded tokens whose activations are held at once; smaller takes less memory, the step is the same."""
     evaluations: int = 4
     """How often nDCG on the valid split is measured; the best state is kept. 0 keeps the last state."""
+    valid_pairs: int = 1500
+    """Each time on at most about so many pairs, of whole queries drawn once; 0 for all."""
     checkpoint_s: float = 60.0
     """Seconds between checkpoints, from which a killed training goes on."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"

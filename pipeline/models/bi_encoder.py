@@ -134,14 +134,11 @@ class BiEncoder(nn.Module):
             Share of the sample's variance that the projection keeps.
 
         Raises:
-            ShapeError: fewer texts or a narrower model than the projection has dimensions.
+            ShapeError: the model is narrower than the projection has dimensions.
         """
         dimensions = self.dense.out_features
-        if min(pooled.shape) < dimensions:
-            raise ShapeError(
-                f"fit_projection: {dimensions} principal directions cannot be found in {tuple(pooled.shape)}; "
-                "lower encoder.dimensions"
-            )
+        if pooled.shape[1] < dimensions:
+            raise ShapeError(f"fit_projection: {dimensions} directions of vectors {tuple(pooled.shape)}; take fewer")
         values = pooled.double()
         mean = values.mean(0)
         centred = values - mean

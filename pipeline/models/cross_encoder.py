@@ -60,6 +60,8 @@ class CrossEncoder(nn.Module):
         self.template = template
         self.gaps = nn.Parameter(_inverse_softplus(values.diff()).float())
         """(grades − 1,) softplus gives the distance between neighbouring thresholds."""
+        self.fresh: tuple[str, ...] = ()
+        """Names of parameters that no training has touched yet: what the base did not have."""
 
     @classmethod
     def start(
@@ -86,14 +88,20 @@ class CrossEncoder(nn.Module):
                 setattr(config, name, DROPOUT)
         with weights.quiet(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = AutoModelForSequenceClassification.from_pretrained(
-                base, config=config, dtype=torch.float32, attn_implementation=texts.attention(), trust_remote_code=False
+            model, report = AutoModelForSequenceClassification.from_pretrained(
+                base,
+                config=config,
+                dtype=torch.float32,
+                attn_implementation=texts.attention(),
+                trust_remote_code=False,
+                output_loading_info=True,
             )
         template = texts.pair_template(tokenizer, config, max_tokens, max_query_tokens)
         middle = sum(thresholds) / len(thresholds)
         made = cls(model, tokenizer, template, [value - middle for value in thresholds])
         with torch.no_grad():
             made.head.bias.fill_(-middle)
+        made.fresh = ("gaps", *sorted(f"model.{name}" for name in report["missing_keys"]))
         return made
 
     @classmethod
@@ -131,6 +139,10 @@ class CrossEncoder(nn.Module):
         return values - values.mean()
 
     @property
+    def layers(self) -> int:
+        return int(self.model.config.num_hidden_layers)
+
+    @property
     def head(self) -> nn.Linear:
         """The layer that gives the score."""
         classifier: Any = self.model.classifier
@@ -162,9 +174,8 @@ class CrossEncoder(nn.Module):
         Raises:
             ShapeError: a layer that the model does not have.
         """
-        depth = int(self.model.config.num_hidden_layers)
-        if any(not 1 <= layer <= depth for layer in layers):
-            raise ShapeError(f"states of layers {tuple(layers)}: the model has layers 1 to {depth}")
+        if any(not 1 <= layer <= self.layers for layer in layers):
+            raise ShapeError(f"states of layers {tuple(layers)}: the model has layers 1 to {self.layers}")
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
         if token_type_ids is not None and self.segments:
             inputs["token_type_ids"] = token_type_ids

@@ -58,6 +58,8 @@ def student(whole: CrossEncoder, keep: Sequence[int]) -> CrossEncoder:
     Raises:
         ConfigError: as `keep_layers`.
     """
-    return CrossEncoder(
+    made = CrossEncoder(
         keep_layers(whole.model, keep), whole.hub_tokenizer, whole.template, whole.thresholds.detach().tolist()
     )
+    made.fresh = whole.fresh
+    return made

@@ -74,6 +74,19 @@ def model_type(place: Path) -> str:
     return str(found)
 
 
+def shape(place: Path) -> tuple[int, int]:
+    """Layers and hidden width of the model in a folder, from its config.json alone.
+
+    Raises:
+        ConfigError: not a transformer's config.
+    """
+    try:
+        config = json.loads((place / "config.json").read_text(encoding="utf-8"))
+        return int(config["num_hidden_layers"]), int(config["hidden_size"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{place / 'config.json'}: not a transformer's config ({error!r})") from error
+
+
 def _inside_package(name: str) -> Path:
     spec = importlib.util.find_spec(name.replace("-", "_")) if name.replace("-", "_").isidentifier() else None
     if spec is None or not spec.submodule_search_locations:

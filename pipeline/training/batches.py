@@ -255,22 +255,22 @@ class Rectangle:
     """(texts, tokens) int64, 1 for a real token."""
 
 
-def pair_rectangle(pairs: Pairs, places: Ints, template: PairTemplate, device: torch.device) -> Rectangle:
-    """The assembled inputs of these pairs."""
-    inputs = [
+def pair_inputs(pairs: Pairs, places: Ints, template: PairTemplate) -> list[tuple[list[int], list[int]]]:
+    """Ids and segments of each of these pairs, at their exact length."""
+    return [
         template.assemble(pairs.queries[query], pairs.documents[document])
         for query, document in zip(pairs.query[places].tolist(), pairs.document[places].tolist(), strict=True)
     ]
-    return _padded(inputs, device)
 
 
-def text_rectangle(texts: Ragged, numbers: Ints, template: TextTemplate, device: torch.device) -> Rectangle:
-    """The assembled inputs of these texts; one segment."""
+def text_inputs(texts: Ragged, numbers: Ints, template: TextTemplate) -> list[tuple[list[int], list[int]]]:
+    """Ids and segments, all zero, of each of these texts, at their exact length."""
     inputs = [template.assemble(texts[number]) for number in numbers.tolist()]
-    return _padded([(ids, [0] * len(ids)) for ids in inputs], device)
+    return [(ids, [0] * len(ids)) for ids in inputs]
 
 
-def _padded(inputs: Sequence[tuple[list[int], list[int]]], device: torch.device) -> Rectangle:
+def rectangle(inputs: Sequence[tuple[list[int], list[int]]], device: torch.device) -> Rectangle:
+    """The inputs padded at the end to the longest of them."""
     width = max(len(ids) for ids, _ in inputs)
     # Which id stands in the padding makes no difference: no real token attends to it.
     arrays = np.zeros((3, len(inputs), width), dtype=np.int64)

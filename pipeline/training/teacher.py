@@ -1,0 +1,70 @@
+"""The teacher: a large cross-encoder, trained on graded pairs.
+
+From `data` and `pairs`, and a base encoder; read by teacher_scores, by the ranker and by the report.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline import artifacts
+from pipeline.artifacts import Artifact, Staging
+from pipeline.config import CandidatesConfig, TeacherConfig, to_dict
+from pipeline.models import surgery, texts, weights
+from pipeline.models.cross_encoder import CrossEncoder
+from pipeline.training import scoring
+from pipeline.training.batches import read_pairs
+from pipeline.training.cross_task import CrossTask, Weights, first_thresholds, learn
+
+VERSION = 1
+
+
+def make(
+    workspace: Path,
+    config: TeacherConfig,
+    candidates: CandidatesConfig,
+    data: Artifact,
+    pairs: Artifact,
+    base: Artifact | str,
+) -> Artifact:
+    """The `teacher` artifact: `model/` and `head.json` of a CrossEncoder; metrics of the valid split before and after.
+
+    Args:
+        base: a pretrained artifact, or what `weights.folder` takes.
+
+    Raises:
+        MissingError: the base model cannot be had.
+        ConfigError: the base is no encoder, has too few layers or positions.
+        TrainingError: nothing to train on, or the loss is not a number.
+    """
+    place = weights.folder(base)
+
+    def build(staging: Staging) -> Mapping[str, Any]:
+        tokenizer = texts.plain_tokenizer(texts.load_tokenizer(place))
+        table = read_pairs(
+            data, pairs, tokenizer, max_query_tokens=config.max_query_tokens, max_tokens=config.max_tokens
+        )
+        model = CrossEncoder.start(
+            place,
+            thresholds=first_thresholds(table),
+            max_tokens=config.max_tokens,
+            max_query_tokens=config.max_query_tokens,
+            seed=config.loop.seed,
+        )
+        if config.layers:
+            model = surgery.student(model, surgery.spaced(model.layers, config.layers))
+        model.to(scoring.device())
+        losses = Weights(ordinal=config.ordinal_weight, pairwise=config.pairwise_weight)
+        task = CrossTask(model, table, config.loop, losses, max_list=candidates.max_list)
+        progress = learn(task, label="teacher", checkpoint=staging.checkpoint)
+        model.save(staging.folder)
+        return progress.metrics(scoring.MEASURE, "pairs")
+
+    return artifacts.make(
+        workspace,
+        "teacher",
+        version=VERSION,
+        config={**to_dict(config), "max_list": candidates.max_list},
+        inputs={"data": data, "pairs": pairs, "base": weights.digest(base)},
+        build=build,
+    )

@@ -40,10 +40,9 @@ _RUN = re.compile(
     rf"(?P<unspaced>[{_UNSPACED}]+)"
     rf"|{_LETTERS}(?:(?:[.'\-]|(?<=\d)[,/:](?=\d)){_LETTERS})*(?:\+\+|\#)?"
 )
-_JOINTS = re.compile(r"[._\-]")
+_JOINTS = re.compile(r"[_\-]")
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z]{2})")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
-_JOINTS_OF_NUMBERS = re.compile(r"[_\-]")
 _NUMBER_OR_UNIT = re.compile(r"\d+(?:[.,/:]\d+)*|\D+")
 
 
@@ -99,29 +98,37 @@ def _stemmer(language: str) -> Callable[[str], str]:
 
 
 def _of_name(word: str, stem: Callable[[str], str]) -> Iterator[str]:
-    """The parts of a word or a name, then the whole of it where it is more than one part."""
+    """The parts of a word or a dotted name, then the whole of it where it is more than one part."""
     word = word.removesuffix("'s").removesuffix("'S")
-    parts = [part for part in _JOINTS.split(word) if part]
-    if len(parts) > 1 and all(len(part) == 1 for part in parts):
-        yield "".join(parts).casefold()  # U.S.A. is USA.
+    dotted = [part for part in word.split(".") if part]
+    if len(dotted) > 1 and all(len(part) == 1 for part in dotted):
+        yield "".join(dotted).casefold()  # U.S.A. is USA.
         return
-    for part in parts:
-        pieces = _CAMEL.split(part)
-        if len(pieces) > 1:
-            yield from (stem(piece.casefold()) for piece in pieces if len(piece) > 1)
-        yield stem(part.casefold().replace("'", ""))
-    if parts and word != "".join(parts):
-        whole = word.casefold().replace("-", "")
-        yield whole if "." in whole or "_" in whole else stem(whole)
-        dotted = whole.split(".")
+    for part in dotted:
+        yield from _of_part(part, stem)
+    if len(dotted) > 1:
+        folded = [part.casefold() for part in dotted]
+        yield ".".join(folded)
         if len(dotted) > 2:  # A long path is asked for by its end, such as DataFrame.groupby.
-            yield from map(".".join, pairwise(dotted))
+            yield from map(".".join, pairwise(folded))
+
+
+def _of_part(part: str, stem: Callable[[str], str]) -> Iterator[str]:
+    pieces = [piece for piece in _JOINTS.split(part) if piece]
+    for piece in pieces:
+        humps = _CAMEL.split(piece)
+        if len(humps) > 1:
+            yield from (stem(hump.casefold()) for hump in humps if len(hump) > 1)
+        yield stem(piece.casefold().replace("'", ""))
+    if pieces and part != "".join(pieces):
+        whole = part.casefold().replace("-", "")
+        yield whole if "_" in whole else stem(whole)
 
 
 def _of_measure(word: str, stem: Callable[[str], str]) -> Iterator[str]:
     """A number with its unit: both apart, then together."""
     whole = _THOUSANDS.sub("", word.casefold())
-    pieces = [piece for piece in _JOINTS_OF_NUMBERS.split(whole) if piece]
+    pieces = [piece for piece in _JOINTS.split(whole) if piece]
     for piece in pieces:
         sides = _NUMBER_OR_UNIT.findall(piece)
         if len(sides) > 1:

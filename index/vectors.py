@@ -202,7 +202,8 @@ def _shards(checkpoint: Path) -> Iterator[tuple[list[bytes], Vectors]]:
     """What an interrupted run left; a shard that cannot be read is embedded again."""
     for path in sorted(checkpoint.glob("*.npz")):
         try:
-            with np.load(path, allow_pickle=False) as shard:
+            # Opened here, as numpy leaves a damaged file open.
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as shard:
                 digests, vectors = [row.tobytes() for row in shard["digests"]], shard["vectors"]
             yield digests, _checked(vectors, [digest.hex() for digest in digests])
         except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, ArtifactError) as error:

@@ -280,14 +280,21 @@ def _disk_errors(final: Path) -> Iterator[None]:
         raise
     except Exception as error:
         reason: BaseException | None = error
-        while reason is not None and not (
-            isinstance(reason, OSError) and reason.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-        ):
+        while reason is not None and not _disk_is_full(reason):
             reason = reason.__cause__ or reason.__context__
         if reason is None:
             raise
         free = shutil.disk_usage(final.parent if final.parent.exists() else "/").free
+        why = os.strerror(getattr(reason, "errno", None) or errno.ENOSPC)
         raise ArtifactError(
-            f"{final}: could not be written ({os.strerror(reason.errno or 0)}; {free / 2**20:.0f} MiB free); "
+            f"{final}: could not be written ({why}; {free / 2**20:.0f} MiB free); "
             "make room and run again, nothing half-written was kept"
         ) from error
+
+
+def _disk_is_full(error: BaseException) -> bool:
+    if not isinstance(error, OSError):
+        return False
+    if error.errno is None:  # As numpy has it: "10000 requested and 2484 written".
+        return "requested and" in str(error)
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)

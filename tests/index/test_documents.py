@@ -1,0 +1,143 @@
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from index import documents
+from index.documents import Document, DocumentStore
+from pipeline.artifacts import Artifact
+from pipeline.errors import ArtifactError, MissingError, SchemaError
+
+
+def test_every_document_comes_back_by_row_and_by_id(tmp_path: Path, make_data: Callable[..., Artifact]) -> None:
+    texts = [f"text {row} 中文 \x00 \U0001f34f" for row in range(2501)]
+    data = make_data(texts, columns={"title": [f"title {row}" if row % 3 else "" for row in range(2501)]})
+    artifact = documents.make(tmp_path, data)
+    store = DocumentStore.load(artifact.path)
+    assert len(store) == artifact.metrics["documents"] == 2501
+    expected = [Document(f"d{row}", f"title {row}" if row % 3 else "", text) for row, text in enumerate(texts)]
+    assert store.get_many(range(2501)) == expected
+    assert store.get_many([7, 2500, 7]) == [expected[7], expected[2500], expected[7]]
+    assert all(store.row_of(f"d{row}") == row for row in range(2501))
+    joined = [f"{document.title}\n{document.text}" if document.title else document.text for document in expected]
+    assert list(documents.texts(data)) == [(f"d{row}", text) for row, text in enumerate(joined)]
+    store.close()
+
+
+def test_other_columns_are_kept_where_they_have_a_value(tmp_path: Path, make_data: Callable[..., Artifact]) -> None:
+    columns = {
+        "upvotes": [3, None],
+        "price": [1.5, math.nan],
+        "updated_at": [datetime(2026, 1, 2, tzinfo=UTC), None],
+        "tags": [["新", "b"], None],
+    }
+    store = DocumentStore.load(documents.make(tmp_path, make_data(["a", "b"], columns=columns)).path)
+    assert store.get(0).extra == {
+        "upvotes": 3,
+        "price": 1.5,
+        "updated_at": "2026-01-02 00:00:00+00:00",
+        "tags": ["新", "b"],
+    }
+    assert store.get(1).extra == {}
+
+
+def test_what_is_not_there_is_named(tmp_path: Path, make_data: Callable[..., Artifact]) -> None:
+    store = DocumentStore.load(documents.make(tmp_path, make_data(["a", "b"])).path)
+    for row in (2, -1, 2**70):
+        with pytest.raises(MissingError, match=f"no document in row {row}"):
+            store.get(row)
+    for doc_id in ("d2", "", "\ud800", "' OR 1=1 --"):
+        with pytest.raises(MissingError, match="no document with the id"):
+            store.row_of(doc_id)
+
+
+def test_threads_read_side_by_side(tmp_path: Path, make_data: Callable[..., Artifact]) -> None:
+    store = DocumentStore.load(documents.make(tmp_path, make_data([f"text {row}" for row in range(300)])).path)
+    rows = [(7 * step) % 300 for step in range(3000)]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda row: (store.get(row).text, store.row_of(f"d{row}")), rows))
+    assert found == [(f"text {row}", row) for row in rows]
+
+
+def test_two_documents_of_one_id_and_none_at_all_are_refused(
+    tmp_path: Path, make_data: Callable[..., Artifact]
+) -> None:
+    with pytest.raises(SchemaError, match="same doc_id"):
+        documents.make(tmp_path, make_data(["a", "b"], columns={"doc_id": ["x", "x"]}))
+    with pytest.raises(SchemaError, match="no document"):
+        documents.make(tmp_path, make_data([]))
+
+
+def test_a_damaged_store_is_refused_by_name(
+    tmp_path: Path, make_data: Callable[..., Artifact], resealed: Callable[..., Path]
+) -> None:
+    artifact = documents.make(tmp_path, make_data(["a", "b"]))
+    path = artifact.file(documents.FILE)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(ArtifactError, match=r"documents\.sqlite"):
+        DocumentStore.load(artifact.path)
+    path.write_bytes(whole)
+
+    def no_database(folder: Path) -> None:
+        (folder / documents.FILE).write_bytes(b"not a database" * 100)
+
+    with pytest.raises(ArtifactError, match=r"documents\.sqlite.*not a readable document store"):
+        DocumentStore.load(resealed(artifact, no_database))
+
+
+FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+from index import {module}
+from pipeline import artifacts
+from pipeline.errors import ArtifactError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+data = artifacts.load(Path(sys.argv[2]))
+{prepare}
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+try:
+    {make}
+except ArtifactError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "prepare", "make"),
+    [
+        ("documents", "", "documents.make(Path(sys.argv[1]), data)"),
+        (
+            "vectors",
+            "import numpy as np",
+            "vectors.make(Path(sys.argv[1]), 'e', data, lambda texts: np.eye(64)[:1].repeat(len(texts), 0))",
+        ),
+        (
+            "build, vectors",
+            "import numpy as np; from pipeline.config import IndexConfig\n"
+            "made = vectors.make(Path(sys.argv[1]), 'e', data, lambda texts: np.eye(64)[:1].repeat(len(texts), 0))",
+            "build.make(Path(sys.argv[1]), IndexConfig(), made)",
+        ),
+        (
+            "lexical",
+            "from pipeline.config import IndexConfig",
+            "lexical.make(Path(sys.argv[1]), IndexConfig(), data)",
+        ),
+    ],
+)
+def test_a_full_disk_is_told_and_nothing_half_written_is_kept(
+    module: str, prepare: str, make: str, tmp_path: Path, make_data: Callable[..., Artifact]
+) -> None:
+    data = make_data([f"text of document {row} " * 5 for row in range(3000)])
+    program = FULL_DISK.format(module=module, prepare=prepare, make=make)
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path), str(data.path)], capture_output=True, text=True, check=True
+    )
+    assert "could not be written" in done.stdout, done.stdout + done.stderr
+    kind = {"documents": "documents", "vectors": "vectors", "build, vectors": "index", "lexical": "lexical"}[module]
+    assert [path for path in (tmp_path / "artifacts" / kind).iterdir() if path.is_dir()] == []

@@ -1,0 +1,188 @@
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from index import vectors
+from pipeline.artifacts import Artifact
+from pipeline.errors import ArtifactError, SchemaError
+
+Embed = Callable[[Sequence[str]], np.ndarray]
+
+
+class Counting:
+    """An embedder that remembers which texts it was given."""
+
+    def __init__(self, embed: Embed, fail_at: int | None = None) -> None:
+        self.embed, self.fail_at = embed, fail_at
+        self.texts: list[str] = []
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        if self.fail_at is not None and len(self.texts) >= self.fail_at:
+            raise KeyboardInterrupt
+        self.texts += texts
+        return self.embed(texts)
+
+
+def content(artifact: Artifact) -> tuple[bytes, list[dict[str, object]]]:
+    return artifact.file("vectors.npy").read_bytes(), pq.read_table(artifact.file("rows.parquet")).to_pylist()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_any_changes_end_in_what_a_fresh_embedding_gives(
+    seed: int, tmp_path: Path, make_data: Callable[..., Artifact], embed: Embed
+) -> None:
+    rng = np.random.default_rng(seed)
+    texts = [f"text {number}" for number in rng.integers(0, 40, size=30)]  # Some are equal.
+    ids = [f"x{number}" for number in range(30)]
+    made: Artifact | None = None
+    for round_ in range(5):
+        data = make_data(texts, columns={"doc_id": ids})
+        counting, before = Counting(embed), set()
+        if made is not None:
+            before = {row["content"] for row in pq.read_table(made.file("rows.parquet")).to_pylist()}
+        made = vectors.make(tmp_path / "changed", "encoder", data, counting, made)
+        fresh = vectors.make(tmp_path / f"fresh{round_}", "encoder", data, embed)
+        assert content(made) == content(fresh)
+        assert made.fingerprint == fresh.fingerprint
+        np.testing.assert_array_equal(np.load(made.file("vectors.npy")), embed(texts))
+        new = {text for text in texts if vectors.content_digest(text) not in before}
+        assert sorted(counting.texts) == sorted(new)
+        assert made.metrics["embedded"] == len(new)
+        assert made.metrics["reused"] == sum(vectors.content_digest(text) in before for text in texts)
+
+        for place in sorted(rng.choice(len(texts), size=5, replace=False).tolist(), reverse=True):
+            del texts[place], ids[place]
+        for place in rng.choice(len(texts), size=4, replace=False):
+            texts[place] = f"changed {rng.integers(0, 60)}"
+        for number in range(int(rng.integers(0, 8))):
+            place = int(rng.integers(0, len(texts) + 1))
+            texts.insert(place, f"new {rng.integers(0, 60)}")
+            ids.insert(place, f"y{round_}.{number}")
+
+
+def test_another_encoder_embeds_all_again(tmp_path: Path, make_data: Callable[..., Artifact], embed: Embed) -> None:
+    data = make_data(["a", "b", "a"])
+    first = vectors.make(tmp_path, "one", data, embed)
+    counting = Counting(lambda texts: -embed(texts))
+    second = vectors.make(tmp_path, "two", data, counting, first)
+    assert counting.texts == ["a", "b"]
+    np.testing.assert_array_equal(np.load(second.file("vectors.npy")), -np.load(first.file("vectors.npy")))
+    assert second.manifest.config["encoder_digest"] == "two"
+
+
+def test_title_and_text_are_embedded_as_models_read_them(
+    tmp_path: Path, make_data: Callable[..., Artifact], embed: Embed
+) -> None:
+    counting = Counting(embed)
+    vectors.make(tmp_path, "e", make_data(["text", "", "c"], columns={"title": ["title", "b", ""]}), counting)
+    assert counting.texts == ["title\ntext", "b", "c"]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import numpy as np
+from index import vectors
+from pipeline import artifacts
+vectors.BATCH, vectors.SHARD_S = 10, 0.0
+calls = 0
+def embed(texts):
+    global calls
+    calls += 1
+    if calls == {killed_at}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    seeds = [int(text.split()[1]) for text in texts]
+    made = np.array([np.random.default_rng(seed).normal(size=8) for seed in seeds])
+    return made / np.linalg.norm(made, axis=1, keepdims=True)
+made = vectors.make(Path(sys.argv[1]), "e", artifacts.load(Path(sys.argv[2])), embed)
+print(calls, made.metrics["embedded"], made.metrics["resumed"])
+"""
+
+
+def test_a_killed_embedding_loses_one_shard_and_ends_the_same(
+    tmp_path: Path, make_data: Callable[..., Artifact]
+) -> None:
+    data = make_data([f"text {row % 90}" for row in range(100)])
+
+    def go(workspace: str, killed_at: int) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", KILLED.format(killed_at=killed_at), str(tmp_path / workspace), str(data.path)]
+        return subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
+
+    for killed_at in (4, 3):  # Of 9 batches: after 3, then after 2 more.
+        assert go("killed", killed_at).returncode == -signal.SIGKILL
+    assert not list((tmp_path / "killed" / "artifacts" / "vectors").glob("*/manifest.json"))
+    # 5 batches are done, 50 texts in rows 0 to 49 and, as the texts repeat, 90 to 99; 4 are left.
+    assert go("killed", -1).stdout.split() == ["4", "40", "60"]
+    assert go("whole", -1).stdout.split() == ["9", "90", "0"]
+    killed, whole = (next((tmp_path / name / "artifacts" / "vectors").glob("*/")) for name in ("killed", "whole"))
+    for name in ("vectors.npy", "rows.parquet"):
+        assert (killed / name).read_bytes() == (whole / name).read_bytes()
+    assert not list((tmp_path / "killed" / "artifacts" / "vectors").glob("*.checkpoint"))
+
+
+def test_a_damaged_shard_is_embedded_again(
+    tmp_path: Path,
+    make_data: Callable[..., Artifact],
+    embed: Embed,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(vectors, "BATCH", 5)
+    monkeypatch.setattr(vectors, "SHARD_S", 0.0)
+    data = make_data([f"text {row}" for row in range(30)])
+    with pytest.raises(KeyboardInterrupt):
+        vectors.make(tmp_path, "e", data, Counting(embed, fail_at=20))
+    first, second, third, fourth = sorted((tmp_path / "artifacts" / "vectors").glob("*.checkpoint/*.npz"))
+    damaged = bytearray(first.read_bytes())
+    damaged[400] ^= 1
+    first.write_bytes(damaged)
+    second.write_bytes(second.read_bytes()[:100])
+    third.write_bytes(b"")
+    counting = Counting(embed)
+    made = vectors.make(tmp_path, "e", data, counting)
+    assert counting.texts == [f"text {row}" for row in [*range(15), *range(20, 30)]]
+    np.testing.assert_array_equal(np.load(made.file("vectors.npy")), embed([f"text {row}" for row in range(30)]))
+    assert sum("not a readable shard" in message for message in caplog.messages) == 3
+    assert not fourth.exists()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda made: np.where(np.arange(len(made))[:, None] == 1, np.nan, made), "document 'd1' has length nan"),
+        (lambda made: np.where(np.arange(len(made))[:, None] == 2, 0, made), "document 'd2' has length 0.0"),
+        (lambda made: made * np.inf, "d0"),
+        (lambda made: made * 1.01, "3 of 3"),
+        (lambda made: made[:2], r"\(2, 16\) for 3 documents"),
+        (lambda made: made[0], r"\(16,\) for 3"),
+    ],
+)
+def test_vectors_that_are_not_unit_vectors_are_refused(
+    spoil: Callable[[np.ndarray], np.ndarray],
+    reason: str,
+    tmp_path: Path,
+    make_data: Callable[..., Artifact],
+    embed: Embed,
+) -> None:
+    with np.errstate(invalid="ignore"), pytest.raises(ArtifactError, match=reason):
+        vectors.make(tmp_path, "e", make_data(["a", "b", "c"]), lambda texts: spoil(embed(texts)))
+
+
+def test_a_width_that_changes_under_one_digest_is_refused(
+    tmp_path: Path, make_data: Callable[..., Artifact], embed: Embed
+) -> None:
+    first = vectors.make(tmp_path, "e", make_data(["a"]), embed)
+    with pytest.raises(ArtifactError, match="8 dimensions now and gave 16 before"):
+        vectors.make(tmp_path, "e", make_data(["a", "b"]), lambda texts: np.eye(8)[: len(texts)], first)
+
+
+def test_no_documents_are_an_error(tmp_path: Path, make_data: Callable[..., Artifact], embed: Embed) -> None:
+    with pytest.raises(SchemaError, match="no document"):
+        vectors.make(tmp_path, "e", make_data([]), embed)

@@ -1,0 +1,444 @@
+"""The endpoints: one scoring core in the shapes that four kinds of client know.
+
+POST /rerank /v1/rerank /v2/rerank    asked with `texts`: text-embeddings-inference; with `documents`: Cohere, Jina
+POST /search  GET /search?q=          our own: three lists for a query
+POST /v1/embeddings  POST /embed      OpenAI; text-embeddings-inference
+GET  /v1/models /info                 what is served
+GET  /livez /readyz /health /metrics  for those who run it
+GET  / /docs /openapi.json            for people
+"""
+
+import base64
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from importlib import metadata
+from typing import Annotated, Any, TypeVar
+
+from fastapi import APIRouter, FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from serving import errors, pages, schemas, wire
+from serving.cache import Fetched
+from serving.deadline import Deadline
+from serving.edge import Edge, refusal
+from serving.engine import Item
+from serving.errors import InvalidRequestError, MethodError, NotFoundError, NotReadyError, RequestError
+from serving.lifecycle import Lifecycle
+from serving.metrics import Metrics
+from serving.readiness import Readiness
+from serving.reranker import Role, Vector, relevance
+from serving.searcher import Searcher
+from serving.settings import Settings
+from serving.wire import Json
+from serving.work import Work
+
+T = TypeVar("T")
+Handler = TypeVar("Handler", bound=Callable[..., Awaitable[Response]])
+
+VERSION = metadata.version("search-relevance")
+
+QUERY_TYPES = {"query", "search_query", "retrieval.query"}
+"""How clients of Cohere, Voyage and Jina say that a text is a query."""
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """What the endpoints share."""
+
+    lifecycle: Lifecycle
+    work: Work
+    metrics: Metrics
+    readiness: Readiness
+
+    @property
+    def settings(self) -> Settings:
+        return self.lifecycle.settings
+
+
+def create(lifecycle: Lifecycle) -> FastAPI:
+    """The app that answers with whatever release `lifecycle` holds, and stops the life cycle when it ends."""
+    service = Service(lifecycle, Work(lifecycle.settings.workers), Metrics(lifecycle), Readiness(lifecycle))
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        lifecycle.stop()
+        service.work.stop()
+        service.readiness.stop()
+
+    app = FastAPI(
+        title="search-relevance",
+        summary="Reranks documents, embeds texts and searches, with the live release.",
+        version=VERSION,
+        docs_url=None,  # FastAPI's pages load scripts from other hosts; ours is in `pages`.
+        redoc_url=None,
+        lifespan=lifespan,
+        responses={400: {"model": schemas.ErrorAnswer, "description": "Any failure: 4xx or 5xx"}},
+    )
+    app.state.service = service
+    app.include_router(router)
+    app.include_router(pages.router)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(RequestValidationError, _query_error)
+    app.add_middleware(Edge, lifecycle=lifecycle, metrics=service.metrics)
+    return app
+
+
+router = APIRouter()
+
+
+def _takes(model: type[BaseModel]) -> dict[str, Any]:
+    """The OpenAPI part of a body that `wire.parse` reads in FastAPI's place, as it must bear lone surrogates."""
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": model.model_json_schema()}}}}
+
+
+def _rerank_route(path: str, answer: Any) -> Callable[[Handler], Handler]:
+    return router.post(
+        path, tags=["rerank"], responses={200: {"model": answer}}, openapi_extra=_takes(schemas.RerankRequest)
+    )
+
+
+@_rerank_route("/v2/rerank", schemas.RerankAnswer)
+@_rerank_route("/v1/rerank", schemas.RerankAnswer)
+@_rerank_route("/rerank", list[schemas.TextScore])
+async def rerank(request: Request) -> Response:
+    """Scores documents against a query, best first.
+
+    With `texts` the answer is a bare list, as text-embeddings-inference gives it; with `documents` it is that of
+    Cohere and Jina. Both work on all three paths.
+    """
+    asked = wire.parse(await request.body(), schemas.RerankRequest)
+    if asked.texts is not None:
+        texts: Sequence[str] = asked.texts
+    elif asked.documents is not None:
+        texts = [schemas.document_text(document, asked.rank_fields) for document in asked.documents]
+    else:
+        raise InvalidRequestError("texts or documents is missing; send a list of texts")
+    if not asked.query.strip():
+        raise InvalidRequestError("query is empty; send what is searched for")
+    call = Call(request)
+    call.takes(len(texts), "documents")
+    searcher = call.searcher
+
+    def score() -> tuple[Fetched[float], int]:
+        found = searcher.reranker.scores(asked.query, texts, call.deadline)
+        return found, 0 if asked.texts is not None else tokens(searcher.ranker.pairs(asked.query, texts))
+
+    scored, read = await call.run(score)
+    call.spent(scored.hits, scored.misses)
+    scores = scored.values
+    order = sorted(range(len(scores)), key=lambda place: -scores[place])
+    if asked.texts is not None:
+        return call.answer([_text_score(place, scores[place], asked) for place in order])
+    results = [_ranked(place, scores[place], asked) for place in order[: asked.top_n or None]]
+    meta = {"api_version": {"version": "2" if request.url.path.startswith("/v2") else "1"}}
+    usage = {"prompt_tokens": read, "total_tokens": read}
+    return call.answer({"id": uuid.uuid4().hex, "model": "ranker", "results": results, "meta": meta, "usage": usage})
+
+
+def _text_score(place: int, score: float, asked: schemas.RerankRequest) -> dict[str, Any]:
+    found: dict[str, Any] = {"index": place, "score": score if asked.raw_scores else relevance(score)}
+    if asked.return_text and asked.texts is not None:
+        found["text"] = asked.texts[place]
+    return found
+
+
+def _ranked(place: int, score: float, asked: schemas.RerankRequest) -> dict[str, Any]:
+    found: dict[str, Any] = {"index": place, "relevance_score": relevance(score)}
+    if asked.return_documents and asked.documents is not None:
+        document = asked.documents[place]
+        found["document"] = {"text": document} if isinstance(document, str) else document
+    return found
+
+
+@router.post(
+    "/search",
+    tags=["search"],
+    responses={200: {"model": schemas.SearchAnswer}},
+    openapi_extra=_takes(schemas.SearchRequest),
+)
+async def search(request: Request) -> Response:
+    """Searches the documents of the live release: BM25, the encoder, and the final order of all models."""
+    asked = wire.parse(await request.body(), schemas.SearchRequest)
+    return await _search(Call(request), asked.query, asked.top_n)
+
+
+@router.get("/search", tags=["search"], responses={200: {"model": schemas.SearchAnswer}})
+async def search_by_link(
+    request: Request,
+    q: Annotated[str, Query(description="What is searched for.")],
+    top_n: Annotated[int | None, Query(ge=1, description="Length of each list; 10 when not given.")] = None,
+) -> Response:
+    """The same search as a link."""
+    return await _search(Call(request), q, top_n)
+
+
+async def _search(call: "Call", query: str, top_n: int | None) -> Response:
+    limit = call.service.settings.max_results
+    if not query.strip():
+        raise InvalidRequestError("query is empty; send what is searched for")
+    if top_n is not None and top_n > limit:
+        raise InvalidRequestError(f"top_n is {top_n}; at most {limit} are given (RELEVANCE_MAX_RESULTS)")
+    searcher, retrieve = call.searcher, call.service.settings.retrieve
+    found = await call.run(lambda: searcher.search(query, top_n=top_n or 10, retrieve=retrieve, deadline=call.deadline))
+    call.takes(found.candidates, "candidates", limit=None)
+    call.spent(found.cache_hits, found.cache_misses)
+    call.service.metrics.searched(found.milliseconds)
+    return call.answer(asdict(found))
+
+
+@router.post(
+    "/v1/embeddings",
+    tags=["embed"],
+    responses={200: {"model": schemas.EmbeddingsAnswer}},
+    openapi_extra=_takes(schemas.EmbeddingsRequest),
+)
+async def embeddings(request: Request) -> Response:
+    """Vectors of texts in OpenAI's shape."""
+    asked = wire.parse(await request.body(), schemas.EmbeddingsRequest)
+    role: Role = "query" if asked.input_type in QUERY_TYPES else "document"
+    call = Call(request)
+    vectors, read = await _vectors(call, asked.input, role, asked.dimensions, "input")
+    coded: Callable[[Vector], Any] = _base64 if asked.encoding_format == "base64" else (lambda vector: vector)
+    return call.answer(
+        {
+            "object": "list",
+            "data": [
+                {"object": "embedding", "index": place, "embedding": coded(vector)}
+                for place, vector in enumerate(vectors)
+            ],
+            "model": "encoder",
+            "usage": {"prompt_tokens": read, "total_tokens": read},
+        }
+    )
+
+
+@router.post(
+    "/embed",
+    tags=["embed"],
+    responses={200: {"model": list[list[float]]}},
+    openapi_extra=_takes(schemas.EmbedRequest),
+)
+async def embed(request: Request) -> Response:
+    """Vectors of texts in the shape of text-embeddings-inference."""
+    asked = wire.parse(await request.body(), schemas.EmbedRequest)
+    if asked.normalize is False:
+        raise InvalidRequestError("normalize is false; the encoder's vectors have unit length, leave it out")
+    role: Role = "query" if asked.prompt_name in QUERY_TYPES else "document"
+    call = Call(request)
+    vectors, _ = await _vectors(call, asked.inputs, role, asked.dimensions, "inputs")
+    return call.answer(vectors)
+
+
+async def _vectors(
+    call: "Call", texts: list[str], role: Role, dimensions: int | None, field: str
+) -> tuple[list[Vector], int]:
+    """The vectors of checked texts, and the tokens that they have as the encoder reads them."""
+    call.takes(len(texts), f"texts in {field}")
+    empty = next((place for place, item in enumerate(texts) if not item.strip()), None)
+    if empty is not None:
+        raise InvalidRequestError(f"{field}[{empty}] is empty; send texts with at least one character")
+    searcher = call.searcher
+    width = searcher.encoder.dimensions
+    if dimensions is not None and dimensions != width:
+        raise InvalidRequestError(f"dimensions is {dimensions}; this encoder gives {width}, leave it out")
+
+    def compute() -> tuple[Fetched[Vector], int]:
+        found = searcher.embedder.vectors(texts, role, call.deadline)
+        return found, tokens(searcher.encoder.texts(texts, role))
+
+    found, read = await call.run(compute)
+    call.spent(found.hits, found.misses)
+    return found.values, read
+
+
+def tokens(items: Sequence[Item]) -> int:
+    """How many the model reads, special ones included; after scoring, as the ids are then remembered."""
+    return sum(len(item.ids) for item in items)
+
+
+def _base64(vector: Vector) -> str:
+    return base64.b64encode(vector.astype("<f4").tobytes()).decode("ascii")
+
+
+@router.get("/v1/models", tags=["about"], responses={200: {"model": schemas.Models}})
+async def models(request: Request) -> Response:
+    """The two models of the live release, in OpenAI's shape."""
+    call = Call(request)
+    return call.answer({"object": "list", "data": list(_models(call.searcher).values())})
+
+
+@router.get("/v1/models/{model_id:path}", tags=["about"], responses={200: {"model": schemas.Model}})
+async def model(request: Request, model_id: str) -> Response:
+    """One model, by `ranker`, `encoder` or its digest."""
+    call = Call(request)
+    for name, facts in _models(call.searcher).items():
+        if model_id in (name, facts["digest"]):
+            return call.answer(facts)
+    raise NotFoundError(f"no model called '{model_id[:100]}'; GET /v1/models lists them")
+
+
+def _models(searcher: Searcher) -> dict[str, dict[str, Any]]:
+    created = int(datetime.fromisoformat(searcher.created).timestamp())
+    return {
+        name: {
+            "id": name,
+            "object": "model",
+            "created": created,
+            "owned_by": "search-relevance",
+            "digest": engine.digest,
+            "precision": engine.precision,
+            "release": searcher.release,
+        }
+        for name, engine in (("ranker", searcher.ranker), ("encoder", searcher.encoder))
+    }
+
+
+@router.get("/info", tags=["about"])
+async def info(request: Request) -> Response:
+    """What is served, in the shape of text-embeddings-inference with our own fields after it."""
+    call = Call(request)
+    searcher, settings = call.searcher, call.service.settings
+    longest = searcher.ranker.bundle.templates["pair"].max_tokens
+    return call.answer(
+        {
+            "model_id": "ranker",
+            "model_sha": searcher.ranker.digest,
+            "model_dtype": searcher.ranker.precision,
+            "served_model_name": "ranker",
+            "model_type": {"reranker": {"id2label": {"0": "relevance"}, "label2id": {"relevance": 0}}},
+            "max_concurrent_requests": settings.workers,
+            "max_input_length": longest,
+            "max_batch_tokens": longest,
+            "max_batch_requests": None,
+            "max_client_batch_size": settings.max_documents,
+            "auto_truncate": True,
+            "tokenization_workers": settings.workers,
+            "version": VERSION,
+            "sha": None,
+            "docker_label": None,
+            "release": searcher.release,
+            "created": searcher.created,
+            "models": list(_models(searcher).values()),
+            "dimensions": searcher.encoder.dimensions,
+            "documents": len(searcher.documents),
+            "examples": searcher.examples,
+        }
+    )
+
+
+def _probe(path: str) -> Callable[[Handler], Handler]:
+    """GET, and HEAD as load balancers ask it; FastAPI's schema cannot hold one function under both."""
+
+    def register(handler: Handler) -> Handler:
+        router.head(path, include_in_schema=False)(handler)
+        return router.get(path, tags=["health"])(handler)
+
+    return register
+
+
+@_probe("/livez")
+async def livez() -> Response:
+    """The process answers; nothing more is asked."""
+    return Json({"live": True})
+
+
+@_probe("/readyz")
+async def readyz(request: Request) -> Response:
+    """200 when both models answered within the last second; names a release that was refused."""
+    service: Service = request.app.state.service
+    refused = service.lifecycle.refused
+    facts = {"refused": asdict(refused) if refused else None}
+    try:
+        searcher = await service.readiness.check()
+    except NotReadyError as error:
+        return Json({**errors.body(error), "ready": False, **facts}, status_code=error.status)
+    return Json({"ready": True, "release": searcher.release, **facts})
+
+
+@_probe("/health")
+@_probe("/ping")
+async def health(request: Request) -> Response:
+    """As readyz, with the empty body of text-embeddings-inference."""
+    service: Service = request.app.state.service
+    await service.readiness.check()
+    return Response()
+
+
+@router.get("/metrics", tags=["health"])
+async def metrics(request: Request) -> Response:
+    """Counters in Prometheus's text format."""
+    service: Service = request.app.state.service
+    return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+class Call:
+    """One request on its way to the models."""
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self.service: Service = request.app.state.service
+        self.deadline: Deadline = request.state.deadline
+        self._facts: dict[str, Any] = request.state.facts
+        self._headers: dict[str, str] = {}
+
+    @property
+    def searcher(self) -> Searcher:
+        """The release that was live when the request came; it stays the request's, whatever happens meanwhile.
+
+        Raises:
+            NotReadyError: there was none.
+        """
+        searcher: Searcher | None = self._request.state.searcher
+        return searcher or self.service.lifecycle.current
+
+    def takes(self, items: int, name: str, limit: int | None = -1) -> None:
+        """Notes how many items the request holds.
+
+        Raises:
+            InvalidRequestError: more than the limit.
+        """
+        self._facts["items"] = items
+        limit = self.service.settings.max_documents if limit == -1 else limit
+        if limit is not None and items > limit:
+            raise InvalidRequestError(
+                f"{items} {name}; at most {limit} are taken in one request (RELEVANCE_MAX_DOCUMENTS)"
+            )
+
+    async def run(self, call: Callable[[], T]) -> T:
+        """What `call` returns, from a worker thread."""
+        return await self.service.work.run(call, self.deadline, self._request.receive)
+
+    def spent(self, hits: int, misses: int) -> None:
+        """Notes what came from the cache and what was computed."""
+        self._facts.update(hits=hits, misses=misses)
+        self._headers["x-cache"] = f"{hits}/{hits + misses}"
+        if misses:
+            self.service.readiness.answered(self.searcher)
+
+    def answer(self, content: Any) -> Json:
+        return Json(content, headers=self._headers)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    if error.status_code == 404:
+        return refusal(NotFoundError(f"no such path: {request.url.path[:200]}; GET /docs lists them"), request.url.path)
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "")
+        refused = refusal(MethodError(f"{request.method} is not for this path; use {allowed}"), request.url.path)
+        refused.headers["allow"] = allowed
+        return refused
+    return refusal(RequestError(str(error.detail)), request.url.path)
+
+
+async def _query_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    words = "; ".join(f"{'.'.join(map(str, fault['loc'][1:]))}: {fault['msg']}" for fault in error.errors())
+    return refusal(InvalidRequestError(words), request.url.path)

@@ -1,0 +1,57 @@
+"""Whether the models answer: a real inference no older than a second, not a process that says it is alive."""
+
+import asyncio
+import logging
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from serving.errors import NotReadyError
+from serving.lifecycle import Lifecycle
+from serving.searcher import Searcher
+
+FRESH_S = 1.0
+PATIENCE_S = 5.0
+"""A model that is slower than this for one short pair is not ready; it may be stuck."""
+
+log = logging.getLogger(__name__)
+
+
+class Readiness:
+    """Remembers when the present release last answered, and asks it when that is long ago."""
+
+    def __init__(self, lifecycle: Lifecycle) -> None:
+        self._lifecycle = lifecycle
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="ready")
+        self._asked: tuple[Searcher, Future[None]] | None = None
+        self._answered: tuple[Searcher, float] | None = None
+
+    def answered(self, searcher: Searcher) -> None:
+        """A request was just computed by this release, which proves as much as asking would."""
+        self._answered = searcher, time.monotonic()
+
+    async def check(self) -> Searcher:
+        """The release that answers, after it has answered.
+
+        Raises:
+            NotReadyError: there is none, or its models failed or were silent for PATIENCE_S.
+        """
+        searcher = self._lifecycle.current
+        if self._answered is not None:
+            last, when = self._answered
+            if last is searcher and time.monotonic() - when < FRESH_S:
+                return searcher
+        if self._asked is None or self._asked[0] is not searcher or self._asked[1].done():
+            self._asked = searcher, self._pool.submit(searcher.ping)
+        try:
+            # Shielded, because others may wait for the same inference.
+            await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(self._asked[1])), PATIENCE_S)
+        except TimeoutError as error:
+            raise NotReadyError(f"release {searcher.release[:12]}: no answer in {PATIENCE_S:g} s") from error
+        except Exception as error:
+            log.exception("release %s: does not answer", searcher.release[:12])
+            raise NotReadyError(f"release {searcher.release[:12]}: its models fail; see the log") from error
+        self.answered(searcher)
+        return searcher
+
+    def stop(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,92 @@
+"""What the service is told at its start; the only place in serving that reads the environment.
+
+Each field of `Settings` may be given as an argument, else as a variable `RELEVANCE_` + its name in capitals
+(`RELEVANCE_PORT=9000`), else it has the default below.
+"""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import ConfigError
+
+PRECISIONS = ("auto", "fp32", "fp16", "int8")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """How a release is served."""
+
+    workspace: Path = Path("workspace")
+    """The folder that holds `artifacts/` and `releases/`."""
+    release: str = "live"
+    """live follows the pointer as it moves; another name, or the first digits of a release, stays at that one."""
+    host: str = "127.0.0.1"
+    """Only this machine; 0.0.0.0 opens it to the network: set api_keys then."""
+    port: int = 8080
+    """0 takes a free one and logs it."""
+    precision: str = "auto"
+    """auto is what the release's own measurements chose for this device."""
+    threads: int = 0
+    """Runners of each model; 0 for one a core."""
+    cache_bytes: int = 256 * 2**20
+    """Memory for scores of pairs and vectors of texts, together."""
+    api_keys: tuple[str, ...] = field(default=(), repr=False)
+    """Any of them opens the service; none leaves it open. Separated by commas in the environment."""
+    max_body_bytes: int = 16 * 2**20
+    max_documents: int = 1000
+    """Documents of one rerank request, or texts of one embeddings request."""
+    max_results: int = 100
+    """The largest `top_n` of a search; more are neither retrieved nor reranked."""
+    retrieve: int = 20
+    """Documents that BM25 and the encoder each bring to a search before reranking."""
+    deadline_s: float = 10.0
+    """A request that takes longer gets 504; a client may ask for less with `x-request-timeout-ms`."""
+    workers: int = 32
+    """Requests worked on at once; further ones wait, their deadline running."""
+    poll_s: float = 1.0
+    """How often the pointer to the live release is looked at."""
+    drain_s: float = 30.0
+    """How long running requests may take to finish after SIGTERM."""
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise ConfigError(f"precision is {self.precision!r}; it must be one of {', '.join(PRECISIONS)}")
+        if not 0 <= self.port <= 65535:
+            raise ConfigError(f"port is {self.port}; it must be between 0 and 65535")
+        for name in ("threads", "cache_bytes"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be 0 or more")
+        sizes = ("max_body_bytes", "max_documents", "max_results", "retrieve", "workers")
+        for name in (*sizes, "deadline_s", "poll_s", "drain_s"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be above 0")
+        if any(not key.strip() for key in self.api_keys):
+            raise ConfigError("api_keys holds an empty key; remove it, or give none to leave the service open")
+
+
+def from_environment(environ: Mapping[str, str] = os.environ, **given: Any) -> Settings:
+    """Settings from arguments (None counts as not given), then the environment, then the defaults.
+
+    Raises:
+        ConfigError: an impossible value; names the variable or the field.
+    """
+    values = {name: value for name, value in given.items() if value is not None}
+    for knob in dataclasses.fields(Settings):
+        variable = f"RELEVANCE_{knob.name.upper()}"
+        if knob.name not in values and environ.get(variable, "").strip():
+            values[knob.name] = _parse(variable, environ[variable].strip(), knob.type)
+    return Settings(**values)
+
+
+def _parse(variable: str, text: str, kind: Any) -> Any:
+    if kind == tuple[str, ...]:
+        return tuple(part.strip() for part in text.split(",") if part.strip())
+    try:
+        return kind(text)
+    except ValueError as error:
+        wanted = "a whole number" if kind is int else "a number"
+        raise ConfigError(f"{variable} is {text!r}; it must be {wanted}") from error

@@ -1,0 +1,64 @@
+"""Bytes from a client to checked values, and values to JSON."""
+
+import json
+from typing import Any, TypeVar
+
+import orjson
+from pydantic import BaseModel, ValidationError
+from starlette.responses import Response
+
+from pipeline import text
+from serving.errors import InvalidRequestError, RequestError
+
+M = TypeVar("M", bound=BaseModel)
+
+SHOWN_FAULTS = 5
+"""A list of ten thousand wrong items has one message, not ten thousand."""
+
+
+class Json(Response):
+    """A JSON answer."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def parse(body: bytes, model: type[M]) -> M:
+    """The request in a body. Lone surrogates, which JSON can write but no text can hold, become U+FFFD.
+
+    Raises:
+        RequestError: not JSON, or nested too deep.
+        InvalidRequestError: JSON, but not what `model` describes; names the fields.
+    """
+    try:
+        return model.model_validate(_loads(body))
+    except ValidationError as error:
+        raise InvalidRequestError(_faults(error)) from error
+
+
+def _loads(body: bytes) -> Any:
+    if not body.strip():
+        raise RequestError("the body is empty; send a JSON object")
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        if b"\\u" not in body:
+            raise RequestError(f"the body is not valid JSON: {error}") from error
+    try:
+        # orjson refuses a lone surrogate in an escape; the standard library reads it.
+        return orjson.loads(text.clean(json.dumps(json.loads(body), ensure_ascii=False)))
+    except (ValueError, RecursionError) as error:
+        reason = "it is nested too deep" if isinstance(error, RecursionError) else str(error)
+        raise RequestError(f"the body is not valid JSON: {reason}") from error
+
+
+def _faults(error: ValidationError) -> str:
+    faults = error.errors(include_url=False, include_input=False, include_context=False)
+    words = []
+    for fault in faults[:SHOWN_FAULTS]:
+        where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in fault["loc"]).lstrip(".")
+        words.append(f"{where or 'the body'}: {fault['msg'].removeprefix('Value error, ')}")
+    more = len(faults) - SHOWN_FAULTS
+    return "; ".join(words) + (f"; and {more} more" if more > 0 else "")

@@ -1,0 +1,336 @@
+"""The ONNX graph of a cross-encoder or bi-encoder, written node by node from the weights of its PyTorch model.
+
+Written rather than traced, because a traced transformers model keeps ONNX Runtime from fusing attention, and because
+the half-precision and int8 graphs then come out of the same lines as the full one. What makes it fast:
+
+- ONNX Runtime's fused attention, on CPU and CUDA alike (QAttention in int8);
+- the last layer of a cross-encoder computes the first token only, as the score reads nothing else. With a single
+  query position K and V need not be made: the attention scores are x·(W_k q) and the output is W_v (p·x), the same
+  numbers in another order. That takes nearly one layer in six from the cost;
+- int8 weights have a scale for each output column, word embeddings one for each row.
+
+Covered: BERT, RoBERTa, XLM-RoBERTa, CamemBERT and ALBERT, with absolute positions and GELU (exact or tanh) or ReLU.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from pipeline.config import Precision
+from pipeline.errors import ConfigError
+
+Floats = NDArray[np.float32]
+
+EMBEDDINGS = "embeddings"
+"""What the embedding table is called where layers are named."""
+
+FAMILIES = ("bert", "roberta", "xlm-roberta", "camembert", "albert")
+OFFSET_FAMILIES = ("roberta", "xlm-roberta", "camembert")
+"""Their first token has the position behind the padding id."""
+ACTIVATIONS = {"gelu": "Gelu", "gelu_new": "FastGelu", "gelu_pytorch_tanh": "FastGelu", "relu": "Relu"}
+
+OPSET = 17
+
+NUMBERS = 1
+"""Raise it when the same weights come to give other numbers in any precision; part of a bundle's digest."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shape:
+    """What the graph needs to know of a transformers config."""
+
+    layers: int
+    hidden: int
+    heads: int
+    activation: str
+    epsilon: float
+    types: int
+    """Segments; with one, the graph has no input for them."""
+    first_position: int
+    """Row of the position table that the first token takes: 0, or after the padding id for RoBERTa."""
+    positions: int
+    shared: bool = False
+    """Whether all layers are one (ALBERT), whose weights are then called `encoder.layer.0.…`."""
+
+    @classmethod
+    def of(cls, config: Any) -> "Shape":
+        """The shape of a transformers config.
+
+        Raises:
+            ConfigError: a family, activation or kind of position that this module does not write.
+        """
+        family = config.model_type
+        if family not in FAMILIES:
+            raise ConfigError(
+                f"export: no ONNX graph is known for models of family '{family}'; start from {', '.join(FAMILIES)}"
+            )
+        if config.hidden_act not in ACTIVATIONS:
+            raise ConfigError(f"export: activation '{config.hidden_act}' is not one of {', '.join(ACTIVATIONS)}")
+        positions = getattr(config, "position_embedding_type", None) or "absolute"
+        if positions != "absolute" or getattr(config, "is_decoder", False):
+            raise ConfigError(f"export: only encoders with absolute positions are known, not '{positions}' or decoders")
+        if family == "albert" and (config.num_hidden_groups, config.inner_group_num) != (1, 1):
+            raise ConfigError("export: only an ALBERT whose layers are all one is known, not one of several groups")
+        return cls(
+            layers=config.num_hidden_layers,
+            hidden=config.hidden_size,
+            heads=config.num_attention_heads,
+            activation=config.hidden_act,
+            epsilon=config.layer_norm_eps,
+            types=config.type_vocab_size,
+            first_position=config.pad_token_id + 1 if family in OFFSET_FAMILIES else 0,
+            positions=config.max_position_embeddings,
+            shared=family == "albert",
+        )
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest input that has a position for every token."""
+        return self.positions - self.first_position
+
+    @property
+    def inputs(self) -> list[str]:
+        return ["input_ids", "attention_mask", *(["token_type_ids"] if self.types > 1 else [])]
+
+    @property
+    def parts(self) -> list[str]:
+        """The names that `keep` may hold below: the embeddings and each layer."""
+        return [EMBEDDINGS, *(f"layer.{number}" for number in range(self.layers))]
+
+
+def ranker(
+    shape: Shape, weights: Mapping[str, Floats], precision: Precision, keep: Collection[str] = ()
+) -> onnx.ModelProto:
+    """The graph of a cross-encoder: inputs (batch, tokens) int64, output `score` (batch,) float32.
+
+    Args:
+        weights: the body's parameters by the names that BERT has in transformers (`embeddings.…`, `encoder.layer.…`,
+            and `embeddings.mapping.…` where embeddings are narrower than the body), and the head's: `head.dense.weight`
+            and `.bias` before the tanh, `head.out.weight` (1, hidden) and `.bias` (1,).
+        precision: fp16 keeps residuals, normalisation, softmax and head in fp32; int8 all but the products of weights.
+        keep: parts of the model (see `Shape.parts`) that stay fp32 in an int8 graph.
+    """
+    write = _Writer(shape, weights, precision, keep)
+    states = write.embeddings()
+    for number in range(shape.layers - 1):
+        states = write.layer(number, states)
+    first = write.last_layer(shape.layers - 1, states)  # (batch, 1, hidden)
+    pooled = write.node("Tanh", write.head(write.squeeze(first), "head.dense"))  # (batch, hidden)
+    return write.finish("score", write.squeeze(write.head(pooled, "head.out")), ["batch"])
+
+
+def encoder(
+    shape: Shape, weights: Mapping[str, Floats], precision: Precision, keep: Collection[str] = ()
+) -> onnx.ModelProto:
+    """The graph of a bi-encoder: inputs (batch, tokens) int64, output `embedding` (batch, dimensions), unit length.
+
+    Args:
+        weights: the body's parameters, `head.dense.weight` (dimensions, hidden) and `.bias` (dimensions,).
+        precision, keep: as for `ranker`.
+    """
+    write = _Writer(shape, weights, precision, keep)
+    states = write.embeddings()
+    for number in range(shape.layers):
+        states = write.layer(number, states)
+    pooled = write.squeeze(write.node("MatMul", write.mean_shares(), states))  # (batch, hidden)
+    dense = write.head(pooled, "head.dense")  # (batch, dimensions)
+    length = write.node("ReduceL2", dense, axes=[-1], keepdims=1)
+    length = write.node("Max", length, write.constant("tiny", np.array(1e-12, np.float32)))
+    return write.finish("embedding", write.node("Div", dense, length), ["batch", len(weights["head.dense.bias"])])
+
+
+def quantised(matrix: Floats, axis: int) -> tuple[NDArray[np.int8], Floats]:
+    """A matrix as symmetric int8, and one scale for each index of `axis`: matrix ≈ int8 × scale."""
+    largest = np.abs(matrix).max(axis=1 - axis, keepdims=True)
+    scale = (np.where(largest > 0, largest, 1) / 127).astype(np.float32)
+    return np.clip(np.rint(matrix / scale), -127, 127).astype(np.int8), scale.reshape(-1)
+
+
+class _Writer:
+    """Appends nodes and constants. Values that pass between its methods are float32; `half` ones say so."""
+
+    def __init__(
+        self, shape: Shape, weights: Mapping[str, Floats], precision: Precision, keep: Collection[str]
+    ) -> None:
+        self.shape = shape
+        self.weights = weights
+        self.half = precision == "fp16"
+        self.exact = set(keep) if precision == "int8" else set(shape.parts)
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: dict[str, onnx.TensorProto] = {}
+        self.mask = self.node("Cast", "attention_mask", to=TensorProto.INT32)
+        self.real = self.node("Cast", "attention_mask", to=TensorProto.FLOAT)
+
+    def node(self, op: str, *inputs: str, outputs: int = 1, domain: str = "", **attributes: Any) -> str:
+        """Appends a node. The name of its output; more outputs are called name.1, name.2, …"""
+        name = f"{op}_{len(self.nodes)}"
+        names = [name, *(f"{name}.{number}" for number in range(1, outputs))]
+        self.nodes.append(helper.make_node(op, inputs, names, name=name, domain=domain, **attributes))
+        return name
+
+    def fused(self, op: str, *inputs: str, **attributes: Any) -> str:
+        """A node of ONNX Runtime's own."""
+        return self.node(op, *inputs, domain="com.microsoft", **attributes)
+
+    def constant(self, name: str, value: NDArray[Any]) -> str:
+        if name not in self.constants:
+            self.constants[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
+        return name
+
+    def axis(self, *numbers: int) -> str:
+        """Whole numbers, for axes, bounds and shapes."""
+        return self.constant(f"int.{'.'.join(map(str, numbers))}", np.array(numbers, np.int64))
+
+    def parameter(self, name: str) -> str:
+        return self.constant(name, self.weights[name])
+
+    def low(self, name: str, value: NDArray[Any]) -> str:
+        """A constant in half precision where the graph is; too large a number becomes infinite, and that is measured."""
+        with np.errstate(over="ignore"):
+            return self.constant(name, value.astype(np.float16) if self.half else value)
+
+    def to_half(self, value: str) -> str:
+        return self.node("Cast", value, to=TensorProto.FLOAT16) if self.half else value
+
+    def to_single(self, value: str) -> str:
+        return self.node("Cast", value, to=TensorProto.FLOAT) if self.half else value
+
+    def squeeze(self, value: str) -> str:
+        return self.node("Squeeze", value, self.axis(1))
+
+    def columns(self, name: str) -> Floats:
+        """A linear layer's weight as ONNX multiplies it, (in, out)."""
+        return self.weights[f"{name}.weight"].T
+
+    def embeddings(self) -> str:
+        """Words, positions and segments, added and normalised, (batch, tokens, hidden)."""
+        table = self.weights["embeddings.word_embeddings.weight"]
+        if EMBEDDINGS in self.exact:
+            words = self.to_single(self.node("Gather", self.low("words", table), "input_ids"))
+        else:
+            rows, scales = quantised(table, 0)
+            words = self.node("Gather", self.constant("words.int8", rows), "input_ids")
+            scale = self.node("Gather", self.constant("words.scale", scales[:, None]), "input_ids")
+            words = self.node("Mul", self.node("Cast", words, to=TensorProto.FLOAT), scale)
+        positions = self.weights["embeddings.position_embeddings.weight"][self.shape.first_position :]
+        types = self.weights["embeddings.token_type_embeddings.weight"]
+        tokens = self.node("Shape", "input_ids", start=1, end=2)
+        if self.shape.types > 1:
+            places = self.node("Slice", self.constant("positions", positions), self.axis(0), tokens)
+            places = self.node("Add", self.node("Gather", self.constant("types", types), "token_type_ids"), places)
+        else:
+            places = self.node("Slice", self.constant("positions", positions + types[0]), self.axis(0), tokens)
+        states = self.norm(self.node("Add", words, places), "embeddings.LayerNorm")
+        if "embeddings.mapping.weight" not in self.weights:
+            return states
+        product = self.node("MatMul", states, self.constant("mapping", self.columns("embeddings.mapping")))
+        return self.node("Add", product, self.parameter("embeddings.mapping.bias"))
+
+    def norm(self, value: str, name: str) -> str:
+        scales = self.parameter(f"{name}.weight"), self.parameter(f"{name}.bias")
+        return self.node("LayerNormalization", value, *scales, axis=-1, epsilon=self.shape.epsilon)
+
+    def name(self, number: int) -> str:
+        """Where the weights of a layer are."""
+        return f"encoder.layer.{0 if self.shape.shared else number}"
+
+    def linear(self, value: str, name: str, number: int) -> str:
+        """x · W + b of a layer; in half precision from half to half."""
+        if f"layer.{number}" in self.exact:
+            product = self.node("MatMul", value, self.low(name, self.columns(name)))
+            return self.node("Add", product, self.low(f"{name}.bias", self.weights[f"{name}.bias"]))
+        weight, scale, zero = self.integers(name, self.columns(name))
+        return self.fused("DynamicQuantizeMatMul", value, weight, scale, zero, self.parameter(f"{name}.bias"))
+
+    def integers(self, name: str, matrix: Floats) -> tuple[str, str, str]:
+        """An int8 matrix, its columns' scales and its zero points."""
+        weight, scales = quantised(matrix, 1)
+        zeros = np.zeros(len(scales), np.int8)
+        return (
+            self.constant(f"{name}.int8", weight),
+            self.constant(f"{name}.scale", scales),
+            self.constant(f"{name}.zero", zeros),
+        )
+
+    def layer(self, number: int, states: str) -> str:
+        """One layer over all tokens, (batch, tokens, hidden) to the same."""
+        name = f"{self.name(number)}.attention.self"
+        thirds = [f"{name}.{part}" for part in ("query", "key", "value")]
+        packed = np.concatenate([self.columns(third) for third in thirds], axis=1)  # (hidden, 3 · hidden)
+        bias = np.concatenate([self.weights[f"{third}.bias"] for third in thirds])
+        heads = {"num_heads": self.shape.heads}
+        if f"layer.{number}" in self.exact:
+            inputs = self.to_half(states), self.low(name, packed), self.low(f"{name}.bias", bias), self.mask
+            return self.feed_forward(number, self.fused("Attention", *inputs, **heads), states)
+        weight, scale, zero = self.integers(name, packed)
+        data = self.node("DynamicQuantizeLinear", states, outputs=3)
+        inputs = data, weight, self.constant(f"{name}.bias", bias), f"{data}.1"
+        mixed = self.fused("QAttention", *inputs, scale, self.mask, f"{data}.2", zero, **heads)
+        return self.feed_forward(number, mixed, states)
+
+    def last_layer(self, number: int, states: str) -> str:
+        """The last layer for the first token only, (batch, tokens, hidden) to (batch, 1, hidden)."""
+        name = f"{self.name(number)}.attention.self"
+        heads, hidden = self.shape.heads, self.shape.hidden
+        width = hidden // heads
+        first = self.node("Slice", states, self.axis(0), self.axis(1), self.axis(1))  # (batch, 1, hidden)
+        query = self.linear(self.to_half(first), f"{name}.query", number)
+        query = self.node("Reshape", query, self.axis(-1, heads, 1, width))
+        # Without the key's bias, which adds the same to all of a query's attention scores.
+        keys = self.columns(f"{name}.key").reshape(hidden, heads, width).transpose(1, 2, 0) * width**-0.5
+        looks = self.node("MatMul", query, self.low(f"{name}.key.by_head", keys.astype(np.float32)))
+        looks = self.node("Reshape", looks, self.axis(-1, heads, hidden))
+        tokens = self.to_half(states)
+        found = self.node("MatMul", looks, self.node("Transpose", tokens, perm=[0, 2, 1]))  # (batch, heads, tokens)
+        shares = self.node("Softmax", self.node("Add", self.to_single(found), self.penalty()), axis=-1)
+        mixed = self.node("MatMul", self.to_half(shares), tokens)  # (batch, heads, hidden)
+        values = self.columns(f"{name}.value").reshape(hidden, heads, width).transpose(1, 0, 2)
+        mixed = self.node(
+            "MatMul", self.node("Unsqueeze", mixed, self.axis(2)), self.low(f"{name}.value.by_head", values)
+        )
+        mixed = self.node("Reshape", mixed, self.axis(-1, 1, hidden))
+        bias = self.low(f"{name}.value.bias", self.weights[f"{name}.value.bias"])  # Whole: the shares sum to one.
+        return self.feed_forward(number, self.node("Add", mixed, bias), first)
+
+    def feed_forward(self, number: int, context: str, states: str) -> str:
+        """The part of a layer after attention's heads; `context` is half where the graph is, `states` never."""
+        name = self.name(number)
+        mixed = self.to_single(self.linear(context, f"{name}.attention.output.dense", number))
+        states = self.norm(self.node("Add", mixed, states), f"{name}.attention.output.LayerNorm")
+        inner = self.linear(self.to_half(states), f"{name}.intermediate.dense", number)
+        activation = ACTIVATIONS[self.shape.activation]
+        inner = self.node(activation, inner, domain="" if activation == "Relu" else "com.microsoft")
+        outer = self.to_single(self.linear(inner, f"{name}.output.dense", number))
+        return self.norm(self.node("Add", outer, states), f"{name}.output.LayerNorm")
+
+    def head(self, value: str, name: str) -> str:
+        weight, bias = self.parameter(f"{name}.weight"), self.parameter(f"{name}.bias")
+        return self.node("Gemm", value, weight, bias, transB=1)
+
+    def penalty(self) -> str:
+        """0 at each token and a large negative number at padding, (batch, 1, tokens)."""
+        missing = self.node("Sub", self.real, self.constant("one", np.array(1, np.float32)))
+        large = self.constant("large", np.array(1e4, np.float32))
+        return self.node("Unsqueeze", self.node("Mul", missing, large), self.axis(1))
+
+    def mean_shares(self) -> str:
+        """One over the number of tokens at each token, 0 at padding, (batch, 1, tokens)."""
+        count = self.node("ReduceSum", self.real, self.axis(-1), keepdims=1)
+        share = self.node("Div", self.real, self.node("Max", count, self.constant("one", np.array(1, np.float32))))
+        return self.node("Unsqueeze", share, self.axis(1))
+
+    def finish(self, name: str, value: str, dimensions: list[str | int]) -> onnx.ModelProto:
+        """The model, with `value` as its only output."""
+        self.nodes.append(helper.make_node("Identity", [value], [name], name=name))
+        inputs = [
+            helper.make_tensor_value_info(key, TensorProto.INT64, ["batch", "tokens"]) for key in self.shape.inputs
+        ]
+        output = helper.make_tensor_value_info(name, TensorProto.FLOAT, dimensions)
+        graph = helper.make_graph(self.nodes, "relevance", inputs, [output], list(self.constants.values()))
+        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("com.microsoft", 1)]
+        return helper.make_model(graph, opset_imports=opsets, ir_version=8, producer_name="search-relevance")

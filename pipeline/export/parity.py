@@ -1,0 +1,94 @@
+"""Whether an exported model says what its PyTorch model says: golden inputs run through both."""
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from pipeline.errors import ArtifactError
+from pipeline.export.sample import Floats, Input
+
+Runner = Callable[[Input], Floats]
+"""The output of one input at its exact length: () for a ranker, (dimensions,) for an encoder."""
+
+
+def runner(path: Path) -> Runner:
+    """Runs the ONNX model as the service does on a CPU: one thread, one input, no padding.
+
+    Raises:
+        ArtifactError: ONNX Runtime cannot load it.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    options.enable_mem_pattern = False
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        # The fused node that is left out is slower on a CPU; see serving.engine.
+        session = ort.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=["SkipLayerNormFusion"]
+        )
+    except Exception as error:  # ONNX Runtime's errors share no class of their own.
+        raise ArtifactError(f"{path}: ONNX Runtime cannot load it: {error}") from error
+    typed = "token_type_ids" in {item.name for item in session.get_inputs()}
+
+    def run(item: Input) -> Floats:
+        ids = np.array([item.ids], np.int64)
+        feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+        if typed:
+            feeds["token_type_ids"] = np.array([item.types], np.int64) if item.types else np.zeros_like(ids)
+        output: Floats = session.run(None, feeds)[0][0]
+        return output
+
+    return run
+
+
+def outputs(
+    run: Runner, inputs: Sequence[Input], threads: int = 1, advance: Callable[..., None] | None = None
+) -> Floats:
+    """Outputs of all inputs in their order, (inputs,) or (inputs, dimensions)."""
+
+    def one(item: Input) -> Floats:
+        output = run(item)
+        if advance:
+            advance(len(item.ids))
+        return output
+
+    with ThreadPoolExecutor(threads) as pool:
+        return np.array(list(pool.map(one, inputs)), np.float32)
+
+
+def difference(ours: Floats, theirs: Floats) -> float:
+    """The largest distance of any number; infinite where either is not finite."""
+    if not (np.isfinite(ours).all() and np.isfinite(theirs).all()):
+        return float("inf")
+    return float(np.abs(ours - theirs).max())
+
+
+def check(inputs: Sequence[Input], torch: Floats, fp32: Floats, allowed: float) -> float:
+    """The largest difference between PyTorch and ONNX.
+
+    Raises:
+        ArtifactError: it is more than `allowed`; names the input.
+    """
+    for item, reference, found in zip(inputs, torch, fp32, strict=True):
+        gap = difference(found, reference)
+        if not gap <= allowed:
+            raise ArtifactError(
+                f"export: for {dict(item.source)!r:.200} ONNX is {gap:.2g} from PyTorch, more than export.parity "
+                f"{allowed:g}; the graph does not fit this model, or its scores are so large that parity must be"
+            )
+    return difference(fp32, torch)
+
+
+def golden(inputs: Sequence[Input], found: Mapping[str, Floats]) -> list[dict[str, Any]]:
+    """What is checked at every load: each input with its output in PyTorch and in each precision."""
+    key = "scores" if "query" in inputs[0].source else "vectors"
+    return [
+        {**item.source, key: {name: values[place].tolist() for name, values in found.items()}}
+        for place, item in enumerate(inputs)
+    ]

@@ -1,0 +1,179 @@
+"""Which lower precisions a model can bear: each is measured on valid queries beside fp32, and only a harmless one is
+chosen for serving.
+
+Int8 that loses too much gets its most sensitive parts back in fp32, one after another, before it is given up.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from pipeline import progress
+from pipeline.config import ExportConfig, Precision
+from pipeline.errors import ArtifactError
+from pipeline.evaluation.metrics import ndcg
+from pipeline.export.parity import outputs, runner
+from pipeline.export.sample import Floats, Sample
+
+SCAN_INPUTS = 48
+"""Inputs on which each part's sensitivity is looked at."""
+
+log = logging.getLogger(__name__)
+
+Build = Callable[[Precision, Sequence[str]], onnx.ModelProto]
+"""build(precision, keep) writes the graph with the parts named in `keep` in fp32."""
+
+
+class OverflowingError(ArtifactError):
+    """The model's numbers do not fit the precision."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measured:
+    """What a precision costs and what it saves."""
+
+    file: str
+    bytes: int
+    ndcg: float
+    """nDCG@10 on the sample."""
+    kendall_tau: float
+    """Agreement with fp32 on the order within a list, the mean over lists; 1 is the same order."""
+    max_change: float
+    """Largest change of a score or cosine against fp32."""
+    min_cosine: float
+    """Between the two vectors of one text; 1 for a ranker."""
+    texts_per_cpu_s: float
+    """Inputs of the sample in a second of one core."""
+    mean_tokens: float
+    fp32_parts: tuple[str, ...] = ()
+    """Parts of an int8 model that were put back."""
+    outputs: Floats = field(repr=False, compare=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        fields = asdict(self)
+        del fields["outputs"]
+        return fields
+
+
+def measure(path: Path, sample: Sample, reference: Floats | None, threads: int, keep: Sequence[str] = ()) -> Measured:
+    """Runs the sample through a model file.
+
+    Args:
+        reference: the outputs of fp32; None when this is fp32.
+
+    Raises:
+        OverflowingError: an output is not a finite number.
+    """
+    run = runner(path)
+    run(sample.inputs[0])
+    tokens = sum(len(item.ids) for item in sample.inputs)
+    name = path.name.removeprefix("model.").removesuffix(".onnx")
+    with progress.bar(f"measure {name}", tokens, "tokens") as advance:
+        began = time.process_time()
+        found = outputs(run, sample.inputs, threads, advance)
+        seconds = time.process_time() - began
+    if not np.isfinite(found).all():
+        raise OverflowingError(f"{path.name}: an output is not a finite number; train the model again")
+    reference = found if reference is None else reference
+    ours, theirs = sample.scores(found), sample.scores(reference)
+    values = [
+        ndcg(item.grades, scores, k=10, ids=item.doc_ids) for item, scores in zip(sample.lists, ours, strict=True)
+    ]
+    vectors = found.ndim == 2
+    return Measured(
+        file=path.name,
+        bytes=path.stat().st_size,
+        ndcg=float(np.mean(values)),
+        kendall_tau=agreement(ours, theirs),
+        max_change=float(max(np.abs(a - b).max() for a, b in zip(ours, theirs, strict=True))),
+        min_cosine=float(np.sum(found * reference, axis=1).min()) if vectors else 1.0,
+        texts_per_cpu_s=round(len(sample.inputs) / max(seconds, 1e-9), 1),
+        mean_tokens=round(tokens / len(sample.inputs), 1),
+        fp32_parts=tuple(keep),
+        outputs=found,
+    )
+
+
+def agreement(ours: Sequence[Floats], theirs: Sequence[Floats]) -> float:
+    """Kendall's tau-b within each list, the mean over those whose documents differ in score; 1 when there is none."""
+    from scipy.stats import kendalltau
+
+    taus = []
+    for a, b in zip(ours, theirs, strict=True):
+        if len(np.unique(a)) > 1 or len(np.unique(b)) > 1:
+            tau = float(kendalltau(a, b).statistic)
+            taus.append(0.0 if np.isnan(tau) else tau)  # NaN: one of the two has lost all differences.
+    return float(np.mean(taus)) if taus else 1.0
+
+
+def bearable(found: Measured, fp32: Measured, config: ExportConfig) -> bool:
+    """Whether a precision keeps the recipe's bounds."""
+    return fp32.ndcg - found.ndcg <= config.max_ndcg_drop and found.kendall_tau >= config.min_kendall_tau
+
+
+def lower(
+    build: Build, parts: Sequence[str], folder: Path, fp32: Measured, sample: Sample, config: ExportConfig, threads: int
+) -> dict[str, Measured]:
+    """Writes the lower precisions that the recipe asks for into `folder` and measures them."""
+    found: dict[str, Measured] = {}
+    for precision in config.precisions:
+        if precision != "fp32":
+            path = folder / f"model.{precision}.onnx"
+            onnx.save(build(precision, ()), path)
+            try:
+                found[precision] = measure(path, sample, fp32.outputs, threads)
+            except OverflowingError as error:
+                log.warning("%s is left out of the bundle: %s", precision, error)
+                path.unlink()
+    if "int8" in found and not bearable(found["int8"], fp32, config):
+        found["int8"] = _relieved(
+            build, parts, folder / "model.int8.onnx", found["int8"], fp32, sample, config, threads
+        )
+    return found
+
+
+def _relieved(
+    build: Build,
+    parts: Sequence[str],
+    path: Path,
+    whole: Measured,
+    fp32: Measured,
+    sample: Sample,
+    config: ExportConfig,
+    threads: int,
+) -> Measured:
+    """Int8 with as few parts in fp32 as keep the bounds, at most half of them; all in int8 when none do."""
+    log.info("int8 costs too much (nDCG %.4f, tau %.3f): looking for sensitive parts", whole.ndcg, whole.kendall_tau)
+    trial = path.with_name("model.trial.onnx")
+    places = sample.spread(SCAN_INPUTS)
+    harm = {}
+    for part in parts:
+        onnx.save(build("int8", [other for other in parts if other != part]), trial)
+        found = outputs(runner(trial), [sample.inputs[place] for place in places], threads)
+        harm[part] = float(np.abs(found - fp32.outputs[places]).mean())
+    order = sorted(parts, key=lambda part: -harm[part])
+    try:
+        for count in range(1, len(parts) // 2 + 1):
+            keep = order[:count]
+            onnx.save(build("int8", keep), trial)
+            found_now = measure(trial, sample, fp32.outputs, threads, keep)
+            if bearable(found_now, fp32, config):
+                trial.replace(path)
+                return replace(found_now, file=path.name)
+        return whole
+    finally:
+        trial.unlink(missing_ok=True)
+
+
+def choose(found: dict[str, Measured], config: ExportConfig) -> dict[str, str]:
+    """The fastest bearable precision on a CPU, and the one for CUDA, where half precision is always the faster."""
+    fp32 = found["fp32"]
+    good = {name for name, item in found.items() if bearable(item, fp32, config)}
+    faster = "int8" in good and found["int8"].texts_per_cpu_s > fp32.texts_per_cpu_s
+    return {"cpu": "int8" if faster else "fp32", "cuda": "fp16" if "fp16" in good else "fp32"}

@@ -1,0 +1,177 @@
+"""The graphs written node by node against the PyTorch models they stand for."""
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from numpy.typing import NDArray
+from transformers import (
+    AlbertConfig,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertModel,
+    CamembertConfig,
+    DistilBertConfig,
+    PretrainedConfig,
+    RobertaConfig,
+    XLMRobertaConfig,
+)
+
+from pipeline.errors import ConfigError
+from pipeline.export import graph
+from pipeline.export.graph import Shape
+from pipeline.export.onnx import _body, _score_head
+
+SIZES = {
+    "vocab_size": 120,
+    "hidden_size": 32,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": 40,
+    "initializer_range": 0.3,
+    "num_labels": 1,
+}
+CONFIGS = {
+    "bert": BertConfig(num_hidden_layers=3, **SIZES),
+    "bert, one layer, tanh GELU": BertConfig(num_hidden_layers=1, hidden_act="gelu_new", **SIZES),
+    "bert, ReLU, one segment": BertConfig(num_hidden_layers=2, hidden_act="relu", type_vocab_size=1, **SIZES),
+    "roberta": RobertaConfig(num_hidden_layers=2, type_vocab_size=1, pad_token_id=1, **SIZES),
+    "xlm-roberta": XLMRobertaConfig(num_hidden_layers=2, type_vocab_size=1, pad_token_id=1, **SIZES),
+    "camembert": CamembertConfig(num_hidden_layers=2, type_vocab_size=1, pad_token_id=1, **SIZES),
+    "albert": AlbertConfig(num_hidden_layers=3, embedding_size=16, **SIZES),
+}
+
+Feeds = dict[str, NDArray[np.int64]]
+
+
+def model_of(config: PretrainedConfig) -> torch.nn.Module:
+    torch.manual_seed(1)
+    return AutoModelForSequenceClassification.from_config(config, attn_implementation="eager").eval()
+
+
+def run(model: onnx.ModelProto, feeds: Feeds) -> NDArray[np.float32]:
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    found: NDArray[np.float32] = session.run(None, feeds)[0]
+    return found
+
+
+def feeds_of(shape: Shape, lengths: list[int], seed: int = 0) -> Feeds:
+    """A padded batch of random inputs of these lengths."""
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(5, 120, (len(lengths), max(lengths)))
+    mask = (np.arange(max(lengths)) < np.array(lengths)[:, None]).astype(np.int64)
+    ids[mask == 0] = 1 if shape.first_position else 0
+    types = (np.arange(max(lengths)) >= np.array(lengths)[:, None] // 2).astype(np.int64)
+    feeds = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
+    return {name: feeds[name] for name in shape.inputs}
+
+
+def torch_scores(model: torch.nn.Module, feeds: Feeds) -> NDArray[np.float32]:
+    with torch.inference_mode():
+        return model(**{name: torch.tensor(value) for name, value in feeds.items()}).logits[:, 0].numpy()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_ranker_scores_as_its_pytorch_model_does(name: str) -> None:
+    model, shape = model_of(CONFIGS[name]), Shape.of(CONFIGS[name])
+    written = graph.ranker(shape, _body(model) | _score_head(model), "fp32")
+    for lengths in ([1], [shape.max_tokens], [7, 23, 2, 16]):
+        feeds = feeds_of(shape, lengths)
+        np.testing.assert_allclose(run(written, feeds), torch_scores(model, feeds), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta"])
+def test_an_encoder_gives_the_normalised_mean_of_the_last_states(name: str) -> None:
+    model, shape = model_of(CONFIGS[name]), Shape.of(CONFIGS[name])
+    rng = np.random.default_rng(3)
+    weight, bias = rng.normal(size=(8, 32)).astype(np.float32), rng.normal(size=8).astype(np.float32)
+    written = graph.encoder(shape, _body(model) | {"head.dense.weight": weight, "head.dense.bias": bias}, "fp32")
+    feeds = feeds_of(shape, [9, 20, 1])
+    with torch.inference_mode():
+        states = model.base_model(**{key: torch.tensor(value) for key, value in feeds.items()}).last_hidden_state
+    for row, length in enumerate(feeds["attention_mask"].sum(axis=1)):
+        dense = weight @ states[row, :length].mean(dim=0).numpy() + bias
+        np.testing.assert_allclose(run(written, feeds)[row], dense / np.linalg.norm(dense), atol=1e-5)
+
+
+def test_a_body_without_head_has_the_same_names() -> None:
+    """BiEncoder holds a BertModel, whose parameters have no `bert.` before them."""
+    body = BertModel(CONFIGS["bert"], add_pooling_layer=False)
+    assert set(_body(body)) == set(_body(model_of(CONFIGS["bert"])))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("name", ["bert", "roberta", "albert"])
+def test_a_lower_precision_is_near_and_padding_hardly_matters(name: str, precision: str) -> None:
+    model, shape = model_of(CONFIGS[name]), Shape.of(CONFIGS[name])
+    weights = _body(model) | _score_head(model)
+    written = graph.ranker(shape, weights, precision)
+    feeds = feeds_of(shape, [12, 30, 5])
+    near = {"fp32": 1e-5, "fp16": 0.02, "int8": 0.4}[precision]
+    scores = run(written, feeds)
+    np.testing.assert_allclose(scores, torch_scores(model, feeds), atol=near)
+    for row, length in enumerate([12, 30, 5]):
+        alone = {key: value[row : row + 1, :length] for key, value in feeds.items()}
+        np.testing.assert_allclose(run(written, alone), scores[row : row + 1], atol=near)
+
+
+def test_half_precision_keeps_normalisation_softmax_head_and_inputs() -> None:
+    model, shape = model_of(CONFIGS["bert"]), Shape.of(CONFIGS["bert"])
+    written = graph.ranker(shape, _body(model) | _score_head(model), "fp16")
+    types = {constant.name: constant.data_type for constant in written.graph.initializer}
+    values = {output: node for node in written.graph.node for output in node.output}
+    half = {output for output in values if _is_half(output, values, types)}
+    for node in written.graph.node:
+        if node.op_type in ("LayerNormalization", "Softmax", "Gemm", "Tanh"):
+            assert not half & set(node.input)
+            assert all(types.get(name) != onnx.TensorProto.FLOAT16 for name in node.input)
+        if node.op_type == "Attention":
+            assert node.input[0] in half
+            assert types[node.input[1]] == onnx.TensorProto.FLOAT16
+    assert written.graph.output[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    assert sum(types[name] == onnx.TensorProto.FLOAT16 for name in types) > 3 * shape.layers
+
+
+def _is_half(name: str, values: dict[str, onnx.NodeProto], types: dict[str, int]) -> bool:
+    """Whether a value is in half precision: what a cast says, else what the node's first input is."""
+    if name in types:
+        return types[name] == onnx.TensorProto.FLOAT16
+    if name not in values:
+        return False
+    node = values[name]
+    if node.op_type == "Cast":
+        return bool(node.attribute[0].i == onnx.TensorProto.FLOAT16)
+    return _is_half(node.input[0], values, types)
+
+
+def test_an_int8_graph_with_every_part_kept_is_the_fp32_graph() -> None:
+    model, shape = model_of(CONFIGS["bert"]), Shape.of(CONFIGS["bert"])
+    weights = _body(model) | _score_head(model)
+    assert graph.ranker(shape, weights, "int8", shape.parts) == graph.ranker(shape, weights, "fp32")
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_quantised_is_within_half_a_step(axis: int) -> None:
+    matrix = np.random.default_rng(2).normal(size=(30, 20)).astype(np.float32)
+    matrix[:, 3] = 0
+    matrix[4] = 0
+    whole, scale = graph.quantised(matrix, axis)
+    steps = scale[:, None] if axis == 0 else scale
+    assert np.abs(matrix - whole * steps).max() <= steps.max() / 2 + 1e-6
+    assert np.all(np.abs(matrix - whole * steps) <= steps / 2 + 1e-6)
+    assert np.abs(whole).max() == 127
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        (DistilBertConfig(), "family 'distilbert'; start from bert, roberta"),
+        (BertConfig(hidden_act="silu"), "activation 'silu' is not one of gelu"),
+        (BertConfig(is_decoder=True), "decoders"),
+        (AlbertConfig(num_hidden_groups=2), "not one of several groups"),
+    ],
+)
+def test_what_is_not_known_is_refused_by_name(config: PretrainedConfig, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        Shape.of(config)

@@ -105,7 +105,7 @@ def examine(path: Path | str, format: str = "auto") -> DataReport:
     """
     source = sources.read(SourceConfig(path=str(path), format=format), Path())
     sifted = faults.sift(source)
-    conflicts = faults.conflicts(source.judgments)
+    conflicts = faults.conflicts(source.judgments, sifted.findings)
     whole = Sifted(sifted.documents, sifted.queries, sifted.judgments, (*sifted.findings, *conflicts), sifted.repeated)
     rows = whole.judgments.select(["query_id", "doc_id", "grade"]).to_pandas()
     published = pd.Series(judgments.published(whole.judgments), dtype=object).fillna("none")

@@ -75,10 +75,15 @@ def refuse(findings: Sequence[Finding], where: str, advice: str) -> None:
         raise SchemaError(f"{where}: {len(findings):,} rows cannot be used ({named}{more}); {advice}")
 
 
-def conflicts(judgments: pa.Table) -> list[Finding]:
-    """A finding for each row whose pair has another grade earlier in the table, from the same kind of source."""
+def conflicts(judgments: pa.Table, known: Iterable[Finding] = ()) -> list[Finding]:
+    """A finding for each row whose pair has another grade earlier in the table, from the same kind of source.
+
+    Args:
+        known: findings whose rows are not looked at.
+    """
     frame = keys(judgments)
     frame["grade"] = judgments["grade"].to_pandas()
+    frame = frame[~frame.index.isin([finding.fault.row for finding in known if finding.fault.table == "judgments"])]
     again = frame[frame.duplicated(list(frame.columns[:-1]), keep=False)]
     names = list(frame.columns[:-1])
     first = again.groupby(names, sort=False, dropna=False)["grade"].transform("first")

@@ -20,7 +20,7 @@ from pipeline import artifacts, schema
 from pipeline import config as configs
 from pipeline.artifacts import Artifact, Staging
 from pipeline.config import DataConfig
-from pipeline.data import faults, sources, splits
+from pipeline.data import faults, sources, splits, tables
 from pipeline.data.faults import Sifted
 from pipeline.data.files import STRING
 from pipeline.data.sources import Source
@@ -76,7 +76,7 @@ def _build(folder: Path, config: DataConfig, read: Sequence[Source]) -> Mapping[
     named = [
         _named(source, sifted, alone=len(collections) == 1) for source, sifted in zip(collections, parts, strict=True)
     ]
-    documents, queries, judgments = (_join(tables) for tables in zip(*named, strict=True))
+    documents, queries, judgments = (_join(found) for found in zip(*named, strict=True))
     if not judgments.num_rows:
         raise SchemaError(f"{', '.join(source.name for source in collections)}: there are no judgments to learn from")
 
@@ -181,8 +181,7 @@ def _named(source: Source, sifted: Sifted, *, alone: bool) -> tuple[pa.Table, pa
 
 def _prefixed(table: pa.Table, name: str, *columns: str) -> pa.Table:
     for column in columns:
-        parts = (pa.scalar(name, STRING), table[column], pa.scalar(":", STRING))
-        table = _put(table, column, pc.binary_join_element_wise(*parts))
+        table = _put(table, column, tables.joined(":", name, table[column]))
     return table
 
 
@@ -194,9 +193,9 @@ def _put(table: pa.Table, name: str, values: Any) -> pa.Table:
     return table.append_column(name, column)
 
 
-def _join(tables: Sequence[pa.Table]) -> pa.Table:
+def _join(parts: Sequence[pa.Table]) -> pa.Table:
     try:
-        return pa.concat_tables(tables, promote_options="permissive").combine_chunks()
+        return pa.concat_tables(parts, promote_options="permissive").combine_chunks()
     except pa.ArrowException as error:
         raise SchemaError(
             f"sources: a column has types that do not fit together ({error}); give it another name in one of them"
@@ -268,7 +267,7 @@ def _metrics(documents: pa.Table, queries: pa.Table, judgments: pa.Table) -> dic
 
 def _add_up(counts: Sequence[Mapping[str, Mapping[str, int]]]) -> dict[str, dict[str, int]]:
     total: dict[str, Counter[str]] = {}
-    for tables in counts:
-        for table, kinds in tables.items():
+    for count in counts:
+        for table, kinds in count.items():
             total.setdefault(table, Counter()).update(kinds)
     return {table: dict(kinds) for table, kinds in total.items()}

@@ -46,7 +46,7 @@ def esci(path: Path) -> Tables:
     documents = {
         "doc_id": _with_locale(products),
         "title": tables.column(products, "product_title"),
-        "text": pc.utf8_trim_whitespace(pc.binary_join_element_wise(*parts, "\n")),
+        "text": pc.utf8_trim_whitespace(tables.joined("\n", *parts)),
         **{name: tables.column(products, f"product_{name}") for name in ("locale", "brand", "color")},
     }
     grades, faults = tables.named_grades(tables.column(examples, "esci_label"), ESCI_GRADES)
@@ -233,13 +233,13 @@ def _whole(names: Any) -> list[Path]:
 
 
 def _with_locale(table: pa.Table) -> pa.ChunkedArray:
-    return pc.binary_join_element_wise(tables.column(table, "product_locale"), tables.column(table, "product_id"), ":")
+    return tables.joined(":", tables.column(table, "product_locale"), tables.column(table, "product_id"))
 
 
 def _numbered(split: str, table: pa.Table) -> pa.Table:
     """The table with a split's name before its query ids."""
-    named = pc.binary_join_element_wise(pa.scalar(f"{split}-", STRING), table["query_id"], pa.scalar("", STRING))
-    return table.set_column(table.column_names.index("query_id"), "query_id", named)
+    place = table.column_names.index("query_id")
+    return table.set_column(place, "query_id", tables.joined("-", split, table["query_id"]))
 
 
 def _train_csv(path: Path, wanted: Sequence[str]) -> list[Path]:

@@ -4,7 +4,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
@@ -168,20 +168,3 @@ def _large(table: pa.Table) -> pa.Table:
 def _digest_files(known: formats.Format, path: Path) -> str:
     parts = [f"{file.name} {artifacts.sha256(file)}" for file in known.files(path)]
     return hashlib.blake2b("\n".join([known.name, *parts]).encode(), digest_size=16).hexdigest()
-
-
-def renamed(source: Source, prefix: str) -> Source:
-    """The source with a prefix before all its ids."""
-
-    def put(table: pa.Table, *columns: str) -> pa.Table:
-        for column in columns:
-            ids = pc.binary_join_element_wise(pa.scalar(prefix, STRING), table[column], pa.scalar("", STRING))
-            table = table.set_column(table.column_names.index(column), column, ids)
-        return table
-
-    return replace(
-        source,
-        documents=put(source.documents, "doc_id"),
-        queries=put(source.queries, "query_id"),
-        judgments=put(source.judgments, "query_id", "doc_id"),
-    )

@@ -140,7 +140,8 @@ def _groups(texts: Sequence[str]) -> tuple[npt.NDArray[np.int64], list[str]]:
 def _present(groups: npt.NDArray[np.int64], splits: Sequence[str | None], count: int) -> npt.NDArray[np.bool_]:
     """(groups, splits) whether a group has rows of that split."""
     present = np.zeros((count, len(SPLITS)), dtype=bool)
-    places = np.array([-1 if split is None else SPLITS.index("train" if split == CUT else split) for split in splits])
+    place_of = {split: place for place, split in enumerate(SPLITS)} | {CUT: 0, None: -1}
+    places = np.array([place_of[split] for split in splits], dtype=np.int64)
     known = places >= 0
     present[groups[known], places[known]] = True
     return present

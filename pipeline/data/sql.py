@@ -6,6 +6,7 @@
 The table has columns doc_id, title and text; others are kept.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,9 @@ def locate(url: str, root: Path) -> tuple[sa.URL, str]:
     """
     try:
         found = sa.make_url(url)
-    except ArgumentError as error:
-        raise ConfigError(f"{url}: not a SQLAlchemy URL; write it as sqlite:///shop.db?table=documents") from error
+    except (ArgumentError, ValueError) as error:
+        shown = re.sub(r"//.*@", "//***@", url)
+        raise ConfigError(f"{shown}: not a SQLAlchemy URL; write it as sqlite:///shop.db?table=documents") from error
     name = found.query.get("table", "documents")
     found = found.difference_update_query(["table"])
     if found.get_backend_name() == "sqlite" and found.database and found.database != ":memory:":

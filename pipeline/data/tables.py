@@ -63,6 +63,12 @@ def column(table: pa.Table, name: str) -> pa.ChunkedArray:
     return pc.fill_null(pc.cast(table[name], STRING), "")
 
 
+def joined(separator: str, *parts: pa.ChunkedArray | str) -> pa.ChunkedArray:
+    """Texts put together, (rows,); a part that is one text stands in every row."""
+    columns = [pa.scalar(part, STRING) if isinstance(part, str) else part for part in parts]
+    return pc.binary_join_element_wise(*columns, pa.scalar(separator, STRING))
+
+
 def splits(values: pa.ChunkedArray) -> pa.ChunkedArray:
     """Our names for published splits; null for none; an unknown name stays, to be found faulty."""
     folded = pc.utf8_lower(pc.cast(values, STRING))

@@ -1,0 +1,294 @@
+"""Whatever is wrong with a source, a person gets one clear message, and nothing half-written is left."""
+
+import json
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.config import DataConfig, SourceConfig
+from pipeline.data import check, convert, judgments, sources
+from pipeline.errors import ConfigError, InputError, MissingError, SchemaError
+
+LONG = 1_000_001
+
+
+def beir(
+    folder: Path,
+    *,
+    title: str = "t",
+    text: str = "x",
+    query: str = "a query",
+    grades: tuple[str, ...] = ("1",),
+    head: str = "query-id\tcorpus-id\tscore",
+) -> None:
+    (folder / "qrels").mkdir(parents=True)
+    documents = [{"_id": "d0", "title": "fine", "text": "fine"}, {"_id": "d1", "title": title, "text": text}]
+    (folder / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in documents))
+    queries = [{"_id": "q0", "text": "fine"}, {"_id": "q1", "text": query}]
+    (folder / "queries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in queries))
+    rows = ["q0\td0\t1", *(f"q1\td1\t{grade}" for grade in grades)]
+    (folder / "qrels" / "test.tsv").write_text("\n".join([head, *rows, ""]))
+
+
+def parquet(folder: Path, **columns: object) -> None:
+    """Tables of ours, with other columns in place of theirs: `documents__title=[1]`; None leaves the column out."""
+    folder.mkdir(parents=True)
+    tables: dict[str, dict[str, object]] = {
+        "documents": {"doc_id": ["d1"], "title": ["t"], "text": ["x"]},
+        "queries": {"query_id": ["q1"], "text": ["a query"]},
+        "judgments": {"query_id": ["q1"], "doc_id": ["d1"], "grade": [1]},
+    }
+    for name, values in columns.items():
+        table, column = name.split("__")
+        tables[table][column] = values
+    for table, content in tables.items():
+        kept = {name: values for name, values in content.items() if values is not None}
+        pq.write_table(pa.table(kept), folder / f"{table}.parquet")
+
+
+def cut_off(folder: Path) -> None:
+    parquet(folder)
+    file = folder / "documents.parquet"
+    file.write_bytes(file.read_bytes()[:-20])
+
+
+def not_utf8_parquet(folder: Path) -> None:
+    raw = pa.array([b"caf\xe9"], pa.binary())
+    parquet(folder, documents__text=pa.StringArray.from_buffers(1, raw.buffers()[1], raw.buffers()[2]))
+
+
+def not_utf8_json(folder: Path) -> None:
+    beir(folder)
+    (folder / "corpus.jsonl").write_bytes(
+        '{"_id": "d0", "text": "ok"}\n{"_id": "d1", "text": "价格"}\n'.encode("gb18030")
+    )
+
+
+def not_utf8_tsv(folder: Path) -> None:
+    beir(folder)
+    (folder / "qrels" / "test.tsv").write_bytes(b"query-id\tcorpus-id\tscore\nq0\td0\t1\nq1\td\xff1\t1\n")
+
+
+def half_a_line(folder: Path) -> None:
+    beir(folder)
+    file = folder / "corpus.jsonl"
+    file.write_text(file.read_text()[:-8])
+
+
+def esci(folder: Path, label: str) -> None:
+    folder.mkdir(parents=True)
+    pd.DataFrame(
+        {
+            "query": ["a"], "query_id": [1], "product_id": ["p"], "product_locale": ["us"], "esci_label": [label],
+            "split": ["train"],
+        }
+    ).to_parquet(folder / "shopping_queries_dataset_examples.parquet")  # fmt: skip
+    pd.DataFrame({"product_id": ["p"], "product_locale": ["us"], "product_title": ["t"]}).to_parquet(
+        folder / "shopping_queries_dataset_products.parquet"
+    )
+
+
+def wands(folder: Path, label: str) -> None:
+    folder.mkdir(parents=True)
+    (folder / "query.csv").write_text("query_id\tquery\n0\tsofa\n")
+    (folder / "product.csv").write_text("product_id\tproduct_name\tproduct_description\n0\tsofa\t\n")
+    (folder / "label.csv").write_text(f"id\tquery_id\tproduct_id\tlabel\n0\t0\t0\tExact\n1\t0\t0\t{label}\n")
+
+
+def homedepot(folder: Path, relevance: str) -> None:
+    folder.mkdir(parents=True)
+    head = '"id","product_uid","product_title","search_term","relevance"'
+    (folder / "train.csv").write_text(f'{head}\n2,1,"a","b",3\n3,2,"c","d",{relevance}\n')
+
+
+UNREADABLE: dict[str, tuple[Callable[[Path], None], str]] = {
+    "column missing": (
+        lambda folder: parquet(folder, documents__title=None),
+        r"documents\.parquet: documents: has no column 'title'; it has \['doc_id', 'text'\]",
+    ),
+    "column of another type": (
+        lambda folder: parquet(folder, documents__doc_id=[1]),
+        r"column 'doc_id' is int64, not string",
+    ),
+    "null": (lambda folder: parquet(folder, queries__text=pa.array([None], pa.string())), r"queries, row 0: .*is null"),
+    "grades that are words": (lambda folder: parquet(folder, judgments__grade=["good"]), r"'grade' is string, not int"),
+    "cut-off Parquet": (cut_off, r"documents\.parquet: not a readable Parquet file .*write it again"),
+    "Parquet that is not UTF-8": (not_utf8_parquet, r"documents\.parquet: column 'text' holds text that is not UTF-8"),
+    "JSON lines that are not UTF-8": (not_utf8_json, r"corpus\.jsonl, line 2, byte 51: 0xbc is not UTF-8; convert"),
+    "TSV that is not UTF-8": (not_utf8_tsv, r"test\.tsv, line 3, byte 37: 0xff is not UTF-8"),
+    "cut-off JSON lines": (half_a_line, r"corpus\.jsonl, line 2: not JSON .*cut off"),
+    "wrong head of a TSV": (
+        lambda folder: beir(folder, head="qid\tdid\tscore"),
+        r"test\.tsv: has no column 'query-id', 'corpus-id'; its first line has \['qid', 'did', 'score'\]",
+    ),
+    "row of another width": (lambda folder: beir(folder, grades=("1\textra",)), r"test\.tsv: cannot be read .*got 4"),
+}
+
+FAULTY: dict[str, tuple[Callable[[Path], None], str]] = {
+    "empty query": (lambda folder: beir(folder, query=" \u3000"), "queries, row 1: the query is empty"),
+    "a million characters": (
+        lambda folder: beir(folder, text="x" * LONG),
+        r"documents, row 1: text has 1,000,001 characters; the limit is 1,000,000",
+    ),
+    "NUL": (lambda folder: beir(folder, title="a\x00b"), "documents, row 1: title contains a NUL character"),
+    "lone surrogate": (
+        lambda folder: beir(folder, text="a\ud800b"),
+        "documents, row 1: text contains a lone surrogate, so it is not valid Unicode",
+    ),
+    "lone surrogate in a query": (lambda folder: beir(folder, query="\udfff"), "queries, row 1: text contains a lone"),
+    "grade that is no number": (
+        lambda folder: beir(folder, grades=("good",)),
+        "judgments, row 1: grade 'good' is not a whole number",
+    ),
+    "grade too high": (lambda folder: beir(folder, grades=("99",)), r"judgments, row 1: grade 99 is outside 0\.\.10"),
+    "unknown split": (
+        lambda folder: parquet(folder, judgments__split=["practice"]),
+        "judgments, row 0: split 'practice' is none of train, valid, test",
+    ),
+    "unknown ESCI label": (lambda folder: esci(folder, "X"), "judgments, row 0: grade 'X' is none of E, S, C, I"),
+    "unknown WANDS label": (
+        lambda folder: wands(folder, "exact"),
+        "judgments, row 1: grade 'exact' is none of Exact, Partial, Irrelevant",
+    ),
+    "relevance out of range": (lambda folder: homedepot(folder, "4"), "judgments, row 1: grade '4' is not a mean"),
+    "unknown document": (
+        lambda folder: parquet(folder, judgments__doc_id=["d2"]),
+        "judgments, row 0: doc_id 'd2' is not among the documents",
+    ),
+    "unknown query": (
+        lambda folder: parquet(folder, judgments__query_id=["q2"]),
+        "judgments, row 0: query_id 'q2' is not among the queries",
+    ),
+    "one id twice": (
+        lambda folder: parquet(
+            folder, documents__doc_id=["d1", "d1"], documents__title=["a", "b"], documents__text=["", ""]
+        ),
+        "documents, row 1: doc_id 'd1' stands here again with another text",
+    ),
+}
+
+
+def left_behind(folder: Path) -> list[str]:
+    """Files below a folder other than locks."""
+    return [str(path) for path in folder.rglob("*") if path.is_file() and not path.name.endswith(".lock")]
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_what_cannot_be_read_is_one_error_everywhere(tmp_path: Path, name: str) -> None:
+    write, message = UNREADABLE[name]
+    write(tmp_path / "source")
+    source = SourceConfig(path=str(tmp_path / "source"))
+    with pytest.raises(SchemaError, match=message):
+        judgments.make(tmp_path / "work", DataConfig(sources=(source,), faulty_rows="drop"))
+    with pytest.raises(SchemaError, match=message):
+        convert.convert(tmp_path / "source", "auto", tmp_path / "out")
+    with pytest.raises(SchemaError, match=message):
+        check.examine(tmp_path / "source")
+    assert left_behind(tmp_path / "work") == []
+    assert not [path for path in tmp_path.iterdir() if path.name not in ("source", "work")]
+
+
+@pytest.mark.parametrize("name", FAULTY)
+def test_a_row_that_cannot_be_used_is_named_dropped_if_wanted_and_listed_by_check(tmp_path: Path, name: str) -> None:
+    write, message = FAULTY[name]
+    write(tmp_path / "source")
+    source = SourceConfig(path=str(tmp_path / "source"))
+    with pytest.raises(SchemaError, match=rf"source: [0-9]+ rows cannot be used.*{message}.*data.faulty_rows"):
+        judgments.make(tmp_path / "work", DataConfig(sources=(source,)))
+    with pytest.raises(SchemaError, match=message):
+        convert.convert(tmp_path / "source", "auto", tmp_path / "out")
+    assert left_behind(tmp_path / "work") == []
+    assert not [path for path in tmp_path.iterdir() if path.name not in ("source", "work")]
+
+    report = check.examine(tmp_path / "source")
+    reasons = [str(fault) for fault in report.faults]
+    assert len([reason for reason in reasons if pd.Series([reason]).str.contains(message).item()]) == 1
+    assert sum(sum(kinds.values()) for kinds in report.dropped.values()) == len(reasons)
+    if report.judgments > 1:
+        made = judgments.make(tmp_path / "work", DataConfig(sources=(source,), faulty_rows="drop"))
+        assert made.metrics["dropped"] == report.dropped
+        assert made.metrics["judgments"] == 1
+
+
+def test_a_pair_with_two_grades_is_named_by_check(tmp_path: Path) -> None:
+    beir(tmp_path / "source", grades=("1", "2"))
+    report = check.examine(tmp_path / "source")
+    assert [str(fault) for fault in report.faults] == [
+        "judgments, row 2: query_id 'q1', doc_id 'd1' has grade 2 here and 1 before"
+    ]
+
+
+def test_a_surrogate_does_not_hide_the_nul_of_another_row(tmp_path: Path) -> None:
+    beir(tmp_path, title="\ud800")
+    file = tmp_path / "corpus.jsonl"
+    file.write_text(file.read_text() + json.dumps({"_id": "d2", "title": "\x00", "text": ""}) + "\n")
+    reasons = [fault.reason for fault in check.examine(tmp_path).faults if fault.table == "documents"]
+    assert reasons == ["title contains a lone surrogate, so it is not valid Unicode", "title contains a NUL character"]
+
+
+def test_an_error_names_a_few_rows_and_counts_the_others(tmp_path: Path) -> None:
+    beir(tmp_path, grades=("x",) * 100)
+    with pytest.raises(SchemaError, match=r"100 rows cannot be used.*and 95 more") as raised:
+        convert.convert(tmp_path, "auto", tmp_path / "out")
+    assert len(str(raised.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"_id": "d", "title": "t"}', "line 1: has no 'text'"),
+        ('{"_id": "d", "text": ["t"]}', "line 1: 'text' is a list, not a text"),
+        ('["d", "t"]', "line 1: a JSON list, not an object"),
+    ],
+)
+def test_a_json_line_of_another_shape_is_named(tmp_path: Path, line: str, message: str) -> None:
+    (tmp_path / "corpus.jsonl").write_text(line + "\n")
+    with pytest.raises(SchemaError, match=message):
+        sources.read(SourceConfig(path=str(tmp_path)), Path())
+
+
+def test_nothing_that_is_known_lists_what_was_looked_for(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(MissingError, match=r"(?s)looked for.*parquet: documents\.parquet.*homedepot: train\.csv"):
+        sources.read(SourceConfig(path=str(tmp_path)), Path())
+
+
+def test_a_missing_folder_and_an_unknown_format_are_named(tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match="nowhere: no such file or folder"):
+        sources.read(SourceConfig(path="nowhere"), tmp_path)
+    with pytest.raises(ConfigError, match="format 'xml' is none of auto, parquet, beir"):
+        sources.read(SourceConfig(path=".", format="xml"), tmp_path)
+    with pytest.raises(ConfigError, match=r"grades has 12, which is outside 0\.\.10"):
+        sources.read(SourceConfig(path=".", grades=(0, 12)), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("sqlite:///missing.db", "missing.db: no such SQLite file"),
+        ("sqlite:///shop.db?table=nothing", "table nothing: no such table"),
+        ("sqlite:///shop.db?table=bare", "has no column doc_id, title; it has"),
+        ("sqlite:///notes.txt", "cannot be read .*not a database"),
+        ("nosuchdb://host/x", "no driver for this database"),
+        ("sqlite://user@:bad:url", "SQLAlchemy URL|cannot be read|no driver"),
+    ],
+)
+def test_a_database_that_cannot_be_read_is_one_clear_error(tmp_path: Path, url: str, message: str) -> None:
+    with sqlite3.connect(tmp_path / "shop.db") as connection:
+        connection.execute("create table bare (id integer, text text)")
+    connection.close()
+    (tmp_path / "notes.txt").write_text("this is text and no database at all, but long enough" * 20)
+    with pytest.raises(InputError, match=message):
+        sources.read(SourceConfig(path=url, format="sql"), tmp_path)
+    assert not (tmp_path / "missing.db").exists()
+
+
+def test_a_password_is_in_no_message(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as raised:
+        sources.read(SourceConfig(path="nosuchdb://me:secret@host/x"), tmp_path)
+    assert "secret" not in str(raised.value)

@@ -1,0 +1,410 @@
+"""Every format is read from a small set in the very form in which it is published."""
+
+import json
+import sqlite3
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from pipeline.config import SourceConfig
+from pipeline.data import sources
+from pipeline.data.sources import Source
+from pipeline.errors import InputError
+
+
+def lines(path: Path, *rows: str, encoding: str = "utf-8", end: str = "\n") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(end.join((*rows, "")).encode(encoding))
+
+
+def objects(path: Path, *rows: object) -> None:
+    lines(path, *(json.dumps(row, ensure_ascii=False) for row in rows))
+
+
+def ours(folder: Path) -> None:
+    """As in the folders of real data: corpus, queries, qrels, with columns of their own and the split `all`."""
+    corpus = {"doc_id": ["1", "2"], "title": ["a", ""], "text": ["", "b"], "author": ["x", None]}
+    pd.DataFrame(corpus).to_parquet(folder / "corpus.parquet")
+    pd.DataFrame({"query_id": ["q"], "text": ["which"]}).to_parquet(folder / "queries.parquet")
+    rows = {"query_id": ["q", "q"], "doc_id": ["1", "2"], "grade": [0, 4], "split": ["all", "dev"], "grade_raw": [5, 1]}
+    pd.DataFrame(rows).to_parquet(folder / "qrels.parquet")
+
+
+def beir(folder: Path) -> None:
+    objects(
+        folder / "corpus.jsonl",
+        {"_id": "MED-10", "title": "Statins", "text": 'A "quoted"\ttext', "metadata": {"url": "u"}},
+        {"_id": "MED-11", "title": "", "text": "Zweiter Text über Ärzte"},
+    )
+    objects(
+        folder / "queries.jsonl",
+        {"_id": "PLAIN-1", "text": "do statins help?", "metadata": {}},
+        {"_id": "PLAIN-2", "text": "test query"},
+    )
+    head = "query-id\tcorpus-id\tscore"
+    lines(folder / "qrels" / "train.tsv", head, "PLAIN-1\tMED-10\t2")
+    lines(folder / "qrels" / "dev.tsv", head, "PLAIN-1\tMED-11\t1")
+    lines(folder / "qrels" / "test.tsv", head, "PLAIN-2\tMED-10\t1")
+
+
+def trec(folder: Path) -> None:
+    lines(folder / "collection.tsv", '7\tThe presence of "communication" amid', "8\tsecond, passage")
+    lines(folder / "queries.tsv", "1030303\twho is aziz hashim", "1037496\twho is rep scalise?")
+    lines(folder / "qrels.dl19-passage.txt", "1030303 Q0 7 3", "1030303\t0\t8\t0", "1037496 0  8 1", end="\r\n")
+
+
+def esci(folder: Path) -> None:
+    examples = {
+        "example_id": [0, 1, 2, 3, 4],
+        "query": ["revent 80 cfm", "revent 80 cfm", "revent 80 cfm", "bohrer", "revent 80 cfm"],
+        "query_id": [0, 0, 0, 9, 0],
+        "product_id": ["B000MOO21W", "B07X3Y6B1V", "B000MOO21W", "B07X3Y6B1V", "B09"],
+        "product_locale": ["us", "us", "us", "es", "us"],
+        "esci_label": ["I", "E", "I", "S", "C"],
+        "small_version": [0, 0, 0, 1, 0],
+        "large_version": [1, 1, 1, 1, 1],
+        "split": ["train", "train", "train", "test", "train"],
+    }
+    pd.DataFrame(examples).to_parquet(folder / "shopping_queries_dataset_examples.parquet")
+    products = {
+        "product_id": ["B000MOO21W", "B07X3Y6B1V", "B07X3Y6B1V", "B09"],
+        "product_title": ["Panasonic fan", "Homewerks", "Homewerks ES", None],
+        "product_description": [None, "<p>quiet</p>", None, None],
+        "product_bullet_point": ["WhisperCeiling", "80 CFM\nquiet", None, None],
+        "product_brand": ["Panasonic", None, None, None],
+        "product_color": ["White", "80 CFM", None, None],
+        "product_locale": ["us", "us", "es", "us"],
+    }
+    pd.DataFrame(products).to_parquet(folder / "shopping_queries_dataset_products.parquet")
+
+
+def wands(folder: Path) -> None:
+    lines(
+        folder / "query.csv",
+        "query_id\tquery\tquery_class",
+        "0\tsalon chair\tMassage Chairs",
+        '208\t"fawkes 36"" blue vanity"\tVanities',
+        "222\tsmall loving roomtables\t",
+    )
+    lines(
+        folder / "product.csv",
+        "product_id\tproduct_name\tproduct_class\tcategory hierarchy\tproduct_description\tproduct_features\t"
+        "rating_count\taverage_rating\treview_count",
+        "0\tsolid wood platform bed\tBeds\tFurniture / Beds\tgood , deep sleep\toverallwidth:64.7|color : red\t15.0\t"
+        "4.5\t15.0",
+        '1\t"griffin 29 \'\' bar stool"\tBar Stools\tFurniture\t"two\nlines"\tx:1\t\t\t',
+    )
+    lines(
+        folder / "label.csv",
+        "id\tquery_id\tproduct_id\tlabel",
+        "0\t0\t0\tExact",
+        "1\t208\t1\tIrrelevant",
+        "2\t208\t0\tPartial",
+    )
+
+
+def t2ranking(folder: Path) -> None:
+    lines(folder / "collection.tsv", "pid\ttext", '0\t"蜂巢"取快递验证码', "1\t收到的取件码")
+    lines(folder / "queries.train.tsv", "qid\ttext", "0\t蜂巢取快递验证码摁错怎么办", '1\t"引号')
+    lines(folder / "queries.dev.tsv", "qid\ttext", "0\t西安发源地的卡没用完")
+    lines(folder / "qrels.train.tsv", "qid\t-\tpid\trel", "0\t0\t0\t3", "0\t0\t1\t0", "1\t0\t1\t2")
+    lines(folder / "qrels.dev.tsv", "qid\t-\tpid\trel", "0\t0\t1\t1")
+    lines(folder / "qrels.retrieval.train.tsv", "qid\tpid", "0\t0")
+
+
+def qbqtc(folder: Path) -> None:
+    objects(
+        folder / "train.json",
+        {"id": 0, "query": "小孩咳嗽感冒", "title": "小孩感冒过后久咳嗽该吃什么药", "label": "1"},
+        {"id": 1, "query": "小孩咳嗽感冒", "title": "宝宝树", "label": "0"},
+    )
+    objects(folder / "dev.json", {"id": 0, "query": "前列腺癌", "title": "前列腺癌的治疗", "label": "2"})
+    objects(folder / "test_public.json", {"id": 0, "query": "曼城", "title": "曼城\u2028球迷", "label": "1"})
+    objects(folder / "test.json", {"id": 0, "query": "没有标注", "title": "没有标注的标题"})
+
+
+def crowdflower(folder: Path) -> None:
+    lines(
+        folder / "train.csv",
+        '"id","query","product_title","product_description","median_relevance","relevance_variance"',
+        '1,"bridal shower decorations","Accent Pillow - Red/Black","Red satin, 8"" x 8"".',
+        'Second <b>line</b>",1,0',
+        '2,"led christmas lights","Set of 10 Battery Operated","",4,0.471',
+        '4,"led christmas lights","Accent Pillow - Red/Black","Red satin, 8"" x 8"".',
+        'Second <b>line</b>",2,0',
+    )
+
+
+def homedepot(folder: Path) -> None:
+    lines(
+        folder / "train.csv",
+        '"id","product_uid","product_title","search_term","relevance"',
+        '2,100001,"Simpson Strong-Tie 12-Gauge Angle","angle bracket",3',
+        '3,100001,"Simpson Strong-Tie 12-Gauge Angle","l bracket",2.5',
+        '9,100002,"BEHR Premium 1-gal. #SC-141 caf\xe9 ""Tugboat"" Stain","deck over",2.33',
+        '16,100005,"Delta Vero 1-Handle","rain shower head",1',
+        encoding="latin-1",
+    )
+    lines(
+        folder / "product_descriptions.csv",
+        '"product_uid","product_description"',
+        '100001,"Not only do angles make joints stronger, 90\xb0"',
+        '100002,"BEHR, a ""solid"" finish"',
+        '199999,"of another product"',
+        encoding="latin-1",
+    )
+
+
+WRITERS: dict[str, Callable[[Path], None]] = {
+    "parquet": ours,
+    "beir": beir,
+    "trec": trec,
+    "esci": esci,
+    "wands": wands,
+    "t2ranking": t2ranking,
+    "qbqtc": qbqtc,
+    "crowdflower": crowdflower,
+    "homedepot": homedepot,
+}
+
+
+def read(folder: Path, name: str, **config: object) -> Source:
+    WRITERS[name](folder)
+    source = sources.read(SourceConfig(path=str(folder), **config), Path())  # type: ignore[arg-type]
+    assert source.faults == ()
+    return source
+
+
+def judged(source: Source) -> list[tuple[str, str, int, str | None]]:
+    """(query text, title or text, grade, split) of each judgment: what the ids stand for."""
+    queries = dict(zip(source.queries["query_id"].to_pylist(), source.queries["text"].to_pylist(), strict=True))
+    documents = {row["doc_id"]: row["title"] or row["text"] for row in source.documents.to_pylist()}
+    return [
+        (queries[row["query_id"]], documents[row["doc_id"]], row["grade"], row["split"])
+        for row in source.judgments.to_pylist()
+    ]
+
+
+def rows(source: Source, *columns: str) -> list[tuple[object, ...]]:
+    return [tuple(row[name] for name in columns) for row in source.documents.to_pylist()]
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_auto_knows_each_format_by_its_files(tmp_path: Path, name: str) -> None:
+    assert read(tmp_path, name).format == name
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_another_format_asked_for_says_what_it_looked_for(tmp_path: Path, name: str) -> None:
+    WRITERS[name](tmp_path)
+    other = "wands" if name != "wands" else "esci"
+    with pytest.raises(InputError, match=rf"looked for[^\n]*\n  {other}: "):
+        sources.read(SourceConfig(path=str(tmp_path), format=other), Path())
+
+
+def test_our_own_tables_keep_their_columns_and_lose_the_split_all(tmp_path: Path) -> None:
+    source = read(tmp_path, "parquet")
+    assert rows(source, "doc_id", "title", "text", "author") == [("1", "a", "", "x"), ("2", "", "b", None)]
+    assert judged(source) == [("which", "a", 0, None), ("which", "b", 4, "valid")]
+    assert source.judgments["grade_raw"].to_pylist() == [5, 1]
+
+
+def test_a_single_parquet_file_is_documents(tmp_path: Path) -> None:
+    ours(tmp_path)
+    source = sources.read(SourceConfig(path="corpus.parquet"), tmp_path)
+    assert (source.name, source.documents.num_rows, source.judgments.num_rows) == (tmp_path.name, 2, 0)
+
+
+def test_beir(tmp_path: Path) -> None:
+    source = read(tmp_path, "beir")
+    assert rows(source, "doc_id", "title", "text") == [
+        ("MED-10", "Statins", 'A "quoted"\ttext'),
+        ("MED-11", "", "Zweiter Text über Ärzte"),
+    ]
+    assert sorted(judged(source)) == [
+        ("do statins help?", "Statins", 2, "train"),
+        ("do statins help?", "Zweiter Text über Ärzte", 1, "valid"),
+        ("test query", "Statins", 1, "test"),
+    ]
+
+
+def test_beir_without_queries_is_documents(tmp_path: Path) -> None:
+    beir(tmp_path)
+    (tmp_path / "queries.jsonl").unlink()
+    source = sources.read(SourceConfig(path=str(tmp_path)), Path())
+    assert (source.documents.num_rows, source.queries.num_rows, source.judgments.num_rows) == (2, 0, 0)
+
+
+def test_trec_qrels_beside_a_tsv_collection(tmp_path: Path) -> None:
+    source = read(tmp_path, "trec")
+    assert judged(source) == [
+        ("who is aziz hashim", 'The presence of "communication" amid', 3, None),
+        ("who is aziz hashim", "second, passage", 0, None),
+        ("who is rep scalise?", "second, passage", 1, None),
+    ]
+
+
+def test_trec_qrels_of_several_splits_beside_json_lines(tmp_path: Path) -> None:
+    beir(tmp_path)
+    for file in (tmp_path / "qrels").iterdir():
+        file.unlink()
+    (tmp_path / "qrels").rmdir()
+    lines(tmp_path / "qrels.train.txt", "PLAIN-1 0 MED-10 2")
+    lines(tmp_path / "qrels.dev.txt", "PLAIN-2 0 MED-10 0")
+    source = sources.read(SourceConfig(path=str(tmp_path)), Path())
+    assert source.format == "trec"
+    assert sorted(judged(source)) == [
+        ("do statins help?", "Statins", 2, "train"),
+        ("test query", "Statins", 0, "valid"),
+    ]
+
+
+def test_esci_has_a_document_for_each_locale(tmp_path: Path) -> None:
+    source = read(tmp_path, "esci")
+    assert rows(source, "doc_id", "title", "text", "brand") == [
+        ("us:B000MOO21W", "Panasonic fan", "WhisperCeiling", "Panasonic"),
+        ("us:B07X3Y6B1V", "Homewerks", "<p>quiet</p>\n80 CFM\nquiet", ""),
+        ("es:B07X3Y6B1V", "Homewerks ES", "", ""),
+        ("us:B09", "", "", ""),
+    ]
+    assert judged(source) == [
+        ("revent 80 cfm", "Panasonic fan", 0, "train"),
+        ("revent 80 cfm", "Homewerks", 3, "train"),
+        ("revent 80 cfm", "Panasonic fan", 0, "train"),
+        ("bohrer", "Homewerks ES", 2, "test"),
+        ("revent 80 cfm", "", 1, "train"),
+    ]
+
+
+def test_wands_is_tabs_with_doubled_quotes(tmp_path: Path) -> None:
+    source = read(tmp_path, "wands")
+    assert source.queries["text"].to_pylist() == ["salon chair", 'fawkes 36" blue vanity', "small loving roomtables"]
+    assert rows(source, "title", "text", "category_hierarchy") == [
+        ("solid wood platform bed", "good , deep sleep", "Furniture / Beds"),
+        ("griffin 29 '' bar stool", "two\nlines", "Furniture"),
+    ]
+    assert [row[2] for row in judged(source)] == [2, 0, 1]
+
+
+@pytest.mark.parametrize("with_names", [True, False])
+def test_t2ranking_counts_the_queries_of_each_split_anew(tmp_path: Path, with_names: bool) -> None:
+    t2ranking(tmp_path)
+    if not with_names:  # The form in its authors' code repository.
+        for file in tmp_path.iterdir():
+            file.write_text(file.read_text(encoding="utf-8").split("\n", 1)[1], encoding="utf-8")
+    source = sources.read(SourceConfig(path=str(tmp_path)), Path())
+    assert judged(source) == [
+        ("蜂巢取快递验证码摁错怎么办", '"蜂巢"取快递验证码', 3, "train"),
+        ("蜂巢取快递验证码摁错怎么办", "收到的取件码", 0, "train"),
+        ('"引号', "收到的取件码", 2, "train"),
+        ("西安发源地的卡没用完", "收到的取件码", 1, "valid"),
+    ]
+
+
+def test_qbqtc_keeps_the_texts_of_the_unlabelled_test(tmp_path: Path) -> None:
+    source = read(tmp_path, "qbqtc")
+    assert judged(source) == [
+        ("小孩咳嗽感冒", "小孩感冒过后久咳嗽该吃什么药", 1, "train"),
+        ("小孩咳嗽感冒", "宝宝树", 0, "train"),
+        ("前列腺癌", "前列腺癌的治疗", 2, "valid"),
+        ("曼城", "曼城\u2028球迷", 1, "test"),
+    ]
+    assert "没有标注" in source.queries["text"].to_pylist()
+    assert "没有标注的标题" in source.documents["title"].to_pylist()
+
+
+def test_qbqtc_of_the_first_release_calls_the_grade_relevant(tmp_path: Path) -> None:
+    objects(tmp_path / "train.json", {"id": 16300, "query": "宝宝开荤", "title": "开荤仪式", "relevant": "2"})
+    assert judged(sources.read(SourceConfig(path=str(tmp_path)), Path())) == [("宝宝开荤", "开荤仪式", 2, "train")]
+
+
+def test_crowdflower(tmp_path: Path) -> None:
+    source = read(tmp_path, "crowdflower")
+    assert rows(source, "title", "text") == [
+        ("Accent Pillow - Red/Black", 'Red satin, 8" x 8".\nSecond <b>line</b>'),
+        ("Set of 10 Battery Operated", ""),
+    ]
+    assert judged(source) == [
+        ("bridal shower decorations", "Accent Pillow - Red/Black", 0, None),
+        ("led christmas lights", "Set of 10 Battery Operated", 3, None),
+        ("led christmas lights", "Accent Pillow - Red/Black", 1, None),
+    ]
+
+
+def test_home_depot_is_latin_1_and_its_means_become_thirds(tmp_path: Path) -> None:
+    source = read(tmp_path, "homedepot")
+    assert rows(source, "doc_id", "title", "text") == [
+        ("100001", "Simpson Strong-Tie 12-Gauge Angle", "Not only do angles make joints stronger, 90°"),
+        ("100002", 'BEHR Premium 1-gal. #SC-141 café "Tugboat" Stain', 'BEHR, a "solid" finish'),
+        ("100005", "Delta Vero 1-Handle", ""),
+    ]
+    # 3 → 6, 2.5 → 4 (4.5, to the even one), 2.33 → 4, 1 → 0.
+    assert [row[2] for row in judged(source)] == [6, 4, 4, 0]
+    assert [row[0] for row in judged(source)] == ["angle bracket", "l bracket", "deck over", "rain shower head"]
+
+
+def test_home_depot_saved_as_utf_8_is_read_as_that(tmp_path: Path) -> None:
+    homedepot(tmp_path)
+    file = tmp_path / "train.csv"
+    file.write_text(file.read_text(encoding="latin-1"), encoding="utf-8-sig")
+    source = sources.read(SourceConfig(path=str(file)), Path())
+    assert source.documents["title"][1].as_py() == 'BEHR Premium 1-gal. #SC-141 café "Tugboat" Stain'
+
+
+def store(path: Path, rows: Iterable[tuple[object, ...]], table: str = "documents") -> None:
+    with sqlite3.connect(path) as connection:
+        connection.execute(f"create table {table} (doc_id integer, title text, text text, upvotes integer)")
+        connection.executemany(f"insert into {table} values (?, ?, ?, ?)", rows)
+    connection.close()
+
+
+def test_documents_out_of_a_database_stand_in_order_of_their_ids(tmp_path: Path) -> None:
+    store(tmp_path / "shop.db", [(3, "c", None, None), (1, "a", "x", 5), (2, None, "y", 7)])
+    source = sources.read(SourceConfig(path="sqlite:///shop.db"), tmp_path)
+    assert (source.name, source.format) == ("documents", "sql")
+    assert rows(source, "doc_id", "title", "text", "upvotes") == [
+        ("1", "a", "x", 5),
+        ("2", "", "y", 7),
+        ("3", "c", "", None),
+    ]
+
+
+def test_another_table_of_a_database_and_many_rows(tmp_path: Path) -> None:
+    count = sources.sql.ROWS_AT_ONCE * 2 + 5
+    store(tmp_path / "shop.db", ((number, f"t{number}", "", number) for number in range(count)), "articles")
+    source = sources.read(SourceConfig(path="sqlite:///shop.db?table=articles", name="shop"), tmp_path)
+    assert source.name == "shop"
+    assert source.documents["upvotes"].to_pylist() == list(range(count))
+
+
+def test_the_digest_of_a_database_follows_its_content(tmp_path: Path) -> None:
+    digests = []
+    for number, rows in enumerate(([(1, "a", "b", 1)], [(1, "a", "b", 1)], [(1, "a", "c", 1)])):
+        store(tmp_path / f"{number}.db", rows)
+        digests.append(sources.find(SourceConfig(path=f"sqlite:///{number}.db"), tmp_path).digest)
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_the_digest_of_files_follows_their_content_not_their_place(tmp_path: Path) -> None:
+    digests = []
+    for place in ("one", "two", "three"):
+        (tmp_path / place).mkdir()
+        wands(tmp_path / place)
+        if place == "three":
+            lines(tmp_path / place / "label.csv", "id\tquery_id\tproduct_id\tlabel", "0\t0\t0\tPartial")
+        digests.append(sources.find(SourceConfig(path=place), tmp_path).digest)
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_grades_are_mapped_as_the_recipe_says(tmp_path: Path) -> None:
+    assert [row[2] for row in judged(read(tmp_path, "homedepot", grades=(0, 0, 1, 1, 2, 2, 3)))] == [3, 2, 2, 0]
+
+
+def test_a_grade_without_a_place_in_the_mapping_is_a_fault_of_its_row(tmp_path: Path) -> None:
+    homedepot(tmp_path)
+    source = sources.read(SourceConfig(path=str(tmp_path), grades=(0, 1, 2, 3, 3)), Path())
+    assert [(fault.row, fault.reason) for fault in source.faults] == [
+        (0, "grade 6 has no place in the source's grades = [0, 1, 2, 3, 3]")
+    ]

@@ -238,7 +238,7 @@ def by_query(
     scores: ArrayLike,
     measures: Sequence[str] = ("ndcg@10",),
     *,
-    ids: Sequence[str] | None = None,
+    ids: ArrayLike | None = None,
     relevant_from: float = 1,
 ) -> dict[str, Floats]:
     """Each measure for each query of lists that are judged throughout, in ascending order of the query ids.
@@ -250,8 +250,9 @@ def by_query(
         queries: (documents,) query of each; ids or numbers, in any order.
         grades: (documents,) from 0 up.
         scores: (documents,) higher is better.
-        ids: (documents,) document ids, which break ties as in trec_eval. Without them the lower grade stands
-            first, so that a model which gives one score to all gains nothing from the order of the rows.
+        ids: (documents,) document ids, or numbers in their order; they break ties as in trec_eval. Without them the
+            lower grade stands first, so that a model which gives one score to all gains nothing from the order of
+            the rows.
         relevant_from: lowest relevant grade for the measures that know only relevant and not.
 
     Raises:
@@ -260,12 +261,13 @@ def by_query(
     parsed = {name: Measure.parse(name) for name in measures}
     grade, score = _checked_grades(grades, "judgments"), _checked_scores(scores, "run")
     names, query = np.unique(np.asarray(queries), return_inverse=True)
-    if not len(grade) == len(score) == len(query) == (len(grade) if ids is None else len(ids)):
+    docs = None if ids is None else np.asarray(ids)
+    if not len(grade) == len(score) == len(query) == (len(grade) if docs is None else len(docs)):
         raise SchemaError(
             f"lists of different lengths: {len(query)} queries, {len(grade)} grades, {len(score)} scores"
-            + ("" if ids is None else f", {len(ids)} ids")
+            + ("" if docs is None else f", {len(docs)} ids")
         )
-    tie = -grade if ids is None else np.unique(np.asarray(ids), return_inverse=True)[1]
+    tie = -grade if docs is None else np.unique(docs, return_inverse=True)[1]
     lists = _ordered(query, score, tie, grade, np.ones(len(query), dtype=bool), (query, grade), len(names))
     return {name: _value(lists, measure, relevant_from) for name, measure in parsed.items()}
 

@@ -1,0 +1,1 @@
+"""How models learn: one file for each stage, one loop for all of them."""

@@ -1,0 +1,175 @@
+"""The learned final order: what it finds in made-up worlds whose best order is known, and when it must not learn."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from scipy.optimize import minimize
+
+from pipeline import artifacts
+from pipeline.artifacts import Artifact
+from pipeline.errors import SchemaError
+from pipeline.evaluation.metrics import by_query
+from pipeline.features import FEATURES, Fusion, table
+from pipeline.training import fusion
+
+NOISE = {"bm25": 3.0, "encoder": 3.0, "ranker": 2.0}
+
+
+def world(queries: int, noise: dict[str, float], seed: int = 0, docs: int = 12, split: str = "valid") -> pd.DataFrame:
+    """Features that are the grade plus noise of these sizes, each on a scale of its own."""
+    rng = np.random.default_rng(seed)
+    grades = rng.integers(0, 4, size=(queries, docs)) * (rng.random((queries, docs)) < 0.5)
+    frame = pd.DataFrame(
+        {
+            "row_id": range(queries * docs),
+            "query_id": np.repeat([f"{split}{number}" for number in range(queries)], docs),
+            "doc_id": [f"d{number}" for number in range(queries * docs)],
+            "split": split,
+            "grade": grades.ravel(),
+        }
+    )
+    for (name, size), scale in zip(noise.items(), (5.0, 0.1, 1.0), strict=True):
+        frame[name] = scale * (grades + size * rng.normal(size=grades.shape)).ravel()
+    frame["bm25"] -= frame["bm25"].min()
+    return frame
+
+
+def ndcg(frame: pd.DataFrame, weights: Fusion) -> float:
+    found = fusion.fused_scores(weights, pa.Table.from_pandas(frame))
+    assert found["row_id"].to_pylist() == frame["row_id"].tolist()
+    values = by_query(frame["query_id"], frame["grade"], found["score"].to_numpy(), ids=frame["doc_id"])["ndcg@10"]
+    return float(values[frame.groupby("query_id")["grade"].nunique() > 1].mean())
+
+
+def test_what_is_measured_on_held_out_queries_holds_on_fresh_ones() -> None:
+    weights, found = fusion.fit(world(250, NOISE))
+    fresh = world(1_500, NOISE, seed=1)
+    assert found["ndcg"]["fused"] == pytest.approx(ndcg(fresh, weights), abs=0.025)
+    for name in ("bm25", "encoder", "ranker", "rrf", "rrf_all"):
+        assert found["ndcg"]["fused"] > found["ndcg"][name]
+    assert found["strength"] is not None
+    assert weights.weights["ranker"] > 0
+
+
+def test_the_weights_are_those_of_a_direct_minimisation() -> None:
+    frame = world(60, NOISE, docs=6)
+    lists = fusion._lists(frame)
+    candidate = fusion.Candidate("three", ("bm25", "encoder", "ranker"), 0.1)
+    found = fusion._weights(lists, candidate, np.ones(lists.queries, dtype=bool))
+
+    gaps, shares = [], []
+    for _, query in frame.groupby("query_id"):
+        rows = np.array(table(*(query[name].tolist() for name in ("bm25", "encoder", "ranker"))))[:, [0, 2, 4]]
+        grade = query["grade"].to_numpy()
+        pairs = [(i, j) for i in range(6) for j in range(6) if grade[i] > grade[j]]
+        gaps += [rows[i] - rows[j] for i, j in pairs]
+        shares += [1 / len(pairs) for _ in pairs]
+    spread = np.sqrt(np.mean(np.square(gaps), axis=0))
+    scaled = np.array(gaps) / spread
+
+    def loss(weights: np.ndarray) -> float:
+        return float(weights @ weights / 2 + 0.1 * np.array(shares) @ np.logaddexp(0, -scaled @ weights))
+
+    expected = minimize(loss, np.zeros(3), tol=1e-12).x / spread
+    np.testing.assert_allclose(found[[0, 2, 4]], expected, rtol=1e-3)
+    assert not found[[1, 3, 5]].any()
+
+
+@pytest.mark.parametrize("useful", ["bm25", "encoder", "ranker"])
+def test_when_the_others_are_noise_the_useful_score_decides_alone(useful: str) -> None:
+    noise = {name: 1.0 if name == useful else 100.0 for name in NOISE}
+    weights, found = fusion.fit(world(80, noise))
+    alone = {name for name, weight in weights.weights.items() if weight}
+    fresh = world(500, noise, seed=2)
+    best = Fusion(weights={name: float(name == useful) for name in FEATURES})
+    assert ndcg(fresh, weights) > ndcg(fresh, best) - 0.01
+    assert found["ndcg"]["fused"] >= found["ndcg"][useful]
+    assert useful in alone or f"{useful}_reciprocal_rank" in alone
+
+
+@pytest.mark.parametrize("queries", [0, 1, 5])
+def test_few_queries_leave_it_to_the_ranker_with_a_reason(queries: int, caplog: pytest.LogCaptureFixture) -> None:
+    weights, found = fusion.fit(world(queries, NOISE))
+    assert weights.weights == {name: float(name == "ranker") for name in FEATURES}
+    assert found["chosen"] == "ranker"
+    assert f"{fusion.MIN_QUERIES} are needed" in found["reason"]
+    assert found["reason"] in caplog.text
+
+
+def test_queries_with_one_grade_teach_nothing() -> None:
+    frame = world(40, NOISE).assign(grade=1)
+    _, found = fusion.fit(frame)
+    assert found["queries"] == 0
+    assert found["chosen"] == "ranker"
+    assert found["ndcg"] == {}
+
+
+def test_constant_and_equal_scores_raise_nothing() -> None:
+    frame = world(30, NOISE).assign(bm25=0.0, encoder=0.5)
+    frame.loc[frame.index % 2 == 0, "ranker"] = 1.0
+    weights, _ = fusion.fit(frame)
+    assert all(np.isfinite(weight) for weight in weights.weights.values())
+
+
+def test_the_same_input_gives_the_same_weights() -> None:
+    frame = world(30, NOISE)
+    assert fusion.fit(frame) == fusion.fit(frame)
+
+
+def features_and_pool(
+    workspace: Path, frame: pd.DataFrame, pairs: pd.DataFrame | None = None
+) -> tuple[Artifact, Artifact]:
+    pool = frame[["row_id", "query_id", "doc_id", "grade", "split"]] if pairs is None else pairs
+
+    def write(name: str, content: pd.DataFrame) -> Artifact:
+        def build(staging: artifacts.Staging) -> dict[str, int]:
+            content.to_parquet(staging.folder / f"{name}.parquet", index=False)
+            return {}
+
+        return artifacts.make(workspace, name, version=1, config={}, inputs={}, build=build)
+
+    return write("features", frame.drop(columns="grade").sample(frac=1, random_state=0)), write("pairs", pool)
+
+
+def test_the_artifact_learns_from_valid_rows_only_and_is_plain_numbers(tmp_path: Path) -> None:
+    valid = world(30, NOISE)
+    test = world(30, {"bm25": 0.1, "encoder": 50.0, "ranker": 50.0}, seed=3, split="test")
+    test["row_id"] += len(valid)
+    made = fusion.make(tmp_path, *features_and_pool(tmp_path, pd.concat([test, valid], ignore_index=True)))
+    expected, found = fusion.fit(valid)
+    text = made.file("fusion.json").read_text(encoding="utf-8")
+    assert list(made.manifest.files) == ["fusion.json"]
+    assert Fusion.from_json(text) == expected
+    assert set(json.loads(text)["weights"]) == set(FEATURES)
+    assert made.metrics["ndcg"] == found["ndcg"]
+    assert made.metrics["queries"] <= 30
+
+
+def test_rows_that_the_pool_does_not_have_are_refused(tmp_path: Path) -> None:
+    frame = world(3, NOISE)
+    pool = frame[["row_id", "query_id", "doc_id", "grade", "split"]].iloc[:-2]
+    with pytest.raises(SchemaError, match="row 34 is not in the pool"):
+        fusion.make(tmp_path, *features_and_pool(tmp_path, frame, pool))
+
+
+def test_a_score_that_is_no_number_is_refused_with_its_query() -> None:
+    frame = world(3, NOISE)
+    frame.loc[20, "encoder"] = np.nan
+    with pytest.raises(SchemaError, match="query 'valid1'"):
+        fusion.fit(frame)
+
+
+def test_fused_scores_equal_a_slow_loop_whatever_the_row_order() -> None:
+    frame = world(5, NOISE)
+    weights = Fusion(weights={name: float(place + 1) for place, name in enumerate(FEATURES)})
+    expected = {}
+    for _, query in frame.groupby("query_id"):
+        rows = table(*(query[name].tolist() for name in ("bm25", "encoder", "ranker")))
+        expected |= dict(zip(query["row_id"], weights.scores(rows), strict=True))
+    found = fusion.fused_scores(weights, pa.Table.from_pandas(frame.sample(frac=1, random_state=4)))
+    got = dict(zip(found["row_id"].to_pylist(), found["score"].to_pylist(), strict=True))
+    assert got == pytest.approx(expected, rel=1e-5)

@@ -189,13 +189,15 @@ def measures(config: EvaluationConfig) -> tuple[str, ...]:
 def judged(data: Artifact, split: str | None) -> tuple["pa.Table", set[str]]:
     """Judgments of one split (of all without one), and the ids of the queries that only other splits judge.
 
+    Of several judgments of one pair that counts which the pool has too: see `pipeline.data.candidates`.
+
     Raises:
         SchemaError: the split has no judgments.
     """
     import pyarrow.compute as pc
 
     path = data.file("judgments.parquet")
-    table = schema.read(path, "judgments")
+    table = _one_each(schema.read(path, "judgments"))
     if split is None:
         return table, set()
     if "split" not in table.column_names:
@@ -206,6 +208,23 @@ def judged(data: Artifact, split: str | None) -> tuple["pa.Table", set[str]]:
         raise SchemaError(f"{path}: no judgment is in split '{split}'; choose another, or a larger {split} share")
     mine = set(chosen.column("query_id").unique().to_pylist())
     return chosen, set(table.column("query_id").unique().to_pylist()) - mine
+
+
+def _one_each(judgments: "pa.Table") -> "pa.Table":
+    import pyarrow as pa
+
+    from pipeline.data.candidates import PREFERENCE
+
+    rows = judgments.to_pandas()
+    if not rows.duplicated(["query_id", "doc_id"]).any():
+        return judgments
+    source = rows["source"] if "source" in rows.columns else "human"
+    trust = rows.assign(source=source)["source"].map({name: place for place, name in enumerate(PREFERENCE)})
+    order = rows.assign(trust=trust.fillna(len(PREFERENCE))).sort_values(
+        ["trust", "grade"], ascending=[True, False], kind="stable"
+    )
+    kept = order.drop_duplicates(["query_id", "doc_id"]).sort_index()
+    return judgments.take(pa.array(kept.index.to_numpy()))
 
 
 def _without(run: "pa.Table", queries: set[str]) -> "pa.Table":

@@ -173,6 +173,21 @@ def test_a_systems_artifact_gives_the_same_as_its_file(world: dict[str, Any]) ->
     assert content(make(world, ranked))["systems"] == content(make(world))["systems"]
 
 
+def test_of_several_judgments_of_a_pair_a_persons_counts_and_of_several_fields_the_highest(tmp_path: Path) -> None:
+    rows = [
+        ("q", "a", 3, "test", "click", "title"),
+        ("q", "a", 1, "test", "human", "title"),
+        ("q", "a", 2, "test", "human", "text"),
+        ("q", "b", 1, "test", "elsewhere", "text"),
+        ("other", "b", 1, "valid", "human", "text"),
+    ]
+    judgments = pd.DataFrame(rows, columns=["query_id", "doc_id", "grade", "split", "source", "field"])
+    data = artifact(tmp_path, "data", {"judgments.parquet": judgments})
+    table, others = report.judged(data, "test")
+    assert dict(zip(table["doc_id"].to_pylist(), table["grade"].to_pylist(), strict=True)) == {"a": 2, "b": 1}
+    assert others == {"other"}
+
+
 class Page(html.parser.HTMLParser):
     """Collects tags and attributes."""
 

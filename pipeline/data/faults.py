@@ -138,15 +138,14 @@ def _judgment_findings(
     for column, kept, there in (("query_id", queries, source.queries), ("doc_id", documents, source.documents)):
         whole = "queries" if column == "query_id" else "documents"
         lost = pc.invert(pc.is_in(judgments[column], value_set=kept[column]))
-        for row in pc.indices_nonzero(lost).to_pylist():
+        unusable = pc.is_in(judgments[column], value_set=there[column])
+        rows = pc.indices_nonzero(lost)
+        columns = (rows, judgments[column].take(rows), unusable.take(rows))
+        for row, value, was_there in zip(*(values.to_pylist() for values in columns), strict=True):
             if row not in seen:
                 seen.add(row)
-                value = judgments[column][row].as_py()
-                unusable = pc.index(there[column], judgments[column][row]).as_py() >= 0
-                reason = f"{column} '{value}' " + ("cannot be used" if unusable else f"is not among the {whole}")
-                yield Finding(
-                    f"unusable {column}" if unusable else f"unknown {column}", Fault("judgments", row, reason)
-                )
+                kind, reason = ("unusable", "cannot be used") if was_there else ("unknown", f"is not among the {whole}")
+                yield Finding(f"{kind} {column}", Fault("judgments", row, f"{column} '{value}' {reason}"))
 
 
 def _without(table: pa.Table, findings: Iterable[Finding], also: npt.NDArray[np.bool_] | None = None) -> pa.Table:

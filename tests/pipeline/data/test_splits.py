@@ -78,6 +78,10 @@ def test_hash_splits_do_not_look_at_published_ones() -> None:
     assert splits.assign(["a", "a"], ["train", "test"], HASH) == splits.assign(["a", "a"], [None, None], HASH)
 
 
+def test_all_can_be_test_queries() -> None:
+    assert splits.assign(["a", "b", "a"], ["train", None, "valid"], DataConfig(splits="test")) == ["test"] * 3
+
+
 def test_a_sample_changes_by_no_more_than_what_is_added() -> None:
     ids = [f"q{number}" for number in range(500)]
     texts = [f"text {number}" for number in range(500)]

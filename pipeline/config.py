@@ -35,12 +35,14 @@ class SourceConfig:
     """One set of documents, queries and judgments."""
 
     path: str
-    """Folder or file, relative to `data.root`; for a document store a SQLAlchemy URL."""
+    """Folder or file, relative to `data.root`; for a document store a SQLAlchemy URL, such as
+    `sqlite:///shop.db?table=articles` (the table is `documents` when not given)."""
     format: str = "auto"
     """parquet, beir, trec, esci, wands, t2ranking, qbqtc, crowdflower, homedepot, sql, python_api; auto looks at the
     files."""
     name: str = ""
-    """Reported as a slice, and put before ids when a recipe has several sources; the folder's name when empty."""
+    """Reported as a slice, and put before ids when a recipe has several sources; the folder's name when empty. Sources
+    of one name are one collection: documents from a database, judgments from a folder."""
     grades: tuple[int, ...] = ()
     """Ours for each of theirs, from grade 0 up; empty keeps them. Needed where sources have different scales."""
 
@@ -58,7 +60,8 @@ class DataConfig:
     """What to do when one pair has several grades from one kind of source."""
     splits: Literal["source", "hash", "test"] = "hash"
     """source keeps the published splits (a missing test split is the published valid, and a new valid is cut from
-    train); hash cuts all anew by a hash of the normalised query; test makes all of them test queries, for judging."""
+    train; a missing train is the published valid) and cuts queries without one as hash does; hash cuts all anew by a
+    hash of the normalised query; test makes all of them test queries, for judging."""
     valid_share: float = 0.1
     test_share: float = 0.2
     train_queries: int = 0
@@ -155,6 +158,17 @@ class ScratchConfig:
     vocab_size: int = 16000
     """Trained on the documents and training queries: WordPiece for bert, byte-level BPE for roberta."""
 
+    def __post_init__(self) -> None:
+        _positive(
+            "pretrain.scratch", layers=self.layers, heads=self.heads, intermediate=self.intermediate, hidden=self.hidden
+        )
+        if self.hidden % self.heads:
+            raise ConfigError(
+                f"pretrain.scratch.hidden {self.hidden} is no multiple of heads {self.heads}; make it one"
+            )
+        if self.vocab_size < 300:
+            raise ConfigError(f"pretrain.scratch.vocab_size is {self.vocab_size}; below 300 not even bytes fit in")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PretrainConfig:
@@ -166,6 +180,10 @@ class PretrainConfig:
     mask_share: float = 0.25
     max_tokens: int = 128
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(learning_rate=5e-4, epochs=3.0, evaluations=3))
+
+    def __post_init__(self) -> None:
+        _positive("pretrain", mask_share=self.mask_share)
+        _share("pretrain", mask_share=self.mask_share)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,0 +1,135 @@
+"""An encoder that has read a recipe's own texts, by masked language modelling, for the teacher to start from.
+
+From `data`, and from given weights or from nothing (`scratch`: a new vocabulary and a new model). What is read are
+documents, and training queries packed with the documents that they were answered by, as the cross-encoder will see
+them. A few documents are held out, to measure on.
+"""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from transformers import AutoModel, BertConfig, PreTrainedConfig, PreTrainedTokenizerBase, RobertaConfig
+
+from pipeline import artifacts, schema, text
+from pipeline.artifacts import Artifact, Staging
+from pipeline.config import PretrainConfig, ScratchConfig, to_dict
+from pipeline.data import splits
+from pipeline.models import weights
+from pipeline.training import scoring, vocabulary
+from pipeline.training.loop import train
+from pipeline.training.masked import Corpus, MaskedModel, MaskedTask
+
+VERSION = 1
+
+SCRATCH = "scratch"
+"""The base that means a new model."""
+
+HELD_OUT_SHARE, HELD_OUT_MOST = 0.05, 400
+"""Documents not learned from but measured on."""
+
+
+def make(workspace: Path, config: PretrainConfig, base: str, data: Artifact) -> Artifact:
+    """The `pretrained` artifact: `model/`, an encoder and its tokenizer as AutoModel and AutoTokenizer open them.
+
+    The metrics tell how well masked tokens of held-out documents are guessed, before and after: `masked_accuracy`
+    (share guessed right) and `masked_loss` (nats a token).
+
+    Args:
+        base: what `weights.folder` takes, or `scratch`.
+
+    Raises:
+        MissingError: the base model cannot be had.
+        ConfigError: the base is no encoder that can guess masked tokens, or has too few positions.
+        TrainingError: no text to learn from, or the loss is not a number.
+    """
+
+    def build(staging: Staging) -> Mapping[str, Any]:
+        corpus = read_corpus(data, config.loop.seed)
+        place = staging.folder / "model"
+        if base == SCRATCH:
+            tokenizer = vocabulary.train([*corpus.documents, *corpus.queries], config.scratch)
+            new_model(place, config.scratch, tokenizer, config.loop.seed)
+        model = MaskedModel.start(place if base == SCRATCH else weights.folder(base), config)
+        model.to(scoring.device())
+        task = MaskedTask(model, corpus, config)
+        before = task.measure()
+        progress = train(model, task, config.loop, label="pre-training", checkpoint=staging.checkpoint)
+        after = task.measure()
+        model.save(place)
+        return {
+            "masked_loss before": round(before.loss, 4),
+            "masked_loss": round(after.loss, 4),
+            "masked_accuracy before": round(before.accuracy, 4),
+            "masked_accuracy": round(after.accuracy, 4),
+            "held_out": len(task.held_out),
+            "vocabulary": len(model.hub_tokenizer),
+            **progress.metrics("masked_log_likelihood", task.unit),
+        }
+
+    settings = to_dict(config)
+    if base != SCRATCH:
+        del settings["scratch"]
+    inputs: dict[str, Artifact | str] = {"data": data, "base": SCRATCH if base == SCRATCH else weights.digest(base)}
+    return artifacts.make(workspace, "pretrained", version=VERSION, config=settings, inputs=inputs, build=build)
+
+
+def read_corpus(data: Artifact, seed: int) -> Corpus:
+    """The texts of a `data` artifact, some of its documents held out."""
+    table = schema.read(data.file("documents.parquet"), "documents")
+    doc_ids, titles, bodies = (table.column(name).to_pylist() for name in ("doc_id", "title", "text"))
+    documents = [text.document_text(title, body) for title, body in zip(titles, bodies, strict=True)]
+    judgments = pq.read_table(
+        data.file("judgments.parquet"), columns=["query_id", "doc_id", "grade"], filters=[("split", "==", "train")]
+    )
+    asked, answered, grades = (judgments.column(name).to_pylist() for name in ("query_id", "doc_id", "grade"))
+    table = schema.read(data.file("queries.parquet"), "queries")
+    known = dict(zip(table.column("query_id").to_pylist(), table.column("text").to_pylist(), strict=True))
+    query_of = {query: number for number, query in enumerate(dict.fromkeys(asked))}
+    document_of = {document: number for number, document in enumerate(doc_ids)}
+    pairs = dict.fromkeys(
+        (query_of[query], document_of[document])
+        for query, document, grade in zip(asked, answered, grades, strict=True)
+        if grade > 0
+    )
+    count = min(HELD_OUT_MOST, math.ceil(len(doc_ids) * HELD_OUT_SHARE))
+    place = [splits.share(seed, doc_id, "held out") for doc_id in doc_ids]
+    held_out = sorted(range(len(doc_ids)), key=lambda number: (place[number], number))[:count]
+    return Corpus(
+        documents,
+        [known[query] for query in query_of],
+        np.array(list(pairs), dtype=np.int64).reshape(-1, 2),
+        np.array(sorted(held_out), dtype=np.int64),
+    )
+
+
+def new_model(place: Path, config: ScratchConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> None:
+    """Writes an untrained encoder and its tokenizer as a transformers folder, the same for the same seed."""
+    shape = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": config.hidden,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "intermediate_size": config.intermediate,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    made: PreTrainedConfig
+    if config.family == "bert":
+        made = BertConfig(**shape, max_position_embeddings=config.positions)
+    else:
+        made = RobertaConfig(
+            **shape,
+            max_position_embeddings=config.positions + tokenizer.pad_token_id + 1,  # They begin behind the padding.
+            type_vocab_size=1,
+            layer_norm_eps=1e-5,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    with weights.quiet(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        AutoModel.from_config(made).save_pretrained(place)  # type: ignore[no-untyped-call]
+        tokenizer.save_pretrained(place)

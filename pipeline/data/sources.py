@@ -65,8 +65,9 @@ def find(config: SourceConfig, root: Path) -> Found:
     if wrong:
         raise ConfigError(f"{config.path}: grades has {wrong[0]}, which is outside 0..{MAX_GRADE}")
     if config.format == "python_api":
-        source = _python_api(config)
-        return Found(source.name, source.format, source.digest, lambda: source)
+        from pipeline.data import python_api  # Only its own recipe needs it.
+
+        return Found(config.name or "python_api", "python_api", python_api.digest(), lambda: _python_api(config))
     if config.format == "sql" or (config.format == "auto" and "://" in config.path):
         source = _sql(config, root)
         return Found(source.name, source.format, source.digest, lambda: source)
@@ -122,7 +123,7 @@ def _sql(config: SourceConfig, root: Path) -> Source:
 
 
 def _python_api(config: SourceConfig) -> Source:
-    from pipeline.data import python_api  # It walks all installed packages, and only its own recipe needs it.
+    from pipeline.data import python_api
 
     found = python_api.read()
     made = Tables(documents=found.documents, queries=found.queries, judgments=found.judgments)

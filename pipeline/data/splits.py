@@ -95,8 +95,6 @@ def assign(texts: Sequence[str], published: Sequence[str | None], config: DataCo
     """
     if config.splits == "test":
         return ["test"] * len(texts)
-    if config.splits == "test":
-        return ["test"] * len(texts)
     groups, queries = _groups(texts)
     chosen = [hashed(query, config) for query in queries]
     if config.splits == "source":

@@ -11,6 +11,7 @@ from pipeline import releases as registry
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
+    from rich.text import Text
 
 
 def make(outcome: chain.Outcome, workspace: Path) -> dict[str, Any]:
@@ -72,18 +73,29 @@ def render(card: dict[str, Any], workspace: Path) -> "RenderableType":
         interval = f"{value['low']:.4f} – {value['high']:.4f}"
         table.add_row(name, f"{value['mean']:.4f}", interval, Text(bar, style="cyan"), style=style)
     (pair, gap), *_ = card["differences"].items()
-    rates = ", ".join(f"{name} {rate:.0f}" for name, rate in card["ranker_pairs_per_cpu_second"].items() if rate)
+    rates = ", ".join(f"{name} {rate:,.0f}" for name, rate in card["ranker_pairs_per_cpu_second"].items() if rate)
+    table.caption = (
+        f"{pair}: {gap['mean']:+.4f} [{gap['low']:+.4f}, {gap['high']:+.4f}], p = {gap['p']:.4f}; "
+        f"{card['queries']} test queries"
+    )
+    table.caption_justify = "left"
     lines = [
-        f"{pair}: {gap['mean']:+.4f} [{gap['low']:+.4f}, {gap['high']:+.4f}], p {gap['p']:.4f}",
-        f"{card['queries']} test queries, {card['documents']:,} documents, "
-        f"{card['bytes_per_document']:.0f} bytes of vectors a document, index built in {card['index_build_seconds']} s",
-        f"ranker pairs per CPU-second: {rates}",
-        f"release {card['release'][:12]} {'is live' if card['live'] else 'is not live'}: {'; '.join(card['gate'])}",
-        f"report: {card['report']}",
-        f"in {card['seconds']:.0f} s; card.json is in {workspace}",
+        f"index     {card['documents']:,} documents, {card['bytes_per_document']:.0f} bytes a document, "
+        f"built in {card['index_build_seconds']} s",
+        f"ranker    {rates} pairs per CPU-second",
+        f"release   {card['release'][:12]} {'is live' if card['live'] else 'is not live'}: {'; '.join(card['gate'])}",
+        f"report    {card['report']}",
+        f"card      {workspace / 'card.json'}, after {card['seconds']:.0f} s",
+        "",
+        "try next",
     ]
-    try_next = Text("\ntry next:\n" + "\n".join(f"  {command}" for command in card["next"]), style="bold")
-    return Panel(Group(table, Text(), *map(Text, lines), try_next), title="search-relevance", expand=False)
+    return Group(Panel(table, title="search-relevance", expand=False), *map(Text, lines), *_commands(card["next"]))
+
+
+def _commands(commands: list[str]) -> "list[Text]":
+    from rich.text import Text
+
+    return [Text(f"  {command}", style="bold") for command in commands]
 
 
 def releases(workspace: Path) -> dict[str, Any]:

@@ -296,7 +296,7 @@ def releases_rollback(
 
 @data_app.command("check")
 def data_check(
-    path: Path,
+    path: str,
     format: Annotated[str, typer.Option(help="How the source is written; auto looks at the files.")] = "auto",
     as_json: Json = False,
 ) -> None:
@@ -311,7 +311,7 @@ def data_check(
 
 @data_app.command("convert")
 def data_convert(
-    path: Path,
+    path: str,
     out: Path,
     format: Annotated[str, typer.Option(help="How the source is written; auto looks at the files.")] = "auto",
 ) -> None:

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "90")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
@@ -19,7 +20,7 @@ from prefect import serve as serve_deployments
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
-from prefect.schedules import Cron
+from prefect.schedules import Cron, Schedule
 from prefect.tasks import Task
 
 from flows import chain
@@ -101,7 +102,7 @@ def serve(recipe: Path, overrides: list[str], workspace: Path, *, judgments: str
     """Serves the flows that have a cron line and what they need; returns when stopped.
 
     Raises:
-        ConfigError: no flow has a cron line, or report and reindex lack their judgments and documents.
+        ConfigError: no flow has a cron line and what it needs, or a line or the time zone is not one.
     """
     lines = config.load(recipe, overrides).schedule
     workspace = workspace.resolve()
@@ -114,7 +115,7 @@ def serve(recipe: Path, overrides: list[str], workspace: Path, *, judgments: str
         wanted.append((reindex, lines.reindex, {"documents": documents, "workspace": workspace}))
     deployments = [
         entry.to_deployment(
-            name=f"{entry.name}-scheduled", parameters=parameters, schedule=Cron(cron, timezone=lines.timezone)
+            name=f"{entry.name}-scheduled", parameters=parameters, schedule=_schedule(entry.name, cron, lines.timezone)
         )
         for entry, cron, parameters in wanted
         if cron
@@ -122,3 +123,14 @@ def serve(recipe: Path, overrides: list[str], workspace: Path, *, judgments: str
     if not deployments:
         raise ConfigError(f"{recipe}: no cron line in [schedule], so there is nothing to serve; set schedule.retrain")
     serve_deployments(*deployments)
+
+
+def _schedule(name: str, cron: str, timezone: str) -> Schedule:
+    try:
+        ZoneInfo(timezone)
+        return Cron(cron, timezone=timezone)
+    except (ValueError, ZoneInfoNotFoundError) as error:
+        raise ConfigError(
+            f"schedule.{name} is '{cron}' in time zone '{timezone}': {error}; write five cron fields and a name such "
+            "as Europe/Berlin"
+        ) from error

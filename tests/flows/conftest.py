@@ -1,0 +1,48 @@
+"""One retraining of the tiny world, shared by all tests of the flows; tests that change it take a copy."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from flows import chain
+from pipeline import config
+from tests.flows.world import TINY_RECIPE, write_tiny_world
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A workspace with one live release."""
+
+    world: Path
+    workspace: Path
+    outcome: chain.Outcome
+
+    @property
+    def recipe(self) -> config.Recipe:
+        return config.load(self.world / "tiny.toml", [f"data.root={self.world}"])
+
+
+@pytest.fixture(scope="session")
+def trained(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    workspace = tmp_path_factory.mktemp("workspace")
+    recipe = config.load(tiny_world / "tiny.toml", [f"data.root={tiny_world}"])
+    return Trained(tiny_world, workspace, chain.retrain(recipe, workspace))
+
+
+@pytest.fixture
+def copied(trained: Trained, tmp_path: Path) -> Trained:
+    """The trained workspace in a place of its own, to change."""
+    workspace = tmp_path / "workspace"
+    shutil.copytree(trained.workspace, workspace)
+    return Trained(trained.world, workspace, trained.outcome)
+
+
+@pytest.fixture(scope="session")
+def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `tiny/` (documents, queries, judgments) and `tiny.toml`, a recipe that trains in seconds."""
+    folder = tmp_path_factory.mktemp("world")
+    write_tiny_world(folder / "tiny")
+    (folder / "tiny.toml").write_text(TINY_RECIPE, encoding="utf-8")
+    return folder

@@ -1,0 +1,185 @@
+"""The command as a person meets it: answers, messages, exit codes; never a traceback."""
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tests.flows.conftest import Trained
+
+
+def _run(
+    *arguments: str | Path, cwd: Path | None = None, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    import os
+
+    command = [sys.executable, "-m", "flows.cli", *map(str, arguments)]
+    root = Path(__file__).parents[2]
+    settings = {**os.environ, "PYTHONPATH": str(root), **(env or {})}
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=settings, check=False, timeout=120)
+
+
+def _refused(done: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in done.stderr
+
+
+def test_search_and_rerank(trained: Trained, tmp_path: Path) -> None:
+    done = _run("search", "red knife", "--workspace", trained.workspace, "--json", "--top", "3")
+    found = json.loads(done.stdout)
+    assert [len(found[name]) for name in ("lexical", "semantic", "reranked")] == [3, 3, 3]
+    assert "knife" in found["lexical"][0]["title"]
+    texts = tmp_path / "texts.txt"
+    texts.write_text("blue lawn\n\nred knife\n", encoding="utf-8")
+    done = _run("rerank", "red knife", texts, "--workspace", trained.workspace, "--json")
+    found = json.loads(done.stdout)
+    assert sorted(item["line"] for item in found["results"]) == [1, 3]
+    assert found["release"] == trained.outcome.release.fingerprint
+    rendered = _run("search", "red [bold]knife", "--workspace", trained.workspace)
+    assert "red [bold]knife" in rendered.stdout
+
+
+def test_rerank_reads_json_lines_and_names_the_line_it_cannot_use(trained: Trained, tmp_path: Path) -> None:
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text('{"title": "a", "text": "b"}\n{"body": "c"}\n', encoding="utf-8")
+    _refused(_run("rerank", "q", texts, "--workspace", trained.workspace), 2, "line 2", "text")
+    _refused(_run("rerank", "q", tmp_path / "none", "--workspace", trained.workspace), 2, "no such file")
+
+
+def test_releases_list_show_promote_rollback(copied: Trained) -> None:
+    release = copied.outcome.release.fingerprint
+    where = ("--workspace", copied.workspace)
+    assert json.loads(_run("releases", "list", "--json", *where).stdout)["live"] == release
+    assert json.loads(_run("releases", "show", release[:6], "--json", *where).stdout)["release"] == release
+    assert "live" in _run("releases", "list", *where).stdout
+    assert "bundle.json" in _run("releases", "show", *where).stdout
+    _refused(_run("releases", "rollback", *where), 2, "no earlier release")
+    _refused(_run("releases", "promote", "zzz", *where), 2, "no release called 'zzz'")
+    assert _run("releases", "promote", release[:8], *where).returncode == 0
+
+
+def test_no_release_yet(tmp_path: Path) -> None:
+    for arguments in (["search", "x"], ["serve"], ["releases", "show"], ["reindex", "--documents", "x"]):
+        _refused(_run(*arguments, "--workspace", tmp_path), 2, "there is no live release", "relevance retrain")
+
+
+def test_workspace_from_the_environment(trained: Trained) -> None:
+    done = _run("releases", "list", "--json", env={"RELEVANCE_WORKSPACE": str(trained.workspace)})
+    assert json.loads(done.stdout)["live"] == trained.outcome.release.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["retrain", "nope"], ["nope: no such recipe", "demo"]),
+        (["retrain", "demo", "--set", "ranker.layer=3"], ["unknown key ranker.layer", "ranker.layers"]),
+        (["retrain", "demo", "--set", "ranker.layers=x"], ["ranker.layers is 'x'", "whole number"]),
+        (["retrain", "homedepot", "--set", "data.root=/nonexistent"], ["/nonexistent"]),
+        (["data", "check", "/nonexistent"], ["/nonexistent"]),
+        (["report", "--judgments", "/nonexistent"], ["no live release"]),
+    ],
+)
+def test_bad_usage_is_told_in_one_message(tmp_path: Path, arguments: list[str], words: list[str]) -> None:
+    where = [] if arguments[0] == "data" else ["--workspace", str(tmp_path)]
+    _refused(_run(*arguments, *where), 2, *words)
+
+
+def test_unknown_base_model_without_a_network(trained: Trained, tmp_path: Path) -> None:
+    done = _run(
+        "retrain",
+        trained.world / "tiny.toml",
+        "--workspace",
+        tmp_path,
+        "--set",
+        f"data.root={trained.world}",
+        "--set",
+        "teacher.base=nobody/no-such-model",
+        env={"HF_HUB_OFFLINE": "1"},
+    )
+    _refused(done, 2, "nobody/no-such-model")
+
+
+def test_port_in_use(trained: Trained) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        _refused(_run("serve", "--workspace", trained.workspace, "--port", port), 2, str(port))
+
+
+def test_data_check_names_row_and_reason(trained: Trained, tmp_path: Path) -> None:
+    good = _run("data", "check", trained.world / "tiny", "--json")
+    assert good.returncode == 0
+    assert json.loads(good.stdout)
+    bad = tmp_path / "bad"
+    bad.mkdir()
+    for name in ("documents", "queries", "judgments"):
+        frame = pd.read_parquet(trained.world / "tiny" / f"{name}.parquet")
+        if name == "judgments":
+            frame.loc[4, "grade"] = 77
+        frame.to_parquet(bad / f"{name}.parquet", index=False)
+    done = _run("data", "check", bad)
+    assert "row 4" in done.stdout + done.stderr
+    assert "77" in done.stdout + done.stderr
+    _refused(done, 2)
+    _refused(
+        _run(
+            "retrain",
+            trained.world / "tiny.toml",
+            "--workspace",
+            tmp_path,
+            "--set",
+            f"data.root={tmp_path}",
+            "--set",
+            'data.sources=[{path="bad"}]',
+        ),
+        2,
+        "row 4",
+        "77",
+    )
+
+
+def test_convert_and_split(trained: Trained, tmp_path: Path) -> None:
+    out = tmp_path / "converted"
+    assert _run("data", "convert", trained.world / "tiny", out).returncode == 0
+    assert _run("data", "split", out, tmp_path / "split", "--test", "0.5").returncode == 0
+    splits = pd.read_parquet(tmp_path / "split" / "judgments.parquet")["split"]
+    assert set(splits) == {"train", "valid", "test"}
+    _refused(_run("data", "convert", trained.world / "tiny", out), 2, str(out))
+
+
+def test_report_and_reindex_commands(copied: Trained, tmp_path: Path) -> None:
+    where = ("--workspace", copied.workspace)
+    done = _run("report", "--judgments", copied.world / "tiny", "--out", tmp_path / "out", *where)
+    assert done.returncode == 0, done.stderr
+    assert "fused" in done.stdout
+    assert (tmp_path / "out" / "report.json").is_file()
+    done = _run("reindex", "--documents", copied.world / "tiny", "--json", *where)
+    assert json.loads(done.stdout)["embedded"] == 0
+
+
+def test_gate_that_says_no_exits_3(copied: Trained) -> None:
+    """A ranker and encoder that learned next to nothing must not replace the live ones."""
+    done = _run(
+        "retrain",
+        copied.world / "tiny.toml",
+        "--workspace",
+        copied.workspace,
+        "--set",
+        f"data.root={copied.world}",
+        "--set",
+        "gate.margin=-0.5",
+        "--set",
+        "encoder.dimensions=8",
+    )
+    _refused(done, 3, "the gate said no")
+    assert (
+        json.loads(_run("releases", "list", "--json", "--workspace", copied.workspace).stdout)["live"]
+        == copied.outcome.release.fingerprint
+    )

@@ -12,9 +12,7 @@ import base64
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
-from datetime import datetime
-from importlib import metadata
+from dataclasses import asdict
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, FastAPI, Query, Request
@@ -23,42 +21,22 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from serving import errors, pages, schemas, wire
+from serving import about, pages, schemas, wire
 from serving.cache import Fetched
-from serving.deadline import Deadline
+from serving.calls import Call, Service
 from serving.edge import Edge, refusal
 from serving.engine import Item
-from serving.errors import InvalidRequestError, MethodError, NotFoundError, NotReadyError, RequestError
+from serving.errors import InvalidRequestError, MethodError, NotFoundError, RequestError
 from serving.lifecycle import Lifecycle
 from serving.metrics import Metrics
 from serving.readiness import Readiness
 from serving.reranker import Role, Vector, relevance
-from serving.searcher import Searcher
-from serving.settings import Settings
-from serving.wire import Json
 from serving.work import Work
 
-T = TypeVar("T")
 Handler = TypeVar("Handler", bound=Callable[..., Awaitable[Response]])
-
-VERSION = metadata.version("search-relevance")
 
 QUERY_TYPES = {"query", "search_query", "retrieval.query"}
 """How clients of Cohere, Voyage and Jina say that a text is a query."""
-
-
-@dataclass(frozen=True, slots=True)
-class Service:
-    """What the endpoints share."""
-
-    lifecycle: Lifecycle
-    work: Work
-    metrics: Metrics
-    readiness: Readiness
-
-    @property
-    def settings(self) -> Settings:
-        return self.lifecycle.settings
 
 
 def create(lifecycle: Lifecycle) -> FastAPI:
@@ -75,7 +53,7 @@ def create(lifecycle: Lifecycle) -> FastAPI:
     app = FastAPI(
         title="search-relevance",
         summary="Reranks documents, embeds texts and searches, with the live release.",
-        version=VERSION,
+        version=about.VERSION,
         docs_url=None,  # FastAPI's pages load scripts from other hosts; ours is in `pages`.
         redoc_url=None,
         lifespan=lifespan,
@@ -83,6 +61,7 @@ def create(lifecycle: Lifecycle) -> FastAPI:
     )
     app.state.service = service
     app.include_router(router)
+    app.include_router(about.router)
     app.include_router(pages.router)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _query_error)
@@ -179,7 +158,7 @@ async def search_by_link(
     return await _search(Call(request), q, top_n)
 
 
-async def _search(call: "Call", query: str, top_n: int | None) -> Response:
+async def _search(call: Call, query: str, top_n: int | None) -> Response:
     limit = call.service.settings.max_results
     if not query.strip():
         raise InvalidRequestError("query is empty; send what is searched for")
@@ -187,7 +166,7 @@ async def _search(call: "Call", query: str, top_n: int | None) -> Response:
         raise InvalidRequestError(f"top_n is {top_n}; at most {limit} are given (RELEVANCE_MAX_RESULTS)")
     searcher, retrieve = call.searcher, call.service.settings.retrieve
     found = await call.run(lambda: searcher.search(query, top_n=top_n or 10, retrieve=retrieve, deadline=call.deadline))
-    call.takes(found.candidates, "candidates", limit=None)
+    call.counts(found.candidates)
     call.spent(found.cache_hits, found.cache_misses)
     call.service.metrics.searched(found.milliseconds)
     return call.answer(asdict(found))
@@ -237,7 +216,7 @@ async def embed(request: Request) -> Response:
 
 
 async def _vectors(
-    call: "Call", texts: list[str], role: Role, dimensions: int | None, field: str
+    call: Call, texts: list[str], role: Role, dimensions: int | None, field: str
 ) -> tuple[list[Vector], int]:
     """The vectors of checked texts, and the tokens that they have as the encoder reads them."""
     call.takes(len(texts), f"texts in {field}")
@@ -265,165 +244,6 @@ def tokens(items: Sequence[Item]) -> int:
 
 def _base64(vector: Vector) -> str:
     return base64.b64encode(vector.astype("<f4").tobytes()).decode("ascii")
-
-
-@router.get("/v1/models", tags=["about"], responses={200: {"model": schemas.Models}})
-async def models(request: Request) -> Response:
-    """The two models of the live release, in OpenAI's shape."""
-    call = Call(request)
-    return call.answer({"object": "list", "data": list(_models(call.searcher).values())})
-
-
-@router.get("/v1/models/{model_id:path}", tags=["about"], responses={200: {"model": schemas.Model}})
-async def model(request: Request, model_id: str) -> Response:
-    """One model, by `ranker`, `encoder` or its digest."""
-    call = Call(request)
-    for name, facts in _models(call.searcher).items():
-        if model_id in (name, facts["digest"]):
-            return call.answer(facts)
-    raise NotFoundError(f"no model called '{model_id[:100]}'; GET /v1/models lists them")
-
-
-def _models(searcher: Searcher) -> dict[str, dict[str, Any]]:
-    created = int(datetime.fromisoformat(searcher.created).timestamp())
-    return {
-        name: {
-            "id": name,
-            "object": "model",
-            "created": created,
-            "owned_by": "search-relevance",
-            "digest": engine.digest,
-            "precision": engine.precision,
-            "release": searcher.release,
-        }
-        for name, engine in (("ranker", searcher.ranker), ("encoder", searcher.encoder))
-    }
-
-
-@router.get("/info", tags=["about"])
-async def info(request: Request) -> Response:
-    """What is served, in the shape of text-embeddings-inference with our own fields after it."""
-    call = Call(request)
-    searcher, settings = call.searcher, call.service.settings
-    longest = searcher.ranker.bundle.templates["pair"].max_tokens
-    return call.answer(
-        {
-            "model_id": "ranker",
-            "model_sha": searcher.ranker.digest,
-            "model_dtype": searcher.ranker.precision,
-            "served_model_name": "ranker",
-            "model_type": {"reranker": {"id2label": {"0": "relevance"}, "label2id": {"relevance": 0}}},
-            "max_concurrent_requests": settings.workers,
-            "max_input_length": longest,
-            "max_batch_tokens": longest,
-            "max_batch_requests": None,
-            "max_client_batch_size": settings.max_documents,
-            "auto_truncate": True,
-            "tokenization_workers": settings.workers,
-            "version": VERSION,
-            "sha": None,
-            "docker_label": None,
-            "release": searcher.release,
-            "created": searcher.created,
-            "models": list(_models(searcher).values()),
-            "dimensions": searcher.encoder.dimensions,
-            "documents": len(searcher.documents),
-            "examples": searcher.examples,
-        }
-    )
-
-
-def _probe(path: str) -> Callable[[Handler], Handler]:
-    """GET, and HEAD as load balancers ask it; FastAPI's schema cannot hold one function under both."""
-
-    def register(handler: Handler) -> Handler:
-        router.head(path, include_in_schema=False)(handler)
-        return router.get(path, tags=["health"])(handler)
-
-    return register
-
-
-@_probe("/livez")
-async def livez() -> Response:
-    """The process answers; nothing more is asked."""
-    return Json({"live": True})
-
-
-@_probe("/readyz")
-async def readyz(request: Request) -> Response:
-    """200 when both models answered within the last second; names a release that was refused."""
-    service: Service = request.app.state.service
-    refused = service.lifecycle.refused
-    facts = {"refused": asdict(refused) if refused else None}
-    try:
-        searcher = await service.readiness.check()
-    except NotReadyError as error:
-        return Json({**errors.body(error), "ready": False, **facts}, status_code=error.status)
-    return Json({"ready": True, "release": searcher.release, **facts})
-
-
-@_probe("/health")
-@_probe("/ping")
-async def health(request: Request) -> Response:
-    """As readyz, with the empty body of text-embeddings-inference."""
-    service: Service = request.app.state.service
-    await service.readiness.check()
-    return Response()
-
-
-@router.get("/metrics", tags=["health"])
-async def metrics(request: Request) -> Response:
-    """Counters in Prometheus's text format."""
-    service: Service = request.app.state.service
-    return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
-
-
-class Call:
-    """One request on its way to the models."""
-
-    def __init__(self, request: Request) -> None:
-        self._request = request
-        self.service: Service = request.app.state.service
-        self.deadline: Deadline = request.state.deadline
-        self._facts: dict[str, Any] = request.state.facts
-        self._headers: dict[str, str] = {}
-
-    @property
-    def searcher(self) -> Searcher:
-        """The release that was live when the request came; it stays the request's, whatever happens meanwhile.
-
-        Raises:
-            NotReadyError: there was none.
-        """
-        searcher: Searcher | None = self._request.state.searcher
-        return searcher or self.service.lifecycle.current
-
-    def takes(self, items: int, name: str, limit: int | None = -1) -> None:
-        """Notes how many items the request holds.
-
-        Raises:
-            InvalidRequestError: more than the limit.
-        """
-        self._facts["items"] = items
-        limit = self.service.settings.max_documents if limit == -1 else limit
-        if limit is not None and items > limit:
-            raise InvalidRequestError(
-                f"{items} {name}; at most {limit} are taken in one request (RELEVANCE_MAX_DOCUMENTS)"
-            )
-
-    async def run(self, call: Callable[[], T]) -> T:
-        """What `call` returns, from a worker thread."""
-        return await self.service.work.run(call, self.deadline, self._request.receive)
-
-    def spent(self, hits: int, misses: int) -> None:
-        """Notes what came from the cache and what was computed."""
-        self._facts.update(hits=hits, misses=misses)
-        self._headers["x-cache"] = f"{hits}/{hits + misses}"
-        if misses:
-            self.service.readiness.answered(self.searcher)
-
-    def answer(self, content: Any) -> Json:
-        return Json(content, headers=self._headers)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

@@ -190,12 +190,15 @@ def reindex(
 @app.command()
 def serve(
     workspace: Workspace = DEFAULT_WORKSPACE,
-    release: Annotated[str, typer.Option(help="live follows the pointer; digits pin one release.")] = "live",
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on; 0 for any free one.")] = 8080,
-    precision: Annotated[str, typer.Option(help="auto, fp32, fp16 or int8.")] = "auto",
+    release: Annotated[str | None, typer.Option(help="live follows the pointer; digits pin one release.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on; only this machine by default.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on, 8080 by default; 0 for any free one.")] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, fp32, fp16 or int8.")] = None,
 ) -> None:
-    """Answers rerank, embedding and search requests over HTTP, with a page at /."""
+    """Answers rerank, embedding and search requests over HTTP, with a page at /.
+
+    Every setting can be given as an environment variable too, such as RELEVANCE_PORT; see serving/settings.py.
+    """
     from serving import run, settings
 
     run.serve(

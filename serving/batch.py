@@ -16,7 +16,8 @@ from index.search import SemanticIndex
 from pipeline import artifacts, progress, schema, text
 from pipeline.artifacts import Artifact, Staging
 from pipeline.errors import ArtifactError, SchemaError
-from serving.engine import Bundle, Engine, Role, Vectors
+from serving.bundle import Bundle
+from serving.engine import Engine, Role, Vectors
 
 VERSION = 1
 

@@ -30,14 +30,13 @@ from pipeline import artifacts
 from pipeline.artifacts import Artifact
 from pipeline.errors import ArtifactError, ConfigError
 from pipeline.tokens import PairTemplate, TextTemplate
+from serving.bundle import Bundle
 from serving.errors import InferenceError, NotReadyError
 from serving.tokenise import Tokeniser
 
 Role = Literal["query", "document"]
 Device = Literal["cpu", "cuda"]
 Vectors = NDArray[np.float32]
-
-FORMAT = 1
 
 TOLERANCE: Mapping[str, float] = {"fp32": 1e-3, "fp16": 2e-2, "int8": 5e-2}
 """How far a golden output may be from the stored one, times (1 + its size). Another processor sums in another order;
@@ -63,54 +62,6 @@ class Item:
     """(tokens,), special tokens included."""
     types: Sequence[int] = ()
     """(tokens,) segments; empty where all are 0."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Bundle:
-    """What `bundle.json` says of an exported model."""
-
-    role: Literal["ranker", "encoder"]
-    digest: str
-    templates: Mapping[str, PairTemplate | TextTemplate]
-    """pair for a ranker; query and document for an encoder."""
-    thresholds: tuple[float, ...]
-    """Of a ranker's grades: P(grade ≥ k) = sigmoid(score - thresholds[k - 1])."""
-    dimensions: int
-    inputs: tuple[str, ...]
-    output: str
-    precisions: Mapping[str, Mapping[str, Any]]
-    chosen: Mapping[str, str]
-
-    @classmethod
-    def of(cls, artifact: Artifact) -> "Bundle":
-        """The bundle of an artifact.
-
-        Raises:
-            ArtifactError: its `bundle.json` is not what this version writes.
-        """
-        path = artifact.file("bundle.json")
-        try:
-            fields = json.loads(path.read_text(encoding="utf-8"))
-            if fields["format"] != FORMAT:
-                raise ValueError(f"format {fields['format']}, this version reads {FORMAT}")
-            if fields["role"] == "ranker":
-                templates: dict[str, PairTemplate | TextTemplate] = {"pair": PairTemplate.from_dict(fields["template"])}
-            else:
-                roles = ("query", "document")
-                templates = {role: TextTemplate.from_dict(fields[f"{role}_template"]) for role in roles}
-            return cls(
-                role=fields["role"],
-                digest=fields["digest"],
-                templates=templates,
-                thresholds=tuple(fields.get("thresholds") or ()),
-                dimensions=fields.get("dimensions") or 1,
-                inputs=tuple(fields["inputs"]),
-                output=fields["output"],
-                precisions=fields["precisions"],
-                chosen=fields["chosen"],
-            )
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ArtifactError(f"{path}: not a readable bundle ({error!r}); export the model again") from error
 
 
 class Engine:

@@ -45,7 +45,7 @@ def shared_data() -> Path:
 
 
 @dataclass(frozen=True, slots=True)
-class Tiny:
+class Untrained:
     """Untrained two-layer models over a made-up corpus, as the artifacts that training would leave."""
 
     workspace: Path
@@ -58,7 +58,7 @@ class Tiny:
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> Untrained:
     """Artifacts data, pairs, ranker, encoder and a RoBERTa ranker in a workspace of their own."""
     import numpy as np
     import pyarrow as pa
@@ -67,7 +67,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     from pipeline.models.bi_encoder import BiEncoder
     from pipeline.models.cross_encoder import CrossEncoder
 
-    workspace = tmp_path_factory.mktemp("tiny")
+    workspace = tmp_path_factory.mktemp("untrained")
     rng = np.random.default_rng(5)
     words = ["".join(rng.choice(list("aeioubdkmnrst"), size=rng.integers(2, 8))) for _ in range(300)]
 
@@ -104,12 +104,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 
     texts = [text for table in ("documents", "queries") for text in tables[table]["text"].to_pylist()]
     base, other = (
-        _untrained(tmp_path_factory.mktemp(family), family, [*texts, *words]) for family in ("bert", "roberta")
+        _base_model(tmp_path_factory.mktemp(family), family, [*texts, *words]) for family in ("bert", "roberta")
     )
     thresholds = [-1.0, 0.0, 1.5]
     pair: dict[str, Any] = {"thresholds": thresholds, "max_tokens": 48, "max_query_tokens": 12, "seed": 3}
     single: dict[str, Any] = {"dimensions": 8, "max_tokens": 40, "max_query_tokens": 12, "seed": 3}
-    return Tiny(
+    return Untrained(
         workspace=workspace,
         data=stage("data", write_data),
         pairs=stage("pairs", lambda folder: schema.write(pairs, folder / "pairs.parquet", "pairs")),
@@ -119,7 +119,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     )
 
 
-def _untrained(folder: Path, family: str, texts: list[str]) -> Path:
+def _base_model(folder: Path, family: str, texts: list[str]) -> Path:
     """A base model: a tokenizer trained on these texts and random weights, wide enough that scores differ."""
     import torch
     from tokenizers import BertWordPieceTokenizer, ByteLevelBPETokenizer

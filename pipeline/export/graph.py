@@ -190,7 +190,7 @@ class _Writer:
         return self.constant(name, self.weights[name])
 
     def low(self, name: str, value: NDArray[Any]) -> str:
-        """A constant in half precision where the graph is; too large a number becomes infinite, and that is measured."""
+        """A constant in half precision where the graph is; too large a number becomes infinite, which is measured."""
         with np.errstate(over="ignore"):
             return self.constant(name, value.astype(np.float16) if self.half else value)
 

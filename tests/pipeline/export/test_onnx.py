@@ -27,14 +27,14 @@ def bundle_of(made: Artifact) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", ["ranker", "encoder", "roberta"])
-def test_a_bundle_holds_what_its_contract_says(tiny: Any, name: str) -> None:
-    made = onnx.make(tiny.workspace, CONFIG, getattr(tiny, name), tiny.data, tiny.pairs)
+def test_a_bundle_holds_what_its_contract_says(untrained: Any, name: str) -> None:
+    made = onnx.make(untrained.workspace, CONFIG, getattr(untrained, name), untrained.data, untrained.pairs)
     bundle = bundle_of(made)
     assert set(made.manifest.files) == FILES
     assert bundle["role"] == ("encoder" if name == "encoder" else "ranker")
     assert bundle["inputs"] == ["input_ids", "attention_mask", *(["token_type_ids"] if name != "roberta" else [])]
     assert bundle["parity"] < 1e-5
-    assert bundle["source"] == getattr(tiny, name).fingerprint
+    assert bundle["source"] == getattr(untrained, name).fingerprint
     assert set(bundle["chosen"]) == {"cpu", "cuda"}
     assert len(bundle["digest"]) == 32
     for kind, found in bundle["precisions"].items():
@@ -46,11 +46,11 @@ def test_a_bundle_holds_what_its_contract_says(tiny: Any, name: str) -> None:
     assert tokenizer.truncation is None
 
 
-def test_golden_scores_are_those_of_transformers(tiny: Any) -> None:
-    made = onnx.make(tiny.workspace, CONFIG, tiny.ranker, tiny.data, tiny.pairs)
+def test_golden_scores_are_those_of_transformers(untrained: Any) -> None:
+    made = onnx.make(untrained.workspace, CONFIG, untrained.ranker, untrained.data, untrained.pairs)
     golden = json.loads(made.file("golden.json").read_text(encoding="utf-8"))
-    model = AutoModelForSequenceClassification.from_pretrained(tiny.ranker.path / "model").eval()
-    tokenizer = AutoTokenizer.from_pretrained(tiny.ranker.path / "model")
+    model = AutoModelForSequenceClassification.from_pretrained(untrained.ranker.path / "model").eval()
+    tokenizer = AutoTokenizer.from_pretrained(untrained.ranker.path / "model")
     assert len(golden) == 8
     compared = 0
     for item in golden:
@@ -65,8 +65,8 @@ def test_golden_scores_are_those_of_transformers(tiny: Any) -> None:
     assert compared >= 4
 
 
-def test_golden_vectors_are_of_unit_length_for_both_roles(tiny: Any) -> None:
-    made = onnx.make(tiny.workspace, CONFIG, tiny.encoder, tiny.data, tiny.pairs)
+def test_golden_vectors_are_of_unit_length_for_both_roles(untrained: Any) -> None:
+    made = onnx.make(untrained.workspace, CONFIG, untrained.encoder, untrained.data, untrained.pairs)
     golden = json.loads(made.file("golden.json").read_text(encoding="utf-8"))
     assert {item["role"] for item in golden} == {"query", "document"}
     for item in golden:
@@ -75,8 +75,8 @@ def test_golden_vectors_are_of_unit_length_for_both_roles(tiny: Any) -> None:
             assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-5)
 
 
-def test_the_digest_follows_everything_that_a_score_depends_on(tiny: Any) -> None:
-    source = Source.load(tiny.ranker.path)
+def test_the_digest_follows_everything_that_a_score_depends_on(untrained: Any) -> None:
+    source = Source.load(untrained.ranker.path)
     bias = source.weights["head.out.bias"]
     template = source.templates["pair"]
     cleaned = Tokenizer.from_str(source.tokenizer.to_str().replace('"lowercase":true', '"lowercase":false'))
@@ -89,24 +89,24 @@ def test_the_digest_follows_everything_that_a_score_depends_on(tiny: Any) -> Non
     ]
     digests = [source.digest(()), source.digest(["layer.0"]), *(other.digest(()) for other in others)]
     assert len(set(digests)) == len(digests)
-    assert Source.load(tiny.ranker.path).digest(()) == source.digest(())
+    assert Source.load(untrained.ranker.path).digest(()) == source.digest(())
 
 
-def test_a_graph_that_says_something_else_is_refused(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_graph_that_says_something_else_is_refused(untrained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(folder: Path) -> Source:
         source = load(folder)
         return replace(source, weights={**source.weights, "head.out.bias": source.weights["head.out.bias"] + 1})
 
     load = Source.load
     monkeypatch.setattr(Source, "load", wrong)
-    before = set((tiny.workspace / "artifacts" / "bundle").iterdir())
+    before = set((untrained.workspace / "artifacts" / "bundle").iterdir())
     with pytest.raises(ArtifactError, match=r"ONNX is 1 from PyTorch, more than export\.parity"):
-        onnx.make(tiny.workspace, replace(CONFIG, golden=7), tiny.ranker, tiny.data, tiny.pairs)
-    after = (tiny.workspace / "artifacts" / "bundle").iterdir()
+        onnx.make(untrained.workspace, replace(CONFIG, golden=7), untrained.ranker, untrained.data, untrained.pairs)
+    after = (untrained.workspace / "artifacts" / "bundle").iterdir()
     assert not [path for path in set(after) - before if path.suffix != ".lock"]
 
 
-def test_a_family_without_a_graph_is_refused_by_name(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_family_without_a_graph_is_refused_by_name(untrained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.export.graph.FAMILIES", ("roberta",))
     with pytest.raises(ConfigError, match="family 'bert'; start from roberta"):
-        onnx.make(tiny.workspace, replace(CONFIG, golden=6), tiny.ranker, tiny.data, tiny.pairs)
+        onnx.make(untrained.workspace, replace(CONFIG, golden=6), untrained.ranker, untrained.data, untrained.pairs)

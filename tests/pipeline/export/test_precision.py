@@ -20,9 +20,9 @@ from pipeline.export.sample import Reader, Sample
 FINE = ExportConfig(max_ndcg_drop=1.0, min_kendall_tau=-1.0)
 
 
-def source_and_sample(tiny: Any, name: str) -> tuple[Source, Sample]:
-    source = Source.load(getattr(tiny, name).path)
-    return source, sample.take(tiny.data, tiny.pairs, Reader(source.tokenizer, source.templates), 10_000)
+def source_and_sample(untrained: Any, name: str) -> tuple[Source, Sample]:
+    source = Source.load(getattr(untrained, name).path)
+    return source, sample.take(untrained.data, untrained.pairs, Reader(source.tokenizer, source.templates), 10_000)
 
 
 def reference(source: Source, taken: Sample, folder: Path) -> Measured:
@@ -36,20 +36,20 @@ def measured(**values: Any) -> Measured:
     return Measured(file="", bytes=1, mean_tokens=1.0, outputs=np.zeros(1, np.float32), **(fields | values))
 
 
-def test_a_sample_holds_the_whole_lists_of_valid_queries(tiny: Any) -> None:
-    _, pairs = source_and_sample(tiny, "ranker")
-    _, texts = source_and_sample(tiny, "encoder")
+def test_a_sample_holds_the_whole_lists_of_valid_queries(untrained: Any) -> None:
+    _, pairs = source_and_sample(untrained, "ranker")
+    _, texts = source_and_sample(untrained, "encoder")
     for taken in (pairs, texts):
         assert len(taken.lists) == 6
         assert all(len(item.documents) == 8 for item in taken.lists)
     assert len(pairs.inputs) == 48
     assert len(texts.inputs) < 6 + 48  # A document that two queries share is embedded once.
-    few = source_and_sample(tiny, "ranker")[0]
-    assert len(sample.take(tiny.data, tiny.pairs, Reader(few.tokenizer, few.templates), 1).lists) == 1
+    few = source_and_sample(untrained, "ranker")[0]
+    assert len(sample.take(untrained.data, untrained.pairs, Reader(few.tokenizer, few.templates), 1).lists) == 1
 
 
-def test_inputs_are_those_of_the_tokenizer_itself(tiny: Any) -> None:
-    source, taken = source_and_sample(tiny, "ranker")
+def test_inputs_are_those_of_the_tokenizer_itself(untrained: Any) -> None:
+    source, taken = source_and_sample(untrained, "ranker")
     for item in taken.inputs:
         whole = source.model.hub_tokenizer(item.source["query"], item.source["document"])
         if len(whole["input_ids"]) <= 48 and len(source.tokenizer.encode(item.source["query"]).ids) <= 12:
@@ -57,8 +57,8 @@ def test_inputs_are_those_of_the_tokenizer_itself(tiny: Any) -> None:
             assert list(item.types) == whole["token_type_ids"]
 
 
-def test_a_spread_goes_from_the_shortest_to_the_longest(tiny: Any) -> None:
-    _, taken = source_and_sample(tiny, "ranker")
+def test_a_spread_goes_from_the_shortest_to_the_longest(untrained: Any) -> None:
+    _, taken = source_and_sample(untrained, "ranker")
     lengths = [len(taken.inputs[place].ids) for place in taken.spread(10)]
     assert lengths == sorted(lengths)
     assert len(lengths) == 10
@@ -66,8 +66,8 @@ def test_a_spread_goes_from_the_shortest_to_the_longest(tiny: Any) -> None:
     assert sorted(taken.spread(1000)) == list(range(48))
 
 
-def test_measured_ndcg_is_that_of_pytorch_scores(tiny: Any, tmp_path: Path) -> None:
-    source, taken = source_and_sample(tiny, "encoder")
+def test_measured_ndcg_is_that_of_pytorch_scores(untrained: Any, tmp_path: Path) -> None:
+    source, taken = source_and_sample(untrained, "encoder")
     found = reference(source, taken, tmp_path)
     values = []
     for item in taken.lists:
@@ -114,8 +114,8 @@ def test_the_fastest_that_keeps_the_bounds_is_chosen(
     assert choose({"fp32": measured()}, ExportConfig()) == {"cpu": "fp32", "cuda": "fp32"}
 
 
-def test_the_part_that_int8_harms_goes_back_to_fp32(tiny: Any, tmp_path: Path) -> None:
-    source, taken = source_and_sample(tiny, "ranker")
+def test_the_part_that_int8_harms_goes_back_to_fp32(untrained: Any, tmp_path: Path) -> None:
+    source, taken = source_and_sample(untrained, "ranker")
     name = "encoder.layer.0.output.dense"
     weights = dict(source.weights)
     # The first inner unit is far from zero and nothing reads it: without effect, but it stretches the range of the
@@ -147,9 +147,9 @@ def replace_tau(config: ExportConfig, tau: float) -> ExportConfig:
 
 
 def test_a_precision_that_overflows_is_left_out_and_fp32_refused(
-    tiny: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    untrained: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    source, taken = source_and_sample(tiny, "ranker")
+    source, taken = source_and_sample(untrained, "ranker")
     weights = dict(source.weights)
     weights["encoder.layer.1.output.dense.bias"] = np.full(32, 1e6, np.float32)  # Half precision ends at 65504.
     large = replace(source, weights=weights)
@@ -172,12 +172,12 @@ def test_parity_names_the_text_and_the_knob() -> None:
         parity.check(items, one, np.array([0.5, np.nan], np.float32), 0.1)
 
 
-def test_a_sample_needs_valid_pairs_that_the_data_knows(tiny: Any, tmp_path: Path) -> None:
+def test_a_sample_needs_valid_pairs_that_the_data_knows(untrained: Any, tmp_path: Path) -> None:
     import pyarrow as pa
 
     from pipeline import artifacts, schema
 
-    source, _ = source_and_sample(tiny, "ranker")
+    source, _ = source_and_sample(untrained, "ranker")
     reader = Reader(source.tokenizer, source.templates)
 
     def pairs(**columns: Any) -> Any:
@@ -192,9 +192,9 @@ def test_a_sample_needs_valid_pairs_that_the_data_knows(tiny: Any, tmp_path: Pat
         return artifacts.make(tmp_path, "pairs", version=1, config=columns, inputs={}, build=build)
 
     with pytest.raises(SchemaError, match=r"no pair of split valid.*raise data\.valid_share"):
-        sample.take(tiny.data, pairs(split="train"), reader, 100)
+        sample.take(untrained.data, pairs(split="train"), reader, 100)
     with pytest.raises(SchemaError, match=r"\['nowhere'\] are not in"):
-        sample.take(tiny.data, pairs(doc_id="nowhere"), reader, 100)
+        sample.take(untrained.data, pairs(doc_id="nowhere"), reader, 100)
 
 
 def test_precisions_without_the_reference_are_refused() -> None:

@@ -37,7 +37,7 @@ def make(workspace: Path, config: PretrainConfig, base: str, data: Artifact) -> 
     """The `pretrained` artifact: `model/`, an encoder and its tokenizer as AutoModel and AutoTokenizer open them.
 
     The metrics tell how well masked tokens of held-out documents are guessed, before and after: `masked_accuracy`
-    (share guessed right) and `masked_loss` (nats a token).
+    (share guessed right) and `masked_loss` (nats a token). A new model's guesses before are the tokens' frequencies.
 
     Args:
         base: what `weights.folder` takes, or `scratch`.

@@ -10,7 +10,7 @@ in no document unless the authors used them again, and the authors' references a
 3   the document itself, and another with the very same summary
 2   a document that its See Also section names
 1   a document that names it in return, or has the same last name in the same package (`Series.cumsum` for
-    `DataFrame.cumsum`), or whose own summary, which no model sees, has most of its words in common
+    `DataFrame.cumsum`), or whose own summary, which no model sees, has most of its rarer words in common
 
 Everything else is unjudged. Nothing is imported or downloaded; the same installed packages give the same tables.
 """
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 NAME = "python_api"
 
-VERSION = 1
+VERSION = 2
 """Raise it when the same sources give other tables."""
 
 MIN_DOCUMENT_WORDS = 25
@@ -52,7 +52,7 @@ MAX_SAME_NAME = 8
 """A last name that more documents of a package bear (`fit`, `run`) says nothing."""
 
 MIN_OVERLAP = 0.6
-"""Common words over all words of two summaries, from which they say nearly the same."""
+"""Weight of the common words over that of all words of two summaries, from which they say nearly the same."""
 
 MAX_RELATED = 12
 """Documents judged above 0 for one query; See Also sections of more are tables of contents."""
@@ -273,6 +273,8 @@ class _Related:
                 self.ends[package, ".".join(parts[start:])].append(row)
             for word in self.words[row]:
                 self.with_word[word].append(row)
+        self.weight = {word: math.log(1 + len(entries) / len(rows)) for word, rows in self.with_word.items()}
+        """A rare word says more: `NOT` of "the element-wise NOT of the given tensor"."""
         for row, entry in enumerate(entries):
             for alias in entry.aliases:
                 self.names.setdefault(alias, row)
@@ -314,14 +316,21 @@ class _Related:
     def _alike(self, row: int) -> list[int]:
         """Rows whose summaries share most words with this one's, the nearest first."""
         words = self.words[row]
-        # Who shares so many of n words has at least one of any n - ⌈share · n⌉ + 1 of them: look from the rarest.
-        rarest = sorted(words, key=lambda word: (len(self.with_word[word]), word))
-        enough = rarest[: len(words) - math.ceil(MIN_OVERLAP * len(words)) + 1]
+        whole = sum(self.weight[word] for word in words)
+        # Who shares that much of the weight has one of the rarest words that together weigh more than the rest may.
+        rarest, spent = [], 0.0
+        for word in sorted(words, key=lambda word: (-self.weight[word], word)):
+            if spent > (1 - MIN_OVERLAP) * whole:
+                break
+            rarest.append(word)
+            spent += self.weight[word]
         overlap = {}
-        for other in {other for word in enough for other in self.with_word[word]} - {row}:
-            theirs = self.words[other]
-            if MIN_OVERLAP * len(theirs) <= len(words):
-                common = len(words & theirs)
-                overlap[other] = common / (len(words) + len(theirs) - common) if common > 1 else 0.0
+        for other in {other for word in rarest for other in self.with_word[word]} - {row}:
+            common = words & self.words[other]
+            union = words | self.words[other]
+            if len(common) > 1:
+                overlap[other] = math.fsum(map(self.weight.__getitem__, common)) / math.fsum(
+                    map(self.weight.__getitem__, union)
+                )
         near = [other for other, share in overlap.items() if share >= MIN_OVERLAP]
         return sorted(near, key=lambda other: (-overlap[other], other))

@@ -1,0 +1,167 @@
+"""The cross-encoder against transformers and sentence-transformers themselves, for two families."""
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from pipeline.errors import ArtifactError, ConfigError, ShapeError
+from pipeline.models import weights
+from pipeline.models.cross_encoder import CrossEncoder
+
+PAIRS = [
+    ("steel angle", "twelve gauge"),
+    ("deck", "one gallon of colour"),
+    ("x", "Unseen ☃ 角 things"),
+]
+
+
+@pytest.fixture(params=["ranker", "roberta"])
+def saved(request: pytest.FixtureRequest, untrained: Any) -> Path:
+    found: Path = getattr(untrained, request.param).path
+    return found
+
+
+def inputs(model: CrossEncoder, query: str, document: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    ids, types = model.template.assemble(
+        *(model.tokenizer.encode(text, add_special_tokens=False).ids for text in (query, document))
+    )
+    return torch.tensor([ids]), torch.tensor([types]), torch.ones(1, len(ids), dtype=torch.long)
+
+
+def score(model: CrossEncoder, query: str, document: str) -> float:
+    with torch.no_grad():
+        return model(*inputs(model, query, document)).item()
+
+
+@pytest.mark.parametrize(("query", "document"), PAIRS)
+def test_inputs_are_those_of_the_hub_tokenizer(saved: Path, query: str, document: str) -> None:
+    model = CrossEncoder.load(saved)
+    theirs = AutoTokenizer.from_pretrained(saved / "model")(query, document)
+    ids, types, _ = inputs(model, query, document)
+    assert ids[0].tolist() == theirs["input_ids"]
+    if model.segments:
+        assert types[0].tolist() == theirs["token_type_ids"]
+
+
+def test_only_a_model_with_segments_reads_them(untrained: Any) -> None:
+    assert CrossEncoder.load(untrained.ranker.path).segments
+    roberta = CrossEncoder.load(untrained.roberta.path)
+    assert not roberta.segments
+    assert (roberta.template.query_type, roberta.template.document_type) == (0, 0)
+
+
+@pytest.mark.parametrize(("query", "document"), PAIRS)
+def test_the_saved_folder_gives_the_same_number_in_transformers(saved: Path, query: str, document: str) -> None:
+    with weights.quiet():
+        theirs = AutoModelForSequenceClassification.from_pretrained(saved / "model")
+    encoded = AutoTokenizer.from_pretrained(saved / "model")(query, document, return_tensors="pt")
+    with torch.no_grad():
+        expected = theirs(**encoded).logits.item()
+    assert score(CrossEncoder.load(saved), query, document) == pytest.approx(expected, abs=1e-5)
+
+
+def test_sentence_transformers_gives_the_raw_score(saved: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Not ours: what that package says on import.
+        library = pytest.importorskip("sentence_transformers")
+        with weights.quiet():
+            theirs = library.CrossEncoder(str(saved / "model"), device="cpu").predict(PAIRS, show_progress_bar=False)
+    model = CrossEncoder.load(saved)
+    assert theirs == pytest.approx([score(model, *pair) for pair in PAIRS], abs=1e-5)
+
+
+def test_padding_does_not_move_a_score(saved: Path) -> None:
+    model = CrossEncoder.load(saved)
+    ids, types, mask = inputs(model, *PAIRS[0])
+    wide = [torch.nn.functional.pad(part, (0, 9)) for part in (ids, types, mask)]
+    with torch.no_grad():
+        assert model(*wide).item() == pytest.approx(model(ids, types, mask).item(), abs=1e-5)
+
+
+def test_saved_and_loaded_are_one(saved: Path, tmp_path: Path) -> None:
+    first = CrossEncoder.load(saved)
+    first.save(tmp_path)
+    second = CrossEncoder.load(tmp_path)
+    assert second.template == first.template
+    assert torch.allclose(second.thresholds, first.thresholds, atol=1e-6)
+    assert score(second, *PAIRS[1]) == score(first, *PAIRS[1])
+
+
+def test_thresholds_ascend_about_zero_and_the_bias_takes_their_mean(saved: Path) -> None:
+    made = CrossEncoder.start(saved / "model", thresholds=[-3.0, -1.0, 2.5], max_tokens=32, max_query_tokens=8, seed=0)
+    assert made.thresholds.tolist() == pytest.approx([-2.5, -0.5, 3.0], abs=1e-5)
+    assert made.head.bias.item() == pytest.approx(0.5)
+    with torch.no_grad():
+        made.gaps.fill_(-20)  # However far training pushes, they stay in order.
+    assert (made.thresholds.diff() > 0).all()
+
+
+def test_one_threshold_stands_at_zero(saved: Path) -> None:
+    made = CrossEncoder.start(saved / "model", thresholds=[0.7], max_tokens=32, max_query_tokens=8, seed=0)
+    assert made.thresholds.tolist() == [0.0]
+    assert made.head.bias.item() == pytest.approx(-0.7)
+
+
+def test_thresholds_out_of_order_are_refused(saved: Path) -> None:
+    with pytest.raises(ConfigError, match="strictly ascending"):
+        CrossEncoder.start(saved / "model", thresholds=[1.0, 1.0], max_tokens=32, max_query_tokens=8, seed=0)
+
+
+def test_what_the_base_lacks_is_fresh_and_made_by_the_seed(saved: Path, tmp_path: Path) -> None:
+    body = CrossEncoder.load(saved).model.base_model
+    body.save_pretrained(tmp_path)
+    CrossEncoder.load(saved).hub_tokenizer.save_pretrained(tmp_path)
+
+    def start(seed: int) -> CrossEncoder:
+        return CrossEncoder.start(tmp_path, thresholds=[0.0], max_tokens=32, max_query_tokens=8, seed=seed)
+
+    first, second, third = start(1), start(1), start(2)
+    assert "gaps" in first.fresh
+    assert any(name.startswith("model.classifier") for name in first.fresh)
+    assert not any("encoder" in name or "embeddings" in name for name in first.fresh)
+    assert torch.equal(first.head.weight, second.head.weight)
+    assert not torch.equal(first.head.weight, third.head.weight)
+
+
+def test_states_are_the_first_tokens_hidden_states(saved: Path) -> None:
+    model = CrossEncoder.load(saved)
+    ids, types, mask = inputs(model, *PAIRS[1])
+    extra = {"token_type_ids": types} if model.segments else {}
+    with torch.no_grad():
+        scores, states = model.with_states(ids, types, mask, (2, 1))
+        whole = model.model(input_ids=ids, attention_mask=mask, output_hidden_states=True, **extra)
+    assert torch.equal(scores, whole.logits[:, 0])
+    assert torch.equal(states[:, 0], whole.hidden_states[2][:, 0])
+    assert torch.equal(states[:, 1], whole.hidden_states[1][:, 0])
+    with pytest.raises(ShapeError, match=r"layers \(3,\).*layers 1 to 2"):
+        model.with_states(ids, types, mask, (3,))
+
+
+@pytest.mark.parametrize(("part", "room"), [("ranker", 64), ("roberta", 62)])
+def test_inputs_longer_than_the_positions_are_refused(untrained: Any, part: str, room: int) -> None:
+    """RoBERTa's positions start behind the padding id 1, so two of 64 cannot be used."""
+    base = getattr(untrained, part).path / "model"
+    fits = CrossEncoder.start(base, thresholds=[0.0], max_tokens=room, max_query_tokens=8, seed=0)
+    ids = torch.full((1, room), 7)
+    with torch.no_grad():
+        assert fits(ids, torch.zeros_like(ids), torch.ones_like(ids)).isfinite().all()
+    with pytest.raises(ConfigError, match=f"has {room} positions"):
+        CrossEncoder.start(base, thresholds=[0.0], max_tokens=room + 1, max_query_tokens=8, seed=0)
+
+
+def test_a_model_that_is_no_encoder_is_named(untrained: Any, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    with pytest.raises(ConfigError, match="a gpt2 model; take an encoder"):
+        CrossEncoder.start(tmp_path, thresholds=[0.0], max_tokens=32, max_query_tokens=8, seed=0)
+
+
+def test_a_damaged_head_is_named(untrained: Any, tmp_path: Path) -> None:
+    CrossEncoder.load(untrained.ranker.path).save(tmp_path)
+    (tmp_path / "head.json").write_text("{}")
+    with pytest.raises(ArtifactError, match=r"head\.json: not readable"):
+        CrossEncoder.load(tmp_path)

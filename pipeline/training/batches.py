@@ -30,7 +30,8 @@ from pipeline.tokens import PairTemplate, TextTemplate
 Ints = NDArray[np.int64]
 
 RECTANGLE_TOKENS = 64
-"""What one more rectangle costs, in tokens: short ones use the processor badly. Measured at 384 wide on two cores."""
+"""What one more rectangle costs, in tokens. At 384 wide on a CPU 32 to 256 train equally fast (within 5 %), a quarter
+faster than one rectangle for all; 64 keeps padding below a tenth even for texts of 25 tokens."""
 
 TOKENISE_BATCH = 1024
 
@@ -145,9 +146,7 @@ def pair_lengths(pairs: Pairs, template: PairTemplate) -> Ints:
     return np.asarray(query + np.minimum(pairs.documents.lengths[pairs.document], room) + template.special_tokens)
 
 
-def plan(
-    lengths: Ints, groups: Ints, config: LoopConfig, *, max_list: int, epoch: int, least: int = 1
-) -> list[list[Ints]]:
+def plan(lengths: Ints, groups: Ints, config: LoopConfig, *, max_list: int, epoch: int) -> list[list[Ints]]:
     """The steps of an epoch, each a list of chunks, each the places of whole queries' pairs.
 
     Every query comes once, with at most `max_list` of its pairs, drawn anew each epoch. Steps are of about equal
@@ -157,11 +156,12 @@ def plan(
         lengths: (pairs,) tokens of each.
         groups: (pairs,) query of each.
         config: its seed, tokens_per_batch and chunk_tokens are used.
-        least: queries with fewer pairs are left out.
 
     Raises:
         ConfigError: one query's pairs exceed `chunk_tokens`.
     """
+    if not len(groups):
+        return []
     order = np.argsort(groups, kind="stable")
     names, starts = np.unique(groups[order], return_index=True)
     lists = []
@@ -169,10 +169,7 @@ def plan(
         if len(places) > max_list:
             chosen = np.random.default_rng([config.seed, epoch, int(name)]).choice(len(places), max_list, replace=False)
             places = places[np.sort(chosen)]  # noqa: PLW2901
-        if len(places) >= least:
-            lists.append(places)
-    if not lists:
-        return []
+        lists.append(places)
     np.random.default_rng([config.seed, epoch]).shuffle(lists)
     sizes = np.array([lengths[places].sum() for places in lists])
     count = math.ceil(sizes.sum() / config.tokens_per_batch)

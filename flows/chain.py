@@ -219,7 +219,7 @@ def retrain(recipe: Recipe, workspace: Path, *, promote: bool = True, run: Runne
     judged = judge(workspace, recipe.candidates, models, corpus, data, run=run)
 
     scores = {
-        name: run(f"scores of {name}", partial(teacher_scores.score, workspace, model, data, judged.pool))
+        name: run(f"scores of {name}", partial(teacher_scores.score, workspace, model, data, judged.pool, split="test"))
         for name, model in others.items()
     }
     ranked = run("systems", lambda: systems.make(workspace, judged.features, judged.fusion, scores))

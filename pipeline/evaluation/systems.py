@@ -31,7 +31,7 @@ def make(
     others: Mapping[str, Artifact],
     live: tuple[Artifact, Artifact] | None = None,
 ) -> Artifact:
-    """A run artifact (kind `systems`) over valid and test queries; the column `system` names who ranked.
+    """A run artifact (kind `systems`) over the test queries; the column `system` names who ranked.
 
     Args:
         workspace: the folder that holds `artifacts/`.
@@ -43,21 +43,20 @@ def make(
     Raises:
         SchemaError: a scores artifact lacks rows of the pool.
     """
-    import pandas as pd
-
     inputs = {"features": judged, "fusion": fusion, **{f"scores:{name}": item for name, item in others.items()}}
     if live:
         inputs |= {"live features": live[0], "live fusion": live[1]}
 
     def build(staging: Staging) -> dict[str, object]:
+        import pandas as pd
         import pyarrow as pa
 
-        frame = pd.read_parquet(judged.file("features.parquet"))
+        frame = _test_rows(judged)
         parts = list(_joined(frame, Fusion.from_json(fusion.file("fusion.json").read_text(encoding="utf-8"))))
         for name, item in others.items():
             parts.append(_system(_with_scores(frame, item, name), name, "score"))
         if live:
-            lived = pd.read_parquet(live[0].file("features.parquet"))
+            lived = _test_rows(live[0])
             weights = Fusion.from_json(live[1].file("fusion.json").read_text(encoding="utf-8"))
             parts.append(_system(_scored(lived, weights), LIVE, "fused"))
         order = [BM25, ENCODER, BOTH, *sorted(others), RANKER, FUSED, LIVE]
@@ -67,6 +66,13 @@ def make(
         return {"systems": [name for name in order if name in set(table["system"])], "rows": len(table)}
 
     return artifacts.make(workspace, "systems", version=VERSION, config={}, inputs=inputs, build=build)
+
+
+def _test_rows(features: Artifact) -> "pd.DataFrame":
+    import pandas as pd
+
+    frame = pd.read_parquet(features.file("features.parquet"))
+    return frame[frame["split"] == "test"]
 
 
 def _scored(frame: "pd.DataFrame", fusion: Fusion) -> "pd.DataFrame":

@@ -51,7 +51,7 @@ def make(
             raise ConfigError(f"ranker.layer_map {list(layers)}: the teacher has layers 1 to {model.layers}")
         if not layers:
             scores = scoring.cross_scores(model, table, np.arange(len(table)), label="teacher scores")
-            _write(staging.folder, table, scores)
+            _write(staging.folder, table.rows, scores)
             return {"pairs": len(table)}
 
         hidden = int(model.model.config.hidden_size)
@@ -74,7 +74,7 @@ def make(
             model, table, np.arange(len(table)), label="teacher scores", layers=layers, keep_states=keep
         )
         states.flush()
-        _write(staging.folder, table, scores)
+        _write(staging.folder, table.rows, scores)
         facts = {"layers": list(layers), "width": width, "kept": [round(share, 4) for share in kept]}
         artifacts.write_atomically(staging.folder / "states.json", json.dumps(facts) + "\n")
         return {"pairs": len(table), **facts}
@@ -89,19 +89,20 @@ def make(
     )
 
 
-def score(workspace: Path, model: Artifact, data: Artifact, pairs: Artifact) -> Artifact:
-    """The `scores` artifact: scores.parquet (row_id, score) of any cross-encoder on any table of pairs."""
+def score(workspace: Path, model: Artifact, data: Artifact, pairs: Artifact, *, split: str) -> Artifact:
+    """The `scores` artifact: scores.parquet (row_id, score) of any cross-encoder on one split of a table of pairs."""
 
     def build(staging: Staging) -> Mapping[str, Any]:
         loaded, table = _opened(model, data, pairs)
-        scores = scoring.cross_scores(
-            loaded, table, np.arange(len(table)), label=f"scores of the {model.manifest.kind}"
-        )
-        _write(staging.folder, table, scores)
-        return {"pairs": len(table)}
+        places = table.places(split)
+        scores = scoring.cross_scores(loaded, table, places, label=f"scores of the {model.manifest.kind}")
+        _write(staging.folder, table.rows[places], scores)
+        return {"pairs": len(places)}
 
     inputs = {"model": model, "data": data, "pairs": pairs}
-    return artifacts.make(workspace, "scores", version=SCORES_VERSION, config={}, inputs=inputs, build=build)
+    return artifacts.make(
+        workspace, "scores", version=SCORES_VERSION, config={"split": split}, inputs=inputs, build=build
+    )
 
 
 def _opened(model: Artifact, data: Artifact, pairs: Artifact) -> tuple[CrossEncoder, Pairs]:
@@ -117,8 +118,8 @@ def _opened(model: Artifact, data: Artifact, pairs: Artifact) -> tuple[CrossEnco
     return loaded, table
 
 
-def _write(folder: Path, table: Pairs, scores: scoring.Floats) -> None:
-    columns = {"row_id": pa.array(table.rows, pa.int64()), "score": pa.array(scores, pa.float32())}
+def _write(folder: Path, rows: Ints, scores: scoring.Floats) -> None:
+    columns = {"row_id": pa.array(rows, pa.int64()), "score": pa.array(scores, pa.float32())}
     schema.write(pa.table(columns), folder / "scores.parquet", "scores")
 
 

@@ -103,7 +103,7 @@ def train(  # noqa: PLR0915 (an open loop, to be read straight down)
         with torch.no_grad(), autocast(config.precision, device):
             value = task.evaluate()
         module.train()
-        if progress.best is None or value > progress.best:
+        if progress.best is None or value >= progress.best:  # Of equals the later, which has learned more.
             progress.best, progress.best_step = value, progress.step
             best.update({name: value.detach().to("cpu", copy=True) for name, value in weights(module).items()})
         progress.evaluations.append((progress.step, round(value, 5)))

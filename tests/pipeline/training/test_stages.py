@@ -1,0 +1,414 @@
+"""Teacher, teacher scores, ranker, plain student and encoder on a small world that can be learned in seconds.
+
+A document's grade is the number of its marker words, so an untrained model ranks at random and a trained one well.
+"""
+
+import json
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import BertConfig, BertModel, BertTokenizer
+
+from pipeline import artifacts, schema
+from pipeline.artifacts import Artifact
+from pipeline.config import CandidatesConfig, EncoderConfig, LoopConfig, RankerConfig, TeacherConfig
+from pipeline.errors import ArtifactError, ConfigError, MissingError, TrainingError
+from pipeline.evaluation import metrics
+from pipeline.models.bi_encoder import BiEncoder
+from pipeline.models.cross_encoder import CrossEncoder
+from pipeline.training import batches, cross_task, encoder, loop, ranker, scoring, teacher, teacher_scores
+
+MARKERS = ("oak", "steel", "glass")
+FILLERS = tuple(first + second for first in "bdfglmnprst" for second in ("a", "e", "i", "o", "u"))
+LIST = 8
+QUERIES = 60
+
+CANDIDATES = CandidatesConfig(max_list=6)
+LOOP = LoopConfig(learning_rate=3e-3, epochs=4.0, tokens_per_batch=800, evaluations=2, precision="fp32", fresh_rate=3.0)
+TEACHER = TeacherConfig(max_tokens=24, max_query_tokens=6, loop=replace(LOOP, epochs=12.0))
+RANKER = RankerConfig(layers=2, loop=replace(LOOP, epochs=8.0))
+ENCODER = EncoderConfig(dimensions=8, max_tokens=20, max_query_tokens=6, loop=LOOP)
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    workspace: Path
+    base: Path
+    data: Artifact
+    pairs: Artifact
+    teacher: Artifact
+    lessons: Artifact
+
+
+def stage(workspace: Path, kind: str, tables: dict[str, pa.Table]) -> Artifact:
+    def build(staging: artifacts.Staging) -> dict[str, Any]:
+        for name, table in tables.items():
+            schema.write(table, staging.folder / f"{name}.parquet", name)
+        return {}
+
+    digest = str({name: table.to_pydict() for name, table in tables.items()})
+    return artifacts.make(workspace, kind, version=1, config={"content": digest}, inputs={}, build=build)
+
+
+def tables() -> tuple[dict[str, pa.Table], pa.Table]:
+    """The data, and its pairs with row ids that are neither consecutive nor in order."""
+    rng = np.random.default_rng(1)
+    texts, grades = [], []
+    for _ in range(QUERIES * LIST):
+        grade = int(rng.integers(0, 3))
+        words = [*rng.choice(FILLERS, size=rng.integers(3, 12)), *rng.choice(MARKERS, size=grade, replace=False)]
+        rng.shuffle(words)
+        texts.append(" ".join(words))
+        grades.append(grade)
+    doc_ids = [f"d{number}" for number in range(len(texts))]
+    query_ids = [f"q{number}" for number in range(QUERIES)]
+    queries = [" ".join(rng.choice(FILLERS, size=2)) for _ in query_ids]
+    data = {
+        "documents": pa.table({"doc_id": doc_ids, "title": [""] * len(texts), "text": texts}),
+        "queries": pa.table({"query_id": query_ids, "text": queries}),
+    }
+    rows = rng.permutation(len(texts))
+    pairs = pa.table(
+        {
+            "row_id": rng.permutation(10 * len(texts))[: len(texts)],
+            "query_id": [query_ids[row // LIST] for row in rows],
+            "doc_id": [doc_ids[row] for row in rows],
+            "grade": [grades[row] for row in rows],
+            "split": ["valid" if row // LIST % 3 == 0 else "train" for row in rows],
+            "source": ["human"] * len(rows),
+        }
+    )
+    return data, pairs
+
+
+def base_model(folder: Path, hidden: int = 32, layers: int = 4) -> Path:
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", *MARKERS, *FILLERS]
+    torch.manual_seed(2)
+    sizes = {"hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": 2, "intermediate_size": 64}
+    model = BertModel(BertConfig(vocab_size=len(words), max_position_embeddings=32, **sizes))
+    BertTokenizer(vocab={word: number for number, word in enumerate(words)}).save_pretrained(folder)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    workspace = tmp_path_factory.mktemp("world")
+    base = base_model(tmp_path_factory.mktemp("base"))
+    data_tables, pair_table = tables()
+    data, pairs = stage(workspace, "data", data_tables), stage(workspace, "pairs", {"pairs": pair_table})
+    large = teacher.make(workspace, TEACHER, CANDIDATES, data, pairs, str(base))
+    layers, width = ranker.taught_by(RANKER, large)
+    lessons = teacher_scores.make(workspace, large, data, pairs, layers=layers, width=width)
+    return World(workspace, base, data, pairs, large, lessons)
+
+
+def valid_ndcg(world: World, scores: Artifact) -> float:
+    table = pq.read_table(world.pairs.file("pairs.parquet")).to_pandas()
+    found = table.merge(pq.read_table(scores.file("scores.parquet")).to_pandas(), on="row_id", validate="1:1")
+    found = found[found["split"] == "valid"]
+    return float(metrics.by_query(found["query_id"], found["grade"], found["score"])["ndcg@10"].mean())
+
+
+def test_the_teacher_learns_and_says_what_it_measured(world: World) -> None:
+    said = world.teacher.metrics
+    assert said["ndcg@10 before"] < 0.85
+    assert said["ndcg@10"] > 0.98
+    scores = teacher_scores.score(world.workspace, world.teacher, world.data, world.pairs, split="valid")
+    assert valid_ndcg(world, scores) == pytest.approx(said["ndcg@10"], abs=1e-4)
+    assert said["pairs"] == 12 * 40 * CANDIDATES.max_list
+    assert 0 <= said["padding_share"] < 0.15
+    assert set(said["history"][-1]) == {"step", "loss", "ordinal", "pairwise"}
+
+
+def test_the_same_teacher_is_not_trained_twice(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(teacher, "learn", None)
+    again = teacher.make(world.workspace, TEACHER, CANDIDATES, world.data, world.pairs, str(world.base))
+    assert again.fingerprint == world.teacher.fingerprint
+
+
+def test_lessons_are_joined_by_row_id(world: World) -> None:
+    model = CrossEncoder.load(world.teacher.path)
+    pairs = batches.read_pairs(world.data, world.pairs, model.tokenizer, max_query_tokens=6, max_tokens=24)
+    shuffled = np.random.default_rng(3).permutation(len(pairs))
+    moved = replace(
+        pairs,
+        **{name: getattr(pairs, name)[shuffled] for name in ("rows", "query", "document", "grades", "split")},
+    )
+    lessons = cross_task.Lessons.read(world.teacher, world.lessons, moved)
+    assert lessons.layers == (2,)
+    for place in (0, 17, 300):
+        ids, types = batches.pair_inputs(moved, np.array([place]), model.template)[0]
+        with torch.no_grad():
+            score, states = model.with_states(
+                torch.tensor([ids]), torch.tensor([types]), torch.ones(1, len(ids), dtype=torch.long), (2,)
+            )
+        assert lessons.scores[place] == pytest.approx(score.item(), abs=0.05)  # bf16 here and there
+        found = lessons.states_of(np.array([place]), (2,))
+        assert torch.nn.functional.cosine_similarity(found, states, dim=-1).item() > 0.999
+
+
+def test_lessons_of_another_teacher_are_refused(world: World) -> None:
+    model = CrossEncoder.load(world.teacher.path)
+    pairs = batches.read_pairs(world.data, world.pairs, model.tokenizer, max_query_tokens=6, max_tokens=24)
+    other = replace(world.teacher, manifest=replace(world.teacher.manifest, fingerprint="f" * 32))
+    with pytest.raises(ArtifactError, match="not of ffff"):
+        cross_task.Lessons.read(other, world.lessons, pairs)
+
+
+def test_a_pair_without_a_score_is_named(world: World) -> None:
+    with pytest.raises(ArtifactError, match="no score for row 123456"):
+        cross_task.joined(world.lessons, np.array([123456]))
+
+
+def test_states_of_a_layer_that_was_not_kept_are_refused(world: World) -> None:
+    model = CrossEncoder.load(world.teacher.path)
+    pairs = batches.read_pairs(world.data, world.pairs, model.tokenizer, max_query_tokens=6, max_tokens=24)
+    lessons = cross_task.Lessons.read(world.teacher, world.lessons, pairs)
+    with pytest.raises(ArtifactError, match=r"layers \(2,\), not of \[3\]"):
+        lessons.states_of(np.array([0]), (2, 3))
+
+
+def test_narrow_states_keep_the_inner_products_of_wide_ones(world: World) -> None:
+    """Against scikit-learn's truncated SVD, which finds the same directions another way."""
+    from sklearn.decomposition import TruncatedSVD
+
+    wide = teacher_scores.make(world.workspace, world.teacher, world.data, world.pairs, layers=(1, 3), width=32)
+    narrow = teacher_scores.make(world.workspace, world.teacher, world.data, world.pairs, layers=(1, 3), width=6)
+    whole, short = (np.load(found.file("states.npy")).astype(np.float64) for found in (wide, narrow))
+    assert short.shape == (QUERIES * LIST, 2, 6)
+    for layer in range(2):
+        reference = TruncatedSVD(6, algorithm="arpack", random_state=0).fit(whole[:, layer])
+        expected = reference.transform(whole[:, layer])
+        scale = np.abs(expected @ expected.T).max()
+        assert short[:, layer] @ short[:, layer].T == pytest.approx(expected @ expected.T, abs=0.02 * scale)
+        assert 0.5 < narrow.metrics["kept"][layer] <= 1.0
+
+
+def test_a_student_wider_than_the_teacher_is_refused(world: World) -> None:
+    with pytest.raises(ConfigError, match="hidden_weight to 0"):
+        teacher_scores.make(world.workspace, world.teacher, world.data, world.pairs, layers=(1,), width=64)
+
+
+def test_without_layers_there_are_no_states(world: World) -> None:
+    found = teacher_scores.make(world.workspace, world.teacher, world.data, world.pairs, layers=(), width=32)
+    assert set(found.manifest.files) == {"scores.parquet"}
+
+
+def test_ranker_and_plain_student_learn(world: World) -> None:
+    arguments = (world.workspace, RANKER, CANDIDATES, world.data, world.pairs, world.teacher)
+    distilled, plain = ranker.make(*arguments, world.lessons), ranker.make(*arguments, None)
+    assert distilled.fingerprint != plain.fingerprint
+    for made in (distilled, plain):
+        assert made.metrics["ndcg@10"] > 0.98
+        assert made.metrics["keep_layers"] == [2, 4]
+        assert CrossEncoder.load(made.path).layers == 2
+    assert set(distilled.metrics["history"][-1]) == {"step", "loss", "ordinal", "pairwise", "soft", "margin", "hidden"}
+    assert set(plain.metrics["history"][-1]) == {"step", "loss", "ordinal", "pairwise"}
+
+    scores = {
+        name: pq.read_table(
+            teacher_scores.score(world.workspace, made, world.data, world.pairs, split="valid").file("scores.parquet")
+        )["score"].to_numpy()
+        for name, made in (("teacher", world.teacher), ("distilled", distilled), ("plain", plain))
+    }
+    near, far = (np.corrcoef(scores["teacher"], scores[name])[0, 1] for name in ("distilled", "plain"))
+    assert near > 0.95
+    assert near >= far
+
+
+def test_a_ranker_from_another_base_than_the_teacher(world: World) -> None:
+    config = replace(RANKER, base=str(world.base), keep_layers=(1, 3, 4), loop=replace(LOOP, epochs=1.0))
+    layers, width = ranker.taught_by(config, world.teacher)
+    assert (layers, width) == ((1, 3), 32)
+    lessons = teacher_scores.make(world.workspace, world.teacher, world.data, world.pairs, layers=layers, width=width)
+    made = ranker.make(world.workspace, config, CANDIDATES, world.data, world.pairs, world.teacher, lessons)
+    assert CrossEncoder.load(made.path).layers == 3
+    assert made.manifest.inputs["base"]
+
+
+def test_layers_that_are_not_there_are_refused(world: World) -> None:
+    arguments = (CANDIDATES, world.data, world.pairs, world.teacher, None)
+    with pytest.raises(ConfigError, match="5 layers cannot be kept of 4"):
+        ranker.make(world.workspace, replace(RANKER, layers=5), *arguments)
+    with pytest.raises(ConfigError, match="layers 1 to 4"):
+        ranker.make(world.workspace, replace(RANKER, keep_layers=(2, 9)), *arguments)
+    with pytest.raises(ConfigError, match="student has 2, so name fewer"):
+        ranker.taught_by(replace(RANKER, layer_map=(1, 2, 3)), world.teacher)
+    assert ranker.taught_by(replace(RANKER, hidden_weight=0.0), world.teacher) == ((), 32)
+
+
+def test_the_encoder_learns_from_the_base_and_its_projection(world: World) -> None:
+    made = encoder.make(world.workspace, ENCODER, CANDIDATES, world.data, world.pairs, str(world.base), world.lessons)
+    assert made.metrics["ndcg@10"] > made.metrics["ndcg@10 before"] + 0.03
+    assert set(made.metrics["history"][-1]) == {"step", "loss", "margin", "contrast"}
+    model = BiEncoder.load(made.path)
+    assert model.dense.weight.shape == (8, 32)
+    assert load_file(made.file("dense.safetensors"))["bias"].shape == (8,)
+    pairs = batches.read_pairs(world.data, world.pairs, model.tokenizer, max_query_tokens=6, max_tokens=20)
+    valid = pairs.places("valid")
+    cosines = scoring.cosines(model, pairs, valid, precision="fp32")
+    assert np.abs(cosines).max() <= 1 + 1e-5
+    assert scoring.ndcg(pairs, valid, cosines) == pytest.approx(made.metrics["ndcg@10"], abs=1e-4)
+
+
+def test_an_encoder_wider_than_its_base_is_refused(world: World) -> None:
+    config = replace(ENCODER, dimensions=64)
+    with pytest.raises(ConfigError, match="64: the base model is 32 wide"):
+        encoder.make(world.workspace, config, CANDIDATES, world.data, world.pairs, str(world.base), world.lessons)
+
+
+def cross(world: World, config: LoopConfig) -> cross_task.CrossTask:
+    model = CrossEncoder.load(world.teacher.path)
+    pairs = batches.read_pairs(world.data, world.pairs, model.tokenizer, max_query_tokens=6, max_tokens=24)
+    weights = cross_task.Weights(ordinal=1.0, pairwise=1.0, soft=0.5, temperature=2.0, margin=0.5, hidden=1.0)
+    lessons = cross_task.Lessons.read(world.teacher, world.lessons, pairs)
+    return cross_task.CrossTask(model, pairs, config, weights, max_list=6, lessons=lessons, layer_map=(2,))
+
+
+def test_a_step_cut_into_chunks_has_the_gradient_of_the_whole(world: World) -> None:
+    def gradients(chunk_tokens: int) -> tuple[int, float, list[torch.Tensor]]:
+        task = cross(world, replace(LOOP, chunk_tokens=chunk_tokens))
+        step = task.plan(0)[1]
+        total = 0.0
+        for chunk in step.chunks:
+            loss, _ = task.loss(chunk)
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.item()
+        found = [parameter.grad for parameter in task.model.parameters() if parameter.grad is not None]
+        return len(step.chunks), total, found
+
+    one, whole, first = gradients(8000)
+    several, parts, second = gradients(300)
+    assert one == 1
+    assert several > 2
+    assert parts == pytest.approx(whole, rel=1e-5)
+    for left, right in zip(first, second, strict=True):
+        assert torch.allclose(left, right, atol=1e-5 * max(1.0, float(left.abs().max())))
+
+
+def test_first_thresholds_are_the_log_odds_of_the_grades(world: World) -> None:
+    model = CrossEncoder.load(world.teacher.path)
+    pairs = batches.read_pairs(world.data, world.pairs, model.tokenizer, max_query_tokens=6, max_tokens=24)
+    grades = pairs.grades[pairs.places("train")]
+    found = cross_task.first_thresholds(pairs)
+    for place, value in enumerate(found):
+        below = (grades <= place).mean()
+        assert 1 / (1 + np.exp(-value)) == pytest.approx(below, abs=0.01)
+    with pytest.raises(TrainingError, match="no pair has a grade above 0"):
+        cross_task.first_thresholds(replace(pairs, grades=pairs.grades * 0))
+
+
+def test_valid_queries_are_drawn_whole(world: World) -> None:
+    model = CrossEncoder.load(world.teacher.path)
+    pairs = batches.read_pairs(world.data, world.pairs, model.tokenizer, max_query_tokens=6, max_tokens=24)
+    assert np.array_equal(scoring.valid_places(pairs, 0, 1), pairs.places("valid"))
+    some = scoring.valid_places(pairs, 50, 1)
+    assert len(some) == 48
+    assert (np.bincount(pairs.query[some])[np.unique(pairs.query[some])] == LIST).all()
+    assert set(pairs.split[some]) == {"valid"}
+    assert not np.array_equal(some, scoring.valid_places(pairs, 50, 2))
+
+
+def test_the_encoders_negatives_are_documents_nobody_joined_with_the_query(world: World) -> None:
+    model = BiEncoder.start(world.base, dimensions=8, max_tokens=20, max_query_tokens=6, seed=0)
+    pairs = batches.read_pairs(world.data, world.pairs, model.tokenizer, max_query_tokens=6, max_tokens=20)
+    task = encoder.EncoderTask(
+        encoder.Learner(model, 1.0), pairs, np.zeros(len(pairs), np.float32), ENCODER, max_list=6
+    )
+    chunk = task.plan(0)[0].chunks[0]
+    queries, documents, query, document = task._numbers(chunk.places)
+    positive, allowed = task._contrasts(queries, documents, query, document, pairs.grades[chunk.places])
+    judged = set(zip(pairs.query.tolist(), pairs.document.tolist(), strict=True))
+    for row, one in enumerate(queries.tolist()):
+        grades = {pairs.document[place]: pairs.grades[place] for place in chunk.places if pairs.query[place] == one}
+        top = max(grades.values())
+        for column, other in enumerate(documents.tolist()):
+            assert bool(allowed[row, column]) == ((one, other) not in judged)
+            assert bool(positive[row, column]) == (top > 0 and grades.get(other) == top)
+
+
+def test_a_killed_teacher_goes_on_and_becomes_the_same(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(TEACHER, loop=replace(LOOP, checkpoint_s=0.0, epochs=2.0))
+    straight = teacher.make(tmp_path / "straight", config, CANDIDATES, world.data, world.pairs, str(world.base))
+
+    class Killed(BaseException):
+        pass
+
+    calls, original = 0, cross_task.CrossTask.loss
+
+    def loss(task: cross_task.CrossTask, chunk: cross_task.Chunk) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 5:
+            raise Killed
+        return original(task, chunk)
+
+    monkeypatch.setattr(cross_task.CrossTask, "loss", loss)
+    with pytest.raises(Killed):
+        teacher.make(tmp_path / "broken", config, CANDIDATES, world.data, world.pairs, str(world.base))
+    left = list((tmp_path / "broken" / "artifacts" / "teacher").glob("*.checkpoint/state.safetensors"))
+    assert len(left) == 1
+
+    calls = 10
+    resumed = teacher.make(tmp_path / "broken", config, CANDIDATES, world.data, world.pairs, str(world.base))
+    assert calls - 10 == straight.metrics["steps"] - 4
+    assert resumed.fingerprint == straight.fingerprint
+    assert resumed.manifest.files == straight.manifest.files  # the same weights, byte by byte
+    assert not left[0].exists()
+
+
+def test_without_valid_pairs_the_last_state_is_kept(world: World, tmp_path: Path) -> None:
+    data_tables, pair_table = tables()
+    kept = pair_table.filter(pa.compute.equal(pair_table["split"], "train"))
+    data, pairs = stage(tmp_path, "data", data_tables), stage(tmp_path, "pairs", {"pairs": kept})
+    config = replace(TEACHER, loop=replace(LOOP, epochs=0.5))
+    made = teacher.make(tmp_path, config, CANDIDATES, data, pairs, str(world.base))
+    assert made.metrics["ndcg@10"] is None
+    assert made.metrics["steps"] > 0
+
+
+def test_an_unknown_base_is_said_before_anything_is_made(world: World, tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match="no such folder"):
+        teacher.make(tmp_path, TEACHER, CANDIDATES, world.data, world.pairs, "./nowhere")
+    assert not (tmp_path / "artifacts").exists()
+
+
+def test_scores_in_bf16_are_near_those_in_fp32(world: World) -> None:
+    model = CrossEncoder.load(world.teacher.path)
+    pairs = batches.read_pairs(world.data, world.pairs, model.tokenizer, max_query_tokens=6, max_tokens=24)
+    exact, rough = (
+        scoring.cross_scores(model, pairs, np.arange(len(pairs)), precision=precision) for precision in ("fp32", "bf16")
+    )
+    assert np.abs(exact - rough).max() < 0.03 * exact.std()
+    one_by_one = [scoring.cross_scores(model, pairs, np.array([place]), precision="fp32")[0] for place in (0, 5, 200)]
+    assert exact[[0, 5, 200]] == pytest.approx(one_by_one, abs=1e-4)
+
+
+def test_progress_is_shown(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        teacher.make(
+            world.workspace,
+            replace(TEACHER, loop=replace(LOOP, epochs=0.5, seed=99)),
+            CANDIDATES,
+            world.data,
+            world.pairs,
+            str(world.base),
+        )
+    assert "teacher: 120 pairs" in caplog.text
+
+
+def test_metrics_are_plain_json(world: World) -> None:
+    text = (world.teacher.path / "manifest.json").read_text(encoding="utf-8")
+    assert json.loads(text)["metrics"]["evaluations"][0][0] == 0
+    assert len(world.teacher.metrics["history"]) <= loop.HISTORY

@@ -28,6 +28,9 @@ from pipeline.tokens import PairTemplate
 DROPOUT = 0.0
 """Of hidden states and attention. Runs of an epoch or two learn more without; CPU training is a fifth faster."""
 
+MASKED = torch.finfo(torch.bfloat16).min
+"""Added to attention logits of padding; what all float types can hold."""
+
 
 class CrossEncoder(nn.Module):
     """A transformer with one output, its tokenizer, the shape of its input and the grade thresholds."""
@@ -176,14 +179,52 @@ class CrossEncoder(nn.Module):
         """
         if any(not 1 <= layer <= self.layers for layer in layers):
             raise ShapeError(f"states of layers {tuple(layers)}: the model has layers 1 to {self.layers}")
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
-        if token_type_ids is not None and self.segments:
-            inputs["token_type_ids"] = token_type_ids
-        found = self.model(**inputs, output_hidden_states=bool(layers))
-        scores = found.logits[:, 0].float()  # (batch, 1) → (batch,)
-        if not layers:
-            return scores, scores.new_empty(len(scores), 0, int(self.model.config.hidden_size))
-        return scores, torch.stack([found.hidden_states[layer][:, 0] for layer in layers], dim=1).float()
+        segments = {"token_type_ids": token_type_ids} if token_type_ids is not None and self.segments else {}
+        model: Any = self.model
+        if model.config.model_type == "albert":
+            found = model(
+                input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=bool(layers), **segments
+            )
+            scores, kept = found.logits, {layer: found.hidden_states[layer][:, 0] for layer in layers}
+        else:
+            body = model.base_model
+            hidden = body.embeddings(input_ids=input_ids, **segments)  # (batch, tokens, hidden)
+            mask = (1 - attention_mask[:, None, None, :]) * MASKED  # (batch, 1, 1, tokens), added to the logits
+            *lower, last = body.encoder.layer
+            kept = {}
+            for number, layer in enumerate(lower, start=1):
+                hidden = layer(hidden, mask)
+                kept[number] = hidden[:, 0]
+            first = first_token(last, hidden, mask)  # (batch, 1, hidden)
+            kept[self.layers] = first[:, 0]
+            pooled = first if body.pooler is None else model.dropout(body.pooler(first))
+            scores = model.classifier(pooled)  # (batch, 1)
+        states = [kept[layer].float() for layer in layers]
+        if not states:
+            return scores[:, 0].float(), scores.new_empty(len(scores), 0, int(model.config.hidden_size))
+        return scores[:, 0].float(), torch.stack(states, dim=1)
+
+
+def first_token(layer: Any, hidden: Tensor, mask: Tensor) -> Tensor:
+    """The layer's output at the first token alone, (batch, 1, hidden): the score reads nothing else of the last layer.
+
+    It is five sixths of that layer saved: an eighth of the training time at 6 layers, a quarter at 3.
+
+    Args:
+        layer: of a BERT or RoBERTa encoder.
+        hidden: (batch, tokens, hidden) its input.
+        mask: (batch, 1, 1, tokens), 0 for a real token and very negative for padding.
+    """
+    attention = layer.attention.self
+    heads = (attention.num_attention_heads, attention.attention_head_size)
+    query = attention.query(hidden[:, :1]).unflatten(-1, heads).transpose(1, 2)  # (batch, heads, 1, size)
+    key = attention.key(hidden).unflatten(-1, heads).transpose(1, 2)  # (batch, heads, tokens, size)
+    value = attention.value(hidden).unflatten(-1, heads).transpose(1, 2)
+    weights = (query @ key.transpose(2, 3) * attention.scaling + mask).softmax(-1)  # (batch, heads, 1, tokens)
+    context = (attention.dropout(weights) @ value).transpose(1, 2).flatten(2)  # (batch, 1, hidden)
+    attended = layer.attention.output(context, hidden[:, :1])
+    output: Tensor = layer.output(layer.intermediate(attended), attended)
+    return output
 
 
 def _inverse_softplus(values: Tensor) -> Tensor:

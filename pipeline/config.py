@@ -112,7 +112,7 @@ class LoopConfig:
 
     learning_rate: float = 1e-4
     """Peak; reached after `warmup_share` of the steps, then falling linearly to a tenth. From MiniLM on 6,000 pairs of
-    homedepot, 1e-4 learned most; 2e-4 in steps of 1,024 tokens and 4e-4 learned nothing."""
+    homedepot, 1e-4 learned most; 2e-4 in steps of 1,024 tokens and 4e-4 ended below random order."""
     fresh_rate: float = 10.0
     """Parameters that start from nothing (a new head, its thresholds, a learned scale) learn so many times as fast."""
     warmup_share: float = 0.06

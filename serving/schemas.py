@@ -55,7 +55,9 @@ class RerankRequest(Request):
     rank_fields: list[str] | None = Field(None, description="Cohere: the keys of an object to read, in this order.")
     raw_scores: bool | None = Field(None, description="text-embeddings-inference: scores as the model gives them.")
     return_text: bool | None = Field(None, description="text-embeddings-inference: put each text into its result.")
-    truncate: bool | None = Field(None, description="Accepted; texts are always cut to what the model reads.")
+    truncate: Literal[True] | None = Field(
+        None, description="Texts are always cut to what the model reads, so false is refused."
+    )
 
 
 class SearchRequest(Request):
@@ -82,7 +84,9 @@ class EmbedRequest(Request):
     normalize: bool | None = Field(None, description="Vectors have unit length; false is refused.")
     prompt_name: str | None = Field(None, description="query embeds as a query, else as a document.")
     dimensions: int | None = Field(None, description="Only the encoder's own width.")
-    truncate: bool | None = Field(None, description="Accepted; texts are always cut to what the model reads.")
+    truncate: Literal[True] | None = Field(
+        None, description="Texts are always cut to what the model reads, so false is refused."
+    )
 
 
 class TextScore(BaseModel):

@@ -31,6 +31,7 @@ class Tokeniser:
         """
         tokenizer.no_truncation()
         tokenizer.no_padding()
+        tokenizer.encode_special_tokens = True  # "[SEP]" in a text is text, as in training.
         self._tokenizer = tokenizer
         self._known: LRUCache[bytes, array[int]] = LRUCache(
             max_bytes, getsizeof=lambda ids: len(ids) * ids.itemsize + ENTRY_BYTES

@@ -40,8 +40,9 @@ def load_tokenizer(place: Path) -> PreTrainedTokenizerBase:
 
 
 def plain_tokenizer(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
-    """A copy of the Rust tokenizer that neither cuts nor pads."""
+    """A copy of the Rust tokenizer that neither cuts nor pads, and to which "[SEP]" in a text is text."""
     plain = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    plain.encode_special_tokens = True
     plain.no_truncation()
     plain.no_padding()
     return plain

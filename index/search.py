@@ -6,6 +6,7 @@ One thread, because a second makes a single query slower, not faster; a service 
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -28,6 +29,21 @@ BATCH = 256
 Vectors = npt.NDArray[np.float32]
 
 log = logging.getLogger(__name__)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """OpenMP on one thread inside, and as before after it.
+
+    OpenMP keeps the number for each calling thread and shares it with PyTorch: left at one, the next training in this
+    process would be half as fast and, as sums are then cut otherwise, differ in its last bits.
+    """
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,8 +108,8 @@ class SemanticIndex:
         k = min(k, len(self.doc_ids))
         if k < 1 or not len(queries):
             return [[] for _ in queries]
-        faiss.omp_set_num_threads(1)  # OpenMP keeps this number for each calling thread, so it is set here.
-        scores, rows = self._ann.search(queries, k)
+        with _one_thread():
+            scores, rows = self._ann.search(queries, k)
         return [self._hits(*found) for found in zip(scores, rows, strict=True)]
 
     def similarities(self, vector: npt.ArrayLike, rows: Sequence[int]) -> Vectors:
@@ -111,8 +127,8 @@ class SemanticIndex:
             raise SchemaError(
                 f"rows {wanted.min()} to {wanted.max()} are asked for; there are 0 to {len(self.doc_ids) - 1}"
             )
-        faiss.omp_set_num_threads(1)
-        cosines: Vectors = self._ann.reconstruct_batch(wanted) @ query  # (rows, dimensions) → (rows,)
+        with _one_thread():
+            cosines: Vectors = self._ann.reconstruct_batch(wanted) @ query  # (rows, dimensions) → (rows,)
         return cosines
 
     def _checked(self, vectors: npt.ArrayLike) -> Vectors:

@@ -43,6 +43,9 @@ max_tokens = 32
 max_query_tokens = 8
 loop = { epochs = 1.0, evaluations = 1, learning_rate = 1e-3, tokens_per_batch = 1024, checkpoint_s = 0.2 }
 
+[export]
+precisions = ["fp32"] # so small a model is as fast in any, and the choice would differ from run to run
+
 [evaluation]
 bootstrap = 200
 

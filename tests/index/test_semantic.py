@@ -3,6 +3,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
@@ -157,17 +158,33 @@ def test_one_seed_builds_one_index(index_of: Callable[..., Artifact], tmp_path: 
     assert artifacts.sha256(tmp_path / "first" / "vectors.faiss") == artifacts.sha256(second.path / "vectors.faiss")
 
 
-def test_every_thread_searches_on_one_thread(index_of: Callable[..., Artifact]) -> None:
+class Spy:
+    """A Faiss index that notes how many threads it was searched with."""
+
+    def __init__(self, ann: Any) -> None:
+        self.ann = ann
+        self.threads: list[int] = []
+
+    def search(self, queries: Any, k: int) -> Any:
+        self.threads.append(faiss.omp_get_max_threads())
+        return self.ann.search(queries, k)
+
+
+def test_every_thread_searches_on_one_thread_and_keeps_its_own_number(index_of: Callable[..., Artifact]) -> None:
     matrix = unit(np.random.default_rng(7), 500, 16)
     index = SemanticIndex.load(index_of(matrix).path)
+    expected = index.search_batch(matrix, 10)
+    spy = index._ann = Spy(index._ann)
 
     def go(row: int) -> tuple[list[Hit], int]:
+        faiss.omp_set_num_threads(2)
         return index.search(matrix[row], 10), faiss.omp_get_max_threads()
 
     with ThreadPoolExecutor(4) as pool:
         together = list(pool.map(go, range(500)))
-    assert {threads for _, threads in together} == {1}
-    assert [hits for hits, _ in together] == index.search_batch(matrix, 10)
+    assert set(spy.threads) == {1}
+    assert {threads for _, threads in together} == {2}
+    assert [hits for hits, _ in together] == expected
 
 
 @pytest.mark.parametrize("config", [IndexConfig(), INVERTED], ids=["flat", "ivf"])

@@ -21,6 +21,7 @@ def search(query: str, workspace: Path, *, release: str = "live", top: int = 10)
     """
     from serving.searcher import Searcher
 
+    query = text.clean(query)
     if not query.strip():
         raise SchemaError("the query is empty; write what to look for in quotes")
     searcher = Searcher(releases.Releases(workspace).open(release).path, verify=False)
@@ -37,10 +38,13 @@ def rerank(query: str, file: Path, workspace: Path, *, release: str = "live") ->
     from serving.engine import Engine
     from serving.reranker import relevance
 
+    query = text.clean(query)
+    if not query.strip():
+        raise SchemaError("the query is empty; write what to look for in quotes")
     texts = _texts(file)
     opened = releases.Releases(workspace).open(release)
     engine = Engine(releases.part(opened, "ranker").path)
-    scores = engine.scores(text.clean(query), [text.clean(item) for _, item in texts])
+    scores = engine.scores(query, [item for _, item in texts])
     order = sorted(range(len(texts)), key=lambda place: -scores[place])
     return {
         "query": query,
@@ -76,7 +80,7 @@ def _texts(file: Path) -> list[tuple[int, str]]:
                 body = text.document_text(str(row.get("title") or ""), str(row["text"]))
             except (ValueError, KeyError, AttributeError, TypeError) as error:
                 raise SchemaError(f"{file}, line {number}: not a JSON object with a key text ({error!r})") from error
-        texts.append((number, body))
+        texts.append((number, text.clean(body)))
     if not texts:
         raise SchemaError(f"{file}: holds no text; write one a line")
     return texts

@@ -97,7 +97,7 @@ def make_searchable(
     from index import documents as store
     from serving import batch
 
-    previous = previous or _newest_vectors(workspace, batch.digest(encoder))
+    previous = previous or _known_vectors(workspace, batch.digest(encoder))
     return Corpus(
         lexical=run("lexical index", lambda: lexical.make(workspace, config, documents)),
         documents=run("document store", lambda: store.make(workspace, documents)),
@@ -113,18 +113,17 @@ def make_searchable(
     )
 
 
-def _newest_vectors(workspace: Path, encoder_digest: str) -> Artifact | None:
-    """The vectors that this encoder made last, whatever the documents were then; None when there are none."""
-    folder = workspace / "artifacts" / "vectors"
-    manifests = sorted(folder.glob(f"*/{artifacts.MANIFEST}"), key=lambda path: -path.stat().st_mtime_ns)
-    for path in manifests:
+def _known_vectors(workspace: Path, encoder_digest: str) -> Artifact | None:
+    """The largest vectors artifact of this encoder, the newest of equals, whatever its documents; None without one."""
+    found = []
+    for manifest in (workspace / "artifacts" / "vectors").glob(f"*/{artifacts.MANIFEST}"):
         try:
-            found = artifacts.load(path.parent, "vectors", verify=False)
-            if found.manifest.config.get("encoder_digest") == encoder_digest:
-                return artifacts.load(path.parent, "vectors")
+            known = artifacts.load(manifest.parent, "vectors", verify=False)
+            if known.manifest.config.get("encoder_digest") == encoder_digest:
+                found.append((known.metrics["documents"], manifest.stat().st_mtime_ns, known.path))
         except ArtifactError as error:
             log.warning("not used to save embedding: %s", error)
-    return None
+    return artifacts.load(max(found)[2], "vectors") if found else None
 
 
 def judge(
@@ -184,7 +183,6 @@ def retrain(recipe: Recipe, workspace: Path, *, promote: bool = True, run: Runne
 
     began = time.monotonic()
     registry = Releases(workspace)
-    live = registry.live()
 
     data = run("data", lambda: judgments.make(workspace, recipe.data))
     words = run("lexical index", lambda: lexical.make(workspace, recipe.index, data))
@@ -244,6 +242,7 @@ def retrain(recipe: Recipe, workspace: Path, *, promote: bool = True, run: Runne
             dict(zip(PARTS, parts, strict=True)), metrics=report.metrics, config=configs.to_dict(recipe)
         ),
     )
+    live = registry.live()  # Only now: a re-index may have moved it while the models were trained.
     promoted = False
     reasons: tuple[str, ...] = ("it is live already",)
     if live is None or live.release != release.fingerprint:

@@ -53,6 +53,9 @@ def main() -> None:
     except RelevanceError as error:
         print(f"relevance: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
+    except OSError as error:
+        print(f"relevance: {error}; look at the path, its permissions and the free space", file=sys.stderr)
+        raise SystemExit(1) from None
     except KeyboardInterrupt:
         print("relevance: stopped; start the same command again to go on", file=sys.stderr)
         raise SystemExit(130) from None
@@ -170,7 +173,9 @@ def report(
 
 @app.command()
 def reindex(
-    documents: Annotated[str, typer.Option(help="Folder, file or SQLAlchemy URL of the documents.")],
+    documents: Annotated[
+        list[str], typer.Option(help="Folder, file or SQLAlchemy URL of the documents; may be repeated.")
+    ],
     workspace: Workspace = DEFAULT_WORKSPACE,
     format: Annotated[str, typer.Option(help="How the documents are written; auto looks at the files.")] = "auto",
     release: Annotated[
@@ -210,14 +215,16 @@ def serve(
 def schedule(
     recipe: Annotated[str, typer.Argument(help="Whose cron lines are served.")],
     judgments: Annotated[str, typer.Option(help="Judged queries of the scheduled report.")] = "",
-    documents: Annotated[str, typer.Option(help="Documents of the scheduled re-index.")] = "",
+    documents: Annotated[
+        list[str] | None, typer.Option(help="Documents of the scheduled re-index; may be repeated.")
+    ] = None,
     workspace: Workspace = DEFAULT_WORKSPACE,
     overrides: Set = None,
 ) -> None:
     """Serves the flows retrain, report and reindex to Prefect with the recipe's cron lines, until stopped."""
     from flows import schedules
 
-    schedules.serve(recipe_path(recipe), overrides or [], workspace, judgments=judgments, documents=documents)
+    schedules.serve(recipe_path(recipe), overrides or [], workspace, judgments=judgments, documents=documents or [])
 
 
 @app.command()

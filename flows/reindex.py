@@ -7,6 +7,7 @@ lexical index, document store and semantic index, and is made live only if the o
 import logging
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 def reindex(
-    documents: str,
+    documents: Sequence[str],
     workspace: Path,
     *,
     format: str = "auto",
@@ -31,10 +32,10 @@ def reindex(
     promote: bool = True,
     run: chain.Runner = chain.directly,
 ) -> dict[str, Any]:
-    """Indexes the documents of a source with the models of a release; what was done, as plain values.
+    """Indexes the documents of these sources with the models of a release; what was done, as plain values.
 
     Args:
-        documents, format: a folder, file or SQLAlchemy URL, and how it is written; see `SourceConfig`.
+        documents, format: folders, files or SQLAlchemy URLs, and how they are written; see `SourceConfig`.
         full: embed every document, though its vector is known.
 
     Raises:
@@ -48,8 +49,8 @@ def reindex(
     live = registry.live()
     old = registry.open(release)
     recipe = configs.parse(Recipe, old.manifest.config)
-    source = SourceConfig(path=documents, format=format)
-    data = run("documents", lambda: corpus.make(workspace, source, Path(), recipe.data.faulty_rows))
+    chosen = [SourceConfig(path=path, format=format) for path in documents]
+    data = run("documents", lambda: corpus.make(workspace, chosen, Path(), recipe.data.faulty_rows))
     parts = {name: releases.part(old, name) for name in chain.PARTS}
     if full:
         _forget_vectors(workspace)
@@ -58,7 +59,7 @@ def reindex(
     new = registry.publish(parts, metrics=dict(old.metrics), config=old.manifest.config)
     was_live = live is not None and live.release == old.fingerprint
     if promote and was_live and live is not None and new.fingerprint != old.fingerprint:
-        registry.promote(new.fingerprint, reason=f"re-indexed {documents}", expected=live.generation)
+        registry.promote(new.fingerprint, reason=f"re-indexed {', '.join(documents)}", expected=live.generation)
     pointer = registry.live()
     return {
         "release": new.fingerprint,

@@ -5,6 +5,7 @@ stage that is finished lies on disk under its fingerprint, which also survives a
 """
 
 import json
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,8 @@ from flows import report as reporting
 from pipeline import config
 from pipeline.artifacts import Artifact
 from pipeline.errors import ConfigError, InputError
+
+log = logging.getLogger(__name__)
 
 RETRIES = 2
 RETRY_DELAY_S = 60
@@ -85,7 +88,7 @@ def report(judgments: str, workspace: Path, release: str = "live", baseline: str
 
 
 @flow(name="reindex", persist_result=False)
-def reindex(documents: str, workspace: Path, release: str = "live", full: bool = False) -> dict[str, Any]:
+def reindex(documents: list[str], workspace: Path, release: str = "live", full: bool = False) -> dict[str, Any]:
     """Embeds what changed and makes the new index live; see `flows.reindex`."""
     made: dict[str, Any] = reindexing.reindex(documents, workspace, release=release, full=full, run=as_task)
     create_table_artifact(key="reindex", table=[made], description="The new index")
@@ -98,7 +101,7 @@ def _show_report(made: Artifact) -> None:
     create_link_artifact(key="report", link=made.file("report.html").resolve().as_uri(), link_text="HTML report")
 
 
-def serve(recipe: Path, overrides: list[str], workspace: Path, *, judgments: str, documents: str) -> None:
+def serve(recipe: Path, overrides: list[str], workspace: Path, *, judgments: str, documents: list[str]) -> None:
     """Serves the flows that have a cron line and what they need; returns when stopped.
 
     Raises:
@@ -113,6 +116,9 @@ def serve(recipe: Path, overrides: list[str], workspace: Path, *, judgments: str
         wanted.append((report, lines.report, {"judgments": judgments, "workspace": workspace}))
     if documents:
         wanted.append((reindex, lines.reindex, {"documents": documents, "workspace": workspace}))
+    for name, given, option in (("report", judgments, "--judgments"), ("reindex", documents, "--documents")):
+        if not given:
+            log.warning("the flow %s is not served: it needs %s", name, option)
     deployments = [
         entry.to_deployment(
             name=f"{entry.name}-scheduled", parameters=parameters, schedule=_schedule(entry.name, cron, lines.timezone)

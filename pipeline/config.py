@@ -6,6 +6,7 @@ here imports more than the standard library.
 
 import dataclasses
 import difflib
+import math
 import tomllib
 import types
 from collections.abc import Mapping, Sequence
@@ -74,6 +75,9 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _share("data", valid_share=self.valid_share, test_share=self.test_share)
+        for name in ("train_queries", "valid_queries", "test_queries", "max_documents"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"data.{name} is {getattr(self, name)}; it must be 0, for all, or more")
         if self.valid_share + self.test_share >= 1:
             raise ConfigError(
                 f"data.valid_share {self.valid_share} and data.test_share {self.test_share} leave nothing to train on"
@@ -458,6 +462,8 @@ def _value(wanted: Any, value: Any, where: str) -> Any:
         raise AssertionError(f"{where}: unions are not used in recipes")
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if wanted is float and isinstance(value, float) and not math.isfinite(value):
+        raise _wrong(where, "a finite number", value)
     if not isinstance(value, wanted) or (wanted is not bool and isinstance(value, bool)):
         raise _wrong(where, _PLAIN[wanted], value)
     return value

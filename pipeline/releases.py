@@ -128,7 +128,7 @@ class Releases:
         return self._move(release, "promote", reason, expected)
 
     def rollback(self, *, reason: str, expected: int | None = None) -> Pointer:
-        """Makes the release live that was live before.
+        """Makes the release live that was live before; a second time, the one before that.
 
         Raises:
             MissingError: there was none.
@@ -138,13 +138,21 @@ class Releases:
         if seen is None or seen.previous is None:
             raise MissingError(f"{self.root}: no earlier release to roll back to; see `relevance releases list`")
         artifacts.load(self._folder() / seen.previous, "release")
-        return self._move(seen.previous, "rollback", reason, seen.generation if expected is None else expected)
+        expected = seen.generation if expected is None else expected
+        return self._move(seen.previous, "rollback", reason, expected)
 
     def history(self) -> list[Pointer]:
-        """Every change of the pointer, oldest first."""
+        """Every change of the pointer, oldest first.
+
+        Raises:
+            ArtifactError: a line cannot be read.
+        """
         path = self.root / "history.jsonl"
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        return [Pointer(**json.loads(line)) for line in lines if line.strip()]
+        try:
+            return [Pointer(**json.loads(line)) for line in lines if line.strip()]
+        except (ValueError, TypeError) as error:
+            raise ArtifactError(f"{path}: has a line that is no pointer ({error}); remove that line") from error
 
     def _move(self, release: str, action: str, reason: str, expected: int | None) -> Pointer:
         self.root.mkdir(parents=True, exist_ok=True)
@@ -161,7 +169,7 @@ class Releases:
             pointer = Pointer(
                 release=release,
                 generation=generation + 1,
-                previous=seen.release if seen else None,
+                previous=self._before(release) if action == "rollback" else seen.release if seen else None,
                 changed=datetime.now(UTC).isoformat(timespec="seconds"),
                 action=action,
                 reason=reason,
@@ -173,6 +181,10 @@ class Releases:
                 os.fsync(file.fileno())
             artifacts.write_atomically(self.root / "live.json", line + "\n")
             return pointer
+
+    def _before(self, release: str) -> str | None:
+        """What was live before this release was promoted last."""
+        return next((item.previous for item in reversed(self.history()) if item.release == release), None)
 
     def _folder(self) -> Path:
         return self.workspace / "artifacts" / "release"

@@ -1,14 +1,14 @@
 """Documents alone, for a re-index: read and checked like those of a recipe, without queries or judgments."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from pipeline import artifacts, schema
 from pipeline.artifacts import Artifact, Staging
 from pipeline.config import SourceConfig
-from pipeline.data import faults, sources
+from pipeline.data import faults, judgments, sources
 from pipeline.errors import SchemaError
 
 VERSION = 1
@@ -16,35 +16,49 @@ VERSION = 1
 log = logging.getLogger(__name__)
 
 
-def make(workspace: Path, source: SourceConfig, root: Path, faulty_rows: Literal["error", "drop"]) -> Artifact:
-    """The artifact `corpus`: documents.parquet, rows in the order of the source.
+def make(
+    workspace: Path, chosen: Sequence[SourceConfig], root: Path, faulty_rows: Literal["error", "drop"]
+) -> Artifact:
+    """The artifact `corpus`: documents.parquet, rows in the order of the sources.
+
+    With several sources, ids are prefixed by the source's name and a colon, as in `judgments.make`.
 
     Args:
         faulty_rows: what to do with documents that cannot be used; drop counts them by reason in the metrics.
 
     Raises:
         MissingError: a source that is not there.
-        SchemaError: no documents, or rows that cannot be used; names them.
+        SchemaError: no documents, rows that cannot be used, two sources of one name; names them.
     """
-    found = sources.find(source, root)
+    found = [sources.find(source, root) for source in chosen]
+    names = [item.name for item in found]
+    if len(set(names)) < len(names):
+        raise SchemaError(f"sources {', '.join(names)}: two have one name, so their ids would mix; rename a folder")
 
     def build(staging: Staging) -> Mapping[str, Any]:
-        sifted = faults.sift(found.read())
-        if faulty_rows == "error":
-            advice = 'mend them, or set data.faulty_rows = "drop" in the recipe to do without them'
-            faults.refuse([item for item in sifted.findings if item.fault.table == "documents"], found.name, advice)
-        if not sifted.documents.num_rows:
-            raise SchemaError(f"{found.name}: there are no documents to index")
-        schema.write(sifted.documents, staging.folder / "documents.parquet", "documents")
-        dropped = sifted.counts().get("documents", {})
-        log.info("corpus: %d documents, dropped %s", sifted.documents.num_rows, dropped or "none")
-        return {"documents": sifted.documents.num_rows, "dropped": dropped}
+        tables, dropped = [], {}
+        for item in found:
+            sifted = faults.sift(item.read())
+            if faulty_rows == "error":
+                advice = 'mend them, or set data.faulty_rows = "drop" in the recipe to do without them'
+                of_documents = [finding for finding in sifted.findings if finding.fault.table == "documents"]
+                faults.refuse(of_documents, item.name, advice)
+            tables.append(
+                sifted.documents if len(found) == 1 else judgments.prefixed(sifted.documents, item.name, "doc_id")
+            )
+            dropped[item.name] = sifted.counts().get("documents", {})
+        documents = judgments.join(tables)
+        if not documents.num_rows:
+            raise SchemaError(f"{', '.join(names)}: there are no documents to index")
+        schema.write(documents, staging.folder / "documents.parquet", "documents")
+        log.info("corpus: %d documents, dropped %s", documents.num_rows, dropped)
+        return {"documents": documents.num_rows, "dropped": dropped}
 
     return artifacts.make(
         workspace,
         "corpus",
         version=VERSION,
-        config={"faulty_rows": faulty_rows},
-        inputs={found.name: found.digest},
+        config={"faulty_rows": faulty_rows, "sources": names},
+        inputs={f"{place}:{item.name}": item.digest for place, item in enumerate(found)},
         build=build,
     )

@@ -76,7 +76,7 @@ def _build(folder: Path, config: DataConfig, read: Sequence[Source]) -> Mapping[
     named = [
         _named(source, sifted, alone=len(collections) == 1) for source, sifted in zip(collections, parts, strict=True)
     ]
-    documents, queries, judgments = (_join(found) for found in zip(*named, strict=True))
+    documents, queries, judgments = (join(found) for found in zip(*named, strict=True))
     if not judgments.num_rows:
         raise SchemaError(f"{', '.join(source.name for source in collections)}: there are no judgments to learn from")
 
@@ -152,9 +152,9 @@ def _as_one(group: Sequence[Source]) -> Source:
             offsets[kind] += getattr(source, kind).num_rows
     return Source(
         group[0].name,
-        _join([source.documents for source in group]),
-        _join([source.queries for source in group]),
-        _join([source.judgments for source in group]),
+        join([source.documents for source in group]),
+        join([source.queries for source in group]),
+        join([source.judgments for source in group]),
         "",
         "+".join(source.format for source in group),
         tuple(found),
@@ -165,9 +165,9 @@ def _named(source: Source, sifted: Sifted, *, alone: bool) -> tuple[pa.Table, pa
     """The tables of a source with prefixed ids, slice and kind of source filled, and a `label` from its splits."""
     documents, queries, judgments = sifted.documents, sifted.queries, sifted.judgments
     if not alone:
-        documents = _prefixed(documents, source.name, "doc_id")
-        queries = _prefixed(queries, source.name, "query_id")
-        judgments = _prefixed(judgments, source.name, "query_id", "doc_id")
+        documents = prefixed(documents, source.name, "doc_id")
+        queries = prefixed(queries, source.name, "query_id")
+        judgments = prefixed(judgments, source.name, "query_id", "doc_id")
     own = queries["slice"] if "slice" in queries.column_names else pa.nulls(queries.num_rows, STRING)
     queries = _put(queries, "slice", pc.fill_null(own, source.name))
     kept = ["query_id", "doc_id", "grade"]
@@ -179,7 +179,9 @@ def _named(source: Source, sifted: Sifted, *, alone: bool) -> tuple[pa.Table, pa
     return documents, queries, _put(judgments, "label", labels)
 
 
-def _prefixed(table: pa.Table, name: str, *columns: str) -> pa.Table:
+def prefixed(table: pa.Table, name: str, *columns: str) -> pa.Table:
+    """The table with these columns' ids behind the source's name and a colon."""
+    """The table with these columns' ids behind the source's name and a colon."""
     for column in columns:
         table = _put(table, column, tables.joined(":", name, table[column]))
     return table
@@ -193,7 +195,13 @@ def _put(table: pa.Table, name: str, values: Any) -> pa.Table:
     return table.append_column(name, column)
 
 
-def _join(parts: Sequence[pa.Table]) -> pa.Table:
+def join(parts: Sequence[pa.Table]) -> pa.Table:
+    """Tables below one another; a column that one of them lacks is null there."""
+    """Tables below one another; columns that one lacks are null there.
+
+    Raises:
+        SchemaError: a column has types that do not fit together.
+    """
     try:
         return pa.concat_tables(parts, promote_options="permissive").combine_chunks()
     except pa.ArrowException as error:

@@ -106,7 +106,8 @@ def _from_hub(name: str) -> Path:
     wanted = [*HUB_FILES, *HUB_VOCABULARIES]
     try:
         cached = Path(snapshot_download(name, allow_patterns=wanted, local_files_only=True))
-        if (cached / "config.json").is_file():
+        whole = any(cached.glob("*.safetensors")) or (cached / "pytorch_model.bin").is_file()
+        if whole and (cached / "config.json").is_file():
             return cached
     except HFValidationError as error:
         raise MissingError(f"{name}: neither a folder nor a hub name such as FacebookAI/roberta-large") from error
@@ -123,7 +124,12 @@ def _from_hub(name: str) -> Path:
         ) from error
     if not any(file.rfilename.endswith(".safetensors") for file in files):
         wanted.append("pytorch_model.bin")  # Older models have nothing else; transformers unpickles only tensors.
-    return Path(snapshot_download(name, allow_patterns=wanted, etag_timeout=HUB_TIMEOUT_S))
+    try:
+        return Path(snapshot_download(name, allow_patterns=wanted, etag_timeout=HUB_TIMEOUT_S))
+    except Exception as error:
+        raise MissingError(
+            f"{name}: its files could not be fetched ({type(error).__name__}: {error}); try again, or {advice}"
+        ) from error
 
 
 @contextmanager

@@ -107,7 +107,7 @@ def restore(
     for name, parameter in module.named_parameters():
         for key in ("step", "exp_avg", "exp_avg_sq"):
             if (value := tensors.get(f"optimizer.{key}.{name}")) is not None:
-                optimizer.state[parameter][key] = value if key == "step" else value.to(parameter.device)
+                optimizer.state[parameter][key] = value.to(parameter.device)
     progress = Progress(**fields)
     progress.evaluations = [(int(step), value) for step, value in progress.evaluations]
     log.info("going on from step %d of a checkpoint", progress.step)

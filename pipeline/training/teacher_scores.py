@@ -4,6 +4,7 @@ Also `score`, the same without states, by which a report judges any cross-encode
 """
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -61,9 +62,7 @@ def make(
                 "of a narrower teacher cannot be matched"
             )
         project, kept = _directions(model, table, layers, width) if hidden > width else (None, [1.0] * len(layers))
-        states = np.lib.format.open_memmap(
-            staging.folder / "states.npy", mode="w+", dtype=np.float16, shape=(len(table), len(layers), width)
-        )
+        states = _reserved(staging.folder / "states.npy", (len(table), len(layers), width))
 
         def keep(chosen: Ints, found: Tensor) -> None:
             if project is not None:
@@ -103,6 +102,15 @@ def score(workspace: Path, model: Artifact, data: Artifact, pairs: Artifact, *, 
     return artifacts.make(
         workspace, "scores", version=SCORES_VERSION, config={"split": split}, inputs=inputs, build=build
     )
+
+
+def _reserved(path: Path, shape: tuple[int, ...]) -> "np.memmap[Any, np.dtype[np.float16]]":
+    """A float16 array on disk whose blocks are taken at once: a full disk is an error here, not a signal later."""
+    states = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
+    if path.stat().st_size > states.offset:
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return states
 
 
 def _opened(model: Artifact, data: Artifact, pairs: Artifact) -> tuple[CrossEncoder, Pairs]:

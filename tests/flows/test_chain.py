@@ -57,7 +57,7 @@ def test_served_score_is_the_trained_models_score(trained: Trained) -> None:
 
 def test_report_judges_every_system_on_the_same_queries(trained: Trained) -> None:
     per_query = pd.read_parquet(trained.outcome.report.file("per_query.parquet"))
-    systems = {"BM25", "encoder", "BM25+encoder", "plain student", "ranker", "teacher", "fused"}
+    systems = {"BM25", "encoder", "BM25+encoder", "plain student", "distilled student", "teacher", "fused"}
     assert set(per_query["system"]) == systems
     assert per_query.groupby("system")["query_id"].nunique().nunique() == 1
     test_queries = pd.read_parquet(_artifact(trained, "data") / "judgments.parquet").query("split == 'test'")
@@ -101,7 +101,7 @@ def test_reindex_embeds_only_what_changed(copied: Trained, tmp_path: Path) -> No
         [frame.drop(index=[5, 6]), pd.DataFrame([{"doc_id": "new", "title": "teapot", "text": "holds tea"}])]
     )
     frame.to_parquet(source / "documents.parquet", index=False)
-    made = reindexing.reindex(str(source), copied.workspace)
+    made = reindexing.reindex([str(source)], copied.workspace)
     assert made["live"]
     assert (made["documents"], made["embedded"], made["reused"]) == (149, 2, 147)
 
@@ -120,7 +120,7 @@ def test_reindexed_vectors_equal_a_full_reindex(copied: Trained, tmp_path: Path)
     frame.to_parquet(tmp_path / "documents" / "documents.parquet", index=False)
     found, embedded = [], []
     for full in (False, True):
-        made = reindexing.reindex(str(tmp_path / "documents"), copied.workspace, full=full, promote=False)
+        made = reindexing.reindex([str(tmp_path / "documents")], copied.workspace, full=full, promote=False)
         manifests = (copied.workspace / "artifacts" / "vectors").glob("*/manifest.json")
         newest = max(manifests, key=lambda path: path.stat().st_mtime_ns).parent
         found.append(np.load(newest / "vectors.npy"))

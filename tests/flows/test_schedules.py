@@ -31,9 +31,9 @@ async def records():
 with prefect_test_harness(server_startup_timeout=120):
     outcome = schedules.retrain(recipe, overrides, workspace)
     schedules.report(str(world / "tiny"), workspace)
-    made = schedules.reindex(str(documents), workspace)
+    made = schedules.reindex([str(documents)], workspace)
     try:
-        schedules.reindex("/nonexistent", workspace)
+        schedules.reindex(["/nonexistent"], workspace)
     except Exception as error:
         failed = type(error).__name__
     found = asyncio.run(records())

@@ -64,6 +64,8 @@ def test_overrides(tmp_path: Path) -> None:
         ("[ranker]\ntemperature = 0", r"ranker\.temperature is 0.*above 0"),
         ("[data]\nvalid_share = 1.5", r"data\.valid_share is 1\.5; it is a share"),
         ("[data]\nvalid_share = 0.5\ntest_share = 0.5", "leave nothing to train on"),
+        ("[gate]\nmargin = nan", r"gate\.margin is nan; it must be a finite number"),
+        ("[data]\ntrain_queries = -1", r"data\.train_queries is -1"),
         ("[data\n", "not valid TOML"),
     ],
 )

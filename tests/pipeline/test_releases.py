@@ -46,6 +46,17 @@ def test_promote_rollback_and_history(tmp_path: Path) -> None:
     assert registry.ids() == [one, two]
 
 
+def test_a_second_rollback_goes_further_back(tmp_path: Path) -> None:
+    registry = Releases(tmp_path)
+    one, two, three = (_release(tmp_path, name).fingerprint for name in ("one", "two", "three"))
+    for release in (one, two, three):
+        registry.promote(release, reason="better")
+    assert registry.rollback(reason="worse").release == two
+    assert registry.rollback(reason="worse still").release == one
+    with pytest.raises(MissingError, match="no earlier release"):
+        registry.rollback(reason="x")
+
+
 def test_of_two_publishers_that_saw_the_same_generation_one_loses_and_is_told(tmp_path: Path) -> None:
     registry = Releases(tmp_path)
     one, two = (_release(tmp_path, name).fingerprint for name in ("one", "two"))

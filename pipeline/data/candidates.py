@@ -118,7 +118,8 @@ def _places(data: Artifact) -> pd.Series:
 def _found(runs: Sequence[Artifact], data: Artifact) -> pd.DataFrame:
     """Rows of runs: query, query_id, doc_id, rank, run (its number), best run and rank first within a query."""
     documents = schema.read(data.file("documents.parquet"), "documents").column("doc_id").to_pandas()
-    frames = []
+    no_rows = pd.DataFrame({"query_id": pd.Series(dtype=str), "doc_id": pd.Series(dtype=str), "rank": [], "run": []})
+    frames = [no_rows.astype({"rank": np.int64, "run": np.int64})]  # The judged pool needs no run at all.
     rows: pd.DataFrame
     for number, run in enumerate(runs):
         rows = schema.read(run.file("run.parquet"), "run").to_pandas()[["query_id", "doc_id", "rank"]]

@@ -204,6 +204,7 @@ def test_without_negatives_the_judged_lists_alone_need_no_run(tmp_path: Path) ->
     made = candidates.pairs(tmp_path, config, data, artifact(tmp_path, "run", {"run": nothing}))
     assert {row["source"] for row in rows_of(made)} <= {"human", "click", "model", "other"}
     assert made.metrics["train"]["pairs"] + made.metrics["valid"]["pairs"] == len(rows_of(made))
+    assert rows_of(candidates.pool(tmp_path, config, data, [])) == slow(data, [], ("valid", "test"), config)
 
 
 @pytest.mark.parametrize("key", ["negatives", "skip_top"])

@@ -74,12 +74,10 @@ def render(card: dict[str, Any], workspace: Path) -> "RenderableType":
         table.add_row(name, f"{value['mean']:.4f}", interval, Text(bar, style="cyan"), style=style)
     (pair, gap), *_ = card["differences"].items()
     rates = ", ".join(f"{name} {rate:,.0f}" for name, rate in card["ranker_pairs_per_cpu_second"].items() if rate)
-    table.caption = (
-        f"{pair}: {gap['mean']:+.4f} [{gap['low']:+.4f}, {gap['high']:+.4f}], p = {gap['p']:.4f}; "
-        f"{card['queries']} test queries"
-    )
-    table.caption_justify = "left"
     lines = [
+        f"{pair}: {gap['mean']:+.4f} [{gap['low']:+.4f}, {gap['high']:+.4f}], p = {gap['p']:.4f}; "
+        f"{card['queries']:,} test queries",
+        "",
         f"index     {card['documents']:,} documents, {card['bytes_per_document']:.0f} bytes a document, "
         f"built in {card['index_build_seconds']} s",
         f"ranker    {rates} pairs per CPU-second",

@@ -1,6 +1,9 @@
 """What a person is told at the end of a retraining, and about releases: plain values, and tables of them."""
 
 import json
+import os
+import shutil
+import sys
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,10 +48,15 @@ def make(outcome: chain.Outcome, workspace: Path) -> dict[str, Any]:
         "ranker_pairs_per_cpu_second": rates,
         "seconds": round(outcome.seconds, 1),
         "report": str(outcome.report.file("report.html")),
-        "next": [f"relevance serve{_workspace(workspace)}", f'relevance search "…"{_workspace(workspace)}'],
+        "next": [f"{_program()} serve{_workspace(workspace)}", f'{_program()} search "…"{_workspace(workspace)}'],
     }
     artifacts.write_atomically(workspace / "card.json", json.dumps(card, indent=1, ensure_ascii=False) + "\n")
     return card
+
+
+def _program() -> str:
+    """The command as this shell would find it: `make demo` runs it out of an environment that is not active."""
+    return "relevance" if shutil.which("relevance") or sys.argv[0].endswith(".py") else os.path.relpath(sys.argv[0])
 
 
 def _workspace(workspace: Path) -> str:

@@ -76,7 +76,7 @@ def _has_prefect_server() -> bool:
 def _console() -> "Console":
     from rich.console import Console
 
-    return Console(soft_wrap=True)
+    return Console(soft_wrap=True, width=None if sys.stdout.isatty() else 140)
 
 
 def recipe_path(name: str) -> Path:

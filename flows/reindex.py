@@ -86,5 +86,8 @@ def render(made: dict[str, Any]) -> "Table":
 
     table = Table(show_header=False, title="re-index", title_justify="left")
     for name, value in made.items():
-        table.add_row(name.replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value))
+        shown = (
+            ("yes" if value else "no") if isinstance(value, bool) else f"{value:,}" if isinstance(value, int) else value
+        )
+        table.add_row(name.replace("_", " "), str(shown))
     return table

@@ -85,19 +85,17 @@ def make_searchable(
     encoder: Artifact,
     documents: Artifact,
     *,
-    previous: Artifact | None = None,
     run: Runner = directly,
 ) -> Corpus:
     """Lexical index, document store, vectors and semantic index of the documents in a data or corpus artifact.
 
-    Args:
-        previous: vectors of an earlier state of the documents; unchanged ones are taken from it.
+    Vectors that this encoder made before, of documents that are unchanged, are taken as they are.
     """
     from index import build, lexical, vectors
     from index import documents as store
     from serving import batch
 
-    previous = previous or _known_vectors(workspace, batch.digest(encoder))
+    known = _known_vectors(workspace, batch.digest(encoder))
     return Corpus(
         lexical=run("lexical index", lambda: lexical.make(workspace, config, documents)),
         documents=run("document store", lambda: store.make(workspace, documents)),
@@ -105,7 +103,7 @@ def make_searchable(
             made := run(
                 "document vectors",
                 lambda: vectors.make(
-                    workspace, batch.digest(encoder), documents, batch.embedder(encoder), previous=previous
+                    workspace, batch.digest(encoder), documents, batch.embedder(encoder), previous=known
                 ),
             )
         ),
@@ -163,6 +161,21 @@ def judge(
     )
     fusion = models.fusion or run("fusion", lambda: fusions.make(workspace, features, pool))
     return Judged(pool=pool, features=features, fusion=fusion)
+
+
+def judge_release(
+    registry: Releases,
+    release: Artifact,
+    index: IndexConfig,
+    candidates: CandidatesConfig,
+    data: Artifact,
+    *,
+    run: Runner = directly,
+) -> tuple[Judged, Corpus]:
+    """`judge` with the models of a release, over an index of the data's own documents, which is made too."""
+    models = Models(**{name: releases.part(release, name) for name in ("ranker", "encoder", "fusion")})
+    corpus = make_searchable(registry.workspace, index, models.encoder, data, run=run)
+    return judge(registry.workspace, candidates, models, corpus, data, run=run), corpus
 
 
 def retrain(recipe: Recipe, workspace: Path, *, promote: bool = True, run: Runner = directly) -> Outcome:
@@ -274,14 +287,11 @@ def compare_with_live(
     from pipeline.evaluation import systems
 
     workspace = registry.workspace
-    opened = registry.open(live.release)
-    models = Models(**{name: releases.part(opened, name) for name in ("ranker", "encoder", "fusion")})
 
     def named(name: str, stage: Callable[[], Artifact]) -> Artifact:
         return run(f"live release: {name}", stage)
 
-    corpus = make_searchable(workspace, recipe.index, models.encoder, data, run=named)
-    lived = judge(workspace, recipe.candidates, models, corpus, data, run=named)
+    lived, _ = judge_release(registry, registry.open(live.release), recipe.index, recipe.candidates, data, run=named)
     ranked = run(
         "new and live",
         lambda: systems.make(workspace, judged.features, judged.fusion, {}, (lived.features, lived.fusion)),

@@ -16,7 +16,7 @@ from flows import chain
 from pipeline import config as configs
 from pipeline import releases
 from pipeline.artifacts import Artifact
-from pipeline.config import CandidatesConfig, DataConfig, Recipe, SourceConfig
+from pipeline.config import DataConfig, Recipe, SourceConfig
 from pipeline.releases import Releases
 
 log = logging.getLogger(__name__)
@@ -80,10 +80,12 @@ def _of_release(
     opened = registry.open(release)
     recipe = configs.parse(Recipe, opened.manifest.config)
     data = _judgments(registry, source, recipe.data if split == "test" else replace(recipe.data, splits="test"), run)
-    judged, corpus = _judge(registry, opened, recipe.candidates, data, run)
+    judged, corpus = chain.judge_release(registry, opened, recipe.index, recipe.candidates, data, run=run)
     before = None
     if baseline:
-        other, _ = _judge(registry, registry.open(baseline), recipe.candidates, data, run)
+        former = registry.open(baseline)
+        index = configs.parse(Recipe, former.manifest.config).index
+        other, _ = chain.judge_release(registry, former, index, recipe.candidates, data, run=run)
         before = (other.features, other.fusion)
     ranked = run("systems", lambda: systems.make(registry.workspace, judged.features, judged.fusion, {}, before))
     parts = {name: releases.part(opened, name) for name in ("ranker", "encoder")}
@@ -102,16 +104,6 @@ def _of_release(
     )
 
 
-def _judge(
-    registry: Releases, opened: Artifact, candidates: CandidatesConfig, data: Artifact, run: chain.Runner
-) -> tuple[chain.Judged, chain.Corpus]:
-    recipe = configs.parse(Recipe, opened.manifest.config)
-    parts = {name: releases.part(opened, name) for name in ("ranker", "encoder", "fusion")}
-    models = chain.Models(ranker=parts["ranker"], encoder=parts["encoder"], fusion=parts["fusion"])
-    corpus = chain.make_searchable(registry.workspace, recipe.index, models.encoder, data, run=run)
-    return chain.judge(registry.workspace, candidates, models, corpus, data, run=run), corpus
-
-
 def _of_run(registry: Releases, source: SourceConfig, run_file: Path, baseline: str, run: chain.Runner) -> Artifact:
     from pipeline.evaluation import report as reports
     from pipeline.evaluation import systems
@@ -122,7 +114,7 @@ def _of_run(registry: Releases, source: SourceConfig, run_file: Path, baseline: 
     if baseline:
         opened = registry.open(baseline)
         recipe = configs.parse(Recipe, opened.manifest.config)
-        judged, _ = _judge(registry, opened, recipe.candidates, data, run)
+        judged, _ = chain.judge_release(registry, opened, recipe.index, recipe.candidates, data, run=run)
         ranked = run("systems", lambda: systems.make(registry.workspace, judged.features, judged.fusion, {}))
         files = {systems.FUSED: ranked.file("run.parquet"), **files}
     return run(

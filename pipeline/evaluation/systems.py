@@ -58,7 +58,7 @@ def make(
         if live:
             lived = _test_rows(live[0])
             weights = Fusion.from_json(live[1].file("fusion.json").read_text(encoding="utf-8"))
-            parts.append(_system(_scored(lived, weights), LIVE, "fused"))
+            parts.append(_system(scored(lived, weights), LIVE, "fused"))
         order = [BM25, ENCODER, BOTH, *sorted(others), RANKER, FUSED, LIVE]
         table = pd.concat(parts, ignore_index=True)
         table = table.sort_values("system", key=lambda names: names.map(order.index), kind="stable")
@@ -75,8 +75,12 @@ def _test_rows(features: Artifact) -> "pd.DataFrame":
     return frame[frame["split"] == "test"]
 
 
-def _scored(frame: "pd.DataFrame", fusion: Fusion) -> "pd.DataFrame":
-    """The features with two columns more: `both` (reciprocal-rank fusion) and `fused`."""
+def scored(frame: "pd.DataFrame", fusion: Fusion) -> "pd.DataFrame":
+    """The features by query and row id, with two columns more: `both` (reciprocal-rank fusion) and `fused`.
+
+    Args:
+        frame: row_id, query_id, bm25, encoder, ranker; all rows of a query must be there, as ranks are features.
+    """
     both: list[float] = []
     fused: list[float] = []
     frame = frame.sort_values(["query_id", "row_id"], kind="stable")
@@ -88,9 +92,9 @@ def _scored(frame: "pd.DataFrame", fusion: Fusion) -> "pd.DataFrame":
 
 
 def _joined(frame: "pd.DataFrame", fusion: Fusion) -> Iterator["pd.DataFrame"]:
-    scored = _scored(frame, fusion)
+    table = scored(frame, fusion)
     for name, column in ((BM25, "bm25"), (ENCODER, "encoder"), (BOTH, "both"), (RANKER, "ranker"), (FUSED, "fused")):
-        yield _system(scored, name, column)
+        yield _system(table, name, column)
 
 
 def _with_scores(frame: "pd.DataFrame", scores: Artifact, name: str) -> "pd.DataFrame":

@@ -22,7 +22,6 @@ from pipeline.features import FEATURES, Fusion, table
 
 if TYPE_CHECKING:
     import pandas as pd
-    import pyarrow as pa
 
 VERSION = 1
 
@@ -125,21 +124,6 @@ def make(workspace: Path, features: Artifact, pool: Artifact) -> Artifact:
 
     inputs = {"features": features, "pool": pool}
     return artifacts.make(workspace, "fusion", version=VERSION, config={}, inputs=inputs, build=build)
-
-
-def fused_scores(fusion: Fusion, features: "pa.Table") -> "pa.Table":
-    """row_id and score of the fused order, in ascending order of the row ids.
-
-    Args:
-        features: row_id, query_id, bm25, encoder, ranker; all rows of a query must be there, as ranks are features.
-    """
-    import pyarrow as pa
-
-    frame = features.to_pandas().sort_values("row_id", kind="stable").reset_index(drop=True)
-    scores = np.zeros(len(frame))
-    for places, rows in _by_query(frame):
-        scores[places] = fusion.scores(rows)
-    return pa.table({"row_id": pa.array(frame["row_id"]), "score": pa.array(scores, pa.float32())})
 
 
 def fit(judged: "pd.DataFrame") -> tuple[Fusion, dict[str, Any]]:

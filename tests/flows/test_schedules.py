@@ -71,49 +71,22 @@ def test_flows_leave_runs_tasks_and_artifacts(copied: Trained, tmp_path: Path) -
     assert {"gate", "ndcg", "report", "reindex"} <= set(found["artifacts"])
 
 
+def _schedule(trained: Trained, home: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "flows.cli", "schedule", str(trained.world / "tiny.toml")]
+    command += ["--workspace", str(trained.workspace), *options]
+    environ = {**os.environ, "PREFECT_HOME": str(home), "PYTHONPATH": str(Path(__file__).parents[2])}
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=environ)
+
+
 def test_nothing_to_serve_is_an_error(copied: Trained, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "flows.cli",
-            "schedule",
-            str(copied.world / "tiny.toml"),
-            "--workspace",
-            str(copied.workspace),
-            "--set",
-            'schedule.retrain=""',
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-        env={**os.environ, "PREFECT_HOME": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2])},
-    )
+    done = _schedule(copied, tmp_path, "--set", 'schedule.retrain=""')
     assert done.returncode == 2
     assert "no cron line" in done.stderr
 
 
 @pytest.mark.parametrize("line", ["not a cron", "61 * * * *"])
 def test_impossible_cron_line_is_told(copied: Trained, tmp_path: Path, line: str) -> None:
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "flows.cli",
-            "schedule",
-            str(copied.world / "tiny.toml"),
-            "--workspace",
-            str(copied.workspace),
-            "--set",
-            f'schedule.retrain="{line}"',
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-        env={**os.environ, "PREFECT_HOME": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2])},
-    )
+    done = _schedule(copied, tmp_path, "--set", f'schedule.retrain="{line}"')
     assert done.returncode == 2
     assert line in done.stderr
     assert "Traceback" not in done.stderr

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pytest
 from scipy.optimize import minimize
 
 from pipeline import artifacts
 from pipeline.artifacts import Artifact
 from pipeline.errors import SchemaError
+from pipeline.evaluation import systems
 from pipeline.evaluation.metrics import by_query
 from pipeline.features import FEATURES, Fusion, table
 from pipeline.training import fusion
@@ -39,9 +39,9 @@ def world(queries: int, noise: dict[str, float], seed: int = 0, docs: int = 12, 
 
 
 def ndcg(frame: pd.DataFrame, weights: Fusion) -> float:
-    found = fusion.fused_scores(weights, pa.Table.from_pandas(frame))
-    assert found["row_id"].to_pylist() == frame["row_id"].tolist()
-    values = by_query(frame["query_id"], frame["grade"], found["score"].to_numpy(), ids=frame["doc_id"])["ndcg@10"]
+    found = systems.scored(frame, weights).sort_values("row_id")
+    assert found["row_id"].tolist() == frame["row_id"].tolist()
+    values = by_query(frame["query_id"], frame["grade"], found["fused"].to_numpy(), ids=frame["doc_id"])["ndcg@10"]
     return float(values[frame.groupby("query_id")["grade"].nunique() > 1].mean())
 
 
@@ -170,6 +170,6 @@ def test_fused_scores_equal_a_slow_loop_whatever_the_row_order() -> None:
     for _, query in frame.groupby("query_id"):
         rows = table(*(query[name].tolist() for name in ("bm25", "encoder", "ranker")))
         expected |= dict(zip(query["row_id"], weights.scores(rows), strict=True))
-    found = fusion.fused_scores(weights, pa.Table.from_pandas(frame.sample(frac=1, random_state=4)))
-    got = dict(zip(found["row_id"].to_pylist(), found["score"].to_pylist(), strict=True))
+    found = systems.scored(frame.sample(frac=1, random_state=4), weights)
+    got = dict(zip(found["row_id"].tolist(), found["fused"].tolist(), strict=True))
     assert got == pytest.approx(expected, rel=1e-5)

@@ -58,6 +58,23 @@ class Models:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Lessons:
+    """What students learn from."""
+
+    data: Artifact
+    words: Artifact
+    """Lexical index of the data's documents."""
+    found: Artifact
+    """BM25 run of all queries."""
+    pairs: Artifact
+    base: Artifact | str
+    """What the teacher started from."""
+    teacher: Artifact
+    scores: Artifact
+    """What the teacher says about the pairs."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Judged:
     """One system's scores of the pool of one data set."""
 
@@ -178,24 +195,11 @@ def judge_release(
     return judge(registry.workspace, candidates, models, corpus, data, run=run), corpus
 
 
-def retrain(recipe: Recipe, workspace: Path, *, promote: bool = True, run: Runner = directly) -> Outcome:
-    """Trains all models of a recipe, indexes and judges them, publishes a release and, if the gate agrees, promotes it.
-
-    Every stage that is finished already is taken as it is, so a killed retraining goes on where it was.
-
-    Raises:
-        RelevanceError: see `pipeline.errors`; the message says what, where and what to do.
-    """
+def teach(recipe: Recipe, workspace: Path, *, run: Runner = directly) -> Lessons:
+    """Data, pairs, teacher and its scores: what every student of a recipe learns from."""
     from index import lexical
     from pipeline.data import candidates, judgments
-    from pipeline.evaluation import facts, gate, systems
-    from pipeline.evaluation import report as reports
-    from pipeline.export import onnx
-    from pipeline.training import encoder as encoders
     from pipeline.training import pretrain, ranker, teacher, teacher_scores
-
-    began = time.monotonic()
-    registry = Releases(workspace)
 
     data = run("data", lambda: judgments.make(workspace, recipe.data))
     words = run("lexical index", lambda: lexical.make(workspace, recipe.index, data))
@@ -208,10 +212,31 @@ def retrain(recipe: Recipe, workspace: Path, *, promote: bool = True, run: Runne
         base = run("pre-training", lambda: pretrain.make(workspace, recipe.pretrain, recipe.teacher.base, data))
     large = run("teacher", lambda: teacher.make(workspace, recipe.teacher, recipe.candidates, data, pairs, base))
     layers, width = ranker.taught_by(recipe.ranker, large)
-    lessons = run(
+    scores = run(
         "teacher scores",
         lambda: teacher_scores.make(workspace, large, data, pairs, layers=layers, width=width),
     )
+    return Lessons(data=data, words=words, found=found, pairs=pairs, base=base, teacher=large, scores=scores)
+
+
+def retrain(recipe: Recipe, workspace: Path, *, promote: bool = True, run: Runner = directly) -> Outcome:
+    """Trains all models of a recipe, indexes and judges them, publishes a release and, if the gate agrees, promotes it.
+
+    Every stage that is finished already is taken as it is, so a killed retraining goes on where it was.
+
+    Raises:
+        RelevanceError: see `pipeline.errors`; the message says what, where and what to do.
+    """
+    from pipeline.evaluation import facts, gate, systems
+    from pipeline.evaluation import report as reports
+    from pipeline.export import onnx
+    from pipeline.training import encoder as encoders
+    from pipeline.training import ranker, teacher_scores
+
+    began = time.monotonic()
+    registry = Releases(workspace)
+    taught = teach(recipe, workspace, run=run)
+    data, pairs, large, lessons = taught.data, taught.pairs, taught.teacher, taught.scores
     small = run("ranker", lambda: ranker.make(workspace, recipe.ranker, recipe.candidates, data, pairs, large, lessons))
     others = {"teacher": large}
     if recipe.ranker.plain:
@@ -220,7 +245,7 @@ def retrain(recipe: Recipe, workspace: Path, *, promote: bool = True, run: Runne
         )
     bi_encoder = run(
         "encoder",
-        lambda: encoders.make(workspace, recipe.encoder, recipe.candidates, data, pairs, base, lessons),
+        lambda: encoders.make(workspace, recipe.encoder, recipe.candidates, data, pairs, taught.base, lessons),
     )
     models = Models(
         ranker=run("ranker bundle", lambda: onnx.make(workspace, recipe.export, small, data, pairs)),

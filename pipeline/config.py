@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from pipeline.errors import ConfigError, MissingError
 
-Precision = Literal["fp32", "fp16", "int8"]
+Precision = Literal["fp32", "fp16", "int8", "w8"]
 
 
 def _positive(section: str, **values: float) -> None:
@@ -154,19 +154,24 @@ class LoopConfig:
 class ScratchConfig:
     """A new encoder and its vocabulary, for where no pretrained weights can be had."""
 
-    family: Literal["bert", "roberta"] = "bert"
+    family: Literal["bert", "roberta", "albert"] = "bert"
+    """albert has one layer, gone through `layers` times, and narrow embeddings: a fraction of the memory, not of the
+    time."""
     layers: int = 4
     hidden: int = 256
     heads: int = 4
     intermediate: int = 1024
+    embedding: int = 128
+    """Width of the word embeddings of albert; those of the other families are as wide as `hidden`."""
     positions: int = 512
     vocab_size: int = 16000
-    """Trained on the documents and training queries: WordPiece for bert, byte-level BPE for roberta."""
+    """Trained on the documents and training queries: WordPiece for bert and albert, byte-level BPE for roberta."""
 
     def __post_init__(self) -> None:
         _positive(
             "pretrain.scratch", layers=self.layers, heads=self.heads, intermediate=self.intermediate, hidden=self.hidden
         )
+        _positive("pretrain.scratch", embedding=self.embedding, positions=self.positions)
         if self.hidden % self.heads:
             raise ConfigError(
                 f"pretrain.scratch.hidden {self.hidden} is no multiple of heads {self.heads}; make it one"
@@ -342,6 +347,27 @@ class GateConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class AblationConfig:
+    """What `relevance ablate` compares; retraining does not read it."""
+
+    sets: tuple[str, ...] = ("hard", "soft", "margin", "hidden", "soft+margin", "all")
+    """Sets of losses of the ranker, see `pipeline.training.loss_sets`; the others are held against the first."""
+    doses: tuple[float, ...] = ()
+    """Each set is also tried with so many unlabelled pairs a labelled one; none takes `candidates.unlabelled`."""
+    seeds: int = 3
+    """Students of each kind; they differ in the order of their training data."""
+    measure: str = ""
+    """By which the winner is found, on the valid queries; the headline nDCG when empty."""
+
+    def __post_init__(self) -> None:
+        _positive("ablation", seeds=self.seeds)
+        if not self.sets:
+            raise ConfigError("ablation.sets is empty; name sets of losses, such as hard and soft+margin")
+        if any(dose < 0 for dose in self.doses):
+            raise ConfigError(f"ablation.doses {list(self.doses)}: a number of pairs a labelled one, so 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ScheduleConfig:
     """Cron lines of the three flows; an empty one is not served."""
 
@@ -366,6 +392,7 @@ class Recipe:
     index: IndexConfig = field(default_factory=IndexConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     gate: GateConfig = field(default_factory=GateConfig)
+    ablation: AblationConfig = field(default_factory=AblationConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
 
 

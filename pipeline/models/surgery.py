@@ -36,19 +36,23 @@ def layer_map(depth: int, layers: int) -> tuple[int, ...]:
 def keep_layers(model: Model, keep: Sequence[int]) -> Model:
     """A copy of the model with only these layers, counted from 1, in the order given.
 
+    The layers of an ALBERT are one: which are kept makes no difference, only how many.
+
     Raises:
-        ConfigError: no layer, a layer beyond the model's depth, or a model whose layers share their weights.
+        ConfigError: no layer, a layer beyond the model's depth, or an ALBERT whose layers are not all one.
     """
     config: Any = model.config
     depth = int(config.num_hidden_layers)
-    if config.model_type == "albert":
-        raise ConfigError("an albert model's layers share their weights; take another base, or keep all its layers")
     if not keep or any(not 1 <= layer <= depth for layer in keep):
         raise ConfigError(f"layers {tuple(keep)} cannot be kept of a model that has layers 1 to {depth}")
     made = copy.deepcopy(model)
-    encoder: Any = made.base_model.encoder
-    encoder.layer = nn.ModuleList(copy.deepcopy(encoder.layer[layer - 1]) for layer in keep)
     made.config.num_hidden_layers = len(keep)
+    encoder: Any = made.base_model.encoder
+    if config.model_type == "albert":
+        if (config.num_hidden_groups, config.inner_group_num) != (1, 1):
+            raise ConfigError("only an albert whose layers are all one can be cut, not one of several groups")
+        return made
+    encoder.layer = nn.ModuleList(copy.deepcopy(encoder.layer[layer - 1]) for layer in keep)
     return made
 
 

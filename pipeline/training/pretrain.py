@@ -13,7 +13,14 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from transformers import AutoModel, BertConfig, PreTrainedConfig, PreTrainedTokenizerBase, RobertaConfig
+from transformers import (
+    AlbertConfig,
+    AutoModel,
+    BertConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+    RobertaConfig,
+)
 
 from pipeline import artifacts, schema, text
 from pipeline.artifacts import Artifact, Staging
@@ -120,6 +127,14 @@ def new_model(place: Path, config: ScratchConfig, tokenizer: PreTrainedTokenizer
     made: PreTrainedConfig
     if config.family == "bert":
         made = BertConfig(**shape, max_position_embeddings=config.positions)
+    elif config.family == "albert":
+        made = AlbertConfig(
+            **shape,
+            max_position_embeddings=config.positions,
+            embedding_size=config.embedding,
+            bos_token_id=tokenizer.cls_token_id,
+            eos_token_id=tokenizer.sep_token_id,
+        )
     else:
         made = RobertaConfig(
             **shape,

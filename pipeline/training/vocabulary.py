@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 def train(texts: Sequence[str], config: ScratchConfig) -> PreTrainedTokenizerFast:
-    """The tokenizer for a new model: WordPiece for bert, byte-level BPE for roberta; the same for the same texts.
+    """The tokenizer for a new model: byte-level BPE for roberta, else WordPiece; the same for the same texts.
 
     Raises:
         TrainingError: the texts hold no character.
@@ -40,13 +40,13 @@ def train(texts: Sequence[str], config: ScratchConfig) -> PreTrainedTokenizerFas
     if not total:
         raise TrainingError("no vocabulary can be trained: the documents and training queries are empty")
     texts = texts[:: -(-total // MAX_CHARS)]
-    made = _wordpiece(texts, config) if config.family == "bert" else _byte_level_bpe(texts, config)
+    made = _byte_level_bpe(texts, config) if config.family == "roberta" else _wordpiece(texts, config)
     log.info("vocabulary: %d tokens from %d texts in %.1f s", len(made), len(texts), time.monotonic() - began)
     return made
 
 
 def _wordpiece(texts: Sequence[str], config: ScratchConfig) -> PreTrainedTokenizerFast:
-    """Lower-cased, accents stripped, each Chinese character a word; as BERT."""
+    """Lower-cased, accents stripped, each Chinese character a word; as BERT, and as the Chinese ALBERTs."""
     learner = Tokenizer(WordPiece(unk_token="[UNK]"))
     learner.normalizer = normalizers.BertNormalizer(lowercase=True, handle_chinese_chars=True)
     learner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()

@@ -93,7 +93,22 @@ def test_a_student_keeps_head_and_thresholds(untrained: Any) -> None:
     assert torch.equal(surgery.student(whole, (2,)).head.weight, whole.head.weight)
 
 
-def test_shared_layers_cannot_be_cut() -> None:
-    model = AlbertModel(AlbertConfig(vocab_size=50, hidden_size=16, num_attention_heads=2, embedding_size=8))
-    with pytest.raises(ConfigError, match="albert"):
-        surgery.keep_layers(model, (1,))
+def shared(**more: int) -> AlbertModel:
+    torch.manual_seed(3)
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32, "embedding_size": 8}
+    config = AlbertConfig(vocab_size=50, num_hidden_layers=5, initializer_range=0.3, **sizes, **more)  # type: ignore
+    return AlbertModel(config).eval()
+
+
+def test_a_cut_albert_goes_fewer_times_through_its_one_layer() -> None:
+    whole = shared()
+    ids = torch.arange(1, 9)[None]
+    with torch.no_grad():
+        states = whole(ids, output_hidden_states=True).hidden_states
+        assert torch.equal(surgery.keep_layers(whole, (3, 5)).eval()(ids).last_hidden_state, states[2])
+    assert whole.config.num_hidden_layers == 5
+
+
+def test_an_albert_of_several_groups_cannot_be_cut() -> None:
+    with pytest.raises(ConfigError, match="several groups"):
+        surgery.keep_layers(shared(num_hidden_groups=5), (1,))

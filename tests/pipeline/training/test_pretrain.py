@@ -129,7 +129,7 @@ def test_what_is_saved_is_what_was_trained(tmp_path: Path) -> None:
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta"])
+@pytest.mark.parametrize("family", ["bert", "roberta", "albert"])
 def test_given_weights_are_learned_further_and_keep_their_pooler(tmp_path: Path, family: Any) -> None:
     source = data(tmp_path, texts(60))
     short = replace(CONFIG, scratch=replace(SCRATCH, family=family), loop=replace(CONFIG.loop, epochs=1.0))
@@ -275,7 +275,7 @@ def test_masks_are_exact_in_number_and_eighty_ten_ten_in_kind() -> None:
     assert [float(share.float().mean()) for share in shares] == pytest.approx([0.8, 0.1, 0.1], abs=0.03)
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta"])
+@pytest.mark.parametrize("family", ["bert", "roberta", "albert"])
 def test_tokenizers_give_texts_back(family: Any) -> None:
     tokenizer = vocabulary.train(texts(200), replace(SCRATCH, family=family, vocab_size=600))
     english, chinese = "the horse eats grass", "动物喜欢吃东西"
@@ -287,7 +287,7 @@ def test_tokenizers_give_texts_back(family: Any) -> None:
     assert there_and_back(chinese).replace(" ", "") == chinese
     ids = tokenizer(chinese)["input_ids"]
     assert tokenizer.unk_token_id not in ids
-    if family == "bert":
+    if family != "roberta":
         assert tokenizer.tokenize(f"A{chinese}") == ["a", *chinese]  # Lower-cased, Chinese characters singly.
         assert tokenizer("a", "b")["token_type_ids"] == [0, 0, 0, 1, 1]
         assert tokenizer.convert_ids_to_tokens(list(range(5))) == list(vocabulary.BERT_SPECIALS)
@@ -312,7 +312,7 @@ def test_letters_leave_room_for_words_and_rare_ones_go_first() -> None:
     assert tokenizer.unk_token_id in tokenizer("".join(rare))["input_ids"]
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta"])
+@pytest.mark.parametrize("family", ["bert", "roberta", "albert"])
 def test_another_process_trains_the_same_vocabulary(family: Any) -> None:
     """The trainers' hash maps are seeded anew in each process."""
     config = replace(SCRATCH, family=family)
@@ -341,3 +341,21 @@ def test_what_cannot_be_done_is_said(tmp_path: Path) -> None:
         vocabulary.train(["", ""], SCRATCH)
     with pytest.raises(ConfigError, match="multiple of heads"):
         replace(SCRATCH, heads=3)
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "albert"])
+def test_a_saved_model_opens_with_its_own_tokenizer_and_frequencies(tmp_path: Path, family: Any) -> None:
+    """AutoTokenizer knows families; a tokenizer of our making must not be turned into the family's usual one."""
+    config = replace(CONFIG, scratch=replace(SCRATCH, family=family, embedding=16))
+    task = task_of(tmp_path, config, texts(100))
+    ids = task.documents.ids
+    shares = np.bincount(ids) / len(ids)
+    assert task.measure().loss == pytest.approx(-float(np.log(shares[ids]).mean()), rel=0.06)
+    task.model.save(tmp_path / "saved")
+    again = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    for pair in (("The horse eats", "grass"), ("动物", "住在很远的地方。")):
+        assert again(*pair)["input_ids"] == task.model.hub_tokenizer(*pair)["input_ids"]
+    body = AutoModel.from_pretrained(tmp_path / "saved")
+    assert body.config.model_type == family
+    width = body.get_input_embeddings().weight.shape[1]
+    assert width == (16 if family == "albert" else SCRATCH.hidden)

@@ -41,7 +41,7 @@ QUERY_TYPES = {"query", "search_query", "retrieval.query"}
 
 def create(lifecycle: Lifecycle) -> FastAPI:
     """The app that answers with whatever release `lifecycle` holds, and stops the life cycle when it ends."""
-    service = Service(lifecycle, Work(lifecycle.settings.workers), Metrics(lifecycle), Readiness(lifecycle))
+    service = Service(lifecycle, Work(lifecycle.settings.concurrency), Metrics(lifecycle), Readiness(lifecycle))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

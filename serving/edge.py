@@ -5,17 +5,14 @@ release and the time, one log line without texts, one JSON body for any error. N
 a client as a traceback.
 """
 
-import hashlib
-import hmac
 import logging
 import time
 import uuid
-from collections.abc import Sequence
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving import errors
+from serving import errors, keys
 from serving.deadline import Deadline
 from serving.errors import AuthenticationError, BodyTooLargeError, InvalidRequestError, ServingError
 from serving.lifecycle import Lifecycle
@@ -45,7 +42,7 @@ class Edge:
         self._lifecycle = lifecycle
         self._metrics = metrics
         self._settings = lifecycle.settings
-        self._keys = [_digest(key) for key in lifecycle.settings.api_keys]
+        self._keys = keys.hashes(lifecycle.settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -112,7 +109,7 @@ class Edge:
         # Clients differ: Bearer, the bare key, or a header of its own.
         sent = headers.get("authorization", "") or headers.get("x-api-key", "") or headers.get("api-key", "")
         sent = sent.removeprefix("Bearer ").removeprefix("bearer ").strip()
-        if not _matches(_digest(sent), self._keys):
+        if not keys.matches(sent, self._keys):
             what = "the API key is not known" if sent else "an API key is missing"
             raise AuthenticationError(f"{what}; send it as Authorization: Bearer KEY")
 
@@ -177,15 +174,6 @@ def refusal(error: ServingError, path: str) -> Json:
 def _request_id(headers: Headers) -> str:
     sent = headers.get("x-request-id", "")
     return sent if sent.isascii() and sent.isprintable() and 0 < len(sent) <= 64 else uuid.uuid4().hex
-
-
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
-
-
-def _matches(sent: bytes, keys: Sequence[bytes]) -> bool:
-    """Compares with every key, so that the time does not tell which one was near."""
-    return sum(hmac.compare_digest(sent, key) for key in keys) > 0
 
 
 async def _drain(receive: Receive) -> None:

@@ -6,6 +6,7 @@ Each field of `Settings` may be given as an argument, else as a variable `RELEVA
 
 import dataclasses
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import Any
 from pipeline.errors import ConfigError
 
 PRECISIONS = ("auto", "fp32", "fp16", "int8")
+LOGS = ("auto", "json", "plain")
+HASH = re.compile("[0-9a-fA-F]{64}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,12 +33,17 @@ class Settings:
     """0 takes a free one and logs it."""
     precision: str = "auto"
     """auto is what the release's own measurements chose for this device."""
+    workers: int = 1
+    """Processes behind the one port, each with the models in its own memory; one that dies is started again."""
     threads: int = 0
-    """Runners of each model; 0 for one a core."""
+    """Runners of each model in each process; 0 divides the cores among the processes."""
     cache_bytes: int = 256 * 2**20
-    """Memory for scores of pairs and vectors of texts, together."""
+    """Memory for scores of pairs and vectors of texts, of all processes together."""
     api_keys: tuple[str, ...] = field(default=(), repr=False)
-    """Any of them opens the service; none leaves it open. Separated by commas in the environment."""
+    """SHA-256 hashes, in hex, of the keys that open the service; with none here and in the file it is open. `relevance
+    key` makes a key and its hash. Separated by commas in the environment."""
+    api_keys_file: str = ""
+    """A file with such a hash at the start of each line, and perhaps a name after it; # begins a comment."""
     max_body_bytes: int = 16 * 2**20
     max_documents: int = 1000
     """Documents of one rerank request, or texts of one embeddings request."""
@@ -45,27 +53,44 @@ class Settings:
     """Documents that BM25 and the encoder each bring to a search before reranking."""
     deadline_s: float = 10.0
     """A request that takes longer gets 504; a client may ask for less with `x-request-timeout-ms`."""
-    workers: int = 32
-    """Requests worked on at once; further ones wait, their deadline running."""
+    concurrency: int = 32
+    """Requests worked on at once in each process; further ones wait, their deadline running."""
+    read_s: float = 10.0
+    """A request whose head, or whose body, has not arrived after so long gets 408."""
     poll_s: float = 1.0
     """How often the pointer to the live release is looked at."""
     drain_s: float = 30.0
     """How long running requests may take to finish after SIGTERM."""
+    log: str = "auto"
+    """json, plain, or auto: plain where standard error is a terminal. Texts of requests are in neither."""
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise ConfigError(f"precision is {self.precision!r}; it must be one of {', '.join(PRECISIONS)}")
+        for name, known in (("precision", PRECISIONS), ("log", LOGS)):
+            if getattr(self, name) not in known:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}")
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"port is {self.port}; it must be between 0 and 65535")
         for name in ("threads", "cache_bytes"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be 0 or more")
-        sizes = ("max_body_bytes", "max_documents", "max_results", "retrieve", "workers")
-        for name in (*sizes, "deadline_s", "poll_s", "drain_s"):
+        sizes = ("workers", "max_body_bytes", "max_documents", "max_results", "retrieve", "concurrency")
+        for name in (*sizes, "deadline_s", "read_s", "poll_s", "drain_s"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be above 0")
-        if any(not key.strip() for key in self.api_keys):
-            raise ConfigError("api_keys holds an empty key; remove it, or give none to leave the service open")
+        if not all(HASH.fullmatch(key) for key in self.api_keys):
+            raise ConfigError(
+                "api_keys holds something that is not a SHA-256 in hex; `relevance key` makes a key for a client and "
+                "the hash that belongs here"
+            )
+
+    def share(self, cores: int) -> "Settings":
+        """What one of the `workers` processes gets: its part of the cores and of the memory."""
+        return dataclasses.replace(
+            self,
+            workers=1,
+            threads=self.threads or max(1, cores // self.workers),
+            cache_bytes=self.cache_bytes // self.workers,
+        )
 
 
 def from_environment(environ: Mapping[str, str] = os.environ, **given: Any) -> Settings:

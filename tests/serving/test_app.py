@@ -15,7 +15,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from serving import app as apps
-from serving import readiness
+from serving import keys, readiness
 from serving.lifecycle import Lifecycle
 from serving.reranker import relevance
 from serving.settings import Settings
@@ -241,13 +241,13 @@ def test_a_body_over_the_limit_is_refused_before_it_is_parsed(started: Any) -> N
     [{"authorization": "Bearer two"}, {"authorization": "two"}, {"x-api-key": "one"}, {"api-key": "one"}],
 )
 def test_any_of_the_keys_opens_in_any_of_the_ways(started: Any, headers: dict[str, str]) -> None:
-    client = client_of(started, api_keys=("one", "two"))
+    client = client_of(started, api_keys=(keys.digest("one").hex(), keys.digest("two").hex()))
     assert client.post("/rerank", json={"query": "q", "texts": ["a"]}, headers=headers).status_code == 200
 
 
 @pytest.mark.parametrize("headers", [{}, {"authorization": "Bearer three"}, {"authorization": "Bearer "}])
 def test_without_a_key_only_probes_and_pages_answer(started: Any, headers: dict[str, str]) -> None:
-    client = client_of(started, api_keys=("one",))
+    client = client_of(started, api_keys=(keys.digest("one").hex(),))
     for path in ("/rerank", "/v1/rerank", "/search", "/embed"):
         response = client.post(path, json={"query": "q", "texts": ["a"]}, headers=headers)
         refused(response, 401, "API key")
@@ -536,7 +536,7 @@ def test_a_client_may_ask_for_less_time(started: Any, monkeypatch: Any) -> None:
 
 
 def test_waiting_for_a_worker_counts_to_the_deadline(started: Any, monkeypatch: Any) -> None:
-    lifecycle = started(workers=1, deadline_s=0.3)
+    lifecycle = started(concurrency=1, deadline_s=0.3)
     app, _ = apps.create(lifecycle), slow(lifecycle, monkeypatch, 0.5)
 
     async def both() -> list[httpx.Response]:

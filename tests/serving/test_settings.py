@@ -12,10 +12,17 @@ def test_arguments_go_before_the_environment_and_that_before_the_defaults() -> N
     assert found == Settings(port=9001, workspace=Path("/tmp/w"), deadline_s=2.5)
 
 
-def test_keys_are_a_list_in_the_environment_and_are_not_printed() -> None:
-    found = from_environment({"RELEVANCE_API_KEYS": " one, two ,"})
-    assert found.api_keys == ("one", "two")
-    assert "one" not in repr(found)
+def test_keys_are_a_list_of_hashes_in_the_environment() -> None:
+    found = from_environment({"RELEVANCE_API_KEYS": f" {'a' * 64}, {'b' * 64} ,"})
+    assert found.api_keys == ("a" * 64, "b" * 64)
+    assert "aaa" not in repr(found)
+
+
+def test_processes_share_cores_and_memory() -> None:
+    whole = Settings(workers=4, cache_bytes=400)
+    assert whole.share(8) == Settings(workers=1, threads=2, cache_bytes=100)
+    assert whole.share(2).threads == 1
+    assert Settings(workers=2, threads=3).share(8).threads == 3
 
 
 @pytest.mark.parametrize(
@@ -28,6 +35,9 @@ def test_keys_are_a_list_in_the_environment_and_are_not_printed() -> None:
         ({"RELEVANCE_MAX_DOCUMENTS": "0"}, "max_documents is 0"),
         ({"RELEVANCE_CACHE_BYTES": "-1"}, "cache_bytes is -1"),
         ({"RELEVANCE_PRECISION": "int4"}, "precision is 'int4'"),
+        ({"RELEVANCE_LOG": "xml"}, "log is 'xml'"),
+        ({"RELEVANCE_WORKERS": "0"}, "workers is 0"),
+        ({"RELEVANCE_API_KEYS": "my-secret"}, "not a SHA-256 in hex; `relevance key` makes"),
     ],
 )
 def test_an_impossible_value_is_named(environ: dict[str, str], named: str) -> None:

@@ -193,6 +193,28 @@ def reindex(
 
 
 @app.command()
+def ablate(
+    recipe: Annotated[str, typer.Argument(help="A TOML file, or a built-in recipe such as demo or homedepot.")],
+    workspace: Workspace = DEFAULT_WORKSPACE,
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Trains students over a grid of loss sets and seeds, tests their differences and says which losses earn a place.
+
+    The grid is the recipe's section ablation: --set 'ablation.sets=["hard", "soft+margin", "all"]'.
+    """
+    from flows import ablate as flow
+    from pipeline import config
+    from pipeline.evaluation import ablation
+
+    made = flow.ablate(config.load(recipe_path(recipe), overrides or []), workspace)
+    found = flow.read(made)
+    _show(found, as_json, ablation.card(found))
+    if not as_json:
+        _console().print(f"table: {made.path / 'table.md'}")
+
+
+@app.command()
 def serve(
     workspace: Workspace = DEFAULT_WORKSPACE,
     release: Annotated[str | None, typer.Option(help="live follows the pointer; digits pin one release.")] = None,

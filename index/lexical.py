@@ -18,7 +18,7 @@ import numpy.typing as npt
 from index import documents
 from index.hits import Hit, judged_queries, read_ids, write_ids, write_run
 from index.terms import analyser
-from pipeline import artifacts, progress
+from pipeline import artifacts, progress, schema
 from pipeline.artifacts import Artifact, Staging
 from pipeline.config import IndexConfig
 from pipeline.errors import ArtifactError, SchemaError
@@ -26,6 +26,7 @@ from pipeline.errors import ArtifactError, SchemaError
 KIND = "lexical"
 VERSION = 1
 RUN_VERSION = 1
+SCORES_VERSION = 1
 
 MAX_QUERY = 4096
 """Characters of a query that are searched for."""
@@ -93,6 +94,30 @@ def run(workspace: Path, lexical: Artifact, data: Artifact, *, depth: int, split
 
     inputs = {"lexical": lexical, "data": data}
     return artifacts.make(workspace, "run", version=RUN_VERSION, config=settings, inputs=inputs, build=build)
+
+
+def score(workspace: Path, lexical: Artifact, data: Artifact, pairs: Artifact, *, split: str) -> Artifact:
+    """The `scores` artifact: scores.parquet (row_id, score), BM25 of each pair of one split of a table of pairs."""
+
+    def build(staging: Staging) -> Mapping[str, Any]:
+        import pyarrow as pa
+
+        index = LexicalIndex.load(lexical.path, verify=False)
+        rows = {doc_id: row for row, doc_id in enumerate(index.doc_ids)}
+        queries = judged_queries(data, [split])
+        table = schema.read(pairs.file("pairs.parquet"), "pairs").to_pandas()
+        table = table[table["split"] == split].sort_values("query_id", kind="stable")
+        scores = [
+            index.scores(queries[str(query_id)], [rows[doc_id] for doc_id in found])
+            for query_id, found in table.groupby("query_id")["doc_id"]
+        ]
+        columns = {"row_id": table["row_id"].to_numpy(), "score": np.concatenate([np.zeros(0, np.float32), *scores])}
+        schema.write(pa.table(columns), staging.folder / "scores.parquet", "scores")
+        return {"pairs": len(table)}
+
+    inputs = {"model": lexical, "data": data, "pairs": pairs}
+    config = {"split": split}
+    return artifacts.make(workspace, "scores", version=SCORES_VERSION, config=config, inputs=inputs, build=build)
 
 
 class LexicalIndex:

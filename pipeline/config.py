@@ -25,6 +25,14 @@ def _positive(section: str, **values: float) -> None:
             raise ConfigError(f"{section}.{name} is {value}; it must be above 0")
 
 
+def _weights(section: str, **values: float) -> None:
+    for name, value in values.items():
+        if value < 0:
+            raise ConfigError(f"{section}.{name} is {value}; it must be 0, for none, or more")
+    if not any(values.values()):
+        raise ConfigError(f"{section}: every loss has weight 0, so there is nothing to learn; give one a weight")
+
+
 def _share(section: str, **values: float) -> None:
     for name, value in values.items():
         if not 0 <= value <= 1:
@@ -196,6 +204,12 @@ class PretrainConfig:
         _share("pretrain", mask_share=self.mask_share)
 
 
+def weights_of(config: Any) -> dict[str, float]:
+    """The weights of a config's losses, by the name of the key."""
+    names = (one.name for one in dataclasses.fields(config) if one.name.endswith("_weight"))
+    return {name: getattr(config, name) for name in names}
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TeacherConfig:
     """The cross-encoder that everything else learns from."""
@@ -211,7 +225,68 @@ class TeacherConfig:
     """Cumulative-link loss on the grade."""
     pairwise_weight: float = 1.0
     """RankNet loss on pairs of different grade within a query."""
+    hinge_weight: float = 0.0
+    """The better of such a pair should lead by `hinge_margin`."""
+    hinge_margin: float = 1.0
+    listnet_weight: float = 0.0
+    """Cross-entropy of the scores' softmax with the grades' within a query."""
+    lambdarank_weight: float = 0.0
+    """RankNet whose pairs weigh what their swap would change in nDCG, with linear gain and no cut-off."""
     loop: LoopConfig = field(default_factory=LoopConfig)
+
+    def __post_init__(self) -> None:
+        _positive(
+            "teacher",
+            max_tokens=self.max_tokens,
+            max_query_tokens=self.max_query_tokens,
+            hinge_margin=self.hinge_margin,
+        )
+        _weights("teacher", **weights_of(self))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OutsideConfig:
+    """A teacher that is not trained here: what it says about the pairs is what students learn, in place of the scores
+    of our teacher, from which they still are cut. Give one of `scores` and `causal_lm`, or neither."""
+
+    scores: str = ""
+    """A Parquet file with the columns `score` (higher is better, on any scale) and `query_id`, `doc_id`, or `row_id`
+    of the pairs artifact in place of the two."""
+    causal_lm: str = ""
+    """A language model, as a folder or hub name: its score is how much likelier `positive` than `negative` is to be the
+    prompt's next token."""
+    prompt: str = "Query: {query}\nDocument: {document}\nDoes the document answer the query? Answer yes or no.\nAnswer:"
+    """With `{query}` and `{document}` once each; the marks of a chat, if the model wants them, are written out."""
+    positive: str = " yes"
+    """An answer of one token, as it follows the prompt; with its space, if the prompt ends without."""
+    negative: str = " no"
+    max_tokens: int = 512
+    """Of the whole prompt; the document is cut to fit."""
+    max_query_tokens: int = 64
+    batch_tokens: int = 16384
+    """Padded tokens that go through the model at once."""
+
+    def __post_init__(self) -> None:
+        _positive(
+            "outside",
+            max_tokens=self.max_tokens,
+            max_query_tokens=self.max_query_tokens,
+            batch_tokens=self.batch_tokens,
+        )
+        if self.scores and self.causal_lm:
+            raise ConfigError("outside.scores and outside.causal_lm: students have one teacher; give one of the two")
+        for field_name in ("{query}", "{document}"):
+            if self.prompt.count(field_name) != 1:
+                raise ConfigError(
+                    f"outside.prompt has {field_name} {self.prompt.count(field_name)} times; write it once"
+                )
+        if self.positive == self.negative or not (self.positive and self.negative):
+            raise ConfigError("outside.positive and outside.negative must be two different answers")
+
+    @property
+    def given(self) -> bool:
+        """Whether there is such a teacher."""
+        return bool(self.scores or self.causal_lm)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -228,6 +303,11 @@ class RankerConfig:
     20 for 24 → 6)."""
     hard_ordinal_weight: float = 0.5
     hard_pairwise_weight: float = 1.0
+    hard_hinge_weight: float = 0.0
+    """As of the teacher, like those two above and below."""
+    hinge_margin: float = 1.0
+    hard_listnet_weight: float = 0.0
+    hard_lambdarank_weight: float = 0.0
     soft_weight: float = 0.5
     """Cross-entropy with the teacher's grade distribution at `temperature`, times its square."""
     temperature: float = 2.0
@@ -235,12 +315,40 @@ class RankerConfig:
     """MSE of scores centred within each query: the teacher's score differences."""
     hidden_weight: float = 0.1
     """Patient KD: squared distance of unit first-token states, mean over layers."""
+    logit_weight: float = 0.0
+    """MSE of the scores themselves, which also teaches their level."""
+    relation_weight: float = 0.0
+    """MiniLM: relations between tokens (query–key and value–value) in `relation_layer` of the teacher and the student's
+    last layer. For this term and the four below the teacher reads each batch beside the student, which takes as long as
+    scoring it, and the student's base must have the teacher's tokenizer."""
+    relation_layer: int = 0
+    """Counted from 1; 0 for the teacher's last. MiniLMv2 takes 19 of RoBERTa-large's 24."""
+    relation_heads: int = 0
+    """Parts into which queries, keys and values are cut; 0 for the student's attention heads. Must divide both
+    widths; more are finer."""
+    attention_weight: float = 0.0
+    """TinyBERT: MSE of attention scores before the softmax, sum over heads, mean over the layers of `layer_map`; when
+    that is empty, all layers of the student, evenly spaced over the teacher's, the last with the last."""
+    token_hidden_weight: float = 0.0
+    """TinyBERT: MSE of the states of all tokens, mean over the same layers. Where widths differ, this term and the two
+    below learn a projection each."""
+    embedding_weight: float = 0.0
+    """TinyBERT: MSE of the embeddings' output."""
+    cosine_weight: float = 0.0
+    """DistilBERT: 1 − cosine of the last layer's states of all tokens."""
+    mutual_weight: float = 0.0
+    """Deep mutual learning: a second student, cut from other layers of the base, learns beside this one, each also
+    from the other's grade distribution at `temperature`. It is thrown away. Training takes twice as long."""
     plain: bool = True
     """Also train the same student without the teacher, for comparison."""
     loop: LoopConfig = field(default_factory=LoopConfig)
 
     def __post_init__(self) -> None:
-        _positive("ranker", temperature=self.temperature, layers=self.layers)
+        _positive("ranker", temperature=self.temperature, layers=self.layers, hinge_margin=self.hinge_margin)
+        _weights("ranker", **weights_of(self))
+        for name in ("relation_layer", "relation_heads"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"ranker.{name} is {getattr(self, name)}; it must be 0, for the default, or more")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -271,17 +379,22 @@ class EncoderConfig:
 class ExportConfig:
     """Which ONNX precisions are made, and what a lower one may cost."""
 
-    precisions: tuple[Precision, ...] = ("fp32", "fp16", "int8")
+    precisions: tuple[Precision, ...] = ("fp32", "fp16", "int8", "w8")
+    """fp32 is the reference. fp16, for CUDA, keeps normalisation, softmax and head in fp32. int8 scales the activations
+    of an input by their largest, so it is run one input at a time. w8 has 8-bit weights in blocks and rounds each
+    token's activations for itself: slower than int8, a third of its loss, and no score depends on its batch."""
     max_ndcg_drop: float = 0.005
-    """On valid queries; a precision that loses more is not chosen for serving."""
+    """On valid queries; a precision that loses more is not chosen for serving. 0.002 is a good bound where the sample
+    has a thousand lists; over the fifty of a small one, two documents that change places move the mean by as much."""
     min_kendall_tau: float = 0.9
-    """Agreement with fp32 on the order within valid queries, below which a precision is not chosen either."""
+    """Agreement with fp32 on the order within valid queries, below which a precision is not chosen either. 0.98 is a
+    good bound for a well-trained model; nearly tied scores, as short trainings leave them, change places at a breath."""
     sample_tokens: int = 40_000
     """Tokens of valid queries on which each precision is judged; more takes longer and says it more surely."""
     golden: int = 16
     """Inputs whose scores are stored for a check at every load."""
-    parity: float = 1e-4
-    """Largest score difference allowed between PyTorch and fp32 ONNX."""
+    parity: float = 1e-5
+    """Largest difference allowed between PyTorch and fp32 ONNX, times (1 + the score's size)."""
 
     def __post_init__(self) -> None:
         _positive("export", sample_tokens=self.sample_tokens, golden=self.golden, parity=self.parity)
@@ -386,6 +499,11 @@ class Recipe:
     candidates: CandidatesConfig = field(default_factory=CandidatesConfig)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    outside: OutsideConfig = field(default_factory=OutsideConfig)
+    assistants: tuple[RankerConfig, ...] = ()
+    """Students between teacher and ranker (`[[assistants]]`, the first learns first): each is distilled from the one
+    before it, and teaches the next. One as deep as its teacher is self-distillation. `plain` is read of the ranker
+    alone."""
     ranker: RankerConfig = field(default_factory=RankerConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     export: ExportConfig = field(default_factory=ExportConfig)

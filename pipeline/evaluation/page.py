@@ -34,9 +34,9 @@ def label(measure: str) -> str:
     return f"{first}@{cutoff}{comma}{rest}"
 
 
-def value(number: float | None) -> str:
-    """Three decimals, or a dash for what is not defined."""
-    return "–" if number is None or not math.isfinite(number) else f"{number:.3f}"
+def value(number: float | None, digits: int = 3) -> str:
+    """So many decimals, or a dash for what is not defined."""
+    return "–" if number is None or not math.isfinite(number) else f"{number:.{digits}f}"
 
 
 def signed(number: float | None) -> str:
@@ -54,9 +54,10 @@ def p_value(number: float | None) -> str:
     return "< 0.001" if number < 0.001 else f"{number:.3f}" if number < 0.1 else f"{number:.2f}"
 
 
-def interval(span: Mapping[str, Any]) -> str:
+def interval(span: Mapping[str, Any], digits: int = 3) -> str:
     """0.612 [0.590, 0.634]"""
-    return f"{value(span['mean'])} [{value(span['low'])}, {value(span['high'])}]"
+    mean, low, high = (value(span[name], digits) for name in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]"
 
 
 def fact(item: Any) -> str:

@@ -1,0 +1,136 @@
+"""The flow that finds out which losses earn their place: students over a grid of loss sets, doses and seeds."""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+from flows import chain
+from pipeline.artifacts import Artifact
+from pipeline.config import RankerConfig, Recipe
+from pipeline.evaluation.ablation import Trial
+from pipeline.training.loss_sets import LossSet
+
+BM25, TEACHER = "BM25", "teacher"
+SPLITS = ("valid", "test")
+
+
+def ablate(recipe: Recipe, workspace: Path, *, run: chain.Runner = chain.directly) -> Artifact:
+    """The `ablation` artifact of a recipe: its ranker trained with each of `ablation.sets`, so many seeds of each.
+
+    The teacher is trained once; every student is cut from it, sees the same pairs and takes the same steps. A killed
+    ablation goes on where it was.
+
+    Raises:
+        ConfigError: a set that names an unknown loss, or one without a weight.
+    """
+    from index import lexical
+    from pipeline.data import candidates
+    from pipeline.evaluation import ablation
+    from pipeline.training import loss_sets, teacher_scores
+
+    sets = [loss_sets.parse(text, recipe.ranker) for text in recipe.ablation.sets]
+    widest = dataclasses.replace(recipe, ranker=_widest(recipe.ranker, sets))
+    taught = chain.teach(widest, workspace, run=run)
+    data = taught.data
+    pool = run("pool", lambda: candidates.pool(workspace, recipe.candidates, data, [taught.found]))
+
+    def scored(name: str, model: Artifact) -> dict[str, Artifact]:
+        return {
+            split: run(
+                f"{split} scores of {name}",
+                partial(teacher_scores.score, workspace, model, data, pool, split=split),
+            )
+            for split in SPLITS
+        }
+
+    words = {
+        split: run(f"{split} BM25", partial(lexical.score, workspace, taught.words, data, pool, split=split))
+        for split in SPLITS
+    }
+    references = [Trial(BM25, 0, 0, words), Trial(TEACHER, 0, 0, scored(TEACHER, taught.teacher))]
+    students = []
+    for lesson in _lessons(widest, workspace, taught, run):
+        for one in sets:
+            kind = f"{one.name}{lesson.name}"
+            for seed in range(recipe.ablation.seeds):
+                name = f"{kind}, seed {seed + 1} of {recipe.ablation.seeds}"
+                model = _student(recipe, workspace, one, seed, taught, lesson, name, run)
+                students.append(Trial(kind, seed, one.terms, scored(name, model)))
+    return run(
+        "ablation",
+        lambda: ablation.make(
+            workspace,
+            recipe.evaluation,
+            data,
+            pool,
+            references,
+            students,
+            ceiling=TEACHER,
+            measure=recipe.ablation.measure,
+            title=f"Ablation of {recipe.name}",
+        ),
+    )
+
+
+def read(made: Artifact) -> dict[str, object]:
+    """What ablation.json holds."""
+    found: dict[str, object] = json.loads(made.file("ablation.json").read_text(encoding="utf-8"))
+    return found
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Lesson:
+    """Pairs to train on, and what the teacher says about them."""
+
+    name: str
+    """Behind the name of a set; empty for the recipe's own pairs."""
+    pairs: Artifact
+    scores: Artifact
+
+
+def _lessons(recipe: Recipe, workspace: Path, taught: chain.Lessons, run: chain.Runner) -> Iterator[_Lesson]:
+    """The recipe's own pairs, or the pairs with each dose of unlabelled ones."""
+    from pipeline.data import candidates
+    from pipeline.training import ranker, teacher_scores
+
+    if not recipe.ablation.doses:
+        yield _Lesson("", taught.pairs, taught.scores)
+        return
+    layers, width = ranker.taught_by(recipe.ranker, taught.teacher)
+    for dose in recipe.ablation.doses:
+        chosen = dataclasses.replace(recipe.candidates, **{"unlabelled": dose})
+        pairs = run(f"pairs, dose {dose:g}", partial(candidates.pairs, workspace, chosen, taught.data, taught.found))
+        scores = run(
+            f"teacher scores, dose {dose:g}",
+            partial(teacher_scores.make, workspace, taught.teacher, taught.data, pairs, layers=layers, width=width),
+        )
+        yield _Lesson(f", {dose:g}×", pairs, scores)
+
+
+def _student(
+    recipe: Recipe,
+    workspace: Path,
+    losses: LossSet,
+    seed: int,
+    taught: chain.Lessons,
+    lesson: _Lesson,
+    name: str,
+    run: chain.Runner,
+) -> Artifact:
+    from pipeline.training import ranker
+
+    config = losses.config
+    config = dataclasses.replace(config, loop=dataclasses.replace(config.loop, seed=config.loop.seed + seed))
+    scores = lesson.scores if losses.taught else None
+    return run(
+        name,
+        lambda: ranker.make(workspace, config, recipe.candidates, taught.data, lesson.pairs, taught.teacher, scores),
+    )
+
+
+def _widest(config: RankerConfig, sets: Sequence[LossSet]) -> RankerConfig:
+    """A ranker that asks the teacher for all that any of the sets needs."""
+    hidden = max([config.hidden_weight, *(one.config.hidden_weight for one in sets)])
+    return dataclasses.replace(config, hidden_weight=hidden)

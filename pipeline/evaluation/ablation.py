@@ -1,0 +1,287 @@
+"""Which losses earn their place: many students, trained alike but for their losses, compared on the same queries.
+
+A student's value for a query is the mean over its seeds. So an interval says how sure a difference is over queries
+for these seeds; how much the seeds themselves differ stands beside it.
+
+The winner is found on the valid queries, by a paired test against each other kind, corrected for being many questions.
+What the table shows are test queries, which took no part in that.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline import artifacts, schema
+from pipeline import config as configs
+from pipeline.artifacts import Artifact, Staging
+from pipeline.config import EvaluationConfig
+from pipeline.errors import ConfigError
+from pipeline.evaluation import page, significance
+from pipeline.evaluation.report import finite, judged, measures, per_query
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+    from rich.console import RenderableType
+
+VERSION = 1
+
+SURE = 0.05
+"""A corrected p below this is a difference."""
+
+PAIRWISE = "pairwise"
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One system's scores of the pool, on the valid and on the test queries."""
+
+    kind: str
+    """Students of one kind differ in their seed alone."""
+    seed: int
+    terms: int
+    """Losses in use; of tied kinds the one with fewest is the simplest."""
+    scores: Mapping[str, Artifact]
+    """Split → scores artifact."""
+
+
+def make(
+    workspace: Path,
+    config: EvaluationConfig,
+    data: Artifact,
+    pool: Artifact,
+    references: Sequence[Trial],
+    students: Sequence[Trial],
+    *,
+    ceiling: str,
+    measure: str = "",
+    title: str,
+) -> Artifact:
+    """The `ablation` artifact: ablation.json, table.md, and per_query.parquet with a row for each trial and query.
+
+    Args:
+        pool: what the scores are of.
+        references: systems that are shown beside the students and take no part in the choice.
+        students: at least one of each kind; the first kind is what the others are held against.
+        ceiling: the reference whose lead over the first kind is the gap to be closed.
+        measure: by which the winner is found; the headline of `config` without it.
+
+    Raises:
+        ConfigError: an unknown measure, or no student.
+        SchemaError: no judged query in a split.
+    """
+    names = measures(config)
+    decisive = measure or names[0]
+    if decisive not in names:
+        raise ConfigError(f"ablation.measure '{measure}' is none of {', '.join(names)}")
+    if not students:
+        raise ConfigError("an ablation needs students; name some in ablation.sets")
+    trials = [*references, *students]
+    inputs: dict[str, Artifact | str] = {"data": data, "pool": pool}
+    for trial in trials:
+        inputs |= {f"{trial.kind} {trial.seed} {split}": scores for split, scores in trial.scores.items()}
+
+    def build(staging: Staging) -> Mapping[str, Any]:
+        import pandas as pd
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        frames = {split: _values(config, data, pool, trials, split) for split in ("valid", "test")}
+        found = finite(
+            {
+                "title": title,
+                "ceiling": ceiling,
+                **_compared(frames["test"], references, students, ceiling, config),
+                "choice": _choice(frames["valid"], students, decisive, config),
+            }
+        )
+        text = json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        artifacts.write_atomically(staging.folder / "ablation.json", text)
+        artifacts.write_atomically(staging.folder / "table.md", markdown(found))
+        whole = pd.concat([frame.assign(split=split) for split, frame in frames.items()], ignore_index=True)
+        pq.write_table(pa.Table.from_pandas(whole, preserve_index=False), staging.folder / "per_query.parquet")
+        return {"choice": found["choice"]["supported"], "tied": found["choice"]["tied"]}
+
+    settings = {
+        **configs.to_dict(config),
+        "trials": [[trial.kind, trial.seed, trial.terms] for trial in trials],
+        "ceiling": ceiling,
+        "measure": decisive,
+        "title": title,
+    }
+    return artifacts.make(workspace, "ablation", version=VERSION, config=settings, inputs=inputs, build=build)
+
+
+def _values(
+    config: EvaluationConfig, data: Artifact, pool: Artifact, trials: Sequence[Trial], split: str
+) -> "pd.DataFrame":
+    """kind, seed, query_id, slice and the measures, for each trial and judged query of the split."""
+    judgments, _ = judged(data, split)
+    pairs = schema.read(pool.file("pairs.parquet"), "pairs").to_pandas()
+    pairs = pairs.loc[pairs["split"] == split, ["row_id", "query_id", "doc_id"]]
+    ranked = {f"{place}": _run(pairs, trial.scores[split]) for place, trial in enumerate(trials)}
+    frame = per_query(data, ranked, judgments, config)
+    who = [trials[int(place)] for place in frame["system"]]
+    frame = frame.assign(kind=[trial.kind for trial in who], seed=[trial.seed for trial in who])
+    return frame[["kind", "seed", "query_id", "slice", *measures(config)]]
+
+
+def _run(pairs: "pd.DataFrame", scores: Artifact) -> "pa.Table":
+    import pandas as pd
+    import pyarrow as pa
+
+    joined = pairs.merge(pd.read_parquet(scores.file("scores.parquet")), on="row_id", validate="1:1")
+    return pa.Table.from_pandas(joined[["query_id", "doc_id", "score"]], preserve_index=False)
+
+
+def _tables(frame: "pd.DataFrame", kinds: Sequence[str], names: Sequence[str]) -> dict[str, Floats]:
+    """kind → (queries, measures), the mean over its seeds; queries in one order for all."""
+    means = frame.groupby(["kind", "query_id"])[list(names)].mean()
+    return {kind: means.loc[kind].sort_index().to_numpy(dtype=np.float64) for kind in kinds}
+
+
+def _compared(
+    frame: "pd.DataFrame",
+    references: Sequence[Trial],
+    students: Sequence[Trial],
+    ceiling: str,
+    config: EvaluationConfig,
+) -> dict[str, Any]:
+    """The systems with their intervals, and of each student what it has over the first kind and the ceiling."""
+    names = list(measures(config))
+    shown = [trial.kind for trial in references]
+    kinds = list(dict.fromkeys(trial.kind for trial in students))
+    first = kinds[0]
+    tables = _tables(frame, [*shown, *kinds], names)
+    spans = significance.intervals(np.hstack(list(tables.values())), resamples=config.bootstrap, seed=config.seed)
+    seeds = frame.groupby(["kind", "seed"])[names].mean()
+    systems: dict[str, dict[str, Any]] = {}
+    for place, kind in enumerate(tables):
+        own = spans[place * len(names) : (place + 1) * len(names)]
+        each = seeds.loc[kind]
+        systems[kind] = {
+            "measures": {name: asdict(span) for name, span in zip(names, own, strict=True)},
+            "seeds": {name: each[name].round(6).tolist() for name in names},
+        }
+    gap = np.nanmean(tables[ceiling], axis=0) - np.nanmean(tables[first], axis=0)
+    for kind in kinds:
+        own_gain = np.nanmean(tables[kind], axis=0) - np.nanmean(tables[first], axis=0)
+        closed = {name: float(own_gain[at] / gap[at]) if gap[at] > 0 else None for at, name in enumerate(names)}
+        systems[kind]["closed"] = closed
+        for against, other in (("first", first), ("ceiling", ceiling)):
+            differences = significance.differences(
+                tables[kind], tables[other], resamples=config.bootstrap, seed=config.seed
+            )
+            systems[kind][against] = {name: asdict(item) for name, item in zip(names, differences, strict=True)}
+    return {
+        "headline": names[0],
+        "measures": names,
+        "queries": len(next(iter(tables.values()))),
+        "references": shown,
+        "kinds": kinds,
+        "systems": systems,
+    }
+
+
+def _choice(frame: "pd.DataFrame", students: Sequence[Trial], measure: str, config: EvaluationConfig) -> dict[str, Any]:
+    """The best kind on these queries, those it does not surely beat, and the simplest of them."""
+    terms = {trial.kind: trial.terms for trial in students}
+    tables = _tables(frame, list(terms), [measure])
+    means = {kind: float(np.nanmean(table)) for kind, table in tables.items()}
+    best = max(means, key=lambda kind: means[kind])
+    others = [kind for kind in terms if kind != best]
+    p_values = [
+        significance.difference(tables[best][:, 0], tables[kind][:, 0], resamples=config.bootstrap, seed=config.seed).p
+        for kind in others
+    ]
+    corrected = dict(zip(others, significance.holm(p_values), strict=True))
+    tied = [kind for kind, p in corrected.items() if p >= SURE]
+    return {
+        "measure": measure,
+        "queries": len(tables[best]),
+        "means": means,
+        "best": best,
+        "p": corrected,
+        "tied": tied,
+        "supported": min([best, *tied], key=lambda kind: (terms[kind], -means[kind])),
+    }
+
+
+def _shown(found: Mapping[str, Any]) -> list[str]:
+    """The measures that get a table: the headline, and pairwise accuracy, which tells short lists apart."""
+    return [found["headline"], *([PAIRWISE] if PAIRWISE in found["measures"] else [])]
+
+
+def _cells(found: Mapping[str, Any], measure: str) -> tuple[list[str], list[list[str]]]:
+    """Heads and rows of one measure's table, as texts."""
+    first, ceiling = found["kinds"][0], found["ceiling"]
+    heads = [
+        "system",
+        f"{page.label(measure)} [95 %]",
+        "seeds ±",
+        f"less {first}",
+        "p",
+        "gap closed",
+        f"less {ceiling}",
+    ]
+    rows = []
+    for name, system in found["systems"].items():
+        seeds = system["seeds"][measure]
+        row = [name, page.interval(system["measures"][measure], digits=4)]
+        row.append(f"{np.std(seeds, ddof=1):.4f}" if len(seeds) > 1 else "")
+        if name in found["kinds"]:
+            over, under, closed = system["first"][measure], system["ceiling"][measure], system["closed"][measure]
+            gain = [page.interval(over, digits=4), page.p_value(over["p"]), "–" if closed is None else f"{closed:.0%}"]
+            row += [*(gain if name != first else ["", "", ""]), page.interval(under, digits=4)]
+        rows.append(row + [""] * (len(heads) - len(row)))
+    return heads, rows
+
+
+def verdict(found: Mapping[str, Any]) -> str:
+    """What the choice came to, in a sentence or two."""
+    choice = found["choice"]
+    said = f"On {choice['queries']:,} valid queries {choice['best']} has the best {page.label(choice['measure'])}"
+    if not choice["tied"]:
+        return f"{said}, surely better than every other: it is the default that this supports."
+    tied = ", ".join(choice["tied"])
+    return f"{said}, in a tie with {tied}; the simplest of them, {choice['supported']}, is what this supports."
+
+
+def markdown(found: Mapping[str, Any]) -> str:
+    """The tables for a README."""
+    lines = [f"**{found['title']}** ({found['queries']:,} test queries)", ""]
+    for measure in _shown(found):
+        heads, rows = _cells(found, measure)
+        lines += ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+        lines += ["| " + " | ".join(row) + " |" for row in rows]
+        lines.append("")
+    return "\n".join([*lines, verdict(found), ""])
+
+
+def card(found: Mapping[str, Any]) -> "RenderableType":
+    """The tables for a terminal.
+
+    Args:
+        found: what ablation.json holds.
+    """
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    parts: list[RenderableType] = [Text(f"{found['title']}, {found['queries']:,} test queries")]
+    for measure in _shown(found):
+        heads, rows = _cells(found, measure)
+        table = Table(box=None, pad_edge=False)
+        for place, head in enumerate(heads):
+            table.add_column(Text(head), justify="left" if not place else "right")
+        for row in rows:
+            table.add_row(*map(Text, row))
+        parts += [table, Text()]
+    return Group(*parts, Text(verdict(found)))

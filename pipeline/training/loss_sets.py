@@ -1,0 +1,78 @@
+"""Sets of losses written as text, for an ablation: `hard`, `soft+margin`, `hard=0+soft=1+hidden=0.2`.
+
+A term is the name of one of the ranker's weights without `_weight`. A term with a number has that weight, one without
+has the recipe's. `all` stands for every term by which the recipe's ranker learns from its teacher. The losses on grades
+stay as the recipe has them: `hard` names a set without any other term, and `hard=0` takes them away.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.config import RankerConfig
+from pipeline.errors import ConfigError
+
+HARD = "hard"
+ALL = "all"
+
+_SUFFIX = "_weight"
+_HARD = "hard_"
+
+
+@dataclass(frozen=True, slots=True)
+class LossSet:
+    """One way to train a student."""
+
+    name: str
+    """As it was written."""
+    config: RankerConfig
+    terms: int
+    """Losses with a weight above 0."""
+    taught: bool
+    """Whether any of them asks the teacher."""
+
+
+def terms(config: RankerConfig) -> dict[str, float]:
+    """Weight of each loss by which the ranker learns from its teacher."""
+    names = [field.name for field in dataclasses.fields(config) if field.name.endswith(_SUFFIX)]
+    return {name.removesuffix(_SUFFIX): getattr(config, name) for name in names if not name.startswith(_HARD)}
+
+
+def parse(text: str, config: RankerConfig) -> LossSet:
+    """The ranker of the recipe with only the losses that the text names.
+
+    Raises:
+        ConfigError: an unknown term, a weight that is no number, or a term without one whose weight in the recipe is 0.
+    """
+    known = terms(config)
+    weights = dict.fromkeys(known, 0.0)
+    factor = 1.0
+    for term in text.replace(" ", "").split("+"):
+        name, equals, number = term.partition("=")
+        try:
+            value = float(number) if equals else None
+        except ValueError:
+            raise ConfigError(f"ablation.sets '{text}': '{number}' is no weight; write it as in soft=0.5") from None
+        if name == HARD:
+            factor = 1.0 if value is None else value
+        elif name == ALL and value is None:
+            weights |= {one: weight for one, weight in known.items() if weight}
+        elif name not in known:
+            raise ConfigError(f"ablation.sets '{text}': no loss is called '{name}'; known are {', '.join(known)}")
+        elif value is None and not known[name]:
+            raise ConfigError(f"ablation.sets '{text}': ranker.{name}_weight is 0; give a weight, as in {name}=0.5")
+        else:
+            weights[name] = known[name] if value is None else value
+    changes: dict[str, Any] = {f"{name}{_SUFFIX}": weight for name, weight in weights.items()}
+    hard: dict[str, Any] = {
+        field.name: getattr(config, field.name) * factor
+        for field in dataclasses.fields(config)
+        if field.name.startswith(_HARD) and field.name.endswith(_SUFFIX)
+    }
+    taught = sum(weight > 0 for weight in weights.values())
+    return LossSet(
+        text,
+        dataclasses.replace(config, **changes, **hard),
+        taught + sum(weight > 0 for weight in hard.values()),
+        taught > 0,
+    )

@@ -28,6 +28,7 @@ from pipeline.config import ExportConfig, Precision, to_dict
 from pipeline.export import graph, parity, precision, sample
 from pipeline.export.graph import Floats, Shape
 from pipeline.export.sample import Input, Reader, Templates
+from pipeline.models import modules
 from pipeline.models.bi_encoder import BiEncoder
 from pipeline.models.cross_encoder import CrossEncoder
 
@@ -61,7 +62,7 @@ class Source:
             ConfigError: no graph is known for its kind; see `graph.Shape.of`.
             ArtifactError, MissingError: the folder holds no readable model.
         """
-        if (folder / "dense.safetensors").is_file():
+        if (folder / "model" / modules.DENSE).is_file():
             encoder = BiEncoder.load(folder)
             dense = {f"head.dense.{name}": _array(value) for name, value in encoder.dense.state_dict().items()}
             return cls(

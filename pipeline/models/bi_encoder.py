@@ -2,9 +2,10 @@
 
 A saved one is a folder:
 
-    model/               config.json, model.safetensors, tokenizer.json, …   opens with AutoModel
-    dense.safetensors    weight (dimensions, hidden), bias (dimensions,)
-    head.json            {"dimensions", "query_template", "document_template"}
+    model/           config.json, model.safetensors, tokenizer.json, …   opens with AutoModel
+      modules.json   1_Pooling, 2_Dense, 3_Normalize                     opens with SentenceTransformer
+      2_Dense/       model.safetensors: linear.weight (dimensions, hidden), linear.bias (dimensions,)
+    head.json        {"dimensions", "query_template", "document_template"}
 """
 
 import json
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,7 +21,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel, PreTrainedToken
 
 from pipeline.artifacts import write_atomically
 from pipeline.errors import ArtifactError, ShapeError
-from pipeline.models import texts, weights
+from pipeline.models import modules, texts, weights
 from pipeline.models.cross_encoder import DROPOUT
 from pipeline.tokens import TextTemplate
 
@@ -77,29 +78,29 @@ class BiEncoder(nn.Module):
         """The bi-encoder that `save` wrote, in eval mode.
 
         Raises:
-            ArtifactError: head.json or dense.safetensors is not readable.
+            ArtifactError: head.json or the projection is not readable.
             MissingError: no model in this folder.
         """
         place = weights.folder(folder / "model")
         try:
             head = json.loads((folder / "head.json").read_text(encoding="utf-8"))
             query, document = (TextTemplate.from_dict(head[f"{role}_template"]) for role in ("query", "document"))
-            values = load_file(folder / "dense.safetensors")
-            dense = nn.Linear(values["weight"].shape[1], values["weight"].shape[0])
-            dense.load_state_dict(values)
+            values = load_file(place / modules.DENSE)
+            rows, columns = values["linear.weight"].shape
+            dense = nn.Linear(columns, rows)
+            dense.load_state_dict({name.removeprefix("linear."): value for name, value in values.items()})
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-            raise ArtifactError(f"{folder}: head.json or dense.safetensors is not readable ({error!r})") from error
+            raise ArtifactError(f"{folder}: head.json or model/{modules.DENSE} is not readable ({error!r})") from error
         model = _body(place, AutoConfig.from_pretrained(place, trust_remote_code=False))
         return cls(model, texts.load_tokenizer(place), dense, query, document).eval()
 
     def save(self, folder: Path) -> None:
-        """Writes `model/`, `dense.safetensors` and `head.json` into a folder that exists."""
+        """Writes `model/` and `head.json` into a folder that exists."""
+        place = folder / "model"
         with weights.quiet():
-            self.model.save_pretrained(folder / "model")
-            self.hub_tokenizer.save_pretrained(folder / "model")
-        save_file(
-            {name: value.contiguous() for name, value in self.dense.state_dict().items()}, folder / "dense.safetensors"
-        )
+            self.model.save_pretrained(place)
+        texts.save_tokenizer(self.hub_tokenizer, place, self.document_template.max_tokens)
+        modules.write(place, self.dense, max_tokens=self.document_template.max_tokens)
         head = {
             "dimensions": self.dense.out_features,
             "query_template": self.query_template.to_dict(),

@@ -3,6 +3,7 @@
 Teacher, ranker and plain student are all this class. A saved one is a folder:
 
     model/       config.json, model.safetensors, tokenizer.json, …   opens with AutoModelForSequenceClassification
+                 and with sentence_transformers.CrossEncoder
     head.json    {"thresholds": [b_1 < … < b_G], "template": PairTemplate}
 
 P(grade ≥ k) = sigmoid(score − b_k). The thresholds have mean zero, so sigmoid(score) says how likely the grade is
@@ -131,7 +132,7 @@ class CrossEncoder(nn.Module):
         """Writes `model/` and `head.json` into a folder that exists."""
         with weights.quiet():
             self.model.save_pretrained(folder / "model")
-            self.hub_tokenizer.save_pretrained(folder / "model")
+        texts.save_tokenizer(self.hub_tokenizer, folder / "model", self.template.max_tokens)
         head = {"thresholds": self.thresholds.tolist(), "template": self.template.to_dict()}
         write_atomically(folder / "head.json", json.dumps(head, indent=1) + "\n")
 

@@ -1,5 +1,6 @@
 """What both models share at their front: tokenizer, special tokens, room for positions, kind of attention."""
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,23 @@ def load_tokenizer(place: Path) -> PreTrainedTokenizerBase:
         raise ConfigError(f"{place}: has no fast tokenizer; save tokenizer.json beside its weights")
     assert isinstance(tokenizer, PreTrainedTokenizerBase)
     return tokenizer
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, place: Path, max_tokens: int) -> None:
+    """Writes the tokenizer so that other libraries read texts as we do.
+
+    They cut inputs to `max_tokens`, and "[SEP]" in a text is text to them as well.
+    """
+    saved = copy.deepcopy(tokenizer)
+    saved.backend_tokenizer.no_truncation()  # What a base brings along would be read back as ours.
+    saved.backend_tokenizer.no_padding()
+    for name in ("max_length", "truncation_strategy", "stride", "pad_to_multiple_of"):
+        saved.init_kwargs.pop(name, None)
+    for name, value in (("model_max_length", max_tokens), ("split_special_tokens", True)):
+        setattr(saved, name, value)
+        saved.init_kwargs[name] = value
+    with weights.quiet():
+        saved.save_pretrained(place)
 
 
 def plain_tokenizer(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:

@@ -26,7 +26,7 @@ from pipeline.training.batches import Ints, Pairs, read_pairs
 from pipeline.training.cross_task import joined
 from pipeline.training.loop import Step, train
 
-VERSION = 1
+VERSION = 2
 
 PROJECTION_SAMPLE = 2048
 """Texts whose principal directions become the first projection: three quarters documents, one quarter queries."""

@@ -17,7 +17,7 @@ from pipeline.training import scoring
 from pipeline.training.batches import read_pairs
 from pipeline.training.cross_task import CrossTask, Lessons, Weights, first_thresholds, learn
 
-VERSION = 1
+VERSION = 2
 
 FROM_TEACHER = "teacher"
 

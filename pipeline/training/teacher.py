@@ -16,7 +16,7 @@ from pipeline.training import scoring
 from pipeline.training.batches import read_pairs
 from pipeline.training.cross_task import CrossTask, Weights, first_thresholds, learn
 
-VERSION = 1
+VERSION = 2
 
 
 def make(

@@ -95,6 +95,6 @@ def test_texts_longer_than_the_positions_are_refused(untrained: Any) -> None:
 
 def test_a_damaged_projection_is_named(model: BiEncoder, tmp_path: Path) -> None:
     model.save(tmp_path)
-    (tmp_path / "dense.safetensors").write_bytes(b"nothing")
-    with pytest.raises(ArtifactError, match=r"dense\.safetensors is not readable"):
+    (tmp_path / "model" / "2_Dense" / "model.safetensors").write_bytes(b"nothing")
+    with pytest.raises(ArtifactError, match=r"2_Dense/model\.safetensors is not readable"):
         BiEncoder.load(tmp_path)

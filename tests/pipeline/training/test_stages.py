@@ -252,7 +252,7 @@ def test_the_encoder_learns_from_the_base_and_its_projection(world: World) -> No
     assert set(made.metrics["history"][-1]) == {"step", "loss", "margin", "contrast"}
     model = BiEncoder.load(made.path)
     assert model.dense.weight.shape == (8, 32)
-    assert load_file(made.file("dense.safetensors"))["bias"].shape == (8,)
+    assert load_file(made.file("model/2_Dense/model.safetensors"))["linear.bias"].shape == (8,)
     pairs = batches.read_pairs(world.data, world.pairs, model.tokenizer, max_query_tokens=6, max_tokens=20)
     valid = pairs.places("valid")
     cosines = scoring.cosines(model, pairs, valid, precision="fp32")

@@ -1,0 +1,62 @@
+"""What a bi-encoder's folder needs beside the transformer to open with `SentenceTransformer(folder)`.
+
+    modules.json                    the transformer, then the folders below, in this order
+    sentence_bert_config.json       where texts are cut
+    config_sentence_transformers.json
+    1_Pooling/config.json           mean over real tokens
+    2_Dense/                        the projection: config.json, model.safetensors
+    3_Normalize/                    nothing to know
+
+Names and keys are those that the library has read since its third version; newer ones read them as well.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import nn
+
+DENSE = "2_Dense/model.safetensors"
+"""Where the projection's weights are; linear.weight (dimensions, hidden), linear.bias (dimensions,)."""
+
+_MODULES = (("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Dense", "Dense"), ("3_Normalize", "Normalize"))
+
+
+def write(place: Path, dense: nn.Linear, *, max_tokens: int) -> None:
+    """Makes the folder of a saved transformer one of sentence-transformers: mean pooling, this projection, unit length.
+
+    Args:
+        place: the folder, with config.json, weights and tokenizer in it.
+        max_tokens: of a text, special tokens included; the rest is cut.
+    """
+    listed = [
+        {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for number, (path, kind) in enumerate(_MODULES)
+    ]
+    _json(place / "modules.json", listed)
+    _json(place / "sentence_bert_config.json", {"max_seq_length": max_tokens, "do_lower_case": False})
+    _json(
+        place / "config_sentence_transformers.json",
+        {"prompts": {}, "default_prompt_name": None, "similarity_fn_name": "cosine"},
+    )
+    _json(
+        place / "1_Pooling" / "config.json",
+        {"word_embedding_dimension": dense.in_features, "pooling_mode_mean_tokens": True},
+    )
+    _json(
+        place / "2_Dense" / "config.json",
+        {
+            "in_features": dense.in_features,
+            "out_features": dense.out_features,
+            "bias": True,
+            "activation_function": "torch.nn.modules.linear.Identity",
+        },
+    )
+    save_file({f"linear.{name}": value.contiguous() for name, value in dense.state_dict().items()}, place / DENSE)
+    _json(place / "3_Normalize" / "config.json", {})
+
+
+def _json(path: Path, value: Any) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")

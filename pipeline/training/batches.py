@@ -100,21 +100,51 @@ def read_pairs(
     Raises:
         SchemaError: a pair names a query or document that the data does not have; names the first.
     """
+    found = read_texts(data, pairs)
+    return Pairs(
+        rows=found.table.column("row_id").to_numpy().astype(np.int64),
+        query=found.query,
+        document=found.document,
+        grades=found.table.column("grade").to_numpy().astype(np.int64),
+        split=np.array(found.table.column("split").to_pylist(), dtype=np.str_),
+        queries=tokenise(tokenizer, found.queries, max_query_tokens, "tokenise queries"),
+        documents=tokenise(tokenizer, found.documents, max_tokens, "tokenise documents"),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PairTexts:
+    """A pairs table and its texts."""
+
+    table: pa.Table
+    query: Ints
+    """(pairs,) number in `queries`."""
+    document: Ints
+    """(pairs,) number in `documents`."""
+    queries: list[str]
+    documents: list[str]
+
+
+def read_texts(data: Artifact, pairs: Artifact) -> PairTexts:
+    """The pairs of an artifact with their texts, from the documents and queries of the data.
+
+    Queries that the data does not have may stand in a queries.parquet beside the pairs.
+
+    Raises:
+        SchemaError: a pair names a query or document that is in neither; names the first.
+    """
     table = schema.read(pairs.file("pairs.parquet"), "pairs")
     query_ids, query = _numbered(table, "query_id")
     doc_ids, document = _numbered(table, "doc_id")
-    queries = _texts(data.file("queries.parquet"), "query_id", ("text",), query_ids)
-    documents = _texts(data.file("documents.parquet"), "doc_id", ("title", "text"), doc_ids)
-    return Pairs(
-        rows=table.column("row_id").to_numpy().astype(np.int64),
-        query=query,
-        document=document,
-        grades=table.column("grade").to_numpy().astype(np.int64),
-        split=np.array(table.column("split").to_pylist(), dtype=np.str_),
-        queries=tokenise(tokenizer, [one for (one,) in queries], max_query_tokens, "tokenise queries"),
-        documents=tokenise(
-            tokenizer, [text.document_text(title, body) for title, body in documents], max_tokens, "tokenise documents"
-        ),
+    places = [one.file("queries.parquet") for one in (data, pairs) if "queries.parquet" in one.manifest.files]
+    queries = _texts(places, "query_id", ("text",), query_ids)
+    documents = _texts([data.file("documents.parquet")], "doc_id", ("title", "text"), doc_ids)
+    return PairTexts(
+        table,
+        query,
+        document,
+        [one for (one,) in queries],
+        [text.document_text(title, body) for title, body in documents],
     )
 
 
@@ -124,16 +154,18 @@ def _numbered(table: pa.Table, column: str) -> tuple[list[str], Ints]:
     return names.tolist(), places.astype(np.int64)
 
 
-def _texts(path: Path, key: str, columns: Sequence[str], wanted: Sequence[str]) -> list[tuple[str, ...]]:
-    """The columns of the rows with these ids, in the order of the ids."""
+def _texts(paths: Sequence[Path], key: str, columns: Sequence[str], wanted: Sequence[str]) -> list[tuple[str, ...]]:
+    """The columns of the rows with these ids in any of the files, in the order of the ids."""
     kept = pc.field(key).isin(pa.array(wanted, pa.string()))
-    table = pq.read_table(path, columns=[key, *columns], filters=kept)
-    texts = [table.column(name).to_pylist() for name in columns]
-    found = dict(zip(table.column(key).to_pylist(), zip(*texts, strict=True), strict=True))
+    found: dict[str, tuple[str, ...]] = {}
+    for path in paths:
+        table = pq.read_table(path, columns=[key, *columns], filters=kept)
+        texts = [table.column(name).to_pylist() for name in columns]
+        found |= zip(table.column(key).to_pylist(), zip(*texts, strict=True), strict=True)
     missing = [one for one in wanted if one not in found]
     if missing:
         raise SchemaError(
-            f"{path}: {len(missing)} of the pairs' ids are not there, {key} '{missing[0]}' for one; "
+            f"{paths[0]}: {len(missing)} of the pairs' ids are not there, {key} '{missing[0]}' for one; "
             "make the pairs again from this data"
         )
     return [found[one] for one in wanted]

@@ -12,6 +12,7 @@ in the upper half of the scale.
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -167,8 +168,7 @@ class CrossEncoder(nn.Module):
             token_type_ids: (batch, tokens) int64, or None where the model has one segment.
             attention_mask: (batch, tokens), 1 for a real token.
         """
-        scores, _ = self.with_states(input_ids, token_type_ids, attention_mask, ())
-        return scores
+        return self.read(input_ids, token_type_ids, attention_mask).scores
 
     def with_states(
         self, input_ids: Tensor, token_type_ids: Tensor | None, attention_mask: Tensor, layers: Sequence[int]
@@ -178,32 +178,152 @@ class CrossEncoder(nn.Module):
         Raises:
             ShapeError: a layer that the model does not have.
         """
-        if any(not 1 <= layer <= self.layers for layer in layers):
-            raise ShapeError(f"states of layers {tuple(layers)}: the model has layers 1 to {self.layers}")
-        segments = {"token_type_ids": token_type_ids} if token_type_ids is not None and self.segments else {}
+        found = self.read(input_ids, token_type_ids, attention_mask, first=layers)
+        return found.scores, found.first
+
+    def read(
+        self,
+        input_ids: Tensor,
+        token_type_ids: Tensor | None,
+        attention_mask: Tensor,
+        *,
+        first: Sequence[int] = (),
+        whole: Sequence[int] = (),
+    ) -> "Reading":
+        """Scores, and states on the way to them.
+
+        Args:
+            first: layers after which the first token's state is kept, from 1.
+            whole: layers after which the states of all tokens are kept; 0 for the embeddings. Only when the last
+                layer is among them is it computed for more than the first token.
+
+        Raises:
+            ShapeError: a layer that the model does not have.
+        """
+        if any(not 1 <= layer <= self.layers for layer in first) or any(not 0 <= one <= self.layers for one in whole):
+            wanted = (*first, *whole)
+            raise ShapeError(f"states of layers {wanted}: the model has layers 1 to {self.layers}")
+        added = padding(attention_mask)
+        hidden = self._embedded(input_ids, token_type_ids)
+        kept, all_tokens = {}, {}
+        for number in range(self.layers):
+            kept[number] = hidden[:, 0]
+            if number in whole:
+                all_tokens[number] = hidden
+            layer = self._layer(number + 1)
+            if number + 1 < self.layers:
+                hidden = layer(hidden, added)
+            elif self.layers in whole or self._shared:
+                hidden = layer(hidden, added)
+                all_tokens[self.layers] = hidden
+            else:
+                hidden = first_token(layer, hidden, added)  # (batch, 1, hidden)
+        kept[self.layers] = hidden[:, 0]
+
         model: Any = self.model
-        if model.config.model_type == "albert":
-            found = model(
-                input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=bool(layers), **segments
-            )
-            scores, kept = found.logits, {layer: found.hidden_states[layer][:, 0] for layer in layers}
+        scores = self._scores(hidden[:, :1])
+        states = [kept[layer].float() for layer in first]
+        width = int(model.config.hidden_size)
+        return Reading(
+            scores=scores[:, 0].float(),
+            first=torch.stack(states, dim=1)
+            if states
+            else scores.new_empty(len(scores), 0, width, dtype=torch.float32),
+            whole={layer: all_tokens[layer] for layer in whole},
+        )
+
+    def token_states(
+        self, input_ids: Tensor, token_type_ids: Tensor | None, attention_mask: Tensor, layers: Sequence[int]
+    ) -> dict[int, Tensor]:
+        """(batch, tokens, hidden) after each of these layers, 0 for the embeddings; computes none above the highest.
+
+        Raises:
+            ShapeError: a layer that the model does not have.
+        """
+        if any(not 0 <= layer <= self.layers for layer in layers):
+            raise ShapeError(f"states of layers {tuple(layers)}: the model has layers 1 to {self.layers}")
+        added = padding(attention_mask)
+        hidden = self._embedded(input_ids, token_type_ids)
+        found = {0: hidden}
+        for number in range(1, max(layers, default=0) + 1):
+            hidden = self._layer(number)(hidden, added)
+            found[number] = hidden
+        return {layer: found[layer] for layer in layers}
+
+    def projections(self, layer: int, before: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, each (batch, tokens, hidden), of a layer from the states before it.
+
+        Computed anew: a hook in the layer would see nothing where its activations are not kept.
+        """
+        attention = self._attention(layer)
+        return attention.query(before), attention.key(before), attention.value(before)
+
+    @property
+    def heads(self) -> int:
+        """Attention heads of each layer."""
+        return int(self.model.config.num_attention_heads)
+
+    @property
+    def hidden(self) -> int:
+        """Width of the states."""
+        return int(self.model.config.hidden_size)
+
+    @property
+    def _shared(self) -> bool:
+        """ALBERT: its layers share their weights."""
+        return bool(self.model.config.model_type == "albert")
+
+    def _embedded(self, input_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:
+        segments = {"token_type_ids": token_type_ids} if token_type_ids is not None and self.segments else {}
+        body: Any = self.model.base_model
+        hidden: Tensor = body.embeddings(input_ids=input_ids, **segments)  # (batch, tokens, hidden)
+        if self._shared:
+            hidden = body.encoder.embedding_hidden_mapping_in(hidden)
+        return hidden
+
+    def _layer(self, number: int) -> Any:
+        """The layer of this number, from 1."""
+        encoder: Any = self.model.base_model.encoder
+        if not self._shared:
+            return encoder.layer[number - 1]
+        return encoder.albert_layer_groups[(number - 1) * len(encoder.albert_layer_groups) // self.layers]
+
+    def _attention(self, number: int) -> Any:
+        """What makes the queries, keys and values of a layer."""
+        layer = self._layer(number)
+        if not self._shared:
+            return layer.attention.self
+        if len(layer.albert_layers) > 1:
+            raise ConfigError("an albert model whose layers are groups of several has no one attention to learn from")
+        return layer.albert_layers[0].attention
+
+    def _scores(self, first: Tensor) -> Tensor:
+        """(batch, 1) from the last state of the first token, (batch, 1, hidden)."""
+        model: Any = self.model
+        body = model.base_model
+        if self._shared:
+            pooled = model.dropout(body.pooler_activation(body.pooler(first[:, 0])))
         else:
-            body = model.base_model
-            hidden = body.embeddings(input_ids=input_ids, **segments)  # (batch, tokens, hidden)
-            mask = (1 - attention_mask[:, None, None, :]) * MASKED  # (batch, 1, 1, tokens), added to the logits
-            *lower, last = body.encoder.layer
-            kept = {}
-            for number, layer in enumerate(lower, start=1):
-                hidden = layer(hidden, mask)
-                kept[number] = hidden[:, 0]
-            first = first_token(last, hidden, mask)  # (batch, 1, hidden)
-            kept[self.layers] = first[:, 0]
             pooled = first if body.pooler is None else model.dropout(body.pooler(first))
-            scores = model.classifier(pooled)  # (batch, 1)
-        states = [kept[layer].float() for layer in layers]
-        if not states:
-            return scores[:, 0].float(), scores.new_empty(len(scores), 0, int(model.config.hidden_size))
-        return scores[:, 0].float(), torch.stack(states, dim=1)
+        found: Tensor = model.classifier(pooled)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a cross-encoder made of a batch."""
+
+    scores: Tensor
+    """(batch,) raw, float32."""
+    first: Tensor
+    """(batch, layers, hidden) float32, in the order asked for."""
+    whole: dict[int, Tensor]
+    """(batch, tokens, hidden) by layer, 0 for the embeddings."""
+
+
+def padding(attention_mask: Tensor) -> Tensor:
+    """(batch, 1, 1, tokens), added to attention logits: 0 for a real token, very negative for padding."""
+    return (1 - attention_mask[:, None, None, :]) * MASKED
 
 
 def first_token(layer: Any, hidden: Tensor, mask: Tensor) -> Tensor:

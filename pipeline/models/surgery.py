@@ -33,6 +33,20 @@ def layer_map(depth: int, layers: int) -> tuple[int, ...]:
     return spaced(depth, layers)[:-1]
 
 
+def other_layers(depth: int, keep: Sequence[int]) -> tuple[int, ...]:
+    """As many layers as `keep` has, as few of them as can be the same: 1, 3, …, 11 beside 2, 4, …, 12.
+
+    Raises:
+        ConfigError: all layers are kept, so there is no other choice.
+    """
+    rest = [layer for layer in range(1, depth + 1) if layer not in keep]
+    if not rest:
+        raise ConfigError(f"all {depth} layers are kept, so no student of other layers can be cut; keep fewer")
+    if len(rest) >= len(keep):
+        return tuple(rest[place - 1] for place in spaced(len(rest), len(keep)))
+    return tuple(sorted([*rest, *sorted(keep)[len(rest) :]]))
+
+
 def keep_layers(model: Model, keep: Sequence[int]) -> Model:
     """A copy of the model with only these layers, counted from 1, in the order given.
 

@@ -1,6 +1,6 @@
 """How a cross-encoder learns from graded pairs and, when there is one, from a teacher.
 
-The teacher, the ranker and the plain student differ only in the weights of the five losses.
+The teacher, the ranker and the plain student differ only in the weights of their terms, which `terms` lists.
 """
 
 import dataclasses
@@ -17,24 +17,29 @@ from torch import Tensor
 
 from pipeline.artifacts import Artifact
 from pipeline.config import LoopConfig
-from pipeline.errors import ArtifactError, TrainingError
-from pipeline.models.cross_encoder import CrossEncoder
-from pipeline.training import batches, losses, scoring
+from pipeline.errors import ArtifactError, ConfigError, TrainingError
+from pipeline.models.cross_encoder import CrossEncoder, Reading
+from pipeline.training import batches, distillation, scoring
 from pipeline.training.batches import Ints, Pairs
 from pipeline.training.checkpoint import Progress
+from pipeline.training.learner import Learner
 from pipeline.training.loop import Step, train
+from pipeline.training.terms import (
+    SCORE_TERMS,
+    TAUGHT_TERMS,
+    TOKEN_TERMS,
+    Counts,
+    Match,
+    Scored,
+    Taught,
+    TokenView,
+    TokenViews,
+    Weights,
+    token_layers,
+)
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Weights:
-    """Of the losses; a loss of weight 0 is not computed."""
-
-    ordinal: float
-    pairwise: float
-    soft: float = 0.0
-    temperature: float = 1.0
-    margin: float = 0.0
-    hidden: float = 0.0
+ALONE = Match()
+"""No layer is compared with a teacher's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +62,7 @@ class Lessons:
         """The lessons for these pairs, joined by row id.
 
         Raises:
-            ArtifactError: made by another teacher, or a pair has no score.
+            ArtifactError: made by another teacher, by one of another scale of grades, or a pair has no score.
         """
         made_by = teacher_scores.manifest.inputs.get("teacher")
         if made_by != teacher.fingerprint:
@@ -66,6 +71,11 @@ class Lessons:
             )
         scores, rows = joined(teacher_scores, pairs.rows)
         head = json.loads(teacher.file("head.json").read_text(encoding="utf-8"))
+        if len(head["thresholds"]) < (top := int(pairs.grades.max(initial=0))):
+            raise ArtifactError(
+                f"{teacher.path}: the teacher knows grades 0 to {len(head['thresholds'])}, the pairs go up to {top}; "
+                "train it on these pairs"
+            )
         states, layers = None, ()
         if "states.npy" in teacher_scores.manifest.files:
             states = np.load(teacher_scores.file("states.npy"), mmap_mode="r", allow_pickle=False)
@@ -106,8 +116,7 @@ class Chunk:
     """Pairs of whole queries, and what the whole step counts."""
 
     places: Ints
-    documents: int
-    ordered_pairs: int
+    counts: Counts
 
 
 class CrossTask:
@@ -124,25 +133,67 @@ class CrossTask:
         *,
         max_list: int,
         lessons: Lessons | None = None,
-        layer_map: Sequence[int] = (),
+        match: Match = ALONE,
+        teacher: CrossEncoder | None = None,
+        peer: CrossEncoder | None = None,
     ) -> None:
         """
         Args:
             max_list: documents of a query in one step.
-            lessons: needed by the losses soft, margin and hidden.
-            layer_map: teacher layers that teach the student layers 1, 2, …
+            lessons: needed by the terms that learn from the teacher's scores and states.
+            match: which layers are compared.
+            teacher: needed by the terms over tokens; is not trained.
+            peer: needed by the mutual term; learns all that the model learns.
+
+        Raises:
+            ConfigError: no term has a weight, or one lacks what it learns from.
+            ArtifactError: lessons without the states that are needed, or on another scale of grades.
         """
+        if not match.first:  # A student of one layer has none to match.
+            weights = dataclasses.replace(weights, hidden=0.0)
+        weights.check()
+        for table, given, needed in (
+            (TAUGHT_TERMS, lessons, "the teacher's scores"),
+            (TOKEN_TERMS, teacher, "the teacher itself"),
+            (("mutual",), peer, "a second student"),
+        ):
+            if given is None and (lacking := weights.of(dict.fromkeys(table))):
+                raise ConfigError(f"the losses {', '.join(lacking)} need {needed}; set their weights to 0")
         self.model = model
         self.pairs = pairs
         self.config = config
         self.weights = weights
         self.max_list = max_list
         self.lessons = lessons
-        self.layer_map = tuple(layer_map) if weights.hidden and lessons else ()
+        self.match = match
+        self.teacher = teacher if weights.of(TOKEN_TERMS) else None
+        self.whole: list[int] = []
+        self.taught_whole: list[int] = []
+        if self.teacher is not None:
+            self.teacher.eval().requires_grad_(False)
+            self.whole, self.taught_whole = token_layers(weights, match, model.layers, self.teacher.layers)
+        students = [model] if peer is None or not weights.mutual else [model, peer]
+        width = self.teacher.hidden if self.teacher else model.hidden
+        self.learner = Learner(students, weights, width, config.seed)
         self.device = next(model.parameters()).device
+        self._check_grades()
+        if lessons is not None and weights.hidden:
+            lessons.states_of(np.zeros(0, dtype=np.int64), match.first)
         self.lengths = batches.pair_lengths(pairs, model.template)
         self.train = pairs.places("train")
         self.valid = scoring.valid_places(pairs, config.valid_pairs, config.seed)
+
+    def _check_grades(self) -> None:
+        known, top = len(self.model.thresholds), int(self.pairs.grades.max(initial=0))
+        if top > known:
+            raise ConfigError(
+                f"the pairs have grades up to {top}, the model knows 0 to {known}; train the teacher on these pairs"
+            )
+        if self.lessons is not None and self.weights.soft and len(self.lessons.thresholds) != known:
+            raise ArtifactError(
+                f"the teacher knows grades 0 to {len(self.lessons.thresholds)} and the student 0 to {known}, so their "
+                "distributions cannot be compared; train both on the same pairs, or set ranker.soft_weight to 0"
+            )
 
     def plan(self, epoch: int) -> list[Step[Chunk]]:
         """Each training query once, with at most `max_list` of its pairs."""
@@ -151,13 +202,19 @@ class CrossTask:
         steps = []
         for chunks in planned:
             chosen = [self.train[places] for places in chunks]
-            documents = sum(map(len, chosen))
-            ordered = sum(self._ordered_pairs(places) for places in chosen)
+            every = np.concatenate(chosen)
+            counts = Counts(
+                documents=len(every),
+                queries=len(np.unique(self.pairs.query[every])),
+                ordered_pairs=sum(self._ordered_pairs(places) for places in chosen),
+                tokens=int(self.lengths[every].sum()),
+                token_pairs=int(np.square(self.lengths[every]).sum()),
+            )
             steps.append(
                 Step(
-                    [Chunk(places, documents, ordered) for places in chosen],
-                    examples=documents,
-                    tokens=sum(int(self.lengths[places].sum()) for places in chosen),
+                    [Chunk(places, counts) for places in chosen],
+                    examples=counts.documents,
+                    tokens=counts.tokens,
                     padded=sum(batches.padded(self.lengths[places]) for places in chosen),
                 )
             )
@@ -168,43 +225,79 @@ class CrossTask:
         return int(((queries[:, None] == queries) & (grades[:, None] > grades)).sum())
 
     def loss(self, chunk: Chunk) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """The weighted sum of the losses, and each by itself."""
-        parts, found = [], []
-        for rectangle in batches.rectangles(self.lengths[chunk.places]):
-            places = chunk.places[rectangle]
-            inputs = batches.rectangle(batches.pair_inputs(self.pairs, places, self.model.template), self.device)
-            parts.append(places)
-            found.append(
-                self.model.with_states(
-                    inputs.input_ids, inputs.token_type_ids, inputs.attention_mask, range(1, len(self.layer_map) + 1)
-                )
-            )
-        places = np.concatenate(parts)  # (n,) in the order of the rectangles; the losses do not mind
-        scores = torch.cat([part for part, _ in found])  # (n,)
-        states = torch.cat([part for _, part in found])  # (n, layers, hidden)
-        grades = torch.from_numpy(self.pairs.grades[places]).to(self.device)
-        groups = torch.from_numpy(np.unique(self.pairs.query[places], return_inverse=True)[1]).to(self.device)
+        """The weighted sum of the terms, and each by itself; `peer` is all of the second student's."""
+        rectangles = [chunk.places[rows] for rows in batches.rectangles(self.lengths[chunk.places])]
+        students = self.learner.each()
+        readings: list[list[Reading]] = [[] for _ in students]
+        over_tokens: list[dict[str, Tensor]] = [{} for _ in students]
+        for part in rectangles:
+            inputs = batches.rectangle(batches.pair_inputs(self.pairs, part, self.model.template), self.device)
+            taught = self._teacher_view(inputs)
+            for (student, projections), read, terms in zip(students, readings, over_tokens, strict=True):
+                first = range(1, len(self.match.first) + 1) if self.weights.hidden else ()
+                arguments = (inputs.input_ids, inputs.token_type_ids, inputs.attention_mask)
+                read.append(student.read(*arguments, first=first, whole=self.whole))
+                if taught is not None:
+                    ours = TokenView(student, read[-1].whole)
+                    views = TokenViews(ours, taught, inputs.attention_mask, projections, self.match, chunk.counts)
+                    for name in self.weights.of(TOKEN_TERMS):
+                        terms[name] = terms.get(name, 0) + TOKEN_TERMS[name](views)
 
-        weights, thresholds, n = self.weights, self.model.thresholds, chunk.documents
-        terms: dict[str, tuple[float, Tensor]] = {}
-        if weights.ordinal:
-            terms["ordinal"] = weights.ordinal, losses.ordinal_loss(scores, grades, thresholds, total=n)
-        if weights.pairwise:
-            pairwise = losses.ranknet_loss(scores, grades, groups, total=chunk.ordered_pairs)
-            terms["pairwise"] = weights.pairwise, pairwise
-        if self.lessons is not None:
-            targets = torch.from_numpy(self.lessons.scores[places]).to(self.device)
-            if weights.soft:
-                levels = self.lessons.thresholds.to(self.device)
-                soft = losses.soft_ordinal_loss(scores, thresholds, targets, levels, weights.temperature, total=n)
-                terms["soft"] = weights.soft, soft
-            if weights.margin:
-                terms["margin"] = weights.margin, losses.margin_loss(scores, targets, groups, total=n)
-            if self.layer_map:
-                taught = self.lessons.states_of(places, self.layer_map).to(self.device)
-                terms["hidden"] = weights.hidden, losses.patient_loss(states, taught, total=n)
-        loss = sum((weight * value for weight, value in terms.values()), scores.sum() * 0)
-        return loss, {name: value for name, (_, value) in terms.items()}
+        places = np.concatenate(rectangles)  # (n,) in the order of the rectangles; the losses do not mind
+        told = self._told(places)
+        scored = [
+            self._scored(student, read, places, chunk.counts)
+            for (student, _), read in zip(students, readings, strict=True)
+        ]
+        found = [self._terms(one, told) | terms for one, terms in zip(scored, over_tokens, strict=True)]
+        sums = [self._sum(one.scores, terms) for one, terms in zip(scored, found, strict=True)]
+        if len(scored) == 1:
+            return sums[0], found[0]
+        mutual = _from_each_other(scored[0], scored[1], self.weights.temperature)
+        loss = sums[0] + sums[1] + self.weights.mutual * mutual
+        return loss, {**found[0], "mutual": mutual, "peer": sums[1]}
+
+    def _teacher_view(self, inputs: batches.Rectangle) -> TokenView | None:
+        if self.teacher is None:
+            return None
+        with torch.no_grad():
+            states = self.teacher.token_states(
+                inputs.input_ids, inputs.token_type_ids, inputs.attention_mask, self.taught_whole
+            )
+        return TokenView(self.teacher, states)
+
+    def _told(self, places: Ints) -> Taught | None:
+        """What the teacher said about these pairs."""
+        if self.lessons is None:
+            return None
+        layers = self.match.first if self.weights.hidden else ()
+        states = self.lessons.states_of(places, layers) if layers else torch.zeros(len(places), 0, 0)
+        return Taught(
+            torch.from_numpy(self.lessons.scores[places]).to(self.device),
+            self.lessons.thresholds.to(self.device),
+            states.to(self.device),
+        )
+
+    def _scored(self, student: CrossEncoder, readings: Sequence[Reading], places: Ints, counts: Counts) -> Scored:
+        return Scored(
+            scores=torch.cat([one.scores for one in readings]),  # (n,)
+            thresholds=student.thresholds,
+            states=torch.cat([one.first for one in readings]),  # (n, layers, hidden)
+            grades=torch.from_numpy(self.pairs.grades[places]).to(self.device),
+            groups=torch.from_numpy(np.unique(self.pairs.query[places], return_inverse=True)[1]).to(self.device),
+            counts=counts,
+        )
+
+    def _terms(self, scored: Scored, told: Taught | None) -> dict[str, Tensor]:
+        """The terms over scores, by name."""
+        weights = self.weights
+        found = {name: SCORE_TERMS[name](scored, weights) for name in weights.of(SCORE_TERMS)}
+        if told is not None:
+            found |= {name: TAUGHT_TERMS[name](scored, told, weights) for name in weights.of(TAUGHT_TERMS)}
+        return found
+
+    def _sum(self, scores: Tensor, terms: Mapping[str, Tensor]) -> Tensor:
+        return sum((getattr(self.weights, name) * value for name, value in terms.items()), scores.sum() * 0)
 
     def evaluate(self) -> float:
         """nDCG@10 of the valid queries."""
@@ -221,7 +314,20 @@ def learn(task: CrossTask, *, label: str, checkpoint: Path) -> Progress:
         TrainingError: nothing to train on, or the loss is not a number.
     """
     config = task.config if len(task.valid) else dataclasses.replace(task.config, evaluations=0)
-    return train(task.model, task, config, label=label, checkpoint=checkpoint, fresh=task.model.fresh)
+    return train(task.learner, task, config, label=label, checkpoint=checkpoint, fresh=task.learner.fresh)
+
+
+def _from_each_other(first: Scored, second: Scored, temperature: float) -> Tensor:
+    """Each student from the other's softened grade distribution, as that stands at this step.
+
+    Source: Zhang et al., Deep mutual learning, CVPR 2018, arXiv:1706.00384.
+    """
+    total = first.counts.documents
+    return distillation.soft_ordinal_loss(
+        first.scores, first.thresholds, second.scores, second.thresholds, temperature, total=total
+    ) + distillation.soft_ordinal_loss(
+        second.scores, second.thresholds, first.scores, first.thresholds, temperature, total=total
+    )
 
 
 def first_thresholds(pairs: Pairs) -> list[float]:

@@ -1,4 +1,4 @@
-"""The losses, each a pure function of scores.
+"""The losses of ranking, each a pure function of scores; `distillation` has those that match a teacher.
 
 All are means over something that is counted (pairs, ordered pairs, queries). Where a step goes through the model in
 several chunks, a chunk passes `total`, the count over the whole step; the chunks' values then add up to the value of
@@ -90,42 +90,84 @@ def ranknet_loss(scores: Tensor, grades: Tensor, groups: Tensor, *, total: float
     return F.softplus(-gaps).sum() / _count(total, len(gaps))
 
 
-def soft_ordinal_loss(
-    scores: Tensor,
-    thresholds: Tensor,
-    teacher_scores: Tensor,
-    teacher_thresholds: Tensor,
-    temperature: float,
-    *,
-    total: float | None = None,
-) -> Tensor:
-    """KL divergence of the student's grade distribution from the teacher's, both softened, times temperature².
-
-    Scores and thresholds are divided by the temperature; the factor keeps the gradient's size. It is the soft
-    cross-entropy less the teacher's own entropy, so 0 means equal.
+def hinge_loss(scores: Tensor, grades: Tensor, groups: Tensor, margin: float, *, total: float | None = None) -> Tensor:
+    """max(0, margin − (s_i − s_j)) for documents i, j of one query with grade_i > grade_j, mean over such pairs.
 
     Args:
-        scores: (n,) of the student.
-        thresholds: (grades,) of the student.
-        teacher_scores: (n,); receives no gradient.
-        teacher_thresholds: (grades,); receives no gradient.
-        temperature: above 0.
-        total: documents of the whole step.
+        scores: (n,) float.
+        grades: (n,) int64.
+        groups: (n,) int64.
+        margin: by which the better document should lead, above 0.
+        total: ordered pairs of the whole step.
 
     Returns:
-        Scalar ≥ 0, mean over documents.
+        Scalar ≥ 0; 0 where no query has two grades.
 
-    Raises:
-        ShapeError: the shapes differ.
-
-    Source: Hinton, Vinyals and Dean, Distilling the knowledge in a neural network, arXiv:1503.02531.
+    Source: Herbrich, Graepel and Obermayer, Large margin rank boundaries for ordinal regression, 2000.
     """
-    _same(scores, teacher_scores, "soft_ordinal_loss")
-    _same(thresholds, teacher_thresholds, "soft_ordinal_loss")
-    student = grade_log_probabilities(scores, thresholds, temperature)  # (n, grades + 1)
-    teacher = grade_log_probabilities(teacher_scores.detach(), teacher_thresholds.detach(), temperature)
-    divergence = (teacher.exp() * (teacher - student)).sum()
-    return divergence * temperature**2 / _count(total, len(scores))
+    _same(scores, grades, "hinge_loss")
+    _same(scores, groups, "hinge_loss")
+    better = _better(grades, groups)  # (n, n)
+    gaps = (scores.unsqueeze(1) - scores.unsqueeze(0))[better]  # (pairs,)
+    return F.relu(margin - gaps).sum() / _count(total, len(gaps))
+
+
+def listnet_loss(scores: Tensor, grades: Tensor, groups: Tensor, *, total: float | None = None) -> Tensor:
+    """Cross-entropy of softmax(scores) against softmax(grades) within each query, mean over queries.
+
+    The top-one probabilities of the paper. Equal grades ask for equal scores, and one document for nothing.
+
+    Args:
+        scores: (n,) float.
+        grades: (n,) int64.
+        groups: (n,) int64.
+        total: queries of the whole step.
+
+    Returns:
+        Scalar ≥ 0; at its least the entropy of the grades' softmax.
+
+    Source: Cao et al., Learning to rank: from pairwise approach to listwise approach, ICML 2007.
+    """
+    _same(scores, grades, "listnet_loss")
+    _same(scores, groups, "listnet_loss")
+    together = groups.unsqueeze(1) == groups.unsqueeze(0)  # (n, n)
+    wanted = grades.to(scores.dtype)
+    logs = scores - _group_logsumexp(scores, together)
+    shares = (wanted - _group_logsumexp(wanted, together)).exp()
+    return -(shares * logs).sum() / _count(total, _queries(groups))
+
+
+def lambdarank_loss(scores: Tensor, grades: Tensor, groups: Tensor, *, total: float | None = None) -> Tensor:
+    """RankNet whose pairs weigh what their swap would change in nDCG, sum over a query's pairs, mean over queries.
+
+    The scheme is LambdaRank's, which LambdaLoss shows to bound nDCG: the weight of documents i and j is
+    |grade_i − grade_j| · |1 / log2(1 + rank_i) − 1 / log2(1 + rank_j)| / ideal DCG. The gain is linear, as in the
+    report's headline nDCG; ranks come from the scores as they are now, of equals the earlier first, and give no
+    gradient; no rank is cut off; the logarithm of the loss is natural.
+
+    Args:
+        scores: (n,) float.
+        grades: (n,) int64 ≥ 0.
+        groups: (n,) int64.
+        total: queries of the whole step.
+
+    Returns:
+        Scalar ≥ 0; 0 where no query has two grades.
+
+    Source: Burges, From RankNet to LambdaRank to LambdaMART, MSR-TR-2010-82; Wang et al., The LambdaLoss framework
+    for ranking metric optimization, CIKM 2018.
+    """
+    _same(scores, grades, "lambdarank_loss")
+    _same(scores, groups, "lambdarank_loss")
+    together = groups.unsqueeze(1) == groups.unsqueeze(0)  # (n, n)
+    gains = grades.to(scores.dtype)
+    discounts = 1 / torch.log2(2.0 + _before(scores.detach(), together))  # (n,) of the present order
+    ideal = (together * (gains / torch.log2(2.0 + _before(gains, together)))).sum(1)  # (n,) DCG of the query's best
+    better = _better(grades, groups)
+    swap = (gains.unsqueeze(1) - gains.unsqueeze(0)) * (discounts.unsqueeze(1) - discounts.unsqueeze(0)).abs()
+    swap = swap / ideal.clamp(min=1e-9).unsqueeze(1)  # (n, n), of the better document's row
+    gaps = (scores.unsqueeze(1) - scores.unsqueeze(0))[better]  # (pairs,)
+    return (swap[better] * F.softplus(-gaps)).sum() / _count(total, _queries(groups))
 
 
 def margin_loss(scores: Tensor, targets: Tensor, groups: Tensor, *, total: float | None = None) -> Tensor:
@@ -159,34 +201,6 @@ def centred(values: Tensor, groups: Tensor) -> Tensor:
     return values - (sums / counts)[groups]
 
 
-def patient_loss(student: Tensor, teacher: Tensor, *, total: float | None = None) -> Tensor:
-    """Distance between the directions of matched first-token states.
-
-    The paper sums over examples and layers. We average, so that the term's weight means the same at any batch size.
-
-    Args:
-        student: (n, layers, hidden) float.
-        teacher: (n, layers, hidden) float; receives no gradient.
-        total: documents of the whole step.
-
-    Returns:
-        Scalar in [0, 4], the mean squared distance between unit vectors; 0 without layers.
-
-    Raises:
-        ShapeError: the shapes differ.
-
-    Source: Sun et al., Patient knowledge distillation, EMNLP 2019, arXiv:1908.09355.
-    """
-    if student.shape != teacher.shape:
-        raise ShapeError(
-            f"patient_loss: student {tuple(student.shape)}, teacher {tuple(teacher.shape)}; "
-            "choose teacher layers with ranker.layer_map and states as wide as the student"
-        )
-    gap = F.normalize(student, dim=-1) - F.normalize(teacher.detach(), dim=-1)
-    distances = gap.square().sum(dim=-1)  # (n, layers)
-    return distances.sum() / (_count(total, len(student)) * max(1, student.shape[1]))
-
-
 def contrast_loss(
     similarities: Tensor, positive: Tensor, allowed: Tensor, temperature: float, *, total: float | None = None
 ) -> Tensor:
@@ -215,6 +229,23 @@ def contrast_loss(
 def _better(grades: Tensor, groups: Tensor) -> Tensor:
     """(n, n) bool: row's document is of the same query as the column's, and of a higher grade."""
     return (groups.unsqueeze(1) == groups.unsqueeze(0)) & (grades.unsqueeze(1) > grades.unsqueeze(0))
+
+
+def _group_logsumexp(values: Tensor, together: Tensor) -> Tensor:
+    """(n,) log Σ e^value over the documents of the same query."""
+    return values.unsqueeze(0).masked_fill(~together, -torch.inf).logsumexp(1)
+
+
+def _before(values: Tensor, together: Tensor) -> Tensor:
+    """(n,) how many documents of the same query stand before this one when the values descend."""
+    place = torch.arange(len(values), device=values.device)
+    higher = values.unsqueeze(0) > values.unsqueeze(1)
+    earlier = (values.unsqueeze(0) == values.unsqueeze(1)) & (place.unsqueeze(0) < place.unsqueeze(1))
+    return (together & (higher | earlier)).sum(1)
+
+
+def _queries(groups: Tensor) -> int:
+    return int((torch.bincount(groups) > 0).sum())
 
 
 def _count(total: float | None, here: int) -> float:

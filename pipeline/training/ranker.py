@@ -3,9 +3,13 @@
 From `data`, `pairs`, the teacher and its scores; exported for serving, judged in the report.
 """
 
+import dataclasses
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from tokenizers import Tokenizer
 
 from pipeline import artifacts
 from pipeline.artifacts import Artifact, Staging
@@ -13,9 +17,11 @@ from pipeline.config import CandidatesConfig, RankerConfig, to_dict
 from pipeline.errors import ConfigError
 from pipeline.models import surgery, texts, weights
 from pipeline.models.cross_encoder import CrossEncoder
+from pipeline.tokens import PairTemplate
 from pipeline.training import scoring
-from pipeline.training.batches import read_pairs
-from pipeline.training.cross_task import CrossTask, Lessons, Weights, first_thresholds, learn
+from pipeline.training.batches import Pairs, read_pairs
+from pipeline.training.cross_task import CrossTask, Lessons, first_thresholds, learn
+from pipeline.training.terms import SCORE_TERMS, TAUGHT_TERMS, TOKEN_TERMS, Match, Weights
 
 VERSION = 2
 
@@ -39,7 +45,7 @@ def make(
 
     Raises:
         MissingError: the base model cannot be had.
-        ConfigError: a layer to keep or to learn from that is not there.
+        ConfigError: a layer to keep or to learn from that is not there, or a loss that cannot apply to these two.
         ArtifactError: scores of another teacher or other pairs.
         TrainingError: nothing to train on, or the loss is not a number.
     """
@@ -51,38 +57,26 @@ def make(
         inputs["teacher_scores"] = teacher_scores
 
     def build(staging: Staging) -> Mapping[str, Any]:
-        whole = CrossEncoder.load(teacher.path)
-        depth, room = whole.layers, whole.template
-        tokenizer = whole.tokenizer
-        if config.base != FROM_TEACHER:
-            tokenizer = texts.plain_tokenizer(texts.load_tokenizer(place))
-        table = read_pairs(data, pairs, tokenizer, max_query_tokens=room.max_query_tokens, max_tokens=room.max_tokens)
-        if config.base != FROM_TEACHER:
-            whole = CrossEncoder.start(
-                place,
-                thresholds=first_thresholds(table),
-                max_tokens=room.max_tokens,
-                max_query_tokens=room.max_query_tokens,
-                seed=config.loop.seed,
-            )
+        large = CrossEncoder.load(teacher.path)
+        whole, table = (
+            (large, _pairs(data, pairs, large.tokenizer, large.template))
+            if config.base == FROM_TEACHER
+            else _from_base(config, place, large, data, pairs)
+        )
         keep = config.keep_layers or surgery.spaced(whole.layers, config.layers)
         student = surgery.student(whole, keep).to(scoring.device())
-        del whole
-
-        losses = Weights(ordinal=config.hard_ordinal_weight, pairwise=config.hard_pairwise_weight)
-        lessons: Lessons | None = None
-        taught: tuple[int, ...] = ()
-        if teacher_scores is not None:
-            losses = Weights(
-                ordinal=config.hard_ordinal_weight,
-                pairwise=config.hard_pairwise_weight,
-                soft=config.soft_weight,
-                temperature=config.temperature,
-                margin=config.margin_weight,
-                hidden=config.hidden_weight,
-            )
+        losses = weights_of(config)
+        lessons, peer, match = None, None, Match()
+        if teacher_scores is None:
+            losses = losses.untaught()
+        else:
             lessons = Lessons.read(teacher, teacher_scores, table)
-            taught = _layer_map(config, depth, len(keep))
+            match = _match(config, student, large)
+            if losses.mutual:
+                peer = surgery.student(whole, surgery.other_layers(whole.layers, keep)).to(scoring.device())
+        if losses.of(TOKEN_TERMS):
+            _same_input(student, large)
+            large.to(scoring.device())
         task = CrossTask(
             student,
             table,
@@ -90,12 +84,19 @@ def make(
             losses,
             max_list=candidates.max_list,
             lessons=lessons,
-            layer_map=taught,
+            match=match,
+            teacher=large if losses.of(TOKEN_TERMS) else None,
+            peer=peer,
         )
+        del whole, large
         label = "ranker" if lessons else "plain student"
         progress = learn(task, label=label, checkpoint=staging.checkpoint)
         student.save(staging.folder)
-        return {**progress.metrics(scoring.MEASURE, "pairs"), "keep_layers": list(keep), "layer_map": list(taught)}
+        return {
+            **progress.metrics(scoring.MEASURE, "pairs"),
+            "keep_layers": list(keep),
+            "layer_map": list(match.first or match.tokens),
+        }
 
     return artifacts.make(
         workspace,
@@ -111,7 +112,7 @@ def taught_by(config: RankerConfig, teacher: Artifact) -> tuple[tuple[int, ...],
     """Which teacher layers the ranker is matched to, and how wide it is: what `teacher_scores.make` must keep.
 
     Raises:
-        ConfigError: a layer map longer than the student.
+        ConfigError: a layer map longer than the student or beyond the teacher.
         MissingError: the ranker's base model cannot be had.
     """
     depth, hidden = weights.shape(teacher.path / "model")
@@ -123,12 +124,103 @@ def taught_by(config: RankerConfig, teacher: Artifact) -> tuple[tuple[int, ...],
     return _layer_map(config, depth, layers), width
 
 
-def _layer_map(config: RankerConfig, depth: int, layers: int) -> tuple[int, ...]:
-    """Teacher layers for the student layers 1, 2, …; none where the Patient KD term has no weight."""
-    if not config.hidden_weight:
-        return ()
+def plain(config: RankerConfig) -> RankerConfig:
+    """The same shape cut from another depth: `keep_layers` of an assistant are not those of the teacher."""
+    return dataclasses.replace(config, layers=len(config.keep_layers) or config.layers, keep_layers=())
+
+
+def weights_of(config: RankerConfig) -> Weights:
+    """The weights of a recipe, by the names of the terms."""
+    of_grades = {name: getattr(config, f"hard_{name}_weight") for name in SCORE_TERMS}
+    of_teacher = {name: getattr(config, f"{name}_weight") for name in (*TAUGHT_TERMS, *TOKEN_TERMS, "mutual")}
+    return Weights(**of_grades, **of_teacher, temperature=config.temperature, hinge_margin=config.hinge_margin)
+
+
+def _pairs(data: Artifact, pairs: Artifact, tokenizer: Tokenizer, room: PairTemplate) -> Pairs:
+    return read_pairs(data, pairs, tokenizer, max_query_tokens=room.max_query_tokens, max_tokens=room.max_tokens)
+
+
+def _from_base(
+    config: RankerConfig, place: Path, teacher: CrossEncoder, data: Artifact, pairs: Artifact
+) -> tuple[CrossEncoder, Pairs]:
+    """What the student is cut from when that is not the teacher, and the pairs in its tokens."""
+    room = teacher.template
+    table = _pairs(data, pairs, texts.plain_tokenizer(texts.load_tokenizer(place)), room)
+    whole = CrossEncoder.start(
+        place,
+        thresholds=first_thresholds(table),
+        max_tokens=room.max_tokens,
+        max_query_tokens=room.max_query_tokens,
+        seed=config.loop.seed,
+    )
+    return whole, table
+
+
+def _match(config: RankerConfig, student: CrossEncoder, teacher: CrossEncoder) -> Match:
+    """Which layers are compared.
+
+    Raises:
+        ConfigError: a term whose weight is set cannot apply to these two.
+    """
+    heads = config.relation_heads or student.heads
+    relation = config.relation_layer or teacher.layers
+    if config.attention_weight and student.heads != teacher.heads:
+        raise ConfigError(
+            f"ranker.attention_weight: the student has {student.heads} attention heads, the teacher {teacher.heads}, "
+            "so they cannot be compared one by one; set it to 0 and use ranker.relation_weight, which can"
+        )
+    if config.relation_weight and (student.hidden % heads or teacher.hidden % heads):
+        raise ConfigError(
+            f"ranker.relation_heads: {heads} do not divide both the student's width {student.hidden} and the teacher's "
+            f"{teacher.hidden}; choose a number that does"
+        )
+    if config.relation_weight and relation > teacher.layers:
+        raise ConfigError(f"ranker.relation_layer is {relation}; the teacher has layers 1 to {teacher.layers}")
+    return Match(
+        first=_layer_map(config, teacher.layers, student.layers),
+        tokens=_token_map(config, teacher.layers, student.layers),
+        relation=relation,
+        heads=heads,
+    )
+
+
+def _same_input(student: CrossEncoder, teacher: CrossEncoder) -> None:
+    """
+    Raises:
+        ConfigError: the two do not read the same tokens at the same places.
+    """
+    ours, theirs = (json.loads(one.tokenizer.to_str()) for one in (student, teacher))
+    parts = ("normalizer", "pre_tokenizer", "model")
+    if student.template != teacher.template or any(ours[part] != theirs[part] for part in parts):
+        raise ConfigError(
+            "the student's base has another tokenizer than the teacher, so their tokens cannot be compared; set "
+            f"{', '.join(f'ranker.{name}_weight' for name in TOKEN_TERMS)} to 0, or take a base with the teacher's"
+        )
+
+
+def _checked_map(config: RankerConfig, depth: int, layers: int) -> tuple[int, ...]:
+    """`layer_map` as the recipe has it.
+
+    Raises:
+        ConfigError: longer than the student, or a layer that the teacher does not have.
+    """
     if len(config.layer_map) > layers:
         raise ConfigError(
             f"ranker.layer_map names {len(config.layer_map)} teacher layers; the student has {layers}, so name fewer"
         )
-    return config.layer_map or surgery.layer_map(depth, layers)
+    if any(not 1 <= layer <= depth for layer in config.layer_map):
+        raise ConfigError(f"ranker.layer_map {list(config.layer_map)}: the teacher has layers 1 to {depth}")
+    return config.layer_map
+
+
+def _layer_map(config: RankerConfig, depth: int, layers: int) -> tuple[int, ...]:
+    """Teacher layers for the student layers 1, 2, …; none where the Patient KD term has no weight."""
+    listed = _checked_map(config, depth, layers)
+    return (listed or surgery.layer_map(depth, layers)) if config.hidden_weight else ()
+
+
+def _token_map(config: RankerConfig, depth: int, layers: int) -> tuple[int, ...]:
+    """Likewise for the terms over tokens, whose last layer is compared too."""
+    if not (config.attention_weight or config.token_hidden_weight):
+        return ()
+    return _checked_map(config, depth, layers) or surgery.spaced(depth, layers)

@@ -14,7 +14,8 @@ from pipeline.models import surgery, texts, weights
 from pipeline.models.cross_encoder import CrossEncoder
 from pipeline.training import scoring
 from pipeline.training.batches import read_pairs
-from pipeline.training.cross_task import CrossTask, Weights, first_thresholds, learn
+from pipeline.training.cross_task import CrossTask, first_thresholds, learn
+from pipeline.training.terms import Weights
 
 VERSION = 2
 
@@ -54,7 +55,14 @@ def make(
         if config.layers:
             model = surgery.student(model, surgery.spaced(model.layers, config.layers))
         model.to(scoring.device())
-        losses = Weights(ordinal=config.ordinal_weight, pairwise=config.pairwise_weight)
+        losses = Weights(
+            ordinal=config.ordinal_weight,
+            pairwise=config.pairwise_weight,
+            hinge=config.hinge_weight,
+            listnet=config.listnet_weight,
+            lambdarank=config.lambdarank_weight,
+            hinge_margin=config.hinge_margin,
+        )
         task = CrossTask(model, table, config.loop, losses, max_list=candidates.max_list)
         progress = learn(task, label="teacher", checkpoint=staging.checkpoint)
         model.save(staging.folder)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.errors import ShapeError
-from pipeline.training import losses
+from pipeline.training import distillation, losses
 
 THRESHOLDS = torch.tensor([-1.5, 0.2, 1.3])
 
@@ -82,7 +82,7 @@ def test_soft_loss_is_the_divergence_that_torch_computes() -> None:
     teacher, _, _ = sample(2)
     levels = torch.tensor([-1.0, 0.0, 2.0])
     temperature = 3.0
-    found = losses.soft_ordinal_loss(scores, THRESHOLDS, teacher, levels, temperature)
+    found = distillation.soft_ordinal_loss(scores, THRESHOLDS, teacher, levels, temperature)
     expected = F.kl_div(
         losses.grade_log_probabilities(scores / temperature, THRESHOLDS / temperature),
         losses.grade_log_probabilities(teacher / temperature, levels / temperature),
@@ -90,7 +90,7 @@ def test_soft_loss_is_the_divergence_that_torch_computes() -> None:
         reduction="batchmean",
     )
     assert float(found) == pytest.approx(float(expected) * temperature**2, rel=1e-5)
-    same = losses.soft_ordinal_loss(teacher, levels, teacher, levels, temperature)
+    same = distillation.soft_ordinal_loss(teacher, levels, teacher, levels, temperature)
     assert float(same) == pytest.approx(0, abs=1e-6)
 
 
@@ -100,7 +100,7 @@ def test_soft_gradient_hardly_depends_on_a_high_temperature() -> None:
     def gradient(temperature: float) -> Tensor:
         scores = torch.tensor([0.1, -0.2, 0.05], requires_grad=True)
         level = torch.tensor([0.0])
-        losses.soft_ordinal_loss(scores, level, torch.tensor([0.3, 0.1, -0.1]), level, temperature).backward()
+        distillation.soft_ordinal_loss(scores, level, torch.tensor([0.3, 0.1, -0.1]), level, temperature).backward()
         assert scores.grad is not None
         return scores.grad
 
@@ -126,14 +126,14 @@ def test_patient_loss_is_two_minus_twice_the_cosine() -> None:
     draw = torch.Generator().manual_seed(4)
     student, teacher = torch.randn(2, 6, 3, 8, generator=draw)
     expected = (2 - 2 * F.cosine_similarity(student, teacher, dim=-1)).mean()
-    assert float(losses.patient_loss(student, teacher)) == pytest.approx(float(expected), rel=1e-5)
-    assert float(losses.patient_loss(student, student * 7)) == pytest.approx(0, abs=1e-6)
-    assert float(losses.patient_loss(student, -student)) == pytest.approx(4, rel=1e-5)
+    assert float(distillation.patient_loss(student, teacher)) == pytest.approx(float(expected), rel=1e-5)
+    assert float(distillation.patient_loss(student, student * 7)) == pytest.approx(0, abs=1e-6)
+    assert float(distillation.patient_loss(student, -student)) == pytest.approx(4, rel=1e-5)
 
 
 def test_patient_loss_names_both_shapes() -> None:
     with pytest.raises(ShapeError, match=r"\(2, 3, 8\).*\(2, 2, 8\)"):
-        losses.patient_loss(torch.zeros(2, 3, 8), torch.zeros(2, 2, 8))
+        distillation.patient_loss(torch.zeros(2, 3, 8), torch.zeros(2, 2, 8))
 
 
 def test_contrast_of_one_positive_is_cross_entropy_over_it_and_the_negatives() -> None:
@@ -173,9 +173,9 @@ def test_uneven_chunks_add_up_to_the_gradient_of_one_batch() -> None:
         return (
             losses.ordinal_loss(mine, grades[kept], THRESHOLDS, total=documents)
             + losses.ranknet_loss(mine, grades[kept], groups[kept], total=pairs)
-            + losses.soft_ordinal_loss(mine, THRESHOLDS, targets[kept], THRESHOLDS, 2.0, total=documents)
+            + distillation.soft_ordinal_loss(mine, THRESHOLDS, targets[kept], THRESHOLDS, 2.0, total=documents)
             + losses.margin_loss(mine, targets[kept], groups[kept], total=documents)
-            + losses.patient_loss(part[:, 1:].unflatten(1, (2, 8)), taught[kept], total=documents)
+            + distillation.patient_loss(part[:, 1:].unflatten(1, (2, 8)), taught[kept], total=documents)
         )
 
     pairs = losses.ordered_pairs(grades, groups)

@@ -24,7 +24,7 @@ from pipeline.errors import ArtifactError, ConfigError, MissingError, TrainingEr
 from pipeline.evaluation import metrics
 from pipeline.models.bi_encoder import BiEncoder
 from pipeline.models.cross_encoder import CrossEncoder
-from pipeline.training import batches, cross_task, encoder, loop, ranker, scoring, teacher, teacher_scores
+from pipeline.training import batches, cross_task, encoder, loop, ranker, scoring, teacher, teacher_scores, terms
 
 MARKERS = ("oak", "steel", "glass")
 FILLERS = tuple(first + second for first in "bdfglmnprst" for second in ("a", "e", "i", "o", "u"))
@@ -269,9 +269,11 @@ def test_an_encoder_wider_than_its_base_is_refused(world: World) -> None:
 def cross(world: World, config: LoopConfig) -> cross_task.CrossTask:
     model = CrossEncoder.load(world.teacher.path)
     pairs = batches.read_pairs(world.data, world.pairs, model.tokenizer, max_query_tokens=6, max_tokens=24)
-    weights = cross_task.Weights(ordinal=1.0, pairwise=1.0, soft=0.5, temperature=2.0, margin=0.5, hidden=1.0)
+    weights = terms.Weights(ordinal=1.0, pairwise=1.0, soft=0.5, temperature=2.0, margin=0.5, hidden=1.0)
     lessons = cross_task.Lessons.read(world.teacher, world.lessons, pairs)
-    return cross_task.CrossTask(model, pairs, config, weights, max_list=6, lessons=lessons, layer_map=(2,))
+    return cross_task.CrossTask(
+        model, pairs, config, weights, max_list=6, lessons=lessons, match=terms.Match(first=(2,))
+    )
 
 
 def test_a_step_cut_into_chunks_has_the_gradient_of_the_whole(world: World) -> None:

@@ -56,18 +56,22 @@ def read_ids(path: Path) -> list[str]:
 def judged_queries(data: Artifact, splits: Sequence[str]) -> dict[str, str]:
     """query_id → text of the queries that have a judgment in one of these splits, in the order of the data.
 
+    Without splits, of all queries; then `data` may be any artifact with queries.parquet.
+
     Raises:
         ConfigError: a split that there is not.
     """
     unknown = set(splits) - set(schema.SPLITS)
     if unknown:
         raise ConfigError(f"run: no split called {', '.join(sorted(unknown))}; there are {', '.join(schema.SPLITS)}")
+    queries = schema.read(data.file("queries.parquet"), "queries").select(["query_id", "text"]).to_pydict()
+    texts = dict(zip(queries["query_id"], queries["text"], strict=True))
+    if not splits:
+        return texts
     judgments = schema.read(data.file("judgments.parquet"), "judgments").select(["query_id", "split"]).to_pydict()
     pairs = zip(judgments["query_id"], judgments["split"], strict=True)
     judged = {query_id for query_id, split in pairs if split in splits}
-    queries = schema.read(data.file("queries.parquet"), "queries").select(["query_id", "text"]).to_pydict()
-    texts = zip(queries["query_id"], queries["text"], strict=True)
-    return {query_id: text for query_id, text in texts if query_id in judged}
+    return {query_id: text for query_id, text in texts.items() if query_id in judged}
 
 
 def write_run(path: Path, found: Iterable[tuple[str, Sequence[Hit]]], system: str) -> Mapping[str, Any]:

@@ -74,7 +74,7 @@ def make(workspace: Path, config: IndexConfig, data: Artifact) -> Artifact:
 
 
 def run(workspace: Path, lexical: Artifact, data: Artifact, *, depth: int, splits: Sequence[str]) -> Artifact:
-    """The `run` artifact: the first `depth` documents of each query that has a judgment in `splits`.
+    """The `run` artifact: the first `depth` documents of each query that has a judgment in `splits`, or of all without.
 
     A query none of whose terms is known has no rows; the metrics count them.
     """

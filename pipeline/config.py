@@ -109,11 +109,23 @@ class CandidatesConfig:
     """Documents that BM25 and the encoder each bring to a reranked pool."""
     max_list: int = 16
     """At most so many documents of a query in one training step; the rest come in other epochs."""
+    unlabelled: float = 0.0
+    """(query, document) pairs without a grade that the ranker learns from as the teacher scores them, for each training
+    pair: documents that BM25 finds for training queries and those of the next two keys, in lists of `max_list`. A
+    larger number adds pairs to those of a smaller."""
+    unlabelled_depth: int = 100
+    """They are drawn from the first so many of each query's run."""
+    unlabelled_queries: str = ""
+    """A file with further queries for them: Parquet with a column `query` or `text`, such as a click log, or a text
+    with one a line. What equals a judged query is left out."""
+    title_queries: int = 0
+    """So many documents' titles are asked as well."""
     seed: int = 13
 
     def __post_init__(self) -> None:
         _positive("candidates", retrieve=self.retrieve, max_list=self.max_list, negatives_depth=self.negatives_depth)
-        for name in ("negatives", "skip_top"):
+        _positive("candidates", unlabelled_depth=self.unlabelled_depth)
+        for name in ("negatives", "skip_top", "unlabelled", "title_queries"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"candidates.{name} is {getattr(self, name)}; it must be 0 or more")
 
@@ -352,6 +364,42 @@ class RankerConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class NarrowConfig:
+    """How the base's full-width similarities are brought into few dimensions, from documents alone."""
+
+    enabled: bool = False
+    """Before the encoder learns from the teacher, which then goes on from here."""
+    body: bool = True
+    """Also train the base itself. Without it only the projection learns: seconds, and two thirds of the way or less."""
+    documents: int = 20_000
+    """At most so many, drawn by the seed; each stands beside a stretch of its own words, in place of a query."""
+    temperature: float = 0.05
+    """Of the softmax over a batch's similarities that is matched; lower looks at the nearest alone."""
+    loop: LoopConfig = field(default_factory=lambda: LoopConfig(tokens_per_batch=6144, fresh_rate=5.0, evaluations=2))
+
+    def __post_init__(self) -> None:
+        _positive("encoder.narrow", documents=self.documents, temperature=self.temperature)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MiningConfig:
+    """How hard negatives are found: what BM25 and the encoder of the round before rank high and nobody judged."""
+
+    rounds: int = 1
+    """How often the encoder is trained; each round after the first goes on from the one before, with new negatives."""
+    negatives: int = 8
+    """Of each training query, the highest ranked that pass the guard."""
+    depth: int = 50
+    """They are among the first so many of each run."""
+    guard: float = 0.5
+    """A document may be relevant, and is left out, when the teacher scores it above the query's mean positive less so
+    many standard deviations of its scores within queries."""
+
+    def __post_init__(self) -> None:
+        _positive("encoder.mining", rounds=self.rounds, negatives=self.negatives, depth=self.depth)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class EncoderConfig:
     """How the bi-encoder is distilled from the cross-encoder."""
 
@@ -360,19 +408,34 @@ class EncoderConfig:
     layers: int = 0
     """Keep so many layers of the base, evenly spaced; 0 for all."""
     dimensions: int = 64
+    widths: tuple[int, ...] = ()
+    """Fewer dimensions that must rank alone too, such as 32: the first so many of a vector, scaled to unit length. The
+    losses are means over these widths and the full one (Matryoshka representations)."""
     max_tokens: int = 128
     """Of a document; queries are cut to `max_query_tokens`."""
     max_query_tokens: int = 32
     margin_weight: float = 1.0
     """Per-query centred MSE to the teacher's scores."""
     in_batch_weight: float = 0.3
-    """Contrast with the other queries' documents in the step."""
+    """Contrast with the other queries' documents in the step, and with a query's own mined negatives."""
     temperature: float = 0.05
     """Of the in-batch contrast."""
+    narrow: NarrowConfig = field(default_factory=NarrowConfig)
+    mining: MiningConfig = field(default_factory=MiningConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
 
     def __post_init__(self) -> None:
         _positive("encoder", dimensions=self.dimensions, temperature=self.temperature)
+        _weights("encoder", margin=self.margin_weight, in_batch=self.in_batch_weight)
+        if len(set(self.widths)) < len(self.widths) or any(not 0 < width < self.dimensions for width in self.widths):
+            raise ConfigError(
+                f"encoder.widths {list(self.widths)}: each once, above 0 and below encoder.dimensions {self.dimensions}"
+            )
+
+    @property
+    def all_widths(self) -> tuple[int, ...]:
+        """`dimensions` and the shorter ones, the widest first."""
+        return (self.dimensions, *sorted(self.widths, reverse=True))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -25,6 +25,12 @@ MAX_GRADE = 10
 
 SPLITS = ("train", "valid", "test")
 
+UNLABELLED = "unlabelled"
+"""The split of pairs that have no grade, for students to learn from what a teacher says about them."""
+
+NO_GRADE = -1
+"""Stands in the grade column of such pairs."""
+
 ColumnType = Literal["string", "int", "float", "bool", "any"]
 
 

@@ -38,7 +38,7 @@ class Judge:
             ConfigError: an answer is not one token after the prompt, or the prompt leaves no room for a document.
         """
         self.model: Any = model
-        self.model.eval()
+        model.train(False)
         self.tokenizer = tokenizer
         self.config = config
         self.before = list(texts.text_template(tokenizer, config.max_tokens).before)

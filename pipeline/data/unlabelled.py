@@ -1,0 +1,192 @@
+"""Pairs without a grade, for students to learn from what a teacher says about them.
+
+`queries` says which queries are asked: those of the training split, of a file, and titles of documents. `pairs` adds
+to a table of pairs some of what a search found for them.
+"""
+
+import hashlib
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline import artifacts, schema, text
+from pipeline.artifacts import Artifact, Staging
+from pipeline.config import CandidatesConfig
+from pipeline.data import splits
+from pipeline.errors import ConfigError, MissingError, SchemaError
+
+QUERIES_VERSION = 1
+PAIRS_VERSION = 1
+
+SOURCE = "unlabelled"
+"""Of the rows that are added."""
+
+log = logging.getLogger(__name__)
+
+
+def queries(workspace: Path, config: CandidatesConfig, data: Artifact) -> Artifact:
+    """The `asked` artifact: queries.parquet (query_id, text) of all that is asked for unlabelled pairs.
+
+    Training queries keep their ids. Of the others those are left out, and counted in the metrics, that cannot be used
+    or that equal, normalised, a judged query of any split or one that is there already: nothing of the queries that
+    models are chosen by and judged on comes into training.
+
+    Raises:
+        MissingError: no such file.
+        SchemaError: it cannot be read, or is a table without queries.
+    """
+    settings = {"title_queries": config.title_queries, "seed": config.seed}
+    inputs: dict[str, Artifact | str] = {"data": data}
+    if config.unlabelled_queries:
+        file = Path(config.unlabelled_queries)
+        if not file.is_file():
+            raise MissingError(f"candidates.unlabelled_queries: {file} is no file; give one with queries")
+        inputs["queries"] = artifacts.sha256(file)
+
+    def build(staging: Staging) -> Mapping[str, Any]:
+        judgments = pq.read_table(data.file("judgments.parquet"), columns=["query_id", "split"]).to_pandas()
+        known = schema.read(data.file("queries.parquet"), "queries").to_pandas()[["query_id", "text"]]
+        train = known[known["query_id"].isin(judgments.loc[judgments["split"] == "train", "query_id"])]
+        seen = set(known["text"].map(text.normalise))
+        asked = [tuple(row) for row in train.itertuples(index=False)]
+        counts: Counter[str] = Counter(training=len(asked))
+        for source, query in _more(config, data):
+            normalised = text.normalise(query)
+            if not normalised or text.fault(query):
+                counts[f"{source}: not usable"] += 1
+            elif normalised in seen:
+                counts[f"{source}: known already"] += 1
+            else:
+                seen.add(normalised)
+                name = hashlib.blake2b(normalised.encode(), digest_size=8).hexdigest()
+                asked.append((f"{source}:{name}", query))
+                counts[source] += 1
+        ids, texts = zip(*asked, strict=True) if asked else ((), ())
+        table = pa.table({"query_id": pa.array(ids, pa.string()), "text": pa.array(texts, pa.string())})
+        schema.write(table, staging.folder / "queries.parquet", "queries")
+        return {"queries": len(asked), **counts}
+
+    return artifacts.make(workspace, "asked", version=QUERIES_VERSION, config=settings, inputs=inputs, build=build)
+
+
+def _more(config: CandidatesConfig, data: Artifact) -> Iterator[tuple[str, str]]:
+    """(where it is from, query) of the queries that have no judgments."""
+    if config.unlabelled_queries:
+        for query in read_queries(Path(config.unlabelled_queries)):
+            yield "file", query
+    if config.title_queries:
+        documents = schema.read(data.file("documents.parquet"), "documents").to_pandas()[["doc_id", "title"]]
+        titled = documents[documents["title"].str.strip() != ""]
+        numbers = [splits.share(config.seed, doc_id, "title") for doc_id in titled["doc_id"]]
+        drawn = titled.assign(number=numbers).sort_values(["number", "doc_id"]).head(config.title_queries)
+        for title in drawn["title"]:
+            yield "title", title
+
+
+def read_queries(path: Path) -> list[str]:
+    """The queries of a Parquet file's column `query` or `text`, or the lines of a text; without empty ones.
+
+    Raises:
+        SchemaError: not readable as what its name says, or without such a column.
+    """
+    try:
+        if path.suffix != ".parquet":
+            return [line for line in map(str.strip, path.read_text(encoding="utf-8").splitlines()) if line]
+        names = pq.read_schema(path).names
+        column = next((name for name in ("query", "text") if name in names), None)
+        if column is None:
+            raise SchemaError(f"{path}: has no column query or text; it has {', '.join(names)}")
+        values = pq.read_table(path, columns=[column]).column(column)
+    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
+        raise SchemaError(f"{path}: not a readable file of queries ({error}); write it as Parquet or UTF-8") from error
+    if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
+        raise SchemaError(f"{path}: column {column} is {values.type}, not text")
+    return [value for value in values.to_pylist() if value is not None]
+
+
+def pairs(
+    workspace: Path, config: CandidatesConfig, data: Artifact, labelled: Artifact, asked: Artifact, run: Artifact
+) -> Artifact:
+    """A `pairs` artifact: the rows of `labelled` as they are, then those without a grade.
+
+    pairs.parquet     theirs have the split "unlabelled", the grade -1 and the source "unlabelled"
+    queries.parquet   query_id, text, asked: the name and text of each list, and which query it was drawn for
+
+    A query's documents are drawn from the first `unlabelled_depth` of its run, in an order that depends on the seed,
+    the query and the document alone, and stand in lists of `max_list`. Each list is a query of its own to all that
+    comes after, so labelled lists stay as they are. There are as many pairs as `unlabelled` says for each training
+    pair: first lists of all queries, in an order by hash, then second ones, and so on; so of two tables of different
+    `unlabelled` the smaller is the beginning of the larger.
+
+    Args:
+        labelled: a pairs artifact.
+        asked: from `queries`.
+        run: of these queries.
+
+    Raises:
+        ConfigError: the search found nothing that could be added.
+    """
+    keys = ("unlabelled", "unlabelled_depth", "max_list", "seed")
+
+    def build(staging: Staging) -> Mapping[str, Any]:
+        table = schema.read(labelled.file("pairs.parquet"), "pairs")
+        given = table.to_pandas()
+        wanted = round(config.unlabelled * int((given["split"] == "train").sum()))
+        found = schema.read(run.file("run.parquet"), "run").to_pandas()
+        rows = _lists(config, found[["query_id", "doc_id", "rank"]], given).head(wanted)
+        if wanted and rows.empty:
+            raise ConfigError(
+                f"candidates.unlabelled {config.unlabelled}: the search found no document that training queries are "
+                "not paired with already; give more queries by candidates.unlabelled_queries or title_queries"
+            )
+        if len(rows) < wanted:
+            log.warning("unlabelled pairs: %d were wanted, the queries that are asked have %d", wanted, len(rows))
+        names = "unlabelled:" + rows["list"].astype(str) + ":" + rows["query_id"]
+        first = int(given["row_id"].max()) + 1 if len(given) else 0
+        added = pa.table(
+            {
+                "row_id": pa.array(np.arange(first, first + len(rows)), pa.int64()),
+                "query_id": pa.array(names, pa.string()),
+                "doc_id": pa.array(rows["doc_id"], pa.string()),
+                "grade": pa.array(np.full(len(rows), schema.NO_GRADE), pa.int32()),
+                "split": pa.array([schema.UNLABELLED] * len(rows), pa.string()),
+                "source": pa.array([SOURCE] * len(rows), pa.string()),
+            }
+        )
+        schema.write(pa.concat_tables([table, added.cast(table.schema)]), staging.folder / "pairs.parquet", "pairs")
+        lists = pd.DataFrame({"query_id": names, "asked": rows["query_id"]}).drop_duplicates("query_id")
+        texts = schema.read(asked.file("queries.parquet"), "queries").to_pandas().set_index("query_id")["text"]
+        lists = lists.assign(text=lists["asked"].map(texts))[["query_id", "text", "asked"]]
+        schema.write(pa.Table.from_pandas(lists, preserve_index=False), staging.folder / "queries.parquet", "queries")
+        return {"labelled": len(table), "wanted": wanted, "unlabelled": len(rows), "lists": len(lists)}
+
+    return artifacts.make(
+        workspace,
+        "pairs",
+        version=PAIRS_VERSION,
+        config={key: getattr(config, key) for key in keys},
+        inputs={"data": data, "labelled": labelled, "asked": asked, "run": run},
+        build=build,
+    )
+
+
+def _lists(config: CandidatesConfig, found: pd.DataFrame, given: pd.DataFrame) -> pd.DataFrame:
+    """All that can be added: query_id, doc_id, list (the number of it within its query), in the order of drawing."""
+    rows = found[found["rank"] <= config.unlabelled_depth]
+    known = pd.MultiIndex.from_frame(given[["query_id", "doc_id"]])
+    rows = rows[~pd.MultiIndex.from_frame(rows[["query_id", "doc_id"]]).isin(known)]
+    names = (rows["query_id"] + "\x00" + rows["doc_id"]).tolist()
+    rows = rows.assign(number=[splits.share(config.seed, name, "unlabelled") for name in names])
+    rows = rows.sort_values(["query_id", "number"], kind="stable")
+    place_of = {name: splits.share(config.seed, name, "unlabelled query") for name in rows["query_id"].unique()}
+    rows = rows.assign(
+        list=rows.groupby("query_id").cumcount() // config.max_list, place=rows["query_id"].map(place_of)
+    )
+    return rows.sort_values(["list", "place", "query_id"], kind="stable")

@@ -111,7 +111,7 @@ async def readyz(request: Request) -> Response:
     refused = service.lifecycle.refused
     facts = {"refused": asdict(refused) if refused else None}
     try:
-        searcher = await service.readiness.check()
+        searcher = await _ready(service)
     except NotReadyError as error:
         return Json({**errors.body(error), "ready": False, **facts}, status_code=error.status)
     return Json({"ready": True, "release": searcher.release, **facts})
@@ -122,8 +122,14 @@ async def readyz(request: Request) -> Response:
 async def health(request: Request) -> Response:
     """As readyz, with the empty body of text-embeddings-inference."""
     service: Service = request.app.state.service
-    await service.readiness.check()
+    await _ready(service)
     return Response()
+
+
+async def _ready(service: Service) -> Searcher:
+    if service.draining.is_set():
+        raise NotReadyError("the service is about to end")
+    return await service.readiness.check()
 
 
 @router.get("/metrics", tags=["health"])

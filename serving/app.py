@@ -13,6 +13,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, FastAPI, Query, Request
@@ -21,16 +22,16 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from serving import about, pages, schemas, wire
+from serving import about, cascade, pages, schemas, wire
 from serving.cache import Fetched
 from serving.calls import Call, Service
 from serving.edge import Edge, refusal
-from serving.engine import Item
 from serving.errors import InvalidRequestError, MethodError, NotFoundError, RequestError
 from serving.lifecycle import Lifecycle
 from serving.metrics import Metrics
 from serving.readiness import Readiness
 from serving.reranker import Role, Vector, relevance
+from serving.scheduler import Item
 from serving.work import Work
 
 Handler = TypeVar("Handler", bound=Callable[..., Awaitable[Response]])
@@ -39,9 +40,15 @@ QUERY_TYPES = {"query", "search_query", "retrieval.query"}
 """How clients of Cohere, Voyage and Jina say that a text is a query."""
 
 
-def create(lifecycle: Lifecycle) -> FastAPI:
-    """The app that answers with whatever release `lifecycle` holds, and stops the life cycle when it ends."""
-    service = Service(lifecycle, Work(lifecycle.settings.concurrency), Metrics(lifecycle), Readiness(lifecycle))
+def create(lifecycle: Lifecycle, *, metrics: Path | None = None) -> FastAPI:
+    """The app that answers with whatever release `lifecycle` holds, and stops the life cycle when it ends.
+
+    Args:
+        metrics: see `serving.metrics.Metrics`.
+    """
+    service = Service(
+        lifecycle, Work(lifecycle.settings.concurrency), Metrics(lifecycle, metrics), Readiness(lifecycle)
+    )
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -49,6 +56,7 @@ def create(lifecycle: Lifecycle) -> FastAPI:
         lifecycle.stop()
         service.work.stop()
         service.readiness.stop()
+        lifecycle.close()
 
     app = FastAPI(
         title="search-relevance",
@@ -65,7 +73,7 @@ def create(lifecycle: Lifecycle) -> FastAPI:
     app.include_router(pages.router)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _query_error)
-    app.add_middleware(Edge, lifecycle=lifecycle, metrics=service.metrics)
+    app.add_middleware(Edge, lifecycle=lifecycle, metrics=service.metrics, draining=service.draining)
     return app
 
 
@@ -105,8 +113,11 @@ async def rerank(request: Request) -> Response:
     call.takes(len(texts), "documents")
     searcher = call.searcher
 
+    if asked.cascade:
+        return await _cascade(call, asked, texts)
+
     def score() -> tuple[Fetched[float], int]:
-        found = searcher.reranker.scores(asked.query, texts, call.deadline)
+        found = searcher.reranker.scores(asked.query, texts, call.terms)
         return found, 0 if asked.texts is not None else tokens(searcher.ranker.pairs(asked.query, texts))
 
     scored, read = await call.run(score)
@@ -116,9 +127,36 @@ async def rerank(request: Request) -> Response:
     if asked.texts is not None:
         return call.answer([_text_score(place, scores[place], asked) for place in order])
     results = [_ranked(place, scores[place], asked) for place in order[: asked.top_n or None]]
+    return call.answer(_cohere(request, results, read))
+
+
+async def _cascade(call: Call, asked: schemas.RerankRequest, texts: Sequence[str]) -> Response:
+    """The answer that the request's time allows: scored documents first, each result marked."""
+    searcher = call.searcher
+    first = schemas.first_stage(asked.documents) if asked.documents is not None else None
+    found = await call.run(
+        lambda: cascade.rerank(searcher.reranker, searcher.embedder, asked.query, texts, first, call.terms),
+        in_time=True,
+    )
+    call.spent(found.hits, len(texts) - found.hits)
+    call.reached(found.reached, len(texts))
+    # What was not reached has the lowest score, so that no client's own sorting brings it before what was.
+    lowest = min((score for score in found.scores if score is not None), default=None)
+
+    def marked(place: int) -> dict[str, Any]:
+        score = found.scores[place]
+        made = _text_score if asked.texts is not None else _ranked
+        result = made(place, score if score is not None else lowest, asked)
+        return {**result, "reranked": score is not None}
+
+    results = [marked(place) for place in found.order[: asked.top_n or None if asked.texts is None else None]]
+    return call.answer(results if asked.texts is not None else _cohere(call.request, results, 0))
+
+
+def _cohere(request: Request, results: list[dict[str, Any]], read: int) -> dict[str, Any]:
     meta = {"api_version": {"version": "2" if request.url.path.startswith("/v2") else "1"}}
     usage = {"prompt_tokens": read, "total_tokens": read}
-    return call.answer({"id": uuid.uuid4().hex, "model": "ranker", "results": results, "meta": meta, "usage": usage})
+    return {"id": uuid.uuid4().hex, "model": "ranker", "results": results, "meta": meta, "usage": usage}
 
 
 def _text_score(place: int, score: float, asked: schemas.RerankRequest) -> dict[str, Any]:
@@ -165,7 +203,7 @@ async def _search(call: Call, query: str, top_n: int | None) -> Response:
     if top_n is not None and top_n > limit:
         raise InvalidRequestError(f"top_n is {top_n}; at most {limit} are given (RELEVANCE_MAX_RESULTS)")
     searcher, retrieve = call.searcher, call.service.settings.retrieve
-    found = await call.run(lambda: searcher.search(query, top_n=top_n or 10, retrieve=retrieve, deadline=call.deadline))
+    found = await call.run(lambda: searcher.search(query, top_n=top_n or 10, retrieve=retrieve, terms=call.terms))
     call.counts(found.candidates)
     call.spent(found.cache_hits, found.cache_misses)
     call.service.metrics.searched(found.milliseconds)
@@ -229,7 +267,7 @@ async def _vectors(
         raise InvalidRequestError(f"dimensions is {dimensions}; this encoder gives {width}, leave it out")
 
     def compute() -> tuple[Fetched[Vector], int]:
-        found = searcher.embedder.vectors(texts, role, call.deadline)
+        found = searcher.embedder.vectors(texts, role, call.terms)
         return found, tokens(searcher.encoder.texts(texts, role))
 
     found, read = await call.run(compute)

@@ -1,11 +1,14 @@
 """One request on its way from an endpoint to the models of the release that was live when it came."""
 
+import threading
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from fastapi import Request
 
+from serving.admission import Terms
 from serving.deadline import Deadline
 from serving.errors import InvalidRequestError
 from serving.lifecycle import Lifecycle
@@ -27,6 +30,8 @@ class Service:
     work: Work
     metrics: Metrics
     readiness: Readiness
+    draining: threading.Event = field(default_factory=threading.Event)
+    """Set when the process is about to end: it still answers, but wants no more."""
 
     @property
     def settings(self) -> Settings:
@@ -40,6 +45,8 @@ class Call:
         self._request = request
         self.service: Service = request.app.state.service
         self.deadline: Deadline = request.state.deadline
+        no_store = "no-store" in request.headers.get("cache-control", "").lower()
+        self.terms = Terms(self.deadline, remember=not no_store)
         self._facts: dict[str, Any] = request.state.facts
         self._headers: dict[str, str] = {}
 
@@ -70,14 +77,24 @@ class Call:
                 f"{items} {name}; at most {limit} are taken in one request (RELEVANCE_MAX_DOCUMENTS)"
             )
 
-    async def run(self, call: Callable[[], T]) -> T:
-        """What `call` returns, from a worker thread."""
-        return await self.service.work.run(call, self.deadline, self._request.receive)
+    async def run(self, call: Callable[[], T], *, in_time: bool = False) -> T:
+        """What `call` returns, from a worker thread; with `in_time` it is waited for past the deadline."""
+        asked = time.perf_counter()
+
+        def timed() -> T:
+            began = time.perf_counter()
+            try:
+                return call()
+            finally:
+                self.service.metrics.worked(began - asked, time.perf_counter() - began)
+
+        return await self.service.work.run(timed, self.deadline, self._request.receive, in_time=in_time)
 
     def spent(self, hits: int, misses: int) -> None:
         """Notes what came from the cache and what was computed."""
         self._facts.update(hits=hits, misses=misses)
-        self._headers["x-cache"] = f"{hits}/{hits + misses}"
+        how = "hit" if not misses else "partial" if hits else "miss"
+        self._headers["x-cache"] = f"{how if self.terms.remember else 'bypass'}, {hits}/{hits + misses}"
         if misses:
             self.service.readiness.answered(self.searcher)
 

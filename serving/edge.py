@@ -5,7 +5,10 @@ release and the time, one log line without texts, one JSON body for any error. N
 a client as a traceback.
 """
 
+import asyncio
+import contextlib
 import logging
+import threading
 import time
 import uuid
 
@@ -14,7 +17,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving import errors, keys
 from serving.deadline import Deadline
-from serving.errors import AuthenticationError, BodyTooLargeError, InvalidRequestError, ServingError
+from serving.errors import (
+    AuthenticationError,
+    BodyTooLargeError,
+    BusyError,
+    ClientGoneError,
+    InvalidRequestError,
+    ServingError,
+    SlowRequestError,
+)
 from serving.lifecycle import Lifecycle
 from serving.metrics import Metrics
 from serving.wire import Json
@@ -37,9 +48,10 @@ log = logging.getLogger("serving.requests")
 class Edge:
     """ASGI middleware around the whole app."""
 
-    def __init__(self, app: ASGIApp, lifecycle: Lifecycle, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, lifecycle: Lifecycle, metrics: Metrics, draining: threading.Event) -> None:
         self._app = app
         self._lifecycle = lifecycle
+        self._draining = draining
         self._metrics = metrics
         self._settings = lifecycle.settings
         self._keys = keys.hashes(lifecycle.settings)
@@ -64,6 +76,8 @@ class Edge:
                 out["x-request-id"] = request_id
                 out["x-total-time"] = str(round(1000 * (time.perf_counter() - began)))
                 out["x-content-type-options"] = "nosniff"
+                if self._draining.is_set():
+                    out["connection"] = "close"  # The next request belongs to another process.
                 if searcher is not None:
                     out["x-release"] = searcher.release
             await send(message)
@@ -101,7 +115,7 @@ class Edge:
             raise InvalidRequestError(f"x-request-timeout-ms is {asked[:40]!r}; send whole milliseconds") from error
         if seconds <= 0:
             raise InvalidRequestError(f"x-request-timeout-ms is {asked[:40]}; it must be above 0")
-        return min(seconds, self._settings.deadline_s)
+        return min(seconds, self._settings.max_deadline_s)
 
     def _authorise(self, path: str, headers: Headers) -> None:
         if not self._keys or path in OPEN_PATHS:
@@ -114,22 +128,34 @@ class Edge:
             raise AuthenticationError(f"{what}; send it as Authorization: Bearer KEY")
 
     async def _limited(self, headers: Headers, receive: Receive) -> Receive:
-        """`receive`, raising once a body is larger than the limit; at once when its announced length is."""
-        limit = self._settings.max_body_bytes
+        """`receive`, raising once a body is too large or too late; at once when its announced length is too large."""
+        limit, until = self._settings.max_body_bytes, asyncio.get_running_loop().time() + self._settings.read_s
         length = headers.get("content-length", "")
         if length.isdigit() and int(length) > limit:
             if int(length) <= DRAIN_BYTES and headers.get("expect", "").lower() != "100-continue":
-                await _drain(receive)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout_at(until):
+                        await _drain(receive)
             raise self._too_large(int(length))
-        taken = 0
+        taken, whole = 0, False
 
         async def limited() -> Message:
-            nonlocal taken
-            message = await receive()
-            if message["type"] == "http.request":
-                taken += len(message.get("body", b""))
-                if taken > limit:
-                    raise self._too_large(None)
+            nonlocal taken, whole
+            if whole:
+                return await receive()
+            try:
+                async with asyncio.timeout_at(until):
+                    message = await receive()
+            except TimeoutError as error:
+                raise SlowRequestError(
+                    f"the body did not arrive in {self._settings.read_s:g} s (RELEVANCE_READ_S)"
+                ) from error
+            if message["type"] != "http.request":
+                raise ClientGoneError("the client closed the connection before its body had arrived")
+            taken += len(message.get("body", b""))
+            if taken > limit:
+                raise self._too_large(None)
+            whole = not message.get("more_body", False)
             return message
 
         return limited
@@ -168,6 +194,8 @@ class Edge:
 def refusal(error: ServingError, path: str) -> Json:
     """The answer for an error, as the clients of this path read it."""
     headers = {"www-authenticate": "Bearer"} if error.status == 401 else None
+    if isinstance(error, BusyError):
+        headers = {"retry-after": str(error.retry_after)}
     return Json(errors.body(error, nested=path.startswith(OPENAI_PATHS)), status_code=error.status, headers=headers)
 
 

@@ -5,8 +5,10 @@
     │   ├── AuthenticationError     401   no API key, or a wrong one
     │   ├── NotFoundError           404   no such path or model
     │   ├── MethodError             405   a known path asked in another way
+    │   ├── SlowRequestError        408   the body did not arrive in time
     │   ├── BodyTooLargeError       413   more bytes than the limit; found before parsing
     │   ├── InvalidRequestError     422   well-formed, but a value is missing, of a wrong type or beyond a limit
+    │   ├── BusyError               429   more is waiting than can be done in the time that the request has
     │   └── ClientGoneError         499   the caller hung up; nobody reads this answer, the log does
     ├── InferenceError              500   the model failed on one text; its neighbours are unharmed
     ├── NotReadyError               503   no release is loaded, or its model does not answer
@@ -55,6 +57,12 @@ class MethodError(RequestError):
     status = 405
 
 
+class SlowRequestError(RequestError):
+    """The body did not arrive in time."""
+
+    status = 408
+
+
 class BodyTooLargeError(RequestError):
     """The body has more bytes than the limit."""
 
@@ -65,6 +73,18 @@ class InvalidRequestError(RequestError):
     """A value is missing, of a wrong type, or beyond a limit."""
 
     status = 422
+
+
+class BusyError(RequestError):
+    """More work is waiting than can be done in the time that the request has; nothing was computed for it."""
+
+    status = 429
+    type = "overloaded"
+
+    def __init__(self, message: str, retry_after: int) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+        """Whole seconds, at least 1, after which it is worth to ask again."""
 
 
 class ClientGoneError(RequestError):

@@ -2,13 +2,20 @@
 
 Names that begin with `te_` are those of text-embeddings-inference and mean the same, so its dashboards work here; they
 have no `_total` at the end, which the Prometheus client gives to counters only.
+
+Several processes write into files of one folder, and each answers with the sums over all: counts of processes that
+ended are kept, states are of those that live.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
+from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.samples import Sample
+from prometheus_client.values import ValueClass
 
 from serving.lifecycle import Lifecycle
 
@@ -16,33 +23,44 @@ disable_created_metrics()  # type: ignore[no-untyped-call]  # A series a counter
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
-FAILURES = {400: "validation", 422: "validation", 499: "dropped", 504: "dropped"}
+FAILURES = {
+    **{400: "validation", 413: "validation", 422: "validation"},
+    **{408: "dropped", 499: "dropped", 504: "dropped"},
+    429: "overloaded",
+}
 """Status → the `err` that text-embeddings-inference would count; any other is inference."""
 
 
 class Metrics:
-    """The counters of one app."""
+    """The counters of one process, or of all that share a folder."""
 
-    def __init__(self, lifecycle: Lifecycle) -> None:
+    def __init__(self, lifecycle: Lifecycle, folder: Path | None = None) -> None:
+        """
+        Args:
+            folder: where the processes add up; the environment's PROMETHEUS_MULTIPROC_DIR must have named it when the
+                process began. None for a process alone.
+        """
         registry = self._registry = CollectorRegistry()
-        registry.register(_State(lifecycle))
-        self.te_count = _Count("te_request_count", "Requests for scores or vectors", "method", registry)
-        self.te_success = _Count("te_request_success", "Of these, answered", "method", registry)
-        self.te_failure = _Count("te_request_failure", "Of these, failed", "err", registry)
-        self.te_duration = Histogram(
-            "te_request_duration", "Seconds of an answered one", registry=registry, buckets=SECONDS
-        )
+        self._folder = folder
+        self._state = _State(lifecycle, registry)
+        self.te_count = _Count("te_request_count", "Requests for scores or vectors", ["method"], registry=registry)
+        self.te_success = _Count("te_request_success", "Of these, answered", ["method"], registry=registry)
+        self.te_failure = _Count("te_request_failure", "Of these, failed", ["err"], registry=registry)
+        self.te_duration = _seconds("te_request_duration", "Seconds of an answered one", registry)
+        self.te_queue = _seconds("te_request_queue_duration", "Seconds that one waited for a thread", registry)
+        self.te_inference = _seconds("te_request_inference_duration", "Seconds of work on one in its thread", registry)
         self.requests = Counter("relevance_requests", "All requests", ["path", "status"], registry=registry)
-        self.seconds = Histogram(
-            "relevance_request_seconds", "Seconds of a request", ["path"], registry=registry, buckets=SECONDS
+        self.seconds = _seconds("relevance_request_seconds", "Seconds of a request", registry, "path")
+        self.in_flight = Gauge(
+            "relevance_requests_in_flight",
+            "Requests being answered now",
+            registry=registry,
+            multiprocess_mode="livesum",
         )
-        self.in_flight = Gauge("relevance_requests_in_flight", "Requests being answered now", registry=registry)
         self.texts = Counter(
             "relevance_texts", "Documents scored and texts embedded, known ones included", registry=registry
         )
-        self.parts = Histogram(
-            "relevance_search_part_seconds", "Parts of a search", ["part"], registry=registry, buckets=SECONDS
-        )
+        self.parts = _seconds("relevance_search_part_seconds", "Parts of a search", registry, "part")
 
     def began(self) -> None:
         self.in_flight.inc()
@@ -61,71 +79,104 @@ class Metrics:
             return
         method = "single" if items == 1 else "batch"
         self.texts.inc(items)
-        self.te_count.add(method)
+        self.te_count.labels(method).inc()
         if status < 400:
-            self.te_success.add(method)
+            self.te_success.labels(method).inc()
             self.te_duration.observe(seconds)
         else:
-            self.te_failure.add(FAILURES.get(status, "inference"))
+            self.te_failure.labels(FAILURES.get(status, "inference")).inc()
 
     def searched(self, milliseconds: Mapping[str, float]) -> None:
         for part, spent in milliseconds.items():
             self.parts.labels(part).observe(spent / 1000)
 
+    def worked(self, queued_s: float, ran_s: float) -> None:
+        """A request waited for a thread and was then worked on."""
+        self.te_queue.observe(queued_s)
+        self.te_inference.observe(ran_s)
+
+    def refresh(self) -> None:
+        """Copies what the caches and the life cycle count themselves; other processes see it from then on."""
+        self._state.copy()
+
     def text(self) -> bytes:
-        return generate_latest(self._registry)
+        self.refresh()
+        if self._folder is None:
+            return generate_latest(self._registry)
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry, str(self._folder))  # type: ignore[no-untyped-call]
+        return generate_latest(registry)
 
 
-class _Count(Collector):
-    """A counter whose name stays as it is."""
-
-    def __init__(self, name: str, documentation: str, label: str, registry: CollectorRegistry) -> None:
-        self._name, self._documentation, self._label = name, documentation, label
-        self._values: dict[str, int] = {}
-        registry.register(self)
-
-    def add(self, value: str) -> None:
-        # Called from the event loop only, so it needs no lock.
-        self._values[value] = self._values.get(value, 0) + 1
-
-    def collect(self) -> Iterator[Metric]:
-        family = Metric(self._name, self._documentation, "unknown")
-        for value, count in sorted(self._values.items()):
-            family.add_sample(self._name, {self._label: value}, count)
-        yield family
+def _seconds(name: str, documentation: str, registry: CollectorRegistry, *labels: str) -> Histogram:
+    return Histogram(name, documentation, labels, registry=registry, buckets=SECONDS)
 
 
-class _State(Collector):
-    """What the caches and the life cycle count themselves, read when asked."""
+class _Count(MetricWrapperBase):
+    """A counter whose name stays as it is; processes add up."""
 
-    def __init__(self, lifecycle: Lifecycle) -> None:
-        self._lifecycle = lifecycle
+    _type = "unknown"
 
-    def collect(self) -> Iterator[Metric]:
-        caches = self._lifecycle.caches
-        facts = {"scores": caches.scores.facts(), "vectors": caches.vectors.facts()}
-        for name, words in (
-            ("hits", "Found in memory"),
-            ("joined", "Computed for another request at that moment"),
-            ("misses", "Computed"),
-            ("evictions", "Let go to make room"),
-        ):
-            family = CounterMetricFamily(f"relevance_cache_{name}", words, labels=["cache"])
-            for cache, fact in facts.items():
-                family.add_metric([cache], getattr(fact, name))
-            yield family
-        for name, words in (("entries", "Entries held"), ("bytes", "Memory held")):
-            gauge = GaugeMetricFamily(f"relevance_cache_{name}", words, labels=["cache"])
-            for cache, fact in facts.items():
-                gauge.add_metric([cache], getattr(fact, name))
-            yield gauge
-        yield CounterMetricFamily("relevance_release_swaps", "Releases taken while running", self._lifecycle.swaps)
-        yield CounterMetricFamily("relevance_release_refusals", "Releases refused", self._lifecycle.refusals)
-        info = GaugeMetricFamily(
-            "relevance_release_info", "The release that answers", labels=["release", "ranker", "encoder", "precision"]
+    def _metric_init(self) -> None:
+        self._value = ValueClass(  # type: ignore[no-untyped-call]
+            self._type, self._name, self._name, self._labelnames, self._labelvalues, self._documentation
         )
+
+    def inc(self) -> None:
+        self._value.inc(1)
+
+    def _child_samples(self) -> list[Sample]:
+        return [Sample("", {}, self._value.get(), None, None)]
+
+
+class _State:
+    """What the caches and the life cycle count themselves, copied when asked."""
+
+    def __init__(self, lifecycle: Lifecycle, registry: CollectorRegistry) -> None:
+        self._lifecycle = lifecycle
+        self._last: dict[Any, float] = {}
+        self._counts = {
+            name: Counter(f"relevance_cache_{name}", words, ["cache"], registry=registry)
+            for name, words in (
+                ("hits", "Found in memory"),
+                ("joined", "Computed for another request at that moment"),
+                ("misses", "Computed"),
+                ("evictions", "Let go to make room"),
+            )
+        }
+        self._sizes = {
+            name: Gauge(f"relevance_cache_{name}", words, ["cache"], registry=registry, multiprocess_mode="livesum")
+            for name, words in (("entries", "Entries held"), ("bytes", "Memory held"))
+        }
+        self._swaps = Counter("relevance_release_swaps", "Releases taken while running", registry=registry)
+        self._refusals = Counter("relevance_release_refusals", "Releases refused", registry=registry)
+        self._info = Gauge(
+            "relevance_release_info",
+            "How many processes answer with this release",
+            ["release", "ranker", "encoder", "precision"],
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self._release: Any = None
+
+    def copy(self) -> None:
+        caches = self._lifecycle.caches
+        for cache, facts in (("scores", caches.scores.facts()), ("vectors", caches.vectors.facts())):
+            for name, counter in self._counts.items():
+                self._grown(counter.labels(cache), (name, cache), getattr(facts, name))
+            for name, gauge in self._sizes.items():
+                gauge.labels(cache).set(getattr(facts, name))
+        self._grown(self._swaps, "swaps", self._lifecycle.swaps)
+        self._grown(self._refusals, "refusals", self._lifecycle.refusals)
         current = self._lifecycle.loaded
         if current is not None:
-            ranker, encoder = current.ranker, current.encoder
-            info.add_metric([current.release, ranker.digest, encoder.digest, ranker.precision], 1)
-        yield info
+            labels = (current.release, current.ranker.digest, current.encoder.digest, current.ranker.precision)
+            release = self._info.labels(*labels)
+            if self._release not in (None, release):
+                self._release.set(0)
+            self._release = release
+            release.set(1)
+
+    def _grown(self, counter: Counter, name: Any, now: float) -> None:
+        counter.inc(now - self._last.get(name, 0))
+        self._last[name] = now

@@ -1,26 +1,19 @@
-"""Starts the service: one process, the release loaded before the first request, requests finished before it ends."""
+"""Starts the service: binds the port, sets up the log, then serves in this process or in several."""
 
-import asyncio
 import errno
 import json
 import logging
-import signal
 import socket
 import sys
 from datetime import UTC, datetime
-from types import FrameType
 from typing import Any
 
-import uvicorn
-
 from pipeline.errors import InputError
-from serving import app
-from serving.lifecycle import Lifecycle
 from serving.settings import Settings
 
 PLAIN = "%(asctime)s  %(message)s"
-KEEP_ALIVE_S = 75
-"""Longer than the 60 s of common load balancers, which else send a request into a connection just closed."""
+BACKLOG = 2048
+"""Connections that the kernel holds until they are accepted."""
 
 log = logging.getLogger(__name__)
 
@@ -33,37 +26,16 @@ def serve(settings: Settings) -> None:
         ArtifactError: the release is damaged or does not fit this machine.
         InputError: the port is in use, or the address is not of this machine.
     """
-    write_log()
-    listener = listen(settings)
-    try:
-        lifecycle = Lifecycle(settings)
-        lifecycle.start()
-        host, port = listener.getsockname()[:2]
-        shown = f"[{host}]" if ":" in host else host
-        server = uvicorn.Server(
-            uvicorn.Config(
-                app.create(lifecycle),
-                log_config=None,
-                access_log=False,  # `serving.edge` logs each request, without its texts.
-                server_header=False,
-                timeout_keep_alive=KEEP_ALIVE_S,
-                timeout_graceful_shutdown=int(settings.drain_s),
-            )
-        )
-        log.info(
-            "release %s: serving on http://%s:%d",
-            lifecycle.current.release[:12],
-            shown,
-            port,
-            extra={"facts": {"port": port}},
-        )
-        # Uvicorn drains and then sends the signal again, to whom it belonged before: to stop was what we wanted.
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, _stopped)
-        asyncio.run(server.serve(sockets=[listener]))
-        log.info("stopped; running requests were finished")
-    finally:
-        listener.close()
+    write_log(settings.log)
+    with listen(settings) as listener:
+        if settings.workers > 1:
+            from serving import workers
+
+            workers.Supervisor(settings, listener).run()
+        else:
+            from serving import process  # The models' libraries load in the process that runs them.
+
+            process.run(settings, listener)
 
 
 def listen(settings: Settings) -> socket.socket:
@@ -81,7 +53,7 @@ def listen(settings: Settings) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((settings.host, settings.port))
-        listener.listen(2048)
+        listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
         reasons = {
@@ -93,13 +65,21 @@ def listen(settings: Settings) -> socket.socket:
     return listener
 
 
-def write_log() -> None:
-    """Writes each log event to standard error: a line of JSON, or plain words where that is a terminal.
+def announce(who: str, listener: socket.socket) -> None:
+    """Logs where the service listens."""
+    host, port = listener.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    log.info("%s: serving on http://%s:%d", who, shown, port, extra={"facts": {"port": port}})
+
+
+def write_log(form: str) -> None:
+    """Writes each log event to standard error: a line of JSON, or plain words; auto is plain where that is a terminal.
 
     Texts of requests are in no event.
     """
+    plain = form == "plain" or (form == "auto" and sys.stderr.isatty())
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter(PLAIN, "%H:%M:%S") if sys.stderr.isatty() else JsonLines())
+    handler.setFormatter(logging.Formatter(PLAIN, "%H:%M:%S") if plain else JsonLines())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     for noisy in ("uvicorn.error", "uvicorn.access", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
@@ -119,7 +99,3 @@ class JsonLines(logging.Formatter):
         if record.exc_info:
             event["traceback"] = self.formatException(record.exc_info)
         return json.dumps(event, ensure_ascii=False, default=str)
-
-
-def _stopped(number: int, frame: FrameType | None) -> None:
-    """The drain is over; the process ends by returning."""

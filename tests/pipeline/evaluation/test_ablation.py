@@ -1,0 +1,179 @@
+"""The ablation over made-up scores of known quality: who wins, who ties, how much of a gap is closed."""
+
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from pipeline import artifacts
+from pipeline.artifacts import Artifact
+from pipeline.config import EvaluationConfig
+from pipeline.errors import ConfigError
+from pipeline.evaluation import ablation, metrics
+from pipeline.evaluation.ablation import Trial
+
+CONFIG = EvaluationConfig(bootstrap=500)
+NOISE = {"teacher": 0.2, "hard": 3.0, "soft": 0.7, "soft+margin": 0.7}
+"""Spread of what is added to the true grade, by kind: more is worse."""
+
+
+def artifact(workspace: Path, kind: str, name: str, files: Mapping[str, pd.DataFrame]) -> Artifact:
+    def build(staging: artifacts.Staging) -> Mapping[str, Any]:
+        for file, frame in files.items():
+            frame.to_parquet(staging.folder / file, index=False)
+        return {}
+
+    return artifacts.make(workspace, kind, version=1, config={"name": name}, inputs={}, build=build)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    workspace = tmp_path_factory.mktemp("ablation")
+    rng = np.random.default_rng(3)
+    rows = [
+        (f"q{query:03}", f"d{query:03}-{place}", int(rng.integers(0, 4)), split)
+        for split, queries in (("valid", range(80)), ("test", range(80, 200)))
+        for query in queries
+        for place in range(8)
+    ]
+    pairs = pd.DataFrame(rows, columns=["query_id", "doc_id", "grade", "split"])
+    pairs = pairs.assign(source="human", row_id=np.arange(len(pairs)))
+    queries = pd.DataFrame({"query_id": pairs["query_id"].unique()})
+    data = artifact(
+        workspace,
+        "data",
+        "data",
+        {
+            "documents.parquet": pd.DataFrame({"doc_id": pairs["doc_id"], "title": "", "text": "t"}),
+            "queries.parquet": queries.assign(text="q"),
+            "judgments.parquet": pairs.drop(columns="row_id"),
+        },
+    )
+    pool = artifact(workspace, "pool", "pool", {"pairs.parquet": pairs})
+
+    def trial(kind: str, seed: int, terms: int) -> Trial:
+        noise = np.random.default_rng([len(kind), seed]).normal(0, NOISE[kind], len(pairs))
+        table = pairs[["row_id"]].assign(score=(pairs["grade"] + noise).astype(np.float32))
+        scores = {
+            split: artifact(
+                workspace, "scores", f"{kind} {seed} {split}", {"scores.parquet": table[pairs["split"] == split]}
+            )
+            for split in ("valid", "test")
+        }
+        return Trial(kind, seed, terms, scores)
+
+    students = [
+        trial(kind, seed, terms) for kind, terms in (("hard", 2), ("soft", 3), ("soft+margin", 4)) for seed in range(3)
+    ]
+    return {
+        "workspace": workspace,
+        "data": data,
+        "pool": pool,
+        "pairs": pairs,
+        "references": [trial("teacher", 0, 0)],
+        "students": students,
+    }
+
+
+def made(world: dict[str, Any], **changes: Any) -> Artifact:
+    names = ("workspace", "data", "pool", "references", "students")
+    known = {name: changes.pop(name, world[name]) for name in names}
+    workspace, data, pool, references, students = known.values()
+    return ablation.make(
+        workspace, CONFIG, data, pool, references, students, ceiling="teacher", title="Made up", **changes
+    )
+
+
+def found_in(artifact: Artifact) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(artifact.file("ablation.json").read_text(encoding="utf-8"))
+    return found
+
+
+def test_means_and_shares_are_those_of_the_scores(world: dict[str, Any]) -> None:
+    found = found_in(made(world))
+    test = world["pairs"][world["pairs"]["split"] == "test"]
+
+    def mean(kind: str) -> float:
+        """nDCG@10 by the formula, over the seeds' scores."""
+        values = []
+        for trial in [*world["references"], *world["students"]]:
+            if trial.kind == kind:
+                frame = test.merge(pd.read_parquet(trial.scores["test"].file("scores.parquet")), on="row_id")
+                for _, rows in frame.groupby("query_id"):
+                    discount = 1 / np.log2(np.arange(len(rows)) + 2)
+                    gains = rows.sort_values("score", ascending=False)["grade"].to_numpy()
+                    values.append((gains * discount).sum() / (np.sort(gains)[::-1] * discount).sum())
+        return float(np.mean(values))
+
+    means = {kind: mean(kind) for kind in NOISE}
+    for kind, value in means.items():
+        assert found["systems"][kind]["measures"]["ndcg@10"]["mean"] == pytest.approx(value, abs=1e-9)
+    closed = (means["soft"] - means["hard"]) / (means["teacher"] - means["hard"])
+    assert found["systems"]["soft"]["closed"]["ndcg@10"] == pytest.approx(closed, abs=1e-9)
+    assert found["systems"]["soft"]["first"]["ndcg@10"]["mean"] == pytest.approx(means["soft"] - means["hard"])
+    assert (
+        found["systems"]["soft"]["ceiling"]["ndcg@10"]["high"] < 0 < found["systems"]["soft"]["first"]["ndcg@10"]["low"]
+    )
+    assert len(found["systems"]["soft"]["seeds"]["pairwise"]) == 3
+
+
+def test_a_tie_is_called_a_tie_and_the_simplest_is_supported(world: dict[str, Any]) -> None:
+    choice = found_in(made(world))["choice"]
+    assert {choice["best"], *choice["tied"]} == {"soft", "soft+margin"}
+    assert choice["supported"] == "soft"
+    assert choice["p"]["hard"] < 0.01
+    assert choice["queries"] == 80
+
+
+def test_a_clear_winner_is_called_one(world: dict[str, Any]) -> None:
+    students = [trial for trial in world["students"] if trial.kind != "soft+margin"]
+    found = found_in(made(world, students=students, measure="pairwise"))
+    assert found["choice"]["tied"] == []
+    assert found["choice"]["supported"] == "soft"
+    assert "surely better than every other" in ablation.verdict(found)
+
+
+def test_the_valid_queries_alone_choose(world: dict[str, Any]) -> None:
+    """With the valid scores of two kinds exchanged the other one wins, and the table of test queries stays."""
+    hard, soft = (
+        [trial for trial in world["students"] if trial.kind == kind and trial.seed < 3] for kind in ("hard", "soft")
+    )
+    swapped = [
+        Trial(trial.kind, trial.seed, trial.terms, {"valid": other.scores["valid"], "test": trial.scores["test"]})
+        for trial, other in zip([*hard, *soft], [*soft, *hard], strict=True)
+    ]
+    found = found_in(made(world, students=swapped))
+    assert found["choice"]["supported"] == "hard"
+    assert found["systems"]["soft"]["closed"]["ndcg@10"] > 0.5
+
+
+def test_tables_name_every_system_and_the_verdict(world: dict[str, Any]) -> None:
+    artifact = made(world)
+    found = found_in(artifact)
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(ablation.card(found))
+    for text in (artifact.file("table.md").read_text(encoding="utf-8"), console.export_text()):
+        for kind in NOISE:
+            assert kind in text
+        assert "in a tie with" in text
+    per_query = pd.read_parquet(artifact.file("per_query.parquet"))
+    assert len(per_query) == 10 * 200
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [({"measure": "ndcg@7"}, "ablation.measure 'ndcg@7'"), ({"students": []}, "needs students")],
+)
+def test_what_cannot_be_compared_is_refused(world: dict[str, Any], changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        made(world, **changes)
+
+
+def test_the_measure_is_one_of_the_reports(world: dict[str, Any]) -> None:
+    assert metrics.Measure.parse(found_in(made(world))["headline"]).name == "ndcg"

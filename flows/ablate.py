@@ -19,7 +19,8 @@ SPLITS = ("valid", "test")
 def ablate(recipe: Recipe, workspace: Path, *, run: chain.Runner = chain.directly) -> Artifact:
     """The `ablation` artifact of a recipe: its ranker trained with each of `ablation.sets`, so many seeds of each.
 
-    The teacher is trained once; every student is cut from it, sees the same pairs and takes the same steps. A killed
+    The teacher is trained once, and the recipe's assistants; every student is cut from the last of them, sees the same
+    pairs and takes the same steps. With `ablation.doses` the taught ones see so many unlabelled pairs more. A killed
     ablation goes on where it was.
 
     Raises:
@@ -96,15 +97,15 @@ def _lessons(recipe: Recipe, workspace: Path, taught: chain.Lessons, run: chain.
     from pipeline.training import ranker, teacher_scores
 
     if not recipe.ablation.doses:
-        yield _Lesson("", taught.pairs, taught.scores)
+        yield _Lesson("", taught.pairs, taught.tutor_scores)
         return
-    layers, width = ranker.taught_by(recipe.ranker, taught.teacher)
+    layers, width = ranker.taught_by(recipe.ranker, taught.tutor)
     for dose in recipe.ablation.doses:
-        chosen = dataclasses.replace(recipe.candidates, **{"unlabelled": dose})
+        chosen = dataclasses.replace(recipe.candidates, unlabelled=dose)
         pairs = run(f"pairs, dose {dose:g}", partial(candidates.pairs, workspace, chosen, taught.data, taught.found))
         scores = run(
             f"teacher scores, dose {dose:g}",
-            partial(teacher_scores.make, workspace, taught.teacher, taught.data, pairs, layers=layers, width=width),
+            partial(teacher_scores.make, workspace, taught.tutor, taught.data, pairs, layers=layers, width=width),
         )
         yield _Lesson(f", {dose:g}×", pairs, scores)
 
@@ -123,11 +124,12 @@ def _student(
 
     config = losses.config
     config = dataclasses.replace(config, loop=dataclasses.replace(config.loop, seed=config.loop.seed + seed))
-    scores = lesson.scores if losses.taught else None
-    return run(
-        name,
-        lambda: ranker.make(workspace, config, recipe.candidates, taught.data, lesson.pairs, taught.teacher, scores),
-    )
+    learn = partial(ranker.make, workspace)
+    if losses.taught:
+        learn = partial(learn, config, recipe.candidates, taught.data, lesson.pairs, taught.tutor, lesson.scores)
+    else:
+        learn = partial(learn, ranker.plain(config), recipe.candidates, taught.data, taught.pairs, taught.teacher, None)
+    return run(name, learn)
 
 
 def _widest(config: RankerConfig, sets: Sequence[LossSet]) -> RankerConfig:

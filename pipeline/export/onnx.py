@@ -4,7 +4,8 @@ bundle.json        role, digest, templates, thresholds, inputs and output, what 
 tokenizer.json     neither cuts nor pads
 model.fp32.onnx    the reference, held against PyTorch
 model.fp16.onnx    for CUDA; normalisation, softmax and head in fp32
-model.int8.onnx    for CPUs
+model.int8.onnx    for CPUs, one input at a time
+model.w8.onnx      between fp32 and int8 in speed and loss; no score depends on its batch
 golden.json        inputs with their outputs in PyTorch and in each precision, checked at every load
 """
 
@@ -32,7 +33,7 @@ from pipeline.models import modules
 from pipeline.models.bi_encoder import BiEncoder
 from pipeline.models.cross_encoder import CrossEncoder
 
-VERSION = 1
+VERSION = 2
 FORMAT = 1
 
 log = logging.getLogger(__name__)
@@ -98,15 +99,16 @@ class Source:
                 return _array(self.model(ids, torch.tensor([item.types]), torch.ones_like(ids))[0])
             return _array(self.model(ids, torch.ones_like(ids))[0])
 
-    def digest(self, kept: Sequence[str]) -> str:
+    def digest(self, kept: Mapping[str, Sequence[str]]) -> str:
         """32 hex digits over all that a score depends on but the precision's name.
 
         Args:
-            kept: parts of the int8 model that are in fp32.
+            kept: precision → parts of that model that are in fp32.
         """
         found = hashlib.blake2b(digest_size=16)
         templates = {name: template.to_dict() for name, template in self.templates.items()}
-        words = [graph.NUMBERS, self.tokenizer.to_str(), templates, list(self.thresholds), sorted(kept)]
+        words = [graph.NUMBERS, self.tokenizer.to_str(), templates, list(self.thresholds)]
+        words.append(sorted(f"{name} {part}" for name, parts in kept.items() for part in parts))
         found.update(json.dumps(words, sort_keys=True).encode())
         for name in sorted(self.weights):
             found.update(f"{name} {self.weights[name].shape}".encode())
@@ -151,7 +153,7 @@ def _build(
     found = {"fp32": fp32}
     found |= precision.lower(source.graph, source.shape.parts, folder, fp32, taken, config, threads)
     chosen = precision.choose(found, config)
-    kept = found["int8"].fp32_parts if "int8" in found else ()
+    kept = {name: item.fp32_parts for name, item in found.items()}
 
     source.tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
     outputs = {"torch": by_torch} | {name: item.outputs[golden] for name, item in found.items()}

@@ -15,8 +15,8 @@ Runner = Callable[[Input], Floats]
 """The output of one input at its exact length: () for a ranker, (dimensions,) for an encoder."""
 
 
-def runner(path: Path) -> Runner:
-    """Runs the ONNX model as the service does on a CPU: one thread, one input, no padding.
+def runner(model: Path | bytes) -> Runner:
+    """Runs an ONNX file, or the bytes of one, as the service does on a CPU: one thread, one input, no padding.
 
     Raises:
         ArtifactError: ONNX Runtime cannot load it.
@@ -27,13 +27,14 @@ def runner(path: Path) -> Runner:
     options.log_severity_level = 3
     options.enable_mem_pattern = False
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    name, content = ("the graph", model) if isinstance(model, bytes) else (model, str(model))
     try:
         # The fused node that is left out is slower on a CPU; see serving.engine.
         session = ort.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=["SkipLayerNormFusion"]
+            content, options, providers=["CPUExecutionProvider"], disabled_optimizers=["SkipLayerNormFusion"]
         )
     except Exception as error:  # ONNX Runtime's errors share no class of their own.
-        raise ArtifactError(f"{path}: ONNX Runtime cannot load it: {error}") from error
+        raise ArtifactError(f"{name}: ONNX Runtime cannot load it: {error}") from error
     typed = "token_type_ids" in {item.name for item in session.get_inputs()}
 
     def run(item: Input) -> Floats:
@@ -63,14 +64,14 @@ def outputs(
 
 
 def difference(ours: Floats, theirs: Floats) -> float:
-    """The largest distance of any number; infinite where either is not finite."""
+    """The largest distance of any number from theirs, over (1 + its size); infinite where either is not finite."""
     if not (np.isfinite(ours).all() and np.isfinite(theirs).all()):
         return float("inf")
-    return float(np.abs(ours - theirs).max())
+    return float((np.abs(ours - theirs) / (1 + np.abs(theirs))).max())
 
 
 def check(inputs: Sequence[Input], torch: Floats, fp32: Floats, allowed: float) -> float:
-    """The largest difference between PyTorch and ONNX.
+    """The largest `difference` of ONNX from PyTorch.
 
     Raises:
         ArtifactError: it is more than `allowed`; names the input.
@@ -80,7 +81,7 @@ def check(inputs: Sequence[Input], torch: Floats, fp32: Floats, allowed: float) 
         if not gap <= allowed:
             raise ArtifactError(
                 f"export: for {dict(item.source)!r:.200} ONNX is {gap:.2g} from PyTorch, more than export.parity "
-                f"{allowed:g}; the graph does not fit this model, or its scores are so large that parity must be"
+                f"{allowed:g}; the graph does not fit this model, or so deep a one adds up more than that: raise it"
             )
     return difference(fp32, torch)
 

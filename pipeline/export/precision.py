@@ -1,12 +1,13 @@
 """Which lower precisions a model can bear: each is measured on valid queries beside fp32, and only a harmless one is
 chosen for serving.
 
-Int8 that loses too much gets its most sensitive parts back in fp32, one after another, before it is given up.
+A model of whole numbers that loses too much gets its most sensitive parts back in fp32, one after another, before it is
+given up.
 """
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,16 +19,15 @@ from pipeline import progress
 from pipeline.config import ExportConfig, Precision
 from pipeline.errors import ArtifactError
 from pipeline.evaluation.metrics import ndcg
+from pipeline.export import sensitivity
 from pipeline.export.parity import outputs, runner
 from pipeline.export.sample import Floats, Sample
+from pipeline.export.sensitivity import Build
 
-SCAN_INPUTS = 48
-"""Inputs on which each part's sensitivity is looked at."""
+WHOLE_NUMBERS = ("int8", "w8")
+"""Precisions in which each part of a model can be whole numbers or fp32."""
 
 log = logging.getLogger(__name__)
-
-Build = Callable[[Precision, Sequence[str]], onnx.ModelProto]
-"""build(precision, keep) writes the graph with the parts named in `keep` in fp32."""
 
 
 class OverflowingError(ArtifactError):
@@ -52,7 +52,9 @@ class Measured:
     """Inputs of the sample in a second of one core."""
     mean_tokens: float
     fp32_parts: tuple[str, ...] = ()
-    """Parts of an int8 model that were put back."""
+    """Parts of an int8 or w8 model that were put back."""
+    sensitivity: Mapping[str, float] = field(default_factory=dict)
+    """Of int8 and w8: what each part alone changes, see `sensitivity.scan`."""
     outputs: Floats = field(repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
@@ -120,27 +122,36 @@ def bearable(found: Measured, fp32: Measured, config: ExportConfig) -> bool:
 def lower(
     build: Build, parts: Sequence[str], folder: Path, fp32: Measured, sample: Sample, config: ExportConfig, threads: int
 ) -> dict[str, Measured]:
-    """Writes the lower precisions that the recipe asks for into `folder` and measures them."""
+    """Writes the lower precisions that the recipe asks for into `folder` and measures them, int8 and w8 part by part.
+
+    Of an int8 or w8 model that breaks the recipe's bounds, as few parts go back to fp32 as keep them, at most half;
+    where that is not enough it stays whole, and is not chosen.
+    """
     found: dict[str, Measured] = {}
     for precision in config.precisions:
-        if precision != "fp32":
-            path = folder / f"model.{precision}.onnx"
-            onnx.save(build(precision, ()), path)
-            try:
-                found[precision] = measure(path, sample, fp32.outputs, threads)
-            except OverflowingError as error:
-                log.warning("%s is left out of the bundle: %s", precision, error)
-                path.unlink()
-    if "int8" in found and not bearable(found["int8"], fp32, config):
-        found["int8"] = _relieved(
-            build, parts, folder / "model.int8.onnx", found["int8"], fp32, sample, config, threads
-        )
+        if precision == "fp32":
+            continue
+        path = folder / f"model.{precision}.onnx"
+        onnx.save(build(precision, ()), path)
+        try:
+            whole = measure(path, sample, fp32.outputs, threads)
+        except OverflowingError as error:
+            log.warning("%s is left out of the bundle: %s", precision, error)
+            path.unlink()
+            continue
+        if precision in WHOLE_NUMBERS:
+            harm = sensitivity.scan(build, precision, parts, sample, fp32.outputs, threads)
+            if not bearable(whole, fp32, config):
+                whole = _relieved(build, precision, harm, path, whole, fp32, sample, config, threads)
+            whole = replace(whole, sensitivity=harm)
+        found[precision] = whole
     return found
 
 
 def _relieved(
     build: Build,
-    parts: Sequence[str],
+    precision: Precision,
+    harm: Mapping[str, float],
     path: Path,
     whole: Measured,
     fp32: Measured,
@@ -148,32 +159,25 @@ def _relieved(
     config: ExportConfig,
     threads: int,
 ) -> Measured:
-    """Int8 with as few parts in fp32 as keep the bounds, at most half of them; all in int8 when none do."""
-    log.info("int8 costs too much (nDCG %.4f, tau %.3f): looking for sensitive parts", whole.ndcg, whole.kendall_tau)
+    """The model with its most sensitive parts in fp32, as few as keep the bounds; `whole` when half are too few."""
+    log.info("%s costs too much (nDCG %.4f, tau %.3f): relieving parts", precision, whole.ndcg, whole.kendall_tau)
     trial = path.with_name("model.trial.onnx")
-    places = sample.spread(SCAN_INPUTS)
-    harm = {}
-    for part in parts:
-        onnx.save(build("int8", [other for other in parts if other != part]), trial)
-        found = outputs(runner(trial), [sample.inputs[place] for place in places], threads)
-        harm[part] = float(np.abs(found - fp32.outputs[places]).mean())
-    order = sorted(parts, key=lambda part: -harm[part])
+    order = sorted(harm, key=lambda part: -harm[part])
     try:
-        for count in range(1, len(parts) // 2 + 1):
+        for count in range(1, len(order) // 2 + 1):
             keep = order[:count]
-            onnx.save(build("int8", keep), trial)
-            found_now = measure(trial, sample, fp32.outputs, threads, keep)
-            if bearable(found_now, fp32, config):
+            onnx.save(build(precision, keep), trial)
+            found = measure(trial, sample, fp32.outputs, threads, keep)
+            if bearable(found, fp32, config):
                 trial.replace(path)
-                return replace(found_now, file=path.name)
+                return replace(found, file=path.name)
         return whole
     finally:
         trial.unlink(missing_ok=True)
 
 
-def choose(found: dict[str, Measured], config: ExportConfig) -> dict[str, str]:
+def choose(found: Mapping[str, Measured], config: ExportConfig) -> dict[str, str]:
     """The fastest bearable precision on a CPU, and the one for CUDA, where half precision is always the faster."""
-    fp32 = found["fp32"]
-    good = {name for name, item in found.items() if bearable(item, fp32, config)}
-    faster = "int8" in good and found["int8"].texts_per_cpu_s > fp32.texts_per_cpu_s
-    return {"cpu": "int8" if faster else "fp32", "cuda": "fp16" if "fp16" in good else "fp32"}
+    good = [name for name, item in found.items() if name == "fp32" or bearable(item, found["fp32"], config)]
+    fastest = max((name for name in good if name != "fp16"), key=lambda name: found[name].texts_per_cpu_s)
+    return {"cpu": fastest, "cuda": "fp16" if "fp16" in good else "fp32"}

@@ -6,6 +6,7 @@ import onnxruntime as ort
 import pytest
 import torch
 from numpy.typing import NDArray
+from onnx import helper, numpy_helper
 from transformers import (
     AlbertConfig,
     AutoModelForSequenceClassification,
@@ -18,6 +19,7 @@ from transformers import (
     XLMRobertaConfig,
 )
 
+from pipeline.config import Precision
 from pipeline.errors import ConfigError
 from pipeline.export import graph
 from pipeline.export.graph import Shape
@@ -41,6 +43,8 @@ CONFIGS = {
     "camembert": CamembertConfig(num_hidden_layers=2, type_vocab_size=1, pad_token_id=1, **SIZES),
     "albert": AlbertConfig(num_hidden_layers=3, embedding_size=16, **SIZES),
 }
+
+PRECISIONS = ("fp32", "fp16", "int8", "w8")
 
 Feeds = dict[str, NDArray[np.int64]]
 
@@ -101,14 +105,14 @@ def test_a_body_without_head_has_the_same_names() -> None:
     assert set(_body(body)) == set(_body(model_of(CONFIGS["bert"])))
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("name", ["bert", "roberta", "albert"])
-def test_a_lower_precision_is_near_and_padding_hardly_matters(name: str, precision: str) -> None:
+def test_a_lower_precision_is_near_and_padding_hardly_matters(name: str, precision: Precision) -> None:
     model, shape = model_of(CONFIGS[name]), Shape.of(CONFIGS[name])
     weights = _body(model) | _score_head(model)
     written = graph.ranker(shape, weights, precision)
     feeds = feeds_of(shape, [12, 30, 5])
-    near = {"fp32": 1e-5, "fp16": 0.02, "int8": 0.4}[precision]
+    near = {"fp32": 1e-5, "fp16": 0.02, "int8": 0.4, "w8": 0.1}[precision]
     scores = run(written, feeds)
     np.testing.assert_allclose(scores, torch_scores(model, feeds), atol=near)
     for row, length in enumerate([12, 30, 5]):
@@ -145,10 +149,45 @@ def _is_half(name: str, values: dict[str, onnx.NodeProto], types: dict[str, int]
     return _is_half(node.input[0], values, types)
 
 
-def test_an_int8_graph_with_every_part_kept_is_the_fp32_graph() -> None:
+@pytest.mark.parametrize("precision", ["int8", "w8"])
+def test_a_graph_with_every_part_kept_is_the_fp32_graph(precision: Precision) -> None:
     model, shape = model_of(CONFIGS["bert"]), Shape.of(CONFIGS["bert"])
     weights = _body(model) | _score_head(model)
-    assert graph.ranker(shape, weights, "int8", shape.parts) == graph.ranker(shape, weights, "fp32")
+    assert graph.ranker(shape, weights, precision, shape.parts) == graph.ranker(shape, weights, "fp32")
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "albert"])
+def test_a_w8_score_has_the_same_bits_in_any_batch_and_padding(name: str) -> None:
+    """What int8 cannot promise: its activations share a scale with their whole batch."""
+    model, shape = model_of(CONFIGS[name]), Shape.of(CONFIGS[name])
+    weights = _body(model) | _score_head(model)
+    session = ort.InferenceSession(graph.ranker(shape, weights, "w8").SerializeToString())
+    rng = np.random.default_rng(4)
+    for batch in ([12, 30, 5], [1, 38], [7, 7, 7, 7, 23, 2, 16]):
+        feeds = feeds_of(shape, batch, seed=int(rng.integers(99)))
+        together = session.run(None, feeds)[0]
+        for row, length in enumerate(batch):
+            alone = {key: value[row : row + 1, :length] for key, value in feeds.items()}
+            assert session.run(None, alone)[0][0] == together[row]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 7, 16, 33])
+def test_blocks_multiply_alike_whatever_the_number_of_rows(rows: int) -> None:
+    """At real widths, where ONNX Runtime has a kernel for few rows and one for many."""
+    rng = np.random.default_rng(rows)
+    matrix = rng.normal(size=(768, 96)).astype(np.float32)
+    blocks, scales = graph.blockwise(matrix, graph.BLOCK)
+    sizes = {"K": 768, "N": 96, "bits": 8, "block_size": graph.BLOCK, "accuracy_level": 4}
+    node = helper.make_node("MatMulNBits", ["x", "blocks", "scales"], ["y"], domain="com.microsoft", **sizes)
+    ends = [helper.make_tensor_value_info(end, onnx.TensorProto.FLOAT, None) for end in "xy"]
+    stored = [numpy_helper.from_array(blocks, "blocks"), numpy_helper.from_array(scales, "scales")]
+    opsets = [helper.make_opsetid("", graph.OPSET), helper.make_opsetid("com.microsoft", 1)]
+    written = helper.make_graph([node], "product", ends[:1], ends[1:], stored)
+    session = ort.InferenceSession(helper.make_model(written, opset_imports=opsets, ir_version=8).SerializeToString())
+    values = rng.normal(size=(64, 768)).astype(np.float32)
+    whole = session.run(None, {"x": values})[0]
+    np.testing.assert_allclose(whole, values @ matrix, atol=0.02 * np.abs(values @ matrix).max())
+    np.testing.assert_array_equal(session.run(None, {"x": values[:rows]})[0], whole[:rows])
 
 
 @pytest.mark.parametrize("axis", [0, 1])
@@ -161,6 +200,20 @@ def test_quantised_is_within_half_a_step(axis: int) -> None:
     assert np.abs(matrix - whole * steps).max() <= steps.max() / 2 + 1e-6
     assert np.all(np.abs(matrix - whole * steps) <= steps / 2 + 1e-6)
     assert np.abs(whole).max() == 127
+
+
+@pytest.mark.parametrize("inputs", [20, 64, 130])
+def test_blockwise_is_within_half_a_step_of_each_block(inputs: int) -> None:
+    matrix = np.random.default_rng(2).normal(size=(inputs, 6)).astype(np.float32)
+    matrix[:, 3] = 0
+    whole, scales = graph.blockwise(matrix, 64)
+    assert whole.shape == (6, -(-inputs // 64), 64)
+    for column in range(6):
+        for place in range(inputs):
+            step = scales[column, place // 64]
+            value = (int(whole[column, place // 64, place % 64]) - 128) * step
+            assert abs(value - matrix[place, column]) <= step / 2 + 1e-6
+    assert (whole.reshape(6, -1)[:, inputs:] == 128).all()
 
 
 @pytest.mark.parametrize(

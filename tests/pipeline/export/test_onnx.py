@@ -18,7 +18,8 @@ from pipeline.export import onnx
 from pipeline.export.onnx import Source
 
 CONFIG = ExportConfig(parity=1e-5, golden=8, max_ndcg_drop=1.0, min_kendall_tau=0.0)
-FILES = {"bundle.json", "tokenizer.json", "golden.json", "model.fp32.onnx", "model.fp16.onnx", "model.int8.onnx"}
+PRECISIONS = ("fp32", "fp16", "int8", "w8")
+FILES = {"bundle.json", "tokenizer.json", "golden.json", *(f"model.{name}.onnx" for name in PRECISIONS)}
 
 
 def bundle_of(made: Artifact) -> dict[str, Any]:
@@ -41,6 +42,10 @@ def test_a_bundle_holds_what_its_contract_says(untrained: Any, name: str) -> Non
         assert found["bytes"] == made.file(f"model.{kind}.onnx").stat().st_size
     sizes = [bundle["precisions"][kind]["bytes"] for kind in ("fp32", "fp16", "int8")]
     assert sizes == sorted(sizes, reverse=True)
+    assert made.metrics["precisions"] == bundle["precisions"]
+    parts = {"embeddings", *(f"layer.{number}" for number in range(2))}
+    for kind, found in bundle["precisions"].items():
+        assert set(found["sensitivity"]) == (parts if kind in ("int8", "w8") else set())
     tokenizer = Tokenizer.from_file(str(made.file("tokenizer.json")))
     assert tokenizer.padding is None
     assert tokenizer.truncation is None
@@ -70,7 +75,7 @@ def test_golden_vectors_are_of_unit_length_for_both_roles(untrained: Any) -> Non
     golden = json.loads(made.file("golden.json").read_text(encoding="utf-8"))
     assert {item["role"] for item in golden} == {"query", "document"}
     for item in golden:
-        assert set(item["vectors"]) == {"torch", "fp32", "fp16", "int8"}
+        assert set(item["vectors"]) == {"torch", *PRECISIONS}
         for vector in item["vectors"].values():
             assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-5)
 
@@ -87,9 +92,10 @@ def test_the_digest_follows_everything_that_a_score_depends_on(untrained: Any) -
         replace(source, thresholds=[0.0, 1.0]),
         replace(source, tokenizer=cleaned),
     ]
-    digests = [source.digest(()), source.digest(["layer.0"]), *(other.digest(()) for other in others)]
+    kept = [{}, {"int8": ["layer.0"]}, {"w8": ["layer.0"]}, {"int8": ["layer.0"], "w8": ["layer.1"]}]
+    digests = [*(source.digest(parts) for parts in kept), *(other.digest({}) for other in others)]
     assert len(set(digests)) == len(digests)
-    assert Source.load(untrained.ranker.path).digest(()) == source.digest(())
+    assert Source.load(untrained.ranker.path).digest({}) == source.digest({"fp32": (), "int8": ()})
 
 
 def test_a_graph_that_says_something_else_is_refused(untrained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +106,7 @@ def test_a_graph_that_says_something_else_is_refused(untrained: Any, monkeypatch
     load = Source.load
     monkeypatch.setattr(Source, "load", wrong)
     before = set((untrained.workspace / "artifacts" / "bundle").iterdir())
-    with pytest.raises(ArtifactError, match=r"ONNX is 1 from PyTorch, more than export\.parity"):
+    with pytest.raises(ArtifactError, match=r"ONNX is 0\.\d+ from PyTorch, more than export\.parity"):
         onnx.make(untrained.workspace, replace(CONFIG, golden=7), untrained.ranker, untrained.data, untrained.pairs)
     after = (untrained.workspace / "artifacts" / "bundle").iterdir()
     assert not [path for path in set(after) - before if path.suffix != ".lock"]

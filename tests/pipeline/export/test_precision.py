@@ -12,7 +12,7 @@ import pytest
 from pipeline.config import ExportConfig
 from pipeline.errors import ArtifactError, ConfigError, SchemaError
 from pipeline.evaluation.metrics import ndcg
-from pipeline.export import parity, precision, sample
+from pipeline.export import parity, precision, sample, sensitivity
 from pipeline.export.onnx import Source
 from pipeline.export.precision import Measured, agreement, choose
 from pipeline.export.sample import Reader, Sample
@@ -97,19 +97,24 @@ def test_agreement_leaves_out_lists_without_an_order_but_not_a_lost_order() -> N
     assert agreement([], []) == 1
 
 
+FAST, LOSSY = {"texts_per_cpu_s": 30.0}, {"kendall_tau": 0.5}
+
+
 @pytest.mark.parametrize(
-    ("int8", "fp16", "expected"),
+    ("int8", "fp16", "w8", "expected"),
     [
-        ({"texts_per_cpu_s": 30.0}, {}, {"cpu": "int8", "cuda": "fp16"}),
-        ({"texts_per_cpu_s": 9.0}, {}, {"cpu": "fp32", "cuda": "fp16"}),
-        ({"texts_per_cpu_s": 30.0, "ndcg": 0.49}, {"kendall_tau": 0.5}, {"cpu": "fp32", "cuda": "fp32"}),
-        ({"texts_per_cpu_s": 30.0, "ndcg": 0.6}, {"ndcg": 0.4}, {"cpu": "int8", "cuda": "fp32"}),
+        (FAST, {}, {}, {"cpu": "int8", "cuda": "fp16"}),
+        ({"texts_per_cpu_s": 9.0}, FAST, {"texts_per_cpu_s": 8.0}, {"cpu": "fp32", "cuda": "fp16"}),
+        (FAST | LOSSY, LOSSY, {"texts_per_cpu_s": 20.0}, {"cpu": "w8", "cuda": "fp32"}),
+        (FAST, {}, {"texts_per_cpu_s": 31.0}, {"cpu": "w8", "cuda": "fp16"}),
+        (FAST | {"ndcg": 0.49}, LOSSY, FAST | LOSSY, {"cpu": "fp32", "cuda": "fp32"}),
+        (FAST | {"ndcg": 0.6}, {"ndcg": 0.4}, {}, {"cpu": "int8", "cuda": "fp32"}),
     ],
 )
 def test_the_fastest_that_keeps_the_bounds_is_chosen(
-    int8: dict[str, Any], fp16: dict[str, Any], expected: dict[str, str]
+    int8: dict[str, Any], fp16: dict[str, Any], w8: dict[str, Any], expected: dict[str, str]
 ) -> None:
-    found = {"fp32": measured(), "int8": measured(**int8), "fp16": measured(**fp16)}
+    found = {"fp32": measured(), "int8": measured(**int8), "fp16": measured(**fp16), "w8": measured(**w8)}
     assert choose(found, ExportConfig()) == expected
     assert choose({"fp32": measured()}, ExportConfig()) == {"cpu": "fp32", "cuda": "fp32"}
 
@@ -133,6 +138,9 @@ def test_the_part_that_int8_harms_goes_back_to_fp32(untrained: Any, tmp_path: Pa
     found = precision.lower(source.graph, source.shape.parts, tmp_path, fp32, taken, strict, 1)
     assert found["int8"].fp32_parts == ("layer.0",)
     assert found["int8"].kendall_tau >= 0.85
+    harm = found["int8"].sensitivity
+    assert harm == blind["int8"].sensitivity
+    assert harm["layer.0"] > 10 * max(harm["embeddings"], harm["layer.1"])
     assert (found["int8"].file, found["int8"].bytes) == (
         "model.int8.onnx",
         (tmp_path / "model.int8.onnx").stat().st_size,
@@ -140,6 +148,24 @@ def test_the_part_that_int8_harms_goes_back_to_fp32(untrained: Any, tmp_path: Pa
     assert not (tmp_path / "model.trial.onnx").exists()
     impossible = precision.lower(source.graph, source.shape.parts, tmp_path, fp32, taken, replace_tau(strict, 1), 1)
     assert choose({"fp32": fp32, **impossible}, replace_tau(strict, 1))["cpu"] == "fp32"
+
+
+@pytest.mark.parametrize("name", ["ranker", "encoder"])
+def test_sensitivity_is_what_one_part_alone_changes(untrained: Any, tmp_path: Path, name: str) -> None:
+    source, taken = source_and_sample(untrained, name)
+    fp32 = reference(source, taken, tmp_path)
+    found = sensitivity.scan(source.graph, "w8", source.shape.parts, taken, fp32.outputs, 2)
+    assert set(found) == {"embeddings", "layer.0", "layer.1"}
+    # The table rounded by hand, in an fp32 graph.
+    table = source.weights["embeddings.word_embeddings.weight"]
+    steps = np.maximum(np.abs(table).max(axis=1, keepdims=True), np.float32(1e-9)) / 127
+    rounded = source.weights | {"embeddings.word_embeddings.weight": np.rint(table / steps) * steps}
+    run = parity.runner(replace(source, weights=rounded).graph("fp32").SerializeToString())
+    places = taken.spread(sensitivity.SCAN_INPUTS)
+    gaps = [np.linalg.norm(run(taken.inputs[place]) - fp32.outputs[place]) for place in places]
+    assert found["embeddings"] == pytest.approx(np.mean(gaps), rel=1e-2)
+    assert found["layer.0"] > 0
+    assert found["layer.1"] > 0
 
 
 def replace_tau(config: ExportConfig, tau: float) -> ExportConfig:
@@ -154,7 +180,7 @@ def test_a_precision_that_overflows_is_left_out_and_fp32_refused(
     weights["encoder.layer.1.output.dense.bias"] = np.full(32, 1e6, np.float32)  # Half precision ends at 65504.
     large = replace(source, weights=weights)
     found = precision.lower(large.graph, large.shape.parts, tmp_path, reference(large, taken, tmp_path), taken, FINE, 1)
-    assert set(found) == {"int8"}
+    assert set(found) == {"int8", "w8"}
     assert not (tmp_path / "model.fp16.onnx").exists()
     assert "fp16 is left out" in caplog.text
     weights["head.out.bias"] = np.full(1, np.nan, np.float32)
@@ -165,8 +191,9 @@ def test_a_precision_that_overflows_is_left_out_and_fp32_refused(
 def test_parity_names_the_text_and_the_knob() -> None:
     items = [sample.Input({"query": "good", "document": "fine"}, [1], [0])] * 2
     one = np.array([0.5, 1.0], np.float32)
-    assert parity.check(items, one, one + np.float32(0.25), 0.3) == pytest.approx(0.25)
-    with pytest.raises(ArtifactError, match=r"'fine'.*0\.25 from PyTorch, more than export\.parity 0\.1"):
+    assert parity.check(items, one, one + np.float32(0.25), 0.3) == pytest.approx(0.25 / 1.5)
+    assert parity.check(items, one * -1000, one * -1000 + np.float32(0.25), 1e-3) == pytest.approx(0.25 / 501)
+    with pytest.raises(ArtifactError, match=r"'fine'.*0\.17 from PyTorch, more than export\.parity 0\.1"):
         parity.check(items, one, one + np.float32(0.25), 0.1)
     with pytest.raises(ArtifactError, match="inf from PyTorch"):
         parity.check(items, one, np.array([0.5, np.nan], np.float32), 0.1)

@@ -220,7 +220,7 @@ def serve(
     release: Annotated[str | None, typer.Option(help="live follows the pointer; digits pin one release.")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on; only this machine by default.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on, 8080 by default; 0 for any free one.")] = None,
-    precision: Annotated[str | None, typer.Option(help="auto, fp32, fp16 or int8.")] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, fp32, fp16, int8 or w8.")] = None,
 ) -> None:
     """Answers rerank, embedding and search requests over HTTP, with a page at /.
 

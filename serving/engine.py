@@ -38,9 +38,9 @@ Role = Literal["query", "document"]
 Device = Literal["cpu", "cuda"]
 Vectors = NDArray[np.float32]
 
-TOLERANCE: Mapping[str, float] = {"fp32": 1e-3, "fp16": 2e-2, "int8": 5e-2}
+TOLERANCE: Mapping[str, float] = {"fp32": 1e-3, "fp16": 2e-2, "int8": 5e-2, "w8": 5e-2}
 """How far a golden output may be from the stored one, times (1 + its size). Another processor sums in another order;
-in int8 that moves some activations by one step. An int8 product that overflows, or another model, is far beyond."""
+in int8 and w8 that moves some activations by one step. An int8 product that overflows, or another model, is far beyond."""
 
 BATCH_TOKENS = 16_384
 """Padded tokens of one run on CUDA."""
@@ -100,8 +100,8 @@ class Engine:
         self.dimensions = self.bundle.dimensions
         self.device: Device = "cuda" if device == "cuda" or (device == "auto" and has_cuda()) else "cpu"
         self.precision = self._precision(precision, bundle_path)
-        if self.precision == "int8":
-            self.device = "cpu"  # Its nodes exist for the CPU only.
+        if self.precision in ("int8", "w8"):
+            self.device = "cpu"  # Their nodes exist, or give these numbers, on the CPU only.
         self.threads = threads or cores()
         self.tokeniser = Tokeniser.load(artifact.file("tokenizer.json"))
         file = self.bundle.precisions[self.precision]["file"]

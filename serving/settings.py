@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline.errors import ConfigError
 
-PRECISIONS = ("auto", "fp32", "fp16", "int8")
+PRECISIONS = ("auto", "fp32", "fp16", "int8", "w8")
 LOGS = ("auto", "json", "plain")
 HASH = re.compile("[0-9a-fA-F]{64}")
 

@@ -153,6 +153,33 @@ def test_faults_of_a_file_are_named(world: tuple[Path, Artifact, Artifact]) -> N
         outside.make(workspace, OutsideConfig(scores="nowhere.parquet"), data, pairs, layers=())
 
 
+def test_unlabelled_lists_are_found_by_the_query_they_were_drawn_for(world: tuple[Path, Artifact, Artifact]) -> None:
+    workspace, data, pairs = world
+    frame = scored(pairs)
+    added = [("unlabelled:0:q3", "d44", "q3"), ("unlabelled:1:q3", "d2", "q3"), ("unlabelled:0:q2", "d44", "q2")]
+    rows = [
+        {"row_id": 900 + n, "query_id": name, "doc_id": doc, "grade": -1, "split": "unlabelled", "source": "unlabelled"}
+        for n, (name, doc, _) in enumerate(added)
+    ]
+    lists = [{"query_id": name, "text": f"text of {asked}", "asked": asked} for name, _, asked in added]
+    whole = pd.concat([frame.drop(columns="score"), pd.DataFrame(rows)])
+    tables = {"pairs": pa.Table.from_pandas(whole, preserve_index=False), "queries": pa.Table.from_pylist(lists)}
+    more = artifact(workspace / "more", "pairs", tables)
+    extra = pd.DataFrame(
+        [{"query_id": asked, "doc_id": doc, "score": 500.0 + 10 * n} for n, (_, doc, asked) in enumerate(added)]
+    )
+    given_rows = pd.concat([frame[["query_id", "doc_id", "score"]], extra])
+    made = outside.make(workspace, given(workspace, given_rows), data, more, layers=())
+    found = pd.read_parquet(made.file("scores.parquet")).set_index("row_id")["score"]
+    assert found[900] < found[901] < found[902]
+    # They have no grade, so the fit is the same with and without them.
+    alone = outside.make(workspace, given(workspace, frame), data, pairs, layers=())
+    before = pd.read_parquet(alone.file("scores.parquet")).set_index("row_id")["score"]
+    np.testing.assert_allclose(found[before.index], before, atol=1e-6)
+    with pytest.raises(SchemaError, match="1 of 63 pairs, query_id 'q2', doc_id 'd44'"):
+        outside.make(workspace, given(workspace, given_rows.iloc[:-1]), data, more, layers=())
+
+
 def test_states_of_an_outside_teacher_are_refused_before_anything_is_made(
     world: tuple[Path, Artifact, Artifact],
 ) -> None:

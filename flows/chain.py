@@ -72,6 +72,10 @@ class Lessons:
     teacher: Artifact
     scores: Artifact
     """What the teacher says about the pairs."""
+    tutor: Artifact
+    """From whom the ranker learns: the last assistant, or the teacher where there is none."""
+    tutor_scores: Artifact
+    """What the tutor says about the pairs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -211,12 +215,30 @@ def teach(recipe: Recipe, workspace: Path, *, run: Runner = directly) -> Lessons
     if recipe.pretrain.enabled or recipe.teacher.base == "scratch":
         base = run("pre-training", lambda: pretrain.make(workspace, recipe.pretrain, recipe.teacher.base, data))
     large = run("teacher", lambda: teacher.make(workspace, recipe.teacher, recipe.candidates, data, pairs, base))
-    layers, width = ranker.taught_by(recipe.ranker, large)
+    students = (*recipe.assistants, recipe.ranker)
+    layers, width = ranker.taught_by(students[0], large)
     scores = run(
         "teacher scores",
         lambda: teacher_scores.make(workspace, large, data, pairs, layers=layers, width=width),
     )
-    return Lessons(data=data, words=words, found=found, pairs=pairs, base=base, teacher=large, scores=scores)
+    tutor, tutor_scores = large, scores
+    for number, assistant in enumerate(recipe.assistants, start=1):
+        name, learn = f"assistant {number}", partial(ranker.make, workspace, assistant, recipe.candidates, data, pairs)
+        tutor = run(name, partial(learn, tutor, tutor_scores))
+        layers, width = ranker.taught_by(students[number], tutor)
+        keep = partial(teacher_scores.make, workspace, tutor, data, pairs, layers=layers, width=width)
+        tutor_scores = run(f"{name} scores", keep)
+    return Lessons(
+        data=data,
+        words=words,
+        found=found,
+        pairs=pairs,
+        base=base,
+        teacher=large,
+        scores=scores,
+        tutor=tutor,
+        tutor_scores=tutor_scores,
+    )
 
 
 def retrain(recipe: Recipe, workspace: Path, *, promote: bool = True, run: Runner = directly) -> Outcome:
@@ -227,26 +249,28 @@ def retrain(recipe: Recipe, workspace: Path, *, promote: bool = True, run: Runne
     Raises:
         RelevanceError: see `pipeline.errors`; the message says what, where and what to do.
     """
+    from flows import mining
     from pipeline.evaluation import facts, gate, systems
     from pipeline.evaluation import report as reports
     from pipeline.export import onnx
-    from pipeline.training import encoder as encoders
     from pipeline.training import ranker, teacher_scores
 
     began = time.monotonic()
     registry = Releases(workspace)
     taught = teach(recipe, workspace, run=run)
-    data, pairs, large, lessons = taught.data, taught.pairs, taught.teacher, taught.scores
-    small = run("ranker", lambda: ranker.make(workspace, recipe.ranker, recipe.candidates, data, pairs, large, lessons))
+    data, pairs, large = taught.data, taught.pairs, taught.teacher
+    learn = partial(ranker.make, workspace)
+    small = run(
+        "ranker",
+        lambda: learn(recipe.ranker, recipe.candidates, data, pairs, taught.tutor, taught.tutor_scores),
+    )
     others = {"teacher": large}
     if recipe.ranker.plain:
+        alone = ranker.plain(recipe.ranker) if recipe.assistants else recipe.ranker
         others["plain student"] = run(
-            "plain student", lambda: ranker.make(workspace, recipe.ranker, recipe.candidates, data, pairs, large, None)
+            "plain student", lambda: learn(alone, recipe.candidates, data, pairs, large, None)
         )
-    bi_encoder = run(
-        "encoder",
-        lambda: encoders.make(workspace, recipe.encoder, recipe.candidates, data, pairs, taught.base, lessons),
-    )
+    bi_encoder = mining.train_encoder(recipe, workspace, taught, run=run)
     models = Models(
         ranker=run("ranker bundle", lambda: onnx.make(workspace, recipe.export, small, data, pairs)),
         encoder=run("encoder bundle", lambda: onnx.make(workspace, recipe.export, bi_encoder, data, pairs)),

@@ -144,10 +144,20 @@ class LoopConfig:
     """Not applied to biases and normalisation weights."""
     clip_norm: float = 1.0
     epochs: float = 1.0
+    """Not read where a bound is set: then epoch follows epoch until it is used up."""
+    max_tokens: int = 0
+    """A bound on the real tokens trained on; 0 for none. With a bound the learning rate follows the share of it that
+    is used, so the end is annealed. Resumed bit for bit."""
+    max_seconds: float = 0.0
+    """A bound on the time, evaluations after the first counted, what passed before a resumption too; 0 for none. What
+    is learned depends on the machine then. Of two bounds the first to be used up ends the training."""
     tokens_per_batch: int = 2048
     """Real tokens of one optimizer step, padding not counted."""
     chunk_tokens: int = 8192
     """Padded tokens whose activations are held at once; smaller takes less memory, the step is the same."""
+    checkpoint_activations: bool = False
+    """Keep only each layer's input and compute the rest again going backward: a third slower, for when memory is
+    short. The gradients are the same."""
     evaluations: int = 4
     """How often nDCG on the valid split is measured; the best state is kept. 0 keeps the last state."""
     valid_pairs: int = 1500
@@ -168,6 +178,9 @@ class LoopConfig:
             clip_norm=self.clip_norm,
         )
         _share("loop", warmup_share=self.warmup_share)
+        for name, value in (("max_tokens", self.max_tokens), ("max_seconds", self.max_seconds)):
+            if value < 0:
+                raise ConfigError(f"loop.{name} is {value}; it must be 0, for no bound, or more")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -364,24 +377,6 @@ class RankerConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class NarrowConfig:
-    """How the base's full-width similarities are brought into few dimensions, from documents alone."""
-
-    enabled: bool = False
-    """Before the encoder learns from the teacher, which then goes on from here."""
-    body: bool = True
-    """Also train the base itself. Without it only the projection learns: seconds, and two thirds of the way or less."""
-    documents: int = 20_000
-    """At most so many, drawn by the seed; each stands beside a stretch of its own words, in place of a query."""
-    temperature: float = 0.05
-    """Of the softmax over a batch's similarities that is matched; lower looks at the nearest alone."""
-    loop: LoopConfig = field(default_factory=lambda: LoopConfig(tokens_per_batch=6144, fresh_rate=5.0, evaluations=2))
-
-    def __post_init__(self) -> None:
-        _positive("encoder.narrow", documents=self.documents, temperature=self.temperature)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class MiningConfig:
     """How hard negatives are found: what BM25 and the encoder of the round before rank high and nobody judged."""
 
@@ -411,6 +406,9 @@ class EncoderConfig:
     widths: tuple[int, ...] = ()
     """Fewer dimensions that must rank alone too, such as 32: the first so many of a vector, scaled to unit length. The
     losses are means over these widths and the full one (Matryoshka representations)."""
+    projection: Literal["directions", "similarities"] = "directions"
+    """How the step to `dimensions` starts: the principal directions of the training texts, or learned so that short
+    vectors find the neighbours that the base's full width finds, from a sample of all documents."""
     max_tokens: int = 128
     """Of a document; queries are cut to `max_query_tokens`."""
     max_query_tokens: int = 32
@@ -420,13 +418,26 @@ class EncoderConfig:
     """Contrast with the other queries' documents in the step, and with a query's own mined negatives."""
     temperature: float = 0.05
     """Of the in-batch contrast."""
-    narrow: NarrowConfig = field(default_factory=NarrowConfig)
+    similarity_weight: float = 0.0
+    """Of the base's full-width similarities between the texts of a step, which short vectors then keep."""
+    similarity_temperature: float = 0.05
+    """Of the softmax over similarities that is matched there and by `projection`; lower looks at the nearest alone."""
     mining: MiningConfig = field(default_factory=MiningConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
 
     def __post_init__(self) -> None:
-        _positive("encoder", dimensions=self.dimensions, temperature=self.temperature)
-        _weights("encoder", margin=self.margin_weight, in_batch=self.in_batch_weight)
+        _positive(
+            "encoder",
+            dimensions=self.dimensions,
+            temperature=self.temperature,
+            similarity_temperature=self.similarity_temperature,
+        )
+        _weights(
+            "encoder",
+            margin_weight=self.margin_weight,
+            in_batch_weight=self.in_batch_weight,
+            similarity_weight=self.similarity_weight,
+        )
         if len(set(self.widths)) < len(self.widths) or any(not 0 < width < self.dimensions for width in self.widths):
             raise ConfigError(
                 f"encoder.widths {list(self.widths)}: each once, above 0 and below encoder.dimensions {self.dimensions}"
@@ -575,6 +586,14 @@ class Recipe:
     gate: GateConfig = field(default_factory=GateConfig)
     ablation: AblationConfig = field(default_factory=AblationConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+
+    def __post_init__(self) -> None:
+        of_grades = [weight for name, weight in weights_of(self.ranker).items() if name.startswith("hard_")]
+        if self.ranker.plain and not any(of_grades):
+            raise ConfigError(
+                "ranker.plain: the plain student learns from grades alone, and every ranker.hard_…_weight is 0; give "
+                "one a weight, or set ranker.plain to false"
+            )
 
 
 T = TypeVar("T")

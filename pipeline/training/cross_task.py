@@ -59,21 +59,23 @@ class Lessons:
 
     @classmethod
     def read(cls, teacher: Artifact, teacher_scores: Artifact, pairs: Pairs) -> "Lessons":
-        """The lessons for these pairs, joined by row id.
+        """The lessons for these pairs, joined by row id; an outside teacher's come with their own thresholds.
 
         Raises:
             ArtifactError: made by another teacher, by one of another scale of grades, or a pair has no score.
         """
+        outside = "outside" in teacher_scores.manifest.inputs
         made_by = teacher_scores.manifest.inputs.get("teacher")
-        if made_by != teacher.fingerprint:
+        if not outside and made_by != teacher.fingerprint:
             raise ArtifactError(
                 f"{teacher_scores.path}: scores of teacher {made_by}, not of {teacher.fingerprint}; make them again"
             )
         scores, rows = joined(teacher_scores, pairs.rows)
-        head = json.loads(teacher.file("head.json").read_text(encoding="utf-8"))
+        teller = teacher_scores if outside else teacher
+        head = json.loads(teller.file("head.json").read_text(encoding="utf-8"))
         if len(head["thresholds"]) < (top := int(pairs.grades.max(initial=0))):
             raise ArtifactError(
-                f"{teacher.path}: the teacher knows grades 0 to {len(head['thresholds'])}, the pairs go up to {top}; "
+                f"{teller.path}: the teacher knows grades 0 to {len(head['thresholds'])}, the pairs go up to {top}; "
                 "train it on these pairs"
             )
         states, layers = None, ()

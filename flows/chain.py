@@ -15,7 +15,7 @@ from typing import Protocol
 from pipeline import artifacts, releases
 from pipeline import config as configs
 from pipeline.artifacts import Artifact
-from pipeline.config import CandidatesConfig, IndexConfig, Recipe
+from pipeline.config import CandidatesConfig, IndexConfig, OutsideConfig, RankerConfig, Recipe
 from pipeline.errors import ArtifactError
 from pipeline.releases import Pointer, Releases
 
@@ -67,15 +67,18 @@ class Lessons:
     found: Artifact
     """BM25 run of all queries."""
     pairs: Artifact
+    """With grades."""
     base: Artifact | str
     """What the teacher started from."""
     teacher: Artifact
+    lessons: Artifact
+    """The pairs and, where the recipe wants them, others without a grade: what rankers learn from."""
     scores: Artifact
-    """What the teacher says about the pairs."""
+    """What the teacher, or one from outside, says about all of these."""
     tutor: Artifact
     """From whom the ranker learns: the last assistant, or the teacher where there is none."""
     tutor_scores: Artifact
-    """What the tutor says about the pairs."""
+    """What the tutor says about the lessons."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -203,7 +206,7 @@ def teach(recipe: Recipe, workspace: Path, *, run: Runner = directly) -> Lessons
     """Data, pairs, teacher and its scores: what every student of a recipe learns from."""
     from index import lexical
     from pipeline.data import candidates, judgments
-    from pipeline.training import pretrain, ranker, teacher, teacher_scores
+    from pipeline.training import pretrain, ranker, teacher
 
     data = run("data", lambda: judgments.make(workspace, recipe.data))
     words = run("lexical index", lambda: lexical.make(workspace, recipe.index, data))
@@ -215,19 +218,14 @@ def teach(recipe: Recipe, workspace: Path, *, run: Runner = directly) -> Lessons
     if recipe.pretrain.enabled or recipe.teacher.base == "scratch":
         base = run("pre-training", lambda: pretrain.make(workspace, recipe.pretrain, recipe.teacher.base, data))
     large = run("teacher", lambda: teacher.make(workspace, recipe.teacher, recipe.candidates, data, pairs, base))
+    lessons = with_unlabelled(workspace, recipe.candidates, data, words, pairs, run=run)
     students = (*recipe.assistants, recipe.ranker)
-    layers, width = ranker.taught_by(students[0], large)
-    scores = run(
-        "teacher scores",
-        lambda: teacher_scores.make(workspace, large, data, pairs, layers=layers, width=width),
-    )
+    scores = scores_for(students[0], workspace, recipe.outside, large, data, lessons, run=run)
     tutor, tutor_scores = large, scores
     for number, assistant in enumerate(recipe.assistants, start=1):
-        name, learn = f"assistant {number}", partial(ranker.make, workspace, assistant, recipe.candidates, data, pairs)
-        tutor = run(name, partial(learn, tutor, tutor_scores))
-        layers, width = ranker.taught_by(students[number], tutor)
-        keep = partial(teacher_scores.make, workspace, tutor, data, pairs, layers=layers, width=width)
-        tutor_scores = run(f"{name} scores", keep)
+        name, learn = f"assistant {number}", partial(ranker.make, workspace, assistant, recipe.candidates, data)
+        tutor = run(name, partial(learn, lessons, tutor, tutor_scores))
+        tutor_scores = scores_for(students[number], workspace, None, tutor, data, lessons, run=run, name=name)
     return Lessons(
         data=data,
         words=words,
@@ -235,9 +233,55 @@ def teach(recipe: Recipe, workspace: Path, *, run: Runner = directly) -> Lessons
         pairs=pairs,
         base=base,
         teacher=large,
+        lessons=lessons,
         scores=scores,
         tutor=tutor,
         tutor_scores=tutor_scores,
+    )
+
+
+def with_unlabelled(
+    workspace: Path,
+    config: CandidatesConfig,
+    data: Artifact,
+    words: Artifact,
+    pairs: Artifact,
+    *,
+    run: Runner = directly,
+) -> Artifact:
+    """The pairs with as many unlabelled ones as `config.unlabelled` says; themselves where it is 0."""
+    from index import lexical
+    from pipeline.data import unlabelled
+
+    if not config.unlabelled:
+        return pairs
+    asked = run("queries for unlabelled pairs", lambda: unlabelled.queries(workspace, config, data))
+    depth = config.unlabelled_depth
+    found = run("their BM25 run", lambda: lexical.run(workspace, words, asked, depth=depth, splits=()))
+    return run("unlabelled pairs", lambda: unlabelled.pairs(workspace, config, data, pairs, asked, found))
+
+
+def scores_for(
+    student: RankerConfig,
+    workspace: Path,
+    outside: OutsideConfig | None,
+    teacher: Artifact,
+    data: Artifact,
+    pairs: Artifact,
+    *,
+    run: Runner = directly,
+    name: str = "teacher",
+) -> Artifact:
+    """What the teacher, or one from outside if there is one, says about the pairs, as this student needs it."""
+    from pipeline.training import outside as others
+    from pipeline.training import ranker, teacher_scores
+
+    layers, width = ranker.taught_by(student, teacher)
+    if outside is not None and outside.given:
+        return run("outside scores", lambda: others.make(workspace, outside, data, pairs, layers=layers))
+    return run(
+        f"{name} scores",
+        lambda: teacher_scores.make(workspace, teacher, data, pairs, layers=layers, width=width),
     )
 
 
@@ -262,7 +306,7 @@ def retrain(recipe: Recipe, workspace: Path, *, promote: bool = True, run: Runne
     learn = partial(ranker.make, workspace)
     small = run(
         "ranker",
-        lambda: learn(recipe.ranker, recipe.candidates, data, pairs, taught.tutor, taught.tutor_scores),
+        lambda: learn(recipe.ranker, recipe.candidates, data, taught.lessons, taught.tutor, taught.tutor_scores),
     )
     others = {"teacher": large}
     if recipe.ranker.plain:

@@ -93,20 +93,14 @@ class _Lesson:
 
 def _lessons(recipe: Recipe, workspace: Path, taught: chain.Lessons, run: chain.Runner) -> Iterator[_Lesson]:
     """The recipe's own pairs, or the pairs with each dose of unlabelled ones."""
-    from pipeline.data import candidates
-    from pipeline.training import ranker, teacher_scores
-
     if not recipe.ablation.doses:
-        yield _Lesson("", taught.pairs, taught.tutor_scores)
+        yield _Lesson("", taught.lessons, taught.tutor_scores)
         return
-    layers, width = ranker.taught_by(recipe.ranker, taught.tutor)
+    outside = None if recipe.assistants else recipe.outside
     for dose in recipe.ablation.doses:
         chosen = dataclasses.replace(recipe.candidates, unlabelled=dose)
-        pairs = run(f"pairs, dose {dose:g}", partial(candidates.pairs, workspace, chosen, taught.data, taught.found))
-        scores = run(
-            f"teacher scores, dose {dose:g}",
-            partial(teacher_scores.make, workspace, taught.tutor, taught.data, pairs, layers=layers, width=width),
-        )
+        pairs = chain.with_unlabelled(workspace, chosen, taught.data, taught.words, taught.pairs, run=run)
+        scores = chain.scores_for(recipe.ranker, workspace, outside, taught.tutor, taught.data, pairs, run=run)
         yield _Lesson(f", {dose:g}×", pairs, scores)
 
 

@@ -23,9 +23,13 @@ from pipeline.errors import SchemaError
 
 PAIRS_VERSION = 1
 POOL_VERSION = 1
+MINED_VERSION = 1
 
 PREFERENCE = ("human", "click", "model")
 """Sources of judgments, the most trusted first."""
+
+MINED = "mined"
+"""The source of negatives that the encoder learns from after its first round."""
 
 _SCHEMA = pa.schema(
     [
@@ -94,6 +98,38 @@ def pool(workspace: Path, config: CandidatesConfig, data: Artifact, runs: Sequen
     inputs = {"data": data, **{f"run {number}": run for number, run in enumerate(runs)}}
     settings = {"pool": config.pool, "retrieve": config.retrieve}
     return artifacts.make(workspace, "pool", version=POOL_VERSION, config=settings, inputs=inputs, build=build)
+
+
+def mined(workspace: Path, depth: int, data: Artifact, pairs: Artifact, runs: Sequence[Artifact]) -> Artifact:
+    """The `mined` artifact: pairs.parquet of what searches find for training queries and no pair joins with them yet.
+
+    Grade 0, source "mined", split train; the teacher has still to say which of them may be relevant, see
+    `training.negatives`. The first `depth` documents of each run are taken, a query's in the order of their best rank,
+    of equal ranks the earlier run's first.
+
+    Raises:
+        SchemaError: a run has documents unknown to the data, or none for any training query.
+    """
+
+    def build(staging: Staging) -> Mapping[str, Any]:
+        judged = _judged(data)
+        joined = pd.concat([schema.read(pairs.file("pairs.parquet"), "pairs").to_pandas(), judged])
+        joined = joined.assign(query=joined["query_id"].map(_places(data)))
+        train = joined[joined["split"] == "train"]
+        found = _found(runs, data)
+        metrics = _missing(train["query"], found, "train")
+        rows = found[found["query"].isin(train["query"]) & (found["rank"] <= depth)]
+        rows = _unjudged(rows, joined).sort_values(["query", "rank", "run"], kind="stable")
+        rows = rows.drop_duplicates(["query", "doc_id"])
+        rows = rows.assign(grade=0, split="train", source=MINED, order=np.arange(len(rows)))
+        table = _ordered([rows])
+        schema.write(table, staging.folder / "pairs.parquet", "pairs")
+        return {**_counts(table), **metrics}
+
+    inputs = {"data": data, "pairs": pairs, **{f"run {number}": run for number, run in enumerate(runs)}}
+    return artifacts.make(
+        workspace, "mined", version=MINED_VERSION, config={"depth": depth}, inputs=inputs, build=build
+    )
 
 
 def _judged(data: Artifact) -> pd.DataFrame:

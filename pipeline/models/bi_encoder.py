@@ -5,11 +5,13 @@ A saved one is a folder:
     model/           config.json, model.safetensors, tokenizer.json, …   opens with AutoModel
       modules.json   1_Pooling, 2_Dense, 3_Normalize                     opens with SentenceTransformer
       2_Dense/       model.safetensors: linear.weight (dimensions, hidden), linear.bias (dimensions,)
-    head.json        {"dimensions", "query_template", "document_template"}
+    head.json        {"dimensions", "widths", "query_template", "document_template"}
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors import SafetensorError
@@ -36,8 +38,12 @@ class BiEncoder(nn.Module):
         dense: nn.Linear,
         query_template: TextTemplate,
         document_template: TextTemplate,
+        widths: Sequence[int] = (),
     ) -> None:
         """
+        Args:
+            widths: of prefixes that rank alone too, see `EncoderConfig.widths`.
+
         Raises:
             ConfigError: the texts are longer than the model's positions.
         """
@@ -49,9 +55,20 @@ class BiEncoder(nn.Module):
         self.dense = dense
         self.query_template = query_template
         self.document_template = document_template
+        self.widths = (dense.out_features, *sorted(widths, reverse=True))
+        """At which a vector may be cut off and scaled to unit length; the widest is the whole vector."""
 
     @classmethod
-    def start(cls, base: Path, *, dimensions: int, max_tokens: int, max_query_tokens: int, seed: int) -> "BiEncoder":
+    def start(
+        cls,
+        base: Path,
+        *,
+        dimensions: int,
+        widths: Sequence[int] = (),
+        max_tokens: int,
+        max_query_tokens: int,
+        seed: int,
+    ) -> "BiEncoder":
         """A bi-encoder with the body found in `base` and a random projection; `fit_projection` makes a good one.
 
         Raises:
@@ -71,6 +88,7 @@ class BiEncoder(nn.Module):
             dense,
             texts.text_template(tokenizer, max_query_tokens),
             texts.text_template(tokenizer, max_tokens),
+            widths,
         )
 
     @classmethod
@@ -85,6 +103,7 @@ class BiEncoder(nn.Module):
         try:
             head = json.loads((folder / "head.json").read_text(encoding="utf-8"))
             query, document = (TextTemplate.from_dict(head[f"{role}_template"]) for role in ("query", "document"))
+            widths = [int(width) for width in head["widths"]]
             values = load_file(place / modules.DENSE)
             rows, columns = values["linear.weight"].shape
             dense = nn.Linear(columns, rows)
@@ -92,7 +111,7 @@ class BiEncoder(nn.Module):
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise ArtifactError(f"{folder}: head.json or model/{modules.DENSE} is not readable ({error!r})") from error
         model = _body(place, AutoConfig.from_pretrained(place, trust_remote_code=False))
-        return cls(model, texts.load_tokenizer(place), dense, query, document).eval()
+        return cls(model, texts.load_tokenizer(place), dense, query, document, widths[1:]).eval()
 
     def save(self, folder: Path) -> None:
         """Writes `model/` and `head.json` into a folder that exists."""
@@ -103,6 +122,7 @@ class BiEncoder(nn.Module):
         modules.write(place, self.dense, max_tokens=self.document_template.max_tokens)
         head = {
             "dimensions": self.dense.out_features,
+            "widths": list(self.widths),
             "query_template": self.query_template.to_dict(),
             "document_template": self.document_template.to_dict(),
         }
@@ -123,16 +143,18 @@ class BiEncoder(nn.Module):
         """
         return F.normalize(self.dense(self.pooled(input_ids, attention_mask)).float(), dim=-1)
 
-    def fit_projection(self, pooled: Tensor) -> float:
-        """Sets the projection to the principal directions of these vectors, about their mean.
+    def fit_projection(self, pooled: Tensor, *, about: Literal["mean", "origin"] = "mean") -> float:
+        """Sets the projection to the principal directions of these vectors.
 
-        The untrained encoder then orders texts nearly as its base does, and training starts from there.
+        The untrained encoder then orders texts nearly as its base does, and training starts from there. About the
+        origin it keeps the base's cosines best, if the vectors have unit length; about their mean it keeps what tells
+        the sample's texts apart.
 
         Args:
             pooled: (texts, hidden) from `pooled`, of a sample of the texts to be encoded.
 
         Returns:
-            Share of the sample's variance that the projection keeps.
+            Share of the sample's variance (about the origin: of its square) that the projection keeps.
 
         Raises:
             ShapeError: the model is narrower than the projection has dimensions.
@@ -141,7 +163,7 @@ class BiEncoder(nn.Module):
         if pooled.shape[1] < dimensions:
             raise ShapeError(f"fit_projection: {dimensions} directions of vectors {tuple(pooled.shape)}; take fewer")
         values = pooled.double()
-        mean = values.mean(0)
+        mean = values.mean(0) if about == "mean" else values.new_zeros(values.shape[1])
         centred = values - mean
         spread, directions = torch.linalg.eigh(centred.T @ centred)  # ascending
         chosen = directions[:, -dimensions:].flip(1).T  # (dimensions, hidden), widest first

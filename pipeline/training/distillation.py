@@ -230,6 +230,36 @@ def _log_relations(first: Tensor, second: Tensor, mask: Tensor, heads: int) -> T
     return logits.masked_fill(mask[:, None, None, :] == 0, IGNORE).log_softmax(-1)
 
 
+def similarity_loss(student: Tensor, teacher: Tensor, temperature: float, *, total: float | None = None) -> Tensor:
+    """KL divergence of each text's similarity distribution over the others from the teacher's, mean over texts.
+
+    What is matched is which of the other texts are near, not the vectors, so the widths may differ.
+
+    Args:
+        student: (n, dimensions) of unit length.
+        teacher: (n, hidden) of unit length, of the same texts.
+        temperature: above 0; divides the cosines of both.
+        total: texts of the whole step.
+
+    Returns:
+        Scalar ≥ 0; 0 for fewer than three texts, as there is then nothing to compare.
+
+    Raises:
+        ShapeError: not as many vectors of each.
+
+    Source: Fang et al., SEED: self-supervised distillation for visual representation, ICLR 2021, arXiv:2101.04731,
+    with the batch in place of a queue.
+    """
+    if len(student) != len(teacher):
+        raise ShapeError(f"similarity_loss: {len(student)} vectors of the student and {len(teacher)} of the teacher")
+    itself = torch.eye(len(student), dtype=torch.bool, device=student.device)
+    found, wanted = (
+        (vectors @ vectors.T / temperature).masked_fill(itself, IGNORE).log_softmax(1)  # (n, n)
+        for vectors in (student, teacher.detach())
+    )
+    return (wanted.exp() * (wanted - found)).sum() / _count(total, len(student))
+
+
 def _count(total: float | None, here: Tensor | int) -> float:
     return max(1.0, float(here if total is None else total))
 

@@ -24,7 +24,18 @@ from pipeline.errors import ArtifactError, ConfigError, MissingError, TrainingEr
 from pipeline.evaluation import metrics
 from pipeline.models.bi_encoder import BiEncoder
 from pipeline.models.cross_encoder import CrossEncoder
-from pipeline.training import batches, cross_task, encoder, loop, ranker, scoring, teacher, teacher_scores, terms
+from pipeline.training import (
+    batches,
+    cross_task,
+    encoder,
+    encoder_task,
+    loop,
+    ranker,
+    scoring,
+    teacher,
+    teacher_scores,
+    terms,
+)
 
 MARKERS = ("oak", "steel", "glass")
 FILLERS = tuple(first + second for first in "bdfglmnprst" for second in ("a", "e", "i", "o", "u"))
@@ -323,8 +334,8 @@ def test_valid_queries_are_drawn_whole(world: World) -> None:
 def test_the_encoders_negatives_are_documents_nobody_joined_with_the_query(world: World) -> None:
     model = BiEncoder.start(world.base, dimensions=8, max_tokens=20, max_query_tokens=6, seed=0)
     pairs = batches.read_pairs(world.data, world.pairs, model.tokenizer, max_query_tokens=6, max_tokens=20)
-    task = encoder.EncoderTask(
-        encoder.Learner(model, 1.0), pairs, np.zeros(len(pairs), np.float32), ENCODER, max_list=6
+    task = encoder_task.EncoderTask(
+        encoder_task.Learner(model, [1.0]), pairs, np.zeros(len(pairs), np.float32), ENCODER, max_list=6
     )
     chunk = task.plan(0)[0].chunks[0]
     queries, documents, query, document = task._numbers(chunk.places)

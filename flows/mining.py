@@ -1,0 +1,45 @@
+"""The encoder's rounds: trained, let loose on all documents for the training queries, trained again on what it found.
+
+Pipeline asks no index; each round's run comes from `index` as an artifact.
+"""
+
+from functools import partial
+from pathlib import Path
+
+from flows.chain import Lessons, Runner, directly, make_searchable
+from pipeline.artifacts import Artifact
+from pipeline.config import Recipe
+
+
+def train_encoder(recipe: Recipe, workspace: Path, taught: Lessons, *, run: Runner = directly) -> Artifact:
+    """The `encoder` artifact of the last of `encoder.mining.rounds` rounds.
+
+    A round after the first learns from the recipe's pairs and new negatives, which BM25 and the round before rank high
+    and the teacher does not take for relevant.
+    """
+    from index import search
+    from pipeline.data import candidates
+    from pipeline.export import onnx
+    from pipeline.training import encoder, negatives, teacher_scores
+    from serving import batch
+
+    data, pairs, mining = taught.data, taught.pairs, recipe.encoder.mining
+    learn = partial(encoder.make, workspace, recipe.encoder, recipe.candidates, data)
+    made = run("encoder", partial(learn, pairs, taught.base, taught.scores))
+    for number in range(2, mining.rounds + 1):
+
+        def named(name: str, stage: partial[Artifact], number: int = number) -> Artifact:
+            return run(f"encoder round {number}: {name}", stage)
+
+        bundle = named("bundle", partial(onnx.make, workspace, recipe.export, made, data, pairs))
+        corpus = make_searchable(workspace, recipe.index, bundle, data, run=run)
+        queries = batch.embedder(bundle, "query")
+        asked = partial(search.run, workspace, corpus.index, data, queries, depth=mining.depth, splits=("train",))
+        found = [taught.found, named("semantic run", asked)]
+        mined = named("mined pairs", partial(candidates.mined, workspace, mining.depth, data, pairs, found))
+        said = named(
+            "teacher scores", partial(teacher_scores.make, workspace, taught.teacher, data, mined, layers=(), width=0)
+        )
+        hard = named("negatives", partial(negatives.make, workspace, mining, pairs, taught.scores, mined, said))
+        made = named("encoder", partial(learn, hard, taught.base, hard, start=made))
+    return made

@@ -1,0 +1,73 @@
+"""Hard negatives: which of the mined pairs the encoder may learn from as such.
+
+A document that a search ranks high and nobody judged is often relevant. The teacher decides: it is kept out when its
+score is above the mean score of the query's positives less a margin, so the bound moves with how sure the teacher is
+about the query. Source: Qu et al., RocketQA, NAACL 2021, arXiv:2010.08191 (negatives denoised by a cross-encoder);
+Moreira et al., NV-Retriever, 2024, arXiv:2407.15831 (bounds relative to the positive's score).
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from pipeline import artifacts, schema
+from pipeline.artifacts import Artifact, Staging
+from pipeline.config import MiningConfig
+from pipeline.data.candidates import MINED
+from pipeline.training.cross_task import joined
+from pipeline.training.encoder_task import spread
+
+VERSION = 1
+
+
+def make(
+    workspace: Path, config: MiningConfig, pairs: Artifact, scores: Artifact, mined: Artifact, mined_scores: Artifact
+) -> Artifact:
+    """The `hard_pairs` artifact: pairs.parquet and scores.parquet, the pairs with the negatives that pass, and what the
+    teacher says about all of them.
+
+    The first rows are those of `pairs`, with their row ids. Of each query the first `negatives` that pass follow, in
+    the order of `mined`. A query without a document above grade 0 has no bound, so nothing is added to it.
+
+    Args:
+        scores, mined_scores: one teacher's, of `pairs` and of `mined`.
+
+    Raises:
+        ArtifactError: scores of other pairs.
+    """
+
+    def build(staging: Staging) -> Mapping[str, Any]:
+        known, found = _scored(pairs, scores), _scored(mined, mined_scores)
+        train = known[known["split"] == "train"]
+        queries = pd.factorize(train["query_id"])[0]
+        margin = config.guard * spread(train["score"].to_numpy(np.float32), queries)
+        bound = train[train["grade"] > 0].groupby("query_id")["score"].mean() - margin
+        limit = found["query_id"].map(bound)
+        passed = found[found["score"] <= limit]
+        kept = passed.groupby("query_id", sort=False).head(config.negatives)
+        first = int(known["row_id"].max()) + 1
+        kept = kept.assign(row_id=np.arange(first, first + len(kept)), source=MINED)
+        table = pa.Table.from_pandas(pd.concat([known, kept], ignore_index=True), preserve_index=False)
+        schema.write(table.drop_columns("score"), staging.folder / "pairs.parquet", "pairs")
+        schema.write(table.select(["row_id", "score"]), staging.folder / "scores.parquet", "scores")
+        return {
+            "mined": len(found),
+            "guarded": int((found["score"] > limit).sum()),
+            "without_positive": int(limit.isna().sum()),
+            "kept": len(kept),
+            "queries": int(kept["query_id"].nunique()),
+        }
+
+    inputs: dict[str, Artifact | str] = {"pairs": pairs, "scores": scores, "mined": mined, "mined_scores": mined_scores}
+    settings = {"negatives": config.negatives, "guard": config.guard}
+    return artifacts.make(workspace, "hard_pairs", version=VERSION, config=settings, inputs=inputs, build=build)
+
+
+def _scored(pairs: Artifact, scores: Artifact) -> pd.DataFrame:
+    """The rows of a table of pairs with the teacher's score of each."""
+    rows: pd.DataFrame = schema.read(pairs.file("pairs.parquet"), "pairs").to_pandas()
+    return rows.assign(score=joined(scores, rows["row_id"].to_numpy())[0])

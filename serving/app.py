@@ -9,6 +9,7 @@ GET  / /docs /openapi.json            for people
 """
 
 import base64
+import math
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -114,7 +115,7 @@ async def rerank(request: Request) -> Response:
     searcher = call.searcher
 
     if asked.cascade:
-        return await _cascade(call, asked, texts)
+        return await _cascade(request, call, asked, texts)
 
     def score() -> tuple[Fetched[float], int]:
         found = searcher.reranker.scores(asked.query, texts, call.terms)
@@ -130,7 +131,7 @@ async def rerank(request: Request) -> Response:
     return call.answer(_cohere(request, results, read))
 
 
-async def _cascade(call: Call, asked: schemas.RerankRequest, texts: Sequence[str]) -> Response:
+async def _cascade(request: Request, call: Call, asked: schemas.RerankRequest, texts: Sequence[str]) -> Response:
     """The answer that the request's time allows: scored documents first, each result marked."""
     searcher = call.searcher
     first = schemas.first_stage(asked.documents) if asked.documents is not None else None
@@ -141,7 +142,8 @@ async def _cascade(call: Call, asked: schemas.RerankRequest, texts: Sequence[str
     call.spent(found.hits, len(texts) - found.hits)
     call.reached(found.reached, len(texts))
     # What was not reached has the lowest score, so that no client's own sorting brings it before what was.
-    lowest = min((score for score in found.scores if score is not None), default=None)
+    nothing = 0.0 if asked.raw_scores else -math.inf
+    lowest = min((score for score in found.scores if score is not None), default=nothing)
 
     def marked(place: int) -> dict[str, Any]:
         score = found.scores[place]
@@ -149,8 +151,10 @@ async def _cascade(call: Call, asked: schemas.RerankRequest, texts: Sequence[str
         result = made(place, score if score is not None else lowest, asked)
         return {**result, "reranked": score is not None}
 
-    results = [marked(place) for place in found.order[: asked.top_n or None if asked.texts is None else None]]
-    return call.answer(results if asked.texts is not None else _cohere(call.request, results, 0))
+    if asked.texts is not None:
+        return call.answer([marked(place) for place in found.order])
+    results = [marked(place) for place in found.order[: asked.top_n or None]]
+    return call.answer(_cohere(request, results, 0))
 
 
 def _cohere(request: Request, results: list[dict[str, Any]], read: int) -> dict[str, Any]:

@@ -1,26 +1,31 @@
 """What the models have already said, kept in memory under keys that name the model and the texts.
 
-A key is a hash of the model's digest (tokenizer, templates, weights), its precision, and each text with its length
-before it. So another release, or a changed document, is another key: nothing is ever flushed, an old score
-can never answer for a new model, and a rollback finds its entries as it left them.
+A key is a hash of the model's identity (digest of tokenizer, templates and weights; precision; the processor that
+rounds), and each text with its length before it. So another release, or a changed document, is another key: nothing is
+ever flushed, an old score can never answer for a new model, and a rollback finds its entries as it left them.
 
 The texts are hashed as the model reads them: after `pipeline.text.clean`, not case folded, because a model may
 tell cases apart and a score must not depend on who asked first.
 """
 
 import hashlib
+import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from cachetools import LRUCache
 
-from serving.deadline import Deadline
+from serving.admission import Terms
+from serving.errors import DeadlineError
+from serving.shared_cache import Tier
 
 V = TypeVar("V")
+
+log = logging.getLogger(__name__)
 
 ENTRY_BYTES = 264
 """Of one entry beside its value: key, node and two dictionary slots; measured with tracemalloc on CPython 3.11."""
@@ -72,8 +77,22 @@ class CacheFacts:
     bytes: int
 
 
+@dataclass(slots=True)
+class _Progress(Generic[V]):
+    """What was found so far for one request."""
+
+    found: dict[bytes, V] = field(default_factory=dict)
+    hits: int = 0
+    misses: int = 0
+
+
 class _AbandonedError(Exception):
     """The request that was computing a value gave up on it."""
+
+
+Compute = Callable[[list[int]], Iterable[tuple[int, V | Exception]]]
+"""Gets the places of the keys to compute and yields each place with its value, or with the error that this one value
+met. A yielded value is kept at once, so what was computed before a deadline is not lost."""
 
 
 class Cache(Generic[V]):
@@ -82,60 +101,73 @@ class Cache(Generic[V]):
     Safe to use from many threads.
     """
 
-    def __init__(self, max_bytes: int, weigh: Callable[[V], int]) -> None:
+    def __init__(self, max_bytes: int, weigh: Callable[[V], int], tier: Tier[V] | None = None) -> None:
+        """
+        Args:
+            weigh: bytes of a value.
+            tier: looked at, once for all keys of a request, before anything is computed.
+        """
         self._lock = threading.Lock()
         self._kept: _CountingLRU[V] = _CountingLRU(max_bytes, lambda value: ENTRY_BYTES + weigh(value))
         self._flying: dict[bytes, Future[V]] = {}
+        self._tier = tier
         self._hits = self._joined = self._misses = 0
 
-    def fetch(
-        self,
-        keys: Sequence[bytes],
-        compute: Callable[[list[int]], Iterable[tuple[int, V | Exception]]],
-        deadline: Deadline,
-    ) -> Fetched[V]:
+    def fetch(self, keys: Sequence[bytes], compute: Compute[V], terms: Terms) -> Fetched[V]:
         """The value of each key: from memory, from another request that is computing it now, or computed.
 
         Args:
             keys: may repeat.
-            compute: gets the places in `keys` to compute and yields each place with its value, or with the error
-                that this one value met. A yielded value is kept at once, so what was computed before a deadline
-                is not lost.
-            deadline: how long to wait for another request's computation.
+            terms: how long to wait for another request's computation; whether what is kept may be used at all.
 
         Raises:
             Exception: the first error that `compute` yielded, after all other values were computed and kept.
             DeadlineError, or whatever else `compute` raised.
         """
-        found: dict[bytes, V] = {}
-        hits = misses = 0
-        places = list(range(len(keys)))
-        while places:
-            mine, others, known = self._claim(keys, places, found)
-            hits += known + len(others)
-            misses += len(mine)
-            self._compute(keys, mine, compute, found)
-            places = []
-            for place, future in others:
-                try:
-                    found[keys[place]] = future.result(timeout=min(deadline.remaining, threading.TIMEOUT_MAX))
-                except _AbandonedError:
-                    hits -= 1
-                    places.append(place)  # The one who computed it gave up; it is ours to try now.
-                except FutureTimeoutError:
-                    deadline.check()
-                    raise
-        return Fetched([found[key] for key in keys], hits, misses)
+        progress: _Progress[V] = _Progress()
+        self._fill(progress, keys, compute, terms)
+        return Fetched([progress.found[key] for key in keys], progress.hits, progress.misses)
+
+    def fetch_some(self, keys: Sequence[bytes], compute: Compute[V], terms: Terms) -> Fetched[V | None]:
+        """As `fetch`, but the deadline is no error: what was not there by then is None, in neither count."""
+        progress: _Progress[V] = _Progress()
+        try:
+            self._fill(progress, keys, compute, terms)
+        except DeadlineError:
+            log.debug("%d of %d values were there in time", len(progress.found), len(keys))
+        return Fetched([progress.found.get(key) for key in keys], progress.hits, progress.misses)
 
     def facts(self) -> CacheFacts:
         with self._lock:
             kept = self._kept
             return CacheFacts(self._hits, self._joined, self._misses, kept.evictions, len(kept), int(kept.currsize))
 
+    def _fill(self, progress: "_Progress[V]", keys: Sequence[bytes], compute: Compute[V], terms: Terms) -> None:
+        """Brings the value of each key to `progress`, in rounds, as others may give up on what they compute."""
+        if not terms.remember:
+            first = {key: place for place, key in reversed(list(enumerate(keys)))}
+            self._compute(progress, keys, sorted(first.values()), compute, remember=False)
+            progress.hits += len(keys) - len(first)
+            return
+        places = list(range(len(keys)))
+        while places:
+            mine, others = self._claim(progress, keys, places)
+            self._compute(progress, keys, mine, compute, remember=True)
+            places = []
+            for place, future in others:
+                try:
+                    progress.found[keys[place]] = future.result(timeout=terms.deadline.patience)
+                    progress.hits += 1
+                except _AbandonedError:
+                    places.append(place)  # The one who computed it gave up; it is ours to try now.
+                except FutureTimeoutError:
+                    terms.deadline.check()
+                    raise
+
     def _claim(
-        self, keys: Sequence[bytes], places: list[int], found: dict[bytes, V]
-    ) -> tuple[list[int], list[tuple[int, Future[V]]], int]:
-        """Which of these places to compute, which to wait for, and how many are known; known ones go to `found`."""
+        self, progress: "_Progress[V]", keys: Sequence[bytes], places: list[int]
+    ) -> tuple[list[int], list[tuple[int, Future[V]]]]:
+        """Which of these places to compute, and which to wait for; known ones go to `progress`."""
         mine: list[int] = []
         own: set[bytes] = set()
         others: list[tuple[int, Future[V]]] = []
@@ -143,12 +175,12 @@ class Cache(Generic[V]):
         with self._lock:
             for place in places:
                 key = keys[place]
-                if key in found or key in own:  # A text that this request holds twice.
+                if key in progress.found or key in own:  # A text that this request holds twice.
                     known += 1
                     continue
                 value = self._kept.get(key)
                 if value is not None:
-                    found[key] = value
+                    progress.found[key] = value
                     known += 1
                 elif key in self._flying:
                     others.append((place, self._flying[key]))
@@ -156,39 +188,63 @@ class Cache(Generic[V]):
                     self._flying[key] = Future()
                     own.add(key)
                     mine.append(place)
+            progress.hits += known
             self._hits += known
             self._joined += len(others)
             self._misses += len(mine)
-        return mine, others, known
+        return mine, others
 
     def _compute(
-        self,
-        keys: Sequence[bytes],
-        mine: list[int],
-        compute: Callable[[list[int]], Iterable[tuple[int, V | Exception]]],
-        found: dict[bytes, V],
+        self, progress: "_Progress[V]", keys: Sequence[bytes], mine: list[int], compute: Compute[V], *, remember: bool
     ) -> None:
+        """Looks for claimed values in the tier, computes the rest, and keeps each at once."""
         if not mine:
             return
         open_keys = {keys[place] for place in mine}
+        fresh: dict[bytes, V] = {}
         first: Exception | None = None
         try:
-            for place, outcome in compute(mine):
+            if remember and self._tier is not None:
+                mine = self._near(progress, keys, mine, open_keys)
+            for place, outcome in compute(mine) if mine else ():
                 key = keys[place]
                 open_keys.discard(key)
                 if isinstance(outcome, Exception):
                     first = first or outcome
-                    self._land(key).set_exception(outcome)
-                else:
-                    found[key] = outcome
+                    if remember:
+                        self._land(key).set_exception(outcome)
+                    continue
+                progress.found[key] = outcome
+                progress.misses += 1
+                if remember:
+                    fresh[key] = outcome
                     self._keep(key, outcome)
             if open_keys and first is None:
                 raise RuntimeError(f"{len(open_keys)} of {len(mine)} values were not computed")
         finally:
-            for key in open_keys:
-                self._land(key).set_exception(_AbandonedError())
+            if remember:
+                for key in open_keys:
+                    self._land(key).set_exception(_AbandonedError())
+            if fresh and self._tier is not None:
+                self._tier.write(fresh)
         if first is not None:
             raise first
+
+    def _near(
+        self, progress: "_Progress[V]", keys: Sequence[bytes], mine: list[int], open_keys: set[bytes]
+    ) -> list[int]:
+        """The places that the tier does not have either; what it has is kept."""
+        assert self._tier is not None
+        left = []
+        for place, value in zip(mine, self._tier.read([keys[place] for place in mine]), strict=True):
+            if value is None:
+                left.append(place)
+                continue
+            progress.found[keys[place]] = value
+            progress.hits += 1
+            open_keys.discard(keys[place])
+            self._keep(keys[place], value)
+        return left
 
     def _keep(self, key: bytes, value: V) -> None:
         with self._lock:

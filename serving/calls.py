@@ -98,5 +98,10 @@ class Call:
         if misses:
             self.service.readiness.answered(self.searcher)
 
+    def reached(self, documents: int, of: int) -> None:
+        """Notes how many documents of a cascade the ranker scored in time."""
+        self._facts["reranked"] = documents
+        self._headers["x-reranked"] = f"{documents}/{of}"
+
     def answer(self, content: Any) -> Json:
         return Json(content, headers=self._headers)

@@ -3,9 +3,38 @@
 import math
 import threading
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 from serving.errors import ClientGoneError, DeadlineError
+
+
+class _Leaving:
+    """Whether nobody waits any more, and whom to tell when that happens."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._told: list[Callable[[], None]] = []
+        self.gone = False
+
+    def tell(self, call: Callable[[], None]) -> None:
+        with self._lock:
+            if not self.gone:
+                self._told.append(call)
+                return
+        call()
+
+    def forget(self, call: Callable[[], None]) -> None:
+        with self._lock:
+            if call in self._told:
+                self._told.remove(call)
+
+    def leave(self) -> None:
+        with self._lock:
+            self.gone = True
+            told, self._told = self._told, []
+        for call in told:
+            call()
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +45,7 @@ class Deadline:
     """On the clock of `time.monotonic`."""
     seconds: float
     """What it was given, for the message."""
-    _gone: threading.Event = field(default_factory=threading.Event)
+    _leaving: _Leaving = field(default_factory=_Leaving)
 
     @classmethod
     def after(cls, seconds: float) -> "Deadline":
@@ -26,20 +55,42 @@ class Deadline:
     def never(cls) -> "Deadline":
         return cls(math.inf, math.inf)
 
+    def earlier(self, seconds: float) -> "Deadline":
+        """The same, so much earlier: what is left then is for making the answer of what was done."""
+        return replace(self, until=self.until - seconds)
+
     @property
     def remaining(self) -> float:
         """Seconds, never below 0."""
         return max(self.until - time.monotonic(), 0.0)
 
+    @property
+    def patience(self) -> float:
+        """Seconds to wait for something, as the waits of `threading` take them."""
+        return min(self.remaining, threading.TIMEOUT_MAX)
+
+    @property
+    def over(self) -> bool:
+        """Nobody waits any more, or the time has passed."""
+        return self._leaving.gone or time.monotonic() >= self.until
+
     def cancel(self) -> None:
         """Says that nobody waits any more."""
-        self._gone.set()
+        self._leaving.leave()
+
+    def on_cancel(self, call: Callable[[], None]) -> None:
+        """Has `call` called once when nobody waits any more; at once if that is so already."""
+        self._leaving.tell(call)
+
+    def forget(self, call: Callable[[], None]) -> None:
+        """Takes back an `on_cancel`."""
+        self._leaving.forget(call)
 
     def passed(self) -> DeadlineError:
         """The error to answer with when the time is over."""
         return DeadlineError(
             f"not finished in {self.seconds:g} s; what was scored until then is kept, so asking again goes on from "
-            "there; send fewer documents, or allow more time with RELEVANCE_DEADLINE_S"
+            "there; send fewer documents, or allow more time with the header x-request-timeout-ms"
         )
 
     def check(self) -> None:
@@ -48,7 +99,7 @@ class Deadline:
         Raises:
             ClientGoneError, DeadlineError
         """
-        if self._gone.is_set():
+        if self._leaving.gone:
             raise ClientGoneError("the client closed the connection")
         if time.monotonic() >= self.until:
             raise self.passed()

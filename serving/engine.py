@@ -1,7 +1,7 @@
 """One engine for every score and vector outside training: an exported bundle, run by ONNX Runtime.
 
-    texts ─► Tokeniser ─► Item (ids at their exact length) ─► runner threads, one item each    on a CPU
-                                                          └─► padded batches, long with long   on CUDA
+    texts ─► Tokeniser ─► Item (ids at their exact length) ─► Scheduler ─► run, one item each    on a CPU
+                                                                       └─► run, a padded batch   on CUDA
 
 On a CPU nothing is padded and nothing batched, so a score cannot depend on its neighbours: the same pair gives the
 same bits in any company and order, in int8 too, whose activations are scaled by the largest value of a whole batch.
@@ -9,16 +9,17 @@ One session is shared, each run takes one thread, and there are as many runners 
 """
 
 import ctypes
+import functools
+import hashlib
 import json
 import logging
 import math
 import os
+import platform
 import threading
 import time
-from collections import deque
+import weakref
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,7 +32,9 @@ from pipeline.artifacts import Artifact
 from pipeline.errors import ArtifactError, ConfigError
 from pipeline.tokens import PairTemplate, TextTemplate
 from serving.bundle import Bundle
-from serving.errors import InferenceError, NotReadyError
+from serving.deadline import Deadline
+from serving.errors import InferenceError
+from serving.scheduler import Item, Job, Pace, Priority, Scheduler
 from serving.tokenise import Tokeniser
 
 Role = Literal["query", "document"]
@@ -54,16 +57,6 @@ SLOW_ON_CPU = ["SkipLayerNormFusion"]
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One input of a model at its exact length."""
-
-    ids: Sequence[int]
-    """(tokens,), special tokens included."""
-    types: Sequence[int] = ()
-    """(tokens,) segments; empty where all are 0."""
-
-
 class Engine:
     """A ranker or an encoder, ready to run; safe to use from many threads."""
 
@@ -75,15 +68,17 @@ class Engine:
         threads: int | None = None,
         device: Literal["auto", "cpu", "cuda"] = "auto",
         verify: bool = True,
+        scheduler: Scheduler | None = None,
     ) -> None:
         """Loads a bundle.
 
         Args:
             bundle_path: folder of the bundle artifact.
             precision: one that the bundle holds; auto is the one its own measurements chose for the device.
-            threads: runners on a CPU; one for each core that this process may use when None or 0.
+            threads: runners of its own; `runners` says how many when None or 0.
             device: auto is cuda where there is one.
             verify: compare the files that are read with their sha256, and the golden inputs' outputs with the stored.
+            scheduler: whose runners this engine shares with others; one of its own when None.
 
         Raises:
             MissingError: no such folder.
@@ -102,7 +97,8 @@ class Engine:
         self.precision = self._precision(precision, bundle_path)
         if self.precision in ("int8", "w8"):
             self.device = "cpu"  # Their nodes exist, or give these numbers, on the CPU only.
-        self.threads = threads or cores()
+        self.identity = f"{self.digest} {self.precision} {self.device} {ort.__version__} {processor()}"
+        """Of two engines with the same, every output is the same, bit for bit on a CPU."""
         self.tokeniser = Tokeniser.load(artifact.file("tokenizer.json"))
         file = self.bundle.precisions[self.precision]["file"]
         if verify:
@@ -111,69 +107,105 @@ class Engine:
         self._longest = max(template.max_tokens for template in self.bundle.templates.values())
         self._ones = np.ones((1, self._longest), np.int64)
         self._zeros = np.zeros((1, self._longest), np.int64)
-        self._one_batch = threading.Lock()
-        self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix=f"{self.role}-runner")
-        self._closed = False
+        self._one_run = threading.Lock()
+        self.pace = Pace()
+        self.run_tokens = BATCH_TOKENS if self.device == "cuda" else 0
+        self.bucket_tokens = BUCKET_TOKENS
+        self.scheduler = scheduler or Scheduler(threads or runners(self.device))
+        # Runners of its own end with its last reference, or with the process, if it is not closed.
+        self._end = None if scheduler else weakref.finalize(self, self.scheduler.stop)
         if verify:
             self._check(artifact)
         log.info(
             "%s %s: %s on %s, %d runners, loaded in %.2f s",
-            *(self.role, self.digest[:12], self.precision, self.device, self.threads, time.monotonic() - began),
+            *(self.role, self.digest[:12], self.precision, self.device),
+            *(self.scheduler.runners, time.monotonic() - began),
         )
 
-    def scores(self, query: str, documents: Sequence[str]) -> list[float]:
+    def scores(
+        self,
+        query: str,
+        documents: Sequence[str],
+        deadline: Deadline | None = None,
+        priority: Priority = Priority.ONLINE,
+    ) -> list[float]:
         """The ranker's raw score of the query with each document, in their order.
 
         Raises:
             InferenceError: the model raised or gave no finite number; names the document's place.
             ConfigError: the bundle is an encoder.
+            DeadlineError, ClientGoneError
         """
-        return [float(score) for score in self._run(self.pairs(query, documents), "document")]
+        return self._all(self.pairs(query, documents), "document", deadline, priority)
 
-    def embed(self, texts: Sequence[str], role: Role) -> Vectors:
+    def embed(
+        self,
+        texts: Sequence[str],
+        role: Role,
+        deadline: Deadline | None = None,
+        priority: Priority = Priority.ONLINE,
+    ) -> Vectors:
         """The encoder's vectors of texts, (texts, dimensions), of unit length.
 
         Raises:
             InferenceError: the model raised or gave no finite number; names the text's place.
             ConfigError: the bundle is a ranker, or the role unknown.
+            DeadlineError, ClientGoneError
         """
-        found = self._run(self.texts(texts, role), "text")
+        found = self._all(self.texts(texts, role), "text", deadline, priority)
         return np.stack(found) if found else np.zeros((0, self.dimensions), np.float32)
 
-    def pairs(self, query: str, documents: Sequence[str]) -> list[Item]:
-        """The ranker's inputs for one query, which is tokenised once."""
+    def pairs(self, query: str, documents: Sequence[str], *, remember: bool = True) -> list[Item]:
+        """The ranker's inputs for one query, which is tokenised once.
+
+        Args:
+            remember: keep the texts' ids for the next request, and use what was kept.
+        """
         template = self._template("pair")
         assert isinstance(template, PairTemplate)
-        (query_ids,) = self.tokeniser.ids([query], template.max_tokens)
-        return [Item(*template.assemble(query_ids, ids)) for ids in self.tokeniser.ids(documents, template.max_tokens)]
+        query_ids, *found = self.tokeniser.ids([query, *documents], template.max_tokens, remember=remember)
+        return [Item(*template.assemble(query_ids, ids)) for ids in found]
 
-    def texts(self, texts: Sequence[str], role: Role) -> list[Item]:
-        """The encoder's inputs."""
+    def texts(self, texts: Sequence[str], role: Role, *, remember: bool = True) -> list[Item]:
+        """The encoder's inputs; `remember` as in `pairs`."""
         template = self._template(role)
         assert isinstance(template, TextTemplate)
-        return [Item(template.assemble(ids)) for ids in self.tokeniser.ids(texts, template.max_tokens)]
+        found = self.tokeniser.ids(texts, template.max_tokens, remember=remember)
+        return [Item(template.assemble(ids)) for ids in found]
 
-    def score_ids(self, ids: Sequence[int], types: Sequence[int] = ()) -> float:
-        """The score of one assembled input, computed in the calling thread; for a scheduler with runners of its own.
+    def job(self, deadline: Deadline, priority: Priority = Priority.ONLINE) -> Job:
+        """An empty job for this model: add inputs, iterate over their outcomes; see `serving.scheduler`."""
+        return self.scheduler.job(self, deadline, priority)
+
+    def run(self, items: Sequence[Item]) -> Sequence[Any]:
+        """The outputs of one run in the calling thread, for the scheduler: one item on a CPU, a batch on CUDA.
+
+        A ranker's output is a float, an encoder's a vector (dimensions,) of its own memory. An item whose output is
+        no finite number has an InferenceError in its place.
 
         Raises:
-            InferenceError: the model raised or gave no finite number.
+            InferenceError: the run failed as a whole.
         """
-        return float(self._one(Item(ids, types), "the input"))
-
-    def embed_ids(self, ids: Sequence[int]) -> Vectors:
-        """The vector (dimensions,) of one assembled input, computed in the calling thread.
-
-        Raises:
-            InferenceError: the model raised or gave no finite number.
-        """
-        vector: Vectors = self._one(Item(ids), "the input")
-        return vector
+        for item in items:
+            if not 0 < len(item.ids) <= self._longest:
+                raise InferenceError(f"{len(item.ids)} tokens, but the model reads from 1 to {self._longest}")
+        if self.run_tokens:
+            feeds = padded(items, self.bundle.inputs, self.bucket_tokens, self._longest)
+            with self._one_run:  # Two at once would only share the device, and take its memory twice.
+                outputs = self._run_bound(feeds)
+        else:
+            (item,) = items
+            outputs = self._run_exact(item)
+        # One number tells whether all are finite, and is cheaper than asking each.
+        if math.isfinite(outputs.sum()):
+            return outputs.tolist() if self.role == "ranker" else [row.copy() for row in outputs]
+        error = InferenceError(f"the {self.role} gave no finite number in {self.precision}")
+        return [self._output(row) if np.isfinite(row).all() else error for row in outputs]
 
     def close(self) -> None:
-        """Waits for what is running and frees the runners; later calls raise NotReadyError. May be called again."""
-        self._closed = True
-        self._pool.shutdown()
+        """Ends this engine's own runners after their present runs, for good; those it shares with others go on."""
+        if self._end is not None:
+            self._end()
 
     def _precision(self, wanted: str, path: Path) -> str:
         held = self.bundle.precisions
@@ -188,63 +220,42 @@ class Engine:
             raise ConfigError(f"the bundle is a {self.role}, which has no inputs for '{name}'; call {known}")
         return self.bundle.templates[name]
 
-    def _run(self, items: Sequence[Item], what: str) -> list[Any]:
+    def _all(self, items: Sequence[Item], what: str, deadline: Deadline | None, priority: Priority) -> list[Any]:
         """The outputs of all items, in their order."""
-        if self._closed:
-            raise NotReadyError(f"this {self.role} was closed; load the release again")
-        if self.device == "cuda":
-            return self._batches(items, what)
         outputs: list[Any] = [None] * len(items)
-        waiting = deque(range(len(items)))
-
-        def work() -> None:
-            # Each runner takes the next item when it is free, so a long text holds up nobody.
-            while waiting:
-                try:
-                    place = waiting.popleft()
-                except IndexError:
-                    return
-                try:
-                    outputs[place] = self._one(items[place], f"{what} {place}")
-                except InferenceError:
-                    waiting.clear()
-                    raise
-
-        runners = [self._pool.submit(work) for _ in range(min(self.threads, len(items)))]
-        for runner in runners:
-            runner.result()
+        with self.job(deadline or Deadline.never(), priority) as job:
+            job.add(items)
+            for place, outcome in job:
+                if isinstance(outcome, Exception):
+                    raise InferenceError(f"{what} {place}: {outcome}") from outcome
+                outputs[place] = outcome
         return outputs
 
-    def _one(self, item: Item, what: str) -> Any:
-        """The output of one item at its exact length, in this thread."""
+    def _output(self, row: Any) -> Any:
+        return float(row) if self.role == "ranker" else row.copy()
+
+    def _run_exact(self, item: Item) -> Any:
+        """The output, (1, ...), of one item at its exact length."""
         tokens = len(item.ids)
-        if not 0 < tokens <= self._longest:
-            raise InferenceError(f"{what}: {tokens} tokens, but the model reads from 1 to {self._longest}")
         feeds = {"input_ids": np.array([item.ids], np.int64), "attention_mask": self._ones[:, :tokens]}
         if "token_type_ids" in self.bundle.inputs:
             feeds["token_type_ids"] = np.array([item.types], np.int64) if item.types else self._zeros[:, :tokens]
-        return self._outputs(feeds, [what])[0]
-
-    def _batches(self, items: Sequence[Item], what: str) -> list[Any]:
-        outputs: list[Any] = [None] * len(items)
-        for places in batches([len(item.ids) for item in items], BATCH_TOKENS, BUCKET_TOKENS):
-            feeds = padded([items[place] for place in places], self.bundle.inputs, BUCKET_TOKENS, self._longest)
-            with self._one_batch:  # Two at once would only share the device, and take its memory twice.
-                found = self._outputs(feeds, [f"{what} {place}" for place in places])
-            for place, output in zip(places, found, strict=True):
-                outputs[place] = output
-        return outputs
-
-    def _outputs(self, feeds: Mapping[str, NDArray[np.int64]], names: Sequence[str]) -> Any:
         try:
-            outputs = self._session.run([self.bundle.output], feeds)[0]
+            return self._session.run([self.bundle.output], feeds)[0]
         except Exception as error:  # ONNX Runtime's errors share no class of their own.
-            raise InferenceError(f"{_listed(names)}: the {self.role} failed: {error}") from error
-        # One number tells whether all are finite, and is cheaper than asking each.
-        if not math.isfinite(outputs.sum()):
-            broken = [name for name, output in zip(names, outputs, strict=True) if not np.isfinite(output).all()]
-            raise InferenceError(f"{_listed(broken)}: the {self.role} gave no finite number in {self.precision}")
-        return outputs
+            raise InferenceError(f"the {self.role} failed: {error}") from error
+
+    def _run_bound(self, feeds: Mapping[str, NDArray[np.int64]]) -> Any:
+        """The outputs, (items, ...), of a padded batch, with the device's memory bound for the run."""
+        try:
+            binding = self._session.io_binding()
+            for name, values in feeds.items():
+                binding.bind_cpu_input(name, values)
+            binding.bind_output(self.bundle.output)
+            self._session.run_with_iobinding(binding)
+            return binding.copy_outputs_to_cpu()[0]
+        except Exception as error:
+            raise InferenceError(f"the {self.role} failed: {error}") from error
 
     def _check(self, artifact: Artifact) -> None:
         """Holds this machine's outputs for the golden inputs against the stored ones."""
@@ -253,10 +264,10 @@ class Engine:
         for place, item in enumerate(golden):
             if self.role == "ranker":
                 wanted = np.array([item["scores"][self.precision]])
-                found = np.array(self.scores(item["query"], [item["document"]]))
+                found = np.array(self.scores(item["query"], [item["document"]], priority=Priority.BATCH))
             else:
                 wanted = np.array(item["vectors"][self.precision])
-                found = self.embed([item["text"]], item["role"])[0]
+                found = self.embed([item["text"]], item["role"], priority=Priority.BATCH)[0]
             gap = float((np.abs(found - wanted) / (1 + np.abs(wanted))).max())
             if not gap <= TOLERANCE[self.precision]:
                 raise ArtifactError(
@@ -283,23 +294,21 @@ def has_cuda() -> bool:
     return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
 
 
-def batches(lengths: Sequence[int], budget: int, bucket: int) -> list[list[int]]:
-    """Places of inputs in batches, long with long, none over `budget` padded tokens unless one input is so alone.
+def runners(device: Device) -> int:
+    """Runner threads for a device: one a core, or two for CUDA, of which one pads while the other's run is computed."""
+    return 2 if device == "cuda" else cores()
 
-    Args:
-        lengths: (inputs,) tokens of each.
-        budget: most padded tokens of a batch.
-        bucket: padded lengths are multiples of it.
-    """
-    order = sorted(range(len(lengths)), key=lambda place: -lengths[place])
-    found: list[list[int]] = []
-    width = 0  # Of the batch that is being filled: that of its first, longest input.
-    for place in order:
-        if not found or width * (len(found[-1]) + 1) > budget:
-            found.append([])
-            width = _rounded(lengths[place], bucket)
-        found[-1].append(place)
-    return found
+
+@functools.cache
+def processor() -> str:
+    """A short digest of what this machine computes with; machines that share one round alike."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    told = sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))})
+    facts = "\n".join([platform.machine(), platform.processor(), *told])
+    return hashlib.blake2b(facts.encode(), digest_size=8).hexdigest()
 
 
 def padded(items: Sequence[Item], inputs: Sequence[str], bucket: int, longest: int) -> dict[str, NDArray[np.int64]]:
@@ -316,10 +325,6 @@ def padded(items: Sequence[Item], inputs: Sequence[str], bucket: int, longest: i
 
 def _rounded(length: int, bucket: int) -> int:
     return -(-length // bucket) * bucket
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _session(path: Path, device: Device) -> ort.InferenceSession:

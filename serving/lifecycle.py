@@ -16,10 +16,13 @@ from pathlib import Path
 
 from pipeline.errors import RelevanceError
 from pipeline.releases import Releases
+from serving.engine import has_cuda, runners
 from serving.errors import NotReadyError
 from serving.reranker import Caches
+from serving.scheduler import Scheduler
 from serving.searcher import Searcher
 from serving.settings import Settings
+from serving.shared_cache import SharedCache
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +44,11 @@ class Lifecycle:
 
     def __init__(self, settings: Settings, load: Load | None = None) -> None:
         self.settings = settings
-        self.caches = Caches.of(settings.cache_bytes)
+        self.shared = SharedCache(settings.redis_url, ttl_s=settings.redis_ttl_s) if settings.redis_url else None
+        self.caches = Caches.of(settings.cache_bytes, self.shared)
+        on_cuda = settings.precision != "int8" and has_cuda()
+        self.scheduler = Scheduler(settings.threads or runners("cuda" if on_cuda else "cpu"))
+        """Runs the models of every release that is loaded."""
         self.refused: Refusal | None = None
         """The last release that was refused, until another one is taken."""
         self.swaps = 0
@@ -93,6 +100,13 @@ class Lifecycle:
         if self._thread is not None:
             self._thread.join(timeout=5)
 
+    def close(self) -> None:
+        """Stops following and ends the runners: nothing is answered any more."""
+        self.stop()
+        self.scheduler.stop()
+        if self.shared is not None:
+            self.shared.stop()
+
     def poll(self) -> None:
         """Looks at the pointer once, and takes the release that it names if that is another one and sound."""
         stamp = self._stamp()
@@ -141,4 +155,4 @@ class Lifecycle:
         return self.settings.workspace / "artifacts" / "release" / release
 
     def _open(self, path: Path) -> Searcher:
-        return Searcher(path, precision=self.settings.precision, threads=self.settings.threads, caches=self.caches)
+        return Searcher(path, precision=self.settings.precision, caches=self.caches, scheduler=self.scheduler)

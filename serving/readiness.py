@@ -5,7 +5,7 @@ import logging
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from serving.errors import NotReadyError
+from serving.errors import DeadlineError, NotReadyError
 from serving.lifecycle import Lifecycle
 from serving.searcher import Searcher
 
@@ -33,9 +33,13 @@ class Readiness:
         """The release that answers, after it has answered.
 
         Raises:
-            NotReadyError: there is none, or its models failed or were silent for PATIENCE_S.
+            NotReadyError: there is none, its models failed or were silent for PATIENCE_S, or a runner is stuck in one.
         """
         searcher = self._lifecycle.current
+        stalled = self._lifecycle.scheduler.stalled_s()
+        if stalled > PATIENCE_S:
+            # The other runners may go on, but this one is lost, and what stopped it may stop them.
+            raise NotReadyError(f"release {searcher.release[:12]}: a runner has not come back for {stalled:.0f} s")
         if self._answered is not None:
             last, when = self._answered
             if last is searcher and time.monotonic() - when < FRESH_S:
@@ -45,7 +49,7 @@ class Readiness:
         try:
             # Shielded, because others may wait for the same inference.
             await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(self._asked[1])), PATIENCE_S)
-        except TimeoutError as error:
+        except (TimeoutError, DeadlineError) as error:
             raise NotReadyError(f"release {searcher.release[:12]}: no answer in {PATIENCE_S:g} s") from error
         except Exception as error:
             log.exception("release %s: does not answer", searcher.release[:12])

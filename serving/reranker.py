@@ -1,50 +1,56 @@
-"""The scoring core behind every endpoint: texts in, scores or vectors out, through the caches and the engines.
+"""The scoring core behind every endpoint: texts in, scores or vectors out, through the caches and the scheduler.
 
-Runs in a worker thread, so the event loop never waits for a model. Work goes to an engine in small chunks; between
-two the deadline is asked, and what a chunk gave is kept at once.
+Runs in a worker thread, so the event loop never waits for a model. Only texts that no cache knows are tokenised, a few
+at a time, while the runners are already at work on those before; what a runner gave is kept at once.
 """
 
 import logging
 import math
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline import text
+from serving.admission import Terms, admit
 from serving.cache import Cache, Fetched, Key
 from serving.deadline import Deadline
 from serving.errors import InferenceError
+from serving.scheduler import Item, Job, Pace, Priority, Scheduler
+from serving.shared_cache import SharedCache, Tier
 
 CHUNK = 16
-"""Texts given to an engine at a time: large enough to keep its runners busy, small enough that a deadline which
-passes meanwhile costs a fraction of a second."""
+"""Texts that are tokenised at a time, before the runners get them."""
 
 Role = Literal["query", "document"]
 Vector = npt.NDArray[np.float32]
-V = TypeVar("V")
 
 log = logging.getLogger(__name__)
 
 
-class Ranker(Protocol):
-    """The part of an engine with a ranker that scoring needs."""
+class Engine(Protocol):
+    """The part of an engine that scoring and embedding need."""
 
-    digest: str
-    precision: str
+    identity: str
+    pace: Pace
+    scheduler: Scheduler
 
-    def scores(self, query: str, documents: Sequence[str]) -> list[float]: ...
+    def job(self, deadline: Deadline, priority: Priority) -> Job: ...
 
 
-class Encoder(Protocol):
-    """The part of an engine with an encoder that embedding needs."""
+class Ranker(Engine, Protocol):
+    """An engine with a ranker."""
 
-    digest: str
-    precision: str
+    def pairs(self, query: str, documents: Sequence[str], *, remember: bool) -> list[Item]: ...
 
-    def embed(self, texts: Sequence[str], role: Role) -> Vector: ...
+
+class Encoder(Engine, Protocol):
+    """An engine with an encoder."""
+
+    def texts(self, texts: Sequence[str], role: Role, *, remember: bool) -> list[Item]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +61,19 @@ class Caches:
     vectors: Cache[Vector]
 
     @classmethod
-    def of(cls, max_bytes: int) -> "Caches":
-        """Three quarters for scores, which cost most to make again, the rest for vectors."""
+    def of(cls, max_bytes: int, shared: SharedCache | None = None) -> "Caches":
+        """Three quarters for scores, which cost most to make again, the rest for vectors.
+
+        Args:
+            shared: looked at before anything is computed.
+        """
         share = max_bytes // 4
-        return cls(Cache(max_bytes - share, lambda _: 24), Cache(share, lambda vector: vector.nbytes + 112))
+        scores = Tier(shared, _packed_score, _unpacked_score) if shared else None
+        vectors = Tier(shared, _packed_vector, _unpacked_vector) if shared else None
+        return cls(
+            Cache(max_bytes - share, lambda _: 24, scores),
+            Cache(share, lambda vector: vector.nbytes + 112, vectors),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,24 +83,42 @@ class Reranker:
     engine: Ranker
     cache: Cache[float]
 
-    def scores(self, query: str, documents: Sequence[str], deadline: Deadline) -> Fetched[float]:
+    def scores(self, query: str, documents: Sequence[str], terms: Terms) -> Fetched[float]:
         """One raw score a document, in their order; any finite number, higher is more relevant.
 
         Raises:
+            BusyError: what is not cached cannot be scored before the deadline.
             InferenceError: the model failed on a document; the others are scored and kept all the same.
             DeadlineError, ClientGoneError
         """
+        keys, compute = self._pairs(query, documents, terms, eager=True)
+        return self.cache.fetch(keys, compute, terms)
+
+    def scores_in_time(self, query: str, documents: Sequence[str], terms: Terms) -> Fetched[float | None]:
+        """As `scores`, the first documents first, and None for those that the deadline cut off.
+
+        However much waits, it is tried; documents join the queue as those before them are done.
+
+        Raises:
+            InferenceError, ClientGoneError
+        """
+        keys, compute = self._pairs(query, documents, terms, eager=False)
+        return self.cache.fetch_some(keys, compute, terms)
+
+    def _pairs(
+        self, query: str, documents: Sequence[str], terms: Terms, *, eager: bool
+    ) -> tuple[list[bytes], Callable[[list[int]], Iterator[tuple[int, Any]]]]:
         query = text.clean(query)
         documents = [text.clean(document) for document in documents]
-        key = Key("score", self.engine.digest, self.engine.precision, query)
-        name = f"ranker {self.engine.digest[:8]}, document"
+        key = Key("score", self.engine.identity, query)
 
-        def run(places: list[int]) -> list[float]:
-            return [_finite(score) for score in self.engine.scores(query, [documents[place] for place in places])]
+        def inputs(places: list[int]) -> list[Item]:
+            return self.engine.pairs(query, [documents[place] for place in places], remember=terms.remember)
 
-        return self.cache.fetch(
-            [key.of(document) for document in documents], lambda places: _chunks(places, run, name, deadline), deadline
-        )
+        def compute(places: list[int]) -> Iterator[tuple[int, Any]]:
+            return _computed(self.engine, places, inputs, "document", terms, eager=eager)
+
+        return [key.of(document) for document in documents], compute
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,28 +128,27 @@ class Embedder:
     engine: Encoder
     cache: Cache[Vector]
 
-    def vectors(self, texts: Sequence[str], role: Role, deadline: Deadline) -> Fetched[Vector]:
+    def vectors(self, texts: Sequence[str], role: Role, terms: Terms) -> Fetched[Vector]:
         """One vector (dimensions,) a text, in their order; shared with the cache, so not writable.
 
         Raises:
+            BusyError: what is not cached cannot be embedded before the deadline.
             InferenceError: the model failed on a text.
             DeadlineError, ClientGoneError
         """
         texts = [text.clean(item) for item in texts]
-        key = Key("vector", self.engine.digest, self.engine.precision, role)
-        name = f"encoder {self.engine.digest[:8]}, {role}"
+        key = Key("vector", self.engine.identity, role)
 
-        def run(places: list[int]) -> list[Vector]:
-            # Each its own copy: a row of a batch would keep the whole batch in memory.
-            found = [row.copy() for row in self.engine.embed([texts[place] for place in places], role)]
-            for vector in found:
-                _finite(float(np.abs(vector).max(initial=0.0)))
-                vector.flags.writeable = False
-            return found
+        def inputs(places: list[int]) -> list[Item]:
+            return self.engine.texts([texts[place] for place in places], role, remember=terms.remember)
 
-        return self.cache.fetch(
-            [key.of(item) for item in texts], lambda places: _chunks(places, run, name, deadline), deadline
-        )
+        def compute(places: list[int]) -> Iterator[tuple[int, Any]]:
+            for place, outcome in _computed(self.engine, places, inputs, role, terms, eager=True):
+                if not isinstance(outcome, Exception):
+                    outcome.flags.writeable = False
+                yield place, outcome
+
+        return self.cache.fetch([key.of(item) for item in texts], compute, terms)
 
 
 def relevance(score: float) -> float:
@@ -127,30 +159,68 @@ def relevance(score: float) -> float:
     return grown / (1.0 + grown)
 
 
-def _chunks(
-    places: list[int], run: Callable[[list[int]], list[V]], name: str, deadline: Deadline
-) -> Iterator[tuple[int, V | Exception]]:
-    """Each place with what `run` gives for it; where a chunk fails, its texts are run again one by one."""
-    for start in range(0, len(places), CHUNK):
-        deadline.check()
-        chunk = places[start : start + CHUNK]
-        try:
-            yield from zip(chunk, run(chunk), strict=True)
-            continue
-        except Exception:
-            log.warning("%s: a chunk of %d failed; running each alone", name, len(chunk), exc_info=True)
-        for place in chunk:
-            deadline.check()
-            try:
-                (value,) = run([place])
-            except Exception:
-                log.exception("%s %d: failed", name, place)
-                yield place, InferenceError(f"{name} {place}: the model gave no usable answer for this text")
-            else:
-                yield place, value
+def _computed(
+    engine: Engine,
+    places: list[int],
+    inputs: Callable[[list[int]], list[Item]],
+    name: str,
+    terms: Terms,
+    *,
+    eager: bool,
+) -> Iterator[tuple[int, Any]]:
+    """Each place with its output or an InferenceError, as the runners end.
+
+    Args:
+        eager: have all wait in the queue at once, if they can be done in time; else a chunk after the other, no
+            further than the time goes.
+
+    Raises:
+        BusyError: eager, and they cannot.
+    """
+    if eager:
+        admit(engine.scheduler, engine.pace, 0, terms)  # Before anything is tokenised.
+    failed = 0
+    with engine.job(terms.deadline, terms.priority) as job:
+        for start in range(0, len(places), CHUNK):
+            terms.deadline.check()
+            items = inputs(places[start : start + CHUNK])
+            if eager and start == 0:
+                tokens = sum(len(item.ids) for item in items) * len(places) / len(items)
+                admit(engine.scheduler, engine.pace, tokens, terms)
+            job.add(items)
+            if eager and start + CHUNK < len(places):
+                continue
+            for number, outcome in job:
+                if not isinstance(outcome, Exception):
+                    yield places[number], outcome
+                    continue
+                failed += 1
+                words = f"{name} {places[number]}: the model gave no usable answer for this text"
+                if failed == 1:  # The others have the same reason more often than not.
+                    log.error("%s %s", engine.identity[:8], words, exc_info=outcome)
+                yield places[number], InferenceError(words)
+    if failed > 1:
+        log.error("%s: %d texts of this request failed", engine.identity[:8], failed)
 
 
-def _finite(value: float) -> float:
-    if not math.isfinite(value):
-        raise InferenceError(f"the model gave {value}")
-    return value
+def _packed_score(score: float) -> bytes:
+    return struct.pack("<d", score)
+
+
+def _unpacked_score(held: bytes) -> float | None:
+    if len(held) != 8:
+        return None
+    (score,) = struct.unpack("<d", held)
+    return score if math.isfinite(score) else None
+
+
+def _packed_vector(vector: Vector) -> bytes:
+    return vector.astype("<f4").tobytes()
+
+
+def _unpacked_vector(held: bytes) -> Vector | None:
+    if not held or len(held) % 4:
+        return None
+    vector = np.frombuffer(held, "<f4").astype(np.float32)
+    vector.flags.writeable = False
+    return vector if np.isfinite(vector).all() else None

@@ -4,11 +4,13 @@ Unknown fields and nulls are accepted, because real clients send both. Lengths o
 the limits are known.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from pipeline import text
+from serving.errors import InvalidRequestError
 
 
 def _named(value: Any) -> Any:
@@ -58,6 +60,11 @@ class RerankRequest(Request):
     truncate: Literal[True] | None = Field(
         None, description="Texts are always cut to what the model reads, so false is refused."
     )
+    cascade: bool | None = Field(
+        None,
+        description="Rerank best first as far as the time goes and leave the rest in first-stage order, each result "
+        "marked with `reranked`; never 429 or 504. The first stage is each document's `score`, else the encoder.",
+    )
 
 
 class SearchRequest(Request):
@@ -95,6 +102,7 @@ class TextScore(BaseModel):
     index: int = Field(description="Place in `texts`, from 0.")
     score: float = Field(description="In [0, 1], or the raw score when asked for.")
     text: str | None = None
+    reranked: bool | None = Field(None, description="In a cascade: false where the ranker did not reach it.")
 
 
 class Ranked(BaseModel):
@@ -103,6 +111,7 @@ class Ranked(BaseModel):
     index: int = Field(description="Place in `documents`, from 0.")
     relevance_score: float = Field(description="In [0, 1].")
     document: dict[str, Any] | None = None
+    reranked: bool | None = Field(None, description="In a cascade: false where the ranker did not reach it.")
 
 
 class RerankAnswer(BaseModel):
@@ -198,3 +207,20 @@ def document_text(document: str | dict[str, Any], fields: list[str] | None) -> s
         title = document.get("title")
         return text.document_text(title if isinstance(title, str) else "", document["text"])
     return "\n".join(value for value in document.values() if isinstance(value, str))
+
+
+def first_stage(documents: Sequence[str | dict[str, Any]]) -> list[float] | None:
+    """The first-stage scores that documents carry; None where none does.
+
+    Raises:
+        InvalidRequestError: some carry one and some do not, or one is not a number.
+    """
+    scores = [document.get("score") if isinstance(document, dict) else None for document in documents]
+    if all(score is None for score in scores):
+        return None
+    for place, score in enumerate(scores):
+        if isinstance(score, bool) or not isinstance(score, int | float) or not -1e300 < score < 1e300:
+            raise InvalidRequestError(
+                f"documents[{place}].score is {str(score)[:40]}; a cascade needs a number in every document, or in none"
+            )
+    return [float(score) for score in scores if score is not None]

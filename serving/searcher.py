@@ -23,13 +23,16 @@ from pipeline import artifacts, features, text
 from pipeline.errors import ArtifactError
 from pipeline.features import Fusion
 from pipeline.releases import part
+from serving.admission import Terms
 from serving.deadline import Deadline
 from serving.engine import Engine
 from serving.reranker import Caches, Embedder, Reranker, relevance
+from serving.scheduler import Scheduler
 
 SNIPPET_CHARS = 240
 EXAMPLES = 6
 MAX_EXAMPLE = 70
+PING_S = 5.0
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +86,7 @@ class Searcher:
         precision: str = "auto",
         threads: int | None = None,
         caches: Caches | None = None,
+        scheduler: Scheduler | None = None,
         verify: bool = True,
     ) -> None:
         """Loads a release.
@@ -91,6 +95,7 @@ class Searcher:
             release_path: the release artifact's folder.
             precision, threads: see `serving.engine.Engine`.
             caches: shared with other releases; its own of 64 MiB when not given.
+            scheduler: whose runners both models share, also with other releases; each has its own when not given.
             verify: compare the files that are used with their sha256, and the models' outputs for the golden inputs
                 with those that their exporter saw.
 
@@ -106,8 +111,10 @@ class Searcher:
         caches = caches or Caches.of(64 * 2**20)
         self.release = release.fingerprint
         self.created = release.manifest.created
-        self.ranker = Engine(part(release, "ranker").path, precision=precision, threads=threads, verify=verify)
-        self.encoder = Engine(part(release, "encoder").path, precision=precision, threads=threads, verify=verify)
+        self.ranker, self.encoder = (
+            Engine(part(release, role).path, precision=precision, threads=threads, verify=verify, scheduler=scheduler)
+            for role in ("ranker", "encoder")
+        )
         self.lexical = LexicalIndex.load(part(release, "lexical").path, verify=verify)
         self.semantic = SemanticIndex.load(part(release, "index").path, verify=verify)
         self.documents = DocumentStore.load(part(release, "documents").path, verify=verify)
@@ -128,13 +135,13 @@ class Searcher:
 
         Raises:
             Exception: whatever a model that does not work raises.
+            DeadlineError: no answer in PING_S.
         """
-        self.ranker.scores("ready", ["ready"])
-        self.encoder.embed(["ready"], "query")
+        deadline = Deadline.after(PING_S)
+        self.ranker.scores("ready", ["ready"], deadline)
+        self.encoder.embed(["ready"], "query", deadline)
 
-    def search(
-        self, query: str, *, top_n: int = 10, retrieve: int = 20, deadline: Deadline | None = None
-    ) -> SearchResult:
+    def search(self, query: str, *, top_n: int = 10, retrieve: int = 20, terms: Terms | None = None) -> SearchResult:
         """The best documents for a query by BM25, by the encoder, and by all models together.
 
         Args:
@@ -142,17 +149,18 @@ class Searcher:
             retrieve: documents that each of the two ways brings to the pool; `top_n`, when that is more.
 
         Raises:
+            BusyError: too much waits for the models.
             InferenceError: a model failed on the query or on a document.
             DeadlineError, ClientGoneError
         """
-        deadline = deadline or Deadline.never()
+        terms = terms or Terms(Deadline.never())
         watch = _Watch()
         query = text.clean(query)
         depth = max(retrieve, top_n)
         with watch("lexical"):
             by_words = self.lexical.search(query, depth)
         with watch("encode"):
-            embedded = self.embedder.vectors([query], "query", deadline)
+            embedded = self.embedder.vectors([query], "query", terms)
             vector = embedded.values[0]
         with watch("semantic"):
             by_meaning = self.semantic.search(vector, depth)
@@ -163,7 +171,7 @@ class Searcher:
             found = dict(zip(rows, self.documents.get_many(rows), strict=True))
         with watch("rerank"):
             bodies = [text.document_text(found[row].title, found[row].text) for row in rows]
-            scored = self.reranker.scores(query, bodies, deadline)
+            scored = self.reranker.scores(query, bodies, terms)
             fused = self.fusion.scores(features.table(bm25, cosines, scored.values))
         before = features.reciprocal_rank_fusion(bm25, cosines)
         ranks = _Ranks(

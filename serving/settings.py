@@ -39,6 +39,10 @@ class Settings:
     """Runners of each model in each process; 0 divides the cores among the processes."""
     cache_bytes: int = 256 * 2**20
     """Memory for scores of pairs and vectors of texts, of all processes together."""
+    redis_url: str = field(default="", repr=False)
+    """A Redis that processes and machines share as a second cache, such as redis://localhost:6379/0; empty for none."""
+    redis_ttl_s: float = 7 * 86_400.0
+    """How long a value stays there."""
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     """SHA-256 hashes, in hex, of the keys that open the service; with none here and in the file it is open. `relevance
     key` makes a key and its hash. Separated by commas in the environment."""
@@ -51,10 +55,14 @@ class Settings:
     """The largest `top_n` of a search; more are neither retrieved nor reranked."""
     retrieve: int = 20
     """Documents that BM25 and the encoder each bring to a search before reranking."""
-    deadline_s: float = 10.0
-    """A request that takes longer gets 504; a client may ask for less with `x-request-timeout-ms`."""
-    concurrency: int = 32
-    """Requests worked on at once in each process; further ones wait, their deadline running."""
+    deadline_s: float = 2.0
+    """A request that cannot be answered in so long gets 429, or 504 when that shows later; a client may ask for another
+    time with `x-request-timeout-ms`."""
+    max_deadline_s: float = 30.0
+    """The most that a client may ask for."""
+    concurrency: int = 256
+    """Requests worked on at once in each process, most of which wait for the models; further ones wait for a place,
+    their deadline running."""
     read_s: float = 10.0
     """A request whose head, or whose body, has not arrived after so long gets 408."""
     poll_s: float = 1.0
@@ -74,9 +82,14 @@ class Settings:
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be 0 or more")
         sizes = ("workers", "max_body_bytes", "max_documents", "max_results", "retrieve", "concurrency")
-        for name in (*sizes, "deadline_s", "read_s", "poll_s", "drain_s"):
+        for name in (*sizes, "deadline_s", "max_deadline_s", "redis_ttl_s", "read_s", "poll_s", "drain_s"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be above 0")
+        if self.max_deadline_s < self.deadline_s:
+            raise ConfigError(
+                f"max_deadline_s is {self.max_deadline_s}, less than deadline_s, {self.deadline_s}; raise the one or "
+                "lower the other"
+            )
         if not all(HASH.fullmatch(key) for key in self.api_keys):
             raise ConfigError(
                 "api_keys holds something that is not a SHA-256 in hex; `relevance key` makes a key for a client and "

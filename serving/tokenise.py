@@ -57,19 +57,24 @@ class Tokeniser:
         """Memory that the remembered ids take, at most `max_bytes`."""
         return int(self._known.currsize)
 
-    def ids(self, texts: Sequence[str], max_tokens: int) -> list[Sequence[int]]:
+    def ids(self, texts: Sequence[str], max_tokens: int, *, remember: bool = True) -> list[Sequence[int]]:
         """Token ids of each text, without special tokens and none longer than `max_tokens`.
 
         Any string is taken: NUL counts as a space, a lone surrogate as U+FFFD, and an empty text has no ids.
+
+        Args:
+            remember: False neither looks at what is remembered nor adds to it.
         """
         heads = [text.clean(text.head(item, max_tokens)) for item in texts]
+        if not remember:
+            return [ids[:max_tokens] for ids in self._encode(heads)]
         keys = [hashlib.blake2b(f"{max_tokens}\0{head}".encode(), digest_size=16).digest() for head in heads]
         with self._lock:
             found = {key: ids for key in keys if (ids := self._known.get(key)) is not None}
         missing = {key: head for key, head in zip(keys, heads, strict=True) if key not in found}
         if missing:
-            encoded = self._tokenizer.encode_batch_fast(list(missing.values()), add_special_tokens=False)
-            found |= {key: array("I", item.ids[:max_tokens]) for key, item in zip(missing, encoded, strict=True)}
+            encoded = self._encode(list(missing.values()))
+            found |= {key: array("I", ids[:max_tokens]) for key, ids in zip(missing, encoded, strict=True)}
         with self._lock:
             self.hits += len(keys) - len(missing)
             self.misses += len(missing)
@@ -78,3 +83,6 @@ class Tokeniser:
                 if len(found[key]) * found[key].itemsize + ENTRY_BYTES <= self._known.maxsize:
                     self._known[key] = found[key]
         return [found[key] for key in keys]
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        return [item.ids for item in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]

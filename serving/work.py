@@ -19,26 +19,29 @@ class Work:
     def __init__(self, workers: int) -> None:
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="work")
 
-    async def run(self, call: Callable[[], T], deadline: Deadline, receive: Receive) -> T:
+    async def run(self, call: Callable[[], T], deadline: Deadline, receive: Receive, *, in_time: bool = False) -> T:
         """What `call` returns.
 
         Args:
             call: runs in a thread; it asks the same deadline between its parts, and so ends soon after it passed.
             receive: of the request, whose body was read; tells when the client goes.
+            in_time: `call` has something to return when the deadline passes, so it is waited for.
 
         Raises:
             DeadlineError, ClientGoneError, or what `call` raises.
         """
 
         def begin() -> T:
-            deadline.check()  # The time may have passed while all threads were busy.
+            if not in_time:
+                deadline.check()  # The time may have passed while all threads were busy.
             return call()
 
         future = asyncio.wrap_future(self._pool.submit(begin))
         gone = asyncio.create_task(_disconnect(receive))
         try:
             waited: set[asyncio.Future[Any]] = {future, gone}
-            await asyncio.wait(waited, timeout=deadline.remaining, return_when=asyncio.FIRST_COMPLETED)
+            timeout = None if in_time else deadline.remaining
+            await asyncio.wait(waited, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
             if future.done():
                 return future.result()
             if gone.done():

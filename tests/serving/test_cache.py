@@ -8,12 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from serving.admission import Terms
 from serving.cache import Cache, Key
 from serving.deadline import Deadline
 from serving.errors import DeadlineError, InferenceError
 from serving.reranker import Caches
 
-NEVER = Deadline.never()
+NEVER = Terms(Deadline.never())
 
 
 def cache(max_bytes: int = 1 << 20) -> Cache[float]:
@@ -125,7 +126,7 @@ def test_waiting_for_another_ends_at_the_deadline() -> None:
     owner.start()
     assert begun.wait(5)
     with pytest.raises(DeadlineError):
-        found.fetch([key("x")], lengths(["x"]), Deadline.after(0.02))
+        found.fetch([key("x")], lengths(["x"]), Terms(Deadline.after(0.02)))
     go.set()
     owner.join(5)
 

@@ -26,8 +26,9 @@ from pipeline.errors import ArtifactError, ConfigError, MissingError
 from pipeline.export import onnx
 from pipeline.models.bi_encoder import BiEncoder
 from pipeline.models.cross_encoder import CrossEncoder
-from serving.engine import Engine, Item, batches, has_cuda, padded
+from serving.engine import Engine, has_cuda, padded
 from serving.errors import InferenceError, NotReadyError
+from serving.scheduler import Item, Scheduler
 
 PRECISIONS = ("fp32", "fp16", "int8")
 CONFIG = ExportConfig(golden=6, max_ndcg_drop=1.0, min_kendall_tau=-1.0)
@@ -120,35 +121,22 @@ def test_many_requests_at_once_get_their_own_scores(engines: dict[str, Engine]) 
         assert list(pool.map(lambda query: engine.scores(query, DOCUMENTS), queries)) == [alone[q] for q in queries]
 
 
-def test_one_assembled_input_is_scored_in_the_calling_thread(engines: dict[str, Engine], encoder: Artifact) -> None:
-    engine = engines["fp32"]
-    (item,) = engine.pairs(QUERY, [DOCUMENTS[1]])
-    seen = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "_one", lambda *given: seen.append(threading.current_thread()) or 0.5)
-        assert engine.score_ids(item.ids, item.types) == 0.5
-    assert seen == [threading.current_thread()]
-    assert engine.score_ids(item.ids, item.types) == engine.scores(QUERY, [DOCUMENTS[1]])[0]
-    both = Engine(encoder.path)
-    (single,) = both.texts([QUERY], "query")
-    np.testing.assert_array_equal(both.embed_ids(single.ids), both.embed([QUERY], "query")[0])
-
-
 def test_a_long_text_holds_up_nobody(engines: dict[str, Engine], monkeypatch: pytest.MonkeyPatch) -> None:
     """Runners take what is next when they are free: while one sits on a slow item, the others do all the rest."""
     engine, done, released = engines["fp32"], [], threading.Event()
 
-    def slow(item: Item, what: str) -> float:
-        if what == "document 0":
+    def slow(items: list[Item]) -> list[float]:
+        (item,) = items
+        if len(item.ids) > 20:
             assert released.wait(5)
-        done.append(what)
+        done.append(len(item.ids))
         if len(done) == 9:
             released.set()
-        return 0.0
+        return [0.0]
 
-    monkeypatch.setattr(engine, "_one", slow)
-    assert engine.scores(QUERY, ["a"] * 10) == [0.0] * 10
-    assert done[-1] == "document 0"
+    monkeypatch.setattr(engine, "run", slow)
+    assert engine.scores(QUERY, ["buim " * 40] + ["a"] * 9) == [0.0] * 10
+    assert done[-1] > 20
 
 
 def test_nothing_is_answered_with_nothing(engines: dict[str, Engine], encoder: Artifact) -> None:
@@ -190,18 +178,19 @@ def test_an_error_of_the_runtime_names_the_document_and_stops_the_rest(
     class Session:
         def run(self, *given: Any) -> Any:
             calls.append(given)
+            time.sleep(0.005)
             raise RuntimeError("out of memory")
 
     monkeypatch.setattr(engines["int8"], "_session", Session())
     with pytest.raises(InferenceError, match=r"document \d: the ranker failed: out of memory"):
         engines["int8"].scores(QUERY, ["adam"] * 500)
-    assert len(calls) <= 3 * engines["int8"].threads
+    assert len(calls) < 250
 
 
 @pytest.mark.parametrize("ids", [[], [1] * 49])
 def test_an_input_of_an_impossible_length_is_refused(engines: dict[str, Engine], ids: list[int]) -> None:
     with pytest.raises(InferenceError, match=f"{len(ids)} tokens, but the model reads from 1 to 48"):
-        engines["fp32"].score_ids(ids)
+        engines["fp32"].run([Item(ids)])
 
 
 def test_the_bundle_chooses_where_nobody_does(ranker: Artifact) -> None:
@@ -209,7 +198,6 @@ def test_the_bundle_chooses_where_nobody_does(ranker: Artifact) -> None:
     chosen = json.loads(ranker.file("bundle.json").read_text())["chosen"]["cpu"]
     assert (engine.precision, engine.device) == (chosen, "cpu")
     assert engine.digest == ranker.metrics["digest"]
-    assert engine.threads >= 1
 
 
 def test_a_precision_that_is_not_there_is_refused_with_those_that_are(ranker: Artifact) -> None:
@@ -231,7 +219,7 @@ def test_a_closed_engine_says_so(ranker: Artifact) -> None:
     engine = Engine(ranker.path)
     engine.close()
     engine.close()
-    with pytest.raises(NotReadyError, match="this ranker was closed"):
+    with pytest.raises(NotReadyError, match="was closed"):
         engine.scores(QUERY, ["a"])
 
 
@@ -288,42 +276,78 @@ def test_a_bundle_of_another_kind_is_refused(
         Engine(resealed(ranker, tmp_path, name, content), precision="fp32")
 
 
-@given(
-    lengths=st.lists(st.integers(1, 90), max_size=60), budget=st.integers(16, 500), bucket=st.sampled_from([1, 8, 16])
-)
-def test_batches_hold_every_input_once_and_keep_the_budget(lengths: list[int], budget: int, bucket: int) -> None:
-    made = batches(lengths, budget, bucket)
-    assert sorted(place for batch in made for place in batch) == list(range(len(lengths)))
-    for batch in made:
-        width = -(-max(lengths[place] for place in batch) // bucket) * bucket
-        assert len(batch) == 1 or width * len(batch) <= budget
-
-
 def test_padded_batches_give_the_scores_of_exact_lengths(
     engines: dict[str, Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The way of a CUDA device, run on this one."""
     engine = engines["fp32"]
     exact = engine.scores(QUERY, DOCUMENTS)
-    feeds = padded(engine.pairs(QUERY, DOCUMENTS), engine.bundle.inputs, 16, 48)
+    items = engine.pairs(QUERY, DOCUMENTS)
+    feeds = padded(items, engine.bundle.inputs, 16, 48)
     assert all(value.shape == (len(DOCUMENTS), 48) for value in feeds.values())
-    monkeypatch.setattr(engine, "device", "cuda")
-    monkeypatch.setattr("serving.engine.BATCH_TOKENS", 100)
-    assert engine.scores(QUERY, DOCUMENTS) == pytest.approx(exact, abs=1e-5)
-    monkeypatch.setattr(engine, "_session", Broken(engine._session))
-    with pytest.raises(InferenceError, match=r"document [02], document [02]: "):
+    monkeypatch.setattr(engine, "run_tokens", 200)
+    assert engine.run(items) == pytest.approx(exact, abs=1e-5)
+    runs = []
+    real = engine._run_bound
+    monkeypatch.setattr(engine, "_run_bound", lambda feeds: runs.append(feeds["input_ids"].shape) or real(feeds))
+    assert engine.scores(QUERY, DOCUMENTS * 4) == pytest.approx(exact * 4, abs=1e-5)
+    assert sum(rows for rows, _ in runs) == 4 * len(DOCUMENTS)
+    assert max(rows for rows, _ in runs) > 1
+    assert all(rows == 1 or rows * width <= 200 for rows, width in runs)
+
+
+def test_of_a_padded_batch_only_what_is_no_number_fails(
+    engines: dict[str, Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engines["fp32"]
+    items = engine.pairs(QUERY, ["buim", "a " * 40, "oi", "a " * 40])
+    exact = [engine.run([item])[0] for item in items]
+    monkeypatch.setattr(engine, "run_tokens", 200)
+    real = engine._run_bound
+
+    def broken(feeds: Any) -> Any:
+        return np.where(feeds["attention_mask"].sum(axis=1) < 20, np.float32(np.nan), real(feeds))
+
+    monkeypatch.setattr(engine, "_run_bound", broken)
+    found = engine.run(items)
+    assert [found[1], found[3]] == pytest.approx([exact[1], exact[3]], abs=1e-5)
+    assert all(isinstance(found[place], InferenceError) for place in (0, 2))
+    with pytest.raises(InferenceError, match=r"document [02]: the ranker gave no finite number"):
         engine.scores(QUERY, ["buim", "a " * 40, "oi", "a " * 40])
 
 
-class Broken:
-    """A session that gives NaN for inputs of fewer than 20 tokens."""
+def test_engines_of_one_scheduler_share_its_runners(ranker: Artifact, encoder: Artifact) -> None:
+    scheduler = Scheduler(2)
+    first, second = Engine(ranker.path, scheduler=scheduler), Engine(encoder.path, scheduler=scheduler)
+    alone = Engine(ranker.path).scores(QUERY, DOCUMENTS)
+    before = scheduler.facts().runs
+    assert first.scores(QUERY, DOCUMENTS) == alone
+    assert len(second.embed(DOCUMENTS, "query")) == len(DOCUMENTS)
+    assert scheduler.facts().runs == before + 2 * len(DOCUMENTS)
+    first.close()
+    assert second.embed(["a"], "query").shape == (1, second.dimensions)
+    assert first.pace.tokens_per_s
+    scheduler.stop()
 
-    def __init__(self, session: Any) -> None:
-        self.session = session
 
-    def run(self, names: list[str], feeds: Any) -> Any:
-        found = self.session.run(names, feeds)
-        return [np.where(feeds["attention_mask"].sum(axis=1) < 20, np.float32(np.nan), found[0])]
+def test_runners_end_with_the_last_reference_to_their_engine(ranker: Artifact) -> None:
+    engine = Engine(ranker.path, threads=2)
+    engine.scores(QUERY, DOCUMENTS)
+    threads = engine.scheduler._threads
+    assert len(threads) == 2
+    del engine
+    for thread in threads:
+        thread.join(5)
+        assert not thread.is_alive()
+
+
+def test_the_identity_tells_models_precisions_and_processors_apart(
+    engines: dict[str, Engine], ranker: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert len({engine.identity for engine in engines.values()}) == len(engines)
+    assert Engine(ranker.path, precision="int8").identity == engines["int8"].identity
+    monkeypatch.setattr("serving.engine.processor", lambda: "another")
+    assert Engine(ranker.path, precision="int8").identity != engines["int8"].identity
 
 
 @pytest.mark.skipif(not has_cuda(), reason="no CUDA device")

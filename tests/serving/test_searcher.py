@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.errors import ArtifactError, MissingError
 from pipeline.text import document_text
+from serving.admission import Terms
 from serving.deadline import Deadline
 from serving.errors import DeadlineError
 from serving.reranker import relevance
@@ -104,7 +105,7 @@ def test_milliseconds_add_up(searcher: Searcher) -> None:
 
 def test_a_passed_deadline_ends_a_search(searcher: Searcher) -> None:
     with pytest.raises(DeadlineError):
-        searcher.search("a query of its own", deadline=Deadline.after(0))
+        searcher.search("a query of its own", terms=Terms(Deadline.after(0)))
 
 
 def test_an_index_of_another_encoder_is_refused(fresh: Any) -> None:

@@ -1,0 +1,416 @@
+"""Which input a model reads next: one queue for all requests and models, in front of as many runner threads as cores.
+
+    request ─► Job (its inputs for one model) ─► queue: class, deadline, arrival ─► runner threads ─► Job, as they end
+
+Inputs wait, not requests: runners take them one by one, so a long request holds up nobody and the one that must be
+answered first goes first. What nobody waits for any more is dropped before it is worked on. On a CPU a run is one
+input at its exact length. A model on a GPU says how many tokens a run of it takes: while the device works, inputs
+gather here, and the next run takes what fits of one length bucket.
+
+A model that raises fails the inputs of that run only. A runner thread that ends, for whatever reason, fails its run
+and is replaced. One that does not come back is told by `stalled_s`: its requests end at their deadlines.
+"""
+
+import heapq
+import itertools
+import logging
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, Protocol
+
+from serving.deadline import Deadline
+from serving.errors import InferenceError, NotReadyError
+
+BATCH_SHARE = 16
+"""Of so many inputs that are taken while both classes wait, one is of the batch class: it moves under any load."""
+GATHERED = 1024
+"""Waiting inputs that are looked at to form one run on a GPU."""
+RESPAWN_S = 0.1
+"""Between the end of a runner and its successor, so that a fault at each start cannot fill a log."""
+JOIN_S = 2.0
+
+log = logging.getLogger(__name__)
+
+
+class Priority(IntEnum):
+    """The class of a request; a lower one goes first."""
+
+    ONLINE = 0
+    BATCH = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One input of a model at its exact length."""
+
+    ids: Sequence[int]
+    """(tokens,), special tokens included."""
+    types: Sequence[int] = ()
+    """(tokens,) segments; empty where all are 0."""
+
+
+class Pace:
+    """How fast one runner works through a model's inputs: a mean over its latest runs, of which old ones fade."""
+
+    KEPT = 0.98
+    """Of the past at each run, so that about the last fifty count."""
+
+    def __init__(self) -> None:
+        self._tokens = self._seconds = 0.0
+
+    def ran(self, tokens: int, seconds: float) -> None:
+        self._tokens = self.KEPT * self._tokens + tokens
+        self._seconds = self.KEPT * self._seconds + seconds
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Of one runner; None before the first run."""
+        return self._tokens / self._seconds if self._seconds > 0 else None
+
+    def seconds(self, tokens: float) -> float:
+        """What so many tokens take one runner; 0 before the first run, when nothing is known."""
+        return tokens * self._seconds / self._tokens if self._tokens > 0 else 0.0
+
+
+class Model(Protocol):
+    """What a runner needs of a model."""
+
+    pace: Pace
+    run_tokens: int
+    """Padded tokens of one run; 0 for one input a run, unpadded."""
+    bucket_tokens: int
+    """Lengths are rounded up to a multiple when a run holds several."""
+
+    def run(self, items: Sequence[Item]) -> Sequence[Any]:
+        """One output for each input, or the Exception that this one input met.
+
+        Raises:
+            Exception: the run failed as a whole.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """The queue at this moment, and counts since the start."""
+
+    items: int
+    """Waiting."""
+    tokens: int
+    wait_s: float
+    """Estimated, of an online input that came now."""
+    runs: int
+    expired: int
+    """Inputs whose time passed while they waited."""
+    cancelled: int
+    """Inputs that nobody waited for any more."""
+    replaced: int
+    """Runner threads that ended and were replaced."""
+
+
+_LEFT = object()
+"""Tells who waits for a job's outcomes that there will be no more."""
+
+
+class Job:
+    """Inputs of one request for one model; iterating gives each one's place and outcome as it ends."""
+
+    def __init__(self, scheduler: "Scheduler", model: Model, deadline: Deadline, priority: Priority) -> None:
+        self.model, self.deadline, self.priority = model, deadline, priority
+        self.waiting: deque[int] = deque()
+        """Places of inputs that no runner has taken; guarded, as `tokens` and `queued`, by the scheduler's lock."""
+        self.tokens = 0
+        """Of the waiting inputs."""
+        self.queued = False
+        self.items: list[Item] = []
+        self._scheduler = scheduler
+        self._ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._taken = 0
+
+    def add(self, items: Sequence[Item]) -> None:
+        """Puts inputs at the end of this job's; their places go on counting.
+
+        Raises:
+            NotReadyError: the scheduler was stopped.
+        """
+        self._scheduler.enqueue(self, items)
+
+    def end(self, place: int, outcome: Any) -> None:
+        """Called by a runner."""
+        self._ended.put((place, outcome))
+
+    def leave(self) -> None:
+        """Takes what waits out of the queue, and wakes who iterates."""
+        self._scheduler.forget(self)
+        self._ended.put(_LEFT)
+
+    def __iter__(self) -> Iterator[tuple[int, Any]]:
+        """The place and outcome of each input that was added; an Exception is an outcome.
+
+        Raises:
+            DeadlineError, ClientGoneError
+            NotReadyError: the scheduler was stopped.
+        """
+        while self._taken < len(self.items):
+            try:
+                ended = self._ended.get(timeout=self.deadline.patience)
+            except queue.Empty:
+                self.deadline.check()
+                continue
+            if ended is _LEFT:
+                self.deadline.check()
+                raise NotReadyError("the service stops; ask again")
+            self._taken += 1
+            yield ended
+
+    def __enter__(self) -> "Job":
+        self.deadline.on_cancel(self.leave)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.deadline.forget(self.leave)
+        self._scheduler.forget(self)
+
+
+@dataclass(slots=True)
+class _Counts:
+    runs: int = 0
+    expired: int = 0
+    cancelled: int = 0
+    replaced: int = 0
+
+
+class Scheduler:
+    """The queue and its runner threads, which start with the first input; safe to use from many threads."""
+
+    def __init__(self, runners: int) -> None:
+        self.runners = runners
+        self._lock = threading.Condition()
+        self._classes: dict[Priority, list[tuple[float, int, Job]]] = {priority: [] for priority in Priority}
+        """Heaps by deadline and arrival."""
+        self._arrivals = itertools.count()
+        self._since_batch = 0
+        self._counts = _Counts()
+        self._threads: list[threading.Thread] = []
+        self._running: dict[int, float] = {}
+        """Thread → when its present run began."""
+        self._stopped = False
+
+    def job(self, model: Model, deadline: Deadline, priority: Priority = Priority.ONLINE) -> Job:
+        """A job without inputs yet; use it in a `with`, which takes back what is left at its end."""
+        return Job(self, model, deadline, priority)
+
+    def wait_s(self) -> float:
+        """Seconds until runners would begin an online input that came now, by the models' measured paces."""
+        with self._lock:
+            return self._wait_s()
+
+    def stalled_s(self) -> float:
+        """How long the longest of the present runs has lasted; 0 when nothing runs."""
+        with self._lock:
+            began = min(self._running.values(), default=None)
+        return time.monotonic() - began if began is not None else 0.0
+
+    def facts(self) -> Facts:
+        with self._lock:
+            jobs = [job for heap in self._classes.values() for _, _, job in heap]
+            counts = self._counts
+            return Facts(
+                items=sum(len(job.waiting) for job in jobs),
+                tokens=sum(job.tokens for job in jobs),
+                wait_s=self._wait_s(),
+                runs=counts.runs,
+                expired=counts.expired,
+                cancelled=counts.cancelled,
+                replaced=counts.replaced,
+            )
+
+    def stop(self) -> None:
+        """Ends the runners after their present runs; who still waits gets NotReadyError. May be called again."""
+        with self._lock:
+            self._stopped = True
+            jobs = [job for heap in self._classes.values() for _, _, job in heap]
+            threads = list(self._threads)
+            self._lock.notify_all()
+        for job in jobs:
+            job.leave()
+        for thread in threads:
+            if thread is not threading.current_thread():
+                thread.join(JOIN_S)
+
+    def enqueue(self, job: Job, items: Sequence[Item]) -> None:
+        """Has `items` wait as the next inputs of `job`; see `Job.add`."""
+        if not items:
+            return
+        with self._lock:
+            if self._stopped:
+                raise NotReadyError("this model was closed; load the release again")
+            first = len(job.items)
+            job.items.extend(items)
+            job.waiting.extend(range(first, len(job.items)))
+            job.tokens += sum(len(item.ids) for item in items)
+            if not job.queued:
+                heapq.heappush(self._classes[job.priority], (job.deadline.until, next(self._arrivals), job))
+                job.queued = True
+            self._populate()
+            self._lock.notify(len(items))
+        if job.deadline.over:  # It may have left between its last check and now.
+            self.forget(job)
+
+    def forget(self, job: Job) -> None:
+        """Takes the waiting inputs of `job` out of the queue."""
+        with self._lock:
+            self._drop(job)
+
+    def _drop(self, job: Job) -> None:
+        if job.deadline.remaining:
+            self._counts.cancelled += len(job.waiting)
+        else:
+            self._counts.expired += len(job.waiting)
+        job.waiting.clear()
+        job.tokens = 0
+
+    def _wait_s(self) -> float:
+        heap = self._classes[Priority.ONLINE]
+        return sum(job.model.pace.seconds(job.tokens) for _, _, job in heap) / self.runners
+
+    def _populate(self) -> None:
+        self._threads = [thread for thread in self._threads if thread.is_alive()]
+        while len(self._threads) < self.runners:
+            thread = threading.Thread(target=self._work, name="runner", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def _work(self) -> None:
+        """A runner thread: takes and runs until the scheduler stops."""
+        try:
+            while self._turn():
+                pass
+        except BaseException:
+            log.exception("a runner thread ended; another takes its place")
+            time.sleep(RESPAWN_S)
+            with self._lock:
+                self._threads.remove(threading.current_thread())
+                self._counts.replaced += 1
+                if not self._stopped:
+                    self._populate()
+
+    def _turn(self) -> bool:
+        """Takes one run and does it; False when there will be none. Holds no model afterwards."""
+        taken = self._take()
+        if not taken:
+            return False
+        this = threading.get_ident()
+        began = time.monotonic()
+        with self._lock:
+            self._running[this] = began
+        open_places = set(range(len(taken)))
+        try:
+            model = taken[0][0].model
+            items = [job.items[place] for job, place in taken]
+            for number, outcome in _outcomes(model, items):
+                open_places.discard(number)
+                job, place = taken[number]
+                job.end(place, outcome)
+            with self._lock:
+                self._counts.runs += 1
+                model.pace.ran(sum(len(item.ids) for item in items), time.monotonic() - began)
+        finally:
+            with self._lock:
+                del self._running[this]
+            for number in open_places:
+                job, place = taken[number]
+                job.end(place, InferenceError("the thread that ran the model ended"))
+        return True
+
+    def _take(self) -> list[tuple[Job, int]]:
+        """The inputs of the next run, as soon as there are any; none when the scheduler stops."""
+        with self._lock:
+            while not self._stopped:
+                job = self._next()
+                if job is not None:
+                    return self._gather(job)
+                self._lock.wait()
+        return []
+
+    def _next(self) -> Job | None:
+        """The job whose input is next."""
+        online, batch = self._first(Priority.ONLINE), self._first(Priority.BATCH)
+        if online is None or batch is None:
+            return online or batch
+        self._since_batch += 1
+        if self._since_batch < BATCH_SHARE:
+            return online
+        self._since_batch = 0
+        return batch
+
+    def _first(self, priority: Priority) -> Job | None:
+        """The most urgent job of a class; those that are over, or have nothing waiting, leave the queue."""
+        heap = self._classes[priority]
+        while heap:
+            job = heap[0][2]
+            if job.waiting and not job.deadline.over:
+                return job
+            heapq.heappop(heap)
+            job.queued = False
+            self._drop(job)
+        return None
+
+    def _gather(self, first: Job) -> list[tuple[Job, int]]:
+        """The first input of a job, and on a GPU further ones, of any job, that fit into the same run.
+
+        Those of its own length bucket come first, in the order of the queue; then shorter ones, the longest first. A
+        longer one would widen the run for all, so it waits to be the first of its own.
+        """
+        place = first.waiting.popleft()
+        head = first.items[place]
+        first.tokens -= len(head.ids)
+        taken = [(first, place)]
+        model, budget = first.model, first.model.run_tokens
+        if not budget:
+            return taken
+        width = _rounded(len(head.ids), model.bucket_tokens)
+        fitting = []
+        for number, (job, place) in enumerate(itertools.islice(self._waiting(first), GATHERED)):
+            length = _rounded(len(job.items[place].ids), model.bucket_tokens)
+            if length <= width:
+                fitting.append((-length, number, job, place))
+        fitting.sort(key=lambda one: one[:2])
+        for _, _, job, place in fitting[: max(budget // width - 1, 0)]:
+            job.waiting.remove(place)
+            job.tokens -= len(job.items[place].ids)
+            taken.append((job, place))
+        return taken
+
+    def _waiting(self, first: Job) -> Iterator[tuple[Job, int]]:
+        """The waiting inputs of the same model: of this class by deadline and arrival, then of the others."""
+        for priority in sorted(Priority, key=lambda one: one is not first.priority):
+            for _, _, job in sorted(self._classes[priority], key=lambda one: one[:2]):
+                if job.model is first.model and not job.deadline.over:
+                    yield from ((job, place) for place in list(job.waiting))
+
+
+def _outcomes(model: Model, items: Sequence[Item]) -> Iterator[tuple[int, Any]]:
+    """Each input's number with its output or error; after a run of several failed, each is run alone."""
+    try:
+        outputs = model.run(items)
+        if len(outputs) != len(items):
+            raise RuntimeError(f"{len(outputs)} outputs for {len(items)} inputs")
+    except Exception as error:
+        if len(items) == 1:
+            yield 0, error
+            return
+        log.warning("a run of %d inputs failed; running each alone", len(items), exc_info=True)
+        for number, item in enumerate(items):
+            for _, outcome in _outcomes(model, [item]):
+                yield number, outcome
+        return
+    yield from enumerate(outputs)
+
+
+def _rounded(length: int, bucket: int) -> int:
+    return -(-length // bucket) * bucket

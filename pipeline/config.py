@@ -620,8 +620,8 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         tree = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
-    for override in overrides:
-        _override(tree, override)
+    for item in overrides:
+        override(tree, item)
     tree.setdefault("name", path.stem)
     try:
         return parse(Recipe, tree)
@@ -634,11 +634,16 @@ def to_dict(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def _override(tree: dict[str, Any], override: str) -> None:
-    key, equals, value = override.partition("=")
+def override(tree: dict[str, Any], text: str) -> None:
+    """Lays one `section.key=value` over the plain values of a recipe.
+
+    Raises:
+        ConfigError: it is not written so.
+    """
+    key, equals, value = text.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
-        raise ConfigError(f"--set {override}: write it as section.key=value, for example --set ranker.layers=3")
+        raise ConfigError(f"--set {text}: write it as section.key=value, for example --set ranker.layers=3")
     try:
         parsed = tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
@@ -647,7 +652,7 @@ def _override(tree: dict[str, Any], override: str) -> None:
     for part in parts[:-1]:
         node = node.setdefault(part, {})
         if not isinstance(node, dict):
-            raise ConfigError(f"--set {override}: {part} is a value, not a section")
+            raise ConfigError(f"--set {text}: {part} is a value, not a section")
     node[parts[-1]] = parsed
 
 

@@ -77,6 +77,83 @@ def test_ranknet_of_equal_grades_is_zero_and_has_a_gradient() -> None:
     assert scores.grad is not None
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_hinge_agrees_with_torchs_margin_ranking(seed: int) -> None:
+    scores, grades, groups = sample(seed)
+    places = range(len(scores))
+    better, worse = zip(
+        *[(i, j) for i in places for j in places if groups[i] == groups[j] and grades[i] > grades[j]], strict=True
+    )
+    first, second = scores[list(better)], scores[list(worse)]
+    expected = F.margin_ranking_loss(first, second, torch.ones(len(first)), margin=0.7)
+    assert float(losses.hinge_loss(scores, grades, groups, 0.7)) == pytest.approx(float(expected), rel=1e-5)
+    far = torch.where(grades > 0, 50.0 * grades, -50.0)
+    assert losses.hinge_loss(far, grades, groups, 0.7).item() == 0
+
+
+def test_listnet_is_the_mean_of_each_querys_soft_cross_entropy() -> None:
+    scores, grades, groups = sample(4)
+    terms = [
+        float(F.cross_entropy(scores[kept][None], grades[kept].float().softmax(0)[None]))
+        for kept in (groups == query for query in groups.unique())
+    ]
+    assert float(losses.listnet_loss(scores, grades, groups)) == pytest.approx(np.mean(terms), rel=1e-5)
+
+
+def test_listnet_of_single_documents_is_zero_and_stays_finite_far_out() -> None:
+    alone = torch.arange(3)
+    assert losses.listnet_loss(torch.tensor([9.0, -9.0, 0.0]), alone, alone).item() == pytest.approx(0, abs=1e-6)
+    scores = torch.tensor([1e4, -1e4, 0.0], requires_grad=True)
+    losses.listnet_loss(scores, torch.tensor([0, 3, 1]), torch.zeros(3, dtype=torch.long)).backward()  # type: ignore[no-untyped-call]
+    assert torch.isfinite(scores.grad).all()  # type: ignore[arg-type]
+
+
+def ndcg(grades: list[int], order: list[int]) -> float:
+    gain = sum(grades[doc] / math.log2(rank + 2) for rank, doc in enumerate(order))
+    return gain / sum(grade / math.log2(rank + 2) for rank, grade in enumerate(sorted(grades, reverse=True)))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_lambdarank_weighs_a_pair_by_what_its_swap_changes_in_ndcg(seed: int) -> None:
+    """Against nDCG computed before and after each swap."""
+    scores, grades, groups = sample(seed)
+    total = 0.0
+    for query in groups.unique().tolist():
+        kept = (groups == query).nonzero()[:, 0].tolist()
+        mine = [int(grades[doc]) for doc in kept]
+        if not any(mine):
+            continue
+        values = [float(scores[doc]) for doc in kept]
+        order = sorted(range(len(kept)), key=lambda doc: -values[doc])
+        for i in range(len(kept)):
+            for j in range(len(kept)):
+                if mine[i] > mine[j]:
+                    swapped = [{i: j, j: i}.get(doc, doc) for doc in order]
+                    delta = abs(ndcg(mine, order) - ndcg(mine, swapped))
+                    total += delta * math.log1p(math.exp(-(values[i] - values[j])))
+    expected = total / len(groups.unique())
+    assert float(losses.lambdarank_loss(scores, grades, groups)) == pytest.approx(expected, rel=1e-4)
+
+
+def test_lambdarank_of_equal_scores_takes_them_in_their_order() -> None:
+    """Two documents, the worse first: the swap moves the whole gain from rank 2 to rank 1."""
+    scores, grades = torch.zeros(2, requires_grad=True), torch.tensor([0, 1])
+    loss = losses.lambdarank_loss(scores, grades, torch.zeros(2, dtype=torch.long))
+    assert loss.item() == pytest.approx((1 - 1 / math.log2(3)) * math.log(2))
+    loss.backward()
+    assert scores.grad is not None
+    assert scores.grad.tolist() == pytest.approx([0.5 * (1 - 1 / math.log2(3)), -0.5 * (1 - 1 / math.log2(3))])
+
+
+def test_listwise_losses_without_grades_are_zero() -> None:
+    scores = torch.randn(4, requires_grad=True)
+    none = torch.zeros(4, dtype=torch.long)
+    for loss in (losses.lambdarank_loss(scores, none, none), losses.hinge_loss(scores, none, none, 1.0)):
+        loss.backward()
+        assert loss.item() == 0
+    assert torch.equal(scores.grad, torch.zeros(4))  # type: ignore[arg-type]
+
+
 def test_soft_loss_is_the_divergence_that_torch_computes() -> None:
     scores, _, _ = sample(1)
     teacher, _, _ = sample(2)
@@ -173,6 +250,10 @@ def test_uneven_chunks_add_up_to_the_gradient_of_one_batch() -> None:
         return (
             losses.ordinal_loss(mine, grades[kept], THRESHOLDS, total=documents)
             + losses.ranknet_loss(mine, grades[kept], groups[kept], total=pairs)
+            + losses.hinge_loss(mine, grades[kept], groups[kept], 1.0, total=pairs)
+            + losses.listnet_loss(mine, grades[kept], groups[kept], total=8)
+            + losses.lambdarank_loss(mine, grades[kept], groups[kept], total=8)
+            + distillation.logit_loss(mine, targets[kept], total=documents)
             + distillation.soft_ordinal_loss(mine, THRESHOLDS, targets[kept], THRESHOLDS, 2.0, total=documents)
             + losses.margin_loss(mine, targets[kept], groups[kept], total=documents)
             + distillation.patient_loss(part[:, 1:].unflatten(1, (2, 8)), taught[kept], total=documents)

@@ -215,6 +215,25 @@ def ablate(
 
 
 @app.command()
+def export(
+    workspace: Workspace = DEFAULT_WORKSPACE,
+    release: Annotated[str, typer.Option(help="Whose models: live, previous, or the first digits of one.")] = "live",
+    model: Annotated[
+        Path | None, typer.Option(help="Folder of a ranker, teacher or encoder artifact, instead of a release's.")
+    ] = None,
+    precisions: Annotated[str, typer.Option(help="Such as fp16,int8,w8; those of the recipe when empty.")] = "",
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Exports trained models again and tells what each precision costs and saves; releases nothing."""
+    from flows import export as flow
+
+    names = [name.strip() for name in precisions.split(",") if name.strip()]
+    made = flow.export(workspace, release=release, model=model, precisions=names, overrides=overrides or [])
+    _show(made, as_json, flow.render(made))
+
+
+@app.command()
 def serve(
     workspace: Workspace = DEFAULT_WORKSPACE,
     release: Annotated[str | None, typer.Option(help="live follows the pointer; digits pin one release.")] = None,

@@ -112,3 +112,21 @@ def test_a_cut_albert_goes_fewer_times_through_its_one_layer() -> None:
 def test_an_albert_of_several_groups_cannot_be_cut() -> None:
     with pytest.raises(ConfigError, match="several groups"):
         surgery.keep_layers(shared(num_hidden_groups=5), (1,))
+
+
+@pytest.mark.parametrize(
+    ("depth", "keep", "others"),
+    [
+        (12, (2, 4, 6, 8, 10, 12), (1, 3, 5, 7, 9, 11)),
+        (24, (4, 8, 12, 16, 20, 24), (3, 7, 11, 15, 19, 23)),
+        (4, (1, 3, 4), (2, 3, 4)),
+        (6, (6,), (5,)),
+    ],
+)
+def test_a_second_student_has_other_layers(depth: int, keep: tuple[int, ...], others: tuple[int, ...]) -> None:
+    assert surgery.other_layers(depth, keep) == others
+
+
+def test_beside_all_layers_there_are_no_others() -> None:
+    with pytest.raises(ConfigError, match="all 3 layers are kept"):
+        surgery.other_layers(3, (1, 2, 3))

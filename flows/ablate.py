@@ -100,7 +100,9 @@ def _lessons(recipe: Recipe, workspace: Path, taught: chain.Lessons, run: chain.
     for dose in recipe.ablation.doses:
         chosen = dataclasses.replace(recipe.candidates, unlabelled=dose)
         pairs = chain.with_unlabelled(workspace, chosen, taught.data, taught.words, taught.pairs, run=run)
-        scores = chain.scores_for(recipe.ranker, workspace, outside, taught.tutor, taught.data, pairs, run=run)
+        scores = chain.scores_for(
+            recipe.ranker, workspace, outside, taught.tutor, taught.data, pairs, taught.base, run=run
+        )
         yield _Lesson(f", {dose:g}×", pairs, scores)
 
 
@@ -118,12 +120,13 @@ def _student(
 
     config = losses.config
     config = dataclasses.replace(config, loop=dataclasses.replace(config.loop, seed=config.loop.seed + seed))
-    learn = partial(ranker.make, workspace)
-    if losses.taught:
-        learn = partial(learn, config, recipe.candidates, taught.data, lesson.pairs, taught.tutor, lesson.scores)
-    else:
-        learn = partial(learn, ranker.plain(config), recipe.candidates, taught.data, taught.pairs, taught.teacher, None)
-    return run(name, learn)
+    pairs, scores = (lesson.pairs, lesson.scores) if losses.taught else (taught.pairs, None)
+    return run(
+        name,
+        lambda: ranker.make(
+            workspace, config, recipe.candidates, taught.data, pairs, taught.tutor, scores, taught.base
+        ),
+    )
 
 
 def _widest(config: RankerConfig, sets: Sequence[LossSet]) -> RankerConfig:

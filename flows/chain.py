@@ -220,12 +220,12 @@ def teach(recipe: Recipe, workspace: Path, *, run: Runner = directly) -> Lessons
     large = run("teacher", lambda: teacher.make(workspace, recipe.teacher, recipe.candidates, data, pairs, base))
     lessons = with_unlabelled(workspace, recipe.candidates, data, words, pairs, run=run)
     students = (*recipe.assistants, recipe.ranker)
-    scores = scores_for(students[0], workspace, recipe.outside, large, data, lessons, run=run)
+    scores = scores_for(students[0], workspace, recipe.outside, large, data, lessons, base, run=run)
     tutor, tutor_scores = large, scores
     for number, assistant in enumerate(recipe.assistants, start=1):
         name, learn = f"assistant {number}", partial(ranker.make, workspace, assistant, recipe.candidates, data)
-        tutor = run(name, partial(learn, lessons, tutor, tutor_scores))
-        tutor_scores = scores_for(students[number], workspace, None, tutor, data, lessons, run=run, name=name)
+        tutor = run(name, partial(learn, lessons, tutor, tutor_scores, base))
+        tutor_scores = scores_for(students[number], workspace, None, tutor, data, lessons, base, run=run, name=name)
     return Lessons(
         data=data,
         words=words,
@@ -268,6 +268,7 @@ def scores_for(
     teacher: Artifact,
     data: Artifact,
     pairs: Artifact,
+    base: Artifact | str,
     *,
     run: Runner = directly,
     name: str = "teacher",
@@ -276,7 +277,7 @@ def scores_for(
     from pipeline.training import outside as others
     from pipeline.training import ranker, teacher_scores
 
-    layers, width = ranker.taught_by(student, teacher)
+    layers, width = ranker.taught_by(student, teacher, base)
     if outside is not None and outside.given:
         return run("outside scores", lambda: others.make(workspace, outside, data, pairs, layers=layers))
     return run(
@@ -306,13 +307,15 @@ def retrain(recipe: Recipe, workspace: Path, *, promote: bool = True, run: Runne
     learn = partial(ranker.make, workspace)
     small = run(
         "ranker",
-        lambda: learn(recipe.ranker, recipe.candidates, data, taught.lessons, taught.tutor, taught.tutor_scores),
+        lambda: learn(
+            recipe.ranker, recipe.candidates, data, taught.lessons, taught.tutor, taught.tutor_scores, taught.base
+        ),
     )
     others = {"teacher": large}
     if recipe.ranker.plain:
-        alone = ranker.plain(recipe.ranker) if recipe.assistants else recipe.ranker
+        alone = ranker.plain(recipe.ranker)
         others["plain student"] = run(
-            "plain student", lambda: learn(alone, recipe.candidates, data, pairs, large, None)
+            "plain student", lambda: learn(alone, recipe.candidates, data, pairs, large, None, taught.base)
         )
     bi_encoder = mining.train_encoder(recipe, workspace, taught, run=run)
     models = Models(

@@ -319,7 +319,7 @@ class RankerConfig:
     """How the shallow cross-encoder, the ranker, is distilled from the teacher."""
 
     base: str = "teacher"
-    """What it is cut from: teacher, or as `teacher.base` a folder, hub name or package."""
+    """What it is cut from: teacher, base (the teacher's own starting weights), or a folder, hub name or package."""
     layers: int = 6
     keep_layers: tuple[int, ...] = ()
     """Layers of the base to keep, counted from 1; empty spaces `layers` of them evenly, the last included."""
@@ -365,7 +365,10 @@ class RankerConfig:
     """Deep mutual learning: a second student, cut from other layers of the base, learns beside this one, each also
     from the other's grade distribution at `temperature`. It is thrown away. Training takes twice as long."""
     plain: bool = True
-    """Also train the same student without the teacher, for comparison."""
+    """Also train the same student without the teacher, for comparison: cut from base, by the hard losses alone."""
+    prune_vocabulary: bool = False
+    """After training, drop the tokens that neither documents nor queries of the data have: a smaller model with the same
+    scores on them. Texts that come later may be read in smaller pieces."""
     loop: LoopConfig = field(default_factory=LoopConfig)
 
     def __post_init__(self) -> None:
@@ -422,6 +425,9 @@ class EncoderConfig:
     """Of the base's full-width similarities between the texts of a step, which short vectors then keep."""
     similarity_temperature: float = 0.05
     """Of the softmax over similarities that is matched there and by `projection`; lower looks at the nearest alone."""
+    prune_vocabulary: bool = False
+    """After training, drop the tokens that neither documents nor queries of the data have: a smaller model with the same
+    vectors of them. Texts that come later, as by a re-index, may be read in smaller pieces."""
     mining: MiningConfig = field(default_factory=MiningConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
 
@@ -441,6 +447,11 @@ class EncoderConfig:
         if len(set(self.widths)) < len(self.widths) or any(not 0 < width < self.dimensions for width in self.widths):
             raise ConfigError(
                 f"encoder.widths {list(self.widths)}: each once, above 0 and below encoder.dimensions {self.dimensions}"
+            )
+        if self.prune_vocabulary and self.similarity_weight and self.mining.rounds:
+            raise ConfigError(
+                "encoder.prune_vocabulary: a later round of mining would compare the pruned encoder with its base, which "
+                "reads other tokens; set encoder.similarity_weight or encoder.mining.rounds to 0"
             )
 
     @property
@@ -537,7 +548,7 @@ class GateConfig:
 class AblationConfig:
     """What `relevance ablate` compares; retraining does not read it."""
 
-    sets: tuple[str, ...] = ("hard", "soft", "margin", "hidden", "soft+margin", "all")
+    sets: tuple[str, ...] = ("plain", "hard", "soft", "margin", "hidden", "soft+margin", "all")
     """Sets of losses of the ranker, see `pipeline.training.loss_sets`; the others are held against the first."""
     doses: tuple[float, ...] = ()
     """Each set is also tried with so many unlabelled pairs a labelled one; none takes `candidates.unlabelled`."""

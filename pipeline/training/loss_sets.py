@@ -1,8 +1,11 @@
-"""Sets of losses written as text, for an ablation: `hard`, `soft+margin`, `hard=0+soft=1+hidden=0.2`.
+"""Sets of losses written as text, for an ablation: `plain`, `soft+margin`, `hard=0+soft=1+hidden=0.2`, `soft@base`.
 
 A term is the name of one of the ranker's weights without `_weight`. A term with a number has that weight, one without
 has the recipe's. `all` stands for every term by which the recipe's ranker learns from its teacher. The losses on grades
 stay as the recipe has them: `hard` names a set without any other term, and `hard=0` takes them away.
+
+A student is cut from what the recipe says, the teacher as a rule; with `@base` behind the set it is cut from what the
+teacher was trained from. `plain` is `hard@base`: a student that owes nothing to a teacher.
 """
 
 import dataclasses
@@ -14,9 +17,11 @@ from pipeline.errors import ConfigError
 
 HARD = "hard"
 ALL = "all"
+PLAIN = "plain"
 
 _SUFFIX = "_weight"
 _HARD = "hard_"
+_BASE = "base"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +50,12 @@ def parse(text: str, config: RankerConfig) -> LossSet:
         ConfigError: an unknown term, a weight that is no number, or a term without one whose weight in the recipe is 0.
     """
     known = terms(config)
+    written, at, origin = text.replace(" ", "").replace(PLAIN, f"{HARD}@{_BASE}").partition("@")
+    if at and origin != _BASE:
+        raise ConfigError(f"ablation.sets '{text}': '@{origin}' is no start; write @{_BASE}, or nothing")
     weights = dict.fromkeys(known, 0.0)
     factor = 1.0
-    for term in text.replace(" ", "").split("+"):
+    for term in written.split("+"):
         name, equals, number = term.partition("=")
         try:
             value = float(number) if equals else None
@@ -69,10 +77,11 @@ def parse(text: str, config: RankerConfig) -> LossSet:
         for field in dataclasses.fields(config)
         if field.name.startswith(_HARD) and field.name.endswith(_SUFFIX)
     }
+    start: dict[str, Any] = {"base": _BASE} if at else {}
     taught = sum(weight > 0 for weight in weights.values())
     return LossSet(
         text,
-        dataclasses.replace(config, **changes, **hard),
+        dataclasses.replace(config, **changes, **hard, **start),
         taught + sum(weight > 0 for weight in hard.values()),
         taught > 0,
     )

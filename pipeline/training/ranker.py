@@ -15,7 +15,7 @@ from pipeline import artifacts
 from pipeline.artifacts import Artifact, Staging
 from pipeline.config import CandidatesConfig, RankerConfig, to_dict
 from pipeline.errors import ConfigError
-from pipeline.models import surgery, texts, weights
+from pipeline.models import card, pruning, surgery, texts, weights
 from pipeline.models.cross_encoder import CrossEncoder
 from pipeline.tokens import PairTemplate
 from pipeline.training import scoring
@@ -25,7 +25,7 @@ from pipeline.training.terms import SCORE_TERMS, TAUGHT_TERMS, TOKEN_TERMS, Matc
 
 VERSION = 2
 
-FROM_TEACHER = "teacher"
+FROM_TEACHER, FROM_BASE = "teacher", "base"
 
 
 def make(
@@ -36,12 +36,14 @@ def make(
     pairs: Artifact,
     teacher: Artifact,
     teacher_scores: Artifact | None,
+    base: Artifact | str = "",
 ) -> Artifact:
     """The `ranker` artifact: `model/` and `head.json` of a CrossEncoder; metrics of the valid split before and after.
 
     Args:
         teacher: gives its layers where `config.base` says so, and in any case the lengths of the input.
-        teacher_scores: what it said about `pairs`; None trains the plain student, with the hard losses alone.
+        teacher_scores: what it said about `pairs`; None trains with the hard losses alone.
+        base: what the teacher started from; the student is cut from it where `config.base` says so.
 
     Raises:
         MissingError: the base model cannot be had.
@@ -49,10 +51,10 @@ def make(
         ArtifactError: scores of another teacher or other pairs.
         TrainingError: nothing to train on, or the loss is not a number.
     """
-    place = teacher.path if config.base == FROM_TEACHER else weights.folder(config.base)
+    origin = _origin(config, teacher, base)
     inputs: dict[str, Artifact | str] = {"data": data, "pairs": pairs, "teacher": teacher}
     if config.base != FROM_TEACHER:
-        inputs["base"] = weights.digest(config.base)
+        inputs["base"] = weights.digest(origin)
     if teacher_scores is not None:
         inputs["teacher_scores"] = teacher_scores
 
@@ -61,7 +63,7 @@ def make(
         whole, table = (
             (large, _pairs(data, pairs, large.tokenizer, large.template))
             if config.base == FROM_TEACHER
-            else _from_base(config, place, large, data, pairs)
+            else _from_base(config, weights.folder(origin), large, data, pairs)
         )
         keep = config.keep_layers or surgery.spaced(whole.layers, config.layers)
         student = surgery.student(whole, keep).to(scoring.device())
@@ -89,14 +91,27 @@ def make(
             peer=peer,
         )
         del whole, large
-        label = "ranker" if lessons else "plain student"
+        label: card.Role = "ranker" if lessons else "plain student"
         progress = learn(task, label=label, checkpoint=staging.checkpoint)
-        student.save(staging.folder)
-        return {
+        metrics = {
             **progress.metrics(scoring.MEASURE, "pairs"),
             "keep_layers": list(keep),
             "layer_map": list(match.first or match.tokens),
         }
+        if config.prune_vocabulary:
+            metrics["vocabulary"] = pruning.to_corpus(student, pruning.corpus_of(data))
+        student.save(staging.folder)
+        card.write(
+            staging.folder / "model",
+            label,
+            student,
+            base=origin,
+            inputs={name: one for name, one in inputs.items() if isinstance(one, Artifact)},
+            config=to_dict(config),
+            metrics=metrics,
+            measure=scoring.MEASURE,
+        )
+        return metrics
 
     return artifacts.make(
         workspace,
@@ -108,8 +123,11 @@ def make(
     )
 
 
-def taught_by(config: RankerConfig, teacher: Artifact) -> tuple[tuple[int, ...], int]:
+def taught_by(config: RankerConfig, teacher: Artifact, base: Artifact | str = "") -> tuple[tuple[int, ...], int]:
     """Which teacher layers the ranker is matched to, and how wide it is: what `teacher_scores.make` must keep.
+
+    Args:
+        base: as for `make`.
 
     Raises:
         ConfigError: a layer map longer than the student or beyond the teacher.
@@ -119,14 +137,26 @@ def taught_by(config: RankerConfig, teacher: Artifact) -> tuple[tuple[int, ...],
     if config.base == FROM_TEACHER:
         base_depth, width = depth, hidden
     else:
-        base_depth, width = weights.shape(weights.folder(config.base))
+        base_depth, width = weights.shape(weights.folder(_origin(config, teacher, base)))
     layers = len(config.keep_layers or surgery.spaced(base_depth, config.layers))
     return _layer_map(config, depth, layers), width
 
 
 def plain(config: RankerConfig) -> RankerConfig:
-    """The same shape cut from another depth: `keep_layers` of an assistant are not those of the teacher."""
-    return dataclasses.replace(config, layers=len(config.keep_layers) or config.layers, keep_layers=())
+    """The plain student: the same shape without the teacher, so cut from what the teacher was trained from."""
+    alone = dataclasses.replace(config, layers=len(config.keep_layers) or config.layers, keep_layers=())
+    return dataclasses.replace(alone, base=FROM_BASE) if config.base == FROM_TEACHER else alone
+
+
+def _origin(config: RankerConfig, teacher: Artifact, base: Artifact | str) -> Artifact | str:
+    """What the student is cut from.
+
+    Raises:
+        ConfigError: it is the teacher's base, and that is not known.
+    """
+    if config.base == FROM_BASE and not base:
+        raise ConfigError("ranker.base is base: name what the teacher was trained from")
+    return {FROM_TEACHER: teacher, FROM_BASE: base}.get(config.base, config.base)
 
 
 def weights_of(config: RankerConfig) -> Weights:

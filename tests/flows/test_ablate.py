@@ -11,7 +11,7 @@ from pipeline.artifacts import Artifact
 from pipeline.errors import ConfigError
 from tests.flows.conftest import Trained
 
-SETS = '["hard", "soft+margin", "hard=0+soft+margin+hidden"]'
+SETS = '["plain", "soft+margin", "hard=0+soft+margin+hidden"]'
 
 
 @pytest.fixture(scope="module")
@@ -30,13 +30,13 @@ def ablated(recipe: config.Recipe, tmp_path_factory: pytest.TempPathFactory) -> 
 def test_every_kind_is_trained_with_every_seed(ablated: tuple[Path, Artifact], recipe: config.Recipe) -> None:
     workspace, made = ablated
     found = ablate.read(made)
-    assert found["kinds"] == ["hard", "soft+margin", "hard=0+soft+margin+hidden"]
+    assert found["kinds"] == ["plain", "soft+margin", "hard=0+soft+margin+hidden"]
     assert found["references"] == ["BM25", "teacher"]
     assert len(list((workspace / "artifacts" / "ranker").glob("*/manifest.json"))) == 6
     assert len(list((workspace / "artifacts" / "teacher").glob("*/manifest.json"))) == 1
 
 
-def test_hard_is_the_plain_student_of_a_retraining(ablated: tuple[Path, Artifact], trained: Trained) -> None:
+def test_plain_is_the_plain_student_of_a_retraining(ablated: tuple[Path, Artifact], trained: Trained) -> None:
     """Same data, teacher, layers and losses: the first seed's weights are those of the retraining's plain student."""
 
     def heads(workspace: Path) -> set[bytes]:

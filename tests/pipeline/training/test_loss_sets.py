@@ -49,12 +49,24 @@ def test_everything_else_stays_as_the_recipe_has_it() -> None:
     assert (found.layers, found.temperature, found.loop) == (4, 3.0, other.loop)
 
 
+def test_plain_owes_nothing_to_a_teacher() -> None:
+    found = loss_sets.parse("plain", RECIPE)
+    assert (found.name, found.config.base, taught(found.config)) == ("plain", "base", {})
+    assert not found.taught
+
+
+def test_a_taught_student_can_be_cut_from_the_base() -> None:
+    found = loss_sets.parse("soft@base", RECIPE)
+    assert (found.config.base, taught(found.config)) == ("base", {"soft": 0.5})
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         ("soft+magin", "no loss is called 'magin'"),
         ("soft=much", "'much' is no weight"),
         ("", "no loss is called ''"),
+        ("soft@teachr", "'@teachr' is no start"),
     ],
 )
 def test_what_means_nothing_is_refused(text: str, said: str) -> None:

@@ -5,8 +5,6 @@ release and the time, one log line without texts, one JSON body for any error. N
 a client as a traceback.
 """
 
-import asyncio
-import contextlib
 import logging
 import threading
 import time
@@ -16,15 +14,13 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving import errors, keys
+from serving.body import Body
 from serving.deadline import Deadline
 from serving.errors import (
     AuthenticationError,
-    BodyTooLargeError,
     BusyError,
-    ClientGoneError,
     InvalidRequestError,
     ServingError,
-    SlowRequestError,
 )
 from serving.lifecycle import Lifecycle
 from serving.metrics import Metrics
@@ -37,10 +33,6 @@ SCORING_PATHS = {"/rerank", "/v1/rerank", "/v2/rerank", "/search", "/v1/embeddin
 """Counted as text-embeddings-inference counts its own, also when they fail before their items are known."""
 
 OPENAI_PATHS = ("/v1/embeddings", "/v1/models")
-
-DRAIN_BYTES = 64 * 2**20
-"""Of a body that is too large, so much is read and thrown away before the answer: many clients look at the answer only
-after they have sent everything, and would see a broken connection."""
 
 log = logging.getLogger("serving.requests")
 
@@ -66,6 +58,7 @@ class Edge:
         request_id = _request_id(headers)
         state = scope.setdefault("state", {})
         state.update(searcher=searcher, facts={})
+        body = Body(headers, receive, self._settings)
         status = 0
 
         async def answer(message: Message) -> None:
@@ -76,8 +69,8 @@ class Edge:
                 out["x-request-id"] = request_id
                 out["x-total-time"] = str(round(1000 * (time.perf_counter() - began)))
                 out["x-content-type-options"] = "nosniff"
-                if self._draining.is_set():
-                    out["connection"] = "close"  # The next request belongs to another process.
+                if self._draining.is_set() or not body.whole:
+                    out["connection"] = "close"  # The next request is another process's, or the rest is not wanted.
                 if searcher is not None:
                     out["x-release"] = searcher.release
             await send(message)
@@ -87,9 +80,10 @@ class Edge:
             try:
                 state["deadline"] = Deadline.after(self._seconds(headers))
                 self._authorise(scope["path"], headers)
-                limited = await self._limited(headers, receive)
-                await self._app(scope, limited, answer)
+                body.check()
+                await self._app(scope, body.receive, answer)
             except ServingError as error:
+                await body.drain()
                 await self._refuse(error, scope, receive, answer)
             except Exception:
                 log.exception("request %s: failed", request_id)
@@ -127,45 +121,6 @@ class Edge:
             what = "the API key is not known" if sent else "an API key is missing"
             raise AuthenticationError(f"{what}; send it as Authorization: Bearer KEY")
 
-    async def _limited(self, headers: Headers, receive: Receive) -> Receive:
-        """`receive`, raising once a body is too large or too late; at once when its announced length is too large."""
-        limit, until = self._settings.max_body_bytes, asyncio.get_running_loop().time() + self._settings.read_s
-        length = headers.get("content-length", "")
-        if length.isdigit() and int(length) > limit:
-            if int(length) <= DRAIN_BYTES and headers.get("expect", "").lower() != "100-continue":
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout_at(until):
-                        await _drain(receive)
-            raise self._too_large(int(length))
-        taken, whole = 0, False
-
-        async def limited() -> Message:
-            nonlocal taken, whole
-            if whole:
-                return await receive()
-            try:
-                async with asyncio.timeout_at(until):
-                    message = await receive()
-            except TimeoutError as error:
-                raise SlowRequestError(
-                    f"the body did not arrive in {self._settings.read_s:g} s (RELEVANCE_READ_S)"
-                ) from error
-            if message["type"] != "http.request":
-                raise ClientGoneError("the client closed the connection before its body had arrived")
-            taken += len(message.get("body", b""))
-            if taken > limit:
-                raise self._too_large(None)
-            whole = not message.get("more_body", False)
-            return message
-
-        return limited
-
-    def _too_large(self, length: int | None) -> BodyTooLargeError:
-        has = f"has {length:,} bytes" if length is not None else "is larger"
-        return BodyTooLargeError(
-            f"the body {has}; the limit is {self._settings.max_body_bytes:,} bytes (RELEVANCE_MAX_BODY_BYTES)"
-        )
-
     def _finish(self, scope: Scope, status: int, seconds: float, request_id: str) -> None:
         state = scope["state"]
         facts = state["facts"]
@@ -202,10 +157,3 @@ def refusal(error: ServingError, path: str) -> Json:
 def _request_id(headers: Headers) -> str:
     sent = headers.get("x-request-id", "")
     return sent if sent.isascii() and sent.isprintable() and 0 < len(sent) <= 64 else uuid.uuid4().hex
-
-
-async def _drain(receive: Receive) -> None:
-    while True:
-        message = await receive()
-        if message["type"] != "http.request" or not message.get("more_body", False):
-            return

@@ -3,15 +3,12 @@
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,62 +18,7 @@ import pytest
 from pipeline.errors import InputError
 from serving import run
 from serving.settings import Settings
-
-START = """
-import sys
-from pathlib import Path
-from pipeline.errors import RelevanceError
-from serving import run, settings
-try:
-    run.serve(settings.from_environment(workspace=Path(sys.argv[1])))
-except RelevanceError as error:
-    sys.exit(f"{type(error).__name__}: {error}")
-heavy = {"torch", "transformers", "pandas", "sklearn", "scipy"} & set(sys.modules)
-sys.exit(f"imported {heavy}" if heavy else 0)
-"""
-
-
-@dataclass
-class Server:
-    process: subprocess.Popen[str]
-    url: str
-    log: list[dict[str, Any]]
-    reader: threading.Thread
-
-    def stop(self) -> int:
-        self.process.send_signal(signal.SIGTERM)
-        code = self.process.wait(60)
-        self.reader.join(5)
-        assert self.process.stderr is not None
-        self.process.stderr.close()
-        return code
-
-
-def start(workspace: Path, **environ: str) -> Server:
-    process = subprocess.Popen(
-        [sys.executable, "-c", START, str(workspace)],
-        env={**os.environ, "RELEVANCE_PORT": "0", "RELEVANCE_THREADS": "1", **environ},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    log: list[dict[str, Any]] = []
-    port: list[int] = []
-    heard = threading.Event()
-
-    def read() -> None:
-        assert process.stderr is not None
-        for line in process.stderr:
-            log.append(json.loads(line))
-            if "port" in log[-1]:
-                port.append(log[-1]["port"])
-                heard.set()
-        heard.set()
-
-    reader = threading.Thread(target=read, daemon=True)
-    reader.start()
-    assert heard.wait(30)
-    assert port, log
-    return Server(process, f"http://127.0.0.1:{port[0]}", log, reader)
+from tests.serving.processes import START, Server, start
 
 
 @pytest.fixture(scope="module")
@@ -90,10 +32,7 @@ def test_a_process_answers_and_writes_json_lines(server: Server) -> None:
     response = httpx.post(f"{server.url}/v1/rerank", json={"query": "secretq", "documents": ["secretd"]})
     assert response.status_code == 200
     assert "server" not in response.headers
-    until = time.monotonic() + 5
-    while not any(line.get("path") == "/v1/rerank" for line in server.log) and time.monotonic() < until:
-        time.sleep(0.01)
-    (line,) = [line for line in server.log if line.get("path") == "/v1/rerank"]
+    line = server.logged(lambda line: line.get("path") == "/v1/rerank")
     assert {"time", "level", "request_id", "status", "milliseconds", "release", "items", "hits", "misses"} <= set(line)
     assert "secret" not in json.dumps(server.log)
 

@@ -1,0 +1,139 @@
+"""The command that exports again: the trained models of a release, in other precisions or under other bounds.
+
+It tells what each precision costs and saves, and releases nothing: a release holds an index that its encoder's bundle
+made and a report on its ranker's. `relevance retrain` with the same `--set export.…` makes the same bundles, indexes,
+judges and publishes them; what is trained already is not trained again.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from pipeline import artifacts, releases
+from pipeline import config as configs
+from pipeline.artifacts import Artifact
+from pipeline.config import ExportConfig, Precision, Recipe
+from pipeline.errors import ConfigError, MissingError
+from pipeline.releases import Releases
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
+
+def export(
+    workspace: Path,
+    *,
+    release: str = "live",
+    model: Path | None = None,
+    precisions: Sequence[str] = (),
+    overrides: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Bundles of a release's ranker and encoder, or of one trained model, and what each of their precisions costs.
+
+    Args:
+        release: whose models, and whose recipe says how they are exported.
+        model: the folder of a ranker, teacher or encoder artifact; exported by the defaults, instead of a release's.
+        precisions: made beside fp32; those of the recipe when empty.
+        overrides: such as `export.min_kendall_tau=0.98`.
+
+    Raises:
+        MissingError: no such release, or the workspace no longer holds a model, or the data it is judged on.
+        ConfigError: an override that is not the export's; a precision that is not known.
+        ArtifactError: ONNX gives other scores than PyTorch.
+    """
+    registry = Releases(workspace)
+    opened = registry.open(release) if model is None else None
+    config = _config(opened.manifest.config if opened else {}, precisions, overrides)
+    if opened:
+        old = [releases.part(opened, name) for name in ("ranker", "encoder")]
+        wanted = [(_input(workspace, bundle, "model"), bundle) for bundle in old]
+    else:
+        assert model is not None
+        trained = artifacts.load(model)
+        wanted = [(trained, trained)]
+    return {
+        "release": opened.fingerprint if opened else None,
+        "bundles": [_made(workspace, config, trained, judged_with) for trained, judged_with in wanted],
+    }
+
+
+def _config(recipe: Mapping[str, Any], precisions: Sequence[str], overrides: Sequence[str]) -> ExportConfig:
+    tree = {"export": dict(recipe.get("export", {}))}
+    for override in overrides:
+        if not override.strip().startswith("export."):
+            raise ConfigError(f"--set {override}: only values of export can be set here; retrain for the others")
+        configs.override(tree, override)
+    config = configs.parse(Recipe, tree).export
+    known = get_args(Precision)
+    if unknown := set(precisions) - set(known):
+        raise ConfigError(f"--precisions: '{min(unknown)}' is not one of {', '.join(known)}")
+    chosen = tuple(name for name in known if name == "fp32" or name in precisions)
+    return replace(config, precisions=chosen) if precisions else config
+
+
+def _made(workspace: Path, config: ExportConfig, model: Artifact, judged_with: Artifact) -> dict[str, Any]:
+    from pipeline.evaluation import facts
+    from pipeline.export import onnx
+
+    data, pairs = (_input(workspace, judged_with, name) for name in ("data", "pairs"))
+    made = onnx.make(workspace, config, model, data, pairs)
+    told = facts.bundle(made)
+    return {
+        "role": told["role"],
+        "path": str(made.path),
+        "chosen": told["chosen"],
+        "parity": told["parity"],
+        "sample_lists": made.metrics["sample_lists"],
+        "precisions": told["precisions"],
+    }
+
+
+def _input(workspace: Path, made: Artifact, name: str) -> Artifact:
+    """What an artifact was made from."""
+    mark = made.manifest.inputs.get(name)
+    found = next(workspace.glob(f"artifacts/*/{mark}/{artifacts.MANIFEST}"), None) if mark else None
+    if found is None:
+        raise MissingError(
+            f"{made.path}: the {name} it was made from is not in {workspace}; `relevance retrain` makes it again"
+        )
+    return artifacts.load(found.parent)
+
+
+def render(found: Mapping[str, Any]) -> "RenderableType":
+    """Both tables for a terminal."""
+    from rich.console import Group
+
+    return Group(*(item for bundle in found["bundles"] for item in (_table(bundle), *_lines(bundle), "")))
+
+
+def _table(bundle: Mapping[str, Any]) -> "Table":
+    from rich.table import Table
+
+    table = Table(title=f"{bundle['role']}, on {bundle['sample_lists']} valid lists", title_justify="left", box=None)
+    table.add_column("precision")
+    for heading in ("texts per CPU-second", "MB", "nDCG@10", "Kendall tau", "largest change"):
+        table.add_column(heading, justify="right")
+    table.add_column("in fp32")
+    table.add_column("chosen for")
+    for name, item in bundle["precisions"].items():
+        numbers = (
+            f"{item['texts_per_cpu_s']:,.0f}",
+            f"{item['bytes'] / 1e6:,.1f}",
+            f"{item['ndcg']:.4f}",
+            f"{item['kendall_tau']:.3f}",
+            f"{item['max_change']:.2g}",
+        )
+        devices = [device for device, chosen in bundle["chosen"].items() if chosen == name]
+        table.add_row(name, *numbers, ", ".join(item["fp32_parts"]), ", ".join(devices))
+    return table
+
+
+def _lines(bundle: Mapping[str, Any]) -> list[str]:
+    lines = [f"fp32 is {bundle['parity']:.1g} from PyTorch"]
+    for name, item in bundle["precisions"].items():
+        if item["sensitivity"]:
+            parts = sorted(item["sensitivity"].items(), key=lambda part: -part[1])
+            lines.append(f"{name} alone in a part changes: " + ", ".join(f"{part} {gap:.2g}" for part, gap in parts))
+    return [*lines, f"bundle {bundle['path']}"]

@@ -1,0 +1,87 @@
+"""Starts the service as processes of its own, for tests."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+START = """
+import sys
+from pathlib import Path
+from pipeline.errors import RelevanceError
+from serving import run, settings
+try:
+    run.serve(settings.from_environment(workspace=Path(sys.argv[1])))
+except RelevanceError as error:
+    sys.exit(f"{type(error).__name__}: {error}")
+heavy = {"torch", "transformers", "pandas", "sklearn", "scipy"} & set(sys.modules)
+sys.exit(f"imported {heavy}" if heavy else 0)
+"""
+
+
+@dataclass
+class Server:
+    process: subprocess.Popen[str]
+    port: int
+    log: list[dict[str, Any]]
+    reader: threading.Thread
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        code = self.process.wait(60)
+        self.close()
+        return code
+
+    def close(self) -> None:
+        """Frees what watched a process that has ended."""
+        self.reader.join(5)
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+
+    def logged(self, test: Callable[[dict[str, Any]], bool], seconds: float = 30) -> dict[str, Any]:
+        """The first event that passes, once there is one."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            for line in list(self.log):
+                if test(line):
+                    return line
+            time.sleep(0.01)
+        raise AssertionError(self.log[-5:])
+
+
+def start(workspace: Path, **environ: str) -> Server:
+    process = subprocess.Popen(
+        [sys.executable, "-c", START, str(workspace)],
+        env={**os.environ, "RELEVANCE_PORT": "0", "RELEVANCE_THREADS": "1", **environ},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    log: list[dict[str, Any]] = []
+    port: list[int] = []
+    heard = threading.Event()
+
+    def read() -> None:
+        assert process.stderr is not None
+        for line in process.stderr:
+            log.append(json.loads(line))
+            if "port" in log[-1]:
+                port.append(log[-1]["port"])
+                heard.set()
+        heard.set()
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    assert heard.wait(60)
+    assert port, log
+    return Server(process, port[0], log, reader)

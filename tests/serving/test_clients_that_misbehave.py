@@ -1,0 +1,123 @@
+"""Clients that are slow, leave, or send nonsense, on real sockets; none of them may cost another its answer."""
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.serving.processes import Server, start
+
+BODY = json.dumps({"query": "q", "texts": ["a"]}).encode()
+HEAD = b"POST /rerank HTTP/1.1\r\nhost: t\r\ncontent-type: application/json\r\n"
+
+
+@pytest.fixture(scope="module")
+def server(tiny: Any) -> Iterator[Server]:
+    found = start(tiny.path, RELEVANCE_READ_S="1.0", RELEVANCE_LOG="json")
+    yield found
+    assert found.stop() == 0
+
+
+def connect(server: Server) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", server.port), timeout=20)
+
+
+def everything(connection: socket.socket) -> bytes:
+    """What comes until the other side closes."""
+    found = b""
+    while part := connection.recv(65536):
+        found += part
+    return found
+
+
+def dribble(connection: socket.socket, data: bytes) -> int:
+    """Sends a byte at a time; how many went out before the other side had enough."""
+    sent = 0
+    for place in range(len(data)):
+        try:
+            connection.sendall(data[place : place + 1])
+        except OSError:
+            break
+        sent += 1
+        time.sleep(0.1)
+    return sent
+
+
+def answers(server: Server) -> bool:
+    return httpx.post(f"{server.url}/rerank", content=BODY).status_code == 200
+
+
+def test_a_head_that_comes_a_byte_at_a_time_is_given_up_on(server: Server) -> None:
+    with connect(server) as slow:
+        assert dribble(slow, HEAD * 3) < 30  # Closed after a second; some more bytes leave before that is known.
+        assert answers(server)
+
+
+def test_what_is_late_is_told_so(server: Server) -> None:
+    with connect(server) as slow:
+        slow.sendall(HEAD)
+        assert everything(slow).startswith(b"HTTP/1.1 408 ")
+
+
+def test_a_connection_that_says_nothing_is_closed(server: Server) -> None:
+    with connect(server) as silent:
+        assert everything(silent) == b""
+
+
+def test_a_body_that_does_not_come_is_a_408_that_clients_can_read(server: Server) -> None:
+    with connect(server) as slow:
+        slow.sendall(HEAD + b"content-length: 100\r\n\r\n" + b"{")
+        answer = everything(slow)
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 408 ")
+    assert "did not arrive in 1 s" in json.loads(body)["message"]
+
+
+def test_the_next_head_on_a_kept_connection_is_timed_too(server: Server) -> None:
+    with connect(server) as kept:
+        kept.sendall(HEAD + f"content-length: {len(BODY)}\r\n\r\n".encode() + BODY)
+        time.sleep(1.5)  # Longer than a head may take: an idle connection is not a slow one.
+        kept.sendall(HEAD + f"content-length: {len(BODY)}\r\n\r\n".encode() + BODY)
+        kept.sendall(b"POST /re")
+        answer = everything(kept)
+    assert answer.count(b"HTTP/1.1 200 ") == 2
+    assert b"HTTP/1.1 408 " in answer
+
+
+def test_a_client_that_leaves_within_its_body_is_noted_and_harms_nobody(server: Server) -> None:
+    with connect(server) as gone:
+        gone.sendall(HEAD + b"x-request-id: left-1\r\ncontent-length: 100\r\n\r\n" + b"{")
+    line = server.logged(lambda line: line.get("request_id") == "left-1")
+    assert line["status"] == 499
+    assert answers(server)
+
+
+def test_what_is_not_http_is_refused(server: Server) -> None:
+    for nonsense in (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\x00" * 100, b"GET\r\n\r\n", b"\r\n" * 50_000):
+        with connect(server) as wrong:
+            try:
+                wrong.sendall(nonsense)
+                answer = everything(wrong)
+            except ConnectionError:
+                continue
+            assert answer == b"" or answer.startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 408 "))
+    assert answers(server)
+
+
+def test_heads_larger_than_any_client_sends_are_refused(server: Server) -> None:
+    with connect(server) as large:
+        try:
+            large.sendall(b"GET / HTTP/1.1\r\n" + b"x-y: " + b"a" * 10_000_000)
+            answer = everything(large)
+        except ConnectionError:
+            answer = b""
+    assert not answer.startswith(b"HTTP/1.1 200")
+    assert answers(server)
+
+
+def test_no_failure_left_a_traceback(server: Server) -> None:
+    assert not [line for line in server.log if "traceback" in line or line["level"] == "error"]

@@ -1,0 +1,158 @@
+"""Several processes behind one port: they share the work, are replaced when they die, and lose nothing at the end."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.serving.processes import START, Server, start
+
+
+@pytest.fixture(scope="module")
+def server(tiny: Any) -> Iterator[Server]:
+    found = start(tiny.path, RELEVANCE_WORKERS="2")
+    yield found
+    assert found.stop() == 0
+
+
+def series(server: Server) -> dict[str, float]:
+    lines = [line for line in httpx.get(f"{server.url}/metrics").text.splitlines() if not line.startswith("#")]
+    return {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in lines}
+
+
+def children(pid: int) -> list[int]:
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(stat.read_text().rsplit(")", 1)[1].split()[1])
+        except OSError:
+            continue
+        if parent == pid:
+            found.append(int(stat.parent.name))
+    return found
+
+
+def rerank(url: str, *texts: str) -> httpx.Response:
+    return httpx.post(f"{url}/rerank", json={"query": "q", "texts": list(texts)}, timeout=30)
+
+
+def test_metrics_are_sums_over_all_processes(server: Server) -> None:
+    before = series(server)
+    for place in range(20):  # A connection each, so both processes get some.
+        assert rerank(server.url, f"text {place}", "same").status_code == 200
+
+    def grown(name: str) -> float:
+        return after[name] - before.get(name, 0)
+
+    until = time.monotonic() + 10
+    while True:  # A process tells of its caches once a second.
+        after = series(server)
+        known = grown('relevance_cache_hits_total{cache="scores"}') + grown(
+            'relevance_cache_misses_total{cache="scores"}'
+        )
+        if known >= 40 or time.monotonic() > until:
+            break
+        time.sleep(0.1)
+    assert known == 40
+    assert grown('te_request_count{method="batch"}') == 20
+    assert grown("te_request_duration_count") == 20
+    assert grown("te_request_queue_duration_count") == 20
+    assert grown("relevance_texts_total") == 40
+    (info,) = [value for name, value in after.items() if name.startswith("relevance_release_info{")]
+    assert info == 2
+    assert len(children(server.process.pid)) == 2
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc to find the processes")
+def test_a_worker_that_is_killed_is_replaced_while_the_other_answers(server: Server) -> None:
+    before = children(server.process.pid)
+    counted = series(server)["relevance_texts_total"]
+    os.kill(before[0], signal.SIGKILL)
+    until = time.monotonic() + 30
+    while len(now := children(server.process.pid)) < 2 or set(now) == set(before):
+        assert time.monotonic() < until
+        assert rerank(server.url, "a").status_code == 200
+    server.logged(lambda line: "ended with -9, starting it again" in line["message"])
+    while series(server).get("relevance_requests_in_flight", 0) != 1:  # The question itself; nothing of the dead.
+        assert time.monotonic() < until
+    assert series(server)["relevance_texts_total"] >= counted  # What the dead one counted is kept.
+
+
+def test_workers_end_when_their_parent_is_killed(tiny: Any) -> None:
+    found = start(tiny.path, RELEVANCE_WORKERS="2")
+    workers = children(found.process.pid)
+    assert len(workers) == 2
+    found.process.kill()
+    found.process.wait(10)
+    until = time.monotonic() + 20
+    while any(Path(f"/proc/{pid}").exists() and "Z" not in state(pid) for pid in workers):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    found.close()
+
+
+def state(pid: int) -> str:
+    try:
+        return re.search(r"\) (\S)", Path(f"/proc/{pid}/stat").read_text())[1]
+    except OSError:
+        return "Z"
+
+
+def test_what_stops_a_worker_from_starting_stops_the_service_with_its_message(tmp_path: Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", START, str(tmp_path)],
+        env={**os.environ, "RELEVANCE_PORT": "0", "RELEVANCE_WORKERS": "2"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert ended.returncode == 1
+    assert "InputError: " in ended.stderr
+    assert "relevance retrain" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_sigterm_under_load_answers_every_request(tiny: Any, workers: int) -> None:
+    """Clients that keep their connections are told to close them; each request that was sent has its answer."""
+    found = start(tiny.path, RELEVANCE_WORKERS=str(workers))
+    answers: list[tuple[int, str]] = []
+    broken: list[Exception] = []
+    began = threading.Barrier(7)
+
+    def load(number: int) -> None:
+        with httpx.Client(base_url=found.url, timeout=60) as client:
+            for turn in range(100_000):
+                body = {"query": "q", "texts": [f"{number} {turn} {word}" for word in range(5)]}
+                try:
+                    response = client.post("/rerank", json=body)
+                except httpx.HTTPError as error:
+                    broken.append(error)
+                    return
+                answers.append((response.status_code, response.headers.get("connection", "")))
+                if turn == 0:
+                    began.wait(30)
+                if answers[-1][1] == "close":
+                    return
+
+    threads = [threading.Thread(target=load, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    began.wait(30)
+    code = found.stop()
+    for thread in threads:
+        thread.join(60)
+    assert code == 0
+    assert broken == []
+    assert {status for status, _ in answers} == {200}
+    assert [connection for _, connection in answers].count("close") == 6

@@ -42,8 +42,8 @@ Device = Literal["cpu", "cuda"]
 Vectors = NDArray[np.float32]
 
 TOLERANCE: Mapping[str, float] = {"fp32": 1e-3, "fp16": 2e-2, "int8": 5e-2, "w8": 5e-2}
-"""How far a golden output may be from the stored one, times (1 + its size). Another processor sums in another order;
-in int8 and w8 that moves some activations by one step. An int8 product that overflows, or another model, is far beyond."""
+"""How far a golden output may be from the stored one, times (1 + its size). Another processor sums in another order; in
+int8 and w8 that moves some activations by one step. An int8 product that overflows, or another model, is far beyond."""
 
 BATCH_TOKENS = 16_384
 """Padded tokens of one run on CUDA."""

@@ -46,7 +46,7 @@ class Lifecycle:
         self.settings = settings
         self.shared = SharedCache(settings.redis_url, ttl_s=settings.redis_ttl_s) if settings.redis_url else None
         self.caches = Caches.of(settings.cache_bytes, self.shared)
-        on_cuda = settings.precision != "int8" and has_cuda()
+        on_cuda = settings.precision not in ("int8", "w8") and has_cuda()
         self.scheduler = Scheduler(settings.threads or runners("cuda" if on_cuda else "cpu"))
         """Runs the models of every release that is loaded."""
         self.refused: Refusal | None = None

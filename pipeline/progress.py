@@ -11,7 +11,8 @@ LINE_S = 15.0
 log = logging.getLogger(__name__)
 
 Advance = Callable[..., None]
-"""advance(amount, note=""): so much more is done; the note (such as "loss 0.41") is shown beside it."""
+"""advance(amount, note="", total=None): so much more is done; the note (such as "loss 0.41") is shown beside it; the
+whole may turn out larger or smaller than it was thought."""
 
 
 @contextmanager
@@ -29,7 +30,7 @@ def bar(label: str, total: float, unit: str, done: float = 0.0) -> Iterator[Adva
 
     console = Console(stderr=True)
     began = time.monotonic()
-    reached, shown, last_note = done, began, ""
+    reached, whole, shown, last_note = done, total, began, ""
 
     def rate() -> float:
         return (reached - done) / max(time.monotonic() - began, 1e-9)
@@ -45,21 +46,21 @@ def bar(label: str, total: float, unit: str, done: float = 0.0) -> Iterator[Adva
             task = live.add_task(label, total=max(total, 1e-9), words="")
             live.update(task, completed=done)
 
-            def advance(amount: float, note: str = "") -> None:
+            def advance(amount: float, note: str = "", total: float | None = None) -> None:
                 nonlocal reached, last_note
                 reached, last_note = reached + amount, note or last_note
-                live.update(task, completed=reached, words=words())
+                live.update(task, completed=reached, total=total, words=words())
 
             yield advance
         return
 
-    def line(amount: float, note: str = "") -> None:
-        nonlocal reached, shown, last_note
-        reached, last_note = reached + amount, note or last_note
+    def line(amount: float, note: str = "", total: float | None = None) -> None:
+        nonlocal reached, shown, last_note, whole
+        reached, last_note, whole = reached + amount, note or last_note, total or whole
         if time.monotonic() - shown >= LINE_S:
             shown = time.monotonic()
-            left = (total - reached) / max(rate(), 1e-9)
-            log.info("%s: %3.0f %%, %s, %.0f s left", label, 100 * reached / max(total, 1e-9), words(), left)
+            left = (whole - reached) / max(rate(), 1e-9)
+            log.info("%s: %3.0f %%, %s, %.0f s left", label, 100 * reached / max(whole, 1e-9), words(), left)
 
     yield line
     log.info("%s: %s %s in %.1f s", label, f"{reached - done:,.0f}", unit, time.monotonic() - began)

@@ -2,8 +2,8 @@
 
 Texts are tokenised once a stage. The plan is a pure function of lengths, queries, config and epoch: an optimizer
 step is a set of whole queries, drawn at random, of about `tokens_per_batch` real tokens. A step whose activations
-would not fit in memory is cut into chunks of whole queries. Inside a chunk, texts of like length share a rectangle,
-so the scores of a chunk lie side by side while hardly a padding token is computed.
+would not fit in memory, or that several ranks share, is cut into chunks of whole queries. Inside a chunk, texts of
+like length share a rectangle, so the scores of a chunk lie side by side while hardly a padding token is computed.
 """
 
 import math
@@ -26,6 +26,7 @@ from pipeline.config import LoopConfig
 from pipeline.errors import ConfigError, SchemaError
 from pipeline.progress import bar
 from pipeline.tokens import PairTemplate, TextTemplate
+from pipeline.training import ranks
 
 Ints = NDArray[np.int64]
 
@@ -211,23 +212,47 @@ def plan(lengths: Ints, groups: Ints, config: LoopConfig, *, max_list: int, epoc
 
 
 def _chunks(lists: Sequence[Ints], lengths: Ints, chunk_tokens: int) -> list[Ints]:
-    """Whole queries in chunks of at most `chunk_tokens` padded tokens."""
+    """Whole queries in chunks of at most `chunk_tokens` padded tokens; a multiple of the ranks, where it can be."""
     whole = np.concatenate(lists)
-    if padded(lengths[whole]) <= chunk_tokens:
+    if ranks.world() == 1 and padded(lengths[whole]) <= chunk_tokens:
         return [whole]
-    chunks, held = [], np.zeros(0, dtype=np.int64)
     for places in lists:
         if padded(lengths[places]) > chunk_tokens:
             raise ConfigError(
                 f"one query's {len(places)} pairs have {int(lengths[places].sum())} tokens, more than "
                 f"loop.chunk_tokens {chunk_tokens}; lower candidates.max_list or max_tokens, or raise loop.chunk_tokens"
             )
+    if ranks.world() > 1:
+        return balanced(lists, lengths, chunk_tokens, ranks.world())
+    chunks, held = [], np.zeros(0, dtype=np.int64)
+    for places in lists:
         grown = np.concatenate([held, places])
         if padded(lengths[grown]) > chunk_tokens:
             chunks.append(held)
             grown = places
         held = grown
     return [*chunks, held]
+
+
+def balanced(lists: Sequence[Ints], lengths: Ints, chunk_tokens: int, ranks: int) -> list[Ints]:
+    """Chunks of about equal size for `ranks` processes: the fewest times `ranks` that fit in `chunk_tokens`.
+
+    The longest query first, each to the chunk that holds least. Where there are fewer queries than ranks, some of the
+    ranks have nothing to do.
+    """
+    longest_first = sorted(lists, key=lambda places: -int(lengths[places].sum()))
+    count = min(ranks, len(lists))
+    while True:
+        chunks: list[list[Ints]] = [[] for _ in range(count)]
+        tokens = np.zeros(count, dtype=np.int64)
+        for places in longest_first:
+            least = int(np.argmin(tokens))
+            chunks[least].append(places)
+            tokens[least] += lengths[places].sum()
+        found = [np.concatenate(chunk) for chunk in chunks]
+        if count == len(lists) or all(padded(lengths[chunk]) <= chunk_tokens for chunk in found):
+            return found
+        count = min(count + ranks, len(lists))
 
 
 def rectangles(lengths: Ints) -> list[Ints]:

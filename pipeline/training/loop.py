@@ -10,45 +10,36 @@ A stage gives the loop a module and a task. The task answers three questions:
     evaluate()    how good the module is now; higher is better. Called in eval mode, without gradients.
 
 Both calls happen under autocast, after the random generators were seeded by (seed, step). So dropout, masks and
-samples need no saved generator state, and on a CPU a resumed training equals an uninterrupted one bit by bit.
-One process and one device: several GPUs (`torchrun`) would add up gradients where `clip_grad_norm_` is called.
+samples need no saved generator state, and on a CPU a resumed training equals an uninterrupted one bit by bit, unless
+it is bounded in time. Under `torchrun` the chunks of a step are dealt to the ranks and their gradients summed; see
+`ranks`. There each rank draws its own random numbers, so a step equals that of one process where nothing is drawn.
 """
 
 import hashlib
 import math
 import time
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.config import LoopConfig
 from pipeline.errors import TrainingError
-from pipeline.progress import bar
+from pipeline.progress import Advance, bar
+from pipeline.training import memory, ranks
 from pipeline.training.checkpoint import Progress, load_weights, restore, save, weights
+from pipeline.training.course import Step, course
+
+__all__ = ["Job", "Step", "Task", "autocast", "bf16_is_native", "follow", "parameter_groups", "step_seed", "train"]
 
 HISTORY = 20
 """Points of the loss history that a stage stores."""
 
 Chunk = TypeVar("Chunk")
-
-
-@dataclass(frozen=True, slots=True)
-class Step(Generic[Chunk]):
-    """One optimizer step."""
-
-    chunks: Sequence[Chunk]
-    """Go through the module one after the other; their gradients add up."""
-    examples: int
-    """Shown as progress, in the task's unit."""
-    tokens: int
-    """Real tokens."""
-    padded: int
-    """Tokens with padding."""
 
 
 class Task(Protocol[Chunk]):
@@ -64,7 +55,20 @@ class Task(Protocol[Chunk]):
     def evaluate(self) -> float: ...
 
 
-def train(  # noqa: PLR0915 (an open loop, to be read straight down)
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What rank 0 sends to the others: a training, as it is at its first or resumed step."""
+
+    module: nn.Module
+    task: Task[Any]
+    config: LoopConfig
+    label: str
+    fresh: tuple[str, ...]
+    optimizer: dict[str, Any]
+    progress: Progress
+
+
+def train(
     module: nn.Module,
     task: Task[Chunk],
     config: LoopConfig,
@@ -85,18 +89,45 @@ def train(  # noqa: PLR0915 (an open loop, to be read straight down)
             `config.fresh_rate` times as fast.
 
     Raises:
-        TrainingError: nothing to train on, or the loss or gradient is not a number; the weights are then those
-            before that step and the last checkpoint is whole.
+        TrainingError: nothing to train on, the loss or gradient is not a number, or memory runs out; the weights
+            are then those before that step and the last checkpoint is whole.
+        ConfigError: `config.checkpoint_activations` for a model without transformer layers.
     """
-    steps = [step for epoch in range(math.ceil(config.epochs)) for step in task.plan(epoch)]
-    steps = steps[: max(1, round(len(steps) * config.epochs / math.ceil(config.epochs)))]
-    if not steps:
-        raise TrainingError(f"{label}: nothing to train on; look at the split 'train' of the pairs")
-    device = next(module.parameters()).device
-    optimizer = torch.optim.AdamW(parameter_groups(module, config, fresh), lr=0.0, betas=(0.9, 0.98), fused=True)
+    optimizer = _optimizer(module, config, fresh)
     best: dict[str, Tensor] = {}
     progress = restore(checkpoint, module, optimizer, best) or Progress()
-    evaluated_at = {round(len(steps) * (part + 1) / config.evaluations) for part in range(config.evaluations)}
+    if ranks.world() > 1:
+        ranks.lead(Job(module, task, config, label, tuple(fresh), optimizer.state_dict(), progress))
+    _run(module, task, config, optimizer, best, progress, label=label, checkpoint=checkpoint)
+    if best:
+        load_weights(module, best)
+    module.eval()
+    return progress
+
+
+def follow(job: Job) -> None:
+    """On the ranks above 0: goes through a training beside rank 0, which alone evaluates and writes."""
+    optimizer = _optimizer(job.module, job.config, job.fresh)
+    optimizer.load_state_dict(job.optimizer)
+    _run(job.module, job.task, job.config, optimizer, {}, job.progress, label=job.label, checkpoint=None)
+
+
+def _run(  # noqa: PLR0915 (an open loop, to be read straight down)
+    module: nn.Module,
+    task: Task[Chunk],
+    config: LoopConfig,
+    optimizer: torch.optim.Optimizer,
+    best: dict[str, Tensor],
+    progress: Progress,
+    *,
+    label: str,
+    checkpoint: Path | None,
+) -> None:
+    """All steps from where `progress` is to the end; changes module, optimizer, best state and progress."""
+    rank, world = ranks.rank(), ranks.world()
+    device = next(module.parameters()).device
+    parameters = list(module.parameters())
+    way = course(task.plan, config)
 
     def evaluate() -> float:
         module.eval()
@@ -109,72 +140,86 @@ def train(  # noqa: PLR0915 (an open loop, to be read straight down)
         progress.evaluations.append((progress.step, round(value, 5)))
         return value
 
-    if progress.step == 0 and evaluated_at:
+    if progress.step == 0 and config.evaluations and rank == 0:
         progress.before = evaluate()
     module.train()
     saved = resumed = time.monotonic()
     before_resume = progress.seconds
     window: list[dict[str, float]] = []
-    total = sum(step.examples for step in steps)
-    with bar(label, total, task.unit, done=progress.examples) as advance:
-        for number in range(progress.step, len(steps)):
-            step = steps[number]
-            torch.manual_seed(step_seed(config.seed, number))
+    recomputed = memory.recomputed(module) if config.checkpoint_activations else nullcontext()
+    with recomputed, _bar(label, way.examples(progress), task.unit, progress.examples, rank) as advance:
+        for step in way.steps(progress.step):
+            if way.finished(progress):
+                break
+            where = f"{label}: at step {progress.step + 1}"
+            torch.manual_seed(step_seed(config.seed, progress.step, rank))
             for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * group["rate"] * schedule(number, len(steps), config.warmup_share)
-            parts: dict[str, float] = {}
-            for chunk in step.chunks:
-                with autocast(config.precision, device):
-                    loss, logs = task.loss(chunk)
-                loss.backward()  # type: ignore[no-untyped-call]
-                for name, value in {"loss": loss, **logs}.items():
-                    parts[name] = parts.get(name, 0.0) + float(value.detach())
-            norm = float(nn.utils.clip_grad_norm_(module.parameters(), config.clip_norm))
-            if not (math.isfinite(parts["loss"]) and math.isfinite(norm)):
-                raise TrainingError(
-                    f"{label}: at step {number + 1} of {len(steps)} the loss is {parts['loss']} and the norm of the "
-                    f"gradient {norm}; lower loop.learning_rate ({config.learning_rate}) or set loop.precision to fp32"
-                )
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+                group["lr"] = config.learning_rate * group["rate"] * way.rate(progress, step)
+            sums: dict[str, Tensor] = {}
+            with memory.shortage_named(where, config.chunk_tokens):
+                for chunk in step.chunks[rank::world]:
+                    with autocast(config.precision, device):
+                        loss, logs = task.loss(chunk)
+                    loss.backward()  # type: ignore[no-untyped-call]
+                    for name, value in {"loss": loss, **logs}.items():
+                        sums[name] = sums.get(name, 0.0) + value.detach()
+                parts = {name: float(value) for name, value in sums.items()}
+                seconds = before_resume + time.monotonic() - resumed
+                if world > 1:
+                    ranks.sum_gradients(parameters)
+                    parts, seconds = ranks.sum_parts(parts, seconds)
+                norm = float(nn.utils.clip_grad_norm_(parameters, config.clip_norm))
+                if not (math.isfinite(parts["loss"]) and math.isfinite(norm)):
+                    raise TrainingError(
+                        f"{where} the loss is {parts['loss']} and the norm of the gradient {norm}; lower "
+                        f"loop.learning_rate ({config.learning_rate}) or set loop.precision to fp32"
+                    )
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
 
-            progress.step = number + 1
+            measured, told = way.marks(progress, config.evaluations or 1), way.marks(progress, HISTORY)
+            progress.step += 1
             progress.examples += step.examples
             progress.tokens += step.tokens
             progress.padded += step.padded
-            progress.seconds = before_resume + time.monotonic() - resumed
+            progress.seconds = seconds
             window.append(parts)
-            if progress.step * HISTORY // len(steps) > number * HISTORY // len(steps):
+            if way.marks(progress, HISTORY) > told:
                 progress.history.append({"step": float(progress.step), **_means(window)})
                 window = []
             note = f"loss {parts['loss']:.3f}"
-            if progress.step in evaluated_at:
+            if config.evaluations and way.marks(progress, config.evaluations) > measured and rank == 0:
                 note += f", valid {evaluate():.4f}"
             if checkpoint is not None and time.monotonic() - saved >= config.checkpoint_s:
                 save(checkpoint, module, optimizer, best, progress)
                 saved = time.monotonic()
-            advance(step.examples, note)
-    if best:
-        load_weights(module, best)
-    module.eval()
-    return progress
+            advance(step.examples, note, total=way.examples(progress))
+    if not progress.step:
+        raise TrainingError(f"{label}: nothing to train on; look at the split 'train' of the pairs")
+
+
+@contextmanager
+def _bar(label: str, total: float, unit: str, done: float, rank: int) -> Iterator[Advance]:
+    """Progress is shown by rank 0 alone."""
+    if rank:
+        yield lambda *_, **__: None
+        return
+    with bar(label, total, unit, done) as advance:
+        yield advance
+
+
+def _optimizer(module: nn.Module, config: LoopConfig, fresh: Collection[str]) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameter_groups(module, config, fresh), lr=0.0, betas=(0.9, 0.98), fused=True)
 
 
 def _means(window: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: round(sum(parts[name] for parts in window) / len(window), 4) for name in window[-1]}
 
 
-def schedule(step: int, steps: int, warmup_share: float) -> float:
-    """Share of the peak learning rate at a step counted from 0: linear warm-up, then linear to a tenth."""
-    warmup = max(1, round(steps * warmup_share))
-    if step < warmup:
-        return (step + 1) / warmup
-    return 1 - 0.9 * (step - warmup) / max(1, steps - 1 - warmup)
-
-
-def step_seed(seed: int, step: int) -> int:
+def step_seed(seed: int, step: int, rank: int = 0) -> int:
     """A seed for the random generators at this step; unlike neighbours give unlike streams."""
-    return int.from_bytes(hashlib.blake2b(f"{seed} {step}".encode(), digest_size=7).digest())
+    text = f"{seed} {step} {rank}" if rank else f"{seed} {step}"
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest())
 
 
 def parameter_groups(module: nn.Module, config: LoopConfig, fresh: Collection[str]) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, PreTrained
 from pipeline.config import PretrainConfig
 from pipeline.errors import ConfigError, TrainingError
 from pipeline.models import texts, weights
-from pipeline.training import batches
+from pipeline.training import batches, ranks
 from pipeline.training.batches import Ints, Ragged
 from pipeline.training.loop import Step, autocast
 
@@ -192,7 +192,9 @@ class MaskedTask:
         step_of = ((ends - lengths[order] / 2) * count / ends[-1]).astype(np.int64)
         steps = []
         for whole in np.split(order, np.flatnonzero(np.diff(step_of)) + 1):
-            chosen = [whole[places] for places in batches.scoring_batches(lengths[whole], loop.chunk_tokens)]
+            fair = math.ceil(lengths[whole].sum() / ranks.world())
+            tokens = loop.chunk_tokens if ranks.world() == 1 else min(loop.chunk_tokens, fair)
+            chosen = [whole[places] for places in batches.scoring_batches(lengths[whole], tokens)]
             masked = sum(int(self.masked[places].sum()) for places in chosen)
             steps.append(
                 Step(

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from pipeline.config import LoopConfig
 from pipeline.errors import TrainingError
-from pipeline.training import checkpoint, loop
+from pipeline.training import checkpoint, course, loop
 from pipeline.training.loop import Step, train
 
 STEPS = 20
@@ -127,7 +127,7 @@ def test_a_process_killed_for_real_goes_on_bit_by_bit(tmp_path: Path) -> None:
 
 def test_a_loss_that_is_no_number_stops_with_the_last_checkpoint_whole(tmp_path: Path) -> None:
     module = network()
-    with pytest.raises(TrainingError, match=r"tiny: at step 8 of 20 the loss is nan.*learning_rate \(0.01\)"):
+    with pytest.raises(TrainingError, match=r"tiny: at step 8 the loss is nan.*learning_rate \(0.01\)"):
         train(module, Noisy(module, nan_at=15), CONFIG, label="tiny", checkpoint=tmp_path)
     assert all(torch.isfinite(value).all() for value in module.state_dict().values())
 
@@ -179,12 +179,12 @@ def test_the_history_is_the_mean_of_what_the_task_logged() -> None:
 
 
 def test_the_rate_warms_up_and_falls_to_a_tenth() -> None:
-    rates = [loop.schedule(step, 100, 0.1) for step in range(100)]
+    rates = [course.schedule(step, 100, 0.1) for step in range(100)]
     assert rates[:10] == pytest.approx([0.1 * place for place in range(1, 11)])
     assert rates[-1] == pytest.approx(0.1)
     falls = [first - second for first, second in itertools.pairwise(rates[10:])]
     assert falls == pytest.approx([falls[0]] * len(falls))
-    assert loop.schedule(0, 1, 0.06) == 1.0
+    assert course.schedule(0, 1, 0.06) == 1.0
 
 
 def test_decay_spares_vectors_and_fresh_parameters_learn_faster() -> None:

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline import schema
 from pipeline.artifacts import Artifact
 from pipeline.config import LoopConfig
 from pipeline.errors import ArtifactError, ConfigError, TrainingError
@@ -183,6 +184,9 @@ class CrossTask:
             lessons.states_of(np.zeros(0, dtype=np.int64), match.first)
         self.lengths = batches.pair_lengths(pairs, model.template)
         self.train = pairs.places("train")
+        if weights.of(TAUGHT_TERMS) or weights.of(TOKEN_TERMS):
+            self.train = np.concatenate([self.train, pairs.places(schema.UNLABELLED)])
+        self.graded_share = float((pairs.grades[self.train] >= 0).mean()) if len(self.train) else 1.0
         self.valid = scoring.valid_places(pairs, config.valid_pairs, config.seed)
 
     def _check_grades(self) -> None:
@@ -198,19 +202,22 @@ class CrossTask:
             )
 
     def plan(self, epoch: int) -> list[Step[Chunk]]:
-        """Each training query once, with at most `max_list` of its pairs."""
+        """Each training query and each unlabelled list once, with at most `max_list` of its pairs."""
         lengths, groups = self.lengths[self.train], self.pairs.query[self.train]
         planned = batches.plan(lengths, groups, self.config, max_list=self.max_list, epoch=epoch)
         steps = []
         for chunks in planned:
             chosen = [self.train[places] for places in chunks]
             every = np.concatenate(chosen)
+            graded = every[self.pairs.grades[every] >= 0]
             counts = Counts(
                 documents=len(every),
-                queries=len(np.unique(self.pairs.query[every])),
+                graded=len(graded),
+                queries=len(np.unique(self.pairs.query[graded])),
                 ordered_pairs=sum(self._ordered_pairs(places) for places in chosen),
                 tokens=int(self.lengths[every].sum()),
                 token_pairs=int(np.square(self.lengths[every]).sum()),
+                hard=len(graded) / (len(every) * self.graded_share),
             )
             steps.append(
                 Step(
@@ -293,7 +300,8 @@ class CrossTask:
     def _terms(self, scored: Scored, told: Taught | None) -> dict[str, Tensor]:
         """The terms over scores, by name."""
         weights = self.weights
-        found = {name: SCORE_TERMS[name](scored, weights) for name in weights.of(SCORE_TERMS)}
+        graded = scored.with_grades()
+        found = {name: SCORE_TERMS[name](graded, weights) * scored.counts.hard for name in weights.of(SCORE_TERMS)}
         if told is not None:
             found |= {name: TAUGHT_TERMS[name](scored, told, weights) for name in weights.of(TAUGHT_TERMS)}
         return found

@@ -8,7 +8,7 @@ A term is computed where its weight is above 0. A new one is a line here, a weig
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor, nn
@@ -70,12 +70,18 @@ class Counts:
     """What a whole step counts, by which its chunks divide."""
 
     documents: int
+    graded: int
+    """Documents that have a grade."""
     queries: int
+    """Queries whose documents have."""
     ordered_pairs: int
     """Pairs of documents of one query with different grades."""
     tokens: int
     token_pairs: int
     """Squared lengths, added up."""
+    hard: float = 1.0
+    """Factor of the terms over grades: the graded share of the step over that of the whole training. So they bear on
+    all steps of an epoch together as their weights say, and a step of few grades does not follow these few."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +99,19 @@ class Scored:
     groups: Tensor
     """(n,) int64, from 0."""
     counts: Counts
+
+    def with_grades(self) -> "Scored":
+        """Those documents that have a grade; all, where the step has no others."""
+        if self.counts.graded == self.counts.documents:
+            return self
+        kept = self.grades >= 0
+        return replace(
+            self,
+            scores=self.scores[kept],
+            states=self.states[kept],
+            grades=self.grades[kept],
+            groups=self.groups[kept],
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +213,7 @@ def _relation(views: TokenViews) -> Tensor:
 
 
 SCORE_TERMS: Mapping[str, Callable[[Scored, Weights], Tensor]] = {
-    "ordinal": lambda s, _: losses.ordinal_loss(s.scores, s.grades, s.thresholds, total=s.counts.documents),
+    "ordinal": lambda s, _: losses.ordinal_loss(s.scores, s.grades, s.thresholds, total=s.counts.graded),
     "pairwise": lambda s, _: losses.ranknet_loss(s.scores, s.grades, s.groups, total=s.counts.ordered_pairs),
     "hinge": lambda s, w: losses.hinge_loss(s.scores, s.grades, s.groups, w.hinge_margin, total=s.counts.ordered_pairs),
     "listnet": lambda s, _: losses.listnet_loss(s.scores, s.grades, s.groups, total=s.counts.queries),

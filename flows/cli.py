@@ -259,6 +259,7 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on; only this machine by default.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on, 8080 by default; 0 for any free one.")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, fp32, fp16, int8 or w8.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes behind the port, 1 by default.")] = None,
 ) -> None:
     """Answers rerank, embedding and search requests over HTTP, with a page at /.
 
@@ -266,9 +267,20 @@ def serve(
     """
     from serving import run, settings
 
-    run.serve(
-        settings.from_environment(workspace=workspace, release=release, host=host, port=port, precision=precision)
-    )
+    knobs = {"release": release, "host": host, "port": port, "precision": precision, "workers": workers}
+    run.serve(settings.from_environment(workspace=workspace, **knobs))
+
+
+@app.command()
+def key(as_json: Json = False) -> None:
+    """Makes an API key for a client of the service, and its hash, which alone the service is told.
+
+    Put the hash into RELEVANCE_API_KEYS, or on a line of the file that RELEVANCE_API_KEYS_FILE names.
+    """
+    from serving import keys
+
+    made, hashed = keys.make()
+    _show({"key": made, "hash": hashed}, as_json, f"key:  {made}\nhash: {hashed}")
 
 
 @app.command()

@@ -44,7 +44,7 @@ def make(
         known, found = _scored(pairs, scores), _scored(mined, mined_scores)
         train = known[known["split"] == "train"]
         queries = pd.factorize(train["query_id"])[0]
-        margin = config.guard * spread(train["score"].to_numpy(np.float32), queries)
+        margin = config.guard * spread(train["score"].to_numpy(np.float32, copy=True), queries)
         bound = train[train["grade"] > 0].groupby("query_id")["score"].mean() - margin
         limit = found["query_id"].map(bound)
         passed = found[found["score"] <= limit]

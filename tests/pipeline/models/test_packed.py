@@ -1,0 +1,54 @@
+"""Batches read end to end score, and learn, as each by itself."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.models.cross_encoder import CrossEncoder
+from pipeline.training import batches
+
+
+@pytest.mark.parametrize("kind", ["eager", "sdpa"])
+@pytest.mark.parametrize("family", ["ranker", "roberta"])
+def test_batches_read_together_are_each_read_alone(untrained: Any, family: str, kind: str) -> None:
+    model = CrossEncoder.load(getattr(untrained, family).path)
+    model.model.set_attn_implementation(kind)
+    pairs = batches.read_pairs(untrained.data, untrained.pairs, model.tokenizer, max_query_tokens=12, max_tokens=48)
+    lengths = batches.pair_lengths(pairs, model.template)
+    parts = batches.rectangles(lengths[:40])
+    assert len(parts) > 1
+    inputs = [
+        batches.rectangle(batches.pair_inputs(pairs, part, model.template), torch.device("cpu")).all for part in parts
+    ]
+    assert any((mask == 0).any() for _, _, mask in inputs)
+    weights = torch.linspace(-1, 1, 40)
+
+    def gradients(scores: torch.Tensor, states: torch.Tensor) -> dict[str, torch.Tensor]:
+        model.zero_grad()
+        ((scores * weights).sum() + (states * weights[:, None, None]).sum()).backward()  # type: ignore[no-untyped-call]
+        return {name: one.grad.clone() for name, one in model.named_parameters() if one.grad is not None}
+
+    alone = [model.read(*one, first=(2, 1)) for one in inputs]
+    scores, states = torch.cat([one.scores for one in alone]), torch.cat([one.first for one in alone])
+    found = model.read_together(inputs, first=(2, 1))
+    assert torch.allclose(found.scores, scores, atol=1e-5)
+    assert torch.allclose(found.first, states, atol=1e-5)
+    assert found.scores.std() > 0.1
+    expected, got = gradients(scores, states), gradients(found.scores, found.first)
+    assert set(expected) == set(got)
+    for name, value in expected.items():
+        assert torch.allclose(value, got[name], atol=1e-5 * max(1.0, float(value.abs().max()))), name
+
+
+def test_a_batch_of_one_text_among_others(untrained: Any) -> None:
+    model = CrossEncoder.load(untrained.ranker.path)
+    pairs = batches.read_pairs(untrained.data, untrained.pairs, model.tokenizer, max_query_tokens=12, max_tokens=48)
+    inputs = [
+        batches.rectangle(batches.pair_inputs(pairs, np.array([place]), model.template), torch.device("cpu")).all
+        for place in (3, 0, 7)
+    ]
+    found = model.read_together(inputs)
+    assert found.first.shape == (3, 0, model.hidden)
+    assert torch.allclose(found.scores, torch.cat([model(*one) for one in inputs]), atol=1e-5)

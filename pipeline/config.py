@@ -367,8 +367,8 @@ class RankerConfig:
     plain: bool = True
     """Also train the same student without the teacher, for comparison: cut from base, by the hard losses alone."""
     prune_vocabulary: bool = False
-    """After training, drop the tokens that neither documents nor queries of the data have: a smaller model with the same
-    scores on them. Texts that come later may be read in smaller pieces."""
+    """After training, drop the tokens that neither documents nor queries of the data have: a smaller model with
+    the same scores on them. Texts that come later may be read in smaller pieces."""
     loop: LoopConfig = field(default_factory=LoopConfig)
 
     def __post_init__(self) -> None:
@@ -426,8 +426,8 @@ class EncoderConfig:
     similarity_temperature: float = 0.05
     """Of the softmax over similarities that is matched there and by `projection`; lower looks at the nearest alone."""
     prune_vocabulary: bool = False
-    """After training, drop the tokens that neither documents nor queries of the data have: a smaller model with the same
-    vectors of them. Texts that come later, as by a re-index, may be read in smaller pieces."""
+    """After training, drop the tokens that neither documents nor queries of the data have: a smaller model with
+    the same vectors of them. Texts that come later, as by a re-index, may be read in smaller pieces."""
     mining: MiningConfig = field(default_factory=MiningConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
 
@@ -450,7 +450,7 @@ class EncoderConfig:
             )
         if self.prune_vocabulary and self.similarity_weight and self.mining.rounds:
             raise ConfigError(
-                "encoder.prune_vocabulary: a later round of mining would compare the pruned encoder with its base, which "
+                "encoder.prune_vocabulary: a later mining round would compare the pruned encoder with its base, which "
                 "reads other tokens; set encoder.similarity_weight or encoder.mining.rounds to 0"
             )
 

@@ -160,7 +160,8 @@ def _input(model: CrossEncoder | BiEncoder) -> str:
         query, document = model.query_template.max_tokens, model.document_template.max_tokens
         return (
             f"A document is cut to {document} tokens, special tokens included, a query to {query}. "
-            f"sentence-transformers knows one limit and cuts both to {document}, so only a longer query gets another vector there."
+            f"sentence-transformers knows one limit and cuts both to {document}, so only a longer query gets another "
+            "vector there."
         )
     template = model.template
     return (

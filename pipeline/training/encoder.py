@@ -19,7 +19,7 @@ from pipeline.artifacts import Artifact, Staging
 from pipeline.config import CandidatesConfig, EncoderConfig, to_dict
 from pipeline.data.candidates import MINED
 from pipeline.errors import ConfigError
-from pipeline.models import surgery, weights
+from pipeline.models import card, pruning, surgery, weights
 from pipeline.models.bi_encoder import BiEncoder
 from pipeline.training import projection, scoring
 from pipeline.training.batches import Pairs, read_pairs
@@ -95,12 +95,25 @@ def make(
         loop = config.loop if len(task.valid) else dataclasses.replace(config.loop, evaluations=0)
         fresh = ("log_scale",) if start else ("encoder.dense", "log_scale")
         progress = train(learner, task, loop, label="encoder", checkpoint=staging.checkpoint, fresh=fresh)
-        model.save(staging.folder)
-        return {
+        found: dict[str, Any] = {
             **progress.metrics(scoring.MEASURE, "pairs"),
             **metrics,
             "scale": [round(scale, 3) for scale in learner.log_scale.detach().exp().tolist()],
         }
+        if config.prune_vocabulary:
+            found["vocabulary"] = pruning.to_corpus(model, pruning.corpus_of(data))
+        model.save(staging.folder)
+        card.write(
+            staging.folder / "model",
+            "encoder",
+            model,
+            base=origin,
+            inputs={name: one for name, one in inputs.items() if isinstance(one, Artifact)},
+            config=settings,
+            metrics=found,
+            measure=scoring.MEASURE,
+        )
+        return found
 
     settings = {name: value for name, value in to_dict(config).items() if name != "mining"}
     inputs: dict[str, Artifact | str] = {"data": data, "pairs": pairs, "teacher_scores": teacher_scores}

@@ -10,7 +10,7 @@ from typing import Any
 from pipeline import artifacts
 from pipeline.artifacts import Artifact, Staging
 from pipeline.config import CandidatesConfig, TeacherConfig, to_dict
-from pipeline.models import surgery, texts, weights
+from pipeline.models import card, surgery, texts, weights
 from pipeline.models.cross_encoder import CrossEncoder
 from pipeline.training import scoring
 from pipeline.training.batches import read_pairs
@@ -66,7 +66,18 @@ def make(
         task = CrossTask(model, table, config.loop, losses, max_list=candidates.max_list)
         progress = learn(task, label="teacher", checkpoint=staging.checkpoint)
         model.save(staging.folder)
-        return progress.metrics(scoring.MEASURE, "pairs")
+        metrics = progress.metrics(scoring.MEASURE, "pairs")
+        card.write(
+            staging.folder / "model",
+            "teacher",
+            model,
+            base=base,
+            inputs={"data": data, "pairs": pairs},
+            config=to_dict(config),
+            metrics=metrics,
+            measure=scoring.MEASURE,
+        )
+        return metrics
 
     return artifacts.make(
         workspace,

@@ -21,7 +21,7 @@ from transformers import (
     XLMRobertaModel,
 )
 
-from pipeline.config import ScratchConfig
+from pipeline.config import EncoderConfig, MiningConfig, ScratchConfig
 from pipeline.errors import ConfigError
 from pipeline.models import pruning
 from pipeline.models.bi_encoder import BiEncoder
@@ -233,3 +233,8 @@ def test_real_vocabularies_read_the_corpus_as_before(shared_data: Path, kind: st
     smaller = pruning.prune(model, tokenizer, pruning.needed(tokenizer, texts))
     assert len(smaller) == model.config.vocab_size < 0.6 * len(tokenizer)
     assert [smaller.tokenize(text) for text in texts] == before
+
+
+def test_a_round_that_compares_with_the_base_is_not_pruned() -> None:
+    with pytest.raises(ConfigError, match=r"encoder\.similarity_weight or encoder\.mining\.rounds to 0"):
+        EncoderConfig(prune_vocabulary=True, similarity_weight=0.5, mining=MiningConfig(rounds=1))

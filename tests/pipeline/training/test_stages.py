@@ -100,8 +100,8 @@ def tables() -> tuple[dict[str, pa.Table], pa.Table]:
     return data, pairs
 
 
-def base_model(folder: Path, hidden: int = 32, layers: int = 4) -> Path:
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", *MARKERS, *FILLERS]
+def base_model(folder: Path, hidden: int = 32, layers: int = 4, unused: tuple[str, ...] = ()) -> Path:
+    words = ["[PAD]", *unused, "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", *MARKERS, *FILLERS]
     torch.manual_seed(2)
     sizes = {"hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": 2, "intermediate_size": 64}
     model = BertModel(BertConfig(vocab_size=len(words), max_position_embeddings=32, **sizes))
@@ -425,3 +425,40 @@ def test_metrics_are_plain_json(world: World) -> None:
     text = (world.teacher.path / "manifest.json").read_text(encoding="utf-8")
     assert json.loads(text)["metrics"]["evaluations"][0][0] == 0
     assert len(world.teacher.metrics["history"]) <= loop.HISTORY
+
+
+def test_pruned_students_score_alike_and_their_cards_say_so(world: World, tmp_path: Path) -> None:
+    unused = ("never", "read", "words")
+    base = str(base_model(tmp_path, unused=unused))
+    quick = replace(LOOP, epochs=0.2)
+    students, encoders = [], []
+    for pruned in (False, True):
+        config = replace(RANKER, base=base, loop=quick, prune_vocabulary=pruned)
+        shorter = replace(ENCODER, loop=quick, prune_vocabulary=pruned)
+        arguments = (CANDIDATES, world.data, world.pairs)
+        students.append(ranker.make(world.workspace, config, *arguments, world.teacher, world.lessons))
+        encoders.append(encoder.make(world.workspace, shorter, *arguments, base, world.lessons))
+    for whole, small in (students, encoders):
+        cut = small.metrics["vocabulary"]
+        assert (cut["before"] - cut["after"], cut["bytes_saved"]) == (len(unused), len(unused) * 32 * 4)
+        assert "vocabulary" not in whole.metrics
+        text = small.file("model/README.md").read_text(encoding="utf-8")
+        assert f"{cut['before']} → {cut['after']} tokens" in text
+        assert str(world.workspace) not in text
+        assert base not in text
+    assert "losses and weights: ordinal 1, pairwise 1\n" in world.teacher.file("model/README.md").read_text()
+
+    before, after = (
+        teacher_scores.score(world.workspace, one, world.data, world.pairs, split="valid") for one in students
+    )
+    assert scores_of(after) == pytest.approx(scores_of(before), abs=1e-6)
+    wide, narrow = (BiEncoder.load(one.path) for one in encoders)
+    cosines = []
+    for model in (wide, narrow):
+        pairs = batches.read_pairs(world.data, world.pairs, model.tokenizer, max_query_tokens=6, max_tokens=20)
+        cosines.append(scoring.cosines(model, pairs, pairs.places("valid"), precision="fp32"))
+    assert cosines[1] == pytest.approx(cosines[0], abs=1e-6)
+
+
+def scores_of(made: Artifact) -> Any:
+    return pq.read_table(made.file("scores.parquet")).column("score").to_numpy()

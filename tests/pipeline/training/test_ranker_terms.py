@@ -6,16 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import Tensor
 
 from pipeline.artifacts import Artifact
-from pipeline.config import RankerConfig, TeacherConfig
+from pipeline.config import OutsideConfig, RankerConfig, TeacherConfig
 from pipeline.errors import ArtifactError, ConfigError, TrainingError
 from pipeline.models import surgery
 from pipeline.models.cross_encoder import CrossEncoder
-from pipeline.training import batches, cross_task, ranker, teacher, teacher_scores
+from pipeline.training import batches, cross_task, losses, outside, ranker, scoring, teacher, teacher_scores
 from pipeline.training.terms import Match, Weights
 from tests.pipeline.training.test_stages import CANDIDATES, LOOP, TEACHER, World, base_model, stage, tables
 
@@ -196,8 +198,6 @@ def test_mutual_loss_is_both_divergences(world: World) -> None:
     assert loss.item() == pytest.approx(
         parts["ordinal"].item() + parts["peer"].item() + 2 * parts["mutual"].item(), rel=1e-5
     )
-    from pipeline.training import losses, scoring
-
     logs = [
         losses.grade_log_probabilities(
             torch.from_numpy(scoring.cross_scores(one.eval(), made.pairs, chunk.places, precision="fp32")),
@@ -252,6 +252,23 @@ def test_self_distillation_from_the_teachers_start_reaches_the_teacher(world: Wo
     assert made.metrics["ndcg@10 before"] < 0.85
     assert made.metrics["ndcg@10"] > 0.98
     assert all(falls(made, name) for name in ("soft", "margin", "logit"))
+
+
+def test_an_outside_teachers_scores_come_with_their_own_thresholds(world: World, tmp_path: Path) -> None:
+    table = pq.read_table(world.pairs.file("pairs.parquet"))
+    noise = np.random.default_rng(2).normal(size=len(table))
+    scores = 100 + 5 * table["grade"].to_numpy() + noise
+    pq.write_table(pa.table({"row_id": table["row_id"], "score": scores}), tmp_path / "scores.parquet")
+    given = OutsideConfig(scores=str(tmp_path / "scores.parquet"))
+    lessons = outside.make(tmp_path, given, world.data, world.pairs, layers=())
+    model = CrossEncoder.load(world.teacher.path)
+    pairs = batches.read_pairs(world.data, world.pairs, model.tokenizer, max_query_tokens=6, max_tokens=24)
+    read = cross_task.Lessons.read(world.teacher, lessons, pairs)
+    assert read.thresholds.tolist() != pytest.approx(model.thresholds.tolist(), rel=1e-3)
+    assert np.corrcoef(read.scores, pairs.grades)[0, 1] > 0.95
+    config = replace(PLAIN, soft_weight=1.0, margin_weight=0.5)
+    made = ranker.make(tmp_path, config, CANDIDATES, world.data, world.pairs, world.teacher, lessons)
+    assert {"soft", "margin"} <= made.metrics["history"][-1].keys()
 
 
 # What is refused

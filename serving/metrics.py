@@ -43,6 +43,7 @@ class Metrics:
         registry = self._registry = CollectorRegistry()
         self._folder = folder
         self._state = _State(lifecycle, registry)
+        self._load = _Load(lifecycle, registry)
         self.te_count = _Count("te_request_count", "Requests for scores or vectors", ["method"], registry=registry)
         self.te_success = _Count("te_request_success", "Of these, answered", ["method"], registry=registry)
         self.te_failure = _Count("te_request_failure", "Of these, failed", ["err"], registry=registry)
@@ -98,6 +99,7 @@ class Metrics:
     def refresh(self) -> None:
         """Copies what the caches and the life cycle count themselves; other processes see it from then on."""
         self._state.copy()
+        self._load.copy()
 
     def text(self) -> bytes:
         self.refresh()
@@ -170,6 +172,8 @@ class _State:
         self._grown(self._refusals, "refusals", self._lifecycle.refusals)
         current = self._lifecycle.loaded
         if current is not None:
+            tokenisers = (current.ranker.tokeniser, current.encoder.tokeniser)
+            self._sizes["bytes"].labels("tokens").set(sum(tokeniser.bytes for tokeniser in tokenisers))
             labels = (current.release, current.ranker.digest, current.encoder.digest, current.ranker.precision)
             release = self._info.labels(*labels)
             if self._release not in (None, release):
@@ -180,3 +184,65 @@ class _State:
     def _grown(self, counter: Counter, name: Any, now: float) -> None:
         counter.inc(now - self._last.get(name, 0))
         self._last[name] = now
+
+
+class _Load:
+    """What waits for the runners, and what the shared cache did, copied when asked."""
+
+    QUEUE = (("runs", "Runs of a model"), ("expired", "Inputs whose time passed while they waited"),
+             ("cancelled", "Inputs that nobody waited for any more"),
+             ("replaced", "Runner threads that ended and were replaced"))  # fmt: skip
+    SHARED = (("hits", "Values read"), ("misses", "Values that were not there"),
+              ("unreadable", "Values that were not what this service writes"),
+              ("failures", "Look-ups and writes that failed or took too long"),
+              ("skipped", "Look-ups not made because of earlier failures"),
+              ("unwritten", "Values not written because of failures or because too many waited"))  # fmt: skip
+
+    def __init__(self, lifecycle: Lifecycle, registry: CollectorRegistry) -> None:
+        self._lifecycle = lifecycle
+        self._last: dict[Any, float] = {}
+
+        def gauge(name: str, words: str, *labels: str) -> Gauge:
+            return Gauge(name, words, labels, registry=registry, multiprocess_mode="livesum")
+
+        self._items = gauge("te_queue_size", "Inputs that wait for a runner")
+        self._tokens = gauge("relevance_queue_tokens", "Tokens of the inputs that wait")
+        self._wait = Gauge(
+            "relevance_queue_wait_seconds",
+            "Estimated wait of a request that came now",
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self._pace = gauge("relevance_tokens_per_second", "Measured pace of all runners on a model", "model")
+        self._stalled = Gauge(
+            "relevance_longest_run_seconds",
+            "How long the longest of the present runs has lasted",
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self._queue = {
+            name: Counter(f"relevance_runner_{name}", words, registry=registry) for name, words in self.QUEUE
+        }
+        self._shared = {
+            name: Counter(f"relevance_shared_cache_{name}", words, registry=registry) for name, words in self.SHARED
+        }
+        self._resting = gauge("relevance_shared_cache_resting", "1 while it is left alone because of failures")
+
+    def copy(self) -> None:
+        scheduler, shared, current = self._lifecycle.scheduler, self._lifecycle.shared, self._lifecycle.loaded
+        facts = scheduler.facts()
+        self._items.set(facts.items)
+        self._tokens.set(facts.tokens)
+        self._wait.set(facts.wait_s)
+        self._stalled.set(scheduler.stalled_s())
+        for model in (current.ranker, current.encoder) if current is not None else ():
+            self._pace.labels(model.role).set(scheduler.runners * (model.pace.tokens_per_s or 0.0))
+        counted: list[tuple[dict[str, Counter], Any]] = [(self._queue, facts)]
+        if shared is not None:
+            counted.append((self._shared, shared.facts()))
+            self._resting.set(shared.resting)
+        for counters, now in counted:
+            for name, counter in counters.items():
+                last = self._last.get((id(counters), name), 0)
+                counter.inc(getattr(now, name) - last)
+                self._last[id(counters), name] = getattr(now, name)

@@ -146,6 +146,9 @@ def test_more_than_can_be_done_is_a_429_before_any_work(started: Any, monkeypatc
     ranker.pace.ran(waiting.tokens * 100, 800.0)  # As if what waits took 8 s.
     wait = lifecycle.scheduler.wait_s()
     assert wait == pytest.approx(8, rel=0.05)
+    text = client.get("/metrics").text
+    assert f"te_queue_size {waiting.items}.0" in text
+    assert f"relevance_queue_tokens {waiting.tokens}.0" in text
     response = rerank(client, "new", "known")
     assert response.status_code == 429
     assert response.headers["retry-after"].isdigit()
@@ -160,8 +163,12 @@ def test_more_than_can_be_done_is_a_429_before_any_work(started: Any, monkeypatc
     go.set()
     long.join(20)
     assert rerank(client, "new").status_code == 200
-    text = client.get("/metrics").text
-    assert 'te_request_failure{err="overloaded"} 1.0' in text
+    found = dict(line.rsplit(" ", 1) for line in client.get("/metrics").text.splitlines() if line[0] != "#")
+    assert found['te_request_failure{err="overloaded"}'] == "1.0"
+    assert (found["te_queue_size"], found["relevance_queue_tokens"]) == ("0.0", "0.0")
+    assert float(found["relevance_runner_runs_total"]) == lifecycle.scheduler.facts().runs
+    assert float(found['relevance_tokens_per_second{model="ranker"}']) > 0
+    assert float(found["relevance_longest_run_seconds"]) == 0
 
 
 def test_no_store_is_honoured(started: Any) -> None:
@@ -183,17 +190,23 @@ def test_no_store_is_honoured(started: Any) -> None:
 
 
 def test_a_client_that_leaves_frees_what_it_had_in_the_queue(started: Any, monkeypatch: Any) -> None:
-    lifecycle, go = started(), threading.Event()
+    lifecycle, began, go = started(), threading.Event(), threading.Event()
     app = apps.create(lifecycle)
     real = lifecycle.current.ranker.run
-    monkeypatch.setattr(lifecycle.current.ranker, "run", lambda items: go.wait(10) and real(items))
+
+    def run(items: Sequence[Item]) -> Any:
+        began.set()
+        assert go.wait(10)
+        return real(items)
+
+    monkeypatch.setattr(lifecycle.current.ranker, "run", run)
 
     async def leave() -> None:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
             body = {"query": "q", "texts": [f"text {place}" for place in range(100)]}
             headers = {"x-request-timeout-ms": "20000"}
             asked = asyncio.create_task(client.post("/rerank", json=body, headers=headers))
-            while lifecycle.scheduler.facts().items < 99:
+            while lifecycle.scheduler.facts().items != 99 or not began.is_set():
                 await asyncio.sleep(0.005)
             asked.cancel()
             while lifecycle.scheduler.facts().items:

@@ -605,6 +605,11 @@ class Recipe:
                 "ranker.plain: the plain student learns from grades alone, and every ranker.hard_…_weight is 0; give "
                 "one a weight, or set ranker.plain to false"
             )
+        if self.outside.given and self.encoder.mining.rounds > 1:
+            raise ConfigError(
+                f"encoder.mining.rounds is {self.encoder.mining.rounds}: our teacher scores what a later round finds, on "
+                "another scale than the outside teacher's; set it to 1, or leave outside empty"
+            )
 
 
 T = TypeVar("T")

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaCo
 
 from pipeline import artifacts, schema
 from pipeline.artifacts import Artifact, Staging
-from pipeline.config import OutsideConfig
+from pipeline.config import EncoderConfig, MiningConfig, OutsideConfig, Recipe
 from pipeline.errors import ConfigError, MissingError, SchemaError, TrainingError
 from pipeline.training import causal, outside
 from pipeline.training.causal import Judge
@@ -331,3 +331,10 @@ def test_a_score_that_is_no_number_stops_the_run(world: tuple[Path, Artifact, Ar
     model.save_pretrained(place)
     with pytest.raises(TrainingError, match="score of pair 0 is no number"):
         outside.make(workspace, replace(CONFIG, causal_lm=str(place)), data, pairs, layers=())
+
+
+def test_rounds_of_mining_are_not_mixed_with_an_outside_teacher() -> None:
+    mined = EncoderConfig(mining=MiningConfig(rounds=2))
+    with pytest.raises(ConfigError, match="mining"):
+        Recipe(outside=OutsideConfig(scores="a.parquet"), encoder=mined)
+    assert Recipe(encoder=mined).encoder.mining.rounds == 2

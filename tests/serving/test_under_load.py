@@ -1,6 +1,7 @@
 """The service over HTTP when models fail, hang or have more to do than time allows."""
 
 import asyncio
+import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -12,9 +13,10 @@ import pytest
 from starlette.testclient import TestClient
 
 from serving import app as apps
-from serving import readiness
+from serving import readiness, run
 from serving.lifecycle import Lifecycle
 from serving.scheduler import Item
+from serving.settings import Settings
 
 
 def client_of(lifecycle: Lifecycle) -> TestClient:
@@ -216,3 +218,12 @@ def test_a_client_that_leaves_frees_what_it_had_in_the_queue(started: Any, monke
     assert lifecycle.scheduler.facts().cancelled == 99
     go.set()
     assert rerank(client_of(lifecycle), "text 1").status_code == 200
+
+
+def test_the_second_packet_of_an_answer_does_not_wait_for_the_first(tmp_path: Any) -> None:
+    with (
+        run.listen(Settings(workspace=tmp_path, port=0)) as listener,
+        socket.create_connection(listener.getsockname()),
+        listener.accept()[0] as accepted,
+    ):
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

@@ -473,7 +473,7 @@ class ExportConfig:
     has a thousand lists; over the fifty of a small one, two documents that change places move the mean by as much."""
     min_kendall_tau: float = 0.9
     """Agreement with fp32 on the order within valid queries, below which a precision is not chosen either. 0.98 is a
-    good bound for a well-trained model; nearly tied scores, as short trainings leave them, change places at a breath."""
+    good bound for a well-trained model; nearly tied scores, as short trainings leave them, swap at a breath."""
     sample_tokens: int = 40_000
     """Tokens of valid queries on which each precision is judged; more takes longer and says it more surely."""
     golden: int = 16
@@ -607,8 +607,8 @@ class Recipe:
             )
         if self.outside.given and self.encoder.mining.rounds > 1:
             raise ConfigError(
-                f"encoder.mining.rounds is {self.encoder.mining.rounds}: our teacher scores what a later round finds, on "
-                "another scale than the outside teacher's; set it to 1, or leave outside empty"
+                f"encoder.mining.rounds is {self.encoder.mining.rounds}: our teacher scores what a later round finds, "
+                "on another scale than the outside teacher's; set it to 1, or leave outside empty"
             )
 
 

@@ -359,3 +359,15 @@ def test_a_saved_model_opens_with_its_own_tokenizer_and_frequencies(tmp_path: Pa
     assert body.config.model_type == family
     width = body.get_input_embeddings().weight.shape[1]
     assert width == (16 if family == "albert" else SCRATCH.hidden)
+
+
+def test_a_token_budget_ends_pretraining(tmp_path: Path) -> None:
+    source = data(tmp_path, texts(80))
+    whole, bounded = (
+        pretrain.make(
+            tmp_path, replace(CONFIG, loop=replace(CONFIG.loop, epochs=3.0, max_tokens=most)), "scratch", source
+        )
+        for most in (0, 1500)
+    )
+    assert bounded.metrics["steps"] < whole.metrics["steps"]
+    assert bounded.metrics["steps"] * CONFIG.loop.tokens_per_batch == pytest.approx(1500, abs=600)

@@ -47,12 +47,19 @@ def of(
     }
     for name, artifact in (("ranker", ranker), ("encoder", encoder)):
         told = bundle(artifact)
+        precisions = told["precisions"]
         found[f"{name} precisions"] = {
             precision + (" (chosen for CPU)" if told["chosen"]["cpu"] == precision else ""): {
-                label: figures.get(key) for key, label in PRECISION_ROWS.items()
+                **{label: figures.get(key) for key, label in PRECISION_ROWS.items()},
+                "kept in fp32": ", ".join(figures["fp32_parts"]) or "–",
             }
-            for precision, figures in told["precisions"].items()
+            for precision, figures in precisions.items()
         }
+        if scanned := {precision: item["sensitivity"] for precision, item in precisions.items() if item["sensitivity"]}:
+            found[f"{name} sensitivity, mean change by one part alone"] = {
+                part: {precision: harm[part] for precision, harm in scanned.items()}
+                for part in next(iter(scanned.values()))
+            }
     found["training"] = {
         name: {label: model.metrics[key] for key, label in TRAINING_ROWS.items() if key in model.metrics}
         for name, model in trained.items()

@@ -17,18 +17,28 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import numpy as np
+import numpy.typing as npt
+
 from pipeline import artifacts
 from pipeline.artifacts import Artifact, Staging
 from pipeline.errors import ArtifactError, MissingError, SchemaError
 from pipeline.text import document_text
 
 KIND = "documents"
-VERSION = 1
+VERSION = 2
 FILE = "documents.sqlite"
 BATCH = 1000
+MAX_VALUE = 256
+"""Characters of a value that documents can be filtered by; a longer one is text, not a value."""
+
+Value = bool | int | float | str
+Rows = npt.NDArray[np.int64]
 
 _CREATE = """CREATE TABLE documents
     (row INTEGER PRIMARY KEY, doc_id TEXT NOT NULL UNIQUE, title TEXT NOT NULL, text TEXT NOT NULL, extra TEXT)"""
+_CREATE_FIELDS = """CREATE TABLE fields
+    (field TEXT NOT NULL, value TEXT NOT NULL, row INTEGER NOT NULL, PRIMARY KEY (field, value, row)) WITHOUT ROWID"""
 _COLUMNS = ["doc_id", "title", "text"]
 
 
@@ -75,10 +85,16 @@ def make(workspace: Path, data: Artifact) -> Artifact:
         rows, path = count(data), staging.folder / FILE
         with _writing(path) as connection:
             connection.execute(_CREATE)
-            connection.executemany(
-                "INSERT INTO documents VALUES (?, ?, ?, ?, ?)",
-                ((row, *_fields(document)) for row, document in enumerate(_rows(data, None))),
-            )
+            connection.execute(_CREATE_FIELDS)
+            for row, document in enumerate(_rows(data, None)):
+                extra = {
+                    name: value for name, value in document.items() if name not in _COLUMNS and not _missing(value)
+                }
+                coded = json.dumps(extra, ensure_ascii=False, default=str) if extra else None
+                known = (row, document["doc_id"], document["title"], document["text"], coded)
+                connection.execute("INSERT INTO documents VALUES (?, ?, ?, ?, ?)", known)
+                values = ((name, value, row) for name, held in extra.items() for value in _values(held))
+                connection.executemany("INSERT OR IGNORE INTO fields VALUES (?, ?, ?)", values)
             connection.commit()
         return {"documents": rows, "bytes_per_document": round(path.stat().st_size / rows, 1)}
 
@@ -148,10 +164,52 @@ class DocumentStore:
             raise MissingError(f"{self._path}: no document with the id '{doc_id}'")
         return int(found[0])
 
+    def rows_where(self, filters: Mapping[str, Sequence[Value]]) -> Rows:
+        """Ascending rows of the documents that have, in each of these fields, one of its values.
+
+        A field is a column beside doc_id, title and text; of a column of lists each element counts.
+
+        Raises:
+            MissingError: no document has such a field; names those there are. Or the store is older than fields.
+        """
+        found: Rows | None = None
+        for field_name, wanted in filters.items():
+            values = sorted({value_text(value) for value in wanted})
+            marks = ",".join("?" * len(values))
+            query = f"SELECT row FROM fields WHERE field = ? AND value IN ({marks})"
+            rows = np.unique(np.array([row for (row,) in self._all(query, field_name, *values)], np.int64))
+            if not len(rows) and not self._all("SELECT 1 FROM fields WHERE field = ? LIMIT 1", field_name):
+                known = ", ".join(self.fields()) or "none"
+                raise MissingError(f"no document has a field '{field_name[:100]}'; there are: {known}")
+            found = rows if found is None else np.intersect1d(found, rows, assume_unique=True)
+        return np.arange(self._rows, dtype=np.int64) if found is None else found
+
+    def fields(self) -> list[str]:
+        """The names of all fields that documents can be filtered by."""
+        found: list[str] = []
+        while (following := self._all("SELECT min(field) FROM fields WHERE field > ?", found[-1] if found else "")) != [
+            (None,)
+        ]:
+            found.append(following[0][0])
+        return found
+
     def close(self) -> None:
         """Closes the file; reading is an error from then on."""
         with self._turn:
             self._connection.close()
+
+    def _all(self, query: str, *values: str) -> list[tuple[Any, ...]]:
+        try:
+            with self._turn:
+                return self._connection.execute(query, values).fetchall()
+        except UnicodeEncodeError:
+            return []  # A lone surrogate: nothing has it.
+        except sqlite3.DatabaseError as error:
+            if "no such table" in str(error):
+                raise MissingError(
+                    "the documents of this release were stored before filters were known; run `relevance reindex`"
+                ) from error
+            raise _damaged(self._path, error) from error
 
     def _one(self, query: str, value: int | str) -> tuple[Any, ...] | None:
         try:
@@ -173,10 +231,24 @@ def _rows(data: Artifact, columns: Sequence[str] | None) -> Iterator[dict[str, A
             yield from batch.to_pylist()
 
 
-def _fields(document: Mapping[str, Any]) -> tuple[str, str, str, str | None]:
-    extra = {name: value for name, value in document.items() if name not in _COLUMNS and not _missing(value)}
-    coded = json.dumps(extra, ensure_ascii=False, default=str) if extra else None
-    return document["doc_id"], document["title"], document["text"], coded
+def _values(held: Any) -> Iterator[str]:
+    """What a document can be found by in one column: its value, or each of a list; nothing long and nothing nested."""
+    for item in held if isinstance(held, list) else [held]:
+        if (
+            not isinstance(item, dict | list | bytes)
+            and not _missing(item)
+            and len(found := value_text(item)) <= MAX_VALUE
+        ):
+            yield found
+
+
+def value_text(value: Any) -> str:
+    """A value as it is compared: true, 5 and 5.0 and "5" alike, dates as they are shown."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value)
 
 
 def _missing(value: Any) -> bool:

@@ -174,7 +174,7 @@ class LexicalIndex:
         pairs = zip(found[order].tolist(), scores[order].tolist(), strict=True)
         return [Hit(row, self.doc_ids[row], score) for row, score in pairs]
 
-    def scores(self, query: str, rows: Sequence[int]) -> npt.NDArray[np.float32]:
+    def scores(self, query: str, rows: Sequence[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """BM25 of each of these documents, (rows,); 0 where no term is shared. The same numbers as `search` gives.
 
         Raises:

@@ -82,6 +82,7 @@ async def info(request: Request) -> Response:
             "created": searcher.created,
             "models": list(_models(searcher).values()),
             "dimensions": searcher.encoder.dimensions,
+            "widths": list(searcher.encoder.bundle.widths),
             "documents": len(searcher.documents),
             "examples": searcher.examples,
         }

@@ -11,19 +11,20 @@ GET  / /docs /openapi.json            for people
 import base64
 import math
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
+import numpy as np
 from fastapi import APIRouter, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from serving import about, cascade, pages, schemas, wire
+from serving import about, cascade, inputs, pages, schemas, wire
 from serving.cache import Fetched
 from serving.calls import Call, Service
 from serving.edge import Edge, refusal
@@ -39,6 +40,8 @@ Handler = TypeVar("Handler", bound=Callable[..., Awaitable[Response]])
 
 QUERY_TYPES = {"query", "search_query", "retrieval.query"}
 """How clients of Cohere, Voyage and Jina say that a text is a query."""
+
+MAX_FILTER_VALUES = 1000
 
 
 def create(lifecycle: Lifecycle, *, metrics: Path | None = None) -> FastAPI:
@@ -118,6 +121,8 @@ async def rerank(request: Request) -> Response:
         return await _cascade(request, call, asked, texts)
 
     def score() -> tuple[Fetched[float], int]:
+        if asked.truncate is False:
+            inputs.check_pairs(searcher.ranker, asked.query, texts)
         found = searcher.reranker.scores(asked.query, texts, call.terms)
         if asked.texts is not None:
             return found, 0
@@ -137,10 +142,13 @@ async def _cascade(request: Request, call: Call, asked: schemas.RerankRequest, t
     """The answer that the request's time allows: scored documents first, each result marked."""
     searcher = call.searcher
     first = schemas.first_stage(asked.documents) if asked.documents is not None else None
-    found = await call.run(
-        lambda: cascade.rerank(searcher.reranker, searcher.embedder, asked.query, texts, first, call.terms),
-        in_time=True,
-    )
+
+    def score() -> cascade.Cascade:
+        if asked.truncate is False:
+            inputs.check_pairs(searcher.ranker, asked.query, texts)
+        return cascade.rerank(searcher.reranker, searcher.embedder, asked.query, texts, first, call.terms)
+
+    found = await call.run(score, in_time=True)
     call.spent(found.hits, len(texts) - found.hits)
     call.reached(found.reached, len(texts))
     # What was not reached has the lowest score, so that no client's own sorting brings it before what was.
@@ -189,7 +197,8 @@ def _ranked(place: int, score: float, asked: schemas.RerankRequest) -> dict[str,
 async def search(request: Request) -> Response:
     """Searches the documents of the live release: BM25, the encoder, and the final order of all models."""
     asked = wire.parse(await request.body(), schemas.SearchRequest)
-    return await _search(Call(request), asked.query, asked.top_n)
+    filters = {field: value if isinstance(value, list) else [value] for field, value in (asked.filters or {}).items()}
+    return await _search(Call(request), asked.query, asked.top_n, filters)
 
 
 @router.get("/search", tags=["search"], responses={200: {"model": schemas.SearchAnswer}})
@@ -197,19 +206,34 @@ async def search_by_link(
     request: Request,
     q: Annotated[str, Query(description="What is searched for.")],
     top_n: Annotated[int | None, Query(ge=1, description="Length of each list; 10 when not given.")] = None,
+    filter: Annotated[
+        list[str] | None, Query(description="field:value; the same field again means or, another one and.")
+    ] = None,
 ) -> Response:
     """The same search as a link."""
-    return await _search(Call(request), q, top_n)
+    filters: dict[str, list[schemas.Value]] = {}
+    for part in filter or []:
+        field, colon, value = part.partition(":")
+        if not colon:
+            raise InvalidRequestError(f"filter is {part[:100]!r}; write it as field:value")
+        filters.setdefault(field, []).append(value)
+    return await _search(Call(request), q, top_n, filters)
 
 
-async def _search(call: Call, query: str, top_n: int | None) -> Response:
+async def _search(
+    call: Call, query: str, top_n: int | None, filters: Mapping[str, Sequence[schemas.Value]]
+) -> Response:
     limit = call.service.settings.max_results
     if not query.strip():
         raise InvalidRequestError("query is empty; send what is searched for")
     if top_n is not None and top_n > limit:
         raise InvalidRequestError(f"top_n is {top_n}; at most {limit} are given (RELEVANCE_MAX_RESULTS)")
     searcher, retrieve = call.searcher, call.service.settings.retrieve
-    found = await call.run(lambda: searcher.search(query, top_n=top_n or 10, retrieve=retrieve, terms=call.terms))
+    if sum(map(len, filters.values())) > MAX_FILTER_VALUES:
+        raise InvalidRequestError(f"filters hold more than {MAX_FILTER_VALUES} values; send fewer")
+    found = await call.run(
+        lambda: searcher.search(query, top_n=top_n or 10, retrieve=retrieve, filters=filters, terms=call.terms)
+    )
     call.counts(found.candidates)
     call.spent(found.cache_hits, found.cache_misses)
     call.service.metrics.searched(found.milliseconds)
@@ -227,6 +251,11 @@ async def embeddings(request: Request) -> Response:
     asked = wire.parse(await request.body(), schemas.EmbeddingsRequest)
     role: Role = "query" if asked.input_type in QUERY_TYPES else "document"
     call = Call(request)
+    if asked.model != call.searcher.encoder.digest and not all(isinstance(item, str) for item in asked.input):
+        raise InvalidRequestError(
+            "input holds token ids, which mean nothing without their vocabulary; send texts (in LangChain: "
+            "check_embedding_ctx_length=False), or name the vocabulary with the encoder's digest in /v1/models as model"
+        )
     vectors, read = await _vectors(call, asked.input, role, asked.dimensions, "input")
     coded: Callable[[Vector], Any] = _base64 if asked.encoding_format == "base64" else (lambda vector: vector)
     return call.answer(
@@ -255,30 +284,40 @@ async def embed(request: Request) -> Response:
         raise InvalidRequestError("normalize is false; the encoder's vectors have unit length, leave it out")
     role: Role = "query" if asked.prompt_name in QUERY_TYPES else "document"
     call = Call(request)
-    vectors, _ = await _vectors(call, asked.inputs, role, asked.dimensions, "inputs")
+    cut = asked.truncate is not False
+    vectors, _ = await _vectors(call, asked.inputs, role, asked.dimensions, "inputs", cut=cut)
     return call.answer(vectors)
 
 
 async def _vectors(
-    call: Call, texts: list[str], role: Role, dimensions: int | None, field: str
+    call: Call, given: Sequence[inputs.Input], role: Role, dimensions: int | None, field: str, *, cut: bool = True
 ) -> tuple[list[Vector], int]:
-    """The vectors of checked texts, and the tokens that they have as the encoder reads them."""
-    call.takes(len(texts), f"texts in {field}")
-    empty = next((place for place, item in enumerate(texts) if not item.strip()), None)
-    if empty is not None:
-        raise InvalidRequestError(f"{field}[{empty}] is empty; send texts with at least one character")
-    searcher = call.searcher
-    width = searcher.encoder.dimensions
-    if dimensions is not None and dimensions != width:
-        raise InvalidRequestError(f"dimensions is {dimensions}; this encoder gives {width}, leave it out")
+    """The vectors of what was given in `field`, and the tokens that it has as the encoder reads it."""
+    call.takes(len(given), f"texts in {field}")
+    encoder, embedder = call.searcher.encoder, call.searcher.embedder
+    width = dimensions or encoder.dimensions
+    if width not in encoder.bundle.widths:
+        known = " or ".join(map(str, encoder.bundle.widths))
+        raise InvalidRequestError(f"dimensions is {width}; this encoder gives {known}")
 
     def compute() -> tuple[Fetched[Vector], int]:
-        found = searcher.embedder.vectors(texts, role, call.terms)
-        return found, tokens(searcher.encoder.texts(texts, role, remember=call.terms.remember))
+        texts = inputs.texts(encoder, given, role, field)
+        if not cut:
+            inputs.check_texts(encoder, texts, role, field)
+        found = embedder.vectors(texts, role, call.terms)
+        return found, tokens(encoder.texts(texts, role, remember=call.terms.remember))
 
     found, read = await call.run(compute)
     call.spent(found.hits, found.misses)
-    return found.values, read
+    return [_cut(vector, width) for vector in found.values], read
+
+
+def _cut(vector: Vector, width: int) -> Vector:
+    """The first dimensions, of unit length again."""
+    if width == len(vector):
+        return vector
+    first = vector[:width]
+    return first / np.float32(np.linalg.norm(first) or 1.0)
 
 
 def tokens(items: Sequence[Item]) -> int:

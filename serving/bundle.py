@@ -23,6 +23,8 @@ class Bundle:
     thresholds: tuple[float, ...]
     """Of a ranker's grades: P(grade ≥ k) = sigmoid(score - thresholds[k - 1])."""
     dimensions: int
+    widths: tuple[int, ...]
+    """How many first dimensions of an encoder's vector may be taken alone; the whole is one of them."""
     inputs: tuple[str, ...]
     output: str
     precisions: Mapping[str, Mapping[str, Any]]
@@ -51,6 +53,7 @@ class Bundle:
                 templates=templates,
                 thresholds=tuple(fields.get("thresholds") or ()),
                 dimensions=fields.get("dimensions") or 1,
+                widths=_widths(fields),
                 inputs=tuple(fields["inputs"]),
                 output=fields["output"],
                 precisions=fields["precisions"],
@@ -58,3 +61,11 @@ class Bundle:
             )
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ArtifactError(f"{path}: not a readable bundle ({error!r}); export the model again") from error
+
+
+def _widths(fields: Mapping[str, Any]) -> tuple[int, ...]:
+    whole = fields.get("dimensions") or 1
+    found = tuple(sorted({*(int(width) for width in fields.get("widths") or ()), whole}))
+    if found[0] < 1 or found[-1] > whole:
+        raise ValueError(f"widths {found} of {whole} dimensions")
+    return found

@@ -120,7 +120,7 @@ class _Count(MetricWrapperBase):
     _type = "unknown"
 
     def _metric_init(self) -> None:
-        self._value = ValueClass(  # type: ignore[no-untyped-call]
+        self._value = ValueClass(
             self._type, self._name, self._name, self._labelnames, self._labelvalues, self._documentation
         )
 

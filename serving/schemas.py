@@ -20,21 +20,26 @@ def _named(value: Any) -> Any:
     return value
 
 
-def _texts(value: Any) -> Any:
-    """Refuses what OpenAI's own clients may send and only OpenAI can read."""
-    if isinstance(value, str):
+def _inputs(value: Any) -> Any:
+    """One text or one list of token ids as a list of one; one message in place of one for each type of the union."""
+    if isinstance(value, str) or (isinstance(value, list) and value and all(_is_id(item) for item in value)):
         return [value]
     if not isinstance(value, list) or not value:
         raise ValueError("must be a text or a list of texts, and not empty")
-    if all(isinstance(item, int | list) for item in value):
-        raise ValueError(
-            "token ids are not accepted, as they belong to another model's vocabulary; send texts "
-            "(in LangChain: check_embedding_ctx_length=False)"
-        )
+    for place, item in enumerate(value):
+        ids = isinstance(item, list) and item and all(_is_id(part) for part in item)
+        if not isinstance(item, str) and not ids:
+            raise ValueError(f"item {place} must be a text, or a list of token ids from 0")
     return value
 
 
-Texts = Annotated[list[str], BeforeValidator(_texts)]
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+Inputs = Annotated[list[str | list[int]], BeforeValidator(_inputs)]
+
+Value = bool | int | float | str
 
 
 class Request(BaseModel):
@@ -57,9 +62,8 @@ class RerankRequest(Request):
     rank_fields: list[str] | None = Field(None, description="Cohere: the keys of an object to read, in this order.")
     raw_scores: bool | None = Field(None, description="text-embeddings-inference: scores as the model gives them.")
     return_text: bool | None = Field(None, description="text-embeddings-inference: put each text into its result.")
-    truncate: Literal[True] | None = Field(
-        None, description="Texts are always cut to what the model reads, so false is refused."
-    )
+    truncate: bool | None = Field(None, description="false: 422 rather than cut what is longer than the model reads.")
+    truncation_direction: Literal["Right", "right"] | None = Field(None, description="Texts are cut at their end.")
     cascade: bool | None = Field(
         None,
         description="Rerank best first as far as the time goes and leave the rest in first-stage order, each result "
@@ -72,28 +76,34 @@ class SearchRequest(Request):
 
     query: str = Field(description="What is searched for.", examples=["turn a list of dicts into a table"])
     top_n: int | None = Field(None, ge=1, description="Length of each list; 10 when not given.")
+    filters: dict[str, Value | list[Value]] | None = Field(
+        None,
+        description="Only documents whose field has this value, or one of these; of several fields, all must fit.",
+        examples=[{"language": "en", "year": [2025, 2026]}],
+    )
 
 
 class EmbeddingsRequest(Request):
     """OpenAI's shape."""
 
-    input: Texts = Field(description="One text or a list of texts.")
-    model: str | None = Field(None, description="Any name; the live release answers.")
+    input: Inputs = Field(description="One text or a list of texts; or their token ids, see `model`.")
+    model: str | None = Field(
+        None, description="Any name; the live release answers. With token ids it must be the encoder's digest."
+    )
     encoding_format: Literal["float", "base64"] | None = Field(None, description="base64 is of float32, little-endian.")
-    dimensions: int | None = Field(None, description="Only the encoder's own width.")
+    dimensions: int | None = Field(None, description="The encoder's own width, or one of its `widths` in /info.")
     input_type: str | None = Field(None, description="query or search_query embeds as a query, else as a document.")
 
 
 class EmbedRequest(Request):
     """text-embeddings-inference's shape."""
 
-    inputs: Texts = Field(description="One text or a list of texts.")
+    inputs: Inputs = Field(description="One text or a list of texts, or their token ids in the encoder's vocabulary.")
     normalize: bool | None = Field(None, description="Vectors have unit length; false is refused.")
     prompt_name: str | None = Field(None, description="query embeds as a query, else as a document.")
-    dimensions: int | None = Field(None, description="Only the encoder's own width.")
-    truncate: Literal[True] | None = Field(
-        None, description="Texts are always cut to what the model reads, so false is refused."
-    )
+    dimensions: int | None = Field(None, description="The encoder's own width, or one of its `widths` in /info.")
+    truncate: bool | None = Field(None, description="false: 422 rather than cut what is longer than the model reads.")
+    truncation_direction: Literal["Right", "right"] | None = Field(None, description="Texts are cut at their end.")
 
 
 class TextScore(BaseModel):

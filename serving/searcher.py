@@ -15,17 +15,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from index.documents import Document, DocumentStore
+import numpy as np
+
+from index.documents import Document, DocumentStore, Rows, Value
 from index.hits import Hit
 from index.lexical import LexicalIndex
 from index.search import SemanticIndex, join
 from pipeline import artifacts, features, text
-from pipeline.errors import ArtifactError
+from pipeline.errors import ArtifactError, MissingError
 from pipeline.features import Fusion
 from pipeline.releases import part
 from serving.admission import Terms
 from serving.deadline import Deadline
 from serving.engine import Engine
+from serving.errors import InvalidRequestError
 from serving.reranker import Caches, Embedder, Reranker, relevance
 from serving.scheduler import Scheduler
 
@@ -141,14 +144,25 @@ class Searcher:
         self.ranker.scores("ready", ["ready"], deadline)
         self.encoder.embed(["ready"], "query", deadline)
 
-    def search(self, query: str, *, top_n: int = 10, retrieve: int = 20, terms: Terms | None = None) -> SearchResult:
+    def search(
+        self,
+        query: str,
+        *,
+        top_n: int = 10,
+        retrieve: int = 20,
+        filters: Mapping[str, Sequence[Value]] | None = None,
+        terms: Terms | None = None,
+    ) -> SearchResult:
         """The best documents for a query by BM25, by the encoder, and by all models together.
 
         Args:
             top_n: length of each list.
             retrieve: documents that each of the two ways brings to the pool; `top_n`, when that is more.
+            filters: see `index.documents.DocumentStore.rows_where`. What fits is found first and then searched
+                exactly, so a filter that few documents pass has the same answers as a search among those alone.
 
         Raises:
+            InvalidRequestError: no document has such a field, or the store is older than filters.
             BusyError: too much waits for the models.
             InferenceError: a model failed on the query or on a document.
             DeadlineError, ClientGoneError
@@ -158,12 +172,17 @@ class Searcher:
         query = text.clean(query)
         depth = max(retrieve, top_n)
         with watch("lexical"):
-            by_words = self.lexical.search(query, depth)
+            among = self._among(filters) if filters else None
+            by_words = self._by_words(query, depth, among)
         with watch("encode"):
             embedded = self.embedder.vectors([query], "query", terms)
             vector = embedded.values[0]
         with watch("semantic"):
-            by_meaning = self.semantic.search(vector, depth)
+            by_meaning = (
+                self.semantic.search(vector, depth)
+                if among is None
+                else self.semantic.search_among(vector, depth, among)
+            )
             rows = join(by_words, by_meaning)
             bm25 = self.lexical.scores(query, rows).tolist()
             cosines = self.semantic.similarities(vector, rows).tolist()
@@ -192,6 +211,23 @@ class Searcher:
             cache_hits=embedded.hits + scored.hits,
             cache_misses=embedded.misses + scored.misses,
         )
+
+    def _among(self, filters: Mapping[str, Sequence[Value]]) -> Rows:
+        try:
+            return self.documents.rows_where(filters)
+        except MissingError as error:
+            raise InvalidRequestError(str(error)) from error
+
+    def _by_words(self, query: str, depth: int, among: Rows | None) -> list[Hit]:
+        if among is None:
+            return self.lexical.search(query, depth)
+        scores = self.lexical.scores(query, among)
+        best = np.lexsort((among, -scores))[:depth]
+        return [
+            Hit(int(among[place]), self.lexical.doc_ids[among[place]], float(scores[place]))
+            for place in best
+            if scores[place] > 0
+        ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,5 +84,13 @@ class Tokeniser:
                     self._known[key] = found[key]
         return [found[key] for key in keys]
 
+    def text(self, ids: Sequence[int]) -> str | None:
+        """The text that is written with exactly these ids; None when there is none, as for another tokenizer's ids."""
+        try:
+            found = self._tokenizer.decode(list(ids), skip_special_tokens=False)
+        except (OverflowError, TypeError):
+            return None  # Below 0, or beyond 32 bits.
+        return found if self._encode([found]) == [list(ids)] else None
+
     def _encode(self, texts: list[str]) -> list[list[int]]:
         return [item.ids for item in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]

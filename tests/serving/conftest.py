@@ -48,6 +48,9 @@ DOCUMENTS = [
 ]
 
 
+KINDS = ("class", None)
+
+
 class TinyModels:
     """The weights, and what they give, by numpy."""
 
@@ -99,7 +102,7 @@ class TinyModels:
                 ]
             else:
                 facts |= {"query_template": TEXT.to_dict(), "document_template": TEXT.to_dict()}
-                facts |= {"output": "embedding", "dimensions": DIMENSIONS}
+                facts |= {"output": "embedding", "dimensions": DIMENSIONS, "widths": [4, DIMENSIONS]}
                 golden = [
                     {"text": text, "role": "query", "vectors": {"fp32": (self.vector(text) + lie).tolist()}}
                     for _, text in DOCUMENTS[:4]
@@ -174,6 +177,9 @@ class TinyWorkspace:
                     "doc_id": [f"d{place}" for place in range(len(DOCUMENTS))],
                     "title": [title for title, _ in DOCUMENTS],
                     "text": [text for _, text in DOCUMENTS],
+                    "year": [2000 + place % 7 for place in range(len(DOCUMENTS))],
+                    "kind": [KINDS[place % 2] for place in range(len(DOCUMENTS))],
+                    "tags": [[f"t{place % 3}", f"u{place}"] for place in range(len(DOCUMENTS))],
                 }
             )
             schema.write(table, staging.folder / "documents.parquet", "documents")

@@ -20,6 +20,7 @@ from serving.lifecycle import Lifecycle
 from serving.reranker import relevance
 from serving.scheduler import Item
 from serving.settings import Settings
+from tests.serving.conftest import CLS, SEP, TEXT, UNKNOWN
 
 TEXTS = ["Shuffle list x in place", "Return a new sorted list", "", "Open file and return a stream", "列表 排序"]
 
@@ -208,7 +209,13 @@ def test_what_is_not_json_is_a_400(client: TestClient, path: str, body: bytes) -
         ("/embed", {"inputs": []}, "inputs"),
         ("/embed", {"inputs": ["a", ""]}, "inputs[1] is empty"),
         ("/embed", {"inputs": "a", "normalize": False}, "normalize"),
-        ("/embed", {"inputs": "a", "dimensions": 4}, "dimensions is 4; this encoder gives 8"),
+        ("/embed", {"inputs": "a", "dimensions": 5}, "dimensions is 5; this encoder gives 4 or 8"),
+        ("/embed", {"inputs": ["a", [1, -1]]}, "item 1 must be a text, or a list of token ids"),
+        ("/embed", {"inputs": ["a", True]}, "item 1 must be a text"),
+        ("/embed", {"inputs": "a", "truncation_direction": "left"}, "truncation_direction"),
+        ("/search", {"query": "q", "filters": {"colour": "red"}}, "a field 'colour'; there are: kind, tags, year"),
+        ("/search", {"query": "q", "filters": {"year": {"from": 1}}}, "filters.year"),
+        ("/search", {"query": "q", "filters": {"year": list(range(1001))}}, "more than 1000 values"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_meant_is_a_422_that_names_the_field(
@@ -287,6 +294,18 @@ def test_a_search_link_is_checked(client: TestClient) -> None:
     refused(client.get("/search", params={"q": ""}), 422, "query is empty")
 
 
+def test_filters_in_the_body_and_in_a_link_are_the_same(client: TestClient) -> None:
+    body = {"query": "a list", "top_n": 50, "filters": {"year": [2001, "2003"], "kind": "class"}}
+    found = client.post("/search", json=body).json()
+    ids = {item["doc_id"] for name in ("lexical", "semantic", "reranked") for item in found[name]}
+    assert ids == {f"d{place}" for place in range(49) if place % 7 in (1, 3) and place % 2 == 0}
+    link = client.get(
+        "/search", params={"q": "a list", "top_n": 50, "filter": ["year:2001", "year:2003", "kind:class"]}
+    )
+    assert link.json()["reranked"] == found["reranked"]
+    refused(client.get("/search", params={"q": "a", "filter": "year"}), 422, "field:value")
+
+
 # Embeddings.
 
 
@@ -312,7 +331,7 @@ def test_openai_embeddings(client: TestClient, tiny: Any, lifecycle: Lifecycle) 
         ({"input": [[1, 2], [3]]}, "token ids"),
         ({"input": []}, "not empty"),
         ({"input": ""}, "input[0] is empty"),
-        ({"input": "a", "dimensions": 256}, "this encoder gives 8"),
+        ({"input": "a", "dimensions": 256}, "this encoder gives 4 or 8"),
         ({"input": "a", "encoding_format": "hex"}, "encoding_format"),
         ({}, "input"),
     ],
@@ -328,6 +347,54 @@ def test_tei_embed(client: TestClient, tiny: Any, lifecycle: Lifecycle) -> None:
     (found,) = client.post("/embed", json={"inputs": "sort", "prompt_name": "query", "truncate": True}).json()
     assert found == pytest.approx(models.vector("sort").tolist(), abs=1e-5)
     assert len(client.post("/embed", json={"inputs": ["a", "b"]}).json()) == 2
+
+
+def test_the_first_dimensions_are_those_of_the_whole_made_unit_again(client: TestClient, tiny: Any) -> None:
+    (whole,) = client.post("/embed", json={"inputs": "sort a list"}).json()
+    (first,) = client.post("/embed", json={"inputs": "sort a list", "dimensions": 4}).json()
+    assert first == pytest.approx((np.array(whole[:4]) / np.linalg.norm(whole[:4])).tolist(), abs=1e-6)
+    answer = client.post("/v1/embeddings", json={"input": "sort a list", "dimensions": 4}).json()
+    assert answer["data"][0]["embedding"] == pytest.approx(first)
+    assert client.get("/info").json()["widths"] == [4, 8]
+
+
+def test_token_ids_are_their_text(client: TestClient, tiny: Any, lifecycle: Lifecycle) -> None:
+    models = tiny.models[lifecycle.current.release]
+    digest = lifecycle.current.encoder.digest
+    ids = models.ids("return a new sorted list")
+    (expected,) = client.post("/embed", json={"inputs": "return a new sorted list"}).json()
+    special = TEXT.assemble(ids)
+    for inputs in (ids, [ids], special):
+        assert client.post("/embed", json={"inputs": inputs}).json() == [expected]
+    assert client.post("/embed", json={"inputs": ["return a new sorted list", ids]}).json() == [expected] * 2
+    answer = client.post("/v1/embeddings", json={"input": [ids, ids], "model": digest}).json()
+    assert [item["embedding"] for item in answer["data"]] == [expected] * 2
+
+
+@pytest.mark.parametrize("ids", [[399_999], [UNKNOWN], [5, UNKNOWN, 6], [2**40], [CLS, SEP]])
+def test_token_ids_that_no_text_has_are_refused(client: TestClient, ids: list[int]) -> None:
+    refused(client.post("/embed", json={"inputs": [ids]}), 422, "inputs[0]: these token ids are not")
+
+
+def test_texts_are_cut_or_refused_as_the_client_wants(client: TestClient) -> None:
+    """62 of a text's tokens are read, 16 of a query's, and of a document what they leave of 64 with three special."""
+    words = [f"list {'sorted ' * 200}"[: 5 + 7 * count] for count in (61, 62)]
+
+    def embed(text: str, **more: Any) -> httpx.Response:
+        return client.post("/embed", json={"inputs": [text], **more})
+
+    assert embed(words[0], truncate=False).json() == embed(words[0]).json()
+    refused(embed(words[1], truncate=False), 422, "inputs[0]: has more than the 62 tokens that the encoder reads")
+    assert embed(words[1], truncate=True).json() == embed(words[1]).json() == embed(words[0]).json()
+
+    def rerank(query: str, text: str, **more: Any) -> httpx.Response:
+        return client.post("/rerank", json={"query": query, "texts": ["a", text], "truncate": False, **more})
+
+    assert rerank("new list", "sorted " * 59).status_code == 200
+    refused(rerank("new list", "sorted " * 60), 422, "document 1: has more than the 59 tokens")
+    refused(rerank("list " * 17, "a"), 422, "query: has more than the 16 tokens")
+    refused(rerank("new list", "sorted " * 60, cascade=True), 422, "document 1")
+    refused(rerank("q", " " * 100_000), 422, "document 1")
 
 
 # What is served, and how it fares.
@@ -664,9 +731,3 @@ def test_the_schema_describes_every_endpoint(client: TestClient) -> None:
     assert body["required"] == ["query"]
     text = json.dumps(schema)
     assert "#/$defs" not in text
-
-
-def test_truncation_that_is_not_offered_is_refused(client: TestClient) -> None:
-    done = client.post("/rerank", json={"query": "a", "texts": ["b"], "truncate": False})
-    assert done.status_code == 422
-    assert "truncate" in done.json()["message"]

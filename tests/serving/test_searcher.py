@@ -12,7 +12,7 @@ from pipeline.errors import ArtifactError, MissingError
 from pipeline.text import document_text
 from serving.admission import Terms
 from serving.deadline import Deadline
-from serving.errors import DeadlineError
+from serving.errors import DeadlineError, InvalidRequestError
 from serving.reranker import relevance
 from serving.searcher import SNIPPET_CHARS, Searcher, snippet
 
@@ -173,3 +173,33 @@ def test_a_snippet_is_always_a_part_of_its_text(seed: int) -> None:
     found = snippet(text, "ab 字").removeprefix("… ").removesuffix(" …")
     assert found.strip() in " ".join(text.split())
     assert len(found) <= SNIPPET_CHARS
+
+
+@pytest.mark.parametrize(
+    ("filters", "fits"),
+    [
+        ({"year": [2003]}, lambda place: place % 7 == 3),
+        ({"year": ["2003", 2004.0]}, lambda place: place % 7 in (3, 4)),
+        ({"tags": ["t1"]}, lambda place: place % 3 == 1),
+        ({"tags": ["t1"], "kind": ["class"]}, lambda place: place % 6 == 4),
+        ({"tags": ["u7"]}, lambda place: place == 7),  # One of 49: what a filter after the search would not find.
+        ({"kind": ["nothing", "\ud800"]}, lambda place: False),
+    ],
+)
+def test_a_filtered_search_is_a_search_of_what_fits(searcher: Searcher, filters: Any, fits: Any) -> None:
+    """Each list is the whole collection's list without what does not fit, however few do."""
+    query = "document number of a list"
+    whole = searcher.search(query, top_n=100, retrieve=100)
+    found = searcher.search(query, top_n=5, retrieve=5, filters=filters)
+    for name in ("lexical", "semantic"):
+        expected = [answer for answer in getattr(whole, name) if fits(int(answer.doc_id[1:]))][:5]
+        assert [answer.doc_id for answer in getattr(found, name)] == [answer.doc_id for answer in expected]
+        assert [answer.score for answer in getattr(found, name)] == pytest.approx([a.score for a in expected])
+    assert {answer.doc_id for answer in found.reranked} <= {f"d{place}" for place in range(49) if fits(place)}
+    says = {answer.doc_id: answer.relevance for answer in whole.reranked}
+    assert all(answer.relevance == says[answer.doc_id] for answer in found.reranked)
+
+
+def test_a_filter_by_an_unknown_field_names_those_there_are(searcher: Searcher) -> None:
+    with pytest.raises(InvalidRequestError, match="there are: kind, tags, year"):
+        searcher.search("q", filters={"colour": ["red"]})

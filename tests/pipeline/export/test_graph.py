@@ -1,5 +1,8 @@
 """The graphs written node by node against the PyTorch models they stand for."""
 
+from collections import Counter
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -228,3 +231,32 @@ def test_blockwise_is_within_half_a_step_of_each_block(inputs: int) -> None:
 def test_what_is_not_known_is_refused_by_name(config: PretrainedConfig, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         Shape.of(config)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("name", ["bert", "roberta", "albert"])
+def test_what_runs_is_fused_in_every_precision(name: str, precision: Precision, tmp_path: Path) -> None:
+    """The graph as ONNX Runtime has made it ready, with the options of the service; in half precision as it is written,
+    because a CPU has no half GELU and takes it apart."""
+    model, shape = model_of(CONFIGS[name]), Shape.of(CONFIGS[name])
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "ready.onnx")
+    options.log_severity_level = 3  # It warns that the file fits this processor only.
+    written = graph.ranker(shape, _body(model) | _score_head(model), precision)
+    ort.InferenceSession(
+        written.SerializeToString(),
+        options,
+        providers=["CPUExecutionProvider"],
+        disabled_optimizers=["SkipLayerNormFusion"],
+    )
+    ready = written if precision == "fp16" else onnx.load(options.optimized_model_filepath)
+    kinds = Counter(node.op_type for node in ready.graph.node)
+    attention = {"int8": "QAttention", "w8": "MultiHeadAttention"}.get(precision, "Attention")
+    assert kinds[attention] == shape.layers - 1
+    assert kinds["Softmax"] == 1  # Of the last layer, which looks from the first token only.
+    assert kinds["LayerNormalization"] + kinds["SkipLayerNormalization"] == 2 * shape.layers + 1
+    assert kinds["Gelu"] + kinds["BiasGelu"] + kinds["FastGelu"] == shape.layers
+    assert not {"Erf", "ReduceMean", "Pow", "Sqrt"} & set(kinds)  # What they would be made of.
+    products = {"int8": "DynamicQuantizeMatMul", "w8": "MatMulNBits"}.get(precision)
+    if products:  # Four a layer but that the first layers' three come with attention, or in one in w8.
+        assert kinds[products] == 4 + (3 if precision == "int8" else 4) * (shape.layers - 1)

@@ -107,6 +107,6 @@ def test_what_each_width_keeps(name: str, base: Path, shared_data: Path, tmp_pat
         for measure in widths.MEASURES
     ]
     out = Path(os.environ.get("RELEVANCE_BENCH_OUT", tmp_path)) / f"widths-{name}.html"
-    artifacts.write_atomically(out, "<!doctype html><title>Widths</title>" + Markup("").join(page))
+    artifacts.write_atomically(out, Markup("<!doctype html><title>Widths</title>") + Markup("").join(page))
     print(out)
     assert curves["64 by itself"][64]["recall@100"] > curves["directions"][64]["recall@100"]

@@ -70,7 +70,8 @@ def drawing(curves: Mapping[str, Mapping[int, float]], full: float) -> Markup:
         parts.append(
             Markup(
                 '<polyline points="{1}" fill="none" stroke="currentColor" stroke-width="0.5" stroke-dasharray="{0}"/>'
-                '<line x1="55" x2="62" y1="{2}" y2="{2}" stroke="currentColor" stroke-width="0.5" stroke-dasharray="{0}"/>'
+                '<line x1="55" x2="62" y1="{2}" y2="{2}" stroke="currentColor" stroke-width="0.5" '
+                'stroke-dasharray="{0}"/>'
                 '<text x="63" y="{3}">{4}</text>'
             ).format("none" if number == 0 else f"{number} 1", points, 75 + 5 * number, 76 + 5 * number, name)
         )

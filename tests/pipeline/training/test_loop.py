@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.config import LoopConfig
-from pipeline.errors import TrainingError
+from pipeline.errors import ConfigError, TrainingError
 from pipeline.training import checkpoint, course, loop
 from pipeline.training.loop import Step, train
 
@@ -231,3 +231,118 @@ def test_bf16_is_used_where_it_is_asked_for() -> None:
     assert kind("bf16") == torch.bfloat16
     native = loop.bf16_is_native(torch.device("cpu"))
     assert kind("auto") == (torch.bfloat16 if native else torch.float32)
+
+
+class Unlike(Noisy):
+    """Steps of unlike size, more of them in each epoch."""
+
+    def plan(self, epoch: int) -> Sequence[Step[int]]:
+        sizes = [5 + (3 * number + epoch) % 7 for number in range(4 + epoch)]
+        return [Step([number], examples=1, tokens=size, padded=size) for number, size in enumerate(sizes)]
+
+
+BOUNDED = replace(CONFIG, epochs=0.1, max_tokens=100, warmup_share=0.2)
+
+
+def test_a_bound_of_tokens_ends_annealed_over_as_many_epochs_as_it_takes() -> None:
+    module = network()
+    task = Unlike(module)
+    found = train(module, task, BOUNDED, label="bounded")
+    sizes = [step.tokens for epoch in range(9) for step in task.plan(epoch)]
+    ends = list(itertools.accumulate(sizes))
+    assert found.step == next(place for place, end in enumerate(ends) if end >= 100) + 1
+    assert found.tokens == ends[found.step - 1] < 100 + max(sizes)
+    expected = [next(place + 1 for place, end in enumerate(ends) if end >= part * 25) for part in range(1, 5)]
+    assert [step for step, _ in found.evaluations] == [0, *expected]
+
+
+def test_the_rate_follows_the_share_of_the_bound() -> None:
+    way = course.course(Unlike(network()).plan, BOUNDED)
+    step = Step([0], examples=1, tokens=10, padded=10)
+    rates = [way.rate(checkpoint.Progress(tokens=tokens), step) for tokens in (0, 10, 50, 90, 95)]
+    assert rates == pytest.approx([0.5, 1.0, 1 - 0.9 * 0.4 / 0.8, 0.1, 0.1])
+
+    timed = course.course(Unlike(network()).plan, replace(BOUNDED, max_tokens=0, max_seconds=50.0))
+    begun, midway = checkpoint.Progress(), checkpoint.Progress(step=6, seconds=24.0, tokens=10**6)
+    late, over = checkpoint.Progress(step=9, seconds=45.0), checkpoint.Progress(step=9, seconds=50.1)
+    assert timed.rate(begun, step) == course.FIRST_RATE
+    assert timed.rate(midway, step) == pytest.approx(1 - 0.9 * (28 / 50 - 0.2) / 0.8)  # The next takes 4 s too.
+    assert timed.rate(late, step) == pytest.approx(0.1)
+    assert [timed.finished(one) for one in (begun, midway, late, over)] == [False, False, False, True]
+    both = course.course(Unlike(network()).plan, replace(BOUNDED, max_seconds=50.0))
+    assert both.finished(checkpoint.Progress(step=3, tokens=100, seconds=1.0))
+
+
+def test_a_bound_of_tokens_is_resumed_bit_by_bit(tmp_path: Path) -> None:
+    straight, broken, resumed = network(), network(), network()
+    whole = train(straight, Unlike(straight), BOUNDED, label="straight")
+    with pytest.raises(Killed):
+        train(broken, Unlike(broken, stop_at=8), BOUNDED, label="broken", checkpoint=tmp_path)
+    task = Unlike(resumed)
+    found = train(resumed, task, BOUNDED, label="resumed", checkpoint=tmp_path)
+    assert task.calls == whole.step - 7
+    assert same_weights(straight, resumed)
+    assert (found.history, found.evaluations) == (whole.history, whole.evaluations)
+
+
+def test_a_bound_of_time_counts_what_passed_before(tmp_path: Path) -> None:
+    config = replace(CONFIG, max_seconds=1000.0, evaluations=0)
+    module = network()
+    with pytest.raises(Killed):
+        train(module, Noisy(module, stop_at=9), config, label="timed", checkpoint=tmp_path)
+    optimizer = torch.optim.AdamW(loop.parameter_groups(module, config, ()))
+    progress = checkpoint.restore(tmp_path, module, optimizer, {})
+    assert progress is not None
+    progress.seconds = 999.9999  # As if the machine had been slow.
+    checkpoint.save(tmp_path, module, optimizer, {}, progress)
+    again = network()
+    found = train(again, Noisy(again), config, label="timed", checkpoint=tmp_path)
+    assert progress.step <= found.step <= progress.step + 1
+    assert 999 < found.seconds < 1060
+
+
+@pytest.mark.parametrize("key", ["max_tokens", "max_seconds"])
+def test_a_negative_bound_is_refused(key: str) -> None:
+    with pytest.raises(ConfigError, match=rf"loop\.{key} is -1"):
+        replace(CONFIG, **{key: -1})
+
+
+SHORTAGES = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("error", SHORTAGES, ids=lambda error: type(error).__name__)
+def test_memory_that_runs_out_says_what_to_lower_and_the_checkpoint_is_whole(tmp_path: Path, error: Exception) -> None:
+    class Large(Noisy):
+        def loss(self, chunk: int) -> tuple[Tensor, Mapping[str, Tensor]]:
+            if self.calls == 14:
+                raise error
+            return super().loss(chunk)
+
+    module = network()
+    config = replace(CONFIG, chunk_tokens=4096)
+    with pytest.raises(TrainingError, match=r"tiny: at step 8 memory ran out.*loop\.chunk_tokens \(4096\)"):
+        train(module, Large(module), config, label="tiny", checkpoint=tmp_path)
+    again, straight = network(), network()
+    train(again, Noisy(again), CONFIG, label="again", checkpoint=tmp_path)
+    train(straight, Noisy(straight), CONFIG, label="straight")
+    assert same_weights(again, straight)
+
+
+def test_other_errors_stay_what_they_are() -> None:
+    class Wrong(Noisy):
+        def loss(self, chunk: int) -> tuple[Tensor, Mapping[str, Tensor]]:
+            raise RuntimeError("shapes differ")
+
+    module = network()
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        train(module, Wrong(module), CONFIG, label="wrong")
+
+
+def test_recomputing_activations_needs_layers() -> None:
+    module = network()
+    with pytest.raises(ConfigError, match=r"loop\.checkpoint_activations"):
+        train(module, Noisy(module), replace(CONFIG, checkpoint_activations=True), label="none")

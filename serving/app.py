@@ -126,7 +126,7 @@ async def rerank(request: Request) -> Response:
         found = searcher.reranker.scores(asked.query, texts, call.terms)
         if asked.texts is not None:
             return found, 0
-        return found, tokens(searcher.ranker.pairs(asked.query, texts, remember=call.terms.remember))
+        return found, searcher.ranker.pair_tokens(asked.query, texts, remember=call.terms.remember)
 
     scored, read = await call.run(score)
     call.spent(scored.hits, scored.misses)
@@ -143,12 +143,16 @@ async def _cascade(request: Request, call: Call, asked: schemas.RerankRequest, t
     searcher = call.searcher
     first = schemas.first_stage(asked.documents) if asked.documents is not None else None
 
-    def score() -> cascade.Cascade:
+    def score() -> tuple[cascade.Cascade, int]:
         if asked.truncate is False:
             inputs.check_pairs(searcher.ranker, asked.query, texts)
-        return cascade.rerank(searcher.reranker, searcher.embedder, asked.query, texts, first, call.terms)
+        found = cascade.rerank(searcher.reranker, searcher.embedder, asked.query, texts, first, call.terms)
+        if asked.texts is not None:
+            return found, 0
+        reached = [texts[place] for place in found.order[: found.reached]]
+        return found, searcher.ranker.pair_tokens(asked.query, reached, remember=call.terms.remember)
 
-    found = await call.run(score, in_time=True)
+    found, read = await call.run(score, in_time=True)
     call.spent(found.hits, len(texts) - found.hits)
     call.reached(found.reached, len(texts))
     # What was not reached has the lowest score, so that no client's own sorting brings it before what was.
@@ -164,7 +168,7 @@ async def _cascade(request: Request, call: Call, asked: schemas.RerankRequest, t
     if asked.texts is not None:
         return call.answer([marked(place) for place in found.order])
     results = [marked(place) for place in found.order[: asked.top_n or None]]
-    return call.answer(_cohere(request, results, 0))
+    return call.answer(_cohere(request, results, read))
 
 
 def _cohere(request: Request, results: list[dict[str, Any]], read: int) -> dict[str, Any]:

@@ -166,6 +166,14 @@ class Engine:
         query_ids, *found = self.tokeniser.ids([query, *documents], template.max_tokens, remember=remember)
         return [Item(*template.assemble(query_ids, ids)) for ids in found]
 
+    def pair_tokens(self, query: str, documents: Sequence[str], *, remember: bool = True) -> int:
+        """How many tokens `pairs` would hold together, special ones included."""
+        template = self._template("pair")
+        assert isinstance(template, PairTemplate)
+        query_ids, *found = self.tokeniser.ids([query, *documents], template.max_tokens, remember=remember)
+        room = template.document_room(len(query_ids))
+        return sum(template.max_tokens - room + min(len(ids), room) for ids in found)
+
     def texts(self, texts: Sequence[str], role: Role, *, remember: bool = True) -> list[Item]:
         """The encoder's inputs; `remember` as in `pairs`."""
         template = self._template(role)

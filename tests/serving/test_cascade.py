@@ -151,6 +151,9 @@ def test_objects_with_scores_are_reranked_as_far_as_the_time_goes(started: Any, 
     scores = [item["relevance_score"] for item in results]
     assert scores == sorted(scores, reverse=True)
     assert response.headers["x-reranked"] == f"{reached}/30"
+    ranker = lifecycle.current.ranker
+    texts = [documents[item["index"]]["text"] for item in results[:reached]]
+    assert response.json()["usage"]["total_tokens"] == sum(len(one.ids) for one in ranker.pairs("sort", texts))
     assert results[0]["document"]["score"] == results[0]["index"]
 
 

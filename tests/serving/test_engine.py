@@ -316,6 +316,12 @@ def test_of_a_padded_batch_only_what_is_no_number_fails(
         engine.scores(QUERY, ["buim", "a " * 40, "oi", "a " * 40])
 
 
+def test_tokens_are_counted_as_the_inputs_hold_them(engines: dict[str, Engine]) -> None:
+    for query in (QUERY, "", "buim " * 60):
+        items = engines["fp32"].pairs(query, DOCUMENTS)
+        assert engines["fp32"].pair_tokens(query, DOCUMENTS) == sum(len(item.ids) for item in items)
+
+
 def test_engines_of_one_scheduler_share_its_runners(ranker: Artifact, encoder: Artifact) -> None:
     scheduler = Scheduler(2)
     first, second = Engine(ranker.path, scheduler=scheduler), Engine(encoder.path, scheduler=scheduler)

@@ -105,7 +105,10 @@ def render(found: Mapping[str, Any]) -> "RenderableType":
     """Both tables for a terminal."""
     from rich.console import Group
 
-    return Group(*(item for bundle in found["bundles"] for item in (_table(bundle), *_lines(bundle), "")))
+    shown: list[RenderableType] = []
+    for bundle in found["bundles"]:
+        shown += [_table(bundle), *_lines(bundle), ""]
+    return Group(*shown)
 
 
 def _table(bundle: Mapping[str, Any]) -> "Table":

@@ -36,7 +36,7 @@ class Settings:
     workers: int = 1
     """Processes behind the one port, each with the models in its own memory; one that dies is started again."""
     threads: int = 0
-    """Runners of each model in each process; 0 divides the cores among the processes."""
+    """Runners in each process, for all its models; 0 divides the cores among the processes. A CUDA device has two."""
     cache_bytes: int = 256 * 2**20
     """Memory for scores of pairs and vectors of texts, of all processes together."""
     redis_url: str = field(default="", repr=False)

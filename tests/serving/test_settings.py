@@ -18,6 +18,12 @@ def test_keys_are_a_list_of_hashes_in_the_environment() -> None:
     assert "aaa" not in repr(found)
 
 
+def test_the_password_of_a_redis_is_not_printed() -> None:
+    found = from_environment({"RELEVANCE_REDIS_URL": "redis://me:secret@cache:6379/0"})
+    assert found.redis_url.startswith("redis://me:secret@")
+    assert "secret" not in repr(found)
+
+
 def test_processes_share_cores_and_memory() -> None:
     whole = Settings(workers=4, cache_bytes=400)
     assert whole.share(8) == Settings(workers=1, threads=2, cache_bytes=100)
@@ -35,6 +41,8 @@ def test_processes_share_cores_and_memory() -> None:
         ({"RELEVANCE_MAX_DOCUMENTS": "0"}, "max_documents is 0"),
         ({"RELEVANCE_CACHE_BYTES": "-1"}, "cache_bytes is -1"),
         ({"RELEVANCE_PRECISION": "int4"}, "precision is 'int4'"),
+        ({"RELEVANCE_DEADLINE_S": "31"}, "max_deadline_s is 30.0, less than deadline_s, 31.0"),
+        ({"RELEVANCE_REDIS_TTL_S": "0"}, "redis_ttl_s is 0.0"),
         ({"RELEVANCE_LOG": "xml"}, "log is 'xml'"),
         ({"RELEVANCE_WORKERS": "0"}, "workers is 0"),
         ({"RELEVANCE_API_KEYS": "my-secret"}, "not a SHA-256 in hex; `relevance key` makes"),

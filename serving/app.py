@@ -89,15 +89,16 @@ def _takes(model: type[BaseModel]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": model.model_json_schema()}}}}
 
 
-def _rerank_route(path: str, answer: Any) -> Callable[[Handler], Handler]:
+def _rerank_route(path: str) -> Callable[[Handler], Handler]:
+    answer = list[schemas.TextScore] | schemas.RerankAnswer
     return router.post(
         path, tags=["rerank"], responses={200: {"model": answer}}, openapi_extra=_takes(schemas.RerankRequest)
     )
 
 
-@_rerank_route("/v2/rerank", schemas.RerankAnswer)
-@_rerank_route("/v1/rerank", schemas.RerankAnswer)
-@_rerank_route("/rerank", list[schemas.TextScore])
+@_rerank_route("/v2/rerank")
+@_rerank_route("/v1/rerank")
+@_rerank_route("/rerank")
 async def rerank(request: Request) -> Response:
     """Scores documents against a query, best first.
 

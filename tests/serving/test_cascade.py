@@ -44,9 +44,9 @@ def test_with_time_enough_it_is_a_rerank() -> None:
 
 
 def test_the_best_of_the_first_stage_are_reached_and_the_rest_stays_in_its_order() -> None:
-    engine = FakeEngine(slow(0.12))
+    engine = FakeEngine(slow(0.3))
     first = [1.0, 9.0, 3.0, 7.0]
-    found = cascade.rerank(*parts(engine), "q", DOCUMENTS, first, Terms(Deadline.after(0.4)))
+    found = cascade.rerank(*parts(engine), "q", DOCUMENTS, first, Terms(Deadline.after(1.0)))
     assert 1 <= found.reached <= 3
     before = [1, 3, 2, 0]
     reached, rest = found.order[: found.reached], found.order[found.reached :]
@@ -91,11 +91,11 @@ def test_without_scores_the_encoder_is_the_first_stage() -> None:
 
 def test_a_first_stage_that_takes_too_long_leaves_time_for_the_ranker() -> None:
     def says(text: str) -> Any:
-        time.sleep(0.3)
+        time.sleep(0.6)
         return two(text)
 
     engine = FakeEngine(length)
-    found = cascade.rerank(*parts(engine, FakeEngine(says)), "q", DOCUMENTS, None, Terms(Deadline.after(1.0)))
+    found = cascade.rerank(*parts(engine, FakeEngine(says)), "q", DOCUMENTS, None, Terms(Deadline.after(2.0)))
     assert found.reached == 4
     assert asked(engine) == DOCUMENTS  # As they were given.
 
@@ -135,10 +135,10 @@ def held_back(lifecycle: Any, monkeypatch: Any, seconds: float) -> None:
 def test_objects_with_scores_are_reranked_as_far_as_the_time_goes(started: Any, monkeypatch: Any, path: str) -> None:
     lifecycle = started()
     client = TestClient(apps.create(lifecycle))
-    held_back(lifecycle, monkeypatch, 0.1)
+    held_back(lifecycle, monkeypatch, 0.2)
     documents = [{"text": f"a sorted list {place}", "score": place} for place in range(30)]
     body = {"query": "sort", "documents": documents, "cascade": True, "return_documents": True}
-    response = client.post(path, json=body, headers={"x-request-timeout-ms": "500"})
+    response = client.post(path, json=body, headers={"x-request-timeout-ms": "1500"})
     assert response.status_code == 200
     results = response.json()["results"]
     assert sorted(item["index"] for item in results) == list(range(30))

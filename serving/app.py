@@ -34,6 +34,7 @@ from serving.metrics import Metrics
 from serving.readiness import Readiness
 from serving.reranker import Role, Vector, relevance
 from serving.scheduler import Item
+from serving.tracing import Tracing
 from serving.work import Work
 
 Handler = TypeVar("Handler", bound=Callable[..., Awaitable[Response]])
@@ -44,14 +45,20 @@ QUERY_TYPES = {"query", "search_query", "retrieval.query"}
 MAX_FILTER_VALUES = 1000
 
 
-def create(lifecycle: Lifecycle, *, metrics: Path | None = None) -> FastAPI:
+def create(lifecycle: Lifecycle, *, metrics: Path | None = None, tracing: Tracing | None = None) -> FastAPI:
     """The app that answers with whatever release `lifecycle` holds, and stops the life cycle when it ends.
 
     Args:
         metrics: see `serving.metrics.Metrics`.
+        tracing: in place of what the settings say.
     """
+    settings = lifecycle.settings
     service = Service(
-        lifecycle, Work(lifecycle.settings.concurrency), Metrics(lifecycle, metrics), Readiness(lifecycle)
+        lifecycle,
+        Work(settings.concurrency),
+        Metrics(lifecycle, metrics),
+        Readiness(lifecycle),
+        tracing or Tracing.to(settings.otlp_endpoint),
     )
 
     @asynccontextmanager
@@ -77,7 +84,9 @@ def create(lifecycle: Lifecycle, *, metrics: Path | None = None) -> FastAPI:
     app.include_router(pages.router)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _query_error)
-    app.add_middleware(Edge, lifecycle=lifecycle, metrics=service.metrics, draining=service.draining)
+    app.add_middleware(
+        Edge, lifecycle=lifecycle, metrics=service.metrics, tracing=service.tracing, draining=service.draining
+    )
     return app
 
 

@@ -16,6 +16,7 @@ from serving.metrics import Metrics
 from serving.readiness import Readiness
 from serving.searcher import Searcher
 from serving.settings import Settings
+from serving.tracing import Tracing
 from serving.wire import Json
 from serving.work import Work
 
@@ -30,6 +31,7 @@ class Service:
     work: Work
     metrics: Metrics
     readiness: Readiness
+    tracing: Tracing
     draining: threading.Event = field(default_factory=threading.Event)
     """Set when the process is about to end: it still answers, but wants no more."""
 
@@ -86,7 +88,10 @@ class Call:
             try:
                 return call()
             finally:
-                self.service.metrics.worked(began - asked, time.perf_counter() - began)
+                waited, worked = began - asked, time.perf_counter() - began
+                self.service.metrics.worked(waited, worked)
+                self.service.tracing.part(self._request.state.span, "queue", waited)
+                self.service.tracing.part(self._request.state.span, "work", worked)
 
         return await self.service.work.run(timed, self.deadline, self._request.receive, in_time=in_time)
 

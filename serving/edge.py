@@ -24,6 +24,7 @@ from serving.errors import (
 )
 from serving.lifecycle import Lifecycle
 from serving.metrics import Metrics
+from serving.tracing import Tracing
 from serving.wire import Json
 
 OPEN_PATHS = {"/", "/livez", "/readyz", "/health", "/ping", "/metrics", "/docs", "/openapi.json", "/favicon.ico"}
@@ -40,10 +41,13 @@ log = logging.getLogger("serving.requests")
 class Edge:
     """ASGI middleware around the whole app."""
 
-    def __init__(self, app: ASGIApp, lifecycle: Lifecycle, metrics: Metrics, draining: threading.Event) -> None:
+    def __init__(
+        self, app: ASGIApp, lifecycle: Lifecycle, metrics: Metrics, tracing: Tracing, draining: threading.Event
+    ) -> None:
         self._app = app
         self._lifecycle = lifecycle
         self._draining = draining
+        self._tracing = tracing
         self._metrics = metrics
         self._settings = lifecycle.settings
         self._keys = keys.hashes(lifecycle.settings)
@@ -57,7 +61,7 @@ class Edge:
         searcher = self._lifecycle.loaded
         request_id = _request_id(headers)
         state = scope.setdefault("state", {})
-        state.update(searcher=searcher, facts={})
+        state.update(searcher=searcher, facts={}, span=self._tracing.request(scope["method"], headers))
         body = Body(headers, receive, self._settings)
         status = 0
 
@@ -127,6 +131,8 @@ class Edge:
         route = scope.get("route")
         path = getattr(route, "path", None) or "other"
         self._metrics.ended(path, status, seconds, facts.get("items", 0 if path in SCORING_PATHS else None))
+        noted = {"http.status_code": status, "request_id": request_id, **facts}
+        self._tracing.ended(state["span"], f"{scope['method']} {path}", noted)
         level = logging.DEBUG if path in OPEN_PATHS else logging.INFO
         searcher = state["searcher"]
         log.log(

@@ -16,6 +16,7 @@ from pipeline.errors import ConfigError
 
 PRECISIONS = ("auto", "fp32", "fp16", "int8", "w8")
 LOGS = ("auto", "json", "plain")
+ADMINS = ("loopback", "anywhere")
 HASH = re.compile("[0-9a-fA-F]{64}")
 
 
@@ -66,19 +67,38 @@ class Settings:
     read_s: float = 10.0
     """A request whose head, or whose body, has not arrived after so long gets 408."""
     poll_s: float = 1.0
-    """How often the pointer to the live release is looked at."""
+    """How often the pointer to the live release and the trials are looked at."""
+    kept_releases: int = 1
+    """Releases that were live before and stay in memory, so that a rollback takes no loading."""
+    canary: str = ""
+    """A release that answers a share of the requests from the start, as `PUT /admin/canary` begins it; not again once
+    it was withdrawn."""
+    canary_share: float = 0.05
+    shadow: str = ""
+    """A release that gets copies of a share of the requests from the start, as `PUT /admin/shadow` begins it."""
+    shadow_share: float = 0.05
+    judgments: str = ""
+    """A folder with `queries.parquet` and `judgments.parquet`, for a canary's nDCG on the judged queries among the
+    searches; train queries are left out."""
+    admin_keys: tuple[str, ...] = field(default=(), repr=False)
+    """Hashes, as of api_keys, of the keys that open `/admin/`; without any there is no such path."""
+    admin_from: str = "loopback"
+    """Who may ask `/admin/`: loopback is this machine only, anywhere any that has the key."""
     drain_s: float = 30.0
     """How long running requests may take to finish after SIGTERM."""
     log: str = "auto"
     """json, plain, or auto: plain where standard error is a terminal. Texts of requests are in neither."""
 
+    otlp_endpoint: str = ""
+    """Where spans are sent with OTLP over HTTP, such as http://127.0.0.1:4318/v1/traces; none are made without it."""
+
     def __post_init__(self) -> None:
-        for name, known in (("precision", PRECISIONS), ("log", LOGS)):
+        for name, known in (("precision", PRECISIONS), ("log", LOGS), ("admin_from", ADMINS)):
             if getattr(self, name) not in known:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}")
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"port is {self.port}; it must be between 0 and 65535")
-        for name in ("threads", "cache_bytes"):
+        for name in ("threads", "cache_bytes", "kept_releases"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be 0 or more")
         sizes = ("workers", "max_body_bytes", "max_documents", "max_results", "retrieve", "concurrency")
@@ -90,9 +110,14 @@ class Settings:
                 f"max_deadline_s is {self.max_deadline_s}, less than deadline_s, {self.deadline_s}; raise the one or "
                 "lower the other"
             )
-        if not all(HASH.fullmatch(key) for key in self.api_keys):
+        for name in ("canary_share", "shadow_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be between 0 and 1")
+        for name in ("api_keys", "admin_keys"):
+            if all(HASH.fullmatch(key) for key in getattr(self, name)):
+                continue
             raise ConfigError(
-                "api_keys holds something that is not a SHA-256 in hex; `relevance key` makes a key for a client and "
+                f"{name} holds something that is not a SHA-256 in hex; `relevance key` makes a key for a client and "
                 "the hash that belongs here"
             )
 

@@ -188,7 +188,8 @@ def work() -> None:
 
     told = json.load(sys.stdin)
     fields = {**told["settings"], "workspace": Path(told["settings"]["workspace"])}
-    settings = Settings(**{**fields, "api_keys": tuple(fields["api_keys"])})
+    fields |= {name: tuple(fields[name]) for name in ("api_keys", "admin_keys")}
+    settings = Settings(**fields)
     run.write_log(settings.log)
     pipe = told["reports"]
 

@@ -40,16 +40,43 @@ def test_a_moved_pointer_is_followed_and_the_old_release_ends_what_it_began(life
     assert lifecycle.current.search("sort a list").reranked != expected
 
 
-def test_the_old_release_leaves_memory_with_its_last_request(lifecycle: Lifecycle, fresh: Any) -> None:
+@pytest.mark.parametrize("kept", [0, 1, 2])
+def test_an_old_release_that_is_not_kept_leaves_memory_with_its_last_request(fresh: Any, kept: int) -> None:
+    promote(fresh, 1)
+    lifecycle = Lifecycle(Settings(workspace=fresh.path, threads=1, poll_s=60, kept_releases=kept))
+    lifecycle.start()
     old = lifecycle.current
     old.search("sort a list")
-    gone = weakref.ref(old)
-    promote(fresh, 2)
+    first, gone = old.release, weakref.ref(old)
+    for seed in range(2, 2 + kept):
+        promote(fresh, seed)
+        lifecycle.poll()
+        assert first in lifecycle.kept
+    promote(fresh, 2 + kept)
     lifecycle.poll()
+    assert (len(lifecycle.kept), first in lifecycle.kept) == (kept, False)
     assert gone() is old
     del old
     gc.collect()
     assert gone() is None
+    lifecycle.close()
+
+
+def test_a_rollback_needs_no_loading(lifecycle: Lifecycle, fresh: Any, monkeypatch: Any) -> None:
+    old = lifecycle.current
+    new = promote(fresh, 2)
+    lifecycle.poll()
+
+    def fail(path: Path) -> Any:
+        raise AssertionError(f"{path} was loaded again")
+
+    monkeypatch.setattr(lifecycle, "_load", fail)
+    for wanted in (old.release, new, old.release):
+        fresh.releases.rollback(reason="test") if wanted != new else fresh.releases.promote(new, reason="test")
+        lifecycle.poll()
+        assert lifecycle.current.release == wanted
+    assert lifecycle.current is old
+    assert lifecycle.kept == [new]
 
 
 def test_a_rollback_finds_its_scores_in_the_cache(lifecycle: Lifecycle, fresh: Any) -> None:

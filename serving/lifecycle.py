@@ -53,7 +53,7 @@ class Lifecycle:
         self.shared = SharedCache(settings.redis_url, ttl_s=settings.redis_ttl_s) if settings.redis_url else None
         self.caches = Caches.of(settings.cache_bytes, self.shared)
         on_cuda = settings.precision not in ("int8", "w8") and has_cuda()
-        self.scheduler = Scheduler(settings.threads or runners("cuda" if on_cuda else "cpu"))
+        self.scheduler = Scheduler(runners("cuda") if on_cuda else settings.threads or runners("cpu"))
         """Runs the models of every release that is loaded."""
         self.rollout = Rollout(settings, self.scheduler)
         self.releases = Releases(settings.workspace)

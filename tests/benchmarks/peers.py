@@ -48,7 +48,8 @@ def export(model: Path, exported: Path) -> None:
     from sentence_transformers import CrossEncoder, export_dynamic_quantized_onnx_model
 
     if not exported.exists():
-        ranker = CrossEncoder(str(model), backend="onnx", device="cpu", model_kwargs={"export": True})
+        wanted = {"export": True, "provider": "CPUExecutionProvider"}
+        ranker = CrossEncoder(str(model), backend="onnx", device="cpu", model_kwargs=wanted)
         ranker.save_pretrained(str(exported))
         export_dynamic_quantized_onnx_model(ranker, "avx512_vnni", str(exported))
 
@@ -57,7 +58,7 @@ def with_onnx(model: Path, requests: Requests, exported: Path, file: str) -> Sco
     import optimum.onnxruntime  # noqa: F401  # Where it is missing, sentence-transformers would say so less plainly.
 
     export(model, exported)
-    wanted = {"file_name": file, "session_options": one_thread()}
+    wanted = {"file_name": file, "session_options": one_thread(), "provider": "CPUExecutionProvider"}
     return sentence_transformers(exported, requests, backend="onnx", model_kwargs=wanted)
 
 
@@ -102,7 +103,7 @@ def infinity(model: Path, requests: Requests) -> Score:
         found: list[float] = []
         for query, documents in requests.items():
             ranked, _ = engines.rerank(model=name, query=query, docs=documents).result()
-            found += [item.relevance_score for item in sorted(ranked, key=lambda item: item.index)]
+            found += [float(item.relevance_score) for item in sorted(ranked, key=lambda item: item.index)]
         return found
 
     return score

@@ -1,7 +1,6 @@
 """What is served and how it fares: models, probes and counters, for machines that watch the service."""
 
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict
 from datetime import datetime
 from importlib import metadata
 from typing import Any, TypeVar
@@ -107,10 +106,9 @@ async def livez() -> Response:
 
 @_probe("/readyz")
 async def readyz(request: Request) -> Response:
-    """200 when both models answered within the last second; names a release that was refused."""
+    """200 when both models answered within the last second; names a release that was refused or withdrawn."""
     service: Service = request.app.state.service
-    refused = service.lifecycle.refused
-    facts = {"refused": asdict(refused) if refused else None}
+    facts = {name: service.lifecycle.facts()[name] for name in ("refused", "withdrawn")}
     try:
         searcher = await _ready(service)
     except NotReadyError as error:

@@ -24,7 +24,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from serving import about, cascade, inputs, pages, schemas, wire
+from serving import about, admin, cascade, comparison, inputs, pages, schemas, wire
 from serving.cache import Fetched
 from serving.calls import Call, Service
 from serving.edge import Edge, refusal
@@ -82,6 +82,8 @@ def create(lifecycle: Lifecycle, *, metrics: Path | None = None, tracing: Tracin
     app.include_router(router)
     app.include_router(about.router)
     app.include_router(pages.router)
+    if settings.admin_keys:
+        app.include_router(admin.router)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _query_error)
     app.add_middleware(
@@ -141,6 +143,8 @@ async def rerank(request: Request) -> Response:
     scored, read = await call.run(score)
     call.spent(scored.hits, scored.misses)
     scores = scored.values
+    question = comparison.Rerank(asked.query, texts)
+    call.said(question, lambda: question.outcome(scores))
     order = sorted(range(len(scores)), key=lambda place: -scores[place])
     if asked.texts is not None:
         return call.answer([_text_score(place, scores[place], asked) for place in order])
@@ -251,6 +255,8 @@ async def _search(
     call.counts(found.candidates)
     call.spent(found.cache_hits, found.cache_misses)
     call.service.metrics.searched(found.milliseconds)
+    question = comparison.Search(query, top_n or 10, retrieve, filters)
+    call.said(question, lambda: question.outcome(found))
     return call.answer(asdict(found))
 
 

@@ -9,11 +9,13 @@ from typing import Any, TypeVar
 from fastapi import Request
 
 from serving.admission import Terms
+from serving.comparison import Outcome, Question
 from serving.deadline import Deadline
 from serving.errors import InvalidRequestError
 from serving.lifecycle import Lifecycle
 from serving.metrics import Metrics
 from serving.readiness import Readiness
+from serving.rollout import Asked, Choice
 from serving.searcher import Searcher
 from serving.settings import Settings
 from serving.tracing import Tracing
@@ -54,13 +56,15 @@ class Call:
 
     @property
     def searcher(self) -> Searcher:
-        """The release that was live when the request came; it stays the request's, whatever happens meanwhile.
+        """The release that was chosen when the request came; it stays the request's, whatever happens meanwhile.
 
         Raises:
             NotReadyError: there was none.
         """
-        searcher: Searcher | None = self._request.state.searcher
-        return searcher or self.service.lifecycle.current
+        choice: Choice | None = self._request.state.choice
+        if choice is None:  # The first release may have come since.
+            choice = self._request.state.choice = Choice(self.service.lifecycle.current, "live")
+        return choice.searcher
 
     def counts(self, items: int) -> None:
         """Notes how many documents or texts the request is about, for the log and the metrics."""
@@ -90,6 +94,7 @@ class Call:
             finally:
                 waited, worked = began - asked, time.perf_counter() - began
                 self.service.metrics.worked(waited, worked)
+                self._request.state.worked_s = worked
                 self.service.tracing.part(self._request.state.span, "queue", waited)
                 self.service.tracing.part(self._request.state.span, "work", worked)
 
@@ -107,6 +112,11 @@ class Call:
         """Notes how many documents of a cascade the ranker scored in time."""
         self._facts["reranked"] = documents
         self._headers["x-reranked"] = f"{documents}/{of}"
+
+    def said(self, question: Question, outcome: Callable[[], Outcome]) -> None:
+        """Notes what was asked and answered, for a release on trial; not where the client forbids to keep it."""
+        if self.terms.remember:
+            self._request.state.asked = Asked(question=question, outcome=outcome)
 
     def answer(self, content: Any) -> Json:
         return Json(content, headers=self._headers)

@@ -34,7 +34,8 @@ class Outcome:
 class Question(Protocol):
     """A request that can be put to a release again."""
 
-    query: str
+    @property
+    def query(self) -> str: ...
 
     @property
     def chars(self) -> int:

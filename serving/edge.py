@@ -24,6 +24,7 @@ from serving.errors import (
 )
 from serving.lifecycle import Lifecycle
 from serving.metrics import Metrics
+from serving.rollout import WISHES, Choice
 from serving.tracing import Tracing
 from serving.wire import Json
 
@@ -32,6 +33,11 @@ OPEN_PATHS = {"/", "/livez", "/readyz", "/health", "/ping", "/metrics", "/docs",
 
 SCORING_PATHS = {"/rerank", "/v1/rerank", "/v2/rerank", "/search", "/v1/embeddings", "/embed"}
 """Counted as text-embeddings-inference counts its own, also when they fail before their items are known."""
+
+TRIAL_PATHS = {"/rerank", "/v1/rerank", "/v2/rerank", "/search"}
+"""A canary gets its share of these. Vectors stay the live encoder's, because they must fit those that clients hold."""
+
+ADMIN_PREFIX = "/admin/"
 
 OPENAI_PATHS = ("/v1/embeddings", "/v1/models")
 
@@ -58,10 +64,10 @@ class Edge:
             return
         began = time.perf_counter()
         headers = Headers(scope=scope)
-        searcher = self._lifecycle.loaded
         request_id = _request_id(headers)
+        choice = self._choice(scope["path"], headers, request_id)
         state = scope.setdefault("state", {})
-        state.update(searcher=searcher, facts={}, span=self._tracing.request(scope["method"], headers))
+        state.update(choice=choice, facts={}, span=self._tracing.request(scope["method"], headers))
         body = Body(headers, receive, self._settings)
         status = 0
 
@@ -75,8 +81,9 @@ class Edge:
                 out["x-content-type-options"] = "nosniff"
                 if self._draining.is_set() or not body.whole:
                     out["connection"] = "close"  # The next request is another process's, or the rest is not wanted.
-                if searcher is not None:
-                    out["x-release"] = searcher.release
+                made_by: Choice | None = state["choice"]
+                if made_by is not None:
+                    out["x-release"], out["x-variant"] = made_by.searcher.release, made_by.variant
             await send(message)
 
         self._metrics.began()
@@ -84,6 +91,7 @@ class Edge:
             try:
                 state["deadline"] = Deadline.after(self._seconds(headers))
                 self._authorise(scope["path"], headers)
+                _wish(headers)
                 body.check()
                 await self._app(scope, body.receive, answer)
             except ServingError as error:
@@ -115,9 +123,17 @@ class Edge:
             raise InvalidRequestError(f"x-request-timeout-ms is {asked[:40]}; it must be above 0")
         return min(seconds, self._settings.max_deadline_s)
 
+    def _choice(self, path: str, headers: Headers, request_id: str) -> Choice | None:
+        """The release that answers this request from its beginning to its end; None before the first one."""
+        live = self._lifecycle.loaded
+        if live is None or path not in TRIAL_PATHS:
+            return Choice(live, "live") if live is not None else None
+        sent = headers.get("x-canary")
+        return self._lifecycle.rollout.choose(live, request_id, sent if sent in WISHES else None)
+
     def _authorise(self, path: str, headers: Headers) -> None:
-        if not self._keys or path in OPEN_PATHS:
-            return
+        if not self._keys or path in OPEN_PATHS or path.startswith(ADMIN_PREFIX):
+            return  # `serving.admin` has keys of its own.
         # Clients differ: Bearer, the bare key, or a header of its own.
         sent = headers.get("authorization", "") or headers.get("x-api-key", "") or headers.get("api-key", "")
         sent = sent.removeprefix("Bearer ").removeprefix("bearer ").strip()
@@ -134,7 +150,7 @@ class Edge:
         noted = {"http.status_code": status, "request_id": request_id, **facts}
         self._tracing.ended(state["span"], f"{scope['method']} {path}", noted)
         level = logging.DEBUG if path in OPEN_PATHS else logging.INFO
-        searcher = state["searcher"]
+        choice: Choice | None = state["choice"]
         log.log(
             level,
             "%s %s: %d in %.1f ms",
@@ -145,11 +161,22 @@ class Edge:
                     "path": path,
                     "status": status,
                     "milliseconds": round(1000 * seconds, 2),
-                    "release": searcher.release[:12] if searcher else None,
+                    "release": choice.searcher.release[:12] if choice else None,
+                    "variant": choice.variant if choice else None,
                     **facts,
                 }
             },
         )
+        if choice is not None and path in TRIAL_PATHS and (status == 200 or status >= 500):
+            cascade = "reranked" in facts  # Ends when its time does, so its seconds say nothing.
+            self._lifecycle.rollout.answered(
+                choice,
+                request_id,
+                status=status,
+                seconds=state.get("worked_s", 0.0),
+                computed=0 if cascade else facts.get("misses", 0),
+                asked=state.get("asked") if status == 200 else None,
+            )
 
 
 def refusal(error: ServingError, path: str) -> Json:
@@ -158,6 +185,13 @@ def refusal(error: ServingError, path: str) -> Json:
     if isinstance(error, BusyError):
         headers = {"retry-after": str(error.retry_after)}
     return Json(errors.body(error, nested=path.startswith(OPENAI_PATHS)), status_code=error.status, headers=headers)
+
+
+def _wish(headers: Headers) -> None:
+    """Raises InvalidRequestError when the client wishes for something that there is not."""
+    sent = headers.get("x-canary")
+    if sent is not None and sent not in WISHES:
+        raise InvalidRequestError(f"x-canary is {sent[:40]!r}; send {' or '.join(WISHES)}, or leave it out")
 
 
 def _request_id(headers: Headers) -> str:

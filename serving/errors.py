@@ -5,6 +5,7 @@
     │   ├── AuthenticationError     401   no API key, or a wrong one
     │   ├── NotFoundError           404   no such path or model
     │   ├── MethodError             405   a known path asked in another way
+    │   ├── StateError              409   not possible as things stand, such as a rollback without an earlier release
     │   ├── SlowRequestError        408   the body did not arrive in time
     │   ├── BodyTooLargeError       413   more bytes than the limit; found before parsing
     │   ├── InvalidRequestError     422   well-formed, but a value is missing, of a wrong type or beyond a limit
@@ -61,6 +62,12 @@ class SlowRequestError(RequestError):
     """The body did not arrive in time."""
 
     status = 408
+
+
+class StateError(RequestError):
+    """Not possible as things stand."""
+
+    status = 409
 
 
 class BodyTooLargeError(RequestError):

@@ -26,6 +26,7 @@ from serving.shadow import Copies, Copy, End
 from serving.trials import Bounds, Canary, Kind, Stamp, Trial, TrialFile, Trials
 
 Wish = Literal["always", "never"]
+WISHES: tuple[Wish, ...] = ("always", "never")
 Variant = Literal["live", "canary"]
 
 Observer = Callable[[Kind, Comparison], None]

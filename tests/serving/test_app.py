@@ -425,7 +425,7 @@ def test_every_answer_names_its_release(client: TestClient, lifecycle: Lifecycle
 
 def test_probes(client: TestClient, lifecycle: Lifecycle) -> None:
     assert client.get("/livez").json() == {"live": True}
-    assert client.get("/readyz").json() == {"ready": True, "release": lifecycle.current.release, "refused": None}
+    assert client.get("/readyz").json() == {"ready": True, "release": lifecycle.current.release, "refused": None, "withdrawn": None}
     for path in ("/health", "/ping"):
         assert client.get(path).content == b""
         assert client.head(path).status_code == 200

@@ -118,7 +118,7 @@ class SemanticIndex:
         """`search` among these rows alone, exactly: each stored vector is compared, a block at a time in memory.
 
         An approximate search that drops what does not fit afterwards finds less the fewer documents fit; this finds
-        all, in time that grows with them: 2 ms for 10,000 of 64 dimensions.
+        all, in time that grows with them.
         """
         parts = [self.similarities(vector, rows[start : start + BLOCK]) for start in range(0, len(rows), BLOCK)]
         scores = np.concatenate(parts) if parts else np.zeros(0, np.float32)

@@ -97,14 +97,14 @@ class TinyModels:
                 facts |= {"template": PAIR.to_dict(), "output": "score", "dimensions": None}
                 texts = [("a sorted list", text) for _, text in DOCUMENTS[:4]]
                 golden = [
-                    {"query": query, "document": text, "scores": {"fp32": self.score(query, text) + lie}}
+                    {"query": query, "document": text, "scores": {"torch": self.score(query, text) + lie}}
                     for query, text in texts
                 ]
             else:
                 facts |= {"query_template": TEXT.to_dict(), "document_template": TEXT.to_dict()}
                 facts |= {"output": "embedding", "dimensions": DIMENSIONS, "widths": [4, DIMENSIONS]}
                 golden = [
-                    {"text": text, "role": "query", "vectors": {"fp32": (self.vector(text) + lie).tolist()}}
+                    {"text": text, "role": "query", "vectors": {"torch": (self.vector(text) + lie).tolist()}}
                     for _, text in DOCUMENTS[:4]
                 ]
             facts |= {"inputs": names, "precisions": {"fp32": {"file": "model.fp32.onnx"}}}

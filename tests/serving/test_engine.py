@@ -30,7 +30,7 @@ from serving.engine import Engine, has_cuda, padded
 from serving.errors import InferenceError, NotReadyError
 from serving.scheduler import Item, Scheduler
 
-PRECISIONS = ("fp32", "fp16", "int8")
+PRECISIONS = ("fp32", "fp16", "int8", "w8")
 CONFIG = ExportConfig(golden=6, max_ndcg_drop=1.0, min_kendall_tau=-1.0)
 
 QUERY = "krt buim"
@@ -259,6 +259,20 @@ def test_a_model_that_does_not_give_its_golden_scores_is_refused(
         Engine(path, precision="int8")
     assert Engine(path, precision="int8", verify=False).scores(QUERY, ["a"])
     assert Engine(path, precision="fp32").scores(QUERY, ["a"])
+
+
+def test_a_full_precision_model_is_held_to_pytorchs_scores(untrained: Any, ranker: Artifact, tmp_path: Path) -> None:
+    source = onnx.Source.load(untrained.ranker.path)
+    for place, (shift, refused) in enumerate([(1e-6, False), (1e-4, True)]):
+        other = replace(source, weights={**source.weights, "head.out.bias": source.weights["head.out.bias"] + shift})
+        folder = tmp_path / str(place)
+        folder.mkdir()
+        path = resealed(ranker, folder, "model.fp32.onnx", other.graph("fp32").SerializeToString())
+        if refused:
+            with pytest.raises(ArtifactError, match=r"golden\.json, item 0: fp32 on this cpu is \d"):
+                Engine(path, precision="fp32")
+        else:
+            assert Engine(path, precision="fp32").scores(QUERY, ["a"])
 
 
 @pytest.mark.parametrize(

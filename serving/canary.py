@@ -2,9 +2,8 @@
 
 import threading
 from collections import deque
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from statistics import fmean, median
-from typing import Any
 
 from serving.comparison import Comparison
 from serving.trials import Bounds
@@ -101,10 +100,6 @@ class Watch:
                 ndcg=self._mean_ndcg(0),
                 live_ndcg=self._mean_ndcg(1),
             )
-
-    def facts(self) -> dict[str, Any]:
-        """The tally as JSON."""
-        return asdict(self.tally())
 
     def _errors(self) -> str | None:
         bounds, canary, live = self.bounds, self._canary, self._live

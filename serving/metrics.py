@@ -18,6 +18,7 @@ from prometheus_client.samples import Sample
 from prometheus_client.values import ValueClass
 
 from serving.lifecycle import Lifecycle
+from serving.trial_metrics import TrialMetrics
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # A series a counter that nobody reads.
 
@@ -44,6 +45,7 @@ class Metrics:
         self._folder = folder
         self._state = _State(lifecycle, registry)
         self._load = _Load(lifecycle, registry)
+        self._trials = TrialMetrics(lifecycle.rollout, registry)
         self.te_count = _Count("te_request_count", "Requests for scores or vectors", ["method"], registry=registry)
         self.te_success = _Count("te_request_success", "Of these, answered", ["method"], registry=registry)
         self.te_failure = _Count("te_request_failure", "Of these, failed", ["err"], registry=registry)
@@ -100,6 +102,7 @@ class Metrics:
         """Copies what the caches and the life cycle count themselves; other processes see it from then on."""
         self._state.copy()
         self._load.copy()
+        self._trials.copy()
 
     def text(self) -> bytes:
         self.refresh()

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from pipeline import text
 from pipeline.errors import RelevanceError
-from serving.canary import Watch
+from serving.canary import Tally, Watch
 from serving.comparison import Comparison, Grades, Outcome, Question, grades_of, read_grades
 from serving.scheduler import Scheduler
 from serving.searcher import Searcher
@@ -79,6 +79,9 @@ class Rollout:
         self.withdrawals: Counter[Kind] = Counter()
         """By this process."""
         self.copies: Counter[tuple[Kind, End]] = Counter()
+        self.requests: Counter[Variant] = Counter()
+        """Counted while a canary runs, of all canaries so far."""
+        self.errors: Counter[Variant] = Counter()
         self.observer: Observer | None = None
         """Told of every comparison."""
         self._settings = settings
@@ -126,6 +129,8 @@ class Rollout:
         canary, shadow = self._canary, self._shadow
         on_canary = choice.variant == "canary"
         if canary is not None and choice.searcher in (canary.searcher, canary.live):
+            self.requests[choice.variant] += 1
+            self.errors[choice.variant] += status >= 500
             fault = canary.watch.answered(canary=on_canary, status=status, seconds=seconds, computed=computed)
             if fault is not None:
                 self._withdraw("canary", canary.trial, fault)
@@ -145,18 +150,11 @@ class Rollout:
         Args:
             load: the release with a fingerprint, perhaps loaded already; raises what is wrong with it.
         """
-        try:
-            self._report()
-            found = self.file.stamp()
-            if found != self._stamp:
-                self.trials, self._stamp = self.file.read(), found
-            self.fault = None
-        except RelevanceError as error:
-            if self.fault != str(error):
-                log.error("trials: %s", error)
-            self.fault = str(error)
+        self._synchronise()
         self._take_canary(live, load)
         self._take_shadow(live, load)
+        if self._over:  # One that could not be loaded.
+            self._synchronise()
 
     def needed(self) -> set[str]:
         """Fingerprints of the releases on trial."""
@@ -177,12 +175,22 @@ class Rollout:
         if given.shadow and seen.shadow is None and (release := resolve(given.shadow)) not in not_these:
             self.file.begin("shadow", Trial(release=release, share=given.shadow_share))
 
+    def share(self, kind: Kind) -> float:
+        """Of the requests that the trial of this kind gets in this process."""
+        running = self._canary if kind == "canary" else self._shadow
+        return running.trial.share if running is not None else 0.0
+
+    def tally(self) -> Tally | None:
+        """What this process counted of the canary that runs; None where none does."""
+        canary = self._canary
+        return canary.watch.tally() if canary is not None else None
+
     def facts(self) -> Mapping[str, Any]:
         """The trials as JSON, with what this process counted."""
-        canary = self._canary
+        tally = self.tally()
         running = self._running("canary", self.trials.canary), self._running("shadow", self.trials.shadow)
         return {
-            "canary": running[0] and {**running[0], "counts": canary.watch.facts() if canary else None},
+            "canary": running[0] and {**running[0], "counts": asdict(tally) if tally else None},
             "shadow": running[1],
             "copies": {f"{kind} {end}": count for (kind, end), count in sorted(self.copies.items())},
             "withdrawn": asdict(self.trials.withdrawn) if self.trials.withdrawn else None,
@@ -256,12 +264,20 @@ class Rollout:
             self.withdrawals[kind] += 1
         log.error("%s %s: withdrawn: %s", kind, trial.release[:12], reason)
 
-    def _report(self) -> None:
-        """Tells the file of the trials that ended here."""
-        for number, (kind, reason) in list(self._over.items()):
-            self.file.end(kind, number, reason)
-            self.trials = self.file.read()
-            del self._over[number]
+    def _synchronise(self) -> None:
+        """Tells the file of the trials that ended here, and reads it if it has changed."""
+        try:
+            for number, (kind, reason) in list(self._over.items()):
+                self.trials = self.file.end(kind, number, reason)
+                del self._over[number]
+            found = self.file.stamp()
+            if found != self._stamp:
+                self.trials, self._stamp = self.file.read(), found
+            self.fault = None
+        except RelevanceError as error:
+            if self.fault != str(error):
+                log.error("trials: %s", error)
+            self.fault = str(error)
 
     def _offer(self, kind: Kind, trial: Trial, asked: Asked, other: Searcher) -> None:
         self._copies.offer(Copy(kind, trial.number, asked.question, asked.outcome(), other))

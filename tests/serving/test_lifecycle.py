@@ -1,5 +1,9 @@
+import errno
 import gc
+import itertools
 import logging
+import os
+import threading
 import time
 import weakref
 from pathlib import Path
@@ -9,7 +13,7 @@ import pytest
 
 from pipeline.errors import ArtifactError, MissingError
 from serving.errors import NotReadyError
-from serving.lifecycle import Lifecycle
+from serving.lifecycle import RETRY_S, Lifecycle
 from serving.settings import Settings
 
 
@@ -183,3 +187,129 @@ def test_starting_without_a_release_or_with_a_bad_one_says_so(fresh: Any) -> Non
     promote(fresh, 1, lie=3.0)
     with pytest.raises(ArtifactError, match="golden"):
         Lifecycle(Settings(workspace=fresh.path, threads=1)).start()
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    replace(path, bytes(data))
+
+
+def cut(path: Path) -> None:
+    replace(path, path.read_bytes()[:-7])
+
+
+def replace(path: Path, data: bytes) -> None:
+    """Writes a file of its own in place of one that other releases share by a hard link."""
+    path.unlink()
+    path.write_bytes(data)
+
+
+DAMAGED = [
+    "ranker/model.fp32.onnx", "ranker/bundle.json", "ranker/golden.json", "encoder/tokenizer.json", "manifest.json",
+    "fusion/fusion.json", "documents/manifest.json",
+]  # fmt: skip
+
+
+def test_a_damaged_release_is_refused_and_the_old_one_goes_on(lifecycle: Lifecycle, fresh: Any) -> None:
+    old = lifecycle.current
+    new = promote(fresh, 2)
+    for name, damage in itertools.product(DAMAGED, (flip, cut, Path.unlink)):
+        path = fresh.folder(new) / name
+        whole = path.read_bytes()
+        damage(path)
+        os.utime(fresh.path / "releases" / "live.json")
+        before = lifecycle.refusals
+        lifecycle.poll()
+        assert lifecycle.current is old, (name, damage)
+        assert lifecycle.refusals == before + 1
+        assert lifecycle.refused is not None
+        assert lifecycle.refused.release == new
+        path.unlink(missing_ok=True)
+        path.write_bytes(whole)
+    assert old.search("sort a list").release == old.release
+    os.utime(fresh.path / "releases" / "live.json")
+    lifecycle.poll()
+    assert (lifecycle.current.release, lifecycle.refused) == (new, None)
+
+
+def test_a_full_disk_while_loading_is_survived_and_the_release_tried_again(
+    lifecycle: Lifecycle, fresh: Any, monkeypatch: Any
+) -> None:
+    """Nothing of loading needs to write, but a library may; and memory or open files may be short for a while."""
+    old = lifecycle.current
+    new = promote(fresh, 2)
+
+    def full(path: Path) -> Any:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(lifecycle, "_load", full)
+        lifecycle.poll()
+        assert lifecycle.current is old
+        assert lifecycle.refused is not None
+        assert "No space left on device" in lifecycle.refused.reason
+    lifecycle.poll()
+    assert lifecycle.current is old  # Not at each look, as loading takes a while.
+    assert lifecycle._again == pytest.approx(time.monotonic() + RETRY_S, abs=20)
+    lifecycle._again = time.monotonic()
+    lifecycle.poll()
+    assert lifecycle.current.release == new
+    assert lifecycle.refused is None
+
+
+def test_a_pointer_that_moves_on_while_a_release_loads_is_followed_to_its_end(
+    lifecycle: Lifecycle, fresh: Any, monkeypatch: Any
+) -> None:
+    second, third = fresh.publish(2), fresh.publish(3)
+    taken, load = [], lifecycle._load
+
+    def slow(path: Path) -> Any:
+        found = load(path)
+        if path.name == second:
+            fresh.releases.promote(third, reason="the second one was a mistake")
+        return found
+
+    monkeypatch.setattr(lifecycle, "_load", slow)
+    swap = lifecycle._swap
+    monkeypatch.setattr(lifecycle, "_swap", lambda found: (taken.append(found.release), swap(found)))
+    fresh.releases.promote(second, reason="test")
+    lifecycle.poll()
+    assert taken == [third]
+    assert lifecycle.current.release == third
+
+
+def test_a_start_on_a_damaged_release_takes_the_one_before(fresh: Any) -> None:
+    """As a worker that is replaced does, while the others go on with the old release."""
+    first = promote(fresh, 1)
+    bad = promote(fresh, 2, lie=3.0)
+    lifecycle = Lifecycle(Settings(workspace=fresh.path, threads=1, poll_s=60))
+    lifecycle.start()
+    assert lifecycle.current.release == first
+    assert lifecycle.refused is not None
+    assert lifecycle.refused.release == bad
+    third = promote(fresh, 3)
+    lifecycle.poll()
+    assert (lifecycle.current.release, lifecycle.refused) == (third, None)
+    lifecycle.close()
+
+
+def test_the_watch_survives_whatever_following_raises(fresh: Any, monkeypatch: Any) -> None:
+    promote(fresh, 1)
+    lifecycle = Lifecycle(Settings(workspace=fresh.path, threads=1, poll_s=0.01))
+    failed = threading.Event()
+
+    def fail(*_: Any) -> None:
+        failed.set()
+        raise ValueError("a fault of ours")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(lifecycle, "_follow_pointer", fail)
+        lifecycle.start()
+        assert failed.wait(10)
+    new = promote(fresh, 2)
+    until = time.monotonic() + 10
+    while lifecycle.current.release != new and time.monotonic() < until:
+        time.sleep(0.01)
+    assert lifecycle.current.release == new
+    lifecycle.close()

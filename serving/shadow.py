@@ -1,7 +1,9 @@
 """Requests put to another release after their answers went out, at batch class, to see what it would have said.
 
 Nothing waits for a copy. One that comes while online inputs wait, or while too many copies do, is dropped and counted;
-one that fails is counted. A request whose client forbade to keep it is never copied.
+one that fails is counted. A request whose client forbade to keep it is never copied. Copies stay out of the caches: an
+online request would else wait for a score that a copy is computing at its leisure, and what is asked often would leave
+for what nobody asked for.
 """
 
 import logging
@@ -61,6 +63,8 @@ class Copies:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._stopped = False
+        self._deadline = Deadline.never()
+        """Of the present copy."""
 
     def offer(self, copy: Copy) -> None:
         """Takes a copy, or drops it; never blocks."""
@@ -85,6 +89,7 @@ class Copies:
         with self._lock:
             self._stopped = True
             thread = self._thread
+        self._deadline.cancel()
         if thread is None:
             return
         while thread.is_alive():
@@ -118,11 +123,12 @@ class Copies:
                 del copy  # The release that it names may be gone before the next one comes.
 
     def _ask(self, copy: Copy) -> None:
+        self._deadline = Deadline.after(COPY_S)  # Before the look, so that a stop between the two cancels it.
         if self._stopped or self._scheduler.wait_s() > BUSY_S:
             self._told(copy, "dropped", None)
             return
         try:
-            found = copy.question.ask(copy.other, Terms(Deadline.after(COPY_S), Priority.BATCH))
+            found = copy.question.ask(copy.other, Terms(self._deadline, Priority.BATCH, remember=False))
         except Exception as error:
             if not isinstance(error, ServingError):
                 log.exception("release %s: failed on a copy of a request", copy.other.release[:12])

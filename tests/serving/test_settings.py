@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,21 @@ def test_keys_are_a_list_of_hashes_in_the_environment() -> None:
     found = from_environment({"RELEVANCE_API_KEYS": f" {'a' * 64}, {'b' * 64} ,"})
     assert found.api_keys == ("a" * 64, "b" * 64)
     assert "aaa" not in repr(found)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"canary_share": 1.1}, "canary_share is 1.1; it must be between 0 and 1"),
+        ({"shadow_share": -0.1}, "shadow_share is -0.1"),
+        ({"kept_releases": -1}, "kept_releases is -1; it must be 0 or more"),
+        ({"admin_from": "home"}, "admin_from is 'home'; it must be one of loopback, anywhere"),
+        ({"admin_keys": ("secret",)}, "admin_keys holds something that is not a SHA-256"),
+    ],
+)
+def test_impossible_trials_and_administrators_are_refused(wrong: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        Settings(**wrong)
 
 
 def test_the_password_of_a_redis_is_not_printed() -> None:

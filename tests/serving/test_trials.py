@@ -220,6 +220,7 @@ def test_every_process_follows_the_trials_and_a_withdrawal(begin: Start, fresh: 
 
 def test_a_full_disk_does_not_keep_a_bad_canary(begin: Start, fresh: Any, monkeypatch: Any) -> None:
     client, lifecycle = begin()
+    third = fresh.publish(3)
     client.put("/admin/canary", json={"release": fresh.publish(2), "share": 1})
 
     def full(path: Path, text: str) -> None:
@@ -232,8 +233,9 @@ def test_a_full_disk_does_not_keep_a_bad_canary(begin: Start, fresh: Any, monkey
             lifecycle.poll()
             assert rerank(client).headers["x-variant"] == "live"
         assert "No space left" in client.get("/admin/releases").json()["fault"]
-        refused = client.put("/admin/canary", json={"release": "previous"})
-        assert refused.status_code in (409, 422, 500)
+        refused = client.put("/admin/canary", json={"release": third})
+        assert refused.status_code == 500
+        assert "trials.json: could not be written" in refused.json()["message"]
         assert rerank(client).status_code == 200
     lifecycle.poll()
     assert client.get("/readyz").json()["withdrawn"]["reason"] == "slow"
@@ -294,6 +296,7 @@ def test_a_shadow_is_asked_afterwards_and_compared(begin: Start, fresh: Any) -> 
     changes = np.abs(1 / (1 + np.exp(-first)) - 1 / (1 + np.exp(-second)))
     assert found['relevance_trial_score_change_sum{kind="shadow"}'] == pytest.approx(changes.sum(), abs=1e-4)
     assert found['relevance_trial_score_change_count{kind="shadow"}'] == len(TEXTS)
+    assert lifecycle.caches.scores.facts().entries == len(TEXTS)  # Those of the live release only.
     client.post("/search", json={"query": "list"})
     lifecycle.rollout.settle()
     assert series(client)['relevance_trial_overlap_count{kind="shadow"}'] == 2
@@ -328,6 +331,26 @@ def test_a_shadow_that_fails_or_is_stuck_harms_nobody(begin: Start, fresh: Any, 
     assert ends["dropped"] >= 60 - 34  # One runs and 32 wait.
     assert ends["failed"] >= 1
     assert "compared" not in ends
+
+
+def test_stopping_waits_for_no_copy(begin: Start, fresh: Any, monkeypatch: Any) -> None:
+    client, lifecycle = begin(threads=2)
+    client.put("/admin/shadow", json={"release": fresh.publish(2), "share": 1})
+    began, go = threading.Event(), threading.Event()
+
+    def stuck(items: Sequence[Item]) -> Any:
+        began.set()
+        go.wait(20)
+        return [0.0]
+
+    monkeypatch.setattr(lifecycle.rollout._shadow.searcher.ranker, "run", stuck)
+    for place in range(3):
+        rerank(client, f"text {place}")
+    assert began.wait(10)
+    lifecycle.rollout.stop()
+    assert not lifecycle.rollout._copies._thread.is_alive()
+    assert lifecycle.rollout.copies == {("shadow", "failed"): 1, ("shadow", "dropped"): 2}
+    go.set()
 
 
 def test_copies_are_dropped_while_online_requests_wait(begin: Start, fresh: Any, monkeypatch: Any) -> None:

@@ -308,7 +308,7 @@ def test_pairs_per_cpu_second_at_saturation(
             load = server.load(world.bodies, requests=2 * QUERIES, connections=CONNECTIONS)
             turns.append((pairs / one, pairs / many, 2 * pairs / load.server_cpu_s, 2 * pairs / load.seconds))
     alone, beside, served, wall = np.median(turns, axis=0)
-    share = float(np.median([row[2] / row[1] for row in turns]))
+    first, share = (float(np.median([turn[2] / turn[place] for turn in turns])) for place in (0, 1))
     print(
         f"\n{precision}, 6 × {WIDTH}, {bare.tokens:.0f} tokens, {CONNECTIONS} connections, {runners} cores with client"
     )
@@ -422,8 +422,7 @@ def test_start_to_ready(world: World, tmp_path: Path, record_property: Record) -
     for _ in range(STARTS):
         with serving(world, 6, "auto", tmp_path / "log") as server:
             seconds.append(server.ready_s)
-    print(
-        f"\nranker and encoder of 6 layers, from the start of the process: {', '.join(f'{s:.2f}' for s in seconds)} s"
-    )
+    shown = ", ".join(f"{one:.2f}" for one in seconds)
+    print(f"\nranker and encoder of 6 layers, from the start of the process: {shown} s")
     print("  " + verdict("start to ready, median", float(np.median(seconds)), " s", 3))
     record_property("ready_s", round(float(np.median(seconds)), 2))

@@ -20,7 +20,7 @@ def train_encoder(recipe: Recipe, workspace: Path, taught: Lessons, *, run: Runn
     from index import search
     from pipeline.data import candidates
     from pipeline.export import onnx
-    from pipeline.training import encoder, negatives, outside, teacher_scores
+    from pipeline.training import encoder, negatives, teacher_scores
     from serving import batch
 
     data, pairs, mining = taught.data, taught.pairs, recipe.encoder.mining
@@ -38,8 +38,6 @@ def train_encoder(recipe: Recipe, workspace: Path, taught: Lessons, *, run: Runn
         found = [taught.found, named("semantic run", asked)]
         mined = named("mined pairs", partial(candidates.mined, workspace, mining.depth, data, pairs, found))
         judge = partial(teacher_scores.make, workspace, taught.teacher, data, mined, layers=(), width=0)
-        if recipe.outside.given:  # Who said what the pairs are worth says it of these too.
-            judge = partial(outside.make, workspace, recipe.outside, data, mined, layers=())
         said = named("teacher scores", judge)
         hard = named("negatives", partial(negatives.make, workspace, mining, pairs, taught.scores, mined, said))
         made = named("encoder", partial(learn, hard, taught.base, hard, start=made))

@@ -448,10 +448,10 @@ class EncoderConfig:
             raise ConfigError(
                 f"encoder.widths {list(self.widths)}: each once, above 0 and below encoder.dimensions {self.dimensions}"
             )
-        if self.prune_vocabulary and self.similarity_weight and self.mining.rounds:
+        if self.prune_vocabulary and self.similarity_weight and self.mining.rounds > 1:
             raise ConfigError(
                 "encoder.prune_vocabulary: a later mining round would compare the pruned encoder with its base, which "
-                "reads other tokens; set encoder.similarity_weight or encoder.mining.rounds to 0"
+                "reads other tokens; set encoder.similarity_weight to 0 or encoder.mining.rounds to 1"
             )
 
     @property
@@ -609,6 +609,12 @@ class Recipe:
             raise ConfigError(
                 f"encoder.mining.rounds is {self.encoder.mining.rounds}: our teacher scores what a later round finds, "
                 "on another scale than the outside teacher's; set it to 1, or leave outside empty"
+            )
+        first = (*self.assistants, self.ranker)[0]  # Who learns from it; one layer has none to be matched.
+        if self.outside.given and first.hidden_weight and (len(first.keep_layers) or first.layers) > 1:
+            raise ConfigError(
+                f"{'assistants' if self.assistants else 'ranker'}.hidden_weight is {first.hidden_weight}: it compares "
+                "states of layers, and an outside teacher gives only scores; set it to 0"
             )
 
 

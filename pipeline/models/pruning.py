@@ -127,6 +127,7 @@ def prune(
     kept = _kept(model, tokenizer, kept_ids)
     new_id = {old: new for new, old in enumerate(kept)}
     smaller = _smaller(tokenizer, new_id)  # First, as it may be refused.
+    id_fields = _id_fields(model.config)  # While the config still has the old vocabulary's size.
 
     embedding = _embedding(model)
     output = model.get_output_embeddings()  # type: ignore[no-untyped-call]
@@ -142,7 +143,7 @@ def prune(
     embedding.num_embeddings = len(kept)
     embedding.padding_idx = None if embedding.padding_idx is None else new_id[embedding.padding_idx]
     model.config.vocab_size = len(kept)
-    for name in _id_fields(model.config):
+    for name in id_fields:
         setattr(model.config, name, new_id[getattr(model.config, name)])
     return smaller
 

@@ -136,9 +136,13 @@ def read_scores(path: Path, table: pa.Table, pairs: Artifact) -> tuple[Floats, d
         raise SchemaError(f"{path}, row {bad[0]}: score {value} is no finite number ({len(bad)} rows of {len(given)})")
     kind = np.int64 if keys == ["row_id"] else str
     try:
-        given = given[keys].astype(kind).assign(score=numbers)
+        named = given[keys].astype(kind)
     except (TypeError, ValueError) as error:
         raise SchemaError(f"{path}: column {keys[0]} holds what is no whole number ({error})") from error
+    if kind is np.int64 and len(cut := np.flatnonzero(pd.to_numeric(given["row_id"]) != named["row_id"])):
+        value = given["row_id"].iloc[cut[0]]
+        raise SchemaError(f"{path}, row {cut[0]}: row_id {value} is no whole number ({len(cut)} such rows)")
+    given = named.assign(score=numbers)
     twice = np.flatnonzero(given.duplicated(keys))
     if len(twice):
         raise SchemaError(

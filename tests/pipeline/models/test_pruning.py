@@ -236,5 +236,15 @@ def test_real_vocabularies_read_the_corpus_as_before(shared_data: Path, kind: st
 
 
 def test_a_round_that_compares_with_the_base_is_not_pruned() -> None:
-    with pytest.raises(ConfigError, match=r"encoder\.similarity_weight or encoder\.mining\.rounds to 0"):
-        EncoderConfig(prune_vocabulary=True, similarity_weight=0.5, mining=MiningConfig(rounds=1))
+    with pytest.raises(ConfigError, match=r"similarity_weight to 0 or encoder\.mining\.rounds to 1"):
+        EncoderConfig(prune_vocabulary=True, similarity_weight=0.5, mining=MiningConfig(rounds=2))
+    assert EncoderConfig(prune_vocabulary=True, similarity_weight=0.5).mining.rounds == 1
+
+
+def test_token_ids_of_the_config_follow_from_beyond_the_smaller_size() -> None:
+    words = [*"abcdefgh", "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokenizer = BertTokenizer(vocab={word: number for number, word in enumerate(words)})
+    model = BertModel(BertConfig(vocab_size=len(words), pad_token_id=8, bos_token_id=10, eos_token_id=11, **SIZES))
+    smaller = pruning.prune(model, tokenizer, [0, 1])
+    found = [model.config.pad_token_id, model.config.bos_token_id, model.config.eos_token_id]
+    assert found == smaller.convert_tokens_to_ids(["[PAD]", "[CLS]", "[SEP]"]) == [2, 4, 5]

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaCo
 
 from pipeline import artifacts, schema
 from pipeline.artifacts import Artifact, Staging
-from pipeline.config import EncoderConfig, MiningConfig, OutsideConfig, Recipe
+from pipeline.config import EncoderConfig, MiningConfig, OutsideConfig, RankerConfig, Recipe
 from pipeline.errors import ConfigError, MissingError, SchemaError, TrainingError
 from pipeline.training import causal, outside
 from pipeline.training.causal import Judge
@@ -145,6 +145,7 @@ def test_faults_of_a_file_are_named(world: tuple[Path, Artifact, Artifact]) -> N
     refused(frame.rename(columns={"score": "value"}), "no column score")
     refused(frame.rename(columns={"doc_id": "document"}), "no column doc_id")
     refused(frame.rename(columns={"query_id": "row_id"}), "no whole number")
+    refused(scored(pairs).astype({"row_id": float}).replace({"row_id": {107.0: 107.5}}), r"row 7: row_id 107\.5 is no")
     (workspace / "given.parquet").write_text("not Parquet")
     config = OutsideConfig(scores=str(workspace / "given.parquet"))
     with pytest.raises(SchemaError, match="not a readable Parquet"):
@@ -338,3 +339,13 @@ def test_rounds_of_mining_are_not_mixed_with_an_outside_teacher() -> None:
     with pytest.raises(ConfigError, match="mining"):
         Recipe(outside=OutsideConfig(scores="a.parquet"), encoder=mined)
     assert Recipe(encoder=mined).encoder.mining.rounds == 2
+
+
+def test_a_recipe_that_needs_an_outside_teachers_states_is_refused_before_its_own_teacher_is_trained() -> None:
+    given = OutsideConfig(scores="a.parquet")
+    blind, shallow = RankerConfig(hidden_weight=0.0), RankerConfig(layers=1)
+    for refused in ((), (RankerConfig(), blind)):
+        with pytest.raises(ConfigError, match=r"hidden_weight is 0\.1.*only scores"):
+            Recipe(outside=given, assistants=refused)
+    for allowed in (Recipe(outside=given, assistants=(blind,)), Recipe(outside=given, ranker=shallow)):
+        assert allowed.outside.given

@@ -267,7 +267,7 @@ def serve(
     """
     from serving import run, settings
 
-    knobs = {"release": release, "host": host, "port": port, "precision": precision, "workers": workers}
+    knobs: dict[str, Any] = {"release": release, "host": host, "port": port, "precision": precision, "workers": workers}
     run.serve(settings.from_environment(workspace=workspace, **knobs))
 
 

@@ -561,6 +561,9 @@ class AblationConfig:
         _positive("ablation", seeds=self.seeds)
         if not self.sets:
             raise ConfigError("ablation.sets is empty; name sets of losses, such as hard and soft+margin")
+        for name, values in (("sets", self.sets), ("doses", self.doses)):
+            if len(set(values)) < len(values):
+                raise ConfigError(f"ablation.{name} {list(values)}: one stands there twice; name each once")
         if any(dose < 0 for dose in self.doses):
             raise ConfigError(f"ablation.doses {list(self.doses)}: a number of pairs a labelled one, so 0 or more")
 

@@ -70,9 +70,14 @@ def base_name(base: Artifact | str) -> str:
     """A base as a card may name it: of a folder its last part alone."""
     if isinstance(base, Artifact):
         return f"the {base.manifest.kind} artifact {base.fingerprint[:12]} of this pipeline"
-    if HUB_NAME.fullmatch(base) or base.startswith("package:"):
+    if _of_hub(base) or base.startswith("package:"):
         return base
     return PurePath(base).name or base
+
+
+def _of_hub(base: str) -> bool:
+    """Whether this is a hub name and not a folder that looks like one, which `weights.folder` takes first."""
+    return HUB_NAME.fullmatch(base) is not None and not Path(base).exists()
 
 
 def _head(role: Role, base: Artifact | str) -> str:
@@ -87,7 +92,7 @@ def _head(role: Role, base: Artifact | str) -> str:
         ),
         "- search-relevance",
     ]
-    if isinstance(base, str) and HUB_NAME.fullmatch(base):
+    if isinstance(base, str) and _of_hub(base):
         lines.append(f"base_model: {json.dumps(base)}")
     return "\n".join(["---", *lines, "---"])
 
@@ -131,6 +136,12 @@ def _data(inputs: Mapping[str, Artifact]) -> str:
     for split in ("train", "valid"):
         if split in pairs:
             lines.append(f"- {split}: {pairs[split]['pairs']:,} pairs of {pairs[split]['queries']:,} queries")
+    if "unlabelled" in pairs:
+        lines.append(
+            f"- {pairs['labelled']:,} pairs with a grade, and {pairs['unlabelled']:,} without that the teacher scored"
+        )
+    if "mined" in pairs:
+        lines.append(f"- mined negatives: {pairs['kept']:,} of {pairs['queries']:,} queries")
     return "\n".join(lines) or "Not described by its artifact."
 
 

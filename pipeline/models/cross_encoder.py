@@ -213,7 +213,7 @@ class CrossEncoder(nn.Module):
             layer = self._layer(number + 1)
             if number + 1 < self.layers:
                 hidden = layer(hidden, added)
-            elif self.layers in whole or self._shared:
+            elif self.layers in whole or self.shared:
                 hidden = layer(hidden, added)
                 all_tokens[self.layers] = hidden
             else:
@@ -242,7 +242,7 @@ class CrossEncoder(nn.Module):
         Raises:
             ShapeError: a layer that the model does not have.
         """
-        if self._shared or any(not 1 <= layer <= self.layers for layer in first):
+        if self.shared or any(not 1 <= layer <= self.layers for layer in first):
             found = [self.read(*batch, first=first) for batch in batches]
             return Reading(torch.cat([one.scores for one in found]), torch.cat([one.first for one in found]), {})
         model: Any = self.model
@@ -292,29 +292,29 @@ class CrossEncoder(nn.Module):
         return int(self.model.config.hidden_size)
 
     @property
-    def _shared(self) -> bool:
-        """ALBERT: its layers share their weights."""
+    def shared(self) -> bool:
+        """Whether the layers share their weights, as ALBERT's do."""
         return bool(self.model.config.model_type == "albert")
 
     def _embedded(self, input_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:
         segments = {"token_type_ids": token_type_ids} if token_type_ids is not None and self.segments else {}
         body: Any = self.model.base_model
         hidden: Tensor = body.embeddings(input_ids=input_ids, **segments)  # (batch, tokens, hidden)
-        if self._shared:
+        if self.shared:
             hidden = body.encoder.embedding_hidden_mapping_in(hidden)
         return hidden
 
     def _layer(self, number: int) -> Any:
         """The layer of this number, from 1."""
         encoder: Any = self.model.base_model.encoder
-        if not self._shared:
+        if not self.shared:
             return encoder.layer[number - 1]
         return encoder.albert_layer_groups[(number - 1) * len(encoder.albert_layer_groups) // self.layers]
 
     def _attention(self, number: int) -> Any:
         """What makes the queries, keys and values of a layer."""
         layer = self._layer(number)
-        if not self._shared:
+        if not self.shared:
             return layer.attention.self
         if len(layer.albert_layers) > 1:
             raise ConfigError("an albert model whose layers are groups of several has no one attention to learn from")
@@ -324,7 +324,7 @@ class CrossEncoder(nn.Module):
         """(batch, 1) from the last state of the first token, (batch, 1, hidden)."""
         model: Any = self.model
         body = model.base_model
-        if self._shared:
+        if self.shared:
             pooled = model.dropout(body.pooler_activation(body.pooler(first[:, 0])))
         else:
             pooled = first if body.pooler is None else model.dropout(body.pooler(first))

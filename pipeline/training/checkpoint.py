@@ -39,6 +39,8 @@ class Progress:
     evaluations: list[tuple[int, float]] = field(default_factory=list)
     history: list[dict[str, float]] = field(default_factory=list)
     """Mean loss and its parts over each twentieth of the steps."""
+    window: list[dict[str, float]] = field(default_factory=list)
+    """Loss and parts of the steps since the last point of the history."""
 
     def metrics(self, measure: str, unit: str) -> dict[str, Any]:
         """For an artifact's manifest; `measure` names what `evaluate` returns."""

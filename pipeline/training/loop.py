@@ -145,7 +145,6 @@ def _run(  # noqa: PLR0915 (an open loop, to be read straight down)
     module.train()
     saved = resumed = time.monotonic()
     before_resume = progress.seconds
-    window: list[dict[str, float]] = []
     recomputed = memory.recomputed(module) if config.checkpoint_activations else nullcontext()
     with recomputed, _bar(label, way.examples(progress), task.unit, progress.examples, rank) as advance:
         for step in way.steps(progress.step):
@@ -183,10 +182,10 @@ def _run(  # noqa: PLR0915 (an open loop, to be read straight down)
             progress.tokens += step.tokens
             progress.padded += step.padded
             progress.seconds = seconds
-            window.append(parts)
+            progress.window.append(parts)
             if way.marks(progress, HISTORY) > told:
-                progress.history.append({"step": float(progress.step), **_means(window)})
-                window = []
+                progress.history.append({"step": float(progress.step), **_means(progress.window)})
+                progress.window = []
             note = f"loss {parts['loss']:.3f}"
             if config.evaluations and way.marks(progress, config.evaluations) > measured and rank == 0:
                 note += f", valid {evaluate():.4f}"

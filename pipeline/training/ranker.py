@@ -5,7 +5,7 @@ From `data`, `pairs`, the teacher and its scores; exported for serving, judged i
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,7 @@ def make(
             lessons = Lessons.read(teacher, teacher_scores, table)
             match = _match(config, student, large)
             if losses.mutual:
-                peer = surgery.student(whole, surgery.other_layers(whole.layers, keep)).to(scoring.device())
+                peer = _peer(whole, keep).to(scoring.device())
         if losses.of(TOKEN_TERMS):
             _same_input(student, large)
             large.to(scoring.device())
@@ -184,6 +184,20 @@ def _from_base(
         seed=config.loop.seed,
     )
     return whole, table
+
+
+def _peer(whole: CrossEncoder, keep: Sequence[int]) -> CrossEncoder:
+    """A second student, of other layers of the same model.
+
+    Raises:
+        ConfigError: there are no others.
+    """
+    if whole.shared:
+        raise ConfigError(
+            "ranker.mutual_weight: an albert model's layers are one, so a second student would be the first again and "
+            "neither would learn from the other; set it to 0"
+        )
+    return surgery.student(whole, surgery.other_layers(whole.layers, keep))
 
 
 def _match(config: RankerConfig, student: CrossEncoder, teacher: CrossEncoder) -> Match:

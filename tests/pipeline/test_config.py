@@ -66,6 +66,7 @@ def test_overrides(tmp_path: Path) -> None:
         ("[data]\nvalid_share = 0.5\ntest_share = 0.5", "leave nothing to train on"),
         ("[gate]\nmargin = nan", r"gate\.margin is nan; it must be a finite number"),
         ("[data]\ntrain_queries = -1", r"data\.train_queries is -1"),
+        ('[ablation]\nsets = ["soft", "soft"]', r"ablation\.sets .*twice"),
         ("[data\n", "not valid TOML"),
     ],
 )

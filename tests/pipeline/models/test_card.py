@@ -81,6 +81,29 @@ def test_the_head_is_yaml_of_the_hub(tmp_path: Path, ranker: CrossEncoder, untra
     assert "base_model" not in head
 
 
+def test_a_folder_named_like_a_hub_model_is_none(
+    tmp_path: Path, ranker: CrossEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "minilm").mkdir(parents=True)
+    text = written(tmp_path / "r", "ranker", ranker, base="models/minilm")
+    assert "base_model" not in yaml.safe_load(text.split("---")[1])
+    assert "started from: minilm\n" in text
+
+
+@pytest.mark.parametrize(
+    ("metrics", "fact"),
+    [
+        ({"labelled": 8900, "unlabelled": 32000}, "8,900 pairs with a grade, and 32,000 without"),
+        ({"mined": 5000, "kept": 1600, "queries": 200}, "mined negatives: 1,600 of 200 queries"),
+    ],
+)
+def test_pairs_that_were_added_are_counted(
+    tmp_path: Path, ranker: CrossEncoder, metrics: dict[str, int], fact: str
+) -> None:
+    assert fact in written(tmp_path, "ranker", ranker, inputs=INPUTS | {"pairs": artifact("pairs", **metrics)})
+
+
 def test_it_says_what_the_training_had_in_hand(tmp_path: Path, ranker: CrossEncoder) -> None:
     text = written(tmp_path, "ranker", ranker)
     for fact in (

@@ -89,6 +89,19 @@ def test_ten_steps_killed_and_ten_more_are_twenty_steps(tmp_path: Path) -> None:
     assert (found.step, found.examples, found.tokens, found.padded) == (20, 160, 160, 200)
 
 
+def test_a_point_of_the_history_is_the_same_where_a_kill_fell_into_its_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "HISTORY", 4)
+    straight, broken, resumed = network(), network(), network()
+    whole = train(straight, Noisy(straight), CONFIG, label="straight")
+    with pytest.raises(Killed):
+        train(broken, Noisy(broken, stop_at=25), CONFIG, label="broken", checkpoint=tmp_path)  # Twelve steps are done.
+    found = train(resumed, Noisy(resumed), CONFIG, label="resumed", checkpoint=tmp_path)
+    assert [point["step"] for point in found.history] == [5, 10, 15, 20]
+    assert found.history == whole.history
+
+
 def test_the_same_without_a_kept_best_state(tmp_path: Path) -> None:
     config = replace(CONFIG, evaluations=0)
     straight, broken, resumed = network(), network(), network()

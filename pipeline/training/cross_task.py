@@ -186,7 +186,7 @@ class CrossTask:
         self.train = pairs.places("train")
         if weights.of(TAUGHT_TERMS) or weights.of(TOKEN_TERMS):
             self.train = np.concatenate([self.train, pairs.places(schema.UNLABELLED)])
-        self.graded_share = float((pairs.grades[self.train] >= 0).mean()) if len(self.train) else 1.0
+        self.graded_share = _graded_share(pairs, self.train, max_list)
         self.valid = scoring.valid_places(pairs, config.valid_pairs, config.seed)
 
     def _check_grades(self) -> None:
@@ -343,6 +343,16 @@ def _from_each_other(first: Scored, second: Scored, temperature: float) -> Tenso
     ) + distillation.soft_ordinal_loss(
         second.scores, second.thresholds, first.scores, first.thresholds, temperature, total=total
     )
+
+
+def _graded_share(pairs: Pairs, places: Ints, max_list: int) -> float:
+    """Of the pairs that an epoch draws from these, at most `max_list` a query, the share with a grade; 1 of none."""
+    queries, numbers, counts = np.unique(pairs.query[places], return_inverse=True, return_counts=True)
+    if not len(queries):
+        return 1.0
+    drawn = np.minimum(counts, max_list)
+    weight = (drawn / counts)[numbers]  # (places,) how often each is drawn
+    return float(weight[pairs.grades[places] >= 0].sum() / drawn.sum())
 
 
 def first_thresholds(pairs: Pairs) -> list[float]:

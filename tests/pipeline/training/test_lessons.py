@@ -1,6 +1,7 @@
 """Pairs without a grade in the ranker's training: the teacher's terms read them, the terms over grades do not."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -150,6 +151,19 @@ def test_over_an_epoch_the_grades_weigh_as_their_weight_says(model: CrossEncoder
 
     table = pairs()
     assert mean(table, ALL) == pytest.approx(mean(table, Weights(ordinal=1.0)), rel=1e-4)
+
+
+def test_grades_weigh_alike_where_longer_lists_are_cut(model: CrossEncoder) -> None:
+    """Lists with grades are cut from five to three, those without hold two: over an epoch the factor is one."""
+    table = pairs()
+    kept = (table.grades >= 0) | (table.rows % LENGTH < 2)
+    names = ("rows", "query", "document", "grades", "split")
+    table = replace(table, **{name: getattr(table, name)[kept] for name in names})
+    made = CrossTask(model, table, LoopConfig(tokens_per_batch=250), ALL, max_list=3, lessons=lessons(table))
+    counts = [step.chunks[0].counts for step in made.plan(0)]
+    documents = sum(one.documents for one in counts)
+    assert documents > sum(one.graded for one in counts) > 0
+    assert sum(one.documents * one.hard for one in counts) == pytest.approx(documents)
 
 
 def test_chunks_of_a_mixed_step_add_up_to_its_gradient(model: CrossEncoder) -> None:

@@ -2,22 +2,24 @@
 
     python http_load.py < JOB.json
 
-JOB is `port`, `path`, `headers`, `bodies` (JSON texts, asked in turn) and
+JOB is `port` and `pid` of the server, `path`, `headers`, `bodies` (JSON texts, asked in turn) and
 
 * closed loop: `connections` and `requests`: each connection asks its next question when it has its answer;
 * open loop: `at`, seconds from the start: each question is asked at its time, whatever else is unanswered, and its
   latency counts from that time.
 
 Answers with one line of JSON: `milliseconds` of each request in its order, `statuses` with their counts, `seconds` of
-the whole and `cpu_s` of this process.
+the whole, and the processor seconds that the server and this client spent meanwhile, `server_cpu_s` and `client_cpu_s`.
 """
 
 import asyncio
 import collections
 import itertools
 import json
+import os
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -48,7 +50,7 @@ async def load(job: dict[str, Any]) -> dict[str, Any]:
     statuses: collections.Counter[int] = collections.Counter()
     # In an open loop a connection more is opened when all are waiting.
     free = [await connect(job) for _ in range(job["connections"])]
-    began = time.perf_counter()
+    began, spent = time.perf_counter(), (cpu_s(job["pid"]), time.process_time())
 
     async def one(number: int, connection: Connection, since: float) -> None:
         statuses[await ask(connection, messages[number % len(messages)])] += 1
@@ -73,7 +75,19 @@ async def load(job: dict[str, Any]) -> dict[str, Any]:
         numbers = itertools.takewhile(lambda number: number < count, itertools.count())
         await asyncio.gather(*map(in_turn, free))
     seconds = time.perf_counter() - began
-    return {"milliseconds": milliseconds, "statuses": statuses, "seconds": seconds, "cpu_s": time.process_time()}
+    return {
+        "milliseconds": milliseconds,
+        "statuses": statuses,
+        "seconds": seconds,
+        "server_cpu_s": cpu_s(job["pid"]) - spent[0],
+        "client_cpu_s": time.process_time() - spent[1],
+    }
+
+
+def cpu_s(pid: int) -> float:
+    """Processor seconds of a process so far, user and system, of all its threads."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 async def connect(job: dict[str, Any]) -> Connection:

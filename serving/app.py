@@ -167,7 +167,7 @@ async def _cascade(request: Request, call: Call, asked: schemas.RerankRequest, t
         return found, searcher.ranker.pair_tokens(asked.query, reached, remember=call.terms.remember)
 
     found, read = await call.run(score, in_time=True)
-    call.spent(found.hits, len(texts) - found.hits)
+    call.spent(found.hits, found.misses, of=len(texts))
     call.reached(found.reached, len(texts))
     # What was not reached has the lowest score, so that no client's own sorting brings it before what was.
     nothing = 0.0 if asked.raw_scores else -math.inf
@@ -363,5 +363,10 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 async def _query_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    words = "; ".join(f"{'.'.join(map(str, fault['loc'][1:]))}: {fault['msg']}" for fault in error.errors())
+    faults = [fault for fault in error.errors() if fault["type"] == "json_invalid"]
+    if faults:
+        return refusal(RequestError(f"the body is not valid JSON: {faults[0]['ctx']['error']}"), request.url.path)
+    words = "; ".join(
+        f"{'.'.join(map(str, fault['loc'][1:])) or 'the body'}: {fault['msg']}" for fault in error.errors()
+    )
     return refusal(InvalidRequestError(words), request.url.path)

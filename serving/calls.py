@@ -100,11 +100,12 @@ class Call:
 
         return await self.service.work.run(timed, self.deadline, self._request.receive, in_time=in_time)
 
-    def spent(self, hits: int, misses: int) -> None:
-        """Notes what came from the cache and what was computed."""
+    def spent(self, hits: int, misses: int, of: int | None = None) -> None:
+        """Notes what came from the cache and what was computed, of so many texts where that is not all."""
         self._facts.update(hits=hits, misses=misses)
-        how = "hit" if not misses else "partial" if hits else "miss"
-        self._headers["x-cache"] = f"{how if self.terms.remember else 'bypass'}, {hits}/{hits + misses}"
+        texts = hits + misses if of is None else of
+        how = "hit" if hits == texts else "partial" if hits else "miss"
+        self._headers["x-cache"] = f"{how if self.terms.remember else 'bypass'}, {hits}/{texts}"
         if misses:
             self.service.readiness.answered(self.searcher)
 

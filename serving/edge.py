@@ -117,7 +117,7 @@ class Edge:
             return self._settings.deadline_s
         try:
             seconds = int(asked) / 1000
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise InvalidRequestError(f"x-request-timeout-ms is {asked[:40]!r}; send whole milliseconds") from error
         if seconds <= 0:
             raise InvalidRequestError(f"x-request-timeout-ms is {asked[:40]}; it must be above 0")
@@ -145,8 +145,10 @@ class Edge:
         state = scope["state"]
         facts = state["facts"]
         route = scope.get("route")
-        path = getattr(route, "path", None) or "other"
-        self._metrics.ended(path, status, seconds, facts.get("items", 0 if path in SCORING_PATHS else None))
+        # Refused here, a request has no route yet.
+        path = getattr(route, "path", None) or (scope["path"] if scope["path"] in SCORING_PATHS else "other")
+        scoring = path in SCORING_PATHS and status != 401
+        self._metrics.ended(path, status, seconds, facts.get("items", 0 if scoring else None))
         noted = {"http.status_code": status, "request_id": request_id, **facts}
         self._tracing.ended(state["span"], f"{scope['method']} {path}", noted)
         level = logging.DEBUG if path in OPEN_PATHS else logging.INFO

@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import logging
+import math
 import signal
 import socket
 import threading
@@ -54,7 +55,7 @@ def run(settings: Settings, listener: socket.socket, beat: Beat | None = None, m
         access_log=False,  # `serving.edge` logs each request, without its texts.
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=int(settings.drain_s),
+        timeout_graceful_shutdown=math.ceil(settings.drain_s),  # 0 would wait for nobody.
         # asyncio accepts so many connections at a wake-up: with one, a free process takes the next, not a busy one.
         backlog=1 if beat else BACKLOG,
     )

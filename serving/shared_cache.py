@@ -51,6 +51,7 @@ class Breaker:
         self._failures = 0
         self._pause = FIRST_PAUSE_S
         self._until = 0.0
+        self._trying = False
 
     @property
     def open(self) -> bool:
@@ -65,19 +66,23 @@ class Breaker:
             if now < self._until:
                 return False
             self._until = now + self._pause  # This one tries; the others go on waiting.
+            self._trying = True
             return True
 
     def succeeded(self) -> None:
         with self._lock:
-            self._failures, self._pause = 0, FIRST_PAUSE_S
+            self._failures, self._pause, self._trying = 0, FIRST_PAUSE_S, False
 
     def failed(self) -> bool:
         """Whether this failure opened it."""
         with self._lock:
+            if self.open and not self._trying:
+                return False  # It began before, beside those that opened it, and says nothing new.
             self._failures += 1
             if self._failures < FAILURES:
                 return False
-            if self._failures > FAILURES:
+            if self._trying:
+                self._trying = False
                 self._pause = min(2 * self._pause, LONGEST_PAUSE_S)
             self._until = self._clock() + self._pause
             return self._failures == FAILURES

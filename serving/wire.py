@@ -12,6 +12,9 @@ from serving.errors import InvalidRequestError, RequestError
 
 M = TypeVar("M", bound=BaseModel)
 
+MAX_DEPTH = 200
+"""Lists and objects within each other in a request: orjson reads 1024 but writes 254, and documents are given back."""
+
 SHOWN_FAULTS = 5
 """A list of ten thousand wrong items has one message, not ten thousand."""
 
@@ -32,8 +35,11 @@ def parse(body: bytes, model: type[M]) -> M:
         RequestError: not JSON, or nested too deep.
         InvalidRequestError: JSON, but not what `model` describes; names the fields.
     """
+    given = _loads(body)
+    if body.count(b"[") + body.count(b"{") > MAX_DEPTH and _is_deep(given):
+        raise RequestError(f"the body is nested too deep; at most {MAX_DEPTH} lists and objects within each other")
     try:
-        return model.model_validate(_loads(body))
+        return model.model_validate(given)
     except ValidationError as error:
         raise InvalidRequestError(_faults(error)) from error
 
@@ -52,6 +58,16 @@ def _loads(body: bytes) -> Any:
     except (ValueError, RecursionError) as error:
         reason = "it is nested too deep" if isinstance(error, RecursionError) else str(error)
         raise RequestError(f"the body is not valid JSON: {reason}") from error
+
+
+def _is_deep(given: Any) -> bool:
+    level = [given]
+    for _ in range(MAX_DEPTH):
+        below = (item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list))
+        level = [inner for items in below for inner in items if isinstance(inner, dict | list)]
+        if not level:
+            return False
+    return True
 
 
 def _faults(error: ValidationError) -> str:

@@ -174,10 +174,19 @@ def test_a_surrogate_in_a_key_or_an_ignored_field_harms_nothing(client: TestClie
     assert client.post("/rerank", content=b'{"query": "q", "texts": ["a"], "\\ud800": "\\udc00"}').status_code == 200
 
 
+def test_a_document_as_deep_as_is_taken_can_be_given_back(client: TestClient) -> None:
+    deep = (
+        b'{"query": "q", "return_documents": true, "documents": [{"text": "a", "x": ' + b"[" * 197 + b"]" * 197 + b"}]}"
+    )
+    given = json.loads(deep)["documents"][0]
+    assert client.post("/rerank", content=deep).json()["results"][0]["document"] == given
+    refused(client.post("/rerank", content=deep.replace(b"[]", b"[[]]")), 400, "nested too deep")
+
+
 @pytest.mark.parametrize(
     "body",
     [b"", b"  ", b"{", b"nope", b'{"query": NaN}', b"\xff\xfe", b'"\xc3"', b"[" * 100_000, b'{"a":' * 5000 + b"1",
-     b'["\\ud800"' + b"[" * 100_000, b'{"query": "\\ud800", "x": NaN}'],
+     b'["\\ud800"' + b"[" * 100_000, b'{"query": "\\ud800", "x": NaN}', b'{"x": ' + b"[" * 200 + b"]" * 200 + b"}"],
 )  # fmt: skip
 @pytest.mark.parametrize("path", ["/rerank", "/search", "/v1/embeddings", "/embed"])
 def test_what_is_not_json_is_a_400(client: TestClient, path: str, body: bytes) -> None:
@@ -425,7 +434,12 @@ def test_every_answer_names_its_release(client: TestClient, lifecycle: Lifecycle
 
 def test_probes(client: TestClient, lifecycle: Lifecycle) -> None:
     assert client.get("/livez").json() == {"live": True}
-    assert client.get("/readyz").json() == {"ready": True, "release": lifecycle.current.release, "refused": None, "withdrawn": None}
+    assert client.get("/readyz").json() == {
+        "ready": True,
+        "release": lifecycle.current.release,
+        "refused": None,
+        "withdrawn": None,
+    }
     for path in ("/health", "/ping"):
         assert client.get(path).content == b""
         assert client.head(path).status_code == 200
@@ -505,11 +519,14 @@ def test_metrics_count_as_text_embeddings_inference_does(started: Any) -> None:
     for texts in (["a"], ["a", "b"], ["a", "b"]):
         client.post("/rerank", json={"query": "q", "texts": texts})
     client.post("/rerank", json={"query": "q"})
+    client.post("/rerank", json={"query": "q", "texts": ["a"]}, headers={"x-request-timeout-ms": "soon"})
+    client.get("/rerank")
     client.get("/nope")
     found = series(client)
     assert found['te_request_count{method="single"}'] == 1
     assert found['te_request_success{method="batch"}'] == 2
-    assert found['te_request_failure{err="validation"}'] == 1
+    assert found['te_request_failure{err="validation"}'] == 3
+    assert found['relevance_requests_total{path="/rerank",status="422"}'] == 2
     assert found["te_request_duration_count"] == 3
     assert found['relevance_cache_misses_total{cache="scores"}'] == 2
     assert found['relevance_cache_hits_total{cache="scores"}'] == 3
@@ -602,6 +619,7 @@ def test_a_client_may_ask_for_less_time(started: Any, monkeypatch: Any) -> None:
     refused(client.post("/rerank", json=body, headers={"x-request-timeout-ms": "50"}), 504, "0.05 s")
     refused(client.post("/rerank", json=body, headers={"x-request-timeout-ms": "soon"}), 422, "x-request-timeout-ms")
     refused(client.post("/rerank", json=body, headers={"x-request-timeout-ms": "-1"}), 422, "above 0")
+    refused(client.post("/rerank", json=body, headers={"x-request-timeout-ms": "9" * 400}), 422, "whole milliseconds")
 
 
 def test_waiting_for_a_worker_counts_to_the_deadline(started: Any, monkeypatch: Any) -> None:

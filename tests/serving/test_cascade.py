@@ -157,6 +157,17 @@ def test_objects_with_scores_are_reranked_as_far_as_the_time_goes(started: Any, 
     assert results[0]["document"]["score"] == results[0]["index"]
 
 
+def test_a_cascade_that_reached_nothing_proves_no_model_ready(started: Any, monkeypatch: Any) -> None:
+    lifecycle = started()
+    client = TestClient(apps.create(lifecycle))
+    held_back(lifecycle, monkeypatch, 0.3)
+    monkeypatch.setattr(lifecycle.current, "ping", lambda: 1 / 0)
+    body = {"query": "sort", "documents": [{"text": "a", "score": 1}, {"text": "b", "score": 2}], "cascade": True}
+    answer = client.post("/rerank", json=body, headers={"x-request-timeout-ms": "50"})
+    assert (answer.headers["x-reranked"], answer.headers["x-cache"]) == ("0/2", "miss, 0/2")
+    assert client.get("/health").status_code == 503
+
+
 def test_texts_use_the_encoder_and_marks_show_only_in_a_cascade(started: Any, tiny: Any) -> None:
     lifecycle = started()
     client = TestClient(apps.create(lifecycle))

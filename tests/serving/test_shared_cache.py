@@ -325,6 +325,19 @@ def test_the_breaker_opens_after_failures_in_a_row_and_tries_again_less_and_less
     assert not breaker.open
 
 
+def test_failures_beside_those_that_opened_the_breaker_do_not_lengthen_its_pause() -> None:
+    now = [100.0]
+    breaker = Breaker(lambda: now[0])
+    for _ in range(FAILURES + 20):  # All began before it opened.
+        breaker.failed()
+    now[0] += FIRST_PAUSE_S
+    assert breaker.allows()
+    for _ in range(20):  # One is the trial; the others are late.
+        breaker.failed()
+    now[0] += 2 * FIRST_PAUSE_S
+    assert breaker.allows()
+
+
 def test_a_password_is_neither_logged_nor_shown(caplog: Any) -> None:
     with caplog.at_level(logging.DEBUG), shared("redis://user:secret@127.0.0.1:1/0") as tier:
         for _ in range(FAILURES):

@@ -1,6 +1,7 @@
 """Starts the service: binds the port, sets up the log, then serves in this process or in several."""
 
 import errno
+import ipaddress
 import json
 import logging
 import socket
@@ -28,6 +29,9 @@ def serve(settings: Settings) -> None:
     """
     write_log(settings.log)
     with listen(settings) as listener:
+        host = listener.getsockname()[0]
+        if not (settings.api_keys or settings.api_keys_file or ipaddress.ip_address(host).is_loopback):
+            log.warning("%s: open to the network without a key; `relevance key` makes one for RELEVANCE_API_KEYS", host)
         if settings.workers > 1:
             from serving import workers
 

@@ -69,5 +69,12 @@ def test_an_impossible_value_is_named(environ: dict[str, str], named: str) -> No
         from_environment(environ)
 
 
+def test_a_variable_that_is_no_setting_is_told_of(caplog: Any) -> None:
+    assert from_environment({"RELEVANCE_API_KEY": "secret", "RELEVANCE_PORT": "1", "PATH": "/bin"}).port == 1
+    assert "RELEVANCE_API_KEY;" in caplog.text
+    assert "secret" not in caplog.text
+    assert "RELEVANCE_PORT" not in caplog.text
+
+
 def test_empty_variables_count_as_absent() -> None:
     assert from_environment({"RELEVANCE_PORT": " "}) == Settings()

@@ -176,7 +176,7 @@ def test_gate_that_says_no_exits_3(copied: Trained) -> None:
         "--set",
         "gate.margin=0",
         "--set",
-        "encoder.dimensions=8",
+        "evaluation.examples=4",
     )
     _refused(done, 3, "the gate said no")
     assert (

@@ -45,7 +45,7 @@ def test_a_client_that_sends_too_much_reads_the_answer(server: Server) -> None:
 
 
 def test_sigterm_loses_no_request_and_leaves_no_heavy_import(tiny: Any) -> None:
-    found = start(tiny.path, RELEVANCE_DEADLINE_S="60")
+    found = start(tiny.path, RELEVANCE_DEADLINE_S="60", RELEVANCE_MAX_DEADLINE_S="60")
 
     def ask(place: int) -> int:
         texts = [f"{place} {word} " + "a list of words " * 30 for word in range(1000)]

@@ -77,7 +77,9 @@ def parse(text: str, config: RankerConfig) -> LossSet:
         for field in dataclasses.fields(config)
         if field.name.startswith(_HARD) and field.name.endswith(_SUFFIX)
     }
-    start: dict[str, Any] = {"base": _BASE} if at else {}
+    start: dict[str, Any] = {}
+    if at:
+        start = {"base": _BASE, "layers": len(config.keep_layers) or config.layers, "keep_layers": ()}
     taught = sum(weight > 0 for weight in weights.values())
     return LossSet(
         text,

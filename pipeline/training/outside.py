@@ -122,7 +122,8 @@ def read_scores(path: Path, table: pa.Table, pairs: Artifact) -> tuple[Floats, d
         given = pq.read_table(path).to_pandas()
     except (pa.ArrowException, OSError) as error:
         raise SchemaError(f"{path}: not a readable Parquet file ({error}); write it again") from error
-    keys = ["row_id"] if "row_id" in given else list(PAIR_KEYS)
+    by_name = set(PAIR_KEYS) <= set(given)  # Names say more than the number of a row, which another table has too.
+    keys = ["row_id"] if "row_id" in given and not by_name else list(PAIR_KEYS)
     missing = [name for name in (*keys, "score") if name not in given]
     if missing:
         raise SchemaError(

@@ -107,7 +107,7 @@ def make(
             student,
             base=origin,
             inputs={name: one for name, one in inputs.items() if isinstance(one, Artifact)},
-            config=to_dict(config),
+            config=_settings(config, teacher_scores is not None),
             metrics=metrics,
             measure=scoring.MEASURE,
         )
@@ -117,7 +117,7 @@ def make(
         workspace,
         "ranker",
         version=VERSION,
-        config={**to_dict(config), "max_list": candidates.max_list},
+        config={**_settings(config, teacher_scores is not None), "max_list": candidates.max_list},
         inputs=inputs,
         build=build,
     )
@@ -144,8 +144,19 @@ def taught_by(config: RankerConfig, teacher: Artifact, base: Artifact | str = ""
 
 def plain(config: RankerConfig) -> RankerConfig:
     """The plain student: the same shape without the teacher, so cut from what the teacher was trained from."""
-    alone = dataclasses.replace(config, layers=len(config.keep_layers) or config.layers, keep_layers=())
-    return dataclasses.replace(alone, base=FROM_BASE) if config.base == FROM_TEACHER else alone
+    if config.base != FROM_TEACHER:
+        return config
+    return dataclasses.replace(config, base=FROM_BASE, layers=len(config.keep_layers) or config.layers, keep_layers=())
+
+
+def _settings(config: RankerConfig, taught: bool) -> dict[str, object]:
+    """What a student depends on: without a teacher's scores not the weights of learning from them."""
+    found = to_dict(config)
+    del found["plain"]
+    if not taught:
+        for name in ("temperature", "mutual_weight", *(f"{term}_weight" for term in (*TAUGHT_TERMS, *TOKEN_TERMS))):
+            del found[name]
+    return found
 
 
 def _origin(config: RankerConfig, teacher: Artifact, base: Artifact | str) -> Artifact | str:

@@ -145,7 +145,8 @@ def test_faults_of_a_file_are_named(world: tuple[Path, Artifact, Artifact]) -> N
     refused(frame.rename(columns={"score": "value"}), "no column score")
     refused(frame.rename(columns={"doc_id": "document"}), "no column doc_id")
     refused(frame.rename(columns={"query_id": "row_id"}), "no whole number")
-    refused(scored(pairs).astype({"row_id": float}).replace({"row_id": {107.0: 107.5}}), r"row 7: row_id 107\.5 is no")
+    numbered = scored(pairs).drop(columns=["query_id", "doc_id"]).astype({"row_id": float})
+    refused(numbered.replace({"row_id": {107.0: 107.5}}), r"row 7: row_id 107\.5 is no")
     (workspace / "given.parquet").write_text("not Parquet")
     config = OutsideConfig(scores=str(workspace / "given.parquet"))
     with pytest.raises(SchemaError, match="not a readable Parquet"):
@@ -349,3 +350,14 @@ def test_a_recipe_that_needs_an_outside_teachers_states_is_refused_before_its_ow
             Recipe(outside=given, assistants=refused)
     for allowed in (Recipe(outside=given, assistants=(blind,)), Recipe(outside=given, ranker=shallow)):
         assert allowed.outside.given
+
+
+def test_names_win_over_the_row_numbers_of_another_table(world: tuple[Path, Artifact, Artifact]) -> None:
+    workspace, data, pairs = world
+    frame = scored(pairs)
+    stale = frame.assign(row_id=frame["row_id"].to_numpy()[::-1])
+    right, found = (
+        outside.make(workspace, given(workspace, one), data, pairs, layers=()).file("scores.parquet")
+        for one in (frame[["query_id", "doc_id", "score"]], stale)
+    )
+    assert pd.read_parquet(found).equals(pd.read_parquet(right))

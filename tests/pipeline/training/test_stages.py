@@ -223,6 +223,10 @@ def test_ranker_and_plain_student_learn(world: World) -> None:
         assert made.metrics["keep_layers"] == [2, 4]
         assert CrossEncoder.load(made.path).layers == 2
     assert set(distilled.metrics["history"][-1]) == {"step", "loss", "ordinal", "pairwise", "soft", "margin", "hidden"}
+    alike = replace(RANKER, soft_weight=0.9, plain=not RANKER.plain)  # Nothing that a plain student depends on.
+    assert ranker.make(world.workspace, alike, *arguments[2:], None).fingerprint == plain.fingerprint
+    same = replace(RANKER, plain=not RANKER.plain)
+    assert ranker.make(world.workspace, same, *arguments[2:], world.lessons).fingerprint == distilled.fingerprint
     assert set(plain.metrics["history"][-1]) == {"step", "loss", "ordinal", "pairwise"}
 
     scores = {

@@ -90,12 +90,18 @@ def _more(config: CandidatesConfig, data: Artifact) -> Iterator[tuple[str, str]]
             yield "title", title
 
 
+_TABLES = (".csv", ".tsv", ".json", ".jsonl")
+"""Read as lines, each would be a query with its commas or braces."""
+
+
 def read_queries(path: Path) -> list[str]:
     """The queries of a Parquet file's column `query` or `text`, or the lines of a text; without empty ones.
 
     Raises:
-        SchemaError: not readable as what its name says, or without such a column.
+        SchemaError: not readable as what its name says, or without such a column; a table that is not Parquet.
     """
+    if path.suffix in _TABLES:
+        raise SchemaError(f"{path}: queries are read from Parquet or a text with one a line; write this table as one")
     try:
         if path.suffix != ".parquet":
             return [line for line in map(str.strip, path.read_text(encoding="utf-8").splitlines()) if line]

@@ -207,3 +207,10 @@ def test_each_list_is_read_as_a_query_of_its_own(tmp_path: Path, data: Artifact)
 def test_impossible_numbers_are_refused(key: str) -> None:
     with pytest.raises(ConfigError, match=key):
         CandidatesConfig(**{key: -1})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["log.csv", "log.tsv", "log.jsonl"])
+def test_a_table_of_another_kind_is_not_read_as_lines(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("query,clicks\nred shoes,3\n")
+    with pytest.raises(SchemaError, match=rf"{name}: queries are read from Parquet or a text"):
+        unlabelled.read_queries(tmp_path / name)

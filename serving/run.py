@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pipeline.errors import InputError
-from serving.settings import Settings
+from serving.settings import Settings, strange
 
 PLAIN = "%(asctime)s  %(message)s"
 BACKLOG = 2048
@@ -28,6 +28,8 @@ def serve(settings: Settings) -> None:
         InputError: the port is in use, or the address is not of this machine.
     """
     write_log(settings.log)
+    if names := strange():
+        log.warning("no such setting, so ignored: %s; serving/settings.py lists them", ", ".join(names))
     with listen(settings) as listener:
         host = listener.getsockname()[0]
         if not (settings.api_keys or settings.api_keys_file or ipaddress.ip_address(host).is_loopback):

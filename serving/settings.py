@@ -5,7 +5,6 @@ Each field of `Settings` may be given as an argument, else as a variable `RELEVA
 """
 
 import dataclasses
-import logging
 import os
 import re
 from collections.abc import Mapping
@@ -19,8 +18,6 @@ PRECISIONS = ("auto", "fp32", "fp16", "int8", "w8")
 LOGS = ("auto", "json", "plain")
 ADMINS = ("loopback", "anywhere")
 HASH = re.compile("[0-9a-fA-F]{64}")
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -137,8 +134,6 @@ class Settings:
 def from_environment(environ: Mapping[str, str] = os.environ, **given: Any) -> Settings:
     """Settings from arguments (None counts as not given), then the environment, then the defaults.
 
-    A variable that is nearly ours is warned of, not refused: Kubernetes sets such ones for a service of that name.
-
     Raises:
         ConfigError: an impossible value; names the variable or the field.
     """
@@ -147,10 +142,16 @@ def from_environment(environ: Mapping[str, str] = os.environ, **given: Any) -> S
         variable = f"RELEVANCE_{knob.name.upper()}"
         if knob.name not in values and environ.get(variable, "").strip():
             values[knob.name] = _parse(variable, environ[variable].strip(), knob.type)
-    known = {f"RELEVANCE_{knob.name.upper()}" for knob in dataclasses.fields(Settings)}
-    if strange := sorted(name for name in environ if name.startswith("RELEVANCE_") and name not in known):
-        log.warning("no such setting, so ignored: %s; serving/settings.py lists them", ", ".join(strange))
     return Settings(**values)
+
+
+def strange(environ: Mapping[str, str] = os.environ) -> list[str]:
+    """Variables that are nearly ours but no setting: to be warned of, as a misspelt key leaves a service open.
+
+    Not refused, as Kubernetes sets such ones for a service of that name.
+    """
+    known = {f"RELEVANCE_{knob.name.upper()}" for knob in dataclasses.fields(Settings)}
+    return sorted(name for name in environ if name.startswith("RELEVANCE_") and name not in known)
 
 
 def _parse(variable: str, text: str, kind: Any) -> Any:

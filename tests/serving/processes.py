@@ -60,10 +60,15 @@ class Server:
         raise AssertionError(self.log[-5:])
 
 
+def clean_environment() -> dict[str, str]:
+    """This process's without what tells tests where services are, which a service would warn of."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("RELEVANCE_TEST_")}
+
+
 def start(workspace: Path, **environ: str) -> Server:
     process = subprocess.Popen(
         [sys.executable, "-c", START, str(workspace)],
-        env={**os.environ, "RELEVANCE_PORT": "0", "RELEVANCE_THREADS": "1", **environ},
+        env={**clean_environment(), "RELEVANCE_PORT": "0", "RELEVANCE_THREADS": "1", **environ},
         stderr=subprocess.PIPE,
         text=True,
     )

@@ -1,7 +1,6 @@
 """The service as a process of its own, and its page in a real browser."""
 
 import json
-import os
 import shutil
 import socket
 import subprocess
@@ -18,7 +17,7 @@ import pytest
 from pipeline.errors import InputError
 from serving import run
 from serving.settings import Settings
-from tests.serving.processes import START, Server, start
+from tests.serving.processes import START, Server, clean_environment, start
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +74,7 @@ def test_a_port_in_use_is_one_clear_message(tiny: Any) -> None:
             run.listen(Settings(port=port))
         ended = subprocess.run(
             [sys.executable, "-c", START, str(tiny.path)],
-            env={**os.environ, "RELEVANCE_PORT": str(port)},
+            env={**clean_environment(), "RELEVANCE_PORT": str(port)},
             capture_output=True,
             text=True,
             check=False,
@@ -94,7 +93,7 @@ def test_a_host_that_is_not_ours_is_named(host: str) -> None:
 def test_a_workspace_without_release_is_named(tmp_path: Path) -> None:
     ended = subprocess.run(
         [sys.executable, "-c", START, str(tmp_path)],
-        env={**os.environ, "RELEVANCE_PORT": "0"},
+        env={**clean_environment(), "RELEVANCE_PORT": "0"},
         capture_output=True,
         text=True,
         check=False,

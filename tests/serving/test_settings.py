@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import ConfigError
-from serving.settings import Settings, from_environment
+from serving.settings import Settings, from_environment, strange
 
 
 def test_arguments_go_before_the_environment_and_that_before_the_defaults() -> None:
@@ -69,11 +69,10 @@ def test_an_impossible_value_is_named(environ: dict[str, str], named: str) -> No
         from_environment(environ)
 
 
-def test_a_variable_that_is_no_setting_is_told_of(caplog: Any) -> None:
-    assert from_environment({"RELEVANCE_API_KEY": "secret", "RELEVANCE_PORT": "1", "PATH": "/bin"}).port == 1
-    assert "RELEVANCE_API_KEY;" in caplog.text
-    assert "secret" not in caplog.text
-    assert "RELEVANCE_PORT" not in caplog.text
+def test_a_variable_that_is_no_setting_is_told_of() -> None:
+    environ = {"RELEVANCE_API_KEY": "secret", "RELEVANCE_PORT": "1", "PATH": "/bin"}
+    assert strange(environ) == ["RELEVANCE_API_KEY"]
+    assert from_environment(environ).port == 1
 
 
 def test_empty_variables_count_as_absent() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.serving.processes import START, Server, start
+from tests.serving.processes import START, Server, clean_environment, start
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def state(pid: int) -> str:
 def test_what_stops_a_worker_from_starting_stops_the_service_with_its_message(tmp_path: Path) -> None:
     ended = subprocess.run(
         [sys.executable, "-c", START, str(tmp_path)],
-        env={**os.environ, "RELEVANCE_PORT": "0", "RELEVANCE_WORKERS": "2"},
+        env={**clean_environment(), "RELEVANCE_PORT": "0", "RELEVANCE_WORKERS": "2"},
         capture_output=True,
         text=True,
         check=False,

@@ -378,6 +378,10 @@ class RankerConfig:
             if getattr(self, name) < 0:
                 raise ConfigError(f"ranker.{name} is {getattr(self, name)}; it must be 0, for the default, or more")
 
+    def from_base(self) -> "RankerConfig":
+        """The same shape cut from what the teacher was trained from, where layers to keep would be other layers."""
+        return dataclasses.replace(self, base="base", layers=len(self.keep_layers) or self.layers, keep_layers=())
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MiningConfig:
@@ -438,12 +442,7 @@ class EncoderConfig:
             temperature=self.temperature,
             similarity_temperature=self.similarity_temperature,
         )
-        _weights(
-            "encoder",
-            margin_weight=self.margin_weight,
-            in_batch_weight=self.in_batch_weight,
-            similarity_weight=self.similarity_weight,
-        )
+        _weights("encoder", **weights_of(self))
         if len(set(self.widths)) < len(self.widths) or any(not 0 < width < self.dimensions for width in self.widths):
             raise ConfigError(
                 f"encoder.widths {list(self.widths)}: each once, above 0 and below encoder.dimensions {self.dimensions}"

@@ -16,17 +16,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import artifacts, schema
+from pipeline import artifacts
 from pipeline import config as configs
 from pipeline.artifacts import Artifact, Staging
 from pipeline.config import EvaluationConfig
 from pipeline.errors import ConfigError
-from pipeline.evaluation import page, significance
+from pipeline.evaluation import page, runs, significance
 from pipeline.evaluation.report import finite, judged, measures, per_query
 
 if TYPE_CHECKING:
     import pandas as pd
-    import pyarrow as pa
     from rich.console import RenderableType
 
 VERSION = 1
@@ -124,21 +123,14 @@ def _values(
 ) -> "pd.DataFrame":
     """kind, seed, query_id, slice and the measures, for each trial and judged query of the split."""
     judgments, _ = judged(data, split)
-    pairs = schema.read(pool.file("pairs.parquet"), "pairs").to_pandas()
-    pairs = pairs.loc[pairs["split"] == split, ["row_id", "query_id", "doc_id"]]
-    ranked = {f"{place}": _run(pairs, trial.scores[split]) for place, trial in enumerate(trials)}
+    ranked = {
+        f"{place}": runs.read(trial.scores[split].file("scores.parquet"), trial.kind, pool, split)
+        for place, trial in enumerate(trials)
+    }
     frame = per_query(data, ranked, judgments, config)
     who = [trials[int(place)] for place in frame["system"]]
     frame = frame.assign(kind=[trial.kind for trial in who], seed=[trial.seed for trial in who])
     return frame[["kind", "seed", "query_id", "slice", *measures(config)]]
-
-
-def _run(pairs: "pd.DataFrame", scores: Artifact) -> "pa.Table":
-    import pandas as pd
-    import pyarrow as pa
-
-    joined = pairs.merge(pd.read_parquet(scores.file("scores.parquet")), on="row_id", validate="1:1")
-    return pa.Table.from_pandas(joined[["query_id", "doc_id", "score"]], preserve_index=False)
 
 
 def _tables(frame: "pd.DataFrame", kinds: Sequence[str], names: Sequence[str]) -> dict[str, Floats]:

@@ -19,13 +19,14 @@ COLUMNS = ["query_id", "doc_id", "score"]
 _PARQUET = b"PAR1"
 
 
-def read(path: Path, system: str, pool: Artifact | None = None) -> "pa.Table":
+def read(path: Path, system: str, pool: Artifact | None = None, split: str | None = None) -> "pa.Table":
     """query_id, doc_id and score of one system's documents.
 
     Args:
         path: Parquet or TREC text; told apart by the first bytes.
         system: its name, which chooses rows where the file holds several systems.
         pool: whose pairs give a scores file its queries and documents.
+        split: the scores are of this split of the pool; of the whole without it.
 
     Raises:
         MissingError: no such file.
@@ -37,7 +38,7 @@ def read(path: Path, system: str, pool: Artifact | None = None) -> "pa.Table":
     table = _parquet(path) if _starts_with(path, _PARQUET) else _trec(path)
     names = set(table.column_names)
     if {"row_id", "score"} <= names and not set(COLUMNS) <= names:
-        return _joined(table, path, pool)
+        return _joined(table, path, pool, split)
     if not set(COLUMNS) <= names:
         raise SchemaError(
             f"{path}: has columns {', '.join(table.column_names)}; a run needs query_id, doc_id and score, "
@@ -85,13 +86,14 @@ def _of_system(table: "pa.Table", path: Path, system: str) -> "pa.Table":
     return table
 
 
-def _joined(scores: "pa.Table", path: Path, pool: Artifact | None) -> "pa.Table":
+def _joined(scores: "pa.Table", path: Path, pool: Artifact | None, split: str | None) -> "pa.Table":
     import pandas as pd
     import pyarrow as pa
 
     if pool is None:
         raise SchemaError(f"{path}: scores by row id mean nothing without their pool; give a run file")
-    pairs = pd.read_parquet(pool.file("pairs.parquet"), columns=["row_id", "query_id", "doc_id"])
+    chosen = [("split", "==", split)] if split else None
+    pairs = pd.read_parquet(pool.file("pairs.parquet"), columns=["row_id", "query_id", "doc_id"], filters=chosen)
     frame = scores.select(["row_id", "score"]).to_pandas()
     doubles = frame["row_id"].duplicated()
     if doubles.any():

@@ -30,9 +30,6 @@ from pipeline.tokens import PairTemplate
 DROPOUT = 0.0
 """Of hidden states and attention. Runs of an epoch or two learn more without; CPU training is a fifth faster."""
 
-MASKED = torch.finfo(torch.bfloat16).min
-"""Added to attention logits of padding; what all float types can hold."""
-
 
 class CrossEncoder(nn.Module):
     """A transformer with one output, its tokenizer, the shape of its input and the grade thresholds."""
@@ -203,7 +200,7 @@ class CrossEncoder(nn.Module):
         if any(not 1 <= layer <= self.layers for layer in first) or any(not 0 <= one <= self.layers for one in whole):
             wanted = (*first, *whole)
             raise ShapeError(f"states of layers {wanted}: the model has layers 1 to {self.layers}")
-        added = padding(attention_mask)
+        added = packed.padding(attention_mask)
         hidden = self._embedded(input_ids, token_type_ids)
         kept, all_tokens = {}, {}
         for number in range(self.layers):
@@ -220,16 +217,8 @@ class CrossEncoder(nn.Module):
                 hidden = first_token(layer, hidden, added)  # (batch, 1, hidden)
         kept[self.layers] = hidden[:, 0]
 
-        model: Any = self.model
-        scores = self._scores(hidden[:, :1])
-        states = [kept[layer].float() for layer in first]
-        width = int(model.config.hidden_size)
-        return Reading(
-            scores=scores[:, 0].float(),
-            first=torch.stack(states, dim=1)
-            if states
-            else scores.new_empty(len(scores), 0, width, dtype=torch.float32),
-            whole={layer: all_tokens[layer] for layer in whole},
+        return self._reading(
+            hidden[:, 0], [kept[layer] for layer in first], {layer: all_tokens[layer] for layer in whole}
         )
 
     def read_together(self, batches: Sequence[packed.Inputs], *, first: Sequence[int] = ()) -> "Reading":
@@ -249,11 +238,8 @@ class CrossEncoder(nn.Module):
         if not self.segments:
             batches = [(ids, torch.zeros_like(ids), mask) for ids, _, mask in batches]
         begin = texts.first_position(model.config)
-        states = packed.first_tokens(model.base_model, batches, offset=begin, masked=MASKED)
-        scores = self._scores(states[-1].unsqueeze(1))[:, 0].float()
-        kept = [states[layer - 1].float() for layer in first]
-        empty = scores.new_empty(len(scores), 0, self.hidden)
-        return Reading(scores, torch.stack(kept, dim=1) if kept else empty, {})
+        states = packed.first_tokens(model.base_model, batches, offset=begin)
+        return self._reading(states[-1], [states[layer - 1] for layer in first], {})
 
     def token_states(
         self, input_ids: Tensor, token_type_ids: Tensor | None, attention_mask: Tensor, layers: Sequence[int]
@@ -265,7 +251,7 @@ class CrossEncoder(nn.Module):
         """
         if any(not 0 <= layer <= self.layers for layer in layers):
             raise ShapeError(f"states of layers {tuple(layers)}: the model has layers 1 to {self.layers}")
-        added = padding(attention_mask)
+        added = packed.padding(attention_mask)
         hidden = self._embedded(input_ids, token_type_ids)
         found = {0: hidden}
         for number in range(1, max(layers, default=0) + 1):
@@ -320,6 +306,13 @@ class CrossEncoder(nn.Module):
             raise ConfigError("an albert model whose layers are groups of several has no one attention to learn from")
         return layer.albert_layers[0].attention
 
+    def _reading(self, last: Tensor, first: Sequence[Tensor], whole: dict[int, Tensor]) -> "Reading":
+        """From the first token's last state, (batch, hidden), and those to be kept."""
+        scores = self._scores(last.unsqueeze(1))[:, 0].float()
+        kept = [states.float() for states in first]
+        empty = scores.new_empty(len(scores), 0, self.hidden)
+        return Reading(scores, torch.stack(kept, dim=1) if kept else empty, whole)
+
     def _scores(self, first: Tensor) -> Tensor:
         """(batch, 1) from the last state of the first token, (batch, 1, hidden)."""
         model: Any = self.model
@@ -342,11 +335,6 @@ class Reading:
     """(batch, layers, hidden) float32, in the order asked for."""
     whole: dict[int, Tensor]
     """(batch, tokens, hidden) by layer, 0 for the embeddings."""
-
-
-def padding(attention_mask: Tensor) -> Tensor:
-    """(batch, 1, 1, tokens), added to attention logits: 0 for a real token, very negative for padding."""
-    return (1 - attention_mask[:, None, None, :]) * MASKED
 
 
 def first_token(layer: Any, hidden: Tensor, mask: Tensor) -> Tensor:

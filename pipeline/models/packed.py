@@ -15,11 +15,14 @@ from torch.nn import functional as F
 STEP = 64
 """The matrix is filled up to a multiple of so many rows."""
 
+MASKED = torch.finfo(torch.bfloat16).min
+"""Added to attention logits of padding; what all float types can hold."""
+
 Inputs = tuple[Tensor, Tensor, Tensor]
 """Ids, segments and attention mask, each (texts, tokens); the mask is 1 for a real token."""
 
 
-def first_tokens(body: Any, batches: Sequence[Inputs], *, offset: int, masked: float) -> list[Tensor]:
+def first_tokens(body: Any, batches: Sequence[Inputs], *, offset: int) -> list[Tensor]:
     """The first token's state after each layer, in the order of the batches: layers × (texts, hidden).
 
     The last layer is computed for the first token alone.
@@ -27,7 +30,6 @@ def first_tokens(body: Any, batches: Sequence[Inputs], *, offset: int, masked: f
     Args:
         body: what transformers calls the base model, of a family whose layers do not share weights.
         offset: position of a first token; RoBERTa's begin behind the padding id.
-        masked: added to attention logits of padding.
     """
     shapes = [tuple(ids.shape) for ids, _, _ in batches]
     tail = -sum(texts * tokens for texts, tokens in shapes) % STEP
@@ -38,7 +40,7 @@ def first_tokens(body: Any, batches: Sequence[Inputs], *, offset: int, masked: f
         torch.cat([*(each.flatten() for each in part), filling]).unsqueeze(0)  # (1, all tokens)
         for part in ([one[0] for one in batches], [one[1] for one in batches], columns)
     )
-    added = [(1 - mask[:, None, None, :]) * masked for _, _, mask in batches]  # (texts, 1, 1, tokens)
+    added = [padding(mask) for _, _, mask in batches]  # (texts, 1, 1, tokens)
     hidden = body.embeddings(input_ids=ids, token_type_ids=types, position_ids=positions + offset)[0]
 
     def first_of(states: Tensor) -> Tensor:
@@ -60,6 +62,11 @@ def first_tokens(body: Any, batches: Sequence[Inputs], *, offset: int, masked: f
         attention, attention.query(first), attention.key(hidden), attention.value(hidden), alone, shapes, added
     )
     return [*found, _behind(last, torch.cat(contexts), first)]
+
+
+def padding(attention_mask: Tensor) -> Tensor:
+    """(batch, 1, 1, tokens), added to attention logits: 0 for a real token, very negative for padding."""
+    return (1 - attention_mask[:, None, None, :]) * MASKED
 
 
 def _attend(

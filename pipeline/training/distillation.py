@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.errors import ShapeError
-from pipeline.training.losses import IGNORE, grade_log_probabilities
+from pipeline.training.losses import IGNORE, counted, grade_log_probabilities, same_shape
 
 
 def soft_ordinal_loss(
@@ -45,12 +45,12 @@ def soft_ordinal_loss(
 
     Source: Hinton, Vinyals and Dean, Distilling the knowledge in a neural network, arXiv:1503.02531.
     """
-    _same(scores, teacher_scores, "soft_ordinal_loss")
-    _same(thresholds, teacher_thresholds, "soft_ordinal_loss")
+    same_shape(scores, teacher_scores, "soft_ordinal_loss")
+    same_shape(thresholds, teacher_thresholds, "soft_ordinal_loss")
     student = grade_log_probabilities(scores, thresholds, temperature)  # (n, grades + 1)
     teacher = grade_log_probabilities(teacher_scores.detach(), teacher_thresholds.detach(), temperature)
     divergence = (teacher.exp() * (teacher - student)).sum()
-    return divergence * temperature**2 / _count(total, len(scores))
+    return divergence * temperature**2 / counted(total, len(scores))
 
 
 def patient_loss(student: Tensor, teacher: Tensor, *, total: float | None = None) -> Tensor:
@@ -78,7 +78,7 @@ def patient_loss(student: Tensor, teacher: Tensor, *, total: float | None = None
         )
     gap = F.normalize(student, dim=-1) - F.normalize(teacher.detach(), dim=-1)
     distances = gap.square().sum(dim=-1)  # (n, layers)
-    return distances.sum() / (_count(total, len(student)) * max(1, student.shape[1]))
+    return distances.sum() / (counted(total, len(student)) * max(1, student.shape[1]))
 
 
 def logit_loss(scores: Tensor, targets: Tensor, *, total: float | None = None) -> Tensor:
@@ -97,8 +97,8 @@ def logit_loss(scores: Tensor, targets: Tensor, *, total: float | None = None) -
 
     Source: Ba and Caruana, Do deep nets really need to be deep?, NeurIPS 2014; `kd_mse_loss` of TextBrewer.
     """
-    _same(scores, targets, "logit_loss")
-    return (scores - targets.detach()).square().sum() / _count(total, len(scores))
+    same_shape(scores, targets, "logit_loss")
+    return (scores - targets.detach()).square().sum() / counted(total, len(scores))
 
 
 def token_loss(student: Tensor, teacher: Tensor, mask: Tensor, *, total: float | None = None) -> Tensor:
@@ -118,9 +118,9 @@ def token_loss(student: Tensor, teacher: Tensor, mask: Tensor, *, total: float |
 
     Source: Jiao et al., TinyBERT, Findings of EMNLP 2020, arXiv:1909.10351; `hid_mse_loss` of TextBrewer.
     """
-    _same(student, teacher, "token_loss")
+    same_shape(student, teacher, "token_loss")
     squares = (student.float() - teacher.detach().float()).square().mean(-1)  # (batch, tokens)
-    return (squares * mask).sum() / _count(total, mask.sum())
+    return (squares * mask).sum() / counted(total, mask.sum())
 
 
 def attention_loss(student: Tensor, teacher: Tensor, mask: Tensor, *, total: float | None = None) -> Tensor:
@@ -142,9 +142,9 @@ def attention_loss(student: Tensor, teacher: Tensor, mask: Tensor, *, total: flo
 
     Source: Jiao et al., TinyBERT, Findings of EMNLP 2020, arXiv:1909.10351; `att_mse_loss` of TextBrewer.
     """
-    _same(student, teacher, "attention_loss")
+    same_shape(student, teacher, "attention_loss")
     squares = (student.float() - teacher.detach().float()).square().sum(1)  # (batch, tokens, tokens)
-    return torch.einsum("bij,bi,bj->", squares, mask.float(), mask.float()) / _count(total, mask.sum(1).square().sum())
+    return torch.einsum("bij,bi,bj->", squares, mask.float(), mask.float()) / counted(total, mask.sum(1).square().sum())
 
 
 def cosine_loss(student: Tensor, teacher: Tensor, mask: Tensor, *, total: float | None = None) -> Tensor:
@@ -164,9 +164,9 @@ def cosine_loss(student: Tensor, teacher: Tensor, mask: Tensor, *, total: float 
 
     Source: Sanh et al., DistilBERT, arXiv:1910.01108; `cos_loss` of TextBrewer.
     """
-    _same(student, teacher, "cosine_loss")
+    same_shape(student, teacher, "cosine_loss")
     apart = 1 - F.cosine_similarity(student.float(), teacher.detach().float(), dim=-1)  # (batch, tokens)
-    return (apart * mask).sum() / _count(total, mask.sum())
+    return (apart * mask).sum() / counted(total, mask.sum())
 
 
 def relation_loss(
@@ -204,7 +204,7 @@ def relation_loss(
         theirs = _log_relations(*teacher, mask, heads)
     divergence = (theirs.exp() * (theirs - ours)).sum(-1).mean(1)  # (batch, tokens)
     by_document = (divergence * mask).sum(1) / mask.sum(1).clamp(min=1)
-    return by_document.sum() / _count(total, len(by_document))
+    return by_document.sum() / counted(total, len(by_document))
 
 
 def attention_scores(queries: Tensor, keys: Tensor, heads: int) -> Tensor:
@@ -257,13 +257,4 @@ def similarity_loss(student: Tensor, teacher: Tensor, temperature: float, *, tot
         (vectors @ vectors.T / temperature).masked_fill(itself, IGNORE).log_softmax(1)  # (n, n)
         for vectors in (student, teacher.detach())
     )
-    return (wanted.exp() * (wanted - found)).sum() / _count(total, len(student))
-
-
-def _count(total: float | None, here: Tensor | int) -> float:
-    return max(1.0, float(here if total is None else total))
-
-
-def _same(first: Tensor, second: Tensor, where: str) -> None:
-    if first.shape != second.shape:
-        raise ShapeError(f"{where}: shapes {tuple(first.shape)} and {tuple(second.shape)} differ")
+    return (wanted.exp() * (wanted - found)).sum() / counted(total, len(student))

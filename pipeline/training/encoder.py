@@ -23,8 +23,8 @@ from pipeline.models import card, pruning, surgery, weights
 from pipeline.models.bi_encoder import BiEncoder
 from pipeline.training import projection, scoring
 from pipeline.training.batches import Pairs, read_pairs
-from pipeline.training.cross_task import joined
 from pipeline.training.encoder_task import EncoderTask, Learner, first_scales
+from pipeline.training.lessons import joined
 from pipeline.training.loop import train
 
 VERSION = 2

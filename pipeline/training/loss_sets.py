@@ -12,7 +12,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.config import RankerConfig
+from pipeline.config import RankerConfig, weights_of
 from pipeline.errors import ConfigError
 
 HARD = "hard"
@@ -39,8 +39,8 @@ class LossSet:
 
 def terms(config: RankerConfig) -> dict[str, float]:
     """Weight of each loss by which the ranker learns from its teacher."""
-    names = [field.name for field in dataclasses.fields(config) if field.name.endswith(_SUFFIX)]
-    return {name.removesuffix(_SUFFIX): getattr(config, name) for name in names if not name.startswith(_HARD)}
+    found = weights_of(config).items()
+    return {name.removesuffix(_SUFFIX): weight for name, weight in found if not name.startswith(_HARD)}
 
 
 def parse(text: str, config: RankerConfig) -> LossSet:
@@ -73,17 +73,13 @@ def parse(text: str, config: RankerConfig) -> LossSet:
             weights[name] = known[name] if value is None else value
     changes: dict[str, Any] = {f"{name}{_SUFFIX}": weight for name, weight in weights.items()}
     hard: dict[str, Any] = {
-        field.name: getattr(config, field.name) * factor
-        for field in dataclasses.fields(config)
-        if field.name.startswith(_HARD) and field.name.endswith(_SUFFIX)
+        name: weight * factor for name, weight in weights_of(config).items() if name.startswith(_HARD)
     }
-    start: dict[str, Any] = {}
-    if at:
-        start = {"base": _BASE, "layers": len(config.keep_layers) or config.layers, "keep_layers": ()}
+    made = dataclasses.replace(config, **changes, **hard)
     taught = sum(weight > 0 for weight in weights.values())
     return LossSet(
         text,
-        dataclasses.replace(config, **changes, **hard, **start),
+        made.from_base() if at else made,
         taught + sum(weight > 0 for weight in hard.values()),
         taught > 0,
     )

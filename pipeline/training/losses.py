@@ -55,13 +55,13 @@ def ordinal_loss(scores: Tensor, grades: Tensor, thresholds: Tensor, *, total: f
     Raises:
         ShapeError: the shapes differ, or a grade has no threshold.
     """
-    _same(scores, grades, "ordinal_loss")
+    same_shape(scores, grades, "ordinal_loss")
     if len(grades) and int(grades.max()) > len(thresholds):
         raise ShapeError(
             f"ordinal_loss: grade {int(grades.max())}, but {len(thresholds)} thresholds; one a grade above 0"
         )
     likely = grade_log_probabilities(scores, thresholds).gather(1, grades.unsqueeze(1))  # (n, 1)
-    return -likely.sum() / _count(total, len(scores))
+    return -likely.sum() / counted(total, len(scores))
 
 
 def ordered_pairs(grades: Tensor, groups: Tensor) -> int:
@@ -83,11 +83,11 @@ def ranknet_loss(scores: Tensor, grades: Tensor, groups: Tensor, *, total: float
 
     Source: Burges et al., Learning to rank using gradient descent, ICML 2005.
     """
-    _same(scores, grades, "ranknet_loss")
-    _same(scores, groups, "ranknet_loss")
+    same_shape(scores, grades, "ranknet_loss")
+    same_shape(scores, groups, "ranknet_loss")
     better = _better(grades, groups)  # (n, n)
     gaps = (scores.unsqueeze(1) - scores.unsqueeze(0))[better]  # (pairs,)
-    return F.softplus(-gaps).sum() / _count(total, len(gaps))
+    return F.softplus(-gaps).sum() / counted(total, len(gaps))
 
 
 def hinge_loss(scores: Tensor, grades: Tensor, groups: Tensor, margin: float, *, total: float | None = None) -> Tensor:
@@ -105,11 +105,11 @@ def hinge_loss(scores: Tensor, grades: Tensor, groups: Tensor, margin: float, *,
 
     Source: Herbrich, Graepel and Obermayer, Large margin rank boundaries for ordinal regression, 2000.
     """
-    _same(scores, grades, "hinge_loss")
-    _same(scores, groups, "hinge_loss")
+    same_shape(scores, grades, "hinge_loss")
+    same_shape(scores, groups, "hinge_loss")
     better = _better(grades, groups)  # (n, n)
     gaps = (scores.unsqueeze(1) - scores.unsqueeze(0))[better]  # (pairs,)
-    return F.relu(margin - gaps).sum() / _count(total, len(gaps))
+    return F.relu(margin - gaps).sum() / counted(total, len(gaps))
 
 
 def listnet_loss(scores: Tensor, grades: Tensor, groups: Tensor, *, total: float | None = None) -> Tensor:
@@ -128,13 +128,13 @@ def listnet_loss(scores: Tensor, grades: Tensor, groups: Tensor, *, total: float
 
     Source: Cao et al., Learning to rank: from pairwise approach to listwise approach, ICML 2007.
     """
-    _same(scores, grades, "listnet_loss")
-    _same(scores, groups, "listnet_loss")
+    same_shape(scores, grades, "listnet_loss")
+    same_shape(scores, groups, "listnet_loss")
     together = groups.unsqueeze(1) == groups.unsqueeze(0)  # (n, n)
     wanted = grades.to(scores.dtype)
     logs = scores - _group_logsumexp(scores, together)
     shares = (wanted - _group_logsumexp(wanted, together)).exp()
-    return -(shares * logs).sum() / _count(total, _queries(groups))
+    return -(shares * logs).sum() / counted(total, _queries(groups))
 
 
 def lambdarank_loss(scores: Tensor, grades: Tensor, groups: Tensor, *, total: float | None = None) -> Tensor:
@@ -157,8 +157,8 @@ def lambdarank_loss(scores: Tensor, grades: Tensor, groups: Tensor, *, total: fl
     Source: Burges, From RankNet to LambdaRank to LambdaMART, MSR-TR-2010-82; Wang et al., The LambdaLoss framework
     for ranking metric optimization, CIKM 2018.
     """
-    _same(scores, grades, "lambdarank_loss")
-    _same(scores, groups, "lambdarank_loss")
+    same_shape(scores, grades, "lambdarank_loss")
+    same_shape(scores, groups, "lambdarank_loss")
     together = groups.unsqueeze(1) == groups.unsqueeze(0)  # (n, n)
     gains = grades.to(scores.dtype)
     discounts = 1 / torch.log2(2.0 + _before(scores.detach(), together))  # (n,) of the present order
@@ -167,7 +167,7 @@ def lambdarank_loss(scores: Tensor, grades: Tensor, groups: Tensor, *, total: fl
     swap = (gains.unsqueeze(1) - gains.unsqueeze(0)) * (discounts.unsqueeze(1) - discounts.unsqueeze(0)).abs()
     swap = swap / ideal.clamp(min=1e-9).unsqueeze(1)  # (n, n), of the better document's row
     gaps = (scores.unsqueeze(1) - scores.unsqueeze(0))[better]  # (pairs,)
-    return (swap[better] * F.softplus(-gaps)).sum() / _count(total, _queries(groups))
+    return (swap[better] * F.softplus(-gaps)).sum() / counted(total, _queries(groups))
 
 
 def margin_loss(scores: Tensor, targets: Tensor, groups: Tensor, *, total: float | None = None) -> Tensor:
@@ -188,9 +188,9 @@ def margin_loss(scores: Tensor, targets: Tensor, groups: Tensor, *, total: float
     Source: Hofstätter et al., Improving efficient neural ranking models with cross-architecture knowledge
     distillation, arXiv:2010.02666 (margin-MSE over one pair).
     """
-    _same(scores, targets, "margin_loss")
-    _same(scores, groups, "margin_loss")
-    return centred(scores - targets.detach(), groups).square().sum() / _count(total, len(scores))
+    same_shape(scores, targets, "margin_loss")
+    same_shape(scores, groups, "margin_loss")
+    return centred(scores - targets.detach(), groups).square().sum() / counted(total, len(scores))
 
 
 def centred(values: Tensor, groups: Tensor) -> Tensor:
@@ -223,7 +223,7 @@ def contrast_loss(
     against = logits.masked_fill(~allowed | positive, IGNORE).logsumexp(1, keepdim=True)  # (queries, 1)
     losses = F.softplus(against - logits).masked_fill(~positive, 0.0)  # −log(e^p / (e^p + Σ e^n))
     counts = positive.sum(1)  # (queries,)
-    return (losses.sum(1) / counts.clamp(min=1)).sum() / _count(total, int((counts > 0).sum()))
+    return (losses.sum(1) / counts.clamp(min=1)).sum() / counted(total, int((counts > 0).sum()))
 
 
 def _better(grades: Tensor, groups: Tensor) -> Tensor:
@@ -248,10 +248,15 @@ def _queries(groups: Tensor) -> int:
     return int((torch.bincount(groups) > 0).sum())
 
 
-def _count(total: float | None, here: int) -> float:
+def counted(total: float | None, here: Tensor | int) -> float:
+    """What a mean divides by: the count of the whole step where a chunk knows it, else that of this call; never 0."""
     return max(1.0, float(here if total is None else total))
 
 
-def _same(first: Tensor, second: Tensor, where: str) -> None:
+def same_shape(first: Tensor, second: Tensor, where: str) -> None:
+    """
+    Raises:
+        ShapeError: the two are not of one shape; names the loss.
+    """
     if first.shape != second.shape:
         raise ShapeError(f"{where}: shapes {tuple(first.shape)} and {tuple(second.shape)} differ")

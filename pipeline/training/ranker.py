@@ -3,24 +3,21 @@
 From `data`, `pairs`, the teacher and its scores; exported for serving, judged in the report.
 """
 
-import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
-
 from pipeline import artifacts
 from pipeline.artifacts import Artifact, Staging
 from pipeline.config import CandidatesConfig, RankerConfig, to_dict
 from pipeline.errors import ConfigError
-from pipeline.models import card, pruning, surgery, texts, weights
+from pipeline.models import card, pruning, surgery, weights
 from pipeline.models.cross_encoder import CrossEncoder
-from pipeline.tokens import PairTemplate
 from pipeline.training import scoring
-from pipeline.training.batches import Pairs, read_pairs
-from pipeline.training.cross_task import CrossTask, Lessons, first_thresholds, learn
+from pipeline.training.batches import read_pairs
+from pipeline.training.cross_task import CrossTask, learn, untrained
+from pipeline.training.lessons import Lessons
 from pipeline.training.terms import SCORE_TERMS, TAUGHT_TERMS, TOKEN_TERMS, Match, Weights
 
 VERSION = 2
@@ -60,11 +57,11 @@ def make(
 
     def build(staging: Staging) -> Mapping[str, Any]:
         large = CrossEncoder.load(teacher.path)
-        whole, table = (
-            (large, _pairs(data, pairs, large.tokenizer, large.template))
-            if config.base == FROM_TEACHER
-            else _from_base(config, weights.folder(origin), large, data, pairs)
-        )
+        room = {"max_tokens": large.template.max_tokens, "max_query_tokens": large.template.max_query_tokens}
+        if config.base == FROM_TEACHER:
+            whole, table = large, read_pairs(data, pairs, large.tokenizer, **room)
+        else:
+            whole, table = untrained(weights.folder(origin), data, pairs, **room, seed=config.loop.seed)
         keep = config.keep_layers or surgery.spaced(whole.layers, config.layers)
         student = surgery.student(whole, keep).to(scoring.device())
         losses = weights_of(config)
@@ -144,9 +141,7 @@ def taught_by(config: RankerConfig, teacher: Artifact, base: Artifact | str = ""
 
 def plain(config: RankerConfig) -> RankerConfig:
     """The plain student: the same shape without the teacher, so cut from what the teacher was trained from."""
-    if config.base != FROM_TEACHER:
-        return config
-    return dataclasses.replace(config, base=FROM_BASE, layers=len(config.keep_layers) or config.layers, keep_layers=())
+    return config.from_base() if config.base == FROM_TEACHER else config
 
 
 def _settings(config: RankerConfig, taught: bool) -> dict[str, object]:
@@ -175,26 +170,6 @@ def weights_of(config: RankerConfig) -> Weights:
     of_grades = {name: getattr(config, f"hard_{name}_weight") for name in SCORE_TERMS}
     of_teacher = {name: getattr(config, f"{name}_weight") for name in (*TAUGHT_TERMS, *TOKEN_TERMS, "mutual")}
     return Weights(**of_grades, **of_teacher, temperature=config.temperature, hinge_margin=config.hinge_margin)
-
-
-def _pairs(data: Artifact, pairs: Artifact, tokenizer: Tokenizer, room: PairTemplate) -> Pairs:
-    return read_pairs(data, pairs, tokenizer, max_query_tokens=room.max_query_tokens, max_tokens=room.max_tokens)
-
-
-def _from_base(
-    config: RankerConfig, place: Path, teacher: CrossEncoder, data: Artifact, pairs: Artifact
-) -> tuple[CrossEncoder, Pairs]:
-    """What the student is cut from when that is not the teacher, and the pairs in its tokens."""
-    room = teacher.template
-    table = _pairs(data, pairs, texts.plain_tokenizer(texts.load_tokenizer(place)), room)
-    whole = CrossEncoder.start(
-        place,
-        thresholds=first_thresholds(table),
-        max_tokens=room.max_tokens,
-        max_query_tokens=room.max_query_tokens,
-        seed=config.loop.seed,
-    )
-    return whole, table
 
 
 def _peer(whole: CrossEncoder, keep: Sequence[int]) -> CrossEncoder:

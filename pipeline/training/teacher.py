@@ -10,11 +10,9 @@ from typing import Any
 from pipeline import artifacts
 from pipeline.artifacts import Artifact, Staging
 from pipeline.config import CandidatesConfig, TeacherConfig, to_dict
-from pipeline.models import card, surgery, texts, weights
-from pipeline.models.cross_encoder import CrossEncoder
+from pipeline.models import card, surgery, weights
 from pipeline.training import scoring
-from pipeline.training.batches import read_pairs
-from pipeline.training.cross_task import CrossTask, first_thresholds, learn
+from pipeline.training.cross_task import CrossTask, learn, untrained
 from pipeline.training.terms import Weights
 
 VERSION = 2
@@ -41,13 +39,10 @@ def make(
     place = weights.folder(base)
 
     def build(staging: Staging) -> Mapping[str, Any]:
-        tokenizer = texts.plain_tokenizer(texts.load_tokenizer(place))
-        table = read_pairs(
-            data, pairs, tokenizer, max_query_tokens=config.max_query_tokens, max_tokens=config.max_tokens
-        )
-        model = CrossEncoder.start(
+        model, table = untrained(
             place,
-            thresholds=first_thresholds(table),
+            data,
+            pairs,
             max_tokens=config.max_tokens,
             max_query_tokens=config.max_query_tokens,
             seed=config.loop.seed,

@@ -13,7 +13,8 @@ from pipeline.config import LoopConfig, ScratchConfig
 from pipeline.models.cross_encoder import CrossEncoder
 from pipeline.training import pretrain, vocabulary
 from pipeline.training.batches import Pairs, Ragged
-from pipeline.training.cross_task import CrossTask, Lessons, first_thresholds
+from pipeline.training.cross_task import CrossTask, first_thresholds
+from pipeline.training.lessons import Lessons
 from pipeline.training.terms import Weights
 
 GRADED, LISTS, LENGTH = 6, 12, 5

@@ -8,25 +8,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline import artifacts, schema
+from pipeline import schema
 from pipeline.artifacts import Artifact
 from pipeline.config import MiningConfig
 from pipeline.data import candidates
 from pipeline.errors import ArtifactError, SchemaError
 from pipeline.training import negatives
+from tests.tables import stage
 
 QUERIES, DOCUMENTS, FOUND = 12, 40, 15
 CONFIG = MiningConfig(rounds=2, negatives=3, depth=10, guard=0.5)
-
-
-def stage(workspace: Path, kind: str, tables: dict[str, pa.Table]) -> Artifact:
-    def build(staging: artifacts.Staging) -> dict[str, Any]:
-        for name, table in tables.items():
-            schema.write(table, staging.folder / f"{name}.parquet", name)
-        return {}
-
-    digest = str({name: table.to_pydict() for name, table in tables.items()})
-    return artifacts.make(workspace, kind, version=1, config={"content": digest}, inputs={}, build=build)
 
 
 def rows_of(found: Artifact) -> list[dict[str, Any]]:

@@ -1,7 +1,6 @@
 """Teachers from outside: scores from a file on our scale, and the log-odds of a language model's two answers."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,23 +14,15 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers, processors, trainers
 from tokenizers.models import BPE
 from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaConfig, PreTrainedTokenizerFast
 
-from pipeline import artifacts, schema
-from pipeline.artifacts import Artifact, Staging
+from pipeline import schema
+from pipeline.artifacts import Artifact
 from pipeline.config import EncoderConfig, MiningConfig, OutsideConfig, RankerConfig, Recipe
 from pipeline.errors import ConfigError, MissingError, SchemaError, TrainingError
 from pipeline.training import causal, outside
 from pipeline.training.causal import Judge
+from tests.tables import stage
 
 PROMPT = "<s>Query: {query}\nDocument: {document}\nDoes it answer? yes or no.\nAnswer:"
-
-
-def artifact(workspace: Path, kind: str, tables: Mapping[str, pa.Table]) -> Artifact:
-    def build(staging: Staging) -> Mapping[str, Any]:
-        for name, table in tables.items():
-            schema.write(table, staging.folder / f"{name}.parquet", name)
-        return {}
-
-    return artifacts.make(workspace, kind, version=1, config={"name": kind}, inputs={}, build=build)
 
 
 @pytest.fixture
@@ -53,9 +44,9 @@ def world(tmp_path: Path) -> tuple[Path, Artifact, Artifact]:
         for n in range(60)
     ]
     tables = {"queries": queries, "documents": documents, "judgments": judged}
-    data = artifact(tmp_path, "data", {name: pa.Table.from_pylist(rows) for name, rows in tables.items()})
+    data = stage(tmp_path, "data", {name: pa.Table.from_pylist(rows) for name, rows in tables.items()})
     pairs = pa.Table.from_pylist([{"row_id": 100 + n, **row} for n, row in enumerate(judged)])
-    return tmp_path, data, artifact(tmp_path, "pairs", {"pairs": pairs})
+    return tmp_path, data, stage(tmp_path, "pairs", {"pairs": pairs})
 
 
 def scored(pairs: Artifact) -> pd.DataFrame:
@@ -166,7 +157,7 @@ def test_unlabelled_lists_are_found_by_the_query_they_were_drawn_for(world: tupl
     lists = [{"query_id": name, "text": f"text of {asked}", "asked": asked} for name, _, asked in added]
     whole = pd.concat([frame.drop(columns="score"), pd.DataFrame(rows)])
     tables = {"pairs": pa.Table.from_pandas(whole, preserve_index=False), "queries": pa.Table.from_pylist(lists)}
-    more = artifact(workspace / "more", "pairs", tables)
+    more = stage(workspace / "more", "pairs", tables)
     extra = pd.DataFrame(
         [{"query_id": asked, "doc_id": doc, "score": 500.0 + 10 * n} for n, (_, doc, asked) in enumerate(added)]
     )

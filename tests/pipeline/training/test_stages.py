@@ -17,7 +17,6 @@ import torch
 from safetensors.torch import load_file
 from transformers import BertConfig, BertModel, BertTokenizer
 
-from pipeline import artifacts, schema
 from pipeline.artifacts import Artifact
 from pipeline.config import CandidatesConfig, EncoderConfig, LoopConfig, RankerConfig, TeacherConfig
 from pipeline.errors import ArtifactError, ConfigError, MissingError, TrainingError
@@ -36,6 +35,8 @@ from pipeline.training import (
     teacher_scores,
     terms,
 )
+from pipeline.training.lessons import Lessons, joined
+from tests.tables import stage
 
 MARKERS = ("oak", "steel", "glass")
 FILLERS = tuple(first + second for first in "bdfglmnprst" for second in ("a", "e", "i", "o", "u"))
@@ -57,16 +58,6 @@ class World:
     pairs: Artifact
     teacher: Artifact
     lessons: Artifact
-
-
-def stage(workspace: Path, kind: str, tables: dict[str, pa.Table]) -> Artifact:
-    def build(staging: artifacts.Staging) -> dict[str, Any]:
-        for name, table in tables.items():
-            schema.write(table, staging.folder / f"{name}.parquet", name)
-        return {}
-
-    digest = str({name: table.to_pydict() for name, table in tables.items()})
-    return artifacts.make(workspace, kind, version=1, config={"content": digest}, inputs={}, build=build)
 
 
 def tables() -> tuple[dict[str, pa.Table], pa.Table]:
@@ -154,7 +145,7 @@ def test_lessons_are_joined_by_row_id(world: World) -> None:
         pairs,
         **{name: getattr(pairs, name)[shuffled] for name in ("rows", "query", "document", "grades", "split")},
     )
-    lessons = cross_task.Lessons.read(world.teacher, world.lessons, moved)
+    lessons = Lessons.read(world.teacher, world.lessons, moved)
     assert lessons.layers == (2,)
     for place in (0, 17, 300):
         ids, types = batches.pair_inputs(moved, np.array([place]), model.template)[0]
@@ -172,18 +163,18 @@ def test_lessons_of_another_teacher_are_refused(world: World) -> None:
     pairs = batches.read_pairs(world.data, world.pairs, model.tokenizer, max_query_tokens=6, max_tokens=24)
     other = replace(world.teacher, manifest=replace(world.teacher.manifest, fingerprint="f" * 32))
     with pytest.raises(ArtifactError, match="not of ffff"):
-        cross_task.Lessons.read(other, world.lessons, pairs)
+        Lessons.read(other, world.lessons, pairs)
 
 
 def test_a_pair_without_a_score_is_named(world: World) -> None:
     with pytest.raises(ArtifactError, match="no score for row 123456"):
-        cross_task.joined(world.lessons, np.array([123456]))
+        joined(world.lessons, np.array([123456]))
 
 
 def test_states_of_a_layer_that_was_not_kept_are_refused(world: World) -> None:
     model = CrossEncoder.load(world.teacher.path)
     pairs = batches.read_pairs(world.data, world.pairs, model.tokenizer, max_query_tokens=6, max_tokens=24)
-    lessons = cross_task.Lessons.read(world.teacher, world.lessons, pairs)
+    lessons = Lessons.read(world.teacher, world.lessons, pairs)
     with pytest.raises(ArtifactError, match=r"layers \(2,\), not of \[3\]"):
         lessons.states_of(np.array([0]), (2, 3))
 
@@ -285,7 +276,7 @@ def cross(world: World, config: LoopConfig) -> cross_task.CrossTask:
     model = CrossEncoder.load(world.teacher.path)
     pairs = batches.read_pairs(world.data, world.pairs, model.tokenizer, max_query_tokens=6, max_tokens=24)
     weights = terms.Weights(ordinal=1.0, pairwise=1.0, soft=0.5, temperature=2.0, margin=0.5, hidden=1.0)
-    lessons = cross_task.Lessons.read(world.teacher, world.lessons, pairs)
+    lessons = Lessons.read(world.teacher, world.lessons, pairs)
     return cross_task.CrossTask(
         model, pairs, config, weights, max_list=6, lessons=lessons, match=terms.Match(first=(2,))
     )

@@ -135,8 +135,8 @@ class LoopConfig:
     """How any model is trained: the part that all stages share."""
 
     learning_rate: float = 1e-4
-    """Peak; reached after `warmup_share` of the steps, then falling linearly to a tenth. From MiniLM on 6,000 pairs of
-    homedepot, 1e-4 learned most; 2e-4 in steps of 1,024 tokens and 4e-4 ended below random order."""
+    """Peak; reached after `warmup_share` of the steps, then falling linearly to a tenth. Twice as much in small
+    steps, or four times as much, can end below random order."""
     fresh_rate: float = 10.0
     """Parameters that start from nothing (a new head, its thresholds, a learned scale) learn so many times as fast."""
     warmup_share: float = 0.06
@@ -156,8 +156,8 @@ class LoopConfig:
     chunk_tokens: int = 8192
     """Padded tokens whose activations are held at once; smaller takes less memory, the step is the same."""
     checkpoint_activations: bool = False
-    """Keep only each layer's input and compute the rest again going backward: a third slower, for when memory is
-    short. The gradients are the same."""
+    """Keep only each layer's input and compute the rest again going backward: slower, for when memory is short.
+    The gradients are the same."""
     evaluations: int = 4
     """How often nDCG on the valid split is measured; the best state is kept. 0 keeps the last state."""
     valid_pairs: int = 1500
@@ -466,7 +466,7 @@ class ExportConfig:
     precisions: tuple[Precision, ...] = ("fp32", "fp16", "int8", "w8")
     """fp32 is the reference. fp16, for CUDA, keeps normalisation, softmax and head in fp32. int8 scales the activations
     of an input by their largest, so it is run one input at a time. w8 has 8-bit weights in blocks and rounds each
-    token's activations for itself: slower than int8, a third of its loss, and no score depends on its batch."""
+    token's activations for itself: slower than int8, nearer to fp32, and no score depends on its batch."""
     max_ndcg_drop: float = 0.005
     """On valid queries; a precision that loses more is not chosen for serving. 0.002 is a good bound where the sample
     has a thousand lists; over the fifty of a small one, two documents that change places move the mean by as much."""

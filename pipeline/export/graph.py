@@ -39,7 +39,7 @@ ACTIVATIONS = {"gelu": "Gelu", "gelu_new": "FastGelu", "gelu_pytorch_tanh": "Fas
 OPSET = 17
 
 BLOCK = 64
-"""Inputs that share a scale in w8. Blocks of 128 are a fifth faster, but ONNX Runtime 1.31 then adds up in another
+"""Inputs that share a scale in w8. Larger ones are faster, but ONNX Runtime 1.31 then adds up in another
 order for another number of rows, and the last bits of a score depend on its batch."""
 
 NUMBERS = 1

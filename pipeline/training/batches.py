@@ -31,8 +31,8 @@ from pipeline.training import ranks
 Ints = NDArray[np.int64]
 
 RECTANGLE_TOKENS = 24
-"""What one more rectangle costs, in tokens. At 384 wide on a CPU 16 to 64 train equally fast (within 5 %), a quarter
-faster than one rectangle for all; with 24 padding stays below a twentieth in steps of 2,048 tokens."""
+"""What one more rectangle costs, in tokens: so much that few are cut, so little that padding stays below a twentieth in
+steps of 2,048 tokens (`tests/benchmarks/test_training_speed.py` holds it there)."""
 
 TOKENISE_BATCH = 1024
 

@@ -48,7 +48,6 @@ async def load(job: dict[str, Any]) -> dict[str, Any]:
     count = len(at) if at else job["requests"]
     milliseconds = [0.0] * count
     statuses: collections.Counter[int] = collections.Counter()
-    # In an open loop a connection more is opened when all are waiting.
     free = [await connect(job) for _ in range(job["connections"])]
     began, spent = time.perf_counter(), (cpu_s(job["pid"]), time.process_time())
 
@@ -61,7 +60,7 @@ async def load(job: dict[str, Any]) -> dict[str, Any]:
             await one(number, connection, time.perf_counter())
 
     async def at_its_time(number: int, seconds: float) -> None:
-        connection = free.pop() if free else await connect(job)
+        connection = open_one(free) or await connect(job)
         await one(number, connection, began + seconds)
         free.append(connection)
 
@@ -82,6 +81,16 @@ async def load(job: dict[str, Any]) -> dict[str, Any]:
         "server_cpu_s": cpu_s(job["pid"]) - spent[0],
         "client_cpu_s": time.process_time() - spent[1],
     }
+
+
+def open_one(free: list[Connection]) -> Connection | None:
+    """The one that was used last, less those that the server has closed since; None when all are waiting."""
+    while free:
+        reader, writer = free.pop()
+        if not reader.at_eof():
+            return reader, writer
+        writer.close()
+    return None
 
 
 def cpu_s(pid: int) -> float:

@@ -14,6 +14,7 @@ and is replaced. One that does not come back is told by `stalled_s`: its request
 import heapq
 import itertools
 import logging
+import math
 import queue
 import threading
 import time
@@ -102,7 +103,7 @@ class Facts:
     """Waiting."""
     tokens: int
     wait_s: float
-    """Estimated, of an online input that came now."""
+    """Estimated, of an online input that came now and is due last."""
     runs: int
     expired: int
     """Inputs whose time passed while they waited."""
@@ -204,10 +205,14 @@ class Scheduler:
         """A job without inputs yet; use it in a `with`, which takes back what is left at its end."""
         return Job(self, model, deadline, priority)
 
-    def wait_s(self) -> float:
-        """Seconds until runners would begin an online input that came now, by the models' measured paces."""
+    def wait_s(self, until: float = math.inf) -> float:
+        """Seconds until runners would begin an online input that came now, by the models' measured paces.
+
+        Args:
+            until: its deadline, on the clock of `time.monotonic`. What is due later waits behind it.
+        """
         with self._lock:
-            return self._wait_s()
+            return self._wait_s(until)
 
     def stalled_s(self) -> float:
         """How long the longest of the present runs has lasted; 0 when nothing runs."""
@@ -274,9 +279,9 @@ class Scheduler:
         job.waiting.clear()
         job.tokens = 0
 
-    def _wait_s(self) -> float:
+    def _wait_s(self, until: float = math.inf) -> float:
         heap = self._classes[Priority.ONLINE]
-        return sum(job.model.pace.seconds(job.tokens) for _, _, job in heap) / self.runners
+        return sum(job.model.pace.seconds(job.tokens) for due, _, job in heap if due <= until) / self.runners
 
     def _populate(self) -> None:
         self._threads = [thread for thread in self._threads if thread.is_alive()]

@@ -154,7 +154,7 @@ def test_the_batch_class_gives_way_and_is_never_refused() -> None:
 
 
 def queued(engine: FakeEngine, tokens: int) -> Any:
-    """Holds the only runner of an engine and has so many tokens wait behind it."""
+    """Holds the only runner of an engine and has so many tokens wait behind it, due in a second."""
     began, go = threading.Event(), threading.Event()
 
     def says(text: str) -> float:
@@ -163,7 +163,7 @@ def queued(engine: FakeEngine, tokens: int) -> Any:
         return 1.0
 
     engine.says = says
-    job = engine.job(Deadline.never())
+    job = engine.job(Deadline.after(1))
     job.add(engine.pairs("q", [""]))
     assert began.wait(5)
     job.add(engine.pairs("q", ["x" * (tokens - 2)]))
@@ -190,6 +190,26 @@ def test_more_than_can_be_done_in_time_is_refused_before_any_work() -> None:
     assert told.value.retry_after == 1
     go.set()
     assert found.scores("q", ["known", "x" * 298], Terms(Deadline.after(12))).misses == 1
+
+
+def test_what_is_due_later_waits_behind_a_request_and_is_no_reason_to_refuse_it() -> None:
+    engine = FakeEngine(length)
+    engine.pace = Pace()
+    engine.pace.ran(100, 1.0)
+    go = queued(engine, 10)
+    found = reranker(engine)
+    with engine.job(Deadline.after(30)) as patient:
+        patient.add(engine.pairs("q", ["x" * 2898]))
+        with pytest.raises(BusyError, match="about 29.1 s of work"):
+            found.scores("q", ["x" * 298], Terms(Deadline.after(31)))
+        urgent = threading.Thread(target=lambda: found.scores("q", ["new"], Terms(Deadline.after(5))))
+        urgent.start()
+        while engine.scheduler.facts().items < 3:
+            time.sleep(0.001)
+        go.set()
+        urgent.join(5)
+        list(patient)
+    assert [run[0][:4] for run in engine.runs[-2:]] == ["q|ne", "q|xx"]
 
 
 def test_who_waited_for_a_refused_request_is_refused_or_served_by_itself() -> None:

@@ -391,3 +391,14 @@ def test_the_wait_is_what_waits_by_each_models_pace_over_the_runners(held: Queue
         held.scheduler.runners = 2
         assert held.scheduler.wait_s() == pytest.approx(1.25)
     assert held.scheduler.wait_s() == 0
+
+
+def test_what_is_due_later_does_not_make_an_online_input_wait(held: Queue) -> None:
+    model, now = Gate(), time.monotonic()
+    model.pace.ran(10, 1.0)
+    with ExitStack() as stack:
+        for seconds, tokens in ((1, 10), (20, 100), (20, 200)):
+            stack.enter_context(held.scheduler.job(model, Deadline.after(seconds))).add([item(1, tokens)])
+        assert held.scheduler.wait_s(now + 0.5) == 0
+        assert held.scheduler.wait_s(now + 10) == pytest.approx(1)
+        assert held.scheduler.wait_s(now + 30) == held.scheduler.wait_s() == pytest.approx(31)

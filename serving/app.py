@@ -141,7 +141,7 @@ async def rerank(request: Request) -> Response:
         return found, searcher.ranker.pair_tokens(asked.query, texts, remember=call.terms.remember)
 
     scored, read = await call.run(score)
-    call.spent(scored.hits, scored.misses)
+    call.spent(scored.hits, scored.misses, by="ranker")
     scores = scored.values
     question = comparison.Rerank(asked.query, texts)
     call.said(question, lambda: question.outcome(scores))
@@ -167,7 +167,7 @@ async def _cascade(request: Request, call: Call, asked: schemas.RerankRequest, t
         return found, searcher.ranker.pair_tokens(asked.query, reached, remember=call.terms.remember)
 
     found, read = await call.run(score, in_time=True)
-    call.spent(found.hits, found.misses, of=len(texts))
+    call.spent(found.hits, found.misses, by="ranker", of=len(texts))
     call.reached(found.reached, len(texts))
     # What was not reached has the lowest score, so that no client's own sorting brings it before what was.
     nothing = 0.0 if asked.raw_scores else -math.inf
@@ -328,7 +328,7 @@ async def _vectors(
         return found, tokens(encoder.texts(texts, role, remember=call.terms.remember))
 
     found, read = await call.run(compute)
-    call.spent(found.hits, found.misses)
+    call.spent(found.hits, found.misses, by="encoder")
     return [_cut(vector, width) for vector in found.values], read
 
 

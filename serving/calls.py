@@ -100,14 +100,19 @@ class Call:
 
         return await self.service.work.run(timed, self.deadline, self._request.receive, in_time=in_time)
 
-    def spent(self, hits: int, misses: int, of: int | None = None) -> None:
-        """Notes what came from the cache and what was computed, of so many texts where that is not all."""
+    def spent(self, hits: int, misses: int, *, by: str = "", of: int | None = None) -> None:
+        """Notes what came from the cache and what was computed.
+
+        Args:
+            by: the model that computed, ranker or encoder; empty where it may be either.
+            of: so many texts, where that is not all.
+        """
         self._facts.update(hits=hits, misses=misses)
         texts = hits + misses if of is None else of
         how = "hit" if hits == texts else "partial" if hits else "miss"
         self._headers["x-cache"] = f"{how if self.terms.remember else 'bypass'}, {hits}/{texts}"
-        if misses:
-            self.service.readiness.answered(self.searcher)
+        if misses and by:
+            self.service.readiness.answered(self.searcher, by)
 
     def reached(self, documents: int, of: int) -> None:
         """Notes how many documents of a cascade the ranker scored in time."""

@@ -478,6 +478,26 @@ def test_ready_means_a_real_inference(started: Any, monkeypatch: Any, caplog: An
     assert len(calls) == 2
 
 
+def test_the_scores_of_one_model_say_nothing_about_the_other(started: Any, monkeypatch: Any) -> None:
+    lifecycle = started()
+    client = TestClient(apps.create(lifecycle))
+    assert client.get("/readyz").status_code == 200
+    monkeypatch.setattr(readiness, "FRESH_S", 0.2)
+    time.sleep(0.25)
+
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("the session is gone")
+
+    monkeypatch.setattr(lifecycle.current.encoder, "run", broken)
+    assert client.post("/rerank", json={"query": "q", "texts": ["never seen"]}).status_code == 200
+    refused(client.get("/health"), 503, "its models fail")
+    monkeypatch.undo()
+    monkeypatch.setattr(lifecycle.current, "ping", broken)
+    for path, body in (("/rerank", {"query": "q", "texts": ["also new"]}), ("/embed", {"inputs": ["also new"]})):
+        assert client.post(path, json=body).status_code == 200
+    assert client.get("/readyz").status_code == 200
+
+
 def test_a_model_that_hangs_is_not_ready_and_is_not_asked_twice(started: Any, monkeypatch: Any) -> None:
     lifecycle, go, calls = started(), threading.Event(), []
 

@@ -6,7 +6,7 @@ import contextlib
 from starlette.datastructures import Headers
 from starlette.types import Message, Receive
 
-from serving.errors import BodyTooLargeError, ClientGoneError, SlowRequestError
+from serving.errors import BodyTooLargeError, BusyError, ClientGoneError, SlowRequestError
 from serving.settings import Settings
 
 DRAIN_BYTES = 64 * 2**20
@@ -14,10 +14,31 @@ DRAIN_BYTES = 64 * 2**20
 after they have sent everything, and would see a broken connection."""
 
 
+class Room:
+    """Bytes of bodies that a process holds for the requests under way; of its event loop alone."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._limit = settings.max_held_bytes
+        self.held = 0
+
+    def take(self, size: int) -> None:
+        """Raises BusyError when there is no room for so many more."""
+        if self.held + size > self._limit:
+            raise BusyError(
+                f"the bodies of the requests under way have {self._limit:,} bytes already (RELEVANCE_MAX_HELD_BYTES); "
+                "ask again in 1 s",
+                1,
+            )
+        self.held += size
+
+    def give_back(self, size: int) -> None:
+        self.held -= size
+
+
 class Body:
     """Stands between the server and the app as `receive`."""
 
-    def __init__(self, headers: Headers, receive: Receive, settings: Settings) -> None:
+    def __init__(self, headers: Headers, receive: Receive, settings: Settings, room: Room) -> None:
         length = headers.get("content-length", "")
         self._length = int(length) if length.isdigit() else None
         self.whole = not self._length and "transfer-encoding" not in headers
@@ -26,6 +47,7 @@ class Body:
         self._receive, self._settings = receive, settings
         self._until = asyncio.get_running_loop().time() + settings.read_s
         self._taken = 0
+        self._room, self._held = room, 0
 
     def check(self) -> None:
         """Nothing, unless its announced length is too large already.
@@ -41,13 +63,22 @@ class Body:
 
         Raises:
             BodyTooLargeError, SlowRequestError, ClientGoneError
+            BusyError: too much is held for others.
         """
         if self.whole:
             return await self._receive()
         message = await self._next()
         if self._taken > self._settings.max_body_bytes:
             raise self._too_large("is larger")
+        size = len(message.get("body", b""))
+        self._room.take(size)
+        self._held += size
         return message
+
+    def leave(self) -> None:
+        """Gives back the room that it took; the request has its answer."""
+        self._room.give_back(self._held)
+        self._held = 0
 
     async def drain(self) -> None:
         """Throws away what is still to come, as far as that is bearable."""

@@ -11,7 +11,7 @@ tell cases apart and a score must not depend on who asked first.
 import hashlib
 import logging
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ from typing import Generic, TypeVar
 from cachetools import LRUCache
 
 from serving.admission import Terms
-from serving.errors import DeadlineError
+from serving.errors import DeadlineError, InferenceError
 from serving.shared_cache import Tier
 
 V = TypeVar("V")
@@ -90,6 +90,19 @@ class _AbandonedError(Exception):
     """The request that was computing a value gave up on it."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Flight(Generic[V]):
+    """A value that one request is computing now, and that others may wait for."""
+
+    terms: Terms
+    future: Future[V] = field(default_factory=Future)
+
+    def serves(self, terms: Terms) -> bool:
+        """Whether it is worked on no later than a request on these terms would be by itself."""
+        own, other = self.terms, terms
+        return (own.priority, own.deadline.until) <= (other.priority, other.deadline.until)
+
+
 Compute = Callable[[list[int]], Iterable[tuple[int, V | Exception]]]
 """Gets the places of the keys to compute and yields each place with its value, or with the error that this one value
 met. A yielded value is kept at once, so what was computed before a deadline is not lost."""
@@ -109,12 +122,15 @@ class Cache(Generic[V]):
         """
         self._lock = threading.Lock()
         self._kept: _CountingLRU[V] = _CountingLRU(max_bytes, lambda value: ENTRY_BYTES + weigh(value))
-        self._flying: dict[bytes, Future[V]] = {}
+        self._flying: dict[bytes, _Flight[V]] = {}
+        """The most urgent one of each key."""
         self._tier = tier
         self._hits = self._joined = self._misses = 0
 
     def fetch(self, keys: Sequence[bytes], compute: Compute[V], terms: Terms) -> Fetched[V]:
         """The value of each key: from memory, from another request that is computing it now, or computed.
+
+        Another request is not waited for where it has more time, or is of a lower class: it may be far behind.
 
         Args:
             keys: may repeat.
@@ -146,31 +162,31 @@ class Cache(Generic[V]):
         """Brings the value of each key to `progress`, in rounds, as others may give up on what they compute."""
         if not terms.remember:
             first = {key: place for place, key in reversed(list(enumerate(keys)))}
-            self._compute(progress, keys, sorted(first.values()), compute, remember=False)
+            self._compute(progress, keys, sorted(first.values()), compute, {})
             progress.hits += len(keys) - len(first)
             return
         places = list(range(len(keys)))
         while places:
-            mine, others = self._claim(progress, keys, places)
-            self._compute(progress, keys, mine, compute, remember=True)
+            mine, own, others = self._claim(progress, keys, places, terms)
+            self._compute(progress, keys, mine, compute, own)
             places = []
-            for place, future in others:
+            for place, flight in others:
                 try:
-                    progress.found[keys[place]] = future.result(timeout=terms.deadline.patience)
+                    progress.found[keys[place]] = flight.future.result(timeout=terms.deadline.patience)
                     progress.hits += 1
-                except _AbandonedError:
-                    places.append(place)  # The one who computed it gave up; it is ours to try now.
+                except (_AbandonedError, InferenceError):
+                    places.append(place)  # Theirs gave up or failed; it is ours to try now, and to tell of.
                 except FutureTimeoutError:
                     terms.deadline.check()
                     raise
 
     def _claim(
-        self, progress: "_Progress[V]", keys: Sequence[bytes], places: list[int]
-    ) -> tuple[list[int], list[tuple[int, Future[V]]]]:
-        """Which of these places to compute, and which to wait for; known ones go to `progress`."""
+        self, progress: "_Progress[V]", keys: Sequence[bytes], places: list[int], terms: Terms
+    ) -> tuple[list[int], dict[bytes, _Flight[V]], list[tuple[int, _Flight[V]]]]:
+        """Which of these places to compute, with their flights, and which to wait for; known ones go to `progress`."""
         mine: list[int] = []
-        own: set[bytes] = set()
-        others: list[tuple[int, Future[V]]] = []
+        own: dict[bytes, _Flight[V]] = {}
+        others: list[tuple[int, _Flight[V]]] = []
         known = 0
         with self._lock:
             for place in places:
@@ -179,59 +195,73 @@ class Cache(Generic[V]):
                     known += 1
                     continue
                 value = self._kept.get(key)
+                flight = self._flying.get(key)
                 if value is not None:
                     progress.found[key] = value
                     known += 1
-                elif key in self._flying:
-                    others.append((place, self._flying[key]))
+                elif flight is not None and flight.serves(terms):
+                    others.append((place, flight))
                 else:
-                    self._flying[key] = Future()
-                    own.add(key)
+                    self._flying[key] = own[key] = _Flight(terms)
                     mine.append(place)
             progress.hits += known
             self._hits += known
             self._joined += len(others)
             self._misses += len(mine)
-        return mine, others
+        return mine, own, others
 
     def _compute(
-        self, progress: "_Progress[V]", keys: Sequence[bytes], mine: list[int], compute: Compute[V], *, remember: bool
+        self,
+        progress: "_Progress[V]",
+        keys: Sequence[bytes],
+        mine: list[int],
+        compute: Compute[V],
+        own: Mapping[bytes, _Flight[V]],
     ) -> None:
-        """Looks for claimed values in the tier, computes the rest, and keeps each at once."""
+        """Looks for claimed values in the tier, computes the rest, and keeps each at once.
+
+        Args:
+            own: the flight of each key; none where nothing may be remembered.
+        """
         if not mine:
             return
         open_keys = {keys[place] for place in mine}
         fresh: dict[bytes, V] = {}
         first: Exception | None = None
         try:
-            if remember and self._tier is not None:
-                mine = self._near(progress, keys, mine, open_keys)
+            if own and self._tier is not None:
+                mine = self._near(progress, keys, mine, open_keys, own)
             for place, outcome in compute(mine) if mine else ():
                 key = keys[place]
                 open_keys.discard(key)
                 if isinstance(outcome, Exception):
                     first = first or outcome
-                    if remember:
-                        self._land(key).set_exception(outcome)
+                    if own:
+                        self._land(key, own[key]).set_exception(outcome)
                     continue
                 progress.found[key] = outcome
                 progress.misses += 1
-                if remember:
+                if own:
                     fresh[key] = outcome
-                    self._keep(key, outcome)
+                    self._keep(key, outcome, own[key])
             if open_keys and first is None:
                 raise RuntimeError(f"{len(open_keys)} of {len(mine)} values were not computed")
         finally:
-            if remember:
+            if own:
                 for key in open_keys:
-                    self._land(key).set_exception(_AbandonedError())
+                    self._land(key, own[key]).set_exception(_AbandonedError())
             if fresh and self._tier is not None:
                 self._tier.write(fresh)
         if first is not None:
             raise first
 
     def _near(
-        self, progress: "_Progress[V]", keys: Sequence[bytes], mine: list[int], open_keys: set[bytes]
+        self,
+        progress: "_Progress[V]",
+        keys: Sequence[bytes],
+        mine: list[int],
+        open_keys: set[bytes],
+        own: Mapping[bytes, _Flight[V]],
     ) -> list[int]:
         """The places that the tier does not have either; what it has is kept."""
         assert self._tier is not None
@@ -243,18 +273,20 @@ class Cache(Generic[V]):
             progress.found[keys[place]] = value
             progress.hits += 1
             open_keys.discard(keys[place])
-            self._keep(keys[place], value)
+            self._keep(keys[place], value, own[keys[place]])
         return left
 
-    def _keep(self, key: bytes, value: V) -> None:
+    def _keep(self, key: bytes, value: V, flight: _Flight[V]) -> None:
         with self._lock:
             self._kept.hold(key, value)
-            future = self._flying.pop(key)
-        future.set_result(value)
+        self._land(key, flight).set_result(value)
 
-    def _land(self, key: bytes) -> Future[V]:
+    def _land(self, key: bytes, flight: _Flight[V]) -> Future[V]:
+        """Ends a flight; a more urgent one of the same key goes on."""
         with self._lock:
-            return self._flying.pop(key)
+            if self._flying.get(key) is flight:
+                del self._flying[key]
+        return flight.future
 
 
 class _CountingLRU(LRUCache[bytes, V]):

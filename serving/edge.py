@@ -14,7 +14,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving import errors, keys
-from serving.body import Body
+from serving.body import Body, Room
 from serving.deadline import Deadline
 from serving.errors import (
     AuthenticationError,
@@ -57,6 +57,7 @@ class Edge:
         self._metrics = metrics
         self._settings = lifecycle.settings
         self._keys = keys.hashes(lifecycle.settings)
+        self._room = Room(lifecycle.settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -68,7 +69,7 @@ class Edge:
         choice = self._choice(scope["path"], headers, request_id)
         state = scope.setdefault("state", {})
         state.update(choice=choice, facts={}, span=self._tracing.request(scope["method"], headers))
-        body = Body(headers, receive, self._settings)
+        body = Body(headers, receive, self._settings, self._room)
         status = 0
 
         async def answer(message: Message) -> None:
@@ -104,6 +105,7 @@ class Edge:
                 failed = ServingError(f"the service failed; its log has the reason under request {request_id}")
                 await self._refuse(failed, scope, receive, answer)
         finally:
+            body.leave()
             self._finish(scope, status, time.perf_counter() - began, request_id)
 
     async def _refuse(self, error: ServingError, scope: Scope, receive: Receive, send: Send) -> None:

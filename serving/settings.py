@@ -5,6 +5,7 @@ Each field of `Settings` may be given as an argument, else as a variable `RELEVA
 """
 
 import dataclasses
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -50,6 +51,9 @@ class Settings:
     api_keys_file: str = ""
     """A file with such a hash at the start of each line, and perhaps a name after it; # begins a comment."""
     max_body_bytes: int = 16 * 2**20
+    """Of one request; more gets 413."""
+    max_held_bytes: int = 256 * 2**20
+    """Of the bodies of all requests under way in each process; more get 429."""
     max_documents: int = 1000
     """Documents of one rerank request, or texts of one embeddings request."""
     max_results: int = 100
@@ -103,23 +107,19 @@ class Settings:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be 0 or more")
         sizes = ("workers", "max_body_bytes", "max_documents", "max_results", "retrieve", "concurrency")
         for name in (*sizes, "deadline_s", "max_deadline_s", "redis_ttl_s", "read_s", "poll_s", "drain_s"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be above 0")
-        if self.max_deadline_s < self.deadline_s:
-            raise ConfigError(
-                f"max_deadline_s is {self.max_deadline_s}, less than deadline_s, {self.deadline_s}; raise the one or "
-                "lower the other"
-            )
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be a number above 0")
+        for least, most in (("deadline_s", "max_deadline_s"), ("max_body_bytes", "max_held_bytes")):
+            if getattr(self, most) < getattr(self, least):
+                raise ConfigError(
+                    f"{most} is {getattr(self, most)}, less than {least}, {getattr(self, least)}; raise the one or "
+                    "lower the other"
+                )
         for name in ("canary_share", "shadow_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be between 0 and 1")
         for name in ("api_keys", "admin_keys"):
-            if all(HASH.fullmatch(key) for key in getattr(self, name)):
-                continue
-            raise ConfigError(
-                f"{name} holds something that is not a SHA-256 in hex; `relevance key` makes a key for a client and "
-                "the hash that belongs here"
-            )
+            _hashes(name, getattr(self, name))
 
     def share(self, cores: int) -> "Settings":
         """What one of the `workers` processes gets: its part of the cores and of the memory."""
@@ -128,6 +128,14 @@ class Settings:
             workers=1,
             threads=self.threads or max(1, cores // self.workers),
             cache_bytes=self.cache_bytes // self.workers,
+        )
+
+
+def _hashes(name: str, keys: tuple[str, ...]) -> None:
+    if not all(HASH.fullmatch(key) for key in keys):
+        raise ConfigError(
+            f"{name} holds something that is not a SHA-256 in hex; `relevance key` makes a key for a client and "
+            "the hash that belongs here"
         )
 
 

@@ -2,6 +2,7 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from serving.cache import Cache, Key
 from serving.deadline import Deadline
 from serving.errors import DeadlineError, InferenceError
 from serving.reranker import Caches
+from serving.scheduler import Priority
 
 NEVER = Terms(Deadline.never())
 
@@ -122,12 +124,58 @@ def test_waiting_for_another_ends_at_the_deadline() -> None:
         assert go.wait(5)
         yield 0, 1.0
 
-    owner = threading.Thread(target=lambda: found.fetch([key("x")], slow, NEVER))
+    owner = threading.Thread(target=lambda: found.fetch([key("x")], slow, Terms(Deadline.after(0.01))))
     owner.start()
     assert begun.wait(5)
     with pytest.raises(DeadlineError):
         found.fetch([key("x")], lengths(["x"]), Terms(Deadline.after(0.02)))
     go.set()
+    owner.join(5)
+
+
+@pytest.mark.parametrize("patient", [NEVER, Terms(Deadline.after(0), Priority.BATCH)])
+def test_a_request_does_not_wait_for_one_that_may_be_far_behind_it(patient: Terms) -> None:
+    found, begun, go = cache(), threading.Event(), threading.Event()
+    late: list[list[float]] = []
+
+    def slow(places: list[int]) -> Iterable[tuple[int, float]]:
+        begun.set()
+        assert go.wait(5)
+        yield 0, 1.0
+
+    owner = threading.Thread(target=lambda: late.append(found.fetch([key("x")], slow, patient).values))
+    owner.start()
+    assert begun.wait(5)
+    own = found.fetch([key("x")], lengths(["xx"]), Terms(Deadline.after(5)))
+    assert (own.values, own.misses) == ([2.0], 1)
+    go.set()
+    owner.join(5)
+    assert late == [[1.0]]
+    assert found.fetch([key("x")], lengths([]), NEVER).hits == 1
+
+
+def test_who_waits_for_a_failure_tries_for_himself() -> None:
+    """So that what he is told names his own text."""
+    found, begun, go = cache(), threading.Event(), threading.Event()
+
+    def theirs(places: list[int]) -> Iterable[tuple[int, Any]]:
+        begun.set()
+        assert go.wait(5)
+        yield from ((place, InferenceError(f"one {place}")) for place in places)
+
+    def mine(places: list[int]) -> list[tuple[int, Any]]:
+        return [(place, 1.0 if place == 0 else InferenceError(f"two {place}")) for place in places]
+
+    def first() -> None:
+        with pytest.raises(InferenceError, match="one 0"):
+            found.fetch([key("x")], theirs, NEVER)
+
+    owner = threading.Thread(target=first)
+    owner.start()
+    assert begun.wait(5)
+    threading.Timer(0.05, go.set).start()
+    with pytest.raises(InferenceError, match="two 1"):
+        found.fetch([key("y"), key("x")], mine, NEVER)
     owner.join(5)
 
 

@@ -121,3 +121,23 @@ def test_heads_larger_than_any_client_sends_are_refused(server: Server) -> None:
 
 def test_no_failure_left_a_traceback(server: Server) -> None:
     assert not [line for line in server.log if "traceback" in line or line["level"] == "error"]
+
+
+def test_bodies_that_wait_take_no_more_memory_than_is_allowed(tiny: Any) -> None:
+    found = start(tiny.path, RELEVANCE_MAX_BODY_BYTES="2000", RELEVANCE_MAX_HELD_BYTES="3000")
+    body = BODY.ljust(2000)
+    head = HEAD + b"content-length: 2000\r\nconnection: close\r\n\r\n"
+    try:
+        with connect(found) as first:
+            first.sendall(head + body[:1900])
+            time.sleep(0.3)
+            refused = httpx.post(f"{found.url}/rerank", content=body)
+            assert refused.status_code == 429
+            assert refused.headers["retry-after"] == "1"
+            assert "RELEVANCE_MAX_HELD_BYTES" in refused.json()["message"]
+            assert answers(found)
+            first.sendall(body[1900:])
+            assert everything(first).startswith(b"HTTP/1.1 200")
+        assert httpx.post(f"{found.url}/rerank", content=body).status_code == 200
+    finally:
+        assert found.stop() == 0

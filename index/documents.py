@@ -19,6 +19,7 @@ from urllib.parse import quote
 
 import numpy as np
 import numpy.typing as npt
+from cachetools import LRUCache
 
 from pipeline import artifacts
 from pipeline.artifacts import Artifact, Staging
@@ -31,6 +32,11 @@ FILE = "documents.sqlite"
 BATCH = 1000
 MAX_VALUE = 256
 """Characters of a value that documents can be filtered by; a longer one is text, not a value."""
+
+FILTER_BYTES = 32 * 2**20
+"""Of the rows of filters that are remembered."""
+ROWS_BYTES = 512
+"""Of one remembered filter beside its rows."""
 
 Value = bool | int | float | str
 Rows = npt.NDArray[np.int64]
@@ -104,9 +110,15 @@ def make(workspace: Path, data: Artifact) -> Artifact:
 class DocumentStore:
     """Reads documents; one store serves all threads of a process."""
 
-    def __init__(self, path: Path, connection: sqlite3.Connection, rows: int) -> None:
-        self._path, self._connection, self._rows = path, connection, rows
-        self._turn = threading.Lock()
+    def __init__(self, path: Path, documents: "_Reader", fields: "_Reader", rows: int) -> None:
+        """
+        Args:
+            documents, fields: two connections, so that reading the many rows of a broad filter holds up no document.
+        """
+        self._path, self._documents, self._fields, self._rows = path, documents, fields, rows
+        self._filtering = threading.Lock()
+        self._filtered: LRUCache[tuple[str, ...], Rows] = LRUCache(FILTER_BYTES, lambda rows: rows.nbytes + ROWS_BYTES)
+        """(field, *values) → rows; documents do not change."""
 
     @classmethod
     def load(cls, path: Path, *, verify: bool = True) -> "DocumentStore":
@@ -117,15 +129,9 @@ class DocumentStore:
             ArtifactError: a damaged file, by name.
         """
         file = artifacts.load(path, KIND, verify=verify).file(FILE)
-        try:
-            # Nothing writes to an artifact, so SQLite needs no locks and makes no files beside it.
-            connection = sqlite3.connect(
-                f"file:{quote(str(file.resolve()))}?mode=ro&immutable=1", uri=True, check_same_thread=False
-            )
-            (rows,) = connection.execute("SELECT coalesce(max(row) + 1, 0) FROM documents").fetchone()
-        except sqlite3.Error as error:
-            raise _damaged(file, error) from error
-        return cls(file, connection, int(rows))
+        documents, fields = _Reader(file), _Reader(file)
+        ((rows,),) = documents.all("SELECT coalesce(max(row) + 1, 0) FROM documents")
+        return cls(file, documents, fields, int(rows))
 
     def __len__(self) -> int:
         return self._rows
@@ -146,7 +152,7 @@ class DocumentStore:
         """
         found = []
         for row in rows:
-            fields = self._one("SELECT doc_id, title, text, extra FROM documents WHERE row = ?", int(row))
+            fields = self._documents.one("SELECT doc_id, title, text, extra FROM documents WHERE row = ?", int(row))
             if fields is None:
                 raise MissingError(f"{self._path}: no document in row {row}; there are rows 0 to {self._rows - 1}")
             doc_id, title, text, extra = fields
@@ -159,7 +165,7 @@ class DocumentStore:
         Raises:
             MissingError: there is no such document.
         """
-        found = self._one("SELECT row FROM documents WHERE doc_id = ?", doc_id)
+        found = self._documents.one("SELECT row FROM documents WHERE doc_id = ?", doc_id)
         if found is None:
             raise MissingError(f"{self._path}: no document with the id '{doc_id}'")
         return int(found[0])
@@ -174,52 +180,84 @@ class DocumentStore:
         """
         found: Rows | None = None
         for field_name, wanted in filters.items():
-            values = sorted({value_text(value) for value in wanted})
-            marks = ",".join("?" * len(values))
-            query = f"SELECT row FROM fields WHERE field = ? AND value IN ({marks})"
-            rows = np.unique(np.array([row for (row,) in self._all(query, field_name, *values)], np.int64))
-            if not len(rows) and not self._all("SELECT 1 FROM fields WHERE field = ? LIMIT 1", field_name):
-                known = ", ".join(self.fields()) or "none"
-                raise MissingError(f"no document has a field '{field_name[:100]}'; there are: {known}")
+            rows = self._rows_of(field_name, sorted({value_text(value) for value in wanted}))
             found = rows if found is None else np.intersect1d(found, rows, assume_unique=True)
         return np.arange(self._rows, dtype=np.int64) if found is None else found
+
+    def _rows_of(self, field_name: str, values: Sequence[str]) -> Rows:
+        """Ascending rows whose field has one of these values; read once while it is asked for again and again."""
+        key = (field_name, *values)
+        with self._filtering:
+            rows = self._filtered.get(key)
+            if rows is not None:
+                return rows
+            marks = ",".join("?" * len(values))
+            query = f"SELECT row FROM fields WHERE field = ? AND value IN ({marks})"
+            rows = np.unique(np.array([row for (row,) in self._fields.all(query, *key)], np.int64))
+            if not len(rows) and not self._fields.all("SELECT 1 FROM fields WHERE field = ? LIMIT 1", field_name):
+                known = ", ".join(self.fields()) or "none"
+                raise MissingError(f"no document has a field '{field_name[:100]}'; there are: {known}")
+            rows.flags.writeable = False
+            if rows.nbytes + ROWS_BYTES <= FILTER_BYTES:
+                self._filtered[key] = rows
+            return rows
 
     def fields(self) -> list[str]:
         """The names of all fields that documents can be filtered by."""
         found: list[str] = []
-        while (following := self._all("SELECT min(field) FROM fields WHERE field > ?", found[-1] if found else "")) != [
-            (None,)
-        ]:
+        query = "SELECT min(field) FROM fields WHERE field > ?"
+        while (following := self._fields.all(query, found[-1] if found else "")) != [(None,)]:
             found.append(following[0][0])
         return found
 
     def close(self) -> None:
         """Closes the file; reading is an error from then on."""
-        with self._turn:
-            self._connection.close()
+        self._documents.close()
+        self._fields.close()
 
-    def _all(self, query: str, *values: str) -> list[tuple[Any, ...]]:
+
+class _Reader:
+    """One connection to a store, which threads use in turn.
+
+    Raises:
+        ArtifactError: a damaged file, by name.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._turn = path, threading.Lock()
+        try:
+            # Nothing writes to an artifact, so SQLite needs no locks and makes no files beside it.
+            self._connection = sqlite3.connect(
+                f"file:{quote(str(path.resolve()))}?mode=ro&immutable=1", uri=True, check_same_thread=False
+            )
+        except sqlite3.Error as error:
+            raise _damaged(path, error) from error
+
+    def all(self, query: str, *values: int | str) -> list[tuple[Any, ...]]:
+        """What is found; nothing for what no document can have, such as a lone surrogate or more than 64 bits.
+
+        Raises:
+            MissingError: the store is older than what is asked for.
+        """
         try:
             with self._turn:
                 return self._connection.execute(query, values).fetchall()
-        except UnicodeEncodeError:
-            return []  # A lone surrogate: nothing has it.
+        except (UnicodeEncodeError, OverflowError):
+            return []
         except sqlite3.DatabaseError as error:
-            if "no such table" in str(error):
+            if "no such table: fields" in str(error):
                 raise MissingError(
                     "the documents of this release were stored before filters were known; run `relevance reindex`"
                 ) from error
             raise _damaged(self._path, error) from error
 
-    def _one(self, query: str, value: int | str) -> tuple[Any, ...] | None:
-        try:
-            with self._turn:
-                found: tuple[Any, ...] | None = self._connection.execute(query, (value,)).fetchone()
-        except (sqlite3.DatabaseError, UnicodeEncodeError, OverflowError) as error:
-            if isinstance(error, sqlite3.DatabaseError):
-                raise _damaged(self._path, error) from error
-            return None  # A lone surrogate or a number beyond 64 bits: no document has it.
-        return found
+    def one(self, query: str, value: int | str) -> tuple[Any, ...] | None:
+        """The first of what is found."""
+        return next(iter(self.all(query, value)), None)
+
+    def close(self) -> None:
+        with self._turn:
+            self._connection.close()
 
 
 def _rows(data: Artifact, columns: Sequence[str] | None) -> Iterator[dict[str, Any]]:

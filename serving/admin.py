@@ -19,9 +19,10 @@ from dataclasses import asdict
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Query, Request, Security
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.security import HTTPBearer
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers
 from starlette.responses import Response
 
 from pipeline.errors import ConflictError, MissingError, RelevanceError
@@ -34,6 +35,7 @@ from serving.errors import (
     StateError,
 )
 from serving.lifecycle import Lifecycle
+from serving.settings import Settings
 from serving.trials import Bounds, Canary, Kind, Trial
 from serving.wire import Json
 
@@ -42,21 +44,23 @@ T = TypeVar("T")
 BY_ADMIN = "by an administrator"
 
 _bearer = HTTPBearer(auto_error=False, description="One of the keys whose hashes are admin_keys.")
+"""For the OpenAPI page; who may ask is found out by `authorise`, before a body is read."""
 
 
-async def _open(
-    request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
-) -> None:
+def authorise(settings: Settings, host: str, path: str, headers: Headers) -> None:
     """Lets in whoever may ask.
 
+    Args:
+        host: the client's address.
+
     Raises:
-        NotFoundError: another machine, to which these paths do not exist.
+        NotFoundError: another machine, to which these paths do not exist; or nobody has a key.
         AuthenticationError: no key of an administrator.
     """
-    settings = _lifecycle(request).settings
-    if settings.admin_from == "loopback" and not _from_here(request.client.host if request.client else ""):
-        raise NotFoundError(f"no such path: {request.url.path[:200]}; GET /docs lists them")
-    sent = credentials.credentials if credentials else request.headers.get("x-api-key", "")
+    if not settings.admin_keys or (settings.admin_from == "loopback" and not _from_here(host)):
+        raise NotFoundError(f"no such path: {path[:200]}; GET /docs lists them")
+    sent = headers.get("authorization", "") or headers.get("x-api-key", "")
+    sent = sent.removeprefix("Bearer ").removeprefix("bearer ").strip()
     if not keys.matches(sent, [bytes.fromhex(key) for key in settings.admin_keys]):
         raise AuthenticationError("an administrator's key is missing; send it as Authorization: Bearer KEY")
 
@@ -85,7 +89,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     )
 }
 
-router = APIRouter(prefix="/admin", tags=["admin"], dependencies=[Security(_open)], responses=ERRORS)
+router = APIRouter(prefix="/admin", tags=["admin"], dependencies=[Security(_bearer)], responses=ERRORS)
 
 
 class _Body(BaseModel):

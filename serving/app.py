@@ -128,6 +128,8 @@ async def rerank(request: Request) -> Response:
     call = Call(request)
     call.takes(len(texts), "documents")
     searcher = call.searcher
+    if asked.max_tokens_per_doc is not None:
+        inputs.check_limit(searcher.ranker, asked.max_tokens_per_doc, "max_tokens_per_doc")
 
     if asked.cascade:
         return await _cascade(request, call, asked, texts)
@@ -215,8 +217,7 @@ def _ranked(place: int, score: float, asked: schemas.RerankRequest) -> dict[str,
 async def search(request: Request) -> Response:
     """Searches the documents of the live release: BM25, the encoder, and the final order of all models."""
     asked = wire.parse(await request.body(), schemas.SearchRequest)
-    filters = {field: value if isinstance(value, list) else [value] for field, value in (asked.filters or {}).items()}
-    return await _search(Call(request), asked.query, asked.top_n, filters)
+    return await _search(Call(request), asked.query, asked.top_n, asked.filters or {})
 
 
 @router.get("/search", tags=["search"], responses={200: {"model": schemas.SearchAnswer}})

@@ -13,7 +13,7 @@ import uuid
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving import errors, keys
+from serving import admin, errors, keys
 from serving.body import Body, Room
 from serving.deadline import Deadline
 from serving.errors import (
@@ -91,7 +91,7 @@ class Edge:
         try:
             try:
                 state["deadline"] = Deadline.after(self._seconds(headers))
-                self._authorise(scope["path"], headers)
+                self._authorise(scope, headers)
                 _wish(headers)
                 body.check()
                 await self._app(scope, body.receive, answer)
@@ -133,9 +133,14 @@ class Edge:
         sent = headers.get("x-canary")
         return self._lifecycle.rollout.choose(live, request_id, sent if sent in WISHES else None)
 
-    def _authorise(self, path: str, headers: Headers) -> None:
-        if not self._keys or path in OPEN_PATHS or path.startswith(ADMIN_PREFIX):
-            return  # `serving.admin` has keys of its own.
+    def _authorise(self, scope: Scope, headers: Headers) -> None:
+        path = scope["path"]
+        if path.startswith(ADMIN_PREFIX):
+            client = scope.get("client")
+            admin.authorise(self._settings, client[0] if client else "", path, headers)
+            return
+        if not self._keys or path in OPEN_PATHS:
+            return
         # Clients differ: Bearer, the bare key, or a header of its own.
         sent = headers.get("authorization", "") or headers.get("x-api-key", "") or headers.get("api-key", "")
         sent = sent.removeprefix("Bearer ").removeprefix("bearer ").strip()

@@ -71,6 +71,20 @@ def check_pairs(engine: Engine, query: str, documents: Sequence[str]) -> None:
         _check(engine, document, template.max_tokens, template.document_room(used), f"document {place}")
 
 
+def check_limit(engine: Engine, limit: int, field: str) -> None:
+    """Nothing, when the ranker reads no more of a document than `limit` tokens anyway.
+
+    Raises:
+        InvalidRequestError: it may read more, and cannot be told to read less.
+    """
+    read = engine.bundle.templates["pair"].max_tokens
+    if limit < read:
+        raise InvalidRequestError(
+            f"{field} is {limit}; the ranker reads up to {read} tokens of a query and a document, which the release "
+            f"fixes: send {read} or more, or leave it out"
+        )
+
+
 def _check(engine: Engine, item: str, read: int, room: int, name: str) -> int:
     """How many tokens it has; `read` is how many the tokeniser is asked for, as when it is scored."""
     (ids,) = engine.tokeniser.ids([item], read)

@@ -42,6 +42,17 @@ Inputs = Annotated[list[str | list[int]], BeforeValidator(_inputs)]
 Value = bool | int | float | str
 
 
+def _wanted(value: Any) -> Any:
+    """The values of one filter as a list; one message in place of one for each type of the union."""
+    values = value if isinstance(value, list) else [value]
+    if not all(isinstance(item, Value) for item in values):
+        raise ValueError("a filter is a text, a number, true or false, or a list of these")
+    return values
+
+
+Wanted = Annotated[list[Value], BeforeValidator(_wanted)]
+
+
 class Request(BaseModel):
     """A body that a client sends."""
 
@@ -60,6 +71,9 @@ class RerankRequest(Request):
     top_n: int | None = Field(None, ge=0, description="Cohere, Jina: the best so many; null or 0 for all.")
     return_documents: bool | None = Field(None, description="Cohere, Jina: put each document into its result.")
     rank_fields: list[str] | None = Field(None, description="Cohere: the keys of an object to read, in this order.")
+    max_tokens_per_doc: int | None = Field(
+        None, description="Cohere: no fewer than the ranker reads of a pair; 422 rather than pretend to cut more."
+    )
     raw_scores: bool | None = Field(None, description="text-embeddings-inference: scores as the model gives them.")
     return_text: bool | None = Field(None, description="text-embeddings-inference: put each text into its result.")
     truncate: bool | None = Field(None, description="false: 422 rather than cut what is longer than the model reads.")
@@ -76,7 +90,7 @@ class SearchRequest(Request):
 
     query: str = Field(description="What is searched for.", examples=["turn a list of dicts into a table"])
     top_n: int | None = Field(None, ge=1, description="Length of each list; 10 when not given.")
-    filters: dict[str, Value | list[Value]] | None = Field(
+    filters: dict[str, Wanted] | None = Field(
         None,
         description="Only documents whose field has this value, or one of these; of several fields, all must fit.",
         examples=[{"language": "en", "year": [2025, 2026]}],

@@ -1,10 +1,12 @@
 import math
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -62,6 +64,29 @@ def test_threads_read_side_by_side(tmp_path: Path, make_data: Callable[..., Arti
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda row: (store.get(row).text, store.row_of(f"d{row}")), rows))
     assert found == [(f"text {row}", row) for row in rows]
+
+
+def test_a_slow_filter_holds_up_no_document_and_is_read_once(
+    tmp_path: Path, make_data: Callable[..., Artifact], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = make_data([f"text {row}" for row in range(6)], columns={"kind": ["a", "b"] * 3})
+    store = DocumentStore.load(documents.make(tmp_path, data).path)
+    real, began, go, asked = store._fields.all, threading.Event(), threading.Event(), []
+
+    def slow(query: str, *values: int | str) -> Any:
+        asked.append(values)
+        began.set()
+        assert go.wait(10)
+        return real(query, *values)
+
+    monkeypatch.setattr(store._fields, "all", slow)
+    with ThreadPoolExecutor(4) as pool:
+        filters = [pool.submit(store.rows_where, {"kind": ["b"]}) for _ in range(3)]
+        assert began.wait(10)
+        assert store.get(5).text == "text 5"
+        go.set()
+        assert [found.result().tolist() for found in filters] == [[1, 3, 5]] * 3
+    assert asked == [("kind", "b")]
 
 
 def test_two_documents_of_one_id_and_none_at_all_are_refused(

@@ -223,7 +223,9 @@ def test_what_is_not_json_is_a_400(client: TestClient, path: str, body: bytes) -
         ("/embed", {"inputs": ["a", True]}, "item 1 must be a text"),
         ("/embed", {"inputs": "a", "truncation_direction": "left"}, "truncation_direction"),
         ("/search", {"query": "q", "filters": {"colour": "red"}}, "a field 'colour'; there are: kind, tags, year"),
-        ("/search", {"query": "q", "filters": {"year": {"from": 1}}}, "filters.year"),
+        ("/search", {"query": "q", "filters": {"year": {"from": 1}}}, "filters.year: a filter is a text, a number"),
+        ("/search", {"query": "q", "filters": {"year": None}}, "filters.year: a filter is a text, a number"),
+        ("/v2/rerank", {"query": "q", "documents": ["a"], "max_tokens_per_doc": 3}, "max_tokens_per_doc is 3"),
         ("/search", {"query": "q", "filters": {"year": list(range(1001))}}, "more than 1000 values"),
     ],
 )  # fmt: skip

@@ -356,7 +356,7 @@ def test_stopping_waits_for_no_copy(begin: Start, fresh: Any, monkeypatch: Any) 
 def test_copies_are_dropped_while_online_requests_wait(begin: Start, fresh: Any, monkeypatch: Any) -> None:
     client, lifecycle = begin()
     client.put("/admin/shadow", json={"release": fresh.publish(2), "share": 1})
-    monkeypatch.setattr(lifecycle.scheduler, "wait_s", lambda: 0.11)
+    monkeypatch.setattr(lifecycle.scheduler, "wait_s", lambda *_: 0.11)
     assert rerank(client).status_code == 200
     assert lifecycle.rollout.copies == {("shadow", "dropped"): 1}
     monkeypatch.undo()
@@ -387,6 +387,8 @@ def test_admin_keys_are_their_own(begin: Start) -> None:
         refused = client.get("/admin/releases", headers=headers)
         assert refused.status_code == 401
         assert set(refused.json()) == {"error", "message", "detail", "type"}
+        # What a stranger sends is not even read.
+        assert client.put("/admin/canary", content=b"{", headers=headers).status_code == 401
     assert client.get("/admin/releases").status_code == 200
     assert rerank(client).status_code == 401  # The administrator's key opens nothing else.
     assert rerank(client, authorization=f"Bearer {user}").status_code == 200

@@ -1,7 +1,7 @@
 """The scoring core behind every endpoint: texts in, scores or vectors out, through the caches and the scheduler.
 
 Runs in a worker thread, so the event loop never waits for a model. Only texts that no cache knows are tokenised, a few
-at a time, while the runners are already at work on those before; what a runner gave is kept at once.
+at a time, while the runners are already at work on those before; what they gave is kept, also of a request that fails.
 """
 
 import logging

@@ -113,12 +113,16 @@ class Facts:
     """Runner threads that ended and were replaced."""
 
 
-_LEFT = object()
-"""Tells who waits for a job's outcomes that there will be no more."""
+_LOOK, _LEFT = object(), object()
+"""Tell who waits for a job's outcomes that he may look at them, or that there will be no more."""
 
 
 class Job:
-    """Inputs of one request for one model; iterating gives each one's place and outcome as it ends."""
+    """Inputs of one request for one model; iterating gives each one's place and outcome.
+
+    Who iterates is woken when all inputs that were added have ended, one has failed, or the deadline has passed: a
+    thread that wakes at each input takes the processor from the runners.
+    """
 
     def __init__(self, scheduler: "Scheduler", model: Model, deadline: Deadline, priority: Priority) -> None:
         self.model, self.deadline, self.priority = model, deadline, priority
@@ -129,8 +133,9 @@ class Job:
         self.queued = False
         self.items: list[Item] = []
         self._scheduler = scheduler
-        self._ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._taken = 0
+        self._outcomes: deque[tuple[int, Any]] = deque()
+        self._ended = self._taken = 0
+        self._wake: queue.SimpleQueue[object] = queue.SimpleQueue()
 
     def add(self, items: Sequence[Item]) -> None:
         """Puts inputs at the end of this job's; their places go on counting.
@@ -141,13 +146,16 @@ class Job:
         self._scheduler.enqueue(self, items)
 
     def end(self, place: int, outcome: Any) -> None:
-        """Called by a runner."""
-        self._ended.put((place, outcome))
+        """Called by a runner, which holds the scheduler's lock."""
+        self._outcomes.append((place, outcome))
+        self._ended += 1
+        if self._ended == len(self.items) or isinstance(outcome, Exception):
+            self._wake.put(_LOOK)
 
     def leave(self) -> None:
         """Takes what waits out of the queue, and wakes who iterates."""
         self._scheduler.forget(self)
-        self._ended.put(_LEFT)
+        self._wake.put(_LEFT)
 
     def __iter__(self) -> Iterator[tuple[int, Any]]:
         """The place and outcome of each input that was added; an Exception is an outcome.
@@ -157,16 +165,19 @@ class Job:
             NotReadyError: the scheduler was stopped.
         """
         while self._taken < len(self.items):
-            try:
-                ended = self._ended.get(timeout=self.deadline.patience)
-            except queue.Empty:
-                self.deadline.check()
+            if self._outcomes:
+                self._taken += 1
+                yield self._outcomes.popleft()
                 continue
-            if ended is _LEFT:
+            try:
+                woken = self._wake.get(timeout=self.deadline.patience)
+            except queue.Empty:
+                if not self._outcomes:
+                    self.deadline.check()
+                continue
+            if woken is _LEFT:
                 self.deadline.check()
                 raise NotReadyError("the service stops; ask again")
-            self._taken += 1
-            yield ended
 
     def __enter__(self) -> "Job":
         self.deadline.on_cancel(self.leave)
@@ -309,35 +320,31 @@ class Scheduler:
         taken = self._take()
         if not taken:
             return False
-        this = threading.get_ident()
-        began = time.monotonic()
-        with self._lock:
-            self._running[this] = began
-        open_places = set(range(len(taken)))
+        model = taken[0][0].model
+        outcomes: list[Any] = [InferenceError("the thread that ran the model ended")] * len(taken)
+        ran = False
         try:
-            model = taken[0][0].model
             items = [job.items[place] for job, place in taken]
             for number, outcome in _outcomes(model, items):
-                open_places.discard(number)
-                job, place = taken[number]
-                job.end(place, outcome)
-            with self._lock:
-                self._counts.runs += 1
-                model.pace.ran(sum(len(item.ids) for item in items), time.monotonic() - began)
+                outcomes[number] = outcome
+            ran = True
         finally:
             with self._lock:
-                del self._running[this]
-            for number in open_places:
-                job, place = taken[number]
-                job.end(place, InferenceError("the thread that ran the model ended"))
+                began = self._running.pop(threading.get_ident())
+                if ran:
+                    self._counts.runs += 1
+                    model.pace.ran(sum(len(item.ids) for item in items), time.monotonic() - began)
+                for (job, place), outcome in zip(taken, outcomes, strict=True):
+                    job.end(place, outcome)
         return True
 
     def _take(self) -> list[tuple[Job, int]]:
-        """The inputs of the next run, as soon as there are any; none when the scheduler stops."""
+        """The inputs of the next run, which begins now, as soon as there are any; none when the scheduler stops."""
         with self._lock:
             while not self._stopped:
                 job = self._next()
                 if job is not None:
+                    self._running[threading.get_ident()] = time.monotonic()
                     return self._gather(job)
                 self._lock.wait()
         return []

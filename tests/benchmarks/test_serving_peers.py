@@ -2,8 +2,9 @@
 
     python -m venv peers
     peers/bin/pip install torch sentence-transformers FlashRank infinity-emb
+    peers/bin/pip install onnx onnxscript pyarrow pandas multiprocess xxhash httpx requests
     peers/bin/pip install --no-deps optimum optimum-onnx 'transformers<4.58' 'tokenizers<0.23' 'huggingface-hub<1' \\
-        'datasets<4.4'
+        'datasets<4.4' 'numpy<2.4'
     PEERS_PYTHON=peers/bin/python pytest -m benchmark tests/benchmarks/test_serving_peers.py -s
 
 The peers need an environment of their own, because optimum-onnx wants an older transformers than ours. Without

@@ -29,7 +29,7 @@ lint: $(READY)
 
 # Measures; prints tables. Quote ratios, not seconds, from a shared machine.
 bench: $(READY)
-	$(RUN)/pytest tests/benchmarks -m benchmark -s
+	$(RUN)/pytest -m benchmark -s
 
 clean:
 	rm -rf $(VENV) workspace build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -59,10 +59,13 @@ class Caches:
 
     scores: Cache[float]
     vectors: Cache[Vector]
+    token_bytes: int
+    """For the token ids of texts that each loaded model remembers."""
 
     @classmethod
     def of(cls, max_bytes: int, shared: SharedCache | None = None) -> "Caches":
-        """Three quarters for scores, which cost most to make again, the rest for vectors.
+        """Three quarters for scores, which cost most to make again, the rest for vectors; and a sixteenth beside, for
+        each model's token ids.
 
         Args:
             shared: looked at before anything is computed.
@@ -73,6 +76,7 @@ class Caches:
         return cls(
             Cache(max_bytes - share, lambda _: 24, scores),
             Cache(share, lambda vector: vector.nbytes + 112, vectors),
+            max_bytes // 16,
         )
 
 

@@ -115,7 +115,14 @@ class Searcher:
         self.release = release.fingerprint
         self.created = release.manifest.created
         self.ranker, self.encoder = (
-            Engine(part(release, role).path, precision=precision, threads=threads, verify=verify, scheduler=scheduler)
+            Engine(
+                part(release, role).path,
+                precision=precision,
+                threads=threads,
+                verify=verify,
+                scheduler=scheduler,
+                token_bytes=caches.token_bytes,
+            )
             for role in ("ranker", "encoder")
         )
         self.lexical = LexicalIndex.load(part(release, "lexical").path, verify=verify)

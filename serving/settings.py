@@ -40,7 +40,8 @@ class Settings:
     threads: int = 0
     """Runners in each process, for all its models; 0 divides the cores among the processes. A CUDA device has two."""
     cache_bytes: int = 256 * 2**20
-    """Memory for scores of pairs and vectors of texts, of all processes together."""
+    """Memory for scores of pairs and vectors of texts, of all processes together; each loaded model remembers token ids
+    in up to a sixteenth of it beside."""
     redis_url: str = field(default="", repr=False)
     """A Redis that processes and machines share as a second cache, such as redis://localhost:6379/0; empty for none."""
     redis_ttl_s: float = 7 * 86_400.0

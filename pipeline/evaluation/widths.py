@@ -15,6 +15,8 @@ from pipeline.evaluation.plots import Scale
 Floats = NDArray[np.float32]
 
 MEASURES = ("ndcg@10", "recall@100")
+BLOCK = 32
+"""Queries whose cosines with all documents are held at once."""
 
 
 def quality(queries: Floats, documents: Floats, grades: NDArray[np.int64]) -> dict[str, float]:
@@ -26,10 +28,14 @@ def quality(queries: Floats, documents: Floats, grades: NDArray[np.int64]) -> di
         grades: (queries, documents), 0 where nobody judged.
     """
     left, right = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True) for vectors in (queries, documents))
-    cosines = left @ right.T  # (queries, documents)
-    names = np.repeat(np.arange(len(queries)), len(documents))
-    found = metrics.by_query(names, grades.ravel(), cosines.ravel(), MEASURES)
-    return {measure: float(values.mean()) for measure, values in found.items()}
+    sums = dict.fromkeys(MEASURES, 0.0)
+    for start in range(0, len(left), BLOCK):
+        cosines = left[start : start + BLOCK] @ right.T  # (block, documents)
+        names = np.repeat(np.arange(len(cosines)), len(documents))
+        found = metrics.by_query(names, grades[start : start + BLOCK].ravel(), cosines.ravel(), MEASURES)
+        for measure, values in found.items():
+            sums[measure] += float(values.sum())
+    return {measure: total / len(left) for measure, total in sums.items()}
 
 
 def curve(

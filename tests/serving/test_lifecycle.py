@@ -83,6 +83,18 @@ def test_a_rollback_needs_no_loading(lifecycle: Lifecycle, fresh: Any, monkeypat
     assert lifecycle.kept == [new]
 
 
+def test_the_memory_for_token_ids_follows_that_for_scores(fresh: Any) -> None:
+    promote(fresh, 1)
+    lifecycle = Lifecycle(Settings(workspace=fresh.path, threads=1, poll_s=60, cache_bytes=16_000))
+    lifecycle.start()
+    searcher = lifecycle.current
+    for number in range(50):
+        searcher.search(f"sort list {number}")
+    assert 0 < searcher.ranker.tokeniser.bytes <= 1000
+    assert 0 < searcher.encoder.tokeniser.bytes <= 1000
+    lifecycle.stop()
+
+
 def test_a_rollback_finds_its_scores_in_the_cache(lifecycle: Lifecycle, fresh: Any) -> None:
     first = lifecycle.current.search("sort a list")
     promote(fresh, 2)

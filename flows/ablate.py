@@ -9,6 +9,7 @@ from pathlib import Path
 from flows import chain
 from pipeline.artifacts import Artifact
 from pipeline.config import RankerConfig, Recipe
+from pipeline.errors import ConfigError
 from pipeline.evaluation.ablation import Trial
 from pipeline.training.loss_sets import LossSet
 
@@ -24,14 +25,21 @@ def ablate(recipe: Recipe, workspace: Path, *, run: chain.Runner = chain.directl
     ablation goes on where it was.
 
     Raises:
-        ConfigError: a set that names an unknown loss, or one without a weight.
+        ConfigError: a set that names an unknown loss, or one without a weight, or that cannot apply to student and
+            teacher.
     """
     from index import lexical
     from pipeline.data import candidates
     from pipeline.evaluation import ablation
-    from pipeline.training import loss_sets, teacher_scores
+    from pipeline.training import loss_sets, shapes, teacher_scores
 
     sets = [loss_sets.parse(text, recipe.ranker) for text in recipe.ablation.sets]
+    shapes.check_rankers(recipe)
+    for one in sets:
+        try:
+            shapes.check_rankers(dataclasses.replace(recipe, ranker=dataclasses.replace(one.config, plain=False)))
+        except ConfigError as error:
+            raise ConfigError(f"ablation.sets '{one.name}': {error}") from error
     widest = dataclasses.replace(recipe, ranker=_widest(recipe.ranker, sets))
     taught = chain.teach(widest, workspace, run=run)
     data = taught.data
@@ -55,10 +63,12 @@ def ablate(recipe: Recipe, workspace: Path, *, run: chain.Runner = chain.directl
     for lesson in _lessons(widest, workspace, taught, run):
         for one in sets:
             kind = f"{one.name}{lesson.name}"
+            told = _told(widest, workspace, one, taught, lesson, run)
             for seed in range(recipe.ablation.seeds):
                 name = f"{kind}, seed {seed + 1} of {recipe.ablation.seeds}"
-                model = _student(recipe, workspace, one, seed, taught, lesson, name, run)
-                students.append(Trial(kind, seed, one.terms, scored(name, model)))
+                model = _student(recipe, workspace, one, seed, taught, told, name, run)
+                line = one.name if recipe.ablation.doses else ""
+                students.append(Trial(kind, seed, one.terms, scored(name, model), line=line, dose=lesson.dose))
     return run(
         "ablation",
         lambda: ablation.make(
@@ -88,7 +98,10 @@ class _Lesson:
     name: str
     """Behind the name of a set; empty for the recipe's own pairs."""
     pairs: Artifact
-    scores: Artifact
+    scores: Artifact | None
+    """None where a student asks no teacher."""
+    dose: float = 0.0
+    """Unlabelled pairs a labelled one, where there are several."""
 
 
 def _lessons(recipe: Recipe, workspace: Path, taught: chain.Lessons, run: chain.Runner) -> Iterator[_Lesson]:
@@ -96,14 +109,31 @@ def _lessons(recipe: Recipe, workspace: Path, taught: chain.Lessons, run: chain.
     if not recipe.ablation.doses:
         yield _Lesson("", taught.lessons, taught.tutor_scores)
         return
-    outside = None if recipe.assistants else recipe.outside
     for dose in recipe.ablation.doses:
         chosen = dataclasses.replace(recipe.candidates, unlabelled=dose)
         pairs = chain.with_unlabelled(workspace, chosen, taught.data, taught.words, taught.pairs, run=run)
-        scores = chain.scores_for(
-            recipe.ranker, workspace, outside, taught.tutor, taught.data, pairs, taught.base, run=run
-        )
-        yield _Lesson(f", {dose:g}×", pairs, scores)
+        scores = _scores(recipe, workspace, recipe.ranker, taught, pairs, run)
+        yield _Lesson(f", {dose:g}×", pairs, scores, dose)
+
+
+def _scores(
+    recipe: Recipe, workspace: Path, student: RankerConfig, taught: chain.Lessons, pairs: Artifact, run: chain.Runner
+) -> Artifact:
+    """What the tutor says about the pairs, with the states that this student needs."""
+    outside = None if recipe.assistants else recipe.outside
+    return chain.scores_for(student, workspace, outside, taught.tutor, taught.data, pairs, taught.base, run=run)
+
+
+def _told(
+    recipe: Recipe, workspace: Path, losses: LossSet, taught: chain.Lessons, lesson: _Lesson, run: chain.Runner
+) -> _Lesson:
+    """The lesson as the students of a set see it."""
+    if not losses.taught:
+        return dataclasses.replace(lesson, pairs=taught.pairs, scores=None)
+    if losses.config.hidden_weight and losses.config.base != recipe.ranker.base:  # Perhaps of another width.
+        scores = _scores(recipe, workspace, losses.config, taught, lesson.pairs, run)
+        return dataclasses.replace(lesson, scores=scores)
+    return lesson
 
 
 def _student(
@@ -120,11 +150,10 @@ def _student(
 
     config = losses.config
     config = dataclasses.replace(config, loop=dataclasses.replace(config.loop, seed=config.loop.seed + seed))
-    pairs, scores = (lesson.pairs, lesson.scores) if losses.taught else (taught.pairs, None)
     return run(
         name,
         lambda: ranker.make(
-            workspace, config, recipe.candidates, taught.data, pairs, taught.tutor, scores, taught.base
+            workspace, config, recipe.candidates, taught.data, lesson.pairs, taught.tutor, lesson.scores, taught.base
         ),
     )
 

@@ -203,11 +203,16 @@ def judge_release(
 
 
 def teach(recipe: Recipe, workspace: Path, *, run: Runner = directly) -> Lessons:
-    """Data, pairs, teacher and its scores: what every student of a recipe learns from."""
+    """Data, pairs, teacher and its scores: what every student of a recipe learns from.
+
+    Raises:
+        ConfigError: a student that cannot be cut or taught so, before anything is made.
+    """
     from index import lexical
     from pipeline.data import candidates, judgments
-    from pipeline.training import pretrain, ranker, teacher
+    from pipeline.training import pretrain, ranker, shapes, teacher
 
+    shapes.check_rankers(recipe)
     data = run("data", lambda: judgments.make(workspace, recipe.data))
     words = run("lexical index", lambda: lexical.make(workspace, recipe.index, data))
     depth = max(recipe.candidates.retrieve, recipe.candidates.negatives_depth + recipe.candidates.skip_top)
@@ -298,10 +303,11 @@ def retrain(recipe: Recipe, workspace: Path, *, promote: bool = True, run: Runne
     from pipeline.evaluation import facts, gate, systems
     from pipeline.evaluation import report as reports
     from pipeline.export import onnx
-    from pipeline.training import ranker, teacher_scores
+    from pipeline.training import ranker, shapes, teacher_scores
 
     began = time.monotonic()
     registry = Releases(workspace)
+    shapes.check_encoder(recipe)
     taught = teach(recipe, workspace, run=run)
     data, pairs, large = taught.data, taught.pairs, taught.teacher
     learn = partial(ranker.make, workspace)

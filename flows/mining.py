@@ -17,7 +17,7 @@ def train_encoder(recipe: Recipe, workspace: Path, taught: Lessons, *, run: Runn
     A round after the first learns from the recipe's pairs and new negatives, which BM25 and the round before rank high
     and the teacher does not take for relevant.
     """
-    from index import search
+    from index import lexical, search
     from pipeline.data import candidates
     from pipeline.export import onnx
     from pipeline.training import encoder, negatives, teacher_scores
@@ -26,6 +26,11 @@ def train_encoder(recipe: Recipe, workspace: Path, taught: Lessons, *, run: Runn
     data, pairs, mining = taught.data, taught.pairs, recipe.encoder.mining
     learn = partial(encoder.make, workspace, recipe.encoder, recipe.candidates, data)
     made = run("encoder", partial(learn, pairs, taught.base, taught.scores))
+    by_words = taught.found
+    if mining.rounds > 1 and mining.depth > by_words.manifest.config["depth"]:
+        # Not the run that the pairs are drawn from: the teacher would be trained again for every depth.
+        deeper = partial(lexical.run, workspace, taught.words, data, depth=mining.depth, splits=("train",))
+        by_words = run("BM25 run for mining", deeper)
     for number in range(2, mining.rounds + 1):
 
         def named(name: str, stage: partial[Artifact], number: int = number) -> Artifact:
@@ -35,7 +40,7 @@ def train_encoder(recipe: Recipe, workspace: Path, taught: Lessons, *, run: Runn
         corpus = make_searchable(workspace, recipe.index, bundle, data, run=run)
         queries = batch.embedder(bundle, "query")
         asked = partial(search.run, workspace, corpus.index, data, queries, depth=mining.depth, splits=("train",))
-        found = [taught.found, named("semantic run", asked)]
+        found = [by_words, named("semantic run", asked)]
         mined = named("mined pairs", partial(candidates.mined, workspace, mining.depth, data, pairs, found))
         judge = partial(teacher_scores.make, workspace, taught.teacher, data, mined, layers=(), width=0)
         said = named("teacher scores", judge)

@@ -7,9 +7,11 @@ here imports more than the standard library.
 import dataclasses
 import difflib
 import math
+import re
 import tomllib
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -615,8 +617,8 @@ class Recipe:
         first = (*self.assistants, self.ranker)[0]  # Who learns from it; one layer has none to be matched.
         if self.outside.given and first.hidden_weight and (len(first.keep_layers) or first.layers) > 1:
             raise ConfigError(
-                f"{'assistants' if self.assistants else 'ranker'}.hidden_weight is {first.hidden_weight}: it compares "
-                "states of layers, and an outside teacher gives only scores; set it to 0"
+                f"{'assistants[0]' if self.assistants else 'ranker'}.hidden_weight is {first.hidden_weight}: it "
+                "compares states of layers, and an outside teacher gives only scores; set it to 0"
             )
 
 
@@ -693,10 +695,28 @@ def parse(kind: type[T], tree: Mapping[str, Any], where: str = "") -> T:
             hint = f"did you mean {where}{near[0]}?" if near else f"known keys: {', '.join(hints)}"
             raise ConfigError(f"unknown key {where}{key}; {hint}")
     values = {key: _value(hints[key], value, f"{where}{key}") for key, value in tree.items()}
+    place = where.rstrip(".")
+    own = _OWN_NAMES.get(kind, place)
     try:
-        return kind(**values)
+        with named(own, place or own):
+            return kind(**values)
     except TypeError as error:
-        raise ConfigError(f"{where.rstrip('.') or 'recipe'}: {error}") from error
+        raise ConfigError(f"{place or 'recipe'}: {error}") from error
+
+
+_OWN_NAMES: Mapping[type, str] = {RankerConfig: "ranker", LoopConfig: "loop"}
+"""What the errors of a section call it that stands in several places of a recipe."""
+
+
+@contextmanager
+def named(own: str, place: str) -> Iterator[None]:
+    """Errors about the section `own` say where it stands: `ranker.layers` becomes `assistants[0].layers`."""
+    try:
+        yield
+    except ConfigError as error:
+        if own == place:
+            raise
+        raise ConfigError(re.sub(rf"\b{own}(?=[.:])", place, str(error))) from error
 
 
 def _value(wanted: Any, value: Any, where: str) -> Any:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from markupsafe import Markup
 from numpy.typing import NDArray
 
 from pipeline import artifacts
@@ -21,14 +22,15 @@ from pipeline import config as configs
 from pipeline.artifacts import Artifact, Staging
 from pipeline.config import EvaluationConfig
 from pipeline.errors import ConfigError
-from pipeline.evaluation import page, runs, significance
+from pipeline.evaluation import page, plots, runs, significance
+from pipeline.evaluation.plots import Scale
 from pipeline.evaluation.report import finite, judged, measures, per_query
 
 if TYPE_CHECKING:
     import pandas as pd
     from rich.console import RenderableType
 
-VERSION = 1
+VERSION = 2
 
 SURE = 0.05
 """A corrected p below this is a difference."""
@@ -49,6 +51,9 @@ class Trial:
     """Losses in use; of tied kinds the one with fewest is the simplest."""
     scores: Mapping[str, Artifact]
     """Split → scores artifact."""
+    line: str = ""
+    """In the drawing of doses: on which line this kind is a point."""
+    dose: float = 0.0
 
 
 def make(
@@ -64,6 +69,8 @@ def make(
     title: str,
 ) -> Artifact:
     """The `ablation` artifact: ablation.json, table.md, and per_query.parquet with a row for each trial and query.
+
+    Where students stand on lines, doses-MEASURE.svg draws them over the doses, with a rule at the ceiling.
 
     Args:
         pool: what the scores are of.
@@ -104,6 +111,9 @@ def make(
         text = json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         artifacts.write_atomically(staging.folder / "ablation.json", text)
         artifacts.write_atomically(staging.folder / "table.md", markdown(found))
+        for name in _shown(found) if any(trial.line for trial in students) else []:
+            drawn = doses(found, students, name)
+            artifacts.write_atomically(staging.folder / f"doses-{name.replace('@', '-')}.svg", drawn)
         whole = pd.concat([frame.assign(split=split) for split, frame in frames.items()], ignore_index=True)
         pq.write_table(pa.Table.from_pandas(whole, preserve_index=False), staging.folder / "per_query.parquet")
         return {"choice": found["choice"]["supported"], "tied": found["choice"]["tied"]}
@@ -255,6 +265,19 @@ def markdown(found: Mapping[str, Any]) -> str:
         lines += ["| " + " | ".join(row) + " |" for row in rows]
         lines.append("")
     return "\n".join([*lines, verdict(found), ""])
+
+
+def doses(found: Mapping[str, Any], students: Sequence[Trial], measure: str) -> Markup:
+    """The mean of a measure over the doses, a line for each set of losses, with a rule at the ceiling's."""
+    means = {name: system["measures"][measure]["mean"] for name, system in found["systems"].items()}
+    curves: dict[str, dict[str, float]] = {}
+    for trial in sorted(students, key=lambda one: one.dose):
+        curves.setdefault(trial.line, {})[f"{trial.dose:g}×"] = means[trial.kind]
+    ceiling = means[found["ceiling"]]
+    values = [ceiling, *(value for points in curves.values() for value in points.values())]
+    return plots.lines(
+        curves, rule=ceiling, rule_name=found["ceiling"], scale=Scale.over(values, step=0.005), tick="{:.3f}"
+    )
 
 
 def card(found: Mapping[str, Any]) -> "RenderableType":

@@ -85,3 +85,48 @@ def sorted_bars(gaps: NDArray[np.float64]) -> tuple[Markup, float]:
         f'{drawn}<line class="zero" x1="0" x2="1000" y1="0" y2="0"/></svg>'
     )
     return Markup(svg), edge  # numbers only; nothing in it comes from a document
+
+
+def lines(curves: Mapping[str, Mapping[str, float]], *, rule: float, rule_name: str, scale: Scale, tick: str) -> Markup:
+    """One line for each curve, from left to right through its points, each as far from the next, and a level rule.
+
+    A drawing by itself, for a file as well as for a page.
+
+    Args:
+        curves: name → point → value; all of the same points.
+        scale: of the values, from the bottom to the top.
+        tick: how a value is written at the left, such as "{:.0%}".
+    """
+    points = list(next(iter(curves.values())))
+    places = np.linspace(8, 76, len(points))
+
+    def height(value: float) -> float:
+        return round(92 - 0.84 * scale.place(value), 2)
+
+    parts = [
+        Markup('<text x="7" y="{}" text-anchor="end">{}</text>').format(height(value) + 1, tick.format(value))
+        for value in scale.ticks()
+    ]
+    parts += [
+        Markup('<text x="{:.2f}" y="97" text-anchor="middle">{}</text>').format(place, point)
+        for place, point in zip(places, points, strict=True)
+    ]
+    parts.append(
+        Markup(
+            '<line x1="8" x2="76" y1="{0}" y2="{0}" stroke="currentColor" stroke-width="0.2"/>'
+            '<text x="77" y="{1}">{2}</text>'
+        ).format(height(rule), height(rule) + 1, rule_name)
+    )
+    for number, (name, values) in enumerate(curves.items()):
+        path = " ".join(f"{place:.2f},{height(values[point])}" for place, point in zip(places, points, strict=True))
+        parts.append(
+            Markup(
+                '<polyline points="{1}" fill="none" stroke="currentColor" stroke-width="0.5" stroke-dasharray="{0}"/>'
+                '<line x1="83" x2="90" y1="{2}" y2="{2}" stroke="currentColor" stroke-width="0.5" '
+                'stroke-dasharray="{0}"/>'
+                '<text x="91" y="{3}">{4}</text>'
+            ).format("none" if number == 0 else f"{number} 1", path, 75 + 5 * number, 76 + 5 * number, name)
+        )
+    return Markup(
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="-5 0 140 100" font-size="3" role="img">{}</svg>'
+    ).format(Markup("").join(parts))

@@ -282,6 +282,11 @@ class CrossEncoder(nn.Module):
         """Whether the layers share their weights, as ALBERT's do."""
         return bool(self.model.config.model_type == "albert")
 
+    @property
+    def shape(self) -> weights.Shape:
+        """Layers, width and heads."""
+        return weights.Shape(self.layers, self.hidden, self.heads, self.shared)
+
     def _embedded(self, input_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:
         segments = {"token_type_ids": token_type_ids} if token_type_ids is not None and self.segments else {}
         body: Any = self.model.base_model

@@ -13,6 +13,7 @@ import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.artifacts import Artifact, folder_digest
@@ -74,15 +75,35 @@ def model_type(place: Path) -> str:
     return str(found)
 
 
-def shape(place: Path) -> tuple[int, int]:
-    """Layers and hidden width of the model in a folder, from its config.json alone.
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What decides which student can be cut from a model, and what it can learn from another."""
+
+    layers: int
+    hidden: int
+    """Width of the states."""
+    heads: int
+    shared: bool
+    """Whether the layers are one, as ALBERT's are."""
+    tokenizer: Path | None = None
+    """The folder that it is in; None where there is none yet."""
+
+
+def shape(place: Path) -> Shape:
+    """Of the model in a folder, from its config.json alone.
 
     Raises:
         ConfigError: not a transformer's config.
     """
     try:
         config = json.loads((place / "config.json").read_text(encoding="utf-8"))
-        return int(config["num_hidden_layers"]), int(config["hidden_size"])
+        return Shape(
+            layers=int(config["num_hidden_layers"]),
+            hidden=int(config["hidden_size"]),
+            heads=int(config["num_attention_heads"]),
+            shared=config["model_type"] == "albert",
+            tokenizer=place,
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{place / 'config.json'}: not a transformer's config ({error!r})") from error
 

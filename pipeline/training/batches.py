@@ -94,14 +94,17 @@ class Pairs:
 
 
 def read_pairs(
-    data: Artifact, pairs: Artifact, tokenizer: Tokenizer, *, max_query_tokens: int, max_tokens: int
+    data: Artifact, pairs: Artifact, tokenizer: Tokenizer, *, max_query_tokens: int, max_tokens: int, split: str = ""
 ) -> Pairs:
     """The pairs of an artifact with their texts' tokens, from the documents and queries of the data.
+
+    Args:
+        split: only its pairs; empty for all.
 
     Raises:
         SchemaError: a pair names a query or document that the data does not have; names the first.
     """
-    found = read_texts(data, pairs)
+    found = read_texts(data, pairs, split)
     return Pairs(
         rows=found.table.column("row_id").to_numpy().astype(np.int64),
         query=found.query,
@@ -126,8 +129,8 @@ class PairTexts:
     documents: list[str]
 
 
-def read_texts(data: Artifact, pairs: Artifact) -> PairTexts:
-    """The pairs of an artifact with their texts, from the documents and queries of the data.
+def read_texts(data: Artifact, pairs: Artifact, split: str = "") -> PairTexts:
+    """The pairs of an artifact, or of one split of it, with their texts, from the documents and queries of the data.
 
     Queries that the data does not have may stand in a queries.parquet beside the pairs.
 
@@ -135,6 +138,8 @@ def read_texts(data: Artifact, pairs: Artifact) -> PairTexts:
         SchemaError: a pair names a query or document that is in neither; names the first.
     """
     table = schema.read(pairs.file("pairs.parquet"), "pairs")
+    if split:
+        table = table.filter(pc.field("split") == split)
     query_ids, query = _numbered(table, "query_id")
     doc_ids, document = _numbered(table, "doc_id")
     places = [one.file("queries.parquet") for one in (data, pairs) if "queries.parquet" in one.manifest.files]

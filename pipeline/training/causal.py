@@ -20,7 +20,7 @@ from pipeline.config import OutsideConfig
 from pipeline.errors import ConfigError, TrainingError
 from pipeline.models import texts, weights
 from pipeline.progress import bar
-from pipeline.training import batches, scoring
+from pipeline.training import batches, memory, scoring
 from pipeline.training.batches import PairTexts
 
 SHARD = 4096
@@ -199,6 +199,8 @@ def score_shard(judge: Judge, pairs: Sequence[tuple[str, str]]) -> NDArray[np.fl
     inputs = judge.inputs(pairs)
     lengths = np.array([len(ids) for ids in inputs], dtype=np.int64)
     found = np.zeros(len(inputs), dtype=np.float32)
-    for chosen in batches.scoring_batches(lengths, judge.config.batch_tokens):
-        found[chosen] = judge.log_odds([inputs[place] for place in chosen]).cpu().numpy()
+    smaller = f"lower outside.batch_tokens ({judge.config.batch_tokens}) and start again: finished shards are kept"
+    with memory.shortage_named("outside scores:", smaller):
+        for chosen in batches.scoring_batches(lengths, judge.config.batch_tokens):
+            found[chosen] = judge.log_odds([inputs[place] for place in chosen]).cpu().numpy()
     return found

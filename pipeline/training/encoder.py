@@ -61,9 +61,7 @@ def make(
         TrainingError: nothing to train on, or the loss is not a number.
     """
     origin: Artifact | str = base if config.base == FROM_BASE else config.base
-    _, hidden = weights.shape(weights.folder(origin))
-    if config.dimensions > hidden:
-        raise ConfigError(f"encoder.dimensions {config.dimensions}: the base model is {hidden} wide; take at most that")
+    check(config, weights.shape(weights.folder(origin)))
 
     def build(staging: Staging) -> Mapping[str, Any]:
         seed = config.loop.seed
@@ -128,6 +126,19 @@ def make(
     )
 
 
+def check(config: EncoderConfig, base: weights.Shape) -> None:
+    """
+    Raises:
+        ConfigError: the base has too few layers, or is narrower than `dimensions`.
+    """
+    if config.dimensions > base.hidden:
+        raise ConfigError(
+            f"encoder.dimensions {config.dimensions}: the base model is {base.hidden} wide; take at most that"
+        )
+    if config.layers > base.layers:
+        raise ConfigError(f"encoder.layers {config.layers}: the base model has {base.layers}; keep at most that many")
+
+
 def untrained(config: EncoderConfig, origin: Artifact | str) -> BiEncoder:
     """The base with as many layers as the config keeps, and a projection that is still random."""
     place = weights.folder(origin)
@@ -140,7 +151,7 @@ def untrained(config: EncoderConfig, origin: Artifact | str) -> BiEncoder:
         seed=config.loop.seed,
     )
     if config.layers:
-        depth, _ = weights.shape(place)
+        depth = weights.shape(place).layers
         model.model = surgery.keep_layers(model.model, surgery.spaced(depth, config.layers))
     return model
 

@@ -145,6 +145,10 @@ def _run(  # noqa: PLR0915 (an open loop, to be read straight down)
     module.train()
     saved = resumed = time.monotonic()
     before_resume = progress.seconds
+    smaller = (
+        f"lower loop.chunk_tokens ({config.chunk_tokens}) or set loop.checkpoint_activations, and start again: the "
+        "last checkpoint is whole"
+    )
     recomputed = memory.recomputed(module) if config.checkpoint_activations else nullcontext()
     with recomputed, _bar(label, way.examples(progress), task.unit, progress.examples, rank) as advance:
         for step in way.steps(progress.step):
@@ -155,7 +159,7 @@ def _run(  # noqa: PLR0915 (an open loop, to be read straight down)
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * group["rate"] * way.rate(progress, step)
             sums: dict[str, Tensor] = {}
-            with memory.shortage_named(where, config.chunk_tokens):
+            with memory.shortage_named(where, smaller):
                 for chunk in step.chunks[rank::world]:
                     with autocast(config.precision, device):
                         loss, logs = task.loss(chunk)

@@ -9,6 +9,7 @@ teacher was trained from. `plain` is `hard@base`: a student that owes nothing to
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,11 +44,26 @@ def terms(config: RankerConfig) -> dict[str, float]:
     return {name.removesuffix(_SUFFIX): weight for name, weight in found if not name.startswith(_HARD)}
 
 
+def _weight(text: str, number: str) -> float:
+    """
+    Raises:
+        ConfigError: not a finite number from 0 up.
+    """
+    try:
+        value = float(number)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise ConfigError(f"ablation.sets '{text}': '{number}' is no weight; write one from 0 up, as in soft=0.5")
+    return value
+
+
 def parse(text: str, config: RankerConfig) -> LossSet:
     """The ranker of the recipe with only the losses that the text names.
 
     Raises:
-        ConfigError: an unknown term, a weight that is no number, or a term without one whose weight in the recipe is 0.
+        ConfigError: an unknown term, a weight that is no number from 0 up, or a term without one whose weight in the
+            recipe is 0.
     """
     known = terms(config)
     written, at, origin = text.replace(" ", "").replace(PLAIN, f"{HARD}@{_BASE}").partition("@")
@@ -57,10 +73,7 @@ def parse(text: str, config: RankerConfig) -> LossSet:
     factor = 1.0
     for term in written.split("+"):
         name, equals, number = term.partition("=")
-        try:
-            value = float(number) if equals else None
-        except ValueError:
-            raise ConfigError(f"ablation.sets '{text}': '{number}' is no weight; write it as in soft=0.5") from None
+        value = _weight(text, number) if equals else None
         if name == HARD:
             factor = 1.0 if value is None else value
         elif name == ALL and value is None:

@@ -51,8 +51,8 @@ def _again(forward: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 @contextmanager
-def shortage_named(where: str, chunk_tokens: int) -> Iterator[None]:
-    """Turns an error that says memory ran out into one that says what to lower.
+def shortage_named(where: str, advice: str) -> Iterator[None]:
+    """Turns an error that says memory ran out into one that says what to do.
 
     Raises:
         TrainingError: memory ran out.
@@ -64,7 +64,4 @@ def shortage_named(where: str, chunk_tokens: int) -> Iterator[None]:
         if not known and not any(words in str(error) for words in SAID):
             raise
         said = next(iter(str(error).splitlines()), type(error).__name__)
-        raise TrainingError(
-            f"{where} memory ran out ({said}); lower loop.chunk_tokens ({chunk_tokens}) or set "
-            "loop.checkpoint_activations, and start again: the last checkpoint is whole"
-        ) from error
+        raise TrainingError(f"{where} memory ran out ({said}); {advice}") from error

@@ -3,16 +3,19 @@
 From `data`, `pairs`, the teacher and its scores; exported for serving, judged in the report.
 """
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
+
 from pipeline import artifacts
 from pipeline.artifacts import Artifact, Staging
 from pipeline.config import CandidatesConfig, RankerConfig, to_dict
 from pipeline.errors import ConfigError
-from pipeline.models import card, pruning, surgery, weights
+from pipeline.models import card, pruning, surgery, texts, weights
 from pipeline.models.cross_encoder import CrossEncoder
 from pipeline.training import scoring
 from pipeline.training.batches import read_pairs
@@ -57,12 +60,15 @@ def make(
 
     def build(staging: Staging) -> Mapping[str, Any]:
         large = CrossEncoder.load(teacher.path)
-        room = {"max_tokens": large.template.max_tokens, "max_query_tokens": large.template.max_query_tokens}
+        room: dict[str, Any] = {
+            "max_tokens": large.template.max_tokens,
+            "max_query_tokens": large.template.max_query_tokens,
+        }
         if config.base == FROM_TEACHER:
             whole, table = large, read_pairs(data, pairs, large.tokenizer, **room)
         else:
             whole, table = untrained(weights.folder(origin), data, pairs, **room, seed=config.loop.seed)
-        keep = config.keep_layers or surgery.spaced(whole.layers, config.layers)
+        keep = _kept(config, whole.layers)
         student = surgery.student(whole, keep).to(scoring.device())
         losses = weights_of(config)
         lessons, peer, match = None, None, Match()
@@ -70,11 +76,11 @@ def make(
             losses = losses.untaught()
         else:
             lessons = Lessons.read(teacher, teacher_scores, table)
-            match = _match(config, student, large)
+            match = _match(config, student.shape, large.shape)
             if losses.mutual:
-                peer = _peer(whole, keep).to(scoring.device())
+                peer = surgery.student(whole, _others(whole.shape, keep)).to(scoring.device())
         if losses.of(TOKEN_TERMS):
-            _same_input(student, large)
+            _same_input(student.tokenizer, large.tokenizer, alike=student.template == large.template)
             large.to(scoring.device())
         task = CrossTask(
             student,
@@ -130,13 +136,31 @@ def taught_by(config: RankerConfig, teacher: Artifact, base: Artifact | str = ""
         ConfigError: a layer map longer than the student or beyond the teacher.
         MissingError: the ranker's base model cannot be had.
     """
-    depth, hidden = weights.shape(teacher.path / "model")
-    if config.base == FROM_TEACHER:
-        base_depth, width = depth, hidden
-    else:
-        base_depth, width = weights.shape(weights.folder(_origin(config, teacher, base)))
-    layers = len(config.keep_layers or surgery.spaced(base_depth, config.layers))
-    return _layer_map(config, depth, layers), width
+    depth = weights.shape(teacher.path / "model").layers
+    whole = weights.shape(weights.folder(_origin(config, teacher, base)))
+    return _layer_map(config, depth, len(_kept(config, whole.layers))), whole.hidden
+
+
+def cut(config: RankerConfig, whole: weights.Shape, teacher: weights.Shape) -> weights.Shape:
+    """The shape of the ranker that `make` would cut from a model of this shape for this teacher.
+
+    Raises:
+        ConfigError: a layer to keep or to learn from that is not there, or a loss that cannot apply to these two.
+    """
+    keep = _kept(config, whole.layers)
+    made = dataclasses.replace(whole, layers=len(keep), tokenizer=None if config.prune_vocabulary else whole.tokenizer)
+    match = _match(config, made, teacher)
+    if match.first and made.hidden > teacher.hidden:
+        raise ConfigError(
+            f"ranker.hidden_weight is {config.hidden_weight}: the student is {made.hidden} wide and its teacher "
+            f"{teacher.hidden}, and the states of a narrower teacher cannot be matched; set it to 0"
+        )
+    if config.mutual_weight:
+        _others(whole, keep)
+    if weights_of(config).of(TOKEN_TERMS) and whole.tokenizer and teacher.tokenizer:
+        ours, theirs = map(texts.plain_tokenizer, map(texts.load_tokenizer, (whole.tokenizer, teacher.tokenizer)))
+        _same_input(ours, theirs)
+    return made
 
 
 def plain(config: RankerConfig) -> RankerConfig:
@@ -172,8 +196,25 @@ def weights_of(config: RankerConfig) -> Weights:
     return Weights(**of_grades, **of_teacher, temperature=config.temperature, hinge_margin=config.hinge_margin)
 
 
-def _peer(whole: CrossEncoder, keep: Sequence[int]) -> CrossEncoder:
-    """A second student, of other layers of the same model.
+def _kept(config: RankerConfig, depth: int) -> tuple[int, ...]:
+    """Layers of the model that the ranker is cut from, counted from 1.
+
+    Raises:
+        ConfigError: that model does not have them.
+    """
+    if any(not 1 <= layer <= depth for layer in config.keep_layers):
+        raise ConfigError(
+            f"ranker.keep_layers {list(config.keep_layers)}: the model that it is cut from has layers 1 to {depth}"
+        )
+    if not config.keep_layers and config.layers > depth:
+        raise ConfigError(
+            f"ranker.layers is {config.layers}: the model that it is cut from has {depth}; keep at most that many"
+        )
+    return config.keep_layers or surgery.spaced(depth, config.layers)
+
+
+def _others(whole: weights.Shape, keep: Sequence[int]) -> tuple[int, ...]:
+    """Layers of the second student, which is cut from the same model.
 
     Raises:
         ConfigError: there are no others.
@@ -183,10 +224,10 @@ def _peer(whole: CrossEncoder, keep: Sequence[int]) -> CrossEncoder:
             "ranker.mutual_weight: an albert model's layers are one, so a second student would be the first again and "
             "neither would learn from the other; set it to 0"
         )
-    return surgery.student(whole, surgery.other_layers(whole.layers, keep))
+    return surgery.other_layers(whole.layers, keep)
 
 
-def _match(config: RankerConfig, student: CrossEncoder, teacher: CrossEncoder) -> Match:
+def _match(config: RankerConfig, student: weights.Shape, teacher: weights.Shape) -> Match:
     """Which layers are compared.
 
     Raises:
@@ -214,14 +255,16 @@ def _match(config: RankerConfig, student: CrossEncoder, teacher: CrossEncoder) -
     )
 
 
-def _same_input(student: CrossEncoder, teacher: CrossEncoder) -> None:
+def _same_input(student: Tokenizer, teacher: Tokenizer, *, alike: bool = True) -> None:
     """
+    Args:
+        alike: whether both put the special tokens of a pair at the same places.
+
     Raises:
         ConfigError: the two do not read the same tokens at the same places.
     """
-    ours, theirs = (json.loads(one.tokenizer.to_str()) for one in (student, teacher))
-    parts = ("normalizer", "pre_tokenizer", "model")
-    if student.template != teacher.template or any(ours[part] != theirs[part] for part in parts):
+    ours, theirs = (json.loads(one.to_str()) for one in (student, teacher))
+    if not alike or any(ours[part] != theirs[part] for part in ("normalizer", "pre_tokenizer", "model")):
         raise ConfigError(
             "the student's base has another tokenizer than the teacher, so their tokens cannot be compared; set "
             f"{', '.join(f'ranker.{name}_weight' for name in TOKEN_TERMS)} to 0, or take a base with the teacher's"

@@ -15,7 +15,7 @@ from pipeline.models.bi_encoder import BiEncoder
 from pipeline.models.cross_encoder import CrossEncoder
 from pipeline.progress import bar
 from pipeline.tokens import TextTemplate
-from pipeline.training import batches
+from pipeline.training import batches, memory
 from pipeline.training.batches import Ints, Pairs, Ragged
 from pipeline.training.loop import autocast
 
@@ -24,6 +24,12 @@ Floats = NDArray[np.float32]
 CPU_TOKENS = 2048
 CUDA_TOKENS = 65_536
 """Padded tokens of one batch. On a CPU more gain nothing and leave the cache."""
+
+SMALLER = (
+    "lower max_tokens of the teacher or the encoder, take a smaller base, or end what else fills the memory, and start "
+    "again"
+)
+"""What helps where scoring runs out of memory: its batches are of one size."""
 
 MEASURE = "ndcg@10"
 """Of the valid split: chooses the best state, stands in the metrics. Linear gain."""
@@ -60,7 +66,7 @@ def cross_scores(
     where = next(model.parameters()).device
     lengths = batches.pair_lengths(pairs, model.template)[places]
     scores = np.zeros(len(places), dtype=np.float32)
-    with bar(label, len(places), "pairs") as advance:
+    with memory.shortage_named(f"{label.strip()}:", SMALLER), bar(label, len(places), "pairs") as advance:
         for chosen in batches.scoring_batches(lengths, _batch_tokens(where)):
             inputs = batches.rectangle(batches.pair_inputs(pairs, places[chosen], model.template), where)
             with autocast(precision, where):
@@ -91,7 +97,7 @@ def vectors(
     lengths = np.array([len(ids) for ids, _ in inputs], dtype=np.int64)
     width = model.dense.in_features if pooled else model.dense.out_features
     found = np.zeros((len(numbers), width), dtype=np.float32)
-    with bar(label, len(numbers), "texts") as advance:
+    with memory.shortage_named(f"{label.strip()}:", SMALLER), bar(label, len(numbers), "texts") as advance:
         for chosen in batches.scoring_batches(lengths, _batch_tokens(where)):
             part = batches.rectangle([inputs[place] for place in chosen], where)
             with autocast(precision, where):

@@ -92,11 +92,10 @@ def score(workspace: Path, model: Artifact, data: Artifact, pairs: Artifact, *, 
     """The `scores` artifact: scores.parquet (row_id, score) of any cross-encoder on one split of a table of pairs."""
 
     def build(staging: Staging) -> Mapping[str, Any]:
-        loaded, table = _opened(model, data, pairs)
-        places = table.places(split)
-        scores = scoring.cross_scores(loaded, table, places, label=f"scores of the {model.manifest.kind}")
-        _write(staging.folder, table.rows[places], scores)
-        return {"pairs": len(places)}
+        loaded, table = _opened(model, data, pairs, split)
+        label = f"scores of the {model.manifest.kind}"
+        _write(staging.folder, table.rows, scoring.cross_scores(loaded, table, np.arange(len(table)), label=label))
+        return {"pairs": len(table)}
 
     inputs = {"model": model, "data": data, "pairs": pairs}
     return artifacts.make(
@@ -113,7 +112,8 @@ def _reserved(path: Path, shape: tuple[int, ...]) -> "np.memmap[Any, np.dtype[np
     return states
 
 
-def _opened(model: Artifact, data: Artifact, pairs: Artifact) -> tuple[CrossEncoder, Pairs]:
+def _opened(model: Artifact, data: Artifact, pairs: Artifact, split: str = "") -> tuple[CrossEncoder, Pairs]:
+    """The model, and all pairs or those of one split in its tokens."""
     loaded = CrossEncoder.load(model.path).to(scoring.device())
     template = loaded.template
     table = read_pairs(
@@ -122,6 +122,7 @@ def _opened(model: Artifact, data: Artifact, pairs: Artifact) -> tuple[CrossEnco
         loaded.tokenizer,
         max_query_tokens=template.max_query_tokens,
         max_tokens=template.max_tokens,
+        split=split,
     )
     return loaded, table
 

@@ -1,8 +1,11 @@
 """The ablation of the tiny world: every kind and seed is trained once, and nothing twice."""
 
+import dataclasses
+import json
 from pathlib import Path
 
 import pytest
+from transformers import BertConfig, BertModel, BertTokenizer
 from typer.testing import CliRunner
 
 from flows import ablate, cli
@@ -63,8 +66,58 @@ def test_the_command_prints_the_verdict(ablated: tuple[Path, Artifact], tiny_wor
     assert "table.md" in result.output
 
 
+def test_doses_are_tried_one_by_one_and_drawn(copied: Trained, tiny_world: Path) -> None:
+    dosed = config.load(
+        tiny_world / "tiny.toml",
+        [f"data.root={tiny_world}", "ablation.seeds=1", 'ablation.sets=["plain", "soft"]', "ablation.doses=[0, 1]"],
+    )
+    rankers = copied.workspace / "artifacts" / "ranker"
+    before = set(rankers.glob("*/manifest.json"))
+    made = ablate.ablate(dosed, copied.workspace)
+    assert ablate.read(made)["kinds"] == ["plain, 0×", "soft, 0×", "plain, 1×", "soft, 1×"]
+    assert len(set(rankers.glob("*/manifest.json")) - before) == 2  # The plain one asks no teacher, so it is there already.
+    assert "doses-ndcg-10.svg" in made.manifest.files
+
+
 def test_an_unknown_loss_is_refused_before_any_work(tiny_world: Path, tmp_path: Path) -> None:
     recipe = config.load(tiny_world / "tiny.toml", [f"data.root={tiny_world}", 'ablation.sets=["sofd"]'])
     with pytest.raises(ConfigError, match="no loss is called 'sofd'"):
         ablate.ablate(recipe, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def with_assistant(recipe: config.Recipe, place: Path, hidden: int) -> config.Recipe:
+    """One seed of a student that is cut from the base, 32 wide, and taught by an assistant of another width."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz", "knife", "kitchen"]
+    BertTokenizer(vocab={word: number for number, word in enumerate(words)}).save_pretrained(place)
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "max_position_embeddings": 40}
+    BertModel(BertConfig(vocab_size=len(words), hidden_size=hidden, **sizes)).save_pretrained(place)
+    assistant = dataclasses.replace(recipe.ranker, base=str(place), layers=2, hidden_weight=0.0)
+    return dataclasses.replace(
+        recipe,
+        assistants=(assistant,),
+        ranker=dataclasses.replace(recipe.ranker, layers=2, plain=False),
+        ablation=config.AblationConfig(sets=("soft+hidden=0.5@base",), seeds=1),
+    )
+
+
+def test_states_of_a_wider_assistant_fit_a_student_cut_from_the_base(copied: Trained, tmp_path: Path) -> None:
+    recipe = with_assistant(copied.recipe, tmp_path / "wide", hidden=64)
+    made = ablate.ablate(recipe, copied.workspace)
+    assert ablate.read(made)["kinds"] == ["soft+hidden=0.5@base"]
+    manifests = [
+        json.loads(path.read_text(encoding="utf-8"))
+        for path in (copied.workspace / "artifacts" / "ranker").glob("*/manifest.json")
+    ]
+    (student,) = (one for one in manifests if one["config"].get("hidden_weight") == 0.5)
+    scores = copied.workspace / "artifacts" / "teacher_scores" / student["inputs"]["teacher_scores"]
+    assert json.loads((scores / "manifest.json").read_text(encoding="utf-8"))["config"] == {"layers": [1], "width": 32}
+    assert "hidden" in student["metrics"]["history"][-1]
+
+
+def test_states_of_a_narrower_assistant_are_refused_before_any_work(recipe: config.Recipe, tmp_path: Path) -> None:
+    recipe = with_assistant(recipe, tmp_path / "narrow", hidden=16)
+    said = r"ablation\.sets 'soft\+hidden=0\.5@base': ranker\.hidden_weight is 0\.5: .* 32 wide and its teacher 16"
+    with pytest.raises(ConfigError, match=said):
+        ablate.ablate(recipe, tmp_path / "workspace")
+    assert not (tmp_path / "workspace").exists()

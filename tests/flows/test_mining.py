@@ -55,6 +55,24 @@ def test_the_second_round_learns_from_what_the_first_found(copied: Trained) -> N
     assert BiEncoder.load(made.path).widths == (16,)
 
 
+def test_mining_looks_deeper_than_the_pairs_were_drawn(copied: Trained) -> None:
+    recipe = two_rounds(copied)
+    deep = dataclasses.replace(recipe.encoder.mining, depth=30)
+    deeper = dataclasses.replace(recipe, encoder=dataclasses.replace(recipe.encoder, mining=deep))
+    taught = chain.teach(deeper, copied.workspace)
+    assert taught.found.manifest.config["depth"] == 20
+    assert taught.found.fingerprint == chain.teach(copied.recipe, copied.workspace).found.fingerprint
+
+    _, names = train(deeper, copied.workspace)
+    assert names[1] == "BM25 run for mining"
+    (mined,) = (copied.workspace / "artifacts" / "mined").glob("*/manifest.json")
+    inputs = json.loads(mined.read_text())["inputs"]
+    run = json.loads((copied.workspace / "artifacts" / "run" / inputs["run 0"] / "manifest.json").read_text())
+    assert (run["config"]["system"], run["config"]["depth"]) == ("bm25", 30)
+    _, names = train(recipe, copied.workspace)
+    assert "BM25 run for mining" not in names
+
+
 def test_a_killed_second_round_goes_on_and_becomes_the_same(
     copied: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

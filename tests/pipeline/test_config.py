@@ -67,6 +67,10 @@ def test_overrides(tmp_path: Path) -> None:
         ("[gate]\nmargin = nan", r"gate\.margin is nan; it must be a finite number"),
         ("[data]\ntrain_queries = -1", r"data\.train_queries is -1"),
         ('[ablation]\nsets = ["soft", "soft"]', r"ablation\.sets .*twice"),
+        ("[[assistants]]\n[[assistants]]\nlayers = 0", r"assistants\[1\]\.layers is 0; it must be above 0"),
+        ("[[assistants]]\nsoft_weight = -1", r"assistants\[0\]\.soft_weight is -1"),
+        ("[[assistants]]\nloop = { epochs = 0 }", r"assistants\[0\]\.loop\.epochs is 0"),
+        ("[teacher]\nloop = { clip_norm = 0 }", r"teacher\.loop\.clip_norm is 0"),
         ("[data\n", "not valid TOML"),
     ],
 )

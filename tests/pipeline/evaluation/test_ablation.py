@@ -1,10 +1,12 @@
 """The ablation over made-up scores of known quality: who wins, who ties, how much of a gap is closed."""
 
+import dataclasses
 import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
@@ -164,6 +166,25 @@ def test_tables_name_every_system_and_the_verdict(world: dict[str, Any]) -> None
         assert "in a tie with" in text
     per_query = pd.read_parquet(artifact.file("per_query.parquet"))
     assert len(per_query) == 10 * 200
+
+
+def test_doses_are_drawn_with_a_line_for_each_set_and_more_that_helps_stands_higher(world: dict[str, Any]) -> None:
+    kinds = {"hard": 0.0, "soft": 4.0}
+    students = [
+        dataclasses.replace(trial, kind=f"all, {kinds[trial.kind]:g}×", line="all", dose=kinds[trial.kind])
+        for trial in world["students"]
+        if trial.kind in kinds
+    ]
+    drawn = made(world, students=students[::-1])
+    root = ElementTree.fromstring(drawn.file("doses-ndcg-10.svg").read_text())
+    space = "{http://www.w3.org/2000/svg}"
+    (line,) = root.iter(f"{space}polyline")
+    (left, low), (right, high) = (tuple(map(float, one.split(","))) for one in line.attrib["points"].split())
+    assert left < right
+    assert high < low  # Downwards.
+    texts = [text.text for text in root.iter(f"{space}text")]
+    assert {"0×", "4×", "all"} <= set(texts)
+    assert not [name for name in made(world).manifest.files if name.endswith(".svg")]
 
 
 @pytest.mark.parametrize(

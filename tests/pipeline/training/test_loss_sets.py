@@ -65,6 +65,10 @@ def test_a_taught_student_can_be_cut_from_the_base() -> None:
     [
         ("soft+magin", "no loss is called 'magin'"),
         ("soft=much", "'much' is no weight"),
+        ("soft=nan", "sets 'soft=nan': 'nan' is no weight"),
+        ("soft=inf", "'inf' is no weight"),
+        ("soft=-1", "sets 'soft=-1': '-1' is no weight"),
+        ("hard=-inf", "'-inf' is no weight"),
         ("", "no loss is called ''"),
         ("soft@teachr", "'@teachr' is no start"),
     ],

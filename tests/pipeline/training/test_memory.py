@@ -7,8 +7,10 @@ import pytest
 import torch
 from transformers import AlbertConfig, AlbertForMaskedLM, BertConfig, BertForMaskedLM, RobertaConfig, RobertaForMaskedLM
 
+from pipeline.errors import TrainingError
+from pipeline.models.bi_encoder import BiEncoder
 from pipeline.models.cross_encoder import CrossEncoder
-from pipeline.training import batches, memory
+from pipeline.training import batches, memory, scoring
 
 SIZES: dict[str, Any] = {
     "vocab_size": 50,
@@ -81,3 +83,21 @@ def test_a_cross_encoder_reads_through_the_same_layers(untrained: Any) -> None:
         less, got = learn(model, loss)
     assert less < 0.6 * whole
     assert all(torch.allclose(value, got[name], atol=1e-6) for name, value in expected.items())
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()], ids=repr)
+def test_scoring_that_runs_out_of_memory_says_what_to_make_smaller(
+    untrained: Any, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def large(*_: object) -> None:
+        raise error
+
+    model = CrossEncoder.load(untrained.ranker.path)
+    pairs = batches.read_pairs(untrained.data, untrained.pairs, model.tokenizer, max_query_tokens=12, max_tokens=48)
+    monkeypatch.setattr(model, "with_states", large)
+    with pytest.raises(TrainingError, match=r"^teacher scores: memory ran out \(.*\); lower max_tokens"):
+        scoring.cross_scores(model, pairs, pairs.places("valid"), label="teacher scores")
+    encoder = BiEncoder.load(untrained.encoder.path)
+    monkeypatch.setattr(encoder, "forward", large)
+    with pytest.raises(TrainingError, match=r"^valid: memory ran out"):
+        scoring.cosines(encoder, pairs, pairs.places("valid"), label="  valid")

@@ -289,6 +289,16 @@ def test_an_answer_that_is_not_one_token_is_refused(tmp_path: Path) -> None:
         Judge.load(place / "nowhere", CONFIG)
 
 
+def test_memory_that_runs_out_says_what_to_lower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def large(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    judge = Judge.load(save_model(tmp_path), CONFIG)
+    monkeypatch.setattr(judge, "log_odds", large)
+    with pytest.raises(TrainingError, match=r"memory ran out.*lower outside\.batch_tokens \(16384\)"):
+        causal.score_shard(judge, PAIRS)
+
+
 def test_a_killed_scoring_goes_on_after_its_last_shard(
     world: tuple[Path, Artifact, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -336,8 +346,8 @@ def test_rounds_of_mining_are_not_mixed_with_an_outside_teacher() -> None:
 def test_a_recipe_that_needs_an_outside_teachers_states_is_refused_before_its_own_teacher_is_trained() -> None:
     given = OutsideConfig(scores="a.parquet")
     blind, shallow = RankerConfig(hidden_weight=0.0), RankerConfig(layers=1)
-    for refused in ((), (RankerConfig(), blind)):
-        with pytest.raises(ConfigError, match=r"hidden_weight is 0\.1.*only scores"):
+    for refused, place in (((), "ranker"), ((RankerConfig(), blind), r"assistants\[0\]")):
+        with pytest.raises(ConfigError, match=rf"^{place}\.hidden_weight is 0\.1.*only scores"):
             Recipe(outside=given, assistants=refused)
     for allowed in (Recipe(outside=given, assistants=(blind,)), Recipe(outside=given, ranker=shallow)):
         assert allowed.outside.given

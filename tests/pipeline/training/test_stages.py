@@ -21,6 +21,7 @@ from pipeline.artifacts import Artifact
 from pipeline.config import CandidatesConfig, EncoderConfig, LoopConfig, RankerConfig, TeacherConfig
 from pipeline.errors import ArtifactError, ConfigError, MissingError, TrainingError
 from pipeline.evaluation import metrics
+from pipeline.models import weights
 from pipeline.models.bi_encoder import BiEncoder
 from pipeline.models.cross_encoder import CrossEncoder
 from pipeline.training import (
@@ -137,6 +138,24 @@ def test_the_same_teacher_is_not_trained_twice(world: World, monkeypatch: pytest
     assert again.fingerprint == world.teacher.fingerprint
 
 
+def test_scores_of_a_split_read_its_texts_alone(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = CrossEncoder.load(world.teacher.path)
+    whole = batches.read_pairs(world.data, world.pairs, model.tokenizer, max_query_tokens=6, max_tokens=24)
+    expected = scoring.cross_scores(model, whole, whole.places("valid"))
+    read, tokenise = [], batches.tokenise
+
+    def counted(tokenizer: Any, texts: Any, *rest: Any) -> batches.Ragged:
+        read.append(len(texts))
+        return tokenise(tokenizer, texts, *rest)
+
+    monkeypatch.setattr(batches, "tokenise", counted)
+    made = teacher_scores.score(tmp_path, world.teacher, world.data, world.pairs, split="valid")
+    assert read == [QUERIES // 3, QUERIES // 3 * LIST]
+    found = pq.read_table(made.file("scores.parquet"))
+    assert found["row_id"].to_numpy().tolist() == whole.rows[whole.places("valid")].tolist()
+    assert np.array_equal(found["score"].to_numpy(), expected)
+
+
 def test_lessons_are_joined_by_row_id(world: World) -> None:
     model = CrossEncoder.load(world.teacher.path)
     pairs = batches.read_pairs(world.data, world.pairs, model.tokenizer, max_query_tokens=6, max_tokens=24)
@@ -212,7 +231,8 @@ def test_ranker_and_plain_student_learn(world: World) -> None:
     for made in (distilled, plain):
         assert made.metrics["ndcg@10"] > 0.98
         assert made.metrics["keep_layers"] == [2, 4]
-        assert CrossEncoder.load(made.path).layers == 2
+        foretold = ranker.cut(RANKER, weights.shape(world.base), weights.shape(world.base))
+        assert CrossEncoder.load(made.path).shape == replace(foretold, tokenizer=None)
     assert set(distilled.metrics["history"][-1]) == {"step", "loss", "ordinal", "pairwise", "soft", "margin", "hidden"}
     alike = replace(RANKER, soft_weight=0.9, plain=not RANKER.plain)  # Nothing that a plain student depends on.
     assert ranker.make(world.workspace, alike, *arguments[2:], None).fingerprint == plain.fingerprint
@@ -243,9 +263,9 @@ def test_a_ranker_from_another_base_than_the_teacher(world: World) -> None:
 
 def test_layers_that_are_not_there_are_refused(world: World) -> None:
     arguments = (CANDIDATES, world.data, world.pairs, world.teacher, None)
-    with pytest.raises(ConfigError, match="5 layers cannot be kept of 4"):
+    with pytest.raises(ConfigError, match=r"ranker\.layers is 5: the model that it is cut from has 4"):
         ranker.make(world.workspace, replace(RANKER, layers=5), *arguments)
-    with pytest.raises(ConfigError, match="layers 1 to 4"):
+    with pytest.raises(ConfigError, match=r"ranker\.keep_layers \[2, 9\].*layers 1 to 4"):
         ranker.make(world.workspace, replace(RANKER, keep_layers=(2, 9)), *arguments)
     with pytest.raises(ConfigError, match="student has 2, so name fewer"):
         ranker.taught_by(replace(RANKER, layer_map=(1, 2, 3)), world.teacher)

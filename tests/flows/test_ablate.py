@@ -75,7 +75,8 @@ def test_doses_are_tried_one_by_one_and_drawn(copied: Trained, tiny_world: Path)
     before = set(rankers.glob("*/manifest.json"))
     made = ablate.ablate(dosed, copied.workspace)
     assert ablate.read(made)["kinds"] == ["plain, 0×", "soft, 0×", "plain, 1×", "soft, 1×"]
-    assert len(set(rankers.glob("*/manifest.json")) - before) == 2  # The plain one asks no teacher, so it is there already.
+    # The plain one asks no teacher, so it is there already.
+    assert len(set(rankers.glob("*/manifest.json")) - before) == 2
     assert "doses-ndcg-10.svg" in made.manifest.files
 
 

@@ -226,7 +226,7 @@ def test_ndcg_after_the_same_pairs(
     from pipeline.evaluation import metrics, significance
     from pipeline.training import scoring
 
-    world = judged(tmp_path, shared_data, "homedepot", train_queries=TRAIN, test_queries=TEST)
+    world = judged(tmp_path, shared_data, "homedepot", splits="hash", train_queries=TRAIN, test_queries=TEST)
     places = world.pairs.places("test")
 
     def judge(scores: Any) -> dict[str, Any]:

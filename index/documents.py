@@ -6,6 +6,7 @@ standard library. (Arrow IPC would need its own sorted map of ids, and pyarrow i
 """
 
 import errno
+import hashlib
 import json
 import math
 import sqlite3
@@ -116,9 +117,9 @@ class DocumentStore:
             documents, fields: two connections, so that reading the many rows of a broad filter holds up no document.
         """
         self._path, self._documents, self._fields, self._rows = path, documents, fields, rows
-        self._filtering = threading.Lock()
-        self._filtered: LRUCache[tuple[str, ...], Rows] = LRUCache(FILTER_BYTES, lambda rows: rows.nbytes + ROWS_BYTES)
-        """(field, *values) → rows; documents do not change."""
+        self._filtering, self._looking = threading.Lock(), threading.Lock()
+        self._filtered: LRUCache[bytes, Rows] = LRUCache(FILTER_BYTES, lambda rows: rows.nbytes + ROWS_BYTES)
+        """Digest of field and values → rows; documents do not change."""
 
     @classmethod
     def load(cls, path: Path, *, verify: bool = True) -> "DocumentStore":
@@ -186,21 +187,30 @@ class DocumentStore:
 
     def _rows_of(self, field_name: str, values: Sequence[str]) -> Rows:
         """Ascending rows whose field has one of these values; read once while it is asked for again and again."""
-        key = (field_name, *values)
-        with self._filtering:
-            rows = self._filtered.get(key)
+        values = [value for value in values if len(value) <= MAX_VALUE]  # No document is found by a longer one.
+        key = hashlib.blake2b(json.dumps([field_name, *values]).encode(), digest_size=16).digest()
+        rows = self._known(key)
+        if rows is not None:
+            return rows
+        with self._filtering:  # One reads for all that ask the same; who knows already need not wait.
+            rows = self._known(key)
             if rows is not None:
                 return rows
             marks = ",".join("?" * len(values))
             query = f"SELECT row FROM fields WHERE field = ? AND value IN ({marks})"
-            rows = np.unique(np.array([row for (row,) in self._fields.all(query, *key)], np.int64))
+            rows = np.unique(np.array([row for (row,) in self._fields.all(query, field_name, *values)], np.int64))
             if not len(rows) and not self._fields.all("SELECT 1 FROM fields WHERE field = ? LIMIT 1", field_name):
                 known = ", ".join(self.fields()) or "none"
                 raise MissingError(f"no document has a field '{field_name[:100]}'; there are: {known}")
             rows.flags.writeable = False
             if rows.nbytes + ROWS_BYTES <= FILTER_BYTES:
-                self._filtered[key] = rows
+                with self._looking:
+                    self._filtered[key] = rows
             return rows
+
+    def _known(self, key: bytes) -> Rows | None:
+        with self._looking:
+            return self._filtered.get(key)
 
     def fields(self) -> list[str]:
         """The names of all fields that documents can be filtered by."""

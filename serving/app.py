@@ -28,7 +28,7 @@ from serving import about, admin, cascade, comparison, inputs, pages, schemas, w
 from serving.cache import Fetched
 from serving.calls import Call, Service
 from serving.edge import Edge, refusal
-from serving.errors import InvalidRequestError, MethodError, NotFoundError, RequestError
+from serving.errors import InvalidRequestError, MethodError, NotFoundError, RequestError, ServingError
 from serving.lifecycle import Lifecycle
 from serving.metrics import Metrics
 from serving.readiness import Readiness
@@ -352,6 +352,8 @@ def _base64(vector: Vector) -> str:
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    if isinstance(error.__cause__, ServingError):  # While FastAPI read a body.
+        return refusal(error.__cause__, request.url.path)
     if error.status_code == 404:
         return refusal(NotFoundError(f"no such path: {request.url.path[:200]}; GET /docs lists them"), request.url.path)
     if error.status_code == 405:

@@ -95,12 +95,14 @@ class _Flight(Generic[V]):
     """A value that one request is computing now, and that others may wait for."""
 
     terms: Terms
+    partial: bool
+    """It may not be computed at all, as the time does not suffice for the whole request."""
     future: Future[V] = field(default_factory=Future)
 
-    def serves(self, terms: Terms) -> bool:
+    def serves(self, terms: Terms, *, partial: bool) -> bool:
         """Whether it is worked on no later than a request on these terms would be by itself."""
         own, other = self.terms, terms
-        return (own.priority, own.deadline.until) <= (other.priority, other.deadline.until)
+        return self.partial <= partial and (own.priority, own.deadline.until) <= (other.priority, other.deadline.until)
 
 
 Compute = Callable[[list[int]], Iterable[tuple[int, V | Exception]]]
@@ -130,7 +132,8 @@ class Cache(Generic[V]):
     def fetch(self, keys: Sequence[bytes], compute: Compute[V], terms: Terms) -> Fetched[V]:
         """The value of each key: from memory, from another request that is computing it now, or computed.
 
-        Another request is not waited for where it has more time, or is of a lower class: it may be far behind.
+        Another request is not waited for where it has more time, is of a lower class, or takes what its time allows:
+        it may be far behind, or never get there.
 
         Args:
             keys: may repeat.
@@ -141,14 +144,14 @@ class Cache(Generic[V]):
             DeadlineError, or whatever else `compute` raised.
         """
         progress: _Progress[V] = _Progress()
-        self._fill(progress, keys, compute, terms)
+        self._fill(progress, keys, compute, terms, partial=False)
         return Fetched([progress.found[key] for key in keys], progress.hits, progress.misses)
 
     def fetch_some(self, keys: Sequence[bytes], compute: Compute[V], terms: Terms) -> Fetched[V | None]:
         """As `fetch`, but the deadline is no error: what was not there by then is None, in neither count."""
         progress: _Progress[V] = _Progress()
         try:
-            self._fill(progress, keys, compute, terms)
+            self._fill(progress, keys, compute, terms, partial=True)
         except DeadlineError:
             log.debug("%d of %d values were there in time", len(progress.found), len(keys))
         return Fetched([progress.found.get(key) for key in keys], progress.hits, progress.misses)
@@ -158,7 +161,9 @@ class Cache(Generic[V]):
             kept = self._kept
             return CacheFacts(self._hits, self._joined, self._misses, kept.evictions, len(kept), int(kept.currsize))
 
-    def _fill(self, progress: "_Progress[V]", keys: Sequence[bytes], compute: Compute[V], terms: Terms) -> None:
+    def _fill(
+        self, progress: "_Progress[V]", keys: Sequence[bytes], compute: Compute[V], terms: Terms, *, partial: bool
+    ) -> None:
         """Brings the value of each key to `progress`, in rounds, as others may give up on what they compute."""
         if not terms.remember:
             first = {key: place for place, key in reversed(list(enumerate(keys)))}
@@ -167,7 +172,7 @@ class Cache(Generic[V]):
             return
         places = list(range(len(keys)))
         while places:
-            mine, own, others = self._claim(progress, keys, places, terms)
+            mine, own, others = self._claim(progress, keys, places, terms, partial=partial)
             self._compute(progress, keys, mine, compute, own)
             places = []
             for place, flight in others:
@@ -181,7 +186,7 @@ class Cache(Generic[V]):
                     raise
 
     def _claim(
-        self, progress: "_Progress[V]", keys: Sequence[bytes], places: list[int], terms: Terms
+        self, progress: "_Progress[V]", keys: Sequence[bytes], places: list[int], terms: Terms, *, partial: bool
     ) -> tuple[list[int], dict[bytes, _Flight[V]], list[tuple[int, _Flight[V]]]]:
         """Which of these places to compute, with their flights, and which to wait for; known ones go to `progress`."""
         mine: list[int] = []
@@ -199,10 +204,10 @@ class Cache(Generic[V]):
                 if value is not None:
                     progress.found[key] = value
                     known += 1
-                elif flight is not None and flight.serves(terms):
+                elif flight is not None and flight.serves(terms, partial=partial):
                     others.append((place, flight))
                 else:
-                    self._flying[key] = own[key] = _Flight(terms)
+                    self._flying[key] = own[key] = _Flight(terms, partial)
                     mine.append(place)
             progress.hits += known
             self._hits += known

@@ -8,6 +8,7 @@ a client as a traceback.
 import logging
 import threading
 import time
+import traceback
 import uuid
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -96,6 +97,8 @@ class Edge:
                 body.check()
                 await self._app(scope, body.receive, answer)
             except ServingError as error:
+                traceback.clear_frames(error.__traceback__)  # They hold what came of the body.
+                body.leave()
                 await body.drain()
                 await self._refuse(error, scope, receive, answer)
             except Exception:

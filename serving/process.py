@@ -50,7 +50,7 @@ def run(settings: Settings, listener: socket.socket, beat: Beat | None = None, m
     lifecycle.start()
     config = uvicorn.Config(
         made,
-        http=functools.partial(Protocol, head_s=settings.read_s),  # type: ignore[arg-type]  # It is only called.
+        http=functools.partial(Protocol, patience_s=settings.read_s),  # type: ignore[arg-type]  # It is only called.
         log_config=None,
         access_log=False,  # `serving.edge` logs each request, without its texts.
         server_header=False,

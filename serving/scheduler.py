@@ -31,6 +31,8 @@ BATCH_SHARE = 16
 """Of so many inputs that are taken while both classes wait, one is of the batch class: it moves under any load."""
 GATHERED = 1024
 """Waiting inputs that are looked at to form one run on a GPU."""
+WAKE_EACH = 16
+"""Inputs of a job that end, after which who waits for them is woken, to keep what others may want."""
 RESPAWN_S = 0.1
 """Between the end of a runner and its successor, so that a fault at each start cannot fill a log."""
 JOIN_S = 2.0
@@ -41,6 +43,8 @@ log = logging.getLogger(__name__)
 class Priority(IntEnum):
     """The class of a request; a lower one goes first."""
 
+    PROBE = -1
+    """Whether a model answers at all, which must not depend on how much waits."""
     ONLINE = 0
     BATCH = 1
 
@@ -120,8 +124,8 @@ _LOOK, _LEFT = object(), object()
 class Job:
     """Inputs of one request for one model; iterating gives each one's place and outcome.
 
-    Who iterates is woken when all inputs that were added have ended, one has failed, or the deadline has passed: a
-    thread that wakes at each input takes the processor from the runners.
+    Who iterates is woken when all inputs that were added have ended, at every so many of them, when one has failed, or
+    when the deadline has passed: a thread that wakes at each input takes the processor from the runners.
     """
 
     def __init__(self, scheduler: "Scheduler", model: Model, deadline: Deadline, priority: Priority) -> None:
@@ -149,7 +153,7 @@ class Job:
         """Called by a runner, which holds the scheduler's lock."""
         self._outcomes.append((place, outcome))
         self._ended += 1
-        if self._ended == len(self.items) or isinstance(outcome, Exception):
+        if self._ended == len(self.items) or self._ended % WAKE_EACH == 0 or isinstance(outcome, Exception):
             self._wake.put(_LOOK)
 
     def leave(self) -> None:
@@ -344,13 +348,16 @@ class Scheduler:
             while not self._stopped:
                 job = self._next()
                 if job is not None:
+                    taken = self._gather(job)
                     self._running[threading.get_ident()] = time.monotonic()
-                    return self._gather(job)
+                    return taken
                 self._lock.wait()
         return []
 
     def _next(self) -> Job | None:
         """The job whose input is next."""
+        if probe := self._first(Priority.PROBE):
+            return probe
         online, batch = self._first(Priority.ONLINE), self._first(Priority.BATCH)
         if online is None or batch is None:
             return online or batch

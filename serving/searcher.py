@@ -30,7 +30,7 @@ from serving.deadline import Deadline
 from serving.engine import Engine
 from serving.errors import InvalidRequestError
 from serving.reranker import Caches, Embedder, Reranker, relevance
-from serving.scheduler import Scheduler
+from serving.scheduler import Priority, Scheduler
 
 SNIPPET_CHARS = 240
 EXAMPLES = 6
@@ -141,15 +141,15 @@ class Searcher:
         log.info("release %s: loaded in %.1f s", self.release[:12], time.monotonic() - began)
 
     def ping(self) -> None:
-        """A real inference of both models, past the caches.
+        """A real inference of both models, past the caches and before all that waits.
 
         Raises:
             Exception: whatever a model that does not work raises.
             DeadlineError: no answer in PING_S.
         """
         deadline = Deadline.after(PING_S)
-        self.ranker.scores("ready", ["ready"], deadline)
-        self.encoder.embed(["ready"], "query", deadline)
+        self.ranker.scores("ready", ["ready"], deadline, Priority.PROBE)
+        self.encoder.embed(["ready"], "query", deadline, Priority.PROBE)
 
     def search(
         self,

@@ -70,7 +70,8 @@ class Settings:
     """Requests worked on at once in each process, most of which wait for the models; further ones wait for a place,
     their deadline running."""
     read_s: float = 10.0
-    """A request whose head, or whose body, has not arrived after so long gets 408."""
+    """A request whose head, or whose body, has not arrived after so long gets 408; a client that reads nothing of its
+    answer for so long is cut off."""
     poll_s: float = 1.0
     """How often the pointer to the live release and the trials are looked at."""
     kept_releases: int = 1

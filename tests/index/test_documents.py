@@ -2,6 +2,7 @@ import math
 import subprocess
 import sys
 import threading
+import tracemalloc
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -87,6 +88,25 @@ def test_a_slow_filter_holds_up_no_document_and_is_read_once(
         go.set()
         assert [found.result().tolist() for found in filters] == [[1, 3, 5]] * 3
     assert asked == [("kind", "b")]
+    # What is known already does not wait for what is read.
+    began.clear()
+    go.clear()
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(store.rows_where, {"kind": ["a"]})
+        assert began.wait(10)
+        assert store.rows_where({"kind": ["b"]}).tolist() == [1, 3, 5]
+        go.set()
+        assert other.result().tolist() == [0, 2, 4]
+
+
+def test_filters_that_nothing_passes_take_no_memory(tmp_path: Path, make_data: Callable[..., Artifact]) -> None:
+    store = DocumentStore.load(documents.make(tmp_path, make_data(["a", "b"], columns={"kind": ["x", "y"]})).path)
+    tracemalloc.start()
+    for number in range(30):
+        assert store.rows_where({"kind": [f"{number}" * 500_000, f"{number}"]}).tolist() == []
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 500_000
 
 
 def test_two_documents_of_one_id_and_none_at_all_are_refused(

@@ -4,6 +4,7 @@ import json
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import httpx
@@ -139,5 +140,36 @@ def test_bodies_that_wait_take_no_more_memory_than_is_allowed(tiny: Any) -> None
             first.sendall(body[1900:])
             assert everything(first).startswith(b"HTTP/1.1 200")
         assert httpx.post(f"{found.url}/rerank", content=body).status_code == 200
+    finally:
+        assert found.stop() == 0
+
+
+def test_a_client_that_does_not_read_its_answers_is_cut_off(server: Server) -> None:
+    """Else it would hold what its requests take for as long as it likes."""
+    large = json.dumps({"query": "q", "documents": ["a" * 200_000] * 5, "return_documents": True}).encode()
+    with socket.socket() as deaf:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.connect(("127.0.0.1", server.port))
+        deaf.settimeout(20)
+        head = HEAD + b"content-length: %d\r\n\r\n" % len(large)
+        with pytest.raises((ConnectionResetError, BrokenPipeError)):
+            # The network takes some of them; then only a reset ends the wait.
+            deaf.sendall(100 * (head + large))
+    assert answers(server)
+
+
+def test_a_refused_upload_leaves_its_room_to_the_others(tiny: Any) -> None:
+    found = start(tiny.path, RELEVANCE_MAX_BODY_BYTES="2000", RELEVANCE_MAX_HELD_BYTES="5000")
+    body, head = BODY.ljust(2000), HEAD + b"content-length: 2000\r\nconnection: close\r\n\r\n"
+    try:
+        with ExitStack() as stack:
+            uploads = [stack.enter_context(connect(found)) for _ in range(3)]
+            for start_of, end in ((0, 1500), (1500, 1900), (1900, 2000)):
+                for number, upload in enumerate(uploads):
+                    part = body[start_of:end]
+                    upload.sendall(head + part if not start_of else part)
+                    time.sleep(0.1 + 0.1 * number)
+            statuses = sorted(everything(upload).split()[1] for upload in uploads)
+        assert statuses == [b"200", b"200", b"429"]
     finally:
         assert found.stop() == 0

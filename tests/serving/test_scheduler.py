@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from serving.deadline import Deadline
 from serving.errors import ClientGoneError, DeadlineError, InferenceError, NotReadyError
-from serving.scheduler import BATCH_SHARE, Item, Job, Pace, Priority, Scheduler
+from serving.scheduler import BATCH_SHARE, WAKE_EACH, Item, Job, Pace, Priority, Scheduler
 
 NEVER = Deadline.never()
 
@@ -90,6 +90,28 @@ def test_online_goes_before_batch_however_late_its_deadline(held: Queue) -> None
     assert held.order(online, batch) == [2, 3, 1]
 
 
+def test_a_probe_goes_before_all_that_waits(held: Queue) -> None:
+    online = held.put([item(1), item(2)], Deadline.after(5))
+    probe = held.put([item(3)], Deadline.after(50), Priority.PROBE)
+    assert held.order(online, probe) == [3, 1, 2]
+
+
+def test_what_has_ended_is_given_before_the_whole_job_has() -> None:
+    class Stuck(Gate):
+        def run(self, items: Sequence[Item]) -> list[Any]:
+            assert items[0].ids[0] < WAKE_EACH or self.opened.wait(10)
+            return [one.ids[0] for one in items]
+
+    model, scheduler = Stuck(), Scheduler(1)
+    with scheduler.job(model, Deadline.after(10)) as job:
+        job.add([item(number) for number in range(2 * WAKE_EACH)])
+        outcomes = iter(job)
+        assert [next(outcomes)[1] for _ in range(WAKE_EACH)] == list(range(WAKE_EACH))
+        model.opened.set()
+        assert [outcome for _, outcome in outcomes] == list(range(WAKE_EACH, 2 * WAKE_EACH))
+    scheduler.stop()
+
+
 def test_batch_moves_under_any_load_at_its_share(held: Queue) -> None:
     batch = held.put([item(-2)] * 5, NEVER, Priority.BATCH)
     online = held.put([item(place) for place in range(4 * BATCH_SHARE)])
@@ -112,7 +134,9 @@ def test_inputs_that_are_added_later_keep_their_jobs_urgency(held: Queue) -> Non
 
 
 requests = st.lists(
-    st.tuples(st.integers(0, 3), st.sampled_from(list(Priority)), st.integers(1, 4)), min_size=1, max_size=12
+    st.tuples(st.integers(0, 3), st.sampled_from([Priority.ONLINE, Priority.BATCH]), st.integers(1, 4)),
+    min_size=1,
+    max_size=12,
 )
 
 

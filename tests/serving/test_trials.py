@@ -394,6 +394,12 @@ def test_admin_keys_are_their_own(begin: Start) -> None:
     assert rerank(client, authorization=f"Bearer {user}").status_code == 200
 
 
+def test_a_body_that_is_refused_has_its_own_status(begin: Start) -> None:
+    client, _ = begin(max_body_bytes=1000)
+    parts = iter([b" " * 800, b" " * 800])  # Without a length that would tell before.
+    assert client.put("/admin/canary", content=parts).status_code == 413
+
+
 @pytest.mark.parametrize(
     ("body", "words"),
     [

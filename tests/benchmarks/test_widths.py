@@ -1,7 +1,7 @@
 """Measures what 8 to 384 dimensions keep of the base's full width, on whole collections; run by `make bench`.
 
 On two of them no query is learned from: the projection sees the documents alone. Writes `widths-SET.html` into the
-folder that RELEVANCE_BENCH_OUT names, else into a temporary one. On two others 64 dimensions are trained as a recipe
+folder that RELEVANCE_BENCH_OUT names, else into a temporary one. On WikiQA 64 dimensions are trained as its recipe
 says, and asked by unseen queries.
 """
 

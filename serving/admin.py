@@ -59,9 +59,7 @@ def authorise(settings: Settings, host: str, path: str, headers: Headers) -> Non
     """
     if not settings.admin_keys or (settings.admin_from == "loopback" and not _from_here(host)):
         raise NotFoundError(f"no such path: {path[:200]}; GET /docs lists them")
-    sent = headers.get("authorization", "") or headers.get("x-api-key", "")
-    sent = sent.removeprefix("Bearer ").removeprefix("bearer ").strip()
-    if not keys.matches(sent, [bytes.fromhex(key) for key in settings.admin_keys]):
+    if not keys.matches(keys.sent(headers, "x-api-key"), [bytes.fromhex(key) for key in settings.admin_keys]):
         raise AuthenticationError("an administrator's key is missing; send it as Authorization: Bearer KEY")
 
 

@@ -242,7 +242,7 @@ class Cache(Generic[V]):
                 if isinstance(outcome, Exception):
                     first = first or outcome
                     if own:
-                        self._land(key, own[key]).set_exception(outcome)
+                        self._fail(key, outcome, own[key])
                     continue
                 progress.found[key] = outcome
                 progress.misses += 1
@@ -254,7 +254,7 @@ class Cache(Generic[V]):
         finally:
             if own:
                 for key in open_keys:
-                    self._land(key, own[key]).set_exception(_AbandonedError())
+                    self._fail(key, _AbandonedError(), own[key])
             if fresh and self._tier is not None:
                 self._tier.write(fresh)
         if first is not None:
@@ -284,14 +284,18 @@ class Cache(Generic[V]):
     def _keep(self, key: bytes, value: V, flight: _Flight[V]) -> None:
         with self._lock:
             self._kept.hold(key, value)
-        self._land(key, flight).set_result(value)
+            self._land(key, flight)
+        flight.future.set_result(value)
 
-    def _land(self, key: bytes, flight: _Flight[V]) -> Future[V]:
-        """Ends a flight; a more urgent one of the same key goes on."""
+    def _fail(self, key: bytes, error: Exception, flight: _Flight[V]) -> None:
         with self._lock:
-            if self._flying.get(key) is flight:
-                del self._flying[key]
-        return flight.future
+            self._land(key, flight)
+        flight.future.set_exception(error)
+
+    def _land(self, key: bytes, flight: _Flight[V]) -> None:
+        """Ends a flight, under the lock; a more urgent one of the same key goes on."""
+        if self._flying.get(key) is flight:
+            del self._flying[key]
 
 
 class _CountingLRU(LRUCache[bytes, V]):

@@ -144,9 +144,7 @@ class Edge:
             return
         if not self._keys or path in OPEN_PATHS:
             return
-        # Clients differ: Bearer, the bare key, or a header of its own.
-        sent = headers.get("authorization", "") or headers.get("x-api-key", "") or headers.get("api-key", "")
-        sent = sent.removeprefix("Bearer ").removeprefix("bearer ").strip()
+        sent = keys.sent(headers, "x-api-key", "api-key")
         if not keys.matches(sent, self._keys):
             what = "the API key is not known" if sent else "an API key is missing"
             raise AuthenticationError(f"{what}; send it as Authorization: Bearer KEY")

@@ -35,7 +35,7 @@ from serving.bundle import Bundle
 from serving.deadline import Deadline
 from serving.errors import InferenceError
 from serving.scheduler import Item, Job, Pace, Priority, Scheduler
-from serving.tokenise import Tokeniser
+from serving.tokenise import MAX_BYTES, Tokeniser
 
 Role = Literal["query", "document"]
 Device = Literal["cpu", "cuda"]
@@ -52,8 +52,6 @@ BATCH_TOKENS = 16_384
 """Padded tokens of one run on CUDA."""
 BUCKET_TOKENS = 16
 """Lengths on CUDA are rounded up to a multiple, so that few shapes occur."""
-TOKEN_BYTES = 32 * 2**20
-"""Memory for token ids of an engine that is told nothing else."""
 
 # ONNX Runtime's fused kernel is slower on a CPU than the two nodes it replaces: 170 against 207 pairs per CPU-second
 # in int8, 73 against 79 in fp32 (6 layers, 384 wide, 64 tokens, Zen 4).
@@ -74,7 +72,7 @@ class Engine:
         device: Literal["auto", "cpu", "cuda"] = "auto",
         verify: bool = True,
         scheduler: Scheduler | None = None,
-        token_bytes: int = TOKEN_BYTES,
+        token_bytes: int = MAX_BYTES,
     ) -> None:
         """Loads a bundle.
 

@@ -6,7 +6,7 @@ A key is 256 random bits, which nobody can try out; one SHA-256 without salt is 
 import hashlib
 import hmac
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pipeline.errors import ConfigError, MissingError
@@ -49,6 +49,12 @@ def hashes(settings: Settings) -> list[bytes]:
     if not found:
         raise ConfigError(f"{path}: holds no hash, which would leave the service open; add one, or drop api_keys_file")
     return found
+
+
+def sent(headers: Mapping[str, str], *others: str) -> str:
+    """The key that came with a request: as a bearer, bare, or in one of these other headers; empty without one."""
+    found = next((value for name in ("authorization", *others) if (value := headers.get(name, ""))), "")
+    return found.removeprefix("Bearer ").removeprefix("bearer ").strip()
 
 
 def matches(sent: str, known: Sequence[bytes]) -> bool:

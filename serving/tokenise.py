@@ -19,11 +19,14 @@ from pipeline.errors import ArtifactError
 ENTRY_BYTES = 240
 """Memory of a remembered text besides its ids: its key, the array's head and the cache's own links."""
 
+MAX_BYTES = 32 * 2**20
+"""Memory for remembered ids, where nothing else is said."""
+
 
 class Tokeniser:
     """Ids of texts, with a memory for the texts seen last; safe to use from many threads."""
 
-    def __init__(self, tokenizer: Tokenizer, *, max_bytes: int = 32 * 2**20) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, max_bytes: int = MAX_BYTES) -> None:
         """
         Args:
             tokenizer: loses its truncation and padding; the templates cut, and nothing pads.
@@ -41,7 +44,7 @@ class Tokeniser:
         self.misses = 0
 
     @classmethod
-    def load(cls, path: Path, *, max_bytes: int = 32 * 2**20) -> "Tokeniser":
+    def load(cls, path: Path, *, max_bytes: int = MAX_BYTES) -> "Tokeniser":
         """The tokenizer of a `tokenizer.json`.
 
         Raises:

@@ -23,7 +23,6 @@ from pipeline.artifacts import Artifact, Staging
 from pipeline.config import EvaluationConfig
 from pipeline.errors import ConfigError
 from pipeline.evaluation import page, plots, runs, significance
-from pipeline.evaluation.plots import Scale
 from pipeline.evaluation.report import finite, judged, measures, per_query
 
 if TYPE_CHECKING:
@@ -273,11 +272,8 @@ def doses(found: Mapping[str, Any], students: Sequence[Trial], measure: str) -> 
     curves: dict[str, dict[str, float]] = {}
     for trial in sorted(students, key=lambda one: one.dose):
         curves.setdefault(trial.line, {})[f"{trial.dose:g}×"] = means[trial.kind]
-    ceiling = means[found["ceiling"]]
-    values = [ceiling, *(value for points in curves.values() for value in points.values())]
-    return plots.lines(
-        curves, rule=ceiling, rule_name=found["ceiling"], scale=Scale.over(values, step=0.005), tick="{:.3f}"
-    )
+    ceiling = found["ceiling"]
+    return plots.lines(curves, rule=means[ceiling], rule_name=ceiling, tick="{:.3f}", step=0.005)
 
 
 def card(found: Mapping[str, Any]) -> "RenderableType":

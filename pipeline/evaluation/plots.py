@@ -87,16 +87,26 @@ def sorted_bars(gaps: NDArray[np.float64]) -> tuple[Markup, float]:
     return Markup(svg), edge  # numbers only; nothing in it comes from a document
 
 
-def lines(curves: Mapping[str, Mapping[str, float]], *, rule: float, rule_name: str, scale: Scale, tick: str) -> Markup:
+def lines(
+    curves: Mapping[str, Mapping[str, float]],
+    *,
+    rule: float,
+    rule_name: str,
+    tick: str,
+    step: float = 0.05,
+    shows: Sequence[float] = (),
+) -> Markup:
     """One line for each curve, from left to right through its points, each as far from the next, and a level rule.
 
     A drawing by itself, for a file as well as for a page.
 
     Args:
         curves: name → point → value; all of the same points.
-        scale: of the values, from the bottom to the top.
         tick: how a value is written at the left, such as "{:.0%}".
+        step: of the ends of the values' range.
+        shows: values that are in the range whatever the curves are.
     """
+    scale = Scale.over([rule, *shows, *(value for one in curves.values() for value in one.values())], step)
     points = list(next(iter(curves.values())))
     places = np.linspace(8, 76, len(points))
 

@@ -10,7 +10,6 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from pipeline.evaluation import metrics, plots
-from pipeline.evaluation.plots import Scale
 
 Floats = NDArray[np.float32]
 
@@ -53,10 +52,4 @@ def drawing(curves: Mapping[str, Mapping[int, float]], full: float) -> Markup:
         full: the measure at full width, which is 100 %.
     """
     shares = {name: {str(width): points[width] / full for width in sorted(points)} for name, points in curves.items()}
-    return plots.lines(
-        shares, rule=0.98, rule_name="98 %", scale=Scale.over([0.98, 1.0, *_values(shares)]), tick="{:.0%}"
-    )
-
-
-def _values(curves: Mapping[str, Mapping[str, float]]) -> list[float]:
-    return [value for points in curves.values() for value in points.values()]
+    return plots.lines(shares, rule=0.98, rule_name="98 %", tick="{:.0%}", shows=[1.0])

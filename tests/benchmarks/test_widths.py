@@ -44,14 +44,14 @@ def start(base: Path, dimensions: int) -> BiEncoder:
     return BiEncoder.start(base, dimensions=dimensions, widths=(), seed=13, **sizes).eval()
 
 
-def texts(model: BiEncoder, data: Artifact, split: str = "test") -> tuple[batches.Ragged, batches.Ragged, Any]:
-    """Tokens of the queries of a split and of all documents, and (queries, documents) grades."""
+def texts(model: BiEncoder, data: Artifact) -> tuple[batches.Ragged, batches.Ragged, Any]:
+    """Tokens of the test queries and of all documents, and (queries, documents) grades."""
     documents, queries, judged = (
         pq.read_table(data.file(f"{name}.parquet")).to_pydict() for name in ("documents", "queries", "judgments")
     )
     rows = {name: row for row, name in enumerate(documents["doc_id"])}
     asked = {name: row for row, name in enumerate(queries["query_id"])}
-    chosen = [place for place, one in enumerate(judged["split"]) if one == split and judged["grade"][place] > 0]
+    chosen = [place for place, one in enumerate(judged["split"]) if one == "test" and judged["grade"][place] > 0]
     kept = sorted({asked[judged["query_id"][place]] for place in chosen})
     places = {row: place for place, row in enumerate(kept)}
     grades = np.zeros((len(kept), len(rows)), dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Titles and texts of all documents, by row and by doc_id, for showing and reranking what a search found.
+"""Titles and texts of all documents, by row, for showing and reranking what a search found.
 
 One SQLite file: it opens at once whatever its size, reads a document in microseconds through the page
 cache that all processes share, finds by row and by id without a map in memory, and needs nothing beyond the
@@ -159,17 +159,6 @@ class DocumentStore:
             doc_id, title, text, extra = fields
             found.append(Document(doc_id, title, text, json.loads(extra) if extra else {}))
         return found
-
-    def row_of(self, doc_id: str) -> int:
-        """The row of the document with this id.
-
-        Raises:
-            MissingError: there is no such document.
-        """
-        found = self._documents.one("SELECT row FROM documents WHERE doc_id = ?", doc_id)
-        if found is None:
-            raise MissingError(f"{self._path}: no document with the id '{doc_id}'")
-        return int(found[0])
 
     def rows_where(self, filters: Mapping[str, Sequence[Value]]) -> Rows:
         """Ascending rows of the documents that have, in each of these fields, one of its values.

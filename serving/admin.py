@@ -57,10 +57,15 @@ def authorise(settings: Settings, host: str, path: str, headers: Headers) -> Non
         NotFoundError: another machine, to which these paths do not exist; or nobody has a key.
         AuthenticationError: no key of an administrator.
     """
-    if not settings.admin_keys or (settings.admin_from == "loopback" and not _from_here(host)):
+    if not exist_for(settings, host):
         raise NotFoundError(f"no such path: {path[:200]}; GET /docs lists them")
     if not keys.matches(keys.sent(headers, "x-api-key"), [bytes.fromhex(key) for key in settings.admin_keys]):
         raise AuthenticationError("an administrator's key is missing; send it as Authorization: Bearer KEY")
+
+
+def exist_for(settings: Settings, host: str) -> bool:
+    """Whether there are such paths for a client of this address."""
+    return bool(settings.admin_keys) and (settings.admin_from != "loopback" or _from_here(host))
 
 
 def _from_here(host: str) -> bool:

@@ -1,4 +1,4 @@
-"""The two pages for people: the search page and the list of endpoints. Nothing in them comes from another host."""
+"""For people: the search page and the list of endpoints. Nothing in them comes from another host."""
 
 import base64
 import hashlib
@@ -6,8 +6,10 @@ import re
 from dataclasses import dataclass
 from importlib import resources
 
-from fastapi import APIRouter
-from starlette.responses import HTMLResponse
+from fastapi import APIRouter, Request
+from starlette.responses import HTMLResponse, JSONResponse
+
+from serving import admin
 
 router = APIRouter(include_in_schema=False)
 
@@ -57,3 +59,13 @@ async def search_page() -> HTMLResponse:
 async def docs_page() -> HTMLResponse:
     """The endpoints, drawn from /openapi.json by the page itself."""
     return DOCS.answer()
+
+
+@router.get("/openapi.json")
+async def openapi(request: Request) -> JSONResponse:
+    """The endpoints for machines, less those that do not exist for this one."""
+    whole = request.app.openapi()
+    if admin.exist_for(request.app.state.service.settings, request.client.host if request.client else ""):
+        return JSONResponse(whole)
+    paths = {path: told for path, told in whole["paths"].items() if not path.startswith(admin.router.prefix)}
+    return JSONResponse({**whole, "paths": paths})

@@ -4,6 +4,7 @@ import asyncio
 import functools
 import logging
 import math
+import os
 import signal
 import socket
 import threading
@@ -45,6 +46,8 @@ def run(settings: Settings, listener: socket.socket, beat: Beat | None = None, m
         MissingError: there is no such release.
         ArtifactError: the release is damaged or does not fit this machine.
     """
+    # The tokenizer's own threads would wait, spinning, for cores that the runners have.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     lifecycle = Lifecycle(settings.share(cores()))
     made = app.create(lifecycle, metrics=metrics)
     lifecycle.start()

@@ -41,16 +41,6 @@ def read_qrels(path: Path) -> pa.Table:
     )
 
 
-def write_qrels(judgments: pa.Table, path: Path) -> None:
-    """Replaces `path` by a qrels file of these judgments, in their order.
-
-    Raises:
-        SchemaError: an id is empty or holds a blank, which the format cannot carry.
-    """
-    rows = zip(_ids(judgments, "query_id"), _ids(judgments, "doc_id"), judgments["grade"].to_pylist(), strict=True)
-    artifacts.write_atomically(path, "".join(f"{query} 0 {document} {grade}\n" for query, document, grade in rows))
-
-
 def read_run(path: Path) -> pa.Table:
     """The run in a file, in its order: query_id, doc_id, rank as written, score, system.
 

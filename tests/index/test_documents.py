@@ -17,7 +17,7 @@ from pipeline.artifacts import Artifact
 from pipeline.errors import ArtifactError, MissingError, SchemaError
 
 
-def test_every_document_comes_back_by_row_and_by_id(tmp_path: Path, make_data: Callable[..., Artifact]) -> None:
+def test_every_document_comes_back_by_row(tmp_path: Path, make_data: Callable[..., Artifact]) -> None:
     texts = [f"text {row} 中文 \x00 \U0001f34f" for row in range(2501)]
     data = make_data(texts, columns={"title": [f"title {row}" if row % 3 else "" for row in range(2501)]})
     artifact = documents.make(tmp_path, data)
@@ -26,7 +26,6 @@ def test_every_document_comes_back_by_row_and_by_id(tmp_path: Path, make_data: C
     expected = [Document(f"d{row}", f"title {row}" if row % 3 else "", text) for row, text in enumerate(texts)]
     assert store.get_many(range(2501)) == expected
     assert store.get_many([7, 2500, 7]) == [expected[7], expected[2500], expected[7]]
-    assert all(store.row_of(f"d{row}") == row for row in range(2501))
     joined = [f"{document.title}\n{document.text}" if document.title else document.text for document in expected]
     assert list(documents.texts(data)) == [(f"d{row}", text) for row, text in enumerate(joined)]
     store.close()
@@ -54,17 +53,14 @@ def test_what_is_not_there_is_named(tmp_path: Path, make_data: Callable[..., Art
     for row in (2, -1, 2**70):
         with pytest.raises(MissingError, match=f"no document in row {row}"):
             store.get(row)
-    for doc_id in ("d2", "", "\ud800", "' OR 1=1 --"):
-        with pytest.raises(MissingError, match="no document with the id"):
-            store.row_of(doc_id)
 
 
 def test_threads_read_side_by_side(tmp_path: Path, make_data: Callable[..., Artifact]) -> None:
     store = DocumentStore.load(documents.make(tmp_path, make_data([f"text {row}" for row in range(300)])).path)
     rows = [(7 * step) % 300 for step in range(3000)]
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda row: (store.get(row).text, store.row_of(f"d{row}")), rows))
-    assert found == [(f"text {row}", row) for row in rows]
+        found = list(pool.map(lambda row: store.get(row).text, rows))
+    assert found == [f"text {row}" for row in rows]
 
 
 def test_a_slow_filter_holds_up_no_document_and_is_read_once(

@@ -374,8 +374,12 @@ def test_admin_paths_do_not_exist_without_keys_or_for_other_machines(begin: Star
     far, _ = begin(host="192.0.2.7")
     assert far.get("/admin/releases").status_code == 404
     assert rerank(far).status_code == 200
+    paths = far.get("/openapi.json").json()["paths"]
+    assert "/rerank" in paths
+    assert not [path for path in paths if path.startswith("/admin")]
     opened, _ = begin(host="192.0.2.7", admin_from="anywhere")
     assert opened.get("/admin/releases").status_code == 200
+    assert "/admin/releases" in opened.get("/openapi.json").json()["paths"]
     six, _ = begin(host="::ffff:127.0.0.1")
     assert six.get("/admin/releases").status_code == 200
 

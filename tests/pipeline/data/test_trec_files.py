@@ -45,12 +45,6 @@ def test_a_written_run_reads_back_the_same_and_as_trec_eval_reads_it(tmp_path: P
     }
 
 
-def test_written_qrels_read_back_the_same(tmp_path: Path) -> None:
-    judgments = pa.table({"query_id": ["q1", "q1"], "doc_id": ["a", "b"], "grade": [3, 0], "split": ["train", None]})
-    trec.write_qrels(judgments, tmp_path / "qrels")
-    assert trec.read_qrels(tmp_path / "qrels").to_pylist() == judgments.drop_columns(["split"]).to_pylist()
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -80,12 +74,11 @@ def test_a_run_that_cannot_be_read_names_the_line(tmp_path: Path, line: str, mes
 
 
 def test_an_id_with_a_blank_cannot_be_written_and_leaves_the_old_file(tmp_path: Path) -> None:
-    (tmp_path / "qrels").write_text("old")
+    (tmp_path / "run").write_text("old")
+    run = {"query_id": ["q", "q"], "doc_id": ["a", "b c"], "rank": [1, 2], "score": [2.0, 1.0], "system": ["x", "x"]}
     with pytest.raises(SchemaError, match="row 1: doc_id 'b c'"):
-        trec.write_qrels(
-            pa.table({"query_id": ["q", "q"], "doc_id": ["a", "b c"], "grade": [1, 1]}), tmp_path / "qrels"
-        )
-    assert (tmp_path / "qrels").read_text() == "old"
+        trec.write_run(pa.table(run), tmp_path / "run")
+    assert (tmp_path / "run").read_text() == "old"
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from pipeline.training.encoder_task import EncoderTask, Learner, first_scales
 from pipeline.training.lessons import joined
 from pipeline.training.loop import train
 
-VERSION = 2
+VERSION = 3
 
 PROJECTION_SAMPLE = 2048
 """Texts whose principal directions become the first projection: three quarters documents, one quarter queries."""

@@ -1,7 +1,7 @@
 """The projection that keeps the base's similarities: short vectors that find the neighbours its full width finds.
 
-From documents alone, in seconds beside one pass of the base over them: no layer of it is trained. Each document stands
-beside a stretch of its own words, in place of a query, so that short texts count as much as long ones.
+From documents alone, beside one pass of the base over them: no layer of it is trained. Each document stands beside a
+stretch of its own words, in place of a query, so that short texts count as much as long ones.
 """
 
 import math
@@ -30,13 +30,16 @@ DOCUMENTS = 20_000
 HELD_OUT = 400
 """Documents, at most a fifth of all, that are measured on and not learned from."""
 
+STRETCHES = 2
+"""Of each document; a step sees one of them."""
+
 SHORTEST = 4
 """Tokens of a stretch; the longest has as many as a query may have."""
 
-BATCH = 256
-"""Documents of a step, each with its stretch."""
+BATCH = 512
+"""Documents of a step, each with a stretch."""
 
-STEPS = 400
+STEPS = 1600
 
 LOOP = LoopConfig(learning_rate=1e-3, evaluations=0, precision="fp32", weight_decay=0.0)
 
@@ -62,13 +65,14 @@ def fit(model: BiEncoder, data: Artifact, config: EncoderConfig) -> dict[str, fl
     seed = config.loop.seed
     documents, stretches = _texts(model, data, config.max_query_tokens, seed)
     label = "projection"
-    pooled = [
+    wide, parts = (
         torch.from_numpy(scoring.vectors(model, one, np.arange(len(one)), template, label=label, pooled=True))
         for one, template in ((documents, model.document_template), (stretches, model.query_template))
-    ]
+    )
     learned = len(documents) - min(HELD_OUT, len(documents) // 5)
-    task = ProjectionTask(model.dense, pooled[0], pooled[1], config, learned)
-    model.fit_projection(F.normalize(torch.cat([one[:learned] for one in pooled]), dim=1), about="origin")
+    task = ProjectionTask(model.dense, wide, parts.view(STRETCHES, len(documents), -1), config, learned)
+    seen = torch.cat([task.documents[:learned], task.stretches[0, :learned]])
+    model.fit_projection(F.normalize(seen, dim=1), about="origin")
     before = task.evaluate()
     loop = replace(LOOP, seed=seed, epochs=STEPS / len(task.plan(0)))
     train(model.dense, task, loop, label=label)
@@ -76,7 +80,7 @@ def fit(model: BiEncoder, data: Artifact, config: EncoderConfig) -> dict[str, fl
 
 
 class ProjectionTask:
-    """Steps and loss for the loop; a chunk is the places of documents."""
+    """Steps and loss for the loop; a chunk is the places of documents and which stretch of each."""
 
     unit = "documents"
 
@@ -85,7 +89,8 @@ class ProjectionTask:
     ) -> None:
         """
         Args:
-            documents, stretches: (n, hidden) pooled vectors of the base.
+            documents: (n, hidden) pooled vectors of the base.
+            stretches: (stretches, n, hidden), several of each document.
             learned: so many of the first are learned from; the rest is measured on.
         """
         self.dense = dense
@@ -94,15 +99,16 @@ class ProjectionTask:
         self.config = config
         self.learned = learned
 
-    def plan(self, epoch: int) -> list[Step[Ints]]:
-        order = np.random.default_rng([self.config.loop.seed, epoch]).permutation(self.learned)
+    def plan(self, epoch: int) -> list[Step[tuple[Ints, Ints]]]:
+        draw = np.random.default_rng([self.config.loop.seed, epoch])
+        order, which = draw.permutation(self.learned), draw.integers(len(self.stretches), size=self.learned)
         parts = np.array_split(order, math.ceil(self.learned / BATCH))
-        return [Step([part], examples=len(part), tokens=len(part), padded=len(part)) for part in parts]
+        return [Step([(part, which[part])], examples=len(part), tokens=len(part), padded=len(part)) for part in parts]
 
-    def loss(self, places: Ints) -> tuple[Tensor, Mapping[str, Tensor]]:
+    def loss(self, chunk: tuple[Ints, Ints]) -> tuple[Tensor, Mapping[str, Tensor]]:
         """`similarity_loss` of these documents and their stretches, mean over the widths."""
-        chosen = torch.from_numpy(places).to(self.documents.device)
-        wide = torch.cat([self.documents[chosen], self.stretches[chosen]])
+        chosen, which = (torch.from_numpy(one).to(self.documents.device) for one in chunk)
+        wide = torch.cat([self.documents[chosen], self.stretches[which, chosen]])
         short = F.normalize(self.dense(wide), dim=1)
         target = F.normalize(wide, dim=1)
         found = [
@@ -114,7 +120,7 @@ class ProjectionTask:
     @torch.no_grad()
     def evaluate(self) -> float:
         """Share of the ten nearest of all documents that held-out stretches keep."""
-        stretches = self.stretches[self.learned :]
+        stretches = self.stretches[0, self.learned :]
         wide = F.normalize(stretches, dim=1) @ F.normalize(self.documents, dim=1).T
         short = F.normalize(self.dense(stretches), dim=1) @ F.normalize(self.dense(self.documents), dim=1).T
         nearest = min(NEAREST, wide.shape[1])
@@ -123,7 +129,7 @@ class ProjectionTask:
 
 
 def _texts(model: BiEncoder, data: Artifact, most: int, seed: int) -> tuple[Ragged, Ragged]:
-    """Tokens of the documents, in a random order, and of a stretch of each."""
+    """Tokens of the documents, in a random order, and STRETCHES times of a stretch of each."""
     table = pq.read_table(data.file("documents.parquet"), columns=["title", "text"])
     draw = np.random.default_rng(seed)
     chosen = draw.permutation(len(table))[:DOCUMENTS]
@@ -137,7 +143,7 @@ def _texts(model: BiEncoder, data: Artifact, most: int, seed: int) -> tuple[Ragg
             "more, take directions"
         )
     stretches = []
-    for ids in documents:
+    for ids in documents * STRETCHES:
         length = int(draw.integers(min(SHORTEST, most), most + 1))
         begin = int(draw.integers(0, max(1, len(ids) - length + 1)))
         stretches.append(ids[begin : begin + length])

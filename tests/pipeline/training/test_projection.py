@@ -73,7 +73,8 @@ def test_the_share_of_neighbours_is_counted(base: Path) -> None:
     draw = torch.Generator().manual_seed(1)
     documents, stretches = torch.randn(40, 32, generator=draw), torch.randn(40, 32, generator=draw)
     model = start(base)
-    task = ProjectionTask(model.dense, documents, stretches, CONFIG, learned=30)
+    several = torch.stack([stretches, torch.randn(40, 32, generator=draw)])  # The first ones are measured.
+    task = ProjectionTask(model.dense, documents, several, CONFIG, learned=30)
     shares = []
     with torch.no_grad():
         for one in stretches[30:]:
@@ -87,11 +88,23 @@ def test_the_share_of_neighbours_is_counted(base: Path) -> None:
 
 
 def test_each_document_is_learned_from_once_an_epoch_and_none_that_is_measured(base: Path) -> None:
-    vectors = torch.zeros(700, 32)
-    task = ProjectionTask(start(base).dense, vectors, vectors, CONFIG, learned=600)
-    first, second = ([chunk for step in task.plan(epoch) for chunk in step.chunks] for epoch in (0, 1))
-    assert sorted(np.concatenate(first).tolist()) == list(range(600))
-    assert not np.array_equal(np.concatenate(first), np.concatenate(second))
+    vectors = torch.zeros(1400, 32)
+    task = ProjectionTask(start(base).dense, vectors, torch.stack([vectors, vectors]), CONFIG, learned=1200)
+    epochs = [[chunk for step in task.plan(epoch) for chunk in step.chunks] for epoch in (0, 1)]
+    first, second = (np.concatenate([places for places, _ in chunks]) for chunks in epochs)
+    assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(1200))
+    assert not np.array_equal(first, second)
+
+
+def test_a_step_compares_documents_with_the_stretches_that_were_drawn(base: Path) -> None:
+    draw = torch.Generator().manual_seed(3)
+    documents, stretches = torch.randn(9, 32, generator=draw), torch.randn(2, 9, 32, generator=draw)
+    task = ProjectionTask(start(base).dense, documents, stretches, CONFIG, learned=9)
+    places, which = np.array([4, 0, 7]), np.array([1, 0, 1])
+    alone = ProjectionTask(task.dense, documents[places], stretches[which, places][None], CONFIG, learned=3)
+    wanted, _ = alone.loss((np.arange(3), np.zeros(3, np.int64)))
+    assert task.loss((places, which))[0].item() == pytest.approx(wanted.item(), rel=1e-5)
+    assert {int(one) for step in task.plan(0) for _, drawn in step.chunks for one in drawn} == {0, 1}
 
 
 def test_too_few_documents_are_refused(base: Path, tmp_path: Path) -> None:

@@ -130,12 +130,13 @@ def test_what_each_width_keeps(name: str, base: Path, shared_data: Path, tmp_pat
     assert curves["similarities"][64]["ndcg@10"] > curves["directions"][64]["ndcg@10"]
 
 
+@pytest.mark.parametrize("rounds", [1, 2])
 def test_what_a_trained_encoder_keeps(
-    base: Path, shared_data: Path, tmp_path: Path, record_property: Callable[[str, object], None]
+    rounds: int, base: Path, shared_data: Path, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     """64 dimensions distilled as the recipe says, against the full width of what they started from."""
     told = [f"data.root={shared_data}", "candidates.unlabelled=0", "ranker.hidden_weight=0"]
-    recipe = configs.load(cli.recipe_path("wikiqa"), told)
+    recipe = configs.load(cli.recipe_path("wikiqa"), [*told, f"encoder.mining.rounds={rounds}"])
     taught = chain.teach(recipe, tmp_path)
     model = BiEncoder.load(mining.train_encoder(recipe, tmp_path, taught).path)
     sizes = {"max_tokens": recipe.encoder.max_tokens, "max_query_tokens": recipe.encoder.max_query_tokens}
@@ -145,7 +146,7 @@ def test_what_a_trained_encoder_keeps(
         widths.quality(*encoded(one, asked, documents, pooled=pooled), grades)
         for one, pooled in ((untouched, True), (model, False))
     )
-    print(f"\nwikiqa: {len(asked):,} unseen queries, {len(documents):,} documents")
+    print(f"\nwikiqa, {rounds} rounds: {len(asked):,} unseen queries, {len(documents):,} documents")
     for measure, value in short.items():
         print(
             f"{measure}: {model.dense.out_features} trained {value:.4f}, the base's {FULL} {full[measure]:.4f} "
@@ -154,9 +155,7 @@ def test_what_a_trained_encoder_keeps(
         record_property(measure, value / full[measure])
 
 
-def test_what_prefixes_keep(
-    shared_data: Path, tmp_path: Path, record_property: Callable[[str, object], None]
-) -> None:
+def test_what_prefixes_keep(shared_data: Path, tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
     """The Chinese recipe, its vectors as wide as its model: what the first so many dimensions keep of the whole."""
     recipe = configs.load(
         cli.recipe_path("chinese"),

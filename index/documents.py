@@ -1,8 +1,7 @@
 """Titles and texts of all documents, by row, for showing and reranking what a search found.
 
-One SQLite file: it opens at once whatever its size, reads a document in microseconds through the page
-cache that all processes share, finds by row and by id without a map in memory, and needs nothing beyond the
-standard library. (Arrow IPC would need its own sorted map of ids, and pyarrow in the service.)
+One SQLite file: it opens at once whatever its size, reads a document in microseconds through the page cache that all
+processes share, and needs nothing beyond the standard library. (Arrow IPC would need pyarrow in the service.)
 """
 
 import errno

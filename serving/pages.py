@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from importlib import resources
 
 from fastapi import APIRouter, Request
-from starlette.responses import HTMLResponse, JSONResponse
+from starlette.responses import HTMLResponse
 
 from serving import admin
+from serving.wire import Json
 
 router = APIRouter(include_in_schema=False)
 
@@ -62,10 +63,10 @@ async def docs_page() -> HTMLResponse:
 
 
 @router.get("/openapi.json")
-async def openapi(request: Request) -> JSONResponse:
+async def openapi(request: Request) -> Json:
     """The endpoints for machines, less those that do not exist for this one."""
     whole = request.app.openapi()
     if admin.exist_for(request.app.state.service.settings, request.client.host if request.client else ""):
-        return JSONResponse(whole)
+        return Json(whole)
     paths = {path: told for path, told in whole["paths"].items() if not path.startswith(admin.router.prefix)}
-    return JSONResponse({**whole, "paths": paths})
+    return Json({**whole, "paths": paths})

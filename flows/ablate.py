@@ -6,18 +6,18 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from flows import chain
+from flows import runner, training
 from pipeline.artifacts import Artifact
 from pipeline.config import RankerConfig, Recipe
 from pipeline.errors import ConfigError
 from pipeline.evaluation.ablation import Trial
-from pipeline.training.loss_sets import LossSet
+from pipeline.training.losses.ablation_sets import LossSet
 
 BM25, TEACHER = "BM25", "teacher"
 SPLITS = ("valid", "test")
 
 
-def ablate(recipe: Recipe, workspace: Path, *, run: chain.Runner = chain.directly) -> Artifact:
+def ablate(recipe: Recipe, workspace: Path, *, run: runner.Runner = runner.directly) -> Artifact:
     """The `ablation` artifact of a recipe: its ranker trained with each of `ablation.sets`, so many seeds of each.
 
     The teacher is trained once, and the recipe's assistants; every student is cut from the last of them, sees the same
@@ -31,17 +31,18 @@ def ablate(recipe: Recipe, workspace: Path, *, run: chain.Runner = chain.directl
     from index import lexical
     from pipeline.data import candidates
     from pipeline.evaluation import ablation
-    from pipeline.training import loss_sets, shapes, teacher_scores
+    from pipeline.training import preflight, teacher_scores
+    from pipeline.training.losses import ablation_sets
 
-    sets = [loss_sets.parse(text, recipe.ranker) for text in recipe.ablation.sets]
-    shapes.check_rankers(recipe)
+    sets = [ablation_sets.parse(text, recipe.ranker) for text in recipe.ablation.sets]
+    preflight.check_rankers(recipe)
     for one in sets:
         try:
-            shapes.check_rankers(dataclasses.replace(recipe, ranker=dataclasses.replace(one.config, plain=False)))
+            preflight.check_rankers(dataclasses.replace(recipe, ranker=dataclasses.replace(one.config, plain=False)))
         except ConfigError as error:
             raise ConfigError(f"ablation.sets '{one.name}': {error}") from error
     widest = dataclasses.replace(recipe, ranker=_widest(recipe.ranker, sets))
-    taught = chain.teach(widest, workspace, run=run)
+    taught = training.teach(widest, workspace, run=run)
     data = taught.data
     pool = run("pool", lambda: candidates.pool(workspace, recipe.candidates, data, [taught.found]))
 
@@ -104,28 +105,33 @@ class _Lesson:
     """Unlabelled pairs a labelled one, where there are several."""
 
 
-def _lessons(recipe: Recipe, workspace: Path, taught: chain.Lessons, run: chain.Runner) -> Iterator[_Lesson]:
+def _lessons(recipe: Recipe, workspace: Path, taught: training.Lessons, run: runner.Runner) -> Iterator[_Lesson]:
     """The recipe's own pairs, or the pairs with each dose of unlabelled ones."""
     if not recipe.ablation.doses:
         yield _Lesson("", taught.lessons, taught.tutor_scores)
         return
     for dose in recipe.ablation.doses:
         chosen = dataclasses.replace(recipe.candidates, unlabelled=dose)
-        pairs = chain.with_unlabelled(workspace, chosen, taught.data, taught.words, taught.pairs, run=run)
+        pairs = training.with_unlabelled(workspace, chosen, taught.data, taught.words, taught.pairs, run=run)
         scores = _scores(recipe, workspace, recipe.ranker, taught, pairs, run)
         yield _Lesson(f", {dose:g}×", pairs, scores, dose)
 
 
 def _scores(
-    recipe: Recipe, workspace: Path, student: RankerConfig, taught: chain.Lessons, pairs: Artifact, run: chain.Runner
+    recipe: Recipe,
+    workspace: Path,
+    student: RankerConfig,
+    taught: training.Lessons,
+    pairs: Artifact,
+    run: runner.Runner,
 ) -> Artifact:
     """What the tutor says about the pairs, with the states that this student needs."""
     outside = None if recipe.assistants else recipe.outside
-    return chain.scores_for(student, workspace, outside, taught.tutor, taught.data, pairs, taught.base, run=run)
+    return training.scores_for(student, workspace, outside, taught.tutor, taught.data, pairs, taught.base, run=run)
 
 
 def _told(
-    recipe: Recipe, workspace: Path, losses: LossSet, taught: chain.Lessons, lesson: _Lesson, run: chain.Runner
+    recipe: Recipe, workspace: Path, losses: LossSet, taught: training.Lessons, lesson: _Lesson, run: runner.Runner
 ) -> _Lesson:
     """The lesson as the students of a set see it."""
     if not losses.taught:
@@ -141,10 +147,10 @@ def _student(
     workspace: Path,
     losses: LossSet,
     seed: int,
-    taught: chain.Lessons,
+    taught: training.Lessons,
     lesson: _Lesson,
     name: str,
-    run: chain.Runner,
+    run: runner.Runner,
 ) -> Artifact:
     from pipeline.training import ranker
 

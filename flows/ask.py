@@ -19,7 +19,7 @@ def search(query: str, workspace: Path, *, release: str = "live", top: int = 10)
         MissingError: no such release.
         SchemaError: the query is empty.
     """
-    from serving.searcher import Searcher
+    from serving.scoring.searcher import Searcher
 
     query = text.clean(query)
     if not query.strip():
@@ -35,8 +35,8 @@ def rerank(query: str, file: Path, workspace: Path, *, release: str = "live") ->
         MissingError: no such file or release.
         SchemaError: the file is not UTF-8, holds no text, or a JSON line cannot be used.
     """
-    from serving.engine import Engine
-    from serving.reranker import relevance
+    from serving.runtime.engine import Engine
+    from serving.scoring.reranker import relevance
 
     query = text.clean(query)
     if not query.strip():

@@ -66,17 +66,17 @@ def main() -> None:
 
 def _beside_others(local_rank: int) -> None:
     """Under torchrun: the first process runs the command, the others take part in its trainings."""
-    from pipeline.training import loop, ranks
+    from pipeline.training.loop import distributed, loop
 
-    ranks.join(local_rank)
-    if ranks.rank():
-        ranks.follow(loop.follow)
+    distributed.join(local_rank)
+    if distributed.rank():
+        distributed.follow(loop.follow)
         return
     try:
         app()
     except SystemExit as end:
         if not end.code:  # Where the command fails the others are not told: torchrun ends them, wherever they wait.
-            ranks.leave()
+            distributed.leave()
         raise
 
 
@@ -121,13 +121,14 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """The whole loop on the Python documentation that is on this machine, in about ten minutes on two cores."""
-    from flows import card, chain
-    from pipeline import config
+    from flows import retrain as chain
+    from flows import summary
+    from pipeline import recipe as recipes
 
-    recipe = config.load(RECIPES / "demo.toml", overrides or [])
+    recipe = recipes.load(RECIPES / "demo.toml", overrides or [])
     outcome = chain.retrain(recipe, workspace)
-    made = card.make(outcome, workspace)
-    _show(made, as_json, card.render(made, workspace))
+    made = summary.make(outcome, workspace)
+    _show(made, as_json, summary.render(made, workspace))
 
 
 @app.command()
@@ -139,8 +140,9 @@ def retrain(
     as_json: Json = False,
 ) -> None:
     """Trains, distils, exports, indexes and judges; publishes a release and promotes it if the gate agrees."""
-    from flows import card, chain
-    from pipeline import config
+    from flows import retrain as chain
+    from flows import summary
+    from pipeline import recipe as recipes
 
     path = recipe_path(recipe)
     if _has_prefect_server():
@@ -148,9 +150,9 @@ def retrain(
 
         outcome = schedules.retrain(path, overrides or [], workspace, promote=not no_promote)
     else:
-        outcome = chain.retrain(config.load(path, overrides or []), workspace, promote=not no_promote)
-    made = card.make(outcome, workspace)
-    _show(made, as_json, card.render(made, workspace))
+        outcome = chain.retrain(recipes.load(path, overrides or []), workspace, promote=not no_promote)
+    made = summary.make(outcome, workspace)
+    _show(made, as_json, summary.render(made, workspace))
     if not outcome.live and not no_promote:
         raise GateError("the gate said no, the live release stays: " + "; ".join(outcome.reasons))
 
@@ -223,10 +225,10 @@ def ablate(
     The grid is the recipe's section ablation: --set 'ablation.sets=["hard", "soft+margin", "all"]'.
     """
     from flows import ablate as flow
-    from pipeline import config
+    from pipeline import recipe as recipes
     from pipeline.evaluation import ablation
 
-    made = flow.ablate(config.load(recipe_path(recipe), overrides or []), workspace)
+    made = flow.ablate(recipes.load(recipe_path(recipe), overrides or []), workspace)
     found = flow.read(made)
     _show(found, as_json, ablation.card(found))
     if not as_json:
@@ -265,10 +267,11 @@ def serve(
 
     Every setting can be given as an environment variable too, such as RELEVANCE_PORT; see serving/settings.py.
     """
-    from serving import run, settings
+    from serving import settings
+    from serving.process import launch
 
     knobs: dict[str, Any] = {"release": release, "host": host, "port": port, "precision": precision, "workers": workers}
-    run.serve(settings.from_environment(workspace=workspace, **knobs))
+    launch.serve(settings.from_environment(workspace=workspace, **knobs))
 
 
 @app.command()
@@ -277,7 +280,7 @@ def key(as_json: Json = False) -> None:
 
     Put the hash into RELEVANCE_API_KEYS, or on a line of the file that RELEVANCE_API_KEYS_FILE names.
     """
-    from serving import keys
+    from serving.api import keys
 
     made, hashed = keys.make()
     _show({"key": made, "hash": hashed}, as_json, f"key:  {made}\nhash: {hashed}")
@@ -332,10 +335,10 @@ def rerank(
 @releases_app.command("list")
 def releases_list(workspace: Workspace = DEFAULT_WORKSPACE, as_json: Json = False) -> None:
     """All releases, oldest first, and which is live."""
-    from flows import card
+    from flows import releases
 
-    found = card.releases(workspace)
-    _show(found, as_json, card.render_releases(found))
+    found = releases.releases(workspace)
+    _show(found, as_json, releases.render_releases(found))
 
 
 @releases_app.command("show")
@@ -343,10 +346,10 @@ def releases_show(
     release: Annotated[str, typer.Argument()] = "live", workspace: Workspace = DEFAULT_WORKSPACE, as_json: Json = False
 ) -> None:
     """What a release holds, its figures and its files, after checking them."""
-    from flows import card
+    from flows import releases
 
-    found = card.show(workspace, release)
-    _show(found, as_json, card.render_show(found))
+    found = releases.show(workspace, release)
+    _show(found, as_json, releases.render_show(found))
 
 
 @releases_app.command("promote")

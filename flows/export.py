@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from pipeline import artifacts, releases
-from pipeline import config as configs
+from pipeline import recipe as recipes
 from pipeline.artifacts import Artifact
 from pipeline.config import ExportConfig, Precision, Recipe
 from pipeline.errors import ConfigError, MissingError
@@ -64,8 +64,8 @@ def _config(recipe: Mapping[str, Any], precisions: Sequence[str], overrides: Seq
     for override in overrides:
         if not override.strip().startswith("export."):
             raise ConfigError(f"--set {override}: only values of export can be set here; retrain for the others")
-        configs.override(tree, override)
-    config = configs.parse(Recipe, tree).export
+        recipes.override(tree, override)
+    config = recipes.parse(Recipe, tree).export
     known = get_args(Precision)
     if unknown := set(precisions) - set(known):
         raise ConfigError(f"--precisions: '{min(unknown)}' is not one of {', '.join(known)}")
@@ -75,7 +75,7 @@ def _config(recipe: Mapping[str, Any], precisions: Sequence[str], overrides: Seq
 
 def _made(workspace: Path, config: ExportConfig, model: Artifact, judged_with: Artifact) -> dict[str, Any]:
     from pipeline.evaluation import facts
-    from pipeline.export import onnx
+    from pipeline.export import bundle as onnx
 
     data, pairs = (_input(workspace, judged_with, name) for name in ("data", "pairs"))
     made = onnx.make(workspace, config, model, data, pairs)

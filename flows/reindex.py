@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows import chain
-from pipeline import config as configs
+from flows import indexing, judging, runner
+from pipeline import recipe as recipes
 from pipeline import releases
 from pipeline.config import Recipe, SourceConfig
 
@@ -30,7 +30,7 @@ def reindex(
     release: str = "live",
     full: bool = False,
     promote: bool = True,
-    run: chain.Runner = chain.directly,
+    run: runner.Runner = runner.directly,
 ) -> dict[str, Any]:
     """Indexes the documents of these sources with the models of a release; what was done, as plain values.
 
@@ -48,13 +48,13 @@ def reindex(
     registry = releases.Releases(workspace)
     live = registry.live()
     old = registry.open(release)
-    recipe = configs.parse(Recipe, old.manifest.config)
+    recipe = recipes.parse(Recipe, old.manifest.config)
     chosen = [SourceConfig(path=path, format=format) for path in documents]
     data = run("documents", lambda: corpus.make(workspace, chosen, Path(), recipe.data.faulty_rows))
-    parts = {name: releases.part(old, name) for name in chain.PARTS}
+    parts = {name: releases.part(old, name) for name in judging.PARTS}
     if full:
         _forget_vectors(workspace)
-    made = chain.make_searchable(workspace, recipe.index, parts["encoder"], data, run=run)
+    made = indexing.make_searchable(workspace, recipe.index, parts["encoder"], data, run=run)
     parts |= {"lexical": made.lexical, "documents": made.documents, "index": made.index}
     new = registry.publish(parts, metrics=dict(old.metrics), config=old.manifest.config)
     was_live = live is not None and live.release == old.fingerprint

@@ -12,8 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from flows import chain
-from pipeline import config as configs
+from flows import judging, runner
+from pipeline import recipe as recipes
 from pipeline import releases
 from pipeline.artifacts import Artifact
 from pipeline.config import DataConfig, Recipe, SourceConfig
@@ -34,7 +34,7 @@ def report(
     run_file: Path | None = None,
     baseline: str = "",
     out: Path | None = None,
-    run: chain.Runner = chain.directly,
+    run: runner.Runner = runner.directly,
 ) -> Artifact:
     """A report artifact on a release's models, or on a run file, over all queries that a source judges.
 
@@ -62,7 +62,7 @@ def report(
     return made
 
 
-def _judgments(registry: Releases, source: SourceConfig, config: DataConfig, run: chain.Runner) -> Artifact:
+def _judgments(registry: Releases, source: SourceConfig, config: DataConfig, run: runner.Runner) -> Artifact:
     from pipeline.data import judgments
 
     whole = replace(
@@ -72,20 +72,20 @@ def _judgments(registry: Releases, source: SourceConfig, config: DataConfig, run
 
 
 def _of_release(
-    registry: Releases, source: SourceConfig, split: Split, release: str, baseline: str, run: chain.Runner
+    registry: Releases, source: SourceConfig, split: Split, release: str, baseline: str, run: runner.Runner
 ) -> Artifact:
     from pipeline.evaluation import facts, systems
     from pipeline.evaluation import report as reports
 
     opened = registry.open(release)
-    recipe = configs.parse(Recipe, opened.manifest.config)
+    recipe = recipes.parse(Recipe, opened.manifest.config)
     data = _judgments(registry, source, recipe.data if split == "test" else replace(recipe.data, splits="test"), run)
-    judged, corpus = chain.judge_release(registry, opened, recipe.index, recipe.candidates, data, run=run)
+    judged, corpus = judging.judge_release(registry, opened, recipe.index, recipe.candidates, data, run=run)
     before = None
     if baseline:
         former = registry.open(baseline)
-        index = configs.parse(Recipe, former.manifest.config).index
-        other, _ = chain.judge_release(registry, former, index, recipe.candidates, data, run=run)
+        index = recipes.parse(Recipe, former.manifest.config).index
+        other, _ = judging.judge_release(registry, former, index, recipe.candidates, data, run=run)
         before = (other.features, other.fusion)
     ranked = run("systems", lambda: systems.make(registry.workspace, judged.features, judged.fusion, {}, before))
     parts = {name: releases.part(opened, name) for name in ("ranker", "encoder")}
@@ -104,7 +104,7 @@ def _of_release(
     )
 
 
-def _of_run(registry: Releases, source: SourceConfig, run_file: Path, baseline: str, run: chain.Runner) -> Artifact:
+def _of_run(registry: Releases, source: SourceConfig, run_file: Path, baseline: str, run: runner.Runner) -> Artifact:
     from pipeline.evaluation import report as reports
     from pipeline.evaluation import systems
 
@@ -113,8 +113,8 @@ def _of_run(registry: Releases, source: SourceConfig, run_file: Path, baseline: 
     files = {run_file.stem: run_file}
     if baseline:
         opened = registry.open(baseline)
-        recipe = configs.parse(Recipe, opened.manifest.config)
-        judged, _ = chain.judge_release(registry, opened, recipe.index, recipe.candidates, data, run=run)
+        recipe = recipes.parse(Recipe, opened.manifest.config)
+        judged, _ = judging.judge_release(registry, opened, recipe.index, recipe.candidates, data, run=run)
         ranked = run("systems", lambda: systems.make(registry.workspace, judged.features, judged.fusion, {}))
         files = {systems.FUSED: ranked.file("run.parquet"), **files}
     return run(

@@ -24,10 +24,11 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.schedules import Cron, Schedule
 from prefect.tasks import Task
 
-from flows import chain
 from flows import reindex as reindexing
 from flows import report as reporting
-from pipeline import config
+from flows import retrain as chain
+from flows import runner
+from pipeline import recipe as recipes
 from pipeline.artifacts import Artifact
 from pipeline.errors import ConfigError, InputError
 
@@ -61,7 +62,7 @@ def as_task(name: str, stage: Callable[[], Artifact]) -> Artifact:
         persist_result=False,
     )
     def run() -> Artifact:
-        return chain.directly(name, stage)
+        return runner.directly(name, stage)
 
     return run()
 
@@ -69,7 +70,7 @@ def as_task(name: str, stage: Callable[[], Artifact]) -> Artifact:
 @flow(name="retrain", persist_result=False)
 def retrain(recipe: Path, overrides: list[str], workspace: Path, promote: bool = True) -> chain.Outcome:
     """Trains, judges and, if the gate agrees, promotes; see `chain.retrain`."""
-    outcome = chain.retrain(config.load(recipe, overrides), workspace, promote=promote, run=as_task)
+    outcome = chain.retrain(recipes.load(recipe, overrides), workspace, promote=promote, run=as_task)
     _show_report(outcome.report)
     create_markdown_artifact(
         key="gate",
@@ -107,7 +108,7 @@ def serve(recipe: Path, overrides: list[str], workspace: Path, *, judgments: str
     Raises:
         ConfigError: no flow has a cron line and what it needs, or a line or the time zone is not one.
     """
-    lines = config.load(recipe, overrides).schedule
+    lines = recipes.load(recipe, overrides).schedule
     workspace = workspace.resolve()
     wanted: list[tuple[Any, str, dict[str, Any]]] = [
         (retrain, lines.retrain, {"recipe": recipe.resolve(), "overrides": overrides, "workspace": workspace})

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from index import documents
+from index.analyzer import analyser
 from index.hits import Hit, judged_queries, read_ids, write_ids, write_run
-from index.terms import analyser
 from pipeline import artifacts, progress, schema
 from pipeline.artifacts import Artifact, Staging
 from pipeline.config import IndexConfig

@@ -5,18 +5,10 @@ here imports more than the standard library.
 """
 
 import dataclasses
-import difflib
-import math
-import re
-import tomllib
-import types
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar
 
-from pipeline.errors import ConfigError, MissingError
+from pipeline.errors import ConfigError
 
 Precision = Literal["fp32", "fp16", "int8", "w8"]
 
@@ -555,7 +547,7 @@ class AblationConfig:
     """What `relevance ablate` compares; retraining does not read it."""
 
     sets: tuple[str, ...] = ("plain", "hard", "soft", "margin", "hidden", "soft+margin", "all")
-    """Sets of losses of the ranker, see `pipeline.training.loss_sets`; the others are held against the first."""
+    """Sets of losses of the ranker (`pipeline.training.losses.ablation_sets`); the first is the baseline."""
     doses: tuple[float, ...] = ()
     """Each set is also tried with so many unlabelled pairs a labelled one; none takes `candidates.unlabelled`."""
     seeds: int = 3
@@ -628,127 +620,3 @@ class Recipe:
 
 
 T = TypeVar("T")
-
-_PLAIN = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
-
-
-def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe in a TOML file, with `--set` overrides such as `ranker.layers=3` laid over it.
-
-    Raises:
-        MissingError: no such file.
-        ConfigError: not TOML, an unknown key, a wrong type or an impossible value; names the key.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise MissingError(
-            f"{path}: no such recipe; `relevance retrain --help` lists those that are built in"
-        ) from error
-    except (UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"{path}: cannot be read as a UTF-8 text ({error})") from error
-    try:
-        tree = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from error
-    for item in overrides:
-        override(tree, item)
-    tree.setdefault("name", path.stem)
-    try:
-        return parse(Recipe, tree)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """A config as plain values, for a manifest."""
-    return dataclasses.asdict(config)
-
-
-def override(tree: dict[str, Any], text: str) -> None:
-    """Lays one `section.key=value` over the plain values of a recipe.
-
-    Raises:
-        ConfigError: it is not written so.
-    """
-    key, equals, value = text.partition("=")
-    parts = key.strip().split(".")
-    if not equals or not all(parts):
-        raise ConfigError(f"--set {text}: write it as section.key=value, for example --set ranker.layers=3")
-    try:
-        parsed = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        parsed = value  # A bare word is a string, so that a shell needs no second pair of quotes.
-    node = tree
-    for part in parts[:-1]:
-        node = node.setdefault(part, {})
-        if not isinstance(node, dict):
-            raise ConfigError(f"--set {text}: {part} is a value, not a section")
-    node[parts[-1]] = parsed
-
-
-def parse(kind: type[T], tree: Mapping[str, Any], where: str = "") -> T:
-    """A config of this class from plain values.
-
-    Raises:
-        ConfigError: an unknown key (with the nearest known one), a wrong type, an impossible value.
-    """
-    hints = get_type_hints(kind)
-    for key in tree:
-        if key not in hints:
-            near = difflib.get_close_matches(key, hints, n=1)
-            hint = f"did you mean {where}{near[0]}?" if near else f"known keys: {', '.join(hints)}"
-            raise ConfigError(f"unknown key {where}{key}; {hint}")
-    values = {key: _value(hints[key], value, f"{where}{key}") for key, value in tree.items()}
-    place = where.rstrip(".")
-    own = _OWN_NAMES.get(kind, place)
-    try:
-        with named(own, place or own):
-            return kind(**values)
-    except TypeError as error:
-        raise ConfigError(f"{place or 'recipe'}: {error}") from error
-
-
-_OWN_NAMES: Mapping[type, str] = {RankerConfig: "ranker", LoopConfig: "loop"}
-"""What the errors of a section call it that stands in several places of a recipe."""
-
-
-@contextmanager
-def named(own: str, place: str) -> Iterator[None]:
-    """Errors about the section `own` say where it stands: `ranker.layers` becomes `assistants[0].layers`."""
-    try:
-        yield
-    except ConfigError as error:
-        if own == place:
-            raise
-        raise ConfigError(re.sub(rf"\b{own}(?=[.:])", place, str(error))) from error
-
-
-def _value(wanted: Any, value: Any, where: str) -> Any:
-    origin = get_origin(wanted)
-    if dataclasses.is_dataclass(wanted) and isinstance(wanted, type):
-        if not isinstance(value, Mapping):
-            raise _wrong(where, f"a section [{where}]", value)
-        return parse(wanted, value, f"{where}.")
-    if origin is Literal:
-        choices = get_args(wanted)
-        if value not in choices:
-            raise _wrong(where, "one of " + ", ".join(map(str, choices)), value)
-        return value
-    if origin is tuple:
-        if not isinstance(value, (list, tuple)):
-            raise _wrong(where, "a list", value)
-        return tuple(_value(get_args(wanted)[0], item, f"{where}[{number}]") for number, item in enumerate(value))
-    if origin in (Union, types.UnionType):
-        raise AssertionError(f"{where}: unions are not used in recipes")
-    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if wanted is float and isinstance(value, float) and not math.isfinite(value):
-        raise _wrong(where, "a finite number", value)
-    if not isinstance(value, wanted) or (wanted is not bool and isinstance(value, bool)):
-        raise _wrong(where, _PLAIN[wanted], value)
-    return value
-
-
-def _wrong(where: str, wanted: str, value: Any) -> ConfigError:
-    return ConfigError(f"{where} is {value!r}; it must be {wanted}")

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import pyarrow as pa
+
 from pipeline import text
 from pipeline.errors import MissingError, SchemaError
 
@@ -197,3 +199,7 @@ def write(table: "pa.Table", path: Path, kind: str) -> None:
     if faults:
         raise SchemaError(f"{path}: " + "; ".join(str(fault) for fault in faults))
     pq.write_table(table, path, compression="zstd")
+
+
+PREFERENCE = ("human", "click", "model")
+"""Sources of judgments, the most trusted first."""

@@ -68,7 +68,9 @@ def _loaded_after(code: str) -> set[str]:
 
 
 def test_serving_starts_without_training_libraries() -> None:
-    loaded = _loaded_after("import serving.app, serving.searcher, serving.lifecycle, serving.run")
+    loaded = _loaded_after(
+        "import serving.api.app, serving.scoring.searcher, serving.rollout.lifecycle, serving.process.launch"
+    )
     assert {"onnxruntime", "faiss", "fastapi"} <= loaded
     assert not loaded & {"torch", "transformers", "sklearn", "prefect"}
 

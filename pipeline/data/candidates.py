@@ -20,13 +20,12 @@ from pipeline.artifacts import Artifact, Staging
 from pipeline.config import CandidatesConfig
 from pipeline.data import splits
 from pipeline.errors import SchemaError
+from pipeline.schema import PREFERENCE
 
 PAIRS_VERSION = 1
 POOL_VERSION = 1
 MINED_VERSION = 1
 
-PREFERENCE = ("human", "click", "model")
-"""Sources of judgments, the most trusted first."""
 
 MINED = "mined"
 """The source of negatives that the encoder learns from after its first round."""

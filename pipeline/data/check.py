@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config import SourceConfig
-from pipeline.data import faults, judgments, sources, splits
-from pipeline.data.faults import Sifted
+from pipeline.data import judgments, sources, splits, validation
+from pipeline.data.validation import Sifted
 from pipeline.schema import SPLITS, Fault
 from pipeline.text import normalise
 
@@ -104,8 +104,8 @@ def examine(path: Path | str, format: str = "auto") -> DataReport:
         SchemaError: a file that cannot be read at all; see `sources.read`.
     """
     source = sources.read(SourceConfig(path=str(path), format=format), Path())
-    sifted = faults.sift(source)
-    conflicts = faults.conflicts(source.judgments, sifted.findings)
+    sifted = validation.sift(source)
+    conflicts = validation.conflicts(source.judgments, sifted.findings)
     whole = Sifted(sifted.documents, sifted.queries, sifted.judgments, (*sifted.findings, *conflicts), sifted.repeated)
     rows = whole.judgments.select(["query_id", "doc_id", "grade"]).to_pandas()
     published = pd.Series(judgments.published(whole.judgments), dtype=object).fillna("none")
@@ -232,7 +232,7 @@ def _notice(sifted: Sifted, rows: pd.DataFrame) -> dict[str, Noticed]:
     empty = (content == "").all(axis=1)
     found["documents without title and text"] = ids[empty].tolist()
     found["documents of the same title and text"] = ids[content.duplicated() & ~empty].tolist()
-    again = faults.keys(sifted.judgments).duplicated().to_numpy()
+    again = validation.keys(sifted.judgments).duplicated().to_numpy()
     found["judgments that stand there again"] = [
         f"{query} {document}" for query, document in rows.loc[again, ["query_id", "doc_id"]].itertuples(index=False)
     ]

@@ -10,9 +10,9 @@ import pyarrow as pa
 
 from pipeline import artifacts, schema
 from pipeline.config import DataConfig, SourceConfig
-from pipeline.data import faults, judgments, sources, splits
-from pipeline.data.faults import Sifted
-from pipeline.data.files import STRING
+from pipeline.data import judgments, sources, splits, validation
+from pipeline.data.formats.text_files import STRING
+from pipeline.data.validation import Sifted
 from pipeline.errors import ConfigError, SchemaError
 
 _ADVICE = "mend them first; `relevance data check` lists them all"
@@ -56,8 +56,8 @@ def split(path: Path, valid_share: float, test_share: float, seed: int, out: Pat
 
 def _read(path: Path | str, format: str) -> Sifted:
     source = sources.read(SourceConfig(path=str(path), format=format), Path())
-    sifted = faults.sift(source)
-    faults.refuse(sifted.findings, str(path), _ADVICE)
+    sifted = validation.sift(source)
+    validation.refuse(sifted.findings, str(path), _ADVICE)
     return sifted
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pipeline import artifacts, schema
 from pipeline.artifacts import Artifact, Staging
 from pipeline.config import SourceConfig
-from pipeline.data import faults, judgments, sources
+from pipeline.data import judgments, sources, validation
 from pipeline.errors import SchemaError
 
 VERSION = 1
@@ -38,11 +38,11 @@ def make(
     def build(staging: Staging) -> Mapping[str, Any]:
         tables, dropped = [], {}
         for item in found:
-            sifted = faults.sift(item.read())
+            sifted = validation.sift(item.read())
             if faulty_rows == "error":
                 advice = 'mend them, or set data.faulty_rows = "drop" in the recipe to do without them'
                 of_documents = [finding for finding in sifted.findings if finding.fault.table == "documents"]
-                faults.refuse(of_documents, item.name, advice)
+                validation.refuse(of_documents, item.name, advice)
             tables.append(
                 sifted.documents if len(found) == 1 else judgments.prefixed(sifted.documents, item.name, "doc_id")
             )

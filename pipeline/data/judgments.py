@@ -16,14 +16,14 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import artifacts, schema
-from pipeline import config as configs
+from pipeline import artifacts, recipe, schema
 from pipeline.artifacts import Artifact, Staging
 from pipeline.config import DataConfig
-from pipeline.data import faults, sources, splits, tables
-from pipeline.data.faults import Sifted
-from pipeline.data.files import STRING
+from pipeline.data import sources, splits, validation
+from pipeline.data.formats import tables
+from pipeline.data.formats.text_files import STRING
 from pipeline.data.sources import Source
+from pipeline.data.validation import Sifted
 from pipeline.errors import ConfigError, SchemaError
 from pipeline.schema import SPLITS
 
@@ -47,7 +47,7 @@ def make(workspace: Path, config: DataConfig) -> Artifact:
     if not config.sources:
         raise ConfigError("data.sources is empty; name a folder of judged data in the recipe, under [[data.sources]]")
     found = [sources.find(source, Path(config.root)) for source in config.sources]
-    plain = configs.to_dict(config) | {
+    plain = recipe.to_dict(config) | {
         "root": "",
         "sources": [
             {"name": item.name, "grades": list(source.grades)}
@@ -66,10 +66,10 @@ def _build(folder: Path, config: DataConfig, read: Sequence[Source]) -> Mapping[
     collections = _by_name(read)
     parts = []
     for source in collections:
-        sifted = faults.sift(source)
+        sifted = validation.sift(source)
         if config.faulty_rows == "error":
             advice = 'mend them, or set data.faulty_rows = "drop" to do without them'
-            faults.refuse(sifted.findings, source.name, advice)
+            validation.refuse(sifted.findings, source.name, advice)
         if config.splits == "source":
             splits.guard(texts_of(sifted.queries, sifted.judgments), published(sifted.judgments), source.name)
         parts.append(sifted)
@@ -104,11 +104,11 @@ def merge(judgments: pa.Table, config: DataConfig) -> tuple[pa.Table, dict[str, 
     Raises:
         SchemaError: a pair has several grades and `config.conflicts` is error.
     """
-    keys = faults.keys(judgments)
+    keys = validation.keys(judgments)
     again = keys.duplicated().to_numpy()
-    found = faults.conflicts(judgments) if again.any() else []
+    found = validation.conflicts(judgments) if again.any() else []
     if config.conflicts == "error":
-        faults.refuse(found, "judgments", 'mend them, or set data.conflicts = "max" or "mean"')
+        validation.refuse(found, "judgments", 'mend them, or set data.conflicts = "max" or "mean"')
     if not again.any():
         return judgments, {"judgments": 0, "conflicts": 0}
     group = keys.groupby(list(keys.columns), sort=False, dropna=False).ngroup()

@@ -12,13 +12,13 @@ import pyarrow.compute as pc
 
 from pipeline import artifacts, schema
 from pipeline.config import SourceConfig
-from pipeline.data import formats, sql
-from pipeline.data.files import STRING
-from pipeline.data.tables import Tables, is_text
+from pipeline.data.formats import registry, sql, tables
+from pipeline.data.formats.tables import Tables, is_text
+from pipeline.data.formats.text_files import STRING
 from pipeline.errors import ConfigError, SchemaError
 from pipeline.schema import MAX_GRADE, Fault
 
-NAMES = (*(known.name for known in formats.FORMATS), "sql", "python_api")
+NAMES = (*(known.name for known in registry.FORMATS), "sql", "python_api")
 """All formats; `auto` is one of them by the look of the path."""
 
 log = logging.getLogger(__name__)
@@ -65,14 +65,14 @@ def find(config: SourceConfig, root: Path) -> Found:
     if wrong:
         raise ConfigError(f"{config.path}: grades has {wrong[0]}, which is outside 0..{MAX_GRADE}")
     if config.format == "python_api":
-        from pipeline.data import python_api  # Only its own recipe needs it.
+        from pipeline.data.formats import python_docs  # Only its own recipe needs it.
 
-        return Found(config.name or "python_api", "python_api", python_api.digest(), lambda: _python_api(config))
+        return Found(config.name or "python_api", "python_api", python_docs.digest(), lambda: _python_api(config))
     if config.format == "sql" or (config.format == "auto" and "://" in config.path):
         source = _sql(config, root)
         return Found(source.name, source.format, source.digest, lambda: source)
     path = root / config.path
-    known = formats.of(path, config.format)
+    known = registry.of(path, config.format)
     name = config.name or (path.resolve().parent.name if path.is_file() else path.resolve().name)
     digest = _digest_files(known, path)
     return Found(name, known.name, digest, lambda: _read(known, path, name, digest, config))
@@ -81,8 +81,8 @@ def find(config: SourceConfig, root: Path) -> Found:
 def read(config: SourceConfig, root: Path) -> Source:
     """A source's documents, queries and judgments.
 
-    Rows that cannot be used as they are stay in the tables and are listed in `faults`; `pipeline.data.faults` finds the
-    others.
+    Rows that cannot be used as they are stay in the tables and are listed in `faults`; `pipeline.data.validation`
+    finds the others.
 
     Args:
         root: what the source's path is relative to.
@@ -95,7 +95,7 @@ def read(config: SourceConfig, root: Path) -> Source:
     return find(config, root).read()
 
 
-def _read(known: formats.Format, path: Path, name: str, digest: str, config: SourceConfig) -> Source:
+def _read(known: tables.Format, path: Path, name: str, digest: str, config: SourceConfig) -> Source:
     began = time.monotonic()
     source = _checked(name, known.name, known.read(path), digest, config, str(path))
     log.info(
@@ -123,9 +123,9 @@ def _sql(config: SourceConfig, root: Path) -> Source:
 
 
 def _python_api(config: SourceConfig) -> Source:
-    from pipeline.data import python_api
+    from pipeline.data.formats import python_docs
 
-    found = python_api.read()
+    found = python_docs.read()
     made = Tables(documents=found.documents, queries=found.queries, judgments=found.judgments)
     return _checked(config.name or found.name, "python_api", made, found.digest, config, "python_api")
 
@@ -166,6 +166,6 @@ def _large(table: pa.Table) -> pa.Table:
     return table
 
 
-def _digest_files(known: formats.Format, path: Path) -> str:
+def _digest_files(known: tables.Format, path: Path) -> str:
     parts = [f"{file.name} {artifacts.sha256(file)}" for file in known.files(path)]
     return hashlib.blake2b("\n".join([known.name, *parts]).encode(), digest_size=16).hexdigest()

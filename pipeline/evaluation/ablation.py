@@ -17,13 +17,13 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from pipeline import artifacts
-from pipeline import config as configs
+from pipeline import artifacts, recipe
 from pipeline.artifacts import Artifact, Staging
 from pipeline.config import EvaluationConfig
 from pipeline.errors import ConfigError
 from pipeline.evaluation import page, plots, runs, significance
-from pipeline.evaluation.report import finite, judged, measures, per_query
+from pipeline.evaluation.per_query import judged, measures, per_query
+from pipeline.evaluation.report import finite
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -118,7 +118,7 @@ def make(
         return {"choice": found["choice"]["supported"], "tied": found["choice"]["tied"]}
 
     settings = {
-        **configs.to_dict(config),
+        **recipe.to_dict(config),
         "trials": [[trial.kind, trial.seed, trial.terms] for trial in trials],
         "ceiling": ceiling,
         "measure": decisive,

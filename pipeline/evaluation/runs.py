@@ -68,9 +68,9 @@ def _parquet(path: Path) -> "pa.Table":
 
 
 def _trec(path: Path) -> "pa.Table":
-    from pipeline.data import trec
+    from pipeline.data.formats import trec_files
 
-    return trec.read_run(path)
+    return trec_files.read_run(path)
 
 
 def _of_system(table: "pa.Table", path: Path, system: str) -> "pa.Table":

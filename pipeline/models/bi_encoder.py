@@ -23,7 +23,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel, PreTrainedToken
 
 from pipeline.artifacts import write_atomically
 from pipeline.errors import ArtifactError, ShapeError
-from pipeline.models import modules, texts, weights
+from pipeline.models import base_models, sentence_transformers_format, tokenizers
 from pipeline.models.cross_encoder import DROPOUT
 from pipeline.tokens import TextTemplate
 
@@ -48,10 +48,10 @@ class BiEncoder(nn.Module):
             ConfigError: the texts are longer than the model's positions.
         """
         super().__init__()
-        texts.check_positions(model.config, max(query_template.max_tokens, document_template.max_tokens))
+        tokenizers.check_positions(model.config, max(query_template.max_tokens, document_template.max_tokens))
         self.model = model
         self.hub_tokenizer = tokenizer
-        self.tokenizer: Tokenizer = texts.plain_tokenizer(tokenizer)
+        self.tokenizer: Tokenizer = tokenizers.plain_tokenizer(tokenizer)
         self.dense = dense
         self.query_template = query_template
         self.document_template = document_template
@@ -74,11 +74,11 @@ class BiEncoder(nn.Module):
         Raises:
             ConfigError: not a known encoder, no fast tokenizer, or too few positions for `max_tokens`.
         """
-        tokenizer = texts.load_tokenizer(base)
+        tokenizer = tokenizers.load_tokenizer(base)
         config = AutoConfig.from_pretrained(base, trust_remote_code=False)
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
             setattr(config, name, DROPOUT)
-        with weights.quiet(), torch.random.fork_rng(devices=[]):
+        with base_models.quiet(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = _body(base, config)
             dense = nn.Linear(int(config.hidden_size), dimensions)
@@ -86,8 +86,8 @@ class BiEncoder(nn.Module):
             model,
             tokenizer,
             dense,
-            texts.text_template(tokenizer, max_query_tokens),
-            texts.text_template(tokenizer, max_tokens),
+            tokenizers.text_template(tokenizer, max_query_tokens),
+            tokenizers.text_template(tokenizer, max_tokens),
             widths,
         )
 
@@ -99,27 +99,29 @@ class BiEncoder(nn.Module):
             ArtifactError: head.json or the projection is not readable.
             MissingError: no model in this folder.
         """
-        place = weights.folder(folder / "model")
+        place = base_models.folder(folder / "model")
         try:
             head = json.loads((folder / "head.json").read_text(encoding="utf-8"))
             query, document = (TextTemplate.from_dict(head[f"{role}_template"]) for role in ("query", "document"))
             widths = [int(width) for width in head["widths"]]
-            values = load_file(place / modules.DENSE)
+            values = load_file(place / sentence_transformers_format.DENSE)
             rows, columns = values["linear.weight"].shape
             dense = nn.Linear(columns, rows)
             dense.load_state_dict({name.removeprefix("linear."): value for name, value in values.items()})
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-            raise ArtifactError(f"{folder}: head.json or model/{modules.DENSE} is not readable ({error!r})") from error
+            raise ArtifactError(
+                f"{folder}: head.json or model/{sentence_transformers_format.DENSE} is not readable ({error!r})"
+            ) from error
         model = _body(place, AutoConfig.from_pretrained(place, trust_remote_code=False))
-        return cls(model, texts.load_tokenizer(place), dense, query, document, widths[1:]).eval()
+        return cls(model, tokenizers.load_tokenizer(place), dense, query, document, widths[1:]).eval()
 
     def save(self, folder: Path) -> None:
         """Writes `model/` and `head.json` into a folder that exists."""
         place = folder / "model"
-        with weights.quiet():
+        with base_models.quiet():
             self.model.save_pretrained(place)
-        texts.save_tokenizer(self.hub_tokenizer, place, self.document_template.max_tokens)
-        modules.write(place, self.dense, max_tokens=self.document_template.max_tokens)
+        tokenizers.save_tokenizer(self.hub_tokenizer, place, self.document_template.max_tokens)
+        sentence_transformers_format.write(place, self.dense, max_tokens=self.document_template.max_tokens)
         head = {
             "dimensions": self.dense.out_features,
             "widths": list(self.widths),
@@ -176,13 +178,13 @@ class BiEncoder(nn.Module):
 
 
 def _body(place: Path, config: object) -> PreTrainedModel:
-    with weights.quiet():
+    with base_models.quiet():
         model = AutoModel.from_pretrained(
             place,
             config=config,
             add_pooling_layer=False,
             dtype=torch.float32,
-            attn_implementation=texts.attention(),
+            attn_implementation=tokenizers.attention(),
             trust_remote_code=False,
         )
     assert isinstance(model, PreTrainedModel)

@@ -24,7 +24,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 
 from pipeline.artifacts import write_atomically
 from pipeline.errors import ArtifactError, ConfigError, ShapeError
-from pipeline.models import packed, texts, weights
+from pipeline.models import base_models, packed, tokenizers
 from pipeline.tokens import PairTemplate
 
 DROPOUT = 0.0
@@ -52,13 +52,13 @@ class CrossEncoder(nn.Module):
             ConfigError: the input is longer than the model's positions, or the thresholds do not ascend.
         """
         super().__init__()
-        texts.check_positions(model.config, template.max_tokens)
+        tokenizers.check_positions(model.config, template.max_tokens)
         values = torch.tensor(list(thresholds), dtype=torch.float64)
         if not len(values) or (values.diff() <= 0).any():
             raise ConfigError(f"thresholds {list(thresholds)}: one for each grade above 0, strictly ascending")
         self.model = model
         self.hub_tokenizer = tokenizer
-        self.tokenizer: Tokenizer = texts.plain_tokenizer(tokenizer)
+        self.tokenizer: Tokenizer = tokenizers.plain_tokenizer(tokenizer)
         self.template = template
         self.gaps = nn.Parameter(_inverse_softplus(values.diff()).float())
         """(grades − 1,) softplus gives the distance between neighbouring thresholds."""
@@ -79,26 +79,26 @@ class CrossEncoder(nn.Module):
         Raises:
             ConfigError: not a known encoder, no fast tokenizer, or too few positions for `max_tokens`.
         """
-        tokenizer = texts.load_tokenizer(base)
+        tokenizer = tokenizers.load_tokenizer(base)
         config = AutoConfig.from_pretrained(base, trust_remote_code=False)
-        texts.check_positions(config, max_tokens)
+        tokenizers.check_positions(config, max_tokens)
         config.num_labels = 1
         config.problem_type = None
         config.sentence_transformers = {"activation_fn": "torch.nn.modules.linear.Identity"}
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
             if hasattr(config, name):
                 setattr(config, name, DROPOUT)
-        with weights.quiet(), torch.random.fork_rng(devices=[]):
+        with base_models.quiet(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model, report = AutoModelForSequenceClassification.from_pretrained(
                 base,
                 config=config,
                 dtype=torch.float32,
-                attn_implementation=texts.attention(),
+                attn_implementation=tokenizers.attention(),
                 trust_remote_code=False,
                 output_loading_info=True,
             )
-        template = texts.pair_template(tokenizer, config, max_tokens, max_query_tokens)
+        template = tokenizers.pair_template(tokenizer, config, max_tokens, max_query_tokens)
         middle = sum(thresholds) / len(thresholds)
         made = cls(model, tokenizer, template, [value - middle for value in thresholds])
         with torch.no_grad():
@@ -114,23 +114,23 @@ class CrossEncoder(nn.Module):
             ArtifactError: head.json is not readable.
             MissingError: no model in this folder.
         """
-        place = weights.folder(folder / "model")
+        place = base_models.folder(folder / "model")
         try:
             head = json.loads((folder / "head.json").read_text(encoding="utf-8"))
             thresholds, template = head["thresholds"], PairTemplate.from_dict(head["template"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ArtifactError(f"{folder / 'head.json'}: not readable ({error!r}); train the model again") from error
-        with weights.quiet():
+        with base_models.quiet():
             model = AutoModelForSequenceClassification.from_pretrained(
-                place, dtype=torch.float32, attn_implementation=texts.attention(), trust_remote_code=False
+                place, dtype=torch.float32, attn_implementation=tokenizers.attention(), trust_remote_code=False
             )
-        return cls(model, texts.load_tokenizer(place), template, thresholds).eval()
+        return cls(model, tokenizers.load_tokenizer(place), template, thresholds).eval()
 
     def save(self, folder: Path) -> None:
         """Writes `model/` and `head.json` into a folder that exists."""
-        with weights.quiet():
+        with base_models.quiet():
             self.model.save_pretrained(folder / "model")
-        texts.save_tokenizer(self.hub_tokenizer, folder / "model", self.template.max_tokens)
+        tokenizers.save_tokenizer(self.hub_tokenizer, folder / "model", self.template.max_tokens)
         head = {"thresholds": self.thresholds.tolist(), "template": self.template.to_dict()}
         write_atomically(folder / "head.json", json.dumps(head, indent=1) + "\n")
 
@@ -237,7 +237,7 @@ class CrossEncoder(nn.Module):
         model: Any = self.model
         if not self.segments:
             batches = [(ids, torch.zeros_like(ids), mask) for ids, _, mask in batches]
-        begin = texts.first_position(model.config)
+        begin = tokenizers.first_position(model.config)
         states = packed.first_tokens(model.base_model, batches, offset=begin)
         return self._reading(states[-1], [states[layer - 1] for layer in first], {})
 
@@ -283,9 +283,9 @@ class CrossEncoder(nn.Module):
         return bool(self.model.config.model_type == "albert")
 
     @property
-    def shape(self) -> weights.Shape:
+    def shape(self) -> base_models.Shape:
         """Layers, width and heads."""
-        return weights.Shape(self.layers, self.hidden, self.heads, self.shared)
+        return base_models.Shape(self.layers, self.hidden, self.heads, self.shared)
 
     def _embedded(self, input_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:
         segments = {"token_type_ids": token_type_ids} if token_type_ids is not None and self.segments else {}

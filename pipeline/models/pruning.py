@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTok
 
 from pipeline.artifacts import Artifact
 from pipeline.errors import ConfigError
-from pipeline.models import texts
+from pipeline.models import tokenizers
 from pipeline.models.bi_encoder import BiEncoder
 from pipeline.models.cross_encoder import CrossEncoder
 from pipeline.text import document_text
@@ -45,7 +45,7 @@ def to_corpus(encoder: CrossEncoder | BiEncoder, corpus: Iterable[str]) -> dict[
     before = len(weight)
     kept = _kept(encoder.model, encoder.hub_tokenizer, needed(encoder.hub_tokenizer, corpus))
     encoder.hub_tokenizer = prune(encoder.model, encoder.hub_tokenizer, kept)
-    encoder.tokenizer = texts.plain_tokenizer(encoder.hub_tokenizer)
+    encoder.tokenizer = tokenizers.plain_tokenizer(encoder.hub_tokenizer)
     new_id = {old: new for new, old in enumerate(kept)}
     if isinstance(encoder, CrossEncoder):
         template = encoder.template
@@ -79,7 +79,7 @@ def needed(tokenizer: PreTrainedTokenizerBase, corpus: Iterable[str]) -> set[int
     Raises:
         ConfigError: a tokenizer of a kind that cannot be pruned.
     """
-    plain = texts.plain_tokenizer(tokenizer)
+    plain = tokenizers.plain_tokenizer(tokenizer)
     tree = json.loads(plain.to_str())
     model, vocabulary = tree["model"], plain.get_vocab(with_added_tokens=True)
     unknown = vocabulary.get(model.get("unk_token") or "")
@@ -173,7 +173,7 @@ def _kept(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, wanted: It
     padding = _embedding(model).padding_idx
     if padding is not None:
         special.add(padding)
-    if config.model_type in texts.OFFSET_FAMILIES:
+    if config.model_type in tokenizers.OFFSET_FAMILIES:
         special |= set(range(config.pad_token_id + 1))
     kept = set(wanted) | special
     if tree["model"]["type"] == "BPE":
@@ -185,7 +185,7 @@ def _kept(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, wanted: It
 
 
 def _smaller(tokenizer: PreTrainedTokenizerBase, new_id: Mapping[int, int]) -> PreTrainedTokenizerFast:
-    plain = texts.plain_tokenizer(tokenizer)
+    plain = tokenizers.plain_tokenizer(tokenizer)
     tree = json.loads(plain.to_str())
     model = tree["model"]
     if model["type"] == "Unigram":

@@ -16,16 +16,18 @@ from torch.nn import functional as F
 
 from pipeline import artifacts, schema
 from pipeline.artifacts import Artifact, Staging
-from pipeline.config import CandidatesConfig, EncoderConfig, to_dict
+from pipeline.config import CandidatesConfig, EncoderConfig
 from pipeline.data.candidates import MINED
 from pipeline.errors import ConfigError
-from pipeline.models import card, pruning, surgery, weights
+from pipeline.models import base_models, model_card, pruning, surgery
 from pipeline.models.bi_encoder import BiEncoder
-from pipeline.training import projection, scoring
-from pipeline.training.batches import Pairs, read_pairs
-from pipeline.training.encoder_task import EncoderTask, Learner, first_scales
-from pipeline.training.lessons import joined
-from pipeline.training.loop import train
+from pipeline.recipe import to_dict
+from pipeline.training.loop import scoring
+from pipeline.training.loop.batches import Pairs, read_pairs
+from pipeline.training.loop.loop import train
+from pipeline.training.tasks import projection
+from pipeline.training.tasks.bi_encoder import EncoderTask, Learner, first_scales
+from pipeline.training.tasks.teacher_targets import joined
 
 VERSION = 3
 
@@ -61,7 +63,7 @@ def make(
         TrainingError: nothing to train on, or the loss is not a number.
     """
     origin: Artifact | str = base if config.base == FROM_BASE else config.base
-    check(config, weights.shape(weights.folder(origin)))
+    check(config, base_models.shape(base_models.folder(origin)))
 
     def build(staging: Staging) -> Mapping[str, Any]:
         seed = config.loop.seed
@@ -101,7 +103,7 @@ def make(
         if config.prune_vocabulary:
             found["vocabulary"] = pruning.to_corpus(model, pruning.corpus_of(data))
         model.save(staging.folder)
-        card.write(
+        model_card.write(
             staging.folder / "model",
             "encoder",
             model,
@@ -115,7 +117,7 @@ def make(
 
     settings = {name: value for name, value in to_dict(config).items() if name != "mining"}
     inputs: dict[str, Artifact | str] = {"data": data, "pairs": pairs, "teacher_scores": teacher_scores}
-    inputs |= {"base": weights.digest(origin), **({"start": start} if start else {})}
+    inputs |= {"base": base_models.digest(origin), **({"start": start} if start else {})}
     return artifacts.make(
         workspace,
         "encoder",
@@ -126,7 +128,7 @@ def make(
     )
 
 
-def check(config: EncoderConfig, base: weights.Shape) -> None:
+def check(config: EncoderConfig, base: base_models.Shape) -> None:
     """
     Raises:
         ConfigError: the base has too few layers, or is narrower than `dimensions`.
@@ -141,7 +143,7 @@ def check(config: EncoderConfig, base: weights.Shape) -> None:
 
 def untrained(config: EncoderConfig, origin: Artifact | str) -> BiEncoder:
     """The base with as many layers as the config keeps, and a projection that is still random."""
-    place = weights.folder(origin)
+    place = base_models.folder(origin)
     model = BiEncoder.start(
         place,
         dimensions=config.dimensions,
@@ -151,7 +153,7 @@ def untrained(config: EncoderConfig, origin: Artifact | str) -> BiEncoder:
         seed=config.loop.seed,
     )
     if config.layers:
-        depth = weights.shape(place).layers
+        depth = base_models.shape(place).layers
         model.model = surgery.keep_layers(model.model, surgery.spaced(depth, config.layers))
     return model
 

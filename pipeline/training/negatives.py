@@ -18,8 +18,8 @@ from pipeline import artifacts, schema
 from pipeline.artifacts import Artifact, Staging
 from pipeline.config import MiningConfig
 from pipeline.data.candidates import MINED
-from pipeline.training.encoder_task import spread
-from pipeline.training.lessons import joined
+from pipeline.training.tasks.bi_encoder import spread
+from pipeline.training.tasks.teacher_targets import joined
 
 VERSION = 1
 

@@ -24,12 +24,14 @@ from transformers import (
 
 from pipeline import artifacts, schema, text
 from pipeline.artifacts import Artifact, Staging
-from pipeline.config import PretrainConfig, ScratchConfig, to_dict
+from pipeline.config import PretrainConfig, ScratchConfig
 from pipeline.data import splits
-from pipeline.models import weights
-from pipeline.training import scoring, vocabulary
-from pipeline.training.loop import train
-from pipeline.training.masked import Corpus, MaskedModel, MaskedTask
+from pipeline.models import base_models
+from pipeline.recipe import to_dict
+from pipeline.training.loop import scoring
+from pipeline.training.loop.loop import train
+from pipeline.training.tasks import vocabulary
+from pipeline.training.tasks.masked_lm import Corpus, MaskedModel, MaskedTask
 
 VERSION = 1
 
@@ -61,7 +63,7 @@ def make(workspace: Path, config: PretrainConfig, base: str, data: Artifact) -> 
         if base == SCRATCH:
             tokenizer = vocabulary.train([*corpus.documents, *corpus.queries], config.scratch)
             new_model(place, config.scratch, tokenizer, config.loop.seed)
-        model = MaskedModel.start(place if base == SCRATCH else weights.folder(base), config)
+        model = MaskedModel.start(place if base == SCRATCH else base_models.folder(base), config)
         model.to(scoring.device())
         task = MaskedTask(model, corpus, config)
         before = task.measure()
@@ -81,7 +83,7 @@ def make(workspace: Path, config: PretrainConfig, base: str, data: Artifact) -> 
     settings = to_dict(config)
     if base != SCRATCH:
         del settings["scratch"]
-    inputs: dict[str, Artifact | str] = {"data": data, "base": SCRATCH if base == SCRATCH else weights.digest(base)}
+    inputs: dict[str, Artifact | str] = {"data": data, "base": SCRATCH if base == SCRATCH else base_models.digest(base)}
     return artifacts.make(workspace, "pretrained", version=VERSION, config=settings, inputs=inputs, build=build)
 
 
@@ -144,7 +146,7 @@ def new_model(place: Path, config: ScratchConfig, tokenizer: PreTrainedTokenizer
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
         )
-    with weights.quiet(), torch.random.fork_rng(devices=[]):
+    with base_models.quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         AutoModel.from_config(made).save_pretrained(place)  # type: ignore[no-untyped-call]
         tokenizer.save_pretrained(place)

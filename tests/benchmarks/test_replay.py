@@ -22,11 +22,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from serving.admission import Terms
-from serving.cache import ENTRY_BYTES
-from serving.deadline import Deadline
-from serving.reranker import Caches, Reranker
-from serving.scheduler import Item, Scheduler
+from serving.runtime.admission import Terms
+from serving.runtime.deadline import Deadline
+from serving.runtime.items import Item
+from serving.runtime.scheduler import Scheduler
+from serving.scoring.cache import ENTRY_BYTES
+from serving.scoring.reranker import Caches, Reranker
 from tests.serving.fake_models import FakeEngine
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.data]

@@ -32,8 +32,8 @@ import pytest
 from pipeline import artifacts, schema
 from pipeline.artifacts import Artifact
 from pipeline.config import ExportConfig
-from pipeline.export import onnx
-from serving.engine import Engine
+from pipeline.export import bundle as onnx
+from serving.runtime.engine import Engine
 
 pytestmark = pytest.mark.benchmark
 

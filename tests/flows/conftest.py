@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from flows import chain
+from flows import retrain
 from pipeline import config
+from pipeline import recipe as recipes
 from tests.flows.world import TINY_RECIPE, write_tiny_world
 
 
@@ -17,18 +18,18 @@ class Trained:
 
     world: Path
     workspace: Path
-    outcome: chain.Outcome
+    outcome: retrain.Outcome
 
     @property
     def recipe(self) -> config.Recipe:
-        return config.load(self.world / "tiny.toml", [f"data.root={self.world}"])
+        return recipes.load(self.world / "tiny.toml", [f"data.root={self.world}"])
 
 
 @pytest.fixture(scope="session")
 def trained(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     workspace = tmp_path_factory.mktemp("workspace")
-    recipe = config.load(tiny_world / "tiny.toml", [f"data.root={tiny_world}"])
-    return Trained(tiny_world, workspace, chain.retrain(recipe, workspace))
+    recipe = recipes.load(tiny_world / "tiny.toml", [f"data.root={tiny_world}"])
+    return Trained(tiny_world, workspace, retrain.retrain(recipe, workspace))
 
 
 @pytest.fixture

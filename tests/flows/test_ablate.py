@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from flows import ablate, cli
 from pipeline import config
+from pipeline import recipe as recipes
 from pipeline.artifacts import Artifact
 from pipeline.errors import ConfigError
 from tests.flows.conftest import Trained
@@ -19,7 +20,7 @@ SETS = '["plain", "soft+margin", "hard=0+soft+margin+hidden"]'
 
 @pytest.fixture(scope="module")
 def recipe(tiny_world: Path) -> config.Recipe:
-    return config.load(
+    return recipes.load(
         tiny_world / "tiny.toml", [f"data.root={tiny_world}", "ablation.seeds=2", f"ablation.sets={SETS}"]
     )
 
@@ -67,7 +68,7 @@ def test_the_command_prints_the_verdict(ablated: tuple[Path, Artifact], tiny_wor
 
 
 def test_doses_are_tried_one_by_one_and_drawn(copied: Trained, tiny_world: Path) -> None:
-    dosed = config.load(
+    dosed = recipes.load(
         tiny_world / "tiny.toml",
         [f"data.root={tiny_world}", "ablation.seeds=1", 'ablation.sets=["plain", "soft"]', "ablation.doses=[0, 1]"],
     )
@@ -81,7 +82,7 @@ def test_doses_are_tried_one_by_one_and_drawn(copied: Trained, tiny_world: Path)
 
 
 def test_an_unknown_loss_is_refused_before_any_work(tiny_world: Path, tmp_path: Path) -> None:
-    recipe = config.load(tiny_world / "tiny.toml", [f"data.root={tiny_world}", 'ablation.sets=["sofd"]'])
+    recipe = recipes.load(tiny_world / "tiny.toml", [f"data.root={tiny_world}", 'ablation.sets=["sofd"]'])
     with pytest.raises(ConfigError, match="no loss is called 'sofd'"):
         ablate.ablate(recipe, tmp_path)
     assert not list(tmp_path.iterdir())

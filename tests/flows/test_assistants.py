@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from flows import chain
+from flows import retrain, training
 from pipeline import artifacts, config, releases
+from pipeline import recipe as recipes
 from pipeline.artifacts import Artifact
 from pipeline.errors import ConfigError
 from pipeline.releases import Releases
@@ -31,12 +32,12 @@ def test_each_student_learns_from_the_one_before(copied: Trained) -> None:
         stages.append(name)
         return stage()
 
-    outcome = chain.retrain(recipe, copied.workspace, promote=False, run=run)
+    outcome = retrain.retrain(recipe, copied.workspace, promote=False, run=run)
     begin = stages.index("teacher scores")
     row = ["assistant 1", "assistant 1 scores", "assistant 2", "assistant 2 scores", "ranker", "plain student"]
     assert stages[begin + 1 : begin + 7] == row
 
-    taught = chain.teach(recipe, copied.workspace)
+    taught = training.teach(recipe, copied.workspace)
     second = taught.tutor
     first = _artifact(copied.workspace, "ranker", str(second.manifest.inputs["teacher"]))
     assert first.manifest.inputs["teacher"] == taught.teacher.fingerprint
@@ -68,7 +69,7 @@ def _source(workspace: Path, release: Artifact) -> Artifact:
 
 
 def test_without_assistants_nothing_is_another_stage(copied: Trained) -> None:
-    taught = chain.teach(copied.recipe, copied.workspace)
+    taught = training.teach(copied.recipe, copied.workspace)
     assert taught.tutor.fingerprint == taught.teacher.fingerprint
     assert taught.tutor_scores.fingerprint == taught.scores.fingerprint
 
@@ -82,9 +83,9 @@ def test_the_plain_student_has_the_rankers_shape_in_the_teachers_layers() -> Non
 def test_assistants_are_read_from_a_recipe(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text("[[assistants]]\nlayers = 12\n[[assistants]]\nlayers = 9\n[ranker]\nlayers = 6\n", encoding="utf-8")
-    recipe = config.load(path)
+    recipe = recipes.load(path)
     assert [one.layers for one in (*recipe.assistants, recipe.ranker)] == [12, 9, 6]
-    assert config.parse(config.Recipe, config.to_dict(recipe)) == recipe
+    assert recipes.parse(config.Recipe, recipes.to_dict(recipe)) == recipe
 
 
 def test_a_plain_student_that_has_nothing_to_learn_is_refused() -> None:

@@ -12,7 +12,7 @@ from flows.cli import app
 from pipeline import artifacts, releases
 from pipeline.errors import ConfigError, MissingError
 from pipeline.releases import Releases
-from serving.engine import Engine
+from serving.runtime.engine import Engine
 from tests.flows.conftest import Trained
 
 

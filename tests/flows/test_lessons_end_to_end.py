@@ -7,18 +7,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from flows import chain
-from pipeline import config
+from flows import retrain, training
+from pipeline import recipe as recipes
 from pipeline.artifacts import Artifact, load
 from pipeline.config import Recipe
 from pipeline.errors import ConfigError, SchemaError, TrainingError
-from pipeline.training import outside
+from pipeline.training import external_teacher
 from tests.flows.conftest import Trained
-from tests.pipeline.training.test_outside import save_model
+from tests.pipeline.training.test_external_teacher import save_model
 
 
 def recipe_of(trained: Trained, *overrides: str) -> Recipe:
-    return config.load(trained.world / "tiny.toml", [f"data.root={trained.world}", *overrides])
+    return recipes.load(trained.world / "tiny.toml", [f"data.root={trained.world}", *overrides])
 
 
 @pytest.fixture(scope="module")
@@ -50,17 +50,17 @@ def test_scores_of_a_file_teach_in_place_of_the_teachers(trained: Trained, works
 
     give(40 - 7 * (frame["grade"] + noise))
     with pytest.raises(TrainingError, match="higher scores go with lower grades"):
-        chain.teach(recipe_of(trained, *settings), workspace)
+        training.teach(recipe_of(trained, *settings), workspace)
     give(frame["grade"].head(3))
     with pytest.raises(SchemaError, match="no finite number"):
-        chain.teach(recipe_of(trained, *settings), workspace)
+        training.teach(recipe_of(trained, *settings), workspace)
     given = 40 + 7 * (frame["grade"] + noise)
     give(given)
     with pytest.raises(ConfigError, match="hidden_weight"):
-        chain.teach(recipe_of(trained, f"outside.scores={file}", "ranker.layers=2"), workspace)
+        training.teach(recipe_of(trained, f"outside.scores={file}", "ranker.layers=2"), workspace)
 
-    outcome = chain.retrain(recipe_of(trained, *settings), workspace, promote=False)
-    taught = chain.teach(recipe_of(trained, *settings), workspace)
+    outcome = retrain.retrain(recipe_of(trained, *settings), workspace, promote=False)
+    taught = training.teach(recipe_of(trained, *settings), workspace)
     assert taught.teacher.fingerprint == only(trained.workspace, "teacher").fingerprint  # Not trained again.
     assert taught.scores.manifest.inputs.keys() == {"outside", "data", "pairs"}
     assert np.corrcoef(by_row(taught.scores)[frame["row_id"]], given)[0, 1] == pytest.approx(1.0, abs=1e-6)
@@ -73,8 +73,10 @@ def test_scores_of_a_file_teach_in_place_of_the_teachers(trained: Trained, works
 def test_a_language_model_teaches_labelled_and_unlabelled_pairs(
     trained: Trained, workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scale = outside.Scale(0.0, 1.0, 1.0, 0.0, (-1.0, 1.0))  # A random model's scores need not rise with the grades.
-    monkeypatch.setattr(outside, "fit", lambda *_: scale)
+    scale = external_teacher.Scale(
+        0.0, 1.0, 1.0, 0.0, (-1.0, 1.0)
+    )  # A random model's scores need not rise with the grades.
+    monkeypatch.setattr(external_teacher, "fit", lambda *_: scale)
     model = save_model(tmp_path / "model")
     log = tmp_path / "log.txt"
     log.write_text("shiny kettle\nold red hammer\nsoft towel\n", encoding="utf-8")
@@ -82,7 +84,7 @@ def test_a_language_model_teaches_labelled_and_unlabelled_pairs(
     settings += ["ranker.hidden_weight=0", "ranker.plain=false"]
     settings += ["candidates.unlabelled=1.5", f"candidates.unlabelled_queries={log}", "candidates.title_queries=20"]
     recipe = recipe_of(trained, *settings)
-    taught = chain.teach(recipe, workspace)
+    taught = training.teach(recipe, workspace)
     labelled, every = (pd.read_parquet(one.file("pairs.parquet")) for one in (taught.pairs, taught.lessons))
     train = (labelled["split"] == "train").sum()
     assert (every["split"] == "unlabelled").sum() == round(1.5 * train)
@@ -90,7 +92,7 @@ def test_a_language_model_teaches_labelled_and_unlabelled_pairs(
     lists = pd.read_parquet(taught.lessons.file("queries.parquet"))
     assert {"file", "title"} <= {name.partition(":")[0] for name in lists["asked"]}
 
-    outcome = chain.retrain(recipe, workspace, promote=False)
+    outcome = retrain.retrain(recipe, workspace, promote=False)
     rankers = [load(path.parent, "ranker") for path in (workspace / "artifacts" / "ranker").glob("*/manifest.json")]
     (made,) = (one for one in rankers if one.manifest.inputs["pairs"] == taught.lessons.fingerprint)
     assert made.manifest.inputs["teacher_scores"] == taught.scores.fingerprint
@@ -100,7 +102,7 @@ def test_a_language_model_teaches_labelled_and_unlabelled_pairs(
 def test_an_albert_from_scratch_goes_all_the_way(trained: Trained, tmp_path: Path) -> None:
     """Pre-trained, taught, cut to fewer passes, exported, indexed and judged."""
     settings = ("pretrain.scratch.family=albert", "pretrain.scratch.embedding=16", "ranker.plain=false")
-    chain.retrain(recipe_of(trained, *settings), tmp_path)
+    retrain.retrain(recipe_of(trained, *settings), tmp_path)
     teacher, ranker = only(tmp_path, "teacher"), only(tmp_path, "ranker")
     sizes = [one.file("model/model.safetensors").stat().st_size for one in (teacher, ranker)]
     assert sizes[0] == pytest.approx(sizes[1], rel=0.02)  # The same weights, gone through once instead of twice.

@@ -14,8 +14,8 @@ import pytest
 import pytrec_eval
 
 from index import lexical
+from index.analyzer import analyser
 from index.lexical import LexicalIndex
-from index.terms import analyser
 from pipeline import schema
 from pipeline.artifacts import MANIFEST, Artifact
 from pipeline.config import IndexConfig
@@ -201,20 +201,20 @@ def test_a_run_ranks_the_queries_of_its_splits(tmp_path: Path, make_data: Callab
 
 
 def test_the_service_loads_nothing_heavy(tmp_path: Path, make_data: Callable[..., Artifact]) -> None:
-    from index import build, documents, vectors
+    from index import documents, semantic_build, vectors
 
     data = make_data(["apple", "pear"])
     paths = [
         lexical.make(tmp_path, IndexConfig(), data).path,
         documents.make(tmp_path, data).path,
-        build.make(
+        semantic_build.make(
             tmp_path, IndexConfig(), vectors.make(tmp_path, "e", data, lambda texts: np.eye(2)[: len(texts)])
         ).path,
     ]
     program = (
-        "import sys, index.terms, index.hits\n"
+        "import sys, index.analyzer, index.hits\n"
         "from index.lexical import LexicalIndex\nfrom index.documents import DocumentStore\n"
-        "from index.search import SemanticIndex\n"
+        "from index.semantic import SemanticIndex\n"
         "LexicalIndex.load(P[0]).search('apple', 1); DocumentStore.load(P[1]).get(0)\n"
         "SemanticIndex.load(P[2]).search([1, 0], 1)\n"
         "heavy = ('torch', 'transformers', 'sklearn', 'pandas', 'scipy', 'bm25s')\n"

@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from index import build, search, vectors
+from index import semantic as search
+from index import semantic_build, vectors
 from index.hits import Hit
-from index.search import SemanticIndex
+from index.semantic import SemanticIndex
 from pipeline import artifacts, schema
 from pipeline.artifacts import Artifact
 from pipeline.config import IndexConfig
@@ -40,7 +41,7 @@ def index_of(tmp_path: Path, make_data: Callable[..., Artifact]) -> Callable[...
         data = make_data([str(row) for row in range(len(matrix))])
         digest = f"encoder {matrix.sum()}"
         made = vectors.make(tmp_path, digest, data, lambda texts: matrix[[int(text) for text in texts]])
-        return build.make(tmp_path, config or IndexConfig(), made)
+        return semantic_build.make(tmp_path, config or IndexConfig(), made)
 
     return make
 
@@ -235,7 +236,7 @@ def test_a_lost_write_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     ann = faiss.IndexFlatIP(4)
     ann.add(np.eye(4, dtype=np.float32))
     with pytest.raises(OSError, match="No space left"):
-        build.write_ann(ann, Path("/dev/full"))
+        semantic_build.write_ann(ann, Path("/dev/full"))
 
     def lose(path: Path) -> None:
         content = path.read_bytes()
@@ -243,12 +244,12 @@ def test_a_lost_write_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(artifacts, "fsync", lose)
     with pytest.raises(ArtifactError, match="not what was written"):
-        build.write_ann(ann, tmp_path / "vectors.faiss")
+        semantic_build.write_ann(ann, tmp_path / "vectors.faiss")
 
 
 @given(st.integers(1, 10**10))
 def test_lists_are_a_power_of_two_near_four_roots_that_can_be_learned(count: int) -> None:
-    number = build.lists(count)
+    number = semantic_build.lists(count)
     assert number & (number - 1) == 0
     assert number == 1 or 39 * number <= count
     if count > 50_000:
@@ -282,7 +283,7 @@ def test_a_semantic_run_ranks_the_queries_of_its_splits(
     splits = {query: "valid" if number % 2 else "train" for number, query in enumerate(queries)}
     data = make_data([f"text {row}" for row in range(40)], queries=queries, splits=splits)
     made = vectors.make(tmp_path, "e", data, embed)
-    index = build.make(tmp_path, IndexConfig(), made)
+    index = semantic_build.make(tmp_path, IndexConfig(), made)
     run = search.run(tmp_path, index, data, embed, depth=5, splits=["valid"])
     matrix = np.load(made.file("vectors.npy"))
     table = schema.read(run.file("run.parquet"), "run").to_pylist()

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import config
+from pipeline import recipe as recipes
 from pipeline.config import Recipe
 from pipeline.errors import ConfigError, MissingError
 
@@ -12,7 +12,7 @@ BUILT_IN = sorted((Path(__file__).parents[2] / "flows" / "recipes").glob("*.toml
 def _load(tmp_path: Path, text: str, *overrides: str) -> Recipe:
     path = tmp_path / "mine.toml"
     path.write_text(text, encoding="utf-8")
-    return config.load(path, overrides)
+    return recipes.load(path, overrides)
 
 
 def test_values_and_defaults(tmp_path: Path) -> None:
@@ -26,8 +26,8 @@ def test_values_and_defaults(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", BUILT_IN, ids=lambda path: path.stem)
 def test_built_in_recipes_load_and_survive_a_manifest(path: Path) -> None:
-    recipe = config.load(path)
-    assert config.parse(Recipe, config.to_dict(recipe) | {}) == recipe
+    recipe = recipes.load(path)
+    assert recipes.parse(Recipe, recipes.to_dict(recipe) | {}) == recipe
 
 
 def test_overrides(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_malformed_overrides(tmp_path: Path, override: str) -> None:
 
 def test_missing_or_binary_recipe(tmp_path: Path) -> None:
     with pytest.raises(MissingError, match="no such recipe"):
-        config.load(tmp_path / "none.toml")
+        recipes.load(tmp_path / "none.toml")
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="UTF-8"):
-        config.load(tmp_path / "binary.toml")
+        recipes.load(tmp_path / "binary.toml")

@@ -16,14 +16,14 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
-from index import build, documents, lexical, vectors
+from index import documents, lexical, semantic_build, vectors
 from pipeline import artifacts, features, schema
 from pipeline.artifacts import Artifact, Staging
 from pipeline.config import IndexConfig
 from pipeline.releases import Releases
 from pipeline.tokens import PairTemplate, TextTemplate
-from serving.engine import Engine
-from serving.lifecycle import Lifecycle
+from serving.rollout.lifecycle import Lifecycle
+from serving.runtime.engine import Engine
 from serving.settings import Settings
 
 WIDTH, DIMENSIONS, VOCAB = 16, 8, 400
@@ -218,7 +218,7 @@ class TinyWorkspace:
             "encoder": encoder,
             "lexical": lexical.make(self.path, config, data),
             "documents": documents.make(self.path, data),
-            "index": build.make(self.path, config, made),
+            "index": semantic_build.make(self.path, config, made),
             "fusion": artifacts.make(self.path, "fusion", version=1, config={}, inputs={}, build=fusion),
             "report": artifacts.make(self.path, "report", version=1, config={}, inputs={}, build=report),
         }

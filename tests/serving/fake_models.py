@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from serving.deadline import Deadline
-from serving.scheduler import Item, Job, Pace, Priority, Scheduler
+from serving.runtime.deadline import Deadline
+from serving.runtime.items import Item, Pace, Priority
+from serving.runtime.scheduler import Job, Scheduler
 
 Says = Callable[[str], Any]
 

@@ -16,9 +16,10 @@ START = """
 import sys
 from pathlib import Path
 from pipeline.errors import RelevanceError
-from serving import run, settings
+from serving import settings
+from serving.process import launch
 try:
-    run.serve(settings.from_environment(workspace=Path(sys.argv[1])))
+    launch.serve(settings.from_environment(workspace=Path(sys.argv[1])))
 except RelevanceError as error:
     sys.exit(f"{type(error).__name__}: {error}")
 heavy = {"torch", "transformers", "pandas", "sklearn", "scipy"} & set(sys.modules)

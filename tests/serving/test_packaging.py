@@ -60,7 +60,8 @@ def test_the_settings_of_both_are_settings(unit: Unit) -> None:
 def test_the_container_installs_what_serving_imports() -> None:
     """Exactly the top-level packages that a serving process loads, so that an import added later is not forgotten."""
     script = (
-        "import sys, serving.process, serving.workers, serving.run, flows.cli, prometheus_client.multiprocess\n"
+        "import sys, serving.process.worker, serving.process.supervisor, serving.process.launch, flows.cli\n"
+        "import prometheus_client.multiprocess\n"
         "print(*sorted({name.split('.')[0] for name in sys.modules}))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
@@ -78,7 +79,7 @@ def test_the_container_installs_what_serving_imports() -> None:
 
 
 def test_the_unit_waits_longer_than_the_drain(unit: Unit) -> None:
-    from serving import workers
+    from serving.process import supervisor
 
-    assert float(unit["Service"]["TimeoutStopSec"]) > Settings().drain_s + workers.LATE_S
+    assert float(unit["Service"]["TimeoutStopSec"]) > Settings().drain_s + supervisor.LATE_S
     assert shlex.split(unit["Service"]["ExecStart"])[1:] == ["serve"]

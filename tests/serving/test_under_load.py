@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from serving import app as apps
-from serving import readiness, run
-from serving.lifecycle import Lifecycle
-from serving.scheduler import Item
+from serving.api import app as apps
+from serving.process import listener as listeners
+from serving.rollout import readiness
+from serving.rollout.lifecycle import Lifecycle
+from serving.runtime.items import Item
 from serving.settings import Settings
 
 
@@ -222,7 +223,7 @@ def test_a_client_that_leaves_frees_what_it_had_in_the_queue(started: Any, monke
 
 def test_the_second_packet_of_an_answer_does_not_wait_for_the_first(tmp_path: Any) -> None:
     with (
-        run.listen(Settings(workspace=tmp_path, port=0)) as listener,
+        listeners.listen(Settings(workspace=tmp_path, port=0)) as listener,
         socket.create_connection(listener.getsockname()),
         listener.accept()[0] as accepted,
     ):

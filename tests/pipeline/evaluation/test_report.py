@@ -17,7 +17,7 @@ from pipeline import artifacts
 from pipeline.artifacts import Artifact
 from pipeline.config import EvaluationConfig, GateConfig
 from pipeline.errors import ConfigError, MissingError, SchemaError
-from pipeline.evaluation import gate, page, plots, report
+from pipeline.evaluation import gate, page, per_query, plots, report
 
 QUERIES = 60
 EVIL = '<script>alert("x")</script><img src=http://evil.example/a.png>&amp;'
@@ -183,7 +183,7 @@ def test_of_several_judgments_of_a_pair_a_persons_counts_and_of_several_fields_t
     ]
     judgments = pd.DataFrame(rows, columns=["query_id", "doc_id", "grade", "split", "source", "field"])
     data = artifact(tmp_path, "data", {"judgments.parquet": judgments})
-    table, others = report.judged(data, "test")
+    table, others = per_query.judged(data, "test")
     assert dict(zip(table["doc_id"].to_pylist(), table["grade"].to_pylist(), strict=True)) == {"a": 2, "b": 1}
     assert others == {"other"}
 

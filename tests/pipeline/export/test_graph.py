@@ -25,8 +25,8 @@ from transformers import (
 from pipeline.config import Precision
 from pipeline.errors import ConfigError
 from pipeline.export import graph
+from pipeline.export.bundle import _body, _score_head
 from pipeline.export.graph import Shape
-from pipeline.export.onnx import _body, _score_head
 
 SIZES = {
     "vocab_size": 120,

@@ -13,7 +13,7 @@ from pipeline.config import ExportConfig
 from pipeline.errors import ArtifactError, ConfigError, SchemaError
 from pipeline.evaluation.metrics import ndcg
 from pipeline.export import parity, precision, sample, sensitivity
-from pipeline.export.onnx import Source
+from pipeline.export.bundle import Source
 from pipeline.export.precision import Measured, agreement, choose
 from pipeline.export.sample import Reader, Sample
 

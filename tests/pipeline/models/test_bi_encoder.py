@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from transformers import AutoModel, AutoTokenizer
 
 from pipeline.errors import ArtifactError, ConfigError, ShapeError
-from pipeline.models import weights
+from pipeline.models import base_models
 from pipeline.models.bi_encoder import BiEncoder
 
 TEXTS = ["steel angle", "one gallon of solid colour and more", "☃"]
@@ -35,7 +35,7 @@ def padded(model: BiEncoder) -> tuple[torch.Tensor, torch.Tensor]:
 def test_vectors_are_the_projected_mean_of_the_real_tokens(model: BiEncoder, untrained: Any) -> None:
     place = untrained.encoder.path / "model"
     tokenizer = AutoTokenizer.from_pretrained(place)
-    with weights.quiet():
+    with base_models.quiet():
         body = AutoModel.from_pretrained(place, add_pooling_layer=False)
     with torch.no_grad():
         found = model(*padded(model))

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from pipeline.errors import ArtifactError, ConfigError, ShapeError
-from pipeline.models import weights
+from pipeline.models import base_models
 from pipeline.models.cross_encoder import CrossEncoder
 
 PAIRS = [
@@ -57,7 +57,7 @@ def test_only_a_model_with_segments_reads_them(untrained: Any) -> None:
 
 @pytest.mark.parametrize(("query", "document"), PAIRS)
 def test_the_saved_folder_gives_the_same_number_in_transformers(saved: Path, query: str, document: str) -> None:
-    with weights.quiet():
+    with base_models.quiet():
         theirs = AutoModelForSequenceClassification.from_pretrained(saved / "model")
     encoded = AutoTokenizer.from_pretrained(saved / "model")(query, document, return_tensors="pt")
     with torch.no_grad():
@@ -69,7 +69,7 @@ def test_sentence_transformers_gives_the_raw_score(saved: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Not ours: what that package says on import.
         library = pytest.importorskip("sentence_transformers")
-        with weights.quiet():
+        with base_models.quiet():
             theirs = library.CrossEncoder(str(saved / "model"), device="cpu").predict(PAIRS, show_progress_bar=False)
     model = CrossEncoder.load(saved)
     assert theirs == pytest.approx([score(model, *pair) for pair in PAIRS], abs=1e-5)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pipeline.models.cross_encoder import CrossEncoder
-from pipeline.training import batches
+from pipeline.training.loop import batches
 
 
 @pytest.mark.parametrize("kind", ["eager", "sdpa"])

@@ -26,7 +26,7 @@ from pipeline.errors import ConfigError
 from pipeline.models import pruning
 from pipeline.models.bi_encoder import BiEncoder
 from pipeline.models.cross_encoder import CrossEncoder
-from pipeline.training import vocabulary
+from pipeline.training.tasks import vocabulary
 
 SIZES: dict[str, Any] = {
     "hidden_size": 16,

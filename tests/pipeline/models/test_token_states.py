@@ -9,9 +9,9 @@ from torch import Tensor
 from transformers import AlbertConfig, AlbertForSequenceClassification, AutoModelForSequenceClassification
 
 from pipeline.errors import ConfigError, ShapeError
-from pipeline.models import weights
+from pipeline.models import base_models
 from pipeline.models.cross_encoder import CrossEncoder
-from pipeline.training.distillation import attention_scores
+from pipeline.training.losses.distillation import attention_scores
 
 LAYERS = 2
 
@@ -48,7 +48,7 @@ def batch() -> tuple[Tensor, Tensor, Tensor]:
 def theirs(model: CrossEncoder, tmp_path: Path) -> Any:
     """What transformers gives for the same weights, with hidden states and attention probabilities."""
     model.model.save_pretrained(tmp_path)
-    with weights.quiet():
+    with base_models.quiet():
         whole = AutoModelForSequenceClassification.from_pretrained(tmp_path, attn_implementation="eager")
     ids, types, mask = batch()
     extra = {"token_type_ids": types} if model.segments else {}

@@ -21,9 +21,10 @@ from pipeline import artifacts, schema
 from pipeline.artifacts import Artifact, Staging
 from pipeline.config import LoopConfig, PretrainConfig, ScratchConfig
 from pipeline.errors import ConfigError, TrainingError
-from pipeline.models import weights
-from pipeline.training import masked, pretrain, vocabulary
-from pipeline.training.masked import Chunk, MaskedModel, MaskedTask
+from pipeline.models import base_models
+from pipeline.training import pretrain
+from pipeline.training.tasks import masked_lm, vocabulary
+from pipeline.training.tasks.masked_lm import Chunk, MaskedModel, MaskedTask
 
 SCRATCH = ScratchConfig(layers=2, hidden=32, heads=2, intermediate=64, positions=40, vocab_size=400)
 CONFIG = PretrainConfig(
@@ -106,13 +107,13 @@ def test_a_new_model_starts_from_the_frequencies_and_another_from_its_head(tmp_p
 
 
 def test_the_folder_opens_with_transformers(made: Artifact) -> None:
-    place = weights.folder(made)
+    place = base_models.folder(made)
     tokenizer = AutoTokenizer.from_pretrained(place)
     inputs = tokenizer(["The horse eats", "动物"], ["grass", "地方"], return_tensors="pt", padding=True)
     states = AutoModel.from_pretrained(place).eval()(**inputs).last_hidden_state
     assert states.shape[:2] == inputs["input_ids"].shape
     assert states.shape[2] == SCRATCH.hidden
-    with weights.quiet():
+    with base_models.quiet():
         model = AutoModelForSequenceClassification.from_pretrained(place, num_labels=1)
     assert model.config.hidden_dropout_prob == 0.1  # Off in pre-training, not in what is handed on.
 
@@ -135,7 +136,7 @@ def test_given_weights_are_learned_further_and_keep_their_pooler(tmp_path: Path,
     short = replace(CONFIG, scratch=replace(SCRATCH, family=family), loop=replace(CONFIG.loop, epochs=1.0))
     first = pretrain.make(tmp_path, short, "scratch", source)
     second = pretrain.make(tmp_path, short, str(first.path), source)
-    assert second.manifest.inputs["base"] == weights.digest(str(first.path))
+    assert second.manifest.inputs["base"] == base_models.digest(str(first.path))
     before, after = (load_file(made.file("model/model.safetensors")) for made in (first, second))
     assert before.keys() == after.keys()
     assert any(name.startswith("pooler") for name in before)
@@ -258,7 +259,7 @@ def test_a_step_in_chunks_is_the_same_step(tmp_path: Path) -> None:
         return masks(content, task.mask_id, ids), content
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(masked, "mask", all_masked)
+        patch.setattr(masked_lm, "mask", all_masked)
         assert losses([places[:5], places[5:6], places[6:]]) == pytest.approx(losses([places]), rel=1e-5)
 
 
@@ -267,7 +268,7 @@ def test_masks_are_exact_in_number_and_eighty_ten_ten_in_kind() -> None:
     ids = torch.randint(10, 1000, (200, 50))
     content = torch.rand(ids.shape) < 0.8
     counts = (content.sum(1) * 0.25).round().long()
-    shown, chosen = masked.mask(ids, content, counts, mask_id=4, ordinary=torch.arange(1000, 2000))
+    shown, chosen = masked_lm.mask(ids, content, counts, mask_id=4, ordinary=torch.arange(1000, 2000))
     assert torch.equal(chosen.sum(1), counts)
     assert not (chosen & ~content).any()
     assert torch.equal(shown[~chosen], ids[~chosen])

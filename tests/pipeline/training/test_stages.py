@@ -21,22 +21,14 @@ from pipeline.artifacts import Artifact
 from pipeline.config import CandidatesConfig, EncoderConfig, LoopConfig, RankerConfig, TeacherConfig
 from pipeline.errors import ArtifactError, ConfigError, MissingError, TrainingError
 from pipeline.evaluation import metrics
-from pipeline.models import weights
+from pipeline.models import base_models
 from pipeline.models.bi_encoder import BiEncoder
 from pipeline.models.cross_encoder import CrossEncoder
-from pipeline.training import (
-    batches,
-    cross_task,
-    encoder,
-    encoder_task,
-    loop,
-    ranker,
-    scoring,
-    teacher,
-    teacher_scores,
-    terms,
-)
-from pipeline.training.lessons import Lessons, joined
+from pipeline.training import encoder, ranker, teacher, teacher_scores
+from pipeline.training.loop import batches, loop, scoring
+from pipeline.training.losses import cross_encoder_terms
+from pipeline.training.tasks import bi_encoder, cross_encoder
+from pipeline.training.tasks.teacher_targets import Lessons, joined
 from tests.tables import stage
 
 MARKERS = ("oak", "steel", "glass")
@@ -231,7 +223,7 @@ def test_ranker_and_plain_student_learn(world: World) -> None:
     for made in (distilled, plain):
         assert made.metrics["ndcg@10"] > 0.98
         assert made.metrics["keep_layers"] == [2, 4]
-        foretold = ranker.cut(RANKER, weights.shape(world.base), weights.shape(world.base))
+        foretold = ranker.cut(RANKER, base_models.shape(world.base), base_models.shape(world.base))
         assert CrossEncoder.load(made.path).shape == replace(foretold, tokenizer=None)
     assert set(distilled.metrics["history"][-1]) == {"step", "loss", "ordinal", "pairwise", "soft", "margin", "hidden"}
     alike = replace(RANKER, soft_weight=0.9, plain=not RANKER.plain)  # Nothing that a plain student depends on.
@@ -292,13 +284,13 @@ def test_an_encoder_wider_than_its_base_is_refused(world: World) -> None:
         encoder.make(world.workspace, config, CANDIDATES, world.data, world.pairs, str(world.base), world.lessons)
 
 
-def cross(world: World, config: LoopConfig) -> cross_task.CrossTask:
+def cross(world: World, config: LoopConfig) -> cross_encoder.CrossTask:
     model = CrossEncoder.load(world.teacher.path)
     pairs = batches.read_pairs(world.data, world.pairs, model.tokenizer, max_query_tokens=6, max_tokens=24)
-    weights = terms.Weights(ordinal=1.0, pairwise=1.0, soft=0.5, temperature=2.0, margin=0.5, hidden=1.0)
+    weights = cross_encoder_terms.Weights(ordinal=1.0, pairwise=1.0, soft=0.5, temperature=2.0, margin=0.5, hidden=1.0)
     lessons = Lessons.read(world.teacher, world.lessons, pairs)
-    return cross_task.CrossTask(
-        model, pairs, config, weights, max_list=6, lessons=lessons, match=terms.Match(first=(2,))
+    return cross_encoder.CrossTask(
+        model, pairs, config, weights, max_list=6, lessons=lessons, match=cross_encoder_terms.Match(first=(2,))
     )
 
 
@@ -327,12 +319,12 @@ def test_first_thresholds_are_the_log_odds_of_the_grades(world: World) -> None:
     model = CrossEncoder.load(world.teacher.path)
     pairs = batches.read_pairs(world.data, world.pairs, model.tokenizer, max_query_tokens=6, max_tokens=24)
     grades = pairs.grades[pairs.places("train")]
-    found = cross_task.first_thresholds(pairs)
+    found = cross_encoder.first_thresholds(pairs)
     for place, value in enumerate(found):
         below = (grades <= place).mean()
         assert 1 / (1 + np.exp(-value)) == pytest.approx(below, abs=0.01)
     with pytest.raises(TrainingError, match="no pair has a grade above 0"):
-        cross_task.first_thresholds(replace(pairs, grades=pairs.grades * 0))
+        cross_encoder.first_thresholds(replace(pairs, grades=pairs.grades * 0))
 
 
 def test_valid_queries_are_drawn_whole(world: World) -> None:
@@ -349,8 +341,8 @@ def test_valid_queries_are_drawn_whole(world: World) -> None:
 def test_the_encoders_negatives_are_documents_nobody_joined_with_the_query(world: World) -> None:
     model = BiEncoder.start(world.base, dimensions=8, max_tokens=20, max_query_tokens=6, seed=0)
     pairs = batches.read_pairs(world.data, world.pairs, model.tokenizer, max_query_tokens=6, max_tokens=20)
-    task = encoder_task.EncoderTask(
-        encoder_task.Learner(model, [1.0]), pairs, np.zeros(len(pairs), np.float32), ENCODER, max_list=6
+    task = bi_encoder.EncoderTask(
+        bi_encoder.Learner(model, [1.0]), pairs, np.zeros(len(pairs), np.float32), ENCODER, max_list=6
     )
     chunk = task.plan(0)[0].chunks[0]
     queries, documents, query, document = task._numbers(chunk.places)
@@ -373,16 +365,16 @@ def test_a_killed_teacher_goes_on_and_becomes_the_same(
     class Killed(BaseException):
         pass
 
-    calls, original = 0, cross_task.CrossTask.loss
+    calls, original = 0, cross_encoder.CrossTask.loss
 
-    def loss(task: cross_task.CrossTask, chunk: cross_task.Chunk) -> Any:
+    def loss(task: cross_encoder.CrossTask, chunk: cross_encoder.Chunk) -> Any:
         nonlocal calls
         calls += 1
         if calls == 5:
             raise Killed
         return original(task, chunk)
 
-    monkeypatch.setattr(cross_task.CrossTask, "loss", loss)
+    monkeypatch.setattr(cross_encoder.CrossTask, "loss", loss)
     with pytest.raises(Killed):
         teacher.make(tmp_path / "broken", config, CANDIDATES, world.data, world.pairs, str(world.base))
     left = list((tmp_path / "broken" / "artifacts" / "teacher").glob("*.checkpoint/state.safetensors"))

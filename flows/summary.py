@@ -1,0 +1,101 @@
+"""What a person is told at the end of a retraining, and about releases: plain values, and tables of them."""
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flows import retrain
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.text import Text
+
+
+def make(outcome: retrain.Outcome, workspace: Path) -> dict[str, Any]:
+    """The card of a retraining; also written to `card.json` in the workspace."""
+    from pipeline import artifacts
+
+    found = json.loads(outcome.report.file("report.json").read_text(encoding="utf-8"))
+    facts = found["facts"]
+    headline = found["headline"]
+    rates = {name.split(" ")[0]: row["inputs per CPU-second"] for name, row in facts["ranker precisions"].items()}
+    card = {
+        "release": outcome.release.fingerprint,
+        "live": outcome.live,
+        "gate": list(outcome.reasons),
+        "measure": headline,
+        "queries": found["queries"]["judged"],
+        "systems": {
+            name: {
+                "mean": system["measures"][headline]["mean"],
+                "low": system["measures"][headline]["low"],
+                "high": system["measures"][headline]["high"],
+            }
+            for name, system in found["systems"].items()
+        },
+        "differences": {
+            f"{found['subject']} - {found['baseline']}": found["systems"][found["subject"]]["difference"][headline]
+        },
+        "bytes_per_document": facts["index"]["bytes a document"],
+        "index_build_seconds": facts["index"]["build, seconds"],
+        "documents": facts["index"]["documents"],
+        "ranker_pairs_per_cpu_second": rates,
+        "seconds": round(outcome.seconds, 1),
+        "report": str(outcome.report.file("report.html")),
+        "next": [f"{_program()} serve{_workspace(workspace)}", f'{_program()} search "…"{_workspace(workspace)}'],
+    }
+    artifacts.write_atomically(workspace / "card.json", json.dumps(card, indent=1, ensure_ascii=False) + "\n")
+    return card
+
+
+def _program() -> str:
+    """The command as this shell would find it: `make demo` runs it out of an environment that is not active."""
+    return "relevance" if shutil.which("relevance") or sys.argv[0].endswith(".py") else os.path.relpath(sys.argv[0])
+
+
+def _workspace(workspace: Path) -> str:
+    return "" if workspace == Path("workspace") else f" --workspace {workspace}"
+
+
+def render(card: dict[str, Any], workspace: Path) -> "RenderableType":
+    """The card for a terminal."""
+    from rich.console import Group
+    from rich.panel import Panel
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("system")
+    table.add_column(card["measure"], justify="right")
+    table.add_column("95 % interval", justify="right")
+    table.add_column("")
+    for name, value in card["systems"].items():
+        bar = "▇" * round(30 * value["mean"])
+        style = "bold" if name == "fused" else ""
+        interval = f"{value['low']:.4f} – {value['high']:.4f}"
+        table.add_row(name, f"{value['mean']:.4f}", interval, Text(bar, style="cyan"), style=style)
+    (pair, gap), *_ = card["differences"].items()
+    rates = ", ".join(f"{name} {rate:,.0f}" for name, rate in card["ranker_pairs_per_cpu_second"].items() if rate)
+    lines = [
+        f"{pair}: {gap['mean']:+.4f} [{gap['low']:+.4f}, {gap['high']:+.4f}], p = {gap['p']:.4f}; "
+        f"{card['queries']:,} test queries",
+        "",
+        f"index     {card['documents']:,} documents, {card['bytes_per_document']:.0f} bytes a document, "
+        f"built in {card['index_build_seconds']} s",
+        f"ranker    {rates} pairs per CPU-second",
+        f"release   {card['release'][:12]} {'is live' if card['live'] else 'is not live'}: {'; '.join(card['gate'])}",
+        f"report    {card['report']}",
+        f"card      {workspace / 'card.json'}, after {card['seconds']:.0f} s",
+        "",
+        "try next",
+    ]
+    return Group(Panel(table, title="search-relevance", expand=False), *map(Text, lines), *_commands(card["next"]))
+
+
+def _commands(commands: list[str]) -> "list[Text]":
+    from rich.text import Text
+
+    return [Text(f"  {command}", style="bold") for command in commands]

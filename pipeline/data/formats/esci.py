@@ -1,0 +1,63 @@
+"""Readers of published collections, each in the very form in which its authors give it out.
+
+Each takes the folder (or file) and gives `Tables`. Grades become whole numbers from 0, higher is better; published
+splits become train, valid and test; texts stay as they are.
+"""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.data.formats import tables
+from pipeline.data.formats.tables import Tables, _whole
+
+ESCI_GRADES = {"E": 3, "S": 2, "C": 1, "I": 0}
+
+
+def esci_files(path: Path) -> list[Path]:
+    """Amazon's two Parquet files, in the folder or in `shopping_queries_dataset` below it."""
+    below = path / "shopping_queries_dataset"
+    folder = below if below.is_dir() else path
+    return _whole(folder / f"shopping_queries_dataset_{part}.parquet" for part in ("examples", "products"))
+
+
+def esci(path: Path) -> Tables:
+    """Amazon's shopping queries (arXiv:2206.06588): E, S, C, I → 3, 2, 1, 0; text is description and bullet points.
+
+    One product is another document in each locale, so the locale stands before its id.
+    """
+    examples_file, products_file = esci_files(path)
+    products = tables.read_foreign(products_file, ("product_id", "product_locale", "product_title"))
+    wanted = ("query_id", "query", "product_id", "product_locale", "esci_label", "split")
+    examples = tables.read_foreign(examples_file, wanted)
+    parts = [tables.column(products, f"product_{name}") for name in ("description", "bullet_point")]
+    documents = {
+        "doc_id": _with_locale(products),
+        "title": tables.column(products, "product_title"),
+        "text": pc.utf8_trim_whitespace(tables.joined("\n", *parts)),
+        **{name: tables.column(products, f"product_{name}") for name in ("locale", "brand", "color")},
+    }
+    grades, faults = tables.named_grades(tables.column(examples, "esci_label"), ESCI_GRADES)
+    query_ids = tables.column(examples, "query_id")
+    judgments = {
+        "query_id": query_ids,
+        "doc_id": _with_locale(examples),
+        "grade": grades,
+        "split": tables.splits(tables.column(examples, "split")),
+    }
+    queries = {
+        "query_id": query_ids,
+        "text": tables.column(examples, "query"),
+        "locale": tables.column(examples, "product_locale"),
+    }
+    return Tables(
+        documents=pa.table(documents),
+        queries=tables.first_of(pa.table(queries), "query_id"),
+        judgments=pa.table(judgments),
+        faults=tuple(faults),
+    )
+
+
+def _with_locale(table: pa.Table) -> pa.ChunkedArray:
+    return tables.joined(":", tables.column(table, "product_locale"), tables.column(table, "product_id"))

@@ -1,0 +1,34 @@
+"""Readers of the layouts in which many collections are kept: our own Parquet tables, BEIR, TREC.
+
+Each takes the folder (or file) and gives `Tables`. Texts stay as they are.
+"""
+
+from pathlib import Path
+
+from pipeline.data.formats import tables
+from pipeline.data.formats.tables import Tables, _first
+
+_PARQUET = {
+    "documents": ("documents.parquet", "corpus.parquet"),
+    "queries": ("queries.parquet",),
+    "judgments": ("judgments.parquet", "qrels.parquet"),
+}
+
+
+def parquet_files(path: Path) -> list[Path]:
+    """The tables of our layout in a folder, or one .parquet file, which is taken for documents."""
+    if path.is_file():
+        return [path] if path.suffix == ".parquet" else []
+    return [found for names in _PARQUET.values() if (found := _first(path, names))]
+
+
+def parquet(path: Path) -> Tables:
+    """documents (or corpus), queries, and judgments (or qrels) .parquet; columns as in `pipeline.schema`."""
+    if path.is_file():
+        return Tables(documents=tables.read(path, "documents"))
+    found = {kind: tables.read(file, kind) for kind, names in _PARQUET.items() if (file := _first(path, names))}
+    judgments = found.get("judgments")
+    if judgments is not None and "split" in judgments.column_names:
+        place = judgments.column_names.index("split")
+        found["judgments"] = judgments.set_column(place, "split", tables.splits(judgments["split"]))
+    return Tables(**found)

@@ -1,0 +1,336 @@
+"""The embedded default: what Python's own documentation says, as documents, queries and grades.
+
+A **document** is the docstring of one module, class, function or method of the standard library or an installed
+package: its dotted name is the title, its text is the docstring without the summary and without its See Also
+section. A **query** is a summary: what the authors say in one line that the thing does. So the query's words are
+in no document unless the authors used them again, and the authors' references are in none.
+
+**Grades** come from the authors:
+
+3   the document itself, and another with the very same summary
+2   a document that its See Also section names
+1   a document that names it in return, or has the same last name in the same package (`Series.cumsum` for
+    `DataFrame.cumsum`), or whose own summary, which no model sees, has most of its rarer words in common
+
+Everything else is unjudged. Nothing is imported or downloaded; the same installed packages give the same tables.
+"""
+
+import dataclasses
+import logging
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline import text
+from pipeline.data.formats import docstrings
+from pipeline.data.formats.docstrings import Docstring
+
+if TYPE_CHECKING:
+    from pipeline.data.sources import Source
+
+NAME = "python_api"
+
+VERSION = 2
+"""Raise it when the same sources give other tables."""
+
+MIN_DOCUMENT_WORDS = 25
+"""A shorter text says little that its name does not."""
+
+MIN_QUERIED_WORDS = 40
+"""A document must say so much besides its summary to be asked for."""
+
+QUERY_WORDS = range(3, 31)
+
+MAX_SAME_SUMMARY = 3
+"""A summary that more documents share ("Fit the model.") asks for none of them."""
+
+MAX_SAME_NAME = 8
+"""A last name that more documents of a package bear (`fit`, `run`) says nothing."""
+
+MIN_OVERLAP = 0.6
+"""Weight of the common words over that of all words of two summaries, from which they say nearly the same."""
+
+MAX_RELATED = 12
+"""Documents judged above 0 for one query; See Also sections of more are tables of contents."""
+
+log = logging.getLogger(__name__)
+
+_SIGNATURE = re.compile(r"[\w.]+\(.*\)\s*(->.*)?")
+_UNDERLINE = re.compile(r"^\s*([-=~^*\"#])\1{2,}\s*$")
+_SENTENCE = re.compile(r"(?<!e\.g)(?<!i\.e)(?<!etc)(?<!vs)\.\s+(?=[A-Z`:*\"(\[])")
+_ROLE = re.compile(r":(?:[a-zA-Z]+:)?[a-zA-Z]+:`~?!?\.?(?:_\w+\.)?([^`<]*?)(?:\s*<[^`>]*>)?`")
+_TICKS = re.compile(r"(`{1,2})~?!?([^`]+?)(?:\s+<[^`>]*>)?\1_{0,2}")
+_LINKED = re.compile(r"\[(`[^`]+`)\](?:\([^)]*\))?")
+_DIRECTIVE = re.compile(r"^\s*\.\. seealso::(.*)$", re.IGNORECASE)
+_NOT_QUERIES = re.compile(
+    r"\W|\w+:|(alias|synonym|deprecated|see|same as|refer to|internal|implementation of|wrapper (for|around)|this|note"
+    r"|todo|overrid\w+|inherit\w*|copyright|licen[sc]e|author|test)\b",
+    re.IGNORECASE,
+)
+_STOP = frozenset(
+    "a an the of to for in on and or by with from as is are be this that it its return returns given if at into "  # noqa: SIM905
+    "using which each all object".split()
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One docstring taken apart."""
+
+    name: str
+    aliases: tuple[str, ...]
+    summary: str
+    body: str
+    see_also: tuple[str, ...]
+    """As written: dotted names, whole or in part."""
+
+
+def read(roots: Sequence[Path] = ()) -> "Source":
+    """Documents, queries and judgments of the installed packages; about 20,000 documents in a full installation.
+
+    Args:
+        roots: folders of packages to read instead of this Python's own.
+    """
+    import pyarrow as pa
+
+    from pipeline.data.sources import Source
+
+    places = roots or docstrings.installed()
+    entries = distinct(take_apart(docstring) for docstring in docstrings.read(places) if _long_enough(docstring.text))
+    names = [entry.name for entry in entries]
+    documents = pa.table({"doc_id": names, "title": names, "text": [entry.body for entry in entries]})
+    queries, judgments = judge(entries)
+    sources = ["human"] * len(judgments["grade"])
+    log.info("%d documents, %d queries, %d judgments", len(names), len(queries["text"]), len(sources))
+    return Source(
+        NAME,
+        documents,
+        pa.table(queries),
+        pa.table({**judgments, "source": sources}),
+        digest(places),
+        format=NAME,
+    )
+
+
+def digest(roots: Sequence[Path] = ()) -> str:
+    """What `read` gives as the source's digest, in a tenth of its time: a hash of all the files it would read."""
+    return docstrings.digest(roots or docstrings.installed(), f"{NAME} {VERSION}")
+
+
+def take_apart(docstring: Docstring) -> Entry:
+    """The summary, the rest and the references of a docstring, without markup."""
+    paragraphs = re.split(r"\n\s*\n", docstring.text.strip(), maxsplit=1)
+    if _SIGNATURE.fullmatch(" ".join(paragraphs[0].split())) and len(paragraphs) > 1:
+        paragraphs = re.split(r"\n\s*\n", paragraphs[1].strip(), maxsplit=1)
+    first, rest = paragraphs[0], paragraphs[1] if len(paragraphs) > 1 else ""
+    lines = [line for line in first.splitlines() if not _UNDERLINE.match(line)]
+    summary, *more = _SENTENCE.split(" ".join(" ".join(lines).split()), maxsplit=1)
+    body, references = _without_see_also(rest)
+    return Entry(
+        docstring.name,
+        docstring.aliases,
+        _plain(summary).replace("**", "").strip().rstrip(".:"),
+        _plain("\n\n".join([*more, body])).strip(),
+        tuple(_references(references)),
+    )
+
+
+def _without_see_also(rest: str) -> tuple[str, list[str]]:
+    """The text without its See Also sections, and their lines."""
+    lines = rest.splitlines()
+    kept: list[str] = []
+    taken: list[str] = []
+    at = 0
+    while at < len(lines):
+        length = _see_also(lines, at)
+        if length:
+            taken.extend(lines[at : at + length])
+        else:
+            kept.append(lines[at])
+        at += max(length, 1)
+    return "\n".join(kept), taken
+
+
+def _see_also(lines: Sequence[str], at: int) -> int:
+    """Lines of the See Also section that starts here, in NumPy's, Google's or Sphinx's form; 0 where none does."""
+    line = lines[at]
+    titled = line.strip().casefold().rstrip(":") == "see also"
+    if titled and at + 1 < len(lines) and _UNDERLINE.match(lines[at + 1]):
+        heads = (n for n in range(at + 2, len(lines) - 1) if lines[n].strip() and _UNDERLINE.match(lines[n + 1]))
+        return next(heads, len(lines)) - at
+    if (titled and line.rstrip().endswith(":")) or _DIRECTIVE.match(line):
+        outside = (n for n in range(at + 1, len(lines)) if lines[n].strip() and _indent(lines[n]) <= _indent(line))
+        return next(outside, len(lines)) - at
+    return 0
+
+
+def _indent(line: str) -> int:
+    return len(line) - len(line.lstrip())
+
+
+def _references(lines: Iterable[str]) -> Iterator[str]:
+    """Dotted names that See Also lines refer to: in roles, or ahead of a description."""
+    for line in lines:
+        roles = _ROLE.findall(line)
+        if roles:
+            yield from (role.removesuffix("()") for role in roles)
+        elif not line[:1].isspace():
+            for part in re.split(r"\s:\s|:$", line)[0].split(","):
+                name = part.strip().strip("`").removesuffix("()")
+                if name and all(piece.isidentifier() for piece in name.split(".")):
+                    yield name
+
+
+def _plain(written: str) -> str:
+    """Text without reStructuredText roles, backticks and heading lines, which are no words."""
+    written = _LINKED.sub(r"\1", written)
+    written = _TICKS.sub(r"\2", _ROLE.sub(r"\1", written))
+    lines = [line.rstrip() for line in written.splitlines() if not _UNDERLINE.match(line)]
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines))
+
+
+def distinct(entries: Iterable[Entry]) -> list[Entry]:
+    """Entries long enough to be documents, in order of name; of one text under several names the shortest name."""
+    groups: dict[str, list[Entry]] = defaultdict(list)
+    for entry in entries:
+        if _long_enough(entry.body) and not text.fault(f"{entry.name} {entry.summary} {entry.body}"):
+            groups[_shape(entry)].append(entry)
+    kept = []
+    for group in groups.values():
+        best, *others = sorted(group, key=lambda entry: (entry.name.count("."), len(entry.name), entry.name))
+        aliases = {*best.aliases, *(name for other in others for name in (other.name, *other.aliases))}
+        kept.append(dataclasses.replace(best, aliases=tuple(sorted(aliases))))
+    return sorted(kept, key=lambda entry: entry.name)
+
+
+def _long_enough(body: str) -> bool:
+    return len(body.split(maxsplit=MIN_DOCUMENT_WORDS)) >= MIN_DOCUMENT_WORDS
+
+
+def _shape(entry: Entry) -> str:
+    """The words of an entry but for its own names and numbers, so that copies of a text for each class are one."""
+    own = set(re.findall(r"[a-z]+", entry.name.casefold().rpartition(".")[0]))
+    return " ".join(
+        word for word in re.findall(r"[a-z]+", f"{entry.summary} {entry.body}".casefold()) if word not in own
+    )
+
+
+def judge(entries: Sequence[Entry]) -> tuple[dict[str, list[str]], dict[str, list[Any]]]:
+    """Columns of the queries that these documents give, in order of name, and of their judgments."""
+    same_summary: dict[str, list[int]] = defaultdict(list)
+    for row, entry in enumerate(entries):
+        same_summary[text.normalise(entry.summary)].append(row)
+    related = _Related(entries)
+    queries: dict[str, list[str]] = {"query_id": [], "text": []}
+    judgments: dict[str, list[Any]] = {"query_id": [], "doc_id": [], "grade": []}
+    for rows in same_summary.values():
+        asked = entries[rows[0]]
+        if len(rows) > MAX_SAME_SUMMARY or not _is_query(asked):
+            continue
+        queries["query_id"].append(asked.name)
+        queries["text"].append(asked.summary)
+        for row, grade in related.grades(rows):
+            judgments["query_id"].append(asked.name)
+            judgments["doc_id"].append(entries[row].name)
+            judgments["grade"].append(grade)
+    return queries, judgments
+
+
+def _is_query(entry: Entry) -> bool:
+    words = entry.summary.split()
+    return (
+        len(words) in QUERY_WORDS
+        and len(entry.body.split()) >= MIN_QUERIED_WORDS
+        and len(_content(entry.summary)) >= 2
+        and not _NOT_QUERIES.match(entry.summary)
+    )
+
+
+def _content(summary: str) -> frozenset[str]:
+    """The words of a summary that carry meaning, a plural as its singular."""
+    words = re.findall(r"[^\W\d_]{2,}", summary.casefold())
+    return frozenset(word.removesuffix("s") for word in words if word not in _STOP)
+
+
+class _Related:
+    """Who is related to whom, by the authors' references, names and summaries."""
+
+    def __init__(self, entries: Sequence[Entry]) -> None:
+        self.names: dict[str, int] = {}
+        """Every dotted name of a document → its row; a title before an alias."""
+        self.ends: dict[tuple[str, str], list[int]] = defaultdict(list)
+        """(package, end of a dotted name) → rows."""
+        self.words = [_content(entry.summary) for entry in entries]
+        self.with_word: dict[str, list[int]] = defaultdict(list)
+        for row, entry in enumerate(entries):
+            self.names[entry.name] = row
+            package, *parts = entry.name.split(".")
+            for start in range(len(parts)):
+                self.ends[package, ".".join(parts[start:])].append(row)
+            for word in self.words[row]:
+                self.with_word[word].append(row)
+        self.weight = {word: math.log(1 + len(entries) / len(rows)) for word, rows in self.with_word.items()}
+        """A rare word says more: `NOT` of "the element-wise NOT of the given tensor"."""
+        for row, entry in enumerate(entries):
+            for alias in entry.aliases:
+                self.names.setdefault(alias, row)
+        self.forward = [self._referred(entry) for entry in entries]
+        self.back: dict[int, list[int]] = defaultdict(list)
+        for row, rows in enumerate(self.forward):
+            for other in rows:
+                self.back[other].append(row)
+        self.last = [(entry.name.partition(".")[0], entry.name.rpartition(".")[2]) for entry in entries]
+
+    def _referred(self, entry: Entry) -> list[int]:
+        """Rows that the entry's See Also names, in its order."""
+        found = (self._find(reference, entry.name) for reference in entry.see_also)
+        return list(dict.fromkeys(row for row in found if row is not None and row != self.names[entry.name]))
+
+    def _find(self, reference: str, name: str) -> int | None:
+        """The document that a reference in the docstring of `name` means: looked for from the inside out."""
+        parts = name.split(".")
+        for length in range(len(parts), -1, -1):
+            row = self.names.get(".".join([*parts[:length], reference]))
+            if row is not None:
+                return row
+        rows = self.ends.get((parts[0], reference), [])
+        return rows[0] if len(rows) == 1 else None
+
+    def grades(self, rows: Sequence[int]) -> list[tuple[int, int]]:
+        """(row, grade) of the query that these documents share, best grade first, at most MAX_RELATED."""
+        grades = dict.fromkeys(rows, 3)
+        for row in rows:
+            for other in self.forward[row]:
+                grades.setdefault(other, 2)
+        for row in rows:
+            namesakes = self.ends[self.last[row]]
+            near = (*self._alike(row), *self.back[row], *(namesakes if len(namesakes) <= MAX_SAME_NAME else ()))
+            for other in near:
+                grades.setdefault(other, 1)
+        return list(grades.items())[:MAX_RELATED]
+
+    def _alike(self, row: int) -> list[int]:
+        """Rows whose summaries share most words with this one's, the nearest first."""
+        words = self.words[row]
+        whole = sum(self.weight[word] for word in words)
+        # Who shares that much of the weight has one of the rarest words that together weigh more than the rest may.
+        rarest, spent = [], 0.0
+        for word in sorted(words, key=lambda word: (-self.weight[word], word)):
+            if spent > (1 - MIN_OVERLAP) * whole:
+                break
+            rarest.append(word)
+            spent += self.weight[word]
+        overlap = {}
+        for other in {other for word in rarest for other in self.with_word[word]} - {row}:
+            common = words & self.words[other]
+            union = words | self.words[other]
+            if len(common) > 1:
+                overlap[other] = math.fsum(map(self.weight.__getitem__, common)) / math.fsum(
+                    map(self.weight.__getitem__, union)
+                )
+        near = [other for other, share in overlap.items() if share >= MIN_OVERLAP]
+        return sorted(near, key=lambda other: (-overlap[other], other))

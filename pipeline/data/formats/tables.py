@@ -1,0 +1,267 @@
+"""What every reader of a source makes: three tables, and the rows of them that could not be read as they are.
+
+A value that a table cannot hold (a lone surrogate, an unknown grade) has a stand-in there and a `Fault` beside it, so a
+fault's row is always a row of the table.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline import schema, text
+from pipeline.data.formats import text_files
+from pipeline.data.formats.text_files import STRING
+from pipeline.errors import MissingError, SchemaError
+from pipeline.schema import Fault
+
+DOCUMENTS = pa.schema([("doc_id", STRING), ("title", STRING), ("text", STRING)])
+QUERIES = pa.schema([("query_id", STRING), ("text", STRING)])
+JUDGMENTS = pa.schema([("query_id", STRING), ("doc_id", STRING), ("grade", pa.int64()), ("split", STRING)])
+
+SPLIT_OF = {"train": "train", "dev": "valid", "valid": "valid", "validation": "valid", "val": "valid", "test": "test"}
+"""Published names of splits → ours."""
+
+NO_SPLIT = ("", "all")
+
+Grading = Callable[[pa.ChunkedArray], tuple[pa.ChunkedArray, list[Fault]]]
+"""Grades (rows,) and faults from the texts that stand for them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tables:
+    """Documents, queries and judgments of a source; each may be empty."""
+
+    documents: pa.Table = field(default_factory=DOCUMENTS.empty_table)
+    queries: pa.Table = field(default_factory=QUERIES.empty_table)
+    judgments: pa.Table = field(default_factory=JUDGMENTS.empty_table)
+    faults: tuple[Fault, ...] = ()
+
+
+def all_the_same(value: str | None, rows: int) -> pa.ChunkedArray:
+    """A column of one text, or of nulls."""
+    return pa.chunked_array([pa.repeat(pa.scalar(value, STRING), rows)])
+
+
+def strings(values: Sequence[str], table: str, column: str) -> tuple[pa.Array, list[Fault]]:
+    """A column of texts, and a fault for each that is not valid Unicode, which is cleaned in the column."""
+    try:
+        return pa.array(values, STRING), []
+    except UnicodeEncodeError:
+        cleaned = [text.clean(value) for value in values]
+        wrong = [row for row, value in enumerate(values) if cleaned[row] != value]
+        return pa.array(cleaned, STRING), [Fault(table, row, f"{column} {text.fault(values[row])}") for row in wrong]
+
+
+def column(table: pa.Table, name: str) -> pa.ChunkedArray:
+    """A column as text, with nothing where it is null or not there."""
+    if name not in table.column_names:
+        return all_the_same("", table.num_rows)
+    return pc.fill_null(pc.cast(table[name], STRING), "")
+
+
+def joined(separator: str, *parts: pa.ChunkedArray | str) -> pa.ChunkedArray:
+    """Texts put together, (rows,); a part that is one text stands in every row."""
+    columns = [pa.scalar(part, STRING) if isinstance(part, str) else part for part in parts]
+    return pc.binary_join_element_wise(*columns, pa.scalar(separator, STRING))
+
+
+def splits(values: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Our names for published splits; null for none; an unknown name stays, to be found faulty."""
+    folded = pc.utf8_lower(pc.cast(values, STRING))
+    folded = pc.if_else(pc.is_in(folded, value_set=pa.array(NO_SPLIT, STRING)), pa.scalar(None, STRING), folded)
+    places = pc.index_in(folded, value_set=pa.array(list(SPLIT_OF), STRING))
+    return pc.coalesce(pc.take(pa.array(list(SPLIT_OF.values()), STRING), places), folded)
+
+
+def whole_grades(values: pa.ChunkedArray) -> tuple[pa.ChunkedArray, list[Fault]]:
+    """Grades from texts such as '2'; 0 and a fault where a text is no whole number."""
+    good = pc.match_substring_regex(values, r"^\s*[+-]?[0-9]{1,9}\s*$")
+    plain = pc.utf8_ltrim(pc.utf8_trim_whitespace(pc.if_else(good, values, pa.scalar("0", values.type))), "+")
+    return pc.cast(plain, pa.int64()), unknown_grades(values, good, "is not a whole number")
+
+
+def named_grades(values: pa.ChunkedArray, meaning: Mapping[str, int]) -> tuple[pa.ChunkedArray, list[Fault]]:
+    """Grades from names such as 'Exact'; 0 and a fault where a name is not one of `meaning`."""
+    places = pc.index_in(values, value_set=pa.array(list(meaning), values.type))
+    grades = pc.fill_null(pc.take(pa.array(list(meaning.values()), pa.int64()), places), 0)
+    return grades, unknown_grades(values, pc.is_valid(places), f"is none of {', '.join(meaning)}")
+
+
+def unknown_grades(values: pa.ChunkedArray, good: pa.ChunkedArray, reason: str) -> list[Fault]:
+    """A fault for each row that is not `good`."""
+    rows = pc.indices_nonzero(pc.invert(good)).to_pylist()
+    return [Fault("judgments", row, f"grade '{str(values[row].as_py())[:60]}' {reason}") for row in rows]
+
+
+def judgments(parts: Sequence[pa.Table], grading: Grading) -> tuple[pa.Table, list[Fault]]:
+    """One table of judgments from several whose grades are texts."""
+    if not parts:
+        return JUDGMENTS.empty_table(), []
+    rows = pa.concat_tables(parts)
+    grades, faults = grading(rows["grade"])
+    return rows.set_column(rows.column_names.index("grade"), "grade", grades).select(JUDGMENTS.names), faults
+
+
+def from_pairs(
+    queries: pa.ChunkedArray,
+    titles: pa.ChunkedArray,
+    texts: pa.ChunkedArray,
+    *,
+    grades: pa.ChunkedArray,
+    splits: pa.ChunkedArray,
+    faults: Iterable[Fault] = (),
+) -> Tables:
+    """Tables from rows that hold query and document themselves; ids are hashes of what they stand for.
+
+    Args:
+        grades: (rows,) null for an unjudged pair, whose texts are kept all the same.
+        faults: of the rows; kept for those that are judged.
+    """
+    query_ids, doc_ids = ids("q", queries), ids("d", titles, texts)
+    judged = pc.is_valid(grades)
+    place = pc.cumulative_sum(pc.cast(judged, pa.int64())).to_pylist()
+    known = judged.to_pylist()
+    rows = {"query_id": query_ids, "doc_id": doc_ids, "grade": grades, "split": splits}
+    return Tables(
+        documents=first_of(pa.table({"doc_id": doc_ids, "title": titles, "text": texts}, DOCUMENTS), "doc_id"),
+        queries=first_of(pa.table({"query_id": query_ids, "text": queries}, QUERIES), "query_id"),
+        judgments=pa.table(rows, JUDGMENTS).filter(judged),
+        faults=tuple(
+            Fault("judgments", place[fault.row] - 1, fault.reason)
+            for fault in faults
+            if fault.row is not None and known[fault.row]
+        ),
+    )
+
+
+def ids(prefix: str, *columns: pa.ChunkedArray) -> pa.Array:
+    """An id for each row, (rows,): the prefix and 16 hex digits that depend on these texts alone."""
+    known: dict[tuple[str, ...], str] = {}
+    rows = zip(*(values.to_pylist() for values in columns), strict=True)
+    return pa.array([known.get(row) or known.setdefault(row, prefix + _digest(row)) for row in rows], STRING)
+
+
+def first_of(table: pa.Table, name: str) -> pa.Table:
+    """The first row of each value of a column, in order."""
+    return table.filter(pa.array(~table[name].to_pandas().duplicated().to_numpy()))
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether this is one of Arrow's types of text."""
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def valid_text(table: pa.Table, file: Path) -> pa.Table:
+    """The table with large strings, after checking that they are UTF-8, which Parquet does not promise."""
+    for place, column in enumerate(table.schema):
+        if is_text(column.type):
+            try:
+                table[column.name].validate(full=True)
+            except pa.ArrowInvalid as error:
+                raise SchemaError(f"{file}: column '{column.name}' holds text that is not UTF-8 ({error})") from error
+            table = table.set_column(place, column.name, table[column.name].cast(STRING))
+    return table
+
+
+def read(file: Path, kind: str) -> pa.Table:
+    """One of our own Parquet tables, its texts checked and large; see `schema.read` for the errors."""
+    return valid_text(schema.read(file, kind), file)
+
+
+def read_foreign(file: Path, wanted: Sequence[str]) -> pa.Table:
+    """A Parquet table of others that must have these columns.
+
+    Raises:
+        MissingError: no such file.
+        SchemaError: not Parquet, a column missing, text that is not UTF-8.
+    """
+    try:
+        table = pq.read_table(file)
+    except FileNotFoundError as error:
+        raise MissingError(f"{file}: no such file") from error
+    except (pa.ArrowException, OSError) as error:
+        raise SchemaError(f"{file}: not a readable Parquet file ({error}); fetch it again") from error
+    missing = [name for name in wanted if name not in table.column_names]
+    if missing:
+        raise SchemaError(f"{file}: has no column {', '.join(map(repr, missing))}; it has {table.column_names}")
+    return valid_text(table, file)
+
+
+def _digest(parts: tuple[str, ...]) -> str:
+    return hashlib.blake2b("\x00".join(parts).encode(), digest_size=8).hexdigest()
+
+
+def qrels_files(path: Path) -> list[Path]:
+    """Files of a folder that are qrels by their name."""
+    if not path.is_dir():
+        return []
+    return sorted(file for file in path.glob("*qrel*") if file.is_file() and file.suffix != ".parquet")
+
+
+def id_and_text(file: Path, kind: str) -> pa.Table:
+    """Documents or queries of a file of `id TAB text`, without quotes; a line of names at its head is skipped."""
+    skip = int(text_files.header(file, "\t")[:1] in (["pid"], ["qid"], ["id"], ["doc_id"], ["query_id"]))
+    rows = text_files.untitled(file, ("id", "text"), skip=skip)
+    if kind == "queries":
+        return pa.table({"query_id": rows["id"], "text": rows["text"]})
+    return pa.table({"doc_id": rows["id"], "title": all_the_same("", rows.num_rows), "text": rows["text"]})
+
+
+def text_of(row: dict[str, Any], name: str, file: Path, number: int) -> str:
+    """The text under a name in an object of a JSON lines file; a title may be absent, an id a number.
+
+    Raises:
+        SchemaError: absent, or not a text; names the line.
+    """
+    value = row.get(name)
+    if value is None and name == "title":
+        return ""
+    if isinstance(value, int) and name == "_id":
+        return str(value)
+    if not isinstance(value, str):
+        what = f"has no '{name}'" if value is None else f"'{name}' is a {type(value).__name__}, not a text"
+        raise SchemaError(f"{file}, line {number}: {what}; it has {list(row)}")
+    return value
+
+
+def _json_table(file: Path, kind: str) -> tuple[pa.Table, list[Fault]]:
+    """Ids and texts of a BEIR file, with faults for those that are not valid Unicode."""
+    id_column, columns = ("doc_id", ("title", "text")) if kind == "documents" else ("query_id", ("text",))
+    values: dict[str, list[str]] = {name: [] for name in (id_column, *columns)}
+    for number, row in text_files.json_lines(file):
+        values[id_column].append(text_of(row, "_id", file, number))
+        for name in columns:
+            values[name].append(text_of(row, name, file, number))
+    arrays, faults = {}, []
+    for name, column in values.items():
+        arrays[name], more = strings(column, kind, name)
+        faults += more
+    return pa.table(arrays), faults
+
+
+def _first(folder: Path, names: Iterable[str]) -> Path | None:
+    return next((file for name in names if (file := folder / name).is_file()), None)
+
+
+def _whole(names: Any) -> list[Path]:
+    """All of these files, or none where one is missing."""
+    found = list(names)
+    return found if all(file.is_file() for file in found) else []
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """One way in which judged collections are written."""
+
+    name: str
+    looked_for: str
+    """The files it is known by, in words."""
+    files: Callable[[Path], list[Path]]
+    """The files that would be read from a path; empty when the path is not of this format."""
+    read: Callable[[Path], Tables]

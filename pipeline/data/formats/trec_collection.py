@@ -1,0 +1,58 @@
+"""A whole TREC collection: documents and topics in TREC tags, qrels as text."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+
+from pipeline.data.formats import tables
+from pipeline.data.formats import trec_files as trec
+from pipeline.data.formats.tables import SPLIT_OF, Tables, _first, _json_table, id_and_text, qrels_files
+from pipeline.schema import Fault
+
+_TREC_DOCUMENTS = ("corpus.jsonl", "collection.tsv", "documents.tsv")
+
+
+def trec_files(path: Path) -> list[Path]:
+    """Documents, queries and qrels files of a TREC collection; empty unless all three are there."""
+    documents, queries, qrels = _first(path, _TREC_DOCUMENTS), _trec_queries(path), qrels_files(path)
+    return [documents, *queries, *qrels] if documents and queries and qrels else []
+
+
+def trec_collection(path: Path) -> Tables:
+    """TREC qrels beside documents (corpus.jsonl, or collection.tsv as `id TAB text`) and queries (the same two ways).
+
+    A qrels file with train, dev or test in its name is of that split.
+    """
+    documents_file, *others = trec_files(path)
+    documents, faults = _collection(documents_file, "documents")
+    queries: list[pa.Table] = []
+    parts: list[pa.Table] = []
+    before = 0
+    for file in others:
+        if file in qrels_files(path):
+            rows = trec.read_qrels(file)
+            word = re.search(r"(?:^|[._-])(train|dev|valid|val|test)(?=[._-]|$)", file.name)
+            split = tables.all_the_same(SPLIT_OF[word[1]] if word else None, rows.num_rows)
+            parts.append(rows.append_column("split", split))
+        else:
+            table, more = _collection(file, "queries")
+            faults += [Fault(fault.table, before + (fault.row or 0), fault.reason) for fault in more]
+            queries.append(table)
+            before += table.num_rows
+    return Tables(
+        documents=documents,
+        queries=pa.concat_tables(queries),
+        judgments=pa.concat_tables(parts),
+        faults=tuple(faults),
+    )
+
+
+def _collection(file: Path, kind: str) -> tuple[pa.Table, list[Fault]]:
+    return _json_table(file, kind) if file.suffix == ".jsonl" else (id_and_text(file, kind), [])
+
+
+def _trec_queries(path: Path) -> Sequence[Path]:
+    one = _first(path, ("queries.jsonl", "queries.tsv", "topics.tsv"))
+    return [one] if one else sorted([*path.glob("queries.*.tsv"), *path.glob("topics.*.tsv")])

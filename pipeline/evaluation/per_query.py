@@ -1,0 +1,114 @@
+"""Measures of each judged query, and of slices of queries."""
+
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from pipeline import schema
+from pipeline.artifacts import Artifact
+from pipeline.config import EvaluationConfig
+from pipeline.errors import SchemaError
+from pipeline.evaluation import metrics
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
+log = logging.getLogger(__name__)
+
+
+def measures(config: EvaluationConfig) -> tuple[str, ...]:
+    """Names of the report's measures, the headline first."""
+    k = config.cutoff
+    linear, exponential = f"ndcg@{k}", f"ndcg_exp@{k}"
+    gains = (linear, exponential) if config.gain == "linear" else (exponential, linear)
+    return (*gains, "mrr", "map", f"recall@{k}", "recall", "pairwise", f"judged@{k}")
+
+
+def judged(data: Artifact, split: str | None) -> tuple["pa.Table", set[str]]:
+    """Judgments of one split (of all without one), and the ids of the queries that only other splits judge.
+
+    Of several judgments of one pair that counts which the pool has too: see `pipeline.data.candidates`.
+
+    Raises:
+        SchemaError: the split has no judgments.
+    """
+    import pyarrow.compute as pc
+
+    path = data.file("judgments.parquet")
+    table = _one_each(schema.read(path, "judgments"))
+    if split is None:
+        return table, set()
+    if "split" not in table.column_names:
+        raise SchemaError(f"{path}: has no column 'split'; judge all queries, or split them first")
+    here = pc.fill_null(pc.equal(table.column("split"), split), False)
+    chosen = table.filter(here)
+    if not chosen.num_rows:
+        raise SchemaError(f"{path}: no judgment is in split '{split}'; choose another, or a larger {split} share")
+    mine = set(chosen.column("query_id").unique().to_pylist())
+    return chosen, set(table.column("query_id").unique().to_pylist()) - mine
+
+
+def _one_each(judgments: "pa.Table") -> "pa.Table":
+    import pyarrow as pa
+
+    from pipeline.schema import PREFERENCE
+
+    rows = judgments.to_pandas()
+    if not rows.duplicated(["query_id", "doc_id"]).any():
+        return judgments
+    source = rows["source"] if "source" in rows.columns else "human"
+    trust = rows.assign(source=source)["source"].map({name: place for place, name in enumerate(PREFERENCE)})
+    order = rows.assign(trust=trust.fillna(len(PREFERENCE))).sort_values(
+        ["trust", "grade"], ascending=[True, False], kind="stable"
+    )
+    kept = order.drop_duplicates(["query_id", "doc_id"]).sort_index()
+    return judgments.take(pa.array(kept.index.to_numpy()))
+
+
+def _without(run: "pa.Table", queries: set[str]) -> "pa.Table":
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not queries:
+        return run
+    ids = run.column("query_id")
+    return run.filter(pc.invert(pc.is_in(ids, pa.array(sorted(queries), ids.type))))
+
+
+def per_query(
+    data: Artifact, ranked: Mapping[str, "pa.Table"], judgments: "pa.Table", config: EvaluationConfig
+) -> "pd.DataFrame":
+    """A row for each system and judged query: query_id, slice, system, the measures, missed, unanswerable."""
+    import pandas as pd
+
+    slices = _slices(data)
+    parts = []
+    for name, run in ranked.items():
+        try:
+            found = metrics.evaluate(run, judgments, measures(config), relevant_from=config.relevant_from)
+        except SchemaError as error:
+            raise SchemaError(f"system '{name}': {error}") from error
+        parts.append(
+            pd.DataFrame(
+                {
+                    "query_id": found.queries,
+                    "slice": [slices.get(query, "") for query in found.queries],
+                    "system": name,
+                    **found.values,
+                    "missed": found.missed,
+                    "unanswerable": found.unanswerable,
+                }
+            )
+        )
+        if found.missed.any():
+            log.warning("%s ranks nothing for %d of %d judged queries", name, found.missed.sum(), len(found.queries))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _slices(data: Artifact) -> dict[str, str]:
+    table = schema.read(data.file("queries.parquet"), "queries")
+    if "slice" not in table.column_names:
+        return {}
+    names = (name or "" for name in table.column("slice").to_pylist())
+    return dict(zip(table.column("query_id").to_pylist(), names, strict=True))

@@ -1,0 +1,241 @@
+"""A trained ranker or encoder as a bundle: all that the service needs to run it, without PyTorch.
+
+bundle.json        role, digest, templates, thresholds, inputs and output, what each precision costs, which is chosen
+tokenizer.json     neither cuts nor pads
+model.fp32.onnx    the reference, held against PyTorch
+model.fp16.onnx    for CUDA; normalisation, softmax and head in fp32
+model.int8.onnx    for CPUs, one input at a time
+model.w8.onnx      between fp32 and int8 in speed and loss; no score depends on its batch
+golden.json        inputs with their outputs in PyTorch and in each precision, checked at every load
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from tokenizers import Tokenizer
+
+from pipeline import artifacts
+from pipeline.artifacts import Artifact, Staging
+from pipeline.config import ExportConfig, Precision
+from pipeline.export import graph, parity, precision, sample
+from pipeline.export.graph import Floats, Shape
+from pipeline.export.sample import Input, Reader, Templates
+from pipeline.models import sentence_transformers_format
+from pipeline.models.bi_encoder import BiEncoder
+from pipeline.models.cross_encoder import CrossEncoder
+from pipeline.recipe import to_dict
+
+VERSION = 3
+FORMAT = 1
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """A trained model, taken apart for export."""
+
+    model: CrossEncoder | BiEncoder
+    shape: Shape
+    weights: Mapping[str, Floats]
+    tokenizer: Tokenizer
+    templates: Templates
+    thresholds: Sequence[float]
+    dimensions: int
+    widths: Sequence[int] = ()
+    """Of an encoder: at which its vectors may be cut off and scaled to unit length, the widest first."""
+
+    @property
+    def role(self) -> str:
+        return "ranker" if isinstance(self.model, CrossEncoder) else "encoder"
+
+    @classmethod
+    def load(cls, folder: Path) -> "Source":
+        """The model in the folder of a ranker, teacher or encoder artifact.
+
+        Raises:
+            ConfigError: no graph is known for its kind; see `graph.Shape.of`.
+            ArtifactError, MissingError: the folder holds no readable model.
+        """
+        if (folder / "model" / sentence_transformers_format.DENSE).is_file():
+            encoder = BiEncoder.load(folder)
+            dense = {f"head.dense.{name}": _array(value) for name, value in encoder.dense.state_dict().items()}
+            return cls(
+                model=encoder,
+                shape=Shape.of(encoder.model.config),
+                weights=_body(encoder.model) | dense,
+                tokenizer=encoder.tokenizer,
+                templates={"query": encoder.query_template, "document": encoder.document_template},
+                thresholds=(),
+                dimensions=encoder.dense.out_features,
+                widths=encoder.widths,
+            )
+        ranker = CrossEncoder.load(folder)
+        return cls(
+            model=ranker,
+            shape=Shape.of(ranker.model.config),
+            weights=_body(ranker.model) | _score_head(ranker.model),
+            tokenizer=ranker.tokenizer,
+            templates={"pair": ranker.template},
+            thresholds=_array(ranker.thresholds).tolist(),
+            dimensions=1,
+        )
+
+    def graph(self, kind: Precision, keep: Sequence[str] = ()) -> onnx.ModelProto:
+        """The ONNX graph; see `graph.ranker` and `graph.encoder`."""
+        write = graph.ranker if self.role == "ranker" else graph.encoder
+        return write(self.shape, self.weights, kind, keep)
+
+    def torch_output(self, item: Input) -> Floats:
+        """What PyTorch gives for one input: () or (dimensions,)."""
+        ids = torch.tensor([item.ids])
+        with torch.inference_mode():
+            if isinstance(self.model, CrossEncoder):
+                return _array(self.model(ids, torch.tensor([item.types]), torch.ones_like(ids))[0])
+            return _array(self.model(ids, torch.ones_like(ids))[0])
+
+    def digest(self, kept: Mapping[str, Sequence[str]]) -> str:
+        """32 hex digits over all that a score depends on but the precision's name.
+
+        Args:
+            kept: precision → parts of that model that are in fp32.
+        """
+        found = hashlib.blake2b(digest_size=16)
+        templates = {name: template.to_dict() for name, template in self.templates.items()}
+        words = [graph.NUMBERS, self.tokenizer.to_str(), templates, list(self.thresholds)]
+        words.append(sorted(f"{name} {part}" for name, parts in kept.items() for part in parts))
+        found.update(json.dumps(words, sort_keys=True).encode())
+        for name in sorted(self.weights):
+            found.update(f"{name} {self.weights[name].shape}".encode())
+            found.update(np.ascontiguousarray(self.weights[name]).tobytes())
+        return found.hexdigest()
+
+
+def make(workspace: Path, config: ExportConfig, model: Artifact, data: Artifact, pairs: Artifact) -> Artifact:
+    """The bundle of a ranker, teacher or encoder artifact.
+
+    Args:
+        model: from `training.ranker`, `training.teacher` or `training.encoder`.
+        data, pairs: whose valid queries the precisions are judged on.
+
+    Raises:
+        ArtifactError: ONNX gives other scores than PyTorch.
+        ConfigError: no graph is known for this kind of model.
+        SchemaError: there are no valid pairs.
+    """
+
+    def build(staging: Staging) -> Mapping[str, Any]:
+        return _build(staging.folder, config, Source.load(model.path), model, data, pairs)
+
+    inputs: dict[str, Artifact | str] = {"model": model, "data": data, "pairs": pairs}
+    return artifacts.make(workspace, "bundle", version=VERSION, config=to_dict(config), inputs=inputs, build=build)
+
+
+def _build(
+    folder: Path, config: ExportConfig, source: Source, model: Artifact, data: Artifact, pairs: Artifact
+) -> Mapping[str, Any]:
+    taken = sample.take(data, pairs, Reader(source.tokenizer, source.templates), config.sample_tokens)
+    golden = taken.spread(config.golden)
+    golden_inputs = [taken.inputs[place] for place in golden]
+    path = folder / "model.fp32.onnx"
+    onnx.save(source.graph("fp32"), path)
+    by_torch = parity.outputs(source.torch_output, golden_inputs)
+    by_onnx = parity.outputs(parity.runner(path), golden_inputs)
+    largest = parity.check(golden_inputs, by_torch, by_onnx, config.parity)
+
+    threads = os.cpu_count() or 1
+    fp32 = precision.measure(path, taken, None, threads)
+    found = {"fp32": fp32}
+    found |= precision.lower(source.graph, source.shape.parts, folder, fp32, taken, config, threads)
+    chosen = precision.choose(found, config)
+    kept = {name: item.fp32_parts for name, item in found.items()}
+
+    source.tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
+    outputs = {"torch": by_torch} | {name: item.outputs[golden] for name, item in found.items()}
+    _write(folder / "golden.json", parity.golden(golden_inputs, outputs))
+    templates = {name: template.to_dict() for name, template in source.templates.items()}
+    names = {"pair": "template", "query": "query_template", "document": "document_template"}
+    bundle = {
+        "format": FORMAT,
+        "role": source.role,
+        "digest": source.digest(kept),
+        **{names[name]: fields for name, fields in templates.items()},
+        "thresholds": list(source.thresholds),
+        "dimensions": source.dimensions,
+        "widths": list(source.widths),
+        "inputs": source.shape.inputs,
+        "output": "score" if source.role == "ranker" else "embedding",
+        "precisions": {name: item.to_dict() for name, item in found.items()},
+        "chosen": chosen,
+        "parity": largest,
+        "source": model.fingerprint,
+    }
+    _write(folder / "bundle.json", bundle)
+    log.info("%s: parity %.1e; %s", source.role, largest, "; ".join(_line(name, found[name]) for name in found))
+    keys = ("role", "digest", "dimensions", "precisions", "chosen", "parity")
+    return {key: bundle[key] for key in keys} | {"sample_lists": len(taken.lists), "sample_inputs": len(taken.inputs)}
+
+
+def _line(name: str, found: precision.Measured) -> str:
+    return (
+        f"{name} nDCG {found.ndcg:.4f}, tau {found.kendall_tau:.3f}, {found.texts_per_cpu_s:.0f} texts per CPU-second, "
+        f"{found.bytes / 1e6:.1f} MB"
+    )
+
+
+def _write(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _array(value: torch.Tensor) -> Floats:
+    return value.detach().float().cpu().numpy()
+
+
+def _body(model: Any) -> dict[str, Floats]:
+    """The body's parameters, by BERT's names."""
+    prefix = f"{model.base_model_prefix}."
+    values = {name.removeprefix(prefix): _array(value) for name, value in model.state_dict().items()}
+    if model.config.model_type != "albert":
+        return {name: value for name, value in values.items() if name.startswith(("embeddings.", "encoder.layer."))}
+    layer = "encoder.albert_layer_groups.0.albert_layers.0."
+    theirs = {
+        "attention.query": "attention.self.query",
+        "attention.key": "attention.self.key",
+        "attention.value": "attention.self.value",
+        "attention.dense": "attention.output.dense",
+        "attention.LayerNorm": "attention.output.LayerNorm",
+        "ffn": "intermediate.dense",
+        "ffn_output": "output.dense",
+        "full_layer_layer_norm": "output.LayerNorm",
+    }
+    names = {f"{layer}{name}": f"encoder.layer.0.{ours}" for name, ours in theirs.items()}
+    names["encoder.embedding_hidden_mapping_in"] = "embeddings.mapping"
+    found = {name: value for name, value in values.items() if name.startswith("embeddings.")}
+    for theirs_name, ours in names.items():
+        found |= {f"{ours}.{part}": values[f"{theirs_name}.{part}"] for part in ("weight", "bias")}
+    return found
+
+
+def _score_head(model: Any) -> dict[str, Floats]:
+    """The two layers that make the score of the first token's state."""
+    values = model.state_dict()
+    prefix = model.base_model_prefix
+    if "classifier.out_proj.weight" in values:
+        dense, out = "classifier.dense", "classifier.out_proj"
+    else:
+        dense = f"{prefix}.pooler" if f"{prefix}.pooler.weight" in values else f"{prefix}.pooler.dense"
+        out = "classifier"
+    return {
+        f"head.{ours}.{part}": _array(values[f"{theirs}.{part}"])
+        for ours, theirs in (("dense", dense), ("out", out))
+        for part in ("weight", "bias")
+    }

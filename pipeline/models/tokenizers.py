@@ -1,0 +1,144 @@
+"""What both models share at their front: tokenizer, special tokens, room for positions, kind of attention."""
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from pipeline.errors import ConfigError
+from pipeline.models import base_models
+from pipeline.tokens import PairTemplate, TextTemplate
+
+FAMILIES = ("bert", "roberta", "xlm-roberta", "camembert", "albert")
+"""Encoders whose first token is the pair's summary and whose body is read as `surgery` needs it."""
+
+OFFSET_FAMILIES = ("roberta", "xlm-roberta", "camembert")
+"""Positions of these start behind the padding id, which costs as many."""
+
+
+def load_tokenizer(place: Path) -> PreTrainedTokenizerBase:
+    """The fast tokenizer in a model's folder.
+
+    Raises:
+        ConfigError: not one of FAMILIES, or without a fast tokenizer.
+    """
+    family = base_models.model_type(place)
+    if family not in FAMILIES:
+        raise ConfigError(f"{place}: a {family} model; take an encoder of the kinds {', '.join(FAMILIES)}")
+    try:
+        with base_models.quiet():
+            tokenizer = AutoTokenizer.from_pretrained(place, use_fast=True, trust_remote_code=False)
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(f"{place}: its tokenizer cannot be loaded ({error}); tokenizer.json must be there") from error
+    if not tokenizer.is_fast:
+        raise ConfigError(f"{place}: has no fast tokenizer; save tokenizer.json beside its weights")
+    assert isinstance(tokenizer, PreTrainedTokenizerBase)
+    return tokenizer
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, place: Path, max_tokens: int) -> None:
+    """Writes the tokenizer so that other libraries read texts as we do.
+
+    They cut inputs to `max_tokens`, and "[SEP]" in a text is text to them as well.
+    """
+    saved = copy.deepcopy(tokenizer)
+    saved.backend_tokenizer.no_truncation()  # What a base brings along would be read back as ours.
+    saved.backend_tokenizer.no_padding()
+    for name in ("max_length", "truncation_strategy", "stride", "pad_to_multiple_of"):
+        saved.init_kwargs.pop(name, None)
+    for name, value in (("model_max_length", max_tokens), ("split_special_tokens", True)):
+        setattr(saved, name, value)
+        saved.init_kwargs[name] = value
+    with base_models.quiet():
+        saved.save_pretrained(place)
+
+
+def plain_tokenizer(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
+    """A copy of the Rust tokenizer that neither cuts nor pads, and to which "[SEP]" in a text is text."""
+    plain = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    plain.encode_special_tokens = True
+    plain.no_truncation()
+    plain.no_padding()
+    return plain
+
+
+def pair_template(
+    tokenizer: PreTrainedTokenizerBase, config: Any, max_tokens: int, max_query_tokens: int
+) -> PairTemplate:
+    """The template that gives what the tokenizer itself gives for a pair.
+
+    Raises:
+        ConfigError: the tokenizer puts special tokens where no template can, or `max_tokens` is too small.
+    """
+    plain = plain_tokenizer(tokenizer)
+    query, document = (plain.encode(text, add_special_tokens=False).ids for text in ("a", "b a"))
+    whole = tokenizer("a", "b a")
+    ids, types = list(whole["input_ids"]), list(whole.get("token_type_ids", []))
+    first = _place(ids, query, 0)
+    second = _place(ids, document, first + len(query))
+    segments = getattr(config, "type_vocab_size", 0) > 1 and bool(types)
+    template = PairTemplate(
+        before=tuple(ids[:first]),
+        between=tuple(ids[first + len(query) : second]),
+        after=tuple(ids[second + len(document) :]),
+        query_type=types[first] if segments else 0,
+        document_type=types[second] if segments else 0,
+        max_tokens=2 * len(ids),
+        max_query_tokens=len(query),
+    )
+    made_ids, made_types = template.assemble(query, document)
+    if made_ids != ids or (segments and made_types != types):
+        raise ConfigError(f"the tokenizer gives {ids} {types} for a pair, our template {made_ids} {made_types}")
+    return replace(template, max_tokens=max_tokens, max_query_tokens=max_query_tokens)
+
+
+def text_template(tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> TextTemplate:
+    """The template that gives what the tokenizer itself gives for one text.
+
+    Raises:
+        ConfigError: the special tokens alone fill `max_tokens`.
+    """
+    text = plain_tokenizer(tokenizer).encode("a", add_special_tokens=False).ids
+    ids = list(tokenizer("a")["input_ids"])
+    place = _place(ids, text, 0)
+    template = TextTemplate(before=tuple(ids[:place]), after=tuple(ids[place + len(text) :]), max_tokens=max_tokens)
+    if max_tokens <= len(template.before) + len(template.after):
+        raise ConfigError(f"max_tokens {max_tokens} leaves no room beside the special tokens; raise it")
+    return template
+
+
+def _place(ids: list[int], part: list[int], begin: int) -> int:
+    for place in range(begin, len(ids) - len(part) + 1):
+        if ids[place : place + len(part)] == part:
+            return place
+    raise ConfigError(f"the tokenizer gives {ids} with special tokens, which does not contain {part}, without them")
+
+
+def positions(config: Any) -> int:
+    """How many tokens the model can read."""
+    return int(config.max_position_embeddings) - first_position(config)
+
+
+def first_position(config: Any) -> int:
+    """The position of a text's first token."""
+    return int(config.pad_token_id) + 1 if config.model_type in OFFSET_FAMILIES else 0
+
+
+def check_positions(config: Any, max_tokens: int) -> None:
+    """
+    Raises:
+        ConfigError: inputs of `max_tokens` do not fit the model.
+    """
+    if max_tokens > positions(config):
+        raise ConfigError(
+            f"max_tokens {max_tokens}: this {config.model_type} model has {positions(config)} positions; lower it"
+        )
+
+
+def attention() -> str:
+    """Kind of attention for training: on a CPU the plain one, whose backward pass is a third faster at ≤ 128 tokens."""
+    return "sdpa" if torch.cuda.is_available() else "eager"

@@ -1,0 +1,248 @@
+"""What a teacher that was not trained here says about the pairs, as `teacher_scores` that students can learn from.
+
+From `data` and `pairs`, and a file of scores or a language model. Whatever scale they come on, the scores are
+brought to the one of the house: P(grade ≥ k) = sigmoid(score − b_k), fitted to the grades of the training pairs.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipeline import artifacts, schema
+from pipeline.artifacts import Artifact, Staging
+from pipeline.config import OutsideConfig
+from pipeline.errors import ConfigError, MissingError, SchemaError, TrainingError
+from pipeline.evaluation import metrics
+from pipeline.models import base_models
+from pipeline.recipe import to_dict
+from pipeline.training.loop import scoring
+from pipeline.training.loop.batches import Ints, PairTexts, read_texts
+from pipeline.training.losses import ranking
+from pipeline.training.tasks import causal_lm_judge
+
+VERSION = 1
+
+Floats = NDArray[np.float64]
+
+SLOPE_DEVIATION = 10.0
+"""Of the normal prior on the slope, per standard deviation of the scores: keeps it finite where scores separate the
+grades wholly, and changes nothing where there are pairs enough."""
+
+PRIOR_PAIRS = 0.5
+"""Of each grade, at the mean score, beside those that there are, so that a grade that never occurs has a threshold."""
+
+PAIR_KEYS = ("query_id", "doc_id")
+
+
+def make(workspace: Path, config: OutsideConfig, data: Artifact, pairs: Artifact, *, layers: Sequence[int]) -> Artifact:
+    """The `teacher_scores` artifact of an outside teacher, without states.
+
+    scores.parquet   row_id, score (float32)
+    head.json        {"thresholds": [b_1 < … < b_G]}, mean zero
+
+    The metrics have the `slope` of the fit, for one standard deviation of the scores as they came, and what the scores
+    reach on the valid split.
+
+    Args:
+        layers: teacher layers whose states the students' losses need; there are none, so any is an error.
+
+    Raises:
+        ConfigError: states are needed, or the language model cannot be used as told.
+        MissingError: no such file or model.
+        SchemaError: the file lacks a column or pairs, or has a score that is no number or is given twice.
+        TrainingError: higher scores go with lower grades.
+    """
+    if layers:
+        raise ConfigError(
+            f"the students' losses need states of the teacher's layers {list(layers)}, and an outside teacher gives "
+            "only scores; set the weights of those losses to 0, such as ranker.hidden_weight"
+        )
+    settings = {"outside": True, **to_dict(config)}
+    for name in ("scores", "causal_lm", "batch_tokens"):  # Places, whose contents are an input, and what is only speed.
+        del settings[name]
+    if config.scores:
+        settings = {"outside": True}
+        place = Path(config.scores)
+        if not place.is_file():
+            raise MissingError(f"outside.scores: {place} is no file; give a Parquet file with a column score")
+        digest = artifacts.sha256(place)
+    else:
+        place = base_models.folder(config.causal_lm)
+        digest = base_models.digest(place)
+
+    def build(staging: Staging) -> Mapping[str, Any]:
+        found = read_texts(data, pairs)
+        if config.scores:
+            raw, facts = read_scores(place, found.table, pairs)
+        else:
+            raw, facts = causal_lm_judge.score(place, config, found, staging.checkpoint), {}
+        grades = found.table.column("grade").to_numpy().astype(np.int64)
+        split = np.array(found.table.column("split").to_pylist(), dtype=np.str_)
+        scale = fit(raw, grades, np.flatnonzero(split == "train"))
+        scores = scale.scores(raw).astype(np.float32)
+        columns = {"row_id": found.table.column("row_id"), "score": pa.array(scores, pa.float32())}
+        schema.write(pa.table(columns), staging.folder / "scores.parquet", "scores")
+        head = {"thresholds": list(scale.thresholds)}
+        artifacts.write_atomically(staging.folder / "head.json", json.dumps(head, indent=1) + "\n")
+        return {"pairs": len(scores), "slope": round(scale.slope, 4), **_valid(found, grades, split, scores), **facts}
+
+    return artifacts.make(
+        workspace,
+        "teacher_scores",
+        version=VERSION,
+        config=settings,
+        inputs={"outside": digest, "data": data, "pairs": pairs},
+        build=build,
+    )
+
+
+def _valid(found: PairTexts, grades: Ints, split: NDArray[np.str_], scores: scoring.Floats) -> dict[str, float]:
+    valid = split == "valid"
+    if not valid.any():
+        return {}
+    by_query = metrics.by_query(found.query[valid], grades[valid], scores[valid], (scoring.MEASURE,))
+    return {scoring.MEASURE: round(float(by_query[scoring.MEASURE].mean()), 4)}
+
+
+def read_scores(path: Path, table: pa.Table, pairs: Artifact) -> tuple[Floats, dict[str, int]]:
+    """(pairs,) the scores that a file has for the rows of a table of pairs, and how many of its rows no pair needs.
+
+    Raises:
+        SchemaError: not Parquet, a column missing, a score that is no number or is given twice, a pair without one.
+    """
+    try:
+        given = pq.read_table(path).to_pandas()
+    except (pa.ArrowException, OSError) as error:
+        raise SchemaError(f"{path}: not a readable Parquet file ({error}); write it again") from error
+    by_name = set(PAIR_KEYS) <= set(given)  # Names say more than the number of a row, which another table has too.
+    keys = ["row_id"] if "row_id" in given and not by_name else list(PAIR_KEYS)
+    missing = [name for name in (*keys, "score") if name not in given]
+    if missing:
+        raise SchemaError(
+            f"{path}: has no column {missing[0]}; needed are score and either row_id or query_id and doc_id, "
+            f"it has {', '.join(map(str, given.columns))}"
+        )
+    numbers = pd.to_numeric(given["score"], errors="coerce").to_numpy(dtype=np.float64)
+    bad = np.flatnonzero(~np.isfinite(numbers))
+    if len(bad):
+        value = given["score"].iloc[bad[0]]
+        raise SchemaError(f"{path}, row {bad[0]}: score {value} is no finite number ({len(bad)} rows of {len(given)})")
+    kind = np.int64 if keys == ["row_id"] else str
+    try:
+        named = given[keys].astype(kind)
+    except (TypeError, ValueError) as error:
+        raise SchemaError(f"{path}: column {keys[0]} holds what is no whole number ({error})") from error
+    if kind is np.int64 and len(cut := np.flatnonzero(pd.to_numeric(given["row_id"]) != named["row_id"])):
+        value = given["row_id"].iloc[cut[0]]
+        raise SchemaError(f"{path}, row {cut[0]}: row_id {value} is no whole number ({len(cut)} such rows)")
+    given = named.assign(score=numbers)
+    twice = np.flatnonzero(given.duplicated(keys))
+    if len(twice):
+        raise SchemaError(
+            f"{path}, row {twice[0]}: a second score for {_named(given.iloc[twice[0]], keys)} ({len(twice)} such "
+            "rows); keep one"
+        )
+    wanted = table.select(["row_id", *PAIR_KEYS]).to_pandas()
+    if "queries.parquet" in pairs.manifest.files:  # Unlabelled lists, under names that are known here only.
+        lists = pq.read_table(pairs.file("queries.parquet"), columns=["query_id", "asked"]).to_pandas()
+        asked = wanted["query_id"].map(lists.set_index("query_id")["asked"])
+        wanted = wanted.assign(query_id=asked.fillna(wanted["query_id"]))
+    joined = wanted.merge(given, on=keys, how="left", validate="m:1")
+    lost = np.flatnonzero(joined["score"].isna())
+    if len(lost):
+        raise SchemaError(
+            f"{path}: no score for {len(lost):,} of {len(wanted):,} pairs, {_named(wanted.iloc[lost[0]], keys)} for "
+            f"one; score every row of {pairs.path / 'pairs.parquet'}"
+        )
+    used = given.merge(wanted[keys].drop_duplicates(), on=keys)
+    return joined["score"].to_numpy(dtype=np.float64), {"unused rows": len(given) - len(used)}
+
+
+def _named(row: "pd.Series[Any]", keys: Sequence[str]) -> str:
+    return ", ".join(f"{key} {row[key]!r}" for key in keys)
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How an outside score becomes one of ours: slope · (score − mean) / deviation − shift."""
+
+    mean: float
+    deviation: float
+    slope: float
+    shift: float
+    thresholds: tuple[float, ...]
+    """Mean zero."""
+
+    def scores(self, raw: Floats) -> Floats:
+        return self.slope * (raw - self.mean) / self.deviation - self.shift
+
+
+def fit(raw: Floats, grades: Ints, places: Ints) -> Scale:
+    """The ordinal model of the grades by one number, of greatest likelihood on these pairs.
+
+    Args:
+        raw: (pairs,) scores, higher is better.
+        grades: (pairs,); the highest of all says how many thresholds there are.
+        places: the pairs to learn from.
+
+    Raises:
+        TrainingError: no pair has a grade above 0, all scores are equal, or higher ones go with lower grades.
+
+    Source: McCullagh, Regression models for ordinal data, JRSS B 1980.
+    """
+    top = int(grades.max(initial=0))
+    if top < 1 or not len(places):
+        raise TrainingError("outside scores: no training pair has a grade above 0, so they cannot be brought to scale")
+    mean, deviation = float(raw[places].mean()), float(raw[places].std())
+    if not deviation > 0:
+        raise TrainingError(f"outside scores: all {len(places)} training pairs have the score {mean}; nothing to learn")
+    scores = torch.from_numpy((raw[places] - mean) / deviation)  # (n,) float64
+    wanted = torch.from_numpy(grades[places])
+    every, none = torch.arange(top + 1), scores.new_zeros(top + 1)
+    slope = scores.new_ones(1).requires_grad_()
+    counts = np.bincount(grades[places], minlength=top + 1) + PRIOR_PAIRS
+    below = np.cumsum(counts)[:-1]
+    start = torch.from_numpy(np.log(below / (counts.sum() - below)))
+    first = start[:1].clone().requires_grad_()
+    gaps = torch.log(torch.expm1(start.diff())).requires_grad_()
+
+    def thresholds() -> Tensor:
+        return torch.cat([first, first + F.softplus(gaps).cumsum(0)])
+
+    def loss() -> Tensor:
+        levels = thresholds()
+        likely = ranking.ordinal_loss(slope * scores, wanted, levels, total=1)
+        prior = PRIOR_PAIRS * ranking.ordinal_loss(none, every, levels, total=1)
+        return (likely + prior + (slope / SLOPE_DEVIATION).square().sum() / 2) / len(scores)
+
+    search = torch.optim.LBFGS(
+        [slope, first, gaps], max_iter=200, tolerance_grad=1e-9, tolerance_change=1e-12, line_search_fn="strong_wolfe"
+    )
+
+    def step() -> Tensor:
+        search.zero_grad()
+        value = loss()
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    search.step(step)  # type: ignore[no-untyped-call]
+    levels = thresholds().detach()
+    found = float(slope.detach())
+    if not found > 0:
+        raise TrainingError(
+            f"outside scores: higher scores go with lower grades (slope {found:.3f} on {len(places)} training pairs); "
+            "turn their sign, or exchange outside.positive and outside.negative"
+        )
+    shift = float(levels.mean())
+    return Scale(mean, deviation, found, shift, tuple((levels - shift).tolist()))

@@ -1,0 +1,345 @@
+"""What goes through a model together: pairs as token ids, the plan of an epoch, rectangles with little padding.
+
+Texts are tokenised once a stage. The plan is a pure function of lengths, queries, config and epoch: an optimizer
+step is a set of whole queries, drawn at random, of about `tokens_per_batch` real tokens. A step whose activations
+would not fit in memory, or that several ranks share, is cut into chunks of whole queries. Inside a chunk, texts of
+like length share a rectangle, so the scores of a chunk lie side by side while hardly a padding token is computed.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from pipeline import schema, text
+from pipeline.artifacts import Artifact
+from pipeline.config import LoopConfig
+from pipeline.errors import ConfigError, SchemaError
+from pipeline.progress import bar
+from pipeline.tokens import PairTemplate, TextTemplate
+from pipeline.training.loop import distributed
+
+Ints = NDArray[np.int64]
+
+RECTANGLE_TOKENS = 24
+"""What one more rectangle costs, in tokens: so much that few are cut, so little that padding stays below a twentieth in
+steps of 2,048 tokens (`tests/benchmarks/test_training_speed.py` holds it there)."""
+
+TOKENISE_BATCH = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Ragged:
+    """Many lists of token ids end to end."""
+
+    ids: NDArray[np.int32]
+    starts: Ints
+    """(lists + 1,) where each begins; the last is the end of all."""
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def __getitem__(self, number: int) -> list[int]:
+        found: list[int] = self.ids[self.starts[number] : self.starts[number + 1]].tolist()
+        return found
+
+    @property
+    def lengths(self) -> Ints:
+        return np.diff(self.starts)
+
+
+def tokenise(tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int, label: str = "tokenise") -> Ragged:
+    """Ids without special tokens of the head of each text, at most `max_tokens`; `label` stands at the bar."""
+    parts: list[NDArray[np.int32]] = []
+    with bar(label, len(texts), "texts") as advance:
+        for begin in range(0, len(texts), TOKENISE_BATCH):
+            heads = [text.head(one, max_tokens) for one in texts[begin : begin + TOKENISE_BATCH]]
+            encoded = tokenizer.encode_batch_fast(heads, add_special_tokens=False)
+            parts.extend(np.array(one.ids[:max_tokens], dtype=np.int32) for one in encoded)
+            advance(len(heads))
+    starts = np.cumsum([0, *map(len, parts)], dtype=np.int64)
+    return Ragged(np.concatenate(parts) if parts else np.zeros(0, np.int32), starts)
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """A pairs table with the tokens of its texts; one place in each array is one pair."""
+
+    rows: Ints
+    """row_id, by which teacher scores are joined."""
+    query: Ints
+    """Number of the query in `queries`; also the group of the losses."""
+    document: Ints
+    """Number of the document in `documents`."""
+    grades: Ints
+    split: NDArray[np.str_]
+    queries: Ragged
+    documents: Ragged
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def places(self, split: str) -> Ints:
+        """The pairs of a split, in table order."""
+        return np.flatnonzero(self.split == split)
+
+
+def read_pairs(
+    data: Artifact, pairs: Artifact, tokenizer: Tokenizer, *, max_query_tokens: int, max_tokens: int, split: str = ""
+) -> Pairs:
+    """The pairs of an artifact with their texts' tokens, from the documents and queries of the data.
+
+    Args:
+        split: only its pairs; empty for all.
+
+    Raises:
+        SchemaError: a pair names a query or document that the data does not have; names the first.
+    """
+    found = read_texts(data, pairs, split)
+    return Pairs(
+        rows=found.table.column("row_id").to_numpy().astype(np.int64),
+        query=found.query,
+        document=found.document,
+        grades=found.table.column("grade").to_numpy().astype(np.int64),
+        split=np.array(found.table.column("split").to_pylist(), dtype=np.str_),
+        queries=tokenise(tokenizer, found.queries, max_query_tokens, "tokenise queries"),
+        documents=tokenise(tokenizer, found.documents, max_tokens, "tokenise documents"),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PairTexts:
+    """A pairs table and its texts."""
+
+    table: pa.Table
+    query: Ints
+    """(pairs,) number in `queries`."""
+    document: Ints
+    """(pairs,) number in `documents`."""
+    queries: list[str]
+    documents: list[str]
+
+
+def read_texts(data: Artifact, pairs: Artifact, split: str = "") -> PairTexts:
+    """The pairs of an artifact, or of one split of it, with their texts, from the documents and queries of the data.
+
+    Queries that the data does not have may stand in a queries.parquet beside the pairs.
+
+    Raises:
+        SchemaError: a pair names a query or document that is in neither; names the first.
+    """
+    table = schema.read(pairs.file("pairs.parquet"), "pairs")
+    if split:
+        table = table.filter(pc.field("split") == split)
+    query_ids, query = _numbered(table, "query_id")
+    doc_ids, document = _numbered(table, "doc_id")
+    places = [one.file("queries.parquet") for one in (data, pairs) if "queries.parquet" in one.manifest.files]
+    queries = _texts(places, "query_id", ("text",), query_ids)
+    documents = _texts([data.file("documents.parquet")], "doc_id", ("title", "text"), doc_ids)
+    return PairTexts(
+        table,
+        query,
+        document,
+        [one for (one,) in queries],
+        [text.document_text(title, body) for title, body in documents],
+    )
+
+
+def _numbered(table: pa.Table, column: str) -> tuple[list[str], Ints]:
+    """The distinct ids of a column, ascending, and the place of each row's id among them."""
+    names, places = np.unique(np.array(table.column(column).to_pylist(), dtype=np.str_), return_inverse=True)
+    return names.tolist(), places.astype(np.int64)
+
+
+def _texts(paths: Sequence[Path], key: str, columns: Sequence[str], wanted: Sequence[str]) -> list[tuple[str, ...]]:
+    """The columns of the rows with these ids in any of the files, in the order of the ids."""
+    kept = pc.field(key).isin(pa.array(wanted, pa.string()))
+    found: dict[str, tuple[str, ...]] = {}
+    for path in paths:
+        table = pq.read_table(path, columns=[key, *columns], filters=kept)
+        texts = [table.column(name).to_pylist() for name in columns]
+        found |= zip(table.column(key).to_pylist(), zip(*texts, strict=True), strict=True)
+    missing = [one for one in wanted if one not in found]
+    if missing:
+        raise SchemaError(
+            f"{paths[0]}: {len(missing)} of the pairs' ids are not there, {key} '{missing[0]}' for one; "
+            "make the pairs again from this data"
+        )
+    return [found[one] for one in wanted]
+
+
+def pair_lengths(pairs: Pairs, template: PairTemplate) -> Ints:
+    """(pairs,) tokens of each assembled input."""
+    query = np.minimum(pairs.queries.lengths[pairs.query], template.max_query_tokens)
+    room = template.max_tokens - template.special_tokens - query
+    return np.asarray(query + np.minimum(pairs.documents.lengths[pairs.document], room) + template.special_tokens)
+
+
+def plan(lengths: Ints, groups: Ints, config: LoopConfig, *, max_list: int, epoch: int) -> list[list[Ints]]:
+    """The steps of an epoch, each a list of chunks, each the places of whole queries' pairs.
+
+    Every query comes once, with at most `max_list` of its pairs, drawn anew each epoch. Steps are of about equal
+    size, at most about `tokens_per_batch`; a query larger than that is a step by itself.
+
+    Args:
+        lengths: (pairs,) tokens of each.
+        groups: (pairs,) query of each.
+        config: its seed, tokens_per_batch and chunk_tokens are used.
+
+    Raises:
+        ConfigError: one query's pairs exceed `chunk_tokens`.
+    """
+    if not len(groups):
+        return []
+    order = np.argsort(groups, kind="stable")
+    names, starts = np.unique(groups[order], return_index=True)
+    lists = []
+    for name, places in zip(names, np.split(order, starts[1:]), strict=True):
+        if len(places) > max_list:
+            chosen = np.random.default_rng([config.seed, epoch, int(name)]).choice(len(places), max_list, replace=False)
+            places = places[np.sort(chosen)]  # noqa: PLW2901
+        lists.append(places)
+    np.random.default_rng([config.seed, epoch]).shuffle(lists)
+    sizes = np.array([lengths[places].sum() for places in lists])
+    count = math.ceil(sizes.sum() / config.tokens_per_batch)
+    step_of = ((np.cumsum(sizes) - sizes / 2) * count / sizes.sum()).astype(np.int64)
+    steps = [[lists[place] for place in np.flatnonzero(step_of == number)] for number in np.unique(step_of)]
+    return [_chunks(step, lengths, config.chunk_tokens) for step in steps]
+
+
+def _chunks(lists: Sequence[Ints], lengths: Ints, chunk_tokens: int) -> list[Ints]:
+    """Whole queries in chunks of at most `chunk_tokens` padded tokens; a multiple of the ranks, where it can be."""
+    whole = np.concatenate(lists)
+    if distributed.world() == 1 and padded(lengths[whole]) <= chunk_tokens:
+        return [whole]
+    for places in lists:
+        if padded(lengths[places]) > chunk_tokens:
+            raise ConfigError(
+                f"one query's {len(places)} pairs have {int(lengths[places].sum())} tokens, more than "
+                f"loop.chunk_tokens {chunk_tokens}; lower candidates.max_list or max_tokens, or raise loop.chunk_tokens"
+            )
+    if distributed.world() > 1:
+        return balanced(lists, lengths, chunk_tokens, distributed.world())
+    chunks, held = [], np.zeros(0, dtype=np.int64)
+    for places in lists:
+        grown = np.concatenate([held, places])
+        if padded(lengths[grown]) > chunk_tokens:
+            chunks.append(held)
+            grown = places
+        held = grown
+    return [*chunks, held]
+
+
+def balanced(lists: Sequence[Ints], lengths: Ints, chunk_tokens: int, ranks: int) -> list[Ints]:
+    """Chunks of about equal size for `ranks` processes: the fewest times `ranks` that fit in `chunk_tokens`.
+
+    The longest query first, each to the chunk that holds least. Where there are fewer queries than ranks, some of the
+    ranks have nothing to do.
+    """
+    longest_first = sorted(lists, key=lambda places: -int(lengths[places].sum()))
+    count = min(ranks, len(lists))
+    while True:
+        chunks: list[list[Ints]] = [[] for _ in range(count)]
+        tokens = np.zeros(count, dtype=np.int64)
+        for places in longest_first:
+            least = int(np.argmin(tokens))
+            chunks[least].append(places)
+            tokens[least] += lengths[places].sum()
+        found = [np.concatenate(chunk) for chunk in chunks]
+        if count == len(lists) or all(padded(lengths[chunk]) <= chunk_tokens for chunk in found):
+            return found
+        count = min(count + ranks, len(lists))
+
+
+def rectangles(lengths: Ints) -> list[Ints]:
+    """Which texts are padded together: groups of like length that waste the fewest tokens.
+
+    Args:
+        lengths: (texts,) tokens of each.
+
+    Returns:
+        For each rectangle the places of its texts, longest first. Together they hold each place once. Among all
+        cuts of the sorted lengths this one has the least padding plus RECTANGLE_TOKENS for each rectangle.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    widths, counts = np.unique(-lengths, return_counts=True)
+    widths = -widths  # distinct, descending
+    ends = np.concatenate([[0], np.cumsum(counts)])
+    cost = np.zeros(len(widths) + 1)
+    cut = np.zeros(len(widths) + 1, dtype=np.int64)
+    for end in range(1, len(widths) + 1):
+        costs = cost[:end] + (ends[end] - ends[:end]) * widths[:end] + RECTANGLE_TOKENS
+        cut[end] = np.argmin(costs)
+        cost[end] = costs[cut[end]]
+    found, end = [], len(widths)
+    while end > 0:
+        found.append(order[ends[cut[end]] : ends[end]])
+        end = int(cut[end])
+    return found[::-1]
+
+
+def padded(lengths: Ints) -> int:
+    """Tokens with padding of these texts in their rectangles."""
+    return sum(len(places) * int(lengths[places[0]]) for places in rectangles(lengths)) if len(lengths) else 0
+
+
+def scoring_batches(lengths: Ints, tokens: int) -> Iterator[Ints]:
+    """Places of all texts, longest first, in batches of at most `tokens` padded tokens (or one text)."""
+    order = np.argsort(-lengths, kind="stable")
+    begin = 0
+    while begin < len(order):
+        rows = max(1, tokens // max(1, int(lengths[order[begin]])))
+        yield order[begin : begin + rows]
+        begin += rows
+
+
+@dataclass(frozen=True, slots=True)
+class Rectangle:
+    """Inputs of a model, padded to the longest."""
+
+    input_ids: Tensor
+    """(texts, tokens) int64."""
+    token_type_ids: Tensor
+    """(texts, tokens) int64."""
+    attention_mask: Tensor
+    """(texts, tokens) int64, 1 for a real token."""
+
+    @property
+    def all(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Ids, segments and mask."""
+        return self.input_ids, self.token_type_ids, self.attention_mask
+
+
+def pair_inputs(pairs: Pairs, places: Ints, template: PairTemplate) -> list[tuple[list[int], list[int]]]:
+    """Ids and segments of each of these pairs, at their exact length."""
+    return [
+        template.assemble(pairs.queries[query], pairs.documents[document])
+        for query, document in zip(pairs.query[places].tolist(), pairs.document[places].tolist(), strict=True)
+    ]
+
+
+def text_inputs(texts: Ragged, numbers: Ints, template: TextTemplate) -> list[tuple[list[int], list[int]]]:
+    """Ids and segments, all zero, of each of these texts, at their exact length."""
+    inputs = [template.assemble(texts[number]) for number in numbers.tolist()]
+    return [(ids, [0] * len(ids)) for ids in inputs]
+
+
+def rectangle(inputs: Sequence[tuple[list[int], list[int]]], device: torch.device) -> Rectangle:
+    """The inputs padded at the end to the longest of them."""
+    width = max(len(ids) for ids, _ in inputs)
+    # Which id stands in the padding makes no difference: no real token attends to it.
+    arrays = np.zeros((3, len(inputs), width), dtype=np.int64)
+    for row, (ids, types) in enumerate(inputs):
+        arrays[0, row, : len(ids)] = ids
+        arrays[1, row, : len(ids)] = types
+        arrays[2, row, : len(ids)] = 1
+    return Rectangle(*torch.from_numpy(arrays).to(device))

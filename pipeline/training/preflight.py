@@ -1,0 +1,51 @@
+"""Whether the models of a recipe can be cut and taught as it says: known from configs alone, before hours of training.
+
+Read by the flows before their first stage. What needs weights or data is still found by the stages themselves.
+"""
+
+import dataclasses
+
+from pipeline.config import Recipe
+from pipeline.errors import ConfigError
+from pipeline.models import base_models
+from pipeline.models.base_models import Shape
+from pipeline.recipe import named
+from pipeline.training import encoder, pretrain, ranker
+
+
+def check_rankers(recipe: Recipe) -> None:
+    """
+    Raises:
+        ConfigError: teacher, an assistant or the ranker cannot be had from its base, or learn from whom it should.
+        MissingError: a base model cannot be had.
+    """
+    base = _base(recipe)
+    if recipe.teacher.layers > base.layers:
+        raise ConfigError(
+            f"teacher.layers is {recipe.teacher.layers}: its base has {base.layers}; keep at most that many"
+        )
+    tutor = dataclasses.replace(base, layers=recipe.teacher.layers or base.layers)
+    students = [(f"assistants[{number}]", one) for number, one in enumerate(recipe.assistants)]
+    for place, config in (*students, ("ranker", recipe.ranker)):
+        known = {ranker.FROM_TEACHER: tutor, ranker.FROM_BASE: base}
+        whole = known.get(config.base) or base_models.shape(base_models.folder(config.base))
+        with named("ranker", place):
+            tutor = ranker.cut(config, whole, tutor)
+
+
+def check_encoder(recipe: Recipe) -> None:
+    """
+    Raises:
+        ConfigError: the encoder cannot be had from its base.
+        MissingError: the base model cannot be had.
+    """
+    own = recipe.encoder.base != encoder.FROM_BASE
+    encoder.check(recipe.encoder, base_models.shape(base_models.folder(recipe.encoder.base)) if own else _base(recipe))
+
+
+def _base(recipe: Recipe) -> Shape:
+    """Of what the teacher starts from."""
+    scratch = recipe.pretrain.scratch
+    if recipe.teacher.base == pretrain.SCRATCH:
+        return Shape(scratch.layers, scratch.hidden, scratch.heads, shared=scratch.family == "albert")
+    return base_models.shape(base_models.folder(recipe.teacher.base))

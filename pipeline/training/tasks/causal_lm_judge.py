@@ -1,0 +1,206 @@
+"""A language model as a judge: log-odds of two answers to a question about a query and a document.
+
+The prompt is read once; no text is generated. Source: Nogueira et al., Document ranking with a pretrained
+sequence-to-sequence model, Findings of EMNLP 2020, arXiv:2003.06713, where the score is the softmax of two such tokens.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from pipeline import text
+from pipeline.config import OutsideConfig
+from pipeline.errors import ConfigError, TrainingError
+from pipeline.models import base_models, tokenizers
+from pipeline.progress import bar
+from pipeline.training.loop import batches, memory, scoring
+from pipeline.training.loop.batches import PairTexts
+
+SHARD = 4096
+"""Pairs that are tokenised, sorted by length and scored together, and kept in one file should the run be killed."""
+
+Offsets = Sequence[tuple[int, int]]
+
+
+class Judge:
+    """A causal language model, its tokenizer, the prompt and the two answers."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: OutsideConfig) -> None:
+        """
+        Raises:
+            ConfigError: an answer is not one token after the prompt, or the prompt leaves no room for a document.
+        """
+        self.model: Any = model
+        model.train(False)
+        self.tokenizer = tokenizer
+        self.config = config
+        self.before = list(tokenizers.text_template(tokenizer, config.max_tokens).before)
+        self.parts = re.split(r"(\{query\}|\{document\})", config.prompt)
+        special = {str(one) for one in tokenizer.get_added_vocab()} | set(map(str, tokenizer.all_special_tokens))
+        self.special = sorted((one for one in special if one.strip()), key=len, reverse=True)
+        positions = getattr(model.config, "max_position_embeddings", None)
+        if positions is not None and config.max_tokens > positions:
+            raise ConfigError(f"outside.max_tokens {config.max_tokens}: the model reads {positions} tokens; lower it")
+        bare = len(self.inputs([("", "")])[0]) + config.max_query_tokens
+        if bare >= config.max_tokens:
+            raise ConfigError(
+                f"outside.max_tokens {config.max_tokens}: prompt and query alone may have {bare}; raise it, or lower "
+                "outside.max_query_tokens"
+            )
+        self.answers = [self._answer(name) for name in ("positive", "negative")]
+
+    @classmethod
+    def load(cls, place: Path, config: OutsideConfig) -> "Judge":
+        """The model in a folder, on the device of training; in bfloat16 where that is a GPU.
+
+        Raises:
+            ConfigError: no causal language model with a fast tokenizer, or as the constructor.
+        """
+        where = scoring.device()
+        try:
+            with base_models.quiet():
+                tokenizer = AutoTokenizer.from_pretrained(place, use_fast=True, trust_remote_code=False)
+                model: Any = AutoModelForCausalLM.from_pretrained(
+                    place,
+                    dtype=torch.bfloat16 if where.type == "cuda" else torch.float32,
+                    trust_remote_code=False,
+                )
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise ConfigError(f"{place}: not a causal language model that can be loaded ({error})") from error
+        if not tokenizer.is_fast:
+            raise ConfigError(f"{place}: has no fast tokenizer; save tokenizer.json beside its weights")
+        return cls(model.to(where), tokenizer, config)
+
+    def _answer(self, name: str) -> int:
+        """The id of the token that this answer is."""
+        prompt = self._filled("a", "b")[0]
+        answer = getattr(self.config, name)
+        without, whole = (
+            self.tokenizer(one, add_special_tokens=False)["input_ids"] for one in (prompt, prompt + answer)
+        )
+        if whole[:-1] != without:
+            pieces = self.tokenizer.convert_ids_to_tokens(whole[max(0, len(without) - 1) :])
+            raise ConfigError(
+                f"outside.{name} {answer!r} is not one token after the prompt, which with it ends in {pieces}; take "
+                "another answer, or move a space between the two"
+            )
+        return int(whole[-1])
+
+    def _filled(self, query: str, document: str) -> tuple[str, dict[str, tuple[int, int]]]:
+        """The prompt, and where in it query and document stand."""
+        whole, spans = "", {}
+        for part in self.parts:
+            if part in ("{query}", "{document}"):
+                value = self._harmless(query if part == "{query}" else document)
+                spans[part] = (len(whole), len(whole) + len(value))
+                whole += value
+            else:
+                whole += part
+        return whole, spans
+
+    def _harmless(self, value: str) -> str:
+        """The text with a space inside whatever the tokenizer would take for a mark, such as the end of a turn."""
+        for mark in self.special:
+            value = value.replace(mark, f"{mark[:1]} {mark[1:]}")
+        return value
+
+    def inputs(self, pairs: Sequence[tuple[str, str]]) -> list[list[int]]:
+        """The ids of the prompt for each query and document, which are cut at their ends to fit."""
+        config = self.config
+        heads = [
+            (text.head(query, config.max_query_tokens), text.head(body, config.max_tokens)) for query, body in pairs
+        ]
+        filled = [self._filled(*pair) for pair in heads]
+        encoded = self.tokenizer(
+            [whole for whole, _ in filled], add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        )
+        made = []
+        rows = zip(encoded["input_ids"], encoded["offset_mapping"], filled, strict=True)
+        for ids, offsets, (_, spans) in rows:
+            query, document = (_inside(offsets, spans[part]) for part in ("{query}", "{document}"))
+            lost = set(query[config.max_query_tokens :])
+            beyond = len(self.before) + len(ids) - len(lost) - config.max_tokens
+            lost |= set(document[max(0, len(document) - beyond) :] if beyond > 0 else [])
+            made.append(self.before + [one for place, one in enumerate(ids) if place not in lost])
+        return made
+
+    @torch.no_grad()
+    def log_odds(self, inputs: Sequence[list[int]]) -> Tensor:
+        """(texts,) log P(positive) − log P(negative) of the next token, float32.
+
+        Padding stands at the end, where no real token can see it, so an input has the same score in any company.
+        """
+        model, where = self.model, self.model.device
+        lengths = torch.tensor([len(ids) for ids in inputs], device=where)
+        batch = batches.rectangle([(ids, [0] * len(ids)) for ids in inputs], where)
+        body = model.base_model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
+        last = body.last_hidden_state[torch.arange(len(inputs), device=where), lengths - 1]  # (texts, hidden)
+        # Two columns of the head in full precision: a bfloat16 logit of 20 has steps of an eighth.
+        head = model.get_output_embeddings()
+        logits = last.float() @ head.weight[self.answers].float().T  # (texts, 2)
+        if getattr(head, "bias", None) is not None:
+            logits = logits + head.bias[self.answers].float()
+        cap = getattr(model.config, "final_logit_softcapping", None)
+        if cap:
+            logits = cap * torch.tanh(logits / cap)
+        odds: Tensor = logits[:, 0] - logits[:, 1]
+        return odds
+
+
+def _inside(offsets: Offsets, span: tuple[int, int]) -> list[int]:
+    """Places of the tokens that end within these characters; a first one may begin with the space before them."""
+    begin, end = span
+    return [place for place, (_, stop) in enumerate(offsets) if begin < stop <= end]
+
+
+def score(place: Path, config: OutsideConfig, pairs: PairTexts, checkpoint: Path) -> NDArray[np.float64]:
+    """(pairs,) log-odds of every pair. Finished shards lie in `checkpoint`, and a killed run goes on after them.
+
+    Raises:
+        ConfigError: as `Judge`.
+        TrainingError: the model gives what is no number.
+    """
+    checkpoint.mkdir(parents=True, exist_ok=True)
+    judge: Judge | None = None
+    parts = []
+    with bar("outside scores", len(pairs.query), "pairs") as advance:
+        for number, rows in enumerate(_shards(len(pairs.query))):
+            file = checkpoint / f"{number:06}.npy"
+            if not file.exists():
+                judge = judge or Judge.load(place, config)
+                found = score_shard(
+                    judge, [(pairs.queries[pairs.query[row]], pairs.documents[pairs.document[row]]) for row in rows]
+                )
+                if not np.isfinite(found).all():
+                    row = rows[int(np.flatnonzero(~np.isfinite(found))[0])]
+                    raise TrainingError(f"{place}: its score of pair {row} is no number; load it in another precision")
+                with file.with_suffix(".part").open("wb") as stream:
+                    np.save(stream, found)
+                file.with_suffix(".part").replace(file)
+            parts.append(np.load(file, allow_pickle=False))
+            advance(len(rows))
+    return np.concatenate([np.zeros(0), *parts]).astype(np.float64)
+
+
+def _shards(count: int) -> Iterator[range]:
+    for begin in range(0, count, SHARD):
+        yield range(begin, min(count, begin + SHARD))
+
+
+def score_shard(judge: Judge, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float32]:
+    """(pairs,) log-odds, in batches of like length."""
+    inputs = judge.inputs(pairs)
+    lengths = np.array([len(ids) for ids in inputs], dtype=np.int64)
+    found = np.zeros(len(inputs), dtype=np.float32)
+    smaller = f"lower outside.batch_tokens ({judge.config.batch_tokens}) and start again: finished shards are kept"
+    with memory.shortage_named("outside scores:", smaller):
+        for chosen in batches.scoring_batches(lengths, judge.config.batch_tokens):
+            found[chosen] = judge.log_odds([inputs[place] for place in chosen]).cpu().numpy()
+    return found

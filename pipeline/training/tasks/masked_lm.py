@@ -1,0 +1,291 @@
+"""Masked language modelling: the texts, an encoder with a head that guesses tokens, and the task for the loop."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from pipeline.config import PretrainConfig
+from pipeline.errors import ConfigError, TrainingError
+from pipeline.models import base_models, tokenizers
+from pipeline.training.loop import batches, distributed
+from pipeline.training.loop.batches import Ints, Ragged
+from pipeline.training.loop.loop import Step, autocast
+
+WINDOWS = 4
+"""A long document is read as far as so many inputs hold; each epoch sees one part of it."""
+
+MIN_TOKENS = 3
+"""A shorter text leaves nothing to guess a token from."""
+
+MEASURE_SEED = 7
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """What is read."""
+
+    documents: list[str]
+    queries: list[str]
+    """Training queries only."""
+    pairs: Ints
+    """(pairs, 2) numbers of a training query and of a document with a grade above 0."""
+    held_out: Ints
+    """Documents to measure on, ascending; neither they nor their pairs are learned from."""
+
+
+class MaskedModel(nn.Module):
+    """An encoder with a head that guesses tokens, which alone is not kept."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, base: Path) -> None:
+        super().__init__()
+        self.model = model
+        self.hub_tokenizer = tokenizer
+        self.base = base
+
+    @classmethod
+    def start(cls, base: Path, config: PretrainConfig) -> "MaskedModel":
+        """The model found in `base`, with a new head where it has none.
+
+        Raises:
+            ConfigError: no encoder that can guess masked tokens, or too few positions for `config.max_tokens`.
+        """
+        tokenizer = tokenizers.load_tokenizer(base)
+        settings = AutoConfig.from_pretrained(base, trust_remote_code=False)
+        tokenizers.check_positions(settings, config.max_tokens)
+        if tokenizer.mask_token_id is None:
+            raise ConfigError(f"{base}: its tokenizer has no mask token, so pre-training cannot use it")
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+            setattr(settings, name, 0.0)
+        with base_models.quiet(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.loop.seed)
+            model = AutoModelForMaskedLM.from_pretrained(
+                base,
+                config=settings,
+                dtype=torch.float32,
+                attn_implementation=tokenizers.attention(),
+                trust_remote_code=False,
+            )
+        return cls(model, tokenizer, base)
+
+    def forward(self, inputs: batches.Rectangle, chosen: Tensor) -> Tensor:
+        """Logits (chosen tokens, vocabulary), float32, of the places where `chosen` (texts, tokens) is true."""
+        types = {"token_type_ids": inputs.token_type_ids} if self.model.config.type_vocab_size > 1 else {}
+        encoder: Any = self.model.base_model
+        states = encoder(input_ids=inputs.input_ids, attention_mask=inputs.attention_mask, **types).last_hidden_state
+        heads = (getattr(self.model, name, None) for name in ("cls", "lm_head", "predictions"))
+        head: Any = next(head for head in heads if head is not None)
+        logits: Tensor = head(states[chosen])  # (texts, tokens, hidden) → (chosen, hidden) → (chosen, vocabulary)
+        return logits.float()
+
+    def expect(self, counts: Ints) -> None:
+        """Lets a new head start from how often each token occurs, (vocabulary,), as the best guess without reading.
+
+        It otherwise takes the first hundred steps to learn no more than that. A head that came with the base stays.
+        """
+        decoder: Any = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        if not decoder.bias.any():
+            shares = (counts + 0.5) / (counts + 0.5).sum()
+            with torch.no_grad():
+                decoder.bias.copy_(torch.from_numpy(np.log(shares)))
+
+    def save(self, place: Path) -> None:
+        """Writes the encoder and its tokenizer as a transformers folder."""
+        with base_models.quiet(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(MEASURE_SEED)  # For a pooler that the base did not have.
+            body = AutoModel.from_pretrained(self.base, dtype=torch.float32, trust_remote_code=False)
+            body.load_state_dict(self.model.base_model.state_dict(), strict=False)  # Has no pooler: that stays.
+            body.save_pretrained(place)
+            self.hub_tokenizer.save_pretrained(place)
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Texts of one step, and what the whole step counts."""
+
+    places: Ints
+    starts: Ints
+    """(texts,) the token at which each document is read from."""
+    masked: int
+
+
+@dataclass(frozen=True, slots=True)
+class Guesses:
+    """How masked tokens were guessed."""
+
+    loss: float
+    accuracy: float
+
+
+class MaskedTask:
+    """Texts, masks and loss for the loop. An example is a document alone, or a query and a document of a pair."""
+
+    unit = "texts"
+
+    def __init__(self, model: MaskedModel, corpus: Corpus, config: PretrainConfig) -> None:
+        """A new head's bias is set to the tokens' shares in the documents.
+
+        Raises:
+            TrainingError: no text is long enough to learn from.
+        """
+        self.model = model
+        self.config = config
+        self.device = next(model.parameters()).device
+        tokenizer = model.hub_tokenizer
+        plain = tokenizers.plain_tokenizer(tokenizer)
+        limit = config.max_tokens
+        self.pair = tokenizers.pair_template(tokenizer, model.model.config, limit, limit // 4)
+        self.single = tokenizers.text_template(tokenizer, limit)
+        self.queries: Ragged = batches.tokenise(plain, corpus.queries, limit, "tokenise queries")
+        self.documents: Ragged = batches.tokenise(plain, corpus.documents, WINDOWS * limit, "tokenise documents")
+        alone = np.stack([np.full(len(self.documents), -1), np.arange(len(self.documents))], axis=1)
+        examples = np.concatenate([alone, corpus.pairs])
+        self.query, self.document = examples.T
+        """(examples,) numbers in `queries`, -1 for a document alone, and in `documents`."""
+        self.content = self._content()
+        kept = self.content >= MIN_TOKENS
+        held_out = np.isin(self.document, corpus.held_out)
+        self.train = np.flatnonzero(kept & ~held_out)
+        self.held_out = np.flatnonzero(kept & held_out & (self.query < 0))
+        if not len(self.train) or not len(self.held_out):
+            raise TrainingError(f"pre-training: of {len(alone)} documents too few are long enough to learn from")
+        special = set(tokenizer.all_special_ids)
+        ordinary = [number for number in range(len(tokenizer)) if number not in special]
+        self.ordinary = torch.tensor(ordinary)
+        self.mask_id = int(tokenizer.mask_token_id)
+        model.expect(np.bincount(self.documents.ids, minlength=model.model.config.vocab_size))
+        self.masked = np.maximum(1, np.rint(self.content * config.mask_share)).astype(np.int64)
+        """(examples,) tokens to guess in each: a fixed share, so that a step's count is known before it is drawn."""
+
+    def _content(self) -> Ints:
+        """(examples,) tokens of each that are not special."""
+        paired = self.query >= 0
+        documents = self.documents.lengths[self.document]
+        query = np.zeros_like(documents)
+        query[paired] = np.minimum(self.queries.lengths[self.query[paired]], self.pair.max_query_tokens)
+        single_room = self.single.max_tokens - len(self.single.before) - len(self.single.after)
+        room = np.where(paired, self.pair.max_tokens - self.pair.special_tokens - query, single_room)
+        return np.asarray(query + np.minimum(documents, room))
+
+    @property
+    def lengths(self) -> Ints:
+        """(examples,) tokens of each input."""
+        alone = len(self.single.before) + len(self.single.after)
+        return self.content + np.where(self.query >= 0, self.pair.special_tokens, alone)
+
+    def plan(self, epoch: int) -> list[Step[Chunk]]:
+        """Each example once; of a long document a part that is drawn anew for each epoch."""
+        lengths, loop = self.lengths, self.config.loop
+        drawn = np.random.default_rng([loop.seed, epoch, 1]).random(len(self.query))
+        beyond = np.where(self.query < 0, self.documents.lengths[self.document] - self.content, 0)
+        starts = (drawn * (beyond + 1)).astype(np.int64)
+        order = np.random.default_rng([loop.seed, epoch]).permutation(self.train)
+        ends = np.cumsum(lengths[order])
+        count = math.ceil(ends[-1] / loop.tokens_per_batch)
+        step_of = ((ends - lengths[order] / 2) * count / ends[-1]).astype(np.int64)
+        steps = []
+        for whole in np.split(order, np.flatnonzero(np.diff(step_of)) + 1):
+            fair = math.ceil(lengths[whole].sum() / distributed.world())
+            tokens = loop.chunk_tokens if distributed.world() == 1 else min(loop.chunk_tokens, fair)
+            chosen = [whole[places] for places in batches.scoring_batches(lengths[whole], tokens)]
+            masked = sum(int(self.masked[places].sum()) for places in chosen)
+            steps.append(
+                Step(
+                    [Chunk(places, starts[places], masked) for places in chosen],
+                    examples=sum(map(len, chosen)),
+                    tokens=sum(int(lengths[places].sum()) for places in chosen),
+                    padded=sum(batches.padded(lengths[places]) for places in chosen),
+                )
+            )
+        return steps
+
+    def loss(self, chunk: Chunk) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Mean cross-entropy over the masked tokens of the step, in nats, and the share guessed right."""
+        loss, right = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
+        for rectangle in batches.rectangles(self.lengths[chunk.places]):
+            logits, wanted = self._guess(chunk.places[rectangle], chunk.starts[rectangle])
+            loss = loss + F.cross_entropy(logits, wanted, reduction="sum") / chunk.masked
+            right = right + (logits.detach().argmax(-1) == wanted).sum() / chunk.masked
+        return loss, {"accuracy": right}
+
+    def measure(self) -> Guesses:
+        """How well the held-out documents' beginnings are guessed; the same tokens are masked every time."""
+        was_training = self.model.training
+        self.model.eval()
+        loss, right, masked = 0.0, 0, 0
+        with torch.no_grad(), autocast(self.config.loop.precision, self.device), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(MEASURE_SEED)
+            for batch in batches.scoring_batches(self.lengths[self.held_out], self.config.loop.chunk_tokens):
+                places = self.held_out[batch]
+                logits, wanted = self._guess(places, np.zeros(len(places), dtype=np.int64))
+                loss += float(F.cross_entropy(logits, wanted, reduction="sum"))
+                right += int((logits.argmax(-1) == wanted).sum())
+                masked += len(wanted)
+        self.model.train(was_training)
+        return Guesses(loss / masked, right / masked)
+
+    def evaluate(self) -> float:
+        """Mean log-likelihood of held-out masked tokens, in nats."""
+        return -self.measure().loss
+
+    def _guess(self, places: Ints, starts: Ints) -> tuple[Tensor, Tensor]:
+        """Logits (masked, vocabulary) and the tokens (masked,) that stood there."""
+        inputs = [self._input(place, start) for place, start in zip(places.tolist(), starts.tolist(), strict=True)]
+        whole = batches.rectangle([(ids, types) for ids, types, _ in inputs], torch.device("cpu"))
+        content = torch.zeros_like(whole.input_ids, dtype=torch.bool)
+        for row, (_, _, flags) in enumerate(inputs):
+            content[row, : len(flags)] = torch.tensor(flags)
+        counts = torch.from_numpy(self.masked[places])
+        masked, chosen = mask(whole.input_ids, content, counts, self.mask_id, self.ordinary)
+        wanted = whole.input_ids[chosen].to(self.device)
+        shown = batches.Rectangle(
+            masked.to(self.device), whole.token_type_ids.to(self.device), whole.attention_mask.to(self.device)
+        )
+        return self.model(shown, chosen.to(self.device)), wanted
+
+    def _input(self, place: int, start: int) -> tuple[list[int], list[int], list[bool]]:
+        """Ids, segments and which of the tokens are not special, of an example at its exact length."""
+        query, document = int(self.query[place]), self.documents[int(self.document[place])]
+        content = int(self.content[place])
+        if query < 0:
+            single = self.single
+            ids = single.assemble(document[start:])
+            flags = [False] * len(single.before) + [True] * content + [False] * len(single.after)
+            return ids, [0] * len(ids), flags
+        pair = self.pair
+        asked = self.queries[query][: pair.max_query_tokens]
+        ids, types = pair.assemble(asked, document)
+        flags = [False] * len(pair.before) + [True] * len(asked) + [False] * len(pair.between)
+        flags += [True] * (content - len(asked)) + [False] * len(pair.after)
+        return ids, types, flags
+
+
+def mask(ids: Tensor, content: Tensor, counts: Tensor, mask_id: int, ordinary: Tensor) -> tuple[Tensor, Tensor]:
+    """Draws tokens to guess: of each text exactly as many as `counts` says.
+
+    Of the drawn ones 80 % become the mask token, 10 % any ordinary token, 10 % stay.
+
+    Args:
+        ids: (texts, tokens).
+        content: (texts, tokens) true where a token may be drawn.
+        counts: (texts,) at most as many as each has of these.
+        ordinary: (tokens,) ids to draw the random ones from.
+
+    Returns:
+        Ids to show and which were drawn, both (texts, tokens).
+
+    Source: Devlin et al., BERT, NAACL 2019, arXiv:1810.04805, section 3.1.
+    """
+    order = torch.rand(ids.shape).masked_fill(~content, 2.0)  # Behind all that may be drawn.
+    chosen = order.argsort(dim=1).argsort(dim=1) < counts.unsqueeze(1)
+    fate = torch.rand(ids.shape)
+    strangers = ordinary[torch.randint(len(ordinary), ids.shape)]
+    shown = torch.where(chosen & (fate < 0.8), mask_id, ids)
+    return torch.where(chosen & (fate >= 0.9), strangers, shown), chosen

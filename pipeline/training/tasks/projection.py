@@ -1,0 +1,156 @@
+"""The projection that keeps the base's similarities: short vectors that find the neighbours its full width finds.
+
+From documents alone, beside one pass of the base over them: no layer of it is trained. Each document stands beside a
+stretch of its own words, in place of a query, so that short texts count as much as long ones.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline import text
+from pipeline.artifacts import Artifact
+from pipeline.config import EncoderConfig, LoopConfig
+from pipeline.errors import TrainingError
+from pipeline.models.bi_encoder import BiEncoder
+from pipeline.training.loop import batches, scoring
+from pipeline.training.loop.batches import Ints, Ragged
+from pipeline.training.loop.loop import Step, train
+from pipeline.training.losses import distillation
+from pipeline.training.tasks.bi_encoder import prefix
+
+DOCUMENTS = 20_000
+"""At most so many are looked at."""
+
+HELD_OUT = 400
+"""Documents, at most a fifth of all, that are measured on and not learned from."""
+
+STRETCHES = 2
+"""Of each document; a step sees one of them."""
+
+SHORTEST = 4
+"""Tokens of a stretch; the longest has as many as a query may have."""
+
+BATCH = 512
+"""Documents of a step, each with a stretch."""
+
+STEPS = 1600
+
+LOOP = LoopConfig(learning_rate=1e-3, evaluations=0, precision="fp32", weight_decay=0.0)
+
+NEAREST = 10
+
+
+def fit(model: BiEncoder, data: Artifact, config: EncoderConfig) -> dict[str, float]:
+    """Sets the model's projection; its body stays as it is.
+
+    It starts from the principal directions about the origin, which keep inner products best, and learns
+    `distillation.similarity_loss` at all widths.
+
+    Args:
+        data: whose documents are read, at most DOCUMENTS of them, drawn by the seed.
+
+    Returns:
+        The share of the ten documents nearest to a held-out stretch at full width that the whole short vectors find
+        too: `neighbours_kept before`, by the principal directions, and `neighbours_kept`.
+
+    Raises:
+        TrainingError: fewer than ten documents with words.
+    """
+    seed = config.loop.seed
+    documents, stretches = _texts(model, data, config.max_query_tokens, seed)
+    label = "projection"
+    wide, parts = (
+        torch.from_numpy(scoring.vectors(model, one, np.arange(len(one)), template, label=label, pooled=True))
+        for one, template in ((documents, model.document_template), (stretches, model.query_template))
+    )
+    learned = len(documents) - min(HELD_OUT, len(documents) // 5)
+    task = ProjectionTask(model.dense, wide, parts.view(STRETCHES, len(documents), -1), config, learned)
+    seen = torch.cat([task.documents[:learned], task.stretches[0, :learned]])
+    model.fit_projection(F.normalize(seen, dim=1), about="origin")
+    before = task.evaluate()
+    loop = replace(LOOP, seed=seed, epochs=STEPS / len(task.plan(0)))
+    train(model.dense, task, loop, label=label)
+    return {"neighbours_kept before": round(before, 4), "neighbours_kept": round(task.evaluate(), 4)}
+
+
+class ProjectionTask:
+    """Steps and loss for the loop; a chunk is the places of documents and which stretch of each."""
+
+    unit = "documents"
+
+    def __init__(
+        self, dense: nn.Linear, documents: Tensor, stretches: Tensor, config: EncoderConfig, learned: int
+    ) -> None:
+        """
+        Args:
+            documents: (n, hidden) pooled vectors of the base.
+            stretches: (stretches, n, hidden), several of each document.
+            learned: so many of the first are learned from; the rest is measured on.
+        """
+        self.dense = dense
+        device = dense.weight.device
+        self.documents, self.stretches = documents.to(device), stretches.to(device)
+        self.config = config
+        self.learned = learned
+
+    def plan(self, epoch: int) -> list[Step[tuple[Ints, Ints]]]:
+        draw = np.random.default_rng([self.config.loop.seed, epoch])
+        order, which = draw.permutation(self.learned), draw.integers(len(self.stretches), size=self.learned)
+        parts = np.array_split(order, math.ceil(self.learned / BATCH))
+        return [Step([(part, which[part])], examples=len(part), tokens=len(part), padded=len(part)) for part in parts]
+
+    def loss(self, chunk: tuple[Ints, Ints]) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """`similarity_loss` of these documents and their stretches, mean over the widths."""
+        chosen, which = (torch.from_numpy(one).to(self.documents.device) for one in chunk)
+        wide = torch.cat([self.documents[chosen], self.stretches[which, chosen]])
+        short = F.normalize(self.dense(wide), dim=1)
+        target = F.normalize(wide, dim=1)
+        found = [
+            distillation.similarity_loss(prefix(short, width), target, self.config.similarity_temperature)
+            for width in self.config.all_widths
+        ]
+        return torch.stack(found).mean(), {}
+
+    @torch.no_grad()
+    def evaluate(self) -> float:
+        """Share of the ten nearest of all documents that held-out stretches keep."""
+        stretches = self.stretches[0, self.learned :]
+        wide = F.normalize(stretches, dim=1) @ F.normalize(self.documents, dim=1).T
+        short = F.normalize(self.dense(stretches), dim=1) @ F.normalize(self.dense(self.documents), dim=1).T
+        nearest = min(NEAREST, wide.shape[1])
+        wanted = torch.zeros_like(wide).scatter_(1, wide.topk(nearest).indices, 1.0)
+        return float(wanted.gather(1, short.topk(nearest).indices).mean())
+
+
+def _texts(model: BiEncoder, data: Artifact, most: int, seed: int) -> tuple[Ragged, Ragged]:
+    """Tokens of the documents, in a random order, and STRETCHES times of a stretch of each."""
+    table = pq.read_table(data.file("documents.parquet"), columns=["title", "text"])
+    draw = np.random.default_rng(seed)
+    chosen = draw.permutation(len(table))[:DOCUMENTS]
+    titles, bodies = (table.column(name).take(chosen).to_pylist() for name in ("title", "text"))
+    words = [text.document_text(title, body) for title, body in zip(titles, bodies, strict=True)]
+    read = batches.tokenise(model.tokenizer, words, model.document_template.max_tokens, "tokenise documents")
+    documents = [read[place] for place in np.flatnonzero(read.lengths).tolist()]
+    if len(documents) < NEAREST:
+        raise TrainingError(
+            f"{data.path}: {len(documents)} documents with words; encoder.projection similarities needs {NEAREST} or "
+            "more, take directions"
+        )
+    stretches = []
+    for ids in documents * STRETCHES:
+        length = int(draw.integers(min(SHORTEST, most), most + 1))
+        begin = int(draw.integers(0, max(1, len(ids) - length + 1)))
+        stretches.append(ids[begin : begin + length])
+    return _ragged(documents), _ragged(stretches)
+
+
+def _ragged(lists: Sequence[Sequence[int]]) -> Ragged:
+    ids = np.concatenate([np.array(one, np.int32) for one in lists])
+    return Ragged(ids, np.cumsum([0, *map(len, lists)], dtype=np.int64))

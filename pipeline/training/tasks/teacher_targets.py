@@ -1,0 +1,86 @@
+"""What a teacher said about a table of pairs, joined to it by row id."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.artifacts import Artifact
+from pipeline.errors import ArtifactError
+from pipeline.training.loop.batches import Ints, Pairs
+
+
+@dataclass(frozen=True, slots=True)
+class Lessons:
+    """What a teacher said about the pairs of a table, one place in each array for one pair."""
+
+    scores: NDArray[np.float32]
+    """(pairs,) raw."""
+    thresholds: Tensor
+    """(grades,) of the teacher."""
+    states: NDArray[np.float16] | None
+    """(rows, layers, hidden) first-token states, on disk; `state_rows` says which row is a pair's."""
+    state_rows: Ints
+    """(pairs,)"""
+    layers: tuple[int, ...]
+    """Teacher layers of the states, from 1."""
+
+    @classmethod
+    def read(cls, teacher: Artifact, teacher_scores: Artifact, pairs: Pairs) -> "Lessons":
+        """The lessons for these pairs, joined by row id; an outside teacher's come with their own thresholds.
+
+        Raises:
+            ArtifactError: made by another teacher, by one of another scale of grades, or a pair has no score.
+        """
+        outside = "outside" in teacher_scores.manifest.inputs
+        made_by = teacher_scores.manifest.inputs.get("teacher")
+        if not outside and made_by != teacher.fingerprint:
+            raise ArtifactError(
+                f"{teacher_scores.path}: scores of teacher {made_by}, not of {teacher.fingerprint}; make them again"
+            )
+        scores, rows = joined(teacher_scores, pairs.rows)
+        teller = teacher_scores if outside else teacher
+        head = json.loads(teller.file("head.json").read_text(encoding="utf-8"))
+        if len(head["thresholds"]) < (top := int(pairs.grades.max(initial=0))):
+            raise ArtifactError(
+                f"{teller.path}: the teacher knows grades 0 to {len(head['thresholds'])}, the pairs go up to {top}; "
+                "train it on these pairs"
+            )
+        states, layers = None, ()
+        if "states.npy" in teacher_scores.manifest.files:
+            states = np.load(teacher_scores.file("states.npy"), mmap_mode="r", allow_pickle=False)
+            layers = tuple(json.loads(teacher_scores.file("states.json").read_text(encoding="utf-8"))["layers"])
+        return cls(scores, torch.tensor(head["thresholds"]), states, rows, layers)
+
+    def states_of(self, places: Ints, layers: Sequence[int]) -> Tensor:
+        """(places, layers, hidden) float32.
+
+        Raises:
+            ArtifactError: a layer whose states were not stored.
+        """
+        missing = set(layers) - set(self.layers)
+        if self.states is None or missing:
+            raise ArtifactError(f"teacher scores hold states of layers {self.layers}, not of {sorted(missing)}")
+        columns = [self.layers.index(layer) for layer in layers]
+        return torch.from_numpy(self.states[self.state_rows[places]][:, columns].astype(np.float32))
+
+
+def joined(scores: Artifact, rows: Ints) -> tuple[NDArray[np.float32], Ints]:
+    """Scores of these row ids, and where in the table each stands.
+
+    Raises:
+        ArtifactError: a row id has no score; names it.
+    """
+    table = pq.read_table(scores.file("scores.parquet"))
+    known = table.column("row_id").to_numpy()
+    order = np.argsort(known)
+    places = order[np.minimum(np.searchsorted(known[order], rows), len(order) - 1)] if len(order) else rows * 0
+    if len(rows) and (not len(known) or (known[places] != rows).any()):
+        lost = rows[known[places] != rows][0] if len(known) else rows[0]
+        raise ArtifactError(f"{scores.path}: no score for row {lost} of the pairs; make the scores from these pairs")
+    return table.column("score").to_numpy()[places].astype(np.float32), places

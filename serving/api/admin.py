@@ -1,0 +1,306 @@
+"""For those who run the service: which releases there are, trials, promotion and rollback.
+
+GET    /admin/releases            the live one, those kept for a rollback, those on trial with what was counted
+PUT    /admin/canary              has a release answer a share of the requests, within bounds
+DELETE /admin/canary              takes it back
+POST   /admin/canary/promote      makes it live
+PUT    /admin/shadow              has a release get copies of a share of the requests
+DELETE /admin/shadow              takes it back
+POST   /admin/rollback            makes the release live that was live before
+
+There are no such paths without `admin_keys`, nor, unless the settings say otherwise, for other machines. What changes
+here is written to the workspace, so all processes and machines that share it follow.
+"""
+
+import ipaddress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Annotated, Any, TypeVar
+
+from fastapi import APIRouter, Query, Request, Security
+from fastapi.security import HTTPBearer
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers
+from starlette.responses import Response
+
+from pipeline.errors import ConflictError, MissingError, RelevanceError
+from serving.api import keys, schemas
+from serving.api.json_io import Json
+from serving.errors import AuthenticationError, InvalidRequestError, NotFoundError, ServingError, StateError
+from serving.rollout.lifecycle import Lifecycle
+from serving.rollout.trials import Bounds, Canary, Kind, Trial
+from serving.settings import Settings
+
+T = TypeVar("T")
+
+BY_ADMIN = "by an administrator"
+
+_bearer = HTTPBearer(auto_error=False, description="One of the keys whose hashes are admin_keys.")
+"""For the OpenAPI page; who may ask is found out by `authorise`, before a body is read."""
+
+
+def authorise(settings: Settings, host: str, path: str, headers: Headers) -> None:
+    """Lets in whoever may ask.
+
+    Args:
+        host: the client's address.
+
+    Raises:
+        NotFoundError: another machine, to which these paths do not exist; or nobody has a key.
+        AuthenticationError: no key of an administrator.
+    """
+    if not exist_for(settings, host):
+        raise NotFoundError(f"no such path: {path[:200]}; GET /docs lists them")
+    if not keys.matches(keys.sent(headers, "x-api-key"), [bytes.fromhex(key) for key in settings.admin_keys]):
+        raise AuthenticationError("an administrator's key is missing; send it as Authorization: Bearer KEY")
+
+
+def exist_for(settings: Settings, host: str) -> bool:
+    """Whether there are such paths for a client of this address."""
+    return bool(settings.admin_keys) and (settings.admin_from != "loopback" or _from_here(host))
+
+
+def _from_here(host: str) -> bool:
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return (mapped or address).is_loopback
+
+
+def _lifecycle(request: Request) -> Lifecycle:
+    found: Lifecycle = request.app.state.service.lifecycle
+    return found
+
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": schemas.ErrorAnswer, "description": words}
+    for status, words in (
+        (401, "no administrator's key"),
+        (404, "nothing there"),
+        (409, "not possible as things stand"),
+        (422, "a value is wrong"),
+    )
+}
+
+router = APIRouter(prefix="/admin", tags=["admin"], dependencies=[Security(_bearer)], responses=ERRORS)
+
+
+class _Body(BaseModel):
+    """What an administrator sends; a misspelt field is an error, as a bound that is ignored would be worse."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+_DEFAULT = Bounds()
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class BoundsBody(_Body):
+    """When the canary is withdrawn; what is left out has its default."""
+
+    min_requests: Annotated[Count, Field(description="Before errors and latencies count.")] = _DEFAULT.min_requests
+    max_errors: Annotated[Share, Field(description="5xx among its requests, beyond live's.")] = _DEFAULT.max_errors
+    max_latency: Annotated[
+        float, Field(gt=0, lt=1e6, description="Median time of a computed text over the live release's.")
+    ] = _DEFAULT.max_latency
+    compare: Annotated[Share, Field(description="Of its requests, those that live answers too.")] = _DEFAULT.compare
+    min_compared: Annotated[Count, Field(description="Before overlap counts.")] = _DEFAULT.min_compared
+    min_overlap: Annotated[Share, Field(description="Mean overlap of the first results.")] = _DEFAULT.min_overlap
+    min_judged: Annotated[Count, Field(description="Judged queries before nDCG counts.")] = _DEFAULT.min_judged
+    max_ndcg_drop: Annotated[Share, Field(description="Mean nDCG@10 that it may lose.")] = _DEFAULT.max_ndcg_drop
+
+
+class ShadowBody(_Body):
+    """A release, and its share of the requests."""
+
+    release: str = Field(min_length=1, description="A release, the first digits of one, or previous.")
+    share: float = Field(default=0.05, ge=0, le=1, description="Of the requests for scores and the searches.")
+
+
+class CanaryBody(ShadowBody):
+    """A release, its share of the requests, and its bounds."""
+
+    bounds: BoundsBody = Field(default_factory=BoundsBody)
+
+
+class MoveBody(_Body):
+    """Why the pointer moves, and what it must be at."""
+
+    reason: str = Field(default=BY_ADMIN, max_length=500, description="For the history.")
+    expected: int | None = Field(
+        default=None, ge=0, description="The pointer's generation that was seen; 409 where it has moved since."
+    )
+
+
+@router.get("/releases")
+async def releases(request: Request) -> Response:
+    """All releases, and what each one does here."""
+    return Json(await _work(lambda: _releases(_lifecycle(request))))
+
+
+@router.put("/canary")
+async def put_canary(request: Request, body: CanaryBody) -> Response:
+    """Has a release answer a share of the requests, in place of another canary; answers when it does so here."""
+    bounds = Bounds(**body.bounds.model_dump())
+    return Json(
+        await _work(
+            lambda: _begin(
+                _lifecycle(request),
+                "canary",
+                lambda release: Canary(release=release, share=body.share, bounds=bounds),
+                body.release,
+            )
+        )
+    )
+
+
+@router.put("/shadow")
+async def put_shadow(request: Request, body: ShadowBody) -> Response:
+    """Has a release get copies of a share of the requests, in place of another shadow."""
+    return Json(
+        await _work(
+            lambda: _begin(
+                _lifecycle(request), "shadow", lambda release: Trial(release=release, share=body.share), body.release
+            )
+        )
+    )
+
+
+Reason = Annotated[str, Query(max_length=500, description="For the log and /readyz.")]
+
+
+@router.delete("/canary")
+async def delete_canary(request: Request, reason: Reason = BY_ADMIN) -> Response:
+    """Takes the canary back: the live release answers everything again."""
+    return Json(await _work(lambda: _end(_lifecycle(request), "canary", reason)))
+
+
+@router.delete("/shadow")
+async def delete_shadow(request: Request, reason: Reason = BY_ADMIN) -> Response:
+    """Takes the shadow back."""
+    return Json(await _work(lambda: _end(_lifecycle(request), "shadow", reason)))
+
+
+@router.post("/canary/promote")
+async def promote(request: Request, body: MoveBody | None = None) -> Response:
+    """Makes the canary live; it is loaded already, so the next request has it."""
+    return Json(await _work(lambda: _promote(_lifecycle(request), body or MoveBody())))
+
+
+@router.post("/rollback")
+async def rollback(request: Request, body: MoveBody | None = None) -> Response:
+    """Makes the release live that was live before; without loading, where it is kept."""
+    return Json(await _work(lambda: _rollback(_lifecycle(request), body or MoveBody())))
+
+
+async def _work(call: Callable[[], T]) -> T:
+    """What `call` returns, from a thread of its own kind: it reads and writes files, and may load a release."""
+
+    def told() -> T:
+        with _errors():
+            return call()
+
+    return await run_in_threadpool(told)
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """The pipeline's errors as the service tells them."""
+    try:
+        yield
+    except ServingError:
+        raise
+    except ConflictError as error:
+        raise StateError(str(error)) from error
+    except MissingError as error:
+        raise InvalidRequestError(str(error)) from error
+    except (RelevanceError, OSError) as error:
+        raise ServingError(str(error)) from error
+
+
+def _releases(lifecycle: Lifecycle) -> Mapping[str, Any]:
+    live = lifecycle.releases.live()
+    facts = lifecycle.facts()
+    loaded = lifecycle.loaded
+    roles: dict[str, list[str]] = {name: [] for name in lifecycle.releases.ids()}
+    for role, names in (
+        ("live", [loaded.release] if loaded else []),
+        ("kept", facts["kept"]),
+        *((kind, [facts[kind]["release"]] if facts[kind] else []) for kind in ("canary", "shadow")),
+    ):
+        for name in names:
+            roles.setdefault(name, []).append(role)
+    return {
+        "pointer": asdict(live) if live else None,
+        "releases": [{"release": name, "roles": held} for name, held in roles.items()],
+        **facts,
+    }
+
+
+def _begin(lifecycle: Lifecycle, kind: Kind, trial: Callable[[str], Trial], name: str) -> Mapping[str, Any]:
+    release = lifecycle.releases.resolve(name)
+    if release == lifecycle.current.release:
+        raise StateError(f"release {release[:12]} is live; name another as {kind}")
+    begun = lifecycle.rollout.file.begin(kind, trial(release))
+    lifecycle.poll()
+    ended = lifecycle.rollout.trials.withdrawn
+    running = lifecycle.facts()[kind]
+    if not (running and running["runs_here"]):
+        why = f": {ended.reason}" if ended and ended.release == release else ""
+        raise StateError(f"release {release[:12]} does not run as {kind} {begun.count}{why}")
+    found: Mapping[str, Any] = running
+    return found
+
+
+def _end(lifecycle: Lifecycle, kind: Kind, reason: str) -> Mapping[str, Any]:
+    trial = _running(lifecycle, kind)
+    lifecycle.rollout.file.end(kind, trial.number, reason)
+    lifecycle.poll()
+    withdrawn = lifecycle.rollout.trials.withdrawn
+    return {"withdrawn": asdict(withdrawn) if withdrawn else None}
+
+
+def _promote(lifecycle: Lifecycle, asked: MoveBody) -> Mapping[str, Any]:
+    seen = _following(lifecycle)
+    canary = _running(lifecycle, "canary")
+    expected = asked.expected if asked.expected is not None else seen
+    pointer = lifecycle.releases.promote(canary.release, reason=asked.reason, expected=expected)
+    lifecycle.rollout.file.end("canary", canary.number, None)
+    lifecycle.poll()
+    return asdict(pointer)
+
+
+def _rollback(lifecycle: Lifecycle, asked: MoveBody) -> Mapping[str, Any]:
+    _following(lifecycle)
+    try:
+        pointer = lifecycle.releases.rollback(reason=asked.reason, expected=asked.expected)
+    except MissingError as error:
+        raise StateError(str(error)) from error
+    lifecycle.poll()
+    return asdict(pointer)
+
+
+def _running(lifecycle: Lifecycle, kind: Kind) -> Trial:
+    seen = lifecycle.rollout.file.read()
+    trial = seen.canary if kind == "canary" else seen.shadow
+    if trial is None:
+        raise NotFoundError(f"no {kind} runs; PUT /admin/{kind} begins one")
+    return trial
+
+
+def _following(lifecycle: Lifecycle) -> int:
+    """The pointer's generation.
+
+    Raises:
+        StateError: this service does not follow the pointer.
+    """
+    if lifecycle.settings.release != "live":
+        raise StateError(f"this service stays at release {lifecycle.settings.release}; start it without --release")
+    pointer = lifecycle.releases.live()
+    return pointer.generation if pointer else 0

@@ -1,0 +1,103 @@
+"""What is served and how it fares: models, probes and counters, for machines that watch the service."""
+
+from datetime import datetime
+from importlib import metadata
+from typing import Any, Literal
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel
+from starlette.responses import Response
+
+from serving.api.request import Call
+from serving.errors import NotFoundError
+from serving.scoring.searcher import Searcher
+
+VERSION = metadata.version("search-relevance")
+
+router = APIRouter()
+
+
+class Model(BaseModel):
+    """A model of the live release."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    digest: str
+    precision: str
+    release: str
+
+
+class Models(BaseModel):
+    """The models of the live release."""
+
+    object: Literal["list"]
+    data: list[Model]
+
+
+@router.get("/v1/models", tags=["about"], responses={200: {"model": Models}})
+async def models(request: Request) -> Response:
+    """The two models of the live release, in OpenAI's shape."""
+    call = Call(request)
+    return call.answer({"object": "list", "data": list(_models(call.searcher).values())})
+
+
+@router.get("/v1/models/{model_id:path}", tags=["about"], responses={200: {"model": Model}})
+async def model(request: Request, model_id: str) -> Response:
+    """One model, by `ranker`, `encoder` or its digest."""
+    call = Call(request)
+    for name, facts in _models(call.searcher).items():
+        if model_id in (name, facts["digest"]):
+            return call.answer(facts)
+    raise NotFoundError(f"no model called '{model_id[:100]}'; GET /v1/models lists them")
+
+
+def _models(searcher: Searcher) -> dict[str, dict[str, Any]]:
+    created = int(datetime.fromisoformat(searcher.created).timestamp())
+    return {
+        name: {
+            "id": name,
+            "object": "model",
+            "created": created,
+            "owned_by": "search-relevance",
+            "digest": engine.digest,
+            "precision": engine.precision,
+            "release": searcher.release,
+        }
+        for name, engine in (("ranker", searcher.ranker), ("encoder", searcher.encoder))
+    }
+
+
+@router.get("/info", tags=["about"])
+async def info(request: Request) -> Response:
+    """What is served, in the shape of text-embeddings-inference with our own fields after it."""
+    call = Call(request)
+    searcher, settings = call.searcher, call.service.settings
+    longest = searcher.ranker.bundle.templates["pair"].max_tokens
+    return call.answer(
+        {
+            "model_id": "ranker",
+            "model_sha": searcher.ranker.digest,
+            "model_dtype": searcher.ranker.precision,
+            "served_model_name": "ranker",
+            "model_type": {"reranker": {"id2label": {"0": "relevance"}, "label2id": {"relevance": 0}}},
+            "max_concurrent_requests": settings.concurrency,
+            "max_input_length": longest,
+            "max_batch_tokens": longest,
+            "max_batch_requests": None,
+            "max_client_batch_size": settings.max_documents,
+            "auto_truncate": True,
+            "tokenization_workers": settings.concurrency,
+            "version": VERSION,
+            "sha": None,
+            "docker_label": None,
+            "release": searcher.release,
+            "created": searcher.created,
+            "models": list(_models(searcher).values()),
+            "dimensions": searcher.encoder.dimensions,
+            "widths": list(searcher.encoder.bundle.widths),
+            "documents": len(searcher.documents),
+            "examples": searcher.examples,
+        }
+    )

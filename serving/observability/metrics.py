@@ -1,0 +1,251 @@
+"""What the service counts, in Prometheus's text format.
+
+Names that begin with `te_` are those of text-embeddings-inference and mean the same, so its dashboards work here; they
+have no `_total` at the end, which the Prometheus client gives to counters only.
+
+Several processes write into files of one folder, and each answers with the sums over all: counts of processes that
+ended are kept, states are of those that live.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
+from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.samples import Sample
+from prometheus_client.values import ValueClass
+
+from serving.observability.rollout_metrics import TrialMetrics
+from serving.rollout.lifecycle import Lifecycle
+
+disable_created_metrics()  # type: ignore[no-untyped-call]  # A series a counter that nobody reads.
+
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+
+FAILURES = {
+    **{400: "validation", 405: "validation", 413: "validation", 422: "validation"},
+    **{408: "dropped", 499: "dropped", 504: "dropped"},
+    429: "overloaded",
+}
+"""Status → the `err` that text-embeddings-inference would count; any other is inference."""
+
+
+class Metrics:
+    """The counters of one process, or of all that share a folder."""
+
+    def __init__(self, lifecycle: Lifecycle, folder: Path | None = None) -> None:
+        """
+        Args:
+            folder: where the processes add up; the environment's PROMETHEUS_MULTIPROC_DIR must have named it when the
+                process began. None for a process alone.
+        """
+        registry = self._registry = CollectorRegistry()
+        self._folder = folder
+        self._state = _State(lifecycle, registry)
+        self._load = _Load(lifecycle, registry)
+        self._trials = TrialMetrics(lifecycle.rollout, registry)
+        self.te_count = _Count("te_request_count", "Requests for scores or vectors", ["method"], registry=registry)
+        self.te_success = _Count("te_request_success", "Of these, answered", ["method"], registry=registry)
+        self.te_failure = _Count("te_request_failure", "Of these, failed", ["err"], registry=registry)
+        self.te_duration = _seconds("te_request_duration", "Seconds of an answered one", registry)
+        self.te_queue = _seconds("te_request_queue_duration", "Seconds that one waited for a thread", registry)
+        self.te_inference = _seconds("te_request_inference_duration", "Seconds of work on one in its thread", registry)
+        self.requests = Counter("relevance_requests", "All requests", ["path", "status"], registry=registry)
+        self.seconds = _seconds("relevance_request_seconds", "Seconds of a request", registry, "path")
+        self.in_flight = Gauge(
+            "relevance_requests_in_flight",
+            "Requests being answered now",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self.texts = Counter(
+            "relevance_texts", "Documents scored and texts embedded, known ones included", registry=registry
+        )
+        self.parts = _seconds("relevance_search_part_seconds", "Parts of a search", registry, "part")
+
+    def began(self) -> None:
+        self.in_flight.inc()
+
+    def ended(self, path: str, status: int, seconds: float, items: int | None) -> None:
+        """A request was answered.
+
+        Args:
+            path: of the route, not of the request, so that strangers cannot add series.
+            items: documents or texts of a request for scores or vectors; None for any other request.
+        """
+        self.in_flight.dec()
+        self.requests.labels(path, str(status)).inc()
+        self.seconds.labels(path).observe(seconds)
+        if items is None:
+            return
+        method = "single" if items == 1 else "batch"
+        self.texts.inc(items)
+        self.te_count.labels(method).inc()
+        if status < 400:
+            self.te_success.labels(method).inc()
+            self.te_duration.observe(seconds)
+        else:
+            self.te_failure.labels(FAILURES.get(status, "inference")).inc()
+
+    def searched(self, milliseconds: Mapping[str, float]) -> None:
+        for part, spent in milliseconds.items():
+            self.parts.labels(part).observe(spent / 1000)
+
+    def worked(self, queued_s: float, ran_s: float) -> None:
+        """A request waited for a thread and was then worked on."""
+        self.te_queue.observe(queued_s)
+        self.te_inference.observe(ran_s)
+
+    def refresh(self) -> None:
+        """Copies what the caches and the life cycle count themselves; other processes see it from then on."""
+        self._state.copy()
+        self._load.copy()
+        self._trials.copy()
+
+    def text(self) -> bytes:
+        self.refresh()
+        if self._folder is None:
+            return generate_latest(self._registry)
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry, str(self._folder))  # type: ignore[no-untyped-call]
+        return generate_latest(registry)
+
+
+def _seconds(name: str, documentation: str, registry: CollectorRegistry, *labels: str) -> Histogram:
+    return Histogram(name, documentation, labels, registry=registry, buckets=SECONDS)
+
+
+class _Count(MetricWrapperBase):
+    """A counter whose name stays as it is; processes add up."""
+
+    _type = "unknown"
+
+    def _metric_init(self) -> None:
+        self._value = ValueClass(
+            self._type, self._name, self._name, self._labelnames, self._labelvalues, self._documentation
+        )
+
+    def inc(self) -> None:
+        self._value.inc(1)
+
+    def _child_samples(self) -> list[Sample]:
+        return [Sample("", {}, self._value.get(), None, None)]
+
+
+class _State:
+    """What the caches and the life cycle count themselves, copied when asked."""
+
+    def __init__(self, lifecycle: Lifecycle, registry: CollectorRegistry) -> None:
+        self._lifecycle = lifecycle
+        self._last: dict[Any, float] = {}
+        self._counts = {
+            name: Counter(f"relevance_cache_{name}", words, ["cache"], registry=registry)
+            for name, words in (
+                ("hits", "Found in memory"),
+                ("joined", "Computed for another request at that moment"),
+                ("misses", "Computed"),
+                ("evictions", "Let go to make room"),
+            )
+        }
+        self._sizes = {
+            name: Gauge(f"relevance_cache_{name}", words, ["cache"], registry=registry, multiprocess_mode="livesum")
+            for name, words in (("entries", "Entries held"), ("bytes", "Memory held"))
+        }
+        self._swaps = Counter("relevance_release_swaps", "Releases taken while running", registry=registry)
+        self._refusals = Counter("relevance_release_refusals", "Releases refused", registry=registry)
+        self._info = Gauge(
+            "relevance_release_info",
+            "How many processes answer with this release",
+            ["release", "ranker", "encoder", "precision"],
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self._release: Any = None
+
+    def copy(self) -> None:
+        caches = self._lifecycle.caches
+        for cache, facts in (("scores", caches.scores.facts()), ("vectors", caches.vectors.facts())):
+            for name, counter in self._counts.items():
+                self._grown(counter.labels(cache), (name, cache), getattr(facts, name))
+            for name, gauge in self._sizes.items():
+                gauge.labels(cache).set(getattr(facts, name))
+        self._grown(self._swaps, "swaps", self._lifecycle.swaps)
+        self._grown(self._refusals, "refusals", self._lifecycle.refusals)
+        current = self._lifecycle.loaded
+        if current is not None:
+            tokenisers = (current.ranker.tokeniser, current.encoder.tokeniser)
+            self._sizes["bytes"].labels("tokens").set(sum(tokeniser.bytes for tokeniser in tokenisers))
+            labels = (current.release, current.ranker.digest, current.encoder.digest, current.ranker.precision)
+            release = self._info.labels(*labels)
+            if self._release not in (None, release):
+                self._release.set(0)
+            self._release = release
+            release.set(1)
+
+    def _grown(self, counter: Counter, name: Any, now: float) -> None:
+        counter.inc(now - self._last.get(name, 0))
+        self._last[name] = now
+
+
+class _Load:
+    """What waits for the runners, and what the shared cache did, copied when asked."""
+
+    QUEUE = (("runs", "Runs of a model"), ("expired", "Inputs whose time passed while they waited"),
+             ("cancelled", "Inputs that nobody waited for any more"),
+             ("replaced", "Runner threads that ended and were replaced"))  # fmt: skip
+    SHARED = (("hits", "Values read"), ("misses", "Values that were not there"),
+              ("unreadable", "Values that were not what this service writes"),
+              ("failures", "Look-ups and writes that failed or took too long"),
+              ("skipped", "Look-ups not made because of earlier failures"),
+              ("unwritten", "Values not written because of failures or because too many waited"))  # fmt: skip
+
+    def __init__(self, lifecycle: Lifecycle, registry: CollectorRegistry) -> None:
+        self._lifecycle = lifecycle
+        self._last: dict[Any, float] = {}
+
+        def gauge(name: str, words: str, *labels: str) -> Gauge:
+            return Gauge(name, words, labels, registry=registry, multiprocess_mode="livesum")
+
+        self._items = gauge("te_queue_size", "Inputs that wait for a runner")
+        self._tokens = gauge("relevance_queue_tokens", "Tokens of the inputs that wait")
+        self._wait = Gauge(
+            "relevance_queue_wait_seconds",
+            "Estimated wait of a request that came now",
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self._pace = gauge("relevance_tokens_per_second", "Measured pace of all runners on a model", "model")
+        self._stalled = Gauge(
+            "relevance_longest_run_seconds",
+            "How long the longest of the present runs has lasted",
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self._queue = {
+            name: Counter(f"relevance_runner_{name}", words, registry=registry) for name, words in self.QUEUE
+        }
+        self._shared = {
+            name: Counter(f"relevance_shared_cache_{name}", words, registry=registry) for name, words in self.SHARED
+        }
+        self._resting = gauge("relevance_shared_cache_resting", "1 while it is left alone because of failures")
+
+    def copy(self) -> None:
+        scheduler, shared, current = self._lifecycle.scheduler, self._lifecycle.shared, self._lifecycle.loaded
+        facts = scheduler.facts()
+        self._items.set(facts.items)
+        self._tokens.set(facts.tokens)
+        self._wait.set(facts.wait_s)
+        self._stalled.set(scheduler.stalled_s())
+        for model in (current.ranker, current.encoder) if current is not None else ():
+            self._pace.labels(model.role).set(scheduler.runners * (model.pace.tokens_per_s or 0.0))
+        counted: list[tuple[dict[str, Counter], Any]] = [(self._queue, facts)]
+        if shared is not None:
+            counted.append((self._shared, shared.facts()))
+            self._resting.set(shared.resting)
+        for counters, now in counted:
+            for name, counter in counters.items():
+                last = self._last.get((id(counters), name), 0)
+                counter.inc(getattr(now, name) - last)
+                self._last[id(counters), name] = getattr(now, name)

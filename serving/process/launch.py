@@ -1,0 +1,35 @@
+"""Starts the service: binds the port, sets up the log, then serves in this process or in several."""
+
+import ipaddress
+import logging
+
+from serving.process.listener import listen
+from serving.process.logs import write_log
+from serving.settings import Settings, strange
+
+log = logging.getLogger(__name__)
+
+
+def serve(settings: Settings) -> None:
+    """Serves until SIGTERM or SIGINT, then lets running requests finish for at most `drain_s`.
+
+    Raises:
+        MissingError: there is no such release.
+        ArtifactError: the release is damaged or does not fit this machine.
+        InputError: the port is in use, or the address is not of this machine.
+    """
+    write_log(settings.log)
+    if names := strange():
+        log.warning("no such setting, so ignored: %s; serving/settings.py lists them", ", ".join(names))
+    with listen(settings) as listener:
+        host = listener.getsockname()[0]
+        if not (settings.api_keys or settings.api_keys_file or ipaddress.ip_address(host).is_loopback):
+            log.warning("%s: open to the network without a key; `relevance key` makes one for RELEVANCE_API_KEYS", host)
+        if settings.workers > 1:
+            from serving.process import supervisor
+
+            supervisor.Supervisor(settings, listener).run()
+        else:
+            from serving.process import worker  # The models' libraries load in the process that runs them.
+
+            worker.run(settings, listener)

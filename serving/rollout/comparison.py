@@ -1,0 +1,179 @@
+"""What another release would have answered: its first results, how far scores moved, nDCG where there are grades."""
+
+import math
+from collections import defaultdict
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from index.documents import Value
+from pipeline import schema, text
+from pipeline.errors import MissingError
+from serving.runtime.admission import Terms
+from serving.scoring.reranker import relevance
+from serving.scoring.searcher import Searcher, SearchResult
+
+DEPTH = 10
+"""First results that are compared, and the cut-off of nDCG."""
+
+Grades = Mapping[str, Mapping[str, int]]
+"""Normalised query → document → grade."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one release answered."""
+
+    order: Sequence[Hashable]
+    """Documents, best first."""
+    relevances: Mapping[Hashable, float]
+    """What the ranker says of each, in [0, 1]."""
+
+
+class Question(Protocol):
+    """A request that can be put to a release again."""
+
+    @property
+    def query(self) -> str: ...
+
+    @property
+    def chars(self) -> int:
+        """About how much memory keeping it takes."""
+
+    @property
+    def judged(self) -> bool:
+        """Whether grades for its query apply to what it returns."""
+
+    @property
+    def depth(self) -> int:
+        """How many first results to compare; 0 where any order is the same."""
+
+    def ask(self, searcher: Searcher, terms: Terms) -> Outcome: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Rerank:
+    """Texts to be ordered."""
+
+    query: str
+    texts: Sequence[str]
+
+    judged = False
+
+    @property
+    def chars(self) -> int:
+        return len(self.query) + sum(map(len, self.texts))
+
+    @property
+    def depth(self) -> int:
+        """At most half of the texts: the first ten of ten are always the same."""
+        return min(DEPTH, len(self.texts) // 2)
+
+    def ask(self, searcher: Searcher, terms: Terms) -> Outcome:
+        return self.outcome(searcher.reranker.scores(self.query, self.texts, terms).values)
+
+    def outcome(self, scores: Sequence[float]) -> Outcome:
+        order = sorted(range(len(scores)), key=lambda place: -scores[place])
+        return Outcome(order, {place: relevance(score) for place, score in enumerate(scores)})
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """A search of the release's documents."""
+
+    query: str
+    top_n: int
+    retrieve: int
+    filters: Mapping[str, Sequence[Value]]
+
+    @property
+    def chars(self) -> int:
+        return len(self.query) + sum(len(str(value)) for values in self.filters.values() for value in values)
+
+    @property
+    def judged(self) -> bool:
+        return not self.filters
+
+    @property
+    def depth(self) -> int:
+        return min(DEPTH, self.top_n)
+
+    def ask(self, searcher: Searcher, terms: Terms) -> Outcome:
+        return self.outcome(
+            searcher.search(self.query, top_n=self.top_n, retrieve=self.retrieve, filters=self.filters, terms=terms)
+        )
+
+    def outcome(self, found: SearchResult) -> Outcome:
+        return Outcome(
+            [answer.doc_id for answer in found.reranked],
+            {answer.doc_id: answer.relevance or 0.0 for answer in found.reranked},
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The outcomes of two releases for one question."""
+
+    overlap: float | None
+    """Share of the first results that both have; None where any order would do."""
+    changes: Sequence[float]
+    """Absolute change of relevance of each document that both have, in [0, 1]."""
+    ndcg: tuple[float, float] | None
+    """Of the one that answered and of the other, where the query is judged."""
+
+
+def compare(question: Question, answered: Outcome, other: Outcome, grades: Grades) -> Comparison:
+    """How the other release's outcome differs."""
+    depth = question.depth
+    first, second = set(answered.order[:depth]), set(other.order[:depth])
+    longer = max(len(first), len(second))
+    both = answered.relevances.keys() & other.relevances.keys()
+    known = grades_of(question, grades)
+    return Comparison(
+        overlap=len(first & second) / longer if longer else None,
+        changes=[abs(answered.relevances[item] - other.relevances[item]) for item in both],
+        ndcg=(ndcg(answered.order[:depth], known, depth), ndcg(other.order[:depth], known, depth)) if known else None,
+    )
+
+
+def grades_of(question: Question, grades: Grades) -> Mapping[str, int] | None:
+    """The grades of documents for this question; None where it is not judged."""
+    return grades.get(text.normalise(question.query)) if grades and question.judged else None
+
+
+def ndcg(order: Sequence[Hashable], grades: Mapping[str, int], cutoff: int) -> float:
+    """nDCG with linear gain of documents, best first; 0 where no document has a grade above 0.
+
+    The same measure as the report's `ndcg@10`, whose code is on the training side of the house.
+    """
+    found = sum(grades.get(str(item), 0) / math.log2(rank + 1) for rank, item in enumerate(order[:cutoff], start=1))
+    best = sorted(grades.values(), reverse=True)[:cutoff]
+    ideal = sum(grade / math.log2(rank + 1) for rank, grade in enumerate(best, start=1))
+    return found / ideal if ideal else 0.0
+
+
+def read_grades(folder: Path) -> Grades:
+    """The judged queries of a folder with `queries.parquet` and `judgments.parquet`.
+
+    Queries whose split is train are left out: the models have seen them. Those without any grade above 0 too.
+
+    Raises:
+        MissingError: a file is not there, or there is no such query.
+        SchemaError: a file is not what `pipeline.schema` says.
+    """
+    queries = schema.read(folder / "queries.parquet", "queries").select(["query_id", "text"]).to_pylist()
+    texts = {row["query_id"]: text.normalise(row["text"]) for row in queries}
+    judgments = schema.read(folder / "judgments.parquet", "judgments")
+    columns = ["query_id", "doc_id", "grade", *(["split"] if "split" in judgments.column_names else [])]
+    found: dict[str, dict[str, int]] = defaultdict(dict)
+    for row in judgments.select(columns).to_pylist():
+        if row.get("split") != "train" and row["query_id"] in texts:
+            graded = found[texts[row["query_id"]]]
+            graded[row["doc_id"]] = max(row["grade"], graded.get(row["doc_id"], 0))
+    useful = {query: graded for query, graded in found.items() if any(graded.values())}
+    if not useful:
+        raise MissingError(
+            f"{folder}: no judged query outside the train split; name a folder with valid or test queries"
+        )
+    return useful

@@ -1,0 +1,243 @@
+"""Which release answers: loaded at the start, replaced when the pointer moves, kept when the new one is not sound.
+
+The pointer file is looked at each second. A new release is loaded and checked in the background while the old one
+answers; then one reference changes. A request holds the reference it began with, so it ends with the release it began
+with. The old one stays in memory for a rollback without loading, `kept_releases` of them; those before leave with their
+last request. A release that cannot be loaded, or does not give the scores its exporter saw, is refused: the old one
+goes on, the log, `/readyz` and the metrics say so.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import RelevanceError
+from pipeline.releases import Releases
+from serving.errors import NotReadyError
+from serving.rollout import trials
+from serving.rollout.traffic import Rollout
+from serving.runtime.engine import has_cuda, runners
+from serving.runtime.scheduler import Scheduler
+from serving.scoring.redis_cache import SharedCache
+from serving.scoring.reranker import Caches
+from serving.scoring.searcher import Searcher
+from serving.settings import Settings
+
+RETRY_S = 30.0
+"""After so long a release is tried again that failed for a reason which may pass, such as memory or open files."""
+
+log = logging.getLogger(__name__)
+
+Load = Callable[[Path], Searcher]
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A release that was not taken."""
+
+    release: str
+    reason: str
+    when: str
+    """UTC."""
+
+
+class Lifecycle:
+    """The release that answers now, those kept and those on trial, and the thread that keeps all up to date."""
+
+    def __init__(self, settings: Settings, load: Load | None = None) -> None:
+        self.settings = settings
+        self.shared = SharedCache(settings.redis_url, ttl_s=settings.redis_ttl_s) if settings.redis_url else None
+        self.caches = Caches.of(settings.cache_bytes, self.shared)
+        on_cuda = settings.precision not in ("int8", "w8") and has_cuda()
+        self.scheduler = Scheduler(runners("cuda") if on_cuda else settings.threads or runners("cpu"))
+        """Runs the models of every release that is loaded."""
+        self.rollout = Rollout(settings, self.scheduler)
+        self.releases = Releases(settings.workspace)
+        self.refused: Refusal | None = None
+        """The last release that was refused, until another one is taken."""
+        self.swaps = 0
+        self.refusals = 0
+        self._load = load or self._open
+        self._current: Searcher | None = None
+        self._held: dict[str, Searcher] = {}
+        """All loaded releases by fingerprint: the live one, the kept ones, those on trial."""
+        self._before: list[str] = []
+        """The kept ones, the latest first."""
+        self._polling = threading.RLock()
+        self._seen: trials.Stamp | None = None
+        self._again: float | None = None
+        """When to try the refused release again."""
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def loaded(self) -> Searcher | None:
+        """The live release, or None before the first one."""
+        return self._current
+
+    @property
+    def current(self) -> Searcher:
+        """The live release.
+
+        Raises:
+            NotReadyError: no release was loaded yet.
+        """
+        current = self._current
+        if current is None:
+            why = f" ({self.refused.reason})" if self.refused else ""
+            raise NotReadyError(f"no release is loaded yet{why}; run `relevance retrain`, or look at /readyz")
+        return current
+
+    @property
+    def kept(self) -> list[str]:
+        """Fingerprints of the releases that were live and are still in memory, the latest first."""
+        return list(self._before)
+
+    def start(self) -> None:
+        """Loads the release that the settings name, then follows the pointer, if that name is live, and the trials.
+
+        Where the live release is not sound, the one that was live before it answers, as it would if this process had
+        been running when the pointer moved.
+
+        Raises:
+            RelevanceError: it is missing, damaged or not what its exporter saw, and so is the one before.
+        """
+        self._seen = self._stamp()
+        name = self.releases.resolve(self.settings.release)
+        try:
+            first = self._load(self._folder(name))
+        except Exception as error:
+            if self.settings.release != "live":
+                raise
+            first = self._previous(error)
+            self._refuse(name, error, kept=first)
+        self._current = first
+        self._held = {first.release: first}
+        self.rollout.begin_settings(first, self.releases.resolve)
+        self._follow_trials()
+        self.watch()
+
+    def watch(self) -> None:
+        """Follows the pointer, if the release's name is live, and the trials in the background; also without a first
+        release."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._follow, name="release-watch", daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        """Stops following; the release goes on answering."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(timeout=5)
+        self.rollout.stop()
+
+    def close(self) -> None:
+        """Stops following and ends the runners: nothing is answered any more."""
+        self.stop()
+        self.scheduler.stop()
+        if self.shared is not None:
+            self.shared.stop()
+
+    def poll(self) -> None:
+        """Looks at the pointer and the trials once, and takes what they name if that is another release and sound."""
+        with self._polling:
+            if self.settings.release == "live":
+                self._follow_pointer()
+            self._follow_trials()
+
+    def facts(self) -> dict[str, Any]:
+        """What is refused, kept and on trial, as JSON."""
+        return {
+            "refused": asdict(self.refused) if self.refused else None,
+            "kept": self.kept,
+            **self.rollout.facts(),
+        }
+
+    def _follow_pointer(self) -> None:
+        again = self._again is not None and time.monotonic() >= self._again
+        while (stamp := self._stamp()) is not None and (stamp != self._seen or again):
+            again = False
+            self._seen, self._again = stamp, None
+            name = "live"
+            try:
+                name = self.releases.resolve("live")
+                if self._current is not None and name == self._current.release:
+                    self.refused = None
+                    return
+                began = time.monotonic()
+                fresh = self._searcher(name)
+            except Exception as error:
+                self._refuse(name, error, kept=self._current)
+                continue
+            if self._stamp() != stamp:
+                continue  # It moved while this one was loading: perhaps away from it.
+            self._swap(fresh)
+            log.info("release %s: answers from now on, after %.1f s of loading", name[:12], time.monotonic() - began)
+
+    def _swap(self, fresh: Searcher) -> None:
+        old, self._current, self.refused = self._current, fresh, None
+        self.swaps += 1
+        self._held[fresh.release] = fresh
+        before = ([old.release] if old else []) + self._before
+        others = [name for name in dict.fromkeys(before) if name != fresh.release]
+        self._before = others[: self.settings.kept_releases]
+        self._let_go()
+
+    def _refuse(self, name: str, error: Exception, *, kept: Searcher | None) -> None:
+        expected = isinstance(error, RelevanceError)
+        reason = str(error) if expected else f"{type(error).__name__}: {error}"
+        self.refused = Refusal(name, reason, trials.now())
+        self.refusals += 1
+        if isinstance(error, OSError | MemoryError):
+            self._again = time.monotonic() + RETRY_S
+        goes_on = kept.release[:12] if kept else "none"
+        log.error(
+            "release %s: refused, %s goes on: %s", name[:12], goes_on, reason, exc_info=None if expected else error
+        )
+
+    def _previous(self, error: Exception) -> Searcher:
+        """The release that was live before, in place of one that raised `error`; raises that when there is none."""
+        try:
+            return self._load(self._folder(self.releases.resolve("previous")))
+        except Exception as second:
+            log.error("the release before it is not there either: %s", second)
+            raise error from None
+
+    def _follow_trials(self) -> None:
+        if self._current is not None:
+            self.rollout.follow(self._current, self._searcher)
+            self._let_go()
+
+    def _searcher(self, name: str) -> Searcher:
+        """The release with this fingerprint, loaded and checked now, unless it is held already."""
+        if name not in self._held:
+            log.info("release %s: loading", name[:12])
+            self._held[name] = self._load(self._folder(name))
+        return self._held[name]
+
+    def _let_go(self) -> None:
+        """Forgets the releases that nothing needs any more; requests that they answer still hold them."""
+        needed = {*self._before, *self.rollout.needed()}
+        if self._current is not None:
+            needed.add(self._current.release)
+        self._held = {name: held for name, held in self._held.items() if name in needed}
+
+    def _follow(self) -> None:
+        while not self._stop.wait(self.settings.poll_s):
+            try:
+                self.poll()
+            except Exception:
+                log.exception("following the releases failed; it is tried again")
+
+    def _stamp(self) -> trials.Stamp | None:
+        return trials.stamp(self.releases.root / "live.json")
+
+    def _folder(self, release: str) -> Path:
+        return self.settings.workspace / "artifacts" / "release" / release
+
+    def _open(self, path: Path) -> Searcher:
+        return Searcher(path, precision=self.settings.precision, caches=self.caches, scheduler=self.scheduler)

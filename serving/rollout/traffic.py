@@ -1,0 +1,303 @@
+"""Which release answers a request: the live one, or a canary; and who else is asked afterwards.
+
+    request ─► choose: live or canary ─► answer ─► answered: counted, and perhaps a copy to the other release
+
+The trials stand in a file that all processes follow (`serving.rollout.trials`). A canary that falls out of its
+bounds stops answering in this process at once; the file then tells the others, which look at it each second.
+"""
+
+import hashlib
+import logging
+import threading
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline import text
+from pipeline.errors import RelevanceError
+from serving.rollout.canary import Tally, Watch
+from serving.rollout.comparison import Comparison, Grades, Outcome, Question, grades_of, read_grades
+from serving.rollout.shadow import Copies, Copy, End
+from serving.rollout.trials import Bounds, Canary, Kind, Stamp, Trial, TrialFile, Trials
+from serving.runtime.scheduler import Scheduler
+from serving.scoring.searcher import Searcher
+from serving.settings import Settings
+
+Wish = Literal["always", "never"]
+WISHES: tuple[Wish, ...] = ("always", "never")
+Variant = Literal["live", "canary"]
+
+Observer = Callable[[Kind, Comparison], None]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The release that answers a request."""
+
+    searcher: Searcher
+    variant: Variant
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asked:
+    """What was asked of a release and what it said, to be asked of another."""
+
+    question: Question
+    outcome: Callable[[], Outcome]
+
+
+@dataclass(frozen=True, slots=True)
+class _Running:
+    """A canary that answers in this process."""
+
+    trial: Canary
+    searcher: Searcher
+    live: Searcher
+    """What it is measured against; the counts begin again with another."""
+    watch: Watch
+
+
+@dataclass(frozen=True, slots=True)
+class _Shadow:
+    trial: Trial
+    searcher: Searcher
+
+
+class Rollout:
+    """The trials as one process runs them; safe to use from many threads."""
+
+    def __init__(self, settings: Settings, scheduler: Scheduler) -> None:
+        self.file = TrialFile(settings.workspace)
+        self.trials = Trials()
+        """As last read."""
+        self.fault: str | None = None
+        """Why the file could not be read or written."""
+        self.withdrawals: Counter[Kind] = Counter()
+        """By this process."""
+        self.copies: Counter[tuple[Kind, End]] = Counter()
+        self.requests: Counter[Variant] = Counter()
+        """Counted while a canary runs, of all canaries so far."""
+        self.errors: Counter[Variant] = Counter()
+        self.observer: Observer | None = None
+        """Told of every comparison."""
+        self._settings = settings
+        grades: Grades = read_grades(Path(settings.judgments)) if settings.judgments else {}
+        self._copies = Copies(scheduler, grades, self._told)
+        self._grades = grades
+        self._lock = threading.Lock()
+        self._canary: _Running | None = None
+        self._shadow: _Shadow | None = None
+        self._stamp: Stamp | None = None
+        self._over: dict[int, tuple[Kind, str | None]] = {}
+        """Trials that ended here, and why (None: promoted), of which the file does not tell yet."""
+
+    def choose(self, live: Searcher, request_id: str, wish: Wish | None) -> Choice:
+        """Who answers a request for scores.
+
+        Args:
+            request_id: the same one always has the same answer, as long as the trial runs.
+            wish: of the client.
+        """
+        canary = self._canary
+        if canary is None or wish == "never":
+            return Choice(live, "live")
+        if wish == "always" or _share(canary.trial, request_id) < canary.trial.share:
+            return Choice(canary.searcher, "canary")
+        return Choice(live, "live")
+
+    def answered(
+        self,
+        choice: Choice,
+        request_id: str,
+        *,
+        status: int,
+        seconds: float,
+        computed: int,
+        asked: Asked | None,
+    ) -> None:
+        """Counts a request whose answer went out, and has it asked again where a trial wants that; never blocks.
+
+        Args:
+            seconds: of work on it.
+            computed: texts that were in no cache.
+            asked: None where it was not answered, or must not be kept.
+        """
+        canary, shadow = self._canary, self._shadow
+        on_canary = choice.variant == "canary"
+        if canary is not None and choice.searcher in (canary.searcher, canary.live):
+            self.requests[choice.variant] += 1
+            self.errors[choice.variant] += status >= 500
+            fault = canary.watch.answered(canary=on_canary, status=status, seconds=seconds, computed=computed)
+            if fault is not None:
+                self._withdraw("canary", canary.trial, fault)
+                return
+        if asked is None:
+            return
+        if on_canary and canary is not None and canary.searcher is choice.searcher:
+            judged = grades_of(asked.question, self._grades) is not None
+            if judged or _share(canary.trial, request_id, "compare") < canary.trial.bounds.compare:
+                self._offer("canary", canary.trial, asked, canary.live)
+        elif not on_canary and shadow is not None and _share(shadow.trial, request_id) < shadow.trial.share:
+            self._offer("shadow", shadow.trial, asked, shadow.searcher)
+
+    def follow(self, live: Searcher, load: Callable[[str], Searcher]) -> None:
+        """Brings this process to what the file says, and the file to what this process found.
+
+        Args:
+            load: the release with a fingerprint, perhaps loaded already; raises what is wrong with it.
+        """
+        self._synchronise()
+        self._take_canary(live, load)
+        self._take_shadow(live, load)
+        if self._over:  # One that could not be loaded.
+            self._synchronise()
+
+    def needed(self) -> set[str]:
+        """Fingerprints of the releases on trial."""
+        return {trial.release for trial in (self.trials.canary, self.trials.shadow) if trial is not None}
+
+    def begin_settings(self, live: Searcher, resolve: Callable[[str], str]) -> None:
+        """Begins the trials that the settings name, unless the workspace has such a trial, withdrew that release, or
+        it is live.
+
+        Raises:
+            RelevanceError: no such release, or the file could not be read or written.
+        """
+        given = self._settings
+        seen = self.file.read()
+        not_these = {live.release, seen.withdrawn.release if seen.withdrawn else None}
+        if given.canary and seen.canary is None and (release := resolve(given.canary)) not in not_these:
+            self.file.begin("canary", Canary(release=release, share=given.canary_share, bounds=Bounds()))
+        if given.shadow and seen.shadow is None and (release := resolve(given.shadow)) not in not_these:
+            self.file.begin("shadow", Trial(release=release, share=given.shadow_share))
+
+    def share(self, kind: Kind) -> float:
+        """Of the requests that the trial of this kind gets in this process."""
+        running = self._canary if kind == "canary" else self._shadow
+        return running.trial.share if running is not None else 0.0
+
+    def tally(self) -> Tally | None:
+        """What this process counted of the canary that runs; None where none does."""
+        canary = self._canary
+        return canary.watch.tally() if canary is not None else None
+
+    def facts(self) -> Mapping[str, Any]:
+        """The trials as JSON, with what this process counted."""
+        tally = self.tally()
+        running = self._running("canary", self.trials.canary), self._running("shadow", self.trials.shadow)
+        return {
+            "canary": running[0] and {**running[0], "counts": asdict(tally) if tally else None},
+            "shadow": running[1],
+            "copies": {f"{kind} {end}": count for (kind, end), count in sorted(self.copies.items())},
+            "withdrawn": asdict(self.trials.withdrawn) if self.trials.withdrawn else None,
+            "fault": self.fault,
+        }
+
+    def settle(self) -> None:
+        """Waits until all copies that were taken have ended."""
+        self._copies.settle()
+
+    def stop(self) -> None:
+        self._copies.stop()
+
+    def _running(self, kind: Kind, trial: Trial | None) -> dict[str, Any] | None:
+        if trial is None:
+            return None
+        here = self._canary if kind == "canary" else self._shadow
+        return {**asdict(trial), "runs_here": here is not None and here.trial.number == trial.number}
+
+    def _take_canary(self, live: Searcher, load: Callable[[str], Searcher]) -> None:
+        trial, running = self.trials.canary, self._canary
+        if trial is None or trial.number in self._over:
+            self._canary = None
+            return
+        if running is not None and running.trial == trial and running.live is live:
+            return
+        if trial.release == live.release:
+            self._over[trial.number] = "canary", None
+            self._canary = None
+            return
+        searcher = self._loaded("canary", trial, load)
+        self._canary = _Running(trial, searcher, live, Watch(trial.bounds)) if searcher else None
+        if searcher:
+            log.info("canary %s: answers %.3g of the requests", trial.release[:12], trial.share)
+
+    def _take_shadow(self, live: Searcher, load: Callable[[str], Searcher]) -> None:
+        trial, running = self.trials.shadow, self._shadow
+        if trial is None or trial.number in self._over:
+            self._shadow = None
+            return
+        if trial.release == live.release:
+            self._over[trial.number] = "shadow", None
+            self._shadow = None
+            return
+        if running is not None and running.trial == trial:
+            return
+        searcher = self._loaded("shadow", trial, load)
+        self._shadow = _Shadow(trial, searcher) if searcher else None
+        if searcher:
+            log.info("shadow %s: gets copies of %.3g of the requests", trial.release[:12], trial.share)
+
+    def _loaded(self, kind: Kind, trial: Trial, load: Callable[[str], Searcher]) -> Searcher | None:
+        try:
+            return load(trial.release)
+        except Exception as error:
+            if not isinstance(error, RelevanceError):
+                log.exception("%s %s: not loaded", kind, trial.release[:12])
+            self._withdraw(kind, trial, f"it was not loaded: {error or type(error).__name__}")
+            return None
+
+    def _withdraw(self, kind: Kind, trial: Trial, reason: str) -> None:
+        """Ends a trial in this process; the file is told by the next `follow`, as that may take time or fail."""
+        with self._lock:
+            if trial.number in self._over:
+                return
+            self._over[trial.number] = kind, reason
+            if kind == "canary":
+                self._canary = None
+            else:
+                self._shadow = None
+            self.withdrawals[kind] += 1
+        log.error("%s %s: withdrawn: %s", kind, trial.release[:12], reason)
+
+    def _synchronise(self) -> None:
+        """Tells the file of the trials that ended here, and reads it if it has changed."""
+        try:
+            for number, (kind, reason) in list(self._over.items()):
+                self.trials = self.file.end(kind, number, reason)
+                del self._over[number]
+            found = self.file.stamp()
+            if found != self._stamp:
+                self.trials, self._stamp = self.file.read(), found
+            self.fault = None
+        except RelevanceError as error:
+            if self.fault != str(error):
+                log.error("trials: %s", error)
+            self.fault = str(error)
+
+    def _offer(self, kind: Kind, trial: Trial, asked: Asked, other: Searcher) -> None:
+        self._copies.offer(Copy(kind, trial.number, asked.question, asked.outcome(), other))
+
+    def _told(self, copy: Copy, end: End, comparison: Comparison | None) -> None:
+        with self._lock:
+            self.copies[copy.kind, end] += 1
+        if comparison is None:
+            return
+        if self.observer is not None:
+            self.observer(copy.kind, comparison)
+        canary = self._canary
+        if copy.kind == "canary" and canary is not None and canary.trial.number == copy.number:
+            query = text.normalise(copy.question.query)
+            fault = canary.watch.compared(query, comparison) if copy.other is canary.live else None
+            if fault is not None:
+                self._withdraw("canary", canary.trial, fault)
+
+
+def _share(trial: Trial, request_id: str, *purpose: str) -> float:
+    """A number in [0, 1) that depends on nothing but the trial and the request's id."""
+    words = "\0".join((trial.release, str(trial.number), request_id, *purpose))
+    return int.from_bytes(hashlib.blake2b(words.encode(), digest_size=8).digest(), "big") / 2**64

@@ -1,0 +1,378 @@
+"""One engine for every score and vector outside training: an exported bundle, run by ONNX Runtime.
+
+    texts ─► Tokeniser ─► Item (ids at their exact length) ─► Scheduler ─► run, one item each    on a CPU
+                                                                       └─► run, a padded batch   on CUDA
+
+On a CPU nothing is padded and nothing batched, so a score cannot depend on its neighbours: the same pair gives the
+same bits in any company and order, in int8 too, whose activations are scaled by the largest value of a whole batch.
+One session is shared, each run takes one thread, and there are as many runners as cores.
+"""
+
+import ctypes
+import functools
+import hashlib
+import json
+import logging
+import math
+import os
+import platform
+import threading
+import time
+import weakref
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from pipeline import artifacts
+from pipeline.artifacts import Artifact
+from pipeline.errors import ArtifactError, ConfigError
+from pipeline.tokens import PairTemplate, TextTemplate
+from serving.errors import InferenceError
+from serving.runtime.bundle import Bundle
+from serving.runtime.deadline import Deadline
+from serving.runtime.items import Item, Pace, Priority
+from serving.runtime.scheduler import Job, Scheduler
+from serving.runtime.tokenizer import MAX_BYTES, Tokeniser
+
+Role = Literal["query", "document"]
+Device = Literal["cpu", "cuda"]
+Vectors = NDArray[np.float32]
+
+TOLERANCE: Mapping[str, float] = {"fp32": 1e-5, "fp16": 2e-2, "int8": 5e-2, "w8": 5e-2}
+"""How far a golden output may be from the stored one, times (1 + its size): in fp32 from PyTorch's, else from what was
+exported. Another processor sums in another order; in int8 and w8 that moves some activations by one step. An int8
+product that overflows, or another model, is far beyond."""
+CUDA_TOLERANCE = 2e-3
+"""At least, on CUDA, whose fp32 products may be made of TF32 ones."""
+
+BATCH_TOKENS = 16_384
+"""Padded tokens of one run on CUDA."""
+BUCKET_TOKENS = 16
+"""Lengths on CUDA are rounded up to a multiple, so that few shapes occur."""
+
+# ONNX Runtime's fused kernel is slower on a CPU than the two nodes it replaces: 170 against 207 pairs per CPU-second
+# in int8, 73 against 79 in fp32 (6 layers, 384 wide, 64 tokens, Zen 4).
+SLOW_ON_CPU = ["SkipLayerNormFusion"]
+
+log = logging.getLogger(__name__)
+
+
+class Engine:
+    """A ranker or an encoder, ready to run; safe to use from many threads."""
+
+    def __init__(
+        self,
+        bundle_path: Path,
+        *,
+        precision: str = "auto",
+        threads: int | None = None,
+        device: Literal["auto", "cpu", "cuda"] = "auto",
+        verify: bool = True,
+        scheduler: Scheduler | None = None,
+        token_bytes: int = MAX_BYTES,
+    ) -> None:
+        """Loads a bundle.
+
+        Args:
+            bundle_path: folder of the bundle artifact.
+            precision: one that the bundle holds; auto is the one its own measurements chose for the device.
+            threads: runners of its own; `runners` says how many when None or 0.
+            device: auto is cuda where there is one.
+            verify: compare the files that are read with their sha256, and the golden inputs' outputs with the stored.
+            scheduler: whose runners this engine shares with others; one of its own when None.
+            token_bytes: memory for the token ids of the texts seen last.
+
+        Raises:
+            MissingError: no such folder.
+            ArtifactError: a file is damaged, or the model does not give its golden outputs on this machine.
+            ConfigError: the bundle has no such precision.
+        """
+        began = time.monotonic()
+        artifact = artifacts.load(bundle_path, "bundle", verify=False)
+        if verify:
+            _verify(artifact, ["bundle.json", "tokenizer.json", "golden.json"])
+        self.bundle = Bundle.of(artifact)
+        self.role = self.bundle.role
+        self.digest = self.bundle.digest
+        self.dimensions = self.bundle.dimensions
+        self.device: Device = "cuda" if device == "cuda" or (device == "auto" and has_cuda()) else "cpu"
+        self.precision = self._precision(precision, bundle_path)
+        if self.precision in ("int8", "w8"):
+            self.device = "cpu"  # Their nodes exist, or give these numbers, on the CPU only.
+        self.identity = f"{self.digest} {self.precision} {self.device} {ort.__version__} {processor()}"
+        """Of two engines with the same, every output is the same, bit for bit on a CPU."""
+        self.tokeniser = Tokeniser.load(artifact.file("tokenizer.json"), max_bytes=token_bytes)
+        file = self.bundle.precisions[self.precision]["file"]
+        if verify:
+            _verify(artifact, [file])
+        self._session = _session(artifact.file(file), self.device)
+        self._longest = max(template.max_tokens for template in self.bundle.templates.values())
+        self._ones = np.ones((1, self._longest), np.int64)
+        self._zeros = np.zeros((1, self._longest), np.int64)
+        self._one_run = threading.Lock()
+        self.pace = Pace()
+        self.run_tokens = BATCH_TOKENS if self.device == "cuda" else 0
+        self.bucket_tokens = BUCKET_TOKENS
+        self.scheduler = scheduler or Scheduler(threads or runners(self.device))
+        # Runners of its own end with its last reference, or with the process, if it is not closed.
+        self._end = None if scheduler else weakref.finalize(self, self.scheduler.stop)
+        if verify:
+            self._check(artifact)
+        log.info(
+            "%s %s: %s on %s, %d runners, loaded in %.2f s",
+            *(self.role, self.digest[:12], self.precision, self.device),
+            *(self.scheduler.runners, time.monotonic() - began),
+        )
+
+    def scores(
+        self,
+        query: str,
+        documents: Sequence[str],
+        deadline: Deadline | None = None,
+        priority: Priority = Priority.ONLINE,
+    ) -> list[float]:
+        """The ranker's raw score of the query with each document, in their order.
+
+        Raises:
+            InferenceError: the model raised or gave no finite number; names the document's place.
+            ConfigError: the bundle is an encoder.
+            DeadlineError, ClientGoneError
+        """
+        return self._all(self.pairs(query, documents), "document", deadline, priority)
+
+    def embed(
+        self,
+        texts: Sequence[str],
+        role: Role,
+        deadline: Deadline | None = None,
+        priority: Priority = Priority.ONLINE,
+    ) -> Vectors:
+        """The encoder's vectors of texts, (texts, dimensions), of unit length.
+
+        Raises:
+            InferenceError: the model raised or gave no finite number; names the text's place.
+            ConfigError: the bundle is a ranker, or the role unknown.
+            DeadlineError, ClientGoneError
+        """
+        found = self._all(self.texts(texts, role), "text", deadline, priority)
+        return np.stack(found) if found else np.zeros((0, self.dimensions), np.float32)
+
+    def pairs(self, query: str, documents: Sequence[str], *, remember: bool = True) -> list[Item]:
+        """The ranker's inputs for one query, which is tokenised once.
+
+        Args:
+            remember: keep the texts' ids for the next request, and use what was kept.
+        """
+        template = self._template("pair")
+        assert isinstance(template, PairTemplate)
+        query_ids, *found = self.tokeniser.ids([query, *documents], template.max_tokens, remember=remember)
+        return [Item(*template.assemble(query_ids, ids)) for ids in found]
+
+    def pair_tokens(self, query: str, documents: Sequence[str], *, remember: bool = True) -> int:
+        """How many tokens `pairs` would hold together, special ones included."""
+        template = self._template("pair")
+        assert isinstance(template, PairTemplate)
+        query_ids, *found = self.tokeniser.ids([query, *documents], template.max_tokens, remember=remember)
+        room = template.document_room(len(query_ids))
+        return sum(template.max_tokens - room + min(len(ids), room) for ids in found)
+
+    def texts(self, texts: Sequence[str], role: Role, *, remember: bool = True) -> list[Item]:
+        """The encoder's inputs; `remember` as in `pairs`."""
+        template = self._template(role)
+        assert isinstance(template, TextTemplate)
+        found = self.tokeniser.ids(texts, template.max_tokens, remember=remember)
+        return [Item(template.assemble(ids)) for ids in found]
+
+    def job(self, deadline: Deadline, priority: Priority = Priority.ONLINE) -> Job:
+        """An empty job for this model: add inputs, iterate over their outcomes; see `serving.runtime.scheduler`."""
+        return self.scheduler.job(self, deadline, priority)
+
+    def run(self, items: Sequence[Item]) -> Sequence[Any]:
+        """The outputs of one run in the calling thread, for the scheduler: one item on a CPU, a batch on CUDA.
+
+        A ranker's output is a float, an encoder's a vector (dimensions,) of its own memory. An item whose output is
+        no finite number has an InferenceError in its place.
+
+        Raises:
+            InferenceError: the run failed as a whole.
+        """
+        for item in items:
+            if not 0 < len(item.ids) <= self._longest:
+                raise InferenceError(f"{len(item.ids)} tokens, but the model reads from 1 to {self._longest}")
+        if self.run_tokens:
+            feeds = padded(items, self.bundle.inputs, self.bucket_tokens, self._longest)
+            with self._one_run:  # Two at once would only share the device, and take its memory twice.
+                outputs = self._run_bound(feeds)
+        else:
+            (item,) = items
+            outputs = self._run_exact(item)
+        # One number tells whether all are finite, and is cheaper than asking each.
+        if math.isfinite(outputs.sum()):
+            return outputs.tolist() if self.role == "ranker" else [row.copy() for row in outputs]
+        error = InferenceError(f"the {self.role} gave no finite number in {self.precision}")
+        return [self._output(row) if np.isfinite(row).all() else error for row in outputs]
+
+    def close(self) -> None:
+        """Ends this engine's own runners after their present runs, for good; those it shares with others go on."""
+        if self._end is not None:
+            self._end()
+
+    def _precision(self, wanted: str, path: Path) -> str:
+        held = self.bundle.precisions
+        found = self.bundle.chosen.get(self.device, "fp32") if wanted == "auto" else wanted
+        if found not in held:
+            raise ConfigError(f"{path}: no precision '{found}' in this bundle; it has {', '.join(held)}")
+        return found
+
+    def _template(self, name: str) -> PairTemplate | TextTemplate:
+        if name not in self.bundle.templates:
+            known = "scores(query, documents)" if self.role == "ranker" else "embed(texts, 'query' or 'document')"
+            raise ConfigError(f"the bundle is a {self.role}, which has no inputs for '{name}'; call {known}")
+        return self.bundle.templates[name]
+
+    def _all(self, items: Sequence[Item], what: str, deadline: Deadline | None, priority: Priority) -> list[Any]:
+        """The outputs of all items, in their order."""
+        outputs: list[Any] = [None] * len(items)
+        with self.job(deadline or Deadline.never(), priority) as job:
+            job.add(items)
+            for place, outcome in job:
+                if isinstance(outcome, Exception):
+                    raise InferenceError(f"{what} {place}: {outcome}") from outcome
+                outputs[place] = outcome
+        return outputs
+
+    def _output(self, row: Any) -> Any:
+        return float(row) if self.role == "ranker" else row.copy()
+
+    def _run_exact(self, item: Item) -> Any:
+        """The output, (1, ...), of one item at its exact length."""
+        tokens = len(item.ids)
+        feeds = {"input_ids": np.array([item.ids], np.int64), "attention_mask": self._ones[:, :tokens]}
+        if "token_type_ids" in self.bundle.inputs:
+            feeds["token_type_ids"] = np.array([item.types], np.int64) if item.types else self._zeros[:, :tokens]
+        try:
+            return self._session.run([self.bundle.output], feeds)[0]
+        except Exception as error:  # ONNX Runtime's errors share no class of their own.
+            raise InferenceError(f"the {self.role} failed: {error}") from error
+
+    def _run_bound(self, feeds: Mapping[str, NDArray[np.int64]]) -> Any:
+        """The outputs, (items, ...), of a padded batch, with the device's memory bound for the run."""
+        try:
+            binding = self._session.io_binding()
+            for name, values in feeds.items():
+                binding.bind_cpu_input(name, values)
+            binding.bind_output(self.bundle.output)
+            self._session.run_with_iobinding(binding)
+            return binding.copy_outputs_to_cpu()[0]
+        except Exception as error:
+            raise InferenceError(f"the {self.role} failed: {error}") from error
+
+    def _check(self, artifact: Artifact) -> None:
+        """Holds this machine's outputs for the golden inputs against the stored ones."""
+        path = artifact.file("golden.json")
+        golden = json.loads(path.read_text(encoding="utf-8"))
+        truth = "torch" if self.precision == "fp32" else self.precision
+        tolerance = TOLERANCE[self.precision]
+        if self.device == "cuda":
+            tolerance = max(tolerance, CUDA_TOLERANCE)
+        for place, item in enumerate(golden):
+            if self.role == "ranker":
+                wanted = np.array([item["scores"][truth]])
+                found = np.array(self.scores(item["query"], [item["document"]], priority=Priority.BATCH))
+            else:
+                wanted = np.array(item["vectors"][truth])
+                found = self.embed([item["text"]], item["role"], priority=Priority.BATCH)[0]
+            gap = float((np.abs(found - wanted) / (1 + np.abs(wanted))).max())
+            if not gap <= tolerance:
+                raise ArtifactError(
+                    f"{path}, item {place}: {self.precision} on this {self.device} is {gap:.2g} from what was "
+                    f"exported, more than {tolerance}; export the model on such a machine, or "
+                    "serve another precision"
+                )
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def has_cuda() -> bool:
+    """Whether ONNX Runtime has its CUDA part and the driver finds a device."""
+    if "CUDAExecutionProvider" not in ort.get_available_providers():
+        return False
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+    except OSError:
+        return False
+    count = ctypes.c_int(0)
+    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+
+
+def runners(device: Device) -> int:
+    """Runner threads for a device: one a core, or two for CUDA, of which one pads while the other's run is computed."""
+    return 2 if device == "cuda" else cores()
+
+
+@functools.cache
+def processor() -> str:
+    """A short digest of what this machine computes with; machines that share one round alike."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    told = sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))})
+    facts = "\n".join([platform.machine(), platform.processor(), *told])
+    return hashlib.blake2b(facts.encode(), digest_size=8).hexdigest()
+
+
+def padded(items: Sequence[Item], inputs: Sequence[str], bucket: int, longest: int) -> dict[str, NDArray[np.int64]]:
+    """The feeds of one padded batch, each (items, tokens); padding stands at the end and the mask is 0 there."""
+    width = min(_rounded(max(len(item.ids) for item in items), bucket), longest)
+    feeds = {name: np.zeros((len(items), width), np.int64) for name in inputs}
+    for row, item in enumerate(items):
+        feeds["input_ids"][row, : len(item.ids)] = item.ids
+        feeds["attention_mask"][row, : len(item.ids)] = 1
+        if "token_type_ids" in feeds and item.types:
+            feeds["token_type_ids"][row, : len(item.ids)] = item.types
+    return feeds
+
+
+def _rounded(length: int, bucket: int) -> int:
+    return -(-length // bucket) * bucket
+
+
+def _session(path: Path, device: Device) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.enable_mem_pattern = False  # It keeps a plan for every length ever seen, and saves no time here.
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Without TF32, whose products have ten bits; with memory asked for as needed.
+    cuda = ("CUDAExecutionProvider", {"use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"})
+    try:
+        if device == "cuda":
+            session = ort.InferenceSession(str(path), options, providers=[cuda, "CPUExecutionProvider"])
+        else:
+            session = ort.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=SLOW_ON_CPU
+            )
+    except Exception as error:  # ONNX Runtime's errors share no class of their own.
+        raise ArtifactError(f"{path}: ONNX Runtime cannot load it ({error}); export the model again") from error
+    if device == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
+        raise ConfigError(
+            f"{path}: ONNX Runtime cannot use the CUDA device; install the CUDA and cuDNN that its version needs, or "
+            "serve on the CPU"
+        )
+    return session
+
+
+def _verify(artifact: Artifact, names: Sequence[str]) -> None:
+    for name in names:
+        if artifacts.sha256(artifact.file(name)) != artifact.manifest.files[name].sha256:
+            raise ArtifactError(f"{artifact.path / name}: its content is not what was written; export the model again")

@@ -1,0 +1,65 @@
+"""Inputs of a model, their priority, and the interface of a model that reads them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, Protocol
+
+
+class Priority(IntEnum):
+    """The class of a request; a lower one goes first."""
+
+    PROBE = -1
+    """Whether a model answers at all, which must not depend on how much waits."""
+    ONLINE = 0
+    BATCH = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One input of a model at its exact length."""
+
+    ids: Sequence[int]
+    """(tokens,), special tokens included."""
+    types: Sequence[int] = ()
+    """(tokens,) segments; empty where all are 0."""
+
+
+class Pace:
+    """How fast one runner works through a model's inputs: a mean over its latest runs, of which old ones fade."""
+
+    KEPT = 0.98
+    """Of the past at each run, so that about the last fifty count."""
+
+    def __init__(self) -> None:
+        self._tokens = self._seconds = 0.0
+
+    def ran(self, tokens: int, seconds: float) -> None:
+        self._tokens = self.KEPT * self._tokens + tokens
+        self._seconds = self.KEPT * self._seconds + seconds
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Of one runner; None before the first run."""
+        return self._tokens / self._seconds if self._seconds > 0 else None
+
+    def seconds(self, tokens: float) -> float:
+        """What so many tokens take one runner; 0 before the first run, when nothing is known."""
+        return tokens * self._seconds / self._tokens if self._tokens > 0 else 0.0
+
+
+class Model(Protocol):
+    """What a runner needs of a model."""
+
+    pace: Pace
+    run_tokens: int
+    """Padded tokens of one run; 0 for one input a run, unpadded."""
+    bucket_tokens: int
+    """Lengths are rounded up to a multiple when a run holds several."""
+
+    def run(self, items: Sequence[Item]) -> Sequence[Any]:
+        """One output for each input, or the Exception that this one input met.
+
+        Raises:
+            Exception: the run failed as a whole.
+        """

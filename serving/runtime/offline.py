@@ -1,0 +1,148 @@
+"""The engine at work without a service: vectors of all documents, and the features of a judged pool.
+
+What is indexed and judged here is computed by the same lines, precision and order of bits as what is served.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from index.documents import DocumentStore
+from index.lexical import LexicalIndex
+from index.semantic import SemanticIndex
+from pipeline import artifacts, progress, schema, text
+from pipeline.artifacts import Artifact, Staging
+from pipeline.errors import ArtifactError, SchemaError
+from serving.runtime.bundle import Bundle
+from serving.runtime.engine import Engine, Role, Vectors
+
+VERSION = 1
+
+log = logging.getLogger(__name__)
+
+
+def digest(bundle: Artifact) -> str:
+    """The digest of a bundle's model: what an index made with it carries."""
+    return Bundle.of(bundle).digest
+
+
+def embedder(bundle: Artifact, role: Role = "document") -> Callable[[Sequence[str]], Vectors]:
+    """A function from texts to unit vectors (texts, dimensions); it loads the encoder when first called."""
+    engine: Engine | None = None
+
+    def embed(texts: Sequence[str]) -> Vectors:
+        nonlocal engine
+        engine = engine or Engine(bundle.path)
+        return engine.embed(texts, role)
+
+    return embed
+
+
+def features(
+    workspace: Path,
+    ranker: Artifact,
+    encoder: Artifact,
+    lexical: Artifact,
+    index: Artifact,
+    documents: Artifact,
+    data: Artifact,
+    pool: Artifact,
+) -> Artifact:
+    """The `features` artifact: features.parquet (row_id, query_id, doc_id, split, bm25, encoder, ranker).
+
+    The scores are raw, one row for each of the pool's, in its order: BM25, the cosine of the query's vector with the
+    document's stored one, and the ranker's score.
+
+    Args:
+        ranker, encoder: bundles.
+        lexical, index, documents: of the documents that the pool names, made with this encoder.
+        data: whose queries the pool names.
+
+    Raises:
+        ArtifactError: the index was made with another encoder, or a part is damaged.
+        SchemaError: the pool names a query or document that the others lack.
+    """
+    inputs: dict[str, Artifact | str] = {
+        "ranker": ranker,
+        "encoder": encoder,
+        "lexical": lexical,
+        "index": index,
+        "documents": documents,
+        "data": data,
+        "pool": pool,
+    }
+
+    def build(staging: Staging) -> Mapping[str, Any]:
+        table = schema.read(pool.file("pairs.parquet"), "pairs").to_pydict()
+        texts = schema.read(data.file("queries.parquet"), "queries").to_pydict()
+        queries = dict(zip(texts["query_id"], texts["text"], strict=True))
+        parts = _Parts(ranker, encoder, lexical, index, documents)
+        names = ("bm25", "encoder", "ranker")
+        columns = {name: np.zeros(len(table["row_id"]), np.float64) for name in names}
+        with progress.bar("Scoring the pool", len(table["row_id"]), "pairs") as advance:
+            for query_id, places in _by_query(table["query_id"]):
+                if query_id not in queries:
+                    raise SchemaError(f"{pool.path}: query '{query_id}' is not in {data.path}; make the pool again")
+                scored = parts.scores(queries[query_id], [table["doc_id"][place] for place in places])
+                for name, values in zip(names, scored, strict=True):
+                    columns[name][places] = values
+                advance(len(places))
+        _write(table, columns, staging.folder / "features.parquet")
+        return {"rows": len(table["row_id"]), **parts.facts()}
+
+    return artifacts.make(workspace, "features", version=VERSION, config={}, inputs=inputs, build=build)
+
+
+class _Parts:
+    """All that scores a pair, loaded."""
+
+    def __init__(
+        self, ranker: Artifact, encoder: Artifact, lexical: Artifact, index: Artifact, documents: Artifact
+    ) -> None:
+        self.lexical = LexicalIndex.load(lexical.path, verify=False)
+        self.semantic = SemanticIndex.load(index.path, verify=False)
+        self.documents = DocumentStore.load(documents.path, verify=False)
+        if self.semantic.encoder_digest != digest(encoder):
+            raise ArtifactError(
+                f"{index.path}: holds vectors of encoder {self.semantic.encoder_digest[:12]}, not of "
+                f"{digest(encoder)[:12]} in {encoder.path}; index the documents again"
+            )
+        self.ranker = Engine(ranker.path)
+        self.encoder = Engine(encoder.path)
+        self.rows = {doc_id: row for row, doc_id in enumerate(self.lexical.doc_ids)}
+
+    def scores(self, query: str, doc_ids: Sequence[str]) -> tuple[Sequence[float], Sequence[float], Sequence[float]]:
+        """BM25, cosine and ranker score of each document."""
+        missing = [doc_id for doc_id in doc_ids if doc_id not in self.rows]
+        if missing:
+            raise SchemaError(f"documents {missing[:3]} of the pool are not indexed; index the documents again")
+        rows = [self.rows[doc_id] for doc_id in doc_ids]
+        bodies = [text.document_text(found.title, found.text) for found in self.documents.get_many(rows)]
+        (vector,) = self.encoder.embed([query], "query")
+        return (
+            self.lexical.scores(query, rows).tolist(),
+            self.semantic.similarities(vector, rows).tolist(),
+            self.ranker.scores(query, bodies),
+        )
+
+    def facts(self) -> dict[str, Any]:
+        return {"ranker_precision": self.ranker.precision, "encoder_precision": self.encoder.precision}
+
+
+def _by_query(query_ids: Sequence[str]) -> Iterator[tuple[str, list[int]]]:
+    """Each query and the places of its rows."""
+    places: dict[str, list[int]] = {}
+    for place, query_id in enumerate(query_ids):
+        places.setdefault(query_id, []).append(place)
+    yield from places.items()
+
+
+def _write(pool: Mapping[str, Sequence[Any]], columns: Mapping[str, np.ndarray], path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    kept = {name: pool[name] for name in ("row_id", "query_id", "doc_id", "split")}
+    pq.write_table(pa.table({**kept, **columns}), path, compression="zstd")

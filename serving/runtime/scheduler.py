@@ -1,0 +1,376 @@
+"""Which input a model reads next: one queue for all requests and models, in front of as many runner threads as cores.
+
+    request ─► Job (its inputs for one model) ─► queue: class, deadline, arrival ─► runner threads ─► Job, as they end
+
+Inputs wait, not requests: runners take them one by one, so a long request holds up nobody and the one that must be
+answered first goes first. What nobody waits for any more is dropped before it is worked on. On a CPU a run is one
+input at its exact length. A model on a GPU says how many tokens a run of it takes: while the device works, inputs
+gather here, and the next run takes what fits of one length bucket.
+
+A model that raises fails the inputs of that run only. A runner thread that ends, for whatever reason, fails its run
+and is replaced. One that does not come back is told by `stalled_s`: its requests end at their deadlines.
+"""
+
+import heapq
+import itertools
+import logging
+import math
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from serving.errors import InferenceError, NotReadyError
+from serving.runtime.deadline import Deadline
+from serving.runtime.items import Item, Model, Priority
+
+BATCH_SHARE = 16
+"""Of so many inputs that are taken while both classes wait, one is of the batch class: it moves under any load."""
+GATHERED = 1024
+"""Waiting inputs that are looked at to form one run on a GPU."""
+WAKE_EACH = 16
+"""Inputs of a job that end, after which who waits for them is woken, to keep what others may want."""
+RESPAWN_S = 0.1
+"""Between the end of a runner and its successor, so that a fault at each start cannot fill a log."""
+JOIN_S = 2.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """The queue at this moment, and counts since the start."""
+
+    items: int
+    """Waiting."""
+    tokens: int
+    wait_s: float
+    """Estimated, of an online input that came now and is due last."""
+    runs: int
+    expired: int
+    """Inputs whose time passed while they waited."""
+    cancelled: int
+    """Inputs that nobody waited for any more."""
+    replaced: int
+    """Runner threads that ended and were replaced."""
+
+
+_LOOK, _LEFT = object(), object()
+"""Tell who waits for a job's outcomes that he may look at them, or that there will be no more."""
+
+
+class Job:
+    """Inputs of one request for one model; iterating gives each one's place and outcome.
+
+    Who iterates is woken when all inputs that were added have ended, at every so many of them, when one has failed, or
+    when the deadline has passed: a thread that wakes at each input takes the processor from the runners.
+    """
+
+    def __init__(self, scheduler: "Scheduler", model: Model, deadline: Deadline, priority: Priority) -> None:
+        self.model, self.deadline, self.priority = model, deadline, priority
+        self.waiting: deque[int] = deque()
+        """Places of inputs that no runner has taken; guarded, as `tokens` and `queued`, by the scheduler's lock."""
+        self.tokens = 0
+        """Of the waiting inputs."""
+        self.queued = False
+        self.items: list[Item] = []
+        self._scheduler = scheduler
+        self._outcomes: deque[tuple[int, Any]] = deque()
+        self._ended = self._taken = 0
+        self._wake: queue.SimpleQueue[object] = queue.SimpleQueue()
+
+    def add(self, items: Sequence[Item]) -> None:
+        """Puts inputs at the end of this job's; their places go on counting.
+
+        Raises:
+            NotReadyError: the scheduler was stopped.
+        """
+        self._scheduler.enqueue(self, items)
+
+    def end(self, place: int, outcome: Any) -> None:
+        """Called by a runner, which holds the scheduler's lock."""
+        self._outcomes.append((place, outcome))
+        self._ended += 1
+        if self._ended == len(self.items) or self._ended % WAKE_EACH == 0 or isinstance(outcome, Exception):
+            self._wake.put(_LOOK)
+
+    def leave(self) -> None:
+        """Takes what waits out of the queue, and wakes who iterates."""
+        self._scheduler.forget(self)
+        self._wake.put(_LEFT)
+
+    def __iter__(self) -> Iterator[tuple[int, Any]]:
+        """The place and outcome of each input that was added; an Exception is an outcome.
+
+        Raises:
+            DeadlineError, ClientGoneError
+            NotReadyError: the scheduler was stopped.
+        """
+        while self._taken < len(self.items):
+            if self._outcomes:
+                self._taken += 1
+                yield self._outcomes.popleft()
+                continue
+            try:
+                woken = self._wake.get(timeout=self.deadline.patience)
+            except queue.Empty:
+                if not self._outcomes:
+                    self.deadline.check()
+                continue
+            if woken is _LEFT:
+                self.deadline.check()
+                raise NotReadyError("the service stops; ask again")
+
+    def __enter__(self) -> "Job":
+        self.deadline.on_cancel(self.leave)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.deadline.forget(self.leave)
+        self._scheduler.forget(self)
+
+
+@dataclass(slots=True)
+class _Counts:
+    runs: int = 0
+    expired: int = 0
+    cancelled: int = 0
+    replaced: int = 0
+
+
+class Scheduler:
+    """The queue and its runner threads, which start with the first input; safe to use from many threads."""
+
+    def __init__(self, runners: int) -> None:
+        self.runners = runners
+        self._lock = threading.Condition()
+        self._classes: dict[Priority, list[tuple[float, int, Job]]] = {priority: [] for priority in Priority}
+        """Heaps by deadline and arrival."""
+        self._arrivals = itertools.count()
+        self._since_batch = 0
+        self._counts = _Counts()
+        self._threads: list[threading.Thread] = []
+        self._running: dict[int, float] = {}
+        """Thread → when its present run began."""
+        self._stopped = False
+
+    def job(self, model: Model, deadline: Deadline, priority: Priority = Priority.ONLINE) -> Job:
+        """A job without inputs yet; use it in a `with`, which takes back what is left at its end."""
+        return Job(self, model, deadline, priority)
+
+    def wait_s(self, until: float = math.inf) -> float:
+        """Seconds until runners would begin an online input that came now, by the models' measured paces.
+
+        Args:
+            until: its deadline, on the clock of `time.monotonic`. What is due later waits behind it.
+        """
+        with self._lock:
+            return self._wait_s(until)
+
+    def stalled_s(self) -> float:
+        """How long the longest of the present runs has lasted; 0 when nothing runs."""
+        with self._lock:
+            began = min(self._running.values(), default=None)
+        return time.monotonic() - began if began is not None else 0.0
+
+    def facts(self) -> Facts:
+        with self._lock:
+            jobs = [job for heap in self._classes.values() for _, _, job in heap]
+            counts = self._counts
+            return Facts(
+                items=sum(len(job.waiting) for job in jobs),
+                tokens=sum(job.tokens for job in jobs),
+                wait_s=self._wait_s(),
+                runs=counts.runs,
+                expired=counts.expired,
+                cancelled=counts.cancelled,
+                replaced=counts.replaced,
+            )
+
+    def stop(self) -> None:
+        """Ends the runners after their present runs; who still waits gets NotReadyError. May be called again."""
+        with self._lock:
+            self._stopped = True
+            jobs = [job for heap in self._classes.values() for _, _, job in heap]
+            threads = list(self._threads)
+            self._lock.notify_all()
+        for job in jobs:
+            job.leave()
+        for thread in threads:
+            if thread is not threading.current_thread():
+                thread.join(JOIN_S)
+
+    def enqueue(self, job: Job, items: Sequence[Item]) -> None:
+        """Has `items` wait as the next inputs of `job`; see `Job.add`."""
+        if not items:
+            return
+        with self._lock:
+            if self._stopped:
+                raise NotReadyError("this model was closed; load the release again")
+            first = len(job.items)
+            job.items.extend(items)
+            job.waiting.extend(range(first, len(job.items)))
+            job.tokens += sum(len(item.ids) for item in items)
+            if not job.queued:
+                heapq.heappush(self._classes[job.priority], (job.deadline.until, next(self._arrivals), job))
+                job.queued = True
+            self._populate()
+            self._lock.notify(len(items))
+        if job.deadline.over:  # It may have left between its last check and now.
+            self.forget(job)
+
+    def forget(self, job: Job) -> None:
+        """Takes the waiting inputs of `job` out of the queue."""
+        with self._lock:
+            self._drop(job)
+
+    def _drop(self, job: Job) -> None:
+        if job.deadline.remaining:
+            self._counts.cancelled += len(job.waiting)
+        else:
+            self._counts.expired += len(job.waiting)
+        job.waiting.clear()
+        job.tokens = 0
+
+    def _wait_s(self, until: float = math.inf) -> float:
+        heap = self._classes[Priority.ONLINE]
+        return sum(job.model.pace.seconds(job.tokens) for due, _, job in heap if due <= until) / self.runners
+
+    def _populate(self) -> None:
+        self._threads = [thread for thread in self._threads if thread.is_alive()]
+        while len(self._threads) < self.runners:
+            thread = threading.Thread(target=self._work, name="runner", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def _work(self) -> None:
+        """A runner thread: takes and runs until the scheduler stops."""
+        try:
+            while self._turn():
+                pass
+        except BaseException:
+            log.exception("a runner thread ended; another takes its place")
+            time.sleep(RESPAWN_S)
+            with self._lock:
+                self._threads.remove(threading.current_thread())
+                self._counts.replaced += 1
+                if not self._stopped:
+                    self._populate()
+
+    def _turn(self) -> bool:
+        """Takes one run and does it; False when there will be none. Holds no model afterwards."""
+        taken = self._take()
+        if not taken:
+            return False
+        model = taken[0][0].model
+        outcomes: list[Any] = [InferenceError("the thread that ran the model ended")] * len(taken)
+        ran = False
+        try:
+            items = [job.items[place] for job, place in taken]
+            for number, outcome in _outcomes(model, items):
+                outcomes[number] = outcome
+            ran = True
+        finally:
+            with self._lock:
+                began = self._running.pop(threading.get_ident())
+                if ran:
+                    self._counts.runs += 1
+                    model.pace.ran(sum(len(item.ids) for item in items), time.monotonic() - began)
+                for (job, place), outcome in zip(taken, outcomes, strict=True):
+                    job.end(place, outcome)
+        return True
+
+    def _take(self) -> list[tuple[Job, int]]:
+        """The inputs of the next run, which begins now, as soon as there are any; none when the scheduler stops."""
+        with self._lock:
+            while not self._stopped:
+                job = self._next()
+                if job is not None:
+                    taken = self._gather(job)
+                    self._running[threading.get_ident()] = time.monotonic()
+                    return taken
+                self._lock.wait()
+        return []
+
+    def _next(self) -> Job | None:
+        """The job whose input is next."""
+        if probe := self._first(Priority.PROBE):
+            return probe
+        online, batch = self._first(Priority.ONLINE), self._first(Priority.BATCH)
+        if online is None or batch is None:
+            return online or batch
+        self._since_batch += 1
+        if self._since_batch < BATCH_SHARE:
+            return online
+        self._since_batch = 0
+        return batch
+
+    def _first(self, priority: Priority) -> Job | None:
+        """The most urgent job of a class; those that are over, or have nothing waiting, leave the queue."""
+        heap = self._classes[priority]
+        while heap:
+            job = heap[0][2]
+            if job.waiting and not job.deadline.over:
+                return job
+            heapq.heappop(heap)
+            job.queued = False
+            self._drop(job)
+        return None
+
+    def _gather(self, first: Job) -> list[tuple[Job, int]]:
+        """The first input of a job, and on a GPU further ones, of any job, that fit into the same run.
+
+        Those of its own length bucket come first, in the order of the queue; then shorter ones, the longest first. A
+        longer one would widen the run for all, so it waits to be the first of its own.
+        """
+        place = first.waiting.popleft()
+        head = first.items[place]
+        first.tokens -= len(head.ids)
+        taken = [(first, place)]
+        model, budget = first.model, first.model.run_tokens
+        if not budget:
+            return taken
+        width = _rounded(len(head.ids), model.bucket_tokens)
+        fitting = []
+        for number, (job, place) in enumerate(itertools.islice(self._waiting(first), GATHERED)):
+            length = _rounded(len(job.items[place].ids), model.bucket_tokens)
+            if length <= width:
+                fitting.append((-length, number, job, place))
+        fitting.sort(key=lambda one: one[:2])
+        for _, _, job, place in fitting[: max(budget // width - 1, 0)]:
+            job.waiting.remove(place)
+            job.tokens -= len(job.items[place].ids)
+            taken.append((job, place))
+        return taken
+
+    def _waiting(self, first: Job) -> Iterator[tuple[Job, int]]:
+        """The waiting inputs of the same model: of this class by deadline and arrival, then of the others."""
+        for priority in sorted(Priority, key=lambda one: one is not first.priority):
+            for _, _, job in sorted(self._classes[priority], key=lambda one: one[:2]):
+                if job.model is first.model and not job.deadline.over:
+                    yield from ((job, place) for place in list(job.waiting))
+
+
+def _outcomes(model: Model, items: Sequence[Item]) -> Iterator[tuple[int, Any]]:
+    """Each input's number with its output or error; after a run of several failed, each is run alone."""
+    try:
+        outputs = model.run(items)
+        if len(outputs) != len(items):
+            raise RuntimeError(f"{len(outputs)} outputs for {len(items)} inputs")
+    except Exception as error:
+        if len(items) == 1:
+            yield 0, error
+            return
+        log.warning("a run of %d inputs failed; running each alone", len(items), exc_info=True)
+        for number, item in enumerate(items):
+            for _, outcome in _outcomes(model, [item]):
+                yield number, outcome
+        return
+    yield from enumerate(outputs)
+
+
+def _rounded(length: int, bucket: int) -> int:
+    return -(-length // bucket) * bucket

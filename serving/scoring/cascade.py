@@ -1,0 +1,80 @@
+"""Reranking as far as the time goes: best first by a first stage's scores, the rest left in the first stage's order.
+
+The first stage is whatever found the documents, whose scores the client sends, or this release's encoder. A document
+that the ranker reached stands before those that it did not, so a client that shows the first page loses little.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from serving.errors import BusyError, DeadlineError
+from serving.runtime.admission import Terms
+from serving.runtime.deadline import Deadline
+from serving.scoring.reranker import Embedder, Reranker
+
+ANSWER_SHARE, ANSWER_S = 0.1, 0.05
+"""Kept back for making the answer: this part of the request's time, but no more than so many seconds."""
+FIRST_SHARE = 0.5
+"""Of the time, at most this part is for the encoder's first stage."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cascade:
+    """All documents in their final order, some with a score."""
+
+    order: list[int]
+    """Places: those with a score by falling score, then the others in first-stage order."""
+    scores: list[float | None]
+    """The ranker's raw score of each place; None where the time did not suffice."""
+    hits: int
+    misses: int
+
+    @property
+    def reached(self) -> int:
+        """How many documents have a score."""
+        return sum(score is not None for score in self.scores)
+
+
+def rerank(
+    reranker: Reranker,
+    embedder: Embedder,
+    query: str,
+    documents: Sequence[str],
+    first: Sequence[float] | None,
+    terms: Terms,
+) -> Cascade:
+    """Documents in the ranker's order as far as the deadline allows; never an error because of time.
+
+    Args:
+        first: first-stage scores of the documents, higher is better; the encoder's cosines when None, or the order as
+            given where the time does not even suffice for those.
+
+    Raises:
+        InferenceError, ClientGoneError
+    """
+    terms = replace(terms, deadline=_answerable(terms.deadline))
+    if first is None:
+        first = _cosines(embedder, query, documents, terms)
+    before = sorted(range(len(documents)), key=lambda place: -first[place])
+    found = reranker.scores_in_time(query, [documents[place] for place in before], terms)
+    scores: list[float | None] = [None] * len(documents)
+    for place, score in zip(before, found.values, strict=True):
+        scores[place] = score
+    reached = [place for place in range(len(documents)) if scores[place] is not None]
+    order = sorted(reached, key=lambda place: -(scores[place] or 0.0))
+    order += [place for place in before if scores[place] is None]
+    return Cascade(order, scores, found.hits, found.misses)
+
+
+def _answerable(deadline: Deadline) -> Deadline:
+    return deadline.earlier(min(ANSWER_SHARE * deadline.seconds, ANSWER_S))
+
+
+def _cosines(embedder: Embedder, query: str, documents: Sequence[str], terms: Terms) -> list[float]:
+    """The encoder's cosine of the query with each document; all 0, which keeps their order, without the time for it."""
+    terms = replace(terms, deadline=terms.deadline.earlier(FIRST_SHARE * terms.deadline.remaining))
+    try:
+        (vector,) = embedder.vectors([query], "query", terms).values
+        return [float(vector @ other) for other in embedder.vectors(documents, "document", terms).values]
+    except (DeadlineError, BusyError):
+        return [0.0] * len(documents)

@@ -1,0 +1,231 @@
+"""The scoring core behind every endpoint: texts in, scores or vectors out, through the caches and the scheduler.
+
+Runs in a worker thread, so the event loop never waits for a model. Only texts that no cache knows are tokenised, a few
+at a time, while the runners are already at work on those before; what they gave is kept, also of a request that fails.
+"""
+
+import logging
+import math
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline import text
+from serving.errors import InferenceError
+from serving.runtime.admission import Terms, admit
+from serving.runtime.deadline import Deadline
+from serving.runtime.items import Item, Pace, Priority
+from serving.runtime.scheduler import Job, Scheduler
+from serving.scoring.cache import Cache, Fetched, Key
+from serving.scoring.redis_cache import SharedCache, Tier
+
+CHUNK = 16
+"""Texts that are tokenised at a time, before the runners get them."""
+
+Role = Literal["query", "document"]
+Vector = npt.NDArray[np.float32]
+
+log = logging.getLogger(__name__)
+
+
+class Engine(Protocol):
+    """The part of an engine that scoring and embedding need."""
+
+    identity: str
+    pace: Pace
+    scheduler: Scheduler
+
+    def job(self, deadline: Deadline, priority: Priority) -> Job: ...
+
+
+class Ranker(Engine, Protocol):
+    """An engine with a ranker."""
+
+    def pairs(self, query: str, documents: Sequence[str], *, remember: bool) -> list[Item]: ...
+
+
+class Encoder(Engine, Protocol):
+    """An engine with an encoder."""
+
+    def texts(self, texts: Sequence[str], role: Role, *, remember: bool) -> list[Item]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Caches:
+    """The caches of a process; releases share them, as keys name the model."""
+
+    scores: Cache[float]
+    vectors: Cache[Vector]
+    token_bytes: int
+    """For the token ids of texts that each loaded model remembers."""
+
+    @classmethod
+    def of(cls, max_bytes: int, shared: SharedCache | None = None) -> "Caches":
+        """Three quarters for scores, which cost most to make again, the rest for vectors; and a sixteenth beside, for
+        each model's token ids.
+
+        Args:
+            shared: looked at before anything is computed.
+        """
+        share = max_bytes // 4
+        scores = Tier(shared, _packed_score, _unpacked_score) if shared else None
+        vectors = Tier(shared, _packed_vector, _unpacked_vector) if shared else None
+        return cls(
+            Cache(max_bytes - share, lambda _: 24, scores),
+            Cache(share, lambda vector: vector.nbytes + 112, vectors),
+            max_bytes // 16,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Reranker:
+    """Raw scores of (query, document) pairs."""
+
+    engine: Ranker
+    cache: Cache[float]
+
+    def scores(self, query: str, documents: Sequence[str], terms: Terms) -> Fetched[float]:
+        """One raw score a document, in their order; any finite number, higher is more relevant.
+
+        Raises:
+            BusyError: what is not cached cannot be scored before the deadline.
+            InferenceError: the model failed on a document; the others are scored and kept all the same.
+            DeadlineError, ClientGoneError
+        """
+        keys, compute = self._pairs(query, documents, terms, eager=True)
+        return self.cache.fetch(keys, compute, terms)
+
+    def scores_in_time(self, query: str, documents: Sequence[str], terms: Terms) -> Fetched[float | None]:
+        """As `scores`, the first documents first, and None for those that the deadline cut off.
+
+        However much waits, it is tried; documents join the queue as those before them are done.
+
+        Raises:
+            InferenceError, ClientGoneError
+        """
+        keys, compute = self._pairs(query, documents, terms, eager=False)
+        return self.cache.fetch_some(keys, compute, terms)
+
+    def _pairs(
+        self, query: str, documents: Sequence[str], terms: Terms, *, eager: bool
+    ) -> tuple[list[bytes], Callable[[list[int]], Iterator[tuple[int, Any]]]]:
+        query = text.clean(query)
+        documents = [text.clean(document) for document in documents]
+        key = Key("score", self.engine.identity, query)
+
+        def inputs(places: list[int]) -> list[Item]:
+            return self.engine.pairs(query, [documents[place] for place in places], remember=terms.remember)
+
+        def compute(places: list[int]) -> Iterator[tuple[int, Any]]:
+            return _computed(self.engine, places, inputs, "document", terms, eager=eager)
+
+        return [key.of(document) for document in documents], compute
+
+
+@dataclass(frozen=True, slots=True)
+class Embedder:
+    """Unit vectors of texts."""
+
+    engine: Encoder
+    cache: Cache[Vector]
+
+    def vectors(self, texts: Sequence[str], role: Role, terms: Terms) -> Fetched[Vector]:
+        """One vector (dimensions,) a text, in their order; shared with the cache, so not writable.
+
+        Raises:
+            BusyError: what is not cached cannot be embedded before the deadline.
+            InferenceError: the model failed on a text.
+            DeadlineError, ClientGoneError
+        """
+        texts = [text.clean(item) for item in texts]
+        key = Key("vector", self.engine.identity, role)
+
+        def inputs(places: list[int]) -> list[Item]:
+            return self.engine.texts([texts[place] for place in places], role, remember=terms.remember)
+
+        def compute(places: list[int]) -> Iterator[tuple[int, Any]]:
+            for place, outcome in _computed(self.engine, places, inputs, role, terms, eager=True):
+                if not isinstance(outcome, Exception):
+                    outcome.flags.writeable = False
+                yield place, outcome
+
+        return self.cache.fetch([key.of(item) for item in texts], compute, terms)
+
+
+def relevance(score: float) -> float:
+    """A raw score as clients see it, in [0, 1]: its sigmoid."""
+    if score >= 0:
+        return 1.0 / (1.0 + math.exp(-score))
+    grown = math.exp(score)
+    return grown / (1.0 + grown)
+
+
+def _computed(
+    engine: Engine,
+    places: list[int],
+    inputs: Callable[[list[int]], list[Item]],
+    name: str,
+    terms: Terms,
+    *,
+    eager: bool,
+) -> Iterator[tuple[int, Any]]:
+    """Each place with its output or an InferenceError, as the runners end.
+
+    Args:
+        eager: have all wait in the queue at once, if they can be done in time; else a chunk after the other, no
+            further than the time goes.
+
+    Raises:
+        BusyError: eager, and they cannot.
+    """
+    if eager:
+        admit(engine.scheduler, engine.pace, 0, terms)  # Before anything is tokenised.
+    failed = 0
+    with engine.job(terms.deadline, terms.priority) as job:
+        for start in range(0, len(places), CHUNK):
+            terms.deadline.check()
+            items = inputs(places[start : start + CHUNK])
+            if eager and start == 0:
+                tokens = sum(len(item.ids) for item in items) * len(places) / len(items)
+                admit(engine.scheduler, engine.pace, tokens, terms)
+            job.add(items)
+            if eager and start + CHUNK < len(places):
+                continue
+            for number, outcome in job:
+                if not isinstance(outcome, Exception):
+                    yield places[number], outcome
+                    continue
+                failed += 1
+                words = f"{name} {places[number]}: the model gave no usable answer for this text"
+                if failed == 1:  # The others have the same reason more often than not.
+                    log.error("%s %s", engine.identity[:8], words, exc_info=outcome)
+                yield places[number], InferenceError(words)
+    if failed > 1:
+        log.error("%s: %d texts of this request failed", engine.identity[:8], failed)
+
+
+def _packed_score(score: float) -> bytes:
+    return struct.pack("<d", score)
+
+
+def _unpacked_score(held: bytes) -> float | None:
+    if len(held) != 8:
+        return None
+    (score,) = struct.unpack("<d", held)
+    return score if math.isfinite(score) else None
+
+
+def _packed_vector(vector: Vector) -> bytes:
+    return vector.astype("<f4").tobytes()
+
+
+def _unpacked_vector(held: bytes) -> Vector | None:
+    if not held or len(held) % 4:
+        return None
+    vector = np.frombuffer(held, "<f4").astype(np.float32)
+    vector.flags.writeable = False
+    return vector if np.isfinite(vector).all() else None

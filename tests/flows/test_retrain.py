@@ -1,0 +1,228 @@
+"""The small world from pairs to served scores: one retraining, looked at from all sides."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from flows import judging, retrain
+from flows import reindex as reindexing
+from flows import report as reporting
+from pipeline import releases
+from pipeline.errors import ArtifactError, ConflictError
+from pipeline.releases import Releases
+from tests.flows.conftest import Trained
+
+
+def test_release_is_live_and_holds_every_part(trained: Trained) -> None:
+    registry = Releases(trained.workspace)
+    opened = registry.open("live")
+    assert opened.fingerprint == trained.outcome.release.fingerprint
+    assert trained.outcome.live
+    for name in judging.PARTS:
+        assert releases.part(opened, name).manifest.files
+
+
+def test_served_score_is_the_trained_models_score(trained: Trained) -> None:
+    """Text → service engine → ONNX equals text → tokenizer → PyTorch."""
+    from pipeline.models.cross_encoder import CrossEncoder
+    from serving.runtime.engine import Engine
+
+    opened = Releases(trained.workspace).open()
+    bundle = releases.part(opened, "ranker")
+    engine = Engine(bundle.path, precision="fp32")
+    source = json.loads(bundle.file("bundle.json").read_text(encoding="utf-8"))["source"]
+    model = CrossEncoder.load(trained.workspace / "artifacts" / "ranker" / source)
+    query, documents = "best knife 3", ["red knife\na knife for the kitchen", "", "blue lawn", "x " * 400]
+    served = engine.scores(query, documents)
+    for score, document in zip(served, documents, strict=True):
+        ids, types = model.template.assemble(
+            model.tokenizer.encode(query, add_special_tokens=False).ids,
+            model.tokenizer.encode(document, add_special_tokens=False).ids,
+        )
+        with torch.no_grad():
+            expected = model(torch.tensor([ids]), torch.tensor([types]), torch.ones(1, len(ids), dtype=torch.long))
+        assert score == pytest.approx(float(expected), abs=1e-4)
+
+
+def test_report_judges_every_system_on_the_same_queries(trained: Trained) -> None:
+    per_query = pd.read_parquet(trained.outcome.report.file("per_query.parquet"))
+    systems = {"BM25", "encoder", "BM25+encoder", "plain student", "distilled student", "teacher", "fused"}
+    assert set(per_query["system"]) == systems
+    assert per_query.groupby("system")["query_id"].nunique().nunique() == 1
+    test_queries = pd.read_parquet(_artifact(trained, "data") / "judgments.parquet").query("split == 'test'")
+    assert set(per_query["query_id"]) == set(test_queries["query_id"])
+
+
+def _artifact(trained: Trained, kind: str) -> Path:
+    (found,) = (trained.workspace / "artifacts" / kind).glob("*/manifest.json")
+    return found.parent
+
+
+def test_second_retraining_does_no_work_and_changes_nothing(copied: Trained) -> None:
+    before = sorted(str(path) for path in copied.workspace.rglob("manifest.json"))
+    outcome = retrain.retrain(copied.recipe, copied.workspace)
+    assert outcome.release.fingerprint == copied.outcome.release.fingerprint
+    assert outcome.live
+    assert sorted(str(path) for path in copied.workspace.rglob("manifest.json")) == before
+    live = Releases(copied.workspace).live()
+    assert live is not None
+    assert live.generation == 1
+
+
+def test_new_recipe_is_compared_with_the_live_release(copied: Trained) -> None:
+    recipe = dataclasses.replace(copied.recipe, encoder=dataclasses.replace(copied.recipe.encoder, dimensions=8))
+    outcome = retrain.retrain(recipe, copied.workspace, promote=False)
+    assert outcome.release.fingerprint != copied.outcome.release.fingerprint
+    assert not outcome.live
+    assert "there is no live release" not in " ".join(outcome.reasons)
+    reports = [
+        json.loads(path.read_text(encoding="utf-8")) for path in copied.workspace.glob("artifacts/report/*/report.json")
+    ]
+    assert ["fused", "live"] in [[name for name in found["systems"] if name in ("fused", "live")] for found in reports]
+
+
+def test_reindex_embeds_only_what_changed(copied: Trained, tmp_path: Path) -> None:
+    source = tmp_path / "documents"
+    source.mkdir()
+    frame = pd.read_parquet(copied.world / "tiny" / "documents.parquet")
+    frame.loc[3, "text"] = "a samovar for the kitchen, very shiny"
+    frame = pd.concat(
+        [frame.drop(index=[5, 6]), pd.DataFrame([{"doc_id": "new", "title": "teapot", "text": "holds tea"}])]
+    )
+    frame.to_parquet(source / "documents.parquet", index=False)
+    made = reindexing.reindex([str(source)], copied.workspace)
+    assert made["live"]
+    assert (made["documents"], made["embedded"], made["reused"]) == (149, 2, 147)
+
+    from serving.scoring.searcher import Searcher
+
+    found = Searcher(Releases(copied.workspace).open().path).search("samovar", top_n=3)
+    assert found.lexical[0].doc_id == "d3"
+    again = Releases(copied.workspace).rollback(reason="test")
+    assert again.release == copied.outcome.release.fingerprint
+    assert Searcher(Releases(copied.workspace).open().path).search("samovar", top_n=3).lexical == []
+
+
+def test_reindexed_vectors_equal_a_full_reindex(copied: Trained, tmp_path: Path) -> None:
+    frame = pd.read_parquet(copied.world / "tiny" / "documents.parquet").iloc[::-1]
+    (tmp_path / "documents").mkdir()
+    frame.to_parquet(tmp_path / "documents" / "documents.parquet", index=False)
+    found, embedded = [], []
+    for full in (False, True):
+        made = reindexing.reindex([str(tmp_path / "documents")], copied.workspace, full=full, promote=False)
+        manifests = (copied.workspace / "artifacts" / "vectors").glob("*/manifest.json")
+        newest = max(manifests, key=lambda path: path.stat().st_mtime_ns).parent
+        found.append(np.load(newest / "vectors.npy"))
+        embedded.append(made["embedded"])
+    assert embedded == [0, 150]
+    assert np.array_equal(found[0], found[1])
+
+
+def test_report_of_a_release_on_given_judgments_uses_only_queries_kept_from_training(
+    copied: Trained, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    made = reporting.report(str(copied.world / "tiny"), copied.workspace, out=out)
+    judged = set(pd.read_parquet(out / "per_query.parquet")["query_id"])
+    data = pd.read_parquet(_data_with_all_splits(copied))
+    assert judged == set(data.query("split == 'test'")["query_id"])
+    assert (out / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+    every = reporting.report(str(copied.world / "tiny"), copied.workspace, split="all")
+    assert set(pd.read_parquet(every.file("per_query.parquet"))["query_id"]) == set(data["query_id"])
+    assert made.fingerprint != every.fingerprint
+
+
+def _data_with_all_splits(trained: Trained) -> Path:
+    for path in (trained.workspace / "artifacts" / "data").glob("*/judgments.parquet"):
+        if pd.read_parquet(path)["split"].nunique() == 3:
+            return path
+    raise AssertionError("no data artifact with three splits")
+
+
+def test_report_of_a_run_file(copied: Trained, tmp_path: Path) -> None:
+    judgments = pd.read_parquet(copied.world / "tiny" / "judgments.parquet")
+    run = tmp_path / "perfect.txt"
+    lines = (f"{row.query_id} Q0 {row.doc_id} 1 {row.grade} perfect" for row in judgments.itertuples())
+    run.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    made = reporting.report(str(copied.world / "tiny"), copied.workspace, run_file=run, baseline="live")
+    found = json.loads(made.file("report.json").read_text(encoding="utf-8"))
+    assert found["systems"]["perfect"]["measures"]["ndcg@10"]["mean"] == pytest.approx(1.0)
+    assert found["systems"]["fused"]["measures"]["ndcg@10"]["mean"] < 1.0
+
+
+@pytest.mark.parametrize(
+    "stage", ["pretrained", "teacher", "teacher_scores", "ranker", "encoder", "vectors", "features"]
+)
+def test_killed_retraining_ends_in_the_same_release(trained: Trained, tmp_path: Path, stage: str) -> None:
+    """Takes the stage and what follows away, kills the run while it makes the stage again, and starts once more."""
+    workspace = tmp_path / "workspace"
+    shutil.copytree(trained.workspace, workspace)
+    shutil.rmtree(workspace / "releases")
+    order = [
+        "pretrained",
+        "teacher",
+        "teacher_scores",
+        "ranker",
+        "encoder",
+        "bundle",
+        "vectors",
+        "index",
+        "run",
+        "pool",
+    ]
+    order += ["features", "fusion", "scores", "systems", "report", "release"]
+    for kind in order[order.index(stage) :]:
+        shutil.rmtree(workspace / "artifacts" / kind, ignore_errors=True)
+    command = [sys.executable, "-m", "flows.cli", "retrain", str(trained.world / "tiny.toml")]
+    command += ["--workspace", str(workspace), "--set", f"data.root={trained.world}"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not list((workspace / "artifacts" / stage).glob("*.partial")) and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    outcome = retrain.retrain(trained.recipe, workspace)
+    assert outcome.release.fingerprint == trained.outcome.release.fingerprint
+    assert outcome.live
+    ours, theirs = (
+        pd.read_parquet(item.file("per_query.parquet")) for item in (outcome.report, trained.outcome.report)
+    )
+    pd.testing.assert_frame_equal(ours, theirs)
+
+
+def test_damaged_artifact_is_named(copied: Trained) -> None:
+    path = next((copied.workspace / "artifacts" / "teacher").glob("*/head.json"))
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ArtifactError, match=r"head\.json"):
+        retrain.retrain(copied.recipe, copied.workspace)
+
+
+def test_promotion_that_another_publisher_overtook_is_refused(copied: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = Releases(copied.workspace)
+    recipe = dataclasses.replace(
+        copied.recipe, gate=dataclasses.replace(copied.recipe.gate, margin=1.0, slice_margin=1.0)
+    )
+    first = retrain.retrain(recipe, copied.workspace, promote=False).release
+    real = retrain.compare_with_live
+
+    def overtaken(*args: object, **kwargs: object) -> object:
+        registry.promote(first.fingerprint, reason="another publisher")
+        return real(*args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(retrain, "compare_with_live", overtaken)
+    other = dataclasses.replace(recipe, encoder=dataclasses.replace(recipe.encoder, dimensions=8))
+    with pytest.raises(ConflictError, match="generation"):
+        retrain.retrain(other, copied.workspace)
+    assert os.listdir(copied.workspace / "artifacts" / "release")

@@ -1,0 +1,110 @@
+import time
+import unicodedata
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from index.analyzer import MAX_TERM, analyser
+from pipeline.errors import ConfigError
+
+english = analyser("english")
+plain = analyser()
+
+
+@pytest.mark.parametrize(
+    ("text", "terms"),
+    [
+        ("三江有哪", ["三", "江", "有", "哪", "三江", "江有", "有哪"]),
+        ("iPhone手机", ["phone", "iphone", "手", "机", "手机"]),
+        ("第3章", ["第", "3", "章"]),
+        ("ひらがな・カナ", ["ひ", "ら", "が", "な", "ひら", "らが", "がな", "カ", "ナ", "カナ"]),
+        ("DataFrame.groupby", ["data", "frame", "dataframe", "groupby", "dataframe.groupby"]),
+        ("read_csv", ["read", "csv", "read_csv"]),
+        ("a.b1.c2", ["a", "b1", "c2", "a.b1.c2", "a.b1", "b1.c2"]),
+        ("HTTPServer PDFs", ["http", "server", "httpserver", "pdfs"]),
+        ("Wi-Fi", ["wi", "fi", "wifi"]),
+        ("U.S.A. women's don’t", ["usa", "women", "dont"]),
+        ("3/4 10mm 1,000.5 3-1/2", ["3/4", "10", "mm", "10mm", "1000.5", "3", "1/2", "3-1/2"]),
+        ("½ １０ｍｍ", ["1/2", "10", "mm", "10mm"]),
+        ("C++ or C#", ["c++", "or", "c#"]),
+        ("मुश्किल كِتَاب", ["मुश्किल", "كِتَاب"]),
+        ("Straße STRASSE", ["strasse", "strasse"]),
+        ("__ -- .. '' ()", []),
+        ("", []),
+    ],
+)
+def test_terms_of_examples(text: str, terms: list[str]) -> None:
+    assert plain(text) == terms
+
+
+@pytest.mark.parametrize(
+    ("query", "document"),
+    [
+        ("10 mm bolt", "bolt 10mm"),
+        ("wifi", "Wi-Fi"),
+        ("usa", "the U.S.A."),
+        ("csv reading", "pandas.read_csv"),
+        ("read_csv", "pandas.io.parsers.read_csv(path)"),
+        ("DataFrame.groupby", "pandas.core.frame.DataFrame.groupby"),
+        ("data frames", "DataFrame"),
+        ("dataframe", "a DataFrame is"),
+        ("logistic regression", "sklearn.linear_model.LogisticRegression"),
+        ("init", "object.__init__"),
+        ("woman's running shoe", "womans shoes run"),
+        ("手机", "买手机壳"),
+    ],
+)
+def test_every_term_of_the_query_is_in_the_document(query: str, document: str) -> None:
+    assert set(english(query)) <= set(english(document))
+
+
+def test_a_measure_is_found_by_its_parts() -> None:
+    assert {"10", "mm"} <= set(english("10mm")) & set(english("10 mm"))
+
+
+@given(st.text(max_size=60))
+def test_any_text_gives_terms_that_are_short_folded_and_not_empty(text: str) -> None:
+    # Surrogates, controls and unassigned characters are among what hypothesis draws.
+    for term in english(text):
+        assert 0 < len(term) <= MAX_TERM
+        assert not term.isspace()
+    assert plain(text) == plain(unicodedata.normalize("NFKC", text))
+
+
+@given(st.text(alphabet="abcdXYZ01_.-", max_size=30))
+def test_a_name_is_found_by_its_lower_case(text: str) -> None:
+    assert set(english(text.lower())) <= set(english(text))
+
+
+@given(st.lists(st.sampled_from(["run", "跑步", "read_csv", "10mm"]), max_size=6))
+def test_words_apart_do_not_touch_each_other(words: list[str]) -> None:
+    assert english(" ".join(words)) == [term for word in words for term in english(word)]
+
+
+@pytest.mark.parametrize("unit", ["a", "中", "a.", "1,", "aB", "'", "a'", "\u0301", "1/", "-_", "๐ก"])
+def test_a_million_characters_take_time_in_proportion(unit: str) -> None:
+    began = time.process_time()
+    english(unit * (1_000_000 // len(unit)))
+    assert time.process_time() - began < 5
+
+
+def test_threads_share_one_analyser() -> None:
+    texts = [f"running horses {number} Überläufe 中文{number}" for number in range(400)]
+    analyse = analyser("german")
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(analyse, texts * 3))
+    alone = analyser("german")
+    assert together == [alone(text) for text in texts] * 3
+
+
+def test_an_unknown_language_is_named_with_those_that_there_are() -> None:
+    with pytest.raises(ConfigError, match=r"'klingon'.*english"):
+        analyser("klingon")
+
+
+@settings(max_examples=20)
+@given(st.text(max_size=20))
+def test_no_language_means_no_stemming(text: str) -> None:
+    assert plain("running " + text)[0] == "running"

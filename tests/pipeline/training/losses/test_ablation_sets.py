@@ -1,0 +1,85 @@
+"""Loss sets written as text become ranker configs with those weights and no others."""
+
+import dataclasses
+
+import pytest
+
+from pipeline.config import RankerConfig
+from pipeline.errors import ConfigError
+from pipeline.training.losses import ablation_sets
+
+RECIPE = RankerConfig(
+    hard_ordinal_weight=0.5, hard_pairwise_weight=1.0, soft_weight=0.5, margin_weight=0.25, hidden_weight=0.1
+)
+
+
+def taught(config: RankerConfig) -> dict[str, float]:
+    """The teacher's losses in use."""
+    return {name: weight for name, weight in ablation_sets.terms(config).items() if weight}
+
+
+def test_hard_leaves_nothing_of_the_teacher() -> None:
+    found = ablation_sets.parse("hard", RECIPE)
+    assert taught(found.config) == {}
+    assert (found.config.hard_ordinal_weight, found.config.hard_pairwise_weight) == (0.5, 1.0)
+    assert not found.taught
+    assert found.terms == 2
+
+
+def test_terms_have_the_recipes_weights_or_their_own() -> None:
+    found = ablation_sets.parse("soft + margin=2", RECIPE)
+    assert taught(found.config) == {"soft": 0.5, "margin": 2.0}
+    assert found.taught
+    assert found.terms == 4
+
+
+def test_all_is_what_the_recipe_learns_from_its_teacher() -> None:
+    assert taught(ablation_sets.parse("all", RECIPE).config) == taught(RECIPE)
+
+
+def test_hard_losses_can_be_taken_away() -> None:
+    found = ablation_sets.parse("hard=0+soft", RECIPE)
+    assert (found.config.hard_ordinal_weight, found.config.hard_pairwise_weight) == (0.0, 0.0)
+    assert found.terms == 1
+
+
+def test_everything_else_stays_as_the_recipe_has_it() -> None:
+    other = dataclasses.replace(RECIPE, layers=4, temperature=3.0)
+    found = ablation_sets.parse("margin", other).config
+    assert (found.layers, found.temperature, found.loop) == (4, 3.0, other.loop)
+
+
+def test_plain_owes_nothing_to_a_teacher() -> None:
+    found = ablation_sets.parse("plain", RECIPE)
+    assert (found.name, found.config.base, taught(found.config)) == ("plain", "base", {})
+    assert not found.taught
+
+
+def test_a_taught_student_can_be_cut_from_the_base() -> None:
+    found = ablation_sets.parse("soft@base", RECIPE)
+    assert (found.config.base, taught(found.config)) == ("base", {"soft": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("soft+magin", "no loss is called 'magin'"),
+        ("soft=much", "'much' is no weight"),
+        ("soft=nan", "sets 'soft=nan': 'nan' is no weight"),
+        ("soft=inf", "'inf' is no weight"),
+        ("soft=-1", "sets 'soft=-1': '-1' is no weight"),
+        ("hard=-inf", "'-inf' is no weight"),
+        ("", "no loss is called ''"),
+        ("soft@teachr", "'@teachr' is no start"),
+    ],
+)
+def test_what_means_nothing_is_refused(text: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        ablation_sets.parse(text, RECIPE)
+
+
+def test_a_term_that_the_recipe_leaves_out_needs_a_weight() -> None:
+    without = dataclasses.replace(RECIPE, margin_weight=0.0)
+    with pytest.raises(ConfigError, match=r"ranker\.margin_weight is 0; give a weight"):
+        ablation_sets.parse("margin", without)
+    assert taught(ablation_sets.parse("margin=0.5", without).config) == {"margin": 0.5}

@@ -1,0 +1,112 @@
+"""The projection that keeps similarities, against the principal directions and against the vectors themselves."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from torch.nn import functional as F
+from transformers import BertConfig, BertModel, BertTokenizer
+
+from pipeline import artifacts, schema
+from pipeline.artifacts import Artifact
+from pipeline.config import EncoderConfig
+from pipeline.errors import TrainingError
+from pipeline.models.bi_encoder import BiEncoder
+from pipeline.training.tasks import projection
+from pipeline.training.tasks.projection import ProjectionTask
+
+WORDS = tuple(first + second for first in "bdfglmnprst" for second in ("a", "e", "i", "o", "u"))
+CONFIG = EncoderConfig(dimensions=6, widths=(3,), max_tokens=20, max_query_tokens=6)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", *WORDS]
+    torch.manual_seed(2)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    BertModel(BertConfig(vocab_size=len(words), max_position_embeddings=32, **sizes)).save_pretrained(folder)
+    BertTokenizer(vocab={word: number for number, word in enumerate(words)}).save_pretrained(folder)
+    return folder
+
+
+def data(workspace: Path, count: int) -> Artifact:
+    draw = np.random.default_rng(1)
+    texts = [" ".join(draw.choice(WORDS, size=draw.integers(2, 18))) for _ in range(count)]
+    ids = [f"d{number}" for number in range(count)]
+
+    def build(staging: artifacts.Staging) -> dict[str, Any]:
+        table = pa.table({"doc_id": ids, "title": [""] * count, "text": texts})
+        schema.write(table, staging.folder / "documents.parquet", "documents")
+        return {}
+
+    return artifacts.make(workspace, "data", version=1, config={"count": count}, inputs={}, build=build)
+
+
+def start(base: Path) -> BiEncoder:
+    return BiEncoder.start(base, dimensions=6, widths=(3,), max_tokens=20, max_query_tokens=6, seed=0).eval()
+
+
+def test_more_neighbours_are_kept_and_the_body_is_untouched(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(projection, "STEPS", 150)
+    model, documents = start(base), data(tmp_path, 200)
+    body = {name: value.clone() for name, value in model.model.state_dict().items()}
+    found = projection.fit(model, documents, CONFIG)
+    assert found["neighbours_kept"] > found["neighbours_kept before"] > 0.1
+    assert all(torch.equal(value, body[name]) for name, value in model.model.state_dict().items())
+
+    again = start(base)
+    assert projection.fit(again, documents, CONFIG) == found
+    assert torch.equal(again.dense.weight, model.dense.weight)
+    other = start(base)
+    projection.fit(other, documents, replace(CONFIG, loop=replace(CONFIG.loop, seed=99)))
+    assert not torch.equal(other.dense.weight, model.dense.weight)
+
+
+def test_the_share_of_neighbours_is_counted(base: Path) -> None:
+    draw = torch.Generator().manual_seed(1)
+    documents, stretches = torch.randn(40, 32, generator=draw), torch.randn(40, 32, generator=draw)
+    model = start(base)
+    several = torch.stack([stretches, torch.randn(40, 32, generator=draw)])  # The first ones are measured.
+    task = ProjectionTask(model.dense, documents, several, CONFIG, learned=30)
+    shares = []
+    with torch.no_grad():
+        for one in stretches[30:]:
+            full = [float(F.cosine_similarity(one, document, dim=0)) for document in documents]
+            short = [
+                float(F.cosine_similarity(model.dense(one), model.dense(document), dim=0)) for document in documents
+            ]
+            nearest = [set(np.argsort(cosines)[::-1][:10].tolist()) for cosines in (full, short)]
+            shares.append(len(nearest[0] & nearest[1]) / 10)
+    assert task.evaluate() == pytest.approx(sum(shares) / 10)
+
+
+def test_each_document_is_learned_from_once_an_epoch_and_none_that_is_measured(base: Path) -> None:
+    vectors = torch.zeros(1400, 32)
+    task = ProjectionTask(start(base).dense, vectors, torch.stack([vectors, vectors]), CONFIG, learned=1200)
+    epochs = [[chunk for step in task.plan(epoch) for chunk in step.chunks] for epoch in (0, 1)]
+    first, second = (np.concatenate([places for places, _ in chunks]) for chunks in epochs)
+    assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(1200))
+    assert not np.array_equal(first, second)
+
+
+def test_a_step_compares_documents_with_the_stretches_that_were_drawn(base: Path) -> None:
+    draw = torch.Generator().manual_seed(3)
+    documents, stretches = torch.randn(9, 32, generator=draw), torch.randn(2, 9, 32, generator=draw)
+    task = ProjectionTask(start(base).dense, documents, stretches, CONFIG, learned=9)
+    places, which = np.array([4, 0, 7]), np.array([1, 0, 1])
+    alone = ProjectionTask(task.dense, documents[places], stretches[which, places][None], CONFIG, learned=3)
+    wanted, _ = alone.loss((np.arange(3), np.zeros(3, np.int64)))
+    assert task.loss((places, which))[0].item() == pytest.approx(wanted.item(), rel=1e-5)
+    assert {int(one) for step in task.plan(0) for _, drawn in step.chunks for one in drawn} == {0, 1}
+
+
+def test_too_few_documents_are_refused(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="9 documents with words"):
+        projection.fit(start(base), data(tmp_path, 9), CONFIG)

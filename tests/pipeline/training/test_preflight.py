@@ -1,0 +1,95 @@
+"""What a recipe asks of its models and cannot be had is found from configs, before anything is trained."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import BertConfig, BertTokenizer
+
+from pipeline.config import EncoderConfig, PretrainConfig, RankerConfig, Recipe, ScratchConfig, TeacherConfig
+from pipeline.errors import ConfigError, MissingError
+from pipeline.training import preflight
+
+SCRATCH = ScratchConfig(layers=4, hidden=32, heads=2, intermediate=64)
+RECIPE = Recipe(
+    pretrain=PretrainConfig(scratch=SCRATCH),
+    teacher=TeacherConfig(base="scratch"),
+    ranker=RankerConfig(layers=2),
+    encoder=EncoderConfig(dimensions=16),
+)
+
+
+def changed(section: str, **values: Any) -> Recipe:
+    return dataclasses.replace(RECIPE, **{section: dataclasses.replace(getattr(RECIPE, section), **values)})
+
+
+def folder(place: Path, *, hidden: int = 32, heads: int = 2, layers: int = 4, words: str = "oak steel") -> str:
+    """A base without weights: nothing here may read them."""
+    listed = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words.split()]
+    BertTokenizer(vocab={word: number for number, word in enumerate(listed)}).save_pretrained(place)
+    sizes = {"hidden_size": hidden, "num_attention_heads": heads, "num_hidden_layers": layers}
+    BertConfig(vocab_size=len(listed), **sizes).save_pretrained(place)
+    return str(place)
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "message"),
+    [
+        ("teacher", {"layers": 5}, r"teacher\.layers is 5: its base has 4"),
+        ("teacher", {"layers": 1}, r"ranker\.layers is 2: the model that it is cut from has 1"),
+        ("ranker", {"layers": 5}, r"ranker\.layers is 5: the model that it is cut from has 4"),
+        ("ranker", {"base": "base", "layers": 5}, r"ranker\.layers is 5"),
+        ("ranker", {"keep_layers": (2, 9)}, r"ranker\.keep_layers \[2, 9\]: .* has layers 1 to 4"),
+        ("ranker", {"layer_map": (7,)}, r"ranker\.layer_map \[7\]: the teacher has layers 1 to 4"),
+        ("ranker", {"layer_map": (1, 2, 3)}, r"ranker\.layer_map names 3 teacher layers; the student has 2"),
+        ("ranker", {"relation_weight": 1.0, "relation_heads": 3}, r"ranker\.relation_heads: 3 do not divide"),
+        ("ranker", {"relation_weight": 1.0, "relation_layer": 5}, r"ranker\.relation_layer is 5"),
+        ("ranker", {"mutual_weight": 1.0, "layers": 4}, r"all 4 layers are kept"),
+    ],
+)
+def test_what_cannot_be_cut_or_taught_is_refused(section: str, values: dict[str, Any], message: str) -> None:
+    preflight.check_rankers(RECIPE)
+    with pytest.raises(ConfigError, match=message):
+        preflight.check_rankers(changed(section, **values))
+
+
+def test_an_assistant_is_held_against_the_one_before_and_named() -> None:
+    row = (RankerConfig(layers=3), RankerConfig(layers=4))
+    with pytest.raises(ConfigError, match=r"^assistants\[1\]\.layers is 4: the model that it is cut from has 3"):
+        preflight.check_rankers(dataclasses.replace(RECIPE, assistants=row))
+    preflight.check_rankers(dataclasses.replace(RECIPE, assistants=(RankerConfig(layers=4), RankerConfig(layers=3))))
+
+
+def test_a_base_of_its_own_is_held_against_the_teacher(tmp_path: Path) -> None:
+    wide = folder(tmp_path / "wide", hidden=64, heads=4)
+    narrow = folder(tmp_path / "narrow", hidden=16)
+    with pytest.raises(ConfigError, match=r"ranker\.hidden_weight is 0\.1: the student is 64 wide and its teacher 32"):
+        preflight.check_rankers(changed("ranker", base=wide))
+    with pytest.raises(ConfigError, match=r"ranker\.attention_weight: the student has 4 attention heads"):
+        preflight.check_rankers(changed("ranker", base=wide, hidden_weight=0.0, attention_weight=1.0))
+    for fitting in ({"base": narrow}, {"base": wide, "hidden_weight": 0.0}, {"base": wide, "layers": 1}):
+        preflight.check_rankers(changed("ranker", **fitting))
+    with pytest.raises(MissingError, match="no such folder"):
+        preflight.check_rankers(changed("ranker", base=str(tmp_path / "nowhere")))
+
+
+def test_terms_over_tokens_need_the_teachers_tokenizer(tmp_path: Path) -> None:
+    teacher = TeacherConfig(base=folder(tmp_path / "teacher"))
+    same, other = folder(tmp_path / "same"), folder(tmp_path / "other", words="glass oak")
+    ranker = RankerConfig(layers=2, base=other, cosine_weight=1.0)
+    recipe = dataclasses.replace(RECIPE, teacher=teacher, ranker=ranker)
+    with pytest.raises(ConfigError, match=r"another tokenizer than the teacher.*ranker\.cosine_weight"):
+        preflight.check_rankers(recipe)
+    for fitting in ({"base": same}, {"cosine_weight": 0.0}):
+        preflight.check_rankers(dataclasses.replace(recipe, ranker=dataclasses.replace(ranker, **fitting)))
+
+
+@pytest.mark.parametrize("base", ["base", "own"])
+def test_an_encoder_that_its_base_cannot_give_is_refused(tmp_path: Path, base: str) -> None:
+    base = folder(tmp_path) if base == "own" else base
+    preflight.check_encoder(changed("encoder", base=base))
+    with pytest.raises(ConfigError, match=r"encoder\.dimensions 33: the base model is 32 wide"):
+        preflight.check_encoder(changed("encoder", base=base, dimensions=33))
+    with pytest.raises(ConfigError, match=r"encoder\.layers 5: the base model has 4"):
+        preflight.check_encoder(changed("encoder", base=base, layers=5))

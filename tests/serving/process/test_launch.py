@@ -1,0 +1,137 @@
+"""The service as a process of its own, and its page in a real browser."""
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from pipeline.errors import InputError
+from serving.process import listener
+from serving.settings import Settings
+from tests.serving.processes import START, Server, clean_environment, start
+
+
+@pytest.fixture(scope="module")
+def server(tiny: Any) -> Iterator[Server]:
+    found = start(tiny.path, RELEVANCE_MAX_BODY_BYTES="100000")
+    yield found
+    assert found.stop() == 0
+
+
+def test_a_process_answers_and_writes_json_lines(server: Server) -> None:
+    response = httpx.post(f"{server.url}/v1/rerank", json={"query": "secretq", "documents": ["secretd"]})
+    assert response.status_code == 200
+    assert "server" not in response.headers
+    line = server.logged(lambda line: line.get("path") == "/v1/rerank")
+    assert {"time", "level", "request_id", "status", "milliseconds", "release", "items", "hits", "misses"} <= set(line)
+    assert "secret" not in json.dumps(server.log)
+
+
+def test_a_client_that_sends_too_much_reads_the_answer(server: Server) -> None:
+    """It must not see a broken connection, though its body is never parsed."""
+    response = httpx.post(f"{server.url}/rerank", content=b" " * 5_000_000)
+    assert response.status_code == 413
+    assert "5,000,000 bytes" in response.json()["message"]
+
+
+def test_sigterm_loses_no_request_and_leaves_no_heavy_import(tiny: Any) -> None:
+    found = start(tiny.path, RELEVANCE_DEADLINE_S="60", RELEVANCE_MAX_DEADLINE_S="60")
+
+    def ask(place: int) -> int:
+        texts = [f"{place} {word} " + "a list of words " * 30 for word in range(1000)]
+        return httpx.post(f"{found.url}/rerank", json={"query": "q", "texts": texts}, timeout=60).status_code
+
+    def in_flight() -> float:
+        lines = httpx.get(f"{found.url}/metrics", timeout=60).text.splitlines()
+        return next(float(line.split()[1]) for line in lines if line.startswith("relevance_requests_in_flight "))
+
+    with ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(ask, place) for place in range(8)]
+        # All eight and the question itself; or fewer, if some are answered already.
+        while in_flight() + sum(one.done() for one in asked) < 9:
+            time.sleep(0.005)
+        unanswered = sum(not one.done() for one in asked)
+        code = found.stop()
+        assert unanswered
+        assert [one.result(60) for one in asked] == [200] * 8
+    # Zero also says that neither torch nor transformers, pandas, scikit-learn or scipy were imported.
+    assert code == 0
+
+
+def test_a_port_in_use_is_one_clear_message(tiny: Any) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(InputError, match=rf"127\.0\.0\.1:{port}: the port is in use; .* --port"):
+            listener.listen(Settings(port=port))
+        ended = subprocess.run(
+            [sys.executable, "-c", START, str(tiny.path)],
+            env={**clean_environment(), "RELEVANCE_PORT": str(port)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("InputError: ")
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("host", ["256.1.1.1", "no such host", "203.0.113.7"])
+def test_a_host_that_is_not_ours_is_named(host: str) -> None:
+    with pytest.raises(InputError, match=host):
+        listener.listen(Settings(host=host, port=0))
+
+
+def test_a_workspace_without_release_is_named(tmp_path: Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", START, str(tmp_path)],
+        env={**clean_environment(), "RELEVANCE_PORT": "0"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 1
+    assert "MissingError" in ended.stderr
+    assert "relevance retrain" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def browse(url: str, folder: Path, *options: str) -> str:
+    """The page as a browser has it after its scripts ran."""
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    assert browser is not None
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+    command += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    command += [f"--user-data-dir={folder}", "--virtual-time-budget=8000", *options, "--dump-dom", url]
+    return subprocess.run(command, capture_output=True, text=True, timeout=90, check=True).stdout
+
+
+@pytest.mark.chromium
+def test_the_page_shows_three_lists_in_a_browser(server: Server, tmp_path: Path) -> None:
+    page = browse(f"{server.url}/?q=a+list+that+fails", tmp_path)
+    for name in ("lexical", "semantic", "reranked"):
+        section = page.split(f'<section class="list" data-list="{name}"')[1].split("</section>")[0]
+        assert section.count("<li ") == 10, name
+        assert " ms</span>" in section
+    # A document that is called <script>alert(1)</script> is shown, not run.
+    assert "&lt;<mark>script</mark>&gt;" in page or "&lt;script&gt;alert(1)" in page
+    assert "<img" not in page
+    assert "candidates read" in page
+    assert "sort a list" in page
+    assert 'value="' not in page or "a list that fails" in page
+    assert '<div class="notice" id="notice" role="alert" hidden="">' in page
+
+
+@pytest.mark.chromium
+def test_the_list_of_endpoints_is_drawn_in_a_browser(server: Server, tmp_path: Path) -> None:
+    page = browse(f"{server.url}/docs", tmp_path)
+    for path in ("/rerank", "/v1/rerank", "/search", "/v1/embeddings", "/v1/models", "/readyz", "/metrics"):
+        assert f"<code>{path}</code>" in page

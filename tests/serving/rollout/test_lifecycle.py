@@ -1,0 +1,327 @@
+import errno
+import gc
+import itertools
+import logging
+import os
+import threading
+import time
+import weakref
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.errors import ArtifactError, MissingError
+from serving.errors import NotReadyError
+from serving.rollout.lifecycle import RETRY_S, Lifecycle
+from serving.settings import Settings
+
+
+@pytest.fixture
+def lifecycle(fresh: Any) -> Any:
+    fresh.releases.promote(fresh.publish(1), reason="test")
+    found = Lifecycle(Settings(workspace=fresh.path, threads=1, poll_s=60))
+    found.start()
+    yield found
+    found.stop()
+
+
+def promote(fresh: Any, *args: Any, **knobs: Any) -> str:
+    release = fresh.publish(*args, **knobs)
+    fresh.releases.promote(release, reason="test")
+    return release
+
+
+def test_a_moved_pointer_is_followed_and_the_old_release_ends_what_it_began(lifecycle: Lifecycle, fresh: Any) -> None:
+    old = lifecycle.current
+    expected = old.search("sort a list").reranked
+    new = promote(fresh, 2)
+    lifecycle.poll()
+    assert lifecycle.current.release == new
+    assert lifecycle.swaps == 1
+    assert lifecycle.refused is None
+    assert old.search("sort a list").reranked == expected
+    assert lifecycle.current.search("sort a list").reranked != expected
+
+
+@pytest.mark.parametrize("kept", [0, 1, 2])
+def test_an_old_release_that_is_not_kept_leaves_memory_with_its_last_request(fresh: Any, kept: int) -> None:
+    promote(fresh, 1)
+    lifecycle = Lifecycle(Settings(workspace=fresh.path, threads=1, poll_s=60, kept_releases=kept))
+    lifecycle.start()
+    old = lifecycle.current
+    old.search("sort a list")
+    first, gone = old.release, weakref.ref(old)
+    for seed in range(2, 2 + kept):
+        promote(fresh, seed)
+        lifecycle.poll()
+        assert first in lifecycle.kept
+    promote(fresh, 2 + kept)
+    lifecycle.poll()
+    assert (len(lifecycle.kept), first in lifecycle.kept) == (kept, False)
+    assert gone() is old
+    del old
+    gc.collect()
+    assert gone() is None
+    lifecycle.close()
+
+
+def test_a_rollback_needs_no_loading(lifecycle: Lifecycle, fresh: Any, monkeypatch: Any) -> None:
+    old = lifecycle.current
+    new = promote(fresh, 2)
+    lifecycle.poll()
+
+    def fail(path: Path) -> Any:
+        raise AssertionError(f"{path} was loaded again")
+
+    monkeypatch.setattr(lifecycle, "_load", fail)
+    for wanted in (old.release, new, old.release):
+        fresh.releases.rollback(reason="test") if wanted != new else fresh.releases.promote(new, reason="test")
+        lifecycle.poll()
+        assert lifecycle.current.release == wanted
+    assert lifecycle.current is old
+    assert lifecycle.kept == [new]
+
+
+def test_the_memory_for_token_ids_follows_that_for_scores(fresh: Any) -> None:
+    promote(fresh, 1)
+    lifecycle = Lifecycle(Settings(workspace=fresh.path, threads=1, poll_s=60, cache_bytes=16_000))
+    lifecycle.start()
+    searcher = lifecycle.current
+    for number in range(50):
+        searcher.search(f"sort list {number}")
+    assert 0 < searcher.ranker.tokeniser.bytes <= 1000
+    assert 0 < searcher.encoder.tokeniser.bytes <= 1000
+    lifecycle.stop()
+
+
+def test_a_rollback_finds_its_scores_in_the_cache(lifecycle: Lifecycle, fresh: Any) -> None:
+    first = lifecycle.current.search("sort a list")
+    promote(fresh, 2)
+    lifecycle.poll()
+    assert lifecycle.current.search("sort a list").cache_hits == 0
+    fresh.releases.rollback(reason="test")
+    lifecycle.poll()
+    back = lifecycle.current.search("sort a list")
+    assert back.release == first.release
+    assert back.cache_misses == 0
+    assert back.reranked == first.reranked
+
+
+def test_a_release_that_is_not_what_its_exporter_saw_is_refused(
+    lifecycle: Lifecycle, fresh: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    old = lifecycle.current
+    new = promote(fresh, 2, lie=3.0)
+    with caplog.at_level(logging.ERROR):
+        lifecycle.poll()
+    assert lifecycle.current is old
+    assert lifecycle.refused is not None
+    assert lifecycle.refused.release == new
+    assert "golden" in lifecycle.refused.reason
+    assert lifecycle.refusals == 1
+    assert f"release {new[:12]}: refused" in caplog.text
+    # Promoting a sound one ends it.
+    third = promote(fresh, 3)
+    lifecycle.poll()
+    assert lifecycle.current.release == third
+    assert lifecycle.refused is None
+
+
+def test_a_refused_release_is_not_tried_again_until_the_pointer_moves(lifecycle: Lifecycle, fresh: Any) -> None:
+    promote(fresh, 2, lie=3.0)
+    for _ in range(3):
+        lifecycle.poll()
+    assert lifecycle.refusals == 1
+    fresh.releases.rollback(reason="test")
+    lifecycle.poll()
+    assert lifecycle.refused is None
+    assert lifecycle.swaps == 0
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"release": "0000"}', "[]"])
+def test_a_broken_pointer_leaves_the_old_release(lifecycle: Lifecycle, fresh: Any, content: str) -> None:
+    old = lifecycle.current
+    (fresh.path / "releases" / "live.json").write_text(content)
+    lifecycle.poll()
+    assert lifecycle.current is old
+    assert lifecycle.refused is not None
+
+
+def test_a_vanished_pointer_leaves_the_old_release(lifecycle: Lifecycle, fresh: Any) -> None:
+    old = lifecycle.current
+    (fresh.path / "releases" / "live.json").unlink()
+    lifecycle.poll()
+    assert lifecycle.current is old
+
+
+def test_an_unexpected_error_while_loading_is_no_end(lifecycle: Lifecycle, fresh: Any, monkeypatch: Any) -> None:
+    old = lifecycle.current
+
+    def fail(path: Path) -> Any:
+        raise MemoryError("no room for two")
+
+    monkeypatch.setattr(lifecycle, "_load", fail)
+    promote(fresh, 2)
+    lifecycle.poll()
+    assert lifecycle.current is old
+    assert lifecycle.refused is not None
+    assert "MemoryError: no room for two" in lifecycle.refused.reason
+
+
+def test_the_watch_takes_a_release_by_itself_also_as_the_first(fresh: Any) -> None:
+    lifecycle = Lifecycle(Settings(workspace=fresh.path, threads=1, poll_s=0.02))
+    with pytest.raises(NotReadyError, match="no release is loaded"):
+        _ = lifecycle.current
+    lifecycle.watch()
+    try:
+        release = promote(fresh, 1)
+        until = time.monotonic() + 10
+        while lifecycle.loaded is None and time.monotonic() < until:
+            time.sleep(0.02)
+        assert lifecycle.current.release == release
+    finally:
+        lifecycle.stop()
+
+
+def test_a_pinned_release_does_not_follow(fresh: Any) -> None:
+    first = promote(fresh, 1)
+    lifecycle = Lifecycle(Settings(workspace=fresh.path, release=first[:10], threads=1, poll_s=0.01))
+    lifecycle.start()
+    promote(fresh, 2)
+    time.sleep(0.1)
+    assert lifecycle.current.release == first
+
+
+def test_starting_without_a_release_or_with_a_bad_one_says_so(fresh: Any) -> None:
+    with pytest.raises(MissingError, match="run `relevance retrain` first"):
+        Lifecycle(Settings(workspace=fresh.path)).start()
+    promote(fresh, 1, lie=3.0)
+    with pytest.raises(ArtifactError, match="golden"):
+        Lifecycle(Settings(workspace=fresh.path, threads=1)).start()
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    replace(path, bytes(data))
+
+
+def cut(path: Path) -> None:
+    replace(path, path.read_bytes()[:-7])
+
+
+def replace(path: Path, data: bytes) -> None:
+    """Writes a file of its own in place of one that other releases share by a hard link."""
+    path.unlink()
+    path.write_bytes(data)
+
+
+DAMAGED = [
+    "ranker/model.fp32.onnx", "ranker/bundle.json", "ranker/golden.json", "encoder/tokenizer.json", "manifest.json",
+    "fusion/fusion.json", "documents/manifest.json",
+]  # fmt: skip
+
+
+def test_a_damaged_release_is_refused_and_the_old_one_goes_on(lifecycle: Lifecycle, fresh: Any) -> None:
+    old = lifecycle.current
+    new = promote(fresh, 2)
+    for name, damage in itertools.product(DAMAGED, (flip, cut, Path.unlink)):
+        path = fresh.folder(new) / name
+        whole = path.read_bytes()
+        damage(path)
+        os.utime(fresh.path / "releases" / "live.json")
+        before = lifecycle.refusals
+        lifecycle.poll()
+        assert lifecycle.current is old, (name, damage)
+        assert lifecycle.refusals == before + 1
+        assert lifecycle.refused is not None
+        assert lifecycle.refused.release == new
+        path.unlink(missing_ok=True)
+        path.write_bytes(whole)
+    assert old.search("sort a list").release == old.release
+    os.utime(fresh.path / "releases" / "live.json")
+    lifecycle.poll()
+    assert (lifecycle.current.release, lifecycle.refused) == (new, None)
+
+
+def test_a_full_disk_while_loading_is_survived_and_the_release_tried_again(
+    lifecycle: Lifecycle, fresh: Any, monkeypatch: Any
+) -> None:
+    """Nothing of loading needs to write, but a library may; and memory or open files may be short for a while."""
+    old = lifecycle.current
+    new = promote(fresh, 2)
+
+    def full(path: Path) -> Any:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(lifecycle, "_load", full)
+        lifecycle.poll()
+        assert lifecycle.current is old
+        assert lifecycle.refused is not None
+        assert "No space left on device" in lifecycle.refused.reason
+    lifecycle.poll()
+    assert lifecycle.current is old  # Not at each look, as loading takes a while.
+    assert lifecycle._again == pytest.approx(time.monotonic() + RETRY_S, abs=20)
+    lifecycle._again = time.monotonic()
+    lifecycle.poll()
+    assert lifecycle.current.release == new
+    assert lifecycle.refused is None
+
+
+def test_a_pointer_that_moves_on_while_a_release_loads_is_followed_to_its_end(
+    lifecycle: Lifecycle, fresh: Any, monkeypatch: Any
+) -> None:
+    second, third = fresh.publish(2), fresh.publish(3)
+    taken, load = [], lifecycle._load
+
+    def slow(path: Path) -> Any:
+        found = load(path)
+        if path.name == second:
+            fresh.releases.promote(third, reason="the second one was a mistake")
+        return found
+
+    monkeypatch.setattr(lifecycle, "_load", slow)
+    swap = lifecycle._swap
+    monkeypatch.setattr(lifecycle, "_swap", lambda found: (taken.append(found.release), swap(found)))
+    fresh.releases.promote(second, reason="test")
+    lifecycle.poll()
+    assert taken == [third]
+    assert lifecycle.current.release == third
+
+
+def test_a_start_on_a_damaged_release_takes_the_one_before(fresh: Any) -> None:
+    """As a worker that is replaced does, while the others go on with the old release."""
+    first = promote(fresh, 1)
+    bad = promote(fresh, 2, lie=3.0)
+    lifecycle = Lifecycle(Settings(workspace=fresh.path, threads=1, poll_s=60))
+    lifecycle.start()
+    assert lifecycle.current.release == first
+    assert lifecycle.refused is not None
+    assert lifecycle.refused.release == bad
+    third = promote(fresh, 3)
+    lifecycle.poll()
+    assert (lifecycle.current.release, lifecycle.refused) == (third, None)
+    lifecycle.close()
+
+
+def test_the_watch_survives_whatever_following_raises(fresh: Any, monkeypatch: Any) -> None:
+    promote(fresh, 1)
+    lifecycle = Lifecycle(Settings(workspace=fresh.path, threads=1, poll_s=0.01))
+    failed = threading.Event()
+
+    def fail(*_: Any) -> None:
+        failed.set()
+        raise ValueError("a fault of ours")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(lifecycle, "_follow_pointer", fail)
+        lifecycle.start()
+        assert failed.wait(10)
+    new = promote(fresh, 2)
+    until = time.monotonic() + 10
+    while lifecycle.current.release != new and time.monotonic() < until:
+        time.sleep(0.01)
+    assert lifecycle.current.release == new
+    lifecycle.close()

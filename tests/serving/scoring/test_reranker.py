@@ -1,0 +1,243 @@
+import math
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from serving.errors import BusyError, ClientGoneError, DeadlineError, InferenceError
+from serving.runtime.admission import Terms
+from serving.runtime.deadline import Deadline
+from serving.runtime.items import Pace, Priority
+from serving.scoring.reranker import CHUNK, Caches, Embedder, Reranker, relevance
+
+from tests.serving.fake_models import FakeEngine, length, two
+
+NEVER = Terms(Deadline.never())
+
+
+def reranker(engine: FakeEngine, caches: Caches | None = None) -> Reranker:
+    return Reranker(engine, (caches or Caches.of(1 << 20)).scores)
+
+
+def slowly(seconds: float) -> Any:
+    def says(text: str) -> float:
+        time.sleep(seconds)
+        return length(text)
+
+    return says
+
+
+def poison(text: str) -> float:
+    if text.endswith("bad"):
+        raise RuntimeError("the kernel does not like it")
+    return length(text)
+
+
+def test_scores_are_the_engines_in_the_order_of_the_documents() -> None:
+    engine = FakeEngine(length, runners=3)
+    documents = ["x" * place for place in range(40)]
+    found = reranker(engine).scores("qq", documents, NEVER)
+    assert found.values == [2.0 * place for place in range(40)]
+    assert (found.hits, found.misses, len(engine.runs)) == (0, 40, 40)
+    assert len(engine.remembered) == -(-40 // CHUNK)
+
+
+def test_a_bad_document_is_named_and_its_neighbours_are_kept(caplog: Any) -> None:
+    engine = FakeEngine(poison)
+    found = reranker(engine)
+    with pytest.raises(InferenceError, match="document 2: the model gave no usable answer"):
+        found.scores("q", ["a", "bb", "bad", "cccc"], NEVER)
+    assert "the kernel does not like it" in caplog.text
+    engine.runs.clear()
+    assert found.scores("q", ["a", "bb", "cccc"], NEVER).hits == 3
+    assert engine.runs == []
+
+
+def test_a_request_of_bad_documents_is_two_log_events_not_a_thousand(caplog: Any) -> None:
+    with pytest.raises(InferenceError):
+        reranker(FakeEngine(poison)).scores("q", [f"{place} bad" for place in range(100)], NEVER)
+    assert len(caplog.records) == 2
+    assert "100 texts" in caplog.text
+
+
+def test_another_model_or_query_never_gets_an_old_score() -> None:
+    caches = Caches.of(1 << 20)
+    for identity, query in [("d1 fp32", "q"), ("d2 fp32", "q"), ("d1 int8", "q"), ("d1 fp32", "Q")]:
+        assert reranker(FakeEngine(length, identity=identity), caches).scores(query, ["a"], NEVER).misses == 1
+    assert reranker(FakeEngine(length), caches).scores("q", ["a"], NEVER).hits == 1
+
+
+def test_texts_are_cleaned_before_they_are_hashed() -> None:
+    found = reranker(FakeEngine(length))
+    assert found.scores("q\x00", ["lone \ud800", "nul\x00"], NEVER).misses == 2
+    assert found.scores("q ", ["lone \ufffd", "nul "], NEVER).hits == 2
+
+
+def test_a_deadline_ends_a_request_and_the_next_goes_on_from_there() -> None:
+    engine = FakeEngine(slowly(0.02))
+    found = reranker(engine)
+    documents = ["x" * place for place in range(100)]
+    with pytest.raises(DeadlineError, match=r"0\.1 s"):
+        found.scores("q", documents, Terms(Deadline.after(0.1)))
+    engine.says = length
+    time.sleep(0.05)
+    done = len(engine.runs)
+    assert 1 <= done <= 6
+    again = found.scores("q", documents, NEVER)
+    assert again.hits >= done - 1  # The one that was running at the deadline came too late.
+    assert again.values == [float(place) for place in range(100)]
+
+
+def test_a_cancelled_request_computes_nothing_more() -> None:
+    engine, deadline = FakeEngine(length), Deadline.after(10)
+    deadline.cancel()
+    with pytest.raises(ClientGoneError):
+        reranker(engine).scores("q", ["a"], Terms(deadline))
+    assert engine.runs == []
+
+
+def test_vectors_are_kept_by_role_and_cannot_be_written_to() -> None:
+    embedder = Embedder(FakeEngine(two), Caches.of(1 << 20).vectors)
+    (query,) = embedder.vectors(["abc"], "query", NEVER).values
+    found = embedder.vectors(["abc"], "document", NEVER)
+    assert found.misses == 1
+    assert query.tolist() == [3, len("query")]
+    assert found.values[0].tolist() == [3, len("document")]
+    with pytest.raises(ValueError, match="read-only"):
+        query[0] = 1
+
+
+# Terms.
+
+
+def test_what_may_not_be_remembered_is_neither_read_nor_kept() -> None:
+    engine = FakeEngine(length)
+    found, private = reranker(engine), Terms(Deadline.never(), remember=False)
+    assert found.scores("q", ["a", "bb", "a"], private).values == [1.0, 2.0, 1.0]
+    assert found.cache.facts().entries == 0
+    assert found.scores("q", ["a"], NEVER).misses == 1
+    engine.says = lambda text: 7.0
+    again = found.scores("q", ["a"], private)
+    assert (again.values, again.hits, again.misses) == ([7.0], 0, 1)
+    assert engine.remembered == [False, True, False]
+    assert found.scores("q", ["a"], NEVER).values == [1.0]
+
+
+def test_the_batch_class_gives_way_and_is_never_refused() -> None:
+    engine, began, go = FakeEngine(length), threading.Event(), threading.Event()
+
+    def says(text: str) -> float:
+        began.set()
+        assert go.wait(5)
+        return length(text)
+
+    engine.says = says
+    engine.pace.ran(1, 1000.0)
+    found = reranker(engine)
+    shadow = threading.Thread(
+        target=lambda: found.scores("shadow", ["a", "b"], Terms(Deadline.never(), Priority.BATCH))
+    )
+    shadow.start()
+    assert began.wait(5)
+    online = threading.Thread(target=lambda: found.scores("q", ["a"], NEVER))
+    online.start()
+    while engine.scheduler.facts().items < 2:
+        time.sleep(0.001)
+    go.set()
+    shadow.join(5)
+    online.join(5)
+    assert [run[0] for run in engine.runs] == ["shadow|a", "q|a", "shadow|b"]
+
+
+# Admission.
+
+
+def queued(engine: FakeEngine, tokens: int) -> Any:
+    """Holds the only runner of an engine and has so many tokens wait behind it, due in a second."""
+    began, go = threading.Event(), threading.Event()
+
+    def says(text: str) -> float:
+        began.set()
+        assert go.wait(10)
+        return 1.0
+
+    engine.says = says
+    job = engine.job(Deadline.after(1))
+    job.add(engine.pairs("q", [""]))
+    assert began.wait(5)
+    job.add(engine.pairs("q", ["x" * (tokens - 2)]))
+    engine.remembered.clear()
+    return go
+
+
+def test_more_than_can_be_done_in_time_is_refused_before_any_work() -> None:
+    engine = FakeEngine(length)
+    found = reranker(engine)
+    found.scores("q", ["known"], NEVER)
+    engine.pace = Pace()
+    engine.pace.ran(100, 1.0)
+    go = queued(engine, 790)
+    with pytest.raises(BusyError, match=r"about 7\.9 s of work") as told:
+        found.scores("q", ["new"], Terms(Deadline.after(2)))
+    assert told.value.retry_after == 6
+    assert engine.remembered == []  # Not even tokenised.
+    assert engine.scheduler.facts().items == 1
+    # Cached documents are free, and a request with more time is taken.
+    assert found.scores("q", ["known"], Terms(Deadline.after(2))).hits == 1
+    with pytest.raises(BusyError) as told:
+        found.scores("q", ["known", "x" * 298], Terms(Deadline.after(10)))
+    assert told.value.retry_after == 1
+    go.set()
+    assert found.scores("q", ["known", "x" * 298], Terms(Deadline.after(12))).misses == 1
+
+
+def test_what_is_due_later_waits_behind_a_request_and_is_no_reason_to_refuse_it() -> None:
+    engine = FakeEngine(length)
+    engine.pace = Pace()
+    engine.pace.ran(100, 1.0)
+    go = queued(engine, 10)
+    found = reranker(engine)
+    with engine.job(Deadline.after(30)) as patient:
+        patient.add(engine.pairs("q", ["x" * 2898]))
+        with pytest.raises(BusyError, match=r"about 29\.1 s of work"):
+            found.scores("q", ["x" * 298], Terms(Deadline.after(31)))
+        urgent = threading.Thread(target=lambda: found.scores("q", ["new"], Terms(Deadline.after(5))))
+        urgent.start()
+        while engine.scheduler.facts().items < 3:
+            time.sleep(0.001)
+        go.set()
+        urgent.join(5)
+        list(patient)
+    assert [run[0][:4] for run in engine.runs[-2:]] == ["q|ne", "q|xx"]
+
+
+def test_who_waited_for_a_refused_request_is_refused_or_served_by_itself() -> None:
+    """A refusal leaves no claim behind that others would wait for."""
+    engine = FakeEngine(length)
+    engine.pace.ran(100, 1.0)
+    go = queued(engine, 800)
+    found = reranker(engine)
+    for _ in range(2):
+        with pytest.raises(BusyError):
+            found.scores("q", ["new"], Terms(Deadline.after(2)))
+    go.set()
+    assert found.scores("q", ["new"], NEVER).misses == 1
+
+
+def test_work_that_is_too_long_even_alone_makes_progress_when_nothing_waits() -> None:
+    engine = FakeEngine(slowly(0.02))
+    engine.pace.ran(50, 1.0)
+    found = reranker(engine)
+    documents = ["x" * 10] * 1 + ["y" * place for place in range(1, 60)]
+    with pytest.raises(DeadlineError):
+        found.scores("q", documents, Terms(Deadline.after(0.5)))
+    assert found.cache.facts().entries >= 1
+
+
+@pytest.mark.parametrize("score", [-1e4, -50.0, -1.0, 0.0, 1.0, 50.0, 1e4])
+def test_relevance_is_a_sigmoid_that_never_overflows(score: float) -> None:
+    assert 0 <= relevance(score) <= 1
+    assert relevance(score) + relevance(-score) == pytest.approx(1)
+    if abs(score) < 100:
+        assert relevance(score) == pytest.approx(1 / (1 + math.exp(-score)))

@@ -1,0 +1,205 @@
+import json
+import os
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.errors import ArtifactError, MissingError
+from pipeline.text import document_text
+from serving.errors import DeadlineError, InvalidRequestError
+from serving.runtime.admission import Terms
+from serving.runtime.deadline import Deadline
+from serving.scoring.reranker import relevance
+from serving.scoring.searcher import SNIPPET_CHARS, Searcher, snippet
+
+
+@pytest.fixture(scope="module")
+def searcher(tiny: Any) -> Searcher:
+    return Searcher(tiny.folder(tiny.releases.resolve("live")), threads=2)
+
+
+def broken(tiny: Any, tmp_path: Path) -> Path:
+    """A copy of the live release whose files may be damaged."""
+    release = tiny.releases.resolve("live")
+    copy = tmp_path / "artifacts" / "release" / release
+    shutil.copytree(tiny.folder(release), copy)
+    return copy
+
+
+def test_the_final_order_is_that_of_numpy_and_the_fusion(searcher: Searcher, tiny: Any) -> None:
+    """Recomputed from the weights, with every document in the pool, so that recall plays no part."""
+    models, query = tiny.models[searcher.release], "sort a list"
+    found = searcher.search(query, top_n=100, retrieve=100)
+    documents = [searcher.documents.get(row) for row in range(len(searcher.documents))]
+    assert found.candidates == len(documents) == len(found.reranked)
+    raw = {item.doc_id: models.score(query, document_text(item.title, item.text)) for item in documents}
+    bm25 = {answer.doc_id: answer.score for answer in found.lexical}
+    top = max(bm25.values())
+    # The fusion of the tiny release: 1.0 ranker + 0.5 bm25.
+    fused = {item.doc_id: raw[item.doc_id] + 0.5 * bm25.get(item.doc_id, 0.0) / top for item in documents}
+    for answer in found.reranked:
+        assert answer.score == pytest.approx(fused[answer.doc_id], abs=1e-4)
+        assert answer.relevance == pytest.approx(relevance(raw[answer.doc_id]), abs=1e-4)
+    assert [answer.score for answer in found.reranked] == sorted((a.score for a in found.reranked), reverse=True)
+    cosines = {item.doc_id: models.vector(document_text(item.title, item.text)) for item in documents}
+    for answer in found.semantic:
+        assert answer.score == pytest.approx(float(cosines[answer.doc_id] @ models.vector(query)), abs=1e-4)
+
+
+def test_ranks_and_their_changes_tell_where_a_document_stood(searcher: Searcher) -> None:
+    found = searcher.search("a new sorted list", top_n=8, retrieve=8)
+    for name in ("lexical", "semantic", "reranked"):
+        assert [answer.rank for answer in getattr(found, name)] == list(range(1, len(getattr(found, name)) + 1))
+    lexical = {answer.doc_id: answer.rank for answer in found.lexical}
+    semantic = {answer.doc_id: answer.rank for answer in found.semantic}
+    for answer in found.reranked:
+        assert answer.lexical_rank == lexical.get(answer.doc_id)
+        assert answer.semantic_rank == semantic.get(answer.doc_id)
+        assert answer.rank_change is not None
+        assert 1 <= answer.rank + answer.rank_change <= found.candidates
+    everything = searcher.search("a new sorted list", top_n=100, retrieve=100).reranked
+    # What one document rises, others fall: the ranks before are a permutation.
+    assert sorted(a.rank + a.rank_change for a in everything) == list(range(1, len(everything) + 1))
+
+
+def test_a_repeated_search_is_the_same_and_computes_nothing(searcher: Searcher) -> None:
+    first = searcher.search("open a file", top_n=5)
+    again = searcher.search("open a file", top_n=5)
+    assert again.cache_misses == 0
+    assert again.cache_hits == again.candidates + 1
+    assert (again.lexical, again.semantic, again.reranked) == (first.lexical, first.semantic, first.reranked)
+
+
+def test_searches_side_by_side_give_what_they_give_alone(searcher: Searcher, tiny: Any) -> None:
+    queries = [f"document number {place % 12} of a list" for place in range(48)]
+    fresh = Searcher(tiny.folder(searcher.release), threads=2)
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda query: searcher.search(query, top_n=5), queries))
+    for query, found in zip(queries, together, strict=True):
+        assert found.reranked == fresh.search(query, top_n=5).reranked
+
+
+@pytest.mark.parametrize("query", ["zzzz", "   ", "\x00", "\ud800", "列表", "<script>", "x" * 100_000, "🙂 sort"])
+def test_any_query_is_answered(searcher: Searcher, query: str) -> None:
+    found = searcher.search(query, top_n=3)
+    assert len(found.semantic) == len(found.reranked) == 3
+    json.dumps([answer.score for answer in found.reranked], allow_nan=False)
+    found.query.encode()
+
+
+def test_a_query_that_shares_no_word_still_finds_by_meaning(searcher: Searcher) -> None:
+    found = searcher.search("qqqq wwww", top_n=5)
+    assert found.lexical == []
+    assert all(answer.lexical_rank is None for answer in found.reranked)
+
+
+def test_milliseconds_add_up(searcher: Searcher) -> None:
+    spent = searcher.search("sleep", top_n=5).milliseconds
+    assert set(spent) == {"lexical", "encode", "semantic", "documents", "rerank", "total"}
+    assert sum(spent.values()) - spent["total"] <= spent["total"] + 0.1
+
+
+def test_a_passed_deadline_ends_a_search(searcher: Searcher) -> None:
+    with pytest.raises(DeadlineError):
+        searcher.search("a query of its own", terms=Terms(Deadline.after(0)))
+
+
+def test_an_index_of_another_encoder_is_refused(fresh: Any) -> None:
+    release = fresh.publish(1, index_seed=2)
+    with pytest.raises(ArtifactError, match="run `relevance reindex`"):
+        Searcher(fresh.folder(release), threads=1)
+
+
+@pytest.mark.parametrize(
+    "name", ["ranker/model.fp32.onnx", "encoder/tokenizer.json", "index/vectors.faiss", "documents/documents.sqlite"]
+)
+def test_a_damaged_file_is_named(tiny: Any, tmp_path: Path, name: str) -> None:
+    file = broken(tiny, tmp_path) / name
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    file.unlink()
+    file.write_bytes(content)
+    with pytest.raises(ArtifactError, match=os.path.basename(name)):
+        Searcher(tmp_path / "artifacts" / "release" / tiny.releases.resolve("live"), threads=1)
+
+
+def test_a_missing_file_or_release_is_named(tiny: Any, tmp_path: Path) -> None:
+    copy = broken(tiny, tmp_path)
+    (copy / "fusion" / "fusion.json").unlink()
+    with pytest.raises(ArtifactError, match=r"fusion\.json"):
+        Searcher(copy, threads=1)
+    with pytest.raises(MissingError):
+        Searcher(tmp_path / "nothing", threads=1)
+
+
+def test_a_report_without_examples_is_no_reason_not_to_serve(tiny: Any, tmp_path: Path) -> None:
+    copy = broken(tiny, tmp_path)
+    assert Searcher(copy, threads=1).examples == ["sort a list", "读 文件"]
+    size = (copy / "report" / "report.json").stat().st_size
+    (copy / "report" / "report.json").unlink()
+    (copy / "report" / "report.json").write_text("[]".ljust(size))
+    assert Searcher(copy, threads=1).examples == []
+
+
+def test_a_ping_runs_both_models(searcher: Searcher) -> None:
+    before = searcher.ranker.tokeniser.misses + searcher.ranker.tokeniser.hits
+    searcher.ping()
+    assert searcher.ranker.tokeniser.misses + searcher.ranker.tokeniser.hits > before
+
+
+def test_a_short_text_is_its_own_snippet() -> None:
+    assert snippet("  two \n words ", "two") == "two words"
+    assert snippet("", "two") == ""
+
+
+def test_a_snippet_shows_the_first_word_of_the_query() -> None:
+    text = "filler words " * 60 + "the Needle stands here " + "and more follows " * 60
+    found = snippet(text, "needle")
+    assert "Needle stands" in found
+    assert found.startswith("… ")
+    assert found.endswith(" …")
+    assert len(found) <= SNIPPET_CHARS + 4
+    assert snippet(text, "absent").startswith("filler")
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_snippet_is_always_a_part_of_its_text(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    text = "".join(rng.choice(list("ab İß字 "), size=int(rng.integers(1, 2000))))
+    found = snippet(text, "ab 字").removeprefix("… ").removesuffix(" …")
+    assert found.strip() in " ".join(text.split())
+    assert len(found) <= SNIPPET_CHARS
+
+
+@pytest.mark.parametrize(
+    ("filters", "fits"),
+    [
+        ({"year": [2003]}, lambda place: place % 7 == 3),
+        ({"year": ["2003", 2004.0]}, lambda place: place % 7 in (3, 4)),
+        ({"tags": ["t1"]}, lambda place: place % 3 == 1),
+        ({"tags": ["t1"], "kind": ["class"]}, lambda place: place % 6 == 4),
+        ({"tags": ["u7"]}, lambda place: place == 7),  # One of 49: what a filter after the search would not find.
+        ({"kind": ["nothing", "\ud800"]}, lambda place: False),
+    ],
+)
+def test_a_filtered_search_is_a_search_of_what_fits(searcher: Searcher, filters: Any, fits: Any) -> None:
+    """Each list is the whole collection's list without what does not fit, however few do."""
+    query = "document number of a list"
+    whole = searcher.search(query, top_n=100, retrieve=100)
+    found = searcher.search(query, top_n=5, retrieve=5, filters=filters)
+    for name in ("lexical", "semantic"):
+        expected = [answer for answer in getattr(whole, name) if fits(int(answer.doc_id[1:]))][:5]
+        assert [answer.doc_id for answer in getattr(found, name)] == [answer.doc_id for answer in expected]
+        assert [answer.score for answer in getattr(found, name)] == pytest.approx([a.score for a in expected])
+    assert {answer.doc_id for answer in found.reranked} <= {f"d{place}" for place in range(49) if fits(place)}
+    says = {answer.doc_id: answer.relevance for answer in whole.reranked}
+    assert all(answer.relevance == says[answer.doc_id] for answer in found.reranked)
+
+
+def test_a_filter_by_an_unknown_field_names_those_there_are(searcher: Searcher) -> None:
+    with pytest.raises(InvalidRequestError, match="there are: kind, tags, year"):
+        searcher.search("q", filters={"colour": ["red"]})

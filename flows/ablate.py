@@ -10,7 +10,7 @@ from flows import runner, training
 from pipeline.artifacts import Artifact
 from pipeline.config import RankerConfig, Recipe
 from pipeline.errors import ConfigError
-from pipeline.evaluation.ablation import Trial
+from pipeline.evaluation.ablation import AblationRun
 from pipeline.training.losses.ablation_sets import LossSet
 
 BM25, TEACHER = "BM25", "teacher"
@@ -59,7 +59,7 @@ def ablate(recipe: Recipe, workspace: Path, *, run: runner.Runner = runner.direc
         split: run(f"{split} BM25", partial(lexical.score, workspace, taught.words, data, pool, split=split))
         for split in SPLITS
     }
-    references = [Trial(BM25, 0, 0, words), Trial(TEACHER, 0, 0, scored(TEACHER, taught.teacher))]
+    references = [AblationRun(BM25, 0, 0, words), AblationRun(TEACHER, 0, 0, scored(TEACHER, taught.teacher))]
     students = []
     for lesson in _lessons(widest, workspace, taught, run):
         for one in sets:
@@ -69,7 +69,7 @@ def ablate(recipe: Recipe, workspace: Path, *, run: runner.Runner = runner.direc
                 name = f"{kind}, seed {seed + 1} of {recipe.ablation.seeds}"
                 model = _student(recipe, workspace, one, seed, taught, told, name, run)
                 line = one.name if recipe.ablation.doses else ""
-                students.append(Trial(kind, seed, one.terms, scored(name, model), line=line, dose=lesson.dose))
+                students.append(AblationRun(kind, seed, one.terms, scored(name, model), line=line, dose=lesson.dose))
     return run(
         "ablation",
         lambda: ablation.make(
@@ -105,7 +105,7 @@ class _Lesson:
     """Unlabelled pairs a labelled one, where there are several."""
 
 
-def _lessons(recipe: Recipe, workspace: Path, taught: training.Lessons, run: runner.Runner) -> Iterator[_Lesson]:
+def _lessons(recipe: Recipe, workspace: Path, taught: training.TrainingInputs, run: runner.Runner) -> Iterator[_Lesson]:
     """The recipe's own pairs, or the pairs with each dose of unlabelled ones."""
     if not recipe.ablation.doses:
         yield _Lesson("", taught.lessons, taught.tutor_scores)
@@ -121,7 +121,7 @@ def _scores(
     recipe: Recipe,
     workspace: Path,
     student: RankerConfig,
-    taught: training.Lessons,
+    taught: training.TrainingInputs,
     pairs: Artifact,
     run: runner.Runner,
 ) -> Artifact:
@@ -131,7 +131,12 @@ def _scores(
 
 
 def _told(
-    recipe: Recipe, workspace: Path, losses: LossSet, taught: training.Lessons, lesson: _Lesson, run: runner.Runner
+    recipe: Recipe,
+    workspace: Path,
+    losses: LossSet,
+    taught: training.TrainingInputs,
+    lesson: _Lesson,
+    run: runner.Runner,
 ) -> _Lesson:
     """The lesson as the students of a set see it."""
     if not losses.taught:
@@ -147,7 +152,7 @@ def _student(
     workspace: Path,
     losses: LossSet,
     seed: int,
-    taught: training.Lessons,
+    taught: training.TrainingInputs,
     lesson: _Lesson,
     name: str,
     run: runner.Runner,

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from flows.indexing import make_searchable
 from flows.runner import Runner, directly
-from flows.training import Lessons
+from flows.training import TrainingInputs
 from pipeline.artifacts import Artifact
 from pipeline.config import Recipe
 
 
-def train_encoder(recipe: Recipe, workspace: Path, taught: Lessons, *, run: Runner = directly) -> Artifact:
+def train_encoder(recipe: Recipe, workspace: Path, taught: TrainingInputs, *, run: Runner = directly) -> Artifact:
     """The `encoder` artifact of the last of `encoder.mining.rounds` rounds.
 
     A round after the first learns from the recipe's pairs and new negatives, which BM25 and the round before rank high

@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Corpus:
+class SearchableCorpus:
     """Documents made searchable with one encoder."""
 
     lexical: Artifact
@@ -30,7 +30,7 @@ def make_searchable(
     documents: Artifact,
     *,
     run: Runner = directly,
-) -> Corpus:
+) -> SearchableCorpus:
     """Lexical index, document store, vectors and semantic index of the documents in a data or corpus artifact.
 
     Vectors that this encoder made before, of documents that are unchanged, are taken as they are.
@@ -40,7 +40,7 @@ def make_searchable(
     from serving.runtime import offline
 
     known = _known_vectors(workspace, offline.digest(encoder))
-    return Corpus(
+    return SearchableCorpus(
         lexical=run("lexical index", lambda: lexical.make(workspace, config, documents)),
         documents=run("document store", lambda: store.make(workspace, documents)),
         vectors=(

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows.indexing import Corpus, make_searchable
+from flows.indexing import SearchableCorpus, make_searchable
 from flows.runner import Runner, directly
 from pipeline import releases
 from pipeline.artifacts import Artifact
@@ -15,7 +15,7 @@ PARTS = ("ranker", "encoder", "lexical", "documents", "index", "fusion", "report
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Models:
+class ScoringModels:
     """What scores: two exported bundles and the weights that join them."""
 
     ranker: Artifact
@@ -25,7 +25,7 @@ class Models:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Judged:
+class PoolScores:
     """One system's scores of the pool of one data set."""
 
     pool: Artifact
@@ -36,12 +36,12 @@ class Judged:
 def judge(
     workspace: Path,
     candidates: CandidatesConfig,
-    models: Models,
-    corpus: Corpus,
+    models: ScoringModels,
+    corpus: SearchableCorpus,
     data: Artifact,
     *,
     run: Runner = directly,
-) -> Judged:
+) -> PoolScores:
     """Scores the candidates of the valid and test queries with one system, and fits its fusion if it has none."""
     from index import lexical, semantic
     from pipeline.data import candidates as pools
@@ -69,7 +69,7 @@ def judge(
         ),
     )
     fusion = models.fusion or run("fusion", lambda: fusions.make(workspace, features, pool))
-    return Judged(pool=pool, features=features, fusion=fusion)
+    return PoolScores(pool=pool, features=features, fusion=fusion)
 
 
 def judge_release(
@@ -80,8 +80,8 @@ def judge_release(
     data: Artifact,
     *,
     run: Runner = directly,
-) -> tuple[Judged, Corpus]:
+) -> tuple[PoolScores, SearchableCorpus]:
     """`judge` with the models of a release, over an index of the data's own documents, which is made too."""
-    models = Models(**{name: releases.part(release, name) for name in ("ranker", "encoder", "fusion")})
+    models = ScoringModels(**{name: releases.part(release, name) for name in ("ranker", "encoder", "fusion")})
     corpus = make_searchable(registry.workspace, index, models.encoder, data, run=run)
     return judge(registry.workspace, candidates, models, corpus, data, run=run), corpus

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from flows.indexing import make_searchable
-from flows.judging import PARTS, Judged, Models, judge, judge_release
+from flows.judging import PARTS, PoolScores, ScoringModels, judge, judge_release
 from flows.runner import Runner, directly
 from flows.training import teach
 from pipeline import recipe as recipes
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Outcome:
+class RetrainResult:
     """What a retraining came to."""
 
     release: Artifact
@@ -36,7 +36,7 @@ class Outcome:
     seconds: float
 
 
-def retrain(recipe: Recipe, workspace: Path, *, promote: bool = True, run: Runner = directly) -> Outcome:
+def retrain(recipe: Recipe, workspace: Path, *, promote: bool = True, run: Runner = directly) -> RetrainResult:
     """Trains all models of a recipe, indexes and judges them, publishes a release and, if the gate agrees, promotes it.
 
     Every stage that is finished already is taken as it is, so a killed retraining goes on where it was.
@@ -69,7 +69,7 @@ def retrain(recipe: Recipe, workspace: Path, *, promote: bool = True, run: Runne
             "plain student", lambda: learn(alone, recipe.candidates, data, pairs, large, None, taught.base)
         )
     bi_encoder = encoder_rounds.train_encoder(recipe, workspace, taught, run=run)
-    models = Models(
+    models = ScoringModels(
         ranker=run("ranker bundle", lambda: bundle.make(workspace, recipe.export, small, data, pairs)),
         encoder=run("encoder bundle", lambda: bundle.make(workspace, recipe.export, bi_encoder, data, pairs)),
     )
@@ -113,7 +113,7 @@ def retrain(recipe: Recipe, workspace: Path, *, promote: bool = True, run: Runne
         if promoted:
             generation = live.generation if live else 0
             registry.promote(release.fingerprint, reason="; ".join(reasons), expected=generation)
-    return Outcome(
+    return RetrainResult(
         release=release,
         report=report,
         live=promoted or (live is not None and live.release == release.fingerprint),
@@ -123,7 +123,7 @@ def retrain(recipe: Recipe, workspace: Path, *, promote: bool = True, run: Runne
 
 
 def compare_with_live(
-    registry: Releases, live: Pointer, recipe: Recipe, data: Artifact, judged: Judged, run: Runner
+    registry: Releases, live: Pointer, recipe: Recipe, data: Artifact, judged: PoolScores, run: Runner
 ) -> Artifact:
     """A report on the new models' order against that of the live release's models, for the gate.
 

@@ -68,7 +68,7 @@ def as_task(name: str, stage: Callable[[], Artifact]) -> Artifact:
 
 
 @flow(name="retrain", persist_result=False)
-def retrain(recipe: Path, overrides: list[str], workspace: Path, promote: bool = True) -> chain.Outcome:
+def retrain(recipe: Path, overrides: list[str], workspace: Path, promote: bool = True) -> chain.RetrainResult:
     """Trains, judges and, if the gate agrees, promotes; see `chain.retrain`."""
     outcome = chain.retrain(recipes.load(recipe, overrides), workspace, promote=promote, run=as_task)
     _show_report(outcome.report)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 
-def make(outcome: retrain.Outcome, workspace: Path) -> dict[str, Any]:
+def make(outcome: retrain.RetrainResult, workspace: Path) -> dict[str, Any]:
     """The card of a retraining; also written to `card.json` in the workspace."""
     from pipeline import artifacts
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from flows.runner import Runner, directly
 from pipeline.artifacts import Artifact
-from pipeline.config import CandidatesConfig, OutsideConfig, RankerConfig, Recipe
+from pipeline.config import CandidatesConfig, ExternalTeacherConfig, RankerConfig, Recipe
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Lessons:
+class TrainingInputs:
     """What students learn from."""
 
     data: Artifact
@@ -33,7 +33,7 @@ class Lessons:
     """What the tutor says about the lessons."""
 
 
-def teach(recipe: Recipe, workspace: Path, *, run: Runner = directly) -> Lessons:
+def teach(recipe: Recipe, workspace: Path, *, run: Runner = directly) -> TrainingInputs:
     """Data, pairs, teacher and its scores: what every student of a recipe learns from.
 
     Raises:
@@ -62,7 +62,7 @@ def teach(recipe: Recipe, workspace: Path, *, run: Runner = directly) -> Lessons
         name, learn = f"assistant {number}", partial(ranker.make, workspace, assistant, recipe.candidates, data)
         tutor = run(name, partial(learn, lessons, tutor, tutor_scores, base))
         tutor_scores = scores_for(students[number], workspace, None, tutor, data, lessons, base, run=run, name=name)
-    return Lessons(
+    return TrainingInputs(
         data=data,
         words=words,
         found=found,
@@ -100,7 +100,7 @@ def with_unlabelled(
 def scores_for(
     student: RankerConfig,
     workspace: Path,
-    outside: OutsideConfig | None,
+    outside: ExternalTeacherConfig | None,
     teacher: Artifact,
     data: Artifact,
     pairs: Artifact,

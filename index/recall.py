@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from index.semantic import Facts
+from index.semantic import IndexStats
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +20,7 @@ BLOCK = 1 << 16
 Vectors = npt.NDArray[np.float32]
 
 
-def _recalls(ann: Any, matrix: Vectors, facts: Facts, seed: int) -> dict[str, Any]:
+def _recalls(ann: Any, matrix: Vectors, facts: IndexStats, seed: int) -> dict[str, Any]:
     """Recall at 10 and 100, and for inverted lists at 10 by the number of lists visited."""
     if facts.rows < 2:
         return {}

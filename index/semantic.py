@@ -49,7 +49,7 @@ def _one_thread() -> Iterator[None]:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Facts:
+class IndexStats:
     """What `index.json` says of the vectors beside it."""
 
     encoder_digest: str
@@ -63,7 +63,7 @@ class Facts:
 class SemanticIndex:
     """Searches an `index` artifact; one index serves all threads of a process."""
 
-    def __init__(self, ann: Any, facts: Facts, doc_ids: list[str]) -> None:
+    def __init__(self, ann: Any, facts: IndexStats, doc_ids: list[str]) -> None:
         self._ann = ann
         self.facts = facts
         self.doc_ids = doc_ids
@@ -217,8 +217,8 @@ def run(
     return artifacts.make(workspace, "run", version=RUN_VERSION, config=settings, inputs=inputs, build=build)
 
 
-def _facts(path: Path) -> Facts:
+def _facts(path: Path) -> IndexStats:
     try:
-        return Facts(**json.loads(path.read_text(encoding="utf-8")))
+        return IndexStats(**json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise ArtifactError(f"{path}: not readable ({error}); build the index again") from error

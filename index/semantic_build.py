@@ -20,7 +20,7 @@ import faiss
 import numpy as np
 
 from index.recall import BLOCK, Vectors, _recalls
-from index.semantic import KIND, Facts, read_ann
+from index.semantic import KIND, IndexStats, read_ann
 from pipeline import artifacts, progress
 from pipeline.artifacts import Artifact, Staging
 from pipeline.config import IndexConfig
@@ -76,7 +76,7 @@ def lists(count: int) -> int:
     return int(2 ** min(wanted, affordable))
 
 
-def _build(matrix: Vectors, config: IndexConfig, encoder_digest: str) -> tuple[Any, Facts]:
+def _build(matrix: Vectors, config: IndexConfig, encoder_digest: str) -> tuple[Any, IndexStats]:
     rows, dimensions = matrix.shape
     exact = rows < config.flat_below
     factory = "Flat" if exact else f"IVF{lists(rows)},SQfp16"
@@ -93,7 +93,9 @@ def _build(matrix: Vectors, config: IndexConfig, encoder_digest: str) -> tuple[A
             ann.add(block)
             advance(len(block))
     nprobe = 0 if exact else int(ann.nprobe)
-    return ann, Facts(encoder_digest=encoder_digest, dimensions=dimensions, rows=rows, factory=factory, nprobe=nprobe)
+    return ann, IndexStats(
+        encoder_digest=encoder_digest, dimensions=dimensions, rows=rows, factory=factory, nprobe=nprobe
+    )
 
 
 def write_ann(ann: Any, path: Path) -> None:

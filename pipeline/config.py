@@ -264,7 +264,7 @@ class TeacherConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class OutsideConfig:
+class ExternalTeacherConfig:
     """A teacher that is not trained here: what it says about the pairs is what students learn, in place of the scores
     of our teacher, from which they still are cut. Give one of `scores` and `causal_lm`, or neither."""
 
@@ -585,7 +585,7 @@ class Recipe:
     candidates: CandidatesConfig = field(default_factory=CandidatesConfig)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
-    outside: OutsideConfig = field(default_factory=OutsideConfig)
+    outside: ExternalTeacherConfig = field(default_factory=ExternalTeacherConfig)
     assistants: tuple[RankerConfig, ...] = ()
     """Students between teacher and ranker (`[[assistants]]`, the first learns first): each is distilled from the one
     before it, and teaches the next. One as deep as its teacher is self-distillation. `plain` is read of the ranker

@@ -96,7 +96,7 @@ TABLES: dict[str, tuple[Column, ...]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class InvalidRow:
     """One thing in a table that cannot be used. `row` counts from 0; None means the whole table."""
 
     table: str
@@ -119,24 +119,24 @@ def _matches(kind: "pa.DataType", wanted: ColumnType) -> bool:
     return wanted == "any" or bool(t.is_boolean(kind))
 
 
-def column_faults(table: "pa.Table", kind: str) -> list[Fault]:
+def column_faults(table: "pa.Table", kind: str) -> list[InvalidRow]:
     """Missing columns, wrong types and nulls in required columns; empty when the contract is kept."""
     faults = []
     for column in TABLES[kind]:
         if column.name not in table.column_names:
             if column.required:
-                faults.append(Fault(kind, None, f"has no column '{column.name}'; it has {table.column_names}"))
+                faults.append(InvalidRow(kind, None, f"has no column '{column.name}'; it has {table.column_names}"))
             continue
         values = table.column(column.name)
         if not _matches(values.type, column.type):
-            faults.append(Fault(kind, None, f"column '{column.name}' is {values.type}, not {column.type}"))
+            faults.append(InvalidRow(kind, None, f"column '{column.name}' is {values.type}, not {column.type}"))
         elif column.required and values.null_count:
             row = values.is_null().to_pylist().index(True)
-            faults.append(Fault(kind, row, f"column '{column.name}' is null ({values.null_count} rows)"))
+            faults.append(InvalidRow(kind, row, f"column '{column.name}' is null ({values.null_count} rows)"))
     return faults
 
 
-def text_faults(table: "pa.Table", kind: str) -> Iterator[Fault]:
+def text_faults(table: "pa.Table", kind: str) -> Iterator[InvalidRow]:
     """Rows whose texts hold NUL or more than `text.MAX_CHARS` characters; empty queries too.
 
     A lone surrogate cannot be in a table: readers find it before.
@@ -151,18 +151,18 @@ def text_faults(table: "pa.Table", kind: str) -> Iterator[Fault]:
                 suspect = pc.or_(suspect, pc.equal(pc.utf8_trim_whitespace(values), ""))
             for row in pc.indices_nonzero(pc.fill_null(suspect, kind == "queries")).to_pylist():
                 reason = text.fault(values[row].as_py() or "")
-                yield Fault(kind, row, f"{name} {reason}" if reason else "the query is empty")
+                yield InvalidRow(kind, row, f"{name} {reason}" if reason else "the query is empty")
 
 
-def grade_faults(table: "pa.Table") -> Iterator[Fault]:
+def grade_faults(table: "pa.Table") -> Iterator[InvalidRow]:
     """Judgments whose grade is outside 0..MAX_GRADE or whose split is unknown."""
     for row, grade in enumerate(table.column("grade").to_pylist()):
         if not 0 <= grade <= MAX_GRADE:
-            yield Fault("judgments", row, f"grade {grade} is outside 0..{MAX_GRADE}")
+            yield InvalidRow("judgments", row, f"grade {grade} is outside 0..{MAX_GRADE}")
     if "split" in table.column_names:
         for row, split in enumerate(table.column("split").to_pylist()):
             if split is not None and split not in SPLITS:
-                yield Fault("judgments", row, f"split '{split}' is none of {', '.join(SPLITS)}")
+                yield InvalidRow("judgments", row, f"split '{split}' is none of {', '.join(SPLITS)}")
 
 
 def read(path: Path, kind: str) -> "pa.Table":

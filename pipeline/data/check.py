@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 
 from pipeline.config import SourceConfig
 from pipeline.data import judgments, sources, splits, validation
-from pipeline.data.validation import Sifted
-from pipeline.schema import SPLITS, Fault
+from pipeline.data.validation import ValidatedTables
+from pipeline.schema import SPLITS, InvalidRow
 from pipeline.text import normalise
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ _SUSPICIOUS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Spread:
+class Distribution:
     """How a quantity is distributed."""
 
     least: float
@@ -54,7 +54,7 @@ class Spread:
 
 
 @dataclass(frozen=True, slots=True)
-class Noticed:
+class Notice:
     """Something odd that does not stop anybody."""
 
     count: int
@@ -76,19 +76,19 @@ class DataReport:
     """Grade → judgments."""
     splits: Mapping[str, Mapping[str, int]]
     """Published split (none if there is none) → queries and judgments."""
-    list_lengths: Spread | None
+    list_lengths: Distribution | None
     """Judged documents of a judged query."""
     one_grade_queries: int
     """Queries all of whose documents have the same grade: no order of them is better than another."""
-    characters: Mapping[str, Spread]
+    characters: Mapping[str, Distribution]
     """Of query, title and text, where not empty."""
-    tokens: Mapping[str, Spread]
+    tokens: Mapping[str, Distribution]
     """The same in tokens, estimated: a Chinese, Japanese or Korean character is 1, any other word 1.3."""
-    noticed: Mapping[str, Noticed]
+    noticed: Mapping[str, Notice]
     """What is odd → how often, and examples."""
     dropped: Mapping[str, Mapping[str, int]]
     """Table → kind of fault → rows."""
-    faults: tuple[Fault, ...]
+    faults: tuple[InvalidRow, ...]
     """Rows that cannot be used, each with its reason."""
 
     def to_dict(self) -> dict[str, Any]:
@@ -106,7 +106,9 @@ def examine(path: Path | str, format: str = "auto") -> DataReport:
     source = sources.read(SourceConfig(path=str(path), format=format), Path())
     sifted = validation.sift(source)
     conflicts = validation.conflicts(source.judgments, sifted.findings)
-    whole = Sifted(sifted.documents, sifted.queries, sifted.judgments, (*sifted.findings, *conflicts), sifted.repeated)
+    whole = ValidatedTables(
+        sifted.documents, sifted.queries, sifted.judgments, (*sifted.findings, *conflicts), sifted.repeated
+    )
     rows = whole.judgments.select(["query_id", "doc_id", "grade"]).to_pandas()
     published = pd.Series(judgments.published(whole.judgments), dtype=object).fillna("none")
     by_query = rows.groupby("query_id")["grade"]
@@ -145,13 +147,13 @@ def estimate_tokens(texts: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.add(pc.cast(single, pa.float64()), pc.multiply(pc.cast(words, pa.float64()), WORD_TOKENS))
 
 
-def spread(values: Any) -> Spread | None:
+def spread(values: Any) -> Distribution | None:
     """The distribution of some numbers; None of none."""
     numbers = np.asarray(values, dtype=float)
     if not len(numbers):
         return None
     least, median, most_95, most = np.percentile(numbers, [0, 50, 95, 100])
-    return Spread(*(round(float(value), 2) for value in (least, median, numbers.mean(), most_95, most)))
+    return Distribution(*(round(float(value), 2) for value in (least, median, numbers.mean(), most_95, most)))
 
 
 def render(report: DataReport) -> "RenderableType":
@@ -205,12 +207,12 @@ def render(report: DataReport) -> "RenderableType":
     return Group(*spaced[:-1])
 
 
-def _spreads(texts: Mapping[str, pa.ChunkedArray], measure: Any) -> dict[str, Spread]:
+def _spreads(texts: Mapping[str, pa.ChunkedArray], measure: Any) -> dict[str, Distribution]:
     found = {name: spread(measure(column.filter(pc.not_equal(column, "")))) for name, column in texts.items()}
     return {name: value for name, value in found.items() if value}
 
 
-def _notice(sifted: Sifted, rows: pd.DataFrame) -> dict[str, Noticed]:
+def _notice(sifted: ValidatedTables, rows: pd.DataFrame) -> dict[str, Notice]:
     documents, queries = sifted.documents, sifted.queries
     found: dict[str, Sequence[str]] = {}
     text = queries["text"]
@@ -237,7 +239,7 @@ def _notice(sifted: Sifted, rows: pd.DataFrame) -> dict[str, Noticed]:
         f"{query} {document}" for query, document in rows.loc[again, ["query_id", "doc_id"]].itertuples(index=False)
     ]
     return {
-        name: Noticed(len(values), tuple(value[:60] for value in values[:EXAMPLES]))
+        name: Notice(len(values), tuple(value[:60] for value in values[:EXAMPLES]))
         for name, values in found.items()
         if len(values)
     }

@@ -12,7 +12,7 @@ from pipeline import artifacts, schema
 from pipeline.config import DataConfig, SourceConfig
 from pipeline.data import judgments, sources, splits, validation
 from pipeline.data.formats.text_files import STRING
-from pipeline.data.validation import Sifted
+from pipeline.data.validation import ValidatedTables
 from pipeline.errors import ConfigError, SchemaError
 
 _ADVICE = "mend them first; `relevance data check` lists them all"
@@ -54,14 +54,14 @@ def split(path: Path, valid_share: float, test_share: float, seed: int, out: Pat
     return out
 
 
-def _read(path: Path | str, format: str) -> Sifted:
+def _read(path: Path | str, format: str) -> ValidatedTables:
     source = sources.read(SourceConfig(path=str(path), format=format), Path())
     sifted = validation.sift(source)
     validation.refuse(sifted.findings, str(path), _ADVICE)
     return sifted
 
 
-def _write(folder: Path, sifted: Sifted, rows: pa.Table) -> None:
+def _write(folder: Path, sifted: ValidatedTables, rows: pa.Table) -> None:
     for kind, table in (("documents", sifted.documents), ("queries", sifted.queries), ("judgments", rows)):
         schema.write(table, folder / f"{kind}.parquet", kind)
         artifacts.fsync(folder / f"{kind}.parquet")

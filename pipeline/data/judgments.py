@@ -23,7 +23,7 @@ from pipeline.data import sources, splits, validation
 from pipeline.data.formats import tables
 from pipeline.data.formats.text_files import STRING
 from pipeline.data.sources import Source
-from pipeline.data.validation import Sifted
+from pipeline.data.validation import ValidatedTables
 from pipeline.errors import ConfigError, SchemaError
 from pipeline.schema import SPLITS
 
@@ -147,7 +147,7 @@ def _as_one(group: Sequence[Source]) -> Source:
     found = []
     for source in group:
         for fault in source.faults:
-            found.append(schema.Fault(fault.table, (fault.row or 0) + offsets[fault.table], fault.reason))
+            found.append(schema.InvalidRow(fault.table, (fault.row or 0) + offsets[fault.table], fault.reason))
         for kind in ("documents", "queries", "judgments"):
             offsets[kind] += getattr(source, kind).num_rows
     return Source(
@@ -161,7 +161,7 @@ def _as_one(group: Sequence[Source]) -> Source:
     )
 
 
-def _named(source: Source, sifted: Sifted, *, alone: bool) -> tuple[pa.Table, pa.Table, pa.Table]:
+def _named(source: Source, sifted: ValidatedTables, *, alone: bool) -> tuple[pa.Table, pa.Table, pa.Table]:
     """The tables of a source with prefixed ids, slice and kind of source filled, and a `label` from its splits."""
     documents, queries, judgments = sifted.documents, sifted.queries, sifted.judgments
     if not alone:

@@ -16,7 +16,7 @@ from pipeline.data.formats import registry, sql, tables
 from pipeline.data.formats.tables import Tables, is_text
 from pipeline.data.formats.text_files import STRING
 from pipeline.errors import ConfigError, SchemaError
-from pipeline.schema import MAX_GRADE, Fault
+from pipeline.schema import MAX_GRADE, InvalidRow
 
 NAMES = (*(known.name for known in registry.FORMATS), "sql", "python_api")
 """All formats; `auto` is one of them by the look of the path."""
@@ -37,12 +37,12 @@ class Source:
     digest: str
     """Changes with the content that was read."""
     format: str = ""
-    faults: tuple[Fault, ...] = ()
+    faults: tuple[InvalidRow, ...] = ()
     """Rows that hold a stand-in, because what was read does not fit into a table."""
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class ReadSource:
     """A source that is there, before it is read."""
 
     name: str
@@ -51,7 +51,7 @@ class Found:
     read: Callable[[], Source] = field(repr=False)
 
 
-def find(config: SourceConfig, root: Path) -> Found:
+def find(config: SourceConfig, root: Path) -> ReadSource:
     """The source that a recipe names. Files are only hashed; a database is read, as nothing else tells its content.
 
     Raises:
@@ -67,15 +67,15 @@ def find(config: SourceConfig, root: Path) -> Found:
     if config.format == "python_api":
         from pipeline.data.formats import python_docs  # Only its own recipe needs it.
 
-        return Found(config.name or "python_api", "python_api", python_docs.digest(), lambda: _python_api(config))
+        return ReadSource(config.name or "python_api", "python_api", python_docs.digest(), lambda: _python_api(config))
     if config.format == "sql" or (config.format == "auto" and "://" in config.path):
         source = _sql(config, root)
-        return Found(source.name, source.format, source.digest, lambda: source)
+        return ReadSource(source.name, source.format, source.digest, lambda: source)
     path = root / config.path
     known = registry.of(path, config.format)
     name = config.name or (path.resolve().parent.name if path.is_file() else path.resolve().name)
     digest = _digest_files(known, path)
-    return Found(name, known.name, digest, lambda: _read(known, path, name, digest, config))
+    return ReadSource(name, known.name, digest, lambda: _read(known, path, name, digest, config))
 
 
 def read(config: SourceConfig, root: Path) -> Source:
@@ -145,15 +145,15 @@ def _checked(name: str, form: str, made: Tables, digest: str, config: SourceConf
     )
 
 
-def _map_grades(judgments: pa.Table, grades: tuple[int, ...]) -> tuple[pa.Table, list[Fault]]:
+def _map_grades(judgments: pa.Table, grades: tuple[int, ...]) -> tuple[pa.Table, list[InvalidRow]]:
     """Judgments with `grades[grade]` for each grade; a fault where there is no such place."""
     values = pc.cast(judgments["grade"], pa.int64())
-    faults: list[Fault] = []
+    faults: list[InvalidRow] = []
     if grades:
         known = pc.and_(pc.greater_equal(values, 0), pc.less(values, len(grades)))
         for row in pc.indices_nonzero(pc.invert(known)).to_pylist():
             reason = f"grade {values[row].as_py()} has no place in the source's grades = {list(grades)}"
-            faults.append(Fault("judgments", row, reason))
+            faults.append(InvalidRow("judgments", row, reason))
         values = pc.take(pa.array(grades, pa.int64()), pc.if_else(known, values, 0))
     return judgments.set_column(judgments.column_names.index("grade"), "grade", values), faults
 

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from pipeline import schema
 from pipeline.data.sources import Source
 from pipeline.errors import SchemaError
-from pipeline.schema import Fault
+from pipeline.schema import InvalidRow
 
 SHOWN = 5
 """Faults that an error message names."""
@@ -25,11 +25,11 @@ class Finding:
 
     kind: str
     """A word or two, to count by: unreadable, text, empty query, empty id, repeated id, grade, dangling, conflict."""
-    fault: Fault
+    fault: InvalidRow
 
 
 @dataclass(frozen=True, slots=True)
-class Sifted:
+class ValidatedTables:
     """A source without the rows that cannot be used."""
 
     documents: pa.Table
@@ -47,14 +47,14 @@ class Sifted:
         return {table: dict(counter) for table, counter in found.items()}
 
 
-def sift(source: Source) -> Sifted:
+def sift(source: Source) -> ValidatedTables:
     """Finds every row that cannot be used, and leaves those out; conflicting grades are not looked at."""
     unreadable = [Finding("unreadable", fault) for fault in source.faults]
     documents, found_documents, same_documents = _sift_texts(source.documents, "documents", unreadable)
     queries, found_queries, same_queries = _sift_texts(source.queries, "queries", unreadable)
     findings = [finding for finding in unreadable if finding.fault.table == "judgments"]
     findings += _judgment_findings(source, documents, queries, {finding.fault.row for finding in findings})
-    return Sifted(
+    return ValidatedTables(
         documents,
         queries,
         _without(source.judgments, findings),
@@ -92,7 +92,7 @@ def conflicts(judgments: pa.Table, known: Iterable[Finding] = ()) -> list[Findin
     for row, query, document, grade, before in zip(again.index, *columns, strict=True):
         if grade != before:
             reason = f"query_id '{query}', doc_id '{document}' has grade {grade} here and {before} before"
-            found.append(Finding("conflict", Fault("judgments", int(row), reason)))
+            found.append(Finding("conflict", InvalidRow("judgments", int(row), reason)))
     return found
 
 
@@ -116,12 +116,12 @@ def _sift_texts(table: pa.Table, kind: str, unreadable: Iterable[Finding]) -> tu
     columns = [name for name in (id_column, "title", "text") if name in table.column_names]
     frame = pd.DataFrame({name: table[name].to_pandas() for name in columns})
     for row in np.flatnonzero((frame[id_column].str.strip() == "").to_numpy()):
-        findings.append(Finding("empty id", Fault(kind, int(row), f"{id_column} is empty")))
+        findings.append(Finding("empty id", InvalidRow(kind, int(row), f"{id_column} is empty")))
     again = frame.duplicated([id_column]).to_numpy()
     same = frame.duplicated().to_numpy()
     for row in np.flatnonzero(again & ~same):
         reason = f"{id_column} '{frame[id_column].iloc[row]}' stands here again with another text"
-        findings.append(Finding("repeated id", Fault(kind, int(row), reason)))
+        findings.append(Finding("repeated id", InvalidRow(kind, int(row), reason)))
     left = _without(table, findings, also=same)
     return left, findings, int(same.sum())
 
@@ -145,7 +145,7 @@ def _judgment_findings(
             if row not in seen:
                 seen.add(row)
                 kind, reason = ("unusable", "cannot be used") if was_there else ("unknown", f"is not among the {whole}")
-                yield Finding(f"{kind} {column}", Fault("judgments", row, f"{column} '{value}' {reason}"))
+                yield Finding(f"{kind} {column}", InvalidRow("judgments", row, f"{column} '{value}' {reason}"))
 
 
 def _without(table: pa.Table, findings: Iterable[Finding], also: npt.NDArray[np.bool_] | None = None) -> pa.Table:

@@ -40,7 +40,7 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
+class AblationRun:
     """One system's scores of the pool, on the valid and on the test queries."""
 
     kind: str
@@ -60,8 +60,8 @@ def make(
     config: EvaluationConfig,
     data: Artifact,
     pool: Artifact,
-    references: Sequence[Trial],
-    students: Sequence[Trial],
+    references: Sequence[AblationRun],
+    students: Sequence[AblationRun],
     *,
     ceiling: str,
     measure: str = "",
@@ -128,7 +128,7 @@ def make(
 
 
 def _values(
-    config: EvaluationConfig, data: Artifact, pool: Artifact, trials: Sequence[Trial], split: str
+    config: EvaluationConfig, data: Artifact, pool: Artifact, trials: Sequence[AblationRun], split: str
 ) -> "pd.DataFrame":
     """kind, seed, query_id, slice and the measures, for each trial and judged query of the split."""
     judgments, _ = judged(data, split)
@@ -150,8 +150,8 @@ def _tables(frame: "pd.DataFrame", kinds: Sequence[str], names: Sequence[str]) -
 
 def _compared(
     frame: "pd.DataFrame",
-    references: Sequence[Trial],
-    students: Sequence[Trial],
+    references: Sequence[AblationRun],
+    students: Sequence[AblationRun],
     ceiling: str,
     config: EvaluationConfig,
 ) -> dict[str, Any]:
@@ -191,7 +191,9 @@ def _compared(
     }
 
 
-def _choice(frame: "pd.DataFrame", students: Sequence[Trial], measure: str, config: EvaluationConfig) -> dict[str, Any]:
+def _choice(
+    frame: "pd.DataFrame", students: Sequence[AblationRun], measure: str, config: EvaluationConfig
+) -> dict[str, Any]:
     """The best kind on these queries, those it does not surely beat, and the simplest of them."""
     terms = {trial.kind: trial.terms for trial in students}
     tables = _tables(frame, list(terms), [measure])
@@ -266,7 +268,7 @@ def markdown(found: Mapping[str, Any]) -> str:
     return "\n".join([*lines, verdict(found), ""])
 
 
-def doses(found: Mapping[str, Any], students: Sequence[Trial], measure: str) -> Markup:
+def doses(found: Mapping[str, Any], students: Sequence[AblationRun], measure: str) -> Markup:
     """The mean of a measure over the doses, a line for each set of losses, with a rule at the ceiling's."""
     means = {name: system["measures"][measure]["mean"] for name, system in found["systems"].items()}
     curves: dict[str, dict[str, float]] = {}

@@ -94,7 +94,7 @@ def render(report: Mapping[str, Any], gaps: NDArray[np.float64]) -> str:
     """
     headline, systems = report["headline"], report["systems"]
     spans = [system["measures"][headline] for system in systems.values()]
-    scale = plots.Scale.over([span[end] for span in spans for end in ("low", "high")])
+    scale = plots.AxisScale.over([span[end] for span in spans for end in ("low", "high")])
     found = {name: system["difference"] and system["difference"][headline] for name, system in systems.items()}
     ends = [gap[end] for gap in found.values() if gap for end in ("low", "high")]
     bars, edge = plots.sorted_bars(gaps)
@@ -107,7 +107,7 @@ def render(report: Mapping[str, Any], gaps: NDArray[np.float64]) -> str:
             gap=found[report["subject"]],
             gaps=found,
             scale=scale,
-            gap_scale=plots.Scale.over([*ends, 0.0], step=0.02),
+            gap_scale=plots.AxisScale.over([*ends, 0.0], step=0.02),
             bars=bars,
             edge=edge,
             groups=groups,

@@ -13,14 +13,14 @@ BARS = 400
 
 
 @dataclass(frozen=True, slots=True)
-class Scale:
+class AxisScale:
     """A range of values laid over 0..100 % of a width."""
 
     low: float
     high: float
 
     @classmethod
-    def over(cls, values: Sequence[float], step: float = 0.05) -> "Scale":
+    def over(cls, values: Sequence[float], step: float = 0.05) -> "AxisScale":
         """The range that holds all finite values, with a little room and round ends."""
         known = [value for value in values if value is not None and math.isfinite(value)] or [0.0, 1.0]
         low, high = math.floor(min(known) / step) * step, math.ceil(max(known) / step) * step
@@ -40,7 +40,7 @@ class Scale:
         return [round(number * step, 10) for number in range(first, last + 1)]
 
 
-def interval(span: Mapping[str, float | None], scale: Scale, line: float | None, kind: str) -> Markup:
+def interval(span: Mapping[str, float | None], scale: AxisScale, line: float | None, kind: str) -> Markup:
     """A dot for the mean with a bar for its interval, and an upright line at `line`.
 
     Args:
@@ -106,7 +106,7 @@ def lines(
         step: of the ends of the values' range.
         shows: values that are in the range whatever the curves are.
     """
-    scale = Scale.over([rule, *shows, *(value for one in curves.values() for value in one.values())], step)
+    scale = AxisScale.over([rule, *shows, *(value for one in curves.values() for value in one.values())], step)
     points = list(next(iter(curves.values())))
     places = np.linspace(8, 76, len(points))
 

@@ -27,7 +27,7 @@ from pipeline import artifacts
 from pipeline.artifacts import Artifact, Staging
 from pipeline.config import ExportConfig, Precision
 from pipeline.export import graph, parity, precision, sample
-from pipeline.export.graph import Floats, Shape
+from pipeline.export.graph import Floats, GraphShape
 from pipeline.export.sample import Input, Reader, Templates
 from pipeline.models import sentence_transformers_format
 from pipeline.models.bi_encoder import BiEncoder
@@ -41,11 +41,11 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Source:
+class ExportSource:
     """A trained model, taken apart for export."""
 
     model: CrossEncoder | BiEncoder
-    shape: Shape
+    shape: GraphShape
     weights: Mapping[str, Floats]
     tokenizer: Tokenizer
     templates: Templates
@@ -59,7 +59,7 @@ class Source:
         return "ranker" if isinstance(self.model, CrossEncoder) else "encoder"
 
     @classmethod
-    def load(cls, folder: Path) -> "Source":
+    def load(cls, folder: Path) -> "ExportSource":
         """The model in the folder of a ranker, teacher or encoder artifact.
 
         Raises:
@@ -71,7 +71,7 @@ class Source:
             dense = {f"head.dense.{name}": _array(value) for name, value in encoder.dense.state_dict().items()}
             return cls(
                 model=encoder,
-                shape=Shape.of(encoder.model.config),
+                shape=GraphShape.of(encoder.model.config),
                 weights=_body(encoder.model) | dense,
                 tokenizer=encoder.tokenizer,
                 templates={"query": encoder.query_template, "document": encoder.document_template},
@@ -82,7 +82,7 @@ class Source:
         ranker = CrossEncoder.load(folder)
         return cls(
             model=ranker,
-            shape=Shape.of(ranker.model.config),
+            shape=GraphShape.of(ranker.model.config),
             weights=_body(ranker.model) | _score_head(ranker.model),
             tokenizer=ranker.tokenizer,
             templates={"pair": ranker.template},
@@ -134,14 +134,14 @@ def make(workspace: Path, config: ExportConfig, model: Artifact, data: Artifact,
     """
 
     def build(staging: Staging) -> Mapping[str, Any]:
-        return _build(staging.folder, config, Source.load(model.path), model, data, pairs)
+        return _build(staging.folder, config, ExportSource.load(model.path), model, data, pairs)
 
     inputs: dict[str, Artifact | str] = {"model": model, "data": data, "pairs": pairs}
     return artifacts.make(workspace, "bundle", version=VERSION, config=to_dict(config), inputs=inputs, build=build)
 
 
 def _build(
-    folder: Path, config: ExportConfig, source: Source, model: Artifact, data: Artifact, pairs: Artifact
+    folder: Path, config: ExportConfig, source: ExportSource, model: Artifact, data: Artifact, pairs: Artifact
 ) -> Mapping[str, Any]:
     taken = sample.take(data, pairs, Reader(source.tokenizer, source.templates), config.sample_tokens)
     golden = taken.spread(config.golden)

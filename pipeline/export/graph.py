@@ -47,7 +47,7 @@ NUMBERS = 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Shape:
+class GraphShape:
     """What the graph needs to know of a transformers config."""
 
     layers: int
@@ -64,7 +64,7 @@ class Shape:
     """Whether all layers are one (ALBERT), whose weights are then called `encoder.layer.0.…`."""
 
     @classmethod
-    def of(cls, config: Any) -> "Shape":
+    def of(cls, config: Any) -> "GraphShape":
         """The shape of a transformers config.
 
         Raises:
@@ -110,7 +110,7 @@ class Shape:
 
 
 def ranker(
-    shape: Shape, weights: Mapping[str, Floats], precision: Precision, keep: Collection[str] = ()
+    shape: GraphShape, weights: Mapping[str, Floats], precision: Precision, keep: Collection[str] = ()
 ) -> onnx.ModelProto:
     """The graph of a cross-encoder: inputs (batch, tokens) int64, output `score` (batch,) float32.
 
@@ -120,7 +120,7 @@ def ranker(
             and `.bias` before the tanh, `head.out.weight` (1, hidden) and `.bias` (1,).
         precision: fp16 keeps residuals, normalisation, softmax and head in fp32; int8 and w8 all but the products of
             weights.
-        keep: parts of the model (see `Shape.parts`) that stay fp32 in an int8 or w8 graph.
+        keep: parts of the model (see `GraphShape.parts`) that stay fp32 in an int8 or w8 graph.
     """
     write = _Writer(shape, weights, precision, keep)
     states = write.embeddings()
@@ -132,7 +132,7 @@ def ranker(
 
 
 def encoder(
-    shape: Shape, weights: Mapping[str, Floats], precision: Precision, keep: Collection[str] = ()
+    shape: GraphShape, weights: Mapping[str, Floats], precision: Precision, keep: Collection[str] = ()
 ) -> onnx.ModelProto:
     """The graph of a bi-encoder: inputs (batch, tokens) int64, output `embedding` (batch, dimensions), unit length.
 
@@ -178,7 +178,7 @@ class _Writer:
     """Appends nodes and constants. Values that pass between its methods are float32; `half` ones say so."""
 
     def __init__(
-        self, shape: Shape, weights: Mapping[str, Floats], precision: Precision, keep: Collection[str]
+        self, shape: GraphShape, weights: Mapping[str, Floats], precision: Precision, keep: Collection[str]
     ) -> None:
         self.shape = shape
         self.weights = weights
@@ -243,7 +243,7 @@ class _Writer:
             words = self.node("Mul", self.node("Cast", words, to=TensorProto.FLOAT), scale)
         positions = self.weights["embeddings.position_embeddings.weight"][self.shape.first_position :]
         types = self.weights["embeddings.token_type_embeddings.weight"]
-        tokens = self.node("Shape", "input_ids", start=1, end=2)
+        tokens = self.node("GraphShape", "input_ids", start=1, end=2)
         if self.shape.types > 1:
             places = self.node("Slice", self.constant("positions", positions), self.axis(0), tokens)
             places = self.node("Add", self.node("Gather", self.constant("types", types), "token_type_ids"), places)

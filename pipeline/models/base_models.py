@@ -76,7 +76,7 @@ def model_type(place: Path) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class ModelShape:
     """What decides which student can be cut from a model, and what it can learn from another."""
 
     layers: int
@@ -89,7 +89,7 @@ class Shape:
     """The folder that it is in; None where there is none yet."""
 
 
-def shape(place: Path) -> Shape:
+def shape(place: Path) -> ModelShape:
     """Of the model in a folder, from its config.json alone.
 
     Raises:
@@ -97,7 +97,7 @@ def shape(place: Path) -> Shape:
     """
     try:
         config = json.loads((place / "config.json").read_text(encoding="utf-8"))
-        return Shape(
+        return ModelShape(
             layers=int(config["num_hidden_layers"]),
             hidden=int(config["hidden_size"]),
             heads=int(config["num_attention_heads"]),

@@ -283,9 +283,9 @@ class CrossEncoder(nn.Module):
         return bool(self.model.config.model_type == "albert")
 
     @property
-    def shape(self) -> base_models.Shape:
+    def shape(self) -> base_models.ModelShape:
         """Layers, width and heads."""
-        return base_models.Shape(self.layers, self.hidden, self.heads, self.shared)
+        return base_models.ModelShape(self.layers, self.hidden, self.heads, self.shared)
 
     def _embedded(self, input_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:
         segments = {"token_type_ids": token_type_ids} if token_type_ids is not None and self.segments else {}

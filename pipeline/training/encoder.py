@@ -26,7 +26,7 @@ from pipeline.training.loop import scoring
 from pipeline.training.loop.batches import Pairs, read_pairs
 from pipeline.training.loop.loop import train
 from pipeline.training.tasks import projection
-from pipeline.training.tasks.bi_encoder import EncoderTask, Learner, first_scales
+from pipeline.training.tasks.bi_encoder import BiEncoderLearner, EncoderTask, first_scales
 from pipeline.training.tasks.teacher_targets import joined
 
 VERSION = 3
@@ -80,7 +80,7 @@ def make(
             metrics = projection.fit(model, data, config)
         sources = schema.read(pairs.file("pairs.parquet"), "pairs").column("source").to_pylist()
 
-        learner = Learner(model, first_scales(model, table, targets, config.all_widths, seed))
+        learner = BiEncoderLearner(model, first_scales(model, table, targets, config.all_widths, seed))
         task = EncoderTask(
             learner,
             table,
@@ -128,7 +128,7 @@ def make(
     )
 
 
-def check(config: EncoderConfig, base: base_models.Shape) -> None:
+def check(config: EncoderConfig, base: base_models.ModelShape) -> None:
     """
     Raises:
         ConfigError: the base has too few layers, or is narrower than `dimensions`.

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from pipeline import artifacts, schema
 from pipeline.artifacts import Artifact, Staging
-from pipeline.config import OutsideConfig
+from pipeline.config import ExternalTeacherConfig
 from pipeline.errors import ConfigError, MissingError, SchemaError, TrainingError
 from pipeline.evaluation import metrics
 from pipeline.models import base_models
@@ -45,7 +45,9 @@ PRIOR_PAIRS = 0.5
 PAIR_KEYS = ("query_id", "doc_id")
 
 
-def make(workspace: Path, config: OutsideConfig, data: Artifact, pairs: Artifact, *, layers: Sequence[int]) -> Artifact:
+def make(
+    workspace: Path, config: ExternalTeacherConfig, data: Artifact, pairs: Artifact, *, layers: Sequence[int]
+) -> Artifact:
     """The `teacher_scores` artifact of an outside teacher, without states.
 
     scores.parquet   row_id, score (float32)
@@ -174,7 +176,7 @@ def _named(row: "pd.Series[Any]", keys: Sequence[str]) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Scale:
+class ScoreScale:
     """How an outside score becomes one of ours: slope · (score − mean) / deviation − shift."""
 
     mean: float
@@ -188,7 +190,7 @@ class Scale:
         return self.slope * (raw - self.mean) / self.deviation - self.shift
 
 
-def fit(raw: Floats, grades: Ints, places: Ints) -> Scale:
+def fit(raw: Floats, grades: Ints, places: Ints) -> ScoreScale:
     """The ordinal model of the grades by one number, of greatest likelihood on these pairs.
 
     Args:
@@ -245,4 +247,4 @@ def fit(raw: Floats, grades: Ints, places: Ints) -> Scale:
             "turn their sign, or exchange outside.positive and outside.negative"
         )
     shift = float(levels.mean())
-    return Scale(mean, deviation, found, shift, tuple((levels - shift).tolist()))
+    return ScoreScale(mean, deviation, found, shift, tuple((levels - shift).tolist()))

@@ -75,7 +75,7 @@ CANDIDATES = (
 
 
 @dataclass(frozen=True, slots=True)
-class _Lists:
+class _CandidateLists:
     """The documents of all usable queries, and pairs of them that differ in grade."""
 
     query: Ints
@@ -196,7 +196,7 @@ def _by_query(frame: "pd.DataFrame") -> list[tuple[Ints, list[tuple[float, ...]]
     return found
 
 
-def _lists(judged: "pd.DataFrame") -> _Lists:
+def _lists(judged: "pd.DataFrame") -> _CandidateLists:
     grades = judged["grade"].to_numpy(dtype=np.float64)
     docs = np.unique(judged["doc_id"].to_numpy(dtype=str), return_inverse=True)[1]
     generator = np.random.Generator(np.random.PCG64(SEED))
@@ -225,7 +225,7 @@ def _lists(judged: "pd.DataFrame") -> _Lists:
         grade.append(own)
         rows.append(features)
     none = np.zeros((0, len(FEATURES)))
-    return _Lists(
+    return _CandidateLists(
         query=_joined(query).astype(np.int64),
         doc=_joined(doc).astype(np.int64),
         grade=_joined(grade),
@@ -239,7 +239,7 @@ def _joined(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
     return np.concatenate([np.zeros(0), *parts])
 
 
-def _weights(lists: _Lists, candidate: Candidate, training: NDArray[np.bool_]) -> Floats:
+def _weights(lists: _CandidateLists, candidate: Candidate, training: NDArray[np.bool_]) -> Floats:
     """(features,) weights; learned ones from the training queries.
 
     The loss is RankNet's: logistic in the difference of two documents' scores, a pair's weight being one over
@@ -265,12 +265,14 @@ def _weights(lists: _Lists, candidate: Candidate, training: NDArray[np.bool_]) -
     return weights
 
 
-def _fusion(lists: _Lists, candidate: Candidate, training: NDArray[np.bool_]) -> Fusion:
+def _fusion(lists: _CandidateLists, candidate: Candidate, training: NDArray[np.bool_]) -> Fusion:
     weights = _weights(lists, candidate, training)
     return Fusion(weights={name: float(weight) for name, weight in zip(FEATURES, weights, strict=True)})
 
 
-def _held_out(lists: _Lists, among: NDArray[np.bool_], choose: Callable[[NDArray[np.bool_]], Candidate]) -> Floats:
+def _held_out(
+    lists: _CandidateLists, among: NDArray[np.bool_], choose: Callable[[NDArray[np.bool_]], Candidate]
+) -> Floats:
     """(queries among,) nDCG of each query by weights that were chosen and learned without its fold."""
     members = np.flatnonzero(among)
     fold = np.random.Generator(np.random.PCG64(SEED)).permutation(len(members)) % min(FOLDS, len(members))
@@ -283,7 +285,7 @@ def _held_out(lists: _Lists, among: NDArray[np.bool_], choose: Callable[[NDArray
     return values[among]
 
 
-def _choose(lists: _Lists, among: NDArray[np.bool_]) -> Candidate:
+def _choose(lists: _CandidateLists, among: NDArray[np.bool_]) -> Candidate:
     """The simplest candidate that cross-validation over these queries finds within TOLERANCE of the best."""
 
     def always(candidate: Candidate) -> Callable[[NDArray[np.bool_]], Candidate]:

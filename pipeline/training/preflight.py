@@ -8,7 +8,7 @@ import dataclasses
 from pipeline.config import Recipe
 from pipeline.errors import ConfigError
 from pipeline.models import base_models
-from pipeline.models.base_models import Shape
+from pipeline.models.base_models import ModelShape
 from pipeline.recipe import named
 from pipeline.training import encoder, pretrain, ranker
 
@@ -43,9 +43,9 @@ def check_encoder(recipe: Recipe) -> None:
     encoder.check(recipe.encoder, base_models.shape(base_models.folder(recipe.encoder.base)) if own else _base(recipe))
 
 
-def _base(recipe: Recipe) -> Shape:
+def _base(recipe: Recipe) -> ModelShape:
     """Of what the teacher starts from."""
     scratch = recipe.pretrain.scratch
     if recipe.teacher.base == pretrain.SCRATCH:
-        return Shape(scratch.layers, scratch.hidden, scratch.heads, shared=scratch.family == "albert")
+        return ModelShape(scratch.layers, scratch.hidden, scratch.heads, shared=scratch.family == "albert")
     return base_models.shape(base_models.folder(recipe.teacher.base))

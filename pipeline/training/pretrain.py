@@ -31,7 +31,7 @@ from pipeline.recipe import to_dict
 from pipeline.training.loop import scoring
 from pipeline.training.loop.loop import train
 from pipeline.training.tasks import vocabulary
-from pipeline.training.tasks.masked_lm import Corpus, MaskedModel, MaskedTask
+from pipeline.training.tasks.masked_lm import MaskedCorpus, MaskedModel, MaskedTask
 
 VERSION = 1
 
@@ -87,7 +87,7 @@ def make(workspace: Path, config: PretrainConfig, base: str, data: Artifact) -> 
     return artifacts.make(workspace, "pretrained", version=VERSION, config=settings, inputs=inputs, build=build)
 
 
-def read_corpus(data: Artifact, seed: int) -> Corpus:
+def read_corpus(data: Artifact, seed: int) -> MaskedCorpus:
     """The texts of a `data` artifact, some of its documents held out."""
     table = schema.read(data.file("documents.parquet"), "documents")
     doc_ids, titles, bodies = (table.column(name).to_pylist() for name in ("doc_id", "title", "text"))
@@ -108,7 +108,7 @@ def read_corpus(data: Artifact, seed: int) -> Corpus:
     count = min(HELD_OUT_MOST, math.ceil(len(doc_ids) * HELD_OUT_SHARE))
     place = [splits.share(seed, doc_id, "held out") for doc_id in doc_ids]
     held_out = sorted(range(len(doc_ids)), key=lambda number: (place[number], number))[:count]
-    return Corpus(
+    return MaskedCorpus(
         documents,
         [known[query] for query in query_of],
         np.array(list(pairs), dtype=np.int64).reshape(-1, 2),

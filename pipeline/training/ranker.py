@@ -24,11 +24,11 @@ from pipeline.training.losses.cross_encoder_terms import (
     SCORE_TERMS,
     TAUGHT_TERMS,
     TOKEN_TERMS,
+    LossWeights,
     Match,
-    Weights,
 )
 from pipeline.training.tasks.cross_encoder import CrossTask, learn, untrained
-from pipeline.training.tasks.teacher_targets import Lessons
+from pipeline.training.tasks.teacher_targets import TeacherTargets
 
 VERSION = 2
 
@@ -82,7 +82,7 @@ def make(
         if teacher_scores is None:
             losses = losses.untaught()
         else:
-            lessons = Lessons.read(teacher, teacher_scores, table)
+            lessons = TeacherTargets.read(teacher, teacher_scores, table)
             match = _match(config, student.shape, large.shape)
             if losses.mutual:
                 peer = surgery.student(whole, _others(whole.shape, keep)).to(scoring.device())
@@ -148,7 +148,7 @@ def taught_by(config: RankerConfig, teacher: Artifact, base: Artifact | str = ""
     return _layer_map(config, depth, len(_kept(config, whole.layers))), whole.hidden
 
 
-def cut(config: RankerConfig, whole: base_models.Shape, teacher: base_models.Shape) -> base_models.Shape:
+def cut(config: RankerConfig, whole: base_models.ModelShape, teacher: base_models.ModelShape) -> base_models.ModelShape:
     """The shape of the ranker that `make` would cut from a model of this shape for this teacher.
 
     Raises:
@@ -198,11 +198,11 @@ def _origin(config: RankerConfig, teacher: Artifact, base: Artifact | str) -> Ar
     return {FROM_TEACHER: teacher, FROM_BASE: base}.get(config.base, config.base)
 
 
-def weights_of(config: RankerConfig) -> Weights:
+def weights_of(config: RankerConfig) -> LossWeights:
     """The weights of a recipe, by the names of the terms."""
     of_grades = {name: getattr(config, f"hard_{name}_weight") for name in SCORE_TERMS}
     of_teacher = {name: getattr(config, f"{name}_weight") for name in (*TAUGHT_TERMS, *TOKEN_TERMS, "mutual")}
-    return Weights(**of_grades, **of_teacher, temperature=config.temperature, hinge_margin=config.hinge_margin)
+    return LossWeights(**of_grades, **of_teacher, temperature=config.temperature, hinge_margin=config.hinge_margin)
 
 
 def _kept(config: RankerConfig, depth: int) -> tuple[int, ...]:
@@ -222,7 +222,7 @@ def _kept(config: RankerConfig, depth: int) -> tuple[int, ...]:
     return config.keep_layers or surgery.spaced(depth, config.layers)
 
 
-def _others(whole: base_models.Shape, keep: Sequence[int]) -> tuple[int, ...]:
+def _others(whole: base_models.ModelShape, keep: Sequence[int]) -> tuple[int, ...]:
     """Layers of the second student, which is cut from the same model.
 
     Raises:
@@ -236,7 +236,7 @@ def _others(whole: base_models.Shape, keep: Sequence[int]) -> tuple[int, ...]:
     return surgery.other_layers(whole.layers, keep)
 
 
-def _match(config: RankerConfig, student: base_models.Shape, teacher: base_models.Shape) -> Match:
+def _match(config: RankerConfig, student: base_models.ModelShape, teacher: base_models.ModelShape) -> Match:
     """Which layers are compared.
 
     Raises:

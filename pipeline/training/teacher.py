@@ -13,7 +13,7 @@ from pipeline.config import CandidatesConfig, TeacherConfig
 from pipeline.models import base_models, model_card, surgery
 from pipeline.recipe import to_dict
 from pipeline.training.loop import scoring
-from pipeline.training.losses.cross_encoder_terms import Weights
+from pipeline.training.losses.cross_encoder_terms import LossWeights
 from pipeline.training.tasks.cross_encoder import CrossTask, learn, untrained
 
 VERSION = 2
@@ -51,7 +51,7 @@ def make(
         if config.layers:
             model = surgery.student(model, surgery.spaced(model.layers, config.layers))
         model.to(scoring.device())
-        losses = Weights(
+        losses = LossWeights(
             ordinal=config.ordinal_weight,
             pairwise=config.pairwise_weight,
             hinge=config.hinge_weight,

@@ -28,9 +28,9 @@ from serving.api import (
     search,
 )
 from serving.api.json_io import refusal
-from serving.api.middleware import Edge
+from serving.api.middleware import ServiceMiddleware
 from serving.api.request import Service
-from serving.api.worker_pool import Work
+from serving.api.worker_pool import WorkerPool
 from serving.errors import InvalidRequestError, MethodError, NotFoundError, RequestError, ServingError
 from serving.observability.metrics import Metrics
 from serving.observability.tracing import Tracing
@@ -48,7 +48,7 @@ def create(lifecycle: Lifecycle, *, metrics: Path | None = None, tracing: Tracin
     settings = lifecycle.settings
     service = Service(
         lifecycle,
-        Work(settings.concurrency),
+        WorkerPool(settings.concurrency),
         Metrics(lifecycle, metrics),
         Readiness(lifecycle),
         tracing or Tracing.to(settings.otlp_endpoint),
@@ -80,7 +80,11 @@ def create(lifecycle: Lifecycle, *, metrics: Path | None = None, tracing: Tracin
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _query_error)
     app.add_middleware(
-        Edge, lifecycle=lifecycle, metrics=service.metrics, tracing=service.tracing, draining=service.draining
+        ServiceMiddleware,
+        lifecycle=lifecycle,
+        metrics=service.metrics,
+        tracing=service.tracing,
+        draining=service.draining,
     )
     return app
 

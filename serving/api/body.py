@@ -14,7 +14,7 @@ DRAIN_BYTES = 64 * 2**20
 after they have sent everything, and would see a broken connection."""
 
 
-class Room:
+class BodyBudget:
     """Bytes of bodies that a process holds for the requests under way; of its event loop alone."""
 
     def __init__(self, settings: Settings) -> None:
@@ -38,7 +38,7 @@ class Room:
 class Body:
     """Stands between the server and the app as `receive`."""
 
-    def __init__(self, headers: Headers, receive: Receive, settings: Settings, room: Room) -> None:
+    def __init__(self, headers: Headers, receive: Receive, settings: Settings, room: BodyBudget) -> None:
         length = headers.get("content-length", "")
         self._length = int(length) if length.isdigit() else None
         self.whole = not self._length and "transfer-encoding" not in headers

@@ -14,7 +14,7 @@ from serving.api import (
     json_io,
 )
 from serving.api.json_io import request_schema
-from serving.api.request import Call
+from serving.api.request import RequestContext
 from serving.api.schemas import RequestBody
 from serving.errors import InvalidRequestError
 from serving.runtime.items import Item
@@ -97,7 +97,7 @@ async def embeddings(request: Request) -> Response:
     """Vectors of texts in OpenAI's shape."""
     asked = json_io.parse(await request.body(), EmbeddingsRequest)
     role: Role = "query" if asked.input_type in QUERY_TYPES else "document"
-    call = Call(request)
+    call = RequestContext(request)
     if asked.model != call.searcher.encoder.digest and not all(isinstance(item, str) for item in asked.input):
         raise InvalidRequestError(
             "input holds token ids, which mean nothing without their vocabulary; send texts (in LangChain: "
@@ -130,14 +130,20 @@ async def embed(request: Request) -> Response:
     if asked.normalize is False:
         raise InvalidRequestError("normalize is false; the encoder's vectors have unit length, leave it out")
     role: Role = "query" if asked.prompt_name in QUERY_TYPES else "document"
-    call = Call(request)
+    call = RequestContext(request)
     cut = asked.truncate is not False
     vectors, _ = await _vectors(call, asked.inputs, role, asked.dimensions, "inputs", cut=cut)
     return call.answer(vectors)
 
 
 async def _vectors(
-    call: Call, given: Sequence[inputs.Input], role: Role, dimensions: int | None, field: str, *, cut: bool = True
+    call: RequestContext,
+    given: Sequence[inputs.Input],
+    role: Role,
+    dimensions: int | None,
+    field: str,
+    *,
+    cut: bool = True,
 ) -> tuple[list[Vector], int]:
     """The vectors of what was given in `field`, and the tokens that it has as the encoder reads it."""
     call.takes(len(given), f"texts in {field}")

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel
 from starlette.responses import Response
 
-from serving.api.request import Call
+from serving.api.request import RequestContext
 from serving.errors import NotFoundError
 from serving.scoring.searcher import Searcher
 
@@ -17,7 +17,7 @@ VERSION = metadata.version("search-relevance")
 router = APIRouter()
 
 
-class Model(BaseModel):
+class ModelEntry(BaseModel):
     """A model of the live release."""
 
     id: str
@@ -29,24 +29,24 @@ class Model(BaseModel):
     release: str
 
 
-class Models(BaseModel):
+class ModelList(BaseModel):
     """The models of the live release."""
 
     object: Literal["list"]
-    data: list[Model]
+    data: list[ModelEntry]
 
 
-@router.get("/v1/models", tags=["about"], responses={200: {"model": Models}})
+@router.get("/v1/models", tags=["about"], responses={200: {"model": ModelList}})
 async def models(request: Request) -> Response:
     """The two models of the live release, in OpenAI's shape."""
-    call = Call(request)
+    call = RequestContext(request)
     return call.answer({"object": "list", "data": list(_models(call.searcher).values())})
 
 
-@router.get("/v1/models/{model_id:path}", tags=["about"], responses={200: {"model": Model}})
+@router.get("/v1/models/{model_id:path}", tags=["about"], responses={200: {"model": ModelEntry}})
 async def model(request: Request, model_id: str) -> Response:
     """One model, by `ranker`, `encoder` or its digest."""
-    call = Call(request)
+    call = RequestContext(request)
     for name, facts in _models(call.searcher).items():
         if model_id in (name, facts["digest"]):
             return call.answer(facts)
@@ -72,7 +72,7 @@ def _models(searcher: Searcher) -> dict[str, dict[str, Any]]:
 @router.get("/info", tags=["about"])
 async def info(request: Request) -> Response:
     """What is served, in the shape of text-embeddings-inference with our own fields after it."""
-    call = Call(request)
+    call = RequestContext(request)
     searcher, settings = call.searcher, call.service.settings
     longest = searcher.ranker.bundle.templates["pair"].max_tokens
     return call.answer(

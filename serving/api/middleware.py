@@ -15,20 +15,20 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.api import admin, keys
-from serving.api.body import Body, Room
+from serving.api.body import Body, BodyBudget
 from serving.api.json_io import refusal
 from serving.api.paths import ADMIN_PREFIX, OPEN_PATHS, SCORING_PATHS, TRIAL_PATHS
 from serving.errors import AuthenticationError, InvalidRequestError, ServingError
 from serving.observability.metrics import Metrics
 from serving.observability.tracing import Tracing
 from serving.rollout.lifecycle import Lifecycle
-from serving.rollout.traffic import WISHES, Choice
+from serving.rollout.traffic import WISHES, Route
 from serving.runtime.deadline import Deadline
 
 log = logging.getLogger("serving.requests")
 
 
-class Edge:
+class ServiceMiddleware:
     """ASGI middleware around the whole app."""
 
     def __init__(
@@ -41,7 +41,7 @@ class Edge:
         self._metrics = metrics
         self._settings = lifecycle.settings
         self._keys = keys.hashes(lifecycle.settings)
-        self._room = Room(lifecycle.settings)
+        self._room = BodyBudget(lifecycle.settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -66,7 +66,7 @@ class Edge:
                 out["x-content-type-options"] = "nosniff"
                 if self._draining.is_set() or not body.whole:
                     out["connection"] = "close"  # The next request is another process's, or the rest is not wanted.
-                made_by: Choice | None = state["choice"]
+                made_by: Route | None = state["choice"]
                 if made_by is not None:
                     out["x-release"], out["x-variant"] = made_by.searcher.release, made_by.variant
             await send(message)
@@ -111,11 +111,11 @@ class Edge:
             raise InvalidRequestError(f"x-request-timeout-ms is {asked[:40]}; it must be above 0")
         return min(seconds, self._settings.max_deadline_s)
 
-    def _choice(self, path: str, headers: Headers, request_id: str) -> Choice | None:
+    def _choice(self, path: str, headers: Headers, request_id: str) -> Route | None:
         """The release that answers this request from its beginning to its end; None before the first one."""
         live = self._lifecycle.loaded
         if live is None or path not in TRIAL_PATHS:
-            return Choice(live, "live") if live is not None else None
+            return Route(live, "live") if live is not None else None
         sent = headers.get("x-canary")
         return self._lifecycle.rollout.choose(live, request_id, sent if sent in WISHES else None)
 
@@ -143,7 +143,7 @@ class Edge:
         noted = {"http.status_code": status, "request_id": request_id, **facts}
         self._tracing.ended(state["span"], f"{scope['method']} {path}", noted)
         level = logging.DEBUG if path in OPEN_PATHS else logging.INFO
-        choice: Choice | None = state["choice"]
+        choice: Route | None = state["choice"]
         log.log(
             level,
             "%s %s: %d in %.1f ms",

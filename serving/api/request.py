@@ -10,15 +10,15 @@ from fastapi import Request
 from starlette.responses import Response
 
 from serving.api.json_io import Json
-from serving.api.worker_pool import Work
+from serving.api.worker_pool import WorkerPool
 from serving.errors import InvalidRequestError
 from serving.observability.metrics import Metrics
 from serving.observability.tracing import Tracing
-from serving.rollout.comparison import Outcome, Question
+from serving.rollout.comparison import ComparedRequest, ComparisonResult
 from serving.rollout.lifecycle import Lifecycle
 from serving.rollout.readiness import Readiness
-from serving.rollout.traffic import Asked, Choice
-from serving.runtime.admission import Terms
+from serving.rollout.traffic import Route, RoutedRequest
+from serving.runtime.admission import RequestOptions
 from serving.runtime.deadline import Deadline
 from serving.scoring.searcher import Searcher
 from serving.settings import Settings
@@ -34,7 +34,7 @@ class Service:
     """What the endpoints share."""
 
     lifecycle: Lifecycle
-    work: Work
+    work: WorkerPool
     metrics: Metrics
     readiness: Readiness
     tracing: Tracing
@@ -46,7 +46,7 @@ class Service:
         return self.lifecycle.settings
 
 
-class Call:
+class RequestContext:
     """One request on its way to the models."""
 
     def __init__(self, request: Request) -> None:
@@ -54,7 +54,7 @@ class Call:
         self.service: Service = request.app.state.service
         self.deadline: Deadline = request.state.deadline
         no_store = "no-store" in request.headers.get("cache-control", "").lower()
-        self.terms = Terms(self.deadline, remember=not no_store)
+        self.terms = RequestOptions(self.deadline, remember=not no_store)
         self._facts: dict[str, Any] = request.state.facts
         self._headers: dict[str, str] = {}
 
@@ -65,9 +65,9 @@ class Call:
         Raises:
             NotReadyError: there was none.
         """
-        choice: Choice | None = self._request.state.choice
+        choice: Route | None = self._request.state.choice
         if choice is None:  # The first release may have come since.
-            choice = self._request.state.choice = Choice(self.service.lifecycle.current, "live")
+            choice = self._request.state.choice = Route(self.service.lifecycle.current, "live")
         return choice.searcher
 
     def counts(self, items: int) -> None:
@@ -123,10 +123,10 @@ class Call:
         self._facts["reranked"] = documents
         self._headers["x-reranked"] = f"{documents}/{of}"
 
-    def said(self, question: Question, outcome: Callable[[], Outcome]) -> None:
+    def said(self, question: ComparedRequest, outcome: Callable[[], ComparisonResult]) -> None:
         """Notes what was asked and answered, for a release on trial; not where the client forbids to keep it."""
         if self.terms.remember:
-            self._request.state.asked = Asked(question=question, outcome=outcome)
+            self._request.state.asked = RoutedRequest(question=question, outcome=outcome)
 
     def answer(self, content: Any) -> Json:
         return Json(content, headers=self._headers)

@@ -15,7 +15,7 @@ from serving.api import (
     json_io,
 )
 from serving.api.json_io import request_schema
-from serving.api.request import Call, Handler
+from serving.api.request import Handler, RequestContext
 from serving.api.schemas import RequestBody
 from serving.errors import InvalidRequestError
 from serving.rollout import comparison
@@ -141,7 +141,7 @@ async def rerank(request: Request) -> Response:
         raise InvalidRequestError("texts or documents is missing; send a list of texts")
     if not asked.query.strip():
         raise InvalidRequestError("query is empty; send what is searched for")
-    call = Call(request)
+    call = RequestContext(request)
     call.takes(len(texts), "documents")
     searcher = call.searcher
     if asked.max_tokens_per_doc is not None:
@@ -170,7 +170,7 @@ async def rerank(request: Request) -> Response:
     return call.answer(_cohere(request, results, read))
 
 
-async def _cascade(request: Request, call: Call, asked: RerankRequest, texts: Sequence[str]) -> Response:
+async def _cascade(request: Request, call: RequestContext, asked: RerankRequest, texts: Sequence[str]) -> Response:
     """The answer that the request's time allows: scored documents first, each result marked."""
     searcher = call.searcher
     first = first_stage(asked.documents) if asked.documents is not None else None

@@ -12,7 +12,7 @@ from serving.api import (
     json_io,
 )
 from serving.api.json_io import request_schema
-from serving.api.request import Call
+from serving.api.request import RequestContext
 from serving.api.schemas import RequestBody
 from serving.errors import InvalidRequestError
 from serving.rollout import comparison
@@ -48,7 +48,7 @@ class SearchRequest(RequestBody):
     )
 
 
-class Found(BaseModel):
+class SearchHit(BaseModel):
     """One document in one of the three lists of a search."""
 
     doc_id: str
@@ -67,9 +67,9 @@ class SearchAnswer(BaseModel):
 
     query: str
     release: str
-    lexical: list[Found]
-    semantic: list[Found]
-    reranked: list[Found]
+    lexical: list[SearchHit]
+    semantic: list[SearchHit]
+    reranked: list[SearchHit]
     milliseconds: dict[str, float]
     candidates: int
     cache_hits: int
@@ -85,7 +85,7 @@ class SearchAnswer(BaseModel):
 async def search(request: Request) -> Response:
     """Searches the documents of the live release: BM25, the encoder, and the final order of all models."""
     asked = json_io.parse(await request.body(), SearchRequest)
-    return await _search(Call(request), asked.query, asked.top_n, asked.filters or {})
+    return await _search(RequestContext(request), asked.query, asked.top_n, asked.filters or {})
 
 
 @router.get("/search", tags=["search"], responses={200: {"model": SearchAnswer}})
@@ -104,10 +104,12 @@ async def search_by_link(
         if not colon:
             raise InvalidRequestError(f"filter is {part[:100]!r}; write it as field:value")
         filters.setdefault(field, []).append(value)
-    return await _search(Call(request), q, top_n, filters)
+    return await _search(RequestContext(request), q, top_n, filters)
 
 
-async def _search(call: Call, query: str, top_n: int | None, filters: Mapping[str, Sequence[Value]]) -> Response:
+async def _search(
+    call: RequestContext, query: str, top_n: int | None, filters: Mapping[str, Sequence[Value]]
+) -> Response:
     limit = call.service.settings.max_results
     if not query.strip():
         raise InvalidRequestError("query is empty; send what is searched for")

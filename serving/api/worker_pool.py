@@ -13,7 +13,7 @@ from serving.runtime.deadline import Deadline
 T = TypeVar("T")
 
 
-class Work:
+class WorkerPool:
     """Runs one function a request; gives up on it when its deadline passes or its client goes."""
 
     def __init__(self, workers: int) -> None:

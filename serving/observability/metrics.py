@@ -17,7 +17,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.samples import Sample
 from prometheus_client.values import ValueClass
 
-from serving.observability.rollout_metrics import TrialMetrics
+from serving.observability.rollout_metrics import RolloutMetrics
 from serving.rollout.lifecycle import Lifecycle
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # A series a counter that nobody reads.
@@ -45,7 +45,7 @@ class Metrics:
         self._folder = folder
         self._state = _State(lifecycle, registry)
         self._load = _Load(lifecycle, registry)
-        self._trials = TrialMetrics(lifecycle.rollout, registry)
+        self._trials = RolloutMetrics(lifecycle.rollout, registry)
         self.te_count = _Count("te_request_count", "Requests for scores or vectors", ["method"], registry=registry)
         self.te_success = _Count("te_request_success", "Of these, answered", ["method"], registry=registry)
         self.te_failure = _Count("te_request_failure", "Of these, failed", ["err"], registry=registry)

@@ -14,7 +14,7 @@ KINDS: tuple[Kind, ...] = ("canary", "shadow")
 VARIANTS: tuple[Variant, ...] = ("live", "canary")
 
 
-class TrialMetrics:
+class RolloutMetrics:
     """Histograms of comparisons as they end, and the counts of a rollout, copied when asked."""
 
     def __init__(self, rollout: Rollout, registry: CollectorRegistry) -> None:

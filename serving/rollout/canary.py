@@ -46,7 +46,7 @@ class Tally:
     live_ndcg: float | None
 
 
-class Watch:
+class CanaryMonitor:
     """Counts a canary's requests in this process, tells when it is out of bounds; safe to use from many threads."""
 
     def __init__(self, bounds: Bounds) -> None:

@@ -10,7 +10,7 @@ from typing import Protocol
 from index.documents import Value
 from pipeline import schema, text
 from pipeline.errors import MissingError
-from serving.runtime.admission import Terms
+from serving.runtime.admission import RequestOptions
 from serving.scoring.reranker import relevance
 from serving.scoring.searcher import Searcher, SearchResult
 
@@ -22,7 +22,7 @@ Grades = Mapping[str, Mapping[str, int]]
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class ComparisonResult:
     """What one release answered."""
 
     order: Sequence[Hashable]
@@ -31,7 +31,7 @@ class Outcome:
     """What the ranker says of each, in [0, 1]."""
 
 
-class Question(Protocol):
+class ComparedRequest(Protocol):
     """A request that can be put to a release again."""
 
     @property
@@ -49,7 +49,7 @@ class Question(Protocol):
     def depth(self) -> int:
         """How many first results to compare; 0 where any order is the same."""
 
-    def ask(self, searcher: Searcher, terms: Terms) -> Outcome: ...
+    def ask(self, searcher: Searcher, terms: RequestOptions) -> ComparisonResult: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +70,12 @@ class Rerank:
         """At most half of the texts: the first ten of ten are always the same."""
         return min(DEPTH, len(self.texts) // 2)
 
-    def ask(self, searcher: Searcher, terms: Terms) -> Outcome:
+    def ask(self, searcher: Searcher, terms: RequestOptions) -> ComparisonResult:
         return self.outcome(searcher.reranker.scores(self.query, self.texts, terms).values)
 
-    def outcome(self, scores: Sequence[float]) -> Outcome:
+    def outcome(self, scores: Sequence[float]) -> ComparisonResult:
         order = sorted(range(len(scores)), key=lambda place: -scores[place])
-        return Outcome(order, {place: relevance(score) for place, score in enumerate(scores)})
+        return ComparisonResult(order, {place: relevance(score) for place, score in enumerate(scores)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,13 +99,13 @@ class Search:
     def depth(self) -> int:
         return min(DEPTH, self.top_n)
 
-    def ask(self, searcher: Searcher, terms: Terms) -> Outcome:
+    def ask(self, searcher: Searcher, terms: RequestOptions) -> ComparisonResult:
         return self.outcome(
             searcher.search(self.query, top_n=self.top_n, retrieve=self.retrieve, filters=self.filters, terms=terms)
         )
 
-    def outcome(self, found: SearchResult) -> Outcome:
-        return Outcome(
+    def outcome(self, found: SearchResult) -> ComparisonResult:
+        return ComparisonResult(
             [answer.doc_id for answer in found.reranked],
             {answer.doc_id: answer.relevance or 0.0 for answer in found.reranked},
         )
@@ -123,7 +123,9 @@ class Comparison:
     """Of the one that answered and of the other, where the query is judged."""
 
 
-def compare(question: Question, answered: Outcome, other: Outcome, grades: Grades) -> Comparison:
+def compare(
+    question: ComparedRequest, answered: ComparisonResult, other: ComparisonResult, grades: Grades
+) -> Comparison:
     """How the other release's outcome differs."""
     depth = question.depth
     first, second = set(answered.order[:depth]), set(other.order[:depth])
@@ -137,7 +139,7 @@ def compare(question: Question, answered: Outcome, other: Outcome, grades: Grade
     )
 
 
-def grades_of(question: Question, grades: Grades) -> Mapping[str, int] | None:
+def grades_of(question: ComparedRequest, grades: Grades) -> Mapping[str, int] | None:
     """The grades of documents for this question; None where it is not judged."""
     return grades.get(text.normalise(question.query)) if grades and question.judged else None
 

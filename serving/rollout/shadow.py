@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from serving.errors import ServingError
-from serving.rollout.comparison import Comparison, Grades, Outcome, Question, compare
+from serving.rollout.comparison import ComparedRequest, Comparison, ComparisonResult, Grades, compare
 from serving.rollout.trials import Kind
-from serving.runtime.admission import Terms
+from serving.runtime.admission import RequestOptions
 from serving.runtime.deadline import Deadline
 from serving.runtime.items import Priority
 from serving.runtime.scheduler import Scheduler
@@ -36,22 +36,22 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Copy:
+class ShadowCopy:
     """A request that was answered, and the release to put it to."""
 
     kind: Kind
     """canary: the canary answered, and the live release is asked; shadow: the shadow is."""
     number: int
     """Of the trial."""
-    question: Question
-    answered: Outcome
+    question: ComparedRequest
+    answered: ComparisonResult
     other: Searcher
 
 
-Told = Callable[[Copy, End, Comparison | None], None]
+Told = Callable[[ShadowCopy, End, Comparison | None], None]
 
 
-class Copies:
+class ShadowQueue:
     """The queue of copies and the one thread that asks them, which starts with the first."""
 
     def __init__(self, scheduler: Scheduler, grades: Grades, told: Told) -> None:
@@ -60,14 +60,14 @@ class Copies:
             told: how each copy ended; called from any thread, must not block.
         """
         self._scheduler, self._grades, self._told = scheduler, grades, told
-        self._queue: queue.Queue[Copy | None] = queue.Queue(WAITING)
+        self._queue: queue.Queue[ShadowCopy | None] = queue.Queue(WAITING)
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._stopped = False
         self._deadline = Deadline.never()
         """Of the present copy."""
 
-    def offer(self, copy: Copy) -> None:
+    def offer(self, copy: ShadowCopy) -> None:
         """Takes a copy, or drops it; never blocks."""
         if copy.question.chars > MAX_CHARS or self._scheduler.wait_s() > BUSY_S:
             self._told(copy, "dropped", None)
@@ -123,13 +123,13 @@ class Copies:
                 self._queue.task_done()
                 del copy  # The release that it names may be gone before the next one comes.
 
-    def _ask(self, copy: Copy) -> None:
+    def _ask(self, copy: ShadowCopy) -> None:
         self._deadline = Deadline.after(COPY_S)  # Before the look, so that a stop between the two cancels it.
         if self._stopped or self._scheduler.wait_s() > BUSY_S:
             self._told(copy, "dropped", None)
             return
         try:
-            found = copy.question.ask(copy.other, Terms(self._deadline, Priority.BATCH, remember=False))
+            found = copy.question.ask(copy.other, RequestOptions(self._deadline, Priority.BATCH, remember=False))
         except Exception as error:
             if not isinstance(error, ServingError):
                 log.exception("release %s: failed on a copy of a request", copy.other.release[:12])

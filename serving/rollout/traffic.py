@@ -17,9 +17,9 @@ from typing import Any, Literal
 
 from pipeline import text
 from pipeline.errors import RelevanceError
-from serving.rollout.canary import Tally, Watch
-from serving.rollout.comparison import Comparison, Grades, Outcome, Question, grades_of, read_grades
-from serving.rollout.shadow import Copies, Copy, End
+from serving.rollout.canary import CanaryMonitor, Tally
+from serving.rollout.comparison import ComparedRequest, Comparison, ComparisonResult, Grades, grades_of, read_grades
+from serving.rollout.shadow import End, ShadowCopy, ShadowQueue
 from serving.rollout.trials import Bounds, Canary, Kind, Stamp, Trial, TrialFile, Trials
 from serving.runtime.scheduler import Scheduler
 from serving.scoring.searcher import Searcher
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class Route:
     """The release that answers a request."""
 
     searcher: Searcher
@@ -43,11 +43,11 @@ class Choice:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Asked:
+class RoutedRequest:
     """What was asked of a release and what it said, to be asked of another."""
 
-    question: Question
-    outcome: Callable[[], Outcome]
+    question: ComparedRequest
+    outcome: Callable[[], ComparisonResult]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class _Running:
     searcher: Searcher
     live: Searcher
     """What it is measured against; the counts begin again with another."""
-    watch: Watch
+    watch: CanaryMonitor
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ class Rollout:
         """Told of every comparison."""
         self._settings = settings
         grades: Grades = read_grades(Path(settings.judgments)) if settings.judgments else {}
-        self._copies = Copies(scheduler, grades, self._told)
+        self._copies = ShadowQueue(scheduler, grades, self._told)
         self._grades = grades
         self._lock = threading.Lock()
         self._canary: _Running | None = None
@@ -95,7 +95,7 @@ class Rollout:
         self._over: dict[int, tuple[Kind, str | None]] = {}
         """Trials that ended here, and why (None: promoted), of which the file does not tell yet."""
 
-    def choose(self, live: Searcher, request_id: str, wish: Wish | None) -> Choice:
+    def choose(self, live: Searcher, request_id: str, wish: Wish | None) -> Route:
         """Who answers a request for scores.
 
         Args:
@@ -104,20 +104,20 @@ class Rollout:
         """
         canary = self._canary
         if canary is None or wish == "never":
-            return Choice(live, "live")
+            return Route(live, "live")
         if wish == "always" or _share(canary.trial, request_id) < canary.trial.share:
-            return Choice(canary.searcher, "canary")
-        return Choice(live, "live")
+            return Route(canary.searcher, "canary")
+        return Route(live, "live")
 
     def answered(
         self,
-        choice: Choice,
+        choice: Route,
         request_id: str,
         *,
         status: int,
         seconds: float,
         computed: int,
-        asked: Asked | None,
+        asked: RoutedRequest | None,
     ) -> None:
         """Counts a request whose answer went out, and has it asked again where a trial wants that; never blocks.
 
@@ -222,7 +222,7 @@ class Rollout:
             self._canary = None
             return
         searcher = self._loaded("canary", trial, load)
-        self._canary = _Running(trial, searcher, live, Watch(trial.bounds)) if searcher else None
+        self._canary = _Running(trial, searcher, live, CanaryMonitor(trial.bounds)) if searcher else None
         if searcher:
             log.info("canary %s: answers %.3g of the requests", trial.release[:12], trial.share)
 
@@ -279,10 +279,10 @@ class Rollout:
                 log.error("trials: %s", error)
             self.fault = str(error)
 
-    def _offer(self, kind: Kind, trial: Trial, asked: Asked, other: Searcher) -> None:
-        self._copies.offer(Copy(kind, trial.number, asked.question, asked.outcome(), other))
+    def _offer(self, kind: Kind, trial: Trial, asked: RoutedRequest, other: Searcher) -> None:
+        self._copies.offer(ShadowCopy(kind, trial.number, asked.question, asked.outcome(), other))
 
-    def _told(self, copy: Copy, end: End, comparison: Comparison | None) -> None:
+    def _told(self, copy: ShadowCopy, end: End, comparison: Comparison | None) -> None:
         with self._lock:
             self.copies[copy.kind, end] += 1
         if comparison is None:

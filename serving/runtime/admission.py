@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 from serving.errors import BusyError
 from serving.runtime.deadline import Deadline
-from serving.runtime.items import Pace, Priority
+from serving.runtime.items import Priority, Throughput
 from serving.runtime.scheduler import Scheduler
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class RequestOptions:
     """On what terms a request is worked for."""
 
     deadline: Deadline
@@ -25,7 +25,7 @@ class Terms:
     """False: nothing that is remembered is read for it, and nothing of it is kept."""
 
 
-def admit(scheduler: Scheduler, pace: Pace, tokens: float, terms: Terms) -> None:
+def admit(scheduler: Scheduler, pace: Throughput, tokens: float, terms: RequestOptions) -> None:
     """Nothing, if so many further tokens of a model can be worked through before the deadline.
 
     Work that takes longer than its time even alone is taken when nothing at all waits: it will not be answered, but

@@ -34,9 +34,9 @@ from pipeline.tokens import PairTemplate, TextTemplate
 from serving.errors import InferenceError
 from serving.runtime.bundle import Bundle
 from serving.runtime.deadline import Deadline
-from serving.runtime.items import Item, Pace, Priority
+from serving.runtime.items import Item, Priority, Throughput
 from serving.runtime.scheduler import Job, Scheduler
-from serving.runtime.tokenizer import MAX_BYTES, Tokeniser
+from serving.runtime.tokenizer import MAX_BYTES, RuntimeTokenizer
 
 Role = Literal["query", "document"]
 Device = Literal["cpu", "cuda"]
@@ -105,7 +105,7 @@ class Engine:
             self.device = "cpu"  # Their nodes exist, or give these numbers, on the CPU only.
         self.identity = f"{self.digest} {self.precision} {self.device} {ort.__version__} {processor()}"
         """Of two engines with the same, every output is the same, bit for bit on a CPU."""
-        self.tokeniser = Tokeniser.load(artifact.file("tokenizer.json"), max_bytes=token_bytes)
+        self.tokeniser = RuntimeTokenizer.load(artifact.file("tokenizer.json"), max_bytes=token_bytes)
         file = self.bundle.precisions[self.precision]["file"]
         if verify:
             _verify(artifact, [file])
@@ -114,7 +114,7 @@ class Engine:
         self._ones = np.ones((1, self._longest), np.int64)
         self._zeros = np.zeros((1, self._longest), np.int64)
         self._one_run = threading.Lock()
-        self.pace = Pace()
+        self.pace = Throughput()
         self.run_tokens = BATCH_TOKENS if self.device == "cuda" else 0
         self.bucket_tokens = BUCKET_TOKENS
         self.scheduler = scheduler or Scheduler(threads or runners(self.device))

@@ -25,7 +25,7 @@ class Item:
     """(tokens,) segments; empty where all are 0."""
 
 
-class Pace:
+class Throughput:
     """How fast one runner works through a model's inputs: a mean over its latest runs, of which old ones fade."""
 
     KEPT = 0.98
@@ -48,10 +48,10 @@ class Pace:
         return tokens * self._seconds / self._tokens if self._tokens > 0 else 0.0
 
 
-class Model(Protocol):
+class ScoringModel(Protocol):
     """What a runner needs of a model."""
 
-    pace: Pace
+    pace: Throughput
     run_tokens: int
     """Padded tokens of one run; 0 for one input a run, unpadded."""
     bucket_tokens: int

@@ -25,7 +25,7 @@ from typing import Any
 
 from serving.errors import InferenceError, NotReadyError
 from serving.runtime.deadline import Deadline
-from serving.runtime.items import Item, Model, Priority
+from serving.runtime.items import Item, Priority, ScoringModel
 
 BATCH_SHARE = 16
 """Of so many inputs that are taken while both classes wait, one is of the batch class: it moves under any load."""
@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class SchedulerStats:
     """The queue at this moment, and counts since the start."""
 
     items: int
@@ -69,7 +69,7 @@ class Job:
     when the deadline has passed: a thread that wakes at each input takes the processor from the runners.
     """
 
-    def __init__(self, scheduler: "Scheduler", model: Model, deadline: Deadline, priority: Priority) -> None:
+    def __init__(self, scheduler: "Scheduler", model: ScoringModel, deadline: Deadline, priority: Priority) -> None:
         self.model, self.deadline, self.priority = model, deadline, priority
         self.waiting: deque[int] = deque()
         """Places of inputs that no runner has taken; guarded, as `tokens` and `queued`, by the scheduler's lock."""
@@ -157,7 +157,7 @@ class Scheduler:
         """Thread → when its present run began."""
         self._stopped = False
 
-    def job(self, model: Model, deadline: Deadline, priority: Priority = Priority.ONLINE) -> Job:
+    def job(self, model: ScoringModel, deadline: Deadline, priority: Priority = Priority.ONLINE) -> Job:
         """A job without inputs yet; use it in a `with`, which takes back what is left at its end."""
         return Job(self, model, deadline, priority)
 
@@ -176,11 +176,11 @@ class Scheduler:
             began = min(self._running.values(), default=None)
         return time.monotonic() - began if began is not None else 0.0
 
-    def facts(self) -> Facts:
+    def facts(self) -> SchedulerStats:
         with self._lock:
             jobs = [job for heap in self._classes.values() for _, _, job in heap]
             counts = self._counts
-            return Facts(
+            return SchedulerStats(
                 items=sum(len(job.waiting) for job in jobs),
                 tokens=sum(job.tokens for job in jobs),
                 wait_s=self._wait_s(),
@@ -354,7 +354,7 @@ class Scheduler:
                     yield from ((job, place) for place in list(job.waiting))
 
 
-def _outcomes(model: Model, items: Sequence[Item]) -> Iterator[tuple[int, Any]]:
+def _outcomes(model: ScoringModel, items: Sequence[Item]) -> Iterator[tuple[int, Any]]:
     """Each input's number with its output or error; after a run of several failed, each is run alone."""
     try:
         outputs = model.run(items)

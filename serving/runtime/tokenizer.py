@@ -23,7 +23,7 @@ MAX_BYTES = 32 * 2**20
 """Memory for remembered ids, where nothing else is said."""
 
 
-class Tokeniser:
+class RuntimeTokenizer:
     """Ids of texts, with a memory for the texts seen last; safe to use from many threads."""
 
     def __init__(self, tokenizer: Tokenizer, *, max_bytes: int = MAX_BYTES) -> None:
@@ -44,7 +44,7 @@ class Tokeniser:
         self.misses = 0
 
     @classmethod
-    def load(cls, path: Path, *, max_bytes: int = MAX_BYTES) -> "Tokeniser":
+    def load(cls, path: Path, *, max_bytes: int = MAX_BYTES) -> "RuntimeTokenizer":
         """The tokenizer of a `tokenizer.json`.
 
         Raises:

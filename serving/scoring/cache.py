@@ -20,7 +20,7 @@ from typing import Generic, TypeVar
 from cachetools import LRUCache
 
 from serving.errors import DeadlineError, InferenceError
-from serving.runtime.admission import Terms
+from serving.runtime.admission import RequestOptions
 from serving.scoring.redis_cache import Tier
 
 V = TypeVar("V")
@@ -65,7 +65,7 @@ class Fetched(Generic[V]):
 
 
 @dataclass(frozen=True, slots=True)
-class CacheFacts:
+class CacheStats:
     """Counts since the start, and the present size."""
 
     hits: int
@@ -94,12 +94,12 @@ class _AbandonedError(Exception):
 class _Flight(Generic[V]):
     """A value that one request is computing now, and that others may wait for."""
 
-    terms: Terms
+    terms: RequestOptions
     partial: bool
     """It may not be computed at all, as the time does not suffice for the whole request."""
     future: Future[V] = field(default_factory=Future)
 
-    def serves(self, terms: Terms, *, partial: bool) -> bool:
+    def serves(self, terms: RequestOptions, *, partial: bool) -> bool:
         """Whether it is worked on no later than a request on these terms would be by itself."""
         own, other = self.terms, terms
         return self.partial <= partial and (own.priority, own.deadline.until) <= (other.priority, other.deadline.until)
@@ -129,7 +129,7 @@ class Cache(Generic[V]):
         self._tier = tier
         self._hits = self._joined = self._misses = 0
 
-    def fetch(self, keys: Sequence[bytes], compute: Compute[V], terms: Terms) -> Fetched[V]:
+    def fetch(self, keys: Sequence[bytes], compute: Compute[V], terms: RequestOptions) -> Fetched[V]:
         """The value of each key: from memory, from another request that is computing it now, or computed.
 
         Another request is not waited for where it has more time, is of a lower class, or takes what its time allows:
@@ -147,7 +147,7 @@ class Cache(Generic[V]):
         self._fill(progress, keys, compute, terms, partial=False)
         return Fetched([progress.found[key] for key in keys], progress.hits, progress.misses)
 
-    def fetch_some(self, keys: Sequence[bytes], compute: Compute[V], terms: Terms) -> Fetched[V | None]:
+    def fetch_some(self, keys: Sequence[bytes], compute: Compute[V], terms: RequestOptions) -> Fetched[V | None]:
         """As `fetch`, but the deadline is no error: what was not there by then is None, in neither count."""
         progress: _Progress[V] = _Progress()
         try:
@@ -156,13 +156,19 @@ class Cache(Generic[V]):
             log.debug("%d of %d values were there in time", len(progress.found), len(keys))
         return Fetched([progress.found.get(key) for key in keys], progress.hits, progress.misses)
 
-    def facts(self) -> CacheFacts:
+    def facts(self) -> CacheStats:
         with self._lock:
             kept = self._kept
-            return CacheFacts(self._hits, self._joined, self._misses, kept.evictions, len(kept), int(kept.currsize))
+            return CacheStats(self._hits, self._joined, self._misses, kept.evictions, len(kept), int(kept.currsize))
 
     def _fill(
-        self, progress: "_Progress[V]", keys: Sequence[bytes], compute: Compute[V], terms: Terms, *, partial: bool
+        self,
+        progress: "_Progress[V]",
+        keys: Sequence[bytes],
+        compute: Compute[V],
+        terms: RequestOptions,
+        *,
+        partial: bool,
     ) -> None:
         """Brings the value of each key to `progress`, in rounds, as others may give up on what they compute."""
         if not terms.remember:
@@ -186,7 +192,13 @@ class Cache(Generic[V]):
                     raise
 
     def _claim(
-        self, progress: "_Progress[V]", keys: Sequence[bytes], places: list[int], terms: Terms, *, partial: bool
+        self,
+        progress: "_Progress[V]",
+        keys: Sequence[bytes],
+        places: list[int],
+        terms: RequestOptions,
+        *,
+        partial: bool,
     ) -> tuple[list[int], dict[bytes, _Flight[V]], list[tuple[int, _Flight[V]]]]:
         """Which of these places to compute, with their flights, and which to wait for; known ones go to `progress`."""
         mine: list[int] = []

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from serving.errors import BusyError, DeadlineError
-from serving.runtime.admission import Terms
+from serving.runtime.admission import RequestOptions
 from serving.runtime.deadline import Deadline
 from serving.scoring.reranker import Embedder, Reranker
 
@@ -41,7 +41,7 @@ def rerank(
     query: str,
     documents: Sequence[str],
     first: Sequence[float] | None,
-    terms: Terms,
+    terms: RequestOptions,
 ) -> Cascade:
     """Documents in the ranker's order as far as the deadline allows; never an error because of time.
 
@@ -70,7 +70,7 @@ def _answerable(deadline: Deadline) -> Deadline:
     return deadline.earlier(min(ANSWER_SHARE * deadline.seconds, ANSWER_S))
 
 
-def _cosines(embedder: Embedder, query: str, documents: Sequence[str], terms: Terms) -> list[float]:
+def _cosines(embedder: Embedder, query: str, documents: Sequence[str], terms: RequestOptions) -> list[float]:
     """The encoder's cosine of the query with each document; all 0, which keeps their order, without the time for it."""
     terms = replace(terms, deadline=terms.deadline.earlier(FIRST_SHARE * terms.deadline.remaining))
     try:

@@ -90,7 +90,7 @@ class Breaker:
 
 
 @dataclass(slots=True)
-class SharedFacts:
+class SharedCacheStats:
     """Counts since the start."""
 
     hits: int = 0
@@ -126,7 +126,7 @@ class SharedCache:
         self._lock = threading.Lock()
         self._writes = 0
         self._breaker = Breaker()
-        self._facts = SharedFacts()
+        self._facts = SharedCacheStats()
 
     def read(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """The value of each key, None where there is none or it cannot be had in time."""
@@ -161,9 +161,9 @@ class SharedCache:
         if ready:
             self._writer.submit(self._write, values)
 
-    def facts(self) -> SharedFacts:
+    def facts(self) -> SharedCacheStats:
         with self._lock:
-            return SharedFacts(
+            return SharedCacheStats(
                 self._facts.hits,
                 self._facts.misses,
                 self._facts.unreadable,

@@ -16,9 +16,9 @@ import numpy.typing as npt
 
 from pipeline import text
 from serving.errors import InferenceError
-from serving.runtime.admission import Terms, admit
+from serving.runtime.admission import RequestOptions, admit
 from serving.runtime.deadline import Deadline
-from serving.runtime.items import Item, Pace, Priority
+from serving.runtime.items import Item, Priority, Throughput
 from serving.runtime.scheduler import Job, Scheduler
 from serving.scoring.cache import Cache, Fetched, Key
 from serving.scoring.redis_cache import SharedCache, Tier
@@ -32,23 +32,23 @@ Vector = npt.NDArray[np.float32]
 log = logging.getLogger(__name__)
 
 
-class Engine(Protocol):
+class ScoringEngine(Protocol):
     """The part of an engine that scoring and embedding need."""
 
     identity: str
-    pace: Pace
+    pace: Throughput
     scheduler: Scheduler
 
     def job(self, deadline: Deadline, priority: Priority) -> Job: ...
 
 
-class Ranker(Engine, Protocol):
+class Ranker(ScoringEngine, Protocol):
     """An engine with a ranker."""
 
     def pairs(self, query: str, documents: Sequence[str], *, remember: bool) -> list[Item]: ...
 
 
-class Encoder(Engine, Protocol):
+class Encoder(ScoringEngine, Protocol):
     """An engine with an encoder."""
 
     def texts(self, texts: Sequence[str], role: Role, *, remember: bool) -> list[Item]: ...
@@ -88,7 +88,7 @@ class Reranker:
     engine: Ranker
     cache: Cache[float]
 
-    def scores(self, query: str, documents: Sequence[str], terms: Terms) -> Fetched[float]:
+    def scores(self, query: str, documents: Sequence[str], terms: RequestOptions) -> Fetched[float]:
         """One raw score a document, in their order; any finite number, higher is more relevant.
 
         Raises:
@@ -99,7 +99,7 @@ class Reranker:
         keys, compute = self._pairs(query, documents, terms, eager=True)
         return self.cache.fetch(keys, compute, terms)
 
-    def scores_in_time(self, query: str, documents: Sequence[str], terms: Terms) -> Fetched[float | None]:
+    def scores_in_time(self, query: str, documents: Sequence[str], terms: RequestOptions) -> Fetched[float | None]:
         """As `scores`, the first documents first, and None for those that the deadline cut off.
 
         However much waits, it is tried; documents join the queue as those before them are done.
@@ -111,7 +111,7 @@ class Reranker:
         return self.cache.fetch_some(keys, compute, terms)
 
     def _pairs(
-        self, query: str, documents: Sequence[str], terms: Terms, *, eager: bool
+        self, query: str, documents: Sequence[str], terms: RequestOptions, *, eager: bool
     ) -> tuple[list[bytes], Callable[[list[int]], Iterator[tuple[int, Any]]]]:
         query = text.clean(query)
         documents = [text.clean(document) for document in documents]
@@ -133,7 +133,7 @@ class Embedder:
     engine: Encoder
     cache: Cache[Vector]
 
-    def vectors(self, texts: Sequence[str], role: Role, terms: Terms) -> Fetched[Vector]:
+    def vectors(self, texts: Sequence[str], role: Role, terms: RequestOptions) -> Fetched[Vector]:
         """One vector (dimensions,) a text, in their order; shared with the cache, so not writable.
 
         Raises:
@@ -165,11 +165,11 @@ def relevance(score: float) -> float:
 
 
 def _computed(
-    engine: Engine,
+    engine: ScoringEngine,
     places: list[int],
     inputs: Callable[[list[int]], list[Item]],
     name: str,
-    terms: Terms,
+    terms: RequestOptions,
     *,
     eager: bool,
 ) -> Iterator[tuple[int, Any]]:

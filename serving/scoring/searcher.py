@@ -26,7 +26,7 @@ from pipeline.errors import ArtifactError, MissingError
 from pipeline.features import Fusion
 from pipeline.releases import part
 from serving.errors import InvalidRequestError
-from serving.runtime.admission import Terms
+from serving.runtime.admission import RequestOptions
 from serving.runtime.deadline import Deadline
 from serving.runtime.engine import Engine
 from serving.runtime.items import Priority
@@ -159,7 +159,7 @@ class Searcher:
         top_n: int = 10,
         retrieve: int = 20,
         filters: Mapping[str, Sequence[Value]] | None = None,
-        terms: Terms | None = None,
+        terms: RequestOptions | None = None,
     ) -> SearchResult:
         """The best documents for a query by BM25, by the encoder, and by all models together.
 
@@ -175,8 +175,8 @@ class Searcher:
             InferenceError: a model failed on the query or on a document.
             DeadlineError, ClientGoneError
         """
-        terms = terms or Terms(Deadline.never())
-        watch = _Watch()
+        terms = terms or RequestOptions(Deadline.never())
+        watch = _Stopwatch()
         query = text.clean(query)
         depth = max(retrieve, top_n)
         with watch("lexical"):
@@ -247,7 +247,7 @@ class _Ranks:
     before: Mapping[int, int]
 
 
-class _Watch:
+class _Stopwatch:
     """Milliseconds of named parts and of the whole."""
 
     def __init__(self) -> None:

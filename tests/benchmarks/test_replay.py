@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from serving.runtime.admission import Terms
+from serving.runtime.admission import RequestOptions
 from serving.runtime.deadline import Deadline
 from serving.runtime.items import Item
 from serving.runtime.scheduler import Scheduler
@@ -48,7 +48,7 @@ THREADS = 4
 ASKED, DOCUMENTS = 400, 20
 """Queries, and the documents that each asks about."""
 
-TERMS = Terms(Deadline.never())
+TERMS = RequestOptions(Deadline.never())
 PAIR_BYTES = ENTRY_BYTES + 24
 
 Log = list[tuple[str, list[str]]]

@@ -121,7 +121,7 @@ def ours(world: World, steps: int = 0, epochs: float = 1.0) -> tuple[Any, float,
             planned[:] = super().plan(epoch)
             return planned[:steps] if steps else planned
 
-        def loss(self, chunk: cross_encoder.Chunk) -> tuple[Tensor, Mapping[str, Tensor]]:
+        def loss(self, chunk: cross_encoder.PairChunk) -> tuple[Tensor, Mapping[str, Tensor]]:
             began.append(time.process_time())
             done.append(len(chunk.places))
             return super().loss(chunk)

@@ -18,7 +18,7 @@ class Trained:
 
     world: Path
     workspace: Path
-    outcome: retrain.Outcome
+    outcome: retrain.RetrainResult
 
     @property
     def recipe(self) -> config.Recipe:

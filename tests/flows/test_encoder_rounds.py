@@ -88,7 +88,7 @@ def test_a_killed_second_round_goes_on_and_becomes_the_same(
 
     calls, original = 0, bi_encoder.EncoderTask.loss
 
-    def loss(task: bi_encoder.EncoderTask, chunk: bi_encoder.Chunk) -> Any:
+    def loss(task: bi_encoder.EncoderTask, chunk: bi_encoder.BiEncoderChunk) -> Any:
         nonlocal calls
         hard = len(task.joined) < len(task.pairs)  # Only the second round has mined pairs.
         calls += hard

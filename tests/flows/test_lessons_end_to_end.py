@@ -73,7 +73,7 @@ def test_scores_of_a_file_teach_in_place_of_the_teachers(trained: Trained, works
 def test_a_language_model_teaches_labelled_and_unlabelled_pairs(
     trained: Trained, workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scale = external_teacher.Scale(
+    scale = external_teacher.ScoreScale(
         0.0, 1.0, 1.0, 0.0, (-1.0, 1.0)
     )  # A random model's scores need not rise with the grades.
     monkeypatch.setattr(external_teacher, "fit", lambda *_: scale)

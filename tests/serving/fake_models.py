@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from serving.runtime.deadline import Deadline
-from serving.runtime.items import Item, Pace, Priority
+from serving.runtime.items import Item, Priority, Throughput
 from serving.runtime.scheduler import Job, Scheduler
 
 Says = Callable[[str], Any]
@@ -17,7 +17,7 @@ class FakeEngine:
 
     def __init__(self, says: Says, *, identity: str = "d1 fp32", runners: int = 1, run_tokens: int = 0) -> None:
         self.identity = identity
-        self.pace = Pace()
+        self.pace = Throughput()
         self.scheduler = Scheduler(runners)
         self.run_tokens, self.bucket_tokens = run_tokens, 1
         self.says = says

@@ -19,7 +19,7 @@ from pipeline.data.formats import tables
 from pipeline.data.formats.tables import Tables
 from pipeline.data.formats.text_files import STRING
 from pipeline.errors import ConfigError, MissingError, SchemaError
-from pipeline.schema import Fault
+from pipeline.schema import InvalidRow
 
 ROWS_AT_ONCE = 10_000
 
@@ -82,11 +82,11 @@ def read(url: str, root: Path) -> Tables:
 
 def _collect(parts: Iterator[Any], columns: list[str], shown: str) -> Tables:
     found: list[pa.Table] = []
-    faults: list[Fault] = []
+    faults: list[InvalidRow] = []
     before = 0
     for rows in parts:
         table, more = _table(rows, columns, shown)
-        faults += [Fault(fault.table, before + (fault.row or 0), fault.reason) for fault in more]
+        faults += [InvalidRow(fault.table, before + (fault.row or 0), fault.reason) for fault in more]
         found.append(table)
         before += table.num_rows
     if not found:
@@ -94,9 +94,9 @@ def _collect(parts: Iterator[Any], columns: list[str], shown: str) -> Tables:
     return Tables(documents=pa.concat_tables(found, promote_options="permissive"), faults=tuple(faults))
 
 
-def _table(rows: list[Mapping[str, Any]], columns: list[str], shown: str) -> tuple[pa.Table, list[Fault]]:
+def _table(rows: list[Mapping[str, Any]], columns: list[str], shown: str) -> tuple[pa.Table, list[InvalidRow]]:
     arrays: dict[str, pa.Array] = {}
-    faults: list[Fault] = []
+    faults: list[InvalidRow] = []
     for name in columns:
         values = [row[name] for row in rows]
         if name in ("doc_id", "title", "text"):

@@ -1,7 +1,7 @@
 """What every reader of a source makes: three tables, and the rows of them that could not be read as they are.
 
-A value that a table cannot hold (a lone surrogate, an unknown grade) has a stand-in there and a `Fault` beside it, so a
-fault's row is always a row of the table.
+A value that a table cannot hold (a lone surrogate, an unknown grade) has a stand-in there and an `InvalidRow` beside
+it, whose row is always a row of the table.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from pipeline import schema, text
 from pipeline.data.formats import text_files
 from pipeline.data.formats.text_files import STRING
 from pipeline.errors import MissingError, SchemaError
-from pipeline.schema import Fault
+from pipeline.schema import InvalidRow
 
 DOCUMENTS = pa.schema([("doc_id", STRING), ("title", STRING), ("text", STRING)])
 QUERIES = pa.schema([("query_id", STRING), ("text", STRING)])
@@ -29,7 +29,7 @@ SPLIT_OF = {"train": "train", "dev": "valid", "valid": "valid", "validation": "v
 
 NO_SPLIT = ("", "all")
 
-Grading = Callable[[pa.ChunkedArray], tuple[pa.ChunkedArray, list[Fault]]]
+Grading = Callable[[pa.ChunkedArray], tuple[pa.ChunkedArray, list[InvalidRow]]]
 """Grades (rows,) and faults from the texts that stand for them."""
 
 
@@ -40,7 +40,7 @@ class Tables:
     documents: pa.Table = field(default_factory=DOCUMENTS.empty_table)
     queries: pa.Table = field(default_factory=QUERIES.empty_table)
     judgments: pa.Table = field(default_factory=JUDGMENTS.empty_table)
-    faults: tuple[Fault, ...] = ()
+    faults: tuple[InvalidRow, ...] = ()
 
 
 def all_the_same(value: str | None, rows: int) -> pa.ChunkedArray:
@@ -48,14 +48,16 @@ def all_the_same(value: str | None, rows: int) -> pa.ChunkedArray:
     return pa.chunked_array([pa.repeat(pa.scalar(value, STRING), rows)])
 
 
-def strings(values: Sequence[str], table: str, column: str) -> tuple[pa.Array, list[Fault]]:
+def strings(values: Sequence[str], table: str, column: str) -> tuple[pa.Array, list[InvalidRow]]:
     """A column of texts, and a fault for each that is not valid Unicode, which is cleaned in the column."""
     try:
         return pa.array(values, STRING), []
     except UnicodeEncodeError:
         cleaned = [text.clean(value) for value in values]
         wrong = [row for row, value in enumerate(values) if cleaned[row] != value]
-        return pa.array(cleaned, STRING), [Fault(table, row, f"{column} {text.fault(values[row])}") for row in wrong]
+        return pa.array(cleaned, STRING), [
+            InvalidRow(table, row, f"{column} {text.fault(values[row])}") for row in wrong
+        ]
 
 
 def column(table: pa.Table, name: str) -> pa.ChunkedArray:
@@ -79,27 +81,27 @@ def splits(values: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.coalesce(pc.take(pa.array(list(SPLIT_OF.values()), STRING), places), folded)
 
 
-def whole_grades(values: pa.ChunkedArray) -> tuple[pa.ChunkedArray, list[Fault]]:
+def whole_grades(values: pa.ChunkedArray) -> tuple[pa.ChunkedArray, list[InvalidRow]]:
     """Grades from texts such as '2'; 0 and a fault where a text is no whole number."""
     good = pc.match_substring_regex(values, r"^\s*[+-]?[0-9]{1,9}\s*$")
     plain = pc.utf8_ltrim(pc.utf8_trim_whitespace(pc.if_else(good, values, pa.scalar("0", values.type))), "+")
     return pc.cast(plain, pa.int64()), unknown_grades(values, good, "is not a whole number")
 
 
-def named_grades(values: pa.ChunkedArray, meaning: Mapping[str, int]) -> tuple[pa.ChunkedArray, list[Fault]]:
+def named_grades(values: pa.ChunkedArray, meaning: Mapping[str, int]) -> tuple[pa.ChunkedArray, list[InvalidRow]]:
     """Grades from names such as 'Exact'; 0 and a fault where a name is not one of `meaning`."""
     places = pc.index_in(values, value_set=pa.array(list(meaning), values.type))
     grades = pc.fill_null(pc.take(pa.array(list(meaning.values()), pa.int64()), places), 0)
     return grades, unknown_grades(values, pc.is_valid(places), f"is none of {', '.join(meaning)}")
 
 
-def unknown_grades(values: pa.ChunkedArray, good: pa.ChunkedArray, reason: str) -> list[Fault]:
+def unknown_grades(values: pa.ChunkedArray, good: pa.ChunkedArray, reason: str) -> list[InvalidRow]:
     """A fault for each row that is not `good`."""
     rows = pc.indices_nonzero(pc.invert(good)).to_pylist()
-    return [Fault("judgments", row, f"grade '{str(values[row].as_py())[:60]}' {reason}") for row in rows]
+    return [InvalidRow("judgments", row, f"grade '{str(values[row].as_py())[:60]}' {reason}") for row in rows]
 
 
-def judgments(parts: Sequence[pa.Table], grading: Grading) -> tuple[pa.Table, list[Fault]]:
+def judgments(parts: Sequence[pa.Table], grading: Grading) -> tuple[pa.Table, list[InvalidRow]]:
     """One table of judgments from several whose grades are texts."""
     if not parts:
         return JUDGMENTS.empty_table(), []
@@ -115,7 +117,7 @@ def from_pairs(
     *,
     grades: pa.ChunkedArray,
     splits: pa.ChunkedArray,
-    faults: Iterable[Fault] = (),
+    faults: Iterable[InvalidRow] = (),
 ) -> Tables:
     """Tables from rows that hold query and document themselves; ids are hashes of what they stand for.
 
@@ -133,7 +135,7 @@ def from_pairs(
         queries=first_of(pa.table({"query_id": query_ids, "text": queries}, QUERIES), "query_id"),
         judgments=pa.table(rows, JUDGMENTS).filter(judged),
         faults=tuple(
-            Fault("judgments", place[fault.row] - 1, fault.reason)
+            InvalidRow("judgments", place[fault.row] - 1, fault.reason)
             for fault in faults
             if fault.row is not None and known[fault.row]
         ),
@@ -230,7 +232,7 @@ def text_of(row: dict[str, Any], name: str, file: Path, number: int) -> str:
     return value
 
 
-def _json_table(file: Path, kind: str) -> tuple[pa.Table, list[Fault]]:
+def _json_table(file: Path, kind: str) -> tuple[pa.Table, list[InvalidRow]]:
     """Ids and texts of a BEIR file, with faults for those that are not valid Unicode."""
     id_column, columns = ("doc_id", ("title", "text")) if kind == "documents" else ("query_id", ("text",))
     values: dict[str, list[str]] = {name: [] for name in (id_column, *columns)}

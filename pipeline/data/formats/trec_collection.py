@@ -9,7 +9,7 @@ import pyarrow as pa
 from pipeline.data.formats import tables
 from pipeline.data.formats import trec_files as trec
 from pipeline.data.formats.tables import SPLIT_OF, Tables, _first, _json_table, id_and_text, qrels_files
-from pipeline.schema import Fault
+from pipeline.schema import InvalidRow
 
 _TREC_DOCUMENTS = ("corpus.jsonl", "collection.tsv", "documents.tsv")
 
@@ -38,7 +38,7 @@ def trec_collection(path: Path) -> Tables:
             parts.append(rows.append_column("split", split))
         else:
             table, more = _collection(file, "queries")
-            faults += [Fault(fault.table, before + (fault.row or 0), fault.reason) for fault in more]
+            faults += [InvalidRow(fault.table, before + (fault.row or 0), fault.reason) for fault in more]
             queries.append(table)
             before += table.num_rows
     return Tables(
@@ -49,7 +49,7 @@ def trec_collection(path: Path) -> Tables:
     )
 
 
-def _collection(file: Path, kind: str) -> tuple[pa.Table, list[Fault]]:
+def _collection(file: Path, kind: str) -> tuple[pa.Table, list[InvalidRow]]:
     return _json_table(file, kind) if file.suffix == ".jsonl" else (id_and_text(file, kind), [])
 
 

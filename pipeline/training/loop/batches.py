@@ -303,7 +303,7 @@ def scoring_batches(lengths: Ints, tokens: int) -> Iterator[Ints]:
 
 
 @dataclass(frozen=True, slots=True)
-class Rectangle:
+class PaddedBatch:
     """Inputs of a model, padded to the longest."""
 
     input_ids: Tensor
@@ -333,7 +333,7 @@ def text_inputs(texts: Ragged, numbers: Ints, template: TextTemplate) -> list[tu
     return [(ids, [0] * len(ids)) for ids in inputs]
 
 
-def rectangle(inputs: Sequence[tuple[list[int], list[int]]], device: torch.device) -> Rectangle:
+def rectangle(inputs: Sequence[tuple[list[int], list[int]]], device: torch.device) -> PaddedBatch:
     """The inputs padded at the end to the longest of them."""
     width = max(len(ids) for ids, _ in inputs)
     # Which id stands in the padding makes no difference: no real token attends to it.
@@ -342,4 +342,4 @@ def rectangle(inputs: Sequence[tuple[list[int], list[int]]], device: torch.devic
         arrays[0, row, : len(ids)] = ids
         arrays[1, row, : len(ids)] = types
         arrays[2, row, : len(ids)] = 1
-    return Rectangle(*torch.from_numpy(arrays).to(device))
+    return PaddedBatch(*torch.from_numpy(arrays).to(device))

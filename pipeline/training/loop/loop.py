@@ -34,7 +34,17 @@ from pipeline.training.loop import distributed, memory
 from pipeline.training.loop.checkpoint import Progress, load_weights, restore, save, weights
 from pipeline.training.loop.schedule import Step, course
 
-__all__ = ["Job", "Step", "Task", "autocast", "bf16_is_native", "follow", "parameter_groups", "step_seed", "train"]
+__all__ = [
+    "Step",
+    "Task",
+    "TrainingRun",
+    "autocast",
+    "bf16_is_native",
+    "follow",
+    "parameter_groups",
+    "step_seed",
+    "train",
+]
 
 HISTORY = 20
 """Points of the loss history that a stage stores."""
@@ -56,7 +66,7 @@ class Task(Protocol[Chunk]):
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class TrainingRun:
     """What rank 0 sends to the others: a training, as it is at its first or resumed step."""
 
     module: nn.Module
@@ -97,7 +107,7 @@ def train(
     best: dict[str, Tensor] = {}
     progress = restore(checkpoint, module, optimizer, best) or Progress()
     if distributed.world() > 1:
-        distributed.lead(Job(module, task, config, label, tuple(fresh), optimizer.state_dict(), progress))
+        distributed.lead(TrainingRun(module, task, config, label, tuple(fresh), optimizer.state_dict(), progress))
     _run(module, task, config, optimizer, best, progress, label=label, checkpoint=checkpoint)
     if best:
         load_weights(module, best)
@@ -105,7 +115,7 @@ def train(
     return progress
 
 
-def follow(job: Job) -> None:
+def follow(job: TrainingRun) -> None:
     """On the ranks above 0: goes through a training beside rank 0, which alone evaluates and writes."""
     optimizer = _optimizer(job.module, job.config, job.fresh)
     optimizer.load_state_dict(job.optimizer)

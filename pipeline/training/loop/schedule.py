@@ -35,7 +35,7 @@ Plan = Callable[[int], Sequence[Step[Chunk]]]
 """The steps of an epoch, counted from 0; a pure function."""
 
 
-class Course(Protocol[Chunk]):
+class Schedule(Protocol[Chunk]):
     """The way from the first step to the last."""
 
     def steps(self, begin: int) -> Iterator[Step[Chunk]]:
@@ -53,7 +53,7 @@ class Course(Protocol[Chunk]):
         """Of the whole way, as far as it is known."""
 
 
-class Planned(Generic[Chunk]):
+class PlannedSchedule(Generic[Chunk]):
     """So many epochs: every step is known from the start."""
 
     def __init__(self, plan: Plan[Chunk], config: LoopConfig) -> None:
@@ -78,7 +78,7 @@ class Planned(Generic[Chunk]):
         return self._examples
 
 
-class Bounded(Generic[Chunk]):
+class BoundedSchedule(Generic[Chunk]):
     """Epoch after epoch until `max_tokens` are read or `max_seconds` are over, whichever comes first.
 
     The learning rate follows the share of the bound that is used, so the training ends as slowly as any other,
@@ -120,9 +120,9 @@ class Bounded(Generic[Chunk]):
         return min(1.0, max(used / bound for used, bound in bounds if bound))
 
 
-def course(plan: Plan[Chunk], config: LoopConfig) -> Course[Chunk]:
+def course(plan: Plan[Chunk], config: LoopConfig) -> Schedule[Chunk]:
     """The course that a config asks for."""
-    return Bounded(plan, config) if config.max_tokens or config.max_seconds else Planned(plan, config)
+    return BoundedSchedule(plan, config) if config.max_tokens or config.max_seconds else PlannedSchedule(plan, config)
 
 
 def schedule(step: int, steps: int, warmup_share: float) -> float:

@@ -4,7 +4,8 @@
     TAUGHT_TERMS   beside them the teacher's scores and first-token states, which are computed once and kept
     TOKEN_TERMS    states of all tokens, far too large to keep: the teacher reads each batch beside the student
 
-A term is computed where its weight is above 0. A new one is a line here, a weight in `Weights` and a key in the config.
+A term is computed where its weight is above 0. A new one is a line here, a weight in `LossWeights` and a key in the
+config.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +23,7 @@ PROJECTED = ("token_hidden", "embedding", "cosine")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Weights:
+class LossWeights:
     """Of the terms, by their name in the tables, and what they need to know. A term of weight 0 is not computed."""
 
     ordinal: float = 0.0
@@ -49,9 +50,9 @@ class Weights:
         """Those above 0 of a table's terms, in its order."""
         return {name: getattr(self, name) for name in table if getattr(self, name)}
 
-    def untaught(self) -> "Weights":
+    def untaught(self) -> "LossWeights":
         """These without what needs a teacher or a second student."""
-        return Weights(hinge_margin=self.hinge_margin, **self.of(SCORE_TERMS))
+        return LossWeights(hinge_margin=self.hinge_margin, **self.of(SCORE_TERMS))
 
     def check(self) -> None:
         """
@@ -212,7 +213,7 @@ def _relation(views: TokenViews) -> Tensor:
     return attended + valued
 
 
-SCORE_TERMS: Mapping[str, Callable[[Scored, Weights], Tensor]] = {
+SCORE_TERMS: Mapping[str, Callable[[Scored, LossWeights], Tensor]] = {
     "ordinal": lambda s, _: ranking.ordinal_loss(s.scores, s.grades, s.thresholds, total=s.counts.graded),
     "pairwise": lambda s, _: ranking.ranknet_loss(s.scores, s.grades, s.groups, total=s.counts.ordered_pairs),
     "hinge": lambda s, w: ranking.hinge_loss(
@@ -222,7 +223,7 @@ SCORE_TERMS: Mapping[str, Callable[[Scored, Weights], Tensor]] = {
     "lambdarank": lambda s, _: ranking.lambdarank_loss(s.scores, s.grades, s.groups, total=s.counts.queries),
 }
 
-TAUGHT_TERMS: Mapping[str, Callable[[Scored, Taught, Weights], Tensor]] = {
+TAUGHT_TERMS: Mapping[str, Callable[[Scored, Taught, LossWeights], Tensor]] = {
     "soft": lambda s, t, w: distillation.soft_ordinal_loss(
         s.scores, s.thresholds, t.scores, t.thresholds, w.temperature, total=s.counts.documents
     ),
@@ -240,7 +241,7 @@ TOKEN_TERMS: Mapping[str, Callable[[TokenViews], Tensor]] = {
 }
 
 
-def token_layers(weights: Weights, match: Match, depth: int, teacher_depth: int) -> tuple[list[int], list[int]]:
+def token_layers(weights: LossWeights, match: Match, depth: int, teacher_depth: int) -> tuple[list[int], list[int]]:
     """Layers of student and teacher, 0 for the embeddings, whose states of all tokens the terms read."""
     ours: set[int] = set()
     theirs: set[int] = set()

@@ -28,7 +28,7 @@ SCALE_SAMPLE = 1024
 """Pairs on which cosines are first brought to the width of the teacher's scores."""
 
 
-class Learner(nn.Module):
+class BiEncoderLearner(nn.Module):
     """The encoder and, for each width, the factor between its cosines and the teacher's scores.
 
     The factors are thrown away at the end.
@@ -42,7 +42,7 @@ class Learner(nn.Module):
 
 
 @dataclass(frozen=True, slots=True)
-class Chunk:
+class BiEncoderChunk:
     """Pairs of whole queries, and what the whole step counts."""
 
     places: Ints
@@ -60,7 +60,7 @@ class EncoderTask:
 
     def __init__(
         self,
-        learner: Learner,
+        learner: BiEncoderLearner,
         pairs: Pairs,
         targets: NDArray[np.float32],
         config: EncoderConfig,
@@ -93,7 +93,7 @@ class EncoderTask:
         self.query_lengths = np.minimum(pairs.queries.lengths + special, model.query_template.max_tokens)
         self.document_lengths = np.minimum(pairs.documents.lengths + special, model.document_template.max_tokens)
 
-    def plan(self, epoch: int) -> list[Step[Chunk]]:
+    def plan(self, epoch: int) -> list[Step[BiEncoderChunk]]:
         """Each training query once, with at most `max_list` of its pairs."""
         query, document = self.pairs.query[self.train], self.pairs.document[self.train]
         # A query is encoded once for all its documents: each of its pairs bears a part.
@@ -110,7 +110,7 @@ class EncoderTask:
             texts = sum(map(len, lengths))
             steps.append(
                 Step(
-                    [Chunk(places, documents, answered, texts) for places in chosen],
+                    [BiEncoderChunk(places, documents, answered, texts) for places in chosen],
                     examples=documents,
                     tokens=sum(int(each.sum()) for each in lengths),
                     padded=sum(batches.padded(each) for each in lengths),
@@ -118,7 +118,7 @@ class EncoderTask:
             )
         return steps
 
-    def loss(self, chunk: Chunk) -> tuple[Tensor, Mapping[str, Tensor]]:
+    def loss(self, chunk: BiEncoderChunk) -> tuple[Tensor, Mapping[str, Tensor]]:
         """The weighted sum of the losses, and each by itself. Contrast is with the documents of the chunk."""
         queries, documents, query, document = self._numbers(chunk.places)
         vectors = self._encode(queries, documents)  # (queries + documents, dimensions)

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline import text
-from pipeline.config import OutsideConfig
+from pipeline.config import ExternalTeacherConfig
 from pipeline.errors import ConfigError, TrainingError
 from pipeline.models import base_models, tokenizers
 from pipeline.progress import bar
@@ -32,7 +32,9 @@ Offsets = Sequence[tuple[int, int]]
 class Judge:
     """A causal language model, its tokenizer, the prompt and the two answers."""
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: OutsideConfig) -> None:
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: ExternalTeacherConfig
+    ) -> None:
         """
         Raises:
             ConfigError: an answer is not one token after the prompt, or the prompt leaves no room for a document.
@@ -57,7 +59,7 @@ class Judge:
         self.answers = [self._answer(name) for name in ("positive", "negative")]
 
     @classmethod
-    def load(cls, place: Path, config: OutsideConfig) -> "Judge":
+    def load(cls, place: Path, config: ExternalTeacherConfig) -> "Judge":
         """The model in a folder, on the device of training; in bfloat16 where that is a GPU.
 
         Raises:
@@ -160,7 +162,7 @@ def _inside(offsets: Offsets, span: tuple[int, int]) -> list[int]:
     return [place for place, (_, stop) in enumerate(offsets) if begin < stop <= end]
 
 
-def score(place: Path, config: OutsideConfig, pairs: PairTexts, checkpoint: Path) -> NDArray[np.float64]:
+def score(place: Path, config: ExternalTeacherConfig, pairs: PairTexts, checkpoint: Path) -> NDArray[np.float64]:
     """(pairs,) log-odds of every pair. Finished shards lie in `checkpoint`, and a killed run goes on after them.
 
     Raises:

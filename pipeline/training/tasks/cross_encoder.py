@@ -29,32 +29,32 @@ from pipeline.training.losses.cross_encoder_terms import (
     TAUGHT_TERMS,
     TOKEN_TERMS,
     Counts,
+    LossWeights,
     Match,
     Scored,
     Taught,
     TokenView,
     TokenViews,
-    Weights,
     token_layers,
 )
-from pipeline.training.tasks.teacher_targets import Lessons
+from pipeline.training.tasks.teacher_targets import TeacherTargets
 
 ALONE = Match()
 """No layer is compared with a teacher's."""
 
 
 @dataclass(frozen=True, slots=True)
-class Chunk:
+class PairChunk:
     """Pairs of whole queries, and what the whole step counts."""
 
     places: Ints
     counts: Counts
 
 
-class Learner(nn.Module):
+class CrossEncoderLearner(nn.Module):
     """All that is trained: the student, a second one that learns beside it, and projections thrown away at the end."""
 
-    def __init__(self, students: Sequence[CrossEncoder], weights: Weights, teacher_width: int, seed: int) -> None:
+    def __init__(self, students: Sequence[CrossEncoder], weights: LossWeights, teacher_width: int, seed: int) -> None:
         """
         Args:
             students: the one that is kept, then perhaps its peer.
@@ -99,10 +99,10 @@ class CrossTask:
         model: CrossEncoder,
         pairs: Pairs,
         config: LoopConfig,
-        weights: Weights,
+        weights: LossWeights,
         *,
         max_list: int,
-        lessons: Lessons | None = None,
+        lessons: TeacherTargets | None = None,
         match: Match = ALONE,
         teacher: CrossEncoder | None = None,
         peer: CrossEncoder | None = None,
@@ -144,7 +144,7 @@ class CrossTask:
             self.whole, self.taught_whole = token_layers(weights, match, model.layers, self.teacher.layers)
         students = [model] if peer is None or not weights.mutual else [model, peer]
         width = self.teacher.hidden if self.teacher else model.hidden
-        self.learner = Learner(students, weights, width, config.seed)
+        self.learner = CrossEncoderLearner(students, weights, width, config.seed)
         self.device = next(model.parameters()).device
         self._check_grades()
         if lessons is not None and weights.hidden:
@@ -168,7 +168,7 @@ class CrossTask:
                 "distributions cannot be compared; train both on the same pairs, or set ranker.soft_weight to 0"
             )
 
-    def plan(self, epoch: int) -> list[Step[Chunk]]:
+    def plan(self, epoch: int) -> list[Step[PairChunk]]:
         """Each training query and each unlabelled list once, with at most `max_list` of its pairs."""
         lengths, groups = self.lengths[self.train], self.pairs.query[self.train]
         planned = batches.plan(lengths, groups, self.config, max_list=self.max_list, epoch=epoch)
@@ -188,7 +188,7 @@ class CrossTask:
             )
             steps.append(
                 Step(
-                    [Chunk(places, counts) for places in chosen],
+                    [PairChunk(places, counts) for places in chosen],
                     examples=counts.documents,
                     tokens=counts.tokens,
                     padded=sum(batches.padded(self.lengths[places]) for places in chosen),
@@ -200,7 +200,7 @@ class CrossTask:
         grades, queries = self.pairs.grades[places], self.pairs.query[places]
         return int(((queries[:, None] == queries) & (grades[:, None] > grades)).sum())
 
-    def loss(self, chunk: Chunk) -> tuple[Tensor, Mapping[str, Tensor]]:
+    def loss(self, chunk: PairChunk) -> tuple[Tensor, Mapping[str, Tensor]]:
         """The weighted sum of the terms, and each by itself; `peer` is all of the second student's."""
         rectangles = [chunk.places[rows] for rows in batches.rectangles(self.lengths[chunk.places])]
         inputs = [
@@ -238,7 +238,7 @@ class CrossTask:
         loss = sums[0] + sums[1] + self.weights.mutual * mutual
         return loss, {**found[0], "mutual": mutual, "peer": sums[1]}
 
-    def _teacher_view(self, inputs: batches.Rectangle) -> TokenView | None:
+    def _teacher_view(self, inputs: batches.PaddedBatch) -> TokenView | None:
         if self.teacher is None:
             return None
         with torch.no_grad():

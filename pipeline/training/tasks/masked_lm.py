@@ -29,7 +29,7 @@ MEASURE_SEED = 7
 
 
 @dataclass(frozen=True, slots=True)
-class Corpus:
+class MaskedCorpus:
     """What is read."""
 
     documents: list[str]
@@ -75,7 +75,7 @@ class MaskedModel(nn.Module):
             )
         return cls(model, tokenizer, base)
 
-    def forward(self, inputs: batches.Rectangle, chosen: Tensor) -> Tensor:
+    def forward(self, inputs: batches.PaddedBatch, chosen: Tensor) -> Tensor:
         """Logits (chosen tokens, vocabulary), float32, of the places where `chosen` (texts, tokens) is true."""
         types = {"token_type_ids": inputs.token_type_ids} if self.model.config.type_vocab_size > 1 else {}
         encoder: Any = self.model.base_model
@@ -107,7 +107,7 @@ class MaskedModel(nn.Module):
 
 
 @dataclass(frozen=True, slots=True)
-class Chunk:
+class MaskedChunk:
     """Texts of one step, and what the whole step counts."""
 
     places: Ints
@@ -129,7 +129,7 @@ class MaskedTask:
 
     unit = "texts"
 
-    def __init__(self, model: MaskedModel, corpus: Corpus, config: PretrainConfig) -> None:
+    def __init__(self, model: MaskedModel, corpus: MaskedCorpus, config: PretrainConfig) -> None:
         """A new head's bias is set to the tokens' shares in the documents.
 
         Raises:
@@ -180,7 +180,7 @@ class MaskedTask:
         alone = len(self.single.before) + len(self.single.after)
         return self.content + np.where(self.query >= 0, self.pair.special_tokens, alone)
 
-    def plan(self, epoch: int) -> list[Step[Chunk]]:
+    def plan(self, epoch: int) -> list[Step[MaskedChunk]]:
         """Each example once; of a long document a part that is drawn anew for each epoch."""
         lengths, loop = self.lengths, self.config.loop
         drawn = np.random.default_rng([loop.seed, epoch, 1]).random(len(self.query))
@@ -198,7 +198,7 @@ class MaskedTask:
             masked = sum(int(self.masked[places].sum()) for places in chosen)
             steps.append(
                 Step(
-                    [Chunk(places, starts[places], masked) for places in chosen],
+                    [MaskedChunk(places, starts[places], masked) for places in chosen],
                     examples=sum(map(len, chosen)),
                     tokens=sum(int(lengths[places].sum()) for places in chosen),
                     padded=sum(batches.padded(lengths[places]) for places in chosen),
@@ -206,7 +206,7 @@ class MaskedTask:
             )
         return steps
 
-    def loss(self, chunk: Chunk) -> tuple[Tensor, Mapping[str, Tensor]]:
+    def loss(self, chunk: MaskedChunk) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Mean cross-entropy over the masked tokens of the step, in nats, and the share guessed right."""
         loss, right = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
         for rectangle in batches.rectangles(self.lengths[chunk.places]):
@@ -245,7 +245,7 @@ class MaskedTask:
         counts = torch.from_numpy(self.masked[places])
         masked, chosen = mask(whole.input_ids, content, counts, self.mask_id, self.ordinary)
         wanted = whole.input_ids[chosen].to(self.device)
-        shown = batches.Rectangle(
+        shown = batches.PaddedBatch(
             masked.to(self.device), whole.token_type_ids.to(self.device), whole.attention_mask.to(self.device)
         )
         return self.model(shown, chosen.to(self.device)), wanted

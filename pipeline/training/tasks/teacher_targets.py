@@ -16,7 +16,7 @@ from pipeline.training.loop.batches import Ints, Pairs
 
 
 @dataclass(frozen=True, slots=True)
-class Lessons:
+class TeacherTargets:
     """What a teacher said about the pairs of a table, one place in each array for one pair."""
 
     scores: NDArray[np.float32]
@@ -31,7 +31,7 @@ class Lessons:
     """Teacher layers of the states, from 1."""
 
     @classmethod
-    def read(cls, teacher: Artifact, teacher_scores: Artifact, pairs: Pairs) -> "Lessons":
+    def read(cls, teacher: Artifact, teacher_scores: Artifact, pairs: Pairs) -> "TeacherTargets":
         """The lessons for these pairs, joined by row id; an outside teacher's come with their own thresholds.
 
         Raises:

@@ -48,7 +48,7 @@ def test_counts_and_what_is_odd(shop: Path) -> None:
         "test": {"queries": 1, "judgments": 1},
         "none": {"queries": 2, "judgments": 3},
     }
-    assert report.list_lengths == check.Spread(1, 1.5, 1.75, 2.85, 3)
+    assert report.list_lengths == check.Distribution(1, 1.5, 1.75, 2.85, 3)
     assert report.one_grade_queries == 3
     assert {name: (notice.count, notice.examples) for name, notice in report.noticed.items()} == {
         "queries of one character": (1, ("鞋",)),

@@ -18,7 +18,7 @@ from pipeline.artifacts import Artifact
 from pipeline.config import EvaluationConfig
 from pipeline.errors import ConfigError
 from pipeline.evaluation import ablation, metrics
-from pipeline.evaluation.ablation import Trial
+from pipeline.evaluation.ablation import AblationRun
 
 CONFIG = EvaluationConfig(bootstrap=500)
 NOISE = {"teacher": 0.2, "hard": 3.0, "soft": 0.7, "soft+margin": 0.7}
@@ -59,7 +59,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     )
     pool = artifact(workspace, "pool", "pool", {"pairs.parquet": pairs})
 
-    def trial(kind: str, seed: int, terms: int) -> Trial:
+    def trial(kind: str, seed: int, terms: int) -> AblationRun:
         noise = np.random.default_rng([len(kind), seed]).normal(0, NOISE[kind], len(pairs))
         table = pairs[["row_id"]].assign(score=(pairs["grade"] + noise).astype(np.float32))
         scores = {
@@ -68,7 +68,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             )
             for split in ("valid", "test")
         }
-        return Trial(kind, seed, terms, scores)
+        return AblationRun(kind, seed, terms, scores)
 
     students = [
         trial(kind, seed, terms) for kind, terms in (("hard", 2), ("soft", 3), ("soft+margin", 4)) for seed in range(3)
@@ -147,7 +147,7 @@ def test_the_valid_queries_alone_choose(world: dict[str, Any]) -> None:
         [trial for trial in world["students"] if trial.kind == kind and trial.seed < 3] for kind in ("hard", "soft")
     )
     swapped = [
-        Trial(trial.kind, trial.seed, trial.terms, {"valid": other.scores["valid"], "test": trial.scores["test"]})
+        AblationRun(trial.kind, trial.seed, trial.terms, {"valid": other.scores["valid"], "test": trial.scores["test"]})
         for trial, other in zip([*hard, *soft], [*soft, *hard], strict=True)
     ]
     found = found_in(made(world, students=swapped))

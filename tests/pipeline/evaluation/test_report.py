@@ -326,11 +326,11 @@ def test_wrong_inputs_are_refused_with_what_and_where(world: dict[str, Any], tmp
 
 
 def test_scales_hold_their_values_and_have_round_ticks() -> None:
-    scale = plots.Scale.over([0.512, 0.788, float("nan")])
+    scale = plots.AxisScale.over([0.512, 0.788, float("nan")])
     assert (scale.low, scale.high) == pytest.approx((0.5, 0.8))
     assert scale.ticks() == pytest.approx([0.5, 0.6, 0.7, 0.8])
     assert (scale.place(0.5), scale.place(0.65), scale.place(9)) == (0, 50, 100)
-    flat = plots.Scale.over([0.5, 0.5])
+    flat = plots.AxisScale.over([0.5, 0.5])
     assert flat.low < flat.high
 
 

@@ -15,7 +15,7 @@ from pipeline.artifacts import Artifact
 from pipeline.config import ExportConfig
 from pipeline.errors import ArtifactError, ConfigError
 from pipeline.export import bundle as onnx
-from pipeline.export.bundle import Source
+from pipeline.export.bundle import ExportSource
 
 CONFIG = ExportConfig(parity=1e-5, golden=8, max_ndcg_drop=1.0, min_kendall_tau=0.0)
 PRECISIONS = ("fp32", "fp16", "int8", "w8")
@@ -81,7 +81,7 @@ def test_golden_vectors_are_of_unit_length_for_both_roles(untrained: Any) -> Non
 
 
 def test_the_digest_follows_everything_that_a_score_depends_on(untrained: Any) -> None:
-    source = Source.load(untrained.ranker.path)
+    source = ExportSource.load(untrained.ranker.path)
     bias = source.weights["head.out.bias"]
     template = source.templates["pair"]
     cleaned = Tokenizer.from_str(source.tokenizer.to_str().replace('"lowercase":true', '"lowercase":false'))
@@ -95,16 +95,16 @@ def test_the_digest_follows_everything_that_a_score_depends_on(untrained: Any) -
     kept = [{}, {"int8": ["layer.0"]}, {"w8": ["layer.0"]}, {"int8": ["layer.0"], "w8": ["layer.1"]}]
     digests = [*(source.digest(parts) for parts in kept), *(other.digest({}) for other in others)]
     assert len(set(digests)) == len(digests)
-    assert Source.load(untrained.ranker.path).digest({}) == source.digest({"fp32": (), "int8": ()})
+    assert ExportSource.load(untrained.ranker.path).digest({}) == source.digest({"fp32": (), "int8": ()})
 
 
 def test_a_graph_that_says_something_else_is_refused(untrained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(folder: Path) -> Source:
+    def wrong(folder: Path) -> ExportSource:
         source = load(folder)
         return replace(source, weights={**source.weights, "head.out.bias": source.weights["head.out.bias"] + 1})
 
-    load = Source.load
-    monkeypatch.setattr(Source, "load", wrong)
+    load = ExportSource.load
+    monkeypatch.setattr(ExportSource, "load", wrong)
     before = set((untrained.workspace / "artifacts" / "bundle").iterdir())
     with pytest.raises(ArtifactError, match=r"ONNX is 0\.\d+ from PyTorch, more than export\.parity"):
         onnx.make(untrained.workspace, replace(CONFIG, golden=7), untrained.ranker, untrained.data, untrained.pairs)

@@ -26,7 +26,7 @@ from pipeline.config import Precision
 from pipeline.errors import ConfigError
 from pipeline.export import graph
 from pipeline.export.bundle import _body, _score_head
-from pipeline.export.graph import Shape
+from pipeline.export.graph import GraphShape
 
 SIZES = {
     "vocab_size": 120,
@@ -63,7 +63,7 @@ def run(model: onnx.ModelProto, feeds: Feeds) -> NDArray[np.float32]:
     return found
 
 
-def feeds_of(shape: Shape, lengths: list[int], seed: int = 0) -> Feeds:
+def feeds_of(shape: GraphShape, lengths: list[int], seed: int = 0) -> Feeds:
     """A padded batch of random inputs of these lengths."""
     rng = np.random.default_rng(seed)
     ids = rng.integers(5, 120, (len(lengths), max(lengths)))
@@ -81,7 +81,7 @@ def torch_scores(model: torch.nn.Module, feeds: Feeds) -> NDArray[np.float32]:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_ranker_scores_as_its_pytorch_model_does(name: str) -> None:
-    model, shape = model_of(CONFIGS[name]), Shape.of(CONFIGS[name])
+    model, shape = model_of(CONFIGS[name]), GraphShape.of(CONFIGS[name])
     written = graph.ranker(shape, _body(model) | _score_head(model), "fp32")
     for lengths in ([1], [shape.max_tokens], [7, 23, 2, 16]):
         feeds = feeds_of(shape, lengths)
@@ -90,7 +90,7 @@ def test_a_ranker_scores_as_its_pytorch_model_does(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["bert", "roberta"])
 def test_an_encoder_gives_the_normalised_mean_of_the_last_states(name: str) -> None:
-    model, shape = model_of(CONFIGS[name]), Shape.of(CONFIGS[name])
+    model, shape = model_of(CONFIGS[name]), GraphShape.of(CONFIGS[name])
     rng = np.random.default_rng(3)
     weight, bias = rng.normal(size=(8, 32)).astype(np.float32), rng.normal(size=8).astype(np.float32)
     written = graph.encoder(shape, _body(model) | {"head.dense.weight": weight, "head.dense.bias": bias}, "fp32")
@@ -111,7 +111,7 @@ def test_a_body_without_head_has_the_same_names() -> None:
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("name", ["bert", "roberta", "albert"])
 def test_a_lower_precision_is_near_and_padding_hardly_matters(name: str, precision: Precision) -> None:
-    model, shape = model_of(CONFIGS[name]), Shape.of(CONFIGS[name])
+    model, shape = model_of(CONFIGS[name]), GraphShape.of(CONFIGS[name])
     weights = _body(model) | _score_head(model)
     written = graph.ranker(shape, weights, precision)
     feeds = feeds_of(shape, [12, 30, 5])
@@ -124,7 +124,7 @@ def test_a_lower_precision_is_near_and_padding_hardly_matters(name: str, precisi
 
 
 def test_half_precision_keeps_normalisation_softmax_head_and_inputs() -> None:
-    model, shape = model_of(CONFIGS["bert"]), Shape.of(CONFIGS["bert"])
+    model, shape = model_of(CONFIGS["bert"]), GraphShape.of(CONFIGS["bert"])
     written = graph.ranker(shape, _body(model) | _score_head(model), "fp16")
     types = {constant.name: constant.data_type for constant in written.graph.initializer}
     values = {output: node for node in written.graph.node for output in node.output}
@@ -154,7 +154,7 @@ def _is_half(name: str, values: dict[str, onnx.NodeProto], types: dict[str, int]
 
 @pytest.mark.parametrize("precision", ["int8", "w8"])
 def test_a_graph_with_every_part_kept_is_the_fp32_graph(precision: Precision) -> None:
-    model, shape = model_of(CONFIGS["bert"]), Shape.of(CONFIGS["bert"])
+    model, shape = model_of(CONFIGS["bert"]), GraphShape.of(CONFIGS["bert"])
     weights = _body(model) | _score_head(model)
     assert graph.ranker(shape, weights, precision, shape.parts) == graph.ranker(shape, weights, "fp32")
 
@@ -162,7 +162,7 @@ def test_a_graph_with_every_part_kept_is_the_fp32_graph(precision: Precision) ->
 @pytest.mark.parametrize("name", ["bert", "roberta", "albert"])
 def test_a_w8_score_has_the_same_bits_in_any_batch_and_padding(name: str) -> None:
     """What int8 cannot promise: its activations share a scale with their whole batch."""
-    model, shape = model_of(CONFIGS[name]), Shape.of(CONFIGS[name])
+    model, shape = model_of(CONFIGS[name]), GraphShape.of(CONFIGS[name])
     weights = _body(model) | _score_head(model)
     session = ort.InferenceSession(graph.ranker(shape, weights, "w8").SerializeToString())
     rng = np.random.default_rng(4)
@@ -230,7 +230,7 @@ def test_blockwise_is_within_half_a_step_of_each_block(inputs: int) -> None:
 )
 def test_what_is_not_known_is_refused_by_name(config: PretrainedConfig, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
-        Shape.of(config)
+        GraphShape.of(config)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -238,7 +238,7 @@ def test_what_is_not_known_is_refused_by_name(config: PretrainedConfig, says: st
 def test_what_runs_is_fused_in_every_precision(name: str, precision: Precision, tmp_path: Path) -> None:
     """The graph as ONNX Runtime has made it ready, with the options of the service; in half precision as it is written,
     because a CPU has no half GELU and takes it apart."""
-    model, shape = model_of(CONFIGS[name]), Shape.of(CONFIGS[name])
+    model, shape = model_of(CONFIGS[name]), GraphShape.of(CONFIGS[name])
     options = ort.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "ready.onnx")
     options.log_severity_level = 3  # It warns that the file fits this processor only.

@@ -13,19 +13,19 @@ from pipeline.config import ExportConfig
 from pipeline.errors import ArtifactError, ConfigError, SchemaError
 from pipeline.evaluation.metrics import ndcg
 from pipeline.export import parity, precision, sample, sensitivity
-from pipeline.export.bundle import Source
+from pipeline.export.bundle import ExportSource
 from pipeline.export.precision import Measured, agreement, choose
 from pipeline.export.sample import Reader, Sample
 
 FINE = ExportConfig(max_ndcg_drop=1.0, min_kendall_tau=-1.0)
 
 
-def source_and_sample(untrained: Any, name: str) -> tuple[Source, Sample]:
-    source = Source.load(getattr(untrained, name).path)
+def source_and_sample(untrained: Any, name: str) -> tuple[ExportSource, Sample]:
+    source = ExportSource.load(getattr(untrained, name).path)
     return source, sample.take(untrained.data, untrained.pairs, Reader(source.tokenizer, source.templates), 10_000)
 
 
-def reference(source: Source, taken: Sample, folder: Path) -> Measured:
+def reference(source: ExportSource, taken: Sample, folder: Path) -> Measured:
     path = folder / "model.fp32.onnx"
     onnx.save(source.graph("fp32"), path)
     return precision.measure(path, taken, None, 1)

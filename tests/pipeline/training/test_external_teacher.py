@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaCo
 
 from pipeline import schema
 from pipeline.artifacts import Artifact
-from pipeline.config import EncoderConfig, MiningConfig, OutsideConfig, RankerConfig, Recipe
+from pipeline.config import EncoderConfig, ExternalTeacherConfig, MiningConfig, RankerConfig, Recipe
 from pipeline.errors import ConfigError, MissingError, SchemaError, TrainingError
 from pipeline.training import external_teacher
 from pipeline.training.tasks import causal_lm_judge
@@ -56,9 +56,9 @@ def scored(pairs: Artifact) -> pd.DataFrame:
     return frame.assign(score=(frame["grade"] * 30 + noise * 20 + 500))
 
 
-def given(workspace: Path, frame: pd.DataFrame) -> OutsideConfig:
+def given(workspace: Path, frame: pd.DataFrame) -> ExternalTeacherConfig:
     frame.to_parquet(workspace / "given.parquet", index=False)
-    return OutsideConfig(scores=str(workspace / "given.parquet"))
+    return ExternalTeacherConfig(scores=str(workspace / "given.parquet"))
 
 
 @pytest.mark.parametrize("keys", [["row_id"], ["query_id", "doc_id"]])
@@ -140,11 +140,11 @@ def test_faults_of_a_file_are_named(world: tuple[Path, Artifact, Artifact]) -> N
     numbered = scored(pairs).drop(columns=["query_id", "doc_id"]).astype({"row_id": float})
     refused(numbered.replace({"row_id": {107.0: 107.5}}), r"row 7: row_id 107\.5 is no")
     (workspace / "given.parquet").write_text("not Parquet")
-    config = OutsideConfig(scores=str(workspace / "given.parquet"))
+    config = ExternalTeacherConfig(scores=str(workspace / "given.parquet"))
     with pytest.raises(SchemaError, match="not a readable Parquet"):
         external_teacher.make(workspace, config, data, pairs, layers=())
     with pytest.raises(MissingError, match="no file"):
-        external_teacher.make(workspace, OutsideConfig(scores="nowhere.parquet"), data, pairs, layers=())
+        external_teacher.make(workspace, ExternalTeacherConfig(scores="nowhere.parquet"), data, pairs, layers=())
 
 
 def test_unlabelled_lists_are_found_by_the_query_they_were_drawn_for(world: tuple[Path, Artifact, Artifact]) -> None:
@@ -194,7 +194,7 @@ def test_states_of_an_outside_teacher_are_refused_before_anything_is_made(
 )
 def test_impossible_settings_are_refused(values: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        OutsideConfig(**values)
+        ExternalTeacherConfig(**values)
 
 
 def save_model(place: Path, family: str = "llama") -> Path:
@@ -228,7 +228,7 @@ def save_model(place: Path, family: str = "llama") -> Path:
     return place
 
 
-CONFIG = OutsideConfig(causal_lm="x", prompt=PROMPT.removeprefix("<s>"), max_tokens=120, max_query_tokens=20)
+CONFIG = ExternalTeacherConfig(causal_lm="x", prompt=PROMPT.removeprefix("<s>"), max_tokens=120, max_query_tokens=20)
 PAIRS = [("query 3", "some words"), ("many of words", "Title\n" + "some words number " * 9), ("q", "")]
 PAIRS += [(f"query {n}", "some words " * n) for n in range(1, 8)]
 
@@ -307,7 +307,7 @@ def test_a_killed_scoring_goes_on_after_its_last_shard(
     place = save_model(tmp_path / "model")
     config = replace(CONFIG, causal_lm=str(place))
     monkeypatch.setattr(
-        external_teacher, "fit", lambda raw, *_: external_teacher.Scale(0.0, 1.0, 1.0, 0.0, (-1.0, 1.0))
+        external_teacher, "fit", lambda raw, *_: external_teacher.ScoreScale(0.0, 1.0, 1.0, 0.0, (-1.0, 1.0))
     )
     whole = external_teacher.make(workspace / "straight", config, data, pairs, layers=())
     monkeypatch.setattr(causal_lm_judge, "SHARD", 16)
@@ -342,12 +342,12 @@ def test_a_score_that_is_no_number_stops_the_run(world: tuple[Path, Artifact, Ar
 def test_rounds_of_mining_are_not_mixed_with_an_outside_teacher() -> None:
     mined = EncoderConfig(mining=MiningConfig(rounds=2))
     with pytest.raises(ConfigError, match="mining"):
-        Recipe(outside=OutsideConfig(scores="a.parquet"), encoder=mined)
+        Recipe(outside=ExternalTeacherConfig(scores="a.parquet"), encoder=mined)
     assert Recipe(encoder=mined).encoder.mining.rounds == 2
 
 
 def test_a_recipe_that_needs_an_outside_teachers_states_is_refused_before_its_own_teacher_is_trained() -> None:
-    given = OutsideConfig(scores="a.parquet")
+    given = ExternalTeacherConfig(scores="a.parquet")
     blind, shallow = RankerConfig(hidden_weight=0.0), RankerConfig(layers=1)
     for refused, place in (((), "ranker"), ((RankerConfig(), blind), r"assistants\[0\]")):
         with pytest.raises(ConfigError, match=rf"^{place}\.hidden_weight is 0\.1.*only scores"):

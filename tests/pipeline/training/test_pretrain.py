@@ -24,7 +24,7 @@ from pipeline.errors import ConfigError, TrainingError
 from pipeline.models import base_models
 from pipeline.training import pretrain
 from pipeline.training.tasks import masked_lm, vocabulary
-from pipeline.training.tasks.masked_lm import Chunk, MaskedModel, MaskedTask
+from pipeline.training.tasks.masked_lm import MaskedChunk, MaskedModel, MaskedTask
 
 SCRATCH = ScratchConfig(layers=2, hidden=32, heads=2, intermediate=64, positions=40, vocab_size=400)
 CONFIG = PretrainConfig(
@@ -150,7 +150,7 @@ def test_a_killed_pretraining_goes_on_and_ends_the_same(tmp_path: Path, monkeypa
     straight = pretrain.make(tmp_path / "straight", config, "scratch", data(tmp_path / "straight", documents))
     loss, calls = MaskedTask.loss, []
 
-    def killed(task: MaskedTask, chunk: Chunk) -> Any:
+    def killed(task: MaskedTask, chunk: MaskedChunk) -> Any:
         calls.append(chunk)
         if len(calls) == 4:
             raise KeyboardInterrupt
@@ -228,7 +228,7 @@ def test_the_loss_is_that_of_transformers_for_the_same_masks(tmp_path: Path) -> 
     forward = task.model.forward
     task.model.forward = lambda inputs, chosen: seen.append((inputs, chosen)) or forward(inputs, chosen)  # type: ignore
     torch.manual_seed(4)
-    loss, logs = task.loss(Chunk(np.array([place]), np.array([0]), int(task.masked[place])))
+    loss, logs = task.loss(MaskedChunk(np.array([place]), np.array([0]), int(task.masked[place])))
     [(inputs, chosen)] = seen
     ids, types, _ = task._input(place, 0)
     assert inputs.token_type_ids.tolist() == [types]
@@ -253,7 +253,7 @@ def test_a_step_in_chunks_is_the_same_step(tmp_path: Path) -> None:
 
     def losses(parts: Sequence[Any]) -> float:
         total = int(task.masked[places].sum())
-        return sum(float(task.loss(Chunk(part, part * 0, total))[0].detach()) for part in parts)
+        return sum(float(task.loss(MaskedChunk(part, part * 0, total))[0].detach()) for part in parts)
 
     def all_masked(ids: torch.Tensor, content: torch.Tensor, *others: Any) -> tuple[torch.Tensor, torch.Tensor]:
         return masks(content, task.mask_id, ids), content

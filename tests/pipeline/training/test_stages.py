@@ -28,7 +28,7 @@ from pipeline.training import encoder, ranker, teacher, teacher_scores
 from pipeline.training.loop import batches, loop, scoring
 from pipeline.training.losses import cross_encoder_terms
 from pipeline.training.tasks import bi_encoder, cross_encoder
-from pipeline.training.tasks.teacher_targets import Lessons, joined
+from pipeline.training.tasks.teacher_targets import TeacherTargets, joined
 from tests.tables import stage
 
 MARKERS = ("oak", "steel", "glass")
@@ -156,7 +156,7 @@ def test_lessons_are_joined_by_row_id(world: World) -> None:
         pairs,
         **{name: getattr(pairs, name)[shuffled] for name in ("rows", "query", "document", "grades", "split")},
     )
-    lessons = Lessons.read(world.teacher, world.lessons, moved)
+    lessons = TeacherTargets.read(world.teacher, world.lessons, moved)
     assert lessons.layers == (2,)
     for place in (0, 17, 300):
         ids, types = batches.pair_inputs(moved, np.array([place]), model.template)[0]
@@ -174,7 +174,7 @@ def test_lessons_of_another_teacher_are_refused(world: World) -> None:
     pairs = batches.read_pairs(world.data, world.pairs, model.tokenizer, max_query_tokens=6, max_tokens=24)
     other = replace(world.teacher, manifest=replace(world.teacher.manifest, fingerprint="f" * 32))
     with pytest.raises(ArtifactError, match="not of ffff"):
-        Lessons.read(other, world.lessons, pairs)
+        TeacherTargets.read(other, world.lessons, pairs)
 
 
 def test_a_pair_without_a_score_is_named(world: World) -> None:
@@ -185,7 +185,7 @@ def test_a_pair_without_a_score_is_named(world: World) -> None:
 def test_states_of_a_layer_that_was_not_kept_are_refused(world: World) -> None:
     model = CrossEncoder.load(world.teacher.path)
     pairs = batches.read_pairs(world.data, world.pairs, model.tokenizer, max_query_tokens=6, max_tokens=24)
-    lessons = Lessons.read(world.teacher, world.lessons, pairs)
+    lessons = TeacherTargets.read(world.teacher, world.lessons, pairs)
     with pytest.raises(ArtifactError, match=r"layers \(2,\), not of \[3\]"):
         lessons.states_of(np.array([0]), (2, 3))
 
@@ -287,8 +287,10 @@ def test_an_encoder_wider_than_its_base_is_refused(world: World) -> None:
 def cross(world: World, config: LoopConfig) -> cross_encoder.CrossTask:
     model = CrossEncoder.load(world.teacher.path)
     pairs = batches.read_pairs(world.data, world.pairs, model.tokenizer, max_query_tokens=6, max_tokens=24)
-    weights = cross_encoder_terms.Weights(ordinal=1.0, pairwise=1.0, soft=0.5, temperature=2.0, margin=0.5, hidden=1.0)
-    lessons = Lessons.read(world.teacher, world.lessons, pairs)
+    weights = cross_encoder_terms.LossWeights(
+        ordinal=1.0, pairwise=1.0, soft=0.5, temperature=2.0, margin=0.5, hidden=1.0
+    )
+    lessons = TeacherTargets.read(world.teacher, world.lessons, pairs)
     return cross_encoder.CrossTask(
         model, pairs, config, weights, max_list=6, lessons=lessons, match=cross_encoder_terms.Match(first=(2,))
     )
@@ -342,7 +344,7 @@ def test_the_encoders_negatives_are_documents_nobody_joined_with_the_query(world
     model = BiEncoder.start(world.base, dimensions=8, max_tokens=20, max_query_tokens=6, seed=0)
     pairs = batches.read_pairs(world.data, world.pairs, model.tokenizer, max_query_tokens=6, max_tokens=20)
     task = bi_encoder.EncoderTask(
-        bi_encoder.Learner(model, [1.0]), pairs, np.zeros(len(pairs), np.float32), ENCODER, max_list=6
+        bi_encoder.BiEncoderLearner(model, [1.0]), pairs, np.zeros(len(pairs), np.float32), ENCODER, max_list=6
     )
     chunk = task.plan(0)[0].chunks[0]
     queries, documents, query, document = task._numbers(chunk.places)
@@ -367,7 +369,7 @@ def test_a_killed_teacher_goes_on_and_becomes_the_same(
 
     calls, original = 0, cross_encoder.CrossTask.loss
 
-    def loss(task: cross_encoder.CrossTask, chunk: cross_encoder.Chunk) -> Any:
+    def loss(task: cross_encoder.CrossTask, chunk: cross_encoder.PairChunk) -> Any:
         nonlocal calls
         calls += 1
         if calls == 5:

@@ -12,25 +12,25 @@ from pipeline import schema
 from pipeline.errors import ConfigError, MissingError
 from pipeline.evaluation.metrics import by_query
 from serving.rollout import comparison
-from serving.rollout.canary import Watch
-from serving.rollout.comparison import Comparison, Outcome, Rerank
+from serving.rollout.canary import CanaryMonitor
+from serving.rollout.comparison import Comparison, ComparisonResult, Rerank
 from serving.rollout.trials import Bounds
 
 
-def answer(watch: Watch, times: int, *, canary: bool, status: int = 200, seconds: float = 0.1) -> list[str]:
+def answer(watch: CanaryMonitor, times: int, *, canary: bool, status: int = 200, seconds: float = 0.1) -> list[str]:
     found = [watch.answered(canary=canary, status=status, seconds=seconds, computed=10) for _ in range(times)]
     return [fault for fault in found if fault]
 
 
 def test_errors_count_as_soon_as_they_would_be_too_many_later() -> None:
-    watch = Watch(Bounds(min_requests=200, max_errors=0.01))
+    watch = CanaryMonitor(Bounds(min_requests=200, max_errors=0.01))
     assert answer(watch, 2, canary=True, status=503) == []  # 2 of 200 are just in bounds.
     (fault,) = answer(watch, 1, canary=True, status=500)
     assert fault == "3 of 3 requests failed, and 0 of 0 live ones; max_errors is 0.01"
 
 
 def test_errors_that_live_has_too_are_not_held_against_the_canary() -> None:
-    watch = Watch(Bounds(min_requests=100, max_errors=0.01))
+    watch = CanaryMonitor(Bounds(min_requests=100, max_errors=0.01))
     answer(watch, 90, canary=False)
     answer(watch, 10, canary=False, status=504)
     answer(watch, 100, canary=True)
@@ -39,7 +39,7 @@ def test_errors_that_live_has_too_are_not_held_against_the_canary() -> None:
 
 
 def test_latency_is_a_ratio_of_medians_for_each_computed_text() -> None:
-    watch = Watch(Bounds(min_requests=20, max_latency=1.5))
+    watch = CanaryMonitor(Bounds(min_requests=20, max_latency=1.5))
     answer(watch, 40, canary=False, seconds=0.1)
     assert answer(watch, 40, canary=True, seconds=0.14) == []
     answer(watch, 9, canary=True, seconds=99)  # A few slow ones do not move the median.
@@ -49,7 +49,7 @@ def test_latency_is_a_ratio_of_medians_for_each_computed_text() -> None:
 
 
 def test_what_was_cached_has_no_latency() -> None:
-    watch = Watch(Bounds(min_requests=1))
+    watch = CanaryMonitor(Bounds(min_requests=1))
     watch.answered(canary=True, status=200, seconds=5, computed=0)
     assert watch.tally().latency is None
 
@@ -59,7 +59,7 @@ def compared(overlap: float | None = None, ndcg: tuple[float, float] | None = No
 
 
 def test_overlap_counts_when_enough_was_compared() -> None:
-    watch = Watch(Bounds(min_compared=4, min_overlap=0.5))
+    watch = CanaryMonitor(Bounds(min_compared=4, min_overlap=0.5))
     assert [watch.compared("q", compared(overlap)) for overlap in (0.0, 0.0, None, 1.0)] == [None] * 4
     assert watch.compared("q", compared(0.9)) == (
         "the first results overlap by 0.475 with the live release's in 4 requests; min_overlap is 0.5"
@@ -67,12 +67,12 @@ def test_overlap_counts_when_enough_was_compared() -> None:
 
 
 def test_ndcg_counts_each_judged_query_once() -> None:
-    watch = Watch(Bounds(min_judged=2, max_ndcg_drop=0.1))
+    watch = CanaryMonitor(Bounds(min_judged=2, max_ndcg_drop=0.1))
     for _ in range(50):  # However often it is asked.
         assert watch.compared("popular", compared(ndcg=(0.2, 0.9))) is None
     fault = watch.compared("other", compared(ndcg=(0.9, 0.6)))
     assert fault == "nDCG@10 is 0.5500 on 2 judged queries, the live release's 0.7500; max_ndcg_drop is 0.1"
-    watch = Watch(Bounds(min_judged=1, max_ndcg_drop=0.1))
+    watch = CanaryMonitor(Bounds(min_judged=1, max_ndcg_drop=0.1))
     assert watch.compared("better", compared(ndcg=(0.9, 0.2))) is None
 
 
@@ -117,7 +117,7 @@ class Asked:
     chars: int = 1
     depth: int = 10
 
-    def ask(self, searcher: Any, terms: Any) -> Outcome:
+    def ask(self, searcher: Any, terms: Any) -> ComparisonResult:
         raise NotImplementedError
 
 

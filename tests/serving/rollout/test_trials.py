@@ -10,7 +10,6 @@ import httpx
 import numpy as np
 import pytest
 from starlette.testclient import TestClient
-from tests.serving.rollout.test_canary import write_judgments
 
 from pipeline import artifacts
 from pipeline.errors import ArtifactError
@@ -21,6 +20,7 @@ from serving.rollout.lifecycle import Lifecycle
 from serving.rollout.trials import Bounds, Canary, Trial, TrialFile
 from serving.runtime.items import Item
 from serving.settings import Settings
+from tests.serving.rollout.test_canary import write_judgments
 
 TEXTS = ["Shuffle list x in place", "Return a new sorted list", "Open file and return a stream", "a list of words"]
 KEY, HASH = keys.make()

@@ -253,7 +253,7 @@ def resealed(bundle: Artifact, folder: Path, name: str, content: bytes) -> Path:
 def test_a_model_that_does_not_give_its_golden_scores_is_refused(
     untrained: Any, ranker: Artifact, tmp_path: Path
 ) -> None:
-    source = onnx.Source.load(untrained.ranker.path)
+    source = onnx.ExportSource.load(untrained.ranker.path)
     other = replace(source, weights={**source.weights, "head.out.bias": source.weights["head.out.bias"] + 0.3})
     path = resealed(ranker, tmp_path, "model.int8.onnx", other.graph("int8").SerializeToString())
     with pytest.raises(ArtifactError, match=r"golden\.json, item 0: int8 on this cpu is 0\.\d+ from"):
@@ -263,7 +263,7 @@ def test_a_model_that_does_not_give_its_golden_scores_is_refused(
 
 
 def test_a_full_precision_model_is_held_to_pytorchs_scores(untrained: Any, ranker: Artifact, tmp_path: Path) -> None:
-    source = onnx.Source.load(untrained.ranker.path)
+    source = onnx.ExportSource.load(untrained.ranker.path)
     for place, (shift, refused) in enumerate([(1e-6, False), (1e-4, True)]):
         other = replace(source, weights={**source.weights, "head.out.bias": source.weights["head.out.bias"] + shift})
         folder = tmp_path / str(place)

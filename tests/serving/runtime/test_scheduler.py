@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from serving.errors import ClientGoneError, DeadlineError, InferenceError, NotReadyError
 from serving.runtime.deadline import Deadline
-from serving.runtime.items import Item, Pace, Priority
+from serving.runtime.items import Item, Priority, Throughput
 from serving.runtime.scheduler import BATCH_SHARE, WAKE_EACH, Job, Scheduler
 
 NEVER = Deadline.never()
@@ -28,7 +28,7 @@ class Gate:
     """A model that notes what it runs; it waits at the first run until the test has filled the queue."""
 
     def __init__(self, run_tokens: int = 0, bucket_tokens: int = 1) -> None:
-        self.pace = Pace()
+        self.pace = Throughput()
         self.run_tokens, self.bucket_tokens = run_tokens, bucket_tokens
         self.runs: list[list[int]] = []
         self.entered, self.opened = threading.Event(), threading.Event()
@@ -393,7 +393,7 @@ def test_batches_hold_every_input_once_and_keep_the_budget(jobs: list[list[int]]
 
 
 def test_the_pace_is_that_of_the_latest_runs() -> None:
-    pace = Pace()
+    pace = Throughput()
     assert (pace.tokens_per_s, pace.seconds(1000)) == (None, 0.0)
     for _ in range(500):
         pace.ran(100, 1.0)

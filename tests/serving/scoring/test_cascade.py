@@ -11,11 +11,10 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from serving.api import app as apps
-from serving.runtime.admission import Terms
+from serving.runtime.admission import RequestOptions
 from serving.runtime.deadline import Deadline
 from serving.scoring import cascade
 from serving.scoring.reranker import Caches, Embedder, Reranker, relevance
-
 from tests.serving.fake_models import FakeEngine, length, two
 
 DOCUMENTS = ["aaa", "b", "cccc", "dd"]
@@ -39,14 +38,14 @@ def asked(engine: FakeEngine) -> list[str]:
 
 
 def test_with_time_enough_it_is_a_rerank() -> None:
-    found = cascade.rerank(*parts(FakeEngine(length)), "q", DOCUMENTS, [1, 2, 3, 4], Terms(Deadline.after(20)))
+    found = cascade.rerank(*parts(FakeEngine(length)), "q", DOCUMENTS, [1, 2, 3, 4], RequestOptions(Deadline.after(20)))
     assert (found.order, found.scores, found.reached) == ([2, 0, 3, 1], [3.0, 1.0, 4.0, 2.0], 4)
 
 
 def test_the_best_of_the_first_stage_are_reached_and_the_rest_stays_in_its_order() -> None:
     engine = FakeEngine(slow(0.3))
     first = [1.0, 9.0, 3.0, 7.0]
-    found = cascade.rerank(*parts(engine), "q", DOCUMENTS, first, Terms(Deadline.after(1.0)))
+    found = cascade.rerank(*parts(engine), "q", DOCUMENTS, first, RequestOptions(Deadline.after(1.0)))
     assert 1 <= found.reached <= 3
     before = [1, 3, 2, 0]
     reached, rest = found.order[: found.reached], found.order[found.reached :]
@@ -59,14 +58,14 @@ def test_the_best_of_the_first_stage_are_reached_and_the_rest_stays_in_its_order
 def test_no_time_at_all_gives_the_first_stage() -> None:
     engine = FakeEngine(length)
     deadline = Deadline.after(0)
-    found = cascade.rerank(*parts(engine), "q", DOCUMENTS, [1, 2, 4, 3], Terms(deadline))
+    found = cascade.rerank(*parts(engine), "q", DOCUMENTS, [1, 2, 4, 3], RequestOptions(deadline))
     assert (found.order, found.reached, engine.runs) == ([2, 3, 1, 0], 0, [])
 
 
 def test_what_is_cached_needs_no_time() -> None:
     reranker, embedder = parts(FakeEngine(length))
-    reranker.scores("q", ["cccc", "b"], Terms(Deadline.never()))
-    found = cascade.rerank(reranker, embedder, "q", DOCUMENTS, [4, 3, 2, 1], Terms(Deadline.after(0)))
+    reranker.scores("q", ["cccc", "b"], RequestOptions(Deadline.never()))
+    found = cascade.rerank(reranker, embedder, "q", DOCUMENTS, [4, 3, 2, 1], RequestOptions(Deadline.after(0)))
     assert found.order == [2, 1, 0, 3]
     assert (found.reached, found.hits) == (2, 2)
 
@@ -75,7 +74,7 @@ def test_an_overloaded_queue_is_no_error_and_work_joins_it_bit_by_bit() -> None:
     engine = FakeEngine(slow(0.01))
     engine.pace.ran(1, 100.0)  # So slow that any other request is refused.
     documents = [f"{'x' * place}" for place in range(200)]
-    found = cascade.rerank(*parts(engine), "q", documents, [0.0] * 200, Terms(Deadline.after(0.3)))
+    found = cascade.rerank(*parts(engine), "q", documents, [0.0] * 200, RequestOptions(Deadline.after(0.3)))
     assert 0 < found.reached < 200
     assert found.order[found.reached :] == list(range(found.reached, 200))
     assert len(engine.remembered) <= 4  # Chunks that were tokenised.
@@ -85,7 +84,7 @@ def test_without_scores_the_encoder_is_the_first_stage() -> None:
     said = {"query|q": [1.0, 0.0], "document|aaa": [0.1, 0], "document|b": [0.9, 0], "document|cccc": [0.5, 0]}
     encoder = FakeEngine(lambda text: two(text) * 0 + said.get(text, [0.0, 0.0]))
     engine = FakeEngine(length)
-    cascade.rerank(*parts(engine, encoder), "q", DOCUMENTS, None, Terms(Deadline.after(20)))
+    cascade.rerank(*parts(engine, encoder), "q", DOCUMENTS, None, RequestOptions(Deadline.after(20)))
     assert asked(engine) == ["b", "cccc", "aaa", "dd"]
 
 
@@ -95,7 +94,7 @@ def test_a_first_stage_that_takes_too_long_leaves_time_for_the_ranker() -> None:
         return two(text)
 
     engine = FakeEngine(length)
-    found = cascade.rerank(*parts(engine, FakeEngine(says)), "q", DOCUMENTS, None, Terms(Deadline.after(2.0)))
+    found = cascade.rerank(*parts(engine, FakeEngine(says)), "q", DOCUMENTS, None, RequestOptions(Deadline.after(2.0)))
     assert found.reached == 4
     assert asked(engine) == DOCUMENTS  # As they were given.
 
@@ -110,8 +109,8 @@ def test_any_part_that_was_reached_stands_first(case: tuple[list[float], set[int
     first, cached = case
     documents = [f"{'x' * (place * 7 % 5)}{place}" for place in range(len(first))]
     reranker, embedder = parts(FakeEngine(length))
-    reranker.scores("q", [documents[place] for place in cached], Terms(Deadline.never()))
-    found = cascade.rerank(reranker, embedder, "q", documents, first, Terms(Deadline.after(0)))
+    reranker.scores("q", [documents[place] for place in cached], RequestOptions(Deadline.never()))
+    found = cascade.rerank(reranker, embedder, "q", documents, first, RequestOptions(Deadline.after(0)))
     assert sorted(found.order) == list(range(len(first)))
     assert set(found.order[: len(cached)]) == cached
     rest = found.order[len(cached) :]

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import ConfigError
-from serving.runtime.admission import Terms
+from serving.runtime.admission import RequestOptions
 from serving.runtime.deadline import Deadline
 from serving.scoring import redis_cache
 from serving.scoring.redis_cache import (
@@ -27,10 +27,9 @@ from serving.scoring.redis_cache import (
     SharedCache,
 )
 from serving.scoring.reranker import Caches, Embedder, Reranker
-
 from tests.serving.fake_models import FakeEngine, length, two
 
-NEVER = Terms(Deadline.never())
+NEVER = RequestOptions(Deadline.never())
 KEY = bytes(range(16))
 
 
@@ -151,7 +150,7 @@ def test_a_request_is_one_round_trip_and_its_values_one_pipeline(fresh: Server) 
 def test_what_may_not_be_remembered_never_reaches_the_server(fresh: Server) -> None:
     with shared(fresh.url) as tier, fresh.client() as client:
         first, _ = pair_of(tier)
-        first.scores("q", ["a"], Terms(Deadline.never(), remember=False))
+        first.scores("q", ["a"], RequestOptions(Deadline.never(), remember=False))
         tier.flush()
         assert client.dbsize() == 0
         assert tier.facts().misses == 0

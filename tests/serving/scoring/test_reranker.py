@@ -6,14 +6,13 @@ from typing import Any
 import pytest
 
 from serving.errors import BusyError, ClientGoneError, DeadlineError, InferenceError
-from serving.runtime.admission import Terms
+from serving.runtime.admission import RequestOptions
 from serving.runtime.deadline import Deadline
-from serving.runtime.items import Pace, Priority
+from serving.runtime.items import Priority, Throughput
 from serving.scoring.reranker import CHUNK, Caches, Embedder, Reranker, relevance
-
 from tests.serving.fake_models import FakeEngine, length, two
 
-NEVER = Terms(Deadline.never())
+NEVER = RequestOptions(Deadline.never())
 
 
 def reranker(engine: FakeEngine, caches: Caches | None = None) -> Reranker:
@@ -79,7 +78,7 @@ def test_a_deadline_ends_a_request_and_the_next_goes_on_from_there() -> None:
     found = reranker(engine)
     documents = ["x" * place for place in range(100)]
     with pytest.raises(DeadlineError, match=r"0\.1 s"):
-        found.scores("q", documents, Terms(Deadline.after(0.1)))
+        found.scores("q", documents, RequestOptions(Deadline.after(0.1)))
     engine.says = length
     time.sleep(0.05)
     done = len(engine.runs)
@@ -93,7 +92,7 @@ def test_a_cancelled_request_computes_nothing_more() -> None:
     engine, deadline = FakeEngine(length), Deadline.after(10)
     deadline.cancel()
     with pytest.raises(ClientGoneError):
-        reranker(engine).scores("q", ["a"], Terms(deadline))
+        reranker(engine).scores("q", ["a"], RequestOptions(deadline))
     assert engine.runs == []
 
 
@@ -113,7 +112,7 @@ def test_vectors_are_kept_by_role_and_cannot_be_written_to() -> None:
 
 def test_what_may_not_be_remembered_is_neither_read_nor_kept() -> None:
     engine = FakeEngine(length)
-    found, private = reranker(engine), Terms(Deadline.never(), remember=False)
+    found, private = reranker(engine), RequestOptions(Deadline.never(), remember=False)
     assert found.scores("q", ["a", "bb", "a"], private).values == [1.0, 2.0, 1.0]
     assert found.cache.facts().entries == 0
     assert found.scores("q", ["a"], NEVER).misses == 1
@@ -136,7 +135,7 @@ def test_the_batch_class_gives_way_and_is_never_refused() -> None:
     engine.pace.ran(1, 1000.0)
     found = reranker(engine)
     shadow = threading.Thread(
-        target=lambda: found.scores("shadow", ["a", "b"], Terms(Deadline.never(), Priority.BATCH))
+        target=lambda: found.scores("shadow", ["a", "b"], RequestOptions(Deadline.never(), Priority.BATCH))
     )
     shadow.start()
     assert began.wait(5)
@@ -175,34 +174,34 @@ def test_more_than_can_be_done_in_time_is_refused_before_any_work() -> None:
     engine = FakeEngine(length)
     found = reranker(engine)
     found.scores("q", ["known"], NEVER)
-    engine.pace = Pace()
+    engine.pace = Throughput()
     engine.pace.ran(100, 1.0)
     go = queued(engine, 790)
     with pytest.raises(BusyError, match=r"about 7\.9 s of work") as told:
-        found.scores("q", ["new"], Terms(Deadline.after(2)))
+        found.scores("q", ["new"], RequestOptions(Deadline.after(2)))
     assert told.value.retry_after == 6
     assert engine.remembered == []  # Not even tokenised.
     assert engine.scheduler.facts().items == 1
     # Cached documents are free, and a request with more time is taken.
-    assert found.scores("q", ["known"], Terms(Deadline.after(2))).hits == 1
+    assert found.scores("q", ["known"], RequestOptions(Deadline.after(2))).hits == 1
     with pytest.raises(BusyError) as told:
-        found.scores("q", ["known", "x" * 298], Terms(Deadline.after(10)))
+        found.scores("q", ["known", "x" * 298], RequestOptions(Deadline.after(10)))
     assert told.value.retry_after == 1
     go.set()
-    assert found.scores("q", ["known", "x" * 298], Terms(Deadline.after(12))).misses == 1
+    assert found.scores("q", ["known", "x" * 298], RequestOptions(Deadline.after(12))).misses == 1
 
 
 def test_what_is_due_later_waits_behind_a_request_and_is_no_reason_to_refuse_it() -> None:
     engine = FakeEngine(length)
-    engine.pace = Pace()
+    engine.pace = Throughput()
     engine.pace.ran(100, 1.0)
     go = queued(engine, 10)
     found = reranker(engine)
     with engine.job(Deadline.after(30)) as patient:
         patient.add(engine.pairs("q", ["x" * 2898]))
         with pytest.raises(BusyError, match=r"about 29\.1 s of work"):
-            found.scores("q", ["x" * 298], Terms(Deadline.after(31)))
-        urgent = threading.Thread(target=lambda: found.scores("q", ["new"], Terms(Deadline.after(5))))
+            found.scores("q", ["x" * 298], RequestOptions(Deadline.after(31)))
+        urgent = threading.Thread(target=lambda: found.scores("q", ["new"], RequestOptions(Deadline.after(5))))
         urgent.start()
         while engine.scheduler.facts().items < 3:
             time.sleep(0.001)
@@ -220,7 +219,7 @@ def test_who_waited_for_a_refused_request_is_refused_or_served_by_itself() -> No
     found = reranker(engine)
     for _ in range(2):
         with pytest.raises(BusyError):
-            found.scores("q", ["new"], Terms(Deadline.after(2)))
+            found.scores("q", ["new"], RequestOptions(Deadline.after(2)))
     go.set()
     assert found.scores("q", ["new"], NEVER).misses == 1
 
@@ -231,7 +230,7 @@ def test_work_that_is_too_long_even_alone_makes_progress_when_nothing_waits() ->
     found = reranker(engine)
     documents = ["x" * 10] * 1 + ["y" * place for place in range(1, 60)]
     with pytest.raises(DeadlineError):
-        found.scores("q", documents, Terms(Deadline.after(0.5)))
+        found.scores("q", documents, RequestOptions(Deadline.after(0.5)))
     assert found.cache.facts().entries >= 1
 
 

@@ -11,7 +11,7 @@ import pytest
 from pipeline.errors import ArtifactError, MissingError
 from pipeline.text import document_text
 from serving.errors import DeadlineError, InvalidRequestError
-from serving.runtime.admission import Terms
+from serving.runtime.admission import RequestOptions
 from serving.runtime.deadline import Deadline
 from serving.scoring.reranker import relevance
 from serving.scoring.searcher import SNIPPET_CHARS, Searcher, snippet
@@ -105,7 +105,7 @@ def test_milliseconds_add_up(searcher: Searcher) -> None:
 
 def test_a_passed_deadline_ends_a_search(searcher: Searcher) -> None:
     with pytest.raises(DeadlineError):
-        searcher.search("a query of its own", terms=Terms(Deadline.after(0)))
+        searcher.search("a query of its own", terms=RequestOptions(Deadline.after(0)))
 
 
 def test_an_index_of_another_encoder_is_refused(fresh: Any) -> None:

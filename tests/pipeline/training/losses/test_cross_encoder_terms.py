@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from pipeline.artifacts import Artifact
-from pipeline.config import OutsideConfig, RankerConfig, TeacherConfig
+from pipeline.config import ExternalTeacherConfig, RankerConfig, TeacherConfig
 from pipeline.errors import ArtifactError, ConfigError, TrainingError
 from pipeline.models import surgery
 from pipeline.models.cross_encoder import CrossEncoder
 from pipeline.training import external_teacher, ranker, teacher, teacher_scores
 from pipeline.training.loop import batches, scoring
 from pipeline.training.losses import ranking
-from pipeline.training.losses.cross_encoder_terms import Match, Weights
+from pipeline.training.losses.cross_encoder_terms import LossWeights, Match
 from pipeline.training.tasks import cross_encoder
 from tests.pipeline.training.test_stages import CANDIDATES, LOOP, TEACHER, World, base_model, stage, tables
 
@@ -58,7 +58,7 @@ def make(world: World, config: RankerConfig, workspace: Path | None = None) -> A
     return ranker.make(place, config, CANDIDATES, world.data, world.pairs, world.teacher, lessons)
 
 
-def task(world: World, weights: Weights, base: Path | None = None, **loop: Any) -> cross_encoder.CrossTask:
+def task(world: World, weights: LossWeights, base: Path | None = None, **loop: Any) -> cross_encoder.CrossTask:
     large = CrossEncoder.load(world.teacher.path)
     whole = large
     if base is not None:
@@ -88,7 +88,7 @@ EVERY = {
 @pytest.mark.parametrize("case", ["equal width", "narrow", "mutual"])
 def test_a_step_of_every_term_cut_into_chunks_is_the_whole_step(world: World, narrow: Path, case: str) -> None:
     def gradients(chunk_tokens: int) -> tuple[int, dict[str, float], dict[str, Tensor]]:
-        weights = Weights(**EVERY, hidden=0.0 if case == "narrow" else 0.5, mutual=0.5 if case == "mutual" else 0.0)
+        weights = LossWeights(**EVERY, hidden=0.0 if case == "narrow" else 0.5, mutual=0.5 if case == "mutual" else 0.0)
         made = task(world, weights, narrow if case == "narrow" else None, chunk_tokens=chunk_tokens)
         step = made.plan(0)[1]
         found: dict[str, float] = {}
@@ -114,7 +114,7 @@ def test_a_step_of_every_term_cut_into_chunks_is_the_whole_step(world: World, na
 
 
 def test_the_teacher_is_as_it_was(world: World) -> None:
-    made = task(world, Weights(**EVERY))
+    made = task(world, LossWeights(**EVERY))
     assert made.teacher is not None
     before = {name: value.clone() for name, value in made.teacher.state_dict().items()}
     loss, _ = made.loss(made.plan(0)[0].chunks[0])
@@ -128,7 +128,7 @@ def test_a_student_that_is_the_teacher_has_nothing_to_match(world: World) -> Non
     """Self-distillation from the teacher's own weights: all terms over tokens are 0 at the first step."""
     large = CrossEncoder.load(world.teacher.path)
     pairs = batches.read_pairs(world.data, world.pairs, large.tokenizer, max_query_tokens=6, max_tokens=24)
-    weights, match = Weights(**dict.fromkeys(OVER_TOKENS, 1.0)), Match(tokens=(1, 2, 3, 4), relation=4, heads=2)
+    weights, match = LossWeights(**dict.fromkeys(OVER_TOKENS, 1.0)), Match(tokens=(1, 2, 3, 4), relation=4, heads=2)
     made = cross_encoder.CrossTask(
         surgery.student(large, (1, 2, 3, 4)), pairs, LOOP, weights, max_list=6, match=match, teacher=large
     )
@@ -195,7 +195,7 @@ def test_two_students_learn_from_each_other_and_one_is_kept(world: World) -> Non
 
 
 def test_mutual_loss_is_both_divergences(world: World) -> None:
-    made = task(world, Weights(ordinal=1.0, mutual=2.0, temperature=3.0))
+    made = task(world, LossWeights(ordinal=1.0, mutual=2.0, temperature=3.0))
     chunk = made.plan(0)[0].chunks[0]
     loss, parts = made.loss(chunk)
     assert loss.item() == pytest.approx(
@@ -236,7 +236,7 @@ def test_a_killed_ranker_goes_on_and_becomes_the_same(
 def _kill_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     calls, original = 0, cross_encoder.CrossTask.loss
 
-    def loss(self: cross_encoder.CrossTask, chunk: cross_encoder.Chunk) -> Any:
+    def loss(self: cross_encoder.CrossTask, chunk: cross_encoder.PairChunk) -> Any:
         nonlocal calls
         calls += 1
         if calls == step:
@@ -262,7 +262,7 @@ def test_an_outside_teachers_scores_come_with_their_own_thresholds(world: World,
     noise = np.random.default_rng(2).normal(size=len(table))
     scores = 100 + 5 * table["grade"].to_numpy() + noise
     pq.write_table(pa.table({"row_id": table["row_id"], "score": scores}), tmp_path / "scores.parquet")
-    given = OutsideConfig(scores=str(tmp_path / "scores.parquet"))
+    given = ExternalTeacherConfig(scores=str(tmp_path / "scores.parquet"))
     lessons = external_teacher.make(tmp_path, given, world.data, world.pairs, layers=())
     model = CrossEncoder.load(world.teacher.path)
     pairs = batches.read_pairs(world.data, world.pairs, model.tokenizer, max_query_tokens=6, max_tokens=24)
@@ -343,14 +343,14 @@ def test_patient_loss_without_states_is_refused_before_training(world: World, mo
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        (Weights(), "every loss has weight 0"),
-        (Weights(hidden=1.0), "every loss has weight 0"),  # a student of one layer has none to match
-        (Weights(soft=1.0, logit=1.0), "losses soft, logit need the teacher's scores"),
-        (Weights(ordinal=1.0, cosine=1.0), "losses cosine need the teacher itself"),
-        (Weights(ordinal=1.0, mutual=1.0), "losses mutual need a second student"),
+        (LossWeights(), "every loss has weight 0"),
+        (LossWeights(hidden=1.0), "every loss has weight 0"),  # a student of one layer has none to match
+        (LossWeights(soft=1.0, logit=1.0), "losses soft, logit need the teacher's scores"),
+        (LossWeights(ordinal=1.0, cosine=1.0), "losses cosine need the teacher itself"),
+        (LossWeights(ordinal=1.0, mutual=1.0), "losses mutual need a second student"),
     ],
 )
-def test_a_task_says_what_its_losses_lack(world: World, weights: Weights, message: str) -> None:
+def test_a_task_says_what_its_losses_lack(world: World, weights: LossWeights, message: str) -> None:
     model = CrossEncoder.load(world.teacher.path)
     pairs = batches.read_pairs(world.data, world.pairs, model.tokenizer, max_query_tokens=6, max_tokens=24)
     with pytest.raises(ConfigError, match=message):
@@ -364,11 +364,11 @@ def test_another_scale_of_grades_is_refused(world: World) -> None:
     with pytest.raises(ArtifactError, match="knows grades 0 to 2, the pairs go up to 4"):
         cross_encoder.Lessons.read(world.teacher, world.lessons, finer)
     with pytest.raises(ConfigError, match="grades up to 4, the model knows 0 to 2"):
-        cross_encoder.CrossTask(model, finer, LOOP, Weights(ordinal=1.0), max_list=6)
+        cross_encoder.CrossTask(model, finer, LOOP, LossWeights(ordinal=1.0), max_list=6)
     lessons = cross_encoder.Lessons.read(world.teacher, world.lessons, pairs)
     coarse = replace(lessons, thresholds=lessons.thresholds[:1])
     with pytest.raises(ArtifactError, match="teacher knows grades 0 to 1 and the student 0 to 2"):
-        cross_encoder.CrossTask(model, pairs, LOOP, Weights(soft=1.0), max_list=6, lessons=coarse)
+        cross_encoder.CrossTask(model, pairs, LOOP, LossWeights(soft=1.0), max_list=6, lessons=coarse)
 
 
 @pytest.mark.parametrize("kind", [TeacherConfig, RankerConfig])
@@ -390,7 +390,7 @@ def test_a_loss_that_is_no_number_stops_with_the_checkpoint_whole(
     straight = make(world, config, tmp_path / "straight")
     calls, original = 0, cross_encoder.CrossTask.loss
 
-    def loss(self: cross_encoder.CrossTask, chunk: cross_encoder.Chunk) -> Any:
+    def loss(self: cross_encoder.CrossTask, chunk: cross_encoder.PairChunk) -> Any:
         nonlocal calls
         calls += 1
         found, parts = original(self, chunk)

@@ -14,7 +14,7 @@ from pipeline.tokens import TextTemplate
 from pipeline.training.loop import batches
 from pipeline.training.losses.distillation import similarity_loss
 from pipeline.training.tasks import bi_encoder
-from pipeline.training.tasks.bi_encoder import EncoderTask, Learner, prefix
+from pipeline.training.tasks.bi_encoder import BiEncoderLearner, EncoderTask, prefix
 
 DIMENSIONS = 4
 LOOP = LoopConfig(tokens_per_batch=1000, evaluations=0, precision="fp32")
@@ -74,7 +74,7 @@ def task(vectors: torch.Tensor, wide: torch.Tensor, config: EncoderConfig = CONF
         documents=ragged([2, 3, 4, 5, 6]),
     )
     model = Table(vectors)
-    learner = Learner(model, [math.e] * len(config.all_widths))  # type: ignore[arg-type]
+    learner = BiEncoderLearner(model, [math.e] * len(config.all_widths))  # type: ignore[arg-type]
     return EncoderTask(learner, pairs, TARGETS, config, max_list=5, hard=HARD, wide=(wide[:2], wide[2:]))
 
 

@@ -13,10 +13,10 @@ from pipeline.config import LoopConfig, ScratchConfig
 from pipeline.models.cross_encoder import CrossEncoder
 from pipeline.training import pretrain
 from pipeline.training.loop.batches import Pairs, Ragged
-from pipeline.training.losses.cross_encoder_terms import Weights
+from pipeline.training.losses.cross_encoder_terms import LossWeights
 from pipeline.training.tasks import vocabulary
 from pipeline.training.tasks.cross_encoder import CrossTask, first_thresholds
-from pipeline.training.tasks.teacher_targets import Lessons
+from pipeline.training.tasks.teacher_targets import TeacherTargets
 
 GRADED, LISTS, LENGTH = 6, 12, 5
 
@@ -54,12 +54,12 @@ def pairs(lists: int = LISTS) -> Pairs:
     )
 
 
-def lessons(table: Pairs) -> Lessons:
+def lessons(table: Pairs) -> TeacherTargets:
     scores = np.random.default_rng(8).normal(size=len(table)).astype(np.float32) * 2
-    return Lessons(scores, torch.tensor([-0.7, 0.7]), None, table.rows, ())
+    return TeacherTargets(scores, torch.tensor([-0.7, 0.7]), None, table.rows, ())
 
 
-def task(model: CrossEncoder, table: Pairs, weights: Weights, **loop: Any) -> CrossTask:
+def task(model: CrossEncoder, table: Pairs, weights: LossWeights, **loop: Any) -> CrossTask:
     config = LoopConfig(tokens_per_batch=250, precision="fp32", **{"chunk_tokens": 4000, **loop})
     taught = lessons(table) if weights.soft or weights.margin else None
     return CrossTask(model, table, config, weights, max_list=LENGTH, lessons=taught)
@@ -81,7 +81,7 @@ def values(made: CrossTask) -> list[tuple[Any, Mapping[str, float], float]]:
     return found
 
 
-ALL = Weights(ordinal=0.5, pairwise=1.0, listnet=0.3, soft=0.7, margin=0.2, temperature=2.0)
+ALL = LossWeights(ordinal=0.5, pairwise=1.0, listnet=0.3, soft=0.7, margin=0.2, temperature=2.0)
 
 
 def scores_of(model: CrossEncoder, table: Pairs, places: Any) -> torch.Tensor:
@@ -97,7 +97,7 @@ def scores_of(model: CrossEncoder, table: Pairs, places: Any) -> torch.Tensor:
 
 def test_only_those_who_are_taught_read_them(model: CrossEncoder) -> None:
     table = pairs()
-    plain = task(model, table, Weights(ordinal=1.0))
+    plain = task(model, table, LossWeights(ordinal=1.0))
     assert set(table.split[plain.train]) == {"train"}
     assert [counts.graded - counts.documents for counts, _, _ in values(plain)] == [0] * len(plain.plan(0))
     taught = task(model, table, ALL)
@@ -145,14 +145,14 @@ def test_the_terms_of_a_step_are_those_of_a_loop_over_its_pairs(model: CrossEnco
 def test_over_an_epoch_the_grades_weigh_as_their_weight_says(model: CrossEncoder) -> None:
     """Mean over all documents of the steps' ordinal terms: the mean over graded documents, whatever else is there."""
 
-    def mean(table: Pairs, weights: Weights) -> float:
+    def mean(table: Pairs, weights: LossWeights) -> float:
         found = values(task(model, table, weights))
         return sum(counts.documents * terms["ordinal"] for counts, terms, _ in found) / sum(
             counts.documents for counts, _, _ in found
         )
 
     table = pairs()
-    assert mean(table, ALL) == pytest.approx(mean(table, Weights(ordinal=1.0)), rel=1e-4)
+    assert mean(table, ALL) == pytest.approx(mean(table, LossWeights(ordinal=1.0)), rel=1e-4)
 
 
 def test_grades_weigh_alike_where_longer_lists_are_cut(model: CrossEncoder) -> None:

@@ -243,7 +243,7 @@ class _Writer:
             words = self.node("Mul", self.node("Cast", words, to=TensorProto.FLOAT), scale)
         positions = self.weights["embeddings.position_embeddings.weight"][self.shape.first_position :]
         types = self.weights["embeddings.token_type_embeddings.weight"]
-        tokens = self.node("GraphShape", "input_ids", start=1, end=2)
+        tokens = self.node("Shape", "input_ids", start=1, end=2)
         if self.shape.types > 1:
             places = self.node("Slice", self.constant("positions", positions), self.axis(0), tokens)
             places = self.node("Add", self.node("Gather", self.constant("types", types), "token_type_ids"), places)

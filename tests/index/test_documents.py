@@ -159,10 +159,10 @@ except ArtifactError as error:
             "vectors.make(Path(sys.argv[1]), 'e', data, lambda texts: np.eye(64)[:1].repeat(len(texts), 0))",
         ),
         (
-            "build, vectors",
+            "semantic_build, vectors",
             "import numpy as np; from pipeline.config import IndexConfig\n"
             "made = vectors.make(Path(sys.argv[1]), 'e', data, lambda texts: np.eye(64)[:1].repeat(len(texts), 0))",
-            "build.make(Path(sys.argv[1]), IndexConfig(), made)",
+            "semantic_build.make(Path(sys.argv[1]), IndexConfig(), made)",
         ),
         (
             "lexical",

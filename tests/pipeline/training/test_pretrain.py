@@ -318,7 +318,7 @@ def test_another_process_trains_the_same_vocabulary(family: Any) -> None:
     """The trainers' hash maps are seeded anew in each process."""
     config = replace(SCRATCH, family=family)
     script = (
-        "import json, sys; from pipeline.config import ScratchConfig; from pipeline.training import vocabulary;"
+        "import json, sys; from pipeline.config import ScratchConfig; from pipeline.training.tasks import vocabulary;"
         "given = json.load(sys.stdin); made = vocabulary.train(given, ScratchConfig(layers=2, hidden=32, heads=2,"
         f"intermediate=64, positions=40, vocab_size=400, family='{family}'));"
         "print(made.backend_tokenizer.to_str())"

@@ -52,19 +52,19 @@ def network() -> nn.Module:
 SCRIPT = """
 import sys
 sys.path.insert(0, {tests!r})
-from test_ranks import CONFIG, Lists, network
-from pipeline.training import loop, ranks
+from test_distributed import CONFIG, Lists, network
+from pipeline.training.loop import distributed, loop
 from pathlib import Path
-ranks.join(0)
-if ranks.rank():
-    ranks.follow(loop.follow)
+distributed.join(0)
+if distributed.rank():
+    distributed.follow(loop.follow)
 else:
     for name in ("first", "second"):  # The followers wait for as many trainings as there are.
         module = network()
         found = loop.train(module, Lists(module), CONFIG, label=name, checkpoint=Path({folder!r}) / name)
-    assert ranks.world() == 2
+    assert distributed.world() == 2
     (Path({folder!r}) / "history").write_text(repr((found.history, found.evaluations, found.examples)))
-    ranks.leave()
+    distributed.leave()
 """
 
 

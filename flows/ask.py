@@ -64,7 +64,7 @@ def rerank(query: str, file: Path, workspace: Path, *, release: str = "live") ->
 def _texts(file: Path) -> list[tuple[int, str]]:
     """Line number, from 1, and text of each line that is not blank."""
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = text.split_lines(text.read_text(file))
     except FileNotFoundError as error:
         raise MissingError(f"{file}: no such file; name one with a text on each line") from error
     except (UnicodeDecodeError, OSError) as error:

@@ -13,6 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pipeline.config import LoopConfig, RankerConfig, Recipe, T
 from pipeline.errors import ConfigError, MissingError
+from pipeline.text import read_text
 
 _PLAIN = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
 
@@ -25,7 +26,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         ConfigError: not TOML, an unknown key, a wrong type or an impossible value; names the key.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except FileNotFoundError as error:
         raise MissingError(
             f"{path}: no such recipe; `relevance retrain --help` lists those that are built in"

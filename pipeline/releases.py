@@ -20,6 +20,7 @@ from typing import Any
 from pipeline import artifacts
 from pipeline.artifacts import Artifact, Staging
 from pipeline.errors import ArtifactError, ConflictError, MissingError
+from pipeline.text import read_text, split_lines
 
 VERSION = 1
 
@@ -148,7 +149,7 @@ class Releases:
             ArtifactError: a line cannot be read.
         """
         path = self.root / "history.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        lines = split_lines(read_text(path)) if path.exists() else []
         try:
             return [Pointer(**json.loads(line)) for line in lines if line.strip()]
         except (ValueError, TypeError) as error:

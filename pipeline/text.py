@@ -1,10 +1,16 @@
-"""What a text is to every part: cleaned once, normalised one way, a document's fields joined one way.
+"""Rules for texts that every part shares: reading files and their lines, cleaning, normalising, joining fields.
 
 Training, indexing and serving all call these functions, so a pair that was learned is the pair that
-is scored.
+is scored. A line ends at "\\n" or "\\r\\n" and nowhere else: `str.splitlines` also ends one at U+2028, NEL and
+form feed, which JSON and people write inside a line.
 """
 
+import codecs
 import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.errors import MissingError, SchemaError
 
 MAX_CHARS = 1_000_000
 """A longer title, text or query is refused on import; no ranking model reads that far."""
@@ -12,6 +18,68 @@ MAX_CHARS = 1_000_000
 CHARS_PER_TOKEN = 24
 """Characters read for each token of the model's limit. English has about 4.5 and Chinese about 1.5, so
 nothing that a model would see is cut, and a text of a million characters costs no more than a page."""
+
+
+def split_lines(text: str) -> list[str]:
+    """The lines of a text without their ends; an end of line at the very end starts no further line."""
+    *ended, last = text.split("\n")
+    return [line.removesuffix("\r") for line in ended] + ([last] if last else [])
+
+
+def read_text(path: Path) -> str:
+    """The content of a UTF-8 file as it is, less a byte-order mark at its head.
+
+    Raises:
+        OSError: the file is not there or cannot be read.
+        UnicodeDecodeError: the file is not UTF-8.
+    """
+    return path.read_bytes().decode("utf-8-sig")
+
+
+def read_lines(path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, str]]:
+    """(number from 1, line without its end) of each line that is not blank; a byte-order mark is dropped.
+
+    The file is read as a stream, so it may be larger than memory.
+
+    Args:
+        encoding: an encoding in which the byte 0x0A is always the end of a line, such as UTF-8, Latin-1 or GB18030.
+
+    Raises:
+        MissingError: no such file.
+        SchemaError: a byte that is not of the encoding; the message has its position in the file.
+    """
+    start = 0
+    for number, raw in enumerate(_raw_lines(path), start=1):
+        body = raw.removesuffix(b"\n").removesuffix(b"\r") if raw.endswith(b"\n") else raw
+        mark = len(codecs.BOM_UTF8) if number == 1 and body.startswith(codecs.BOM_UTF8) else 0
+        try:
+            line = body[mark:].decode(encoding)
+        except UnicodeDecodeError as error:
+            raise wrong_byte(path, start + mark + error.start, f"line {number}, ") from error
+        start += len(raw)
+        if line.strip():
+            yield number, line
+
+
+def wrong_byte(path: Path, position: int, where: str) -> SchemaError:
+    """The error for a byte that is not UTF-8, with the byte itself and how to convert the file."""
+    with path.open("rb") as file:
+        file.seek(position)
+        byte = file.read(1)
+    return SchemaError(
+        f"{path}, {where}byte {position}: 0x{byte.hex()} is not UTF-8; convert the file, for example with "
+        "`iconv -f GB18030 -t UTF-8`"
+    )
+
+
+def _raw_lines(path: Path) -> Iterator[bytes]:
+    try:
+        with path.open("rb") as file:
+            yield from file
+    except FileNotFoundError as error:
+        raise MissingError(f"{path}: no such file") from error
+    except OSError as error:
+        raise SchemaError(f"{path}: cannot be read ({error})") from error
 
 
 def fault(text: str) -> str | None:

@@ -104,7 +104,7 @@ def read_queries(path: Path) -> list[str]:
         raise SchemaError(f"{path}: queries are read from Parquet or a text with one a line; write this table as one")
     try:
         if path.suffix != ".parquet":
-            return [line for line in map(str.strip, path.read_text(encoding="utf-8").splitlines()) if line]
+            return [line for line in map(str.strip, text.split_lines(text.read_text(path))) if line]
         names = pq.read_schema(path).names
         column = next((name for name in ("query", "text") if name in names), None)
         if column is None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pipeline.errors import ConfigError, MissingError
+from pipeline.text import read_text, split_lines
 from serving.settings import HASH, Settings
 
 
@@ -36,7 +37,7 @@ def hashes(settings: Settings) -> list[bytes]:
         return found
     path = Path(settings.api_keys_file)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = split_lines(read_text(path))
     except (OSError, UnicodeDecodeError) as error:
         raise MissingError(f"{path}: the hashes of API keys cannot be read ({error}); look at api_keys_file") from error
     for number, line in enumerate(lines, start=1):

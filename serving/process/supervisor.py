@@ -58,7 +58,7 @@ class Worker:
 
     def hear(self) -> None:
         """Reads what it has reported; waits for something when there is nothing."""
-        for line in os.read(self.reports, 1 << 16).splitlines():
+        for line in filter(None, os.read(self.reports, 1 << 16).split(b"\n")):
             self.heard = time.monotonic()
             said = json.loads(line)
             self.ready |= "release" in said

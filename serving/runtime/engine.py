@@ -321,7 +321,7 @@ def runners(device: Device) -> int:
 def processor() -> str:
     """A short digest of what this machine computes with; machines that share one round alike."""
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n")
     except OSError:
         lines = []
     told = sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))})

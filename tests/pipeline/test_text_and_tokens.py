@@ -1,9 +1,16 @@
+import ast
+import json
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pipeline import text
-from pipeline.errors import ConfigError
+from pipeline import recipe, text
+from pipeline.errors import ConfigError, MissingError, SchemaError
+from pipeline.releases import Pointer, Releases
 from pipeline.tokens import PairTemplate, TextTemplate
 
 BERT = PairTemplate(before=(101,), between=(102,), after=(102,), max_tokens=16, max_query_tokens=6)
@@ -62,3 +69,68 @@ def test_document_text() -> None:
     assert text.document_text("t", "b") == "t\nb"
     assert text.document_text("", "b") == "b"
     assert text.document_text("t", "") == "t"
+
+
+@given(
+    st.lists(st.text(st.characters(exclude_characters="\n", exclude_categories=("Cs",)), max_size=5), max_size=6),
+    st.lists(st.sampled_from(["\n", "\r\n"]), min_size=6, max_size=6),
+    st.booleans(),
+    st.booleans(),
+)
+@example(["a\u2028b", "c\x85d\x0ce", "f\rg\x1ch"], ["\n", "\r\n", "\n"], True, True)
+def test_lines_end_at_line_feeds_alone_and_the_byte_order_mark_goes(
+    bodies: list[str], ends: list[str], marked: bool, ended: bool
+) -> None:
+    """The reference is slow: bodies are kept beside the file that is written from them."""
+    bodies = [body.removesuffix("\r") for body in bodies]
+    written = "".join(map("".join, zip(bodies, ends, strict=False)))
+    if bodies and not ended:
+        written = written[: -len(ends[len(bodies) - 1])]
+    expected = bodies if ended or not bodies or bodies[-1] else bodies[:-1]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "lines.txt"
+        path.write_bytes(b"\xef\xbb\xbf" * marked + written.encode())
+        if marked or not written.startswith("\ufeff"):
+            assert text.read_text(path) == written
+            assert text.split_lines(text.read_text(path)) == expected
+            expected_lines = [(number, body) for number, body in enumerate(expected, start=1) if body.strip()]
+            assert list(text.read_lines(path)) == expected_lines
+
+
+def test_a_wrong_byte_is_named_by_line_and_position(tmp_path: Path) -> None:
+    path = tmp_path / "lines.txt"
+    path.write_bytes(b"\xef\xbb\xbfone\r\ntwo \xff\n")
+    with pytest.raises(SchemaError, match=r"line 2, byte 12: 0xff is not UTF-8"):
+        list(text.read_lines(path))
+    with pytest.raises(MissingError, match="no such file"):
+        list(text.read_lines(tmp_path / "absent.txt"))
+
+
+def test_no_code_splits_texts_by_another_rule() -> None:
+    """`splitlines` ends lines at U+2028, NEL and form feed too; `text.split_lines` is the reader of lines."""
+    root = Path(text.__file__).parents[1]
+    files = [file for name in ("pipeline", "index", "serving", "flows") for file in (root / name).rglob("*.py")]
+    assert len(files) > 100
+    calls = [
+        f"{file.relative_to(root)}:{node.lineno}"
+        for file in files
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute) and node.attr in ("splitlines", "readlines")
+    ]
+    assert calls == []
+
+
+def test_a_recipe_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "marked.toml"
+    path.write_bytes(b"\xef\xbb\xbfname = 'marked'\r\n")
+    assert recipe.load(path).name == "marked"
+
+
+def test_a_reason_with_any_line_separator_stays_one_line_of_history(tmp_path: Path) -> None:
+    pointer = Pointer(
+        release="a" * 64, generation=1, previous=None, changed="now", action="promote", reason="a\u2028b\x85c\x0cd"
+    )
+    (tmp_path / "releases").mkdir()
+    path = Releases(tmp_path).root / "history.jsonl"
+    path.write_text(json.dumps(asdict(pointer), ensure_ascii=False) + "\n", encoding="utf-8")
+    assert Releases(tmp_path).history() == [pointer]

@@ -127,7 +127,7 @@ def take_apart(docstring: Docstring) -> Entry:
     if _SIGNATURE.fullmatch(" ".join(paragraphs[0].split())) and len(paragraphs) > 1:
         paragraphs = re.split(r"\n\s*\n", paragraphs[1].strip(), maxsplit=1)
     first, rest = paragraphs[0], paragraphs[1] if len(paragraphs) > 1 else ""
-    lines = [line for line in first.splitlines() if not _UNDERLINE.match(line)]
+    lines = [line for line in text.split_lines(first) if not _UNDERLINE.match(line)]
     summary, *more = _SENTENCE.split(" ".join(" ".join(lines).split()), maxsplit=1)
     body, references = _without_see_also(rest)
     return Entry(
@@ -141,7 +141,7 @@ def take_apart(docstring: Docstring) -> Entry:
 
 def _without_see_also(rest: str) -> tuple[str, list[str]]:
     """The text without its See Also sections, and their lines."""
-    lines = rest.splitlines()
+    lines = text.split_lines(rest)
     kept: list[str] = []
     taken: list[str] = []
     at = 0
@@ -189,7 +189,7 @@ def _plain(written: str) -> str:
     """Text without reStructuredText roles, backticks and heading lines, which are no words."""
     written = _LINKED.sub(r"\1", written)
     written = _TICKS.sub(r"\2", _ROLE.sub(r"\1", written))
-    lines = [line.rstrip() for line in written.splitlines() if not _UNDERLINE.match(line)]
+    lines = [line.rstrip() for line in text.split_lines(written) if not _UNDERLINE.match(line)]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines))
 
 

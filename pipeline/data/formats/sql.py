@@ -74,7 +74,7 @@ def read(url: str, root: Path) -> Tables:
     except NoSuchTableError as error:
         raise MissingError(f"{shown}: no such table") from error
     except SQLAlchemyError as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).split("\n")[0]
         raise SchemaError(f"{shown}: cannot be read ({reason})") from error
     finally:
         engine.dispose()

@@ -1,6 +1,5 @@
 """Text files as others publish them: lines, JSON lines, separated values; every error names the file and the place."""
 
-import codecs
 import csv
 import json
 from collections.abc import Iterator, Sequence
@@ -11,29 +10,12 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 
 from pipeline.errors import MissingError, SchemaError
+from pipeline.text import read_lines
 
 BLOCK_BYTES = 1 << 26
 """Read at once; also the longest row of a separated file."""
 
 STRING = pa.large_string()
-
-
-def lines(path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, str]]:
-    """(number from 1, line without its end) of each line that is not blank; a byte order mark is dropped.
-
-    Raises:
-        MissingError: no such file.
-        SchemaError: a byte that is not of the encoding; the message has its position in the file.
-    """
-    start = 0
-    for number, raw in enumerate(_raw_lines(path), start=1):
-        try:
-            line = raw.removeprefix(codecs.BOM_UTF8 if number == 1 else b"").decode(encoding)
-        except UnicodeDecodeError as error:
-            raise _wrong_byte(path, start + error.start, f"line {number}, ") from error
-        start += len(raw)
-        if line.strip():
-            yield number, line.rstrip("\r\n")
 
 
 def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -43,7 +25,7 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         MissingError: no such file.
         SchemaError: not UTF-8, or a line that is not a JSON object.
     """
-    for number, line in lines(path):
+    for number, line in read_lines(path):
         try:
             found = json.loads(line)
         except (ValueError, RecursionError) as error:
@@ -57,7 +39,7 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def header(path: Path, delimiter: str, encoding: str = "utf-8") -> list[str]:
     """The names in the first line of a separated file; empty for an empty file."""
-    first = next(lines(path, encoding), None)
+    first = next(read_lines(path, encoding), None)
     return next(csv.reader([first[1]], delimiter=delimiter)) if first else []
 
 
@@ -110,7 +92,7 @@ def untitled(
     except FileNotFoundError as error:
         raise MissingError(f"{path}: no such file") from error
     except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
-        for _ in lines(path, encoding):
+        for _ in read_lines(path, encoding):
             pass  # Says where, if the reason is a byte that is not text.
         reason = " ".join(str(error).split())[:300]
         raise SchemaError(
@@ -122,28 +104,8 @@ def untitled(
 def is_utf8(path: Path) -> bool:
     """Whether the whole file is UTF-8."""
     try:
-        for _ in lines(path):
+        for _ in read_lines(path):
             pass
     except SchemaError:
         return False
     return True
-
-
-def _raw_lines(path: Path) -> Iterator[bytes]:
-    try:
-        with path.open("rb") as file:
-            yield from file
-    except FileNotFoundError as error:
-        raise MissingError(f"{path}: no such file") from error
-    except OSError as error:
-        raise SchemaError(f"{path}: cannot be read ({error})") from error
-
-
-def _wrong_byte(path: Path, position: int, line: str) -> SchemaError:
-    with path.open("rb") as file:
-        file.seek(position)
-        byte = file.read(1)
-    return SchemaError(
-        f"{path}, {line}byte {position}: 0x{byte.hex()} is not UTF-8; convert the file, for example with "
-        "`iconv -f GB18030 -t UTF-8`"
-    )

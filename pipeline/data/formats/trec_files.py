@@ -10,6 +10,7 @@ import pyarrow as pa
 from pipeline import artifacts
 from pipeline.data.formats import text_files
 from pipeline.errors import SchemaError
+from pipeline.text import read_lines
 
 
 def read_qrels(path: Path) -> pa.Table:
@@ -98,7 +99,7 @@ def write_run(run: pa.Table, path: Path) -> None:
 
 
 def _fields(path: Path, count: int, shape: str) -> Iterator[tuple[int, list[str]]]:
-    for number, line in text_files.lines(path):
+    for number, line in read_lines(path):
         fields = line.split()
         if len(fields) != count:
             raise SchemaError(f"{path}, line {number}: {len(fields)} fields, not the {count} of '{shape}'")

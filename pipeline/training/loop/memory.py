@@ -63,5 +63,5 @@ def shortage_named(where: str, advice: str) -> Iterator[None]:
         known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
         if not known and not any(words in str(error) for words in SAID):
             raise
-        said = next(iter(str(error).splitlines()), type(error).__name__)
+        said = str(error).split("\n")[0] or type(error).__name__
         raise TrainingError(f"{where} memory ran out ({said}); {advice}") from error

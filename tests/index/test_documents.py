@@ -180,5 +180,7 @@ def test_a_full_disk_is_told_and_nothing_half_written_is_kept(
         [sys.executable, "-c", program, str(tmp_path), str(data.path)], capture_output=True, text=True, check=True
     )
     assert "could not be written" in done.stdout, done.stdout + done.stderr
-    kind = {"documents": "documents", "vectors": "vectors", "semantic_build, vectors": "index", "lexical": "lexical"}[module]
+    kind = {"documents": "documents", "vectors": "vectors", "semantic_build, vectors": "index", "lexical": "lexical"}[
+        module
+    ]
     assert [path for path in (tmp_path / "artifacts" / kind).iterdir() if path.is_dir()] == []

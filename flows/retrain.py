@@ -18,7 +18,8 @@ from flows.training import teach
 from pipeline import recipe as recipes
 from pipeline.artifacts import Artifact
 from pipeline.config import Recipe
-from pipeline.releases import Pointer, Releases
+from pipeline.pointer import Pointer
+from pipeline.releases import Releases
 
 log = logging.getLogger(__name__)
 

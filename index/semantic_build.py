@@ -56,6 +56,7 @@ def make(workspace: Path, config: IndexConfig, vectors: Artifact) -> Artifact:
         (staging.folder / "index.json").write_text(json.dumps(asdict(facts), indent=1) + "\n", encoding="utf-8")
         return {
             "documents": facts.rows,
+            "data": vectors.manifest.inputs["data"],
             "dimensions": facts.dimensions,
             "factory": facts.factory,
             "bytes_per_document": round(path.stat().st_size / facts.rows, 1),

@@ -1,12 +1,19 @@
-"""Folders that hold what a stage made, with a manifest that proves they are whole.
+"""Artifacts: folders that hold the output of a stage, with a manifest that proves that they are complete.
 
     <workspace>/artifacts/<kind>/<fingerprint>/manifest.json    written last
                                               /…                the stage's files
-    <workspace>/artifacts/<kind>/<fingerprint>.partial/         while it is being made
-    <workspace>/artifacts/<kind>/<fingerprint>.checkpoint/      what an interrupted training left to go on from
+    <workspace>/artifacts/<kind>/<fingerprint>.partial/         unfinished, whatever it holds
+    <workspace>/artifacts/<kind>/<fingerprint>.checkpoint/      state of an interrupted training, to resume from
 
 A fingerprint is a hash of the kind, the stage's version, its config and its inputs' fingerprints. So an
-artifact that exists and verifies is never made twice, and a killed run continues from what is finished.
+artifact that exists and verifies is never made twice, and a killed run continues after its last finished stage.
+
+Only the name of a folder says whether it is finished: 32 hex digits and nothing else (`finished`). A manifest
+carries a checksum of its own text. One from before that field is checked by its fingerprint, which it must have.
+
+The files of a finished artifact are never written again. Releases hard-link them and services map them into memory,
+so a file that somebody truncates in place breaks every release that shares it and ends the services that map it
+(SIGBUS). Copies would cost the full size again for every release; so edit nothing below `artifacts/`.
 """
 
 import errno
@@ -15,19 +22,25 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib import metadata
-from pathlib import Path
+from itertools import pairwise
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pipeline.errors import ArtifactError, MissingError, RelevanceError
+from pipeline.secrets import hide_passwords, without_passwords
 
 MANIFEST = "manifest.json"
+_FINGERPRINT = re.compile(r"[0-9a-f]{32}")
+_UNSEALED = "0" * 64
+"""Stands in the place of a manifest's checksum while the checksum is computed."""
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +55,7 @@ class FileRecord:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
-    """What an artifact is, what it was made from, and which files it has."""
+    """The description of an artifact: its kind, its inputs and its files."""
 
     kind: str
     fingerprint: str
@@ -55,20 +68,45 @@ class Manifest:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     code: str = ""
     created: str = ""
+    checksum: str = ""
+    """sha256 of the manifest's own text, with 64 zeros in this place; empty in manifests from before this field."""
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+        """The text of `manifest.json`, with its checksum."""
+        fields = {**asdict(self), "checksum": _UNSEALED}
+        text = json.dumps(fields, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+        return text.replace(_UNSEALED, hashlib.sha256(text.encode()).hexdigest(), 1)
 
     @classmethod
     def from_json(cls, text: str) -> "Manifest":
+        """The manifest with this text.
+
+        Raises:
+            ValueError, TypeError, KeyError, AttributeError: not the text of a manifest, or a changed one.
+        """
         fields = json.loads(text)
         fields["files"] = {name: FileRecord(**record) for name, record in fields["files"].items()}
-        return cls(**fields)
+        manifest = cls(**fields)
+        manifest._check(text)
+        return manifest
+
+    def _check(self, text: str) -> None:
+        if self.checksum:
+            unsealed = text.replace(self.checksum, _UNSEALED, 1)
+            if hashlib.sha256(unsealed.encode()).hexdigest() != self.checksum:
+                raise ValueError("its text is not what was written")
+        if fingerprint(self.kind, self.version, self.config, self.inputs) != self.fingerprint:
+            raise ValueError("its fingerprint is not that of its kind, version, config and inputs")
+        for name, record in self.files.items():
+            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+                raise ValueError(f"{name} lies outside the folder")
+            if not re.fullmatch(r"[0-9a-f]{64}", record.sha256) or record.bytes < 0:
+                raise ValueError(f"the record of {name} is not a size and a sha256")
 
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """A finished, verified folder."""
+    """A finished folder whose manifest was checked."""
 
     path: Path
     manifest: Manifest
@@ -88,13 +126,17 @@ class Artifact:
             ArtifactError: the artifact has no such file.
         """
         if name not in self.manifest.files:
-            raise ArtifactError(f"{self.path}: a {self.manifest.kind} artifact without {name}; delete it and run again")
+            raise ArtifactError(
+                f"{self.path}: a {self.manifest.kind} artifact without {name}; it has "
+                f"{', '.join(sorted(self.manifest.files)) or 'none'}. Give the folder of another kind of artifact, or "
+                "one that this version made"
+            )
         return self.path / name
 
 
 @dataclass(frozen=True, slots=True)
 class Staging:
-    """Where a stage writes while its artifact is being made."""
+    """The folders that a stage writes into while its artifact is being made."""
 
     folder: Path
     """Empty at the start; becomes the artifact."""
@@ -129,15 +171,31 @@ def fsync(path: Path) -> None:
         os.close(handle)
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replaces a small text file so that a reader sees the old one or the new one, never a part."""
+def write_atomically(path: Path, text: str, parse: Callable[[str], object] | None = None) -> None:
+    """Replaces a small text file so that a reader sees the old one or the new one, never a part.
+
+    Args:
+        path: the file; its folder must exist.
+        text: the new content.
+        parse: the reader of this file. The new text must pass it before it replaces anything.
+
+    Raises:
+        ArtifactError: the new text cannot be read back; the old file stays.
+        OSError: the disk is full or the folder cannot be written; the old file stays.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            file.write(text.encode())
             file.flush()
             os.fsync(file.fileno())
+        if temporary.read_bytes().decode() != text:
+            raise ValueError("the disk gave back another text")
+        if parse is not None:
+            parse(text)
         os.replace(temporary, path)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ArtifactError(f"{path}: not replaced, as the new text cannot be read back ({error})") from error
     finally:
         temporary.unlink(missing_ok=True)
     fsync(path.parent)
@@ -159,15 +217,69 @@ def seal(folder: Path, manifest: Manifest, final: Path) -> Artifact:
         records[path.relative_to(folder).as_posix()] = FileRecord(path.stat().st_size, sha256(path))
     for directory in [path for path in folder.rglob("*") if path.is_dir()]:
         fsync(directory)
-    whole = Manifest(**{**_shallow(manifest), "files": records})
-    write_atomically(folder / MANIFEST, whole.to_json())
+    text = replace(manifest, files=records).to_json()
+    write_atomically(folder / MANIFEST, text, Manifest.from_json)
     folder.rename(final)
     fsync(final.parent)
-    return Artifact(final, whole)
+    return Artifact(final, Manifest.from_json(text))
 
 
-def _shallow(manifest: Manifest) -> dict[str, Any]:
-    return {name: getattr(manifest, name) for name in Manifest.__dataclass_fields__}
+def is_fingerprint(name: str) -> bool:
+    """Whether this is the name of a finished artifact's folder."""
+    return _FINGERPRINT.fullmatch(name) is not None
+
+
+def finished(workspace: Path, kind: str) -> list[Path]:
+    """The folders of all finished artifacts of a kind, the oldest first. Their content is not looked at."""
+    dated = []
+    for path in _entries(workspace / "artifacts" / kind):
+        if is_fingerprint(path.name):
+            try:
+                # The manifest is written last and never again; a damaged artifact may lack it.
+                manifest = path / MANIFEST
+                dated.append(((manifest if manifest.exists() else path).stat().st_mtime_ns, path))
+            except FileNotFoundError:
+                continue  # Removed meanwhile.
+    return [path for _, path in sorted(dated)]
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except FileNotFoundError:
+        return []
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest of the artifact in this folder, checked against itself; no other file is looked at.
+
+    Raises:
+        MissingError: no such folder.
+        ArtifactError: no manifest, or a damaged one.
+    """
+    if not path.is_dir():
+        raise MissingError(f"{path}: no such artifact; run the stage that makes it")
+    try:
+        return Manifest.from_json((path / MANIFEST).read_bytes().decode())
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ArtifactError(f"{path / MANIFEST}: not a readable manifest ({error}); {remedy(path)}") from error
+
+
+def remedy(path: Path) -> str:
+    """Advice for whoever meets damage at this path. Nobody is ever told to delete anything."""
+    folder = path.absolute()
+    for inner, outer in pairwise([folder, *folder.parents]):
+        if outer.name == "release" and outer.parent.name == "artifacts":
+            return (
+                f"restore {inner} from a copy, or put an earlier release in its place with `relevance releases "
+                "rollback`"
+            )
+        if outer.parent.name == "artifacts" and inner.name.startswith(tuple("0123456789abcdef")):
+            return f"restore {inner} from a copy, or move it out of the workspace and run again, which makes it anew"
+    return (
+        "expected is the folder of an artifact as `relevance retrain` leaves it, such as "
+        "WORKSPACE/artifacts/ranker/0123…; give its path"
+    )
 
 
 def load(path: Path, kind: str | None = None, *, verify: bool = True) -> Artifact:
@@ -177,36 +289,48 @@ def load(path: Path, kind: str | None = None, *, verify: bool = True) -> Artifac
         MissingError: no such folder.
         ArtifactError: no manifest, another kind, or a file missing or changed; the message names it.
     """
-    if not path.is_dir():
-        raise MissingError(f"{path}: no such artifact; run the stage that makes it")
-    try:
-        manifest = Manifest.from_json((path / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ArtifactError(
-            f"{path / MANIFEST}: not a readable manifest ({error}); delete {path} and run again"
-        ) from error
+    manifest = read_manifest(path)
     if kind is not None and manifest.kind != kind:
         raise ArtifactError(f"{path}: holds a {manifest.kind}, not a {kind}; give the path of a {kind}")
     for name, record in manifest.files.items():
         file = path / name
         if not file.is_file():
-            raise ArtifactError(f"{file}: missing from this {manifest.kind}; delete {path} and run again")
+            raise ArtifactError(f"{file}: missing from this {manifest.kind}; {remedy(path)}")
         if file.stat().st_size != record.bytes:
             raise ArtifactError(
-                f"{file}: {file.stat().st_size} bytes, the manifest says {record.bytes}; delete {path} and run again"
+                f"{file}: {file.stat().st_size} bytes, the manifest says {record.bytes}; {remedy(path)}"
             )
         if verify and sha256(file) != record.sha256:
-            raise ArtifactError(f"{file}: its content is not what was written; delete {path} and run again")
+            raise ArtifactError(f"{file}: its content is not what was written; {remedy(path)}")
     return Artifact(path, manifest)
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Holds an exclusive lock on a file beside `path`; a second process waits. The lock dies with its process."""
+    """Holds an exclusive lock on a file beside `path`; a second process waits. The lock dies with its process.
+
+    The file may be removed by whoever holds the lock: one that waited for a removed file takes the new one instead.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(f".{path.name}.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    name = path.with_name(f".{path.name}.lock")
+    while True:
+        with name.open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                log.info("%s: another process is at work on it; waiting until it is done", path)
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if same_file(file.fileno(), name):
+                yield
+                return
+
+
+def same_file(handle: int, path: Path) -> bool:
+    """Whether an open file is still the one at this path."""
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def make(
@@ -232,15 +356,17 @@ def make(
         ArtifactError: the existing artifact is damaged, or the disk is full; nothing half-written is left
             under the final name.
     """
-    digests = {name: item.fingerprint if isinstance(item, Artifact) else item for name, item in inputs.items()}
-    plain = json.loads(json.dumps(config))
+    digests = {
+        hide_passwords(name): item.fingerprint if isinstance(item, Artifact) else item for name, item in inputs.items()
+    }
+    plain = without_passwords(json.loads(json.dumps(config)))
     mark = fingerprint(kind, version, plain, digests)
     final = workspace / "artifacts" / kind / mark
     with _disk_errors(final), locked(final):
         if final.exists():
-            found = load(final, kind)
+            existing = load(final, kind)
             log.info("%s %s: already made", kind, mark[:12])
-            return found
+            return existing
         staging = Staging(final.with_name(f"{mark}.partial"), final.with_name(f"{mark}.checkpoint"))
         shutil.rmtree(staging.folder, ignore_errors=True)
         staging.folder.mkdir(parents=True)
@@ -248,7 +374,7 @@ def make(
         try:
             metrics = dict(build(staging))
             metrics.setdefault("seconds", round(time.monotonic() - began, 1))
-            made = seal(
+            artifact = seal(
                 staging.folder,
                 Manifest(
                     kind=kind,
@@ -257,7 +383,7 @@ def make(
                     config=plain,
                     inputs=digests,
                     files={},
-                    metrics=json.loads(json.dumps(metrics)),
+                    metrics=without_passwords(json.loads(json.dumps(metrics))),
                     code=f"search-relevance {metadata.version('search-relevance')}",
                     created=datetime.now(UTC).isoformat(timespec="seconds"),
                 ),
@@ -268,7 +394,7 @@ def make(
             raise
         shutil.rmtree(staging.checkpoint, ignore_errors=True)
     log.info("%s %s: made in %.1f s", kind, mark[:12], time.monotonic() - began)
-    return made
+    return artifact
 
 
 @contextmanager

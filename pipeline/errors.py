@@ -15,11 +15,16 @@ The command line prints the message and exits with `exit_code`; a message says w
 and what to do.
 """
 
+from pipeline.secrets import hide_passwords
+
 
 class RelevanceError(Exception):
-    """Root of everything this package raises on purpose."""
+    """Root of all errors that this package raises on purpose. Passwords of URLs are hidden in every message."""
 
     exit_code = 1
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(hide_passwords(arg) if isinstance(arg, str) else arg for arg in args))
 
 
 class InputError(RelevanceError):

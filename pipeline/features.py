@@ -73,6 +73,11 @@ class Fusion:
     """One for each of FEATURES."""
 
     def __post_init__(self) -> None:
+        if not all(
+            isinstance(weight, int | float) and math.isfinite(weight) and not isinstance(weight, bool)
+            for weight in self.weights.values()
+        ):
+            raise ArtifactError(f"fusion: a weight is not a finite number ({dict(self.weights)}); fit it again")
         if set(self.weights) != set(FEATURES):
             raise ArtifactError(f"fusion: weights for {sorted(self.weights)}, not for {sorted(FEATURES)}; fit it again")
 
@@ -88,5 +93,5 @@ class Fusion:
     def from_json(cls, text: str) -> "Fusion":
         try:
             return cls(**json.loads(text))
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, AttributeError) as error:
             raise ArtifactError(f"fusion: not readable ({error}); fit it again") from error

@@ -120,7 +120,8 @@ def make(workspace: Path, features: Artifact, pool: Artifact) -> Artifact:
         fusion, found = fit(_judged(features, pool))
         (staging.folder / "fusion.json").write_text(fusion.to_json(), encoding="utf-8")
         log.info("fusion: %s, %s", found["chosen"], {name: round(value, 4) for name, value in found["ndcg"].items()})
-        return found
+        models = {role: features.manifest.inputs[role] for role in ("ranker", "encoder")}
+        return {**found, "models": models}  # A release checks that it holds these.
 
     inputs = {"features": features, "pool": pool}
     return artifacts.make(workspace, "fusion", version=VERSION, config={}, inputs=inputs, build=build)

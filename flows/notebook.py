@@ -1,0 +1,178 @@
+"""The Python API: the calls that a notebook or a script needs, each on one line.
+
+    from flows import notebook as relevance
+
+    release = relevance.open_release("workspace")
+    release.search("turn a list of dicts into a table")
+    release.rerank("sort a list in place", ["list.sort", "sorted"])
+
+Everything here is a thin name for what the command line and the service do, so the numbers are the same. Heavy
+libraries are imported by the call that needs them.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline import releases as registry
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    from numpy.typing import NDArray
+
+    from flows.retrain import RetrainResult
+    from pipeline.evaluation.significance import Difference
+    from serving.runtime.engine import Role
+
+MEASURES = ("ndcg@10", "mrr", "recall@100")
+
+
+class OpenRelease:
+    """The models, indexes and documents of one release, in this process."""
+
+    def __init__(self, workspace: Path, name: str) -> None:
+        """
+        Raises:
+            MissingError: the workspace has no such release.
+            ArtifactError: the release is damaged; the message names the file.
+        """
+        from serving.scoring.searcher import Searcher
+
+        self._release = registry.Releases(workspace).open(name)
+        self._searcher = Searcher(self._release.path, verify=False)
+
+    @property
+    def fingerprint(self) -> str:
+        """The release's name: 32 hex digits."""
+        return self._release.fingerprint
+
+    def search(
+        self, query: str, *, top: int = 10, filters: Mapping[str, Sequence[str | int | float | bool]] | None = None
+    ) -> "pd.DataFrame":
+        """The final order of all models, best first; columns are those of `serving.scoring.searcher.Answer`.
+
+        Raises:
+            InvalidRequestError: a filter names a field that no document has.
+        """
+        import pandas as pd
+
+        return pd.DataFrame(self._searcher.search(query, top_n=top, filters=filters).reranked)
+
+    def scores(self, query: str, texts: Sequence[str]) -> list[float]:
+        """Raw scores of the ranker, one a text; higher is more relevant."""
+        return list(self._searcher.ranker.scores(query, texts))
+
+    def rerank(self, query: str, texts: Sequence[str]) -> "pd.DataFrame":
+        """Columns index (position in `texts`), score, relevance in [0, 1] and text; best first."""
+        import pandas as pd
+
+        from serving.scoring.reranker import relevance
+
+        scores = self.scores(query, texts)
+        table = pd.DataFrame(
+            {"index": range(len(texts)), "score": scores, "relevance": map(relevance, scores), "text": list(texts)}
+        )
+        return table.sort_values("score", ascending=False, kind="stable", ignore_index=True)
+
+    def embed(self, texts: Sequence[str], *, role: "Role" = "document") -> "NDArray[np.float32]":
+        """(texts, dimensions) unit vectors of the encoder; `role` is query or document."""
+        import numpy as np
+
+        return np.asarray(self._searcher.encoder.embed(texts, role), dtype=np.float32)
+
+    def report(self) -> dict[str, Any]:
+        """The report that the release was judged by, as `report.json` holds it."""
+        found: dict[str, Any] = json.loads(
+            registry.part(self._release, "report").file("report.json").read_text(encoding="utf-8")
+        )
+        return found
+
+
+def open_release(workspace: str | Path = "workspace", release: str = "live") -> OpenRelease:
+    """Opens a release: live, previous, or the first digits of its fingerprint.
+
+    Raises:
+        MissingError: the workspace has no such release.
+        ArtifactError: the release is damaged; the message names the file.
+    """
+    return OpenRelease(Path(workspace), release)
+
+
+def list_releases(workspace: str | Path = "workspace") -> "pd.DataFrame":
+    """Releases of a workspace, oldest first, as `relevance releases list --json` gives them."""
+    import pandas as pd
+
+    from flows.releases import releases
+
+    return pd.DataFrame(releases(Path(workspace))["releases"])
+
+
+def retrain(recipe: str | Path, workspace: str | Path = "workspace", overrides: Sequence[str] = ()) -> "RetrainResult":
+    """Runs a whole retraining in this process: `recipe` is a TOML file or the name of a built-in recipe.
+
+    Args:
+        overrides: as `--set` takes them, such as "ranker.layers=2".
+
+    Raises:
+        RelevanceError: the message says what, where and what to do.
+    """
+    from flows import retrain as flow
+    from flows.cli import recipe_path
+    from pipeline import recipe as recipes
+
+    return flow.retrain(recipes.load(recipe_path(str(recipe)), overrides), Path(workspace))
+
+
+def judge(run: str | Path, qrels: str | Path, measures: Sequence[str] = MEASURES) -> "pd.DataFrame":
+    """One row a measure: mean with its 95 % interval over the judged queries; a query that the run misses counts 0.
+
+    Args:
+        run: TREC run file, or Parquet with query_id, doc_id and score.
+        qrels: TREC qrels file, or Parquet with query_id, doc_id and grade.
+        measures: such as ndcg@10 (linear gain), ndcg_exp@10, mrr, map, recall@100, pairwise.
+
+    Raises:
+        MissingError, SchemaError: a file is not there or cannot be used.
+        ConfigError: an unknown measure.
+    """
+    import pandas as pd
+
+    from pipeline.evaluation import significance
+
+    per_query = _per_query(Path(run), Path(qrels), measures)
+    rows = []
+    for measure in measures:
+        interval = significance.interval(per_query.values[measure])
+        rows.append(
+            {"measure": measure, "mean": interval.mean, "low": interval.low, "high": interval.high}
+            | {"queries": interval.queries}
+        )
+    return pd.DataFrame(rows)
+
+
+def compare(run: str | Path, baseline: str | Path, qrels: str | Path, measure: str = "ndcg@10") -> "Difference":
+    """The paired difference of two runs in one measure, with its interval and p value.
+
+    Raises:
+        MissingError, SchemaError: a file is not there or cannot be used.
+        ConfigError: an unknown measure.
+    """
+    from pipeline.evaluation import significance
+
+    new, old = (_per_query(Path(path), Path(qrels), [measure]).values[measure] for path in (run, baseline))
+    return significance.difference(new, old)
+
+
+def _per_query(run: Path, qrels: Path, measures: Sequence[str]) -> Any:
+    from pipeline.evaluation import metrics, runs
+
+    return metrics.evaluate(runs.read(run, run.stem), _judgments(qrels), measures)
+
+
+def _judgments(path: Path) -> Any:
+    from pipeline import schema
+    from pipeline.data.formats import trec_files
+
+    return schema.read(path, "judgments") if path.suffix == ".parquet" else trec_files.read_qrels(path)

@@ -535,11 +535,21 @@ class GateConfig:
     """No slice may be surely worse by more: the upper end of its interval must not be below minus this."""
     min_slice_queries: int = 50
     """Smaller slices are shown but decide nothing."""
+    min_queries: int = 50
+    """Smallest number of judged queries on which a live release is replaced. With fewer, most samples do not show a
+    rare large loss, and no interval is right."""
+    earlier_releases: int = 5
+    """Number of releases that were live before, the best of which a new one must not be worse than; 0 for none."""
 
     def __post_init__(self) -> None:
+        _positive("gate", min_queries=self.min_queries)
         for name, value in (("margin", self.margin), ("slice_margin", self.slice_margin)):
             if value < 0:
                 raise ConfigError(f"gate.{name} is {value}; it is a tolerated loss, so 0 or more")
+        if self.earlier_releases < 0:
+            raise ConfigError(
+                f"gate.earlier_releases is {self.earlier_releases}; it is a number of releases, 0 or more"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -22,6 +22,7 @@ from pipeline.artifacts import Artifact, Staging
 from pipeline.config import EvaluationConfig
 from pipeline.errors import ConfigError
 from pipeline.evaluation import page, plots, runs, significance
+from pipeline.evaluation.metrics import RANGE
 from pipeline.evaluation.per_query import judged, measures, per_query
 from pipeline.evaluation.report import finite
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from rich.console import RenderableType
 
-VERSION = 2
+VERSION = 3
 
 SURE = 0.05
 """A corrected p below this is a difference."""
@@ -161,7 +162,9 @@ def _compared(
     kinds = list(dict.fromkeys(trial.kind for trial in students))
     first = kinds[0]
     tables = _tables(frame, [*shown, *kinds], names)
-    spans = significance.intervals(np.hstack(list(tables.values())), resamples=config.bootstrap, seed=config.seed)
+    spans = significance.intervals(
+        np.hstack(list(tables.values())), resamples=config.bootstrap, seed=config.seed, bounds=RANGE
+    )
     seeds = frame.groupby(["kind", "seed"])[names].mean()
     systems: dict[str, dict[str, Any]] = {}
     for place, kind in enumerate(tables):
@@ -178,7 +181,7 @@ def _compared(
         systems[kind]["closed"] = closed
         for against, other in (("first", first), ("ceiling", ceiling)):
             differences = significance.differences(
-                tables[kind], tables[other], resamples=config.bootstrap, seed=config.seed
+                tables[kind], tables[other], resamples=config.bootstrap, seed=config.seed, bounds=RANGE
             )
             systems[kind][against] = {name: asdict(item) for name, item in zip(names, differences, strict=True)}
     return {
@@ -201,7 +204,9 @@ def _choice(
     best = max(means, key=lambda kind: means[kind])
     others = [kind for kind in terms if kind != best]
     p_values = [
-        significance.difference(tables[best][:, 0], tables[kind][:, 0], resamples=config.bootstrap, seed=config.seed).p
+        significance.difference(
+            tables[best][:, 0], tables[kind][:, 0], resamples=config.bootstrap, seed=config.seed, bounds=RANGE
+        ).p
         for kind in others
     ]
     corrected = dict(zip(others, significance.holm(p_values), strict=True))

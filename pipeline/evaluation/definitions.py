@@ -23,9 +23,12 @@ def of(config: EvaluationConfig) -> dict[str, str]:
         "relevant document, as in trec_eval. A document without a judgment has grade 0.",
         "ties": "Scores are compared as 32-bit floats; of equal ones the greater document id stands first, as in "
         "trec_eval.",
-        "interval": f"95 % BCa bootstrap interval over queries, {config.bootstrap:,} resamples, seed {config.seed}.",
+        "interval": "95 % interval of the mean over queries: at each end the outer one of Student's t interval and "
+        f"the BCa bootstrap interval of {config.bootstrap:,} resamples, seed {config.seed}. A single query says "
+        "nothing about others, so its interval is the measure's whole range.",
         "p": f"Two-sided paired sign-flip permutation test, {config.bootstrap:,} flips; 'Holm' is corrected for "
-        "comparing several systems with the baseline.",
+        "comparing several systems with the baseline. A system is called better or worse when its interval lies on "
+        "one side of 0 and p is at most 0.05.",
         "detectable": "The smallest true difference that so many queries show in four of five trials; a smaller "
         "difference may be there and not be seen.",
     }

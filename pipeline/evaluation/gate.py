@@ -1,16 +1,27 @@
-"""Whether a new release may go live by itself: a paired test against the live one, not a comparison of two means.
+"""The gate: whether a new release may go live by itself, by paired tests and not by a comparison of means.
+
+With a live release:
 
     same queries      both were judged on the same queries, none twice
     not worse         the lower end of the 95 % interval of (new − live) is above −margin
+    enough queries    there are at least `min_queries`
     slice NAME        no slice of enough queries is surely worse than −slice_margin
+    best earlier      not worse, by the same margin, than the best of the last releases that were live; many small
+                      losses, each within the margin, cannot add up
+    /rerank           the ranker alone is not surely worse than the live release's ranker alone
 
-Each rule gives its value, its bound and its verdict. The decision says too which difference so many queries can
+Without one:
+
+    floor NAME        the final order is not surely worse than BM25, or than BM25 and encoder joined
+    /rerank           a warning when the ranker alone is surely worse than its first stage
+
+Each rule gives its value, its bound and its verdict. The decision also says which difference so many queries can
 show at all, so that silence is not taken for equality.
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -18,25 +29,45 @@ import numpy as np
 from pipeline.artifacts import Artifact
 from pipeline.config import GateConfig
 from pipeline.errors import SchemaError
-from pipeline.evaluation import significance
+from pipeline.evaluation import significance, systems
+from pipeline.evaluation.metrics import RANGE
 
 if TYPE_CHECKING:
     import pandas as pd
 
 SEED = 13
+RESAMPLES = significance.RESAMPLES
 
-Verdict = Literal["pass", "fail", "not applied"]
+Verdict = Literal["pass", "fail", "warning", "not applied"]
+"""A warning is told and refuses nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One thing that the gate looked at."""
+    """The outcome of one rule."""
 
     name: str
     value: float | None
     bound: float | None
     verdict: Verdict
     detail: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rivals:
+    """The systems that a candidate is held against beside the live release, as values for the same queries.
+
+    All frames have the columns query_id and the measure.
+    """
+
+    floors: "Mapping[str, pd.DataFrame]" = field(default_factory=dict)
+    """Name → first stage that needs no training; read when there is no live release."""
+    earlier: "Mapping[str, pd.DataFrame]" = field(default_factory=dict)
+    """Name → release that was live before the present one."""
+    ranker: "pd.DataFrame | None" = None
+    """The candidate's ranker alone: the order of /rerank."""
+    ranker_rival: "pd.DataFrame | None" = None
+    """The live release's ranker alone; without a live release, the first stage that a caller of /rerank has."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,8 +85,13 @@ class Decision:
     detectable: float | None
     """The smallest true difference that these queries show with 80 % power."""
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is told without refusing the release."""
+        return tuple(rule.detail for rule in self.rules if rule.verdict == "warning")
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; what is not finite becomes None."""
+        """Plain values for JSON; a number that is not finite becomes None."""
         return {name: _plain(value) for name, value in asdict(self).items()}
 
 
@@ -68,9 +104,14 @@ def _plain(value: Any) -> Any:
 
 
 def decide(
-    new: "pd.DataFrame", live: "pd.DataFrame | None", config: GateConfig, *, measure: str = "ndcg@10"
+    new: "pd.DataFrame",
+    live: "pd.DataFrame | None",
+    config: GateConfig,
+    *,
+    measure: str = "ndcg@10",
+    rivals: Rivals | None = None,
 ) -> Decision:
-    """The gate's decision from both systems' values for each query.
+    """The gate's decision from the values of each query.
 
     Args:
         new: columns query_id, `measure`, and optionally slice.
@@ -80,12 +121,15 @@ def decide(
     Raises:
         SchemaError: a column is missing, or a value is not a finite number.
     """
+    rivals = rivals or Rivals()
     ours = _values(new, measure, "new")
     if live is None:
+        rules = (*_floors(ours, rivals, measure), *_rerank(rivals, measure, refuse=False))
+        failed = tuple(rule.detail for rule in rules if rule.verdict == "fail")
         return Decision(
-            promote=True,
-            reasons=("there is no live release to compare with",),
-            rules=(),
+            promote=not failed,
+            reasons=failed or ("there is no live release to compare with", *(rule.detail for rule in rules)),
+            rules=rules,
             measure=measure,
             queries=len(ours),
             difference=None,
@@ -103,14 +147,21 @@ def decide(
             difference=None,
             detectable=None,
         )
-    theirs = theirs.loc[ours.index]
-    gap = significance.difference(ours[measure], theirs[measure], seed=SEED)
-    rules = [same, _not_worse(gap, config, measure), *_slices(ours, theirs, config, measure)]
+    gap = _gap(ours, theirs, measure)
+    not_worse = _not_worse(gap, config, measure)
+    rules = (
+        same,
+        not_worse,
+        _enough(gap, config),
+        *_slices(ours, theirs, config, measure),
+        *_best_earlier(ours, theirs, rivals, config, measure),
+        *_rerank(rivals, measure, refuse=True),
+    )
     failed = tuple(rule.detail for rule in rules if rule.verdict == "fail")
     return Decision(
         promote=not failed,
-        reasons=failed or (rules[1].detail,),
-        rules=tuple(rules),
+        reasons=failed or (not_worse.detail,),
+        rules=rules,
         measure=measure,
         queries=gap.queries,
         difference=gap.mean,
@@ -118,8 +169,10 @@ def decide(
     )
 
 
-def decide_reports(report: Artifact, live: str | None, config: GateConfig, *, new: str = "fused") -> Decision:
-    """The gate's decision between two systems of one report.
+def decide_reports(report: Artifact, live: str | None, config: GateConfig, *, new: str = systems.FUSED) -> Decision:
+    """The gate's decision between two systems of one report, held against the other systems that it has.
+
+    BM25 and BM25+encoder are the floors; systems named by `systems.earlier` are the earlier releases.
 
     Args:
         report: a report artifact.
@@ -137,12 +190,14 @@ def decide_reports(report: Artifact, live: str | None, config: GateConfig, *, ne
     for name in (new, live):
         if name is not None and name not in known:
             raise SchemaError(f"{path}: has no system '{name}' to decide about; it has {', '.join(known)}")
-    return decide(
-        frame[frame["system"] == new],
-        None if live is None else frame[frame["system"] == live],
-        config,
-        measure=measure,
+    values = {name: frame[frame["system"] == name] for name in known}
+    rivals = Rivals(
+        floors={name: values[name] for name in (systems.BM25, systems.BOTH) if name in values},
+        earlier={name: values[name] for name in known if systems.is_earlier(name)},
+        ranker=values.get(systems.RANKER),
+        ranker_rival=values.get(systems.BM25 if live is None else systems.LIVE_RANKER),
     )
+    return decide(values[new], None if live is None else values[live], config, measure=measure, rivals=rivals)
 
 
 def _values(frame: "pd.DataFrame", measure: str, who: str) -> "pd.DataFrame":
@@ -156,6 +211,17 @@ def _values(frame: "pd.DataFrame", measure: str, who: str) -> "pd.DataFrame":
         raise SchemaError(f"gate: {measure} of the {who} release for query '{query}' is not a finite number")
     slices = frame["slice"].fillna("") if "slice" in frame.columns else ""
     return frame.assign(slice=slices).set_index("query_id")[[measure, "slice"]]
+
+
+def _gap(ours: "pd.DataFrame", theirs: "pd.DataFrame", measure: str) -> significance.Difference:
+    """The paired difference of two frames over the same queries."""
+    return significance.difference(
+        ours[measure], theirs.loc[ours.index, measure], seed=SEED, resamples=RESAMPLES, bounds=RANGE
+    )
+
+
+def _shown(gap: significance.Difference) -> str:
+    return f"{gap.mean:+.4f}, 95 % interval {gap.low:+.4f} to {gap.high:+.4f} on {gap.queries:,} queries"
 
 
 def _same_queries(ours: "pd.DataFrame", theirs: "pd.DataFrame") -> Rule:
@@ -174,28 +240,92 @@ def _same_queries(ours: "pd.DataFrame", theirs: "pd.DataFrame") -> Rule:
 
 
 def _not_worse(gap: significance.Difference, config: GateConfig, measure: str) -> Rule:
-    shown = f"{measure} {gap.mean:+.4f}, 95 % interval {gap.low:+.4f} to {gap.high:+.4f} on {gap.queries:,} queries"
+    shown = f"{measure} {_shown(gap)}"
     if gap.low > -config.margin:
-        better = "better" if gap.low > 0 else f"not worse than −{config.margin}"
+        better = "better" if gap.better else f"not worse than −{config.margin}"
         return Rule("not worse", gap.low, -config.margin, "pass", f"new is {better}: {shown}")
-    if gap.high < 0:
-        said = "new is worse"
+    if gap.worse:
+        verdict = "new is worse"
     else:
-        said = f"new may be worse by more than {config.margin} (so many queries show {gap.detectable:.4f} at best)"
-    return Rule("not worse", gap.low, -config.margin, "fail", f"{said}: {shown}")
+        verdict = f"new may be worse by more than {config.margin} (so many queries show {gap.detectable:.4f} at best)"
+    return Rule("not worse", gap.low, -config.margin, "fail", f"{verdict}: {shown}")
+
+
+def _enough(gap: significance.Difference, config: GateConfig) -> Rule:
+    values = ("enough queries", float(gap.queries), float(config.min_queries))
+    if gap.queries >= config.min_queries:
+        return Rule(*values, "pass", f"{gap.queries:,} queries are enough to decide")
+    return Rule(
+        *values,
+        "fail",
+        f"{gap.queries:,} judged queries are too few to replace a live release; judge at least "
+        f"{config.min_queries} (gate.min_queries), or promote it by hand",
+    )
 
 
 def _slices(ours: "pd.DataFrame", theirs: "pd.DataFrame", config: GateConfig, measure: str) -> list[Rule]:
-    found = []
+    rules = []
     names = [name for name in sorted(ours["slice"].unique()) if name]
     for name in names if len(names) > 1 else []:
-        here = ours["slice"] == name
-        gap = significance.difference(ours.loc[here, measure], theirs.loc[here, measure], seed=SEED)
-        shown = (
-            f"slice {name}: {gap.mean:+.4f}, 95 % interval {gap.low:+.4f} to {gap.high:+.4f} on {gap.queries:,} queries"
-        )
+        gap = _gap(ours[ours["slice"] == name], theirs, measure)
+        shown = f"slice {name}: {_shown(gap)}"
         verdict: Verdict = "fail" if gap.high < -config.slice_margin else "pass"
         if gap.queries < config.min_slice_queries:
             verdict, shown = "not applied", f"{shown}; fewer than {config.min_slice_queries}"
-        found.append(Rule(f"slice {name}", gap.high, -config.slice_margin, verdict, shown))
-    return found
+        rules.append(Rule(f"slice {name}", gap.high, -config.slice_margin, verdict, shown))
+    return rules
+
+
+def _floors(ours: "pd.DataFrame", rivals: Rivals, measure: str) -> Iterator[Rule]:
+    for name, frame in rivals.floors.items():
+        rule = f"floor {name}"
+        theirs = _values(frame, measure, name)
+        if (same := _same_queries(ours, theirs)).verdict == "fail":
+            yield Rule(rule, None, 0.0, "not applied", same.detail)
+            continue
+        gap = _gap(ours, theirs, measure)
+        shown = f"{measure} of the final order less that of {name}: {_shown(gap)}"
+        if gap.worse:
+            yield Rule(rule, gap.high, 0.0, "fail", f"search is surely worse than {name} alone; {shown}")
+        else:
+            yield Rule(rule, gap.high, 0.0, "pass", shown)
+
+
+def _best_earlier(
+    ours: "pd.DataFrame", live: "pd.DataFrame", rivals: Rivals, config: GateConfig, measure: str
+) -> Iterator[Rule]:
+    """The rule against the earlier release with the best mean, where it is above the live release's."""
+    earlier = {name: _values(frame, measure, name) for name, frame in rivals.earlier.items()}
+    comparable = {name: frame for name, frame in earlier.items() if _same_queries(ours, frame).verdict == "pass"}
+    if not comparable:
+        return
+    best = max(comparable, key=lambda name: float(comparable[name][measure].mean()))
+    if comparable[best][measure].mean() <= live[measure].mean():
+        detail = f"the live release is the best of the last {len(comparable) + 1}"
+        yield Rule("best earlier", None, -config.margin, "not applied", detail)
+        return
+    gap = _gap(ours, comparable[best], measure)
+    shown = f"{measure} less that of {best}, the best of the last {len(comparable) + 1}: {_shown(gap)}"
+    if gap.low > -config.margin:
+        yield Rule("best earlier", gap.low, -config.margin, "pass", shown)
+    else:
+        verdict = "new is worse" if gap.worse else f"new may be worse by more than {config.margin}"
+        yield Rule("best earlier", gap.low, -config.margin, "fail", f"{verdict} than an earlier release; {shown}")
+
+
+def _rerank(rivals: Rivals, measure: str, *, refuse: bool) -> Iterator[Rule]:
+    """The rule about the ranker alone, which is the order of /rerank."""
+    if rivals.ranker is None or rivals.ranker_rival is None:
+        return
+    ours, theirs = (_values(frame, measure, "ranker") for frame in (rivals.ranker, rivals.ranker_rival))
+    if _same_queries(ours, theirs).verdict == "fail":
+        return
+    gap = _gap(ours, theirs, measure)
+    rival = "the live release's" if refuse else "BM25, its first stage"
+    shown = f"/rerank, the ranker alone less {rival}: {measure} {_shown(gap)}"
+    if not gap.worse:
+        yield Rule("/rerank", gap.high, 0.0, "pass", shown)
+    elif refuse:
+        yield Rule("/rerank", gap.high, 0.0, "fail", f"/rerank is surely worse; {shown}")
+    else:
+        yield Rule("/rerank", gap.high, 0.0, "warning", f"/rerank alone loses against its first stage; {shown}")

@@ -36,6 +36,9 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
+RANGE = (0.0, 1.0)
+"""The least and the greatest value of every measure."""
+
 NAMES = ("ndcg", "ndcg_exp", "mrr", "map", "recall", "precision", "pairwise", "judged")
 
 _MEASURE = re.compile(rf"({'|'.join(NAMES)})(?:@([1-9][0-9]*))?")

@@ -10,7 +10,7 @@ import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.evaluation import plots
+from pipeline.evaluation import plots, significance
 
 LABELS = {
     "ndcg": "nDCG",
@@ -79,10 +79,11 @@ def words(key: str) -> str:
 
 
 def verdict(gap: Mapping[str, Any] | None) -> str:
-    """better, worse, or no difference shown: whether the 95 % interval of the difference lies on one side of 0."""
+    """A difference in words: better, worse, or no difference shown; interval and sign-flip test must agree."""
     if gap is None or gap["low"] is None:
         return ""
-    return "better" if gap["low"] > 0 else "worse" if gap["high"] < 0 else "no difference shown"
+    sure = gap["p"] is not None and gap["p"] <= 1 - significance.CONFIDENCE + significance.TIE
+    return "better" if sure and gap["low"] > 0 else "worse" if sure and gap["high"] < 0 else "no difference shown"
 
 
 def render(report: Mapping[str, Any], gaps: NDArray[np.float64]) -> str:

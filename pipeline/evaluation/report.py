@@ -20,6 +20,7 @@ from pipeline.artifacts import Artifact, Staging
 from pipeline.config import EvaluationConfig
 from pipeline.errors import ConfigError
 from pipeline.evaluation import definitions, examples, page, runs, significance
+from pipeline.evaluation.metrics import RANGE
 from pipeline.evaluation.per_query import _without, judged, measures, per_query
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from rich.console import RenderableType
 
-VERSION = 1
+VERSION = 2
 
 log = logging.getLogger(__name__)
 
@@ -215,7 +216,9 @@ def _compared(
     """Of each system its intervals and its differences to the baseline; p values corrected over the systems."""
     columns = list(measures(config))
     tables = {name: part[columns].to_numpy(dtype=np.float64) for name, part in parts.items()}
-    spans = significance.intervals(np.hstack(list(tables.values())), resamples=config.bootstrap, seed=config.seed)
+    spans = significance.intervals(
+        np.hstack(list(tables.values())), resamples=config.bootstrap, seed=config.seed, bounds=RANGE
+    )
     found: dict[str, dict[str, Any]] = {}
     for place, name in enumerate(tables):
         own = spans[place * len(columns) : (place + 1) * len(columns)]
@@ -230,6 +233,7 @@ def _compared(
             np.hstack([tables[baseline]] * len(others)),
             resamples=config.bootstrap,
             seed=config.seed,
+            bounds=RANGE,
         )
         for place, name in enumerate(others):
             own_gaps = gaps[place * len(columns) : (place + 1) * len(columns)]

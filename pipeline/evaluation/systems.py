@@ -20,8 +20,22 @@ if TYPE_CHECKING:
 VERSION = 2
 
 BM25, ENCODER, BOTH, RANKER, FUSED, LIVE = "BM25", "encoder", "BM25+encoder", "distilled student", "fused", "live"
-"""BOTH is reciprocal-rank fusion of the first two; RANKER is the bundle in the precision that is served; FUSED is what
-the service answers with; LIVE is the live release's own FUSED."""
+"""BOTH is reciprocal-rank fusion of the first two; RANKER is the bundle in the precision that is served, the order of
+`/rerank`; FUSED is the order of `/search`; LIVE is the live release's own FUSED."""
+LIVE_RANKER = "live ranker"
+"""The live release's own RANKER."""
+
+_EARLIER = "release "
+
+
+def earlier(release: str) -> str:
+    """The name of the FUSED order of a release that was live before."""
+    return f"{_EARLIER}{release[:12]}"
+
+
+def is_earlier(system: str) -> bool:
+    """Whether a system's name was made by `earlier`."""
+    return system.startswith(_EARLIER)
 
 
 def make(

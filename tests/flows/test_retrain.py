@@ -212,7 +212,7 @@ def test_damaged_artifact_is_named(copied: Trained) -> None:
 def test_promotion_that_another_publisher_overtook_is_refused(copied: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
     registry = Releases(copied.workspace)
     recipe = dataclasses.replace(
-        copied.recipe, gate=dataclasses.replace(copied.recipe.gate, margin=1.0, slice_margin=1.0)
+        copied.recipe, gate=dataclasses.replace(copied.recipe.gate, margin=1.0, slice_margin=1.0, min_queries=1)
     )
     first = retrain.retrain(recipe, copied.workspace, promote=False).release
     real = retrain.compare_with_live

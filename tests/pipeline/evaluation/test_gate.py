@@ -1,5 +1,6 @@
 """The gate on planted losses, equal systems, and what must never be compared."""
 
+import itertools
 import json
 
 import numpy as np
@@ -41,7 +42,7 @@ def test_a_small_set_cannot_prove_that_nothing_was_lost_and_says_what_it_can_sho
 
 
 def test_identical_values_are_promoted() -> None:
-    values = per_query(np.random.default_rng(2).random(30))
+    values = per_query(np.random.default_rng(2).random(60))
     found = gate.decide(values, values.sample(frac=1, random_state=0), GateConfig())
     assert found.promote
     assert found.difference == 0
@@ -51,6 +52,58 @@ def test_the_first_release_is_promoted_with_that_reason() -> None:
     found = gate.decide(per_query(np.full(3, 0.1)), None, GateConfig())
     assert found.promote
     assert "no live release" in found.reasons[0]
+
+
+@pytest.mark.parametrize("queries", [1, 5, 20, 49])
+def test_too_few_queries_never_replace_a_live_release(queries: int) -> None:
+    rng = np.random.default_rng(queries)
+    live = rng.beta(3, 2, size=queries) / 2
+    found = gate.decide(per_query(live + 0.4), per_query(live), GateConfig())
+    assert not found.promote
+    assert "gate.min_queries" in found.reasons[-1]
+    assert gate.decide(per_query(live + 0.4), per_query(live), GateConfig(min_queries=1)).promote is (queries > 1)
+
+
+@pytest.mark.parametrize("loss", [0.1, -0.1])
+def test_a_first_release_surely_below_its_floor_is_refused(loss: float) -> None:
+    rng = np.random.default_rng(5)
+    new, bm25 = pair(rng, 60, loss=loss)
+    found = gate.decide(new, None, GateConfig(), rivals=gate.Rivals(floors={"BM25": bm25}))
+    assert found.promote is (loss < 0)
+    assert ("surely worse than BM25" in found.reasons[0]) is (loss > 0)
+
+
+def test_a_floor_that_cannot_be_shown_to_be_missed_does_not_refuse() -> None:
+    new, bm25 = pair(np.random.default_rng(6), 4, loss=0.1)
+    assert gate.decide(new, None, GateConfig(), rivals=gate.Rivals(floors={"BM25": bm25})).promote
+
+
+def test_a_ranker_that_loses_against_its_first_stage_is_a_warning_and_against_the_live_one_a_refusal() -> None:
+    rng = np.random.default_rng(7)
+    ranker, rival = pair(rng, 400, loss=0.1)
+    values = per_query(rng.random(400))
+    rivals = gate.Rivals(ranker=ranker, ranker_rival=rival)
+    first = gate.decide(values, None, GateConfig(), rivals=rivals)
+    assert first.promote
+    assert "/rerank" in first.warnings[0]
+    later = gate.decide(values, values, GateConfig(), rivals=rivals)
+    assert not later.promote
+    assert "/rerank is surely worse" in later.reasons[0]
+
+
+def test_twenty_small_losses_do_not_pass_one_by_one() -> None:
+    rng = np.random.default_rng(8)
+    queries = 4_000
+    base = rng.uniform(0.3, 0.7, size=queries)
+    lived = [per_query(base)]
+    for step in range(1, 21):
+        new = per_query(base - 0.004 * step + rng.normal(0, 0.01, size=queries))
+        earlier = {f"release {number}": frame for number, frame in enumerate(lived[-6:-1])}
+        if gate.decide(new, lived[-1], GateConfig(), rivals=gate.Rivals(earlier=earlier)).promote:
+            lived.append(new)
+    assert len(lived) <= 2
+    alone = [per_query(base - 0.004 * step) for step in range(21)]
+    assert all(gate.decide(new, old, GateConfig()).promote for old, new in itertools.pairwise(alone))
 
 
 @pytest.mark.parametrize("live", [[0.5] * 9, [0.5] * 11])

@@ -45,11 +45,11 @@ def test_the_interval_covers_the_truth_in_about_95_of_100_samples() -> None:
 
 def test_a_seed_gives_one_answer_however_the_work_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.random.default_rng(4).random((50, 2))
-    whole = significance.intervals(values, resamples=500)
-    assert whole == significance.intervals(values, resamples=500)
-    assert whole != significance.intervals(values, resamples=500, seed=14)
+    whole = significance.intervals(values, resamples=500, method="bca")
+    assert whole == significance.intervals(values, resamples=500, method="bca")
+    assert whole != significance.intervals(values, resamples=500, seed=14, method="bca")
     monkeypatch.setattr(significance, "_CELLS", 1_000)
-    cut = significance.intervals(values, resamples=500)
+    cut = significance.intervals(values, resamples=500, method="bca")
     assert [item.low for item in cut] == pytest.approx([item.low for item in whole])
 
 
@@ -65,12 +65,39 @@ def test_undefined_values_are_left_out() -> None:
     assert math.isnan(nothing.mean)
 
 
-@pytest.mark.parametrize("values", [[], [0.5], [0.5] * 9])
-def test_few_or_constant_values_have_no_width_and_raise_nothing(values: list[float]) -> None:
+@pytest.mark.parametrize("values", [[], [0.5] * 2, [0.5] * 9])
+def test_constant_values_have_no_width_and_raise_nothing(values: list[float]) -> None:
     found = significance.interval(values)
     assert found.queries == len(values)
     if values:
         assert (found.mean, found.low, found.high) == (0.5, 0.5, 0.5)
+
+
+def test_a_single_value_says_no_more_than_the_range_of_its_measure() -> None:
+    assert significance.interval([0.5], bounds=(0.0, 1.0)) == significance.Interval(0.5, 0.0, 1.0, 1)
+    assert math.isinf(significance.interval([0.5]).high)
+    gap = significance.difference([0.9], [0.1], bounds=(0.0, 1.0))
+    assert (gap.low, gap.high) == (-1.0, 1.0)
+    assert not gap.better
+
+
+def test_the_t_interval_equals_scipy_and_the_outer_one_holds_both() -> None:
+    values = np.random.default_rng(9).exponential(size=12)
+    expected = stats.ttest_1samp(values, 0.0).confidence_interval()
+    found = significance.interval(values, method="t")
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    bca = significance.interval(values, method="bca")
+    outer = significance.interval(values)
+    assert outer.low == min(found.low, bca.low)
+    assert outer.high == max(found.high, bca.high)
+
+
+@pytest.mark.parametrize("queries", [2, 3, 5])
+def test_fewer_than_six_queries_are_never_called_better(queries: int) -> None:
+    gap = significance.difference(np.full(queries, 0.9) + 0.01 * np.arange(queries), np.zeros(queries))
+    assert gap.p > 0.05
+    assert not gap.better
+    assert not gap.worse
 
 
 def test_sign_flips_equal_full_enumeration() -> None:

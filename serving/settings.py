@@ -72,6 +72,12 @@ class Settings:
     read_s: float = 10.0
     """A request whose head, or whose body, has not arrived after so long gets 408; a client that reads nothing of its
     answer for so long is cut off."""
+    connection_requests: int = 1000
+    """Requests of one connection; the answer to the last closes it."""
+    connection_s: float = 60.0
+    """Age of a connection whose next answer closes it, so that clients spread over all workers again."""
+    silent_s: float = 30.0
+    """A worker whose event loop, or one of whose model runs, does not come back for so long is replaced."""
     poll_s: float = 1.0
     """How often the pointer to the live release and the trials are looked at."""
     kept_releases: int = 1
@@ -107,8 +113,26 @@ class Settings:
         for name in ("threads", "cache_bytes", "kept_releases"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be 0 or more")
-        sizes = ("workers", "max_body_bytes", "max_documents", "max_results", "retrieve", "concurrency")
-        for name in (*sizes, "deadline_s", "max_deadline_s", "redis_ttl_s", "read_s", "poll_s", "drain_s"):
+        sizes = (
+            "workers",
+            "max_body_bytes",
+            "max_documents",
+            "max_results",
+            "retrieve",
+            "concurrency",
+            "connection_requests",
+        )
+        seconds = (
+            "deadline_s",
+            "max_deadline_s",
+            "redis_ttl_s",
+            "read_s",
+            "connection_s",
+            "silent_s",
+            "poll_s",
+            "drain_s",
+        )
+        for name in (*sizes, *seconds):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be a number above 0")
         for least, most in (("deadline_s", "max_deadline_s"), ("max_body_bytes", "max_held_bytes")):

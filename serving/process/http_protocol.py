@@ -1,68 +1,148 @@
-"""HTTP/1.1 that does not wait for ever: a connection whose request head does not arrive in time is closed, and so is
-one whose client does not read what it asked for.
+"""HTTP/1.1 connections with limits: on waiting, on age, and on the number of requests.
 
-Uvicorn limits the pause between two requests only, so a client that sends a byte a second, or reads none, would hold
-what it takes as long as it likes. How long a body may take is the matter of `serving.api.middleware`, which can answer.
+Uvicorn limits only the pause between two requests. This protocol adds three rules.
+
+- A request head that does not arrive in time is answered with 408, and a client that does not read its answer is cut
+  off. `serving.api.body` limits the time for a body, because it can answer.
+- A connection is closed after a number of requests or of seconds, always by the header `connection: close` of an
+  answer. Clients that keep their connections therefore spread again over all workers after one was replaced.
+- While the service shuts down, each answer closes its connection, and a connection on which no request arrives is
+  closed after `GOODBYE_S`. A request that lies in the kernel's buffer at that moment is answered first.
 """
 
+import array
 import asyncio
+import fcntl
+import random
+import termios
+import threading
+from dataclasses import dataclass
 from typing import Any
 
 import h11
+from starlette.types import Message, Receive, Scope, Send
+from uvicorn.protocols.http.flow_control import CLOSE_HEADER
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-LATE = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+from serving.settings import Settings
+
+REQUEST_TIMEOUT = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+GOODBYE_S = 1
+"""Seconds after SIGTERM that a connection without a request stays open: its next request may be on the way."""
+AGE_SPREAD = 0.1
+"""Share by which the age limits of connections differ, so that those opened together do not all end together."""
 
 
-class Protocol(H11Protocol):
-    """Uvicorn's protocol with a limit on the time from the first byte of a request, or from connecting, to its head;
-    and on the time for which the network takes nothing more of an answer."""
+@dataclass(frozen=True, slots=True)
+class ConnectionLimits:
+    """Bounds of one connection."""
 
-    def __init__(self, *args: Any, patience_s: float, **knobs: Any) -> None:
-        super().__init__(*args, **knobs)
-        self._patience_s = patience_s
-        self._unread: asyncio.TimerHandle | None = None
-        self._late: asyncio.TimerHandle | None = None
-        self._begun = False
+    read_s: float
+    """Seconds for a request head to arrive, and for the network to take the next part of an answer."""
+    requests: int
+    """Requests after which the connection is closed."""
+    age_s: float
+    """Seconds after which the connection is closed with its next answer."""
+
+    @classmethod
+    def of(cls, settings: Settings) -> "ConnectionLimits":
+        """The limits that the settings give."""
+        return cls(settings.read_s, settings.connection_requests, settings.connection_s)
+
+
+class LimitedProtocol(H11Protocol):
+    """Uvicorn's HTTP/1.1 protocol under `ConnectionLimits`, which loses no request when the service shuts down."""
+
+    def __init__(self, *args: Any, limits: ConnectionLimits, draining: threading.Event, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._limits, self._draining = limits, draining
+        self._service = self.app
+        self.app = self._answer
+        self._requests = 0
+        self._oldest = self.loop.time() + limits.age_s * random.uniform(1 - AGE_SPREAD, 1)
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._write_timer: asyncio.TimerHandle | None = None
+        self._head_began = False
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes a request to the service and closes the connection with its answer when a limit is reached."""
+        self._requests += 1
+
+        async def send_closing(message: Message) -> None:
+            if message["type"] == "http.response.start" and self._is_last():
+                headers = [item for item in message.get("headers", []) if item[0].lower() != b"connection"]
+                message = {**message, "headers": [*headers, CLOSE_HEADER]}
+            await send(message)
+
+        await self._service(scope, receive, send_closing)
+
+    def _is_last(self) -> bool:
+        """Whether this connection takes no further request."""
+        limits = self._limits
+        return self._draining.is_set() or self._requests >= limits.requests or self.loop.time() >= self._oldest
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._late = self.loop.call_later(self._patience_s, self._give_up)
+        self._head_timer = self.loop.call_later(self._limits.read_s, self._end_late_head)
+        if self._draining.is_set():
+            self.shutdown()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        # Idle is a peer whose next head is not complete; bytes of it have just come.
-        self._begun = self.conn.their_state is h11.IDLE
-        if not self._begun:
-            self._forget()
-        elif self._late is None:
-            self._late = self.loop.call_later(self._patience_s, self._give_up)
+        # h11 calls the client idle until its head is complete; some bytes of the head have just arrived.
+        self._head_began = self.conn.their_state is h11.IDLE
+        if not self._head_began:
+            self._cancel_head_timer()
+        elif self._head_timer is None:
+            self._head_timer = self.loop.call_later(self._limits.read_s, self._end_late_head)
+
+    def shutdown(self) -> None:
+        """Closes the connection after the answer to its present request, or soon when there is none."""
+        self.timeout_keep_alive = GOODBYE_S  # Counts from the end of the present request.
+        is_idle = self.cycle is None or self.cycle.response_complete
+        if is_idle and not self._head_began:
+            self._unset_keepalive_if_required()
+            self.timeout_keep_alive_task = self.loop.call_later(GOODBYE_S, self.timeout_keep_alive_handler)
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Closes an idle connection, unless a request has arrived that the event loop has not read yet."""
+        if not self._has_unread_bytes():
+            super().timeout_keep_alive_handler()
+
+    def _has_unread_bytes(self) -> bool:
+        connection = self.transport.get_extra_info("socket")
+        if connection is None or connection.fileno() < 0:
+            return False
+        unread = array.array("i", [0])
+        fcntl.ioctl(connection.fileno(), termios.FIONREAD, unread)
+        return unread[0] > 0
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        # Not closed, which would wait until all is read.
-        self._unread = self.loop.call_later(self._patience_s, self.transport.abort)
+        # Abort, because close would wait until the client has read everything.
+        self._write_timer = self.loop.call_later(self._limits.read_s, self.transport.abort)
 
     def resume_writing(self) -> None:
-        self._read()
+        self._cancel_write_timer()
         super().resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._forget()
-        self._read()
+        self._cancel_head_timer()
+        self._cancel_write_timer()
         super().connection_lost(exc)
 
-    def _read(self) -> None:
-        if self._unread is not None:
-            self._unread.cancel()
-            self._unread = None
+    def _cancel_write_timer(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
 
-    def _forget(self) -> None:
-        if self._late is not None:
-            self._late.cancel()
-            self._late = None
+    def _cancel_head_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
 
-    def _give_up(self) -> None:
-        if self._begun:
-            self.transport.write(LATE)
+    def _end_late_head(self) -> None:
+        """Closes a connection whose request head is late; says so when a part of it has arrived."""
+        if self._head_began:
+            self.transport.write(REQUEST_TIMEOUT)
         self.transport.close()

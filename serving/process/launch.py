@@ -1,10 +1,11 @@
-"""Starts the service: binds the port, sets up the log, then serves in this process or in several."""
+"""Starts the service: sets up the log, binds the port, then supervises the processes that answer."""
 
 import ipaddress
 import logging
 
 from serving.process.listener import listen
 from serving.process.logs import write_log
+from serving.process.supervisor import Supervisor
 from serving.settings import Settings, strange
 
 log = logging.getLogger(__name__)
@@ -25,11 +26,4 @@ def serve(settings: Settings) -> None:
         host = listener.getsockname()[0]
         if not (settings.api_keys or settings.api_keys_file or ipaddress.ip_address(host).is_loopback):
             log.warning("%s: open to the network without a key; `relevance key` makes one for RELEVANCE_API_KEYS", host)
-        if settings.workers > 1:
-            from serving.process import supervisor
-
-            supervisor.Supervisor(settings, listener).run()
-        else:
-            from serving.process import worker  # The models' libraries load in the process that runs them.
-
-            worker.run(settings, listener)
+        Supervisor(settings, listener).run()

@@ -1,8 +1,12 @@
 """The listening socket, which all worker processes of one service share."""
 
+import ctypes
 import errno
 import logging
+import select
 import socket
+import struct
+import sys
 
 from pipeline.errors import InputError
 from serving.settings import Settings
@@ -12,9 +16,22 @@ log = logging.getLogger(__name__)
 BACKLOG = 2048
 """Connections that the kernel holds until they are accepted."""
 
+SO_ATTACH_FILTER = 26
+"""Socket option of Linux that runs a program of the classic Berkeley Packet Filter on each packet."""
+DROP_NEW_CONNECTIONS = b"".join(
+    struct.pack("HBBI", *instruction)
+    for instruction in (
+        (0x30, 0, 0, 13),  # load byte 13 of the TCP header, the flags
+        (0x54, 0, 0, 0x12),  # keep SYN and ACK
+        (0x15, 0, 1, 0x02),  # SYN alone?
+        (0x06, 0, 0, 0),  # drop the packet
+        (0x06, 0, 0, 0xFFFFFFFF),  # let it pass
+    )
+)
+
 
 def listen(settings: Settings) -> socket.socket:
-    """A socket that listens where the settings say.
+    """Opens the socket that listens at the address and port of the settings.
 
     Raises:
         InputError: the port is in use, or the address is not of this machine.
@@ -41,6 +58,32 @@ def listen(settings: Settings) -> socket.socket:
         }
         raise InputError(f"{where}: {reasons.get(error.errno or 0, error)}") from error
     return listener
+
+
+def refuse_new(listener: socket.socket) -> None:
+    """Makes the kernel ignore new connections, so that those which it has taken can be accepted to the last one.
+
+    A client that connects meanwhile tries again by itself after a second, and reaches the next process on this port
+    or is refused. Other systems than Linux have no such filter; there, a connection that completes between the last
+    accept and the close is lost.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    program = ctypes.create_string_buffer(DROP_NEW_CONNECTIONS, len(DROP_NEW_CONNECTIONS))
+    instructions = len(DROP_NEW_CONNECTIONS) // 8
+    try:
+        listener.setsockopt(
+            socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HxxxxxxQ", instructions, ctypes.addressof(program))
+        )
+    except OSError as error:  # A sandbox may forbid filters.
+        log.warning("new connections cannot be held off while the service stops (%s)", error)
+
+
+def has_waiting(listener: socket.socket) -> bool:
+    """Whether the kernel holds a connection that nobody has accepted yet."""
+    poll = select.poll()
+    poll.register(listener, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def announce(who: str, listener: socket.socket) -> None:

@@ -1,46 +1,56 @@
-"""One process of the service: the release loaded before the first request, requests finished before it ends."""
+"""One process that answers requests: it loads the release first, and finishes its requests before it ends."""
 
 import asyncio
 import functools
+import json
 import logging
 import math
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 
-from serving.api import app
+from pipeline.errors import RelevanceError
+from serving.api import app as apps
 from serving.observability.metrics import Metrics
-from serving.process.http_protocol import Protocol
-from serving.process.listener import BACKLOG, announce
+from serving.process.http_protocol import ConnectionLimits, LimitedProtocol
+from serving.process.listener import BACKLOG, has_waiting, refuse_new
+from serving.process.logs import write_log
 from serving.rollout.lifecycle import Lifecycle
 from serving.runtime.engine import cores
 from serving.settings import Settings
 
 KEEP_ALIVE_S = 75
-"""Longer than the 60 s of common load balancers, which else send a request into a connection just closed."""
-GOODBYE_S = 0.5
-"""After SIGTERM, for so long answers still tell clients to close their connections before ours are closed: else a
-request on its way into an idle connection would be lost."""
+"""Pause between two requests after which a connection is closed.
+
+Common load balancers keep theirs for 60 s. A shorter pause here would let them send a request into a connection that
+was just closed.
+"""
+HANDSHAKE_S = 0.5
+"""Seconds after SIGTERM in which handshakes that had begun may complete; longer than a round trip around the world."""
+ACCEPT_S = 5.0
+"""Seconds after SIGTERM after which a queue that never empties is given up."""
 
 log = logging.getLogger(__name__)
 
 Beat = Callable[[str], bool]
 
 
-def run(settings: Settings, listener: socket.socket, beat: Beat | None = None, metrics: Path | None = None) -> None:
+def run(settings: Settings, listener: socket.socket, beat: Beat, metrics: Path) -> None:
     """Serves until SIGTERM or SIGINT, then lets running requests finish for at most `drain_s`.
 
     Args:
-        settings: of the whole service; this process takes its share.
-        listener: accepted from until the end, perhaps beside other processes.
-        beat: told the release when requests are taken and once a second from then on, by the event loop; stops the
-            process when it returns false.
-        metrics: the folder in which the processes add up their metrics; None for a process alone.
+        settings: settings of the whole service; this process takes its share of cores and memory.
+        listener: the socket to accept from, perhaps beside other processes.
+        beat: called with the live release when requests are accepted and once a second from then on, by the event
+            loop; the process stops when it returns false.
+        metrics: the folder in which the processes add up their metrics.
 
     Raises:
         MissingError: there is no such release.
@@ -49,33 +59,34 @@ def run(settings: Settings, listener: socket.socket, beat: Beat | None = None, m
     # The tokenizer's own threads would wait, spinning, for cores that the runners have.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     lifecycle = Lifecycle(settings.share(cores()))
-    made = app.create(lifecycle, metrics=metrics)
+    app = apps.create(lifecycle, metrics=metrics)
+    service = app.state.service
     lifecycle.start()
+    protocol = functools.partial(LimitedProtocol, limits=ConnectionLimits.of(settings), draining=service.draining)
     config = uvicorn.Config(
-        made,
-        http=functools.partial(Protocol, patience_s=settings.read_s),  # type: ignore[arg-type]  # It is only called.
+        app,
+        http=protocol,  # type: ignore[arg-type]  # Uvicorn only calls it.
         log_config=None,
         access_log=False,  # `serving.api.middleware` logs each request, without its texts.
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=math.ceil(settings.drain_s),  # 0 would wait for nobody.
-        # asyncio accepts so many connections at a wake-up: with one, a free process takes the next, not a busy one.
-        backlog=1 if beat else BACKLOG,
+        timeout_graceful_shutdown=math.ceil(settings.drain_s),  # 0 would not wait at all.
+        # asyncio accepts this many connections at a wake-up. With one, a free process takes the next, not a busy one.
+        backlog=1,
     )
-    server = Server(
-        config, made.state.service.draining, functools.partial(_alive, lifecycle, beat, made.state.service.metrics)
-    )
-    # Uvicorn drains and then sends the signal again, to whom it belonged before: to stop was what we wanted.
+    server = Server(config, service.draining, functools.partial(_pulse, settings, lifecycle, beat, service.metrics))
+
+    def stop(*_: object) -> None:
+        server.should_exit = True
+
+    # These serve until uvicorn's own handlers are set. After the drain, uvicorn sends the signal again to them.
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _stopped)
-    if beat is None:
-        announce(f"release {lifecycle.current.release[:12]}", listener)
+        signal.signal(number, stop)
     asyncio.run(server.serve(sockets=[listener]))
-    log.info("stopped; running requests were finished")
 
 
 class Server(uvicorn.Server):
-    """Uvicorn's server with a pulse, and with time for goodbyes."""
+    """Uvicorn's server with a heartbeat, and with a shutdown that answers every accepted connection."""
 
     def __init__(self, config: uvicorn.Config, draining: threading.Event, pulse: Callable[[], bool]) -> None:
         super().__init__(config)
@@ -84,7 +95,7 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         for listener in sockets or []:
-            listener.listen(BACKLOG)  # asyncio set it to what it accepts at once.
+            listener.listen(BACKLOG)  # asyncio has set it to what it accepts at once.
 
     async def on_tick(self, counter: int) -> bool:
         if counter % 10 == 0 and not self._pulse():  # Ticks are a tenth of a second apart.
@@ -92,18 +103,55 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accepts what the kernel has taken, answers it, and closes the connections; see `LimitedProtocol`."""
         self._draining.set()
-        if self.server_state.connections:
-            await asyncio.sleep(GOODBYE_S)
+        for listener in sockets or []:
+            refuse_new(listener)
+        await asyncio.sleep(HANDSHAKE_S)
+        until = asyncio.get_running_loop().time() + ACCEPT_S
+        while any(map(has_waiting, sockets or [])) and asyncio.get_running_loop().time() < until:
+            await asyncio.sleep(0.01)
         await super().shutdown(sockets)
 
 
-def _alive(lifecycle: Lifecycle, beat: Beat | None, metrics: Metrics) -> bool:
-    if beat is None:
-        return True
-    metrics.refresh()  # For the other processes, one of which may be asked for the sums.
+def _pulse(settings: Settings, lifecycle: Lifecycle, beat: Beat, metrics: Metrics) -> bool:
+    """Reports to the supervisor; false when this process should end."""
+    metrics.refresh()  # The other processes read these files when they are asked for the sums.
+    stalled_s = lifecycle.scheduler.stalled_s()
+    if stalled_s > settings.silent_s:
+        log.error("a run of a model has not come back for %.0f s; this process ends, to be replaced", stalled_s)
+        return False
     return beat(lifecycle.current.release)
 
 
-def _stopped(*_: object) -> None:
-    """The drain is over; the process ends by returning."""
+def main() -> None:
+    """Runs one worker; its orders come as JSON on standard input, and its reports go to the parent's pipe."""
+    orders = json.load(sys.stdin)
+    fields: dict[str, Any] = {**orders["settings"], "workspace": Path(orders["settings"]["workspace"])}
+    fields |= {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
+    settings = Settings(**fields)
+    write_log(settings.log)
+    pipe = orders["reports"]
+
+    def report(**facts: Any) -> bool:
+        try:
+            os.write(pipe, json.dumps(facts).encode() + b"\n")
+        except OSError:
+            return False  # The parent is gone.
+        return True
+
+    try:
+        run(
+            settings,
+            socket.socket(fileno=orders["listener"]),
+            beat=lambda release: report(release=release),
+            metrics=Path(orders["metrics"]),
+        )
+    except RelevanceError as error:
+        # A pipe takes up to 4,096 bytes at once, so that the parent reads whole lines.
+        report(error=str(error)[:600], kind=type(error).__name__)
+        raise SystemExit(error.exit_code) from None
+
+
+if __name__ == "__main__":
+    main()

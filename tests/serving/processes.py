@@ -22,13 +22,15 @@ try:
     launch.serve(settings.from_environment(workspace=Path(sys.argv[1])))
 except RelevanceError as error:
     sys.exit(f"{type(error).__name__}: {error}")
-heavy = {"torch", "transformers", "pandas", "sklearn", "scipy"} & set(sys.modules)
+heavy = {"numpy", "onnxruntime", "fastapi", "torch", "transformers", "pandas", "sklearn", "scipy"} & set(sys.modules)
 sys.exit(f"imported {heavy}" if heavy else 0)
 """
 
 
 @dataclass
 class Server:
+    """A running service; its log is read as it is written."""
+
     process: subprocess.Popen[str]
     port: int
     log: list[dict[str, Any]]
@@ -38,7 +40,13 @@ class Server:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    @property
+    def workers(self) -> list[int]:
+        """Process ids of the workers."""
+        return children(self.process.pid)
+
     def stop(self) -> int:
+        """Sends SIGTERM and returns the exit code."""
         self.process.send_signal(signal.SIGTERM)
         code = self.process.wait(60)
         self.close()
@@ -50,7 +58,7 @@ class Server:
         assert self.process.stderr is not None
         self.process.stderr.close()
 
-    def logged(self, test: Callable[[dict[str, Any]], bool], seconds: float = 30) -> dict[str, Any]:
+    def logged(self, test: Callable[[dict[str, Any]], bool], seconds: float = 60) -> dict[str, Any]:
         """The first event that passes, once there is one."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
@@ -61,12 +69,26 @@ class Server:
         raise AssertionError(self.log[-5:])
 
 
+def children(pid: int) -> list[int]:
+    """Process ids of the children of a process."""
+    pids = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(stat.read_text().rsplit(")", 1)[1].split()[1])
+        except OSError:
+            continue
+        if parent == pid:
+            pids.append(int(stat.parent.name))
+    return pids
+
+
 def clean_environment() -> dict[str, str]:
-    """This process's without what tells tests where services are, which a service would warn of."""
+    """This process's environment without the variables that tell tests where services are."""
     return {name: value for name, value in os.environ.items() if not name.startswith("RELEVANCE_TEST_")}
 
 
 def start(workspace: Path, **environ: str) -> Server:
+    """Starts the service on a free port and waits until it answers."""
     process = subprocess.Popen(
         [sys.executable, "-c", START, str(workspace)],
         env={**clean_environment(), "RELEVANCE_PORT": "0", "RELEVANCE_THREADS": "1", **environ},
@@ -75,7 +97,7 @@ def start(workspace: Path, **environ: str) -> Server:
     )
     log: list[dict[str, Any]] = []
     port: list[int] = []
-    heard = threading.Event()
+    announced = threading.Event()
 
     def read() -> None:
         assert process.stderr is not None
@@ -83,11 +105,11 @@ def start(workspace: Path, **environ: str) -> Server:
             log.append(json.loads(line))
             if "port" in log[-1]:
                 port.append(log[-1]["port"])
-                heard.set()
-        heard.set()
+                announced.set()
+        announced.set()
 
     reader = threading.Thread(target=read, daemon=True)
     reader.start()
-    assert heard.wait(60)
+    assert announced.wait(120)
     assert port, log
     return Server(process, port[0], log, reader)

@@ -33,10 +33,11 @@ def grown(tiny: Any, requests: int) -> int:
 
             for turn in range(WARM):
                 ask(turn)
-            before = resident_kb(found.process.pid)
+            (worker,) = found.workers
+            before = resident_kb(worker)
             for turn in range(WARM, WARM + requests):
                 ask(turn)
-            return resident_kb(found.process.pid) - before
+            return resident_kb(worker) - before
     finally:
         assert found.stop() == 0
 

@@ -5,7 +5,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.serving.process.shutdown import stop_under_load
 from tests.serving.processes import START, Server, clean_environment, start
 
 
@@ -27,18 +27,6 @@ def server(tiny: Any) -> Iterator[Server]:
 def series(server: Server) -> dict[str, float]:
     lines = [line for line in httpx.get(f"{server.url}/metrics").text.splitlines() if not line.startswith("#")]
     return {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in lines}
-
-
-def children(pid: int) -> list[int]:
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parent = int(stat.read_text().rsplit(")", 1)[1].split()[1])
-        except OSError:
-            continue
-        if parent == pid:
-            found.append(int(stat.parent.name))
-    return found
 
 
 def rerank(url: str, *texts: str) -> httpx.Response:
@@ -69,19 +57,19 @@ def test_metrics_are_sums_over_all_processes(server: Server) -> None:
     assert grown("relevance_texts_total") == 40
     (info,) = [value for name, value in after.items() if name.startswith("relevance_release_info{")]
     assert info == 2
-    assert len(children(server.process.pid)) == 2
+    assert len(server.workers) == 2
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc to find the processes")
 def test_a_worker_that_is_killed_is_replaced_while_the_other_answers(server: Server) -> None:
-    before = children(server.process.pid)
+    before = server.workers
     counted = series(server)["relevance_texts_total"]
     os.kill(before[0], signal.SIGKILL)
     until = time.monotonic() + 30
-    while len(now := children(server.process.pid)) < 2 or set(now) == set(before):
+    while len(now := server.workers) < 2 or set(now) == set(before):
         assert time.monotonic() < until
         assert rerank(server.url, "a").status_code == 200
-    server.logged(lambda line: "ended with -9, starting it again" in line["message"])
+    server.logged(lambda line: "ended with -9, by SIGKILL, while release" in line["message"])
     while series(server).get("relevance_requests_in_flight", 0) != 1:  # The question itself; nothing of the dead.
         assert time.monotonic() < until
     assert series(server)["relevance_texts_total"] >= counted  # What the dead one counted is kept.
@@ -89,7 +77,7 @@ def test_a_worker_that_is_killed_is_replaced_while_the_other_answers(server: Ser
 
 def test_workers_end_when_their_parent_is_killed(tiny: Any) -> None:
     found = start(tiny.path, RELEVANCE_WORKERS="2")
-    workers = children(found.process.pid)
+    workers = found.workers
     assert len(workers) == 2
     found.process.kill()
     found.process.wait(10)
@@ -117,42 +105,44 @@ def test_what_stops_a_worker_from_starting_stops_the_service_with_its_message(tm
         timeout=60,
     )
     assert ended.returncode == 1
-    assert "InputError: " in ended.stderr
+    assert "MissingError: " in ended.stderr
     assert "relevance retrain" in ended.stderr
     assert "Traceback" not in ended.stderr
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_sigterm_under_load_answers_every_request(tiny: Any, workers: int) -> None:
-    """Clients that keep their connections are told to close them; each request that was sent has its answer."""
-    found = start(tiny.path, RELEVANCE_WORKERS=str(workers))
-    answers: list[tuple[int, str]] = []
-    broken: list[Exception] = []
-    began = threading.Barrier(7)
+def test_sigterm_under_load_loses_no_request(tiny: Any, workers: int) -> None:
+    """The fifty rounds are in tests/benchmarks/test_shutdown.py."""
+    for turn in range(2):
+        load, code = stop_under_load(tiny.path, workers, pause_s=0.1 * turn)
+        assert code == 0
+        assert load.lost == []
+        assert set(load.statuses) == {200}
 
-    def load(number: int) -> None:
-        with httpx.Client(base_url=found.url, timeout=60) as client:
-            for turn in range(100_000):
-                body = {"query": "q", "texts": [f"{number} {turn} {word}" for word in range(5)]}
-                try:
-                    response = client.post("/rerank", json=body)
-                except httpx.HTTPError as error:
-                    broken.append(error)
-                    return
-                answers.append((response.status_code, response.headers.get("connection", "")))
-                if turn == 0:
-                    began.wait(30)
-                if answers[-1][1] == "close":
-                    return
 
-    threads = [threading.Thread(target=load, args=(number,)) for number in range(6)]
-    for thread in threads:
-        thread.start()
-    began.wait(30)
-    code = found.stop()
-    for thread in threads:
-        thread.join(60)
-    assert code == 0
-    assert broken == []
-    assert {status for status, _ in answers} == {200}
-    assert [connection for _, connection in answers].count("close") == 6
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc to find the process")
+def test_a_single_worker_that_hangs_is_replaced(tiny: Any) -> None:
+    server = start(tiny.path, RELEVANCE_SILENT_S="3")
+    (hung,) = server.workers
+    os.kill(hung, signal.SIGSTOP)
+    server.logged(lambda line: "worker 1: silent for" in line["message"])
+    server.logged(lambda line: "worker 1: ended with -9" in line["message"])
+    # The parent keeps the listening socket, so a connection made meanwhile waits for the replacement.
+    assert rerank(server.url, "a").status_code == 200
+    assert hung not in server.workers
+    assert server.stop() == 0
+
+
+def test_a_truncated_release_is_named_when_its_worker_dies(fresh: Any) -> None:
+    """The files of a release are memory-mapped: who truncates one in place kills the process that reads it."""
+    release = fresh.publish(1)
+    fresh.releases.promote(release, reason="test")
+    server = start(fresh.path)
+    (worker,) = server.workers
+    os.kill(worker, signal.SIGBUS)
+    line = server.logged(lambda line: "by SIGBUS" in line["message"])
+    assert release[:12] in line["message"]
+    assert "truncated in place" in line["message"]
+    assert line["release"] == release
+    assert rerank(server.url, "a").status_code == 200
+    assert server.stop() == 0

@@ -1,4 +1,4 @@
-"""Titles and texts of all documents, by row, for showing and reranking what a search found.
+"""The document store: titles, texts and fields of all documents by row, to show, rerank and filter them.
 
 One SQLite file: it opens at once whatever its size, reads a document in microseconds through the page cache that all
 processes share, and needs nothing beyond the standard library. (Arrow IPC would need pyarrow in the service.)
@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -27,18 +28,18 @@ from pipeline.errors import ArtifactError, MissingError, SchemaError
 from pipeline.text import document_text
 
 KIND = "documents"
-VERSION = 2
+VERSION = 3
 FILE = "documents.sqlite"
 BATCH = 1000
 MAX_VALUE = 256
-"""Characters of a value that documents can be filtered by; a longer one is text, not a value."""
+"""Maximum length in characters of a value that documents can be filtered by; a longer one is text, not a value."""
 
 FILTER_BYTES = 32 * 2**20
-"""Of the rows of filters that are remembered."""
+"""Memory for the rows of recent filters, in bytes."""
 ROWS_BYTES = 512
-"""Of one remembered filter beside its rows."""
+"""Memory of one remembered filter beside its rows, in bytes."""
 
-Value = bool | int | float | str
+Value = bool | int | float | str | Decimal
 Rows = npt.NDArray[np.int64]
 
 _CREATE = """CREATE TABLE documents
@@ -46,6 +47,19 @@ _CREATE = """CREATE TABLE documents
 _CREATE_FIELDS = """CREATE TABLE fields
     (field TEXT NOT NULL, value TEXT NOT NULL, row INTEGER NOT NULL, PRIMARY KEY (field, value, row)) WITHOUT ROWID"""
 _COLUMNS = ["doc_id", "title", "text"]
+_STATS = """SELECT count(*), coalesce(sum(trim(title || text, char(32, 9, 10, 13)) = ''), 0),
+    count(*) - (SELECT count(*) FROM (SELECT DISTINCT title, text FROM documents)) FROM documents"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CorpusStats:
+    """Counts that show whether documents look as they should."""
+
+    documents: int
+    empty: int
+    """Documents with neither title nor text."""
+    duplicates: int
+    """Documents whose title and text another one has too, less one of each group."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +80,10 @@ def texts(data: Artifact) -> Iterator[tuple[str, str]]:
 
 
 def count(data: Artifact) -> int:
-    """How many documents the data has.
+    """The number of documents in the data.
 
     Raises:
-        SchemaError: none, so that nothing can be indexed.
+        SchemaError: there is no document, so that nothing can be indexed.
     """
     import pyarrow.parquet as pq
 
@@ -102,7 +116,9 @@ def make(workspace: Path, data: Artifact) -> Artifact:
                 values = ((name, value, row) for name, held in extra.items() for value in _values(held))
                 connection.executemany("INSERT OR IGNORE INTO fields VALUES (?, ?, ?)", values)
             connection.commit()
-        return {"documents": rows, "bytes_per_document": round(path.stat().st_size / rows, 1)}
+            _, empty, duplicates = connection.execute(_STATS).fetchone()
+        size = round(path.stat().st_size / rows, 1)
+        return {"documents": rows, "empty": empty, "duplicates": duplicates, "bytes_per_document": size}
 
     return artifacts.make(workspace, KIND, version=VERSION, config={}, inputs={"data": data}, build=build)
 
@@ -136,6 +152,11 @@ class DocumentStore:
     def __len__(self) -> int:
         return self._rows
 
+    def stats(self) -> CorpusStats:
+        """Counts over all documents; reads every text once."""
+        ((documents, empty, duplicates),) = self._documents.all(_STATS)
+        return CorpusStats(documents=documents, empty=empty, duplicates=duplicates)
+
     def get(self, row: int) -> Document:
         """The document in this row.
 
@@ -150,37 +171,42 @@ class DocumentStore:
         Raises:
             MissingError: there is no such row.
         """
-        found = []
+        documents = []
         for row in rows:
             fields = self._documents.one("SELECT doc_id, title, text, extra FROM documents WHERE row = ?", int(row))
             if fields is None:
                 raise MissingError(f"{self._path}: no document in row {row}; there are rows 0 to {self._rows - 1}")
             doc_id, title, text, extra = fields
-            found.append(Document(doc_id, title, text, json.loads(extra) if extra else {}))
-        return found
+            documents.append(Document(doc_id, title, text, json.loads(extra) if extra else {}))
+        return documents
 
     def rows_where(self, filters: Mapping[str, Sequence[Value]]) -> Rows:
         """Ascending rows of the documents that have, in each of these fields, one of its values.
 
-        A field is a column beside doc_id, title and text; of a column of lists each element counts.
+        A field is a column beside doc_id, title and text; of a column of lists each element counts. Numbers are
+        compared by value, whatever the type of the column: 5, 5.0, DECIMAL 5.00 and the text "5" are equal, and
+        4.1 finds the 32-bit float that is nearest to it.
 
         Raises:
             MissingError: no document has such a field; names those there are. Or the store is older than fields.
         """
-        found: Rows | None = None
+        passing: Rows | None = None
         for field_name, wanted in filters.items():
-            rows = self._rows_of(field_name, sorted({value_text(value) for value in wanted}))
-            found = rows if found is None else np.intersect1d(found, rows, assume_unique=True)
-        return np.arange(self._rows, dtype=np.int64) if found is None else found
+            # Stores before version 3 hold numbers as Python prints them, such as 1e-07.
+            rows = self._rows_of(
+                field_name, sorted({text for value in wanted for text in (value_text(value), _v2_text(value))})
+            )
+            passing = rows if passing is None else np.intersect1d(passing, rows, assume_unique=True)
+        return np.arange(self._rows, dtype=np.int64) if passing is None else passing
 
     def _rows_of(self, field_name: str, values: Sequence[str]) -> Rows:
-        """Ascending rows whose field has one of these values; read once while it is asked for again and again."""
+        """Ascending rows whose field has one of these values; the rows of recent filters are kept in memory."""
         values = [value for value in values if len(value) <= MAX_VALUE]  # No document is found by a longer one.
         key = hashlib.blake2b(json.dumps([field_name, *values]).encode(), digest_size=16).digest()
         rows = self._known(key)
         if rows is not None:
             return rows
-        with self._filtering:  # One reads for all that ask the same; who knows already need not wait.
+        with self._filtering:  # One thread reads for all that want the same rows.
             rows = self._known(key)
             if rows is not None:
                 return rows
@@ -202,11 +228,11 @@ class DocumentStore:
 
     def fields(self) -> list[str]:
         """The names of all fields that documents can be filtered by."""
-        found: list[str] = []
+        names: list[str] = []
         query = "SELECT min(field) FROM fields WHERE field > ?"
-        while (following := self._fields.all(query, found[-1] if found else "")) != [(None,)]:
-            found.append(following[0][0])
-        return found
+        while (following := self._fields.all(query, names[-1] if names else "")) != [(None,)]:
+            names.append(following[0][0])
+        return names
 
     def close(self) -> None:
         """Closes the file; reading is an error from then on."""
@@ -232,10 +258,10 @@ class _Reader:
             raise _damaged(path, error) from error
 
     def all(self, query: str, *values: int | str) -> list[tuple[Any, ...]]:
-        """What is found; nothing for what no document can have, such as a lone surrogate or more than 64 bits.
+        """All rows of a query; none for a value that no document can have, such as a lone surrogate or 65 bits.
 
         Raises:
-            MissingError: the store is older than what is asked for.
+            MissingError: the store is older than fields.
         """
         try:
             with self._turn:
@@ -250,7 +276,7 @@ class _Reader:
             raise _damaged(self._path, error) from error
 
     def one(self, query: str, value: int | str) -> tuple[Any, ...] | None:
-        """The first of what is found."""
+        """The first row of a query, or None."""
         return next(iter(self.all(query, value)), None)
 
     def close(self) -> None:
@@ -260,35 +286,57 @@ class _Reader:
 
 def _rows(data: Artifact, columns: Sequence[str] | None) -> Iterator[dict[str, Any]]:
     """Documents as dicts, BATCH at a time in memory; all columns for None."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
+    def is_short_float(kind: pa.DataType) -> bool:
+        kind = kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else kind
+        return bool(pa.types.is_float32(kind) or pa.types.is_float16(kind))
+
     with pq.ParquetFile(data.file("documents.parquet")) as file:
+        short = [item.name for item in file.schema_arrow if is_short_float(item.type)]
         for batch in file.iter_batches(batch_size=BATCH, columns=columns):
-            yield from batch.to_pylist()
+            rows = batch.to_pylist()
+            for name in [name for name in short if name in batch.schema.names]:
+                for row in rows:
+                    row[name] = _shortest(row[name])
+            yield from rows
+
+
+def _shortest(value: Any) -> Any:
+    """The shortest decimal number that a 32-bit float stands for: 4.1 and not 4.099999904632568."""
+    if isinstance(value, list):
+        return [_shortest(item) for item in value]
+    return value if value is None else float(str(np.float32(value)))
 
 
 def _values(held: Any) -> Iterator[str]:
-    """What a document can be found by in one column: its value, or each of a list; nothing long and nothing nested."""
+    """The values of one column by which a document is found: its value, or each of a list; no long or nested ones."""
     for item in held if isinstance(held, list) else [held]:
-        if (
-            not isinstance(item, dict | list | bytes)
-            and not _missing(item)
-            and len(found := value_text(item)) <= MAX_VALUE
-        ):
-            yield found
+        if not isinstance(item, dict | list | bytes) and not _missing(item):
+            text = value_text(item)
+            if len(text) <= MAX_VALUE:
+                yield text
 
 
 def value_text(value: Any) -> str:
-    """A value as it is compared: true, 5 and 5.0 and "5" alike, dates as they are shown."""
+    """A value as it is compared: numbers by their value (5, 5.0, 5.00 and "5" alike), dates as they are shown."""
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
+    if isinstance(value, float | Decimal) and math.isfinite(value):
+        exact = Decimal(repr(value)) if isinstance(value, float) else value
+        whole = exact == exact.to_integral_value()
+        return str(int(exact)) if whole else f"{exact:f}".rstrip("0")
     return str(value)
 
 
+def _v2_text(value: Any) -> str:
+    """A value as stores of version 2 hold it."""
+    return str(value) if isinstance(value, float) and not value.is_integer() else value_text(value)
+
+
 def _missing(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and math.isnan(value))
+    return value is None or (isinstance(value, float | Decimal) and math.isnan(value))
 
 
 @contextmanager
@@ -310,4 +358,4 @@ def _writing(path: Path) -> Iterator[sqlite3.Connection]:
 
 
 def _damaged(path: Path, error: Exception) -> ArtifactError:
-    return ArtifactError(f"{path}: not a readable document store ({error}); delete {path.parent} and run again")
+    return ArtifactError(f"{path}: not a readable document store ({error}); {artifacts.remedy(path)}")

@@ -1,8 +1,8 @@
-"""BM25 over titles and texts: builds the index with bm25s, searches it, and writes the runs that candidates come from.
+"""The lexical index: BM25 over titles and texts. Builds it with bm25s, searches it, and writes candidate runs.
 
 bm25s stores each term's contribution to each document's score, so a search only adds. Its files are
 memory-mapped and added up here: that starts in milliseconds, needs no bm25s in the service, and gives
-one document the same score whether it was found or asked for.
+one document the same score in a search and in a look-up of single documents.
 """
 
 import json
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from index import documents
+from index import analyzer, documents
 from index.analyzer import analyser
 from index.hits import Hit, judged_queries, read_ids, write_ids, write_run
 from pipeline import artifacts, progress, schema
@@ -29,7 +29,7 @@ RUN_VERSION = 1
 SCORES_VERSION = 1
 
 MAX_QUERY = 4096
-"""Characters of a query that are searched for."""
+"""Maximum length of a query in characters; the rest is not searched for."""
 
 # The names that bm25s gives its files: a sparse matrix by columns, a column a term.
 _SCORES, _ROWS, _STARTS = "data.csc.index.npy", "indices.csc.index.npy", "indptr.csc.index.npy"
@@ -43,9 +43,9 @@ def make(workspace: Path, config: IndexConfig, data: Artifact) -> Artifact:
 
     Raises:
         ConfigError: no stemmer for `index.language`.
-        SchemaError: no documents, or not a single word in them.
+        SchemaError: there are no documents, or no term in any of them.
     """
-    settings = {"language": config.language, "k1": config.k1, "b": config.b}
+    settings = {"language": config.language, "k1": config.k1, "b": config.b, "analysis": analyzer.VERSION}
     analyse = analyser(config.language)
 
     def build(staging: Staging) -> Mapping[str, Any]:
@@ -56,7 +56,7 @@ def make(workspace: Path, config: IndexConfig, data: Artifact) -> Artifact:
         doc_ids: list[str] = []
         counted: list[list[int]] = []
         vocabulary: dict[str, int] = {}
-        with progress.bar("Reading words", total, "documents") as advance:
+        with progress.bar("Indexing terms", total, "documents") as advance:
             for doc_id, text in documents.texts(data):
                 doc_ids.append(doc_id)
                 counted.append([vocabulary.setdefault(term, len(vocabulary)) for term in analyse(text)])
@@ -76,7 +76,7 @@ def make(workspace: Path, config: IndexConfig, data: Artifact) -> Artifact:
 def run(workspace: Path, lexical: Artifact, data: Artifact, *, depth: int, splits: Sequence[str]) -> Artifact:
     """The `run` artifact: the first `depth` documents of each query that has a judgment in `splits`, or of all without.
 
-    A query none of whose terms is known has no rows; the metrics count them.
+    A query without a known term has no rows; the metrics count such queries.
     """
     settings = {"system": "bm25", "depth": depth, "splits": sorted(splits)}
 
@@ -84,13 +84,13 @@ def run(workspace: Path, lexical: Artifact, data: Artifact, *, depth: int, split
         index = LexicalIndex.load(lexical.path, verify=False)
         queries = judged_queries(data, splits)
 
-        def found() -> Iterator[tuple[str, list[Hit]]]:
-            with progress.bar("Searching words", len(queries), "queries") as advance:
+        def hits() -> Iterator[tuple[str, list[Hit]]]:
+            with progress.bar("Searching the lexical index", len(queries), "queries") as advance:
                 for query_id, text in queries.items():
                     yield query_id, index.search(text, depth)
                     advance(1)
 
-        return write_run(staging.folder / "run.parquet", found(), "bm25")
+        return write_run(staging.folder / "run.parquet", hits(), "bm25")
 
     inputs = {"lexical": lexical, "data": data}
     return artifacts.make(workspace, "run", version=RUN_VERSION, config=settings, inputs=inputs, build=build)
@@ -108,8 +108,8 @@ def score(workspace: Path, lexical: Artifact, data: Artifact, pairs: Artifact, *
         table = schema.read(pairs.file("pairs.parquet"), "pairs").to_pandas()
         table = table[table["split"] == split].sort_values("query_id", kind="stable")
         scores = [
-            index.scores(queries[str(query_id)], [rows[doc_id] for doc_id in found])
-            for query_id, found in table.groupby("query_id")["doc_id"]
+            index.scores(queries[str(query_id)], [rows[doc_id] for doc_id in doc_ids])
+            for query_id, doc_ids in table.groupby("query_id")["doc_id"]
         ]
         columns = {"row_id": table["row_id"].to_numpy(), "score": np.concatenate([np.zeros(0, np.float32), *scores])}
         schema.write(pa.table(columns), staging.folder / "scores.parquet", "scores")
@@ -137,7 +137,7 @@ class LexicalIndex:
 
     @classmethod
     def load(cls, path: Path, *, verify: bool = True) -> "LexicalIndex":
-        """The index in a `lexical` artifact; with `verify` its content is checked against the manifest first.
+        """The index in a `lexical` artifact; with `verify` its content is checked against the manifest and for sense.
 
         Raises:
             MissingError: no such folder.
@@ -155,23 +155,27 @@ class LexicalIndex:
                 f"{path}: {len(vocabulary)} terms, {len(starts) - 1} lists that end at {starts[-1]}, {len(scores)} "
                 f"scores and {len(rows)} rows do not belong together; build the index again"
             )
-        language = artifact.manifest.config["language"]
-        return cls(analyser(language), vocabulary, (scores, rows, starts), read_ids(artifact.file(_IDS)))
+        doc_ids = read_ids(artifact.file(_IDS))
+        if verify:
+            _check_postings(path, scores, rows, starts, len(doc_ids))
+        config = artifact.manifest.config
+        analyse = analyser(config["language"], config.get("analysis", 1))
+        return cls(analyse, vocabulary, (scores, rows, starts), doc_ids)
 
     def search(self, query: str, k: int) -> list[Hit]:
         """At most k documents with a score above 0, best first; of equal ones the first row first."""
         totals = np.zeros(len(self.doc_ids), np.float32)
         for times, start, end in self._lists(query):
             totals[self._rows[start:end]] += times * self._scores[start:end]  # A document is in a list once.
-        found = np.flatnonzero(totals)
-        scores = totals[found]
-        if 0 < k < len(found):
-            last = np.partition(scores, len(found) - k)[len(found) - k]
+        rows = np.flatnonzero(totals)
+        scores = totals[rows]
+        if 0 < k < len(rows):
+            last = np.partition(scores, len(rows) - k)[len(rows) - k]
             above, level = np.flatnonzero(scores > last), np.flatnonzero(scores == last)
             kept = np.concatenate([above, level[: k - len(above)]])
-            found, scores = found[kept], scores[kept]
-        order = np.lexsort((found, -scores))[: max(k, 0)]
-        pairs = zip(found[order].tolist(), scores[order].tolist(), strict=True)
+            rows, scores = rows[kept], scores[kept]
+        order = np.lexsort((rows, -scores))[: max(k, 0)]
+        pairs = zip(rows[order].tolist(), scores[order].tolist(), strict=True)
         return [Hit(row, self.doc_ids[row], score) for row, score in pairs]
 
     def scores(self, query: str, rows: Sequence[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
@@ -183,22 +187,38 @@ class LexicalIndex:
         wanted = np.asarray(rows, np.int64)
         if len(wanted) and not (wanted.min() >= 0 and wanted.max() < len(self.doc_ids)):
             raise SchemaError(
-                f"rows {wanted.min()} to {wanted.max()} are asked for; there are 0 to {len(self.doc_ids) - 1}"
+                f"rows {wanted.min()} to {wanted.max()} are requested; there are 0 to {len(self.doc_ids) - 1}"
             )
         wanted = wanted.astype(self._rows.dtype)  # Else each list would be widened to be searched.
         totals = np.zeros(len(wanted), np.float32)
         for times, start, end in self._lists(query):
             listed = self._rows[start:end]  # Ascending, as documents were indexed in their order.
-            places = np.minimum(np.searchsorted(listed, wanted), end - start - 1)
-            totals += np.where(listed[places] == wanted, times * self._scores[start:end][places], np.float32(0))
+            nearest = np.minimum(np.searchsorted(listed, wanted), end - start - 1)
+            totals += np.where(listed[nearest] == wanted, times * self._scores[start:end][nearest], np.float32(0))
         return totals
 
     def _lists(self, query: str) -> Iterator[tuple[np.float32, int, int]]:
-        """For each known term: how often the query has it, and where its documents are listed."""
+        """The known terms of a query: times in the query, start and end of the term's list of documents."""
         for term, times in Counter(self._analyse(query[:MAX_QUERY])).items():
             column = self._vocabulary.get(term)
             if column is not None:
                 yield np.float32(times), int(self._starts[column]), int(self._starts[column + 1])
+
+
+def _check_postings(
+    path: Path,
+    scores: npt.NDArray[np.float32],
+    rows: npt.NDArray[np.int32],
+    starts: npt.NDArray[np.int64],
+    documents: int,
+) -> None:
+    """Raises ArtifactError where a score is not finite, a row does not exist or the lists overlap."""
+    sound = starts[0] == 0 and bool((np.diff(starts) >= 0).all()) and bool(np.isfinite(scores).all())
+    if not sound or (len(rows) and not (rows.min() >= 0 and rows.max() < documents)):
+        raise ArtifactError(
+            f"{path}: its lists overlap, hold a score that is not finite, or name rows beyond {documents} documents; "
+            f"{artifacts.remedy(path)}"
+        )
 
 
 def _array(path: Path) -> npt.NDArray[Any]:

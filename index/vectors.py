@@ -1,7 +1,11 @@
-"""Embeds all documents: one unit vector a row, nothing embedded twice, nothing lost to a kill but seconds.
+"""Embeds all documents: one unit vector a row, no text embedded twice, and a kill loses only seconds of work.
 
-What has a vector already is known by the digest of its text: equal texts share one, an earlier artifact of
-the same encoder gives its own, and an interrupted run left shards beside the artifact.
+A text that has a vector already is recognised by its digest: equal texts share one vector, earlier artifacts of
+the same encoder give theirs, and an interrupted run left shards beside the artifact.
+
+    round 0      the first vectors of an encoder and a data set; later data sets reuse what they can
+    round 1, …   made by `reindex --full`, without any earlier vector; an artifact of their own, so that whoever
+                 works with an earlier round keeps its files
 """
 
 import hashlib
@@ -19,7 +23,7 @@ import numpy.typing as npt
 from index import documents
 from pipeline import artifacts, progress
 from pipeline.artifacts import Artifact, Staging
-from pipeline.errors import ArtifactError
+from pipeline.errors import ArtifactError, RelevanceError
 
 KIND = "vectors"
 VERSION = 1
@@ -38,15 +42,24 @@ log = logging.getLogger(__name__)
 
 
 def make(
-    workspace: Path, encoder_digest: str, data: Artifact, embed: Embed, previous: Artifact | None = None
+    workspace: Path,
+    encoder_digest: str,
+    data: Artifact,
+    embed: Embed,
+    previous: Sequence[Artifact] = (),
+    *,
+    embedding_round: int = 0,
 ) -> Artifact:
     """The `vectors` artifact: vectors.npy (documents, dimensions) float32 in row order, and rows.parquet.
 
     Args:
-        encoder_digest: of the bundle that `embed` runs; part of the fingerprint.
+        workspace: the folder that holds `artifacts/`.
+        encoder_digest: digest of the bundle that `embed` runs; part of the fingerprint.
+        data: an artifact with documents.parquet.
         embed: called with at most BATCH document texts.
-        previous: an earlier artifact; its vectors serve again where text and encoder are the same. It is not part of
-            the fingerprint, as it changes only how long the work takes.
+        previous: earlier artifacts, the preferred first; their vectors are reused where text and encoder are the same.
+            They are not part of the fingerprint, as they change only how long the work takes.
+        embedding_round: see `next_round`; part of the fingerprint unless 0.
 
     Raises:
         SchemaError: no documents.
@@ -58,8 +71,7 @@ def make(
         total = documents.count(data)
         doc_ids, digests = _digests(data)
         known = _Known()
-        if previous is not None:
-            _reuse(previous, encoder_digest, known)
+        _reuse(previous, encoder_digest, set(digests), known)
         reused = sum(digest in known for digest in digests)
         for shard in _shards(staging.checkpoint):
             known.add(*shard)
@@ -77,8 +89,40 @@ def make(
             "embedded_per_s": round(embedded / (time.monotonic() - began), 1),
         }
 
-    settings = {"encoder_digest": encoder_digest}
+    settings = {"encoder_digest": encoder_digest, **({"round": embedding_round} if embedding_round else {})}
     return artifacts.make(workspace, KIND, version=VERSION, config=settings, inputs={"data": data}, build=build)
+
+
+def earlier(workspace: Path, encoder_digest: str) -> list[Artifact]:
+    """All vectors of this encoder, those of the latest round first and of one round the newest first.
+
+    Only their manifests are read here; `make` checks the files of those that it needs.
+    """
+    known = []
+    for path in artifacts.finished(workspace, KIND):
+        try:
+            manifest = artifacts.read_manifest(path)
+        except RelevanceError as error:
+            log.warning("vectors: not reused: %s", error)
+            continue
+        if manifest.config.get("encoder_digest") == encoder_digest:
+            known.append(Artifact(path, manifest))
+    known.reverse()
+    return sorted(known, key=_round, reverse=True)  # A stable sort: of one round the newest stays first.
+
+
+def last_round(known: Sequence[Artifact], data: Artifact) -> int:
+    """The latest round in which these documents were embedded; 0 for none."""
+    return max((_round(item) for item in known if item.manifest.inputs["data"] == data.fingerprint), default=0)
+
+
+def next_round(known: Sequence[Artifact]) -> int:
+    """The round that embeds anew. A killed run resumes it, and a second run at the same time shares it."""
+    return max(map(_round, known), default=0) + 1
+
+
+def _round(vectors: Artifact) -> int:
+    return int(vectors.manifest.config.get("round", 0))
 
 
 def content_digest(text: str) -> bytes:
@@ -87,15 +131,15 @@ def content_digest(text: str) -> bytes:
 
 
 class _Known:
-    """The vectors that there are, by the digest of their text."""
+    """All known vectors, by the digest of their text."""
 
     def __init__(self) -> None:
-        self._places: dict[bytes, int] = {}
+        self._rows: dict[bytes, int] = {}
         self._blocks: list[Vectors] = []
         self._ends: list[int] = []
 
     def __contains__(self, digest: bytes) -> bool:
-        return digest in self._places
+        return digest in self._rows
 
     def add(self, digests: Sequence[bytes], vectors: Vectors) -> None:
         if self._blocks and vectors.shape[1] != self.dimensions:
@@ -106,23 +150,23 @@ class _Known:
         start = self._ends[-1] if self._ends else 0
         self._blocks.append(vectors)
         self._ends.append(start + len(vectors))
-        for place, digest in enumerate(digests, start):
-            self._places.setdefault(digest, place)
+        for row, digest in enumerate(digests, start):
+            self._rows.setdefault(digest, row)
 
     @property
     def dimensions(self) -> int:
         return int(self._blocks[0].shape[1])
 
     def take(self, digests: Sequence[bytes]) -> Vectors:
-        """(digests, dimensions), all of which must be known."""
-        places = np.array([self._places[digest] for digest in digests], np.int64)
-        owners = np.searchsorted(self._ends, places, side="right")
-        taken = np.empty((len(places), self.dimensions), np.float32)
+        """(digests, dimensions) vectors; each digest must be known."""
+        rows = np.array([self._rows[digest] for digest in digests], np.int64)
+        owners = np.searchsorted(self._ends, rows, side="right")
+        vectors = np.empty((len(rows), self.dimensions), np.float32)
         for owner in np.unique(owners).tolist():
             chosen = owners == owner
             block = self._blocks[owner]
-            taken[chosen] = block[places[chosen] - (self._ends[owner] - len(block))]
-        return taken
+            vectors[chosen] = block[rows[chosen] - (self._ends[owner] - len(block))]
+        return vectors
 
 
 def _digests(data: Artifact) -> tuple[list[str], list[bytes]]:
@@ -133,21 +177,33 @@ def _digests(data: Artifact) -> tuple[list[str], list[bytes]]:
     return doc_ids, digests
 
 
-def _reuse(previous: Artifact, encoder_digest: str, known: _Known) -> None:
+def _reuse(previous: Sequence[Artifact], encoder_digest: str, needed: set[bytes], known: _Known) -> None:
+    """Adds earlier vectors until no needed text is missing. A damaged artifact is named in the log and left out."""
     import pyarrow.parquet as pq
 
-    made_by = previous.manifest.config.get("encoder_digest")
-    if previous.manifest.kind != KIND or made_by != encoder_digest:
-        log.info("vectors: those before are of another encoder (%s), so all documents are embedded", made_by)
-        return
-    rows = pq.read_table(previous.file("rows.parquet"), columns=["content"])
-    known.add(
-        rows.column("content").to_pylist(), np.load(previous.file("vectors.npy"), mmap_mode="r", allow_pickle=False)
-    )
+    missing = set(needed)
+    for artifact in previous:
+        if not missing:
+            return
+        made_by = artifact.manifest.config.get("encoder_digest")
+        if artifact.manifest.kind != KIND or made_by != encoder_digest:
+            log.info("vectors: %s is of another encoder (%s), so it is not reused", artifact.path, made_by)
+            continue
+        try:
+            digests = pq.read_table(artifact.file("rows.parquet"), columns=["content"]).column("content").to_pylist()
+            if missing.isdisjoint(digests):
+                continue
+            artifacts.load(artifact.path, KIND)
+            matrix = np.load(artifact.file("vectors.npy"), mmap_mode="r", allow_pickle=False)
+        except (RelevanceError, OSError, ValueError) as error:  # pyarrow's errors are among these.
+            log.warning("vectors: not reused: %s", error)
+            continue
+        known.add(digests, matrix)
+        missing.difference_update(digests)
 
 
 def _embed_missing(data: Artifact, digests: Sequence[bytes], embed: Embed, known: _Known, checkpoint: Path) -> int:
-    """Makes the vectors that are not known yet, and leaves a shard behind every SHARD_S; how many were made."""
+    """Embeds the texts whose vectors are not known yet, and writes a shard every SHARD_S; returns their number."""
     missing = {digest for digest in digests if digest not in known}
     shard: list[tuple[list[bytes], Vectors]] = []
     written = time.monotonic()
@@ -181,8 +237,8 @@ def _missing_texts(
         yield batch
 
 
-def _checked(made: np.ndarray, doc_ids: Sequence[str]) -> Vectors:
-    vectors: Vectors = np.ascontiguousarray(made, np.float32)
+def _checked(embedded: np.ndarray, doc_ids: Sequence[str]) -> Vectors:
+    vectors: Vectors = np.ascontiguousarray(embedded, np.float32)
     if vectors.ndim != 2 or len(vectors) != len(doc_ids):
         raise ArtifactError(
             f"vectors: the encoder gave an array of {vectors.shape} for {len(doc_ids)} documents; "
@@ -199,7 +255,7 @@ def _checked(made: np.ndarray, doc_ids: Sequence[str]) -> Vectors:
 
 
 def _shards(checkpoint: Path) -> Iterator[tuple[list[bytes], Vectors]]:
-    """What an interrupted run left; a shard that cannot be read is embedded again."""
+    """Digests and vectors that an interrupted run left; a shard that cannot be read is embedded again."""
     for path in sorted(checkpoint.glob("*.npz")):
         try:
             # Opened here, as numpy leaves a damaged file open.

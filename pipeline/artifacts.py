@@ -217,11 +217,12 @@ def seal(folder: Path, manifest: Manifest, final: Path) -> Artifact:
         records[path.relative_to(folder).as_posix()] = FileRecord(path.stat().st_size, sha256(path))
     for directory in [path for path in folder.rglob("*") if path.is_dir()]:
         fsync(directory)
-    text = replace(manifest, files=records).to_json()
+    complete = replace(manifest, files=records)
+    text = complete.to_json()
     write_atomically(folder / MANIFEST, text, Manifest.from_json)
     folder.rename(final)
     fsync(final.parent)
-    return Artifact(final, Manifest.from_json(text))
+    return Artifact(final, replace(complete, checksum=Manifest.from_json(text).checksum))
 
 
 def is_fingerprint(name: str) -> bool:

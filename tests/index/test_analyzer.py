@@ -1,3 +1,4 @@
+import random
 import time
 import unicodedata
 from concurrent.futures import ThreadPoolExecutor
@@ -108,3 +109,38 @@ def test_an_unknown_language_is_named_with_those_that_there_are() -> None:
 @given(st.text(max_size=20))
 def test_no_language_means_no_stemming(text: str) -> None:
     assert plain("running " + text)[0] == "running"
+
+
+@pytest.mark.parametrize(
+    ("text", "query"),
+    [
+        ("Gesamt\u00adkonzept", "Gesamtkonzept"),
+        ("İstanbul", "istanbul"),
+        ("ISTANBUL", "istanbul"),
+        ("ne\u200bver\ufeff mind", "never"),
+        ("STRASSE", "straße"),
+        ("ﬁnance", "FINANCE"),
+        ("ΟΔΟΣ", "οδος"),
+        ("love\ufe0f", "Love"),
+    ],
+)
+def test_words_that_unicode_holds_equal_share_a_term(text: str, query: str) -> None:
+    analyse = analyser()
+    assert set(analyse(query)) & set(analyse(text))
+
+
+def test_ignorable_code_points_change_no_term() -> None:
+    """Seed 3. The code points are drawn from Unicode's list and put anywhere into words of several scripts."""
+    rng = random.Random(3)
+    ignorable = [chr(code) for code in (0xAD, 0x34F, 0x61C, 0x180E, 0x200B, 0x200D, 0x2060, 0xFE0F, 0xFEFF, 0xE0041)]
+    analyse = analyser("english")
+    for word in ("wheels", "read_csv", "10mm", "DataFrame.groupby", "数据库", "Größe", "हिन्दी"):
+        for _ in range(20):
+            where = rng.randrange(len(word) + 1)
+            assert analyse(word[:where] + rng.choice(ignorable) + word[where:]) == analyse(word)
+
+
+def test_an_index_from_before_is_searched_with_its_own_analysis() -> None:
+    assert analyser(version=1)("Gesamt\u00adkonzept") == ["gesamt", "konzept"]
+    with pytest.raises(ConfigError, match="knows 1 to 2"):
+        analyser(version=3)

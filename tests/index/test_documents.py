@@ -1,4 +1,5 @@
 import math
+import random
 import subprocess
 import sys
 import threading
@@ -6,9 +7,11 @@ import tracemalloc
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from index import documents
@@ -184,3 +187,35 @@ def test_a_full_disk_is_told_and_nothing_half_written_is_kept(
         module
     ]
     assert [path for path in (tmp_path / "artifacts" / kind).iterdir() if path.is_dir()] == []
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [pa.int8(), pa.int64(), pa.float32(), pa.float64(), pa.decimal128(9, 2), pa.list_(pa.float32())],
+    ids=str,
+)
+def test_numbers_are_compared_by_value_whatever_their_type(
+    kind: pa.DataType, tmp_path: Path, make_data: Callable[..., Artifact]
+) -> None:
+    """Seed 7."""
+    generator = random.Random(7)
+    listed = pa.types.is_list(kind)
+    scalar = kind.value_type if listed else kind
+    whole = pa.types.is_integer(scalar)
+    numbers = [generator.randint(-100, 100) if whole else generator.randint(-999, 999) / 100 for _ in range(40)]
+    numbers += [5, 0, -4] if whole else [5.0, 4.1, 0.0, -0.5]
+    values = [Decimal(f"{number:.2f}") if pa.types.is_decimal(scalar) else number for number in numbers]
+    column = pa.array([[value] for value in values] if listed else values, kind)
+    store = DocumentStore.load(documents.make(tmp_path, make_data(["x"] * len(numbers), columns={"n": column})).path)
+    for number in numbers:
+        rows = store.rows_where({"n": [number]}).tolist()
+        assert rows == [row for row, other in enumerate(numbers) if other == number]
+    if pa.types.is_decimal(scalar) or whole:
+        assert store.rows_where({"n": [5]}).tolist() == store.rows_where({"n": ["5"]}).tolist() != []
+
+
+def test_stats_count_empty_and_repeated_documents(tmp_path: Path, make_data: Callable[..., Artifact]) -> None:
+    artifact = documents.make(tmp_path, make_data(["a", "", " \n", "a", "b", "a"]))
+    stats = DocumentStore.load(artifact.path).stats()
+    assert stats == documents.CorpusStats(documents=6, empty=2, duplicates=2)
+    assert (artifact.metrics["empty"], artifact.metrics["duplicates"]) == (2, 2)

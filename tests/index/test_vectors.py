@@ -47,7 +47,7 @@ def test_any_changes_end_in_what_a_fresh_embedding_gives(
         counting, before = Counting(embed), set()
         if made is not None:
             before = {row["content"] for row in pq.read_table(made.file("rows.parquet")).to_pylist()}
-        made = vectors.make(tmp_path / "changed", "encoder", data, counting, made)
+        made = vectors.make(tmp_path / "changed", "encoder", data, counting, [made] if made else [])
         fresh = vectors.make(tmp_path / f"fresh{round_}", "encoder", data, embed)
         assert content(made) == content(fresh)
         assert made.fingerprint == fresh.fingerprint
@@ -71,7 +71,7 @@ def test_another_encoder_embeds_all_again(tmp_path: Path, make_data: Callable[..
     data = make_data(["a", "b", "a"])
     first = vectors.make(tmp_path, "one", data, embed)
     counting = Counting(lambda texts: -embed(texts))
-    second = vectors.make(tmp_path, "two", data, counting, first)
+    second = vectors.make(tmp_path, "two", data, counting, [first])
     assert counting.texts == ["a", "b"]
     np.testing.assert_array_equal(np.load(second.file("vectors.npy")), -np.load(first.file("vectors.npy")))
     assert second.manifest.config["encoder_digest"] == "two"
@@ -180,9 +180,43 @@ def test_a_width_that_changes_under_one_digest_is_refused(
 ) -> None:
     first = vectors.make(tmp_path, "e", make_data(["a"]), embed)
     with pytest.raises(ArtifactError, match="8 dimensions now and gave 16 before"):
-        vectors.make(tmp_path, "e", make_data(["a", "b"]), lambda texts: np.eye(8)[: len(texts)], first)
+        vectors.make(tmp_path, "e", make_data(["a", "b"]), lambda texts: np.eye(8)[: len(texts)], [first])
 
 
 def test_no_documents_are_an_error(tmp_path: Path, make_data: Callable[..., Artifact], embed: Embed) -> None:
     with pytest.raises(SchemaError, match="no document"):
         vectors.make(tmp_path, "e", make_data([]), embed)
+
+
+def test_all_earlier_vectors_of_an_encoder_are_reused(
+    tmp_path: Path, make_data: Callable[..., Artifact], embed: Embed, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A large corpus shrinks and then changes by one document at a time: one document is embedded at a time."""
+    texts = [f"text {row}" for row in range(60)]
+    vectors.make(tmp_path, "e", make_data(texts), embed)
+    texts = texts[:10]
+    for change in range(4):
+        texts[change] = f"changed {change}"
+        counting, known = Counting(embed), vectors.earlier(tmp_path, "e")
+        last = vectors.make(tmp_path, "e", make_data(texts), counting, known)
+        assert counting.texts == [f"changed {change}"]
+    (last.path / "vectors.npy").write_bytes(b"damaged")
+    counting = Counting(embed)
+    vectors.make(tmp_path, "e", make_data([*texts, "new"]), counting, vectors.earlier(tmp_path, "e"))
+    assert sorted(counting.texts) == ["changed 3", "new"]
+    assert any("not reused" in message for message in caplog.messages)
+
+
+def test_a_round_embeds_anew_beside_the_earlier_ones(
+    tmp_path: Path, make_data: Callable[..., Artifact], embed: Embed
+) -> None:
+    data = make_data(["a", "b"])
+    first = vectors.make(tmp_path, "e", data, embed)
+    assert vectors.next_round(vectors.earlier(tmp_path, "e")) == 1
+    second = vectors.make(tmp_path, "e", data, lambda texts: -embed(texts), embedding_round=1)
+    assert second.fingerprint != first.fingerprint
+    assert first.file("vectors.npy").exists()
+    known = vectors.earlier(tmp_path, "e")
+    assert vectors.last_round(known, data) == 1
+    later = vectors.make(tmp_path, "e", make_data(["b", "c"]), embed, known)
+    assert np.array_equal(np.load(later.file("vectors.npy"))[0], np.load(second.file("vectors.npy"))[1])

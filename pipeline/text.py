@@ -15,10 +15,6 @@ from pipeline.errors import MissingError, SchemaError
 MAX_CHARS = 1_000_000
 """A longer title, text or query is refused on import; no ranking model reads that far."""
 
-CHARS_PER_TOKEN = 24
-"""Characters read for each token of the model's limit. English has about 4.5 and Chinese about 1.5, so
-nothing that a model would see is cut, and a text of a million characters costs no more than a page."""
-
 
 def split_lines(text: str) -> list[str]:
     """The lines of a text without their ends; an end of line at the very end starts no further line."""
@@ -108,8 +104,3 @@ def normalise(text: str) -> str:
 def document_text(title: str, text: str) -> str:
     """A document as the models read it: the title, a line break, the text; either may be empty."""
     return f"{title}\n{text}" if title and text else title or text
-
-
-def head(text: str, max_tokens: int) -> str:
-    """The part of a text that can reach a model which reads `max_tokens` tokens."""
-    return text[: max_tokens * CHARS_PER_TOKEN]

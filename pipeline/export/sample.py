@@ -1,7 +1,7 @@
 """The valid texts on which an export is judged: whole query lists, assembled as the model reads them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 from pipeline import schema, text
 from pipeline.artifacts import Artifact
 from pipeline.errors import SchemaError
+from pipeline.prefixes import PrefixTokenizer
 from pipeline.tokens import PairTemplate, TextTemplate
 
 Floats = NDArray[np.float32]
@@ -69,6 +70,10 @@ class Reader:
 
     tokenizer: Tokenizer
     templates: Templates
+    _prefixes: PrefixTokenizer = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_prefixes", PrefixTokenizer.of(self.tokenizer))
 
     def pair(self, query: str, document: str) -> Input:
         template = self.templates["pair"]
@@ -82,8 +87,8 @@ class Reader:
         return Input({"text": item, "role": role}, template.assemble(self._ids(item, template.max_tokens)), ())
 
     def _ids(self, item: str, max_tokens: int) -> list[int]:
-        cut = text.head(item, max_tokens)
-        return list(self.tokenizer.encode(cut, add_special_tokens=False).ids[:max_tokens])
+        (ids,) = self._prefixes.ids([item], max_tokens)
+        return ids
 
 
 def take(data: Artifact, pairs: Artifact, reader: Reader, max_tokens: int) -> Sample:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-from pipeline import text
 from pipeline.tokens import PairTemplate, TextTemplate
 from serving.errors import InvalidRequestError
 from serving.runtime.engine import Engine, Role
@@ -88,7 +87,7 @@ def check_limit(engine: Engine, limit: int, field: str) -> None:
 def _check(engine: Engine, item: str, read: int, room: int, name: str) -> int:
     """How many tokens it has; `read` is how many the tokeniser is asked for, as when it is scored."""
     (ids,) = engine.tokeniser.ids([item], read)
-    if len(ids) > room or text.head(item, read) != item:
+    if len(ids) > room:
         raise InvalidRequestError(
             f"{name}: has more than the {room} tokens that the {engine.role} reads of it, and truncate is false; send "
             "less, or leave truncate out"

@@ -19,7 +19,7 @@ import platform
 import threading
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,6 +40,7 @@ from serving.runtime.tokenizer import MAX_BYTES, RuntimeTokenizer
 
 Role = Literal["query", "document"]
 Device = Literal["cpu", "cuda"]
+Check = Callable[[], None]
 Vectors = NDArray[np.float32]
 
 TOLERANCE: Mapping[str, float] = {"fp32": 1e-5, "fp16": 2e-2, "int8": 5e-2, "w8": 5e-2}
@@ -161,31 +162,41 @@ class Engine:
         found = self._all(self.texts(texts, role), "text", deadline, priority)
         return np.stack(found) if found else np.zeros((0, self.dimensions), np.float32)
 
-    def pairs(self, query: str, documents: Sequence[str], *, remember: bool = True) -> list[Item]:
+    def pairs(
+        self, query: str, documents: Sequence[str], *, remember: bool = True, check: Check | None = None
+    ) -> list[Item]:
         """The ranker's inputs for one query, which is tokenised once.
 
         Args:
-            remember: keep the texts' ids for the next request, and use what was kept.
+            remember: keep the texts' ids for the next request, and use those kept.
+            check: called between pieces of the work; raises when the request's deadline has passed.
+
+        Raises:
+            InvalidRequestError: a text is too long; see `RuntimeTokenizer.ids`.
         """
         template = self._template("pair")
         assert isinstance(template, PairTemplate)
-        query_ids, *found = self.tokeniser.ids([query, *documents], template.max_tokens, remember=remember)
-        return [Item(*template.assemble(query_ids, ids)) for ids in found]
+        query_ids, *document_ids = self.tokeniser.ids(
+            [query, *documents], template.max_tokens, remember=remember, check=check
+        )
+        return [Item(*template.assemble(query_ids, ids)) for ids in document_ids]
 
     def pair_tokens(self, query: str, documents: Sequence[str], *, remember: bool = True) -> int:
         """How many tokens `pairs` would hold together, special ones included."""
         template = self._template("pair")
         assert isinstance(template, PairTemplate)
-        query_ids, *found = self.tokeniser.ids([query, *documents], template.max_tokens, remember=remember)
+        query_ids, *document_ids = self.tokeniser.ids([query, *documents], template.max_tokens, remember=remember)
         room = template.document_room(len(query_ids))
-        return sum(template.max_tokens - room + min(len(ids), room) for ids in found)
+        return sum(template.max_tokens - room + min(len(ids), room) for ids in document_ids)
 
-    def texts(self, texts: Sequence[str], role: Role, *, remember: bool = True) -> list[Item]:
-        """The encoder's inputs; `remember` as in `pairs`."""
+    def texts(
+        self, texts: Sequence[str], role: Role, *, remember: bool = True, check: Check | None = None
+    ) -> list[Item]:
+        """The encoder's inputs; arguments and errors are those of `pairs`."""
         template = self._template(role)
         assert isinstance(template, TextTemplate)
-        found = self.tokeniser.ids(texts, template.max_tokens, remember=remember)
-        return [Item(template.assemble(ids)) for ids in found]
+        text_ids = self.tokeniser.ids(texts, template.max_tokens, remember=remember, check=check)
+        return [Item(template.assemble(ids)) for ids in text_ids]
 
     def job(self, deadline: Deadline, priority: Priority = Priority.ONLINE) -> Job:
         """An empty job for this model: add inputs, iterate over their outcomes; see `serving.runtime.scheduler`."""

@@ -1,13 +1,13 @@
-"""Token ids of texts, by the Rust tokenizer alone, each text once while it is remembered.
+"""Token ids of texts by the Rust tokenizer, with a memory for the texts seen last.
 
-Ids are made without special tokens, so those of a query serve all its documents and those of a document all
-queries; `pipeline.tokens` puts them together. What a model cannot read (see `text.head`) is cut off before.
+Ids are made without special tokens, so those of a query serve all its documents and those of a document serve all
+queries; `pipeline.tokens` joins them. They are the first ids of the whole text (`pipeline.prefixes`).
 """
 
 import hashlib
 import threading
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cachetools import LRUCache
@@ -15,27 +15,37 @@ from tokenizers import Tokenizer
 
 from pipeline import text
 from pipeline.errors import ArtifactError
+from pipeline.prefixes import PrefixTokenizer, TextTooLongError
+from serving.errors import InvalidRequestError
 
 ENTRY_BYTES = 240
-"""Memory of a remembered text besides its ids: its key, the array's head and the cache's own links."""
+"""Memory of a remembered text besides its ids: its key, the array's header and the cache's own links."""
 
 MAX_BYTES = 32 * 2**20
-"""Memory for remembered ids, where nothing else is said."""
+"""Default memory for remembered ids."""
+
+MAX_CHARS = 2 * text.MAX_CHARS + 1
+"""No more characters of one text are tokenised: the longest title, a line break and the longest text of a document.
+
+A text of two million spaces takes up to a second (BERT, one core of 2026); the deadline is checked between the pieces
+of a text, each four times as long as the one before."""
 
 
 class RuntimeTokenizer:
     """Ids of texts, with a memory for the texts seen last; safe to use from many threads."""
 
-    def __init__(self, tokenizer: Tokenizer, *, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, max_bytes: int = MAX_BYTES, max_chars: int = MAX_CHARS) -> None:
         """
         Args:
             tokenizer: loses its truncation and padding; the templates cut, and nothing pads.
             max_bytes: memory for remembered ids; 0 remembers nothing.
+            max_chars: no more characters of one text are tokenised.
         """
         tokenizer.no_truncation()
         tokenizer.no_padding()
         tokenizer.encode_special_tokens = True  # "[SEP]" in a text is text, as in training.
         self._tokenizer = tokenizer
+        self._prefixes = PrefixTokenizer(self._encode, tokenizer.to_str(), max_chars=max_chars)
         self._known: LRUCache[bytes, array[int]] = LRUCache(
             max_bytes, getsizeof=lambda ids: len(ids) * ids.itemsize + ENTRY_BYTES
         )
@@ -45,7 +55,7 @@ class RuntimeTokenizer:
 
     @classmethod
     def load(cls, path: Path, *, max_bytes: int = MAX_BYTES) -> "RuntimeTokenizer":
-        """The tokenizer of a `tokenizer.json`.
+        """Reads a `tokenizer.json`.
 
         Raises:
             ArtifactError: no such file, or not a tokenizer.
@@ -60,40 +70,57 @@ class RuntimeTokenizer:
         """Memory that the remembered ids take, at most `max_bytes`."""
         return int(self._known.currsize)
 
-    def ids(self, texts: Sequence[str], max_tokens: int, *, remember: bool = True) -> list[Sequence[int]]:
+    def ids(
+        self,
+        texts: Sequence[str],
+        max_tokens: int,
+        *,
+        remember: bool = True,
+        check: Callable[[], None] | None = None,
+    ) -> list[Sequence[int]]:
         """Token ids of each text, without special tokens and none longer than `max_tokens`.
 
-        Any string is taken: NUL counts as a space, a lone surrogate as U+FFFD, and an empty text has no ids.
+        Any string is accepted: NUL counts as a space, a lone surrogate as U+FFFD, and an empty text has no ids.
 
         Args:
-            remember: False neither looks at what is remembered nor adds to it.
+            remember: False neither reads remembered ids nor adds to them.
+            check: called before each batch of pieces; raises when the request's deadline has passed.
+
+        Raises:
+            InvalidRequestError: the first `max_tokens` tokens of a text lie beyond its first `max_chars` characters.
         """
-        heads = [text.clean(text.head(item, max_tokens)) for item in texts]
+        cleaned = [text.clean(item) for item in texts]
         if not remember:
-            return [ids[:max_tokens] for ids in self._encode(heads)]
-        keys = [hashlib.blake2b(f"{max_tokens}\0{head}".encode(), digest_size=16).digest() for head in heads]
+            return list(self._first_ids(cleaned, max_tokens, check))
+        keys = [hashlib.blake2b(f"{max_tokens}\0{item}".encode(), digest_size=16).digest() for item in cleaned]
         with self._lock:
-            found = {key: ids for key in keys if (ids := self._known.get(key)) is not None}
-        missing = {key: head for key, head in zip(keys, heads, strict=True) if key not in found}
+            ids_by_key = {key: ids for key in keys if (ids := self._known.get(key)) is not None}
+        missing = {key: item for key, item in zip(keys, cleaned, strict=True) if key not in ids_by_key}
         if missing:
-            encoded = self._encode(list(missing.values()))
-            found |= {key: array("I", ids[:max_tokens]) for key, ids in zip(missing, encoded, strict=True)}
+            fresh = self._first_ids(list(missing.values()), max_tokens, check)
+            ids_by_key |= {key: array("I", ids) for key, ids in zip(missing, fresh, strict=True)}
         with self._lock:
             self.hits += len(keys) - len(missing)
             self.misses += len(missing)
             for key in missing:
                 # A text that alone is larger than the memory is not remembered.
-                if len(found[key]) * found[key].itemsize + ENTRY_BYTES <= self._known.maxsize:
-                    self._known[key] = found[key]
-        return [found[key] for key in keys]
+                if len(ids_by_key[key]) * ids_by_key[key].itemsize + ENTRY_BYTES <= self._known.maxsize:
+                    self._known[key] = ids_by_key[key]
+        return [ids_by_key[key] for key in keys]
 
     def text(self, ids: Sequence[int]) -> str | None:
-        """The text that is written with exactly these ids; None when there is none, as for another tokenizer's ids."""
+        """Returns the text that has exactly these ids; None when there is none, as for another tokenizer's ids."""
         try:
-            found = self._tokenizer.decode(list(ids), skip_special_tokens=False)
+            decoded = self._tokenizer.decode(list(ids), skip_special_tokens=False)
         except (OverflowError, TypeError):
             return None  # Below 0, or beyond 32 bits.
-        return found if self._encode([found]) == [list(ids)] else None
+        return decoded if self._encode([decoded]) == [list(ids)] else None
+
+    def _first_ids(self, texts: list[str], max_tokens: int, check: Callable[[], None] | None) -> list[list[int]]:
+        try:
+            return self._prefixes.ids(texts, max_tokens, check)
+        except TextTooLongError as error:
+            raise InvalidRequestError(str(error)) from error
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
         return [item.ids for item in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]

@@ -28,6 +28,7 @@ CHUNK = 16
 
 Role = Literal["query", "document"]
 Vector = npt.NDArray[np.float32]
+Check = Callable[[], None]
 
 log = logging.getLogger(__name__)
 
@@ -45,13 +46,13 @@ class ScoringEngine(Protocol):
 class Ranker(ScoringEngine, Protocol):
     """An engine with a ranker."""
 
-    def pairs(self, query: str, documents: Sequence[str], *, remember: bool) -> list[Item]: ...
+    def pairs(self, query: str, documents: Sequence[str], *, remember: bool, check: Check) -> list[Item]: ...
 
 
 class Encoder(ScoringEngine, Protocol):
     """An engine with an encoder."""
 
-    def texts(self, texts: Sequence[str], role: Role, *, remember: bool) -> list[Item]: ...
+    def texts(self, texts: Sequence[str], role: Role, *, remember: bool, check: Check) -> list[Item]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +119,8 @@ class Reranker:
         key = Key("score", self.engine.identity, query)
 
         def inputs(places: list[int]) -> list[Item]:
-            return self.engine.pairs(query, [documents[place] for place in places], remember=terms.remember)
+            chosen = [documents[place] for place in places]
+            return self.engine.pairs(query, chosen, remember=terms.remember, check=terms.deadline.check)
 
         def compute(places: list[int]) -> Iterator[tuple[int, Any]]:
             return _computed(self.engine, places, inputs, "document", terms, eager=eager)
@@ -145,7 +147,8 @@ class Embedder:
         key = Key("vector", self.engine.identity, role)
 
         def inputs(places: list[int]) -> list[Item]:
-            return self.engine.texts([texts[place] for place in places], role, remember=terms.remember)
+            chosen = [texts[place] for place in places]
+            return self.engine.texts(chosen, role, remember=terms.remember, check=terms.deadline.check)
 
         def compute(places: list[int]) -> Iterator[tuple[int, Any]]:
             for place, outcome in _computed(self.engine, places, inputs, role, terms, eager=True):

@@ -24,12 +24,21 @@ class FakeEngine:
         self.runs: list[list[str]] = []
         self.remembered: list[bool] = []
 
-    def pairs(self, query: str, documents: Sequence[str], *, remember: bool = True) -> list[Item]:
+    def pairs(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        remember: bool = True,
+        check: Callable[[], None] | None = None,
+    ) -> list[Item]:
         self.remembered.append(remember)
         return [Item([ord(character) for character in f"{query}|{document}"]) for document in documents]
 
-    def texts(self, texts: Sequence[str], role: str, *, remember: bool = True) -> list[Item]:
-        return self.pairs(role, texts, remember=remember)
+    def texts(
+        self, texts: Sequence[str], role: str, *, remember: bool = True, check: Callable[[], None] | None = None
+    ) -> list[Item]:
+        return self.pairs(role, texts, remember=remember, check=check)
 
     def job(self, deadline: Deadline, priority: Priority = Priority.ONLINE) -> Job:
         return self.scheduler.job(self, deadline, priority)

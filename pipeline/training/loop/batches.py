@@ -24,6 +24,7 @@ from pipeline import schema, text
 from pipeline.artifacts import Artifact
 from pipeline.config import LoopConfig
 from pipeline.errors import ConfigError, SchemaError
+from pipeline.prefixes import PrefixTokenizer
 from pipeline.progress import bar
 from pipeline.tokens import PairTemplate, TextTemplate
 from pipeline.training.loop import distributed
@@ -58,14 +59,14 @@ class Ragged:
 
 
 def tokenise(tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int, label: str = "tokenise") -> Ragged:
-    """Ids without special tokens of the head of each text, at most `max_tokens`; `label` stands at the bar."""
+    """The first `max_tokens` ids of each text, without special tokens; `label` stands at the progress bar."""
+    prefixes = PrefixTokenizer.of(tokenizer)
     parts: list[NDArray[np.int32]] = []
     with bar(label, len(texts), "texts") as advance:
         for begin in range(0, len(texts), TOKENISE_BATCH):
-            heads = [text.head(one, max_tokens) for one in texts[begin : begin + TOKENISE_BATCH]]
-            encoded = tokenizer.encode_batch_fast(heads, add_special_tokens=False)
-            parts.extend(np.array(one.ids[:max_tokens], dtype=np.int32) for one in encoded)
-            advance(len(heads))
+            batch = texts[begin : begin + TOKENISE_BATCH]
+            parts.extend(np.array(ids, dtype=np.int32) for ids in prefixes.ids(batch, max_tokens))
+            advance(len(batch))
     starts = np.cumsum([0, *map(len, parts)], dtype=np.int64)
     return Ragged(np.concatenate(parts) if parts else np.zeros(0, np.int32), starts)
 

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from pipeline import text
 from pipeline.config import ExternalTeacherConfig
 from pipeline.errors import ConfigError, TrainingError
 from pipeline.models import base_models, tokenizers
+from pipeline.prefixes import PrefixTokenizer
 from pipeline.progress import bar
 from pipeline.training.loop import batches, memory, scoring
 from pipeline.training.loop.batches import PairTexts
@@ -43,6 +43,7 @@ class Judge:
         model.train(False)
         self.tokenizer = tokenizer
         self.config = config
+        self._prefixes = PrefixTokenizer.of(tokenizers.plain_tokenizer(tokenizer))
         self.before = list(tokenizers.text_template(tokenizer, config.max_tokens).before)
         self.parts = re.split(r"(\{query\}|\{document\})", config.prompt)
         special = {str(one) for one in tokenizer.get_added_vocab()} | set(map(str, tokenizer.all_special_tokens))
@@ -116,10 +117,10 @@ class Judge:
     def inputs(self, pairs: Sequence[tuple[str, str]]) -> list[list[int]]:
         """The ids of the prompt for each query and document, which are cut at their ends to fit."""
         config = self.config
-        heads = [
-            (text.head(query, config.max_query_tokens), text.head(body, config.max_tokens)) for query, body in pairs
-        ]
-        filled = [self._filled(*pair) for pair in heads]
+        # Twice as many tokens, as the first word of each joins what the prompt has before it.
+        queries = self._prefixes.heads([query for query, _ in pairs], 2 * config.max_query_tokens)
+        documents = self._prefixes.heads([document for _, document in pairs], 2 * config.max_tokens)
+        filled = [self._filled(*pair) for pair in zip(queries, documents, strict=True)]
         encoded = self.tokenizer(
             [whole for whole, _ in filled], add_special_tokens=False, return_offsets_mapping=True, verbose=False
         )

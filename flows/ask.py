@@ -77,13 +77,25 @@ def _texts(file: Path) -> list[tuple[int, str]]:
         if file.suffix in (".jsonl", ".ndjson"):
             try:
                 row = json.loads(line)
-                body = text.document_text(str(row.get("title") or ""), str(row["text"]))
-            except (ValueError, KeyError, AttributeError, TypeError) as error:
-                raise SchemaError(f"{file}, line {number}: not a JSON object with a key text ({error!r})") from error
+                body = text.document_text(_value(row, "title", ""), _value(row, "text"))
+            except (ValueError, KeyError, TypeError) as error:
+                raise SchemaError(f"{file}, line {number}: not a JSON object with a key text ({error})") from error
         texts.append((number, text.clean(body)))
     if not texts:
         raise SchemaError(f"{file}: holds no text; write one a line")
     return texts
+
+
+def _value(row: Any, name: str, default: str | None = None) -> str:
+    """The text under a name; a number, a list or null is no text."""
+    if not isinstance(row, dict):
+        raise TypeError(f"a {type(row).__name__}, not an object")
+    value = row.get(name)
+    if value is None and default is not None:
+        return default
+    if not isinstance(value, str):
+        raise TypeError(f"'{name}' is {json.dumps(value)[:60]}, not a text; it has {list(row)[:20]}")
+    return value
 
 
 def render_search(found: dict[str, Any]) -> "Table":

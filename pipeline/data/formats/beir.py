@@ -8,7 +8,7 @@ from pipeline.data.formats.tables import SPLIT_OF, Tables, _json_table, qrels_fi
 
 def beir_files(path: Path) -> list[Path]:
     """What a folder of the BEIR benchmark holds; documents at least."""
-    names = [path / "corpus.jsonl", path / "queries.jsonl", *sorted((path / "qrels").glob("*.tsv"))]
+    names = [path / "corpus.jsonl", path / "queries.jsonl", *tables.data_files(path / "qrels", "*.tsv")]
     return [file for file in names if file.is_file()] if names[0].is_file() and not qrels_files(path) else []
 
 
@@ -19,7 +19,7 @@ def beir(path: Path) -> Tables:
         return Tables(documents=documents, faults=tuple(faults))
     queries, more = _json_table(path / "queries.jsonl", "queries")
     parts = []
-    for file in sorted((path / "qrels").glob("*.tsv")):
+    for file in tables.data_files(path / "qrels", "*.tsv"):
         rows = text_files.titled(file, ("query-id", "corpus-id", "score"), delimiter="\t", quoted=False)
         rows = rows.select(["query-id", "corpus-id", "score"]).rename_columns(["query_id", "doc_id", "grade"])
         parts.append(rows.append_column("split", tables.all_the_same(SPLIT_OF.get(file.stem), rows.num_rows)))

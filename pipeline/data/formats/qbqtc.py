@@ -1,5 +1,6 @@
 """QBQTC: query and title pairs of QQ Browser search, grades 0..2."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ def qbqtc(path: Path) -> Tables:
                 raise SchemaError(f"{file}, line {number}: has neither 'label' nor 'relevant'; it has {list(row)}")
             columns["query"].append(tables.text_of(row, "query", file, number))
             columns["title"].append(tables.text_of(row, "title", file, number))
+            if isinstance(label, (bool, float, list, dict)):
+                raise SchemaError(f"{file}, line {number}: the label is {json.dumps(label)}, not one of 0, 1, 2")
             columns["grade"].append(None if label is None else str(label))
             columns["split"].append(split)
     queries, faults = tables.strings(columns["query"], "judgments", "query")

@@ -30,8 +30,7 @@ def t2ranking(path: Path) -> Tables:
     for queries_file, qrels_file in zip(others[::2], others[1::2], strict=True):
         split = queries_file.name.split(".")[1]
         queries.append(_numbered(split, tables.id_and_text(queries_file, "queries")))
-        skip = int(text_files.header(qrels_file, "\t")[:1] == ["qid"])
-        rows = text_files.untitled(qrels_file, ("query_id", "iteration", "doc_id", "grade"), skip=skip)
+        rows = text_files.untitled(qrels_file, ("query_id", "iteration", "doc_id", "grade"), heads=("qid",))
         rows = rows.append_column("split", tables.all_the_same(SPLIT_OF[split], rows.num_rows))
         parts.append(_numbered(split, rows))
     judgments, faults = tables.judgments(parts, lambda values: tables.named_grades(values, T2RANKING_GRADES))

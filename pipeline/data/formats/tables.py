@@ -199,17 +199,24 @@ def _digest(parts: tuple[str, ...]) -> str:
     return hashlib.blake2b("\x00".join(parts).encode(), digest_size=8).hexdigest()
 
 
+def data_files(folder: Path, pattern: str) -> list[Path]:
+    """The files of a folder that match a pattern, by name; a name that begins with a dot is never data.
+
+    Editors, macOS (`._test.tsv`) and copying tools leave such files beside the data.
+    """
+    return sorted(file for file in folder.glob(pattern) if file.is_file() and not file.name.startswith("."))
+
+
 def qrels_files(path: Path) -> list[Path]:
     """Files of a folder that are qrels by their name."""
     if not path.is_dir():
         return []
-    return sorted(file for file in path.glob("*qrel*") if file.is_file() and file.suffix != ".parquet")
+    return [file for file in data_files(path, "*qrel*") if file.suffix != ".parquet"]
 
 
 def id_and_text(file: Path, kind: str) -> pa.Table:
     """Documents or queries of a file of `id TAB text`, without quotes; a line of names at its head is skipped."""
-    skip = int(text_files.header(file, "\t")[:1] in (["pid"], ["qid"], ["id"], ["doc_id"], ["query_id"]))
-    rows = text_files.untitled(file, ("id", "text"), skip=skip)
+    rows = text_files.untitled(file, ("id", "text"), heads=("pid", "qid", "id", "doc_id", "query_id"))
     if kind == "queries":
         return pa.table({"query_id": rows["id"], "text": rows["text"]})
     return pa.table({"doc_id": rows["id"], "title": all_the_same("", rows.num_rows), "text": rows["text"]})
@@ -224,7 +231,7 @@ def text_of(row: dict[str, Any], name: str, file: Path, number: int) -> str:
     value = row.get(name)
     if value is None and name == "title":
         return ""
-    if isinstance(value, int) and name == "_id":
+    if isinstance(value, int) and not isinstance(value, bool) and name == "_id":
         return str(value)
     if not isinstance(value, str):
         what = f"has no '{name}'" if value is None else f"'{name}' is a {type(value).__name__}, not a text"

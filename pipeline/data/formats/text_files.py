@@ -1,21 +1,45 @@
-"""Text files as others publish them: lines, JSON lines, separated values; every error names the file and the place."""
+"""Readers of published text files: JSON lines and separated values; every error names the file and the place.
 
-import csv
+Separated values have one parser, Arrow's, for the first row and all others. A row ends at "\\n" or "\\r\\n"; an empty
+line is no row. Arrow also ends a row at a lone carriage return, so those are hidden from it and put back:
+
+    bytes of the file ─► lone CR → a control character that the file lacks ─► + "\\n" + mark of the end ─► Arrow
+    columns ◄─ control character → CR ◄─ rows without the mark ◄───────────────────────────────────────────┘
+
+A value that holds the mark of the end began with a quote that nothing closes.
+"""
+
+import codecs
+import io
 import json
-from collections.abc import Iterator, Sequence
+import re
+import secrets
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
 from pipeline.errors import MissingError, SchemaError
 from pipeline.text import read_lines
 
 BLOCK_BYTES = 1 << 26
-"""Read at once; also the longest row of a separated file."""
+"""Bytes that are parsed at once; also the longest row of a separated file."""
+
+HEAD_BYTES = 1 << 20
+"""Bytes that are parsed at first where only the first row is wanted; more if that row is longer."""
+
+MAX_COLUMNS = 4096
+"""A first row of more fields is no row of names."""
 
 STRING = pa.large_string()
+
+_LONE_RETURN = re.compile(rb"\r(?!\n)")
+_STAND_INS = [bytes([code]) for code in (*range(0x1A, 0x20), *range(1, 9), *range(0x0E, 0x1A), 0x7F)]
+_NAMES = [f"f{number}" for number in range(MAX_COLUMNS)]
+"""The names that Arrow itself gives to columns."""
 
 
 def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -27,26 +51,44 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """
     for number, line in read_lines(path):
         try:
-            found = json.loads(line)
+            row = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise SchemaError(
                 f"{path}, line {number}: not JSON ({error}); each line must be one object, is the file cut off?"
             ) from error
-        if not isinstance(found, dict):
-            raise SchemaError(f"{path}, line {number}: a JSON {type(found).__name__}, not an object")
-        yield number, found
+        if not isinstance(row, dict):
+            raise SchemaError(f"{path}, line {number}: a JSON {type(row).__name__}, not an object")
+        yield number, row
 
 
-def header(path: Path, delimiter: str, encoding: str = "utf-8") -> list[str]:
-    """The names in the first line of a separated file; empty for an empty file."""
-    first = next(read_lines(path, encoding), None)
-    return next(csv.reader([first[1]], delimiter=delimiter)) if first else []
+def header(path: Path, delimiter: str, encoding: str = "utf-8", *, quoted: bool = True) -> list[str]:
+    """The fields of the first row of a separated file; empty for an empty file.
+
+    Raises:
+        MissingError: no such file.
+        SchemaError: the first row cannot be parsed; a byte that is not of the encoding.
+    """
+    if not _size(path):
+        return []
+    reader = _Reader(path, delimiter, quoted, encoding)
+    block = HEAD_BYTES
+    while True:
+        try:
+            with reader.open_stream(block) as stream:
+                for batch in stream:
+                    if batch.num_rows:
+                        return reader.cells(batch.slice(0, 1))
+                return []
+        except (pa.ArrowException, UnicodeDecodeError) as error:
+            if block >= BLOCK_BYTES:
+                raise reader.failure(error) from error
+            block *= 8
 
 
 def titled(
     path: Path, wanted: Sequence[str], *, delimiter: str = ",", quoted: bool = True, encoding: str = "utf-8"
 ) -> pa.Table:
-    """A separated file whose first line names its columns, each as text.
+    """A separated file whose first row names its columns, each as text.
 
     Args:
         wanted: columns that must be there; others are kept too.
@@ -54,13 +96,19 @@ def titled(
 
     Raises:
         MissingError: no such file.
-        SchemaError: a column missing, a row of another width, a byte that is not of the encoding.
+        SchemaError: a column missing or named twice, a row of another width, a byte that is not of the encoding.
     """
-    names = header(path, delimiter, encoding)
+    rows = _rows(path, delimiter, quoted, encoding)
+    if not rows.num_rows:
+        rows = pa.table({})
+    names = [column[0].as_py() for column in rows.columns]
     missing = [name for name in wanted if name not in names]
     if missing:
-        raise SchemaError(f"{path}: has no column {', '.join(map(repr, missing))}; its first line has {names}")
-    return untitled(path, names, delimiter=delimiter, quoted=quoted, encoding=encoding, skip=1)
+        raise SchemaError(f"{path}: has no column {', '.join(map(repr, missing))}; its first line has {names[:50]}")
+    twice = next((name for name in wanted if names.count(name) > 1), None)
+    if twice is not None:
+        raise SchemaError(f"{path}: two columns are called {twice!r}; rename one of them in the first line")
+    return rows.slice(1).rename_columns(names)
 
 
 def untitled(
@@ -70,42 +118,194 @@ def untitled(
     delimiter: str = "\t",
     quoted: bool = False,
     encoding: str = "utf-8",
-    skip: int = 0,
+    heads: Collection[str] = (),
 ) -> pa.Table:
-    """A separated file without names for its columns, each as text, called `names`; see `titled`."""
-    if path.is_file() and path.stat().st_size == 0:
+    """A separated file without names for its columns, each as text, called `names`; see `titled`.
+
+    Args:
+        heads: a first row whose first field is one of these is a row of names after all, and is left out.
+    """
+    rows = _rows(path, delimiter, quoted, encoding)
+    if not rows.num_rows:
         return pa.table({name: pa.array([], STRING) for name in names})
-    try:
-        return pacsv.read_csv(
-            path,
-            read_options=pacsv.ReadOptions(
-                column_names=list(names),
-                skip_rows=skip,
-                encoding=encoding,
-                block_size=BLOCK_BYTES,
-            ),
-            parse_options=pacsv.ParseOptions(
-                delimiter=delimiter, quote_char='"' if quoted else False, newlines_in_values=quoted
-            ),
-            convert_options=pacsv.ConvertOptions(column_types=dict.fromkeys(names, STRING), strings_can_be_null=False),
-        )
-    except FileNotFoundError as error:
-        raise MissingError(f"{path}: no such file") from error
-    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
-        for _ in read_lines(path, encoding):
-            pass  # Says where, if the reason is a byte that is not text.
-        reason = " ".join(str(error).split())[:300]
+    if rows.num_columns != len(names):
         raise SchemaError(
-            f"{path}: cannot be read as columns {', '.join(names)} ({reason}); look for a row with another number of "
-            "fields, or an unclosed quote"
-        ) from error
+            f"{path}: cannot be read as columns {', '.join(names)} (Expected {len(names)} columns, got "
+            f"{rows.num_columns} in the first row); look for a row with another number of fields"
+        )
+    return rows.slice(int(rows.column(0)[0].as_py() in heads)).rename_columns(list(names))
 
 
 def is_utf8(path: Path) -> bool:
-    """Whether the whole file is UTF-8."""
+    """Whether all of a file is UTF-8."""
     try:
         for _ in read_lines(path):
             pass
     except SchemaError:
         return False
     return True
+
+
+def _rows(path: Path, delimiter: str, quoted: bool, encoding: str) -> pa.Table:
+    """All rows of a separated file, the first included, as columns of text called f0, f1, …"""
+    if not _size(path):
+        return pa.table({"f0": pa.array([], STRING)})
+    reader = _Reader(path, delimiter, quoted, encoding)
+    try:
+        return reader.table()
+    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
+        raise reader.failure(error) from error
+
+
+def _size(path: Path) -> int:
+    try:
+        with path.open("rb") as file:
+            return file.seek(0, io.SEEK_END)
+    except FileNotFoundError as error:
+        raise MissingError(f"{path}: no such file") from error
+    except OSError as error:
+        raise SchemaError(f"{path}: cannot be read ({error})") from error
+
+
+class _Reader:
+    """Arrow's parser over one separated file, with the two rules at the head of this module."""
+
+    def __init__(self, path: Path, delimiter: str, quoted: bool, encoding: str) -> None:
+        self.path, self.delimiter, self.quoted, self.encoding = path, delimiter, quoted, encoding
+        self.mark = f"end of the file {secrets.token_hex(12)}"
+        """The last row that the parser sees."""
+        self.stand_in = self._choose_stand_in()
+        """What the parser sees for a lone carriage return; empty where the file has none."""
+
+    def _choose_stand_in(self) -> bytes:
+        with self.path.open("rb") as file:
+            if not _has_lone_return(file):
+                return b""
+            unused = list(_STAND_INS)
+            file.seek(0)
+            while block := file.read(HEAD_BYTES):
+                unused = [character for character in unused if character not in block]
+        if not unused:
+            raise SchemaError(
+                f"{self.path}: has lone carriage returns and every control character; is it a text file at all?"
+            )
+        return unused[0]
+
+    def table(self) -> pa.Table:
+        with self._bytes() as file:
+            table = pacsv.read_csv(file, **self._options(BLOCK_BYTES, threads=True))
+        self._check_width(table)
+        if table.num_columns == 1 and table.num_rows and table.column(0)[-1].as_py() == self.mark:
+            table = table.slice(0, table.num_rows - 1)
+        elif table.num_rows:
+            self._check_last([column[-1].as_py() for column in table.columns])
+        return pa.table([self._restore(column) for column in table.columns], names=table.column_names)
+
+    def open_stream(self, block: int) -> pacsv.CSVStreamingReader:
+        return pacsv.open_csv(self._bytes(), **self._options(block, threads=False, skip_invalid=True))
+
+    def cells(self, row: pa.RecordBatch) -> list[str]:
+        self._check_width(row)
+        cells: list[str] = [self._restore(pa.chunked_array([column]))[0].as_py() for column in row.columns]
+        if cells == [self.mark]:
+            return []
+        self._check_last(cells)
+        return cells
+
+    def failure(self, error: Exception) -> SchemaError:
+        """The error that says where: at a byte that is not text, or at a row of another width."""
+        for _ in read_lines(self.path, self.encoding):
+            pass
+        try:  # Without threads, Arrow counts the rows.
+            with self._bytes() as file:
+                pacsv.read_csv(file, **self._options(BLOCK_BYTES, threads=False))
+        except (pa.ArrowException, UnicodeDecodeError, OSError) as counted:
+            error = counted
+        reason = " ".join(str(error).split())[:300]
+        return SchemaError(
+            f"{self.path}: cannot be read as separated values ({reason}); look for a row with another number of "
+            "fields, or an unclosed quote"
+        )
+
+    def _bytes(self) -> "_Bytes":
+        return _Bytes(self.path, self.stand_in, f"\n{self.mark}\n".encode())
+
+    def _options(self, block: int, *, threads: bool, skip_invalid: bool = False) -> dict[str, Any]:
+        return {
+            "read_options": pacsv.ReadOptions(
+                autogenerate_column_names=True, encoding=self.encoding, block_size=block, use_threads=threads
+            ),
+            "parse_options": pacsv.ParseOptions(
+                delimiter=self.delimiter,
+                quote_char='"' if self.quoted else False,
+                newlines_in_values=self.quoted,
+                invalid_row_handler=self._invalid_row(skip_invalid),
+            ),
+            "convert_options": pacsv.ConvertOptions(
+                column_types=dict.fromkeys(_NAMES, STRING), strings_can_be_null=False
+            ),
+        }
+
+    def _invalid_row(self, skip: bool) -> Callable[[pacsv.InvalidRow], str]:
+        return lambda row: "skip" if skip or row.text == self.mark else "error"
+
+    def _check_width(self, rows: pa.Table | pa.RecordBatch) -> None:
+        if rows.num_columns > MAX_COLUMNS:
+            raise SchemaError(
+                f"{self.path}: its first row has {rows.num_columns:,} fields, more than {MAX_COLUMNS:,}; is "
+                f"{self.delimiter!r} what separates them?"
+            )
+
+    def _check_last(self, cells: Sequence[str]) -> None:
+        if any(self.mark in cell for cell in cells):
+            begin = next(cell.partition(self.mark)[0] for cell in cells if self.mark in cell)[:60]
+            raise SchemaError(
+                f"{self.path}: a quote is opened before {begin!r} and never closed; close it, or double it"
+            )
+
+    def _restore(self, column: pa.ChunkedArray) -> pa.ChunkedArray:
+        return pc.replace_substring(column, self.stand_in.decode(), "\r") if self.stand_in else column
+
+
+def _has_lone_return(file: io.BufferedReader) -> bool:
+    waiting = b""
+    while block := file.read(HEAD_BYTES):
+        block = waiting + block if waiting else block
+        waiting = b"\r" if block.endswith(b"\r") else b""
+        if block.count(b"\r") - len(waiting) != block.count(b"\r\n"):
+            return True
+    return bool(waiting)
+
+
+class _Bytes(io.RawIOBase):
+    """A file as Arrow is to see it: without byte-order mark, lone carriage returns replaced, something at its end."""
+
+    def __init__(self, path: Path, stand_in: bytes, end: bytes) -> None:
+        super().__init__()
+        self._file = path.open("rb")
+        if self._file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
+            self._file.seek(0)
+        self._stand_in, self._end = stand_in, end
+        self._held = self._ready = b""
+        self._ended = False
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        """`size` bytes, fewer only at the end: Arrow takes a block without a row for an empty file."""
+        while not self._ended and (size < 0 or len(self._ready) < size):
+            block = self._held + self._file.read(size)
+            if block == self._held:
+                block, self._ended = (self._stand_in if self._held else b"") + self._end, True
+            elif self._stand_in:  # A carriage return waits until the byte after it is known.
+                self._held = b"\r" if block.endswith(b"\r") else b""
+                block = _LONE_RETURN.sub(self._stand_in, block.removesuffix(b"\r"))
+            self._ready = self._ready + block if self._ready else block
+        size = len(self._ready) if size < 0 else size
+        block, self._ready = self._ready[:size], self._ready[size:]
+        return block
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()

@@ -55,4 +55,4 @@ def _collection(file: Path, kind: str) -> tuple[pa.Table, list[InvalidRow]]:
 
 def _trec_queries(path: Path) -> Sequence[Path]:
     one = _first(path, ("queries.jsonl", "queries.tsv", "topics.tsv"))
-    return [one] if one else sorted([*path.glob("queries.*.tsv"), *path.glob("topics.*.tsv")])
+    return [one] if one else [*tables.data_files(path, "queries.*.tsv"), *tables.data_files(path, "topics.*.tsv")]

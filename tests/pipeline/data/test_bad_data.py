@@ -1,5 +1,6 @@
 """Whatever is wrong with a source, a person gets one clear message, and nothing half-written is left."""
 
+import ast
 import json
 import sqlite3
 from collections.abc import Callable
@@ -243,6 +244,9 @@ def test_an_error_names_a_few_rows_and_counts_the_others(tmp_path: Path) -> None
     [
         ('{"_id": "d", "title": "t"}', "line 1: has no 'text'"),
         ('{"_id": "d", "text": ["t"]}', "line 1: 'text' is a list, not a text"),
+        ('{"_id": "d", "text": null}', "line 1: has no 'text'"),
+        ('{"_id": "d", "text": 7}', "line 1: 'text' is a int, not a text"),
+        ('{"_id": true, "text": "t"}', "line 1: '_id' is a bool, not a text"),
         ('["d", "t"]', "line 1: a JSON list, not an object"),
     ],
 )
@@ -292,3 +296,27 @@ def test_a_password_is_in_no_message(tmp_path: Path) -> None:
     with pytest.raises(InputError) as raised:
         sources.read(SourceConfig(path="nosuchdb://me:secret@host/x"), tmp_path)
     assert "secret" not in str(raised.value)
+
+
+def test_a_file_whose_name_begins_with_a_dot_is_no_data(tmp_path: Path) -> None:
+    beir(tmp_path)
+    expected = sources.find(SourceConfig(path=str(tmp_path)), Path()).digest
+    for name in ("qrels/._test.tsv", "qrels/.test.tsv.swp.tsv", "._qrels.txt", ".qrels.old.txt"):
+        (tmp_path / name).write_bytes(b"\x00\x05\x16\x07\xff")
+    source = sources.find(SourceConfig(path=str(tmp_path)), Path())
+    assert source.digest == expected
+    assert source.read().judgments.num_rows == 2
+
+
+def test_every_search_for_files_leaves_hidden_ones_out() -> None:
+    """`tables.data_files` holds the rule; no reader lists a folder by itself."""
+    folder = Path(sources.__file__).parent
+    callers = [
+        file.name
+        for file in folder.rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute) and node.attr in ("glob", "rglob", "iterdir", "listdir", "scandir")
+    ]
+    assert callers.count("tables.py") == 1
+    # Docstrings are looked for among installed packages, and convert looks whether its own folder is empty.
+    assert set(callers) <= {"tables.py", "docstrings.py", "convert.py"}

@@ -1,0 +1,154 @@
+"""Separated files are parsed by one rule from first row to last; a slow parser written here is the reference."""
+
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from pipeline.data.formats import text_files
+from pipeline.errors import MissingError, SchemaError
+
+
+def parse_slowly(content: str, delimiter: str, quoted: bool) -> list[list[str]] | None:
+    """Rows of fields, one character at a time; None where a quote stays open or rows differ in width."""
+    rows: list[list[str]] = []
+    fields = [""]
+    position, inside, at_start, empty = 0, False, True, True
+    while position < len(content):
+        character = content[position]
+        following = content[position + 1 : position + 2]
+        position += 1
+        if inside:
+            if character != '"':
+                fields[-1] += character
+            elif following == '"':
+                fields[-1] += '"'
+                position += 1
+            else:
+                inside = False
+            continue
+        if character == "\n" or (character == "\r" and following == "\n"):
+            position += character == "\r"
+            if not empty:
+                rows.append(fields)
+            fields, at_start, empty = [""], True, True
+            continue
+        empty = False
+        if character == delimiter:
+            fields.append("")
+            at_start = True
+        elif quoted and character == '"' and at_start:
+            inside, at_start = True, False
+        else:
+            fields[-1] += character
+            at_start = False
+    if inside:
+        return None
+    if not empty:
+        rows.append(fields)
+    return rows if len({len(row) for row in rows}) < 2 else None
+
+
+PIECES = st.sampled_from(
+    [
+        "a",
+        "b,",
+        ",",
+        '"',
+        '""',
+        '"x"',
+        "\n",
+        "\r\n",
+        "\r",
+        "a,b\n",
+        "1,2\r\n",
+        " ",
+        "é",
+        "\x1a",
+        "\u2028",
+        "\x85",
+        "\x0c",
+    ]
+)
+
+
+@settings(deadline=None)
+@given(st.lists(PIECES, max_size=16), st.booleans(), st.sampled_from([",", "\t"]), st.booleans())
+@example(["a,b", "\r", "c\n", "1,2\n"], True, ",", False)
+@example(["\n", "a,b\n", "1,2\n"], True, ",", True)
+@example(["a,b\n", '1,"2'], True, ",", False)
+@example(["\r\n", "\r"], False, ",", False)
+def test_rows_are_those_of_a_slow_parser_from_the_first_to_the_last(
+    pieces: list[str], quoted: bool, delimiter: str, marked: bool
+) -> None:
+    content = "".join(pieces).replace(",", delimiter)
+    expected = parse_slowly(content, delimiter, quoted)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "table.csv"
+        path.write_bytes(b"\xef\xbb\xbf" * marked + content.encode())
+        if expected is None:
+            with pytest.raises(SchemaError, match=r"table\.csv"):
+                text_files.titled(path, (), delimiter=delimiter, quoted=quoted)
+            return
+        assert text_files.header(path, delimiter, quoted=quoted) == (expected[0] if expected else [])
+        table = text_files.titled(path, (), delimiter=delimiter, quoted=quoted)
+        assert table.column_names == (expected[0] if expected else [])
+        rows = [list(row) for row in zip(*(column.to_pylist() for column in table.columns), strict=True)]
+        assert rows == expected[1:]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_rows_and_quotes_may_cross_the_blocks_that_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    monkeypatch.setattr(text_files, "BLOCK_BYTES", 128)
+    monkeypatch.setattr(text_files, "HEAD_BYTES", 16)
+    content = "".join(f'{number},"a{end}b ""{number}"" \r c"{end}' for number in range(500))
+    (tmp_path / "table.csv").write_bytes(f"number,{'n' * 40}{end}{content}".encode())
+    expected = parse_slowly((tmp_path / "table.csv").read_bytes().decode(), ",", True)
+    assert expected is not None
+    assert len(expected) == 501
+    table = text_files.titled(tmp_path / "table.csv", ("number",))
+    assert [list(row.values()) for row in table.to_pylist()] == expected[1:]
+    assert text_files.header(tmp_path / "table.csv", ",") == expected[0]
+
+
+def test_a_first_row_may_be_longer_than_any_limit_of_another_parser(tmp_path: Path) -> None:
+    name = "n" * 3_000_000
+    (tmp_path / "table.csv").write_text(f"{name},b\n1,2\n")
+    assert text_files.header(tmp_path / "table.csv", ",") == [name, "b"]
+    assert text_files.titled(tmp_path / "table.csv", ("b",))["b"].to_pylist() == ["2"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a,b\n1,2\n1\n", r"Row #3: Expected 2 columns, got 1.*unclosed quote"),
+        (b'a,b\n1,"2\n3,4\n', r"a quote is opened before '2\\n3,4\\n\\n' and never closed"),
+        (b"a,b,b\n1,2,3\n", "two columns are called 'b'"),
+        (b"a\n1\n", r"has no column 'b'; its first line has \['a'\]"),
+        (b"", r"has no column 'b'; its first line has \[\]"),
+        (b"a,b\n1,\xff\n", "line 2, byte 6: 0xff is not UTF-8"),
+        (b"," * 5000 + b"\n", "first row has 5,001 fields"),
+        (bytes(range(32)) + b"\x7f", "every control character"),
+    ],
+)
+def test_what_cannot_be_parsed_is_one_error_that_names_the_place(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "table.csv").write_bytes(content)
+    with pytest.raises(SchemaError, match=r"table\.csv.*" + message):
+        text_files.titled(tmp_path / "table.csv", ("b",))
+
+
+def test_a_table_without_names_keeps_its_first_row_unless_it_is_one_of_names(tmp_path: Path) -> None:
+    path = tmp_path / "collection.tsv"
+    path.write_bytes(b'\n\npid\ttext\n1\ta "quoted" \r word\n')
+    assert text_files.untitled(path, ("id", "text"), heads=("pid",)).to_pylist() == [
+        {"id": "1", "text": 'a "quoted" \r word'}
+    ]
+    assert text_files.untitled(path, ("id", "text")).num_rows == 2
+    with pytest.raises(SchemaError, match="Expected 3 columns, got 2 in the first row"):
+        text_files.untitled(path, ("id", "text", "more"))
+    with pytest.raises(MissingError, match="no such file"):
+        text_files.untitled(tmp_path / "absent.tsv", ("id",))

@@ -2,7 +2,11 @@
 
 The candidates run from a single score, over their reciprocal-rank sum, to pairwise logistic regressions on
 some or all features (`pipeline.features`). What is kept is the simplest that cross-validation over queries
-finds as good as the best; with too few queries to learn from, the ranker's order.
+finds as good as the best.
+
+With too few queries to learn from, the order starts from the reciprocal-rank fusion of BM25 and encoder, which needs
+no training, and moves towards the best simple order as far as the queries support it. No order that is surely worse
+than BM25 on the valid queries is ever taken.
 """
 
 import logging
@@ -17,18 +21,18 @@ from numpy.typing import NDArray
 from pipeline import artifacts
 from pipeline.artifacts import Artifact, Staging
 from pipeline.errors import SchemaError
-from pipeline.evaluation import metrics
+from pipeline.evaluation import metrics, significance
 from pipeline.features import FEATURES, Fusion, table
 
 if TYPE_CHECKING:
     import pandas as pd
 
-VERSION = 1
+VERSION = 2
 
 MEASURE = "ndcg@10"
 FOLDS = 5
 MIN_QUERIES = 20
-"""With fewer queries whose documents differ in grade nothing is learned."""
+"""With fewer queries whose documents differ in grade no weights are learned; see `_few`."""
 TOLERANCE = 0.001
 """A simpler candidate is taken when it is no further below the best."""
 MAX_PAIRS = 20_000
@@ -41,6 +45,9 @@ _RANKS = tuple(f"{name}_reciprocal_rank" for name in _SCORES)
 _LEARNED = (("bm25", "ranker"), ("encoder", "ranker"), _SCORES, (*_SCORES, "ranker_reciprocal_rank"), FEATURES)
 _STRENGTHS = (0.01, 0.3)
 """Values of scikit-learn's C, the strongest regularisation first."""
+_ABOVE = 1.0
+"""Standard errors that a simple order's gain over reciprocal-rank fusion must exceed: Breiman et al., Classification
+and Regression Trees, 1984, the one-standard-error rule."""
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -66,6 +73,7 @@ SIMPLE = (
     Candidate("rrf_all", _RANKS),
 )
 """`rrf` joins BM25 and encoder, `rrf_all` the ranker too."""
+_BM25, _RRF = SIMPLE[1], SIMPLE[3]
 
 CANDIDATES = (
     *SIMPLE,
@@ -139,35 +147,98 @@ def fit(judged: "pd.DataFrame") -> tuple[Fusion, dict[str, Any]]:
         "queries": lists.queries,
         "documents": len(lists.query),
         "ndcg": {},
-        "chosen": "ranker",
+        "chosen": "",
         "reason": "",
     }
     everyone = np.ones(lists.queries, dtype=bool)
+    values = {simple.name: lists.ndcg(lists.rows @ _equal_weights(simple), everyone) for simple in SIMPLE}
     if lists.queries:
-        for simple in SIMPLE:
-            values = lists.ndcg(lists.rows @ _weights(lists, simple, everyone), everyone)
-            found["ndcg"][simple.name] = float(values.mean())
+        found["ndcg"] = {name: float(each.mean()) for name, each in values.items()}
     if lists.queries < MIN_QUERIES:
+        weights, chosen_name, held_out = _few(lists, values)
+        found["chosen"] = chosen_name
         found["reason"] = (
             f"{lists.queries} of {judged['query_id'].nunique()} valid queries have documents of different grade; "
-            f"{MIN_QUERIES} are needed to learn weights, so the ranker alone decides"
+            f"{MIN_QUERIES} are needed to learn weights, so a simple order is taken: {chosen_name}"
         )
         log.warning("fusion: %s", found["reason"])
         if lists.queries:
-            found["ndcg"]["fused"] = found["ndcg"]["ranker"]
-        return _fusion(lists, SIMPLE[0], everyone), found
+            found["ndcg"]["fused"] = float(held_out.mean())
+        return _as_fusion(weights), found
 
     chosen = _choose(lists, everyone)
-    fused = _held_out(lists, everyone, lambda training: _choose(lists, training)).mean()
+    held_out = _held_out(lists, everyone, lambda training: _choose(lists, training))
+    fused = held_out.mean()
     best = max(SIMPLE, key=lambda candidate: found["ndcg"][candidate.name])
     if chosen.strength is not None and fused <= found["ndcg"][best.name]:
         found["reason"] = f"learned weights came to {fused:.4f} on held-out queries, no more than {best.name} alone"
         chosen = best
     if chosen.strength is None:
-        fused = found["ndcg"][chosen.name]
+        fused, held_out = found["ndcg"][chosen.name], values[chosen.name]
+    if _surely_worse(held_out, values["bm25"]):
+        found["reason"] = f"{chosen.name} came to {fused:.4f} on held-out queries, surely worse than bm25 alone"
+        chosen, fused = _BM25, found["ndcg"]["bm25"]
     found["ndcg"]["fused"] = float(fused)
     found |= {"chosen": chosen.name, "strength": chosen.strength}
-    return _fusion(lists, chosen, everyone), found
+    return _as_fusion(_weights(lists, chosen, everyone)), found
+
+
+def _few(lists: _CandidateLists, values: Mapping[str, Floats]) -> tuple[Floats, str, Floats]:
+    """The order for fewer than MIN_QUERIES usable queries.
+
+    Args:
+        values: simple candidate → (queries,) nDCG.
+
+    Returns:
+        Weights (features,), the name of the order, and its (queries,) nDCG, each query's by an order that was chosen
+        without it.
+    """
+    if not lists.queries:
+        return _equal_weights(_RRF), _RRF.name, np.zeros(0)
+    everyone = np.ones(lists.queries, dtype=bool)
+    held_out = np.zeros(lists.queries)
+    for query in range(lists.queries):
+        held = np.zeros(lists.queries, dtype=bool)
+        held[query] = True
+        weights = _shrunk(_supported(values, ~held), lists.queries - 1)
+        held_out[query] = lists.ndcg(lists.rows @ weights, held)[0]
+    chosen = _supported(values, everyone)
+    weights, name = _shrunk(chosen, lists.queries), chosen.name
+    if chosen is not _RRF:
+        name = f"rrf and {chosen.name}"
+        if held_out.mean() <= values[_RRF.name].mean():
+            weights, name, held_out = _equal_weights(_RRF), _RRF.name, values[_RRF.name]
+    if _surely_worse(held_out, values["bm25"]) or _surely_worse(values[chosen.name], values["bm25"]):
+        weights, name, held_out = _equal_weights(_BM25), _BM25.name, values["bm25"]
+    return weights, name, held_out
+
+
+def _supported(values: Mapping[str, Floats], among: NDArray[np.bool_]) -> Candidate:
+    """The simple order whose gain over reciprocal-rank fusion, less its standard error, is largest and above 0."""
+    if among.sum() < 2:
+        return _RRF
+    bounds = {}
+    for candidate in SIMPLE:
+        gains = (values[candidate.name] - values[_RRF.name])[among]
+        bounds[candidate] = float(gains.mean() - _ABOVE * gains.std(ddof=1) / np.sqrt(len(gains)))
+    best = max(bounds, key=lambda candidate: bounds[candidate])
+    return best if bounds[best] > significance.TIE else _RRF
+
+
+def _shrunk(candidate: Candidate, queries: int) -> Floats:
+    """Weights (features,) between reciprocal-rank fusion and a simple order: half of each at MIN_QUERIES queries.
+
+    A single score and its reciprocal rank give one order, so the reciprocal ranks stand for all simple orders.
+    """
+    share = queries / (queries + MIN_QUERIES)
+    ranks = tuple(name if name in _RANKS else f"{name}_reciprocal_rank" for name in candidate.features)
+    own = _equal_weights(Candidate(candidate.name, ranks)) / len(ranks)
+    prior = _equal_weights(_RRF) / len(_RRF.features)
+    return (1 - share) * prior + share * own
+
+
+def _surely_worse(ours: Floats, theirs: Floats) -> bool:
+    return len(ours) > 0 and significance.difference(ours, theirs, seed=SEED, bounds=metrics.RANGE).worse
 
 
 def _judged(features: Artifact, pool: Artifact) -> "pd.DataFrame":
@@ -248,11 +319,10 @@ def _weights(lists: _CandidateLists, candidate: Candidate, training: NDArray[np.
     """
     from sklearn.linear_model import LogisticRegression
 
+    if candidate.strength is None:
+        return _equal_weights(candidate)
     weights = np.zeros(len(FEATURES))
     columns = [FEATURES.index(name) for name in candidate.features]
-    if candidate.strength is None:
-        weights[columns] = 1.0
-        return weights
     here = training[lists.pair_query]
     gaps, query = lists.pairs[here][:, columns], lists.pair_query[here]
     spread = np.sqrt((gaps**2).mean(axis=0))
@@ -266,8 +336,12 @@ def _weights(lists: _CandidateLists, candidate: Candidate, training: NDArray[np.
     return weights
 
 
-def _fusion(lists: _CandidateLists, candidate: Candidate, training: NDArray[np.bool_]) -> Fusion:
-    weights = _weights(lists, candidate, training)
+def _equal_weights(candidate: Candidate) -> Floats:
+    """(features,) 1 for each feature of the candidate, 0 for the others."""
+    return np.isin(FEATURES, candidate.features).astype(np.float64)
+
+
+def _as_fusion(weights: Floats) -> Fusion:
     return Fusion(weights={name: float(weight) for name, weight in zip(FEATURES, weights, strict=True)})
 
 

@@ -91,20 +91,62 @@ def test_when_the_others_are_noise_the_useful_score_decides_alone(useful: str) -
     assert useful in alone or f"{useful}_reciprocal_rank" in alone
 
 
-@pytest.mark.parametrize("queries", [0, 1, 5])
-def test_few_queries_leave_it_to_the_ranker_with_a_reason(queries: int, caplog: pytest.LogCaptureFixture) -> None:
+RRF = {name: float(name in ("bm25_reciprocal_rank", "encoder_reciprocal_rank")) for name in FEATURES}
+
+
+def direction(weights: Fusion) -> np.ndarray:
+    values = np.array([weights.weights[name] for name in FEATURES])
+    return np.asarray(values / values.sum())
+
+
+@pytest.mark.parametrize("queries", [0, 1])
+def test_without_evidence_reciprocal_rank_fusion_decides_with_a_reason(
+    queries: int, caplog: pytest.LogCaptureFixture
+) -> None:
     weights, found = fusion.fit(world(queries, NOISE))
-    assert weights.weights == {name: float(name == "ranker") for name in FEATURES}
-    assert found["chosen"] == "ranker"
+    np.testing.assert_allclose(direction(weights), direction(Fusion(weights=RRF)))
+    assert found["chosen"] == "rrf"
     assert f"{fusion.MIN_QUERIES} are needed" in found["reason"]
     assert found["reason"] in caplog.text
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("queries", [5, 12, 19])
+def test_with_few_queries_a_useless_ranker_does_not_spoil_the_order(queries: int, seed: int) -> None:
+    noise = {"bm25": 0.5, "encoder": 1.0, "ranker": 50.0}
+    weights, found = fusion.fit(world(queries, noise, seed=seed))
+    fresh = world(300, noise, seed=100 + seed)
+    assert found["chosen"] != "ranker"
+    assert ndcg(fresh, weights) > ndcg(fresh, Fusion(weights=RRF)) - 0.02
+
+
+def test_with_few_queries_a_good_ranker_gains_weight_with_their_number() -> None:
+    noise = {"bm25": 20.0, "encoder": 20.0, "ranker": 0.05}
+    shares = []
+    for queries in (1, 6, 12, 19):
+        weights, found = fusion.fit(world(queries, noise, seed=3))
+        shares.append(direction(weights)[FEATURES.index("ranker_reciprocal_rank")])
+        assert found["ndcg"]["fused"] >= found["ndcg"]["rrf"]
+    assert shares == sorted(shares)
+    assert shares[0] == 0
+    assert shares[-1] > 0.4
+
+
+@pytest.mark.parametrize("queries", [19, 60])
+def test_no_order_that_is_surely_worse_than_bm25_is_taken(queries: int) -> None:
+    noise = {"bm25": 0.01, "encoder": 200.0, "ranker": 200.0}
+    weights, found = fusion.fit(world(queries, noise, seed=4))
+    fresh = world(300, noise, seed=5)
+    alone = Fusion(weights={name: float(name == "bm25") for name in FEATURES})
+    assert ndcg(fresh, weights) > ndcg(fresh, alone) - 0.03
+    assert found["ndcg"]["fused"] >= found["ndcg"]["bm25"] - 0.03
 
 
 def test_queries_with_one_grade_teach_nothing() -> None:
     frame = world(40, NOISE).assign(grade=1)
     _, found = fusion.fit(frame)
     assert found["queries"] == 0
-    assert found["chosen"] == "ranker"
+    assert found["chosen"] == "rrf"
     assert found["ndcg"] == {}
 
 

@@ -204,36 +204,13 @@ def _body(model: Any) -> dict[str, Floats]:
     """The body's parameters, by BERT's names."""
     prefix = f"{model.base_model_prefix}."
     values = {name.removeprefix(prefix): _array(value) for name, value in model.state_dict().items()}
-    if model.config.model_type != "albert":
-        return {name: value for name, value in values.items() if name.startswith(("embeddings.", "encoder.layer."))}
-    layer = "encoder.albert_layer_groups.0.albert_layers.0."
-    theirs = {
-        "attention.query": "attention.self.query",
-        "attention.key": "attention.self.key",
-        "attention.value": "attention.self.value",
-        "attention.dense": "attention.output.dense",
-        "attention.LayerNorm": "attention.output.LayerNorm",
-        "ffn": "intermediate.dense",
-        "ffn_output": "output.dense",
-        "full_layer_layer_norm": "output.LayerNorm",
-    }
-    names = {f"{layer}{name}": f"encoder.layer.0.{ours}" for name, ours in theirs.items()}
-    names["encoder.embedding_hidden_mapping_in"] = "embeddings.mapping"
-    found = {name: value for name, value in values.items() if name.startswith("embeddings.")}
-    for theirs_name, ours in names.items():
-        found |= {f"{ours}.{part}": values[f"{theirs_name}.{part}"] for part in ("weight", "bias")}
-    return found
+    return graph.graph_family(model.config).body_weights(values)
 
 
 def _score_head(model: Any) -> dict[str, Floats]:
     """The two layers that make the score of the first token's state."""
     values = model.state_dict()
-    prefix = model.base_model_prefix
-    if "classifier.out_proj.weight" in values:
-        dense, out = "classifier.dense", "classifier.out_proj"
-    else:
-        dense = f"{prefix}.pooler" if f"{prefix}.pooler.weight" in values else f"{prefix}.pooler.dense"
-        out = "classifier"
+    dense, out = graph.graph_family(model.config).head_weights(model.base_model_prefix)
     return {
         f"head.{ours}.{part}": _array(values[f"{theirs}.{part}"])
         for ours, theirs in (("dense", dense), ("out", out))

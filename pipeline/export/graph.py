@@ -25,15 +25,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 from pipeline.config import Precision
 from pipeline.errors import ConfigError
+from pipeline.models.families import FAMILIES, ModelFamily
 
 Floats = NDArray[np.float32]
 
 EMBEDDINGS = "embeddings"
 """What the embedding table is called where layers are named."""
 
-FAMILIES = ("bert", "roberta", "xlm-roberta", "camembert", "albert")
-OFFSET_FAMILIES = ("roberta", "xlm-roberta", "camembert")
-"""Their first token has the position behind the padding id."""
 ACTIVATIONS = {"gelu": "Gelu", "gelu_new": "FastGelu", "gelu_pytorch_tanh": "FastGelu", "relu": "Relu"}
 
 OPSET = 17
@@ -46,9 +44,26 @@ NUMBERS = 1
 """Raise it when the same weights come to give other numbers in any precision; part of a bundle's digest."""
 
 
+def graph_family(config: Any) -> ModelFamily:
+    """The family of a model that this module can write.
+
+    Args:
+        config: a transformers config.
+
+    Raises:
+        ConfigError: a family whose graph is not known; names those that are.
+    """
+    known = [family for family in FAMILIES if family.has_graph]
+    for family in known:
+        if config.model_type in family.model_types:
+            return family
+    names = ", ".join(name for family in known for name in family.model_types)
+    raise ConfigError(f"export: no ONNX graph is known for models of family '{config.model_type}'; start from {names}")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GraphShape:
-    """What the graph needs to know of a transformers config."""
+    """The sizes and kinds that the graph takes from a transformers config."""
 
     layers: int
     hidden: int
@@ -70,18 +85,13 @@ class GraphShape:
         Raises:
             ConfigError: a family, activation or kind of position that this module does not write.
         """
-        family = config.model_type
-        if family not in FAMILIES:
-            raise ConfigError(
-                f"export: no ONNX graph is known for models of family '{family}'; start from {', '.join(FAMILIES)}"
-            )
+        family = graph_family(config)
         if config.hidden_act not in ACTIVATIONS:
             raise ConfigError(f"export: activation '{config.hidden_act}' is not one of {', '.join(ACTIVATIONS)}")
         positions = getattr(config, "position_embedding_type", None) or "absolute"
         if positions != "absolute" or getattr(config, "is_decoder", False):
             raise ConfigError(f"export: only encoders with absolute positions are known, not '{positions}' or decoders")
-        if family == "albert" and (config.num_hidden_groups, config.inner_group_num) != (1, 1):
-            raise ConfigError("export: only an ALBERT whose layers are all one is known, not one of several groups")
+        family.check_one_layer_kind(config)
         return cls(
             layers=config.num_hidden_layers,
             hidden=config.hidden_size,
@@ -89,9 +99,9 @@ class GraphShape:
             activation=config.hidden_act,
             epsilon=config.layer_norm_eps,
             types=config.type_vocab_size,
-            first_position=config.pad_token_id + 1 if family in OFFSET_FAMILIES else 0,
+            first_position=family.first_position(config),
             positions=config.max_position_embeddings,
-            shared=family == "albert",
+            shared=family.shares_layers,
         )
 
     @property

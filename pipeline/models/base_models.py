@@ -18,6 +18,7 @@ from pathlib import Path
 
 from pipeline.artifacts import Artifact, folder_digest
 from pipeline.errors import ConfigError, MissingError
+from pipeline.models.families import ModelFamily, family_of
 
 PACKAGE = "package:"
 HUB_TIMEOUT_S = 5.0
@@ -75,33 +76,63 @@ def model_type(place: Path) -> str:
     return str(found)
 
 
+def family(place: Path) -> ModelFamily:
+    """The family of the model in a folder, from its config.json alone.
+
+    Raises:
+        ConfigError: not a model's config, or a model of no known family; names those that are known.
+    """
+    return family_of(model_type(place), str(place))
+
+
+def check_head(place: Path) -> None:
+    """Refuses a model whose classification head gives several labels, from its config.json alone.
+
+    Raises:
+        ConfigError: a head of several labels; says which, and how to take the model without its head.
+    """
+    try:
+        config = json.loads((place / "config.json").read_text(encoding="utf-8"))
+        classifies = any("ForSequenceClassification" in name for name in config.get("architectures") or ())
+        labels = list((config.get("id2label") or {"0": "", "1": ""}).values())
+    except (OSError, ValueError, AttributeError) as error:
+        raise ConfigError(f"{place / 'config.json'}: not a model's config ({error!r})") from error
+    if classifies and len(labels) != 1:
+        raise ConfigError(
+            f"{place}: its head gives {len(labels)} labels ({', '.join(map(str, labels))}), a relevance model one "
+            "score; save it without its head, AutoModel.from_pretrained(…).save_pretrained(FOLDER), with its tokenizer "
+            "beside it, and give that folder"
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """What decides which student can be cut from a model, and what it can learn from another."""
+    """The sizes that decide which student can be cut from a model, and what it can learn from another."""
 
     layers: int
     hidden: int
     """Width of the states."""
     heads: int
     shared: bool
-    """Whether the layers are one, as ALBERT's are."""
+    """Whether all layers use one set of weights, as ALBERT's do."""
     tokenizer: Path | None = None
-    """The folder that it is in; None where there is none yet."""
+    """The folder of its tokenizer; None where there is none yet."""
 
 
 def shape(place: Path) -> ModelShape:
-    """Of the model in a folder, from its config.json alone.
+    """The shape of the model in a folder, from its config.json alone.
 
     Raises:
-        ConfigError: not a transformer's config.
+        ConfigError: not a transformer's config, or a model of no known family.
     """
     try:
         config = json.loads((place / "config.json").read_text(encoding="utf-8"))
+        known = family_of(str(config["model_type"]), str(place))
         return ModelShape(
             layers=int(config["num_hidden_layers"]),
             hidden=int(config["hidden_size"]),
             heads=int(config["num_attention_heads"]),
-            shared=config["model_type"] == "albert",
+            shared=known.shares_layers,
             tokenizer=place,
         )
     except (OSError, ValueError, KeyError, TypeError) as error:

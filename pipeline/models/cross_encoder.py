@@ -25,14 +25,18 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 from pipeline.artifacts import write_atomically
 from pipeline.errors import ArtifactError, ConfigError, ShapeError
 from pipeline.models import base_models, packed, tokenizers
+from pipeline.models.families import ModelFamily, family_of
 from pipeline.tokens import PairTemplate
 
 DROPOUT = 0.0
-"""Of hidden states and attention. Runs of an epoch or two learn more without; CPU training is a fifth faster."""
+"""Dropout of states and attention weights. Short trainings learn more without; on a CPU a fifth faster too."""
 
 
 class CrossEncoder(nn.Module):
-    """A transformer with one output, its tokenizer, the shape of its input and the grade thresholds."""
+    """A transformer with one output, its tokenizer, the shape of its input and the grade thresholds.
+
+    `read` is the forward pass, layer by layer; `read_together` is the same for several batches at once.
+    """
 
     def __init__(
         self,
@@ -45,7 +49,7 @@ class CrossEncoder(nn.Module):
         Args:
             model: AutoModelForSequenceClassification with one label.
             tokenizer: the fast one that belongs to it.
-            template: how a pair becomes its input.
+            template: the special tokens and bounds of an input.
             thresholds: (grades,) strictly ascending, one for each grade from 1.
 
         Raises:
@@ -57,13 +61,14 @@ class CrossEncoder(nn.Module):
         if not len(values) or (values.diff() <= 0).any():
             raise ConfigError(f"thresholds {list(thresholds)}: one for each grade above 0, strictly ascending")
         self.model = model
+        self.family: ModelFamily = family_of(model.config)
         self.hub_tokenizer = tokenizer
         self.tokenizer: Tokenizer = tokenizers.plain_tokenizer(tokenizer)
         self.template = template
         self.gaps = nn.Parameter(_inverse_softplus(values.diff()).float())
         """(grades − 1,) softplus gives the distance between neighbouring thresholds."""
         self.fresh: tuple[str, ...] = ()
-        """Names of parameters that no training has touched yet: what the base did not have."""
+        """Names of the parameters that the base did not have, so that no training has touched them yet."""
 
     @classmethod
     def start(
@@ -72,13 +77,15 @@ class CrossEncoder(nn.Module):
         """A cross-encoder with the body found in `base` and a new head, the same for the same seed.
 
         Args:
-            base: folder of any encoder that transformers has a sequence classification for.
+            base: folder of an encoder of a known family; see `pipeline.models.families`.
             thresholds: (grades,) logits of the shares of documents below each grade; their mean becomes the
                 head's bias, so that the first scores already have the right level.
 
         Raises:
-            ConfigError: not a known encoder, no fast tokenizer, or too few positions for `max_tokens`.
+            ConfigError: not a known encoder, a head of several labels, no fast tokenizer, or too few positions for
+                `max_tokens`.
         """
+        base_models.check_head(base)
         tokenizer = tokenizers.load_tokenizer(base)
         config = AutoConfig.from_pretrained(base, trust_remote_code=False)
         tokenizers.check_positions(config, max_tokens)
@@ -100,11 +107,11 @@ class CrossEncoder(nn.Module):
             )
         template = tokenizers.pair_template(tokenizer, config, max_tokens, max_query_tokens)
         middle = sum(thresholds) / len(thresholds)
-        made = cls(model, tokenizer, template, [value - middle for value in thresholds])
+        encoder = cls(model, tokenizer, template, [value - middle for value in thresholds])
         with torch.no_grad():
-            made.head.bias.fill_(-middle)
-        made.fresh = ("gaps", *sorted(f"model.{name}" for name in report["missing_keys"]))
-        return made
+            encoder.head.bias.fill_(-middle)
+        encoder.fresh = ("gaps", *sorted(f"model.{name}" for name in report["missing_keys"]))
+        return encoder
 
     @classmethod
     def load(cls, folder: Path) -> "CrossEncoder":
@@ -112,9 +119,11 @@ class CrossEncoder(nn.Module):
 
         Raises:
             ArtifactError: head.json is not readable.
+            ConfigError: not a known encoder, or a head of several labels.
             MissingError: no model in this folder.
         """
-        place = base_models.folder(folder / "model")
+        model_folder = base_models.folder(folder / "model")
+        base_models.check_head(model_folder)
         try:
             head = json.loads((folder / "head.json").read_text(encoding="utf-8"))
             thresholds, template = head["thresholds"], PairTemplate.from_dict(head["template"])
@@ -122,9 +131,9 @@ class CrossEncoder(nn.Module):
             raise ArtifactError(f"{folder / 'head.json'}: not readable ({error!r}); train the model again") from error
         with base_models.quiet():
             model = AutoModelForSequenceClassification.from_pretrained(
-                place, dtype=torch.float32, attn_implementation=tokenizers.attention(), trust_remote_code=False
+                model_folder, dtype=torch.float32, attn_implementation=tokenizers.attention(), trust_remote_code=False
             )
-        return cls(model, tokenizers.load_tokenizer(place), template, thresholds).eval()
+        return cls(model, tokenizers.load_tokenizer(model_folder), template, thresholds).eval()
 
     def save(self, folder: Path) -> None:
         """Writes `model/` and `head.json` into a folder that exists."""
@@ -147,36 +156,16 @@ class CrossEncoder(nn.Module):
     @property
     def head(self) -> nn.Linear:
         """The layer that gives the score."""
-        classifier: Any = self.model.classifier
-        found = getattr(classifier, "out_proj", classifier)
-        assert isinstance(found, nn.Linear)
-        return found
+        return self.family.score_layer(self.model)
 
     @property
     def segments(self) -> bool:
         """Whether the model reads segment ids; RoBERTa does not."""
-        return int(getattr(self.model.config, "type_vocab_size", 0)) > 1
+        return self.family.segments(self.model.config) > 1
 
     def forward(self, input_ids: Tensor, token_type_ids: Tensor | None, attention_mask: Tensor) -> Tensor:
-        """Raw scores (batch,), float32.
-
-        Args:
-            input_ids: (batch, tokens) int64.
-            token_type_ids: (batch, tokens) int64, or None where the model has one segment.
-            attention_mask: (batch, tokens), 1 for a real token.
-        """
+        """Raw scores (batch,), float32; see `read`."""
         return self.read(input_ids, token_type_ids, attention_mask).scores
-
-    def with_states(
-        self, input_ids: Tensor, token_type_ids: Tensor | None, attention_mask: Tensor, layers: Sequence[int]
-    ) -> tuple[Tensor, Tensor]:
-        """Raw scores (batch,) and first-token states (batch, layers, hidden) after the named layers, from 1.
-
-        Raises:
-            ShapeError: a layer that the model does not have.
-        """
-        found = self.read(input_ids, token_type_ids, attention_mask, first=layers)
-        return found.scores, found.first
 
     def read(
         self,
@@ -186,43 +175,46 @@ class CrossEncoder(nn.Module):
         *,
         first: Sequence[int] = (),
         whole: Sequence[int] = (),
+        score: bool = True,
     ) -> "Reading":
         """Scores, and states on the way to them.
 
         Args:
+            input_ids: (batch, tokens) int64.
+            token_type_ids: (batch, tokens) int64, or None where the model has one segment.
+            attention_mask: (batch, tokens), 1 for a real token.
             first: layers after which the first token's state is kept, from 1.
-            whole: layers after which the states of all tokens are kept; 0 for the embeddings. Only when the last
-                layer is among them is it computed for more than the first token.
+            whole: layers after which the states of all tokens are kept; 0 for the embeddings. The last layer is
+                computed for more than the first token only when it is among them.
+            score: False ends at the highest of these layers, with no scores.
 
         Raises:
             ShapeError: a layer that the model does not have.
         """
-        if any(not 1 <= layer <= self.layers for layer in first) or any(not 0 <= one <= self.layers for one in whole):
-            wanted = (*first, *whole)
-            raise ShapeError(f"states of layers {wanted}: the model has layers 1 to {self.layers}")
+        self._check_layers(first, whole)
+        depth = self.layers if score else max([0, *first, *whole])
         added = packed.padding(attention_mask)
-        hidden = self._embedded(input_ids, token_type_ids)
-        kept, all_tokens = {}, {}
-        for number in range(self.layers):
-            kept[number] = hidden[:, 0]
-            if number in whole:
-                all_tokens[number] = hidden
-            layer = self._layer(number + 1)
-            if number + 1 < self.layers:
-                hidden = layer(hidden, added)
-            elif self.layers in whole or self.shared:
-                hidden = layer(hidden, added)
-                all_tokens[self.layers] = hidden
+        body: Any = self.model.base_model
+        hidden = self.family.embed(body, input_ids, token_type_ids if self.segments else None)
+        all_tokens = {0: hidden}
+        first_tokens = {0: hidden[:, 0]}
+        for number in range(1, depth + 1):
+            layer = self.family.layer(body, number)
+            if number < self.layers or number in whole or not self.family.splits_layers:
+                hidden = layer(hidden, added)  # (batch, tokens, hidden)
+                if number in whole:
+                    all_tokens[number] = hidden
             else:
-                hidden = first_token(layer, hidden, added)  # (batch, 1, hidden)
-        kept[self.layers] = hidden[:, 0]
-
+                hidden = first_token(self.family, layer, hidden, added)  # (batch, 1, hidden)
+            first_tokens[number] = hidden[:, 0]
         return self._reading(
-            hidden[:, 0], [kept[layer] for layer in first], {layer: all_tokens[layer] for layer in whole}
+            first_tokens[depth] if score else None,
+            [first_tokens[layer] for layer in first],
+            {layer: all_tokens[layer] for layer in whole},
         )
 
     def read_together(self, batches: Sequence[packed.Inputs], *, first: Sequence[int] = ()) -> "Reading":
-        """What `read` gives for these batches of unlike width, one behind the other, in fewer and larger operations.
+        """The readings of batches of unlike width, one behind the other, in fewer and larger operations.
 
         Args:
             batches: input_ids, token_type_ids and attention_mask of each.
@@ -231,40 +223,32 @@ class CrossEncoder(nn.Module):
         Raises:
             ShapeError: a layer that the model does not have.
         """
-        if self.shared or any(not 1 <= layer <= self.layers for layer in first):
-            found = [self.read(*batch, first=first) for batch in batches]
-            return Reading(torch.cat([one.scores for one in found]), torch.cat([one.first for one in found]), {})
-        model: Any = self.model
+        self._check_layers(first, ())
+        if not self.family.splits_layers:
+            readings = [self.read(*batch, first=first) for batch in batches]
+            scores = torch.cat([reading.scores for reading in readings])
+            return Reading(scores, torch.cat([reading.first for reading in readings]), {})
         if not self.segments:
             batches = [(ids, torch.zeros_like(ids), mask) for ids, _, mask in batches]
-        begin = tokenizers.first_position(model.config)
-        states = packed.first_tokens(model.base_model, batches, offset=begin)
+        begin = self.family.first_position(self.model.config)
+        states = packed.first_tokens(self.family, self.model.base_model, batches, offset=begin)
         return self._reading(states[-1], [states[layer - 1] for layer in first], {})
 
-    def token_states(
-        self, input_ids: Tensor, token_type_ids: Tensor | None, attention_mask: Tensor, layers: Sequence[int]
-    ) -> dict[int, Tensor]:
-        """(batch, tokens, hidden) after each of these layers, 0 for the embeddings; computes none above the highest.
-
-        Raises:
-            ShapeError: a layer that the model does not have.
-        """
-        if any(not 0 <= layer <= self.layers for layer in layers):
-            raise ShapeError(f"states of layers {tuple(layers)}: the model has layers 1 to {self.layers}")
-        added = packed.padding(attention_mask)
-        hidden = self._embedded(input_ids, token_type_ids)
-        found = {0: hidden}
-        for number in range(1, max(layers, default=0) + 1):
-            hidden = self._layer(number)(hidden, added)
-            found[number] = hidden
-        return {layer: found[layer] for layer in layers}
+    def _check_layers(self, first: Sequence[int], whole: Sequence[int]) -> None:
+        if any(not 1 <= layer <= self.layers for layer in first) or any(
+            not 0 <= layer <= self.layers for layer in whole
+        ):
+            raise ShapeError(f"states of layers {(*first, *whole)}: the model has layers 1 to {self.layers}")
 
     def projections(self, layer: int, before: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, each (batch, tokens, hidden), of a layer from the states before it.
 
-        Computed anew: a hook in the layer would see nothing where its activations are not kept.
+        They are computed again: a hook in the layer would see nothing where its activations are not kept.
+
+        Raises:
+            ConfigError: the layer has several attentions.
         """
-        attention = self._attention(layer)
+        attention = self.family.attention(self.family.layer(self.model.base_model, layer))
         return attention.query(before), attention.key(before), attention.value(before)
 
     @property
@@ -280,88 +264,61 @@ class CrossEncoder(nn.Module):
     @property
     def shared(self) -> bool:
         """Whether the layers share their weights, as ALBERT's do."""
-        return bool(self.model.config.model_type == "albert")
+        return self.family.shares_layers
 
     @property
     def shape(self) -> base_models.ModelShape:
         """Layers, width and heads."""
         return base_models.ModelShape(self.layers, self.hidden, self.heads, self.shared)
 
-    def _embedded(self, input_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:
-        segments = {"token_type_ids": token_type_ids} if token_type_ids is not None and self.segments else {}
-        body: Any = self.model.base_model
-        hidden: Tensor = body.embeddings(input_ids=input_ids, **segments)  # (batch, tokens, hidden)
-        if self.shared:
-            hidden = body.encoder.embedding_hidden_mapping_in(hidden)
-        return hidden
+    def _reading(self, last: Tensor | None, first: Sequence[Tensor], whole: dict[int, Tensor]) -> "Reading":
+        """The reading of a batch.
 
-    def _layer(self, number: int) -> Any:
-        """The layer of this number, from 1."""
-        encoder: Any = self.model.base_model.encoder
-        if not self.shared:
-            return encoder.layer[number - 1]
-        return encoder.albert_layer_groups[(number - 1) * len(encoder.albert_layer_groups) // self.layers]
-
-    def _attention(self, number: int) -> Any:
-        """What makes the queries, keys and values of a layer."""
-        layer = self._layer(number)
-        if not self.shared:
-            return layer.attention.self
-        if len(layer.albert_layers) > 1:
-            raise ConfigError("an albert model whose layers are groups of several has no one attention to learn from")
-        return layer.albert_layers[0].attention
-
-    def _reading(self, last: Tensor, first: Sequence[Tensor], whole: dict[int, Tensor]) -> "Reading":
-        """From the first token's last state, (batch, hidden), and those to be kept."""
-        scores = self._scores(last.unsqueeze(1))[:, 0].float()
-        kept = [states.float() for states in first]
-        empty = scores.new_empty(len(scores), 0, self.hidden)
-        return Reading(scores, torch.stack(kept, dim=1) if kept else empty, whole)
-
-    def _scores(self, first: Tensor) -> Tensor:
-        """(batch, 1) from the last state of the first token, (batch, 1, hidden)."""
-        model: Any = self.model
-        body = model.base_model
-        if self.shared:
-            pooled = model.dropout(body.pooler_activation(body.pooler(first[:, 0])))
-        else:
-            pooled = first if body.pooler is None else model.dropout(body.pooler(first))
-        found: Tensor = model.classifier(pooled)
-        return found
+        Args:
+            last: (batch, hidden) the first token's last state; None for no scores.
+            first: (batch, hidden) each, the states of the first token to be kept.
+        """
+        scores = next(self.parameters()).new_empty(0)
+        if last is not None:
+            scores = self.family.score(self.model, last)[:, 0].float()
+        rows = len(first[0]) if first else len(scores)
+        states = (
+            torch.stack([each.float() for each in first], dim=1) if first else scores.new_empty(rows, 0, self.hidden)
+        )
+        return Reading(scores, states, whole)
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a cross-encoder made of a batch."""
+    """Scores and states of a batch."""
 
     scores: Tensor
-    """(batch,) raw, float32."""
+    """(batch,) raw, float32; (0,) where none were computed."""
     first: Tensor
-    """(batch, layers, hidden) float32, in the order asked for."""
+    """(batch, layers, hidden) float32, in the order of the layers given."""
     whole: dict[int, Tensor]
     """(batch, tokens, hidden) by layer, 0 for the embeddings."""
 
 
-def first_token(layer: Any, hidden: Tensor, mask: Tensor) -> Tensor:
+def first_token(family: ModelFamily, layer: Any, hidden: Tensor, mask: Tensor) -> Tensor:
     """The layer's output at the first token alone, (batch, 1, hidden): the score reads nothing else of the last layer.
 
     It is five sixths of that layer saved: an eighth of the training time at 6 layers, a quarter at 3.
 
     Args:
-        layer: of a BERT or RoBERTa encoder.
-        hidden: (batch, tokens, hidden) its input.
+        family: one that splits its layers.
+        hidden: (batch, tokens, hidden) the layer's input.
         mask: (batch, 1, 1, tokens), 0 for a real token and very negative for padding.
     """
-    attention = layer.attention.self
-    heads = (attention.num_attention_heads, attention.attention_head_size)
-    query = attention.query(hidden[:, :1]).unflatten(-1, heads).transpose(1, 2)  # (batch, heads, 1, size)
-    key = attention.key(hidden).unflatten(-1, heads).transpose(1, 2)  # (batch, heads, tokens, size)
-    value = attention.value(hidden).unflatten(-1, heads).transpose(1, 2)
+    attention = family.attention(layer)
+    heads = (attention.heads, attention.size)
+    texts, tokens = hidden.shape[:2]
+    query = attention.query(hidden[:, :1]).view(texts, 1, *heads).transpose(1, 2)  # (batch, heads, 1, size)
+    key = attention.key(hidden).view(texts, tokens, *heads).transpose(1, 2)  # (batch, heads, tokens, size)
+    value = attention.value(hidden).view(texts, tokens, *heads).transpose(1, 2)
     weights = (query @ key.transpose(2, 3) * attention.scaling + mask).softmax(-1)  # (batch, heads, 1, tokens)
     context = (attention.dropout(weights) @ value).transpose(1, 2).flatten(2)  # (batch, 1, hidden)
-    attended = layer.attention.output(context, hidden[:, :1])
-    output: Tensor = layer.output(layer.intermediate(attended), attended)
-    return output
+    return family.after_attention(layer, context, hidden[:, :1])
 
 
 def _inverse_softplus(values: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from pipeline.errors import ConfigError
 from pipeline.models import tokenizers
 from pipeline.models.bi_encoder import BiEncoder
 from pipeline.models.cross_encoder import CrossEncoder
+from pipeline.models.families import family_of
 from pipeline.text import document_text
 
 BATCH = 4096
@@ -173,8 +174,7 @@ def _kept(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, wanted: It
     padding = _embedding(model).padding_idx
     if padding is not None:
         special.add(padding)
-    if config.model_type in tokenizers.OFFSET_FAMILIES:
-        special |= set(range(config.pad_token_id + 1))
+    special |= set(range(family_of(config).first_position(config)))
     kept = set(wanted) | special
     if tree["model"]["type"] == "BPE":
         kept |= _merges_of(kept, tree)[0]

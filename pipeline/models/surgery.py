@@ -4,11 +4,11 @@ import copy
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from torch import nn
 from transformers import PreTrainedModel
 
 from pipeline.errors import ConfigError
 from pipeline.models.cross_encoder import CrossEncoder
+from pipeline.models.families import family_of
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -21,7 +21,7 @@ def spaced(depth: int, keep: int) -> tuple[int, ...]:
     """
     if not 1 <= keep <= depth:
         raise ConfigError(f"{keep} layers cannot be kept of {depth}; keep between 1 and {depth}")
-    return tuple(round(depth * place / keep) for place in range(1, keep + 1))
+    return tuple(round(depth * number / keep) for number in range(1, keep + 1))
 
 
 def layer_map(depth: int, layers: int) -> tuple[int, ...]:
@@ -34,7 +34,7 @@ def layer_map(depth: int, layers: int) -> tuple[int, ...]:
 
 
 def other_layers(depth: int, keep: Sequence[int]) -> tuple[int, ...]:
-    """As many layers as `keep` has, as few of them as can be the same: 1, 3, …, 11 beside 2, 4, …, 12.
+    """The same number of layers as `keep` has, as few of them shared as possible: 1, 3, …, 11 beside 2, 4, …, 12.
 
     Raises:
         ConfigError: all layers are kept, so there is no other choice.
@@ -43,41 +43,36 @@ def other_layers(depth: int, keep: Sequence[int]) -> tuple[int, ...]:
     if not rest:
         raise ConfigError(f"all {depth} layers are kept, so no student of other layers can be cut; keep fewer")
     if len(rest) >= len(keep):
-        return tuple(rest[place - 1] for place in spaced(len(rest), len(keep)))
+        return tuple(rest[number - 1] for number in spaced(len(rest), len(keep)))
     return tuple(sorted([*rest, *sorted(keep)[len(rest) :]]))
 
 
 def keep_layers(model: Model, keep: Sequence[int]) -> Model:
     """A copy of the model with only these layers, counted from 1, in the order given.
 
-    The layers of an ALBERT are one: which are kept makes no difference, only how many.
+    Layers that share their weights (ALBERT) are one: which are kept makes no difference, only how many.
 
     Raises:
-        ConfigError: no layer, a layer beyond the model's depth, or an ALBERT whose layers are not all one.
+        ConfigError: no layer, a layer beyond the model's depth, an ALBERT whose layers are not all one, or a family
+            that is not known.
     """
     config: Any = model.config
     depth = int(config.num_hidden_layers)
     if not keep or any(not 1 <= layer <= depth for layer in keep):
         raise ConfigError(f"layers {tuple(keep)} cannot be kept of a model that has layers 1 to {depth}")
-    made = copy.deepcopy(model)
-    made.config.num_hidden_layers = len(keep)
-    encoder: Any = made.base_model.encoder
-    if config.model_type == "albert":
-        if (config.num_hidden_groups, config.inner_group_num) != (1, 1):
-            raise ConfigError("only an albert whose layers are all one can be cut, not one of several groups")
-        return made
-    encoder.layer = nn.ModuleList(copy.deepcopy(encoder.layer[layer - 1]) for layer in keep)
-    return made
+    shallow = copy.deepcopy(model)
+    family_of(config).cut(shallow, keep)
+    return shallow
 
 
-def student(whole: CrossEncoder, keep: Sequence[int]) -> CrossEncoder:
+def student(teacher: CrossEncoder, keep: Sequence[int]) -> CrossEncoder:
     """A copy of the cross-encoder with only these layers; head, thresholds and template are its own.
 
     Raises:
-        ConfigError: as `keep_layers`.
+        ConfigError: for the same reasons as `keep_layers`.
     """
-    made = CrossEncoder(
-        keep_layers(whole.model, keep), whole.hub_tokenizer, whole.template, whole.thresholds.detach().tolist()
+    shallow = CrossEncoder(
+        keep_layers(teacher.model, keep), teacher.hub_tokenizer, teacher.template, teacher.thresholds.detach().tolist()
     )
-    made.fresh = whole.fresh
-    return made
+    shallow.fresh = teacher.fresh
+    return shallow

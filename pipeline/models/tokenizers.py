@@ -11,24 +11,17 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from pipeline.errors import ConfigError
 from pipeline.models import base_models
+from pipeline.models.families import family_of
 from pipeline.tokens import PairTemplate, TextTemplate
-
-FAMILIES = ("bert", "roberta", "xlm-roberta", "camembert", "albert")
-"""Encoders whose first token is the pair's summary and whose body is read as `surgery` needs it."""
-
-OFFSET_FAMILIES = ("roberta", "xlm-roberta", "camembert")
-"""Positions of these start behind the padding id, which costs as many."""
 
 
 def load_tokenizer(place: Path) -> PreTrainedTokenizerBase:
     """The fast tokenizer in a model's folder.
 
     Raises:
-        ConfigError: not one of FAMILIES, or without a fast tokenizer.
+        ConfigError: a model of no known family, or without a fast tokenizer.
     """
-    family = base_models.model_type(place)
-    if family not in FAMILIES:
-        raise ConfigError(f"{place}: a {family} model; take an encoder of the kinds {', '.join(FAMILIES)}")
+    base_models.family(place)
     try:
         with base_models.quiet():
             tokenizer = AutoTokenizer.from_pretrained(place, use_fast=True, trust_remote_code=False)
@@ -125,7 +118,7 @@ def positions(config: Any) -> int:
 
 def first_position(config: Any) -> int:
     """The position of a text's first token."""
-    return int(config.pad_token_id) + 1 if config.model_type in OFFSET_FAMILIES else 0
+    return family_of(config).first_position(config)
 
 
 def check_positions(config: Any, max_tokens: int) -> None:

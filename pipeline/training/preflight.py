@@ -9,6 +9,7 @@ from pipeline.config import Recipe
 from pipeline.errors import ConfigError
 from pipeline.models import base_models
 from pipeline.models.base_models import ModelShape
+from pipeline.models.families import family_of
 from pipeline.recipe import named
 from pipeline.training import encoder, pretrain, ranker
 
@@ -28,7 +29,7 @@ def check_rankers(recipe: Recipe) -> None:
     students = [(f"assistants[{number}]", one) for number, one in enumerate(recipe.assistants)]
     for place, config in (*students, ("ranker", recipe.ranker)):
         known = {ranker.FROM_TEACHER: tutor, ranker.FROM_BASE: base}
-        whole = known.get(config.base) or base_models.shape(base_models.folder(config.base))
+        whole = known.get(config.base) or _cross_encoder(config.base)
         with named("ranker", place):
             tutor = ranker.cut(config, whole, tutor)
 
@@ -47,5 +48,13 @@ def _base(recipe: Recipe) -> ModelShape:
     """Of what the teacher starts from."""
     scratch = recipe.pretrain.scratch
     if recipe.teacher.base == pretrain.SCRATCH:
-        return ModelShape(scratch.layers, scratch.hidden, scratch.heads, shared=scratch.family == "albert")
-    return base_models.shape(base_models.folder(recipe.teacher.base))
+        return ModelShape(scratch.layers, scratch.hidden, scratch.heads, shared=family_of(scratch.family).shares_layers)
+    return _cross_encoder(recipe.teacher.base)
+
+
+def _cross_encoder(base: str) -> ModelShape:
+    """The shape of a base that a cross-encoder starts from, of a known family and with no head of several labels."""
+    folder = base_models.folder(base)
+    shape = base_models.shape(folder)
+    base_models.check_head(folder)
+    return shape

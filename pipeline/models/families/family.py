@@ -10,6 +10,7 @@ beside this one and one line in `families/__init__.py`.
 `ModelFamily` implements BERT's layout. A family overrides what it keeps elsewhere.
 """
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
@@ -126,7 +127,7 @@ class ModelFamily:
             ConfigError: the layers cannot be told apart.
         """
         body: Any = model.base_model
-        body.encoder.layer = nn.ModuleList(self.layer(body, number) for number in layers)
+        body.encoder.layer = nn.ModuleList(copy.deepcopy(self.layer(body, number)) for number in layers)
         model.config.num_hidden_layers = len(layers)
 
     def check_one_layer_kind(self, config: Any) -> None:

@@ -70,12 +70,10 @@ def cross_scores(
         for chosen in batches.scoring_batches(lengths, _batch_tokens(where)):
             inputs = batches.rectangle(batches.pair_inputs(pairs, places[chosen], model.template), where)
             with autocast(precision, where):
-                found, states = model.with_states(
-                    inputs.input_ids, inputs.token_type_ids, inputs.attention_mask, layers
-                )
-            scores[chosen] = found.cpu().numpy()
+                reading = model.read(*inputs.all, first=layers)
+            scores[chosen] = reading.scores.cpu().numpy()
             if keep_states is not None:
-                keep_states(chosen, states)
+                keep_states(chosen, reading.first)
             advance(len(chosen))
     return scores
 

@@ -242,10 +242,8 @@ class CrossTask:
         if self.teacher is None:
             return None
         with torch.no_grad():
-            states = self.teacher.token_states(
-                inputs.input_ids, inputs.token_type_ids, inputs.attention_mask, self.taught_whole
-            )
-        return TokenView(self.teacher, states)
+            reading = self.teacher.read(*inputs.all, whole=self.taught_whole, score=False)
+        return TokenView(self.teacher, reading.whole)
 
     def _told(self, places: Ints) -> Taught | None:
         """What the teacher said about these pairs."""

@@ -1,16 +1,17 @@
 """The cross-encoder against transformers and sentence-transformers themselves, for two families."""
 
 import json
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from pipeline.errors import ArtifactError, ConfigError, ShapeError
-from pipeline.models import base_models
+from pipeline.models import base_models, tokenizers
 from pipeline.models.cross_encoder import CrossEncoder
 
 PAIRS = [
@@ -133,14 +134,15 @@ def test_states_are_the_first_tokens_hidden_states(saved: Path) -> None:
     ids, types, mask = inputs(model, *PAIRS[1])
     extra = {"token_type_ids": types} if model.segments else {}
     with torch.no_grad():
-        scores, states = model.with_states(ids, types, mask, (2, 1))
+        reading = model.read(ids, types, mask, first=(2, 1))
+        scores, states = reading.scores, reading.first
         whole = model.model(input_ids=ids, attention_mask=mask, output_hidden_states=True, **extra)
     # The last layer is computed for the first token only, so the sums have another order.
     assert torch.allclose(scores, whole.logits[:, 0], atol=1e-5)
     assert torch.allclose(states[:, 0], whole.hidden_states[2][:, 0], atol=1e-5)
     assert torch.allclose(states[:, 1], whole.hidden_states[1][:, 0], atol=1e-5)
     with pytest.raises(ShapeError, match=r"layers \(3,\).*layers 1 to 2"):
-        model.with_states(ids, types, mask, (3,))
+        model.read(ids, types, mask, first=(3,))
 
 
 @pytest.mark.parametrize(("part", "room"), [("ranker", 64), ("roberta", 62)])
@@ -159,6 +161,33 @@ def test_a_model_that_is_no_encoder_is_named(untrained: Any, tmp_path: Path) -> 
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
     with pytest.raises(ConfigError, match="a gpt2 model; take an encoder"):
         CrossEncoder.start(tmp_path, thresholds=[0.0], max_tokens=32, max_query_tokens=8, seed=0)
+
+
+@pytest.mark.parametrize("model_type", ["distilbert", "xlnet", "electra", "gpt2"])
+def test_an_unknown_family_is_named_wherever_a_folder_is_read(model_type: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    for read in (base_models.shape, base_models.family, tokenizers.load_tokenizer):
+        with pytest.raises(ConfigError, match=f"a {model_type} model; take an encoder of the kinds bert, roberta"):
+            read(tmp_path)
+
+
+@pytest.mark.parametrize("labels", [2, 3])
+def test_a_head_of_several_labels_is_refused_with_the_way_out(untrained: Any, tmp_path: Path, labels: int) -> None:
+    base = untrained.ranker.path / "model"
+    config = AutoConfig.from_pretrained(base, num_labels=labels)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "model")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(base / name, tmp_path / "model" / name)
+    shutil.copyfile(untrained.ranker.path / "head.json", tmp_path / "head.json")
+    with pytest.raises(ConfigError, match=f"gives {labels} labels .*AutoModel.from_pretrained"):
+        CrossEncoder.start(tmp_path / "model", thresholds=[0.0], max_tokens=32, max_query_tokens=8, seed=0)
+    with pytest.raises(ConfigError, match=f"gives {labels} labels"):
+        CrossEncoder.load(tmp_path)
+    body = AutoModel.from_pretrained(tmp_path / "model")
+    body.save_pretrained(tmp_path / "body")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(base / name, tmp_path / "body" / name)
+    CrossEncoder.start(tmp_path / "body", thresholds=[0.0], max_tokens=32, max_query_tokens=8, seed=0)
 
 
 def test_a_damaged_head_is_named(untrained: Any, tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def test_states_of_all_tokens_are_transformers_hidden_states(model: CrossEncoder
     expected, (ids, types, mask) = theirs(model, tmp_path), batch()
     with torch.no_grad():
         found = model.read(ids, types, mask, first=(2, 1), whole=(2, 1))
-        alone = model.token_states(ids, types, mask, (0, 1, 2))
+        alone = model.read(ids, types, mask, whole=(0, 1, 2), score=False).whole
         scores = model(ids, types, mask)
     assert torch.allclose(found.scores, expected.logits[:, 0], atol=1e-5)
     assert torch.allclose(scores, expected.logits[:, 0], atol=1e-5)
@@ -76,7 +76,7 @@ def test_states_of_all_tokens_are_transformers_hidden_states(model: CrossEncoder
 def test_attention_scores_are_what_their_softmax_comes_from(model: CrossEncoder, tmp_path: Path) -> None:
     expected, (ids, types, mask) = theirs(model, tmp_path), batch()
     with torch.no_grad():
-        states = model.token_states(ids, types, mask, (0, 1))
+        states = model.read(ids, types, mask, whole=(0, 1), score=False).whole
         for layer in (1, 2):
             queries, keys, _ = model.projections(layer, states[layer - 1])
             scores = attention_scores(queries, keys, model.heads)
@@ -87,16 +87,16 @@ def test_attention_scores_are_what_their_softmax_comes_from(model: CrossEncoder,
 def test_no_more_is_computed_than_asked_for(model: CrossEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
     ids, types, mask = batch()
     gone_through = []
-    original = CrossEncoder._layer
+    original = model.family.layer
 
-    def layer(self: CrossEncoder, number: int) -> Any:
+    def layer(body: Any, number: int) -> Any:
         gone_through.append(number)
-        return original(self, number)
+        return original(body, number)
 
-    monkeypatch.setattr(CrossEncoder, "_layer", layer)
-    model.token_states(ids, types, mask, (0,))
+    monkeypatch.setattr(model.family, "layer", layer)
+    model.read(ids, types, mask, whole=(0,), score=False)
     assert gone_through == []
-    model.token_states(ids, types, mask, (1, 0))
+    model.read(ids, types, mask, whole=(1, 0), score=False)
     assert gone_through == [1]
 
 
@@ -106,12 +106,12 @@ def test_layers_that_are_not_there_are_named(untrained: Any) -> None:
         with pytest.raises(ShapeError, match="layers 1 to 2"):
             model.read(*arguments, **wanted)
     with pytest.raises(ShapeError, match="layers 1 to 2"):
-        model.token_states(*arguments, (3,))
+        model.read(*arguments, whole=(3,), score=False)
 
 
 def test_albert_layers_of_several_are_refused_by_name(untrained: Any) -> None:
     model = albert(untrained, inner=2)
     ids, types, mask = batch()
-    states = model.token_states(ids, types, mask, (0,))
+    states = model.read(ids, types, mask, whole=(0,), score=False).whole
     with pytest.raises(ConfigError, match="albert model whose layers are groups"):
         model.projections(1, states[0])

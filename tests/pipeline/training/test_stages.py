@@ -161,12 +161,12 @@ def test_lessons_are_joined_by_row_id(world: World) -> None:
     for place in (0, 17, 300):
         ids, types = batches.pair_inputs(moved, np.array([place]), model.template)[0]
         with torch.no_grad():
-            score, states = model.with_states(
-                torch.tensor([ids]), torch.tensor([types]), torch.ones(1, len(ids), dtype=torch.long), (2,)
+            reading = model.read(
+                torch.tensor([ids]), torch.tensor([types]), torch.ones(1, len(ids), dtype=torch.long), first=(2,)
             )
-        assert lessons.scores[place] == pytest.approx(score.item(), abs=0.05)  # bf16 here and there
+        assert lessons.scores[place] == pytest.approx(reading.scores.item(), abs=0.05)  # bf16 here and there
         found = lessons.states_of(np.array([place]), (2,))
-        assert torch.nn.functional.cosine_similarity(found, states, dim=-1).item() > 0.999
+        assert torch.nn.functional.cosine_similarity(found, reading.first, dim=-1).item() > 0.999
 
 
 def test_lessons_of_another_teacher_are_refused(world: World) -> None:

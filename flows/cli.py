@@ -204,12 +204,18 @@ def reindex(
     ] = "live",
     full: Annotated[bool, typer.Option("--full", help="Embed every document, not only the changed ones.")] = False,
     no_promote: Annotated[bool, typer.Option("--no-promote", help="Publish without going live.")] = False,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Publish documents that are far fewer, emptier or more repeated than before."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Embeds new and changed documents, builds a new index and makes it live with the same models."""
     from flows import reindex as flow
 
-    made = flow.reindex(documents, workspace, format=format, release=release, full=full, promote=not no_promote)
+    made = flow.reindex(
+        documents, workspace, format=format, release=release, full=full, promote=not no_promote, force=force
+    )
     _show(made, as_json, flow.render(made))
 
 

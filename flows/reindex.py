@@ -1,20 +1,21 @@
 """The flow that keeps an index current: the models of a release stay, its documents are replaced.
 
-Only new and changed documents are embedded. The release that comes out differs from the old one in its
-lexical index, document store and semantic index, and is made live only if the old one still is.
+Only new and changed documents are embedded. The new release differs from the old one in its lexical index, document
+store and semantic index, and is made live only if the old one still is. Its report is that of the old release; its
+metrics say so.
 """
 
 import logging
-import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows import indexing, judging, runner
+from flows import indexing, judging, publishing, runner
 from pipeline import recipe as recipes
 from pipeline import releases
 from pipeline.config import Recipe, SourceConfig
+from pipeline.errors import ImplausibleError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -30,33 +31,45 @@ def reindex(
     release: str = "live",
     full: bool = False,
     promote: bool = True,
+    force: bool = False,
     run: runner.Runner = runner.directly,
 ) -> dict[str, Any]:
-    """Indexes the documents of these sources with the models of a release; what was done, as plain values.
+    """Indexes the documents of these sources with the models of a release; returns figures as plain values.
 
     Args:
-        documents, format: folders, files or SQLAlchemy URLs, and how they are written; see `SourceConfig`.
-        full: embed every document, though its vector is known.
+        documents: folders, files or SQLAlchemy URLs.
+        workspace: the folder of artifacts and releases.
+        format: how the documents are written; see `SourceConfig`.
+        release: the release whose models are kept; see `Releases.resolve`.
+        full: embed every document, though its vector is known, and build the semantic index anew.
+        promote: make the new release live if the old one is.
+        force: publish documents that look wrong; see `flows.publishing.implausible`.
+        run: runs the stages.
 
     Raises:
         MissingError: no such release or source.
-        ConflictError: another publisher made a release live meanwhile; the new one is published, not live.
+        ImplausibleError: far fewer, emptier or more repeated documents than before; nothing is published.
+        ConflictError: another publisher made another release live meanwhile; the new one is published, not live.
     """
     from pipeline.data import corpus
 
     began = time.monotonic()
     registry = releases.Releases(workspace)
-    live = registry.live()
+    live = registry.pointer_file.recover()
     old = registry.open(release)
     recipe = recipes.parse(Recipe, old.manifest.config)
     chosen = [SourceConfig(path=path, format=format) for path in documents]
     data = run("documents", lambda: corpus.make(workspace, chosen, Path(), recipe.data.faulty_rows))
     parts = {name: releases.part(old, name) for name in judging.PARTS}
-    if full:
-        _forget_vectors(workspace)
-    made = indexing.make_searchable(workspace, recipe.index, parts["encoder"], data, run=run)
-    parts |= {"lexical": made.lexical, "documents": made.documents, "index": made.index}
-    new = registry.publish(parts, metrics=dict(old.metrics), config=old.manifest.config)
+    searchable = indexing.make_searchable(workspace, recipe.index, parts["encoder"], data, anew=full, run=run)
+    reasons = publishing.implausible(old, searchable.documents)
+    if reasons and not force:
+        raise ImplausibleError(
+            f"{', '.join(documents)}: {'; '.join(reasons)}. Nothing is published; look at the source, or say --force"
+        )
+    parts |= {"lexical": searchable.lexical, "documents": searchable.documents, "index": searchable.index}
+    metrics = publishing.metrics(old, searchable.documents, "corpus")
+    new = registry.publish(parts, metrics=metrics, config=old.manifest.config)
     was_live = live is not None and live.release == old.fingerprint
     if promote and was_live and live is not None and new.fingerprint != old.fingerprint:
         registry.promote(new.fingerprint, reason=f"re-indexed {', '.join(documents)}", expected=live.generation)
@@ -64,28 +77,20 @@ def reindex(
     return {
         "release": new.fingerprint,
         "live": pointer is not None and pointer.release == new.fingerprint,
-        "documents": made.vectors.metrics["documents"],
-        "embedded": made.vectors.metrics["embedded"],
-        "reused": made.vectors.metrics["reused"],
-        "bytes_per_document": made.index.metrics["bytes_per_document"],
+        "documents": searchable.vectors.metrics["documents"],
+        "embedded": searchable.vectors.metrics["embedded"],
+        "reused": searchable.vectors.metrics["reused"],
+        "bytes_per_document": searchable.index.metrics["bytes_per_document"],
         "seconds": round(time.monotonic() - began, 1),
     }
 
 
-def _forget_vectors(workspace: Path) -> None:
-    """Removes all vectors, which are only ever kept to save work; releases hold their own indexes."""
-    folder = workspace / "artifacts" / "vectors"
-    if folder.is_dir():
-        shutil.rmtree(folder)
-        log.info("%s: removed, every document is embedded anew", folder)
-
-
-def render(made: dict[str, Any]) -> "Table":
-    """A two-column table of `reindex`'s answer."""
+def render(figures: dict[str, Any]) -> "Table":
+    """A two-column table of the figures that `reindex` returns."""
     from rich.table import Table
 
     table = Table(show_header=False, title="re-index", title_justify="left")
-    for name, value in made.items():
+    for name, value in figures.items():
         shown = (
             ("yes" if value else "no") if isinstance(value, bool) else f"{value:,}" if isinstance(value, int) else value
         )

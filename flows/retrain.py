@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from flows import publishing
 from flows.indexing import make_searchable
 from flows.judging import PARTS, PoolScores, ScoringModels, judge, judge_release
 from flows.runner import Runner, directly
@@ -18,7 +19,6 @@ from flows.training import teach
 from pipeline import recipe as recipes
 from pipeline.artifacts import Artifact
 from pipeline.config import Recipe
-from pipeline.pointer import Pointer
 from pipeline.releases import Releases
 
 log = logging.getLogger(__name__)
@@ -96,21 +96,28 @@ def retrain(recipe: Recipe, workspace: Path, *, promote: bool = True, run: Runne
             measured=costs,
         ),
     )
-    parts = (models.ranker, models.encoder, corpus.lexical, corpus.documents, corpus.index, judged.fusion, report)
+    # Only now: a re-index may have moved the pointer while the models were trained.
+    live = registry.pointer_file.recover()
+    documents = publishing.live_documents(registry, live)
+    published = (
+        corpus if documents is None else make_searchable(workspace, recipe.index, models.encoder, documents, run=run)
+    )
+    searchable = (published.lexical, published.documents, published.index)
+    parts = (models.ranker, models.encoder, *searchable, judged.fusion, report)
+    metrics = publishing.metrics(report, published.documents, "data" if documents is None else "corpus")
     release = run(
         "release",
-        lambda: registry.publish(
-            dict(zip(PARTS, parts, strict=True)), metrics=report.metrics, config=recipes.to_dict(recipe)
-        ),
+        lambda: registry.publish(dict(zip(PARTS, parts, strict=True)), metrics=metrics, config=recipes.to_dict(recipe)),
     )
-    live = registry.live()  # Only now: a re-index may have moved it while the models were trained.
     promoted = False
     reasons: tuple[str, ...] = ("it is live already",)
     if live is None or live.release != release.fingerprint:
-        compared = compare_with_live(registry, live, recipe, data, judged, run) if live else report
-        decision = gate.decide_reports(compared, systems.LIVE if live else None, recipe.gate, new=systems.FUSED)
-        promoted = promote and decision.promote
-        reasons = decision.reasons
+        base = publishing.comparable(registry, live)
+        compared = compare_with_live(registry, base, recipe, data, judged, run) if base else report
+        decision = gate.decide_reports(compared, systems.LIVE if base else None, recipe.gate, new=systems.FUSED)
+        refusals = publishing.refusals(registry, base, release, published.documents)
+        promoted = promote and decision.promote and not refusals
+        reasons = (*refusals, *decision.reasons)
         if promoted:
             generation = live.generation if live else 0
             registry.promote(release.fingerprint, reason="; ".join(reasons), expected=generation)
@@ -124,7 +131,7 @@ def retrain(recipe: Recipe, workspace: Path, *, promote: bool = True, run: Runne
 
 
 def compare_with_live(
-    registry: Releases, live: Pointer, recipe: Recipe, data: Artifact, judged: PoolScores, run: Runner
+    registry: Releases, live: Artifact, recipe: Recipe, data: Artifact, judged: PoolScores, run: Runner
 ) -> Artifact:
     """A report on the new models' order against that of the live release's models, for the gate.
 
@@ -139,7 +146,7 @@ def compare_with_live(
     def named(name: str, stage: Callable[[], Artifact]) -> Artifact:
         return run(f"live release: {name}", stage)
 
-    lived, _ = judge_release(registry, registry.open(live.release), recipe.index, recipe.candidates, data, run=named)
+    lived, _ = judge_release(registry, live, recipe.index, recipe.candidates, data, run=named)
     ranked = run(
         "new and live",
         lambda: systems.make(workspace, judged.features, judged.fusion, {}, (lived.features, lived.fusion)),
@@ -153,6 +160,6 @@ def compare_with_live(
             ranked,
             baseline=systems.LIVE,
             subject=systems.FUSED,
-            title=f"Retraining {recipe.name} against live {live.release[:12]}",
+            title=f"Retraining {recipe.name} against live {live.fingerprint[:12]}",
         ),
     )

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from cachetools import LRUCache
 
-from pipeline import artifacts
+from pipeline import artifacts, schema
 from pipeline.artifacts import Artifact, Staging
 from pipeline.errors import ArtifactError, MissingError, SchemaError
 from pipeline.text import document_text
@@ -121,6 +121,35 @@ def make(workspace: Path, data: Artifact) -> Artifact:
         return {"documents": rows, "empty": empty, "duplicates": duplicates, "bytes_per_document": size}
 
     return artifacts.make(workspace, KIND, version=VERSION, config={}, inputs={"data": data}, build=build)
+
+
+def restore(workspace: Path, store: Artifact) -> Artifact:
+    """The `corpus` artifact of the documents in a store: documents.parquet, for when the original is gone.
+
+    Values that documents can be filtered by keep their meaning; dates and the like come back as text.
+    """
+
+    def build(staging: Staging) -> Mapping[str, Any]:
+        import pyarrow as pa
+
+        reader = DocumentStore.load(store.path, verify=False)
+        try:
+            documents = [reader.get(row) for row in range(len(reader))]
+        finally:
+            reader.close()
+        columns: dict[str, Any] = {name: [getattr(item, name) for item in documents] for name in _COLUMNS}
+        for name in dict.fromkeys(name for document in documents for name in document.extra):
+            values = [document.extra.get(name) for document in documents]
+            try:
+                columns[name] = pa.array(values)
+            except (pa.ArrowInvalid, pa.ArrowTypeError):  # Values of several types.
+                columns[name] = [None if value is None else value_text(value) for value in values]
+        schema.write(pa.table(columns), staging.folder / "documents.parquet", "documents")
+        return {"documents": len(documents)}
+
+    return artifacts.make(
+        workspace, "corpus", version=1, config={"restored": True}, inputs={"store": store}, build=build
+    )
 
 
 class DocumentStore:

@@ -10,6 +10,7 @@
     ├── TrainingError                       a loss that is not a number, a model that cannot be trained so
     │   └── ShapeError                      tensors that do not fit together
     └── GateError                  exit 3   the new release is not good enough to go live
+        └── ImplausibleError                the new documents look as if their source were broken
 
 The command line prints the message and exits with `exit_code`; a message says what was wrong, where,
 and what to do.
@@ -65,3 +66,7 @@ class GateError(RelevanceError):
     """The gate found the new release worse than the live one."""
 
     exit_code = 3
+
+
+class ImplausibleError(GateError):
+    """The new documents are far fewer, emptier or more repeated than the live ones; a person may insist."""

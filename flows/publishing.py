@@ -1,0 +1,116 @@
+"""Rules for publishing: the documents that a release is published over, and what keeps it from going live."""
+
+import logging
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from pipeline import artifacts, releases
+from pipeline.artifacts import Artifact
+from pipeline.errors import RelevanceError
+from pipeline.pointer import Pointer
+from pipeline.releases import Releases
+
+if TYPE_CHECKING:
+    from index.documents import CorpusStats
+
+MAX_SHRINK = 0.2
+"""Share of the documents that may vanish from one release to the next without --force."""
+MAX_EMPTY_GROWTH = 0.05
+"""Growth of the share of empty documents that needs no --force."""
+MAX_DUPLICATE_GROWTH = 0.1
+"""Growth of the share of repeated documents that needs no --force."""
+
+log = logging.getLogger(__name__)
+
+
+def live_documents(registry: Releases, pointer: Pointer | None) -> Artifact | None:
+    """The documents that a re-index made live; None where the live documents are those of a training data set.
+
+    A retraining publishes over these, so that it does not un-publish what a re-index added. They are the artifact that
+    the live release was made from or, where that is gone, are restored from the release's own document store.
+    """
+    from index import documents
+
+    if pointer is None:
+        return None
+    try:
+        release = registry.open(pointer.release)
+        fingerprint = releases.part(release, "lexical").manifest.inputs["data"]
+        if (registry.workspace / "artifacts" / "data" / fingerprint).is_dir():
+            return None
+        if release.metrics.get("documents", {}).get("kind") == "data":
+            return None
+        corpus = registry.workspace / "artifacts" / "corpus" / fingerprint
+        if corpus.is_dir():
+            return artifacts.load(corpus)
+        return documents.restore(registry.workspace, releases.part(release, "documents"))
+    except RelevanceError as error:
+        log.warning("the live documents cannot be read, those of the training data are published: %s", error)
+        return None
+
+
+def comparable(registry: Releases, pointer: Pointer | None) -> Artifact | None:
+    """The release that a new one is compared with: the live one or, where it is damaged, the nearest complete one."""
+    if pointer is None:
+        return None
+    for name in (pointer.release, *registry.pointer_file.earlier(pointer)):
+        try:
+            return registry.open(name)
+        except RelevanceError as error:
+            log.warning("not compared with release %s: %s", name[:12], error)
+    return None
+
+
+def metrics(figures: Artifact, documents: Artifact, corpus_kind: str) -> dict[str, Any]:
+    """The metrics of a release: the figures of a report or of an older release, and what is known of its documents.
+
+    `figures` says which of them are the release's own and from which release the others are carried over.
+    """
+    measured = {name: value for name, value in figures.metrics.items() if name not in ("documents", "figures")}
+    carried: dict[str, Any] = {"own": ["documents", *sorted(measured)], "carried": [], "carried_from": None}
+    if figures.manifest.kind == "release":
+        source = figures.metrics.get("figures", {}).get("carried_from") or figures.fingerprint
+        carried = {"own": ["documents"], "carried": sorted(measured), "carried_from": source}
+    return {**measured, "documents": {"kind": corpus_kind, **asdict(stats(documents))}, "figures": carried}
+
+
+def stats(documents: Artifact) -> "CorpusStats":
+    """Counts of the documents in a document store, from before or from now."""
+    from index.documents import DocumentStore
+
+    store = DocumentStore.load(documents.path, verify=False)
+    try:
+        return store.stats()
+    finally:
+        store.close()
+
+
+def implausible(old: Artifact, documents: Artifact) -> list[str]:
+    """Reasons why these documents need a person's word to take the place of those of a release; empty for none.
+
+    Args:
+        old: the release whose documents are replaced.
+        documents: the document store of the new release.
+    """
+    before, after = stats(releases.part(old, "documents")), stats(documents)
+    reasons = []
+    if after.documents < (1 - MAX_SHRINK) * before.documents:
+        reasons.append(f"{after.documents:,} documents in place of {before.documents:,}")
+    for name, limit in (("empty", MAX_EMPTY_GROWTH), ("duplicates", MAX_DUPLICATE_GROWTH)):
+        counts = [int(getattr(item, name)) for item in (before, after)]
+        shares = [count / max(item.documents, 1) for count, item in zip(counts, (before, after), strict=True)]
+        if shares[1] > shares[0] + limit:
+            word = "empty documents" if name == "empty" else "repeated documents"
+            reasons.append(f"{counts[1]:,} {word} ({shares[1]:.0%}) in place of {counts[0]:,} ({shares[0]:.0%})")
+    return reasons
+
+
+def refusals(registry: Releases, old: Artifact | None, release: Artifact, documents: Artifact) -> tuple[str, ...]:
+    """Reasons why only a person may promote this release, whatever the gate says; empty for none."""
+    by_hand = f"`relevance releases promote {release.fingerprint[:12]}` makes it live all the same"
+    reasons = []
+    if registry.was_rolled_back(release):
+        reasons.append(f"a person rolled back these models; {by_hand}")
+    if old is not None and (wrong := implausible(old, documents)):
+        reasons.append(f"the documents look wrong: {'; '.join(wrong)}; {by_hand}")
+    return tuple(reasons)

@@ -7,7 +7,9 @@
     │   ├── MethodError             405   a known path asked in another way
     │   ├── StateError              409   not possible as things stand, such as a rollback without an earlier release
     │   ├── SlowRequestError        408   the body did not arrive in time
-    │   ├── BodyTooLargeError       413   more bytes than the limit; found before parsing
+    │   ├── BodyTooLargeError       413   more bytes, values, documents or texts than the limits
+    │   ├── ContentTypeError        415   a body that is not announced as JSON
+    │   ├── HostError               421   called by a host name that is not the service's
     │   ├── InvalidRequestError     422   well-formed, but a value is missing, of a wrong type or beyond a limit
     │   ├── BusyError               429   more is waiting than can be done in the time that the request has
     │   └── ClientGoneError         499   the caller hung up; nobody reads this answer, the log does
@@ -71,9 +73,21 @@ class StateError(RequestError):
 
 
 class BodyTooLargeError(RequestError):
-    """The body has more bytes than the limit."""
+    """The body has more bytes, values, documents or texts than the limits."""
 
     status = 413
+
+
+class ContentTypeError(RequestError):
+    """The body is not announced as JSON."""
+
+    status = 415
+
+
+class HostError(RequestError):
+    """The Host header holds a name that is not the service's."""
+
+    status = 421
 
 
 class InvalidRequestError(RequestError):

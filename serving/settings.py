@@ -19,6 +19,7 @@ PRECISIONS = ("auto", "fp32", "fp16", "int8", "w8")
 LOGS = ("auto", "json", "plain")
 ADMINS = ("loopback", "anywhere")
 HASH = re.compile("[0-9a-fA-F]{64}")
+ROOT_PATH = re.compile(r"(/[\w.~-]+)+", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,6 +47,12 @@ class Settings:
     """A Redis that processes and machines share as a second cache, such as redis://localhost:6379/0; empty for none."""
     redis_ttl_s: float = 7 * 86_400.0
     """How long a value stays there."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Names in the Host header by which clients may call, beside IP addresses, localhost and names without a dot;
+    `*.example.com` allows all names below one, `*` any. Left empty, the names are checked only while no API key
+    protects the service: a web page elsewhere could reach it under a name of its own."""
+    root_path: str = ""
+    """Path below which a proxy publishes the service, such as /relevance; a proxy may send it as X-Forwarded-Prefix."""
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     """SHA-256 hashes, in hex, of the keys that open the service; with none here and in the file it is open. `relevance
     key` makes a key and its hash. Separated by commas in the environment."""
@@ -56,7 +63,9 @@ class Settings:
     max_held_bytes: int = 256 * 2**20
     """Of the bodies of all requests under way in each process; more get 429."""
     max_documents: int = 1000
-    """Documents of one rerank request, or texts of one embeddings request."""
+    """Documents of one rerank request; more get 413."""
+    max_texts: int = 2048
+    """Texts of one embeddings request, as many as OpenAI's service takes; more get 413."""
     max_results: int = 100
     """The largest `top_n` of a search; more are neither retrieved nor reranked."""
     retrieve: int = 20
@@ -117,6 +126,7 @@ class Settings:
             "workers",
             "max_body_bytes",
             "max_documents",
+            "max_texts",
             "max_results",
             "retrieve",
             "concurrency",
@@ -144,6 +154,8 @@ class Settings:
         for name in ("canary_share", "shadow_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be between 0 and 1")
+        if self.root_path and not ROOT_PATH.fullmatch(self.root_path):
+            raise ConfigError(f"root_path is {self.root_path!r}; it must begin with / and not end with it")
         for name in ("api_keys", "admin_keys"):
             _hashes(name, getattr(self, name))
 

@@ -12,7 +12,6 @@ There are no such paths without `admin_keys`, nor, unless the settings say other
 here is written to the workspace, so all processes and machines that share it follow.
 """
 
-import ipaddress
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -22,53 +21,21 @@ from fastapi import APIRouter, Query, Request, Security
 from fastapi.security import HTTPBearer
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import Headers
 from starlette.responses import Response
 
 from pipeline.errors import ConflictError, MissingError, RelevanceError
-from serving.api import keys, schemas
+from serving.api import schemas
 from serving.api.json_io import Json
-from serving.errors import AuthenticationError, InvalidRequestError, NotFoundError, ServingError, StateError
+from serving.errors import InvalidRequestError, NotFoundError, ServingError, StateError
 from serving.rollout.lifecycle import Lifecycle
 from serving.rollout.trials import Bounds, Canary, Kind, Trial
-from serving.settings import Settings
 
 T = TypeVar("T")
 
 BY_ADMIN = "by an administrator"
 
 _bearer = HTTPBearer(auto_error=False, description="One of the keys whose hashes are admin_keys.")
-"""For the OpenAPI page; who may ask is found out by `authorise`, before a body is read."""
-
-
-def authorise(settings: Settings, host: str, path: str, headers: Headers) -> None:
-    """Lets in whoever may ask.
-
-    Args:
-        host: the client's address.
-
-    Raises:
-        NotFoundError: another machine, to which these paths do not exist; or nobody has a key.
-        AuthenticationError: no key of an administrator.
-    """
-    if not exist_for(settings, host):
-        raise NotFoundError(f"no such path: {path[:200]}; GET /docs lists them")
-    if not keys.matches(keys.sent(headers, "x-api-key"), [bytes.fromhex(key) for key in settings.admin_keys]):
-        raise AuthenticationError("an administrator's key is missing; send it as Authorization: Bearer KEY")
-
-
-def exist_for(settings: Settings, host: str) -> bool:
-    """Whether there are such paths for a client of this address."""
-    return bool(settings.admin_keys) and (settings.admin_from != "loopback" or _from_here(host))
-
-
-def _from_here(host: str) -> bool:
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    return (mapped or address).is_loopback
+"""Documents the key on the OpenAPI page; `serving.api.access` checks it, before a body is read."""
 
 
 def _lifecycle(request: Request) -> Lifecycle:

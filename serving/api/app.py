@@ -1,11 +1,14 @@
-"""The endpoints: one scoring core in the shapes that four kinds of client know.
+"""The app: all endpoints around one scoring core, in the shapes that four kinds of client know.
 
-POST /rerank /v1/rerank /v2/rerank    asked with `texts`: text-embeddings-inference; with `documents`: Cohere, Jina
+POST /rerank /v1/rerank /v2/rerank    with `texts`: text-embeddings-inference; with `documents`: Cohere, Jina, Voyage
 POST /search  GET /search?q=          our own: three lists for a query
 POST /v1/embeddings  POST /embed      OpenAI; text-embeddings-inference
-GET  /v1/models /info                 what is served
+POST /                                huggingface_hub, which posts to the address itself
+GET  /v1/models /info                 the models that are served
 GET  /livez /readyz /health /metrics  for those who run it
 GET  / /docs /openapi.json            for people
+
+`serving.api.paths` has the full table.
 """
 
 from collections.abc import AsyncIterator
@@ -17,18 +20,11 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from serving.api import (
-    admin,
-    embeddings,
-    health,
-    info,
-    pages,
-    rerank,
-    schemas,
-    search,
-)
-from serving.api.json_io import refusal
+from serving.api import admin, embeddings, health, info, json_io, pages, rerank, root, schemas, search
+from serving.api.json_io import Json, refusal
 from serving.api.middleware import ServiceMiddleware
+from serving.api.paths import UNKNOWN, Access, find
+from serving.api.record import RequestRecord
 from serving.api.request import Service
 from serving.api.worker_pool import WorkerPool
 from serving.errors import InvalidRequestError, MethodError, NotFoundError, RequestError, ServingError
@@ -58,57 +54,72 @@ def create(lifecycle: Lifecycle, *, metrics: Path | None = None, tracing: Tracin
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         lifecycle.stop()
-        service.work.stop()
-        service.readiness.stop()
+        service.stop()
         lifecycle.close()
 
     app = FastAPI(
         title="search-relevance",
         summary="Reranks documents, embeds texts and searches, with the live release.",
         version=info.VERSION,
-        openapi_url=None,  # Answered by `pages`, as it shows nobody what he cannot reach,
-        docs_url=None,  # and FastAPI's own pages load scripts from other hosts.
+        openapi_url=None,  # `pages` answers it, without the endpoints that a client cannot reach.
+        docs_url=None,  # FastAPI's own pages load scripts from other hosts.
         redoc_url=None,
+        redirect_slashes=False,  # They would name an absolute address, which is wrong behind a proxy.
         lifespan=lifespan,
         responses={400: {"model": schemas.ErrorAnswer, "description": "Any failure: 4xx or 5xx"}},
     )
     app.state.service = service
-    for room in (rerank, search, embeddings, info, health, pages):
-        app.include_router(room.router)
+    for module in (rerank, search, embeddings, root, info, health, pages):
+        app.include_router(module.router)
     if settings.admin_keys:
         app.include_router(admin.router)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _query_error)
-    app.add_middleware(
-        ServiceMiddleware,
-        lifecycle=lifecycle,
-        metrics=service.metrics,
-        tracing=service.tracing,
-        draining=service.draining,
-    )
+    app.add_middleware(ServiceMiddleware, service=service)
     return app
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if isinstance(error.__cause__, ServingError):  # While FastAPI read a body.
-        return refusal(error.__cause__, request.url.path)
+        return _refusal(request, error.__cause__)
     if error.status_code == 404:
-        return refusal(NotFoundError(f"no such path: {request.url.path[:200]}; GET /docs lists them"), request.url.path)
+        redirect = _without_slash(request)
+        if redirect is not None:
+            return redirect
+        return _refusal(request, NotFoundError(f"no such path: {request.url.path[:200]}; GET /docs lists them"))
     if error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "")
-        refused = refusal(MethodError(f"{request.method} is not for this path; use {allowed}"), request.url.path)
+        refused = _refusal(request, MethodError(f"{request.method} is not for this path; use {allowed}"))
         refused.headers["allow"] = allowed
         return refused
-    return refusal(RequestError(str(error.detail)), request.url.path)
+    return _refusal(request, RequestError(str(error.detail)))
 
 
 async def _query_error(request: Request, error: Exception) -> Response:
+    """The answer to a query string, or to an administrator's body, that FastAPI could not read."""
     assert isinstance(error, RequestValidationError)
-    faults = [fault for fault in error.errors() if fault["type"] == "json_invalid"]
-    if faults:
-        return refusal(RequestError(f"the body is not valid JSON: {faults[0]['ctx']['error']}"), request.url.path)
-    words = "; ".join(
-        f"{'.'.join(map(str, fault['loc'][1:])) or 'the body'}: {fault['msg']}" for fault in error.errors()
+    details = error.errors()
+    invalid = [detail for detail in details if detail["type"] == "json_invalid"]
+    if invalid:
+        return _refusal(request, RequestError(f"the body is not valid JSON: {invalid[0]['ctx']['error']}"))
+    messages = (
+        f"{'.'.join(map(str, detail['loc'][1:]))[: json_io.SHOWN_CHARS] or 'the body'}: {detail['msg']}"
+        for detail in details[: json_io.SHOWN_ERRORS]
     )
-    return refusal(InvalidRequestError(words), request.url.path)
+    return _refusal(request, InvalidRequestError("; ".join(messages)))
+
+
+def _refusal(request: Request, error: ServingError) -> Json:
+    record: RequestRecord = request.state.record
+    return refusal(error, record.endpoint)
+
+
+def _without_slash(request: Request) -> Response | None:
+    """A redirect from `/path/` to `/path`, where that exists; relative, so it holds behind any prefix."""
+    path = request.url.path.removesuffix("/")
+    endpoint = find(path, request.method)
+    if path == request.url.path or endpoint is UNKNOWN or endpoint.access is Access.ADMIN:
+        return None
+    query = f"?{request.url.query}" if request.url.query else ""
+    return Response(status_code=307, headers={"location": f"../{path.rpartition('/')[2]}{query}"})

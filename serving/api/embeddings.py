@@ -1,42 +1,39 @@
-"""POST /v1/embeddings and POST /embed: vectors in the shapes of OpenAI and text-embeddings-inference."""
+"""POST /v1/embeddings, /embed and /: vectors in the shapes of OpenAI and text-embeddings-inference."""
 
 import base64
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, BeforeValidator, Field
+from pydantic import BaseModel, BeforeValidator, Field, ValidationInfo
 from starlette.responses import Response
 
-from serving.api import (
-    inputs,
-    json_io,
-)
+from serving.api import bulk, inputs
 from serving.api.json_io import request_schema
 from serving.api.request import RequestContext
-from serving.api.schemas import RequestBody
+from serving.api.schemas import ClientShape, RefusedField, RequestBody, check_length
 from serving.errors import InvalidRequestError
 from serving.runtime.items import Item
-from serving.scoring.cache import Fetched
 from serving.scoring.reranker import Role, Vector
 
 QUERY_TYPES = {"query", "search_query", "retrieval.query"}
-"""How clients of Cohere, Voyage and Jina say that a text is a query."""
+"""Values by which clients of Cohere, Voyage and Jina say that a text is a query."""
 
 router = APIRouter()
 
 
-def _inputs(value: Any) -> Any:
+def _as_list(value: Any, info: ValidationInfo) -> Any:
     """One text or one list of token ids as a list of one; one message in place of one for each type of the union."""
     if isinstance(value, str) or (isinstance(value, list) and value and all(_is_id(item) for item in value)):
         return [value]
     if not isinstance(value, list) or not value:
         raise ValueError("must be a text or a list of texts, and not empty")
-    for place, item in enumerate(value):
-        ids = isinstance(item, list) and item and all(_is_id(part) for part in item)
-        if not isinstance(item, str) and not ids:
-            raise ValueError(f"item {place} must be a text, or a list of token ids from 0")
+    check_length(value, info, "max_texts", f"texts in {info.field_name}")
+    for index, item in enumerate(value):
+        is_ids = isinstance(item, list) and item and all(_is_id(part) for part in item)
+        if not isinstance(item, str) and not is_ids:
+            raise ValueError(f"item {index} must be a text, or a list of token ids from 0")
     return value
 
 
@@ -44,11 +41,68 @@ def _is_id(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-Inputs = Annotated[list[str | list[int]], BeforeValidator(_inputs)]
+Inputs = Annotated[list[str | list[int]], BeforeValidator(_as_list)]
+
+OTHER_MODEL = "any name is taken; the live release answers"
+_USER = {"user": "requests are not told apart by their users"}
+_UNIT_LENGTH = RefusedField("the encoder's vectors have unit length, leave it out", accepted=(True,))
+
+OPENAI_EMBEDDINGS = ClientShape(
+    client="OpenAI",
+    honoured=frozenset({"input", "model", "encoding_format", "dimensions"}),
+    ignored=_USER,
+)
+JINA_EMBEDDINGS = ClientShape(
+    client="Jina",
+    honoured=frozenset({"input", "model", "task", "dimensions", "truncate"}),
+    refused={
+        "normalized": _UNIT_LENGTH,
+        "embedding_type": RefusedField("the vectors are float; base64 is encoding_format", accepted=("float",)),
+        "late_chunking": RefusedField("each text is embedded by itself, leave it out", accepted=(False,)),
+        "return_multivector": RefusedField("a text has one vector, leave it out", accepted=(False,)),
+    },
+)
+VOYAGE_EMBEDDINGS = ClientShape(
+    client="Voyage",
+    honoured=frozenset({"input", "model", "input_type", "truncation", "output_dimension", "encoding_format"}),
+    refused={"output_dtype": RefusedField("the vectors are float, leave it out", accepted=("float",))},
+)
+VLLM_EMBEDDINGS = ClientShape(
+    client="vLLM",
+    honoured=frozenset({"input", "model", "encoding_format", "dimensions"}),
+    ignored={
+        **_USER,
+        "priority": "all requests of a service are equal; order is by deadline",
+        "request_id": "the header x-request-id names a request",
+        "truncate_prompt_tokens": "the release fixes how much is read",
+    },
+    refused={
+        "add_special_tokens": RefusedField("special tokens are always put on, leave it out", accepted=(True,)),
+        "normalize": _UNIT_LENGTH,
+        "use_activation": _UNIT_LENGTH,
+        "embed_dtype": RefusedField("base64 holds float32, leave it out", accepted=("float32",)),
+        "endianness": RefusedField("base64 is little-endian, leave it out", accepted=("little",)),
+    },
+)
+TEI_EMBED = ClientShape(
+    client="text-embeddings-inference",
+    honoured=frozenset({"inputs", "prompt_name", "dimensions", "truncate", "truncation_direction"}),
+    refused={"normalize": _UNIT_LENGTH},
+)
+HUGGING_FACE_EMBED = ClientShape(
+    client="huggingface_hub",
+    honoured=frozenset({"inputs", "prompt_name", "dimensions", "truncate", "truncation_direction"}),
+    refused={
+        "normalize": _UNIT_LENGTH,
+        "encoding_format": RefusedField("the vectors are lists of numbers, leave it out", accepted=("float",)),
+    },
+)
 
 
 class EmbeddingsRequest(RequestBody):
-    """OpenAI's shape."""
+    """The body of OpenAI's shape, with what Jina, Voyage and vLLM add."""
+
+    shapes: ClassVar[tuple[ClientShape, ...]] = (OPENAI_EMBEDDINGS, JINA_EMBEDDINGS, VOYAGE_EMBEDDINGS, VLLM_EMBEDDINGS)
 
     input: Inputs = Field(description="One text or a list of texts; or their token ids, see `model`.")
     model: str | None = Field(
@@ -56,15 +110,23 @@ class EmbeddingsRequest(RequestBody):
     )
     encoding_format: Literal["float", "base64"] | None = Field(None, description="base64 is of float32, little-endian.")
     dimensions: int | None = Field(None, description="The encoder's own width, or one of its `widths` in /info.")
-    input_type: str | None = Field(None, description="query or search_query embeds as a query, else as a document.")
+    output_dimension: int | None = Field(None, description="Voyage: the same as `dimensions`.")
+    input_type: str | None = Field(
+        None, description="Voyage, Cohere: query or search_query embeds as a query, any other as a document."
+    )
+    task: str | None = Field(None, description="Jina: retrieval.query embeds as a query, any other as a document.")
+    truncate: bool | None = Field(None, description="false: 422 rather than cut what is longer than the model reads.")
+    truncation: bool | None = Field(None, description="Voyage: the same as `truncate`.")
 
 
 class EmbedRequest(RequestBody):
-    """text-embeddings-inference's shape."""
+    """The body of text-embeddings-inference's shape."""
+
+    shapes: ClassVar[tuple[ClientShape, ...]] = (TEI_EMBED, HUGGING_FACE_EMBED)
 
     inputs: Inputs = Field(description="One text or a list of texts, or their token ids in the encoder's vocabulary.")
     normalize: bool | None = Field(None, description="Vectors have unit length; false is refused.")
-    prompt_name: str | None = Field(None, description="query embeds as a query, else as a document.")
+    prompt_name: str | None = Field(None, description="query embeds as a query, any other as a document.")
     dimensions: int | None = Field(None, description="The encoder's own width, or one of its `widths` in /info.")
     truncate: bool | None = Field(None, description="false: 422 rather than cut what is longer than the model reads.")
     truncation_direction: Literal["Right", "right"] | None = Field(None, description="Texts are cut at their end.")
@@ -95,27 +157,42 @@ class EmbeddingsAnswer(BaseModel):
 )
 async def embeddings(request: Request) -> Response:
     """Vectors of texts in OpenAI's shape."""
-    asked = json_io.parse(await request.body(), EmbeddingsRequest)
-    role: Role = "query" if asked.input_type in QUERY_TYPES else "document"
-    call = RequestContext(request)
-    if asked.model != call.searcher.encoder.digest and not all(isinstance(item, str) for item in asked.input):
+    context = RequestContext(request)
+    body = await context.read(EmbeddingsRequest)
+    context.counts(len(body.input))
+    if body.model != context.searcher.encoder.digest and not all(isinstance(item, str) for item in body.input):
         raise InvalidRequestError(
             "input holds token ids, which mean nothing without their vocabulary; send texts (in LangChain: "
             "check_embedding_ctx_length=False), or name the vocabulary with the encoder's digest in /v1/models as model"
         )
-    vectors, read = await _vectors(call, asked.input, role, asked.dimensions, "input")
-    coded: Callable[[Vector], Any] = _base64 if asked.encoding_format == "base64" else (lambda vector: vector)
-    return call.answer(
-        {
+    if body.dimensions and body.output_dimension and body.dimensions != body.output_dimension:
+        raise InvalidRequestError(
+            f"dimensions is {body.dimensions} and output_dimension is {body.output_dimension}; send one of them"
+        )
+    is_query = body.input_type in QUERY_TYPES or body.task in QUERY_TYPES
+    call = _EmbedCall(
+        context,
+        body.input,
+        field="input",
+        role="query" if is_query else "document",
+        dimensions=body.dimensions or body.output_dimension,
+        cut=body.truncate is not False and body.truncation is not False,
+    )
+    coded: Callable[[Vector], Any] = _base64 if body.encoding_format == "base64" else (lambda vector: vector)
+
+    def work() -> Any:
+        vectors, tokens = call.vectors()
+        return {
             "object": "list",
             "data": [
-                {"object": "embedding", "index": place, "embedding": coded(vector)}
-                for place, vector in enumerate(vectors)
+                {"object": "embedding", "index": index, "embedding": coded(vector)}
+                for index, vector in enumerate(vectors)
             ],
             "model": "encoder",
-            "usage": {"prompt_tokens": read, "total_tokens": read},
+            "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
         }
-    )
+
+    return await context.answer(work)
 
 
 @router.post(
@@ -126,46 +203,75 @@ async def embeddings(request: Request) -> Response:
 )
 async def embed(request: Request) -> Response:
     """Vectors of texts in the shape of text-embeddings-inference."""
-    asked = json_io.parse(await request.body(), EmbedRequest)
-    if asked.normalize is False:
-        raise InvalidRequestError("normalize is false; the encoder's vectors have unit length, leave it out")
-    role: Role = "query" if asked.prompt_name in QUERY_TYPES else "document"
-    call = RequestContext(request)
-    cut = asked.truncate is not False
-    vectors, _ = await _vectors(call, asked.inputs, role, asked.dimensions, "inputs", cut=cut)
-    return call.answer(vectors)
+    context = RequestContext(request)
+    return await answer(context, await context.read(EmbedRequest))
 
 
-async def _vectors(
-    call: RequestContext,
-    given: Sequence[inputs.Input],
-    role: Role,
-    dimensions: int | None,
-    field: str,
-    *,
-    cut: bool = True,
-) -> tuple[list[Vector], int]:
-    """The vectors of what was given in `field`, and the tokens that it has as the encoder reads it."""
-    call.takes(len(given), f"texts in {field}")
-    encoder, embedder = call.searcher.encoder, call.searcher.embedder
-    width = dimensions or encoder.dimensions
-    if width not in encoder.bundle.widths:
-        known = " or ".join(map(str, encoder.bundle.widths))
-        raise InvalidRequestError(f"dimensions is {width}; this encoder gives {known}")
-
-    def compute() -> tuple[Fetched[Vector], int]:
-        texts = inputs.texts(encoder, given, role, field)
-        if not cut:
-            inputs.check_texts(encoder, texts, role, field)
-        found = embedder.vectors(texts, role, call.terms)
-        return found, tokens(encoder.texts(texts, role, remember=call.terms.remember))
-
-    found, read = await call.run(compute)
-    call.spent(found.hits, found.misses, by="encoder")
-    return [_cut(vector, width) for vector in found.values], read
+async def answer(context: RequestContext, body: EmbedRequest) -> Response:
+    """The vectors of a body that was read, as a bare list."""
+    context.counts(len(body.inputs))
+    call = _EmbedCall(
+        context,
+        body.inputs,
+        field="inputs",
+        role="query" if body.prompt_name in QUERY_TYPES else "document",
+        dimensions=body.dimensions,
+        cut=body.truncate is not False,
+    )
+    return await context.answer(lambda: call.vectors()[0])
 
 
-def _cut(vector: Vector, width: int) -> Vector:
+class _EmbedCall:
+    """The work on one request, in its thread."""
+
+    def __init__(
+        self,
+        context: RequestContext,
+        given: Sequence[inputs.Input],
+        *,
+        field: str,
+        role: Role,
+        dimensions: int | None,
+        cut: bool,
+    ) -> None:
+        """Checks what needs no work.
+
+        Args:
+            given: the texts or token ids.
+            field: of the request that holds them, for messages.
+            dimensions: of the vectors; None for all.
+            cut: whether longer texts are cut; otherwise they are refused.
+
+        Raises:
+            InvalidRequestError: the encoder does not give vectors of these dimensions.
+        """
+        self._context, self._given = context, given
+        self._field, self._role, self._cut = field, role, cut
+        self._searcher = context.searcher
+        encoder = self._searcher.encoder
+        self._width = dimensions or encoder.dimensions
+        if self._width not in encoder.bundle.widths:
+            known = " or ".join(map(str, encoder.bundle.widths))
+            raise InvalidRequestError(f"dimensions is {self._width}; this encoder gives {known}")
+        if len(given) > bulk.BULK_TEXTS:
+            context.work_in_bulk()
+
+    def vectors(self) -> tuple[list[Vector], int]:
+        """The vectors, and the number of tokens that the encoder read."""
+        context, encoder, role, options = self._context, self._searcher.encoder, self._role, self._context.options
+        texts = inputs.texts(encoder, self._given, role, self._field, options.deadline)
+        if not self._cut:
+            inputs.check_texts(encoder, texts, role, self._field, options.deadline)
+        context.advise(
+            bulk.advice(encoder, texts, lambda some: encoder.texts(some, role, remember=options.remember), "texts")
+        )
+        fetched = self._searcher.embedder.vectors(texts, role, options)
+        tokens = count_tokens(encoder.texts(texts, role, remember=options.remember))
+        context.spent(fetched.hits, fetched.misses, by="encoder")
+        return [_first(vector, self._width) for vector in fetched.values], tokens
+
+
+def _first(vector: Vector, width: int) -> Vector:
     """The first dimensions, of unit length again."""
     if width == len(vector):
         return vector
@@ -173,8 +279,8 @@ def _cut(vector: Vector, width: int) -> Vector:
     return first / np.float32(np.linalg.norm(first) or 1.0)
 
 
-def tokens(items: Sequence[Item]) -> int:
-    """How many the model reads, special ones included; after scoring, as the ids are then remembered."""
+def count_tokens(items: Sequence[Item]) -> int:
+    """How many tokens the model reads, special ones included; asked after scoring, as the ids are then remembered."""
     return sum(len(item.ids) for item in items)
 
 

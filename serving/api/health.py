@@ -15,7 +15,7 @@ router = APIRouter()
 
 
 def _probe(path: str) -> Callable[[Handler], Handler]:
-    """GET, and HEAD as load balancers ask it; FastAPI's schema cannot hold one function under both."""
+    """A route for GET, and for HEAD as load balancers send it; FastAPI's schema cannot hold one function under both."""
 
     def register(handler: Handler) -> Handler:
         router.head(path, include_in_schema=False)(handler)
@@ -26,7 +26,7 @@ def _probe(path: str) -> Callable[[Handler], Handler]:
 
 @_probe("/livez")
 async def livez() -> Response:
-    """The process answers; nothing more is asked."""
+    """200 as long as the process answers; says nothing about its models."""
     return Json({"live": True})
 
 
@@ -34,18 +34,18 @@ async def livez() -> Response:
 async def readyz(request: Request) -> Response:
     """200 when both models answered within the last second; names a release that was refused or withdrawn."""
     service: Service = request.app.state.service
-    facts = {name: service.lifecycle.facts()[name] for name in ("refused", "withdrawn")}
+    trouble = {name: service.lifecycle.facts()[name] for name in ("refused", "withdrawn")}
     try:
         searcher = await _ready(service)
     except NotReadyError as error:
-        return Json({**errors.body(error), "ready": False, **facts}, status_code=error.status)
-    return Json({"ready": True, "release": searcher.release, **facts})
+        return Json({**errors.body(error), "ready": False, **trouble}, status_code=error.status)
+    return Json({"ready": True, "release": searcher.release, **trouble})
 
 
 @_probe("/health")
 @_probe("/ping")
 async def health(request: Request) -> Response:
-    """As readyz, with the empty body of text-embeddings-inference."""
+    """The same as readyz, with the empty body of text-embeddings-inference."""
     service: Service = request.app.state.service
     await _ready(service)
     return Response()

@@ -1,4 +1,4 @@
-"""What is served and how it fares: models, probes and counters, for machines that watch the service."""
+"""GET /v1/models and /info: the models that are served."""
 
 from datetime import datetime
 from importlib import metadata
@@ -39,17 +39,17 @@ class ModelList(BaseModel):
 @router.get("/v1/models", tags=["about"], responses={200: {"model": ModelList}})
 async def models(request: Request) -> Response:
     """The two models of the live release, in OpenAI's shape."""
-    call = RequestContext(request)
-    return call.answer({"object": "list", "data": list(_models(call.searcher).values())})
+    context = RequestContext(request)
+    return context.small_answer({"object": "list", "data": list(_models(context.searcher).values())})
 
 
 @router.get("/v1/models/{model_id:path}", tags=["about"], responses={200: {"model": ModelEntry}})
 async def model(request: Request, model_id: str) -> Response:
     """One model, by `ranker`, `encoder` or its digest."""
-    call = RequestContext(request)
-    for name, facts in _models(call.searcher).items():
-        if model_id in (name, facts["digest"]):
-            return call.answer(facts)
+    context = RequestContext(request)
+    for name, entry in _models(context.searcher).items():
+        if model_id in (name, entry["digest"]):
+            return context.small_answer(entry)
     raise NotFoundError(f"no model called '{model_id[:100]}'; GET /v1/models lists them")
 
 
@@ -71,11 +71,11 @@ def _models(searcher: Searcher) -> dict[str, dict[str, Any]]:
 
 @router.get("/info", tags=["about"])
 async def info(request: Request) -> Response:
-    """What is served, in the shape of text-embeddings-inference with our own fields after it."""
-    call = RequestContext(request)
-    searcher, settings = call.searcher, call.service.settings
+    """The models and limits, in the shape of text-embeddings-inference with our own fields after it."""
+    context = RequestContext(request)
+    searcher, settings = context.searcher, context.service.settings
     longest = searcher.ranker.bundle.templates["pair"].max_tokens
-    return call.answer(
+    return context.small_answer(
         {
             "model_id": "ranker",
             "model_sha": searcher.ranker.digest,

@@ -1,38 +1,42 @@
-"""What a client may send in place of a text, and whether a text is cut: both are questions to a model's tokenizer."""
+"""Token ids in place of texts, and texts that must not be cut: both are questions to a model's tokenizer.
+
+Everything here grows with the request, so it runs in a worker thread and looks at the request's deadline.
+"""
 
 from collections.abc import Sequence
 
 from pipeline.tokens import PairTemplate, TextTemplate
 from serving.errors import InvalidRequestError
+from serving.runtime.deadline import Deadline
 from serving.runtime.engine import Engine, Role
 
 Input = str | list[int]
 
 
-def texts(engine: Engine, inputs: Sequence[Input], role: Role, field: str) -> list[str]:
+def texts(engine: Engine, inputs: Sequence[Input], role: Role, field: str, deadline: Deadline) -> list[str]:
     """The inputs as texts; token ids as the text that is written with exactly these ids.
 
-    Reading ids back and writing them again is what tells ours from those of another tokenizer, which would else give
-    a vector of nonsense without a word. Special tokens around them are taken off, as they are put on again.
+    Reading ids back and writing them again tells ours from those of another tokenizer, which would otherwise give a
+    vector of nonsense without a word. Special tokens around them are taken off, because they are put on again.
+
+    Args:
+        field: of the request, for messages.
 
     Raises:
         InvalidRequestError: an empty text, or ids that are not how this tokenizer writes anything.
+        DeadlineError: the time is over.
     """
-    found = []
-    for place, given in enumerate(inputs):
-        item = given if isinstance(given, str) else _read(engine, given, role)
-        if item is None:
-            raise InvalidRequestError(
-                f"{field}[{place}]: these token ids are not how the encoder's tokenizer writes a text; send the text, "
-                f"or ids made with the tokenizer.json of encoder {engine.digest[:12]}"
-            )
+    decoded = []
+    for index, given in enumerate(inputs):
+        deadline.check()
+        item = given if isinstance(given, str) else _decode(engine, given, role, f"{field}[{index}]")
         if not item.strip():
-            raise InvalidRequestError(f"{field}[{place}] is empty; send texts with at least one character")
-        found.append(item)
-    return found
+            raise InvalidRequestError(f"{field}[{index}] is empty; send texts with at least one character")
+        decoded.append(item)
+    return decoded
 
 
-def _read(engine: Engine, ids: Sequence[int], role: Role) -> str | None:
+def _decode(engine: Engine, ids: Sequence[int], role: Role, name: str) -> str:
     template = engine.bundle.templates[role]
     before, after = template.before, template.after
     if (
@@ -41,52 +45,54 @@ def _read(engine: Engine, ids: Sequence[int], role: Role) -> str | None:
         and tuple(ids[-len(after) :]) == after
     ):
         ids = ids[len(before) : -len(after)]
-    return engine.tokeniser.text(ids)
+    decoded = engine.tokeniser.text(ids)
+    if decoded is None:
+        raise InvalidRequestError(
+            f"{name}: these token ids are not how the encoder's tokenizer writes a text; send the text, "
+            f"or ids made with the tokenizer.json of encoder {engine.digest[:12]}"
+        )
+    return decoded
 
 
-def check_texts(engine: Engine, items: Sequence[str], role: Role, field: str) -> None:
-    """Nothing, when the encoder reads each of these to its end.
-
-    Raises:
-        InvalidRequestError: it would cut one; says which.
-    """
+def check_texts(engine: Engine, items: Sequence[str], role: Role, field: str, deadline: Deadline) -> None:
+    """Raises InvalidRequestError if the encoder would cut a text, DeadlineError if the time is over."""
     template = engine.bundle.templates[role]
     assert isinstance(template, TextTemplate)
     room = template.max_tokens - len(template.before) - len(template.after)
-    for place, item in enumerate(items):
-        _check(engine, item, template.max_tokens, room, f"{field}[{place}]")
+    for index, item in enumerate(items):
+        deadline.check()
+        _check(engine, item, template.max_tokens, room, f"{field}[{index}]")
 
 
-def check_pairs(engine: Engine, query: str, documents: Sequence[str]) -> None:
-    """Nothing, when the ranker reads the query and each document beside it to their ends.
-
-    Raises:
-        InvalidRequestError: it would cut one; says which.
-    """
+def check_pairs(engine: Engine, query: str, documents: Sequence[str], deadline: Deadline) -> None:
+    """Raises InvalidRequestError if the ranker would cut the query or a document beside it, DeadlineError if the time
+    is over."""
     template = engine.bundle.templates["pair"]
     assert isinstance(template, PairTemplate)
     used = _check(engine, query, template.max_tokens, template.max_query_tokens, "query")
-    for place, document in enumerate(documents):
-        _check(engine, document, template.max_tokens, template.document_room(used), f"document {place}")
+    for index, document in enumerate(documents):
+        deadline.check()
+        _check(engine, document, template.max_tokens, template.document_room(used), f"document {index}")
 
 
 def check_limit(engine: Engine, limit: int, field: str) -> None:
-    """Nothing, when the ranker reads no more of a document than `limit` tokens anyway.
-
-    Raises:
-        InvalidRequestError: it may read more, and cannot be told to read less.
-    """
-    read = engine.bundle.templates["pair"].max_tokens
-    if limit < read:
+    """Raises InvalidRequestError if the ranker may read more of a document than `limit` tokens; it cannot read less."""
+    longest = engine.bundle.templates["pair"].max_tokens
+    if limit < longest:
         raise InvalidRequestError(
-            f"{field} is {limit}; the ranker reads up to {read} tokens of a query and a document, which the release "
-            f"fixes: send {read} or more, or leave it out"
+            f"{field} is {limit}; the ranker reads up to {longest} tokens of a query and a document, which the release "
+            f"fixes: send {longest} or more, or leave it out"
         )
 
 
-def _check(engine: Engine, item: str, read: int, room: int, name: str) -> int:
-    """How many tokens it has; `read` is how many the tokeniser is asked for, as when it is scored."""
-    (ids,) = engine.tokeniser.ids([item], read)
+def _check(engine: Engine, item: str, longest: int, room: int, name: str) -> int:
+    """Number of tokens of a text that is not cut.
+
+    Args:
+        longest: tokens that the tokenizer gives at most, the same number as when the text is scored.
+        room: tokens that the model reads of it.
+    """
+    (ids,) = engine.tokeniser.ids([item], longest)
     if len(ids) > room:
         raise InvalidRequestError(
             f"{name}: has more than the {room} tokens that the {engine.role} reads of it, and truncate is false; send "

@@ -1,24 +1,31 @@
 """Bytes from a client to checked values, and values to JSON."""
 
-import json
+import re
 from typing import Any, TypeVar
 
 import orjson
 from pydantic import BaseModel, ValidationError
 from starlette.responses import Response
 
-from pipeline import text
 from serving import errors
-from serving.api.paths import OPENAI_PATHS
+from serving.api.json_limits import check_structure, is_deep, too_deep
+from serving.api.paths import Endpoint, ErrorShape
+from serving.api.schemas import RequestBody
 from serving.errors import BusyError, InvalidRequestError, RequestError, ServingError
+from serving.settings import Settings
 
-M = TypeVar("M", bound=BaseModel)
+M = TypeVar("M", bound=RequestBody)
 
-MAX_DEPTH = 200
-"""Lists and objects within each other in a request: orjson reads 1024 but writes 254, and documents are given back."""
+SHOWN_ERRORS, SHOWN_CHARS = 5, 200
+"""A message names so many wrong fields, and shows so many characters of each."""
 
-SHOWN_FAULTS = 5
-"""A list of ten thousand wrong items has one message, not ten thousand."""
+_LONE_SURROGATE = re.compile(
+    rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F][0-9a-fA-F]{2})"
+    rb"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+)
+_SPLIT = re.compile(rb"[^\\u0-9a-fA-F]|\\(?!u[dD][c-fC-F])|(?<=\\u[dD][c-fC-F][0-9a-fA-F]{2})\\")
+"""Positions that are not within an escaped surrogate, nor between the two of a pair."""
+_CHUNK = 2**18
 
 
 class Json(Response):
@@ -27,69 +34,95 @@ class Json(Response):
     media_type = "application/json"
 
     def render(self, content: Any) -> bytes:
-        return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
+        return encode(content)
 
 
-def parse(body: bytes, model: type[M]) -> M:
-    """The request in a body. Lone surrogates, which JSON can write but no text can hold, become U+FFFD.
+def encode(content: Any) -> bytes:
+    """The JSON of a value; numpy arrays become lists."""
+    return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def load(body: bytes) -> Any:
+    """The JSON value in a body. Lone surrogates, which JSON can write but no text can hold, become U+FFFD.
 
     Raises:
-        RequestError: not JSON, or nested too deep.
-        InvalidRequestError: JSON, but not what `model` describes; names the fields.
+        RequestError: the body is not JSON, or is nested too deep.
+        BodyTooLargeError: it holds more values than the limits of `json_limits`.
     """
-    given = _loads(body)
-    if body.count(b"[") + body.count(b"{") > MAX_DEPTH and _is_deep(given):
-        raise RequestError(f"the body is nested too deep; at most {MAX_DEPTH} lists and objects within each other")
+    if not body.strip():
+        raise RequestError("the body is empty; send a JSON object")
+    check_structure(body)
+    value = _loads(body)
+    if is_deep(body, value):
+        raise too_deep()
+    return value
+
+
+def validate(value: Any, model: type[M], settings: Settings | None = None) -> M:
+    """The request in a JSON value. Lists are measured before their items are looked at, and the first wrong item ends
+    the validation of its list, so the cost is bounded.
+
+    Args:
+        settings: limit the lengths of lists; None for no limit.
+
+    Raises:
+        BodyTooLargeError: the value holds more documents or texts than the settings allow.
+        InvalidRequestError: it is not what `model` describes; names the fields.
+    """
+    if isinstance(value, dict):
+        model.refuse(value)
     try:
-        return model.model_validate(given)
+        return model.model_validate(value, context=settings)
     except ValidationError as error:
-        raise InvalidRequestError(_faults(error)) from error
+        raise InvalidRequestError(_message(error)) from None
 
 
 def _loads(body: bytes) -> Any:
-    if not body.strip():
-        raise RequestError("the body is empty; send a JSON object")
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:
         if b"\\u" not in body:
-            raise RequestError(f"the body is not valid JSON: {error}") from error
+            raise RequestError(f"the body is not valid JSON: {error}") from None
     try:
-        # orjson refuses a lone surrogate in an escape; the standard library reads it.
-        return orjson.loads(text.clean(json.dumps(json.loads(body), ensure_ascii=False)))
-    except (ValueError, RecursionError) as error:
-        reason = "it is nested too deep" if isinstance(error, RecursionError) else str(error)
-        raise RequestError(f"the body is not valid JSON: {reason}") from error
+        # orjson refuses a lone surrogate in an escape.
+        return orjson.loads(_without_lone_surrogates(body))
+    except orjson.JSONDecodeError as error:
+        raise RequestError(f"the body is not valid JSON: {error}") from None
 
 
-def _is_deep(given: Any) -> bool:
-    level = [given]
-    for _ in range(MAX_DEPTH):
-        below = (item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list))
-        level = [inner for items in below for inner in items if isinstance(inner, dict | list)]
-        if not level:
-            return False
-    return True
+def _without_lone_surrogates(body: bytes) -> bytes:
+    """The JSON with U+FFFD in place of each lone surrogate, chunk by chunk, so that other threads have their turns."""
+    body = body.replace(b"\\\\", b"\\u005c")  # From here on, each backslash begins an escape.
+    parts, start = [], 0
+    while start < len(body):
+        split = _SPLIT.search(body, start + _CHUNK)
+        end = split.start() if split else len(body)
+        parts.append(_LONE_SURROGATE.sub(rb"\\ufffd", body[start:end]))
+        start = end
+    return b"".join(parts)
 
 
-def _faults(error: ValidationError) -> str:
-    faults = error.errors(include_url=False, include_input=False, include_context=False)
-    words = []
-    for fault in faults[:SHOWN_FAULTS]:
-        where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in fault["loc"]).lstrip(".")
-        words.append(f"{where or 'the body'}: {fault['msg'].removeprefix('Value error, ')}")
-    more = len(faults) - SHOWN_FAULTS
-    return "; ".join(words) + (f"; and {more} more" if more > 0 else "")
+def _message(error: ValidationError) -> str:
+    """The first wrong fields, each with its path and what is wrong with it."""
+    details = error.errors(include_url=False, include_input=False, include_context=False)
+    shown = []
+    for detail in details[:SHOWN_ERRORS]:
+        path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in detail["loc"]).lstrip(".")
+        message = detail["msg"].removeprefix("Value error, ")
+        shown.append(f"{path[:SHOWN_CHARS] or 'the body'}: {message[:SHOWN_CHARS]}")
+    more = len(details) - SHOWN_ERRORS
+    return "; ".join(shown) + (f"; and {more} more" if more > 0 else "")
 
 
 def request_schema(model: type[BaseModel]) -> dict[str, Any]:
-    """The OpenAPI part of a body that `wire.parse` reads in FastAPI's place, as it must bear lone surrogates."""
+    """The OpenAPI part of a body that `parse` reads in FastAPI's place, because it must bear lone surrogates."""
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": model.model_json_schema()}}}}
 
 
-def refusal(error: ServingError, path: str) -> Json:
-    """The answer for an error, as the clients of this path read it."""
+def refusal(error: ServingError, endpoint: Endpoint) -> Json:
+    """The answer for an error, in the shape that the clients of this endpoint read."""
     headers = {"www-authenticate": "Bearer"} if error.status == 401 else None
     if isinstance(error, BusyError):
         headers = {"retry-after": str(error.retry_after)}
-    return Json(errors.body(error, nested=path.startswith(OPENAI_PATHS)), status_code=error.status, headers=headers)
+    nested = endpoint.errors is ErrorShape.OPENAI
+    return Json(errors.body(error, nested=nested), status_code=error.status, headers=headers)

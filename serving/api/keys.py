@@ -1,17 +1,26 @@
 """API keys: the service knows their hashes only, so whoever reads its settings cannot call it.
 
-A key is 256 random bits, which nobody can try out; one SHA-256 without salt is enough for it, unlike for a password.
+A key is 256 random bits, which nobody can guess; one SHA-256 without salt is enough for it, unlike for a password.
 """
 
 import hashlib
 import hmac
+import logging
 import secrets
-from collections.abc import Mapping, Sequence
+import threading
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from starlette.datastructures import Headers
+
 from pipeline.errors import ConfigError, MissingError
-from pipeline.text import read_text, split_lines
 from serving.settings import HASH, Settings
+
+CHECK_S = 1.0
+"""Seconds between two looks at the file of keys."""
+
+log = logging.getLogger(__name__)
 
 
 def make() -> tuple[str, str]:
@@ -32,33 +41,79 @@ def hashes(settings: Settings) -> list[bytes]:
         MissingError: the settings name a file that cannot be read.
         ConfigError: a line of it does not begin with a hash, or none does.
     """
-    found = [bytes.fromhex(key) for key in settings.api_keys]
-    if not settings.api_keys_file:
-        return found
-    path = Path(settings.api_keys_file)
+    known = [bytes.fromhex(key) for key in settings.api_keys]
+    return known + (_read(Path(settings.api_keys_file)) if settings.api_keys_file else [])
+
+
+def _read(path: Path) -> list[bytes]:
     try:
-        lines = split_lines(read_text(path))
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise MissingError(f"{path}: the hashes of API keys cannot be read ({error}); look at api_keys_file") from error
+    known = []
     for number, line in enumerate(lines, start=1):
         words = line.partition("#")[0].split()
         if not words:
             continue
         if not HASH.fullmatch(words[0]):
             raise ConfigError(f"{path}, line {number}: does not begin with a SHA-256 in hex; `relevance key` makes one")
-        found.append(bytes.fromhex(words[0]))
-    if not found:
+        known.append(bytes.fromhex(words[0]))
+    if not known:
         raise ConfigError(f"{path}: holds no hash, which would leave the service open; add one, or drop api_keys_file")
-    return found
+    return known
 
 
-def sent(headers: Mapping[str, str], *others: str) -> str:
-    """The key that came with a request: as a bearer, bare, or in one of these other headers; empty without one."""
-    found = next((value for name in ("authorization", *others) if (value := headers.get(name, ""))), "")
-    return found.removeprefix("Bearer ").removeprefix("bearer ").strip()
+class KeyRing:
+    """The hashes of the API keys; read again when the file of keys changes."""
+
+    def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
+        """Raises MissingError or ConfigError, as `hashes` does."""
+        self._settings, self._clock = settings, clock
+        self._path = Path(settings.api_keys_file) if settings.api_keys_file else None
+        self._lock = threading.Lock()
+        self._version = self._stat()
+        self._known = hashes(settings)
+        self._next_check = clock() + CHECK_S
+
+    def known(self) -> Sequence[bytes]:
+        """The hashes of now. A file that became unreadable is logged, and the hashes of before stay valid."""
+        if self._path is None or self._clock() < self._next_check:
+            return self._known
+        with self._lock:
+            self._next_check = self._clock() + CHECK_S
+            version = self._stat()
+            if version != self._version:
+                self._version = version
+                try:
+                    self._known = hashes(self._settings)
+                    log.info("%s: read again; %d API keys are valid", self._path, len(self._known))
+                except (ConfigError, MissingError) as error:
+                    log.error("%s; the API keys of before stay valid", error)
+        return self._known
+
+    def _stat(self) -> tuple[int, int, int] | None:
+        try:
+            stat = self._path.stat() if self._path is not None else None
+        except OSError:
+            return None
+        return (stat.st_mtime_ns, stat.st_size, stat.st_ino) if stat is not None else None
 
 
-def matches(sent: str, known: Sequence[bytes]) -> bool:
+def candidates(headers: Headers, *names: str) -> list[str]:
+    """Every key that came with a request: as a bearer token, as the bare value of Authorization, or in a header of
+    these names. Credentials of another scheme, such as Basic from a proxy, are no key and hide none."""
+    keys = []
+    for value in headers.getlist("authorization"):
+        words = value.split()
+        if len(words) == 1 and words[0].lower() != "bearer":
+            keys.append(words[0])
+        elif len(words) == 2 and words[0].lower() == "bearer":
+            keys.append(words[1])
+    keys += [value.strip() for name in names for value in headers.getlist(name)]
+    return [key for key in keys if key]
+
+
+def matches(key: str, known: Sequence[bytes]) -> bool:
     """Whether this is one of the keys; compares with each, so that the time does not tell which one was near."""
-    mine = digest(sent)
-    return sum(hmac.compare_digest(mine, key) for key in known) > 0
+    mine = digest(key)
+    return sum(hmac.compare_digest(mine, other) for other in known) > 0

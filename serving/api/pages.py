@@ -1,4 +1,4 @@
-"""For people: the search page and the list of endpoints. Nothing in them comes from another host."""
+"""The pages for people: search, and the list of endpoints. Nothing in them comes from another host."""
 
 import base64
 import hashlib
@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from importlib import resources
 
 from fastapi import APIRouter, Request
-from starlette.responses import HTMLResponse
+from starlette.responses import HTMLResponse, Response
 
-from serving.api import admin
+from serving.api.access import admin_exists_for
 from serving.api.json_io import Json
+from serving.api.paths import ENDPOINTS, Access
+from serving.settings import ROOT_PATH, Settings
 
 router = APIRouter(include_in_schema=False)
 
@@ -52,21 +54,31 @@ DOCS = Page.load("docs.html")
 
 @router.api_route("/", methods=["GET", "HEAD"])
 async def search_page() -> HTMLResponse:
-    """Where a person types a query and sees three lists side by side."""
+    """The page on which a person types a query and sees three lists side by side."""
     return SEARCH.answer()
 
 
 @router.api_route("/docs", methods=["GET", "HEAD"])
 async def docs_page() -> HTMLResponse:
-    """The endpoints, drawn from /openapi.json by the page itself."""
+    """The page of endpoints, which its own script draws from /openapi.json."""
     return DOCS.answer()
+
+
+@router.get("/favicon.ico")
+async def favicon() -> Response:
+    """No content: the pages bring their icon themselves."""
+    return Response(status_code=204)
 
 
 @router.get("/openapi.json")
 async def openapi(request: Request) -> Json:
-    """The endpoints for machines, less those that do not exist for this one."""
-    whole = request.app.openapi()
-    if admin.exist_for(request.app.state.service.settings, request.client.host if request.client else ""):
-        return Json(whole)
-    paths = {path: told for path, told in whole["paths"].items() if not path.startswith(admin.router.prefix)}
-    return Json({**whole, "paths": paths})
+    """The endpoints for machines, without those that do not exist for this client."""
+    settings: Settings = request.app.state.service.settings
+    schema = request.app.openapi()
+    if not admin_exists_for(settings, request.client.host if request.client else ""):
+        hidden = {endpoint.path for endpoint in ENDPOINTS if endpoint.access is Access.ADMIN}
+        schema = {**schema, "paths": {path: item for path, item in schema["paths"].items() if path not in hidden}}
+    prefix = request.headers.get("x-forwarded-prefix", "").rstrip("/")
+    if not ROOT_PATH.fullmatch(prefix):
+        prefix = settings.root_path
+    return Json({**schema, "servers": [{"url": prefix}]} if prefix else schema)

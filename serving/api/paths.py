@@ -1,18 +1,99 @@
-"""Paths of the service, by who may call them and how they are counted."""
+"""The one table of the service's paths: who may call each, how it is counted, and how its errors look.
 
-OPEN_PATHS = {"/", "/livez", "/readyz", "/health", "/ping", "/metrics", "/docs", "/openapi.json", "/favicon.ico"}
-"""Need no API key: probes cannot send one, and the pages hold no data."""
+Middleware, error answers, metrics and rollouts read this table; a test holds it equal to the routes of the app.
+"""
 
-
-SCORING_PATHS = {"/rerank", "/v1/rerank", "/v2/rerank", "/search", "/v1/embeddings", "/embed"}
-"""Counted as text-embeddings-inference counts its own, also when they fail before their items are known."""
-
-
-TRIAL_PATHS = {"/rerank", "/v1/rerank", "/v2/rerank", "/search"}
-"""A canary gets its share of these. Vectors stay the live encoder's, because they must fit those that clients hold."""
+import re
+from dataclasses import dataclass
+from enum import Enum
 
 
-ADMIN_PREFIX = "/admin/"
+class Access(Enum):
+    """Who may call an endpoint."""
+
+    OPEN = "open"
+    """Anybody: probes cannot send a key, and the pages hold no data."""
+    API_KEY = "API key"
+    """Whoever has one of the API keys; anybody when the settings name no key."""
+    ADMIN = "admin"
+    """Whoever has an administrator's key and asks from where the settings allow it."""
 
 
-OPENAI_PATHS = ("/v1/embeddings", "/v1/models")
+class ErrorShape(Enum):
+    """The JSON of an error; see `serving.errors.body`."""
+
+    PLAIN = "plain"
+    """`error` is a text."""
+    OPENAI = "OpenAI"
+    """`error` is an object."""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One row of the table."""
+
+    path: str
+    """Template of the path, as the router writes it."""
+    methods: tuple[str, ...]
+    access: Access = Access.API_KEY
+    scoring: bool = False
+    """Whether requests count as requests for scores or vectors, as text-embeddings-inference counts its own."""
+    rollouts: bool = False
+    """Whether a canary answers its share and a shadow gets copies. Vectors always come from the live encoder, because
+    they must fit those that clients hold."""
+    errors: ErrorShape = ErrorShape.PLAIN
+
+
+_PROBE = ("GET", "HEAD")
+
+ENDPOINTS = (
+    Endpoint("/", _PROBE, Access.OPEN),
+    Endpoint("/docs", _PROBE, Access.OPEN),
+    Endpoint("/openapi.json", ("GET",), Access.OPEN),
+    Endpoint("/favicon.ico", ("GET",), Access.OPEN),
+    Endpoint("/livez", _PROBE, Access.OPEN),
+    Endpoint("/readyz", _PROBE, Access.OPEN),
+    Endpoint("/health", _PROBE, Access.OPEN),
+    Endpoint("/ping", _PROBE, Access.OPEN),
+    Endpoint("/metrics", ("GET",), Access.OPEN),
+    Endpoint("/rerank", ("POST",), scoring=True, rollouts=True),
+    Endpoint("/v1/rerank", ("POST",), scoring=True, rollouts=True),
+    Endpoint("/v2/rerank", ("POST",), scoring=True, rollouts=True),
+    Endpoint("/search", ("POST", "GET"), scoring=True, rollouts=True),
+    Endpoint("/", ("POST",), scoring=True),
+    Endpoint("/embed", ("POST",), scoring=True),
+    Endpoint("/v1/embeddings", ("POST",), scoring=True, errors=ErrorShape.OPENAI),
+    Endpoint("/v1/models", ("GET",), errors=ErrorShape.OPENAI),
+    Endpoint("/v1/models/{model_id:path}", ("GET",), errors=ErrorShape.OPENAI),
+    Endpoint("/info", ("GET",)),
+    Endpoint("/admin/releases", ("GET",), Access.ADMIN),
+    Endpoint("/admin/canary", ("PUT",), Access.ADMIN),
+    Endpoint("/admin/canary", ("DELETE",), Access.ADMIN),
+    Endpoint("/admin/shadow", ("PUT",), Access.ADMIN),
+    Endpoint("/admin/shadow", ("DELETE",), Access.ADMIN),
+    Endpoint("/admin/canary/promote", ("POST",), Access.ADMIN),
+    Endpoint("/admin/rollback", ("POST",), Access.ADMIN),
+)
+
+UNKNOWN = Endpoint("other", ())
+"""Stands for every path that is not in the table; its label keeps strangers from adding series to the metrics."""
+
+UNKNOWN_ADMIN = Endpoint("other", (), Access.ADMIN)
+"""Stands for paths below `/admin/` that are not in the table: a stranger must not learn which ones exist."""
+
+_EXACT: dict[str, list[Endpoint]] = {}
+for _row in ENDPOINTS:
+    _EXACT.setdefault(_row.path, []).append(_row)
+_TEMPLATES = [
+    (re.compile(re.sub(r"\\\{\w+:path\\\}", ".*", re.escape(row.path))), row) for row in ENDPOINTS if "{" in row.path
+]
+
+
+def find(path: str, method: str) -> Endpoint:
+    """The row of a request; with a method that the path does not have, the path's first row."""
+    rows = _EXACT.get(path)
+    if rows is None:
+        rows = [row for pattern, row in _TEMPLATES if pattern.fullmatch(path)]
+    if not rows:
+        return UNKNOWN_ADMIN if path.startswith("/admin/") else UNKNOWN
+    return next((row for row in rows if method in row.methods), rows[0])

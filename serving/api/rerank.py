@@ -1,62 +1,180 @@
 """POST /rerank, /v1/rerank and /v2/rerank, in the shapes of text-embeddings-inference, Cohere and Jina."""
 
-import math
 import uuid
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
+from annotated_types import MaxLen
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, BeforeValidator, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationInfo
 from starlette.responses import Response
 
 from pipeline import text
-from serving.api import (
-    inputs,
-    json_io,
-)
+from serving.api import bulk, inputs
 from serving.api.json_io import request_schema
 from serving.api.request import Handler, RequestContext
-from serving.api.schemas import RequestBody
+from serving.api.schemas import ClientShape, RefusedField, RequestBody, check_length, shown
 from serving.errors import InvalidRequestError
 from serving.rollout import comparison
 from serving.scoring import cascade
-from serving.scoring.cache import Fetched
 from serving.scoring.reranker import relevance
 
 router = APIRouter()
 
+MAX_RANK_FIELDS = 100
 
-def _named(value: Any) -> Any:
+UNREACHED = -1e4
+"""Raw score of documents when a cascade reached none: finite, as JSON has no infinity, below what any model gives, and
+0 as a relevance."""
+
+OTHER_MODEL = "any name is taken; the live release answers"
+
+
+def _few(value: Any, info: ValidationInfo) -> Any:
+    """Checks the number of documents before any of them is looked at."""
+    check_length(value, info, "max_documents", "documents")
+    return value
+
+
+def _text_or_object(value: Any) -> Any:
     """One message in place of one for each type of a union."""
     if not isinstance(value, str | dict):
         raise ValueError("a document is a text, or an object with texts")
     return value
 
 
+def _all_different(names: list[str]) -> list[str]:
+    """Names no field twice: the same text many times over would be a body that grows after it was measured."""
+    if len(set(names)) < len(names):
+        raise ValueError("a field is named twice")
+    return names
+
+
+Texts = Annotated[list[str], Field(fail_fast=True), BeforeValidator(_few)]
+Document = Annotated[str | dict[str, Any], BeforeValidator(_text_or_object)]
+Documents = Annotated[list[Document], Field(fail_fast=True), BeforeValidator(_few)]
+RankFields = Annotated[list[str], Field(fail_fast=True), MaxLen(MAX_RANK_FIELDS), AfterValidator(_all_different)]
+
+_CUT_AT_END = RefusedField("texts are cut at their end, leave it out", accepted=("Right", "right"))
+
+TEI_RERANK = ClientShape(
+    client="text-embeddings-inference",
+    honoured=frozenset({"query", "texts", "raw_scores", "return_text", "truncate", "truncation_direction"}),
+)
+COHERE_RERANK = ClientShape(
+    client="Cohere",
+    honoured=frozenset(
+        {"query", "documents", "top_n", "return_documents", "rank_fields", "max_tokens_per_doc"},
+    ),
+    ignored={
+        "model": OTHER_MODEL,
+        "priority": "all requests of a service are equal; order is by deadline",
+        "max_chunks_per_doc": "a document is read as one chunk, which is at most what was asked for",
+    },
+)
+JINA_RERANK = ClientShape(
+    client="Jina",
+    honoured=frozenset({"query", "documents", "top_n", "return_documents", "truncation"}),
+    ignored={
+        "model": OTHER_MODEL,
+        "max_doc_length": "the release fixes how much of a document is read",
+        "max_query_length": "the release fixes how much of a query is read",
+    },
+    refused={
+        "return_embeddings": RefusedField("a ranker makes no vectors; POST /embed does", accepted=(False,)),
+    },
+)
+VOYAGE_RERANK = ClientShape(
+    client="Voyage",
+    honoured=frozenset({"query", "documents", "top_k", "return_documents", "truncation"}),
+    ignored={"model": OTHER_MODEL},
+)
+VLLM_RERANK = ClientShape(
+    client="vLLM",
+    honoured=frozenset({"query", "documents", "top_n", "max_tokens_per_doc"}),
+    ignored={
+        "model": OTHER_MODEL,
+        "user": "requests are not told apart by their users",
+        "priority": "all requests of a service are equal; order is by deadline",
+        "request_id": "the header x-request-id names a request",
+        "truncate_prompt_tokens": "the release fixes how much is read",
+    },
+    refused={
+        "mm_processor_kwargs": RefusedField("the ranker reads texts only"),
+        "use_activation": RefusedField("send raw_scores: true for scores without the sigmoid", accepted=(True,)),
+        "activation": RefusedField("send raw_scores: true for scores without the sigmoid", accepted=(True,)),
+        "softmax": RefusedField("scores are sigmoids, independent of the other documents", accepted=(False,)),
+    },
+)
+OWN_RERANK = ClientShape(
+    client="search-relevance",
+    honoured=frozenset(
+        {"query", "documents", "texts", "top_n", "top_k", "return_documents", "return_text", "raw_scores", "cascade",
+         "rank_fields", "max_tokens_per_doc", "truncate", "truncation", "truncation_direction"}
+    ),
+    ignored={"model": OTHER_MODEL},
+)  # fmt: skip
+
+
 class RerankRequest(RequestBody):
     """`texts` asks for the answer of text-embeddings-inference, `documents` for that of Cohere and Jina."""
 
+    shapes: ClassVar[tuple[ClientShape, ...]] = (
+        *(TEI_RERANK, COHERE_RERANK, JINA_RERANK, VOYAGE_RERANK, VLLM_RERANK, OWN_RERANK),
+    )
+
     query: str = Field(description="What is searched for.", examples=["fast sorting"])
-    texts: list[str] | None = Field(None, description="text-embeddings-inference: the texts to score.")
-    documents: list[Annotated[str | dict[str, Any], BeforeValidator(_named)]] | None = Field(
+    texts: Texts | None = Field(None, description="text-embeddings-inference: the texts to score.")
+    documents: Documents | None = Field(
         None, description="Cohere, Jina: texts, or objects with `text` and perhaps `title`."
     )
     model: str | None = Field(None, description="Any name; the live release answers.")
-    top_n: int | None = Field(None, ge=0, description="Cohere, Jina: the best so many; null or 0 for all.")
-    return_documents: bool | None = Field(None, description="Cohere, Jina: put each document into its result.")
-    rank_fields: list[str] | None = Field(None, description="Cohere: the keys of an object to read, in this order.")
-    max_tokens_per_doc: int | None = Field(
-        None, description="Cohere: no fewer than the ranker reads of a pair; 422 rather than pretend to cut more."
+    top_n: int | None = Field(
+        None, ge=0, description="Cohere, Jina: number of results, the best first; null or 0 for all. Without effect "
+        "beside `texts`, whose answer holds all."
+    )  # fmt: skip
+    top_k: int | None = Field(None, ge=0, description="Voyage: the same as `top_n`.")
+    return_documents: bool | None = Field(
+        None, description="Cohere, Jina: put each document into its result. Without effect beside `texts`."
     )
-    raw_scores: bool | None = Field(None, description="text-embeddings-inference: scores as the model gives them.")
-    return_text: bool | None = Field(None, description="text-embeddings-inference: put each text into its result.")
+    rank_fields: RankFields | None = Field(
+        None, description="Cohere: the keys of an object to read, in this order. Without effect on texts."
+    )
+    max_tokens_per_doc: int | None = Field(
+        None,
+        description="Cohere, vLLM: 0 for no limit, else no fewer than the ranker reads of a pair; 422 rather than "
+        "pretend to cut more.",
+    )
+    raw_scores: bool | None = Field(None, description="Scores as the model gives them, in place of their sigmoid.")
+    return_text: bool | None = Field(
+        None, description="text-embeddings-inference: put each text into its result; beside `documents` the same as "
+        "`return_documents`."
+    )  # fmt: skip
     truncate: bool | None = Field(None, description="false: 422 rather than cut what is longer than the model reads.")
+    truncation: bool | None = Field(None, description="Jina, Voyage: the same as `truncate`.")
     truncation_direction: Literal["Right", "right"] | None = Field(None, description="Texts are cut at their end.")
     cascade: bool | None = Field(
         None,
         description="Rerank best first as far as the time goes and leave the rest in first-stage order, each result "
-        "marked with `reranked`; never 429 or 504. The first stage is each document's `score`, else the encoder.",
+        "marked with `reranked`; never 429, and 504 only when the time is over before the ranker can begin. The first "
+        "stage is each document's `score`, else the encoder.",
     )
+
+    @property
+    def limit(self) -> int | None:
+        """Number of results; None for all.
+
+        Raises:
+            InvalidRequestError: `top_n` and `top_k` contradict each other.
+        """
+        if self.top_n and self.top_k and self.top_n != self.top_k:
+            raise InvalidRequestError(f"top_n is {self.top_n} and top_k is {self.top_k}; send one of them")
+        return self.top_n or self.top_k or None
+
+    @property
+    def cut(self) -> bool:
+        """Whether longer texts are cut; otherwise they are refused."""
+        return self.truncate is not False and self.truncation is not False
 
 
 class TextScore(BaseModel):
@@ -72,7 +190,7 @@ class Ranked(BaseModel):
     """One document's relevance, as Cohere and Jina give it."""
 
     index: int = Field(description="Place in `documents`, from 0.")
-    relevance_score: float = Field(description="In [0, 1].")
+    relevance_score: float = Field(description="In [0, 1], or the raw score when asked for.")
     document: dict[str, Any] | None = None
     reranked: bool | None = Field(None, description="In a cascade: false where the ranker did not reach it.")
 
@@ -87,16 +205,48 @@ class RerankAnswer(BaseModel):
     usage: dict[str, int]
 
 
-def document_text(document: str | dict[str, Any], fields: list[str] | None) -> str:
-    """A document as the ranker reads it: the named fields, else title and text, else all its texts, in order."""
+def document_text(document: str | dict[str, Any], fields: Sequence[str] | None, name: str) -> str:
+    """A document as the ranker reads it: the named fields, else title and text, else all its texts, in order.
+
+    Args:
+        name: path of the document in the request, for messages.
+
+    Raises:
+        InvalidRequestError: the document has no text where it is asked for, or something else in its place.
+    """
     if isinstance(document, str):
         return document
     if fields:
-        return "\n".join(str(document[name]) for name in fields if document.get(name) is not None)
-    if isinstance(document.get("text"), str):
-        title = document.get("title")
-        return text.document_text(title if isinstance(title, str) else "", document["text"])
-    return "\n".join(value for value in document.values() if isinstance(value, str))
+        values = [
+            _field_text(document[field], f"{name}.{field}") for field in fields if document.get(field) is not None
+        ]
+        if not values:
+            raise InvalidRequestError(f"{name} has none of the fields in rank_fields; it has {_names(document)}")
+        return "\n".join(values)
+    for field in ("text", "title"):
+        if not isinstance(document.get(field), str | None):
+            raise InvalidRequestError(f"{name}.{field} is {shown(document[field])}; send a text")
+    if document.get("text") is not None:
+        return text.document_text(document.get("title") or "", document["text"])
+    values = [value for value in document.values() if isinstance(value, str)]
+    if not values:
+        raise InvalidRequestError(f"{name} has no text; it has {_names(document)}: send `text`, or name rank_fields")
+    return "\n".join(values)
+
+
+def _field_text(value: Any, name: str) -> str:
+    """A text, or a number or truth value as JSON writes it."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return str(value)
+    raise InvalidRequestError(f"{name} is {shown(value)}; a field in rank_fields is a text or a number")
+
+
+def _names(document: dict[str, Any]) -> str:
+    return ", ".join(name[:40] for name in list(document)[:10]) or "no fields"
 
 
 def first_stage(documents: Sequence[str | dict[str, Any]]) -> list[float] | None:
@@ -108,10 +258,10 @@ def first_stage(documents: Sequence[str | dict[str, Any]]) -> list[float] | None
     scores = [document.get("score") if isinstance(document, dict) else None for document in documents]
     if all(score is None for score in scores):
         return None
-    for place, score in enumerate(scores):
+    for index, score in enumerate(scores):
         if isinstance(score, bool) or not isinstance(score, int | float) or not -1e300 < score < 1e300:
             raise InvalidRequestError(
-                f"documents[{place}].score is {str(score)[:40]}; a cascade needs a number in every document, or in none"
+                f"documents[{index}].score is {str(score)[:40]}; a cascade needs a number in every document, or in none"
             )
     return [float(score) for score in scores if score is not None]
 
@@ -132,93 +282,117 @@ async def rerank(request: Request) -> Response:
     With `texts` the answer is a bare list, as text-embeddings-inference gives it; with `documents` it is that of
     Cohere and Jina. Both work on all three paths.
     """
-    asked = json_io.parse(await request.body(), RerankRequest)
-    if asked.texts is not None:
-        texts: Sequence[str] = asked.texts
-    elif asked.documents is not None:
-        texts = [document_text(document, asked.rank_fields) for document in asked.documents]
-    else:
+    context = RequestContext(request)
+    return await answer(context, await context.read(RerankRequest), request.url.path)
+
+
+async def answer(context: RequestContext, body: RerankRequest, path: str) -> Response:
+    """Scores the documents of a body that was read.
+
+    Raises:
+        InvalidRequestError: there is nothing to score, or a document has no text.
+    """
+    if body.texts is None and body.documents is None:
         raise InvalidRequestError("texts or documents is missing; send a list of texts")
-    if not asked.query.strip():
+    if not body.query.strip():
         raise InvalidRequestError("query is empty; send what is searched for")
-    call = RequestContext(request)
-    call.takes(len(texts), "documents")
-    searcher = call.searcher
-    if asked.max_tokens_per_doc is not None:
-        inputs.check_limit(searcher.ranker, asked.max_tokens_per_doc, "max_tokens_per_doc")
-
-    if asked.cascade:
-        return await _cascade(request, call, asked, texts)
-
-    def score() -> tuple[Fetched[float], int]:
-        if asked.truncate is False:
-            inputs.check_pairs(searcher.ranker, asked.query, texts)
-        found = searcher.reranker.scores(asked.query, texts, call.terms)
-        if asked.texts is not None:
-            return found, 0
-        return found, searcher.ranker.pair_tokens(asked.query, texts, remember=call.terms.remember)
-
-    scored, read = await call.run(score)
-    call.spent(scored.hits, scored.misses, by="ranker")
-    scores = scored.values
-    question = comparison.Rerank(asked.query, texts)
-    call.said(question, lambda: question.outcome(scores))
-    order = sorted(range(len(scores)), key=lambda place: -scores[place])
-    if asked.texts is not None:
-        return call.answer([_text_score(place, scores[place], asked) for place in order])
-    results = [_ranked(place, scores[place], asked) for place in order[: asked.top_n or None]]
-    return call.answer(_cohere(request, results, read))
+    documents: Sequence[str | dict[str, Any]] = body.texts if body.texts is not None else body.documents or []
+    context.counts(len(documents))
+    ranker = context.searcher.ranker
+    if body.max_tokens_per_doc:
+        inputs.check_limit(ranker, body.max_tokens_per_doc, "max_tokens_per_doc")
+    call = _RerankCall(context, body, path)
+    return await context.answer(call.cascade if body.cascade else call.scores, past_deadline=bool(body.cascade))
 
 
-async def _cascade(request: Request, call: RequestContext, asked: RerankRequest, texts: Sequence[str]) -> Response:
-    """The answer that the request's time allows: scored documents first, each result marked."""
-    searcher = call.searcher
-    first = first_stage(asked.documents) if asked.documents is not None else None
+class _RerankCall:
+    """The work on one request, in its thread."""
 
-    def score() -> tuple[cascade.Cascade, int]:
-        if asked.truncate is False:
-            inputs.check_pairs(searcher.ranker, asked.query, texts)
-        found = cascade.rerank(searcher.reranker, searcher.embedder, asked.query, texts, first, call.terms)
-        if asked.texts is not None:
-            return found, 0
-        reached = [texts[place] for place in found.order[: found.reached]]
-        return found, searcher.ranker.pair_tokens(asked.query, reached, remember=call.terms.remember)
+    def __init__(self, context: RequestContext, body: RerankRequest, path: str) -> None:
+        self._context, self._body, self._path = context, body, path
+        self._limit = body.limit
+        self._searcher = context.searcher
+        self._options = context.options
 
-    found, read = await call.run(score, in_time=True)
-    call.spent(found.hits, found.misses, by="ranker", of=len(texts))
-    call.reached(found.reached, len(texts))
-    # What was not reached has the lowest score, so that no client's own sorting brings it before what was.
-    nothing = 0.0 if asked.raw_scores else -math.inf
-    lowest = min((score for score in found.scores if score is not None), default=nothing)
+    def scores(self) -> Any:
+        """The answer in which every document has a score."""
+        context, body, searcher = self._context, self._body, self._searcher
+        texts = self._texts()
+        ranker, remember = searcher.ranker, self._options.remember
+        context.advise(
+            bulk.advice(ranker, texts, lambda some: ranker.pairs(body.query, some, remember=remember), "documents")
+        )
+        fetched = searcher.reranker.scores(body.query, texts, self._options)
+        tokens = self._tokens(texts)
+        context.spent(fetched.hits, fetched.misses, by="ranker")
+        scores = fetched.values
+        question = comparison.Rerank(body.query, texts)
+        context.compare(question, lambda: question.outcome(scores))
+        order = sorted(range(len(scores)), key=lambda index: -scores[index])
+        return self._in_shape([self._result(index, scores[index]) for index in order], tokens)
 
-    def marked(place: int) -> dict[str, Any]:
-        score = found.scores[place]
-        made = _text_score if asked.texts is not None else _ranked
-        result = made(place, score if score is not None else lowest, asked)
-        return {**result, "reranked": score is not None}
+    def cascade(self) -> Any:
+        """The answer that the request's time allows: scored documents first, each result marked."""
+        context, body, searcher = self._context, self._body, self._searcher
+        texts = self._texts()
+        first = first_stage(body.documents) if body.texts is None and body.documents is not None else None
+        result = cascade.rerank(searcher.reranker, searcher.embedder, body.query, texts, first, self._options)
+        tokens = self._tokens([texts[index] for index in result.order[: result.reached]])
+        context.spent(result.hits, result.misses, by="ranker", of=len(texts))
+        context.reached(result.reached, len(texts))
+        # What was not reached has the lowest score, so that no client's own sorting brings it before what was.
+        lowest = min((score for score in result.scores if score is not None), default=UNREACHED)
+        marked = []
+        for index in result.order:
+            score = result.scores[index]
+            marked.append({**self._result(index, lowest if score is None else score), "reranked": score is not None})
+        return self._in_shape(marked, tokens)
 
-    if asked.texts is not None:
-        return call.answer([marked(place) for place in found.order])
-    results = [marked(place) for place in found.order[: asked.top_n or None]]
-    return call.answer(_cohere(request, results, read))
+    def _texts(self) -> list[str]:
+        """The texts to score.
 
+        Raises:
+            InvalidRequestError: a document has no text, or one would be cut and must not be.
+            DeadlineError: the time is over.
+        """
+        body = self._body
+        if body.texts is not None:
+            texts = body.texts
+        else:
+            texts = [
+                document_text(document, body.rank_fields, f"documents[{index}]")
+                for index, document in enumerate(body.documents or [])
+            ]
+        if not body.cut:
+            inputs.check_pairs(self._searcher.ranker, body.query, texts, self._options.deadline)
+        return texts
 
-def _cohere(request: Request, results: list[dict[str, Any]], read: int) -> dict[str, Any]:
-    meta = {"api_version": {"version": "2" if request.url.path.startswith("/v2") else "1"}}
-    usage = {"prompt_tokens": read, "total_tokens": read}
-    return {"id": uuid.uuid4().hex, "model": "ranker", "results": results, "meta": meta, "usage": usage}
+    def _tokens(self, texts: Sequence[str]) -> int:
+        """Tokens that the ranker read; 0 in a shape that does not tell them."""
+        if self._body.texts is not None:
+            return 0
+        return self._searcher.ranker.pair_tokens(self._body.query, texts, remember=self._options.remember)
 
+    def _result(self, index: int, score: float) -> dict[str, Any]:
+        body = self._body
+        value = score if body.raw_scores else relevance(score)
+        if body.texts is not None:
+            given = {"text": body.texts[index]} if body.return_text else {}
+            return {"index": index, "score": value, **given}
+        result: dict[str, Any] = {"index": index, "relevance_score": value}
+        if (body.return_documents or body.return_text) and body.documents is not None:
+            document = body.documents[index]
+            result["document"] = {"text": document} if isinstance(document, str) else document
+        return result
 
-def _text_score(place: int, score: float, asked: RerankRequest) -> dict[str, Any]:
-    found: dict[str, Any] = {"index": place, "score": score if asked.raw_scores else relevance(score)}
-    if asked.return_text and asked.texts is not None:
-        found["text"] = asked.texts[place]
-    return found
-
-
-def _ranked(place: int, score: float, asked: RerankRequest) -> dict[str, Any]:
-    found: dict[str, Any] = {"index": place, "relevance_score": relevance(score)}
-    if asked.return_documents and asked.documents is not None:
-        document = asked.documents[place]
-        found["document"] = {"text": document} if isinstance(document, str) else document
-    return found
+    def _in_shape(self, results: list[dict[str, Any]], tokens: int) -> Any:
+        """All results as a bare list, or the best of them as Cohere and Jina give them."""
+        if self._body.texts is not None:
+            return results
+        return {
+            "id": uuid.uuid4().hex,
+            "model": "ranker",
+            "results": results[: self._limit],
+            "meta": {"api_version": {"version": "2" if self._path.startswith("/v2") else "1"}},
+            "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+        }

@@ -1,12 +1,44 @@
-"""What clients send and get, as text-embeddings-inference, Cohere, Jina and OpenAI shaped it.
+"""What all request and answer models share.
 
-Unknown fields and nulls are accepted, because real clients send both. Lengths of lists are checked in `app`, where
-the limits are known.
+Unknown fields and nulls are accepted, because real clients send both. What each known client sends is written down
+beside the request model, as a `ClientShape`: a field is honoured, ignored for a stated reason, or refused.
 """
 
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationInfo
+
+from serving.errors import BodyTooLargeError, InvalidRequestError
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedField:
+    """A field that a client may send only with a value that changes nothing."""
+
+    reason: str
+    """What the service does, and what to send instead; completes "FIELD is VALUE; "."""
+    accepted: tuple[Any, ...] = ()
+    """Values beside null that ask for what the service does anyway."""
+
+    def accepts(self, value: Any) -> bool:
+        return value is None or any(type(value) is type(item) and value == item for item in self.accepted)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClientShape:
+    """Every field that one kind of client sends to an endpoint, and what becomes of it."""
+
+    client: str
+    honoured: frozenset[str]
+    ignored: Mapping[str, str] = field(default_factory=dict)
+    """Field → why ignoring it does no harm."""
+    refused: Mapping[str, RefusedField] = field(default_factory=dict)
+
+    @property
+    def fields(self) -> frozenset[str]:
+        return self.honoured | self.ignored.keys() | self.refused.keys()
 
 
 class RequestBody(BaseModel):
@@ -14,9 +46,45 @@ class RequestBody(BaseModel):
 
     model_config = ConfigDict(extra="ignore", protected_namespaces=())
 
+    shapes: ClassVar[tuple[ClientShape, ...]] = ()
+    """The clients whose requests this model reads."""
+
+    @classmethod
+    def refuse(cls, body: Mapping[str, Any]) -> None:
+        """Raises InvalidRequestError for a field that some client's shape refuses with this value."""
+        for shape in cls.shapes:
+            for name, rule in shape.refused.items():
+                if name in body and not rule.accepts(body[name]):
+                    raise InvalidRequestError(f"{name} is {shown(body[name])}; {rule.reason}")
+
+
+def shown(value: Any) -> str:
+    """A JSON value as a message shows it: its kind where it may be long."""
+    if isinstance(value, dict | list):
+        return "an object" if isinstance(value, dict) else "a list"
+    if isinstance(value, str):
+        return repr(value[:40])
+    return "null" if value is None else str(value).lower()[:40] if isinstance(value, bool) else repr(value)[:40]
+
+
+def check_length(value: Any, info: ValidationInfo, setting: str, what: str) -> None:
+    """Raises BodyTooLargeError if a list has more items than a setting allows; no item has been looked at yet.
+
+    Args:
+        info: its context are the settings; without them there is no limit.
+        setting: name of the setting.
+        what: the items, in the plural.
+    """
+    limit = getattr(info.context, setting, None)
+    if limit is not None and isinstance(value, list) and len(value) > limit:
+        raise BodyTooLargeError(
+            f"{len(value)} {what}; at most {limit} are taken in one request (RELEVANCE_{setting.upper()}): "
+            f"send at most {limit} at a time"
+        )
+
 
 class ErrorAnswer(BaseModel):
-    """What every failed request gets; on OpenAI's routes `error` is an object."""
+    """The body of every failed request; on OpenAI's routes `error` is an object."""
 
     error: str | dict[str, Any]
     message: str

@@ -2,30 +2,38 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, BeforeValidator, Field
 from starlette.responses import Response
 
-from serving.api import (
-    json_io,
-)
 from serving.api.json_io import request_schema
 from serving.api.request import RequestContext
-from serving.api.schemas import RequestBody
+from serving.api.schemas import ClientShape, RequestBody
 from serving.errors import InvalidRequestError
 from serving.rollout import comparison
 
 MAX_FILTER_VALUES = 1000
 
-router = APIRouter()
+DEFAULT_LENGTH = 10
+"""Length of each list where the request names none."""
 
+router = APIRouter()
 
 Value = bool | int | float | str
 
 
-def _wanted(value: Any) -> Any:
+def _few_values(filters: Any) -> Any:
+    """Checks the number of values of all filters before any of them is looked at."""
+    if isinstance(filters, dict):
+        count = sum(len(values) if isinstance(values, list) else 1 for values in filters.values())
+        if max(count, len(filters)) > MAX_FILTER_VALUES:
+            raise InvalidRequestError(f"filters hold more than {MAX_FILTER_VALUES} values; send fewer")
+    return filters
+
+
+def _as_values(value: Any) -> Any:
     """The values of one filter as a list; one message in place of one for each type of the union."""
     values = value if isinstance(value, list) else [value]
     if not all(isinstance(item, Value) for item in values):
@@ -33,15 +41,20 @@ def _wanted(value: Any) -> Any:
     return values
 
 
-Wanted = Annotated[list[Value], BeforeValidator(_wanted)]
+Values = Annotated[list[Value], BeforeValidator(_as_values)]
+Filters = Annotated[dict[str, Values], BeforeValidator(_few_values)]
+
+OWN_SEARCH = ClientShape(client="search-relevance", honoured=frozenset({"query", "top_n", "filters"}))
 
 
 class SearchRequest(RequestBody):
-    """A question to the documents of the live release."""
+    """A query to the documents of the live release."""
+
+    shapes: ClassVar[tuple[ClientShape, ...]] = (OWN_SEARCH,)
 
     query: str = Field(description="What is searched for.", examples=["turn a list of dicts into a table"])
     top_n: int | None = Field(None, ge=1, description="Length of each list; 10 when not given.")
-    filters: dict[str, Wanted] | None = Field(
+    filters: Filters | None = Field(
         None,
         description="Only documents whose field has this value, or one of these; of several fields, all must fit.",
         examples=[{"language": "en", "year": [2025, 2026]}],
@@ -58,12 +71,12 @@ class SearchHit(BaseModel):
     rank: int
     lexical_rank: int | None
     semantic_rank: int | None
-    rank_change: int | None = Field(description="Places it rose against BM25 and encoder together; final list only.")
-    relevance: float | None = Field(description="What the ranker alone says, in [0, 1]; final list only.")
+    rank_change: int | None = Field(description="Ranks it rose against BM25 and encoder together; final list only.")
+    relevance: float | None = Field(description="The ranker's own score, in [0, 1]; final list only.")
 
 
 class SearchAnswer(BaseModel):
-    """The same question answered in three ways."""
+    """Three lists for one query: of BM25, of the encoder, and of all models together."""
 
     query: str
     release: str
@@ -84,8 +97,9 @@ class SearchAnswer(BaseModel):
 )
 async def search(request: Request) -> Response:
     """Searches the documents of the live release: BM25, the encoder, and the final order of all models."""
-    asked = json_io.parse(await request.body(), SearchRequest)
-    return await _search(RequestContext(request), asked.query, asked.top_n, asked.filters or {})
+    context = RequestContext(request)
+    body = await context.read(SearchRequest)
+    return await _search(context, body.query, body.top_n, body.filters or {})
 
 
 @router.get("/search", tags=["search"], responses={200: {"model": SearchAnswer}})
@@ -104,26 +118,26 @@ async def search_by_link(
         if not colon:
             raise InvalidRequestError(f"filter is {part[:100]!r}; write it as field:value")
         filters.setdefault(field, []).append(value)
-    return await _search(RequestContext(request), q, top_n, filters)
+    return await _search(RequestContext(request), q, top_n, _few_values(filters))
 
 
 async def _search(
-    call: RequestContext, query: str, top_n: int | None, filters: Mapping[str, Sequence[Value]]
+    context: RequestContext, query: str, top_n: int | None, filters: Mapping[str, Sequence[Value]]
 ) -> Response:
-    limit = call.service.settings.max_results
+    settings, searcher = context.service.settings, context.searcher
+    limit, retrieve, length = settings.max_results, settings.retrieve, top_n or DEFAULT_LENGTH
     if not query.strip():
         raise InvalidRequestError("query is empty; send what is searched for")
-    if top_n is not None and top_n > limit:
-        raise InvalidRequestError(f"top_n is {top_n}; at most {limit} are given (RELEVANCE_MAX_RESULTS)")
-    searcher, retrieve = call.searcher, call.service.settings.retrieve
-    if sum(map(len, filters.values())) > MAX_FILTER_VALUES:
-        raise InvalidRequestError(f"filters hold more than {MAX_FILTER_VALUES} values; send fewer")
-    found = await call.run(
-        lambda: searcher.search(query, top_n=top_n or 10, retrieve=retrieve, filters=filters, terms=call.terms)
-    )
-    call.counts(found.candidates)
-    call.spent(found.cache_hits, found.cache_misses)
-    call.service.metrics.searched(found.milliseconds)
-    question = comparison.Search(query, top_n or 10, retrieve, filters)
-    call.said(question, lambda: question.outcome(found))
-    return call.answer(asdict(found))
+    if length > limit:
+        raise InvalidRequestError(f"top_n is {length}; at most {limit} are given (RELEVANCE_MAX_RESULTS)")
+
+    def work() -> Any:
+        result = searcher.search(query, top_n=length, retrieve=retrieve, filters=filters, terms=context.options)
+        context.counts(result.candidates)
+        context.spent(result.cache_hits, result.cache_misses)
+        context.service.metrics.searched(result.milliseconds)
+        question = comparison.Search(query, length, retrieve, filters)
+        context.compare(question, lambda: question.outcome(result))
+        return asdict(result)
+
+    return await context.answer(work)

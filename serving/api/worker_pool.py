@@ -1,4 +1,4 @@
-"""Where requests are worked on: a pool of threads beside the event loop, which never waits for a model."""
+"""Threads that work on requests beside the event loop, which never waits for a model."""
 
 import asyncio
 from collections.abc import Callable
@@ -14,25 +14,29 @@ T = TypeVar("T")
 
 
 class WorkerPool:
-    """Runs one function a request; gives up on it when its deadline passes or its client goes."""
+    """Runs functions for requests; gives up on one when its deadline passes or its client leaves."""
 
-    def __init__(self, workers: int) -> None:
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="work")
+    def __init__(self, workers: int, name: str = "work") -> None:
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix=name)
 
-    async def run(self, call: Callable[[], T], deadline: Deadline, receive: Receive, *, in_time: bool = False) -> T:
-        """What `call` returns.
+    async def run(
+        self, call: Callable[[], T], deadline: Deadline, receive: Receive, *, past_deadline: bool = False
+    ) -> T:
+        """The result of `call`, made before the deadline.
 
         Args:
-            call: runs in a thread; it asks the same deadline between its parts, and so ends soon after it passed.
-            receive: of the request, whose body was read; tells when the client goes.
-            in_time: `call` has something to return when the deadline passes, so it is waited for.
+            call: runs in a thread; it checks the same deadline between its parts, so it ends soon after it passed.
+            receive: of the request, whose body was read; tells when the client leaves.
+            past_deadline: `call` returns something useful when the deadline passes, so it is waited for.
 
         Raises:
-            DeadlineError, ClientGoneError, or what `call` raises.
+            DeadlineError: the deadline passed, perhaps while all threads were busy or just before `call` returned.
+            ClientGoneError: nobody waits any more.
+            Exception: whatever `call` raises.
         """
 
         def begin() -> T:
-            if not in_time:
+            if not past_deadline:
                 deadline.check()  # The time may have passed while all threads were busy.
             return call()
 
@@ -40,15 +44,20 @@ class WorkerPool:
         gone = asyncio.create_task(_disconnect(receive))
         try:
             waited: set[asyncio.Future[Any]] = {future, gone}
-            timeout = None if in_time else deadline.remaining
+            timeout = None if past_deadline else deadline.remaining
             await asyncio.wait(waited, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
             if future.done():
-                return future.result()
+                result = future.result()
+                if not past_deadline:
+                    deadline.check()
+                return result
             if gone.done():
                 raise ClientGoneError("the client closed the connection")
             raise deadline.passed()
+        except BaseException:
+            deadline.cancel()  # Ends what `call` still does.
+            raise
         finally:
-            deadline.cancel()
             future.cancel()
             gone.cancel()
 

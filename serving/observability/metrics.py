@@ -25,7 +25,7 @@ disable_created_metrics()  # type: ignore[no-untyped-call]  # A series a counter
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 FAILURES = {
-    **{400: "validation", 405: "validation", 413: "validation", 422: "validation"},
+    **dict.fromkeys((400, 405, 413, 415, 421, 422), "validation"),
     **{408: "dropped", 499: "dropped", 504: "dropped"},
     429: "overloaded",
 }

@@ -109,6 +109,46 @@ def test_top_n(client: TestClient, top_n: int | None, count: int) -> None:
     assert len(answer["results"]) == count
 
 
+def test_options_of_other_clients_beside_documents(client: TestClient, expected: Any) -> None:
+    scores = sorted(expected("sort", TEXTS), reverse=True)
+    body = {"query": "sort", "documents": TEXTS}
+
+    def results(**more: Any) -> Any:
+        response = client.post("/v1/rerank", json={**body, **more})
+        assert response.status_code == 200, response.text
+        return response.json()["results"]
+
+    assert [item["relevance_score"] for item in results(raw_scores=True)] == pytest.approx(scores, abs=1e-5)
+    assert len(results(top_k=2)) == len(results(top_k=2, top_n=2)) == 2
+    assert all(item["document"] == {"text": TEXTS[item["index"]]} for item in results(return_text=True))
+    assert results(max_tokens_per_doc=0) == results()
+    refused(client.post("/v1/rerank", json={**body, "top_n": 1, "top_k": 2}), 422, "top_n is 1 and top_k is 2")
+    refused(client.post("/v1/rerank", json={**body, "max_tokens_per_doc": -1}), 422, "max_tokens_per_doc is -1")
+
+
+@pytest.mark.parametrize("raw", [True, False])
+@pytest.mark.parametrize("name", ["documents", "texts"])
+def test_a_cascade_that_reached_nothing_says_that_nothing_is_relevant(
+    started: Any, monkeypatch: Any, name: str, raw: bool
+) -> None:
+    lifecycle, go = started(), threading.Event()
+    client, real = TestClient(apps.create(lifecycle)), lifecycle.current.ranker.run
+
+    def run(items: Sequence[Item]) -> Any:
+        go.wait(20)
+        return real(items)
+
+    monkeypatch.setattr(lifecycle.current.ranker, "run", run)
+    body = {"query": "never seen", name: TEXTS, "cascade": True, "raw_scores": raw}
+    answer = client.post("/rerank", json=body, headers={"x-request-timeout-ms": "200"}).json()
+    go.set()
+    results = answer["results"] if name == "documents" else answer
+    scores = {item["relevance_score" if name == "documents" else "score"] for item in results}
+    assert not any(item["reranked"] for item in results)
+    assert len(scores) == 1
+    assert scores.pop() <= 0.0
+
+
 def test_documents_come_back_as_objects_when_asked_for(client: TestClient) -> None:
     documents = ["plain", {"text": "with id", "id": 7}]
     answer = client.post("/v1/rerank", json={"query": "q", "documents": documents, "return_documents": True}).json()
@@ -126,7 +166,6 @@ def test_documents_come_back_as_objects_when_asked_for(client: TestClient) -> No
         ({"text": "list", "title": "sorted"}, ["title"], "sorted"),
         ({"a": "new", "b": "file", "c": 3}, ["b", "c", "z"], "file\n3"),
         ({"a": "new", "b": "file", "c": 3}, None, "new\nfile"),
-        ({}, None, ""),
         ({"text": None, "title": "sorted"}, None, "sorted"),
     ],
 )
@@ -237,13 +276,45 @@ def test_what_cannot_be_meant_is_a_422_that_names_the_field(
 
 
 def test_ten_thousand_documents_are_refused_with_the_number(client: TestClient) -> None:
-    body = refused(client.post("/rerank", json={"query": "q", "texts": ["a"] * 10_000}), 422, "10000 documents")
-    assert "at most 1000" in body["message"]
+    body = refused(client.post("/rerank", json={"query": "q", "texts": ["a"] * 10_000}), 413, "10000 documents")
+    assert "send at most 1000" in body["message"]
+    body = refused(client.post("/embed", json={"inputs": ["a"] * 2049}), 413, "2049 texts")
+    assert "send at most 2048" in body["message"]
 
 
-def test_ten_thousand_wrong_documents_have_one_short_message(client: TestClient) -> None:
-    body = refused(client.post("/rerank", json={"query": "q", "texts": [1] * 10_000}), 422, "and 9995 more")
+@pytest.mark.parametrize("name", ["texts", "documents"])
+def test_a_thousand_wrong_documents_have_one_short_message(client: TestClient, name: str) -> None:
+    body = refused(client.post("/rerank", json={"query": "q", name: [1] * 1000}), 422, f"{name}[0]")
     assert len(body["message"]) < 500
+    refused(client.post("/rerank", json={"query": "q", name: [1] * 10_000}), 413, "10000 documents")
+
+
+@pytest.mark.parametrize(
+    ("document", "fields", "named"),
+    [
+        ({}, None, "documents[1] has no text"),
+        ({"id": 7}, None, "documents[1] has no text; it has id"),
+        ({"text": None}, None, "documents[1] has no text"),
+        ({"text": ["a", "b"]}, None, "documents[1].text is a list"),
+        ({"text": "a", "title": 5}, None, "documents[1].title is 5"),
+        ({"text": "a"}, ["nope"], "documents[1] has none of the fields in rank_fields; it has text"),
+        ({"text": None}, ["text"], "documents[1] has none of the fields in rank_fields"),
+        ({"a": {"b": 1}}, ["a"], "documents[1].a is an object"),
+        ({"a": "b"}, ["a", "a"], "rank_fields: a field is named twice"),
+        ({"a": "b"}, [str(number) for number in range(101)], "rank_fields"),
+    ],
+)
+def test_a_document_without_text_is_a_422_that_names_it(
+    client: TestClient, document: Any, fields: Any, named: str
+) -> None:
+    body = {"query": "q", "documents": ["fine", document], "rank_fields": fields}
+    refused(client.post("/v1/rerank", json=body), 422, named)
+
+
+def test_numbers_and_truth_values_are_read_as_json_writes_them(client: TestClient, expected: Any) -> None:
+    body = {"query": "q", "documents": [{"a": True, "b": 4.5}], "rank_fields": ["a", "b"], "raw_scores": True}
+    answer = client.post("/v1/rerank", json=body).json()
+    assert answer["results"][0]["relevance_score"] == pytest.approx(expected("q", ["true\n4.5"])[0], abs=1e-5)
 
 
 # Sizes, keys, paths.

@@ -73,9 +73,29 @@ def test_cohere_reads_our_errors(server: Server) -> None:
     with pytest.raises(cohere.UnauthorizedError) as refused:
         cohere.ClientV2(api_key="wrong", base_url=server.url).rerank(model="m", query="q", documents=["a"])
     assert "API key is not known" in refused.value.body["message"]
+    asked = cohere.ClientV2(api_key="a-key", base_url=server.url)
+    with pytest.raises(cohere.core.ApiError) as refused:
+        asked.rerank(model="m", query="q", documents=["a"] * 51)
+    assert refused.value.status_code == 413
+    assert "send at most 50" in refused.value.body["message"]
     with pytest.raises(cohere.UnprocessableEntityError) as refused:
-        cohere.ClientV2(api_key="a-key", base_url=server.url).rerank(model="m", query="q", documents=["a"] * 51)
-    assert "at most 50" in refused.value.body["message"]
+        asked.rerank(model="m", query="", documents=["a"])
+    assert "query is empty" in refused.value.body["message"]
+
+
+def test_hugging_face_embeds_at_the_address_itself(server: Server, models: Any) -> None:
+    made = client("huggingface_hub").InferenceClient(model=server.url, token="a-key")
+    vectors = made.feature_extraction(QUERY, prompt_name="query", truncate=True, normalize=True)
+    assert vectors == pytest.approx(models.vector(QUERY)[None], abs=1e-5)
+
+
+def test_default_bulk_sizes_are_taken(server: Server, models: Any) -> None:
+    """As many texts as OpenAI takes at once; LangChain sends 1,000."""
+    openai = client("openai")
+    asked = openai.OpenAI(api_key="a-key", base_url=f"{server.url}/v1", max_retries=0)
+    texts = [f"list number {number} " + "sorted " * 40 for number in range(2048)]
+    answer = asked.embeddings.create(model="m", input=texts)
+    assert answer.data[2047].embedding == pytest.approx(models.vector(texts[2047]).tolist(), abs=1e-5)
 
 
 def test_openai(server: Server, models: Any) -> None:

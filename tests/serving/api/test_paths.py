@@ -1,0 +1,99 @@
+"""The table of paths against the app's own router, and every reader of the table against the table."""
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from serving.api import app as apps
+from serving.api import keys
+from serving.api.paths import ENDPOINTS, UNKNOWN, UNKNOWN_ADMIN, Access, ErrorShape, find
+from serving.rollout.lifecycle import Lifecycle
+from serving.settings import Settings
+
+
+@pytest.fixture(scope="module")
+def app(tiny: Any) -> Iterator[Any]:
+    hashes = {"api_keys": (keys.digest("key").hex(),), "admin_keys": (keys.digest("admin").hex(),)}
+    release = tiny.releases.resolve("live")
+    lifecycle = Lifecycle(Settings(workspace=tiny.path, release=release, threads=1, admin_from="anywhere", **hashes))
+    lifecycle.start()
+    yield apps.create(lifecycle)
+    lifecycle.stop()
+
+
+@pytest.fixture(scope="module")
+def client(app: Any) -> TestClient:
+    return TestClient(app)
+
+
+def routes(app: Any) -> set[tuple[str, str]]:
+    """Path and method of every route that the app answers, those of its routers included."""
+    routers = [app.router, *(getattr(route, "original_router", None) for route in app.router.routes)]
+    leaves = [route for router in routers if router is not None for route in router.routes if hasattr(route, "methods")]
+    return {(route.path, method) for route in leaves for method in route.methods}
+
+
+def test_the_table_equals_the_router(app: Any) -> None:
+    table = [(endpoint.path, method) for endpoint in ENDPOINTS for method in endpoint.methods]
+    assert len(table) == len(set(table))
+    assert set(table) == routes(app)
+
+
+def concrete(path: str) -> str:
+    return path.replace("{model_id:path}", "ranker")
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda endpoint: f"{endpoint.methods[0]} {endpoint.path}")
+def test_each_row_is_found_and_guarded(client: TestClient, endpoint: Any, caplog: Any) -> None:
+    path = concrete(endpoint.path)
+    for method in endpoint.methods:
+        assert find(path, method) is endpoint
+        with caplog.at_level(logging.DEBUG, "serving.requests"):
+            response = client.request(method, path)
+        if endpoint.access is Access.OPEN:
+            assert response.status_code < 400
+        else:
+            assert response.status_code == 401
+            nested = isinstance(response.json()["error"], dict)
+            assert nested is (endpoint.errors is ErrorShape.OPENAI)
+        assert caplog.records[-1].facts["path"] == endpoint.path
+        wrong = {Access.ADMIN: "key", Access.API_KEY: "admin"}.get(endpoint.access)
+        if wrong:
+            response = client.request(method, path, headers={"authorization": f"Bearer {wrong}"})
+            assert response.status_code == 401
+
+
+def test_paths_that_are_not_in_the_table() -> None:
+    assert find("/nope", "GET") is find("", "GET") is UNKNOWN
+    assert find("/admin/nope", "GET") is UNKNOWN_ADMIN
+    assert find("/rerank", "GET").path == "/rerank"
+    assert find("/v1/models/a/b", "GET").errors is ErrorShape.OPENAI
+
+
+def test_metrics_count_what_the_table_calls_scoring(client: TestClient) -> None:
+    def count() -> float:
+        lines = client.get("/metrics").text.splitlines()
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("te_request_count{"))
+
+    for endpoint in ENDPOINTS:
+        for method in endpoint.methods:
+            before = count()
+            client.request(method, concrete(endpoint.path), headers={"authorization": "Bearer key"})
+            assert count() - before == endpoint.scoring, (method, endpoint.path)
+
+
+def test_only_rows_of_rollouts_are_answered_by_a_canary(app: Any, client: TestClient, monkeypatch: Any) -> None:
+    asked: list[str] = []
+    rollout = app.state.service.lifecycle.rollout
+    real = rollout.choose
+    monkeypatch.setattr(
+        rollout, "choose", lambda live, request_id, wish: asked.append(request_id) or real(live, "", wish)
+    )
+    for endpoint in ENDPOINTS:
+        for method in endpoint.methods:
+            asked.clear()
+            client.request(method, concrete(endpoint.path))
+            assert bool(asked) is endpoint.rollouts, (method, endpoint.path)

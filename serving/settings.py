@@ -154,8 +154,7 @@ class Settings:
         for name in ("canary_share", "shadow_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be between 0 and 1")
-        if self.root_path and not ROOT_PATH.fullmatch(self.root_path):
-            raise ConfigError(f"root_path is {self.root_path!r}; it must begin with / and not end with it")
+        _check_root_path(self.root_path)
         for name in ("api_keys", "admin_keys"):
             _hashes(name, getattr(self, name))
 
@@ -167,6 +166,11 @@ class Settings:
             threads=self.threads or max(1, cores // self.workers),
             cache_bytes=self.cache_bytes // self.workers,
         )
+
+
+def _check_root_path(root_path: str) -> None:
+    if root_path and not ROOT_PATH.fullmatch(root_path):
+        raise ConfigError(f"root_path is {root_path!r}; it must be a path such as /search, without a slash at its end")
 
 
 def _hashes(name: str, keys: tuple[str, ...]) -> None:

@@ -23,10 +23,6 @@ router = APIRouter()
 
 MAX_RANK_FIELDS = 100
 
-UNREACHED = -1e4
-"""Raw score of documents when a cascade reached none: finite, as JSON has no infinity, below what any model gives, and
-0 as a relevance."""
-
 OTHER_MODEL = "any name is taken; the live release answers"
 
 
@@ -341,7 +337,7 @@ class _RerankCall:
         context.spent(result.hits, result.misses, by="ranker", of=len(texts))
         context.reached(result.reached, len(texts))
         # What was not reached has the lowest score, so that no client's own sorting brings it before what was.
-        lowest = min((score for score in result.scores if score is not None), default=UNREACHED)
+        lowest = min((score for score in result.scores if score is not None), default=None)
         marked = []
         for index in result.order:
             score = result.scores[index]
@@ -373,9 +369,10 @@ class _RerankCall:
             return 0
         return self._searcher.ranker.pair_tokens(self._body.query, texts, remember=self._options.remember)
 
-    def _result(self, index: int, score: float) -> dict[str, Any]:
+    def _result(self, index: int, score: float | None) -> dict[str, Any]:
+        """One document's result; without any score to go by, its value is 0."""
         body = self._body
-        value = score if body.raw_scores else relevance(score)
+        value = 0.0 if score is None else score if body.raw_scores else relevance(score)
         if body.texts is not None:
             given = {"text": body.texts[index]} if body.return_text else {}
             return {"index": index, "score": value, **given}

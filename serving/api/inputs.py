@@ -60,8 +60,7 @@ def check_texts(engine: Engine, items: Sequence[str], role: Role, field: str, de
     assert isinstance(template, TextTemplate)
     room = template.max_tokens - len(template.before) - len(template.after)
     for index, item in enumerate(items):
-        deadline.check()
-        _check(engine, item, template.max_tokens, room, f"{field}[{index}]")
+        _check(engine, item, template.max_tokens, room, f"{field}[{index}]", deadline)
 
 
 def check_pairs(engine: Engine, query: str, documents: Sequence[str], deadline: Deadline) -> None:
@@ -69,10 +68,9 @@ def check_pairs(engine: Engine, query: str, documents: Sequence[str], deadline: 
     is over."""
     template = engine.bundle.templates["pair"]
     assert isinstance(template, PairTemplate)
-    used = _check(engine, query, template.max_tokens, template.max_query_tokens, "query")
+    used = _check(engine, query, template.max_tokens, template.max_query_tokens, "query", deadline)
     for index, document in enumerate(documents):
-        deadline.check()
-        _check(engine, document, template.max_tokens, template.document_room(used), f"document {index}")
+        _check(engine, document, template.max_tokens, template.document_room(used), f"document {index}", deadline)
 
 
 def check_limit(engine: Engine, limit: int, field: str) -> None:
@@ -85,14 +83,14 @@ def check_limit(engine: Engine, limit: int, field: str) -> None:
         )
 
 
-def _check(engine: Engine, item: str, longest: int, room: int, name: str) -> int:
+def _check(engine: Engine, item: str, longest: int, room: int, name: str, deadline: Deadline) -> int:
     """Number of tokens of a text that is not cut.
 
     Args:
         longest: tokens that the tokenizer gives at most, the same number as when the text is scored.
         room: tokens that the model reads of it.
     """
-    (ids,) = engine.tokeniser.ids([item], longest)
+    (ids,) = engine.tokeniser.ids([item], longest, check=deadline.check)
     if len(ids) > room:
         raise InvalidRequestError(
             f"{name}: has more than the {room} tokens that the {engine.role} reads of it, and truncate is false; send "

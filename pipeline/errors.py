@@ -4,7 +4,8 @@
     ├── InputError                 exit 2   something a person gave is wrong
     │   ├── ConfigError                     a recipe or an option
     │   ├── SchemaError                     a table, a row
-    │   └── MissingError                    a model, release, file or extra that is not there
+    │   ├── MissingError                    a model, release, file or extra that is not there
+    │   └── WrongKindError                  an artifact of one kind where a stage takes another
     ├── ArtifactError                       a stage's output is damaged, unfinished or could not be written
     ├── ConflictError                       another publisher moved the pointer first
     ├── TrainingError                       a loss that is not a number, a model that cannot be trained so
@@ -44,6 +45,10 @@ class SchemaError(InputError):
 
 class MissingError(InputError):
     """A named model, release, file or optional package is not there."""
+
+
+class WrongKindError(InputError):
+    """A stage was given an artifact of a kind that it does not take."""
 
 
 class ArtifactError(RelevanceError):

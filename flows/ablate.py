@@ -3,10 +3,10 @@
 import dataclasses
 import json
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 
 from flows import runner, training
+from flows.training import TrainingInputs
 from pipeline.artifacts import Artifact
 from pipeline.config import RankerConfig, Recipe
 from pipeline.errors import ConfigError
@@ -17,7 +17,7 @@ BM25, TEACHER = "BM25", "teacher"
 SPLITS = ("valid", "test")
 
 
-def ablate(recipe: Recipe, workspace: Path, *, run: runner.Runner = runner.directly) -> Artifact:
+def ablate(recipe: Recipe, workspace: Path, *, execute: runner.Execute = runner.directly) -> Artifact:
     """The `ablation` artifact of a recipe: its ranker trained with each of `ablation.sets`, so many seeds of each.
 
     The teacher is trained once, and the recipe's assistants; every student is cut from the last of them, sees the same
@@ -31,58 +31,64 @@ def ablate(recipe: Recipe, workspace: Path, *, run: runner.Runner = runner.direc
     from index import lexical
     from pipeline.data import candidates
     from pipeline.evaluation import ablation
-    from pipeline.training import preflight, teacher_scores
+    from pipeline.training import preflight, ranker, teacher_scores
     from pipeline.training.losses import ablation_sets
 
+    run = runner.Runner(workspace, execute)
     sets = [ablation_sets.parse(text, recipe.ranker) for text in recipe.ablation.sets]
     preflight.check_rankers(recipe)
-    for one in sets:
+    for losses in sets:
         try:
-            preflight.check_rankers(dataclasses.replace(recipe, ranker=dataclasses.replace(one.config, plain=False)))
+            preflight.check_rankers(dataclasses.replace(recipe, ranker=dataclasses.replace(losses.config, plain=False)))
         except ConfigError as error:
-            raise ConfigError(f"ablation.sets '{one.name}': {error}") from error
+            raise ConfigError(f"ablation.sets '{losses.name}': {error}") from error
     widest = dataclasses.replace(recipe, ranker=_widest(recipe.ranker, sets))
-    taught = training.teach(widest, workspace, run=run)
-    data = taught.data
-    pool = run("pool", lambda: candidates.pool(workspace, recipe.candidates, data, [taught.found]))
+    inputs = training.prepare(widest, run)
+    data = inputs.data
+    pool = run(candidates.pool, recipe.candidates, data=data, runs=[inputs.bm25_run])
 
     def scored(name: str, model: Artifact) -> dict[str, Artifact]:
+        named = run.labelled(name)
         return {
-            split: run(
-                f"{split} scores of {name}",
-                partial(teacher_scores.score, workspace, model, data, pool, split=split),
-            )
+            split: named.labelled(split)(teacher_scores.score, model=model, data=data, pairs=pool, split=split)
             for split in SPLITS
         }
 
-    words = {
-        split: run(f"{split} BM25", partial(lexical.score, workspace, taught.words, data, pool, split=split))
+    bm25 = {
+        split: run.labelled(split)(lexical.score, lexical=inputs.lexical, data=data, pairs=pool, split=split)
         for split in SPLITS
     }
-    references = [AblationRun(BM25, 0, 0, words), AblationRun(TEACHER, 0, 0, scored(TEACHER, taught.teacher))]
+    references = [AblationRun(BM25, 0, 0, bm25), AblationRun(TEACHER, 0, 0, scored(TEACHER, inputs.teacher))]
     students = []
-    for lesson in _lessons(widest, workspace, taught, run):
-        for one in sets:
-            kind = f"{one.name}{lesson.name}"
-            told = _told(widest, workspace, one, taught, lesson, run)
+    for pairs in _training_pairs(widest, inputs, run):
+        for losses in sets:
+            kind = f"{losses.name}{pairs.name}"
+            scored_pairs = _for_losses(widest, losses, inputs, pairs, run)
             for seed in range(recipe.ablation.seeds):
                 name = f"{kind}, seed {seed + 1} of {recipe.ablation.seeds}"
-                model = _student(recipe, workspace, one, seed, taught, told, name, run)
-                line = one.name if recipe.ablation.doses else ""
-                students.append(AblationRun(kind, seed, one.terms, scored(name, model), line=line, dose=lesson.dose))
+                config = _seeded(losses.config, seed)
+                model = run.labelled(name)(
+                    ranker.make,
+                    config,
+                    recipe.candidates,
+                    data=data,
+                    pairs=scored_pairs.pairs,
+                    teacher=inputs.ranker_teacher,
+                    teacher_scores=scored_pairs.scores,
+                    base=inputs.base,
+                )
+                line = losses.name if recipe.ablation.doses else ""
+                students.append(AblationRun(kind, seed, losses.terms, scored(name, model), line=line, dose=pairs.ratio))
     return run(
-        "ablation",
-        lambda: ablation.make(
-            workspace,
-            recipe.evaluation,
-            data,
-            pool,
-            references,
-            students,
-            ceiling=TEACHER,
-            measure=recipe.ablation.measure,
-            title=f"Ablation of {recipe.name}",
-        ),
+        ablation.make,
+        recipe.evaluation,
+        data=data,
+        pool=pool,
+        references=references,
+        students=students,
+        ceiling=TEACHER,
+        measure=recipe.ablation.measure,
+        title=f"Ablation of {recipe.name}",
     )
 
 
@@ -93,80 +99,54 @@ def read(made: Artifact) -> dict[str, object]:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Lesson:
-    """Pairs to train on, and what the teacher says about them."""
+class _TrainingPairs:
+    """Pairs that students are trained on, with the teacher's scores of them."""
 
     name: str
-    """Behind the name of a set; empty for the recipe's own pairs."""
+    """Stands behind the name of a loss set; empty for the recipe's own pairs."""
     pairs: Artifact
     scores: Artifact | None
-    """None where a student asks no teacher."""
-    dose: float = 0.0
-    """Unlabelled pairs a labelled one, where there are several."""
+    """None for students that learn from grades alone."""
+    ratio: float = 0.0
+    """Unlabelled pairs for each labelled one, where several ratios are compared."""
 
 
-def _lessons(recipe: Recipe, workspace: Path, taught: training.TrainingInputs, run: runner.Runner) -> Iterator[_Lesson]:
-    """The recipe's own pairs, or the pairs with each dose of unlabelled ones."""
+def _training_pairs(recipe: Recipe, inputs: TrainingInputs, run: runner.Runner) -> Iterator[_TrainingPairs]:
+    """The recipe's own pairs, or the pairs with each ratio of unlabelled ones."""
     if not recipe.ablation.doses:
-        yield _Lesson("", taught.lessons, taught.tutor_scores)
+        yield _TrainingPairs("", inputs.ranker_pairs, inputs.ranker_teacher_scores)
         return
-    for dose in recipe.ablation.doses:
-        chosen = dataclasses.replace(recipe.candidates, unlabelled=dose)
-        pairs = training.with_unlabelled(workspace, chosen, taught.data, taught.words, taught.pairs, run=run)
-        scores = _scores(recipe, workspace, recipe.ranker, taught, pairs, run)
-        yield _Lesson(f", {dose:g}×", pairs, scores, dose)
+    for ratio in recipe.ablation.doses:
+        config = dataclasses.replace(recipe.candidates, unlabelled=ratio)
+        pairs = training.with_unlabelled(config, run, data=inputs.data, lexical=inputs.lexical, pairs=inputs.pairs)
+        yield _TrainingPairs(f", {ratio:g}×", pairs, _scores(recipe, recipe.ranker, inputs, pairs, run), ratio)
+
+
+def _for_losses(
+    recipe: Recipe, losses: LossSet, inputs: TrainingInputs, pairs: _TrainingPairs, run: runner.Runner
+) -> _TrainingPairs:
+    """The training pairs with the scores and states that this set of losses needs."""
+    if not losses.taught:
+        return dataclasses.replace(pairs, pairs=inputs.pairs, scores=None)
+    if losses.config.hidden_weight and losses.config.base != recipe.ranker.base:  # Its width may be another.
+        return dataclasses.replace(pairs, scores=_scores(recipe, losses.config, inputs, pairs.pairs, run))
+    return pairs
 
 
 def _scores(
-    recipe: Recipe,
-    workspace: Path,
-    student: RankerConfig,
-    taught: training.TrainingInputs,
-    pairs: Artifact,
-    run: runner.Runner,
+    recipe: Recipe, student: RankerConfig, inputs: TrainingInputs, pairs: Artifact, run: runner.Runner
 ) -> Artifact:
-    """What the tutor says about the pairs, with the states that this student needs."""
-    outside = None if recipe.assistants else recipe.outside
-    return training.scores_for(student, workspace, outside, taught.tutor, taught.data, pairs, taught.base, run=run)
-
-
-def _told(
-    recipe: Recipe,
-    workspace: Path,
-    losses: LossSet,
-    taught: training.TrainingInputs,
-    lesson: _Lesson,
-    run: runner.Runner,
-) -> _Lesson:
-    """The lesson as the students of a set see it."""
-    if not losses.taught:
-        return dataclasses.replace(lesson, pairs=taught.pairs, scores=None)
-    if losses.config.hidden_weight and losses.config.base != recipe.ranker.base:  # Perhaps of another width.
-        scores = _scores(recipe, workspace, losses.config, taught, lesson.pairs, run)
-        return dataclasses.replace(lesson, scores=scores)
-    return lesson
-
-
-def _student(
-    recipe: Recipe,
-    workspace: Path,
-    losses: LossSet,
-    seed: int,
-    taught: training.TrainingInputs,
-    lesson: _Lesson,
-    name: str,
-    run: runner.Runner,
-) -> Artifact:
-    from pipeline.training import ranker
-
-    config = losses.config
-    config = dataclasses.replace(config, loop=dataclasses.replace(config.loop, seed=config.loop.seed + seed))
-    return run(
-        name,
-        lambda: ranker.make(
-            workspace, config, recipe.candidates, taught.data, lesson.pairs, taught.tutor, lesson.scores, taught.base
-        ),
+    """Scores of the pairs by the ranker's teacher, with the states that this student needs."""
+    external = None if recipe.assistants else recipe.outside
+    teacher = inputs.ranker_teacher
+    return training.score_pairs(
+        run, student, external, teacher=teacher, data=inputs.data, pairs=pairs, base=inputs.base
     )
+
+
+def _seeded(config: RankerConfig, seed: int) -> RankerConfig:
+    """The config with `seed` added to the seed of its training loop."""
+    return dataclasses.replace(config, loop=dataclasses.replace(config.loop, seed=config.loop.seed + seed))
 
 
 def _widest(config: RankerConfig, sets: Sequence[LossSet]) -> RankerConfig:

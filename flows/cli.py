@@ -242,6 +242,21 @@ def ablate(
 
 
 @app.command()
+def stages(
+    mermaid: Annotated[bool, typer.Option("--mermaid", help="Print the picture that the README shows.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Prints the graph of the stages: each kind of artifact, its inputs, its file and its section of the recipe."""
+    from flows import stages as contracts
+
+    if mermaid:
+        print(contracts.mermaid())
+        return
+    entries = contracts.graph()
+    _show(contracts.plain(entries), as_json, contracts.table(entries))
+
+
+@app.command()
 def export(
     workspace: Workspace = DEFAULT_WORKSPACE,
     release: Annotated[str, typer.Option(help="Whose models: live, previous, or the first digits of one.")] = "live",

@@ -1,51 +1,76 @@
-"""The encoder's rounds: trained, let loose on all documents for the training queries, trained again on what it found.
+"""Trains the encoder in rounds: each round after the first adds hard negatives that the round before ranked high.
 
-Pipeline asks no index; each round's run comes from `index` as an artifact.
+Pipeline never searches an index; each round's run comes from `index` as an artifact.
 """
 
-from functools import partial
-from pathlib import Path
-
 from flows.indexing import make_searchable
-from flows.runner import Runner, directly
+from flows.runner import Runner
 from flows.training import TrainingInputs
 from pipeline.artifacts import Artifact
 from pipeline.config import Recipe
 
 
-def train_encoder(recipe: Recipe, workspace: Path, taught: TrainingInputs, *, run: Runner = directly) -> Artifact:
-    """The `encoder` artifact of the last of `encoder.mining.rounds` rounds.
+def train_encoder(recipe: Recipe, inputs: TrainingInputs, run: Runner) -> Artifact:
+    """The `encoder` artifact of the last of `encoder.mining.rounds` rounds."""
+    from pipeline.training import encoder
 
-    A round after the first learns from the recipe's pairs and new negatives, which BM25 and the round before rank high
-    and the teacher does not take for relevant.
+    trained = run(
+        encoder.make,
+        recipe.encoder,
+        recipe.candidates,
+        data=inputs.data,
+        pairs=inputs.pairs,
+        base=inputs.base,
+        teacher_scores=inputs.teacher_scores,
+    )
+    if recipe.encoder.mining.rounds == 1:
+        return trained
+    bm25_run = _deep_run(recipe, inputs, run)
+    for number in range(2, recipe.encoder.mining.rounds + 1):
+        named = run.labelled(f"encoder round {number}")
+        negatives = _mine(recipe, inputs, trained, bm25_run, named)
+        trained = named(
+            encoder.make,
+            recipe.encoder,
+            recipe.candidates,
+            data=inputs.data,
+            pairs=negatives,
+            base=inputs.base,
+            teacher_scores=negatives,
+            start=trained,
+        )
+    return trained
+
+
+def _deep_run(recipe: Recipe, inputs: TrainingInputs, run: Runner) -> Artifact:
+    """A BM25 run of the training queries that is `encoder.mining.depth` deep.
+
+    The pairs keep the run that they were drawn from: otherwise the teacher would be trained again for every depth.
     """
-    from index import lexical, semantic
+    from index import lexical
+
+    depth = recipe.encoder.mining.depth
+    if depth <= inputs.bm25_run.manifest.config["depth"]:
+        return inputs.bm25_run
+    named = run.labelled("encoder mining")
+    return named(lexical.run, lexical=inputs.lexical, data=inputs.data, depth=depth, splits=("train",))
+
+
+def _mine(recipe: Recipe, inputs: TrainingInputs, trained: Artifact, bm25_run: Artifact, run: Runner) -> Artifact:
+    """The pairs with new negatives: documents that BM25 and this encoder rank high and the teacher does not."""
+    from index import semantic
     from pipeline.data import candidates
-    from pipeline.export import bundle as onnx
-    from pipeline.training import encoder, negatives, teacher_scores
+    from pipeline.export import bundle
+    from pipeline.training import negatives, teacher_scores
     from serving.runtime import offline
 
-    data, pairs, mining = taught.data, taught.pairs, recipe.encoder.mining
-    learn = partial(encoder.make, workspace, recipe.encoder, recipe.candidates, data)
-    made = run("encoder", partial(learn, pairs, taught.base, taught.scores))
-    by_words = taught.found
-    if mining.rounds > 1 and mining.depth > by_words.manifest.config["depth"]:
-        # Not the run that the pairs are drawn from: the teacher would be trained again for every depth.
-        deeper = partial(lexical.run, workspace, taught.words, data, depth=mining.depth, splits=("train",))
-        by_words = run("BM25 run for mining", deeper)
-    for number in range(2, mining.rounds + 1):
-
-        def named(name: str, stage: partial[Artifact], number: int = number) -> Artifact:
-            return run(f"encoder round {number}: {name}", stage)
-
-        bundle = named("bundle", partial(onnx.make, workspace, recipe.export, made, data, pairs))
-        corpus = make_searchable(workspace, recipe.index, bundle, data, run=run)
-        queries = offline.embedder(bundle, "query")
-        asked = partial(semantic.run, workspace, corpus.index, data, queries, depth=mining.depth, splits=("train",))
-        found = [by_words, named("semantic run", asked)]
-        mined = named("mined pairs", partial(candidates.mined, workspace, mining.depth, data, pairs, found))
-        judge = partial(teacher_scores.make, workspace, taught.teacher, data, mined, layers=(), width=0)
-        said = named("teacher scores", judge)
-        hard = named("negatives", partial(negatives.make, workspace, mining, pairs, taught.scores, mined, said))
-        made = named("encoder", partial(learn, hard, taught.base, hard, start=made))
-    return made
+    data, pairs, mining = inputs.data, inputs.pairs, recipe.encoder.mining
+    exported = run(bundle.make, recipe.export, model=trained, data=data, pairs=pairs)
+    corpus = make_searchable(recipe.index, run, encoder=exported, data=data)
+    queries = offline.embedder(exported, "query")
+    own_run = run(
+        semantic.run, index=corpus.index, data=data, embed_queries=queries, depth=mining.depth, splits=("train",)
+    )
+    mined = run(candidates.mined, mining.depth, data=data, pairs=pairs, runs=[bm25_run, own_run])
+    scores = run(teacher_scores.make, teacher=inputs.teacher, data=data, pairs=mined, layers=(), width=0)
+    return run(negatives.make, mining, pairs=pairs, scores=inputs.teacher_scores, mined=mined, mined_scores=scores)

@@ -78,7 +78,7 @@ def _made(workspace: Path, config: ExportConfig, model: Artifact, judged_with: A
     from pipeline.export import bundle as onnx
 
     data, pairs = (_input(workspace, judged_with, name) for name in ("data", "pairs"))
-    made = onnx.make(workspace, config, model, data, pairs)
+    made = onnx.make(workspace, config, model=model, data=data, pairs=pairs)
     told = facts.bundle(made)
     return {
         "role": told["role"],

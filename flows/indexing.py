@@ -1,9 +1,8 @@
 """Makes documents searchable: lexical index, document store, vectors and semantic index."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
-from flows.runner import Runner, directly
+from flows.runner import Runner
 from pipeline.artifacts import Artifact
 from pipeline.config import IndexConfig
 
@@ -19,39 +18,31 @@ class SearchableCorpus:
 
 
 def make_searchable(
-    workspace: Path,
-    config: IndexConfig,
-    encoder: Artifact,
-    documents: Artifact,
-    *,
-    anew: bool = False,
-    run: Runner = directly,
+    config: IndexConfig, run: Runner, *, encoder: Artifact, data: Artifact, anew: bool = False
 ) -> SearchableCorpus:
-    """Lexical index, document store, vectors and semantic index of the documents in a data or corpus artifact.
+    """Makes lexical index, document store, vectors and semantic index of the documents in a data or corpus artifact.
 
-    Vectors that this encoder made before, of documents that are unchanged, are reused, unless all are to be made anew.
+    Vectors that this encoder made before, of documents that are unchanged, are reused.
+
+    Args:
+        encoder: an exported bundle.
+        anew: embed every document again.
     """
-    from index import documents as store
-    from index import lexical, semantic_build, vectors
+    from index import documents, lexical, semantic_build, vectors
     from serving.runtime import offline
 
-    known = vectors.earlier(workspace, offline.digest(encoder))
-    number = vectors.next_round(known) if anew else vectors.last_round(known, documents)
-    return SearchableCorpus(
-        lexical=run("lexical index", lambda: lexical.make(workspace, config, documents)),
-        documents=run("document store", lambda: store.make(workspace, documents)),
-        vectors=(
-            made := run(
-                "document vectors",
-                lambda: vectors.make(
-                    workspace,
-                    offline.digest(encoder),
-                    documents,
-                    offline.embedder(encoder),
-                    () if anew else known,
-                    embedding_round=number,
-                ),
-            )
-        ),
-        index=run("semantic index", lambda: semantic_build.make(workspace, config, made)),
+    digest = offline.digest(encoder)
+    known = vectors.earlier(run.workspace, digest)
+    number = vectors.next_round(known) if anew else vectors.last_round(known, data)
+    lexical_index = run(lexical.make, config, data=data)
+    store = run(documents.make, data=data)
+    embedded = run(
+        vectors.make,
+        digest,
+        data=data,
+        embed=offline.embedder(encoder),
+        previous=() if anew else known,
+        embedding_round=number,
     )
+    index = run(semantic_build.make, config, vectors=embedded)
+    return SearchableCorpus(lexical=lexical_index, documents=store, vectors=embedded, index=index)

@@ -1,22 +1,20 @@
 """Judges models and releases on held-out queries."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from flows.indexing import SearchableCorpus, make_searchable
-from flows.runner import Runner, directly
+from flows.runner import Runner
 from pipeline import releases
 from pipeline.artifacts import Artifact
 from pipeline.config import CandidatesConfig, IndexConfig
-from pipeline.releases import Releases
 
 PARTS = ("ranker", "encoder", "lexical", "documents", "index", "fusion", "report")
-"""Of a release."""
+"""The artifacts that a release contains, in order."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScoringModels:
-    """What scores: two exported bundles and the weights that join them."""
+    """Two exported bundles, and the weights that join their scores."""
 
     ranker: Artifact
     encoder: Artifact
@@ -34,54 +32,41 @@ class PoolScores:
 
 
 def judge(
-    workspace: Path,
-    candidates: CandidatesConfig,
-    models: ScoringModels,
-    corpus: SearchableCorpus,
-    data: Artifact,
-    *,
-    run: Runner = directly,
+    config: CandidatesConfig, run: Runner, *, models: ScoringModels, corpus: SearchableCorpus, data: Artifact
 ) -> PoolScores:
     """Scores the candidates of the valid and test queries with one system, and fits its fusion if it has none."""
     from index import lexical, semantic
-    from pipeline.data import candidates as pools
+    from pipeline.data import candidates
     from pipeline.training import fusion as fusions
     from serving.runtime import offline
 
-    depth = candidates.retrieve
-    splits = ("valid", "test")
+    depth, splits = config.retrieve, ("valid", "test")
     runs = []
-    if candidates.pool == "retrieved":
+    if config.pool == "retrieved":
+        queries = offline.embedder(models.encoder, "query")
         runs = [
-            run("BM25 run", lambda: lexical.run(workspace, corpus.lexical, data, depth=depth, splits=splits)),
-            run(
-                "semantic run",
-                lambda: semantic.run(
-                    workspace, corpus.index, data, offline.embedder(models.encoder, "query"), depth=depth, splits=splits
-                ),
-            ),
+            run(lexical.run, lexical=corpus.lexical, data=data, depth=depth, splits=splits),
+            run(semantic.run, index=corpus.index, data=data, embed_queries=queries, depth=depth, splits=splits),
         ]
-    pool = run("pool", lambda: pools.pool(workspace, candidates, data, runs))
+    pool = run(candidates.pool, config, data=data, runs=runs)
     features = run(
-        "features",
-        lambda: offline.features(
-            workspace, models.ranker, models.encoder, corpus.lexical, corpus.index, corpus.documents, data, pool
-        ),
+        offline.features,
+        ranker=models.ranker,
+        encoder=models.encoder,
+        lexical=corpus.lexical,
+        index=corpus.index,
+        documents=corpus.documents,
+        data=data,
+        pool=pool,
     )
-    fusion = models.fusion or run("fusion", lambda: fusions.make(workspace, features, pool))
+    fusion = models.fusion or run(fusions.make, features=features, pool=pool)
     return PoolScores(pool=pool, features=features, fusion=fusion)
 
 
 def judge_release(
-    registry: Releases,
-    release: Artifact,
-    index: IndexConfig,
-    candidates: CandidatesConfig,
-    data: Artifact,
-    *,
-    run: Runner = directly,
+    release: Artifact, index: IndexConfig, candidates: CandidatesConfig, run: Runner, *, data: Artifact
 ) -> tuple[PoolScores, SearchableCorpus]:
-    """`judge` with the models of a release, over an index of the data's own documents, which is made too."""
+    """Judges the models of a release over an index of the data's own documents, and returns that index too."""
     models = ScoringModels(**{name: releases.part(release, name) for name in ("ranker", "encoder", "fusion")})
-    corpus = make_searchable(registry.workspace, index, models.encoder, data, run=run)
-    return judge(registry.workspace, candidates, models, corpus, data, run=run), corpus
+    corpus = make_searchable(index, run, encoder=models.encoder, data=data)
+    return judge(candidates, run, models=models, corpus=corpus, data=data), corpus

@@ -32,7 +32,7 @@ def reindex(
     full: bool = False,
     promote: bool = True,
     force: bool = False,
-    run: runner.Runner = runner.directly,
+    execute: runner.Execute = runner.directly,
 ) -> dict[str, Any]:
     """Indexes the documents of these sources with the models of a release; returns figures as plain values.
 
@@ -44,7 +44,7 @@ def reindex(
         full: embed every document, though its vector is known, and build the semantic index anew.
         promote: make the new release live if the old one is.
         force: publish documents that look wrong; see `flows.publishing.implausible`.
-        run: runs the stages.
+        execute: runs one stage, as a plain call or as a Prefect task.
 
     Raises:
         MissingError: no such release or source.
@@ -54,14 +54,14 @@ def reindex(
     from pipeline.data import corpus
 
     began = time.monotonic()
-    registry = releases.Releases(workspace)
+    registry, run = releases.Releases(workspace), runner.Runner(workspace, execute)
     live = registry.pointer_file.recover()
     old = registry.open(release)
     recipe = recipes.parse(Recipe, old.manifest.config)
     chosen = [SourceConfig(path=path, format=format) for path in documents]
-    data = run("documents", lambda: corpus.make(workspace, chosen, Path(), recipe.data.faulty_rows))
+    data = run(corpus.make, chosen, Path(), recipe.data.faulty_rows)
     parts = {name: releases.part(old, name) for name in judging.PARTS}
-    searchable = indexing.make_searchable(workspace, recipe.index, parts["encoder"], data, anew=full, run=run)
+    searchable = indexing.make_searchable(recipe.index, run, encoder=parts["encoder"], data=data, anew=full)
     reasons = publishing.implausible(old, searchable.documents)
     if reasons and not force:
         raise ImplausibleError(

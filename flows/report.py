@@ -34,7 +34,7 @@ def report(
     run_file: Path | None = None,
     baseline: str = "",
     out: Path | None = None,
-    run: runner.Runner = runner.directly,
+    execute: runner.Execute = runner.directly,
 ) -> Artifact:
     """A report artifact on a release's models, or on a run file, over all queries that a source judges.
 
@@ -49,7 +49,7 @@ def report(
     Raises:
         MissingError: no such source, file or release.
     """
-    registry = Releases(workspace)
+    registry, run = Releases(workspace), runner.Runner(workspace, execute)
     source = SourceConfig(path=judgments, format=format)
     if run_file is not None:
         made = _of_run(registry, source, run_file, baseline, run)
@@ -62,13 +62,13 @@ def report(
     return made
 
 
-def _judgments(registry: Releases, source: SourceConfig, config: DataConfig, run: runner.Runner) -> Artifact:
+def _judgments(source: SourceConfig, config: DataConfig, run: runner.Runner) -> Artifact:
     from pipeline.data import judgments
 
     whole = replace(
         config, root=".", sources=(source,), train_queries=0, valid_queries=0, test_queries=0, max_documents=0
     )
-    return run("judgments", lambda: judgments.make(registry.workspace, whole))
+    return run.labelled("judgments")(judgments.make, whole)
 
 
 def _of_release(
@@ -79,28 +79,25 @@ def _of_release(
 
     opened = registry.open(release)
     recipe = recipes.parse(Recipe, opened.manifest.config)
-    data = _judgments(registry, source, recipe.data if split == "test" else replace(recipe.data, splits="test"), run)
-    judged, corpus = judging.judge_release(registry, opened, recipe.index, recipe.candidates, data, run=run)
-    before = None
+    data = _judgments(source, recipe.data if split == "test" else replace(recipe.data, splits="test"), run)
+    judged, corpus = judging.judge_release(opened, recipe.index, recipe.candidates, run, data=data)
+    before: dict[str, Artifact] = {}
     if baseline:
         former = registry.open(baseline)
         index = recipes.parse(Recipe, former.manifest.config).index
-        other, _ = judging.judge_release(registry, former, index, recipe.candidates, data, run=run)
-        before = (other.features, other.fusion)
-    ranked = run("systems", lambda: systems.make(registry.workspace, judged.features, judged.fusion, {}, before))
+        other, _ = judging.judge_release(former, index, recipe.candidates, run.labelled("baseline"), data=data)
+        before = {"live_features": other.features, "live_fusion": other.fusion}
+    ranked = run(systems.make, features=judged.features, fusion=judged.fusion, scores={}, **before)
     parts = {name: releases.part(opened, name) for name in ("ranker", "encoder")}
     return run(
-        "report",
-        lambda: reports.make(
-            registry.workspace,
-            recipe.evaluation,
-            data,
-            ranked,
-            baseline=systems.LIVE if baseline else systems.BOTH,
-            subject=systems.FUSED,
-            title=f"Release {opened.fingerprint[:12]}",
-            measured=facts.of(parts["ranker"], parts["encoder"], corpus.vectors, corpus.index, {}),
-        ),
+        reports.make,
+        recipe.evaluation,
+        data=data,
+        systems=ranked,
+        baseline=systems.LIVE if baseline else systems.BOTH,
+        subject=systems.FUSED,
+        title=f"Release {opened.fingerprint[:12]}",
+        measured=facts.of(parts["ranker"], parts["encoder"], corpus.vectors, corpus.index, {}),
     )
 
 
@@ -109,18 +106,15 @@ def _of_run(registry: Releases, source: SourceConfig, run_file: Path, baseline: 
     from pipeline.evaluation import systems
 
     config = Recipe().evaluation
-    data = _judgments(registry, source, DataConfig(splits="test"), run)
+    data = _judgments(source, DataConfig(splits="test"), run)
     files = {run_file.stem: run_file}
     if baseline:
         opened = registry.open(baseline)
         recipe = recipes.parse(Recipe, opened.manifest.config)
-        judged, _ = judging.judge_release(registry, opened, recipe.index, recipe.candidates, data, run=run)
-        ranked = run("systems", lambda: systems.make(registry.workspace, judged.features, judged.fusion, {}))
+        judged, _ = judging.judge_release(opened, recipe.index, recipe.candidates, run, data=data)
+        ranked = run(systems.make, features=judged.features, fusion=judged.fusion, scores={})
         files = {systems.FUSED: ranked.file("run.parquet"), **files}
-    return run(
-        "report",
-        lambda: reports.make_from_run(registry.workspace, config, data, files, title=f"Run {run_file.name}"),
-    )
+    return run(reports.make_from_run, config, data=data, systems=files, title=f"Run {run_file.name}")
 
 
 def rows(found: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -1,165 +1,253 @@
-"""The order of the stages: what is made from what, from sources to a judged release.
+"""The retraining flow: from sources to a judged release, which the gate may promote.
 
-Plain functions. Each stage goes through a `Runner`, which the command line leaves as a plain call and the
-Prefect flows turn into a task, so the order is written once.
+Each stage goes through a `Runner`: a plain call from the command line, a task from the Prefect flows. So the order
+of the stages is written once.
 """
 
-import logging
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import Any, Literal
 
-from flows import publishing
-from flows.indexing import make_searchable
+from flows import publishing, runner
+from flows.encoder_rounds import train_encoder
+from flows.indexing import SearchableCorpus, make_searchable
 from flows.judging import PARTS, PoolScores, ScoringModels, judge, judge_release
-from flows.runner import Runner, directly
-from flows.training import teach
+from flows.runner import Runner
+from flows.training import TrainingInputs, prepare
 from pipeline import recipe as recipes
+from pipeline import releases
 from pipeline.artifacts import Artifact
 from pipeline.config import Recipe
+from pipeline.pointer import Pointer
 from pipeline.releases import Releases
+from pipeline.stage import Stage
 
-log = logging.getLogger(__name__)
+RELEASE = Stage("release", version=releases.VERSION, inputs={"parts": ("bundle", *PARTS[2:])})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RetrainResult:
-    """What a retraining came to."""
+    """The outcome of a retraining."""
 
     release: Artifact
     report: Artifact
     live: bool
     """Whether the release is the live one now."""
     reasons: tuple[str, ...]
-    """Why, as the gate says."""
+    """The gate's reasons for promoting or refusing it."""
     seconds: float
 
 
-def retrain(recipe: Recipe, workspace: Path, *, promote: bool = True, run: Runner = directly) -> RetrainResult:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainedModels:
+    """The trained models of a retraining, before export."""
+
+    ranker: Artifact
+    encoder: Artifact
+    compared: Mapping[str, Artifact]
+    """Name in the report → another cross-encoder that is judged beside the ranker."""
+
+
+def retrain(
+    recipe: Recipe, workspace: Path, *, promote: bool = True, execute: runner.Execute = runner.directly
+) -> RetrainResult:
     """Trains all models of a recipe, indexes and judges them, publishes a release and, if the gate agrees, promotes it.
 
-    Every stage that is finished already is taken as it is, so a killed retraining goes on where it was.
+    Every stage that is finished already is not run again, so a killed retraining goes on where it was.
 
     Raises:
         RelevanceError: see `pipeline.errors`; the message says what, where and what to do.
     """
-    from flows import encoder_rounds
-    from pipeline.evaluation import facts, gate, systems
-    from pipeline.evaluation import report as reports
-    from pipeline.export import bundle
-    from pipeline.training import preflight, ranker, teacher_scores
+    from pipeline.training import preflight
 
     began = time.monotonic()
-    registry = Releases(workspace)
+    run = Runner(workspace, execute)
     preflight.check_encoder(recipe)
-    taught = teach(recipe, workspace, run=run)
-    data, pairs, large = taught.data, taught.pairs, taught.teacher
-    learn = partial(ranker.make, workspace)
-    small = run(
-        "ranker",
-        lambda: learn(
-            recipe.ranker, recipe.candidates, data, taught.lessons, taught.tutor, taught.tutor_scores, taught.base
-        ),
-    )
-    others = {"teacher": large}
-    if recipe.ranker.plain:
-        alone = ranker.plain(recipe.ranker)
-        others["plain student"] = run(
-            "plain student", lambda: learn(alone, recipe.candidates, data, pairs, large, None, taught.base)
-        )
-    bi_encoder = encoder_rounds.train_encoder(recipe, workspace, taught, run=run)
-    models = ScoringModels(
-        ranker=run("ranker bundle", lambda: bundle.make(workspace, recipe.export, small, data, pairs)),
-        encoder=run("encoder bundle", lambda: bundle.make(workspace, recipe.export, bi_encoder, data, pairs)),
-    )
-    corpus = make_searchable(workspace, recipe.index, models.encoder, data, run=run)
-    judged = judge(workspace, recipe.candidates, models, corpus, data, run=run)
-
-    scores = {
-        name: run(f"scores of {name}", partial(teacher_scores.score, workspace, model, data, judged.pool, split="test"))
-        for name, model in others.items()
-    }
-    ranked = run("systems", lambda: systems.make(workspace, judged.features, judged.fusion, scores))
-    costs = facts.of(models.ranker, models.encoder, corpus.vectors, corpus.index, {**others, "ranker": small})
-    report = run(
-        "report",
-        lambda: reports.make(
-            workspace,
-            recipe.evaluation,
-            data,
-            ranked,
-            baseline=systems.BOTH,
-            subject=systems.FUSED,
-            title=f"Retraining {recipe.name}",
-            measured=costs,
-        ),
-    )
+    inputs = prepare(recipe, run)
+    trained = train_students(recipe, inputs, run)
+    models = export_models(recipe, trained, inputs, run)
+    corpus = make_searchable(recipe.index, run, encoder=models.encoder, data=inputs.data)
+    judged = judge(recipe.candidates, run, models=models, corpus=corpus, data=inputs.data)
+    report = report_on(recipe, trained, models, corpus, judged, inputs.data, run)
     # Only now: a re-index may have moved the pointer while the models were trained.
-    live = registry.pointer_file.recover()
-    documents = publishing.live_documents(registry, live)
-    published = (
-        corpus if documents is None else make_searchable(workspace, recipe.index, models.encoder, documents, run=run)
-    )
+    live = Releases(workspace).pointer_file.recover()
+    published, source = documents_to_publish(recipe, models, corpus, live, run)
     searchable = (published.lexical, published.documents, published.index)
     parts = (models.ranker, models.encoder, *searchable, judged.fusion, report)
-    metrics = publishing.metrics(report, published.documents, "data" if documents is None else "corpus")
     release = run(
-        "release",
-        lambda: registry.publish(dict(zip(PARTS, parts, strict=True)), metrics=metrics, config=recipes.to_dict(recipe)),
+        publish,
+        parts=dict(zip(PARTS, parts, strict=True)),
+        metrics=publishing.metrics(report, published.documents, source),
+        config=recipes.to_dict(recipe),
     )
-    promoted = False
+    is_live = live is not None and live.release == release.fingerprint
     reasons: tuple[str, ...] = ("it is live already",)
-    if live is None or live.release != release.fingerprint:
-        base = publishing.comparable(registry, live)
-        compared = compare_with_live(registry, base, recipe, data, judged, run) if base else report
-        decision = gate.decide_reports(compared, systems.LIVE if base else None, recipe.gate, new=systems.FUSED)
-        refusals = publishing.refusals(registry, base, release, published.documents)
-        promoted = promote and decision.promote and not refusals
-        reasons = (*refusals, *decision.reasons)
-        if promoted:
-            generation = live.generation if live else 0
-            registry.promote(release.fingerprint, reason="; ".join(reasons), expected=generation)
+    if not is_live:
+        new = NewRelease(release=release, report=report, documents=published.documents, scores=judged)
+        is_live, reasons = promote_if_better(recipe, new, live, inputs.data, run, allowed=promote)
     return RetrainResult(
-        release=release,
-        report=report,
-        live=promoted or (live is not None and live.release == release.fingerprint),
-        reasons=reasons,
-        seconds=time.monotonic() - began,
+        release=release, report=report, live=is_live, reasons=reasons, seconds=time.monotonic() - began
     )
 
 
-def compare_with_live(
-    registry: Releases, live: Artifact, recipe: Recipe, data: Artifact, judged: PoolScores, run: Runner
+def documents_to_publish(
+    recipe: Recipe, models: ScoringModels, corpus: SearchableCorpus, live: Pointer | None, run: Runner
+) -> tuple[SearchableCorpus, Literal["data", "corpus"]]:
+    """The index to publish: over the documents that a re-index made live, else over the data's own."""
+    documents = publishing.live_documents(Releases(run.workspace), live)
+    if documents is None:
+        return corpus, "data"
+    return make_searchable(recipe.index, run, encoder=models.encoder, data=documents), "corpus"
+
+
+def train_students(recipe: Recipe, inputs: TrainingInputs, run: Runner) -> TrainedModels:
+    """Trains the ranker, the plain student if the recipe wants one, and the encoder."""
+    from pipeline.training import ranker
+
+    small = run(
+        ranker.make,
+        recipe.ranker,
+        recipe.candidates,
+        data=inputs.data,
+        pairs=inputs.ranker_pairs,
+        teacher=inputs.ranker_teacher,
+        teacher_scores=inputs.ranker_teacher_scores,
+        base=inputs.base,
+    )
+    compared = {"teacher": inputs.teacher}
+    if recipe.ranker.plain:
+        compared["plain student"] = run.labelled("plain student")(
+            ranker.make,
+            ranker.plain(recipe.ranker),
+            recipe.candidates,
+            data=inputs.data,
+            pairs=inputs.pairs,
+            teacher=inputs.teacher,
+            teacher_scores=None,
+            base=inputs.base,
+        )
+    return TrainedModels(ranker=small, encoder=train_encoder(recipe, inputs, run), compared=compared)
+
+
+def export_models(recipe: Recipe, trained: TrainedModels, inputs: TrainingInputs, run: Runner) -> ScoringModels:
+    """Exports ranker and encoder as ONNX bundles."""
+    from pipeline.export import bundle
+
+    data, pairs = inputs.data, inputs.pairs
+    return ScoringModels(
+        ranker=run.labelled("ranker")(bundle.make, recipe.export, model=trained.ranker, data=data, pairs=pairs),
+        encoder=run.labelled("encoder")(bundle.make, recipe.export, model=trained.encoder, data=data, pairs=pairs),
+    )
+
+
+def report_on(
+    recipe: Recipe,
+    trained: TrainedModels,
+    models: ScoringModels,
+    corpus: SearchableCorpus,
+    judged: PoolScores,
+    data: Artifact,
+    run: Runner,
 ) -> Artifact:
+    """Judges all systems of a retraining on the test queries."""
+    from pipeline.evaluation import facts, systems
+    from pipeline.evaluation import report as reports
+    from pipeline.training import teacher_scores
+
+    scores = {
+        name: run.labelled(name)(teacher_scores.score, model=model, data=data, pairs=judged.pool, split="test")
+        for name, model in trained.compared.items()
+    }
+    ranked = run(systems.make, features=judged.features, fusion=judged.fusion, scores=scores)
+    costs = facts.of(
+        models.ranker, models.encoder, corpus.vectors, corpus.index, {**trained.compared, "ranker": trained.ranker}
+    )
+    return run(
+        reports.make,
+        recipe.evaluation,
+        data=data,
+        systems=ranked,
+        baseline=systems.BOTH,
+        subject=systems.FUSED,
+        title=f"Retraining {recipe.name}",
+        measured=costs,
+    )
+
+
+@RELEASE
+def publish(
+    workspace: Path, *, parts: Mapping[str, Artifact], metrics: Mapping[str, Any], config: Mapping[str, Any]
+) -> Artifact:
+    """The `release` artifact of these parts; not yet live."""
+    return Releases(workspace).publish(parts, metrics=metrics, config=config)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NewRelease:
+    """A release that the gate has still to decide on."""
+
+    release: Artifact
+    report: Artifact
+    documents: Artifact
+    """The document store that is published."""
+    scores: PoolScores
+    """The new models' scores of the candidates."""
+
+
+def promote_if_better(
+    recipe: Recipe, new: NewRelease, live: Pointer | None, data: Artifact, run: Runner, *, allowed: bool
+) -> tuple[bool, tuple[str, ...]]:
+    """Promotes the release if the gate agrees; returns whether it did, and the reasons.
+
+    Args:
+        allowed: False judges the release and leaves the live one.
+
+    Raises:
+        ConflictError: another publisher made a release live meanwhile.
+    """
+    from pipeline.evaluation import gate, systems
+
+    registry = Releases(run.workspace)
+    base = publishing.comparable(registry, live)
+    compared = compare_with_live(base, recipe, data, new.scores, run) if base else new.report
+    decision = gate.decide_reports(compared, systems.LIVE if base else None, recipe.gate, new=systems.FUSED)
+    refusals = publishing.refusals(registry, base, new.release, new.documents)
+    reasons = (*refusals, *decision.reasons)
+    promoted = allowed and decision.promote and not refusals
+    if promoted:
+        generation = live.generation if live else 0
+        registry.promote(new.release.fingerprint, reason="; ".join(reasons), expected=generation)
+    return promoted, reasons
+
+
+def compare_with_live(live: Artifact, recipe: Recipe, data: Artifact, judged: PoolScores, run: Runner) -> Artifact:
     """A report on the new models' order against that of the live release's models, for the gate.
 
-    The live models rank today's documents: of these only what their encoder has not seen is embedded. The report
+    The live models rank today's documents; only those that their encoder has not seen are embedded. The report
     is no part of the release, whose fingerprint must not depend on what was live when it was made.
     """
     from pipeline.evaluation import report as reports
     from pipeline.evaluation import systems
 
-    workspace = registry.workspace
-
-    def named(name: str, stage: Callable[[], Artifact]) -> Artifact:
-        return run(f"live release: {name}", stage)
-
-    lived, _ = judge_release(registry, live, recipe.index, recipe.candidates, data, run=named)
-    ranked = run(
-        "new and live",
-        lambda: systems.make(workspace, judged.features, judged.fusion, {}, (lived.features, lived.fusion)),
+    named = run.labelled("live release")
+    old, _ = judge_release(live, recipe.index, recipe.candidates, named, data=data)
+    gate = run.labelled("gate")
+    ranked = gate(
+        systems.make,
+        features=judged.features,
+        fusion=judged.fusion,
+        scores={},
+        live_features=old.features,
+        live_fusion=old.fusion,
     )
-    return run(
-        "gate report",
-        lambda: reports.make(
-            workspace,
-            recipe.evaluation,
-            data,
-            ranked,
-            baseline=systems.LIVE,
-            subject=systems.FUSED,
-            title=f"Retraining {recipe.name} against live {live.fingerprint[:12]}",
-        ),
+    return gate(
+        reports.make,
+        recipe.evaluation,
+        data=data,
+        systems=ranked,
+        baseline=systems.LIVE,
+        subject=systems.FUSED,
+        title=f"Retraining {recipe.name} against live {live.fingerprint[:12]}",
     )

@@ -1,21 +1,54 @@
-"""A runner runs one named stage, as a plain call or as a Prefect task."""
+"""Runs the stages of a flow in one workspace, each as a plain call or as a Prefect task."""
 
 import logging
 from collections.abc import Callable
-from typing import Protocol
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Concatenate, ParamSpec, Protocol
 
 from pipeline.artifacts import Artifact
+from pipeline.stage import stage_of
+
+P = ParamSpec("P")
 
 log = logging.getLogger(__name__)
 
 
-class Runner(Protocol):
-    """Runs one named stage; may record and retry it."""
+class Execute(Protocol):
+    """Executes one named stage; may record and retry it."""
 
     def __call__(self, name: str, stage: Callable[[], Artifact]) -> Artifact: ...
 
 
 def directly(name: str, stage: Callable[[], Artifact]) -> Artifact:
-    """Runs a stage as a plain call, with one line before it."""
+    """Executes a stage as a plain call, with one log line before it."""
     log.info("── %s", name)
     return stage()
+
+
+@dataclass(frozen=True, slots=True)
+class Runner:
+    """Runs stages in a workspace: `run(lexical.make, recipe.index, data=data)`."""
+
+    workspace: Path
+    execute: Execute = directly
+    label: str = ""
+    """Stands before the names of the stages, to tell apart those that run more than once."""
+
+    def __call__(
+        self, stage: Callable[Concatenate[Path, P], Artifact], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Artifact:
+        """The artifact of a stage's function, called with the workspace and these arguments."""
+        return self.execute(self.name(stage), partial(stage, self.workspace, *args, **kwargs))
+
+    def labelled(self, label: str) -> "Runner":
+        """The same runner with one more label before the names."""
+        return replace(self, label=f"{self.label}{label}: ")
+
+    def name(self, stage: Callable[..., Artifact]) -> str:
+        """The name of a stage in logs and in Prefect."""
+        declared = stage_of(stage)
+        if declared is None:
+            raise TypeError(f"{stage!r} is no stage; decorate the function with its Stage")
+        return f"{self.label}{declared.name}"

@@ -50,7 +50,7 @@ def _worth_retrying(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> 
 
 
 def as_task(name: str, stage: Callable[[], Artifact]) -> Artifact:
-    """Runs a stage as a Prefect task run of this name; a `chain.Runner`."""
+    """Runs a stage as a Prefect task run of this name; a `runner.Execute`."""
 
     @task(
         name=name,
@@ -70,7 +70,7 @@ def as_task(name: str, stage: Callable[[], Artifact]) -> Artifact:
 @flow(name="retrain", persist_result=False)
 def retrain(recipe: Path, overrides: list[str], workspace: Path, promote: bool = True) -> chain.RetrainResult:
     """Trains, judges and, if the gate agrees, promotes; see `chain.retrain`."""
-    outcome = chain.retrain(recipes.load(recipe, overrides), workspace, promote=promote, run=as_task)
+    outcome = chain.retrain(recipes.load(recipe, overrides), workspace, promote=promote, execute=as_task)
     _show_report(outcome.report)
     create_markdown_artifact(
         key="gate",
@@ -83,7 +83,7 @@ def retrain(recipe: Path, overrides: list[str], workspace: Path, promote: bool =
 @flow(name="report", persist_result=False)
 def report(judgments: str, workspace: Path, release: str = "live", baseline: str = "") -> Artifact:
     """Judges a release; see `flows.report`."""
-    made: Artifact = reporting.report(judgments, workspace, release=release, baseline=baseline, run=as_task)
+    made: Artifact = reporting.report(judgments, workspace, release=release, baseline=baseline, execute=as_task)
     _show_report(made)
     return made
 
@@ -91,7 +91,7 @@ def report(judgments: str, workspace: Path, release: str = "live", baseline: str
 @flow(name="reindex", persist_result=False)
 def reindex(documents: list[str], workspace: Path, release: str = "live", full: bool = False) -> dict[str, Any]:
     """Embeds what changed and makes the new index live; see `flows.reindex`."""
-    made: dict[str, Any] = reindexing.reindex(documents, workspace, release=release, full=full, run=as_task)
+    made: dict[str, Any] = reindexing.reindex(documents, workspace, release=release, full=full, execute=as_task)
     create_table_artifact(key="reindex", table=[made], description="The new index")
     return made
 

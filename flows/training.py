@@ -1,122 +1,126 @@
-"""The training stages in order: from judged queries to teacher targets and trained students."""
+"""The training stages in order: from judged queries to the teacher, its scores, and the assistants."""
 
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
-from flows.runner import Runner, directly
+from flows.runner import Runner
 from pipeline.artifacts import Artifact
 from pipeline.config import CandidatesConfig, ExternalTeacherConfig, RankerConfig, Recipe
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingInputs:
-    """What students learn from."""
+    """The artifacts that the students of a recipe are trained on."""
 
     data: Artifact
-    words: Artifact
+    lexical: Artifact
     """Lexical index of the data's documents."""
-    found: Artifact
-    """BM25 run of all queries."""
+    bm25_run: Artifact
+    """BM25 run of all judged queries."""
     pairs: Artifact
-    """With grades."""
+    """Graded (query, document) pairs."""
     base: Artifact | str
-    """What the teacher started from."""
+    """The model that the teacher started from: a `pretrained` artifact, or a name."""
     teacher: Artifact
-    lessons: Artifact
-    """The pairs and, where the recipe wants them, others without a grade: what rankers learn from."""
-    scores: Artifact
-    """What the teacher, or one from outside, says about all of these."""
-    tutor: Artifact
-    """From whom the ranker learns: the last assistant, or the teacher where there is none."""
-    tutor_scores: Artifact
-    """What the tutor says about the lessons."""
+    ranker_pairs: Artifact
+    """The graded pairs and, where the recipe wants them, unlabelled ones: the training data of rankers."""
+    teacher_scores: Artifact
+    """Scores of `ranker_pairs` by the teacher, or by the external one."""
+    ranker_teacher: Artifact
+    """The model that the ranker is distilled from: the last assistant, or the teacher where there is none."""
+    ranker_teacher_scores: Artifact
+    """Scores of `ranker_pairs` by `ranker_teacher`."""
 
 
-def teach(recipe: Recipe, workspace: Path, *, run: Runner = directly) -> TrainingInputs:
-    """Data, pairs, teacher and its scores: what every student of a recipe learns from.
+def prepare(recipe: Recipe, run: Runner) -> TrainingInputs:
+    """Makes data, pairs, teacher, assistants and their scores: all that the students of a recipe learn from.
 
     Raises:
-        ConfigError: a student that cannot be cut or taught so, before anything is made.
+        ConfigError: a student cannot be cut or taught as the recipe says; raised before anything is made.
     """
     from index import lexical
     from pipeline.data import candidates, judgments
     from pipeline.training import preflight, pretrain, ranker, teacher
 
     preflight.check_rankers(recipe)
-    data = run("data", lambda: judgments.make(workspace, recipe.data))
-    words = run("lexical index", lambda: lexical.make(workspace, recipe.index, data))
+    data = run(judgments.make, recipe.data)
+    words = run(lexical.make, recipe.index, data=data)
     depth = max(recipe.candidates.retrieve, recipe.candidates.negatives_depth + recipe.candidates.skip_top)
-    found = run("BM25 run", lambda: lexical.run(workspace, words, data, depth=depth, splits=("train", "valid", "test")))
-    pairs = run("pairs", lambda: candidates.pairs(workspace, recipe.candidates, data, found))
+    bm25_run = run(lexical.run, lexical=words, data=data, depth=depth, splits=("train", "valid", "test"))
+    pairs = run(candidates.pairs, recipe.candidates, data=data, run=bm25_run)
 
     base: Artifact | str = recipe.teacher.base
-    if recipe.pretrain.enabled or recipe.teacher.base == "scratch":
-        base = run("pre-training", lambda: pretrain.make(workspace, recipe.pretrain, recipe.teacher.base, data))
-    large = run("teacher", lambda: teacher.make(workspace, recipe.teacher, recipe.candidates, data, pairs, base))
-    lessons = with_unlabelled(workspace, recipe.candidates, data, words, pairs, run=run)
+    if recipe.pretrain.enabled or recipe.teacher.base == pretrain.SCRATCH:
+        base = run(pretrain.make, recipe.pretrain, recipe.teacher.base, data=data)
+    large = run(teacher.make, recipe.teacher, recipe.candidates, data=data, pairs=pairs, base=base)
+
+    ranker_pairs = with_unlabelled(recipe.candidates, run, data=data, lexical=words, pairs=pairs)
     students = (*recipe.assistants, recipe.ranker)
-    scores = scores_for(students[0], workspace, recipe.outside, large, data, lessons, base, run=run)
-    tutor, tutor_scores = large, scores
+    score = partial(score_pairs, data=data, pairs=ranker_pairs, base=base)
+    scores = score(run, students[0], recipe.outside, teacher=large)
+    ranker_teacher, ranker_teacher_scores = large, scores
     for number, assistant in enumerate(recipe.assistants, start=1):
-        name, learn = f"assistant {number}", partial(ranker.make, workspace, assistant, recipe.candidates, data)
-        tutor = run(name, partial(learn, lessons, tutor, tutor_scores, base))
-        tutor_scores = scores_for(students[number], workspace, None, tutor, data, lessons, base, run=run, name=name)
+        named = run.labelled(f"assistant {number}")
+        ranker_teacher = named(
+            ranker.make,
+            assistant,
+            recipe.candidates,
+            data=data,
+            pairs=ranker_pairs,
+            teacher=ranker_teacher,
+            teacher_scores=ranker_teacher_scores,
+            base=base,
+        )
+        ranker_teacher_scores = score(named, students[number], None, teacher=ranker_teacher)
     return TrainingInputs(
         data=data,
-        words=words,
-        found=found,
+        lexical=words,
+        bm25_run=bm25_run,
         pairs=pairs,
         base=base,
         teacher=large,
-        lessons=lessons,
-        scores=scores,
-        tutor=tutor,
-        tutor_scores=tutor_scores,
+        ranker_pairs=ranker_pairs,
+        teacher_scores=scores,
+        ranker_teacher=ranker_teacher,
+        ranker_teacher_scores=ranker_teacher_scores,
     )
 
 
 def with_unlabelled(
-    workspace: Path,
-    config: CandidatesConfig,
-    data: Artifact,
-    words: Artifact,
-    pairs: Artifact,
-    *,
-    run: Runner = directly,
+    config: CandidatesConfig, run: Runner, *, data: Artifact, lexical: Artifact, pairs: Artifact
 ) -> Artifact:
-    """The pairs with as many unlabelled ones as `config.unlabelled` says; themselves where it is 0."""
-    from index import lexical
+    """The pairs with as many unlabelled ones added as `config.unlabelled` says; the pairs alone where it is 0."""
+    from index import lexical as lexical_index
     from pipeline.data import unlabelled
 
     if not config.unlabelled:
         return pairs
-    asked = run("queries for unlabelled pairs", lambda: unlabelled.queries(workspace, config, data))
-    depth = config.unlabelled_depth
-    found = run("their BM25 run", lambda: lexical.run(workspace, words, asked, depth=depth, splits=()))
-    return run("unlabelled pairs", lambda: unlabelled.pairs(workspace, config, data, pairs, asked, found))
+    queries = run(unlabelled.queries, config, data=data)
+    search = run.labelled("unlabelled pairs")
+    results = search(lexical_index.run, lexical=lexical, data=queries, depth=config.unlabelled_depth, splits=())
+    return run(unlabelled.pairs, config, data=data, labelled=pairs, asked=queries, run=results)
 
 
-def scores_for(
+def score_pairs(
+    run: Runner,
     student: RankerConfig,
-    workspace: Path,
-    outside: ExternalTeacherConfig | None,
+    external: ExternalTeacherConfig | None,
+    *,
     teacher: Artifact,
     data: Artifact,
     pairs: Artifact,
     base: Artifact | str,
-    *,
-    run: Runner = directly,
-    name: str = "teacher",
 ) -> Artifact:
-    """What the teacher, or one from outside if there is one, says about the pairs, as this student needs it."""
-    from pipeline.training import external_teacher as others
-    from pipeline.training import ranker, teacher_scores
+    """Scores the pairs by the external teacher if there is one, else by the teacher, with the states a student needs.
+
+    Args:
+        student: decides which layers' states are kept, and how wide they are.
+        external: None where `teacher` is an assistant.
+        base: the model that the teacher started from; a student may be cut from it.
+    """
+    from pipeline.training import external_teacher, ranker, teacher_scores
 
     layers, width = ranker.taught_by(student, teacher, base)
-    if outside is not None and outside.given:
-        return run("outside scores", lambda: others.make(workspace, outside, data, pairs, layers=layers))
-    return run(
-        f"{name} scores",
-        lambda: teacher_scores.make(workspace, teacher, data, pairs, layers=layers, width=width),
-    )
+    if external is not None and external.given:
+        return run(external_teacher.make, external, data=data, pairs=pairs, layers=layers)
+    return run(teacher_scores.make, teacher=teacher, data=data, pairs=pairs, layers=layers, width=width)

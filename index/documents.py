@@ -25,10 +25,11 @@ from cachetools import LRUCache
 from pipeline import artifacts, schema
 from pipeline.artifacts import Artifact, Staging
 from pipeline.errors import ArtifactError, MissingError, SchemaError
+from pipeline.stage import Stage
 from pipeline.text import document_text
 
 KIND = "documents"
-VERSION = 3
+STAGE = Stage(KIND, version=3, inputs={"data": ("data", "corpus")}, title="document store")
 FILE = "documents.sqlite"
 BATCH = 1000
 MAX_VALUE = 256
@@ -94,7 +95,8 @@ def count(data: Artifact) -> int:
     return rows
 
 
-def make(workspace: Path, data: Artifact) -> Artifact:
+@STAGE
+def make(workspace: Path, *, data: Artifact) -> Artifact:
     """The `documents` artifact of this data.
 
     Raises:
@@ -120,7 +122,7 @@ def make(workspace: Path, data: Artifact) -> Artifact:
         size = round(path.stat().st_size / rows, 1)
         return {"documents": rows, "empty": empty, "duplicates": duplicates, "bytes_per_document": size}
 
-    return artifacts.make(workspace, KIND, version=VERSION, config={}, inputs={"data": data}, build=build)
+    return STAGE.make(workspace, config={}, inputs={"data": data}, build=build)
 
 
 def restore(workspace: Path, store: Artifact) -> Artifact:

@@ -22,11 +22,14 @@ from pipeline import artifacts, progress, schema
 from pipeline.artifacts import Artifact, Staging
 from pipeline.config import IndexConfig
 from pipeline.errors import ArtifactError, SchemaError
+from pipeline.stage import Stage
 
 KIND = "lexical"
-VERSION = 1
-RUN_VERSION = 1
-SCORES_VERSION = 1
+STAGE = Stage(KIND, version=1, inputs={"data": ("data", "corpus")}, section="index", title="lexical index")
+RUN = Stage("run", version=1, inputs={"lexical": KIND, "data": ("data", "asked")}, title="BM25 run")
+SCORES = Stage(
+    "scores", version=1, inputs={"lexical": KIND, "data": "data", "pairs": ("pairs", "pool")}, title="BM25 scores"
+)
 
 MAX_QUERY = 4096
 """Maximum length of a query in characters; the rest is not searched for."""
@@ -38,7 +41,8 @@ _VOCABULARY, _IDS = "vocab.index.json", "ids.parquet"
 log = logging.getLogger(__name__)
 
 
-def make(workspace: Path, config: IndexConfig, data: Artifact) -> Artifact:
+@STAGE
+def make(workspace: Path, config: IndexConfig, *, data: Artifact) -> Artifact:
     """The `lexical` artifact: BM25 (the Lucene variant) of all documents of this data.
 
     Raises:
@@ -70,10 +74,11 @@ def make(workspace: Path, config: IndexConfig, data: Artifact) -> Artifact:
         size = sum(path.stat().st_size for path in staging.folder.iterdir())
         return {"documents": total, "terms": len(vocabulary), "bytes_per_document": round(size / total, 1)}
 
-    return artifacts.make(workspace, KIND, version=VERSION, config=settings, inputs={"data": data}, build=build)
+    return STAGE.make(workspace, config=settings, inputs={"data": data}, build=build)
 
 
-def run(workspace: Path, lexical: Artifact, data: Artifact, *, depth: int, splits: Sequence[str]) -> Artifact:
+@RUN
+def run(workspace: Path, *, lexical: Artifact, data: Artifact, depth: int, splits: Sequence[str]) -> Artifact:
     """The `run` artifact: the first `depth` documents of each query that has a judgment in `splits`, or of all without.
 
     A query without a known term has no rows; the metrics count such queries.
@@ -93,10 +98,11 @@ def run(workspace: Path, lexical: Artifact, data: Artifact, *, depth: int, split
         return write_run(staging.folder / "run.parquet", hits(), "bm25")
 
     inputs = {"lexical": lexical, "data": data}
-    return artifacts.make(workspace, "run", version=RUN_VERSION, config=settings, inputs=inputs, build=build)
+    return RUN.make(workspace, config=settings, inputs=inputs, build=build)
 
 
-def score(workspace: Path, lexical: Artifact, data: Artifact, pairs: Artifact, *, split: str) -> Artifact:
+@SCORES
+def score(workspace: Path, *, lexical: Artifact, data: Artifact, pairs: Artifact, split: str) -> Artifact:
     """The `scores` artifact: scores.parquet (row_id, score), BM25 of each pair of one split of a table of pairs."""
 
     def build(staging: Staging) -> Mapping[str, Any]:
@@ -117,7 +123,7 @@ def score(workspace: Path, lexical: Artifact, data: Artifact, pairs: Artifact, *
 
     inputs = {"model": lexical, "data": data, "pairs": pairs}
     config = {"split": split}
-    return artifacts.make(workspace, "scores", version=SCORES_VERSION, config=config, inputs=inputs, build=build)
+    return SCORES.make(workspace, config=config, inputs=inputs, build=build)
 
 
 class LexicalIndex:

@@ -20,9 +20,10 @@ from index.hits import Hit, judged_queries, read_ids, write_run
 from pipeline import artifacts, progress
 from pipeline.artifacts import Artifact, Staging
 from pipeline.errors import ArtifactError, SchemaError
+from pipeline.stage import Stage
 
 KIND = "index"
-RUN_VERSION = 1
+RUN = Stage("run", version=1, inputs={"index": KIND, "data": "data"}, title="semantic run")
 BATCH = 256
 """Queries embedded at once for a run."""
 BLOCK = 1 << 16
@@ -182,12 +183,13 @@ def join(lexical: Sequence[Hit], semantic: Sequence[Hit]) -> list[int]:
     return list(dict.fromkeys(hit.row for pair in pairs for hit in pair if hit is not None))
 
 
+@RUN
 def run(
     workspace: Path,
+    *,
     index: Artifact,
     data: Artifact,
     embed_queries: Callable[[Sequence[str]], np.ndarray],
-    *,
     depth: int,
     splits: Sequence[str],
     system: str = "encoder",
@@ -214,7 +216,7 @@ def run(
         return write_run(staging.folder / "run.parquet", found(), system)
 
     inputs = {"index": index, "data": data}
-    return artifacts.make(workspace, "run", version=RUN_VERSION, config=settings, inputs=inputs, build=build)
+    return RUN.make(workspace, config=settings, inputs=inputs, build=build)
 
 
 def _facts(path: Path) -> IndexStats:

@@ -25,8 +25,9 @@ from pipeline import artifacts, progress
 from pipeline.artifacts import Artifact, Staging
 from pipeline.config import IndexConfig
 from pipeline.errors import ArtifactError
+from pipeline.stage import Stage
 
-VERSION = 1
+STAGE = Stage(KIND, version=1, inputs={"vectors": "vectors"}, section="index", title="semantic index")
 POINTS_PER_LIST = 64
 """Vectors that a list's centre is learned from; more found no more on 200,000 clustered vectors, 32 found less."""
 
@@ -34,7 +35,8 @@ POINTS_PER_LIST = 64
 log = logging.getLogger(__name__)
 
 
-def make(workspace: Path, config: IndexConfig, vectors: Artifact) -> Artifact:
+@STAGE
+def make(workspace: Path, config: IndexConfig, *, vectors: Artifact) -> Artifact:
     """The `index` artifact of these vectors: vectors.faiss, rows.parquet, index.json.
 
     The metrics give bytes a document and recall: the share of the true nearest 10 and 100 that a search finds,
@@ -64,7 +66,7 @@ def make(workspace: Path, config: IndexConfig, vectors: Artifact) -> Artifact:
             **_recalls(read_ann(path), matrix, facts, config.seed),
         }
 
-    return artifacts.make(workspace, KIND, version=VERSION, config=settings, inputs={"vectors": vectors}, build=build)
+    return STAGE.make(workspace, config=settings, inputs={"vectors": vectors}, build=build)
 
 
 def lists(count: int) -> int:

@@ -24,9 +24,10 @@ from index import documents
 from pipeline import artifacts, progress
 from pipeline.artifacts import Artifact, Staging
 from pipeline.errors import ArtifactError, RelevanceError
+from pipeline.stage import Stage
 
 KIND = "vectors"
-VERSION = 1
+STAGE = Stage(KIND, version=1, inputs={"data": ("data", "corpus"), "previous": KIND}, title="document vectors")
 BATCH = 256
 """Documents given to the encoder at once."""
 SHARD_S = 10.0
@@ -41,13 +42,14 @@ Embed = Callable[[Sequence[str]], np.ndarray]
 log = logging.getLogger(__name__)
 
 
+@STAGE
 def make(
     workspace: Path,
     encoder_digest: str,
+    *,
     data: Artifact,
     embed: Embed,
     previous: Sequence[Artifact] = (),
-    *,
     embedding_round: int = 0,
 ) -> Artifact:
     """The `vectors` artifact: vectors.npy (documents, dimensions) float32 in row order, and rows.parquet.
@@ -90,7 +92,7 @@ def make(
         }
 
     settings = {"encoder_digest": encoder_digest, **({"round": embedding_round} if embedding_round else {})}
-    return artifacts.make(workspace, KIND, version=VERSION, config=settings, inputs={"data": data}, build=build)
+    return STAGE.make(workspace, config=settings, inputs={"data": data}, build=build)
 
 
 def earlier(workspace: Path, encoder_digest: str) -> list[Artifact]:

@@ -15,7 +15,7 @@ mapping, or none (None, or a text that names something that is no artifact).
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, ParamSpec
 
@@ -120,3 +120,6 @@ def _artifacts(value: object) -> Iterator[Artifact]:
     elif isinstance(value, Sequence) and not isinstance(value, str):
         for item in value:
             yield from _artifacts(item)
+    elif is_dataclass(value):
+        for item in fields(value):
+            yield from _artifacts(getattr(value, item.name))

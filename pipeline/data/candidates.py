@@ -15,17 +15,23 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from pipeline import artifacts, schema
+from pipeline import schema
 from pipeline.artifacts import Artifact, Staging
 from pipeline.config import CandidatesConfig
 from pipeline.data import splits
 from pipeline.errors import SchemaError
 from pipeline.schema import PREFERENCE
+from pipeline.stage import Stage
 
-PAIRS_VERSION = 1
-POOL_VERSION = 1
-MINED_VERSION = 1
-
+PAIRS = Stage("pairs", version=1, inputs={"data": "data", "run": "run"}, section="candidates")
+POOL = Stage("pool", version=1, inputs={"data": "data", "runs": "run"}, section="candidates")
+MINED_PAIRS = Stage(
+    "mined",
+    version=1,
+    inputs={"data": "data", "pairs": "pairs", "runs": "run"},
+    section="encoder.mining",
+    title="mined pairs",
+)
 
 MINED = "mined"
 """The source of negatives that the encoder learns from after its first round."""
@@ -42,7 +48,8 @@ _SCHEMA = pa.schema(
 )
 
 
-def pairs(workspace: Path, config: CandidatesConfig, data: Artifact, run: Artifact) -> Artifact:
+@PAIRS
+def pairs(workspace: Path, config: CandidatesConfig, *, data: Artifact, run: Artifact) -> Artifact:
     """The `pairs` artifact: pairs.parquet of the splits train and valid.
 
     train   judged pairs, then up to `negatives` unjudged ones as grade 0 (source "negative"). They are drawn from
@@ -75,10 +82,11 @@ def pairs(workspace: Path, config: CandidatesConfig, data: Artifact, run: Artifa
 
     inputs = {"data": data, "run": run}
     settings = {key: getattr(config, key) for key in keys}
-    return artifacts.make(workspace, "pairs", version=PAIRS_VERSION, config=settings, inputs=inputs, build=build)
+    return PAIRS.make(workspace, config=settings, inputs=inputs, build=build)
 
 
-def pool(workspace: Path, config: CandidatesConfig, data: Artifact, runs: Sequence[Artifact]) -> Artifact:
+@POOL
+def pool(workspace: Path, config: CandidatesConfig, *, data: Artifact, runs: Sequence[Artifact]) -> Artifact:
     """The `pool` artifact: pairs.parquet of the splits valid and test, which every system ranks.
 
     With `config.pool` judged it has the judged pairs; with retrieved the union of the first `retrieve` of each run,
@@ -96,10 +104,11 @@ def pool(workspace: Path, config: CandidatesConfig, data: Artifact, runs: Sequen
 
     inputs = {"data": data, **{f"run {number}": run for number, run in enumerate(runs)}}
     settings = {"pool": config.pool, "retrieve": config.retrieve}
-    return artifacts.make(workspace, "pool", version=POOL_VERSION, config=settings, inputs=inputs, build=build)
+    return POOL.make(workspace, config=settings, inputs=inputs, build=build)
 
 
-def mined(workspace: Path, depth: int, data: Artifact, pairs: Artifact, runs: Sequence[Artifact]) -> Artifact:
+@MINED_PAIRS
+def mined(workspace: Path, depth: int, *, data: Artifact, pairs: Artifact, runs: Sequence[Artifact]) -> Artifact:
     """The `mined` artifact: pairs.parquet of what searches find for training queries and no pair joins with them yet.
 
     Grade 0, source "mined", split train; the teacher has still to say which of them may be relevant, see
@@ -126,9 +135,7 @@ def mined(workspace: Path, depth: int, data: Artifact, pairs: Artifact, runs: Se
         return {**_counts(table), **metrics}
 
     inputs = {"data": data, "pairs": pairs, **{f"run {number}": run for number, run in enumerate(runs)}}
-    return artifacts.make(
-        workspace, "mined", version=MINED_VERSION, config={"depth": depth}, inputs=inputs, build=build
-    )
+    return MINED_PAIRS.make(workspace, config={"depth": depth}, inputs=inputs, build=build)
 
 
 def _judged(data: Artifact) -> pd.DataFrame:

@@ -5,17 +5,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline import artifacts, schema
+from pipeline import schema
 from pipeline.artifacts import Artifact, Staging
 from pipeline.config import SourceConfig
 from pipeline.data import judgments, sources, validation
 from pipeline.errors import SchemaError
+from pipeline.stage import Stage
 
-VERSION = 1
+STAGE = Stage("corpus", version=1, section="data")
 
 log = logging.getLogger(__name__)
 
 
+@STAGE
 def make(
     workspace: Path, chosen: Sequence[SourceConfig], root: Path, faulty_rows: Literal["error", "drop"]
 ) -> Artifact:
@@ -54,10 +56,8 @@ def make(
         log.info("corpus: %d documents, dropped %s", documents.num_rows, dropped)
         return {"documents": documents.num_rows, "dropped": dropped}
 
-    return artifacts.make(
+    return STAGE.make(
         workspace,
-        "corpus",
-        version=VERSION,
         config={"faulty_rows": faulty_rows, "sources": names},
         inputs={f"{place}:{item.name}": item.digest for place, item in enumerate(found)},
         build=build,

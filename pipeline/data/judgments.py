@@ -16,7 +16,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import artifacts, recipe, schema
+from pipeline import recipe, schema
 from pipeline.artifacts import Artifact, Staging
 from pipeline.config import DataConfig
 from pipeline.data import sources, splits, validation
@@ -26,12 +26,14 @@ from pipeline.data.sources import Source
 from pipeline.data.validation import ValidatedTables
 from pipeline.errors import ConfigError, SchemaError
 from pipeline.schema import SPLITS
+from pipeline.stage import Stage
 
-VERSION = 1
+STAGE = Stage("data", version=1, section="data")
 
 log = logging.getLogger(__name__)
 
 
+@STAGE
 def make(workspace: Path, config: DataConfig) -> Artifact:
     """The artifact `data`: documents.parquet, queries.parquet (`slice` is the source's name unless it has its own) and
     judgments.parquet (`split` and `source` filled).
@@ -59,7 +61,7 @@ def make(workspace: Path, config: DataConfig) -> Artifact:
     def build(staging: Staging) -> Mapping[str, Any]:
         return _build(staging.folder, config, [item.read() for item in found])
 
-    return artifacts.make(workspace, "data", version=VERSION, config=plain, inputs=inputs, build=build)
+    return STAGE.make(workspace, config=plain, inputs=inputs, build=build)
 
 
 def _build(folder: Path, config: DataConfig, read: Sequence[Source]) -> Mapping[str, Any]:

@@ -21,9 +21,16 @@ from pipeline.artifacts import Artifact, Staging
 from pipeline.config import CandidatesConfig
 from pipeline.data import splits
 from pipeline.errors import ConfigError, MissingError, SchemaError
+from pipeline.stage import Stage
 
-QUERIES_VERSION = 1
-PAIRS_VERSION = 1
+QUERIES = Stage("asked", version=1, inputs={"data": "data"}, section="candidates", title="queries for unlabelled pairs")
+PAIRS = Stage(
+    "pairs",
+    version=1,
+    inputs={"data": "data", "labelled": "pairs", "asked": "asked", "run": "run"},
+    section="candidates",
+    title="unlabelled pairs",
+)
 
 SOURCE = "unlabelled"
 """Of the rows that are added."""
@@ -31,7 +38,8 @@ SOURCE = "unlabelled"
 log = logging.getLogger(__name__)
 
 
-def queries(workspace: Path, config: CandidatesConfig, data: Artifact) -> Artifact:
+@QUERIES
+def queries(workspace: Path, config: CandidatesConfig, *, data: Artifact) -> Artifact:
     """The `asked` artifact: queries.parquet (query_id, text) of all that is asked for unlabelled pairs.
 
     Training queries keep their ids. Of the others those are left out, and counted in the metrics, that cannot be used
@@ -73,7 +81,7 @@ def queries(workspace: Path, config: CandidatesConfig, data: Artifact) -> Artifa
         schema.write(table, staging.folder / "queries.parquet", "queries")
         return {"queries": len(asked), **counts}
 
-    return artifacts.make(workspace, "asked", version=QUERIES_VERSION, config=settings, inputs=inputs, build=build)
+    return QUERIES.make(workspace, config=settings, inputs=inputs, build=build)
 
 
 def _more(config: CandidatesConfig, data: Artifact) -> Iterator[tuple[str, str]]:
@@ -117,8 +125,9 @@ def read_queries(path: Path) -> list[str]:
     return [value for value in values.to_pylist() if value is not None]
 
 
+@PAIRS
 def pairs(
-    workspace: Path, config: CandidatesConfig, data: Artifact, labelled: Artifact, asked: Artifact, run: Artifact
+    workspace: Path, config: CandidatesConfig, *, data: Artifact, labelled: Artifact, asked: Artifact, run: Artifact
 ) -> Artifact:
     """A `pairs` artifact: the rows of `labelled` as they are, then those without a grade.
 
@@ -173,10 +182,8 @@ def pairs(
         schema.write(pa.Table.from_pandas(lists, preserve_index=False), staging.folder / "queries.parquet", "queries")
         return {"labelled": len(table), "wanted": wanted, "unlabelled": len(rows), "lists": len(lists)}
 
-    return artifacts.make(
+    return PAIRS.make(
         workspace,
-        "pairs",
-        version=PAIRS_VERSION,
         config={key: getattr(config, key) for key in keys},
         inputs={"data": data, "labelled": labelled, "asked": asked, "run": run},
         build=build,

@@ -25,12 +25,18 @@ from pipeline.evaluation import page, plots, runs, significance
 from pipeline.evaluation.metrics import RANGE
 from pipeline.evaluation.per_query import judged, measures, per_query
 from pipeline.evaluation.report import finite
+from pipeline.stage import Stage
 
 if TYPE_CHECKING:
     import pandas as pd
     from rich.console import RenderableType
 
-VERSION = 3
+STAGE = Stage(
+    "ablation",
+    version=3,
+    inputs={"data": "data", "pool": "pool", "references": "scores", "students": "scores"},
+    section="ablation",
+)
 
 SURE = 0.05
 """A corrected p below this is a difference."""
@@ -56,14 +62,15 @@ class AblationRun:
     dose: float = 0.0
 
 
+@STAGE
 def make(
     workspace: Path,
     config: EvaluationConfig,
+    *,
     data: Artifact,
     pool: Artifact,
     references: Sequence[AblationRun],
     students: Sequence[AblationRun],
-    *,
     ceiling: str,
     measure: str = "",
     title: str,
@@ -125,7 +132,7 @@ def make(
         "measure": decisive,
         "title": title,
     }
-    return artifacts.make(workspace, "ablation", version=VERSION, config=settings, inputs=inputs, build=build)
+    return STAGE.make(workspace, config=settings, inputs=inputs, build=build)
 
 
 def _values(

@@ -22,23 +22,31 @@ from pipeline.errors import ConfigError
 from pipeline.evaluation import definitions, examples, page, runs, significance
 from pipeline.evaluation.metrics import RANGE
 from pipeline.evaluation.per_query import _without, judged, measures, per_query
+from pipeline.stage import Stage
 
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
     from rich.console import RenderableType
 
-VERSION = 2
+STAGE = Stage(
+    "report",
+    version=2,
+    inputs={"data": "data", "systems": "systems", "pool": ("pairs", "pool")},
+    section="evaluation",
+)
+OF_RUN = Stage("report", version=2, inputs={"data": "data"}, section="evaluation", title="report on run files")
 
 log = logging.getLogger(__name__)
 
 
+@STAGE
 def make(
     workspace: Path,
     config: EvaluationConfig,
+    *,
     data: Artifact,
     systems: Artifact | Mapping[str, Path],
-    *,
     baseline: str,
     title: str,
     split: str = "test",
@@ -67,12 +75,13 @@ def make(
     return _make(workspace, config, data, systems, about, pool, facts or {}, measured or {})
 
 
+@OF_RUN
 def make_from_run(
     workspace: Path,
     config: EvaluationConfig,
+    *,
     data: Artifact,
     systems: Mapping[str, Path],
-    *,
     title: str,
     baseline: str | None = None,
     split: str | None = None,
@@ -161,10 +170,8 @@ def _make(
             "systems": {name: item["measures"][found["headline"]] for name, item in found["systems"].items()},
         }
 
-    return artifacts.make(
+    return STAGE.make(
         workspace,
-        "report",
-        version=VERSION,
         config={
             **recipe.to_dict(config),
             "split": split,

@@ -9,15 +9,26 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline import artifacts, features, schema
+from pipeline import features, schema
 from pipeline.artifacts import Artifact, Staging
 from pipeline.errors import SchemaError
 from pipeline.features import Fusion
+from pipeline.stage import Stage
 
 if TYPE_CHECKING:
     import pandas as pd
 
-VERSION = 2
+STAGE = Stage(
+    "systems",
+    version=2,
+    inputs={
+        "features": "features",
+        "fusion": "fusion",
+        "scores": "scores",
+        "live_features": "features",
+        "live_fusion": "fusion",
+    },
+)
 
 BM25, ENCODER, BOTH, RANKER, FUSED, LIVE = "BM25", "encoder", "BM25+encoder", "distilled student", "fused", "live"
 """BOTH is reciprocal-rank fusion of the first two; RANKER is the bundle in the precision that is served, the order of
@@ -38,26 +49,30 @@ def is_earlier(system: str) -> bool:
     return system.startswith(_EARLIER)
 
 
+@STAGE
 def make(
     workspace: Path,
-    judged: Artifact,
+    *,
+    features: Artifact,
     fusion: Artifact,
-    others: Mapping[str, Artifact],
-    live: tuple[Artifact, Artifact] | None = None,
+    scores: Mapping[str, Artifact],
+    live_features: Artifact | None = None,
+    live_fusion: Artifact | None = None,
 ) -> Artifact:
     """A run artifact (kind `systems`) over the test queries; the column `system` names who ranked.
 
     Args:
         workspace: the folder that holds `artifacts/`.
-        judged: a features artifact.
+        features: of the pool, by the models that are judged.
         fusion: the weights of the final order.
-        others: name of a system → its scores artifact over the same rows.
-        live: features and fusion of the live release, on its own pool.
+        scores: name of another system → its scores of the same rows.
+        live_features, live_fusion: those of the live release, on its own pool; give both or neither.
 
     Raises:
         SchemaError: a scores artifact lacks rows of the pool.
     """
-    inputs = {"features": judged, "fusion": fusion, **{f"scores:{name}": item for name, item in others.items()}}
+    inputs = {"features": features, "fusion": fusion, **{f"scores:{name}": item for name, item in scores.items()}}
+    live = live_features and live_fusion and (live_features, live_fusion)
     if live:
         inputs |= {"live features": live[0], "live fusion": live[1]}
 
@@ -65,21 +80,21 @@ def make(
         import pandas as pd
         import pyarrow as pa
 
-        frame = _test_rows(judged)
+        frame = _test_rows(features)
         parts = list(_joined(frame, Fusion.from_json(fusion.file("fusion.json").read_text(encoding="utf-8"))))
-        for name, item in others.items():
+        for name, item in scores.items():
             parts.append(_system(_with_scores(frame, item, name), name, "score"))
         if live:
             lived = _test_rows(live[0])
             weights = Fusion.from_json(live[1].file("fusion.json").read_text(encoding="utf-8"))
             parts.append(_system(scored(lived, weights), LIVE, "fused"))
-        order = [BM25, ENCODER, BOTH, *sorted(others), RANKER, FUSED, LIVE]
+        order = [BM25, ENCODER, BOTH, *sorted(scores), RANKER, FUSED, LIVE]
         table = pd.concat(parts, ignore_index=True)
         table = table.sort_values("system", key=lambda names: names.map(order.index), kind="stable")
         schema.write(pa.Table.from_pandas(table, preserve_index=False), staging.folder / "run.parquet", "run")
         return {"systems": [name for name in order if name in set(table["system"])], "rows": len(table)}
 
-    return artifacts.make(workspace, "systems", version=VERSION, config={}, inputs=inputs, build=build)
+    return STAGE.make(workspace, config={}, inputs=inputs, build=build)
 
 
 def _test_rows(features: Artifact) -> "pd.DataFrame":

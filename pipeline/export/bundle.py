@@ -23,7 +23,6 @@ import onnx
 import torch
 from tokenizers import Tokenizer
 
-from pipeline import artifacts
 from pipeline.artifacts import Artifact, Staging
 from pipeline.config import ExportConfig, Precision
 from pipeline.export import graph, parity, precision, sample
@@ -33,8 +32,14 @@ from pipeline.models import sentence_transformers_format
 from pipeline.models.bi_encoder import BiEncoder
 from pipeline.models.cross_encoder import CrossEncoder
 from pipeline.recipe import to_dict
+from pipeline.stage import Stage
 
-VERSION = 3
+STAGE = Stage(
+    "bundle",
+    version=3,
+    inputs={"model": ("ranker", "teacher", "encoder"), "data": "data", "pairs": "pairs"},
+    section="export",
+)
 FORMAT = 1
 
 log = logging.getLogger(__name__)
@@ -120,7 +125,8 @@ class ExportSource:
         return found.hexdigest()
 
 
-def make(workspace: Path, config: ExportConfig, model: Artifact, data: Artifact, pairs: Artifact) -> Artifact:
+@STAGE
+def make(workspace: Path, config: ExportConfig, *, model: Artifact, data: Artifact, pairs: Artifact) -> Artifact:
     """The bundle of a ranker, teacher or encoder artifact.
 
     Args:
@@ -137,7 +143,7 @@ def make(workspace: Path, config: ExportConfig, model: Artifact, data: Artifact,
         return _build(staging.folder, config, ExportSource.load(model.path), model, data, pairs)
 
     inputs: dict[str, Artifact | str] = {"model": model, "data": data, "pairs": pairs}
-    return artifacts.make(workspace, "bundle", version=VERSION, config=to_dict(config), inputs=inputs, build=build)
+    return STAGE.make(workspace, config=to_dict(config), inputs=inputs, build=build)
 
 
 def _build(

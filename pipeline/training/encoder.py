@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline import artifacts, schema
+from pipeline import schema
 from pipeline.artifacts import Artifact, Staging
 from pipeline.config import CandidatesConfig, EncoderConfig
 from pipeline.data.candidates import MINED
@@ -22,6 +22,7 @@ from pipeline.errors import ConfigError
 from pipeline.models import base_models, model_card, pruning, surgery
 from pipeline.models.bi_encoder import BiEncoder
 from pipeline.recipe import to_dict
+from pipeline.stage import Stage
 from pipeline.training.loop import scoring
 from pipeline.training.loop.batches import Pairs, read_pairs
 from pipeline.training.loop.loop import train
@@ -29,7 +30,18 @@ from pipeline.training.tasks import projection
 from pipeline.training.tasks.bi_encoder import BiEncoderLearner, EncoderTask, first_scales
 from pipeline.training.tasks.teacher_targets import joined
 
-VERSION = 3
+STAGE = Stage(
+    "encoder",
+    version=3,
+    inputs={
+        "data": "data",
+        "pairs": ("pairs", "hard_pairs"),
+        "base": "pretrained",
+        "teacher_scores": ("teacher_scores", "hard_pairs"),
+        "start": "encoder",
+    },
+    section="encoder",
+)
 
 PROJECTION_SAMPLE = 2048
 """Texts whose principal directions become the first projection: three quarters documents, one quarter queries."""
@@ -37,15 +49,16 @@ PROJECTION_SAMPLE = 2048
 FROM_BASE = "base"
 
 
+@STAGE
 def make(
     workspace: Path,
     config: EncoderConfig,
     candidates: CandidatesConfig,
+    *,
     data: Artifact,
     pairs: Artifact,
     base: Artifact | str,
     teacher_scores: Artifact,
-    *,
     start: Artifact | None = None,
 ) -> Artifact:
     """The `encoder` artifact: `model/` and `head.json` of a BiEncoder, with its metrics.
@@ -118,10 +131,8 @@ def make(
     settings = {name: value for name, value in to_dict(config).items() if name != "mining"}
     inputs: dict[str, Artifact | str] = {"data": data, "pairs": pairs, "teacher_scores": teacher_scores}
     inputs |= {"base": base_models.digest(origin), **({"start": start} if start else {})}
-    return artifacts.make(
+    return STAGE.make(
         workspace,
-        "encoder",
-        version=VERSION,
         config={**settings, "max_list": candidates.max_list},
         inputs=inputs,
         build=build,

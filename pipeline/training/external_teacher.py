@@ -26,12 +26,19 @@ from pipeline.errors import ConfigError, MissingError, SchemaError, TrainingErro
 from pipeline.evaluation import metrics
 from pipeline.models import base_models
 from pipeline.recipe import to_dict
+from pipeline.stage import Stage
 from pipeline.training.loop import scoring
 from pipeline.training.loop.batches import Ints, PairTexts, read_texts
 from pipeline.training.losses import ranking
 from pipeline.training.tasks import causal_lm_judge
 
-VERSION = 1
+STAGE = Stage(
+    "teacher_scores",
+    version=1,
+    inputs={"data": "data", "pairs": "pairs"},
+    section="outside",
+    title="external teacher scores",
+)
 
 Floats = NDArray[np.float64]
 
@@ -45,8 +52,9 @@ PRIOR_PAIRS = 0.5
 PAIR_KEYS = ("query_id", "doc_id")
 
 
+@STAGE
 def make(
-    workspace: Path, config: ExternalTeacherConfig, data: Artifact, pairs: Artifact, *, layers: Sequence[int]
+    workspace: Path, config: ExternalTeacherConfig, *, data: Artifact, pairs: Artifact, layers: Sequence[int]
 ) -> Artifact:
     """The `teacher_scores` artifact of an outside teacher, without states.
 
@@ -99,10 +107,8 @@ def make(
         artifacts.write_atomically(staging.folder / "head.json", json.dumps(head, indent=1) + "\n")
         return {"pairs": len(scores), "slope": round(scale.slope, 4), **_valid(found, grades, split, scores), **facts}
 
-    return artifacts.make(
+    return STAGE.make(
         workspace,
-        "teacher_scores",
-        version=VERSION,
         config=settings,
         inputs={"outside": digest, "data": data, "pairs": pairs},
         build=build,

@@ -18,16 +18,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import artifacts
 from pipeline.artifacts import Artifact, Staging
 from pipeline.errors import SchemaError
 from pipeline.evaluation import metrics, significance
 from pipeline.features import FEATURES, Fusion, table
+from pipeline.stage import Stage
 
 if TYPE_CHECKING:
     import pandas as pd
 
-VERSION = 2
+STAGE = Stage("fusion", version=2, inputs={"features": "features", "pool": "pool"})
 
 MEASURE = "ndcg@10"
 FOLDS = 5
@@ -109,7 +109,8 @@ class _CandidateLists:
         ]
 
 
-def make(workspace: Path, features: Artifact, pool: Artifact) -> Artifact:
+@STAGE
+def make(workspace: Path, *, features: Artifact, pool: Artifact) -> Artifact:
     """A fusion artifact: fusion.json with a weight for each feature.
 
     Its metrics have the valid nDCG of each simple order and of `fused`, which is measured on queries that
@@ -132,7 +133,7 @@ def make(workspace: Path, features: Artifact, pool: Artifact) -> Artifact:
         return {**found, "models": models}  # A release checks that it holds these.
 
     inputs = {"features": features, "pool": pool}
-    return artifacts.make(workspace, "fusion", version=VERSION, config={}, inputs=inputs, build=build)
+    return STAGE.make(workspace, config={}, inputs=inputs, build=build)
 
 
 def fit(judged: "pd.DataFrame") -> tuple[Fusion, dict[str, Any]]:

@@ -14,18 +14,26 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from pipeline import artifacts, schema
+from pipeline import schema
 from pipeline.artifacts import Artifact, Staging
 from pipeline.config import MiningConfig
 from pipeline.data.candidates import MINED
+from pipeline.stage import Stage
 from pipeline.training.tasks.bi_encoder import spread
 from pipeline.training.tasks.teacher_targets import joined
 
-VERSION = 1
+STAGE = Stage(
+    "hard_pairs",
+    version=1,
+    inputs={"pairs": "pairs", "scores": "teacher_scores", "mined": "mined", "mined_scores": "teacher_scores"},
+    section="encoder.mining",
+    title="hard negatives",
+)
 
 
+@STAGE
 def make(
-    workspace: Path, config: MiningConfig, pairs: Artifact, scores: Artifact, mined: Artifact, mined_scores: Artifact
+    workspace: Path, config: MiningConfig, *, pairs: Artifact, scores: Artifact, mined: Artifact, mined_scores: Artifact
 ) -> Artifact:
     """The `hard_pairs` artifact: pairs.parquet and scores.parquet, the pairs with the negatives that pass, and what the
     teacher says about all of them.
@@ -64,7 +72,7 @@ def make(
 
     inputs: dict[str, Artifact | str] = {"pairs": pairs, "scores": scores, "mined": mined, "mined_scores": mined_scores}
     settings = {"negatives": config.negatives, "guard": config.guard}
-    return artifacts.make(workspace, "hard_pairs", version=VERSION, config=settings, inputs=inputs, build=build)
+    return STAGE.make(workspace, config=settings, inputs=inputs, build=build)
 
 
 def _scored(pairs: Artifact, scores: Artifact) -> pd.DataFrame:

@@ -22,18 +22,19 @@ from transformers import (
     RobertaConfig,
 )
 
-from pipeline import artifacts, schema, text
+from pipeline import schema, text
 from pipeline.artifacts import Artifact, Staging
 from pipeline.config import PretrainConfig, ScratchConfig
 from pipeline.data import splits
 from pipeline.models import base_models
 from pipeline.recipe import to_dict
+from pipeline.stage import Stage
 from pipeline.training.loop import scoring
 from pipeline.training.loop.loop import train
 from pipeline.training.tasks import vocabulary
 from pipeline.training.tasks.masked_lm import MaskedCorpus, MaskedModel, MaskedTask
 
-VERSION = 1
+STAGE = Stage("pretrained", version=1, inputs={"data": "data"}, section="pretrain", title="pre-training")
 
 SCRATCH = "scratch"
 """The base that means a new model."""
@@ -42,7 +43,8 @@ HELD_OUT_SHARE, HELD_OUT_MOST = 0.05, 400
 """Documents not learned from but measured on."""
 
 
-def make(workspace: Path, config: PretrainConfig, base: str, data: Artifact) -> Artifact:
+@STAGE
+def make(workspace: Path, config: PretrainConfig, base: str, *, data: Artifact) -> Artifact:
     """The `pretrained` artifact: `model/`, an encoder and its tokenizer as AutoModel and AutoTokenizer open them.
 
     The metrics tell how well masked tokens of held-out documents are guessed, before and after: `masked_accuracy`
@@ -84,7 +86,7 @@ def make(workspace: Path, config: PretrainConfig, base: str, data: Artifact) -> 
     if base != SCRATCH:
         del settings["scratch"]
     inputs: dict[str, Artifact | str] = {"data": data, "base": SCRATCH if base == SCRATCH else base_models.digest(base)}
-    return artifacts.make(workspace, "pretrained", version=VERSION, config=settings, inputs=inputs, build=build)
+    return STAGE.make(workspace, config=settings, inputs=inputs, build=build)
 
 
 def read_corpus(data: Artifact, seed: int) -> MaskedCorpus:

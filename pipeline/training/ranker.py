@@ -11,13 +11,13 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from pipeline import artifacts
 from pipeline.artifacts import Artifact, Staging
 from pipeline.config import CandidatesConfig, RankerConfig
 from pipeline.errors import ConfigError
 from pipeline.models import base_models, model_card, pruning, surgery, tokenizers
 from pipeline.models.cross_encoder import CrossEncoder
 from pipeline.recipe import to_dict
+from pipeline.stage import Stage
 from pipeline.training.loop import scoring
 from pipeline.training.loop.batches import read_pairs
 from pipeline.training.losses.cross_encoder_terms import (
@@ -30,15 +30,28 @@ from pipeline.training.losses.cross_encoder_terms import (
 from pipeline.training.tasks.cross_encoder import CrossTask, learn, untrained
 from pipeline.training.tasks.teacher_targets import TeacherTargets
 
-VERSION = 2
+STAGE = Stage(
+    "ranker",
+    version=2,
+    inputs={
+        "data": "data",
+        "pairs": "pairs",
+        "teacher": ("teacher", "ranker"),
+        "teacher_scores": "teacher_scores",
+        "base": "pretrained",
+    },
+    section="ranker",
+)
 
 FROM_TEACHER, FROM_BASE = "teacher", "base"
 
 
+@STAGE
 def make(
     workspace: Path,
     config: RankerConfig,
     candidates: CandidatesConfig,
+    *,
     data: Artifact,
     pairs: Artifact,
     teacher: Artifact,
@@ -123,10 +136,8 @@ def make(
         )
         return metrics
 
-    return artifacts.make(
+    return STAGE.make(
         workspace,
-        "ranker",
-        version=VERSION,
         config={**_settings(config, teacher_scores is not None), "max_list": candidates.max_list},
         inputs=inputs,
         build=build,

@@ -7,22 +7,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline import artifacts
 from pipeline.artifacts import Artifact, Staging
 from pipeline.config import CandidatesConfig, TeacherConfig
 from pipeline.models import base_models, model_card, surgery
 from pipeline.recipe import to_dict
+from pipeline.stage import Stage
 from pipeline.training.loop import scoring
 from pipeline.training.losses.cross_encoder_terms import LossWeights
 from pipeline.training.tasks.cross_encoder import CrossTask, learn, untrained
 
-VERSION = 2
+STAGE = Stage("teacher", version=2, inputs={"data": "data", "pairs": "pairs", "base": "pretrained"}, section="teacher")
 
 
+@STAGE
 def make(
     workspace: Path,
     config: TeacherConfig,
     candidates: CandidatesConfig,
+    *,
     data: Artifact,
     pairs: Artifact,
     base: Artifact | str,
@@ -75,10 +77,8 @@ def make(
         )
         return metrics
 
-    return artifacts.make(
+    return STAGE.make(
         workspace,
-        "teacher",
-        version=VERSION,
         config={**to_dict(config), "max_list": candidates.max_list},
         inputs={"data": data, "pairs": pairs, "base": base_models.digest(base)},
         build=build,

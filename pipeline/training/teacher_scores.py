@@ -18,18 +18,24 @@ from pipeline import artifacts, schema
 from pipeline.artifacts import Artifact, Staging
 from pipeline.errors import ConfigError
 from pipeline.models.cross_encoder import CrossEncoder
+from pipeline.stage import Stage
 from pipeline.training.loop import scoring
 from pipeline.training.loop.batches import Ints, Pairs, read_pairs
 
-VERSION = 1
-SCORES_VERSION = 1
+STAGE = Stage(
+    "teacher_scores",
+    version=1,
+    inputs={"teacher": ("teacher", "ranker"), "data": "data", "pairs": ("pairs", "mined")},
+)
+SCORES = Stage("scores", version=1, inputs={"model": ("teacher", "ranker"), "data": "data", "pairs": ("pairs", "pool")})
 
 DIRECTIONS_SAMPLE = 4096
 """Pairs from whose states the principal directions are found."""
 
 
+@STAGE
 def make(
-    workspace: Path, teacher: Artifact, data: Artifact, pairs: Artifact, *, layers: Sequence[int], width: int
+    workspace: Path, *, teacher: Artifact, data: Artifact, pairs: Artifact, layers: Sequence[int], width: int
 ) -> Artifact:
     """The `teacher_scores` artifact.
 
@@ -78,17 +84,16 @@ def make(
         artifacts.write_atomically(staging.folder / "states.json", json.dumps(facts) + "\n")
         return {"pairs": len(table), **facts}
 
-    return artifacts.make(
+    return STAGE.make(
         workspace,
-        "teacher_scores",
-        version=VERSION,
         config={"layers": list(layers), "width": width},
         inputs={"teacher": teacher, "data": data, "pairs": pairs},
         build=build,
     )
 
 
-def score(workspace: Path, model: Artifact, data: Artifact, pairs: Artifact, *, split: str) -> Artifact:
+@SCORES
+def score(workspace: Path, *, model: Artifact, data: Artifact, pairs: Artifact, split: str) -> Artifact:
     """The `scores` artifact: scores.parquet (row_id, score) of any cross-encoder on one split of a table of pairs."""
 
     def build(staging: Staging) -> Mapping[str, Any]:
@@ -98,9 +103,7 @@ def score(workspace: Path, model: Artifact, data: Artifact, pairs: Artifact, *, 
         return {"pairs": len(table)}
 
     inputs = {"model": model, "data": data, "pairs": pairs}
-    return artifacts.make(
-        workspace, "scores", version=SCORES_VERSION, config={"split": split}, inputs=inputs, build=build
-    )
+    return SCORES.make(workspace, config={"split": split}, inputs=inputs, build=build)
 
 
 def _reserved(path: Path, shape: tuple[int, ...]) -> "np.memmap[Any, np.dtype[np.float16]]":

@@ -13,13 +13,26 @@ import numpy as np
 from index.documents import DocumentStore
 from index.lexical import LexicalIndex
 from index.semantic import SemanticIndex
-from pipeline import artifacts, progress, schema, text
+from pipeline import progress, schema, text
 from pipeline.artifacts import Artifact, Staging
 from pipeline.errors import ArtifactError, SchemaError
+from pipeline.stage import Stage
 from serving.runtime.bundle import Bundle
 from serving.runtime.engine import Engine, Role, Vectors
 
-VERSION = 1
+FEATURES = Stage(
+    "features",
+    version=1,
+    inputs={
+        "ranker": "bundle",
+        "encoder": "bundle",
+        "lexical": "lexical",
+        "index": "index",
+        "documents": "documents",
+        "data": "data",
+        "pool": ("pool", "pairs"),
+    },
+)
 
 log = logging.getLogger(__name__)
 
@@ -41,8 +54,10 @@ def embedder(bundle: Artifact, role: Role = "document") -> Callable[[Sequence[st
     return embed
 
 
+@FEATURES
 def features(
     workspace: Path,
+    *,
     ranker: Artifact,
     encoder: Artifact,
     lexical: Artifact,
@@ -93,7 +108,7 @@ def features(
         _write(table, columns, staging.folder / "features.parquet")
         return {"rows": len(table["row_id"]), **parts.facts()}
 
-    return artifacts.make(workspace, "features", version=VERSION, config={}, inputs=inputs, build=build)
+    return FEATURES.make(workspace, config={}, inputs=inputs, build=build)
 
 
 class _Parts:

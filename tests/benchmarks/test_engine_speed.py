@@ -37,7 +37,7 @@ def bundle(untrained: Any) -> Artifact:
 
     model = artifacts.make(untrained.workspace, "ranker", version=1, config={"base": "minilm"}, inputs={}, build=write)
     config = ExportConfig(max_ndcg_drop=1.0, min_kendall_tau=-1.0)
-    return onnx.make(untrained.workspace, config, model, untrained.data, untrained.pairs)
+    return onnx.make(untrained.workspace, config, model=model, data=untrained.data, pairs=untrained.pairs)
 
 
 def seconds(work: Callable[[], object]) -> float:

@@ -111,7 +111,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     config = ExportConfig(max_ndcg_drop=1.0, min_kendall_tau=-1.0, sample_tokens=500, precisions=("fp32", "int8"))
 
     def export(kind: str, model: Any, layers: int) -> Artifact:
-        return bundle.make(workspace, config, stage(kind, model.save, layers=layers), data, pairs)
+        return bundle.make(workspace, config, model=stage(kind, model.save, layers=layers), data=data, pairs=pairs)
 
     bases = {layers: base(real, layers, tmp_path_factory.mktemp("base")) for layers in LAYERS}
     sizes: dict[str, Any] = {"max_tokens": MAX_TOKENS, "max_query_tokens": 32, "seed": 1}
@@ -121,14 +121,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     }
     encoder = export("encoder", BiEncoder.start(bases[LAYERS[0]], dimensions=64, **sizes), LAYERS[0])
     engine = Engine(encoder.path, threads=1)
-    embedded = vectors.make(workspace, engine.digest, data, lambda texts: engine.embed(texts, "document"))
+    embedded = vectors.make(workspace, engine.digest, data=data, embed=lambda texts: engine.embed(texts, "document"))
     engine.close()
     fusion = features.Fusion(weights=dict.fromkeys(features.FEATURES, 1.0)).to_json()
     parts = {
         "encoder": encoder,
-        "lexical": lexical.make(workspace, IndexConfig(), data),
-        "documents": documents.make(workspace, data),
-        "index": semantic_build.make(workspace, IndexConfig(), embedded),
+        "lexical": lexical.make(workspace, IndexConfig(), data=data),
+        "documents": documents.make(workspace, data=data),
+        "index": semantic_build.make(workspace, IndexConfig(), vectors=embedded),
         "fusion": stage("fusion", lambda folder: put(folder / "fusion.json", fusion)),
         "report": stage("report", lambda folder: put(folder / "report.json", "{}")),
     }

@@ -100,9 +100,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     bundle = onnx.make(
         workspace,
         ExportConfig(max_ndcg_drop=1.0, min_kendall_tau=-1.0, sample_tokens=500),
-        model,
-        stage("data", lambda folder: write_tables(folder, data)),
-        stage("pairs", lambda folder: write_tables(folder, pairs)),
+        model=model,
+        data=stage("data", lambda folder: write_tables(folder, data)),
+        pairs=stage("pairs", lambda folder: write_tables(folder, pairs)),
     )
     # The tokenizer's config as older transformers read it too; the rest of the folder is the same to both.
     theirs = tmp_path_factory.mktemp("theirs")

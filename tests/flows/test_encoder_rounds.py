@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from flows import encoder_rounds, training
+from flows.runner import Runner
 from pipeline.artifacts import Artifact
 from pipeline.config import MiningConfig, Recipe
 from pipeline.models.bi_encoder import BiEncoder
@@ -30,8 +31,8 @@ def train(recipe: Recipe, workspace: Path) -> tuple[Artifact, list[str]]:
         made: Artifact = stage()
         return made
 
-    taught = training.teach(recipe, workspace)
-    return encoder_rounds.train_encoder(recipe, workspace, taught, run=run), names
+    inputs = training.prepare(recipe, Runner(workspace))
+    return encoder_rounds.train_encoder(recipe, inputs, Runner(workspace, run)), names
 
 
 def test_the_second_round_learns_from_what_the_first_found(copied: Trained) -> None:
@@ -59,18 +60,18 @@ def test_mining_looks_deeper_than_the_pairs_were_drawn(copied: Trained) -> None:
     recipe = two_rounds(copied)
     deep = dataclasses.replace(recipe.encoder.mining, depth=30)
     deeper = dataclasses.replace(recipe, encoder=dataclasses.replace(recipe.encoder, mining=deep))
-    taught = training.teach(deeper, copied.workspace)
-    assert taught.found.manifest.config["depth"] == 20
-    assert taught.found.fingerprint == training.teach(copied.recipe, copied.workspace).found.fingerprint
+    inputs = training.prepare(deeper, Runner(copied.workspace))
+    assert inputs.bm25_run.manifest.config["depth"] == 20
+    assert inputs.bm25_run.fingerprint == training.prepare(copied.recipe, Runner(copied.workspace)).bm25_run.fingerprint
 
     _, names = train(deeper, copied.workspace)
-    assert names[1] == "BM25 run for mining"
+    assert names[1] == "encoder mining: BM25 run"
     (mined,) = (copied.workspace / "artifacts" / "mined").glob("*/manifest.json")
     inputs = json.loads(mined.read_text())["inputs"]
     run = json.loads((copied.workspace / "artifacts" / "run" / inputs["run 0"] / "manifest.json").read_text())
     assert (run["config"]["system"], run["config"]["depth"]) == ("bm25", 30)
     _, names = train(recipe, copied.workspace)
-    assert "BM25 run for mining" not in names
+    assert "encoder mining: BM25 run" not in names
 
 
 def test_a_killed_second_round_goes_on_and_becomes_the_same(

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from flows import retrain, training
+from flows.runner import Runner
 from pipeline import recipe as recipes
 from pipeline.artifacts import Artifact, load
 from pipeline.config import Recipe
@@ -50,24 +51,24 @@ def test_scores_of_a_file_teach_in_place_of_the_teachers(trained: Trained, works
 
     give(40 - 7 * (frame["grade"] + noise))
     with pytest.raises(TrainingError, match="higher scores go with lower grades"):
-        training.teach(recipe_of(trained, *settings), workspace)
+        training.prepare(recipe_of(trained, *settings), Runner(workspace))
     give(frame["grade"].head(3))
     with pytest.raises(SchemaError, match="no finite number"):
-        training.teach(recipe_of(trained, *settings), workspace)
+        training.prepare(recipe_of(trained, *settings), Runner(workspace))
     given = 40 + 7 * (frame["grade"] + noise)
     give(given)
     with pytest.raises(ConfigError, match="hidden_weight"):
-        training.teach(recipe_of(trained, f"outside.scores={file}", "ranker.layers=2"), workspace)
+        training.prepare(recipe_of(trained, f"outside.scores={file}", "ranker.layers=2"), Runner(workspace))
 
     outcome = retrain.retrain(recipe_of(trained, *settings), workspace, promote=False)
-    taught = training.teach(recipe_of(trained, *settings), workspace)
-    assert taught.teacher.fingerprint == only(trained.workspace, "teacher").fingerprint  # Not trained again.
-    assert taught.scores.manifest.inputs.keys() == {"outside", "data", "pairs"}
-    assert np.corrcoef(by_row(taught.scores)[frame["row_id"]], given)[0, 1] == pytest.approx(1.0, abs=1e-6)
+    inputs = training.prepare(recipe_of(trained, *settings), Runner(workspace))
+    assert inputs.teacher.fingerprint == only(trained.workspace, "teacher").fingerprint  # Not trained again.
+    assert inputs.teacher_scores.manifest.inputs.keys() == {"outside", "data", "pairs"}
+    assert np.corrcoef(by_row(inputs.teacher_scores)[frame["row_id"]], given)[0, 1] == pytest.approx(1.0, abs=1e-6)
     systems = set(pd.read_parquet(outcome.report.file("per_query.parquet"))["system"])
     assert {"distilled student", "teacher"} <= systems
     rankers = [load(path.parent, "ranker") for path in (workspace / "artifacts" / "ranker").glob("*/manifest.json")]
-    assert taught.scores.fingerprint in [one.manifest.inputs.get("teacher_scores") for one in rankers]
+    assert inputs.teacher_scores.fingerprint in [one.manifest.inputs.get("teacher_scores") for one in rankers]
 
 
 def test_a_language_model_teaches_labelled_and_unlabelled_pairs(
@@ -84,18 +85,18 @@ def test_a_language_model_teaches_labelled_and_unlabelled_pairs(
     settings += ["ranker.hidden_weight=0", "ranker.plain=false"]
     settings += ["candidates.unlabelled=1.5", f"candidates.unlabelled_queries={log}", "candidates.title_queries=20"]
     recipe = recipe_of(trained, *settings)
-    taught = training.teach(recipe, workspace)
-    labelled, every = (pd.read_parquet(one.file("pairs.parquet")) for one in (taught.pairs, taught.lessons))
+    inputs = training.prepare(recipe, Runner(workspace))
+    labelled, every = (pd.read_parquet(one.file("pairs.parquet")) for one in (inputs.pairs, inputs.ranker_pairs))
     train = (labelled["split"] == "train").sum()
     assert (every["split"] == "unlabelled").sum() == round(1.5 * train)
-    assert sorted(by_row(taught.scores).index) == sorted(every["row_id"])
-    lists = pd.read_parquet(taught.lessons.file("queries.parquet"))
+    assert sorted(by_row(inputs.teacher_scores).index) == sorted(every["row_id"])
+    lists = pd.read_parquet(inputs.ranker_pairs.file("queries.parquet"))
     assert {"file", "title"} <= {name.partition(":")[0] for name in lists["asked"]}
 
     outcome = retrain.retrain(recipe, workspace, promote=False)
     rankers = [load(path.parent, "ranker") for path in (workspace / "artifacts" / "ranker").glob("*/manifest.json")]
-    (made,) = (one for one in rankers if one.manifest.inputs["pairs"] == taught.lessons.fingerprint)
-    assert made.manifest.inputs["teacher_scores"] == taught.scores.fingerprint
+    (made,) = (one for one in rankers if one.manifest.inputs["pairs"] == inputs.ranker_pairs.fingerprint)
+    assert made.manifest.inputs["teacher_scores"] == inputs.teacher_scores.fingerprint
     assert outcome.report.metrics
 
 

@@ -23,7 +23,7 @@ from pipeline.errors import ArtifactError, MissingError, SchemaError
 def test_every_document_comes_back_by_row(tmp_path: Path, make_data: Callable[..., Artifact]) -> None:
     texts = [f"text {row} 中文 \x00 \U0001f34f" for row in range(2501)]
     data = make_data(texts, columns={"title": [f"title {row}" if row % 3 else "" for row in range(2501)]})
-    artifact = documents.make(tmp_path, data)
+    artifact = documents.make(tmp_path, data=data)
     store = DocumentStore.load(artifact.path)
     assert len(store) == artifact.metrics["documents"] == 2501
     expected = [Document(f"d{row}", f"title {row}" if row % 3 else "", text) for row, text in enumerate(texts)]
@@ -41,7 +41,7 @@ def test_other_columns_are_kept_where_they_have_a_value(tmp_path: Path, make_dat
         "updated_at": [datetime(2026, 1, 2, tzinfo=UTC), None],
         "tags": [["新", "b"], None],
     }
-    store = DocumentStore.load(documents.make(tmp_path, make_data(["a", "b"], columns=columns)).path)
+    store = DocumentStore.load(documents.make(tmp_path, data=make_data(["a", "b"], columns=columns)).path)
     assert store.get(0).extra == {
         "upvotes": 3,
         "price": 1.5,
@@ -52,14 +52,14 @@ def test_other_columns_are_kept_where_they_have_a_value(tmp_path: Path, make_dat
 
 
 def test_what_is_not_there_is_named(tmp_path: Path, make_data: Callable[..., Artifact]) -> None:
-    store = DocumentStore.load(documents.make(tmp_path, make_data(["a", "b"])).path)
+    store = DocumentStore.load(documents.make(tmp_path, data=make_data(["a", "b"])).path)
     for row in (2, -1, 2**70):
         with pytest.raises(MissingError, match=f"no document in row {row}"):
             store.get(row)
 
 
 def test_threads_read_side_by_side(tmp_path: Path, make_data: Callable[..., Artifact]) -> None:
-    store = DocumentStore.load(documents.make(tmp_path, make_data([f"text {row}" for row in range(300)])).path)
+    store = DocumentStore.load(documents.make(tmp_path, data=make_data([f"text {row}" for row in range(300)])).path)
     rows = [(7 * step) % 300 for step in range(3000)]
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda row: store.get(row).text, rows))
@@ -70,7 +70,7 @@ def test_a_slow_filter_holds_up_no_document_and_is_read_once(
     tmp_path: Path, make_data: Callable[..., Artifact], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = make_data([f"text {row}" for row in range(6)], columns={"kind": ["a", "b"] * 3})
-    store = DocumentStore.load(documents.make(tmp_path, data).path)
+    store = DocumentStore.load(documents.make(tmp_path, data=data).path)
     real, began, go, asked = store._fields.all, threading.Event(), threading.Event(), []
 
     def slow(query: str, *values: int | str) -> Any:
@@ -99,7 +99,7 @@ def test_a_slow_filter_holds_up_no_document_and_is_read_once(
 
 
 def test_filters_that_nothing_passes_take_no_memory(tmp_path: Path, make_data: Callable[..., Artifact]) -> None:
-    store = DocumentStore.load(documents.make(tmp_path, make_data(["a", "b"], columns={"kind": ["x", "y"]})).path)
+    store = DocumentStore.load(documents.make(tmp_path, data=make_data(["a", "b"], columns={"kind": ["x", "y"]})).path)
     tracemalloc.start()
     for number in range(30):
         assert store.rows_where({"kind": [f"{number}" * 500_000, f"{number}"]}).tolist() == []
@@ -112,15 +112,15 @@ def test_two_documents_of_one_id_and_none_at_all_are_refused(
     tmp_path: Path, make_data: Callable[..., Artifact]
 ) -> None:
     with pytest.raises(SchemaError, match="same doc_id"):
-        documents.make(tmp_path, make_data(["a", "b"], columns={"doc_id": ["x", "x"]}))
+        documents.make(tmp_path, data=make_data(["a", "b"], columns={"doc_id": ["x", "x"]}))
     with pytest.raises(SchemaError, match="no document"):
-        documents.make(tmp_path, make_data([]))
+        documents.make(tmp_path, data=make_data([]))
 
 
 def test_a_damaged_store_is_refused_by_name(
     tmp_path: Path, make_data: Callable[..., Artifact], resealed: Callable[..., Path]
 ) -> None:
-    artifact = documents.make(tmp_path, make_data(["a", "b"]))
+    artifact = documents.make(tmp_path, data=make_data(["a", "b"]))
     path = artifact.file(documents.FILE)
     whole = path.read_bytes()
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
@@ -155,22 +155,23 @@ except ArtifactError as error:
 @pytest.mark.parametrize(
     ("module", "prepare", "make"),
     [
-        ("documents", "", "documents.make(Path(sys.argv[1]), data)"),
+        ("documents", "", "documents.make(Path(sys.argv[1]), data=data)"),
         (
             "vectors",
             "import numpy as np",
-            "vectors.make(Path(sys.argv[1]), 'e', data, lambda texts: np.eye(64)[:1].repeat(len(texts), 0))",
+            "vectors.make(Path(sys.argv[1]), 'e', data=data, embed=lambda texts: np.eye(64)[:1].repeat(len(texts), 0))",
         ),
         (
             "semantic_build, vectors",
             "import numpy as np; from pipeline.config import IndexConfig\n"
-            "made = vectors.make(Path(sys.argv[1]), 'e', data, lambda texts: np.eye(64)[:1].repeat(len(texts), 0))",
-            "semantic_build.make(Path(sys.argv[1]), IndexConfig(), made)",
+            "embed = lambda texts: np.eye(64)[:1].repeat(len(texts), 0)\n"
+            "made = vectors.make(Path(sys.argv[1]), 'e', data=data, embed=embed)",
+            "semantic_build.make(Path(sys.argv[1]), IndexConfig(), vectors=made)",
         ),
         (
             "lexical",
             "from pipeline.config import IndexConfig",
-            "lexical.make(Path(sys.argv[1]), IndexConfig(), data)",
+            "lexical.make(Path(sys.argv[1]), IndexConfig(), data=data)",
         ),
     ],
 )
@@ -206,7 +207,9 @@ def test_numbers_are_compared_by_value_whatever_their_type(
     numbers += [5, 0, -4] if whole else [5.0, 4.1, 0.0, -0.5]
     values = [Decimal(f"{number:.2f}") if pa.types.is_decimal(scalar) else number for number in numbers]
     column = pa.array([[value] for value in values] if listed else values, kind)
-    store = DocumentStore.load(documents.make(tmp_path, make_data(["x"] * len(numbers), columns={"n": column})).path)
+    store = DocumentStore.load(
+        documents.make(tmp_path, data=make_data(["x"] * len(numbers), columns={"n": column})).path
+    )
     for number in numbers:
         rows = store.rows_where({"n": [number]}).tolist()
         assert rows == [row for row, other in enumerate(numbers) if other == number]
@@ -215,7 +218,7 @@ def test_numbers_are_compared_by_value_whatever_their_type(
 
 
 def test_stats_count_empty_and_repeated_documents(tmp_path: Path, make_data: Callable[..., Artifact]) -> None:
-    artifact = documents.make(tmp_path, make_data(["a", "", " \n", "a", "b", "a"]))
+    artifact = documents.make(tmp_path, data=make_data(["a", "", " \n", "a", "b", "a"]))
     stats = DocumentStore.load(artifact.path).stats()
     assert stats == documents.CorpusStats(documents=6, empty=2, duplicates=2)
     assert (artifact.metrics["empty"], artifact.metrics["duplicates"]) == (2, 2)

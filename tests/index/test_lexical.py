@@ -51,7 +51,7 @@ def test_scores_are_those_of_the_formula(seed: int, tmp_path: Path, make_data: C
     rng = np.random.default_rng(seed)
     texts = random_texts(rng, 60)
     config = IndexConfig(k1=float(rng.uniform(0.3, 2)), b=float(rng.uniform()), language=["", "english"][seed % 2])
-    index = LexicalIndex.load(lexical.make(tmp_path, config, make_data(texts)).path)
+    index = LexicalIndex.load(lexical.make(tmp_path, config, data=make_data(texts)).path)
     for query in [*random_texts(rng, 5), "apple apple 苹果手机", "runs"]:
         expected = np.array(lucene(texts, query, config.language, config.k1, config.b))
         np.testing.assert_allclose(index.scores(query, range(60)), expected, rtol=1e-5, atol=1e-6)
@@ -61,7 +61,7 @@ def test_scores_are_those_of_the_formula(seed: int, tmp_path: Path, make_data: C
 def test_search_is_the_sorted_scores(seed: int, tmp_path: Path, make_data: Callable[..., Artifact]) -> None:
     rng = np.random.default_rng(seed)
     texts = random_texts(rng, 30) * 2  # Each twice, so that ties abound.
-    index = LexicalIndex.load(lexical.make(tmp_path, IndexConfig(), make_data(texts)).path)
+    index = LexicalIndex.load(lexical.make(tmp_path, IndexConfig(), data=make_data(texts)).path)
     for query in random_texts(rng, 8):
         scores = index.scores(query, range(60)).tolist()
         order = sorted((row for row in range(60) if scores[row] > 0), key=lambda row: (-scores[row], row))
@@ -72,7 +72,7 @@ def test_search_is_the_sorted_scores(seed: int, tmp_path: Path, make_data: Calla
 
 
 def test_queries_that_find_nothing_give_an_empty_list(tmp_path: Path, make_data: Callable[..., Artifact]) -> None:
-    index = LexicalIndex.load(lexical.make(tmp_path, IndexConfig(), make_data(["apple pear", ""])).path)
+    index = LexicalIndex.load(lexical.make(tmp_path, IndexConfig(), data=make_data(["apple pear", ""])).path)
     for query in ("", " ", "unknown", "\x00", "\ud800", "!?", "未知", "\U0001f34f" * 3):
         assert index.search(query, 5) == []
         assert index.scores(query, [0, 1]).tolist() == [0, 0]
@@ -82,7 +82,7 @@ def test_queries_that_find_nothing_give_an_empty_list(tmp_path: Path, make_data:
 
 
 def test_one_document_is_found(tmp_path: Path, make_data: Callable[..., Artifact]) -> None:
-    index = LexicalIndex.load(lexical.make(tmp_path, IndexConfig(), make_data(["三江有哪三江"])).path)
+    index = LexicalIndex.load(lexical.make(tmp_path, IndexConfig(), data=make_data(["三江有哪三江"])).path)
     (hit,) = index.search("三江", 10)
     assert (hit.row, hit.doc_id) == (0, "d0")
     assert hit.score > 0
@@ -90,7 +90,7 @@ def test_one_document_is_found(tmp_path: Path, make_data: Callable[..., Artifact
 
 def test_title_and_text_are_both_searched(tmp_path: Path, make_data: Callable[..., Artifact]) -> None:
     data = make_data(["pear", "plum"], columns={"title": ["apple", "cherry"]})
-    index = LexicalIndex.load(lexical.make(tmp_path, IndexConfig(), data).path)
+    index = LexicalIndex.load(lexical.make(tmp_path, IndexConfig(), data=data).path)
     assert [hit.row for hit in index.search("apple", 5)] == [hit.row for hit in index.search("pears", 5)] == [0]
     assert index.doc_ids == ["d0", "d1"]
 
@@ -100,17 +100,17 @@ def test_nothing_to_index_is_an_error_that_leaves_nothing(
     texts: list[str], reason: str, tmp_path: Path, make_data: Callable[..., Artifact]
 ) -> None:
     with pytest.raises(SchemaError, match=reason):
-        lexical.make(tmp_path, IndexConfig(), make_data(texts))
+        lexical.make(tmp_path, IndexConfig(), data=make_data(texts))
     assert [path.name for path in (tmp_path / "artifacts" / "lexical").iterdir() if path.is_dir()] == []
 
 
 def test_an_unknown_language_is_refused_before_any_work(tmp_path: Path, make_data: Callable[..., Artifact]) -> None:
     with pytest.raises(ConfigError, match="klingon"):
-        lexical.make(tmp_path, IndexConfig(language="klingon"), make_data(["apple"]))
+        lexical.make(tmp_path, IndexConfig(language="klingon"), data=make_data(["apple"]))
 
 
 def test_rows_that_are_not_there_are_named(tmp_path: Path, make_data: Callable[..., Artifact]) -> None:
-    index = LexicalIndex.load(lexical.make(tmp_path, IndexConfig(), make_data(["apple", "pear"])).path)
+    index = LexicalIndex.load(lexical.make(tmp_path, IndexConfig(), data=make_data(["apple", "pear"])).path)
     for rows in ([2], [-1]):
         with pytest.raises(SchemaError, match="there are 0 to 1"):
             index.scores("apple", rows)
@@ -118,7 +118,7 @@ def test_rows_that_are_not_there_are_named(tmp_path: Path, make_data: Callable[.
 
 def test_threads_find_what_one_finds(tmp_path: Path, make_data: Callable[..., Artifact]) -> None:
     rng = np.random.default_rng(3)
-    index = LexicalIndex.load(lexical.make(tmp_path, IndexConfig(), make_data(random_texts(rng, 500))).path)
+    index = LexicalIndex.load(lexical.make(tmp_path, IndexConfig(), data=make_data(random_texts(rng, 500))).path)
     queries = random_texts(rng, 200)
     with ThreadPoolExecutor(8) as pool:
         together = list(pool.map(lambda query: index.search(query, 20), queries))
@@ -126,7 +126,7 @@ def test_threads_find_what_one_finds(tmp_path: Path, make_data: Callable[..., Ar
 
 
 def test_a_damaged_file_is_refused_by_name(tmp_path: Path, make_data: Callable[..., Artifact]) -> None:
-    artifact = lexical.make(tmp_path, IndexConfig(), make_data(["apple pear", "plum"]))
+    artifact = lexical.make(tmp_path, IndexConfig(), data=make_data(["apple pear", "plum"]))
     for name in artifact.manifest.files:
         path = artifact.path / name
         whole = path.read_bytes()
@@ -145,7 +145,7 @@ def test_a_damaged_file_is_refused_by_name(tmp_path: Path, make_data: Callable[.
 def test_pickled_arrays_and_files_of_another_index_are_refused(
     tmp_path: Path, make_data: Callable[..., Artifact], resealed: Callable[..., Path]
 ) -> None:
-    artifact = lexical.make(tmp_path, IndexConfig(), make_data(["apple pear", "plum"]))
+    artifact = lexical.make(tmp_path, IndexConfig(), data=make_data(["apple pear", "plum"]))
 
     def pickled(folder: Path) -> None:
         np.save(folder / "data.csc.index.npy", np.array([print], object), allow_pickle=True)
@@ -180,8 +180,8 @@ def test_a_run_ranks_the_queries_of_its_splits(tmp_path: Path, make_data: Callab
         queries=queries,
         splits={"q1": "valid", "q2": "train", "q3": "valid", "q4": "test"},
     )
-    index = lexical.make(tmp_path, IndexConfig(), data)
-    run = lexical.run(tmp_path, index, data, depth=2, splits=["test", "valid"])
+    index = lexical.make(tmp_path, IndexConfig(), data=data)
+    run = lexical.run(tmp_path, lexical=index, data=data, depth=2, splits=["test", "valid"])
     table = schema.read(run.file("run.parquet"), "run").to_pylist()
     searched = LexicalIndex.load(index.path)
     assert table == [
@@ -194,10 +194,10 @@ def test_a_run_ranks_the_queries_of_its_splits(tmp_path: Path, make_data: Callab
         "queries_without_hits": 1,
         "hits": 4,
     }
-    again = lexical.run(tmp_path, index, data, depth=2, splits=["valid", "test"])
+    again = lexical.run(tmp_path, lexical=index, data=data, depth=2, splits=["valid", "test"])
     assert again.fingerprint == run.fingerprint
     with pytest.raises(ConfigError, match="no split called dev"):
-        lexical.run(tmp_path, index, data, depth=2, splits=["dev"])
+        lexical.run(tmp_path, lexical=index, data=data, depth=2, splits=["dev"])
 
 
 def test_the_service_loads_nothing_heavy(tmp_path: Path, make_data: Callable[..., Artifact]) -> None:
@@ -205,10 +205,12 @@ def test_the_service_loads_nothing_heavy(tmp_path: Path, make_data: Callable[...
 
     data = make_data(["apple", "pear"])
     paths = [
-        lexical.make(tmp_path, IndexConfig(), data).path,
-        documents.make(tmp_path, data).path,
+        lexical.make(tmp_path, IndexConfig(), data=data).path,
+        documents.make(tmp_path, data=data).path,
         semantic_build.make(
-            tmp_path, IndexConfig(), vectors.make(tmp_path, "e", data, lambda texts: np.eye(2)[: len(texts)])
+            tmp_path,
+            IndexConfig(),
+            vectors=vectors.make(tmp_path, "e", data=data, embed=lambda texts: np.eye(2)[: len(texts)]),
         ).path,
     ]
     program = (
@@ -234,7 +236,7 @@ def judged(folder: Path, split: str | None, config: IndexConfig, tmp_path: Path,
         return {}
 
     data = artifacts.make(tmp_path, "data", version=1, config={"folder": folder.name}, inputs={}, build=build)
-    index = LexicalIndex.load(lexical.make(tmp_path, config, data).path)
+    index = LexicalIndex.load(lexical.make(tmp_path, config, data=data).path)
     row_of = {doc_id: row for row, doc_id in enumerate(index.doc_ids)}
     texts = {row["query_id"]: row["text"] for row in pq.read_table(folder / "queries.parquet").to_pylist()}
     qrels: dict[str, dict[str, int]] = {}
@@ -273,8 +275,8 @@ def test_terms_and_weights_rank_real_judgments_well(
 
 def test_the_manifest_is_the_last_word_on_the_language(tmp_path: Path, make_data: Callable[..., Artifact]) -> None:
     data = make_data(["running horses"])
-    stemmed = LexicalIndex.load(lexical.make(tmp_path, IndexConfig(language="english"), data).path)
-    whole_words = lexical.make(tmp_path, IndexConfig(language=""), data)
+    stemmed = LexicalIndex.load(lexical.make(tmp_path, IndexConfig(language="english"), data=data).path)
+    whole_words = lexical.make(tmp_path, IndexConfig(language=""), data=data)
     assert stemmed.search("run", 1)
     assert not LexicalIndex.load(whole_words.path).search("run", 1)
     assert (whole_words.path / MANIFEST).is_file()

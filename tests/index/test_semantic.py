@@ -40,8 +40,8 @@ def index_of(tmp_path: Path, make_data: Callable[..., Artifact]) -> Callable[...
     def make(matrix: np.ndarray, config: IndexConfig | None = None) -> Artifact:
         data = make_data([str(row) for row in range(len(matrix))])
         digest = f"encoder {matrix.sum()}"
-        made = vectors.make(tmp_path, digest, data, lambda texts: matrix[[int(text) for text in texts]])
-        return semantic_build.make(tmp_path, config or IndexConfig(), made)
+        made = vectors.make(tmp_path, digest, data=data, embed=lambda texts: matrix[[int(text) for text in texts]])
+        return semantic_build.make(tmp_path, config or IndexConfig(), vectors=made)
 
     return make
 
@@ -282,9 +282,9 @@ def test_a_semantic_run_ranks_the_queries_of_its_splits(
     queries = {f"q{number}": f"query {number}" for number in range(600)}
     splits = {query: "valid" if number % 2 else "train" for number, query in enumerate(queries)}
     data = make_data([f"text {row}" for row in range(40)], queries=queries, splits=splits)
-    made = vectors.make(tmp_path, "e", data, embed)
-    index = semantic_build.make(tmp_path, IndexConfig(), made)
-    run = search.run(tmp_path, index, data, embed, depth=5, splits=["valid"])
+    made = vectors.make(tmp_path, "e", data=data, embed=embed)
+    index = semantic_build.make(tmp_path, IndexConfig(), vectors=made)
+    run = search.run(tmp_path, index=index, data=data, embed_queries=embed, depth=5, splits=["valid"])
     matrix = np.load(made.file("vectors.npy"))
     table = schema.read(run.file("run.parquet"), "run").to_pylist()
     assert len(table) == 300 * 5
@@ -295,5 +295,5 @@ def test_a_semantic_run_ranks_the_queries_of_its_splits(
         assert [(row["doc_id"], row["rank"]) for row in rows] == [
             (f"d{row}", rank) for rank, row in enumerate(expected, start=1)
         ]
-    other = search.run(tmp_path, index, data, embed, depth=5, splits=["valid"], system="other")
+    other = search.run(tmp_path, index=index, data=data, embed_queries=embed, depth=5, splits=["valid"], system="other")
     assert {row["system"] for row in pq.read_table(other.file("run.parquet")).to_pylist()} == {"other"}

@@ -47,8 +47,8 @@ def test_any_changes_end_in_what_a_fresh_embedding_gives(
         counting, before = Counting(embed), set()
         if made is not None:
             before = {row["content"] for row in pq.read_table(made.file("rows.parquet")).to_pylist()}
-        made = vectors.make(tmp_path / "changed", "encoder", data, counting, [made] if made else [])
-        fresh = vectors.make(tmp_path / f"fresh{round_}", "encoder", data, embed)
+        made = vectors.make(tmp_path / "changed", "encoder", data=data, embed=counting, previous=[made] if made else [])
+        fresh = vectors.make(tmp_path / f"fresh{round_}", "encoder", data=data, embed=embed)
         assert content(made) == content(fresh)
         assert made.fingerprint == fresh.fingerprint
         np.testing.assert_array_equal(np.load(made.file("vectors.npy")), embed(texts))
@@ -69,9 +69,9 @@ def test_any_changes_end_in_what_a_fresh_embedding_gives(
 
 def test_another_encoder_embeds_all_again(tmp_path: Path, make_data: Callable[..., Artifact], embed: Embed) -> None:
     data = make_data(["a", "b", "a"])
-    first = vectors.make(tmp_path, "one", data, embed)
+    first = vectors.make(tmp_path, "one", data=data, embed=embed)
     counting = Counting(lambda texts: -embed(texts))
-    second = vectors.make(tmp_path, "two", data, counting, [first])
+    second = vectors.make(tmp_path, "two", data=data, embed=counting, previous=[first])
     assert counting.texts == ["a", "b"]
     np.testing.assert_array_equal(np.load(second.file("vectors.npy")), -np.load(first.file("vectors.npy")))
     assert second.manifest.config["encoder_digest"] == "two"
@@ -81,7 +81,9 @@ def test_title_and_text_are_embedded_as_models_read_them(
     tmp_path: Path, make_data: Callable[..., Artifact], embed: Embed
 ) -> None:
     counting = Counting(embed)
-    vectors.make(tmp_path, "e", make_data(["text", "", "c"], columns={"title": ["title", "b", ""]}), counting)
+    vectors.make(
+        tmp_path, "e", data=make_data(["text", "", "c"], columns={"title": ["title", "b", ""]}), embed=counting
+    )
     assert counting.texts == ["title\ntext", "b", "c"]
 
 
@@ -101,7 +103,7 @@ def embed(texts):
     seeds = [int(text.split()[1]) for text in texts]
     made = np.array([np.random.default_rng(seed).normal(size=8) for seed in seeds])
     return made / np.linalg.norm(made, axis=1, keepdims=True)
-made = vectors.make(Path(sys.argv[1]), "e", artifacts.load(Path(sys.argv[2])), embed)
+made = vectors.make(Path(sys.argv[1]), "e", data=artifacts.load(Path(sys.argv[2])), embed=embed)
 print(calls, made.metrics["embedded"], made.metrics["resumed"])
 """
 
@@ -138,7 +140,7 @@ def test_a_damaged_shard_is_embedded_again(
     monkeypatch.setattr(vectors, "SHARD_S", 0.0)
     data = make_data([f"text {row}" for row in range(30)])
     with pytest.raises(KeyboardInterrupt):
-        vectors.make(tmp_path, "e", data, Counting(embed, fail_at=20))
+        vectors.make(tmp_path, "e", data=data, embed=Counting(embed, fail_at=20))
     first, second, third, fourth = sorted((tmp_path / "artifacts" / "vectors").glob("*.checkpoint/*.npz"))
     damaged = bytearray(first.read_bytes())
     damaged[400] ^= 1
@@ -146,7 +148,7 @@ def test_a_damaged_shard_is_embedded_again(
     second.write_bytes(second.read_bytes()[:100])
     third.write_bytes(b"")
     counting = Counting(embed)
-    made = vectors.make(tmp_path, "e", data, counting)
+    made = vectors.make(tmp_path, "e", data=data, embed=counting)
     assert counting.texts == [f"text {row}" for row in [*range(15), *range(20, 30)]]
     np.testing.assert_array_equal(np.load(made.file("vectors.npy")), embed([f"text {row}" for row in range(30)]))
     assert sum("not a readable shard" in message for message in caplog.messages) == 3
@@ -172,20 +174,22 @@ def test_vectors_that_are_not_unit_vectors_are_refused(
     embed: Embed,
 ) -> None:
     with np.errstate(invalid="ignore"), pytest.raises(ArtifactError, match=reason):
-        vectors.make(tmp_path, "e", make_data(["a", "b", "c"]), lambda texts: spoil(embed(texts)))
+        vectors.make(tmp_path, "e", data=make_data(["a", "b", "c"]), embed=lambda texts: spoil(embed(texts)))
 
 
 def test_a_width_that_changes_under_one_digest_is_refused(
     tmp_path: Path, make_data: Callable[..., Artifact], embed: Embed
 ) -> None:
-    first = vectors.make(tmp_path, "e", make_data(["a"]), embed)
+    first = vectors.make(tmp_path, "e", data=make_data(["a"]), embed=embed)
     with pytest.raises(ArtifactError, match="8 dimensions now and gave 16 before"):
-        vectors.make(tmp_path, "e", make_data(["a", "b"]), lambda texts: np.eye(8)[: len(texts)], [first])
+        vectors.make(
+            tmp_path, "e", data=make_data(["a", "b"]), embed=lambda texts: np.eye(8)[: len(texts)], previous=[first]
+        )
 
 
 def test_no_documents_are_an_error(tmp_path: Path, make_data: Callable[..., Artifact], embed: Embed) -> None:
     with pytest.raises(SchemaError, match="no document"):
-        vectors.make(tmp_path, "e", make_data([]), embed)
+        vectors.make(tmp_path, "e", data=make_data([]), embed=embed)
 
 
 def test_all_earlier_vectors_of_an_encoder_are_reused(
@@ -193,16 +197,18 @@ def test_all_earlier_vectors_of_an_encoder_are_reused(
 ) -> None:
     """A large corpus shrinks and then changes by one document at a time: one document is embedded at a time."""
     texts = [f"text {row}" for row in range(60)]
-    vectors.make(tmp_path, "e", make_data(texts), embed)
+    vectors.make(tmp_path, "e", data=make_data(texts), embed=embed)
     texts = texts[:10]
     for change in range(4):
         texts[change] = f"changed {change}"
         counting, known = Counting(embed), vectors.earlier(tmp_path, "e")
-        last = vectors.make(tmp_path, "e", make_data(texts), counting, known)
+        last = vectors.make(tmp_path, "e", data=make_data(texts), embed=counting, previous=known)
         assert counting.texts == [f"changed {change}"]
     (last.path / "vectors.npy").write_bytes(b"damaged")
     counting = Counting(embed)
-    vectors.make(tmp_path, "e", make_data([*texts, "new"]), counting, vectors.earlier(tmp_path, "e"))
+    vectors.make(
+        tmp_path, "e", data=make_data([*texts, "new"]), embed=counting, previous=vectors.earlier(tmp_path, "e")
+    )
     assert sorted(counting.texts) == ["changed 3", "new"]
     assert any("not reused" in message for message in caplog.messages)
 
@@ -211,12 +217,12 @@ def test_a_round_embeds_anew_beside_the_earlier_ones(
     tmp_path: Path, make_data: Callable[..., Artifact], embed: Embed
 ) -> None:
     data = make_data(["a", "b"])
-    first = vectors.make(tmp_path, "e", data, embed)
+    first = vectors.make(tmp_path, "e", data=data, embed=embed)
     assert vectors.next_round(vectors.earlier(tmp_path, "e")) == 1
-    second = vectors.make(tmp_path, "e", data, lambda texts: -embed(texts), embedding_round=1)
+    second = vectors.make(tmp_path, "e", data=data, embed=lambda texts: -embed(texts), embedding_round=1)
     assert second.fingerprint != first.fingerprint
     assert first.file("vectors.npy").exists()
     known = vectors.earlier(tmp_path, "e")
     assert vectors.last_round(known, data) == 1
-    later = vectors.make(tmp_path, "e", make_data(["b", "c"]), embed, known)
+    later = vectors.make(tmp_path, "e", data=make_data(["b", "c"]), embed=embed, previous=known)
     assert np.array_equal(np.load(later.file("vectors.npy"))[0], np.load(second.file("vectors.npy"))[1])

@@ -199,7 +199,7 @@ class TinyWorkspace:
         ranker, encoder = tiny.bundle(self.path, "ranker", lie=lie), tiny.bundle(self.path, "encoder")
         embedding = encoder if index_seed is None else TinyModels(index_seed).bundle(self.path, "encoder")
         engine = Engine(embedding.path, threads=1)
-        made = vectors.make(self.path, engine.digest, data, lambda texts: engine.embed(texts, "document"))
+        made = vectors.make(self.path, engine.digest, data=data, embed=lambda texts: engine.embed(texts, "document"))
         engine.close()
         config = IndexConfig()
 
@@ -216,9 +216,9 @@ class TinyWorkspace:
         parts = {
             "ranker": ranker,
             "encoder": encoder,
-            "lexical": lexical.make(self.path, config, data),
-            "documents": documents.make(self.path, data),
-            "index": semantic_build.make(self.path, config, made),
+            "lexical": lexical.make(self.path, config, data=data),
+            "documents": documents.make(self.path, data=data),
+            "index": semantic_build.make(self.path, config, vectors=made),
             "fusion": artifacts.make(self.path, "fusion", version=1, config={}, inputs={}, build=fusion),
             "report": artifacts.make(self.path, "report", version=1, config={}, inputs={}, build=report),
         }

@@ -114,7 +114,7 @@ def slow(
 def test_pairs_are_those_of_a_slow_loop(tmp_path: Path, seed: int, pool: Any) -> None:
     config = replace(CONFIG, pool=pool, seed=seed)
     data, runs = world(tmp_path, seed)
-    made = candidates.pairs(tmp_path, config, data, runs[0])
+    made = candidates.pairs(tmp_path, config, data=data, run=runs[0])
     assert rows_of(made) == slow(data, runs[:1], ("train", "valid"), config)
 
 
@@ -123,7 +123,7 @@ def test_pairs_are_those_of_a_slow_loop(tmp_path: Path, seed: int, pool: Any) ->
 def test_pool_is_that_of_a_slow_loop(tmp_path: Path, seed: int, pool: Any) -> None:
     config = replace(CONFIG, pool=pool)
     data, runs = world(tmp_path, seed)
-    made = candidates.pool(tmp_path, config, data, runs)
+    made = candidates.pool(tmp_path, config, data=data, runs=runs)
     assert rows_of(made) == slow(data, runs, ("valid", "test"), config)
 
 
@@ -143,9 +143,9 @@ def test_other_queries_do_not_change_what_is_drawn(tmp_path: Path) -> None:
     }
     new = [{"query_id": "new", "doc_id": f"d{n}", "rank": n, "score": 0.0, "system": "bm25"} for n in range(1, 9)]
     larger = candidates.pairs(
-        tmp_path, CONFIG, artifact(tmp_path, "data", more), artifact(tmp_path, "run", {"run": [*new, *ranked]})
+        tmp_path, CONFIG, data=artifact(tmp_path, "data", more), run=artifact(tmp_path, "run", {"run": [*new, *ranked]})
     )
-    before = [{**row, "row_id": 0} for row in rows_of(candidates.pairs(tmp_path, CONFIG, data, run))]
+    before = [{**row, "row_id": 0} for row in rows_of(candidates.pairs(tmp_path, CONFIG, data=data, run=run))]
     after = [{**row, "row_id": 0} for row in rows_of(larger)]
     assert [row for row in after if row["query_id"] != "new"] == before
     assert [row["source"] for row in after if row["query_id"] == "new"] == ["human", "negative", "negative", "negative"]
@@ -154,7 +154,7 @@ def test_other_queries_do_not_change_what_is_drawn(tmp_path: Path) -> None:
 def test_another_seed_draws_others(tmp_path: Path) -> None:
     data, (run, _) = world(tmp_path, 2)
     config = replace(CONFIG, negatives=2, negatives_depth=50)
-    first, second = (candidates.pairs(tmp_path, replace(config, seed=seed), data, run) for seed in (1, 2))
+    first, second = (candidates.pairs(tmp_path, replace(config, seed=seed), data=data, run=run) for seed in (1, 2))
     assert rows_of(first) != rows_of(second)
 
 
@@ -165,11 +165,11 @@ def test_queries_that_no_run_has_are_counted(tmp_path: Path) -> None:
         split: sorted({row["query_id"] for row in judgments if row["split"] == split})[0] for split in schema.SPLITS
     }
     data, runs = world(tmp_path, 3, without=list(lost.values()))
-    made = candidates.pairs(tmp_path, CONFIG, data, runs[0])
+    made = candidates.pairs(tmp_path, CONFIG, data=data, run=runs[0])
     assert made.metrics["train_queries_without_candidates"] == 1
     assert made.metrics["valid_queries_without_candidates"] == 1
     assert lost["train"] in {row["query_id"] for row in rows_of(made)}  # Its judged pairs are still learned from.
-    pooled = candidates.pool(tmp_path, CONFIG, data, runs)
+    pooled = candidates.pool(tmp_path, CONFIG, data=data, runs=runs)
     assert pooled.metrics["test_queries_without_candidates"] == 1
     assert pooled.metrics["test"]["pairs"] == sum(row["split"] == "test" for row in rows_of(pooled))
 
@@ -177,8 +177,8 @@ def test_queries_that_no_run_has_are_counted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "make",
     [
-        lambda root, data, runs: candidates.pairs(root, CONFIG, data, runs[0]),
-        lambda root, data, runs: candidates.pool(root, CONFIG, data, runs),
+        lambda root, data, runs: candidates.pairs(root, CONFIG, data=data, run=runs[0]),
+        lambda root, data, runs: candidates.pool(root, CONFIG, data=data, runs=runs),
     ],
 )
 def test_a_run_without_any_of_the_queries_is_an_error(
@@ -194,17 +194,17 @@ def test_a_run_over_other_documents_is_an_error(tmp_path: Path) -> None:
     data, _ = world(tmp_path, 5)
     strange = [{"query_id": "q1", "doc_id": "elsewhere", "rank": 1, "score": 1.0, "system": "bm25"}]
     with pytest.raises(SchemaError, match="'elsewhere' is not among those of"):
-        candidates.pairs(tmp_path, CONFIG, data, artifact(tmp_path, "run", {"run": strange}))
+        candidates.pairs(tmp_path, CONFIG, data=data, run=artifact(tmp_path, "run", {"run": strange}))
 
 
 def test_without_negatives_the_judged_lists_alone_need_no_run(tmp_path: Path) -> None:
     data, _ = world(tmp_path, 6)
     config = replace(CONFIG, negatives=0, pool="judged")
     nothing = [{"query_id": "who", "doc_id": "d1", "rank": 1, "score": 1.0, "system": "bm25"}]
-    made = candidates.pairs(tmp_path, config, data, artifact(tmp_path, "run", {"run": nothing}))
+    made = candidates.pairs(tmp_path, config, data=data, run=artifact(tmp_path, "run", {"run": nothing}))
     assert {row["source"] for row in rows_of(made)} <= {"human", "click", "model", "other"}
     assert made.metrics["train"]["pairs"] + made.metrics["valid"]["pairs"] == len(rows_of(made))
-    assert rows_of(candidates.pool(tmp_path, config, data, [])) == slow(data, [], ("valid", "test"), config)
+    assert rows_of(candidates.pool(tmp_path, config, data=data, runs=[])) == slow(data, [], ("valid", "test"), config)
 
 
 @pytest.mark.parametrize("key", ["negatives", "skip_top"])

@@ -87,14 +87,16 @@ def run_of(workspace: Path, asked: Artifact, depth: int = 12) -> Artifact:
 
 def drawn(workspace: Path, data: Artifact, config: CandidatesConfig) -> tuple[pd.DataFrame, pd.DataFrame, Artifact]:
     """The added rows, the lists they stand in, and the artifact."""
-    asked = unlabelled.queries(workspace, config, data)
-    made = unlabelled.pairs(workspace, config, data, labelled(workspace), asked, run_of(workspace, asked))
+    asked = unlabelled.queries(workspace, config, data=data)
+    made = unlabelled.pairs(
+        workspace, config, data=data, labelled=labelled(workspace), asked=asked, run=run_of(workspace, asked)
+    )
     rows = pd.read_parquet(made.file("pairs.parquet"))
     return rows[rows["split"] == schema.UNLABELLED], pd.read_parquet(made.file("queries.parquet")), made
 
 
 def test_only_training_queries_are_asked_unless_more_are_given(tmp_path: Path, data: Artifact) -> None:
-    assert asked_of(unlabelled.queries(tmp_path, CONFIG, data)) == {f"q{n}": f"Query {n}" for n in (0, 3, 6)}
+    assert asked_of(unlabelled.queries(tmp_path, CONFIG, data=data)) == {f"q{n}": f"Query {n}" for n in (0, 3, 6)}
 
 
 @pytest.mark.parametrize("form", ["query", "text", "lines"])
@@ -105,7 +107,7 @@ def test_given_queries_are_asked_once_and_none_that_is_judged(tmp_path: Path, da
         file.write_text("\n".join(given) + "\n", encoding="utf-8")
     else:
         pd.DataFrame({form: [*given, None], "clicked": True}).to_parquet(file)
-    made = unlabelled.queries(tmp_path, replace(CONFIG, unlabelled_queries=str(file)), data)
+    made = unlabelled.queries(tmp_path, replace(CONFIG, unlabelled_queries=str(file)), data=data)
     found = asked_of(made)
     assert [text for name, text in found.items() if name.startswith("file:")] == ["a new one", "another"]
     assert len(found) == 5
@@ -113,8 +115,8 @@ def test_given_queries_are_asked_once_and_none_that_is_judged(tmp_path: Path, da
 
 
 def test_titles_are_asked_but_not_those_that_are_judged_queries(tmp_path: Path, data: Artifact) -> None:
-    some = unlabelled.queries(tmp_path, replace(CONFIG, title_queries=5), data)
-    every = unlabelled.queries(tmp_path, replace(CONFIG, title_queries=1000), data)
+    some = unlabelled.queries(tmp_path, replace(CONFIG, title_queries=5), data=data)
+    every = unlabelled.queries(tmp_path, replace(CONFIG, title_queries=1000), data=data)
     titles = {text for name, text in asked_of(every).items() if name.startswith("title:")}
     assert titles == {f"Title {n}" for n in range(30) if n not in (3, 4)}
     assert every.metrics["title: known already"] == 1
@@ -125,7 +127,7 @@ def test_titles_are_asked_but_not_those_that_are_judged_queries(tmp_path: Path, 
 def test_files_that_cannot_be_read_are_said(tmp_path: Path, data: Artifact) -> None:
     def refused(error: type[Exception], file: Path, words: str) -> None:
         with pytest.raises(error, match=words):
-            unlabelled.queries(tmp_path, replace(CONFIG, unlabelled_queries=str(file)), data)
+            unlabelled.queries(tmp_path, replace(CONFIG, unlabelled_queries=str(file)), data=data)
 
     refused(MissingError, tmp_path / "none.txt", "is no file")
     pd.DataFrame({"q": ["a"]}).to_parquet(tmp_path / "other.parquet")
@@ -164,7 +166,7 @@ def test_lists_are_filled_one_query_after_the_other_and_more_only_adds(tmp_path:
     assert sizes[:3] == [4, 4, 4]  # First lists of all three queries before the second of any.
     assert [name.split(":")[1] for name in found[2]["query_id"].unique()] == ["0", "0", "0", "1", "1"]
     # All that there is: the first ten of each run, less what is paired already.
-    run = pd.read_parquet(run_of(tmp_path, unlabelled.queries(tmp_path, CONFIG, data)).file("run.parquet"))
+    run = pd.read_parquet(run_of(tmp_path, unlabelled.queries(tmp_path, CONFIG, data=data)).file("run.parquet"))
     known = set(
         pd.read_parquet(labelled(tmp_path).file("pairs.parquet"))[["query_id", "doc_id"]].itertuples(index=False)
     )
@@ -173,7 +175,7 @@ def test_lists_are_filled_one_query_after_the_other_and_more_only_adds(tmp_path:
 
 
 def test_nothing_to_add_is_an_error(tmp_path: Path, data: Artifact) -> None:
-    asked = unlabelled.queries(tmp_path, CONFIG, data)
+    asked = unlabelled.queries(tmp_path, CONFIG, data=data)
     before = labelled(tmp_path)
     rows = pd.read_parquet(before.file("pairs.parquet")).query("split == 'train'")
     run = artifact(
@@ -187,7 +189,7 @@ def test_nothing_to_add_is_an_error(tmp_path: Path, data: Artifact) -> None:
         },
     )
     with pytest.raises(ConfigError, match="title_queries"):
-        unlabelled.pairs(tmp_path, CONFIG, data, before, asked, run)
+        unlabelled.pairs(tmp_path, CONFIG, data=data, labelled=before, asked=asked, run=run)
 
 
 def test_each_list_is_read_as_a_query_of_its_own(tmp_path: Path, data: Artifact) -> None:

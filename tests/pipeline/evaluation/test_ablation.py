@@ -88,7 +88,15 @@ def made(world: dict[str, Any], **changes: Any) -> Artifact:
     known = {name: changes.pop(name, world[name]) for name in names}
     workspace, data, pool, references, students = known.values()
     return ablation.make(
-        workspace, CONFIG, data, pool, references, students, ceiling="teacher", title="Made up", **changes
+        workspace,
+        CONFIG,
+        data=data,
+        pool=pool,
+        references=references,
+        students=students,
+        ceiling="teacher",
+        title="Made up",
+        **changes,
     )
 
 

@@ -90,7 +90,7 @@ CONFIG = EvaluationConfig(bootstrap=200)
 def make(world: dict[str, Any], systems: Any = None, **others: Any) -> Artifact:
     files = systems or {"bad": world["both"], "good": world["both"]}
     options = {"baseline": "bad", "title": f"Trial {EVIL}", **others}
-    return report.make(world["folder"], CONFIG, world["data"], files, **options)
+    return report.make(world["folder"], CONFIG, data=world["data"], systems=files, **options)
 
 
 def content(made: Artifact) -> dict[str, Any]:
@@ -259,7 +259,7 @@ def test_trec_run_files_are_judged_on_all_splits_and_missed_queries_are_counted(
     kept = world["good"][world["good"]["query_id"] != "q005"]
     lines = [f"{row.query_id} Q0 {row.doc_id} 1 {row.score!r} mine" for row in kept.itertuples()]
     path.write_text("\n".join([*lines, "unknown Q0 d 1 0.5 mine"]) + "\n", encoding="utf-8")
-    made = report.make_from_run(world["folder"], CONFIG, world["data"], {"mine": path}, title="A run")
+    made = report.make_from_run(world["folder"], CONFIG, data=world["data"], systems={"mine": path}, title="A run")
     found = content(made)
     assert found["queries"]["judged"] == QUERIES
     assert found["systems"]["mine"]["missed"] == 1
@@ -273,8 +273,8 @@ def test_the_exponential_gain_can_be_the_headline(world: dict[str, Any]) -> None
     made = report.make(
         world["folder"],
         EvaluationConfig(bootstrap=50, gain="exponential", cutoff=5, relevant_from=2),
-        world["data"],
-        {"good": world["both"]},
+        data=world["data"],
+        systems={"good": world["both"]},
         baseline="good",
         title="alone",
     )
@@ -298,7 +298,7 @@ def test_wrong_inputs_are_refused_with_what_and_where(world: dict[str, Any], tmp
     with pytest.raises(ConfigError, match="baseline 'live' is none of the systems good"):
         make(world, {"good": both}, baseline="live")
     with pytest.raises(ConfigError, match="none of the systems"):
-        report.make_from_run(world["folder"], CONFIG, world["data"], {}, title="x")
+        report.make_from_run(world["folder"], CONFIG, data=world["data"], systems={}, title="x")
     with pytest.raises(MissingError, match="no such file"):
         make(world, {"bad": both, "good": tmp_path / "gone.parquet"})
     with pytest.raises(SchemaError, match="holds the systems bad, good"):

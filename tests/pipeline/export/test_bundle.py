@@ -29,7 +29,9 @@ def bundle_of(made: Artifact) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", ["ranker", "encoder", "roberta"])
 def test_a_bundle_holds_what_its_contract_says(untrained: Any, name: str) -> None:
-    made = onnx.make(untrained.workspace, CONFIG, getattr(untrained, name), untrained.data, untrained.pairs)
+    made = onnx.make(
+        untrained.workspace, CONFIG, model=getattr(untrained, name), data=untrained.data, pairs=untrained.pairs
+    )
     bundle = bundle_of(made)
     assert set(made.manifest.files) == FILES
     assert bundle["role"] == ("encoder" if name == "encoder" else "ranker")
@@ -52,7 +54,7 @@ def test_a_bundle_holds_what_its_contract_says(untrained: Any, name: str) -> Non
 
 
 def test_golden_scores_are_those_of_transformers(untrained: Any) -> None:
-    made = onnx.make(untrained.workspace, CONFIG, untrained.ranker, untrained.data, untrained.pairs)
+    made = onnx.make(untrained.workspace, CONFIG, model=untrained.ranker, data=untrained.data, pairs=untrained.pairs)
     golden = json.loads(made.file("golden.json").read_text(encoding="utf-8"))
     model = AutoModelForSequenceClassification.from_pretrained(untrained.ranker.path / "model").eval()
     tokenizer = AutoTokenizer.from_pretrained(untrained.ranker.path / "model")
@@ -71,7 +73,7 @@ def test_golden_scores_are_those_of_transformers(untrained: Any) -> None:
 
 
 def test_golden_vectors_are_of_unit_length_for_both_roles(untrained: Any) -> None:
-    made = onnx.make(untrained.workspace, CONFIG, untrained.encoder, untrained.data, untrained.pairs)
+    made = onnx.make(untrained.workspace, CONFIG, model=untrained.encoder, data=untrained.data, pairs=untrained.pairs)
     golden = json.loads(made.file("golden.json").read_text(encoding="utf-8"))
     assert {item["role"] for item in golden} == {"query", "document"}
     for item in golden:
@@ -107,7 +109,13 @@ def test_a_graph_that_says_something_else_is_refused(untrained: Any, monkeypatch
     monkeypatch.setattr(ExportSource, "load", wrong)
     before = set((untrained.workspace / "artifacts" / "bundle").iterdir())
     with pytest.raises(ArtifactError, match=r"ONNX is 0\.\d+ from PyTorch, more than export\.parity"):
-        onnx.make(untrained.workspace, replace(CONFIG, golden=7), untrained.ranker, untrained.data, untrained.pairs)
+        onnx.make(
+            untrained.workspace,
+            replace(CONFIG, golden=7),
+            model=untrained.ranker,
+            data=untrained.data,
+            pairs=untrained.pairs,
+        )
     after = (untrained.workspace / "artifacts" / "bundle").iterdir()
     assert not [path for path in set(after) - before if path.suffix != ".lock"]
 
@@ -115,4 +123,10 @@ def test_a_graph_that_says_something_else_is_refused(untrained: Any, monkeypatch
 def test_a_family_without_a_graph_is_refused_by_name(untrained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.export.graph.FAMILIES", ("roberta",))
     with pytest.raises(ConfigError, match="family 'bert'; start from roberta"):
-        onnx.make(untrained.workspace, replace(CONFIG, golden=6), untrained.ranker, untrained.data, untrained.pairs)
+        onnx.make(
+            untrained.workspace,
+            replace(CONFIG, golden=6),
+            model=untrained.ranker,
+            data=untrained.data,
+            pairs=untrained.pairs,
+        )

@@ -69,7 +69,7 @@ def test_scores_of_a_file_keep_their_order_on_our_scale(
     frame = scored(pairs)
     more = pd.DataFrame([{"row_id": 7, "query_id": "q77", "doc_id": "d0", "score": 3.0}])
     shuffled = pd.concat([frame.sample(frac=1, random_state=3), more])[[*keys, "score"]]
-    made = external_teacher.make(workspace, given(workspace, shuffled), data, pairs, layers=())
+    made = external_teacher.make(workspace, given(workspace, shuffled), data=data, pairs=pairs, layers=())
     assert made.manifest.kind == "teacher_scores"
     assert made.metrics["unused rows"] == 1
     found = schema.read(made.file("scores.parquet"), "scores").to_pandas()
@@ -127,7 +127,7 @@ def test_faults_of_a_file_are_named(world: tuple[Path, Artifact, Artifact]) -> N
 
     def refused(changed: pd.DataFrame, words: str) -> None:
         with pytest.raises(SchemaError, match=words):
-            external_teacher.make(workspace, given(workspace, changed), data, pairs, layers=())
+            external_teacher.make(workspace, given(workspace, changed), data=data, pairs=pairs, layers=())
 
     refused(frame.drop(index=[3, 9]), r"2 of 60 pairs, query_id 'q0', doc_id 'd3'")
     refused(frame.assign(score=frame["score"].where(frame.index != 5)), r"row 5: score nan is no finite number \(1 row")
@@ -142,9 +142,11 @@ def test_faults_of_a_file_are_named(world: tuple[Path, Artifact, Artifact]) -> N
     (workspace / "given.parquet").write_text("not Parquet")
     config = ExternalTeacherConfig(scores=str(workspace / "given.parquet"))
     with pytest.raises(SchemaError, match="not a readable Parquet"):
-        external_teacher.make(workspace, config, data, pairs, layers=())
+        external_teacher.make(workspace, config, data=data, pairs=pairs, layers=())
     with pytest.raises(MissingError, match="no file"):
-        external_teacher.make(workspace, ExternalTeacherConfig(scores="nowhere.parquet"), data, pairs, layers=())
+        external_teacher.make(
+            workspace, ExternalTeacherConfig(scores="nowhere.parquet"), data=data, pairs=pairs, layers=()
+        )
 
 
 def test_unlabelled_lists_are_found_by_the_query_they_were_drawn_for(world: tuple[Path, Artifact, Artifact]) -> None:
@@ -163,15 +165,15 @@ def test_unlabelled_lists_are_found_by_the_query_they_were_drawn_for(world: tupl
         [{"query_id": asked, "doc_id": doc, "score": 500.0 + 10 * n} for n, (_, doc, asked) in enumerate(added)]
     )
     given_rows = pd.concat([frame[["query_id", "doc_id", "score"]], extra])
-    made = external_teacher.make(workspace, given(workspace, given_rows), data, more, layers=())
+    made = external_teacher.make(workspace, given(workspace, given_rows), data=data, pairs=more, layers=())
     found = pd.read_parquet(made.file("scores.parquet")).set_index("row_id")["score"]
     assert found[900] < found[901] < found[902]
     # They have no grade, so the fit is the same with and without them.
-    alone = external_teacher.make(workspace, given(workspace, frame), data, pairs, layers=())
+    alone = external_teacher.make(workspace, given(workspace, frame), data=data, pairs=pairs, layers=())
     before = pd.read_parquet(alone.file("scores.parquet")).set_index("row_id")["score"]
     np.testing.assert_allclose(found[before.index], before, atol=1e-6)
     with pytest.raises(SchemaError, match="1 of 63 pairs, query_id 'q2', doc_id 'd44'"):
-        external_teacher.make(workspace, given(workspace, given_rows.iloc[:-1]), data, more, layers=())
+        external_teacher.make(workspace, given(workspace, given_rows.iloc[:-1]), data=data, pairs=more, layers=())
 
 
 def test_states_of_an_outside_teacher_are_refused_before_anything_is_made(
@@ -179,7 +181,7 @@ def test_states_of_an_outside_teacher_are_refused_before_anything_is_made(
 ) -> None:
     workspace, data, pairs = world
     with pytest.raises(ConfigError, match="hidden_weight"):
-        external_teacher.make(workspace, given(workspace, scored(pairs)), data, pairs, layers=(1, 2))
+        external_teacher.make(workspace, given(workspace, scored(pairs)), data=data, pairs=pairs, layers=(1, 2))
 
 
 @pytest.mark.parametrize(
@@ -309,7 +311,7 @@ def test_a_killed_scoring_goes_on_after_its_last_shard(
     monkeypatch.setattr(
         external_teacher, "fit", lambda raw, *_: external_teacher.ScoreScale(0.0, 1.0, 1.0, 0.0, (-1.0, 1.0))
     )
-    whole = external_teacher.make(workspace / "straight", config, data, pairs, layers=())
+    whole = external_teacher.make(workspace / "straight", config, data=data, pairs=pairs, layers=())
     monkeypatch.setattr(causal_lm_judge, "SHARD", 16)
     shard, calls = causal_lm_judge.score_shard, []
 
@@ -321,8 +323,8 @@ def test_a_killed_scoring_goes_on_after_its_last_shard(
 
     monkeypatch.setattr(causal_lm_judge, "score_shard", killed)
     with pytest.raises(KeyboardInterrupt):
-        external_teacher.make(workspace / "killed", config, data, pairs, layers=())
-    again = external_teacher.make(workspace / "killed", config, data, pairs, layers=())
+        external_teacher.make(workspace / "killed", config, data=data, pairs=pairs, layers=())
+    again = external_teacher.make(workspace / "killed", config, data=data, pairs=pairs, layers=())
     assert calls == [16, 16, 16, 16, 12]
     assert again.fingerprint == whole.fingerprint
     scores = [pd.read_parquet(made.file("scores.parquet"))["score"] for made in (whole, again)]
@@ -336,7 +338,7 @@ def test_a_score_that_is_no_number_stops_the_run(world: tuple[Path, Artifact, Ar
     torch.nn.init.constant_(model.lm_head.weight, float("nan"))
     model.save_pretrained(place)
     with pytest.raises(TrainingError, match="score of pair 0 is no number"):
-        external_teacher.make(workspace, replace(CONFIG, causal_lm=str(place)), data, pairs, layers=())
+        external_teacher.make(workspace, replace(CONFIG, causal_lm=str(place)), data=data, pairs=pairs, layers=())
 
 
 def test_rounds_of_mining_are_not_mixed_with_an_outside_teacher() -> None:
@@ -361,7 +363,9 @@ def test_names_win_over_the_row_numbers_of_another_table(world: tuple[Path, Arti
     frame = scored(pairs)
     stale = frame.assign(row_id=frame["row_id"].to_numpy()[::-1])
     right, found = (
-        external_teacher.make(workspace, given(workspace, one), data, pairs, layers=()).file("scores.parquet")
+        external_teacher.make(workspace, given(workspace, one), data=data, pairs=pairs, layers=()).file(
+            "scores.parquet"
+        )
         for one in (frame[["query_id", "doc_id", "score"]], stale)
     )
     assert pd.read_parquet(found).equals(pd.read_parquet(right))

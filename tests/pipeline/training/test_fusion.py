@@ -167,21 +167,24 @@ def features_and_pool(
 ) -> tuple[Artifact, Artifact]:
     pool = frame[["row_id", "query_id", "doc_id", "grade", "split"]] if pairs is None else pairs
 
-    def write(name: str, content: pd.DataFrame) -> Artifact:
+    def write(kind: str, name: str, content: pd.DataFrame) -> Artifact:
         def build(staging: artifacts.Staging) -> dict[str, int]:
             content.to_parquet(staging.folder / f"{name}.parquet", index=False)
             return {}
 
-        return artifacts.make(workspace, name, version=1, config={}, inputs={}, build=build)
+        inputs = {"ranker": "a", "encoder": "b"}
+        return artifacts.make(workspace, kind, version=1, config={}, inputs=inputs, build=build)
 
-    return write("features", frame.drop(columns="grade").sample(frac=1, random_state=0)), write("pairs", pool)
+    features = frame.drop(columns="grade").sample(frac=1, random_state=0)
+    return write("features", "features", features), write("pool", "pairs", pool)
 
 
 def test_the_artifact_learns_from_valid_rows_only_and_is_plain_numbers(tmp_path: Path) -> None:
     valid = world(30, NOISE)
     test = world(30, {"bm25": 0.1, "encoder": 50.0, "ranker": 50.0}, seed=3, split="test")
     test["row_id"] += len(valid)
-    made = fusion.make(tmp_path, *features_and_pool(tmp_path, pd.concat([test, valid], ignore_index=True)))
+    features, pool = features_and_pool(tmp_path, pd.concat([test, valid], ignore_index=True))
+    made = fusion.make(tmp_path, features=features, pool=pool)
     expected, found = fusion.fit(valid)
     text = made.file("fusion.json").read_text(encoding="utf-8")
     assert list(made.manifest.files) == ["fusion.json"]
@@ -194,8 +197,9 @@ def test_the_artifact_learns_from_valid_rows_only_and_is_plain_numbers(tmp_path:
 def test_rows_that_the_pool_does_not_have_are_refused(tmp_path: Path) -> None:
     frame = world(3, NOISE)
     pool = frame[["row_id", "query_id", "doc_id", "grade", "split"]].iloc[:-2]
+    features, pairs = features_and_pool(tmp_path, frame, pool)
     with pytest.raises(SchemaError, match="row 34 is not in the pool"):
-        fusion.make(tmp_path, *features_and_pool(tmp_path, frame, pool))
+        fusion.make(tmp_path, features=features, pool=pairs)
 
 
 def test_a_score_that_is_no_number_is_refused_with_its_query() -> None:

@@ -81,7 +81,7 @@ def pairs(tmp_path: Path, data: Artifact) -> Artifact:
 
 def test_what_is_mined_is_found_early_and_joined_by_no_pair(tmp_path: Path, data: Artifact, pairs: Artifact) -> None:
     runs = [run(tmp_path, 1), run(tmp_path, 2)]
-    rows = rows_of(candidates.mined(tmp_path, 10, data, pairs, runs))
+    rows = rows_of(candidates.mined(tmp_path, 10, data=data, pairs=pairs, runs=runs))
     best: dict[tuple[str, str], tuple[int, int]] = {}
     for number, one in enumerate(runs):
         for row in schema.read(one.file("run.parquet"), "run").to_pylist():
@@ -99,13 +99,20 @@ def test_what_is_mined_is_found_early_and_joined_by_no_pair(tmp_path: Path, data
 
 def test_a_run_without_training_queries_is_refused(tmp_path: Path, data: Artifact, pairs: Artifact) -> None:
     with pytest.raises(SchemaError, match="split train"):
-        candidates.mined(tmp_path, 10, data, pairs, [run(tmp_path, 1, range(9, 12))])
+        candidates.mined(tmp_path, 10, data=data, pairs=pairs, runs=[run(tmp_path, 1, range(9, 12))])
 
 
 def guarded(workspace: Path, data: Artifact, pairs: Artifact, config: MiningConfig = CONFIG) -> tuple[Artifact, ...]:
-    mined = candidates.mined(workspace, config.depth, data, pairs, [run(workspace, 1), run(workspace, 2)])
-    scores, mined_scores = scored(workspace, pairs, "teacher_scores", 3), scored(workspace, mined, "mined_scores", 4)
-    return negatives.make(workspace, config, pairs, scores, mined, mined_scores), scores, mined, mined_scores
+    mined = candidates.mined(
+        workspace, config.depth, data=data, pairs=pairs, runs=[run(workspace, 1), run(workspace, 2)]
+    )
+    scores, mined_scores = scored(workspace, pairs, "teacher_scores", 3), scored(workspace, mined, "teacher_scores", 4)
+    return (
+        negatives.make(workspace, config, pairs=pairs, scores=scores, mined=mined, mined_scores=mined_scores),
+        scores,
+        mined,
+        mined_scores,
+    )
 
 
 def says(scores: Artifact) -> dict[int, float]:
@@ -153,7 +160,14 @@ def test_a_wider_margin_lets_fewer_pass(tmp_path: Path, data: Artifact, pairs: A
 
 
 def test_scores_of_other_pairs_are_refused(tmp_path: Path, data: Artifact, pairs: Artifact) -> None:
-    mined = candidates.mined(tmp_path, 10, data, pairs, [run(tmp_path, 1)])
+    mined = candidates.mined(tmp_path, 10, data=data, pairs=pairs, runs=[run(tmp_path, 1)])
     scores = scored(tmp_path, pairs, "teacher_scores", 3)
     with pytest.raises(ArtifactError, match="no score for row"):
-        negatives.make(tmp_path, CONFIG, pairs, scores, mined, scored(tmp_path, pairs, "mined_scores", 4))
+        negatives.make(
+            tmp_path,
+            CONFIG,
+            pairs=pairs,
+            scores=scores,
+            mined=mined,
+            mined_scores=scored(tmp_path, pairs, "teacher_scores", 4),
+        )

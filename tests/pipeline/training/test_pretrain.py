@@ -83,7 +83,7 @@ def task_of(workspace: Path, config: PretrainConfig, documents: Sequence[str]) -
 def made(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     workspace = tmp_path_factory.mktemp("pretrained")
     config = replace(CONFIG, loop=replace(CONFIG.loop, epochs=8.0))
-    return pretrain.make(workspace, config, "scratch", data(workspace, texts(300)))
+    return pretrain.make(workspace, config, "scratch", data=data(workspace, texts(300)))
 
 
 def test_held_out_words_are_guessed_better_after(made: Artifact) -> None:
@@ -134,8 +134,8 @@ def test_what_is_saved_is_what_was_trained(tmp_path: Path) -> None:
 def test_given_weights_are_learned_further_and_keep_their_pooler(tmp_path: Path, family: Any) -> None:
     source = data(tmp_path, texts(60))
     short = replace(CONFIG, scratch=replace(SCRATCH, family=family), loop=replace(CONFIG.loop, epochs=1.0))
-    first = pretrain.make(tmp_path, short, "scratch", source)
-    second = pretrain.make(tmp_path, short, str(first.path), source)
+    first = pretrain.make(tmp_path, short, "scratch", data=source)
+    second = pretrain.make(tmp_path, short, str(first.path), data=source)
     assert second.manifest.inputs["base"] == base_models.digest(str(first.path))
     before, after = (load_file(made.file("model/model.safetensors")) for made in (first, second))
     assert before.keys() == after.keys()
@@ -147,7 +147,7 @@ def test_given_weights_are_learned_further_and_keep_their_pooler(tmp_path: Path,
 def test_a_killed_pretraining_goes_on_and_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = replace(CONFIG, loop=replace(CONFIG.loop, epochs=1.0, checkpoint_s=0.0, evaluations=1))
     documents = texts(80)
-    straight = pretrain.make(tmp_path / "straight", config, "scratch", data(tmp_path / "straight", documents))
+    straight = pretrain.make(tmp_path / "straight", config, "scratch", data=data(tmp_path / "straight", documents))
     loss, calls = MaskedTask.loss, []
 
     def killed(task: MaskedTask, chunk: MaskedChunk) -> Any:
@@ -159,9 +159,9 @@ def test_a_killed_pretraining_goes_on_and_ends_the_same(tmp_path: Path, monkeypa
     source = data(tmp_path / "killed", documents)
     monkeypatch.setattr(MaskedTask, "loss", killed)
     with pytest.raises(KeyboardInterrupt):
-        pretrain.make(tmp_path / "killed", config, "scratch", source)
+        pretrain.make(tmp_path / "killed", config, "scratch", data=source)
     done = len(calls)
-    again = pretrain.make(tmp_path / "killed", config, "scratch", source)
+    again = pretrain.make(tmp_path / "killed", config, "scratch", data=source)
     assert again.metrics["steps"] == straight.metrics["steps"] == len(calls) - done + 3
     assert again.fingerprint == straight.fingerprint
     for name in ("masked_loss before", "masked_loss", "masked_accuracy", "history"):
@@ -335,7 +335,7 @@ def test_another_process_trains_the_same_vocabulary(family: Any) -> None:
 def test_what_cannot_be_done_is_said(tmp_path: Path) -> None:
     source = data(tmp_path, texts(30))
     with pytest.raises(ConfigError, match="40 positions"):
-        pretrain.make(tmp_path, replace(CONFIG, max_tokens=64), "scratch", source)
+        pretrain.make(tmp_path, replace(CONFIG, max_tokens=64), "scratch", data=source)
     with pytest.raises(TrainingError, match="too few are long enough"):
         task_of(tmp_path / "short", CONFIG, [""])
     with pytest.raises(TrainingError, match="are empty"):
@@ -366,7 +366,7 @@ def test_a_token_budget_ends_pretraining(tmp_path: Path) -> None:
     source = data(tmp_path, texts(80))
     whole, bounded = (
         pretrain.make(
-            tmp_path, replace(CONFIG, loop=replace(CONFIG.loop, epochs=3.0, max_tokens=most)), "scratch", source
+            tmp_path, replace(CONFIG, loop=replace(CONFIG.loop, epochs=3.0, max_tokens=most)), "scratch", data=source
         )
         for most in (0, 1500)
     )

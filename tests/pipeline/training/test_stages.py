@@ -100,9 +100,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     base = base_model(tmp_path_factory.mktemp("base"))
     data_tables, pair_table = tables()
     data, pairs = stage(workspace, "data", data_tables), stage(workspace, "pairs", {"pairs": pair_table})
-    large = teacher.make(workspace, TEACHER, CANDIDATES, data, pairs, str(base))
+    large = teacher.make(workspace, TEACHER, CANDIDATES, data=data, pairs=pairs, base=str(base))
     layers, width = ranker.taught_by(RANKER, large)
-    lessons = teacher_scores.make(workspace, large, data, pairs, layers=layers, width=width)
+    lessons = teacher_scores.make(workspace, teacher=large, data=data, pairs=pairs, layers=layers, width=width)
     return World(workspace, base, data, pairs, large, lessons)
 
 
@@ -117,7 +117,9 @@ def test_the_teacher_learns_and_says_what_it_measured(world: World) -> None:
     said = world.teacher.metrics
     assert said["ndcg@10 before"] < 0.85
     assert said["ndcg@10"] > 0.98
-    scores = teacher_scores.score(world.workspace, world.teacher, world.data, world.pairs, split="valid")
+    scores = teacher_scores.score(
+        world.workspace, model=world.teacher, data=world.data, pairs=world.pairs, split="valid"
+    )
     assert valid_ndcg(world, scores) == pytest.approx(said["ndcg@10"], abs=1e-4)
     assert said["pairs"] == 12 * 40 * CANDIDATES.max_list
     assert 0 <= said["padding_share"] < 0.15
@@ -126,7 +128,7 @@ def test_the_teacher_learns_and_says_what_it_measured(world: World) -> None:
 
 def test_the_same_teacher_is_not_trained_twice(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(teacher, "learn", None)
-    again = teacher.make(world.workspace, TEACHER, CANDIDATES, world.data, world.pairs, str(world.base))
+    again = teacher.make(world.workspace, TEACHER, CANDIDATES, data=world.data, pairs=world.pairs, base=str(world.base))
     assert again.fingerprint == world.teacher.fingerprint
 
 
@@ -141,7 +143,7 @@ def test_scores_of_a_split_read_its_texts_alone(world: World, tmp_path: Path, mo
         return tokenise(tokenizer, texts, *rest)
 
     monkeypatch.setattr(batches, "tokenise", counted)
-    made = teacher_scores.score(tmp_path, world.teacher, world.data, world.pairs, split="valid")
+    made = teacher_scores.score(tmp_path, model=world.teacher, data=world.data, pairs=world.pairs, split="valid")
     assert read == [QUERIES // 3, QUERIES // 3 * LIST]
     found = pq.read_table(made.file("scores.parquet"))
     assert found["row_id"].to_numpy().tolist() == whole.rows[whole.places("valid")].tolist()
@@ -194,8 +196,12 @@ def test_narrow_states_keep_the_inner_products_of_wide_ones(world: World) -> Non
     """Against scikit-learn's truncated SVD, which finds the same directions another way."""
     from sklearn.decomposition import TruncatedSVD
 
-    wide = teacher_scores.make(world.workspace, world.teacher, world.data, world.pairs, layers=(1, 3), width=32)
-    narrow = teacher_scores.make(world.workspace, world.teacher, world.data, world.pairs, layers=(1, 3), width=6)
+    wide = teacher_scores.make(
+        world.workspace, teacher=world.teacher, data=world.data, pairs=world.pairs, layers=(1, 3), width=32
+    )
+    narrow = teacher_scores.make(
+        world.workspace, teacher=world.teacher, data=world.data, pairs=world.pairs, layers=(1, 3), width=6
+    )
     whole, short = (np.load(found.file("states.npy")).astype(np.float64) for found in (wide, narrow))
     assert short.shape == (QUERIES * LIST, 2, 6)
     for layer in range(2):
@@ -208,17 +214,24 @@ def test_narrow_states_keep_the_inner_products_of_wide_ones(world: World) -> Non
 
 def test_a_student_wider_than_the_teacher_is_refused(world: World) -> None:
     with pytest.raises(ConfigError, match="hidden_weight to 0"):
-        teacher_scores.make(world.workspace, world.teacher, world.data, world.pairs, layers=(1,), width=64)
+        teacher_scores.make(
+            world.workspace, teacher=world.teacher, data=world.data, pairs=world.pairs, layers=(1,), width=64
+        )
 
 
 def test_without_layers_there_are_no_states(world: World) -> None:
-    found = teacher_scores.make(world.workspace, world.teacher, world.data, world.pairs, layers=(), width=32)
+    found = teacher_scores.make(
+        world.workspace, teacher=world.teacher, data=world.data, pairs=world.pairs, layers=(), width=32
+    )
     assert set(found.manifest.files) == {"scores.parquet"}
 
 
 def test_ranker_and_plain_student_learn(world: World) -> None:
-    arguments = (world.workspace, RANKER, CANDIDATES, world.data, world.pairs, world.teacher)
-    distilled, plain = ranker.make(*arguments, world.lessons), ranker.make(*arguments, None)
+    inputs = {"data": world.data, "pairs": world.pairs, "teacher": world.teacher}
+    distilled, plain = (
+        ranker.make(world.workspace, RANKER, CANDIDATES, **inputs, teacher_scores=scores)
+        for scores in (world.lessons, None)
+    )
     assert distilled.fingerprint != plain.fingerprint
     for made in (distilled, plain):
         assert made.metrics["ndcg@10"] > 0.98
@@ -227,14 +240,18 @@ def test_ranker_and_plain_student_learn(world: World) -> None:
         assert CrossEncoder.load(made.path).shape == replace(foretold, tokenizer=None)
     assert set(distilled.metrics["history"][-1]) == {"step", "loss", "ordinal", "pairwise", "soft", "margin", "hidden"}
     alike = replace(RANKER, soft_weight=0.9, plain=not RANKER.plain)  # Nothing that a plain student depends on.
-    assert ranker.make(world.workspace, alike, *arguments[2:], None).fingerprint == plain.fingerprint
+    again = ranker.make(world.workspace, alike, CANDIDATES, **inputs, teacher_scores=None)
+    assert again.fingerprint == plain.fingerprint
     same = replace(RANKER, plain=not RANKER.plain)
-    assert ranker.make(world.workspace, same, *arguments[2:], world.lessons).fingerprint == distilled.fingerprint
+    again = ranker.make(world.workspace, same, CANDIDATES, **inputs, teacher_scores=world.lessons)
+    assert again.fingerprint == distilled.fingerprint
     assert set(plain.metrics["history"][-1]) == {"step", "loss", "ordinal", "pairwise"}
 
     scores = {
         name: pq.read_table(
-            teacher_scores.score(world.workspace, made, world.data, world.pairs, split="valid").file("scores.parquet")
+            teacher_scores.score(world.workspace, model=made, data=world.data, pairs=world.pairs, split="valid").file(
+                "scores.parquet"
+            )
         )["score"].to_numpy()
         for name, made in (("teacher", world.teacher), ("distilled", distilled), ("plain", plain))
     }
@@ -247,25 +264,43 @@ def test_a_ranker_from_another_base_than_the_teacher(world: World) -> None:
     config = replace(RANKER, base=str(world.base), keep_layers=(1, 3, 4), loop=replace(LOOP, epochs=1.0))
     layers, width = ranker.taught_by(config, world.teacher)
     assert (layers, width) == ((1, 3), 32)
-    lessons = teacher_scores.make(world.workspace, world.teacher, world.data, world.pairs, layers=layers, width=width)
-    made = ranker.make(world.workspace, config, CANDIDATES, world.data, world.pairs, world.teacher, lessons)
+    lessons = teacher_scores.make(
+        world.workspace, teacher=world.teacher, data=world.data, pairs=world.pairs, layers=layers, width=width
+    )
+    made = ranker.make(
+        world.workspace,
+        config,
+        CANDIDATES,
+        data=world.data,
+        pairs=world.pairs,
+        teacher=world.teacher,
+        teacher_scores=lessons,
+    )
     assert CrossEncoder.load(made.path).layers == 3
     assert made.manifest.inputs["base"]
 
 
 def test_layers_that_are_not_there_are_refused(world: World) -> None:
-    arguments = (CANDIDATES, world.data, world.pairs, world.teacher, None)
+    inputs = {"data": world.data, "pairs": world.pairs, "teacher": world.teacher, "teacher_scores": None}
     with pytest.raises(ConfigError, match=r"ranker\.layers is 5: the model that it is cut from has 4"):
-        ranker.make(world.workspace, replace(RANKER, layers=5), *arguments)
+        ranker.make(world.workspace, replace(RANKER, layers=5), CANDIDATES, **inputs)
     with pytest.raises(ConfigError, match=r"ranker\.keep_layers \[2, 9\].*layers 1 to 4"):
-        ranker.make(world.workspace, replace(RANKER, keep_layers=(2, 9)), *arguments)
+        ranker.make(world.workspace, replace(RANKER, keep_layers=(2, 9)), CANDIDATES, **inputs)
     with pytest.raises(ConfigError, match="student has 2, so name fewer"):
         ranker.taught_by(replace(RANKER, layer_map=(1, 2, 3)), world.teacher)
     assert ranker.taught_by(replace(RANKER, hidden_weight=0.0), world.teacher) == ((), 32)
 
 
 def test_the_encoder_learns_from_the_base_and_its_projection(world: World) -> None:
-    made = encoder.make(world.workspace, ENCODER, CANDIDATES, world.data, world.pairs, str(world.base), world.lessons)
+    made = encoder.make(
+        world.workspace,
+        ENCODER,
+        CANDIDATES,
+        data=world.data,
+        pairs=world.pairs,
+        base=str(world.base),
+        teacher_scores=world.lessons,
+    )
     assert made.metrics["ndcg@10"] > made.metrics["ndcg@10 before"] + 0.03
     assert set(made.metrics["history"][-1]) == {"step", "loss", "margin", "contrast"}
     model = BiEncoder.load(made.path)
@@ -281,7 +316,15 @@ def test_the_encoder_learns_from_the_base_and_its_projection(world: World) -> No
 def test_an_encoder_wider_than_its_base_is_refused(world: World) -> None:
     config = replace(ENCODER, dimensions=64)
     with pytest.raises(ConfigError, match="64: the base model is 32 wide"):
-        encoder.make(world.workspace, config, CANDIDATES, world.data, world.pairs, str(world.base), world.lessons)
+        encoder.make(
+            world.workspace,
+            config,
+            CANDIDATES,
+            data=world.data,
+            pairs=world.pairs,
+            base=str(world.base),
+            teacher_scores=world.lessons,
+        )
 
 
 def cross(world: World, config: LoopConfig) -> cross_encoder.CrossTask:
@@ -362,7 +405,9 @@ def test_a_killed_teacher_goes_on_and_becomes_the_same(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = replace(TEACHER, loop=replace(LOOP, checkpoint_s=0.0, epochs=2.0))
-    straight = teacher.make(tmp_path / "straight", config, CANDIDATES, world.data, world.pairs, str(world.base))
+    straight = teacher.make(
+        tmp_path / "straight", config, CANDIDATES, data=world.data, pairs=world.pairs, base=str(world.base)
+    )
 
     class Killed(BaseException):
         pass
@@ -378,12 +423,14 @@ def test_a_killed_teacher_goes_on_and_becomes_the_same(
 
     monkeypatch.setattr(cross_encoder.CrossTask, "loss", loss)
     with pytest.raises(Killed):
-        teacher.make(tmp_path / "broken", config, CANDIDATES, world.data, world.pairs, str(world.base))
+        teacher.make(tmp_path / "broken", config, CANDIDATES, data=world.data, pairs=world.pairs, base=str(world.base))
     left = list((tmp_path / "broken" / "artifacts" / "teacher").glob("*.checkpoint/state.safetensors"))
     assert len(left) == 1
 
     calls = 10
-    resumed = teacher.make(tmp_path / "broken", config, CANDIDATES, world.data, world.pairs, str(world.base))
+    resumed = teacher.make(
+        tmp_path / "broken", config, CANDIDATES, data=world.data, pairs=world.pairs, base=str(world.base)
+    )
     assert calls - 10 == straight.metrics["steps"] - 4
     assert resumed.fingerprint == straight.fingerprint
     assert resumed.manifest.files == straight.manifest.files  # the same weights, byte by byte
@@ -395,14 +442,14 @@ def test_without_valid_pairs_the_last_state_is_kept(world: World, tmp_path: Path
     kept = pair_table.filter(pa.compute.equal(pair_table["split"], "train"))
     data, pairs = stage(tmp_path, "data", data_tables), stage(tmp_path, "pairs", {"pairs": kept})
     config = replace(TEACHER, loop=replace(LOOP, epochs=0.5))
-    made = teacher.make(tmp_path, config, CANDIDATES, data, pairs, str(world.base))
+    made = teacher.make(tmp_path, config, CANDIDATES, data=data, pairs=pairs, base=str(world.base))
     assert made.metrics["ndcg@10"] is None
     assert made.metrics["steps"] > 0
 
 
 def test_an_unknown_base_is_said_before_anything_is_made(world: World, tmp_path: Path) -> None:
     with pytest.raises(MissingError, match="no such folder"):
-        teacher.make(tmp_path, TEACHER, CANDIDATES, world.data, world.pairs, "./nowhere")
+        teacher.make(tmp_path, TEACHER, CANDIDATES, data=world.data, pairs=world.pairs, base="./nowhere")
     assert not (tmp_path / "artifacts").exists()
 
 
@@ -423,9 +470,9 @@ def test_progress_is_shown(world: World, caplog: pytest.LogCaptureFixture) -> No
             world.workspace,
             replace(TEACHER, loop=replace(LOOP, epochs=0.5, seed=99)),
             CANDIDATES,
-            world.data,
-            world.pairs,
-            str(world.base),
+            data=world.data,
+            pairs=world.pairs,
+            base=str(world.base),
         )
     assert "teacher: 120 pairs" in caplog.text
 
@@ -444,9 +491,9 @@ def test_pruned_students_score_alike_and_their_cards_say_so(world: World, tmp_pa
     for pruned in (False, True):
         config = replace(RANKER, base=base, loop=quick, prune_vocabulary=pruned)
         shorter = replace(ENCODER, loop=quick, prune_vocabulary=pruned)
-        arguments = (CANDIDATES, world.data, world.pairs)
-        students.append(ranker.make(world.workspace, config, *arguments, world.teacher, world.lessons))
-        encoders.append(encoder.make(world.workspace, shorter, *arguments, base, world.lessons))
+        inputs = {"data": world.data, "pairs": world.pairs, "teacher_scores": world.lessons}
+        students.append(ranker.make(world.workspace, config, CANDIDATES, **inputs, teacher=world.teacher))
+        encoders.append(encoder.make(world.workspace, shorter, CANDIDATES, **inputs, base=base))
     for whole, small in (students, encoders):
         cut = small.metrics["vocabulary"]
         assert (cut["before"] - cut["after"], cut["bytes_saved"]) == (len(unused), len(unused) * 32 * 4)
@@ -458,7 +505,8 @@ def test_pruned_students_score_alike_and_their_cards_say_so(world: World, tmp_pa
     assert "losses and weights: ordinal 1, pairwise 1\n" in world.teacher.file("model/README.md").read_text()
 
     before, after = (
-        teacher_scores.score(world.workspace, one, world.data, world.pairs, split="valid") for one in students
+        teacher_scores.score(world.workspace, model=one, data=world.data, pairs=world.pairs, split="valid")
+        for one in students
     )
     assert scores_of(after) == pytest.approx(scores_of(before), abs=1e-6)
     wide, narrow = (BiEncoder.load(one.path) for one in encoders)

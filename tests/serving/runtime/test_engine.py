@@ -49,12 +49,12 @@ DOCUMENTS = [
 
 @pytest.fixture(scope="module")
 def ranker(untrained: Any) -> Artifact:
-    return onnx.make(untrained.workspace, CONFIG, untrained.ranker, untrained.data, untrained.pairs)
+    return onnx.make(untrained.workspace, CONFIG, model=untrained.ranker, data=untrained.data, pairs=untrained.pairs)
 
 
 @pytest.fixture(scope="module")
 def encoder(untrained: Any) -> Artifact:
-    return onnx.make(untrained.workspace, CONFIG, untrained.encoder, untrained.data, untrained.pairs)
+    return onnx.make(untrained.workspace, CONFIG, model=untrained.encoder, data=untrained.data, pairs=untrained.pairs)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,9 @@ def engines(ranker: Artifact) -> Iterator[dict[str, Engine]]:
 @pytest.mark.parametrize("name", ["ranker", "roberta"])
 def test_scores_are_those_of_pytorch(untrained: Any, name: str) -> None:
     model = CrossEncoder.load(getattr(untrained, name).path)
-    bundle = onnx.make(untrained.workspace, CONFIG, getattr(untrained, name), untrained.data, untrained.pairs)
+    bundle = onnx.make(
+        untrained.workspace, CONFIG, model=getattr(untrained, name), data=untrained.data, pairs=untrained.pairs
+    )
     engine = Engine(bundle.path, precision="fp32")
     for document, score in zip(DOCUMENTS, engine.scores(QUERY, DOCUMENTS), strict=True):
         pair = [model.tokenizer.encode(text.clean(item), add_special_tokens=False).ids for item in (QUERY, document)]

@@ -27,14 +27,16 @@ def parts(untrained: Any) -> dict[str, Artifact]:
     """Everything that `features` reads, made from the untrained models."""
     workspace, data = untrained.workspace, untrained.data
     made = {
-        name: bundle.make(workspace, CONFIG, getattr(untrained, name), data, untrained.pairs)
+        name: bundle.make(workspace, CONFIG, model=getattr(untrained, name), data=data, pairs=untrained.pairs)
         for name in ("ranker", "encoder")
     }
-    embedded = vectors.make(workspace, offline.digest(made["encoder"]), data, offline.embedder(made["encoder"]))
+    embedded = vectors.make(
+        workspace, offline.digest(made["encoder"]), data=data, embed=offline.embedder(made["encoder"])
+    )
     made |= {
-        "lexical": lexical.make(workspace, IndexConfig(), data),
-        "index": semantic_build.make(workspace, IndexConfig(), embedded),
-        "documents": documents.make(workspace, data),
+        "lexical": lexical.make(workspace, IndexConfig(), data=data),
+        "index": semantic_build.make(workspace, IndexConfig(), vectors=embedded),
+        "documents": documents.make(workspace, data=data),
         "data": data,
         "pool": untrained.pairs,
     }
@@ -89,8 +91,8 @@ def test_the_engine_is_loaded_when_it_is_first_needed(
 
 
 def test_an_index_of_another_encoder_is_refused(untrained: Any, parts: dict[str, Artifact]) -> None:
-    embedded = vectors.make(untrained.workspace, "0" * 32, parts["data"], offline.embedder(parts["encoder"]))
-    other = semantic_build.make(untrained.workspace, IndexConfig(), embedded)
+    embedded = vectors.make(untrained.workspace, "0" * 32, data=parts["data"], embed=offline.embedder(parts["encoder"]))
+    other = semantic_build.make(untrained.workspace, IndexConfig(), vectors=embedded)
     with pytest.raises(ArtifactError, match=r"holds vectors of encoder 0{12}, not of .*; index the documents again"):
         offline.features(untrained.workspace, **{**parts, "index": other})
 
@@ -116,7 +118,7 @@ def test_a_pool_of_other_data_is_refused(
 def test_another_precision_is_another_bundle(untrained: Any, parts: dict[str, Artifact]) -> None:
     """Whoever changes what is chosen changes the fingerprint, so no features of the old choice are taken for new."""
     whole = replace(CONFIG, precisions=("fp32",))
-    other = bundle.make(untrained.workspace, whole, untrained.ranker, untrained.data, untrained.pairs)
+    other = bundle.make(untrained.workspace, whole, model=untrained.ranker, data=untrained.data, pairs=untrained.pairs)
     assert other.fingerprint != parts["ranker"].fingerprint
     made = offline.features(untrained.workspace, **{**parts, "ranker": other})
     assert made.metrics["ranker_precision"] == "fp32"

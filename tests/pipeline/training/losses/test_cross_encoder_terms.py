@@ -36,8 +36,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     workspace, base = tmp_path_factory.mktemp("world"), base_model(tmp_path_factory.mktemp("base"))
     data_tables, pair_table = tables()
     data, pairs = stage(workspace, "data", data_tables), stage(workspace, "pairs", {"pairs": pair_table})
-    large = teacher.make(workspace, TEACHER, CANDIDATES, data, pairs, str(base))
-    lessons = teacher_scores.make(workspace, large, data, pairs, layers=(2,), width=32)
+    large = teacher.make(workspace, TEACHER, CANDIDATES, data=data, pairs=pairs, base=str(base))
+    lessons = teacher_scores.make(workspace, teacher=large, data=data, pairs=pairs, layers=(2,), width=32)
     return World(workspace, base, data, pairs, large, lessons)
 
 
@@ -52,10 +52,12 @@ def make(world: World, config: RankerConfig, workspace: Path | None = None) -> A
     lessons = world.lessons
     if (layers, width) not in (((2,), 32), ((), 32)):
         lessons = teacher_scores.make(
-            world.workspace, world.teacher, world.data, world.pairs, layers=layers, width=width
+            world.workspace, teacher=world.teacher, data=world.data, pairs=world.pairs, layers=layers, width=width
         )
     place = workspace or world.workspace
-    return ranker.make(place, config, CANDIDATES, world.data, world.pairs, world.teacher, lessons)
+    return ranker.make(
+        place, config, CANDIDATES, data=world.data, pairs=world.pairs, teacher=world.teacher, teacher_scores=lessons
+    )
 
 
 def task(world: World, weights: LossWeights, base: Path | None = None, **loop: Any) -> cross_encoder.CrossTask:
@@ -178,7 +180,12 @@ def test_teachers_have_the_same_losses(world: World) -> None:
         max_tokens=24, max_query_tokens=6, loop=SHORT, ordinal_weight=0.0, hinge_weight=0.5, lambdarank_weight=1.0
     )
     made = teacher.make(
-        world.workspace, replace(config, listnet_weight=0.1), CANDIDATES, world.data, world.pairs, str(world.base)
+        world.workspace,
+        replace(config, listnet_weight=0.1),
+        CANDIDATES,
+        data=world.data,
+        pairs=world.pairs,
+        base=str(world.base),
     )
     assert set(made.metrics["history"][-1]) == {"step", "loss", "pairwise", "hinge", "listnet", "lambdarank"}
 
@@ -263,14 +270,16 @@ def test_an_outside_teachers_scores_come_with_their_own_thresholds(world: World,
     scores = 100 + 5 * table["grade"].to_numpy() + noise
     pq.write_table(pa.table({"row_id": table["row_id"], "score": scores}), tmp_path / "scores.parquet")
     given = ExternalTeacherConfig(scores=str(tmp_path / "scores.parquet"))
-    lessons = external_teacher.make(tmp_path, given, world.data, world.pairs, layers=())
+    lessons = external_teacher.make(tmp_path, given, data=world.data, pairs=world.pairs, layers=())
     model = CrossEncoder.load(world.teacher.path)
     pairs = batches.read_pairs(world.data, world.pairs, model.tokenizer, max_query_tokens=6, max_tokens=24)
     read = cross_encoder.Lessons.read(world.teacher, lessons, pairs)
     assert read.thresholds.tolist() != pytest.approx(model.thresholds.tolist(), rel=1e-3)
     assert np.corrcoef(read.scores, pairs.grades)[0, 1] > 0.95
     config = replace(PLAIN, soft_weight=1.0, margin_weight=0.5)
-    made = ranker.make(tmp_path, config, CANDIDATES, world.data, world.pairs, world.teacher, lessons)
+    made = ranker.make(
+        tmp_path, config, CANDIDATES, data=world.data, pairs=world.pairs, teacher=world.teacher, teacher_scores=lessons
+    )
     assert {"soft", "margin"} <= made.metrics["history"][-1].keys()
 
 
@@ -326,17 +335,19 @@ def test_terms_over_tokens_need_the_teachers_tokenizer(world: World, tmp_path: P
 
 
 def test_patient_loss_without_states_is_refused_before_training(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    bare = teacher_scores.make(world.workspace, world.teacher, world.data, world.pairs, layers=(), width=32)
+    bare = teacher_scores.make(
+        world.workspace, teacher=world.teacher, data=world.data, pairs=world.pairs, layers=(), width=32
+    )
     monkeypatch.setattr(ranker, "learn", None)
     with pytest.raises(ArtifactError, match="states of layers"):
         ranker.make(
             world.workspace,
             replace(PLAIN, hidden_weight=1.0),
             CANDIDATES,
-            world.data,
-            world.pairs,
-            world.teacher,
-            bare,
+            data=world.data,
+            pairs=world.pairs,
+            teacher=world.teacher,
+            teacher_scores=bare,
         )
 
 

@@ -7,13 +7,15 @@ Several processes write into files of one folder, and each answers with the sums
 ended are kept, states are of those that live.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 from prometheus_client.values import ValueClass
 
@@ -23,6 +25,9 @@ from serving.rollout.lifecycle import Lifecycle
 disable_created_metrics()  # type: ignore[no-untyped-call]  # A series a counter that nobody reads.
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+
+RELEASE_INFO = "relevance_release_info"
+"""The one metric that names releases; its series end when their release does."""
 
 FAILURES = {
     **dict.fromkeys((400, 405, 413, 415, 421, 422), "validation"),
@@ -105,16 +110,34 @@ class Metrics:
         self._trials.copy()
 
     def text(self) -> bytes:
+        """All metrics in Prometheus's text format."""
         self.refresh()
         if self._folder is None:
-            return generate_latest(self._registry)
+            return generate_latest(_PresentReleases(self._registry))
         registry = CollectorRegistry()
         MultiProcessCollector(registry, str(self._folder))  # type: ignore[no-untyped-call]
-        return generate_latest(registry)
+        return generate_latest(_PresentReleases(registry))
 
 
 def _seconds(name: str, documentation: str, registry: CollectorRegistry, *labels: str) -> Histogram:
     return Histogram(name, documentation, labels, registry=registry, buckets=SECONDS)
+
+
+class _PresentReleases(Collector):
+    """The metrics of a registry without the releases that no process answers with any more.
+
+    Files of several processes keep each series that was ever written. Without this, every release that was ever live
+    would stay in the answer, with the value 0.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+
+    def collect(self) -> Iterator[Metric]:
+        for metric in self._registry.collect():
+            if metric.name == RELEASE_INFO:
+                metric.samples = [sample for sample in metric.samples if sample.value > 0]
+            yield metric
 
 
 class _Count(MetricWrapperBase):
@@ -156,7 +179,7 @@ class _State:
         self._swaps = Counter("relevance_release_swaps", "Releases taken while running", registry=registry)
         self._refusals = Counter("relevance_release_refusals", "Releases refused", registry=registry)
         self._info = Gauge(
-            "relevance_release_info",
+            RELEASE_INFO,
             "How many processes answer with this release",
             ["release", "ranker", "encoder", "precision"],
             registry=registry,

@@ -18,6 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # Before any import of ONNX Runtime.
+
 MAX_TOKENS = 128
 
 Score = Callable[[], list[float]]

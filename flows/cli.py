@@ -400,6 +400,20 @@ def releases_rollback(
     _console().print(f"live: {pointer.release[:12]}, generation {pointer.generation}")
 
 
+@releases_app.command("gc")
+def releases_gc(
+    keep: Annotated[int, typer.Option(min=1, help="Number of the newest releases to keep, besides those in use.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Remove; without it the command only lists.")] = False,
+    workspace: Workspace = DEFAULT_WORKSPACE,
+    as_json: Json = False,
+) -> None:
+    """Removes what no kept release needs: old releases, their training artifacts, leftovers of dead processes."""
+    from flows import gc
+
+    removals = gc.gc(workspace, keep=keep, act=yes)
+    _show(removals, as_json, gc.render(removals))
+
+
 @data_app.command("check")
 def data_check(
     path: str,

@@ -6,29 +6,47 @@ from typing import TYPE_CHECKING, Any
 
 from flows import judging
 from pipeline import releases as registry
+from pipeline.errors import ArtifactError, RelevanceError
+from pipeline.secrets import without_passwords
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-    from rich.table import Table
 
 
 def releases(workspace: Path) -> dict[str, Any]:
-    """All releases, oldest first, the pointer and its history."""
+    """All releases, the oldest first, the pointer and its history. Damaged ones are listed with the reason.
+
+    `damaged` of the result names state files that cannot be read; the rest is shown all the same.
+    """
     known = registry.Releases(workspace)
-    pointer = known.live()
+    damaged = []
+    try:
+        pointer = known.live()
+    except ArtifactError as error:
+        damaged.append(str(error))
+        pointer = known.pointer_file.recover()
+    history, unreadable = known.pointer_file.history()
+    if unreadable:
+        damaged.append(f"{known.pointer_file.history_path}: {unreadable} lines cannot be read and are left out")
     return {
         "live": pointer.release if pointer else None,
         "generation": pointer.generation if pointer else 0,
         "releases": [_summary(known, name) for name in known.ids()],
         "history": [
             {"release": item.release, "action": item.action, "changed": item.changed, "reason": item.reason}
-            for item in known.history()
+            for item in history
         ],
+        "damaged": damaged,
     }
 
 
 def _summary(known: registry.Releases, name: str) -> dict[str, Any]:
-    release = known.open(name, verify=False)
+    """One line of the list; files are checked for their presence and size only."""
+    try:
+        release = known.open(name, verify=False)
+    except RelevanceError as error:
+        empty: dict[str, Any] = {"recipe": "", "created": "", "measure": "", "systems": {}, "bytes": 0}
+        return {"release": name, **empty, "carried_from": None, "damaged": str(error)}
     return {
         "release": name,
         "recipe": release.manifest.config.get("name", ""),
@@ -39,32 +57,43 @@ def _summary(known: registry.Releases, name: str) -> dict[str, Any]:
             for system, value in release.metrics.get("systems", {}).items()
         },
         "bytes": sum(record.bytes for record in release.manifest.files.values()),
+        "carried_from": release.metrics.get("figures", {}).get("carried_from"),
+        "damaged": None,
     }
 
 
-def render_releases(found: dict[str, Any]) -> "Table":
+def render_releases(listing: dict[str, Any]) -> "RenderableType":
+    """A table of what `releases` returns."""
+    from rich.console import Group
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None)
     for heading in ("", "release", "recipe", "made", "fused", "MiB"):
         table.add_column(heading)
-    for item in found["releases"]:
-        live = "live →" if item["release"] == found["live"] else ""
-        made = datetime.fromisoformat(item["created"]).strftime("%Y-%m-%d %H:%M")
+    for item in listing["releases"]:
+        live = "live →" if item["release"] == listing["live"] else ""
+        if item["damaged"]:
+            table.add_row(live, item["release"][:12], "damaged", "", "", "")
+            continue
+        created = datetime.fromisoformat(item["created"]).strftime("%Y-%m-%d %H:%M")
         fused = item["systems"].get("fused")
         table.add_row(
             live,
             item["release"][:12],
             item["recipe"],
-            made,
-            f"{fused:.4f}" if fused is not None else "–",
+            created,
+            f"{fused:.4f}{'*' if item['carried_from'] else ''}" if fused is not None else "–",
             f"{item['bytes'] / 2**20:.1f}",
         )
-    return table
+    notes = [item["damaged"] for item in listing["releases"] if item["damaged"]] + listing["damaged"]
+    if any(item["carried_from"] for item in listing["releases"]):
+        notes.append("* carried over from the release whose models were re-indexed")
+    return Group(table, *map(Text, notes))
 
 
 def show(workspace: Path, name: str) -> dict[str, Any]:
-    """One release, every file of it checked.
+    """Describes one release, after checking all of it.
 
     Raises:
         MissingError: no such release.
@@ -77,24 +106,28 @@ def show(workspace: Path, name: str) -> dict[str, Any]:
         "path": str(release.path),
         "parts": {part: registry.part(release, part).fingerprint for part in judging.PARTS},
         "files": {file: record.bytes for file, record in release.manifest.files.items()},
-        "recipe_values": dict(release.manifest.config),
+        "figures": dict(release.metrics.get("figures", {})),
+        "recipe_values": without_passwords(release.manifest.config),
     }
 
 
-def render_show(found: dict[str, Any]) -> "RenderableType":
+def render_show(release: dict[str, Any]) -> "RenderableType":
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-    systems = Table(title=found["measure"], box=None, title_justify="left")
+    systems = Table(title=release["measure"], box=None, title_justify="left")
     systems.add_column("system")
     systems.add_column("mean", justify="right")
-    for name, value in found["systems"].items():
+    for name, value in release["systems"].items():
         systems.add_row(name, f"{value:.4f}")
-    files = Table(title="files, all whole", box=None, title_justify="left")
+    files = Table(title="files, all as they were written", box=None, title_justify="left")
     files.add_column("file")
     files.add_column("bytes", justify="right")
-    for name, size in found["files"].items():
+    for name, size in release["files"].items():
         files.add_row(name, f"{size:,}")
-    head = Text(f"{found['release']}\nrecipe {found['recipe']}, made {found['created']}\n{found['path']}\n")
+    carried = release["carried_from"]
+    source = f"figures carried over from release {carried[:12]}\n" if carried else ""
+    made = f"recipe {release['recipe']}, made {release['created']}"
+    head = Text(f"{release['release']}\n{made}\n{release['path']}\n{source}")
     return Group(head, systems, Text(), files)

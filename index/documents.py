@@ -5,11 +5,14 @@ processes share, and needs nothing beyond the standard library. (Arrow IPC would
 """
 
 import errno
+import fcntl
 import hashlib
 import json
 import math
+import os
 import sqlite3
 import threading
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -280,6 +283,10 @@ class _Reader:
 
     def __init__(self, path: Path) -> None:
         self._path, self._turn = path, threading.Lock()
+        # `relevance releases gc` leaves a release alone while a process holds this lock. SQLite takes no such locks.
+        handle = os.open(path, os.O_RDONLY)
+        self._let_go = weakref.finalize(self, os.close, handle)
+        fcntl.flock(handle, fcntl.LOCK_SH)
         try:
             # Nothing writes to an artifact, so SQLite needs no locks and makes no files beside it.
             self._connection = sqlite3.connect(
@@ -313,6 +320,7 @@ class _Reader:
     def close(self) -> None:
         with self._turn:
             self._connection.close()
+            self._let_go()
 
 
 def _rows(data: Artifact, columns: Sequence[str] | None) -> Iterator[dict[str, Any]]:

@@ -326,6 +326,37 @@ def locked(path: Path) -> Iterator[None]:
                 return
 
 
+USED_AT_ONCE = 4
+"""Workspaces that one process marks as used, the latest ones."""
+_uses: dict[Path, int] = {}
+
+
+def use_file(workspace: Path) -> Path:
+    """The file on which every process that makes artifacts in a workspace holds a shared lock until it ends."""
+    folder = workspace / "artifacts"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / ".use"
+
+
+def _mark_used(workspace: Path) -> None:
+    """Keeps `relevance releases gc` away until this process ends: its inputs may belong to no release yet."""
+    path = use_file(workspace).absolute()
+    if path in _uses and same_file(_uses[path], path):
+        return
+    while len(_uses) >= USED_AT_ONCE:
+        os.close(_uses.pop(next(iter(_uses))))
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    fcntl.flock(handle, fcntl.LOCK_SH)
+    _uses[path] = handle
+
+
+def let_go(workspace: Path) -> None:
+    """Ends this process's own mark on a workspace."""
+    handle = _uses.pop(use_file(workspace).absolute(), None)
+    if handle is not None:
+        os.close(handle)
+
+
 def same_file(handle: int, path: Path) -> bool:
     """Whether an open file is still the one at this path."""
     try:
@@ -363,6 +394,7 @@ def make(
     plain = without_passwords(json.loads(json.dumps(config)))
     mark = fingerprint(kind, version, plain, digests)
     final = workspace / "artifacts" / kind / mark
+    _mark_used(workspace)
     with _disk_errors(final), locked(final):
         if final.exists():
             existing = load(final, kind)

@@ -1,0 +1,251 @@
+"""Removes what no kept release needs: the command `relevance releases gc`.
+
+    kept      the newest N releases, the live one, those that a rollback can return to next, the canary and the shadow,
+              and every artifact that one of these was made from, directly or not
+    kept too  what a process uses now, and work that belongs to no release yet, for UNCLAIMED_DAYS
+    removed   all else below artifacts/, unfinished folders and temporary files of dead processes, lock files that
+              nobody holds
+
+Nothing is removed while a retraining, a re-index or another command makes artifacts in the workspace. A folder first
+gets the name of an unfinished one, so after a kill the next run goes on.
+"""
+
+import fcntl
+import logging
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline import artifacts
+from pipeline.artifacts import Manifest
+from pipeline.errors import ArtifactError, ConflictError, RelevanceError
+from pipeline.releases import Releases
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+UNCLAIMED_DAYS = 30.0
+"""Age up to which artifacts and checkpoints are kept that no release needs yet, in days: a training to be resumed."""
+
+_TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
+_STORE = "documents/documents.sqlite"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """One file or folder that nothing needs."""
+
+    path: Path
+    reason: str
+    bytes: int
+
+
+def gc(workspace: Path, *, keep: int, act: bool = False) -> dict[str, Any]:
+    """Finds, and with `act` removes, what no kept release needs; returns what it found as plain values.
+
+    Args:
+        workspace: the folder of artifacts and releases.
+        keep: number of the newest releases that are kept besides those in use.
+        act: remove; only list otherwise.
+
+    Raises:
+        ConflictError: another command makes artifacts in this workspace now.
+        ArtifactError: the live pointer, the trials or the manifest of a kept release cannot be read, so that it is not
+            known what is needed.
+    """
+    with _alone(workspace, act):
+        removals = list(_plan(workspace, keep))
+        for removal in removals if act else []:
+            _remove(removal.path)
+    return {
+        "removed": act,
+        "bytes": sum(removal.bytes for removal in removals),
+        "items": [
+            {"path": str(item.path.relative_to(workspace)), "reason": item.reason, "bytes": item.bytes}
+            for item in removals
+        ],
+    }
+
+
+@contextmanager
+def _alone(workspace: Path, act: bool) -> Iterator[None]:
+    artifacts.let_go(workspace)
+    with artifacts.use_file(workspace).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if act:
+                raise ConflictError(
+                    f"{workspace}: another command makes artifacts here now; run gc again when it has ended"
+                ) from None
+            log.warning("%s: another command makes artifacts here now; what it needs may be listed", workspace)
+        yield
+
+
+def _plan(workspace: Path, keep: int) -> Iterator[Removal]:
+    registry = Releases(workspace)
+    known = registry.ids()
+    kept = {*(known[-keep:] if keep > 0 else ()), *_pointed(registry)}
+    kept |= {release for release in known if _in_use(registry.path(release))}
+    manifests = _manifests(workspace)
+    for release in kept & set(known):
+        if release not in manifests:
+            artifacts.read_manifest(registry.path(release))  # Raises: what it needs is not known.
+    needed = _closure(kept, manifests)
+    claimed = _closure(set(known), manifests)
+    root = workspace / "artifacts"
+    for kind in sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []:
+        for path in sorted(kind.iterdir()):
+            reason = _reason(path, needed, claimed, kind.name == "release")
+            if reason:
+                yield Removal(path, reason, _size(path))
+    for path in sorted(registry.root.iterdir()) if registry.root.is_dir() else []:
+        if _dead_temporary(path) or _free_lock(path):
+            yield Removal(path, "temporary", _size(path))
+
+
+def _reason(path: Path, needed: set[str], claimed: set[str], is_release: bool) -> str:
+    """Why nothing needs this entry of a kind's folder; empty where something may."""
+    name, _, ending = path.name.partition(".")
+    if artifacts.is_fingerprint(path.name):
+        if path.name in needed:
+            return ""
+        if is_release or path.name in claimed:
+            return "no kept release needs it"
+        return "belongs to no release and is old" if _old(path) else ""
+    if path.is_dir() and artifacts.is_fingerprint(name) and ending == "partial":
+        return "" if _is_locked(path.with_name(name)) else "unfinished, and its process is dead"
+    if path.is_dir() and artifacts.is_fingerprint(name) and ending == "checkpoint":
+        done = path.with_name(name).is_dir() or _old(path)
+        return "checkpoint of finished or abandoned work" if done and not _is_locked(path.with_name(name)) else ""
+    return "temporary" if _dead_temporary(path) or _free_lock(path) else ""
+
+
+def _pointed(registry: Releases) -> set[str]:
+    """Releases that the pointer, the trials or the next rollback name.
+
+    Raises:
+        ArtifactError: a state file cannot be read.
+    """
+    from serving.rollout.trials import TrialFile
+
+    pointer = registry.live()
+    trials = TrialFile(registry.workspace).read()
+    names = {trial.release for trial in (trials.canary, trials.shadow) if trial is not None}
+    if pointer is not None:
+        names |= {pointer.release}
+        for name in registry.pointer_file.earlier(pointer):
+            if registry.path(name).is_dir():
+                names.add(name)
+                try:
+                    artifacts.load(registry.path(name), "release", verify=False)
+                    break  # The next rollback ends here; damaged ones on the way are kept to be mended.
+                except RelevanceError:
+                    continue
+    elif registry.pointer_file.recover() is not None:
+        raise ArtifactError(f"{registry.root / 'live.json'}: missing, but there is a history; promote a release first")
+    return names
+
+
+def _manifests(workspace: Path) -> dict[str, Manifest]:
+    manifests = {}
+    for path in (workspace / "artifacts").glob("*/*"):
+        if artifacts.is_fingerprint(path.name):
+            try:
+                manifests[path.name] = artifacts.read_manifest(path)
+            except RelevanceError as error:
+                log.warning("%s", error)
+    return manifests
+
+
+def _closure(names: set[str], manifests: dict[str, Manifest]) -> set[str]:
+    """These artifacts and all that they were made from."""
+    needed: set[str] = set()
+    waiting = list(names)
+    while waiting:
+        name = waiting.pop()
+        if name not in needed:
+            needed.add(name)
+            waiting += manifests[name].inputs.values() if name in manifests else ()
+    return needed
+
+
+def _in_use(release: Path) -> bool:
+    """Whether a process serves this release: an open document store holds a shared lock."""
+    try:
+        with (release / _STORE).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _old(path: Path) -> bool:
+    return time.time() - path.stat().st_mtime > UNCLAIMED_DAYS * 86_400
+
+
+def _is_locked(path: Path) -> bool:
+    lock = path.with_name(f".{path.name}.lock")
+    return lock.exists() and not _free_lock(lock)
+
+
+def _free_lock(path: Path) -> bool:
+    if not (path.name.startswith(".") and path.name.endswith(".lock")):
+        return False
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _dead_temporary(path: Path) -> bool:
+    named = _TEMPORARY.fullmatch(path.name)
+    return named is not None and not Path(f"/proc/{named[1]}").exists()
+
+
+def _size(path: Path) -> int:
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        if artifacts.is_fingerprint(path.name):
+            unfinished = path.with_name(f"{path.name}.partial")
+            shutil.rmtree(unfinished, ignore_errors=True)
+            path = path.rename(unfinished)
+            artifacts.fsync(path.parent)
+        shutil.rmtree(path)
+    elif path.name.endswith(".lock"):
+        with path.open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return  # Taken meanwhile.
+            path.unlink()  # Whoever waits for it sees that it is gone; see `artifacts.locked`.
+    else:
+        path.unlink(missing_ok=True)
+
+
+def render(found: dict[str, Any]) -> "Table":
+    """A table of what `gc` found."""
+    from rich.table import Table
+
+    verb = "removed" if found["removed"] else "would be removed; --yes removes"
+    size = f"{found['bytes'] / 2**20:.1f} MiB, files that are shared counted each time"
+    title = f"{len(found['items'])} items, {size}: {verb}"
+    table = Table("path", "reason", "MiB", title=title, title_justify="left", box=None)
+    for item in found["items"]:
+        table.add_row(item["path"], item["reason"], f"{item['bytes'] / 2**20:.2f}")
+    return table

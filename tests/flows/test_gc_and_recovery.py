@@ -1,0 +1,204 @@
+"""Damage, recovery and removal on the tiny world: each command does what its message promises."""
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from flows import gc, publishing, retrain
+from flows import reindex as reindexing
+from flows import releases as listing
+from pipeline import artifacts, releases
+from pipeline.errors import ArtifactError, ImplausibleError, MissingError, RelevanceError
+from pipeline.releases import Releases
+from serving.scoring.searcher import Searcher
+from tests.flows.conftest import Trained
+
+
+def _changed(trained: Trained, folder: Path, text: str, *, rows: int | None = None) -> str:
+    frame = pd.read_parquet(trained.world / "tiny" / "documents.parquet").iloc[:rows].copy()
+    frame.loc[frame.index[0], "text"] = text
+    folder.mkdir(parents=True, exist_ok=True)
+    frame.to_parquet(folder / "documents.parquet", index=False)
+    return str(folder)
+
+
+def test_a_flipped_bit_in_any_file_of_a_release_is_refused_by_name(copied: Trained) -> None:
+    """Seed 11. Every file of the release is damaged in turn at random bits, manifests included."""
+    generator = random.Random(11)
+    registry = Releases(copied.workspace)
+    release = registry.open()
+    for name in [*release.manifest.files, artifacts.MANIFEST]:
+        file = release.path / name
+        original = file.read_bytes()
+        if not original:
+            continue
+        for _ in range(12 if name.endswith(artifacts.MANIFEST) else 3):
+            damaged = bytearray(original)
+            damaged[generator.randrange(len(damaged))] ^= 1 << generator.randrange(8)
+            file.write_bytes(damaged)
+            with pytest.raises(ArtifactError) as refused:
+                releases.verify(release.path)
+            assert name in str(refused.value)
+            with pytest.raises(ArtifactError):
+                registry.promote(release.fingerprint, reason="damaged")
+        file.write_bytes(original)
+    assert releases.verify(release.path).fingerprint == release.fingerprint
+
+
+def test_parts_that_do_not_belong_together_are_not_published(copied: Trained, tmp_path: Path) -> None:
+    registry = Releases(copied.workspace)
+    old = registry.open()
+    made = reindexing.reindex([_changed(copied, tmp_path / "d", "samovar")], copied.workspace)
+    new = registry.open(made["release"])
+    for name in ("lexical", "documents", "index"):
+        parts = {part: releases.part(old, part) for part in old.manifest.inputs}
+        parts[name] = releases.part(new, name)
+        with pytest.raises(ArtifactError, match="different documents"):
+            registry.publish(parts, metrics={}, config={})
+
+
+def test_a_damaged_release_is_listed_and_passed_over(copied: Trained, tmp_path: Path) -> None:
+    registry = Releases(copied.workspace)
+    ids = [copied.outcome.release.fingerprint]
+    for number in range(3):
+        made = reindexing.reindex([_changed(copied, tmp_path / "d", f"samovar {number}")], copied.workspace)
+        ids.append(made["release"])
+    (registry.path(ids[2]) / artifacts.MANIFEST).unlink()
+    shown = {item["release"]: item["damaged"] for item in listing.releases(copied.workspace)["releases"]}
+    assert [name for name, damaged in shown.items() if damaged] == [ids[2]]
+    assert "delete" not in (shown[ids[2]] or "")
+    history = copied.workspace / "releases" / "history.jsonl"
+    history.write_bytes(b'{"release": "torn')
+    assert registry.rollback(reason="test").release == ids[1]
+    (copied.workspace / "releases" / "live.json").write_text("{", encoding="utf-8")
+    assert listing.releases(copied.workspace)["live"] == ids[1]
+    assert registry.rollback(reason="again").release == ids[0]
+    with pytest.raises(MissingError, match="no earlier release"):
+        registry.rollback(reason="further")
+
+
+def test_a_retraining_keeps_the_documents_of_a_reindex_and_survives_a_damaged_live_release(
+    copied: Trained, tmp_path: Path
+) -> None:
+    registry = Releases(copied.workspace)
+    indexed = reindexing.reindex([_changed(copied, tmp_path / "d", "a samovar, very shiny")], copied.workspace)
+    again = retrain.retrain(copied.recipe, copied.workspace)
+    assert again.live
+    assert again.release.fingerprint == indexed["release"]
+    assert Searcher(registry.open().path).search("samovar", top_n=1).lexical[0].doc_id == "d0"
+    # The corpus artifact is gone: the documents come back from the release itself.
+    for corpus in artifacts.finished(copied.workspace, "corpus"):
+        corpus.rename(tmp_path / corpus.name)
+    restored = publishing.live_documents(registry, registry.live())
+    assert restored is not None
+    written = pd.read_parquet(tmp_path / "d" / "documents.parquet")
+    pd.testing.assert_frame_equal(
+        pd.read_parquet(restored.file("documents.parquet"))[list(written.columns)], written, check_dtype=False
+    )
+    (registry.path(indexed["release"]) / "fusion" / "fusion.json").unlink()
+    outcome = retrain.retrain(copied.recipe, copied.workspace)
+    assert outcome.release.fingerprint == copied.outcome.release.fingerprint
+
+
+def test_what_a_person_rolled_back_only_a_person_promotes(copied: Trained, tmp_path: Path) -> None:
+    registry = Releases(copied.workspace)
+    models = copied.outcome.release.fingerprint
+    other = reindexing.reindex([_changed(copied, tmp_path / "d", "samovar")], copied.workspace)["release"]
+    registry.promote(models, reason="by hand")
+    registry.rollback(reason="worse")
+    live = registry.live()
+    assert live is not None
+    assert live.release == other
+    assert registry.was_rolled_back(registry.open(models))
+    registry.promote(models, reason="a person")
+    assert not registry.was_rolled_back(registry.open(models))
+
+
+def test_implausible_documents_need_a_word(copied: Trained, tmp_path: Path) -> None:
+    one = _changed(copied, tmp_path / "one", "alone", rows=1)
+    before = Releases(copied.workspace).live()
+    with pytest.raises(ImplausibleError, match=r"1 documents in place of 150.*--force"):
+        reindexing.reindex([one], copied.workspace)
+    assert Releases(copied.workspace).live() == before
+    made = reindexing.reindex([one], copied.workspace, force=True)
+    assert (made["live"], made["documents"]) == (True, 1)
+    shown = listing.show(copied.workspace, "live")
+    assert shown["carried_from"] == copied.outcome.release.fingerprint
+    assert "systems" in shown["figures"]["carried"]
+    frame = pd.read_parquet(copied.world / "tiny" / "documents.parquet")
+    for name, columns in (("empty", ["title", "text"]), ("repeated", ["title", "text"])):
+        broken = frame.copy()
+        broken.loc[broken.index[:40], columns] = "" if name == "empty" else "same"
+        (tmp_path / name).mkdir()
+        broken.to_parquet(tmp_path / name / "documents.parquet", index=False)
+        with pytest.raises(ImplausibleError, match=name):
+            reindexing.reindex([str(tmp_path / name)], copied.workspace, release=copied.outcome.release.fingerprint)
+
+
+def test_a_full_reindex_makes_a_new_index_and_two_at_once_both_end(copied: Trained, tmp_path: Path) -> None:
+    source = _changed(copied, tmp_path / "d", "samovar")
+    first = reindexing.reindex([source], copied.workspace)
+    command = [sys.executable, "-m", "flows.cli", "reindex", "--documents", source, "--full", "--json"]
+    command += ["--workspace", str(copied.workspace)]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
+    results = [(process.communicate()[0], process.returncode) for process in processes]
+    assert [code for _, code in results] == [0, 0]
+    made = [json.loads(output) for output, _ in results]
+    assert all(item["live"] and item["release"] != first["release"] for item in made)
+    assert made[0]["embedded"] == 150
+
+
+def test_gc_removes_only_what_no_kept_release_needs(copied: Trained, tmp_path: Path) -> None:
+    registry = Releases(copied.workspace)
+    for number in range(4):
+        reindexing.reindex([_changed(copied, tmp_path / "d", f"samovar {number}")], copied.workspace)
+    held = Searcher(registry.open(copied.outcome.release.fingerprint).path)
+    ids = registry.ids()
+    dead = registry.path("f" * 32).with_name("f" * 32 + ".partial")
+    dead.mkdir()
+    (dead / artifacts.MANIFEST).write_text("{}", encoding="utf-8")
+    assert "f" * 32 not in registry.ids()
+    listed = gc.gc(copied.workspace, keep=1)
+    assert registry.ids() == ids
+    removed = gc.gc(copied.workspace, keep=1, act=True)
+    assert removed["items"] == listed["items"]
+    assert registry.ids() == [ids[0], *ids[-2:]]  # One is served, one is live, one a rollback returns to.
+    assert not dead.exists()
+    for release in registry.ids():
+        releases.verify(registry.path(release))
+    assert held.search("knife", top_n=3).reranked
+    assert retrain.retrain(copied.recipe, copied.workspace).live
+    registry.rollback(reason="test")
+    assert {item["reason"] for item in gc.gc(copied.workspace, keep=10)["items"]} <= {"temporary"}  # Lock files.
+
+
+def test_gc_waits_for_who_makes_artifacts(copied: Trained) -> None:
+    script = "import sys; from pipeline import artifacts; from pathlib import Path\n"
+    script += "artifacts._mark_used(Path(sys.argv[1])); print('ready', flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(copied.workspace)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        with pytest.raises(RelevanceError, match="another command"):
+            gc.gc(copied.workspace, keep=1, act=True)
+        process.communicate()
+    gc.gc(copied.workspace, keep=1, act=True)
+
+
+def test_a_password_of_a_database_is_written_nowhere(copied: Trained, tmp_path: Path) -> None:
+    registry = Releases(copied.workspace)
+    release = registry.open()
+    url = "postgresql://shop:s3cret%21@db/shop?table=documents&sslpassword=s3cret%21"
+    parts = {name: releases.part(release, name) for name in release.manifest.inputs}
+    new = registry.publish(parts, metrics={"source": url}, config={**release.manifest.config, "x": [url]})
+    registry.promote(new.fingerprint, reason=f"re-indexed {url}, {url}")
+    for file in [new.path / artifacts.MANIFEST, *(copied.workspace / "releases").glob("*.json*")]:
+        assert "s3cret" not in file.read_text(encoding="utf-8")
+    assert "s3cret" not in str(RelevanceError(f"{url}: no such table"))
+    assert "shop:***@db" in (registry.live() or pytest.fail("no pointer")).reason

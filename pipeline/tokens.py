@@ -44,6 +44,15 @@ class PairTemplate:
         """How many document tokens fit beside a query of this many tokens."""
         return self.max_tokens - self.special_tokens - min(query_tokens, self.max_query_tokens)
 
+    @property
+    def shared_query_tokens(self) -> int:
+        """Longest query whose input is that of tokenizers that cut the longer text, whatever the document.
+
+        transformers and sentence-transformers cut so (`longest_first`). A query up to half of the room is never cut
+        there; a longer one is, once query and document together no longer fit.
+        """
+        return min(self.max_query_tokens, (self.max_tokens - self.special_tokens) // 2)
+
     def assemble(self, query: Sequence[int], document: Sequence[int]) -> tuple[list[int], list[int]]:
         """Input ids and segment ids, both (tokens,), at their exact length."""
         query = query[: self.max_query_tokens]

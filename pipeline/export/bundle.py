@@ -161,7 +161,10 @@ def _build(
     threads = os.cpu_count() or 1
     fp32 = precision.measure(path, taken, None, threads)
     found = {"fp32": fp32}
-    found |= precision.lower(source.graph, source.shape.parts, folder, fp32, taken, config, threads)
+    against = precision.PrecisionBaseline(
+        build=source.graph, folder=folder, fp32=fp32, sample=taken, config=config, threads=threads
+    )
+    found |= precision.lower(against, source.shape.parts)
     chosen = precision.choose(found, config)
     kept = {name: item.fp32_parts for name, item in found.items()}
 

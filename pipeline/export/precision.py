@@ -1,7 +1,6 @@
-"""Which lower precisions a model can bear: each is measured on valid queries beside fp32, and only a harmless one is
-chosen for serving.
+"""Lower precisions: each is measured on valid queries beside fp32, and only a harmless one is chosen for serving.
 
-A model of whole numbers that loses too much gets its most sensitive parts back in fp32, one after another, before it is
+An int8 or w8 model that loses too much gets its most sensitive parts back in fp32, one after another, before it is
 given up.
 """
 
@@ -25,7 +24,7 @@ from pipeline.export.sample import Floats, Sample
 from pipeline.export.sensitivity import Build
 
 WHOLE_NUMBERS = ("int8", "w8")
-"""Precisions in which each part of a model can be whole numbers or fp32."""
+"""Precisions in which each part of a model can be stored as integers or as fp32."""
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +35,7 @@ class OverflowingError(ArtifactError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Measured:
-    """What a precision costs and what it saves."""
+    """The measured quality, size and speed of a model in one precision."""
 
     file: str
     bytes: int
@@ -52,9 +51,9 @@ class Measured:
     """Inputs of the sample in a second of one core."""
     mean_tokens: float
     fp32_parts: tuple[str, ...] = ()
-    """Parts of an int8 or w8 model that were put back."""
+    """Parts of an int8 or w8 model that stay in fp32."""
     sensitivity: Mapping[str, float] = field(default_factory=dict)
-    """Of int8 and w8: what each part alone changes, see `sensitivity.scan`."""
+    """Part → mean change by that part alone, for int8 and w8; see `sensitivity.scan`."""
     outputs: Floats = field(repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
@@ -78,27 +77,24 @@ def measure(path: Path, sample: Sample, reference: Floats | None, threads: int, 
     name = path.name.removeprefix("model.").removesuffix(".onnx")
     with progress.bar(f"measure {name}", tokens, "tokens") as advance:
         began = time.process_time()
-        found = outputs(run, sample.inputs, threads, advance)
+        values = outputs(run, sample.inputs, threads, advance)
         seconds = time.process_time() - began
-    if not np.isfinite(found).all():
+    if not np.isfinite(values).all():
         raise OverflowingError(f"{path.name}: an output is not a finite number; train the model again")
-    reference = found if reference is None else reference
-    ours, theirs = sample.scores(found), sample.scores(reference)
-    values = [
-        ndcg(item.grades, scores, k=10, ids=item.doc_ids) for item, scores in zip(sample.lists, ours, strict=True)
-    ]
-    vectors = found.ndim == 2
+    reference = values if reference is None else reference
+    ours, theirs = sample.scores(values), sample.scores(reference)
+    gains = [ndcg(item.grades, scores, k=10, ids=item.doc_ids) for item, scores in zip(sample.lists, ours, strict=True)]
     return Measured(
         file=path.name,
         bytes=path.stat().st_size,
-        ndcg=float(np.mean(values)),
+        ndcg=float(np.mean(gains)),
         kendall_tau=agreement(ours, theirs),
         max_change=float(max(np.abs(a - b).max() for a, b in zip(ours, theirs, strict=True))),
-        min_cosine=float(np.sum(found * reference, axis=1).min()) if vectors else 1.0,
+        min_cosine=float(np.sum(values * reference, axis=1).min()) if values.ndim == 2 else 1.0,
         texts_per_cpu_s=round(len(sample.inputs) / max(seconds, 1e-9), 1),
         mean_tokens=round(tokens / len(sample.inputs), 1),
         fp32_parts=tuple(keep),
-        outputs=found,
+        outputs=values,
     )
 
 
@@ -114,70 +110,88 @@ def agreement(ours: Sequence[Floats], theirs: Sequence[Floats]) -> float:
     return float(np.mean(taus)) if taus else 1.0
 
 
-def bearable(found: Measured, fp32: Measured, config: ExportConfig) -> bool:
+def bearable(measured: Measured, fp32: Measured, config: ExportConfig) -> bool:
     """Whether a precision keeps the recipe's bounds."""
-    return fp32.ndcg - found.ndcg <= config.max_ndcg_drop and found.kendall_tau >= config.min_kendall_tau
+    return fp32.ndcg - measured.ndcg <= config.max_ndcg_drop and measured.kendall_tau >= config.min_kendall_tau
 
 
-def lower(
-    build: Build, parts: Sequence[str], folder: Path, fp32: Measured, sample: Sample, config: ExportConfig, threads: int
-) -> dict[str, Measured]:
-    """Writes the lower precisions that the recipe asks for into `folder` and measures them, int8 and w8 part by part.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PrecisionBaseline:
+    """The fp32 model, the sample and the bounds that every lower precision of a model is measured against."""
+
+    build: Build
+    folder: Path
+    fp32: Measured
+    sample: Sample
+    config: ExportConfig
+    threads: int
+
+    def measure(self, path: Path, precision: Precision, keep: Sequence[str] = ()) -> Measured:
+        """Writes the model in a precision, these parts in fp32, and measures it.
+
+        Raises:
+            OverflowingError: an output is not a finite number.
+        """
+        onnx.save(self.build(precision, keep), path)
+        return measure(path, self.sample, self.fp32.outputs, self.threads, keep)
+
+    def bearable(self, measured: Measured) -> bool:
+        """Whether a precision keeps the recipe's bounds."""
+        return bearable(measured, self.fp32, self.config)
+
+
+def lower(against: PrecisionBaseline, parts: Sequence[str]) -> dict[str, Measured]:
+    """Writes the lower precisions that the recipe asks for and measures them, int8 and w8 part by part.
 
     Of an int8 or w8 model that breaks the recipe's bounds, as few parts go back to fp32 as keep them, at most half;
-    where that is not enough it stays whole, and is not chosen.
+    where that is not enough it stays as it is, and is not chosen.
     """
-    found: dict[str, Measured] = {}
-    for precision in config.precisions:
+    measured: dict[str, Measured] = {}
+    for precision in against.config.precisions:
         if precision == "fp32":
             continue
-        path = folder / f"model.{precision}.onnx"
-        onnx.save(build(precision, ()), path)
+        path = against.folder / f"model.{precision}.onnx"
         try:
-            whole = measure(path, sample, fp32.outputs, threads)
+            complete = against.measure(path, precision)
         except OverflowingError as error:
             log.warning("%s is left out of the bundle: %s", precision, error)
             path.unlink()
             continue
         if precision in WHOLE_NUMBERS:
-            harm = sensitivity.scan(build, precision, parts, sample, fp32.outputs, threads)
-            if not bearable(whole, fp32, config):
-                whole = _relieved(build, precision, harm, path, whole, fp32, sample, config, threads)
-            whole = replace(whole, sensitivity=harm)
-        found[precision] = whole
-    return found
+            harm = sensitivity.scan(
+                against.build, precision, parts, against.sample, against.fp32.outputs, against.threads
+            )
+            if not against.bearable(complete):
+                complete = _relieved(against, precision, path, complete, harm)
+            complete = replace(complete, sensitivity=harm)
+        measured[precision] = complete
+    return measured
 
 
 def _relieved(
-    build: Build,
-    precision: Precision,
-    harm: Mapping[str, float],
-    path: Path,
-    whole: Measured,
-    fp32: Measured,
-    sample: Sample,
-    config: ExportConfig,
-    threads: int,
+    against: PrecisionBaseline, precision: Precision, path: Path, complete: Measured, harm: Mapping[str, float]
 ) -> Measured:
-    """The model with its most sensitive parts in fp32, as few as keep the bounds; `whole` when half are too few."""
-    log.info("%s costs too much (nDCG %.4f, tau %.3f): relieving parts", precision, whole.ndcg, whole.kendall_tau)
+    """The model with its most sensitive parts in fp32, as few as keep the bounds; `complete` when half are too few.
+
+    Args:
+        harm: part → change by that part alone.
+    """
+    log.info("%s costs too much (nDCG %.4f, tau %.3f): relieving parts", precision, complete.ndcg, complete.kendall_tau)
     trial = path.with_name("model.trial.onnx")
     order = sorted(harm, key=lambda part: -harm[part])
     try:
         for count in range(1, len(order) // 2 + 1):
-            keep = order[:count]
-            onnx.save(build(precision, keep), trial)
-            found = measure(trial, sample, fp32.outputs, threads, keep)
-            if bearable(found, fp32, config):
+            relieved = against.measure(trial, precision, order[:count])
+            if against.bearable(relieved):
                 trial.replace(path)
-                return replace(found, file=path.name)
-        return whole
+                return replace(relieved, file=path.name)
+        return complete
     finally:
         trial.unlink(missing_ok=True)
 
 
-def choose(found: Mapping[str, Measured], config: ExportConfig) -> dict[str, str]:
+def choose(measured: Mapping[str, Measured], config: ExportConfig) -> dict[str, str]:
     """The fastest bearable precision on a CPU, and the one for CUDA, where half precision is always the faster."""
-    good = [name for name, item in found.items() if name == "fp32" or bearable(item, found["fp32"], config)]
-    fastest = max((name for name in good if name != "fp16"), key=lambda name: found[name].texts_per_cpu_s)
+    good = [name for name, item in measured.items() if name == "fp32" or bearable(item, measured["fp32"], config)]
+    fastest = max((name for name in good if name != "fp16"), key=lambda name: measured[name].texts_per_cpu_s)
     return {"cpu": fastest, "cuda": "fp16" if "fp16" in good else "fp32"}

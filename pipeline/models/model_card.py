@@ -178,7 +178,9 @@ def _input(model: CrossEncoder | BiEncoder) -> str:
     return (
         f"Query and document together have at most {template.max_tokens} tokens, special tokens included. A query is "
         f"cut to {template.max_query_tokens} tokens and the document to what is left. sentence-transformers and "
-        "transformers cut the longer of the two instead, so only pairs with a longer query get another score there. "
+        "transformers cut the longer of the two instead. The score there is the same for every query of at most "
+        f"{template.shared_query_tokens} tokens, and for one of at most {template.max_query_tokens} when query and "
+        "document fit uncut; a longer query can get another score. "
         "A document is its title, a line break and its text."
     )
 

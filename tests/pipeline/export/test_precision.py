@@ -20,6 +20,15 @@ from pipeline.export.sample import Reader, Sample
 FINE = ExportConfig(max_ndcg_drop=1.0, min_kendall_tau=-1.0)
 
 
+def lower(
+    source: Any, folder: Path, fp32: precision.Measured, taken: Any, config: Any
+) -> dict[str, precision.Measured]:
+    against = precision.PrecisionBaseline(
+        build=source.graph, folder=folder, fp32=fp32, sample=taken, config=config, threads=1
+    )
+    return precision.lower(against, source.shape.parts)
+
+
 def source_and_sample(untrained: Any, name: str) -> tuple[ExportSource, Sample]:
     source = ExportSource.load(getattr(untrained, name).path)
     return source, sample.take(untrained.data, untrained.pairs, Reader(source.tokenizer, source.templates), 10_000)
@@ -132,10 +141,10 @@ def test_the_part_that_int8_harms_goes_back_to_fp32(untrained: Any, tmp_path: Pa
     source = replace(source, weights=weights)
     fp32 = reference(source, taken, tmp_path)
     strict = ExportConfig(precisions=("fp32", "int8"), max_ndcg_drop=1.0, min_kendall_tau=0.85)
-    blind = precision.lower(source.graph, source.shape.parts, tmp_path, fp32, taken, replace_tau(strict, -1), 1)
+    blind = lower(source, tmp_path, fp32, taken, replace_tau(strict, -1))
     assert blind["int8"].kendall_tau < 0.85
     assert blind["int8"].fp32_parts == ()
-    found = precision.lower(source.graph, source.shape.parts, tmp_path, fp32, taken, strict, 1)
+    found = lower(source, tmp_path, fp32, taken, strict)
     assert found["int8"].fp32_parts == ("layer.0",)
     assert found["int8"].kendall_tau >= 0.85
     harm = found["int8"].sensitivity
@@ -146,7 +155,7 @@ def test_the_part_that_int8_harms_goes_back_to_fp32(untrained: Any, tmp_path: Pa
         (tmp_path / "model.int8.onnx").stat().st_size,
     )
     assert not (tmp_path / "model.trial.onnx").exists()
-    impossible = precision.lower(source.graph, source.shape.parts, tmp_path, fp32, taken, replace_tau(strict, 1), 1)
+    impossible = lower(source, tmp_path, fp32, taken, replace_tau(strict, 1))
     assert choose({"fp32": fp32, **impossible}, replace_tau(strict, 1))["cpu"] == "fp32"
 
 
@@ -179,7 +188,7 @@ def test_a_precision_that_overflows_is_left_out_and_fp32_refused(
     weights = dict(source.weights)
     weights["encoder.layer.1.output.dense.bias"] = np.full(32, 1e6, np.float32)  # Half precision ends at 65504.
     large = replace(source, weights=weights)
-    found = precision.lower(large.graph, large.shape.parts, tmp_path, reference(large, taken, tmp_path), taken, FINE, 1)
+    found = lower(large, tmp_path, reference(large, taken, tmp_path), taken, FINE)
     assert set(found) == {"int8", "w8"}
     assert not (tmp_path / "model.fp16.onnx").exists()
     assert "fp16 is left out" in caplog.text

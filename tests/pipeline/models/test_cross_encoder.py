@@ -76,6 +76,46 @@ def test_sentence_transformers_gives_the_raw_score(saved: Path) -> None:
     assert theirs == pytest.approx([score(model, *pair) for pair in PAIRS], abs=1e-5)
 
 
+@pytest.mark.parametrize(("max_tokens", "max_query_tokens"), [(48, 24), (47, 24), (32, 8), (40, 30)])
+def test_sentence_transformers_cuts_alike_up_to_the_stated_query(
+    saved: Path, tmp_path: Path, max_tokens: int, max_query_tokens: int
+) -> None:
+    """The statement of the model card, over query lengths on both sides of the bound and documents of all lengths."""
+    start = {"thresholds": [0.0], "max_tokens": max_tokens, "max_query_tokens": max_query_tokens, "seed": 0}
+    model = CrossEncoder.start(saved / "model", **start).eval()  # type: ignore[arg-type]
+    with torch.no_grad():
+        model.head.weight.mul_(50)  # so that one token more or less shows in the score
+    model.save(tmp_path)
+    template = model.template
+    room = max_tokens - template.special_tokens
+    word = next(word for word in ("a", "x") if len(model.tokenizer.encode(word, add_special_tokens=False).ids) == 1)
+    other = next(
+        word for word in ("b", "c", "5") if len(model.tokenizer.encode(word, add_special_tokens=False).ids) == 1
+    )
+    near = range(max(1, template.shared_query_tokens - 3), max_query_tokens + 4)
+    pairs = [
+        (query, document)
+        for query in near
+        for document in sorted({1, room - query - 1, room - query, room - query + 1, room // 2, room, 3 * room})
+        if document > 0
+    ]
+    texts = [(" ".join([word] * query), " ".join([other] * document)) for query, document in pairs]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # sentence-transformers warns on import
+        library = pytest.importorskip("sentence_transformers")
+        with base_models.quiet():
+            theirs = library.CrossEncoder(str(tmp_path / "model"), device="cpu").predict(texts, show_progress_bar=False)
+    ours = [score(model, *each) for each in texts]
+    same = [abs(mine - other_score) < 1e-4 for mine, other_score in zip(ours, theirs.tolist(), strict=True)]
+    promised = [
+        query <= template.shared_query_tokens or (query <= max_query_tokens and query + document <= room)
+        for query, document in pairs
+    ]
+    assert all(equal for equal, due in zip(same, promised, strict=True) if due)
+    longer = [equal for equal, (query, document) in zip(same, pairs, strict=True) if query > max_query_tokens]
+    assert not all(longer), "beyond the bound the two differ, so the promise says something"
+
+
 def test_padding_does_not_move_a_score(saved: Path) -> None:
     model = CrossEncoder.load(saved)
     ids, types, mask = inputs(model, *PAIRS[0])

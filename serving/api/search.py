@@ -87,6 +87,11 @@ class SearchAnswer(BaseModel):
     candidates: int
     cache_hits: int
     cache_misses: int
+    degraded: str | None = Field(
+        None,
+        description="Only where a model failed or was late. ranker: the final list has the order of BM25 and encoder; "
+        "encoder: that of BM25.",
+    )
 
 
 @router.post(
@@ -135,9 +140,12 @@ async def _search(
         result = searcher.search(query, top_n=length, retrieve=retrieve, filters=filters, terms=context.options)
         context.counts(result.candidates)
         context.spent(result.cache_hits, result.cache_misses)
-        context.service.metrics.searched(result.milliseconds)
-        question = comparison.Search(query, length, retrieve, filters)
-        context.compare(question, lambda: question.outcome(result))
-        return asdict(result)
+        context.service.metrics.searched(result.milliseconds, result.degraded)
+        answer = asdict(result)
+        if result.degraded is None:
+            del answer["degraded"]
+            question = comparison.Search(query, length, retrieve, filters)
+            context.compare(question, lambda: question.outcome(result))
+        return answer
 
     return await context.answer(work)

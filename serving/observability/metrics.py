@@ -68,6 +68,9 @@ class Metrics:
         self.texts = Counter(
             "relevance_texts", "Documents scored and texts embedded, known ones included", registry=registry
         )
+        self.degraded = Counter(
+            "relevance_search_degraded", "Searches answered without a model", ["missing"], registry=registry
+        )
         self.parts = _seconds("relevance_search_part_seconds", "Parts of a search", registry, "part")
 
     def began(self) -> None:
@@ -94,7 +97,10 @@ class Metrics:
         else:
             self.te_failure.labels(FAILURES.get(status, "inference")).inc()
 
-    def searched(self, milliseconds: Mapping[str, float]) -> None:
+    def searched(self, milliseconds: Mapping[str, float], degraded: str | None = None) -> None:
+        """Counts a search that was answered; `degraded` names the model that was missing, if one was."""
+        if degraded is not None:
+            self.degraded.labels(degraded).inc()
         for part, spent in milliseconds.items():
             self.parts.labels(part).observe(spent / 1000)
 

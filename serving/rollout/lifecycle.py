@@ -33,6 +33,8 @@ RETRY_S = 30.0
 log = logging.getLogger(__name__)
 
 Load = Callable[[Path], Searcher]
+FolderStamp = tuple[tuple[str, int, int], ...]
+"""Path, size and time of change of each file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,10 @@ class Lifecycle:
         self._seen: trials.Stamp | None = None
         self._again: float | None = None
         """When to try the refused release again."""
+        self._refused_files: FolderStamp = ()
+        """The files of the refused release when it was refused."""
+        self._latest_files: FolderStamp = ()
+        """Its files at the last poll."""
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -158,7 +164,7 @@ class Lifecycle:
         }
 
     def _follow_pointer(self) -> None:
-        again = self._again is not None and time.monotonic() >= self._again
+        again = self._retry_is_due()
         while (stamp := self._stamp()) is not None and (stamp != self._seen or again):
             again = False
             self._seen, self._again = stamp, None
@@ -174,9 +180,23 @@ class Lifecycle:
                 self._refuse(name, error, kept=self._current)
                 continue
             if self._stamp() != stamp:
-                continue  # It moved while this one was loading: perhaps away from it.
+                continue  # The pointer moved while this release was loading, perhaps away from it.
             self._swap(fresh)
             log.info("release %s: answers from now on, after %.1f s of loading", name[:12], time.monotonic() - began)
+
+    def _retry_is_due(self) -> bool:
+        """Whether to try the refused release again: some time after a passing reason, or when its files have changed.
+
+        A pointer may arrive before the files that it names (rsync, NFS). Files that change between two polls are still
+        arriving, so the release is tried when two polls in a row see the same.
+        """
+        if self._again is not None and time.monotonic() >= self._again:
+            return True
+        if self.refused is None:
+            return False
+        files = folder_stamp(self._folder(self.refused.release))
+        settled, self._latest_files = files == self._latest_files, files
+        return settled and files != self._refused_files
 
     def _swap(self, fresh: Searcher) -> None:
         old, self._current, self.refused = self._current, fresh, None
@@ -192,6 +212,7 @@ class Lifecycle:
         reason = str(error) if expected else f"{type(error).__name__}: {error}"
         self.refused = Refusal(name, reason, trials.now())
         self.refusals += 1
+        self._refused_files = self._latest_files = folder_stamp(self._folder(name))
         if isinstance(error, OSError | MemoryError):
             self._again = time.monotonic() + RETRY_S
         goes_on = kept.release[:12] if kept else "none"
@@ -241,3 +262,15 @@ class Lifecycle:
 
     def _open(self, path: Path) -> Searcher:
         return Searcher(path, precision=self.settings.precision, caches=self.caches, scheduler=self.scheduler)
+
+
+def folder_stamp(folder: Path) -> FolderStamp:
+    """The files of a folder, without reading them; empty where there is no such folder."""
+    files = []
+    for path in sorted(folder.rglob("*")):
+        try:
+            stat = path.stat()
+        except OSError:
+            continue  # It was moved between the listing and now.
+        files.append((str(path.relative_to(folder)), stat.st_size, stat.st_mtime_ns))
+    return tuple(files)

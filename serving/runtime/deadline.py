@@ -8,6 +8,9 @@ from dataclasses import dataclass, field, replace
 
 from serving.errors import ClientGoneError, DeadlineError
 
+ANSWER_SHARE, ANSWER_S = 0.1, 0.05
+"""Time kept back for making the answer: a share of the request's time, and the most in seconds."""
+
 
 class _Leaving:
     """Whether nobody waits any more, and whom to tell when that happens."""
@@ -58,6 +61,10 @@ class Deadline:
     def earlier(self, seconds: float) -> "Deadline":
         """The same, so much earlier: what is left then is for making the answer of what was done."""
         return replace(self, until=self.until - seconds)
+
+    def with_reserve(self) -> "Deadline":
+        """An earlier deadline that leaves ANSWER_SHARE of the time, at most ANSWER_S, for making the answer."""
+        return self.earlier(min(ANSWER_SHARE * self.seconds, ANSWER_S)) if math.isfinite(self.until) else self
 
     @property
     def remaining(self) -> float:

@@ -9,11 +9,8 @@ from dataclasses import dataclass, replace
 
 from serving.errors import BusyError, DeadlineError
 from serving.runtime.admission import RequestOptions
-from serving.runtime.deadline import Deadline
 from serving.scoring.reranker import Embedder, Reranker
 
-ANSWER_SHARE, ANSWER_S = 0.1, 0.05
-"""Kept back for making the answer: this part of the request's time, but no more than so many seconds."""
 FIRST_SHARE = 0.5
 """Of the time, at most this part is for the encoder's first stage."""
 
@@ -52,7 +49,7 @@ def rerank(
     Raises:
         InferenceError, ClientGoneError
     """
-    terms = replace(terms, deadline=_answerable(terms.deadline))
+    terms = replace(terms, deadline=terms.deadline.with_reserve())
     if first is None:
         first = _cosines(embedder, query, documents, terms)
     before = sorted(range(len(documents)), key=lambda place: -first[place])
@@ -64,10 +61,6 @@ def rerank(
     order = sorted(reached, key=lambda place: -(scores[place] or 0.0))
     order += [place for place in before if scores[place] is None]
     return Cascade(order, scores, found.hits, found.misses)
-
-
-def _answerable(deadline: Deadline) -> Deadline:
-    return deadline.earlier(min(ANSWER_SHARE * deadline.seconds, ANSWER_S))
 
 
 def _cosines(embedder: Embedder, query: str, documents: Sequence[str], terms: RequestOptions) -> list[float]:

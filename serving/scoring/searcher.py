@@ -10,10 +10,11 @@ way it was found, so the features are those that the fusion was fitted on.
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal, TypeVar
 
 import numpy as np
 
@@ -21,22 +22,26 @@ from index.documents import Document, DocumentStore, Rows, Value
 from index.hits import Hit
 from index.lexical import LexicalIndex
 from index.semantic import SemanticIndex, join
-from pipeline import artifacts, features, text
-from pipeline.errors import ArtifactError, MissingError
+from pipeline import artifacts, features, releases, text
+from pipeline.errors import MissingError
 from pipeline.features import Fusion
 from pipeline.releases import part
-from serving.errors import InvalidRequestError
+from serving.errors import BusyError, DeadlineError, InferenceError, InvalidRequestError
 from serving.runtime.admission import RequestOptions
 from serving.runtime.deadline import Deadline
 from serving.runtime.engine import Engine
 from serving.runtime.items import Priority
 from serving.runtime.scheduler import Scheduler
-from serving.scoring.reranker import Caches, Embedder, Reranker, relevance
+from serving.scoring.cache import Fetched
+from serving.scoring.reranker import Caches, Embedder, Reranker, Vector, relevance
+from serving.scoring.snippets import snippets
 
-SNIPPET_CHARS = 240
 EXAMPLES = 6
 MAX_EXAMPLE = 70
 PING_S = 5.0
+
+Missing = Literal["ranker", "encoder"]
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +82,10 @@ class SearchResult:
     """Documents that the ranker looked at."""
     cache_hits: int
     cache_misses: int
-    """Of the query's vector and the candidates' scores."""
+    """Counts of the query's vector and the candidates' scores together."""
+    degraded: Missing | None = None
+    """The first model that gave nothing in time or failed: without the ranker the final order is that of BM25 and
+    encoder, without the encoder that of BM25. None where all models answered."""
 
 
 class Searcher:
@@ -100,18 +108,17 @@ class Searcher:
             precision, threads: see `serving.runtime.engine.Engine`.
             caches: shared with other releases; its own of 64 MiB when not given.
             scheduler: whose runners both models share, also with other releases; each has its own when not given.
-            verify: compare the files that are used with their sha256, and the models' outputs for the golden inputs
-                with those that their exporter saw.
+            verify: check the release as promotion does, and compare the models' outputs for the golden inputs with
+                those that their exporter saw.
 
         Raises:
             MissingError: no such folder.
-            ArtifactError: a file is damaged, a model does not give its golden outputs, or the index was built by
-                another encoder than the release holds.
+            ArtifactError: the release does not pass `pipeline.releases.verify`, or a model does not give its golden
+                outputs.
             ConfigError: a bundle has no such precision.
         """
         began = time.monotonic()
-        # Each part below verifies what it reads; the precisions and the report that nobody asks for are left unread.
-        release = artifacts.load(release_path, "release", verify=False)
+        release = releases.verify(release_path) if verify else artifacts.load(release_path, "release", verify=False)
         caches = caches or Caches.of(64 * 2**20)
         self.release = release.fingerprint
         self.created = release.manifest.created
@@ -120,21 +127,16 @@ class Searcher:
                 part(release, role).path,
                 precision=precision,
                 threads=threads,
-                verify=verify,
+                verify="golden" if verify else False,
                 scheduler=scheduler,
                 token_bytes=caches.token_bytes,
             )
             for role in ("ranker", "encoder")
         )
-        self.lexical = LexicalIndex.load(part(release, "lexical").path, verify=verify)
-        self.semantic = SemanticIndex.load(part(release, "index").path, verify=verify)
-        self.documents = DocumentStore.load(part(release, "documents").path, verify=verify)
+        self.lexical = LexicalIndex.load(part(release, "lexical").path, verify=False)
+        self.semantic = SemanticIndex.load(part(release, "index").path, verify=False)
+        self.documents = DocumentStore.load(part(release, "documents").path, verify=False)
         self.fusion = Fusion.from_json(part(release, "fusion").file("fusion.json").read_text(encoding="utf-8"))
-        if self.semantic.encoder_digest != self.encoder.digest:
-            raise ArtifactError(
-                f"{release_path}: its index holds vectors of encoder {self.semantic.encoder_digest[:12]}, but its "
-                f"encoder is {self.encoder.digest[:12]}; run `relevance reindex`, which makes a release that fits"
-            )
         self.examples = _examples(part(release, "report").path / "report.json")
         """Queries to try, out of the release's own test set."""
         self.reranker = Reranker(self.ranker, caches.scores)
@@ -160,6 +162,7 @@ class Searcher:
         retrieve: int = 20,
         filters: Mapping[str, Sequence[Value]] | None = None,
         terms: RequestOptions | None = None,
+        degrade: bool = True,
     ) -> SearchResult:
         """The best documents for a query by BM25, by the encoder, and by all models together.
 
@@ -168,57 +171,69 @@ class Searcher:
             retrieve: documents that each of the two ways brings to the pool; `top_n`, when that is more.
             filters: see `index.documents.DocumentStore.rows_where`. What fits is found first and then searched
                 exactly, so a filter that few documents pass has the same answers as a search among those alone.
+            degrade: answer without a model that fails, or that cannot answer before the deadline; False raises its
+                error.
 
         Raises:
             InvalidRequestError: no document has such a field, or the store is older than filters.
-            BusyError: too much waits for the models.
-            InferenceError: a model failed on the query or on a document.
-            DeadlineError, ClientGoneError
+            BusyError: without `degrade`, too much waits for the models.
+            InferenceError: without `degrade`, a model failed on the query or on a document.
+            DeadlineError: the time is over; with `degrade`, only where it was before BM25 had answered.
+            ClientGoneError
         """
         terms = terms or RequestOptions(Deadline.never())
+        models = _Models(replace(terms, deadline=terms.deadline.with_reserve()), degrade)
         watch = _Stopwatch()
         query = text.clean(query)
         depth = max(retrieve, top_n)
         with watch("lexical"):
             among = self._among(filters) if filters else None
             by_words = self._by_words(query, depth, among)
+        terms.deadline.check()
         with watch("encode"):
-            embedded = self.embedder.vectors([query], "query", terms)
-            vector = embedded.values[0]
+            embedded = models.attempt("encoder", lambda: self.embedder.vectors([query], "query", models.terms))
         with watch("semantic"):
-            by_meaning = (
-                self.semantic.search(vector, depth)
-                if among is None
-                else self.semantic.search_among(vector, depth, among)
-            )
+            by_meaning = self._by_meaning(embedded.values[0], depth, among) if embedded else []
             rows = join(by_words, by_meaning)
-            bm25 = self.lexical.scores(query, rows).tolist()
-            cosines = self.semantic.similarities(vector, rows).tolist()
+            pool = self._pool(query, rows, embedded)
+        terms.deadline.check()
         with watch("documents"):
-            found = dict(zip(rows, self.documents.get_many(rows), strict=True))
+            documents = dict(zip(rows, self.documents.get_many(rows), strict=True))
         with watch("rerank"):
-            bodies = [text.document_text(found[row].title, found[row].text) for row in rows]
-            scored = self.reranker.scores(query, bodies, terms)
-            fused = self.fusion.scores(features.table(bm25, cosines, scored.values))
-        before = features.reciprocal_rank_fusion(bm25, cosines)
+            bodies = [text.document_text(documents[row].title, documents[row].text) for row in rows]
+            scored = models.attempt("ranker", lambda: self.reranker.scores(query, bodies, models.terms))
+            before, final = pool.before(), pool.final(self.fusion, scored.values if scored else None)
         ranks = _Ranks(
             lexical={hit.row: rank for rank, hit in enumerate(by_words, start=1)},
             semantic={hit.row: rank for rank, hit in enumerate(by_meaning, start=1)},
-            before={rows[place]: rank for rank, place in enumerate(_order(before), start=1)},
+            before={rows[number]: rank for rank, number in enumerate(_order(before), start=1)},
         )
-        final = [Hit(row=rows[place], doc_id=found[rows[place]].doc_id, score=fused[place]) for place in _order(fused)]
-        says = {row: relevance(score) for row, score in zip(rows, scored.values, strict=True)}
+        reranked = [Hit(rows[number], documents[rows[number]].doc_id, final[number]) for number in _order(final)]
+        says = {row: relevance(score) for row, score in zip(rows, scored.values, strict=True)} if scored else {}
+        lists = [by_words[:top_n], by_meaning[:top_n], reranked[:top_n]]
+        texts = {hit.row: documents[hit.row].text for hits in lists for hit in hits}
+        shown = _Shown(documents, snippets(texts, query, terms.deadline), ranks)
         return SearchResult(
             query=query,
             release=self.release,
-            lexical=_answers(by_words[:top_n], found, query, ranks),
-            semantic=_answers(by_meaning[:top_n], found, query, ranks),
-            reranked=_answers(final[:top_n], found, query, ranks, says),
+            lexical=_answers(lists[0], shown),
+            semantic=_answers(lists[1], shown),
+            reranked=_answers(lists[2], shown, says),
             milliseconds=watch.milliseconds(),
             candidates=len(rows),
-            cache_hits=embedded.hits + scored.hits,
-            cache_misses=embedded.misses + scored.misses,
+            cache_hits=sum(part.hits for part in (embedded, scored) if part),
+            cache_misses=sum(part.misses for part in (embedded, scored) if part),
+            degraded=models.missing,
         )
+
+    def _by_meaning(self, vector: Vector, depth: int, among: Rows | None) -> list[Hit]:
+        if among is None:
+            return self.semantic.search(vector, depth)
+        return self.semantic.search_among(vector, depth, among)
+
+    def _pool(self, query: str, rows: Sequence[int], embedded: Fetched[Vector] | None) -> "_Pool":
+        cosines = self.semantic.similarities(embedded.values[0], rows).tolist() if embedded else None
+        return _Pool(self.lexical.scores(query, rows).tolist(), cosines)
 
     def _among(self, filters: Mapping[str, Sequence[Value]]) -> Rows:
         try:
@@ -247,6 +262,56 @@ class _Ranks:
     before: Mapping[int, int]
 
 
+class _Models:
+    """The models of one search, none of which is asked after one was missing."""
+
+    def __init__(self, terms: RequestOptions, degrade: bool) -> None:
+        self.terms = terms
+        self.missing: Missing | None = None
+        self._degrade = degrade
+
+    def attempt(self, name: Missing, call: Callable[[], T]) -> T | None:
+        """The result of `call`, or None where the model failed, was late, or one before it was missing."""
+        if self.missing is not None:
+            return None
+        try:
+            return call()
+        except (InferenceError, DeadlineError, BusyError) as error:
+            if not self._degrade:
+                raise
+            log.warning("a search goes on without the %s: %s", name, error)
+            self.missing = name
+            return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Pool:
+    """The first-stage scores of a query's candidates, each (candidates,)."""
+
+    bm25: Sequence[float]
+    cosines: Sequence[float] | None
+    """None where the encoder is missing."""
+
+    def before(self) -> Sequence[float]:
+        """Scores of the order before the ranker."""
+        return self.bm25 if self.cosines is None else features.reciprocal_rank_fusion(self.bm25, self.cosines)
+
+    def final(self, fusion: Fusion, ranker: Sequence[float] | None) -> Sequence[float]:
+        """Scores of the final order: fused, or those before the ranker where a model is missing."""
+        if ranker is None or self.cosines is None:
+            return self.before()
+        return fusion.scores(features.table(self.bm25, self.cosines, ranker))
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """The contents of the answers of one search, by row."""
+
+    documents: Mapping[int, Document]
+    snippets: Mapping[int, str]
+    ranks: _Ranks
+
+
 class _Stopwatch:
     """Milliseconds of named parts and of the whole."""
 
@@ -270,24 +335,19 @@ def _order(scores: Sequence[float]) -> list[int]:
     return sorted(range(len(scores)), key=lambda place: -scores[place])
 
 
-def _answers(
-    hits: Sequence[Hit],
-    found: Mapping[int, Document],
-    query: str,
-    ranks: _Ranks,
-    says: Mapping[int, float] | None = None,
-) -> list[Answer]:
+def _answers(hits: Sequence[Hit], shown: _Shown, says: Mapping[int, float] | None = None) -> list[Answer]:
+    """One list of a search; `says` is given for the final list, and empty where the ranker is missing."""
     return [
         Answer(
             doc_id=hit.doc_id,
-            title=found[hit.row].title,
-            snippet=snippet(found[hit.row].text, query),
+            title=shown.documents[hit.row].title,
+            snippet=shown.snippets[hit.row],
             score=float(hit.score),
             rank=rank,
-            lexical_rank=ranks.lexical.get(hit.row),
-            semantic_rank=ranks.semantic.get(hit.row),
-            rank_change=ranks.before[hit.row] - rank if says is not None else None,
-            relevance=says[hit.row] if says is not None else None,
+            lexical_rank=shown.ranks.lexical.get(hit.row),
+            semantic_rank=shown.ranks.semantic.get(hit.row),
+            rank_change=shown.ranks.before[hit.row] - rank if says is not None else None,
+            relevance=says.get(hit.row) if says is not None else None,
         )
         for rank, hit in enumerate(hits, start=1)
     ]
@@ -301,18 +361,3 @@ def _examples(report: Path) -> list[str]:
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return []  # A decoration of the page; a report without them is no reason not to serve.
     return list(dict.fromkeys(query for query in queries if len(query) <= MAX_EXAMPLE))[:EXAMPLES]
-
-
-def snippet(body: str, query: str) -> str:
-    """At most SNIPPET_CHARS of a text: its beginning, or the part around the first word of the query far below."""
-    flat = " ".join(body[: 40 * SNIPPET_CHARS].split())
-    if len(flat) <= SNIPPET_CHARS:
-        return flat
-    lowered = flat.lower()
-    places = [lowered.find(word) for word in query.lower().split() if len(word) > 2 or not word.isascii()]
-    first = min((place for place in places if place >= 0), default=0)
-    start = 0
-    if first > SNIPPET_CHARS // 2:
-        start = flat.find(" ", first - SNIPPET_CHARS // 4, first) + 1 or first
-    end = start + SNIPPET_CHARS
-    return ("… " if start else "") + flat[start:end].rstrip() + ("" if end >= len(flat) else " …")

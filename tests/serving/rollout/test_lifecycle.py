@@ -1,6 +1,7 @@
 import errno
 import gc
 import itertools
+import json
 import logging
 import os
 import threading
@@ -268,6 +269,34 @@ def test_a_full_disk_while_loading_is_survived_and_the_release_tried_again(
     lifecycle.poll()
     assert lifecycle.current.release == new
     assert lifecycle.refused is None
+
+
+def test_a_pointer_that_arrives_before_its_files_is_followed_once_they_are_there(
+    lifecycle: Lifecycle, fresh: Any, tmp_path: Path
+) -> None:
+    """Files of a workspace that rsync or NFS brings may come in any order; the pointer does not move a second time."""
+    old = lifecycle.current
+    new = fresh.publish(2)
+    folder, elsewhere = fresh.folder(new), tmp_path / "elsewhere"
+    folder.rename(elsewhere)
+    pointer = json.loads((fresh.path / "releases" / "live.json").read_text())
+    pointer |= {"release": new, "previous": old.release, "generation": pointer["generation"] + 1}
+    (fresh.path / "releases" / "live.json").write_text(json.dumps(pointer))
+    for _ in range(3):
+        lifecycle.poll()
+        assert lifecycle.current is old
+        assert lifecycle.refused is not None
+    assert lifecycle.refusals == 1
+    files = sorted(path for path in elsewhere.rglob("*") if path.is_file())
+    for path in files:
+        target = folder / path.relative_to(elsewhere)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(path.read_bytes())
+        lifecycle.poll()
+        assert lifecycle.current is old
+    assert lifecycle.refusals == 1  # Not tried while files were arriving.
+    lifecycle.poll()
+    assert (lifecycle.current.release, lifecycle.refused) == (new, None)
 
 
 def test_a_pointer_that_moves_on_while_a_release_loads_is_followed_to_its_end(

@@ -1,20 +1,21 @@
 import json
 import os
 import shutil
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from pipeline.errors import ArtifactError, MissingError
 from pipeline.text import document_text
-from serving.errors import DeadlineError, InvalidRequestError
+from serving.errors import ClientGoneError, DeadlineError, InferenceError, InvalidRequestError
 from serving.runtime.admission import RequestOptions
 from serving.runtime.deadline import Deadline
 from serving.scoring.reranker import relevance
-from serving.scoring.searcher import SNIPPET_CHARS, Searcher, snippet
+from serving.scoring.searcher import Searcher
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +142,7 @@ def test_a_report_without_examples_is_no_reason_not_to_serve(tiny: Any, tmp_path
     size = (copy / "report" / "report.json").stat().st_size
     (copy / "report" / "report.json").unlink()
     (copy / "report" / "report.json").write_text("[]".ljust(size))
-    assert Searcher(copy, threads=1).examples == []
+    assert Searcher(copy, threads=1, verify=False).examples == []
 
 
 def test_a_ping_runs_both_models(searcher: Searcher) -> None:
@@ -150,28 +151,89 @@ def test_a_ping_runs_both_models(searcher: Searcher) -> None:
     assert searcher.ranker.tokeniser.misses + searcher.ranker.tokeniser.hits > before
 
 
-def test_a_short_text_is_its_own_snippet() -> None:
-    assert snippet("  two \n words ", "two") == "two words"
-    assert snippet("", "two") == ""
+def broken_model(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(items: Any) -> Any:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(engine, "run", fail)
 
 
-def test_a_snippet_shows_the_first_word_of_the_query() -> None:
-    text = "filler words " * 60 + "the Needle stands here " + "and more follows " * 60
-    found = snippet(text, "needle")
-    assert "Needle stands" in found
-    assert found.startswith("… ")
-    assert found.endswith(" …")
-    assert len(found) <= SNIPPET_CHARS + 4
-    assert snippet(text, "absent").startswith("filler")
+@pytest.fixture
+def stalled(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Any], None]]:
+    """A function that makes an engine hang until the test is over."""
+    over = threading.Event()
+
+    def stall(engine: Any) -> None:
+        monkeypatch.setattr(engine, "run", lambda items: over.wait() and [0.0] * len(items))
+
+    yield stall
+    over.set()
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_a_snippet_is_always_a_part_of_its_text(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    text = "".join(rng.choice(list("ab İß字 "), size=int(rng.integers(1, 2000))))
-    found = snippet(text, "ab 字").removeprefix("… ").removesuffix(" …")
-    assert found.strip() in " ".join(text.split())
-    assert len(found) <= SNIPPET_CHARS
+def first_stage_order(searcher: Searcher, query: str) -> list[str]:
+    """Documents by reciprocal-rank fusion of BM25 and cosines, computed apart from the searcher."""
+    answered = searcher.search(query, top_n=100)
+    ranked = sorted(answered.reranked, key=lambda answer: answer.rank + (answer.rank_change or 0))
+    return [answer.doc_id for answer in ranked]
+
+
+QUERY = "sort a list in place"
+
+
+def test_a_search_whose_ranker_fails_has_the_order_of_bm25_and_encoder(fresh: Any, monkeypatch: Any) -> None:
+    searcher = Searcher(fresh.folder(fresh.publish(1)), threads=1)
+    expected, complete = first_stage_order(searcher, QUERY), searcher.search(QUERY, top_n=100)
+    broken_model(searcher.ranker, monkeypatch)
+    found = searcher.search(QUERY + " ", top_n=100)  # Another text, so that no score is cached.
+    assert found.degraded == "ranker"
+    assert [answer.doc_id for answer in found.reranked] == expected
+    assert {(answer.relevance, answer.rank_change) for answer in found.reranked} == {(None, 0)}
+    assert [answer.doc_id for answer in found.semantic] == [answer.doc_id for answer in complete.semantic]
+    assert found.lexical == complete.lexical
+    with pytest.raises(InferenceError, match="document"):
+        searcher.search(QUERY + " ", degrade=False)
+
+
+def test_a_search_whose_encoder_fails_has_the_order_of_bm25(fresh: Any, monkeypatch: Any) -> None:
+    searcher = Searcher(fresh.folder(fresh.publish(1)), threads=1)
+    broken_model(searcher.encoder, monkeypatch)
+    found = searcher.search(QUERY)
+    assert (found.degraded, found.semantic) == ("encoder", [])
+    assert [answer.doc_id for answer in found.reranked] == [answer.doc_id for answer in found.lexical]
+    assert found.reranked
+
+
+@pytest.mark.parametrize("name", ["ranker", "encoder"])
+def test_a_search_whose_model_stalls_is_answered_before_its_deadline(
+    fresh: Any, stalled: Callable[[Any], None], name: str
+) -> None:
+    searcher = Searcher(fresh.folder(fresh.publish(1)), threads=1)
+    stalled(getattr(searcher, name))
+    deadline = Deadline.after(1.0)
+    found = searcher.search(QUERY, terms=RequestOptions(deadline))
+    assert found.degraded == name
+    assert found.reranked
+
+
+def test_a_search_that_nobody_waits_for_ends_without_an_answer(searcher: Searcher) -> None:
+    deadline = Deadline.after(60)
+    deadline.cancel()
+    with pytest.raises(ClientGoneError):
+        searcher.search(QUERY, terms=RequestOptions(deadline))
+
+
+@pytest.mark.parametrize("name", ["fusion/fusion.json", "fusion/manifest.json", "report/report.json"])
+def test_a_flipped_bit_anywhere_is_refused(tiny: Any, tmp_path: Path, name: str) -> None:
+    folder = broken(tiny, tmp_path)
+    file = folder / name
+    content = file.read_bytes()
+    file.unlink()
+    for place in range(0, len(content), max(1, len(content) // 12)):
+        file.write_bytes(content[:place] + bytes([content[place] ^ 1 << place % 8]) + content[place + 1 :])
+        with pytest.raises(ArtifactError):
+            Searcher(folder, threads=1)
+    file.write_bytes(content)
+    Searcher(folder, threads=1)
 
 
 @pytest.mark.parametrize(

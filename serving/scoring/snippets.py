@@ -1,0 +1,52 @@
+"""The part of a document that a search result shows.
+
+The work is bounded whatever the query and the documents are: at most MAX_WORDS different words of the query are looked
+for in the first TEXT_CHARS of each document, once a document however many lists show it.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from serving.runtime.deadline import Deadline
+
+SNIPPET_CHARS = 240
+TEXT_CHARS = 40 * SNIPPET_CHARS
+"""Characters of a document in which words are looked for."""
+QUERY_CHARS = 10_000
+"""Characters of a query whose words are looked for."""
+MAX_WORDS = 64
+"""Different words of a query that are looked for."""
+
+
+def snippets(texts: Mapping[int, str], query: str, deadline: Deadline) -> dict[int, str]:
+    """The snippet of each text, under the key of the text.
+
+    Raises:
+        DeadlineError, ClientGoneError
+    """
+    words = query_words(query)
+    made = {}
+    for key, body in texts.items():
+        deadline.check()
+        made[key] = snippet(body, words)
+    return made
+
+
+def query_words(query: str) -> list[str]:
+    """The different words of a query that are worth looking for, in order: no ASCII words of one or two letters."""
+    words = (word for word in query[:QUERY_CHARS].lower().split() if len(word) > 2 or not word.isascii())
+    return list(dict.fromkeys(words))[:MAX_WORDS]
+
+
+def snippet(body: str, words: Sequence[str]) -> str:
+    """At most SNIPPET_CHARS of a text: its beginning, or the part around the first occurrence of a word far below."""
+    flat = " ".join(body[:TEXT_CHARS].split())
+    if len(flat) <= SNIPPET_CHARS:
+        return flat
+    lowered = flat.lower()
+    positions = (lowered.find(word) for word in words)
+    first = min((position for position in positions if position >= 0), default=0)
+    start = 0
+    if first > SNIPPET_CHARS // 2:
+        start = flat.find(" ", first - SNIPPET_CHARS // 4, first) + 1 or first
+    end = start + SNIPPET_CHARS
+    return ("… " if start else "") + flat[start:end].rstrip() + ("" if end >= len(flat) else " …")

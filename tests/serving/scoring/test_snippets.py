@@ -1,0 +1,68 @@
+"""Snippets of search results, and the bounds of their work."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serving.errors import ClientGoneError
+from serving.runtime.deadline import Deadline
+from serving.scoring.snippets import MAX_WORDS, QUERY_CHARS, SNIPPET_CHARS, query_words, snippet, snippets
+
+
+def snippet_of(body: str, query: str) -> str:
+    return snippet(body, query_words(query))
+
+
+def test_a_short_text_is_its_own_snippet() -> None:
+    assert snippet_of("  two \n words ", "two") == "two words"
+    assert snippet_of("", "two") == ""
+
+
+def test_a_snippet_shows_the_first_word_of_the_query() -> None:
+    text = "filler words " * 60 + "the Needle stands here " + "and more follows " * 60
+    found = snippet_of(text, "needle")
+    assert "Needle stands" in found
+    assert found.startswith("… ")
+    assert found.endswith(" …")
+    assert len(found) <= SNIPPET_CHARS + 4
+    assert snippet_of(text, "absent").startswith("filler")
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_snippet_is_always_a_part_of_its_text(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    text = "".join(rng.choice(list("ab İß字 "), size=int(rng.integers(1, 2000))))
+    found = snippet_of(text, "ab 字").removeprefix("… ").removesuffix(" …")
+    assert found.strip() in " ".join(text.split())
+    assert len(found) <= SNIPPET_CHARS
+
+
+@given(st.lists(st.sampled_from(["ab", "needle", "字", "Filler", "x" * 500]), max_size=2000).map(" ".join))
+def test_the_words_to_look_for_are_different_and_few(query: str) -> None:
+    words = query_words(query)
+    assert len(words) == len(set(words)) <= MAX_WORDS
+    assert set(words) <= {"needle", "字", "filler", "x" * 500} | {word.lower() for word in query[:QUERY_CHARS].split()}
+
+
+def test_a_query_of_a_million_words_looks_for_no_more_than_the_bound() -> None:
+    assert len(query_words(" ".join(f"word{number}" for number in range(100_000)))) == MAX_WORDS
+
+
+def test_snippets_stop_when_the_time_is_over() -> None:
+    looked: list[int] = []
+
+    class Texts(dict[int, str]):
+        def items(self) -> Any:
+            for key in range(5):
+                looked.append(key)
+                if key == 2:
+                    deadline.cancel()
+                yield key, "a text"
+
+    deadline = Deadline.never()
+    with pytest.raises(ClientGoneError):
+        snippets(Texts(), "text", deadline)
+    assert looked == [0, 1, 2]

@@ -24,7 +24,7 @@ from typing import Any
 
 from pipeline import artifacts
 from pipeline.artifacts import Artifact, Manifest, Staging
-from pipeline.errors import ArtifactError, MissingError, RelevanceError
+from pipeline.errors import ArtifactError, ConflictError, MissingError, RelevanceError
 from pipeline.features import Fusion
 from pipeline.pointer import Move, Pointer, PointerFile
 from pipeline.secrets import without_passwords
@@ -163,6 +163,12 @@ class Releases:
             ConflictError: the pointer has moved since.
         """
         current = self.pointer_file.recover()
+        generation = current.generation if current else 0
+        if expected is not None and expected != generation:
+            raise ConflictError(
+                f"{self.pointer_file.path}: is at generation {generation}, not {expected}; it moved meanwhile, look at "
+                "it and try again"
+            )
         chain = self.pointer_file.earlier(current) if current else ()
         damaged = []
         for place, release in enumerate(chain):
@@ -177,7 +183,7 @@ class Releases:
                 release=release,
                 action="rollback",
                 reason=reason,
-                expected=current.generation if expected is None else expected,
+                expected=generation,
                 earlier=chain[place + 1 :],
                 rolled_back={**current.rolled_back, current.release: self._models_digest(current.release)},
             )

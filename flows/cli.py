@@ -434,11 +434,15 @@ def data_convert(
     path: str,
     out: Path,
     format: Annotated[str, typer.Option(help="How the source is written; auto looks at the files.")] = "auto",
+    columns: Annotated[
+        str,
+        typer.Option(help="A table's columns: query=search_term,title=name,grade=relevance; see the recipe's keys."),
+    ] = "",
 ) -> None:
     """Writes a source in any known format as our Parquet tables."""
     from pipeline.data import convert
 
-    convert.convert(path, format, out)
+    convert.convert(path, format, out, convert.parse_columns(columns))
     _console().print(f"written: {out}")
 
 

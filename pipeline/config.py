@@ -5,6 +5,7 @@ here imports more than the standard library.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -48,6 +49,15 @@ class SourceConfig:
     of one name are one collection: documents from a database, judgments from a folder."""
     grades: tuple[int, ...] = ()
     """Ours for each of theirs, from grade 0 up; empty keeps them. Needed where sources have different scales."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """The columns of a table (CSV, TSV, JSON lines, Parquet, a database) by what they are: query, query_id, title,
+    text, doc_id, grade, split; any other key keeps a column of the documents under that name."""
+    labels: Mapping[str, int] = field(default_factory=dict)
+    """The grade that each word of a mapped table's grade column stands for."""
+    grade_scale: tuple[float, ...] = ()
+    """Lowest value, highest value and steps of a mapped table's grades: they become 0 to steps, halves rounded up."""
+    query: str = ""
+    """The SQL query that is read from a database instead of a table."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,7 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pipeline.config import LoopConfig, RankerConfig, Recipe, T
 from pipeline.errors import ConfigError, MissingError
-from pipeline.text import read_text
+from pipeline.text import hide_password, read_text
 
 _PLAIN = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
 
@@ -47,8 +47,17 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """A config as plain values, for a manifest."""
-    return dataclasses.asdict(config)
+    """A config as plain values, for a manifest; the password of a database's address is left out."""
+    plain: dict[str, Any] = _without_passwords(dataclasses.asdict(config))
+    return plain
+
+
+def _without_passwords(value: Any) -> Any:
+    if isinstance(value, str):
+        return hide_password(value)
+    if isinstance(value, dict):
+        return {key: _without_passwords(item) for key, item in value.items()}
+    return type(value)(map(_without_passwords, value)) if isinstance(value, (list, tuple)) else value
 
 
 def override(tree: dict[str, Any], text: str) -> None:
@@ -125,6 +134,10 @@ def _value(wanted: Any, value: Any, where: str) -> Any:
         if not isinstance(value, (list, tuple)):
             raise _wrong(where, "a list", value)
         return tuple(_value(get_args(wanted)[0], item, f"{where}[{number}]") for number, item in enumerate(value))
+    if origin is Mapping:
+        if not isinstance(value, Mapping):
+            raise _wrong(where, "a table of names and values", value)
+        return {str(key): _value(get_args(wanted)[1], item, f"{where}.{key}") for key, item in value.items()}
     if origin in (Union, types.UnionType):
         raise AssertionError(f"{where}: unions are not used in recipes")
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):

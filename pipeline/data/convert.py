@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from pipeline.errors import ConfigError, SchemaError
 _ADVICE = "mend them first; `relevance data check` lists them all"
 
 
-def convert(path: Path | str, format: str, out: Path) -> Path:
+def convert(path: Path | str, format: str, out: Path, columns: Mapping[str, str] | None = None) -> Path:
     """Writes documents, queries and judgments .parquet into a new folder `out`, with all columns of the source.
 
     Judgments that disagree are written as they are: a recipe says what to do with them.
@@ -29,7 +29,7 @@ def convert(path: Path | str, format: str, out: Path) -> Path:
         SchemaError: rows that cannot be used; nothing is written.
     """
     with _new_folder(out) as folder:
-        sifted = _read(path, format)
+        sifted = _read(path, format, columns)
         _write(folder, sifted, sifted.judgments)
     return out
 
@@ -54,8 +54,25 @@ def split(path: Path, valid_share: float, test_share: float, seed: int, out: Pat
     return out
 
 
-def _read(path: Path | str, format: str) -> ValidatedTables:
-    source = sources.read(SourceConfig(path=str(path), format=format), Path())
+def parse_columns(text: str) -> dict[str, str]:
+    """The map of columns in `query=search_term,title=name`; see `SourceConfig.columns`.
+
+    Raises:
+        ConfigError: it is not written so, or names a key twice.
+    """
+    columns: dict[str, str] = {}
+    for part in filter(None, text.split(",")):
+        key, equals, name = (piece.strip() for piece in part.partition("="))
+        if not (key and equals and name) or key in columns:
+            raise ConfigError(
+                f"--columns: '{part}' is not key=column, or its key is there twice; see query=search_term"
+            )
+        columns[key] = name
+    return columns
+
+
+def _read(path: Path | str, format: str, columns: Mapping[str, str] | None = None) -> ValidatedTables:
+    source = sources.read(SourceConfig(path=str(path), format=format, columns=columns or {}), Path())
     sifted = validation.sift(source)
     validation.refuse(sifted.findings, str(path), _ADVICE)
     return sifted

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from pipeline import recipe, schema
 from pipeline.artifacts import Artifact, Staging
-from pipeline.config import DataConfig
+from pipeline.config import DataConfig, SourceConfig
 from pipeline.data import sources, splits, validation
 from pipeline.data.formats import tables
 from pipeline.data.formats.text_files import STRING
@@ -52,7 +52,7 @@ def make(workspace: Path, config: DataConfig) -> Artifact:
     plain = recipe.to_dict(config) | {
         "root": "",
         "sources": [
-            {"name": item.name, "grades": list(source.grades)}
+            {"name": item.name, "grades": list(source.grades)} | _mapping(source)
             for item, source in zip(found, config.sources, strict=True)
         ],
     }
@@ -62,6 +62,12 @@ def make(workspace: Path, config: DataConfig) -> Artifact:
         return _build(staging.folder, config, [item.read() for item in found])
 
     return STAGE.make(workspace, config=plain, inputs=inputs, build=build)
+
+
+def _mapping(source: SourceConfig) -> dict[str, Any]:
+    """How a recipe reads a table of its own; empty for a source of a known format."""
+    keys = ("columns", "labels", "grade_scale", "query")
+    return {key: value for key in keys if (value := getattr(source, key))}
 
 
 def _build(folder: Path, config: DataConfig, read: Sequence[Source]) -> Mapping[str, Any]:
@@ -183,7 +189,6 @@ def _named(source: Source, sifted: ValidatedTables, *, alone: bool) -> tuple[pa.
 
 def prefixed(table: pa.Table, name: str, *columns: str) -> pa.Table:
     """The table with these columns' ids behind the source's name and a colon."""
-    """The table with these columns' ids behind the source's name and a colon."""
     for column in columns:
         table = _put(table, column, tables.joined(":", name, table[column]))
     return table
@@ -198,7 +203,6 @@ def _put(table: pa.Table, name: str, values: Any) -> pa.Table:
 
 
 def join(parts: Sequence[pa.Table]) -> pa.Table:
-    """Tables below one another; a column that one of them lacks is null there."""
     """Tables below one another; columns that one lacks are null there.
 
     Raises:

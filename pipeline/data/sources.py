@@ -1,6 +1,5 @@
 """Where judged collections come from: a recipe's source, found, read and held to the contracts of `pipeline.schema`."""
 
-import hashlib
 import logging
 import time
 from collections.abc import Callable
@@ -10,16 +9,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import artifacts, schema
+from pipeline import schema
 from pipeline.config import SourceConfig
-from pipeline.data.formats import registry, sql, tables
-from pipeline.data.formats.tables import Tables, is_text
+from pipeline.data.formats import registry
+from pipeline.data.formats.tables import FoundSource, Tables, is_text
 from pipeline.data.formats.text_files import STRING
 from pipeline.errors import ConfigError, SchemaError
 from pipeline.schema import MAX_GRADE, InvalidRow
-
-NAMES = (*(known.name for known in registry.FORMATS), "sql", "python_api")
-"""All formats; `auto` is one of them by the look of the path."""
 
 log = logging.getLogger(__name__)
 
@@ -59,23 +55,13 @@ def find(config: SourceConfig, root: Path) -> ReadSource:
         MissingError: no such path, or none of the files of a known format.
         SchemaError: see `read`.
     """
-    if config.format not in ("auto", *NAMES):
-        raise ConfigError(f"{config.path}: format '{config.format}' is none of auto, {', '.join(NAMES)}")
     wrong = [grade for grade in config.grades if not 0 <= grade <= MAX_GRADE]
     if wrong:
         raise ConfigError(f"{config.path}: grades has {wrong[0]}, which is outside 0..{MAX_GRADE}")
-    if config.format == "python_api":
-        from pipeline.data.formats import python_docs  # Only its own recipe needs it.
-
-        return ReadSource(config.name or "python_api", "python_api", python_docs.digest(), lambda: _python_api(config))
-    if config.format == "sql" or (config.format == "auto" and "://" in config.path):
-        source = _sql(config, root)
-        return ReadSource(source.name, source.format, source.digest, lambda: source)
-    path = root / config.path
-    known = registry.of(path, config.format)
-    name = config.name or (path.resolve().parent.name if path.is_file() else path.resolve().name)
-    digest = _digest_files(known, path)
-    return ReadSource(name, known.name, digest, lambda: _read(known, path, name, digest, config))
+    form, found = registry.find(config, root)
+    name = config.name or found.name
+    digest = found.digest()
+    return ReadSource(name, form, digest, lambda: _read(name, form, digest, found, config))
 
 
 def read(config: SourceConfig, root: Path) -> Source:
@@ -95,39 +81,22 @@ def read(config: SourceConfig, root: Path) -> Source:
     return find(config, root).read()
 
 
-def _read(known: tables.Format, path: Path, name: str, digest: str, config: SourceConfig) -> Source:
+def _read(name: str, form: str, digest: str, found: FoundSource, config: SourceConfig) -> Source:
+    """The source, after making sure that what was read is what `digest` was taken of."""
     began = time.monotonic()
-    source = _checked(name, known.name, known.read(path), digest, config, str(path))
+    source = _checked(name, form, found.read(), digest, config, found.shown)
+    if found.digest() != digest:
+        raise SchemaError(f"{found.shown}: changed while it was read; run again when nothing writes to it any more")
     log.info(
         "%s: %s, %d documents, %d queries, %d judgments in %.1f s",
-        path,
-        known.name,
+        found.shown,
+        form,
         source.documents.num_rows,
         source.queries.num_rows,
         source.judgments.num_rows,
         time.monotonic() - began,
     )
     return source
-
-
-def _sql(config: SourceConfig, root: Path) -> Source:
-    found = sql.read(config.path, root)
-    digest = hashlib.blake2b(digest_size=16)
-    for batch in found.documents.to_batches(max_chunksize=sql.ROWS_AT_ONCE):
-        for row in batch.to_pylist():
-            digest.update(repr(row).encode(errors="surrogatepass"))
-    address, table = sql.locate(config.path, root)
-    return _checked(
-        config.name or table, "sql", found, digest.hexdigest(), config, address.render_as_string(hide_password=True)
-    )
-
-
-def _python_api(config: SourceConfig) -> Source:
-    from pipeline.data.formats import python_docs
-
-    found = python_docs.read()
-    made = Tables(documents=found.documents, queries=found.queries, judgments=found.judgments)
-    return _checked(config.name or found.name, "python_api", made, found.digest, config, "python_api")
 
 
 def _checked(name: str, form: str, made: Tables, digest: str, config: SourceConfig, where: str) -> Source:
@@ -164,8 +133,3 @@ def _large(table: pa.Table) -> pa.Table:
         if is_text(column.type):
             table = table.set_column(place, column.name, table[column.name].cast(STRING))
     return table
-
-
-def _digest_files(known: tables.Format, path: Path) -> str:
-    parts = [f"{file.name} {artifacts.sha256(file)}" for file in known.files(path)]
-    return hashlib.blake2b("\n".join([known.name, *parts]).encode(), digest_size=16).hexdigest()

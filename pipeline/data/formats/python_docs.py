@@ -23,14 +23,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline import text
+from pipeline.config import SourceConfig
 from pipeline.data.formats import docstrings
 from pipeline.data.formats.docstrings import Docstring
-
-if TYPE_CHECKING:
-    from pipeline.data.sources import Source
+from pipeline.data.formats.tables import FoundSource, Tables
 
 NAME = "python_api"
 
@@ -89,15 +88,13 @@ class Entry:
     """As written: dotted names, whole or in part."""
 
 
-def read(roots: Sequence[Path] = ()) -> "Source":
+def read(roots: Sequence[Path] = ()) -> Tables:
     """Documents, queries and judgments of the installed packages; about 20,000 documents in a full installation.
 
     Args:
         roots: folders of packages to read instead of this Python's own.
     """
     import pyarrow as pa
-
-    from pipeline.data.sources import Source
 
     places = roots or docstrings.installed()
     entries = distinct(take_apart(docstring) for docstring in docstrings.read(places) if _long_enough(docstring.text))
@@ -106,18 +103,16 @@ def read(roots: Sequence[Path] = ()) -> "Source":
     queries, judgments = judge(entries)
     sources = ["human"] * len(judgments["grade"])
     log.info("%d documents, %d queries, %d judgments", len(names), len(queries["text"]), len(sources))
-    return Source(
-        NAME,
-        documents,
-        pa.table(queries),
-        pa.table({**judgments, "source": sources}),
-        digest(places),
-        format=NAME,
-    )
+    return Tables(documents=documents, queries=pa.table(queries), judgments=pa.table({**judgments, "source": sources}))
+
+
+def find(config: SourceConfig, _root: Path) -> FoundSource | None:
+    """The source of format `python_api`; see `tables.Format`."""
+    return FoundSource(NAME, NAME, digest, read) if config.format == NAME else None
 
 
 def digest(roots: Sequence[Path] = ()) -> str:
-    """What `read` gives as the source's digest, in a tenth of its time: a hash of all the files it would read."""
+    """A hash of all the files that `read` would read, in a tenth of its time."""
     return docstrings.digest(roots or docstrings.installed(), f"{NAME} {VERSION}")
 
 

@@ -2,70 +2,95 @@
 
 from pathlib import Path
 
-from pipeline.data.formats import beir, esci, kaggle, parquet, qbqtc, t2ranking, trec_collection, wands
-from pipeline.data.formats.tables import Format
-from pipeline.errors import MissingError
+from pipeline.config import SourceConfig
+from pipeline.data.formats import (
+    beir,
+    esci,
+    kaggle,
+    parquet,
+    python_docs,
+    qbqtc,
+    sql,
+    t2ranking,
+    table,
+    trec_collection,
+    wands,
+)
+from pipeline.data.formats.tables import Format, FoundSource, of_files
+from pipeline.errors import ConfigError, MissingError
 
 FORMATS = (
-    Format(
+    of_files(
         "parquet",
         "documents.parquet (or corpus.parquet), queries.parquet, judgments.parquet (or qrels.parquet)",
         parquet.parquet_files,
         parquet.parquet,
     ),
-    Format("beir", "corpus.jsonl, queries.jsonl and qrels/*.tsv", beir.beir_files, beir.beir),
-    Format(
+    of_files("beir", "corpus.jsonl, queries.jsonl and qrels/*.tsv", beir.beir_files, beir.beir),
+    of_files(
         "esci",
         "shopping_queries_dataset_examples.parquet and shopping_queries_dataset_products.parquet",
         esci.esci_files,
         esci.esci,
     ),
-    Format("wands", "query.csv, product.csv and label.csv", wands.wands_files, wands.wands),
-    Format(
+    of_files("wands", "query.csv, product.csv and label.csv", wands.wands_files, wands.wands),
+    of_files(
         "t2ranking",
         "collection.tsv with queries.train.tsv and qrels.train.tsv (or dev)",
         t2ranking.t2ranking_files,
         t2ranking.t2ranking,
     ),
-    Format(
+    of_files(
         "trec",
         "a qrels file with corpus.jsonl or collection.tsv, and queries.jsonl or queries.tsv",
         trec_collection.trec_files,
         trec_collection.trec_collection,
     ),
-    Format(
+    of_files(
         "qbqtc",
         "train.json, dev.json or test_public.json with lines of query, title and label",
         qbqtc.qbqtc_files,
         qbqtc.qbqtc,
     ),
-    Format(
+    of_files(
         "crowdflower",
         "train.csv with columns query and median_relevance",
         kaggle.crowdflower_files,
         kaggle.crowdflower,
     ),
-    Format(
+    of_files(
         "homedepot",
         "train.csv with columns search_term and relevance",
         kaggle.homedepot_files,
         kaggle.homedepot,
     ),
+    Format("table", "any CSV, TSV, JSON lines or Parquet file by a map of its columns", table.find),
+    Format("sql", "a SQLAlchemy URL", sql.find),
+    Format("python_api", "the installed packages; only when named", python_docs.find),
 )
 """In the order in which `auto` tries them."""
 
 
-def of(path: Path, name: str) -> Format:
-    """The format called `name`, or with auto the one whose files are at `path`.
+NAMES = tuple(known.name for known in FORMATS)
+
+
+def find(config: SourceConfig, root: Path) -> tuple[str, FoundSource]:
+    """The name of a source's format, and the source.
 
     Raises:
-        MissingError: nothing at the path, or not the files that were looked for; the message lists them.
+        ConfigError: an unknown format.
+        MissingError: nothing at the path, or not the files that were looked for; the message lists them, and for a
+            table of other columns the map that would fit best.
     """
+    if config.format not in ("auto", *NAMES):
+        raise ConfigError(f"{config.path}: format '{config.format}' is none of auto, {', '.join(NAMES)}")
+    candidates = [known for known in FORMATS if config.format in ("auto", known.name)]
+    for known in candidates:
+        found = known.find(config, root)
+        if found is not None:
+            return known.name, found
+    path = root / config.path
     if not path.exists():
         raise MissingError(f"{path}: no such file or folder")
-    candidates = [known for known in FORMATS if name in ("auto", known.name)]
-    for known in candidates:
-        if known.files(path):
-            return known
     looked = "".join(f"\n  {known.name}: {known.looked_for}" for known in candidates)
-    raise MissingError(f"{path}: these files were looked for and are not there:{looked}")
+    raise MissingError(f"{path}: these files were looked for and are not there:{looked}{table.advice(path)}")

@@ -1,13 +1,20 @@
-"""Documents out of a database: one table, read as a stream, by any SQLAlchemy URL.
+"""Tables out of a database, by any SQLAlchemy URL: documents, or whatever the recipe's `columns` map.
 
     sqlite:///shop.db                                     the table `documents`
     postgresql+psycopg://user@host/shop?table=articles    another table or view
 
-The table has columns doc_id, title and text; others are kept.
+Without a map the table has columns doc_id, title and text; others are kept. With `query` the rows of a query are read
+instead of a table. The type of a kept column is decided once, from all of its values: one kind of value keeps its
+type, whole numbers beside floats are floats, and any other mixture is text, each value as it would be typed.
 """
 
+import datetime
+import decimal
+import hashlib
+import json
+import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +22,29 @@ import pyarrow as pa
 import sqlalchemy as sa
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, NoSuchTableError, SQLAlchemyError
 
+from pipeline.config import SourceConfig
+from pipeline.data.formats import table as mapped
 from pipeline.data.formats import tables
-from pipeline.data.formats.tables import Tables
+from pipeline.data.formats.tables import FoundSource, Tables
 from pipeline.data.formats.text_files import STRING
 from pipeline.errors import ConfigError, MissingError, SchemaError
 from pipeline.schema import InvalidRow
+from pipeline.text import hide_password
 
 ROWS_AT_ONCE = 10_000
+
+OWN_COLUMNS = ("doc_id", "title", "text")
+
+
+def find(config: SourceConfig, root: Path) -> FoundSource | None:
+    """The table that a URL names; it is read at once, as nothing else tells its content. See `tables.Format`."""
+    if config.format != "sql" and "://" not in config.path:
+        return None
+    address, name = locate(config.path, root)
+    content = read(config, root)
+    digest = _digest(content)
+    shown = hide_password(address.render_as_string(hide_password=True))
+    return FoundSource(name, shown, lambda: digest, lambda: content)
 
 
 def locate(url: str, root: Path) -> tuple[sa.URL, str]:
@@ -32,82 +55,199 @@ def locate(url: str, root: Path) -> tuple[sa.URL, str]:
         MissingError: no such SQLite file.
     """
     try:
-        found = sa.make_url(url)
+        address = sa.make_url(url)
     except (ArgumentError, ValueError) as error:
         shown = re.sub(r"//.*@", "//***@", url)
         raise ConfigError(f"{shown}: not a SQLAlchemy URL; write it as sqlite:///shop.db?table=documents") from error
-    name = found.query.get("table", "documents")
-    found = found.difference_update_query(["table"])
-    if found.get_backend_name() == "sqlite" and found.database and found.database != ":memory:":
-        file = root / found.database
+    name = address.query.get("table", "documents")
+    address = address.difference_update_query(["table"])
+    if address.get_backend_name() == "sqlite" and address.database and address.database != ":memory:":
+        file = root / address.database
         if not file.is_file():
             raise MissingError(f"{file}: no such SQLite file")
-        found = found.set(database=str(file))
-    return found, str(name)
+        address = address.set(database=str(file))
+    return address, str(name)
 
 
-def read(url: str, root: Path) -> Tables:
-    """All documents of the table in order of their ids, without queries or judgments. NULL is an empty text.
+def read(config: SourceConfig, root: Path) -> Tables:
+    """The rows of the table or query, in order of their ids. NULL is an empty text.
 
     Raises:
         ConfigError: not a URL that SQLAlchemy understands, or its driver is not installed.
         MissingError: no such file or table.
         SchemaError: a column missing, or the database fails; passwords are left out of the message.
     """
-    address, name = locate(url, root)
-    shown = f"{address.render_as_string(hide_password=True)}, table {name}"
+    address, name = locate(config.path, root)
+    source = "query" if config.query else f"table {name}"
+    shown = f"{hide_password(address.render_as_string(hide_password=True))}, {source}"
     try:
         engine = sa.create_engine(address)
     except (NoSuchModuleError, ArgumentError, ImportError) as error:
         raise ConfigError(f"{shown}: no driver for this database ({error}); install it, see the extras") from error
     try:
-        with engine.connect().execution_options(stream_results=True, max_row_buffer=ROWS_AT_ONCE) as connection:
-            table = sa.Table(name, sa.MetaData(), autoload_with=connection)
-            missing = [column for column in ("doc_id", "title", "text") if column not in table.c]
-            if missing:
-                raise SchemaError(
-                    f"{shown}: has no column {', '.join(missing)}; it has {list(table.c.keys())}. Make a view that "
-                    "names them so, and give it as ?table="
-                )
-            result = connection.execute(sa.select(table).order_by(table.c.doc_id)).mappings()
-            return _collect(result.partitions(ROWS_AT_ONCE), list(table.c.keys()), shown)
+        try:
+            columns = _rows(engine, name, config, shown, raw=False)
+        except (ValueError, TypeError, decimal.DecimalException):
+            # SQLite keeps anything in a column of dates or numbers; what does not fit is read as it is stored.
+            columns = _rows(engine, name, config, shown, raw=True)
     except NoSuchTableError as error:
         raise MissingError(f"{shown}: no such table") from error
     except SQLAlchemyError as error:
         reason = str(error).split("\n")[0]
+        if address.password:
+            reason = reason.replace(str(address.password), "***")
         raise SchemaError(f"{shown}: cannot be read ({reason})") from error
     finally:
         engine.dispose()
-
-
-def _collect(parts: Iterator[Any], columns: list[str], shown: str) -> Tables:
-    found: list[pa.Table] = []
-    faults: list[InvalidRow] = []
-    before = 0
-    for rows in parts:
-        table, more = _table(rows, columns, shown)
-        faults += [InvalidRow(fault.table, before + (fault.row or 0), fault.reason) for fault in more]
-        found.append(table)
-        before += table.num_rows
-    if not found:
-        return Tables()
-    return Tables(documents=pa.concat_tables(found, promote_options="permissive"), faults=tuple(faults))
-
-
-def _table(rows: list[Mapping[str, Any]], columns: list[str], shown: str) -> tuple[pa.Table, list[InvalidRow]]:
-    arrays: dict[str, pa.Array] = {}
-    faults: list[InvalidRow] = []
-    for name in columns:
-        values = [row[name] for row in rows]
-        if name in ("doc_id", "title", "text"):
-            texts = ["" if value is None else str(value) for value in values]
-            arrays[name], more = tables.strings(texts, "documents", name)
+    if config.columns:
+        return _assembled(columns, config, shown)
+    documents, faults = {}, []
+    for column, values in columns.items():
+        if column in OWN_COLUMNS:
+            documents[column], more = tables.strings(_texts(values, column, shown), "documents", column)
             faults += more
         else:
-            try:
-                arrays[name] = pa.array(values)
-            except (pa.ArrowException, TypeError, UnicodeError):
-                arrays[name] = pa.array([None if value is None else repr(value) for value in values], STRING)
-    if not columns or not rows:
-        raise SchemaError(f"{shown}: an empty part of a result")
-    return pa.table(arrays), faults
+            documents[column] = typed(values)
+    return Tables(documents=pa.table(documents), faults=tuple(faults))
+
+
+def _rows(engine: sa.Engine, name: str, config: SourceConfig, shown: str, *, raw: bool) -> dict[str, list[Any]]:
+    """The values of each column, under the keys of the map where there is one.
+
+    Args:
+        raw: take values as the driver gives them, without the type that the table declares; but for truth values.
+    """
+    wanted = dict(config.columns) or {column: column for column in OWN_COLUMNS}
+    with engine.connect().execution_options(stream_results=True, max_row_buffer=ROWS_AT_ONCE) as connection:
+        if config.query:
+            result = connection.execute(sa.text(config.query))
+            names = list(result.keys())
+        else:
+            table = sa.Table(name, sa.MetaData(), autoload_with=connection)
+            names = list(table.c.keys())
+        missing = [column for column in wanted.values() if column not in names]
+        if missing:
+            best = mapped.suggest(names)
+            fit = ", ".join(f"{role} = {json.dumps(column)}" for role, column in best.items())
+            raise SchemaError(
+                f"{shown}: has no column {', '.join(missing)}; it has {names}. Map its columns in the recipe's source"
+                + (f"; the map that fits best: columns = {{ {fit} }}" if fit else "")
+            )
+        if not config.columns:
+            wanted |= {column: column for column in names}
+        if not config.query:
+            ordered = [table.c[wanted[key]] for key in wanted if key == "doc_id"] or [
+                table.c[column] for column in wanted.values()
+            ]
+            chosen = [
+                sa.type_coerce(table.c[column], sa.types.NullType()).label(column)
+                if raw and not isinstance(table.c[column].type, sa.Boolean)
+                else table.c[column]
+                for column in dict.fromkeys(wanted.values())
+            ]
+            result = connection.execute(sa.select(*chosen).order_by(*ordered))
+        columns: dict[str, list[Any]] = {key: [] for key in wanted}
+        for part in _parts(result):
+            for key, column in wanted.items():
+                columns[key].extend(row[column] for row in part)
+        return columns
+
+
+def _parts(result: Any) -> Iterator[Sequence[Mapping[str, Any]]]:
+    yield from result.mappings().partitions(ROWS_AT_ONCE)
+
+
+def _assembled(columns: Mapping[str, list[Any]], config: SourceConfig, shown: str) -> Tables:
+    arrays = {}
+    for key, values in columns.items():
+        if key in mapped.ROLES:
+            arrays[key], faults = tables.strings(_texts(values, key, shown), "documents", key)
+            if faults:
+                raise SchemaError(f"{shown}: row {faults[0].row}, {faults[0].reason}")
+        else:
+            arrays[key] = typed(values)
+    return mapped.assemble(pa.table(arrays), config, shown)
+
+
+def _texts(values: Sequence[Any], column: str, shown: str) -> list[str]:
+    """Values as texts; NULL is an empty one.
+
+    Raises:
+        SchemaError: a value is bytes.
+    """
+    for row, value in enumerate(values):
+        if isinstance(value, (bytes, memoryview)):
+            raise SchemaError(f"{shown}: row {row} of column {column} holds bytes, not text; cast it in a view")
+    return ["" if value is None else plain(value) for value in values]
+
+
+def typed(values: Sequence[Any]) -> pa.Array:
+    """One column of one type that all values fit; nulls stay null. See the head of this module for the rule."""
+    kinds = {_kind(value) for value in values if value is not None}
+    if not kinds:
+        return pa.nulls(len(values), STRING)
+    try:
+        if kinds <= {"int", "float"} and "float" in kinds:
+            return pa.array([None if value is None else float(value) for value in values], pa.float64())
+        if kinds == {"int"}:
+            return pa.array(values, pa.int64())
+        if kinds <= {"int", "decimal"} and "decimal" in kinds:
+            return _decimals(values)
+        known = {"bool": pa.bool_(), "date": pa.date32(), "instant": pa.timestamp("us", "UTC"), "time": pa.time64("us")}
+        if len(kinds) == 1 and (kind := next(iter(kinds))) in (*known, "moment"):
+            return pa.array(values, known.get(kind, pa.timestamp("us")))
+    except (pa.ArrowException, OverflowError):
+        pass  # A number beyond every numeric type is kept as text.
+    return pa.array([None if value is None else plain(value) for value in values], STRING)
+
+
+def _decimals(values: Sequence[Any]) -> pa.Array:
+    """Exact decimals of one scale, the largest that a value has."""
+    numbers = [None if value is None else decimal.Decimal(value) for value in values]
+    scale = max((max(0, -int(number.as_tuple().exponent)) for number in numbers if number is not None), default=0)
+    return pa.array(numbers, pa.decimal128(38, scale))
+
+
+def _kind(value: Any) -> str:  # noqa: PLR0911 - a table of types
+    if isinstance(value, bool):
+        return "bool"
+    if isinstance(value, int):
+        return "int"
+    if isinstance(value, float):
+        return "float"
+    if isinstance(value, decimal.Decimal):
+        return "decimal" if value.is_finite() else "other"
+    if isinstance(value, datetime.datetime):
+        return "moment" if value.tzinfo is None else "instant"
+    if isinstance(value, datetime.date):
+        return "date"
+    return "time" if isinstance(value, datetime.time) and value.tzinfo is None else "other"
+
+
+def plain(value: Any) -> str:  # noqa: PLR0911 - a table of types
+    """A value as a person would type it; bytes in hex, lists and objects as JSON."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return f"{value:.0f}" if math.isfinite(value) and value.is_integer() and abs(value) < 1e15 else repr(value)
+    if isinstance(value, (bytes, memoryview)):
+        return bytes(value).hex()
+    if isinstance(value, (datetime.datetime, datetime.date, datetime.time)):
+        return value.isoformat()
+    if isinstance(value, (list, tuple, dict)):
+        return json.dumps(value, ensure_ascii=False, sort_keys=True, default=plain)
+    return str(value)
+
+
+def _digest(content: Tables) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    faults: tuple[InvalidRow, ...] = content.faults
+    digest.update(repr(faults).encode(errors="surrogatepass"))
+    for rows in (content.documents, content.queries, content.judgments):
+        digest.update(str(rows.schema).encode())
+        for batch in rows.to_batches(max_chunksize=ROWS_AT_ONCE):
+            for row in batch.to_pylist():
+                digest.update(repr(row).encode(errors="surrogatepass"))
+    return digest.hexdigest()

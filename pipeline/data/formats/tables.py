@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline import schema, text
+from pipeline import artifacts, schema, text
+from pipeline.config import SourceConfig
 from pipeline.data.formats import text_files
 from pipeline.data.formats.text_files import STRING
 from pipeline.errors import MissingError, SchemaError
@@ -82,9 +83,10 @@ def splits(values: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def whole_grades(values: pa.ChunkedArray) -> tuple[pa.ChunkedArray, list[InvalidRow]]:
-    """Grades from texts such as '2'; 0 and a fault where a text is no whole number."""
-    good = pc.match_substring_regex(values, r"^\s*[+-]?[0-9]{1,9}\s*$")
-    plain = pc.utf8_ltrim(pc.utf8_trim_whitespace(pc.if_else(good, values, pa.scalar("0", values.type))), "+")
+    """Grades from texts such as '2' or '2.0'; 0 and a fault where a text is no whole number."""
+    good = pc.match_substring_regex(values, r"^\s*[+-]?[0-9]{1,9}(?:\.0*)?\s*$")
+    whole = pc.replace_substring_regex(values, r"\.0*(\s*)$", r"\1")
+    plain = pc.utf8_ltrim(pc.utf8_trim_whitespace(pc.if_else(good, whole, pa.scalar("0", values.type))), "+")
     return pc.cast(plain, pa.int64()), unknown_grades(values, good, "is not a whole number")
 
 
@@ -265,12 +267,54 @@ def _whole(names: Any) -> list[Path]:
 
 
 @dataclass(frozen=True, slots=True)
+class FoundSource:
+    """A source that is there, before it is read."""
+
+    name: str
+    """Its name where the recipe gives none."""
+    shown: str
+    """Its address for messages, without a password."""
+    digest: Callable[[], str]
+    """A hash of the content as it is now."""
+    read: Callable[[], Tables]
+
+
+@dataclass(frozen=True, slots=True)
 class Format:
     """One way in which judged collections are written."""
 
     name: str
     looked_for: str
-    """The files it is known by, in words."""
-    files: Callable[[Path], list[Path]]
-    """The files that would be read from a path; empty when the path is not of this format."""
-    read: Callable[[Path], Tables]
+    """What it is known by, in words."""
+    find: Callable[[SourceConfig, Path], FoundSource | None]
+    """The source that a recipe means, relative to a folder; None when it is not of this format."""
+
+
+def of_files(name: str, looked_for: str, files: Callable[[Path], list[Path]], read: Callable[[Path], Tables]) -> Format:
+    """A format of files.
+
+    Args:
+        name: the name in recipes.
+        looked_for: the files it is known by, in words.
+        files: the files that would be read from a path; empty when the path is not of this format.
+        read: the tables in a path that has such files.
+    """
+
+    def find(config: SourceConfig, root: Path) -> FoundSource | None:
+        path = root / config.path
+        if "://" in config.path or config.columns or not files(path):
+            return None
+        return FoundSource(name_of(path), str(path), lambda: digest_of(name, files(path)), lambda: read(path))
+
+    return Format(name, looked_for, find)
+
+
+def name_of(path: Path) -> str:
+    """The name of a folder, or of the folder of a file."""
+    return path.resolve().parent.name if path.is_file() else path.resolve().name
+
+
+def digest_of(name: str, files: Iterable[Path]) -> str:
+    """A hash of the names and the content of files, whichever folder they are in."""
+    parts = [f"{file.name} {artifacts.sha256(file)}" for file in files]
+    return hashlib.blake2b("\n".join([name, *parts]).encode(), digest_size=16).hexdigest()

@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.config import SourceConfig
 from pipeline.data import sources
+from pipeline.data.formats import sql
 from pipeline.data.sources import Source
 from pipeline.errors import InputError
 
@@ -372,7 +373,7 @@ def test_documents_out_of_a_database_stand_in_order_of_their_ids(tmp_path: Path)
 
 
 def test_another_table_of_a_database_and_many_rows(tmp_path: Path) -> None:
-    count = sources.sql.ROWS_AT_ONCE * 2 + 5
+    count = sql.ROWS_AT_ONCE * 2 + 5
     store(tmp_path / "shop.db", ((number, f"t{number}", "", number) for number in range(count)), "articles")
     source = sources.read(SourceConfig(path="sqlite:///shop.db?table=articles", name="shop"), tmp_path)
     assert source.name == "shop"

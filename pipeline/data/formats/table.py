@@ -1,0 +1,320 @@
+"""Tables of a team's own: CSV, TSV, JSON lines or Parquet, one file or several, by a map of their columns.
+
+    { path = "ratings.csv", columns = { query = "query", title = "product_title", grade = "relevance" } }
+
+A path is a file, a folder, or a pattern such as `ratings-*.csv`. What a table gives follows from the keys of the map:
+texts of documents (title, text), queries (query), and with a grade the judgments of the pairs. Ids that the map does
+not name are made from the texts. Unmapped columns are not read; any other key keeps a column of the documents.
+"""
+
+import difflib
+import json
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.config import SourceConfig
+from pipeline.data.formats import tables, text_files
+from pipeline.data.formats.tables import FoundSource, Tables
+from pipeline.data.formats.text_files import STRING
+from pipeline.errors import ConfigError, MissingError, SchemaError
+from pipeline.schema import MAX_GRADE, InvalidRow
+
+JSON_LINES = (".jsonl", ".ndjson", ".json")
+SUFFIXES = (".csv", ".tsv", ".tab", *JSON_LINES, ".parquet")
+DELIMITERS = (",", "\t", ";", "|")
+STEPS_PER_POINT = 3
+"""Grades that one point of a fractional scale becomes, where the recipe gives no scale."""
+
+ROLES = ("query_id", "query", "doc_id", "title", "text", "grade", "split", "source")
+
+SYNONYMS: Mapping[str, tuple[str, ...]] = {
+    "query": ("query", "search_term", "search", "keyword", "keywords", "question", "search_query", "q"),
+    "title": ("title", "product_title", "name", "product_name", "headline", "subject"),
+    "text": ("text", "body", "description", "content", "product_description", "passage", "document", "abstract"),
+    "grade": ("grade", "relevance", "label", "rating", "score", "judgment", "judgement", "gain", "median_relevance"),
+    "query_id": ("query_id", "qid", "query-id", "queryid"),
+    "doc_id": (
+        "doc_id",
+        "docid",
+        "product_id",
+        "product_uid",
+        "corpus-id",
+        "document_id",
+        "item_id",
+        "sku",
+        "asin",
+        "id",
+    ),
+    "split": ("split",),
+}
+"""Usual names of each kind of column, the likeliest first."""
+
+log = logging.getLogger(__name__)
+
+
+def find(config: SourceConfig, root: Path) -> FoundSource | None:
+    """The table that a recipe maps; see `tables.Format`.
+
+    Raises:
+        ConfigError: the format is table and no columns are mapped; the message has the map that would fit best.
+        MissingError: no such file.
+    """
+    if "://" in config.path or not (config.columns or config.format == "table"):
+        return None
+    path = root / config.path
+    files = files_of(path)
+    if not files:
+        raise MissingError(f"{path}: no such table; name a file, a folder or a pattern of {', '.join(SUFFIXES)} files")
+    if not config.columns:
+        raise ConfigError(f"{path}: format 'table' needs a map of columns{advice(path)}")
+    name = tables.name_of(path if path.exists() else path.parent)
+    return FoundSource(
+        name, str(path), lambda: tables.digest_of("table", files_of(path)), lambda: read(files_of(path), config)
+    )
+
+
+def files_of(path: Path) -> list[Path]:
+    """The table files that a path means: itself, those of a folder, or those that match its last part."""
+    if path.is_file():
+        return [path] if path.suffix.lower() in SUFFIXES else []
+    folder, pattern = (path, "*") if path.is_dir() else (path.parent, path.name)
+    return [file for file in tables.data_files(folder, pattern) if file.suffix.lower() in SUFFIXES]
+
+
+def read(files: Sequence[Path], config: SourceConfig) -> Tables:
+    """Documents, queries and judgments of mapped tables that stand below one another.
+
+    Raises:
+        ConfigError: the map makes no documents, queries or judgments.
+        SchemaError: a column that a file lacks, a value that is no text, grades that are words without `labels`.
+    """
+    parts = [_read_file(file, config.columns) for file in files]
+    try:
+        rows = pa.concat_tables(parts, promote_options="permissive")
+    except pa.ArrowException as error:
+        raise SchemaError(f"{files[0].parent}: the tables have columns of different types ({error})") from error
+    return assemble(rows, config, str(files[0]) if len(files) == 1 else str(files[0].parent))
+
+
+def assemble(rows: pa.Table, config: SourceConfig, shown: str) -> Tables:
+    """The three tables from rows whose columns are called as the keys of the map.
+
+    Args:
+        rows: ids, texts and grades as texts without nulls; other columns of any type.
+        shown: the source's address, for messages.
+
+    Raises:
+        ConfigError: the keys make nothing.
+        SchemaError: grades that are words without `labels`.
+    """
+    names = set(rows.column_names)
+    graded, queried, described = "grade" in names, "query" in names, bool(names & {"title", "text"})
+    extra = [name for name in rows.column_names if name not in ROLES]
+    columns = {name: rows[name] for name in rows.column_names}
+    blank = tables.all_the_same("", rows.num_rows)
+    titles, texts = columns.get("title", blank), columns.get("text", blank)
+    if queried:
+        columns.setdefault("query_id", pa.chunked_array([tables.ids("q", columns["query"])]))
+    if described:
+        columns.setdefault("doc_id", pa.chunked_array([tables.ids("d", titles, texts)]))
+    if graded and not {"query_id", "doc_id"} <= set(columns):
+        lacking = "query or query_id" if "query_id" not in columns else "title, text or doc_id"
+        raise ConfigError(
+            f"{shown}: columns maps a grade, but not {lacking}; a grade belongs to a query and a document"
+        )
+    if not (graded or queried or described):
+        raise ConfigError(
+            f"{shown}: columns maps {', '.join(sorted(names))}; map a query, a title or a text, and a grade"
+        )
+    tables_read: dict[str, Any] = {}
+    if described:
+        documents = {"doc_id": columns["doc_id"], "title": titles, "text": texts}
+        documents |= {name: columns[name] for name in extra}
+        tables_read["documents"] = _distinct(pa.table(documents), ("doc_id", "title", "text"))
+    if queried:
+        queries = pa.table({"query_id": columns["query_id"], "text": columns["query"]})
+        tables_read["queries"] = _distinct(queries, ("query_id", "text"))
+    if graded:
+        grades, faults = _grades(columns["grade"], config, shown)
+        judgments = {"query_id": columns["query_id"], "doc_id": columns["doc_id"], "grade": grades}
+        judgments["split"] = (
+            tables.splits(columns["split"]) if "split" in columns else tables.all_the_same(None, rows.num_rows)
+        )
+        if "source" in columns:
+            judgments["source"] = columns["source"]
+        tables_read |= {"judgments": pa.table(judgments), "faults": tuple(faults)}
+    return Tables(**tables_read)
+
+
+def advice(path: Path) -> str:
+    """The columns of the table at a path and the map that would fit best, to be put behind a message; or nothing."""
+    files = files_of(path)
+    if not files:
+        return ""
+    try:
+        names = _names(files[0], ())
+    except (SchemaError, MissingError, OSError, pa.ArrowException) as error:
+        return f"\nA table could be read by a map of its columns, but {error}"
+    best = suggest(names)
+    shown = ", ".join(names[:40]) + (", …" if len(names) > 40 else "")
+    if not best:
+        return (
+            f"\n{files[0].name} has the columns {shown}; none looks like a query, a title or a grade, map them by hand"
+        )
+    toml = ", ".join(f"{role} = {json.dumps(name, ensure_ascii=False)}" for role, name in best.items())
+    option = ",".join(f"{role}={name}" for role, name in best.items())
+    return (
+        f"\n{files[0].name} has the columns {shown}. The map that fits best: columns = {{ {toml} }} in the recipe's "
+        f"source, or --columns {option!r} on the command line"
+    )
+
+
+def suggest(names: Sequence[str]) -> dict[str, str]:
+    """What each kind of column is most likely called among these names; each name is used once."""
+    folded = {name.strip().casefold().replace(" ", "_"): name for name in reversed(names)}
+    best: dict[str, str] = {}
+    for role, known in SYNONYMS.items():
+        free = [name for name in folded if folded[name] not in best.values()]
+        match = next((name for name in known if name in free), None)
+        near = difflib.get_close_matches(role, free, 1, 0.75)
+        if match or near:
+            best[role] = folded[match or near[0]]
+    return best
+
+
+def _read_file(file: Path, columns: Mapping[str, str]) -> pa.Table:
+    """The mapped columns of one file under their keys; known roles as texts."""
+    wanted = list(dict.fromkeys(columns.values()))
+    suffix = file.suffix.lower()
+    if suffix in JSON_LINES:
+        return _read_json(file, columns)
+    names = _names(file, wanted)
+    missing = [name for name in wanted if name not in names]
+    if missing:
+        raise SchemaError(f"{file}: has no column {', '.join(map(repr, missing))}{advice(file)}")
+    if suffix == ".parquet":
+        rows = tables.read_foreign(file, wanted)
+    else:
+        rows = text_files.titled(file, wanted, delimiter=_delimiter(file, wanted))
+    return pa.table({role: _text(rows[name], role, file) for role, name in columns.items()})
+
+
+def _names(file: Path, wanted: Sequence[str]) -> list[str]:
+    if file.suffix.lower() in JSON_LINES:
+        return list(next(text_files.json_lines(file), (0, {}))[1])
+    if file.suffix.lower() == ".parquet":
+        return list(pq.read_schema(file).names)
+    return text_files.header(file, _delimiter(file, wanted))
+
+
+def _delimiter(file: Path, wanted: Sequence[str]) -> str:
+    """The separator whose first row has most of the wanted names, and then most names; tabs first for .tsv."""
+    known = sorted(DELIMITERS, key=lambda delimiter: delimiter != "\t") if file.suffix.lower() != ".csv" else DELIMITERS
+
+    def fit(delimiter: str) -> tuple[int, int]:
+        try:
+            names = text_files.header(file, delimiter)
+        except SchemaError:
+            return (0, 0)
+        return len(set(wanted) & set(names)), len(names)
+
+    return max(known, key=fit)
+
+
+def _text(values: pa.ChunkedArray, role: str, file: Path) -> pa.ChunkedArray:
+    """A column of Parquet or CSV; a role as text, with nothing for null."""
+    if role not in ROLES or tables.is_text(values.type):
+        return values if role not in ROLES else pc.fill_null(pc.cast(values, STRING), "")
+    numbers = role in ("query_id", "doc_id", "grade") and (
+        pa.types.is_integer(values.type)
+        or (role == "grade" and (pa.types.is_floating(values.type) or pa.types.is_decimal(values.type)))
+    )
+    if not numbers:
+        raise SchemaError(f"{file}: the column for {role} is {values.type}, not text")
+    return pc.fill_null(pc.cast(values, STRING), "")
+
+
+def _read_json(file: Path, columns: Mapping[str, str]) -> pa.Table:
+    values: dict[str, list[Any]] = {role: [] for role in columns}
+    for number, row in text_files.json_lines(file):
+        for role, name in columns.items():
+            value = row.get(name)
+            if role in ROLES:
+                optional = role in ("title", "split", "source") or (role == "text" and "title" in columns)
+                value = _json_text(value, role, optional)
+                if value is None:
+                    raise SchemaError(
+                        f"{file}, line {number}: {name!r} is {json.dumps(row.get(name))[:60]}, not a text for {role}; "
+                        f"it has {list(row)[:40]}"
+                    )
+            values[role].append(value)
+    arrays = {}
+    for role, cells in values.items():
+        try:
+            arrays[role] = pa.array(cells, STRING) if role in ROLES else pa.array(cells)
+        except (pa.ArrowException, UnicodeError) as error:
+            raise SchemaError(f"{file}: the column for {role} has values of different kinds ({error})") from error
+    return pa.table(arrays)
+
+
+def _json_text(value: Any, role: str, optional: bool) -> str | None:
+    """A JSON value as the text of a role; None when it is none."""
+    if isinstance(value, str):
+        return value
+    if value is None and optional:
+        return ""
+    number = isinstance(value, (int, float) if role == "grade" else int) and not isinstance(value, bool)
+    return str(value) if number and role in ("query_id", "doc_id", "grade") else None
+
+
+def _distinct(rows: pa.Table, columns: Sequence[str]) -> pa.Table:
+    """The rows without those that are the same in all of these columns; one id with two texts stays, to be found."""
+    frame = pd.DataFrame({name: rows[name].to_pandas() for name in columns})
+    return rows.filter(pa.array(~frame.duplicated().to_numpy()))
+
+
+def _grades(values: pa.ChunkedArray, config: SourceConfig, shown: str) -> tuple[pa.ChunkedArray, list[InvalidRow]]:
+    """Grades 0..MAX_GRADE from texts: by `labels`, by `grade_scale`, whole numbers as they are, or the scale below.
+
+    Fractional values without a scale: floor(lowest) becomes 0, and each point up to ceil(highest) three grades, ten
+    at most; halves are rounded up. The log states the scale, so that it can be put into the recipe.
+    """
+    cells = pc.utf8_trim_whitespace(values)
+    if config.labels:
+        return tables.named_grades(cells, config.labels)
+    numbers = pd.to_numeric(cells.to_pandas(), errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+    good = np.isfinite(numbers)
+    if len(good) and not good.any():
+        words = sorted(set(cells.to_pylist()))[:MAX_GRADE]
+        labels = ", ".join(f"{json.dumps(word, ensure_ascii=False)} = {rank}" for rank, word in enumerate(words))
+        raise SchemaError(
+            f"{shown}: the grades are words ({', '.join(words)}); say what each is worth, such as "
+            f"labels = {{ {labels} }}"
+        )
+    faults = tables.unknown_grades(cells, pa.array(good), "is not a number")
+    numbers = np.where(good, numbers, 0.0)
+    scale = config.grade_scale
+    if not scale and not (numbers % 1).any():
+        return pa.chunked_array([numbers.astype(np.int64)]), faults
+    if not scale:
+        low, high = math.floor(numbers[good].min()), math.ceil(numbers[good].max())
+        scale = (float(low), float(high), float(min(MAX_GRADE, STEPS_PER_POINT * (high - low))))
+        log.warning("%s: fractional grades; read by grade_scale = [%g, %g, %g]", shown, *scale)
+    if len(scale) != 3 or not scale[0] < scale[1] or scale[2] % 1 or not 1 <= scale[2] <= MAX_GRADE:
+        raise ConfigError(
+            f"{shown}: grade_scale is {list(scale)}; give lowest value, highest value and steps from 1 to {MAX_GRADE}"
+        )
+    low, high, steps = scale
+    inside = good & (low <= numbers) & (numbers <= high)
+    faults += tables.unknown_grades(cells, pa.array(inside | ~good), f"is outside {low:g} to {high:g} of grade_scale")
+    grades = np.where(inside, np.floor((numbers - low) / (high - low) * steps + 0.5), 0).astype(np.int64)
+    return pa.chunked_array([grades]), faults

@@ -1,0 +1,146 @@
+"""A team's own tables are read by a map of their columns; databases by the same map, with one type for each column."""
+
+import json
+import sqlite3
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from pipeline.config import SourceConfig
+from pipeline.data import convert, sources
+from pipeline.data.formats import sql
+from pipeline.data.sources import Source
+from pipeline.errors import InputError
+
+ROWS = [("red lamp", "Lamp, red", "3"), ("red lamp", "Blue lamp", "1"), ("chair", "Lamp, red", "0")]
+COLUMNS = {"query": "search", "title": "name", "grade": "relevance"}
+
+
+def write(path: Path, rows: list[tuple[str, str, str]] = ROWS) -> SourceConfig:
+    names = ("search", "name", "relevance")
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(dict(zip(names, row, strict=True))) + "\n" for row in rows))
+    elif path.suffix == ".parquet":
+        pd.DataFrame(rows, columns=list(names)).to_parquet(path)
+    else:
+        separator = "\t" if path.suffix == ".tsv" else ";"
+        quoted = ([f'"{cell}"' for cell in row] for row in (names, *rows))
+        path.write_text("".join(separator.join(row) + "\n" for row in quoted))
+    return SourceConfig(path=path.name, columns=COLUMNS)
+
+
+def judged(source: Source) -> list[tuple[str, str, int]]:
+    queries = {row["query_id"]: row["text"] for row in source.queries.to_pylist()}
+    documents = {row["doc_id"]: row["title"] for row in source.documents.to_pylist()}
+    return [(queries[row["query_id"]], documents[row["doc_id"]], row["grade"]) for row in source.judgments.to_pylist()]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet"])
+def test_each_kind_of_file_gives_the_same_tables(tmp_path: Path, suffix: str) -> None:
+    source = sources.read(write(tmp_path / f"ratings.{suffix}"), tmp_path)
+    assert source.format == "table"
+    assert judged(source) == [(query, title, int(grade)) for query, title, grade in ROWS]
+    assert (source.documents.num_rows, source.queries.num_rows) == (2, 2)
+
+
+def test_several_files_are_one_table_and_ids_follow_the_texts(tmp_path: Path) -> None:
+    whole = sources.read(write(tmp_path / "ratings.csv"), tmp_path)
+    (tmp_path / "parts").mkdir()
+    write(tmp_path / "parts" / "a.csv", ROWS[:1])
+    write(tmp_path / "parts" / "b.csv", ROWS[1:])
+    (tmp_path / "parts" / "._b.csv").write_bytes(b"\x00")
+    parts = sources.read(SourceConfig(path="parts/*.csv", columns=COLUMNS), tmp_path)
+    assert parts.judgments.equals(whole.judgments)
+
+
+@pytest.mark.parametrize(
+    ("grades", "settings", "expected"),
+    [
+        (("2", "1.0", "0"), {}, [2, 1, 0]),
+        (("3", "2.33", "1"), {}, [6, 4, 0]),  # 1 to 3, three grades a point, as Home Depot's.
+        (("1", "0.5", "0"), {"grade_scale": (0.0, 1.0, 4.0)}, [4, 2, 0]),
+        (("good", "fair", "bad"), {"labels": {"bad": 0, "fair": 1, "good": 2}}, [2, 1, 0]),
+    ],
+)
+def test_grades_become_whole_by_a_stated_rule(
+    tmp_path: Path, grades: tuple[str, ...], settings: Mapping[str, object], expected: list[int]
+) -> None:
+    rows = [(query, title, grade) for (query, title, _), grade in zip(ROWS, grades, strict=True)]
+    write(tmp_path / "ratings.csv", rows)
+    config = SourceConfig(path="ratings.csv", columns=COLUMNS, **settings)  # type: ignore[arg-type]
+    source = sources.read(config, tmp_path)
+    assert source.judgments["grade"].to_pylist() == expected
+    assert source.faults == ()
+
+
+@pytest.mark.parametrize(
+    ("content", "columns", "message"),
+    [
+        (
+            b"search_term,product_title,relevance\na,b,1\n",
+            {},
+            r'query = "search_term", title = "product_title", grade = "rel',
+        ),
+        (b"a\n1\n", {"query": "q"}, r"has no column 'q'.*has the columns a; none looks like"),
+        (
+            b"q,t,g\na,b,good\n",
+            {"query": "q", "title": "t", "grade": "g"},
+            r'grades are words \(good\).*labels = \{ "good"',
+        ),
+        (
+            b"q,t,g\na,\xff,1\n",
+            {"query": "q", "title": "t", "grade": "g"},
+            "line 2, byte 8: 0xff is not UTF-8; convert",
+        ),
+        (b"q,g\na,1\n", {"query": "q", "grade": "g"}, "maps a grade, but not title, text or doc_id"),
+    ],
+)
+def test_a_table_that_does_not_fit_is_one_message(
+    tmp_path: Path, content: bytes, columns: dict[str, str], message: str
+) -> None:
+    (tmp_path / "ratings.csv").write_bytes(content)
+    with pytest.raises(InputError, match=rf"(?s)ratings\.csv.*{message}"):
+        sources.read(SourceConfig(path="ratings.csv", columns=columns), tmp_path)
+
+
+def test_convert_takes_the_map_as_one_option(tmp_path: Path) -> None:
+    write(tmp_path / "ratings.csv")
+    columns = convert.parse_columns("query=search, title=name,grade=relevance")
+    convert.convert(tmp_path / "ratings.csv", "auto", tmp_path / "out", columns)
+    assert sources.read(SourceConfig(path="out"), tmp_path).judgments.num_rows == 3
+
+
+def test_a_source_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> None:
+    config = write(tmp_path / "ratings.csv")
+    found = sources.find(config, tmp_path)
+    write(tmp_path / "ratings.csv", ROWS[:2])
+    with pytest.raises(InputError, match=r"ratings\.csv: changed while it was read"):
+        found.read()
+
+
+def test_the_type_of_a_database_column_does_not_depend_on_the_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection = sqlite3.connect(tmp_path / "shop.db")
+    connection.execute("create table items (id integer, name text, size, price decimal(8, 2), day date, sold boolean)")
+    rows = [(n, f"item {n}", n if n < 9 else "XL", n + 0.5, "2024-01-02", n % 2) for n in range(10)]
+    connection.executemany("insert into items values (?, ?, ?, ?, ?, ?)", rows)
+    connection.commit()
+    connection.close()
+    columns = {"doc_id": "id", "title": "name", "size": "size", "price": "price", "day": "day", "sold": "sold"}
+    config = SourceConfig(path="sqlite:///shop.db?table=items", columns=columns)
+    expected = sources.read(config, tmp_path).documents
+    assert expected["size"].to_pylist() == [*map(str, range(9)), "XL"]
+    assert pa.types.is_decimal(expected["price"].type)
+    assert expected["sold"].type == pa.bool_()
+    assert expected["day"].type == pa.date32()
+    for batch in (1, 3, 9):
+        monkeypatch.setattr(sql, "ROWS_AT_ONCE", batch)
+        assert sources.read(config, tmp_path).documents.equals(expected)
+    query = SourceConfig(
+        path="sqlite:///shop.db", query="select name as title from items where id < 3", columns={"title": "title"}
+    )
+    assert sources.read(query, tmp_path).documents["title"].to_pylist() == ["item 0", "item 1", "item 2"]

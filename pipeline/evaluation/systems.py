@@ -76,6 +76,8 @@ def make(
     if live:
         inputs |= {"live features": live[0], "live fusion": live[1]}
 
+    config = {"live ranker": True} if live else {}
+
     def build(staging: Staging) -> dict[str, object]:
         import pandas as pd
         import pyarrow as pa
@@ -87,14 +89,15 @@ def make(
         if live:
             lived = _test_rows(live[0])
             weights = Fusion.from_json(live[1].file("fusion.json").read_text(encoding="utf-8"))
-            parts.append(_system(scored(lived, weights), LIVE, "fused"))
-        order = [BM25, ENCODER, BOTH, *sorted(scores), RANKER, FUSED, LIVE]
+            ordered = scored(lived, weights)
+            parts += [_system(ordered, LIVE, "fused"), _system(ordered, LIVE_RANKER, "ranker")]
+        order = [BM25, ENCODER, BOTH, *sorted(scores), RANKER, FUSED, LIVE_RANKER, LIVE]
         table = pd.concat(parts, ignore_index=True)
         table = table.sort_values("system", key=lambda names: names.map(order.index), kind="stable")
         schema.write(pa.Table.from_pandas(table, preserve_index=False), staging.folder / "run.parquet", "run")
         return {"systems": [name for name in order if name in set(table["system"])], "rows": len(table)}
 
-    return STAGE.make(workspace, config={}, inputs=inputs, build=build)
+    return STAGE.make(workspace, config=config, inputs=inputs, build=build)
 
 
 def _test_rows(features: Artifact) -> "pd.DataFrame":

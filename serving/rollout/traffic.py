@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from pipeline import text
 from pipeline.errors import RelevanceError
+from serving.errors import DeadlineError
 from serving.rollout.canary import CanaryMonitor, Tally
 from serving.rollout.comparison import ComparedRequest, Comparison, ComparisonResult, Grades, grades_of, read_grades
 from serving.rollout.shadow import End, ShadowCopy, ShadowQueue
@@ -40,6 +41,8 @@ class Route:
 
     searcher: Searcher
     variant: Variant
+    wished: bool = False
+    """Whether the client chose the release itself; such a request decides nothing about a canary."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,8 +107,10 @@ class Rollout:
         """
         canary = self._canary
         if canary is None or wish == "never":
-            return Route(live, "live")
-        if wish == "always" or _share(canary.trial, request_id) < canary.trial.share:
+            return Route(live, "live", wished=wish is not None)
+        if wish == "always":
+            return Route(canary.searcher, "canary", wished=True)
+        if _share(canary.trial, request_id) < canary.trial.share:
             return Route(canary.searcher, "canary")
         return Route(live, "live")
 
@@ -131,11 +136,16 @@ class Rollout:
         if canary is not None and choice.searcher in (canary.searcher, canary.live):
             self.requests[choice.variant] += 1
             self.errors[choice.variant] += status >= 500
+        # A client chooses its deadline and may wish for a release, so neither 504s nor wishes decide anything.
+        decides = not choice.wished and status != DeadlineError.status
+        if decides and canary is not None and choice.searcher in (canary.searcher, canary.live):
             fault = canary.watch.answered(canary=on_canary, status=status, seconds=seconds, computed=computed)
             if fault is not None:
                 self._withdraw("canary", canary.trial, fault)
                 return
         if asked is None:
+            return
+        if on_canary and choice.wished:
             return
         if on_canary and canary is not None and canary.searcher is choice.searcher:
             judged = grades_of(asked.question, self._grades) is not None

@@ -14,7 +14,10 @@ from pipeline.evaluation.metrics import by_query
 from serving.rollout import comparison
 from serving.rollout.canary import CanaryMonitor
 from serving.rollout.comparison import Comparison, ComparisonResult, Rerank
-from serving.rollout.trials import Bounds
+from serving.rollout.lifecycle import Lifecycle
+from serving.rollout.traffic import Route
+from serving.rollout.trials import Bounds, Canary
+from serving.settings import Settings
 
 
 def answer(watch: CanaryMonitor, times: int, *, canary: bool, status: int = 200, seconds: float = 0.1) -> list[str]:
@@ -139,3 +142,39 @@ def test_grades_are_found_by_the_normalised_query_without_what_was_trained_on(tm
     write_judgments(tmp_path / "useless", rows[2:], {"2": "seen", "3": "nothing fits"})
     with pytest.raises(MissingError, match="no judged query outside the train split"):
         comparison.read_grades(tmp_path / "useless")
+
+
+@pytest.mark.parametrize(
+    ("wish", "status", "withdrawn"),
+    [("always", 500, False), ("always", 504, False), (None, 504, False), (None, 500, True)],
+)
+def test_neither_wishes_nor_deadlines_of_clients_withdraw_a_canary(
+    fresh: Any, wish: Any, status: int, withdrawn: bool
+) -> None:
+    lifecycle, route = canary_route(fresh, wish)
+    for number in range(10):
+        lifecycle.rollout.answered(route, str(number), status=status, seconds=1.0, computed=1, asked=None)
+    assert (lifecycle.rollout.withdrawals["canary"] == 1) is withdrawn
+    lifecycle.close()
+
+
+@pytest.mark.parametrize(("wish", "status"), [("never", 500), (None, 504)])
+def test_failures_that_clients_force_on_the_live_release_hide_no_bad_canary(fresh: Any, wish: Any, status: int) -> None:
+    lifecycle, route = canary_route(fresh, None)
+    live = Route(lifecycle.current, "live", wished=wish is not None)
+    for number in range(200):
+        lifecycle.rollout.answered(live, str(number), status=status, seconds=1.0, computed=1, asked=None)
+    for number in range(2):
+        lifecycle.rollout.answered(route, str(number), status=500, seconds=1.0, computed=1, asked=None)
+    assert lifecycle.rollout.withdrawals["canary"] == 1
+    lifecycle.close()
+
+
+def canary_route(fresh: Any, wish: Any) -> tuple[Lifecycle, Route]:
+    """A canary that gets all requests, and the route of one request to it."""
+    fresh.releases.promote(fresh.publish(1), reason="test")
+    lifecycle = Lifecycle(Settings(workspace=fresh.path, threads=1, poll_s=60))
+    lifecycle.start()
+    lifecycle.rollout.file.begin("canary", Canary(release=fresh.publish(2), share=1.0, bounds=Bounds()))
+    lifecycle.poll()
+    return lifecycle, lifecycle.rollout.choose(lifecycle.current, "a", wish)

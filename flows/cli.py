@@ -89,7 +89,13 @@ def _show(value: Any, as_json: bool, rendered: "RenderableType | None" = None) -
 
 def _has_prefect_server() -> bool:
     """Whether runs are to be recorded: a temporary server of Prefect's own would cost half a minute for nothing."""
-    return bool(os.environ.get("PREFECT_API_URL"))
+    home = Path(os.environ.get("PREFECT_HOME", Path.home() / ".prefect"))
+    profiles = Path(os.environ.get("PREFECT_PROFILES_PATH", home / "profiles.toml"))
+    if os.environ.get("PREFECT_API_URL") or not profiles.exists():
+        return bool(os.environ.get("PREFECT_API_URL"))
+    from prefect.settings import PREFECT_API_URL
+
+    return bool(PREFECT_API_URL.value())
 
 
 def _console() -> "Console":
@@ -148,6 +154,7 @@ def retrain(
     if _has_prefect_server():
         from flows import schedules
 
+        schedules.check_server()
         outcome = schedules.retrain(path, overrides or [], workspace, promote=not no_promote)
     else:
         outcome = chain.retrain(recipes.load(path, overrides or []), workspace, promote=not no_promote)

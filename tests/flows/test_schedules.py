@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -25,8 +26,13 @@ async def records():
         flows = {run.flow_id: run.state.name for run in await client.read_flow_runs()}
         names = {flow.id: flow.name for flow in await client.read_flows()}
         tasks = [(run.name, run.state.name, run.run_count) for run in await client.read_task_runs()]
-        artifacts = [item.key for item in await client.read_artifacts()]
-        return {"flows": {names[key]: state for key, state in flows.items()}, "tasks": tasks, "artifacts": artifacts}
+        items = await client.read_artifacts()
+        artifacts = [item.key for item in items if item.key]
+        logs = [line for line in await client.read_logs() if line.name.startswith(("pipeline", "index", "flows"))]
+        shown = max(len(item.data) for item in items if (item.key or "").startswith("report-"))
+        ui = {"logs": len(logs), "report_chars": shown}
+        states = {names[key]: state for key, state in flows.items()}
+        return ui | {"flows": states, "tasks": tasks, "artifacts": artifacts}
 
 with prefect_test_harness(server_startup_timeout=120):
     outcome = schedules.retrain(recipe, overrides, workspace)
@@ -68,7 +74,11 @@ def test_flows_leave_runs_tasks_and_artifacts(copied: Trained, tmp_path: Path) -
     assert {"data", "teacher", "ranker", "document vectors", "release"} <= ran
     failed = [count for name, state, count in found["tasks"] if state == "Failed"]
     assert failed == [1], "wrong input is not tried again"
-    assert {"gate", "ndcg", "report", "reindex"} <= set(found["artifacts"])
+    kinds = {key.split("-")[0] for key in found["artifacts"]}
+    assert kinds == {"gate", "ndcg", "report", "reindex"}
+    assert found["flows"]["retrain"] in ("Completed", "Refused")
+    assert found["logs"] > 0, "our log lines reach Prefect"
+    assert found["report_chars"] > 200, "the report stands in the UI"
 
 
 def _schedule(trained: Trained, home: Path, *options: str) -> subprocess.CompletedProcess[str]:
@@ -84,9 +94,40 @@ def test_nothing_to_serve_is_an_error(copied: Trained, tmp_path: Path) -> None:
     assert "no cron line" in done.stderr
 
 
-@pytest.mark.parametrize("line", ["not a cron", "61 * * * *"])
+@pytest.mark.parametrize("line", ["not a cron", "61 * * * *", "0 0 31 2 *", "0 0 * * * *", "* * * * * * *", "@daily"])
 def test_impossible_cron_line_is_told(copied: Trained, tmp_path: Path, line: str) -> None:
     done = _schedule(copied, tmp_path, "--set", f'schedule.retrain="{line}"')
     assert done.returncode == 2
     assert line in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_server_that_does_not_answer_is_one_message(copied: Trained, tmp_path: Path) -> None:
+    home = tmp_path / "prefect"
+    home.mkdir()
+    # A profile's setting counts as the environment's does.
+    profile = 'active = "mine"\n[profiles.mine]\nPREFECT_API_URL = "http://127.0.0.1:9/api"\n'
+    (home / "profiles.toml").write_text(profile, encoding="utf-8")
+    done = _schedule(copied, home, "--set", 'schedule.retrain="0 2 * * 0"')
+    assert done.returncode == 1
+    assert "http://127.0.0.1:9/api does not answer" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) < 10
+
+
+def test_names_differ_between_recipes_and_workspaces(tmp_path: Path) -> None:
+    from flows import schedules
+
+    labels = {schedules.label_of(tmp_path / folder, recipe) for folder in ("a", "b") for recipe in ("r", "s", "")}
+    assert len(labels) == 6
+    assert all(re.fullmatch("[a-z0-9-]+", label) for label in labels)
+
+
+def test_sources_are_absolute_in_a_deployment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from flows import schedules
+
+    monkeypatch.chdir(tmp_path)
+    assert schedules.absolute("data") == str(tmp_path / "data")
+    assert schedules.absolute("sqlite:///shop.db") == f"sqlite:///{tmp_path}/shop.db"
+    assert schedules.absolute("sqlite:////var/shop.db") == "sqlite:////var/shop.db"
+    assert schedules.absolute("postgresql://host/shop") == "postgresql://host/shop"

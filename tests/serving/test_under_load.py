@@ -107,10 +107,9 @@ def test_a_stalled_session_is_a_504_and_not_ready_until_it_comes_back(started: A
     broken(lifecycle, monkeypatch, stall)
     monkeypatch.setattr(readiness, "PATIENCE_S", 0.2)
     assert rerank(client, "cached").status_code == 200
-    began = time.monotonic()
     response = rerank(client, BAD, **{"x-request-timeout-ms": "300"})
     assert response.status_code == 504
-    assert time.monotonic() - began < 3
+    assert not go.is_set()  # The answer did not wait for the run.
     refused = client.get("/readyz")
     assert (refused.status_code, refused.json()["ready"]) == (503, False)
     assert "a runner has not come back" in refused.json()["message"]

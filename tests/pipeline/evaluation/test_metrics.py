@@ -240,7 +240,7 @@ def test_empty_runs_and_empty_judgments(queries: Graded) -> None:
     assert of({"x": {"a": 1.0}}, queries, "ndcg").unjudged_queries == 1
 
 
-def test_half_a_million_rows_take_well_under_a_second() -> None:
+def test_half_a_million_rows_take_little_more_than_sorting_them() -> None:
     rng = np.random.default_rng(3)
     docs = np.concatenate([rng.permutation(3_000)[:100] for _ in range(5_000)])
     queries = [f"q{number // 100}" for number in range(500_000)]
@@ -252,4 +252,7 @@ def test_half_a_million_rows_take_well_under_a_second() -> None:
         began = time.process_time()
         assert len(evaluate(run, judgments, ["ndcg@10"]).queries) == 5_000
         times.append(time.process_time() - began)
-    assert min(times) < 1.0  # 0.4 s on one Zen 4 core
+    began = time.process_time()
+    sorted(zip(queries, run["score"].to_pylist(), names, strict=True))
+    sorting = time.process_time() - began
+    assert min(times) < 5 * sorting  # 0.4 s on one Zen 4 core; a loop over rows in Python takes far longer.

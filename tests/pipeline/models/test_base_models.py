@@ -1,7 +1,6 @@
 """Where a base model is found, and what is said when it is not."""
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -62,14 +61,16 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
 def test_an_unknown_hub_model_without_network_fails_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import HfApi
 
+    attempts = []
+
     def unreachable(*_: object, **__: object) -> None:
+        attempts.append(1)
         raise ConnectionError("no route to host")
 
     monkeypatch.setattr(HfApi, "model_info", unreachable)
-    began = time.monotonic()
     with pytest.raises(MissingError, match=r"nobody/no-such-model: .*cannot be reached \(ConnectionError\).*package:"):
         base_models.folder("nobody/no-such-model")
-    assert time.monotonic() - began < 5
+    assert attempts == [1]
 
 
 def test_a_broken_config_is_named(tmp_path: Path) -> None:

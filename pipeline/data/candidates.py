@@ -141,6 +141,9 @@ def mined(workspace: Path, depth: int, *, data: Artifact, pairs: Artifact, runs:
 def _judged(data: Artifact) -> pd.DataFrame:
     """One row a judged pair: query (position in queries.parquet), query_id, doc_id, grade, split, source, order."""
     rows: pd.DataFrame = schema.read(data.file("judgments.parquet"), "judgments").to_pandas()
+    # A judged document that the collection lacks counts in the ideal list alone: nothing can rank it.
+    documents = schema.read(data.file("documents.parquet"), "documents").column("doc_id").to_pandas()
+    rows = rows[rows["doc_id"].isin(documents)]
     trust = rows["source"].map({name: place for place, name in enumerate(PREFERENCE)}).fillna(len(PREFERENCE))
     rows = rows.assign(order=np.arange(len(rows)), trust=trust)
     best = rows.sort_values(["trust", "grade", "order"], ascending=[True, False, True], kind="stable")

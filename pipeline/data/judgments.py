@@ -74,7 +74,7 @@ def _build(folder: Path, config: DataConfig, read: Sequence[Source]) -> Mapping[
     collections = _by_name(read)
     parts = []
     for source in collections:
-        sifted = validation.sift(source)
+        sifted = validation.sift(source, "judging" if config.splits == "test" else "training")
         if config.faulty_rows == "error":
             advice = 'mend them, or set data.faulty_rows = "drop" to do without them'
             validation.refuse(sifted.findings, source.name, advice)

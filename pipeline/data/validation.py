@@ -2,7 +2,8 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,8 @@ from pipeline import schema
 from pipeline.data.sources import Source
 from pipeline.errors import SchemaError
 from pipeline.schema import InvalidRow
+
+Purpose = Literal["training", "judging"]
 
 SHOWN = 5
 """Faults that an error message names."""
@@ -47,13 +50,24 @@ class ValidatedTables:
         return {table: dict(counter) for table, counter in found.items()}
 
 
-def sift(source: Source) -> ValidatedTables:
-    """Finds every row that cannot be used, and leaves those out; conflicting grades are not looked at."""
+def sift(source: Source, purpose: Purpose = "training") -> ValidatedTables:
+    """Finds every row that cannot be used, and leaves those out; conflicting grades are not looked at.
+
+    Args:
+        purpose: for judging, the rules are trec_eval's: a negative grade counts as 0, and a judged document that the
+            documents lack stays in the ideal list.
+    """
+    if purpose == "judging":
+        grades = pc.max_element_wise(source.judgments["grade"], pa.scalar(0, pa.int64()))
+        place = source.judgments.column_names.index("grade")
+        source = replace(source, judgments=source.judgments.set_column(place, "grade", grades))
     unreadable = [Finding("unreadable", fault) for fault in source.faults]
     documents, found_documents, same_documents = _sift_texts(source.documents, "documents", unreadable)
     queries, found_queries, same_queries = _sift_texts(source.queries, "queries", unreadable)
     findings = [finding for finding in unreadable if finding.fault.table == "judgments"]
-    findings += _judgment_findings(source, documents, queries, {finding.fault.row for finding in findings})
+    found_judgments = _judgment_findings(source, documents, queries, {finding.fault.row for finding in findings})
+    kept = ("unknown doc_id", "unusable doc_id") if purpose == "judging" else ()
+    findings += [finding for finding in found_judgments if finding.kind not in kept]
     return ValidatedTables(
         documents,
         queries,

@@ -27,7 +27,7 @@ def read_qrels(path: Path) -> pa.Table:
         queries.append(fields[0])
         documents.append(fields[2])
         try:
-            grades.append(int(fields[3]))
+            grades.append(int(re.sub(r"\.0*$", "", fields[3])))
         except ValueError as error:
             raise SchemaError(
                 f"{path}, line {number}: grade '{fields[3]}' is not a whole number; a qrels line is "

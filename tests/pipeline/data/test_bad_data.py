@@ -175,8 +175,8 @@ FAULTY: dict[str, tuple[Callable[[Path], None], str]] = {
 
 
 def left_behind(folder: Path) -> list[str]:
-    """Files below a folder other than locks."""
-    return [str(path) for path in folder.rglob("*") if path.is_file() and not path.name.endswith(".lock")]
+    """Files below a folder other than locks, of which `.use` is one."""
+    return [str(path) for path in folder.rglob("*") if path.is_file() and not path.name.endswith((".lock", ".use"))]
 
 
 @pytest.mark.parametrize("name", UNREADABLE)
@@ -320,3 +320,18 @@ def test_every_search_for_files_leaves_hidden_ones_out() -> None:
     assert callers.count("tables.py") == 1
     # Docstrings are looked for among installed packages, and convert looks whether its own folder is empty.
     assert set(callers) <= {"tables.py", "docstrings.py", "convert.py"}
+
+
+def test_judging_takes_what_trec_eval_takes_and_training_does_not(tmp_path: Path) -> None:
+    parquet(
+        tmp_path / "source",
+        judgments__query_id=["q1", "q1"],
+        judgments__doc_id=["d1", "absent"],
+        judgments__grade=[-2, 2],
+    )
+    source = SourceConfig(path=str(tmp_path / "source"))
+    with pytest.raises(SchemaError, match="2 rows cannot be used"):
+        judgments.make(tmp_path / "work", DataConfig(sources=(source,)))
+    judged = judgments.make(tmp_path / "work", DataConfig(sources=(source,), splits="test"))
+    rows = pq.read_table(judged.file("judgments.parquet")).select(["doc_id", "grade"]).to_pylist()
+    assert rows == [{"doc_id": "d1", "grade": 0}, {"doc_id": "absent", "grade": 2}]

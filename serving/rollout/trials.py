@@ -137,7 +137,10 @@ class TrialFile:
         except FileNotFoundError:
             return Trials()
         except (OSError, ValueError, TypeError, KeyError, AttributeError, ConfigError) as error:
-            raise ArtifactError(f"{self.path}: not readable ({error!r}); delete it, which ends all trials") from error
+            raise ArtifactError(
+                f"{self.path}: not readable ({error!r}); restore it from a copy, or move it "
+                "elsewhere, which ends all trials"
+            ) from error
 
     def begin(self, kind: Kind, trial: Trial) -> Trials:
         """Puts a release on trial, in place of another of the same kind.

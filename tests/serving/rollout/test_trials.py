@@ -250,7 +250,7 @@ def test_a_broken_file_of_trials_leaves_things_as_they_are(begin: Start, fresh: 
     TrialFile(fresh.path).path.write_text(content)
     lifecycle.poll()
     assert rerank(client).headers["x-variant"] == "canary"
-    assert "delete it, which ends all trials" in client.get("/admin/releases").json()["fault"]
+    assert "move it elsewhere, which ends all trials" in client.get("/admin/releases").json()["fault"]
     TrialFile(fresh.path).path.unlink()
     lifecycle.poll()
     assert rerank(client).headers["x-variant"] == "live"

@@ -69,7 +69,7 @@ def _beside_others(local_rank: int) -> None:
     from pipeline.training.loop import distributed, loop
 
     distributed.join(local_rank)
-    if distributed.rank():
+    if distributed.process():
         distributed.follow(loop.follow)
         return
     try:

@@ -171,7 +171,7 @@ def untrained(config: EncoderConfig, origin: Artifact | str) -> BiEncoder:
 
 def _sample_of_texts(model: BiEncoder, pairs: Pairs, seed: int) -> Tensor:
     """(texts, hidden) pooled vectors of training documents and queries."""
-    places = pairs.places("train")
+    places = pairs.indices("train")
     draw = np.random.default_rng(seed)
     documents = draw.permutation(np.unique(pairs.document[places]))[: PROJECTION_SAMPLE * 3 // 4]
     queries = draw.permutation(np.unique(pairs.query[places]))[: PROJECTION_SAMPLE // 4]

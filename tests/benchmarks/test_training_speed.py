@@ -142,7 +142,7 @@ def theirs(world: World, out: Path, steps: int, **settings: Any) -> tuple[Any, f
     from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss
     from transformers import TrainerCallback
 
-    places = np.random.default_rng(13).permutation(world.pairs.places("train"))
+    places = np.random.default_rng(13).permutation(world.pairs.indices("train"))
     queries, documents = zip(*world.rows(places), strict=True)
     labels = (world.pairs.grades[places] / world.pairs.grades.max()).tolist()
     table = Dataset.from_dict({"query": list(queries), "document": list(documents), "label": labels})
@@ -235,7 +235,7 @@ def test_ndcg_after_the_same_pairs(
     from pipeline.training.loop import scoring
 
     world, unseen = judged(tmp_path, shared_data, "homedepot", splits="hash", train_queries=TRAIN, test_queries=TEST)
-    places = unseen.pairs.places("test")
+    places = unseen.pairs.indices("test")
 
     def judge(scores: Any) -> dict[str, Any]:
         return metrics.by_query(unseen.pairs.query[places], unseen.pairs.grades[places], scores, MEASURES)

@@ -1,9 +1,9 @@
-"""What goes through a model together: pairs as token ids, the plan of an epoch, rectangles with little padding.
+"""Batches: pairs as token ids, the plan of an epoch, and padded batches with little padding.
 
 Texts are tokenised once a stage. The plan is a pure function of lengths, queries, config and epoch: an optimizer
 step is a set of whole queries, drawn at random, of about `tokens_per_batch` real tokens. A step whose activations
-would not fit in memory, or that several ranks share, is cut into chunks of whole queries. Inside a chunk, texts of
-like length share a rectangle, so the scores of a chunk lie side by side while hardly a padding token is computed.
+would not fit in memory, or that several processes share, is cut into chunks of whole queries. Inside a chunk, texts of
+like length share a padded batch, so the chunk's scores are computed together with hardly a padding token.
 """
 
 import math
@@ -31,9 +31,9 @@ from pipeline.training.loop import distributed
 
 Ints = NDArray[np.int64]
 
-RECTANGLE_TOKENS = 24
-"""What one more rectangle costs, in tokens: so much that few are cut, so little that padding stays below a twentieth in
-steps of 2,048 tokens (`tests/benchmarks/test_training_speed.py` holds it there)."""
+BATCH_COST_TOKENS = 24
+"""The cost of one more padded batch, in tokens: so high that few are made, so low that padding stays below a twentieth
+in steps of 2,048 tokens (`tests/benchmarks/test_training_speed.py` holds it there)."""
 
 TOKENISE_BATCH = 1024
 
@@ -44,14 +44,14 @@ class Ragged:
 
     ids: NDArray[np.int32]
     starts: Ints
-    """(lists + 1,) where each begins; the last is the end of all."""
+    """(lists + 1,) index of the first id of each list; the last is the number of ids."""
 
     def __len__(self) -> int:
         return len(self.starts) - 1
 
     def __getitem__(self, number: int) -> list[int]:
-        found: list[int] = self.ids[self.starts[number] : self.starts[number + 1]].tolist()
-        return found
+        ids: list[int] = self.ids[self.starts[number] : self.starts[number + 1]].tolist()
+        return ids
 
     @property
     def lengths(self) -> Ints:
@@ -59,7 +59,7 @@ class Ragged:
 
 
 def tokenise(tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int, label: str = "tokenise") -> Ragged:
-    """The first `max_tokens` ids of each text, without special tokens; `label` stands at the progress bar."""
+    """The first `max_tokens` ids of each text, without special tokens; `label` names the progress bar."""
     prefixes = PrefixTokenizer.of(tokenizer)
     parts: list[NDArray[np.int32]] = []
     with bar(label, len(texts), "texts") as advance:
@@ -73,15 +73,16 @@ def tokenise(tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int, label:
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """A pairs table with the tokens of its texts; one place in each array is one pair."""
+    """A pairs table with the tokens of its texts; entry i of each array belongs to pair i."""
 
     rows: Ints
-    """row_id, by which teacher scores are joined."""
+    """(pairs,) row_id, by which teacher scores are joined."""
     query: Ints
-    """Number of the query in `queries`; also the group of the losses."""
+    """(pairs,) number of the query in `queries`; also the group of the losses."""
     document: Ints
-    """Number of the document in `documents`."""
+    """(pairs,) number of the document in `documents`."""
     grades: Ints
+    """(pairs,) grade; below 0 where the pair has none."""
     split: NDArray[np.str_]
     queries: Ragged
     documents: Ragged
@@ -89,8 +90,8 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def places(self, split: str) -> Ints:
-        """The pairs of a split, in table order."""
+    def indices(self, split: str) -> Ints:
+        """The indices of a split's pairs, in table order."""
         return np.flatnonzero(self.split == split)
 
 
@@ -100,20 +101,20 @@ def read_pairs(
     """The pairs of an artifact with their texts' tokens, from the documents and queries of the data.
 
     Args:
-        split: only its pairs; empty for all.
+        split: reads only the pairs of this split; empty for all.
 
     Raises:
         SchemaError: a pair names a query or document that the data does not have; names the first.
     """
-    found = read_texts(data, pairs, split)
+    texts = read_texts(data, pairs, split)
     return Pairs(
-        rows=found.table.column("row_id").to_numpy().astype(np.int64),
-        query=found.query,
-        document=found.document,
-        grades=found.table.column("grade").to_numpy().astype(np.int64),
-        split=np.array(found.table.column("split").to_pylist(), dtype=np.str_),
-        queries=tokenise(tokenizer, found.queries, max_query_tokens, "tokenise queries"),
-        documents=tokenise(tokenizer, found.documents, max_tokens, "tokenise documents"),
+        rows=texts.table.column("row_id").to_numpy().astype(np.int64),
+        query=texts.query,
+        document=texts.document,
+        grades=texts.table.column("grade").to_numpy().astype(np.int64),
+        split=np.array(texts.table.column("split").to_pylist(), dtype=np.str_),
+        queries=tokenise(tokenizer, texts.queries, max_query_tokens, "tokenise queries"),
+        documents=tokenise(tokenizer, texts.documents, max_tokens, "tokenise documents"),
     )
 
 
@@ -143,39 +144,41 @@ def read_texts(data: Artifact, pairs: Artifact, split: str = "") -> PairTexts:
         table = table.filter(pc.field("split") == split)
     query_ids, query = _numbered(table, "query_id")
     doc_ids, document = _numbered(table, "doc_id")
-    places = [one.file("queries.parquet") for one in (data, pairs) if "queries.parquet" in one.manifest.files]
-    queries = _texts(places, "query_id", ("text",), query_ids)
+    files = [
+        artifact.file("queries.parquet") for artifact in (data, pairs) if "queries.parquet" in artifact.manifest.files
+    ]
+    queries = _texts(files, "query_id", ("text",), query_ids)
     documents = _texts([data.file("documents.parquet")], "doc_id", ("title", "text"), doc_ids)
     return PairTexts(
         table,
         query,
         document,
-        [one for (one,) in queries],
+        [query_text for (query_text,) in queries],
         [text.document_text(title, body) for title, body in documents],
     )
 
 
 def _numbered(table: pa.Table, column: str) -> tuple[list[str], Ints]:
-    """The distinct ids of a column, ascending, and the place of each row's id among them."""
-    names, places = np.unique(np.array(table.column(column).to_pylist(), dtype=np.str_), return_inverse=True)
-    return names.tolist(), places.astype(np.int64)
+    """The distinct ids of a column, ascending, and the number of each row's id among them."""
+    names, numbers = np.unique(np.array(table.column(column).to_pylist(), dtype=np.str_), return_inverse=True)
+    return names.tolist(), numbers.astype(np.int64)
 
 
 def _texts(paths: Sequence[Path], key: str, columns: Sequence[str], wanted: Sequence[str]) -> list[tuple[str, ...]]:
     """The columns of the rows with these ids in any of the files, in the order of the ids."""
     kept = pc.field(key).isin(pa.array(wanted, pa.string()))
-    found: dict[str, tuple[str, ...]] = {}
+    texts_of: dict[str, tuple[str, ...]] = {}
     for path in paths:
         table = pq.read_table(path, columns=[key, *columns], filters=kept)
         texts = [table.column(name).to_pylist() for name in columns]
-        found |= zip(table.column(key).to_pylist(), zip(*texts, strict=True), strict=True)
-    missing = [one for one in wanted if one not in found]
+        texts_of |= zip(table.column(key).to_pylist(), zip(*texts, strict=True), strict=True)
+    missing = [name for name in wanted if name not in texts_of]
     if missing:
         raise SchemaError(
-            f"{paths[0]}: {len(missing)} of the pairs' ids are not there, {key} '{missing[0]}' for one; "
+            f"{paths[0]}: {len(missing)} of the pairs' ids are missing, such as {key} '{missing[0]}'; "
             "make the pairs again from this data"
         )
-    return [found[one] for one in wanted]
+    return [texts_of[name] for name in wanted]
 
 
 def pair_lengths(pairs: Pairs, template: PairTemplate) -> Ints:
@@ -186,7 +189,7 @@ def pair_lengths(pairs: Pairs, template: PairTemplate) -> Ints:
 
 
 def plan(lengths: Ints, groups: Ints, config: LoopConfig, *, max_list: int, epoch: int) -> list[list[Ints]]:
-    """The steps of an epoch, each a list of chunks, each the places of whole queries' pairs.
+    """The steps of an epoch: each is a list of chunks, and each chunk the indices of whole queries' pairs.
 
     Every query comes once, with at most `max_list` of its pairs, drawn anew each epoch. Steps are of about equal
     size, at most about `tokens_per_batch`; a query larger than that is a step by itself.
@@ -204,72 +207,77 @@ def plan(lengths: Ints, groups: Ints, config: LoopConfig, *, max_list: int, epoc
     order = np.argsort(groups, kind="stable")
     names, starts = np.unique(groups[order], return_index=True)
     lists = []
-    for name, places in zip(names, np.split(order, starts[1:]), strict=True):
-        if len(places) > max_list:
-            chosen = np.random.default_rng([config.seed, epoch, int(name)]).choice(len(places), max_list, replace=False)
-            places = places[np.sort(chosen)]  # noqa: PLW2901
-        lists.append(places)
+    for name, indices in zip(names, np.split(order, starts[1:]), strict=True):
+        if len(indices) > max_list:
+            chosen = np.random.default_rng([config.seed, epoch, int(name)]).choice(
+                len(indices), max_list, replace=False
+            )
+            indices = indices[np.sort(chosen)]  # noqa: PLW2901
+        lists.append(indices)
     np.random.default_rng([config.seed, epoch]).shuffle(lists)
-    sizes = np.array([lengths[places].sum() for places in lists])
+    sizes = np.array([lengths[indices].sum() for indices in lists])
     count = math.ceil(sizes.sum() / config.tokens_per_batch)
     step_of = ((np.cumsum(sizes) - sizes / 2) * count / sizes.sum()).astype(np.int64)
-    steps = [[lists[place] for place in np.flatnonzero(step_of == number)] for number in np.unique(step_of)]
+    steps = [[lists[number] for number in np.flatnonzero(step_of == step)] for step in np.unique(step_of)]
     return [_chunks(step, lengths, config.chunk_tokens) for step in steps]
 
 
 def _chunks(lists: Sequence[Ints], lengths: Ints, chunk_tokens: int) -> list[Ints]:
-    """Whole queries in chunks of at most `chunk_tokens` padded tokens; a multiple of the ranks, where it can be."""
-    whole = np.concatenate(lists)
-    if distributed.world() == 1 and padded(lengths[whole]) <= chunk_tokens:
-        return [whole]
-    for places in lists:
-        if padded(lengths[places]) > chunk_tokens:
+    """Whole queries in chunks of at most `chunk_tokens` padded tokens.
+
+    The number of chunks is a multiple of the processes, where there are queries enough.
+    """
+    step = np.concatenate(lists)
+    if distributed.processes() == 1 and padded_tokens(lengths[step]) <= chunk_tokens:
+        return [step]
+    for indices in lists:
+        if padded_tokens(lengths[indices]) > chunk_tokens:
             raise ConfigError(
-                f"one query's {len(places)} pairs have {int(lengths[places].sum())} tokens, more than "
+                f"one query's {len(indices)} pairs have {int(lengths[indices].sum())} tokens, more than "
                 f"loop.chunk_tokens {chunk_tokens}; lower candidates.max_list or max_tokens, or raise loop.chunk_tokens"
             )
-    if distributed.world() > 1:
-        return balanced(lists, lengths, chunk_tokens, distributed.world())
+    if distributed.processes() > 1:
+        return balanced(lists, lengths, chunk_tokens, distributed.processes())
     chunks, held = [], np.zeros(0, dtype=np.int64)
-    for places in lists:
-        grown = np.concatenate([held, places])
-        if padded(lengths[grown]) > chunk_tokens:
+    for indices in lists:
+        grown = np.concatenate([held, indices])
+        if padded_tokens(lengths[grown]) > chunk_tokens:
             chunks.append(held)
-            grown = places
+            grown = indices
         held = grown
     return [*chunks, held]
 
 
-def balanced(lists: Sequence[Ints], lengths: Ints, chunk_tokens: int, ranks: int) -> list[Ints]:
-    """Chunks of about equal size for `ranks` processes: the fewest times `ranks` that fit in `chunk_tokens`.
+def balanced(lists: Sequence[Ints], lengths: Ints, chunk_tokens: int, processes: int) -> list[Ints]:
+    """Chunks of about equal size: the smallest multiple of `processes` whose chunks fit in `chunk_tokens`.
 
-    The longest query first, each to the chunk that holds least. Where there are fewer queries than ranks, some of the
-    ranks have nothing to do.
+    The longest query comes first, each goes to the chunk that holds least. With fewer queries than processes, some
+    processes have nothing to do.
     """
-    longest_first = sorted(lists, key=lambda places: -int(lengths[places].sum()))
-    count = min(ranks, len(lists))
+    longest_first = sorted(lists, key=lambda indices: -int(lengths[indices].sum()))
+    count = min(processes, len(lists))
     while True:
         chunks: list[list[Ints]] = [[] for _ in range(count)]
         tokens = np.zeros(count, dtype=np.int64)
-        for places in longest_first:
+        for indices in longest_first:
             least = int(np.argmin(tokens))
-            chunks[least].append(places)
-            tokens[least] += lengths[places].sum()
-        found = [np.concatenate(chunk) for chunk in chunks]
-        if count == len(lists) or all(padded(lengths[chunk]) <= chunk_tokens for chunk in found):
-            return found
-        count = min(count + ranks, len(lists))
+            chunks[least].append(indices)
+            tokens[least] += lengths[indices].sum()
+        joined = [np.concatenate(chunk) for chunk in chunks]
+        if count == len(lists) or all(padded_tokens(lengths[chunk]) <= chunk_tokens for chunk in joined):
+            return joined
+        count = min(count + processes, len(lists))
 
 
-def rectangles(lengths: Ints) -> list[Ints]:
-    """Which texts are padded together: groups of like length that waste the fewest tokens.
+def length_groups(lengths: Ints) -> list[Ints]:
+    """Groups of texts of like length, to be padded together, that waste the fewest tokens.
 
     Args:
         lengths: (texts,) tokens of each.
 
     Returns:
-        For each rectangle the places of its texts, longest first. Together they hold each place once. Among all
-        cuts of the sorted lengths this one has the least padding plus RECTANGLE_TOKENS for each rectangle.
+        For each group the indices of its texts, longest first; each text is in one group. Among all cuts of the
+        sorted lengths this one has the least padding plus BATCH_COST_TOKENS for each group.
     """
     order = np.argsort(-lengths, kind="stable")
     widths, counts = np.unique(-lengths, return_counts=True)
@@ -278,23 +286,23 @@ def rectangles(lengths: Ints) -> list[Ints]:
     cost = np.zeros(len(widths) + 1)
     cut = np.zeros(len(widths) + 1, dtype=np.int64)
     for end in range(1, len(widths) + 1):
-        costs = cost[:end] + (ends[end] - ends[:end]) * widths[:end] + RECTANGLE_TOKENS
+        costs = cost[:end] + (ends[end] - ends[:end]) * widths[:end] + BATCH_COST_TOKENS
         cut[end] = np.argmin(costs)
         cost[end] = costs[cut[end]]
-    found, end = [], len(widths)
+    groups, end = [], len(widths)
     while end > 0:
-        found.append(order[ends[cut[end]] : ends[end]])
+        groups.append(order[ends[cut[end]] : ends[end]])
         end = int(cut[end])
-    return found[::-1]
+    return groups[::-1]
 
 
-def padded(lengths: Ints) -> int:
-    """Tokens with padding of these texts in their rectangles."""
-    return sum(len(places) * int(lengths[places[0]]) for places in rectangles(lengths)) if len(lengths) else 0
+def padded_tokens(lengths: Ints) -> int:
+    """The tokens of these texts in their length groups, padding included."""
+    return sum(len(group) * int(lengths[group[0]]) for group in length_groups(lengths)) if len(lengths) else 0
 
 
 def scoring_batches(lengths: Ints, tokens: int) -> Iterator[Ints]:
-    """Places of all texts, longest first, in batches of at most `tokens` padded tokens (or one text)."""
+    """Indices of all texts, longest first, in batches of at most `tokens` padded tokens (or one text)."""
     order = np.argsort(-lengths, kind="stable")
     begin = 0
     while begin < len(order):
@@ -305,7 +313,7 @@ def scoring_batches(lengths: Ints, tokens: int) -> Iterator[Ints]:
 
 @dataclass(frozen=True, slots=True)
 class PaddedBatch:
-    """Inputs of a model, padded to the longest."""
+    """Inputs of a model, padded at the end to the longest of them."""
 
     input_ids: Tensor
     """(texts, tokens) int64."""
@@ -320,11 +328,11 @@ class PaddedBatch:
         return self.input_ids, self.token_type_ids, self.attention_mask
 
 
-def pair_inputs(pairs: Pairs, places: Ints, template: PairTemplate) -> list[tuple[list[int], list[int]]]:
+def pair_inputs(pairs: Pairs, indices: Ints, template: PairTemplate) -> list[tuple[list[int], list[int]]]:
     """Ids and segments of each of these pairs, at their exact length."""
     return [
         template.assemble(pairs.queries[query], pairs.documents[document])
-        for query, document in zip(pairs.query[places].tolist(), pairs.document[places].tolist(), strict=True)
+        for query, document in zip(pairs.query[indices].tolist(), pairs.document[indices].tolist(), strict=True)
     ]
 
 
@@ -334,10 +342,10 @@ def text_inputs(texts: Ragged, numbers: Ints, template: TextTemplate) -> list[tu
     return [(ids, [0] * len(ids)) for ids in inputs]
 
 
-def rectangle(inputs: Sequence[tuple[list[int], list[int]]], device: torch.device) -> PaddedBatch:
-    """The inputs padded at the end to the longest of them."""
+def pad(inputs: Sequence[tuple[list[int], list[int]]], device: torch.device) -> PaddedBatch:
+    """These ids and segments as one padded batch."""
     width = max(len(ids) for ids, _ in inputs)
-    # Which id stands in the padding makes no difference: no real token attends to it.
+    # Any id may fill the padding: no real token attends to it.
     arrays = np.zeros((3, len(inputs), width), dtype=np.int64)
     for row, (ids, types) in enumerate(inputs):
         arrays[0, row, : len(ids)] = ids

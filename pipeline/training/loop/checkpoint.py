@@ -1,13 +1,18 @@
-"""What a training writes now and then, so that a killed one goes on: weights, optimizer, best state, progress.
+"""Checkpoints of a training: weights, optimizer, best state and progress, so that a killed training goes on.
 
-One safetensors file, replaced atomically. The random generators need not be in it, as the loop seeds them anew
-at each step.
+    <folder>/step-00000120-<sha256>.safetensors    the newest
+    <folder>/step-00000080-<sha256>.safetensors    the one before
+
+A file's name holds the sha256 of its content, and the file appears under that name in one step. So a single flipped bit
+is noticed before anything is loaded, and the checkpoint before is taken. Random generators need not be stored, as the
+loop seeds them anew at each step.
 """
 
 import json
 import logging
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +23,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pipeline import artifacts
-from pipeline.errors import TrainingError
+from pipeline.errors import ArtifactError
+
+KEPT = 2
+"""Checkpoints on disk: the newest, and the one before in case the newest is damaged."""
+
+UNCHECKED = "state.safetensors"
+"""Name of the checkpoint that earlier versions wrote, without a checksum."""
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +42,7 @@ class Progress:
     examples: int = 0
     tokens: int = 0
     padded: int = 0
+    """Tokens with padding."""
     seconds: float = 0.0
     before: float | None = None
     """The measure of the untrained module; None without evaluations."""
@@ -43,7 +55,7 @@ class Progress:
     """Loss and parts of the steps since the last point of the history."""
 
     def metrics(self, measure: str, unit: str) -> dict[str, Any]:
-        """For an artifact's manifest; `measure` names what `evaluate` returns."""
+        """The entries for an artifact's manifest; `measure` names what `evaluate` returns."""
         return {
             f"{measure} before": self.before,
             measure: self.best,
@@ -74,43 +86,111 @@ def load_weights(module: nn.Module, values: Mapping[str, Tensor]) -> None:
 def save(
     folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer, best: Mapping[str, Tensor], progress: Progress
 ) -> None:
-    """Replaces the checkpoint in `folder`: a reader finds the old one or the new one, never a part."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Adds a checkpoint to `folder` and removes those that are older than the one before.
+
+    Raises:
+        ArtifactError: the disk is full or cannot be written; the newest earlier checkpoint stays whole.
+    """
     tensors = {f"module.{name}": tensor for name, tensor in weights(module).items()}
     tensors |= {f"best.{name}": tensor for name, tensor in best.items()}
     for name, parameter in module.named_parameters():
         tensors |= {f"optimizer.{key}.{name}": value for key, value in optimizer.state.get(parameter, {}).items()}
-    file, temporary = folder / "state.safetensors", folder / f".state.{os.getpid()}.tmp"
+    plain = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    temporary = folder / f".step.{os.getpid()}.tmp"
     try:
-        plain = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in _newest_first(folder)[KEPT - 1 :]:
+            old.unlink()
         save_file(plain, temporary, metadata={"progress": json.dumps(asdict(progress))})
         artifacts.fsync(temporary)
-        os.replace(temporary, file)
+        digest = artifacts.sha256(temporary)
+        os.replace(temporary, folder / f"step-{progress.step:08}-{digest}.safetensors")
+        artifacts.fsync(folder)
+    except (OSError, SafetensorError) as error:
+        raise _not_written(folder, sum(tensor.nbytes for tensor in plain.values()), progress.step, error) from error
     finally:
         temporary.unlink(missing_ok=True)
-    artifacts.fsync(folder)
+
+
+def _not_written(folder: Path, size: int, step: int, error: Exception) -> ArtifactError:
+    disk = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(disk).free / 2**20
+    earlier = _newest_first(folder)
+    resumed = f"training goes on from {earlier[0].name}" if earlier else "there is no earlier checkpoint"
+    return ArtifactError(
+        f"{folder}: the checkpoint of step {step} could not be written ({error}); it takes {size / 2**20:.0f} MiB, "
+        f"{free:.0f} MiB are free on that disk. Make room there and run again: {resumed}"
+    )
 
 
 def restore(
     folder: Path | None, module: nn.Module, optimizer: torch.optim.Optimizer, best: dict[str, Tensor]
 ) -> Progress | None:
-    """Puts module, optimizer and best state back as they were saved; None when there is no checkpoint."""
-    file = folder / "state.safetensors" if folder else None
-    if file is None or not file.exists():
+    """Puts module, optimizer and best state back as the newest undamaged checkpoint has them.
+
+    A damaged checkpoint is named in the log and removed, and the one before is tried.
+
+    Returns:
+        None without a checkpoint that can be used: the training then starts from the beginning.
+    """
+    if folder is None or not folder.is_dir():
         return None
-    try:
-        with safe_open(file, framework="pt") as saved:
-            tensors = {name: saved.get_tensor(name) for name in saved.keys()}  # noqa: SIM118 (not a mapping)
-            fields = json.loads(saved.metadata()["progress"])
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise TrainingError(f"{file}: not a readable checkpoint ({error}); delete it and run again") from error
-    load_weights(module, {name: tensors[f"module.{name}"] for name in weights(module)})
-    best.update({name.removeprefix("best."): value for name, value in tensors.items() if name.startswith("best.")})
+    if (folder / UNCHECKED).exists():
+        log.warning("%s: a checkpoint of an earlier version, without a checksum, is not used", folder / UNCHECKED)
+    files = _newest_first(folder)
+    for file in files:
+        try:
+            tensors, progress = _read(file)
+            _check_fit(tensors, module)
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            log.warning("%s: a damaged checkpoint (%s); it is not used", file, error)
+            file.unlink(missing_ok=True)
+            continue
+        _load(tensors, module, optimizer, best)
+        log.info("going on from step %d of a checkpoint", progress.step)
+        return progress
+    if files:
+        log.warning("%s: no checkpoint is whole, so the training starts from the beginning", folder)
+    return None
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step-*.safetensors"), reverse=True)
+
+
+def _read(file: Path) -> tuple[dict[str, Tensor], Progress]:
+    """Tensors and progress of one checkpoint.
+
+    Raises:
+        ValueError: its content is not what was written.
+    """
+    if artifacts.sha256(file) != file.stem.rpartition("-")[2]:
+        raise ValueError("its content is not what was written: the checksum in its name differs")
+    with safe_open(file, framework="pt") as saved:
+        tensors = {name: saved.get_tensor(name) for name in saved.keys()}  # noqa: SIM118 (not a mapping)
+        progress = Progress(**json.loads(saved.metadata()["progress"]))
+    progress.evaluations = [(int(step), value) for step, value in progress.evaluations]
+    return tensors, progress
+
+
+def _check_fit(tensors: Mapping[str, Tensor], module: nn.Module) -> None:
+    """Raises ValueError unless the checkpoint holds this module, name by name and shape by shape."""
+    for name, tensor in weights(module).items():
+        saved = tensors.get(f"module.{name}")
+        if saved is None or saved.shape != tensor.shape:
+            raise ValueError(f"it holds another model: {name} differs")
+
+
+def _load(
+    tensors: Mapping[str, Tensor], module: nn.Module, optimizer: torch.optim.Optimizer, best: dict[str, Tensor]
+) -> None:
+    load_weights(module, dict(_without_prefix(tensors, "module.")))
+    best.update(_without_prefix(tensors, "best."))
     for name, parameter in module.named_parameters():
         for key in ("step", "exp_avg", "exp_avg_sq"):
             if (value := tensors.get(f"optimizer.{key}.{name}")) is not None:
                 optimizer.state[parameter][key] = value.to(parameter.device)
-    progress = Progress(**fields)
-    progress.evaluations = [(int(step), value) for step, value in progress.evaluations]
-    log.info("going on from step %d of a checkpoint", progress.step)
-    return progress
+
+
+def _without_prefix(tensors: Mapping[str, Tensor], prefix: str) -> Iterator[tuple[str, Tensor]]:
+    return ((name.removeprefix(prefix), value) for name, value in tensors.items() if name.startswith(prefix))

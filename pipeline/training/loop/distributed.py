@@ -1,11 +1,11 @@
-"""Several processes that train one model, each on its own GPU or cores: what `torchrun` started.
+"""Several processes, started by `torchrun`, that train one model, each on its own GPU or cores.
 
     torchrun --nproc-per-node N -m flows.cli retrain RECIPE
 
-The first process, rank 0, alone runs the stages and writes. The others wait here until it trains: then it sends them
-module, task and state (`lead`, `receive`), and all go through the same steps, each with its part of every step's
-chunks. The chunks' losses are shares of the step's, so the sum of all gradients is that of one process. All ranks run
-on one machine, as they read the same files.
+Process 0 alone runs the stages and writes. The others wait here until it trains: then it sends them module, task and
+state (`lead`, `receive`), and all go through the same steps, each with its part of every step's chunks. The chunks'
+losses are shares of the step's, so the sum of all gradients is that of one process. All processes run on one machine,
+as they read the same files.
 """
 
 import io
@@ -21,10 +21,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 PATIENCE = timedelta(days=7)
-"""The others wait as long as rank 0 needs for stages that are not trainings."""
+"""The longest wait of the others while process 0 runs stages that are not trainings."""
 
 BUCKET = 2**24
-"""Gradient values that are summed at once."""
+"""Number of gradient values that are summed at once."""
 
 
 def join(local_rank: int) -> None:
@@ -36,37 +36,37 @@ def join(local_rank: int) -> None:
 
 
 def leave() -> None:
-    """On rank 0: the others are let go."""
+    """Lets the other processes end; called by process 0."""
     lead(None)
     dist.destroy_process_group()
 
 
-def rank() -> int:
-    """The number of this process, 0 where it is the only one."""
+def process() -> int:
+    """The number of this process; 0 where it is the only one."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def world() -> int:
-    """How many processes there are."""
+def processes() -> int:
+    """The number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def lead(job: Any) -> None:
-    """On rank 0: sends the others what they are to do; None for nothing more."""
+    """Sends a job from process 0 to the others; None ends them."""
     written = io.BytesIO()
     _Pickler(written, protocol=pickle.HIGHEST_PROTOCOL).dump(job)
     dist.broadcast_object_list([written.getvalue()], src=0)
 
 
 def receive() -> Any:
-    """On the other ranks: what rank 0 sends next, with its GPU's tensors on the GPU of this process."""
-    held: list[Any] = [None]
-    dist.broadcast_object_list(held, src=0)
-    return pickle.loads(held[0])  # noqa: S301 (from a process of our own)
+    """The next job that process 0 sends; tensors of its GPU arrive on the GPU of this process."""
+    received: list[Any] = [None]
+    dist.broadcast_object_list(received, src=0)
+    return pickle.loads(received[0])  # noqa: S301 (from a process of our own)
 
 
 class _Pickler(pickle.Pickler):
-    """Sends a mapped file as its name, and what is on this rank's GPU to the GPU of the one that reads it."""
+    """A pickler that sends a mapped file as its name, and a tensor on this GPU to the GPU of the receiver."""
 
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, np.memmap) and isinstance(obj.base, mmap.mmap):
@@ -91,7 +91,10 @@ def _this_gpu() -> torch.device:
 
 
 def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
-    """Gives every rank the sum of all ranks' gradients, the same bits everywhere; one without stays without."""
+    """Gives every process the sum of all gradients, the same bits everywhere.
+
+    A parameter without a gradient on any process keeps none.
+    """
     learning = [parameter for parameter in parameters if parameter.requires_grad]
     if not learning:
         return
@@ -107,7 +110,9 @@ def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
         bucket = learning[begin:end]
         flat = torch.cat([_gradient(parameter).flatten() for parameter in bucket])
         dist.all_reduce(flat)
-        for parameter, values in zip(bucket, torch.split(flat, [one.numel() for one in bucket]), strict=True):
+        for parameter, values in zip(
+            bucket, torch.split(flat, [parameter.numel() for parameter in bucket]), strict=True
+        ):
             parameter.grad = values.view_as(parameter).clone()
         begin = end
 
@@ -117,18 +122,18 @@ def _gradient(parameter: nn.Parameter) -> Tensor:
 
 
 def sum_parts(parts: Mapping[str, float], seconds: float) -> tuple[dict[str, float], float]:
-    """The sums of what all ranks logged at a step, and the seconds of rank 0."""
-    held: list[Any] = [None] * world()
-    dist.all_gather_object(held, (dict(parts), seconds))
+    """The sums of the parts that all processes logged at a step, and the seconds of process 0."""
+    gathered: list[Any] = [None] * processes()
+    dist.all_gather_object(gathered, (dict(parts), seconds))
     sums: dict[str, float] = {}
-    for found, _ in held:
-        for name, value in found.items():
+    for logged, _ in gathered:
+        for name, value in logged.items():
             sums[name] = sums.get(name, 0.0) + value
-    return sums, held[0][1]
+    return sums, gathered[0][1]
 
 
 def follow(work: Callable[[Any], None]) -> None:
-    """On the other ranks: does what rank 0 sends until it sends None."""
+    """Does the jobs that process 0 sends until it sends None; called by all others."""
     while (job := receive()) is not None:
         work(job)
     dist.destroy_process_group()

@@ -2,17 +2,18 @@
 
 A stage gives the loop a module and a task. The task answers three questions:
 
-    plan(epoch)   which steps the epoch has: a list of `Step`, each of chunks small enough for memory. It must
-                  be a pure function of the epoch, as a resumed training plans again and goes on in the middle.
+    plan(epoch)   the steps of the epoch: a list of `Step`, each of chunks small enough for memory. It must be a
+                  pure function of the epoch, as a resumed training plans again and goes on in the middle.
     loss(chunk)   the chunk's share of its step's loss, and shares of its parts to log. The shares of a step's
                   chunks add up to its loss, so a step may be cut in any way and stays the same step: divide by
-                  counts of the whole step, which the chunk carries.
+                  counts of the entire step, which the chunk carries.
     evaluate()    how good the module is now; higher is better. Called in eval mode, without gradients.
 
 Both calls happen under autocast, after the random generators were seeded by (seed, step). So dropout, masks and
 samples need no saved generator state, and on a CPU a resumed training equals an uninterrupted one bit by bit, unless
-it is bounded in time. Under `torchrun` the chunks of a step are dealt to the ranks and their gradients summed; see
-`ranks`. There each rank draws its own random numbers, so a step equals that of one process where nothing is drawn.
+it is bounded in time. Under `torchrun` the chunks of a step are dealt to the processes and their gradients summed; see
+`distributed`. There each process draws its own random numbers, so a step equals that of one process where nothing is
+drawn.
 """
 
 import hashlib
@@ -32,7 +33,7 @@ from pipeline.errors import TrainingError
 from pipeline.progress import Advance, bar
 from pipeline.training.loop import distributed, memory
 from pipeline.training.loop.checkpoint import Progress, load_weights, restore, save, weights
-from pipeline.training.loop.schedule import Step, course
+from pipeline.training.loop.schedule import Step, schedule_of
 
 __all__ = [
     "Step",
@@ -53,10 +54,10 @@ Chunk = TypeVar("Chunk")
 
 
 class Task(Protocol[Chunk]):
-    """What is learned: the batches, the loss and the measure. See the head of this module."""
+    """A learning problem: the batches, the loss and the measure. See the head of this module."""
 
     unit: str
-    """What `Step.examples` counts, plural: pairs, texts."""
+    """The noun that `Step.examples` counts, plural: pairs, texts."""
 
     def plan(self, epoch: int) -> Sequence[Step[Chunk]]: ...
 
@@ -65,17 +66,52 @@ class Task(Protocol[Chunk]):
     def evaluate(self) -> float: ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class TrainingRun:
-    """What rank 0 sends to the others: a training, as it is at its first or resumed step."""
+    """One training and its state, which changes with each step; process 0 sends it to the others."""
 
     module: nn.Module
     task: Task[Any]
     config: LoopConfig
     label: str
     fresh: tuple[str, ...]
-    optimizer: dict[str, Any]
     progress: Progress
+    best: dict[str, Tensor]
+    """Weights of the best evaluation, on the CPU; empty without evaluations and on all processes but 0."""
+    checkpoint: Path | None
+    """Folder to save to; only process 0 saves."""
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """A new AdamW over the module's parameters."""
+        groups = parameter_groups(self.module, self.config, self.fresh)
+        return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), fused=True)
+
+    def evaluate(self) -> float:
+        """Measures the module and keeps its weights if they are the best so far; of equals the later.
+
+        Raises:
+            TrainingError: the measure is not a number.
+        """
+        self.module.eval()
+        with torch.no_grad(), autocast(self.config.precision, next(self.module.parameters()).device):
+            value = self.task.evaluate()
+        self.module.train()
+        progress = self.progress
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"{self.label}: after step {progress.step} the measure of the valid split is {value}; lower "
+                f"loop.learning_rate ({self.config.learning_rate}) or set loop.precision to fp32"
+                if progress.step
+                else f"{self.label}: before the first step the measure of the valid split is {value}, so the "
+                "starting weights give no numbers; set loop.precision to fp32 or take another base model"
+            )
+        if progress.best is None or value >= progress.best:
+            progress.best, progress.best_step = value, progress.step
+            self.best.update(
+                {name: tensor.detach().to("cpu", copy=True) for name, tensor in weights(self.module).items()}
+            )
+        progress.evaluations.append((progress.step, round(value, 5)))
+        return value
 
 
 def train(
@@ -92,96 +128,71 @@ def train(
     Args:
         module: everything that learns.
         task: batches, loss and measure, over the same module.
-        config: how.
+        config: the loop's hyperparameters.
         label: shown beside the progress bar.
-        checkpoint: folder to save to and to go on from; none keeps nothing.
+        checkpoint: folder to save to and to go on from; None keeps nothing.
         fresh: beginnings of names of parameters that start from nothing, such as a new head; they learn
             `config.fresh_rate` times as fast.
 
     Raises:
-        TrainingError: nothing to train on, the loss or gradient is not a number, or memory runs out; the weights
-            are then those before that step and the last checkpoint is whole.
+        TrainingError: nothing to train on, the loss, gradient or measure is not a number, or memory runs out; the
+            weights are then those before that step and the last checkpoint is whole.
+        ArtifactError: the disk is full when a checkpoint is written.
         ConfigError: `config.checkpoint_activations` for a model without transformer layers.
     """
-    optimizer = _optimizer(module, config, fresh)
-    best: dict[str, Tensor] = {}
-    progress = restore(checkpoint, module, optimizer, best) or Progress()
-    if distributed.world() > 1:
-        distributed.lead(TrainingRun(module, task, config, label, tuple(fresh), optimizer.state_dict(), progress))
-    _run(module, task, config, optimizer, best, progress, label=label, checkpoint=checkpoint)
-    if best:
-        load_weights(module, best)
+    run = TrainingRun(module, task, config, label, tuple(fresh), Progress(), {}, checkpoint)
+    optimizer = run.optimizer()
+    run.progress = restore(checkpoint, module, optimizer, run.best) or run.progress
+    if distributed.processes() > 1:
+        followed = TrainingRun(module, task, config, label, tuple(fresh), run.progress, {}, None)
+        distributed.lead((followed, optimizer.state_dict()))
+    _take_steps(run, optimizer)
+    if run.best:
+        load_weights(module, run.best)
     module.eval()
-    return progress
+    return run.progress
 
 
-def follow(job: TrainingRun) -> None:
-    """On the ranks above 0: goes through a training beside rank 0, which alone evaluates and writes."""
-    optimizer = _optimizer(job.module, job.config, job.fresh)
-    optimizer.load_state_dict(job.optimizer)
-    _run(job.module, job.task, job.config, optimizer, {}, job.progress, label=job.label, checkpoint=None)
+def follow(sent: tuple[TrainingRun, dict[str, Any]]) -> None:
+    """Takes all steps of a training beside process 0, which alone evaluates and writes.
+
+    Args:
+        sent: the training and the optimizer's state.
+    """
+    run, state = sent
+    optimizer = run.optimizer()
+    optimizer.load_state_dict(state)
+    _take_steps(run, optimizer)
 
 
-def _run(  # noqa: PLR0915 (an open loop, to be read straight down)
-    module: nn.Module,
-    task: Task[Chunk],
-    config: LoopConfig,
-    optimizer: torch.optim.Optimizer,
-    best: dict[str, Tensor],
-    progress: Progress,
-    *,
-    label: str,
-    checkpoint: Path | None,
-) -> None:
-    """All steps from where `progress` is to the end; changes module, optimizer, best state and progress."""
-    rank, world = distributed.rank(), distributed.world()
+def _take_steps(run: TrainingRun, optimizer: torch.optim.Optimizer) -> None:
+    """Takes all steps from where `run.progress` is to the end; changes module, optimizer, best state and progress."""
+    module, task, config, progress = run.module, run.task, run.config, run.progress
+    process, processes = distributed.process(), distributed.processes()
     device = next(module.parameters()).device
-    parameters = list(module.parameters())
-    way = course(task.plan, config)
+    schedule = schedule_of(task.plan, config)
 
-    def evaluate() -> float:
-        module.eval()
-        with torch.no_grad(), autocast(config.precision, device):
-            value = task.evaluate()
-        module.train()
-        if progress.best is None or value >= progress.best:  # Of equals the later, which has learned more.
-            progress.best, progress.best_step = value, progress.step
-            best.update({name: value.detach().to("cpu", copy=True) for name, value in weights(module).items()})
-        progress.evaluations.append((progress.step, round(value, 5)))
-        return value
-
-    if progress.step == 0 and config.evaluations and rank == 0:
-        progress.before = evaluate()
+    if progress.step == 0 and config.evaluations and process == 0:
+        progress.before = run.evaluate()
     module.train()
     saved = resumed = time.monotonic()
     before_resume = progress.seconds
-    smaller = (
-        f"lower loop.chunk_tokens ({config.chunk_tokens}) or set loop.checkpoint_activations, and start again: the "
-        "last checkpoint is whole"
-    )
     recomputed = memory.recomputed(module) if config.checkpoint_activations else nullcontext()
-    with recomputed, _bar(label, way.examples(progress), task.unit, progress.examples, rank) as advance:
-        for step in way.steps(progress.step):
-            if way.finished(progress):
+    with recomputed, _bar(run, schedule.examples(progress), process) as advance:
+        for step in schedule.steps(progress.step):
+            if schedule.finished(progress):
                 break
-            where = f"{label}: at step {progress.step + 1}"
-            torch.manual_seed(step_seed(config.seed, progress.step, rank))
+            where = f"{run.label}: at step {progress.step + 1}"
+            torch.manual_seed(step_seed(config.seed, progress.step, process))
             for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * group["rate"] * way.rate(progress, step)
-            sums: dict[str, Tensor] = {}
-            with memory.shortage_named(where, smaller):
-                for chunk in step.chunks[rank::world]:
-                    with autocast(config.precision, device):
-                        loss, logs = task.loss(chunk)
-                    loss.backward()  # type: ignore[no-untyped-call]
-                    for name, value in {"loss": loss, **logs}.items():
-                        sums[name] = sums.get(name, 0.0) + value.detach()
-                parts = {name: float(value) for name, value in sums.items()}
+                group["lr"] = config.learning_rate * group["rate"] * schedule.rate(progress, step)
+            with memory.shortage_named(where, _less_memory(config)):
+                parts = _accumulate(run, step.chunks[process::processes], device)
                 seconds = before_resume + time.monotonic() - resumed
-                if world > 1:
-                    distributed.sum_gradients(parameters)
+                if processes > 1:
+                    distributed.sum_gradients(list(module.parameters()))
                     parts, seconds = distributed.sum_parts(parts, seconds)
-                norm = float(nn.utils.clip_grad_norm_(parameters, config.clip_norm))
+                norm = float(nn.utils.clip_grad_norm_(module.parameters(), config.clip_norm))
                 if not (math.isfinite(parts["loss"]) and math.isfinite(norm)):
                     raise TrainingError(
                         f"{where} the loss is {parts['loss']} and the norm of the gradient {norm}; lower "
@@ -190,48 +201,63 @@ def _run(  # noqa: PLR0915 (an open loop, to be read straight down)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
 
-            measured, told = way.marks(progress, config.evaluations or 1), way.marks(progress, HISTORY)
+            evaluations, points = (schedule.parts_done(progress, n) for n in (config.evaluations or 1, HISTORY))
             progress.step += 1
             progress.examples += step.examples
             progress.tokens += step.tokens
             progress.padded += step.padded
             progress.seconds = seconds
             progress.window.append(parts)
-            if way.marks(progress, HISTORY) > told:
+            if schedule.parts_done(progress, HISTORY) > points:
                 progress.history.append({"step": float(progress.step), **_means(progress.window)})
                 progress.window = []
             note = f"loss {parts['loss']:.3f}"
-            if config.evaluations and way.marks(progress, config.evaluations) > measured and rank == 0:
-                note += f", valid {evaluate():.4f}"
-            if checkpoint is not None and time.monotonic() - saved >= config.checkpoint_s:
-                save(checkpoint, module, optimizer, best, progress)
+            if config.evaluations and schedule.parts_done(progress, config.evaluations) > evaluations and process == 0:
+                note += f", valid {run.evaluate():.4f}"
+            if run.checkpoint is not None and time.monotonic() - saved >= config.checkpoint_s:
+                save(run.checkpoint, module, optimizer, run.best, progress)
                 saved = time.monotonic()
-            advance(step.examples, note, total=way.examples(progress))
+            advance(step.examples, note, total=schedule.examples(progress))
     if not progress.step:
-        raise TrainingError(f"{label}: nothing to train on; look at the split 'train' of the pairs")
+        raise TrainingError(f"{run.label}: nothing to train on; look at the split 'train' of the pairs")
+
+
+def _accumulate(run: TrainingRun, chunks: Sequence[Any], device: torch.device) -> dict[str, float]:
+    """Adds the gradients of these chunks; returns the sums of their losses and logged parts."""
+    sums: dict[str, Tensor] = {}
+    for chunk in chunks:
+        with autocast(run.config.precision, device):
+            loss, logs = run.task.loss(chunk)
+        loss.backward()  # type: ignore[no-untyped-call]
+        for name, value in {"loss": loss, **logs}.items():
+            sums[name] = sums.get(name, 0.0) + value.detach()
+    return {name: float(value) for name, value in sums.items()}
+
+
+def _less_memory(config: LoopConfig) -> str:
+    return (
+        f"lower loop.chunk_tokens ({config.chunk_tokens}) or set loop.checkpoint_activations, and start again: the "
+        "last checkpoint is whole"
+    )
 
 
 @contextmanager
-def _bar(label: str, total: float, unit: str, done: float, rank: int) -> Iterator[Advance]:
-    """Progress is shown by rank 0 alone."""
-    if rank:
+def _bar(run: TrainingRun, total: float, process: int) -> Iterator[Advance]:
+    """The progress bar, which process 0 alone shows."""
+    if process:
         yield lambda *_, **__: None
         return
-    with bar(label, total, unit, done) as advance:
+    with bar(run.label, total, run.task.unit, run.progress.examples) as advance:
         yield advance
-
-
-def _optimizer(module: nn.Module, config: LoopConfig, fresh: Collection[str]) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(parameter_groups(module, config, fresh), lr=0.0, betas=(0.9, 0.98), fused=True)
 
 
 def _means(window: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: round(sum(parts[name] for parts in window) / len(window), 4) for name in window[-1]}
 
 
-def step_seed(seed: int, step: int, rank: int = 0) -> int:
-    """A seed for the random generators at this step; unlike neighbours give unlike streams."""
-    text = f"{seed} {step} {rank}" if rank else f"{seed} {step}"
+def step_seed(seed: int, step: int, process: int = 0) -> int:
+    """A seed for the random generators at this step; neighbouring steps get unrelated streams."""
+    text = f"{seed} {step} {process}" if process else f"{seed} {step}"
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest())
 
 
@@ -247,7 +273,7 @@ def parameter_groups(module: nn.Module, config: LoopConfig, fresh: Collection[st
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    """bf16 where the config asks for it, or for auto where the device multiplies bf16 matrices."""
+    """A context in bf16 where the config asks for it, or for `auto` where the device multiplies bf16 matrices."""
     if precision == "bf16" or (precision == "auto" and bf16_is_native(device)):
         return torch.autocast(device.type, torch.bfloat16)
     return nullcontext()

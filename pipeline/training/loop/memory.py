@@ -1,4 +1,4 @@
-"""When memory is short: layers that compute their activations anew, and an error that says what to lower."""
+"""Help where memory is short: layers that compute their activations anew, and an error that says what to lower."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,13 +13,13 @@ from transformers.models.albert.modeling_albert import AlbertLayer
 
 from pipeline.errors import ConfigError, TrainingError
 
-SAID = ("not enough memory", "DefaultCPUAllocator", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-"""What torch's errors say where memory ran out and their class does not."""
+SHORTAGE_MESSAGES = ("not enough memory", "DefaultCPUAllocator", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""Parts of messages by which torch reports a shortage that the error's class does not show."""
 
 
 @contextmanager
 def recomputed(module: nn.Module) -> Iterator[None]:
-    """While this is open, each transformer layer of the module keeps its input alone and runs again going backward.
+    """A context in which each transformer layer keeps only its input and runs again in the backward pass.
 
     The gradients stay the same; memory for activations falls to about a layer's, time grows by about a third.
 
@@ -36,15 +36,15 @@ def recomputed(module: nn.Module) -> Iterator[None]:
             "loop.checkpoint_activations is set, but this model has no transformer layers; set it to false"
         )
     for layer in layers:
-        layer.forward = partial(_again, layer.forward)
+        layer.forward = partial(_recompute, layer.forward)
     try:
         yield
     finally:
         for layer in layers:
-            del layer.forward  # The class's own shows again.
+            del layer.forward  # The method of the class comes back.
 
 
-def _again(forward: Any, *args: Any, **kwargs: Any) -> Any:
+def _recompute(forward: Any, *args: Any, **kwargs: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
     return checkpoint(forward, *args, use_reentrant=False, **kwargs)
@@ -60,8 +60,8 @@ def shortage_named(where: str, advice: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-        if not known and not any(words in str(error) for words in SAID):
+        by_class = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+        if not by_class and not any(words in str(error) for words in SHORTAGE_MESSAGES):
             raise
-        said = str(error).split("\n")[0] or type(error).__name__
-        raise TrainingError(f"{where} memory ran out ({said}); {advice}") from error
+        reason = str(error).split("\n")[0] or type(error).__name__
+        raise TrainingError(f"{where} memory ran out ({reason}); {advice}") from error

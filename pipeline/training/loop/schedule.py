@@ -1,4 +1,4 @@
-"""Which steps a training takes and how fast it learns at each: so many epochs, or until a bound of tokens or time."""
+"""The steps that a training takes and its learning rate at each: so many epochs, or until a bound of tokens or time."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -11,10 +11,10 @@ from pipeline.training.loop.checkpoint import Progress
 Chunk = TypeVar("Chunk")
 
 FINAL_RATE = 0.1
-"""Of the peak, at the end of every training."""
+"""The learning rate at the end of every training, as a share of the peak."""
 
 FIRST_RATE = 0.01
-"""Of the peak, at least, where a bound's share used is still near 0."""
+"""The least learning rate of a bounded training's warm-up, as a share of the peak."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,9 +22,9 @@ class Step(Generic[Chunk]):
     """One optimizer step."""
 
     chunks: Sequence[Chunk]
-    """Go through the module one after the other; their gradients add up."""
+    """Parts that go through the module one after the other; their gradients add up."""
     examples: int
-    """Shown as progress, in the task's unit."""
+    """Number of examples in the task's unit, for the progress bar."""
     tokens: int
     """Real tokens."""
     padded: int
@@ -36,25 +36,26 @@ Plan = Callable[[int], Sequence[Step[Chunk]]]
 
 
 class Schedule(Protocol[Chunk]):
-    """The way from the first step to the last."""
+    """All steps of a training, from the first to the last, and the learning rate at each."""
 
     def steps(self, begin: int) -> Iterator[Step[Chunk]]:
-        """The steps from this one on, counted from 0; may go on for ever."""
+        """The steps from number `begin` on, counted from 0; may never end."""
 
-    def finished(self, progress: Progress) -> bool: ...
+    def finished(self, progress: Progress) -> bool:
+        """Whether the training is complete."""
 
     def rate(self, progress: Progress, step: Step[Chunk]) -> float:
-        """Share of the peak learning rate at the step that comes after this progress."""
+        """The share of the peak learning rate at the step that follows this progress."""
 
-    def marks(self, progress: Progress, parts: int) -> int:
-        """How many of so many equal parts of the way lie behind."""
+    def parts_done(self, progress: Progress, parts: int) -> int:
+        """The number of finished parts when the training is divided into `parts` equal ones."""
 
     def examples(self, progress: Progress) -> float:
-        """Of the whole way, as far as it is known."""
+        """The number of examples in the entire training, as far as it is known."""
 
 
 class PlannedSchedule(Generic[Chunk]):
-    """So many epochs: every step is known from the start."""
+    """A number of epochs: every step is known from the start."""
 
     def __init__(self, plan: Plan[Chunk], config: LoopConfig) -> None:
         planned = [step for epoch in range(math.ceil(config.epochs)) for step in plan(epoch)]
@@ -68,10 +69,10 @@ class PlannedSchedule(Generic[Chunk]):
     def finished(self, progress: Progress) -> bool:
         return progress.step >= len(self._steps)
 
-    def rate(self, progress: Progress, step: Step[Chunk]) -> float:  # noqa: ARG002 (its place says all)
-        return schedule(progress.step, len(self._steps), self._warmup_share)
+    def rate(self, progress: Progress, step: Step[Chunk]) -> float:  # noqa: ARG002 (all steps count the same)
+        return linear_rate(progress.step, len(self._steps), self._warmup_share)
 
-    def marks(self, progress: Progress, parts: int) -> int:
+    def parts_done(self, progress: Progress, parts: int) -> int:
         return sum(round(len(self._steps) * part / parts) <= progress.step for part in range(1, parts + 1))
 
     def examples(self, progress: Progress) -> float:  # noqa: ARG002
@@ -81,9 +82,8 @@ class PlannedSchedule(Generic[Chunk]):
 class BoundedSchedule(Generic[Chunk]):
     """Epoch after epoch until `max_tokens` are read or `max_seconds` are over, whichever comes first.
 
-    The learning rate follows the share of the bound that is used, so the training ends as slowly as any other,
-    however fast the machine is. What a bound of tokens does is a function of the config alone; a bound of time
-    depends on the machine.
+    The learning rate follows the share of the bound that is used, so it ends at FINAL_RATE on a machine of any speed.
+    A training bounded by tokens depends on the config alone; one bounded by time depends on the machine.
     """
 
     def __init__(self, plan: Plan[Chunk], config: LoopConfig) -> None:
@@ -101,32 +101,32 @@ class BoundedSchedule(Generic[Chunk]):
         return self._share(progress.tokens, progress.seconds) >= 1
 
     def rate(self, progress: Progress, step: Step[Chunk]) -> float:
-        seconds = progress.seconds / progress.step if progress.step else 0.0  # What a step took so far.
+        seconds = progress.seconds / progress.step if progress.step else 0.0  # The next step takes about as long.
         share = self._share(progress.tokens + step.tokens, progress.seconds + seconds)
         warmup = self._config.warmup_share
         if share < warmup:
             return max(FIRST_RATE, share / warmup)
         return 1 - (1 - FINAL_RATE) * (share - warmup) / max(1e-9, 1 - warmup)
 
-    def marks(self, progress: Progress, parts: int) -> int:
+    def parts_done(self, progress: Progress, parts: int) -> int:
         return int(self._share(progress.tokens, progress.seconds) * parts)
 
     def examples(self, progress: Progress) -> float:
         return progress.examples / max(1e-9, self._share(progress.tokens, progress.seconds))
 
     def _share(self, tokens: int, seconds: float) -> float:
-        """Of the bound that is used, at most 1."""
+        """The share of the bound that is used, at most 1."""
         bounds = ((tokens, self._config.max_tokens), (seconds, self._config.max_seconds))
         return min(1.0, max(used / bound for used, bound in bounds if bound))
 
 
-def course(plan: Plan[Chunk], config: LoopConfig) -> Schedule[Chunk]:
-    """The course that a config asks for."""
+def schedule_of(plan: Plan[Chunk], config: LoopConfig) -> Schedule[Chunk]:
+    """The schedule that a config describes: bounded where it sets a bound, else planned."""
     return BoundedSchedule(plan, config) if config.max_tokens or config.max_seconds else PlannedSchedule(plan, config)
 
 
-def schedule(step: int, steps: int, warmup_share: float) -> float:
-    """Share of the peak learning rate at a step counted from 0: linear warm-up, then linear to a tenth."""
+def linear_rate(step: int, steps: int, warmup_share: float) -> float:
+    """The share of the peak learning rate at a step counted from 0: linear warm-up, then linear to FINAL_RATE."""
     warmup = max(1, round(steps * warmup_share))
     if step < warmup:
         return (step + 1) / warmup

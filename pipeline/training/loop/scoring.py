@@ -1,7 +1,7 @@
-"""Scores of many pairs from a cross-encoder, vectors of many texts from a bi-encoder: batches of like length.
+"""Scores of many pairs from a cross-encoder and vectors of many texts from a bi-encoder, in batches of like length.
 
-This is for training, which needs them from the model in hand; what is served or indexed comes from the exported
-bundle.
+Training uses this on the PyTorch model; served scores and indexed vectors come from the exported bundle. A score or
+vector that is not a number is an error here, so none reaches a measure or a file.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pipeline.errors import TrainingError
 from pipeline.evaluation import metrics
 from pipeline.models.bi_encoder import BiEncoder
 from pipeline.models.cross_encoder import CrossEncoder
@@ -29,14 +30,14 @@ SMALLER = (
     "lower max_tokens of the teacher or the encoder, take a smaller base, or end what else fills the memory, and start "
     "again"
 )
-"""What helps where scoring runs out of memory: its batches are of one size."""
+"""Advice where scoring runs out of memory: the size of its batches is fixed."""
 
 MEASURE = "ndcg@10"
-"""Of the valid split: chooses the best state, stands in the metrics. Linear gain."""
+"""The measure of the valid split that chooses the best state and stands in the metrics; its gain is linear."""
 
 
 def device() -> torch.device:
-    """Where models are trained and run here: the first GPU, else the processor."""
+    """The device on which models are trained and run here: the first GPU, else the processor."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -48,30 +49,40 @@ def _batch_tokens(where: torch.device) -> int:
 def cross_scores(
     model: CrossEncoder,
     pairs: Pairs,
-    places: Ints,
+    indices: Ints,
     *,
     precision: str = "auto",
     label: str = "score",
     layers: Sequence[int] = (),
     keep_states: Callable[[Ints, torch.Tensor], None] | None = None,
 ) -> Floats:
-    """(places,) raw scores of these pairs, in their order.
+    """Raw scores of these pairs.
 
     Args:
         model: in eval mode.
-        layers: also compute first-token states after these, from 1.
-        keep_states: is given where in `places` a batch's pairs are, (batch,), and their states,
+        indices: (n,) which pairs.
+        precision: as `LoopConfig.precision`.
+        label: shown beside the progress bar.
+        layers: layers, from 1, after which first-token states are computed too.
+        keep_states: called for each batch with the positions of its pairs in `indices`, (batch,), and their states,
             (batch, layers, hidden) float32.
+
+    Returns:
+        (n,) float32, in the order of `indices`.
+
+    Raises:
+        TrainingError: a score is not a finite number, or memory runs out.
     """
     where = next(model.parameters()).device
-    lengths = batches.pair_lengths(pairs, model.template)[places]
-    scores = np.zeros(len(places), dtype=np.float32)
-    with memory.shortage_named(f"{label.strip()}:", SMALLER), bar(label, len(places), "pairs") as advance:
+    lengths = batches.pair_lengths(pairs, model.template)[indices]
+    scores = np.zeros(len(indices), dtype=np.float32)
+    with memory.shortage_named(f"{label.strip()}:", SMALLER), bar(label, len(indices), "pairs") as advance:
         for chosen in batches.scoring_batches(lengths, _batch_tokens(where)):
-            inputs = batches.rectangle(batches.pair_inputs(pairs, places[chosen], model.template), where)
+            inputs = batches.pad(batches.pair_inputs(pairs, indices[chosen], model.template), where)
             with autocast(precision, where):
                 reading = model.read(*inputs.all, first=layers)
             scores[chosen] = reading.scores.cpu().numpy()
+            _check_finite(scores[chosen], label)
             if keep_states is not None:
                 keep_states(chosen, reading.first)
             advance(len(chosen))
@@ -89,44 +100,76 @@ def vectors(
     label: str = "encode",
     pooled: bool = False,
 ) -> Floats:
-    """Vectors of these texts, in their order: (numbers, dimensions), or (numbers, hidden) before the projection."""
+    """Vectors of these texts, in the order of `numbers`.
+
+    Args:
+        model: in eval mode.
+        texts: tokens of all texts.
+        numbers: (n,) which of the texts.
+        template: special tokens and maximum length.
+        precision: as `LoopConfig.precision`.
+        label: shown beside the progress bar.
+        pooled: gives the vectors before the projection.
+
+    Returns:
+        (n, dimensions) float32 of unit length, or (n, hidden) with `pooled`.
+
+    Raises:
+        TrainingError: a vector is not finite, or memory runs out.
+    """
     where = next(model.parameters()).device
     inputs = batches.text_inputs(texts, numbers, template)
     lengths = np.array([len(ids) for ids, _ in inputs], dtype=np.int64)
     width = model.dense.in_features if pooled else model.dense.out_features
-    found = np.zeros((len(numbers), width), dtype=np.float32)
+    result = np.zeros((len(numbers), width), dtype=np.float32)
     with memory.shortage_named(f"{label.strip()}:", SMALLER), bar(label, len(numbers), "texts") as advance:
         for chosen in batches.scoring_batches(lengths, _batch_tokens(where)):
-            part = batches.rectangle([inputs[place] for place in chosen], where)
+            part = batches.pad([inputs[index] for index in chosen], where)
             with autocast(precision, where):
                 encode = model.pooled if pooled else model
-                found[chosen] = encode(part.input_ids, part.attention_mask).float().cpu().numpy()
+                result[chosen] = encode(part.input_ids, part.attention_mask).float().cpu().numpy()
+            _check_finite(result[chosen], label)
             advance(len(chosen))
-    return found
+    return result
 
 
-def cosines(model: BiEncoder, pairs: Pairs, places: Ints, *, precision: str = "auto", label: str = "encode") -> Floats:
-    """(places,) cosine of query and document of these pairs; each text is encoded once."""
-    queries, query = np.unique(pairs.query[places], return_inverse=True)
-    documents, document = np.unique(pairs.document[places], return_inverse=True)
+def _check_finite(values: Floats, label: str) -> None:
+    """Raises TrainingError unless all values are finite: NaN sorts anywhere, so a measure would hide it."""
+    if not np.isfinite(values).all():
+        raise TrainingError(
+            f"{label.strip()}: the model gives values that are not numbers: "
+            "lower loop.learning_rate, set loop.precision to fp32, or take another base model"
+        )
+
+
+def cosines(model: BiEncoder, pairs: Pairs, indices: Ints, *, precision: str = "auto", label: str = "encode") -> Floats:
+    """(indices,) cosine of query and document of these pairs; each text is encoded once."""
+    queries, query = np.unique(pairs.query[indices], return_inverse=True)
+    documents, document = np.unique(pairs.document[indices], return_inverse=True)
     of_queries = vectors(model, pairs.queries, queries, model.query_template, precision=precision, label=label)
     of_documents = vectors(model, pairs.documents, documents, model.document_template, precision=precision, label=label)
-    found: Floats = (of_queries[query] * of_documents[document]).sum(1)
-    return found
+    similarities: Floats = (of_queries[query] * of_documents[document]).sum(1)
+    return similarities
 
 
-def ndcg(pairs: Pairs, places: Ints, scores: Floats) -> float:
+def ndcg(pairs: Pairs, indices: Ints, scores: Floats) -> float:
     """Mean nDCG@10 of the queries of these pairs, ranked by these scores."""
-    return float(metrics.by_query(pairs.query[places], pairs.grades[places], scores, (MEASURE,))[MEASURE].mean())
+    return float(metrics.by_query(pairs.query[indices], pairs.grades[indices], scores, (MEASURE,))[MEASURE].mean())
 
 
-def valid_places(pairs: Pairs, most: int, seed: int) -> Ints:
-    """The valid split, or whole queries of it, drawn by the seed, until there are `most` pairs; 0 for no limit."""
-    places = pairs.places("valid")
-    if not most or len(places) <= most:
-        return places
-    queries = np.unique(pairs.query[places])
+def valid_indices(pairs: Pairs, most: int, seed: int) -> Ints:
+    """Indices of the valid split's pairs, or of whole queries drawn by the seed with at most about `most` pairs.
+
+    Args:
+        pairs: all pairs.
+        most: 0 for no limit.
+        seed: of the draw.
+    """
+    indices = pairs.indices("valid")
+    if not most or len(indices) <= most:
+        return indices
+    queries = np.unique(pairs.query[indices])
     np.random.default_rng(seed).shuffle(queries)
-    counts = np.bincount(pairs.query[places])[queries]
+    counts = np.bincount(pairs.query[indices])[queries]
     kept = queries[: max(1, int(np.searchsorted(np.cumsum(counts), most, side="right")))]
-    return places[np.isin(pairs.query[places], kept)]
+    return indices[np.isin(pairs.query[indices], kept)]

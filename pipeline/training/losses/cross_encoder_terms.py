@@ -229,7 +229,7 @@ TAUGHT_TERMS: Mapping[str, Callable[[Scored, Taught, LossWeights], Tensor]] = {
     ),
     "margin": lambda s, t, _: ranking.margin_loss(s.scores, t.scores, s.groups, total=s.counts.documents),
     "logit": lambda s, t, _: distillation.logit_loss(s.scores, t.scores, total=s.counts.documents),
-    "hidden": lambda s, t, _: distillation.patient_loss(s.states, t.states, total=s.counts.documents),
+    "hidden": lambda s, t, _: distillation.patient_kd_loss(s.states, t.states, total=s.counts.documents),
 }
 
 TOKEN_TERMS: Mapping[str, Callable[[TokenViews], Tensor]] = {

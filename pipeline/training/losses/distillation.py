@@ -53,7 +53,7 @@ def soft_ordinal_loss(
     return divergence * temperature**2 / counted(total, len(scores))
 
 
-def patient_loss(student: Tensor, teacher: Tensor, *, total: float | None = None) -> Tensor:
+def patient_kd_loss(student: Tensor, teacher: Tensor, *, total: float | None = None) -> Tensor:
     """Distance between the directions of matched first-token states.
 
     The paper sums over examples and layers. We average, so that the term's weight means the same at any batch size.
@@ -73,7 +73,7 @@ def patient_loss(student: Tensor, teacher: Tensor, *, total: float | None = None
     """
     if student.shape != teacher.shape:
         raise ShapeError(
-            f"patient_loss: student {tuple(student.shape)}, teacher {tuple(teacher.shape)}; "
+            f"patient_kd_loss: student {tuple(student.shape)}, teacher {tuple(teacher.shape)}; "
             "choose teacher layers with ranker.layer_map and states as wide as the student"
         )
     gap = F.normalize(student, dim=-1) - F.normalize(teacher.detach(), dim=-1)

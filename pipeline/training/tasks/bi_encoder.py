@@ -80,8 +80,8 @@ class EncoderTask:
         self.config = config
         self.max_list = max_list
         self.device = learner.log_scale.device
-        self.train = pairs.places("train")
-        self.valid = scoring.valid_places(pairs, config.loop.valid_pairs, config.loop.seed)
+        self.train = pairs.indices("train")
+        self.valid = scoring.valid_indices(pairs, config.loop.valid_pairs, config.loop.seed)
         self.spread = spread(targets[self.train], pairs.query[self.train])
         self.targets = targets / self.spread
         """The teacher's scores with differences of about 1, so that the weights mean the same for any teacher."""
@@ -113,7 +113,7 @@ class EncoderTask:
                     [BiEncoderChunk(places, documents, answered, texts) for places in chosen],
                     examples=documents,
                     tokens=sum(int(each.sum()) for each in lengths),
-                    padded=sum(batches.padded(each) for each in lengths),
+                    padded=sum(batches.padded_tokens(each) for each in lengths),
                 )
             )
         return steps
@@ -180,8 +180,8 @@ class EncoderTask:
         inputs = batches.text_inputs(self.pairs.queries, queries, model.query_template)
         inputs += batches.text_inputs(self.pairs.documents, documents, model.document_template)
         order, parts = [], []
-        for places in batches.rectangles(self._lengths(queries, documents)):
-            part = batches.rectangle([inputs[place] for place in places], self.device)
+        for places in batches.length_groups(self._lengths(queries, documents)):
+            part = batches.pad([inputs[place] for place in places], self.device)
             order.append(places)
             parts.append(model(part.input_ids, part.attention_mask))
         back = np.argsort(np.concatenate(order))
@@ -223,7 +223,7 @@ def first_scales(
     model: BiEncoder, pairs: Pairs, targets: NDArray[np.float32], widths: Sequence[int], seed: int
 ) -> list[float]:
     """For each width the factor that gives untrained cosines the teacher's spread within queries."""
-    places = pairs.places("train")
+    places = pairs.indices("train")
     queries = np.unique(pairs.query[places])
     np.random.default_rng(seed).shuffle(queries)
     ends = np.cumsum(np.bincount(pairs.query[places])[queries])

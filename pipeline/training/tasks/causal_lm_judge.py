@@ -142,7 +142,7 @@ class Judge:
         """
         model, where = self.model, self.model.device
         lengths = torch.tensor([len(ids) for ids in inputs], device=where)
-        batch = batches.rectangle([(ids, [0] * len(ids)) for ids in inputs], where)
+        batch = batches.pad([(ids, [0] * len(ids)) for ids in inputs], where)
         body = model.base_model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
         last = body.last_hidden_state[torch.arange(len(inputs), device=where), lengths - 1]  # (texts, hidden)
         # Two columns of the head in full precision: a bfloat16 logit of 20 has steps of an eighth.

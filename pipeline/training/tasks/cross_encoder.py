@@ -150,11 +150,11 @@ class CrossTask:
         if lessons is not None and weights.hidden:
             lessons.states_of(np.zeros(0, dtype=np.int64), match.first)
         self.lengths = batches.pair_lengths(pairs, model.template)
-        self.train = pairs.places("train")
+        self.train = pairs.indices("train")
         if weights.of(TAUGHT_TERMS) or weights.of(TOKEN_TERMS):
-            self.train = np.concatenate([self.train, pairs.places(schema.UNLABELLED)])
+            self.train = np.concatenate([self.train, pairs.indices(schema.UNLABELLED)])
         self.graded_share = _graded_share(pairs, self.train, max_list)
-        self.valid = scoring.valid_places(pairs, config.valid_pairs, config.seed)
+        self.valid = scoring.valid_indices(pairs, config.valid_pairs, config.seed)
 
     def _check_grades(self) -> None:
         known, top = len(self.model.thresholds), int(self.pairs.grades.max(initial=0))
@@ -191,7 +191,7 @@ class CrossTask:
                     [PairChunk(places, counts) for places in chosen],
                     examples=counts.documents,
                     tokens=counts.tokens,
-                    padded=sum(batches.padded(self.lengths[places]) for places in chosen),
+                    padded=sum(batches.padded_tokens(self.lengths[places]) for places in chosen),
                 )
             )
         return steps
@@ -202,10 +202,9 @@ class CrossTask:
 
     def loss(self, chunk: PairChunk) -> tuple[Tensor, Mapping[str, Tensor]]:
         """The weighted sum of the terms, and each by itself; `peer` is all of the second student's."""
-        rectangles = [chunk.places[rows] for rows in batches.rectangles(self.lengths[chunk.places])]
+        rectangles = [chunk.places[rows] for rows in batches.length_groups(self.lengths[chunk.places])]
         inputs = [
-            batches.rectangle(batches.pair_inputs(self.pairs, part, self.model.template), self.device)
-            for part in rectangles
+            batches.pad(batches.pair_inputs(self.pairs, part, self.model.template), self.device) for part in rectangles
         ]
         students = self.learner.each()
         first = range(1, len(self.match.first) + 1) if self.weights.hidden else ()
@@ -347,7 +346,7 @@ def first_thresholds(pairs: Pairs) -> list[float]:
     top = int(pairs.grades.max(initial=0))
     if top < 1:
         raise TrainingError("no pair has a grade above 0, so there is nothing to learn; look at the judgments")
-    counts = np.bincount(pairs.grades[pairs.places("train")], minlength=top + 1) + 0.5
+    counts = np.bincount(pairs.grades[pairs.indices("train")], minlength=top + 1) + 0.5
     below = np.cumsum(counts)[:-1]  # (grades,) documents under grade 1, 2, …
     return [float(value) for value in np.log(below / (counts.sum() - below))]
 

@@ -192,8 +192,8 @@ class MaskedTask:
         step_of = ((ends - lengths[order] / 2) * count / ends[-1]).astype(np.int64)
         steps = []
         for whole in np.split(order, np.flatnonzero(np.diff(step_of)) + 1):
-            fair = math.ceil(lengths[whole].sum() / distributed.world())
-            tokens = loop.chunk_tokens if distributed.world() == 1 else min(loop.chunk_tokens, fair)
+            fair = math.ceil(lengths[whole].sum() / distributed.processes())
+            tokens = loop.chunk_tokens if distributed.processes() == 1 else min(loop.chunk_tokens, fair)
             chosen = [whole[places] for places in batches.scoring_batches(lengths[whole], tokens)]
             masked = sum(int(self.masked[places].sum()) for places in chosen)
             steps.append(
@@ -201,7 +201,7 @@ class MaskedTask:
                     [MaskedChunk(places, starts[places], masked) for places in chosen],
                     examples=sum(map(len, chosen)),
                     tokens=sum(int(lengths[places].sum()) for places in chosen),
-                    padded=sum(batches.padded(lengths[places]) for places in chosen),
+                    padded=sum(batches.padded_tokens(lengths[places]) for places in chosen),
                 )
             )
         return steps
@@ -209,7 +209,7 @@ class MaskedTask:
     def loss(self, chunk: MaskedChunk) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Mean cross-entropy over the masked tokens of the step, in nats, and the share guessed right."""
         loss, right = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
-        for rectangle in batches.rectangles(self.lengths[chunk.places]):
+        for rectangle in batches.length_groups(self.lengths[chunk.places]):
             logits, wanted = self._guess(chunk.places[rectangle], chunk.starts[rectangle])
             loss = loss + F.cross_entropy(logits, wanted, reduction="sum") / chunk.masked
             right = right + (logits.detach().argmax(-1) == wanted).sum() / chunk.masked
@@ -238,7 +238,7 @@ class MaskedTask:
     def _guess(self, places: Ints, starts: Ints) -> tuple[Tensor, Tensor]:
         """Logits (masked, vocabulary) and the tokens (masked,) that stood there."""
         inputs = [self._input(place, start) for place, start in zip(places.tolist(), starts.tolist(), strict=True)]
-        whole = batches.rectangle([(ids, types) for ids, types, _ in inputs], torch.device("cpu"))
+        whole = batches.pad([(ids, types) for ids, types, _ in inputs], torch.device("cpu"))
         content = torch.zeros_like(whole.input_ids, dtype=torch.bool)
         for row, (_, _, flags) in enumerate(inputs):
             content[row, : len(flags)] = torch.tensor(flags)

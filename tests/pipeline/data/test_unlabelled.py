@@ -199,7 +199,7 @@ def test_each_list_is_read_as_a_query_of_its_own(tmp_path: Path, data: Artifact)
     tokenizer.pre_tokenizer = Whitespace()
     table = read_pairs(data, made, tokenizer, max_query_tokens=8, max_tokens=16)
     assert len(table.queries) == len(lists) + 5  # Three training and two valid queries.
-    for place in table.places(schema.UNLABELLED):
+    for place in table.indices(schema.UNLABELLED):
         name = pd.read_parquet(made.file("pairs.parquet"))["query_id"][place]
         number = name.rpartition(":q")[2]
         assert table.queries[table.query[place]] == [words["Query"], words[number]]

@@ -17,10 +17,10 @@ def test_batches_read_together_are_each_read_alone(untrained: Any, family: str, 
     model.model.set_attn_implementation(kind)
     pairs = batches.read_pairs(untrained.data, untrained.pairs, model.tokenizer, max_query_tokens=12, max_tokens=48)
     lengths = batches.pair_lengths(pairs, model.template)
-    parts = batches.rectangles(lengths[:40])
+    parts = batches.length_groups(lengths[:40])
     assert len(parts) > 1
     inputs = [
-        batches.rectangle(batches.pair_inputs(pairs, part, model.template), torch.device("cpu")).all for part in parts
+        batches.pad(batches.pair_inputs(pairs, part, model.template), torch.device("cpu")).all for part in parts
     ]
     assert any((mask == 0).any() for _, _, mask in inputs)
     weights = torch.linspace(-1, 1, 40)
@@ -46,7 +46,7 @@ def test_a_batch_of_one_text_among_others(untrained: Any) -> None:
     model = CrossEncoder.load(untrained.ranker.path)
     pairs = batches.read_pairs(untrained.data, untrained.pairs, model.tokenizer, max_query_tokens=12, max_tokens=48)
     inputs = [
-        batches.rectangle(batches.pair_inputs(pairs, np.array([place]), model.template), torch.device("cpu")).all
+        batches.pad(batches.pair_inputs(pairs, np.array([place]), model.template), torch.device("cpu")).all
         for place in (3, 0, 7)
     ]
     found = model.read_together(inputs)

@@ -93,7 +93,7 @@ def test_chunks_hold_whole_queries_within_the_memory_budget() -> None:
     whole = batches.plan(lengths, groups, CONFIG, max_list=8, epoch=0)
     cut = batches.plan(lengths, groups, replace(CONFIG, chunk_tokens=1100), max_list=8, epoch=0)
     assert [set(np.concatenate(step)) for step in whole] == [set(np.concatenate(step)) for step in cut]
-    assert all(batches.padded(lengths[chunk]) <= 1100 for chunk in chunks_of(cut))
+    assert all(batches.padded_tokens(lengths[chunk]) <= 1100 for chunk in chunks_of(cut))
     assert max(len(step) for step in cut) >= 2
     for step in cut:
         holders = [set(groups[chunk]) for chunk in step]
@@ -117,7 +117,7 @@ def best_cost(lengths: list[int]) -> int:
         ends = [place + 1 for place in range(len(ordered) - 1) if cuts >> place & 1] + [len(ordered)]
         begin, cost = 0, 0
         for end in ends:
-            cost += ordered[begin] * (end - begin) + batches.RECTANGLE_TOKENS
+            cost += ordered[begin] * (end - begin) + batches.BATCH_COST_TOKENS
             begin = end
         costs.append(cost)
     return min(costs)
@@ -126,10 +126,10 @@ def best_cost(lengths: list[int]) -> int:
 @given(st.lists(st.integers(1, 200), min_size=1, max_size=9))
 def test_rectangles_are_the_best_cut_of_the_sorted_lengths(lengths: list[int]) -> None:
     array = np.array(lengths)
-    found = batches.rectangles(array)
+    found = batches.length_groups(array)
     assert sorted(np.concatenate(found).tolist()) == list(range(len(lengths)))
     assert all(array[places[0]] == array[places].max() for places in found)
-    cost = batches.padded(array) + batches.RECTANGLE_TOKENS * len(found)
+    cost = batches.padded_tokens(array) + batches.BATCH_COST_TOKENS * len(found)
     assert cost == best_cost(lengths)
 
 
@@ -137,7 +137,7 @@ def test_little_is_wasted_on_padding() -> None:
     lengths, groups = world(queries=400)
     steps = batches.plan(lengths, groups, replace(CONFIG, tokens_per_batch=4096), max_list=16, epoch=0)
     real = sum(int(lengths[chunk].sum()) for chunk in chunks_of(steps))
-    padded = sum(batches.padded(lengths[chunk]) for chunk in chunks_of(steps))
+    padded = sum(batches.padded_tokens(lengths[chunk]) for chunk in chunks_of(steps))
     together = sum(len(chunk) * int(lengths[chunk].max()) for chunk in chunks_of(steps))
     assert 1 - real / padded < 0.1
     assert together > 1.8 * real  # what one rectangle a step would cost
@@ -202,7 +202,7 @@ def test_lengths_are_those_of_the_assembled_inputs(untrained: Any) -> None:
 def test_a_rectangle_is_its_inputs_and_padding(untrained: Any) -> None:
     pairs, model = opened(untrained)
     inputs = batches.pair_inputs(pairs, np.array([3, 0, 11]), model.template)
-    found = batches.rectangle(inputs, torch.device("cpu"))
+    found = batches.pad(inputs, torch.device("cpu"))
     assert found.input_ids.shape[1] == max(len(ids) for ids, _ in inputs)
     for row, (ids, types) in enumerate(inputs):
         assert found.input_ids[row, : len(ids)].tolist() == ids

@@ -2,7 +2,10 @@
 
 import itertools
 import json
+import math
 import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,7 +28,7 @@ CONFIG = LoopConfig(learning_rate=1e-2, evaluations=4, checkpoint_s=0.0, precisi
 
 
 class Killed(BaseException):
-    """Stands for the kill that no test can survive."""
+    """A stand-in for a kill, which the test itself survives."""
 
 
 def network() -> nn.Module:
@@ -113,7 +116,7 @@ def test_the_same_without_a_kept_best_state(tmp_path: Path) -> None:
 
 
 def run_to_the_end(folder: Path, kill_at: int) -> None:
-    """What the killed process runs; it leaves its weights in `folder`."""
+    """Trains in the child process and leaves the weights in `folder`."""
     module = network()
     found = train(module, Noisy(module, kill_at=kill_at), CONFIG, label="child", checkpoint=folder / "checkpoint")
     torch.save(module.state_dict(), folder / "weights.pt")
@@ -192,12 +195,12 @@ def test_the_history_is_the_mean_of_what_the_task_logged() -> None:
 
 
 def test_the_rate_warms_up_and_falls_to_a_tenth() -> None:
-    rates = [schedule.schedule(step, 100, 0.1) for step in range(100)]
+    rates = [schedule.linear_rate(step, 100, 0.1) for step in range(100)]
     assert rates[:10] == pytest.approx([0.1 * place for place in range(1, 11)])
     assert rates[-1] == pytest.approx(0.1)
     falls = [first - second for first, second in itertools.pairwise(rates[10:])]
     assert falls == pytest.approx([falls[0]] * len(falls))
-    assert schedule.schedule(0, 1, 0.06) == 1.0
+    assert schedule.linear_rate(0, 1, 0.06) == 1.0
 
 
 def test_decay_spares_vectors_and_fresh_parameters_learn_faster() -> None:
@@ -228,11 +231,109 @@ def test_tied_weights_are_saved_once_and_come_back(tmp_path: Path) -> None:
     assert second.out.weight is second.words.weight
 
 
-def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+def stopped_after_ten_steps(folder: Path) -> list[Path]:
+    """A training's checkpoints, the newest first, after it was stopped in step 11."""
     module = network()
-    (tmp_path / "state.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0 garbage")
-    with pytest.raises(TrainingError, match=r"state\.safetensors: not a readable checkpoint"):
-        train(module, Noisy(module), CONFIG, label="damaged", checkpoint=tmp_path)
+    with pytest.raises(Killed):
+        train(module, Noisy(module, stop_at=21), CONFIG, label="stopped", checkpoint=folder)
+    return sorted(folder.iterdir(), reverse=True)
+
+
+def flip_bit(file: Path, bit: int) -> None:
+    content = bytearray(file.read_bytes())
+    content[bit // 8] ^= 1 << bit % 8
+    file.write_bytes(content)
+
+
+def bits_of(file: Path) -> list[int]:
+    """Bits of the header's length, the header, the first and last tensor, and twenty drawn with seed 3."""
+    size = 8 * file.stat().st_size
+    return [1, 100, 5000, size - 1, *random.Random(3).sample(range(size), 20)]
+
+
+def test_a_flipped_bit_is_named_and_the_checkpoint_before_is_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    straight = network()
+    train(straight, Noisy(straight), CONFIG, label="straight")
+    newest, before = stopped_after_ten_steps(tmp_path / "stopped")
+    for bit in bits_of(newest):
+        folder = tmp_path / str(bit)
+        shutil.copytree(tmp_path / "stopped", folder)
+        flip_bit(folder / newest.name, bit)
+        caplog.clear()
+        module = network()
+        task = Noisy(module)
+        train(module, task, CONFIG, label="resumed", checkpoint=folder)
+        assert task.calls == 22, "the checkpoint of step 9 is followed by eleven steps of two chunks"
+        assert same_weights(straight, module)
+        assert f"{folder / newest.name}: a damaged checkpoint" in caplog.text
+        assert before.name not in caplog.text
+
+
+def test_with_a_flipped_bit_in_each_checkpoint_the_training_starts_anew_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    straight, module = network(), network()
+    train(straight, Noisy(straight), CONFIG, label="straight")
+    files = stopped_after_ten_steps(tmp_path)
+    for file in files:
+        flip_bit(file, 8 * file.stat().st_size // 2)
+    task = Noisy(module)
+    train(module, task, CONFIG, label="anew", checkpoint=tmp_path)
+    assert task.calls == 40
+    assert same_weights(straight, module)
+    assert all(f"{file}: a damaged checkpoint" in caplog.text for file in files)
+    assert "no checkpoint is whole, so the training starts from the beginning" in caplog.text
+
+
+def test_a_checkpoint_of_another_model_is_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    stopped_after_ten_steps(tmp_path)
+    other = nn.Linear(7, 1)
+    progress = checkpoint.restore(tmp_path, other, torch.optim.AdamW(other.parameters()), {})
+    assert progress is None
+    assert "it holds another model: weight differs" in caplog.text
+
+
+def test_a_full_disk_names_the_folder_and_the_room_and_the_earlier_checkpoint_stays(tmp_path: Path) -> None:
+    """A limit on the size of files gives the real error of the system (EFBIG), in a process of its own."""
+    code = f"""
+import resource, runpy
+from pipeline.errors import ArtifactError
+from pathlib import Path
+module = runpy.run_path({__file__!r})
+folder = Path({str(tmp_path)!r})
+module["stopped_after_ten_steps"](folder)
+resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))
+model = module["network"]()
+try:
+    module["train"](model, module["Noisy"](model), module["CONFIG"], label="full", checkpoint=folder)
+except ArtifactError as error:
+    print(error)
+"""
+    ran = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert f"{tmp_path}: the checkpoint of step 11 could not be written" in ran.stdout
+    assert "Make room there and run again: training goes on from step-00000010-" in ran.stdout
+    assert "delete" not in ran.stdout
+    left = [path.name[:13] for path in tmp_path.iterdir()]
+    assert left == ["step-00000010"]
+    resumed, straight = network(), network()
+    train(resumed, Noisy(resumed), CONFIG, label="resumed", checkpoint=tmp_path)
+    train(straight, Noisy(straight), CONFIG, label="straight")
+    assert same_weights(straight, resumed)
+
+
+@pytest.mark.parametrize(("bad_call", "message"), [(1, "before the first step"), (3, "after step 10")])
+def test_a_measure_that_is_no_number_stops_the_training(tmp_path: Path, bad_call: int, message: str) -> None:
+    class Unmeasured(Noisy):
+        def evaluate(self) -> float:
+            value = super().evaluate()
+            return math.nan if len(self.measures) == bad_call else value
+
+    module = network()
+    with pytest.raises(TrainingError, match=rf"tiny: {message} the measure of the valid split is nan.*precision"):
+        train(module, Unmeasured(module), CONFIG, label="tiny", checkpoint=tmp_path)
 
 
 def test_bf16_is_used_where_it_is_asked_for() -> None:
@@ -270,19 +371,19 @@ def test_a_bound_of_tokens_ends_annealed_over_as_many_epochs_as_it_takes() -> No
 
 
 def test_the_rate_follows_the_share_of_the_bound() -> None:
-    way = schedule.course(Unlike(network()).plan, BOUNDED)
+    planned = schedule.schedule_of(Unlike(network()).plan, BOUNDED)
     step = Step([0], examples=1, tokens=10, padded=10)
-    rates = [way.rate(checkpoint.Progress(tokens=tokens), step) for tokens in (0, 10, 50, 90, 95)]
+    rates = [planned.rate(checkpoint.Progress(tokens=tokens), step) for tokens in (0, 10, 50, 90, 95)]
     assert rates == pytest.approx([0.5, 1.0, 1 - 0.9 * 0.4 / 0.8, 0.1, 0.1])
 
-    timed = schedule.course(Unlike(network()).plan, replace(BOUNDED, max_tokens=0, max_seconds=50.0))
+    timed = schedule.schedule_of(Unlike(network()).plan, replace(BOUNDED, max_tokens=0, max_seconds=50.0))
     begun, midway = checkpoint.Progress(), checkpoint.Progress(step=6, seconds=24.0, tokens=10**6)
     late, over = checkpoint.Progress(step=9, seconds=45.0), checkpoint.Progress(step=9, seconds=50.1)
     assert timed.rate(begun, step) == schedule.FIRST_RATE
     assert timed.rate(midway, step) == pytest.approx(1 - 0.9 * (28 / 50 - 0.2) / 0.8)  # The next takes 4 s too.
     assert timed.rate(late, step) == pytest.approx(0.1)
     assert [timed.finished(one) for one in (begun, midway, late, over)] == [False, False, False, True]
-    both = schedule.course(Unlike(network()).plan, replace(BOUNDED, max_seconds=50.0))
+    both = schedule.schedule_of(Unlike(network()).plan, replace(BOUNDED, max_seconds=50.0))
     assert both.finished(checkpoint.Progress(step=3, tokens=100, seconds=1.0))
 
 

@@ -72,7 +72,7 @@ def test_less_is_kept_and_gradients_are_equal(family: str, precision: torch.dtyp
 def test_a_cross_encoder_reads_through_the_same_layers(untrained: Any) -> None:
     model = CrossEncoder.load(untrained.ranker.path).train()
     pairs = batches.read_pairs(untrained.data, untrained.pairs, model.tokenizer, max_query_tokens=12, max_tokens=48)
-    inputs = batches.rectangle(batches.pair_inputs(pairs, pairs.places("train"), model.template), torch.device("cpu"))
+    inputs = batches.pad(batches.pair_inputs(pairs, pairs.indices("train"), model.template), torch.device("cpu"))
 
     def loss() -> torch.Tensor:
         found = model.read(*inputs.all, first=(1, 2))
@@ -96,8 +96,8 @@ def test_scoring_that_runs_out_of_memory_says_what_to_make_smaller(
     pairs = batches.read_pairs(untrained.data, untrained.pairs, model.tokenizer, max_query_tokens=12, max_tokens=48)
     monkeypatch.setattr(model, "with_states", large)
     with pytest.raises(TrainingError, match=r"^teacher scores: memory ran out \(.*\); lower max_tokens"):
-        scoring.cross_scores(model, pairs, pairs.places("valid"), label="teacher scores")
+        scoring.cross_scores(model, pairs, pairs.indices("valid"), label="teacher scores")
     encoder = BiEncoder.load(untrained.encoder.path)
     monkeypatch.setattr(encoder, "forward", large)
     with pytest.raises(TrainingError, match=r"^valid: memory ran out"):
-        scoring.cosines(encoder, pairs, pairs.places("valid"), label="  valid")
+        scoring.cosines(encoder, pairs, pairs.indices("valid"), label="  valid")

@@ -235,7 +235,7 @@ def test_a_killed_ranker_goes_on_and_becomes_the_same(
     with pytest.raises(Killed):
         make(world, config, tmp_path / "broken")
     monkeypatch.undo()
-    assert list((tmp_path / "broken").rglob("state.safetensors"))
+    assert list((tmp_path / "broken").rglob("step-*.safetensors"))
     resumed = make(world, config, tmp_path / "broken")
     assert resumed.manifest.files == straight.manifest.files  # the same weights, byte by byte
 
@@ -334,7 +334,7 @@ def test_terms_over_tokens_need_the_teachers_tokenizer(world: World, tmp_path: P
     make(world, replace(PLAIN, base=str(tmp_path), logit_weight=1.0))  # which reads no tokens
 
 
-def test_patient_loss_without_states_is_refused_before_training(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_patient_kd_without_states_is_refused_before_training(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     bare = teacher_scores.make(
         world.workspace, teacher=world.teacher, data=world.data, pairs=world.pairs, layers=(), width=32
     )

@@ -199,18 +199,18 @@ def test_margin_loss_knows_only_differences_within_a_query() -> None:
     assert float(ranking.margin_loss(shifted, scores, groups)) == pytest.approx(0, abs=1e-8)
 
 
-def test_patient_loss_is_two_minus_twice_the_cosine() -> None:
+def test_patient_kd_loss_is_two_minus_twice_the_cosine() -> None:
     draw = torch.Generator().manual_seed(4)
     student, teacher = torch.randn(2, 6, 3, 8, generator=draw)
     expected = (2 - 2 * F.cosine_similarity(student, teacher, dim=-1)).mean()
-    assert float(distillation.patient_loss(student, teacher)) == pytest.approx(float(expected), rel=1e-5)
-    assert float(distillation.patient_loss(student, student * 7)) == pytest.approx(0, abs=1e-6)
-    assert float(distillation.patient_loss(student, -student)) == pytest.approx(4, rel=1e-5)
+    assert float(distillation.patient_kd_loss(student, teacher)) == pytest.approx(float(expected), rel=1e-5)
+    assert float(distillation.patient_kd_loss(student, student * 7)) == pytest.approx(0, abs=1e-6)
+    assert float(distillation.patient_kd_loss(student, -student)) == pytest.approx(4, rel=1e-5)
 
 
-def test_patient_loss_names_both_shapes() -> None:
+def test_patient_kd_loss_names_both_shapes() -> None:
     with pytest.raises(ShapeError, match=r"\(2, 3, 8\).*\(2, 2, 8\)"):
-        distillation.patient_loss(torch.zeros(2, 3, 8), torch.zeros(2, 2, 8))
+        distillation.patient_kd_loss(torch.zeros(2, 3, 8), torch.zeros(2, 2, 8))
 
 
 def test_contrast_of_one_positive_is_cross_entropy_over_it_and_the_negatives() -> None:
@@ -256,7 +256,7 @@ def test_uneven_chunks_add_up_to_the_gradient_of_one_batch() -> None:
             + distillation.logit_loss(mine, targets[kept], total=documents)
             + distillation.soft_ordinal_loss(mine, THRESHOLDS, targets[kept], THRESHOLDS, 2.0, total=documents)
             + ranking.margin_loss(mine, targets[kept], groups[kept], total=documents)
-            + distillation.patient_loss(part[:, 1:].unflatten(1, (2, 8)), taught[kept], total=documents)
+            + distillation.patient_kd_loss(part[:, 1:].unflatten(1, (2, 8)), taught[kept], total=documents)
         )
 
     pairs = ranking.ordered_pairs(grades, groups)

@@ -27,7 +27,7 @@ from pipeline.training.loop import scoring
 from pipeline.training.loop.batches import Pairs, read_pairs
 from pipeline.training.loop.loop import train
 from pipeline.training.tasks import projection
-from pipeline.training.tasks.bi_encoder import BiEncoderLearner, EncoderTask, first_scales
+from pipeline.training.tasks.bi_encoder import BiEncoderLearner, EncoderTargets, EncoderTask, first_scales
 from pipeline.training.tasks.teacher_targets import joined
 
 STAGE = Stage(
@@ -85,7 +85,7 @@ def make(
         table = read_pairs(
             data, pairs, model.tokenizer, max_query_tokens=config.max_query_tokens, max_tokens=config.max_tokens
         )
-        targets, _ = joined(teacher_scores, table.rows)
+        scores, _ = joined(teacher_scores, table.rows)
         metrics: dict[str, float] = {}
         if start is None and config.projection == "directions":
             metrics["projection_keeps"] = round(model.fit_projection(_sample_of_texts(model, table, seed)), 4)
@@ -93,18 +93,15 @@ def make(
             metrics = projection.fit(model, data, config)
         sources = schema.read(pairs.file("pairs.parquet"), "pairs").column("source").to_pylist()
 
-        learner = BiEncoderLearner(model, first_scales(model, table, targets, config.all_widths, seed))
-        task = EncoderTask(
-            learner,
-            table,
-            targets,
-            config,
-            max_list=candidates.max_list,
+        learner = BiEncoderLearner(model, first_scales(model, table, scores, config.all_widths, seed))
+        targets = EncoderTargets(
+            scores=scores,
             hard=np.array(sources) == MINED,
-            wide=_wide(untrained(dataclasses.replace(config, layers=0), origin), table)
+            base_vectors=_base_vectors(untrained(dataclasses.replace(config, layers=0), origin), table)
             if config.similarity_weight
             else None,
         )
+        task = EncoderTask(learner, table, targets, config, max_list=candidates.max_list)
         loop = config.loop if len(task.valid) else dataclasses.replace(config.loop, evaluations=0)
         fresh = ("log_scale",) if start else ("encoder.dense", "log_scale")
         progress = train(learner, task, loop, label="encoder", checkpoint=staging.checkpoint, fresh=fresh)
@@ -182,8 +179,8 @@ def _sample_of_texts(model: BiEncoder, pairs: Pairs, seed: int) -> Tensor:
     return torch.from_numpy(np.concatenate(parts)).to(model.dense.weight.device)
 
 
-def _wide(base: BiEncoder, pairs: Pairs) -> tuple[Tensor, Tensor]:
-    """The base's own full-width vectors of all queries and all documents of the pairs, of unit length."""
+def _base_vectors(base: BiEncoder, pairs: Pairs) -> tuple[Tensor, Tensor]:
+    """The untrained base's vectors of all queries and all documents, at full width and of unit length."""
     base.to(scoring.device()).eval()
     found = (
         scoring.vectors(base, texts, np.arange(len(texts)), template, label="full width", pooled=True)

@@ -19,7 +19,7 @@ from pipeline.artifacts import Artifact, Staging
 from pipeline.config import MiningConfig
 from pipeline.data.candidates import MINED
 from pipeline.stage import Stage
-from pipeline.training.tasks.bi_encoder import spread
+from pipeline.training.tasks.bi_encoder import within_query_std
 from pipeline.training.tasks.teacher_targets import joined
 
 STAGE = Stage(
@@ -52,7 +52,7 @@ def make(
         known, found = _scored(pairs, scores), _scored(mined, mined_scores)
         train = known[known["split"] == "train"]
         queries = pd.factorize(train["query_id"])[0]
-        margin = config.guard * spread(train["score"].to_numpy(np.float32, copy=True), queries)
+        margin = config.guard * within_query_std(train["score"].to_numpy(np.float32, copy=True), queries)
         bound = train[train["grade"] > 0].groupby("query_id")["score"].mean() - margin
         limit = found["query_id"].map(bound)
         passed = found[found["score"] <= limit]

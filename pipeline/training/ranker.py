@@ -1,6 +1,6 @@
-"""The ranker: a shallow cross-encoder distilled from the teacher. Without a teacher's scores, the plain student.
+"""The ranker stage: a shallow cross-encoder distilled from the teacher, or the plain student without its scores.
 
-From `data`, `pairs`, the teacher and its scores; exported for serving, judged in the report.
+Inputs are `data`, `pairs`, the teacher and its scores; the result is exported for serving and judged in the report.
 """
 
 import dataclasses
@@ -19,15 +19,14 @@ from pipeline.models.cross_encoder import CrossEncoder
 from pipeline.recipe import to_dict
 from pipeline.stage import Stage
 from pipeline.training.loop import scoring
-from pipeline.training.loop.batches import read_pairs
+from pipeline.training.loop.batches import Pairs, read_pairs
 from pipeline.training.losses.cross_encoder_terms import (
-    SCORE_TERMS,
     TAUGHT_TERMS,
     TOKEN_TERMS,
     LossWeights,
     Match,
 )
-from pipeline.training.tasks.cross_encoder import CrossTask, learn, untrained
+from pipeline.training.tasks.cross_encoder import CrossTask, Objective, learn, untrained
 from pipeline.training.tasks.teacher_targets import TeacherTargets
 
 STAGE = Stage(
@@ -45,6 +44,9 @@ STAGE = Stage(
 
 FROM_TEACHER, FROM_BASE = "teacher", "base"
 
+HARD = "hard_"
+"""Prefix of the config keys of the losses over grades."""
+
 
 @STAGE
 def make(
@@ -58,17 +60,22 @@ def make(
     teacher_scores: Artifact | None,
     base: Artifact | str = "",
 ) -> Artifact:
-    """The `ranker` artifact: `model/` and `head.json` of a CrossEncoder; metrics of the valid split before and after.
+    """The `ranker` artifact: `model/` and `head.json` of a CrossEncoder, with metrics before and after training.
 
     Args:
-        teacher: gives its layers where `config.base` says so, and in any case the lengths of the input.
-        teacher_scores: what it said about `pairs`; None trains with the hard losses alone.
-        base: what the teacher started from; the student is cut from it where `config.base` says so.
+        workspace: the folder that holds `artifacts/`.
+        config: the recipe's section `ranker` or one of `assistants`.
+        candidates: its `max_list` limits the documents of a query in one step.
+        data: documents and queries.
+        pairs: graded pairs, perhaps with unlabelled ones.
+        teacher: the cross-encoder whose layers are kept if `config.base` is `teacher`, and whose input lengths are.
+        teacher_scores: its scores of `pairs`; None trains with the losses over grades alone.
+        base: the model that the teacher started from; the student is cut from it if `config.base` is `base`.
 
     Raises:
         MissingError: the base model cannot be had.
-        ConfigError: a layer to keep or to learn from that is not there, or a loss that cannot apply to these two.
-        ArtifactError: scores of another teacher or other pairs.
+        ConfigError: a layer to keep or to learn from does not exist, or a loss cannot apply to these models.
+        ArtifactError: the scores are of another teacher or other pairs.
         TrainingError: nothing to train on, or the loss is not a number.
     """
     origin = _origin(config, teacher, base)
@@ -80,41 +87,19 @@ def make(
 
     def build(staging: Staging) -> Mapping[str, Any]:
         large = CrossEncoder.load(teacher.path)
-        room: dict[str, Any] = {
-            "max_tokens": large.template.max_tokens,
-            "max_query_tokens": large.template.max_query_tokens,
-        }
-        if config.base == FROM_TEACHER:
-            whole, table = large, read_pairs(data, pairs, large.tokenizer, **room)
-        else:
-            whole, table = untrained(base_models.folder(origin), data, pairs, **room, seed=config.loop.seed)
-        keep = _kept(config, whole.layers)
-        student = surgery.student(whole, keep).to(scoring.device())
-        losses = weights_of(config)
-        lessons, peer, match = None, None, Match()
+        source, table = _source(config, large, data, pairs, base_models.folder(origin))
+        keep = _kept(config, source.layers)
+        student = surgery.student(source, keep).to(scoring.device())
         if teacher_scores is None:
-            losses = losses.untaught()
+            objective = Objective(weights=LossWeights.of_config(config, HARD).without_teacher())
         else:
-            lessons = TeacherTargets.read(teacher, teacher_scores, table)
-            match = _match(config, student.shape, large.shape)
-            if losses.mutual:
-                peer = surgery.student(whole, _others(whole.shape, keep)).to(scoring.device())
-        if losses.of(TOKEN_TERMS):
-            _same_input(student.tokenizer, large.tokenizer, alike=student.template == large.template)
-            large.to(scoring.device())
-        task = CrossTask(
-            student,
-            table,
-            config.loop,
-            losses,
-            max_list=candidates.max_list,
-            lessons=lessons,
-            match=match,
-            teacher=large if losses.of(TOKEN_TERMS) else None,
-            peer=peer,
-        )
-        del whole, large
-        label: model_card.Role = "ranker" if lessons else "plain student"
+            targets = TeacherTargets.read(teacher, teacher_scores, table)
+            peer = surgery.student(source, _others(source.shape, keep)) if config.mutual_weight else None
+            objective = _objective(config, student, large, targets, peer)
+        task = CrossTask(student, table, config.loop, objective, max_list=candidates.max_list)
+        match = objective.match
+        del source, large, objective  # The task holds what it needs of them.
+        label: model_card.Role = "plain student" if teacher_scores is None else "ranker"
         progress = learn(task, label=label, checkpoint=staging.checkpoint)
         metrics = {
             **progress.metrics(scoring.MEASURE, "pairs"),
@@ -129,7 +114,7 @@ def make(
             label,
             student,
             base=origin,
-            inputs={name: one for name, one in inputs.items() if isinstance(one, Artifact)},
+            inputs={name: artifact for name, artifact in inputs.items() if isinstance(artifact, Artifact)},
             config=_settings(config, teacher_scores is not None),
             metrics=metrics,
             measure=scoring.MEASURE,
@@ -145,79 +130,111 @@ def make(
 
 
 def taught_by(config: RankerConfig, teacher: Artifact, base: Artifact | str = "") -> tuple[tuple[int, ...], int]:
-    """Which teacher layers the ranker is matched to, and how wide it is: what `teacher_scores.make` must keep.
+    """The teacher layers that the ranker is matched to and the ranker's width, as `teacher_scores.make` takes them.
 
     Args:
-        base: as for `make`.
+        config: the ranker's section.
+        teacher: the trained teacher.
+        base: the model that the teacher started from.
 
     Raises:
         ConfigError: a layer map longer than the student or beyond the teacher.
         MissingError: the ranker's base model cannot be had.
     """
     depth = base_models.shape(teacher.path / "model").layers
-    whole = base_models.shape(base_models.folder(_origin(config, teacher, base)))
-    return _layer_map(config, depth, len(_kept(config, whole.layers))), whole.hidden
+    source = base_models.shape(base_models.folder(_origin(config, teacher, base)))
+    return _layer_map(config, depth, len(_kept(config, source.layers))), source.hidden
 
 
-def cut(config: RankerConfig, whole: base_models.ModelShape, teacher: base_models.ModelShape) -> base_models.ModelShape:
-    """The shape of the ranker that `make` would cut from a model of this shape for this teacher.
+def cut(
+    config: RankerConfig, source: base_models.ModelShape, teacher: base_models.ModelShape
+) -> base_models.ModelShape:
+    """The shape of the ranker that `make` would cut from a model of shape `source` for this teacher.
 
     Raises:
-        ConfigError: a layer to keep or to learn from that is not there, or a loss that cannot apply to these two.
+        ConfigError: a layer to keep or to learn from does not exist, or a loss cannot apply to these models.
     """
-    keep = _kept(config, whole.layers)
-    made = dataclasses.replace(whole, layers=len(keep), tokenizer=None if config.prune_vocabulary else whole.tokenizer)
-    match = _match(config, made, teacher)
-    if match.first and made.hidden > teacher.hidden:
+    keep = _kept(config, source.layers)
+    tokenizer = None if config.prune_vocabulary else source.tokenizer
+    student = dataclasses.replace(source, layers=len(keep), tokenizer=tokenizer)
+    match = _match(config, student, teacher)
+    if match.first and student.hidden > teacher.hidden:
         raise ConfigError(
-            f"ranker.hidden_weight is {config.hidden_weight}: the student is {made.hidden} wide and its teacher "
+            f"ranker.hidden_weight is {config.hidden_weight}: the student is {student.hidden} wide and its teacher "
             f"{teacher.hidden}, and the states of a narrower teacher cannot be matched; set it to 0"
         )
     if config.mutual_weight:
-        _others(whole, keep)
-    if weights_of(config).of(TOKEN_TERMS) and whole.tokenizer and teacher.tokenizer:
+        _others(source, keep)
+    if LossWeights.of_config(config, HARD).of(TOKEN_TERMS) and source.tokenizer and teacher.tokenizer:
         ours, theirs = map(
-            tokenizers.plain_tokenizer, map(tokenizers.load_tokenizer, (whole.tokenizer, teacher.tokenizer))
+            tokenizers.plain_tokenizer, map(tokenizers.load_tokenizer, (source.tokenizer, teacher.tokenizer))
         )
         _same_input(ours, theirs)
-    return made
+    return student
 
 
 def plain(config: RankerConfig) -> RankerConfig:
-    """The plain student: the same shape without the teacher, so cut from what the teacher was trained from."""
+    """The config of the plain student: the same shape, cut from the teacher's own base."""
     return config.from_base() if config.base == FROM_TEACHER else config
 
 
 def _settings(config: RankerConfig, taught: bool) -> dict[str, object]:
-    """What a student depends on: without a teacher's scores not the weights of learning from them."""
-    found = to_dict(config)
-    del found["plain"]
+    """The settings that a student depends on: without a teacher's scores not the weights of learning from them."""
+    settings = to_dict(config)
+    del settings["plain"]
     if not taught:
         for name in ("temperature", "mutual_weight", *(f"{term}_weight" for term in (*TAUGHT_TERMS, *TOKEN_TERMS))):
-            del found[name]
-    return found
+            del settings[name]
+    return settings
 
 
 def _origin(config: RankerConfig, teacher: Artifact, base: Artifact | str) -> Artifact | str:
-    """What the student is cut from.
+    """The model that the student is cut from.
 
     Raises:
-        ConfigError: it is the teacher's base, and that is not known.
+        ConfigError: it is the teacher's base, which is not given.
     """
     if config.base == FROM_BASE and not base:
-        raise ConfigError("ranker.base is base: name what the teacher was trained from")
+        raise ConfigError("ranker.base is base: give the base that the teacher was trained from")
     return {FROM_TEACHER: teacher, FROM_BASE: base}.get(config.base, config.base)
 
 
-def weights_of(config: RankerConfig) -> LossWeights:
-    """The weights of a recipe, by the names of the terms."""
-    of_grades = {name: getattr(config, f"hard_{name}_weight") for name in SCORE_TERMS}
-    of_teacher = {name: getattr(config, f"{name}_weight") for name in (*TAUGHT_TERMS, *TOKEN_TERMS, "mutual")}
-    return LossWeights(**of_grades, **of_teacher, temperature=config.temperature, hinge_margin=config.hinge_margin)
+def _source(
+    config: RankerConfig, teacher: CrossEncoder, data: Artifact, pairs: Artifact, origin: Path
+) -> tuple[CrossEncoder, Pairs]:
+    """The model that the student is cut from, and the pairs in its tokens, cut as the teacher cuts them."""
+    max_tokens, max_query_tokens = teacher.template.max_tokens, teacher.template.max_query_tokens
+    if config.base == FROM_TEACHER:
+        table = read_pairs(data, pairs, teacher.tokenizer, max_tokens=max_tokens, max_query_tokens=max_query_tokens)
+        return teacher, table
+    seed = config.loop.seed
+    return untrained(origin, data, pairs, max_tokens=max_tokens, max_query_tokens=max_query_tokens, seed=seed)
+
+
+def _objective(
+    config: RankerConfig,
+    student: CrossEncoder,
+    teacher: CrossEncoder,
+    targets: TeacherTargets,
+    peer: CrossEncoder | None,
+) -> Objective:
+    """The losses of a distilled student and what they learn from.
+
+    Raises:
+        ConfigError: a loss that cannot apply to these two models.
+    """
+    weights = LossWeights.of_config(config, HARD)
+    match = _match(config, student.shape, teacher.shape)
+    if weights.of(TOKEN_TERMS):
+        _same_input(student.tokenizer, teacher.tokenizer, alike=student.template == teacher.template)
+        teacher.to(scoring.device())
+    if peer is not None:
+        peer.to(scoring.device())
+    return Objective(weights=weights, targets=targets, match=match, teacher=teacher, peer=peer)
 
 
 def _kept(config: RankerConfig, depth: int) -> tuple[int, ...]:
-    """Layers of the model that the ranker is cut from, counted from 1.
+    """The layers, from 1, that are kept of the model that the ranker is cut from.
 
     Raises:
         ConfigError: that model does not have them.
@@ -233,22 +250,22 @@ def _kept(config: RankerConfig, depth: int) -> tuple[int, ...]:
     return config.keep_layers or surgery.spaced(depth, config.layers)
 
 
-def _others(whole: base_models.ModelShape, keep: Sequence[int]) -> tuple[int, ...]:
-    """Layers of the second student, which is cut from the same model.
+def _others(source: base_models.ModelShape, keep: Sequence[int]) -> tuple[int, ...]:
+    """The layers of the second student, which is cut from the same model.
 
     Raises:
-        ConfigError: there are no others.
+        ConfigError: no other layers exist.
     """
-    if whole.shared:
+    if source.shared:
         raise ConfigError(
             "ranker.mutual_weight: an albert model's layers are one, so a second student would be the first again and "
             "neither would learn from the other; set it to 0"
         )
-    return surgery.other_layers(whole.layers, keep)
+    return surgery.other_layers(source.layers, keep)
 
 
 def _match(config: RankerConfig, student: base_models.ModelShape, teacher: base_models.ModelShape) -> Match:
-    """Which layers are compared.
+    """The layers of student and teacher that are compared.
 
     Raises:
         ConfigError: a term whose weight is set cannot apply to these two.
@@ -276,14 +293,17 @@ def _match(config: RankerConfig, student: base_models.ModelShape, teacher: base_
 
 
 def _same_input(student: Tokenizer, teacher: Tokenizer, *, alike: bool = True) -> None:
-    """
+    """Checks that student and teacher read the same tokens at the same positions.
+
     Args:
-        alike: whether both put the special tokens of a pair at the same places.
+        student: tokenizer of the student.
+        teacher: tokenizer of the teacher.
+        alike: whether both put the special tokens of a pair at the same positions.
 
     Raises:
-        ConfigError: the two do not read the same tokens at the same places.
+        ConfigError: they do not.
     """
-    ours, theirs = (json.loads(one.to_str()) for one in (student, teacher))
+    ours, theirs = (json.loads(tokenizer.to_str()) for tokenizer in (student, teacher))
     if not alike or any(ours[part] != theirs[part] for part in ("normalizer", "pre_tokenizer", "model")):
         raise ConfigError(
             "the student's base has another tokenizer than the teacher, so their tokens cannot be compared; set "
@@ -292,10 +312,10 @@ def _same_input(student: Tokenizer, teacher: Tokenizer, *, alike: bool = True) -
 
 
 def _checked_map(config: RankerConfig, depth: int, layers: int) -> tuple[int, ...]:
-    """`layer_map` as the recipe has it.
+    """The recipe's `layer_map`.
 
     Raises:
-        ConfigError: longer than the student, or a layer that the teacher does not have.
+        ConfigError: it is longer than the student, or names a layer that the teacher does not have.
     """
     if len(config.layer_map) > layers:
         raise ConfigError(
@@ -313,7 +333,7 @@ def _layer_map(config: RankerConfig, depth: int, layers: int) -> tuple[int, ...]
 
 
 def _token_map(config: RankerConfig, depth: int, layers: int) -> tuple[int, ...]:
-    """Likewise for the terms over tokens, whose last layer is compared too."""
+    """Teacher layers for the terms over tokens, which compare the last layers too; none where none has a weight."""
     if not (config.attention_weight or config.token_hidden_weight):
         return ()
     return _checked_map(config, depth, layers) or surgery.spaced(depth, layers)

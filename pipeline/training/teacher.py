@@ -14,7 +14,7 @@ from pipeline.recipe import to_dict
 from pipeline.stage import Stage
 from pipeline.training.loop import scoring
 from pipeline.training.losses.cross_encoder_terms import LossWeights
-from pipeline.training.tasks.cross_encoder import CrossTask, learn, untrained
+from pipeline.training.tasks.cross_encoder import CrossTask, Objective, learn, untrained
 
 STAGE = Stage("teacher", version=2, inputs={"data": "data", "pairs": "pairs", "base": "pretrained"}, section="teacher")
 
@@ -53,15 +53,8 @@ def make(
         if config.layers:
             model = surgery.student(model, surgery.spaced(model.layers, config.layers))
         model.to(scoring.device())
-        losses = LossWeights(
-            ordinal=config.ordinal_weight,
-            pairwise=config.pairwise_weight,
-            hinge=config.hinge_weight,
-            listnet=config.listnet_weight,
-            lambdarank=config.lambdarank_weight,
-            hinge_margin=config.hinge_margin,
-        )
-        task = CrossTask(model, table, config.loop, losses, max_list=candidates.max_list)
+        objective = Objective(weights=LossWeights.of_config(config))
+        task = CrossTask(model, table, config.loop, objective, max_list=candidates.max_list)
         progress = learn(task, label="teacher", checkpoint=staging.checkpoint)
         model.save(staging.folder)
         metrics = progress.metrics(scoring.MEASURE, "pairs")

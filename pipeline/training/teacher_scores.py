@@ -1,17 +1,23 @@
-"""What the teacher says about every pair, computed once: its scores, and first-token states of chosen layers.
+"""The teacher scores stage: scores of every pair and first-token states of chosen layers, computed once.
 
-Also `score`, the same without states, by which a report judges any cross-encoder.
+`score` gives the scores of any cross-encoder without states, by which a report judges it. Both are the longest
+inferences of the chain, so finished parts are kept and a killed run goes on after them.
 """
 
+import hashlib
 import json
+import logging
 import os
+import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline import artifacts, schema
@@ -19,7 +25,7 @@ from pipeline.artifacts import Artifact, Staging
 from pipeline.errors import ConfigError
 from pipeline.models.cross_encoder import CrossEncoder
 from pipeline.stage import Stage
-from pipeline.training.loop import scoring
+from pipeline.training.loop import batches, scoring, shards
 from pipeline.training.loop.batches import Ints, Pairs, read_pairs
 
 STAGE = Stage(
@@ -30,26 +36,33 @@ STAGE = Stage(
 SCORES = Stage("scores", version=1, inputs={"model": ("teacher", "ranker"), "data": "data", "pairs": ("pairs", "pool")})
 
 DIRECTIONS_SAMPLE = 4096
-"""Pairs from whose states the principal directions are found."""
+"""Number of pairs from whose states the principal directions are computed."""
+
+log = logging.getLogger(__name__)
 
 
 @STAGE
 def make(
     workspace: Path, *, teacher: Artifact, data: Artifact, pairs: Artifact, layers: Sequence[int], width: int
 ) -> Artifact:
-    """The `teacher_scores` artifact.
+    """The `teacher_scores` artifact: the scores and states of all pairs.
 
     scores.parquet   row_id, score (raw, float32)
-    states.npy       (rows, layers, width) float16, rows as in scores.parquet; absent without layers
-    states.json      layers, width, share of the states' square that the projection keeps, by layer
+    states.npy       (rows, layers, width) float16, in the order of scores.parquet; absent without layers
+    states.json      layers, width, share of the states' square that the projection keeps, for each layer
 
     Args:
-        layers: teacher layers whose first-token states are kept, from 1; none keeps none.
-        width: states wider than this are projected on their principal directions, which keep inner products
-            best; so a narrower student can be compared with them.
+        workspace: the folder that holds `artifacts/`.
+        teacher: the trained teacher.
+        data: documents and queries.
+        pairs: all pairs that students learn from.
+        layers: teacher layers, from 1, whose first-token states are stored.
+        width: the student's width; wider states are projected on their principal directions, which keep inner
+            products best, so that a narrower student can be compared with them.
 
     Raises:
         ConfigError: a layer that the teacher does not have, or states narrower than `width`.
+        TrainingError: a score is not a number.
     """
 
     def build(staging: Staging) -> Mapping[str, Any]:
@@ -57,32 +70,22 @@ def make(
         if any(not 1 <= layer <= model.layers for layer in layers):
             raise ConfigError(f"ranker.layer_map {list(layers)}: the teacher has layers 1 to {model.layers}")
         if not layers:
-            scores = scoring.cross_scores(model, table, np.arange(len(table)), label="teacher scores")
+            scores = _score_in_shards(model, table, staging.checkpoint, label="teacher scores")
             _write(staging.folder, table.rows, scores)
             return {"pairs": len(table)}
-
-        hidden = int(model.model.config.hidden_size)
-        if hidden < width:
+        if model.hidden < width:
             raise ConfigError(
-                f"the student is {width} wide and the teacher {hidden}; set ranker.hidden_weight to 0, as the states "
-                "of a narrower teacher cannot be matched"
+                f"the student is {width} wide and the teacher {model.hidden}; set ranker.hidden_weight to 0, as the "
+                "states of a narrower teacher cannot be matched"
             )
-        project, kept = _directions(model, table, layers, width) if hidden > width else (None, [1.0] * len(layers))
-        states = _reserved(staging.folder / "states.npy", (len(table), len(layers), width))
-
-        def keep(chosen: Ints, found: Tensor) -> None:
-            if project is not None:
-                found = torch.einsum("blh,lhw->blw", found, project)
-            states[chosen] = found.cpu().numpy().astype(np.float16)
-
-        scores = scoring.cross_scores(
-            model, table, np.arange(len(table)), label="teacher scores", layers=layers, keep_states=keep
-        )
-        states.flush()
+        project, kept = _projection(model, table, layers, width, staging.checkpoint)
+        states = _StateFile.opened(staging.checkpoint, (len(table), len(layers), width), layers, project)
+        scores = _score_in_shards(model, table, staging.checkpoint, label="teacher scores", states=states)
+        states.link(staging.folder)
         _write(staging.folder, table.rows, scores)
-        facts = {"layers": list(layers), "width": width, "kept": [round(share, 4) for share in kept]}
-        artifacts.write_atomically(staging.folder / "states.json", json.dumps(facts) + "\n")
-        return {"pairs": len(table), **facts}
+        about_states = {"layers": list(layers), "width": width, "kept": [round(share, 4) for share in kept]}
+        artifacts.write_atomically(staging.folder / "states.json", json.dumps(about_states) + "\n")
+        return {"pairs": len(table), **about_states}
 
     return STAGE.make(
         workspace,
@@ -99,24 +102,106 @@ def score(workspace: Path, *, model: Artifact, data: Artifact, pairs: Artifact, 
     def build(staging: Staging) -> Mapping[str, Any]:
         loaded, table = _opened(model, data, pairs, split)
         label = f"scores of the {model.manifest.kind}"
-        _write(staging.folder, table.rows, scoring.cross_scores(loaded, table, np.arange(len(table)), label=label))
+        _write(staging.folder, table.rows, _score_in_shards(loaded, table, staging.checkpoint, label=label))
         return {"pairs": len(table)}
 
     inputs = {"model": model, "data": data, "pairs": pairs}
     return SCORES.make(workspace, config={"split": split}, inputs=inputs, build=build)
 
 
-def _reserved(path: Path, shape: tuple[int, ...]) -> "np.memmap[Any, np.dtype[np.float16]]":
-    """A float16 array on disk whose blocks are taken at once: a full disk is an error here, not a signal later."""
-    states = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
-    if path.stat().st_size > states.offset:
-        with path.open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-    return states
+@dataclass(frozen=True, slots=True)
+class _StateFile:
+    """The states of all pairs in one file of the checkpoint folder, filled part by part.
+
+    A part's record holds the sha256 of its states, so states that did not reach the disk are noticed. The finished file
+    is linked into the artifact, not copied: it may be tens of gigabytes.
+    """
+
+    path: Path
+    states: "np.memmap[Any, np.dtype[np.float16]]"
+    """(pairs, layers, width)"""
+    layers: Sequence[int]
+    project: Tensor | None
+    """(layers, hidden, width); None keeps the full width."""
+
+    @classmethod
+    def opened(
+        cls, folder: Path, shape: tuple[int, ...], layers: Sequence[int], project: Tensor | None
+    ) -> "_StateFile":
+        """The file of an earlier run, or a new one whose blocks are reserved: a full disk is an error here."""
+        path = folder / "states.npy"
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            states = np.lib.format.open_memmap(path, mode="r+")
+            if states.shape == shape and states.dtype == np.float16:
+                return cls(path, states, layers, project)
+        except (OSError, ValueError):
+            log.debug("%s: not there or damaged; a new one is made", path)
+        states = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
+        if path.stat().st_size > states.offset:
+            with path.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        return cls(path, states, layers, project)
+
+    def write(self, rows: Ints, states: Tensor) -> None:
+        """Stores states (rows, layers, hidden), projected."""
+        if self.project is not None:
+            states = torch.einsum("blh,lhw->blw", states, self.project)
+        self.states[rows] = states.cpu().numpy().astype(np.float16)
+
+    def digest(self, rows: Ints) -> NDArray[np.uint8]:
+        """(32,) sha256 of the states of these rows."""
+        return np.frombuffer(hashlib.sha256(self.states[rows].tobytes()).digest(), dtype=np.uint8)
+
+    def flush(self) -> None:
+        """Writes all states to the disk."""
+        self.states.flush()
+
+    def link(self, folder: Path) -> None:
+        """Gives the finished file a second name in the artifact's folder; copies where links are not supported."""
+        self.flush()
+        try:
+            os.link(self.path, folder / self.path.name)
+        except OSError:
+            shutil.copyfile(self.path, folder / self.path.name)
+
+
+def _score_in_shards(
+    model: CrossEncoder, table: Pairs, checkpoint: Path, *, label: str, states: _StateFile | None = None
+) -> scoring.Floats:
+    """(pairs,) scores of all pairs; finished parts are kept in `checkpoint`, and a killed run goes on after them.
+
+    A part is a run of the batches that scoring all pairs at once would make, so the scores are the same, bit by bit.
+    """
+    scores = np.zeros(len(table), dtype=np.float32)
+    parts = scoring.shards(batches.pair_lengths(table, model.template), shards.SHARD)
+    for number, rows in enumerate(parts, start=1):
+
+        def compute(rows: Ints = rows, number: int = number) -> shards.Arrays:
+            part_label = f"{label} {number}/{len(parts)}"
+            if states is None:
+                return {"scores": scoring.cross_scores(model, table, rows, label=part_label)}
+            part_scores = scoring.cross_scores(
+                model,
+                table,
+                rows,
+                label=part_label,
+                layers=states.layers,
+                keep_states=lambda chosen, found: states.write(rows[chosen], found),
+            )
+            states.flush()
+            return {"scores": part_scores, "states_sha256": states.digest(rows)}
+
+        def valid(arrays: shards.Arrays, rows: Ints = rows) -> bool:
+            return states is None or np.array_equal(arrays["states_sha256"], states.digest(rows))
+
+        name = shards.rows_name(f"scores-{number:06}", rows)
+        scores[rows] = shards.kept(checkpoint, name, compute, valid)["scores"]
+    return scores
 
 
 def _opened(model: Artifact, data: Artifact, pairs: Artifact, split: str = "") -> tuple[CrossEncoder, Pairs]:
-    """The model, and all pairs or those of one split in its tokens."""
+    """The model, and its tokens of all pairs or of those of one split."""
     loaded = CrossEncoder.load(model.path).to(scoring.device())
     template = loaded.template
     table = read_pairs(
@@ -135,21 +220,34 @@ def _write(folder: Path, rows: Ints, scores: scoring.Floats) -> None:
     schema.write(pa.table(columns), folder / "scores.parquet", "scores")
 
 
-def _directions(model: CrossEncoder, table: Pairs, layers: Sequence[int], width: int) -> tuple[Tensor, list[float]]:
-    """The leading directions of each layer's states, (layers, hidden, width), and the share of their square kept."""
-    places = np.random.default_rng(0).permutation(len(table))[:DIRECTIONS_SAMPLE]
-    found: list[Tensor] = []
+def _projection(
+    model: CrossEncoder, table: Pairs, layers: Sequence[int], width: int, checkpoint: Path
+) -> tuple[Tensor | None, list[float]]:
+    """The leading directions of each layer's states, (layers, hidden, width), and the share of their square kept.
+
+    The directions are None where the states are not wider than `width`. They are kept in `checkpoint`.
+    """
+    if model.hidden <= width:
+        return None, [1.0] * len(layers)
+    arrays = shards.kept(checkpoint, "directions", lambda: _directions(model, table, layers, width))
+    where = next(model.parameters()).device
+    return torch.from_numpy(arrays["directions"].copy()).to(where), arrays["kept"].tolist()
+
+
+def _directions(model: CrossEncoder, table: Pairs, layers: Sequence[int], width: int) -> shards.Arrays:
+    """`directions` (layers, hidden, width) float32 and `kept` (layers,), from a sample of the pairs."""
+    sample = np.sort(np.random.default_rng(0).permutation(len(table))[:DIRECTIONS_SAMPLE])
+    parts: list[Tensor] = []
     scoring.cross_scores(
         model,
         table,
-        np.sort(places),
+        sample,
         label="principal directions",
         layers=layers,
-        keep_states=lambda _, states: found.append(states.double().cpu()),
+        keep_states=lambda _, states: parts.append(states.double().cpu()),
     )
-    sample = torch.cat(found)  # (sample, layers, hidden)
-    moments = torch.einsum("nlh,nlk->lhk", sample, sample)
+    states = torch.cat(parts)  # (sample, layers, hidden)
+    moments = torch.einsum("nlh,nlk->lhk", states, states)
     values, vectors = torch.linalg.eigh(moments)  # ascending
     kept = values[:, -width:].sum(1) / values.sum(1)
-    where = next(model.parameters()).device
-    return vectors[:, :, -width:].flip(2).float().to(where), kept.tolist()
+    return {"directions": vectors[:, :, -width:].flip(2).float().contiguous().numpy(), "kept": kept.numpy()}

@@ -101,6 +101,7 @@ def ours(world: World, steps: int = 0, epochs: float = 1.0) -> tuple[Any, float,
     """The trained model, the median pairs per CPU-second of its steps, its pairs, and the padding of an epoch."""
     from pipeline.models.cross_encoder import CrossEncoder
     from pipeline.training.loop.loop import train
+    from pipeline.training.losses.cross_encoder_terms import LossWeights
     from pipeline.training.tasks import cross_encoder
 
     config = LoopConfig(evaluations=0, epochs=epochs)
@@ -123,11 +124,11 @@ def ours(world: World, steps: int = 0, epochs: float = 1.0) -> tuple[Any, float,
 
         def loss(self, chunk: cross_encoder.PairChunk) -> tuple[Tensor, Mapping[str, Tensor]]:
             began.append(time.process_time())
-            done.append(len(chunk.places))
+            done.append(len(chunk.indices))
             return super().loss(chunk)
 
-    weights = cross_encoder.Weights(ordinal=1.0, pairwise=1.0)
-    task = Timed(model, world.pairs, config, weights, max_list=LIST)
+    objective = cross_encoder.Objective(weights=LossWeights(ordinal=1.0, pairwise=1.0))
+    task = Timed(model, world.pairs, config, objective, max_list=LIST)
     progress = train(task.learner, task, config, label="ours", fresh=task.learner.fresh)
     speeds = np.array(done[1:-1]) / np.diff(began)[1:]  # The time from one step's start to the next's.
     padding = 1 - sum(step.tokens for step in planned) / sum(step.padded for step in planned)

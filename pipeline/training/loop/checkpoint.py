@@ -104,7 +104,11 @@ def save(
         save_file(plain, temporary, metadata={"progress": json.dumps(asdict(progress))})
         artifacts.fsync(temporary)
         digest = artifacts.sha256(temporary)
-        os.replace(temporary, folder / f"step-{progress.step:08}-{digest}.safetensors")
+        file = folder / f"step-{progress.step:08}-{digest}.safetensors"
+        os.replace(temporary, file)
+        for same_step in folder.glob(f"step-{progress.step:08}-*.safetensors"):
+            if same_step != file:
+                same_step.unlink()
         artifacts.fsync(folder)
     except (OSError, SafetensorError) as error:
         raise _not_written(folder, sum(tensor.nbytes for tensor in plain.values()), progress.step, error) from error

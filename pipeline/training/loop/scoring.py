@@ -45,6 +45,28 @@ def _batch_tokens(where: torch.device) -> int:
     return CUDA_TOKENS if where.type == "cuda" else CPU_TOKENS
 
 
+def shards(lengths: Ints, size: int) -> list[Ints]:
+    """The batches of `cross_scores` over all pairs, joined to parts of at least `size` pairs (the last may have fewer).
+
+    Scored alone, a part goes through the model in these same batches, so its scores are the same to the last bit.
+
+    Args:
+        lengths: (pairs,) tokens of each pair.
+        size: pairs of a part.
+
+    Returns:
+        The indices of each part's pairs.
+    """
+    parts: list[Ints] = []
+    held: list[Ints] = []
+    for batch in batches.scoring_batches(lengths, _batch_tokens(device())):
+        held.append(batch)
+        if sum(map(len, held)) >= size:
+            parts.append(np.concatenate(held))
+            held = []
+    return [*parts, *([np.concatenate(held)] if held else [])]
+
+
 @torch.no_grad()
 def cross_scores(
     model: CrossEncoder,

@@ -1,30 +1,54 @@
-"""The terms of a cross-encoder's loss: what each is called, and what it reads. Three tables, by what that is.
+"""The terms of a cross-encoder's loss, in three tables by what a term reads.
 
     SCORE_TERMS    scores and grades
-    TAUGHT_TERMS   beside them the teacher's scores and first-token states, which are computed once and kept
-    TOKEN_TERMS    states of all tokens, far too large to keep: the teacher reads each batch beside the student
+    TAUGHT_TERMS   scores and first-token states of student and teacher; the teacher's are computed once and stored
+    TOKEN_TERMS    states of all tokens, too large to store: the teacher reads each batch beside the student
 
-A term is computed where its weight is above 0. A new one is a line here, a weight in `LossWeights` and a key in the
-config.
+A term is computed where its weight is above 0. A new term takes a line in a table, a field in `LossWeights` and a key
+in the config; `LossWeights.of_config` refuses a config with a weight that no term has.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor, nn
 
+from pipeline.config import RankerConfig, TeacherConfig, weights_of
 from pipeline.errors import ConfigError
 from pipeline.models.cross_encoder import CrossEncoder
 from pipeline.training.losses import distillation, ranking
 
 PROJECTED = ("token_hidden", "embedding", "cosine")
-"""Terms that compare states of one width; a student of another learns a projection for each, which is thrown away."""
+"""Terms that compare states of one width; a student of another width learns a projection for each, later discarded."""
+
+MUTUAL = "mutual"
+"""The term by which two students learn from each other; it is in no table, as it reads two students."""
+
+
+def weights_by_term(config: object, keys: Mapping[str, str]) -> dict[str, float]:
+    """The weights of a config section by the name of the term.
+
+    Args:
+        config: a section with keys that end in `_weight`.
+        keys: key of the section → name of the term, for all terms that the caller can compute.
+
+    Raises:
+        ConfigError: the section has a weight whose term the caller cannot compute, so it would be ignored.
+    """
+    weights = weights_of(config)
+    ignored = [key for key in weights if key not in keys]
+    if ignored:
+        raise ConfigError(
+            f"{type(config).__name__}.{ignored[0]}: no loss term has this weight; add the term to a table in "
+            "pipeline/training/losses"
+        )
+    return {keys[key]: weight for key, weight in weights.items()}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LossWeights:
-    """Of the terms, by their name in the tables, and what they need to know. A term of weight 0 is not computed."""
+    """Weights of the terms by their name in the tables, and the terms' hyperparameters."""
 
     ordinal: float = 0.0
     pairwise: float = 0.0
@@ -41,17 +65,32 @@ class LossWeights:
     embedding: float = 0.0
     cosine: float = 0.0
     mutual: float = 0.0
-    """Of learning from a second student; not in the tables, as it reads two students."""
 
     hinge_margin: float = 1.0
     temperature: float = 1.0
 
-    def of(self, table: Mapping[str, object]) -> dict[str, float]:
-        """Those above 0 of a table's terms, in its order."""
-        return {name: getattr(self, name) for name in table if getattr(self, name)}
+    @classmethod
+    def of_config(cls, config: TeacherConfig | RankerConfig, prefix: str = "") -> "LossWeights":
+        """The weights of a config section.
 
-    def untaught(self) -> "LossWeights":
-        """These without what needs a teacher or a second student."""
+        Args:
+            config: the section.
+            prefix: stands before the keys of the terms over grades: `hard_` in the ranker's section.
+
+        Raises:
+            ConfigError: the section has a weight of no known term.
+        """
+        keys = {f"{prefix}{name}_weight": name for name in SCORE_TERMS}
+        keys |= {f"{name}_weight": name for name in (*TAUGHT_TERMS, *TOKEN_TERMS, MUTUAL)}
+        temperature = config.temperature if isinstance(config, RankerConfig) else 1.0
+        return cls(**weights_by_term(config, keys), hinge_margin=config.hinge_margin, temperature=temperature)
+
+    def of(self, terms: Collection[str]) -> dict[str, float]:
+        """The weights above 0 of these terms, in their order."""
+        return {name: getattr(self, name) for name in terms if getattr(self, name)}
+
+    def without_teacher(self) -> "LossWeights":
+        """The weights of the terms over grades alone."""
         return LossWeights(hinge_margin=self.hinge_margin, **self.of(SCORE_TERMS))
 
     def check(self) -> None:
@@ -59,65 +98,65 @@ class LossWeights:
         Raises:
             ConfigError: no term has a weight.
         """
-        if not any(getattr(self, field.name) for field in fields(self) if field.name not in _SETTINGS):
+        if not any(getattr(self, field.name) for field in fields(self) if field.name not in _HYPERPARAMETERS):
             raise ConfigError("every loss has weight 0, so there is nothing to learn; give at least one a weight")
 
 
-_SETTINGS = ("hinge_margin", "temperature")
+_HYPERPARAMETERS = ("hinge_margin", "temperature")
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What a whole step counts, by which its chunks divide."""
+    """The counts of an entire step, by which each of its chunks divides."""
 
     documents: int
     graded: int
     """Documents that have a grade."""
     queries: int
-    """Queries whose documents have."""
+    """Queries with such documents."""
     ordered_pairs: int
     """Pairs of documents of one query with different grades."""
     tokens: int
     token_pairs: int
-    """Squared lengths, added up."""
+    """Sum of the squared lengths."""
     hard: float = 1.0
-    """Factor of the terms over grades: the graded share of the step over that of the whole training. So they bear on
-    all steps of an epoch together as their weights say, and a step of few grades does not follow these few."""
+    """Factor of the terms over grades: the step's share of graded documents over that of the training. With it these
+    terms bear on an epoch as their weights say, and a step of few grades does not follow those few."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """What one student said about a chunk, and what is known about it."""
+    """The outputs of one student for a chunk, with the grades."""
 
     scores: Tensor
     """(n,)"""
     thresholds: Tensor
     """(grades,)"""
     states: Tensor
-    """(n, layers, hidden) first-token states of the layers that the teacher's are matched to."""
+    """(n, layers, hidden) first-token states of the layers that are matched to the teacher's."""
     grades: Tensor
-    """(n,) int64."""
+    """(n,) int64; below 0 where a document has none."""
     groups: Tensor
-    """(n,) int64, from 0."""
+    """(n,) int64, number of the query, from 0."""
     counts: Counts
 
     def with_grades(self) -> "Scored":
-        """Those documents that have a grade; all, where the step has no others."""
+        """The documents that have a grade; all where the step has no others."""
         if self.counts.graded == self.counts.documents:
             return self
-        kept = self.grades >= 0
+        graded = self.grades >= 0
         return replace(
             self,
-            scores=self.scores[kept],
-            states=self.states[kept],
-            grades=self.grades[kept],
-            groups=self.groups[kept],
+            scores=self.scores[graded],
+            states=self.states[graded],
+            grades=self.grades[graded],
+            groups=self.groups[graded],
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Taught:
-    """What the teacher said about the same."""
+    """The stored outputs of the teacher for the same documents."""
 
     scores: Tensor
     """(n,)"""
@@ -129,7 +168,7 @@ class Taught:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Match:
-    """Which layers of teacher and student are compared, from 1."""
+    """The layers of teacher and student that are compared, from 1."""
 
     first: tuple[int, ...] = ()
     """Teacher layers whose first-token states teach the student layers 1, 2, …"""
@@ -143,21 +182,21 @@ class Match:
 
 @dataclass(frozen=True, slots=True)
 class TokenView:
-    """How one model sees a rectangle of inputs."""
+    """The states of all tokens that one model computes for a padded batch."""
 
     model: CrossEncoder
     states: Mapping[int, Tensor]
     """(batch, tokens, hidden) by layer, 0 for the embeddings."""
 
     def attention(self, layer: int) -> Tensor:
-        """(batch, heads, tokens, tokens) scores before the softmax."""
+        """(batch, heads, tokens, tokens) attention scores before the softmax."""
         queries, keys, _ = self.model.projections(layer, self.states[layer - 1])
         return distillation.attention_scores(queries, keys, self.model.heads)
 
 
 @dataclass(frozen=True, slots=True)
 class TokenViews:
-    """How a student and the teacher see the same rectangle."""
+    """The token states of a student and its teacher for the same padded batch."""
 
     student: TokenView
     teacher: TokenView
@@ -174,11 +213,11 @@ class TokenViews:
 
 
 def _token_hidden(views: TokenViews) -> Tensor:
-    found = [
+    losses = [
         distillation.token_loss(ours, theirs, views.mask, total=views.counts.tokens)
         for ours, theirs in views.pairs("token_hidden", list(enumerate(views.match.tokens, start=1)))
     ]
-    return torch.stack(found).mean()
+    return torch.stack(losses).mean()
 
 
 def _embedding(views: TokenViews) -> Tensor:
@@ -192,13 +231,13 @@ def _cosine(views: TokenViews) -> Tensor:
 
 
 def _attention(views: TokenViews) -> Tensor:
-    found = []
+    losses = []
     for ours, theirs in enumerate(views.match.tokens, start=1):
         with torch.no_grad():
-            wanted = views.teacher.attention(theirs)
+            target = views.teacher.attention(theirs)
         scores = views.student.attention(ours)
-        found.append(distillation.attention_loss(scores, wanted, views.mask, total=views.counts.token_pairs))
-    return torch.stack(found).mean()
+        losses.append(distillation.attention_loss(scores, target, views.mask, total=views.counts.token_pairs))
+    return torch.stack(losses).mean()
 
 
 def _relation(views: TokenViews) -> Tensor:
@@ -242,7 +281,7 @@ TOKEN_TERMS: Mapping[str, Callable[[TokenViews], Tensor]] = {
 
 
 def token_layers(weights: LossWeights, match: Match, depth: int, teacher_depth: int) -> tuple[list[int], list[int]]:
-    """Layers of student and teacher, 0 for the embeddings, whose states of all tokens the terms read."""
+    """Layers of student and teacher, 0 for the embeddings, whose states of all tokens the weighted terms read."""
     ours: set[int] = set()
     theirs: set[int] = set()
     if weights.relation:

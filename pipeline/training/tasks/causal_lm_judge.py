@@ -6,6 +6,7 @@ sequence-to-sequence model, Findings of EMNLP 2020, arXiv:2003.06713, where the 
 
 import re
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,11 @@ from pipeline.errors import ConfigError, TrainingError
 from pipeline.models import base_models, tokenizers
 from pipeline.prefixes import PrefixTokenizer
 from pipeline.progress import bar
-from pipeline.training.loop import batches, memory, scoring
+from pipeline.training.loop import batches, memory, scoring, shards
 from pipeline.training.loop.batches import PairTexts
 
-SHARD = 4096
-"""Pairs that are tokenised, sorted by length and scored together, and kept in one file should the run be killed."""
+SHARD = shards.SHARD
+"""Pairs that are tokenised, sorted by length and scored together, and kept in one file until all are scored."""
 
 Offsets = Sequence[tuple[int, int]]
 
@@ -163,31 +164,29 @@ def _inside(offsets: Offsets, span: tuple[int, int]) -> list[int]:
     return [place for place, (_, stop) in enumerate(offsets) if begin < stop <= end]
 
 
-def score(place: Path, config: ExternalTeacherConfig, pairs: PairTexts, checkpoint: Path) -> NDArray[np.float64]:
-    """(pairs,) log-odds of every pair. Finished shards lie in `checkpoint`, and a killed run goes on after them.
+def score(model: Path, config: ExternalTeacherConfig, pairs: PairTexts, checkpoint: Path) -> NDArray[np.float64]:
+    """(pairs,) log-odds of every pair; finished parts are kept in `checkpoint`, and a killed run goes on after them.
 
     Raises:
-        ConfigError: as `Judge`.
-        TrainingError: the model gives what is no number.
+        ConfigError: no causal language model in the folder, or an answer, prompt or length that it cannot take.
+        TrainingError: a score is not a number.
     """
-    checkpoint.mkdir(parents=True, exist_ok=True)
     judge: Judge | None = None
+
+    def compute(rows: range) -> shards.Arrays:
+        nonlocal judge
+        judge = judge or Judge.load(model, config)
+        texts = [(pairs.queries[pairs.query[row]], pairs.documents[pairs.document[row]]) for row in rows]
+        scores = score_shard(judge, texts)
+        if not np.isfinite(scores).all():
+            row = rows[int(np.flatnonzero(~np.isfinite(scores))[0])]
+            raise TrainingError(f"{model}: its score of pair {row} is not a number; load it in another precision")
+        return {"scores": scores}
+
     parts = []
-    with bar("outside scores", len(pairs.query), "pairs") as advance:
+    with bar("external scores", len(pairs.query), "pairs") as advance:
         for number, rows in enumerate(_shards(len(pairs.query))):
-            file = checkpoint / f"{number:06}.npy"
-            if not file.exists():
-                judge = judge or Judge.load(place, config)
-                found = score_shard(
-                    judge, [(pairs.queries[pairs.query[row]], pairs.documents[pairs.document[row]]) for row in rows]
-                )
-                if not np.isfinite(found).all():
-                    row = rows[int(np.flatnonzero(~np.isfinite(found))[0])]
-                    raise TrainingError(f"{place}: its score of pair {row} is no number; load it in another precision")
-                with file.with_suffix(".part").open("wb") as stream:
-                    np.save(stream, found)
-                file.with_suffix(".part").replace(file)
-            parts.append(np.load(file, allow_pickle=False))
+            parts.append(shards.kept(checkpoint, f"{number:06}", partial(compute, rows))["scores"])
             advance(len(rows))
     return np.concatenate([np.zeros(0), *parts]).astype(np.float64)
 

@@ -1,6 +1,7 @@
-"""How a cross-encoder learns from graded pairs and, when there is one, from a teacher.
+"""Training of a cross-encoder on graded pairs and, when there is one, on a teacher's outputs.
 
-The teacher, the ranker and the plain student differ only in the weights of their terms, which `terms` lists.
+The teacher, the ranker and the plain student differ only in their objective: the weights of the terms that
+`cross_encoder_terms` lists, and what those terms learn from.
 """
 
 import dataclasses
@@ -19,11 +20,12 @@ from pipeline.errors import ArtifactError, ConfigError, TrainingError
 from pipeline.models import tokenizers
 from pipeline.models.cross_encoder import CrossEncoder, Reading
 from pipeline.training.loop import batches, scoring
-from pipeline.training.loop.batches import Ints, Pairs
+from pipeline.training.loop.batches import Ints, PaddedBatch, Pairs
 from pipeline.training.loop.checkpoint import Progress
 from pipeline.training.loop.loop import Step, step_seed, train
 from pipeline.training.losses import distillation
 from pipeline.training.losses.cross_encoder_terms import (
+    MUTUAL,
     PROJECTED,
     SCORE_TERMS,
     TAUGHT_TERMS,
@@ -40,49 +42,89 @@ from pipeline.training.losses.cross_encoder_terms import (
 from pipeline.training.tasks.teacher_targets import TeacherTargets
 
 ALONE = Match()
-"""No layer is compared with a teacher's."""
+"""A match of no layers."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Objective:
+    """The weighted terms of a cross-encoder's loss and what they learn from besides grades."""
+
+    weights: LossWeights
+    targets: TeacherTargets | None = None
+    """Stored outputs of the teacher, for the terms of TAUGHT_TERMS."""
+    match: Match = ALONE
+    teacher: CrossEncoder | None = None
+    """The teacher itself, for the terms of TOKEN_TERMS; is not trained."""
+    peer: CrossEncoder | None = None
+    """A second student, for the mutual term; learns all that the first learns and is discarded."""
+
+    def checked(self) -> "Objective":
+        """This objective without what no weighted term reads.
+
+        The hidden term is dropped where no layers are matched, as for a student of one layer.
+
+        Raises:
+            ConfigError: no term has a weight, or one lacks what it learns from.
+        """
+        weights = self.weights if self.match.first else dataclasses.replace(self.weights, hidden=0.0)
+        weights.check()
+        for terms, given, needed in (
+            (TAUGHT_TERMS, self.targets, "the teacher's scores"),
+            (TOKEN_TERMS, self.teacher, "the teacher itself"),
+            ((MUTUAL,), self.peer, "a second student"),
+        ):
+            if given is None and (lacking := weights.of(terms)):
+                raise ConfigError(f"the losses {', '.join(lacking)} need {needed}; set their weights to 0")
+        return dataclasses.replace(
+            self,
+            weights=weights,
+            teacher=self.teacher if weights.of(TOKEN_TERMS) else None,
+            peer=self.peer if weights.mutual else None,
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class PairChunk:
-    """Pairs of whole queries, and what the whole step counts."""
+    """Pairs of whole queries, and the counts of the entire step."""
 
-    places: Ints
+    indices: Ints
     counts: Counts
 
 
 class CrossEncoderLearner(nn.Module):
-    """All that is trained: the student, a second one that learns beside it, and projections thrown away at the end."""
+    """Everything that is trained: the student, perhaps a peer, and projections that are discarded at the end."""
 
     def __init__(self, students: Sequence[CrossEncoder], weights: LossWeights, teacher_width: int, seed: int) -> None:
         """
         Args:
             students: the one that is kept, then perhaps its peer.
-            teacher_width: where a student is not as wide, it learns a projection for each term that needs one.
+            weights: which terms are computed.
+            teacher_width: where a student has another width, it learns a projection for each term that needs one.
+            seed: of the projections.
         """
         super().__init__()
         self.students = nn.ModuleList(students)
         self.projections = nn.ModuleList(nn.ModuleDict() for _ in students)
         for number, student in enumerate(students):
             if student.hidden != teacher_width:
-                for place, name in enumerate(weights.of(dict.fromkeys(PROJECTED))):
-                    made = _projection(student.hidden, teacher_width, step_seed(seed, 10 * number + place))
-                    self._projections[number][name] = made
+                for term, name in enumerate(weights.of(PROJECTED)):
+                    seed_here = step_seed(seed, 10 * number + term)
+                    self._projections[number][name] = _projection(student.hidden, teacher_width, seed_here)
         self.to(next(students[0].parameters()).device)
 
     @property
     def fresh(self) -> tuple[str, ...]:
         """Beginnings of names of parameters that no training has touched yet."""
-        of_students = [f"students.{number}.{name}" for number, one in enumerate(self._all) for name in one.fresh]
+        of_students = [f"students.{n}.{name}" for n, student in enumerate(self._all) for name in student.fresh]
         return (*of_students, "projections.")
 
     @property
     def _all(self) -> list[CrossEncoder]:
-        return [one for one in self.students if isinstance(one, CrossEncoder)]
+        return [student for student in self.students if isinstance(student, CrossEncoder)]
 
     @property
     def _projections(self) -> list[nn.ModuleDict]:
-        return [one for one in self.projections if isinstance(one, nn.ModuleDict)]
+        return [projections for projections in self.projections if isinstance(projections, nn.ModuleDict)]
 
     def each(self) -> list[tuple[CrossEncoder, nn.ModuleDict]]:
         """Students, each with its projections by the name of the term."""
@@ -90,192 +132,181 @@ class CrossEncoderLearner(nn.Module):
 
 
 class CrossTask:
-    """Steps, losses and nDCG for the loop."""
+    """Steps, losses and nDCG of a cross-encoder, for the loop."""
 
     unit = "pairs"
 
     def __init__(
-        self,
-        model: CrossEncoder,
-        pairs: Pairs,
-        config: LoopConfig,
-        weights: LossWeights,
-        *,
-        max_list: int,
-        lessons: TeacherTargets | None = None,
-        match: Match = ALONE,
-        teacher: CrossEncoder | None = None,
-        peer: CrossEncoder | None = None,
+        self, model: CrossEncoder, pairs: Pairs, config: LoopConfig, objective: Objective, *, max_list: int
     ) -> None:
         """
         Args:
-            max_list: documents of a query in one step.
-            lessons: needed by the terms that learn from the teacher's scores and states.
-            match: which layers are compared.
-            teacher: needed by the terms over tokens; is not trained.
-            peer: needed by the mutual term; learns all that the model learns.
+            model: the student that is kept.
+            pairs: all pairs of the artifact.
+            config: the loop's hyperparameters.
+            objective: the losses and what they learn from.
+            max_list: most documents of a query in one step.
 
         Raises:
             ConfigError: no term has a weight, or one lacks what it learns from.
-            ArtifactError: lessons without the states that are needed, or on another scale of grades.
+            ArtifactError: targets without the states that are needed, or on another scale of grades.
         """
-        if not match.first:  # A student of one layer has none to match.
-            weights = dataclasses.replace(weights, hidden=0.0)
-        weights.check()
-        for table, given, needed in (
-            (TAUGHT_TERMS, lessons, "the teacher's scores"),
-            (TOKEN_TERMS, teacher, "the teacher itself"),
-            (("mutual",), peer, "a second student"),
-        ):
-            if given is None and (lacking := weights.of(dict.fromkeys(table))):
-                raise ConfigError(f"the losses {', '.join(lacking)} need {needed}; set their weights to 0")
-        self.model = model
-        self.pairs = pairs
-        self.config = config
-        self.weights = weights
-        self.max_list = max_list
-        self.lessons = lessons
-        self.match = match
-        self.teacher = teacher if weights.of(TOKEN_TERMS) else None
-        self.whole: list[int] = []
-        self.taught_whole: list[int] = []
-        if self.teacher is not None:
-            self.teacher.eval().requires_grad_(False)
-            self.whole, self.taught_whole = token_layers(weights, match, model.layers, self.teacher.layers)
-        students = [model] if peer is None or not weights.mutual else [model, peer]
-        width = self.teacher.hidden if self.teacher else model.hidden
-        self.learner = CrossEncoderLearner(students, weights, width, config.seed)
+        objective = objective.checked()
+        self.model, self.pairs, self.config, self.max_list = model, pairs, config, max_list
+        self.objective, self.weights = objective, objective.weights
         self.device = next(model.parameters()).device
-        self._check_grades()
-        if lessons is not None and weights.hidden:
-            lessons.states_of(np.zeros(0, dtype=np.int64), match.first)
+        self.token_layers: list[int] = []
+        self.teacher_token_layers: list[int] = []
+        width = model.hidden
+        if (teacher := objective.teacher) is not None:
+            teacher.eval().requires_grad_(False)
+            layers = token_layers(self.weights, objective.match, model.layers, teacher.layers)
+            self.token_layers, self.teacher_token_layers = layers
+            width = teacher.hidden
+        students = [model] if objective.peer is None else [model, objective.peer]
+        self.learner = CrossEncoderLearner(students, self.weights, width, config.seed)
+        self._check_targets()
         self.lengths = batches.pair_lengths(pairs, model.template)
         self.train = pairs.indices("train")
-        if weights.of(TAUGHT_TERMS) or weights.of(TOKEN_TERMS):
+        if self.weights.of(TAUGHT_TERMS) or self.weights.of(TOKEN_TERMS):
             self.train = np.concatenate([self.train, pairs.indices(schema.UNLABELLED)])
         self.graded_share = _graded_share(pairs, self.train, max_list)
         self.valid = scoring.valid_indices(pairs, config.valid_pairs, config.seed)
 
-    def _check_grades(self) -> None:
+    def _check_targets(self) -> None:
         known, top = len(self.model.thresholds), int(self.pairs.grades.max(initial=0))
         if top > known:
             raise ConfigError(
                 f"the pairs have grades up to {top}, the model knows 0 to {known}; train the teacher on these pairs"
             )
-        if self.lessons is not None and self.weights.soft and len(self.lessons.thresholds) != known:
+        targets = self.objective.targets
+        if targets is None:
+            return
+        if self.weights.soft and len(targets.thresholds) != known:
             raise ArtifactError(
-                f"the teacher knows grades 0 to {len(self.lessons.thresholds)} and the student 0 to {known}, so their "
+                f"the teacher knows grades 0 to {len(targets.thresholds)} and the student 0 to {known}, so their "
                 "distributions cannot be compared; train both on the same pairs, or set ranker.soft_weight to 0"
             )
+        if self.weights.hidden:
+            targets.states_of(np.zeros(0, dtype=np.int64), self.objective.match.first)
 
     def plan(self, epoch: int) -> list[Step[PairChunk]]:
-        """Each training query and each unlabelled list once, with at most `max_list` of its pairs."""
+        """The steps of an epoch: each training query and unlabelled list once, at most `max_list` of its pairs."""
         lengths, groups = self.lengths[self.train], self.pairs.query[self.train]
         planned = batches.plan(lengths, groups, self.config, max_list=self.max_list, epoch=epoch)
-        steps = []
-        for chunks in planned:
-            chosen = [self.train[places] for places in chunks]
-            every = np.concatenate(chosen)
-            graded = every[self.pairs.grades[every] >= 0]
-            counts = Counts(
-                documents=len(every),
-                graded=len(graded),
-                queries=len(np.unique(self.pairs.query[graded])),
-                ordered_pairs=sum(self._ordered_pairs(places) for places in chosen),
-                tokens=int(self.lengths[every].sum()),
-                token_pairs=int(np.square(self.lengths[every]).sum()),
-                hard=len(graded) / (len(every) * self.graded_share),
-            )
-            steps.append(
-                Step(
-                    [PairChunk(places, counts) for places in chosen],
-                    examples=counts.documents,
-                    tokens=counts.tokens,
-                    padded=sum(batches.padded_tokens(self.lengths[places]) for places in chosen),
-                )
-            )
-        return steps
+        return [self._step([self.train[rows] for rows in chunks]) for chunks in planned]
 
-    def _ordered_pairs(self, places: Ints) -> int:
-        grades, queries = self.pairs.grades[places], self.pairs.query[places]
+    def _step(self, chunks: Sequence[Ints]) -> Step[PairChunk]:
+        indices = np.concatenate(chunks)
+        graded = indices[self.pairs.grades[indices] >= 0]
+        counts = Counts(
+            documents=len(indices),
+            graded=len(graded),
+            queries=len(np.unique(self.pairs.query[graded])),
+            ordered_pairs=sum(self._ordered_pairs(chunk) for chunk in chunks),
+            tokens=int(self.lengths[indices].sum()),
+            token_pairs=int(np.square(self.lengths[indices]).sum()),
+            hard=len(graded) / (len(indices) * self.graded_share),
+        )
+        return Step(
+            [PairChunk(chunk, counts) for chunk in chunks],
+            examples=counts.documents,
+            tokens=counts.tokens,
+            padded=sum(batches.padded_tokens(self.lengths[chunk]) for chunk in chunks),
+        )
+
+    def _ordered_pairs(self, indices: Ints) -> int:
+        grades, queries = self.pairs.grades[indices], self.pairs.query[indices]
         return int(((queries[:, None] == queries) & (grades[:, None] > grades)).sum())
 
     def loss(self, chunk: PairChunk) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """The weighted sum of the terms, and each by itself; `peer` is all of the second student's."""
-        rectangles = [chunk.places[rows] for rows in batches.length_groups(self.lengths[chunk.places])]
+        """The weighted sum of the terms, and each by itself; `peer` is the sum of the second student's terms."""
+        groups = [chunk.indices[rows] for rows in batches.length_groups(self.lengths[chunk.indices])]
         inputs = [
-            batches.pad(batches.pair_inputs(self.pairs, part, self.model.template), self.device) for part in rectangles
+            batches.pad(batches.pair_inputs(self.pairs, group, self.model.template), self.device) for group in groups
         ]
-        students = self.learner.each()
-        first = range(1, len(self.match.first) + 1) if self.weights.hidden else ()
-        readings: list[list[Reading]] = [[] for _ in students]
-        over_tokens: list[dict[str, Tensor]] = [{} for _ in students]
-        if self.teacher is None and not self.config.checkpoint_activations:
-            readings = [[student.read_together([one.all for one in inputs], first=first)] for student, _ in students]
-            inputs = []
-        for one in inputs:
-            taught = self._teacher_view(one)
-            for (student, projections), read, terms in zip(students, readings, over_tokens, strict=True):
-                read.append(student.read(*one.all, first=first, whole=self.whole))
-                if taught is not None:
-                    ours = TokenView(student, read[-1].whole)
-                    views = TokenViews(ours, taught, one.attention_mask, projections, self.match, chunk.counts)
-                    for name in self.weights.of(TOKEN_TERMS):
-                        terms[name] = terms.get(name, 0) + TOKEN_TERMS[name](views)
-
-        places = np.concatenate(rectangles)  # (n,) in the order of the rectangles; the losses do not mind
-        told = self._told(places)
-        scored = [
-            self._scored(student, read, places, chunk.counts)
-            for (student, _), read in zip(students, readings, strict=True)
-        ]
-        found = [self._terms(one, told) | terms for one, terms in zip(scored, over_tokens, strict=True)]
-        sums = [self._sum(one.scores, terms) for one, terms in zip(scored, found, strict=True)]
+        indices = np.concatenate(groups)  # (n,) in the order of the inputs; no loss depends on the order
+        taught = self._taught(indices)
+        scored: list[Scored] = []
+        terms: list[dict[str, Tensor]] = []
+        for student, (reading, token_terms) in zip(self._students, self._read(inputs, chunk.counts), strict=True):
+            scored.append(self._scored(student, reading, indices, chunk.counts))
+            terms.append(self._terms(scored[-1], taught) | token_terms)
+        sums = [self._weighted_sum(outputs.scores, parts) for outputs, parts in zip(scored, terms, strict=True)]
         if len(scored) == 1:
-            return sums[0], found[0]
-        mutual = _from_each_other(scored[0], scored[1], self.weights.temperature)
-        loss = sums[0] + sums[1] + self.weights.mutual * mutual
-        return loss, {**found[0], "mutual": mutual, "peer": sums[1]}
+            return sums[0], terms[0]
+        mutual = _mutual_loss(scored[0], scored[1], self.weights.temperature)
+        return sums[0] + sums[1] + self.weights.mutual * mutual, {**terms[0], MUTUAL: mutual, "peer": sums[1]}
 
-    def _teacher_view(self, inputs: batches.PaddedBatch) -> TokenView | None:
-        if self.teacher is None:
+    @property
+    def _students(self) -> list[CrossEncoder]:
+        return [student for student, _ in self.learner.each()]
+
+    def _read(self, inputs: Sequence[PaddedBatch], counts: Counts) -> list[tuple[Reading, dict[str, Tensor]]]:
+        """The outputs of each student for all inputs together, and its terms over tokens."""
+        first = range(1, len(self.objective.match.first) + 1) if self.weights.hidden else ()
+        if self.objective.teacher is None and not self.config.checkpoint_activations:
+            packed = [batch.all for batch in inputs]
+            return [(student.read_together(packed, first=first), {}) for student in self._students]
+        teacher_views = [self._teacher_view(batch) for batch in inputs]  # The students share them.
+        outputs = []
+        for student, projections in self.learner.each():
+            readings: list[Reading] = []
+            terms: dict[str, Tensor] = {}
+            for batch, teacher in zip(inputs, teacher_views, strict=True):
+                readings.append(student.read(*batch.all, first=first, whole=self.token_layers))
+                if teacher is None:
+                    continue
+                ours = TokenView(student, readings[-1].whole)
+                views = TokenViews(ours, teacher, batch.attention_mask, projections, self.objective.match, counts)
+                for name in self.weights.of(TOKEN_TERMS):
+                    terms[name] = terms.get(name, 0) + TOKEN_TERMS[name](views)
+            scores = torch.cat([reading.scores for reading in readings])  # (n,)
+            states = torch.cat([reading.first for reading in readings])  # (n, layers, hidden)
+            outputs.append((Reading(scores, states, {}), terms))
+        return outputs
+
+    def _teacher_view(self, inputs: PaddedBatch) -> TokenView | None:
+        teacher = self.objective.teacher
+        if teacher is None:
             return None
         with torch.no_grad():
-            reading = self.teacher.read(*inputs.all, whole=self.taught_whole, score=False)
-        return TokenView(self.teacher, reading.whole)
+            reading = teacher.read(*inputs.all, whole=self.teacher_token_layers, score=False)
+        return TokenView(teacher, reading.whole)
 
-    def _told(self, places: Ints) -> Taught | None:
-        """What the teacher said about these pairs."""
-        if self.lessons is None:
+    def _taught(self, indices: Ints) -> Taught | None:
+        """The teacher's stored outputs for these pairs."""
+        targets = self.objective.targets
+        if targets is None:
             return None
-        layers = self.match.first if self.weights.hidden else ()
-        states = self.lessons.states_of(places, layers) if layers else torch.zeros(len(places), 0, 0)
+        layers = self.objective.match.first if self.weights.hidden else ()
+        states = targets.states_of(indices, layers) if layers else torch.zeros(len(indices), 0, 0)
         return Taught(
-            torch.from_numpy(self.lessons.scores[places]).to(self.device),
-            self.lessons.thresholds.to(self.device),
+            torch.from_numpy(targets.scores[indices]).to(self.device),
+            targets.thresholds.to(self.device),
             states.to(self.device),
         )
 
-    def _scored(self, student: CrossEncoder, readings: Sequence[Reading], places: Ints, counts: Counts) -> Scored:
+    def _scored(self, student: CrossEncoder, reading: Reading, indices: Ints, counts: Counts) -> Scored:
         return Scored(
-            scores=torch.cat([one.scores for one in readings]),  # (n,)
+            scores=reading.scores,  # (n,)
             thresholds=student.thresholds,
-            states=torch.cat([one.first for one in readings]),  # (n, layers, hidden)
-            grades=torch.from_numpy(self.pairs.grades[places]).to(self.device),
-            groups=torch.from_numpy(np.unique(self.pairs.query[places], return_inverse=True)[1]).to(self.device),
+            states=reading.first,  # (n, layers, hidden)
+            grades=torch.from_numpy(self.pairs.grades[indices]).to(self.device),
+            groups=torch.from_numpy(np.unique(self.pairs.query[indices], return_inverse=True)[1]).to(self.device),
             counts=counts,
         )
 
-    def _terms(self, scored: Scored, told: Taught | None) -> dict[str, Tensor]:
+    def _terms(self, scored: Scored, taught: Taught | None) -> dict[str, Tensor]:
         """The terms over scores, by name."""
         weights = self.weights
         graded = scored.with_grades()
-        found = {name: SCORE_TERMS[name](graded, weights) * scored.counts.hard for name in weights.of(SCORE_TERMS)}
-        if told is not None:
-            found |= {name: TAUGHT_TERMS[name](scored, told, weights) for name in weights.of(TAUGHT_TERMS)}
-        return found
+        terms = {name: SCORE_TERMS[name](graded, weights) * scored.counts.hard for name in weights.of(SCORE_TERMS)}
+        if taught is not None:
+            terms |= {name: TAUGHT_TERMS[name](scored, taught, weights) for name in weights.of(TAUGHT_TERMS)}
+        return terms
 
-    def _sum(self, scores: Tensor, terms: Mapping[str, Tensor]) -> Tensor:
+    def _weighted_sum(self, scores: Tensor, terms: Mapping[str, Tensor]) -> Tensor:
         return sum((getattr(self.weights, name) * value for name, value in terms.items()), scores.sum() * 0)
 
     def evaluate(self) -> float:
@@ -296,36 +327,44 @@ def learn(task: CrossTask, *, label: str, checkpoint: Path) -> Progress:
     return train(task.learner, task, config, label=label, checkpoint=checkpoint, fresh=task.learner.fresh)
 
 
-def _from_each_other(first: Scored, second: Scored, temperature: float) -> Tensor:
-    """Each student from the other's softened grade distribution, as that stands at this step.
+def _mutual_loss(first: Scored, second: Scored, temperature: float) -> Tensor:
+    """The divergence of each student's softened grade distribution from the other's, both directions added.
 
     Source: Zhang et al., Deep mutual learning, CVPR 2018, arXiv:1706.00384.
     """
-    total = first.counts.documents
-    return distillation.soft_ordinal_loss(
-        first.scores, first.thresholds, second.scores, second.thresholds, temperature, total=total
-    ) + distillation.soft_ordinal_loss(
-        second.scores, second.thresholds, first.scores, first.thresholds, temperature, total=total
+    return sum(
+        (
+            distillation.soft_ordinal_loss(
+                ours.scores,
+                ours.thresholds,
+                theirs.scores,
+                theirs.thresholds,
+                temperature,
+                total=first.counts.documents,
+            )
+            for ours, theirs in ((first, second), (second, first))
+        ),
+        torch.zeros((), device=first.scores.device),
     )
 
 
-def _graded_share(pairs: Pairs, places: Ints, max_list: int) -> float:
-    """Of the pairs that an epoch draws from these, at most `max_list` a query, the share with a grade; 1 of none."""
-    queries, numbers, counts = np.unique(pairs.query[places], return_inverse=True, return_counts=True)
+def _graded_share(pairs: Pairs, indices: Ints, max_list: int) -> float:
+    """The share of graded pairs among those that an epoch draws, at most `max_list` a query; 1 without pairs."""
+    queries, numbers, counts = np.unique(pairs.query[indices], return_inverse=True, return_counts=True)
     if not len(queries):
         return 1.0
     drawn = np.minimum(counts, max_list)
-    weight = (drawn / counts)[numbers]  # (places,) how often each is drawn
-    return float(weight[pairs.grades[places] >= 0].sum() / drawn.sum())
+    probability = (drawn / counts)[numbers]  # (pairs,) of each pair to be drawn
+    return float(probability[pairs.grades[indices] >= 0].sum() / drawn.sum())
 
 
 def untrained(
     base: Path, data: Artifact, pairs: Artifact, *, max_tokens: int, max_query_tokens: int, seed: int
 ) -> tuple[CrossEncoder, Pairs]:
-    """A cross-encoder with the body found in `base`, and the pairs in its tokens, whose grades set its thresholds.
+    """A new cross-encoder on the body in `base`, with thresholds from the pairs' grades, and the pairs in its tokens.
 
     Raises:
-        ConfigError: as `CrossEncoder.start`.
+        ConfigError: no known encoder, no fast tokenizer, or too few positions for `max_tokens`.
         TrainingError: no pair has a grade above 0.
     """
     tokenizer = tokenizers.plain_tokenizer(tokenizers.load_tokenizer(base))
@@ -338,7 +377,7 @@ def untrained(
 
 
 def first_thresholds(pairs: Pairs) -> list[float]:
-    """(grades,) log odds of being below each grade, over the training pairs: the best ordinal model without scores.
+    """(grades,) log odds of being below each grade over the training pairs: the best ordinal model without scores.
 
     Raises:
         TrainingError: no pair has a grade above 0.
@@ -354,6 +393,6 @@ def first_thresholds(pairs: Pairs) -> list[float]:
 def _projection(width: int, teacher_width: int, seed: int) -> nn.Linear:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        made = nn.Linear(width, teacher_width, bias=False)
-        nn.init.orthogonal_(made.weight)
-    return made
+        projection = nn.Linear(width, teacher_width, bias=False)
+        nn.init.orthogonal_(projection.weight)
+    return projection

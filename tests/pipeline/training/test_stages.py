@@ -50,7 +50,7 @@ class World:
     data: Artifact
     pairs: Artifact
     teacher: Artifact
-    lessons: Artifact
+    teacher_scores: Artifact
 
 
 def tables() -> tuple[dict[str, pa.Table], pa.Table]:
@@ -102,8 +102,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     data, pairs = stage(workspace, "data", data_tables), stage(workspace, "pairs", {"pairs": pair_table})
     large = teacher.make(workspace, TEACHER, CANDIDATES, data=data, pairs=pairs, base=str(base))
     layers, width = ranker.taught_by(RANKER, large)
-    lessons = teacher_scores.make(workspace, teacher=large, data=data, pairs=pairs, layers=layers, width=width)
-    return World(workspace, base, data, pairs, large, lessons)
+    scores = teacher_scores.make(workspace, teacher=large, data=data, pairs=pairs, layers=layers, width=width)
+    return World(workspace, base, data, pairs, large, scores)
 
 
 def valid_ndcg(world: World, scores: Artifact) -> float:
@@ -150,7 +150,7 @@ def test_scores_of_a_split_read_its_texts_alone(world: World, tmp_path: Path, mo
     assert np.array_equal(found["score"].to_numpy(), expected)
 
 
-def test_lessons_are_joined_by_row_id(world: World) -> None:
+def test_teacher_targets_are_joined_by_row_id(world: World) -> None:
     model = CrossEncoder.load(world.teacher.path)
     pairs = batches.read_pairs(world.data, world.pairs, model.tokenizer, max_query_tokens=6, max_tokens=24)
     shuffled = np.random.default_rng(3).permutation(len(pairs))
@@ -158,38 +158,38 @@ def test_lessons_are_joined_by_row_id(world: World) -> None:
         pairs,
         **{name: getattr(pairs, name)[shuffled] for name in ("rows", "query", "document", "grades", "split")},
     )
-    lessons = TeacherTargets.read(world.teacher, world.lessons, moved)
-    assert lessons.layers == (2,)
+    targets = TeacherTargets.read(world.teacher, world.teacher_scores, moved)
+    assert targets.layers == (2,)
     for place in (0, 17, 300):
         ids, types = batches.pair_inputs(moved, np.array([place]), model.template)[0]
         with torch.no_grad():
             reading = model.read(
                 torch.tensor([ids]), torch.tensor([types]), torch.ones(1, len(ids), dtype=torch.long), first=(2,)
             )
-        assert lessons.scores[place] == pytest.approx(reading.scores.item(), abs=0.05)  # bf16 here and there
-        found = lessons.states_of(np.array([place]), (2,))
+        assert targets.scores[place] == pytest.approx(reading.scores.item(), abs=0.05)  # bf16 here and there
+        found = targets.states_of(np.array([place]), (2,))
         assert torch.nn.functional.cosine_similarity(found, reading.first, dim=-1).item() > 0.999
 
 
-def test_lessons_of_another_teacher_are_refused(world: World) -> None:
+def test_scores_of_another_teacher_are_refused(world: World) -> None:
     model = CrossEncoder.load(world.teacher.path)
     pairs = batches.read_pairs(world.data, world.pairs, model.tokenizer, max_query_tokens=6, max_tokens=24)
     other = replace(world.teacher, manifest=replace(world.teacher.manifest, fingerprint="f" * 32))
     with pytest.raises(ArtifactError, match="not of ffff"):
-        TeacherTargets.read(other, world.lessons, pairs)
+        TeacherTargets.read(other, world.teacher_scores, pairs)
 
 
 def test_a_pair_without_a_score_is_named(world: World) -> None:
     with pytest.raises(ArtifactError, match="no score for row 123456"):
-        joined(world.lessons, np.array([123456]))
+        joined(world.teacher_scores, np.array([123456]))
 
 
 def test_states_of_a_layer_that_was_not_kept_are_refused(world: World) -> None:
     model = CrossEncoder.load(world.teacher.path)
     pairs = batches.read_pairs(world.data, world.pairs, model.tokenizer, max_query_tokens=6, max_tokens=24)
-    lessons = TeacherTargets.read(world.teacher, world.lessons, pairs)
+    targets = TeacherTargets.read(world.teacher, world.teacher_scores, pairs)
     with pytest.raises(ArtifactError, match=r"layers \(2,\), not of \[3\]"):
-        lessons.states_of(np.array([0]), (2, 3))
+        targets.states_of(np.array([0]), (2, 3))
 
 
 def test_narrow_states_keep_the_inner_products_of_wide_ones(world: World) -> None:
@@ -230,7 +230,7 @@ def test_ranker_and_plain_student_learn(world: World) -> None:
     inputs = {"data": world.data, "pairs": world.pairs, "teacher": world.teacher}
     distilled, plain = (
         ranker.make(world.workspace, RANKER, CANDIDATES, **inputs, teacher_scores=scores)
-        for scores in (world.lessons, None)
+        for scores in (world.teacher_scores, None)
     )
     assert distilled.fingerprint != plain.fingerprint
     for made in (distilled, plain):
@@ -243,7 +243,7 @@ def test_ranker_and_plain_student_learn(world: World) -> None:
     again = ranker.make(world.workspace, alike, CANDIDATES, **inputs, teacher_scores=None)
     assert again.fingerprint == plain.fingerprint
     same = replace(RANKER, plain=not RANKER.plain)
-    again = ranker.make(world.workspace, same, CANDIDATES, **inputs, teacher_scores=world.lessons)
+    again = ranker.make(world.workspace, same, CANDIDATES, **inputs, teacher_scores=world.teacher_scores)
     assert again.fingerprint == distilled.fingerprint
     assert set(plain.metrics["history"][-1]) == {"step", "loss", "ordinal", "pairwise"}
 
@@ -264,7 +264,7 @@ def test_a_ranker_from_another_base_than_the_teacher(world: World) -> None:
     config = replace(RANKER, base=str(world.base), keep_layers=(1, 3, 4), loop=replace(LOOP, epochs=1.0))
     layers, width = ranker.taught_by(config, world.teacher)
     assert (layers, width) == ((1, 3), 32)
-    lessons = teacher_scores.make(
+    scores = teacher_scores.make(
         world.workspace, teacher=world.teacher, data=world.data, pairs=world.pairs, layers=layers, width=width
     )
     made = ranker.make(
@@ -274,7 +274,7 @@ def test_a_ranker_from_another_base_than_the_teacher(world: World) -> None:
         data=world.data,
         pairs=world.pairs,
         teacher=world.teacher,
-        teacher_scores=lessons,
+        teacher_scores=scores,
     )
     assert CrossEncoder.load(made.path).layers == 3
     assert made.manifest.inputs["base"]
@@ -299,10 +299,10 @@ def test_the_encoder_learns_from_the_base_and_its_projection(world: World) -> No
         data=world.data,
         pairs=world.pairs,
         base=str(world.base),
-        teacher_scores=world.lessons,
+        teacher_scores=world.teacher_scores,
     )
     assert made.metrics["ndcg@10"] > made.metrics["ndcg@10 before"] + 0.03
-    assert set(made.metrics["history"][-1]) == {"step", "loss", "margin", "contrast"}
+    assert set(made.metrics["history"][-1]) == {"step", "loss", "margin", "in_batch"}
     model = BiEncoder.load(made.path)
     assert model.dense.weight.shape == (8, 32)
     assert load_file(made.file("model/2_Dense/model.safetensors"))["linear.bias"].shape == (8,)
@@ -323,7 +323,7 @@ def test_an_encoder_wider_than_its_base_is_refused(world: World) -> None:
             data=world.data,
             pairs=world.pairs,
             base=str(world.base),
-            teacher_scores=world.lessons,
+            teacher_scores=world.teacher_scores,
         )
 
 
@@ -333,10 +333,9 @@ def cross(world: World, config: LoopConfig) -> cross_encoder.CrossTask:
     weights = cross_encoder_terms.LossWeights(
         ordinal=1.0, pairwise=1.0, soft=0.5, temperature=2.0, margin=0.5, hidden=1.0
     )
-    lessons = TeacherTargets.read(world.teacher, world.lessons, pairs)
-    return cross_encoder.CrossTask(
-        model, pairs, config, weights, max_list=6, lessons=lessons, match=cross_encoder_terms.Match(first=(2,))
-    )
+    targets = TeacherTargets.read(world.teacher, world.teacher_scores, pairs)
+    objective = cross_encoder.Objective(weights=weights, targets=targets, match=cross_encoder_terms.Match(first=(2,)))
+    return cross_encoder.CrossTask(model, pairs, config, objective, max_list=6)
 
 
 def test_a_step_cut_into_chunks_has_the_gradient_of_the_whole(world: World) -> None:
@@ -390,11 +389,11 @@ def test_the_encoders_negatives_are_documents_nobody_joined_with_the_query(world
         bi_encoder.BiEncoderLearner(model, [1.0]), pairs, np.zeros(len(pairs), np.float32), ENCODER, max_list=6
     )
     chunk = task.plan(0)[0].chunks[0]
-    queries, documents, query, document = task._numbers(chunk.places)
-    positive, allowed = task._contrasts(queries, documents, query, document, pairs.grades[chunk.places])
+    queries, documents, query, document = task._numbers(chunk.indices)
+    positive, allowed = task._contrasts(queries, documents, query, document, pairs.grades[chunk.indices])
     judged = set(zip(pairs.query.tolist(), pairs.document.tolist(), strict=True))
     for row, one in enumerate(queries.tolist()):
-        grades = {pairs.document[place]: pairs.grades[place] for place in chunk.places if pairs.query[place] == one}
+        grades = {pairs.document[place]: pairs.grades[place] for place in chunk.indices if pairs.query[place] == one}
         top = max(grades.values())
         for column, other in enumerate(documents.tolist()):
             assert bool(allowed[row, column]) == ((one, other) not in judged)
@@ -423,13 +422,8 @@ def test_a_killed_teacher_goes_on_and_becomes_the_same(
 
     monkeypatch.setattr(cross_encoder.CrossTask, "loss", loss)
     with pytest.raises(Killed):
-<<<<<<< HEAD
         teacher.make(tmp_path / "broken", config, CANDIDATES, data=world.data, pairs=world.pairs, base=str(world.base))
-    left = list((tmp_path / "broken" / "artifacts" / "teacher").glob("*.checkpoint/state.safetensors"))
-=======
-        teacher.make(tmp_path / "broken", config, CANDIDATES, world.data, world.pairs, str(world.base))
     left = list((tmp_path / "broken" / "artifacts" / "teacher").glob("*.checkpoint/step-*.safetensors"))
->>>>>>> 104e0f7 (Name checkpoints by their sha256 and refuse measures that are NaN)
     assert len(left) == 1
 
     calls = 10
@@ -496,7 +490,7 @@ def test_pruned_students_score_alike_and_their_cards_say_so(world: World, tmp_pa
     for pruned in (False, True):
         config = replace(RANKER, base=base, loop=quick, prune_vocabulary=pruned)
         shorter = replace(ENCODER, loop=quick, prune_vocabulary=pruned)
-        inputs = {"data": world.data, "pairs": world.pairs, "teacher_scores": world.lessons}
+        inputs = {"data": world.data, "pairs": world.pairs, "teacher_scores": world.teacher_scores}
         students.append(ranker.make(world.workspace, config, CANDIDATES, **inputs, teacher=world.teacher))
         encoders.append(encoder.make(world.workspace, shorter, CANDIDATES, **inputs, base=base))
     for whole, small in (students, encoders):

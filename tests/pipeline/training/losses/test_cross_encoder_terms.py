@@ -22,6 +22,7 @@ from pipeline.training.loop import batches, scoring
 from pipeline.training.losses import ranking
 from pipeline.training.losses.cross_encoder_terms import LossWeights, Match
 from pipeline.training.tasks import cross_encoder
+from pipeline.training.tasks.cross_encoder import Objective
 from tests.pipeline.training.test_stages import CANDIDATES, LOOP, TEACHER, World, base_model, stage, tables
 
 SHORT = replace(LOOP, epochs=0.5, evaluations=1)
@@ -37,8 +38,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     data_tables, pair_table = tables()
     data, pairs = stage(workspace, "data", data_tables), stage(workspace, "pairs", {"pairs": pair_table})
     large = teacher.make(workspace, TEACHER, CANDIDATES, data=data, pairs=pairs, base=str(base))
-    lessons = teacher_scores.make(workspace, teacher=large, data=data, pairs=pairs, layers=(2,), width=32)
-    return World(workspace, base, data, pairs, large, lessons)
+    scores = teacher_scores.make(workspace, teacher=large, data=data, pairs=pairs, layers=(2,), width=32)
+    return World(workspace, base, data, pairs, large, scores)
 
 
 @pytest.fixture(scope="module")
@@ -49,35 +50,43 @@ def narrow(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def make(world: World, config: RankerConfig, workspace: Path | None = None) -> Artifact:
     layers, width = ranker.taught_by(config, world.teacher)
-    lessons = world.lessons
+    scores = world.teacher_scores
     if (layers, width) not in (((2,), 32), ((), 32)):
-        lessons = teacher_scores.make(
+        scores = teacher_scores.make(
             world.workspace, teacher=world.teacher, data=world.data, pairs=world.pairs, layers=layers, width=width
         )
     place = workspace or world.workspace
     return ranker.make(
-        place, config, CANDIDATES, data=world.data, pairs=world.pairs, teacher=world.teacher, teacher_scores=lessons
+        place,
+        config,
+        CANDIDATES,
+        data=world.data,
+        pairs=world.pairs,
+        teacher=world.teacher,
+        teacher_scores=scores,
     )
 
 
 def task(world: World, weights: LossWeights, base: Path | None = None, **loop: Any) -> cross_encoder.CrossTask:
     large = CrossEncoder.load(world.teacher.path)
-    whole = large
+    source = large
     if base is not None:
-        whole = CrossEncoder.start(
+        source = CrossEncoder.start(
             base, thresholds=large.thresholds.tolist(), max_tokens=24, max_query_tokens=6, seed=1
         )
     pairs = batches.read_pairs(world.data, world.pairs, large.tokenizer, max_query_tokens=6, max_tokens=24)
     return cross_encoder.CrossTask(
-        surgery.student(whole, (1, 3)),
+        surgery.student(source, (1, 3)),
         pairs,
         replace(LOOP, **loop),
-        weights,
+        Objective(
+            weights=weights,
+            targets=cross_encoder.TeacherTargets.read(world.teacher, world.teacher_scores, pairs),
+            match=Match(first=(2,), tokens=(2, 4), relation=3, heads=4),
+            teacher=large,
+            peer=surgery.student(source, (2, 3)) if weights.mutual else None,
+        ),
         max_list=6,
-        lessons=cross_encoder.Lessons.read(world.teacher, world.lessons, pairs),
-        match=Match(first=(2,), tokens=(2, 4), relation=3, heads=4),
-        teacher=large,
-        peer=surgery.student(whole, (2, 3)) if weights.mutual else None,
     )
 
 
@@ -117,12 +126,12 @@ def test_a_step_of_every_term_cut_into_chunks_is_the_whole_step(world: World, na
 
 def test_the_teacher_is_as_it_was(world: World) -> None:
     made = task(world, LossWeights(**EVERY))
-    assert made.teacher is not None
-    before = {name: value.clone() for name, value in made.teacher.state_dict().items()}
+    assert made.objective.teacher is not None
+    before = {name: value.clone() for name, value in made.objective.teacher.state_dict().items()}
     loss, _ = made.loss(made.plan(0)[0].chunks[0])
     loss.backward()  # type: ignore[no-untyped-call]
-    assert all(value.grad is None for value in made.teacher.parameters())
-    assert all(torch.equal(before[name], value) for name, value in made.teacher.state_dict().items())
+    assert all(value.grad is None for value in made.objective.teacher.parameters())
+    assert all(torch.equal(before[name], value) for name, value in made.objective.teacher.state_dict().items())
     assert not any("teacher" in name for name, _ in made.learner.named_parameters())
 
 
@@ -132,7 +141,11 @@ def test_a_student_that_is_the_teacher_has_nothing_to_match(world: World) -> Non
     pairs = batches.read_pairs(world.data, world.pairs, large.tokenizer, max_query_tokens=6, max_tokens=24)
     weights, match = LossWeights(**dict.fromkeys(OVER_TOKENS, 1.0)), Match(tokens=(1, 2, 3, 4), relation=4, heads=2)
     made = cross_encoder.CrossTask(
-        surgery.student(large, (1, 2, 3, 4)), pairs, LOOP, weights, max_list=6, match=match, teacher=large
+        surgery.student(large, (1, 2, 3, 4)),
+        pairs,
+        LOOP,
+        Objective(weights=weights, match=match, teacher=large),
+        max_list=6,
     )
     _, parts = made.loss(made.plan(0)[0].chunks[0])
     assert {name: value.item() for name, value in parts.items()} == pytest.approx(
@@ -210,13 +223,13 @@ def test_mutual_loss_is_both_divergences(world: World) -> None:
     )
     logs = [
         ranking.grade_log_probabilities(
-            torch.from_numpy(scoring.cross_scores(one.eval(), made.pairs, chunk.places, precision="fp32")),
+            torch.from_numpy(scoring.cross_scores(one.eval(), made.pairs, chunk.indices, precision="fp32")),
             one.thresholds.detach(),
             3.0,
         )
         for one, _ in made.learner.each()
     ]
-    both = sum((a.exp() * (a - b)).sum() for a, b in (logs, logs[::-1])) * 9 / len(chunk.places)
+    both = sum((a.exp() * (a - b)).sum() for a, b in (logs, logs[::-1])) * 9 / len(chunk.indices)
     assert parts["mutual"].item() == pytest.approx(float(both), rel=1e-3)
 
 
@@ -270,15 +283,21 @@ def test_an_outside_teachers_scores_come_with_their_own_thresholds(world: World,
     scores = 100 + 5 * table["grade"].to_numpy() + noise
     pq.write_table(pa.table({"row_id": table["row_id"], "score": scores}), tmp_path / "scores.parquet")
     given = ExternalTeacherConfig(scores=str(tmp_path / "scores.parquet"))
-    lessons = external_teacher.make(tmp_path, given, data=world.data, pairs=world.pairs, layers=())
+    scores = external_teacher.make(tmp_path, given, data=world.data, pairs=world.pairs, layers=())
     model = CrossEncoder.load(world.teacher.path)
     pairs = batches.read_pairs(world.data, world.pairs, model.tokenizer, max_query_tokens=6, max_tokens=24)
-    read = cross_encoder.Lessons.read(world.teacher, lessons, pairs)
+    read = cross_encoder.TeacherTargets.read(world.teacher, scores, pairs)
     assert read.thresholds.tolist() != pytest.approx(model.thresholds.tolist(), rel=1e-3)
     assert np.corrcoef(read.scores, pairs.grades)[0, 1] > 0.95
     config = replace(PLAIN, soft_weight=1.0, margin_weight=0.5)
     made = ranker.make(
-        tmp_path, config, CANDIDATES, data=world.data, pairs=world.pairs, teacher=world.teacher, teacher_scores=lessons
+        tmp_path,
+        config,
+        CANDIDATES,
+        data=world.data,
+        pairs=world.pairs,
+        teacher=world.teacher,
+        teacher_scores=scores,
     )
     assert {"soft", "margin"} <= made.metrics["history"][-1].keys()
 
@@ -365,7 +384,7 @@ def test_a_task_says_what_its_losses_lack(world: World, weights: LossWeights, me
     model = CrossEncoder.load(world.teacher.path)
     pairs = batches.read_pairs(world.data, world.pairs, model.tokenizer, max_query_tokens=6, max_tokens=24)
     with pytest.raises(ConfigError, match=message):
-        cross_encoder.CrossTask(model, pairs, LOOP, weights, max_list=6)
+        cross_encoder.CrossTask(model, pairs, LOOP, Objective(weights=weights), max_list=6)
 
 
 def test_another_scale_of_grades_is_refused(world: World) -> None:
@@ -373,13 +392,14 @@ def test_another_scale_of_grades_is_refused(world: World) -> None:
     pairs = batches.read_pairs(world.data, world.pairs, model.tokenizer, max_query_tokens=6, max_tokens=24)
     finer = replace(pairs, grades=pairs.grades * 2)
     with pytest.raises(ArtifactError, match="knows grades 0 to 2, the pairs go up to 4"):
-        cross_encoder.Lessons.read(world.teacher, world.lessons, finer)
+        cross_encoder.TeacherTargets.read(world.teacher, world.teacher_scores, finer)
     with pytest.raises(ConfigError, match="grades up to 4, the model knows 0 to 2"):
-        cross_encoder.CrossTask(model, finer, LOOP, LossWeights(ordinal=1.0), max_list=6)
-    lessons = cross_encoder.Lessons.read(world.teacher, world.lessons, pairs)
-    coarse = replace(lessons, thresholds=lessons.thresholds[:1])
+        cross_encoder.CrossTask(model, finer, LOOP, Objective(weights=LossWeights(ordinal=1.0)), max_list=6)
+    targets = cross_encoder.TeacherTargets.read(world.teacher, world.teacher_scores, pairs)
+    coarse = replace(targets, thresholds=targets.thresholds[:1])
+    objective = Objective(weights=LossWeights(soft=1.0), targets=coarse)
     with pytest.raises(ArtifactError, match="teacher knows grades 0 to 1 and the student 0 to 2"):
-        cross_encoder.CrossTask(model, pairs, LOOP, LossWeights(soft=1.0), max_list=6, lessons=coarse)
+        cross_encoder.CrossTask(model, pairs, LOOP, objective, max_list=6)
 
 
 @pytest.mark.parametrize("kind", [TeacherConfig, RankerConfig])

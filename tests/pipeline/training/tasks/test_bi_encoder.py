@@ -14,7 +14,7 @@ from pipeline.tokens import TextTemplate
 from pipeline.training.loop import batches
 from pipeline.training.losses.distillation import similarity_loss
 from pipeline.training.tasks import bi_encoder
-from pipeline.training.tasks.bi_encoder import BiEncoderLearner, EncoderTask, prefix
+from pipeline.training.tasks.bi_encoder import BiEncoderLearner, EncoderTargets, EncoderTask, prefix
 
 DIMENSIONS = 4
 LOOP = LoopConfig(tokens_per_batch=1000, evaluations=0, precision="fp32")
@@ -75,7 +75,8 @@ def task(vectors: torch.Tensor, wide: torch.Tensor, config: EncoderConfig = CONF
     )
     model = Table(vectors)
     learner = BiEncoderLearner(model, [math.e] * len(config.all_widths))  # type: ignore[arg-type]
-    return EncoderTask(learner, pairs, TARGETS, config, max_list=5, hard=HARD, wide=(wide[:2], wide[2:]))
+    targets = EncoderTargets(scores=TARGETS, hard=HARD, base_vectors=(wide[:2], wide[2:]))
+    return EncoderTask(learner, pairs, targets, config, max_list=5)
 
 
 def unit(vector: torch.Tensor, width: int) -> list[float]:
@@ -93,12 +94,12 @@ def test_each_loss_is_the_mean_over_the_widths(vectors: torch.Tensor, wide: torc
     [chunk] = step.chunks
     loss, parts = made.loss(chunk)
 
-    spread = bi_encoder.spread(TARGETS, QUERY)
+    std = bi_encoder.within_query_std(TARGETS, QUERY)
     margins, contrasts, similarities = [], [], []
     for width in (4, 2):
         short = [unit(vector, width) for vector in vectors]
         scores = [math.e * cosine(short[q], short[2 + d]) for q, d in zip(QUERY, DOCUMENT, strict=True)]
-        gaps = [(score - target) / spread for score, target in zip(scores, TARGETS.tolist(), strict=True)]
+        gaps = [(score - target) / std for score, target in zip(scores, TARGETS.tolist(), strict=True)]
         means = [sum(gaps[:3]) / 3, sum(gaps[3:]) / 2]
         margins.append(sum((gap - means[q]) ** 2 for gap, q in zip(gaps, QUERY, strict=True)) / 5)
         # Query 0 is not contrasted with document 1, which it is judged with, but with its mined document 2.
@@ -118,7 +119,7 @@ def test_each_loss_is_the_mean_over_the_widths(vectors: torch.Tensor, wide: torc
                 for s, t in zip(student, teacher, strict=True)
             )
         similarities.append(divergence / 7)
-    for name, values in (("margin", margins), ("contrast", contrasts), ("similarity", similarities)):
+    for name, values in (("margin", margins), ("in_batch", contrasts), ("similarity", similarities)):
         assert parts[name].item() == pytest.approx(sum(values) / 2, rel=1e-4)
     assert loss.item() == pytest.approx(sum(sum(values) / 2 for values in (margins, contrasts, similarities)), rel=1e-4)
 
@@ -161,14 +162,16 @@ def test_a_prefix_is_of_unit_length() -> None:
     assert torch.allclose(prefix(vectors, 2), torch.tensor([[0.6, 0.8], [1.0, 0.0]]))
 
 
-def test_the_first_scales_give_each_width_the_teachers_spread(vectors: torch.Tensor, wide: torch.Tensor) -> None:
+def test_the_first_scales_give_each_width_the_teachers_deviation(vectors: torch.Tensor, wide: torch.Tensor) -> None:
     made = task(vectors, wide)
     found = bi_encoder.first_scales(made.learner.encoder, made.pairs, TARGETS, (4, 2), seed=1)
     for width, scale in zip((4, 2), found, strict=True):
         short = [unit(vector, width) for vector in vectors]
         cosines = np.array([cosine(short[q], short[2 + d]) for q, d in zip(QUERY, DOCUMENT, strict=True)])
         centred = np.concatenate([cosines[:3] - cosines[:3].mean(), cosines[3:] - cosines[3:].mean()])
-        assert scale * np.sqrt((centred**2).mean()) == pytest.approx(bi_encoder.spread(TARGETS, QUERY), rel=1e-3)
+        assert scale * np.sqrt((centred**2).mean()) == pytest.approx(
+            bi_encoder.within_query_std(TARGETS, QUERY), rel=1e-3
+        )
 
 
 @pytest.mark.parametrize("widths", [(64,), (0,), (32, 32), (65,)])

@@ -15,7 +15,7 @@ from pipeline.training import pretrain
 from pipeline.training.loop.batches import Pairs, Ragged
 from pipeline.training.losses.cross_encoder_terms import LossWeights
 from pipeline.training.tasks import vocabulary
-from pipeline.training.tasks.cross_encoder import CrossTask, first_thresholds
+from pipeline.training.tasks.cross_encoder import CrossTask, Objective, first_thresholds
 from pipeline.training.tasks.teacher_targets import TeacherTargets
 
 GRADED, LISTS, LENGTH = 6, 12, 5
@@ -54,15 +54,15 @@ def pairs(lists: int = LISTS) -> Pairs:
     )
 
 
-def lessons(table: Pairs) -> TeacherTargets:
+def teacher_targets(table: Pairs) -> TeacherTargets:
     scores = np.random.default_rng(8).normal(size=len(table)).astype(np.float32) * 2
     return TeacherTargets(scores, torch.tensor([-0.7, 0.7]), None, table.rows, ())
 
 
 def task(model: CrossEncoder, table: Pairs, weights: LossWeights, **loop: Any) -> CrossTask:
     config = LoopConfig(tokens_per_batch=250, precision="fp32", **{"chunk_tokens": 4000, **loop})
-    taught = lessons(table) if weights.soft or weights.margin else None
-    return CrossTask(model, table, config, weights, max_list=LENGTH, lessons=taught)
+    taught = teacher_targets(table) if weights.soft or weights.margin else None
+    return CrossTask(model, table, config, Objective(weights=weights, targets=taught), max_list=LENGTH)
 
 
 def values(made: CrossTask) -> list[tuple[Any, Mapping[str, float], float]]:
@@ -101,18 +101,18 @@ def test_only_those_who_are_taught_read_them(model: CrossEncoder) -> None:
     assert set(table.split[plain.train]) == {"train"}
     assert [counts.graded - counts.documents for counts, _, _ in values(plain)] == [0] * len(plain.plan(0))
     taught = task(model, table, ALL)
-    places = np.concatenate([chunk.places for step in taught.plan(0) for chunk in step.chunks])
+    places = np.concatenate([chunk.indices for step in taught.plan(0) for chunk in step.chunks])
     assert sorted(places) == np.flatnonzero(table.split != "valid").tolist()
 
 
 def test_the_terms_of_a_step_are_those_of_a_loop_over_its_pairs(model: CrossEncoder) -> None:
     table = pairs()
     made = task(model, table, ALL)
-    told, levels = lessons(table), model.thresholds.detach()
+    told, levels = teacher_targets(table), model.thresholds.detach()
     share = GRADED / (GRADED + LISTS)
     mixed = 0
     for step, (counts, terms, loss) in zip(made.plan(0), values(made), strict=True):
-        places = np.concatenate([chunk.places for chunk in step.chunks])
+        places = np.concatenate([chunk.indices for chunk in step.chunks])
         scores, grades = scores_of(model, table, places), table.grades[places]
         graded = grades >= 0
         mixed += 0 < graded.sum() < len(graded)
@@ -161,7 +161,8 @@ def test_grades_weigh_alike_where_longer_lists_are_cut(model: CrossEncoder) -> N
     kept = (table.grades >= 0) | (table.rows % LENGTH < 2)
     names = ("rows", "query", "document", "grades", "split")
     table = replace(table, **{name: getattr(table, name)[kept] for name in names})
-    made = CrossTask(model, table, LoopConfig(tokens_per_batch=250), ALL, max_list=3, lessons=lessons(table))
+    objective = Objective(weights=ALL, targets=teacher_targets(table))
+    made = CrossTask(model, table, LoopConfig(tokens_per_batch=250), objective, max_list=3)
     counts = [step.chunks[0].counts for step in made.plan(0)]
     documents = sum(one.documents for one in counts)
     assert documents > sum(one.graded for one in counts) > 0

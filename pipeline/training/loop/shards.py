@@ -1,0 +1,79 @@
+"""Finished parts of a long inference, kept until its artifact is complete, so that a killed run goes on after them.
+
+    <folder>/<name>-<sha256>.safetensors    the arrays of one part
+
+As with checkpoints, the file's name holds the sha256 of its content and appears in one step. A damaged part is named in
+the log and computed again.
+"""
+
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from pipeline import artifacts
+
+Arrays = Mapping[str, NDArray[Any]]
+
+SHARD = 4096
+"""Inputs of one part, about; a few minutes of a large model on a CPU."""
+
+log = logging.getLogger(__name__)
+
+
+def kept(
+    folder: Path, name: str, compute: Callable[[], Arrays], valid: Callable[[Arrays], bool] = lambda _: True
+) -> Arrays:
+    """The arrays that an earlier run stored under this name, or those that `compute` gives, which are then stored.
+
+    Args:
+        folder: the artifact's checkpoint folder; made if it does not exist.
+        name: of the part; the same name must stand for the same inputs.
+        compute: computes the arrays.
+        valid: whether stored arrays can be used; where not, they are computed again.
+    """
+    for file in sorted(folder.glob(f"{name}-*.safetensors")):
+        try:
+            arrays = _read(file)
+        except (OSError, SafetensorError, ValueError) as error:
+            log.warning("%s: a damaged part (%s); it is computed again", file, error)
+        else:
+            if valid(arrays):
+                return arrays
+            log.warning("%s: does not fit the files beside it; it is computed again", file)
+        file.unlink()
+    arrays = compute()
+    _write(folder, name, arrays)
+    return arrays
+
+
+def rows_name(name: str, rows: NDArray[np.int64]) -> str:
+    """A name for the part with these rows; other rows have another name."""
+    return f"{name}-{hashlib.blake2b(rows.tobytes(), digest_size=6).hexdigest()}"
+
+
+def _read(file: Path) -> Arrays:
+    content = file.read_bytes()
+    if hashlib.sha256(content).hexdigest() != file.stem.rpartition("-")[2]:
+        raise ValueError("its content is not what was written: the checksum in its name differs")
+    return load(content)
+
+
+def _write(folder: Path, name: str, arrays: Arrays) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    content = save({key: np.ascontiguousarray(array) for key, array in arrays.items()})
+    temporary = folder / f".{name}.{os.getpid()}.tmp"
+    try:
+        temporary.write_bytes(content)
+        artifacts.fsync(temporary)
+        os.replace(temporary, folder / f"{name}-{hashlib.sha256(content).hexdigest()}.safetensors")
+        artifacts.fsync(folder)
+    finally:
+        temporary.unlink(missing_ok=True)

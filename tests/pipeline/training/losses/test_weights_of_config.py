@@ -1,0 +1,117 @@
+"""Every `*_weight` of every config section changes the loss of the stage that reads the section."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline import config as configs
+from pipeline.config import EncoderConfig, RankerConfig, TeacherConfig, weights_of
+from pipeline.errors import ConfigError
+from pipeline.training import encoder, ranker, teacher, teacher_scores
+from pipeline.training.losses.bi_encoder_terms import BI_ENCODER_TERMS, BiEncoderWeights
+from pipeline.training.losses.cross_encoder_terms import SCORE_TERMS, TAUGHT_TERMS, TOKEN_TERMS, LossWeights
+from tests.pipeline.training.test_stages import CANDIDATES, LOOP, World, base_model, stage, tables
+
+SECTIONS: dict[str, Any] = {"teacher": TeacherConfig, "ranker": RankerConfig, "encoder": EncoderConfig}
+TOKENS = {"max_tokens": 24, "max_query_tokens": 6}
+SHAPES: dict[str, dict[str, Any]] = {"teacher": TOKENS, "ranker": {"layers": 2}, "encoder": {"dimensions": 8, **TOKENS}}
+KEYS = [(section, key) for section, kind in SECTIONS.items() for key in weights_of(kind())]
+
+
+class CapturedError(Exception):
+    """Carries the task out of a stage before it is trained."""
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """A world without a trained teacher: weights are compared, nothing is learned."""
+    workspace, base = tmp_path_factory.mktemp("world"), base_model(tmp_path_factory.mktemp("base"))
+    data_tables, pair_table = tables()
+    data, pairs = stage(workspace, "data", data_tables), stage(workspace, "pairs", {"pairs": pair_table})
+    loop = configs.LoopConfig(max_tokens=1, evaluations=0, precision="fp32")
+    large = teacher.make(
+        workspace, TeacherConfig(loop=loop, **TOKENS), CANDIDATES, data=data, pairs=pairs, base=str(base)
+    )
+    scores = teacher_scores.make(workspace, teacher=large, data=data, pairs=pairs, layers=(2,), width=32)
+    return World(workspace, base, data, pairs, large, scores)
+
+
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return base_model(tmp_path_factory.mktemp("narrow"), hidden=16, layers=3)
+
+
+def loss_of_stage(world: World, narrow: Path, section: str, weights: dict[str, float]) -> float:
+    """The loss at the first chunk, with the task as the stage itself builds it."""
+    shape = dict(SHAPES[section], loop=LOOP)
+    if section == "ranker" and not weights.get("hidden_weight"):
+        shape["base"] = str(narrow)  # A copy of the teacher has the teacher's embeddings, so that term would be 0.
+    config = SECTIONS[section](**shape, **weights)
+    inputs = {"data": world.data, "pairs": world.pairs}
+
+    def capture(*arguments: Any, **_: Any) -> None:
+        raise CapturedError(next(argument for argument in arguments if hasattr(argument, "plan")))
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(CapturedError) as captured:  # noqa: PT012
+        if section == "teacher":
+            patch.setattr(teacher, "learn", capture)
+            teacher.make(world.workspace, config, CANDIDATES, **inputs, base=str(world.base))
+        elif section == "ranker":
+            patch.setattr(ranker, "learn", capture)
+            ranker.make(
+                world.workspace,
+                config,
+                CANDIDATES,
+                **inputs,
+                teacher=world.teacher,
+                teacher_scores=world.teacher_scores,
+            )
+        else:
+            patch.setattr(encoder, "train", capture)
+            encoder.make(
+                world.workspace, config, CANDIDATES, **inputs, base=str(world.base), teacher_scores=world.teacher_scores
+            )
+    task = captured.value.args[0]
+    torch.manual_seed(1)
+    loss, _ = task.loss(task.plan(0)[0].chunks[0])
+    return loss.item()
+
+
+def test_the_sections_with_weights_are_those_that_are_tested() -> None:
+    def has_weights(kind: Any) -> bool:
+        return isinstance(kind, type) and any(
+            name.endswith("_weight") for name in vars(kind).get("__annotations__", {})
+        )
+
+    assert {kind for kind in vars(configs).values() if has_weights(kind)} == set(SECTIONS.values())
+
+
+@pytest.mark.parametrize(("section", "key"), KEYS)
+def test_each_weight_changes_the_loss(world: World, narrow: Path, section: str, key: str) -> None:
+    alone = dict.fromkeys(weights_of(SECTIONS[section]()), 0.0) | {key: 1.0}
+    first = loss_of_stage(world, narrow, section, alone)
+    second = loss_of_stage(world, narrow, section, alone | {key: 3.0})
+    assert first > 1e-6
+    assert second == pytest.approx(3 * first, rel=1e-4)
+
+
+def test_a_weight_that_no_term_has_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline.training.losses import cross_encoder_terms
+
+    monkeypatch.setattr(cross_encoder_terms, "weights_of", lambda _: {"ordinal_weight": 1.0, "novel_weight": 1.0})
+    for read in (
+        lambda: LossWeights.of_config(TeacherConfig()),
+        lambda: LossWeights.of_config(RankerConfig(), "hard_"),
+        lambda: BiEncoderWeights.of_config(EncoderConfig()),
+    ):
+        with pytest.raises(ConfigError, match=r"Config\.\w+_weight: no loss term has this weight"):
+            read()
+
+
+def test_each_term_of_a_table_has_a_weight() -> None:
+    assert {*SCORE_TERMS, *TAUGHT_TERMS, *TOKEN_TERMS, "mutual", "hinge_margin", "temperature"} == set(
+        LossWeights.__dataclass_fields__
+    )
+    assert {*BI_ENCODER_TERMS, "temperature", "similarity_temperature"} == set(BiEncoderWeights.__dataclass_fields__)

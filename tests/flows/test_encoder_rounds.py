@@ -100,7 +100,7 @@ def test_a_killed_second_round_goes_on_and_becomes_the_same(
     monkeypatch.setattr(bi_encoder.EncoderTask, "loss", loss)
     with pytest.raises(Killed):
         train(recipe, copied.workspace)
-    assert len(list((copied.workspace / "artifacts" / "encoder").glob("*.checkpoint/step-*.safetensors"))) == 1
+    assert len(list((copied.workspace / "artifacts" / "encoder").glob("*.checkpoint/step-*.safetensors"))) == 2
     calls = 10
     resumed, _ = train(recipe, copied.workspace)
     assert calls - 10 == made.metrics["steps"] - 2

@@ -385,12 +385,11 @@ def test_valid_queries_are_drawn_whole(world: World) -> None:
 def test_the_encoders_negatives_are_documents_nobody_joined_with_the_query(world: World) -> None:
     model = BiEncoder.start(world.base, dimensions=8, max_tokens=20, max_query_tokens=6, seed=0)
     pairs = batches.read_pairs(world.data, world.pairs, model.tokenizer, max_query_tokens=6, max_tokens=20)
-    task = bi_encoder.EncoderTask(
-        bi_encoder.BiEncoderLearner(model, [1.0]), pairs, np.zeros(len(pairs), np.float32), ENCODER, max_list=6
-    )
+    targets = bi_encoder.EncoderTargets(scores=np.zeros(len(pairs), np.float32), hard=np.zeros(len(pairs), bool))
+    task = bi_encoder.EncoderTask(bi_encoder.BiEncoderLearner(model, [1.0]), pairs, targets, ENCODER, max_list=6)
     chunk = task.plan(0)[0].chunks[0]
     queries, documents, query, document = task._numbers(chunk.indices)
-    positive, allowed = task._contrasts(queries, documents, query, document, pairs.grades[chunk.indices])
+    positive, allowed = task._contrasts(queries, documents, query, document, chunk.indices)
     judged = set(zip(pairs.query.tolist(), pairs.document.tolist(), strict=True))
     for row, one in enumerate(queries.tolist()):
         grades = {pairs.document[place]: pairs.grades[place] for place in chunk.indices if pairs.query[place] == one}
@@ -424,7 +423,7 @@ def test_a_killed_teacher_goes_on_and_becomes_the_same(
     with pytest.raises(Killed):
         teacher.make(tmp_path / "broken", config, CANDIDATES, data=world.data, pairs=world.pairs, base=str(world.base))
     left = list((tmp_path / "broken" / "artifacts" / "teacher").glob("*.checkpoint/step-*.safetensors"))
-    assert len(left) == 1
+    assert len(left) == 2  # the newest and the one before
 
     calls = 10
     resumed = teacher.make(
@@ -433,7 +432,7 @@ def test_a_killed_teacher_goes_on_and_becomes_the_same(
     assert calls - 10 == straight.metrics["steps"] - 4
     assert resumed.fingerprint == straight.fingerprint
     assert resumed.manifest.files == straight.manifest.files  # the same weights, byte by byte
-    assert not left[0].exists()
+    assert not any(file.exists() for file in left)
 
 
 def test_without_valid_pairs_the_last_state_is_kept(world: World, tmp_path: Path) -> None:

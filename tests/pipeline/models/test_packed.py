@@ -19,9 +19,7 @@ def test_batches_read_together_are_each_read_alone(untrained: Any, family: str, 
     lengths = batches.pair_lengths(pairs, model.template)
     parts = batches.length_groups(lengths[:40])
     assert len(parts) > 1
-    inputs = [
-        batches.pad(batches.pair_inputs(pairs, part, model.template), torch.device("cpu")).all for part in parts
-    ]
+    inputs = [batches.pad(batches.pair_inputs(pairs, part, model.template), torch.device("cpu")).all for part in parts]
     assert any((mask == 0).any() for _, _, mask in inputs)
     weights = torch.linspace(-1, 1, 40)
 

@@ -21,8 +21,8 @@ def ablate(recipe: Recipe, workspace: Path, *, execute: runner.Execute = runner.
     """The `ablation` artifact of a recipe: its ranker trained with each of `ablation.sets`, so many seeds of each.
 
     The teacher is trained once, and the recipe's assistants; every student is cut from the last of them, sees the same
-    pairs and takes the same steps. With `ablation.doses` the taught ones see so many unlabelled pairs more. A killed
-    ablation goes on where it was.
+    pairs and takes the same steps. With
+    `ablation.unlabelled_ratios` those with soft targets see unlabelled pairs too. A killed ablation resumes.
 
     Raises:
         ConfigError: a set that names an unknown loss, or one without a weight, or that cannot apply to student and
@@ -77,7 +77,7 @@ def ablate(recipe: Recipe, workspace: Path, *, execute: runner.Execute = runner.
                     teacher_scores=scored_pairs.scores,
                     base=inputs.base,
                 )
-                line = losses.name if recipe.ablation.doses else ""
+                line = losses.name if recipe.ablation.unlabelled_ratios else ""
                 students.append(AblationRun(kind, seed, losses.terms, scored(name, model), line=line, dose=pairs.ratio))
     return run(
         ablation.make,
@@ -113,10 +113,10 @@ class _TrainingPairs:
 
 def _training_pairs(recipe: Recipe, inputs: TrainingInputs, run: runner.Runner) -> Iterator[_TrainingPairs]:
     """The recipe's own pairs, or the pairs with each ratio of unlabelled ones."""
-    if not recipe.ablation.doses:
+    if not recipe.ablation.unlabelled_ratios:
         yield _TrainingPairs("", inputs.ranker_pairs, inputs.ranker_teacher_scores)
         return
-    for ratio in recipe.ablation.doses:
+    for ratio in recipe.ablation.unlabelled_ratios:
         config = dataclasses.replace(recipe.candidates, unlabelled=ratio)
         pairs = training.with_unlabelled(config, run, data=inputs.data, lexical=inputs.lexical, pairs=inputs.pairs)
         yield _TrainingPairs(f", {ratio:g}×", pairs, _scores(recipe, recipe.ranker, inputs, pairs, run), ratio)
@@ -137,7 +137,7 @@ def _scores(
     recipe: Recipe, student: RankerConfig, inputs: TrainingInputs, pairs: Artifact, run: runner.Runner
 ) -> Artifact:
     """Scores of the pairs by the ranker's teacher, with the states that this student needs."""
-    external = None if recipe.assistants else recipe.outside
+    external = None if recipe.assistants else recipe.external_teacher
     teacher = inputs.ranker_teacher
     return training.score_pairs(
         run, student, external, teacher=teacher, data=inputs.data, pairs=pairs, base=inputs.base

@@ -57,7 +57,7 @@ def prepare(recipe: Recipe, run: Runner) -> TrainingInputs:
     ranker_pairs = with_unlabelled(recipe.candidates, run, data=data, lexical=words, pairs=pairs)
     students = (*recipe.assistants, recipe.ranker)
     score = partial(score_pairs, data=data, pairs=ranker_pairs, base=base)
-    scores = score(run, students[0], recipe.outside, teacher=large)
+    scores = score(run, students[0], recipe.external_teacher, teacher=large)
     ranker_teacher, ranker_teacher_scores = large, scores
     for number, assistant in enumerate(recipe.assistants, start=1):
         named = run.labelled(f"assistant {number}")

@@ -1,7 +1,10 @@
 """Recipes: TOML files and `--set` overrides, read into the typed sections of `pipeline.config`."""
 
+import copy
 import dataclasses
 import difflib
+import json
+import logging
 import math
 import re
 import tomllib
@@ -14,6 +17,11 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from pipeline.config import LoopConfig, RankerConfig, Recipe, T
 from pipeline.errors import ConfigError, MissingError
 from pipeline.text import hide_password, read_text
+
+log = logging.getLogger(__name__)
+
+RENAMED = {"outside": "external_teacher", "ablation.doses": "ablation.unlabelled_ratios"}
+"""Old name → new name of a key or section; the old one still works and warns."""
 
 _PLAIN = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
 
@@ -37,10 +45,12 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         tree = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
-    for item in overrides:
-        override(tree, item)
-    tree.setdefault("name", path.stem)
     try:
+        for old in rename(tree):
+            log.warning("%s: %s is the old name of %s; write the new one", path, old, RENAMED[old])
+        for item in overrides:
+            override(tree, item)
+        tree.setdefault("name", path.stem)
         return parse(Recipe, tree)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
@@ -60,6 +70,75 @@ def _without_passwords(value: Any) -> Any:
     return type(value)(map(_without_passwords, value)) if isinstance(value, (list, tuple)) else value
 
 
+def rename(tree: dict[str, Any]) -> list[str]:
+    """Gives keys that have an old name their new one, in place; returns the old names that were there.
+
+    Raises:
+        ConfigError: a key stands there by its old and its new name.
+    """
+    renamed = []
+    for old, new in RENAMED.items():
+        *sections, old_key = old.split(".")
+        node: Any = tree
+        for section in sections:
+            node = node.get(section) if isinstance(node, dict) else None
+        if not isinstance(node, dict) or old_key not in node:
+            continue
+        new_key = new.rpartition(".")[2]
+        if new_key in node:
+            raise ConfigError(f"{old} is the old name of {new}, and both are given; keep {new}")
+        node[new_key] = node.pop(old_key)
+        renamed.append(old)
+    return renamed
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema of a recipe; an editor completes and checks a TOML file by it."""
+    from pydantic import TypeAdapter
+
+    closed: dict[str, Any] = _closed(TypeAdapter(Recipe).json_schema())
+    return closed
+
+
+def _closed(schema: Any) -> Any:
+    """The schema with unknown keys of a section refused, as `parse` refuses them."""
+    if isinstance(schema, list):
+        return [_closed(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    closed = {key: _closed(item) for key, item in schema.items()}
+    return closed | {"additionalProperties": False} if "properties" in schema and "type" in schema else closed
+
+
+def to_toml(recipe: Recipe) -> str:
+    """The resolved recipe, defaults included, as a TOML file that loads as the same recipe."""
+    return _toml(to_dict(recipe), "")
+
+
+def _toml(section: Mapping[str, Any], name: str) -> str:
+    values = {key: item for key, item in section.items() if not isinstance(item, dict) or not item}
+    lines = [f"{_toml_key(key)} = {_toml_value(item)}" for key, item in values.items()]
+    for key, item in section.items():
+        if key not in values:
+            path = f"{name}.{_toml_key(key)}" if name else _toml_key(key)
+            lines += ["", f"[{path}]", _toml(item, path).rstrip("\n")]
+    return "\n".join(lines) + "\n"
+
+
+def _toml_key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key, ensure_ascii=False)
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{_toml_key(key)} = {_toml_value(item)}" for key, item in value.items()) + " }"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(_toml_value, value)) + "]"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return json.dumps(value)
+
+
 def override(tree: dict[str, Any], text: str) -> None:
     """Lays one `section.key=value` over the plain values of a recipe.
 
@@ -67,7 +146,12 @@ def override(tree: dict[str, Any], text: str) -> None:
         ConfigError: it is not written so.
     """
     key, equals, value = text.partition("=")
-    parts = key.strip().split(".")
+    key = key.strip()
+    for old, new in RENAMED.items():
+        if key == old or key.startswith(f"{old}."):
+            log.warning("--set %s: %s is the old name of %s; write the new one", text, old, new)
+            key = new + key[len(old) :]
+    parts = key.split(".")
     if not equals or not all(parts):
         raise ConfigError(f"--set {text}: write it as section.key=value, for example --set ranker.layers=3")
     try:
@@ -88,6 +172,10 @@ def parse(kind: type[T], tree: Mapping[str, Any], where: str = "") -> T:
     Raises:
         ConfigError: an unknown key (with the nearest known one), a wrong type, an impossible value.
     """
+    if kind is Recipe:
+        modern = copy.deepcopy(dict(tree))
+        rename(modern)  # A release made before holds a recipe with the old names.
+        tree = modern
     hints = get_type_hints(kind)
     for key in tree:
         if key not in hints:

@@ -36,7 +36,7 @@ STAGE = Stage(
     "teacher_scores",
     version=1,
     inputs={"data": "data", "pairs": "pairs"},
-    section="outside",
+    section="external_teacher",
     title="external teacher scores",
 )
 
@@ -85,7 +85,7 @@ def make(
         settings = {"outside": True}
         place = Path(config.scores)
         if not place.is_file():
-            raise MissingError(f"outside.scores: {place} is no file; give a Parquet file with a column score")
+            raise MissingError(f"external_teacher.scores: {place} is no file; give a Parquet file with a column score")
         digest = artifacts.sha256(place)
     else:
         place = base_models.folder(config.causal_lm)
@@ -250,7 +250,7 @@ def fit(raw: Floats, grades: Ints, places: Ints) -> ScoreScale:
     if not found > 0:
         raise TrainingError(
             f"outside scores: higher scores go with lower grades (slope {found:.3f} on {len(places)} training pairs); "
-            "turn their sign, or exchange outside.positive and outside.negative"
+            "turn their sign, or exchange external_teacher.positive and external_teacher.negative"
         )
     shift = float(levels.mean())
     return ScoreScale(mean, deviation, found, shift, tuple((levels - shift).tolist()))

@@ -70,7 +70,12 @@ def test_the_command_prints_the_verdict(ablated: tuple[Path, Artifact], tiny_wor
 def test_doses_are_tried_one_by_one_and_drawn(copied: Trained, tiny_world: Path) -> None:
     dosed = recipes.load(
         tiny_world / "tiny.toml",
-        [f"data.root={tiny_world}", "ablation.seeds=1", 'ablation.sets=["plain", "soft"]', "ablation.doses=[0, 1]"],
+        [
+            f"data.root={tiny_world}",
+            "ablation.seeds=1",
+            'ablation.sets=["plain", "soft"]',
+            "ablation.unlabelled_ratios=[0, 1]",
+        ],
     )
     rankers = copied.workspace / "artifacts" / "ranker"
     before = set(rankers.glob("*/manifest.json"))

@@ -44,7 +44,7 @@ def test_scores_of_a_file_teach_in_place_of_the_teachers(trained: Trained, works
     frame = pd.read_parquet(pairs.file("pairs.parquet"))
     noise = np.random.default_rng(0).normal(size=len(frame))
     file = tmp_path / "scores.parquet"
-    settings = (f"outside.scores={file}", "ranker.hidden_weight=0", "ranker.plain=false")
+    settings = (f"external_teacher.scores={file}", "ranker.hidden_weight=0", "ranker.plain=false")
 
     def give(scores: pd.Series) -> None:
         frame.assign(score=scores)[["query_id", "doc_id", "score"]].to_parquet(file)
@@ -58,7 +58,7 @@ def test_scores_of_a_file_teach_in_place_of_the_teachers(trained: Trained, works
     given = 40 + 7 * (frame["grade"] + noise)
     give(given)
     with pytest.raises(ConfigError, match="hidden_weight"):
-        training.prepare(recipe_of(trained, f"outside.scores={file}", "ranker.layers=2"), Runner(workspace))
+        training.prepare(recipe_of(trained, f"external_teacher.scores={file}", "ranker.layers=2"), Runner(workspace))
 
     outcome = retrain.retrain(recipe_of(trained, *settings), workspace, promote=False)
     inputs = training.prepare(recipe_of(trained, *settings), Runner(workspace))

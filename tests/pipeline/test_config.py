@@ -92,3 +92,47 @@ def test_missing_or_binary_recipe(tmp_path: Path) -> None:
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="UTF-8"):
         recipes.load(tmp_path / "binary.toml")
+
+
+@pytest.mark.parametrize("path", BUILT_IN, ids=lambda path: path.stem)
+def test_a_recipe_shown_as_toml_loads_as_the_same(path: Path, tmp_path: Path) -> None:
+    recipe = recipes.load(path, ['data.sources=[{path="a \\"b\\" \\\\ c", labels={"1 good"=2}, grade_scale=[0, 1.5]}]'])
+    assert _load(tmp_path, recipes.to_toml(recipe)) == recipe
+
+
+def test_old_names_still_work_and_warn(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    old = _load(tmp_path, '[outside]\nscores = "a.parquet"\n[ablation]\ndoses = [1]\n[ranker]\nhidden_weight = 0.0')
+    assert old.external_teacher.scores == "a.parquet"
+    assert old.ablation.unlabelled_ratios == (1.0,)
+    new = _load(tmp_path, "[ranker]\nhidden_weight = 0.0", "outside.scores=a.parquet", "ablation.doses=[1]")
+    assert new == old
+    assert sum("external_teacher" in message for message in caplog.messages) == 2
+    assert sum("unlabelled_ratios" in message for message in caplog.messages) == 2
+    with pytest.raises(ConfigError, match="both are given"):
+        _load(tmp_path, '[outside]\nscores = "a"\n[external_teacher]\nscores = "b"')
+    caplog.clear()
+    assert recipes.parse(Recipe, {"outside": {"max_tokens": 9}}).external_teacher.max_tokens == 9
+    assert not caplog.messages  # A release's recipe cannot be rewritten by whoever reads it.
+
+
+def test_every_field_is_described_in_the_json_schema() -> None:
+    schema = recipes.schema()
+    first_words = set()
+    for name, section in {**schema["$defs"], "Recipe": schema}.items():
+        assert section["additionalProperties"] is False, name
+        for field, described in section["properties"].items():
+            assert described.get("description"), f"{name}.{field} has no text below it"
+            first_words.add(described["description"].split()[0])
+    assert not first_words & {"Of", "At", "As", "For", "How", "Nothing", "That", "Those", "What", "Who", "So"}
+
+
+@pytest.mark.parametrize("path", BUILT_IN, ids=lambda path: path.stem)
+def test_the_json_schema_takes_the_built_in_recipes_and_refuses_what_loading_refuses(path: Path) -> None:
+    import tomllib
+
+    jsonschema = pytest.importorskip("jsonschema")
+    check = jsonschema.Draft202012Validator(recipes.schema())
+    tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    assert not list(check.iter_errors(tree))
+    assert list(check.iter_errors({**tree, "ranker": {"layer": 3}}))
+    assert list(check.iter_errors({**tree, "ranker": {"layers": "3"}}))

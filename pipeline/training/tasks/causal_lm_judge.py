@@ -51,12 +51,14 @@ class Judge:
         self.special = sorted((one for one in special if one.strip()), key=len, reverse=True)
         positions = getattr(model.config, "max_position_embeddings", None)
         if positions is not None and config.max_tokens > positions:
-            raise ConfigError(f"outside.max_tokens {config.max_tokens}: the model reads {positions} tokens; lower it")
+            raise ConfigError(
+                f"external_teacher.max_tokens {config.max_tokens}: the model reads {positions} tokens; lower it"
+            )
         bare = len(self.inputs([("", "")])[0]) + config.max_query_tokens
         if bare >= config.max_tokens:
             raise ConfigError(
-                f"outside.max_tokens {config.max_tokens}: prompt and query alone may have {bare}; raise it, or lower "
-                "outside.max_query_tokens"
+                f"external_teacher.max_tokens {config.max_tokens}: prompt and query alone may have {bare}; raise it, "
+                "or lower external_teacher.max_query_tokens"
             )
         self.answers = [self._answer(name) for name in ("positive", "negative")]
 
@@ -92,8 +94,8 @@ class Judge:
         if whole[:-1] != without:
             pieces = self.tokenizer.convert_ids_to_tokens(whole[max(0, len(without) - 1) :])
             raise ConfigError(
-                f"outside.{name} {answer!r} is not one token after the prompt, which with it ends in {pieces}; take "
-                "another answer, or move a space between the two"
+                f"external_teacher.{name} {answer!r} is not one token after the prompt, which with it ends in {pieces};"
+                " take another answer, or move a space between the two"
             )
         return int(whole[-1])
 
@@ -201,7 +203,9 @@ def score_shard(judge: Judge, pairs: Sequence[tuple[str, str]]) -> NDArray[np.fl
     inputs = judge.inputs(pairs)
     lengths = np.array([len(ids) for ids in inputs], dtype=np.int64)
     found = np.zeros(len(inputs), dtype=np.float32)
-    smaller = f"lower outside.batch_tokens ({judge.config.batch_tokens}) and start again: finished shards are kept"
+    smaller = (
+        f"lower external_teacher.batch_tokens ({judge.config.batch_tokens}) and start again: finished shards are kept"
+    )
     with memory.shortage_named("outside scores:", smaller):
         for chosen in batches.scoring_batches(lengths, judge.config.batch_tokens):
             found[chosen] = judge.log_odds([inputs[place] for place in chosen]).cpu().numpy()

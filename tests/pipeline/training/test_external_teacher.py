@@ -281,7 +281,7 @@ def test_marks_of_the_model_in_a_document_are_text_and_in_the_prompt_marks(tmp_p
 
 def test_an_answer_that_is_not_one_token_is_refused(tmp_path: Path) -> None:
     place = save_model(tmp_path)
-    with pytest.raises(ConfigError, match=r"outside.positive ' certainly' is not one token"):
+    with pytest.raises(ConfigError, match=r"external_teacher.positive ' certainly' is not one token"):
         Judge.load(place, replace(CONFIG, positive=" certainly"))
     with pytest.raises(ConfigError, match="max_tokens 300: the model reads 256"):
         Judge.load(place, replace(CONFIG, max_tokens=300))
@@ -298,7 +298,7 @@ def test_memory_that_runs_out_says_what_to_lower(tmp_path: Path, monkeypatch: py
 
     judge = Judge.load(save_model(tmp_path), CONFIG)
     monkeypatch.setattr(judge, "log_odds", large)
-    with pytest.raises(TrainingError, match=r"memory ran out.*lower outside\.batch_tokens \(16384\)"):
+    with pytest.raises(TrainingError, match=r"memory ran out.*lower external_teacher\.batch_tokens \(16384\)"):
         causal_lm_judge.score_shard(judge, PAIRS)
 
 
@@ -337,14 +337,14 @@ def test_a_score_that_is_no_number_stops_the_run(world: tuple[Path, Artifact, Ar
     model = AutoModelForCausalLM.from_pretrained(place)
     torch.nn.init.constant_(model.lm_head.weight, float("nan"))
     model.save_pretrained(place)
-    with pytest.raises(TrainingError, match="score of pair 0 is no number"):
+    with pytest.raises(TrainingError, match="score of pair 0 is not a number"):
         external_teacher.make(workspace, replace(CONFIG, causal_lm=str(place)), data=data, pairs=pairs, layers=())
 
 
 def test_rounds_of_mining_are_not_mixed_with_an_outside_teacher() -> None:
     mined = EncoderConfig(mining=MiningConfig(rounds=2))
     with pytest.raises(ConfigError, match="mining"):
-        Recipe(outside=ExternalTeacherConfig(scores="a.parquet"), encoder=mined)
+        Recipe(external_teacher=ExternalTeacherConfig(scores="a.parquet"), encoder=mined)
     assert Recipe(encoder=mined).encoder.mining.rounds == 2
 
 
@@ -353,9 +353,12 @@ def test_a_recipe_that_needs_an_outside_teachers_states_is_refused_before_its_ow
     blind, shallow = RankerConfig(hidden_weight=0.0), RankerConfig(layers=1)
     for refused, place in (((), "ranker"), ((RankerConfig(), blind), r"assistants\[0\]")):
         with pytest.raises(ConfigError, match=rf"^{place}\.hidden_weight is 0\.1.*only scores"):
-            Recipe(outside=given, assistants=refused)
-    for allowed in (Recipe(outside=given, assistants=(blind,)), Recipe(outside=given, ranker=shallow)):
-        assert allowed.outside.given
+            Recipe(external_teacher=given, assistants=refused)
+    for allowed in (
+        Recipe(external_teacher=given, assistants=(blind,)),
+        Recipe(external_teacher=given, ranker=shallow),
+    ):
+        assert allowed.external_teacher.given
 
 
 def test_names_win_over_the_row_numbers_of_another_table(world: tuple[Path, Artifact, Artifact]) -> None:

@@ -1,0 +1,31 @@
+"""Checks of the values of a recipe, which its sections share, and the setting that documents their fields."""
+
+from pydantic import ConfigDict
+
+from pipeline.errors import ConfigError
+
+DOCUMENTED = ConfigDict(use_attribute_docstrings=True)
+"""Makes the text below a field its description in the JSON Schema."""
+
+
+def positive(section: str, **values: float) -> None:
+    """Raises `ConfigError` if a value is not above 0."""
+    for name, value in values.items():
+        if value <= 0:
+            raise ConfigError(f"{section}.{name} is {value}; it must be above 0")
+
+
+def weights(section: str, **values: float) -> None:
+    """Raises `ConfigError` if a weight is below 0, or all of them are 0."""
+    for name, value in values.items():
+        if value < 0:
+            raise ConfigError(f"{section}.{name} is {value}; it must be 0, for none, or more")
+    if not any(values.values()):
+        raise ConfigError(f"{section}: every loss has weight 0, so there is nothing to learn; give one a weight")
+
+
+def share(section: str, **values: float) -> None:
+    """Raises `ConfigError` if a value is not between 0 and 1."""
+    for name, value in values.items():
+        if not 0 <= value <= 1:
+            raise ConfigError(f"{section}.{name} is {value}; it is a share, between 0 and 1")

@@ -161,7 +161,8 @@ def retrain(
     made = summary.make(outcome, workspace)
     _show(made, as_json, summary.render(made, workspace))
     if not outcome.live and not no_promote:
-        raise GateError("the gate said no, the live release stays: " + "; ".join(outcome.reasons))
+        state = "the live release stays" if made["live_release"] else "no release is live"
+        raise GateError(f"the gate said no, {state}: {'; '.join(outcome.reasons)}")
 
 
 @app.command()

@@ -61,6 +61,36 @@ def comparable(registry: Releases, pointer: Pointer | None) -> Artifact | None:
     return None
 
 
+def earlier_rivals(registry: Releases, pointer: Pointer, compared: Artifact, count: int) -> tuple[Artifact, ...]:
+    """The complete releases that were live before the compared one, the nearest first; the gate's memory.
+
+    A re-index changes no order, so releases that it made count once. Releases that a person rolled back are left out.
+
+    Args:
+        compared: the release that a new one is compared with.
+        count: the largest number of releases.
+    """
+
+    def order(release: Artifact) -> tuple[str | None, ...]:
+        """The parts that decide the order of a release's results, whatever its documents are."""
+        return tuple(release.manifest.inputs.get(name) for name in (*releases.MODELS, "fusion"))
+
+    seen = {order(compared)}
+    rivals: list[Artifact] = []
+    for name in registry.pointer_file.earlier(pointer):
+        if len(rivals) == count:
+            break
+        try:
+            release = registry.open(name)
+        except RelevanceError as error:
+            log.warning("not compared with the earlier release %s: %s", name[:12], error)
+            continue
+        if order(release) not in seen:
+            rivals.append(release)
+        seen.add(order(release))
+    return tuple(rivals)
+
+
 def metrics(figures: Artifact, documents: Artifact, corpus_kind: str) -> dict[str, Any]:
     """The metrics of a release: the figures of a report or of an older release, and what is known of its documents.
 

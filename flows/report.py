@@ -81,13 +81,13 @@ def _of_release(
     recipe = recipes.parse(Recipe, opened.manifest.config)
     data = _judgments(source, recipe.data if split == "test" else replace(recipe.data, splits="test"), run)
     judged, corpus = judging.judge_release(opened, recipe.index, recipe.candidates, run, data=data)
-    before: dict[str, Artifact] = {}
+    live = None
     if baseline:
         former = registry.open(baseline)
         index = recipes.parse(Recipe, former.manifest.config).index
         other, _ = judging.judge_release(former, index, recipe.candidates, run.labelled("baseline"), data=data)
-        before = {"live_features": other.features, "live_fusion": other.fusion}
-    ranked = run(systems.make, features=judged.features, fusion=judged.fusion, scores={}, **before)
+        live = systems.ReleaseScores(features=other.features, fusion=other.fusion)
+    ranked = run(systems.make, features=judged.features, fusion=judged.fusion, scores={}, live=live)
     parts = {name: releases.part(opened, name) for name in ("ranker", "encoder")}
     return run(
         reports.make,

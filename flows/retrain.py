@@ -4,8 +4,9 @@ Each stage goes through a `Runner`: a plain call from the command line, a task f
 of the stages is written once.
 """
 
+import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,11 +21,14 @@ from pipeline import recipe as recipes
 from pipeline import releases
 from pipeline.artifacts import Artifact
 from pipeline.config import Recipe
+from pipeline.errors import RelevanceError
 from pipeline.pointer import Pointer
 from pipeline.releases import Releases
 from pipeline.stage import Stage
 
 RELEASE = Stage("release", version=releases.VERSION, inputs={"parts": ("bundle", *PARTS[2:])})
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -211,7 +215,10 @@ def promote_if_better(
 
     registry = Releases(run.workspace)
     base = publishing.comparable(registry, live)
-    compared = compare_with_live(base, recipe, data, new.scores, run) if base else new.report
+    compared = new.report
+    if live and base:
+        rivals = publishing.earlier_rivals(registry, live, base, recipe.gate.earlier_releases)
+        compared = compare_with_live(base, recipe, data, new.scores, run, earlier=rivals)
     decision = gate.decide_reports(compared, systems.LIVE if base else None, recipe.gate, new=systems.FUSED)
     refusals = publishing.refusals(registry, base, new.release, new.documents)
     reasons = (*refusals, *decision.reasons)
@@ -222,25 +229,41 @@ def promote_if_better(
     return promoted, reasons
 
 
-def compare_with_live(live: Artifact, recipe: Recipe, data: Artifact, judged: PoolScores, run: Runner) -> Artifact:
-    """A report on the new models' order against that of the live release's models, for the gate.
+def compare_with_live(
+    live: Artifact,
+    recipe: Recipe,
+    data: Artifact,
+    judged: PoolScores,
+    run: Runner,
+    *,
+    earlier: Sequence[Artifact] = (),
+) -> Artifact:
+    """A report on the new models' order against those of the live release and of earlier ones, for the gate.
 
-    The live models rank today's documents; only those that their encoder has not seen are embedded. The report
+    The old models rank today's documents; only those that their encoders have not seen are embedded. The report
     is no part of the release, whose fingerprint must not depend on what was live when it was made.
     """
     from pipeline.evaluation import report as reports
     from pipeline.evaluation import systems
 
-    named = run.labelled("live release")
-    old, _ = judge_release(live, recipe.index, recipe.candidates, named, data=data)
+    def scores_of(release: Artifact, label: str) -> systems.ReleaseScores:
+        old, _ = judge_release(release, recipe.index, recipe.candidates, run.labelled(label), data=data)
+        return systems.ReleaseScores(features=old.features, fusion=old.fusion)
+
+    former = {}
+    for release in earlier:
+        try:
+            former[release.fingerprint] = scores_of(release, f"release {release.fingerprint[:12]}")
+        except RelevanceError as error:
+            log.warning("not compared with the earlier release %s: %s", release.fingerprint[:12], error)
     gate = run.labelled("gate")
     ranked = gate(
         systems.make,
         features=judged.features,
         fusion=judged.fusion,
         scores={},
-        live_features=old.features,
-        live_fusion=old.fusion,
+        live=scores_of(live, "live release"),
+        earlier=former,
     )
     return gate(
         reports.make,

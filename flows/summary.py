@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows import retrain
+from pipeline.pointer import Pointer
+from pipeline.releases import Releases
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -22,9 +24,11 @@ def make(outcome: retrain.RetrainResult, workspace: Path) -> dict[str, Any]:
     facts = found["facts"]
     headline = found["headline"]
     rates = {name.split(" ")[0]: row["inputs per CPU-second"] for name, row in facts["ranker precisions"].items()}
+    pointer = Releases(workspace).pointer_file.recover()
     card = {
         "release": outcome.release.fingerprint,
         "live": outcome.live,
+        "live_release": pointer.release if pointer else None,
         "gate": list(outcome.reasons),
         "measure": headline,
         "queries": found["queries"]["judged"],
@@ -45,10 +49,15 @@ def make(outcome: retrain.RetrainResult, workspace: Path) -> dict[str, Any]:
         "ranker_pairs_per_cpu_second": rates,
         "seconds": round(outcome.seconds, 1),
         "report": str(outcome.report.file("report.html")),
-        "next": [f"{_program()} serve{_workspace(workspace)}", f'{_program()} search "…"{_workspace(workspace)}'],
+        "next": [f"{_program()} {command}{_workspace(workspace)}" for command in _next_commands(outcome, pointer)],
     }
     artifacts.write_atomically(workspace / "card.json", json.dumps(card, indent=1, ensure_ascii=False) + "\n")
     return card
+
+
+def _next_commands(outcome: retrain.RetrainResult, pointer: Pointer | None) -> list[str]:
+    """Commands to try next; a workspace where nothing is live can neither serve nor search."""
+    return ["serve", 'search "…"'] if pointer else [f"releases promote {outcome.release.fingerprint[:12]}"]
 
 
 def _program() -> str:

@@ -1,11 +1,12 @@
 """One run file with every system that a report compares, all scoring the same pool.
 
 BM25, encoder and ranker come from the features; their unlearned and learned joins are computed here; other
-models (the teacher, the plain student) bring scores by row id. A live release, judged on its own pool, is
-laid beside them.
+models (the teacher, the plain student) bring scores by row id. The live release and those that were live before it
+are judged on their own pools and stand beside them.
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,8 +26,8 @@ STAGE = Stage(
         "features": "features",
         "fusion": "fusion",
         "scores": "scores",
-        "live_features": "features",
-        "live_fusion": "fusion",
+        "live": ("features", "fusion"),
+        "earlier": ("features", "fusion"),
     },
 )
 
@@ -39,13 +40,21 @@ LIVE_RANKER = "live ranker"
 _EARLIER = "release "
 
 
-def earlier(release: str) -> str:
-    """The name of the FUSED order of a release that was live before."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReleaseScores:
+    """A published release's scores of its own pool for the queries that are judged."""
+
+    features: Artifact
+    fusion: Artifact
+
+
+def earlier_system(release: str) -> str:
+    """The name of the FUSED order of a release that was live before the present one."""
     return f"{_EARLIER}{release[:12]}"
 
 
 def is_earlier(system: str) -> bool:
-    """Whether a system's name was made by `earlier`."""
+    """Whether a system's name was made by `earlier_system`."""
     return system.startswith(_EARLIER)
 
 
@@ -56,8 +65,8 @@ def make(
     features: Artifact,
     fusion: Artifact,
     scores: Mapping[str, Artifact],
-    live_features: Artifact | None = None,
-    live_fusion: Artifact | None = None,
+    live: ReleaseScores | None = None,
+    earlier: Mapping[str, ReleaseScores] | None = None,
 ) -> Artifact:
     """A run artifact (kind `systems`) over the test queries; the column `system` names who ranked.
 
@@ -66,16 +75,18 @@ def make(
         features: of the pool, by the models that are judged.
         fusion: the weights of the final order.
         scores: name of another system → its scores of the same rows.
-        live_features, live_fusion: those of the live release, on its own pool; give both or neither.
+        live: the live release; adds the systems LIVE and LIVE_RANKER.
+        earlier: fingerprint of a release that was live before → its scores; each adds the system `earlier_system`.
 
     Raises:
         SchemaError: a scores artifact lacks rows of the pool.
     """
     inputs = {"features": features, "fusion": fusion, **{f"scores:{name}": item for name, item in scores.items()}}
-    live = live_features and live_fusion and (live_features, live_fusion)
     if live:
-        inputs |= {"live features": live[0], "live fusion": live[1]}
-
+        inputs |= {"live features": live.features, "live fusion": live.fusion}
+    former = {earlier_system(release): item for release, item in (earlier or {}).items()}
+    for name, item in former.items():
+        inputs |= {f"{name} features": item.features, f"{name} fusion": item.fusion}
     config = {"live ranker": True} if live else {}
 
     def build(staging: Staging) -> dict[str, object]:
@@ -83,21 +94,24 @@ def make(
         import pyarrow as pa
 
         frame = _test_rows(features)
-        parts = list(_joined(frame, Fusion.from_json(fusion.file("fusion.json").read_text(encoding="utf-8"))))
-        for name, item in scores.items():
-            parts.append(_system(_with_scores(frame, item, name), name, "score"))
+        parts = list(_joined(frame, _fusion(fusion)))
+        parts += [_system(_with_scores(frame, item, name), name, "score") for name, item in scores.items()]
         if live:
-            lived = _test_rows(live[0])
-            weights = Fusion.from_json(live[1].file("fusion.json").read_text(encoding="utf-8"))
-            ordered = scored(lived, weights)
+            ordered = scored(_test_rows(live.features), _fusion(live.fusion))
             parts += [_system(ordered, LIVE, "fused"), _system(ordered, LIVE_RANKER, "ranker")]
-        order = [BM25, ENCODER, BOTH, *sorted(scores), RANKER, FUSED, LIVE_RANKER, LIVE]
+        for name, item in former.items():
+            parts.append(_system(scored(_test_rows(item.features), _fusion(item.fusion)), name, "fused"))
+        order = [BM25, ENCODER, BOTH, *sorted(scores), RANKER, FUSED, *former, LIVE_RANKER, LIVE]
         table = pd.concat(parts, ignore_index=True)
         table = table.sort_values("system", key=lambda names: names.map(order.index), kind="stable")
         schema.write(pa.Table.from_pandas(table, preserve_index=False), staging.folder / "run.parquet", "run")
         return {"systems": [name for name in order if name in set(table["system"])], "rows": len(table)}
 
     return STAGE.make(workspace, config=config, inputs=inputs, build=build)
+
+
+def _fusion(artifact: Artifact) -> Fusion:
+    return Fusion.from_json(artifact.file("fusion.json").read_text(encoding="utf-8"))
 
 
 def _test_rows(features: Artifact) -> "pd.DataFrame":

@@ -97,7 +97,7 @@ def calls(folder: Path) -> Iterator[tuple[str, Callable[[], Artifact]]]:
     narrow = dataclasses.replace(recipe.encoder, dimensions=32, layers=0)
     hard = {"data": data, "pairs": of("hard_pairs"), "base": of("pretrained"), "teacher_scores": of("hard_pairs")}
     judged = {"features": of("features"), "fusion": of("fusion")}
-    live = {"live_features": of("features"), "live_fusion": of("fusion")}
+    live = {"live": systems.ReleaseScores(features=of("features"), fusion=of("fusion"))}
     scores, two = of("scores"), artifact(folder, "systems", systems=["a", "b"])
     trial = AblationRun("plain", 0, 1, {"valid": scores, "test": scores})
     parts: Mapping[str, Any] = {"ranker": of("bundle"), "encoder": of("bundle"), "data": data, "pool": pool}

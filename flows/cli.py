@@ -3,6 +3,7 @@
 Nothing heavy is imported before a command needs it, so that `--help` answers at once.
 """
 
+import difflib
 import json
 import logging
 import os
@@ -22,13 +23,14 @@ RECIPES = Path(__file__).with_name("recipes")
 app = typer.Typer(
     help="Trains, distils, indexes, judges and serves relevance models for search.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 releases_app = typer.Typer(help="Lists releases and moves the live pointer.", no_args_is_help=True)
+recipe_app = typer.Typer(help="Lists, resolves and describes recipes.", no_args_is_help=True)
 data_app = typer.Typer(help="Looks at, converts and splits judged data.", no_args_is_help=True)
 app.add_typer(releases_app, name="releases")
+app.add_typer(recipe_app, name="recipe")
 app.add_typer(data_app, name="data")
 
 Workspace = Annotated[
@@ -104,6 +106,45 @@ def _console() -> "Console":
     return Console(soft_wrap=True, width=None if sys.stdout.isatty() else 140)
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"relevance {version('search-relevance')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[  # The callback prints and ends; nothing is left to do here.
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_version)
+    ] = False,
+) -> None:
+    """Trains, distils, indexes, judges and serves relevance models for search."""
+
+
+def existing(workspace: Path) -> Path:
+    """A workspace that is there.
+
+    Raises:
+        MissingError: it is not; names the nearest folder beside it that is one.
+    """
+    if workspace.is_dir():
+        return workspace
+    beside = workspace.parent if workspace.parent.is_dir() else Path()
+    known = [
+        path.name for path in beside.iterdir() if any((path / part).is_dir() for part in ("releases", "artifacts"))
+    ]
+    near = difflib.get_close_matches(workspace.name, known, n=1)
+    hint = f"did you mean {beside / near[0]}?" if near else "`relevance demo` and `relevance retrain` make one"
+    raise MissingError(f"{workspace}: there is no such workspace; {hint}")
+
+
+def recipe_names() -> list[str]:
+    """The names of the built-in recipes."""
+    return sorted(file.stem for file in RECIPES.glob("*.toml"))
+
+
 def recipe_path(name: str) -> Path:
     """A recipe file: a path, or the name of one that is built in.
 
@@ -115,8 +156,10 @@ def recipe_path(name: str) -> Path:
     if path.suffix != ".toml" and built_in.is_file():
         return built_in
     if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in RECIPES.glob("*.toml")))
-        raise MissingError(f"{name}: no such recipe file; built in are: {known}")
+        known = recipe_names()
+        near = difflib.get_close_matches(path.stem, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"built in are: {', '.join(known)}"
+        raise MissingError(f"{name}: no such recipe file; {hint}")
     return path
 
 
@@ -143,6 +186,9 @@ def retrain(
     workspace: Workspace = DEFAULT_WORKSPACE,
     overrides: Set = None,
     no_promote: Annotated[bool, typer.Option("--no-promote", help="Publish without going live.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only read the data and check all that can be told before training.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Trains, distils, exports, indexes and judges; publishes a release and promotes it if the gate agrees."""
@@ -151,6 +197,12 @@ def retrain(
     from pipeline import recipe as recipes
 
     path = recipe_path(recipe)
+    if check:
+        from flows import runner, training
+
+        checked = training.check(recipes.load(path, overrides or []), runner.Runner(workspace))
+        _show({"checked": checked}, as_json, "\n".join(f"✓ {line}" for line in checked))
+        return
     if _has_prefect_server():
         from flows import schedules
 
@@ -185,7 +237,7 @@ def report(
 
     made = flow.report(
         judgments,
-        workspace,
+        existing(workspace) if baseline or run is None else workspace,
         format=format,
         split="all" if all_queries else "test",
         release=release,
@@ -222,7 +274,7 @@ def reindex(
     from flows import reindex as flow
 
     made = flow.reindex(
-        documents, workspace, format=format, release=release, full=full, promote=not no_promote, force=force
+        documents, existing(workspace), format=format, release=release, full=full, promote=not no_promote, force=force
     )
     _show(made, as_json, flow.render(made))
 
@@ -247,6 +299,44 @@ def ablate(
     _show(found, as_json, ablation.card(found))
     if not as_json:
         _console().print(f"table: {made.path / 'table.md'}")
+
+
+@recipe_app.command("list")
+def recipe_list(as_json: Json = False) -> None:
+    """Built-in recipes, each with the first sentence of its file."""
+    found = {}
+    for name in recipe_names():
+        lines = (RECIPES / f"{name}.toml").read_text(encoding="utf-8").splitlines()
+        comment = " ".join(line.removeprefix("#").strip() for line in lines[: lines.index(f'name = "{name}"')])
+        found[name] = comment.split(". ")[0].rstrip(".") + "."
+    _show(found, as_json, "\n".join(f"{name:<10} {about}" for name, about in found.items()))
+
+
+@recipe_app.command("show")
+def recipe_show(
+    recipe: Annotated[str, typer.Argument(help="A TOML file, or a built-in recipe such as demo or homedepot.")],
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Prints a recipe with all defaults and overrides resolved, as TOML."""
+    from pipeline import recipe as recipes
+
+    resolved = recipes.load(recipe_path(recipe), overrides or [])
+    print(
+        json.dumps(recipes.to_dict(resolved), ensure_ascii=False, indent=1) if as_json else recipes.to_toml(resolved),
+        end="",
+    )
+
+
+@recipe_app.command("schema")
+def recipe_schema() -> None:
+    """Prints the JSON Schema of recipes, by which an editor completes and checks them.
+
+    Write it to a file and name it in the first line of a recipe: #:schema recipe.schema.json
+    """
+    from pipeline import recipe as recipes
+
+    print(json.dumps(recipes.schema(), ensure_ascii=False, indent=1))
 
 
 @app.command()
@@ -279,7 +369,13 @@ def export(
     from flows import export as flow
 
     names = [name.strip() for name in precisions.split(",") if name.strip()]
-    made = flow.export(workspace, release=release, model=model, precisions=names, overrides=overrides or [])
+    made = flow.export(
+        existing(workspace) if model is None else workspace,
+        release=release,
+        model=model,
+        precisions=names,
+        overrides=overrides or [],
+    )
     _show(made, as_json, flow.render(made))
 
 
@@ -300,7 +396,7 @@ def serve(
     from serving.process import launch
 
     knobs: dict[str, Any] = {"release": release, "host": host, "port": port, "precision": precision, "workers": workers}
-    launch.serve(settings.from_environment(workspace=workspace, **knobs))
+    launch.serve(settings.from_environment(workspace=existing(workspace), **knobs))
 
 
 @app.command()
@@ -342,7 +438,7 @@ def search(
     """Searches the documents of a release: lexical, semantic and final order side by side."""
     from flows import ask
 
-    found = ask.search(query, workspace, release=release, top=top)
+    found = ask.search(query, existing(workspace), release=release, top=top)
     _show(found, as_json, ask.render_search(found))
 
 
@@ -357,7 +453,7 @@ def rerank(
     """Orders the texts of a file by their relevance to a query."""
     from flows import ask
 
-    found = ask.rerank(query, file, workspace, release=release)
+    found = ask.rerank(query, file, existing(workspace), release=release)
     _show(found, as_json, ask.render_rerank(found))
 
 
@@ -366,7 +462,7 @@ def releases_list(workspace: Workspace = DEFAULT_WORKSPACE, as_json: Json = Fals
     """All releases, oldest first, and which is live."""
     from flows import releases
 
-    found = releases.releases(workspace)
+    found = releases.releases(existing(workspace))
     _show(found, as_json, releases.render_releases(found))
 
 
@@ -377,7 +473,7 @@ def releases_show(
     """What a release holds, its figures and its files, after checking them."""
     from flows import releases
 
-    found = releases.show(workspace, release)
+    found = releases.show(existing(workspace), release)
     _show(found, as_json, releases.render_show(found))
 
 
@@ -390,7 +486,7 @@ def releases_promote(
     """Makes a release live, whatever the gate said."""
     from pipeline.releases import Releases
 
-    registry = Releases(workspace)
+    registry = Releases(existing(workspace))
     seen = registry.live()
     pointer = registry.promote(release, reason=reason, expected=seen.generation if seen else 0)
     _console().print(f"live: {pointer.release[:12]}, generation {pointer.generation}")
@@ -404,7 +500,7 @@ def releases_rollback(
     """Makes the release live again that was live before."""
     from pipeline.releases import Releases
 
-    pointer = Releases(workspace).rollback(reason=reason)
+    pointer = Releases(existing(workspace)).rollback(reason=reason)
     _console().print(f"live: {pointer.release[:12]}, generation {pointer.generation}")
 
 
@@ -418,7 +514,7 @@ def releases_gc(
     """Removes what no kept release needs: old releases, their training artifacts, leftovers of dead processes."""
     from flows import gc
 
-    removals = gc.gc(workspace, keep=keep, act=yes)
+    removals = gc.gc(existing(workspace), keep=keep, act=yes)
     _show(removals, as_json, gc.render(removals))
 
 

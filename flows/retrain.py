@@ -16,7 +16,7 @@ from flows.encoder_rounds import train_encoder
 from flows.indexing import SearchableCorpus, make_searchable
 from flows.judging import PARTS, PoolScores, ScoringModels, judge, judge_release
 from flows.runner import Runner
-from flows.training import TrainingInputs, prepare
+from flows.training import TrainingInputs, check, prepare
 from pipeline import recipe as recipes
 from pipeline import releases
 from pipeline.artifacts import Artifact
@@ -64,11 +64,9 @@ def retrain(
     Raises:
         RelevanceError: see `pipeline.errors`; the message says what, where and what to do.
     """
-    from pipeline.training import preflight
-
     began = time.monotonic()
     run = Runner(workspace, execute)
-    preflight.check_encoder(recipe)
+    check(recipe, run)
     inputs = prepare(recipe, run)
     trained = train_students(recipe, inputs, run)
     models = export_models(recipe, trained, inputs, run)

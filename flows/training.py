@@ -32,6 +32,21 @@ class TrainingInputs:
     """Scores of `ranker_pairs` by `ranker_teacher`."""
 
 
+def check(recipe: Recipe, run: Runner) -> list[str]:
+    """Reads the data and checks all that can be told before the first training; a line for each thing checked.
+
+    Raises:
+        InputError: the recipe cannot be trained here; the message names the key, file or split.
+    """
+    from index.analyzer import analyser
+    from pipeline.data import judgments
+    from pipeline.training import preflight
+
+    models = preflight.check(recipe)
+    analyser(recipe.index.language)
+    return [*models, *preflight.check_data(run(judgments.make, recipe.data))]
+
+
 def prepare(recipe: Recipe, run: Runner) -> TrainingInputs:
     """Makes data, pairs, teacher, assistants and their scores: all that the students of a recipe learn from.
 

@@ -1,17 +1,160 @@
-"""Whether the models of a recipe can be cut and taught as it says: known from configs alone, before hours of training.
+"""Checks a recipe before its first training: everything that the recipe, its files and the models' configs can tell.
 
-Read by the flows before their first stage. What needs weights or data is still found by the stages themselves.
+    check(recipe)       models can be cut, taught, exported and held in memory; texts fit; files are there
+    check_data(data)    every split has queries
+
+`relevance retrain --check` runs both alone; every retraining begins with them.
 """
 
 import dataclasses
+import os
+from pathlib import Path
 
+import torch
+from transformers import AutoConfig, PreTrainedConfig
+
+from pipeline.artifacts import Artifact
 from pipeline.config import Recipe
-from pipeline.errors import ConfigError
-from pipeline.models import base_models
+from pipeline.errors import ConfigError, MissingError, SchemaError
+from pipeline.models import base_models, tokenizers
 from pipeline.models.base_models import ModelShape
 from pipeline.models.families import family_of
 from pipeline.recipe import named
 from pipeline.training import encoder, pretrain, ranker
+
+COPIES = 4
+"""Copies of a model's weights that training holds at least: the weights, their gradients and two moments of Adam."""
+
+
+def check(recipe: Recipe) -> list[str]:
+    """Checks all that can be told without data; returns a line for each thing that was checked.
+
+    Raises:
+        ConfigError: a model cannot be cut, taught, exported or held in memory as the recipe says.
+        MissingError: a model, a file or an optional package is not there.
+    """
+    check_rankers(recipe)
+    check_encoder(recipe)
+    check_exports(recipe)
+    check_lengths(recipe)
+    check_memory(recipe)
+    check_files(recipe)
+    return [
+        "teacher, assistants and ranker can be cut from their bases and learn from each other",
+        "the encoder can be cut from its base",
+        "ranker and encoder can be exported",
+        "texts fit the models' positions",
+        "the teacher's training fits into memory",
+        "files that the recipe names are there",
+    ]
+
+
+def check_data(data: Artifact) -> list[str]:
+    """Checks that training, choice of weights and judgment each have queries.
+
+    Raises:
+        SchemaError: a split has none.
+    """
+    counts = {name: split["queries"] for name, split in data.metrics["splits"].items()}
+    for name in ("train", "valid", "test"):
+        if not counts.get(name):
+            raise SchemaError(
+                f"{data.path}: there are no {name} queries ({counts}); each split needs some: give more "
+                "judged queries, or set data.splits, data.valid_share and data.test_share"
+            )
+    return [f"{count:,} {name} queries" for name, count in counts.items()]
+
+
+def check_exports(recipe: Recipe) -> None:
+    """Checks that an ONNX graph is known for the models that will be served.
+
+    Raises:
+        ConfigError: the message names the key of the base.
+    """
+    from pipeline.export.graph import GraphShape
+
+    for key, base in _served_bases(recipe).items():
+        if base != pretrain.SCRATCH:
+            try:
+                GraphShape.of(_config(base))
+            except ConfigError as error:
+                raise ConfigError(f"{key} {base}: {error}") from error
+
+
+def check_lengths(recipe: Recipe) -> None:
+    """Checks that no input is longer than its model's positions.
+
+    Raises:
+        ConfigError: the message names the key.
+    """
+    wanted = {"teacher": (recipe.teacher.base, recipe.teacher.max_tokens)}
+    wanted["encoder"] = (_served_bases(recipe)["encoder.base"], recipe.encoder.max_tokens)
+    if recipe.pretrain.enabled or recipe.teacher.base == pretrain.SCRATCH:
+        wanted["pretrain"] = (recipe.teacher.base, recipe.pretrain.max_tokens)
+    for section, (base, max_tokens) in wanted.items():
+        scratch = base == pretrain.SCRATCH
+        positions = recipe.pretrain.scratch.positions if scratch else tokenizers.positions(_config(base))
+        if max_tokens > positions:
+            raise ConfigError(f"{section}.max_tokens {max_tokens}: {base} has {positions} positions; lower it")
+
+
+def check_memory(recipe: Recipe) -> None:
+    """Checks that the teacher's weights can be trained in the memory there is, by a lower bound from their file.
+
+    Raises:
+        ConfigError: the weights alone, with gradients and moments, take more than the device or machine has.
+    """
+    if recipe.teacher.base == pretrain.SCRATCH:
+        return
+    folder = base_models.folder(recipe.teacher.base)
+    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    layers = base_models.shape(folder).layers
+    share = (recipe.teacher.layers or layers) / layers
+    needed, there = int(COPIES * size * share), _memory()
+    if needed > there:
+        raise ConfigError(
+            f"teacher.base {recipe.teacher.base}: training it takes at least {needed / 2**30:.1f} GiB, and there are "
+            f"{there / 2**30:.1f} GiB of memory; take a smaller base, or fewer layers with teacher.layers"
+        )
+
+
+def check_files(recipe: Recipe) -> None:
+    """Checks that files and packages which later stages need are there.
+
+    Raises:
+        MissingError: one is not.
+    """
+    named_files = {
+        "external_teacher.scores": recipe.external_teacher.scores,
+        "candidates.unlabelled_queries": recipe.candidates.unlabelled_queries,
+    }
+    for key, value in named_files.items():
+        if value and not Path(value).is_file():
+            raise MissingError(f"{key}: {value} is no file")
+    if recipe.external_teacher.causal_lm:
+        base_models.folder(recipe.external_teacher.causal_lm)
+
+
+def _served_bases(recipe: Recipe) -> dict[str, str]:
+    """Key → the base that the served model is cut from in the end."""
+    base = recipe.teacher.base
+    for student in (*recipe.assistants, recipe.ranker):
+        known = {ranker.FROM_TEACHER: base, ranker.FROM_BASE: recipe.teacher.base}
+        base = known.get(student.base, student.base)
+    own = recipe.encoder.base
+    return {"ranker.base": base, "encoder.base": recipe.teacher.base if own == encoder.FROM_BASE else own}
+
+
+def _config(base: str) -> PreTrainedConfig:
+    config: PreTrainedConfig = AutoConfig.from_pretrained(base_models.folder(base))
+    return config
+
+
+def _memory() -> int:
+    """Bytes of the device that trains, all of them."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.get_device_properties(0).total_memory)
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def check_rankers(recipe: Recipe) -> None:

@@ -183,3 +183,58 @@ def test_gate_that_says_no_exits_3(copied: Trained) -> None:
         json.loads(_run("releases", "list", "--json", "--workspace", copied.workspace).stdout)["live"]
         == copied.outcome.release.fingerprint
     )
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("search", "knife"),
+        ("rerank", "knife", "texts.txt"),
+        ("releases", "list"),
+        ("releases", "show"),
+        ("releases", "promote", "abc"),
+        ("releases", "rollback"),
+        ("releases", "gc", "--keep", "1"),
+        ("report", "--judgments", "x"),
+        ("reindex", "--documents", "x"),
+        ("export",),
+        ("serve",),
+    ],
+    ids=lambda command: " ".join(command[:2]),
+)
+def test_a_workspace_that_is_not_there_is_named_with_the_nearest(command: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "workspace" / "releases").mkdir(parents=True)
+    done = _run(*command, "--workspace", "workspce", cwd=tmp_path)
+    _refused(done, 2, "workspce: there is no such workspace; did you mean workspace?")
+    assert not (tmp_path / "workspce").exists()
+
+
+def test_recipes_are_listed_shown_and_described(tmp_path: Path) -> None:
+    assert set(json.loads(_run("recipe", "list", "--json").stdout)) >= {"demo", "homedepot", "english"}
+    shown = _run("recipe", "show", "demo", "--set", "ranker.layers=2")
+    (tmp_path / "shown.toml").write_bytes(b"\xef\xbb\xbf" + shown.stdout.encode())  # Some editors add the mark.
+    again = json.loads(_run("recipe", "show", tmp_path / "shown.toml", "--json").stdout)
+    assert again["ranker"]["layers"] == 2
+    assert "RankerConfig" in json.loads(_run("recipe", "schema").stdout)["$defs"]
+    _refused(_run("recipe", "show", "homdepot"), 2, "did you mean homedepot?")
+    _refused(_run("recipe", "show", "demo", "--set", "ranker.layer=2"), 2, "did you mean ranker.layers?")
+
+
+def test_a_check_alone_trains_nothing(tiny_world: Path, tmp_path: Path) -> None:
+    where = ("--workspace", tmp_path / "workspace", "--set", f"data.root={tiny_world}")
+    done = _run("retrain", tiny_world / "tiny.toml", "--check", "--json", *where)
+    assert done.returncode == 0, done.stderr
+    assert any("valid queries" in line for line in json.loads(done.stdout)["checked"])
+    assert _kinds(tmp_path / "workspace") == {"data"}
+    without = ("--set", "data.valid_share=0")
+    _refused(_run("retrain", tiny_world / "tiny.toml", "--check", *where, *without), 2, "no valid queries")
+    _refused(_run("retrain", tiny_world / "tiny.toml", *where, *without), 2, "no valid queries")
+    assert _kinds(tmp_path / "workspace") == {"data"}
+
+
+def _kinds(workspace: Path) -> set[str]:
+    return {path.parent.parent.name for path in workspace.glob("artifacts/*/*/manifest.json")}
+
+
+def test_the_version_is_told() -> None:
+    assert re.fullmatch(r"relevance \d+\.\d+\S*\n", _run("--version").stdout)

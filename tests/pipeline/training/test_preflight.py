@@ -1,6 +1,7 @@
 """What a recipe asks of its models and cannot be had is found from configs, before anything is trained."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -93,3 +94,63 @@ def test_an_encoder_that_its_base_cannot_give_is_refused(tmp_path: Path, base: s
         preflight.check_encoder(changed("encoder", base=base, dimensions=33))
     with pytest.raises(ConfigError, match=r"encoder\.layers 5: the base model has 4"):
         preflight.check_encoder(changed("encoder", base=base, layers=5))
+
+
+def model(place: Path, **values: Any) -> str:
+    """A folder with a model's config and nothing else."""
+    sizes = {"model_type": "bert", "hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 4}
+    sizes |= {"intermediate_size": 64, "vocab_size": 30, "max_position_embeddings": 64}
+    place.mkdir()
+    (place / "config.json").write_text(json.dumps(sizes | values), encoding="utf-8")
+    (place / "model.safetensors").write_bytes(b"")
+    return str(place)
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "message"),
+    [
+        ("encoder", {"hidden_act": "silu"}, r"^encoder\.base .*activation 'silu'"),
+        ("ranker", {"hidden_act": "silu"}, r"^ranker\.base .*activation 'silu'"),
+        ("encoder", {"position_embedding_type": "relative_key"}, r"^encoder\.base .*absolute positions"),
+        ("encoder", {"model_type": "distilbert"}, "distilbert"),
+        ("ranker", {"model_type": "xlnet"}, "xlnet"),
+        ("encoder", {"max_position_embeddings": 8}, r"encoder\.max_tokens 128: .* has 8 positions"),
+        (
+            "ranker",
+            {"architectures": ["BertForSequenceClassification"], "id2label": {"0": "a", "1": "b", "2": "c"}},
+            "its head gives 3 labels",
+        ),
+    ],
+)
+def test_a_base_that_cannot_be_used_is_refused_before_the_first_training(
+    tmp_path: Path, section: str, values: dict[str, Any], message: str
+) -> None:
+    base = model(tmp_path / "base", **values)
+    blind = {"hidden_weight": 0.0} if section == "ranker" else {}
+    with pytest.raises(ConfigError, match=message):
+        preflight.check(changed(section, base=base, **blind))
+
+
+def test_a_recipe_that_fits_passes_every_check() -> None:
+    assert len(preflight.check(RECIPE)) == 6
+
+
+def test_a_teacher_that_cannot_be_held_in_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = model(tmp_path / "base")
+    (tmp_path / "base" / "model.safetensors").write_bytes(bytes(1000))
+    recipe = changed("teacher", base=base)
+    monkeypatch.setattr(preflight, "_memory", lambda: 4000)
+    preflight.check_memory(recipe)
+    monkeypatch.setattr(preflight, "_memory", lambda: 3999)
+    with pytest.raises(ConfigError, match=r"teacher\.base .* at least"):
+        preflight.check_memory(recipe)
+    preflight.check_memory(changed("teacher", base=base, layers=2))
+
+
+@pytest.mark.parametrize("key", ["external_teacher.scores", "candidates.unlabelled_queries"])
+def test_a_file_that_is_not_there_is_named_before_the_first_training(key: str) -> None:
+    section, name = key.split(".")
+    recipe = changed("ranker", hidden_weight=0.0)
+    values = dataclasses.replace(getattr(recipe, section), **{name: "nowhere.parquet"})
+    with pytest.raises(MissingError, match=rf"^{key}: nowhere\.parquet is no file"):
+        preflight.check_files(dataclasses.replace(recipe, **{section: values}))

@@ -68,7 +68,7 @@ def _judgments(source: SourceConfig, config: DataConfig, run: runner.Runner) -> 
     whole = replace(
         config, root=".", sources=(source,), train_queries=0, valid_queries=0, test_queries=0, max_documents=0
     )
-    return run.labelled("judgments")(judgments.make, whole)
+    return run.labelled("judgments")(judgments.make, whole, purpose="judging")
 
 
 def _of_release(

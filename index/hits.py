@@ -74,8 +74,45 @@ def judged_queries(data: Artifact, splits: Sequence[str]) -> dict[str, str]:
     return {query_id: text for query_id, text in texts.items() if query_id in judged}
 
 
-def write_run(path: Path, found: Iterable[tuple[str, Sequence[Hit]]], system: str) -> Mapping[str, Any]:
-    """Writes the hits of each query as a run table, rank from 1, and returns the counts to report."""
+@dataclass(frozen=True, slots=True)
+class RunDepth:
+    """The number of documents of each query in a run, without the document that a query itself is.
+
+    Source of the rule: `schema.own_documents`.
+    """
+
+    depth: int
+    own: frozenset[str]
+
+    @classmethod
+    def of(cls, data: Artifact, depth: int) -> "RunDepth":
+        """The depth of a run over a data artifact, or over queries that stand alone."""
+        return cls(depth, schema.own_documents(data.path))
+
+    @property
+    def settings(self) -> dict[str, int]:
+        """What a run's fingerprint holds of it; the depth alone for data without such queries, as always before."""
+        return {"depth": self.depth} | ({"own_documents": len(self.own)} if self.own else {})
+
+    @property
+    def searched(self) -> int:
+        """The number of documents to search for, so that `depth` are left."""
+        return self.depth + bool(self.own)
+
+    def kept(self, query_id: str, hits: Sequence[Hit]) -> list[Hit]:
+        """The first `depth` hits, without the query itself."""
+        own = query_id in self.own
+        return [hit for hit in hits if not (own and hit.doc_id == query_id)][: self.depth]
+
+
+def write_run(
+    path: Path, found: Iterable[tuple[str, Sequence[Hit]]], system: str, depth: RunDepth
+) -> Mapping[str, Any]:
+    """Writes the hits of each query as a run table, rank from 1, and returns the counts to report.
+
+    Args:
+        found: (query_id, hits) of each query, the first `depth.searched` of its search.
+    """
     import pyarrow as pa
 
     query_ids: list[str] = []
@@ -83,7 +120,8 @@ def write_run(path: Path, found: Iterable[tuple[str, Sequence[Hit]]], system: st
     ranks: list[int] = []
     scores: list[float] = []
     queries = empty = 0
-    for query_id, hits in found:
+    for query_id, searched in found:
+        hits = depth.kept(query_id, searched)
         queries += 1
         empty += not hits
         query_ids += [query_id] * len(hits)

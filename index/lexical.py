@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from index import analyzer, documents
 from index.analyzer import analyser
-from index.hits import Hit, judged_queries, read_ids, write_ids, write_run
+from index.hits import Hit, RunDepth, judged_queries, read_ids, write_ids, write_run
 from pipeline import artifacts, progress, schema
 from pipeline.artifacts import Artifact, Staging
 from pipeline.config import IndexConfig
@@ -81,9 +81,11 @@ def make(workspace: Path, config: IndexConfig, *, data: Artifact) -> Artifact:
 def run(workspace: Path, *, lexical: Artifact, data: Artifact, depth: int, splits: Sequence[str]) -> Artifact:
     """The `run` artifact: the first `depth` documents of each query that has a judgment in `splits`, or of all without.
 
-    A query without a known term has no rows; the metrics count such queries.
+    A query without a known term has no rows; the metrics count such queries. A query that is a document itself does
+    not find that one.
     """
-    settings = {"system": "bm25", "depth": depth, "splits": sorted(splits)}
+    listed = RunDepth.of(data, depth)
+    settings = {"system": "bm25", "splits": sorted(splits), **listed.settings}
 
     def build(staging: Staging) -> Mapping[str, Any]:
         index = LexicalIndex.load(lexical.path, verify=False)
@@ -92,10 +94,10 @@ def run(workspace: Path, *, lexical: Artifact, data: Artifact, depth: int, split
         def hits() -> Iterator[tuple[str, list[Hit]]]:
             with progress.bar("Searching the lexical index", len(queries), "queries") as advance:
                 for query_id, text in queries.items():
-                    yield query_id, index.search(text, depth)
+                    yield query_id, index.search(text, listed.searched)
                     advance(1)
 
-        return write_run(staging.folder / "run.parquet", hits(), "bm25")
+        return write_run(staging.folder / "run.parquet", hits(), "bm25", listed)
 
     inputs = {"lexical": lexical, "data": data}
     return RUN.make(workspace, config=settings, inputs=inputs, build=build)

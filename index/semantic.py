@@ -16,7 +16,7 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from index.hits import Hit, judged_queries, read_ids, write_run
+from index.hits import Hit, RunDepth, judged_queries, read_ids, write_run
 from pipeline import artifacts, progress
 from pipeline.artifacts import Artifact, Staging
 from pipeline.errors import ArtifactError, SchemaError
@@ -196,10 +196,13 @@ def run(
 ) -> Artifact:
     """The `run` artifact: the nearest `depth` documents of each query that has a judgment in `splits`.
 
+    A query that is a document itself does not find that one.
+
     Args:
         embed_queries: (queries, dimensions) vectors of query texts, by the encoder whose digest the index has.
     """
-    settings = {"system": system, "depth": depth, "splits": sorted(splits)}
+    listed = RunDepth.of(data, depth)
+    settings = {"system": system, "splits": sorted(splits), **listed.settings}
 
     def build(staging: Staging) -> Mapping[str, Any]:
         semantic = SemanticIndex.load(index.path, verify=False)
@@ -209,11 +212,11 @@ def run(
             with progress.bar("Searching vectors", len(queries), "queries") as advance:
                 for start in range(0, len(queries), BATCH):
                     query_ids, texts = zip(*queries[start : start + BATCH], strict=True)
-                    hits = semantic.search_batch(embed_queries(texts), depth)
+                    hits = semantic.search_batch(embed_queries(texts), listed.searched)
                     yield from zip(query_ids, hits, strict=True)
                     advance(len(texts))
 
-        return write_run(staging.folder / "run.parquet", found(), system)
+        return write_run(staging.folder / "run.parquet", found(), system, listed)
 
     inputs = {"index": index, "data": data}
     return RUN.make(workspace, config=settings, inputs=inputs, build=build)

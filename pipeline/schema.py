@@ -199,5 +199,41 @@ def write(table: "pa.Table", path: Path, kind: str) -> None:
     pq.write_table(table, path, compression="zstd")
 
 
+def own_documents(folder: Path) -> frozenset[str]:
+    """The ids of the queries of a data artifact that are documents of it too: ArguAna and Quora are such sets.
+
+    A query is a document when both have one id and, normalised, the query's text is the document's title, its text,
+    or the two together. The id alone does not tell: Cranfield and WANDS number queries and documents both from 1.
+
+    Every search would rank such a document first, so it is never a candidate, a negative or a judged document of its
+    own query: runs (`index.hits`), pairs and pools (`pipeline.data.candidates`), contrasts within a batch and reports
+    leave it out.
+
+    Args:
+        folder: has queries.parquet; without documents.parquet no query is a document.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    if not (folder / "documents.parquet").is_file():
+        return frozenset()
+    queries = read(folder / "queries.parquet", "queries").select(["query_id", "text"])
+    texts = dict(zip(*queries.to_pydict().values(), strict=True))
+    with pq.ParquetFile(folder / "documents.parquet") as file:
+        wanted = pa.array(texts, file.schema_arrow.field("doc_id").type)
+        parts = (pc.any(pc.is_in(batch["doc_id"], wanted)).as_py() for batch in file.iter_batches(columns=["doc_id"]))
+        if not any(parts):
+            return frozenset()
+    shared = pc.field("doc_id").isin(wanted)
+    documents = pq.read_table(folder / "documents.parquet", columns=["doc_id", "title", "text"], filters=shared)
+    return frozenset(
+        doc_id
+        for doc_id, title, body in zip(*documents.to_pydict().values(), strict=True)
+        if text.normalise(texts[doc_id])
+        in {text.normalise(part) for part in (title, body, text.document_text(title, body))}
+    )
+
+
 PREFERENCE = ("human", "click", "model")
 """Sources of judgments, the most trusted first."""

@@ -4,7 +4,8 @@
 the name of a pair everywhere after: teacher scores, states and features are joined by it.
 
 Of several judgments of one pair a person's is preferred to clicks, clicks to a model's and that to any other
-source's; of one source the highest grade counts.
+source's; of one source the highest grade counts. A query that is a document itself (`schema.own_documents`) is never
+joined with that document.
 """
 
 from collections.abc import Mapping, Sequence
@@ -65,10 +66,11 @@ def pairs(workspace: Path, config: CandidatesConfig, *, data: Artifact, run: Art
         SchemaError: the run has none of the queries that need candidates, or has documents unknown to the data.
     """
     keys = ("pool", "negatives", "negatives_depth", "skip_top", "retrieve", "seed")
+    own = schema.own_documents(data.path)
 
     def build(staging: Staging) -> Mapping[str, Any]:
-        judged = _judged(data)
-        found = _found([run], data)
+        judged = _judged(data, own)
+        found = _found([run], data, own)
         train = judged[judged["split"] == "train"]
         rows = [train]
         metrics = {}
@@ -81,7 +83,7 @@ def pairs(workspace: Path, config: CandidatesConfig, *, data: Artifact, run: Art
         return {**_counts(table), **metrics, **more}
 
     inputs = {"data": data, "run": run}
-    settings = {key: getattr(config, key) for key in keys}
+    settings = {key: getattr(config, key) for key in keys} | own_setting(own)
     return PAIRS.make(workspace, config=settings, inputs=inputs, build=build)
 
 
@@ -95,15 +97,16 @@ def pool(workspace: Path, config: CandidatesConfig, *, data: Artifact, runs: Seq
     Raises:
         SchemaError: no query has candidates, or a run has documents unknown to the data.
     """
+    own = schema.own_documents(data.path)
 
     def build(staging: Staging) -> Mapping[str, Any]:
-        rows, metrics = _pooled(config, _judged(data), _found(runs, data), ("valid", "test"))
+        rows, metrics = _pooled(config, _judged(data, own), _found(runs, data, own), ("valid", "test"))
         table = _ordered([rows])
         schema.write(table, staging.folder / "pairs.parquet", "pairs")
         return {**_counts(table), **metrics}
 
     inputs = {"data": data, **{f"run {number}": run for number, run in enumerate(runs)}}
-    settings = {"pool": config.pool, "retrieve": config.retrieve}
+    settings = {"pool": config.pool, "retrieve": config.retrieve} | own_setting(own)
     return POOL.make(workspace, config=settings, inputs=inputs, build=build)
 
 
@@ -118,13 +121,14 @@ def mined(workspace: Path, depth: int, *, data: Artifact, pairs: Artifact, runs:
     Raises:
         SchemaError: a run has documents unknown to the data, or none for any training query.
     """
+    own = schema.own_documents(data.path)
 
     def build(staging: Staging) -> Mapping[str, Any]:
-        judged = _judged(data)
+        judged = _judged(data, own)
         joined = pd.concat([schema.read(pairs.file("pairs.parquet"), "pairs").to_pandas(), judged])
         joined = joined.assign(query=joined["query_id"].map(_places(data)))
         train = joined[joined["split"] == "train"]
-        found = _found(runs, data)
+        found = _found(runs, data, own)
         metrics = _missing(train["query"], found, "train")
         rows = found[found["query"].isin(train["query"]) & (found["rank"] <= depth)]
         rows = _unjudged(rows, joined).sort_values(["query", "rank", "run"], kind="stable")
@@ -135,15 +139,25 @@ def mined(workspace: Path, depth: int, *, data: Artifact, pairs: Artifact, runs:
         return {**_counts(table), **metrics}
 
     inputs = {"data": data, "pairs": pairs, **{f"run {number}": run for number, run in enumerate(runs)}}
-    return MINED_PAIRS.make(workspace, config={"depth": depth}, inputs=inputs, build=build)
+    return MINED_PAIRS.make(workspace, config={"depth": depth} | own_setting(own), inputs=inputs, build=build)
 
 
-def _judged(data: Artifact) -> pd.DataFrame:
+def own_setting(own: frozenset[str]) -> dict[str, int]:
+    """What a fingerprint holds of the queries that are documents: nothing where there are none, as always before."""
+    return {"own_documents": len(own)} if own else {}
+
+
+def without_itself(rows: pd.DataFrame, own: frozenset[str]) -> pd.DataFrame:
+    """The rows (query_id, doc_id) that do not join a query with the document that it is; see `schema.own_documents`."""
+    return rows[~(rows["query_id"].isin(own) & (rows["query_id"] == rows["doc_id"]))] if own else rows
+
+
+def _judged(data: Artifact, own: frozenset[str]) -> pd.DataFrame:
     """One row a judged pair: query (position in queries.parquet), query_id, doc_id, grade, split, source, order."""
     rows: pd.DataFrame = schema.read(data.file("judgments.parquet"), "judgments").to_pandas()
     # A judged document that the collection lacks counts in the ideal list alone: nothing can rank it.
     documents = schema.read(data.file("documents.parquet"), "documents").column("doc_id").to_pandas()
-    rows = rows[rows["doc_id"].isin(documents)]
+    rows = without_itself(rows[rows["doc_id"].isin(documents)], own)
     trust = rows["source"].map({name: place for place, name in enumerate(PREFERENCE)}).fillna(len(PREFERENCE))
     rows = rows.assign(order=np.arange(len(rows)), trust=trust)
     best = rows.sort_values(["trust", "grade", "order"], ascending=[True, False, True], kind="stable")
@@ -160,7 +174,7 @@ def _places(data: Artifact) -> pd.Series:
     return pd.Series(np.arange(len(ids)), index=ids)
 
 
-def _found(runs: Sequence[Artifact], data: Artifact) -> pd.DataFrame:
+def _found(runs: Sequence[Artifact], data: Artifact, own: frozenset[str]) -> pd.DataFrame:
     """Rows of runs: query, query_id, doc_id, rank, run (its number), best run and rank first within a query."""
     documents = schema.read(data.file("documents.parquet"), "documents").column("doc_id").to_pandas()
     no_rows = pd.DataFrame({"query_id": pd.Series(dtype=str), "doc_id": pd.Series(dtype=str), "rank": [], "run": []})
@@ -174,7 +188,7 @@ def _found(runs: Sequence[Artifact], data: Artifact) -> pd.DataFrame:
                 f"{run.path}: document {strange['doc_id'].iloc[0]!r} is not among those of {data.path} ({len(strange)} "
                 "rows of the run); search the same documents again"
             )
-        frames.append(rows.assign(run=number))
+        frames.append(without_itself(rows, own).assign(run=number))
     rows = pd.concat(frames, ignore_index=True)
     rows = rows.assign(query=rows["query_id"].map(_places(data))).dropna(subset="query")
     return rows.astype({"query": np.int64}).sort_values(["query", "run", "rank"], kind="stable")

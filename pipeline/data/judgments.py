@@ -23,7 +23,7 @@ from pipeline.data import sources, splits, validation
 from pipeline.data.formats import tables
 from pipeline.data.formats.text_files import STRING
 from pipeline.data.sources import Source
-from pipeline.data.validation import ValidatedTables
+from pipeline.data.validation import Purpose, ValidatedTables
 from pipeline.errors import ConfigError, SchemaError
 from pipeline.schema import SPLITS
 from pipeline.stage import Stage
@@ -34,12 +34,15 @@ log = logging.getLogger(__name__)
 
 
 @STAGE
-def make(workspace: Path, config: DataConfig) -> Artifact:
+def make(workspace: Path, config: DataConfig, purpose: Purpose = "training") -> Artifact:
     """The artifact `data`: documents.parquet, queries.parquet (`slice` is the source's name unless it has its own) and
     judgments.parquet (`split` and `source` filled).
 
     With several sources, ids are prefixed by the source's name and a colon. Sources of one name are one collection: the
     documents may come from a database and the judgments from a folder. Where files lie does not enter the fingerprint.
+
+    Args:
+        purpose: decides which rows cannot be used, see `validation.sift`; judging when all queries are for tests.
 
     Raises:
         ConfigError: no sources, or fewer documents wanted than are judged.
@@ -56,10 +59,13 @@ def make(workspace: Path, config: DataConfig) -> Artifact:
             for item, source in zip(found, config.sources, strict=True)
         ],
     }
+    if purpose == "judging" and config.splits != "test":
+        plain["purpose"] = purpose
     inputs = {f"{place}:{item.name}": item.digest for place, item in enumerate(found)}
 
     def build(staging: Staging) -> Mapping[str, Any]:
-        return _build(staging.folder, config, [item.read() for item in found])
+        rules: Purpose = "judging" if config.splits == "test" else purpose
+        return _build(staging.folder, config, [item.read() for item in found], rules)
 
     return STAGE.make(workspace, config=plain, inputs=inputs, build=build)
 
@@ -70,11 +76,11 @@ def _mapping(source: SourceConfig) -> dict[str, Any]:
     return {key: value for key in keys if (value := getattr(source, key))}
 
 
-def _build(folder: Path, config: DataConfig, read: Sequence[Source]) -> Mapping[str, Any]:
+def _build(folder: Path, config: DataConfig, read: Sequence[Source], purpose: Purpose) -> Mapping[str, Any]:
     collections = _by_name(read)
     parts = []
     for source in collections:
-        sifted = validation.sift(source, "judging" if config.splits == "test" else "training")
+        sifted = validation.sift(source, purpose)
         if config.faulty_rows == "error":
             advice = 'mend them, or set data.faulty_rows = "drop" to do without them'
             validation.refuse(sifted.findings, source.name, advice)

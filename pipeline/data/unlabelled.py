@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from pipeline import artifacts, schema, text
 from pipeline.artifacts import Artifact, Staging
 from pipeline.config import CandidatesConfig
-from pipeline.data import splits
+from pipeline.data import candidates, splits
 from pipeline.errors import ConfigError, MissingError, SchemaError
 from pipeline.stage import Stage
 
@@ -149,12 +149,13 @@ def pairs(
         ConfigError: the search found nothing that could be added.
     """
     keys = ("unlabelled", "unlabelled_depth", "max_list", "seed")
+    own = schema.own_documents(data.path)
 
     def build(staging: Staging) -> Mapping[str, Any]:
         table = schema.read(labelled.file("pairs.parquet"), "pairs")
         given = table.to_pandas()
         wanted = round(config.unlabelled * int((given["split"] == "train").sum()))
-        found = schema.read(run.file("run.parquet"), "run").to_pandas()
+        found = candidates.without_itself(schema.read(run.file("run.parquet"), "run").to_pandas(), own)
         rows = _lists(config, found[["query_id", "doc_id", "rank"]], given).head(wanted)
         if wanted and rows.empty:
             raise ConfigError(
@@ -184,7 +185,7 @@ def pairs(
 
     return PAIRS.make(
         workspace,
-        config={key: getattr(config, key) for key in keys},
+        config={key: getattr(config, key) for key in keys} | candidates.own_setting(own),
         inputs={"data": data, "labelled": labelled, "asked": asked, "run": run},
         build=build,
     )

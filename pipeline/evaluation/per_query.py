@@ -28,7 +28,8 @@ def measures(config: EvaluationConfig) -> tuple[str, ...]:
 def judged(data: Artifact, split: str | None) -> tuple["pa.Table", set[str]]:
     """Judgments of one split (of all without one), and the ids of the queries that only other splits judge.
 
-    Of several judgments of one pair that counts which the pool has too: see `pipeline.data.candidates`.
+    Of several judgments of one pair that counts which the pool has too: see `pipeline.data.candidates`. A query that
+    is a document itself (`schema.own_documents`) is not judged with that one, and `ranking` leaves it out of runs.
 
     Raises:
         SchemaError: the split has no judgments.
@@ -36,7 +37,7 @@ def judged(data: Artifact, split: str | None) -> tuple["pa.Table", set[str]]:
     import pyarrow.compute as pc
 
     path = data.file("judgments.parquet")
-    table = _one_each(schema.read(path, "judgments"))
+    table = without_itself(_one_each(schema.read(path, "judgments")), schema.own_documents(data.path))
     if split is None:
         return table, set()
     if "split" not in table.column_names:
@@ -66,14 +67,38 @@ def _one_each(judgments: "pa.Table") -> "pa.Table":
     return judgments.take(pa.array(kept.index.to_numpy()))
 
 
-def _without(run: "pa.Table", queries: set[str]) -> "pa.Table":
+def ranking(run: "pa.Table", data: Artifact, others: set[str]) -> "pa.Table":
+    """The rows of a run that are judged: without the queries of `others`, and without a query's own document.
+
+    Args:
+        data: has the queries and documents.
+        others: ids of queries that only other splits judge; see `judged`.
+    """
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    if not queries:
-        return run
-    ids = run.column("query_id")
-    return run.filter(pc.invert(pc.is_in(ids, pa.array(sorted(queries), ids.type))))
+    if others:
+        ids = run.column("query_id")
+        run = run.filter(pc.invert(pc.is_in(ids, pa.array(sorted(others), ids.type))))
+    return without_itself(run, schema.own_documents(data.path))
+
+
+def without_itself(rows: "pa.Table", own: frozenset[str]) -> "pa.Table":
+    """The rows (query_id, doc_id) that do not join a query of `own` with the document that it is."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not own:
+        return rows
+    queries, documents = (rows.column(name).cast(pa.large_string()) for name in ("query_id", "doc_id"))
+    itself = pc.and_(pc.equal(queries, documents), pc.is_in(queries, pa.array(sorted(own), pa.large_string())))
+    return rows.filter(pc.invert(itself))
+
+
+def own_setting(data: Artifact) -> dict[str, int]:
+    """What a report's fingerprint holds of the queries that are documents: nothing where there are none."""
+    own = schema.own_documents(data.path)
+    return {"own_documents": len(own)} if own else {}
 
 
 def per_query(

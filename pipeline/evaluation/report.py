@@ -21,7 +21,7 @@ from pipeline.config import EvaluationConfig
 from pipeline.errors import ConfigError
 from pipeline.evaluation import definitions, examples, page, runs, significance
 from pipeline.evaluation.metrics import RANGE
-from pipeline.evaluation.per_query import _without, judged, measures, per_query
+from pipeline.evaluation.per_query import judged, measures, own_setting, per_query, ranking
 from pipeline.stage import Stage
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def _make(
         import pyarrow.parquet as pq
 
         judgments, others = judged(data, split)
-        ranked = {name: _without(runs.read(path, name, pool), others) for name, path in files.items()}
+        ranked = {name: ranking(runs.read(path, name, pool), data, others) for name, path in files.items()}
         frame = per_query(data, ranked, judgments, config)
         found = {
             "title": about.title,
@@ -180,6 +180,7 @@ def _make(
             "title": about.title,
             "systems": list(files),
             "facts": finite(dict(facts)),
+            **own_setting(data),
         },
         inputs=inputs,
         build=build,

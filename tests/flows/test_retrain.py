@@ -150,6 +150,19 @@ def _data_with_all_splits(trained: Trained) -> Path:
     raise AssertionError("no data artifact with three splits")
 
 
+def test_report_of_a_release_judges_what_trec_eval_judges(copied: Trained, tmp_path: Path) -> None:
+    """A negative grade counts as 0, and a judged document that the collection lacks is no error."""
+    source = tmp_path / "tiny"
+    shutil.copytree(copied.world / "tiny", source)
+    frame = pd.read_parquet(source / "judgments.parquet")
+    frame.loc[1, "grade"] = -1
+    absent = frame.head(1).assign(doc_id="absent", grade=1)
+    pd.concat([frame, absent]).to_parquet(source / "judgments.parquet", index=False)
+    for split in ("test", "all"):
+        judged = reporting.report(str(source), copied.workspace, split=split)  # type: ignore[arg-type]
+        assert json.loads(judged.file("report.json").read_text(encoding="utf-8"))["queries"]["judged"] > 0
+
+
 def test_report_of_a_run_file(copied: Trained, tmp_path: Path) -> None:
     judgments = pd.read_parquet(copied.world / "tiny" / "judgments.parquet")
     run = tmp_path / "perfect.txt"

@@ -7,8 +7,8 @@ like length share a padded batch, so the chunk's scores are computed together wi
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +86,8 @@ class Pairs:
     split: NDArray[np.str_]
     queries: Ragged
     documents: Ragged
+    own_documents: Mapping[int, int] = field(default_factory=dict)
+    """Number of a query → number of the document that it is itself, which is none of its negatives."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -115,7 +117,16 @@ def read_pairs(
         split=np.array(texts.table.column("split").to_pylist(), dtype=np.str_),
         queries=tokenise(tokenizer, texts.queries, max_query_tokens, "tokenise queries"),
         documents=tokenise(tokenizer, texts.documents, max_tokens, "tokenise documents"),
+        own_documents=_own_documents(texts.table, schema.own_documents(data.path)),
     )
+
+
+def _own_documents(table: pa.Table, own: frozenset[str]) -> dict[int, int]:
+    """Numbers of the queries in `own` → numbers of the documents of the same id, where the table has both."""
+    queries, documents = (
+        {name: number for number, name in enumerate(_numbered(table, column)[0])} for column in ("query_id", "doc_id")
+    )
+    return {queries[name]: documents[name] for name in own if name in queries and name in documents}
 
 
 @dataclass(frozen=True, slots=True)

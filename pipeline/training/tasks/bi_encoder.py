@@ -99,7 +99,10 @@ class EncoderTask:
         """(pairs,) the teacher's scores with differences of about 1, so weights mean the same for any teacher."""
         self.base_vectors = targets.base_vectors
         judged = ~targets.hard
-        self.judged_keys = np.unique(self._keys(pairs.query[judged], pairs.document[judged]))
+        own = np.array(list(pairs.own_documents.items()), dtype=np.int64).reshape(-1, 2)
+        self.known_keys = np.unique(
+            np.concatenate([self._keys(pairs.query[judged], pairs.document[judged]), self._keys(own[:, 0], own[:, 1])])
+        )
         model = learner.encoder
         special = len(model.document_template.before) + len(model.document_template.after)
         self.query_lengths = np.minimum(pairs.queries.lengths + special, model.query_template.max_tokens)
@@ -195,7 +198,7 @@ class EncoderTask:
         """Masks (queries, documents) of positives and of documents that may be negatives.
 
         Positives are a query's documents of its highest grade. Negatives are documents that no judged pair joins with
-        the query, its mined negatives among them.
+        the query, its mined negatives among them; a query that is a document itself is not contrasted with that one.
         """
         grades = self.pairs.grades[indices]
         best = np.zeros(len(queries), dtype=np.int64)
@@ -203,7 +206,7 @@ class EncoderTask:
         top = torch.from_numpy((grades == best[query.numpy()]) & (grades > 0))
         positive = torch.zeros(len(queries), len(documents), dtype=torch.bool)
         positive[query[top], document[top]] = True
-        known = np.isin(self._keys(queries[:, None], documents[None, :]), self.judged_keys)
+        known = np.isin(self._keys(queries[:, None], documents[None, :]), self.known_keys)
         return positive.to(self.device), torch.from_numpy(~known).to(self.device)
 
     def _keys(self, query: Ints, document: Ints) -> Ints:

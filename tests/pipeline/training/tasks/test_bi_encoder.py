@@ -79,6 +79,21 @@ def task(vectors: torch.Tensor, wide: torch.Tensor, config: EncoderConfig = CONF
     return EncoderTask(learner, pairs, targets, config, max_list=5)
 
 
+def test_a_query_that_is_a_document_is_not_contrasted_with_it(vectors: torch.Tensor, wide: torch.Tensor) -> None:
+    """Document 4 is judged with query 1 alone, and is query 0 itself."""
+    pairs = replace(task(vectors, wide).pairs, own_documents={0: 4})
+    masks = []
+    for known in (task(vectors, wide).pairs, pairs):
+        learner = BiEncoderLearner(Table(vectors), [math.e] * len(CONFIG.all_widths))  # type: ignore[arg-type]
+        targets = EncoderTargets(scores=TARGETS, hard=HARD, base_vectors=(wide[:2], wide[2:]))
+        made = EncoderTask(learner, known, targets, CONFIG, max_list=5)
+        queries, documents, query, document = made._numbers(np.arange(5))
+        masks.append(made._contrasts(queries, documents, query, document, np.arange(5))[1])
+    before, after = masks
+    assert torch.nonzero(before != after).tolist() == [[0, 4]]
+    assert before[0, 4]
+
+
 def unit(vector: torch.Tensor, width: int) -> list[float]:
     cut = vector[:width].double()
     return (cut / cut.norm()).tolist()

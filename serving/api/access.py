@@ -1,4 +1,4 @@
-"""Who may call an endpoint: checked on the head of a request, before its body is read."""
+"""Access control: decides who may call an endpoint from the head of a request, before its body is read."""
 
 import ipaddress
 

@@ -1,4 +1,4 @@
-"""For those who run the service: which releases there are, trials, promotion and rollback.
+"""Administration: lists the releases, starts and ends trials, promotes and rolls back.
 
 GET    /admin/releases            the live one, those kept for a rollback, those on trial with what was counted
 PUT    /admin/canary              has a release answer a share of the requests, within bounds
@@ -39,8 +39,8 @@ _bearer = HTTPBearer(auto_error=False, description="One of the keys whose hashes
 
 
 def _lifecycle(request: Request) -> Lifecycle:
-    found: Lifecycle = request.app.state.service.lifecycle
-    return found
+    lifecycle: Lifecycle = request.app.state.service.lifecycle
+    return lifecycle
 
 
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -57,7 +57,7 @@ router = APIRouter(prefix="/admin", tags=["admin"], dependencies=[Security(_bear
 
 
 class _Body(BaseModel):
-    """What an administrator sends; a misspelt field is an error, as a bound that is ignored would be worse."""
+    """A body that an administrator sends. A misspelt field is an error, as a bound that is ignored would be worse."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -69,7 +69,7 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class BoundsBody(_Body):
-    """When the canary is withdrawn; what is left out has its default."""
+    """Bounds at which the canary is withdrawn; a bound that is left out has its default."""
 
     min_requests: Annotated[Count, Field(description="Before errors and latencies count.")] = _DEFAULT.min_requests
     max_errors: Annotated[Share, Field(description="5xx among its requests, beyond live's.")] = _DEFAULT.max_errors
@@ -97,7 +97,7 @@ class CanaryBody(ShadowBody):
 
 
 class MoveBody(_Body):
-    """Why the pointer moves, and what it must be at."""
+    """The reason for moving the pointer, and the generation that the administrator saw."""
 
     reason: str = Field(default=BY_ADMIN, max_length=500, description="For the history.")
     expected: int | None = Field(
@@ -167,7 +167,7 @@ async def rollback(request: Request, body: MoveBody | None = None) -> Response:
 
 
 async def _work(call: Callable[[], T]) -> T:
-    """What `call` returns, from a thread of its own kind: it reads and writes files, and may load a release."""
+    """Runs `call` in a thread reserved for administration; it reads and writes files, and may load a release."""
 
     def told() -> T:
         with _errors():
@@ -221,8 +221,8 @@ def _begin(lifecycle: Lifecycle, kind: Kind, trial: Callable[[str], Trial], name
     if not (running and running["runs_here"]):
         why = f": {ended.reason}" if ended and ended.release == release else ""
         raise StateError(f"release {release[:12]} does not run as {kind} {begun.count}{why}")
-    found: Mapping[str, Any] = running
-    return found
+    stats: Mapping[str, Any] = running
+    return stats
 
 
 def _end(lifecycle: Lifecycle, kind: Kind, reason: str) -> Mapping[str, Any]:
@@ -233,20 +233,20 @@ def _end(lifecycle: Lifecycle, kind: Kind, reason: str) -> Mapping[str, Any]:
     return {"withdrawn": asdict(withdrawn) if withdrawn else None}
 
 
-def _promote(lifecycle: Lifecycle, asked: MoveBody) -> Mapping[str, Any]:
+def _promote(lifecycle: Lifecycle, body: MoveBody) -> Mapping[str, Any]:
     seen = _following(lifecycle)
     canary = _running(lifecycle, "canary")
-    expected = asked.expected if asked.expected is not None else seen
-    pointer = lifecycle.releases.promote(canary.release, reason=asked.reason, expected=expected)
+    expected = body.expected if body.expected is not None else seen
+    pointer = lifecycle.releases.promote(canary.release, reason=body.reason, expected=expected)
     lifecycle.rollout.file.end("canary", canary.number, None)
     lifecycle.poll()
     return asdict(pointer)
 
 
-def _rollback(lifecycle: Lifecycle, asked: MoveBody) -> Mapping[str, Any]:
+def _rollback(lifecycle: Lifecycle, body: MoveBody) -> Mapping[str, Any]:
     _following(lifecycle)
     try:
-        pointer = lifecycle.releases.rollback(reason=asked.reason, expected=asked.expected)
+        pointer = lifecycle.releases.rollback(reason=body.reason, expected=body.expected)
     except MissingError as error:
         raise StateError(str(error)) from error
     lifecycle.poll()

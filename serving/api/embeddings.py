@@ -280,7 +280,7 @@ def _first(vector: Vector, width: int) -> Vector:
 
 
 def count_tokens(items: Sequence[Item]) -> int:
-    """How many tokens the model reads, special ones included; asked after scoring, as the ids are then remembered."""
+    """Number of tokens that the model reads, special ones included; counted after scoring, when the ids are cached."""
     return sum(len(item.ids) for item in items)
 
 

@@ -1,4 +1,4 @@
-"""What every request passes on its way in and out, whichever endpoint answers it.
+"""The middleware that every request passes on its way in and out, whichever endpoint answers it.
 
 In: a record with an id, a deadline and the release that answers; then host name, key, content type, size of the body.
 Out: headers that name the release and the time, and one JSON body for any error. Nothing that goes wrong inside

@@ -9,7 +9,7 @@ from enum import Enum
 
 
 class Access(Enum):
-    """Who may call an endpoint."""
+    """The callers that an endpoint admits."""
 
     OPEN = "open"
     """Anybody: probes cannot send a key, and the pages hold no data."""

@@ -1,4 +1,4 @@
-"""What all request and answer models share.
+"""Base classes that all request and answer models share.
 
 Unknown fields and nulls are accepted, because real clients send both. What each known client sends is written down
 beside the request model, as a `ClientShape`: a field is honoured, ignored for a stated reason, or refused.
@@ -18,7 +18,7 @@ class RefusedField:
     """A field that a client may send only with a value that changes nothing."""
 
     reason: str
-    """What the service does, and what to send instead; completes "FIELD is VALUE; "."""
+    """The service's behaviour, and what to send instead; completes "FIELD is VALUE; "."""
     accepted: tuple[Any, ...] = ()
     """Values beside null that ask for what the service does anyway."""
 

@@ -90,7 +90,7 @@ def test_hugging_face_embeds_at_the_address_itself(server: Server, models: Any) 
 
 
 def test_default_bulk_sizes_are_taken(server: Server, models: Any) -> None:
-    """As many texts as OpenAI takes at once; LangChain sends 1,000."""
+    """OpenAI takes this many texts at once; LangChain sends 1,000."""
     openai = client("openai")
     asked = openai.OpenAI(api_key="a-key", base_url=f"{server.url}/v1", max_retries=0)
     texts = [f"list number {number} " + "sorted " * 40 for number in range(2048)]

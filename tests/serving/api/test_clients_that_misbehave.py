@@ -28,7 +28,7 @@ def connect(server: Server) -> socket.socket:
 
 
 def everything(connection: socket.socket) -> bytes:
-    """What comes until the other side closes."""
+    """The bytes that arrive until the other side closes."""
     found = b""
     while part := connection.recv(65536):
         found += part

@@ -1,4 +1,4 @@
-"""The flow that finds out which losses earn their place: students over a grid of loss sets, doses and seeds."""
+"""The ablation flow: trains students over a grid of loss sets, unlabelled ratios and seeds, and compares them."""
 
 import dataclasses
 import json
@@ -18,11 +18,11 @@ SPLITS = ("valid", "test")
 
 
 def ablate(recipe: Recipe, workspace: Path, *, execute: runner.Execute = runner.directly) -> Artifact:
-    """The `ablation` artifact of a recipe: its ranker trained with each of `ablation.sets`, so many seeds of each.
+    """The `ablation` artifact of a recipe: its ranker trained with each of `ablation.sets`, several seeds of each.
 
     The teacher is trained once, and the recipe's assistants; every student is cut from the last of them, sees the same
-    pairs and takes the same steps. With
-    `ablation.unlabelled_ratios` those with soft targets see unlabelled pairs too. A killed ablation resumes.
+    pairs and takes the same steps. With `ablation.unlabelled_ratios` students that learn from the teacher see
+    unlabelled pairs too. A killed ablation resumes.
 
     Raises:
         ConfigError: a set that names an unknown loss, or one without a weight, or that cannot apply to student and
@@ -92,10 +92,10 @@ def ablate(recipe: Recipe, workspace: Path, *, execute: runner.Execute = runner.
     )
 
 
-def read(made: Artifact) -> dict[str, object]:
-    """What ablation.json holds."""
-    found: dict[str, object] = json.loads(made.file("ablation.json").read_text(encoding="utf-8"))
-    return found
+def read(artifact: Artifact) -> dict[str, object]:
+    """The content of ablation.json."""
+    results: dict[str, object] = json.loads(artifact.file("ablation.json").read_text(encoding="utf-8"))
+    return results
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -150,6 +150,6 @@ def _seeded(config: RankerConfig, seed: int) -> RankerConfig:
 
 
 def _widest(config: RankerConfig, sets: Sequence[LossSet]) -> RankerConfig:
-    """A ranker that asks the teacher for all that any of the sets needs."""
-    hidden = max([config.hidden_weight, *(one.config.hidden_weight for one in sets)])
+    """A ranker config that needs the teacher's states if any of the sets needs them."""
+    hidden = max([config.hidden_weight, *(losses.config.hidden_weight for losses in sets)])
     return dataclasses.replace(config, hidden_weight=hidden)

@@ -1,4 +1,4 @@
-"""One question to a release from the command line, through the engine that the service uses."""
+"""Searches and reranks with a release from the command line, through the engine that the service uses."""
 
 import json
 from dataclasses import asdict
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def search(query: str, workspace: Path, *, release: str = "live", top: int = 10) -> dict[str, Any]:
-    """The three lists that the service would answer with.
+    """Searches a release; returns the lexical, semantic and final lists as the service answers them.
 
     Raises:
         MissingError: no such release.
@@ -29,7 +29,7 @@ def search(query: str, workspace: Path, *, release: str = "live", top: int = 10)
 
 
 def rerank(query: str, file: Path, workspace: Path, *, release: str = "live") -> dict[str, Any]:
-    """The file's texts by falling relevance to the query, each with its line number and raw score.
+    """Orders a file's texts by relevance to the query, best first; each has its line number and raw score.
 
     Raises:
         MissingError: no such file or release.
@@ -45,18 +45,18 @@ def rerank(query: str, file: Path, workspace: Path, *, release: str = "live") ->
     opened = releases.Releases(workspace).open(release)
     engine = Engine(releases.part(opened, "ranker").path)
     scores = engine.scores(query, [item for _, item in texts])
-    order = sorted(range(len(texts)), key=lambda place: -scores[place])
+    order = sorted(range(len(texts)), key=lambda row: -scores[row])
     return {
         "query": query,
         "release": opened.fingerprint,
         "results": [
             {
-                "line": texts[place][0],
-                "score": scores[place],
-                "relevance": relevance(scores[place]),
-                "text": texts[place][1],
+                "line": texts[row][0],
+                "score": scores[row],
+                "relevance": relevance(scores[row]),
+                "text": texts[row][1],
             }
-            for place in order
+            for row in order
         ],
     }
 

@@ -28,7 +28,7 @@ app = typer.Typer(
 )
 releases_app = typer.Typer(help="Lists releases and moves the live pointer.", no_args_is_help=True)
 recipe_app = typer.Typer(help="Lists, resolves and describes recipes.", no_args_is_help=True)
-data_app = typer.Typer(help="Looks at, converts and splits judged data.", no_args_is_help=True)
+data_app = typer.Typer(help="Checks, converts and splits judged data.", no_args_is_help=True)
 app.add_typer(releases_app, name="releases")
 app.add_typer(recipe_app, name="recipe")
 app.add_typer(data_app, name="data")
@@ -44,7 +44,7 @@ DEFAULT_WORKSPACE = Path("workspace")
 
 
 def main() -> None:
-    """The entry point: runs the command and turns an error of ours into one message and its exit code."""
+    """Runs the command and turns an error of this package into one message and its exit code."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S")
     for noisy in ("httpx", "bm25s", "faiss", "faiss.loader", "transformers", "urllib3", "filelock"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
@@ -169,7 +169,7 @@ def demo(
     overrides: Set = None,
     as_json: Json = False,
 ) -> None:
-    """The whole loop on the Python documentation that is on this machine, in about ten minutes on two cores."""
+    """Runs the whole loop on the Python documentation of this machine, in about ten minutes on two cores."""
     from flows import retrain as chain
     from flows import summary
     from pipeline import recipe as recipes
@@ -260,7 +260,7 @@ def reindex(
     workspace: Workspace = DEFAULT_WORKSPACE,
     format: Annotated[str, typer.Option(help="How the documents are written; auto looks at the files.")] = "auto",
     release: Annotated[
-        str, typer.Option(help="Whose models embed; its copy with the new index is published.")
+        str, typer.Option(help="Release whose models embed; a copy of it with the new index is published.")
     ] = "live",
     full: Annotated[bool, typer.Option("--full", help="Embed every document, not only the changed ones.")] = False,
     no_promote: Annotated[bool, typer.Option("--no-promote", help="Publish without going live.")] = False,
@@ -357,7 +357,9 @@ def stages(
 @app.command()
 def export(
     workspace: Workspace = DEFAULT_WORKSPACE,
-    release: Annotated[str, typer.Option(help="Whose models: live, previous, or the first digits of one.")] = "live",
+    release: Annotated[
+        str, typer.Option(help="Release whose models are exported: live, previous, or its first digits.")
+    ] = "live",
     model: Annotated[
         Path | None, typer.Option(help="Folder of a ranker, teacher or encoder artifact, instead of a release's.")
     ] = None,
@@ -365,7 +367,7 @@ def export(
     overrides: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Exports trained models again and tells what each precision costs and saves; releases nothing."""
+    """Exports trained models again and reports the cost and gain of each precision; releases nothing."""
     from flows import export as flow
 
     names = [name.strip() for name in precisions.split(",") if name.strip()]
@@ -401,7 +403,7 @@ def serve(
 
 @app.command()
 def key(as_json: Json = False) -> None:
-    """Makes an API key for a client of the service, and its hash, which alone the service is told.
+    """Makes an API key for a client of the service, and its hash; the service is given the hash alone.
 
     Put the hash into RELEVANCE_API_KEYS, or on a line of the file that RELEVANCE_API_KEYS_FILE names.
     """
@@ -413,7 +415,7 @@ def key(as_json: Json = False) -> None:
 
 @app.command()
 def schedule(
-    recipe: Annotated[str, typer.Argument(help="Whose cron lines are served.")],
+    recipe: Annotated[str, typer.Argument(help="Recipe whose cron lines are served.")],
     judgments: Annotated[str, typer.Option(help="Judged queries of the scheduled report.")] = "",
     documents: Annotated[
         list[str] | None, typer.Option(help="Documents of the scheduled re-index; may be repeated.")
@@ -459,7 +461,7 @@ def rerank(
 
 @releases_app.command("list")
 def releases_list(workspace: Workspace = DEFAULT_WORKSPACE, as_json: Json = False) -> None:
-    """All releases, oldest first, and which is live."""
+    """Lists all releases, oldest first, and says which is live."""
     from flows import releases
 
     found = releases.releases(existing(workspace))
@@ -470,7 +472,7 @@ def releases_list(workspace: Workspace = DEFAULT_WORKSPACE, as_json: Json = Fals
 def releases_show(
     release: Annotated[str, typer.Argument()] = "live", workspace: Workspace = DEFAULT_WORKSPACE, as_json: Json = False
 ) -> None:
-    """What a release holds, its figures and its files, after checking them."""
+    """Describes a release, its figures and its files, after checking them."""
     from flows import releases
 
     found = releases.show(existing(workspace), release)
@@ -497,7 +499,7 @@ def releases_rollback(
     reason: Annotated[str, typer.Option(help="Kept in the history.")] = "by hand",
     workspace: Workspace = DEFAULT_WORKSPACE,
 ) -> None:
-    """Makes the release live again that was live before."""
+    """Makes the previous release live again."""
     from pipeline.releases import Releases
 
     pointer = Releases(existing(workspace)).rollback(reason=reason)
@@ -524,7 +526,7 @@ def data_check(
     format: Annotated[str, typer.Option(help="How the source is written; auto looks at the files.")] = "auto",
     as_json: Json = False,
 ) -> None:
-    """What a person wants to know about judged data; exits 2 when a part of it cannot be used."""
+    """Describes judged data and its invalid rows; exits 2 when a part of it cannot be used."""
     from pipeline.data import check
 
     found = check.examine(path, format)

@@ -33,25 +33,29 @@ def export(
     """Bundles of a release's ranker and encoder, or of one trained model, and what each of their precisions costs.
 
     Args:
-        release: whose models, and whose recipe says how they are exported.
-        model: the folder of a ranker, teacher or encoder artifact; exported by the defaults, instead of a release's.
-        precisions: made beside fp32; those of the recipe when empty.
-        overrides: such as `export.min_kendall_tau=0.98`.
+        release: the release whose models are exported as its recipe says.
+        model: the folder of a ranker, teacher or encoder artifact, exported by the defaults instead.
+        precisions: precisions beside fp32; those of the recipe when empty.
+        overrides: values of the export section, such as `export.min_kendall_tau=0.98`.
 
     Raises:
         MissingError: no such release, or the workspace no longer holds a model, or the data it is judged on.
         ConfigError: an override that is not the export's; a precision that is not known.
+        WrongKindError: `model` is the folder of another kind of artifact.
         ArtifactError: ONNX gives other scores than PyTorch.
     """
+    from pipeline.export import bundle
+
     registry = Releases(workspace)
     opened = registry.open(release) if model is None else None
     config = _config(opened.manifest.config if opened else {}, precisions, overrides)
     if opened:
         old = [releases.part(opened, name) for name in ("ranker", "encoder")]
-        wanted = [(_input(workspace, bundle, "model"), bundle) for bundle in old]
+        wanted = [(_input(workspace, exported, "model"), exported) for exported in old]
     else:
         assert model is not None
         trained = artifacts.load(model)
+        bundle.STAGE.check("model", trained)
         wanted = [(trained, trained)]
     return {
         "release": opened.fingerprint if opened else None,
@@ -91,7 +95,7 @@ def _made(workspace: Path, config: ExportConfig, model: Artifact, judged_with: A
 
 
 def _input(workspace: Path, made: Artifact, name: str) -> Artifact:
-    """What an artifact was made from."""
+    """The artifact that is an input of another one."""
     mark = made.manifest.inputs.get(name)
     found = next(workspace.glob(f"artifacts/*/{mark}/{artifacts.MANIFEST}"), None) if mark else None
     if found is None:

@@ -1,4 +1,4 @@
-"""What a person is told at the end of a retraining, and about releases: plain values, and tables of them."""
+"""The summary card at the end of a retraining: its figures as plain values, and a table for a terminal."""
 
 import json
 import os

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from flows import export as flow
 from flows.cli import app
 from pipeline import artifacts, releases
-from pipeline.errors import ConfigError, MissingError
+from pipeline.errors import ConfigError, MissingError, WrongKindError
 from pipeline.releases import Releases
 from serving.runtime.engine import Engine
 from tests.flows.conftest import Trained
@@ -63,3 +63,9 @@ def test_what_cannot_be_exported_is_told(copied: Trained) -> None:
     shutil.rmtree(copied.workspace / "artifacts" / "pairs")
     with pytest.raises(MissingError, match=r"the pairs it was made from is not in .*; `relevance retrain` makes it"):
         flow.export(copied.workspace, precisions=["w8"])
+
+
+def test_a_folder_of_another_kind_is_refused_by_its_kind(copied: Trained) -> None:
+    (pairs,) = (copied.workspace / "artifacts" / "pairs").glob("*/manifest.json")
+    with pytest.raises(WrongKindError, match=r"ranker or teacher or encoder artifact as model; .* is a pairs artifact"):
+        flow.export(copied.workspace, model=pairs.parent)

@@ -228,6 +228,7 @@ def report(
     release: Annotated[str, typer.Option(help="live, previous, or the first digits of a release.")] = "live",
     run: Annotated[Path | None, typer.Option(help="Judge this run file (TREC text or Parquet) instead.")] = None,
     baseline: Annotated[str, typer.Option(help="A release to compare with.")] = "",
+    clicks: Annotated[bool, typer.Option("--clicks", help="Count judgments that were made from clicks too.")] = False,
     out: Annotated[Path | None, typer.Option(help="Copy the report into this folder.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -243,6 +244,7 @@ def report(
         release=release,
         run_file=run,
         baseline=baseline,
+        clicks=clicks,
         out=out,
     )
     found = json.loads(made.file("report.json").read_text(encoding="utf-8"))

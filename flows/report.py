@@ -33,6 +33,7 @@ def report(
     release: str = "live",
     run_file: Path | None = None,
     baseline: str = "",
+    clicks: bool = False,
     out: Path | None = None,
     execute: runner.Execute = runner.directly,
 ) -> Artifact:
@@ -44,6 +45,7 @@ def report(
         release: whose models rank the source's documents, as its recipe says: the judged lists or what they retrieve.
         run_file: TREC text or Parquet; judged instead of a release's models.
         baseline: a release to compare with; without it BM25 and encoder together are.
+        clicks: counts judgments that were made from clicks too.
         out: report.html, report.json and per_query.parquet are copied here.
 
     Raises:
@@ -52,9 +54,9 @@ def report(
     registry, run = Releases(workspace), runner.Runner(workspace, execute)
     source = SourceConfig(path=judgments, format=format)
     if run_file is not None:
-        made = _of_run(registry, source, run_file, baseline, run)
+        made = _of_run(registry, source, run_file, baseline, run, clicks=clicks)
     else:
-        made = _of_release(registry, source, split, release, baseline, run)
+        made = _of_release(registry, source, split, release, baseline, run, clicks=clicks)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         for name in made.manifest.files:
@@ -72,7 +74,14 @@ def _judgments(source: SourceConfig, config: DataConfig, run: runner.Runner) -> 
 
 
 def _of_release(
-    registry: Releases, source: SourceConfig, split: Split, release: str, baseline: str, run: runner.Runner
+    registry: Releases,
+    source: SourceConfig,
+    split: Split,
+    release: str,
+    baseline: str,
+    run: runner.Runner,
+    *,
+    clicks: bool,
 ) -> Artifact:
     from pipeline.evaluation import facts, systems
     from pipeline.evaluation import report as reports
@@ -91,7 +100,7 @@ def _of_release(
     parts = {name: releases.part(opened, name) for name in ("ranker", "encoder")}
     return run(
         reports.make,
-        recipe.evaluation,
+        replace(recipe.evaluation, clicks=clicks or recipe.evaluation.clicks),
         data=data,
         systems=ranked,
         baseline=systems.LIVE if baseline else systems.BOTH,
@@ -101,11 +110,13 @@ def _of_release(
     )
 
 
-def _of_run(registry: Releases, source: SourceConfig, run_file: Path, baseline: str, run: runner.Runner) -> Artifact:
+def _of_run(
+    registry: Releases, source: SourceConfig, run_file: Path, baseline: str, run: runner.Runner, *, clicks: bool
+) -> Artifact:
     from pipeline.evaluation import report as reports
     from pipeline.evaluation import systems
 
-    config = Recipe().evaluation
+    config = replace(Recipe().evaluation, clicks=clicks)
     data = _judgments(source, DataConfig(splits="test"), run)
     files = {run_file.stem: run_file}
     if baseline:

@@ -44,7 +44,7 @@ def check(recipe: Recipe, run: Runner) -> list[str]:
 
     models = preflight.check(recipe)
     analyser(recipe.index.language)
-    return [*models, *preflight.check_data(run(judgments.make, recipe.data))]
+    return [*models, *preflight.check_data(run(judgments.make, recipe.data), clicks=recipe.evaluation.clicks)]
 
 
 def prepare(recipe: Recipe, run: Runner) -> TrainingInputs:

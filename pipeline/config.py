@@ -70,11 +70,16 @@ class SourceConfig:
     scales."""
     columns: Mapping[str, str] = field(default_factory=dict)
     """The columns of a table (CSV, TSV, JSON lines, Parquet, a database) by what they are: query, query_id, title,
-    text, doc_id, grade, split; any other key keeps a column of the documents under that name."""
+    text, doc_id, grade, split; any other key keeps a column of the documents under that name. With clicked the rows
+    are a click log: position is needed, session and time are read, and the grades come from the clicks."""
     labels: Mapping[str, int] = field(default_factory=dict)
     """The grade that each word of a mapped table's grade column stands for."""
     grade_scale: tuple[float, ...] = ()
-    """Lowest value, highest value and steps of a mapped table's grades: they become 0 to steps, halves rounded up."""
+    """Lowest value, highest value and steps of a mapped table's grades: they become 0 to steps, halves rounded up. Of
+    a click log, the scale of the attractiveness of documents, between 0 and 1."""
+    min_examined: float = 10.0
+    """Number of examined impressions that a query and document of a click log need to be judged; an impression at a
+    position that is examined half as often as the first counts half."""
     query: str = ""
     """The SQL query that is read from a database instead of a table."""
 
@@ -223,6 +228,8 @@ class EvaluationConfig:
     """Gain of the headline nDCG; the report states both."""
     relevant_from: int = 1
     """Lowest grade that MRR, MAP and recall count as relevant."""
+    clicks: bool = False
+    """Counts grades that were made from clicks too; without it reports are on the other judgments alone."""
     bootstrap: int = 2000
     """Resamples of the queries for 95 % intervals, and sign flips for p values."""
     examples: int = 5

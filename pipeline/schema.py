@@ -235,5 +235,8 @@ def own_documents(folder: Path) -> frozenset[str]:
     )
 
 
-PREFERENCE = ("human", "click", "model")
+CLICK = "click"
+"""The source of judgments that were made from a click log; reports leave them out unless they are asked for."""
+
+PREFERENCE = ("human", CLICK, "model")
 """Sources of judgments, the most trusted first."""

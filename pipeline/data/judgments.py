@@ -72,7 +72,9 @@ def make(workspace: Path, config: DataConfig, purpose: Purpose = "training") -> 
 
 def _mapping(source: SourceConfig) -> dict[str, Any]:
     """How a recipe reads a table of its own; empty for a source of a known format."""
-    keys = ("columns", "labels", "grade_scale", "query")
+    keys = ["columns", "labels", "grade_scale", "query"]
+    if "clicked" in source.columns:
+        keys.append("min_examined")
     return {key: value for key in keys if (value := getattr(source, key))}
 
 
@@ -108,6 +110,8 @@ def _build(folder: Path, config: DataConfig, read: Sequence[Source], purpose: Pu
         "merged": {"repeated texts": sum(sifted.repeated for sifted in parts), **merged},
         "left_out": {"queries": left_out, "documents": others_left_out},
     }
+    if any(source.clicks for source in collections):
+        metrics["clicks"] = {source.name: list(source.clicks) for source in collections if source.clicks}
     log.info("data: %s", {name: metrics[name] for name in ("documents", "queries", "judgments", "dropped")})
     return metrics
 
@@ -172,6 +176,7 @@ def _as_one(group: Sequence[Source]) -> Source:
         "",
         "+".join(source.format for source in group),
         tuple(found),
+        tuple(log for source in group for log in source.clicks),
     )
 
 

@@ -2,9 +2,10 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -35,6 +36,8 @@ class Source:
     format: str = ""
     faults: tuple[InvalidRow, ...] = ()
     """Rows that hold a stand-in, because what was read does not fit into a table."""
+    clicks: tuple[Mapping[str, Any], ...] = ()
+    """What the judgments of each click log rest on; see `pipeline.data.clicks`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +113,14 @@ def _checked(name: str, form: str, made: Tables, digest: str, config: SourceConf
         raise SchemaError(f"{where}: " + "; ".join(str(fault) for fault in faults))
     judgments, unmapped = _map_grades(made.judgments, config.grades)
     return Source(
-        name, _large(made.documents), _large(made.queries), _large(judgments), digest, form, (*made.faults, *unmapped)
+        name,
+        _large(made.documents),
+        _large(made.queries),
+        _large(judgments),
+        digest,
+        form,
+        (*made.faults, *unmapped),
+        (made.clicks,) if made.clicks else (),
     )
 
 

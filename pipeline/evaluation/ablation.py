@@ -17,13 +17,14 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from pipeline import artifacts, recipe
+from pipeline import artifacts
 from pipeline.artifacts import Artifact, Staging
 from pipeline.config import EvaluationConfig
 from pipeline.errors import ConfigError
 from pipeline.evaluation import page, plots, runs, significance
 from pipeline.evaluation.metrics import RANGE
 from pipeline.evaluation.per_query import judged, measures, per_query
+from pipeline.evaluation.per_query import settings as per_query_settings
 from pipeline.evaluation.report import finite
 from pipeline.stage import Stage
 
@@ -126,7 +127,7 @@ def make(
         return {"choice": found["choice"]["supported"], "tied": found["choice"]["tied"]}
 
     settings = {
-        **recipe.to_dict(config),
+        **per_query_settings(config, data),
         "trials": [[trial.kind, trial.seed, trial.terms] for trial in trials],
         "ceiling": ceiling,
         "measure": decisive,
@@ -139,7 +140,7 @@ def _values(
     config: EvaluationConfig, data: Artifact, pool: Artifact, trials: Sequence[AblationRun], split: str
 ) -> "pd.DataFrame":
     """kind, seed, query_id, slice and the measures, for each trial and judged query of the split."""
-    judgments, _ = judged(data, split)
+    judgments, _ = judged(data, split, clicks=config.clicks)
     ranked = {
         f"{place}": runs.read(trial.scores[split].file("scores.parquet"), trial.kind, pool, split)
         for place, trial in enumerate(trials)

@@ -2,9 +2,10 @@
 
 import logging
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from pipeline import schema
+from pipeline import recipe, schema
 from pipeline.artifacts import Artifact
 from pipeline.config import EvaluationConfig
 from pipeline.errors import SchemaError
@@ -16,6 +17,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_CLICKS_ALONE = (
+    "{path}: of the judgments {where} were made from clicks, which reports leave out; judge some queries by people, or "
+    "set evaluation.clicks = true (`relevance report --clicks`) to count them"
+)
+
 
 def measures(config: EvaluationConfig) -> tuple[str, ...]:
     """Names of the report's measures, the headline first."""
@@ -25,29 +31,49 @@ def measures(config: EvaluationConfig) -> tuple[str, ...]:
     return (*gains, "mrr", "map", f"recall@{k}", "recall", "pairwise", f"judged@{k}")
 
 
-def judged(data: Artifact, split: str | None) -> tuple["pa.Table", set[str]]:
+def judged(data: Artifact, split: str | None, *, clicks: bool = False) -> tuple["pa.Table", set[str]]:
     """Judgments of one split (of all without one), and the ids of the queries that only other splits judge.
 
     Of several judgments of one pair that counts which the pool has too: see `pipeline.data.candidates`. A query that
     is a document itself (`schema.own_documents`) is not judged with that one, and `ranking` leaves it out of runs.
 
+    Args:
+        clicks: takes judgments made from clicks too; a query that has no others is left out without it.
+
     Raises:
-        SchemaError: the split has no judgments.
+        SchemaError: the split has no judgments, or none but those made from clicks.
     """
     import pyarrow.compute as pc
 
     path = data.file("judgments.parquet")
-    table = without_itself(_one_each(schema.read(path, "judgments")), schema.own_documents(data.path))
+    whole = without_itself(schema.read(path, "judgments"), schema.own_documents(data.path))
+    table = _one_each(whole if clicks else _without_clicks(whole, path))
+    queries = set(whole.column("query_id").unique().to_pylist())
     if split is None:
-        return table, set()
+        return table, queries - set(table.column("query_id").unique().to_pylist())
     if "split" not in table.column_names:
         raise SchemaError(f"{path}: has no column 'split'; judge all queries, or split them first")
     here = pc.fill_null(pc.equal(table.column("split"), split), False)
     chosen = table.filter(here)
+    if not chosen.num_rows and pc.any(pc.equal(whole.column("split"), split)).as_py():
+        raise SchemaError(_CLICKS_ALONE.format(path=path, where=f"those of split {split}"))
     if not chosen.num_rows:
         raise SchemaError(f"{path}: no judgment is in split '{split}'; choose another, or a larger {split} share")
-    mine = set(chosen.column("query_id").unique().to_pylist())
-    return chosen, set(table.column("query_id").unique().to_pylist()) - mine
+    return chosen, queries - set(chosen.column("query_id").unique().to_pylist())
+
+
+def _without_clicks(judgments: "pa.Table", path: Path) -> "pa.Table":
+    import pyarrow.compute as pc
+
+    if "source" not in judgments.column_names:
+        return judgments
+    made_of_clicks = pc.fill_null(pc.equal(judgments.column("source"), schema.CLICK), False)
+    others = judgments.filter(pc.invert(made_of_clicks))
+    if judgments.num_rows and not others.num_rows:
+        raise SchemaError(_CLICKS_ALONE.format(path=path, where="all of them"))
+    if others.num_rows < judgments.num_rows:
+        log.info("%d judgments made from clicks do not count in this report", judgments.num_rows - others.num_rows)
+    return others
 
 
 def _one_each(judgments: "pa.Table") -> "pa.Table":
@@ -95,10 +121,15 @@ def without_itself(rows: "pa.Table", own: frozenset[str]) -> "pa.Table":
     return rows.filter(pc.invert(itself))
 
 
-def own_setting(data: Artifact) -> dict[str, int]:
-    """What a report's fingerprint holds of the queries that are documents: nothing where there are none."""
+def settings(config: EvaluationConfig, data: Artifact) -> dict[str, Any]:
+    """The part of a report's fingerprint that this file decides.
+
+    `clicks` and the number of queries that are documents stand there only where they change something, so that reports
+    made before they were known keep their fingerprints.
+    """
+    values = {key: value for key, value in recipe.to_dict(config).items() if key != "clicks" or value}
     own = schema.own_documents(data.path)
-    return {"own_documents": len(own)} if own else {}
+    return values | ({"own_documents": len(own)} if own else {})
 
 
 def per_query(

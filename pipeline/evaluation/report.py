@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline import artifacts, recipe
+from pipeline import artifacts
 from pipeline.artifacts import Artifact, Staging
 from pipeline.config import EvaluationConfig
 from pipeline.errors import ConfigError
 from pipeline.evaluation import definitions, examples, page, runs, significance
 from pipeline.evaluation.metrics import RANGE
-from pipeline.evaluation.per_query import judged, measures, own_setting, per_query, ranking
+from pipeline.evaluation.per_query import judged, measures, per_query, ranking, settings
 from pipeline.stage import Stage
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def _make(
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        judgments, others = judged(data, split)
+        judgments, others = judged(data, split, clicks=config.clicks)
         ranked = {name: ranking(runs.read(path, name, pool), data, others) for name, path in files.items()}
         frame = per_query(data, ranked, judgments, config)
         found = {
@@ -173,14 +173,13 @@ def _make(
     return STAGE.make(
         workspace,
         config={
-            **recipe.to_dict(config),
+            **settings(config, data),
             "split": split,
             "baseline": baseline,
             "subject": subject,
             "title": about.title,
             "systems": list(files),
             "facts": finite(dict(facts)),
-            **own_setting(data),
         },
         inputs=inputs,
         build=build,

@@ -49,12 +49,17 @@ def check(recipe: Recipe) -> list[str]:
     ]
 
 
-def check_data(data: Artifact) -> list[str]:
+def check_data(data: Artifact, *, clicks: bool = False) -> list[str]:
     """Checks that training, choice of weights and judgment each have queries.
 
+    Args:
+        clicks: whether judgments made from clicks count in the report.
+
     Raises:
-        SchemaError: a split has none.
+        SchemaError: a split has none, or the report's judgments were all made from clicks and these do not count.
     """
+    from pipeline.evaluation import per_query
+
     counts = {name: split["queries"] for name, split in data.metrics["splits"].items()}
     for name in ("train", "valid", "test"):
         if not counts.get(name):
@@ -62,6 +67,7 @@ def check_data(data: Artifact) -> list[str]:
                 f"{data.path}: there are no {name} queries ({counts}); each split needs some: give more "
                 "judged queries, or set data.splits, data.valid_share and data.test_share"
             )
+    per_query.judged(data, "test", clicks=clicks)
     return [f"{count:,} {name} queries" for name, count in counts.items()]
 
 

@@ -160,7 +160,7 @@ def _parts(result: Any) -> Iterator[Sequence[Mapping[str, Any]]]:
 def _assembled(columns: Mapping[str, list[Any]], config: SourceConfig, shown: str) -> Tables:
     arrays = {}
     for key, values in columns.items():
-        if key in mapped.ROLES:
+        if key in mapped.roles(columns):
             arrays[key], faults = tables.strings(_texts(values, key, shown), "documents", key)
             if faults:
                 raise SchemaError(f"{shown}: row {faults[0].row}, {faults[0].reason}")

@@ -5,13 +5,17 @@
 A path is a file, a folder, or a pattern such as `ratings-*.csv`. What a table gives follows from the keys of the map:
 texts of documents (title, text), queries (query), and with a grade the judgments of the pairs. Ids that the map does
 not name are made from the texts. Unmapped columns are not read; any other key keeps a column of the documents.
+
+    { path = "clicks.csv", columns = { query = "query", title = "title", position = "rank", clicked = "clicked" } }
+
+With `clicked` the rows are a click log, from which `pipeline.data.clicks` makes the judgments.
 """
 
 import difflib
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +26,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.config import SourceConfig
+from pipeline.data import clicks
 from pipeline.data.formats import tables, text_files
 from pipeline.data.formats.tables import FoundSource, Tables
 from pipeline.data.formats.text_files import STRING
@@ -55,10 +60,19 @@ SYNONYMS: Mapping[str, tuple[str, ...]] = {
         "id",
     ),
     "split": ("split",),
+    "position": ("position", "rank", "pos"),
+    "clicked": ("clicked", "click", "is_click", "is_clicked"),
+    "session": ("session", "session_id"),
+    "time": ("time", "timestamp"),
 }
 """Usual names of each kind of column, the likeliest first."""
 
 log = logging.getLogger(__name__)
+
+
+def roles(keys: Collection[str]) -> tuple[str, ...]:
+    """The keys of a map of columns that have a meaning; those of click logs have one beside `clicked` alone."""
+    return (*ROLES, *clicks.ROLES) if "clicked" in keys else ROLES
 
 
 def find(config: SourceConfig, root: Path) -> FoundSource | None:
@@ -118,20 +132,22 @@ def assemble(rows: pa.Table, config: SourceConfig, shown: str) -> Tables:
     """
     names = set(rows.column_names)
     graded, queried, described = "grade" in names, "query" in names, bool(names & {"title", "text"})
-    extra = [name for name in rows.column_names if name not in ROLES]
+    logged = _is_click_log(names, shown)
+    extra = [name for name in rows.column_names if name not in roles(names)]
     columns = {name: rows[name] for name in rows.column_names}
+    if logged and queried and "query_id" not in names:
+        columns["query"] = clicks.usual_spelling(columns["query"])
     blank = tables.all_the_same("", rows.num_rows)
     titles, texts = columns.get("title", blank), columns.get("text", blank)
     if queried:
         columns.setdefault("query_id", pa.chunked_array([tables.ids("q", columns["query"])]))
     if described:
         columns.setdefault("doc_id", pa.chunked_array([tables.ids("d", titles, texts)]))
-    if graded and not {"query_id", "doc_id"} <= set(columns):
+    if (graded or logged) and not {"query_id", "doc_id"} <= set(columns):
         lacking = "query or query_id" if "query_id" not in columns else "title, text or doc_id"
-        raise ConfigError(
-            f"{shown}: columns maps a grade, but not {lacking}; a grade belongs to a query and a document"
-        )
-    if not (graded or queried or described):
+        what = "clicked" if logged else "a grade"
+        raise ConfigError(f"{shown}: columns maps {what}, but not {lacking}; it belongs to a query and a document")
+    if not (graded or logged or queried or described):
         raise ConfigError(
             f"{shown}: columns maps {', '.join(sorted(names))}; map a query, a title or a text, and a grade"
         )
@@ -152,7 +168,23 @@ def assemble(rows: pa.Table, config: SourceConfig, shown: str) -> Tables:
         if "source" in columns:
             judgments["source"] = columns["source"]
         tables_read |= {"judgments": pa.table(judgments), "faults": tuple(faults)}
+    if logged:
+        keys = [key for key in ("query_id", "doc_id", *clicks.ROLES) if key in columns]
+        judged = clicks.judge(pa.table({key: columns[key] for key in keys}), config, shown)
+        tables_read |= {"judgments": judged.judgments, "clicks": judged.stats}
     return Tables(**tables_read)
+
+
+def _is_click_log(keys: Collection[str], shown: str) -> bool:
+    """Whether a map of columns is that of a click log, after a check that its keys go together."""
+    if "clicked" not in keys:
+        return False
+    beside = [key for key in ("grade", "split", "source") if key in keys]
+    if beside:
+        raise ConfigError(f"{shown}: columns maps clicked and {', '.join(beside)}; map one of both")
+    if "position" not in keys:
+        raise ConfigError(f"{shown}: columns maps clicked, but no position; clicks mean little without it, map both")
+    return True
 
 
 def advice(path: Path) -> str:
@@ -185,10 +217,12 @@ def suggest(names: Sequence[str]) -> dict[str, str]:
     for role, known in SYNONYMS.items():
         free = [name for name in folded if folded[name] not in best.values()]
         match = next((name for name in known if name in free), None)
-        near = difflib.get_close_matches(role, free, 1, 0.75)
+        near = [] if role in clicks.ROLES else difflib.get_close_matches(role, free, 1, 0.75)
         if match or near:
             best[role] = folded[match or near[0]]
-    return best
+    if "grade" in best or not {"position", "clicked"} <= set(best):
+        return {role: name for role, name in best.items() if role not in clicks.ROLES}
+    return {role: name for role, name in best.items() if role != "split" and (role != "time" or "session" in best)}
 
 
 def _read_file(file: Path, columns: Mapping[str, str]) -> pa.Table:
@@ -205,7 +239,10 @@ def _read_file(file: Path, columns: Mapping[str, str]) -> pa.Table:
         rows = tables.read_foreign(file, wanted)
     else:
         rows = text_files.titled(file, wanted, delimiter=_delimiter(file, wanted))
-    return pa.table({role: _text(rows[name], role, file) for role, name in columns.items()})
+    known = roles(columns)
+    return pa.table(
+        {role: _text(rows[name], role, file) if role in known else rows[name] for role, name in columns.items()}
+    )
 
 
 def _names(file: Path, wanted: Sequence[str]) -> list[str]:
@@ -231,24 +268,27 @@ def _delimiter(file: Path, wanted: Sequence[str]) -> str:
 
 
 def _text(values: pa.ChunkedArray, role: str, file: Path) -> pa.ChunkedArray:
-    """A column of Parquet or CSV; a role as text, with nothing for null."""
-    if role not in ROLES or tables.is_text(values.type):
-        return values if role not in ROLES else pc.fill_null(pc.cast(values, STRING), "")
-    numbers = role in ("query_id", "doc_id", "grade") and (
-        pa.types.is_integer(values.type)
-        or (role == "grade" and (pa.types.is_floating(values.type) or pa.types.is_decimal(values.type)))
-    )
-    if not numbers:
+    """The column of a role as text, with nothing for null."""
+    kind = values.type
+    fits = tables.is_text(kind)
+    if role in ("query_id", "doc_id", "grade", *clicks.ROLES):
+        fits |= pa.types.is_integer(kind)
+    if role in ("grade", *clicks.ROLES):
+        fits |= pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+    if role in clicks.ROLES:
+        fits |= pa.types.is_boolean(kind) or pa.types.is_timestamp(kind)
+    if not fits:
         raise SchemaError(f"{file}: the column for {role} is {values.type}, not text")
     return pc.fill_null(pc.cast(values, STRING), "")
 
 
 def _read_json(file: Path, columns: Mapping[str, str]) -> pa.Table:
     values: dict[str, list[Any]] = {role: [] for role in columns}
+    known = roles(columns)
     for number, row in text_files.json_lines(file):
         for role, name in columns.items():
             value = row.get(name)
-            if role in ROLES:
+            if role in known:
                 optional = role in ("title", "split", "source") or (role == "text" and "title" in columns)
                 value = _json_text(value, role, optional)
                 if value is None:
@@ -260,7 +300,7 @@ def _read_json(file: Path, columns: Mapping[str, str]) -> pa.Table:
     arrays = {}
     for role, cells in values.items():
         try:
-            arrays[role] = pa.array(cells, STRING) if role in ROLES else pa.array(cells)
+            arrays[role] = pa.array(cells, STRING) if role in known else pa.array(cells)
         except (pa.ArrowException, UnicodeError) as error:
             raise SchemaError(f"{file}: the column for {role} has values of different kinds ({error})") from error
     return pa.table(arrays)
@@ -272,8 +312,10 @@ def _json_text(value: Any, role: str, optional: bool) -> str | None:
         return value
     if value is None and optional:
         return ""
-    number = isinstance(value, (int, float) if role == "grade" else int) and not isinstance(value, bool)
-    return str(value) if number and role in ("query_id", "doc_id", "grade") else None
+    if isinstance(value, bool):
+        return str(value).lower() if role == "clicked" else None
+    number = isinstance(value, (int, float) if role in ("grade", *clicks.ROLES) else int)
+    return str(value) if number and role in ("query_id", "doc_id", "grade", *clicks.ROLES) else None
 
 
 def _distinct(rows: pa.Table, columns: Sequence[str]) -> pa.Table:

@@ -42,6 +42,8 @@ class Tables:
     queries: pa.Table = field(default_factory=QUERIES.empty_table)
     judgments: pa.Table = field(default_factory=JUDGMENTS.empty_table)
     faults: tuple[InvalidRow, ...] = ()
+    clicks: Mapping[str, Any] = field(default_factory=dict)
+    """What the judgments of a click log rest on, see `clicks.ClickJudgments`; empty for other sources."""
 
 
 def all_the_same(value: str | None, rows: int) -> pa.ChunkedArray:

@@ -1,0 +1,292 @@
+"""Click logs as weak judgments: a position-based model tells how attractive a document is from where it was shown.
+
+    log ─► impressions ─► cells (pair, position) ─► EM ─► examination of positions, attractiveness of pairs ─► grades
+
+The model: a result is clicked when its position is examined and the document attracts, two independent events, so
+P(click) = examination(position) · attractiveness(query, document). Only their product shows in a log. So the two can
+be told apart only where one pair was shown at several positions, and only up to a common factor: the most examined
+position has examination 1.
+
+Source: Craswell et al., An Experimental Comparison of Click Position-Bias Models, WSDM 2008 (the examination
+hypothesis); Chuklin, Markov and de Rijke, Click Models for Web Search, 2015, section 4.1.2 (EM of this model).
+"""
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+
+from pipeline import text
+from pipeline.config import SourceConfig
+from pipeline.data.formats.text_files import STRING
+from pipeline.errors import ConfigError, SchemaError
+from pipeline.schema import CLICK, MAX_GRADE
+
+ROLES = ("position", "clicked", "session", "time")
+"""Keys of the map of columns that only a click log has."""
+
+SAME_IMPRESSION = pd.Timedelta(minutes=30)
+"""Rows of one session, query, document and position are one impression unless so much time lies between them."""
+
+STEPS = 3
+"""Highest grade where the recipe gives no `grade_scale`; the lowest is 0."""
+
+TOP_SHARE = 0.95
+"""Without a `grade_scale`, the highest grade stands for the attractiveness that this share of pairs does not exceed."""
+
+PRIOR_IMPRESSIONS = 1.0
+"""Impressions of average attractiveness added to each pair, so that one click does not make a pair certain."""
+
+MOST_ITERATIONS = 2000
+TOLERANCE = 1e-6
+"""Change of each examination at which EM has converged."""
+
+_YES, _NO = ("true", "t", "yes", "y"), ("false", "f", "no", "n")
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class PositionModel:
+    """A fitted position-based model."""
+
+    examination: Floats
+    """(positions,) probability that a position is looked at, relative to the most examined one."""
+    attractiveness: Floats
+    """(pairs,) probability that the document of a pair is clicked where it is shown at the most examined position."""
+    examined: Floats
+    """(pairs,) impressions of a pair, each weighted by the examination of its position: the evidence about it."""
+    iterations: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClickJudgments:
+    """What a click log says about its pairs."""
+
+    judgments: pa.Table
+    """query_id, doc_id, grade, source (always "click")."""
+    stats: dict[str, Any]
+    """Examination of each position, counts of impressions, clicks and pairs, and the scale of the grades."""
+
+
+def fit(pair: Ints, position: Ints, impressions: Ints, clicks: Ints) -> PositionModel:
+    """The position-based model of largest likelihood, by expectation maximisation.
+
+    Args:
+        pair: (cells,) number of the query and document of each cell, from 0.
+        position: (cells,) number of the position, from 0.
+        impressions: (cells,) times that the pair was shown there, at least 1.
+        clicks: (cells,) clicks on it, at most `impressions`.
+    """
+    shown_at, shown = np.bincount(position, impressions), np.bincount(pair, impressions)
+    missed = impressions - clicks
+    rate = np.bincount(position, clicks) / shown_at
+    # A start below 1 everywhere: a position whose examination is 1 could never become less examined than another.
+    examination = 0.5 + 0.4 * rate / max(rate.max(), 1e-12)
+    attractiveness = (np.bincount(pair, clicks) + PRIOR_IMPRESSIONS * clicks.sum() / impressions.sum()) / (
+        shown + PRIOR_IMPRESSIONS
+    )
+    iterations, change = 0, np.inf
+    while change > TOLERANCE and iterations < MOST_ITERATIONS:
+        seen, liked = examination[position], attractiveness[pair]  # (cells,)
+        no_click = np.maximum(1 - seen * liked, 1e-12)
+        was_seen = clicks + missed * seen * (1 - liked) / no_click  # expected examined impressions
+        was_liked = clicks + missed * liked * (1 - seen) / no_click  # expected attracted impressions
+        updated = np.bincount(position, was_seen) / shown_at
+        attracted = np.bincount(pair, was_liked)
+        average = attracted.sum() / shown.sum()
+        attractiveness = (attracted + PRIOR_IMPRESSIONS * average) / (shown + PRIOR_IMPRESSIONS)
+        change = np.abs(updated / updated.max() - examination / examination.max()).max()
+        examination, iterations = updated, iterations + 1
+    top = examination.max()
+    examination, attractiveness = examination / top, attractiveness * top
+    examined: Floats = np.bincount(pair, impressions * examination[position]).astype(np.float64)
+    return PositionModel(examination, attractiveness, examined, iterations)
+
+
+def judge(rows: pa.Table, config: SourceConfig, shown: str) -> ClickJudgments:
+    """Weak judgments from a click log.
+
+    A pair's attractiveness becomes a grade by the scale [lowest, highest, steps]: `grade_scale` of the source, or
+    [0, the 95th percentile of the attractiveness, 3]. Halves are rounded up, and what is outside counts as the nearer
+    end. The log and the manifest state the scale, so that it can be put into the recipe. Pairs with fewer examined
+    impressions than `config.min_examined` have no judgment.
+
+    Args:
+        rows: query_id, doc_id, position and clicked as texts, one row an impression or a click; session and time where
+            the log has them, which join the rows of one impression.
+        shown: the source's address, for messages.
+
+    Raises:
+        ConfigError: a time without a session, or an impossible `grade_scale`.
+        SchemaError: a position or click that cannot be read, fewer than two positions whose examination can be told
+            from the attractiveness of documents, no clicks, or no pair with enough evidence.
+    """
+    impressions = _impressions(rows, shown)
+    cells = impressions.groupby(["query_id", "doc_id", "position"], sort=False)["clicked"].agg(["size", "sum"])
+    cells = cells.reset_index()
+    kept, alone = _comparable(cells, shown)
+    pair = kept.groupby(["query_id", "doc_id"], sort=False).ngroup().to_numpy(np.int64)
+    positions, position = np.unique(kept["position"].to_numpy(np.int64), return_inverse=True)
+    sizes = kept["size"].to_numpy(np.int64)
+    clicks = kept["sum"].to_numpy(np.int64)
+    if not clicks.any():
+        raise SchemaError(f"{shown}: no row is clicked; look at the column mapped as clicked")
+    model = fit(pair.astype(np.int64), position.astype(np.int64), sizes, clicks)
+    pairs = kept.drop_duplicates(["query_id", "doc_id"])[["query_id", "doc_id"]]
+    enough = model.examined >= config.min_examined
+    if not enough.any():
+        raise SchemaError(
+            f"{shown}: no pair has {config.min_examined:g} examined impressions, the most is "
+            f"{model.examined.max():.1f}; take a longer log, or lower the source's min_examined"
+        )
+    scale = _scale(config, model.attractiveness[enough], shown)
+    low, high, steps = scale
+    share = np.clip((model.attractiveness[enough] - low) / (high - low), 0, 1)
+    grades = np.floor(share * steps + 0.5).astype(np.int64)
+    table = pa.table(
+        {
+            "query_id": pa.array(pairs["query_id"][enough], STRING),
+            "doc_id": pa.array(pairs["doc_id"][enough], STRING),
+            "grade": pa.array(grades),
+            "source": pa.array([CLICK] * len(grades), STRING),
+        }
+    )
+    curve = {str(number): round(float(value), 4) for number, value in zip(positions, model.examination, strict=True)}
+    stats = {
+        "examination": curve,
+        "rows": rows.num_rows,
+        "impressions": len(impressions),
+        "clicks": int(impressions["clicked"].sum()),
+        "impressions_at_positions_alone": alone,
+        "pairs": len(pairs),
+        "judged_pairs": len(grades),
+        "pairs_of_too_few_impressions": int((~enough).sum()),
+        "min_examined": config.min_examined,
+        "grade_scale": [round(value, 6) for value in scale],
+        "iterations": model.iterations,
+    }
+    log.info(
+        "%s: %d impressions, %d clicks; examination by position: %s",
+        shown,
+        stats["impressions"],
+        stats["clicks"],
+        ", ".join(f"{number} {value:.2f}" for number, value in curve.items()),
+    )
+    log.info(
+        "%s: %d of %d pairs have %g examined impressions and are judged; grade_scale = [%g, %g, %g]",
+        shown,
+        len(grades),
+        len(pairs),
+        config.min_examined,
+        *scale,
+    )
+    return ClickJudgments(table, stats)
+
+
+def usual_spelling(queries: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Each query in the most frequent spelling of its normalised text, (rows,); of equally frequent ones the first."""
+    spelled = pd.Series(queries.to_pandas(), dtype=object)
+    counts = spelled.value_counts(sort=False)  # In order of the first row.
+    normal = pd.Series([text.normalise(query) for query in counts.index], index=counts.index, dtype=object)
+    usual = counts.groupby(normal, sort=False).idxmax()
+    return pa.chunked_array([pa.array(spelled.map(normal).map(usual), STRING)])
+
+
+def _impressions(rows: pa.Table, shown: str) -> pd.DataFrame:
+    """One row an impression: query_id, doc_id, position, clicked (bool)."""
+    frame: pd.DataFrame = rows.select(["query_id", "doc_id"]).to_pandas()
+    frame["position"] = _positions(rows["position"].to_pandas(), shown)
+    frame["clicked"] = _clicked(rows["clicked"].to_pandas(), shown)
+    names = set(rows.column_names)
+    if "session" not in names:
+        if "time" in names:
+            raise ConfigError(f"{shown}: columns maps time and no session; time tells impressions of a session apart")
+        return frame
+    keys = ["query_id", "doc_id", "position", "session"]
+    frame["session"] = rows["session"].to_pandas()
+    if "time" in names:
+        frame["time"] = _times(rows["time"].to_pandas(), shown)
+        frame = frame.sort_values("time", kind="stable")
+        gap = frame.groupby(keys, sort=False)["time"].diff() > SAME_IMPRESSION
+        frame["number"] = gap.groupby([frame[key] for key in keys], sort=False).cumsum()
+        frame, keys = frame.sort_index(), [*keys, "number"]
+    joined: pd.DataFrame = frame.groupby(keys, sort=False, as_index=False).agg({"clicked": "any"})
+    return joined
+
+
+def _positions(values: pd.Series, shown: str) -> Ints:
+    numbers = pd.to_numeric(values, errors="coerce")
+    wrong = ~(numbers.ge(0) & (numbers % 1).eq(0) & numbers.le(1e6))
+    _refuse(values, wrong, "position", "a whole number from 0", shown)
+    return numbers.to_numpy(np.int64)
+
+
+def _clicked(values: pd.Series, shown: str) -> npt.NDArray[np.bool_]:
+    """Whether a row is clicked: true or yes, or a number of clicks above 0."""
+    folded = values.str.strip().str.casefold()
+    numbers = pd.to_numeric(folded, errors="coerce")
+    wrong = ~(folded.isin([*_YES, *_NO]) | numbers.ge(0))
+    _refuse(values, wrong, "clicked", "true, false or a number of clicks", shown)
+    return (folded.isin(_YES) | numbers.gt(0)).to_numpy(bool)
+
+
+def _times(values: pd.Series, shown: str) -> pd.Series:
+    """Instants from seconds since 1970 or from dates and times as ISO 8601 writes them."""
+    seconds = pd.to_numeric(values, errors="coerce")
+    written = pd.to_datetime(values.where(seconds.isna()), errors="coerce", utc=True, format="ISO8601")
+    times = written.fillna(pd.to_datetime(seconds, unit="s", errors="coerce", utc=True))
+    _refuse(values, times.isna(), "time", "a time such as 2026-01-31T12:00:00, or seconds since 1970", shown)
+    return times
+
+
+def _refuse(values: pd.Series, wrong: pd.Series, role: str, wanted: str, shown: str) -> None:
+    if wrong.any():
+        row = int(np.flatnonzero(wrong.to_numpy(bool))[0])
+        raise SchemaError(
+            f"{shown}: {int(wrong.sum()):,} rows have no {role} that can be read, the first is row {row}: "
+            f"{str(values.iloc[row])[:60]!r} is not {wanted}; mend or leave out these rows"
+        )
+
+
+def _comparable(cells: pd.DataFrame, shown: str) -> tuple[pd.DataFrame, int]:
+    """The cells of the positions that are linked by pairs shown at several of them, and the impressions of the others.
+
+    Of several groups of linked positions the one with most impressions is kept: no pair compares it with the others.
+    """
+    names, position = np.unique(cells["position"].to_numpy(np.int64), return_inverse=True)
+    if len(names) < 2:
+        raise SchemaError(
+            f"{shown}: all impressions are at position {names[0]}; examination and attractiveness cannot be told apart "
+            "from one position. Log the other positions too, or turn clicks into grades yourself and map a grade"
+        )
+    pair = cells.groupby(["query_id", "doc_id"], sort=False).ngroup().to_numpy(np.int64)
+    size = len(names) + int(pair.max()) + 1
+    links = coo_matrix((np.ones(len(cells)), (position, len(names) + pair)), shape=(size, size))
+    group = connected_components(links, directed=False)[1][position]  # (cells,)
+    impressions = cells["size"].to_numpy(np.int64)
+    kept = group == np.bincount(group, impressions).argmax()
+    if len(np.unique(position[kept])) < 2:
+        raise SchemaError(
+            f"{shown}: no query shows one document at two positions, so examination and attractiveness cannot be told "
+            "apart; take a log over a longer time, in which the order of results changed"
+        )
+    return cells[kept].reset_index(drop=True), int(impressions[~kept].sum())
+
+
+def _scale(config: SourceConfig, attractiveness: Floats, shown: str) -> tuple[float, float, float]:
+    scale = config.grade_scale or (0.0, float(np.quantile(attractiveness, TOP_SHARE)), float(STEPS))
+    if len(scale) != 3 or not scale[0] < scale[1] or scale[2] % 1 or not 1 <= scale[2] <= MAX_GRADE:
+        raise ConfigError(
+            f"{shown}: grade_scale is {list(scale)}; give lowest value, highest value and steps from 1 to {MAX_GRADE}"
+        )
+    return scale[0], scale[1], scale[2]

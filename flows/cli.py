@@ -181,6 +181,28 @@ def demo(
 
 
 @app.command()
+def init(
+    data: Annotated[str, typer.Argument(help="Folder, file or SQLAlchemy URL of your documents, queries and grades.")],
+    out: Annotated[Path, typer.Option(help="Recipe file to write.")] = Path("recipe.toml"),
+    columns: Annotated[
+        str, typer.Option(help="A table's columns: query=search_term,title=name,grade=relevance; guessed if not given.")
+    ] = "",
+    as_json: Json = False,
+) -> None:
+    """Looks at data and machine, and writes a recipe that fits both, with the reason beside each choice."""
+    from dataclasses import asdict
+
+    from flows import init as flow
+    from pipeline.data import convert
+
+    seen, text = flow.write(data, out, convert.parse_columns(columns) if columns else None)
+    if as_json:
+        _show({"recipe": str(out), **asdict(seen)}, as_json)
+    else:
+        print(f"{text}\nwritten: {out}; next: relevance retrain {out}")
+
+
+@app.command()
 def retrain(
     recipe: Annotated[str, typer.Argument(help="A TOML file, or a built-in recipe such as demo or homedepot.")],
     workspace: Workspace = DEFAULT_WORKSPACE,

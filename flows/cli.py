@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.errors import GateError, InputError, MissingError, RelevanceError
+from pipeline.errors import ConfigError, GateError, InputError, MissingError, RelevanceError
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -248,27 +248,35 @@ def report(
         bool, typer.Option("--all", help="Judge all queries, not only those the release's recipe keeps from training.")
     ] = False,
     release: Annotated[str, typer.Option(help="live, previous, or the first digits of a release.")] = "live",
-    run: Annotated[Path | None, typer.Option(help="Judge this run file (TREC text or Parquet) instead.")] = None,
+    run: Annotated[
+        str, typer.Option(metavar="FILE[:SYSTEM]", help="Judge this run file (TREC text or Parquet) instead.")
+    ] = "",
     baseline: Annotated[str, typer.Option(help="A release to compare with.")] = "",
     clicks: Annotated[bool, typer.Option("--clicks", help="Count judgments that were made from clicks too.")] = False,
+    baseline_run: Annotated[
+        str, typer.Option(metavar="FILE[:SYSTEM]", help="A run file to compare the one of --run with.")
+    ] = "",
     out: Annotated[Path | None, typer.Option(help="Copy the report into this folder.")] = None,
     as_json: Json = False,
 ) -> None:
     """Judges a release, or a run file, on judged queries: nDCG and others with intervals, as JSON and HTML."""
     from flows import report as flow
+    from pipeline.config import SourceConfig
     from pipeline.evaluation import report as reports
+    from pipeline.evaluation.runs import RunFile
 
-    made = flow.report(
-        judgments,
-        existing(workspace) if baseline or run is None else workspace,
-        format=format,
-        split="all" if all_queries else "test",
-        release=release,
-        run_file=run,
-        baseline=baseline,
-        clicks=clicks,
-        out=out,
-    )
+    source = SourceConfig(path=judgments, format=format)
+    if baseline_run and (baseline or not run):
+        raise ConfigError("--baseline-run is compared with the file of --run, and takes the place of --baseline")
+    workspace = existing(workspace) if baseline or not run else workspace
+    if run:
+        other = RunFile.parse(baseline_run) if baseline_run else baseline
+        made = flow.report_on_run(source, workspace, run=RunFile.parse(run), baseline=other, clicks=clicks)
+    else:
+        split: flow.Split = "all" if all_queries else "test"
+        made = flow.report(source, workspace, split=split, release=release, baseline=baseline, clicks=clicks)
+    if out is not None:
+        flow.copy_files(made, out)
     found = json.loads(made.file("report.json").read_text(encoding="utf-8"))
     where = (out or made.path) / "report.html"
     _show(found, as_json, reports.card(found))

@@ -1,8 +1,8 @@
-"""The flow that judges: a release, or any run file, on judged queries that may not be those it was made with.
+"""The flow that judges a release or any run file, on judged queries of any source.
 
 A release is judged on those of the queries that its recipe keeps from training (`split` test): the recipe cuts by
-a hash of the query's text, so they are found in any copy of the data. For queries that training cannot have
-seen, `all` judges every one.
+a hash of the query's text, so they are the same in any copy of the data. `all` judges every query, for queries
+that training cannot have seen.
 """
 
 import logging
@@ -17,6 +17,7 @@ from pipeline import recipe as recipes
 from pipeline import releases
 from pipeline.artifacts import Artifact
 from pipeline.config import DataConfig, Recipe, SourceConfig
+from pipeline.evaluation.runs import RunFile
 from pipeline.releases import Releases
 
 log = logging.getLogger(__name__)
@@ -25,52 +26,72 @@ Split = Literal["test", "all"]
 
 
 def report(
-    judgments: str,
+    judgments: SourceConfig,
     workspace: Path,
     *,
-    format: str = "auto",
     split: Split = "test",
     release: str = "live",
-    run_file: Path | None = None,
     baseline: str = "",
     clicks: bool = False,
-    out: Path | None = None,
     execute: runner.Execute = runner.directly,
 ) -> Artifact:
-    """A report artifact on a release's models, or on a run file, over all queries that a source judges.
+    """A report artifact on a release's models, over the queries that a source judges.
 
     Args:
-        judgments, format: a folder or file of documents, queries and judgments; see `SourceConfig`.
-        split: which of its queries; see above. A run file is judged on all of them.
-        release: whose models rank the source's documents, as its recipe says: the judged lists or what they retrieve.
-        run_file: TREC text or Parquet; judged instead of a release's models.
-        baseline: a release to compare with; without it BM25 and encoder together are.
+        judgments: documents, queries and judgments.
+        split: which of its queries; see the head of this file.
+        release: the release whose models rank the source's documents, as its recipe says: the judged lists or what they
+            retrieve.
+        baseline: a release to compare with; BM25 and encoder together without it.
         clicks: counts judgments that were made from clicks too.
-        out: report.html, report.json and per_query.parquet are copied here.
+
+    Raises:
+        MissingError: no such source or release.
+    """
+    stages = runner.Runner(workspace, execute)
+    return _of_release(Releases(workspace), judgments, split, release, baseline, stages, clicks=clicks)
+
+
+def report_on_run(
+    judgments: SourceConfig,
+    workspace: Path,
+    *,
+    run: RunFile,
+    baseline: RunFile | str = "",
+    clicks: bool = False,
+    execute: runner.Execute = runner.directly,
+) -> Artifact:
+    """A report artifact on a run file, over all queries that a source judges.
+
+    Args:
+        judgments: documents, queries and judgments.
+        run: TREC text or Parquet.
+        baseline: another run file, compared query by query, or a release, whose models rank the source's documents;
+            the empty text for none.
+        clicks: counts judgments that were made from clicks too.
 
     Raises:
         MissingError: no such source, file or release.
+        SchemaError: a file is no run.
     """
-    registry, run = Releases(workspace), runner.Runner(workspace, execute)
-    source = SourceConfig(path=judgments, format=format)
-    if run_file is not None:
-        made = _of_run(registry, source, run_file, baseline, run, clicks=clicks)
-    else:
-        made = _of_release(registry, source, split, release, baseline, run, clicks=clicks)
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        for name in made.manifest.files:
-            shutil.copyfile(made.path / name, out / name)
-    return made
+    stages = runner.Runner(workspace, execute)
+    return _of_run(Releases(workspace), judgments, run, baseline, stages, clicks=clicks)
+
+
+def copy_files(report: Artifact, folder: Path) -> None:
+    """Copies report.html, report.json and per_query.parquet into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in report.manifest.files:
+        shutil.copyfile(report.path / name, folder / name)
 
 
 def _judgments(source: SourceConfig, config: DataConfig, run: runner.Runner) -> Artifact:
     from pipeline.data import judgments
 
-    whole = replace(
+    all_queries = replace(
         config, root=".", sources=(source,), train_queries=0, valid_queries=0, test_queries=0, max_documents=0
     )
-    return run.labelled("judgments")(judgments.make, whole, purpose="judging")
+    return run.labelled("judgments")(judgments.make, all_queries, purpose="judging")
 
 
 def _of_release(
@@ -103,34 +124,54 @@ def _of_release(
         replace(recipe.evaluation, clicks=clicks or recipe.evaluation.clicks),
         data=data,
         systems=ranked,
-        baseline=systems.LIVE if baseline else systems.BOTH,
-        subject=systems.FUSED,
-        title=f"Release {opened.fingerprint[:12]}",
-        measured=facts.of(parts["ranker"], parts["encoder"], corpus.vectors, corpus.index, {}),
+        plan=reports.ReportPlan(
+            title=f"Release {opened.fingerprint[:12]}",
+            baseline=systems.LIVE if baseline else systems.BOTH,
+            subject=systems.FUSED,
+        ),
+        facts=reports.ReportFacts(
+            measured=facts.of(parts["ranker"], parts["encoder"], corpus.vectors, corpus.index, {})
+        ),
     )
 
 
 def _of_run(
-    registry: Releases, source: SourceConfig, run_file: Path, baseline: str, run: runner.Runner, *, clicks: bool
+    registry: Releases,
+    source: SourceConfig,
+    run_file: RunFile,
+    baseline: RunFile | str,
+    run: runner.Runner,
+    *,
+    clicks: bool,
 ) -> Artifact:
     from pipeline.evaluation import report as reports
     from pipeline.evaluation import systems
 
     config = replace(Recipe().evaluation, clicks=clicks)
     data = _judgments(source, DataConfig(splits="test"), run)
-    files = {run_file.stem: run_file}
-    if baseline:
+    name, other, title = run_file.name, baseline, f"Run {run_file.path.name}"
+    if isinstance(baseline, str) and baseline:
         opened = registry.open(baseline)
         recipe = recipes.parse(Recipe, opened.manifest.config)
         judged, _ = judging.judge_release(opened, recipe.index, recipe.candidates, run, data=data)
         ranked = run(systems.make, features=judged.features, fusion=judged.fusion, scores={})
-        files = {systems.FUSED: ranked.file("run.parquet"), **files}
-    return run(reports.make_from_run, config, data=data, systems=files, title=f"Run {run_file.name}")
+        other = RunFile(ranked.file("run.parquet"), systems.FUSED)
+    files = {name: run_file}
+    if isinstance(other, RunFile):
+        names = (other.name, name) if other.name != name else (str(other), str(run_file))
+        files = {names[0]: other, names[1]: run_file}
+        title = f"{names[1]} against {names[0]}"
+    plan = reports.ReportPlan(title=title, split=None)
+    return run(reports.make_from_run, config, data=data, systems=files, plan=plan)
 
 
-def rows(found: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Systems with their means, for a table of plain values."""
+def rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Systems with their means, for a table of plain values.
+
+    Args:
+        report: what report.json holds.
+    """
     return [
         {"system": name, **{measure: round(item["mean"] or 0.0, 4) for measure, item in system["measures"].items()}}
-        for name, system in found["systems"].items()
+        for name, system in report["systems"].items()
     ]

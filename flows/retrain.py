@@ -41,6 +41,8 @@ class RetrainResult:
     """Whether the release is the live one now."""
     reasons: tuple[str, ...]
     """The gate's reasons for promoting or refusing it."""
+    warnings: tuple[str, ...]
+    """Remarks of the gate that refuse nothing, such as a ranker alone that is worse than BM25."""
     seconds: float
 
 
@@ -86,11 +88,17 @@ def retrain(
     )
     is_live = live is not None and live.release == release.fingerprint
     reasons: tuple[str, ...] = ("it is live already",)
+    warnings: tuple[str, ...] = ()
     if not is_live:
         new = NewRelease(release=release, report=report, documents=published.documents, scores=judged)
-        is_live, reasons = promote_if_better(recipe, new, live, inputs.data, run, allowed=promote)
+        is_live, reasons, warnings = promote_if_better(recipe, new, live, inputs.data, run, allowed=promote)
     return RetrainResult(
-        release=release, report=report, live=is_live, reasons=reasons, seconds=time.monotonic() - began
+        release=release,
+        report=report,
+        live=is_live,
+        reasons=reasons,
+        warnings=warnings,
+        seconds=time.monotonic() - began,
     )
 
 
@@ -171,10 +179,8 @@ def report_on(
         recipe.evaluation,
         data=data,
         systems=ranked,
-        baseline=systems.BOTH,
-        subject=systems.FUSED,
-        title=f"Retraining {recipe.name}",
-        measured=costs,
+        plan=reports.ReportPlan(title=f"Retraining {recipe.name}", baseline=systems.BOTH, subject=systems.FUSED),
+        facts=reports.ReportFacts(measured=costs),
     )
 
 
@@ -200,8 +206,8 @@ class NewRelease:
 
 def promote_if_better(
     recipe: Recipe, new: NewRelease, live: Pointer | None, data: Artifact, run: Runner, *, allowed: bool
-) -> tuple[bool, tuple[str, ...]]:
-    """Promotes the release if the gate agrees; returns whether it did, and the reasons.
+) -> tuple[bool, tuple[str, ...], tuple[str, ...]]:
+    """Promotes the release if the gate agrees; returns whether it did, the reasons, and the gate's warnings.
 
     Args:
         allowed: False judges the release and leaves the live one.
@@ -224,7 +230,7 @@ def promote_if_better(
     if promoted:
         generation = live.generation if live else 0
         registry.promote(new.release.fingerprint, reason="; ".join(reasons), expected=generation)
-    return promoted, reasons
+    return promoted, reasons, decision.warnings
 
 
 def compare_with_live(
@@ -263,12 +269,6 @@ def compare_with_live(
         live=scores_of(live, "live release"),
         earlier=former,
     )
-    return gate(
-        reports.make,
-        recipe.evaluation,
-        data=data,
-        systems=ranked,
-        baseline=systems.LIVE,
-        subject=systems.FUSED,
-        title=f"Retraining {recipe.name} against live {live.fingerprint[:12]}",
-    )
+    title = f"Retraining {recipe.name} against live {live.fingerprint[:12]}"
+    plan = reports.ReportPlan(title=title, baseline=systems.LIVE, subject=systems.FUSED)
+    return gate(reports.make, recipe.evaluation, data=data, systems=ranked, plan=plan)

@@ -40,6 +40,7 @@ from flows import retrain as chain
 from flows import runner
 from pipeline import recipe as recipes
 from pipeline.artifacts import Artifact
+from pipeline.config import SourceConfig
 from pipeline.errors import ConfigError, InputError, RelevanceError
 from pipeline.evaluation import report as reports
 
@@ -105,7 +106,8 @@ def retrain(recipe: Path, overrides: list[str], workspace: Path, promote: bool =
 def report(judgments: str, workspace: Path, release: str = "live", baseline: str = "", recipe: str = "") -> Artifact:
     """Judges a release; see `flows.report`. The recipe's name only tells artifacts in the UI apart."""
     with _logs_in_prefect():
-        artifact: Artifact = reporting.report(judgments, workspace, release=release, baseline=baseline, execute=as_task)
+        source = SourceConfig(path=judgments)
+        artifact: Artifact = reporting.report(source, workspace, release=release, baseline=baseline, execute=as_task)
         _show_report(artifact, label_of(workspace, recipe))
     return artifact
 

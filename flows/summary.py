@@ -30,6 +30,8 @@ def make(outcome: retrain.RetrainResult, workspace: Path) -> dict[str, Any]:
         "live": outcome.live,
         "live_release": pointer.release if pointer else None,
         "gate": list(outcome.reasons),
+        "warnings": list(outcome.warnings),
+        "surfaces": found.get("surfaces", {}),
         "measure": headline,
         "queries": found["queries"]["judged"],
         "systems": {
@@ -76,6 +78,8 @@ def render(card: dict[str, Any], workspace: Path) -> "RenderableType":
     from rich.table import Table
     from rich.text import Text
 
+    from pipeline.evaluation import report as reports
+
     table = Table(box=None, pad_edge=False)
     table.add_column("system")
     table.add_column(card["measure"], justify="right")
@@ -91,11 +95,13 @@ def render(card: dict[str, Any], workspace: Path) -> "RenderableType":
     lines = [
         f"{pair}: {gap['mean']:+.4f} [{gap['low']:+.4f}, {gap['high']:+.4f}], p = {gap['p']:.4f}; "
         f"{card['queries']:,} test queries",
+        *reports.surface_lines(card),
         "",
         f"index     {card['documents']:,} documents, {card['bytes_per_document']:.0f} bytes a document, "
         f"built in {card['index_build_seconds']} s",
         f"ranker    {rates} pairs per CPU-second",
         f"release   {card['release'][:12]} {'is live' if card['live'] else 'is not live'}: {'; '.join(card['gate'])}",
+        *(f"warning   {warning}" for warning in card["warnings"]),
         f"report    {card['report']}",
         f"card      {workspace / 'card.json'}, after {card['seconds']:.0f} s",
         "",

@@ -1,6 +1,6 @@
 """The report: how good several systems are on the same judged queries, for people and for machines.
 
-report.json        everything that is said, as plain values
+report.json        all contents, as plain values
 per_query.parquet  query_id, slice, system, and a column for each measure; what the gate reads
 report.html        the same for a reader; one page without outside parts
 """
@@ -9,7 +9,7 @@ import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +19,10 @@ from pipeline import artifacts
 from pipeline.artifacts import Artifact, Staging
 from pipeline.config import EvaluationConfig
 from pipeline.errors import ConfigError
-from pipeline.evaluation import definitions, examples, page, runs, significance
+from pipeline.evaluation import definitions, examples, page, runs, significance, surfaces
 from pipeline.evaluation.metrics import RANGE
 from pipeline.evaluation.per_query import judged, measures, per_query, ranking, settings
+from pipeline.evaluation.runs import RunFile
 from pipeline.stage import Stage
 
 if TYPE_CHECKING:
@@ -40,6 +41,35 @@ OF_RUN = Stage("report", version=2, inputs={"data": "data"}, section="evaluation
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReportPlan:
+    """The question that a report answers."""
+
+    title: str
+    baseline: str = ""
+    """Name of the system that the others are compared with; the first system when empty."""
+    subject: str = ""
+    """Name of the system that the report is about; the last system when empty."""
+    split: str | None = "test"
+    """The split whose judged queries are used; all judged queries without it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReportFacts:
+    """Numbers and texts beside the measures: label → value, or a group label → {label → value}.
+
+    A group of groups is shown as a table with a row for each.
+    """
+
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    """Facts that are part of the report's fingerprint."""
+    measured: Mapping[str, Any] = field(default_factory=dict)
+    """Seconds, rates and other values that differ from run to run; no part of the fingerprint."""
+
+
+NO_FACTS = ReportFacts()
+
+
 @STAGE
 def make(
     workspace: Path,
@@ -47,13 +77,9 @@ def make(
     *,
     data: Artifact,
     systems: Artifact | Mapping[str, Path],
-    baseline: str,
-    title: str,
-    split: str = "test",
-    subject: str | None = None,
+    plan: ReportPlan,
     pool: Artifact | None = None,
-    facts: Mapping[str, Any] | None = None,
-    measured: Mapping[str, Any] | None = None,
+    facts: ReportFacts = NO_FACTS,
 ) -> Artifact:
     """A report artifact on systems that ranked the judged queries of one split.
 
@@ -61,133 +87,130 @@ def make(
         systems: a `systems` artifact, or name → file. Either way the order is the order of appearance. A file is a
             run (query_id, doc_id, score; of several systems the rows whose column `system` is the name), or scores
             (row_id, score) of all rows of `pool`.
-        baseline: name of the system that the others are compared with.
-        subject: name of the system that the page is about; the last one without it.
-        facts: label → number or text, or a group: label → {label → number or text}. A group of groups is shown as
-            a table, a row for each.
-        measured: more facts, which differ from run to run (seconds, rates): shown alike, but not in the fingerprint.
+        pool: the pairs that give a scores file its queries and documents.
 
     Raises:
         ConfigError: an unknown baseline or subject, or no system.
         SchemaError: a file that is no run, faulty scores, no judged queries.
     """
-    about = _About(baseline=baseline, subject=subject, title=title, split=split)
-    return _make(workspace, config, data, systems, about, pool, facts or {}, measured or {})
+    if isinstance(systems, Artifact):
+        files = {str(name): RunFile(systems.file("run.parquet"), str(name)) for name in systems.metrics["systems"]}
+        inputs: dict[str, Artifact | str] = {"data": data, "systems": systems}
+    else:
+        files = {name: RunFile(path, name) for name, path in systems.items()}
+        inputs = {"data": data, **_digests(files)}
+    if pool is not None:
+        inputs["pool"] = pool
+    return _make(workspace, config, _Material(data, files, pool, facts, inputs), plan)
 
 
 @OF_RUN
 def make_from_run(
-    workspace: Path,
-    config: EvaluationConfig,
-    *,
-    data: Artifact,
-    systems: Mapping[str, Path],
-    title: str,
-    baseline: str | None = None,
-    split: str | None = None,
+    workspace: Path, config: EvaluationConfig, *, data: Artifact, systems: Mapping[str, RunFile], plan: ReportPlan
 ) -> Artifact:
     """A report artifact on run files that came from anywhere, with the judgments of a data artifact.
 
-    Args:
-        systems: name → TREC run file, or Parquet with query_id, doc_id, score.
-        baseline: the first system without it; the report is about the last.
-        split: whose judged queries are used; all without it.
-
     Raises:
-        ConfigError: an unknown baseline, or no system.
+        ConfigError: an unknown baseline or subject, or no system.
         SchemaError: a file that is no run, faulty scores, no judged queries.
     """
-    about = _About(baseline=baseline or next(iter(systems), ""), subject=None, title=title, split=split)
-    return _make(workspace, config, data, systems, about, None, {}, {})
+    return _make(workspace, config, _Material(data, systems, None, NO_FACTS, {"data": data, **_digests(systems)}), plan)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _About:
-    baseline: str
-    subject: str | None
-    title: str
-    split: str | None
+@dataclass(frozen=True, slots=True)
+class _Material:
+    """The inputs of a report."""
+
+    data: Artifact
+    files: Mapping[str, RunFile]
+    pool: Artifact | None
+    facts: ReportFacts
+    inputs: Mapping[str, Artifact | str]
 
 
-def _make(
-    workspace: Path,
-    config: EvaluationConfig,
-    data: Artifact,
-    systems: Artifact | Mapping[str, Path],
-    about: _About,
-    pool: Artifact | None,
-    facts: Mapping[str, Any],
-    measured: Mapping[str, Any],
-) -> Artifact:
-    inputs: dict[str, Artifact | str] = {"data": data}
-    if isinstance(systems, Artifact):
-        inputs["systems"] = systems
-        files = {str(name): systems.file("run.parquet") for name in systems.metrics["systems"]}
-    else:
-        files = dict(systems)
-        digests = {path: artifacts.sha256(path) for path in set(files.values()) if path.is_file()}
-        inputs |= {f"system:{name}": digests.get(path, "") for name, path in files.items()}
-    if pool is not None:
-        inputs["pool"] = pool
-    baseline, subject, split = about.baseline, about.subject or next(reversed(files), ""), about.split
-    for role, name in (("baseline", baseline), ("subject", subject)):
-        if name not in files:
-            raise ConfigError(f"report: the {role} '{name}' is none of the systems {', '.join(files) or '(none)'}")
+def _digests(files: Mapping[str, RunFile]) -> dict[str, str]:
+    """Name in a fingerprint → digest of a run file; a file that is missing is reported when it is read."""
+    digests = {file.path: artifacts.sha256(file.path) for file in files.values() if file.path.is_file()}
+    labels = {name: name if file.system in ("", name) else f"{name} ({file.system})" for name, file in files.items()}
+    return {f"system:{labels[name]}": digests.get(file.path, "") for name, file in files.items()}
+
+
+def _make(workspace: Path, config: EvaluationConfig, material: _Material, plan: ReportPlan) -> Artifact:
+    names = list(material.files)
+    plan = replace(plan, baseline=plan.baseline or next(iter(names), ""), subject=plan.subject or "".join(names[-1:]))
+    for role, name in (("baseline", plan.baseline), ("subject", plan.subject)):
+        if name not in names:
+            raise ConfigError(f"report: the {role} '{name}' is none of the systems {', '.join(names) or '(none)'}")
 
     def build(staging: Staging) -> Mapping[str, Any]:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+        return _write(staging.folder, config, material, plan)
 
-        judgments, others = judged(data, split, clicks=config.clicks)
-        ranked = {name: ranking(runs.read(path, name, pool), data, others) for name, path in files.items()}
-        frame = per_query(data, ranked, judgments, config)
-        found = {
-            "title": about.title,
-            "split": split or "all",
-            "subject": subject,
-            "baseline": baseline,
-            "data": data.fingerprint,
-            "pool": pool.fingerprint if pool else None,
-            "facts": {**facts, **measured},
-            **summary(frame, baseline, config),
-        }
-        for name, counts in _counts(ranked, judgments).items():
-            found["systems"][name] |= counts
-        values = frame.pivot(index="query_id", columns="system", values=found["headline"])
-        found["examples"] = examples.make(
-            data, ranked, judgments, values, subject=subject, baseline=baseline, count=config.examples
-        )
-        found = finite(found)
-        text = json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-        (staging.folder / "report.json").write_text(text, encoding="utf-8")
-        values_only = pa.Table.from_pandas(frame.drop(columns=["missed", "unanswerable"]), preserve_index=False)
-        pq.write_table(values_only, staging.folder / "per_query.parquet", compression="zstd")
-        gaps = (values[subject] - values[baseline]).to_numpy()
-        (staging.folder / "report.html").write_text(page.render(found, gaps), encoding="utf-8")
-        return {
-            "measure": found["headline"],
-            "queries": found["queries"]["judged"],
-            "systems": {name: item["measures"][found["headline"]] for name, item in found["systems"].items()},
-        }
-
+    about = {"split": plan.split, "baseline": plan.baseline, "subject": plan.subject, "title": plan.title}
     return STAGE.make(
         workspace,
         config={
-            **settings(config, data),
-            "split": split,
-            "baseline": baseline,
-            "subject": subject,
-            "title": about.title,
-            "systems": list(files),
-            "facts": finite(dict(facts)),
+            **settings(config, material.data),
+            **about,
+            "systems": names,
+            "facts": finite(dict(material.facts.fixed)),
         },
-        inputs=inputs,
+        inputs=material.inputs,
         build=build,
     )
 
 
+def _write(folder: Path, config: EvaluationConfig, material: _Material, plan: ReportPlan) -> Mapping[str, Any]:
+    """Writes the three files of a report, and returns its metrics."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    judgments, other_queries = judged(material.data, plan.split, clicks=config.clicks)
+    ranked = {
+        name: ranking(runs.read(file.path, file.system or name, material.pool), material.data, other_queries)
+        for name, file in material.files.items()
+    }
+    frame = per_query(material.data, ranked, judgments, config)
+    content = {
+        "title": plan.title,
+        "split": plan.split or "all",
+        "subject": plan.subject,
+        "baseline": plan.baseline,
+        "data": material.data.fingerprint,
+        "pool": material.pool.fingerprint if material.pool else None,
+        "facts": {**material.facts.fixed, **material.facts.measured},
+        **summary(frame, plan.baseline, config),
+    }
+    headline = content["headline"]
+    content["surfaces"] = surfaces.worth(frame, headline, config)
+    for name, counts in _counts(ranked, judgments).items():
+        content["systems"][name] |= counts
+    values = frame.pivot(index="query_id", columns="system", values=headline)
+    content["examples"] = examples.make(
+        material.data,
+        ranked,
+        judgments,
+        values,
+        subject=plan.subject,
+        baseline=plan.baseline,
+        count=config.examples,
+    )
+    content = finite(content)
+    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    (folder / "report.json").write_text(text, encoding="utf-8")
+    values_only = pa.Table.from_pandas(frame.drop(columns=["missed", "unanswerable"]), preserve_index=False)
+    pq.write_table(values_only, folder / "per_query.parquet", compression="zstd")
+    gaps = (values[plan.subject] - values[plan.baseline]).to_numpy()
+    (folder / "report.html").write_text(page.render(content, gaps), encoding="utf-8")
+    return {
+        "measure": headline,
+        "queries": content["queries"]["judged"],
+        "systems": {name: item["measures"][headline] for name, item in content["systems"].items()},
+        "surfaces": content["surfaces"],
+    }
+
+
 def summary(frame: "pd.DataFrame", baseline: str, config: EvaluationConfig) -> dict[str, Any]:
-    """What `per_query` comes to: intervals and differences to the baseline, by slice too; counts; definitions."""
+    """The summary of a per-query table: intervals, differences to the baseline, slices, counts, definitions."""
     names = list(dict.fromkeys(frame["system"]))
     parts = {name: frame[frame["system"] == name].reset_index(drop=True) for name in names}
     first = parts[names[0]]
@@ -220,16 +243,16 @@ def summary(frame: "pd.DataFrame", baseline: str, config: EvaluationConfig) -> d
 def _compared(
     parts: Mapping[str, "pd.DataFrame"], baseline: str, config: EvaluationConfig
 ) -> dict[str, dict[str, Any]]:
-    """Of each system its intervals and its differences to the baseline; p values corrected over the systems."""
+    """Name of a system → its intervals and its differences to the baseline; p values corrected over the systems."""
     columns = list(measures(config))
     tables = {name: part[columns].to_numpy(dtype=np.float64) for name, part in parts.items()}
     spans = significance.intervals(
         np.hstack(list(tables.values())), resamples=config.bootstrap, seed=config.seed, bounds=RANGE
     )
-    found: dict[str, dict[str, Any]] = {}
-    for place, name in enumerate(tables):
-        own = spans[place * len(columns) : (place + 1) * len(columns)]
-        found[name] = {
+    compared: dict[str, dict[str, Any]] = {}
+    for number, name in enumerate(tables):
+        own = spans[number * len(columns) : (number + 1) * len(columns)]
+        compared[name] = {
             "measures": {column: asdict(span) for column, span in zip(columns, own, strict=True)},
             "difference": None,
         }
@@ -242,27 +265,27 @@ def _compared(
             seed=config.seed,
             bounds=RANGE,
         )
-        for place, name in enumerate(others):
-            own_gaps = gaps[place * len(columns) : (place + 1) * len(columns)]
-            found[name]["difference"] = {column: asdict(gap) for column, gap in zip(columns, own_gaps, strict=True)}
+        for number, name in enumerate(others):
+            own_gaps = gaps[number * len(columns) : (number + 1) * len(columns)]
+            compared[name]["difference"] = {column: asdict(gap) for column, gap in zip(columns, own_gaps, strict=True)}
         for column in columns:
-            cells = [found[name]["difference"][column] for name in others]
+            cells = [compared[name]["difference"][column] for name in others]
             for cell, corrected in zip(cells, significance.holm([cell["p"] for cell in cells]), strict=True):
                 cell["p_holm"] = corrected
-    return found
+    return compared
 
 
 def _counts(ranked: Mapping[str, "pa.Table"], judgments: "pa.Table") -> dict[str, dict[str, int]]:
     """Documents a query at most, and queries without judgments, of each run."""
     known = set(judgments.column("query_id").unique().to_pylist())
-    found = {}
+    counts = {}
     for name, run in ranked.items():
         lengths = run.column("query_id").value_counts().to_pylist()
-        found[name] = {
+        counts[name] = {
             "depth": max((item["counts"] for item in lengths), default=0),
             "unjudged_queries": sum(item["values"] not in known for item in lengths),
         }
-    return found
+    return counts
 
 
 def finite(value: Any) -> Any:
@@ -308,4 +331,19 @@ def card(report: Mapping[str, Any]) -> "RenderableType":
     foot = f"{queries['judged']:,} judged queries ({report['split']})"
     if queries["without_relevant"]:
         foot += f", {queries['without_relevant']:,} of them without a relevant document, which count 0"
-    return Group(table, Text(foot, style="dim"))
+    return Group(table, Text(foot, style="dim"), *map(Text, surface_lines(report)))
+
+
+def surface_lines(report: Mapping[str, Any]) -> list[str]:
+    """A line of text for each path of the service: what it is worth; empty for a report that does not know.
+
+    Args:
+        report: values with the key `surfaces`, as report.json and a card have them.
+    """
+    lines = []
+    for path, gap in report.get("surfaces", {}).items():
+        ends = f"[{page.signed(gap['low'])}, {page.signed(gap['high'])}]"
+        lines.append(
+            f"{path}  {gap['system']} against {gap['first_stage']}: {page.signed(gap['mean'])} {ends}, {gap['verdict']}"
+        )
+    return lines

@@ -1,10 +1,11 @@
-"""What systems ranked, read from whichever file it was written to.
+"""Readers of what a system ranked, in three forms of file.
 
 run      columns query_id, doc_id, score; a column `system` chooses rows where the file holds several
 scores   columns row_id, score; joined by row id with a pool's pairs
 TREC     text lines of query, Q0, document, rank, score, system
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,31 @@ if TYPE_CHECKING:
 COLUMNS = ["query_id", "doc_id", "score"]
 
 _PARQUET = b"PAR1"
+
+
+@dataclass(frozen=True, slots=True)
+class RunFile:
+    """A file of ranked documents, and which of its systems is meant."""
+
+    path: Path
+    system: str = ""
+    """The rows whose column `system` has this value; a file of one system needs no name."""
+
+    @classmethod
+    def parse(cls, text: str) -> "RunFile":
+        """The run that FILE or FILE:SYSTEM means; a colon in the name of a file that exists is part of its name."""
+        path, colon, system = text.rpartition(":")
+        if colon and not Path(text).is_file() and Path(path).is_file():
+            return cls(Path(path), system)
+        return cls(Path(text))
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.system}" if self.system else str(self.path)
+
+    @property
+    def name(self) -> str:
+        """The system's name or, without one, the file's name without its ending."""
+        return self.system or self.path.stem
 
 
 def read(path: Path, system: str, pool: Artifact | None = None, split: str | None = None) -> "pa.Table":
@@ -82,7 +108,10 @@ def _of_system(table: "pa.Table", path: Path, system: str) -> "pa.Table":
     if system in known:
         return table.filter(pc.equal(table.column("system"), system))
     if len(known) > 1:
-        raise SchemaError(f"{path}: holds the systems {', '.join(known)}, none is called '{system}'")
+        raise SchemaError(
+            f"{path}: holds the systems {', '.join(known)}, none is called '{system}'; name one of "
+            "them, on the command line as FILE:SYSTEM"
+        )
     return table
 
 

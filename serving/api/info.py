@@ -29,18 +29,36 @@ class ModelEntry(BaseModel):
     release: str
 
 
+class SurfaceWorth(BaseModel):
+    """The mean difference of a path's order to its first stage on judged queries, with the 95 % interval."""
+
+    system: str
+    first_stage: str
+    measure: str
+    mean: float | None
+    low: float | None
+    high: float | None
+    p: float | None
+    queries: int
+    verdict: Literal["better", "worse", "no difference shown"]
+
+
 class ModelList(BaseModel):
     """The models of the live release."""
 
     object: Literal["list"]
     data: list[ModelEntry]
+    surfaces: dict[str, SurfaceWorth] = {}
+    """Path → its worth, from the release's report; `/rerank` alone may be worse than the caller's own first stage."""
 
 
 @router.get("/v1/models", tags=["about"], responses={200: {"model": ModelList}})
 async def models(request: Request) -> Response:
     """The two models of the live release, in OpenAI's shape."""
     context = RequestContext(request)
-    return context.small_answer({"object": "list", "data": list(_models(context.searcher).values())})
+    searcher = context.searcher
+    models = list(_models(searcher).values())
+    return context.small_answer({"object": "list", "data": models, "surfaces": searcher.surfaces})
 
 
 @router.get("/v1/models/{model_id:path}", tags=["about"], responses={200: {"model": ModelEntry}})
@@ -95,6 +113,7 @@ async def info(request: Request) -> Response:
             "release": searcher.release,
             "created": searcher.created,
             "models": list(_models(searcher).values()),
+            "surfaces": searcher.surfaces,
             "dimensions": searcher.encoder.dimensions,
             "widths": list(searcher.encoder.bundle.widths),
             "documents": len(searcher.documents),

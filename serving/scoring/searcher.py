@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -122,6 +122,8 @@ class Searcher:
         caches = caches or Caches.of(64 * 2**20)
         self.release = release.fingerprint
         self.created = release.manifest.created
+        self.surfaces: dict[str, Any] = release.manifest.metrics.get("surfaces", {})
+        """Path → its worth by the release's report, see `pipeline.evaluation.surfaces`; empty in old releases."""
         self.ranker, self.encoder = (
             Engine(
                 part(release, role).path,

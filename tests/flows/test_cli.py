@@ -164,6 +164,28 @@ def test_report_and_reindex_commands(copied: Trained, tmp_path: Path) -> None:
     assert json.loads(done.stdout)["embedded"] == 0
 
 
+def test_report_compares_two_run_files_query_by_query(trained: Trained, tmp_path: Path) -> None:
+    judgments = pd.read_parquet(trained.world / "tiny" / "judgments.parquet")
+    good = judgments.assign(score=judgments["grade"].astype(float), system="good")
+    flat = judgments.assign(score=0.0, system="flat")
+    pd.concat([good, flat]).to_parquet(tmp_path / "runs.parquet", index=False)
+    (tmp_path / "other").mkdir()
+    good.to_parquet(tmp_path / "other" / "runs.parquet", index=False)
+    where = ("--judgments", trained.world / "tiny", "--workspace", tmp_path / "workspace", "--json")
+    runs = tmp_path / "runs.parquet"
+    found = json.loads(_run("report", "--run", f"{runs}:good", "--baseline-run", f"{runs}:flat", *where).stdout)
+    assert (found["baseline"], found["subject"]) == ("flat", "good")
+    gap = found["systems"]["good"]["difference"]["ndcg@10"]
+    means = [found["systems"][name]["measures"]["ndcg@10"]["mean"] for name in ("good", "flat")]
+    assert gap["mean"] == pytest.approx(means[0] - means[1])
+    assert (gap["losses"], gap["queries"]) == (0, judgments["query_id"].nunique())
+    same_names = (f"{tmp_path / 'other' / 'runs.parquet'}", f"{runs}:flat")
+    found = json.loads(_run("report", "--run", same_names[0], "--baseline-run", same_names[1], *where).stdout)
+    assert list(found["systems"]) == ["flat", "runs"]
+    _refused(_run("report", "--run", runs, "--baseline-run", same_names[1], *where), 2, "FILE:SYSTEM")
+    _refused(_run("report", "--baseline-run", same_names[1], *where), 2, "--baseline-run")
+
+
 def test_gate_that_says_no_exits_3(copied: Trained) -> None:
     """No margin for noise: models that are not surely better do not replace the live ones."""
     done = _run(

@@ -19,7 +19,9 @@ from flows import judging, retrain
 from flows import reindex as reindexing
 from flows import report as reporting
 from pipeline import releases
+from pipeline.config import SourceConfig
 from pipeline.errors import ArtifactError, ConflictError
+from pipeline.evaluation.runs import RunFile
 from pipeline.releases import Releases
 from tests.flows.conftest import Trained
 
@@ -133,12 +135,14 @@ def test_report_of_a_release_on_given_judgments_uses_only_queries_kept_from_trai
     copied: Trained, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    made = reporting.report(str(copied.world / "tiny"), copied.workspace, out=out)
+    source = SourceConfig(path=str(copied.world / "tiny"))
+    made = reporting.report(source, copied.workspace)
+    reporting.copy_files(made, out)
     judged = set(pd.read_parquet(out / "per_query.parquet")["query_id"])
     data = pd.read_parquet(_data_with_all_splits(copied))
     assert judged == set(data.query("split == 'test'")["query_id"])
     assert (out / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
-    every = reporting.report(str(copied.world / "tiny"), copied.workspace, split="all")
+    every = reporting.report(source, copied.workspace, split="all")
     assert set(pd.read_parquet(every.file("per_query.parquet"))["query_id"]) == set(data["query_id"])
     assert made.fingerprint != every.fingerprint
 
@@ -168,7 +172,8 @@ def test_report_of_a_run_file(copied: Trained, tmp_path: Path) -> None:
     run = tmp_path / "perfect.txt"
     lines = (f"{row.query_id} Q0 {row.doc_id} 1 {row.grade} perfect" for row in judgments.itertuples())
     run.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    made = reporting.report(str(copied.world / "tiny"), copied.workspace, run_file=run, baseline="live")
+    source = SourceConfig(path=str(copied.world / "tiny"))
+    made = reporting.report_on_run(source, copied.workspace, run=RunFile(run), baseline="live")
     found = json.loads(made.file("report.json").read_text(encoding="utf-8"))
     assert found["systems"]["perfect"]["measures"]["ndcg@10"]["mean"] == pytest.approx(1.0)
     assert found["systems"]["fused"]["measures"]["ndcg@10"]["mean"] < 1.0

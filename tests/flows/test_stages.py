@@ -76,6 +76,7 @@ def calls(folder: Path) -> Iterator[tuple[str, Callable[[], Artifact]]]:
     from pipeline.data import candidates, corpus, judgments, unlabelled
     from pipeline.evaluation import ablation, report, systems
     from pipeline.evaluation.ablation import AblationRun
+    from pipeline.evaluation.runs import RunFile
     from pipeline.export import bundle
     from pipeline.training import encoder, external_teacher, fusion, negatives, pretrain, ranker, teacher
     from pipeline.training import teacher_scores as scoring
@@ -143,8 +144,10 @@ def calls(folder: Path) -> Iterator[tuple[str, Callable[[], Artifact]]]:
     yield "fusion.make", call(fusion.make, features=of("features"), pool=pool)
     yield "systems.make", call(systems.make, **judged, scores={"teacher": scores}, **live)
     about: dict[str, Any] = {"data": data, "title": "t"}
-    yield "report.make", call(report.make, recipe.evaluation, **about, systems=two, baseline="a", subject="b")
-    yield "report.make_from_run", call(report.make_from_run, recipe.evaluation, **about, systems={"a": file})
+    plan = report.ReportPlan(title="t", baseline="a", subject="b")
+    yield "report.make", call(report.make, recipe.evaluation, data=data, systems=two, plan=plan)
+    files, plan = {"a": RunFile(file)}, report.ReportPlan(title="t", split=None)
+    yield "report.make_from_run", call(report.make_from_run, recipe.evaluation, data=data, systems=files, plan=plan)
     trials = {"references": [trial], "students": [trial], "ceiling": "plain"}
     yield "ablation.make", call(ablation.make, recipe.evaluation, **about, pool=pool, **trials)
     yield "bundle.make", call(bundle.make, recipe.export, model=of("ranker"), data=data, pairs=pairs)

@@ -17,7 +17,8 @@ from pipeline import artifacts
 from pipeline.artifacts import Artifact
 from pipeline.config import EvaluationConfig, GateConfig
 from pipeline.errors import ConfigError, MissingError, SchemaError
-from pipeline.evaluation import gate, page, per_query, plots, report
+from pipeline.evaluation import gate, page, per_query, plots, report, systems
+from pipeline.evaluation.runs import RunFile
 
 QUERIES = 60
 EVIL = '<script>alert("x")</script><img src=http://evil.example/a.png>&amp;'
@@ -87,10 +88,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 CONFIG = EvaluationConfig(bootstrap=200)
 
 
-def make(world: dict[str, Any], systems: Any = None, **others: Any) -> Artifact:
-    files = systems or {"bad": world["both"], "good": world["both"]}
-    options = {"baseline": "bad", "title": f"Trial {EVIL}", **others}
-    return report.make(world["folder"], CONFIG, data=world["data"], systems=files, **options)
+def make(world: dict[str, Any], ranked: Any = None, **others: Any) -> Artifact:
+    files = ranked or {"bad": world["both"], "good": world["both"]}
+    facts = report.ReportFacts(fixed=others.pop("facts", {}), measured=others.pop("measured", {}))
+    pool = others.pop("pool", None)
+    plan = report.ReportPlan(**{"baseline": "bad", "title": f"Trial {EVIL}", **others})
+    return report.make(world["folder"], CONFIG, data=world["data"], systems=files, plan=plan, pool=pool, facts=facts)
 
 
 def content(made: Artifact) -> dict[str, Any]:
@@ -259,7 +262,9 @@ def test_trec_run_files_are_judged_on_all_splits_and_missed_queries_are_counted(
     kept = world["good"][world["good"]["query_id"] != "q005"]
     lines = [f"{row.query_id} Q0 {row.doc_id} 1 {row.score!r} mine" for row in kept.itertuples()]
     path.write_text("\n".join([*lines, "unknown Q0 d 1 0.5 mine"]) + "\n", encoding="utf-8")
-    made = report.make_from_run(world["folder"], CONFIG, data=world["data"], systems={"mine": path}, title="A run")
+    plan = report.ReportPlan(title="A run", split=None)
+    runs = {"mine": RunFile(path)}
+    made = report.make_from_run(world["folder"], CONFIG, data=world["data"], systems=runs, plan=plan)
     found = content(made)
     assert found["queries"]["judged"] == QUERIES
     assert found["systems"]["mine"]["missed"] == 1
@@ -275,8 +280,7 @@ def test_the_exponential_gain_can_be_the_headline(world: dict[str, Any]) -> None
         EvaluationConfig(bootstrap=50, gain="exponential", cutoff=5, relevant_from=2),
         data=world["data"],
         systems={"good": world["both"]},
-        baseline="good",
-        title="alone",
+        plan=report.ReportPlan(title="alone", baseline="good"),
     )
     assert content(made)["headline"] == "ndcg_exp@5"
     assert made.metrics["measure"] == "ndcg_exp@5"
@@ -297,8 +301,9 @@ def test_wrong_inputs_are_refused_with_what_and_where(world: dict[str, Any], tmp
     both = world["both"]
     with pytest.raises(ConfigError, match="baseline 'live' is none of the systems good"):
         make(world, {"good": both}, baseline="live")
+    plan = report.ReportPlan(title="x", split=None)
     with pytest.raises(ConfigError, match="none of the systems"):
-        report.make_from_run(world["folder"], CONFIG, data=world["data"], systems={}, title="x")
+        report.make_from_run(world["folder"], CONFIG, data=world["data"], systems={}, plan=plan)
     with pytest.raises(MissingError, match="no such file"):
         make(world, {"bad": both, "good": tmp_path / "gone.parquet"})
     with pytest.raises(SchemaError, match="holds the systems bad, good"):
@@ -342,3 +347,36 @@ def test_numbers_read_well() -> None:
     assert (page.value(None), page.fact(None), page.fact(True)) == ("–", "–", "yes")
     assert (page.fact(1234567), page.fact(1234.5), page.fact(0.41234)) == ("1,234,567", "1,234", "0.4123")
     assert page.label("ndcg_exp@10") == "nDCG@10, 2^g − 1"
+
+
+def test_each_path_of_the_service_is_compared_with_its_first_stage(world: dict[str, Any], tmp_path: Path) -> None:
+    both = pd.read_parquet(world["both"])
+    names = {systems.BM25: "bad", systems.RANKER: "good", systems.BOTH: "good", systems.FUSED: "bad"}
+    frame = pd.concat([both[both["system"] == source].assign(system=name) for name, source in names.items()])
+    ranked = artifact(tmp_path, "systems", {"run.parquet": frame}, systems=list(names))
+    made = make(world, ranked, baseline=systems.BM25, title="surfaces")
+    found = content(made)
+    gap = content(make(world))["systems"]["good"]["difference"]["ndcg@10"]
+    assert found["surfaces"]["/rerank"]["mean"] == pytest.approx(gap["mean"])
+    assert found["surfaces"]["/rerank"]["low"] == pytest.approx(gap["low"])
+    assert found["surfaces"]["/search"]["mean"] == pytest.approx(-gap["mean"])
+    assert [item["verdict"] for item in found["surfaces"].values()] == ["worse", "better"]
+    assert made.metrics["surfaces"] == found["surfaces"]
+    assert "What each path of the service is worth" in made.file("report.html").read_text(encoding="utf-8")
+    assert report.surface_lines(found)[0].startswith("/search  fused against BM25+encoder: −")
+    assert content(make(world))["surfaces"] == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "system"),
+    [("run.txt", "run.txt", ""), ("a:b.txt", "a:b.txt", ""), ("run.txt:bm25", "run.txt", "bm25")],
+)
+def test_a_run_is_named_by_its_file_or_by_file_and_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, path: str, system: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("run.txt", "a:b.txt", "a"):
+        Path(name).touch()
+    parsed = RunFile.parse(text)
+    assert (parsed.path, parsed.system) == (Path(path), system)
+    assert RunFile.parse("missing:system").path == Path("missing:system")

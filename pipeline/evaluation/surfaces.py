@@ -1,0 +1,52 @@
+"""The worth of each path of the service: its order against the first stage that is to be had without our models.
+
+    /search     the fused order, against reciprocal-rank fusion of BM25 and encoder
+    /rerank     the ranker alone, against BM25
+
+Whoever puts `/rerank` behind a BM25 search of their own loses where the ranker alone is below BM25, so a release says
+so: in its report, on the card of a retraining, and in GET /v1/models.
+"""
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from pipeline.config import EvaluationConfig
+from pipeline.evaluation import significance, systems
+from pipeline.evaluation.metrics import RANGE
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SURFACES = {"/search": (systems.FUSED, systems.BOTH), "/rerank": (systems.RANKER, systems.BM25)}
+"""Path → the system whose order it gives, and the first stage that this is compared with."""
+
+
+def worth(per_query: "pd.DataFrame", measure: str, config: EvaluationConfig) -> dict[str, dict[str, Any]]:
+    """Path → its mean difference to the first stage, with the 95 % interval over queries and a verdict.
+
+    Args:
+        per_query: query_id, system, and a column for the measure.
+        measure: the report's headline.
+
+    Returns:
+        Plain values: system, first_stage, measure, mean, low, high, p, queries, verdict. A path whose systems are not
+        in the table is left out. An end that is not defined is None.
+    """
+    values = per_query.pivot(index="query_id", columns="system", values=measure)
+    worths = {}
+    for path, (system, first_stage) in SURFACES.items():
+        if not {system, first_stage} <= set(values.columns):
+            continue
+        gap = significance.difference(
+            values[system], values[first_stage], resamples=config.bootstrap, seed=config.seed, bounds=RANGE
+        )
+        numbers = {"mean": gap.mean, "low": gap.low, "high": gap.high, "p": gap.p}
+        worths[path] = {
+            "system": system,
+            "first_stage": first_stage,
+            "measure": measure,
+            **{name: value if math.isfinite(value) else None for name, value in numbers.items()},
+            "queries": gap.queries,
+            "verdict": "better" if gap.better else "worse" if gap.worse else "no difference shown",
+        }
+    return worths

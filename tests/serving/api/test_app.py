@@ -16,12 +16,13 @@ from starlette.testclient import TestClient
 
 from serving.api import app as apps
 from serving.api import keys
+from serving.api.info import SurfaceWorth
 from serving.rollout import readiness
 from serving.rollout.lifecycle import Lifecycle
 from serving.runtime.items import Item
 from serving.scoring.reranker import relevance
 from serving.settings import Settings
-from tests.serving.conftest import CLS, SEP, TEXT, UNKNOWN
+from tests.serving.conftest import CLS, SEP, SURFACES, TEXT, UNKNOWN
 
 TEXTS = ["Shuffle list x in place", "Return a new sorted list", "", "Open file and return a stream", "列表 排序"]
 
@@ -497,6 +498,8 @@ def test_models_and_info(client: TestClient, lifecycle: Lifecycle) -> None:
     assert info["model_type"]["reranker"]
     assert (info["release"], info["documents"], info["dimensions"]) == (release, 49, 8)
     assert info["examples"] == ["sort a list", "读 文件"]
+    assert listed["surfaces"] == info["surfaces"] == SURFACES
+    assert list(SurfaceWorth.model_validate(SURFACES["/rerank"]).model_dump()) == list(SURFACES["/rerank"])
 
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz", "/info", "/", "/docs", "/metrics", "/nope"])

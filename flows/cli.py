@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.errors import ConfigError, GateError, InputError, MissingError, RelevanceError
+from pipeline.text import read_text, split_lines
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -338,7 +339,7 @@ def recipe_list(as_json: Json = False) -> None:
     """Built-in recipes, each with the first sentence of its file."""
     found = {}
     for name in recipe_names():
-        lines = (RECIPES / f"{name}.toml").read_text(encoding="utf-8").splitlines()
+        lines = split_lines(read_text(RECIPES / f"{name}.toml"))
         comment = " ".join(line.removeprefix("#").strip() for line in lines[: lines.index(f'name = "{name}"')])
         found[name] = comment.split(". ")[0].rstrip(".") + "."
     _show(found, as_json, "\n".join(f"{name:<10} {about}" for name, about in found.items()))

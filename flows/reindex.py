@@ -17,7 +17,7 @@ from pipeline import releases
 from pipeline.artifacts import Artifact
 from pipeline.config import Recipe, SourceConfig
 from pipeline.errors import ConflictError, ImplausibleError
-from pipeline.text import hide_password
+from pipeline.secrets import hide_passwords
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -75,7 +75,7 @@ def reindex(
     was_live = live is not None and live.release == old.fingerprint
     if promote and was_live and live is not None and new.fingerprint != old.fingerprint:
         try:
-            shown = ", ".join(map(hide_password, documents))
+            shown = ", ".join(map(hide_passwords, documents))
             registry.promote(new.fingerprint, reason=f"re-indexed {shown}", expected=live.generation)
         except ConflictError:
             new = _same_but_live(registry, new)

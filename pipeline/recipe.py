@@ -16,7 +16,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pipeline.config import LoopConfig, RankerConfig, Recipe, T
 from pipeline.errors import ConfigError, MissingError
-from pipeline.text import hide_password, read_text
+from pipeline.secrets import hide_passwords
+from pipeline.text import read_text
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def _without_passwords(value: Any) -> Any:
     if isinstance(value, str):
-        return hide_password(value)
+        return hide_passwords(value)
     if isinstance(value, dict):
         return {key: _without_passwords(item) for key, item in value.items()}
     return type(value)(map(_without_passwords, value)) if isinstance(value, (list, tuple)) else value

@@ -7,7 +7,9 @@ from typing import Any
 HIDDEN = "***"
 
 _USER_AND_PASSWORD = re.compile(r"(://[^\s/:@'\"]*:)[^@\s'\"]+(?=@)")
-_PARAMETER = re.compile(r"(?i)([?&;][a-z_]*(?:password|passwd|pwd|secret|token|api_?key)=)[^&;\s'\"]+")
+_SECRET = r"[a-z_]*(?:password|passwd|pwd|secret|token|api_?key|odbc_connect)"
+_NAME = re.compile(rf"(?i){_SECRET}")
+_PARAMETER = re.compile(rf"(?i)([?&;]{_SECRET}=)[^&;\s'\"]+")
 
 
 def hide_passwords(text: str) -> str:
@@ -15,6 +17,11 @@ def hide_passwords(text: str) -> str:
     if "://" not in text:
         return text
     return _PARAMETER.sub(rf"\1{HIDDEN}", _USER_AND_PASSWORD.sub(rf"\1{HIDDEN}", text))
+
+
+def is_secret(name: str) -> bool:
+    """Whether a query parameter of this name holds a password: `sslpassword`, `api_key`, `odbc_connect`, …"""
+    return _NAME.fullmatch(name) is not None
 
 
 def without_passwords(value: Any) -> Any:

@@ -6,7 +6,6 @@ form feed, which JSON and people write inside a line.
 """
 
 import codecs
-import re
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,14 +76,6 @@ def _raw_lines(path: Path) -> Iterator[bytes]:
         raise MissingError(f"{path}: no such file") from error
     except OSError as error:
         raise SchemaError(f"{path}: cannot be read ({error})") from error
-
-
-def hide_password(address: str) -> str:
-    """A text with the password of each address in it as ***; other texts stay as they are."""
-    if "://" not in address:
-        return address
-    hidden = re.sub(r"(://[^:/@\s]*):[^/\s]*@", r"\1:***@", address)
-    return re.sub(r"([?&]password=)[^&\s]*", r"\1***", hidden)
 
 
 def fault(text: str) -> str | None:

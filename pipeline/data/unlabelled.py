@@ -76,6 +76,10 @@ def queries(workspace: Path, config: CandidatesConfig, *, data: Artifact) -> Art
                 name = hashlib.blake2b(normalised.encode(), digest_size=8).hexdigest()
                 asked.append((f"{source}:{name}", query))
                 counts[source] += 1
+        if config.unlabelled_queries and artifacts.sha256(Path(config.unlabelled_queries)) != inputs["queries"]:
+            raise SchemaError(
+                f"{config.unlabelled_queries}: changed while it was read; run again when nothing writes to it any more"
+            )
         ids, texts = zip(*asked, strict=True) if asked else ((), ())
         table = pa.table({"query_id": pa.array(ids, pa.string()), "text": pa.array(texts, pa.string())})
         schema.write(table, staging.folder / "queries.parquet", "queries")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _CLICKS_ALONE = (
-    "{path}: of the judgments {where} were made from clicks, which reports leave out; judge some queries by people, or "
+    "{path}: {where} were made from clicks, which reports leave out; judge some queries by people, or "
     "set evaluation.clicks = true (`relevance report --clicks`) to count them"
 )
 
@@ -56,7 +56,7 @@ def judged(data: Artifact, split: str | None, *, clicks: bool = False) -> tuple[
     here = pc.fill_null(pc.equal(table.column("split"), split), False)
     chosen = table.filter(here)
     if not chosen.num_rows and pc.any(pc.equal(whole.column("split"), split)).as_py():
-        raise SchemaError(_CLICKS_ALONE.format(path=path, where=f"those of split {split}"))
+        raise SchemaError(_CLICKS_ALONE.format(path=path, where=f"all judgments of split {split}"))
     if not chosen.num_rows:
         raise SchemaError(f"{path}: no judgment is in split '{split}'; choose another, or a larger {split} share")
     return chosen, queries - set(chosen.column("query_id").unique().to_pylist())
@@ -70,7 +70,7 @@ def _without_clicks(judgments: "pa.Table", path: Path) -> "pa.Table":
     made_of_clicks = pc.fill_null(pc.equal(judgments.column("source"), schema.CLICK), False)
     others = judgments.filter(pc.invert(made_of_clicks))
     if judgments.num_rows and not others.num_rows:
-        raise SchemaError(_CLICKS_ALONE.format(path=path, where="all of them"))
+        raise SchemaError(_CLICKS_ALONE.format(path=path, where="all judgments"))
     if others.num_rows < judgments.num_rows:
         log.info("%d judgments made from clicks do not count in this report", judgments.num_rows - others.num_rows)
     return others

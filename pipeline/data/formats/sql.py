@@ -29,7 +29,7 @@ from pipeline.data.formats.tables import FoundSource, Tables
 from pipeline.data.formats.text_files import STRING
 from pipeline.errors import ConfigError, MissingError, SchemaError
 from pipeline.schema import InvalidRow
-from pipeline.text import hide_password
+from pipeline.secrets import HIDDEN, hide_passwords, is_secret
 
 ROWS_AT_ONCE = 10_000
 
@@ -43,7 +43,7 @@ def find(config: SourceConfig, root: Path) -> FoundSource | None:
     address, name = locate(config.path, root)
     content = read(config, root)
     digest = _digest(content)
-    shown = hide_password(address.render_as_string(hide_password=True))
+    shown = hide_passwords(address.render_as_string(hide_password=True))
     return FoundSource(name, shown, lambda: digest, lambda: content)
 
 
@@ -57,7 +57,7 @@ def locate(url: str, root: Path) -> tuple[sa.URL, str]:
     try:
         address = sa.make_url(url)
     except (ArgumentError, ValueError) as error:
-        shown = re.sub(r"//.*@", "//***@", url)
+        shown = hide_passwords(re.sub(r"//.*@", f"//{HIDDEN}@", url))
         raise ConfigError(f"{shown}: not a SQLAlchemy URL; write it as sqlite:///shop.db?table=documents") from error
     name = address.query.get("table", "documents")
     address = address.difference_update_query(["table"])
@@ -79,7 +79,7 @@ def read(config: SourceConfig, root: Path) -> Tables:
     """
     address, name = locate(config.path, root)
     source = "query" if config.query else f"table {name}"
-    shown = f"{hide_password(address.render_as_string(hide_password=True))}, {source}"
+    shown = f"{hide_passwords(address.render_as_string(hide_password=True))}, {source}"
     try:
         engine = sa.create_engine(address)
     except (NoSuchModuleError, ArgumentError, ImportError) as error:
@@ -94,8 +94,8 @@ def read(config: SourceConfig, root: Path) -> Tables:
         raise MissingError(f"{shown}: no such table") from error
     except SQLAlchemyError as error:
         reason = str(error).split("\n")[0]
-        if address.password:
-            reason = reason.replace(str(address.password), "***")
+        for secret in _secrets(address):
+            reason = reason.replace(secret, HIDDEN)
         raise SchemaError(f"{shown}: cannot be read ({reason})") from error
     finally:
         engine.dispose()
@@ -109,6 +109,15 @@ def read(config: SourceConfig, root: Path) -> Tables:
         else:
             documents[column] = typed(values)
     return Tables(documents=pa.table(documents), faults=tuple(faults))
+
+
+def _secrets(address: sa.URL) -> list[str]:
+    """The password of an address and the values of its parameters that hold one; drivers repeat them in errors."""
+    values = [str(address.password or "")]
+    for name, value in address.query.items():
+        if is_secret(name):
+            values += [value] if isinstance(value, str) else value
+    return [value for value in values if value]
 
 
 def _rows(engine: sa.Engine, name: str, config: SourceConfig, shown: str, *, raw: bool) -> dict[str, list[Any]]:

@@ -54,6 +54,26 @@ def data(tmp_path: Path) -> Artifact:
     )
 
 
+def test_a_file_of_queries_that_changes_while_it_is_read_is_refused(
+    tmp_path: Path, data: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "more.txt"
+    file.write_text("first new query\n")
+    real = unlabelled.read_queries
+
+    def read(path: Path) -> list[str]:
+        file.write_text("another query\n")
+        return real(path)
+
+    monkeypatch.setattr(unlabelled, "read_queries", read)
+    config = replace(CONFIG, unlabelled_queries=str(file))
+    with pytest.raises(SchemaError, match="changed while it was read"):
+        unlabelled.queries(tmp_path, config, data=data)
+    monkeypatch.undo()
+    made = unlabelled.queries(tmp_path, config, data=data)
+    assert "another query" in asked_of(made).values()
+
+
 def asked_of(made: Artifact) -> dict[str, str]:
     frame = pd.read_parquet(made.file("queries.parquet"))
     return dict(zip(frame["query_id"], frame["text"], strict=True))

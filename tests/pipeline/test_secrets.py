@@ -1,0 +1,95 @@
+"""Passwords of addresses are hidden wherever an address is shown or written down."""
+
+import random
+import sqlite3
+import string
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from pipeline import recipe
+from pipeline.config import DataConfig, SourceConfig
+from pipeline.data import judgments, sources
+from pipeline.data.formats import sql
+from pipeline.errors import InputError
+from pipeline.secrets import hide_passwords, is_secret
+
+NAMES = (
+    "password",
+    "sslpassword",
+    "passwd",
+    "pwd",
+    "PWD",
+    "secret",
+    "client_secret",
+    "token",
+    "api_key",
+    "odbc_connect",
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("seed", range(5))
+def test_no_parameter_that_holds_a_password_is_shown(name: str, seed: int) -> None:
+    rng = random.Random(seed)
+    secret = "".join(rng.choices(string.ascii_letters + string.digits + "%+-._~", k=12))
+    before, after = rng.sample(["?", "?a=b&", "?table=shop&"], 1)[0], rng.choice(["", "&sslmode=require", " and more"])
+    address = f"postgresql://user:{secret}@host/shop{before}{name}={secret}{after}"
+    assert is_secret(name)
+    shown = hide_passwords(f"cannot read {address}")
+    assert secret not in shown
+    assert shown.endswith(f"{name}=***{after}")
+    assert "host/shop" in shown
+
+
+@pytest.mark.parametrize("name", ["table", "sslmode", "host", "passenger", "tokens"])
+def test_other_parameters_stay(name: str) -> None:
+    assert not is_secret(name)
+    assert hide_passwords(f"sqlite:///shop.db?{name}=value") == f"sqlite:///shop.db?{name}=value"
+
+
+@pytest.mark.filterwarnings("ignore:Query string argument:sqlalchemy.exc.SAWarning")
+@pytest.mark.parametrize("name", NAMES)
+def test_a_database_that_cannot_be_read_is_named_without_its_secrets(tmp_path: Path, name: str) -> None:
+    with sqlite3.connect(tmp_path / "shop.db") as connection:
+        connection.execute("create table documents (doc_id text)")
+    for query in ("table=missing&", ""):
+        config = SourceConfig(path=f"sqlite:///shop.db?{query}{name}=hunter2")
+        with pytest.raises(InputError) as error:
+            sources.read(config, tmp_path)
+        assert "hunter2" not in str(error.value)
+    plain = recipe.to_dict(DataConfig(sources=(config,)))
+    assert "hunter2" not in str(plain)
+
+
+@pytest.mark.filterwarnings("ignore:Query string argument:sqlalchemy.exc.SAWarning")
+def test_a_driver_that_repeats_a_secret_does_not_give_it_away(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise sa.exc.OperationalError("connect", {}, Exception("key of hunter2 is wrong"))
+
+    monkeypatch.setattr(sql, "_rows", fail)
+    (tmp_path / "shop.db").touch()
+    with pytest.raises(InputError, match=r"key of \*\*\* is wrong") as error:
+        sql.read(SourceConfig(path="sqlite:///shop.db?sslpassword=hunter2"), tmp_path)
+    assert "hunter2" not in str(error.value)
+
+
+def test_the_data_artifact_of_a_database_holds_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with sqlite3.connect(tmp_path / "shop.db") as connection:
+        connection.execute("create table rated (q text, name text, grade integer)")
+        connection.executemany("insert into rated values (?, ?, ?)", [("lamp", "red lamp", 1), ("chair", "chair", 1)])
+    real = sql.locate
+
+    def locate(url: str, root: Path) -> tuple[sa.URL, str]:
+        """SQLite takes no such parameter; another database would."""
+        address, name = real(url, root)
+        return address.difference_update_query(["sslpassword"]), name
+
+    monkeypatch.setattr(sql, "locate", locate)
+    columns = {"query": "q", "title": "name", "grade": "grade"}
+    source = SourceConfig(path="sqlite:///shop.db?table=rated&sslpassword=hunter2", columns=columns)
+    data = judgments.make(tmp_path / "work", DataConfig(root=str(tmp_path), sources=(source,), splits="test"))
+    assert data.metrics["judgments"] == 2
+    for file in (tmp_path / "work").rglob("*"):
+        assert file.is_dir() or b"hunter2" not in file.read_bytes(), file

@@ -89,12 +89,12 @@ def test_a_cross_encoder_reads_through_the_same_layers(untrained: Any) -> None:
 def test_scoring_that_runs_out_of_memory_says_what_to_make_smaller(
     untrained: Any, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    def large(*_: object) -> None:
+    def large(*_: object, **__: object) -> None:
         raise error
 
     model = CrossEncoder.load(untrained.ranker.path)
     pairs = batches.read_pairs(untrained.data, untrained.pairs, model.tokenizer, max_query_tokens=12, max_tokens=48)
-    monkeypatch.setattr(model, "with_states", large)
+    monkeypatch.setattr(model, "read", large)
     with pytest.raises(TrainingError, match=r"^teacher scores: memory ran out \(.*\); lower max_tokens"):
         scoring.cross_scores(model, pairs, pairs.indices("valid"), label="teacher scores")
     encoder = BiEncoder.load(untrained.encoder.path)

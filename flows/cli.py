@@ -227,10 +227,10 @@ def retrain(
         _show({"checked": checked}, as_json, "\n".join(f"✓ {line}" for line in checked))
         return
     if _has_prefect_server():
-        from flows import schedules
+        from flows import prefect_flows, schedules
 
         schedules.check_server()
-        outcome = schedules.retrain(path, overrides or [], workspace, promote=not no_promote)
+        outcome = prefect_flows.retrain(path, overrides or [], workspace, promote=not no_promote)
     else:
         outcome = chain.retrain(recipes.load(path, overrides or []), workspace, promote=not no_promote)
     made = summary.make(outcome, workspace)

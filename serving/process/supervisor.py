@@ -72,7 +72,7 @@ class Worker:
         return time.monotonic() - self.last_report
 
     def end(self) -> str:
-        """How the process ended, in words."""
+        """A description of how the process ended."""
         code = self.process.returncode
         words = f"ended with {code}"
         if code < 0:
@@ -133,7 +133,8 @@ class Supervisor:
         orders: dict[str, Any] = {"settings": dataclasses.asdict(self._settings), "metrics": str(folder)}
         orders |= {"listener": self._listener.fileno(), "reports": workers_end}
         process = subprocess.Popen(
-            [sys.executable, "-m", "serving.process.worker"],
+            # Without -P, Python would import an `index.py` or `serving/` of the working folder in place of ours.
+            [sys.executable, "-P", "-m", "serving.process.worker"],
             stdin=subprocess.PIPE,
             pass_fds=[self._listener.fileno(), workers_end],
             env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(folder)},
@@ -176,9 +177,9 @@ class Supervisor:
         failures = 0 if worker.release else self._failures.get(worker.number, 0)
         self._failures[worker.number] = failures + 1
         pause_s = min(0.1 * 2**failures, LONGEST_PAUSE_S)
-        facts = {"worker": worker.number, "exit_code": worker.process.returncode, "release": worker.release or None}
+        values = {"worker": worker.number, "exit_code": worker.process.returncode, "release": worker.release or None}
         log.error(
-            "worker %d: %s; starting it again in %.1f s", worker.number, worker.end(), pause_s, extra={"facts": facts}
+            "worker %d: %s; starting it again in %.1f s", worker.number, worker.end(), pause_s, extra={"facts": values}
         )
         self._start_times[worker.number] = time.monotonic() + pause_s
 

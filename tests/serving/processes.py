@@ -95,6 +95,11 @@ def start(workspace: Path, **environ: str) -> Server:
         stderr=subprocess.PIPE,
         text=True,
     )
+    return watch(process)
+
+
+def watch(process: subprocess.Popen[str]) -> Server:
+    """The service of a process, once it answers; its standard error is a pipe."""
     log: list[dict[str, Any]] = []
     port: list[int] = []
     announced = threading.Event()

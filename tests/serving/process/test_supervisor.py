@@ -1,5 +1,6 @@
 """Several processes behind one port: they share the work, are replaced when they die, and lose nothing at the end."""
 
+import ast
 import os
 import re
 import signal
@@ -14,7 +15,10 @@ import httpx
 import pytest
 
 from tests.serving.process.shutdown import stop_under_load
-from tests.serving.processes import START, Server, clean_environment, start
+from tests.serving.processes import START, Server, clean_environment, start, watch
+from tests.shadows import add_shadows
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -146,3 +150,25 @@ def test_a_truncated_release_is_named_when_its_worker_dies(fresh: Any) -> None:
     assert line["release"] == release
     assert rerank(server.url, "a").status_code == 200
     assert server.stop() == 0
+
+
+def test_files_of_the_working_folder_do_not_replace_our_packages(tiny: Any, tmp_path: Path) -> None:
+    """`relevance serve` in a folder whose files are called as our packages are."""
+    command = [sys.executable, "-P", "-m", "flows.cli", "serve", "--workspace", str(tiny.path), "--port", "0"]
+    environ = clean_environment() | {"PYTHONPATH": str(ROOT), "RELEVANCE_LOG": "json"}
+    server = watch(subprocess.Popen(command, env=environ, stderr=subprocess.PIPE, text=True, cwd=add_shadows(tmp_path)))
+    assert rerank(server.url, "a text").status_code == 200
+    assert server.stop() == 0
+
+
+def test_each_module_that_we_start_ignores_the_working_folder() -> None:
+    """`python -m` puts the working folder first on Python's path, unless -P stands before it."""
+    commands = []
+    for package in ("pipeline", "index", "serving", "flows"):
+        for path in (ROOT / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                values = [item.value for item in getattr(node, "elts", ()) if isinstance(item, ast.Constant)]
+                if "-m" in values:
+                    commands.append((str(path.relative_to(ROOT)), values))
+    assert "serving/process/supervisor.py" in {path for path, _ in commands}
+    assert [(path, values) for path, values in commands if "-P" not in values[: values.index("-m")]] == []

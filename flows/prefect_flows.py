@@ -1,0 +1,186 @@
+"""The flows retrain, report and reindex as Prefect runs them, each a thin wrapper around a function of `flows`.
+
+Stages become task runs; reports become artifacts in the Prefect UI, and our log lines its logs. Prefect stores no
+results of ours: a finished stage lies on disk under its fingerprint, which also survives a SIGKILL.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import logging
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from prefect import flow, task
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.exceptions import MissingContextError
+from prefect.logging.handlers import APILogHandler
+from prefect.states import Completed
+from prefect.tasks import Task
+from rich.console import Console
+
+from flows import reindex as reindexing
+from flows import report as reporting
+from flows import retrain as chain
+from flows import runner
+from pipeline import recipe as recipes
+from pipeline.artifacts import Artifact
+from pipeline.config import SourceConfig
+from pipeline.errors import InputError
+from pipeline.evaluation import report as reports
+
+RETRIES = 2
+RETRY_DELAY_S = 60
+
+
+def _worth_retrying(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+    """Whether a failed task may succeed when it runs again; wrong input stays wrong."""
+    try:
+        state.result()
+    except InputError:
+        return False
+    except Exception:
+        return True
+    return False
+
+
+def as_task(name: str, stage: Callable[[], Artifact]) -> Artifact:
+    """Runs a stage as a Prefect task run of this name; a `runner.Execute`."""
+
+    @task(
+        name=name,
+        task_run_name=name,
+        retries=RETRIES,
+        retry_delay_seconds=RETRY_DELAY_S,
+        retry_condition_fn=_worth_retrying,
+        cache_policy=NO_CACHE,
+        persist_result=False,
+    )
+    def run() -> Artifact:
+        return runner.directly(name, stage)
+
+    return run()
+
+
+@flow(name="retrain", persist_result=False)
+def retrain(
+    recipe: Path, overrides: list[str], workspace: Path, promote: bool = True, working_folder: Path | None = None
+) -> chain.RetrainResult:
+    """Trains, judges and, if the gate agrees, promotes; see `chain.retrain`.
+
+    A release that the gate refuses ends the run in the completed state Refused. Nothing failed, and a retry would be
+    refused again, but people and automations can tell the run from one whose release is live.
+
+    Args:
+        working_folder: the folder that relative paths in the recipe and its overrides start from; None for the
+            process's own.
+    """
+    with _logs_in_prefect(), contextlib.chdir(working_folder or "."):
+        settings = recipes.load(recipe, overrides)
+        outcome = chain.retrain(settings, workspace, promote=promote, execute=as_task)
+        label = label_of(workspace, settings.name)
+        _show_report(outcome.report, label)
+        create_markdown_artifact(
+            key=f"gate-{label}",
+            markdown=f"**{'live' if outcome.live else 'not live'}** {outcome.release.fingerprint[:12]}\n\n"
+            + "\n".join(f"* {reason}" for reason in outcome.reasons),
+        )
+    if promote and not outcome.live:
+        # Prefect ends the run in this state, and gives the caller its data.
+        return Completed(name="Refused", message="; ".join(outcome.reasons), data=outcome)  # type: ignore[return-value]
+    return outcome
+
+
+@flow(name="report", persist_result=False)
+def report(judgments: str, workspace: Path, release: str = "live", baseline: str = "", recipe: str = "") -> Artifact:
+    """Judges a release; see `flows.report`. The recipe's name only distinguishes artifacts in the UI."""
+    with _logs_in_prefect():
+        source = SourceConfig(path=judgments)
+        artifact: Artifact = reporting.report(source, workspace, release=release, baseline=baseline, execute=as_task)
+        _show_report(artifact, label_of(workspace, recipe))
+    return artifact
+
+
+@flow(name="reindex", persist_result=False)
+def reindex(
+    documents: list[str], workspace: Path, release: str = "live", full: bool = False, recipe: str = ""
+) -> dict[str, Any]:
+    """Embeds what changed and makes the new index live; see `flows.reindex`. For the recipe's name, see `report`."""
+    with _logs_in_prefect():
+        figures: dict[str, Any] = reindexing.reindex(documents, workspace, release=release, full=full, execute=as_task)
+        create_table_artifact(
+            key=f"reindex-{label_of(workspace, recipe)}", table=[figures], description="The new index"
+        )
+    return figures
+
+
+class RunLogs(APILogHandler):
+    """Prefect's log handler, which drops lines of threads that belong to no run."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        if not isinstance(sys.exc_info()[1], MissingContextError):
+            super().handleError(record)
+
+
+@contextmanager
+def _logs_in_prefect() -> Iterator[None]:
+    """Sends our log lines to the logs of the run."""
+    handler = RunLogs(logging.INFO)
+    loggers = [logging.getLogger(name) for name in ("pipeline", "index", "flows", "serving")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.removeHandler(handler)
+            logger.setLevel(level)
+
+
+def _show_report(artifact: Artifact, label: str) -> None:
+    """Shows a report in full in the UI; a browser opens no file of this machine, so there is no link to the page."""
+    report_json = json.loads(artifact.file("report.json").read_text(encoding="utf-8"))
+    create_table_artifact(key=f"ndcg-{label}", table=reporting.rows(report_json), description="Systems by nDCG")
+    console = Console(file=io.StringIO(), record=True, width=120)
+    console.print(reports.card(report_json))
+    markdown = (
+        f"```\n{console.export_text()}\n```\n\nThe page with plots and examples: `{artifact.file('report.html')}`"
+    )
+    create_markdown_artifact(key=f"report-{label}", markdown=markdown, description="Report")
+
+
+def label_of(workspace: Path, recipe: str = "") -> str:
+    """A name for artifacts and deployments that differs between recipes and between workspaces on one Prefect server.
+
+    Workspaces of two machines may have the same path. Host names would tell them apart, but a container has a new one
+    after each start, and the schedules of its old name would stay on the server. So each workspace has an id.
+    """
+    folder = workspace.resolve()
+    digest = hashlib.sha256(f"{recipe} {folder} {workspace_id(folder)}".encode()).hexdigest()[:8]
+    words = re.sub("[^a-z0-9]+", "-", f"{recipe}-{folder.name}".lower()).strip("-")
+    return f"{words[:60]}-{digest}".strip("-")
+
+
+def workspace_id(workspace: Path) -> str:
+    """The id that a workspace keeps in its file `workspace-id`, which the first call writes."""
+    path = workspace / "workspace-id"
+    if not path.exists():
+        workspace.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=workspace, prefix=".workspace-id-", encoding="utf-8") as new:
+            new.write(f"{uuid4()}\n")
+            new.flush()
+            with contextlib.suppress(FileExistsError):  # Another process was faster.
+                os.link(new.name, path)
+    return path.read_text(encoding="utf-8").strip()

@@ -1,10 +1,10 @@
-"""What the service counts, in Prometheus's text format.
+"""The service's metrics in Prometheus's text format.
 
-Names that begin with `te_` are those of text-embeddings-inference and mean the same, so its dashboards work here; they
-have no `_total` at the end, which the Prometheus client gives to counters only.
+Names that begin with `te_` are those of text-embeddings-inference and mean the same, so its dashboards work here. They
+have no `_total` at the end, which the Prometheus client adds to counters.
 
-Several processes write into files of one folder, and each answers with the sums over all: counts of processes that
-ended are kept, states are of those that live.
+Several processes write into files of one folder, and each answers with the sums over all of them. Counters include
+processes that have ended; gauges include only those that live.
 """
 
 from collections.abc import Iterator, Mapping
@@ -22,7 +22,7 @@ from prometheus_client.values import ValueClass
 from serving.observability.rollout_metrics import RolloutMetrics
 from serving.rollout.lifecycle import Lifecycle
 
-disable_created_metrics()  # type: ignore[no-untyped-call]  # A series a counter that nobody reads.
+disable_created_metrics()  # type: ignore[no-untyped-call]  # One more series for each counter, which nobody reads.
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
@@ -38,7 +38,7 @@ FAILURES = {
 
 
 class Metrics:
-    """The counters of one process, or of all that share a folder."""
+    """The metrics of one process, or of all that share a folder."""
 
     def __init__(self, lifecycle: Lifecycle, folder: Path | None = None) -> None:
         """
@@ -48,15 +48,23 @@ class Metrics:
         """
         registry = self._registry = CollectorRegistry()
         self._folder = folder
-        self._state = _State(lifecycle, registry)
-        self._load = _Load(lifecycle, registry)
+        self._state = _StateMetrics(lifecycle, registry)
+        self._load = _LoadMetrics(lifecycle, registry)
         self._trials = RolloutMetrics(lifecycle.rollout, registry)
-        self.te_count = _Count("te_request_count", "Requests for scores or vectors", ["method"], registry=registry)
-        self.te_success = _Count("te_request_success", "Of these, answered", ["method"], registry=registry)
-        self.te_failure = _Count("te_request_failure", "Of these, failed", ["err"], registry=registry)
-        self.te_duration = _seconds("te_request_duration", "Seconds of an answered one", registry)
-        self.te_queue = _seconds("te_request_queue_duration", "Seconds that one waited for a thread", registry)
-        self.te_inference = _seconds("te_request_inference_duration", "Seconds of work on one in its thread", registry)
+        self.te_count = _PlainCounter(
+            "te_request_count", "Requests for scores or vectors", ["method"], registry=registry
+        )
+        self.te_success = _PlainCounter(
+            "te_request_success", "Requests for scores or vectors that were answered", ["method"], registry=registry
+        )
+        self.te_failure = _PlainCounter(
+            "te_request_failure", "Requests for scores or vectors that failed", ["err"], registry=registry
+        )
+        self.te_duration = _seconds("te_request_duration", "Seconds of an answered request", registry)
+        self.te_queue = _seconds("te_request_queue_duration", "Seconds that a request waited for a thread", registry)
+        self.te_inference = _seconds(
+            "te_request_inference_duration", "Seconds of work on a request in its thread", registry
+        )
         self.requests = Counter("relevance_requests", "All requests", ["path", "status"], registry=registry)
         self.seconds = _seconds("relevance_request_seconds", "Seconds of a request", registry, "path")
         self.in_flight = Gauge(
@@ -66,7 +74,7 @@ class Metrics:
             multiprocess_mode="livesum",
         )
         self.texts = Counter(
-            "relevance_texts", "Documents scored and texts embedded, known ones included", registry=registry
+            "relevance_texts", "Documents scored and texts embedded, cached ones included", registry=registry
         )
         self.degraded = Counter(
             "relevance_search_degraded", "Searches answered without a model", ["missing"], registry=registry
@@ -74,13 +82,14 @@ class Metrics:
         self.parts = _seconds("relevance_search_part_seconds", "Parts of a search", registry, "part")
 
     def began(self) -> None:
+        """Counts a request that begins."""
         self.in_flight.inc()
 
     def ended(self, path: str, status: int, seconds: float, items: int | None) -> None:
-        """A request was answered.
+        """Counts a request that was answered.
 
         Args:
-            path: of the route, not of the request, so that strangers cannot add series.
+            path: the route's path, not the request's, so that strangers cannot add series.
             items: documents or texts of a request for scores or vectors; None for any other request.
         """
         self.in_flight.dec()
@@ -105,12 +114,12 @@ class Metrics:
             self.parts.labels(part).observe(spent / 1000)
 
     def worked(self, queued_s: float, ran_s: float) -> None:
-        """A request waited for a thread and was then worked on."""
+        """Counts a request's seconds of waiting for a thread and of work in it."""
         self.te_queue.observe(queued_s)
         self.te_inference.observe(ran_s)
 
     def refresh(self) -> None:
-        """Copies what the caches and the life cycle count themselves; other processes see it from then on."""
+        """Copies the counts of caches, scheduler and rollout; other processes see them from then on."""
         self._state.copy()
         self._load.copy()
         self._trials.copy()
@@ -146,8 +155,8 @@ class _PresentReleases(Collector):
             yield metric
 
 
-class _Count(MetricWrapperBase):
-    """A counter whose name stays as it is; processes add up."""
+class _PlainCounter(MetricWrapperBase):
+    """A counter without `_total` at the end of its name; the sum is over all processes."""
 
     _type = "unknown"
 
@@ -163,30 +172,32 @@ class _Count(MetricWrapperBase):
         return [Sample("", {}, self._value.get(), None, None)]
 
 
-class _State:
-    """What the caches and the life cycle count themselves, copied when asked."""
+class _StateMetrics:
+    """Copies of the counts that caches and life cycle keep."""
 
     def __init__(self, lifecycle: Lifecycle, registry: CollectorRegistry) -> None:
         self._lifecycle = lifecycle
         self._last: dict[Any, float] = {}
         self._counts = {
-            name: Counter(f"relevance_cache_{name}", words, ["cache"], registry=registry)
-            for name, words in (
-                ("hits", "Found in memory"),
-                ("joined", "Computed for another request at that moment"),
-                ("misses", "Computed"),
-                ("evictions", "Let go to make room"),
+            name: Counter(f"relevance_cache_{name}", help_text, ["cache"], registry=registry)
+            for name, help_text in (
+                ("hits", "Values read from memory"),
+                ("joined", "Values that another request was computing at that moment"),
+                ("misses", "Values computed"),
+                ("evictions", "Values dropped to make room"),
             )
         }
         self._sizes = {
-            name: Gauge(f"relevance_cache_{name}", words, ["cache"], registry=registry, multiprocess_mode="livesum")
-            for name, words in (("entries", "Entries held"), ("bytes", "Memory held"))
+            name: Gauge(f"relevance_cache_{name}", help_text, ["cache"], registry=registry, multiprocess_mode="livesum")
+            for name, help_text in (("entries", "Entries in memory"), ("bytes", "Bytes in memory"))
         }
-        self._swaps = Counter("relevance_release_swaps", "Releases taken while running", registry=registry)
+        self._swaps = Counter(
+            "relevance_release_swaps", "Releases that replaced another while the service ran", registry=registry
+        )
         self._refusals = Counter("relevance_release_refusals", "Releases refused", registry=registry)
         self._info = Gauge(
             RELEASE_INFO,
-            "How many processes answer with this release",
+            "Number of processes that answer with this release",
             ["release", "ranker", "encoder", "precision"],
             registry=registry,
             multiprocess_mode="livesum",
@@ -194,14 +205,15 @@ class _State:
         self._release: Any = None
 
     def copy(self) -> None:
+        """Copies the present counts into the metrics."""
         caches = self._lifecycle.caches
-        for cache, facts in (("scores", caches.scores.facts()), ("vectors", caches.vectors.facts())):
+        for cache, counts in (("scores", caches.scores.facts()), ("vectors", caches.vectors.facts())):
             for name, counter in self._counts.items():
-                self._grown(counter.labels(cache), (name, cache), getattr(facts, name))
+                self._advance(counter.labels(cache), (name, cache), getattr(counts, name))
             for name, gauge in self._sizes.items():
-                gauge.labels(cache).set(getattr(facts, name))
-        self._grown(self._swaps, "swaps", self._lifecycle.swaps)
-        self._grown(self._refusals, "refusals", self._lifecycle.refusals)
+                gauge.labels(cache).set(getattr(counts, name))
+        self._advance(self._swaps, "swaps", self._lifecycle.swaps)
+        self._advance(self._refusals, "refusals", self._lifecycle.refusals)
         current = self._lifecycle.loaded
         if current is not None:
             tokenisers = (current.ranker.tokeniser, current.encoder.tokeniser)
@@ -213,19 +225,20 @@ class _State:
             self._release = release
             release.set(1)
 
-    def _grown(self, counter: Counter, name: Any, now: float) -> None:
-        counter.inc(now - self._last.get(name, 0))
-        self._last[name] = now
+    def _advance(self, counter: Counter, name: Any, total: float) -> None:
+        """Raises a counter by the growth of a total since the last call with this name."""
+        counter.inc(total - self._last.get(name, 0))
+        self._last[name] = total
 
 
-class _Load:
-    """What waits for the runners, and what the shared cache did, copied when asked."""
+class _LoadMetrics:
+    """Copies of the counts that scheduler and shared cache keep."""
 
-    QUEUE = (("runs", "Runs of a model"), ("expired", "Inputs whose time passed while they waited"),
+    QUEUE = (("runs", "Runs of a model"), ("expired", "Inputs whose deadline passed while they waited"),
              ("cancelled", "Inputs that nobody waited for any more"),
              ("replaced", "Runner threads that ended and were replaced"))  # fmt: skip
-    SHARED = (("hits", "Values read"), ("misses", "Values that were not there"),
-              ("unreadable", "Values that were not what this service writes"),
+    SHARED = (("hits", "Values read"), ("misses", "Values that were not in the cache"),
+              ("unreadable", "Values in another form than this service writes"),
               ("failures", "Look-ups and writes that failed or took too long"),
               ("skipped", "Look-ups not made because of earlier failures"),
               ("unwritten", "Values not written because of failures or because too many waited"))  # fmt: skip
@@ -234,47 +247,51 @@ class _Load:
         self._lifecycle = lifecycle
         self._last: dict[Any, float] = {}
 
-        def gauge(name: str, words: str, *labels: str) -> Gauge:
-            return Gauge(name, words, labels, registry=registry, multiprocess_mode="livesum")
+        def gauge(name: str, help_text: str, *labels: str) -> Gauge:
+            return Gauge(name, help_text, labels, registry=registry, multiprocess_mode="livesum")
 
         self._items = gauge("te_queue_size", "Inputs that wait for a runner")
         self._tokens = gauge("relevance_queue_tokens", "Tokens of the inputs that wait")
         self._wait = Gauge(
             "relevance_queue_wait_seconds",
-            "Estimated wait of a request that came now",
+            "Estimated seconds that a request would wait if it arrived now",
             registry=registry,
             multiprocess_mode="livemax",
         )
-        self._pace = gauge("relevance_tokens_per_second", "Measured pace of all runners on a model", "model")
+        self._pace = gauge("relevance_tokens_per_second", "Measured throughput of all runners on a model", "model")
         self._stalled = Gauge(
             "relevance_longest_run_seconds",
-            "How long the longest of the present runs has lasted",
+            "Seconds that the longest of the present runs has lasted",
             registry=registry,
             multiprocess_mode="livemax",
         )
         self._queue = {
-            name: Counter(f"relevance_runner_{name}", words, registry=registry) for name, words in self.QUEUE
+            name: Counter(f"relevance_runner_{name}", help_text, registry=registry) for name, help_text in self.QUEUE
         }
         self._shared = {
-            name: Counter(f"relevance_shared_cache_{name}", words, registry=registry) for name, words in self.SHARED
+            name: Counter(f"relevance_shared_cache_{name}", help_text, registry=registry)
+            for name, help_text in self.SHARED
         }
-        self._resting = gauge("relevance_shared_cache_resting", "1 while it is left alone because of failures")
+        self._resting = gauge(
+            "relevance_shared_cache_resting", "1 while the shared cache is left alone because of failures"
+        )
 
     def copy(self) -> None:
+        """Copies the present counts into the metrics."""
         scheduler, shared, current = self._lifecycle.scheduler, self._lifecycle.shared, self._lifecycle.loaded
-        facts = scheduler.facts()
-        self._items.set(facts.items)
-        self._tokens.set(facts.tokens)
-        self._wait.set(facts.wait_s)
+        queue = scheduler.facts()
+        self._items.set(queue.items)
+        self._tokens.set(queue.tokens)
+        self._wait.set(queue.wait_s)
         self._stalled.set(scheduler.stalled_s())
         for model in (current.ranker, current.encoder) if current is not None else ():
             self._pace.labels(model.role).set(scheduler.runners * (model.pace.tokens_per_s or 0.0))
-        counted: list[tuple[dict[str, Counter], Any]] = [(self._queue, facts)]
+        sources: list[tuple[dict[str, Counter], Any]] = [(self._queue, queue)]
         if shared is not None:
-            counted.append((self._shared, shared.facts()))
+            sources.append((self._shared, shared.facts()))
             self._resting.set(shared.resting)
-        for counters, now in counted:
+        for counters, totals in sources:
             for name, counter in counters.items():
                 last = self._last.get((id(counters), name), 0)
-                counter.inc(getattr(now, name) - last)
-                self._last[id(counters), name] = getattr(now, name)
+                counter.inc(getattr(totals, name) - last)
+                self._last[id(counters), name] = getattr(totals, name)

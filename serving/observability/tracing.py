@@ -1,7 +1,7 @@
-"""Spans for OpenTelemetry: one a request, below it the wait for a thread and the work; never a text.
+"""OpenTelemetry spans: one for each request, and below it the wait for a thread and the work.
 
-Off unless a collector is named, and then the package opentelemetry-sdk (the extra `otel`) is needed. A request's
-`traceparent` header makes its span a part of the caller's trace.
+No span holds a text of a request. Spans are made only when a collector is named; that needs the package
+opentelemetry-sdk (the extra `otel`). A request's `traceparent` header makes its span a part of the caller's trace.
 """
 
 import time
@@ -12,14 +12,17 @@ from pipeline.errors import MissingError
 
 
 class Tracing:
-    """Makes spans with a tracer of OpenTelemetry; nothing without one."""
+    """Makes spans with a tracer of OpenTelemetry; without a tracer it makes none."""
 
     def __init__(self, tracer: Any = None) -> None:
         self._tracer = tracer
 
     @classmethod
     def to(cls, endpoint: str) -> "Tracing":
-        """Sends spans to a collector's OTLP address over HTTP, such as http://127.0.0.1:4318/v1/traces; "" is off.
+        """Tracing that sends spans by OTLP over HTTP.
+
+        Args:
+            endpoint: address of a collector, such as http://127.0.0.1:4318/v1/traces; empty makes no spans.
 
         Raises:
             MissingError: OpenTelemetry is not installed.
@@ -40,7 +43,7 @@ class Tracing:
         return cls(provider.get_tracer("serving"))
 
     def request(self, method: str, headers: Mapping[str, str]) -> Any:
-        """The span of a request that begins now, below its caller's; None when off."""
+        """The span of a request that begins now, below the caller's span; None without a tracer."""
         if self._tracer is None:
             return None
         from opentelemetry.propagate import extract
@@ -49,7 +52,7 @@ class Tracing:
         return self._tracer.start_span(method, context=extract(dict(headers)), kind=SpanKind.SERVER)
 
     def part(self, parent: Any, name: str, seconds: float) -> None:
-        """A part of a request that has just ended and took so long."""
+        """Records a span for a part of a request that lasted so many seconds and has just ended."""
         if parent is None:
             return
         from opentelemetry.trace import set_span_in_context
@@ -58,12 +61,12 @@ class Tracing:
         began = now - int(seconds * 1e9)
         self._tracer.start_span(name, context=set_span_in_context(parent), start_time=began).end(now)
 
-    def ended(self, span: Any, name: str, facts: Mapping[str, Any]) -> None:
-        """Ends a request's span with what the log says of it."""
+    def ended(self, span: Any, name: str, attributes: Mapping[str, Any]) -> None:
+        """Ends a request's span; its attributes are the values of the request's log line."""
         if span is None:
             return
         span.update_name(name)
-        for fact, value in facts.items():
+        for attribute, value in attributes.items():
             if isinstance(value, bool | int | float | str):
-                span.set_attribute(fact, value)
+                span.set_attribute(attribute, value)
         span.end()

@@ -6,7 +6,7 @@ import logging
 from serving.process.listener import listen
 from serving.process.logs import write_log
 from serving.process.supervisor import Supervisor
-from serving.settings import Settings, strange
+from serving.settings import Settings, unknown_variables
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +20,7 @@ def serve(settings: Settings) -> None:
         InputError: the port is in use, or the address is not of this machine.
     """
     write_log(settings.log)
-    if names := strange():
+    if names := unknown_variables():
         log.warning("no such setting, so ignored: %s; serving/settings.py lists them", ", ".join(names))
     with listen(settings) as listener:
         host = listener.getsockname()[0]

@@ -1,4 +1,4 @@
-"""Log lines as text or JSON."""
+"""Log lines as plain text or JSON."""
 
 import json
 import logging
@@ -10,9 +10,10 @@ PLAIN = "%(asctime)s  %(message)s"
 
 
 def write_log(form: str) -> None:
-    """Writes each log event to standard error: a line of JSON, or plain words; auto is plain where that is a terminal.
+    """Writes log lines to standard error; no line holds a text of a request.
 
-    Texts of requests are in no event.
+    Args:
+        form: json, plain, or auto, which is plain where standard error is a terminal.
     """
     plain = form == "plain" or (form == "auto" and sys.stderr.isatty())
     handler = logging.StreamHandler(sys.stderr)
@@ -23,7 +24,7 @@ def write_log(form: str) -> None:
 
 
 class JsonLines(logging.Formatter):
-    """An event as JSON: time, level, logger, message, and the `facts` it was logged with."""
+    """Formats a record as JSON: time, level, logger, message, and the values under `facts` in its `extra`."""
 
     def format(self, record: logging.LogRecord) -> str:
         event: dict[str, Any] = {

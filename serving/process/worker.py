@@ -133,9 +133,9 @@ def main() -> None:
     write_log(settings.log)
     pipe = orders["reports"]
 
-    def report(**facts: Any) -> bool:
+    def report(**values: Any) -> bool:
         try:
-            os.write(pipe, json.dumps(facts).encode() + b"\n")
+            os.write(pipe, json.dumps(values).encode() + b"\n")
         except OSError:
             return False  # The parent is gone.
         return True

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import ConfigError
-from serving.settings import Settings, from_environment, strange
+from serving.settings import Settings, from_environment, unknown_variables
 
 
 def test_arguments_go_before_the_environment_and_that_before_the_defaults() -> None:
@@ -73,7 +73,7 @@ def test_an_impossible_value_is_named(environ: dict[str, str], named: str) -> No
 
 def test_a_variable_that_is_no_setting_is_told_of() -> None:
     environ = {"RELEVANCE_API_KEY": "secret", "RELEVANCE_PORT": "1", "PATH": "/bin"}
-    assert strange(environ) == ["RELEVANCE_API_KEY"]
+    assert unknown_variables(environ) == ["RELEVANCE_API_KEY"]
     assert from_environment(environ).port == 1
 
 

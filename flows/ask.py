@@ -98,14 +98,14 @@ def _value(row: Any, name: str, default: str | None = None) -> str:
     return value
 
 
-def render_search(found: dict[str, Any]) -> "Table":
+def render_search(answer: dict[str, Any]) -> "Table":
     """The final order, with where BM25 and the encoder had each document."""
     from rich.table import Table
     from rich.text import Text
 
-    spent = found["milliseconds"]
+    spent = answer["milliseconds"]
     table = Table(
-        title=Text(f"{found['query']}  ({found['candidates']} candidates, {spent['total']:.0f} ms)"),
+        title=Text(f"{answer['query']}  ({answer['candidates']} candidates, {spent['total']:.0f} ms)"),
         title_justify="left",
         caption="  ".join(f"{name} {value:.0f} ms" for name, value in spent.items() if name != "total"),
         caption_justify="left",
@@ -113,11 +113,11 @@ def render_search(found: dict[str, Any]) -> "Table":
     for heading, justify in (("", "right"), ("document", "left"), ("BM25", "right"), ("encoder", "right")):
         table.add_column(heading, justify=justify)  # type: ignore[arg-type]
     table.add_column("relevance", justify="right")
-    for answer in found["reranked"]:
-        body = Text(answer["title"] or answer["doc_id"], style="bold")
-        body.append(f"\n{answer['snippet'][:160]}", style="dim not bold")
-        ranks = (str(answer[name] or "–") for name in ("lexical_rank", "semantic_rank"))
-        table.add_row(str(answer["rank"]), body, *ranks, f"{answer['relevance']:.3f}")
+    for hit in answer["reranked"]:
+        body = Text(hit["title"] or hit["doc_id"], style="bold")
+        body.append(f"\n{hit['snippet'][:160]}", style="dim not bold")
+        ranks = (str(hit[name] or "–") for name in ("lexical_rank", "semantic_rank"))
+        table.add_row(str(hit["rank"]), body, *ranks, f"{hit['relevance']:.3f}")
     return table
 
 

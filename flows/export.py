@@ -82,35 +82,35 @@ def _made(workspace: Path, config: ExportConfig, model: Artifact, judged_with: A
     from pipeline.export import bundle as onnx
 
     data, pairs = (_input(workspace, judged_with, name) for name in ("data", "pairs"))
-    made = onnx.make(workspace, config, model=model, data=data, pairs=pairs)
-    told = facts.bundle(made)
+    exported = onnx.make(workspace, config, model=model, data=data, pairs=pairs)
+    figures = facts.bundle(exported)
     return {
-        "role": told["role"],
-        "path": str(made.path),
-        "chosen": told["chosen"],
-        "parity": told["parity"],
-        "sample_lists": made.metrics["sample_lists"],
-        "precisions": told["precisions"],
+        "role": figures["role"],
+        "path": str(exported.path),
+        "chosen": figures["chosen"],
+        "parity": figures["parity"],
+        "sample_lists": exported.metrics["sample_lists"],
+        "precisions": figures["precisions"],
     }
 
 
-def _input(workspace: Path, made: Artifact, name: str) -> Artifact:
+def _input(workspace: Path, artifact: Artifact, name: str) -> Artifact:
     """The artifact that is an input of another one."""
-    mark = made.manifest.inputs.get(name)
-    found = next(workspace.glob(f"artifacts/*/{mark}/{artifacts.MANIFEST}"), None) if mark else None
-    if found is None:
+    fingerprint = artifact.manifest.inputs.get(name)
+    manifest = next(workspace.glob(f"artifacts/*/{fingerprint}/{artifacts.MANIFEST}"), None) if fingerprint else None
+    if manifest is None:
         raise MissingError(
-            f"{made.path}: the {name} it was made from is not in {workspace}; `relevance retrain` makes it again"
+            f"{artifact.path}: the {name} it was made from is not in {workspace}; `relevance retrain` makes it again"
         )
-    return artifacts.load(found.parent)
+    return artifacts.load(manifest.parent)
 
 
-def render(found: Mapping[str, Any]) -> "RenderableType":
+def render(results: Mapping[str, Any]) -> "RenderableType":
     """Both tables for a terminal."""
     from rich.console import Group
 
     shown: list[RenderableType] = []
-    for bundle in found["bundles"]:
+    for bundle in results["bundles"]:
         shown += [_table(bundle), *_lines(bundle), ""]
     return Group(*shown)
 

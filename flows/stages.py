@@ -67,8 +67,8 @@ def graph() -> list[StageEntry]:
 
 def function(entry: StageEntry) -> Callable[..., Artifact]:
     """The function that makes a stage's artifact."""
-    made: Callable[..., Artifact] = getattr(importlib.import_module(entry.module), entry.function)
-    return made
+    make: Callable[..., Artifact] = getattr(importlib.import_module(entry.module), entry.function)
+    return make
 
 
 def plain(entries: list[StageEntry]) -> list[dict[str, Any]]:

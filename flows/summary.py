@@ -20,9 +20,9 @@ def make(outcome: retrain.RetrainResult, workspace: Path) -> dict[str, Any]:
     """The card of a retraining; also written to `card.json` in the workspace."""
     from pipeline import artifacts
 
-    found = json.loads(outcome.report.file("report.json").read_text(encoding="utf-8"))
-    facts = found["facts"]
-    headline = found["headline"]
+    report = json.loads(outcome.report.file("report.json").read_text(encoding="utf-8"))
+    facts = report["facts"]
+    headline = report["headline"]
     rates = {name.split(" ")[0]: row["inputs per CPU-second"] for name, row in facts["ranker precisions"].items()}
     pointer = Releases(workspace).pointer_file.recover()
     card = {
@@ -31,19 +31,19 @@ def make(outcome: retrain.RetrainResult, workspace: Path) -> dict[str, Any]:
         "live_release": pointer.release if pointer else None,
         "gate": list(outcome.reasons),
         "warnings": list(outcome.warnings),
-        "surfaces": found.get("surfaces", {}),
+        "surfaces": report.get("surfaces", {}),
         "measure": headline,
-        "queries": found["queries"]["judged"],
+        "queries": report["queries"]["judged"],
         "systems": {
             name: {
                 "mean": system["measures"][headline]["mean"],
                 "low": system["measures"][headline]["low"],
                 "high": system["measures"][headline]["high"],
             }
-            for name, system in found["systems"].items()
+            for name, system in report["systems"].items()
         },
         "differences": {
-            f"{found['subject']} - {found['baseline']}": found["systems"][found["subject"]]["difference"][headline]
+            f"{report['subject']} - {report['baseline']}": report["systems"][report["subject"]]["difference"][headline]
         },
         "bytes_per_document": facts["index"]["bytes a document"],
         "index_build_seconds": facts["index"]["build, seconds"],

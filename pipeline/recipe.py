@@ -184,28 +184,28 @@ def parse(kind: type[T], tree: Mapping[str, Any], where: str = "") -> T:
             hint = f"did you mean {where}{near[0]}?" if near else f"known keys: {', '.join(hints)}"
             raise ConfigError(f"unknown key {where}{key}; {hint}")
     values = {key: _value(hints[key], value, f"{where}{key}") for key, value in tree.items()}
-    place = where.rstrip(".")
-    own = _OWN_NAMES.get(kind, place)
+    path = where.rstrip(".")
+    own = _OWN_NAMES.get(kind, path)
     try:
-        with named(own, place or own):
+        with named(own, path or own):
             return kind(**values)
     except TypeError as error:
-        raise ConfigError(f"{place or 'recipe'}: {error}") from error
+        raise ConfigError(f"{path or 'recipe'}: {error}") from error
 
 
 _OWN_NAMES: Mapping[type, str] = {RankerConfig: "ranker", LoopConfig: "loop"}
-"""What the errors of a section call it that stands in several places of a recipe."""
+"""The name by which a section that stands in several places of a recipe is called in its own errors."""
 
 
 @contextmanager
-def named(own: str, place: str) -> Iterator[None]:
+def named(own: str, path: str) -> Iterator[None]:
     """Errors about the section `own` say where it stands: `ranker.layers` becomes `assistants[0].layers`."""
     try:
         yield
     except ConfigError as error:
-        if own == place:
+        if own == path:
             raise
-        raise ConfigError(re.sub(rf"\b{own}(?=[.:])", place, str(error))) from error
+        raise ConfigError(re.sub(rf"\b{own}(?=[.:])", path, str(error))) from error
 
 
 def _value(wanted: Any, value: Any, where: str) -> Any:

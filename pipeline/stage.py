@@ -106,8 +106,8 @@ class Stage:
 
 def stage_of(function: Callable[..., Any]) -> Stage | None:
     """The stage whose function this is; None for any other function."""
-    found = getattr(function, STAGE_ATTRIBUTE, None)
-    return found if isinstance(found, Stage) else None
+    stage = getattr(function, STAGE_ATTRIBUTE, None)
+    return stage if isinstance(stage, Stage) else None
 
 
 def _artifacts(value: object) -> Iterator[Artifact]:

@@ -164,7 +164,8 @@ def _memory() -> int:
 
 
 def check_rankers(recipe: Recipe) -> None:
-    """
+    """Checks that teacher, assistants and ranker can be cut from their bases and learn from each other.
+
     Raises:
         ConfigError: teacher, an assistant or the ranker cannot be had from its base, or learn from whom it should.
         MissingError: a base model cannot be had.
@@ -174,17 +175,18 @@ def check_rankers(recipe: Recipe) -> None:
         raise ConfigError(
             f"teacher.layers is {recipe.teacher.layers}: its base has {base.layers}; keep at most that many"
         )
-    tutor = dataclasses.replace(base, layers=recipe.teacher.layers or base.layers)
-    students = [(f"assistants[{number}]", one) for number, one in enumerate(recipe.assistants)]
-    for place, config in (*students, ("ranker", recipe.ranker)):
-        known = {ranker.FROM_TEACHER: tutor, ranker.FROM_BASE: base}
+    teacher = dataclasses.replace(base, layers=recipe.teacher.layers or base.layers)
+    students = [(f"assistants[{number}]", student) for number, student in enumerate(recipe.assistants)]
+    for path, config in (*students, ("ranker", recipe.ranker)):
+        known = {ranker.FROM_TEACHER: teacher, ranker.FROM_BASE: base}
         whole = known.get(config.base) or _cross_encoder(config.base)
-        with named("ranker", place):
-            tutor = ranker.cut(config, whole, tutor)
+        with named("ranker", path):
+            teacher = ranker.cut(config, whole, teacher)
 
 
 def check_encoder(recipe: Recipe) -> None:
-    """
+    """Checks that the encoder can be cut from its base.
+
     Raises:
         ConfigError: the encoder cannot be had from its base.
         MissingError: the base model cannot be had.
@@ -194,7 +196,7 @@ def check_encoder(recipe: Recipe) -> None:
 
 
 def _base(recipe: Recipe) -> ModelShape:
-    """Of what the teacher starts from."""
+    """The shape of the model that the teacher starts from."""
     scratch = recipe.pretrain.scratch
     if recipe.teacher.base == pretrain.SCRATCH:
         return ModelShape(scratch.layers, scratch.hidden, scratch.heads, shared=family_of(scratch.family).shares_layers)

@@ -1,4 +1,4 @@
-"""What a search finds, the id map that each index carries, and the run tables that searches leave behind."""
+"""Hits of a search, the id map that each index carries, and the run tables that searches leave behind."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -91,7 +91,7 @@ class RunDepth:
 
     @property
     def settings(self) -> dict[str, int]:
-        """What a run's fingerprint holds of it; the depth alone for data without such queries, as always before."""
+        """The part of a run's fingerprint that tells of it; the depth alone for data without such queries."""
         return {"depth": self.depth} | ({"own_documents": len(self.own)} if self.own else {})
 
     @property

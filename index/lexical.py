@@ -171,7 +171,7 @@ class LexicalIndex:
         return cls(analyse, vocabulary, (scores, rows, starts), doc_ids)
 
     def search(self, query: str, k: int) -> list[Hit]:
-        """At most k documents with a score above 0, best first; of equal ones the first row first."""
+        """Finds at most k documents with a score above 0, best first; of equal ones the first row first."""
         totals = np.zeros(len(self.doc_ids), np.float32)
         for times, start, end in self._lists(query):
             totals[self._rows[start:end]] += times * self._scores[start:end]  # A document is in a list once.

@@ -51,7 +51,7 @@ def _one_thread() -> Iterator[None]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IndexStats:
-    """What `index.json` says of the vectors beside it."""
+    """The fields of `index.json`, which describes the vectors beside it."""
 
     encoder_digest: str
     dimensions: int
@@ -91,11 +91,11 @@ class SemanticIndex:
 
     @property
     def encoder_digest(self) -> str:
-        """Of the encoder that made the vectors; only its queries may be asked."""
+        """Digest of the encoder that made the vectors; only its query vectors may be searched."""
         return self.facts.encoder_digest
 
     def search(self, vector: npt.ArrayLike, k: int) -> list[Hit]:
-        """At most k documents, nearest first; of equally near ones the first row first.
+        """Finds at most k documents, nearest first; of equally near ones the first row first.
 
         Args:
             vector: (dimensions,) of unit length, so that scores are cosines.

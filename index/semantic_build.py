@@ -70,7 +70,7 @@ def make(workspace: Path, config: IndexConfig, *, vectors: Artifact) -> Artifact
 
 
 def lists(count: int) -> int:
-    """How many inverted lists for so many vectors: about four square roots, a power of two.
+    """Number of inverted lists for this many vectors: about four square roots, a power of two.
 
     Never so many that a list's centre would be learned from fewer than 39 vectors, where Faiss begins to warn.
     """

@@ -40,6 +40,8 @@ class RequestRecord:
     """Counts that endpoints add to the log line and the span: items, hits, misses, reranked."""
     worked_s: float = 0.0
     """Seconds of work in its thread."""
+    model_failed: bool = False
+    """Whether a model raised an error, though the request was answered without it."""
     compared: RoutedRequest | None = None
     """The request and its answer, for a release on trial; None where they must not be kept."""
 
@@ -126,7 +128,7 @@ class Recorder:
         self._lifecycle.rollout.answered(
             record.route,
             record.request_id,
-            status=status,
+            status=500 if record.model_failed else status,
             seconds=record.worked_s,
             computed=computed,
             asked=record.compared if status == 200 else None,

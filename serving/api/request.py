@@ -180,6 +180,10 @@ class RequestContext:
         self._record.fields["reranked"] = documents
         self._headers["x-reranked"] = f"{documents}/{of}"
 
+    def model_failed(self) -> None:
+        """Notes that a model raised an error, though the request was answered without it."""
+        self._record.model_failed = True
+
     def compare(self, question: ComparedRequest, outcome: Callable[[], ComparisonResult]) -> None:
         """Notes the request and its answer for a release on trial, unless the client forbids to keep them."""
         if self.options.remember:

@@ -142,6 +142,9 @@ async def _search(
         context.spent(result.cache_hits, result.cache_misses)
         context.service.metrics.searched(result.milliseconds, result.degraded)
         answer = asdict(result)
+        del answer["model_failed"]
+        if result.model_failed:
+            context.model_failed()
         if result.degraded is None:
             del answer["degraded"]
             question = comparison.Search(query, length, retrieve, filters)

@@ -1,4 +1,4 @@
-"""Whether a canary keeps its bounds: its requests and the live ones beside them, and what comparing both showed."""
+"""The monitor of a canary's bounds: counts its requests and the live ones, and comparisons of both."""
 
 import threading
 from collections import deque
@@ -22,7 +22,7 @@ class _Side:
     requests: int = 0
     errors: int = 0
     seconds: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT))
-    """Of each request, for each text that it computed."""
+    """Seconds of each request divided by the texts that it computed."""
 
     @property
     def error_rate(self) -> float:
@@ -31,7 +31,7 @@ class _Side:
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """What is known of a canary so far; None where nothing is."""
+    """Counts and means of a canary so far; None where nothing was measured."""
 
     requests: int
     errors: int

@@ -1,4 +1,4 @@
-"""What another release would have answered: its first results, how far scores moved, nDCG where there are grades."""
+"""Comparison of two releases on one request: overlap of first results, change of scores, nDCG where judged."""
 
 import math
 from collections import defaultdict
@@ -23,12 +23,12 @@ Grades = Mapping[str, Mapping[str, int]]
 
 @dataclass(frozen=True, slots=True)
 class ComparisonResult:
-    """What one release answered."""
+    """The answer of one release."""
 
     order: Sequence[Hashable]
     """Documents, best first."""
     relevances: Mapping[Hashable, float]
-    """What the ranker says of each, in [0, 1]."""
+    """The ranker's score of each document, in [0, 1]."""
 
 
 class ComparedRequest(Protocol):
@@ -47,7 +47,7 @@ class ComparedRequest(Protocol):
 
     @property
     def depth(self) -> int:
-        """How many first results to compare; 0 where any order is the same."""
+        """Number of first results to compare; 0 where any order is the same."""
 
     def ask(self, searcher: Searcher, terms: RequestOptions) -> ComparisonResult: ...
 
@@ -67,7 +67,7 @@ class Rerank:
 
     @property
     def depth(self) -> int:
-        """At most half of the texts: the first ten of ten are always the same."""
+        """Number of first results to compare: at most half of the texts; the first ten of ten are always the same."""
         return min(DEPTH, len(self.texts) // 2)
 
     def ask(self, searcher: Searcher, terms: RequestOptions) -> ComparisonResult:
@@ -101,7 +101,14 @@ class Search:
 
     def ask(self, searcher: Searcher, terms: RequestOptions) -> ComparisonResult:
         return self.outcome(
-            searcher.search(self.query, top_n=self.top_n, retrieve=self.retrieve, filters=self.filters, terms=terms)
+            searcher.search(
+                self.query,
+                top_n=self.top_n,
+                retrieve=self.retrieve,
+                filters=self.filters,
+                terms=terms,
+                degrade=False,
+            )
         )
 
     def outcome(self, found: SearchResult) -> ComparisonResult:
@@ -120,13 +127,13 @@ class Comparison:
     changes: Sequence[float]
     """Absolute change of relevance of each document that both have, in [0, 1]."""
     ndcg: tuple[float, float] | None
-    """Of the one that answered and of the other, where the query is judged."""
+    """nDCG of the release that answered and of the other; None where the query is not judged."""
 
 
 def compare(
     question: ComparedRequest, answered: ComparisonResult, other: ComparisonResult, grades: Grades
 ) -> Comparison:
-    """How the other release's outcome differs."""
+    """Compares the other release's answer with the one that went out."""
     depth = question.depth
     first, second = set(answered.order[:depth]), set(other.order[:depth])
     longer = max(len(first), len(second))

@@ -1,4 +1,6 @@
-"""Which release answers: loaded at the start, replaced when the pointer moves, kept when the new one is not sound.
+"""The life cycle of releases in one process.
+
+A release is loaded at the start, replaced when the pointer moves, and kept when the new one is not sound.
 
 The pointer file is looked at each second. A new release is loaded and checked in the background while the old one
 answers; then one reference changes. A request holds the reference it began with, so it ends with the release it began
@@ -156,7 +158,7 @@ class Lifecycle:
             self._follow_trials()
 
     def facts(self) -> dict[str, Any]:
-        """What is refused, kept and on trial, as JSON."""
+        """The releases that are refused, kept and on trial, as JSON."""
         return {
             "refused": asdict(self.refused) if self.refused else None,
             "kept": self.kept,

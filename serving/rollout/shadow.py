@@ -25,7 +25,7 @@ from serving.scoring.searcher import Searcher
 WAITING = 32
 """Copies that wait at most."""
 MAX_CHARS = 1 << 20
-"""Of a request that is copied; 32 of these are all that copies hold."""
+"""Most characters of a request that is copied; 32 of these are all that copies hold."""
 BUSY_S = 0.1
 """When an online input that came now would wait longer than this, copies are dropped."""
 COPY_S = 30.0
@@ -42,7 +42,7 @@ class ShadowCopy:
     kind: Kind
     """canary: the canary answered, and the live release is asked; shadow: the shadow is."""
     number: int
-    """Of the trial."""
+    """The trial's number."""
     question: ComparedRequest
     answered: ComparisonResult
     other: Searcher
@@ -65,7 +65,7 @@ class ShadowQueue:
         self._thread: threading.Thread | None = None
         self._stopped = False
         self._deadline = Deadline.never()
-        """Of the present copy."""
+        """Deadline of the present copy."""
 
     def offer(self, copy: ShadowCopy) -> None:
         """Takes a copy, or drops it; never blocks."""

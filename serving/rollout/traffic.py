@@ -1,4 +1,4 @@
-"""Which release answers a request: the live one, or a canary; and who else is asked afterwards.
+"""Routing of requests: the live release or a canary answers, and another release may get a copy afterwards.
 
     request ─► choose: live or canary ─► answer ─► answered: counted, and perhaps a copy to the other release
 
@@ -8,12 +8,15 @@ bounds stops answering in this process at once; the file then tells the others, 
 
 import hashlib
 import logging
+import secrets
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from cachetools import LRUCache
 
 from pipeline import text
 from pipeline.errors import RelevanceError
@@ -29,6 +32,9 @@ from serving.settings import Settings
 Wish = Literal["always", "never"]
 WISHES: tuple[Wish, ...] = ("always", "never")
 Variant = Literal["live", "canary"]
+
+DECIDED_IDS = 100_000
+"""Request ids that are remembered, so that each counts once."""
 
 Observer = Callable[[Kind, Comparison], None]
 
@@ -47,7 +53,7 @@ class Route:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RoutedRequest:
-    """What was asked of a release and what it said, to be asked of another."""
+    """A request that a release answered, with its answer, to be put to another release."""
 
     question: ComparedRequest
     outcome: Callable[[], ComparisonResult]
@@ -60,7 +66,7 @@ class _Running:
     trial: Canary
     searcher: Searcher
     live: Searcher
-    """What it is measured against; the counts begin again with another."""
+    """The live release that the canary is measured against; with another one the counts begin again."""
     watch: CanaryMonitor
 
 
@@ -76,7 +82,7 @@ class Rollout:
     def __init__(self, settings: Settings, scheduler: Scheduler) -> None:
         self.file = TrialFile(settings.workspace)
         self.trials = Trials()
-        """As last read."""
+        """The trials as they were last read."""
         self.fault: str | None = None
         """Why the file could not be read or written."""
         self.withdrawals: Counter[Kind] = Counter()
@@ -95,14 +101,18 @@ class Rollout:
         self._canary: _Running | None = None
         self._shadow: _Shadow | None = None
         self._stamp: Stamp | None = None
+        self._secret = secrets.token_bytes(16)
+        """Key of the draws, so that no client can tell which request ids a trial gets."""
+        self._decided: LRUCache[str, None] = LRUCache(DECIDED_IDS)
+        """Request ids that have counted for a decision: whoever sends one again knows which release answers it."""
         self._over: dict[int, tuple[Kind, str | None]] = {}
         """Trials that ended here, and why (None: promoted), of which the file does not tell yet."""
 
     def choose(self, live: Searcher, request_id: str, wish: Wish | None) -> Route:
-        """Who answers a request for scores.
+        """Chooses the release that answers a request for scores.
 
         Args:
-            request_id: the same one always has the same answer, as long as the trial runs.
+            request_id: in one process, the same one always has the same answer, as long as the trial runs.
             wish: of the client.
         """
         canary = self._canary
@@ -110,7 +120,7 @@ class Rollout:
             return Route(live, "live", wished=wish is not None)
         if wish == "always":
             return Route(canary.searcher, "canary", wished=True)
-        if _share(canary.trial, request_id) < canary.trial.share:
+        if self._draw(canary.trial, request_id) < canary.trial.share:
             return Route(canary.searcher, "canary")
         return Route(live, "live")
 
@@ -136,8 +146,8 @@ class Rollout:
         if canary is not None and choice.searcher in (canary.searcher, canary.live):
             self.requests[choice.variant] += 1
             self.errors[choice.variant] += status >= 500
-        # A client chooses its deadline and may wish for a release, so neither 504s nor wishes decide anything.
-        decides = not choice.wished and status != DeadlineError.status
+        # A client chooses its deadline and its id and may wish for a release, so none of these decides anything.
+        decides = not choice.wished and status != DeadlineError.status and self._first(request_id)
         if decides and canary is not None and choice.searcher in (canary.searcher, canary.live):
             fault = canary.watch.answered(canary=on_canary, status=status, seconds=seconds, computed=computed)
             if fault is not None:
@@ -145,13 +155,13 @@ class Rollout:
                 return
         if asked is None:
             return
-        if on_canary and choice.wished:
+        if on_canary and not decides:
             return
         if on_canary and canary is not None and canary.searcher is choice.searcher:
             judged = grades_of(asked.question, self._grades) is not None
-            if judged or _share(canary.trial, request_id, "compare") < canary.trial.bounds.compare:
+            if judged or self._draw(canary.trial, request_id, "compare") < canary.trial.bounds.compare:
                 self._offer("canary", canary.trial, asked, canary.live)
-        elif not on_canary and shadow is not None and _share(shadow.trial, request_id) < shadow.trial.share:
+        elif not on_canary and shadow is not None and self._draw(shadow.trial, request_id) < shadow.trial.share:
             self._offer("shadow", shadow.trial, asked, shadow.searcher)
 
     def follow(self, live: Searcher, load: Callable[[str], Searcher]) -> None:
@@ -186,12 +196,12 @@ class Rollout:
             self.file.begin("shadow", Trial(release=release, share=given.shadow_share))
 
     def share(self, kind: Kind) -> float:
-        """Of the requests that the trial of this kind gets in this process."""
+        """Share of the requests that the trial of this kind gets in this process."""
         running = self._canary if kind == "canary" else self._shadow
         return running.trial.share if running is not None else 0.0
 
     def tally(self) -> Tally | None:
-        """What this process counted of the canary that runs; None where none does."""
+        """Counts of the running canary in this process; None where none runs."""
         canary = self._canary
         return canary.watch.tally() if canary is not None else None
 
@@ -289,6 +299,19 @@ class Rollout:
                 log.error("trials: %s", error)
             self.fault = str(error)
 
+    def _first(self, request_id: str) -> bool:
+        """Whether no request of this id has counted for a decision yet; counts it."""
+        with self._lock:
+            first = request_id not in self._decided
+            self._decided[request_id] = None
+        return first
+
+    def _draw(self, trial: Trial, request_id: str, *purpose: str) -> float:
+        """A number in [0, 1) that depends on nothing but this process, the trial and the request's id."""
+        words = "\0".join((trial.release, str(trial.number), request_id, *purpose))
+        digest = hashlib.blake2b(words.encode(), digest_size=8, key=self._secret).digest()
+        return int.from_bytes(digest, "big") / 2**64
+
     def _offer(self, kind: Kind, trial: Trial, asked: RoutedRequest, other: Searcher) -> None:
         self._copies.offer(ShadowCopy(kind, trial.number, asked.question, asked.outcome(), other))
 
@@ -305,9 +328,3 @@ class Rollout:
             fault = canary.watch.compared(query, comparison) if copy.other is canary.live else None
             if fault is not None:
                 self._withdraw("canary", canary.trial, fault)
-
-
-def _share(trial: Trial, request_id: str, *purpose: str) -> float:
-    """A number in [0, 1) that depends on nothing but the trial and the request's id."""
-    words = "\0".join((trial.release, str(trial.number), request_id, *purpose))
-    return int.from_bytes(hashlib.blake2b(words.encode(), digest_size=8).digest(), "big") / 2**64

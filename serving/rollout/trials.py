@@ -1,4 +1,4 @@
-"""Which releases are on trial beside the live one: one small file that every process of a workspace reads.
+"""The releases on trial beside the live one, in one small file that every process of a workspace reads.
 
     canary    answers a share of the requests, and is withdrawn when it falls out of its bounds
     shadow    gets copies of a share of the requests after their answers went out
@@ -64,9 +64,9 @@ class Trial:
     release: str
     """Its fingerprint."""
     share: float
-    """Of requests, from 0 to 1. At 0 a canary still answers those that ask for it."""
+    """Share of requests, from 0 to 1. At 0 a canary still answers those that ask for it."""
     number: int = 0
-    """Of this trial in its workspace; set when it begins."""
+    """Number of this trial in its workspace; set when it begins."""
     since: str = ""
     """UTC; set when it begins."""
 
@@ -95,7 +95,7 @@ class Withdrawal:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trials:
-    """What is on trial."""
+    """The canary, the shadow and the last withdrawal."""
 
     count: int = 0
     """Trials begun so far."""
@@ -127,7 +127,7 @@ class TrialFile:
         return stamp(self.path)
 
     def read(self) -> Trials:
-        """What is on trial; nothing where there is no file.
+        """Reads the trials; without a file there are none.
 
         Raises:
             ArtifactError: the file cannot be read.

@@ -26,7 +26,7 @@ class RequestOptions:
 
 
 def admit(scheduler: Scheduler, pace: Throughput, tokens: float, terms: RequestOptions) -> None:
-    """Nothing, if so many further tokens of a model can be worked through before the deadline.
+    """Admits work if a model can read this many further tokens before the deadline.
 
     Work that takes longer than its time even alone is taken when nothing at all waits: it will not be answered, but
     what it computed is kept, so asking again goes on from there. The batch class waits as long as it takes.

@@ -1,4 +1,4 @@
-"""What an exported model says of itself: `bundle.json`, which `pipeline.export.bundle` wrote."""
+"""The description of an exported model: `bundle.json`, as `pipeline.export.bundle` writes it."""
 
 import json
 from collections.abc import Mapping
@@ -14,17 +14,17 @@ FORMAT = 1
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Bundle:
-    """What `bundle.json` says of an exported model."""
+    """The fields of `bundle.json`."""
 
     role: Literal["ranker", "encoder"]
     digest: str
     templates: Mapping[str, PairTemplate | TextTemplate]
     """pair for a ranker; query and document for an encoder."""
     thresholds: tuple[float, ...]
-    """Of a ranker's grades: P(grade ≥ k) = sigmoid(score - thresholds[k - 1])."""
+    """Thresholds of a ranker's grades: P(grade ≥ k) = sigmoid(score - thresholds[k - 1])."""
     dimensions: int
     widths: tuple[int, ...]
-    """How many first dimensions of an encoder's vector may be taken alone; the whole is one of them."""
+    """Numbers of first dimensions at which an encoder's vector may be cut off, the full width included."""
     inputs: tuple[str, ...]
     output: str
     precisions: Mapping[str, Mapping[str, Any]]

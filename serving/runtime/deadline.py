@@ -1,4 +1,4 @@
-"""How long a request may still take, and whether anybody waits for it; asked before each piece of work."""
+"""The time that a request may still take, and whether its client still waits; checked before each piece of work."""
 
 import math
 import threading
@@ -47,7 +47,7 @@ class Deadline:
     until: float
     """On the clock of `time.monotonic`."""
     seconds: float
-    """What it was given, for the message."""
+    """The time that the request was given, for the message."""
     _leaving: _Leaving = field(default_factory=_Leaving)
 
     @classmethod
@@ -101,7 +101,7 @@ class Deadline:
         )
 
     def check(self) -> None:
-        """Nothing, while there is time and somebody waits.
+        """Raises an error once the time is over or the client is gone.
 
         Raises:
             ClientGoneError, DeadlineError

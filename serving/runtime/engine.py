@@ -44,11 +44,11 @@ Check = Callable[[], None]
 Vectors = NDArray[np.float32]
 
 TOLERANCE: Mapping[str, float] = {"fp32": 1e-5, "fp16": 2e-2, "int8": 5e-2, "w8": 5e-2}
-"""How far a golden output may be from the stored one, times (1 + its size): in fp32 from PyTorch's, else from what was
-exported. Another processor sums in another order; in int8 and w8 that moves some activations by one step. An int8
-product that overflows, or another model, is far beyond."""
+"""Largest distance of a golden output from the stored one, divided by (1 + its size): from PyTorch's output in fp32,
+else from that at export. Another processor sums in another order; in int8 and w8 that moves some activations by one
+step. An int8 product that overflows, or another model, is far beyond."""
 CUDA_TOLERANCE = 2e-3
-"""At least, on CUDA, whose fp32 products may be made of TF32 ones."""
+"""Least such distance on CUDA, whose fp32 products may be computed in TF32."""
 
 BATCH_TOKENS = 16_384
 """Padded tokens of one run on CUDA."""
@@ -106,7 +106,7 @@ class Engine:
         if self.precision in ("int8", "w8"):
             self.device = "cpu"  # Their nodes exist, or give these numbers, on the CPU only.
         self.identity = f"{self.digest} {self.precision} {self.device} {ort.__version__} {processor()}"
-        """Of two engines with the same, every output is the same, bit for bit on a CPU."""
+        """Identity of the engine's outputs: engines of one identity give the same outputs, bit for bit on a CPU."""
         self.tokeniser = RuntimeTokenizer.load(artifact.file("tokenizer.json"), max_bytes=token_bytes)
         file = self.bundle.precisions[self.precision]["file"]
         if verify is True:
@@ -183,7 +183,7 @@ class Engine:
         return [Item(*template.assemble(query_ids, ids)) for ids in document_ids]
 
     def pair_tokens(self, query: str, documents: Sequence[str], *, remember: bool = True) -> int:
-        """How many tokens `pairs` would hold together, special ones included."""
+        """Number of tokens that `pairs` would hold together, special ones included."""
         template = self._template("pair")
         assert isinstance(template, PairTemplate)
         query_ids, *document_ids = self.tokeniser.ids([query, *documents], template.max_tokens, remember=remember)

@@ -26,10 +26,10 @@ class Item:
 
 
 class Throughput:
-    """How fast one runner works through a model's inputs: a mean over its latest runs, of which old ones fade."""
+    """Throughput of one runner on a model's inputs: an exponential mean over its latest runs."""
 
     KEPT = 0.98
-    """Of the past at each run, so that about the last fifty count."""
+    """Weight of the past at each run, so that about the last fifty count."""
 
     def __init__(self) -> None:
         self._tokens = self._seconds = 0.0
@@ -40,16 +40,16 @@ class Throughput:
 
     @property
     def tokens_per_s(self) -> float | None:
-        """Of one runner; None before the first run."""
+        """Tokens per second of one runner; None before the first run."""
         return self._tokens / self._seconds if self._seconds > 0 else None
 
     def seconds(self, tokens: float) -> float:
-        """What so many tokens take one runner; 0 before the first run, when nothing is known."""
+        """Seconds that one runner takes for this many tokens; 0 before the first run, when nothing is known."""
         return tokens * self._seconds / self._tokens if self._tokens > 0 else 0.0
 
 
 class ScoringModel(Protocol):
-    """What a runner needs of a model."""
+    """The interface of a model that a runner needs."""
 
     pace: Throughput
     run_tokens: int

@@ -1,4 +1,4 @@
-"""Which input a model reads next: one queue for all requests and models, in front of as many runner threads as cores.
+"""The scheduler: one queue for all requests and models, in front of as many runner threads as cores.
 
     request ─► Job (its inputs for one model) ─► queue: class, deadline, arrival ─► runner threads ─► Job, as they end
 
@@ -28,7 +28,7 @@ from serving.runtime.deadline import Deadline
 from serving.runtime.items import Item, Priority, ScoringModel
 
 BATCH_SHARE = 16
-"""Of so many inputs that are taken while both classes wait, one is of the batch class: it moves under any load."""
+"""While both classes wait, one input in this many is taken from the batch class, so batch work never starves."""
 GATHERED = 1024
 """Waiting inputs that are looked at to form one run on a GPU."""
 WAKE_EACH = 16
@@ -74,7 +74,7 @@ class Job:
         self.waiting: deque[int] = deque()
         """Places of inputs that no runner has taken; guarded, as `tokens` and `queued`, by the scheduler's lock."""
         self.tokens = 0
-        """Of the waiting inputs."""
+        """Tokens of the waiting inputs."""
         self.queued = False
         self.items: list[Item] = []
         self._scheduler = scheduler
@@ -171,7 +171,7 @@ class Scheduler:
             return self._wait_s(until)
 
     def stalled_s(self) -> float:
-        """How long the longest of the present runs has lasted; 0 when nothing runs."""
+        """Seconds since the oldest present run began; 0 when nothing runs."""
         with self._lock:
             began = min(self._running.values(), default=None)
         return time.monotonic() - began if began is not None else 0.0

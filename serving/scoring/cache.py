@@ -1,4 +1,4 @@
-"""What the models have already said, kept in memory under keys that name the model and the texts.
+"""The cache of scores, vectors and token ids, in memory, under keys that name the model and the texts.
 
 A key is a hash of the model's identity (digest of tokenizer, templates and weights; precision; the processor that
 rounds), and each text with its length before it. So another release, or a changed document, is another key: nothing is
@@ -28,7 +28,7 @@ V = TypeVar("V")
 log = logging.getLogger(__name__)
 
 ENTRY_BYTES = 264
-"""Of one entry beside its value: key, node and two dictionary slots; measured with tracemalloc on CPython 3.11."""
+"""Bytes of one entry beside its value: key, node, two dictionary slots; measured with tracemalloc on CPython 3.11."""
 
 
 class Key:
@@ -79,7 +79,7 @@ class CacheStats:
 
 @dataclass(slots=True)
 class _Progress(Generic[V]):
-    """What was found so far for one request."""
+    """Values that one request has so far."""
 
     found: dict[bytes, V] = field(default_factory=dict)
     hits: int = 0
@@ -148,7 +148,7 @@ class Cache(Generic[V]):
         return Fetched([progress.found[key] for key in keys], progress.hits, progress.misses)
 
     def fetch_some(self, keys: Sequence[bytes], compute: Compute[V], terms: RequestOptions) -> Fetched[V | None]:
-        """As `fetch`, but the deadline is no error: what was not there by then is None, in neither count."""
+        """Fetches like `fetch`, but a passed deadline is no error: missing values are None and in neither count."""
         progress: _Progress[V] = _Progress()
         try:
             self._fill(progress, keys, compute, terms, partial=True)
@@ -200,7 +200,10 @@ class Cache(Generic[V]):
         *,
         partial: bool,
     ) -> tuple[list[int], dict[bytes, _Flight[V]], list[tuple[int, _Flight[V]]]]:
-        """Which of these places to compute, with their flights, and which to wait for; known ones go to `progress`."""
+        """Splits these indices into those to compute, with their flights, and those to wait for.
+
+        Known values go to `progress`.
+        """
         mine: list[int] = []
         own: dict[bytes, _Flight[V]] = {}
         others: list[tuple[int, _Flight[V]]] = []

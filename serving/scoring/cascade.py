@@ -12,7 +12,7 @@ from serving.runtime.admission import RequestOptions
 from serving.scoring.reranker import Embedder, Reranker
 
 FIRST_SHARE = 0.5
-"""Of the time, at most this part is for the encoder's first stage."""
+"""Largest share of the time that the encoder's first stage may take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Cascade:
 
     @property
     def reached(self) -> int:
-        """How many documents have a score."""
+        """Number of documents that have a score."""
         return sum(score is not None for score in self.scores)
 
 

@@ -25,10 +25,10 @@ from pipeline.errors import ConfigError
 V = TypeVar("V")
 
 BUDGET_S = 0.005
-"""Of one look-up, whatever it meets."""
+"""Most seconds of one look-up, whatever happens."""
 SOCKET_S = 0.05
-"""Of one exchange with the server: longer than the budget, so that a connection which is slow to be made is there for
-the next look-up."""
+"""Most seconds of one exchange with the server: longer than the budget, so that a connection which is slow to be
+made is there for the next look-up."""
 THREADS = 4
 WRITES = 64
 """Requests whose values wait to be written; those of further ones are not shared."""
@@ -56,7 +56,7 @@ class Breaker:
 
     @property
     def open(self) -> bool:
-        """Nothing is let through but one trial after each pause."""
+        """A circuit breaker: when open, it lets one trial through after each pause."""
         return self._failures >= FAILURES
 
     def allows(self) -> bool:

@@ -62,7 +62,7 @@ class Caches:
     scores: Cache[float]
     vectors: Cache[Vector]
     token_bytes: int
-    """For the token ids of texts that each loaded model remembers."""
+    """Bytes for the token ids of texts that each loaded model keeps."""
 
     @classmethod
     def of(cls, max_bytes: int, shared: SharedCache | None = None) -> "Caches":
@@ -101,7 +101,7 @@ class Reranker:
         return self.cache.fetch(keys, compute, terms)
 
     def scores_in_time(self, query: str, documents: Sequence[str], terms: RequestOptions) -> Fetched[float | None]:
-        """As `scores`, the first documents first, and None for those that the deadline cut off.
+        """Scores in the order of the documents; None for those that the deadline cut off.
 
         However much waits, it is tried; documents join the queue as those before them are done.
 

@@ -64,7 +64,7 @@ class Answer:
     """In the final list: how many places it rose (fell, when negative) against the order that BM25 and the encoder
     give together before the ranker. None in the other lists."""
     relevance: float | None
-    """What the ranker alone says, in [0, 1]; None in the other lists."""
+    """The ranker's own score in [0, 1]; None in the other lists."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,6 +86,8 @@ class SearchResult:
     degraded: Missing | None = None
     """The first model that gave nothing in time or failed: without the ranker the final order is that of BM25 and
     encoder, without the encoder that of BM25. None where all models answered."""
+    model_failed: bool = False
+    """Whether the model that is missing raised an error; False where it was only late or refused."""
 
 
 class Searcher:
@@ -226,6 +228,7 @@ class Searcher:
             cache_hits=sum(part.hits for part in (embedded, scored) if part),
             cache_misses=sum(part.misses for part in (embedded, scored) if part),
             degraded=models.missing,
+            model_failed=models.failed,
         )
 
     def _by_meaning(self, vector: Vector, depth: int, among: Rows | None) -> list[Hit]:
@@ -270,6 +273,7 @@ class _Models:
     def __init__(self, terms: RequestOptions, degrade: bool) -> None:
         self.terms = terms
         self.missing: Missing | None = None
+        self.failed = False
         self._degrade = degrade
 
     def attempt(self, name: Missing, call: Callable[[], T]) -> T | None:
@@ -283,6 +287,7 @@ class _Models:
                 raise
             log.warning("a search goes on without the %s: %s", name, error)
             self.missing = name
+            self.failed = isinstance(error, InferenceError)
             return None
 
 

@@ -38,7 +38,7 @@ def query_words(query: str) -> list[str]:
 
 
 def snippet(body: str, words: Sequence[str]) -> str:
-    """At most SNIPPET_CHARS of a text: its beginning, or the part around the first occurrence of a word far below."""
+    """Cuts at most SNIPPET_CHARS out of a text: its beginning, or the part around the first word found far below."""
     flat = " ".join(body[:TEXT_CHARS].split())
     if len(flat) <= SNIPPET_CHARS:
         return flat

@@ -18,7 +18,7 @@ CLIENTS = 4
 
 @dataclass
 class Load:
-    """What the clients saw."""
+    """The answers that the clients got."""
 
     answers: Counter[str] = field(default_factory=Counter)
     """By release."""
@@ -81,7 +81,7 @@ def ask(url: str, expected: Any, load: Load, done: threading.Event, number: int)
 
 
 def releases_of(workspace: Any, count: int) -> list[str]:
-    """So many releases with different weights, the first of them live."""
+    """Makes this many releases with different weights, the first of them live."""
     made = [workspace.publish(seed) for seed in range(1, count + 1)]
     workspace.releases.promote(made[0], reason="test")
     return made

@@ -170,6 +170,28 @@ def test_failures_that_clients_force_on_the_live_release_hide_no_bad_canary(fres
     lifecycle.close()
 
 
+def test_a_request_id_that_is_sent_again_decides_nothing(fresh: Any) -> None:
+    """Whoever sends an id again knows which release answers it, and could send what makes that one fail."""
+    lifecycle, route = canary_route(fresh, None)
+    for _ in range(50):
+        lifecycle.rollout.answered(route, "the same", status=500, seconds=1.0, computed=1, asked=None)
+    assert lifecycle.rollout.withdrawals["canary"] == 0
+    lifecycle.close()
+
+
+def test_two_processes_draw_differently_for_one_request_id(fresh: Any) -> None:
+    lifecycle, _ = canary_route(fresh, None)
+    other = Lifecycle(Settings(workspace=fresh.path, threads=1, poll_s=60))
+    trial = lifecycle.rollout.trials.canary
+    assert trial is not None
+    draws = [
+        {rollout._draw(trial, str(number)) for number in range(20)} for rollout in (lifecycle.rollout, other.rollout)
+    ]
+    assert not draws[0] & draws[1]
+    lifecycle.close()
+    other.close()
+
+
 def canary_route(fresh: Any, wish: Any) -> tuple[Lifecycle, Route]:
     """A canary that gets all requests, and the route of one request to it."""
     fresh.releases.promote(fresh.publish(1), reason="test")

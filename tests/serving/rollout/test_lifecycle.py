@@ -249,7 +249,7 @@ def test_a_damaged_release_is_refused_and_the_old_one_goes_on(lifecycle: Lifecyc
 def test_a_full_disk_while_loading_is_survived_and_the_release_tried_again(
     lifecycle: Lifecycle, fresh: Any, monkeypatch: Any
 ) -> None:
-    """Nothing of loading needs to write, but a library may; and memory or open files may be short for a while."""
+    """Loading writes no file of its own, but a library may; and memory or open files may be short for a while."""
     old = lifecycle.current
     new = promote(fresh, 2)
 
@@ -321,7 +321,7 @@ def test_a_pointer_that_moves_on_while_a_release_loads_is_followed_to_its_end(
 
 
 def test_a_start_on_a_damaged_release_takes_the_one_before(fresh: Any) -> None:
-    """As a worker that is replaced does, while the others go on with the old release."""
+    """A worker that is replaced starts anew, while the others go on with the old release."""
     first = promote(fresh, 1)
     bad = promote(fresh, 2, lie=3.0)
     lifecycle = Lifecycle(Settings(workspace=fresh.path, threads=1, poll_s=60))

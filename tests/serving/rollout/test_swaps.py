@@ -84,7 +84,7 @@ def test_all_workers_follow_a_canary(fresh: Any) -> None:
     admin = {"authorization": f"Bearer {key}"}
 
     def answering(times: int = 12) -> set[str]:
-        """Who answers, asked over connections of their own, of which both workers get some."""
+        """The releases that answer over connections of their own, of which both workers get some."""
         return {httpx.get(f"{server.url}/search?q=list", timeout=30).headers["x-release"] for _ in range(times)}
 
     def until(release: str) -> None:

@@ -145,6 +145,25 @@ def test_a_canary_that_fails_is_withdrawn_and_live_goes_on(begin: Start, fresh: 
     assert series(client)['relevance_trial_errors_total{variant="canary"}'] == 2
 
 
+def test_a_canary_whose_ranker_fails_is_withdrawn_though_searches_go_on(
+    begin: Start, fresh: Any, monkeypatch: Any
+) -> None:
+    client, lifecycle = begin()
+    other = fresh.publish(2)
+    client.put("/admin/canary", json={"release": other, "share": 1, "bounds": {"min_requests": 100}})
+
+    def fail(items: Sequence[Item]) -> Any:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(lifecycle.rollout.choose(lifecycle.current, "x", None).searcher.ranker, "run", fail)
+    answers = [client.post("/search", json={"query": f"sort a list {number}"}) for number in range(5)]
+    assert [answer.status_code for answer in answers] == [200] * 5
+    assert [answer.json().get("degraded") for answer in answers] == ["ranker", "ranker", None, None, None]
+    assert "model_failed" not in answers[0].json()
+    lifecycle.poll()
+    assert "2 of 2 requests failed" in client.get("/readyz").json()["withdrawn"]["reason"]
+
+
 def test_a_canary_that_ranks_judged_queries_worse_is_withdrawn(begin: Start, fresh: Any, tmp_path: Path) -> None:
     query = "sort a list"
     first, other = fresh.releases.resolve("live"), fresh.publish(2)

@@ -55,7 +55,7 @@ class Queue:
         return job
 
     def order(self, *jobs: Job) -> list[int]:
-        """What was run, in order, once these jobs are done."""
+        """The items that were run, in order, once these jobs are done."""
         self.model.opened.set()
         for job in jobs:
             list(job)

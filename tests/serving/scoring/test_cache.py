@@ -155,7 +155,7 @@ def test_a_request_does_not_wait_for_one_that_may_be_far_behind_it(patient: Requ
 
 
 def test_who_waits_for_a_failure_tries_for_himself() -> None:
-    """So that what he is told names his own text."""
+    """An error names the text of the request that waited, not that of the request that computed."""
     found, begun, go = cache(), threading.Event(), threading.Event()
 
     def theirs(places: list[int]) -> Iterable[tuple[int, Any]]:

@@ -1,7 +1,7 @@
-"""Which (query, document) pairs are trained on and judged: judgments joined with what searches found.
+"""The (query, document) pairs that models are trained and judged on: judgments joined with the results of searches.
 
-`pairs` is what models learn from, `pool` is what they are judged on. Both are tables of pairs whose `row_id` is
-the name of a pair everywhere after: teacher scores, states and features are joined by it.
+Models learn from `pairs` and are judged on `pool`. Both are tables whose `row_id` names a pair in every later stage:
+teacher scores, states and features are joined by it.
 
 Of several judgments of one pair a person's is preferred to clicks, clicks to a model's and that to any other
 source's; of one source the highest grade counts. A query that is a document itself (`schema.own_documents`) is never
@@ -54,9 +54,9 @@ def pairs(workspace: Path, config: CandidatesConfig, *, data: Artifact, run: Art
     """The `pairs` artifact: pairs.parquet of the splits train and valid.
 
     train   judged pairs, then up to `negatives` unjudged ones as grade 0 (source "negative"). They are drawn from
-            the query's first `negatives_depth` documents in the run, the first `skip_top` unjudged left out. Who is
-            drawn depends on nothing but the seed, the query and these documents.
-    valid   what `config.pool` says: judged pairs, or the first `retrieve` of the run, unjudged ones as grade 0
+            the query's first `negatives_depth` documents in the run, without the first `skip_top` unjudged ones. The
+            draw depends only on the seed, the query and these documents.
+    valid   by `config.pool` the judged pairs, or the first `retrieve` of the run, unjudged ones as grade 0
             (source "unjudged").
 
     Rows are ordered by split, by query as in queries.parquet, then judged ones as in judgments.parquet before
@@ -70,14 +70,14 @@ def pairs(workspace: Path, config: CandidatesConfig, *, data: Artifact, run: Art
 
     def build(staging: Staging) -> Mapping[str, Any]:
         judged = _judged(data, own)
-        found = _found([run], data, own)
+        ranked = _ranked([run], data, own)
         train = judged[judged["split"] == "train"]
         rows = [train]
         metrics = {}
         if config.negatives:
-            metrics = _missing(train["query"], found, "train")
-            rows.append(_negatives(config, train, found))
-        valid, more = _pooled(config, judged, found, ("valid",))
+            metrics = _missing(train["query"], ranked, "train")
+            rows.append(_negatives(config, train, ranked))
+        valid, more = _pooled(config, judged, ranked, ("valid",))
         table = _ordered([*rows, valid])
         schema.write(table, staging.folder / "pairs.parquet", "pairs")
         return {**_counts(table), **metrics, **more}
@@ -100,7 +100,7 @@ def pool(workspace: Path, config: CandidatesConfig, *, data: Artifact, runs: Seq
     own = schema.own_documents(data.path)
 
     def build(staging: Staging) -> Mapping[str, Any]:
-        rows, metrics = _pooled(config, _judged(data, own), _found(runs, data, own), ("valid", "test"))
+        rows, metrics = _pooled(config, _judged(data, own), _ranked(runs, data, own), ("valid", "test"))
         table = _ordered([rows])
         schema.write(table, staging.folder / "pairs.parquet", "pairs")
         return {**_counts(table), **metrics}
@@ -112,10 +112,10 @@ def pool(workspace: Path, config: CandidatesConfig, *, data: Artifact, runs: Seq
 
 @MINED_PAIRS
 def mined(workspace: Path, depth: int, *, data: Artifact, pairs: Artifact, runs: Sequence[Artifact]) -> Artifact:
-    """The `mined` artifact: pairs.parquet of what searches find for training queries and no pair joins with them yet.
+    """The `mined` artifact: pairs.parquet of documents found for training queries that no pair has yet.
 
-    Grade 0, source "mined", split train; the teacher has still to say which of them may be relevant, see
-    `training.negatives`. The first `depth` documents of each run are taken, a query's in the order of their best rank,
+    They have grade 0, source "mined" and split train; `training.negatives` leaves out those that may be relevant by
+    the teacher's score. The first `depth` documents of each run are taken, a query's in the order of their best rank,
     of equal ranks the earlier run's first.
 
     Raises:
@@ -126,11 +126,11 @@ def mined(workspace: Path, depth: int, *, data: Artifact, pairs: Artifact, runs:
     def build(staging: Staging) -> Mapping[str, Any]:
         judged = _judged(data, own)
         joined = pd.concat([schema.read(pairs.file("pairs.parquet"), "pairs").to_pandas(), judged])
-        joined = joined.assign(query=joined["query_id"].map(_places(data)))
+        joined = joined.assign(query=joined["query_id"].map(_query_rows(data)))
         train = joined[joined["split"] == "train"]
-        found = _found(runs, data, own)
-        metrics = _missing(train["query"], found, "train")
-        rows = found[found["query"].isin(train["query"]) & (found["rank"] <= depth)]
+        ranked = _ranked(runs, data, own)
+        metrics = _missing(train["query"], ranked, "train")
+        rows = ranked[ranked["query"].isin(train["query"]) & (ranked["rank"] <= depth)]
         rows = _unjudged(rows, joined).sort_values(["query", "rank", "run"], kind="stable")
         rows = rows.drop_duplicates(["query", "doc_id"])
         rows = rows.assign(grade=0, split="train", source=MINED, order=np.arange(len(rows)))
@@ -143,7 +143,7 @@ def mined(workspace: Path, depth: int, *, data: Artifact, pairs: Artifact, runs:
 
 
 def own_setting(own: frozenset[str]) -> dict[str, int]:
-    """What a fingerprint holds of the queries that are documents: nothing where there are none, as always before."""
+    """The number of queries that are documents, for a fingerprint; empty where there are none, so that it stays."""
     return {"own_documents": len(own)} if own else {}
 
 
@@ -153,28 +153,27 @@ def without_itself(rows: pd.DataFrame, own: frozenset[str]) -> pd.DataFrame:
 
 
 def _judged(data: Artifact, own: frozenset[str]) -> pd.DataFrame:
-    """One row a judged pair: query (position in queries.parquet), query_id, doc_id, grade, split, source, order."""
+    """One row for each judged pair: query (row in queries.parquet), query_id, doc_id, grade, split, source, order."""
     rows: pd.DataFrame = schema.read(data.file("judgments.parquet"), "judgments").to_pandas()
     # A judged document that the collection lacks counts in the ideal list alone: nothing can rank it.
     documents = schema.read(data.file("documents.parquet"), "documents").column("doc_id").to_pandas()
     rows = without_itself(rows[rows["doc_id"].isin(documents)], own)
-    trust = rows["source"].map({name: place for place, name in enumerate(PREFERENCE)}).fillna(len(PREFERENCE))
+    trust = rows["source"].map({name: rank for rank, name in enumerate(PREFERENCE)}).fillna(len(PREFERENCE))
     rows = rows.assign(order=np.arange(len(rows)), trust=trust)
     best = rows.sort_values(["trust", "grade", "order"], ascending=[True, False, True], kind="stable")
     best = best.drop_duplicates(["query_id", "doc_id"]).sort_values("order")
-    places = _places(data)
-    return best.assign(query=best["query_id"].map(places))[
+    return best.assign(query=best["query_id"].map(_query_rows(data)))[
         ["query", "query_id", "doc_id", "grade", "split", "source", "order"]
     ]
 
 
-def _places(data: Artifact) -> pd.Series:
-    """query_id → its position in queries.parquet."""
+def _query_rows(data: Artifact) -> pd.Series:
+    """The row of each query_id in queries.parquet."""
     ids = schema.read(data.file("queries.parquet"), "queries").column("query_id").to_pylist()
     return pd.Series(np.arange(len(ids)), index=ids)
 
 
-def _found(runs: Sequence[Artifact], data: Artifact, own: frozenset[str]) -> pd.DataFrame:
+def _ranked(runs: Sequence[Artifact], data: Artifact, own: frozenset[str]) -> pd.DataFrame:
     """Rows of runs: query, query_id, doc_id, rank, run (its number), best run and rank first within a query."""
     documents = schema.read(data.file("documents.parquet"), "documents").column("doc_id").to_pandas()
     no_rows = pd.DataFrame({"query_id": pd.Series(dtype=str), "doc_id": pd.Series(dtype=str), "rank": [], "run": []})
@@ -190,17 +189,17 @@ def _found(runs: Sequence[Artifact], data: Artifact, own: frozenset[str]) -> pd.
             )
         frames.append(without_itself(rows, own).assign(run=number))
     rows = pd.concat(frames, ignore_index=True)
-    rows = rows.assign(query=rows["query_id"].map(_places(data))).dropna(subset="query")
+    rows = rows.assign(query=rows["query_id"].map(_query_rows(data))).dropna(subset="query")
     return rows.astype({"query": np.int64}).sort_values(["query", "run", "rank"], kind="stable")
 
 
-def _negatives(config: CandidatesConfig, train: pd.DataFrame, found: pd.DataFrame) -> pd.DataFrame:
+def _negatives(config: CandidatesConfig, train: pd.DataFrame, ranked: pd.DataFrame) -> pd.DataFrame:
     """The unjudged documents drawn for each training query.
 
     Each document gets a number that depends on the seed, the query and itself alone; the smallest are drawn. So a
     new query or document changes no other draw than those it takes part in.
     """
-    rows = found[found["query"].isin(train["query"])]
+    rows = ranked[ranked["query"].isin(train["query"])]
     rows = rows[rows.groupby("query").cumcount() < config.negatives_depth]
     rows = _unjudged(rows, train)
     rows = rows[rows.groupby("query").cumcount() >= config.skip_top]
@@ -212,13 +211,13 @@ def _negatives(config: CandidatesConfig, train: pd.DataFrame, found: pd.DataFram
 
 
 def _pooled(
-    config: CandidatesConfig, judged: pd.DataFrame, found: pd.DataFrame, names: Sequence[str]
+    config: CandidatesConfig, judged: pd.DataFrame, ranked: pd.DataFrame, names: Sequence[str]
 ) -> tuple[pd.DataFrame, dict[str, int]]:
-    """What is ranked for the queries of these splits, and how many of them the runs do not have."""
+    """The pairs that are ranked for the queries of these splits, and the number of queries that no run has."""
     judged = judged[judged["split"].isin(names)]
     if config.pool == "judged":
         return judged, {}
-    rows = found[found["query"].isin(judged["query"])]
+    rows = ranked[ranked["query"].isin(judged["query"])]
     rows = rows[rows.groupby(["query", "run"]).cumcount() < config.retrieve]
     rows = rows.drop_duplicates(["query", "doc_id"])  # The first run that has it.
     rows = rows.assign(order=np.arange(len(rows)))
@@ -231,7 +230,7 @@ def _pooled(
     )
     metrics: dict[str, int] = {}
     for name in names:
-        metrics |= _missing(judged.loc[judged["split"] == name, "query"], found, name)
+        metrics |= _missing(judged.loc[judged["split"] == name, "query"], ranked, name)
     return graded, metrics
 
 
@@ -241,17 +240,17 @@ def _unjudged(rows: pd.DataFrame, judged: pd.DataFrame) -> pd.DataFrame:
     return rows[~pd.MultiIndex.from_frame(rows[pairs_of]).isin(known)]
 
 
-def _missing(queries: pd.Series, found: pd.DataFrame, split: str) -> dict[str, int]:
-    """How many of a split's queries no run has a document for.
+def _missing(queries: pd.Series, ranked: pd.DataFrame, split: str) -> dict[str, int]:
+    """The number of a split's queries for which no run has a document.
 
     Raises:
         SchemaError: none of them has one.
     """
-    asked = set(queries)
-    missing = len(asked - set(found["query"]))
-    if asked and missing == len(asked):
+    wanted = set(queries)
+    missing = len(wanted - set(ranked["query"]))
+    if wanted and missing == len(wanted):
         raise SchemaError(
-            f"candidates: the run has no document for any of the {len(asked)} queries of split {split}; search that "
+            f"candidates: the run has no document for any of the {len(wanted)} queries of split {split}; search that "
             "split too, or set candidates.pool to judged and candidates.negatives to 0"
         )
     return {f"{split}_queries_without_candidates": missing}
@@ -260,14 +259,14 @@ def _missing(queries: pd.Series, found: pd.DataFrame, split: str) -> dict[str, i
 def _ordered(frames: Sequence[pd.DataFrame]) -> pa.Table:
     """The table of pairs: by split, query and order, numbered from 0."""
     rows = pd.concat(frames, ignore_index=True)
-    place = rows["split"].map({name: place for place, name in enumerate(schema.SPLITS)})
-    rows = rows.assign(place=place).sort_values(["place", "query", "order"], kind="stable")
+    number = rows["split"].map({name: number for number, name in enumerate(schema.SPLITS)})
+    rows = rows.assign(split_number=number).sort_values(["split_number", "query", "order"], kind="stable")
     rows = rows.assign(row_id=np.arange(len(rows)))
     return pa.Table.from_pandas(rows[_SCHEMA.names], schema=_SCHEMA, preserve_index=False)
 
 
 def _counts(table: pa.Table) -> dict[str, Any]:
-    """For each split: queries, pairs, pairs of each source, queries all of whose grades are equal."""
+    """Counts of each split: queries, pairs, pairs of each source, queries all of whose grades are equal."""
     counts = {}
     for split, rows in table.to_pandas().groupby("split"):
         grades = rows.groupby("query_id")["grade"]

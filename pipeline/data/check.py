@@ -1,4 +1,4 @@
-"""What a person wants to know about judged data before training on it: its size, its shape, what is wrong with it."""
+"""A description of judged data before training: its size, its distributions, and the rows that cannot be used."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 EXAMPLES = 3
-"""Of each suspicious thing."""
+"""Examples shown of each notice."""
 
 SHOWN_FAULTS = 20
-"""That `render` lists; `to_dict` has all."""
+"""Unusable rows that `render` lists; `to_dict` has all."""
 
 LONG_QUERY_TOKENS = 64
 
 WORD_TOKENS = 1.3
-"""Pieces that a trained vocabulary makes of a word, roughly."""
+"""Mean number of tokens that a trained vocabulary makes of a word, roughly."""
 
 _CJK = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}]"
 _WORD = r"[^\s\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}]+"
@@ -43,19 +43,19 @@ _SUSPICIOUS = {
 
 @dataclass(frozen=True, slots=True)
 class Distribution:
-    """How a quantity is distributed."""
+    """Percentiles and mean of a quantity."""
 
     least: float
     median: float
     mean: float
     most_95: float
-    """95 of 100 are at most this."""
+    """95th percentile."""
     most: float
 
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """Something odd that does not stop anybody."""
+    """An oddity that does not prevent training: how often it occurs, and examples."""
 
     count: int
     examples: tuple[str, ...]
@@ -71,21 +71,21 @@ class DataReport:
     queries: int
     judged_queries: int
     judgments: int
-    """As read; those that cannot be used are in `faults`, and everything below is of the others."""
+    """Judgments as read; `faults` has those that cannot be used, and all figures below are without them."""
     grades: Mapping[str, int]
     """Grade → judgments."""
     splits: Mapping[str, Mapping[str, int]]
     """Published split (none if there is none) → queries and judgments."""
     list_lengths: Distribution | None
-    """Judged documents of a judged query."""
+    """Number of judged documents of a judged query."""
     one_grade_queries: int
     """Queries all of whose documents have the same grade: no order of them is better than another."""
     characters: Mapping[str, Distribution]
-    """Of query, title and text, where not empty."""
+    """Characters of the queries, titles and texts that are not empty."""
     tokens: Mapping[str, Distribution]
     """The same in tokens, estimated: a Chinese, Japanese or Korean character is 1, any other word 1.3."""
     noticed: Mapping[str, Notice]
-    """What is odd → how often, and examples."""
+    """Oddity → how often it occurs, and examples."""
     dropped: Mapping[str, Mapping[str, int]]
     """Table → kind of fault → rows."""
     faults: tuple[InvalidRow, ...]
@@ -106,16 +106,16 @@ def examine(path: Path | str, format: str = "auto") -> DataReport:
     source = sources.read(SourceConfig(path=str(path), format=format), Path())
     sifted = validation.sift(source)
     conflicts = validation.conflicts(source.judgments, sifted.findings)
-    whole = ValidatedTables(
+    usable = ValidatedTables(
         sifted.documents, sifted.queries, sifted.judgments, (*sifted.findings, *conflicts), sifted.repeated
     )
-    rows = whole.judgments.select(["query_id", "doc_id", "grade"]).to_pandas()
-    published = pd.Series(judgments.published(whole.judgments), dtype=object).fillna("none")
+    rows = usable.judgments.select(["query_id", "doc_id", "grade"]).to_pandas()
+    published = pd.Series(judgments.published(usable.judgments), dtype=object).fillna("none")
     by_query = rows.groupby("query_id")["grade"]
     texts = {
-        "query": whole.queries["text"],
-        "title": whole.documents["title"],
-        "text": whole.documents["text"],
+        "query": usable.queries["text"],
+        "title": usable.documents["title"],
+        "text": usable.documents["text"],
     }
     return DataReport(
         path=str(path),
@@ -130,13 +130,13 @@ def examine(path: Path | str, format: str = "auto") -> DataReport:
             for split in (*SPLITS, "none")
             if len(part := rows[(published == split).to_numpy()])
         },
-        list_lengths=spread(by_query.size().to_numpy()),
+        list_lengths=distribution(by_query.size().to_numpy()),
         one_grade_queries=int((by_query.nunique() == 1).sum()),
-        characters=_spreads(texts, pc.utf8_length),
-        tokens=_spreads(texts, estimate_tokens),
-        noticed=_notice(whole, rows),
-        dropped=whole.counts(),
-        faults=tuple(finding.fault for finding in whole.findings),
+        characters=_distributions(texts, pc.utf8_length),
+        tokens=_distributions(texts, estimate_tokens),
+        noticed=_notice(usable, rows),
+        dropped=usable.counts(),
+        faults=tuple(finding.fault for finding in usable.findings),
     )
 
 
@@ -147,8 +147,8 @@ def estimate_tokens(texts: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.add(pc.cast(single, pa.float64()), pc.multiply(pc.cast(words, pa.float64()), WORD_TOKENS))
 
 
-def spread(values: Any) -> Distribution | None:
-    """The distribution of some numbers; None of none."""
+def distribution(values: Any) -> Distribution | None:
+    """The distribution of some numbers; None where there are none."""
     numbers = np.asarray(values, dtype=float)
     if not len(numbers):
         return None
@@ -163,10 +163,10 @@ def render(report: DataReport) -> "RenderableType":
     from rich.text import Text
 
     def table(title: str, *columns: str) -> Table:
-        made = Table(box=None, padding=(0, 2, 0, 0))
-        for place, column in enumerate((title, *columns)):
-            made.add_column(column, justify="right" if place else "left", overflow="fold")
-        return made
+        grid = Table(box=None, padding=(0, 2, 0, 0))
+        for number, column in enumerate((title, *columns)):
+            grid.add_column(column, justify="right" if number else "left", overflow="fold")
+        return grid
 
     heading = Text(f"{report.path} ({report.format})", style="bold")
     counts = table("counts", "rows")
@@ -179,12 +179,12 @@ def render(report: DataReport) -> "RenderableType":
     for split, of in report.splits.items():
         published.add_row(split, f"{of['queries']:,}", f"{of['judgments']:,}")
     lengths = table("lengths (tokens are estimated)", "least", "median", "mean", "95 %", "most")
-    spreads = {"documents of a query": report.list_lengths}
+    distributions = {"documents of a query": report.list_lengths}
     for name in report.characters:
-        spreads |= {f"{name}, characters": report.characters[name], f"{name}, tokens": report.tokens[name]}
-    for name, found in spreads.items():
-        if found:
-            numbers = (found.least, found.median, found.mean, found.most_95, found.most)
+        distributions |= {f"{name}, characters": report.characters[name], f"{name}, tokens": report.tokens[name]}
+    for name, lengths_of in distributions.items():
+        if lengths_of:
+            numbers = (lengths_of.least, lengths_of.median, lengths_of.mean, lengths_of.most_95, lengths_of.most)
             lengths.add_row(name, *(f"{number:,.1f}".removesuffix(".0") for number in numbers))
     parts: list[RenderableType] = [heading, counts, grades, published, lengths]
     if report.noticed:
@@ -207,44 +207,44 @@ def render(report: DataReport) -> "RenderableType":
     return Group(*spaced[:-1])
 
 
-def _spreads(texts: Mapping[str, pa.ChunkedArray], measure: Any) -> dict[str, Distribution]:
-    found = {name: spread(measure(column.filter(pc.not_equal(column, "")))) for name, column in texts.items()}
-    return {name: value for name, value in found.items() if value}
+def _distributions(texts: Mapping[str, pa.ChunkedArray], measure: Any) -> dict[str, Distribution]:
+    known = {name: distribution(measure(column.filter(pc.not_equal(column, "")))) for name, column in texts.items()}
+    return {name: value for name, value in known.items() if value}
 
 
 def _notice(sifted: ValidatedTables, rows: pd.DataFrame) -> dict[str, Notice]:
     documents, queries = sifted.documents, sifted.queries
-    found: dict[str, Sequence[str]] = {}
+    notices: dict[str, Sequence[str]] = {}
     text = queries["text"]
     trimmed = pc.utf8_trim_whitespace(text)
-    found["queries of one character"] = _where(text, pc.equal(pc.utf8_length(trimmed), 1))
+    notices["queries of one character"] = _where(text, pc.equal(pc.utf8_length(trimmed), 1))
     long = pc.greater(estimate_tokens(text), LONG_QUERY_TOKENS)
-    found[f"queries of more than {LONG_QUERY_TOKENS} tokens"] = _where(text, long)
+    notices[f"queries of more than {LONG_QUERY_TOKENS} tokens"] = _where(text, long)
     for name, pattern in _SUSPICIOUS.items():
         odd = pc.match_substring_regex(text, pattern)
-        found[f"queries with {name}"] = _where(text, odd)
+        notices[f"queries with {name}"] = _where(text, odd)
     judged = pc.is_in(queries["query_id"], value_set=pa.array(rows["query_id"].unique(), text.type))
-    found["queries without judgments"] = _where(text, pc.invert(judged))
+    notices["queries without judgments"] = _where(text, pc.invert(judged))
     normal = pd.Series([normalise(value) for value in text.to_pylist()], dtype=object)
-    found["queries that are the same when normalised"] = normal[normal.duplicated()].tolist()
+    notices["queries that are the same when normalised"] = normal[normal.duplicated()].tolist()
     across = splits.shared(judgments.texts_of(queries, sifted.judgments), judgments.published(sifted.judgments))
-    found["queries in more than one published split"] = [f"{query} ({', '.join(names)})" for query, names in across]
+    notices["queries in more than one published split"] = [f"{query} ({', '.join(names)})" for query, names in across]
     content = documents.select(["title", "text"]).to_pandas()
     ids = documents["doc_id"].to_pandas()
     empty = (content == "").all(axis=1)
-    found["documents without title and text"] = ids[empty].tolist()
-    found["documents of the same title and text"] = ids[content.duplicated() & ~empty].tolist()
+    notices["documents without title and text"] = ids[empty].tolist()
+    notices["documents of the same title and text"] = ids[content.duplicated() & ~empty].tolist()
     again = validation.keys(sifted.judgments).duplicated().to_numpy()
-    found["judgments that stand there again"] = [
+    notices["judgments that stand there again"] = [
         f"{query} {document}" for query, document in rows.loc[again, ["query_id", "doc_id"]].itertuples(index=False)
     ]
     return {
         name: Notice(len(values), tuple(value[:60] for value in values[:EXAMPLES]))
-        for name, values in found.items()
+        for name, values in notices.items()
         if len(values)
     }
 
 
 def _where(texts: pa.ChunkedArray, mask: pa.ChunkedArray) -> list[str]:
-    found: list[str] = texts.filter(mask).to_pylist()
-    return found
+    chosen: list[str] = texts.filter(mask).to_pylist()
+    return chosen

@@ -70,7 +70,7 @@ class PositionModel:
 
 @dataclass(frozen=True, slots=True)
 class ClickJudgments:
-    """What a click log says about its pairs."""
+    """The judgments of a click log's pairs, and the figures that they rest on."""
 
     judgments: pa.Table
     """query_id, doc_id, grade, source (always "click")."""

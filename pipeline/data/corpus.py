@@ -32,21 +32,21 @@ def make(
         MissingError: a source that is not there.
         SchemaError: no documents, rows that cannot be used, two sources of one name; names them.
     """
-    found = [sources.find(source, root) for source in chosen]
-    names = [item.name for item in found]
+    named = [sources.find(source, root) for source in chosen]
+    names = [item.name for item in named]
     if len(set(names)) < len(names):
         raise SchemaError(f"sources {', '.join(names)}: two have one name, so their ids would mix; rename a folder")
 
     def build(staging: Staging) -> Mapping[str, Any]:
         tables, dropped = [], {}
-        for item in found:
+        for item in named:
             sifted = validation.sift(item.read())
             if faulty_rows == "error":
                 advice = 'mend them, or set data.faulty_rows = "drop" in the recipe to do without them'
                 of_documents = [finding for finding in sifted.findings if finding.fault.table == "documents"]
                 validation.refuse(of_documents, item.name, advice)
             tables.append(
-                sifted.documents if len(found) == 1 else judgments.prefixed(sifted.documents, item.name, "doc_id")
+                sifted.documents if len(named) == 1 else judgments.prefixed(sifted.documents, item.name, "doc_id")
             )
             dropped[item.name] = sifted.counts().get("documents", {})
         documents = judgments.join(tables)
@@ -59,6 +59,6 @@ def make(
     return STAGE.make(
         workspace,
         config={"faulty_rows": faulty_rows, "sources": names},
-        inputs={f"{place}:{item.name}": item.digest for place, item in enumerate(found)},
+        inputs={f"{number}:{item.name}": item.digest for number, item in enumerate(named)},
         build=build,
     )

@@ -1,8 +1,8 @@
-"""The data that everything else starts from: all sources of a recipe in one set of tables, checked, merged and split.
+"""The data of all later stages: every source of a recipe in one set of tables, checked, merged and split.
 
-    sources ─► rows that cannot be used out ─► splits ─► one grade a pair ─► at most so many queries ─► artifact `data`
+    sources ─► usable rows ─► splits ─► one grade for each pair ─► limited number of queries ─► artifact `data`
 
-Documents stand in the order of their sources, so their rows are the same for every stage.
+Documents keep the order of their sources, so a row number means the same document in every stage.
 """
 
 import logging
@@ -51,27 +51,27 @@ def make(workspace: Path, config: DataConfig, purpose: Purpose = "training") -> 
     """
     if not config.sources:
         raise ConfigError("data.sources is empty; name a folder of judged data in the recipe, under [[data.sources]]")
-    found = [sources.find(source, Path(config.root)) for source in config.sources]
+    named = [sources.find(source, Path(config.root)) for source in config.sources]
     plain = recipe.to_dict(config) | {
         "root": "",
         "sources": [
             {"name": item.name, "grades": list(source.grades)} | _mapping(source)
-            for item, source in zip(found, config.sources, strict=True)
+            for item, source in zip(named, config.sources, strict=True)
         ],
     }
     if purpose == "judging" and config.splits != "test":
         plain["purpose"] = purpose
-    inputs = {f"{place}:{item.name}": item.digest for place, item in enumerate(found)}
+    inputs = {f"{number}:{item.name}": item.digest for number, item in enumerate(named)}
 
     def build(staging: Staging) -> Mapping[str, Any]:
         rules: Purpose = "judging" if config.splits == "test" else purpose
-        return _build(staging.folder, config, [item.read() for item in found], rules)
+        return _build(staging.folder, config, [item.read() for item in named], rules)
 
     return STAGE.make(workspace, config=plain, inputs=inputs, build=build)
 
 
 def _mapping(source: SourceConfig) -> dict[str, Any]:
-    """How a recipe reads a table of its own; empty for a source of a known format."""
+    """The keys of a source that say how a table is read; empty for a source of a known format."""
     keys = ["columns", "labels", "grade_scale", "query"]
     if "clicked" in source.columns:
         keys.append("min_examined")
@@ -92,7 +92,7 @@ def _build(folder: Path, config: DataConfig, read: Sequence[Source], purpose: Pu
     named = [
         _named(source, sifted, alone=len(collections) == 1) for source, sifted in zip(collections, parts, strict=True)
     ]
-    documents, queries, judgments = (join(found) for found in zip(*named, strict=True))
+    documents, queries, judgments = (join(parts_of) for parts_of in zip(*named, strict=True))
     if not judgments.num_rows:
         raise SchemaError(f"{', '.join(source.name for source in collections)}: there are no judgments to learn from")
 
@@ -117,25 +117,24 @@ def _build(folder: Path, config: DataConfig, read: Sequence[Source], purpose: Pu
 
 
 def merge(judgments: pa.Table, config: DataConfig) -> tuple[pa.Table, dict[str, int]]:
-    """One row for each pair, kind of source and field, where it first stood, and how many rows went.
+    """One row for each pair, kind of source and field, where it first stood, and counts of the rows left out.
 
     Raises:
         SchemaError: a pair has several grades and `config.conflicts` is error.
     """
     keys = validation.keys(judgments)
     again = keys.duplicated().to_numpy()
-    found = validation.conflicts(judgments) if again.any() else []
+    conflicts = validation.conflicts(judgments) if again.any() else []
     if config.conflicts == "error":
-        validation.refuse(found, "judgments", 'mend them, or set data.conflicts = "max" or "mean"')
+        validation.refuse(conflicts, "judgments", 'mend them, or set data.conflicts = "max" or "mean"')
     if not again.any():
         return judgments, {"judgments": 0, "conflicts": 0}
     group = keys.groupby(list(keys.columns), sort=False, dropna=False).ngroup()
     grades = judgments["grade"].to_pandas().groupby(group)
-    # Halves round up, for the same reason as with people: the better of two neighbouring grades.
-    one = grades.transform("max") if config.conflicts == "max" else np.floor(grades.transform("mean") + 0.5)
-    place = judgments.column_names.index("grade")
-    whole = judgments.set_column(place, "grade", pa.array(one.astype("int64").to_numpy()))
-    return whole.filter(pa.array(~again)), {"judgments": int(again.sum()), "conflicts": len(found)}
+    # Halves are rounded up, to the better of two neighbouring grades.
+    merged = grades.transform("max") if config.conflicts == "max" else np.floor(grades.transform("mean") + 0.5)
+    graded = _put(judgments, "grade", pa.array(merged.astype("int64").to_numpy()))
+    return graded.filter(pa.array(~again)), {"judgments": int(again.sum()), "conflicts": len(conflicts)}
 
 
 def texts_of(queries: pa.Table, judgments: pa.Table) -> list[str]:
@@ -148,12 +147,12 @@ def published(judgments: pa.Table) -> list[str | None]:
     """The published split of each judgment, (rows,); None where there is none."""
     if "split" not in judgments.column_names:
         return [None] * judgments.num_rows
-    found: list[str | None] = judgments["split"].to_pylist()
-    return found
+    names: list[str | None] = judgments["split"].to_pylist()
+    return names
 
 
 def _by_name(read: Sequence[Source]) -> list[Source]:
-    """Sources of one name made one, in order of their first."""
+    """The sources with those of one name joined, in the order of the first of each name."""
     groups: dict[str, list[Source]] = {}
     for source in read:
         groups.setdefault(source.name, []).append(source)
@@ -162,10 +161,10 @@ def _by_name(read: Sequence[Source]) -> list[Source]:
 
 def _as_one(group: Sequence[Source]) -> Source:
     offsets: Counter[str] = Counter()
-    found = []
+    faults = []
     for source in group:
         for fault in source.faults:
-            found.append(schema.InvalidRow(fault.table, (fault.row or 0) + offsets[fault.table], fault.reason))
+            faults.append(schema.InvalidRow(fault.table, (fault.row or 0) + offsets[fault.table], fault.reason))
         for kind in ("documents", "queries", "judgments"):
             offsets[kind] += getattr(source, kind).num_rows
     return Source(
@@ -175,7 +174,7 @@ def _as_one(group: Sequence[Source]) -> Source:
         join([source.judgments for source in group]),
         "",
         "+".join(source.format for source in group),
-        tuple(found),
+        tuple(faults),
         tuple(log for source in group for log in source.clicks),
     )
 
@@ -199,7 +198,7 @@ def _named(source: Source, sifted: ValidatedTables, *, alone: bool) -> tuple[pa.
 
 
 def prefixed(table: pa.Table, name: str, *columns: str) -> pa.Table:
-    """The table with these columns' ids behind the source's name and a colon."""
+    """The table with the source's name and a colon before the ids of these columns."""
     for column in columns:
         table = _put(table, column, tables.joined(":", name, table[column]))
     return table
@@ -228,7 +227,7 @@ def join(parts: Sequence[pa.Table]) -> pa.Table:
 
 
 def _limit_queries(queries: pa.Table, judgments: pa.Table, config: DataConfig) -> tuple[pa.Table, pa.Table, int]:
-    """At most so many judged queries of each split; queries without judgments stay, as texts to pre-train on."""
+    """Limits the judged queries of each split; queries without judgments stay, as texts to pre-train on."""
     limits = {"train": config.train_queries, "valid": config.valid_queries, "test": config.test_queries}
     judged = pd.DataFrame(
         {"query_id": judgments["query_id"].to_pandas(), "split": judgments["split"].to_pandas()}
@@ -249,7 +248,7 @@ def _limit_queries(queries: pa.Table, judgments: pa.Table, config: DataConfig) -
 
 
 def _limit_documents(documents: pa.Table, judgments: pa.Table, config: DataConfig) -> tuple[pa.Table, int]:
-    """The judged documents and, up to the limit, those others of lowest hash."""
+    """The judged documents and, up to the limit, the unjudged ones of lowest hash."""
     limit = config.max_documents
     if not limit or documents.num_rows <= limit:
         return documents, 0
@@ -262,8 +261,8 @@ def _limit_documents(documents: pa.Table, judgments: pa.Table, config: DataConfi
         )
     keep = judged.to_numpy(zero_copy_only=False).copy()
     ids = documents["doc_id"].to_pylist()
-    others = np.flatnonzero(~keep)
-    keep[sorted(others, key=lambda row: splits.share(config.seed, ids[row], "document"))[:room]] = True
+    unjudged = np.flatnonzero(~keep)
+    keep[sorted(unjudged, key=lambda row: splits.share(config.seed, ids[row], "document"))[:room]] = True
     return documents.filter(pa.array(keep)), int((~keep).sum())
 
 

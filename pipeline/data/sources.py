@@ -1,4 +1,4 @@
-"""Where judged collections come from: a recipe's source, found, read and held to the contracts of `pipeline.schema`."""
+"""The sources of a recipe: found, read, and checked against the contracts of `pipeline.schema`."""
 
 import logging
 import time
@@ -37,7 +37,7 @@ class Source:
     faults: tuple[InvalidRow, ...] = ()
     """Rows that hold a stand-in, because what was read does not fit into a table."""
     clicks: tuple[Mapping[str, Any], ...] = ()
-    """What the judgments of each click log rest on; see `pipeline.data.clicks`."""
+    """Figures that the judgments of each click log rest on; see `pipeline.data.clicks`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,25 +102,25 @@ def _read(name: str, form: str, digest: str, found: FoundSource, config: SourceC
     return source
 
 
-def _checked(name: str, form: str, made: Tables, digest: str, config: SourceConfig, where: str) -> Source:
+def _checked(name: str, form: str, tables_read: Tables, digest: str, config: SourceConfig, where: str) -> Source:
     """The source, its grades mapped as the recipe says, after a check of its columns."""
     faults = [
         fault
         for kind in ("documents", "queries", "judgments")
-        for fault in schema.column_faults(getattr(made, kind), kind)
+        for fault in schema.column_faults(getattr(tables_read, kind), kind)
     ]
     if faults:
         raise SchemaError(f"{where}: " + "; ".join(str(fault) for fault in faults))
-    judgments, unmapped = _map_grades(made.judgments, config.grades)
+    judgments, unmapped = _map_grades(tables_read.judgments, config.grades)
     return Source(
         name,
-        _large(made.documents),
-        _large(made.queries),
+        _large(tables_read.documents),
+        _large(tables_read.queries),
         _large(judgments),
         digest,
         form,
-        (*made.faults, *unmapped),
-        (made.clicks,) if made.clicks else (),
+        (*tables_read.faults, *unmapped),
+        (tables_read.clicks,) if tables_read.clicks else (),
     )
 
 

@@ -1,7 +1,6 @@
-"""Which queries are learned from, chosen by and judged on: cut by a hash of the query's normalised text.
+"""The split of each query (train, valid or test), cut by a hash of its normalised text.
 
-So equal queries always land together, whatever set they come from, and a query keeps its side when others are
-added.
+Equal queries are always in one split, whatever set they come from, and a query keeps its split when others are added.
 """
 
 import hashlib
@@ -17,27 +16,27 @@ from pipeline.errors import SchemaError
 from pipeline.schema import SPLITS
 
 CUT = "cut"
-"""The label of a published train query of a set that publishes no valid split: some are cut off for it."""
+"""The label of a published train query of a set without a valid split: some of these queries become valid ones."""
 
 _EXAMPLES = 3
 
 
 def share(seed: int, value: str, purpose: str = "") -> float:
-    """A number in [0, 1) that depends on nothing but these."""
+    """A number in [0, 1) that depends on these arguments alone, so that it is the same in every run."""
     digest = hashlib.blake2b(f"{seed}\x00{purpose}\x00{value}".encode(), digest_size=8)
     return int.from_bytes(digest.digest()) / 2**64
 
 
 def hashed(normalised: str, config: DataConfig) -> str:
     """The split of a query whose text is normalised."""
-    place = share(config.seed, normalised)
-    if place < config.test_share:
+    number = share(config.seed, normalised)
+    if number < config.test_share:
         return "test"
-    return "valid" if place < config.test_share + config.valid_share else "train"
+    return "valid" if number < config.test_share + config.valid_share else "train"
 
 
 def labels(published: Sequence[str | None]) -> list[str | None]:
-    """What one set's published splits mean to us: train, valid, test, `CUT`, or None to cut by hash.
+    """The label of each query by one set's published splits: train, valid, test, `CUT`, or None to cut by hash.
 
     published          train   valid   test
     train valid test   train   valid   test
@@ -110,16 +109,17 @@ def assign(texts: Sequence[str], published: Sequence[str | None], config: DataCo
 
 
 def sample(texts: Sequence[str], ids: Sequence[str], limit: int, seed: int) -> set[str]:
-    """The ids of at most `limit` queries, those of lowest hash: added queries change the choice as little as they can.
+    """The ids of at most `limit` queries, those of lowest hash, so that added queries change the choice little.
 
     Args:
-        texts: (queries,) and `ids` (queries,), in any order.
+        texts: (queries,) in any order.
+        ids: (queries,) in the order of `texts`.
         limit: 0 for all.
     """
     if not limit or len(ids) <= limit:
         return set(ids)
-    places = ((share(seed, text.normalise(query), "limit"), name) for query, name in zip(texts, ids, strict=True))
-    return {name for _, name in sorted(places)[:limit]}
+    hashes = ((share(seed, text.normalise(query), "limit"), name) for query, name in zip(texts, ids, strict=True))
+    return {name for _, name in sorted(hashes)[:limit]}
 
 
 def shared(texts: Sequence[str], splits: Sequence[str | None]) -> list[tuple[str, tuple[str, ...]]]:
@@ -140,8 +140,8 @@ def _groups(texts: Sequence[str]) -> tuple[npt.NDArray[np.int64], list[str]]:
 def _present(groups: npt.NDArray[np.int64], splits: Sequence[str | None], count: int) -> npt.NDArray[np.bool_]:
     """(groups, splits) whether a group has rows of that split."""
     present = np.zeros((count, len(SPLITS)), dtype=bool)
-    place_of = {split: place for place, split in enumerate(SPLITS)} | {CUT: 0, None: -1}
-    places = np.array([place_of[split] for split in splits], dtype=np.int64)
-    known = places >= 0
-    present[groups[known], places[known]] = True
+    column_of = {split: column for column, split in enumerate(SPLITS)} | {CUT: 0, None: -1}
+    columns = np.array([column_of[split] for split in splits], dtype=np.int64)
+    known = columns >= 0
+    present[groups[known], columns[known]] = True
     return present

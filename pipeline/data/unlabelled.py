@@ -1,7 +1,7 @@
-"""Pairs without a grade, for students to learn from what a teacher says about them.
+"""Pairs without a grade, on which students learn from the teacher's scores.
 
-`queries` says which queries are asked: those of the training split, of a file, and titles of documents. `pairs` adds
-to a table of pairs some of what a search found for them.
+`queries` collects queries: those of the training split, those of a file, and titles of documents. `pairs` adds
+documents that a search found for them to a table of pairs.
 """
 
 import hashlib
@@ -33,18 +33,18 @@ PAIRS = Stage(
 )
 
 SOURCE = "unlabelled"
-"""Of the rows that are added."""
+"""Source of the added rows."""
 
 log = logging.getLogger(__name__)
 
 
 @QUERIES
 def queries(workspace: Path, config: CandidatesConfig, *, data: Artifact) -> Artifact:
-    """The `asked` artifact: queries.parquet (query_id, text) of all that is asked for unlabelled pairs.
+    """The `asked` artifact: queries.parquet (query_id, text) of all queries for unlabelled pairs.
 
-    Training queries keep their ids. Of the others those are left out, and counted in the metrics, that cannot be used
-    or that equal, normalised, a judged query of any split or one that is there already: nothing of the queries that
-    models are chosen by and judged on comes into training.
+    Training queries keep their ids. Another query is left out, and counted in the metrics, if it cannot be used, or if
+    its normalised text equals a judged query of any split or an earlier one. So no query that models are chosen by or
+    judged on comes into training.
 
     Raises:
         MissingError: no such file.
@@ -63,8 +63,8 @@ def queries(workspace: Path, config: CandidatesConfig, *, data: Artifact) -> Art
         known = schema.read(data.file("queries.parquet"), "queries").to_pandas()[["query_id", "text"]]
         train = known[known["query_id"].isin(judgments.loc[judgments["split"] == "train", "query_id"])]
         seen = set(known["text"].map(text.normalise))
-        asked = [tuple(row) for row in train.itertuples(index=False)]
-        counts: Counter[str] = Counter(training=len(asked))
+        collected = [tuple(row) for row in train.itertuples(index=False)]
+        counts: Counter[str] = Counter(training=len(collected))
         for source, query in _more(config, data):
             normalised = text.normalise(query)
             if not normalised or text.fault(query):
@@ -74,22 +74,22 @@ def queries(workspace: Path, config: CandidatesConfig, *, data: Artifact) -> Art
             else:
                 seen.add(normalised)
                 name = hashlib.blake2b(normalised.encode(), digest_size=8).hexdigest()
-                asked.append((f"{source}:{name}", query))
+                collected.append((f"{source}:{name}", query))
                 counts[source] += 1
         if config.unlabelled_queries and artifacts.sha256(Path(config.unlabelled_queries)) != inputs["queries"]:
             raise SchemaError(
                 f"{config.unlabelled_queries}: changed while it was read; run again when nothing writes to it any more"
             )
-        ids, texts = zip(*asked, strict=True) if asked else ((), ())
+        ids, texts = zip(*collected, strict=True) if collected else ((), ())
         table = pa.table({"query_id": pa.array(ids, pa.string()), "text": pa.array(texts, pa.string())})
         schema.write(table, staging.folder / "queries.parquet", "queries")
-        return {"queries": len(asked), **counts}
+        return {"queries": len(collected), **counts}
 
     return QUERIES.make(workspace, config=settings, inputs=inputs, build=build)
 
 
 def _more(config: CandidatesConfig, data: Artifact) -> Iterator[tuple[str, str]]:
-    """(where it is from, query) of the queries that have no judgments."""
+    """(origin, query) of the queries without judgments."""
     if config.unlabelled_queries:
         for query in read_queries(Path(config.unlabelled_queries)):
             yield "file", query
@@ -103,7 +103,7 @@ def _more(config: CandidatesConfig, data: Artifact) -> Iterator[tuple[str, str]]
 
 
 _TABLES = (".csv", ".tsv", ".json", ".jsonl")
-"""Read as lines, each would be a query with its commas or braces."""
+"""Suffixes of tables that are refused: read as lines, their commas or braces would be parts of queries."""
 
 
 def read_queries(path: Path) -> list[str]:
@@ -133,10 +133,10 @@ def read_queries(path: Path) -> list[str]:
 def pairs(
     workspace: Path, config: CandidatesConfig, *, data: Artifact, labelled: Artifact, asked: Artifact, run: Artifact
 ) -> Artifact:
-    """A `pairs` artifact: the rows of `labelled` as they are, then those without a grade.
+    """A `pairs` artifact: the rows of `labelled` unchanged, then the pairs without a grade.
 
-    pairs.parquet     theirs have the split "unlabelled", the grade -1 and the source "unlabelled"
-    queries.parquet   query_id, text, asked: the name and text of each list, and which query it was drawn for
+    pairs.parquet     pairs without a grade have the split "unlabelled", the grade -1 and the source "unlabelled"
+    queries.parquet   query_id, text, asked: the name and text of each list, and the id of the query it was drawn for
 
     A query's documents are drawn from the first `unlabelled_depth` of its run, in an order that depends on the seed,
     the query and the document alone, and stand in lists of `max_list`. Each list is a query of its own to all that
@@ -159,8 +159,8 @@ def pairs(
         table = schema.read(labelled.file("pairs.parquet"), "pairs")
         given = table.to_pandas()
         wanted = round(config.unlabelled * int((given["split"] == "train").sum()))
-        found = candidates.without_itself(schema.read(run.file("run.parquet"), "run").to_pandas(), own)
-        rows = _lists(config, found[["query_id", "doc_id", "rank"]], given).head(wanted)
+        results = candidates.without_itself(schema.read(run.file("run.parquet"), "run").to_pandas(), own)
+        rows = _lists(config, results[["query_id", "doc_id", "rank"]], given).head(wanted)
         if wanted and rows.empty:
             raise ConfigError(
                 f"candidates.unlabelled {config.unlabelled}: the search found no document that training queries are "
@@ -195,16 +195,14 @@ def pairs(
     )
 
 
-def _lists(config: CandidatesConfig, found: pd.DataFrame, given: pd.DataFrame) -> pd.DataFrame:
-    """All that can be added: query_id, doc_id, list (the number of it within its query), in the order of drawing."""
-    rows = found[found["rank"] <= config.unlabelled_depth]
+def _lists(config: CandidatesConfig, results: pd.DataFrame, given: pd.DataFrame) -> pd.DataFrame:
+    """The pairs that can be added: query_id, doc_id, list (its number within the query), in the order of drawing."""
+    rows = results[results["rank"] <= config.unlabelled_depth]
     known = pd.MultiIndex.from_frame(given[["query_id", "doc_id"]])
     rows = rows[~pd.MultiIndex.from_frame(rows[["query_id", "doc_id"]]).isin(known)]
     names = (rows["query_id"] + "\x00" + rows["doc_id"]).tolist()
     rows = rows.assign(number=[splits.share(config.seed, name, "unlabelled") for name in names])
     rows = rows.sort_values(["query_id", "number"], kind="stable")
-    place_of = {name: splits.share(config.seed, name, "unlabelled query") for name in rows["query_id"].unique()}
-    rows = rows.assign(
-        list=rows.groupby("query_id").cumcount() // config.max_list, place=rows["query_id"].map(place_of)
-    )
-    return rows.sort_values(["list", "place", "query_id"], kind="stable")
+    hash_of = {name: splits.share(config.seed, name, "unlabelled query") for name in rows["query_id"].unique()}
+    rows = rows.assign(list=rows.groupby("query_id").cumcount() // config.max_list, hash=rows["query_id"].map(hash_of))
+    return rows.sort_values(["list", "hash", "query_id"], kind="stable")

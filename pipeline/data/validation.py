@@ -1,4 +1,4 @@
-"""What of a source cannot be used, and the rest of it: the one sieve of `judgments`, `check` and `convert`."""
+"""Validation of a source, shared by `judgments`, `check` and `convert`: rows that cannot be used, and the others."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,7 +19,7 @@ from pipeline.schema import InvalidRow
 Purpose = Literal["training", "judging"]
 
 SHOWN = 5
-"""Faults that an error message names."""
+"""Number of faults that an error message names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +40,14 @@ class ValidatedTables:
     judgments: pa.Table
     findings: tuple[Finding, ...]
     repeated: int
-    """Documents and queries that stood there twice, the same each time; one is kept."""
+    """Number of documents and queries that equal an earlier one and are left out."""
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Table → kind → rows left out."""
-        found: dict[str, Counter[str]] = {}
+        tables: dict[str, Counter[str]] = {}
         for finding in self.findings:
-            found.setdefault(finding.fault.table, Counter())[finding.kind] += 1
-        return {table: dict(counter) for table, counter in found.items()}
+            tables.setdefault(finding.fault.table, Counter())[finding.kind] += 1
+        return {table: dict(counter) for table, counter in tables.items()}
 
 
 def sift(source: Source, purpose: Purpose = "training") -> ValidatedTables:
@@ -59,8 +59,8 @@ def sift(source: Source, purpose: Purpose = "training") -> ValidatedTables:
     """
     if purpose == "judging":
         grades = pc.max_element_wise(source.judgments["grade"], pa.scalar(0, pa.int64()))
-        place = source.judgments.column_names.index("grade")
-        source = replace(source, judgments=source.judgments.set_column(place, "grade", grades))
+        column = source.judgments.column_names.index("grade")
+        source = replace(source, judgments=source.judgments.set_column(column, "grade", grades))
     unreadable = [Finding("unreadable", fault) for fault in source.faults]
     documents, found_documents, same_documents = _sift_texts(source.documents, "documents", unreadable)
     queries, found_queries, same_queries = _sift_texts(source.queries, "queries", unreadable)
@@ -101,17 +101,17 @@ def conflicts(judgments: pa.Table, known: Iterable[Finding] = ()) -> list[Findin
     again = frame[frame.duplicated(list(frame.columns[:-1]), keep=False)]
     names = list(frame.columns[:-1])
     first = again.groupby(names, sort=False, dropna=False)["grade"].transform("first")
-    found = []
+    findings = []
     columns = (again["query_id"], again["doc_id"], again["grade"], first)
     for row, query, document, grade, before in zip(again.index, *columns, strict=True):
         if grade != before:
             reason = f"query_id '{query}', doc_id '{document}' has grade {grade} here and {before} before"
-            found.append(Finding("conflict", InvalidRow("judgments", int(row), reason)))
-    return found
+            findings.append(Finding("conflict", InvalidRow("judgments", int(row), reason)))
+    return findings
 
 
 def keys(judgments: pa.Table) -> pd.DataFrame:
-    """What makes a judgment one of its own, (rows, 4): query, document, kind of source and field."""
+    """The columns that identify a judgment, (rows, 4): query, document, kind of source and field."""
     columns = {name: judgments[name].to_pandas() for name in ("query_id", "doc_id")}
     for name, missing in (("source", "human"), ("field", "")):
         known = name in judgments.column_names
@@ -120,7 +120,7 @@ def keys(judgments: pa.Table) -> pd.DataFrame:
 
 
 def _sift_texts(table: pa.Table, kind: str, unreadable: Iterable[Finding]) -> tuple[pa.Table, list[Finding], int]:
-    """Documents or queries that can be used, what cannot, and how many were there twice."""
+    """The documents or queries that can be used, findings about the others, and the number of repeated ones."""
     findings = [finding for finding in unreadable if finding.fault.table == kind]
     known = {finding.fault.row for finding in findings}
     for fault in schema.text_faults(table, kind):
@@ -150,7 +150,7 @@ def _judgment_findings(
             seen.add(fault.row)
             yield Finding("split" if fault.reason.startswith("split") else "grade", fault)
     for column, kept, there in (("query_id", queries, source.queries), ("doc_id", documents, source.documents)):
-        whole = "queries" if column == "query_id" else "documents"
+        table = "queries" if column == "query_id" else "documents"
         lost = pc.invert(pc.is_in(judgments[column], value_set=kept[column]))
         unusable = pc.is_in(judgments[column], value_set=there[column])
         rows = pc.indices_nonzero(lost)
@@ -158,7 +158,7 @@ def _judgment_findings(
         for row, value, was_there in zip(*(values.to_pylist() for values in columns), strict=True):
             if row not in seen:
                 seen.add(row)
-                kind, reason = ("unusable", "cannot be used") if was_there else ("unknown", f"is not among the {whole}")
+                kind, reason = ("unusable", "cannot be used") if was_there else ("unknown", f"is not among the {table}")
                 yield Finding(f"{kind} {column}", InvalidRow("judgments", row, f"{column} '{value}' {reason}"))
 
 

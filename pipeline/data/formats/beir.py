@@ -7,7 +7,7 @@ from pipeline.data.formats.tables import SPLIT_OF, Tables, _json_table, qrels_fi
 
 
 def beir_files(path: Path) -> list[Path]:
-    """What a folder of the BEIR benchmark holds; documents at least."""
+    """The tables of a folder of the BEIR benchmark, which has documents at least."""
     names = [path / "corpus.jsonl", path / "queries.jsonl", *tables.data_files(path / "qrels", "*.tsv")]
     return [file for file in names if file.is_file()] if names[0].is_file() and not qrels_files(path) else []
 

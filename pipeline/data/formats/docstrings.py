@@ -1,8 +1,8 @@
 """Docstrings of the standard library and the installed packages under their public names, for `python_api`.
 
-Read from source with `ast`; nothing is imported or run. A thing that is defined in `numpy/_core/fromnumeric.py`
-and exported by `numpy/__init__.py` is known to people as `numpy.sum`: the imports of every `__init__.py` are
-followed to find such names.
+The sources are parsed with `ast`; no package is imported or run. A function that is defined in
+`numpy/_core/fromnumeric.py` and exported by `numpy/__init__.py` is known as `numpy.sum`: such names are found by
+following the imports of every `__init__.py`.
 """
 
 import ast
@@ -35,40 +35,39 @@ SKIPPED = frozenset(
         "locale", "locales", "lexers", "encodings", "function_libs",
     }
 )  # fmt: skip
-"""Folders, and modules at the top, without documents that a person would search for."""
+"""Folders and top-level modules without documents that a person would search for."""
 
 SKIPPED_PATHS = frozenset(
     {"transformers/models", "onnxruntime/transformers", "dateparser/data", "apprise/plugins", "prefect/server"}
 )
-"""Folders whose hundreds of modules are variations of one another, and a server's insides; half of all reading
-time."""
+"""Folders of hundreds of similar modules, and the internals of a server; they would take half of the reading time."""
 
 READ_ANYWAY = frozenset({"_core"})
-"""Private folders that hold a package's public things: numpy's."""
+"""Private folders that define public names of their package, as numpy's does."""
 
 MAX_UNDOCUMENTED = 50_000
-"""A larger file without triple quotes is a table of data; it is not parsed."""
+"""Bytes of a file above which one without triple quotes is not parsed: it is a table of data."""
 
 MAX_IMPORTS = 8
-"""Re-exports followed from a public name to its definition."""
+"""Number of re-exports that are followed from a public name to its definition."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Docstring:
-    """What the authors say about one module, class, function or method."""
+    """The docstring of one module, class, function or method."""
 
     name: str
-    """Dotted, as users of the package write it."""
+    """Dotted name, as users of the package write it."""
     text: str
     aliases: tuple[str, ...]
-    """Other dotted names of the same thing, that of its definition included."""
+    """Other dotted names of the same object, that of its definition included."""
 
 
 @dataclass(slots=True)
 class _Module:
-    """The parts of one source file that matter here."""
+    """The docstrings, definitions and imports of one source file."""
 
     name: str
     package: bool
@@ -76,12 +75,12 @@ class _Module:
     """Dotted path inside the module, "" for the module itself → docstring."""
     defined: set[str] = field(default_factory=set)
     imported: dict[str, tuple[str, str]] = field(default_factory=dict)
-    """Name here → (module, name there)."""
+    """Name in this module → (module it comes from, name there)."""
     stars: list[str] = field(default_factory=list)
     public: set[str] | None = None
-    """`__all__`, as far as it is written out."""
+    """The constant names in `__all__`; None without it."""
     attached: list[tuple[str, str]] = field(default_factory=list)
-    """(dotted name, docstring) given by a call, as numpy and torch do for what is written in C."""
+    """(dotted name, docstring) of functions written in C, to which numpy and torch attach docstrings by a call."""
 
 
 def installed() -> tuple[Path, ...]:
@@ -99,7 +98,7 @@ def read(roots: Sequence[Path]) -> list[Docstring]:
     modules: dict[str, _Module] = {}
     broken = 0
     gc_was_on = gc.isenabled()
-    gc.disable()  # A syntax tree has no cycles worth looking for; a quarter of the time.
+    gc.disable()  # Saves a quarter of the time: syntax trees have few cycles to collect.
     try:
         with warnings.catch_warnings(), progress.bar("reading docstrings", len(sources), "files") as advance:
             warnings.simplefilter("ignore")  # Invalid escapes in other people's sources.
@@ -113,9 +112,9 @@ def read(roots: Sequence[Path]) -> list[Docstring]:
     finally:
         if gc_was_on:
             gc.enable()
-    found = sorted(_named(modules), key=lambda docstring: docstring.name)
-    log.info("docstrings: %d in %d files, %d files not readable", len(found), len(modules), broken)
-    return found
+    docstrings = sorted(_named(modules), key=lambda docstring: docstring.name)
+    log.info("docstrings: %d in %d files, %d files not readable", len(docstrings), len(modules), broken)
+    return docstrings
 
 
 def digest(roots: Sequence[Path], salt: str) -> str:
@@ -123,7 +122,7 @@ def digest(roots: Sequence[Path], salt: str) -> str:
     total = hashlib.blake2b(f"{salt} {sys.version_info[:2]}".encode(), digest_size=16)
     for root in roots:
         for name, path in _sources(root):
-            with contextlib.suppress(OSError):  # Left out by `read` as well.
+            with contextlib.suppress(OSError):  # `read` leaves it out too.
                 total.update(name.encode() + hashlib.blake2b(path.read_bytes(), digest_size=16).digest())
     return total.hexdigest()
 
@@ -163,7 +162,7 @@ def _note(module: _Module, node: ast.Module | ast.ClassDef | ast.FunctionDef | a
 
 
 def _walk(module: _Module, body: Sequence[ast.stmt], inside: str) -> None:
-    """Takes in the statements of a module or of a class."""
+    """Adds the statements of a module or a class to the module's record."""
     for node in body:
         if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             module.defined.add(inside + node.name)
@@ -180,7 +179,7 @@ def _walk(module: _Module, body: Sequence[ast.stmt], inside: str) -> None:
 
 
 def _statement(module: _Module, node: ast.stmt) -> None:
-    """An import, `__all__` or a docstring attached by a call, at the top of a module."""
+    """Adds an import, `__all__` or a docstring attached by a call, at the top of a module."""
     if isinstance(node, ast.ImportFrom):
         origin = _origin(module, node)
         for alias in node.names:
@@ -213,7 +212,7 @@ def _origin(module: _Module, node: ast.ImportFrom) -> str:
 
 
 def _attached(module: _Module, call: ast.Call, target: str | None) -> None:
-    """Takes in what numpy and torch say of functions written in C.
+    """Adds a docstring that numpy or torch attaches to a function written in C.
 
     `add_docstr(torch.abs, "…")`, `conv1d = _add_docstr(torch.conv1d, "…")`,
     `add_newdoc("numpy._core.umath", "add", "…")` and `add_newdoc("numpy._core.multiarray", "ndarray", ("sort", "…"))`.
@@ -239,12 +238,12 @@ def _literal(node: ast.expr) -> str:
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
         return _literal(node.left) + _literal(node.right)
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "format":
-        return _literal(node.func.value)  # Its blanks stand for descriptions of parameters that many share.
+        return _literal(node.func.value)  # Its placeholders stand for shared descriptions of parameters.
     return ""
 
 
 def _definition(modules: dict[str, _Module], name: str, item: str, depth: int = 0) -> tuple[str, str] | None:
-    """Where `item` of a module is defined: (module, name there), following imports; None where that is unknown."""
+    """(module, name there) of the definition of `item`, found by following imports; None where it is unknown."""
     module = modules.get(name)
     if module is None or depth > MAX_IMPORTS:
         return None
@@ -255,14 +254,14 @@ def _definition(modules: dict[str, _Module], name: str, item: str, depth: int = 
     for star in reversed(module.stars):  # The last import wins.
         other = modules.get(star)
         if other and (other.public is None or item in other.public):
-            found = _definition(modules, star, item, depth + 1)
-            if found:
-                return found
+            definition = _definition(modules, star, item, depth + 1)
+            if definition:
+                return definition
     return None
 
 
 def _exports(modules: dict[str, _Module], name: str, depth: int = 0) -> set[str]:
-    """Names that `from name import *` would bring."""
+    """The names that `from name import *` would import."""
     module = modules.get(name)
     if module is None or depth > MAX_IMPORTS:
         return set()
@@ -284,9 +283,9 @@ def _public_names(modules: dict[str, _Module]) -> dict[tuple[str, str], list[str
     for package in modules.values():
         if package.package and not _private(package.name):
             for item in _exports(modules, package.name):
-                place = _definition(modules, package.name, item)
-                if place and place[0].partition(".")[0] == package.name.partition(".")[0]:
-                    names.setdefault(place, []).append(f"{package.name}.{item}")
+                definition = _definition(modules, package.name, item)
+                if definition and definition[0].partition(".")[0] == package.name.partition(".")[0]:
+                    names.setdefault(definition, []).append(f"{package.name}.{item}")
     return names
 
 
@@ -314,7 +313,7 @@ def _named(modules: dict[str, _Module]) -> Iterator[Docstring]:
 
 
 def _short(modules: dict[str, _Module], name: str) -> str | None:
-    """The public name of a thing in C: `numpy.ndarray.sort` for `numpy._core.multiarray.ndarray.sort`."""
+    """The public name of an object written in C: `numpy.ndarray.sort` for `numpy._core.multiarray.ndarray.sort`."""
     top, *parts = name.split(".")
     exports = modules[top].imported if top in modules else {}
     for start, part in enumerate(parts):

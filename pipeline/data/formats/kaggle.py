@@ -12,9 +12,7 @@ from pipeline.data.formats.text_files import STRING
 
 CROWDFLOWER_GRADES = {"1": 0, "2": 1, "3": 2, "4": 3}
 
-
 _CROWDFLOWER = ("id", "query", "product_title", "product_description", "median_relevance")
-
 
 _HOMEDEPOT = ("id", "product_uid", "product_title", "search_term", "relevance")
 
@@ -41,9 +39,9 @@ def crowdflower(path: Path) -> Tables:
 
 def homedepot_files(path: Path) -> list[Path]:
     """train.csv, if it has Home Depot's columns, and product_descriptions.csv beside it."""
-    found = _train_csv(path, _HOMEDEPOT)
-    descriptions = (file.with_name("product_descriptions.csv") for file in found)
-    return [*found, *(file for file in descriptions if file.is_file())]
+    ratings = _train_csv(path, _HOMEDEPOT)
+    descriptions = (file.with_name("product_descriptions.csv") for file in ratings)
+    return [*ratings, *(file for file in descriptions if file.is_file())]
 
 
 def homedepot(path: Path) -> Tables:
@@ -62,8 +60,8 @@ def homedepot(path: Path) -> Tables:
     for description in descriptions:
         wanted = ("product_uid", "product_description")
         more = tables.first_of(text_files.titled(description, wanted, encoding=_encoding(description)), "product_uid")
-        places = pc.index_in(documents["doc_id"], value_set=more["product_uid"])
-        texts = pc.fill_null(pc.take(more["product_description"], places), "")
+        indices = pc.index_in(documents["doc_id"], value_set=more["product_uid"])
+        texts = pc.fill_null(pc.take(more["product_description"], indices), "")
     query_ids = tables.ids("q", rows["search_term"])
     judgments = {
         "query_id": query_ids,

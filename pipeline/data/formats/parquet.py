@@ -1,7 +1,4 @@
-"""Readers of the layouts in which many collections are kept: our own Parquet tables, BEIR, TREC.
-
-Each takes the folder (or file) and gives `Tables`. Texts stay as they are.
-"""
+"""Our own layout: Parquet tables of documents, queries and judgments in one folder. Texts stay as they are."""
 
 from pathlib import Path
 
@@ -16,19 +13,19 @@ _PARQUET = {
 
 
 def parquet_files(path: Path) -> list[Path]:
-    """The tables of our layout in a folder, or one .parquet file, which is taken for documents."""
+    """The tables of our layout in a folder, or one .parquet file, which holds documents."""
     if path.is_file():
         return [path] if path.suffix == ".parquet" else []
-    return [found for names in _PARQUET.values() if (found := _first(path, names))]
+    return [file for names in _PARQUET.values() if (file := _first(path, names))]
 
 
 def parquet(path: Path) -> Tables:
     """documents (or corpus), queries, and judgments (or qrels) .parquet; columns as in `pipeline.schema`."""
     if path.is_file():
         return Tables(documents=tables.read(path, "documents"))
-    found = {kind: tables.read(file, kind) for kind, names in _PARQUET.items() if (file := _first(path, names))}
-    judgments = found.get("judgments")
+    parts = {kind: tables.read(file, kind) for kind, names in _PARQUET.items() if (file := _first(path, names))}
+    judgments = parts.get("judgments")
     if judgments is not None and "split" in judgments.column_names:
-        place = judgments.column_names.index("split")
-        found["judgments"] = judgments.set_column(place, "split", tables.splits(judgments["split"]))
-    return Tables(**found)
+        column = judgments.column_names.index("split")
+        parts["judgments"] = judgments.set_column(column, "split", tables.splits(judgments["split"]))
+    return Tables(**parts)

@@ -1,18 +1,17 @@
-"""The embedded default: what Python's own documentation says, as documents, queries and grades.
+"""The embedded default: Python's own documentation as documents, queries and grades.
 
 A **document** is the docstring of one module, class, function or method of the standard library or an installed
-package: its dotted name is the title, its text is the docstring without the summary and without its See Also
-section. A **query** is a summary: what the authors say in one line that the thing does. So the query's words are
-in no document unless the authors used them again, and the authors' references are in none.
+package. Its title is the dotted name, its text the docstring without the summary and the See Also section. A **query**
+is a summary, the authors' one line about the object. Documents contain neither summaries nor the authors' references.
 
 **Grades** come from the authors:
 
-3   the document itself, and another with the very same summary
+3   the document of the summary, and another with the same summary
 2   a document that its See Also section names
-1   a document that names it in return, or has the same last name in the same package (`Series.cumsum` for
+1   a document whose See Also section names it, or that has the same last name in the same package (`Series.cumsum` for
     `DataFrame.cumsum`), or whose own summary, which no model sees, has most of its rarer words in common
 
-Everything else is unjudged. Nothing is imported or downloaded; the same installed packages give the same tables.
+All other pairs are unjudged. No package is imported or downloaded; the same installed packages give the same tables.
 """
 
 import dataclasses
@@ -34,27 +33,28 @@ from pipeline.data.formats.tables import FoundSource, Tables
 NAME = "python_api"
 
 VERSION = 2
-"""Raise it when the same sources give other tables."""
+"""Version of these rules, part of the digest; raise it when the same sources give other tables."""
 
 MIN_DOCUMENT_WORDS = 25
-"""A shorter text says little that its name does not."""
+"""Words that a document has at least; a shorter text adds little to its name."""
 
 MIN_QUERIED_WORDS = 40
-"""A document must say so much besides its summary to be asked for."""
+"""Words that a document has at least, besides its summary, for the summary to be a query."""
 
 QUERY_WORDS = range(3, 31)
+"""Lengths of a query, in words."""
 
 MAX_SAME_SUMMARY = 3
-"""A summary that more documents share ("Fit the model.") asks for none of them."""
+"""Documents that share a summary at most; a more frequent one ("Fit the model.") is no query."""
 
 MAX_SAME_NAME = 8
-"""A last name that more documents of a package bear (`fit`, `run`) says nothing."""
+"""Documents of a package with one last name at most; a more frequent one (`fit`, `run`) relates none of them."""
 
 MIN_OVERLAP = 0.6
-"""Weight of the common words over that of all words of two summaries, from which they say nearly the same."""
+"""Share of the weight of two summaries' words that is common, from which the summaries are near."""
 
 MAX_RELATED = 12
-"""Documents judged above 0 for one query; See Also sections of more are tables of contents."""
+"""Documents judged for one query at most; a longer See Also section is a table of contents."""
 
 log = logging.getLogger(__name__)
 
@@ -78,14 +78,14 @@ _STOP = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One docstring taken apart."""
+    """The parts of one docstring."""
 
     name: str
     aliases: tuple[str, ...]
     summary: str
     body: str
     see_also: tuple[str, ...]
-    """As written: dotted names, whole or in part."""
+    """Dotted names as written, whole or in part."""
 
 
 def read(roots: Sequence[Path] = ()) -> Tables:
@@ -96,8 +96,8 @@ def read(roots: Sequence[Path] = ()) -> Tables:
     """
     import pyarrow as pa
 
-    places = roots or docstrings.installed()
-    entries = distinct(take_apart(docstring) for docstring in docstrings.read(places) if _long_enough(docstring.text))
+    folders = roots or docstrings.installed()
+    entries = distinct(take_apart(docstring) for docstring in docstrings.read(folders) if _long_enough(docstring.text))
     names = [entry.name for entry in entries]
     documents = pa.table({"doc_id": names, "title": names, "text": [entry.body for entry in entries]})
     queries, judgments = judge(entries)
@@ -112,7 +112,7 @@ def find(config: SourceConfig, _root: Path) -> FoundSource | None:
 
 
 def digest(roots: Sequence[Path] = ()) -> str:
-    """A hash of all the files that `read` would read, in a tenth of its time."""
+    """A hash of all files that `read` would read; takes a tenth of its time."""
     return docstrings.digest(roots or docstrings.installed(), f"{NAME} {VERSION}")
 
 
@@ -151,7 +151,7 @@ def _without_see_also(rest: str) -> tuple[str, list[str]]:
 
 
 def _see_also(lines: Sequence[str], at: int) -> int:
-    """Lines of the See Also section that starts here, in NumPy's, Google's or Sphinx's form; 0 where none does."""
+    """Number of lines of a See Also section at this line, in NumPy's, Google's or Sphinx's form; 0 without one."""
     line = lines[at]
     titled = line.strip().casefold().rstrip(":") == "see also"
     if titled and at + 1 < len(lines) and _UNDERLINE.match(lines[at + 1]):
@@ -181,7 +181,7 @@ def _references(lines: Iterable[str]) -> Iterator[str]:
 
 
 def _plain(written: str) -> str:
-    """Text without reStructuredText roles, backticks and heading lines, which are no words."""
+    """The text without reStructuredText roles, backticks and heading lines."""
     written = _LINKED.sub(r"\1", written)
     written = _TICKS.sub(r"\2", _ROLE.sub(r"\1", written))
     lines = [line.rstrip() for line in text.split_lines(written) if not _UNDERLINE.match(line)]
@@ -189,15 +189,15 @@ def _plain(written: str) -> str:
 
 
 def distinct(entries: Iterable[Entry]) -> list[Entry]:
-    """Entries long enough to be documents, in order of name; of one text under several names the shortest name."""
+    """The entries long enough to be documents, by name; a text under several names keeps the shortest one."""
     groups: dict[str, list[Entry]] = defaultdict(list)
     for entry in entries:
         if _long_enough(entry.body) and not text.fault(f"{entry.name} {entry.summary} {entry.body}"):
             groups[_shape(entry)].append(entry)
     kept = []
     for group in groups.values():
-        best, *others = sorted(group, key=lambda entry: (entry.name.count("."), len(entry.name), entry.name))
-        aliases = {*best.aliases, *(name for other in others for name in (other.name, *other.aliases))}
+        best, *copies = sorted(group, key=lambda entry: (entry.name.count("."), len(entry.name), entry.name))
+        aliases = {*best.aliases, *(name for other in copies for name in (other.name, *other.aliases))}
         kept.append(dataclasses.replace(best, aliases=tuple(sorted(aliases))))
     return sorted(kept, key=lambda entry: entry.name)
 
@@ -207,7 +207,7 @@ def _long_enough(body: str) -> bool:
 
 
 def _shape(entry: Entry) -> str:
-    """The words of an entry but for its own names and numbers, so that copies of a text for each class are one."""
+    """The words of an entry without its own names and numbers; copies of a text for several classes have one shape."""
     own = set(re.findall(r"[a-z]+", entry.name.casefold().rpartition(".")[0]))
     return " ".join(
         word for word in re.findall(r"[a-z]+", f"{entry.summary} {entry.body}".casefold()) if word not in own
@@ -215,7 +215,7 @@ def _shape(entry: Entry) -> str:
 
 
 def judge(entries: Sequence[Entry]) -> tuple[dict[str, list[str]], dict[str, list[Any]]]:
-    """Columns of the queries that these documents give, in order of name, and of their judgments."""
+    """Columns of the queries made from these documents, by name, and columns of their judgments."""
     same_summary: dict[str, list[int]] = defaultdict(list)
     for row, entry in enumerate(entries):
         same_summary[text.normalise(entry.summary)].append(row)
@@ -223,13 +223,13 @@ def judge(entries: Sequence[Entry]) -> tuple[dict[str, list[str]], dict[str, lis
     queries: dict[str, list[str]] = {"query_id": [], "text": []}
     judgments: dict[str, list[Any]] = {"query_id": [], "doc_id": [], "grade": []}
     for rows in same_summary.values():
-        asked = entries[rows[0]]
-        if len(rows) > MAX_SAME_SUMMARY or not _is_query(asked):
+        entry = entries[rows[0]]
+        if len(rows) > MAX_SAME_SUMMARY or not _is_query(entry):
             continue
-        queries["query_id"].append(asked.name)
-        queries["text"].append(asked.summary)
+        queries["query_id"].append(entry.name)
+        queries["text"].append(entry.summary)
         for row, grade in related.grades(rows):
-            judgments["query_id"].append(asked.name)
+            judgments["query_id"].append(entry.name)
             judgments["doc_id"].append(entries[row].name)
             judgments["grade"].append(grade)
     return queries, judgments
@@ -252,7 +252,7 @@ def _content(summary: str) -> frozenset[str]:
 
 
 class _Related:
-    """Who is related to whom, by the authors' references, names and summaries."""
+    """Relations between documents, by the authors' references, names and summaries."""
 
     def __init__(self, entries: Sequence[Entry]) -> None:
         self.names: dict[str, int] = {}
@@ -269,7 +269,7 @@ class _Related:
             for word in self.words[row]:
                 self.with_word[word].append(row)
         self.weight = {word: math.log(1 + len(entries) / len(rows)) for word, rows in self.with_word.items()}
-        """A rare word says more: `NOT` of "the element-wise NOT of the given tensor"."""
+        """Word → its weight; a rare word weighs more, as `NOT` in "the element-wise NOT of the given tensor"."""
         for row, entry in enumerate(entries):
             for alias in entry.aliases:
                 self.names.setdefault(alias, row)
@@ -282,11 +282,11 @@ class _Related:
 
     def _referred(self, entry: Entry) -> list[int]:
         """Rows that the entry's See Also names, in its order."""
-        found = (self._find(reference, entry.name) for reference in entry.see_also)
-        return list(dict.fromkeys(row for row in found if row is not None and row != self.names[entry.name]))
+        rows = (self._find(reference, entry.name) for reference in entry.see_also)
+        return list(dict.fromkeys(row for row in rows if row is not None and row != self.names[entry.name]))
 
     def _find(self, reference: str, name: str) -> int | None:
-        """The document that a reference in the docstring of `name` means: looked for from the inside out."""
+        """The document that a reference in the docstring of `name` means, looked up from the inside outwards."""
         parts = name.split(".")
         for length in range(len(parts), -1, -1):
             row = self.names.get(".".join([*parts[:length], reference]))
@@ -311,11 +311,11 @@ class _Related:
     def _alike(self, row: int) -> list[int]:
         """Rows whose summaries share most words with this one's, the nearest first."""
         words = self.words[row]
-        whole = sum(self.weight[word] for word in words)
-        # Who shares that much of the weight has one of the rarest words that together weigh more than the rest may.
+        total = sum(self.weight[word] for word in words)
+        # A near summary must have one of the rarest words that together exceed the weight that may differ.
         rarest, spent = [], 0.0
         for word in sorted(words, key=lambda word: (-self.weight[word], word)):
-            if spent > (1 - MIN_OVERLAP) * whole:
+            if spent > (1 - MIN_OVERLAP) * total:
                 break
             rarest.append(word)
             spent += self.weight[word]

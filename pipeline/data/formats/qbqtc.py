@@ -16,10 +16,10 @@ QBQTC_GRADES = {"0": 0, "1": 1, "2": 2}
 
 
 def qbqtc_files(path: Path) -> list[Path]:
-    """The JSON lines files that are there, if one begins with a query and a title."""
+    """The published JSON lines files in a folder, if one of them begins with a query and a title."""
     names = (path / f"{name}.json" for name in ("train", "dev", "test_public", "test"))
-    found = [file for file in names if file.is_file()]
-    return found if any(_first_names(file) >= {"query", "title"} for file in found) else []
+    files = [file for file in names if file.is_file()]
+    return files if any(_first_names(file) >= {"query", "title"} for file in files) else []
 
 
 def qbqtc(path: Path) -> Tables:
@@ -55,7 +55,7 @@ def qbqtc(path: Path) -> Tables:
 
 
 def _first_names(file: Path) -> set[str]:
-    """The names in the first object of a JSON lines file; none where it is something else."""
+    """The names in the first object of a JSON lines file; empty where the file is not of that kind."""
     try:
         return set(next(text_files.json_lines(file), (0, {}))[1])
     except (SchemaError, MissingError):

@@ -21,13 +21,13 @@ def t2ranking_files(path: Path) -> list[Path]:
 def t2ranking(path: Path) -> Tables:
     """T2Ranking (arXiv:2304.03679): 4 grades of collection.tsv's passages for queries.{train,dev}.tsv.
 
-    Each split counts its query ids from 0, so its name stands before them. The retrieval qrels, which keep only what is
-    relevant, and the mined negatives are not read. A line of names at a file's head is skipped where it is.
+    Each split numbers its queries from 0, so the split's name is put before their ids. The retrieval qrels, which have
+    relevant passages only, and the mined negatives are not read. A header line is skipped where a file has one.
     """
-    collection, *others = t2ranking_files(path)
+    collection, *split_files = t2ranking_files(path)
     documents = tables.id_and_text(collection, "documents")
     queries, parts = [], []
-    for queries_file, qrels_file in zip(others[::2], others[1::2], strict=True):
+    for queries_file, qrels_file in zip(split_files[::2], split_files[1::2], strict=True):
         split = queries_file.name.split(".")[1]
         queries.append(_numbered(split, tables.id_and_text(queries_file, "queries")))
         rows = text_files.untitled(qrels_file, ("query_id", "iteration", "doc_id", "grade"), heads=("qid",))
@@ -39,5 +39,5 @@ def t2ranking(path: Path) -> Tables:
 
 def _numbered(split: str, table: pa.Table) -> pa.Table:
     """The table with a split's name before its query ids."""
-    place = table.column_names.index("query_id")
-    return table.set_column(place, "query_id", tables.joined("-", split, table["query_id"]))
+    column = table.column_names.index("query_id")
+    return table.set_column(column, "query_id", tables.joined("-", split, table["query_id"]))

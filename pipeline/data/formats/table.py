@@ -211,7 +211,7 @@ def advice(path: Path) -> str:
 
 
 def suggest(names: Sequence[str]) -> dict[str, str]:
-    """What each kind of column is most likely called among these names; each name is used once."""
+    """The likeliest of these names for each key of a map of columns; each name is used once."""
     folded = {name.strip().casefold().replace(" ", "_"): name for name in reversed(names)}
     best: dict[str, str] = {}
     for role, known in SYNONYMS.items():

@@ -1,4 +1,4 @@
-"""What every reader of a source makes: three tables, and the rows of them that could not be read as they are.
+"""The result of every reader of a source: three tables, and the rows of them that could not be read as they are.
 
 A value that a table cannot hold (a lone surrogate, an unknown grade) has a stand-in there and an `InvalidRow` beside
 it, whose row is always a row of the table.
@@ -43,7 +43,7 @@ class Tables:
     judgments: pa.Table = field(default_factory=JUDGMENTS.empty_table)
     faults: tuple[InvalidRow, ...] = ()
     clicks: Mapping[str, Any] = field(default_factory=dict)
-    """What the judgments of a click log rest on, see `clicks.ClickJudgments`; empty for other sources."""
+    """Figures that the judgments of a click log rest on, see `clicks.ClickJudgments`; empty for other sources."""
 
 
 def all_the_same(value: str | None, rows: int) -> pa.ChunkedArray:
@@ -80,23 +80,23 @@ def splits(values: pa.ChunkedArray) -> pa.ChunkedArray:
     """Our names for published splits; null for none; an unknown name stays, to be found faulty."""
     folded = pc.utf8_lower(pc.cast(values, STRING))
     folded = pc.if_else(pc.is_in(folded, value_set=pa.array(NO_SPLIT, STRING)), pa.scalar(None, STRING), folded)
-    places = pc.index_in(folded, value_set=pa.array(list(SPLIT_OF), STRING))
-    return pc.coalesce(pc.take(pa.array(list(SPLIT_OF.values()), STRING), places), folded)
+    indices = pc.index_in(folded, value_set=pa.array(list(SPLIT_OF), STRING))
+    return pc.coalesce(pc.take(pa.array(list(SPLIT_OF.values()), STRING), indices), folded)
 
 
 def whole_grades(values: pa.ChunkedArray) -> tuple[pa.ChunkedArray, list[InvalidRow]]:
     """Grades from texts such as '2' or '2.0'; 0 and a fault where a text is no whole number."""
     good = pc.match_substring_regex(values, r"^\s*[+-]?[0-9]{1,9}(?:\.0*)?\s*$")
-    whole = pc.replace_substring_regex(values, r"\.0*(\s*)$", r"\1")
-    plain = pc.utf8_ltrim(pc.utf8_trim_whitespace(pc.if_else(good, whole, pa.scalar("0", values.type))), "+")
+    digits = pc.replace_substring_regex(values, r"\.0*(\s*)$", r"\1")
+    plain = pc.utf8_ltrim(pc.utf8_trim_whitespace(pc.if_else(good, digits, pa.scalar("0", values.type))), "+")
     return pc.cast(plain, pa.int64()), unknown_grades(values, good, "is not a whole number")
 
 
 def named_grades(values: pa.ChunkedArray, meaning: Mapping[str, int]) -> tuple[pa.ChunkedArray, list[InvalidRow]]:
     """Grades from names such as 'Exact'; 0 and a fault where a name is not one of `meaning`."""
-    places = pc.index_in(values, value_set=pa.array(list(meaning), values.type))
-    grades = pc.fill_null(pc.take(pa.array(list(meaning.values()), pa.int64()), places), 0)
-    return grades, unknown_grades(values, pc.is_valid(places), f"is none of {', '.join(meaning)}")
+    indices = pc.index_in(values, value_set=pa.array(list(meaning), values.type))
+    grades = pc.fill_null(pc.take(pa.array(list(meaning.values()), pa.int64()), indices), 0)
+    return grades, unknown_grades(values, pc.is_valid(indices), f"is none of {', '.join(meaning)}")
 
 
 def unknown_grades(values: pa.ChunkedArray, good: pa.ChunkedArray, reason: str) -> list[InvalidRow]:
@@ -131,7 +131,7 @@ def from_pairs(
     """
     query_ids, doc_ids = ids("q", queries), ids("d", titles, texts)
     judged = pc.is_valid(grades)
-    place = pc.cumulative_sum(pc.cast(judged, pa.int64())).to_pylist()
+    judged_before = pc.cumulative_sum(pc.cast(judged, pa.int64())).to_pylist()  # the row itself counted
     known = judged.to_pylist()
     rows = {"query_id": query_ids, "doc_id": doc_ids, "grade": grades, "split": splits}
     return Tables(
@@ -139,7 +139,7 @@ def from_pairs(
         queries=first_of(pa.table({"query_id": query_ids, "text": queries}, QUERIES), "query_id"),
         judgments=pa.table(rows, JUDGMENTS).filter(judged),
         faults=tuple(
-            InvalidRow("judgments", place[fault.row] - 1, fault.reason)
+            InvalidRow("judgments", judged_before[fault.row] - 1, fault.reason)
             for fault in faults
             if fault.row is not None and known[fault.row]
         ),
@@ -264,8 +264,8 @@ def _first(folder: Path, names: Iterable[str]) -> Path | None:
 
 def _whole(names: Any) -> list[Path]:
     """All of these files, or none where one is missing."""
-    found = list(names)
-    return found if all(file.is_file() for file in found) else []
+    files = list(names)
+    return files if all(file.is_file() for file in files) else []
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,7 +287,7 @@ class Format:
 
     name: str
     looked_for: str
-    """What it is known by, in words."""
+    """The files by which it is known, in words."""
     find: Callable[[SourceConfig, Path], FoundSource | None]
     """The source that a recipe means, relative to a folder; None when it is not of this format."""
 

@@ -175,7 +175,7 @@ class _Reader:
         self.mark = f"end of the file {secrets.token_hex(12)}"
         """The last row that the parser sees."""
         self.stand_in = self._choose_stand_in()
-        """What the parser sees for a lone carriage return; empty where the file has none."""
+        """The character that the parser sees for a lone carriage return; empty where the file has none."""
 
     def _choose_stand_in(self) -> bytes:
         with self.path.open("rb") as file:

@@ -25,12 +25,12 @@ def trec_collection(path: Path) -> Tables:
 
     A qrels file with train, dev or test in its name is of that split.
     """
-    documents_file, *others = trec_files(path)
+    documents_file, *query_and_qrels_files = trec_files(path)
     documents, faults = _collection(documents_file, "documents")
     queries: list[pa.Table] = []
     parts: list[pa.Table] = []
     before = 0
-    for file in others:
+    for file in query_and_qrels_files:
         if file in qrels_files(path):
             rows = trec.read_qrels(file)
             word = re.search(r"(?:^|[._-])(train|dev|valid|val|test)(?=[._-]|$)", file.name)
@@ -54,5 +54,7 @@ def _collection(file: Path, kind: str) -> tuple[pa.Table, list[InvalidRow]]:
 
 
 def _trec_queries(path: Path) -> Sequence[Path]:
-    one = _first(path, ("queries.jsonl", "queries.tsv", "topics.tsv"))
-    return [one] if one else [*tables.data_files(path, "queries.*.tsv"), *tables.data_files(path, "topics.*.tsv")]
+    queries = _first(path, ("queries.jsonl", "queries.tsv", "topics.tsv"))
+    return (
+        [queries] if queries else [*tables.data_files(path, "queries.*.tsv"), *tables.data_files(path, "topics.*.tsv")]
+    )

@@ -1,4 +1,4 @@
-"""What `check` counts is what a slow look at the same rows counts."""
+"""Counts of `check` against slow loops over the same rows."""
 
 import json
 from pathlib import Path
@@ -81,14 +81,14 @@ def test_tokens_are_estimated_by_script(text: str, tokens: float) -> None:
 
 def test_a_spread_is_that_of_numpy() -> None:
     values = np.random.default_rng(1).random(1000) * 1000
-    found = check.spread(values)
+    found = check.distribution(values)
     assert found is not None
     assert (found.least, found.median, found.most) == pytest.approx(
         (values.min(), np.median(values), values.max()), abs=0.01
     )
     assert found.mean == pytest.approx(values.mean(), abs=0.01)
     assert (values <= found.most_95).mean() == pytest.approx(0.95, abs=0.01)
-    assert check.spread([]) is None
+    assert check.distribution([]) is None
 
 
 def test_the_report_is_plain_for_json_and_readable_on_a_terminal(shop: Path) -> None:

@@ -31,7 +31,7 @@ def folder(
 
 
 def plain(path: Path, count: int = 40) -> SourceConfig:
-    """As many queries as documents; query n judges documents n and n + 1."""
+    """Writes as many queries as documents; query n judges documents n and n + 1."""
     return folder(
         path,
         [(f"d{n}", f"title {n}", "") for n in range(count + 1)],

@@ -25,7 +25,7 @@ def objects(path: Path, *rows: object) -> None:
 
 
 def ours(folder: Path) -> None:
-    """As in the folders of real data: corpus, queries, qrels, with columns of their own and the split `all`."""
+    """Writes corpus, queries and qrels with further columns and the split `all`, as folders of real data have them."""
     corpus = {"doc_id": ["1", "2"], "title": ["a", ""], "text": ["", "b"], "author": ["x", None]}
     pd.DataFrame(corpus).to_parquet(folder / "corpus.parquet")
     pd.DataFrame({"query_id": ["q"], "text": ["which"]}).to_parquet(folder / "queries.parquet")

@@ -18,6 +18,7 @@ from pipeline.config import CandidatesConfig, EvaluationConfig, IndexConfig
 from pipeline.data import candidates, unlabelled
 from pipeline.evaluation import report
 from pipeline.evaluation.metrics import evaluate
+from pipeline.evaluation.runs import RunFile
 from tests.tables import stage
 
 WORDS = [f"word{number}" for number in range(14)]
@@ -117,7 +118,9 @@ def test_a_run_file_is_judged_as_trec_eval_does_after_the_removal(tmp_path: Path
     lines = (f"{query} Q0 {doc_id} 1 {score!r} s\n" for query, docs in run.items() for doc_id, score in docs.items())
     (tmp_path / "run.txt").write_text("".join(lines))
     config = EvaluationConfig(bootstrap=20)
-    made = report.make_from_run(tmp_path, config, data=data, systems={"s": tmp_path / "run.txt"}, title="run")
+    plan = report.ReportPlan(title="run", split=None)
+    systems = {"s": RunFile(tmp_path / "run.txt")}
+    made = report.make_from_run(tmp_path, config, data=data, systems=systems, plan=plan)
     values = pq.read_table(made.file("per_query.parquet")).to_pandas().set_index("query_id")
 
     def kept(query: str, doc_id: str) -> bool:

@@ -149,7 +149,10 @@ def _with_scores(frame: "pd.DataFrame", scores: Artifact, name: str) -> "pd.Data
     joined = frame.merge(pd.read_parquet(scores.file("scores.parquet")), on="row_id", how="left", validate="1:1")
     missing = int(joined["score"].isna().sum())
     if missing:
-        raise SchemaError(f"{scores.path}: {missing} rows of the pool have no score of {name}; delete it and run again")
+        raise SchemaError(
+            f"{scores.path}: {missing} rows of the pool have no score of {name}; move its folder out of the workspace "
+            "and run again, which makes it anew"
+        )
     return joined
 
 

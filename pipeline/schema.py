@@ -21,15 +21,15 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 MAX_GRADE = 10
-"""Grades are small integers from 0; a larger one is almost surely another column."""
+"""The highest grade; a larger number is almost surely another column."""
 
 SPLITS = ("train", "valid", "test")
 
 UNLABELLED = "unlabelled"
-"""The split of pairs that have no grade, for students to learn from what a teacher says about them."""
+"""The split of pairs without a grade, on which students learn from the teacher's scores."""
 
 NO_GRADE = -1
-"""Stands in the grade column of such pairs."""
+"""The grade of pairs without a grade."""
 
 ColumnType = Literal["string", "int", "float", "bool", "any"]
 
@@ -95,7 +95,7 @@ TABLES: dict[str, tuple[Column, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class InvalidRow:
-    """One thing in a table that cannot be used. `row` counts from 0; None means the whole table."""
+    """A row, or a whole table, that cannot be used. `row` counts from 0; None means the whole table."""
 
     table: str
     row: int | None

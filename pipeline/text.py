@@ -13,7 +13,7 @@ from pathlib import Path
 from pipeline.errors import MissingError, SchemaError
 
 MAX_CHARS = 1_000_000
-"""A longer title, text or query is refused on import; no ranking model reads that far."""
+"""Characters of a title, text or query at most; a longer one is refused on import, as no ranking model reads it all."""
 
 
 def split_lines(text: str) -> list[str]:
@@ -79,7 +79,7 @@ def _raw_lines(path: Path) -> Iterator[bytes]:
 
 
 def fault(text: str) -> str | None:
-    """Why this text cannot be used, or None when it can."""
+    """The reason for which this text cannot be used; None when it can."""
     if len(text) > MAX_CHARS:
         return f"has {len(text):,} characters; the limit is {MAX_CHARS:,}"
     if "\x00" in text:
@@ -90,14 +90,14 @@ def fault(text: str) -> str | None:
 
 
 def clean(text: str) -> str:
-    """The text with NUL as a space and lone surrogates as U+FFFD; what the service does with a stranger's text."""
+    """The text with NUL as a space and lone surrogates as U+FFFD; the service cleans texts of clients so."""
     if text.isascii():
         return text.replace("\x00", " ")
     return text.replace("\x00", " ").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def normalise(text: str) -> str:
-    """NFKC, case folded, white space collapsed: two queries that differ in nothing a reader sees are one."""
+    """The text in NFKC, case folded, white space collapsed: queries that look the same to a reader become equal."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 

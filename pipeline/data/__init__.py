@@ -1,1 +1,1 @@
-"""Sources, judgments, splits and candidates: from what a team has to what is learned from."""
+"""Sources, judgments, splits and candidates: from a team's own data to the pairs of training."""

@@ -63,7 +63,7 @@ class Notice:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataReport:
-    """Judged data, described."""
+    """A description of judged data."""
 
     path: str
     format: str
@@ -83,7 +83,7 @@ class DataReport:
     characters: Mapping[str, Distribution]
     """Characters of the queries, titles and texts that are not empty."""
     tokens: Mapping[str, Distribution]
-    """The same in tokens, estimated: a Chinese, Japanese or Korean character is 1, any other word 1.3."""
+    """Tokens of the same texts, estimated: a Chinese, Japanese or Korean character is 1, any other word 1.3."""
     noticed: Mapping[str, Notice]
     """Oddity → how often it occurs, and examples."""
     dropped: Mapping[str, Mapping[str, int]]

@@ -12,6 +12,7 @@ hypothesis); Chuklin, Markov and de Rijke, Click Models for Web Search, 2015, se
 """
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,7 +74,7 @@ class ClickJudgments:
     """The judgments of a click log's pairs, and the figures that they rest on."""
 
     judgments: pa.Table
-    """query_id, doc_id, grade, source (always "click")."""
+    """Columns query_id, doc_id, grade, source (always "click")."""
     stats: dict[str, Any]
     """Examination of each position, counts of impressions, clicks and pairs, and the scale of the grades."""
 
@@ -150,9 +151,7 @@ def judge(rows: pa.Table, config: SourceConfig, shown: str) -> ClickJudgments:
             f"{model.examined.max():.1f}; take a longer log, or lower the source's min_examined"
         )
     scale = _scale(config, model.attractiveness[enough], shown)
-    low, high, steps = scale
-    share = np.clip((model.attractiveness[enough] - low) / (high - low), 0, 1)
-    grades = np.floor(share * steps + 0.5).astype(np.int64)
+    grades = _grades(model.attractiveness[enough], scale)
     table = pa.table(
         {
             "query_id": pa.array(pairs["query_id"][enough], STRING),
@@ -162,7 +161,7 @@ def judge(rows: pa.Table, config: SourceConfig, shown: str) -> ClickJudgments:
         }
     )
     curve = {str(number): round(float(value), 4) for number, value in zip(positions, model.examination, strict=True)}
-    stats = {
+    stats: dict[str, Any] = {
         "examination": curve,
         "rows": rows.num_rows,
         "impressions": len(impressions),
@@ -175,22 +174,28 @@ def judge(rows: pa.Table, config: SourceConfig, shown: str) -> ClickJudgments:
         "grade_scale": [round(value, 6) for value in scale],
         "iterations": model.iterations,
     }
+    _log(stats, shown)
+    return ClickJudgments(table, stats)
+
+
+def _log(stats: Mapping[str, Any], shown: str) -> None:
+    """Logs the examination of each position and the scale of the grades."""
+    curve = ", ".join(f"{position} {value:.2f}" for position, value in stats["examination"].items())
     log.info(
         "%s: %d impressions, %d clicks; examination by position: %s",
         shown,
         stats["impressions"],
         stats["clicks"],
-        ", ".join(f"{number} {value:.2f}" for number, value in curve.items()),
+        curve,
     )
     log.info(
         "%s: %d of %d pairs have %g examined impressions and are judged; grade_scale = [%g, %g, %g]",
         shown,
-        len(grades),
-        len(pairs),
-        config.min_examined,
-        *scale,
+        stats["judged_pairs"],
+        stats["pairs"],
+        stats["min_examined"],
+        *stats["grade_scale"],
     )
-    return ClickJudgments(table, stats)
 
 
 def usual_spelling(queries: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -203,7 +208,7 @@ def usual_spelling(queries: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _impressions(rows: pa.Table, shown: str) -> pd.DataFrame:
-    """One row an impression: query_id, doc_id, position, clicked (bool)."""
+    """A row for each impression: query_id, doc_id, position, clicked (bool)."""
     frame: pd.DataFrame = rows.select(["query_id", "doc_id"]).to_pandas()
     frame["position"] = _positions(rows["position"].to_pandas(), shown)
     frame["clicked"] = _clicked(rows["clicked"].to_pandas(), shown)
@@ -281,6 +286,13 @@ def _comparable(cells: pd.DataFrame, shown: str) -> tuple[pd.DataFrame, int]:
             "apart; take a log over a longer time, in which the order of results changed"
         )
     return cells[kept].reset_index(drop=True), int(impressions[~kept].sum())
+
+
+def _grades(attractiveness: Floats, scale: tuple[float, float, float]) -> Ints:
+    low, high, steps = scale
+    share = np.clip((attractiveness - low) / (high - low), 0, 1)
+    grades: Ints = np.floor(share * steps + 0.5).astype(np.int64)
+    return grades
 
 
 def _scale(config: SourceConfig, attractiveness: Floats, shown: str) -> tuple[float, float, float]:

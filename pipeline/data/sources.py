@@ -27,12 +27,12 @@ class Source:
 
     name: str
     documents: pa.Table
-    """doc_id, title, text, and whatever else the source has."""
+    """Columns doc_id, title, text, and all others of the source."""
     queries: pa.Table
     judgments: pa.Table
-    """query_id, doc_id, grade, and where the source has them split (train, valid, test or null) and source."""
+    """Columns query_id, doc_id, grade, and where the source has them split (train, valid, test or null) and source."""
     digest: str
-    """Changes with the content that was read."""
+    """A hash of the content that was read."""
     format: str = ""
     faults: tuple[InvalidRow, ...] = ()
     """Rows that hold a stand-in, because what was read does not fit into a table."""
@@ -42,7 +42,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class ReadSource:
-    """A source that is there, before it is read."""
+    """A source that exists, before it is read."""
 
     name: str
     format: str
@@ -85,7 +85,7 @@ def read(config: SourceConfig, root: Path) -> Source:
 
 
 def _read(name: str, form: str, digest: str, found: FoundSource, config: SourceConfig) -> Source:
-    """The source, after making sure that what was read is what `digest` was taken of."""
+    """The source as read, after a check that its content still has the digest."""
     began = time.monotonic()
     source = _checked(name, form, found.read(), digest, config, found.shown)
     if found.digest() != digest:
@@ -138,7 +138,7 @@ def _map_grades(judgments: pa.Table, grades: tuple[int, ...]) -> tuple[pa.Table,
 
 
 def _large(table: pa.Table) -> pa.Table:
-    """The same with one type for all texts, so that tables of several sources can be joined."""
+    """The table with one type for all texts, so that tables of several sources can be joined."""
     for place, column in enumerate(table.schema):
         if is_text(column.type):
             table = table.set_column(place, column.name, table[column.name].cast(STRING))

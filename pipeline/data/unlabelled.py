@@ -33,7 +33,7 @@ PAIRS = Stage(
 )
 
 SOURCE = "unlabelled"
-"""Source of the added rows."""
+"""The source of the added pairs."""
 
 log = logging.getLogger(__name__)
 

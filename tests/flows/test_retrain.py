@@ -163,7 +163,7 @@ def test_report_of_a_release_judges_what_trec_eval_judges(copied: Trained, tmp_p
     absent = frame.head(1).assign(doc_id="absent", grade=1)
     pd.concat([frame, absent]).to_parquet(source / "judgments.parquet", index=False)
     for split in ("test", "all"):
-        judged = reporting.report(str(source), copied.workspace, split=split)  # type: ignore[arg-type]
+        judged = reporting.report(SourceConfig(path=str(source)), copied.workspace, split=split)  # type: ignore[arg-type]
         assert json.loads(judged.file("report.json").read_text(encoding="utf-8"))["queries"]["judged"] > 0
 
 

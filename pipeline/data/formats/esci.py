@@ -1,6 +1,6 @@
-"""Readers of published collections, each in the very form in which its authors give it out.
+"""Amazon's shopping queries (ESCI), in the form in which its authors publish them.
 
-Each takes the folder (or file) and gives `Tables`. Grades become whole numbers from 0, higher is better; published
+Grades become whole numbers from 0, higher is better; published
 splits become train, valid and test; texts stay as they are.
 """
 

@@ -123,7 +123,7 @@ def from_pairs(
     splits: pa.ChunkedArray,
     faults: Iterable[InvalidRow] = (),
 ) -> Tables:
-    """Tables from rows that hold query and document themselves; ids are hashes of what they stand for.
+    """Tables from rows that hold the texts of query and document; ids are hashes of these texts.
 
     Args:
         grades: (rows,) null for an unjudged pair, whose texts are kept all the same.
@@ -181,7 +181,7 @@ def read(file: Path, kind: str) -> pa.Table:
 
 
 def read_foreign(file: Path, wanted: Sequence[str]) -> pa.Table:
-    """A Parquet table of others that must have these columns.
+    """A Parquet table that we did not write and that must have these columns.
 
     Raises:
         MissingError: no such file.
@@ -270,7 +270,7 @@ def _whole(names: Any) -> list[Path]:
 
 @dataclass(frozen=True, slots=True)
 class FoundSource:
-    """A source that is there, before it is read."""
+    """A source that exists, before it is read."""
 
     name: str
     """Its name where the recipe gives none."""
@@ -283,7 +283,7 @@ class FoundSource:
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """One way in which judged collections are written."""
+    """A file format of judged collections."""
 
     name: str
     looked_for: str

@@ -33,7 +33,7 @@ def message(job: dict[str, Any], body: str) -> bytes:
 
 
 async def ask(connection: Connection, data: bytes) -> int:
-    """The status; the whole answer has been read."""
+    """Sends a request and reads its answer to the end; returns the status."""
     reader, writer = connection
     writer.write(data)
     head = (await reader.readuntil(b"\r\n\r\n")).lower()

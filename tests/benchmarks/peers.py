@@ -46,7 +46,7 @@ def sentence_transformers(model: Path, requests: Requests, **settings: Any) -> S
 
 
 def export(model: Path, exported: Path) -> None:
-    """What sentence-transformers itself makes of the model: onnx/model.onnx and its int8 for this processor."""
+    """Exports the model with sentence-transformers: onnx/model.onnx, and int8 for this processor."""
     from sentence_transformers import CrossEncoder, export_dynamic_quantized_onnx_model
 
     if not exported.exists():

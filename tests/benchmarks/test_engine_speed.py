@@ -41,7 +41,7 @@ def bundle(untrained: Any) -> Artifact:
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Of processor time, all threads counted, so that other work on the machine counts little."""
+    """Processor seconds of all threads, on which other work on the machine has little effect."""
     began = time.process_time()
     work()
     return time.process_time() - began

@@ -1,4 +1,4 @@
-"""How often the gate errs, simulated: equal systems, a planted loss, and how the interval was chosen.
+"""Simulated error rates of the gate: equal systems, a planted loss, and the choice of the interval.
 
     pytest tests/benchmarks/test_gate_simulation.py -m benchmark -s
 

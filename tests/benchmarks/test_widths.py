@@ -54,7 +54,7 @@ def texts(model: BiEncoder, data: Artifact) -> tuple[batches.Ragged, batches.Rag
     )
     rows = {name: row for row, name in enumerate(documents["doc_id"])}
     asked = {name: row for row, name in enumerate(queries["query_id"])}
-    chosen = [place for place, one in enumerate(judged["split"]) if one == "test" and judged["grade"][place] > 0]
+    chosen = [row for row, split in enumerate(judged["split"]) if split == "test" and judged["grade"][row] > 0]
     kept = sorted({asked[judged["query_id"][place]] for place in chosen})
     kept = sorted(np.random.default_rng(13).permutation(kept)[:ASKED].tolist())
     places = {row: place for place, row in enumerate(kept)}

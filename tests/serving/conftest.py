@@ -93,8 +93,8 @@ class TinyModels:
         return float(((self.tokens[ids] + self.segments[types]).mean(axis=0) @ self.head)[0])
 
     def vector(self, text: str) -> np.ndarray:
-        found = self.tokens[TEXT.assemble(self.ids(text))].mean(axis=0) @ self.dense
-        return found / np.linalg.norm(found)
+        vector = self.tokens[TEXT.assemble(self.ids(text))].mean(axis=0) @ self.dense
+        return vector / np.linalg.norm(vector)
 
     def bundle(self, workspace: Path, role: str, *, lie: float = 0.0) -> Artifact:
         """A bundle artifact; with `lie` its golden scores are off by so much."""
@@ -189,12 +189,12 @@ class TinyWorkspace:
         def write(staging: Staging) -> dict[str, int]:
             table = pa.table(
                 {
-                    "doc_id": [f"d{place}" for place in range(len(DOCUMENTS))],
+                    "doc_id": [f"d{row}" for row in range(len(DOCUMENTS))],
                     "title": [title for title, _ in DOCUMENTS],
                     "text": [text for _, text in DOCUMENTS],
-                    "year": [2000 + place % 7 for place in range(len(DOCUMENTS))],
-                    "kind": [KINDS[place % 2] for place in range(len(DOCUMENTS))],
-                    "tags": [[f"t{place % 3}", f"u{place}"] for place in range(len(DOCUMENTS))],
+                    "year": [2000 + row % 7 for row in range(len(DOCUMENTS))],
+                    "kind": [KINDS[row % 2] for row in range(len(DOCUMENTS))],
+                    "tags": [[f"t{row % 3}", f"u{row}"] for row in range(len(DOCUMENTS))],
                 }
             )
             schema.write(table, staging.folder / "documents.parquet", "documents")
@@ -214,7 +214,9 @@ class TinyWorkspace:
         ranker, encoder = tiny.bundle(self.path, "ranker", lie=lie), tiny.bundle(self.path, "encoder")
         embedding = encoder if index_seed is None else TinyModels(index_seed).bundle(self.path, "encoder")
         engine = Engine(embedding.path, threads=1)
-        made = vectors.make(self.path, engine.digest, data=data, embed=lambda texts: engine.embed(texts, "document"))
+        document_vectors = vectors.make(
+            self.path, engine.digest, data=data, embed=lambda texts: engine.embed(texts, "document")
+        )
         engine.close()
         config = IndexConfig()
 
@@ -233,7 +235,7 @@ class TinyWorkspace:
             "encoder": encoder,
             "lexical": lexical.make(self.path, config, data=data),
             "documents": documents.make(self.path, data=data),
-            "index": semantic_build.make(self.path, config, vectors=made),
+            "index": semantic_build.make(self.path, config, vectors=document_vectors),
             "fusion": artifacts.make(self.path, "fusion", version=1, config={}, inputs={}, build=fusion),
             "report": artifacts.make(self.path, "report", version=1, config={}, inputs={}, build=report),
         }
@@ -248,9 +250,9 @@ class TinyWorkspace:
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyWorkspace:
     """A workspace whose live release has seed 1; tests that move its pointer use `fresh`."""
-    found = TinyWorkspace(tmp_path_factory.mktemp("tiny"))
-    found.releases.promote(found.publish(1), reason="test")
-    return found
+    workspace = TinyWorkspace(tmp_path_factory.mktemp("tiny"))
+    workspace.releases.promote(workspace.publish(1), reason="test")
+    return workspace
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Clients that ask a service while its releases are swapped, and hold each answer against the release it names."""
+"""Clients that call a service while its releases are swapped, and compare each answer with the release it names."""
 
 import itertools
 import threading
@@ -21,15 +21,15 @@ class Load:
     """The answers that the clients got."""
 
     answers: Counter[str] = field(default_factory=Counter)
-    """By release."""
+    """Number of answers by release."""
     faults: list[str] = field(default_factory=list)
 
 
 def swap_under_load(server: Server, workspace: Any, releases: list[str], swaps: int) -> tuple[Load, float]:
-    """Moves the pointer so many times, each time once the service answers with the release that it names.
+    """Moves the pointer this many times, each time once the service answers with the release that it names.
 
     Returns:
-        What the clients saw, and the seconds of the median swap: from the pointer's move to the first answer.
+        The clients' answers, and the seconds of the median swap: from the pointer's move to the first answer.
     """
     expected = {release: {query: scores(workspace, release, query) for query in map(str, range(50))}
                 for release in releases}  # fmt: skip
@@ -41,8 +41,8 @@ def swap_under_load(server: Server, workspace: Any, releases: list[str], swaps: 
     took = []
     try:
         with httpx.Client(base_url=server.url, timeout=60) as client:
-            others = itertools.islice(itertools.cycle([*releases[1:], releases[0]]), swaps)
-            for release in others:
+            upcoming = itertools.islice(itertools.cycle([*releases[1:], releases[0]]), swaps)
+            for release in upcoming:
                 workspace.releases.promote(release, reason="test")
                 began = time.monotonic()
                 while client.get("/livez").headers["x-release"] != release:
@@ -70,8 +70,8 @@ def ask(url: str, expected: Any, load: Load, done: threading.Event, number: int)
             try:
                 response = client.post("/rerank", json=body, headers={"x-request-timeout-ms": "30000"})
                 release = response.headers["x-release"]
-                found = {item["index"]: item["score"] for item in response.json()}
-                gaps = [abs(found[place] - score) for place, score in enumerate(expected[release][query])]
+                answer = {item["index"]: item["score"] for item in response.json()}
+                gaps = [abs(answer[index] - score) for index, score in enumerate(expected[release][query])]
             except Exception as error:
                 load.faults.append(repr(error))
                 continue
@@ -81,7 +81,7 @@ def ask(url: str, expected: Any, load: Load, done: threading.Event, number: int)
 
 
 def releases_of(workspace: Any, count: int) -> list[str]:
-    """Makes this many releases with different weights, the first of them live."""
-    made = [workspace.publish(seed) for seed in range(1, count + 1)]
-    workspace.releases.promote(made[0], reason="test")
-    return made
+    """Publishes this many releases with different weights and makes the first live."""
+    releases = [workspace.publish(seed) for seed in range(1, count + 1)]
+    workspace.releases.promote(releases[0], reason="test")
+    return releases

@@ -20,9 +20,9 @@ def resident_kb(pid: int) -> int:
 
 def grown(tiny: Any, requests: int) -> int:
     """Kilobytes that a service gained over so many requests, each for documents never seen before."""
-    found = start(tiny.path, RELEVANCE_CACHE_BYTES=str(2**20))
+    server = start(tiny.path, RELEVANCE_CACHE_BYTES=str(2**20))
     try:
-        with httpx.Client(base_url=found.url, timeout=60) as client:
+        with httpx.Client(base_url=server.url, timeout=60) as client:
 
             def ask(turn: int) -> None:
                 body = {"query": f"q {turn}", "texts": [f"sorted list {turn}", "open file"]}
@@ -33,13 +33,13 @@ def grown(tiny: Any, requests: int) -> int:
 
             for turn in range(WARM):
                 ask(turn)
-            (worker,) = found.workers
+            (worker,) = server.workers
             before = resident_kb(worker)
             for turn in range(WARM, WARM + requests):
                 ask(turn)
             return resident_kb(worker) - before
     finally:
-        assert found.stop() == 0
+        assert server.stop() == 0
 
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc to see memory")

@@ -29,9 +29,9 @@ class Unit(configparser.RawConfigParser):
 
 @pytest.fixture(scope="module")
 def unit() -> Unit:
-    found = Unit(strict=True)
-    found.read(ROOT / "serving" / "search-relevance.service")
-    return found
+    unit_file = Unit(strict=True)
+    unit_file.read(ROOT / "serving" / "search-relevance.service")
+    return unit_file
 
 
 def pairs(text: str) -> dict[str, str]:

@@ -9,14 +9,14 @@ from serving.settings import Settings, from_environment, unknown_variables
 
 def test_arguments_go_before_the_environment_and_that_before_the_defaults() -> None:
     environ = {"RELEVANCE_PORT": "9000", "RELEVANCE_WORKSPACE": "/tmp/w", "RELEVANCE_DEADLINE_S": "2.5", "PORT": "1"}
-    found = from_environment(environ, port=9001, release=None)
-    assert found == Settings(port=9001, workspace=Path("/tmp/w"), deadline_s=2.5)
+    settings = from_environment(environ, port=9001, release=None)
+    assert settings == Settings(port=9001, workspace=Path("/tmp/w"), deadline_s=2.5)
 
 
 def test_keys_are_a_list_of_hashes_in_the_environment() -> None:
-    found = from_environment({"RELEVANCE_API_KEYS": f" {'a' * 64}, {'b' * 64} ,"})
-    assert found.api_keys == ("a" * 64, "b" * 64)
-    assert "aaa" not in repr(found)
+    settings = from_environment({"RELEVANCE_API_KEYS": f" {'a' * 64}, {'b' * 64} ,"})
+    assert settings.api_keys == ("a" * 64, "b" * 64)
+    assert "aaa" not in repr(settings)
 
 
 @pytest.mark.parametrize(
@@ -35,15 +35,15 @@ def test_impossible_trials_and_administrators_are_refused(wrong: dict[str, Any],
 
 
 def test_the_password_of_a_redis_is_not_printed() -> None:
-    found = from_environment({"RELEVANCE_REDIS_URL": "redis://me:secret@cache:6379/0"})
-    assert found.redis_url.startswith("redis://me:secret@")
-    assert "secret" not in repr(found)
+    settings = from_environment({"RELEVANCE_REDIS_URL": "redis://me:secret@cache:6379/0"})
+    assert settings.redis_url.startswith("redis://me:secret@")
+    assert "secret" not in repr(settings)
 
 
 def test_processes_share_cores_and_memory() -> None:
-    whole = Settings(workers=4, cache_bytes=400)
-    assert whole.share(8) == Settings(workers=1, threads=2, cache_bytes=100)
-    assert whole.share(2).threads == 1
+    settings = Settings(workers=4, cache_bytes=400)
+    assert settings.share(8) == Settings(workers=1, threads=2, cache_bytes=100)
+    assert settings.share(2).threads == 1
     assert Settings(workers=2, threads=3).share(8).threads == 3
 
 

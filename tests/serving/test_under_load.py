@@ -35,8 +35,8 @@ class Session:
         self.real, self.does = real, does
 
     def run(self, names: list[str], feeds: Any) -> Any:
-        found = self.real.run(names, feeds)
-        return self.does(found) if feeds["input_ids"].shape[1] > 20 else found
+        outputs = self.real.run(names, feeds)
+        return self.does(outputs) if feeds["input_ids"].shape[1] > 20 else outputs
 
 
 BAD = "a list " * 12
@@ -55,8 +55,8 @@ def raises(_: Any) -> Any:
     raise RuntimeError("out of memory")
 
 
-def no_number(found: Any) -> Any:
-    return [np.full_like(found[0], np.nan)]
+def no_number(outputs: Any) -> Any:
+    return [np.full_like(outputs[0], np.nan)]
 
 
 @pytest.mark.parametrize("does", [raises, no_number, end])
@@ -85,13 +85,13 @@ def test_requests_beside_a_failing_one_are_answered(started: Any, monkeypatch: A
 
     async def all_at_once() -> list[int]:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
-            bodies = [{"query": "q", "texts": [f"text {place}", *([BAD] if place % 5 == 0 else [])]}
-                      for place in range(20)]  # fmt: skip
+            bodies = [{"query": "q", "texts": [f"text {number}", *([BAD] if number % 5 == 0 else [])]}
+                      for number in range(20)]  # fmt: skip
             answers = await asyncio.gather(*(client.post("/rerank", json=body) for body in bodies))
             return [response.status_code for response in answers]
 
     statuses = asyncio.run(all_at_once())
-    assert [status for place, status in enumerate(statuses) if place % 5] == [200] * 16
+    assert [status for number, status in enumerate(statuses) if number % 5] == [200] * 16
     # Those that share the bad document share its one computation, or try it again by themselves.
     assert set(statuses[::5]) == {500}
 
@@ -100,9 +100,9 @@ def test_a_stalled_session_is_a_504_and_not_ready_until_it_comes_back(started: A
     lifecycle, go = started(), threading.Event()
     client = client_of(lifecycle)
 
-    def stall(found: Any) -> Any:
+    def stall(outputs: Any) -> Any:
         go.wait(20)
-        return found
+        return outputs
 
     broken(lifecycle, monkeypatch, stall)
     monkeypatch.setattr(readiness, "PATIENCE_S", 0.2)
@@ -138,7 +138,7 @@ def test_more_than_can_be_done_is_a_429_before_any_work(started: Any, monkeypatc
 
     monkeypatch.setattr(ranker, "run", run)
     long = threading.Thread(
-        target=lambda: rerank(client, *(f"text {place}" for place in range(50)), **{"x-request-timeout-ms": "60000"})
+        target=lambda: rerank(client, *(f"text {number}" for number in range(50)), **{"x-request-timeout-ms": "60000"})
     )
     long.start()
     assert began.wait(5)
@@ -165,12 +165,12 @@ def test_more_than_can_be_done_is_a_429_before_any_work(started: Any, monkeypatc
     go.set()
     long.join(20)
     assert rerank(client, "new").status_code == 200
-    found = dict(line.rsplit(" ", 1) for line in client.get("/metrics").text.splitlines() if line[0] != "#")
-    assert found['te_request_failure{err="overloaded"}'] == "1.0"
-    assert (found["te_queue_size"], found["relevance_queue_tokens"]) == ("0.0", "0.0")
-    assert float(found["relevance_runner_runs_total"]) == lifecycle.scheduler.facts().runs
-    assert float(found['relevance_tokens_per_second{model="ranker"}']) > 0
-    assert float(found["relevance_longest_run_seconds"]) == 0
+    series = dict(line.rsplit(" ", 1) for line in client.get("/metrics").text.splitlines() if line[0] != "#")
+    assert series['te_request_failure{err="overloaded"}'] == "1.0"
+    assert (series["te_queue_size"], series["relevance_queue_tokens"]) == ("0.0", "0.0")
+    assert float(series["relevance_runner_runs_total"]) == lifecycle.scheduler.facts().runs
+    assert float(series['relevance_tokens_per_second{model="ranker"}']) > 0
+    assert float(series["relevance_longest_run_seconds"]) == 0
 
 
 def test_no_store_is_honoured(started: Any) -> None:
@@ -205,12 +205,12 @@ def test_a_client_that_leaves_frees_what_it_had_in_the_queue(started: Any, monke
 
     async def leave() -> None:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
-            body = {"query": "q", "texts": [f"text {place}" for place in range(100)]}
+            body = {"query": "q", "texts": [f"text {number}" for number in range(100)]}
             headers = {"x-request-timeout-ms": "20000"}
-            asked = asyncio.create_task(client.post("/rerank", json=body, headers=headers))
+            request = asyncio.create_task(client.post("/rerank", json=body, headers=headers))
             while lifecycle.scheduler.facts().items != 99 or not began.is_set():
                 await asyncio.sleep(0.005)
-            asked.cancel()
+            request.cancel()
             while lifecycle.scheduler.facts().items:
                 await asyncio.sleep(0.005)
 

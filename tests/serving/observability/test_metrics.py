@@ -1,4 +1,4 @@
-"""Which series the metrics have."""
+"""The series of the metrics."""
 
 from pathlib import Path
 from typing import Any

@@ -25,15 +25,15 @@ def test_a_request_is_a_span_of_its_callers_trace_with_its_parts_and_no_text(sta
     client = TestClient(apps.create(started(), tracing=tracing))
     caller = f"00-{'ab' * 16}-{'cd' * 8}-01"
     client.post("/rerank", json={"query": "secretq", "texts": ["secretd", "b"]}, headers={"traceparent": caller})
-    found = {span.name: span for span in kept.get_finished_spans()}
-    assert set(found) == {"POST /rerank", "queue", "work"}
-    request = found["POST /rerank"]
+    spans = {span.name: span for span in kept.get_finished_spans()}
+    assert set(spans) == {"POST /rerank", "queue", "work"}
+    request = spans["POST /rerank"]
     assert request.context.trace_id == int("ab" * 16, 16)
     assert request.parent.span_id == int("cd" * 8, 16)
     assert (request.attributes["http.status_code"], request.attributes["items"]) == (200, 2)
     for name in ("queue", "work"):
-        assert found[name].parent.span_id == request.context.span_id
-        assert request.start_time <= found[name].start_time <= found[name].end_time <= request.end_time
+        assert spans[name].parent.span_id == request.context.span_id
+        assert request.start_time <= spans[name].start_time <= spans[name].end_time <= request.end_time
     assert "secret" not in "".join(span.to_json() for span in kept.get_finished_spans())
 
 

@@ -31,7 +31,7 @@ class RunningServer:
         self.draining = threading.Event()
         self.answer = threading.Event()
         self.answer.set()
-        self.asked = threading.Event()
+        self.called = threading.Event()
         protocol: Any = functools.partial(LimitedProtocol, limits=limits, draining=self.draining)
         config = uvicorn.Config(
             self.app, http=protocol, log_config=None, interface="asgi3", lifespan="off", timeout_graceful_shutdown=60
@@ -40,14 +40,14 @@ class RunningServer:
         self.thread = threading.Thread(target=lambda: asyncio.run(self.server.serve(sockets=[self.listener])))
 
     async def app(self, scope: Any, receive: Any, send: Any) -> None:
-        self.asked.set()
+        self.called.set()
         while not self.answer.is_set():
             await asyncio.sleep(0.005)
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
         await send({"type": "http.response.body", "body": b"ok"})
 
     def stop(self) -> None:
-        """As SIGTERM does; returns when the shutdown has begun."""
+        """Stops the server, like SIGTERM; returns when the shutdown has begun."""
         self.server.should_exit = True
         assert self.draining.wait(60)
 
@@ -69,7 +69,7 @@ def running(limits: ConnectionLimits = LONG) -> Iterator[RunningServer]:
 
 
 def read_answer(connection: socket.socket) -> bytes:
-    """One answer, which ends with its body."""
+    """Reads one answer, which ends with its body."""
     received = b""
     while not received.endswith(b"\r\n\r\nok"):
         part = connection.recv(4096)
@@ -91,10 +91,10 @@ def test_connections_of_every_kind_are_answered_while_the_service_shuts_down() -
         kept.sendall(REQUEST)
         assert b"connection: close" not in read_answer(kept)
         half.sendall(REQUEST[:10])
-        server.asked.clear()
+        server.called.clear()
         server.answer.clear()
         busy.sendall(REQUEST)
-        assert server.asked.wait(60)
+        assert server.called.wait(60)
         server.stop()
         server.answer.set()
         fresh.sendall(REQUEST)

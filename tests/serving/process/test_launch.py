@@ -22,9 +22,9 @@ from tests.serving.processes import START, Server, clean_environment, start
 
 @pytest.fixture(scope="module")
 def server(tiny: Any) -> Iterator[Server]:
-    found = start(tiny.path, RELEVANCE_MAX_BODY_BYTES="100000")
-    yield found
-    assert found.stop() == 0
+    running = start(tiny.path, RELEVANCE_MAX_BODY_BYTES="100000")
+    yield running
+    assert running.stop() == 0
 
 
 def test_a_process_answers_and_writes_json_lines(server: Server) -> None:
@@ -44,25 +44,25 @@ def test_a_client_that_sends_too_much_reads_the_answer(server: Server) -> None:
 
 
 def test_sigterm_loses_no_request_and_leaves_no_heavy_import(tiny: Any) -> None:
-    found = start(tiny.path, RELEVANCE_DEADLINE_S="60", RELEVANCE_MAX_DEADLINE_S="60")
+    running = start(tiny.path, RELEVANCE_DEADLINE_S="60", RELEVANCE_MAX_DEADLINE_S="60")
 
-    def ask(place: int) -> int:
-        texts = [f"{place} {word} " + "a list of words " * 30 for word in range(1000)]
-        return httpx.post(f"{found.url}/rerank", json={"query": "q", "texts": texts}, timeout=60).status_code
+    def send(number: int) -> int:
+        texts = [f"{number} {word} " + "a list of words " * 30 for word in range(1000)]
+        return httpx.post(f"{running.url}/rerank", json={"query": "q", "texts": texts}, timeout=60).status_code
 
     def in_flight() -> float:
-        lines = httpx.get(f"{found.url}/metrics", timeout=60).text.splitlines()
+        lines = httpx.get(f"{running.url}/metrics", timeout=60).text.splitlines()
         return next(float(line.split()[1]) for line in lines if line.startswith("relevance_requests_in_flight "))
 
     with ThreadPoolExecutor(8) as pool:
-        asked = [pool.submit(ask, place) for place in range(8)]
+        requests = [pool.submit(send, number) for number in range(8)]
         # All eight and the question itself; or fewer, if some are answered already.
-        while in_flight() + sum(one.done() for one in asked) < 9:
+        while in_flight() + sum(request.done() for request in requests) < 9:
             time.sleep(0.005)
-        unanswered = sum(not one.done() for one in asked)
-        code = found.stop()
+        unanswered = sum(not request.done() for request in requests)
+        code = running.stop()
         assert unanswered
-        assert [one.result(60) for one in asked] == [200] * 8
+        assert [request.result(60) for request in requests] == [200] * 8
     # Zero also says that neither torch nor transformers, pandas, scikit-learn or scipy were imported.
     assert code == 0
 

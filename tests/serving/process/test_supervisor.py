@@ -23,9 +23,9 @@ ROOT = Path(__file__).resolve().parents[3]
 
 @pytest.fixture(scope="module")
 def server(tiny: Any) -> Iterator[Server]:
-    found = start(tiny.path, RELEVANCE_WORKERS="2")
-    yield found
-    assert found.stop() == 0
+    running = start(tiny.path, RELEVANCE_WORKERS="2")
+    yield running
+    assert running.stop() == 0
 
 
 def series(server: Server) -> dict[str, float]:
@@ -39,8 +39,8 @@ def rerank(url: str, *texts: str) -> httpx.Response:
 
 def test_metrics_are_sums_over_all_processes(server: Server) -> None:
     before = series(server)
-    for place in range(20):  # A connection each, so both processes get some.
-        assert rerank(server.url, f"text {place}", "same").status_code == 200
+    for number in range(20):  # A connection each, so both processes get some.
+        assert rerank(server.url, f"text {number}", "same").status_code == 200
 
     def grown(name: str) -> float:
         return after[name] - before.get(name, 0)
@@ -80,16 +80,16 @@ def test_a_worker_that_is_killed_is_replaced_while_the_other_answers(server: Ser
 
 
 def test_workers_end_when_their_parent_is_killed(tiny: Any) -> None:
-    found = start(tiny.path, RELEVANCE_WORKERS="2")
-    workers = found.workers
+    running = start(tiny.path, RELEVANCE_WORKERS="2")
+    workers = running.workers
     assert len(workers) == 2
-    found.process.kill()
-    found.process.wait(10)
+    running.process.kill()
+    running.process.wait(10)
     until = time.monotonic() + 20
     while any(Path(f"/proc/{pid}").exists() and "Z" not in state(pid) for pid in workers):
         assert time.monotonic() < until
         time.sleep(0.05)
-    found.close()
+    running.close()
 
 
 def state(pid: int) -> str:

@@ -1,23 +1,23 @@
-"""The errors of the service, one tree; each carries the HTTP status that a client gets.
+"""The errors of the service as one tree, each with the HTTP status that the client gets.
 
     ServingError                    500   the service failed; the log says how
     ├── RequestError                400   a request that cannot be read, such as malformed JSON
     │   ├── AuthenticationError     401   no API key, or a wrong one
     │   ├── NotFoundError           404   no such path or model
-    │   ├── MethodError             405   a known path asked in another way
-    │   ├── StateError              409   not possible as things stand, such as a rollback without an earlier release
+    │   ├── MethodError             405   a known path called with another method
+    │   ├── StateError              409   impossible in the present state, such as a rollback without an earlier release
     │   ├── SlowRequestError        408   the body did not arrive in time
     │   ├── BodyTooLargeError       413   more bytes, values, documents or texts than the limits
     │   ├── ContentTypeError        415   a body that is not announced as JSON
     │   ├── HostError               421   called by a host name that is not the service's
     │   ├── InvalidRequestError     422   well-formed, but a value is missing, of a wrong type or beyond a limit
-    │   ├── BusyError               429   more is waiting than can be done in the time that the request has
-    │   └── ClientGoneError         499   the caller hung up; nobody reads this answer, the log does
-    ├── InferenceError              500   the model failed on one text; its neighbours are unharmed
+    │   ├── BusyError               429   too much is waiting for the request's deadline
+    │   └── ClientGoneError         499   the client closed the connection; only the log shows this answer
+    ├── InferenceError              500   the model failed on one text; others of the batch are unharmed
     ├── NotReadyError               503   no release is loaded, or its model does not answer
-    └── DeadlineError               504   the time that the request had is over
+    └── DeadlineError               504   the deadline of the request passed
 
-One body serves every kind of client: text-embeddings-inference reads `error`, Cohere `message`, Jina `detail`,
+One JSON body serves all clients: text-embeddings-inference reads `error`, Cohere `message`, Jina `detail`,
 OpenAI `error.message` and `error.type`.
 """
 
@@ -27,7 +27,7 @@ from pipeline.errors import RelevanceError
 
 
 class ServingError(RelevanceError):
-    """Root of what a request can end with; `str(error)` is shown to the client, so it never holds a traceback."""
+    """Base of all errors of the service. The client sees `str(error)`, so it never holds a traceback."""
 
     status = 500
     type = "internal_error"
@@ -41,21 +41,21 @@ class RequestError(ServingError):
 
 
 class AuthenticationError(RequestError):
-    """No API key, or a wrong one."""
+    """The API key is missing or wrong."""
 
     status = 401
     type = "authentication_error"
 
 
 class NotFoundError(RequestError):
-    """No such path or model."""
+    """The path or model does not exist."""
 
     status = 404
     type = "not_found_error"
 
 
 class MethodError(RequestError):
-    """A known path asked with another method."""
+    """A known path was called with another method."""
 
     status = 405
 
@@ -67,7 +67,7 @@ class SlowRequestError(RequestError):
 
 
 class StateError(RequestError):
-    """Not possible as things stand."""
+    """The request is impossible in the present state of the service."""
 
     status = 409
 
@@ -97,7 +97,7 @@ class InvalidRequestError(RequestError):
 
 
 class BusyError(RequestError):
-    """More work is waiting than can be done in the time that the request has; nothing was computed for it."""
+    """Too much work is waiting to meet the request's deadline; nothing was computed for it."""
 
     status = 429
     type = "overloaded"
@@ -105,11 +105,11 @@ class BusyError(RequestError):
     def __init__(self, message: str, retry_after: int) -> None:
         super().__init__(message)
         self.retry_after = retry_after
-        """Whole seconds, at least 1, after which it is worth to ask again."""
+        """Whole seconds, at least 1, after which another try is worthwhile."""
 
 
 class ClientGoneError(RequestError):
-    """The caller closed the connection before the answer was made."""
+    """The client closed the connection before the answer was ready."""
 
     status = 499
 
@@ -128,14 +128,14 @@ class NotReadyError(ServingError):
 
 
 class DeadlineError(ServingError):
-    """The request's time is over; what was scored until then is kept in the cache."""
+    """The request's deadline passed; scores computed until then stay in the cache."""
 
     status = 504
     type = "timeout_error"
 
 
 def body(error: ServingError, *, nested: bool = False) -> dict[str, Any]:
-    """The answer's JSON.
+    """The JSON body of an error's answer.
 
     Args:
         nested: make `error` an object, as OpenAI's clients expect on their own routes.

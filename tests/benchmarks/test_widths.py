@@ -1,8 +1,8 @@
 """Measures what 8 to 384 dimensions keep of the base's full width, on whole collections; run by `make bench`.
 
-On three of them no query is learned from: the projection sees the documents alone. Writes `widths-SET.html` into the
-folder that RELEVANCE_BENCH_OUT names, else into a temporary one. On WikiQA 64 dimensions are trained as its recipe
-says, and asked by unseen queries; on the Chinese sets one model is, whose prefixes rank alone.
+On three collections no query is trained on: the projection sees only the documents. The curves are written to
+`widths-SET.html` in the folder that RELEVANCE_BENCH_OUT names, else in a temporary one. On WikiQA an encoder of 64
+dimensions is trained by its recipe and judged on unseen queries; on the Chinese sets, one whose prefixes rank alone.
 """
 
 import os
@@ -17,10 +17,11 @@ import torch
 from markupsafe import Markup
 
 from flows import cli, encoder_rounds, training
+from flows.runner import Runner
 from pipeline import artifacts
 from pipeline import recipe as recipes
 from pipeline.artifacts import Artifact
-from pipeline.config import DataConfig, EncoderConfig, SourceConfig
+from pipeline.config import DataConfig, EncoderConfig, Recipe, SourceConfig
 from pipeline.data import judgments
 from pipeline.evaluation import widths
 from pipeline.models import base_models
@@ -33,8 +34,8 @@ pytestmark = [pytest.mark.benchmark, pytest.mark.data, pytest.mark.demo_model]
 
 FULL = 384
 WIDTHS = (8, 16, 32, 64, 128, 256, FULL)
-ASKED = 500
-"""Test queries at most, drawn by a seed: all documents are ranked for each."""
+MOST_QUERIES = 500
+"""Maximum number of test queries, drawn by a seed; all documents are ranked for each."""
 
 
 @pytest.fixture(scope="module")
@@ -53,15 +54,15 @@ def texts(model: BiEncoder, data: Artifact) -> tuple[batches.Ragged, batches.Rag
         pq.read_table(data.file(f"{name}.parquet")).to_pydict() for name in ("documents", "queries", "judgments")
     )
     rows = {name: row for row, name in enumerate(documents["doc_id"])}
-    asked = {name: row for row, name in enumerate(queries["query_id"])}
-    chosen = [row for row, split in enumerate(judged["split"]) if split == "test" and judged["grade"][row] > 0]
-    kept = sorted({asked[judged["query_id"][place]] for place in chosen})
-    kept = sorted(np.random.default_rng(13).permutation(kept)[:ASKED].tolist())
-    places = {row: place for place, row in enumerate(kept)}
+    query_rows = {name: row for row, name in enumerate(queries["query_id"])}
+    relevant = [row for row, split in enumerate(judged["split"]) if split == "test" and judged["grade"][row] > 0]
+    kept = sorted({query_rows[judged["query_id"][row]] for row in relevant})
+    kept = sorted(np.random.default_rng(13).permutation(kept)[:MOST_QUERIES].tolist())
+    positions = {row: position for position, row in enumerate(kept)}
     grades = np.zeros((len(kept), len(rows)), dtype=np.int64)
-    for place in chosen:
-        if (query := asked[judged["query_id"][place]]) in places:
-            grades[places[query], rows[judged["doc_id"][place]]] = judged["grade"][place]
+    for row in relevant:
+        if (query := query_rows[judged["query_id"][row]]) in positions:
+            grades[positions[query], rows[judged["doc_id"][row]]] = judged["grade"][row]
     words = [document_text(*both) for both in zip(documents["title"], documents["text"], strict=True)]
     return (
         batches.tokenise(model.tokenizer, [queries["text"][row] for row in kept], model.query_template.max_tokens),
@@ -70,20 +71,30 @@ def texts(model: BiEncoder, data: Artifact) -> tuple[batches.Ragged, batches.Rag
     )
 
 
-def encoded(model: BiEncoder, asked: batches.Ragged, documents: batches.Ragged, *, pooled: bool = False) -> list[Any]:
+def encoded(
+    model: BiEncoder, queries: batches.Ragged, documents: batches.Ragged, *, pooled: bool = False
+) -> tuple[Any, Any]:
     """Vectors of queries and documents; with `pooled` of full width, before the projection."""
-    return [
-        scoring.vectors(model, one, np.arange(len(one)), template, pooled=pooled)
-        for one, template in ((asked, model.query_template), (documents, model.document_template))
-    ]
+    query_vectors, document_vectors = (
+        scoring.vectors(model, token_ids, np.arange(len(token_ids)), template, pooled=pooled)
+        for token_ids, template in ((queries, model.query_template), (documents, model.document_template))
+    )
+    return query_vectors, document_vectors
+
+
+def trained_encoder(recipe: Recipe, workspace: Path) -> tuple[BiEncoder, Artifact]:
+    """The encoder that a recipe trains, and its data."""
+    run = Runner(workspace)
+    inputs = training.prepare(recipe, run)
+    return BiEncoder.load(encoder_rounds.train_encoder(recipe, inputs, run).path), inputs.data
 
 
 def draw(name: str, curves: Mapping[str, Mapping[int, Mapping[str, float]]], full: dict[str, float], to: Path) -> None:
     """Prints the curves, and writes them as lines over the width."""
     for kind, points in curves.items():
         for width, values in points.items():
-            said = ", ".join(f"{key} {value:.4f} ({value / full[key]:.1%})" for key, value in values.items())
-            print(f"{kind:13} {width:4}  {said}")
+            shares = ", ".join(f"{key} {value:.4f} ({value / full[key]:.1%})" for key, value in values.items())
+            print(f"{kind:13} {width:4}  {shares}")
     lines = [
         Markup("<h2>{}: {}</h2>{}").format(
             name,
@@ -107,14 +118,14 @@ def test_what_each_width_keeps(name: str, base: Path, shared_data: Path, tmp_pat
         DataConfig(root=str(shared_data), sources=(SourceConfig(path=name),), splits="test", faulty_rows="drop"),
     )
     model = start(base, FULL)
-    asked, documents, grades = texts(model, data)
-    wide = encoded(model, asked, documents, pooled=True)
+    queries, documents, grades = texts(model, data)
+    wide = encoded(model, queries, documents, pooled=True)
     full = widths.quality(wide[0], wide[1], grades)
 
-    def cut(made: BiEncoder, upto: tuple[int, ...]) -> dict[int, dict[str, float]]:
-        matrix, bias = (value.detach().numpy() for value in (made.dense.weight, made.dense.bias))
-        queries, found = (one @ matrix.T + bias for one in wide)
-        return widths.curve(queries, found, grades, upto)
+    def cut(model: BiEncoder, upto: tuple[int, ...]) -> dict[int, dict[str, float]]:
+        matrix, bias = (value.detach().numpy() for value in (model.dense.weight, model.dense.bias))
+        query_vectors, document_vectors = (vectors @ matrix.T + bias for vectors in wide)
+        return widths.curve(query_vectors, document_vectors, grades, upto)
 
     curves = {}
     model.fit_projection(torch.from_numpy(wide[1]))
@@ -136,18 +147,17 @@ def test_what_a_trained_encoder_keeps(
     rounds: int, base: Path, shared_data: Path, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     """64 dimensions distilled as the recipe says, against the full width of what they started from."""
-    told = [f"data.root={shared_data}", "candidates.unlabelled=0", "ranker.hidden_weight=0"]
-    recipe = recipes.load(cli.recipe_path("wikiqa"), [*told, f"encoder.mining.rounds={rounds}"])
-    taught = training.teach(recipe, tmp_path)
-    model = BiEncoder.load(encoder_rounds.train_encoder(recipe, tmp_path, taught).path)
+    overrides = [f"data.root={shared_data}", "candidates.unlabelled=0", "ranker.hidden_weight=0"]
+    recipe = recipes.load(cli.recipe_path("wikiqa"), [*overrides, f"encoder.mining.rounds={rounds}"])
+    model, data = trained_encoder(recipe, tmp_path)
     sizes = {"max_tokens": recipe.encoder.max_tokens, "max_query_tokens": recipe.encoder.max_query_tokens}
     untouched = BiEncoder.start(base, dimensions=FULL, widths=(), seed=13, **sizes).eval()
-    asked, documents, grades = texts(model, taught.data)
+    queries, documents, grades = texts(model, data)
     full, short = (
-        widths.quality(*encoded(one, asked, documents, pooled=pooled), grades)
-        for one, pooled in ((untouched, True), (model, False))
+        widths.quality(*encoded(encoder, queries, documents, pooled=pooled), grades)
+        for encoder, pooled in ((untouched, True), (model, False))
     )
-    print(f"\nwikiqa, {rounds} rounds: {len(asked):,} unseen queries, {len(documents):,} documents")
+    print(f"\nwikiqa, {rounds} rounds: {len(queries):,} unseen queries, {len(documents):,} documents")
     for measure, value in short.items():
         print(
             f"{measure}: {model.dense.out_features} trained {value:.4f}, the base's {FULL} {full[measure]:.4f} "
@@ -157,7 +167,7 @@ def test_what_a_trained_encoder_keeps(
 
 
 def test_what_prefixes_keep(shared_data: Path, tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
-    """The Chinese recipe, its vectors as wide as its model: what the first so many dimensions keep of the whole."""
+    """The first 8 to 128 dimensions of the Chinese recipe, beside vectors as wide as its model."""
     recipe = recipes.load(
         cli.recipe_path("chinese"),
         [
@@ -169,11 +179,10 @@ def test_what_prefixes_keep(shared_data: Path, tmp_path: Path, record_property: 
             "encoder.widths=[8, 16, 32, 64, 128]",
         ],
     )
-    taught = training.teach(recipe, tmp_path)
-    model = BiEncoder.load(encoder_rounds.train_encoder(recipe, tmp_path, taught).path)
-    asked, documents, grades = texts(model, taught.data)
-    print(f"\nchinese: {len(asked):,} of the unseen queries, {len(documents):,} documents")
-    curve = widths.curve(*encoded(model, asked, documents), grades, sorted(recipe.encoder.all_widths))
+    model, data = trained_encoder(recipe, tmp_path)
+    queries, documents, grades = texts(model, data)
+    print(f"\nchinese: {len(queries):,} of the unseen queries, {len(documents):,} documents")
+    curve = widths.curve(*encoded(model, queries, documents), grades, sorted(recipe.encoder.all_widths))
     full = curve[model.dense.out_features]
     draw("chinese", {"trained": curve}, full, tmp_path)
     for measure, value in curve[64].items():

@@ -696,6 +696,23 @@ def slow(lifecycle: Lifecycle, monkeypatch: Any, seconds: float) -> list[int]:
     return runs
 
 
+class HeldRuns:
+    """Holds each run of the ranker back until the test lets it go on."""
+
+    def __init__(self, lifecycle: Lifecycle, monkeypatch: Any) -> None:
+        self.began, self.let_go = threading.Event(), threading.Event()
+        self.runs: list[int] = []
+        real = lifecycle.current.ranker.run
+
+        def run(items: Sequence[Item]) -> Any:
+            self.runs.append(len(items))
+            self.began.set()
+            assert self.let_go.wait(60)
+            return real(items)
+
+        monkeypatch.setattr(lifecycle.current.ranker, "run", run)
+
+
 def test_a_passed_deadline_is_a_504_and_asking_again_goes_on(started: Any, monkeypatch: Any) -> None:
     lifecycle = started(deadline_s=0.15)
     client, runs = TestClient(apps.create(lifecycle)), slow(lifecycle, monkeypatch, 0.02)
@@ -722,7 +739,7 @@ def test_a_client_may_ask_for_less_time(started: Any, monkeypatch: Any) -> None:
 
 def test_waiting_for_a_worker_counts_to_the_deadline(started: Any, monkeypatch: Any) -> None:
     lifecycle = started(concurrency=1, deadline_s=0.3)
-    app, _ = apps.create(lifecycle), slow(lifecycle, monkeypatch, 0.5)
+    app, held = apps.create(lifecycle), HeldRuns(lifecycle, monkeypatch)
 
     async def both() -> list[httpx.Response]:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
@@ -730,18 +747,20 @@ def test_waiting_for_a_worker_counts_to_the_deadline(started: Any, monkeypatch: 
             return list(await asyncio.gather(*(client.post("/rerank", json=body) for body in bodies)))
 
     assert [response.status_code for response in asyncio.run(both())] == [504, 504]
+    held.let_go.set()
 
 
 def test_the_event_loop_answers_while_models_work(started: Any, monkeypatch: Any) -> None:
-    lifecycle = started()
-    app, _ = apps.create(lifecycle), slow(lifecycle, monkeypatch, 0.5)
+    lifecycle = started(deadline_s=60, max_deadline_s=60)
+    app, held = apps.create(lifecycle), HeldRuns(lifecycle, monkeypatch)
 
     async def ask() -> bool:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
             long = asyncio.create_task(client.post("/rerank", json={"query": "q", "texts": ["a text"]}))
-            await asyncio.sleep(0.05)
+            assert await asyncio.to_thread(held.began.wait, 60)
             assert (await client.get("/livez")).status_code == 200
             first = not long.done()
+            held.let_go.set()
             assert (await long).status_code == 200
             return first
 
@@ -750,8 +769,8 @@ def test_the_event_loop_answers_while_models_work(started: Any, monkeypatch: Any
 
 def test_a_client_that_goes_stops_the_work(started: Any, monkeypatch: Any) -> None:
     lifecycle = started()
-    app, runs = apps.create(lifecycle), slow(lifecycle, monkeypatch, 0.05)
-    body = json.dumps({"query": "q", "texts": [f"text {place}" for place in range(1000)]}).encode()
+    app, held = apps.create(lifecycle), HeldRuns(lifecycle, monkeypatch)
+    body = json.dumps({"query": "q", "texts": [f"text {number}" for number in range(1000)]}).encode()
     sent: list[int] = []
 
     async def go_away() -> None:
@@ -760,7 +779,7 @@ def test_a_client_that_goes_stops_the_work(started: Any, monkeypatch: Any) -> No
         async def receive() -> dict[str, Any]:
             if messages:
                 return messages.pop()
-            await asyncio.sleep(0.12)
+            assert await asyncio.to_thread(held.began.wait, 60)
             return {"type": "http.disconnect"}
 
         async def send(message: Any) -> None:
@@ -773,11 +792,12 @@ def test_a_client_that_goes_stops_the_work(started: Any, monkeypatch: Any) -> No
 
     asyncio.run(go_away())
     assert sent[0] == 499
-    time.sleep(0.2)
-    done = len(runs)
-    assert done < 30  # Of 1000.
-    time.sleep(0.2)
-    assert len(runs) == done
+    held.let_go.set()
+    until = time.monotonic() + 60
+    while lifecycle.scheduler.facts().items or lifecycle.scheduler.stalled_s():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    assert sum(held.runs) < 30, "of 1000 texts"
 
 
 def test_equal_requests_at_one_moment_compute_once(started: Any, monkeypatch: Any) -> None:

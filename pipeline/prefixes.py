@@ -55,7 +55,7 @@ PLAIN_NORMALIZERS = frozenset(
 )
 """Normalizers that map the text before and after a BEFORE_SPACE cut apart from each other."""
 METASPACE = "\u2581"
-"""What stands for a space in tokenizers of SentencePiece."""
+"""The character that stands for a space in SentencePiece tokenizers."""
 
 Encode = Callable[[list[str]], Sequence[Sequence[int]]]
 """Token ids of each text, without special tokens and uncut."""

@@ -42,7 +42,7 @@ class Stage:
     section: str = ""
     """The section of a recipe that configures the stage; empty without one."""
     title: str = ""
-    """What a log and Prefect call the stage; the kind when empty."""
+    """The stage's name in logs and in Prefect; the kind when empty."""
 
     @property
     def name(self) -> str:

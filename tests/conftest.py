@@ -1,4 +1,4 @@
-"""What all tests share: where real data and services may be, and skips that say why."""
+"""Fixtures and marks that all tests share: where real data and services may be, and skips that say why."""
 
 import json
 import os

@@ -199,24 +199,30 @@ def _value(lists: _Lists, measure: Measure, relevant_from: float) -> Floats:
 
 
 def _checked_scores(scores: ArrayLike, where: str) -> NDArray[np.float32]:
-    whole = np.asarray(scores, dtype=np.float64)
+    values = np.asarray(scores, dtype=np.float64)
     with np.errstate(over="ignore"):
-        short = whole.astype(np.float32)
-    if not np.isfinite(short).all():
-        row = int(np.flatnonzero(~np.isfinite(short))[0])
+        single = values.astype(np.float32)
+    if not np.isfinite(single).all():
+        row = int(np.flatnonzero(~np.isfinite(single))[0])
         raise SchemaError(
-            f"{where}, row {row}: score {whole[row]} is not a finite 32-bit number; look at the model that made it"
+            f"{where}, row {row}: score {values[row]} is not a finite 32-bit number; look at the model that made it"
         )
-    return short
+    return single
 
 
 def _checked_grades(grades: ArrayLike, where: str) -> Floats:
-    whole = np.asarray(grades, dtype=np.float64)
-    wrong = ~(np.isfinite(whole) & (whole >= 0))
+    values = np.asarray(grades, dtype=np.float64)
+    wrong = ~(np.isfinite(values) & (values >= 0))
     if wrong.any():
         row = int(np.flatnonzero(wrong)[0])
-        raise SchemaError(f"{where}, row {row}: grade {whole[row]} is not a number from 0 up; map it, or drop the row")
-    return whole
+        raise SchemaError(f"{where}, row {row}: grade {values[row]} is not a number from 0 up; map it, or drop the row")
+    return values
+
+
+def _qrels_grades(judgments: "pa.Table") -> Floats:
+    """Grades of a table of judgments; a negative grade counts as 0, as in trec_eval."""
+    grades = np.asarray(_numbers(judgments, "grade"), dtype=np.float64)
+    return _checked_grades(np.where(grades < 0, 0.0, grades), "judgments")
 
 
 def _ordered(
@@ -313,15 +319,15 @@ def evaluate(run: "pa.Table", judgments: "pa.Table", measures: Sequence[str], *,
 
     Args:
         run: columns query_id, doc_id, score; rows in any order, ranks are made from the scores.
-        judgments: columns query_id, doc_id, grade; every query in it is counted.
+        judgments: columns query_id, doc_id, grade; every query in it is counted, and a negative grade counts as 0.
         relevant_from: lowest relevant grade for the measures that know only relevant and not.
 
     Raises:
-        SchemaError: a score that is not finite, a negative grade, or a document twice for a query; names the row.
+        SchemaError: a score or grade that is not finite, or a document twice for a query; names the row.
         ConfigError: an unknown measure.
     """
     parsed = {name: Measure.parse(name) for name in measures}
-    grade = _checked_grades(_numbers(judgments, "grade"), "judgments")
+    grade = _qrels_grades(judgments)
     score = _checked_scores(_numbers(run, "score"), "run")
     query_names, (run_query, judged_query) = _codes(run, judgments, "query_id")
     doc_names, (run_doc, judged_doc) = _codes(run, judgments, "doc_id")

@@ -141,7 +141,7 @@ def test_missed_unanswerable_and_unjudged_queries() -> None:
 
 
 def slow_pairwise(grades: Mapping[str, int], scores: Mapping[str, float]) -> float:
-    """Every pair by hand; what is not returned has the score −∞."""
+    """Every pair by hand; a document that is not returned has the score −∞."""
     if not scores:
         return 0.0
     won = pairs = 0.0
@@ -204,9 +204,19 @@ def test_a_score_that_is_no_number_is_refused_with_its_row(score: float) -> None
         by_query([0, 0], [1, 0], [1.0, score])
 
 
-def test_negative_grades_and_doubles_are_refused_with_their_row() -> None:
-    with pytest.raises(SchemaError, match="judgments, row 1: grade -1"):
-        of({"q": {"a": 1.0}}, {"q": {"a": 1, "b": -1}}, "ndcg")
+def test_negative_grades_of_training_lists_are_refused_and_those_of_qrels_count_as_0() -> None:
+    with pytest.raises(SchemaError, match="row 1: grade -1"):
+        by_query([0, 0], [1, -1], [1.0, 2.0])
+    qrels, run = {"q": {"a": 1, "b": -1, "c": 0}}, {"q": {"b": 3.0, "a": 2.0, "c": 1.0}}
+    as_zero = of(run, {"q": {"a": 1, "b": 0, "c": 0}}, *NAMES)
+    for name, values in of(run, qrels, *NAMES).values.items():
+        assert values.tolist() == as_zero.values[name].tolist(), name
+    table = pa.table({"query_id": ["q"], "doc_id": ["a"], "grade": [math.nan]})
+    with pytest.raises(SchemaError, match="judgments, row 0: grade nan"):
+        evaluate(run_table(run), table, ["ndcg"])
+
+
+def test_doubles_are_refused_with_their_row() -> None:
     run = run_table({"q": {"a": 1.0, "b": 2.0}})
     with pytest.raises(SchemaError, match=r"run, row 3: document 'b' of query 'q' stands in row 1"):
         evaluate(

@@ -1,0 +1,68 @@
+"""Reports on run files give trec_eval's numbers, whatever a collection's judgments look like."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import pytrec_eval
+
+from flows import notebook
+from flows import report as reporting
+from pipeline.config import SourceConfig
+from pipeline.evaluation.runs import RunFile
+
+TREC = {"ndcg_cut_10": "ndcg@10", "map": "map", "recip_rank": "mrr", "recall_10": "recall@10", "set_recall": "recall"}
+"""trec_eval's names and ours."""
+
+
+def write_collection(folder: Path, rng: np.random.Generator) -> tuple[dict[str, dict[str, int]], Path]:
+    """A TREC collection and a run; a third of the judged documents is missing from the collection.
+
+    Grades are -2 to 3, and every other one is written with ".0".
+    """
+    names = [f"d{number}" for number in range(60)]
+    folder.mkdir()
+    lines = [f"{name}\tthe text of document {name}" for name in names[:40]]
+    (folder / "collection.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    queries = [f"q{number}" for number in range(30)]
+    lines = [f"{query}\tthe text of query {query}" for query in queries]
+    (folder / "queries.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    qrels = {
+        query: {
+            str(doc): int(rng.integers(-2, 4)) for doc in rng.choice(names, size=rng.integers(1, 25), replace=False)
+        }
+        for query in queries
+    }
+    endings = ("", ".0")
+    pairs = [(query, doc, grade) for query, grades in qrels.items() for doc, grade in grades.items()]
+    lines = [f"{query} 0 {doc} {grade}{endings[row % 2]}" for row, (query, doc, grade) in enumerate(pairs)]
+    (folder / "qrels.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    lines = [
+        f"{query} Q0 {doc} 1 {rng.integers(-3, 4) / 3!r} system"
+        for query in queries[2:]
+        for doc in rng.choice(names, size=rng.integers(1, 40), replace=False)
+    ]
+    run = folder.parent / "run.txt"
+    run.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return qrels, run
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_report_and_notebook_equal_trec_eval_query_by_query(tmp_path: Path, seed: int) -> None:
+    qrels, run = write_collection(tmp_path / "collection", np.random.default_rng(seed))
+    with run.open(encoding="utf-8") as file:
+        ranked = pytrec_eval.parse_run(file)
+    # pytrec_eval reads beyond its arrays where a grade is negative, so it is given the 0 that trec_eval counts.
+    counted = {query: {doc: max(grade, 0) for doc, grade in grades.items()} for query, grades in qrels.items()}
+    judge = pytrec_eval.RelevanceEvaluator(counted, {"ndcg_cut.10", "map", "recip_rank", "recall.10", "set_recall"})
+    expected = judge.evaluate(ranked)
+    source = SourceConfig(path=str(tmp_path / "collection"))
+    report = reporting.report_on_run(source, tmp_path / "workspace", run=RunFile(run))
+    values = pd.read_parquet(report.file("per_query.parquet")).set_index("query_id")
+    assert set(values.index) == set(qrels)
+    means = notebook.judge(run, tmp_path / "collection" / "qrels.txt", list(TREC.values())).set_index("measure")["mean"]
+    for theirs, ours in TREC.items():
+        for query in qrels:
+            assert values.loc[query, ours] == pytest.approx(expected.get(query, {}).get(theirs, 0.0), abs=1e-9)
+        assert means[ours] == pytest.approx(values[ours].mean(), abs=1e-9)

@@ -1,4 +1,4 @@
-"""What the final order is made of: the features of a query's candidates and the plain numbers that join them.
+"""The parts of the final order: the features of a query's candidates and the plain numbers that join them.
 
 Fitted by `pipeline.training.fusion`, applied by the service and by reports, so all three order alike.
 """
@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pipeline.errors import ArtifactError, SchemaError
 
 RRF_K = 60
-"""Of reciprocal-rank fusion: Cormack, Clarke and Büttcher, SIGIR 2009."""
+"""Constant k of reciprocal-rank fusion: Cormack, Clarke and Büttcher, SIGIR 2009."""
 
 FEATURES = (
     "bm25",
@@ -27,10 +27,10 @@ FEATURES = (
 def reciprocal_ranks(scores: Sequence[float], k: float = RRF_K) -> list[float]:
     """(k + 1) / (k + rank) of each score, 1 for the best; of equal scores the one that stands first ranks first."""
     order = sorted(range(len(scores)), key=lambda place: -scores[place])
-    found = [0.0] * len(scores)
+    reciprocals = [0.0] * len(scores)
     for rank, place in enumerate(order, start=1):
-        found[place] = (k + 1) / (k + rank)
-    return found
+        reciprocals[place] = (k + 1) / (k + rank)
+    return reciprocals
 
 
 def reciprocal_rank_fusion(*systems: Sequence[float]) -> list[float]:

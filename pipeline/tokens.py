@@ -1,4 +1,4 @@
-"""How token ids become a model's input: the special tokens around them and where they are cut.
+"""Turns token ids into a model's input: the special tokens around them and where they are cut.
 
 Training writes a template into each exported bundle; serving reads it back. Both assemble inputs with
 the functions below from ids that were made without special tokens, so a query is tokenised once for
@@ -25,7 +25,7 @@ class PairTemplate:
     document_type: int = 1
     """Segment of the document and of `after`; RoBERTa has one segment only, so 0."""
     max_tokens: int
-    """Of the whole input, special tokens included."""
+    """Maximum length of the whole input, special tokens included."""
     max_query_tokens: int
     """A longer query is cut; the document gets what the query leaves."""
 
@@ -41,7 +41,7 @@ class PairTemplate:
         return len(self.before) + len(self.between) + len(self.after)
 
     def document_room(self, query_tokens: int) -> int:
-        """How many document tokens fit beside a query of this many tokens."""
+        """The number of document tokens that fit beside a query of this many tokens."""
         return self.max_tokens - self.special_tokens - min(query_tokens, self.max_query_tokens)
 
     @property

@@ -1,1 +1,1 @@
-"""How good an order is: measures, their uncertainty, the report, and the gate that reads it."""
+"""Judges ranked lists: measures, their uncertainty, the report, and the gate that reads it."""

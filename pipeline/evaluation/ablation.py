@@ -1,4 +1,4 @@
-"""Which losses earn their place: many students, trained alike but for their losses, compared on the same queries.
+"""An ablation of losses: many students, trained alike but for their losses, compared on the same queries.
 
 A student's value for a query is the mean over its seeds. So an interval says how sure a difference is over queries
 for these seeds; how much the seeds themselves differ stands beside it.
@@ -261,7 +261,7 @@ def _cells(found: Mapping[str, Any], measure: str) -> tuple[list[str], list[list
 
 
 def verdict(found: Mapping[str, Any]) -> str:
-    """What the choice came to, in a sentence or two."""
+    """The result of the choice, in a sentence or two."""
     choice = found["choice"]
     said = f"On {choice['queries']:,} valid queries {choice['best']} has the best {page.label(choice['measure'])}"
     if not choice["tied"]:

@@ -1,4 +1,4 @@
-"""What the numbers of a report mean, in words that stand without the code."""
+"""Definitions of the numbers of a report, for readers who do not know the code."""
 
 from pipeline.config import EvaluationConfig
 

@@ -11,11 +11,11 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 SHOWN = 3
-"""Documents of each system."""
+"""Number of documents shown of each system."""
 WANTED = 2
-"""Best judged documents whose ranks are told."""
+"""Number of best judged documents whose ranks are shown."""
 SNIPPET = 240
-"""Characters of a document's text."""
+"""Maximum length of a document's text, in characters."""
 
 
 def make(
@@ -31,11 +31,11 @@ def make(
     """The largest wins and losses as plain values.
 
     Args:
-        data: where the texts are.
+        data: the artifact that holds the texts.
         runs: query_id, doc_id, score of each system.
         judgments: query_id, doc_id, grade of the judged queries.
         values: index query_id, one column of the headline measure for each system.
-        count: at most so many wins, and so many losses.
+        count: the largest number of wins, and of losses.
 
     Returns:
         {"wins": [...], "losses": [...]}, each item with query, its text, both values and documents.
@@ -46,11 +46,11 @@ def make(
     chosen = [*wins, *losses]
     lists = {name: _top(runs[name], chosen) for name in (subject, baseline)}
     grades = _by_query(judgments, chosen, "grade")
-    wanted = {query: sorted(found, key=lambda doc: (-found[doc], doc))[:WANTED] for query, found in grades.items()}
-    shown = {doc for found in lists.values() for docs in found.values() for doc in docs[:SHOWN]}
+    wanted = {query: sorted(own, key=lambda doc: (-own[doc], doc))[:WANTED] for query, own in grades.items()}
+    shown = {doc for by_query in lists.values() for docs in by_query.values() for doc in docs[:SHOWN]}
     texts = _texts(data, shown | {doc for docs in wanted.values() for doc in docs})
     queries = _rows(data.file("queries.parquet"), "query_id", set(chosen), ["query_id", "text"])
-    asked = dict(zip(queries["query_id"].to_pylist(), queries["text"].to_pylist(), strict=True))
+    query_texts = dict(zip(queries["query_id"].to_pylist(), queries["text"].to_pylist(), strict=True))
 
     def document(query: str, doc: str) -> dict[str, Any]:
         grade = grades.get(query, {}).get(doc)
@@ -63,7 +63,7 @@ def make(
     def example(query: str) -> dict[str, Any]:
         return {
             "query_id": query,
-            "query": asked.get(query, ""),
+            "query": query_texts.get(query, ""),
             "difference": float(gap[query]),
             "values": {name: float(values[name][query]) for name in (subject, baseline)},
             "documents": {
@@ -119,7 +119,7 @@ def _top(run: "pa.Table", queries: list[str]) -> dict[str, list[str]]:
 
 
 def _by_query(table: "pa.Table", queries: list[str], column: str) -> dict[str, dict[str, int]]:
-    found: dict[str, dict[str, int]] = {}
+    values: dict[str, dict[str, int]] = {}
     for row in _chosen(table, queries)[["query_id", "doc_id", column]].itertuples(index=False):
-        found.setdefault(str(row[0]), {})[str(row[1])] = int(row[2])
-    return found
+        values.setdefault(str(row[0]), {})[str(row[1])] = int(row[2])
+    return values

@@ -1,4 +1,4 @@
-"""What a release costs beside what it is worth: sizes, rates and seconds that its stages measured.
+"""The costs of a release: sizes, rates and seconds that its stages measured.
 
 Groups of label → number for the report and the card. They differ from run to run, so they are shown and never
 part of a fingerprint.
@@ -20,22 +20,22 @@ PRECISION_ROWS = {
 
 
 def bundle(artifact: Artifact) -> dict[str, Any]:
-    """What bundle.json of an exported model says."""
-    found = json.loads(artifact.file("bundle.json").read_text(encoding="utf-8"))
-    assert isinstance(found, dict)
-    return found
+    """The content of an exported model's bundle.json."""
+    content = json.loads(artifact.file("bundle.json").read_text(encoding="utf-8"))
+    assert isinstance(content, dict)
+    return content
 
 
 def of(
     ranker: Artifact, encoder: Artifact, vectors: Artifact, index: Artifact, trained: Mapping[str, Artifact]
 ) -> dict[str, Any]:
-    """Groups for `report.make(…, measured=…)`.
+    """Groups of facts for `ReportFacts.measured`.
 
     Args:
         ranker, encoder: bundles.
         trained: name → model artifact, for the training times.
     """
-    found: dict[str, Any] = {
+    groups: dict[str, Any] = {
         "index": {
             "documents": index.metrics["documents"],
             "dimensions": index.metrics["dimensions"],
@@ -46,25 +46,25 @@ def of(
         }
     }
     for name, artifact in (("ranker", ranker), ("encoder", encoder)):
-        told = bundle(artifact)
-        precisions = told["precisions"]
-        found[f"{name} precisions"] = {
-            precision + (" (chosen for CPU)" if told["chosen"]["cpu"] == precision else ""): {
+        description = bundle(artifact)
+        precisions = description["precisions"]
+        groups[f"{name} precisions"] = {
+            precision + (" (chosen for CPU)" if description["chosen"]["cpu"] == precision else ""): {
                 **{label: figures.get(key) for key, label in PRECISION_ROWS.items()},
                 "kept in fp32": ", ".join(figures["fp32_parts"]) or "–",
             }
             for precision, figures in precisions.items()
         }
         if scanned := {precision: item["sensitivity"] for precision, item in precisions.items() if item["sensitivity"]}:
-            found[f"{name} sensitivity, mean change by one part alone"] = {
+            groups[f"{name} sensitivity, mean change by one part alone"] = {
                 part: {precision: harm[part] for precision, harm in scanned.items()}
                 for part in next(iter(scanned.values()))
             }
-    found["training"] = {
+    groups["training"] = {
         name: {label: model.metrics[key] for key, label in TRAINING_ROWS.items() if key in model.metrics}
         for name, model in trained.items()
     }
-    return found
+    return groups
 
 
 TRAINING_ROWS = {"pairs": "pairs", "pairs_per_s": "pairs per second", "seconds": "seconds"}

@@ -39,7 +39,7 @@ SEED = 13
 RESAMPLES = significance.RESAMPLES
 
 Verdict = Literal["pass", "fail", "warning", "not applied"]
-"""A warning is told and refuses nothing."""
+"""The outcome of a rule; a warning refuses nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ class Decision:
 
     promote: bool
     reasons: tuple[str, ...]
-    """What decided: the rules that failed, or why none did."""
+    """Details of the rules that failed; without any, the reason why the release may go live."""
     rules: tuple[Rule, ...]
     measure: str
     queries: int
@@ -87,7 +87,7 @@ class Decision:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What is told without refusing the release."""
+        """Details of rules that warn without refusing the release."""
         return tuple(rule.detail for rule in self.rules if rule.verdict == "warning")
 
     def to_dict(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ A measure is named as in `ndcg@10`; without a cut-off it looks at the whole list
     pairwise    share of the pairs of judged documents of different grade that stand in the right order
     judged      share of the returned documents that have a judgment
 
-What holds for all of them: a judged query that the run misses scores 0 and is counted. A document without a
+Rules for all of them: a judged query that the run misses scores 0 and is counted. A document without a
 judgment has grade 0, but is in no pair. Ideal lists are made of all judgments of the query. Scores are compared
 as 32-bit floats, and of equal scores the greater document id (compared as bytes) stands first, as in trec_eval.
 A query without a relevant document scores 0 and is counted, as in trec_eval; `PerQuery.unanswerable` says which.
@@ -58,15 +58,15 @@ class Measure:
         Raises:
             ConfigError: an unknown measure, or pairwise accuracy with a cut-off.
         """
-        found = _MEASURE.fullmatch(text)
-        if not found or (found[1] == "pairwise" and found[2]):
+        match = _MEASURE.fullmatch(text)
+        if not match or (match[1] == "pairwise" and match[2]):
             raise ConfigError(f"'{text}' is no measure; take one of {', '.join(NAMES)}, as in ndcg@10")
-        return cls(found[1], int(found[2]) if found[2] else None)
+        return cls(match[1], int(match[2]) if match[2] else None)
 
 
 @dataclass(frozen=True, slots=True)
 class PerQuery:
-    """The value of each measure for each judged query, and what was special about the query."""
+    """The value of each measure for each judged query, and which queries were missed or have no answer."""
 
     queries: tuple[str, ...]
     """Ids of the judged queries, ascending."""
@@ -126,9 +126,9 @@ def _ranks(query: Ints, queries: int) -> Ints:
     return np.asarray(np.arange(len(query)) - starts[query] + 1, dtype=np.int64)
 
 
-def _share(part: Floats, whole: Floats) -> Floats:
-    """part / whole, 0 where there is no whole."""
-    return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
+def _share(part: Floats, total: Floats) -> Floats:
+    """part / total, 0 where the total is 0."""
+    return np.divide(part, total, out=np.zeros_like(part), where=total > 0)
 
 
 def _ndcg(lists: _Lists, cutoff: int | None, gain: Gain) -> Floats:
@@ -174,8 +174,8 @@ def _reciprocal_rank(lists: _Lists, relevant: Bools) -> Floats:
 
 def _average_precision(lists: _Lists, relevant: Bools, all_relevant: Floats) -> Floats:
     ends = np.cumsum(lists.total(relevant))  # (queries,) relevant documents up to the end of each list
-    found = np.cumsum(relevant) - np.concatenate([[0.0], ends])[lists.query]
-    return _share(lists.total(relevant * found / lists.rank), all_relevant)
+    so_far = np.cumsum(relevant) - np.concatenate([[0.0], ends])[lists.query]
+    return _share(lists.total(relevant * so_far / lists.rank), all_relevant)
 
 
 def _value(lists: _Lists, measure: Measure, relevant_from: float) -> Floats:

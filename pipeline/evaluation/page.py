@@ -1,4 +1,4 @@
-"""The report as one self-contained HTML page: no scripts, no outside parts, every text escaped."""
+"""The report as one self-contained HTML page: no scripts, no external files, every text escaped."""
 
 import math
 import re
@@ -35,7 +35,7 @@ def label(measure: str) -> str:
 
 
 def value(number: float | None, digits: int = 3) -> str:
-    """So many decimals, or a dash for what is not defined."""
+    """The number with this many decimals, or a dash where it is not defined."""
     return "–" if number is None or not math.isfinite(number) else f"{number:.{digits}f}"
 
 
@@ -79,7 +79,7 @@ def words(key: str) -> str:
 
 
 def verdict(gap: Mapping[str, Any] | None) -> str:
-    """A difference in words: better, worse, or no difference shown; interval and sign-flip test must agree."""
+    """The verdict on a difference: better, worse, or no difference shown; interval and sign-flip test must agree."""
     if gap is None or gap["low"] is None:
         return ""
     sure = gap["p"] is not None and gap["p"] <= 1 - significance.CONFIDENCE + significance.TIE
@@ -96,23 +96,23 @@ def render(report: Mapping[str, Any], gaps: NDArray[np.float64]) -> str:
     headline, systems = report["headline"], report["systems"]
     spans = [system["measures"][headline] for system in systems.values()]
     scale = plots.AxisScale.over([span[end] for span in spans for end in ("low", "high")])
-    found = {name: system["difference"] and system["difference"][headline] for name, system in systems.items()}
-    ends = [gap[end] for gap in found.values() if gap for end in ("low", "high")]
+    differences = {name: system["difference"] and system["difference"][headline] for name, system in systems.items()}
+    ends = [gap[end] for gap in differences.values() if gap for end in ("low", "high")]
     bars, edge = plots.sorted_bars(gaps)
-    groups, loose = _grouped(report["facts"])
+    groups, single_facts = _grouped(report["facts"])
     return (
         _template()
         .render(
             report=report,
             subject=systems[report["subject"]],
-            gap=found[report["subject"]],
-            gaps=found,
+            gap=differences[report["subject"]],
+            gaps=differences,
             scale=scale,
             gap_scale=plots.AxisScale.over([*ends, 0.0], step=0.02),
             bars=bars,
             edge=edge,
             groups=groups,
-            loose=loose,
+            single_facts=single_facts,
         )
         .strip()
         + "\n"
@@ -127,14 +127,14 @@ def _grouped(facts: Mapping[str, Any]) -> tuple[dict[str, Mapping[str, Any]], di
 
 @cache
 def _template() -> jinja2.Template:
-    places = jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pipeline.evaluation", "."),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    places.filters |= {
+    environment.filters |= {
         "label": label,
         "value": value,
         "signed": signed,
@@ -143,5 +143,5 @@ def _template() -> jinja2.Template:
         "words": words,
         "verdict": verdict,
     }
-    places.globals |= {"interval": plots.interval}
-    return places.get_template("report.html")
+    environment.globals |= {"interval": plots.interval}
+    return environment.get_template("report.html")

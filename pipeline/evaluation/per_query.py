@@ -142,23 +142,23 @@ def per_query(
     parts = []
     for name, run in ranked.items():
         try:
-            found = metrics.evaluate(run, judgments, measures(config), relevant_from=config.relevant_from)
+            result = metrics.evaluate(run, judgments, measures(config), relevant_from=config.relevant_from)
         except SchemaError as error:
             raise SchemaError(f"system '{name}': {error}") from error
         parts.append(
             pd.DataFrame(
                 {
-                    "query_id": found.queries,
-                    "slice": [slices.get(query, "") for query in found.queries],
+                    "query_id": result.queries,
+                    "slice": [slices.get(query, "") for query in result.queries],
                     "system": name,
-                    **found.values,
-                    "missed": found.missed,
-                    "unanswerable": found.unanswerable,
+                    **result.values,
+                    "missed": result.missed,
+                    "unanswerable": result.unanswerable,
                 }
             )
         )
-        if found.missed.any():
-            log.warning("%s ranks nothing for %d of %d judged queries", name, found.missed.sum(), len(found.queries))
+        if result.missed.any():
+            log.warning("%s ranks nothing for %d of %d judged queries", name, result.missed.sum(), len(result.queries))
     return pd.concat(parts, ignore_index=True)
 
 

@@ -1,4 +1,4 @@
-"""How far a mean over queries can be trusted, and whether two systems differ, paired by query.
+"""Tests how far a mean over queries can be trusted, and whether two systems differ, paired by query.
 
 Every number here is a function of the values and a seed. Queries are taken as independent; where one query
 stands in a set several times, intervals come out too narrow.

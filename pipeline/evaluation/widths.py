@@ -1,4 +1,4 @@
-"""What fewer dimensions cost: nDCG and recall of an exact search over a whole collection, by the width of its vectors.
+"""The cost of fewer dimensions: nDCG and recall of an exact search over a whole collection, by width of the vectors.
 
 A shorter vector is the first so many dimensions of the whole one, scaled to unit length.
 """

@@ -57,7 +57,7 @@ class ExportSource:
     thresholds: Sequence[float]
     dimensions: int
     widths: Sequence[int] = ()
-    """Of an encoder: at which its vectors may be cut off and scaled to unit length, the widest first."""
+    """Widths at which an encoder's vectors may be cut off and scaled to unit length, the widest first."""
 
     @property
     def role(self) -> str:
@@ -101,7 +101,7 @@ class ExportSource:
         return write(self.shape, self.weights, kind, keep)
 
     def torch_output(self, item: Input) -> Floats:
-        """What PyTorch gives for one input: () or (dimensions,)."""
+        """The output of PyTorch for one input: () or (dimensions,)."""
         ids = torch.tensor([item.ids])
         with torch.inference_mode():
             if isinstance(self.model, CrossEncoder):

@@ -30,7 +30,7 @@ from pipeline.models.families import FAMILIES, ModelFamily
 Floats = NDArray[np.float32]
 
 EMBEDDINGS = "embeddings"
-"""What the embedding table is called where layers are named."""
+"""Name of the embedding table where layers are named."""
 
 ACTIVATIONS = {"gelu": "Gelu", "gelu_new": "FastGelu", "gelu_pytorch_tanh": "FastGelu", "relu": "Relu"}
 

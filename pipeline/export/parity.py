@@ -87,7 +87,7 @@ def check(inputs: Sequence[Input], torch: Floats, fp32: Floats, allowed: float) 
 
 
 def golden(inputs: Sequence[Input], found: Mapping[str, Floats]) -> list[dict[str, Any]]:
-    """What is checked at every load: each input with its output in PyTorch and in each precision."""
+    """The golden outputs, checked at every load: each input with its output in PyTorch and in each precision."""
     key = "scores" if "query" in inputs[0].source else "vectors"
     return [
         {**item.source, key: {name: values[place].tolist() for name, values in found.items()}}

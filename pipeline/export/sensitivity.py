@@ -1,4 +1,4 @@
-"""How much each part of a model suffers from whole numbers: the rest stays fp32, and the outputs are held against
+"""Sensitivity of each part of a model to whole numbers: the rest stays fp32, and the outputs are held against
 fp32's. The parts that suffer most are the first to go back."""
 
 from collections.abc import Callable, Sequence

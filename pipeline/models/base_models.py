@@ -22,7 +22,7 @@ from pipeline.models.families import ModelFamily, family_of
 
 PACKAGE = "package:"
 HUB_TIMEOUT_S = 5.0
-"""For the first answer of the hub; there are no retries, a person can run again."""
+"""Seconds to wait for the first answer of the hub; there are no retries, a person can run again."""
 
 HUB_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "special_tokens_map.json")
 HUB_VOCABULARIES = ("vocab.*", "merges.txt", "*.model")
@@ -55,7 +55,7 @@ def folder(base: Artifact | Path | str) -> Path:
 
 
 def digest(base: Artifact | Path | str) -> str:
-    """What an artifact made from this base records as its input: a hash over the files that matter.
+    """The input that an artifact made from this base records: a hash over the files that matter.
 
     Raises:
         MissingError: as `folder`.

@@ -56,7 +56,7 @@ class BiEncoder(nn.Module):
         self.query_template = query_template
         self.document_template = document_template
         self.widths = (dense.out_features, *sorted(widths, reverse=True))
-        """At which a vector may be cut off and scaled to unit length; the widest is the whole vector."""
+        """Widths at which a vector may be cut off and scaled to unit length; the widest is the whole vector."""
 
     @classmethod
     def start(

@@ -1,4 +1,4 @@
-"""What a bi-encoder's folder needs beside the transformer to open with `SentenceTransformer(folder)`.
+"""The files that a bi-encoder's folder needs beside the transformer to open with `SentenceTransformer(folder)`.
 
     modules.json                    the transformer, then the folders below, in this order
     sentence_bert_config.json       where texts are cut

@@ -1,4 +1,4 @@
-"""What both models share at their front: tokenizer, special tokens, room for positions, kind of attention."""
+"""The front that both models share: tokenizer, special tokens, room for positions, kind of attention."""
 
 import copy
 from dataclasses import replace
@@ -112,7 +112,7 @@ def _place(ids: list[int], part: list[int], begin: int) -> int:
 
 
 def positions(config: Any) -> int:
-    """How many tokens the model can read."""
+    """The number of tokens that the model can read."""
     return int(config.max_position_embeddings) - first_position(config)
 
 

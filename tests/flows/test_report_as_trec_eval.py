@@ -39,7 +39,7 @@ def write_collection(folder: Path, rng: np.random.Generator) -> tuple[dict[str, 
     lines = [f"{query} 0 {doc} {grade}{endings[row % 2]}" for row, (query, doc, grade) in enumerate(pairs)]
     (folder / "qrels.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     lines = [
-        f"{query} Q0 {doc} 1 {rng.integers(-3, 4) / 3!r} system"
+        f"{query} Q0 {doc} 1 {int(rng.integers(-3, 4)) / 3} system"
         for query in queries[2:]
         for doc in rng.choice(names, size=rng.integers(1, 40), replace=False)
     ]

@@ -161,7 +161,7 @@ def test_a_graph_with_every_part_kept_is_the_fp32_graph(precision: Precision) ->
 
 @pytest.mark.parametrize("name", ["bert", "roberta", "albert"])
 def test_a_w8_score_has_the_same_bits_in_any_batch_and_padding(name: str) -> None:
-    """What int8 cannot promise: its activations share a scale with their whole batch."""
+    """A limit of int8: its activations share a scale with their whole batch."""
     model, shape = model_of(CONFIGS[name]), GraphShape.of(CONFIGS[name])
     weights = _body(model) | _score_head(model)
     session = ort.InferenceSession(graph.ranker(shape, weights, "w8").SerializeToString())
@@ -176,7 +176,7 @@ def test_a_w8_score_has_the_same_bits_in_any_batch_and_padding(name: str) -> Non
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 7, 16, 33])
 def test_blocks_multiply_alike_whatever_the_number_of_rows(rows: int) -> None:
-    """At real widths, where ONNX Runtime has a kernel for few rows and one for many."""
+    """Uses real widths, where ONNX Runtime has a kernel for few rows and one for many."""
     rng = np.random.default_rng(rows)
     matrix = rng.normal(size=(768, 96)).astype(np.float32)
     blocks, scales = graph.blockwise(matrix, graph.BLOCK)

@@ -1,4 +1,4 @@
-"""Which precision is chosen, and what is done for one that loses too much."""
+"""The choice of a precision, and the relief of one that loses too much."""
 
 from dataclasses import replace
 from itertools import combinations

@@ -46,7 +46,7 @@ def batch() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def theirs(model: CrossEncoder, tmp_path: Path) -> Any:
-    """What transformers gives for the same weights, with hidden states and attention probabilities."""
+    """The output of transformers for the same weights, with hidden states and attention probabilities."""
     model.model.save_pretrained(tmp_path)
     with base_models.quiet():
         whole = AutoModelForSequenceClassification.from_pretrained(tmp_path, attn_implementation="eager")

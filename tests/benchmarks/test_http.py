@@ -196,7 +196,7 @@ class Server:
     def load(self, bodies: Sequence[str], **job: Any) -> "Load":
         """Runs a client process and returns its measurements; raises when an answer is not 200."""
         headers = {"x-request-timeout-ms": PATIENCE_MS, **job.pop("headers", {"cache-control": "no-store"})}
-        asked = {
+        orders = {
             "port": self.port,
             "pid": self.pid,
             "path": "/rerank",
@@ -207,14 +207,14 @@ class Server:
         }
         ran = subprocess.run(
             [sys.executable, str(Path(__file__).with_name("http_load.py"))],
-            input=json.dumps(asked),
+            input=json.dumps(orders),
             stdout=subprocess.PIPE,
             text=True,
             check=True,
         )
-        told = json.loads(ran.stdout)
-        assert set(told["statuses"]) == {"200"}, told["statuses"]
-        return Load(np.array(told["milliseconds"]), told["seconds"], told["server_cpu_s"], told["client_cpu_s"])
+        answer = json.loads(ran.stdout)
+        assert set(answer["statuses"]) == {"200"}, answer["statuses"]
+        return Load(np.array(answer["milliseconds"]), answer["seconds"], answer["server_cpu_s"], answer["client_cpu_s"])
 
 
 @dataclass(frozen=True)
@@ -300,8 +300,8 @@ def test_pairs_per_cpu_second_at_saturation(
     pairs = QUERIES * DOCUMENTS
     with serving(world, 6, precision, tmp_path / "log") as server:
         # What is measured is the same work: the same bits.
-        asked = [world.body(query, texts, raw_scores=True) for query, texts in world.requests.items()]
-        assert over_http(server, asked) == bare.scores()
+        bodies = [world.body(query, texts, raw_scores=True) for query, texts in world.requests.items()]
+        assert over_http(server, bodies) == bare.scores()
         server.load(world.bodies, requests=QUERIES, connections=CONNECTIONS)
         turns = []
         for _ in range(TURNS):  # By turns: the machine's speed drifts.

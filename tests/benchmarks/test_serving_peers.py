@@ -161,8 +161,8 @@ def ours(world: World, precision: str) -> Turn:
     def turn() -> tuple[float, list[float]]:
         engine.tokeniser._known.clear()
         began = time.process_time()
-        found = [score for query, documents in world.requests.items() for score in engine.scores(query, documents)]
-        return time.process_time() - began, found
+        scores = [score for query, documents in world.requests.items() for score in engine.scores(query, documents)]
+        return time.process_time() - began, scores
 
     return turn
 

@@ -126,9 +126,10 @@ def decide(
     if live is None:
         rules = (*_floors(ours, rivals, measure), *_rerank(rivals, measure, refuse=False))
         failed = tuple(rule.detail for rule in rules if rule.verdict == "fail")
+        passed = tuple(rule.detail for rule in rules if rule.verdict in ("pass", "not applied"))
         return Decision(
             promote=not failed,
-            reasons=failed or ("there is no live release to compare with", *(rule.detail for rule in rules)),
+            reasons=failed or ("there is no live release to compare with", *passed),
             rules=rules,
             measure=measure,
             queries=len(ours),

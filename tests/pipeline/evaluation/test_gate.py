@@ -86,6 +86,7 @@ def test_a_ranker_that_loses_against_its_first_stage_is_a_warning_and_against_th
     first = gate.decide(values, None, GateConfig(), rivals=rivals)
     assert first.promote
     assert "/rerank" in first.warnings[0]
+    assert first.warnings[0] not in first.reasons
     later = gate.decide(values, values, GateConfig(), rivals=rivals)
     assert not later.promote
     assert "/rerank is surely worse" in later.reasons[0]

@@ -160,7 +160,7 @@ def restore(workspace: Path, store: Artifact) -> Artifact:
 class DocumentStore:
     """Reads documents; one store serves all threads of a process."""
 
-    def __init__(self, path: Path, documents: "_Reader", fields: "_Reader", rows: int) -> None:
+    def __init__(self, path: Path, documents: "_StoreReader", fields: "_StoreReader", rows: int) -> None:
         """
         Args:
             documents, fields: two connections, so that reading the many rows of a broad filter holds up no document.
@@ -179,7 +179,7 @@ class DocumentStore:
             ArtifactError: a damaged file, by name.
         """
         file = artifacts.load(path, KIND, verify=verify).file(FILE)
-        documents, fields = _Reader(file), _Reader(file)
+        documents, fields = _StoreReader(file), _StoreReader(file)
         ((rows,),) = documents.all("SELECT coalesce(max(row) + 1, 0) FROM documents")
         return cls(file, documents, fields, int(rows))
 
@@ -274,7 +274,7 @@ class DocumentStore:
         self._fields.close()
 
 
-class _Reader:
+class _StoreReader:
     """One connection to a store, which threads use in turn.
 
     Raises:

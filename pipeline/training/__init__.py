@@ -1,1 +1,1 @@
-"""How models learn: one file for each stage, one loop for all of them."""
+"""Training: one file for each stage, and one loop for all of them. See README.md in this folder."""

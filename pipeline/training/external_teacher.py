@@ -1,7 +1,7 @@
-"""What a teacher that was not trained here says about the pairs, as `teacher_scores` that students can learn from.
+"""The external teacher: scores from a file or a causal language model, as `teacher_scores` for the students.
 
-From `data` and `pairs`, and a file of scores or a language model. Whatever scale they come on, the scores are
-brought to the one of the house: P(grade ≥ k) = sigmoid(score − b_k), fitted to the grades of the training pairs.
+The scores may have any scale. A fit to the grades of the training pairs brings them to the scale of our own teacher,
+where P(grade ≥ k) = sigmoid(score − b_k).
 """
 
 import json
@@ -43,11 +43,11 @@ STAGE = Stage(
 Floats = NDArray[np.float64]
 
 SLOPE_DEVIATION = 10.0
-"""Of the normal prior on the slope, per standard deviation of the scores: keeps it finite where scores separate the
-grades wholly, and changes nothing where there are pairs enough."""
+"""Standard deviation of the normal prior on the slope, for scores of unit deviation. It keeps the slope finite where
+the scores separate the grades completely; with many pairs it has no effect."""
 
 PRIOR_PAIRS = 0.5
-"""Of each grade, at the mean score, beside those that there are, so that a grade that never occurs has a threshold."""
+"""Pairs of each grade added at the mean score, so that a grade that never occurs has a threshold."""
 
 PAIR_KEYS = ("query_id", "doc_id")
 
@@ -56,7 +56,7 @@ PAIR_KEYS = ("query_id", "doc_id")
 def make(
     workspace: Path, config: ExternalTeacherConfig, *, data: Artifact, pairs: Artifact, layers: Sequence[int]
 ) -> Artifact:
-    """The `teacher_scores` artifact of an outside teacher, without states.
+    """The `teacher_scores` artifact of an external teacher, without states.
 
     scores.parquet   row_id, score (float32)
     head.json        {"thresholds": [b_1 < … < b_G]}, mean zero
@@ -68,44 +68,45 @@ def make(
         layers: teacher layers whose states the students' losses need; there are none, so any is an error.
 
     Raises:
-        ConfigError: states are needed, or the language model cannot be used as told.
+        ConfigError: states are needed, or the language model cannot be used as configured.
         MissingError: no such file or model.
         SchemaError: the file lacks a column or pairs, or has a score that is no number or is given twice.
         TrainingError: higher scores go with lower grades.
     """
     if layers:
         raise ConfigError(
-            f"the students' losses need states of the teacher's layers {list(layers)}, and an outside teacher gives "
+            f"the students' losses need states of the teacher's layers {list(layers)}, and an external teacher gives "
             "only scores; set the weights of those losses to 0, such as ranker.hidden_weight"
         )
     settings = {"outside": True, **to_dict(config)}
-    for name in ("scores", "causal_lm", "batch_tokens"):  # Places, whose contents are an input, and what is only speed.
+    # The first two are paths, whose contents are an input; the last changes only the speed.
+    for name in ("scores", "causal_lm", "batch_tokens"):
         del settings[name]
     if config.scores:
         settings = {"outside": True}
-        place = Path(config.scores)
-        if not place.is_file():
-            raise MissingError(f"external_teacher.scores: {place} is no file; give a Parquet file with a column score")
-        digest = artifacts.sha256(place)
+        path = Path(config.scores)
+        if not path.is_file():
+            raise MissingError(f"external_teacher.scores: {path} is no file; give a Parquet file with a column score")
+        digest = artifacts.sha256(path)
     else:
-        place = base_models.folder(config.causal_lm)
-        digest = base_models.digest(place)
+        path = base_models.folder(config.causal_lm)
+        digest = base_models.digest(path)
 
     def build(staging: Staging) -> Mapping[str, Any]:
-        found = read_texts(data, pairs)
+        texts = read_texts(data, pairs)
         if config.scores:
-            raw, facts = read_scores(place, found.table, pairs)
+            raw, counts = read_scores(path, texts.table, pairs)
         else:
-            raw, facts = causal_lm_judge.score(place, config, found, staging.checkpoint), {}
-        grades = found.table.column("grade").to_numpy().astype(np.int64)
-        split = np.array(found.table.column("split").to_pylist(), dtype=np.str_)
+            raw, counts = causal_lm_judge.score(path, config, texts, staging.checkpoint), {}
+        grades = texts.table.column("grade").to_numpy().astype(np.int64)
+        split = np.array(texts.table.column("split").to_pylist(), dtype=np.str_)
         scale = fit(raw, grades, np.flatnonzero(split == "train"))
         scores = scale.scores(raw).astype(np.float32)
-        columns = {"row_id": found.table.column("row_id"), "score": pa.array(scores, pa.float32())}
+        columns = {"row_id": texts.table.column("row_id"), "score": pa.array(scores, pa.float32())}
         schema.write(pa.table(columns), staging.folder / "scores.parquet", "scores")
         head = {"thresholds": list(scale.thresholds)}
         artifacts.write_atomically(staging.folder / "head.json", json.dumps(head, indent=1) + "\n")
-        return {"pairs": len(scores), "slope": round(scale.slope, 4), **_valid(found, grades, split, scores), **facts}
+        return {"pairs": len(scores), "slope": round(scale.slope, 4), **_valid(texts, grades, split, scores), **counts}
 
     return STAGE.make(
         workspace,
@@ -115,11 +116,11 @@ def make(
     )
 
 
-def _valid(found: PairTexts, grades: Ints, split: NDArray[np.str_], scores: scoring.Floats) -> dict[str, float]:
+def _valid(texts: PairTexts, grades: Ints, split: NDArray[np.str_], scores: scoring.Floats) -> dict[str, float]:
     valid = split == "valid"
     if not valid.any():
         return {}
-    by_query = metrics.by_query(found.query[valid], grades[valid], scores[valid], (scoring.MEASURE,))
+    by_query = metrics.by_query(texts.query[valid], grades[valid], scores[valid], (scoring.MEASURE,))
     return {scoring.MEASURE: round(float(by_query[scoring.MEASURE].mean()), 4)}
 
 
@@ -150,7 +151,7 @@ def read_scores(path: Path, table: pa.Table, pairs: Artifact) -> tuple[Floats, d
     try:
         named = given[keys].astype(kind)
     except (TypeError, ValueError) as error:
-        raise SchemaError(f"{path}: column {keys[0]} holds what is no whole number ({error})") from error
+        raise SchemaError(f"{path}: column {keys[0]} holds a value that is no whole number ({error})") from error
     if kind is np.int64 and len(cut := np.flatnonzero(pd.to_numeric(given["row_id"]) != named["row_id"])):
         value = given["row_id"].iloc[cut[0]]
         raise SchemaError(f"{path}, row {cut[0]}: row_id {value} is no whole number ({len(cut)} such rows)")
@@ -183,7 +184,7 @@ def _named(row: "pd.Series[Any]", keys: Sequence[str]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ScoreScale:
-    """How an outside score becomes one of ours: slope · (score − mean) / deviation − shift."""
+    """The map from an external score to our scale: slope · (score − mean) / deviation − shift."""
 
     mean: float
     deviation: float
@@ -196,13 +197,13 @@ class ScoreScale:
         return self.slope * (raw - self.mean) / self.deviation - self.shift
 
 
-def fit(raw: Floats, grades: Ints, places: Ints) -> ScoreScale:
+def fit(raw: Floats, grades: Ints, indices: Ints) -> ScoreScale:
     """The ordinal model of the grades by one number, of greatest likelihood on these pairs.
 
     Args:
         raw: (pairs,) scores, higher is better.
         grades: (pairs,); the highest of all says how many thresholds there are.
-        places: the pairs to learn from.
+        indices: the pairs to learn from.
 
     Raises:
         TrainingError: no pair has a grade above 0, all scores are equal, or higher ones go with lower grades.
@@ -210,16 +211,18 @@ def fit(raw: Floats, grades: Ints, places: Ints) -> ScoreScale:
     Source: McCullagh, Regression models for ordinal data, JRSS B 1980.
     """
     top = int(grades.max(initial=0))
-    if top < 1 or not len(places):
-        raise TrainingError("outside scores: no training pair has a grade above 0, so they cannot be brought to scale")
-    mean, deviation = float(raw[places].mean()), float(raw[places].std())
+    if top < 1 or not len(indices):
+        raise TrainingError("external scores: no training pair has a grade above 0, so they cannot be brought to scale")
+    mean, deviation = float(raw[indices].mean()), float(raw[indices].std())
     if not deviation > 0:
-        raise TrainingError(f"outside scores: all {len(places)} training pairs have the score {mean}; nothing to learn")
-    scores = torch.from_numpy((raw[places] - mean) / deviation)  # (n,) float64
-    wanted = torch.from_numpy(grades[places])
+        raise TrainingError(
+            f"external scores: all {len(indices)} training pairs have the score {mean}; nothing to learn"
+        )
+    scores = torch.from_numpy((raw[indices] - mean) / deviation)  # (n,) float64
+    wanted = torch.from_numpy(grades[indices])
     every, none = torch.arange(top + 1), scores.new_zeros(top + 1)
     slope = scores.new_ones(1).requires_grad_()
-    counts = np.bincount(grades[places], minlength=top + 1) + PRIOR_PAIRS
+    counts = np.bincount(grades[indices], minlength=top + 1) + PRIOR_PAIRS
     below = np.cumsum(counts)[:-1]
     start = torch.from_numpy(np.log(below / (counts.sum() - below)))
     first = start[:1].clone().requires_grad_()
@@ -246,11 +249,12 @@ def fit(raw: Floats, grades: Ints, places: Ints) -> ScoreScale:
 
     search.step(step)  # type: ignore[no-untyped-call]
     levels = thresholds().detach()
-    found = float(slope.detach())
-    if not found > 0:
+    fitted_slope = float(slope.detach())
+    if not fitted_slope > 0:
         raise TrainingError(
-            f"outside scores: higher scores go with lower grades (slope {found:.3f} on {len(places)} training pairs); "
+            f"external scores: higher scores go with lower grades (slope {fitted_slope:.3f} on "
+            f"{len(indices)} training pairs); "
             "turn their sign, or exchange external_teacher.positive and external_teacher.negative"
         )
     shift = float(levels.mean())
-    return ScoreScale(mean, deviation, found, shift, tuple((levels - shift).tolist()))
+    return ScoreScale(mean, deviation, fitted_slope, shift, tuple((levels - shift).tolist()))

@@ -1,4 +1,4 @@
-"""How much BM25, encoder and ranker each count in the final order, learned from the valid queries.
+"""Fusion: the weights of BM25, encoder and ranker in the final order, learned from the valid queries.
 
 The candidates run from a single score, over their reciprocal-rank sum, to pairwise logistic regressions on
 some or all features (`pipeline.features`). What is kept is the simplest that cross-validation over queries
@@ -258,7 +258,7 @@ def _judged(features: Artifact, pool: Artifact) -> "pd.DataFrame":
 
 
 def _by_query(frame: "pd.DataFrame") -> list[tuple[Ints, list[tuple[float, ...]]]]:
-    """For each query, in order of their ids: the places of its rows in the frame, and their features."""
+    """The rows of each query in the frame, in order of query id, and their features."""
     found = []
     for query, places in frame.groupby("query_id", sort=True).indices.items():
         columns = (frame[name].to_numpy()[places].tolist() for name in _SCORES)

@@ -30,7 +30,7 @@ class LossSet:
     """One way to train a student."""
 
     name: str
-    """As it was written."""
+    """The weights as the recipe has them."""
     config: RankerConfig
     terms: int
     """Losses with a weight above 0."""

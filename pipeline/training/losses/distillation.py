@@ -1,4 +1,4 @@
-"""What a student learns from a teacher, each term a pure function of what the two made of the same inputs.
+"""Distillation losses: each is a pure function of student and teacher outputs for the same inputs.
 
 Means over something that is counted, as in `losses`: `total` is the count over the whole step, so that the values of
 its chunks, and their gradients, add up to those of one big batch. The teacher's side never receives a gradient.

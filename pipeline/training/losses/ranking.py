@@ -65,7 +65,7 @@ def ordinal_loss(scores: Tensor, grades: Tensor, thresholds: Tensor, *, total: f
 
 
 def ordered_pairs(grades: Tensor, groups: Tensor) -> int:
-    """How many pairs of documents of one query have different grades: the `total` of `ranknet_loss`."""
+    """The number of document pairs of one query with different grades: the `total` of `ranknet_loss`."""
     return int(_better(grades, groups).sum())
 
 
@@ -249,7 +249,7 @@ def _queries(groups: Tensor) -> int:
 
 
 def counted(total: float | None, here: Tensor | int) -> float:
-    """What a mean divides by: the count of the whole step where a chunk knows it, else that of this call; never 0."""
+    """The divisor of a mean: the count over the step where the caller gives it, else that of this call; never 0."""
     return max(1.0, float(here if total is None else total))
 
 

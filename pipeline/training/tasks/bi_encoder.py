@@ -58,7 +58,7 @@ class BiEncoderChunk:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncoderTargets:
-    """What the encoder learns from besides grades."""
+    """Targets of the encoder besides grades."""
 
     scores: NDArray[np.float32]
     """(pairs,) the teacher's scores."""

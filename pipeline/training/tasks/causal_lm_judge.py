@@ -63,7 +63,7 @@ class Judge:
         self.answers = [self._answer(name) for name in ("positive", "negative")]
 
     @classmethod
-    def load(cls, place: Path, config: ExternalTeacherConfig) -> "Judge":
+    def load(cls, folder: Path, config: ExternalTeacherConfig) -> "Judge":
         """The model in a folder, on the device of training; in bfloat16 where that is a GPU.
 
         Raises:
@@ -72,47 +72,47 @@ class Judge:
         where = scoring.device()
         try:
             with base_models.quiet():
-                tokenizer = AutoTokenizer.from_pretrained(place, use_fast=True, trust_remote_code=False)
+                tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False)
                 model: Any = AutoModelForCausalLM.from_pretrained(
-                    place,
+                    folder,
                     dtype=torch.bfloat16 if where.type == "cuda" else torch.float32,
                     trust_remote_code=False,
                 )
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise ConfigError(f"{place}: not a causal language model that can be loaded ({error})") from error
+            raise ConfigError(f"{folder}: not a causal language model that can be loaded ({error})") from error
         if not tokenizer.is_fast:
-            raise ConfigError(f"{place}: has no fast tokenizer; save tokenizer.json beside its weights")
+            raise ConfigError(f"{folder}: has no fast tokenizer; save tokenizer.json beside its weights")
         return cls(model.to(where), tokenizer, config)
 
     def _answer(self, name: str) -> int:
-        """The id of the token that this answer is."""
+        """The token id of this answer."""
         prompt = self._filled("a", "b")[0]
         answer = getattr(self.config, name)
-        without, whole = (
+        without, with_answer = (
             self.tokenizer(one, add_special_tokens=False)["input_ids"] for one in (prompt, prompt + answer)
         )
-        if whole[:-1] != without:
-            pieces = self.tokenizer.convert_ids_to_tokens(whole[max(0, len(without) - 1) :])
+        if with_answer[:-1] != without:
+            pieces = self.tokenizer.convert_ids_to_tokens(with_answer[max(0, len(without) - 1) :])
             raise ConfigError(
                 f"external_teacher.{name} {answer!r} is not one token after the prompt, which with it ends in {pieces};"
                 " take another answer, or move a space between the two"
             )
-        return int(whole[-1])
+        return int(with_answer[-1])
 
     def _filled(self, query: str, document: str) -> tuple[str, dict[str, tuple[int, int]]]:
-        """The prompt, and where in it query and document stand."""
-        whole, spans = "", {}
+        """The prompt with both texts, and the character spans of query and document in it."""
+        prompt, spans = "", {}
         for part in self.parts:
             if part in ("{query}", "{document}"):
                 value = self._harmless(query if part == "{query}" else document)
-                spans[part] = (len(whole), len(whole) + len(value))
-                whole += value
+                spans[part] = (len(prompt), len(prompt) + len(value))
+                prompt += value
             else:
-                whole += part
-        return whole, spans
+                prompt += part
+        return prompt, spans
 
     def _harmless(self, value: str) -> str:
-        """The text with a space inside whatever the tokenizer would take for a mark, such as the end of a turn."""
+        """The text with a space inside each special token that it contains, such as the end of a turn."""
         for mark in self.special:
             value = value.replace(mark, f"{mark[:1]} {mark[1:]}")
         return value
@@ -125,17 +125,17 @@ class Judge:
         documents = self._prefixes.heads([document for _, document in pairs], 2 * config.max_tokens)
         filled = [self._filled(*pair) for pair in zip(queries, documents, strict=True)]
         encoded = self.tokenizer(
-            [whole for whole, _ in filled], add_special_tokens=False, return_offsets_mapping=True, verbose=False
+            [prompt for prompt, _ in filled], add_special_tokens=False, return_offsets_mapping=True, verbose=False
         )
-        made = []
+        inputs = []
         rows = zip(encoded["input_ids"], encoded["offset_mapping"], filled, strict=True)
         for ids, offsets, (_, spans) in rows:
             query, document = (_inside(offsets, spans[part]) for part in ("{query}", "{document}"))
             lost = set(query[config.max_query_tokens :])
             beyond = len(self.before) + len(ids) - len(lost) - config.max_tokens
             lost |= set(document[max(0, len(document) - beyond) :] if beyond > 0 else [])
-            made.append(self.before + [one for place, one in enumerate(ids) if place not in lost])
-        return made
+            inputs.append(self.before + [token for index, token in enumerate(ids) if index not in lost])
+        return inputs
 
     @torch.no_grad()
     def log_odds(self, inputs: Sequence[list[int]]) -> Tensor:
@@ -161,9 +161,9 @@ class Judge:
 
 
 def _inside(offsets: Offsets, span: tuple[int, int]) -> list[int]:
-    """Places of the tokens that end within these characters; a first one may begin with the space before them."""
+    """Indices of the tokens that end within these characters; a first one may begin with the space before them."""
     begin, end = span
-    return [place for place, (_, stop) in enumerate(offsets) if begin < stop <= end]
+    return [index for index, (_, stop) in enumerate(offsets) if begin < stop <= end]
 
 
 def score(model: Path, config: ExternalTeacherConfig, pairs: PairTexts, checkpoint: Path) -> NDArray[np.float64]:
@@ -202,11 +202,11 @@ def score_shard(judge: Judge, pairs: Sequence[tuple[str, str]]) -> NDArray[np.fl
     """(pairs,) log-odds, in batches of like length."""
     inputs = judge.inputs(pairs)
     lengths = np.array([len(ids) for ids in inputs], dtype=np.int64)
-    found = np.zeros(len(inputs), dtype=np.float32)
+    scores = np.zeros(len(inputs), dtype=np.float32)
     smaller = (
         f"lower external_teacher.batch_tokens ({judge.config.batch_tokens}) and start again: finished shards are kept"
     )
-    with memory.shortage_named("outside scores:", smaller):
+    with memory.shortage_named("external scores:", smaller):
         for chosen in batches.scoring_batches(lengths, judge.config.batch_tokens):
-            found[chosen] = judge.log_odds([inputs[place] for place in chosen]).cpu().numpy()
-    return found
+            scores[chosen] = judge.log_odds([inputs[index] for index in chosen]).cpu().numpy()
+    return scores

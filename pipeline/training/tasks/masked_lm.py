@@ -30,7 +30,7 @@ MEASURE_SEED = 7
 
 @dataclass(frozen=True, slots=True)
 class MaskedCorpus:
-    """What is read."""
+    """The texts of pre-training: documents and training queries."""
 
     documents: list[str]
     queries: list[str]
@@ -118,7 +118,7 @@ class MaskedChunk:
 
 @dataclass(frozen=True, slots=True)
 class Guesses:
-    """How masked tokens were guessed."""
+    """Loss and accuracy of the guesses of masked tokens."""
 
     loss: float
     accuracy: float
@@ -216,7 +216,7 @@ class MaskedTask:
         return loss, {"accuracy": right}
 
     def measure(self) -> Guesses:
-        """How well the held-out documents' beginnings are guessed; the same tokens are masked every time."""
+        """Evaluates the guesses on the beginnings of held-out documents; the same tokens are masked every time."""
         was_training = self.model.training
         self.model.eval()
         loss, right, masked = 0.0, 0, 0

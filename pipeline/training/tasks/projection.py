@@ -1,7 +1,7 @@
-"""The projection that keeps the base's similarities: short vectors that find the neighbours its full width finds.
+"""The learned projection: short vectors whose nearest neighbours are those of the base at full width.
 
-From documents alone, beside one pass of the base over them: no layer of it is trained. Each document stands beside a
-stretch of its own words, in place of a query, so that short texts count as much as long ones.
+It is learned from documents alone, whose full-width vectors are computed once; no layer of the base is trained. A short
+excerpt of each document stands in for a query, so that short texts count as much as long ones.
 """
 
 import math
@@ -26,19 +26,19 @@ from pipeline.training.losses import distillation
 from pipeline.training.tasks.bi_encoder import prefix
 
 DOCUMENTS = 20_000
-"""At most so many are looked at."""
+"""The most documents that are read."""
 
 HELD_OUT = 400
 """Documents, at most a fifth of all, that are measured on and not learned from."""
 
-STRETCHES = 2
-"""Of each document; a step sees one of them."""
+EXCERPTS = 2
+"""Excerpts of each document; a step sees one of them."""
 
 SHORTEST = 4
-"""Tokens of a stretch; the longest has as many as a query may have."""
+"""Tokens of a excerpt; the longest has as many as a query may have."""
 
 BATCH = 512
-"""Documents of a step, each with a stretch."""
+"""Documents of a step, each with a excerpt."""
 
 STEPS = 1600
 
@@ -57,22 +57,22 @@ def fit(model: BiEncoder, data: Artifact, config: EncoderConfig) -> dict[str, fl
         data: whose documents are read, at most DOCUMENTS of them, drawn by the seed.
 
     Returns:
-        The share of the ten documents nearest to a held-out stretch at full width that the whole short vectors find
+        The share of the ten documents nearest to a held-out excerpt at full width that the whole short vectors find
         too: `neighbours_kept before`, by the principal directions, and `neighbours_kept`.
 
     Raises:
         TrainingError: fewer than ten documents with words.
     """
     seed = config.loop.seed
-    documents, stretches = _texts(model, data, config.max_query_tokens, seed)
+    documents, excerpts = _texts(model, data, config.max_query_tokens, seed)
     label = "projection"
     wide, parts = (
         torch.from_numpy(scoring.vectors(model, one, np.arange(len(one)), template, label=label, pooled=True))
-        for one, template in ((documents, model.document_template), (stretches, model.query_template))
+        for one, template in ((documents, model.document_template), (excerpts, model.query_template))
     )
     learned = len(documents) - min(HELD_OUT, len(documents) // 5)
-    task = ProjectionTask(model.dense, wide, parts.view(STRETCHES, len(documents), -1), config, learned)
-    seen = torch.cat([task.documents[:learned], task.stretches[0, :learned]])
+    task = ProjectionTask(model.dense, wide, parts.view(EXCERPTS, len(documents), -1), config, learned)
+    seen = torch.cat([task.documents[:learned], task.excerpts[0, :learned]])
     model.fit_projection(F.normalize(seen, dim=1), about="origin")
     before = task.evaluate()
     loop = replace(LOOP, seed=seed, epochs=STEPS / len(task.plan(0)))
@@ -81,74 +81,74 @@ def fit(model: BiEncoder, data: Artifact, config: EncoderConfig) -> dict[str, fl
 
 
 class ProjectionTask:
-    """Steps and loss for the loop; a chunk is the places of documents and which stretch of each."""
+    """Steps and loss for the loop; a chunk is the indices of documents and which excerpt of each."""
 
     unit = "documents"
 
     def __init__(
-        self, dense: nn.Linear, documents: Tensor, stretches: Tensor, config: EncoderConfig, learned: int
+        self, dense: nn.Linear, documents: Tensor, excerpts: Tensor, config: EncoderConfig, learned: int
     ) -> None:
         """
         Args:
             documents: (n, hidden) pooled vectors of the base.
-            stretches: (stretches, n, hidden), several of each document.
+            excerpts: (excerpts, n, hidden), several of each document.
             learned: so many of the first are learned from; the rest is measured on.
         """
         self.dense = dense
         device = dense.weight.device
-        self.documents, self.stretches = documents.to(device), stretches.to(device)
+        self.documents, self.excerpts = documents.to(device), excerpts.to(device)
         self.config = config
         self.learned = learned
 
     def plan(self, epoch: int) -> list[Step[tuple[Ints, Ints]]]:
         draw = np.random.default_rng([self.config.loop.seed, epoch])
-        order, which = draw.permutation(self.learned), draw.integers(len(self.stretches), size=self.learned)
+        order, which = draw.permutation(self.learned), draw.integers(len(self.excerpts), size=self.learned)
         parts = np.array_split(order, math.ceil(self.learned / BATCH))
         return [Step([(part, which[part])], examples=len(part), tokens=len(part), padded=len(part)) for part in parts]
 
     def loss(self, chunk: tuple[Ints, Ints]) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """`similarity_loss` of these documents and their stretches, mean over the widths."""
+        """`similarity_loss` of these documents and their excerpts, mean over the widths."""
         chosen, which = (torch.from_numpy(one).to(self.documents.device) for one in chunk)
-        wide = torch.cat([self.documents[chosen], self.stretches[which, chosen]])
+        wide = torch.cat([self.documents[chosen], self.excerpts[which, chosen]])
         short = F.normalize(self.dense(wide), dim=1)
         target = F.normalize(wide, dim=1)
-        found = [
+        losses = [
             distillation.similarity_loss(prefix(short, width), target, self.config.similarity_temperature)
             for width in self.config.all_widths
         ]
-        return torch.stack(found).mean(), {}
+        return torch.stack(losses).mean(), {}
 
     @torch.no_grad()
     def evaluate(self) -> float:
-        """Share of the ten nearest of all documents that held-out stretches keep."""
-        stretches = self.stretches[0, self.learned :]
-        wide = F.normalize(stretches, dim=1) @ F.normalize(self.documents, dim=1).T
-        short = F.normalize(self.dense(stretches), dim=1) @ F.normalize(self.dense(self.documents), dim=1).T
+        """Share of the ten nearest of all documents that held-out excerpts keep."""
+        excerpts = self.excerpts[0, self.learned :]
+        wide = F.normalize(excerpts, dim=1) @ F.normalize(self.documents, dim=1).T
+        short = F.normalize(self.dense(excerpts), dim=1) @ F.normalize(self.dense(self.documents), dim=1).T
         nearest = min(NEAREST, wide.shape[1])
         wanted = torch.zeros_like(wide).scatter_(1, wide.topk(nearest).indices, 1.0)
         return float(wanted.gather(1, short.topk(nearest).indices).mean())
 
 
 def _texts(model: BiEncoder, data: Artifact, most: int, seed: int) -> tuple[Ragged, Ragged]:
-    """Tokens of the documents, in a random order, and STRETCHES times of a stretch of each."""
+    """Tokens of the documents, in a random order, and EXCERPTS times of a excerpt of each."""
     table = pq.read_table(data.file("documents.parquet"), columns=["title", "text"])
     draw = np.random.default_rng(seed)
     chosen = draw.permutation(len(table))[:DOCUMENTS]
     titles, bodies = (table.column(name).take(chosen).to_pylist() for name in ("title", "text"))
     words = [text.document_text(title, body) for title, body in zip(titles, bodies, strict=True)]
     read = batches.tokenise(model.tokenizer, words, model.document_template.max_tokens, "tokenise documents")
-    documents = [read[place] for place in np.flatnonzero(read.lengths).tolist()]
+    documents = [read[index] for index in np.flatnonzero(read.lengths).tolist()]
     if len(documents) < NEAREST:
         raise TrainingError(
             f"{data.path}: {len(documents)} documents with words; encoder.projection similarities needs {NEAREST} or "
             "more, take directions"
         )
-    stretches = []
-    for ids in documents * STRETCHES:
+    excerpts = []
+    for ids in documents * EXCERPTS:
         length = int(draw.integers(min(SHORTEST, most), most + 1))
         begin = int(draw.integers(0, max(1, len(ids) - length + 1)))
-        stretches.append(ids[begin : begin + length])
-    return _ragged(documents), _ragged(stretches)
+        excerpts.append(ids[begin : begin + length])
+    return _ragged(documents), _ragged(excerpts)
 
 
 def _ragged(lists: Sequence[Sequence[int]]) -> Ragged:

@@ -1,4 +1,4 @@
-"""What a teacher said about a table of pairs, joined to it by row id."""
+"""Teacher targets: the scores and states that a teacher gave a table of pairs, joined by row id."""
 
 import json
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from pipeline.training.loop.batches import Ints, Pairs
 
 @dataclass(frozen=True, slots=True)
 class TeacherTargets:
-    """What a teacher said about the pairs of a table, one place in each array for one pair."""
+    """The teacher's outputs for a table of pairs; entry i of each array belongs to pair i."""
 
     scores: NDArray[np.float32]
     """(pairs,) raw."""
@@ -32,23 +32,23 @@ class TeacherTargets:
 
     @classmethod
     def read(cls, teacher: Artifact, teacher_scores: Artifact, pairs: Pairs) -> "TeacherTargets":
-        """The lessons for these pairs, joined by row id; an outside teacher's come with their own thresholds.
+        """The targets for these pairs, joined by row id; an external teacher's come with their own thresholds.
 
         Raises:
             ArtifactError: made by another teacher, by one of another scale of grades, or a pair has no score.
         """
-        outside = "outside" in teacher_scores.manifest.inputs
+        external = "outside" in teacher_scores.manifest.inputs
         made_by = teacher_scores.manifest.inputs.get("teacher")
-        if not outside and made_by != teacher.fingerprint:
+        if not external and made_by != teacher.fingerprint:
             raise ArtifactError(
                 f"{teacher_scores.path}: scores of teacher {made_by}, not of {teacher.fingerprint}; make them again"
             )
         scores, rows = joined(teacher_scores, pairs.rows)
-        teller = teacher_scores if outside else teacher
-        head = json.loads(teller.file("head.json").read_text(encoding="utf-8"))
+        source = teacher_scores if external else teacher
+        head = json.loads(source.file("head.json").read_text(encoding="utf-8"))
         if len(head["thresholds"]) < (top := int(pairs.grades.max(initial=0))):
             raise ArtifactError(
-                f"{teller.path}: the teacher knows grades 0 to {len(head['thresholds'])}, the pairs go up to {top}; "
+                f"{source.path}: the teacher knows grades 0 to {len(head['thresholds'])}, the pairs go up to {top}; "
                 "train it on these pairs"
             )
         states, layers = None, ()
@@ -57,8 +57,8 @@ class TeacherTargets:
             layers = tuple(json.loads(teacher_scores.file("states.json").read_text(encoding="utf-8"))["layers"])
         return cls(scores, torch.tensor(head["thresholds"]), states, rows, layers)
 
-    def states_of(self, places: Ints, layers: Sequence[int]) -> Tensor:
-        """(places, layers, hidden) float32.
+    def states_of(self, indices: Ints, layers: Sequence[int]) -> Tensor:
+        """(indices, layers, hidden) float32.
 
         Raises:
             ArtifactError: a layer whose states were not stored.
@@ -67,7 +67,7 @@ class TeacherTargets:
         if self.states is None or missing:
             raise ArtifactError(f"teacher scores hold states of layers {self.layers}, not of {sorted(missing)}")
         columns = [self.layers.index(layer) for layer in layers]
-        return torch.from_numpy(self.states[self.state_rows[places]][:, columns].astype(np.float32))
+        return torch.from_numpy(self.states[self.state_rows[indices]][:, columns].astype(np.float32))
 
 
 def joined(scores: Artifact, rows: Ints) -> tuple[NDArray[np.float32], Ints]:
@@ -79,8 +79,8 @@ def joined(scores: Artifact, rows: Ints) -> tuple[NDArray[np.float32], Ints]:
     table = pq.read_table(scores.file("scores.parquet"))
     known = table.column("row_id").to_numpy()
     order = np.argsort(known)
-    places = order[np.minimum(np.searchsorted(known[order], rows), len(order) - 1)] if len(order) else rows * 0
-    if len(rows) and (not len(known) or (known[places] != rows).any()):
-        lost = rows[known[places] != rows][0] if len(known) else rows[0]
+    indices = order[np.minimum(np.searchsorted(known[order], rows), len(order) - 1)] if len(order) else rows * 0
+    if len(rows) and (not len(known) or (known[indices] != rows).any()):
+        lost = rows[known[indices] != rows][0] if len(known) else rows[0]
         raise ArtifactError(f"{scores.path}: no score for row {lost} of the pairs; make the scores from these pairs")
-    return table.column("score").to_numpy()[places].astype(np.float32), places
+    return table.column("score").to_numpy()[indices].astype(np.float32), indices

@@ -17,10 +17,11 @@ from pipeline.config import ScratchConfig
 from pipeline.errors import TrainingError
 
 MAX_CHARS = 30_000_000
-"""Of all texts together; of more, every second, third, … text is read. More changes hardly a word."""
+"""The most characters that are read. Of a larger corpus every second, third, … text is read; more text changes
+hardly a word."""
 
 ALPHABET_SHARE = 0.75
-"""At most so much of a WordPiece vocabulary is single characters; rarer ones become [UNK]."""
+"""The largest share of single characters in a WordPiece vocabulary; rarer ones become [UNK]."""
 
 BERT_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 ROBERTA_SPECIALS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")

@@ -1,4 +1,4 @@
-"""What a recipe asks of its models and cannot be had is found from configs, before anything is trained."""
+"""Preflight finds from configs what a recipe's models cannot do, before anything is trained."""
 
 import dataclasses
 import json

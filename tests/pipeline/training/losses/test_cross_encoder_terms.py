@@ -160,7 +160,7 @@ def falls(made: Artifact, name: str) -> bool:
 
 @pytest.mark.parametrize("name", OVER_TOKENS)
 def test_each_term_alone_is_learned_from_another_base(world: World, narrow: Path, name: str) -> None:
-    """Of half the width: what is matched comes nearer while nothing else is asked for."""
+    """A student of half the width: what is matched comes nearer while nothing else is asked for."""
     alone: dict[str, Any] = {"hard_ordinal_weight": 0.0, "hard_pairwise_weight": 0.0, f"{name}_weight": 1.0}
     config = replace(PLAIN, base=str(narrow), loop=replace(LOOP, epochs=5.0, evaluations=0), **alone)
     made = make(world, config)

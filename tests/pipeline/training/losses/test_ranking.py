@@ -172,7 +172,7 @@ def test_soft_loss_is_the_divergence_that_torch_computes() -> None:
 
 
 def test_soft_gradient_hardly_depends_on_a_high_temperature() -> None:
-    """What the factor temperature² is for. One threshold: with several, softening also merges the grades."""
+    """The factor temperature² keeps gradients on one scale; with several thresholds, softening also merges grades."""
 
     def gradient(temperature: float) -> Tensor:
         scores = torch.tensor([0.1, -0.2, 0.05], requires_grad=True)

@@ -1,4 +1,4 @@
-"""What the encoder learns in a step, against sums done by hand."""
+"""The encoder's loss of one step, against sums done by hand."""
 
 import math
 from dataclasses import replace

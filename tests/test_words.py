@@ -1,0 +1,51 @@
+"""Plain words: docstrings are sentences of their own, and a class name stands for one thing."""
+
+import ast
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("pipeline", "index", "serving", "flows", "tests")
+FRAGMENTS = frozenset(
+    re.findall(r"\w+", "as at but for how likewise nothing of so such than that theirs those what which who whom whose")
+)
+"""First words that continue a name or another sentence; such a docstring cannot be read alone."""
+
+FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+
+
+def _docstrings(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Line and text of each string that stands as a statement: docstrings, those of attributes and constants too."""
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        for statement in body if isinstance(body, list) else []:
+            value = statement.value if isinstance(statement, ast.Expr) else None
+            if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                yield statement.lineno, value.value
+
+
+def _first_word(docstring: str) -> str:
+    match = re.match(r"\W*([A-Za-z]+)", docstring)
+    return match[1].lower() if match else ""
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_each_docstring_begins_like_a_sentence(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    fragments = [(line, text.strip()[:60]) for line, text in _docstrings(tree) if _first_word(text) in FRAGMENTS]
+    assert fragments == []
+
+
+def test_each_class_name_is_defined_once() -> None:
+    places = defaultdict(list)
+    for path in FILES:
+        if path.relative_to(ROOT).parts[0] == "tests":
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                places[node.name].append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert {name: where for name, where in places.items() if len(where) > 1} == {}

@@ -6,12 +6,19 @@ ever flushed, an old score can never answer for a new model, and a rollback find
 
 The texts are hashed as the model reads them: after `pipeline.text.clean`, not case folded, because a model may
 tell cases apart and a score must not depend on who asked first.
+
+A fetch goes in rounds, and each value is computed once, however many requests want it at the same time (single flight):
+
+    indices ─► _claim ─┬─► known: kept in memory ──────────────────────────────────────► values
+                       ├─► ours: open a flight ─► _read_tier ─► _compute ─► _keep ─────► values, and to those who wait
+                       └─► flown by another request ─► _wait ─┬─► its value ───────────► values
+                                                              └─► it failed or gave up ─► next round
 """
 
 import hashlib
 import logging
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, field
@@ -77,15 +84,6 @@ class CacheStats:
     bytes: int
 
 
-@dataclass(slots=True)
-class _Progress(Generic[V]):
-    """Values that one request has so far."""
-
-    found: dict[bytes, V] = field(default_factory=dict)
-    hits: int = 0
-    misses: int = 0
-
-
 class _AbandonedError(Exception):
     """The request that was computing a value gave up on it."""
 
@@ -94,20 +92,46 @@ class _AbandonedError(Exception):
 class _Flight(Generic[V]):
     """A value that one request is computing now, and that others may wait for."""
 
-    terms: RequestOptions
+    options: RequestOptions
     partial: bool
-    """It may not be computed at all, as the time does not suffice for the whole request."""
+    """Whether the value may stay uncomputed, as the time may not suffice for the whole request."""
     future: Future[V] = field(default_factory=Future)
 
-    def serves(self, terms: RequestOptions, *, partial: bool) -> bool:
-        """Whether it is worked on no later than a request on these terms would be by itself."""
-        own, other = self.terms, terms
+    def serves(self, options: RequestOptions, *, partial: bool) -> bool:
+        """Whether it is worked on no later than a request with these options would be by itself."""
+        own, other = self.options, options
         return self.partial <= partial and (own.priority, own.deadline.until) <= (other.priority, other.deadline.until)
 
 
 Compute = Callable[[list[int]], Iterable[tuple[int, V | Exception]]]
-"""Gets the places of the keys to compute and yields each place with its value, or with the error that this one value
-met. A yielded value is kept at once, so what was computed before a deadline is not lost."""
+"""Takes the indices of the keys to compute and yields each index with its value, or with the error of this one value.
+A yielded value is kept at once, so what was computed before a deadline is not lost."""
+
+
+@dataclass(slots=True)
+class _Fetch(Generic[V]):
+    """One call of `fetch`: what is wanted, and the values so far."""
+
+    keys: Sequence[bytes]
+    compute: Compute[V]
+    options: RequestOptions
+    partial: bool
+    """Whether missing values are no error."""
+    values: dict[bytes, V] = field(default_factory=dict)
+    hits: int = 0
+    misses: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Claim(Generic[V]):
+    """The work that one round of a fetch has taken on, by the indices of its keys."""
+
+    indices: list[int]
+    """Values that this fetch computes itself."""
+    flights: dict[bytes, _Flight[V]] = field(default_factory=dict)
+    """The flight of each key that it computes; empty where nothing may be remembered."""
+    waits: list[tuple[int, _Flight[V]]] = field(default_factory=list)
+    """Values that other requests compute."""
 
 
 class Cache(Generic[V]):
@@ -129,7 +153,7 @@ class Cache(Generic[V]):
         self._tier = tier
         self._hits = self._joined = self._misses = 0
 
-    def fetch(self, keys: Sequence[bytes], compute: Compute[V], terms: RequestOptions) -> Fetched[V]:
+    def fetch(self, keys: Sequence[bytes], compute: Compute[V], options: RequestOptions) -> Fetched[V]:
         """The value of each key: from memory, from another request that is computing it now, or computed.
 
         Another request is not waited for where it has more time, is of a lower class, or takes what its time allows:
@@ -137,164 +161,132 @@ class Cache(Generic[V]):
 
         Args:
             keys: may repeat.
-            terms: how long to wait for another request's computation; whether what is kept may be used at all.
+            options: how long to wait for another request's computation; whether kept values may be used at all.
 
         Raises:
             Exception: the first error that `compute` yielded, after all other values were computed and kept.
             DeadlineError, or whatever else `compute` raised.
         """
-        progress: _Progress[V] = _Progress()
-        self._fill(progress, keys, compute, terms, partial=False)
-        return Fetched([progress.found[key] for key in keys], progress.hits, progress.misses)
+        fetch = _Fetch(keys, compute, options, partial=False)
+        self._fill(fetch)
+        return Fetched([fetch.values[key] for key in keys], fetch.hits, fetch.misses)
 
-    def fetch_some(self, keys: Sequence[bytes], compute: Compute[V], terms: RequestOptions) -> Fetched[V | None]:
+    def fetch_some(self, keys: Sequence[bytes], compute: Compute[V], options: RequestOptions) -> Fetched[V | None]:
         """Fetches like `fetch`, but a passed deadline is no error: missing values are None and in neither count."""
-        progress: _Progress[V] = _Progress()
+        fetch = _Fetch(keys, compute, options, partial=True)
         try:
-            self._fill(progress, keys, compute, terms, partial=True)
+            self._fill(fetch)
         except DeadlineError:
-            log.debug("%d of %d values were there in time", len(progress.found), len(keys))
-        return Fetched([progress.found.get(key) for key in keys], progress.hits, progress.misses)
+            log.debug("%d of %d values were there in time", len(fetch.values), len(keys))
+        return Fetched([fetch.values.get(key) for key in keys], fetch.hits, fetch.misses)
 
     def facts(self) -> CacheStats:
         with self._lock:
             kept = self._kept
             return CacheStats(self._hits, self._joined, self._misses, kept.evictions, len(kept), int(kept.currsize))
 
-    def _fill(
-        self,
-        progress: "_Progress[V]",
-        keys: Sequence[bytes],
-        compute: Compute[V],
-        terms: RequestOptions,
-        *,
-        partial: bool,
-    ) -> None:
-        """Brings the value of each key to `progress`, in rounds, as others may give up on what they compute."""
-        if not terms.remember:
-            first = {key: place for place, key in reversed(list(enumerate(keys)))}
-            self._compute(progress, keys, sorted(first.values()), compute, {})
-            progress.hits += len(keys) - len(first)
+    def _fill(self, fetch: _Fetch[V]) -> None:
+        """Brings all values to `fetch`, in rounds: a value that another request gave up on is claimed anew."""
+        if not fetch.options.remember:
+            first = {key: index for index, key in reversed(list(enumerate(fetch.keys)))}
+            self._compute(fetch, _Claim(sorted(first.values())))
+            fetch.hits += len(fetch.keys) - len(first)
             return
-        places = list(range(len(keys)))
-        while places:
-            mine, own, others = self._claim(progress, keys, places, terms, partial=partial)
-            self._compute(progress, keys, mine, compute, own)
-            places = []
-            for place, flight in others:
-                try:
-                    progress.found[keys[place]] = flight.future.result(timeout=terms.deadline.patience)
-                    progress.hits += 1
-                except (_AbandonedError, InferenceError):
-                    places.append(place)  # Theirs gave up or failed; it is ours to try now, and to tell of.
-                except FutureTimeoutError:
-                    terms.deadline.check()
-                    raise
+        indices = list(range(len(fetch.keys)))
+        while indices:
+            claim = self._claim(fetch, indices)
+            self._compute(fetch, claim)
+            indices = self._wait(fetch, claim)
 
-    def _claim(
-        self,
-        progress: "_Progress[V]",
-        keys: Sequence[bytes],
-        places: list[int],
-        terms: RequestOptions,
-        *,
-        partial: bool,
-    ) -> tuple[list[int], dict[bytes, _Flight[V]], list[tuple[int, _Flight[V]]]]:
-        """Splits these indices into those to compute, with their flights, and those to wait for.
-
-        Known values go to `progress`.
-        """
-        mine: list[int] = []
-        own: dict[bytes, _Flight[V]] = {}
-        others: list[tuple[int, _Flight[V]]] = []
+    def _claim(self, fetch: _Fetch[V], indices: list[int]) -> _Claim[V]:
+        """Splits indices into those to compute and those to wait for; known values go to `fetch`."""
+        claim: _Claim[V] = _Claim([])
         known = 0
         with self._lock:
-            for place in places:
-                key = keys[place]
-                if key in progress.found or key in own:  # A text that this request holds twice.
+            for index in indices:
+                key = fetch.keys[index]
+                if key in fetch.values or key in claim.flights:  # A text that this request holds twice.
                     known += 1
                     continue
                 value = self._kept.get(key)
                 flight = self._flying.get(key)
                 if value is not None:
-                    progress.found[key] = value
+                    fetch.values[key] = value
                     known += 1
-                elif flight is not None and flight.serves(terms, partial=partial):
-                    others.append((place, flight))
+                elif flight is not None and flight.serves(fetch.options, partial=fetch.partial):
+                    claim.waits.append((index, flight))
                 else:
-                    self._flying[key] = own[key] = _Flight(terms, partial)
-                    mine.append(place)
-            progress.hits += known
+                    self._flying[key] = claim.flights[key] = _Flight(fetch.options, fetch.partial)
+                    claim.indices.append(index)
+            fetch.hits += known
             self._hits += known
-            self._joined += len(others)
-            self._misses += len(mine)
-        return mine, own, others
+            self._joined += len(claim.waits)
+            self._misses += len(claim.indices)
+        return claim
 
-    def _compute(
-        self,
-        progress: "_Progress[V]",
-        keys: Sequence[bytes],
-        mine: list[int],
-        compute: Compute[V],
-        own: Mapping[bytes, _Flight[V]],
-    ) -> None:
-        """Looks for claimed values in the tier, computes the rest, and keeps each at once.
+    def _wait(self, fetch: _Fetch[V], claim: _Claim[V]) -> list[int]:
+        """Waits for the values that others compute; returns the indices of those that they failed to bring."""
+        failed = []
+        for index, flight in claim.waits:
+            try:
+                fetch.values[fetch.keys[index]] = flight.future.result(timeout=fetch.options.deadline.patience)
+                fetch.hits += 1
+            except (_AbandonedError, InferenceError):
+                failed.append(
+                    index
+                )  # The other request failed or was abandoned: retry, and report the error ourselves.
+            except FutureTimeoutError:
+                fetch.options.deadline.check()
+                raise
+        return failed
 
-        Args:
-            own: the flight of each key; none where nothing may be remembered.
-        """
-        if not mine:
+    def _compute(self, fetch: _Fetch[V], claim: _Claim[V]) -> None:
+        """Reads claimed values from the tier, computes the others, and keeps each at once."""
+        if not claim.indices:
             return
-        open_keys = {keys[place] for place in mine}
-        fresh: dict[bytes, V] = {}
-        first: Exception | None = None
+        pending = {fetch.keys[index] for index in claim.indices}
+        computed: dict[bytes, V] = {}
+        error: Exception | None = None
         try:
-            if own and self._tier is not None:
-                mine = self._near(progress, keys, mine, open_keys, own)
-            for place, outcome in compute(mine) if mine else ():
-                key = keys[place]
-                open_keys.discard(key)
+            indices = self._read_tier(fetch, claim, pending)
+            for index, outcome in fetch.compute(indices) if indices else ():
+                key = fetch.keys[index]
+                pending.discard(key)
                 if isinstance(outcome, Exception):
-                    first = first or outcome
-                    if own:
-                        self._fail(key, outcome, own[key])
+                    error = error or outcome
+                    if claim.flights:
+                        self._fail(key, outcome, claim.flights[key])
                     continue
-                progress.found[key] = outcome
-                progress.misses += 1
-                if own:
-                    fresh[key] = outcome
-                    self._keep(key, outcome, own[key])
-            if open_keys and first is None:
-                raise RuntimeError(f"{len(open_keys)} of {len(mine)} values were not computed")
+                fetch.values[key] = outcome
+                fetch.misses += 1
+                if claim.flights:
+                    computed[key] = outcome
+                    self._keep(key, outcome, claim.flights[key])
+            if pending and error is None:
+                raise RuntimeError(f"{len(pending)} of {len(indices)} values were not computed")
         finally:
-            if own:
-                for key in open_keys:
-                    self._fail(key, _AbandonedError(), own[key])
-            if fresh and self._tier is not None:
-                self._tier.write(fresh)
-        if first is not None:
-            raise first
+            for key in pending if claim.flights else ():
+                self._fail(key, _AbandonedError(), claim.flights[key])
+            if computed and self._tier is not None:
+                self._tier.write(computed)
+        if error is not None:
+            raise error
 
-    def _near(
-        self,
-        progress: "_Progress[V]",
-        keys: Sequence[bytes],
-        mine: list[int],
-        open_keys: set[bytes],
-        own: Mapping[bytes, _Flight[V]],
-    ) -> list[int]:
-        """The places that the tier does not have either; what it has is kept."""
-        assert self._tier is not None
-        left = []
-        for place, value in zip(mine, self._tier.read([keys[place] for place in mine]), strict=True):
+    def _read_tier(self, fetch: _Fetch[V], claim: _Claim[V], pending: set[bytes]) -> list[int]:
+        """Indices of the claimed values that the tier does not have either; those that it has are kept."""
+        if self._tier is None or not claim.flights:
+            return claim.indices
+        missing = []
+        keys = [fetch.keys[index] for index in claim.indices]
+        for index, key, value in zip(claim.indices, keys, self._tier.read(keys), strict=True):
             if value is None:
-                left.append(place)
+                missing.append(index)
                 continue
-            progress.found[keys[place]] = value
-            progress.hits += 1
-            open_keys.discard(keys[place])
-            self._keep(keys[place], value, own[keys[place]])
-        return left
+            fetch.values[key] = value
+            fetch.hits += 1
+            pending.discard(key)
+            self._keep(key, value, claim.flights[key])
+        return missing
 
     def _keep(self, key: bytes, value: V, flight: _Flight[V]) -> None:
         with self._lock:

@@ -131,7 +131,7 @@ class Recorder:
             status=500 if record.model_failed else status,
             seconds=record.worked_s,
             computed=computed,
-            asked=record.compared if status == 200 else None,
+            routed=record.compared if status == 200 else None,
         )
 
 

@@ -6,9 +6,7 @@ The trials stand in a file that all processes follow (`serving.rollout.trials`).
 bounds stops answering in this process at once; the file then tells the others, which look at it each second.
 """
 
-import hashlib
 import logging
-import secrets
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -16,13 +14,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from cachetools import LRUCache
-
 from pipeline import text
 from pipeline.errors import RelevanceError
 from serving.errors import DeadlineError
 from serving.rollout.canary import CanaryMonitor, Tally
 from serving.rollout.comparison import ComparedRequest, Comparison, ComparisonResult, Grades, grades_of, read_grades
+from serving.rollout.lottery import Lottery
 from serving.rollout.shadow import End, ShadowCopy, ShadowQueue
 from serving.rollout.trials import Bounds, Canary, Kind, Stamp, Trial, TrialFile, Trials
 from serving.runtime.scheduler import Scheduler
@@ -32,9 +29,6 @@ from serving.settings import Settings
 Wish = Literal["always", "never"]
 WISHES: tuple[Wish, ...] = ("always", "never")
 Variant = Literal["live", "canary"]
-
-DECIDED_IDS = 100_000
-"""Request ids that are remembered, so that each counts once."""
 
 Observer = Callable[[Kind, Comparison], None]
 
@@ -101,10 +95,7 @@ class Rollout:
         self._canary: _Running | None = None
         self._shadow: _Shadow | None = None
         self._stamp: Stamp | None = None
-        self._secret = secrets.token_bytes(16)
-        """Key of the draws, so that no client can tell which request ids a trial gets."""
-        self._decided: LRUCache[str, None] = LRUCache(DECIDED_IDS)
-        """Request ids that have counted for a decision: whoever sends one again knows which release answers it."""
+        self._lottery = Lottery()
         self._over: dict[int, tuple[Kind, str | None]] = {}
         """Trials that ended here, and why (None: promoted), of which the file does not tell yet."""
 
@@ -120,7 +111,7 @@ class Rollout:
             return Route(live, "live", wished=wish is not None)
         if wish == "always":
             return Route(canary.searcher, "canary", wished=True)
-        if self._draw(canary.trial, request_id) < canary.trial.share:
+        if self._lottery.draw(canary.trial, request_id) < canary.trial.share:
             return Route(canary.searcher, "canary")
         return Route(live, "live")
 
@@ -132,14 +123,14 @@ class Rollout:
         status: int,
         seconds: float,
         computed: int,
-        asked: RoutedRequest | None,
+        routed: RoutedRequest | None,
     ) -> None:
-        """Counts a request whose answer went out, and has it asked again where a trial wants that; never blocks.
+        """Counts a request whose answer went out, and has it routed again where a trial wants that; never blocks.
 
         Args:
             seconds: of work on it.
             computed: texts that were in no cache.
-            asked: None where it was not answered, or must not be kept.
+            routed: None where it was not answered, or must not be kept.
         """
         canary, shadow = self._canary, self._shadow
         on_canary = choice.variant == "canary"
@@ -147,22 +138,22 @@ class Rollout:
             self.requests[choice.variant] += 1
             self.errors[choice.variant] += status >= 500
         # A client chooses its deadline and its id and may wish for a release, so none of these decides anything.
-        decides = not choice.wished and status != DeadlineError.status and self._first(request_id)
+        decides = not choice.wished and status != DeadlineError.status and self._lottery.first(request_id)
         if decides and canary is not None and choice.searcher in (canary.searcher, canary.live):
             fault = canary.watch.answered(canary=on_canary, status=status, seconds=seconds, computed=computed)
             if fault is not None:
                 self._withdraw("canary", canary.trial, fault)
                 return
-        if asked is None:
+        if routed is None:
             return
         if on_canary and not decides:
             return
         if on_canary and canary is not None and canary.searcher is choice.searcher:
-            judged = grades_of(asked.question, self._grades) is not None
-            if judged or self._draw(canary.trial, request_id, "compare") < canary.trial.bounds.compare:
-                self._offer("canary", canary.trial, asked, canary.live)
-        elif not on_canary and shadow is not None and self._draw(shadow.trial, request_id) < shadow.trial.share:
-            self._offer("shadow", shadow.trial, asked, shadow.searcher)
+            judged = grades_of(routed.question, self._grades) is not None
+            if judged or self._lottery.draw(canary.trial, request_id, "compare") < canary.trial.bounds.compare:
+                self._offer("canary", canary.trial, routed, canary.live)
+        elif not on_canary and shadow is not None and self._lottery.draw(shadow.trial, request_id) < shadow.trial.share:
+            self._offer("shadow", shadow.trial, routed, shadow.searcher)
 
     def follow(self, live: Searcher, load: Callable[[str], Searcher]) -> None:
         """Brings this process to what the file says, and the file to what this process found.
@@ -299,21 +290,8 @@ class Rollout:
                 log.error("trials: %s", error)
             self.fault = str(error)
 
-    def _first(self, request_id: str) -> bool:
-        """Whether no request of this id has counted for a decision yet; counts it."""
-        with self._lock:
-            first = request_id not in self._decided
-            self._decided[request_id] = None
-        return first
-
-    def _draw(self, trial: Trial, request_id: str, *purpose: str) -> float:
-        """A number in [0, 1) that depends on nothing but this process, the trial and the request's id."""
-        words = "\0".join((trial.release, str(trial.number), request_id, *purpose))
-        digest = hashlib.blake2b(words.encode(), digest_size=8, key=self._secret).digest()
-        return int.from_bytes(digest, "big") / 2**64
-
-    def _offer(self, kind: Kind, trial: Trial, asked: RoutedRequest, other: Searcher) -> None:
-        self._copies.offer(ShadowCopy(kind, trial.number, asked.question, asked.outcome(), other))
+    def _offer(self, kind: Kind, trial: Trial, routed: RoutedRequest, other: Searcher) -> None:
+        self._copies.offer(ShadowCopy(kind, trial.number, routed.question, routed.outcome(), other))
 
     def _told(self, copy: ShadowCopy, end: End, comparison: Comparison | None) -> None:
         with self._lock:

@@ -15,6 +15,7 @@ from serving.rollout import comparison
 from serving.rollout.canary import CanaryMonitor
 from serving.rollout.comparison import Comparison, ComparisonResult, Rerank
 from serving.rollout.lifecycle import Lifecycle
+from serving.rollout.lottery import Lottery
 from serving.rollout.traffic import Route
 from serving.rollout.trials import Bounds, Canary
 from serving.settings import Settings
@@ -153,7 +154,7 @@ def test_neither_wishes_nor_deadlines_of_clients_withdraw_a_canary(
 ) -> None:
     lifecycle, route = canary_route(fresh, wish)
     for number in range(10):
-        lifecycle.rollout.answered(route, str(number), status=status, seconds=1.0, computed=1, asked=None)
+        lifecycle.rollout.answered(route, str(number), status=status, seconds=1.0, computed=1, routed=None)
     assert (lifecycle.rollout.withdrawals["canary"] == 1) is withdrawn
     lifecycle.close()
 
@@ -163,9 +164,9 @@ def test_failures_that_clients_force_on_the_live_release_hide_no_bad_canary(fres
     lifecycle, route = canary_route(fresh, None)
     live = Route(lifecycle.current, "live", wished=wish is not None)
     for number in range(200):
-        lifecycle.rollout.answered(live, str(number), status=status, seconds=1.0, computed=1, asked=None)
+        lifecycle.rollout.answered(live, str(number), status=status, seconds=1.0, computed=1, routed=None)
     for number in range(2):
-        lifecycle.rollout.answered(route, str(number), status=500, seconds=1.0, computed=1, asked=None)
+        lifecycle.rollout.answered(route, str(number), status=500, seconds=1.0, computed=1, routed=None)
     assert lifecycle.rollout.withdrawals["canary"] == 1
     lifecycle.close()
 
@@ -174,22 +175,16 @@ def test_a_request_id_that_is_sent_again_decides_nothing(fresh: Any) -> None:
     """Whoever sends an id again knows which release answers it, and could send what makes that one fail."""
     lifecycle, route = canary_route(fresh, None)
     for _ in range(50):
-        lifecycle.rollout.answered(route, "the same", status=500, seconds=1.0, computed=1, asked=None)
+        lifecycle.rollout.answered(route, "the same", status=500, seconds=1.0, computed=1, routed=None)
     assert lifecycle.rollout.withdrawals["canary"] == 0
     lifecycle.close()
 
 
-def test_two_processes_draw_differently_for_one_request_id(fresh: Any) -> None:
-    lifecycle, _ = canary_route(fresh, None)
-    other = Lifecycle(Settings(workspace=fresh.path, threads=1, poll_s=60))
-    trial = lifecycle.rollout.trials.canary
-    assert trial is not None
-    draws = [
-        {rollout._draw(trial, str(number)) for number in range(20)} for rollout in (lifecycle.rollout, other.rollout)
-    ]
+def test_two_processes_draw_differently_for_one_request_id() -> None:
+    trial = Canary(release="a", share=1.0, bounds=Bounds())
+    draws = [{lottery.draw(trial, str(number)) for number in range(20)} for lottery in (Lottery(), Lottery())]
+    assert len(draws[0]) == 20
     assert not draws[0] & draws[1]
-    lifecycle.close()
-    other.close()
 
 
 def canary_route(fresh: Any, wish: Any) -> tuple[Lifecycle, Route]:

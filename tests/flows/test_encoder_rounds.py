@@ -91,7 +91,7 @@ def test_a_killed_second_round_goes_on_and_becomes_the_same(
 
     def loss(task: bi_encoder.EncoderTask, chunk: bi_encoder.BiEncoderChunk) -> Any:
         nonlocal calls
-        hard = len(task.judged_keys) < len(task.pairs)  # Only the second round has mined pairs.
+        hard = len(task.known_keys) < len(task.pairs)  # Only the second round has mined pairs.
         calls += hard
         if calls == 3:
             raise Killed

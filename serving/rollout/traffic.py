@@ -125,7 +125,7 @@ class Rollout:
         computed: int,
         routed: RoutedRequest | None,
     ) -> None:
-        """Counts a request whose answer went out, and puts it to another release where a trial wants that; never blocks.
+        """Counts an answered request, and puts it to another release where a trial wants that; never blocks.
 
         Args:
             seconds: of work on it.

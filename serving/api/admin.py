@@ -12,6 +12,7 @@ There are no such paths without `admin_keys`, nor, unless the settings say other
 here is written to the workspace, so all processes and machines that share it follow.
 """
 
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -19,7 +20,7 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Query, Request, Security
 from fastapi.security import HTTPBearer
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
@@ -31,6 +32,10 @@ from serving.rollout.lifecycle import Lifecycle
 from serving.rollout.trials import Bounds, Canary, Kind, Trial
 
 T = TypeVar("T")
+
+MAX_COUNT = 2**53 - 1
+"""Largest whole number that every reader of JSON holds exactly. A larger one could be written to the trials' file, but
+not into the answer."""
 
 BY_ADMIN = "by an administrator"
 
@@ -64,8 +69,17 @@ class _Body(BaseModel):
 
 _DEFAULT = Bounds()
 
+
+def _one_line(value: str) -> str:
+    """Refuses control characters, line ends and lone surrogates: a history of one line a record cannot hold them."""
+    if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in value):
+        raise ValueError("must be one line of text without control characters")
+    return value
+
+
+CleanText = Annotated[str, AfterValidator(_one_line)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 
 
 class BoundsBody(_Body):
@@ -86,7 +100,9 @@ class BoundsBody(_Body):
 class ShadowBody(_Body):
     """A release, and its share of the requests."""
 
-    release: str = Field(min_length=1, description="A release, the first digits of one, or previous.")
+    release: CleanText = Field(
+        min_length=1, max_length=200, description="A release, the first digits of one, or previous."
+    )
     share: float = Field(default=0.05, ge=0, le=1, description="Of the requests for scores and the searches.")
 
 
@@ -99,9 +115,12 @@ class CanaryBody(ShadowBody):
 class MoveBody(_Body):
     """The reason for moving the pointer, and the generation that the administrator saw."""
 
-    reason: str = Field(default=BY_ADMIN, max_length=500, description="For the history.")
+    reason: CleanText = Field(default=BY_ADMIN, max_length=500, description="For the history.")
     expected: int | None = Field(
-        default=None, ge=0, description="The pointer's generation that was seen; 409 where it has moved since."
+        default=None,
+        ge=0,
+        le=MAX_COUNT,
+        description="The pointer's generation that was seen; 409 where it has moved since.",
     )
 
 
@@ -139,7 +158,7 @@ async def put_shadow(request: Request, body: ShadowBody) -> Response:
     )
 
 
-Reason = Annotated[str, Query(max_length=500, description="For the log and /readyz.")]
+Reason = Annotated[CleanText, Query(max_length=500, description="For the log and /readyz.")]
 
 
 @router.delete("/canary")

@@ -7,6 +7,7 @@ deep nesting, long keys, torn JSON, wrong heads and raw bytes. A second one rere
 is tiny, so what is measured is the service.
 """
 
+import contextlib
 import http.client
 import json
 import os
@@ -55,6 +56,17 @@ BODIES: dict[str, Callable[[int], bytes]] = {
     "torn": lambda size: b'{"query": "q", "texts": ["' + b"a" * size,
     "surrogates": lambda size: b'{"query": "' + b"\\ud800" * (size // 6) + b'"}',
     "nulls": lambda size: _repeated('{"query": null, "texts": [', "null", "]}", size),
+    "low surrogates": lambda size: b'{"query": "' + b"\\udc00" * (size // 6) + b'"}',
+    "backslashes": lambda size: b'{"query": "' + b"\\\\" * (size // 2) + b'"}',
+    "brackets in a text": lambda size: b'{"query": "q", "texts": ["' + b"[,{" * (size // 3) + b'"]}',
+    "empty objects": lambda size: _repeated('{"query": "q", "documents": [', "{}", "]}", size),
+    "lists of token ids": lambda size: _repeated('{"inputs": [', "[7,8,9]", "]}", size),
+    "deep lists": lambda size: _repeated('{"query": "q", "documents": [', "[" * 150 + "]" * 150, "]}", size),
+    "filters": lambda size: _repeated('{"query": "q", "filters": {"year": [', "{}", "]}}", size),
+    "documents given back": lambda size: json.dumps(
+        {"query": "q", "return_documents": True, "documents": ["a" * (size // 1000)] * 1000}
+    ).encode(),
+    "many long texts": lambda size: json.dumps({"query": "q", "texts": ["list " * (size // 5000)] * 1000}).encode(),
     "bytes": lambda size: random.Random(size).randbytes(size),
 }
 
@@ -63,6 +75,11 @@ RAW = (
     b"POST /rerank HTTP/1.1\r\nhost: localhost\r\ncontent-length: -1\r\n\r\n",
     b"POST /rerank HTTP/1.1\r\nhost: localhost\r\ncontent-length: 99999999999\r\n\r\n{",
     b"POST /rerank HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\nzzzz\r\n",
+    b"POST /rerank HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n" + b"1\r\n \r\n" * 200_000,
+    b"POST /rerank HTTP/1.1\r\nhost: localhost\r\nx-request-timeout-ms: " + b"9" * 5000 + b"\r\n\r\n",
+    b"GET / HTTP/1.1\r\nhost: localhost\r\n" + b"".join(b"a%d: b\r\n" % n for n in range(3000)) + b"\r\n",
+    b"GET /search?q=" + b"%F0%9F" * 5000 + b" HTTP/1.1\r\nhost: localhost\r\n\r\n",
+    b"GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n" * 500,
     b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" * 10,
     b"\r\n" * 1000,
 )
@@ -74,6 +91,8 @@ class Seen:
 
     statuses: Counter[int] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
+    slowest: dict[str, float] = field(default_factory=dict)
+    """Body → seconds until the slowest answer."""
     probe: list[float] = field(default_factory=list)
     probe_statuses: Counter[int] = field(default_factory=Counter)
 
@@ -95,12 +114,14 @@ def _attack(port: int, seen: Seen, until: float) -> None:
     draw = random.Random(11)
     while time.monotonic() < until:
         if draw.random() < 0.1:
-            with socket.create_connection(("127.0.0.1", port), timeout=5) as raw:
+            with socket.create_connection(("127.0.0.1", port), timeout=5) as raw, contextlib.suppress(OSError):
                 raw.sendall(draw.choice(RAW))
             continue
         name, path = draw.choice(list(BODIES)), draw.choice(PATHS)
         size = draw.choice((100, 10_000, 1_000_000, 4_000_000, LIMIT - 2**16))
+        began = time.monotonic()
         status = _post(port, path, BODIES[name](size))
+        seen.slowest[name] = max(seen.slowest.get(name, 0.0), time.monotonic() - began)
         seen.statuses[status] += 1
         if status >= 500 and status != 504:
             seen.failures.append(f"{status} for {name} of {size:,} bytes at {path}")
@@ -151,6 +172,8 @@ def test_small_requests_beside_hostile_ones(tmp_path: Path) -> None:
     for name, seen in (("alone", quiet), ("beside them", loaded)):
         p50, p99, most = np.percentile(seen.probe, [50, 99, 100])
         print(f"probe {name}: {len(seen.probe):,} requests, ms: p50 {p50:.1f}, p99 {p99:.1f}, most {most:.1f}")
+    for name, seconds in sorted(loaded.slowest.items(), key=lambda item: -item[1])[:6]:
+        print(f"slowest answer to {name}: {seconds:.2f} s")
     growth = (peak - before) * 2**20 / LIMIT
     print(f"memory: {before:.0f} MB before, {peak:.0f} MB at the most: {growth:.1f} × the largest body")
     assert loaded.failures == []

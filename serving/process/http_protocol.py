@@ -1,9 +1,10 @@
 """HTTP/1.1 connections with limits: on waiting, on age, and on the number of requests.
 
-Uvicorn limits only the pause between two requests. This protocol adds three rules.
+Uvicorn limits only the pause between two requests. This protocol adds four rules.
 
 - A request head that does not arrive in time is answered with 408, and a client that does not read its answer is cut
   off. `serving.api.body` limits the time for a body, because it can answer.
+- A body in very many very small chunks is refused with 400, see `BodyParser`.
 - A connection is closed after a number of requests or of seconds, always by the header `connection: close` of an
   answer. Clients that keep their connections therefore spread again over all workers after one was replaced.
 - While the service shuts down, each answer closes its connection, and a connection on which no request arrives is
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import h11
+from h11._connection import DEFAULT_MAX_INCOMPLETE_EVENT_SIZE
 from starlette.types import Message, Receive, Scope, Send
 from uvicorn.protocols.http.flow_control import CLOSE_HEADER
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -31,6 +33,31 @@ GOODBYE_S = 1
 """Seconds after SIGTERM that a connection without a request stays open: its next request may be on the way."""
 AGE_SPREAD = 0.1
 """Share by which the age limits of connections differ, so that those opened together do not all end together."""
+
+
+FREE_CHUNKS, MIN_CHUNK_BYTES = 2000, 64
+"""A body may come in so many chunks of any size; a longer one must have larger chunks on average. Each chunk takes the
+event loop 10 µs, so a body of single bytes would hold up all other connections: P50 of a small request 1.3 s."""
+
+
+class BodyParser(h11.Connection):
+    """An HTTP/1.1 connection that refuses bodies in very many very small chunks."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._chunks = self._bytes = 0
+
+    def next_event(self) -> Any:
+        """The next event. Raises h11.RemoteProtocolError, which uvicorn answers with 400, for such a body."""
+        event = super().next_event()
+        if isinstance(event, h11.Data):
+            self._chunks += 1
+            self._bytes += len(event.data)
+            if self._chunks > FREE_CHUNKS and self._bytes < MIN_CHUNK_BYTES * self._chunks:
+                raise h11.RemoteProtocolError("the body comes in too many small chunks")
+        elif isinstance(event, h11.Request):
+            self._chunks = self._bytes = 0
+        return event
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +82,7 @@ class LimitedProtocol(H11Protocol):
 
     def __init__(self, *args: Any, limits: ConnectionLimits, draining: threading.Event, **options: Any) -> None:
         super().__init__(*args, **options)
+        self.conn = BodyParser(h11.SERVER, DEFAULT_MAX_INCOMPLETE_EVENT_SIZE)
         self._limits, self._draining = limits, draining
         self._service = self.app
         self.app = self._answer

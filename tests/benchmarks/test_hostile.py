@@ -10,14 +10,15 @@ is tiny, so what is measured is the service.
 import contextlib
 import http.client
 import json
+import multiprocessing
 import os
 import random
 import socket
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -127,6 +128,12 @@ def _attack(port: int, seen: Seen, until: float) -> None:
             seen.failures.append(f"{status} for {name} of {size:,} bytes at {path}")
 
 
+def _attack_and_tell(port: int, until: float, sender: Connection) -> None:
+    seen = Seen()
+    _attack(port, seen, until)
+    sender.send(seen)
+
+
 def _probe(port: int, seen: Seen, until: float) -> None:
     body = json.dumps(PROBE).encode()
     while time.monotonic() < until:
@@ -160,11 +167,14 @@ def test_small_requests_beside_hostile_ones(tmp_path: Path) -> None:
         _probe(server.port, quiet, time.monotonic() + 5)
         before = _resident_mb(server.process.pid, "VmRSS")
         until = time.monotonic() + SECONDS
-        threads = [threading.Thread(target=work, args=(server.port, loaded, until)) for work in (_attack, _probe)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        # Another process: making large bodies in this one would hold up the probe itself.
+        receiver, sender = (forks := multiprocessing.get_context("fork")).Pipe(duplex=False)
+        attacker = forks.Process(target=_attack_and_tell, args=(server.port, until, sender), daemon=True)
+        attacker.start()
+        _probe(server.port, loaded, until)
+        attacks: Seen = receiver.recv()
+        attacker.join()
+        loaded.statuses, loaded.failures, loaded.slowest = attacks.statuses, attacks.failures, attacks.slowest
         peak = _resident_mb(server.process.pid, "VmHWM")
     finally:
         code = server.stop()

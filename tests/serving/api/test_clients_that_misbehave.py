@@ -120,6 +120,21 @@ def test_heads_larger_than_any_client_sends_are_refused(server: Server) -> None:
     assert answers(server)
 
 
+def test_a_body_of_single_bytes_is_refused(server: Server) -> None:
+    with connect(server) as slow:
+        try:
+            slow.sendall(HEAD + b"transfer-encoding: chunked\r\n\r\n" + b"1\r\n \r\n" * 100_000)
+            answer = everything(slow)
+        except ConnectionError:
+            answer = b""
+    assert answer == b"" or answer.startswith(b"HTTP/1.1 400 ")
+    with connect(server) as patient:
+        chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in BODY)
+        patient.sendall(HEAD + b"connection: close\r\ntransfer-encoding: chunked\r\n\r\n" + chunks + b"0\r\n\r\n")
+        assert everything(patient).startswith(b"HTTP/1.1 200 ")
+    assert answers(server)
+
+
 def test_no_failure_left_a_traceback(server: Server) -> None:
     assert not [line for line in server.log if "traceback" in line or line["level"] == "error"]
 

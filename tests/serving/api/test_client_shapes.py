@@ -1,0 +1,250 @@
+"""The tables of clients' fields: complete against what the vendors' own clients send, and obeyed."""
+
+import importlib
+import inspect
+import json
+import os
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from serving.api import app as apps
+from serving.api import embeddings, rerank, search
+from serving.api.schemas import ClientShape, RequestBody
+from serving.rollout.lifecycle import Lifecycle
+from serving.settings import Settings
+
+MODELS: tuple[type[RequestBody], ...] = (
+    *(rerank.RerankRequest, embeddings.EmbeddingsRequest, embeddings.EmbedRequest, search.SearchRequest),
+)
+SHAPES = [(model, shape) for model in MODELS for shape in model.shapes]
+
+PUBLISHED = [
+    (rerank.TEI_RERANK, {"query", "texts", "raw_scores", "return_text", "truncate", "truncation_direction"}),
+    (rerank.JINA_RERANK, {"model", "query", "documents", "top_n", "return_documents", "max_doc_length"}),
+    (rerank.VOYAGE_RERANK, {"model", "query", "documents", "top_k", "return_documents", "truncation"}),
+    (
+        rerank.VLLM_RERANK,
+        {
+            *(
+                "model",
+                "query",
+                "documents",
+                "top_n",
+                "max_tokens_per_doc",
+                "truncate_prompt_tokens",
+                "priority",
+                "user",
+            ),
+            *("mm_processor_kwargs", "request_id", "activation"),
+        },
+    ),
+    (
+        embeddings.JINA_EMBEDDINGS,
+        {
+            *("model", "input", "task", "dimensions", "normalized", "embedding_type", "late_chunking", "truncate"),
+            "return_multivector",
+        },
+    ),
+    (
+        embeddings.VOYAGE_EMBEDDINGS,
+        {
+            *("model", "input", "input_type", "truncation", "output_dimension", "output_dtype", "encoding_format"),
+        },
+    ),
+    (
+        embeddings.VLLM_EMBEDDINGS,
+        {
+            *(
+                "model",
+                "input",
+                "encoding_format",
+                "dimensions",
+                "user",
+                "truncate_prompt_tokens",
+                "add_special_tokens",
+            ),
+            *("priority", "request_id", "normalize"),
+        },
+    ),
+    (embeddings.TEI_EMBED, {"inputs", "normalize", "prompt_name", "truncate", "truncation_direction", "dimensions"}),
+]
+"""Fields in the vendors' published API references, of those whose clients are not installed here."""
+
+
+def names(shape: ClientShape) -> str:
+    return shape.client
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"), SHAPES, ids=[f"{model.__name__}-{shape.client}" for model, shape in SHAPES]
+)
+def test_a_table_fits_its_model(model: type[RequestBody], shape: ClientShape) -> None:
+    assert shape.honoured <= model.model_fields.keys()
+    groups = (shape.honoured, shape.ignored.keys(), shape.refused.keys())
+    assert sum(map(len, groups)) == len(shape.fields)
+    assert all(shape.ignored.values())
+    assert all(rule.reason for rule in shape.refused.values())
+
+
+def test_each_field_of_a_model_is_in_a_table() -> None:
+    for model in MODELS:
+        assert set(model.model_fields) == set().union(*(shape.fields for shape in model.shapes)) & set(
+            model.model_fields
+        )
+
+
+def test_published_fields_are_in_the_tables() -> None:
+    for shape, fields in PUBLISHED:
+        assert fields <= shape.fields, (shape.client, fields - shape.fields)
+
+
+class _Recorder(BaseHTTPRequestHandler):
+    bodies: list[dict[str, Any]] = []  # noqa: RUF012  # One for all requests, on purpose.
+
+    def do_POST(self) -> None:
+        self.bodies.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+        self.send_response(418)
+        self.send_header("content-length", "2")
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def recorder() -> Iterator[str]:
+    server = HTTPServer(("127.0.0.1", 0), _Recorder)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+SAMPLES = {
+    "query": "q", "documents": ["a"], "input": ["a"], "text": "a", "model": "m", "top_n": 1, "max_tokens_per_doc": 512,
+    "priority": 1, "rank_fields": ["text"], "return_documents": True, "max_chunks_per_doc": 1, "dimensions": 8,
+    "encoding_format": "float", "user": "u", "normalize": True, "prompt_name": "query", "truncate": True,
+    "truncation_direction": "right",
+}  # fmt: skip
+"""A value for each parameter of the clients' calls."""
+TRANSPORT = {"self", "request_options", "extra_headers", "extra_query", "extra_body", "timeout"}
+
+
+def with_all_arguments(call: Callable[..., Any], **fixed: Any) -> None:
+    """Calls a client with a value for every parameter that becomes a field."""
+    parameters = inspect.signature(call).parameters.keys() - TRANSPORT - fixed.keys()
+    with pytest.raises(Exception, match=r".*"):  # Whatever the client makes of 418.
+        call(**{name: SAMPLES[name] for name in parameters}, **fixed)
+
+
+def _cohere(url: str, version: str) -> None:
+    cohere = importlib.import_module("cohere")
+    with_all_arguments(getattr(cohere, version)(api_key="k", base_url=url).rerank)
+
+
+def _openai(url: str) -> None:
+    with_all_arguments(
+        importlib.import_module("openai").OpenAI(api_key="k", base_url=url, max_retries=0).embeddings.create
+    )
+
+
+def _hugging_face(url: str) -> None:
+    made = importlib.import_module("huggingface_hub").InferenceClient(model=url, token="k")
+    with_all_arguments(made.feature_extraction, model=url)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("call", "shape"),
+    [
+        (lambda url: _cohere(url, "ClientV2"), rerank.COHERE_RERANK),
+        (lambda url: _cohere(url, "Client"), rerank.COHERE_RERANK),
+        (_openai, embeddings.OPENAI_EMBEDDINGS),
+        (_hugging_face, embeddings.HUGGING_FACE_EMBED),
+    ],
+    ids=["cohere v2", "cohere v1", "openai", "huggingface_hub"],
+)
+def test_every_field_that_a_client_can_send_is_in_its_table(
+    recorder: str, call: Callable[[str], None], shape: ClientShape
+) -> None:
+    os.environ.update(ANONYMIZED_TELEMETRY="false")
+    _Recorder.bodies.clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            call(recorder)
+        except ImportError as error:
+            pytest.skip(f"{error.name} is not installed; pip install -e '.[clients]'")
+    (sent, *_) = _Recorder.bodies
+    assert len(sent) > 3
+    assert sent.keys() <= shape.fields, sent.keys() - shape.fields
+
+
+@pytest.fixture(scope="module")
+def client(tiny: Any) -> TestClient:
+    lifecycle = Lifecycle(Settings(workspace=tiny.path, release=tiny.releases.resolve("live"), threads=1))
+    lifecycle.start()
+    return TestClient(apps.create(lifecycle))
+
+
+BASES: dict[type[RequestBody], tuple[str, dict[str, Any]]] = {
+    rerank.RerankRequest: ("/v1/rerank", {"query": "q", "documents": ["a", "b"]}),
+    embeddings.EmbeddingsRequest: ("/v1/embeddings", {"input": "a"}),
+    embeddings.EmbedRequest: ("/embed", {"inputs": "a"}),
+}
+REFUSED = [(model, shape, name) for model, shape in SHAPES for name in shape.refused if model in BASES]
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "name"), REFUSED, ids=[f"{shape.client}-{name}" for _, shape, name in REFUSED]
+)
+def test_a_refused_field_is_refused_except_where_it_changes_nothing(
+    client: TestClient, model: type[RequestBody], shape: ClientShape, name: str
+) -> None:
+    path, body = BASES[model]
+    plain = client.post(path, json=body).json()
+    rules = [other.refused[name] for other in model.shapes if name in other.refused]
+    for value in (None, *rules[0].accepted):
+        answer = client.post(path, json={**body, name: value})
+        assert answer.status_code == 200, answer.text
+        assert {**answer.json(), "id": 0} == {**plain, "id": 0} if isinstance(plain, dict) else answer.json() == plain
+    response = client.post(path, json={**body, name: "other"})
+    assert response.status_code == 422
+    assert name in response.json()["message"]
+
+
+def test_a_query_is_a_query_in_the_words_of_each_client(client: TestClient) -> None:
+    def vector(**more: Any) -> Any:
+        return client.post("/v1/embeddings", json={"input": "sort a list", **more}).json()["data"][0]["embedding"]
+
+    from serving.runtime import engine
+
+    seen: list[str] = []
+    real = engine.Engine.texts
+
+    def texts(self: Any, items: Any, role: Any, **knobs: Any) -> Any:
+        seen.append(role)
+        return real(self, items, role, **knobs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine.Engine, "texts", texts)
+        for more, role in (
+            ({"task": "retrieval.query"}, "query"),
+            ({"task": "retrieval.passage"}, "document"),
+            ({"input_type": "search_query"}, "query"),
+            ({"input_type": "query"}, "query"),
+            ({"input_type": "document"}, "document"),
+            ({}, "document"),
+        ):
+            seen.clear()
+            vector(**more)
+            assert set(seen) == {role}, more

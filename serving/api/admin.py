@@ -239,6 +239,8 @@ def _begin(lifecycle: Lifecycle, kind: Kind, trial: Callable[[str], Trial], name
     running = lifecycle.facts()[kind]
     if not (running and running["runs_here"]):
         why = f": {ended.reason}" if ended and ended.release == release else ""
+        if running and running["waits_for"]:
+            why = f" yet, and is tried again until it does or is taken back: {running['waits_for']}"
         raise StateError(f"release {release[:12]} does not run as {kind} {begun.count}{why}")
     stats: Mapping[str, Any] = running
     return stats

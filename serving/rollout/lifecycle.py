@@ -21,6 +21,7 @@ from pipeline.errors import RelevanceError
 from pipeline.releases import Releases
 from serving.errors import NotReadyError
 from serving.rollout import trials
+from serving.rollout.arrival import RETRY_S, FolderStamp, check_complete, folder_stamp
 from serving.rollout.traffic import Rollout
 from serving.runtime.engine import has_cuda, runners
 from serving.runtime.scheduler import Scheduler
@@ -29,14 +30,9 @@ from serving.scoring.reranker import Caches
 from serving.scoring.searcher import Searcher
 from serving.settings import Settings
 
-RETRY_S = 30.0
-"""After so long a release is tried again that failed for a reason which may pass, such as memory or open files."""
-
 log = logging.getLogger(__name__)
 
 Load = Callable[[Path], Searcher]
-FolderStamp = tuple[tuple[str, int, int], ...]
-"""Path, size and time of change of each file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +228,7 @@ class Lifecycle:
 
     def _follow_trials(self) -> None:
         if self._current is not None:
-            self.rollout.follow(self._current, self._searcher)
+            self.rollout.follow(self._current, self._trial_searcher)
             self._let_go()
 
     def _searcher(self, name: str) -> Searcher:
@@ -241,6 +237,12 @@ class Lifecycle:
             log.info("release %s: loading", name[:12])
             self._held[name] = self._load(self._folder(name))
         return self._held[name]
+
+    def _trial_searcher(self, name: str) -> Searcher:
+        """The release as `_searcher` gives it; raises IncompleteReleaseError while some of its files are missing."""
+        if name not in self._held:
+            check_complete(self._folder(name))
+        return self._searcher(name)
 
     def _let_go(self) -> None:
         """Forgets the releases that nothing needs any more; requests that they answer still hold them."""
@@ -264,15 +266,3 @@ class Lifecycle:
 
     def _open(self, path: Path) -> Searcher:
         return Searcher(path, precision=self.settings.precision, caches=self.caches, scheduler=self.scheduler)
-
-
-def folder_stamp(folder: Path) -> FolderStamp:
-    """The files of a folder, without reading them; empty where there is no such folder."""
-    files = []
-    for path in sorted(folder.rglob("*")):
-        try:
-            stat = path.stat()
-        except OSError:
-            continue  # It was moved between the listing and now.
-        files.append((str(path.relative_to(folder)), stat.st_size, stat.st_mtime_ns))
-    return tuple(files)

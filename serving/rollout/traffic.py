@@ -8,6 +8,7 @@ bounds stops answering in this process at once; the file then tells the others, 
 
 import logging
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -17,6 +18,7 @@ from typing import Any, Literal
 from pipeline import text
 from pipeline.errors import RelevanceError
 from serving.errors import DeadlineError
+from serving.rollout.arrival import RETRY_S, IncompleteReleaseError
 from serving.rollout.canary import CanaryMonitor, Tally
 from serving.rollout.comparison import ComparedRequest, Comparison, ComparisonResult, Grades, grades_of, read_grades
 from serving.rollout.lottery import Lottery
@@ -70,6 +72,16 @@ class _Shadow:
     searcher: Searcher
 
 
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """A trial that does not run in this process yet, for a reason that may pass."""
+
+    number: int
+    reason: str
+    until: float
+    """Time of the next attempt, by the monotonic clock."""
+
+
 class Rollout:
     """The trials as one process runs them; safe to use from many threads."""
 
@@ -96,6 +108,7 @@ class Rollout:
         self._shadow: _Shadow | None = None
         self._stamp: Stamp | None = None
         self._lottery = Lottery()
+        self._waiting: dict[Kind, _Waiting] = {}
         self._over: dict[int, tuple[Kind, str | None]] = {}
         """Trials that ended here, and why (None: promoted), of which the file does not tell yet."""
 
@@ -219,7 +232,10 @@ class Rollout:
         if trial is None:
             return None
         here = self._canary if kind == "canary" else self._shadow
-        return {**asdict(trial), "runs_here": here is not None and here.trial.number == trial.number}
+        runs_here = here is not None and here.trial.number == trial.number
+        waiting = self._waiting.get(kind)
+        reason = waiting.reason if waiting is not None and waiting.number == trial.number and not runs_here else None
+        return {**asdict(trial), "runs_here": runs_here, "waits_for": reason}
 
     def _take_canary(self, live: Searcher, load: Callable[[str], Searcher]) -> None:
         trial, running = self.trials.canary, self._canary
@@ -254,13 +270,32 @@ class Rollout:
             log.info("shadow %s: gets copies of %.3g of the requests", trial.release[:12], trial.share)
 
     def _loaded(self, kind: Kind, trial: Trial, load: Callable[[str], Searcher]) -> Searcher | None:
+        """The trial's release; None where it cannot be loaded, for now (`_Waiting`) or for good (withdrawn)."""
+        waiting = self._waiting.get(kind)
+        if waiting is not None and waiting.number == trial.number and time.monotonic() < waiting.until:
+            return None
         try:
-            return load(trial.release)
+            searcher = load(trial.release)
+        except IncompleteReleaseError as error:
+            self._wait(kind, trial, str(error), seconds=0)
+        except (OSError, MemoryError) as error:
+            self._wait(kind, trial, f"{type(error).__name__}: {error}", seconds=RETRY_S)
         except Exception as error:
             if not isinstance(error, RelevanceError):
                 log.exception("%s %s: not loaded", kind, trial.release[:12])
+            self._waiting.pop(kind, None)
             self._withdraw(kind, trial, f"it was not loaded: {error or type(error).__name__}")
-            return None
+        else:
+            self._waiting.pop(kind, None)
+            return searcher
+        return None
+
+    def _wait(self, kind: Kind, trial: Trial, reason: str, *, seconds: float) -> None:
+        """Tries a trial again, after at least `seconds`; the log has each reason once."""
+        before = self._waiting.get(kind)
+        if before is None or (before.number, before.reason) != (trial.number, reason):
+            log.warning("%s %s: does not run yet: %s", kind, trial.release[:12], reason)
+        self._waiting[kind] = _Waiting(trial.number, reason, time.monotonic() + seconds)
 
     def _withdraw(self, kind: Kind, trial: Trial, reason: str) -> None:
         """Ends a trial in this process; the file is told by the next `follow`, as that may take time or fail."""

@@ -3,8 +3,9 @@
 import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import numpy as np
@@ -16,6 +17,7 @@ from pipeline.errors import ArtifactError
 from serving.api import app as apps
 from serving.api import keys
 from serving.rollout import shadow
+from serving.rollout.arrival import RETRY_S
 from serving.rollout.lifecycle import Lifecycle
 from serving.rollout.trials import Bounds, Canary, Trial, TrialFile
 from serving.runtime.items import Item
@@ -199,6 +201,54 @@ def test_a_damaged_canary_never_answers(begin: Start, fresh: Any) -> None:
     assert rerank(client).headers["x-release"] == lifecycle.current.release
     lifecycle.poll()
     assert "golden" in client.get("/readyz").json()["withdrawn"]["reason"]
+
+
+@pytest.mark.parametrize("kind", ["canary", "shadow"])
+def test_a_trial_whose_files_arrive_later_waits_for_them(
+    begin: Start, fresh: Any, tmp_path: Path, kind: Literal["canary", "shadow"]
+) -> None:
+    """A host whose copy of the workspace is behind must not end the trial for all hosts."""
+    client, lifecycle = begin()
+    other = fresh.publish(2)
+    folder, elsewhere = fresh.folder(other), tmp_path / "elsewhere"
+    folder.rename(elsewhere)
+    trial = Canary(release=other, share=1.0, bounds=Bounds()) if kind == "canary" else Trial(release=other, share=1.0)
+    lifecycle.rollout.file.begin(kind, trial)
+    for path in sorted(path for path in elsewhere.rglob("*") if path.is_file()):
+        lifecycle.poll()
+        stats = client.get("/admin/releases").json()
+        assert (stats[kind]["runs_here"], stats["withdrawn"]) == (False, None)
+        assert str(folder) in stats[kind]["waits_for"]
+        assert rerank(client).headers["x-variant"] == "live"
+        target = folder / path.relative_to(elsewhere)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(path.read_bytes()[:-1])
+        lifecycle.poll()
+        target.write_bytes(path.read_bytes())
+    lifecycle.poll()
+    stats = client.get("/admin/releases").json()
+    assert (stats[kind]["runs_here"], stats[kind]["waits_for"]) == (True, None)
+    assert lifecycle.rollout.withdrawals[kind] == 0
+
+
+def test_a_trial_waits_while_memory_or_open_files_are_short(begin: Start, fresh: Any, monkeypatch: Any) -> None:
+    client, lifecycle = begin()
+    load = lifecycle._load
+
+    def short(path: Path) -> Any:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(lifecycle, "_load", short)
+    refused = client.put("/admin/canary", json={"release": fresh.publish(2), "share": 1})
+    assert refused.status_code == 409
+    assert "tried again until it does or is taken back: OSError: [Errno 24] Too many open files" in refused.text
+    monkeypatch.setattr(lifecycle, "_load", load)
+    lifecycle.poll()  # Too early.
+    assert rerank(client).headers["x-variant"] == "live"
+    waiting = lifecycle.rollout._waiting["canary"]
+    lifecycle.rollout._waiting["canary"] = replace(waiting, until=waiting.until - RETRY_S)
+    lifecycle.poll()
+    assert rerank(client).headers["x-variant"] == "canary"
 
 
 def test_a_promoted_canary_is_live_at_once_and_a_rollback_brings_the_old_one_back(begin: Start, fresh: Any) -> None:

@@ -1,0 +1,47 @@
+"""Arrival of a release's files, which rsync or NFS may bring after the pointer or the trial that names them."""
+
+from pathlib import Path
+
+from pipeline import artifacts
+from pipeline.errors import MissingError, RelevanceError
+
+RETRY_S = 30.0
+"""After so long a release is tried again that failed for a reason which may pass, such as memory or open files."""
+
+FolderStamp = tuple[tuple[str, int, int], ...]
+"""Path, size and time of change of each file."""
+
+
+class IncompleteReleaseError(MissingError):
+    """A release some of whose files are not there yet."""
+
+
+def check_complete(folder: Path) -> None:
+    """Compares the files of a release with the sizes in its manifest, without reading them.
+
+    Raises:
+        IncompleteReleaseError: a file is missing or shorter than it should be; names the first.
+    """
+    try:
+        manifest = artifacts.read_manifest(folder)
+    except RelevanceError as error:
+        raise IncompleteReleaseError(f"{folder / artifacts.MANIFEST}: not there, or not whole yet") from error
+    for name, record in manifest.files.items():
+        try:
+            size = (folder / name).stat().st_size
+        except OSError as error:
+            raise IncompleteReleaseError(f"{folder / name}: not there yet") from error
+        if size < record.bytes:
+            raise IncompleteReleaseError(f"{folder / name}: {size} of {record.bytes} bytes are there")
+
+
+def folder_stamp(folder: Path) -> FolderStamp:
+    """The files of a folder, without reading them; empty where there is no such folder."""
+    files = []
+    for path in sorted(folder.rglob("*")):
+        try:
+            stat = path.stat()
+        except OSError:
+            continue  # It was moved between the listing and now.
+        files.append((str(path.relative_to(folder)), stat.st_size, stat.st_mtime_ns))
+    return tuple(files)

@@ -188,11 +188,11 @@ async def rollback(request: Request, body: MoveBody | None = None) -> Response:
 async def _work(call: Callable[[], T]) -> T:
     """Runs `call` in a thread reserved for administration; it reads and writes files, and may load a release."""
 
-    def told() -> T:
+    def translated() -> T:
         with _errors():
             return call()
 
-    return await run_in_threadpool(told)
+    return await run_in_threadpool(translated)
 
 
 @contextmanager

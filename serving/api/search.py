@@ -11,10 +11,13 @@ from starlette.responses import Response
 from serving.api.json_io import request_schema
 from serving.api.request import RequestContext
 from serving.api.schemas import ClientShape, RequestBody
-from serving.errors import InvalidRequestError
+from serving.errors import BodyTooLargeError, InvalidRequestError
 from serving.rollout import comparison
 
 MAX_FILTER_VALUES = 1000
+
+MAX_QUERY_CHARS = 100_000
+"""Characters of a query; a longer one is refused, not cut. One of four megabytes took 32 times its size in memory."""
 
 DEFAULT_LENGTH = 10
 """Length of each list where the request names none."""
@@ -133,6 +136,8 @@ async def _search(
     limit, retrieve, length = settings.max_results, settings.retrieve, top_n or DEFAULT_LENGTH
     if not query.strip():
         raise InvalidRequestError("query is empty; send what is searched for")
+    if len(query) > MAX_QUERY_CHARS:
+        raise BodyTooLargeError(f"query has {len(query)} characters; a search takes at most {MAX_QUERY_CHARS}")
     if length > limit:
         raise InvalidRequestError(f"top_n is {length}; at most {limit} are given (RELEVANCE_MAX_RESULTS)")
 

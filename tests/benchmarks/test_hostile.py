@@ -120,8 +120,9 @@ def _attack(port: int, seen: Seen, until: float) -> None:
             continue
         name, path = draw.choice(list(BODIES)), draw.choice(PATHS)
         size = draw.choice((100, 10_000, 1_000_000, 4_000_000, LIMIT - 2**16))
+        body = BODIES[name](size)
         began = time.monotonic()
-        status = _post(port, path, BODIES[name](size))
+        status = _post(port, path, body)
         seen.slowest[name] = max(seen.slowest.get(name, 0.0), time.monotonic() - began)
         seen.statuses[status] += 1
         if status >= 500 and status != 504:

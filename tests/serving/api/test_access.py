@@ -9,6 +9,8 @@ from starlette.testclient import TestClient
 
 from serving.api import app as apps
 from serving.api import keys
+from tests.serving.process.test_launch import browse
+from tests.serving.processes import start
 
 BODY = {"query": "q", "texts": ["a"]}
 JSON = {"content-type": "application/json"}
@@ -176,6 +178,20 @@ def test_the_pages_name_no_address_outside_their_prefix(keyless: TestClient) -> 
         page = keyless.get(path).text
         for wrong in ('href="/', 'action="/', 'fetch("/', '"/?q='):
             assert wrong not in page, (path, wrong)
+
+
+@pytest.mark.chromium
+def test_the_pages_work_behind_a_prefix_in_a_browser(tiny: Any, tmp_path: Any) -> None:
+    server = start(tiny.path, RELEVANCE_ROOT_PATH="/search-api")
+    try:
+        page = browse(f"{server.url}/search-api?q=a+list", tmp_path / "search")
+        for name in ("lexical", "semantic", "reranked"):
+            assert page.split(f'data-list="{name}"')[1].split("</section>")[0].count("<li ") > 0
+        assert 'href="/search-api/docs"' in page
+        assert 'action="/search-api/"' in page
+        assert "<code>/rerank</code>" in browse(f"{server.url}/search-api/docs", tmp_path / "docs")
+    finally:
+        assert server.stop() == 0
 
 
 # The file of keys.

@@ -390,6 +390,11 @@ def test_filters_in_the_body_and_in_a_link_are_the_same(client: TestClient) -> N
     refused(client.get("/search", params={"q": "a", "filter": "year"}), 422, "field:value")
 
 
+def test_a_query_that_nobody_types_is_refused_and_not_cut(client: TestClient) -> None:
+    assert client.post("/search", json={"query": "list " * 20_000}).status_code == 200
+    refused(client.post("/search", json={"query": "list " * 20_001}), 413, "at most 100000")
+
+
 # Embeddings.
 
 

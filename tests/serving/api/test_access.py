@@ -186,7 +186,7 @@ def test_the_pages_work_behind_a_prefix_in_a_browser(tiny: Any, tmp_path: Any) -
     try:
         page = browse(f"{server.url}/search-api?q=a+list", tmp_path / "search")
         for name in ("lexical", "semantic", "reranked"):
-            assert page.split(f'data-list="{name}"')[1].split("</section>")[0].count("<li ") > 0
+            assert page.split(f'<section class="list" data-list="{name}"')[1].split("</section>")[0].count("<li ") > 0
         assert 'href="/search-api/docs"' in page
         assert 'action="/search-api/"' in page
         assert "<code>/rerank</code>" in browse(f"{server.url}/search-api/docs", tmp_path / "docs")

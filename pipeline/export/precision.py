@@ -1,5 +1,7 @@
 """Lower precisions: each is measured on valid queries beside fp32, and only a harmless one is chosen for serving.
 
+int8 quantises weights and, at run time, activations; w8 quantises weights alone, in blocks of 8 bits each.
+
 An int8 or w8 model that loses too much gets its most sensitive parts back in fp32, one after another, before it is
 given up.
 """
@@ -53,7 +55,7 @@ class Measured:
     fp32_parts: tuple[str, ...] = ()
     """Parts of an int8 or w8 model that stay in fp32."""
     sensitivity: Mapping[str, float] = field(default_factory=dict)
-    """Part → mean change by that part alone, for int8 and w8; see `sensitivity.scan`."""
+    """For int8 and w8: part → mean change of the outputs when that part alone is quantised."""
     outputs: Floats = field(repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:

@@ -113,7 +113,7 @@ class CanaryBody(ShadowBody):
 
 
 class MoveBody(_Body):
-    """The reason for moving the pointer, and the generation that the administrator saw."""
+    """The reason for changing the live release, and the generation (number of changes so far) that was seen."""
 
     reason: CleanText = Field(default=BY_ADMIN, max_length=500, description="For the history.")
     expected: int | None = Field(
@@ -126,13 +126,13 @@ class MoveBody(_Body):
 
 @router.get("/releases")
 async def releases(request: Request) -> Response:
-    """All releases, and what each one does here."""
+    """All releases, each with its roles in this process (live, kept, canary, shadow), and the state of the trials."""
     return Json(await _work(lambda: _releases(_lifecycle(request))))
 
 
 @router.put("/canary")
 async def put_canary(request: Request, body: CanaryBody) -> Response:
-    """Has a release answer a share of the requests, in place of another canary; answers when it does so here."""
+    """Starts a canary in place of any other: it answers a share of the requests. Returns once it runs here."""
     bounds = Bounds(**body.bounds.model_dump())
     return Json(
         await _work(
@@ -181,7 +181,7 @@ async def promote(request: Request, body: MoveBody | None = None) -> Response:
 
 @router.post("/rollback")
 async def rollback(request: Request, body: MoveBody | None = None) -> Response:
-    """Makes the release live that was live before; without loading, where it is kept."""
+    """Makes the release live that was live before: at once if this process still holds it, else after loading it."""
     return Json(await _work(lambda: _rollback(_lifecycle(request), body or MoveBody())))
 
 
@@ -197,7 +197,7 @@ async def _work(call: Callable[[], T]) -> T:
 
 @contextmanager
 def _errors() -> Iterator[None]:
-    """The pipeline's errors as the service tells them."""
+    """Turns exceptions of the pipeline, raised in the `with` block, into those of the service, which have a status."""
     try:
         yield
     except ServingError:
@@ -283,7 +283,7 @@ def _running(lifecycle: Lifecycle, kind: Kind) -> Trial:
 
 
 def _following(lifecycle: Lifecycle) -> int:
-    """The pointer's generation.
+    """The generation of the live pointer; 0 if none is set.
 
     Raises:
         StateError: this service does not follow the pointer.

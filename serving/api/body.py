@@ -1,4 +1,4 @@
-"""A request's body on its way in: announced as JSON, neither too large nor too late, complete or known not to be."""
+"""Reading of a request's body: it must be JSON, within limits of size and time, and whether all came is recorded."""
 
 import asyncio
 import contextlib
@@ -93,7 +93,7 @@ class Body:
         self._held = 0
 
     async def drain(self) -> None:
-        """Throws away what is still to come, unless that is too much or was not sent yet."""
+        """Reads and discards the rest of the body, unless more than DRAIN_BYTES is announced or the client waits."""
         if self._waits_for_continue or (self._length or 0) > DRAIN_BYTES:
             return
         with contextlib.suppress(SlowRequestError, ClientGoneError):

@@ -59,7 +59,7 @@ class Service:
         return self.lifecycle.settings
 
     def stop(self) -> None:
-        """Lets running work end."""
+        """Stops the worker pools and the readiness checks; work that runs may end."""
         self.parsing.stop()
         self.work.stop()
         self.readiness.stop()

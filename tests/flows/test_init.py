@@ -72,3 +72,10 @@ def test_documents_without_judgments_are_refused(tmp_path: Path) -> None:
     (tmp_path / "tiny" / "judgments.parquet").unlink()
     with pytest.raises((SchemaError, ConfigError), match="judgments"):
         init.write(str(tmp_path / "tiny" / "documents.parquet"), tmp_path / "own.toml")
+
+
+def test_a_table_without_a_known_name_for_grades_is_answered_with_the_option_to_give(tmp_path: Path) -> None:
+    table = tmp_path / "ratings.csv"
+    table.write_text("query,title,how_good\nred knife,a red knife,3\n", encoding="utf-8")
+    with pytest.raises(SchemaError, match="--columns query=query,title=title,grade=COLUMN"):
+        init.write(str(table), tmp_path / "own.toml")

@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(kw_only=True, slots=True)
 class Progress:
-    """The progress of a training; all of it but the tensors is in a checkpoint's header."""
+    """The progress of a training: counters, best measure and history; JSON in the header of a checkpoint."""
 
     step: int = 0
     examples: int = 0

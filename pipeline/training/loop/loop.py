@@ -9,8 +9,8 @@ A stage gives the loop a module and a task. The task answers three questions:
                   counts of the entire step, which the chunk carries.
     evaluate()    how good the module is now; higher is better. Called in eval mode, without gradients.
 
-Both calls happen under autocast, after the random generators were seeded by (seed, step). So dropout, masks and
-samples need no saved generator state, and on a CPU a resumed training equals an uninterrupted one bit by bit, unless
+`loss` and `evaluate` run under autocast, and the random generators are seeded by (seed, step) before each step. So
+dropout, masks and samples need no saved generator state, and on a CPU a resumed training equals an uninterrupted one bit by bit, unless
 it is bounded in time. Under `torchrun` the chunks of a step are dealt to the processes and their gradients summed; see
 `distributed`. There each process draws its own random numbers, so a step equals that of one process where nothing is
 drawn.
@@ -262,7 +262,7 @@ def step_seed(seed: int, step: int, process: int = 0) -> int:
 
 
 def parameter_groups(module: nn.Module, config: LoopConfig, fresh: Collection[str]) -> list[dict[str, Any]]:
-    """AdamW's groups: matrices decay, vectors do not; fresh ones learn faster. Each has its `rate`."""
+    """AdamW's groups: only matrices decay. `rate` multiplies the learning rate: `fresh_rate` for fresh ones, else 1."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:

@@ -170,7 +170,7 @@ def demo(
     overrides: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Trains, indexes, judges and publishes a release from this machine's Python documentation, in about ten minutes."""
+    """Trains, indexes and judges a release from this machine's Python documentation, in about ten minutes."""
     from flows import retrain as chain
     from flows import summary
     from pipeline import recipe as recipes

@@ -55,7 +55,7 @@ class Measured:
     fp32_parts: tuple[str, ...] = ()
     """Parts of an int8 or w8 model that stay in fp32."""
     sensitivity: Mapping[str, float] = field(default_factory=dict)
-    """For int8 and w8: part → mean change of the outputs when that part alone is quantised."""
+    """Part → mean change of the outputs when that part alone is quantised; int8 and w8 only."""
     outputs: Floats = field(repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:

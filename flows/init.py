@@ -30,6 +30,8 @@ IRRELEVANT = 0.05
 """Least share of irrelevant documents in lists that are ranked themselves; in others any order is good."""
 MANY_DOCUMENTS = 500
 """Documents from which a search finds some that were not judged."""
+RATINGS = ("stars", "star_rating", "rating", "ratings", "score")
+"""Names of columns whose lowest value means irrelevant, whatever number it is."""
 CPU_TOKENS = 128
 """Most tokens of a query and a document together on a CPU, where time grows with them."""
 
@@ -102,6 +104,11 @@ def look(path: str, columns: Mapping[str, str] | None = None) -> Look:
         )
     }
     query_tokens = _most(lengths["query"])
+    lowest, highest = int(rows["grade"].min()), int(rows["grade"].max())
+    if columns and columns.get("grade", "").casefold() in RATINGS and 0 < lowest < highest:
+        # The lowest rating means irrelevant, as grade 0 does everywhere else.
+        source["grade_scale"] = [lowest, highest, highest - lowest]
+        rows["grade"] -= lowest
     return Look(
         source=source,
         format=read.format,
@@ -239,7 +246,7 @@ def _quoted(text: str) -> str:
 def _inline(source: Mapping[str, Any]) -> str:
     parts = []
     for key, value in source.items():
-        shown = _inline(value) if isinstance(value, Mapping) else _quoted(str(value))
+        shown = _inline(value) if isinstance(value, Mapping) else json.dumps(value, ensure_ascii=False)
         parts.append(f"{key if key.isidentifier() else _quoted(key)} = {shown}")
     return "{ " + ", ".join(parts) + " }"
 

@@ -63,8 +63,8 @@ def wrong_byte(path: Path, position: int, where: str) -> SchemaError:
         file.seek(position)
         byte = file.read(1)
     return SchemaError(
-        f"{path}, {where}byte {position}: 0x{byte.hex()} is not UTF-8; convert the file, for example with "
-        "`iconv -f GB18030 -t UTF-8`"
+        f"{path}, {where}byte {position}: 0x{byte.hex()} is not UTF-8; convert the file from its encoding, for example "
+        "with `iconv -f LATIN1 -t UTF-8` (Western Europe) or `iconv -f GB18030 -t UTF-8` (Chinese)"
     )
 
 

@@ -79,3 +79,14 @@ def test_a_table_without_a_known_name_for_grades_is_answered_with_the_option_to_
     table.write_text("query,title,how_good\nred knife,a red knife,3\n", encoding="utf-8")
     with pytest.raises(SchemaError, match="--columns query=query,title=title,grade=COLUMN"):
         init.write(str(table), tmp_path / "own.toml")
+
+
+def test_one_star_is_irrelevant(tmp_path: Path) -> None:
+    table = tmp_path / "ratings.csv"
+    rows = [f"red knife {number % 2},a knife number {number},{1 + number % 5}" for number in range(20)]
+    table.write_text("\n".join(["query,title,stars", *rows]) + "\n", encoding="utf-8")
+    seen, _ = init.write(str(table), tmp_path / "own.toml")
+    recipe = recipes.load(tmp_path / "own.toml", [])
+    assert recipe.data.sources[0].grade_scale == (1, 5, 4)
+    assert seen.irrelevant == pytest.approx(0.2)
+    assert recipe.candidates.pool == "judged"

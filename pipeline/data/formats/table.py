@@ -144,6 +144,7 @@ def assemble(rows: pa.Table, config: SourceConfig, shown: str) -> Tables:
     names = set(rows.column_names)
     graded, queried, described = "grade" in names, "query" in names, bool(names & {"title", "text"})
     logged = _is_click_log(names, shown)
+    _check_keys(names, shown)
     extra = [name for name in rows.column_names if name not in roles(names)]
     columns = {name: rows[name] for name in rows.column_names}
     if logged and queried and "query_id" not in names:
@@ -330,6 +331,23 @@ def _json_text(value: Any, role: str, optional: bool) -> str | None:
     return str(value) if number and role in ("query_id", "doc_id", "grade", *clicks.ROLES) else None
 
 
+def _check_keys(names: set[str], shown: str) -> None:
+    """Refuses a key that would keep a column of the documents, but looks like a misspelt role.
+
+    Raises:
+        ConfigError: names the key and the role.
+    """
+    known = roles(names)
+    for key in sorted(names - set(known)):
+        meant = [role for role, usual in SYNONYMS.items() if key in usual]
+        meant = meant or difflib.get_close_matches(key, known, 1, 0.75)
+        if meant and meant[0] not in names:
+            raise ConfigError(
+                f"{shown}: columns has the key '{key}', which is none of {', '.join(known)}; did you mean "
+                f"'{meant[0]}'? A key that only keeps a column of the documents needs another name"
+            )
+
+
 def _distinct(rows: pa.Table, columns: Sequence[str]) -> pa.Table:
     """The rows without those that are the same in all of these columns; one id with two texts stays, to be found."""
     frame = pd.DataFrame({name: rows[name].to_pandas() for name in columns})
@@ -349,10 +367,10 @@ def _grades(values: pa.ChunkedArray, config: SourceConfig, shown: str) -> tuple[
     good = np.isfinite(numbers)
     if len(good) and not good.any():
         words = sorted(set(cells.to_pylist()))[:MAX_GRADE]
-        labels = ", ".join(f"{json.dumps(word, ensure_ascii=False)} = {rank}" for rank, word in enumerate(words))
+        labels = ", ".join(f"{json.dumps(word, ensure_ascii=False)} = GRADE" for word in words)
         raise SchemaError(
-            f"{shown}: the grades are words ({', '.join(words)}); say what each is worth, such as "
-            f"labels = {{ {labels} }}"
+            f"{shown}: the grades are words ({', '.join(words)}); say what each is worth, 0 for the least relevant, in "
+            f"the recipe's source beside columns: labels = {{ {labels} }}"
         )
     faults = tables.unknown_grades(cells, pa.array(good), "is not a number")
     numbers = np.where(good, numbers, 0.0)

@@ -247,7 +247,14 @@ class _Reader:
         }
 
     def _invalid_row(self, skip: bool) -> Callable[[pacsv.InvalidRow], str]:
-        return lambda row: "skip" if skip or row.text == self.mark else "error"
+        def handle(row: pacsv.InvalidRow) -> str:
+            try:
+                text = row.text
+            except UnicodeDecodeError:  # Raised in a callback it would only be printed; the reader names the byte.
+                return "skip" if skip else "error"
+            return "skip" if skip or text == self.mark else "error"
+
+        return handle
 
     def _check_width(self, rows: pa.Table | pa.RecordBatch) -> None:
         if rows.num_columns > MAX_COLUMNS:

@@ -144,3 +144,27 @@ def test_the_type_of_a_database_column_does_not_depend_on_the_batches(
         path="sqlite:///shop.db", query="select name as title from items where id < 3", columns={"title": "title"}
     )
     assert sources.read(query, tmp_path).documents["title"].to_pylist() == ["item 0", "item 1", "item 2"]
+
+
+@pytest.mark.parametrize(
+    ("key", "role"), [("description", "text"), ("document_id", "doc_id"), ("titel", "title"), ("stars", "grade")]
+)
+def test_a_key_that_looks_like_a_role_is_not_taken_for_a_column_to_keep(tmp_path: Path, key: str, role: str) -> None:
+    (tmp_path / "shop.csv").write_text("q,a,b\nred knife,a red knife,3\n", encoding="utf-8")
+    columns = {"query": "q", "title" if role != "title" else "text": "a", key: "b"}
+    with pytest.raises(InputError, match=rf"the key '{key}'.*did you mean '{role}'"):
+        sources.read(SourceConfig(path="shop.csv", columns=columns), tmp_path)
+
+
+def test_a_key_keeps_a_column_where_the_role_is_mapped(tmp_path: Path) -> None:
+    (tmp_path / "shop.csv").write_text("q,a,b\nred knife,a red knife,long\n", encoding="utf-8")
+    columns = {"query": "q", "title": "a", "text": "a", "description": "b"}
+    documents = sources.read(SourceConfig(path="shop.csv", columns=columns), tmp_path).documents
+    assert documents["description"].to_pylist() == ["long"]
+
+
+def test_a_table_in_latin_1_is_one_message(tmp_path: Path) -> None:
+    (tmp_path / "shop.csv").write_bytes("q;a;b\nrotes Messer;ein rotes Messer für dich;3\n".encode("latin-1"))
+    columns = {"query": "q", "title": "a", "grade": "b"}
+    with pytest.raises(InputError, match=r"0xfc is not UTF-8.*LATIN1"):
+        sources.read(SourceConfig(path="shop.csv", columns=columns), tmp_path)

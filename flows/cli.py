@@ -40,6 +40,9 @@ Workspace = Annotated[
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=C", help="Overrides a value of the recipe; may be repeated.")
 ]
+Columns = Annotated[
+    str, typer.Option(help="A table's columns: query=search_term,title=name,grade=relevance; see the recipe's keys.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for a machine.")]
 DEFAULT_WORKSPACE = Path("workspace")
 
@@ -245,6 +248,7 @@ def report(
     judgments: Annotated[str, typer.Option(help="Folder of judged queries, in any format that is read.")],
     workspace: Workspace = DEFAULT_WORKSPACE,
     format: Annotated[str, typer.Option(help="How the judgments are written; auto looks at the files.")] = "auto",
+    columns: Columns = "",
     all_queries: Annotated[
         bool, typer.Option("--all", help="Judge all queries, not only those the release's recipe keeps from training.")
     ] = False,
@@ -263,10 +267,11 @@ def report(
     """Judges a release, or a run file, on judged queries: nDCG and others with intervals, as JSON and HTML."""
     from flows import report as flow
     from pipeline.config import SourceConfig
+    from pipeline.data import convert
     from pipeline.evaluation import report as reports
     from pipeline.evaluation.runs import RunFile
 
-    source = SourceConfig(path=judgments, format=format)
+    source = SourceConfig(path=judgments, format=format, columns=convert.parse_columns(columns))
     if baseline_run and (baseline or not run):
         raise ConfigError("--baseline-run is compared with the file of --run, and takes the place of --baseline")
     workspace = existing(workspace) if baseline or not run else workspace
@@ -557,12 +562,13 @@ def releases_gc(
 def data_check(
     path: str,
     format: Annotated[str, typer.Option(help="How the source is written; auto looks at the files.")] = "auto",
+    columns: Columns = "",
     as_json: Json = False,
 ) -> None:
     """Describes judged data and its invalid rows; exits 2 when a part of it cannot be used."""
-    from pipeline.data import check
+    from pipeline.data import check, convert
 
-    found = check.examine(path, format)
+    found = check.examine(path, format, convert.parse_columns(columns))
     _show(found.to_dict(), as_json, check.render(found))
     if found.faults:
         raise InputError(f"{path}: {len(found.faults)} faults, listed above; mend or drop those rows")
@@ -573,10 +579,7 @@ def data_convert(
     path: str,
     out: Path,
     format: Annotated[str, typer.Option(help="How the source is written; auto looks at the files.")] = "auto",
-    columns: Annotated[
-        str,
-        typer.Option(help="A table's columns: query=search_term,title=name,grade=relevance; see the recipe's keys."),
-    ] = "",
+    columns: Columns = "",
 ) -> None:
     """Writes a source in any known format as our Parquet tables."""
     from pipeline.data import convert

@@ -96,14 +96,17 @@ class DataReport:
         return asdict(self)
 
 
-def examine(path: Path | str, format: str = "auto") -> DataReport:
+def examine(path: Path | str, format: str = "auto", columns: Mapping[str, str] | None = None) -> DataReport:
     """Reads a source and describes it; grades in conflict are faults too.
+
+    Args:
+        columns: the map of a table's columns; see `SourceConfig.columns`.
 
     Raises:
         MissingError: nothing of that format at the path.
         SchemaError: a file that cannot be read at all; see `sources.read`.
     """
-    source = sources.read(SourceConfig(path=str(path), format=format), Path())
+    source = sources.read(SourceConfig(path=str(path), format=format, columns=columns or {}), Path())
     sifted = validation.sift(source)
     conflicts = validation.conflicts(source.judgments, sifted.findings)
     usable = ValidatedTables(

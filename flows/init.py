@@ -220,6 +220,8 @@ def recipe(seen: Look, name: str) -> str:
     if base == MINILM:
         lines += ["similarity_weight = 10.0 # keep what the pretrained encoder knows", 'projection = "similarities"']
     lines += [f"loop = {{ {bound.format(120)}epochs = 1.0, valid_pairs = 1000 }}", ""]
+    if "clicked" in seen.source.get("columns", {}):
+        lines += ["[evaluation]", "clicks = true # there are no judgments but those made from clicks", ""]
     return "\n".join(lines)
 
 

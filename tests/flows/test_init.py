@@ -90,3 +90,17 @@ def test_one_star_is_irrelevant(tmp_path: Path) -> None:
     assert recipe.data.sources[0].grade_scale == (1, 5, 4)
     assert seen.irrelevant == pytest.approx(0.2)
     assert recipe.candidates.pool == "judged"
+
+
+def test_a_click_log_is_judged_by_its_clicks(tmp_path: Path) -> None:
+    log = tmp_path / "log.csv"
+    rows = [
+        f"knife {query},knife {(query + position + turn) % 4},{position},{int((query + turn + position) % 3 == 0)}"
+        for query in range(6)
+        for turn in range(40)
+        for position in (1, 2, 3)
+    ]
+    log.write_text("\n".join(["query,title,position,clicked", *rows]) + "\n", encoding="utf-8")
+    columns = {"query": "query", "title": "title", "position": "position", "clicked": "clicked"}
+    init.write(str(log), tmp_path / "own.toml", columns)
+    assert recipes.load(tmp_path / "own.toml", []).evaluation.clicks

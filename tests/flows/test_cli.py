@@ -262,14 +262,14 @@ def test_the_version_is_told() -> None:
     assert re.fullmatch(r"relevance \d+\.\d+\S*\n", _run("--version").stdout)
 
 
-def test_a_table_of_own_columns_is_checked_and_judged(trained: Trained, tmp_path: Path) -> None:
+def test_a_table_of_own_columns_is_checked_and_judged(copied: Trained, tmp_path: Path) -> None:
     table = tmp_path / "ratings.csv"
     rows = [f"best {thing},red {thing},{grade}" for thing, grade in (("knife", 2), ("pan", 1), ("lamp", 2))]
     table.write_text("\n".join(["what,name,worth", *rows]) + "\n", encoding="utf-8")
     columns = "query=what,title=name,grade=worth"
     checked = _run("data", "check", table, "--columns", columns, "--json")
     assert json.loads(checked.stdout)["judgments"] == 3, checked.stderr
-    where = ("--workspace", trained.workspace, "--all", "--json")
+    where = ("--workspace", copied.workspace, "--all", "--json")
     judged = _run("report", "--judgments", table, "--columns", columns, *where)
     assert judged.returncode == 0, judged.stderr
     assert "fused" in json.loads(judged.stdout)["systems"]

@@ -6,6 +6,7 @@ their shapes recur (a CPU compiles a kernel for each new one), and the gradient 
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -34,38 +35,75 @@ def first_tokens(family: ModelFamily, body: Any, batches: Sequence[Inputs], *, o
         body: the base model in the sense of transformers.
         offset: position of a first token; RoBERTa's begin behind the padding id.
     """
-    shapes = [tuple(ids.shape) for ids, _, _ in batches]
-    tail = -sum(texts * tokens for texts, tokens in shapes) % STEP
-    device = batches[0][0].device
-    filling = torch.zeros(tail, dtype=torch.int64, device=device)
-    columns = [torch.arange(tokens, device=device).expand(texts, tokens) for texts, tokens in shapes]
-    ids, types, positions = (
-        torch.cat([*(each.flatten() for each in part), filling]).unsqueeze(0)  # (1, all tokens)
-        for part in ([ids for ids, _, _ in batches], [types for _, types, _ in batches], columns)
-    )
-    added = [padding(mask) for _, _, mask in batches]  # (texts, 1, 1, tokens)
-    hidden = family.embed(body, ids, types, positions + offset)[0]  # (all tokens, hidden)
+    rows = _Rows.of(batches)
+    hidden = rows.embed(family, body, batches, offset)  # (all tokens, hidden)
 
     def first_of(states: Tensor) -> Tensor:
         """(texts, hidden) out of (all tokens, hidden)."""
-        return torch.cat([part[:, 0] for part in _parts(states, shapes)])
+        return torch.cat([part[:, 0] for part in _parts(states, rows.shapes)])
 
     depth = int(body.config.num_hidden_layers)
     firsts = []
     for number in range(1, depth):
-        layer = family.layer(body, number)
-        attention = family.attention(layer)
-        query, key, value = attention.query(hidden), attention.key(hidden), attention.value(hidden)
-        contexts = _attend(attention, (query, key, value), shapes, shapes, added)
-        context = torch.cat([*contexts, hidden.new_zeros(tail, hidden.shape[1], dtype=contexts[0].dtype)])
-        hidden = family.after_attention(layer, context, hidden)  # (all tokens, hidden)
+        hidden = rows.layer(family, body, number, hidden)  # (all tokens, hidden)
         firsts.append(first_of(hidden))
     last = family.layer(body, depth)
     attention, first = family.attention(last), first_of(hidden)  # (texts, hidden)
-    alone = [(texts, 1) for texts, _ in shapes]
+    alone = [(texts, 1) for texts, _ in rows.shapes]
     states = (attention.query(first), attention.key(hidden), attention.value(hidden))
-    contexts = _attend(attention, states, alone, shapes, added)
+    contexts = _attend(attention, states, alone, rows.shapes, rows.added)
     return [*firsts, family.after_attention(last, torch.cat(contexts), first)]
+
+
+def all_tokens(family: ModelFamily, body: Any, batches: Sequence[Inputs], *, offset: int) -> Tensor:
+    """The state of each token after the last layer, batch after batch and text after text: (all tokens, hidden).
+
+    Padding inside the batches has rows too; its states mean nothing. The arguments are those of `first_tokens`.
+    """
+    rows = _Rows.of(batches)
+    hidden = rows.embed(family, body, batches, offset)
+    for number in range(1, int(body.config.num_hidden_layers) + 1):
+        hidden = rows.layer(family, body, number, hidden)
+    return hidden[: len(hidden) - rows.tail]
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """The layout of several batches in one matrix of tokens."""
+
+    shapes: Sequence[tuple[int, ...]]
+    """(texts, tokens) of each batch."""
+    tail: int
+    """Rows of padding at the end of the matrix."""
+    added: Sequence[Tensor]
+    """(texts, 1, 1, tokens) of each batch, see `padding`."""
+
+    @classmethod
+    def of(cls, batches: Sequence[Inputs]) -> "_Rows":
+        shapes = [tuple(ids.shape) for ids, _, _ in batches]
+        tail = -sum(texts * tokens for texts, tokens in shapes) % STEP
+        return cls(shapes, tail, [padding(mask) for _, _, mask in batches])
+
+    def embed(self, family: ModelFamily, body: Any, batches: Sequence[Inputs], offset: int) -> Tensor:
+        """The states before the first layer, (all tokens, hidden)."""
+        device = batches[0][0].device
+        filling = torch.zeros(self.tail, dtype=torch.int64, device=device)
+        columns = [torch.arange(tokens, device=device).expand(texts, tokens) for texts, tokens in self.shapes]
+        ids, types, positions = (
+            torch.cat([*(each.flatten() for each in part), filling]).unsqueeze(0)  # (1, all tokens)
+            for part in ([ids for ids, _, _ in batches], [types for _, types, _ in batches], columns)
+        )
+        hidden: Tensor = family.embed(body, ids, types, positions + offset)[0]
+        return hidden
+
+    def layer(self, family: ModelFamily, body: Any, number: int, hidden: Tensor) -> Tensor:
+        """The states after a layer, (all tokens, hidden), from those before it."""
+        layer = family.layer(body, number)
+        attention = family.attention(layer)
+        query, key, value = attention.query(hidden), attention.key(hidden), attention.value(hidden)
+        contexts = _attend(attention, (query, key, value), self.shapes, self.shapes, self.added)
+        context = torch.cat([*contexts, hidden.new_zeros(self.tail, hidden.shape[1], dtype=contexts[0].dtype)])
+        return family.after_attention(layer, context, hidden)
 
 
 def padding(attention_mask: Tensor) -> Tensor:

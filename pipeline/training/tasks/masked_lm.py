@@ -1,7 +1,7 @@
 """Masked language modelling: the texts, an encoder with a head that guesses tokens, and the task for the loop."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, PreTrained
 
 from pipeline.config import PretrainConfig
 from pipeline.errors import ConfigError, TrainingError
-from pipeline.models import base_models, tokenizers
+from pipeline.models import base_models, packed, tokenizers
+from pipeline.models.families import ModelFamily, family_of
 from pipeline.training.loop import batches, distributed
 from pipeline.training.loop.batches import Ints, Ragged
 from pipeline.training.loop.loop import Step, autocast
@@ -49,6 +50,7 @@ class MaskedModel(nn.Module):
         self.model = model
         self.hub_tokenizer = tokenizer
         self.base = base
+        self._family = _splitting_family(model)
 
     @classmethod
     def start(cls, base: Path, config: PretrainConfig) -> "MaskedModel":
@@ -75,15 +77,46 @@ class MaskedModel(nn.Module):
             )
         return cls(model, tokenizer, base)
 
-    def forward(self, inputs: batches.PaddedBatch, chosen: Tensor) -> Tensor:
-        """Logits (chosen tokens, vocabulary), float32, of the places where `chosen` (texts, tokens) is true."""
-        types = {"token_type_ids": inputs.token_type_ids} if self.model.config.type_vocab_size > 1 else {}
-        encoder: Any = self.model.base_model
-        states = encoder(input_ids=inputs.input_ids, attention_mask=inputs.attention_mask, **types).last_hidden_state
+    def forward(
+        self, inputs: Sequence[batches.PaddedBatch], chosen: Sequence[Tensor], *, together: bool = True
+    ) -> Tensor:
+        """Logits of the chosen tokens of several batches, (chosen tokens, vocabulary) float32, batch after batch.
+
+        Args:
+            inputs: padded batches of any widths.
+            chosen: (texts, tokens) of each batch; true for a token to guess.
+            together: whether one pass reads all batches; a family that does not split its layers reads them in turn.
+        """
+        if together and self._family is not None:
+            states = self._states_together(self._family, inputs)  # (all tokens, hidden)
+            guessed = states[torch.cat([each.flatten() for each in chosen])]  # (chosen, hidden)
+        else:
+            guessed = torch.cat([self._states(batch)[each] for batch, each in zip(inputs, chosen, strict=True)])
         heads = (getattr(self.model, name, None) for name in ("cls", "lm_head", "predictions"))
         head: Any = next(head for head in heads if head is not None)
-        logits: Tensor = head(states[chosen])  # (texts, tokens, hidden) → (chosen, hidden) → (chosen, vocabulary)
+        logits: Tensor = head(guessed)  # (chosen, vocabulary)
         return logits.float()
+
+    @property
+    def _segments(self) -> bool:
+        return bool(self.model.config.type_vocab_size > 1)
+
+    def _states(self, batch: batches.PaddedBatch) -> Tensor:
+        """(texts, tokens, hidden) after the last layer."""
+        types = {"token_type_ids": batch.token_type_ids} if self._segments else {}
+        encoder: Any = self.model.base_model
+        states: Tensor = encoder(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask, **types
+        ).last_hidden_state
+        return states
+
+    def _states_together(self, family: ModelFamily, inputs: Sequence[batches.PaddedBatch]) -> Tensor:
+        """(all tokens, hidden) after the last layer, batch after batch."""
+        read = [batch.all for batch in inputs]
+        if not self._segments:
+            read = [(ids, torch.zeros_like(ids), mask) for ids, _, mask in read]
+        offset = family.first_position(self.model.config)
+        return packed.all_tokens(family, self.model.base_model, read, offset=offset)
 
     def expect(self, counts: Ints) -> None:
         """Lets a new head start from how often each token occurs, (vocabulary,), as the best guess without reading.
@@ -106,6 +139,15 @@ class MaskedModel(nn.Module):
             self.hub_tokenizer.save_pretrained(place)
 
 
+def _splitting_family(model: PreTrainedModel) -> ModelFamily | None:
+    """The family of the model, or None if batches of unlike width cannot be read together."""
+    try:
+        family = family_of(model.config)
+    except ConfigError:
+        return None  # Any encoder with a head for masked tokens can be pre-trained, those of no family batch by batch.
+    return family if family.splits_layers else None
+
+
 @dataclass(frozen=True, slots=True)
 class MaskedChunk:
     """Texts of one step, and what the whole step counts."""
@@ -114,6 +156,17 @@ class MaskedChunk:
     starts: Ints
     """(texts,) the token at which each document is read from."""
     masked: int
+
+
+@dataclass(frozen=True, slots=True)
+class MaskedBatch:
+    """Texts with masked tokens, padded to one width."""
+
+    shown: batches.PaddedBatch
+    chosen: Tensor
+    """(texts, tokens); true for a token to guess."""
+    wanted: Tensor
+    """(chosen tokens,) their ids before the masking."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,12 +261,13 @@ class MaskedTask:
 
     def loss(self, chunk: MaskedChunk) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Mean cross-entropy over the masked tokens of the step, in nats, and the share guessed right."""
-        loss, right = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
-        for rectangle in batches.length_groups(self.lengths[chunk.places]):
-            logits, wanted = self._guess(chunk.places[rectangle], chunk.starts[rectangle])
-            loss = loss + F.cross_entropy(logits, wanted, reduction="sum") / chunk.masked
-            right = right + (logits.detach().argmax(-1) == wanted).sum() / chunk.masked
-        return loss, {"accuracy": right}
+        groups = batches.length_groups(self.lengths[chunk.places])
+        drawn = [self._masked_batch(chunk.places[group], chunk.starts[group]) for group in groups]
+        together = not self.config.loop.checkpoint_activations  # Which needs the layers' own forward passes.
+        logits = self.model([each.shown for each in drawn], [each.chosen for each in drawn], together=together)
+        wanted = torch.cat([each.wanted for each in drawn])
+        loss = F.cross_entropy(logits, wanted, reduction="sum") / chunk.masked
+        return loss, {"accuracy": (logits.detach().argmax(-1) == wanted).sum() / chunk.masked}
 
     def measure(self) -> Guesses:
         """Evaluates the guesses on the beginnings of held-out documents; the same tokens are masked every time."""
@@ -224,10 +278,11 @@ class MaskedTask:
             torch.manual_seed(MEASURE_SEED)
             for batch in batches.scoring_batches(self.lengths[self.held_out], self.config.loop.chunk_tokens):
                 places = self.held_out[batch]
-                logits, wanted = self._guess(places, np.zeros(len(places), dtype=np.int64))
-                loss += float(F.cross_entropy(logits, wanted, reduction="sum"))
-                right += int((logits.argmax(-1) == wanted).sum())
-                masked += len(wanted)
+                drawn = self._masked_batch(places, np.zeros(len(places), dtype=np.int64))
+                logits = self.model([drawn.shown], [drawn.chosen])
+                loss += float(F.cross_entropy(logits, drawn.wanted, reduction="sum"))
+                right += int((logits.argmax(-1) == drawn.wanted).sum())
+                masked += len(drawn.wanted)
         self.model.train(was_training)
         return Guesses(loss / masked, right / masked)
 
@@ -235,8 +290,8 @@ class MaskedTask:
         """Mean log-likelihood of held-out masked tokens, in nats."""
         return -self.measure().loss
 
-    def _guess(self, places: Ints, starts: Ints) -> tuple[Tensor, Tensor]:
-        """Logits (masked, vocabulary) and the tokens (masked,) that stood there."""
+    def _masked_batch(self, places: Ints, starts: Ints) -> "MaskedBatch":
+        """One padded batch of these examples, with tokens drawn and masked."""
         inputs = [self._input(place, start) for place, start in zip(places.tolist(), starts.tolist(), strict=True)]
         whole = batches.pad([(ids, types) for ids, types, _ in inputs], torch.device("cpu"))
         content = torch.zeros_like(whole.input_ids, dtype=torch.bool)
@@ -248,7 +303,7 @@ class MaskedTask:
         shown = batches.PaddedBatch(
             masked.to(self.device), whole.token_type_ids.to(self.device), whole.attention_mask.to(self.device)
         )
-        return self.model(shown, chosen.to(self.device)), wanted
+        return MaskedBatch(shown, chosen.to(self.device), wanted)
 
     def _input(self, place: int, start: int) -> tuple[list[int], list[int], list[bool]]:
         """Ids, segments and which of the tokens are not special, of an example at its exact length."""

@@ -23,6 +23,7 @@ from pipeline.config import LoopConfig, PretrainConfig, ScratchConfig
 from pipeline.errors import ConfigError, TrainingError
 from pipeline.models import base_models
 from pipeline.training import pretrain
+from pipeline.training.loop import batches
 from pipeline.training.tasks import masked_lm, vocabulary
 from pipeline.training.tasks.masked_lm import MaskedChunk, MaskedModel, MaskedTask
 
@@ -226,10 +227,10 @@ def test_the_loss_is_that_of_transformers_for_the_same_masks(tmp_path: Path) -> 
     place = next(int(n) for n in task.train if task.query[n] >= 0)  # A packed pair, with its segments.
     seen: list[Any] = []
     forward = task.model.forward
-    task.model.forward = lambda inputs, chosen: seen.append((inputs, chosen)) or forward(inputs, chosen)  # type: ignore
+    task.model.forward = lambda inputs, chosen, **how: seen.append((inputs, chosen)) or forward(inputs, chosen, **how)  # type: ignore
     torch.manual_seed(4)
     loss, logs = task.loss(MaskedChunk(np.array([place]), np.array([0]), int(task.masked[place])))
-    [(inputs, chosen)] = seen
+    [([inputs], [chosen])] = seen
     ids, types, _ = task._input(place, 0)
     assert inputs.token_type_ids.tolist() == [types]
     labels = torch.tensor([ids]).masked_fill(~chosen, -100)
@@ -242,6 +243,46 @@ def test_the_loss_is_that_of_transformers_for_the_same_masks(tmp_path: Path) -> 
     assert loss.item() == pytest.approx(whole.loss.item(), rel=1e-5)
     right = (whole.logits.argmax(-1) == labels)[chosen].float().mean()
     assert float(logs["accuracy"]) == pytest.approx(float(right))
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "albert"])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_batches_read_together_have_the_loss_and_gradients_of_each_by_itself(
+    tmp_path: Path, family: Any, recompute: bool
+) -> None:
+    loop = replace(CONFIG.loop, checkpoint_activations=recompute)
+    task = task_of(tmp_path, replace(CONFIG, scratch=replace(SCRATCH, family=family), loop=loop), texts(60))
+    with torch.no_grad():
+        for parameter in task.model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    chunk = max((chunk for step in task.plan(0) for chunk in step.chunks), key=lambda chunk: len(chunk.places))
+    groups = batches.length_groups(task.lengths[chunk.places])
+    assert len(groups) > 1
+
+    def gradients(loss: torch.Tensor) -> dict[str, torch.Tensor]:
+        task.model.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return {name: one.grad.clone() for name, one in task.model.named_parameters() if one.grad is not None}
+
+    torch.manual_seed(7)
+    loss, _ = task.loss(chunk)
+    got = gradients(loss)
+    torch.manual_seed(7)  # Masks are drawn group by group, so the same ones are drawn again.
+    parts = []
+    for group in groups:
+        part = task._masked_batch(chunk.places[group], chunk.starts[group])
+        shown = part.shown
+        labels = torch.full_like(shown.input_ids, -100).masked_scatter(part.chosen, part.wanted)
+        types = {"token_type_ids": shown.token_type_ids} if family != "roberta" else {}
+        output = task.model.model(
+            input_ids=shown.input_ids, attention_mask=shown.attention_mask, labels=labels, **types
+        )
+        parts.append(output.loss * len(part.wanted) / chunk.masked)
+    expected = gradients(sum(parts[1:], parts[0]))
+    assert loss.item() == pytest.approx(sum(part.item() for part in parts), rel=1e-5)
+    assert set(expected) == set(got)
+    for name, value in expected.items():
+        assert torch.allclose(value, got[name], atol=1e-5 * max(1.0, float(value.abs().max()))), name
 
 
 def test_a_step_in_chunks_is_the_same_step(tmp_path: Path) -> None:

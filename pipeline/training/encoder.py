@@ -23,7 +23,7 @@ from pipeline.models import base_models, model_card, pruning, surgery
 from pipeline.models.bi_encoder import BiEncoder
 from pipeline.recipe import to_dict
 from pipeline.stage import Stage
-from pipeline.training.loop import scoring
+from pipeline.training.loop import scoring, shards
 from pipeline.training.loop.batches import Pairs, read_pairs
 from pipeline.training.loop.loop import train
 from pipeline.training.tasks import projection
@@ -90,14 +90,16 @@ def make(
         if start is None and config.projection == "directions":
             metrics["projection_keeps"] = round(model.fit_projection(_sample_of_texts(model, table, seed)), 4)
         elif start is None:
-            metrics = projection.fit(model, data, config)
+            metrics = projection.fit(model, data, config, staging.checkpoint)
         sources = schema.read(pairs.file("pairs.parquet"), "pairs").column("source").to_pylist()
 
         learner = BiEncoderLearner(model, first_scales(model, table, scores, config.all_widths, seed))
         targets = EncoderTargets(
             scores=scores,
             hard=np.array(sources) == MINED,
-            base_vectors=_base_vectors(untrained(dataclasses.replace(config, layers=0), origin), table)
+            base_vectors=_base_vectors(
+                untrained(dataclasses.replace(config, layers=0), origin), table, staging.checkpoint
+            )
             if config.similarity_weight
             else None,
         )
@@ -179,12 +181,18 @@ def _sample_of_texts(model: BiEncoder, pairs: Pairs, seed: int) -> Tensor:
     return torch.from_numpy(np.concatenate(parts)).to(model.dense.weight.device)
 
 
-def _base_vectors(base: BiEncoder, pairs: Pairs) -> tuple[Tensor, Tensor]:
-    """The untrained base's vectors of all queries and all documents, at full width and of unit length."""
+def _base_vectors(base: BiEncoder, pairs: Pairs, checkpoint: Path) -> tuple[Tensor, Tensor]:
+    """The untrained base's vectors of all queries and all documents, at full width and of unit length.
+
+    Finished parts are kept in `checkpoint`.
+    """
     base.to(scoring.device()).eval()
     found = (
-        scoring.vectors(base, texts, np.arange(len(texts)), template, label="full width", pooled=True)
-        for texts, template in ((pairs.queries, base.query_template), (pairs.documents, base.document_template))
+        shards.pooled_vectors(checkpoint, f"base-{name}", base, texts, template, label="full width")
+        for name, texts, template in (
+            ("queries", pairs.queries, base.query_template),
+            ("documents", pairs.documents, base.document_template),
+        )
     )
     queries, documents = (F.normalize(torch.from_numpy(one), dim=1) for one in found)
     return queries, documents

@@ -130,10 +130,10 @@ def test_what_each_width_keeps(name: str, base: Path, shared_data: Path, tmp_pat
     curves = {}
     model.fit_projection(torch.from_numpy(wide[1]))
     curves["directions"] = cut(model, WIDTHS)
-    projection.fit(model, data, EncoderConfig(dimensions=FULL, widths=WIDTHS[:-1]))
+    projection.fit(model, data, EncoderConfig(dimensions=FULL, widths=WIDTHS[:-1]), tmp_path / "widths")
     curves["similarities"] = cut(model, WIDTHS)
     single = start(base, 64)
-    projection.fit(single, data, EncoderConfig(dimensions=64))
+    projection.fit(single, data, EncoderConfig(dimensions=64), tmp_path / "single")
     alone = cut(single, (64,))[64]
 
     print(f"\n{name}: the base's full width {full}")

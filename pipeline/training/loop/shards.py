@@ -19,6 +19,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from pipeline import artifacts
+from pipeline.models.bi_encoder import BiEncoder
+from pipeline.tokens import TextTemplate
+from pipeline.training.loop import scoring
+from pipeline.training.loop.batches import Ragged
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -52,6 +56,37 @@ def kept(
     arrays = compute()
     _write(folder, name, arrays)
     return arrays
+
+
+def pooled_vectors(
+    folder: Path, name: str, model: BiEncoder, texts: Ragged, template: TextTemplate, *, label: str
+) -> scoring.Floats:
+    """(texts, hidden) vectors of all texts before the projection; finished parts are kept in `folder`.
+
+    A part is a run of the batches that all texts at once would make, so the vectors are the same, bit by bit.
+
+    Args:
+        folder: the artifact's checkpoint folder.
+        name: of these texts within the folder.
+        model: in eval mode.
+        texts: tokens of all texts.
+        template: special tokens and maximum length.
+        label: shown beside the progress bar.
+
+    Raises:
+        TrainingError: a vector is not finite, or memory runs out.
+    """
+    special = len(template.before) + len(template.after)
+    parts = scoring.shards(np.minimum(texts.lengths + special, template.max_tokens), SHARD)
+    vectors = np.zeros((len(texts), model.dense.in_features), dtype=np.float32)
+    for number, rows in enumerate(parts, start=1):
+
+        def compute(rows: NDArray[np.int64] = rows, number: int = number) -> Arrays:
+            part_label = f"{label} {number}/{len(parts)}"
+            return {"vectors": scoring.vectors(model, texts, rows, template, label=part_label, pooled=True)}
+
+        vectors[rows] = kept(folder, rows_name(f"{name}-{number:06}", rows), compute)["vectors"]
+    return vectors
 
 
 def rows_name(name: str, rows: NDArray[np.int64]) -> str:

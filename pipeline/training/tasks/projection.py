@@ -7,6 +7,7 @@ excerpt of each document stands in for a query, so that short texts count as muc
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -19,7 +20,7 @@ from pipeline.artifacts import Artifact
 from pipeline.config import EncoderConfig, LoopConfig
 from pipeline.errors import TrainingError
 from pipeline.models.bi_encoder import BiEncoder
-from pipeline.training.loop import batches, scoring
+from pipeline.training.loop import batches, shards
 from pipeline.training.loop.batches import Ints, Ragged
 from pipeline.training.loop.loop import Step, train
 from pipeline.training.losses import distillation
@@ -47,7 +48,7 @@ LOOP = LoopConfig(learning_rate=1e-3, evaluations=0, precision="fp32", weight_de
 NEAREST = 10
 
 
-def fit(model: BiEncoder, data: Artifact, config: EncoderConfig) -> dict[str, float]:
+def fit(model: BiEncoder, data: Artifact, config: EncoderConfig, checkpoint: Path) -> dict[str, float]:
     """Sets the model's projection; its body stays as it is.
 
     It starts from the principal directions about the origin, which keep inner products best, and learns
@@ -55,6 +56,7 @@ def fit(model: BiEncoder, data: Artifact, config: EncoderConfig) -> dict[str, fl
 
     Args:
         data: whose documents are read, at most DOCUMENTS of them, drawn by the seed.
+        checkpoint: folder that keeps finished vectors and the state of the learning; a killed run goes on from there.
 
     Returns:
         The share of the ten documents nearest to a held-out excerpt at full width that the whole short vectors find
@@ -67,8 +69,11 @@ def fit(model: BiEncoder, data: Artifact, config: EncoderConfig) -> dict[str, fl
     documents, excerpts = _texts(model, data, config.max_query_tokens, seed)
     label = "projection"
     wide, parts = (
-        torch.from_numpy(scoring.vectors(model, one, np.arange(len(one)), template, label=label, pooled=True))
-        for one, template in ((documents, model.document_template), (excerpts, model.query_template))
+        torch.from_numpy(shards.pooled_vectors(checkpoint, f"{label}-{name}", model, texts, template, label=label))
+        for name, texts, template in (
+            ("documents", documents, model.document_template),
+            ("excerpts", excerpts, model.query_template),
+        )
     )
     learned = len(documents) - min(HELD_OUT, len(documents) // 5)
     task = ProjectionTask(model.dense, wide, parts.view(EXCERPTS, len(documents), -1), config, learned)
@@ -76,7 +81,7 @@ def fit(model: BiEncoder, data: Artifact, config: EncoderConfig) -> dict[str, fl
     model.fit_projection(F.normalize(seen, dim=1), about="origin")
     before = task.evaluate()
     loop = replace(LOOP, seed=seed, epochs=STEPS / len(task.plan(0)))
-    train(model.dense, task, loop, label=label)
+    train(model.dense, task, loop, label=label, checkpoint=checkpoint / label)
     return {"neighbours_kept before": round(before, 4), "neighbours_kept": round(task.evaluate(), 4)}
 
 

@@ -16,6 +16,7 @@ from pipeline.artifacts import Artifact
 from pipeline.config import EncoderConfig
 from pipeline.errors import TrainingError
 from pipeline.models.bi_encoder import BiEncoder
+from pipeline.training.loop import scoring, shards
 from pipeline.training.tasks import projection
 from pipeline.training.tasks.projection import ProjectionTask
 
@@ -57,15 +58,15 @@ def test_more_neighbours_are_kept_and_the_body_is_untouched(
     monkeypatch.setattr(projection, "STEPS", 150)
     model, documents = start(base), data(tmp_path, 200)
     body = {name: value.clone() for name, value in model.model.state_dict().items()}
-    found = projection.fit(model, documents, CONFIG)
+    found = projection.fit(model, documents, CONFIG, tmp_path / "first")
     assert found["neighbours_kept"] > found["neighbours_kept before"] > 0.1
     assert all(torch.equal(value, body[name]) for name, value in model.model.state_dict().items())
 
     again = start(base)
-    assert projection.fit(again, documents, CONFIG) == found
+    assert projection.fit(again, documents, CONFIG, tmp_path / "again") == found
     assert torch.equal(again.dense.weight, model.dense.weight)
     other = start(base)
-    projection.fit(other, documents, replace(CONFIG, loop=replace(CONFIG.loop, seed=99)))
+    projection.fit(other, documents, replace(CONFIG, loop=replace(CONFIG.loop, seed=99)), tmp_path / "other")
     assert not torch.equal(other.dense.weight, model.dense.weight)
 
 
@@ -109,4 +110,50 @@ def test_a_step_compares_documents_with_the_stretches_that_were_drawn(base: Path
 
 def test_too_few_documents_are_refused(base: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="9 documents with words"):
-        projection.fit(start(base), data(tmp_path, 9), CONFIG)
+        projection.fit(start(base), data(tmp_path, 9), CONFIG, tmp_path / "few")
+
+
+class Killed(BaseException):
+    """Ends a fit in the middle, as a kill does."""
+
+
+def test_a_killed_fit_keeps_vectors_and_steps_and_ends_the_same(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(projection, "STEPS", 30)
+    monkeypatch.setattr(projection, "LOOP", replace(projection.LOOP, checkpoint_s=0.0))
+    monkeypatch.setattr(scoring, "CPU_TOKENS", 200)
+    monkeypatch.setattr(shards, "SHARD", 20)
+    documents, straight = data(tmp_path, 200), start(base)
+    metrics = projection.fit(straight, documents, CONFIG, tmp_path / "straight")
+    encoded, steps = 0, 0
+    vectors, loss = scoring.vectors, ProjectionTask.loss
+
+    def counted(model: BiEncoder, texts: Any, numbers: Any, *args: Any, **kwargs: Any) -> Any:
+        nonlocal encoded
+        if encoded > 300 and not killed:
+            killed.append("vectors")
+            raise Killed
+        encoded += len(numbers)
+        return vectors(model, texts, numbers, *args, **kwargs)
+
+    def step(task: ProjectionTask, chunk: Any) -> Any:
+        nonlocal steps
+        if steps == 20 and len(killed) == 1:
+            killed.append("steps")
+            raise Killed
+        steps += 1
+        return loss(task, chunk)
+
+    killed: list[str] = []
+    monkeypatch.setattr(scoring, "vectors", counted)
+    monkeypatch.setattr(ProjectionTask, "loss", step)
+    for _ in range(2):
+        with pytest.raises(Killed):
+            projection.fit(start(base), documents, CONFIG, tmp_path / "killed")
+    resumed = start(base)
+    assert projection.fit(resumed, documents, CONFIG, tmp_path / "killed") == metrics
+    assert killed == ["vectors", "steps"]
+    assert encoded == 600  # 200 documents and two excerpts of each, every one once.
+    assert steps == 30
+    assert torch.equal(resumed.dense.weight, straight.dense.weight)

@@ -16,7 +16,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pipeline.config import LoopConfig, RankerConfig, Recipe, T
 from pipeline.errors import ConfigError, MissingError
-from pipeline.secrets import hide_passwords
+from pipeline.secrets import without_passwords
 from pipeline.text import read_text
 
 log = logging.getLogger(__name__)
@@ -59,16 +59,8 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def to_dict(config: Any) -> dict[str, Any]:
     """A config as plain values, for a manifest; the password of a database's address is left out."""
-    plain: dict[str, Any] = _without_passwords(dataclasses.asdict(config))
+    plain: dict[str, Any] = without_passwords(dataclasses.asdict(config))
     return plain
-
-
-def _without_passwords(value: Any) -> Any:
-    if isinstance(value, str):
-        return hide_passwords(value)
-    if isinstance(value, dict):
-        return {key: _without_passwords(item) for key, item in value.items()}
-    return type(value)(map(_without_passwords, value)) if isinstance(value, (list, tuple)) else value
 
 
 def rename(tree: dict[str, Any]) -> list[str]:

@@ -25,11 +25,14 @@ def is_secret(name: str) -> bool:
 
 
 def without_passwords(value: Any) -> Any:
-    """A JSON value in which `hide_passwords` was applied to every string, keys of objects included."""
+    """A plain value in which `hide_passwords` was applied to every string, keys of objects included.
+
+    Lists stay lists and tuples stay tuples.
+    """
     if isinstance(value, str):
         return hide_passwords(value)
     if isinstance(value, Mapping):
         return {hide_passwords(name): without_passwords(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [without_passwords(item) for item in value]
+        return type(value)(without_passwords(item) for item in value)
     return value

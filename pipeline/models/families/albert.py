@@ -46,16 +46,7 @@ class Albert(ModelFamily):
         if len(layer.albert_layers) > 1:
             raise ConfigError("an albert model whose layers are groups of several has no one attention to learn from")
         module = layer.albert_layers[0].attention
-        return AttentionParts(
-            query=module.query,
-            key=module.key,
-            value=module.value,
-            heads=module.num_attention_heads,
-            size=module.attention_head_size,
-            scaling=module.scaling,
-            dropout=module.attention_dropout,
-            implementation=module.config._attn_implementation,
-        )
+        return AttentionParts.of(module, dropout=module.attention_dropout)
 
     def score(self, model: Any, first: Tensor) -> Tensor:
         body = model.base_model

@@ -41,6 +41,20 @@ class AttentionParts:
     implementation: str
     """The name that transformers has for the computation: eager or sdpa."""
 
+    @classmethod
+    def of(cls, module: Any, *, dropout: nn.Dropout) -> "AttentionParts":
+        """The parts of a module whose attributes are called as those of BERT's self-attention."""
+        return cls(
+            query=module.query,
+            key=module.key,
+            value=module.value,
+            heads=module.num_attention_heads,
+            size=module.attention_head_size,
+            scaling=module.scaling,
+            dropout=dropout,
+            implementation=module.config._attn_implementation,
+        )
+
 
 class ModelFamily:
     """Where models of BERT's layout keep their layers, attention projections, embeddings and pooled state."""
@@ -86,16 +100,7 @@ class ModelFamily:
             ConfigError: the layer has several.
         """
         module = layer.attention.self
-        return AttentionParts(
-            query=module.query,
-            key=module.key,
-            value=module.value,
-            heads=module.num_attention_heads,
-            size=module.attention_head_size,
-            scaling=module.scaling,
-            dropout=module.dropout,
-            implementation=module.config._attn_implementation,
-        )
+        return AttentionParts.of(module, dropout=module.dropout)
 
     def after_attention(self, layer: Any, context: Tensor, hidden: Tensor) -> Tensor:
         """The output of a layer, from its input and the joined heads of its attention.

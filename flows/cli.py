@@ -361,7 +361,9 @@ def recipe_show(
 
     resolved = recipes.load(recipe_path(recipe), overrides or [])
     print(
-        json.dumps(recipes.to_dict(resolved), ensure_ascii=False, indent=1) if as_json else recipes.to_toml(resolved),
+        json.dumps(recipes.to_dict(resolved, complete=True), ensure_ascii=False, indent=1)
+        if as_json
+        else recipes.to_toml(resolved),
         end="",
     )
 

@@ -1,4 +1,7 @@
-"""Checks of the values of a recipe, which its sections share, and the setting that documents their fields."""
+"""Checks of the values of a recipe, which its sections share, and how their fields are declared."""
+
+import dataclasses
+from typing import TypeVar
 
 from pydantic import ConfigDict
 
@@ -6,6 +9,20 @@ from pipeline.errors import ConfigError
 
 DOCUMENTED = ConfigDict(use_attribute_docstrings=True)
 """Makes the text below a field its description in the JSON Schema."""
+
+ADDED = "added"
+"""The mark of a field that `added` declares."""
+
+T = TypeVar("T")
+
+
+def added(default: T) -> T:
+    """A field that a section got after artifacts had been made from it.
+
+    Manifests and fingerprints leave it out while it has its default, so the artifacts made before are used again. A
+    later change of the default must raise the version of the stages that read it.
+    """
+    return dataclasses.field(default=default, metadata={ADDED: True})
 
 
 def positive(section: str, **values: float) -> None:

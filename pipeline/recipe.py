@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pipeline.config import LoopConfig, RankerConfig, Recipe, T
+from pipeline.config_checks import ADDED
 from pipeline.errors import ConfigError, MissingError
 from pipeline.secrets import without_passwords
 from pipeline.text import read_text
@@ -57,10 +58,29 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise ConfigError(f"{path}: {error}") from error
 
 
-def to_dict(config: Any) -> dict[str, Any]:
-    """A config as plain values, for a manifest; the password of a database's address is left out."""
-    plain: dict[str, Any] = without_passwords(dataclasses.asdict(config))
+def to_dict(config: Any, *, complete: bool = False) -> dict[str, Any]:
+    """A config as plain values, for a manifest; the password of a database's address is left out.
+
+    Args:
+        config: a recipe or a section of one.
+        complete: whether fields that were added later (`config_checks.added`) stand there with their default too.
+    """
+    plain: dict[str, Any] = without_passwords(_plain_values(config, complete))
     return plain
+
+
+def _plain_values(value: Any, complete: bool) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {
+            field.name: _plain_values(getattr(value, field.name), complete)
+            for field in dataclasses.fields(value)
+            if complete or ADDED not in field.metadata or getattr(value, field.name) != field.default
+        }
+    if isinstance(value, list | tuple):
+        return type(value)(_plain_values(item, complete) for item in value)
+    if isinstance(value, Mapping):
+        return {name: _plain_values(item, complete) for name, item in value.items()}
+    return value
 
 
 def rename(tree: dict[str, Any]) -> list[str]:
@@ -105,7 +125,7 @@ def _closed(schema: Any) -> Any:
 
 def to_toml(recipe: Recipe) -> str:
     """The resolved recipe, defaults included, as a TOML file that loads as the same recipe."""
-    return _toml(to_dict(recipe), "")
+    return _toml(to_dict(recipe, complete=True), "")
 
 
 def _toml(section: Mapping[str, Any], name: str) -> str:

@@ -1,9 +1,11 @@
 from pathlib import Path
 
 import pytest
+from pydantic.dataclasses import dataclass
 
 from pipeline import recipe as recipes
 from pipeline.config import Recipe
+from pipeline.config_checks import DOCUMENTED, added
 from pipeline.errors import ConfigError, MissingError
 
 BUILT_IN = sorted((Path(__file__).parents[2] / "flows" / "recipes").glob("*.toml"))
@@ -113,6 +115,17 @@ def test_old_names_still_work_and_warn(tmp_path: Path, caplog: pytest.LogCapture
     caplog.clear()
     assert recipes.parse(Recipe, {"outside": {"max_tokens": 9}}).external_teacher.max_tokens == 9
     assert not caplog.messages  # A release's recipe cannot be rewritten by whoever reads it.
+
+
+def test_an_added_field_stands_in_a_manifest_only_where_it_is_set() -> None:
+    @dataclass(frozen=True, kw_only=True, config=DOCUMENTED)
+    class Section:
+        old: int = 1
+        new: float = added(0.5)
+
+    assert recipes.to_dict(Section()) == {"old": 1}
+    assert recipes.to_dict(Section(), complete=True) == {"old": 1, "new": 0.5}
+    assert recipes.to_dict({"sections": [Section(new=2)]}) == {"sections": [{"old": 1, "new": 2.0}]}
 
 
 def test_every_field_is_described_in_the_json_schema() -> None:

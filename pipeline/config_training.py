@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic.dataclasses import dataclass
 
-from pipeline.config_checks import DOCUMENTED, positive, share, weights
+from pipeline.config_checks import DOCUMENTED, added, positive, share, weights
 from pipeline.errors import ConfigError
 
 
@@ -266,6 +266,11 @@ class RankerConfig:
     logit_weight: float = 0.0
     """Weight of the mean squared error of the scores themselves, which also teaches their level. Experimental: no
     built-in recipe sets it and no figure supports it."""
+    listwise_weight: float = added(0.0)
+    """Weight of the listwise loss: within a query, KL divergence of the scores' softmax from the teacher's, at
+    `temperature`."""
+    infonce_weight: float = added(0.0)
+    """Weight of the cross-entropy of a query's documents with the teacher's best one as the positive (InfoNCE)."""
     relation_weight: float = 0.0
     """Weight of MiniLM's loss on relations between tokens (query–key and value–value) in `relation_layer` of the
     teacher and the student's last layer. For this loss and the four below the teacher reads each batch beside the

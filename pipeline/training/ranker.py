@@ -184,7 +184,7 @@ def _settings(config: RankerConfig, taught: bool) -> dict[str, object]:
     del settings["plain"]
     if not taught:
         for name in ("temperature", "mutual_weight", *(f"{term}_weight" for term in (*TAUGHT_TERMS, *TOKEN_TERMS))):
-            del settings[name]
+            settings.pop(name, None)  # An added weight of 0 does not stand there.
     return settings
 
 

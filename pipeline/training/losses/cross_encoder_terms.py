@@ -58,6 +58,8 @@ class LossWeights:
     soft: float = 0.0
     margin: float = 0.0
     logit: float = 0.0
+    listwise: float = 0.0
+    infonce: float = 0.0
     hidden: float = 0.0
     relation: float = 0.0
     attention: float = 0.0
@@ -114,6 +116,8 @@ class Counts:
     """Documents that have a grade."""
     queries: int
     """Queries with such documents."""
+    lists: int
+    """Queries, with graded documents or without."""
     ordered_pairs: int
     """Pairs of documents of one query with different grades."""
     tokens: int
@@ -268,6 +272,10 @@ TAUGHT_TERMS: Mapping[str, Callable[[Scored, Taught, LossWeights], Tensor]] = {
     ),
     "margin": lambda s, t, _: ranking.margin_loss(s.scores, t.scores, s.groups, total=s.counts.documents),
     "logit": lambda s, t, _: distillation.logit_loss(s.scores, t.scores, total=s.counts.documents),
+    "listwise": lambda s, t, w: distillation.listwise_loss(
+        s.scores, t.scores, s.groups, w.temperature, total=s.counts.lists
+    ),
+    "infonce": lambda s, t, _: distillation.infonce_loss(s.scores, t.scores, s.groups, total=s.counts.lists),
     "hidden": lambda s, t, _: distillation.patient_kd_loss(s.states, t.states, total=s.counts.documents),
 }
 

@@ -12,7 +12,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.errors import ShapeError
-from pipeline.training.losses.ranking import IGNORE, counted, grade_log_probabilities, same_shape
+from pipeline.training.losses.ranking import (
+    IGNORE,
+    counted,
+    grade_log_probabilities,
+    group_log_softmax,
+    query_count,
+    same_shape,
+)
 
 
 def soft_ordinal_loss(
@@ -99,6 +106,68 @@ def logit_loss(scores: Tensor, targets: Tensor, *, total: float | None = None) -
     """
     same_shape(scores, targets, "logit_loss")
     return (scores - targets.detach()).square().sum() / counted(total, len(scores))
+
+
+def listwise_loss(
+    scores: Tensor, targets: Tensor, groups: Tensor, temperature: float, *, total: float | None = None
+) -> Tensor:
+    """KL divergence of the student's softmax over a query's documents from the teacher's, mean over queries.
+
+    Both are softened by the temperature; the factor temperature² keeps the gradient's size. 0 means equal shares.
+
+    Args:
+        scores: (n,) float.
+        targets: (n,) of the teacher; receives no gradient.
+        groups: (n,) int64, number of the query.
+        temperature: above 0.
+        total: queries of the whole step.
+
+    Returns:
+        Scalar ≥ 0; 0 where each query has one document.
+
+    Raises:
+        ShapeError: the shapes differ.
+
+    Source: Cao et al., Learning to rank: from pairwise approach to listwise approach, ICML 2007, with the teacher's
+    scores for the grades.
+    """
+    same_shape(scores, targets, "listwise_loss")
+    same_shape(scores, groups, "listwise_loss")
+    student = group_log_softmax(scores / temperature, groups)  # (n,)
+    teacher = group_log_softmax(targets.detach() / temperature, groups)
+    divergence = (teacher.exp() * (teacher - student)).sum()
+    return divergence * temperature**2 / counted(total, query_count(groups))
+
+
+def infonce_loss(scores: Tensor, targets: Tensor, groups: Tensor, *, total: float | None = None) -> Tensor:
+    """Cross-entropy of a query's documents with the one that the teacher scores highest as the only positive.
+
+    Mean over queries. Of documents that the teacher scores alike the first is the positive.
+
+    Args:
+        scores: (n,) float.
+        targets: (n,) of the teacher; decides on the positive and receives no gradient.
+        groups: (n,) int64, number of the query.
+        total: queries of the whole step.
+
+    Returns:
+        Scalar ≥ 0; 0 where each query has one document.
+
+    Raises:
+        ShapeError: the shapes differ.
+
+    Source: van den Oord et al., Representation learning with contrastive predictive coding, arXiv:1807.03748; as the
+    localized contrastive estimation of Gao et al., ECIR 2021, for re-rankers.
+    """
+    same_shape(scores, targets, "infonce_loss")
+    same_shape(scores, groups, "infonce_loss")
+    logs = group_log_softmax(scores, groups)  # (n,)
+    order = torch.argsort(targets.detach(), descending=True, stable=True)
+    order = order[torch.argsort(groups[order], stable=True)]  # By query, the best first.
+    ordered = groups[order]
+    first = torch.ones_like(ordered, dtype=torch.bool)
+    first[1:] = ordered[1:] != ordered[:-1]
+    return -logs[order[first]].sum() / counted(total, query_count(groups))
 
 
 def token_loss(student: Tensor, teacher: Tensor, mask: Tensor, *, total: float | None = None) -> Tensor:

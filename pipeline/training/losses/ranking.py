@@ -130,11 +130,9 @@ def listnet_loss(scores: Tensor, grades: Tensor, groups: Tensor, *, total: float
     """
     same_shape(scores, grades, "listnet_loss")
     same_shape(scores, groups, "listnet_loss")
-    together = groups.unsqueeze(1) == groups.unsqueeze(0)  # (n, n)
-    wanted = grades.to(scores.dtype)
-    logs = scores - _group_logsumexp(scores, together)
-    shares = (wanted - _group_logsumexp(wanted, together)).exp()
-    return -(shares * logs).sum() / counted(total, _queries(groups))
+    logs = group_log_softmax(scores, groups)
+    shares = group_log_softmax(grades.to(scores.dtype), groups).exp()
+    return -(shares * logs).sum() / counted(total, query_count(groups))
 
 
 def lambdarank_loss(scores: Tensor, grades: Tensor, groups: Tensor, *, total: float | None = None) -> Tensor:
@@ -167,7 +165,7 @@ def lambdarank_loss(scores: Tensor, grades: Tensor, groups: Tensor, *, total: fl
     swap = (gains.unsqueeze(1) - gains.unsqueeze(0)) * (discounts.unsqueeze(1) - discounts.unsqueeze(0)).abs()
     swap = swap / ideal.clamp(min=1e-9).unsqueeze(1)  # (n, n), of the better document's row
     gaps = (scores.unsqueeze(1) - scores.unsqueeze(0))[better]  # (pairs,)
-    return (swap[better] * F.softplus(-gaps)).sum() / counted(total, _queries(groups))
+    return (swap[better] * F.softplus(-gaps)).sum() / counted(total, query_count(groups))
 
 
 def margin_loss(scores: Tensor, targets: Tensor, groups: Tensor, *, total: float | None = None) -> Tensor:
@@ -231,6 +229,12 @@ def _better(grades: Tensor, groups: Tensor) -> Tensor:
     return (groups.unsqueeze(1) == groups.unsqueeze(0)) & (grades.unsqueeze(1) > grades.unsqueeze(0))
 
 
+def group_log_softmax(values: Tensor, groups: Tensor) -> Tensor:
+    """(n,) logarithm of the softmax over the values of the same group."""
+    together = groups.unsqueeze(1) == groups.unsqueeze(0)  # (n, n)
+    return values - _group_logsumexp(values, together)
+
+
 def _group_logsumexp(values: Tensor, together: Tensor) -> Tensor:
     """(n,) log Σ e^value over the documents of the same query."""
     return values.unsqueeze(0).masked_fill(~together, -torch.inf).logsumexp(1)
@@ -244,7 +248,7 @@ def _before(values: Tensor, together: Tensor) -> Tensor:
     return (together & (higher | earlier)).sum(1)
 
 
-def _queries(groups: Tensor) -> int:
+def query_count(groups: Tensor) -> int:
     return int((torch.bincount(groups) > 0).sum())
 
 

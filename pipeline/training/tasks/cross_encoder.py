@@ -203,6 +203,7 @@ class CrossTask:
             documents=len(indices),
             graded=len(graded),
             queries=len(np.unique(self.pairs.query[graded])),
+            lists=len(np.unique(self.pairs.query[indices])),
             ordered_pairs=sum(self._ordered_pairs(chunk) for chunk in chunks),
             tokens=int(self.lengths[indices].sum()),
             token_pairs=int(np.square(self.lengths[indices]).sum()),

@@ -91,7 +91,9 @@ def task(world: World, weights: LossWeights, base: Path | None = None, **loop: A
 
 
 EVERY = {
-    **dict.fromkeys(("ordinal", "pairwise", "hinge", "listnet", "lambdarank", "soft", "margin", "logit"), 0.5),
+    **dict.fromkeys(
+        ("ordinal", "pairwise", "hinge", "listnet", "lambdarank", "soft", "margin", "logit", "listwise", "infonce"), 0.5
+    ),
     **dict.fromkeys(OVER_TOKENS, 0.5),
 }
 

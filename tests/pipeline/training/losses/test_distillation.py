@@ -112,6 +112,57 @@ def test_a_softened_class_head_of_two_grades_is_the_published_cross_entropy() ->
     assert float(found) == pytest.approx((published - entropy) * temperature**2, rel=1e-4)
 
 
+def lists(seed: int, n: int = 12, queries: int = 4) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Scores, the teacher's scores and the queries of n documents, in no order."""
+    rng = torch.Generator().manual_seed(seed)
+    groups = torch.randint(0, queries, (n,), generator=rng)
+    return torch.randn(n, generator=rng), torch.randn(n, generator=rng) * 3, groups
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+@pytest.mark.parametrize("seed", range(5))
+def test_listwise_loss_is_torchs_divergence_query_by_query(seed: int, temperature: float) -> None:
+    scores, targets, groups = lists(seed)
+    divergences = [
+        torch.nn.functional.kl_div(
+            (scores[groups == query] / temperature).log_softmax(0),
+            (targets[groups == query] / temperature).softmax(0),
+            reduction="sum",
+        )
+        for query in groups.unique()
+    ]
+    loss = distillation.listwise_loss(scores, targets, groups, temperature)
+    assert loss.item() == pytest.approx(temperature**2 * torch.stack(divergences).mean().item(), rel=1e-4)
+    assert distillation.listwise_loss(targets, targets, groups, temperature).item() == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_infonce_loss_is_cross_entropy_with_the_teachers_best(seed: int) -> None:
+    scores, targets, groups = lists(seed)
+    targets = targets.round()  # Ties, of which the first document is the positive.
+    entropies = [
+        torch.nn.functional.cross_entropy(scores[groups == query][None], targets[groups == query].argmax()[None])
+        for query in groups.unique()
+    ]
+    loss = distillation.infonce_loss(scores, targets, groups)
+    assert loss.item() == pytest.approx(torch.stack(entropies).mean().item(), rel=1e-4)
+
+
+def test_listwise_losses_of_single_documents_are_zero_and_stay_finite_far_out() -> None:
+    alone = torch.arange(3)
+    scores = torch.tensor([1e4, -1e4, 0.0], requires_grad=True)
+    for groups in (alone, torch.zeros(3, dtype=torch.long)):
+        for loss in (
+            distillation.listwise_loss(scores, -scores.detach(), groups, 1.0),
+            distillation.infonce_loss(scores, -scores.detach(), groups),
+        ):
+            (gradient,) = torch.autograd.grad(loss, scores)
+            assert torch.isfinite(loss)
+            assert torch.isfinite(gradient).all()
+            if groups is alone:
+                assert loss.item() == 0
+
+
 TERMS = {
     "token": (distillation.token_loss, (TOKENS, 6), REAL),
     "attention": (distillation.attention_loss, (4, TOKENS, TOKENS), sum(length**2 for length in LENGTHS)),

@@ -254,6 +254,8 @@ def test_uneven_chunks_add_up_to_the_gradient_of_one_batch() -> None:
             + ranking.listnet_loss(mine, grades[kept], groups[kept], total=8)
             + ranking.lambdarank_loss(mine, grades[kept], groups[kept], total=8)
             + distillation.logit_loss(mine, targets[kept], total=documents)
+            + distillation.listwise_loss(mine, targets[kept], groups[kept], 2.0, total=8)
+            + distillation.infonce_loss(mine, targets[kept], groups[kept], total=8)
             + distillation.soft_ordinal_loss(mine, THRESHOLDS, targets[kept], THRESHOLDS, 2.0, total=documents)
             + ranking.margin_loss(mine, targets[kept], groups[kept], total=documents)
             + distillation.patient_kd_loss(part[:, 1:].unflatten(1, (2, 8)), taught[kept], total=documents)

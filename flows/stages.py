@@ -33,10 +33,15 @@ MODULES = (
     "pipeline.training.fusion",
     "pipeline.evaluation.systems",
     "pipeline.evaluation.report",
-    "pipeline.evaluation.ablation",
     "flows.retrain",
+    "serving.runtime.ranker_trials",
+    "pipeline.evaluation.ablation",
+    "pipeline.evaluation.study",
 )
 """The files that declare stages, in the order of a retraining; a new stage's file is added here."""
+
+COMPARISONS = ("serving.runtime.ranker_trials", "pipeline.evaluation.ablation", "pipeline.evaluation.study")
+"""The files whose stages compare students and take no part in a retraining."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,12 +111,12 @@ def _input(name: str, kinds: tuple[str, ...]) -> str:
 
 
 def mermaid() -> str:
-    """The graph as a Mermaid picture: a box for each kind of artifact, an arrow for each input.
+    """The graph of a retraining as a Mermaid picture: a box for each kind of artifact, an arrow for each input.
 
     An arrow is left out where a longer path says the same. A dotted arrow leads back to a kind that an earlier stage
     made: a ranker teaches the next one, an encoder's round finds the pairs of the next round.
     """
-    entries = graph()
+    entries = [entry for entry in graph() if entry.module not in COMPARISONS]
     order = {kind: number for number, kind in enumerate(dict.fromkeys(entry.stage.kind for entry in entries))}
     arrows = dict.fromkeys(
         (kind, entry.stage.kind)

@@ -1,4 +1,6 @@
-"""The recipe and its sections: data, candidates, export, index, evaluation, gate and schedule; training is beside it.
+"""The recipe and its sections: data, candidates, export, index, evaluation, gate and schedule.
+
+The sections of training and of comparisons stand in `config_training` and `config_study`.
 
 Sections are pydantic dataclasses: frozen, checked when they are made, and made anew by `dataclasses.replace`, which
 checks again. The text below a field is its description in the JSON Schema (`relevance recipe schema`). An impossible
@@ -11,7 +13,8 @@ from typing import Literal, TypeVar
 
 from pydantic.dataclasses import dataclass
 
-from pipeline.config_checks import DOCUMENTED, positive, share
+from pipeline.config_checks import DOCUMENTED, added, positive, share
+from pipeline.config_study import AblationConfig, Precision, StudyConfig, VariantConfig
 from pipeline.config_training import (
     EncoderConfig,
     ExternalTeacherConfig,
@@ -44,12 +47,12 @@ __all__ = [
     "ScheduleConfig",
     "ScratchConfig",
     "SourceConfig",
+    "StudyConfig",
     "T",
     "TeacherConfig",
+    "VariantConfig",
     "weights_of",
 ]
-
-Precision = Literal["fp32", "fp16", "int8", "w8"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=DOCUMENTED)
@@ -269,33 +272,6 @@ class GateConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=DOCUMENTED)
-class AblationConfig:
-    """The grid that `relevance ablate` compares; retraining does not read it."""
-
-    sets: tuple[str, ...] = ("plain", "hard", "soft", "margin", "hidden", "soft+margin", "all")
-    """Sets of losses of the ranker (`pipeline.training.losses.ablation_sets`); the first is the baseline."""
-    unlabelled_ratios: tuple[float, ...] = ()
-    """Ratios of unlabelled to labelled pairs that each set of losses is trained with; empty takes
-    `candidates.unlabelled`."""
-    seeds: int = 3
-    """Number of students of each kind; they differ in the order of their training data."""
-    measure: str = ""
-    """Measure that decides on the winner, on the valid queries; the headline nDCG when empty."""
-
-    def __post_init__(self) -> None:
-        positive("ablation", seeds=self.seeds)
-        if not self.sets:
-            raise ConfigError("ablation.sets is empty; name sets of losses, such as hard and soft+margin")
-        for name, values in (("sets", self.sets), ("unlabelled_ratios", self.unlabelled_ratios)):
-            if len(set(values)) < len(values):
-                raise ConfigError(f"ablation.{name} {list(values)}: one stands there twice; name each once")
-        if any(ratio < 0 for ratio in self.unlabelled_ratios):
-            raise ConfigError(
-                f"ablation.unlabelled_ratios {list(self.unlabelled_ratios)}: pairs for each labelled one, so 0 or more"
-            )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, config=DOCUMENTED)
 class ScheduleConfig:
     """Cron lines of the three flows; an empty one is not served."""
 
@@ -343,6 +319,8 @@ class Recipe:
     """The decision to go live."""
     ablation: AblationConfig = field(default_factory=AblationConfig)
     """The grid of `relevance ablate`."""
+    study: StudyConfig = added(StudyConfig())
+    """The ways to compress the ranker that `relevance study` compares."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     """Cron lines of `relevance schedule`."""
 

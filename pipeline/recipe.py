@@ -179,6 +179,18 @@ def override(tree: dict[str, Any], text: str) -> None:
     node[parts[-1]] = parsed
 
 
+def changed(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
+    """The recipe with changes as `--set` takes them.
+
+    Raises:
+        ConfigError: a change is not written so, or has an unknown key, a wrong type or an impossible value.
+    """
+    tree = dataclasses.asdict(recipe)  # Not `to_dict`, which hides passwords.
+    for item in overrides:
+        override(tree, item)
+    return parse(Recipe, tree)
+
+
 def parse(kind: type[T], tree: Mapping[str, Any], where: str = "") -> T:
     """A config of this class from plain values.
 

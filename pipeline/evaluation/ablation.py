@@ -107,12 +107,12 @@ def make(
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        frames = {split: _values(config, data, pool, trials, split) for split in ("valid", "test")}
+        frames = {split: values_per_query(config, data, pool, trials, split) for split in ("valid", "test")}
         found = finite(
             {
                 "title": title,
                 "ceiling": ceiling,
-                **_compared(frames["test"], references, students, ceiling, config),
+                **compared(frames["test"], references, students, ceiling, config),
                 "choice": _choice(frames["valid"], students, decisive, config),
             }
         )
@@ -136,7 +136,7 @@ def make(
     return STAGE.make(workspace, config=settings, inputs=inputs, build=build)
 
 
-def _values(
+def values_per_query(
     config: EvaluationConfig, data: Artifact, pool: Artifact, trials: Sequence[AblationRun], split: str
 ) -> "pd.DataFrame":
     """kind, seed, query_id, slice and the measures, for each trial and judged query of the split."""
@@ -151,13 +151,13 @@ def _values(
     return frame[["kind", "seed", "query_id", "slice", *measures(config)]]
 
 
-def _tables(frame: "pd.DataFrame", kinds: Sequence[str], names: Sequence[str]) -> dict[str, Floats]:
+def query_tables(frame: "pd.DataFrame", kinds: Sequence[str], names: Sequence[str]) -> dict[str, Floats]:
     """kind → (queries, measures), the mean over its seeds; queries in one order for all."""
     means = frame.groupby(["kind", "query_id"])[list(names)].mean()
     return {kind: means.loc[kind].sort_index().to_numpy(dtype=np.float64) for kind in kinds}
 
 
-def _compared(
+def compared(
     frame: "pd.DataFrame",
     references: Sequence[AblationRun],
     students: Sequence[AblationRun],
@@ -169,7 +169,7 @@ def _compared(
     shown = [trial.kind for trial in references]
     kinds = list(dict.fromkeys(trial.kind for trial in students))
     first = kinds[0]
-    tables = _tables(frame, [*shown, *kinds], names)
+    tables = query_tables(frame, [*shown, *kinds], names)
     spans = significance.intervals(
         np.hstack(list(tables.values())), resamples=config.bootstrap, seed=config.seed, bounds=RANGE
     )
@@ -207,7 +207,7 @@ def _choice(
 ) -> dict[str, Any]:
     """The best kind on these queries, those it does not surely beat, and the simplest of them."""
     terms = {trial.kind: trial.terms for trial in students}
-    tables = _tables(frame, list(terms), [measure])
+    tables = query_tables(frame, list(terms), [measure])
     means = {kind: float(np.nanmean(table)) for kind, table in tables.items()}
     best = max(means, key=lambda kind: means[kind])
     others = [kind for kind in terms if kind != best]

@@ -140,3 +140,82 @@ def lines(
     return Markup(
         '<svg xmlns="http://www.w3.org/2000/svg" viewBox="-5 0 140 100" font-size="3" role="img">{}</svg>'
     ).format(Markup("").join(parts))
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One system in a scatter plot."""
+
+    name: str
+    x: float
+    y: float
+    marked: bool = False
+    """Drawn full, and joined with the other marked points by a line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Axes:
+    """Labels of a scatter plot, and a level rule with its name."""
+
+    x: str
+    y: str
+    rule: float
+    rule_name: str
+
+
+def scatter(points: Sequence[Point], axes: Axes) -> Markup:
+    """Numbered points over a logarithmic horizontal axis, with a legend at the right.
+
+    A drawing by itself, for a file as well as for a page.
+
+    Args:
+        points: at least one; x above 0.
+        axes: labels and rule.
+    """
+    across = AxisScale.over([math.log10(point.x) for point in points], 0.1)
+    up = AxisScale.over([axes.rule, *(point.y for point in points)], 0.005)
+
+    def left(x: float) -> float:
+        return round(10 + 0.72 * across.place(math.log10(x)), 2)
+
+    def height(y: float) -> float:
+        return round(88 - 0.8 * up.place(y), 2)
+
+    parts = [
+        Markup('<text x="9" y="{}" text-anchor="end">{:.3f}</text>').format(height(value) + 1, value)
+        for value in up.ticks()
+    ]
+    parts += [
+        Markup('<text x="{}" y="93" text-anchor="middle">{:,.3g}</text>').format(left(10**value), 10**value)
+        for value in across.ticks()
+    ]
+    parts.append(
+        Markup(
+            '<text x="46" y="98" text-anchor="middle">{0}</text><text x="10" y="5">{1}</text>'
+            '<line x1="10" x2="82" y1="{2}" y2="{2}" stroke="currentColor" stroke-width="0.2"/>'
+            '<text x="83" y="{3}">{4}</text>'
+        ).format(axes.x, axes.y, height(axes.rule), height(axes.rule) + 1, axes.rule_name)
+    )
+    marked = sorted((point for point in points if point.marked), key=lambda point: point.x)
+    path = " ".join(f"{left(point.x)},{height(point.y)}" for point in marked)
+    parts.append(Markup('<polyline points="{}" fill="none" stroke="currentColor" stroke-width="0.4"/>').format(path))
+    for number, point in enumerate(sorted(points, key=lambda point: -point.y), start=1):
+        parts.append(
+            Markup(
+                '<circle cx="{0}" cy="{1}" r="1" stroke="currentColor" stroke-width="0.3" fill="{2}"/>'
+                '<text x="{3}" y="{4}" font-size="2.2">{5}</text><text x="95" y="{6}" font-size="2.2">{5} {7}</text>'
+            ).format(
+                left(point.x),
+                height(point.y),
+                "currentColor" if point.marked else "none",
+                left(point.x) + 1.3,
+                height(point.y) - 1.0,
+                number,
+                4 + 3 * number,
+                point.name,
+            )
+        )
+    tall = max(100, 8 + 3 * len(points))
+    return Markup(
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="-5 0 140 {}" font-size="3" role="img">{}</svg>'
+    ).format(tall, Markup("").join(parts))

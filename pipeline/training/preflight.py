@@ -8,13 +8,14 @@
 
 import dataclasses
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from transformers import AutoConfig, PreTrainedConfig
 
 from pipeline.artifacts import Artifact
-from pipeline.config import Recipe
+from pipeline.config import RankerConfig, Recipe
 from pipeline.errors import ConfigError, MissingError, SchemaError
 from pipeline.models import base_models, tokenizers
 from pipeline.models.base_models import ModelShape
@@ -170,6 +171,23 @@ def check_rankers(recipe: Recipe) -> None:
         ConfigError: teacher, an assistant or the ranker cannot be had from its base, or learn from whom it should.
         MissingError: a base model cannot be had.
     """
+    for path, config, source, teacher in _cuts(recipe):
+        with named("ranker", path):
+            ranker.cut(config, source, teacher)
+
+
+def source_layers(recipe: Recipe) -> int:
+    """The number of layers of the model that the ranker is cut from.
+
+    Raises:
+        ConfigError, MissingError: see `check_rankers`.
+    """
+    *_, (_, _, source, _) = _cuts(recipe)
+    return source.layers
+
+
+def _cuts(recipe: Recipe) -> Iterator[tuple[str, RankerConfig, ModelShape, ModelShape]]:
+    """Key, section, shape of the source and shape of the teacher of each assistant and the ranker."""
     base = _base(recipe)
     if recipe.teacher.layers > base.layers:
         raise ConfigError(
@@ -179,9 +197,10 @@ def check_rankers(recipe: Recipe) -> None:
     students = [(f"assistants[{number}]", student) for number, student in enumerate(recipe.assistants)]
     for path, config in (*students, ("ranker", recipe.ranker)):
         known = {ranker.FROM_TEACHER: teacher, ranker.FROM_BASE: base}
-        whole = known.get(config.base) or _cross_encoder(config.base)
+        source = known.get(config.base) or _cross_encoder(config.base)
+        yield path, config, source, teacher
         with named("ranker", path):
-            teacher = ranker.cut(config, whole, teacher)
+            teacher = ranker.cut(config, source, teacher)
 
 
 def check_encoder(recipe: Recipe) -> None:

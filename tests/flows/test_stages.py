@@ -58,6 +58,10 @@ then CHANGELOG says what is made again.
 """
 
 
+LATER = {"study.make", "ranker_trials.scores", "ranker_trials.speeds"}
+"""Stages that commit 4896034 did not have."""
+
+
 def artifact(folder: Path, kind: str, **metrics: Any) -> Artifact:
     """An artifact that has a manifest in memory, and a small model's config on disk."""
     path = folder / kind
@@ -183,7 +187,7 @@ def test_fingerprints_are_those_of_before_the_contract(tmp_path: Path, monkeypat
         name: mark for name, mark in FINGERPRINTS.items() if now[name][0] <= mark[0]
     }
     functions = {name.split(",")[0] for name in names} | {"retrain.publish"}
-    assert functions == {f"{entry.module.split('.')[-1]}.{entry.function}" for entry in stages.graph()}
+    assert functions | LATER == {f"{entry.module.split('.')[-1]}.{entry.function}" for entry in stages.graph()}
 
 
 def declared() -> list[tuple[Callable[..., Artifact], Stage, str]]:

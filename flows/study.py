@@ -1,0 +1,273 @@
+"""The study flow: one teacher, many ways to compress the ranker, one table of what each keeps and costs."""
+
+import dataclasses
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flows import runner, training
+from pipeline import recipe as recipes
+from pipeline.artifacts import Artifact
+from pipeline.config import CandidatesConfig, Recipe
+from pipeline.errors import ConfigError
+from pipeline.evaluation.ablation import AblationRun
+from pipeline.training.compression import METHODS, Method, by_name
+
+BM25, TEACHER = "BM25", "teacher"
+SPLITS = ("valid", "test")
+
+FREE = ("ranker", "assistants", "external_teacher")
+"""Sections that a variant may change; of `candidates` it may change the keys of unlabelled pairs."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class StudyWay:
+    """One way to train the ranker, ready to run."""
+
+    name: str
+    summary: str
+    source: str
+    recipe: Recipe
+    taught: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class StudyPlan:
+    """The ways of a study, and those of the known ones that cannot apply to the recipe's models."""
+
+    ways: tuple[StudyWay, ...]
+    refused: Mapping[str, str]
+    """Name → reason."""
+
+
+def plan(recipe: Recipe) -> StudyPlan:
+    """The ways that the recipe's section `study` asks for, each checked against the models' configs.
+
+    Raises:
+        ConfigError: a way or variant that the recipe names is unknown or cannot apply, or changes what comes before
+            the teacher; the message names it.
+    """
+    wanted = recipe.study.methods
+    ways: list[StudyWay] = []
+    refused: dict[str, str] = {}
+    for method in METHODS if not wanted else [*METHODS[:2], *map(by_name, wanted)]:
+        if any(way.name == method.name for way in ways):
+            continue
+        try:
+            ways.append(_way(recipe, method))
+        except ConfigError as error:
+            if wanted:
+                raise ConfigError(f"study.methods '{method.name}': {error}") from error
+            refused[method.name] = str(error)
+    for variant in recipe.study.variants:
+        if any(way.name == variant.name for way in ways):
+            raise ConfigError(f"study.variants '{variant.name}': a way of this name takes part already; rename it")
+        try:
+            changed = recipes.changed(recipe, variant.set)
+            ways.append(_checked(recipe, StudyWay(variant.name, " ".join(variant.set), "", changed)))
+        except ConfigError as error:
+            raise ConfigError(f"study.variants '{variant.name}': {error}") from error
+    return StudyPlan(tuple(ways), refused)
+
+
+def _way(recipe: Recipe, method: Method) -> StudyWay:
+    from pipeline.training import preflight
+
+    changed = method.change(recipe, preflight.source_layers(recipe))
+    return _checked(recipe, StudyWay(method.name, method.summary, method.source, changed, method.taught))
+
+
+def _checked(recipe: Recipe, way: StudyWay) -> StudyWay:
+    """The way with a ranker that has no plain twin, if it shares the recipe's teacher and can be trained.
+
+    Raises:
+        ConfigError: it does not, or cannot.
+    """
+    from pipeline.training import preflight
+
+    kept = {name: getattr(recipe, name) for name in FREE}
+    kept["candidates"] = _labelled(recipe.candidates)
+    same = dataclasses.replace(way.recipe, candidates=_labelled(way.recipe.candidates))
+    if dataclasses.replace(same, **kept) != dataclasses.replace(recipe, **kept):
+        raise ConfigError(
+            f"it changes more than {', '.join(FREE)} and the unlabelled pairs, so it would have another teacher or "
+            "other queries than the rest; run a study of its own"
+        )
+    own = dataclasses.replace(way.recipe, ranker=dataclasses.replace(way.recipe.ranker, plain=False))
+    preflight.check_rankers(own)
+    return dataclasses.replace(way, recipe=own)
+
+
+def _labelled(config: CandidatesConfig) -> CandidatesConfig:
+    """The section without its keys of unlabelled pairs."""
+    empty = CandidatesConfig()
+    names = [field.name for field in dataclasses.fields(config) if field.name.startswith("unlabelled")]
+    return dataclasses.replace(config, **{name: getattr(empty, name) for name in names})
+
+
+def study(recipe: Recipe, workspace: Path, *, execute: runner.Execute = runner.directly) -> Artifact:
+    """The `study` artifact of a recipe: its ranker trained, exported and judged in every way that it asks for.
+
+    All students learn from one teacher. Seed by seed every way is trained once, so that a study whose time ends early
+    has most ways complete. A killed study resumes, and one whose time ended goes on where it was.
+
+    Raises:
+        ConfigError: see `plan`.
+    """
+    from index import lexical
+    from pipeline.data import candidates
+    from pipeline.evaluation import study as evaluation
+    from pipeline.training import teacher_scores
+    from serving.runtime import ranker_trials
+
+    planned = plan(recipe)
+    for name, reason in planned.refused.items():
+        log.info("%s is left out: %s", name, reason)
+    run = runner.Runner(workspace, execute)
+    began = minutes()
+    inputs = training.prepare(dataclasses.replace(recipe, assistants=(), ranker=_scored_for(recipe)), run)
+    data = inputs.data
+    pool = run(candidates.pool, recipe.candidates, data=data, runs=[inputs.bm25_run])
+    references = [
+        AblationRun(
+            BM25,
+            0,
+            0,
+            {
+                split: run.labelled(split)(lexical.score, lexical=inputs.lexical, data=data, pairs=pool, split=split)
+                for split in SPLITS
+            },
+        ),
+        AblationRun(
+            TEACHER,
+            0,
+            0,
+            {
+                split: run.labelled(TEACHER).labelled(split)(
+                    teacher_scores.score, model=inputs.teacher, data=data, pairs=pool, split=split
+                )
+                for split in SPLITS
+            },
+        ),
+    ]
+    students: list[AblationRun] = []
+    costs: dict[str, list[evaluation.StudentCost]] = {}
+    skipped = 0
+    for seed in range(recipe.study.seeds):
+        for way in planned.ways:
+            if skipped or _over(recipe, began):
+                skipped += 1
+                continue
+            named = run.labelled(f"{way.name}, seed {seed + 1} of {recipe.study.seeds}")
+            model, bundle = _student(recipe, way, seed, inputs.pairs, named)
+            for precision in recipe.study.precisions:
+                row = evaluation.row_name(way.name, precision)
+                scores = {
+                    split: named.labelled(precision).labelled(split)(
+                        ranker_trials.scores, ranker=bundle, data=data, pool=pool, split=split, precision=precision
+                    )
+                    for split in SPLITS
+                }
+                students.append(AblationRun(row, seed, 0, scores))
+                costs.setdefault(row, []).append(evaluation.StudentCost(model=model, bundle=bundle))
+    if skipped:
+        log.warning("study.max_minutes is over: %d students were not trained; run the study again for them", skipped)
+    bundles = list({item.bundle.fingerprint: item.bundle for items in costs.values() for item in items[:1]}.values())
+    speeds = run(ranker_trials.speeds, rankers=bundles, data=data, pool=pool, precisions=recipe.study.precisions)
+    rows = [
+        evaluation.StudyRow(
+            name=evaluation.row_name(way.name, precision),
+            summary=way.summary,
+            source=way.source,
+            precision=precision,
+            costs=tuple(costs.get(evaluation.row_name(way.name, precision), ())),
+        )
+        for way in planned.ways
+        for precision in recipe.study.precisions
+    ]
+    return run(
+        evaluation.make,
+        recipe.evaluation,
+        data=data,
+        pool=pool,
+        speeds=speeds,
+        references=references,
+        students=students,
+        plan=evaluation.StudyTable(
+            title=f"Study of {recipe.name}",
+            ceiling=TEACHER,
+            seeds=recipe.study.seeds,
+            rows=tuple(rows),
+            refused=dict(planned.refused),
+        ),
+    )
+
+
+def _scored_for(recipe: Recipe) -> Any:
+    """The ranker section whose needs the shared teacher scores meet."""
+    return recipe.assistants[0] if recipe.assistants else dataclasses.replace(recipe.ranker, plain=False)
+
+
+def minutes() -> float:
+    """Minutes of a clock that only runs forward."""
+    return time.monotonic() / 60
+
+
+def _over(recipe: Recipe, began: float) -> bool:
+    """Whether the time of the study is over."""
+    return bool(recipe.study.max_minutes) and minutes() - began > recipe.study.max_minutes
+
+
+def _student(
+    recipe: Recipe, way: StudyWay, seed: int, pairs: Artifact, run: runner.Runner
+) -> tuple[Artifact, Artifact]:
+    """The ranker of a way and seed, and its bundle.
+
+    Args:
+        pairs: labelled pairs, whose valid queries the export is judged on.
+    """
+    from pipeline.export import bundle
+    from pipeline.training import ranker
+
+    loop = dataclasses.replace(way.recipe.ranker.loop, seed=way.recipe.ranker.loop.seed + seed)
+    config = dataclasses.replace(way.recipe.ranker, loop=loop)
+    # Ways without states take the recipe's scores, which hold states: the teacher reads the pairs once for all.
+    scored = way.recipe
+    if not (way.recipe.assistants or way.recipe.external_teacher.given or config.hidden_weight):
+        scored = dataclasses.replace(scored, ranker=_scored_for(dataclasses.replace(recipe, assistants=())))
+    inputs = training.prepare(scored, run)
+    model = run(
+        ranker.make,
+        config if way.taught else dataclasses.replace(ranker.plain(config), plain=False),
+        way.recipe.candidates,
+        data=inputs.data,
+        pairs=inputs.ranker_pairs if way.taught else inputs.pairs,
+        teacher=inputs.ranker_teacher if way.taught else inputs.teacher,
+        teacher_scores=inputs.ranker_teacher_scores if way.taught else None,
+        base=inputs.base,
+    )
+    export = dataclasses.replace(recipe.export, precisions=recipe.study.precisions)
+    return model, run(bundle.make, export, model=model, data=inputs.data, pairs=pairs)
+
+
+def read(artifact: Artifact) -> dict[str, Any]:
+    """The content of study.json."""
+    results: dict[str, Any] = json.loads(artifact.file("study.json").read_text(encoding="utf-8"))
+    return results
+
+
+def catalogue(recipe: Recipe | None = None) -> Sequence[Mapping[str, str]]:
+    """The known ways: name, summary, source and, with a recipe, why a way cannot apply to it."""
+    refused: Mapping[str, str] = {}
+    if recipe is not None:
+        refused = plan(dataclasses.replace(recipe, study=dataclasses.replace(recipe.study, methods=()))).refused
+    return [
+        {"name": item.name, "summary": item.summary, "source": item.source, "refused": refused.get(item.name, "")}
+        for item in METHODS
+    ]

@@ -1,0 +1,85 @@
+"""The recipe's sections of comparisons between students: the ablation of losses and the study of compressions."""
+
+from typing import Literal
+
+from pydantic.dataclasses import dataclass
+
+from pipeline.config_checks import DOCUMENTED, positive
+from pipeline.errors import ConfigError
+
+Precision = Literal["fp32", "fp16", "int8", "w8"]
+"""A number format of an exported model."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=DOCUMENTED)
+class AblationConfig:
+    """The grid that `relevance ablate` compares; retraining does not read it."""
+
+    sets: tuple[str, ...] = ("plain", "hard", "soft", "margin", "hidden", "soft+margin", "all")
+    """Sets of losses of the ranker (`pipeline.training.losses.ablation_sets`); the first is the baseline."""
+    unlabelled_ratios: tuple[float, ...] = ()
+    """Ratios of unlabelled to labelled pairs that each set of losses is trained with; empty takes
+    `candidates.unlabelled`."""
+    seeds: int = 3
+    """Number of students of each kind; they differ in the order of their training data."""
+    measure: str = ""
+    """Measure that decides on the winner, on the valid queries; the headline nDCG when empty."""
+
+    def __post_init__(self) -> None:
+        positive("ablation", seeds=self.seeds)
+        if not self.sets:
+            raise ConfigError("ablation.sets is empty; name sets of losses, such as hard and soft+margin")
+        for name, values in (("sets", self.sets), ("unlabelled_ratios", self.unlabelled_ratios)):
+            if len(set(values)) < len(values):
+                raise ConfigError(f"ablation.{name} {list(values)}: one stands there twice; name each once")
+        if any(ratio < 0 for ratio in self.unlabelled_ratios):
+            raise ConfigError(
+                f"ablation.unlabelled_ratios {list(self.unlabelled_ratios)}: pairs for each labelled one, so 0 or more"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=DOCUMENTED)
+class VariantConfig:
+    """A way to train the ranker, as a change of the recipe."""
+
+    name: str
+    """Name in the table."""
+    set: tuple[str, ...]
+    """Changes as `--set` takes them, such as `ranker.layers=2`. They may touch the sections ranker, assistants and
+    external_teacher, and the unlabelled pairs of candidates: what comes after the teacher."""
+
+    def __post_init__(self) -> None:
+        if not (self.name and self.set):
+            raise ConfigError("study.variants: each needs a name and at least one change in `set`")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=DOCUMENTED)
+class StudyConfig:
+    """The ways to compress the ranker that `relevance study` compares; retraining does not read it."""
+
+    methods: tuple[str, ...] = ()
+    """Names of known ways (`relevance study --list`); empty takes all that can apply to the recipe's models. The plain
+    student and the recipe's own ranker always take part."""
+    variants: tuple[VariantConfig, ...] = ()
+    """Further ways, as changes of the recipe."""
+    precisions: tuple[Precision, ...] = ("fp32",)
+    """Precisions in which each student is exported and judged: a row of the table each. fp32 is one of them."""
+    seeds: int = 1
+    """Number of students of each way; they differ in the order of their training data."""
+    max_minutes: float = 0.0
+    """Time after which no further student is begun; 0 for no bound. What is missing then is named, takes no part in the
+    verdicts, and is made by the next run."""
+
+    def __post_init__(self) -> None:
+        positive("study", seeds=self.seeds)
+        if self.max_minutes < 0:
+            raise ConfigError(f"study.max_minutes is {self.max_minutes}; it must be 0, for no bound, or more")
+        if "fp32" not in self.precisions:
+            raise ConfigError("study.precisions lacks fp32, which the others are held against; add it")
+        for name, values in (
+            ("methods", self.methods),
+            ("precisions", self.precisions),
+            ("variants", tuple(variant.name for variant in self.variants)),
+        ):
+            if len(set(values)) < len(values):
+                raise ConfigError(f"study.{name} {list(values)}: one stands there twice; name each once")

@@ -1,0 +1,322 @@
+"""A study of compressions: what each way to make the ranker small keeps, what it costs, and a verdict.
+
+    keeps    nDCG and pairwise accuracy on the test queries, and the share of the gap from the plain student to the
+             teacher that is closed
+    costs    pairs per second of one core and bytes of the exported model, seconds of training
+    verdict  from the valid queries, which the table of test queries takes no part in
+
+A row is on the front if no row that is at least as fast and as small has a better mean on the valid queries. Otherwise
+it is tied with the best such row or surely below it, by a paired test over queries, corrected by Holm for the number of
+rows. Rows that lack a seed take no part.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline import artifacts
+from pipeline.artifacts import Artifact, Staging
+from pipeline.config import EvaluationConfig
+from pipeline.evaluation import ablation, facts, page, plots, significance
+from pipeline.evaluation.ablation import PAIRWISE, SURE, AblationRun
+from pipeline.evaluation.metrics import RANGE
+from pipeline.evaluation.per_query import measures
+from pipeline.evaluation.per_query import settings as per_query_settings
+from pipeline.evaluation.report import finite
+from pipeline.stage import Stage
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+STAGE = Stage(
+    "study",
+    version=1,
+    inputs={"data": "data", "pool": "pool", "speeds": "speeds", "references": "scores", "students": "scores"},
+    section="study",
+)
+
+SLACK = 0.02
+"""Rows whose speeds or sizes differ by no more count as equally fast or small."""
+
+
+@dataclass(frozen=True, slots=True)
+class StudentCost:
+    """The trained and the exported model of one seed, which know what they cost."""
+
+    model: Artifact
+    bundle: Artifact
+
+
+@dataclass(frozen=True, slots=True)
+class StudyRow:
+    """One way to compress the ranker, in one precision."""
+
+    name: str
+    summary: str
+    source: str
+    precision: str
+    costs: tuple[StudentCost, ...]
+    """One entry a seed; fewer than the study asks for where its time ended early."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StudyTable:
+    """The rows of a study and how they are shown."""
+
+    title: str
+    ceiling: str
+    """The reference whose lead over the first row is the gap to be closed."""
+    seeds: int
+    """Seeds that each row should have."""
+    rows: tuple[StudyRow, ...]
+    """The first is the baseline."""
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """Known ways that cannot apply to the recipe's models, with the reason."""
+
+    def incomplete(self) -> list[str]:
+        """The rows that lack a seed."""
+        return [row.name for row in self.rows if len(row.costs) < self.seeds]
+
+
+def row_name(way: str, precision: str) -> str:
+    """The name of a way in a precision; fp32 goes without saying."""
+    return way if precision == "fp32" else f"{way} {precision}"
+
+
+@STAGE
+def make(
+    workspace: Path,
+    config: EvaluationConfig,
+    *,
+    data: Artifact,
+    pool: Artifact,
+    speeds: Artifact,
+    references: Sequence[AblationRun],
+    students: Sequence[AblationRun],
+    plan: StudyTable,
+) -> Artifact:
+    """The `study` artifact: study.json, table.md, per_query.parquet, and the fronts as speed.svg and bytes.svg.
+
+    Args:
+        pool: the pairs that the scores are of.
+        speeds: pairs per CPU-second of each bundle, measured by turns.
+        references: systems that are shown beside the rows and get no verdict; `plan.ceiling` is one of them.
+        students: the scores of every trained student; the kind is the name of its row.
+        plan: the rows.
+
+    Raises:
+        SchemaError: no judged query in a split.
+    """
+    trials = [*references, *students]
+    inputs: dict[str, Artifact | str] = {"data": data, "pool": pool, "speeds": speeds}
+    for trial in trials:
+        inputs |= {f"{trial.kind} {trial.seed} {split}": scores for split, scores in trial.scores.items()}
+
+    def build(staging: Staging) -> Mapping[str, Any]:
+        import pandas as pd
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        frames = {split: ablation.values_per_query(config, data, pool, trials, split) for split in ("valid", "test")}
+        names = list(measures(config))
+        trained = [row for row in plan.rows if row.costs]
+        results = ablation.compared(frames["test"], references, students, plan.ceiling, config)
+        valid = ablation.query_tables(frames["valid"], [row.name for row in trained], names[:1])
+        means = {name: float(np.nanmean(table)) for name, table in valid.items()}
+        rows = {row.name: _costs(row, speeds) | {"valid": means[row.name]} for row in trained}
+        complete = [row.name for row in trained if row.name not in plan.incomplete()]
+        judged = verdicts({name: rows[name] for name in complete}, valid, config)
+        study = finite(
+            {
+                "title": plan.title,
+                "ceiling": plan.ceiling,
+                **results,
+                "rows": {name: row | judged.get(name, {"verdict": "incomplete"}) for name, row in rows.items()},
+                "valid_queries": len(next(iter(valid.values()))),
+                "incomplete": plan.incomplete(),
+                "refused": dict(plan.refused),
+            }
+        )
+        text = json.dumps(study, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        artifacts.write_atomically(staging.folder / "study.json", text)
+        artifacts.write_atomically(staging.folder / "table.md", markdown(study))
+        for cost, label in COSTS.items():
+            if len(complete) > 1:
+                artifacts.write_atomically(staging.folder / f"{cost}.svg", front_plot(study, cost, label))
+        whole = pd.concat([frame.assign(split=split) for split, frame in frames.items()], ignore_index=True)
+        pq.write_table(pa.Table.from_pandas(whole, preserve_index=False), staging.folder / "per_query.parquet")
+        return {"front": [name for name, item in judged.items() if item["front"]], "incomplete": plan.incomplete()}
+
+    settings = {
+        **per_query_settings(config, data),
+        "trials": [[trial.kind, trial.seed] for trial in trials],
+        "rows": [[row.name, row.summary, row.source, row.precision, len(row.costs)] for row in plan.rows],
+        "ceiling": plan.ceiling,
+        "seeds": plan.seeds,
+        "title": plan.title,
+        "refused": dict(plan.refused),
+    }
+    return STAGE.make(workspace, config=settings, inputs=inputs, build=build)
+
+
+COSTS = {"speed": "pairs per CPU-second", "bytes": "bytes"}
+"""Costs that a front is drawn over, with the labels of their axes."""
+
+
+def _costs(row: StudyRow, speeds: Artifact) -> dict[str, Any]:
+    """Speed and size of the exported model of the first seed, and the mean training time over the seeds."""
+    rates = json.loads(speeds.file("speeds.json").read_text(encoding="utf-8"))
+    first = row.costs[0].bundle
+    seconds = [item.model.metrics["seconds"] for item in row.costs if "seconds" in item.model.metrics]
+    return {
+        "summary": row.summary,
+        "source": row.source,
+        "precision": row.precision,
+        "seeds": len(row.costs),
+        "speed": rates[first.fingerprint][row.precision],
+        "bytes": facts.bundle(first)["precisions"][row.precision]["bytes"],
+        "training_seconds": float(np.mean(seconds)) if seconds else None,
+    }
+
+
+def verdicts(
+    rows: Mapping[str, Mapping[str, Any]], valid: Mapping[str, ablation.Floats], config: EvaluationConfig
+) -> dict[str, dict[str, Any]]:
+    """The verdict on each row: on the front, tied with a row that costs no more, or surely below one.
+
+    Args:
+        rows: name → `speed`, `bytes` and `valid`, the mean on the valid queries.
+        valid: name → (queries, 1) values.
+    """
+    rivals: dict[str, str] = {}
+    for name, row in rows.items():
+        better = [
+            other
+            for other, item in rows.items()
+            if item["valid"] > row["valid"]
+            and item["speed"] >= row["speed"] * (1 - SLACK)
+            and item["bytes"] <= row["bytes"] * (1 + SLACK)
+        ]
+        if better:
+            rivals[name] = max(better, key=lambda other: rows[other]["valid"])
+    p_values = [
+        significance.difference(
+            valid[rival][:, 0], valid[name][:, 0], resamples=config.bootstrap, seed=config.seed, bounds=RANGE
+        ).p
+        for name, rival in rivals.items()
+    ]
+    corrected = dict(zip(rivals, significance.holm(p_values), strict=True)) if rivals else {}
+    judged: dict[str, dict[str, Any]] = {}
+    for name in rows:
+        if name not in rivals:
+            judged[name] = {"front": True, "verdict": "front"}
+            continue
+        below = corrected[name] < SURE
+        text = f"below {rivals[name]}" if below else f"tied with {rivals[name]}"
+        judged[name] = {"front": False, "verdict": text, "rival": rivals[name], "p": corrected[name]}
+    return judged
+
+
+def _tabled(study: Mapping[str, Any]) -> list[str]:
+    """The measures that stand in the table."""
+    return [study["headline"], *([PAIRWISE] if PAIRWISE in study["measures"] else [])]
+
+
+def cells(study: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Heads and rows of the table as texts: references first, then the rows by nDCG."""
+    shown = _tabled(study)
+    heads = ["way"]
+    for measure in shown:
+        heads += [f"{page.label(measure)} [95 %]", "gap closed"]
+    heads += [f"less {study['ceiling']}", "pairs per CPU-s", "MB", "training, s", "verdict on valid queries"]
+    order = sorted(study["kinds"], key=lambda name: -study["systems"][name]["measures"][shown[0]]["mean"])
+    lines = []
+    for name in [*study["references"], *order]:
+        system, row = study["systems"][name], study["rows"].get(name)
+        line = [name]
+        for measure in shown:
+            closed = system.get("closed", {}).get(measure)
+            line += [page.interval(system["measures"][measure], digits=4), "" if closed is None else f"{closed:.0%}"]
+        if row is not None:
+            seconds = row["training_seconds"]
+            line += [
+                page.interval(system["ceiling"][shown[0]], digits=4),
+                f"{row['speed']:,.0f}",
+                f"{row['bytes'] / 1e6:,.1f}",
+                "" if seconds is None else f"{seconds:,.0f}",
+                row["verdict"],
+            ]
+        lines.append(line + [""] * (len(heads) - len(line)))
+    return heads, lines
+
+
+def remarks(study: Mapping[str, Any]) -> list[str]:
+    """Sentences below the table: how sure it is, what is missing, and what could not apply."""
+    complete = [name for name in study["rows"] if name not in study["incomplete"]]
+    sentences = [
+        f"Verdicts come from {study['valid_queries']:,} valid queries, the other columns from {study['queries']:,} "
+        f"test queries. {len(complete)} rows were compared."
+    ]
+    if study["incomplete"]:
+        sentences.append(
+            f"Incomplete, without a verdict and not on the front: {', '.join(study['incomplete'])}. Run the study "
+            "again to complete it."
+        )
+    sentences += [f"{name} cannot apply: {reason}." for name, reason in study["refused"].items()]
+    return sentences
+
+
+def markdown(study: Mapping[str, Any]) -> str:
+    """The table for a README."""
+    heads, rows = cells(study)
+    lines = [f"**{study['title']}**", "", "| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    lines += ["", "| way | what it is | source |", "|---|---|---|"]
+    lines += [f"| {name} | {row['summary']} | {row['source']} |" for name, row in study["rows"].items()]
+    return "\n".join([*lines, "", *remarks(study), ""])
+
+
+def card(study: Mapping[str, Any]) -> "RenderableType":
+    """The table for a terminal.
+
+    Args:
+        study: the content of study.json.
+    """
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    heads, rows = cells(study)
+    table = Table(box=None, pad_edge=False)
+    for number, head in enumerate(heads):
+        table.add_column(Text(head), justify="right" if 0 < number < len(heads) - 1 else "left")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return Group(Text(study["title"]), table, *(Text(sentence) for sentence in remarks(study)))
+
+
+def front_plot(study: Mapping[str, Any], cost: str, label: str) -> str:
+    """nDCG on the test queries over a cost, as SVG: a numbered dot for each complete row, the front joined.
+
+    Args:
+        study: the content of study.json.
+        cost: key of a row, such as `speed`.
+        label: what the axis of the cost is called.
+    """
+    points = [
+        plots.Point(
+            name=name,
+            x=float(row[cost]),
+            y=float(study["systems"][name]["measures"][study["headline"]]["mean"]),
+            marked=bool(row.get("front")),
+        )
+        for name, row in study["rows"].items()
+        if name not in study["incomplete"]
+    ]
+    ceiling = float(study["systems"][study["ceiling"]]["measures"][study["headline"]]["mean"])
+    axes = plots.Axes(x=label, y=page.label(study["headline"]), rule=ceiling, rule_name=study["ceiling"])
+    return str(plots.scatter(points, axes))

@@ -1,0 +1,174 @@
+"""Known ways to compress a ranker, each as a change of the recipe: the rows of `relevance study`.
+
+A way changes what comes after the teacher, so that all students of a study have the same teacher. A new way is one
+entry in `METHODS`.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.config import RankerConfig, Recipe, weights_of
+from pipeline.errors import ConfigError
+from pipeline.training import ranker as ranker_stage
+
+PLAIN, DISTILLED = "plain", "distilled"
+"""The student without a teacher, which is the baseline, and the ranker as the recipe has it."""
+
+HARD = ranker_stage.HARD
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A way to train the ranker."""
+
+    name: str
+    summary: str
+    change: Callable[[Recipe, int], Recipe]
+    """The recipe and the number of layers of the model that the ranker is cut from → the recipe of this way.
+
+    Raises `ConfigError` where the way cannot apply.
+    """
+    source: str = ""
+    """The paper."""
+    taught: bool = True
+    """Whether the ranker learns from the teacher's scores."""
+
+
+def _ranker(recipe: Recipe, **changes: Any) -> Recipe:
+    """The recipe with these keys of its section ranker changed."""
+    return dataclasses.replace(recipe, ranker=dataclasses.replace(recipe.ranker, plain=False, **changes))
+
+
+def _only(**weights: float) -> Callable[[Recipe, int], Recipe]:
+    """The recipe whose ranker learns from its teacher by these losses alone; those on grades stay."""
+
+    def change(recipe: Recipe, _: int) -> Recipe:
+        others = {name: 0.0 for name in weights_of(recipe.ranker) if not name.startswith(HARD)}
+        return _ranker(recipe, **others | {f"{name}_weight": weight for name, weight in weights.items()})
+
+    return change
+
+
+def _softened(temperature: float) -> Callable[[Recipe, int], Recipe]:
+    return lambda recipe, depth: _ranker(_only(soft=1.0)(recipe, depth), temperature=temperature)
+
+
+def _with(**changes: Any) -> Callable[[Recipe, int], Recipe]:
+    return lambda recipe, _: _ranker(recipe, **changes)
+
+
+def layers_of(config: RankerConfig) -> int:
+    """The number of layers that a ranker keeps."""
+    return len(config.keep_layers) or config.layers
+
+
+def _first_layers(recipe: Recipe, _: int) -> Recipe:
+    return _ranker(recipe, keep_layers=tuple(range(1, layers_of(recipe.ranker) + 1)))
+
+
+def _last_layers(recipe: Recipe, depth: int) -> Recipe:
+    kept = layers_of(recipe.ranker)
+    return _ranker(recipe, keep_layers=tuple(range(depth - kept + 1, depth + 1)))
+
+
+def _depth(layers: int) -> Callable[[Recipe, int], Recipe]:
+    def change(recipe: Recipe, depth: int) -> Recipe:
+        if not layers < depth:
+            raise ConfigError(f"the model that the ranker is cut from has {depth} layers, so {layers} compress nothing")
+        if layers == layers_of(recipe.ranker):
+            raise ConfigError(f"the recipe's ranker has {layers} layers already")
+        return _ranker(recipe, layers=layers, keep_layers=(), layer_map=())
+
+    return change
+
+
+def _assistant(recipe: Recipe, depth: int) -> Recipe:
+    kept = layers_of(recipe.ranker)
+    between = (depth + kept) // 2
+    if not kept < between < depth:
+        raise ConfigError(f"no depth lies between the ranker's {kept} layers and its teacher's {depth}")
+    assistant = dataclasses.replace(
+        recipe.ranker, layers=between, keep_layers=(), layer_map=(), hidden_weight=0.0, plain=False
+    )
+    return dataclasses.replace(_ranker(recipe, hidden_weight=0.0, keep_layers=()), assistants=(assistant,))
+
+
+def _born_again(recipe: Recipe, _: int) -> Recipe:
+    first = dataclasses.replace(recipe.ranker, hidden_weight=0.0, plain=False)
+    again = dataclasses.replace(recipe.ranker, hidden_weight=0.0, plain=False, keep_layers=(), layers=layers_of(first))
+    return dataclasses.replace(recipe, assistants=(first,), ranker=again)
+
+
+def _inner_relations(recipe: Recipe, depth: int) -> Recipe:
+    return _ranker(recipe, relation_weight=1.0, relation_layer=max(1, round(0.75 * depth)))
+
+
+def _unlabelled(ratio: float) -> Callable[[Recipe, int], Recipe]:
+    def change(recipe: Recipe, _: int) -> Recipe:
+        if recipe.candidates.unlabelled == ratio:
+            raise ConfigError(f"the recipe has {ratio:g} unlabelled pairs for a labelled one already")
+        return dataclasses.replace(recipe, candidates=dataclasses.replace(recipe.candidates, unlabelled=ratio))
+
+    return change
+
+
+_HINTON = "Hinton et al. 2015, arXiv:1503.02531"
+_PATIENT = "Sun et al. 2019, arXiv:1908.09355"
+
+METHODS = (
+    Method(PLAIN, "trained on grades alone, cut from the teacher's base", lambda r, _: r, taught=False),
+    Method(DISTILLED, "the recipe's ranker", lambda r, _: r),
+    Method("init-first", "cut from the first layers", _first_layers, _PATIENT),
+    Method("init-last", "cut from the last layers", _last_layers, _PATIENT),
+    Method("init-base", "cut from the teacher's base, not from the teacher", _with(base=ranker_stage.FROM_BASE)),
+    Method("depth-1", "one layer", _depth(1), _PATIENT),
+    Method("depth-2", "two layers", _depth(2), _PATIENT),
+    Method("depth-4", "four layers", _depth(4), _PATIENT),
+    *(
+        Method(
+            f"soft-T{temperature}", f"soft targets alone, temperature {temperature}", _softened(temperature), _HINTON
+        )
+        for temperature in (1, 2, 5, 10, 20)
+    ),
+    Method("logit-mse", "squared error of the scores", _only(logit=1.0), "Ba and Caruana, NeurIPS 2014"),
+    Method("margin-mse", "squared error of score differences", _only(margin=1.0), "arXiv:2010.02666"),
+    Method("listwise-kl", "KL of the softmax over a query's documents", _only(listwise=1.0), "Cao et al., ICML 2007"),
+    Method("infonce", "the teacher's best document against the others", _only(infonce=1.0), "arXiv:1807.03748"),
+    Method("patient-kd", "soft targets and first-token states", _only(soft=1.0, hidden=1.0), _PATIENT),
+    Method("distilbert", "soft targets and cosine of token states", _only(soft=1.0, cosine=1.0), "arXiv:1910.01108"),
+    Method(
+        "tinybert",
+        "soft targets, attention, token states and embeddings",
+        _only(soft=1.0, attention=1.0, token_hidden=1.0, embedding=1.0),
+        "Jiao et al. 2020, arXiv:1909.10351",
+    ),
+    Method(
+        "minilm-last", "relations of the last layer", _with(relation_weight=1.0), "Wang et al. 2020, arXiv:2002.10957"
+    ),
+    Method(
+        "minilm-inner",
+        "relations of the layer at three quarters",
+        _inner_relations,
+        "Wang et al. 2021, arXiv:2012.15828",
+    ),
+    Method("mutual", "two students learn from each other", _with(mutual_weight=1.0), "Zhang et al. 2018"),
+    Method("assistant", "a teacher assistant of middle depth", _assistant, "Mirzadeh et al. 2020, arXiv:1902.03393"),
+    Method("born-again", "a second student learns from the first", _born_again, "Furlanello et al., ICML 2018"),
+    Method("small-vocabulary", "tokens of the corpus alone", _with(prune_vocabulary=True), "Abdaoui et al. 2020"),
+    Method("unlabelled-0", "labelled pairs alone", _unlabelled(0.0)),
+    Method("unlabelled-16", "sixteen unlabelled pairs for a labelled one", _unlabelled(16.0)),
+)
+
+
+def by_name(name: str) -> Method:
+    """The known way of this name.
+
+    Raises:
+        ConfigError: there is none; names those that there are.
+    """
+    for method in METHODS:
+        if method.name == name:
+            return method
+    raise ConfigError(f"study.methods: no way is called '{name}'; known are {', '.join(m.name for m in METHODS)}")

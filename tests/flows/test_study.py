@@ -1,0 +1,112 @@
+"""The study of the tiny world: ways are trained once, refused by name, and judged beside each other."""
+
+import dataclasses
+import json
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from flows import study
+from pipeline import config
+from pipeline import recipe as recipes
+from pipeline.artifacts import Artifact
+from pipeline.errors import ConfigError
+from pipeline.training.compression import METHODS
+
+WAYS = '["init-first", "listwise-kl", "depth-1"]'
+VARIANT = '[{name = "one loss less", set = ["ranker.hidden_weight=0"]}]'
+OVERRIDES = [
+    "ranker.layers=2",
+    f"study.methods={WAYS}",
+    f"study.variants={VARIANT}",
+    'study.precisions=["fp32", "int8"]',
+]
+
+
+@pytest.fixture(scope="module")
+def recipe(tiny_world: Path) -> config.Recipe:
+    return recipes.load(tiny_world / "tiny.toml", [f"data.root={tiny_world}", *OVERRIDES])
+
+
+@pytest.fixture(scope="module")
+def studied(recipe: config.Recipe, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Artifact]:
+    workspace = tmp_path_factory.mktemp("studied")
+    return workspace, study.study(recipe, workspace)
+
+
+NAMES = ["plain", "distilled", "init-first", "listwise-kl", "depth-1", "one loss less"]
+
+
+def test_each_way_has_a_row_in_each_precision(studied: tuple[Path, Artifact]) -> None:
+    workspace, artifact = studied
+    content = study.read(artifact)
+    assert list(content["rows"]) == [row for name in NAMES for row in (name, f"{name} int8")]
+    assert content["references"] == ["BM25", "teacher"]
+    assert len(list((workspace / "artifacts" / "teacher").glob("*/manifest.json"))) == 1
+    assert len(list((workspace / "artifacts" / "ranker").glob("*/manifest.json"))) == len(NAMES)
+    for row in content["rows"].values():
+        assert row["speed"] > 0
+        assert row["bytes"] > 0
+        assert row["verdict"] == "front" or row["verdict"].startswith(("tied with", "below"))
+    assert content["rows"]["depth-1"]["bytes"] < content["rows"]["distilled"]["bytes"]
+    assert any(row["front"] for row in content["rows"].values())
+
+
+def test_the_table_and_the_drawings_name_every_row(studied: tuple[Path, Artifact]) -> None:
+    _, artifact = studied
+    table = artifact.file("table.md").read_text(encoding="utf-8")
+    for name in NAMES:
+        assert f"| {name} |" in table
+    for file in ("speed.svg", "bytes.svg"):
+        texts = [item.text for item in ElementTree.fromstring(artifact.file(file).read_text()).iter() if item.text]
+        assert any("one loss less" in text for text in texts)
+
+
+def test_a_second_run_makes_nothing(studied: tuple[Path, Artifact], recipe: config.Recipe) -> None:
+    workspace, artifact = studied
+    before = sorted(workspace.rglob("manifest.json"))
+    assert study.study(recipe, workspace).fingerprint == artifact.fingerprint
+    assert sorted(workspace.rglob("manifest.json")) == before
+
+
+def test_a_study_whose_time_ends_names_what_is_missing_and_the_next_run_adds_it(
+    recipe: config.Recipe, studied: tuple[Path, Artifact], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace, _ = studied
+    two_seeds = dataclasses.replace(recipe, study=dataclasses.replace(recipe.study, seeds=2, max_minutes=1.0))
+    minutes = iter([0.0, *[0.5] * len(NAMES), 0.6, *[2.0] * len(NAMES)])
+    monkeypatch.setattr(study, "minutes", lambda: next(minutes))
+    content = study.read(study.study(two_seeds, workspace))
+    assert content["incomplete"] == [row for name in NAMES[1:] for row in (name, f"{name} int8")]
+    assert {row["verdict"] for name, row in content["rows"].items() if name in content["incomplete"]} == {"incomplete"}
+    assert len(list((workspace / "artifacts" / "ranker").glob("*/manifest.json"))) == len(NAMES) + 1
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ('study.methods=["initfirst"]', "no way is called 'initfirst'; known are plain, distilled"),
+        ('study.methods=["depth-4"]', r"'depth-4': the model that the ranker is cut from has 2 layers"),
+        ('study.variants=[{name = "x", set = ["teacher.layers=1"]}]', "'x': it changes more than ranker"),
+        ('study.variants=[{name = "x", set = ["ranker.depth=1"]}]', "'x': unknown key ranker.depth"),
+        ('study.variants=[{name = "plain", set = ["ranker.layers=1"]}]', "'plain': a way of this name takes part"),
+        ('study.variants=[{name = "x", set = ["ranker.layers=9"]}]', "'x': ranker.layers is 9"),
+    ],
+)
+def test_what_cannot_apply_is_refused_before_any_work(
+    tiny_world: Path, tmp_path: Path, override: str, message: str
+) -> None:
+    recipe = recipes.load(tiny_world / "tiny.toml", [f"data.root={tiny_world}", override])
+    with pytest.raises(ConfigError, match=message):
+        study.study(recipe, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_names_all_that_apply_take_part_and_the_others_are_named(tiny_world: Path) -> None:
+    recipe = recipes.load(tiny_world / "tiny.toml", [f"data.root={tiny_world}"])
+    planned = study.plan(recipe)
+    assert {way.name for way in planned.ways} | set(planned.refused) == {method.name for method in METHODS}
+    assert "depth-4" in planned.refused
+    shared = json.loads(json.dumps([item["refused"] for item in study.catalogue(recipe)]))
+    assert sum(map(bool, shared)) == len(planned.refused)

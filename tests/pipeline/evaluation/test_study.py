@@ -1,0 +1,71 @@
+"""The verdicts of a study over made-up rows: the front by brute force, ties and losses by a paired test."""
+
+import numpy as np
+import pytest
+
+from pipeline.config import EvaluationConfig
+from pipeline.evaluation import plots, study
+
+CONFIG = EvaluationConfig(bootstrap=500)
+
+
+def rows_of(
+    values: dict[str, np.ndarray], speeds: dict[str, float], sizes: dict[str, float]
+) -> dict[str, dict[str, float]]:
+    return {
+        name: {"valid": float(table.mean()), "speed": speeds[name], "bytes": sizes[name]}
+        for name, table in values.items()
+    }
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_front_is_what_no_row_of_at_most_the_same_costs_beats(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    names = [f"row {number}" for number in range(8)]
+    values = {name: rng.uniform(0, 1, (30, 1)) for name in names}
+    speeds = {name: float(rng.uniform(10, 100)) for name in names}
+    sizes = {name: float(rng.uniform(1, 9)) for name in names}
+    rows = rows_of(values, speeds, sizes)
+    judged = study.verdicts(rows, values, CONFIG)
+    for name, row in rows.items():
+        beaten = [
+            other
+            for other in names
+            if rows[other]["valid"] > row["valid"]
+            and speeds[other] >= 0.98 * speeds[name]
+            and sizes[other] <= 1.02 * sizes[name]
+        ]
+        assert judged[name]["front"] == (not beaten)
+        if beaten:
+            assert judged[name]["rival"] in beaten
+            assert judged[name]["verdict"] in (f"tied with {judged[name]['rival']}", f"below {judged[name]['rival']}")
+
+
+def test_a_sure_loss_is_told_from_a_tie() -> None:
+    rng = np.random.default_rng(0)
+    best = rng.uniform(0.4, 0.6, (200, 1))
+    values = {"best": best, "near": best - rng.normal(0, 0.1, (200, 1)) - 0.001, "poor": best - 0.1}
+    values["near"] += best.mean() - values["near"].mean() - 1e-4
+    rows = rows_of(values, dict.fromkeys(values, 10.0), dict.fromkeys(values, 5.0))
+    judged = study.verdicts(rows, values, CONFIG)
+    assert {name: item["verdict"] for name, item in judged.items()} == {
+        "best": "front",
+        "near": "tied with best",
+        "poor": "below best",
+    }
+
+
+def test_a_faster_row_is_on_the_front_though_it_ranks_worse() -> None:
+    values = {"large": np.full((50, 1), 0.6), "small": np.full((50, 1), 0.5)}
+    rows = rows_of(values, {"large": 10.0, "small": 20.0}, {"large": 9.0, "small": 9.0})
+    assert all(item["front"] for item in study.verdicts(rows, values, CONFIG).values())
+
+
+def test_a_point_that_is_better_stands_higher_and_a_faster_one_further_right() -> None:
+    points = [plots.Point("slow", 10.0, 0.5), plots.Point("fast <b>", 100.0, 0.6, marked=True)]
+    drawn = str(plots.scatter(points, plots.Axes("speed", "nDCG", rule=0.65, rule_name="teacher")))
+    circles = [part.split('"') for part in drawn.split("<circle ")[1:]]
+    (left_fast, up_fast), (left_slow, up_slow) = ((float(item[1]), float(item[3])) for item in circles)
+    assert left_slow < left_fast
+    assert up_fast < up_slow
+    assert "fast &lt;b&gt;" in drawn

@@ -119,7 +119,7 @@ def retrain(recipe: str | Path, workspace: str | Path = "workspace", overrides: 
         RelevanceError: the message says what, where and what to do.
     """
     from flows import retrain as flow
-    from flows.cli import recipe_path
+    from flows.built_in_recipes import recipe_path
     from pipeline import recipe as recipes
 
     return flow.retrain(recipes.load(recipe_path(str(recipe)), overrides), Path(workspace))

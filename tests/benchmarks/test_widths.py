@@ -16,7 +16,7 @@ import pytest
 import torch
 from markupsafe import Markup
 
-from flows import cli, encoder_rounds, training
+from flows import built_in_recipes, encoder_rounds, training
 from flows.runner import Runner
 from pipeline import artifacts
 from pipeline import recipe as recipes
@@ -148,7 +148,7 @@ def test_what_a_trained_encoder_keeps(
 ) -> None:
     """64 dimensions distilled as the recipe says, against the full width of what they started from."""
     overrides = [f"data.root={shared_data}", "candidates.unlabelled=0", "ranker.hidden_weight=0"]
-    recipe = recipes.load(cli.recipe_path("wikiqa"), [*overrides, f"encoder.mining.rounds={rounds}"])
+    recipe = recipes.load(built_in_recipes.recipe_path("wikiqa"), [*overrides, f"encoder.mining.rounds={rounds}"])
     model, data = trained_encoder(recipe, tmp_path)
     sizes = {"max_tokens": recipe.encoder.max_tokens, "max_query_tokens": recipe.encoder.max_query_tokens}
     untouched = BiEncoder.start(base, dimensions=FULL, widths=(), seed=13, **sizes).eval()
@@ -169,7 +169,7 @@ def test_what_a_trained_encoder_keeps(
 def test_what_prefixes_keep(shared_data: Path, tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
     """The first 8 to 128 dimensions of the Chinese recipe, beside vectors as wide as its model."""
     recipe = recipes.load(
-        cli.recipe_path("chinese"),
+        built_in_recipes.recipe_path("chinese"),
         [
             f"data.root={shared_data}",
             "candidates.unlabelled=0",

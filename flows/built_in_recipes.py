@@ -1,0 +1,32 @@
+"""Built-in recipes, and the file that a recipe's name means."""
+
+import difflib
+from pathlib import Path
+
+from pipeline.errors import MissingError
+
+RECIPES = Path(__file__).with_name("recipes")
+"""The folder of the built-in recipes."""
+
+
+def recipe_names() -> list[str]:
+    """The names of the built-in recipes."""
+    return sorted(file.stem for file in RECIPES.glob("*.toml"))
+
+
+def recipe_path(name: str) -> Path:
+    """A recipe file: a path, or the name of one that is built in.
+
+    Raises:
+        MissingError: neither; lists the built-in ones.
+    """
+    path = Path(name)
+    built_in = RECIPES / f"{name}.toml"
+    if path.suffix != ".toml" and built_in.is_file():
+        return built_in
+    if not path.is_file():
+        known = recipe_names()
+        near = difflib.get_close_matches(path.stem, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"built in are: {', '.join(known)}"
+        raise MissingError(f"{name}: no such recipe file; {hint}")
+    return path

@@ -1,0 +1,5 @@
+"""Runs the command `relevance` as `python -m flows.cli`."""
+
+from flows.cli import main
+
+main()

@@ -1,0 +1,82 @@
+"""The command `relevance`. Parses, calls one function, prints; exit codes are those of `pipeline.errors`.
+
+Nothing heavy is imported before a command needs it, so that `--help` answers at once.
+"""
+
+import logging
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from flows.cli import data, judging, recipe, releases, serving, training
+from pipeline.errors import RelevanceError
+
+app = typer.Typer(
+    help="Trains, distils, indexes, judges and serves relevance models for search.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for commands in (training, judging, serving):
+    app.add_typer(commands.app)
+app.add_typer(releases.app, name="releases")
+app.add_typer(recipe.app, name="recipe")
+app.add_typer(data.app, name="data")
+
+
+def main() -> None:
+    """Runs the command and turns an error of this package into one message and its exit code."""
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S")
+    for noisy in ("httpx", "bm25s", "faiss", "faiss.loader", "transformers", "urllib3", "filelock"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    try:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            _beside_others(int(os.environ.get("LOCAL_RANK", "0")))
+        else:
+            app()
+    except RelevanceError as error:
+        print(f"relevance: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+    except OSError as error:
+        print(f"relevance: {error}; look at the path, its permissions and the free space", file=sys.stderr)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        print("relevance: stopped; start the same command again to go on", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def _beside_others(local_rank: int) -> None:
+    """Under torchrun: the first process runs the command, the others take part in its trainings."""
+    from pipeline.training.loop import distributed, loop
+
+    distributed.join(local_rank)
+    if distributed.process():
+        distributed.follow(loop.follow)
+        return
+    try:
+        app()
+    except SystemExit as end:
+        if not end.code:  # Where the command fails the others are not told: torchrun ends them, wherever they wait.
+            distributed.leave()
+        raise
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"relevance {version('search-relevance')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[  # The callback prints and ends; nothing is left to do here.
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_version)
+    ] = False,
+) -> None:
+    """Trains, distils, indexes, judges and serves relevance models for search."""

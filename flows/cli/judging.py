@@ -1,0 +1,95 @@
+"""Commands that judge and index: report and reindex."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.cli.options import (
+    DEFAULT_WORKSPACE,
+    Columns,
+    Json,
+    Release,
+    Workspace,
+    console,
+    existing,
+    show,
+)
+from pipeline.errors import ConfigError
+
+app = typer.Typer()
+
+
+@app.command()
+def report(
+    judgments: Annotated[str, typer.Option(help="Folder of judged queries, in any format that is read.")],
+    workspace: Workspace = DEFAULT_WORKSPACE,
+    format: Annotated[str, typer.Option(help="How the judgments are written; auto looks at the files.")] = "auto",
+    columns: Columns = "",
+    all_queries: Annotated[
+        bool, typer.Option("--all", help="Judge all queries, not only those the release's recipe keeps from training.")
+    ] = False,
+    release: Release = "live",
+    run: Annotated[
+        str, typer.Option(metavar="FILE[:SYSTEM]", help="Judge this run file (TREC text or Parquet) instead.")
+    ] = "",
+    baseline: Annotated[str, typer.Option(help="A release to compare with.")] = "",
+    clicks: Annotated[bool, typer.Option("--clicks", help="Count judgments that were made from clicks too.")] = False,
+    baseline_run: Annotated[
+        str, typer.Option(metavar="FILE[:SYSTEM]", help="A run file to compare the one of --run with.")
+    ] = "",
+    out: Annotated[Path | None, typer.Option(help="Copy the report into this folder.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Judges a release, or a run file, on judged queries: nDCG and others with intervals, as JSON and HTML."""
+    from flows import report as flow
+    from pipeline.config import SourceConfig
+    from pipeline.data import convert
+    from pipeline.evaluation import report as reports
+    from pipeline.evaluation.runs import RunFile
+
+    source = SourceConfig(path=judgments, format=format, columns=convert.parse_columns(columns))
+    if baseline_run and (baseline or not run):
+        raise ConfigError("--baseline-run is compared with the file of --run, and takes the place of --baseline")
+    workspace = existing(workspace) if baseline or not run else workspace
+    if run:
+        other = RunFile.parse(baseline_run) if baseline_run else baseline
+        artifact = flow.report_on_run(source, workspace, run=RunFile.parse(run), baseline=other, clicks=clicks)
+    else:
+        split: flow.Split = "all" if all_queries else "test"
+        artifact = flow.report(source, workspace, split=split, release=release, baseline=baseline, clicks=clicks)
+    if out is not None:
+        flow.copy_files(artifact, out)
+    content = json.loads(artifact.file("report.json").read_text(encoding="utf-8"))
+    where = (out or artifact.path) / "report.html"
+    show(content, as_json, reports.card(content))
+    if not as_json:
+        console().print(f"report: {where}")
+
+
+@app.command()
+def reindex(
+    documents: Annotated[
+        list[str], typer.Option(help="Folder, file or SQLAlchemy URL of the documents; may be repeated.")
+    ],
+    workspace: Workspace = DEFAULT_WORKSPACE,
+    format: Annotated[str, typer.Option(help="How the documents are written; auto looks at the files.")] = "auto",
+    release: Annotated[
+        str, typer.Option(help="Release whose models embed; a copy of it with the new index is published.")
+    ] = "live",
+    full: Annotated[bool, typer.Option("--full", help="Embed every document, not only the changed ones.")] = False,
+    no_promote: Annotated[bool, typer.Option("--no-promote", help="Publish without going live.")] = False,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Publish documents that are far fewer, emptier or more repeated than before."),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Embeds new and changed documents, builds a new index and makes it live with the same models."""
+    from flows import reindex as flow
+
+    outcome = flow.reindex(
+        documents, existing(workspace), format=format, release=release, full=full, promote=not no_promote, force=force
+    )
+    show(outcome, as_json, flow.render(outcome))

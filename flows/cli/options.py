@@ -1,0 +1,61 @@
+"""Options that several commands share, and how a command prints."""
+
+import difflib
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipeline.errors import MissingError
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+Workspace = Annotated[
+    Path, typer.Option(envvar="RELEVANCE_WORKSPACE", help="Folder of artifacts, releases and caches.")
+]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="A.B=C", help="Overrides a value of the recipe; may be repeated.")
+]
+Columns = Annotated[
+    str, typer.Option(help="A table's columns: query=search_term,title=name,grade=relevance; see the recipe's keys.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for a machine.")]
+Recipe = Annotated[str, typer.Argument(help="A TOML file, or a built-in recipe such as demo or homedepot.")]
+Release = Annotated[str, typer.Option(help="live, previous, or the first digits of a release.")]
+Format = Annotated[str, typer.Option(help="How the data is written; auto looks at the files.")]
+DEFAULT_WORKSPACE = Path("workspace")
+
+
+def show(value: Any, as_json: bool, rendered: "RenderableType | None" = None) -> None:
+    """Prints a value as JSON, or as it is rendered for a person."""
+    if as_json:
+        print(json.dumps(value, ensure_ascii=False, indent=1))
+    else:
+        console().print(rendered if rendered is not None else value)
+
+
+def console() -> "Console":
+    """The terminal; output to a file or pipe is 140 columns wide."""
+    from rich.console import Console
+
+    return Console(soft_wrap=True, width=None if sys.stdout.isatty() else 140)
+
+
+def existing(workspace: Path) -> Path:
+    """A workspace that is there.
+
+    Raises:
+        MissingError: it is not; names the nearest folder beside it that is one.
+    """
+    if workspace.is_dir():
+        return workspace
+    beside = workspace.parent if workspace.parent.is_dir() else Path()
+    known = [
+        path.name for path in beside.iterdir() if any((path / part).is_dir() for part in ("releases", "artifacts"))
+    ]
+    near = difflib.get_close_matches(workspace.name, known, n=1)
+    hint = f"did you mean {beside / near[0]}?" if near else "`relevance demo` and `relevance retrain` make one"
+    raise MissingError(f"{workspace}: there is no such workspace; {hint}")

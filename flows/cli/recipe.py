@@ -1,0 +1,56 @@
+"""Commands on recipes: list, show and schema."""
+
+import json
+
+import typer
+
+from flows.built_in_recipes import RECIPES, recipe_names, recipe_path
+from flows.cli.options import (
+    Json,
+    Recipe,
+    Set,
+    show,
+)
+from pipeline.text import read_text, split_lines
+
+app = typer.Typer(help="Lists, resolves and describes recipes.", no_args_is_help=True)
+
+
+@app.command("list")
+def recipe_list(as_json: Json = False) -> None:
+    """Built-in recipes, each with the first sentence of its file."""
+    found = {}
+    for name in recipe_names():
+        lines = split_lines(read_text(RECIPES / f"{name}.toml"))
+        comment = " ".join(line.removeprefix("#").strip() for line in lines[: lines.index(f'name = "{name}"')])
+        found[name] = comment.split(". ")[0].rstrip(".") + "."
+    show(found, as_json, "\n".join(f"{name:<10} {about}" for name, about in found.items()))
+
+
+@app.command("show")
+def recipe_show(
+    recipe: Recipe,
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Prints a recipe with all defaults and overrides resolved, as TOML."""
+    from pipeline import recipe as recipes
+
+    resolved = recipes.load(recipe_path(recipe), overrides or [])
+    print(
+        json.dumps(recipes.to_dict(resolved, complete=True), ensure_ascii=False, indent=1)
+        if as_json
+        else recipes.to_toml(resolved),
+        end="",
+    )
+
+
+@app.command("schema")
+def recipe_schema() -> None:
+    """Prints the JSON Schema of recipes, by which an editor completes and checks them.
+
+    Write it to a file and name it in the first line of a recipe: #:schema recipe.schema.json
+    """
+    from pipeline import recipe as recipes
+
+    print(json.dumps(recipes.schema(), ensure_ascii=False, indent=1))

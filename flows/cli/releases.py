@@ -1,0 +1,70 @@
+"""Commands on releases: list, show, promote, rollback and gc."""
+
+from typing import Annotated
+
+import typer
+
+from flows.cli.options import DEFAULT_WORKSPACE, Json, Workspace, console, existing, show
+
+app = typer.Typer(help="Lists releases and moves the live pointer.", no_args_is_help=True)
+
+
+@app.command("list")
+def releases_list(workspace: Workspace = DEFAULT_WORKSPACE, as_json: Json = False) -> None:
+    """Lists all releases, oldest first, and says which is live."""
+    from flows import releases
+
+    entries = releases.releases(existing(workspace))
+    show(entries, as_json, releases.render_releases(entries))
+
+
+@app.command("show")
+def releases_show(
+    release: Annotated[str, typer.Argument()] = "live", workspace: Workspace = DEFAULT_WORKSPACE, as_json: Json = False
+) -> None:
+    """Describes a release, its figures and its files, after checking them."""
+    from flows import releases
+
+    description = releases.show(existing(workspace), release)
+    show(description, as_json, releases.render_show(description))
+
+
+@app.command("promote")
+def releases_promote(
+    release: str,
+    reason: Annotated[str, typer.Option(help="Kept in the history.")] = "by hand",
+    workspace: Workspace = DEFAULT_WORKSPACE,
+) -> None:
+    """Makes a release live, whatever the gate said."""
+    from pipeline.releases import Releases
+
+    registry = Releases(existing(workspace))
+    seen = registry.live()
+    pointer = registry.promote(release, reason=reason, expected=seen.generation if seen else 0)
+    console().print(f"live: {pointer.release[:12]}, generation {pointer.generation}")
+
+
+@app.command("rollback")
+def releases_rollback(
+    reason: Annotated[str, typer.Option(help="Kept in the history.")] = "by hand",
+    workspace: Workspace = DEFAULT_WORKSPACE,
+) -> None:
+    """Makes the previous release live again."""
+    from pipeline.releases import Releases
+
+    pointer = Releases(existing(workspace)).rollback(reason=reason)
+    console().print(f"live: {pointer.release[:12]}, generation {pointer.generation}")
+
+
+@app.command("gc")
+def releases_gc(
+    keep: Annotated[int, typer.Option(min=1, help="Number of the newest releases to keep, besides those in use.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Remove; without it the command only lists.")] = False,
+    workspace: Workspace = DEFAULT_WORKSPACE,
+    as_json: Json = False,
+) -> None:
+    """Removes what no kept release needs: old releases, their training artifacts, leftovers of dead processes."""
+    from flows import gc
+
+    removals = gc.gc(existing(workspace), keep=keep, act=yes)
+    show(removals, as_json, gc.render(removals))

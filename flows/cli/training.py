@@ -1,0 +1,213 @@
+"""Commands that train: demo, init, retrain, ablate, export, schedule, and the graph of the stages."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.built_in_recipes import RECIPES, recipe_path
+from flows.cli.options import DEFAULT_WORKSPACE, Json, Recipe, Set, Workspace, console, existing, show
+from pipeline.errors import GateError
+
+app = typer.Typer()
+
+
+@app.command()
+def demo(
+    workspace: Workspace = DEFAULT_WORKSPACE,
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Trains, indexes and judges a release from this machine's Python documentation, in about ten minutes."""
+    from flows import retrain as chain
+    from flows import summary
+    from pipeline import recipe as recipes
+
+    recipe = recipes.load(RECIPES / "demo.toml", overrides or [])
+    outcome = chain.retrain(recipe, workspace)
+    card = summary.make(outcome, workspace)
+    show(card, as_json, summary.render(card, workspace))
+
+
+@app.command()
+def init(
+    data: Annotated[str, typer.Argument(help="Folder, file or SQLAlchemy URL of your documents, queries and grades.")],
+    out: Annotated[Path, typer.Option(help="Recipe file to write.")] = Path("recipe.toml"),
+    columns: Annotated[
+        str, typer.Option(help="A table's columns: query=search_term,title=name,grade=relevance; guessed if not given.")
+    ] = "",
+    as_json: Json = False,
+) -> None:
+    """Looks at data and machine, and writes a recipe that fits both, with the reason beside each choice."""
+    from dataclasses import asdict
+
+    from flows import init as flow
+    from pipeline.data import convert
+
+    seen, text = flow.write(data, out, convert.parse_columns(columns) if columns else None)
+    if as_json:
+        show({"recipe": str(out), **asdict(seen)}, as_json)
+    else:
+        print(f"{text}\nwritten: {out}; next: relevance retrain {out}")
+
+
+@app.command()
+def retrain(
+    recipe: Recipe,
+    workspace: Workspace = DEFAULT_WORKSPACE,
+    overrides: Set = None,
+    no_promote: Annotated[bool, typer.Option("--no-promote", help="Publish without going live.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only read the data and check all that can be told before training.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Trains, distils, exports, indexes and judges; publishes a release and promotes it if the gate agrees."""
+    from flows import retrain as chain
+    from flows import summary
+    from pipeline import recipe as recipes
+
+    path = recipe_path(recipe)
+    if check:
+        from flows import runner, training
+
+        checked = training.check(recipes.load(path, overrides or []), runner.Runner(workspace))
+        show({"checked": checked}, as_json, "\n".join(f"✓ {line}" for line in checked))
+        return
+    if _has_prefect_server():
+        from flows import prefect_flows, schedules
+
+        schedules.check_server()
+        outcome = prefect_flows.retrain(path, overrides or [], workspace, promote=not no_promote)
+    else:
+        outcome = chain.retrain(recipes.load(path, overrides or []), workspace, promote=not no_promote)
+    card = summary.make(outcome, workspace)
+    show(card, as_json, summary.render(card, workspace))
+    if not outcome.live and not no_promote:
+        state = "the live release stays" if card["live_release"] else "no release is live"
+        raise GateError(f"the gate said no, {state}: {'; '.join(outcome.reasons)}")
+
+
+@app.command()
+def ablate(
+    recipe: Recipe,
+    workspace: Workspace = DEFAULT_WORKSPACE,
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Trains students over a grid of loss sets and seeds, tests their differences and says which losses earn a place.
+
+    The grid is the recipe's section ablation: --set 'ablation.sets=["hard", "soft+margin", "all"]'.
+    """
+    from flows import ablate as flow
+    from pipeline import recipe as recipes
+    from pipeline.evaluation import ablation
+
+    artifact = flow.ablate(recipes.load(recipe_path(recipe), overrides or []), workspace)
+    results = flow.read(artifact)
+    show(results, as_json, ablation.card(results))
+    if not as_json:
+        console().print(f"table: {artifact.path / 'table.md'}")
+
+
+@app.command()
+def study(
+    recipe: Recipe,
+    workspace: Workspace = DEFAULT_WORKSPACE,
+    overrides: Set = None,
+    list_ways: Annotated[
+        bool, typer.Option("--list", help="Only list the known ways, and which cannot apply to this recipe.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Trains the ranker in many compressed forms and says what each keeps, what it costs and which are worth it.
+
+    The forms are the recipe's section study: --set 'study.methods=["depth-2", "tinybert"]' --set study.seeds=3.
+    """
+    from flows import study as flow
+    from pipeline import recipe as recipes
+    from pipeline.evaluation import study as evaluation
+
+    loaded = recipes.load(recipe_path(recipe), overrides or [])
+    if list_ways:
+        ways = flow.catalogue(loaded)
+        lines = [
+            f"{way['name']:<18}{way['refused'] and 'cannot apply: '}{way['refused'] or way['summary']}" for way in ways
+        ]
+        show(ways, as_json, "\n".join(lines))
+        return
+    artifact = flow.study(loaded, workspace)
+    results = flow.read(artifact)
+    show(results, as_json, evaluation.card(results))
+    if not as_json:
+        console().print(f"table: {artifact.path / 'table.md'}; fronts: speed.svg and bytes.svg beside it")
+
+
+@app.command()
+def export(
+    workspace: Workspace = DEFAULT_WORKSPACE,
+    release: Annotated[
+        str, typer.Option(help="Release whose models are exported: live, previous, or its first digits.")
+    ] = "live",
+    model: Annotated[
+        Path | None, typer.Option(help="Folder of a ranker, teacher or encoder artifact, instead of a release's.")
+    ] = None,
+    precisions: Annotated[str, typer.Option(help="Such as fp16,int8,w8; those of the recipe when empty.")] = "",
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Exports trained models again and reports the cost and gain of each precision; releases nothing."""
+    from flows import export as flow
+
+    names = [name.strip() for name in precisions.split(",") if name.strip()]
+    results = flow.export(
+        existing(workspace) if model is None else workspace,
+        release=release,
+        model=model,
+        precisions=names,
+        overrides=overrides or [],
+    )
+    show(results, as_json, flow.render(results))
+
+
+@app.command()
+def schedule(
+    recipe: Annotated[str, typer.Argument(help="Recipe whose cron lines are served.")],
+    judgments: Annotated[str, typer.Option(help="Judged queries of the scheduled report.")] = "",
+    documents: Annotated[
+        list[str] | None, typer.Option(help="Documents of the scheduled re-index; may be repeated.")
+    ] = None,
+    workspace: Workspace = DEFAULT_WORKSPACE,
+    overrides: Set = None,
+) -> None:
+    """Serves the flows retrain, report and reindex to Prefect with the recipe's cron lines, until stopped."""
+    from flows import schedules
+
+    schedules.serve(recipe_path(recipe), overrides or [], workspace, judgments=judgments, documents=documents or [])
+
+
+@app.command()
+def stages(
+    mermaid: Annotated[bool, typer.Option("--mermaid", help="Print the picture that the README shows.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Prints the graph of the stages: each kind of artifact, its inputs, the module that makes it and its section."""
+    from flows import stages as contracts
+
+    if mermaid:
+        print(contracts.mermaid())
+        return
+    entries = contracts.graph()
+    show(contracts.plain(entries), as_json, contracts.table(entries))
+
+
+def _has_prefect_server() -> bool:
+    """Whether a Prefect server is configured; without one the flows run as plain calls, with no server to start."""
+    home = Path(os.environ.get("PREFECT_HOME", Path.home() / ".prefect"))
+    profiles = Path(os.environ.get("PREFECT_PROFILES_PATH", home / "profiles.toml"))
+    if os.environ.get("PREFECT_API_URL") or not profiles.exists():
+        return bool(os.environ.get("PREFECT_API_URL"))
+    from prefect.settings import PREFECT_API_URL
+
+    return bool(PREFECT_API_URL.value())

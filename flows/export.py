@@ -97,12 +97,14 @@ def _made(workspace: Path, config: ExportConfig, model: Artifact, judged_with: A
 def _input(workspace: Path, artifact: Artifact, name: str) -> Artifact:
     """The artifact that is an input of another one."""
     fingerprint = artifact.manifest.inputs.get(name)
-    manifest = next(workspace.glob(f"artifacts/*/{fingerprint}/{artifacts.MANIFEST}"), None) if fingerprint else None
-    if manifest is None:
+    kinds = sorted(path.name for path in (workspace / "artifacts").glob("*")) if fingerprint else []
+    folders = (path for kind in kinds for path in artifacts.finished(workspace, kind) if path.name == fingerprint)
+    folder = next(folders, None)
+    if folder is None:
         raise MissingError(
             f"{artifact.path}: the {name} it was made from is not in {workspace}; `relevance retrain` makes it again"
         )
-    return artifacts.load(manifest.parent)
+    return artifacts.load(folder)
 
 
 def render(results: Mapping[str, Any]) -> "RenderableType":

@@ -25,6 +25,7 @@ from pipeline import artifacts
 from pipeline.artifacts import Manifest
 from pipeline.errors import ArtifactError, ConflictError, RelevanceError
 from pipeline.releases import Releases
+from serving.process.metrics_folder import remove_abandoned
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -32,7 +33,10 @@ if TYPE_CHECKING:
 UNCLAIMED_DAYS = 30.0
 """Age up to which artifacts and checkpoints are kept that no release needs yet, in days: a training to be resumed."""
 
-_TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
+TEMPORARY = "temporary"
+"""The reason of lock files that nobody holds and of temporary files of dead processes."""
+
+_TEMPORARY_NAME = re.compile(r"\..+\.(\d+)\.tmp")
 _STORE = "documents/documents.sqlite"
 
 log = logging.getLogger(__name__)
@@ -62,8 +66,10 @@ def gc(workspace: Path, *, keep: int, act: bool = False) -> dict[str, Any]:
     """
     with _alone(workspace, act):
         removals = list(_plan(workspace, keep))
-        for removal in removals if act else []:
-            _remove(removal.path)
+        if act:
+            for removal in removals:
+                _remove(removal.path)
+            remove_abandoned()  # Folders of metrics, whose services were killed; they lie outside the workspace.
     return {
         "removed": act,
         "bytes": sum(removal.bytes for removal in removals),
@@ -108,7 +114,7 @@ def _plan(workspace: Path, keep: int) -> Iterator[Removal]:
                 yield Removal(path, reason, _size(path))
     for path in sorted(registry.root.iterdir()) if registry.root.is_dir() else []:
         if _dead_temporary(path) or _free_lock(path):
-            yield Removal(path, "temporary", _size(path))
+            yield Removal(path, TEMPORARY, _size(path))
 
 
 def _reason(path: Path, needed: set[str], claimed: set[str], is_release: bool) -> str:
@@ -125,7 +131,7 @@ def _reason(path: Path, needed: set[str], claimed: set[str], is_release: bool) -
     if path.is_dir() and artifacts.is_fingerprint(name) and ending == "checkpoint":
         done = path.with_name(name).is_dir() or _old(path)
         return "checkpoint of finished or abandoned work" if done and not _is_locked(path.with_name(name)) else ""
-    return "temporary" if _dead_temporary(path) or _free_lock(path) else ""
+    return TEMPORARY if _dead_temporary(path) or _free_lock(path) else ""
 
 
 def _pointed(registry: Releases) -> set[str]:
@@ -210,7 +216,7 @@ def _free_lock(path: Path) -> bool:
 
 
 def _dead_temporary(path: Path) -> bool:
-    named = _TEMPORARY.fullmatch(path.name)
+    named = _TEMPORARY_NAME.fullmatch(path.name)
     return named is not None and not Path(f"/proc/{named[1]}").exists()
 
 
@@ -246,6 +252,11 @@ def render(found: dict[str, Any]) -> "Table":
     size = f"{found['bytes'] / 2**20:.1f} MiB, files that are shared counted each time"
     title = f"{len(found['items'])} items, {size}: {verb}"
     table = Table("path", "reason", "MiB", title=title, title_justify="left", box=None)
+    temporary = [item for item in found["items"] if item["reason"] == TEMPORARY]
     for item in found["items"]:
-        table.add_row(item["path"], item["reason"], f"{item['bytes'] / 2**20:.2f}")
+        if item["reason"] != TEMPORARY:
+            table.add_row(item["path"], item["reason"], f"{item['bytes'] / 2**20:.2f}")
+    if temporary:
+        size = sum(item["bytes"] for item in temporary)
+        table.add_row(f"{len(temporary)} lock and temporary files", TEMPORARY, f"{size / 2**20:.2f}")
     return table

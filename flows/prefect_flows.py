@@ -38,6 +38,7 @@ from pipeline.artifacts import Artifact
 from pipeline.config import SourceConfig
 from pipeline.errors import InputError
 from pipeline.evaluation import report as reports
+from pipeline.secrets import hide_passwords_in_logs
 
 RETRIES = 2
 RETRY_DELAY_S = 60
@@ -134,7 +135,8 @@ class RunLogs(APILogHandler):
 
 @contextmanager
 def _logs_in_prefect() -> Iterator[None]:
-    """Sends our log lines to the logs of the run."""
+    """Sends our log lines to the logs of the run, without passwords."""
+    hide_passwords_in_logs()
     handler = RunLogs(logging.INFO)
     loggers = [logging.getLogger(name) for name in ("pipeline", "index", "flows", "serving")]
     levels = [logger.level for logger in loggers]

@@ -53,7 +53,9 @@ def make(outcome: retrain.RetrainResult, workspace: Path) -> dict[str, Any]:
         "report": str(outcome.report.file("report.html")),
         "next": [f"{_program()} {command}{_workspace(workspace)}" for command in _next_commands(outcome, pointer)],
     }
-    artifacts.write_atomically(workspace / "card.json", json.dumps(card, indent=1, ensure_ascii=False) + "\n")
+    artifacts.write_atomically(
+        workspace / "card.json", json.dumps(card, indent=1, ensure_ascii=False) + "\n", json.loads
+    )
     return card
 
 

@@ -171,13 +171,14 @@ def fsync(path: Path) -> None:
         os.close(handle)
 
 
-def write_atomically(path: Path, text: str, parse: Callable[[str], object] | None = None) -> None:
+def write_atomically(path: Path, text: str, parse: Callable[[str], object]) -> None:
     """Replaces a small text file so that a reader sees the old one or the new one, never a part.
 
     Args:
         path: the file; its folder must exist.
         text: the new content.
-        parse: the reader of this file. The new text must pass it before it replaces anything.
+        parse: the reader of this file, which the new text must pass before it replaces anything; `str` for a text that
+            only people read.
 
     Raises:
         ArtifactError: the new text cannot be read back; the old file stays.
@@ -191,8 +192,7 @@ def write_atomically(path: Path, text: str, parse: Callable[[str], object] | Non
             os.fsync(file.fileno())
         if temporary.read_bytes().decode() != text:
             raise ValueError("the disk gave back another text")
-        if parse is not None:
-            parse(text)
+        parse(text)
         os.replace(temporary, path)
     except (ValueError, TypeError, KeyError) as error:
         raise ArtifactError(f"{path}: not replaced, as the new text cannot be read back ({error})") from error

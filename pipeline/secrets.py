@@ -1,12 +1,16 @@
-"""Hides passwords of URLs in everything that is written down or shown: manifests, pointers, messages."""
+"""Hides passwords of URLs in everything that is written down or shown: manifests, pointers, messages, log lines."""
 
+import logging
 import re
+import sys
+import threading
+import traceback
 from collections.abc import Mapping
 from typing import Any
 
 HIDDEN = "***"
 
-_USER_AND_PASSWORD = re.compile(r"(://[^\s/:@'\"]*:)[^@\s'\"]+(?=@)")
+_USER_AND_PASSWORD = re.compile(r"(://[^\s/:@'\"]*:)[^\s'\"]+(?=@)")
 _SECRET = r"[a-z_]*(?:password|passwd|pwd|secret|token|api_?key|odbc_connect)"
 _NAME = re.compile(rf"(?i){_SECRET}")
 _PARAMETER = re.compile(rf"(?i)([?&;]{_SECRET}=)[^&;\s'\"]+")
@@ -36,3 +40,40 @@ def without_passwords(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(without_passwords(item) for item in value)
     return value
+
+
+def hide_passwords_in_logs() -> None:
+    """Hides passwords in every log record of this process from now on, and in tracebacks of errors that nobody caught.
+
+    It changes the records themselves, not a handler, so handlers that a library adds later show no password either.
+    """
+    make = logging.getLogRecordFactory()
+    if getattr(make, "hides_passwords", False):
+        return
+
+    def hiding(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        record = make(*args, **kwargs)
+        try:
+            message = record.getMessage()
+        except (TypeError, ValueError, KeyError):
+            return record  # A format that does not fit its values; the handler reports that.
+        if "://" in message:
+            record.msg, record.args = hide_passwords(message), ()
+        if record.exc_info and record.exc_info[0] is not None:
+            lines = "".join(traceback.format_exception(*record.exc_info)).rstrip("\n")
+            if "://" in lines:
+                record.exc_text, record.exc_info = hide_passwords(lines), None
+        return record
+
+    hiding.hides_passwords = True  # type: ignore[attr-defined]
+    logging.setLogRecordFactory(hiding)
+
+    def excepthook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        print(hide_passwords("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
+
+    sys.excepthook = excepthook
+    threading.excepthook = lambda args: (
+        excepthook(args.exc_type, args.exc_value, args.exc_traceback)
+        if args.exc_value is not None and not isinstance(args.exc_value, SystemExit)
+        else None
+    )

@@ -12,6 +12,7 @@ import typer
 
 from flows.cli import data, judging, recipe, releases, serving, training
 from pipeline.errors import RelevanceError
+from pipeline.secrets import hide_passwords, hide_passwords_in_logs
 
 app = typer.Typer(
     help="Trains, distils, indexes, judges and serves relevance models for search.",
@@ -28,6 +29,7 @@ app.add_typer(data.app, name="data")
 
 def main() -> None:
     """Runs the command and turns an error of this package into one message and its exit code."""
+    hide_passwords_in_logs()
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S")
     for noisy in ("httpx", "bm25s", "faiss", "faiss.loader", "transformers", "urllib3", "filelock"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
@@ -42,7 +44,10 @@ def main() -> None:
         print(f"relevance: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
     except OSError as error:
-        print(f"relevance: {error}; look at the path, its permissions and the free space", file=sys.stderr)
+        print(
+            f"relevance: {hide_passwords(str(error))}; look at the path, its permissions and the free space",
+            file=sys.stderr,
+        )
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         print("relevance: stopped; start the same command again to go on", file=sys.stderr)

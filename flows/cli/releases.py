@@ -58,7 +58,7 @@ def releases_rollback(
 
 @app.command("gc")
 def releases_gc(
-    keep: Annotated[int, typer.Option(min=1, help="Number of the newest releases to keep, besides those in use.")],
+    keep: Annotated[int, typer.Option(min=1, help="Number of the newest releases to keep, besides those in use.")] = 5,
     yes: Annotated[bool, typer.Option("--yes", help="Remove; without it the command only lists.")] = False,
     workspace: Workspace = DEFAULT_WORKSPACE,
     as_json: Json = False,

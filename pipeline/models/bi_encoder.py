@@ -128,7 +128,7 @@ class BiEncoder(nn.Module):
             "query_template": self.query_template.to_dict(),
             "document_template": self.document_template.to_dict(),
         }
-        write_atomically(folder / "head.json", json.dumps(head, indent=1) + "\n")
+        write_atomically(folder / "head.json", json.dumps(head, indent=1) + "\n", json.loads)
 
     def pooled(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """(batch, hidden) mean of the last states over real tokens, float32: what the base encoder alone gives."""

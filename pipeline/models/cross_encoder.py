@@ -141,7 +141,7 @@ class CrossEncoder(nn.Module):
             self.model.save_pretrained(folder / "model")
         tokenizers.save_tokenizer(self.hub_tokenizer, folder / "model", self.template.max_tokens)
         head = {"thresholds": self.thresholds.tolist(), "template": self.template.to_dict()}
-        write_atomically(folder / "head.json", json.dumps(head, indent=1) + "\n")
+        write_atomically(folder / "head.json", json.dumps(head, indent=1) + "\n", json.loads)
 
     @property
     def thresholds(self) -> Tensor:

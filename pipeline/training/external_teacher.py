@@ -105,7 +105,7 @@ def make(
         columns = {"row_id": texts.table.column("row_id"), "score": pa.array(scores, pa.float32())}
         schema.write(pa.table(columns), staging.folder / "scores.parquet", "scores")
         head = {"thresholds": list(scale.thresholds)}
-        artifacts.write_atomically(staging.folder / "head.json", json.dumps(head, indent=1) + "\n")
+        artifacts.write_atomically(staging.folder / "head.json", json.dumps(head, indent=1) + "\n", json.loads)
         return {"pairs": len(scores), "slope": round(scale.slope, 4), **_valid(texts, grades, split, scores), **counts}
 
     return STAGE.make(

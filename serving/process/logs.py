@@ -6,6 +6,8 @@ import sys
 from datetime import UTC, datetime
 from typing import Any
 
+from pipeline.secrets import hide_passwords_in_logs, without_passwords
+
 PLAIN = "%(asctime)s  %(message)s"
 
 
@@ -15,6 +17,7 @@ def write_log(form: str) -> None:
     Args:
         form: json, plain, or auto, which is plain where standard error is a terminal.
     """
+    hide_passwords_in_logs()
     plain = form == "plain" or (form == "auto" and sys.stderr.isatty())
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter(PLAIN, "%H:%M:%S") if plain else JsonLines())
@@ -34,6 +37,8 @@ class JsonLines(logging.Formatter):
             "message": record.getMessage(),
             **getattr(record, "facts", {}),
         }
-        if record.exc_info:
+        if record.exc_text:
+            event["traceback"] = record.exc_text
+        elif record.exc_info:
             event["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(event, ensure_ascii=False, default=str)
+        return json.dumps(without_passwords(event), ensure_ascii=False, default=str)

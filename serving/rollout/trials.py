@@ -180,10 +180,11 @@ class TrialFile:
         try:
             with artifacts.locked(self.path):
                 seen = self.read()
-                made = edit(seen)
-                if made != seen:
-                    artifacts.write_atomically(self.path, json.dumps(asdict(made), ensure_ascii=False) + "\n")
-                return made
+                changed = edit(seen)
+                if changed != seen:
+                    text = json.dumps(asdict(changed), ensure_ascii=False) + "\n"
+                    artifacts.write_atomically(self.path, text, Trials.from_json)
+                return changed
         except OSError as error:
             raise ArtifactError(f"{self.path}: could not be written ({error}); make room and try again") from error
 

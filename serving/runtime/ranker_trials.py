@@ -97,7 +97,7 @@ def speeds(
         for (fingerprint, precision), turns in rates.items():
             table.setdefault(fingerprint, {})[precision] = round(statistics.median(turns), 1)
             engines[fingerprint, precision].close()
-        artifacts.write_atomically(staging.folder / "speeds.json", json.dumps(table, indent=1) + "\n")
+        artifacts.write_atomically(staging.folder / "speeds.json", json.dumps(table, indent=1) + "\n", json.loads)
         return {"pairs": sum(len(item.rows) for item in lists), "turns": TURNS}
 
     inputs: dict[str, Artifact | str] = {"data": data, "pool": pool}

@@ -107,7 +107,7 @@ def draw(name: str, curves: Mapping[str, Mapping[int, Mapping[str, float]]], ful
         for measure in widths.MEASURES
     ]
     out = Path(os.environ.get("RELEVANCE_BENCH_OUT", to)) / f"widths-{name}.html"
-    artifacts.write_atomically(out, Markup("<!doctype html><title>Widths</title>") + Markup("").join(lines))
+    artifacts.write_atomically(out, Markup("<!doctype html><title>Widths</title>") + Markup("").join(lines), str)
     print(out)
 
 

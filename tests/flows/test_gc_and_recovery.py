@@ -19,7 +19,7 @@ from serving.scoring.searcher import Searcher
 from tests.flows.conftest import Trained
 
 
-def _changed(trained: Trained, folder: Path, text: str, *, rows: int | None = None) -> str:
+def changed_documents(trained: Trained, folder: Path, text: str, *, rows: int | None = None) -> str:
     frame = pd.read_parquet(trained.world / "tiny" / "documents.parquet").iloc[:rows].copy()
     frame.loc[frame.index[0], "text"] = text
     folder.mkdir(parents=True, exist_ok=True)
@@ -53,7 +53,7 @@ def test_a_flipped_bit_in_any_file_of_a_release_is_refused_by_name(copied: Train
 def test_parts_that_do_not_belong_together_are_not_published(copied: Trained, tmp_path: Path) -> None:
     registry = Releases(copied.workspace)
     old = registry.open()
-    made = reindexing.reindex([_changed(copied, tmp_path / "d", "samovar")], copied.workspace)
+    made = reindexing.reindex([changed_documents(copied, tmp_path / "d", "samovar")], copied.workspace)
     new = registry.open(made["release"])
     for name in ("lexical", "documents", "index"):
         parts = {part: releases.part(old, part) for part in old.manifest.inputs}
@@ -66,7 +66,7 @@ def test_a_damaged_release_is_listed_and_passed_over(copied: Trained, tmp_path: 
     registry = Releases(copied.workspace)
     ids = [copied.outcome.release.fingerprint]
     for number in range(3):
-        made = reindexing.reindex([_changed(copied, tmp_path / "d", f"samovar {number}")], copied.workspace)
+        made = reindexing.reindex([changed_documents(copied, tmp_path / "d", f"samovar {number}")], copied.workspace)
         ids.append(made["release"])
     (registry.path(ids[2]) / artifacts.MANIFEST).unlink()
     shown = {item["release"]: item["damaged"] for item in listing.releases(copied.workspace)["releases"]}
@@ -86,7 +86,7 @@ def test_a_retraining_keeps_the_documents_of_a_reindex_and_survives_a_damaged_li
     copied: Trained, tmp_path: Path
 ) -> None:
     registry = Releases(copied.workspace)
-    indexed = reindexing.reindex([_changed(copied, tmp_path / "d", "a samovar, very shiny")], copied.workspace)
+    indexed = reindexing.reindex([changed_documents(copied, tmp_path / "d", "a samovar, very shiny")], copied.workspace)
     again = retrain.retrain(copied.recipe, copied.workspace)
     assert again.live
     assert again.release.fingerprint == indexed["release"]
@@ -108,7 +108,7 @@ def test_a_retraining_keeps_the_documents_of_a_reindex_and_survives_a_damaged_li
 def test_what_a_person_rolled_back_only_a_person_promotes(copied: Trained, tmp_path: Path) -> None:
     registry = Releases(copied.workspace)
     models = copied.outcome.release.fingerprint
-    other = reindexing.reindex([_changed(copied, tmp_path / "d", "samovar")], copied.workspace)["release"]
+    other = reindexing.reindex([changed_documents(copied, tmp_path / "d", "samovar")], copied.workspace)["release"]
     registry.promote(models, reason="by hand")
     registry.rollback(reason="worse")
     live = registry.live()
@@ -120,7 +120,7 @@ def test_what_a_person_rolled_back_only_a_person_promotes(copied: Trained, tmp_p
 
 
 def test_implausible_documents_need_a_word(copied: Trained, tmp_path: Path) -> None:
-    one = _changed(copied, tmp_path / "one", "alone", rows=1)
+    one = changed_documents(copied, tmp_path / "one", "alone", rows=1)
     before = Releases(copied.workspace).live()
     with pytest.raises(ImplausibleError, match=r"1 documents in place of 150.*--force"):
         reindexing.reindex([one], copied.workspace)
@@ -141,7 +141,7 @@ def test_implausible_documents_need_a_word(copied: Trained, tmp_path: Path) -> N
 
 
 def test_a_full_reindex_makes_a_new_index_and_two_at_once_both_end(copied: Trained, tmp_path: Path) -> None:
-    source = _changed(copied, tmp_path / "d", "samovar")
+    source = changed_documents(copied, tmp_path / "d", "samovar")
     first = reindexing.reindex([source], copied.workspace)
     command = [sys.executable, "-m", "flows.cli", "reindex", "--documents", source, "--full", "--json"]
     command += ["--workspace", str(copied.workspace)]
@@ -156,7 +156,7 @@ def test_a_full_reindex_makes_a_new_index_and_two_at_once_both_end(copied: Train
 def test_gc_removes_only_what_no_kept_release_needs(copied: Trained, tmp_path: Path) -> None:
     registry = Releases(copied.workspace)
     for number in range(4):
-        reindexing.reindex([_changed(copied, tmp_path / "d", f"samovar {number}")], copied.workspace)
+        reindexing.reindex([changed_documents(copied, tmp_path / "d", f"samovar {number}")], copied.workspace)
     held = Searcher(registry.open(copied.outcome.release.fingerprint).path)
     ids = registry.ids()
     dead = registry.path("f" * 32).with_name("f" * 32 + ".partial")
@@ -202,3 +202,22 @@ def test_a_password_of_a_database_is_written_nowhere(copied: Trained, tmp_path: 
         assert "s3cret" not in file.read_text(encoding="utf-8")
     assert "s3cret" not in str(RelevanceError(f"{url}: no such table"))
     assert "shop:***@db" in (registry.live() or pytest.fail("no pointer")).reason
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_reason_of_any_characters_is_listed_and_rolled_back(copied: Trained, tmp_path: Path, seed: int) -> None:
+    """Characters that some readers take for ends of lines or files, and halves of surrogate pairs."""
+    registry = Releases(copied.workspace)
+    first = copied.outcome.release.fingerprint
+    other = reindexing.reindex([changed_documents(copied, tmp_path / "d", "samovar")], copied.workspace)["release"]
+    generator = random.Random(seed)
+    odd = "\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e\x00\n\r\t\ufeff\ud800\\\"'{}"
+    reason = "".join(generator.choices(odd + "words ", k=40)) + odd
+    registry.promote(first, reason=reason)
+    shown = listing.releases(copied.workspace)
+    assert shown["live"] == first
+    assert not [item for item in shown["releases"] if item["damaged"]]
+    for line in (copied.workspace / "releases" / "history.jsonl").read_bytes().split(b"\n")[:-1]:
+        json.loads(line)
+    assert registry.rollback(reason=reason).release == other
+    assert registry.live() == Releases(copied.workspace).pointer_file.recover()

@@ -1,8 +1,13 @@
 """Passwords of addresses are hidden wherever an address is shown or written down."""
 
+import io
+import logging
 import random
 import sqlite3
 import string
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +18,7 @@ from pipeline.config import DataConfig, SourceConfig
 from pipeline.data import judgments, sources
 from pipeline.data.formats import sql
 from pipeline.errors import InputError
-from pipeline.secrets import hide_passwords, is_secret
+from pipeline.secrets import hide_passwords, hide_passwords_in_logs, is_secret
 
 NAMES = (
     "password",
@@ -93,3 +98,53 @@ def test_the_data_artifact_of_a_database_holds_no_secret(tmp_path: Path, monkeyp
     assert data.metrics["judgments"] == 2
     for file in (tmp_path / "work").rglob("*"):
         assert file.is_dir() or b"hunter2" not in file.read_bytes(), file
+
+
+@pytest.fixture
+def hiding() -> Iterator[None]:
+    """Log records hide passwords until the test ends."""
+    before = logging.getLogRecordFactory(), sys.excepthook
+    hide_passwords_in_logs()
+    hide_passwords_in_logs()  # A second call changes nothing.
+    yield
+    logging.setLogRecordFactory(before[0])
+    sys.excepthook = before[1]
+
+
+@pytest.mark.usefixtures("hiding")
+@pytest.mark.parametrize("seed", range(20))
+def test_no_log_line_holds_a_password_wherever_it_came_in(seed: int) -> None:
+    rng = random.Random(seed)
+    secret = "".join(rng.choices(string.ascii_letters + string.digits + "%+-._~@!$&*", k=12))
+    scheme = rng.choice(["postgresql", "mysql+pymysql", "redis", "https"])
+    address = f"{scheme}://{rng.choice(['', 'user'])}:{secret}@host:5432/shop"
+    lines = io.StringIO()
+    handler = logging.StreamHandler(lines)
+    logger = logging.getLogger(f"of a library {seed}")
+    logger.addHandler(handler)
+    logger.error("cannot reach %s: %d tries", address, 3)
+    logger.error(f"cannot reach {address}")
+    logger.error("cannot reach %(url)s", {"url": address})
+    logger.error(ConnectionError(address))
+    try:
+        raise ConnectionError(address)
+    except ConnectionError:
+        logger.exception("failed on %s", {"url": address})
+    written = lines.getvalue()
+    assert secret not in written
+    assert written.count("***") == 6
+    assert "cannot reach" in written
+    assert "3 tries" in written
+    assert "Traceback" in written
+
+
+def test_a_traceback_that_nobody_caught_holds_no_password() -> None:
+    code = (
+        "import threading; from pipeline.secrets import hide_passwords_in_logs; hide_passwords_in_logs()\n"
+        "def fail(): raise ConnectionError('postgresql://user:hunter2@host/shop')\n"
+        "thread = threading.Thread(target=fail); thread.start(); thread.join(); fail()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.count("postgresql://user:***@host/shop") == 2
+    assert "hunter2'" not in done.stderr

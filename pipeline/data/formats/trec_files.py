@@ -94,7 +94,7 @@ def write_run(run: pa.Table, path: Path) -> None:
     )
     rows = zip(*columns, strict=True)
     artifacts.write_atomically(
-        path, "".join(f"{q} Q0 {d} {rank} {score!r} {name}\n" for q, d, rank, score, name in rows)
+        path, "".join(f"{q} Q0 {d} {rank} {score!r} {name}\n" for q, d, rank, score, name in rows), str
     )
 
 

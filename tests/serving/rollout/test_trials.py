@@ -293,7 +293,7 @@ def test_a_full_disk_does_not_keep_a_bad_canary(begin: Start, fresh: Any, monkey
     third = fresh.publish(3)
     client.put("/admin/canary", json={"release": fresh.publish(2), "share": 1})
 
-    def full(path: Path, text: str) -> None:
+    def full(path: Path, text: str, parse: object) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:

@@ -97,9 +97,7 @@ def _made(workspace: Path, config: ExportConfig, model: Artifact, judged_with: A
 def _input(workspace: Path, artifact: Artifact, name: str) -> Artifact:
     """The artifact that is an input of another one."""
     fingerprint = artifact.manifest.inputs.get(name)
-    kinds = sorted(path.name for path in (workspace / "artifacts").glob("*")) if fingerprint else []
-    folders = (path for kind in kinds for path in artifacts.finished(workspace, kind) if path.name == fingerprint)
-    folder = next(folders, None)
+    folder = artifacts.folder_of(workspace, fingerprint) if fingerprint else None
     if folder is None:
         raise MissingError(
             f"{artifact.path}: the {name} it was made from is not in {workspace}; `relevance retrain` makes it again"

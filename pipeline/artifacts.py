@@ -244,6 +244,14 @@ def finished(workspace: Path, kind: str) -> list[Path]:
     return [path for _, path in sorted(dated)]
 
 
+def folder_of(workspace: Path, fingerprint: str) -> Path | None:
+    """The folder of the finished artifact with this fingerprint, of whatever kind; None where there is none."""
+    for kind in _entries(workspace / "artifacts"):
+        if kind.is_dir() and is_fingerprint(fingerprint) and (kind / fingerprint / MANIFEST).is_file():
+            return kind / fingerprint
+    return None
+
+
 def _entries(folder: Path) -> list[Path]:
     try:
         return list(folder.iterdir())

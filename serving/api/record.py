@@ -14,8 +14,9 @@ from serving.api.paths import Access, Endpoint, find
 from serving.errors import InvalidRequestError
 from serving.observability.metrics import Metrics
 from serving.observability.tracing import Tracing
+from serving.rollout.comparison import ComparedRequest
 from serving.rollout.lifecycle import Lifecycle
-from serving.rollout.traffic import WISHES, Route, RoutedRequest
+from serving.rollout.traffic import WISHES, Route
 from serving.runtime.deadline import Deadline
 from serving.settings import Settings
 
@@ -38,12 +39,12 @@ class RequestRecord:
     arrived: float = field(default_factory=time.perf_counter)
     fields: dict[str, Any] = field(default_factory=dict)
     """Counts that endpoints add to the log line and the span: items, hits, misses, reranked."""
-    worked_s: float = 0.0
-    """Seconds of work in its thread."""
     model_failed: bool = False
     """Whether a model raised an error, though the request was answered without it."""
-    compared: RoutedRequest | None = None
-    """The request and its answer, for a release on trial; None where they must not be kept."""
+    question: ComparedRequest | None = None
+    """The request as releases on trial may get it; None before the work, or where it must not be kept."""
+    private: bool = False
+    """Whether the work began and the question must not be kept."""
 
     @property
     def seconds(self) -> float:
@@ -121,17 +122,17 @@ class Recorder:
         )
 
     def _count_for_rollout(self, record: RequestRecord, status: int) -> None:
-        if record.route is None or not record.endpoint.rollouts or not (status == 200 or status >= 500):
+        if record.route is None or not record.endpoint.rollouts:
             return
-        # A cascade ends when its time does, so its seconds say nothing about the model.
-        computed = 0 if "reranked" in record.fields else record.fields.get("misses", 0)
+        refused = status == InvalidRequestError.status and record.question is not None  # By this release, not by us.
+        if not (status == 200 or status >= 500 or refused):
+            return
         self._lifecycle.rollout.answered(
             record.route,
             record.request_id,
             status=500 if record.model_failed else status,
-            seconds=record.worked_s,
-            computed=computed,
-            routed=record.compared if status == 200 else None,
+            question=record.question,
+            private=record.private,
         )
 
 

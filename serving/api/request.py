@@ -18,10 +18,10 @@ from serving.api.worker_pool import WorkerPool
 from serving.errors import DeadlineError
 from serving.observability.metrics import Metrics
 from serving.observability.tracing import Tracing
-from serving.rollout.comparison import ComparedRequest, ComparisonResult
+from serving.rollout.comparison import ComparedRequest
 from serving.rollout.lifecycle import Lifecycle
 from serving.rollout.readiness import Readiness
-from serving.rollout.traffic import Route, RoutedRequest
+from serving.rollout.traffic import Route
 from serving.runtime.admission import RequestOptions
 from serving.runtime.items import Priority
 from serving.scoring.searcher import Searcher
@@ -184,13 +184,14 @@ class RequestContext:
         """Notes that a model raised an error, though the request was answered without it."""
         self._record.model_failed = True
 
-    def compare(self, question: ComparedRequest, outcome: Callable[[], ComparisonResult]) -> None:
-        """Notes the request and its answer for a release on trial, unless the client forbids to keep them."""
+    def compare(self, question: ComparedRequest) -> None:
+        """Notes the request's question before the work, for releases on trial, unless the client forbids to keep it."""
         if self.options.remember:
-            self._record.compared = RoutedRequest(question=question, outcome=outcome)
+            self._record.question = question
+        else:
+            self._record.private = True
 
     def _worked(self, waited: float, worked: float) -> None:
         self.service.metrics.worked(waited, worked)
-        self._record.worked_s = worked
         self.service.tracing.part(self._record.span, "queue", waited)
         self.service.tracing.part(self._record.span, "work", worked)

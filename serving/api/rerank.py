@@ -314,6 +314,7 @@ class _RerankCall:
         """The answer in which every document has a score."""
         context, body, searcher = self._context, self._body, self._searcher
         texts = self._texts()
+        context.compare(comparison.Rerank(body.query, texts))
         ranker, remember = searcher.ranker, self._options.remember
         context.advise(
             bulk.advice(ranker, texts, lambda some: ranker.pairs(body.query, some, remember=remember), "documents")
@@ -322,8 +323,6 @@ class _RerankCall:
         tokens = self._tokens(texts)
         context.spent(fetched.hits, fetched.misses, by="ranker")
         scores = fetched.values
-        question = comparison.Rerank(body.query, texts)
-        context.compare(question, lambda: question.outcome(scores))
         order = sorted(range(len(scores)), key=lambda index: -scores[index])
         return self._in_shape([self._result(index, scores[index]) for index in order], tokens)
 
@@ -331,6 +330,7 @@ class _RerankCall:
         """The answer that the request's time allows: scored documents first, each result marked."""
         context, body, searcher = self._context, self._body, self._searcher
         texts = self._texts()
+        context.compare(comparison.Rerank(body.query, texts))
         first = first_stage(body.documents) if body.texts is None and body.documents is not None else None
         result = cascade.rerank(searcher.reranker, searcher.embedder, body.query, texts, first, self._options)
         tokens = self._tokens([texts[index] for index in result.order[: result.reached]])

@@ -142,6 +142,7 @@ async def _search(
         raise InvalidRequestError(f"top_n is {length}; at most {limit} are given (RELEVANCE_MAX_RESULTS)")
 
     def work() -> Any:
+        context.compare(comparison.Search(query, length, retrieve, filters))
         result = searcher.search(query, top_n=length, retrieve=retrieve, filters=filters, terms=context.options)
         context.counts(result.candidates)
         context.spent(result.cache_hits, result.cache_misses)
@@ -152,8 +153,6 @@ async def _search(
             context.model_failed()
         if result.degraded is None:
             del answer["degraded"]
-            question = comparison.Search(query, length, retrieve, filters)
-            context.compare(question, lambda: question.outcome(result))
         return answer
 
     return await context.answer(work)

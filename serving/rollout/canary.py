@@ -1,28 +1,33 @@
-"""The monitor of a canary's bounds: counts its requests and the live ones, and comparisons of both."""
+"""The monitor of a canary's bounds: counts pairs of attempts, and requests on which a model failed.
+
+Only what a model is to blame for counts. A client chooses its deadline and its texts, so
+
+    a request whose model raised   counts once the other release has answered the same question
+    a drawn request                counts by the pair that the service asks itself, however the request ended
+"""
 
 import threading
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import fmean, median
 
-from serving.rollout.comparison import Comparison
+from serving.rollout.pairs import Pair
 from serving.rollout.trials import Bounds
 
 KEPT = 500
-"""Latest latencies of each side, and latest overlaps, that are looked at."""
+"""Latest ratios of seconds, and latest overlaps, that are looked at."""
 KEPT_QUERIES = 10_000
-CHECK_EVERY = 20
-"""Requests between two looks at medians, which cost more than counting."""
 
 
 @dataclass(slots=True)
 class _Side:
-    """The requests that one release answered."""
+    """The counts of one release."""
 
     requests: int = 0
     errors: int = 0
-    seconds: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT))
-    """Seconds of each request divided by the texts that it computed."""
+    """Requests on which its model failed, and the other release's did not."""
+    missed: int = 0
+    """Pairs that it alone did not answer."""
 
     @property
     def error_rate(self) -> float:
@@ -35,11 +40,18 @@ class Tally:
 
     requests: int
     errors: int
+    """Requests on which its model failed, and the live one did not."""
     live_requests: int
     live_errors: int
+    pairs: int
+    """Questions that were put to both releases, and of which it is known who is to blame for a missing answer."""
+    missed: int
+    """Pairs that the canary alone did not answer."""
+    live_missed: int
     latency: float | None
-    """Its median latency over the live one."""
+    """Median of its seconds over the live release's, of the pairs that both answered."""
     compared: int
+    """Pairs that both answered."""
     overlap: float | None
     judged: int
     ndcg: float | None
@@ -47,53 +59,64 @@ class Tally:
 
 
 class CanaryMonitor:
-    """Counts a canary's requests in this process, tells when it is out of bounds; safe to use from many threads."""
+    """Counts a canary in this process, and says when it is out of bounds; safe to use from many threads.
+
+    Each method that counts returns why the canary is out of bounds, or None while it is not.
+    """
 
     def __init__(self, bounds: Bounds) -> None:
         self.bounds = bounds
         self._lock = threading.Lock()
         self._canary, self._live = _Side(), _Side()
+        self._ratios: deque[float] = deque(maxlen=KEPT)
+        """The canary's seconds over the live release's, of each pair that both answered."""
         self._overlaps: deque[float] = deque(maxlen=KEPT)
-        self._compared = 0
+        self._pairs = self._compared = 0
         self._ndcg: dict[str, tuple[float, float]] = {}
 
-    def answered(self, *, canary: bool, status: int, seconds: float, computed: int) -> str | None:
-        """Counts a request.
-
-        Args:
-            seconds: of work on it.
-            computed: texts that were in no cache.
-
-        Returns:
-            Why the canary is out of bounds, or None while it is not.
-        """
+    def requested(self, *, canary: bool) -> None:
+        """Counts a request that a release got by chance, however it ended."""
         with self._lock:
-            side = self._canary if canary else self._live
-            side.requests += 1
-            side.errors += status >= 500
-            if status < 400 and computed:
-                side.seconds.append(seconds / computed)
-            return self._errors() or (self._latency() if side.requests % CHECK_EVERY == 0 else None)
+            (self._canary if canary else self._live).requests += 1
 
-    def compared(self, query: str, comparison: Comparison) -> str | None:
-        """Counts a request that live answered too; returns as `answered` does."""
+    def failed(self, *, canary: bool) -> str | None:
+        """Counts a request on which a release's model failed, and the other release's did not."""
         with self._lock:
+            (self._canary if canary else self._live).errors += 1
+            return self._errors()
+
+    def paired(self, query: str, pair: Pair) -> str | None:
+        """Counts a question that was put to both releases."""
+        with self._lock:
+            blames = pair.blames(self.bounds.max_latency)
+            if blames is None:
+                return None
+            self._pairs += 1
+            if blames[0] != blames[1]:
+                (self._live if blames[0] else self._canary).missed += 1
+            if not pair.answered:
+                return self._missed()
             self._compared += 1
-            if comparison.overlap is not None:
-                self._overlaps.append(comparison.overlap)
-            if comparison.ndcg is not None and (query in self._ndcg or len(self._ndcg) < KEPT_QUERIES):
-                self._ndcg[query] = comparison.ndcg
-            return self._overlap() or self._drop()
+            self._ratios.append(pair.trial.seconds / max(pair.live.seconds, 1e-9))
+            if pair.comparison is not None:
+                if pair.comparison.overlap is not None:
+                    self._overlaps.append(pair.comparison.overlap)
+                ndcg = pair.comparison.ndcg
+                if ndcg is not None and (query in self._ndcg or len(self._ndcg) < KEPT_QUERIES):
+                    self._ndcg[query] = ndcg
+            return self._latency() or self._overlap() or self._drop()
 
     def tally(self) -> Tally:
         with self._lock:
-            both = self._canary.seconds and self._live.seconds
             return Tally(
                 requests=self._canary.requests,
                 errors=self._canary.errors,
                 live_requests=self._live.requests,
                 live_errors=self._live.errors,
-                latency=self._ratio() if both else None,
+                pairs=self._pairs,
+                missed=self._canary.missed,
+                live_missed=self._live.missed,
+                latency=median(self._ratios) if self._ratios else None,
                 compared=self._compared,
                 overlap=fmean(self._overlaps) if self._overlaps else None,
                 judged=len(self._ndcg),
@@ -112,16 +135,24 @@ class CanaryMonitor:
             f"max_errors is {bounds.max_errors:g}"
         )
 
-    def _latency(self) -> str | None:
-        canary, live = self._canary.seconds, self._live.seconds
-        if min(len(canary), len(live)) < min(self.bounds.min_requests, KEPT):
-            return None
-        ratio = self._ratio()
-        if ratio <= self.bounds.max_latency:
+    def _missed(self) -> str | None:
+        bounds, canary, live = self.bounds, self._canary, self._live
+        if canary.missed - live.missed <= bounds.max_errors * max(self._pairs, bounds.min_requests):
             return None
         return (
-            f"{1000 * median(canary):.2f} ms a computed text, {ratio:.2f} times the live release's; "
-            f"max_latency is {self.bounds.max_latency:g}"
+            f"{canary.missed} of {self._pairs} questions put to both releases were left without an answer by the "
+            f"canary alone, and {live.missed} by the live release alone; max_errors is {bounds.max_errors:g}"
+        )
+
+    def _latency(self) -> str | None:
+        slower = sum(ratio > self.bounds.max_latency for ratio in self._ratios)
+        # With fewer pairs, as many slow ones as would move the median once there are enough.
+        enough = max(len(self._ratios), min(self.bounds.min_requests, KEPT))
+        if slower <= enough / 2:
+            return None
+        return (
+            f"{median(self._ratios):.2f} times the live release's seconds, the median of {len(self._ratios)} questions "
+            f"put to both; max_latency is {self.bounds.max_latency:g}"
         )
 
     def _overlap(self) -> str | None:
@@ -145,9 +176,6 @@ class CanaryMonitor:
             f"nDCG@10 is {canary:.4f} on {len(self._ndcg)} judged queries, the live release's {live:.4f}; "
             f"max_ndcg_drop is {self.bounds.max_ndcg_drop:g}"
         )
-
-    def _ratio(self) -> float:
-        return median(self._canary.seconds) / max(median(self._live.seconds), 1e-9)
 
     def _mean_ndcg(self, side: int) -> float | None:
         return fmean(pair[side] for pair in self._ndcg.values()) if self._ndcg else None

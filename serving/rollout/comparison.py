@@ -127,22 +127,20 @@ class Comparison:
     changes: Sequence[float]
     """Absolute change of relevance of each document that both have, in [0, 1]."""
     ndcg: tuple[float, float] | None
-    """nDCG of the release that answered and of the other; None where the query is not judged."""
+    """nDCG of the release on trial and of the live one; None where the query is not judged."""
 
 
-def compare(
-    question: ComparedRequest, answered: ComparisonResult, other: ComparisonResult, grades: Grades
-) -> Comparison:
-    """Compares the other release's answer with the one that went out."""
+def compare(question: ComparedRequest, trial: ComparisonResult, live: ComparisonResult, grades: Grades) -> Comparison:
+    """Compares the answers of the release on trial and of the live one."""
     depth = question.depth
-    first, second = set(answered.order[:depth]), set(other.order[:depth])
+    first, second = set(trial.order[:depth]), set(live.order[:depth])
     longer = max(len(first), len(second))
-    both = answered.relevances.keys() & other.relevances.keys()
+    both = trial.relevances.keys() & live.relevances.keys()
     known = grades_of(question, grades)
     return Comparison(
         overlap=len(first & second) / longer if longer else None,
-        changes=[abs(answered.relevances[item] - other.relevances[item]) for item in both],
-        ndcg=(ndcg(answered.order[:depth], known, depth), ndcg(other.order[:depth], known, depth)) if known else None,
+        changes=[abs(trial.relevances[item] - live.relevances[item]) for item in both],
+        ndcg=(ndcg(trial.order[:depth], known, depth), ndcg(live.order[:depth], known, depth)) if known else None,
     )
 
 

@@ -30,6 +30,10 @@ from serving.scoring.reranker import Caches
 from serving.scoring.searcher import Searcher
 from serving.settings import Settings
 
+LOOKS = 15
+"""Looks for a run that does not come back, in the time after which the worker is replaced; if `poll_s` is shorter,
+there are more."""
+
 log = logging.getLogger(__name__)
 
 Load = Callable[[Path], Searcher]
@@ -252,9 +256,14 @@ class Lifecycle:
         self._held = {name: held for name, held in self._held.items() if name in needed}
 
     def _follow(self) -> None:
-        while not self._stop.wait(self.settings.poll_s):
+        pause_s = min(self.settings.poll_s, self.settings.silent_s / LOOKS)
+        polled = time.monotonic()
+        while not self._stop.wait(pause_s):
             try:
-                self.poll()
+                self.rollout.end_stalled()
+                if time.monotonic() - polled >= self.settings.poll_s:
+                    polled = time.monotonic()
+                    self.poll()
             except Exception:
                 log.exception("following the releases failed; it is tried again")
 

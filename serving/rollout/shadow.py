@@ -1,20 +1,30 @@
-"""Requests put to another release after their answers went out, at batch class, to see what it would have said.
+"""Questions of requests put to the live release and to one on trial, at batch class, to compare the two.
 
-Nothing waits for a copy. One that comes while online inputs wait, or while too many copies do, is dropped and counted;
-one that fails is counted. A request whose client forbade to keep it is never copied. Copies stay out of the caches: an
-online request would else wait for a score that a copy is computing at its leisure, and what is asked often would leave
-for what nobody asked for.
+    request ─► its question, drawn ─► queue ─► one thread: live and trial, in random order ─► Pair
+
+Nothing waits for a copy, and no client decides anything by it: both releases get the same question, right after each
+other, with COPY_S each. A copy that comes while online inputs wait, while too many copies do, or beyond the budget is
+dropped and counted. Copies stay out of the caches: an online request would else wait for a score that a copy is
+computing at its leisure, and what is asked often would leave for what nobody asked for.
+
+A copy of a request on which a model failed is urgent: it is put to the other release only, also on a busy service,
+because it tells whether the text or the model is at fault.
 """
 
 import logging
 import queue
+import random
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from serving.errors import ServingError
-from serving.rollout.comparison import ComparedRequest, Comparison, ComparisonResult, Grades, compare
+from serving.errors import BusyError, ClientGoneError, DeadlineError, NotReadyError, ServingError
+from serving.rollout import pairs
+from serving.rollout.budget import CopyBudget
+from serving.rollout.comparison import ComparedRequest, Grades, compare
+from serving.rollout.pairs import Attempt, Ending, Pair
 from serving.rollout.trials import Kind
 from serving.runtime.admission import RequestOptions
 from serving.runtime.deadline import Deadline
@@ -28,8 +38,8 @@ MAX_CHARS = 1 << 20
 """Most characters of a request that is copied; 32 of these are all that copies hold."""
 BUSY_S = 0.1
 """When an online input that came now would wait longer than this, copies are dropped."""
-COPY_S = 30.0
 
+Side = Literal["live", "trial"]
 End = Literal["compared", "dropped", "failed"]
 
 log = logging.getLogger(__name__)
@@ -37,40 +47,44 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ShadowCopy:
-    """A request that was answered, and the release to put it to."""
+    """A request's question, and the two releases to put it to."""
 
     kind: Kind
-    """canary: the canary answered, and the live release is asked; shadow: the shadow is."""
     number: int
     """The trial's number."""
     question: ComparedRequest
-    answered: ComparisonResult
-    other: Searcher
+    live: Searcher
+    trial: Searcher
+    failed: Side | None = None
+    """The release whose model failed on the request; only the other one is asked."""
 
 
-Told = Callable[[ShadowCopy, End, Comparison | None], None]
+Finished = Callable[[ShadowCopy, End, Pair | None], None]
 
 
 class ShadowQueue:
     """The queue of copies and the one thread that asks them, which starts with the first."""
 
-    def __init__(self, scheduler: Scheduler, grades: Grades, told: Told) -> None:
+    def __init__(self, scheduler: Scheduler, grades: Grades, finished: Finished) -> None:
         """
         Args:
-            told: how each copy ended; called from any thread, must not block.
+            finished: takes how each copy ended, with the pair unless it was dropped; called from any thread, must not
+                block.
         """
-        self._scheduler, self._grades, self._told = scheduler, grades, told
+        self._scheduler, self._grades, self._finished = scheduler, grades, finished
+        self._budget = CopyBudget(scheduler.runners)
         self._queue: queue.Queue[ShadowCopy | None] = queue.Queue(WAITING)
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._stopped = False
+        self._random = random.Random()
         self._deadline = Deadline.never()
-        """Deadline of the present copy."""
+        """Deadline of the present attempt."""
 
     def offer(self, copy: ShadowCopy) -> None:
         """Takes a copy, or drops it; never blocks."""
-        if copy.question.chars > MAX_CHARS or self._scheduler.wait_s() > BUSY_S:
-            self._told(copy, "dropped", None)
+        if copy.question.chars > MAX_CHARS or not self._affordable(copy):
+            self._finished(copy, "dropped", None)
             return
         with self._lock:
             if self._thread is None and not self._stopped:
@@ -79,7 +93,7 @@ class ShadowQueue:
         try:
             self._queue.put_nowait(copy)
         except queue.Full:
-            self._told(copy, "dropped", None)
+            self._finished(copy, "dropped", None)
 
     def settle(self) -> None:
         """Waits until all copies that were taken have ended."""
@@ -98,17 +112,21 @@ class ShadowQueue:
                 self._queue.put_nowait(None)
                 break
             except queue.Full:
-                self._dropped_one()
+                self._drop_one()
         thread.join(timeout=5)
 
-    def _dropped_one(self) -> None:
+    def _drop_one(self) -> None:
         try:
             copy = self._queue.get_nowait()
         except queue.Empty:
             return
         self._queue.task_done()
         if copy is not None:
-            self._told(copy, "dropped", None)
+            self._finished(copy, "dropped", None)
+
+    def _affordable(self, copy: ShadowCopy) -> bool:
+        urgent = copy.failed is not None
+        return self._budget.allows(urgent=urgent) and (urgent or self._scheduler.wait_s() <= BUSY_S)
 
     def _work(self) -> None:
         while True:
@@ -118,21 +136,47 @@ class ShadowQueue:
                     return
                 self._ask(copy)
             except Exception:
-                log.exception("a copy of a request could not be told of")
+                log.exception("a copy of a request could not be counted")
             finally:
                 self._queue.task_done()
-                del copy  # The release that it names may be gone before the next one comes.
+                del copy  # The releases that it names may be gone before the next one comes.
 
     def _ask(self, copy: ShadowCopy) -> None:
-        self._deadline = Deadline.after(COPY_S)  # Before the look, so that a stop between the two cancels it.
-        if self._stopped or self._scheduler.wait_s() > BUSY_S:
-            self._told(copy, "dropped", None)
+        if self._stopped or not self._affordable(copy):
+            self._finished(copy, "dropped", None)
             return
+        attempts: dict[Side, Attempt] = {}
+        sides: list[Side] = ["live", "trial"]
+        self._random.shuffle(sides)  # The second one may find the processor's caches warm.
+        for side in sides:
+            attempts[side] = Attempt("failed") if side == copy.failed else self._attempt(copy, side)
+        pair = Pair(attempts["live"], attempts["trial"])
+        if not pair.answered:
+            self._finished(copy, "failed", pair)
+            return
+        assert pair.live.answer is not None
+        assert pair.trial.answer is not None
+        comparison = compare(copy.question, pair.trial.answer, pair.live.answer, self._grades)
+        self._finished(copy, "compared", Pair(pair.live, pair.trial, comparison))
+
+    def _attempt(self, copy: ShadowCopy, side: Side) -> Attempt:
+        searcher = copy.live if side == "live" else copy.trial
+        deadline = self._deadline = Deadline.after(pairs.COPY_S)
+        if self._stopped:  # A stop before that line cancelled another deadline.
+            return Attempt("stopped")
+        began = time.perf_counter()
+        answer = None
+        ending: Ending = "answered"
         try:
-            found = copy.question.ask(copy.other, RequestOptions(self._deadline, Priority.BATCH, remember=False))
+            answer = copy.question.ask(searcher, RequestOptions(deadline, Priority.BATCH, remember=False))
+        except DeadlineError:
+            ending = "late"
+        except (ClientGoneError, NotReadyError, BusyError):
+            ending = "stopped"
         except Exception as error:
             if not isinstance(error, ServingError):
-                log.exception("release %s: failed on a copy of a request", copy.other.release[:12])
-            self._told(copy, "failed", None)
-            return
-        self._told(copy, "compared", compare(copy.question, copy.answered, found, self._grades))
+                log.exception("release %s: failed on a copy of a request", searcher.release[:12])
+            ending = "failed"
+        run_s = deadline.runs.seconds
+        self._budget.charge(run_s)
+        return Attempt(ending, time.perf_counter() - began, run_s, answer)

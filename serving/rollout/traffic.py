@@ -1,9 +1,10 @@
-"""Routing of requests: the live release or a canary answers, and another release may get a copy afterwards.
+"""Routing of requests: the live release or a canary answers, and both may be asked the same question afterwards.
 
-    request ─► choose: live or canary ─► answer ─► answered: counted, and perhaps a copy to the other release
+    request ─► choose: live or canary ─► answer ─► answered: counted, and perhaps copied (`serving.rollout.shadow`)
 
 The trials stand in a file that all processes follow (`serving.rollout.trials`). A canary that falls out of its
-bounds stops answering in this process at once; the file then tells the others, which look at it each second.
+bounds stops answering in this process at once; the file then tells the others, which look at it each second. A trial
+whose model does not come back from a run is withdrawn before the worker, which has lost a runner, is replaced.
 """
 
 import logging
@@ -17,14 +18,15 @@ from typing import Any, Literal
 
 from pipeline import text
 from pipeline.errors import RelevanceError
-from serving.errors import DeadlineError
+from serving.errors import InferenceError
 from serving.rollout.arrival import RETRY_S, IncompleteReleaseError
 from serving.rollout.canary import CanaryMonitor, Tally
-from serving.rollout.comparison import ComparedRequest, Comparison, ComparisonResult, Grades, grades_of, read_grades
+from serving.rollout.comparison import ComparedRequest, Comparison, Grades, grades_of, read_grades
 from serving.rollout.lottery import Lottery
-from serving.rollout.shadow import End, ShadowCopy, ShadowQueue
+from serving.rollout.pairs import Pair
+from serving.rollout.shadow import End, ShadowCopy, ShadowQueue, Side
 from serving.rollout.trials import Bounds, Canary, Kind, Stamp, Trial, TrialFile, Trials
-from serving.runtime.scheduler import Scheduler
+from serving.runtime.scheduler import PresentRun, Scheduler
 from serving.scoring.searcher import Searcher
 from serving.settings import Settings
 
@@ -33,6 +35,10 @@ WISHES: tuple[Wish, ...] = ("always", "never")
 Variant = Literal["live", "canary"]
 
 Observer = Callable[[Kind, Comparison], None]
+
+STALL_SHARE = 1 / 3
+"""A trial is withdrawn when a run of its model takes this share of `Settings.silent_s`; after the whole, the worker is
+replaced."""
 
 log = logging.getLogger(__name__)
 
@@ -47,14 +53,6 @@ class Route:
     """Whether the client chose the release itself; such a request decides nothing about a canary."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RoutedRequest:
-    """A request that a release answered, with its answer, to be put to another release."""
-
-    question: ComparedRequest
-    outcome: Callable[[], ComparisonResult]
-
-
 @dataclass(frozen=True, slots=True)
 class _Running:
     """A canary that answers in this process."""
@@ -63,7 +61,7 @@ class _Running:
     searcher: Searcher
     live: Searcher
     """The live release that the canary is measured against; with another one the counts begin again."""
-    watch: CanaryMonitor
+    monitor: CanaryMonitor
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +96,13 @@ class Rollout:
         """Counted while a canary runs, of all canaries so far."""
         self.errors: Counter[Variant] = Counter()
         self.observer: Observer | None = None
-        """Told of every comparison."""
+        """Called with every comparison."""
         self._settings = settings
+        self._scheduler = scheduler
+        self._stalled: PresentRun | None = None
+        """A run of a trial's model that was overdue at the last look."""
         grades: Grades = read_grades(Path(settings.judgments)) if settings.judgments else {}
-        self._copies = ShadowQueue(scheduler, grades, self._told)
+        self._copies = ShadowQueue(scheduler, grades, self._finished)
         self._grades = grades
         self._lock = threading.Lock()
         self._canary: _Running | None = None
@@ -129,44 +130,61 @@ class Rollout:
         return Route(live, "live")
 
     def answered(
-        self,
-        choice: Route,
-        request_id: str,
-        *,
-        status: int,
-        seconds: float,
-        computed: int,
-        routed: RoutedRequest | None,
+        self, choice: Route, request_id: str, *, status: int, question: ComparedRequest | None, private: bool = False
     ) -> None:
-        """Counts an answered request, and puts it to another release where a trial wants that; never blocks.
+        """Counts an answered request, and has its question put to both releases where a trial wants that; never blocks.
+
+        A client chooses its deadline, its id and whether it stays, and may wish for a release, so none of these
+        decides anything about a canary: a wished or repeated request counts nowhere, and one that was late counts only
+        by what the service finds out when it asks both releases itself.
 
         Args:
-            seconds: of work on it.
-            computed: texts that were in no cache.
-            routed: None where it was not answered, or must not be kept.
+            status: of the answer; 500 also where it was answered without a model that failed.
+            question: None where the request was refused before any work, or must not be kept.
+            private: it must not be kept, so a failure of its model counts without asking the other release.
         """
         canary, shadow = self._canary, self._shadow
         on_canary = choice.variant == "canary"
+        model_failed = status == InferenceError.status
         if canary is not None and choice.searcher in (canary.searcher, canary.live):
             self.requests[choice.variant] += 1
             self.errors[choice.variant] += status >= 500
-        # A client chooses its deadline and its id and may wish for a release, so none of these decides anything.
-        decides = not choice.wished and status != DeadlineError.status and self._lottery.first(request_id)
-        if decides and canary is not None and choice.searcher in (canary.searcher, canary.live):
-            fault = canary.watch.answered(canary=on_canary, status=status, seconds=seconds, computed=computed)
-            if fault is not None:
-                self._withdraw("canary", canary.trial, fault)
-                return
-        if routed is None:
+            if not choice.wished and self._lottery.first(request_id):
+                canary.monitor.requested(canary=on_canary)
+                if model_failed and question is not None:
+                    self._offer("canary", canary.trial, question, canary.live, canary.searcher,
+                                failed="trial" if on_canary else "live")  # fmt: skip
+                elif model_failed and private:
+                    self._judge(canary, canary.monitor.failed(canary=on_canary))
+                elif on_canary and question is not None and self._is_compared(canary.trial, request_id, question):
+                    self._offer("canary", canary.trial, question, canary.live, canary.searcher)
+        if (
+            question is not None
+            and shadow is not None
+            and not on_canary
+            and self._lottery.draw(shadow.trial, request_id) < shadow.trial.share
+        ):
+            self._offer("shadow", shadow.trial, question, choice.searcher, shadow.searcher)
+
+    def end_stalled(self) -> None:
+        """Withdraws a trial whose model has not come back from a run for a while.
+
+        A run depends on nothing that a client chooses but a text of bounded length. Where a run of the live release is
+        overdue too, the machine may be at fault; where the whole process stood still, the run is gone at the next look.
+        """
+        overdue = [run for run in self._scheduler.present_runs() if run.seconds > STALL_SHARE * self._settings.silent_s]
+        before, self._stalled = self._stalled, overdue[0] if overdue else None
+        if not overdue or overdue[0] is not before:
             return
-        if on_canary and not decides:
-            return
-        if on_canary and canary is not None and canary.searcher is choice.searcher:
-            judged = grades_of(routed.question, self._grades) is not None
-            if judged or self._lottery.draw(canary.trial, request_id, "compare") < canary.trial.bounds.compare:
-                self._offer("canary", canary.trial, routed, canary.live)
-        elif not on_canary and shadow is not None and self._lottery.draw(shadow.trial, request_id) < shadow.trial.share:
-            self._offer("shadow", shadow.trial, routed, shadow.searcher)
+        trials: list[tuple[Kind, _Running | _Shadow | None]] = [("canary", self._canary), ("shadow", self._shadow)]
+        for kind, running in trials:
+            if running is None:
+                continue
+            models = (running.searcher.ranker, running.searcher.encoder)
+            if all(any(run.model is model for model in models) for run in overdue):
+                seconds = overdue[0].seconds
+                self._withdraw(kind, running.trial, f"a run of its model has not come back for {seconds:.0f} s")
+                self._synchronise()
 
     def follow(self, live: Searcher, load: Callable[[str], Searcher]) -> None:
         """Brings this process to what the file says, and the file to what this process found.
@@ -207,7 +225,7 @@ class Rollout:
     def tally(self) -> Tally | None:
         """Counts of the running canary in this process; None where none runs."""
         canary = self._canary
-        return canary.watch.tally() if canary is not None else None
+        return canary.monitor.tally() if canary is not None else None
 
     def facts(self) -> Mapping[str, Any]:
         """The trials as JSON, with what this process counted."""
@@ -325,19 +343,40 @@ class Rollout:
                 log.error("trials: %s", error)
             self.fault = str(error)
 
-    def _offer(self, kind: Kind, trial: Trial, routed: RoutedRequest, other: Searcher) -> None:
-        self._copies.offer(ShadowCopy(kind, trial.number, routed.question, routed.outcome(), other))
+    def _is_compared(self, trial: Canary, request_id: str, question: ComparedRequest) -> bool:
+        judged = grades_of(question, self._grades) is not None
+        return judged or self._lottery.draw(trial, request_id, "compare") < trial.bounds.compare
 
-    def _told(self, copy: ShadowCopy, end: End, comparison: Comparison | None) -> None:
+    def _offer(
+        self,
+        kind: Kind,
+        trial: Trial,
+        question: ComparedRequest,
+        live: Searcher,
+        other: Searcher,
+        failed: Side | None = None,
+    ) -> None:
+        self._copies.offer(ShadowCopy(kind, trial.number, question, live, other, failed))
+
+    def _finished(self, copy: ShadowCopy, end: End, pair: Pair | None) -> None:
+        """Counts a copy, and what it says about the canary."""
         with self._lock:
             self.copies[copy.kind, end] += 1
-        if comparison is None:
+        if pair is None:
             return
-        if self.observer is not None:
-            self.observer(copy.kind, comparison)
+        if pair.comparison is not None and self.observer is not None:
+            self.observer(copy.kind, pair.comparison)
         canary = self._canary
-        if copy.kind == "canary" and canary is not None and canary.trial.number == copy.number:
-            query = text.normalise(copy.question.query)
-            fault = canary.watch.compared(query, comparison) if copy.other is canary.live else None
-            if fault is not None:
-                self._withdraw("canary", canary.trial, fault)
+        if copy.kind != "canary" or canary is None:
+            return
+        if (canary.trial.number, canary.searcher, canary.live) != (copy.number, copy.trial, copy.live):
+            return  # Another one by now, or measured against another live release.
+        if copy.failed is None:
+            self._judge(canary, canary.monitor.paired(text.normalise(copy.question.query), pair))
+        elif (pair.live if copy.failed == "trial" else pair.trial).ending == "answered":
+            self._judge(canary, canary.monitor.failed(canary=copy.failed == "trial"))
+
+    def _judge(self, canary: _Running, reason: str | None) -> None:
+        """Withdraws a canary that is out of bounds for this reason."""
+        if reason is not None:
+            self._withdraw("canary", canary.trial, reason)

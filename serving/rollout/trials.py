@@ -25,18 +25,22 @@ Stamp = tuple[int, int, int]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Bounds:
-    """When a canary is withdrawn; each process counts its own requests."""
+    """When a canary is withdrawn; each process counts its own requests.
+
+    It is withdrawn too when a run of its model does not come back, see `Rollout.end_stalled`.
+    """
 
     min_requests: int = 100
-    """Canary requests, and live ones beside them, before rates of errors and latencies count. Errors that would be too
-    many even then count at once."""
+    """Requests, or questions put to both releases, before rates of errors and latencies count. Errors and slow answers
+    that would be too many even then count at once."""
     max_errors: float = 0.01
-    """Share of canary requests that may end with 5xx, beyond the share of live requests that do."""
+    """Share of canary requests on which its model may fail where the live one does not, beyond the share of live
+    requests with which it is the other way round; and, of the questions put to both, the share that the canary alone
+    may leave without an answer."""
     max_latency: float = 1.5
-    """Median seconds of a request for each text it had to compute, over that of live requests. What is cached is left
-    out, because a canary's cache begins empty."""
+    """Median of the canary's seconds over the live release's, on questions put to both past the caches."""
     compare: float = 0.2
-    """Share of canary requests that the live release answers too, afterwards and at batch class."""
+    """Share of canary requests whose question is put to both releases, afterwards and at batch class."""
     min_compared: int = 30
     """Compared requests before their overlap counts."""
     min_overlap: float = 0.5

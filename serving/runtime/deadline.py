@@ -40,6 +40,31 @@ class _Leaving:
             call()
 
 
+class RunClock:
+    """The seconds that runners have worked for one request; those of two runners at once count twice."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._ended = 0.0
+        self._present: dict[int, float] = {}
+        """Runner → when its present run for the request began."""
+
+    def begin(self, runner: int) -> None:
+        with self._lock:
+            self._present[runner] = time.monotonic()
+
+    def end(self, runner: int) -> None:
+        with self._lock:
+            self._ended += time.monotonic() - self._present.pop(runner)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of runs that have ended, and of present ones until now."""
+        with self._lock:
+            now = time.monotonic()
+            return self._ended + sum(now - began for began in self._present.values())
+
+
 @dataclass(frozen=True, slots=True)
 class Deadline:
     """A moment after which nothing more is done for a request."""
@@ -48,6 +73,8 @@ class Deadline:
     """On the clock of `time.monotonic`."""
     seconds: float
     """The time that the request was given, for the message."""
+    runs: RunClock = field(default_factory=RunClock, compare=False)
+    """The work that was done for the request so far."""
     _leaving: _Leaving = field(default_factory=_Leaving)
 
     @classmethod

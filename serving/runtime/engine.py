@@ -31,7 +31,7 @@ from pipeline import artifacts
 from pipeline.artifacts import Artifact
 from pipeline.errors import ArtifactError, ConfigError
 from pipeline.tokens import PairTemplate, TextTemplate
-from serving.errors import InferenceError
+from serving.errors import DeadlineError, InferenceError
 from serving.runtime.bundle import Bundle
 from serving.runtime.deadline import Deadline
 from serving.runtime.items import Item, Priority, Throughput
@@ -49,6 +49,10 @@ else from that at export. Another processor sums in another order; in int8 and w
 step. An int8 product that overflows, or another model, is far beyond."""
 CUDA_TOLERANCE = 2e-3
 """Least such distance on CUDA, whose fp32 products may be computed in TF32."""
+
+CHECK_S = 20.0
+"""Seconds for the output of one golden input. A model that never comes back must be refused before the process, which
+has lost a runner to it, is replaced: the next one would try the same release."""
 
 BATCH_TOKENS = 16_384
 """Padded tokens of one run on CUDA."""
@@ -292,12 +296,18 @@ class Engine:
         if self.device == "cuda":
             tolerance = max(tolerance, CUDA_TOLERANCE)
         for place, item in enumerate(golden):
-            if self.role == "ranker":
-                wanted = np.array([item["scores"][truth]])
-                found = np.array(self.scores(item["query"], [item["document"]], priority=Priority.BATCH))
-            else:
-                wanted = np.array(item["vectors"][truth])
-                found = self.embed([item["text"]], item["role"], priority=Priority.BATCH)[0]
+            deadline = Deadline.after(CHECK_S)
+            try:
+                if self.role == "ranker":
+                    wanted = np.array([item["scores"][truth]])
+                    found = np.array(self.scores(item["query"], [item["document"]], deadline, Priority.BATCH))
+                else:
+                    wanted = np.array(item["vectors"][truth])
+                    found = self.embed([item["text"]], item["role"], deadline, Priority.BATCH)[0]
+            except DeadlineError as error:
+                raise ArtifactError(
+                    f"{path}, item {place}: the model gave no output in {CHECK_S:g} s; serve another release"
+                ) from error
             gap = float((np.abs(found - wanted) / (1 + np.abs(wanted))).max())
             if not gap <= tolerance:
                 raise ArtifactError(

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from serving.errors import InferenceError, NotReadyError
-from serving.runtime.deadline import Deadline
+from serving.runtime.deadline import Deadline, RunClock
 from serving.runtime.items import Item, Priority, ScoringModel
 
 BATCH_SHARE = 16
@@ -133,6 +133,21 @@ class Job:
         self._scheduler.forget(self)
 
 
+@dataclass(frozen=True, slots=True)
+class PresentRun:
+    """A run that a model has not come back from yet."""
+
+    model: ScoringModel
+    began: float
+    """On the clock of `time.monotonic`."""
+    clocks: frozenset[RunClock]
+    """Those of the requests whose inputs it holds."""
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.began
+
+
 @dataclass(slots=True)
 class _Counts:
     runs: int = 0
@@ -153,8 +168,8 @@ class Scheduler:
         self._since_batch = 0
         self._counts = _Counts()
         self._threads: list[threading.Thread] = []
-        self._running: dict[int, float] = {}
-        """Thread → when its present run began."""
+        self._running: dict[int, PresentRun] = {}
+        """Thread → its present run."""
         self._stopped = False
 
     def job(self, model: ScoringModel, deadline: Deadline, priority: Priority = Priority.ONLINE) -> Job:
@@ -172,9 +187,13 @@ class Scheduler:
 
     def stalled_s(self) -> float:
         """Seconds since the oldest present run began; 0 when nothing runs."""
+        runs = self.present_runs()
+        return runs[0].seconds if runs else 0.0
+
+    def present_runs(self) -> list[PresentRun]:
+        """The runs that models have not come back from yet, the oldest first."""
         with self._lock:
-            began = min(self._running.values(), default=None)
-        return time.monotonic() - began if began is not None else 0.0
+            return sorted(self._running.values(), key=lambda run: run.began)
 
     def facts(self) -> SchedulerStats:
         with self._lock:
@@ -275,10 +294,12 @@ class Scheduler:
             ran = True
         finally:
             with self._lock:
-                began = self._running.pop(threading.get_ident())
+                run = self._running.pop(threading.get_ident())
+                for clock in run.clocks:
+                    clock.end(threading.get_ident())
                 if ran:
                     self._counts.runs += 1
-                    model.pace.ran(sum(len(item.ids) for item in items), time.monotonic() - began)
+                    model.pace.ran(sum(len(item.ids) for item in items), run.seconds)
                 for (job, place), outcome in zip(taken, outcomes, strict=True):
                     job.end(place, outcome)
         return True
@@ -290,7 +311,10 @@ class Scheduler:
                 job = self._next()
                 if job is not None:
                     taken = self._gather(job)
-                    self._running[threading.get_ident()] = time.monotonic()
+                    clocks = frozenset(job.deadline.runs for job, _ in taken)
+                    self._running[threading.get_ident()] = PresentRun(job.model, time.monotonic(), clocks)
+                    for clock in clocks:
+                        clock.begin(threading.get_ident())
                     return taken
                 self._lock.wait()
         return []

@@ -13,71 +13,98 @@ from pipeline.errors import ConfigError, MissingError
 from pipeline.evaluation.metrics import by_query
 from serving.rollout import comparison
 from serving.rollout.canary import CanaryMonitor
-from serving.rollout.comparison import Comparison, ComparisonResult, Rerank
+from serving.rollout.comparison import Comparison, ComparisonResult, Rerank, Search
 from serving.rollout.lifecycle import Lifecycle
 from serving.rollout.lottery import Lottery
+from serving.rollout.pairs import Attempt, Pair
 from serving.rollout.traffic import Route
 from serving.rollout.trials import Bounds, Canary
 from serving.settings import Settings
 
 
-def answer(watch: CanaryMonitor, times: int, *, canary: bool, status: int = 200, seconds: float = 0.1) -> list[str]:
-    found = [watch.answered(canary=canary, status=status, seconds=seconds, computed=10) for _ in range(times)]
-    return [fault for fault in found if fault]
+def request(monitor: CanaryMonitor, times: int, *, canary: bool, failed: bool = False) -> list[str]:
+    """Counts requests, on all of which the release's model failed or on none; returns the reasons."""
+    reasons = []
+    for _ in range(times):
+        monitor.requested(canary=canary)
+        if failed:
+            reasons.append(monitor.failed(canary=canary))
+    return [reason for reason in reasons if reason]
+
+
+def answered(seconds: float) -> Attempt:
+    return Attempt("answered", seconds, seconds, ComparisonResult([], {}))
+
+
+def pair(monitor: CanaryMonitor, times: int, *, live: Attempt, trial: Attempt) -> list[str]:
+    reasons = [monitor.paired("q", Pair(live, trial)) for _ in range(times)]
+    return [reason for reason in reasons if reason]
+
+
+def compared(overlap: float | None = None, ndcg: tuple[float, float] | None = None) -> Pair:
+    return Pair(answered(0.1), answered(0.1), Comparison(overlap=overlap, changes=[], ndcg=ndcg))
 
 
 def test_errors_count_as_soon_as_they_would_be_too_many_later() -> None:
-    watch = CanaryMonitor(Bounds(min_requests=200, max_errors=0.01))
-    assert answer(watch, 2, canary=True, status=503) == []  # 2 of 200 are just in bounds.
-    (fault,) = answer(watch, 1, canary=True, status=500)
-    assert fault == "3 of 3 requests failed, and 0 of 0 live ones; max_errors is 0.01"
+    monitor = CanaryMonitor(Bounds(min_requests=200, max_errors=0.01))
+    assert request(monitor, 2, canary=True, failed=True) == []  # 2 of 200 are just in bounds.
+    (reason,) = request(monitor, 1, canary=True, failed=True)
+    assert reason == "3 of 3 requests failed, and 0 of 0 live ones; max_errors is 0.01"
 
 
 def test_errors_that_live_has_too_are_not_held_against_the_canary() -> None:
-    watch = CanaryMonitor(Bounds(min_requests=100, max_errors=0.01))
-    answer(watch, 90, canary=False)
-    answer(watch, 10, canary=False, status=504)
-    answer(watch, 100, canary=True)
-    assert answer(watch, 12, canary=True, status=504) == []  # 112 requests, 11 % in bounds.
-    assert len(answer(watch, 1, canary=True, status=504)) == 1
+    monitor = CanaryMonitor(Bounds(min_requests=100, max_errors=0.01))
+    request(monitor, 90, canary=False)
+    request(monitor, 10, canary=False, failed=True)
+    request(monitor, 100, canary=True)
+    assert request(monitor, 12, canary=True, failed=True) == []  # 112 requests, 11 % in bounds.
+    assert len(request(monitor, 1, canary=True, failed=True)) == 1
 
 
-def test_latency_is_a_ratio_of_medians_for_each_computed_text() -> None:
-    watch = CanaryMonitor(Bounds(min_requests=20, max_latency=1.5))
-    answer(watch, 40, canary=False, seconds=0.1)
-    assert answer(watch, 40, canary=True, seconds=0.14) == []
-    answer(watch, 9, canary=True, seconds=99)  # A few slow ones do not move the median.
-    assert watch.tally().latency == pytest.approx(1.4)
-    faults = answer(watch, 60, canary=True, seconds=0.16)
-    assert "16.00 ms a computed text, 1.60 times the live release's" in faults[0]
+def test_questions_that_the_canary_alone_leaves_open_count_beyond_those_of_live() -> None:
+    monitor = CanaryMonitor(Bounds(min_requests=200, max_errors=0.01))
+    well, failed = answered(0.1), Attempt("failed", 0.1, 0.1)
+    assert pair(monitor, 50, live=failed, trial=failed) == []  # The texts are at fault.
+    assert pair(monitor, 5, live=failed, trial=well) == []
+    assert pair(monitor, 7, live=well, trial=failed) == []
+    (reason,) = pair(monitor, 1, live=well, trial=failed)
+    assert reason.startswith("8 of 63 questions put to both releases were left without an answer by the canary alone,")
+    assert "and 5 by the live release alone; max_errors is 0.01" in reason
 
 
-def test_what_was_cached_has_no_latency() -> None:
-    watch = CanaryMonitor(Bounds(min_requests=1))
-    watch.answered(canary=True, status=200, seconds=5, computed=0)
-    assert watch.tally().latency is None
+def test_latency_is_the_median_ratio_on_the_same_questions() -> None:
+    monitor = CanaryMonitor(Bounds(min_requests=40, max_latency=1.5))
+    for seconds in (0.001, 0.1, 7.0, 30.0) * 10:  # Whatever the questions cost.
+        assert pair(monitor, 1, live=answered(seconds), trial=answered(1.4 * seconds)) == []
+    assert pair(monitor, 9, live=answered(0.1), trial=answered(99)) == []  # A few slow ones do not move the median.
+    assert monitor.tally().latency == pytest.approx(1.4)
+    (reason, *_) = pair(monitor, 60, live=answered(0.1), trial=answered(0.16))
+    assert "1.60 times the live release's seconds" in reason
 
 
-def compared(overlap: float | None = None, ndcg: tuple[float, float] | None = None) -> Comparison:
-    return Comparison(overlap=overlap, changes=[], ndcg=ndcg)
+def test_slow_answers_count_as_soon_as_they_would_move_the_median_later() -> None:
+    monitor = CanaryMonitor(Bounds(min_requests=100, max_latency=1.5))
+    assert pair(monitor, 50, live=answered(0.1), trial=answered(5)) == []
+    (reason,) = pair(monitor, 1, live=answered(0.1), trial=answered(5))
+    assert reason.startswith("50.00 times the live release's seconds, the median of 51 questions")
 
 
 def test_overlap_counts_when_enough_was_compared() -> None:
-    watch = CanaryMonitor(Bounds(min_compared=4, min_overlap=0.5))
-    assert [watch.compared("q", compared(overlap)) for overlap in (0.0, 0.0, None, 1.0)] == [None] * 4
-    assert watch.compared("q", compared(0.9)) == (
+    monitor = CanaryMonitor(Bounds(min_compared=4, min_overlap=0.5))
+    assert [monitor.paired("q", compared(overlap)) for overlap in (0.0, 0.0, None, 1.0)] == [None] * 4
+    assert monitor.paired("q", compared(0.9)) == (
         "the first results overlap by 0.475 with the live release's in 4 requests; min_overlap is 0.5"
     )
 
 
 def test_ndcg_counts_each_judged_query_once() -> None:
-    watch = CanaryMonitor(Bounds(min_judged=2, max_ndcg_drop=0.1))
+    monitor = CanaryMonitor(Bounds(min_judged=2, max_ndcg_drop=0.1))
     for _ in range(50):  # However often it is asked.
-        assert watch.compared("popular", compared(ndcg=(0.2, 0.9))) is None
-    fault = watch.compared("other", compared(ndcg=(0.9, 0.6)))
-    assert fault == "nDCG@10 is 0.5500 on 2 judged queries, the live release's 0.7500; max_ndcg_drop is 0.1"
-    watch = CanaryMonitor(Bounds(min_judged=1, max_ndcg_drop=0.1))
-    assert watch.compared("better", compared(ndcg=(0.9, 0.2))) is None
+        assert monitor.paired("popular", compared(ndcg=(0.2, 0.9))) is None
+    reason = monitor.paired("other", compared(ndcg=(0.9, 0.6)))
+    assert reason == "nDCG@10 is 0.5500 on 2 judged queries, the live release's 0.7500; max_ndcg_drop is 0.1"
+    monitor = CanaryMonitor(Bounds(min_judged=1, max_ndcg_drop=0.1))
+    assert monitor.paired("better", compared(ndcg=(0.9, 0.2))) is None
 
 
 @pytest.mark.parametrize("wrong", [{"max_errors": 1.1}, {"min_judged": 0}, {"max_latency": float("nan")}])
@@ -145,16 +172,26 @@ def test_grades_are_found_by_the_normalised_query_without_what_was_trained_on(tm
         comparison.read_grades(tmp_path / "useless")
 
 
+QUESTION = Rerank("q", ["a text", "another"])
+
+
+def put(lifecycle: Lifecycle, route: Route, count: int, status: int, *, private: bool = False) -> None:
+    """Counts requests with this status, each with an id of its own, and waits for what is asked about them."""
+    for number in range(count):
+        question = None if private else QUESTION
+        lifecycle.rollout.answered(route, f"{status} {number}", status=status, question=question, private=private)
+        lifecycle.rollout.settle()
+
+
 @pytest.mark.parametrize(
     ("wish", "status", "withdrawn"),
-    [("always", 500, False), ("always", 504, False), (None, 504, False), (None, 500, True)],
+    [("always", 500, False), ("always", 504, False), (None, 504, False), (None, 503, False), (None, 500, True)],
 )
 def test_neither_wishes_nor_deadlines_of_clients_withdraw_a_canary(
     fresh: Any, wish: Any, status: int, withdrawn: bool
 ) -> None:
     lifecycle, route = canary_route(fresh, wish)
-    for number in range(10):
-        lifecycle.rollout.answered(route, str(number), status=status, seconds=1.0, computed=1, routed=None)
+    put(lifecycle, route, 10, status)
     assert (lifecycle.rollout.withdrawals["canary"] == 1) is withdrawn
     lifecycle.close()
 
@@ -163,11 +200,37 @@ def test_neither_wishes_nor_deadlines_of_clients_withdraw_a_canary(
 def test_failures_that_clients_force_on_the_live_release_hide_no_bad_canary(fresh: Any, wish: Any, status: int) -> None:
     lifecycle, route = canary_route(fresh, None)
     live = Route(lifecycle.current, "live", wished=wish is not None)
-    for number in range(200):
-        lifecycle.rollout.answered(live, str(number), status=status, seconds=1.0, computed=1, routed=None)
-    for number in range(2):
-        lifecycle.rollout.answered(route, str(number), status=500, seconds=1.0, computed=1, routed=None)
+    put(lifecycle, live, 200, status)
+    assert lifecycle.rollout.withdrawals["canary"] == 0
+    put(lifecycle, route, 2, 500)
     assert lifecycle.rollout.withdrawals["canary"] == 1
+    lifecycle.close()
+
+
+@pytest.mark.parametrize("name", ["ranker", "encoder"])
+def test_a_text_that_no_release_can_answer_decides_nothing(fresh: Any, monkeypatch: Any, name: str) -> None:
+    lifecycle, route = canary_route(fresh, None)
+    question = QUESTION if name == "ranker" else Search("a list", 3, 5, {})
+
+    def fail(items: Any) -> Any:
+        raise RuntimeError("these texts break every model")
+
+    for searcher in (lifecycle.current, route.searcher):
+        monkeypatch.setattr(getattr(searcher, name), "run", fail)
+    for number in range(20):
+        lifecycle.rollout.answered(route, str(number), status=500, question=question)
+        lifecycle.rollout.settle()
+    tally = lifecycle.rollout.tally()
+    assert tally is not None
+    assert (tally.requests, tally.errors) == (20, 0)
+    lifecycle.close()
+
+
+def test_a_failure_on_a_request_that_must_not_be_kept_counts_by_itself(fresh: Any) -> None:
+    lifecycle, route = canary_route(fresh, None)
+    put(lifecycle, route, 2, 500, private=True)
+    assert lifecycle.rollout.withdrawals["canary"] == 1
+    assert not lifecycle.rollout.copies
     lifecycle.close()
 
 
@@ -175,7 +238,8 @@ def test_a_request_id_that_is_sent_again_decides_nothing(fresh: Any) -> None:
     """Whoever sends an id again knows which release answers it, and could send what makes that one fail."""
     lifecycle, route = canary_route(fresh, None)
     for _ in range(50):
-        lifecycle.rollout.answered(route, "the same", status=500, seconds=1.0, computed=1, routed=None)
+        lifecycle.rollout.answered(route, "the same", status=500, question=QUESTION)
+        lifecycle.rollout.settle()
     assert lifecycle.rollout.withdrawals["canary"] == 0
     lifecycle.close()
 
@@ -192,6 +256,7 @@ def canary_route(fresh: Any, wish: Any) -> tuple[Lifecycle, Route]:
     fresh.releases.promote(fresh.publish(1), reason="test")
     lifecycle = Lifecycle(Settings(workspace=fresh.path, threads=1, poll_s=60))
     lifecycle.start()
-    lifecycle.rollout.file.begin("canary", Canary(release=fresh.publish(2), share=1.0, bounds=Bounds()))
+    bounds = Bounds(compare=0)
+    lifecycle.rollout.file.begin("canary", Canary(release=fresh.publish(2), share=1.0, bounds=bounds))
     lifecycle.poll()
     return lifecycle, lifecycle.rollout.choose(lifecycle.current, "a", wish)

@@ -79,7 +79,7 @@ def plan(recipe: Recipe) -> StudyPlan:
 def _way(recipe: Recipe, method: Method) -> StudyWay:
     from pipeline.training import preflight
 
-    changed = method.change(recipe, preflight.source_layers(recipe))
+    changed = method.change(recipe, preflight.source_shape(recipe))
     return _checked(recipe, StudyWay(method.name, method.summary, method.source, changed, method.taught))
 
 

@@ -299,6 +299,11 @@ class RankerConfig:
     """Weight of deep mutual learning: a second student, cut from other layers of the base, learns beside this one, each
     also from the other's grade distribution at `temperature`; then it is thrown away. Training takes twice as long.
     Experimental: no built-in recipe sets it and no figure supports it."""
+    intermediate: int = added(0)
+    """Units that each feed-forward layer keeps: the least important for the score are removed before the training, as
+    TextPruner does; 0 keeps all."""
+    max_tokens: int = added(0)
+    """Maximum length of query and document together, special tokens included; 0 takes the teacher's."""
     plain: bool = True
     """Also train the same student without the teacher, for comparison: cut from base, by the hard losses alone."""
     prune_vocabulary: bool = False
@@ -310,7 +315,7 @@ class RankerConfig:
     def __post_init__(self) -> None:
         positive("ranker", temperature=self.temperature, layers=self.layers, hinge_margin=self.hinge_margin)
         weights("ranker", **weights_of(self))
-        for name in ("relation_layer", "relation_heads"):
+        for name in ("relation_layer", "relation_heads", "intermediate", "max_tokens"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"ranker.{name} is {getattr(self, name)}; it must be 0, for the default, or more")
 

@@ -115,6 +115,8 @@ class ModelShape:
     heads: int
     shared: bool
     """Whether all layers use one set of weights, as ALBERT's do."""
+    intermediate: int = 0
+    """Units of a feed-forward layer; 0 where it is not known."""
     tokenizer: Path | None = None
     """The folder of its tokenizer; None where there is none yet."""
 
@@ -133,6 +135,7 @@ def shape(place: Path) -> ModelShape:
             hidden=int(config["hidden_size"]),
             heads=int(config["num_attention_heads"]),
             shared=known.shares_layers,
+            intermediate=int(config.get("intermediate_size", 0)),
             tokenizer=place,
         )
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -269,7 +269,8 @@ class CrossEncoder(nn.Module):
     @property
     def shape(self) -> base_models.ModelShape:
         """Layers, width and heads."""
-        return base_models.ModelShape(self.layers, self.hidden, self.heads, self.shared)
+        units = int(getattr(self.model.config, "intermediate_size", 0))
+        return base_models.ModelShape(self.layers, self.hidden, self.heads, self.shared, intermediate=units)
 
     def _reading(self, last: Tensor | None, first: Sequence[Tensor], whole: dict[int, Tensor]) -> "Reading":
         """The reading of a batch.

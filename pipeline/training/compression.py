@@ -11,6 +11,8 @@ from typing import Any
 
 from pipeline.config import RankerConfig, Recipe, weights_of
 from pipeline.errors import ConfigError
+from pipeline.models import width_pruning
+from pipeline.models.base_models import ModelShape
 from pipeline.training import ranker as ranker_stage
 
 PLAIN, DISTILLED = "plain", "distilled"
@@ -19,14 +21,17 @@ PLAIN, DISTILLED = "plain", "distilled"
 HARD = ranker_stage.HARD
 
 
+Change = Callable[[Recipe, ModelShape], Recipe]
+
+
 @dataclass(frozen=True, slots=True)
 class Method:
     """A way to train the ranker."""
 
     name: str
     summary: str
-    change: Callable[[Recipe, int], Recipe]
-    """The recipe and the number of layers of the model that the ranker is cut from → the recipe of this way.
+    change: Change
+    """The recipe and the shape of the model that the ranker is cut from → the recipe of this way.
 
     Raises `ConfigError` where the way cannot apply.
     """
@@ -41,21 +46,21 @@ def _ranker(recipe: Recipe, **changes: Any) -> Recipe:
     return dataclasses.replace(recipe, ranker=dataclasses.replace(recipe.ranker, plain=False, **changes))
 
 
-def _only(**weights: float) -> Callable[[Recipe, int], Recipe]:
+def _only(**weights: float) -> Change:
     """The recipe whose ranker learns from its teacher by these losses alone; those on grades stay."""
 
-    def change(recipe: Recipe, _: int) -> Recipe:
+    def change(recipe: Recipe, _: ModelShape) -> Recipe:
         others = {name: 0.0 for name in weights_of(recipe.ranker) if not name.startswith(HARD)}
         return _ranker(recipe, **others | {f"{name}_weight": weight for name, weight in weights.items()})
 
     return change
 
 
-def _softened(temperature: float) -> Callable[[Recipe, int], Recipe]:
-    return lambda recipe, depth: _ranker(_only(soft=1.0)(recipe, depth), temperature=temperature)
+def _softened(temperature: float) -> Change:
+    return lambda recipe, source: _ranker(_only(soft=1.0)(recipe, source), temperature=temperature)
 
 
-def _with(**changes: Any) -> Callable[[Recipe, int], Recipe]:
+def _with(**changes: Any) -> Change:
     return lambda recipe, _: _ranker(recipe, **changes)
 
 
@@ -64,19 +69,21 @@ def layers_of(config: RankerConfig) -> int:
     return len(config.keep_layers) or config.layers
 
 
-def _first_layers(recipe: Recipe, _: int) -> Recipe:
+def _first_layers(recipe: Recipe, _: ModelShape) -> Recipe:
     return _ranker(recipe, keep_layers=tuple(range(1, layers_of(recipe.ranker) + 1)))
 
 
-def _last_layers(recipe: Recipe, depth: int) -> Recipe:
+def _last_layers(recipe: Recipe, source: ModelShape) -> Recipe:
     kept = layers_of(recipe.ranker)
-    return _ranker(recipe, keep_layers=tuple(range(depth - kept + 1, depth + 1)))
+    return _ranker(recipe, keep_layers=tuple(range(source.layers - kept + 1, source.layers + 1)))
 
 
-def _depth(layers: int) -> Callable[[Recipe, int], Recipe]:
-    def change(recipe: Recipe, depth: int) -> Recipe:
-        if not layers < depth:
-            raise ConfigError(f"the model that the ranker is cut from has {depth} layers, so {layers} compress nothing")
+def _depth(layers: int) -> Change:
+    def change(recipe: Recipe, source: ModelShape) -> Recipe:
+        if not layers < source.layers:
+            raise ConfigError(
+                f"the model that the ranker is cut from has {source.layers} layers, so {layers} compress nothing"
+            )
         if layers == layers_of(recipe.ranker):
             raise ConfigError(f"the recipe's ranker has {layers} layers already")
         return _ranker(recipe, layers=layers, keep_layers=(), layer_map=())
@@ -84,8 +91,8 @@ def _depth(layers: int) -> Callable[[Recipe, int], Recipe]:
     return change
 
 
-def _assistant(recipe: Recipe, depth: int) -> Recipe:
-    kept = layers_of(recipe.ranker)
+def _assistant(recipe: Recipe, source: ModelShape) -> Recipe:
+    kept, depth = layers_of(recipe.ranker), source.layers
     between = (depth + kept) // 2
     if not kept < between < depth:
         raise ConfigError(f"no depth lies between the ranker's {kept} layers and its teacher's {depth}")
@@ -95,18 +102,39 @@ def _assistant(recipe: Recipe, depth: int) -> Recipe:
     return dataclasses.replace(_ranker(recipe, hidden_weight=0.0, keep_layers=()), assistants=(assistant,))
 
 
-def _born_again(recipe: Recipe, _: int) -> Recipe:
+def _born_again(recipe: Recipe, _: ModelShape) -> Recipe:
     first = dataclasses.replace(recipe.ranker, hidden_weight=0.0, plain=False)
     again = dataclasses.replace(recipe.ranker, hidden_weight=0.0, plain=False, keep_layers=(), layers=layers_of(first))
     return dataclasses.replace(recipe, assistants=(first,), ranker=again)
 
 
-def _inner_relations(recipe: Recipe, depth: int) -> Recipe:
-    return _ranker(recipe, relation_weight=1.0, relation_layer=max(1, round(0.75 * depth)))
+def _inner_relations(recipe: Recipe, source: ModelShape) -> Recipe:
+    return _ranker(recipe, relation_weight=1.0, relation_layer=max(1, round(0.75 * source.layers)))
 
 
-def _unlabelled(ratio: float) -> Callable[[Recipe, int], Recipe]:
-    def change(recipe: Recipe, _: int) -> Recipe:
+def _feed_forward(share: float) -> Change:
+    def change(recipe: Recipe, source: ModelShape) -> Recipe:
+        width_pruning.check(max(1, int(source.intermediate * share)), source.intermediate, shared=source.shared)
+        return _ranker(recipe, intermediate=max(1, int(source.intermediate * share)))
+
+    return change
+
+
+def _tokens(count: int) -> Change:
+    def change(recipe: Recipe, _: ModelShape) -> Recipe:
+        if count >= (recipe.ranker.max_tokens or recipe.teacher.max_tokens):
+            raise ConfigError(f"the ranker reads no more than {recipe.teacher.max_tokens} tokens as it is")
+        if count <= recipe.teacher.max_query_tokens + 4:
+            raise ConfigError(
+                f"queries of up to {recipe.teacher.max_query_tokens} tokens leave no room for a document in {count}"
+            )
+        return _ranker(recipe, max_tokens=count)
+
+    return change
+
+
+def _unlabelled(ratio: float) -> Change:
+    def change(recipe: Recipe, _: ModelShape) -> Recipe:
         if recipe.candidates.unlabelled == ratio:
             raise ConfigError(f"the recipe has {ratio:g} unlabelled pairs for a labelled one already")
         return dataclasses.replace(recipe, candidates=dataclasses.replace(recipe.candidates, unlabelled=ratio))
@@ -115,6 +143,7 @@ def _unlabelled(ratio: float) -> Callable[[Recipe, int], Recipe]:
 
 
 _HINTON = "Hinton et al. 2015, arXiv:1503.02531"
+_TAYLOR = "TextPruner, ACL 2022, arXiv:2203.15996"
 _PATIENT = "Sun et al. 2019, arXiv:1908.09355"
 
 METHODS = (
@@ -156,6 +185,11 @@ METHODS = (
     Method("mutual", "two students learn from each other", _with(mutual_weight=1.0), "Zhang et al. 2018"),
     Method("assistant", "a teacher assistant of middle depth", _assistant, "Mirzadeh et al. 2020, arXiv:1902.03393"),
     Method("born-again", "a second student learns from the first", _born_again, "Furlanello et al., ICML 2018"),
+    *(
+        Method(f"feed-forward-{part}", f"{part} % of the feed-forward units", _feed_forward(part / 100), _TAYLOR)
+        for part in (75, 50, 25)
+    ),
+    *(Method(f"tokens-{count}", f"at most {count} tokens", _tokens(count)) for count in (32, 48, 96)),
     Method("small-vocabulary", "tokens of the corpus alone", _with(prune_vocabulary=True), "Abdaoui et al. 2020"),
     Method("unlabelled-0", "labelled pairs alone", _unlabelled(0.0)),
     Method("unlabelled-16", "sixteen unlabelled pairs for a labelled one", _unlabelled(16.0)),

@@ -176,14 +176,14 @@ def check_rankers(recipe: Recipe) -> None:
             ranker.cut(config, source, teacher)
 
 
-def source_layers(recipe: Recipe) -> int:
-    """The number of layers of the model that the ranker is cut from.
+def source_shape(recipe: Recipe) -> ModelShape:
+    """The shape of the model that the ranker is cut from.
 
     Raises:
         ConfigError, MissingError: see `check_rankers`.
     """
     *_, (_, _, source, _) = _cuts(recipe)
-    return source.layers
+    return source
 
 
 def _cuts(recipe: Recipe) -> Iterator[tuple[str, RankerConfig, ModelShape, ModelShape]]:
@@ -218,7 +218,10 @@ def _base(recipe: Recipe) -> ModelShape:
     """The shape of the model that the teacher starts from."""
     scratch = recipe.pretrain.scratch
     if recipe.teacher.base == pretrain.SCRATCH:
-        return ModelShape(scratch.layers, scratch.hidden, scratch.heads, shared=family_of(scratch.family).shares_layers)
+        shared = family_of(scratch.family).shares_layers
+        return ModelShape(
+            scratch.layers, scratch.hidden, scratch.heads, shared=shared, intermediate=scratch.intermediate
+        )
     return _cross_encoder(recipe.teacher.base)
 
 

@@ -14,12 +14,12 @@ from tokenizers import Tokenizer
 from pipeline.artifacts import Artifact, Staging
 from pipeline.config import CandidatesConfig, RankerConfig
 from pipeline.errors import ConfigError
-from pipeline.models import base_models, model_card, pruning, surgery, tokenizers
+from pipeline.models import base_models, model_card, pruning, surgery, tokenizers, width_pruning
 from pipeline.models.cross_encoder import CrossEncoder
 from pipeline.recipe import to_dict
 from pipeline.stage import Stage
 from pipeline.training.loop import scoring
-from pipeline.training.loop.batches import Pairs, read_pairs
+from pipeline.training.loop.batches import Pairs, pad, pair_inputs, pair_lengths, read_pairs, scoring_batches
 from pipeline.training.losses.cross_encoder_terms import (
     TAUGHT_TERMS,
     TOKEN_TERMS,
@@ -43,6 +43,9 @@ STAGE = Stage(
 )
 
 FROM_TEACHER, FROM_BASE = "teacher", "base"
+
+IMPORTANCE_PAIRS, IMPORTANCE_BATCH_TOKENS = 1000, 4096
+"""Training pairs on which the importance of feed-forward units is estimated, and padded tokens of one batch."""
 
 HARD = "hard_"
 """Prefix of the config keys of the losses over grades."""
@@ -89,12 +92,15 @@ def make(
         large = CrossEncoder.load(teacher.path)
         source, table = _source(config, large, data, pairs, base_models.folder(origin))
         keep = _kept(config, source.layers)
-        student = surgery.student(source, keep).to(scoring.device())
+        student = _narrowed(config, surgery.student(source, keep).to(scoring.device()), table)
         if teacher_scores is None:
             objective = Objective(weights=LossWeights.of_config(config, HARD).without_teacher())
         else:
             targets = TeacherTargets.read(teacher, teacher_scores, table)
-            peer = surgery.student(source, _others(source.shape, keep)) if config.mutual_weight else None
+            peer = None
+            if config.mutual_weight:
+                other = surgery.student(source, _others(source.shape, keep)).to(scoring.device())
+                peer = _narrowed(config, other, table)
             objective = _objective(config, student, large, targets, peer)
         task = CrossTask(student, table, config.loop, objective, max_list=candidates.max_list)
         match = objective.match
@@ -156,7 +162,16 @@ def cut(
     """
     keep = _kept(config, source.layers)
     tokenizer = None if config.prune_vocabulary else source.tokenizer
-    student = dataclasses.replace(source, layers=len(keep), tokenizer=tokenizer)
+    if config.intermediate:
+        width_pruning.check(config.intermediate, source.intermediate, shared=source.shared)
+    if config.max_tokens and LossWeights.of_config(config, HARD).of(TOKEN_TERMS):
+        raise ConfigError(
+            f"ranker.max_tokens is {config.max_tokens}: {', '.join(f'ranker.{name}_weight' for name in TOKEN_TERMS)} "
+            "compare tokens with the teacher's, so student and teacher must read equally many; set it to 0"
+        )
+    student = dataclasses.replace(
+        source, layers=len(keep), intermediate=config.intermediate or source.intermediate, tokenizer=tokenizer
+    )
     match = _match(config, student, teacher)
     if match.first and student.hidden > teacher.hidden:
         raise ConfigError(
@@ -203,12 +218,28 @@ def _source(
     config: RankerConfig, teacher: CrossEncoder, data: Artifact, pairs: Artifact, origin: Path
 ) -> tuple[CrossEncoder, Pairs]:
     """The model that the student is cut from, and the pairs in its tokens, cut as the teacher cuts them."""
-    max_tokens, max_query_tokens = teacher.template.max_tokens, teacher.template.max_query_tokens
+    max_tokens = config.max_tokens or teacher.template.max_tokens
+    max_query_tokens = teacher.template.max_query_tokens
     if config.base == FROM_TEACHER:
         table = read_pairs(data, pairs, teacher.tokenizer, max_tokens=max_tokens, max_query_tokens=max_query_tokens)
         return teacher, table
     seed = config.loop.seed
     return untrained(origin, data, pairs, max_tokens=max_tokens, max_query_tokens=max_query_tokens, seed=seed)
+
+
+def _narrowed(config: RankerConfig, student: CrossEncoder, table: Pairs) -> CrossEncoder:
+    """The student with the input length and the feed-forward units that its section asks for."""
+    if config.max_tokens:
+        student.template = dataclasses.replace(student.template, max_tokens=config.max_tokens)
+    if config.intermediate:
+        rows = table.indices("train")[:IMPORTANCE_PAIRS]
+        lengths = pair_lengths(table, student.template)[rows]
+        batches = (
+            pad(pair_inputs(table, rows[some], student.template), scoring.device()).all
+            for some in scoring_batches(lengths, IMPORTANCE_BATCH_TOKENS)
+        )
+        width_pruning.narrow(student, config.intermediate, batches)
+    return student
 
 
 def _objective(
@@ -228,8 +259,6 @@ def _objective(
     if weights.of(TOKEN_TERMS):
         _same_input(student.tokenizer, teacher.tokenizer, alike=student.template == teacher.template)
         teacher.to(scoring.device())
-    if peer is not None:
-        peer.to(scoring.device())
     return Objective(weights=weights, targets=targets, match=match, teacher=teacher, peer=peer)
 
 

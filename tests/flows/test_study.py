@@ -14,8 +14,8 @@ from pipeline.artifacts import Artifact
 from pipeline.errors import ConfigError
 from pipeline.training.compression import METHODS
 
-WAYS = '["init-first", "listwise-kl", "depth-1"]'
-VARIANT = '[{name = "one loss less", set = ["ranker.hidden_weight=0"]}]'
+WAYS = '["init-first", "listwise-kl", "depth-1", "feed-forward-50"]'
+VARIANT = '[{name = "one loss less", set = ["ranker.hidden_weight=0", "ranker.max_tokens=20"]}]'
 OVERRIDES = [
     "ranker.layers=2",
     f"study.methods={WAYS}",
@@ -35,7 +35,7 @@ def studied(recipe: config.Recipe, tmp_path_factory: pytest.TempPathFactory) -> 
     return workspace, study.study(recipe, workspace)
 
 
-NAMES = ["plain", "distilled", "init-first", "listwise-kl", "depth-1", "one loss less"]
+NAMES = ["plain", "distilled", "init-first", "listwise-kl", "depth-1", "feed-forward-50", "one loss less"]
 
 
 def test_each_way_has_a_row_in_each_precision(studied: tuple[Path, Artifact]) -> None:
@@ -50,6 +50,7 @@ def test_each_way_has_a_row_in_each_precision(studied: tuple[Path, Artifact]) ->
         assert row["bytes"] > 0
         assert row["verdict"] == "front" or row["verdict"].startswith(("tied with", "below"))
     assert content["rows"]["depth-1"]["bytes"] < content["rows"]["distilled"]["bytes"]
+    assert content["rows"]["feed-forward-50"]["bytes"] < content["rows"]["distilled"]["bytes"]
     assert any(row["front"] for row in content["rows"].values())
 
 

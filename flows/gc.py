@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import artifacts
+from pipeline import artifacts, disk, locks
 from pipeline.artifacts import Manifest
 from pipeline.errors import ArtifactError, ConflictError, RelevanceError
 from pipeline.releases import Releases
@@ -82,8 +82,8 @@ def gc(workspace: Path, *, keep: int, act: bool = False) -> dict[str, Any]:
 
 @contextmanager
 def _alone(workspace: Path, act: bool) -> Iterator[None]:
-    artifacts.let_go(workspace)
-    with artifacts.use_file(workspace).open("w") as file:
+    locks.let_go(workspace)
+    with locks.use_file(workspace).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -231,7 +231,7 @@ def _remove(path: Path) -> None:
             unfinished = path.with_name(f"{path.name}.partial")
             shutil.rmtree(unfinished, ignore_errors=True)
             path = path.rename(unfinished)
-            artifacts.fsync(path.parent)
+            disk.fsync(path.parent)
         shutil.rmtree(path)
     elif path.name.endswith(".lock"):
         with path.open("rb") as file:
@@ -239,7 +239,7 @@ def _remove(path: Path) -> None:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return  # Taken meanwhile.
-            path.unlink()  # Whoever waits for it sees that it is gone; see `artifacts.locked`.
+            path.unlink()  # Whoever waits for it sees that it is gone; see `locks.locked`.
     else:
         path.unlink(missing_ok=True)
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def make(outcome: retrain.RetrainResult, workspace: Path) -> dict[str, Any]:
     """The card of a retraining; also written to `card.json` in the workspace."""
-    from pipeline import artifacts
+    from pipeline import disk
 
     report = json.loads(outcome.report.file("report.json").read_text(encoding="utf-8"))
     facts = report["facts"]
@@ -53,9 +53,7 @@ def make(outcome: retrain.RetrainResult, workspace: Path) -> dict[str, Any]:
         "report": str(outcome.report.file("report.html")),
         "next": [f"{_program()} {command}{_workspace(workspace)}" for command in _next_commands(outcome, pointer)],
     }
-    artifacts.write_atomically(
-        workspace / "card.json", json.dumps(card, indent=1, ensure_ascii=False) + "\n", json.loads
-    )
+    disk.write_atomically(workspace / "card.json", json.dumps(card, indent=1, ensure_ascii=False) + "\n", json.loads)
     return card
 
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from index.recall import BLOCK, Vectors, _recalls
 from index.semantic import KIND, IndexStats, read_ann
-from pipeline import artifacts, progress
+from pipeline import disk, progress
 from pipeline.artifacts import Artifact, Staging
 from pipeline.config import IndexConfig
 from pipeline.errors import ArtifactError
@@ -130,8 +130,8 @@ def write_ann(ann: Any, path: Path) -> None:
             faiss.write_index(ann, loosely.PyCallbackIOWriter(take))
         except Exception as error:
             raise (failures[0] if failures else error) from error
-    artifacts.fsync(path)
-    if path.stat().st_size != size or artifacts.sha256(path) != digest.hexdigest():
+    disk.fsync(path)
+    if path.stat().st_size != size or disk.sha256(path) != digest.hexdigest():
         raise ArtifactError(f"{path}: is not what was written ({size} bytes); look at the disk and run again")
 
 

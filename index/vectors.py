@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from index import documents
-from pipeline import artifacts, progress
+from pipeline import artifacts, disk, progress
 from pipeline.artifacts import Artifact, Staging
 from pipeline.errors import ArtifactError, RelevanceError
 from pipeline.stage import Stage
@@ -277,9 +277,9 @@ def _write_shard(checkpoint: Path, shard: Sequence[tuple[list[bytes], Vectors]])
     with temporary.open("wb") as file:
         digests = np.frombuffer(b"".join(digest for names, _ in shard for digest in names), np.uint8).reshape(-1, 16)
         np.savez(file, digests=digests, vectors=np.concatenate([vectors for _, vectors in shard]))
-    artifacts.fsync(temporary)
+    disk.fsync(temporary)
     os.replace(temporary, path)
-    artifacts.fsync(checkpoint)
+    disk.fsync(checkpoint)
 
 
 def _write(path: Path, digests: Sequence[bytes], known: _Known) -> int:

@@ -16,17 +16,13 @@ so a file that somebody truncates in place breaks every release that shares it a
 (SIGBUS). Copies would cost the full size again for every release; so edit nothing below `artifacts/`.
 """
 
-import errno
-import fcntl
 import hashlib
 import json
 import logging
-import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib import metadata
@@ -34,7 +30,9 @@ from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pipeline.errors import ArtifactError, MissingError, RelevanceError
+from pipeline import disk
+from pipeline.errors import ArtifactError, MissingError
+from pipeline.locks import locked, mark_used
 from pipeline.secrets import hide_passwords, without_passwords
 
 MANIFEST = "manifest.json"
@@ -150,55 +148,10 @@ def fingerprint(kind: str, version: int, config: Mapping[str, Any], inputs: Mapp
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def sha256(path: Path) -> str:
-    """Hex digest of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def folder_digest(folder: Path) -> str:
     """A digest of names and contents of all files below a folder; the fingerprint of an outside source."""
-    parts = [f"{path.relative_to(folder).as_posix()} {sha256(path)}" for path in _files(folder)]
+    parts = [f"{path.relative_to(folder).as_posix()} {disk.sha256(path)}" for path in _files(folder)]
     return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
-
-
-def fsync(path: Path) -> None:
-    """Makes a file's content, or a folder's entries, survive a power cut."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_atomically(path: Path, text: str, parse: Callable[[str], object]) -> None:
-    """Replaces a small text file so that a reader sees the old one or the new one, never a part.
-
-    Args:
-        path: the file; its folder must exist.
-        text: the new content.
-        parse: the reader of this file, which the new text must pass before it replaces anything; `str` for a text that
-            only people read.
-
-    Raises:
-        ArtifactError: the new text cannot be read back; the old file stays.
-        OSError: the disk is full or the folder cannot be written; the old file stays.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(text.encode())
-            file.flush()
-            os.fsync(file.fileno())
-        if temporary.read_bytes().decode() != text:
-            raise ValueError("the disk gave back another text")
-        parse(text)
-        os.replace(temporary, path)
-    except (ValueError, TypeError, KeyError) as error:
-        raise ArtifactError(f"{path}: not replaced, as the new text cannot be read back ({error})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    fsync(path.parent)
 
 
 def _files(folder: Path) -> list[Path]:
@@ -213,15 +166,15 @@ def seal(folder: Path, manifest: Manifest, final: Path) -> Artifact:
     """
     records = {}
     for path in _files(folder):
-        fsync(path)
-        records[path.relative_to(folder).as_posix()] = FileRecord(path.stat().st_size, sha256(path))
+        disk.fsync(path)
+        records[path.relative_to(folder).as_posix()] = FileRecord(path.stat().st_size, disk.sha256(path))
     for directory in [path for path in folder.rglob("*") if path.is_dir()]:
-        fsync(directory)
+        disk.fsync(directory)
     complete = replace(manifest, files=records)
     text = complete.to_json()
-    write_atomically(folder / MANIFEST, text, Manifest.from_json)
+    disk.write_atomically(folder / MANIFEST, text, Manifest.from_json)
     folder.rename(final)
-    fsync(final.parent)
+    disk.fsync(final.parent)
     return Artifact(final, replace(complete, checksum=Manifest.from_json(text).checksum))
 
 
@@ -309,68 +262,9 @@ def load(path: Path, kind: str | None = None, *, verify: bool = True) -> Artifac
             raise ArtifactError(
                 f"{file}: {file.stat().st_size} bytes, the manifest says {record.bytes}; {remedy(path)}"
             )
-        if verify and sha256(file) != record.sha256:
+        if verify and disk.sha256(file) != record.sha256:
             raise ArtifactError(f"{file}: its content is not what was written; {remedy(path)}")
     return Artifact(path, manifest)
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Holds an exclusive lock on a file beside `path`; a second process waits. The lock dies with its process.
-
-    The file may be removed by whoever holds the lock: one that waited for a removed file takes the new one instead.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    name = path.with_name(f".{path.name}.lock")
-    while True:
-        with name.open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                log.info("%s: another process is at work on it; waiting until it is done", path)
-                fcntl.flock(file, fcntl.LOCK_EX)
-            if same_file(file.fileno(), name):
-                yield
-                return
-
-
-USED_AT_ONCE = 4
-"""Workspaces that one process marks as used, the latest ones."""
-_uses: dict[Path, int] = {}
-
-
-def use_file(workspace: Path) -> Path:
-    """The file on which every process that makes artifacts in a workspace holds a shared lock until it ends."""
-    folder = workspace / "artifacts"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / ".use"
-
-
-def _mark_used(workspace: Path) -> None:
-    """Keeps `relevance releases gc` away until this process ends: its inputs may belong to no release yet."""
-    path = use_file(workspace).absolute()
-    if path in _uses and same_file(_uses[path], path):
-        return
-    while len(_uses) >= USED_AT_ONCE:
-        os.close(_uses.pop(next(iter(_uses))))
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    fcntl.flock(handle, fcntl.LOCK_SH)
-    _uses[path] = handle
-
-
-def let_go(workspace: Path) -> None:
-    """Ends this process's own mark on a workspace."""
-    handle = _uses.pop(use_file(workspace).absolute(), None)
-    if handle is not None:
-        os.close(handle)
-
-
-def same_file(handle: int, path: Path) -> bool:
-    """Whether an open file is still the one at this path."""
-    try:
-        return os.path.samestat(os.fstat(handle), path.stat())
-    except FileNotFoundError:
-        return False
 
 
 def make(
@@ -402,8 +296,8 @@ def make(
     plain = without_passwords(json.loads(json.dumps(config)))
     mark = fingerprint(kind, version, plain, digests)
     final = workspace / "artifacts" / kind / mark
-    _mark_used(workspace)
-    with _disk_errors(final), locked(final):
+    mark_used(workspace)
+    with disk.readable_errors(final), locked(final):
         if final.exists():
             existing = load(final, kind)
             log.info("%s %s: already made", kind, mark[:12])
@@ -436,32 +330,3 @@ def make(
         shutil.rmtree(staging.checkpoint, ignore_errors=True)
     log.info("%s %s: made in %.1f s", kind, mark[:12], time.monotonic() - began)
     return artifact
-
-
-@contextmanager
-def _disk_errors(final: Path) -> Iterator[None]:
-    """Turns a full or read-only disk, however a library words it, into one clear error."""
-    try:
-        yield
-    except RelevanceError:
-        raise
-    except Exception as error:
-        reason: BaseException | None = error
-        while reason is not None and not _disk_is_full(reason):
-            reason = reason.__cause__ or reason.__context__
-        if reason is None:
-            raise
-        free = shutil.disk_usage(final.parent if final.parent.exists() else "/").free
-        why = os.strerror(getattr(reason, "errno", None) or errno.ENOSPC)
-        raise ArtifactError(
-            f"{final}: could not be written ({why}; {free / 2**20:.0f} MiB free); "
-            "make room and run again, nothing half-written was kept"
-        ) from error
-
-
-def _disk_is_full(error: BaseException) -> bool:
-    if not isinstance(error, OSError):
-        return False
-    if error.errno is None:  # As numpy has it: "10000 requested and 2484 written".
-        return "requested and" in str(error)
-    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline import artifacts
+from pipeline import disk, locks
 from pipeline.errors import ArtifactError, ConflictError
 from pipeline.secrets import hide_passwords
 
@@ -157,7 +157,7 @@ class PointerFile:
             ArtifactError, OSError: the pointer could not be written; the old one stays.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with artifacts.locked(self.path):
+        with locks.locked(self.path):
             current = self.recover()
             generation = current.generation if current else 0
             if current and current.release == move.release and self.path.exists():
@@ -179,7 +179,7 @@ class PointerFile:
                 earlier=move.earlier[:KEPT],
                 rolled_back=dict(list(move.rolled_back.items())[-KEPT:]),
             )
-            artifacts.write_atomically(self.path, pointer.to_json() + "\n", Pointer.from_json)
+            disk.write_atomically(self.path, pointer.to_json() + "\n", Pointer.from_json)
             self._append(pointer)
             return pointer
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from pipeline import artifacts, schema
+from pipeline import disk, schema
 from pipeline.config import DataConfig, SourceConfig
 from pipeline.data import judgments, sources, splits, validation
 from pipeline.data.formats.text_files import STRING
@@ -81,7 +81,7 @@ def _read(path: Path | str, format: str, columns: Mapping[str, str] | None = Non
 def _write(folder: Path, sifted: ValidatedTables, rows: pa.Table) -> None:
     for kind, table in (("documents", sifted.documents), ("queries", sifted.queries), ("judgments", rows)):
         schema.write(table, folder / f"{kind}.parquet", kind)
-        artifacts.fsync(folder / f"{kind}.parquet")
+        disk.fsync(folder / f"{kind}.parquet")
 
 
 @contextmanager
@@ -95,7 +95,7 @@ def _new_folder(out: Path) -> Iterator[Path]:
         temporary.mkdir()
         yield temporary
         temporary.rename(out)
-        artifacts.fsync(out.parent)
+        disk.fsync(out.parent)
     except OSError as error:
         raise SchemaError(f"{out}: could not be written ({error.strerror or error}); nothing was kept") from error
     finally:

@@ -16,7 +16,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import artifacts, schema, text
+from pipeline import disk, schema, text
 from pipeline.artifacts import Artifact, Staging
 from pipeline.config import CandidatesConfig
 from pipeline.data import candidates, splits
@@ -56,7 +56,7 @@ def queries(workspace: Path, config: CandidatesConfig, *, data: Artifact) -> Art
         file = Path(config.unlabelled_queries)
         if not file.is_file():
             raise MissingError(f"candidates.unlabelled_queries: {file} is no file; give one with queries")
-        inputs["queries"] = artifacts.sha256(file)
+        inputs["queries"] = disk.sha256(file)
 
     def build(staging: Staging) -> Mapping[str, Any]:
         judgments = pq.read_table(data.file("judgments.parquet"), columns=["query_id", "split"]).to_pandas()
@@ -76,7 +76,7 @@ def queries(workspace: Path, config: CandidatesConfig, *, data: Artifact) -> Art
                 name = hashlib.blake2b(normalised.encode(), digest_size=8).hexdigest()
                 collected.append((f"{source}:{name}", query))
                 counts[source] += 1
-        if config.unlabelled_queries and artifacts.sha256(Path(config.unlabelled_queries)) != inputs["queries"]:
+        if config.unlabelled_queries and disk.sha256(Path(config.unlabelled_queries)) != inputs["queries"]:
             raise SchemaError(
                 f"{config.unlabelled_queries}: changed while it was read; run again when nothing writes to it any more"
             )

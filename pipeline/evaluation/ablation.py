@@ -17,7 +17,7 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from pipeline import artifacts
+from pipeline import disk
 from pipeline.artifacts import Artifact, Staging
 from pipeline.config import EvaluationConfig
 from pipeline.errors import ConfigError
@@ -117,11 +117,11 @@ def make(
             }
         )
         text = json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-        artifacts.write_atomically(staging.folder / "ablation.json", text, json.loads)
-        artifacts.write_atomically(staging.folder / "table.md", markdown(found), str)
+        disk.write_atomically(staging.folder / "ablation.json", text, json.loads)
+        disk.write_atomically(staging.folder / "table.md", markdown(found), str)
         for name in _shown(found) if any(trial.line for trial in students) else []:
             drawn = doses(found, students, name)
-            artifacts.write_atomically(staging.folder / f"doses-{name.replace('@', '-')}.svg", drawn, str)
+            disk.write_atomically(staging.folder / f"doses-{name.replace('@', '-')}.svg", drawn, str)
         whole = pd.concat([frame.assign(split=split) for split, frame in frames.items()], ignore_index=True)
         pq.write_table(pa.Table.from_pandas(whole, preserve_index=False), staging.folder / "per_query.parquet")
         return {"choice": found["choice"]["supported"], "tied": found["choice"]["tied"]}

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline import artifacts
+from pipeline import disk
 from pipeline.artifacts import Artifact, Staging
 from pipeline.config import EvaluationConfig
 from pipeline.errors import ConfigError
@@ -130,7 +130,7 @@ class _Material:
 
 def _digests(files: Mapping[str, RunFile]) -> dict[str, str]:
     """Name in a fingerprint → digest of a run file; a file that is missing is reported when it is read."""
-    digests = {file.path: artifacts.sha256(file.path) for file in files.values() if file.path.is_file()}
+    digests = {file.path: disk.sha256(file.path) for file in files.values() if file.path.is_file()}
     labels = {name: name if file.system in ("", name) else f"{name} ({file.system})" for name, file in files.items()}
     return {f"system:{labels[name]}": digests.get(file.path, "") for name, file in files.items()}
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline import artifacts
+from pipeline import disk
 from pipeline.artifacts import Artifact, Staging
 from pipeline.config import EvaluationConfig
 from pipeline.evaluation import ablation, facts, page, plots, significance
@@ -142,11 +142,11 @@ def make(
             }
         )
         text = json.dumps(study, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-        artifacts.write_atomically(staging.folder / "study.json", text, json.loads)
-        artifacts.write_atomically(staging.folder / "table.md", markdown(study), str)
+        disk.write_atomically(staging.folder / "study.json", text, json.loads)
+        disk.write_atomically(staging.folder / "table.md", markdown(study), str)
         for cost, label in COSTS.items():
             if len(complete) > 1:
-                artifacts.write_atomically(staging.folder / f"{cost}.svg", front_plot(study, cost, label), str)
+                disk.write_atomically(staging.folder / f"{cost}.svg", front_plot(study, cost, label), str)
         whole = pd.concat([frame.assign(split=split) for split, frame in frames.items()], ignore_index=True)
         pq.write_table(pa.Table.from_pandas(whole, preserve_index=False), staging.folder / "per_query.parquet")
         return {"front": [name for name, item in judged.items() if item["front"]], "incomplete": plan.incomplete()}

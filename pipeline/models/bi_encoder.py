@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
-from pipeline.artifacts import write_atomically
+from pipeline.disk import write_atomically
 from pipeline.errors import ArtifactError, ShapeError
 from pipeline.models import base_models, sentence_transformers_format, tokenizers
 from pipeline.models.cross_encoder import DROPOUT

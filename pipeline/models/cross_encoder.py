@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
-from pipeline.artifacts import write_atomically
+from pipeline.disk import write_atomically
 from pipeline.errors import ArtifactError, ConfigError, ShapeError
 from pipeline.models import base_models, packed, tokenizers
 from pipeline.models.families import ModelFamily, family_of

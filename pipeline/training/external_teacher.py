@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline import artifacts, schema
+from pipeline import disk, schema
 from pipeline.artifacts import Artifact, Staging
 from pipeline.config import ExternalTeacherConfig
 from pipeline.errors import ConfigError, MissingError, SchemaError, TrainingError
@@ -87,7 +87,7 @@ def make(
         path = Path(config.scores)
         if not path.is_file():
             raise MissingError(f"external_teacher.scores: {path} is no file; give a Parquet file with a column score")
-        digest = artifacts.sha256(path)
+        digest = disk.sha256(path)
     else:
         path = base_models.folder(config.causal_lm)
         digest = base_models.digest(path)
@@ -105,7 +105,7 @@ def make(
         columns = {"row_id": texts.table.column("row_id"), "score": pa.array(scores, pa.float32())}
         schema.write(pa.table(columns), staging.folder / "scores.parquet", "scores")
         head = {"thresholds": list(scale.thresholds)}
-        artifacts.write_atomically(staging.folder / "head.json", json.dumps(head, indent=1) + "\n", json.loads)
+        disk.write_atomically(staging.folder / "head.json", json.dumps(head, indent=1) + "\n", json.loads)
         return {"pairs": len(scores), "slope": round(scale.slope, 4), **_valid(texts, grades, split, scores), **counts}
 
     return STAGE.make(

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline import artifacts, schema
+from pipeline import disk, schema
 from pipeline.artifacts import Artifact, Staging
 from pipeline.errors import ConfigError
 from pipeline.models.cross_encoder import CrossEncoder
@@ -84,7 +84,7 @@ def make(
         states.link(staging.folder)
         _write(staging.folder, table.rows, scores)
         about_states = {"layers": list(layers), "width": width, "kept": [round(share, 4) for share in kept]}
-        artifacts.write_atomically(staging.folder / "states.json", json.dumps(about_states) + "\n", json.loads)
+        disk.write_atomically(staging.folder / "states.json", json.dumps(about_states) + "\n", json.loads)
         return {"pairs": len(table), **about_states}
 
     return STAGE.make(

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline import artifacts
+from pipeline import disk, locks
 from pipeline.errors import ArtifactError, ConfigError
 
 Kind = Literal["canary", "shadow"]
@@ -182,12 +182,12 @@ class TrialFile:
 
     def _change(self, edit: Callable[[Trials], Trials]) -> Trials:
         try:
-            with artifacts.locked(self.path):
+            with locks.locked(self.path):
                 seen = self.read()
                 changed = edit(seen)
                 if changed != seen:
                     text = json.dumps(asdict(changed), ensure_ascii=False) + "\n"
-                    artifacts.write_atomically(self.path, text, Trials.from_json)
+                    disk.write_atomically(self.path, text, Trials.from_json)
                 return changed
         except OSError as error:
             raise ArtifactError(f"{self.path}: could not be written ({error}); make room and try again") from error

@@ -27,7 +27,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from pipeline import artifacts
+from pipeline import artifacts, disk
 from pipeline.artifacts import Artifact
 from pipeline.errors import ArtifactError, ConfigError
 from pipeline.tokens import PairTemplate, TextTemplate
@@ -396,5 +396,5 @@ def _session(path: Path, device: Device) -> ort.InferenceSession:
 
 def _verify(artifact: Artifact, names: Sequence[str]) -> None:
     for name in names:
-        if artifacts.sha256(artifact.file(name)) != artifact.manifest.files[name].sha256:
+        if disk.sha256(artifact.file(name)) != artifact.manifest.files[name].sha256:
             raise ArtifactError(f"{artifact.path / name}: its content is not what was written; export the model again")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import artifacts, progress, schema, text
+from pipeline import disk, progress, schema, text
 from pipeline.artifacts import Artifact, Staging
 from pipeline.errors import SchemaError
 from pipeline.stage import Stage
@@ -97,7 +97,7 @@ def speeds(
         for (fingerprint, precision), turns in rates.items():
             table.setdefault(fingerprint, {})[precision] = round(statistics.median(turns), 1)
             engines[fingerprint, precision].close()
-        artifacts.write_atomically(staging.folder / "speeds.json", json.dumps(table, indent=1) + "\n", json.loads)
+        disk.write_atomically(staging.folder / "speeds.json", json.dumps(table, indent=1) + "\n", json.loads)
         return {"pairs": sum(len(item.rows) for item in lists), "turns": TURNS}
 
     inputs: dict[str, Artifact | str] = {"data": data, "pool": pool}

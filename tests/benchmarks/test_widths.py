@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 from flows import built_in_recipes, encoder_rounds, training
 from flows.runner import Runner
-from pipeline import artifacts
+from pipeline import disk
 from pipeline import recipe as recipes
 from pipeline.artifacts import Artifact
 from pipeline.config import DataConfig, EncoderConfig, Recipe, SourceConfig
@@ -107,7 +107,7 @@ def draw(name: str, curves: Mapping[str, Mapping[int, Mapping[str, float]]], ful
         for measure in widths.MEASURES
     ]
     out = Path(os.environ.get("RELEVANCE_BENCH_OUT", to)) / f"widths-{name}.html"
-    artifacts.write_atomically(out, Markup("<!doctype html><title>Widths</title>") + Markup("").join(lines), str)
+    disk.write_atomically(out, Markup("<!doctype html><title>Widths</title>") + Markup("").join(lines), str)
     print(out)
 
 

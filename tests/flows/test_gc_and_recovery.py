@@ -178,8 +178,8 @@ def test_gc_removes_only_what_no_kept_release_needs(copied: Trained, tmp_path: P
 
 
 def test_gc_waits_for_who_makes_artifacts(copied: Trained) -> None:
-    script = "import sys; from pipeline import artifacts; from pathlib import Path\n"
-    script += "artifacts._mark_used(Path(sys.argv[1])); print('ready', flush=True); sys.stdin.read()"
+    script = "import sys; from pipeline import locks; from pathlib import Path\n"
+    script += "locks.mark_used(Path(sys.argv[1])); print('ready', flush=True); sys.stdin.read()"
     with subprocess.Popen(
         [sys.executable, "-c", script, str(copied.workspace)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:

@@ -16,7 +16,7 @@ from index import semantic as search
 from index import semantic_build, vectors
 from index.hits import Hit
 from index.semantic import SemanticIndex
-from pipeline import artifacts, schema
+from pipeline import artifacts, disk, schema
 from pipeline.artifacts import Artifact
 from pipeline.config import IndexConfig
 from pipeline.errors import ArtifactError, MissingError, SchemaError
@@ -156,7 +156,7 @@ def test_one_seed_builds_one_index(index_of: Callable[..., Artifact], tmp_path: 
     second = index_of(matrix, INVERTED)
     found = (SemanticIndex.load(path).search_batch(matrix[:50], 10) for path in (tmp_path / "first", second.path))
     assert next(found) == next(found)
-    assert artifacts.sha256(tmp_path / "first" / "vectors.faiss") == artifacts.sha256(second.path / "vectors.faiss")
+    assert disk.sha256(tmp_path / "first" / "vectors.faiss") == disk.sha256(second.path / "vectors.faiss")
 
 
 class Spy:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pipeline import artifacts
+from pipeline import artifacts, disk
 from pipeline.artifacts import Artifact, Staging
 from pipeline.errors import ArtifactError, MissingError
 
@@ -164,7 +164,7 @@ def test_sync_order_is_files_then_manifest_then_rename_then_parent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[str] = []
-    real_fsync, real_rename = artifacts.fsync, Path.rename
+    real_fsync, real_rename = disk.fsync, Path.rename
 
     def fsync(path: Path) -> None:
         seen.append(f"sync {path.name}")
@@ -174,7 +174,7 @@ def test_sync_order_is_files_then_manifest_then_rename_then_parent(
         seen.append("rename")
         return real_rename(self, target)
 
-    monkeypatch.setattr(artifacts, "fsync", fsync)
+    monkeypatch.setattr(disk, "fsync", fsync)
     monkeypatch.setattr(Path, "rename", rename)
     made = _make(tmp_path)
     partial = f"{made.fingerprint}.partial"
@@ -183,14 +183,14 @@ def test_sync_order_is_files_then_manifest_then_rename_then_parent(
 
 def test_write_atomically_leaves_no_temporary_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "live.json"
-    artifacts.write_atomically(path, "old", str)
+    disk.write_atomically(path, "old", str)
 
     def refuse(_source: Any, _target: Any) -> None:
         raise OSError("no")
 
     monkeypatch.setattr(os, "replace", refuse)
     with pytest.raises(OSError, match="no"):
-        artifacts.write_atomically(path, "new", str)
+        disk.write_atomically(path, "new", str)
     assert path.read_text(encoding="utf-8") == "old"
     assert [item.name for item in tmp_path.iterdir()] == ["live.json"]
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline import artifacts, schema, text
+from pipeline import disk, schema, text
 from pipeline.config import SourceConfig
 from pipeline.data.formats import text_files
 from pipeline.data.formats.text_files import STRING
@@ -318,5 +318,5 @@ def name_of(path: Path) -> str:
 
 def digest_of(name: str, files: Iterable[Path]) -> str:
     """A hash of the names and the content of files, whichever folder they are in."""
-    parts = [f"{file.name} {artifacts.sha256(file)}" for file in files]
+    parts = [f"{file.name} {disk.sha256(file)}" for file in files]
     return hashlib.blake2b("\n".join([name, *parts]).encode(), digest_size=16).hexdigest()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from pipeline import artifacts
+from pipeline import disk
 from pipeline.data.formats import text_files
 from pipeline.errors import SchemaError
 from pipeline.text import read_lines
@@ -93,7 +93,7 @@ def write_run(run: pa.Table, path: Path) -> None:
         _ids(run, "system"),
     )
     rows = zip(*columns, strict=True)
-    artifacts.write_atomically(
+    disk.write_atomically(
         path, "".join(f"{q} Q0 {d} {rank} {score!r} {name}\n" for q, d, rank, score, name in rows), str
     )
 

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pipeline import artifacts
+from pipeline import disk
 from pipeline.errors import ArtifactError
 
 KEPT = 2
@@ -102,14 +102,14 @@ def save(
         for old in _newest_first(folder)[KEPT - 1 :]:
             old.unlink()
         save_file(plain, temporary, metadata={"progress": json.dumps(asdict(progress))})
-        artifacts.fsync(temporary)
-        digest = artifacts.sha256(temporary)
+        disk.fsync(temporary)
+        digest = disk.sha256(temporary)
         file = folder / f"step-{progress.step:08}-{digest}.safetensors"
         os.replace(temporary, file)
         for same_step in folder.glob(f"step-{progress.step:08}-*.safetensors"):
             if same_step != file:
                 same_step.unlink()
-        artifacts.fsync(folder)
+        disk.fsync(folder)
     except (OSError, SafetensorError) as error:
         raise _not_written(folder, sum(tensor.nbytes for tensor in plain.values()), progress.step, error) from error
     finally:
@@ -168,7 +168,7 @@ def _read(file: Path) -> tuple[dict[str, Tensor], Progress]:
     Raises:
         ValueError: its content is not what was written.
     """
-    if artifacts.sha256(file) != file.stem.rpartition("-")[2]:
+    if disk.sha256(file) != file.stem.rpartition("-")[2]:
         raise ValueError("its content is not what was written: the checksum in its name differs")
     with safe_open(file, framework="pt") as saved:
         tensors = {name: saved.get_tensor(name) for name in saved.keys()}  # noqa: SIM118 (not a mapping)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from pipeline import artifacts
+from pipeline import disk
 from pipeline.models.bi_encoder import BiEncoder
 from pipeline.tokens import TextTemplate
 from pipeline.training.loop import scoring
@@ -107,8 +107,8 @@ def _write(folder: Path, name: str, arrays: Arrays) -> None:
     temporary = folder / f".{name}.{os.getpid()}.tmp"
     try:
         temporary.write_bytes(content)
-        artifacts.fsync(temporary)
+        disk.fsync(temporary)
         os.replace(temporary, folder / f"{name}-{hashlib.sha256(content).hexdigest()}.safetensors")
-        artifacts.fsync(folder)
+        disk.fsync(folder)
     finally:
         temporary.unlink(missing_ok=True)

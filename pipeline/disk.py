@@ -1,0 +1,85 @@
+"""Files on a disk: digests, writes that survive a power cut, and one clear error when the disk is full."""
+
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipeline.errors import ArtifactError, RelevanceError
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fsync(path: Path) -> None:
+    """Makes a file's content, or a folder's entries, survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_atomically(path: Path, text: str, parse: Callable[[str], object]) -> None:
+    """Replaces a small text file so that a reader sees the old one or the new one, never a part.
+
+    Args:
+        path: the file; its folder must exist.
+        text: the new content.
+        parse: the reader of this file, which the new text must pass before it replaces anything; `str` for a text that
+            only people read.
+
+    Raises:
+        ArtifactError: the new text cannot be read back; the old file stays.
+        OSError: the disk is full or the folder cannot be written; the old file stays.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        if temporary.read_bytes().decode() != text:
+            raise ValueError("the disk gave back another text")
+        parse(text)
+        os.replace(temporary, path)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ArtifactError(f"{path}: not replaced, as the new text cannot be read back ({error})") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    fsync(path.parent)
+
+
+@contextmanager
+def readable_errors(final: Path) -> Iterator[None]:
+    """Turns a full or read-only disk, however a library words it, into one clear error."""
+    try:
+        yield
+    except RelevanceError:
+        raise
+    except Exception as error:
+        reason: BaseException | None = error
+        while reason is not None and not _disk_is_full(reason):
+            reason = reason.__cause__ or reason.__context__
+        if reason is None:
+            raise
+        free = shutil.disk_usage(final.parent if final.parent.exists() else "/").free
+        why = os.strerror(getattr(reason, "errno", None) or errno.ENOSPC)
+        raise ArtifactError(
+            f"{final}: could not be written ({why}; {free / 2**20:.0f} MiB free); "
+            "make room and run again, nothing half-written was kept"
+        ) from error
+
+
+def _disk_is_full(error: BaseException) -> bool:
+    if not isinstance(error, OSError):
+        return False
+    if error.errno is None:  # As numpy has it: "10000 requested and 2484 written".
+        return "requested and" in str(error)
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)

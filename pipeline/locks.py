@@ -1,0 +1,69 @@
+"""Locks on files of a workspace, which die with the process that holds them."""
+
+import fcntl
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+USED_AT_ONCE = 4
+"""Workspaces that one process marks as used, the latest ones."""
+_uses: dict[Path, int] = {}
+"""Absolute path of a workspace's use file → the open file that holds this process's lock."""
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds an exclusive lock on a file beside `path`; a second process waits. The lock dies with its process.
+
+    The file may be removed by whoever holds the lock: one that waited for a removed file takes the new one instead.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    name = path.with_name(f".{path.name}.lock")
+    while True:
+        with name.open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                log.info("%s: another process is at work on it; waiting until it is done", path)
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if same_file(file.fileno(), name):
+                yield
+                return
+
+
+def use_file(workspace: Path) -> Path:
+    """The file on which every process that makes artifacts in a workspace holds a shared lock until it ends."""
+    folder = workspace / "artifacts"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / ".use"
+
+
+def mark_used(workspace: Path) -> None:
+    """Keeps `relevance releases gc` away until this process ends: its inputs may belong to no release yet."""
+    path = use_file(workspace).absolute()
+    if path in _uses and same_file(_uses[path], path):
+        return
+    while len(_uses) >= USED_AT_ONCE:
+        os.close(_uses.pop(next(iter(_uses))))
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    fcntl.flock(handle, fcntl.LOCK_SH)
+    _uses[path] = handle
+
+
+def let_go(workspace: Path) -> None:
+    """Ends this process's own mark on a workspace."""
+    handle = _uses.pop(use_file(workspace).absolute(), None)
+    if handle is not None:
+        os.close(handle)
+
+
+def same_file(handle: int, path: Path) -> bool:
+    """Whether an open file is still the one at this path."""
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False

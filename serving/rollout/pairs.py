@@ -17,7 +17,7 @@ Ending = Literal["answered", "failed", "late", "stopped"]
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """How one release ended on a question."""
+    """One release's try to answer a question."""
 
     ending: Ending
     seconds: float = 0.0

@@ -141,7 +141,7 @@ class PresentRun:
     began: float
     """On the clock of `time.monotonic`."""
     clocks: frozenset[RunClock]
-    """Those of the requests whose inputs it holds."""
+    """The clocks of the requests whose inputs it holds."""
 
     @property
     def seconds(self) -> float:

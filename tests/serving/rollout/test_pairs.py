@@ -1,4 +1,4 @@
-"""Whom a pair blames, and that nothing but blamed pairs decides about a canary."""
+"""Tests of whom a pair blames, and that nothing but blamed pairs decides about a canary."""
 
 import random
 from statistics import median

@@ -85,13 +85,15 @@ Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 class BoundsBody(_Body):
     """Bounds at which the canary is withdrawn; a bound that is left out has its default."""
 
-    min_requests: Annotated[Count, Field(description="Before errors and latencies count.")] = _DEFAULT.min_requests
-    max_errors: Annotated[Share, Field(description="5xx among its requests, beyond live's.")] = _DEFAULT.max_errors
+    min_requests: Annotated[Count, Field(description="Before errors count.")] = _DEFAULT.min_requests
+    max_errors: Annotated[Share, Field(description="Requests on which its model alone fails, beyond live's.")] = (
+        _DEFAULT.max_errors
+    )
     max_latency: Annotated[
-        float, Field(gt=0, lt=1e6, description="Median time of a computed text over the live release's.")
+        float, Field(gt=0, lt=1e6, description="Median of its time over live's on the same questions.")
     ] = _DEFAULT.max_latency
-    compare: Annotated[Share, Field(description="Of its requests, those that live answers too.")] = _DEFAULT.compare
-    min_compared: Annotated[Count, Field(description="Before overlap counts.")] = _DEFAULT.min_compared
+    compare: Annotated[Share, Field(description="Of its requests, those put to both releases.")] = _DEFAULT.compare
+    min_compared: Annotated[Count, Field(description="Before overlap and latency count.")] = _DEFAULT.min_compared
     min_overlap: Annotated[Share, Field(description="Mean overlap of the first results.")] = _DEFAULT.min_overlap
     min_judged: Annotated[Count, Field(description="Judged queries before nDCG counts.")] = _DEFAULT.min_judged
     max_ndcg_drop: Annotated[Share, Field(description="Mean nDCG@10 that it may lose.")] = _DEFAULT.max_ndcg_drop

@@ -147,7 +147,7 @@ class CanaryMonitor:
     def _latency(self) -> str | None:
         slower = sum(ratio > self.bounds.max_latency for ratio in self._ratios)
         # With fewer pairs, as many slow ones as would move the median once there are enough.
-        enough = max(len(self._ratios), min(self.bounds.min_requests, KEPT))
+        enough = max(len(self._ratios), min(self.bounds.min_compared, KEPT))
         if slower <= enough / 2:
             return None
         return (

@@ -31,8 +31,8 @@ class Bounds:
     """
 
     min_requests: int = 100
-    """Requests, or questions put to both releases, before rates of errors and latencies count. Errors and slow answers
-    that would be too many even then count at once."""
+    """Requests, or questions put to both releases, before rates of errors count. Errors that would be too many even
+    then count at once."""
     max_errors: float = 0.01
     """Share of canary requests on which its model may fail where the live one does not, beyond the share of live
     requests with which it is the other way round; and, of the questions put to both, the share that the canary alone
@@ -42,7 +42,8 @@ class Bounds:
     compare: float = 0.2
     """Share of canary requests whose question is put to both releases, afterwards and at batch class."""
     min_compared: int = 30
-    """Compared requests before their overlap counts."""
+    """Questions that both releases answered before overlap and latency count. Slow answers that would be too many even
+    then count at once."""
     min_overlap: float = 0.5
     """Mean share of the first results that both have."""
     min_judged: int = 20

@@ -73,7 +73,7 @@ def test_questions_that_the_canary_alone_leaves_open_count_beyond_those_of_live(
 
 
 def test_latency_is_the_median_ratio_on_the_same_questions() -> None:
-    monitor = CanaryMonitor(Bounds(min_requests=40, max_latency=1.5))
+    monitor = CanaryMonitor(Bounds(min_compared=40, max_latency=1.5))
     for seconds in (0.001, 0.1, 7.0, 30.0) * 10:  # Whatever the questions cost.
         assert pair(monitor, 1, live=answered(seconds), trial=answered(1.4 * seconds)) == []
     assert pair(monitor, 9, live=answered(0.1), trial=answered(99)) == []  # A few slow ones do not move the median.
@@ -83,7 +83,7 @@ def test_latency_is_the_median_ratio_on_the_same_questions() -> None:
 
 
 def test_slow_answers_count_as_soon_as_they_would_move_the_median_later() -> None:
-    monitor = CanaryMonitor(Bounds(min_requests=100, max_latency=1.5))
+    monitor = CanaryMonitor(Bounds(min_compared=100, max_latency=1.5))
     assert pair(monitor, 50, live=answered(0.1), trial=answered(5)) == []
     (reason,) = pair(monitor, 1, live=answered(0.1), trial=answered(5))
     assert reason.startswith("50.00 times the live release's seconds, the median of 51 questions")

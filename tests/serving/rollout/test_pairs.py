@@ -55,7 +55,12 @@ def drawn(rng: random.Random) -> Attempt:
 @pytest.mark.parametrize("seed", range(60))
 def test_random_endings_withdraw_a_canary_exactly_when_a_count_from_the_start_says_so(seed: int) -> None:
     rng = random.Random(seed)
-    bounds = Bounds(min_requests=rng.choice((1, 10, 100)), max_errors=rng.choice((0.0, 0.02, 0.3)), max_latency=2.0)
+    bounds = Bounds(
+        min_requests=rng.choice((1, 10, 100)),
+        min_compared=rng.choice((1, 10, 100)),
+        max_errors=rng.choice((0.0, 0.02, 0.3)),
+        max_latency=2.0,
+    )
     monitor, past = CanaryMonitor(bounds), []
     for _ in range(300):
         pair = Pair(drawn(rng), drawn(rng))
@@ -71,7 +76,7 @@ def test_random_endings_withdraw_a_canary_exactly_when_a_count_from_the_start_sa
         slow = [ratio for ratio in ratios if ratio > 2.0]
         if pair.answered:
             # Those that are still to come, before latencies count, may all be fast.
-            fast = [0.0] * (bounds.min_requests - len(ratios))
+            fast = [0.0] * (bounds.min_compared - len(ratios))
             late = len(slow) * 2 > len(ratios) + len(fast)
             assert (reason is not None) is late
             assert monitor.tally().latency == pytest.approx(median(ratios))
@@ -85,7 +90,7 @@ def test_random_endings_withdraw_a_canary_exactly_when_a_count_from_the_start_sa
 @pytest.mark.parametrize("seed", range(20))
 def test_a_canary_that_is_never_worse_on_the_same_question_stays(seed: int) -> None:
     rng = random.Random(seed)
-    monitor = CanaryMonitor(Bounds(min_requests=1, max_errors=0.0, max_latency=1.0))
+    monitor = CanaryMonitor(Bounds(min_requests=1, min_compared=1, max_errors=0.0, max_latency=1.0))
     for _ in range(300):
         live = drawn(rng)
         trial = rng.choice((live, STOPPED, STARVED, Attempt("answered", 0.5 * live.seconds, 0.0, NOTHING)))

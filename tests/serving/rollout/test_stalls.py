@@ -176,7 +176,7 @@ def test_a_canary_that_answers_no_copy_in_time_is_withdrawn(begin: Start, monkey
 def test_a_canary_that_is_slower_on_the_same_questions_is_withdrawn(
     begin: Start, monkeypatch: pytest.MonkeyPatch, times: float, withdrawn: bool
 ) -> None:
-    client, lifecycle = begin(1, compare=1, min_requests=10, max_latency=1.5)
+    client, lifecycle = begin(1, compare=1, min_compared=10, max_latency=1.5)
     clock = _Clock()
     monkeypatch.setattr(shadow, "time", clock)
     clock.drives(monkeypatch, lifecycle.current, 1.0)

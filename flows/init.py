@@ -80,12 +80,12 @@ def look(path: str, columns: Mapping[str, str] | None = None) -> Look:
 
     from pipeline.config import SourceConfig
     from pipeline.data import check, sources
-    from pipeline.data.formats import table
+    from pipeline.data.formats import column_map
 
     absolute = path if "://" in path else str(Path(path).resolve())
     source: dict[str, Any] = {"path": absolute}
     if not columns and Path(absolute).is_file():
-        columns = table.suggest(table.names_of(Path(absolute)))
+        columns = column_map.suggest(column_map.names_of(Path(absolute)))
     if columns:
         source["columns"] = dict(columns)
     read = sources.read(SourceConfig(**source), Path())

@@ -29,7 +29,7 @@ def runner(model: Path | bytes) -> Runner:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     name, content = ("the graph", model) if isinstance(model, bytes) else (model, str(model))
     try:
-        # The fused node that is left out is slower on a CPU; see serving.runtime.engine.
+        # The fused node that is left out is slower on a CPU; see serving.runtime.session.
         session = ort.InferenceSession(
             content, options, providers=["CPUExecutionProvider"], disabled_optimizers=["SkipLayerNormFusion"]
         )

@@ -24,8 +24,8 @@ from pipeline.models.bi_encoder import BiEncoder
 from pipeline.recipe import to_dict
 from pipeline.stage import Stage
 from pipeline.training.loop import scoring, shards
-from pipeline.training.loop.batches import Pairs, read_pairs
 from pipeline.training.loop.loop import train
+from pipeline.training.loop.pair_tokens import Pairs, read_pairs
 from pipeline.training.tasks import projection
 from pipeline.training.tasks.bi_encoder import BiEncoderLearner, EncoderTargets, EncoderTask, first_scales
 from pipeline.training.tasks.teacher_targets import joined

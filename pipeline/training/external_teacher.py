@@ -28,7 +28,8 @@ from pipeline.models import base_models
 from pipeline.recipe import to_dict
 from pipeline.stage import Stage
 from pipeline.training.loop import scoring
-from pipeline.training.loop.batches import Ints, PairTexts, read_texts
+from pipeline.training.loop.batches import Ints
+from pipeline.training.loop.pair_tokens import PairTexts, read_texts
 from pipeline.training.losses import ranking
 from pipeline.training.tasks import causal_lm_judge
 

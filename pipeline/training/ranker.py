@@ -19,7 +19,8 @@ from pipeline.models.cross_encoder import CrossEncoder
 from pipeline.recipe import to_dict
 from pipeline.stage import Stage
 from pipeline.training.loop import scoring
-from pipeline.training.loop.batches import Pairs, pad, pair_inputs, pair_lengths, read_pairs, scoring_batches
+from pipeline.training.loop.batches import pad, pair_inputs, scoring_batches
+from pipeline.training.loop.pair_tokens import Pairs, pair_lengths, read_pairs
 from pipeline.training.losses.cross_encoder_terms import (
     TAUGHT_TERMS,
     TOKEN_TERMS,

@@ -25,8 +25,9 @@ from pipeline.artifacts import Artifact, Staging
 from pipeline.errors import ConfigError
 from pipeline.models.cross_encoder import CrossEncoder
 from pipeline.stage import Stage
-from pipeline.training.loop import batches, scoring, shards
-from pipeline.training.loop.batches import Ints, Pairs, read_pairs
+from pipeline.training.loop import pair_tokens, scoring, shards
+from pipeline.training.loop.batches import Ints
+from pipeline.training.loop.pair_tokens import Pairs, read_pairs
 
 STAGE = Stage(
     "teacher_scores",
@@ -174,7 +175,7 @@ def _score_in_shards(
     A part is a run of the batches that scoring all pairs at once would make, so the scores are the same, bit by bit.
     """
     scores = np.zeros(len(table), dtype=np.float32)
-    parts = scoring.shards(batches.pair_lengths(table, model.template), shards.SHARD)
+    parts = scoring.shards(pair_tokens.pair_lengths(table, model.template), shards.SHARD)
     for number, rows in enumerate(parts, start=1):
 
         def compute(rows: Ints = rows, number: int = number) -> shards.Arrays:

@@ -23,7 +23,7 @@ from serving.process.http_protocol import ConnectionLimits, LimitedProtocol
 from serving.process.listener import BACKLOG, has_waiting, refuse_new
 from serving.process.logs import write_log
 from serving.rollout.lifecycle import Lifecycle
-from serving.runtime.engine import cores
+from serving.runtime.processor import cores
 from serving.settings import Settings
 
 KEEP_ALIVE_S = 75

@@ -23,7 +23,7 @@ from serving.errors import NotReadyError
 from serving.rollout import trials
 from serving.rollout.arrival import RETRY_S, FolderStamp, check_complete, folder_stamp
 from serving.rollout.traffic import Rollout
-from serving.runtime.engine import has_cuda, runners
+from serving.runtime.processor import has_cuda, runners
 from serving.runtime.scheduler import Scheduler
 from serving.scoring.redis_cache import SharedCache
 from serving.scoring.reranker import Caches

@@ -8,14 +8,9 @@ same bits in any company and order, in int8 too, whose activations are scaled by
 One session is shared, each run takes one thread, and there are as many runners as cores.
 """
 
-import ctypes
-import functools
-import hashlib
 import json
 import logging
 import math
-import os
-import platform
 import threading
 import time
 import weakref
@@ -35,11 +30,12 @@ from serving.errors import DeadlineError, InferenceError
 from serving.runtime.bundle import Bundle
 from serving.runtime.deadline import Deadline
 from serving.runtime.items import Item, Priority, Throughput
+from serving.runtime.processor import Device, has_cuda, processor, runners
 from serving.runtime.scheduler import Job, Scheduler
+from serving.runtime.session import open_session, padded
 from serving.runtime.tokenizer import MAX_BYTES, RuntimeTokenizer
 
 Role = Literal["query", "document"]
-Device = Literal["cpu", "cuda"]
 Check = Callable[[], None]
 Vectors = NDArray[np.float32]
 
@@ -59,9 +55,6 @@ BATCH_TOKENS = 16_384
 BUCKET_TOKENS = 16
 """Lengths on CUDA are rounded up to a multiple, so that few shapes occur."""
 
-# ONNX Runtime's fused kernel is slower on a CPU than the two nodes it replaces: 170 against 207 pairs per CPU-second
-# in int8, 73 against 79 in fp32 (6 layers, 384 wide, 64 tokens, Zen 4).
-SLOW_ON_CPU = ["SkipLayerNormFusion"]
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +108,7 @@ class Engine:
         file = self.bundle.precisions[self.precision]["file"]
         if verify is True:
             _verify(artifact, [file])
-        self._session = _session(artifact.file(file), self.device)
+        self._session = open_session(artifact.file(file), self.device)
         self._longest = max(template.max_tokens for template in self.bundle.templates.values())
         self._ones = np.ones((1, self._longest), np.int64)
         self._zeros = np.zeros((1, self._longest), np.int64)
@@ -315,83 +308,6 @@ class Engine:
                     f"exported, more than {tolerance}; export the model on such a machine, or "
                     "serve another precision"
                 )
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def has_cuda() -> bool:
-    """Whether ONNX Runtime has its CUDA part and the driver finds a device."""
-    if "CUDAExecutionProvider" not in ort.get_available_providers():
-        return False
-    try:
-        driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
-    except OSError:
-        return False
-    count = ctypes.c_int(0)
-    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
-
-
-def runners(device: Device) -> int:
-    """Runner threads for a device: one a core, or two for CUDA, of which one pads while the other's run is computed."""
-    return 2 if device == "cuda" else cores()
-
-
-@functools.cache
-def processor() -> str:
-    """A short digest of what this machine computes with; machines that share one round alike."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n")
-    except OSError:
-        lines = []
-    told = sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))})
-    facts = "\n".join([platform.machine(), platform.processor(), *told])
-    return hashlib.blake2b(facts.encode(), digest_size=8).hexdigest()
-
-
-def padded(items: Sequence[Item], inputs: Sequence[str], bucket: int, longest: int) -> dict[str, NDArray[np.int64]]:
-    """The feeds of one padded batch, each (items, tokens); padding stands at the end and the mask is 0 there."""
-    width = min(_rounded(max(len(item.ids) for item in items), bucket), longest)
-    feeds = {name: np.zeros((len(items), width), np.int64) for name in inputs}
-    for row, item in enumerate(items):
-        feeds["input_ids"][row, : len(item.ids)] = item.ids
-        feeds["attention_mask"][row, : len(item.ids)] = 1
-        if "token_type_ids" in feeds and item.types:
-            feeds["token_type_ids"][row, : len(item.ids)] = item.types
-    return feeds
-
-
-def _rounded(length: int, bucket: int) -> int:
-    return -(-length // bucket) * bucket
-
-
-def _session(path: Path, device: Device) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.enable_mem_pattern = False  # It keeps a plan for every length ever seen, and saves no time here.
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # Without TF32, whose products have ten bits; with memory asked for as needed.
-    cuda = ("CUDAExecutionProvider", {"use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"})
-    try:
-        if device == "cuda":
-            session = ort.InferenceSession(str(path), options, providers=[cuda, "CPUExecutionProvider"])
-        else:
-            session = ort.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=SLOW_ON_CPU
-            )
-    except Exception as error:  # ONNX Runtime's errors share no class of their own.
-        raise ArtifactError(f"{path}: ONNX Runtime cannot load it ({error}); export the model again") from error
-    if device == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
-        raise ConfigError(
-            f"{path}: ONNX Runtime cannot use the CUDA device; install the CUDA and cuDNN that its version needs, or "
-            "serve on the CPU"
-        )
-    return session
 
 
 def _verify(artifact: Artifact, names: Sequence[str]) -> None:

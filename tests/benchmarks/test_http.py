@@ -33,7 +33,8 @@ from pipeline.artifacts import Artifact
 from pipeline.config import ExportConfig, IndexConfig
 from pipeline.export import bundle
 from pipeline.releases import Releases
-from serving.runtime.engine import Engine, cores
+from serving.runtime.engine import Engine
+from serving.runtime.processor import cores
 
 pytestmark = [
     pytest.mark.benchmark,

@@ -22,9 +22,9 @@ from torch import Tensor
 
 from pipeline.artifacts import Artifact
 from pipeline.config import CandidatesConfig, DataConfig, IndexConfig, LoopConfig, SourceConfig
-from pipeline.training.loop import batches
-from pipeline.training.loop.batches import Pairs, PairTexts
+from pipeline.training.loop import pair_tokens
 from pipeline.training.loop.loop import Step
+from pipeline.training.loop.pair_tokens import Pairs, PairTexts
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.demo_model, pytest.mark.data]
 pytest.importorskip("datasets", reason="sentence-transformers' trainer is not installed")
@@ -80,8 +80,8 @@ def judged(workspace: Path, shared_data: Path, name: str, **knobs: Any) -> tuple
     tokenizer = tokenizers.plain_tokenizer(tokenizers.load_tokenizer(base))
 
     def read(made: Artifact) -> World:
-        pairs = batches.read_pairs(data, made, tokenizer, max_query_tokens=32, max_tokens=MAX_TOKENS)
-        return World(base, pairs, batches.read_texts(data, made))
+        pairs = pair_tokens.read_pairs(data, made, tokenizer, max_query_tokens=32, max_tokens=MAX_TOKENS)
+        return World(base, pairs, pair_tokens.read_texts(data, made))
 
     return (
         read(candidates.pairs(workspace, config, data=data, run=retrieved)),

@@ -27,7 +27,7 @@ from pipeline.evaluation import widths
 from pipeline.models import base_models
 from pipeline.models.bi_encoder import BiEncoder
 from pipeline.text import document_text
-from pipeline.training.loop import batches, scoring
+from pipeline.training.loop import pair_tokens, scoring
 from pipeline.training.tasks import projection
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.data, pytest.mark.demo_model]
@@ -48,7 +48,7 @@ def start(base: Path, dimensions: int) -> BiEncoder:
     return BiEncoder.start(base, dimensions=dimensions, widths=(), seed=13, **sizes).eval()
 
 
-def texts(model: BiEncoder, data: Artifact) -> tuple[batches.Ragged, batches.Ragged, Any]:
+def texts(model: BiEncoder, data: Artifact) -> tuple[pair_tokens.Ragged, pair_tokens.Ragged, Any]:
     """Tokens of the test queries and of all documents, and (queries, documents) grades."""
     documents, queries, judged = (
         pq.read_table(data.file(f"{name}.parquet")).to_pydict() for name in ("documents", "queries", "judgments")
@@ -65,14 +65,14 @@ def texts(model: BiEncoder, data: Artifact) -> tuple[batches.Ragged, batches.Rag
             grades[positions[query], rows[judged["doc_id"][row]]] = judged["grade"][row]
     words = [document_text(*both) for both in zip(documents["title"], documents["text"], strict=True)]
     return (
-        batches.tokenise(model.tokenizer, [queries["text"][row] for row in kept], model.query_template.max_tokens),
-        batches.tokenise(model.tokenizer, words, model.document_template.max_tokens),
+        pair_tokens.tokenise(model.tokenizer, [queries["text"][row] for row in kept], model.query_template.max_tokens),
+        pair_tokens.tokenise(model.tokenizer, words, model.document_template.max_tokens),
         grades,
     )
 
 
 def encoded(
-    model: BiEncoder, queries: batches.Ragged, documents: batches.Ragged, *, pooled: bool = False
+    model: BiEncoder, queries: pair_tokens.Ragged, documents: pair_tokens.Ragged, *, pooled: bool = False
 ) -> tuple[Any, Any]:
     """Vectors of queries and documents; with `pooled` of full width, before the projection."""
     query_vectors, document_vectors = (

@@ -5,6 +5,7 @@ from pathlib import Path
 from pipeline.config import SourceConfig
 from pipeline.data.formats import (
     beir,
+    column_map,
     esci,
     kaggle,
     parquet,
@@ -93,4 +94,4 @@ def find(config: SourceConfig, root: Path) -> tuple[str, FoundSource]:
     if not path.exists():
         raise MissingError(f"{path}: no such file or folder")
     looked = "".join(f"\n  {known.name}: {known.looked_for}" for known in candidates)
-    raise MissingError(f"{path}: these files were looked for and are not there:{looked}{table.advice(path)}")
+    raise MissingError(f"{path}: these files were looked for and are not there:{looked}{column_map.advice(path)}")

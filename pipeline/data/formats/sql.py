@@ -23,8 +23,8 @@ import sqlalchemy as sa
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, NoSuchTableError, SQLAlchemyError
 
 from pipeline.config import SourceConfig
+from pipeline.data.formats import column_map, tables
 from pipeline.data.formats import table as mapped
-from pipeline.data.formats import tables
 from pipeline.data.formats.tables import FoundSource, Tables
 from pipeline.data.formats.text_files import STRING
 from pipeline.errors import ConfigError, MissingError, SchemaError
@@ -136,7 +136,7 @@ def _rows(engine: sa.Engine, name: str, config: SourceConfig, shown: str, *, raw
             names = list(table.c.keys())
         missing = [column for column in wanted.values() if column not in names]
         if missing:
-            best = mapped.suggest(names)
+            best = column_map.suggest(names)
             fit = ", ".join(f"{role} = {json.dumps(column)}" for role, column in best.items())
             raise SchemaError(
                 f"{shown}: has no column {', '.join(missing)}; it has {names}. Map its columns in the recipe's source"
@@ -169,7 +169,7 @@ def _parts(result: Any) -> Iterator[Sequence[Mapping[str, Any]]]:
 def _assembled(columns: Mapping[str, list[Any]], config: SourceConfig, shown: str) -> Tables:
     arrays = {}
     for key, values in columns.items():
-        if key in mapped.roles(columns):
+        if key in column_map.roles(columns):
             arrays[key], faults = tables.strings(_texts(values, key, shown), "documents", key)
             if faults:
                 raise SchemaError(f"{shown}: row {faults[0].row}, {faults[0].reason}")

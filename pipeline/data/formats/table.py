@@ -23,67 +23,30 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.config import SourceConfig
 from pipeline.data import clicks
 from pipeline.data.formats import tables, text_files
+from pipeline.data.formats.column_map import (
+    JSON_LINES,
+    SUFFIXES,
+    SYNONYMS,
+    advice,
+    delimiter_of,
+    files_of,
+    names_of,
+    roles,
+)
 from pipeline.data.formats.tables import FoundSource, Tables
 from pipeline.data.formats.text_files import STRING
 from pipeline.errors import ConfigError, MissingError, SchemaError
 from pipeline.schema import MAX_GRADE, InvalidRow
 
-JSON_LINES = (".jsonl", ".ndjson", ".json")
-SUFFIXES = (".csv", ".tsv", ".tab", *JSON_LINES, ".parquet")
-DELIMITERS = (",", "\t", ";", "|")
 STEPS_PER_POINT = 3
 """Grades that one point of a fractional scale becomes, where the recipe gives no scale."""
 
-ROLES = ("query_id", "query", "doc_id", "title", "text", "grade", "split", "source")
-
-SYNONYMS: Mapping[str, tuple[str, ...]] = {
-    "query": ("query", "search_term", "search", "keyword", "keywords", "question", "search_query", "q"),
-    "title": ("title", "product_title", "name", "product_name", "headline", "subject"),
-    "text": ("text", "body", "description", "content", "product_description", "passage", "document", "abstract"),
-    "grade": (
-        "grade",
-        "relevance",
-        "label",
-        "rating",
-        "stars",
-        "score",
-        "judgment",
-        "judgement",
-        "gain",
-        "median_relevance",
-    ),
-    "query_id": ("query_id", "qid", "query-id", "queryid"),
-    "doc_id": (
-        "doc_id",
-        "docid",
-        "product_id",
-        "product_uid",
-        "corpus-id",
-        "document_id",
-        "item_id",
-        "sku",
-        "asin",
-        "id",
-    ),
-    "split": ("split",),
-    "position": ("position", "rank", "pos"),
-    "clicked": ("clicked", "click", "is_click", "is_clicked"),
-    "session": ("session", "session_id"),
-    "time": ("time", "timestamp"),
-}
-"""Usual names of each kind of column, the likeliest first."""
 
 log = logging.getLogger(__name__)
-
-
-def roles(keys: Collection[str]) -> tuple[str, ...]:
-    """The keys of a map of columns that have a meaning; those of click logs have one beside `clicked` alone."""
-    return (*ROLES, *clicks.ROLES) if "clicked" in keys else ROLES
 
 
 def find(config: SourceConfig, root: Path) -> FoundSource | None:
@@ -105,14 +68,6 @@ def find(config: SourceConfig, root: Path) -> FoundSource | None:
     return FoundSource(
         name, str(path), lambda: tables.digest_of("table", files_of(path)), lambda: read(files_of(path), config)
     )
-
-
-def files_of(path: Path) -> list[Path]:
-    """The table files that a path means: itself, those of a folder, or those that match its last part."""
-    if path.is_file():
-        return [path] if path.suffix.lower() in SUFFIXES else []
-    folder, pattern = (path, "*") if path.is_dir() else (path.parent, path.name)
-    return [file for file in tables.data_files(folder, pattern) if file.suffix.lower() in SUFFIXES]
 
 
 def read(files: Sequence[Path], config: SourceConfig) -> Tables:
@@ -199,44 +154,6 @@ def _is_click_log(keys: Collection[str], shown: str) -> bool:
     return True
 
 
-def advice(path: Path) -> str:
-    """The columns of the table at a path and the map that would fit best, to be put behind a message; or nothing."""
-    files = files_of(path)
-    if not files:
-        return ""
-    try:
-        names = names_of(files[0])
-    except (SchemaError, MissingError, OSError, pa.ArrowException) as error:
-        return f"\nA table could be read by a map of its columns, but {error}"
-    best = suggest(names)
-    shown = ", ".join(names[:40]) + (", …" if len(names) > 40 else "")
-    if not best:
-        return (
-            f"\n{files[0].name} has the columns {shown}; none looks like a query, a title or a grade, map them by hand"
-        )
-    toml = ", ".join(f"{role} = {json.dumps(name, ensure_ascii=False)}" for role, name in best.items())
-    option = ",".join(f"{role}={name}" for role, name in best.items())
-    return (
-        f"\n{files[0].name} has the columns {shown}. The map that fits best: columns = {{ {toml} }} in the recipe's "
-        f"source, or --columns {option!r} on the command line"
-    )
-
-
-def suggest(names: Sequence[str]) -> dict[str, str]:
-    """The likeliest of these names for each key of a map of columns; each name is used once."""
-    folded = {name.strip().casefold().replace(" ", "_"): name for name in reversed(names)}
-    best: dict[str, str] = {}
-    for role, known in SYNONYMS.items():
-        free = [name for name in folded if folded[name] not in best.values()]
-        match = next((name for name in known if name in free), None)
-        near = [] if role in clicks.ROLES else difflib.get_close_matches(role, free, 1, 0.75)
-        if match or near:
-            best[role] = folded[match or near[0]]
-    if "grade" in best or not {"position", "clicked"} <= set(best):
-        return {role: name for role, name in best.items() if role not in clicks.ROLES}
-    return {role: name for role, name in best.items() if role != "split" and (role != "time" or "session" in best)}
-
-
 def _read_file(file: Path, columns: Mapping[str, str]) -> pa.Table:
     """The mapped columns of one file under their keys; known roles as texts."""
     wanted = list(dict.fromkeys(columns.values()))
@@ -250,34 +167,11 @@ def _read_file(file: Path, columns: Mapping[str, str]) -> pa.Table:
     if suffix == ".parquet":
         rows = tables.read_foreign(file, wanted)
     else:
-        rows = text_files.titled(file, wanted, delimiter=_delimiter(file, wanted))
+        rows = text_files.titled(file, wanted, delimiter=delimiter_of(file, wanted))
     known = roles(columns)
     return pa.table(
         {role: _text(rows[name], role, file) if role in known else rows[name] for role, name in columns.items()}
     )
-
-
-def names_of(file: Path, wanted: Sequence[str] = ()) -> list[str]:
-    """Names of a table's columns; of separators, the one is taken under which most of the wanted names are found."""
-    if file.suffix.lower() in JSON_LINES:
-        return list(next(text_files.json_lines(file), (0, {}))[1])
-    if file.suffix.lower() == ".parquet":
-        return list(pq.read_schema(file).names)
-    return text_files.header(file, _delimiter(file, wanted))
-
-
-def _delimiter(file: Path, wanted: Sequence[str]) -> str:
-    """The separator whose first row has most of the wanted names, and then most names; tabs first for .tsv."""
-    known = sorted(DELIMITERS, key=lambda delimiter: delimiter != "\t") if file.suffix.lower() != ".csv" else DELIMITERS
-
-    def fit(delimiter: str) -> tuple[int, int]:
-        try:
-            names = text_files.header(file, delimiter)
-        except SchemaError:
-            return (0, 0)
-        return len(set(wanted) & set(names)), len(names)
-
-    return max(known, key=fit)
 
 
 def _text(values: pa.ChunkedArray, role: str, file: Path) -> pa.ChunkedArray:

@@ -1,202 +1,31 @@
-"""Batches: pairs as token ids, the plan of an epoch, and padded batches with little padding.
+"""Batches: the plan of an epoch, and padded batches with little padding.
 
-Texts are tokenised once a stage. The plan is a pure function of lengths, queries, config and epoch: an optimizer
+The plan is a pure function of lengths, queries, config and epoch: an optimizer
 step is a set of whole queries, drawn at random, of about `tokens_per_batch` real tokens. A step whose activations
 would not fit in memory, or that several processes share, is cut into chunks of whole queries. Inside a chunk, texts of
 like length share a padded batch, so the chunk's scores are computed together with hardly a padding token.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 from torch import Tensor
 
-from pipeline import schema, text
-from pipeline.artifacts import Artifact
 from pipeline.config import LoopConfig
-from pipeline.errors import ConfigError, SchemaError
-from pipeline.prefixes import PrefixTokenizer
-from pipeline.progress import bar
+from pipeline.errors import ConfigError
 from pipeline.tokens import PairTemplate, TextTemplate
 from pipeline.training.loop import distributed
+from pipeline.training.loop.pair_tokens import Pairs, Ragged
 
 Ints = NDArray[np.int64]
 
 BATCH_COST_TOKENS = 24
 """The cost of one more padded batch, in tokens: so high that few are made, so low that padding stays below a twentieth
 in steps of 2,048 tokens (`tests/benchmarks/test_training_speed.py` holds it there)."""
-
-TOKENISE_BATCH = 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Ragged:
-    """Many lists of token ids end to end."""
-
-    ids: NDArray[np.int32]
-    starts: Ints
-    """(lists + 1,) index of the first id of each list; the last is the number of ids."""
-
-    def __len__(self) -> int:
-        return len(self.starts) - 1
-
-    def __getitem__(self, number: int) -> list[int]:
-        ids: list[int] = self.ids[self.starts[number] : self.starts[number + 1]].tolist()
-        return ids
-
-    @property
-    def lengths(self) -> Ints:
-        return np.diff(self.starts)
-
-
-def tokenise(tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int, label: str = "tokenise") -> Ragged:
-    """The first `max_tokens` ids of each text, without special tokens; `label` names the progress bar."""
-    prefixes = PrefixTokenizer.of(tokenizer)
-    parts: list[NDArray[np.int32]] = []
-    with bar(label, len(texts), "texts") as advance:
-        for begin in range(0, len(texts), TOKENISE_BATCH):
-            batch = texts[begin : begin + TOKENISE_BATCH]
-            parts.extend(np.array(ids, dtype=np.int32) for ids in prefixes.ids(batch, max_tokens))
-            advance(len(batch))
-    starts = np.cumsum([0, *map(len, parts)], dtype=np.int64)
-    return Ragged(np.concatenate(parts) if parts else np.zeros(0, np.int32), starts)
-
-
-@dataclass(frozen=True, slots=True)
-class Pairs:
-    """A pairs table with the tokens of its texts; entry i of each array belongs to pair i."""
-
-    rows: Ints
-    """(pairs,) row_id, by which teacher scores are joined."""
-    query: Ints
-    """(pairs,) number of the query in `queries`; also the group of the losses."""
-    document: Ints
-    """(pairs,) number of the document in `documents`."""
-    grades: Ints
-    """(pairs,) grade; below 0 where the pair has none."""
-    split: NDArray[np.str_]
-    queries: Ragged
-    documents: Ragged
-    own_documents: Mapping[int, int] = field(default_factory=dict)
-    """Number of a query → number of the document that it is itself, which is none of its negatives."""
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def indices(self, split: str) -> Ints:
-        """The indices of a split's pairs, in table order."""
-        return np.flatnonzero(self.split == split)
-
-
-def read_pairs(
-    data: Artifact, pairs: Artifact, tokenizer: Tokenizer, *, max_query_tokens: int, max_tokens: int, split: str = ""
-) -> Pairs:
-    """The pairs of an artifact with their texts' tokens, from the documents and queries of the data.
-
-    Args:
-        split: reads only the pairs of this split; empty for all.
-
-    Raises:
-        SchemaError: a pair names a query or document that the data does not have; names the first.
-    """
-    texts = read_texts(data, pairs, split)
-    return Pairs(
-        rows=texts.table.column("row_id").to_numpy().astype(np.int64),
-        query=texts.query,
-        document=texts.document,
-        grades=texts.table.column("grade").to_numpy().astype(np.int64),
-        split=np.array(texts.table.column("split").to_pylist(), dtype=np.str_),
-        queries=tokenise(tokenizer, texts.queries, max_query_tokens, "tokenise queries"),
-        documents=tokenise(tokenizer, texts.documents, max_tokens, "tokenise documents"),
-        own_documents=_own_documents(texts.table, schema.own_documents(data.path)),
-    )
-
-
-def _own_documents(table: pa.Table, own: frozenset[str]) -> dict[int, int]:
-    """Numbers of the queries in `own` → numbers of the documents of the same id, where the table has both."""
-    queries, documents = (
-        {name: number for number, name in enumerate(_numbered(table, column)[0])} for column in ("query_id", "doc_id")
-    )
-    return {queries[name]: documents[name] for name in own if name in queries and name in documents}
-
-
-@dataclass(frozen=True, slots=True)
-class PairTexts:
-    """A pairs table and its texts."""
-
-    table: pa.Table
-    query: Ints
-    """(pairs,) number in `queries`."""
-    document: Ints
-    """(pairs,) number in `documents`."""
-    queries: list[str]
-    documents: list[str]
-
-
-def read_texts(data: Artifact, pairs: Artifact, split: str = "") -> PairTexts:
-    """The pairs of an artifact, or of one split of it, with their texts, from the documents and queries of the data.
-
-    Queries that the data does not have may stand in a queries.parquet beside the pairs.
-
-    Raises:
-        SchemaError: a pair names a query or document that is in neither; names the first.
-    """
-    table = schema.read(pairs.file("pairs.parquet"), "pairs")
-    if split:
-        table = table.filter(pc.field("split") == split)
-    query_ids, query = _numbered(table, "query_id")
-    doc_ids, document = _numbered(table, "doc_id")
-    files = [
-        artifact.file("queries.parquet") for artifact in (data, pairs) if "queries.parquet" in artifact.manifest.files
-    ]
-    queries = _texts(files, "query_id", ("text",), query_ids)
-    documents = _texts([data.file("documents.parquet")], "doc_id", ("title", "text"), doc_ids)
-    return PairTexts(
-        table,
-        query,
-        document,
-        [query_text for (query_text,) in queries],
-        [text.document_text(title, body) for title, body in documents],
-    )
-
-
-def _numbered(table: pa.Table, column: str) -> tuple[list[str], Ints]:
-    """The distinct ids of a column, ascending, and the number of each row's id among them."""
-    names, numbers = np.unique(np.array(table.column(column).to_pylist(), dtype=np.str_), return_inverse=True)
-    return names.tolist(), numbers.astype(np.int64)
-
-
-def _texts(paths: Sequence[Path], key: str, columns: Sequence[str], wanted: Sequence[str]) -> list[tuple[str, ...]]:
-    """The columns of the rows with these ids in any of the files, in the order of the ids."""
-    kept = pc.field(key).isin(pa.array(wanted, pa.string()))
-    texts_of: dict[str, tuple[str, ...]] = {}
-    for path in paths:
-        table = pq.read_table(path, columns=[key, *columns], filters=kept)
-        texts = [table.column(name).to_pylist() for name in columns]
-        texts_of |= zip(table.column(key).to_pylist(), zip(*texts, strict=True), strict=True)
-    missing = [name for name in wanted if name not in texts_of]
-    if missing:
-        raise SchemaError(
-            f"{paths[0]}: {len(missing)} of the pairs' ids are missing, such as {key} '{missing[0]}'; "
-            "make the pairs again from this data"
-        )
-    return [texts_of[name] for name in wanted]
-
-
-def pair_lengths(pairs: Pairs, template: PairTemplate) -> Ints:
-    """(pairs,) tokens of each assembled input."""
-    query = np.minimum(pairs.queries.lengths[pairs.query], template.max_query_tokens)
-    room = template.max_tokens - template.special_tokens - query
-    return np.asarray(query + np.minimum(pairs.documents.lengths[pairs.document], room) + template.special_tokens)
 
 
 def plan(lengths: Ints, groups: Ints, config: LoopConfig, *, max_list: int, epoch: int) -> list[list[Ints]]:

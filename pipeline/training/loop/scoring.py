@@ -16,9 +16,10 @@ from pipeline.models.bi_encoder import BiEncoder
 from pipeline.models.cross_encoder import CrossEncoder
 from pipeline.progress import bar
 from pipeline.tokens import TextTemplate
-from pipeline.training.loop import batches, memory
-from pipeline.training.loop.batches import Ints, Pairs, Ragged
+from pipeline.training.loop import batches, memory, pair_tokens
+from pipeline.training.loop.batches import Ints
 from pipeline.training.loop.loop import autocast
+from pipeline.training.loop.pair_tokens import Pairs, Ragged
 
 Floats = NDArray[np.float32]
 
@@ -96,7 +97,7 @@ def cross_scores(
         TrainingError: a score is not a finite number, or memory runs out.
     """
     where = next(model.parameters()).device
-    lengths = batches.pair_lengths(pairs, model.template)[indices]
+    lengths = pair_tokens.pair_lengths(pairs, model.template)[indices]
     scores = np.zeros(len(indices), dtype=np.float32)
     with memory.shortage_named(f"{label.strip()}:", SMALLER), bar(label, len(indices), "pairs") as advance:
         for chosen in batches.scoring_batches(lengths, _batch_tokens(where)):

@@ -22,7 +22,7 @@ from pipeline import disk
 from pipeline.models.bi_encoder import BiEncoder
 from pipeline.tokens import TextTemplate
 from pipeline.training.loop import scoring
-from pipeline.training.loop.batches import Ragged
+from pipeline.training.loop.pair_tokens import Ragged
 
 Arrays = Mapping[str, NDArray[Any]]
 

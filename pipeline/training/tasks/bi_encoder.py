@@ -21,8 +21,9 @@ from pipeline.config import EncoderConfig
 from pipeline.errors import ConfigError
 from pipeline.models.bi_encoder import BiEncoder
 from pipeline.training.loop import batches, scoring
-from pipeline.training.loop.batches import Ints, Pairs
+from pipeline.training.loop.batches import Ints
 from pipeline.training.loop.loop import Step
+from pipeline.training.loop.pair_tokens import Pairs
 from pipeline.training.losses import ranking
 from pipeline.training.losses.bi_encoder_terms import (
     BiEncoderCounts,

@@ -22,7 +22,7 @@ from pipeline.models import base_models, tokenizers
 from pipeline.prefixes import PrefixTokenizer
 from pipeline.progress import bar
 from pipeline.training.loop import batches, memory, scoring, shards
-from pipeline.training.loop.batches import PairTexts
+from pipeline.training.loop.pair_tokens import PairTexts
 
 SHARD = shards.SHARD
 """Pairs that are tokenised, sorted by length and scored together, and kept in one file until all are scored."""

@@ -19,10 +19,11 @@ from pipeline.config import LoopConfig
 from pipeline.errors import ArtifactError, ConfigError, TrainingError
 from pipeline.models import tokenizers
 from pipeline.models.cross_encoder import CrossEncoder, Reading
-from pipeline.training.loop import batches, scoring
-from pipeline.training.loop.batches import Ints, PaddedBatch, Pairs
+from pipeline.training.loop import batches, pair_tokens, scoring
+from pipeline.training.loop.batches import Ints, PaddedBatch
 from pipeline.training.loop.checkpoint import Progress
 from pipeline.training.loop.loop import Step, step_seed, train
+from pipeline.training.loop.pair_tokens import Pairs
 from pipeline.training.losses import distillation
 from pipeline.training.losses.cross_encoder_terms import (
     MUTUAL,
@@ -166,7 +167,7 @@ class CrossTask:
         students = [model] if objective.peer is None else [model, objective.peer]
         self.learner = CrossEncoderLearner(students, self.weights, width, config.seed)
         self._check_targets()
-        self.lengths = batches.pair_lengths(pairs, model.template)
+        self.lengths = pair_tokens.pair_lengths(pairs, model.template)
         self.train = pairs.indices("train")
         if self.weights.of(TAUGHT_TERMS) or self.weights.of(TOKEN_TERMS):
             self.train = np.concatenate([self.train, pairs.indices(schema.UNLABELLED)])
@@ -369,7 +370,7 @@ def untrained(
         TrainingError: no pair has a grade above 0.
     """
     tokenizer = tokenizers.plain_tokenizer(tokenizers.load_tokenizer(base))
-    table = batches.read_pairs(data, pairs, tokenizer, max_query_tokens=max_query_tokens, max_tokens=max_tokens)
+    table = pair_tokens.read_pairs(data, pairs, tokenizer, max_query_tokens=max_query_tokens, max_tokens=max_tokens)
     thresholds = first_thresholds(table)
     model = CrossEncoder.start(
         base, thresholds=thresholds, max_tokens=max_tokens, max_query_tokens=max_query_tokens, seed=seed

@@ -16,9 +16,10 @@ from pipeline.config import PretrainConfig
 from pipeline.errors import ConfigError, TrainingError
 from pipeline.models import base_models, packed, tokenizers
 from pipeline.models.families import ModelFamily, family_of
-from pipeline.training.loop import batches, distributed
-from pipeline.training.loop.batches import Ints, Ragged
+from pipeline.training.loop import batches, distributed, pair_tokens
+from pipeline.training.loop.batches import Ints
 from pipeline.training.loop.loop import Step, autocast
+from pipeline.training.loop.pair_tokens import Ragged
 
 WINDOWS = 4
 """A long document is read as far as so many inputs hold; each epoch sees one part of it."""
@@ -196,8 +197,8 @@ class MaskedTask:
         limit = config.max_tokens
         self.pair = tokenizers.pair_template(tokenizer, model.model.config, limit, limit // 4)
         self.single = tokenizers.text_template(tokenizer, limit)
-        self.queries: Ragged = batches.tokenise(plain, corpus.queries, limit, "tokenise queries")
-        self.documents: Ragged = batches.tokenise(plain, corpus.documents, WINDOWS * limit, "tokenise documents")
+        self.queries: Ragged = pair_tokens.tokenise(plain, corpus.queries, limit, "tokenise queries")
+        self.documents: Ragged = pair_tokens.tokenise(plain, corpus.documents, WINDOWS * limit, "tokenise documents")
         alone = np.stack([np.full(len(self.documents), -1), np.arange(len(self.documents))], axis=1)
         examples = np.concatenate([alone, corpus.pairs])
         self.query, self.document = examples.T

@@ -20,9 +20,10 @@ from pipeline.artifacts import Artifact
 from pipeline.config import EncoderConfig, LoopConfig
 from pipeline.errors import TrainingError
 from pipeline.models.bi_encoder import BiEncoder
-from pipeline.training.loop import batches, shards
-from pipeline.training.loop.batches import Ints, Ragged
+from pipeline.training.loop import pair_tokens, shards
+from pipeline.training.loop.batches import Ints
 from pipeline.training.loop.loop import Step, train
+from pipeline.training.loop.pair_tokens import Ragged
 from pipeline.training.losses import distillation
 from pipeline.training.tasks.bi_encoder import prefix
 
@@ -141,7 +142,7 @@ def _texts(model: BiEncoder, data: Artifact, most: int, seed: int) -> tuple[Ragg
     chosen = draw.permutation(len(table))[:DOCUMENTS]
     titles, bodies = (table.column(name).take(chosen).to_pylist() for name in ("title", "text"))
     words = [text.document_text(title, body) for title, body in zip(titles, bodies, strict=True)]
-    read = batches.tokenise(model.tokenizer, words, model.document_template.max_tokens, "tokenise documents")
+    read = pair_tokens.tokenise(model.tokenizer, words, model.document_template.max_tokens, "tokenise documents")
     documents = [read[index] for index in np.flatnonzero(read.lengths).tolist()]
     if len(documents) < NEAREST:
         raise TrainingError(

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from pipeline.artifacts import Artifact
 from pipeline.errors import ArtifactError
-from pipeline.training.loop.batches import Ints, Pairs
+from pipeline.training.loop.batches import Ints
+from pipeline.training.loop.pair_tokens import Pairs
 
 
 @dataclass(frozen=True, slots=True)

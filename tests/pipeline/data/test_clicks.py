@@ -18,7 +18,7 @@ from pipeline import recipe
 from pipeline.artifacts import Artifact
 from pipeline.config import DataConfig, EvaluationConfig, SourceConfig
 from pipeline.data import candidates, clicks, convert, judgments, sources
-from pipeline.data.formats import table
+from pipeline.data.formats import column_map
 from pipeline.errors import ConfigError, InputError, SchemaError
 from pipeline.evaluation import per_query
 from tests.tables import stage
@@ -244,14 +244,14 @@ def test_a_map_that_makes_no_click_log_is_refused(tmp_path: Path, columns: dict[
 
 
 def test_the_map_of_a_click_log_is_suggested_and_position_alone_is_a_column() -> None:
-    assert table.suggest(["query", "title", "rank", "clicked", "session_id"]) == {
+    assert column_map.suggest(["query", "title", "rank", "clicked", "session_id"]) == {
         "query": "query",
         "title": "title",
         "position": "rank",
         "clicked": "clicked",
         "session": "session_id",
     }
-    assert "position" not in table.suggest(["query", "title", "grade", "position"])
+    assert "position" not in column_map.suggest(["query", "title", "grade", "position"])
 
 
 def test_position_without_clicked_is_a_column_of_the_documents(tmp_path: Path) -> None:

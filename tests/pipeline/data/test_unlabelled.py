@@ -18,7 +18,7 @@ from pipeline.artifacts import Artifact, Staging
 from pipeline.config import CandidatesConfig
 from pipeline.data import unlabelled
 from pipeline.errors import ConfigError, MissingError, SchemaError
-from pipeline.training.loop.batches import read_pairs
+from pipeline.training.loop.pair_tokens import read_pairs
 
 Rows = Sequence[Mapping[str, Any]]
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pipeline.models.cross_encoder import CrossEncoder
-from pipeline.training.loop import batches
+from pipeline.training.loop import batches, pair_tokens
 
 
 @pytest.mark.parametrize("kind", ["eager", "sdpa"])
@@ -15,8 +15,8 @@ from pipeline.training.loop import batches
 def test_batches_read_together_are_each_read_alone(untrained: Any, family: str, kind: str) -> None:
     model = CrossEncoder.load(getattr(untrained, family).path)
     model.model.set_attn_implementation(kind)
-    pairs = batches.read_pairs(untrained.data, untrained.pairs, model.tokenizer, max_query_tokens=12, max_tokens=48)
-    lengths = batches.pair_lengths(pairs, model.template)
+    pairs = pair_tokens.read_pairs(untrained.data, untrained.pairs, model.tokenizer, max_query_tokens=12, max_tokens=48)
+    lengths = pair_tokens.pair_lengths(pairs, model.template)
     parts = batches.length_groups(lengths[:40])
     assert len(parts) > 1
     inputs = [batches.pad(batches.pair_inputs(pairs, part, model.template), torch.device("cpu")).all for part in parts]
@@ -42,7 +42,7 @@ def test_batches_read_together_are_each_read_alone(untrained: Any, family: str, 
 
 def test_a_batch_of_one_text_among_others(untrained: Any) -> None:
     model = CrossEncoder.load(untrained.ranker.path)
-    pairs = batches.read_pairs(untrained.data, untrained.pairs, model.tokenizer, max_query_tokens=12, max_tokens=48)
+    pairs = pair_tokens.read_pairs(untrained.data, untrained.pairs, model.tokenizer, max_query_tokens=12, max_tokens=48)
     inputs = [
         batches.pad(batches.pair_inputs(pairs, np.array([place]), model.template), torch.device("cpu")).all
         for place in (3, 0, 7)

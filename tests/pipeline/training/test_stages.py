@@ -25,7 +25,7 @@ from pipeline.models import base_models
 from pipeline.models.bi_encoder import BiEncoder
 from pipeline.models.cross_encoder import CrossEncoder
 from pipeline.training import encoder, ranker, teacher, teacher_scores
-from pipeline.training.loop import batches, loop, scoring
+from pipeline.training.loop import batches, loop, pair_tokens, scoring
 from pipeline.training.losses import cross_encoder_terms
 from pipeline.training.tasks import bi_encoder, cross_encoder
 from pipeline.training.tasks.teacher_targets import TeacherTargets, joined
@@ -134,11 +134,11 @@ def test_the_same_teacher_is_not_trained_twice(world: World, monkeypatch: pytest
 
 def test_scores_of_a_split_read_its_texts_alone(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = CrossEncoder.load(world.teacher.path)
-    whole = batches.read_pairs(world.data, world.pairs, model.tokenizer, max_query_tokens=6, max_tokens=24)
+    whole = pair_tokens.read_pairs(world.data, world.pairs, model.tokenizer, max_query_tokens=6, max_tokens=24)
     expected = scoring.cross_scores(model, whole, whole.indices("valid"))
-    read, tokenise = [], batches.tokenise
+    read, tokenise = [], pair_tokens.tokenise
 
-    def counted(tokenizer: Any, texts: Any, *rest: Any) -> batches.Ragged:
+    def counted(tokenizer: Any, texts: Any, *rest: Any) -> pair_tokens.Ragged:
         read.append(len(texts))
         return tokenise(tokenizer, texts, *rest)
 
@@ -152,7 +152,7 @@ def test_scores_of_a_split_read_its_texts_alone(world: World, tmp_path: Path, mo
 
 def test_teacher_targets_are_joined_by_row_id(world: World) -> None:
     model = CrossEncoder.load(world.teacher.path)
-    pairs = batches.read_pairs(world.data, world.pairs, model.tokenizer, max_query_tokens=6, max_tokens=24)
+    pairs = pair_tokens.read_pairs(world.data, world.pairs, model.tokenizer, max_query_tokens=6, max_tokens=24)
     shuffled = np.random.default_rng(3).permutation(len(pairs))
     moved = replace(
         pairs,
@@ -173,7 +173,7 @@ def test_teacher_targets_are_joined_by_row_id(world: World) -> None:
 
 def test_scores_of_another_teacher_are_refused(world: World) -> None:
     model = CrossEncoder.load(world.teacher.path)
-    pairs = batches.read_pairs(world.data, world.pairs, model.tokenizer, max_query_tokens=6, max_tokens=24)
+    pairs = pair_tokens.read_pairs(world.data, world.pairs, model.tokenizer, max_query_tokens=6, max_tokens=24)
     other = replace(world.teacher, manifest=replace(world.teacher.manifest, fingerprint="f" * 32))
     with pytest.raises(ArtifactError, match="not of ffff"):
         TeacherTargets.read(other, world.teacher_scores, pairs)
@@ -186,7 +186,7 @@ def test_a_pair_without_a_score_is_named(world: World) -> None:
 
 def test_states_of_a_layer_that_was_not_kept_are_refused(world: World) -> None:
     model = CrossEncoder.load(world.teacher.path)
-    pairs = batches.read_pairs(world.data, world.pairs, model.tokenizer, max_query_tokens=6, max_tokens=24)
+    pairs = pair_tokens.read_pairs(world.data, world.pairs, model.tokenizer, max_query_tokens=6, max_tokens=24)
     targets = TeacherTargets.read(world.teacher, world.teacher_scores, pairs)
     with pytest.raises(ArtifactError, match=r"layers \(2,\), not of \[3\]"):
         targets.states_of(np.array([0]), (2, 3))
@@ -306,7 +306,7 @@ def test_the_encoder_learns_from_the_base_and_its_projection(world: World) -> No
     model = BiEncoder.load(made.path)
     assert model.dense.weight.shape == (8, 32)
     assert load_file(made.file("model/2_Dense/model.safetensors"))["linear.bias"].shape == (8,)
-    pairs = batches.read_pairs(world.data, world.pairs, model.tokenizer, max_query_tokens=6, max_tokens=20)
+    pairs = pair_tokens.read_pairs(world.data, world.pairs, model.tokenizer, max_query_tokens=6, max_tokens=20)
     valid = pairs.indices("valid")
     cosines = scoring.cosines(model, pairs, valid, precision="fp32")
     assert np.abs(cosines).max() <= 1 + 1e-5
@@ -329,7 +329,7 @@ def test_an_encoder_wider_than_its_base_is_refused(world: World) -> None:
 
 def cross(world: World, config: LoopConfig) -> cross_encoder.CrossTask:
     model = CrossEncoder.load(world.teacher.path)
-    pairs = batches.read_pairs(world.data, world.pairs, model.tokenizer, max_query_tokens=6, max_tokens=24)
+    pairs = pair_tokens.read_pairs(world.data, world.pairs, model.tokenizer, max_query_tokens=6, max_tokens=24)
     weights = cross_encoder_terms.LossWeights(
         ordinal=1.0, pairwise=1.0, soft=0.5, temperature=2.0, margin=0.5, hidden=1.0
     )
@@ -361,7 +361,7 @@ def test_a_step_cut_into_chunks_has_the_gradient_of_the_whole(world: World) -> N
 
 def test_first_thresholds_are_the_log_odds_of_the_grades(world: World) -> None:
     model = CrossEncoder.load(world.teacher.path)
-    pairs = batches.read_pairs(world.data, world.pairs, model.tokenizer, max_query_tokens=6, max_tokens=24)
+    pairs = pair_tokens.read_pairs(world.data, world.pairs, model.tokenizer, max_query_tokens=6, max_tokens=24)
     grades = pairs.grades[pairs.indices("train")]
     found = cross_encoder.first_thresholds(pairs)
     for place, value in enumerate(found):
@@ -373,7 +373,7 @@ def test_first_thresholds_are_the_log_odds_of_the_grades(world: World) -> None:
 
 def test_valid_queries_are_drawn_whole(world: World) -> None:
     model = CrossEncoder.load(world.teacher.path)
-    pairs = batches.read_pairs(world.data, world.pairs, model.tokenizer, max_query_tokens=6, max_tokens=24)
+    pairs = pair_tokens.read_pairs(world.data, world.pairs, model.tokenizer, max_query_tokens=6, max_tokens=24)
     assert np.array_equal(scoring.valid_indices(pairs, 0, 1), pairs.indices("valid"))
     some = scoring.valid_indices(pairs, 50, 1)
     assert len(some) == 48
@@ -384,7 +384,7 @@ def test_valid_queries_are_drawn_whole(world: World) -> None:
 
 def test_the_encoders_negatives_are_documents_nobody_joined_with_the_query(world: World) -> None:
     model = BiEncoder.start(world.base, dimensions=8, max_tokens=20, max_query_tokens=6, seed=0)
-    pairs = batches.read_pairs(world.data, world.pairs, model.tokenizer, max_query_tokens=6, max_tokens=20)
+    pairs = pair_tokens.read_pairs(world.data, world.pairs, model.tokenizer, max_query_tokens=6, max_tokens=20)
     targets = bi_encoder.EncoderTargets(scores=np.zeros(len(pairs), np.float32), hard=np.zeros(len(pairs), bool))
     task = bi_encoder.EncoderTask(bi_encoder.BiEncoderLearner(model, [1.0]), pairs, targets, ENCODER, max_list=6)
     chunk = task.plan(0)[0].chunks[0]
@@ -453,7 +453,7 @@ def test_an_unknown_base_is_said_before_anything_is_made(world: World, tmp_path:
 
 def test_scores_in_bf16_are_near_those_in_fp32(world: World) -> None:
     model = CrossEncoder.load(world.teacher.path)
-    pairs = batches.read_pairs(world.data, world.pairs, model.tokenizer, max_query_tokens=6, max_tokens=24)
+    pairs = pair_tokens.read_pairs(world.data, world.pairs, model.tokenizer, max_query_tokens=6, max_tokens=24)
     exact, rough = (
         scoring.cross_scores(model, pairs, np.arange(len(pairs)), precision=precision) for precision in ("fp32", "bf16")
     )
@@ -510,7 +510,7 @@ def test_pruned_students_score_alike_and_their_cards_say_so(world: World, tmp_pa
     wide, narrow = (BiEncoder.load(one.path) for one in encoders)
     cosines = []
     for model in (wide, narrow):
-        pairs = batches.read_pairs(world.data, world.pairs, model.tokenizer, max_query_tokens=6, max_tokens=20)
+        pairs = pair_tokens.read_pairs(world.data, world.pairs, model.tokenizer, max_query_tokens=6, max_tokens=20)
         cosines.append(scoring.cosines(model, pairs, pairs.indices("valid"), precision="fp32"))
     assert cosines[1] == pytest.approx(cosines[0], abs=1e-6)
 

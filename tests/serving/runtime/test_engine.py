@@ -29,9 +29,11 @@ from pipeline.models.bi_encoder import BiEncoder
 from pipeline.models.cross_encoder import CrossEncoder
 from pipeline.prefixes import FIRST_CHARS_PER_TOKEN
 from serving.errors import InferenceError, NotReadyError
-from serving.runtime.engine import Engine, has_cuda, padded
+from serving.runtime.engine import Engine
 from serving.runtime.items import Item
+from serving.runtime.processor import has_cuda
 from serving.runtime.scheduler import Scheduler
+from serving.runtime.session import padded
 
 PRECISIONS = ("fp32", "fp16", "int8", "w8")
 CONFIG = ExportConfig(golden=6, max_ndcg_drop=1.0, min_kendall_tau=-1.0)

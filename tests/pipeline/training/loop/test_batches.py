@@ -16,7 +16,7 @@ from pipeline import artifacts, schema
 from pipeline.config import LoopConfig
 from pipeline.errors import ConfigError, SchemaError
 from pipeline.models.cross_encoder import CrossEncoder
-from pipeline.training.loop import batches
+from pipeline.training.loop import batches, pair_tokens
 
 CONFIG = LoopConfig(tokens_per_batch=2000, chunk_tokens=8000, seed=4)
 
@@ -153,16 +153,16 @@ def test_scoring_batches_hold_each_text_once_within_the_budget() -> None:
 def test_ids_are_those_of_the_tokenizer_without_special_tokens(untrained: Any) -> None:
     tokenizer = CrossEncoder.load(untrained.ranker.path).tokenizer
     texts = ["steel angle", "", "one gallon of solid colour " * 9]
-    found = batches.tokenise(tokenizer, texts, 10)
+    found = pair_tokens.tokenise(tokenizer, texts, 10)
     for number, text in enumerate(texts):
         assert found[number] == tokenizer.encode(text, add_special_tokens=False).ids[:10]
     assert found.lengths.tolist() == [len(found[number]) for number in range(3)]
-    assert len(batches.tokenise(tokenizer, [], 10)) == 0
+    assert len(pair_tokens.tokenise(tokenizer, [], 10)) == 0
 
 
-def opened(untrained: Any, max_tokens: int = 48) -> tuple[batches.Pairs, CrossEncoder]:
+def opened(untrained: Any, max_tokens: int = 48) -> tuple[pair_tokens.Pairs, CrossEncoder]:
     model = CrossEncoder.load(untrained.ranker.path)
-    pairs = batches.read_pairs(
+    pairs = pair_tokens.read_pairs(
         untrained.data, untrained.pairs, model.tokenizer, max_query_tokens=12, max_tokens=max_tokens
     )
     return pairs, model
@@ -194,7 +194,7 @@ def test_pairs_carry_the_texts_of_their_ids(untrained: Any) -> None:
 def test_lengths_are_those_of_the_assembled_inputs(untrained: Any) -> None:
     pairs, model = opened(untrained)
     inputs = batches.pair_inputs(pairs, np.arange(len(pairs)), model.template)
-    lengths = batches.pair_lengths(pairs, model.template)
+    lengths = pair_tokens.pair_lengths(pairs, model.template)
     assert lengths.tolist() == [len(ids) for ids, _ in inputs]
     assert lengths.max() == model.template.max_tokens  # some are cut
 
@@ -229,4 +229,4 @@ def test_a_pair_without_its_document_is_named(untrained: Any, tmp_path: Path) ->
     pairs = artifacts.make(tmp_path, "pairs", version=1, config={}, inputs={}, build=build)
     tokenizer = CrossEncoder.load(untrained.ranker.path).tokenizer
     with pytest.raises(SchemaError, match="doc_id 'nowhere'"):
-        batches.read_pairs(untrained.data, pairs, tokenizer, max_query_tokens=8, max_tokens=32)
+        pair_tokens.read_pairs(untrained.data, pairs, tokenizer, max_query_tokens=8, max_tokens=32)

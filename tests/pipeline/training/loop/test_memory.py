@@ -10,7 +10,7 @@ from transformers import AlbertConfig, AlbertForMaskedLM, BertConfig, BertForMas
 from pipeline.errors import TrainingError
 from pipeline.models.bi_encoder import BiEncoder
 from pipeline.models.cross_encoder import CrossEncoder
-from pipeline.training.loop import batches, memory, scoring
+from pipeline.training.loop import batches, memory, pair_tokens, scoring
 
 SIZES: dict[str, Any] = {
     "vocab_size": 50,
@@ -71,7 +71,7 @@ def test_less_is_kept_and_gradients_are_equal(family: str, precision: torch.dtyp
 
 def test_a_cross_encoder_reads_through_the_same_layers(untrained: Any) -> None:
     model = CrossEncoder.load(untrained.ranker.path).train()
-    pairs = batches.read_pairs(untrained.data, untrained.pairs, model.tokenizer, max_query_tokens=12, max_tokens=48)
+    pairs = pair_tokens.read_pairs(untrained.data, untrained.pairs, model.tokenizer, max_query_tokens=12, max_tokens=48)
     inputs = batches.pad(batches.pair_inputs(pairs, pairs.indices("train"), model.template), torch.device("cpu"))
 
     def loss() -> torch.Tensor:
@@ -93,7 +93,7 @@ def test_scoring_that_runs_out_of_memory_says_what_to_make_smaller(
         raise error
 
     model = CrossEncoder.load(untrained.ranker.path)
-    pairs = batches.read_pairs(untrained.data, untrained.pairs, model.tokenizer, max_query_tokens=12, max_tokens=48)
+    pairs = pair_tokens.read_pairs(untrained.data, untrained.pairs, model.tokenizer, max_query_tokens=12, max_tokens=48)
     monkeypatch.setattr(model, "read", large)
     with pytest.raises(TrainingError, match=r"^teacher scores: memory ran out \(.*\); lower max_tokens"):
         scoring.cross_scores(model, pairs, pairs.indices("valid"), label="teacher scores")

@@ -18,7 +18,7 @@ from pipeline.errors import ArtifactError, ConfigError, TrainingError
 from pipeline.models import surgery
 from pipeline.models.cross_encoder import CrossEncoder
 from pipeline.training import external_teacher, ranker, teacher, teacher_scores
-from pipeline.training.loop import batches, scoring
+from pipeline.training.loop import pair_tokens, scoring
 from pipeline.training.losses import ranking
 from pipeline.training.losses.cross_encoder_terms import LossWeights, Match
 from pipeline.training.tasks import cross_encoder
@@ -74,7 +74,7 @@ def task(world: World, weights: LossWeights, base: Path | None = None, **loop: A
         source = CrossEncoder.start(
             base, thresholds=large.thresholds.tolist(), max_tokens=24, max_query_tokens=6, seed=1
         )
-    pairs = batches.read_pairs(world.data, world.pairs, large.tokenizer, max_query_tokens=6, max_tokens=24)
+    pairs = pair_tokens.read_pairs(world.data, world.pairs, large.tokenizer, max_query_tokens=6, max_tokens=24)
     return cross_encoder.CrossTask(
         surgery.student(source, (1, 3)),
         pairs,
@@ -140,7 +140,7 @@ def test_the_teacher_is_as_it_was(world: World) -> None:
 def test_a_student_that_is_the_teacher_has_nothing_to_match(world: World) -> None:
     """Self-distillation from the teacher's own weights: all terms over tokens are 0 at the first step."""
     large = CrossEncoder.load(world.teacher.path)
-    pairs = batches.read_pairs(world.data, world.pairs, large.tokenizer, max_query_tokens=6, max_tokens=24)
+    pairs = pair_tokens.read_pairs(world.data, world.pairs, large.tokenizer, max_query_tokens=6, max_tokens=24)
     weights, match = LossWeights(**dict.fromkeys(OVER_TOKENS, 1.0)), Match(tokens=(1, 2, 3, 4), relation=4, heads=2)
     made = cross_encoder.CrossTask(
         surgery.student(large, (1, 2, 3, 4)),
@@ -287,7 +287,7 @@ def test_an_outside_teachers_scores_come_with_their_own_thresholds(world: World,
     given = ExternalTeacherConfig(scores=str(tmp_path / "scores.parquet"))
     scores = external_teacher.make(tmp_path, given, data=world.data, pairs=world.pairs, layers=())
     model = CrossEncoder.load(world.teacher.path)
-    pairs = batches.read_pairs(world.data, world.pairs, model.tokenizer, max_query_tokens=6, max_tokens=24)
+    pairs = pair_tokens.read_pairs(world.data, world.pairs, model.tokenizer, max_query_tokens=6, max_tokens=24)
     read = cross_encoder.TeacherTargets.read(world.teacher, scores, pairs)
     assert read.thresholds.tolist() != pytest.approx(model.thresholds.tolist(), rel=1e-3)
     assert np.corrcoef(read.scores, pairs.grades)[0, 1] > 0.95
@@ -384,14 +384,14 @@ def test_patient_kd_without_states_is_refused_before_training(world: World, monk
 )
 def test_a_task_says_what_its_losses_lack(world: World, weights: LossWeights, message: str) -> None:
     model = CrossEncoder.load(world.teacher.path)
-    pairs = batches.read_pairs(world.data, world.pairs, model.tokenizer, max_query_tokens=6, max_tokens=24)
+    pairs = pair_tokens.read_pairs(world.data, world.pairs, model.tokenizer, max_query_tokens=6, max_tokens=24)
     with pytest.raises(ConfigError, match=message):
         cross_encoder.CrossTask(model, pairs, LOOP, Objective(weights=weights), max_list=6)
 
 
 def test_another_scale_of_grades_is_refused(world: World) -> None:
     model = CrossEncoder.load(world.teacher.path)
-    pairs = batches.read_pairs(world.data, world.pairs, model.tokenizer, max_query_tokens=6, max_tokens=24)
+    pairs = pair_tokens.read_pairs(world.data, world.pairs, model.tokenizer, max_query_tokens=6, max_tokens=24)
     finer = replace(pairs, grades=pairs.grades * 2)
     with pytest.raises(ArtifactError, match="knows grades 0 to 2, the pairs go up to 4"):
         cross_encoder.TeacherTargets.read(world.teacher, world.teacher_scores, finer)

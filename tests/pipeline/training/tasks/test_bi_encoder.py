@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from pipeline.config import EncoderConfig, LoopConfig
 from pipeline.errors import ConfigError
 from pipeline.tokens import TextTemplate
-from pipeline.training.loop import batches
+from pipeline.training.loop import pair_tokens
 from pipeline.training.losses.distillation import similarity_loss
 from pipeline.training.tasks import bi_encoder
 from pipeline.training.tasks.bi_encoder import BiEncoderLearner, EncoderTargets, EncoderTask, prefix
@@ -48,8 +48,8 @@ class Table(torch.nn.Module):
         return F.normalize(self.vectors[input_ids[:, 0]], dim=1)
 
 
-def ragged(ids: list[int]) -> batches.Ragged:
-    return batches.Ragged(np.array(ids, np.int32), np.arange(len(ids) + 1))
+def ragged(ids: list[int]) -> pair_tokens.Ragged:
+    return pair_tokens.Ragged(np.array(ids, np.int32), np.arange(len(ids) + 1))
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def wide() -> torch.Tensor:
 
 def task(vectors: torch.Tensor, wide: torch.Tensor, config: EncoderConfig = CONFIG) -> EncoderTask:
     """Queries are the tokens 0 and 1, documents 2 to 6."""
-    pairs = batches.Pairs(
+    pairs = pair_tokens.Pairs(
         rows=np.arange(5),
         query=QUERY,
         document=DOCUMENT,

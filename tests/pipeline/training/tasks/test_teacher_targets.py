@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from pipeline.config import LoopConfig, ScratchConfig
 from pipeline.models.cross_encoder import CrossEncoder
 from pipeline.training import pretrain
-from pipeline.training.loop.batches import Pairs, Ragged
+from pipeline.training.loop.pair_tokens import Pairs, Ragged
 from pipeline.training.losses.cross_encoder_terms import LossWeights
 from pipeline.training.tasks import vocabulary
 from pipeline.training.tasks.cross_encoder import CrossTask, Objective, first_thresholds

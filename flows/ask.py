@@ -99,7 +99,8 @@ def _value(row: Any, name: str, default: str | None = None) -> str:
 
 
 def render_search(answer: dict[str, Any]) -> "Table":
-    """The final order, with where BM25 and the encoder had each document."""
+    """The final order with the score that makes it, where BM25 and the encoder had each document, and the ranker's own
+    relevance."""
     from rich.table import Table
     from rich.text import Text
 
@@ -112,12 +113,14 @@ def render_search(answer: dict[str, Any]) -> "Table":
     )
     for heading, justify in (("", "right"), ("document", "left"), ("BM25", "right"), ("encoder", "right")):
         table.add_column(heading, justify=justify)  # type: ignore[arg-type]
-    table.add_column("relevance", justify="right")
+    table.add_column("score", justify="right")
+    table.add_column("ranker", justify="right")
     for hit in answer["reranked"]:
         body = Text(hit["title"] or hit["doc_id"], style="bold")
         body.append(f"\n{hit['snippet'][:160]}", style="dim not bold")
         ranks = (str(hit[name] or "–") for name in ("lexical_rank", "semantic_rank"))
-        table.add_row(str(hit["rank"]), body, *ranks, f"{hit['relevance']:.3f}")
+        ranker = "–" if hit["relevance"] is None else f"{hit['relevance']:.3f}"
+        table.add_row(str(hit["rank"]), body, *ranks, f"{hit['score']:.3f}", ranker)
     return table
 
 

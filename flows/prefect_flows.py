@@ -32,10 +32,9 @@ from rich.console import Console
 from flows import reindex as reindexing
 from flows import report as reporting
 from flows import retrain as chain
-from flows import runner
+from flows import runner, sources
 from pipeline import recipe as recipes
 from pipeline.artifacts import Artifact
-from pipeline.config import SourceConfig
 from pipeline.errors import InputError
 from pipeline.evaluation import report as reports
 from pipeline.secrets import hide_passwords_in_logs
@@ -106,19 +105,29 @@ def retrain(
 def report(judgments: str, workspace: Path, release: str = "live", baseline: str = "", recipe: str = "") -> Artifact:
     """Judges a release; see `flows.report`. The recipe's name only distinguishes artifacts in the UI."""
     with _logs_in_prefect():
-        source = SourceConfig(path=judgments)
-        artifact: Artifact = reporting.report(source, workspace, release=release, baseline=baseline, execute=as_task)
+        judged = sources.named(judgments)
+        artifact: Artifact = reporting.report(judged, workspace, release=release, baseline=baseline, execute=as_task)
         _show_report(artifact, label_of(workspace, recipe))
     return artifact
 
 
 @flow(name="reindex", persist_result=False)
 def reindex(
-    documents: list[str], workspace: Path, release: str = "live", full: bool = False, recipe: str = ""
+    documents: list[str],
+    workspace: Path,
+    release: str = "live",
+    full: bool = False,
+    recipe: str = "",
+    overrides: list[str] | None = None,
 ) -> dict[str, Any]:
-    """Embeds what changed and makes the new index live; see `flows.reindex`. For the recipe's name, see `report`."""
+    """Embeds what changed and makes the new index live; see `flows.reindex`. For the recipe's name, see `report`.
+
+    Args:
+        overrides: values laid over a recipe among `documents`, as --set does.
+    """
     with _logs_in_prefect():
-        figures: dict[str, Any] = reindexing.reindex(documents, workspace, release=release, full=full, execute=as_task)
+        chosen = [source for path in documents for source in sources.named(path, overrides=overrides or [])]
+        figures: dict[str, Any] = reindexing.reindex(chosen, workspace, release=release, full=full, execute=as_task)
         create_table_artifact(
             key=f"reindex-{label_of(workspace, recipe)}", table=[figures], description="The new index"
         )

@@ -29,24 +29,35 @@ def live_documents(registry: Releases, pointer: Pointer | None) -> Artifact | No
     A retraining publishes over these, so that it does not un-publish what a re-index added. They are the artifact that
     the live release was made from or, where that is gone, are restored from the release's own document store.
     """
-    from index import documents
-
     if pointer is None:
         return None
     try:
         release = registry.open(pointer.release)
-        fingerprint = releases.part(release, "lexical").manifest.inputs["data"]
-        if (registry.workspace / "artifacts" / "data" / fingerprint).is_dir():
-            return None
         if release.metrics.get("documents", {}).get("kind") == "data":
             return None
-        corpus = registry.workspace / "artifacts" / "corpus" / fingerprint
-        if corpus.is_dir():
-            return artifacts.load(corpus)
-        return documents.restore(registry.workspace, releases.part(release, "documents"))
+        published = documents_of(registry, release)
+        return None if published.manifest.kind == "data" else published
     except RelevanceError as error:
         log.warning("the live documents cannot be read, those of the training data are published: %s", error)
         return None
+
+
+def documents_of(registry: Releases, release: Artifact) -> Artifact:
+    """The documents that a release searches, as an artifact with documents.parquet.
+
+    They are the artifact that the release was made from or, where that is gone, are restored from its document store.
+
+    Raises:
+        RelevanceError: the release, or the artifact, is damaged.
+    """
+    from index import documents
+
+    fingerprint = releases.part(release, "lexical").manifest.inputs["data"]
+    for kind in ("data", "corpus"):
+        folder = registry.workspace / "artifacts" / kind / fingerprint
+        if folder.is_dir():
+            return artifacts.load(folder)
+    return documents.restore(registry.workspace, releases.part(release, "documents"))
 
 
 def comparable(registry: Releases, pointer: Pointer | None) -> Artifact | None:

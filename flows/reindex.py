@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows import indexing, judging, publishing, runner
+from flows import indexing, judging, publishing, runner, sources
 from pipeline import recipe as recipes
 from pipeline import releases
 from pipeline.artifacts import Artifact
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 def reindex(
-    documents: Sequence[str],
+    documents: Sequence[str | SourceConfig],
     workspace: Path,
     *,
     format: str = "auto",
@@ -39,7 +39,7 @@ def reindex(
     """Indexes the documents of these sources with the models of a release; returns figures as plain values.
 
     Args:
-        documents: folders, files or SQLAlchemy URLs.
+        documents: folders, files, SQLAlchemy URLs, or recipes, whose sources are meant.
         workspace: the folder of artifacts and releases.
         format: how the documents are written; see `SourceConfig`.
         release: the release whose models are kept; see `Releases.resolve`.
@@ -60,14 +60,19 @@ def reindex(
     live = registry.pointer_file.recover()
     old = registry.open(release)
     recipe = recipes.parse(Recipe, old.manifest.config)
-    chosen = [SourceConfig(path=path, format=format) for path in documents]
+    chosen = [
+        source
+        for item in documents
+        for source in ((item,) if isinstance(item, SourceConfig) else sources.named(item, format))
+    ]
+    shown = ", ".join(hide_passwords(source.path) for source in chosen)
     data = run(corpus.make, chosen, Path(), recipe.data.faulty_rows)
     parts = {name: releases.part(old, name) for name in judging.PARTS}
     searchable = indexing.make_searchable(recipe.index, run, encoder=parts["encoder"], data=data, anew=full)
     reasons = publishing.implausible(old, searchable.documents)
     if reasons and not force:
         raise ImplausibleError(
-            f"{', '.join(documents)}: {'; '.join(reasons)}. Nothing is published; look at the source, or say --force"
+            f"{shown}: {'; '.join(reasons)}. Nothing is published; look at the source, or say --force"
         )
     parts |= {"lexical": searchable.lexical, "documents": searchable.documents, "index": searchable.index}
     metrics = publishing.metrics(old, searchable.documents, "corpus")
@@ -75,7 +80,6 @@ def reindex(
     was_live = live is not None and live.release == old.fingerprint
     if promote and was_live and live is not None and new.fingerprint != old.fingerprint:
         try:
-            shown = ", ".join(map(hide_passwords, documents))
             registry.promote(new.fingerprint, reason=f"re-indexed {shown}", expected=live.generation)
         except ConflictError:
             new = _same_but_live(registry, new)

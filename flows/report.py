@@ -7,18 +7,20 @@ that training cannot have seen.
 
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from flows import judging, runner
+from flows import judging, publishing, runner
 from pipeline import recipe as recipes
 from pipeline import releases
 from pipeline.artifacts import Artifact
 from pipeline.config import DataConfig, Recipe, SourceConfig
+from pipeline.errors import SchemaError
 from pipeline.evaluation.runs import RunFile
 from pipeline.releases import Releases
+from pipeline.secrets import hide_passwords
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +28,7 @@ Split = Literal["test", "all"]
 
 
 def report(
-    judgments: SourceConfig,
+    judgments: SourceConfig | Sequence[SourceConfig],
     workspace: Path,
     *,
     split: Split = "test",
@@ -38,7 +40,7 @@ def report(
     """A report artifact on a release's models, over the queries that a source judges.
 
     Args:
-        judgments: documents, queries and judgments.
+        judgments: queries and judgments, and their documents; without any, those of the release are taken.
         split: which of its queries; see the head of this file.
         release: the release whose models rank the source's documents, as its recipe says: the judged lists or what they
             retrieve.
@@ -49,11 +51,11 @@ def report(
         MissingError: no such source or release.
     """
     stages = runner.Runner(workspace, execute)
-    return _of_release(Releases(workspace), judgments, split, release, baseline, stages, clicks=clicks)
+    return _of_release(Releases(workspace), _several(judgments), split, release, baseline, stages, clicks=clicks)
 
 
 def report_on_run(
-    judgments: SourceConfig,
+    judgments: SourceConfig | Sequence[SourceConfig],
     workspace: Path,
     *,
     run: RunFile,
@@ -64,7 +66,7 @@ def report_on_run(
     """A report artifact on a run file, over all queries that a source judges.
 
     Args:
-        judgments: documents, queries and judgments.
+        judgments: queries and judgments; their documents too where a release is compared with.
         run: TREC text or Parquet.
         baseline: another run file, compared query by query, or a release, whose models rank the source's documents;
             the empty text for none.
@@ -75,7 +77,7 @@ def report_on_run(
         SchemaError: a file is no run.
     """
     stages = runner.Runner(workspace, execute)
-    return _of_run(Releases(workspace), judgments, run, baseline, stages, clicks=clicks)
+    return _of_run(Releases(workspace), _several(judgments), run, baseline, stages, clicks=clicks)
 
 
 def copy_files(report: Artifact, folder: Path) -> None:
@@ -85,18 +87,52 @@ def copy_files(report: Artifact, folder: Path) -> None:
         shutil.copyfile(report.path / name, folder / name)
 
 
-def _judgments(source: SourceConfig, config: DataConfig, run: runner.Runner) -> Artifact:
+def _several(judgments: SourceConfig | Sequence[SourceConfig]) -> tuple[SourceConfig, ...]:
+    return (judgments,) if isinstance(judgments, SourceConfig) else tuple(judgments)
+
+
+def _with_documents(
+    sources: tuple[SourceConfig, ...], registry: Releases, release: Artifact
+) -> tuple[SourceConfig, ...]:
+    """The sources and, where none of them holds a document, the documents of a release.
+
+    Raises:
+        SchemaError: the release holds none of the judged documents.
+    """
+    import pyarrow.parquet as pq
+
+    from pipeline.data import sources as reading
+
+    read = [reading.read(source, Path()) for source in sources]
+    if any(source.documents.num_rows for source in read):
+        return sources
+    documents = publishing.documents_of(registry, release)
+    judged = {name for source in read for name in source.judgments["doc_id"].to_pylist()}
+    known = pq.read_table(documents.file("documents.parquet"), columns=["doc_id"])["doc_id"].to_pylist()
+    shown = ", ".join(hide_passwords(source.path) for source in sources)
+    if not judged.intersection(known):
+        raise SchemaError(
+            f"{shown}: there are no documents beside these judgments, and release {release.fingerprint[:12]} has none "
+            f"of theirs; they name {min(judged, default='none')!r}, the release has ids such as {min(known)!r}"
+        )
+    log.info("%s: judged with the %d documents of release %s", shown, len(known), release.fingerprint[:12])
+    # One name makes one collection of both.
+    own = SourceConfig(path=str(documents.file("documents.parquet").resolve()), format="parquet", name=read[0].name)
+    return (*(replace(source, name=read[0].name) for source in sources), own)
+
+
+def _judgments(sources: tuple[SourceConfig, ...], config: DataConfig, run: runner.Runner) -> Artifact:
     from pipeline.data import judgments
 
     all_queries = replace(
-        config, root=".", sources=(source,), train_queries=0, valid_queries=0, test_queries=0, max_documents=0
+        config, root=".", sources=sources, train_queries=0, valid_queries=0, test_queries=0, max_documents=0
     )
     return run.labelled("judgments")(judgments.make, all_queries, purpose="judging")
 
 
 def _of_release(
     registry: Releases,
-    source: SourceConfig,
+    sources: tuple[SourceConfig, ...],
     split: Split,
     release: str,
     baseline: str,
@@ -109,7 +145,8 @@ def _of_release(
 
     opened = registry.open(release)
     recipe = recipes.parse(Recipe, opened.manifest.config)
-    data = _judgments(source, recipe.data if split == "test" else replace(recipe.data, splits="test"), run)
+    sources = _with_documents(sources, registry, opened)
+    data = _judgments(sources, recipe.data if split == "test" else replace(recipe.data, splits="test"), run)
     judged, corpus = judging.judge_release(opened, recipe.index, recipe.candidates, run, data=data)
     live = None
     if baseline:
@@ -137,7 +174,7 @@ def _of_release(
 
 def _of_run(
     registry: Releases,
-    source: SourceConfig,
+    sources: tuple[SourceConfig, ...],
     run_file: RunFile,
     baseline: RunFile | str,
     run: runner.Runner,
@@ -148,7 +185,9 @@ def _of_run(
     from pipeline.evaluation import systems
 
     config = replace(Recipe().evaluation, clicks=clicks)
-    data = _judgments(source, DataConfig(splits="test"), run)
+    if isinstance(baseline, str) and baseline:
+        sources = _with_documents(sources, registry, registry.open(baseline))
+    data = _judgments(sources, DataConfig(splits="test"), run)
     name, other, title = run_file.name, baseline, f"Run {run_file.path.name}"
     if isinstance(baseline, str) and baseline:
         opened = registry.open(baseline)

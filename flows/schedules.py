@@ -1,8 +1,8 @@
 """The process that serves the Prefect flows with the cron lines of a recipe."""
 
+import json
 import logging
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -18,9 +18,11 @@ from prefect.schedules import Cron, Schedule
 from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS, temporary_settings
 from prefect.types.entrypoint import EntrypointType
 
-from flows import prefect_flows
+from flows import prefect_flows, sources
 from pipeline import recipe as recipes
+from pipeline.config import Recipe
 from pipeline.errors import ConfigError, RelevanceError
+from pipeline.secrets import hide_passwords
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +39,7 @@ def serve(recipe: Path, overrides: list[str], workspace: Path, *, judgments: str
     """
     settings = recipes.load(recipe, overrides)
     workspace = workspace.resolve()
-    parameters = _parameters(recipe, overrides, workspace, settings.name, judgments=judgments, documents=documents)
+    parameters = _parameters(recipe, overrides, workspace, settings, judgments=judgments, documents=documents)
     flows: tuple[Any, ...] = (prefect_flows.retrain, prefect_flows.report, prefect_flows.reindex)
     cron_lines = {flow.name: getattr(settings.schedule, flow.name) for flow in flows}
     scheduled = [
@@ -66,10 +68,10 @@ def serve(recipe: Path, overrides: list[str], workspace: Path, *, judgments: str
 
 
 def _parameters(
-    recipe: Path, overrides: list[str], workspace: Path, name: str, *, judgments: str, documents: list[str]
+    recipe: Path, overrides: list[str], workspace: Path, settings: Recipe, *, judgments: str, documents: list[str]
 ) -> dict[str, dict[str, Any]]:
     """The parameters of each flow that has its data, by the flow's name; paths mean the same from any folder."""
-    common = {"workspace": workspace, "recipe": name}
+    common = {"workspace": workspace, "recipe": settings.name}
     parameters: dict[str, dict[str, Any]] = {
         "retrain": {
             "recipe": recipe.resolve(),
@@ -79,22 +81,22 @@ def _parameters(
         }
     }
     if judgments:
-        parameters["report"] = {"judgments": absolute(judgments), **common}
+        parameters["report"] = {"judgments": sources.absolute(judgments), **common}
     else:
         log.warning("the flow report is not served: it needs --judgments")
     if documents:
-        parameters["reindex"] = {"documents": [absolute(path) for path in documents], **common}
+        parameters["reindex"] = {"documents": [sources.absolute(path) for path in documents], **common}
+    elif any("://" in source.path for source in settings.data.sources):
+        # Prefect keeps the recipe's path, and no address of a database.
+        own = [*overrides, f"data.root={json.dumps(str(Path(settings.data.root).resolve()))}"]
+        parameters["reindex"] = {"documents": [str(recipe.resolve())], "overrides": own, **common}
     else:
-        log.warning("the flow reindex is not served: it needs --documents")
+        log.warning("the flow reindex is not served: it needs --documents, or a recipe with a database among its data")
+    for text in (judgments, *documents, *overrides):
+        if hide_passwords(text) != text:
+            advice = "write ${NAME}, an environment variable, in its place"
+            log.warning("Prefect keeps the password in %s; %s", hide_passwords(text), advice)
     return parameters
-
-
-def absolute(source: str) -> str:
-    """A source of data that means the same from any working folder."""
-    sqlite = re.fullmatch(r"(sqlite[^:]*:///)([^/:].*)", source)  # A file name; a fourth slash begins an absolute one.
-    if sqlite:
-        return sqlite[1] + str(Path(sqlite[2]).resolve())
-    return source if "://" in source else str(Path(source).resolve())
 
 
 @contextmanager

@@ -6,8 +6,9 @@ form feed, which JSON and people write inside a line.
 """
 
 import codecs
+import json
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from pipeline.errors import MissingError, SchemaError
@@ -57,11 +58,37 @@ def read_lines(path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, str]]
             yield number, line
 
 
+_WIDE = {
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+"""Byte-order mark → the encoding it stands for; the longer marks first, as UTF-32's begins with UTF-16's."""
+
+
+def wide_encoding(head: bytes) -> str | None:
+    """UTF-16 or UTF-32 if a file with these first bytes is written so, as spreadsheets and Windows tools do."""
+    named = next((name for mark, name in _WIDE.items() if head.startswith(mark)), None)
+    if named or len(head) < 4:
+        return named
+    zeros = [head[offset::2].count(0) / max(len(head[offset::2]), 1) for offset in (0, 1)]
+    if min(zeros) < 0.05 and max(zeros) > 0.5:
+        return "UTF-16LE" if zeros[1] > zeros[0] else "UTF-16BE"
+    return None
+
+
 def wrong_byte(path: Path, position: int, where: str) -> SchemaError:
     """The error for a byte that is not UTF-8, with the byte itself and how to convert the file."""
     with path.open("rb") as file:
+        wide = wide_encoding(file.read(1024))
         file.seek(position)
         byte = file.read(1)
+    if wide:
+        return SchemaError(
+            f"{path}: is written in {wide}, not in UTF-8; convert it with `iconv -f {wide} -t UTF-8 {path.name}`, or "
+            "save it as CSV UTF-8"
+        )
     return SchemaError(
         f"{path}, {where}byte {position}: 0x{byte.hex()} is not UTF-8; convert the file from its encoding, for example "
         "with `iconv -f LATIN1 -t UTF-8` (Western Europe) or `iconv -f GB18030 -t UTF-8` (Chinese)"
@@ -76,6 +103,23 @@ def _raw_lines(path: Path) -> Iterator[bytes]:
         raise MissingError(f"{path}: no such file") from error
     except OSError as error:
         raise SchemaError(f"{path}: cannot be read ({error})") from error
+
+
+def key_values(values: Mapping[str, object], prefix: str = "") -> str:
+    """Values as `name=value` words for a log line; the names of nested objects are joined by dots.
+
+    A value with white space, a quote or an equals sign stands in double quotes, as JSON writes it.
+    """
+    words = []
+    for name, value in values.items():
+        label = f"{prefix}{name}".replace(" ", "_")
+        if isinstance(value, Mapping):
+            words.append(key_values(value, f"{label}.") or f"{label}=none")
+            continue
+        shown = f"{value:.4g}" if isinstance(value, float) else str(value)
+        quoted = not shown or any(character.isspace() or character in "=\"'" for character in shown)
+        words.append(f"{label}={json.dumps(shown, ensure_ascii=False) if quoted else shown}")
+    return " ".join(words)
 
 
 def fault(text: str) -> str | None:

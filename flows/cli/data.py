@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.options import Columns, Json, console, show
+from flows.cli.options import Columns, Json, Labels, console, mapped, show
 from pipeline.errors import InputError
 
 app = typer.Typer(help="Checks, converts and splits judged data.", no_args_is_help=True)
@@ -13,18 +13,25 @@ app = typer.Typer(help="Checks, converts and splits judged data.", no_args_is_he
 
 @app.command("check")
 def data_check(
-    path: str,
+    path: Annotated[str, typer.Argument(help="Folder, file or SQLAlchemy URL; of a recipe, all its sources.")],
     format: Annotated[str, typer.Option(help="How the source is written; auto looks at the files.")] = "auto",
     columns: Columns = "",
+    labels: Labels = "",
     as_json: Json = False,
 ) -> None:
     """Describes judged data and its invalid rows; exits 2 when a part of it cannot be used."""
-    from pipeline.data import check, convert
+    from flows import sources
+    from pipeline.data import check
 
-    examined = check.examine(path, format, convert.parse_columns(columns))
-    show(examined.to_dict(), as_json, check.render(examined))
-    if examined.faults:
-        raise InputError(f"{path}: {len(examined.faults)} faults, listed above; mend or drop those rows")
+    chosen = [mapped(source, columns, labels) for source in sources.named(path, format)]
+    reports = check.examine_all(chosen, Path())
+    if as_json:
+        show(reports[0].to_dict() if len(reports) == 1 else [report.to_dict() for report in reports], as_json)
+    for report in () if as_json else reports:
+        console().print(check.render(report))
+    faults = sum(len(report.faults) for report in reports)
+    if faults:
+        raise InputError(f"{path}: {faults:,} faults, listed above; mend or drop those rows{check.hint(reports)}")
 
 
 @app.command("convert")
@@ -33,11 +40,14 @@ def data_convert(
     out: Path,
     format: Annotated[str, typer.Option(help="How the source is written; auto looks at the files.")] = "auto",
     columns: Columns = "",
+    labels: Labels = "",
 ) -> None:
     """Writes a source in any known format as our Parquet tables."""
+    from pipeline.config import SourceConfig
     from pipeline.data import convert
 
-    convert.convert(path, format, out, convert.parse_columns(columns))
+    source = mapped(SourceConfig(path=path, format=format), columns, labels)
+    convert.convert(path, format, out, source.columns, source.labels)
     console().print(f"written: {out}")
 
 

@@ -10,10 +10,12 @@ from flows.cli.options import (
     DEFAULT_WORKSPACE,
     Columns,
     Json,
+    Labels,
     Release,
     Workspace,
     console,
     existing,
+    mapped,
     show,
 )
 from pipeline.errors import ConfigError
@@ -23,10 +25,17 @@ app = typer.Typer()
 
 @app.command()
 def report(
-    judgments: Annotated[str, typer.Option(help="Folder of judged queries, in any format that is read.")],
+    judgments: Annotated[
+        str,
+        typer.Option(
+            help="Judged queries in any format that is read, or a recipe, whose sources are meant. Where there are no "
+            "documents beside them, those of the release are taken."
+        ),
+    ],
     workspace: Workspace = DEFAULT_WORKSPACE,
     format: Annotated[str, typer.Option(help="How the judgments are written; auto looks at the files.")] = "auto",
     columns: Columns = "",
+    labels: Labels = "",
     all_queries: Annotated[
         bool, typer.Option("--all", help="Judge all queries, not only those the release's recipe keeps from training.")
     ] = False,
@@ -44,21 +53,20 @@ def report(
 ) -> None:
     """Judges a release, or a run file, on judged queries: nDCG and others with intervals, as JSON and HTML."""
     from flows import report as flow
-    from pipeline.config import SourceConfig
-    from pipeline.data import convert
+    from flows import sources
     from pipeline.evaluation import report as reports
     from pipeline.evaluation.runs import RunFile
 
-    source = SourceConfig(path=judgments, format=format, columns=convert.parse_columns(columns))
+    judged = [mapped(source, columns, labels) for source in sources.named(judgments, format)]
     if baseline_run and (baseline or not run):
         raise ConfigError("--baseline-run is compared with the file of --run, and takes the place of --baseline")
     workspace = existing(workspace) if baseline or not run else workspace
     if run:
         other = RunFile.parse(baseline_run) if baseline_run else baseline
-        artifact = flow.report_on_run(source, workspace, run=RunFile.parse(run), baseline=other, clicks=clicks)
+        artifact = flow.report_on_run(judged, workspace, run=RunFile.parse(run), baseline=other, clicks=clicks)
     else:
         split: flow.Split = "all" if all_queries else "test"
-        artifact = flow.report(source, workspace, split=split, release=release, baseline=baseline, clicks=clicks)
+        artifact = flow.report(judged, workspace, split=split, release=release, baseline=baseline, clicks=clicks)
     if out is not None:
         flow.copy_files(artifact, out)
     content = json.loads(artifact.file("report.json").read_text(encoding="utf-8"))
@@ -71,7 +79,7 @@ def report(
 @app.command()
 def reindex(
     documents: Annotated[
-        list[str], typer.Option(help="Folder, file or SQLAlchemy URL of the documents; may be repeated.")
+        list[str], typer.Option(help="Folder, file, SQLAlchemy URL or recipe of the documents; may be repeated.")
     ],
     workspace: Workspace = DEFAULT_WORKSPACE,
     format: Annotated[str, typer.Option(help="How the documents are written; auto looks at the files.")] = "auto",

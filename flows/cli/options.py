@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.errors import MissingError
+from pipeline.errors import ConfigError, MissingError
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+
+    from pipeline.config import SourceConfig
 
 Workspace = Annotated[
     Path, typer.Option(envvar="RELEVANCE_WORKSPACE", help="Folder of artifacts, releases and caches.")
@@ -21,6 +23,9 @@ Set = Annotated[
 ]
 Columns = Annotated[
     str, typer.Option(help="A table's columns: query=search_term,title=name,grade=relevance; see the recipe's keys.")
+]
+Labels = Annotated[
+    str, typer.Option(help="The grade of each word in the column of grades: Exact=2,Partial=1,Irrelevant=0.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for a machine.")]
 Recipe = Annotated[str, typer.Argument(help="A TOML file, or a built-in recipe such as demo or homedepot.")]
@@ -35,6 +40,25 @@ def show(value: Any, as_json: bool, rendered: "RenderableType | None" = None) ->
         print(json.dumps(value, ensure_ascii=False, indent=1))
     else:
         console().print(rendered if rendered is not None else value)
+
+
+def mapped(source: "SourceConfig", columns: str, labels: str) -> "SourceConfig":
+    """A source with the column map and the grades of words that the options --columns and --labels give.
+
+    Raises:
+        ConfigError: an option is not written as it must be; --labels without a map of columns to belong to.
+    """
+    from dataclasses import replace
+
+    from pipeline.data import convert
+
+    if labels and not (columns or source.columns):
+        raise ConfigError("--labels: belongs to the column of grades that --columns maps, as grade=COLUMN; give both")
+    return replace(
+        source,
+        columns=convert.parse_columns(columns) or source.columns,
+        labels=convert.parse_labels(labels) or source.labels,
+    )
 
 
 def console() -> "Console":

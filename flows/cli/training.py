@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from flows.built_in_recipes import RECIPES, recipe_path
-from flows.cli.options import DEFAULT_WORKSPACE, Json, Recipe, Set, Workspace, console, existing, show
+from flows.cli.options import DEFAULT_WORKSPACE, Json, Labels, Recipe, Set, Workspace, console, existing, show
 from pipeline.errors import GateError
 
 app = typer.Typer()
@@ -37,6 +37,7 @@ def init(
     columns: Annotated[
         str, typer.Option(help="A table's columns: query=search_term,title=name,grade=relevance; guessed if not given.")
     ] = "",
+    labels: Labels = "",
     as_json: Json = False,
 ) -> None:
     """Looks at data and machine, and writes a recipe that fits both, with the reason beside each choice."""
@@ -44,10 +45,11 @@ def init(
 
     from flows import init as flow
     from pipeline.data import convert
+    from pipeline.secrets import without_passwords
 
-    seen, text = flow.write(data, out, convert.parse_columns(columns) if columns else None)
+    seen, text = flow.write(data, out, convert.parse_columns(columns), convert.parse_labels(labels))
     if as_json:
-        show({"recipe": str(out), **asdict(seen)}, as_json)
+        show(without_passwords({"recipe": str(out), **asdict(seen)}), as_json)
     else:
         print(f"{text}\nwritten: {out}; next: relevance retrain {out}")
 

@@ -12,8 +12,10 @@ import pyarrow.compute as pc
 
 from pipeline.config import SourceConfig
 from pipeline.data import judgments, sources, splits, validation
+from pipeline.data.sources import Source
 from pipeline.data.validation import ValidatedTables
 from pipeline.schema import SPLITS, InvalidRow
+from pipeline.secrets import hide_passwords
 from pipeline.text import normalise
 
 if TYPE_CHECKING:
@@ -97,16 +99,31 @@ class DataReport:
 
 
 def examine(path: Path | str, format: str = "auto", columns: Mapping[str, str] | None = None) -> DataReport:
-    """Reads a source and describes it; grades in conflict are faults too.
+    """Reads one source and describes it; see `examine_all`.
 
     Args:
         columns: the map of a table's columns; see `SourceConfig.columns`.
+    """
+    config = SourceConfig(path=str(path), format=format, columns=columns or {})
+    return describe(sources.read(config, Path()), str(path))
+
+
+def examine_all(configs: Sequence[SourceConfig], root: Path) -> list[DataReport]:
+    """Reads sources and describes each collection; sources of one name are one collection, as in a recipe.
 
     Raises:
-        MissingError: nothing of that format at the path.
+        MissingError: nothing of that format at a path.
         SchemaError: a file that cannot be read at all; see `sources.read`.
     """
-    source = sources.read(SourceConfig(path=str(path), format=format, columns=columns or {}), Path())
+    read = [sources.read(config, root) for config in configs]
+    paths: dict[str, list[str]] = {}
+    for config, source in zip(configs, read, strict=True):
+        paths.setdefault(source.name, []).append(hide_passwords(config.path))
+    return [describe(source, " + ".join(paths[source.name])) for source in judgments.by_name(read)]
+
+
+def describe(source: Source, path: str) -> DataReport:
+    """The description of a source as read; grades in conflict are faults too."""
     sifted = validation.sift(source)
     conflicts = validation.conflicts(source.judgments, sifted.findings)
     usable = ValidatedTables(
@@ -121,7 +138,7 @@ def examine(path: Path | str, format: str = "auto", columns: Mapping[str, str] |
         "text": usable.documents["text"],
     }
     return DataReport(
-        path=str(path),
+        path=path,
         format=source.format,
         documents=source.documents.num_rows,
         queries=source.queries.num_rows,
@@ -141,6 +158,13 @@ def examine(path: Path | str, format: str = "auto", columns: Mapping[str, str] |
         dropped=usable.counts(),
         faults=tuple(finding.fault for finding in usable.findings),
     )
+
+
+def hint(reports: Sequence[DataReport]) -> str:
+    """Advice for judgments whose documents lie elsewhere; empty for others."""
+    if any(report.documents for report in reports) or not any(report.judgments for report in reports):
+        return ""
+    return "; where the documents lie elsewhere, check the recipe that names both: `relevance data check RECIPE`"
 
 
 def estimate_tokens(texts: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -14,11 +14,19 @@ from pipeline.data import judgments, sources, splits, validation
 from pipeline.data.formats.text_files import STRING
 from pipeline.data.validation import ValidatedTables
 from pipeline.errors import ConfigError, SchemaError
+from pipeline.schema import MAX_GRADE
+from pipeline.secrets import hide_passwords
 
 _ADVICE = "mend them first; `relevance data check` lists them all"
 
 
-def convert(path: Path | str, format: str, out: Path, columns: Mapping[str, str] | None = None) -> Path:
+def convert(
+    path: Path | str,
+    format: str,
+    out: Path,
+    columns: Mapping[str, str] | None = None,
+    labels: Mapping[str, int] | None = None,
+) -> Path:
     """Writes documents, queries and judgments .parquet into a new folder `out`, with all columns of the source.
 
     Judgments that disagree are written as they are: a recipe says what to do with them.
@@ -29,7 +37,7 @@ def convert(path: Path | str, format: str, out: Path, columns: Mapping[str, str]
         SchemaError: rows that cannot be used; nothing is written.
     """
     with _new_folder(out) as folder:
-        sifted = _read(path, format, columns)
+        sifted = _read(SourceConfig(path=str(path), format=format, columns=columns or {}, labels=labels or {}))
         _write(folder, sifted, sifted.judgments)
     return out
 
@@ -44,7 +52,7 @@ def split(path: Path, valid_share: float, test_share: float, seed: int, out: Pat
     """
     config = DataConfig(splits="hash", valid_share=valid_share, test_share=test_share, seed=seed)
     with _new_folder(out) as folder:
-        sifted = _read(path, "auto")
+        sifted = _read(SourceConfig(path=str(path)))
         texts = judgments.texts_of(sifted.queries, sifted.judgments)
         assigned = pa.array(splits.assign(texts, [None] * len(texts), config), STRING)
         bare = sifted.judgments
@@ -71,10 +79,28 @@ def parse_columns(text: str) -> dict[str, str]:
     return columns
 
 
-def _read(path: Path | str, format: str, columns: Mapping[str, str] | None = None) -> ValidatedTables:
-    source = sources.read(SourceConfig(path=str(path), format=format, columns=columns or {}), Path())
-    sifted = validation.sift(source)
-    validation.refuse(sifted.findings, str(path), _ADVICE)
+def parse_labels(text: str) -> dict[str, int]:
+    """The grades of words in `Exact=2,Partial=1,Irrelevant=0`; see `SourceConfig.labels`.
+
+    Raises:
+        ConfigError: it is not written so, a grade is no whole number from 0 on, or a word is there twice.
+    """
+    labels: dict[str, int] = {}
+    for part in filter(None, text.split(",")):
+        word, equals, grade = (piece.strip() for piece in part.rpartition("="))
+        word, equals = (word, equals) if equals else (part, "")
+        if not (word and equals and grade.isascii() and grade.isdigit()) or int(grade) > MAX_GRADE or word in labels:
+            raise ConfigError(
+                f"--labels: '{part}' is not word=grade with a grade from 0 to {MAX_GRADE}, or its word is there twice; "
+                "see Exact=2,Partial=1,Irrelevant=0"
+            )
+        labels[word] = int(grade)
+    return labels
+
+
+def _read(config: SourceConfig) -> ValidatedTables:
+    sifted = validation.sift(sources.read(config, Path()))
+    validation.refuse(sifted.findings, hide_passwords(config.path), _ADVICE)
     return sifted
 
 

@@ -1,9 +1,12 @@
 """Documents alone, for a re-index: read and checked like those of a recipe, without queries or judgments."""
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
+
+import pyarrow as pa
 
 from pipeline import schema
 from pipeline.artifacts import Artifact, Staging
@@ -11,6 +14,7 @@ from pipeline.config import SourceConfig
 from pipeline.data import judgments, sources, validation
 from pipeline.errors import SchemaError
 from pipeline.stage import Stage
+from pipeline.text import key_values
 
 STAGE = Stage("corpus", version=1, section="data")
 
@@ -23,7 +27,8 @@ def make(
 ) -> Artifact:
     """The artifact `corpus`: documents.parquet, rows in the order of the sources.
 
-    With several sources, ids are prefixed by the source's name and a colon, as in `judgments.make`.
+    With several collections, ids are prefixed by the collection's name and a colon, as in `judgments.make`. Sources
+    that were given one name are one collection, of which some may hold no documents.
 
     Args:
         faulty_rows: what to do with documents that cannot be used; drop counts them by reason in the metrics.
@@ -34,11 +39,13 @@ def make(
     """
     named = [sources.find(source, root) for source in chosen]
     names = [item.name for item in named]
-    if len(set(names)) < len(names):
+    unnamed = [item.name for item, config in zip(named, chosen, strict=True) if not config.name]
+    if any(names.count(name) > 1 for name in unnamed):
         raise SchemaError(f"sources {', '.join(names)}: two have one name, so their ids would mix; rename a folder")
 
     def build(staging: Staging) -> Mapping[str, Any]:
-        tables, dropped = [], {}
+        tables: list[pa.Table] = []
+        dropped: dict[str, dict[str, int]] = {}
         for item in named:
             sifted = validation.sift(item.read())
             if faulty_rows == "error":
@@ -46,14 +53,16 @@ def make(
                 of_documents = [finding for finding in sifted.findings if finding.fault.table == "documents"]
                 validation.refuse(of_documents, item.name, advice)
             tables.append(
-                sifted.documents if len(named) == 1 else judgments.prefixed(sifted.documents, item.name, "doc_id")
+                sifted.documents if len(set(names)) == 1 else judgments.prefixed(sifted.documents, item.name, "doc_id")
             )
-            dropped[item.name] = sifted.counts().get("documents", {})
+            counts = Counter(dropped.get(item.name, {}))
+            counts.update(sifted.counts().get("documents", {}))
+            dropped[item.name] = dict(counts)
         documents = judgments.join(tables)
         if not documents.num_rows:
             raise SchemaError(f"{', '.join(names)}: there are no documents to index")
         schema.write(documents, staging.folder / "documents.parquet", "documents")
-        log.info("corpus: %d documents, dropped %s", documents.num_rows, dropped)
+        log.info("corpus: %s", key_values({"documents": documents.num_rows, "dropped": dropped}))
         return {"documents": documents.num_rows, "dropped": dropped}
 
     return STAGE.make(

@@ -27,6 +27,7 @@ from pipeline.data.validation import Purpose, ValidatedTables
 from pipeline.errors import ConfigError, SchemaError
 from pipeline.schema import SPLITS
 from pipeline.stage import Stage
+from pipeline.text import key_values
 
 STAGE = Stage("data", version=1, section="data")
 
@@ -79,7 +80,7 @@ def _mapping(source: SourceConfig) -> dict[str, Any]:
 
 
 def _build(folder: Path, config: DataConfig, read: Sequence[Source], purpose: Purpose) -> Mapping[str, Any]:
-    collections = _by_name(read)
+    collections = by_name(read)
     parts = []
     for source in collections:
         sifted = validation.sift(source, purpose)
@@ -112,7 +113,7 @@ def _build(folder: Path, config: DataConfig, read: Sequence[Source], purpose: Pu
     }
     if any(source.clicks for source in collections):
         metrics["clicks"] = {source.name: list(source.clicks) for source in collections if source.clicks}
-    log.info("data: %s", {name: metrics[name] for name in ("documents", "queries", "judgments", "dropped")})
+    log.info("data: %s", key_values({name: metrics[name] for name in ("documents", "queries", "judgments", "dropped")}))
     return metrics
 
 
@@ -151,7 +152,7 @@ def published(judgments: pa.Table) -> list[str | None]:
     return names
 
 
-def _by_name(read: Sequence[Source]) -> list[Source]:
+def by_name(read: Sequence[Source]) -> list[Source]:
     """The sources with those of one name joined, in the order of the first of each name."""
     groups: dict[str, list[Source]] = {}
     for source in read:

@@ -44,6 +44,9 @@ def test_search_and_rerank(trained: Trained, tmp_path: Path) -> None:
     assert found["release"] == trained.outcome.release.fingerprint
     rendered = _run("search", "red [bold]knife", "--workspace", trained.workspace)
     assert "red [bold]knife" in rendered.stdout
+    shown = [float(line.split("│")[-3]) for line in rendered.stdout.splitlines() if re.match(r"│ +\d+ │", line)]
+    assert len(shown) == 10
+    assert shown == sorted(shown, reverse=True), "the table shows the score that orders it"
 
 
 def test_rerank_reads_json_lines_and_names_the_line_it_cannot_use(trained: Trained, tmp_path: Path) -> None:
@@ -51,6 +54,12 @@ def test_rerank_reads_json_lines_and_names_the_line_it_cannot_use(trained: Train
     texts.write_text('{"title": "a", "text": "b"}\n{"body": "c"}\n', encoding="utf-8")
     _refused(_run("rerank", "q", texts, "--workspace", trained.workspace), 2, "line 2", "text")
     _refused(_run("rerank", "q", tmp_path / "none", "--workspace", trained.workspace), 2, "no such file")
+
+
+def test_data_in_place_of_a_recipe_is_answered_with_init(tmp_path: Path) -> None:
+    (tmp_path / "ratings.csv").write_text("query,title,grade\n", encoding="utf-8")
+    for name in ("ratings.csv", ".", "sqlite:///shop.db"):
+        _refused(_run("retrain", name, cwd=tmp_path), 2, f"`relevance init {name}` writes a recipe")
 
 
 def test_releases_list_show_promote_rollback(copied: Trained) -> None:

@@ -1,5 +1,7 @@
 """`relevance init` writes recipes that fit the data and that the next command takes."""
 
+import sqlite3
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -7,7 +9,8 @@ import pytest
 
 from flows import init
 from pipeline import recipe as recipes
-from pipeline.errors import ConfigError, SchemaError
+from pipeline.data import convert
+from pipeline.errors import ConfigError, InputError, SchemaError
 from tests.flows.world import write_tiny_world
 
 TEXTS = {
@@ -104,3 +107,111 @@ def test_a_click_log_is_judged_by_its_clicks(tmp_path: Path) -> None:
     columns = {"query": "query", "title": "title", "position": "position", "clicked": "clicked"}
     init.write(str(log), tmp_path / "own.toml", columns)
     assert recipes.load(tmp_path / "own.toml", []).evaluation.clicks
+
+
+def _rated(path: Path, grades: tuple[str, ...], queries: int = 40, head: str = "query,title,grade") -> Path:
+    rows = [
+        f"knife {query},a knife number {number},{grades[(query + number) % len(grades)]}"
+        for query in range(queries)
+        for number in range(4)
+    ]
+    path.write_text("\n".join([head, *rows]) + "\n", encoding="utf-8")
+    return path
+
+
+def test_grades_as_words_need_the_option_that_the_message_names(tmp_path: Path) -> None:
+    table = _rated(tmp_path / "ratings.csv", ("Exact", "Irrelevant"))
+    with pytest.raises(SchemaError, match=r"--labels=Exact=GRADE,Irrelevant=GRADE on the command line"):
+        init.write(str(table), tmp_path / "own.toml")
+    assert not (tmp_path / "own.toml").exists()
+    init.write(str(table), tmp_path / "own.toml", labels=convert.parse_labels("Exact=2, Irrelevant=0"))
+    assert recipes.load(tmp_path / "own.toml", []).data.sources[0].labels == {"Exact": 2, "Irrelevant": 0}
+
+
+@pytest.mark.parametrize("text", ["Exact", "Exact=", "=1", "Exact=x", "Exact=-1", "Exact=11", "Exact=1,Exact=2"])
+def test_labels_that_are_not_word_and_grade_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="--labels"):
+        convert.parse_labels(text)
+
+
+def test_labels_without_a_column_of_grades_are_refused(tmp_path: Path) -> None:
+    write_tiny_world(tmp_path / "tiny")
+    with pytest.raises(ConfigError, match="--labels belongs to"):
+        init.write(str(tmp_path / "tiny"), tmp_path / "own.toml", labels={"Exact": 1})
+
+
+def test_too_few_queries_are_said_in_the_recipe(tmp_path: Path) -> None:
+    one, _ = init.write(str(_rated(tmp_path / "one.csv", ("0", "1"), queries=1)), tmp_path / "one.toml")
+    assert "1 judged queries are too few" in one.too_few
+    few, _ = init.write(str(_rated(tmp_path / "few.csv", ("0", "1"), queries=3)), tmp_path / "few.toml")
+    assert "judge 20 or more" in few.too_few
+    assert few.too_few in (tmp_path / "few.toml").read_text(encoding="utf-8")
+    enough, _ = init.write(str(_rated(tmp_path / "enough.csv", ("0", "1"))), tmp_path / "enough.toml")
+    assert not enough.too_few
+
+
+def test_unusable_rows_are_left_out_where_they_are_few_and_refused_where_they_are_many(tmp_path: Path) -> None:
+    some = _rated(tmp_path / "some.csv", ("0", "1", "2", "1", "0", "1", "nan"))
+    seen, text = init.write(str(some), tmp_path / "some.toml")
+    assert seen.unusable > 0
+    assert f'faulty_rows = "drop" # {seen.unusable} rows' in text
+    assert recipes.load(tmp_path / "some.toml", []).data.faulty_rows == "drop"
+    with pytest.raises(SchemaError, match=r"80 rows cannot be used .*grade 'nan' is not a number"):
+        init.write(str(_rated(tmp_path / "many.csv", ("0", "nan"))), tmp_path / "many.toml")
+    assert not (tmp_path / "many.toml").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("query,title,grade\nknife,a knife,1\n".encode("utf-16"), "is written in UTF-16"),
+        ("query,title,grade\nknife,a knife,1\n".encode("utf-16-le"), "is written in UTF-16LE"),
+        ("query,title,grade\nknife,a knife,1\n".encode("utf-32"), "is written in UTF-32"),
+        ("query,title,grade\nmesser,größe,1\n".encode("latin-1"), "0xf6 is not UTF-8"),
+        (b"query^title^grade\nknife^a knife^1\n", r"if '\^' separates its columns"),
+        (b"knife,a knife,1\nspoon,a spoon,0\n", "Its first line must name the columns"),
+        (b"query,title,grade\n", "has no rows"),
+        (b"query\nknife\n", "--columns query=query,grade=COLUMN"),
+        (b"title,grade\na knife,1\n", "not query or query_id"),
+        (b"query,title,position,clicked\n" + b"knife,a knife,1,1\n" * 20, "all impressions are at position 1"),
+        (b"", "is empty"),
+    ],
+)
+def test_bad_tables_are_answered_with_one_message_and_nothing_half_made(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
+    (tmp_path / "ratings.csv").write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        init.write(str(tmp_path / "ratings.csv"), tmp_path / "own.toml")
+    assert [path.name for path in tmp_path.iterdir()] == ["ratings.csv"]
+
+
+@pytest.mark.parametrize("separator", [";", "\t", "|"])
+def test_other_separators_are_found(tmp_path: Path, separator: str) -> None:
+    table = _rated(tmp_path / "ratings.csv", ("0", "1"))
+    table.write_text(table.read_text(encoding="utf-8").replace(",", separator), encoding="utf-8")
+    seen, _ = init.write(str(table), tmp_path / "own.toml")
+    assert seen.judgments == 160
+
+
+def test_a_database_without_a_key_is_mapped_by_the_names_of_its_columns(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "shop.db") as connection:
+        connection.execute("create table rated (search text, name text, relevance integer)")
+        connection.execute("create table documents (title text, text text)")
+        rows = [(f"knife {query}", f"a knife {number}", number % 3) for query in range(30) for number in range(4)]
+        connection.execute("insert into documents values ('knife', 'a knife')")
+        connection.executemany("insert into rated values (?, ?, ?)", rows)
+    seen, _ = init.write(f"sqlite:///{tmp_path}/shop.db?table=rated", tmp_path / "own.toml")
+    assert seen.source["columns"] == {"query": "search", "title": "name", "grade": "relevance"}
+    assert recipes.load(tmp_path / "own.toml", []).data.sources[0].columns == seen.source["columns"]
+    with pytest.raises(SchemaError, match="It has the columns title, text"):
+        init.write(f"sqlite:///{tmp_path}/shop.db", tmp_path / "other.toml")
+
+
+def test_a_recipe_and_its_text_hold_no_password(tmp_path: Path) -> None:
+    rated, out = _rated(tmp_path / "ratings.csv", ("0", "1")), tmp_path / "own.toml"
+    seen = replace(init.look(str(rated)), source={"path": "postgresql://shop:hunter2@db/shop?table=rated"})
+    text = init.recipe(seen, "own")
+    assert "hunter2" not in text
+    out.write_text(text, encoding="utf-8")
+    assert recipes.load(out, []).data.sources[0].path == "postgresql://shop:${DATABASE_PASSWORD}@db/shop?table=rated"

@@ -226,10 +226,10 @@ def test_names_differ_between_machines_and_stay_after_a_restart(tmp_path: Path) 
 
 
 def test_sources_are_absolute_in_a_deployment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from flows import schedules
+    from flows import sources
 
     monkeypatch.chdir(tmp_path)
-    assert schedules.absolute("data") == str(tmp_path / "data")
-    assert schedules.absolute("sqlite:///shop.db") == f"sqlite:///{tmp_path}/shop.db"
-    assert schedules.absolute("sqlite:////var/shop.db") == "sqlite:////var/shop.db"
-    assert schedules.absolute("postgresql://host/shop") == "postgresql://host/shop"
+    assert sources.absolute("data") == str(tmp_path / "data")
+    assert sources.absolute("sqlite:///shop.db") == f"sqlite:///{tmp_path}/shop.db"
+    assert sources.absolute("sqlite:////var/shop.db") == "sqlite:////var/shop.db"
+    assert sources.absolute("postgresql://host/shop") == "postgresql://host/shop"

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -57,6 +58,7 @@ SYNONYMS: Mapping[str, tuple[str, ...]] = {
     "time": ("time", "timestamp"),
 }
 """Usual names of each kind of column, the likeliest first."""
+_SEPARATORS = re.compile(r"[^\w\s'\"().-]")
 
 
 def roles(keys: Collection[str]) -> tuple[str, ...]:
@@ -81,11 +83,19 @@ def advice(path: Path) -> str:
         names = names_of(files[0])
     except (SchemaError, MissingError, OSError, pa.ArrowException) as error:
         return f"\nA table could be read by a map of its columns, but {error}"
+    if not any(name.strip() for name in names):
+        return f"\n{files[0].name} is empty, or its first line is; the first line names the columns"
     best = suggest(names)
     shown = ", ".join(names[:40]) + (", …" if len(names) > 40 else "")
+    if not best and len(names) == 1 and (marks := _SEPARATORS.findall(names[0])):
+        return (
+            f"\n{files[0].name} has one column, {shown}; if {marks[0]!r} separates its columns, write the file with a "
+            "comma, a tab, ';' or '|' in its place"
+        )
     if not best:
         return (
-            f"\n{files[0].name} has the columns {shown}; none looks like a query, a title or a grade, map them by hand"
+            f"\n{files[0].name} has the columns {shown}; none looks like a query, a title or a grade. Its first line "
+            "must name the columns: put one there, or map them by hand"
         )
     toml = ", ".join(f"{role} = {json.dumps(name, ensure_ascii=False)}" for role, name in best.items())
     option = ",".join(f"{role}={name}" for role, name in best.items())

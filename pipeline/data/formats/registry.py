@@ -93,5 +93,8 @@ def find(config: SourceConfig, root: Path) -> tuple[str, FoundSource]:
     path = root / config.path
     if not path.exists():
         raise MissingError(f"{path}: no such file or folder")
+    advice = column_map.advice(path)
+    if path.is_file() and advice:
+        raise MissingError(f"{path}: is not a file of a format that is known by its name{advice}")
     looked = "".join(f"\n  {known.name}: {known.looked_for}" for known in candidates)
-    raise MissingError(f"{path}: these files were looked for and are not there:{looked}{column_map.advice(path)}")
+    raise MissingError(f"{path}: these files were looked for and are not there:{looked}{advice}")

@@ -1,7 +1,9 @@
 """Tables out of a database, by any SQLAlchemy URL: documents, or whatever the recipe's `columns` map.
 
-    sqlite:///shop.db                                     the table `documents`
-    postgresql+psycopg://user@host/shop?table=articles    another table or view
+    sqlite:///shop.db                                                   the table `documents`
+    postgresql+psycopg://user:${DB_PASSWORD}@host/shop?table=articles   another table or view
+
+`${NAME}` stands for an environment variable, so that a recipe, a schedule or a release holds no password.
 
 Without a map the table has columns doc_id, title and text; others are kept. With `query` the rows of a query are read
 instead of a table. The type of a kept column is decided once, from all of its values: one kind of value keeps its
@@ -13,10 +15,13 @@ import decimal
 import hashlib
 import json
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pyarrow as pa
 import sqlalchemy as sa
@@ -32,6 +37,8 @@ from pipeline.schema import InvalidRow
 from pipeline.secrets import HIDDEN, hide_passwords, is_secret
 
 ROWS_AT_ONCE = 10_000
+
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 OWN_COLUMNS = ("doc_id", "title", "text")
 
@@ -51,14 +58,20 @@ def locate(url: str, root: Path) -> tuple[sa.URL, str]:
     """The database and the name of the table; an SQLite file is looked for below `root`.
 
     Raises:
-        ConfigError: not a SQLAlchemy URL.
+        ConfigError: not a SQLAlchemy URL, an environment variable that is not set, or a password that was hidden.
         MissingError: no such SQLite file.
     """
+    filled = _VARIABLE.sub(_value_of, url)
     try:
-        address = sa.make_url(url)
+        address = sa.make_url(filled)
     except (ArgumentError, ValueError) as error:
         shown = hide_passwords(re.sub(r"//.*@", f"//{HIDDEN}@", url))
         raise ConfigError(f"{shown}: not a SQLAlchemy URL; write it as sqlite:///shop.db?table=documents") from error
+    if HIDDEN in _secrets(address):
+        raise ConfigError(
+            f"{hide_passwords(url)}: its password was hidden when this address was written down; put it into an "
+            "environment variable, and write ${NAME} in its place in the recipe"
+        )
     name = address.query.get("table", "documents")
     address = address.difference_update_query(["table"])
     if address.get_backend_name() == "sqlite" and address.database and address.database != ":memory:":
@@ -67,6 +80,25 @@ def locate(url: str, root: Path) -> tuple[sa.URL, str]:
             raise MissingError(f"{file}: no such SQLite file")
         address = address.set(database=str(file))
     return address, str(name)
+
+
+def _value_of(variable: re.Match[str]) -> str:
+    """The value of an environment variable as it is written in a URL."""
+    value = os.environ.get(variable[1])
+    if value is None:
+        raise ConfigError(f"the environment variable {variable[1]} is not set; a database's address names it")
+    return quote(value, safe="")
+
+
+def names_of(config: SourceConfig, root: Path) -> list[str]:
+    """Names of the columns of a table.
+
+    Raises:
+        ConfigError, MissingError, SchemaError: see `read`.
+    """
+    address, name = locate(config.path, root)
+    with _reading(address, f"table {name}") as engine:
+        return [str(column["name"]) for column in sa.inspect(engine).get_columns(name)]
 
 
 def read(config: SourceConfig, root: Path) -> Tables:
@@ -79,26 +111,13 @@ def read(config: SourceConfig, root: Path) -> Tables:
     """
     address, name = locate(config.path, root)
     source = "query" if config.query else f"table {name}"
-    shown = f"{hide_passwords(address.render_as_string(hide_password=True))}, {source}"
-    try:
-        engine = sa.create_engine(address)
-    except (NoSuchModuleError, ArgumentError, ImportError) as error:
-        raise ConfigError(f"{shown}: no driver for this database ({error}); install it, see the extras") from error
-    try:
+    shown = _shown(address, source)
+    with _reading(address, source) as engine:
         try:
             columns = _rows(engine, name, config, shown, raw=False)
         except (ValueError, TypeError, decimal.DecimalException):
             # SQLite keeps anything in a column of dates or numbers; what does not fit is read as it is stored.
             columns = _rows(engine, name, config, shown, raw=True)
-    except NoSuchTableError as error:
-        raise MissingError(f"{shown}: no such table") from error
-    except SQLAlchemyError as error:
-        reason = str(error).split("\n")[0]
-        for secret in _secrets(address):
-            reason = reason.replace(secret, HIDDEN)
-        raise SchemaError(f"{shown}: cannot be read ({reason})") from error
-    finally:
-        engine.dispose()
     if config.columns:
         return _assembled(columns, config, shown)
     documents, faults = {}, []
@@ -109,6 +128,31 @@ def read(config: SourceConfig, root: Path) -> Tables:
         else:
             documents[column] = typed(values)
     return Tables(documents=pa.table(documents), faults=tuple(faults))
+
+
+def _shown(address: sa.URL, source: str) -> str:
+    return f"{hide_passwords(address.render_as_string(hide_password=True))}, {source}"
+
+
+@contextmanager
+def _reading(address: sa.URL, source: str) -> Iterator[sa.Engine]:
+    """An engine whose errors become ours; passwords are left out of the messages, also where a driver repeats them."""
+    shown = _shown(address, source)
+    try:
+        engine = sa.create_engine(address)
+    except (NoSuchModuleError, ArgumentError, ImportError) as error:
+        raise ConfigError(f"{shown}: no driver for this database ({error}); install it, see the extras") from error
+    try:
+        yield engine
+    except NoSuchTableError as error:
+        raise MissingError(f"{shown}: no such table") from error
+    except SQLAlchemyError as error:
+        reason = str(error).split("\n")[0]
+        for secret in _secrets(address):
+            reason = reason.replace(secret, HIDDEN)
+        raise SchemaError(f"{shown}: cannot be read ({reason})") from error
+    finally:
+        engine.dispose()
 
 
 def _secrets(address: sa.URL) -> list[str]:

@@ -15,6 +15,7 @@ import difflib
 import json
 import logging
 import math
+import shlex
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -225,6 +226,10 @@ def _json_text(value: Any, role: str, optional: bool) -> str | None:
     return str(value) if number and role in ("query_id", "doc_id", "grade", *clicks.ROLES) else None
 
 
+def _labels_option(words: Sequence[str]) -> str:
+    return shlex.quote("--labels=" + ",".join(f"{word}=GRADE" for word in words))
+
+
 def _check_keys(names: set[str], shown: str) -> None:
     """Refuses a key that would keep a column of the documents, but looks like a misspelt role.
 
@@ -263,8 +268,9 @@ def _grades(values: pa.ChunkedArray, config: SourceConfig, shown: str) -> tuple[
         words = sorted(set(cells.to_pylist()))[:MAX_GRADE]
         labels = ", ".join(f"{json.dumps(word, ensure_ascii=False)} = GRADE" for word in words)
         raise SchemaError(
-            f"{shown}: the grades are words ({', '.join(words)}); say what each is worth, 0 for the least relevant, in "
-            f"the recipe's source beside columns: labels = {{ {labels} }}"
+            f"{shown}: the grades are words ({', '.join(words)}); say what each is worth, 0 for the least relevant: "
+            f"{_labels_option(words)} on the command line, or labels = {{ {labels} }} in the recipe's source beside "
+            "columns"
         )
     faults = tables.unknown_grades(cells, pa.array(good), "is not a number")
     numbers = np.where(good, numbers, 0.0)

@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
 from pipeline.errors import MissingError, SchemaError
-from pipeline.text import read_lines
+from pipeline.text import read_lines, wide_encoding, wrong_byte
 
 BLOCK_BYTES = 1 << 26
 """Bytes that are parsed at once; also the longest row of a separated file."""
@@ -70,6 +70,7 @@ def header(path: Path, delimiter: str, encoding: str = "utf-8", *, quoted: bool 
     """
     if not _size(path):
         return []
+    _refuse_wide(path)
     reader = _Reader(path, delimiter, quoted, encoding)
     block = HEAD_BYTES
     while True:
@@ -146,10 +147,18 @@ def is_utf8(path: Path) -> bool:
     return True
 
 
+def _refuse_wide(path: Path) -> None:
+    """Raises SchemaError for UTF-16 and UTF-32; without a byte-order mark, English text in UTF-16 is valid UTF-8."""
+    with path.open("rb") as file:
+        if wide_encoding(file.read(1024)):
+            raise wrong_byte(path, 0, "")
+
+
 def _rows(path: Path, delimiter: str, quoted: bool, encoding: str) -> pa.Table:
     """All rows of a separated file, the first included, as columns of text called f0, f1, …"""
     if not _size(path):
         return pa.table({"f0": pa.array([], STRING)})
+    _refuse_wide(path)
     reader = _Reader(path, delimiter, quoted, encoding)
     try:
         return reader.table()

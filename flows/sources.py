@@ -1,0 +1,41 @@
+"""The sources that a command's argument means: a folder, a file, a database, or all sources of a recipe."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from pipeline import recipe as recipes
+from pipeline.config import SourceConfig
+
+
+def named(path: str, format: str = "auto", overrides: Sequence[str] = ()) -> tuple[SourceConfig, ...]:
+    """The sources at a path; for a recipe (a .toml file) those of its section data, wherever it may be read from.
+
+    Args:
+        overrides: values laid over a recipe, as --set does.
+
+    Raises:
+        ConfigError: the recipe cannot be read.
+    """
+    if not is_recipe(path):
+        return (SourceConfig(path=path, format=format),)
+    data = recipes.load(Path(path), overrides).data
+    return tuple(replace(source, path=absolute(source.path, Path(data.root))) for source in data.sources)
+
+
+def is_recipe(path: str) -> bool:
+    """Whether a path is that of a recipe."""
+    return path.endswith(".toml") and Path(path).is_file()
+
+
+def absolute(source: str, root: Path = Path()) -> str:
+    """A source of data that means the same from any working folder.
+
+    Args:
+        root: the folder that a relative path starts from.
+    """
+    sqlite = re.fullmatch(r"(sqlite[^:]*:///)([^/:].*)", source)  # A file name; a fourth slash begins an absolute one.
+    if sqlite:
+        return sqlite[1] + str((root / sqlite[2]).resolve())
+    return source if "://" in source else str((root / source).resolve())

@@ -1,0 +1,122 @@
+"""Judgments and documents may lie apart: in a recipe, in a database, or in the release that is judged."""
+
+import shutil
+import sqlite3
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from flows import reindex as reindexing
+from flows import report as reporting
+from flows import sources
+from pipeline.artifacts import Artifact
+from pipeline.config import SourceConfig
+from pipeline.data import check
+from pipeline.data.formats import sql
+from pipeline.errors import ConfigError, SchemaError
+from pipeline.releases import Releases
+from tests.flows.conftest import Trained
+
+
+def _values(report: Artifact) -> pd.DataFrame:
+    return pd.read_parquet(report.file("per_query.parquet")).drop(columns="slice")
+
+
+@pytest.fixture
+def apart(copied: Trained, tmp_path: Path) -> Path:
+    """A recipe whose documents are in a database and whose judgments are in a folder."""
+    folder = tmp_path / "apart"
+    (folder / "judged").mkdir(parents=True)
+    tiny = copied.world / "tiny"
+    for name in ("queries", "judgments"):
+        (folder / "judged" / f"{name}.parquet").write_bytes((tiny / f"{name}.parquet").read_bytes())
+    with sqlite3.connect(folder / "shop.db") as connection:
+        pd.read_parquet(tiny / "documents.parquet").to_sql("articles", connection, index=False)
+    lines = [
+        "[data]",
+        f'root = "{folder}"',
+        'sources = [{ path = "sqlite:///shop.db?table=articles", name = "tiny" }, { path = "judged", name = "tiny" }]',
+    ]
+    (folder / "own.toml").write_text("\n".join(lines), encoding="utf-8")
+    return folder
+
+
+def test_judgments_alone_are_judged_with_the_documents_of_the_release(copied: Trained, apart: Path) -> None:
+    tiny = copied.world / "tiny"
+    whole = reporting.report(SourceConfig(path=str(tiny)), copied.workspace)
+    alone = reporting.report(SourceConfig(path=str(apart / "judged")), copied.workspace)
+    pd.testing.assert_frame_equal(_values(whole), _values(alone))
+    # A database gives its rows in the order of their ids, which decides ties.
+    documents = pd.read_parquet(tiny / "documents.parquet").sort_values("doc_id")
+    shutil.copytree(apart / "judged", apart / "tiny")
+    documents.to_parquet(apart / "tiny" / "documents.parquet", index=False)
+    whole = reporting.report(SourceConfig(path=str(apart / "tiny")), copied.workspace)
+    recipe = reporting.report(sources.named(str(apart / "own.toml")), copied.workspace)
+    pd.testing.assert_frame_equal(_values(whole), _values(recipe))
+
+
+def test_judgments_of_other_documents_are_refused(copied: Trained, apart: Path) -> None:
+    file = apart / "judged" / "judgments.parquet"
+    frame = pd.read_parquet(file)
+    frame.assign(doc_id="x" + frame["doc_id"]).to_parquet(file, index=False)
+    with pytest.raises(SchemaError, match=r"has none of theirs; they name 'xd\d+', the release has ids such as 'd0'"):
+        reporting.report(SourceConfig(path=str(apart / "judged")), copied.workspace)
+
+
+def test_a_recipe_names_the_documents_of_a_reindex(copied: Trained, apart: Path) -> None:
+    with sqlite3.connect(apart / "shop.db") as connection:
+        connection.execute("update articles set text = 'a samovar' where doc_id = 'd3'")
+    figures = reindexing.reindex([str(apart / "own.toml")], copied.workspace)
+    assert (figures["live"], figures["documents"], figures["embedded"]) == (True, 150, 1)
+    pointer = Releases(copied.workspace).live()
+    assert pointer is not None
+    assert "shop.db" in pointer.reason
+
+
+def test_two_folders_of_one_name_are_not_mixed(copied: Trained, tmp_path: Path) -> None:
+    places = [tmp_path / side / "tiny" for side in "ab"]
+    for place in places:
+        place.parent.mkdir()
+        place.symlink_to(copied.world / "tiny")
+    with pytest.raises(SchemaError, match="two have one name"):
+        reindexing.reindex([str(place) for place in places], copied.workspace)
+
+
+def test_the_sources_of_a_recipe_are_checked_together(apart: Path) -> None:
+    whole = check.examine_all(sources.named(str(apart / "own.toml")), Path())
+    assert [(report.documents, len(report.faults)) for report in whole] == [(150, 0)]
+    assert check.hint(whole) == ""
+    alone = check.examine_all(sources.named(str(apart / "judged")), Path())
+    assert alone[0].faults
+    assert "relevance data check RECIPE" in check.hint(alone)
+
+
+def test_a_scheduled_reindex_reads_the_database_of_its_recipe(apart: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from flows import schedules
+    from pipeline import recipe as recipes
+
+    recipe = apart / "own.toml"
+    settings = recipes.load(recipe)
+    parameters = schedules._parameters(recipe, [], apart / "workspace", settings, judgments="", documents=[])
+    assert parameters["reindex"]["documents"] == [str(recipe)]
+    chosen = sources.named(str(recipe), overrides=parameters["reindex"]["overrides"])
+    assert [Path(source.path.removeprefix("sqlite:///")).name for source in chosen] == [
+        "shop.db?table=articles",
+        "judged",
+    ]
+    lines: list[str] = []
+    monkeypatch.setattr(schedules.log, "warning", lambda text, *values: lines.append(text % values))
+    address = "postgresql://shop:hunter2@db/shop"
+    schedules._parameters(recipe, [], apart / "workspace", settings, judgments="", documents=[address])
+    assert lines[-1].startswith("Prefect keeps the password in postgresql://shop:***@db/shop")
+
+
+def test_a_password_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SHOP_PASSWORD", "p@ss/wörd?%")
+    address, _ = sql.locate("postgresql://shop:${SHOP_PASSWORD}@db/shop?table=articles", tmp_path)
+    assert (address.password, address.host, address.database) == ("p@ss/wörd?%", "db", "shop")
+    with pytest.raises(ConfigError, match="the environment variable NOT_SET_HERE is not set"):
+        sql.locate("postgresql://shop:${NOT_SET_HERE}@db/shop", tmp_path)
+    with pytest.raises(ConfigError, match="its password was hidden when this address was written down"):
+        sql.locate("postgresql://shop:***@db/shop", tmp_path)

@@ -14,14 +14,12 @@ from typing import Literal, TypeVar
 from pydantic.dataclasses import dataclass
 
 from pipeline.config_checks import DOCUMENTED, added, positive, share
+from pipeline.config_students import EncoderConfig, MiningConfig, RankerConfig
 from pipeline.config_study import AblationConfig, Precision, StudyConfig, VariantConfig
 from pipeline.config_training import (
-    EncoderConfig,
     ExternalTeacherConfig,
     LoopConfig,
-    MiningConfig,
     PretrainConfig,
-    RankerConfig,
     ScratchConfig,
     TeacherConfig,
     weights_of,

@@ -19,22 +19,19 @@ Pairwise accuracy, which trec_eval has not, is NaN for a query whose judgments a
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pipeline.errors import ConfigError, SchemaError
+from pipeline.evaluation import ranked_lists
+from pipeline.evaluation.ranked_lists import Bools, Floats, Gain, Ints, RankedLists, measure_values, ordered_lists
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-Gain = Literal["linear", "exponential"]
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-Bools = NDArray[np.bool_]
 
 RANGE = (0.0, 1.0)
 """The least and the greatest value of every measure."""
@@ -86,118 +83,6 @@ class PerQuery:
         return float(defined.mean()) if len(defined) else float("nan")
 
 
-def _totals(query: Ints, values: ArrayLike, queries: int) -> Floats:
-    sums = np.bincount(query, weights=np.asarray(values, dtype=np.float64), minlength=queries)
-    return sums.astype(np.float64)
-
-
-@dataclass(frozen=True, slots=True)
-class _Lists:
-    """Ranked lists of many queries in one row of arrays, best document first within each query."""
-
-    queries: int
-    query: Ints
-    """(documents,) ascending."""
-    grade: Floats
-    """(documents,) 0 where unjudged."""
-    judged: Bools
-    score: NDArray[np.float32]
-    ideal_query: Ints
-    """(judgments,) ascending."""
-    ideal_grade: Floats
-    """(judgments,) descending within a query."""
-
-    @property
-    def rank(self) -> Ints:
-        return _ranks(self.query, self.queries)
-
-    def total(self, values: ArrayLike) -> Floats:
-        """(documents,) → (queries,) sums."""
-        return _totals(self.query, values, self.queries)
-
-    def ideal_total(self, values: ArrayLike) -> Floats:
-        """(judgments,) → (queries,) sums."""
-        return _totals(self.ideal_query, values, self.queries)
-
-
-def _ranks(query: Ints, queries: int) -> Ints:
-    """Ranks from 1 within runs of equal, ascending query numbers."""
-    starts = np.concatenate([[0], np.cumsum(np.bincount(query, minlength=queries))])
-    return np.asarray(np.arange(len(query)) - starts[query] + 1, dtype=np.int64)
-
-
-def _share(part: Floats, total: Floats) -> Floats:
-    """part / total, 0 where the total is 0."""
-    return np.divide(part, total, out=np.zeros_like(part), where=total > 0)
-
-
-def _ndcg(lists: _Lists, cutoff: int | None, gain: Gain) -> Floats:
-    def gains(grade: Floats, rank: Ints) -> Floats:
-        worth = grade if gain == "linear" else np.exp2(grade) - 1.0
-        kept = worth / np.log2(rank + 1.0)
-        return kept if cutoff is None else np.where(rank <= cutoff, kept, 0.0)
-
-    ideal_rank = _ranks(lists.ideal_query, lists.queries)
-    return _share(lists.total(gains(lists.grade, lists.rank)), lists.ideal_total(gains(lists.ideal_grade, ideal_rank)))
-
-
-def _pairwise(lists: _Lists) -> Floats:
-    """Share of ordered pairs; a document that is not returned stands below all that are, two such are a tie."""
-    fresh = np.ones(len(lists.query), dtype=bool)
-    fresh[1:] = (lists.query[1:] != lists.query[:-1]) | (lists.score[1:] != lists.score[:-1])
-    tie = np.cumsum(fresh) - 1  # (documents,) which group of equal scores
-    first = np.flatnonzero(fresh)
-    last = np.append(first[1:], len(lists.query)) - 1
-    ends = np.cumsum(np.bincount(lists.query, minlength=lists.queries))  # (queries,) one past each list
-    won, pairs = np.zeros(lists.queries), np.zeros(lists.queries)
-    for level in np.unique(lists.ideal_grade):
-        here, above = lists.judged & (lists.grade == level), lists.judged & (lists.grade > level)
-        seen = np.concatenate([[0], np.cumsum(here)])  # documents of this grade before each place
-        below = seen[ends[lists.query]] - seen[last[tie] + 1]
-        level_with = seen[last[tie] + 1] - seen[first[tie]]
-        all_here = lists.ideal_total(lists.ideal_grade == level)
-        all_above = lists.ideal_total(lists.ideal_grade > level)
-        hidden_here, hidden_above = all_here - lists.total(here), all_above - lists.total(above)
-        won += lists.total(above * (below + 0.5 * level_with))
-        won += lists.total(above) * hidden_here + 0.5 * hidden_above * hidden_here
-        pairs += all_above * all_here
-    won[lists.total(np.ones(len(lists.query))) == 0] = 0.0
-    share: Floats = np.divide(won, pairs, out=np.full(lists.queries, np.nan), where=pairs > 0)
-    return share
-
-
-def _reciprocal_rank(lists: _Lists, relevant: Bools) -> Floats:
-    best = np.zeros(lists.queries)
-    np.maximum.at(best, lists.query, relevant / lists.rank)
-    return best
-
-
-def _average_precision(lists: _Lists, relevant: Bools, all_relevant: Floats) -> Floats:
-    ends = np.cumsum(lists.total(relevant))  # (queries,) relevant documents up to the end of each list
-    so_far = np.cumsum(relevant) - np.concatenate([[0.0], ends])[lists.query]
-    return _share(lists.total(relevant * so_far / lists.rank), all_relevant)
-
-
-def _value(lists: _Lists, measure: Measure, relevant_from: float) -> Floats:
-    """(queries,) of one measure."""
-    name, cutoff = measure.name, measure.cutoff
-    kept = lists.rank <= (cutoff or len(lists.query))
-    relevant = (lists.grade >= relevant_from) & lists.judged & kept
-    all_relevant = lists.ideal_total(lists.ideal_grade >= relevant_from)
-    returned = lists.total(kept)
-    values: dict[str, Callable[[], Floats]] = {
-        "ndcg": lambda: _ndcg(lists, cutoff, "linear"),
-        "ndcg_exp": lambda: _ndcg(lists, cutoff, "exponential"),
-        "mrr": lambda: _reciprocal_rank(lists, relevant),
-        "map": lambda: _average_precision(lists, relevant, all_relevant),
-        "recall": lambda: _share(lists.total(relevant), all_relevant),
-        "precision": lambda: lists.total(relevant) / cutoff if cutoff else _share(lists.total(relevant), returned),
-        "pairwise": lambda: _pairwise(lists),
-        "judged": lambda: _share(lists.total(lists.judged & kept), returned),
-    }
-    return values[name]()
-
-
 def _checked_scores(scores: ArrayLike, where: str) -> NDArray[np.float32]:
     values = np.asarray(scores, dtype=np.float64)
     with np.errstate(over="ignore"):
@@ -225,20 +110,8 @@ def _qrels_grades(judgments: "pa.Table") -> Floats:
     return _checked_grades(np.where(grades < 0, 0.0, grades), "judgments")
 
 
-def _ordered(
-    query: Ints,
-    score: NDArray[np.float32],
-    tie: ArrayLike,
-    grade: Floats,
-    judged: Bools,
-    ideal: tuple[Ints, Floats],
-    n: int,
-) -> _Lists:
-    """Lists sorted by query, descending score and descending `tie`; ideal lists by query and descending grade."""
-    order = np.lexsort((-np.asarray(tie), -score, query))
-    ideal_query, ideal_grade = ideal
-    best = np.lexsort((-ideal_grade, ideal_query))
-    return _Lists(n, query[order], grade[order], judged[order], score[order], ideal_query[best], ideal_grade[best])
+def _values(lists: RankedLists, measure: Measure, relevant_from: float) -> Floats:
+    return measure_values(lists, measure.name, measure.cutoff, relevant_from)
 
 
 def by_query(
@@ -277,8 +150,8 @@ def by_query(
             + ("" if docs is None else f", {len(docs)} ids")
         )
     tie = -grade if docs is None else np.unique(docs, return_inverse=True)[1]
-    lists = _ordered(query, score, tie, grade, np.ones(len(query), dtype=bool), (query, grade), len(names))
-    return {name: _value(lists, measure, relevant_from) for name, measure in parsed.items()}
+    lists = ordered_lists(query, score, tie, grade, np.ones(len(query), dtype=bool), (query, grade), len(names))
+    return {name: _values(lists, measure, relevant_from) for name, measure in parsed.items()}
 
 
 def ndcg(
@@ -310,8 +183,8 @@ def ndcg(
         )
     tie = -grade if ids is None else np.unique(np.asarray(ids), return_inverse=True)[1]
     one, judged = np.zeros(len(grade), dtype=np.int64), np.ones(len(grade), dtype=bool)
-    lists = _ordered(one, score, tie, grade, judged, (np.zeros(len(ideal), dtype=np.int64), ideal), 1)
-    return float(_ndcg(lists, k, gain)[0])
+    lists = ordered_lists(one, score, tie, grade, judged, (np.zeros(len(ideal), dtype=np.int64), ideal), 1)
+    return float(ranked_lists.ndcg(lists, k, gain)[0])
 
 
 def evaluate(run: "pa.Table", judgments: "pa.Table", measures: Sequence[str], *, relevant_from: float = 1) -> PerQuery:
@@ -342,12 +215,12 @@ def evaluate(run: "pa.Table", judgments: "pa.Table", measures: Sequence[str], *,
     number[wanted] = np.arange(len(wanted))
     kept = number[run_query] >= 0
     run_grade, judged = _lookup(run_key[kept], judged_key, grade)
-    lists = _ordered(
+    lists = ordered_lists(
         number[run_query][kept], score[kept], run_doc[kept], run_grade, judged, (judged_query, grade), len(wanted)
     )
     return PerQuery(
         queries=tuple(query_names[place] for place in wanted),
-        values={name: _value(lists, measure, relevant_from) for name, measure in parsed.items()},
+        values={name: _values(lists, measure, relevant_from) for name, measure in parsed.items()},
         missed=lists.total(np.ones(len(lists.query))) == 0,
         unanswerable=lists.ideal_total(grade >= relevant_from) == 0,
         unjudged_queries=len(np.unique(run_query[~kept])),

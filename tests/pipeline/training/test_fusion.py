@@ -14,7 +14,7 @@ from pipeline.errors import SchemaError
 from pipeline.evaluation import systems
 from pipeline.evaluation.metrics import by_query
 from pipeline.features import FEATURES, Fusion, table
-from pipeline.training import fusion
+from pipeline.training import fusion, fusion_candidates
 
 NOISE = {"bm25": 3.0, "encoder": 3.0, "ranker": 2.0}
 
@@ -57,9 +57,9 @@ def test_what_is_measured_on_held_out_queries_holds_on_fresh_ones() -> None:
 
 def test_the_weights_are_those_of_a_direct_minimisation() -> None:
     frame = world(60, NOISE, docs=6)
-    lists = fusion._lists(frame)
-    candidate = fusion.Candidate("three", ("bm25", "encoder", "ranker"), 0.1)
-    found = fusion._weights(lists, candidate, np.ones(lists.queries, dtype=bool))
+    lists = fusion_candidates.candidate_lists(frame)
+    candidate = fusion_candidates.Candidate("three", ("bm25", "encoder", "ranker"), 0.1)
+    found = fusion_candidates.candidate_weights(lists, candidate, np.ones(lists.queries, dtype=bool))
 
     gaps, shares = [], []
     for _, query in frame.groupby("query_id"):

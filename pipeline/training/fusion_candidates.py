@@ -1,0 +1,199 @@
+"""Ways to join the features of a pool's documents into one order, and the choice among them by cross-validation."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import SchemaError
+from pipeline.evaluation import metrics
+from pipeline.features import FEATURES, table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MEASURE = "ndcg@10"
+FOLDS = 5
+"""Parts that the queries are cut into for cross-validation."""
+TOLERANCE = 0.001
+"""A simpler candidate is taken when its mean measure is no further than this below the best."""
+MAX_PAIRS = 20_000
+"""Maximum number of pairs to learn from; sampled evenly from the queries, at most PAIRS_PER_QUERY of each. A query
+counts the same whatever its number of pairs."""
+PAIRS_PER_QUERY = 60
+SEED = 13
+
+SCORES = ("bm25", "encoder", "ranker")
+RANKS = tuple(f"{name}_reciprocal_rank" for name in SCORES)
+_LEARNED = (("bm25", "ranker"), ("encoder", "ranker"), SCORES, (*SCORES, "ranker_reciprocal_rank"), FEATURES)
+_STRENGTHS = (0.01, 0.3)
+"""Values of scikit-learn's C, the strongest regularisation first."""
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A way to join the features: with equal weights, or with weights learned at this strength."""
+
+    name: str
+    features: tuple[str, ...]
+    strength: float | None = None
+    """C of the logistic regression; None for equal weights."""
+
+
+SIMPLE = (
+    Candidate("ranker", ("ranker",)),
+    Candidate("bm25", ("bm25",)),
+    Candidate("encoder", ("encoder",)),
+    Candidate("rrf", RANKS[:2]),
+    Candidate("rrf_all", RANKS),
+)
+"""`rrf` joins BM25 and encoder, `rrf_all` the ranker too."""
+
+
+CANDIDATES = (
+    *SIMPLE,
+    *(Candidate(" + ".join(names), names, strength) for names in _LEARNED for strength in _STRENGTHS),
+)
+"""All candidates, the simplest first."""
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateLists:
+    """The documents of all usable queries, and pairs of them that differ in grade."""
+
+    query: Ints
+    """(documents,) 0, 1, … in order of the query ids."""
+    doc: Ints
+    """(documents,) ascending as the ids do, for ties."""
+    grade: Floats
+    rows: Floats
+    """(documents, features)"""
+    pair_query: Ints
+    pairs: Floats
+    """(pairs, features) better minus worse."""
+
+    @property
+    def queries(self) -> int:
+        return int(self.query.max(initial=-1)) + 1
+
+    def ndcg(self, scores: Floats, chosen: NDArray[np.bool_]) -> Floats:
+        """(chosen queries,) of a score for each document; the ideal order is that of the pool's documents."""
+        here = chosen[self.query]
+        return metrics.by_query(self.query[here], self.grade[here], scores[here], [MEASURE], ids=self.doc[here])[
+            MEASURE
+        ]
+
+
+def _by_query(frame: "pd.DataFrame") -> list[tuple[Ints, list[tuple[float, ...]]]]:
+    """The rows of each query in the frame, in order of query id, and their features."""
+    found = []
+    for query, places in frame.groupby("query_id", sort=True).indices.items():
+        columns = (frame[name].to_numpy()[places].tolist() for name in SCORES)
+        try:
+            found.append((np.asarray(places), table(*columns)))
+        except SchemaError as error:
+            raise SchemaError(f"query '{query}': {error}") from error
+    return found
+
+
+def candidate_lists(judged: "pd.DataFrame") -> CandidateLists:
+    grades = judged["grade"].to_numpy(dtype=np.float64)
+    docs = np.unique(judged["doc_id"].to_numpy(dtype=str), return_inverse=True)[1]
+    generator = np.random.Generator(np.random.PCG64(SEED))
+    query: list[Ints] = []
+    doc: list[Ints] = []
+    pair_query: list[Ints] = []
+    grade: list[Floats] = []
+    rows: list[Floats] = []
+    pairs: list[Floats] = []
+    features_of = _by_query(judged)
+    most = min(PAIRS_PER_QUERY, max(1, MAX_PAIRS // max(1, len(features_of))))
+    for places, found in features_of:
+        own = grades[places]
+        better, worse = np.nonzero(own[:, np.newaxis] > own)
+        if not len(better):
+            continue
+        if len(better) > most:
+            kept = generator.choice(len(better), most, replace=False)
+            better, worse = better[kept], worse[kept]
+        features = np.asarray(found)
+        number = len(query)
+        query.append(np.full(len(places), number))
+        pair_query.append(np.full(len(better), number))
+        pairs.append(features[better] - features[worse])
+        doc.append(docs[places])
+        grade.append(own)
+        rows.append(features)
+    none = np.zeros((0, len(FEATURES)))
+    return CandidateLists(
+        query=_joined(query).astype(np.int64),
+        doc=_joined(doc).astype(np.int64),
+        grade=_joined(grade),
+        rows=np.concatenate([none, *rows]),
+        pair_query=_joined(pair_query).astype(np.int64),
+        pairs=np.concatenate([none, *pairs]),
+    )
+
+
+def _joined(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    return np.concatenate([np.zeros(0), *parts])
+
+
+def candidate_weights(lists: CandidateLists, candidate: Candidate, training: NDArray[np.bool_]) -> Floats:
+    """(features,) weights; learned ones from the training queries.
+
+    The loss is RankNet's: logistic in the difference of two documents' scores, a pair's weight being one over
+    the pairs of its query.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    if candidate.strength is None:
+        return equal_weights(candidate)
+    weights = np.zeros(len(FEATURES))
+    columns = [FEATURES.index(name) for name in candidate.features]
+    here = training[lists.pair_query]
+    gaps, query = lists.pairs[here][:, columns], lists.pair_query[here]
+    spread = np.sqrt((gaps**2).mean(axis=0))
+    spread[spread == 0] = 1.0
+    share = 1.0 / np.bincount(query)[query]
+    # Every second pair is turned round: a classifier wants both classes, and without an intercept nothing else changes.
+    sign = np.where(np.arange(len(gaps)) % 2, -1.0, 1.0)
+    model = LogisticRegression(C=candidate.strength, fit_intercept=False, solver="newton-cholesky", max_iter=200)
+    model.fit(gaps / spread * sign[:, np.newaxis], sign, sample_weight=share)
+    weights[columns] = model.coef_[0] / spread
+    return weights
+
+
+def equal_weights(candidate: Candidate) -> Floats:
+    """(features,) 1 for each feature of the candidate, 0 for the others."""
+    return np.isin(FEATURES, candidate.features).astype(np.float64)
+
+
+def held_out_ndcg(
+    lists: CandidateLists, among: NDArray[np.bool_], choose: Callable[[NDArray[np.bool_]], Candidate]
+) -> Floats:
+    """(queries among,) nDCG of each query by weights that were chosen and learned without its fold."""
+    members = np.flatnonzero(among)
+    fold = np.random.Generator(np.random.PCG64(SEED)).permutation(len(members)) % min(FOLDS, len(members))
+    values = np.zeros(lists.queries)
+    for number in range(int(fold.max()) + 1):
+        held = np.zeros(lists.queries, dtype=bool)
+        held[members[fold == number]] = True
+        training = among & ~held
+        values[held] = lists.ndcg(lists.rows @ candidate_weights(lists, choose(training), training), held)
+    return values[among]
+
+
+def choose(lists: CandidateLists, among: NDArray[np.bool_]) -> Candidate:
+    """The simplest candidate that cross-validation over these queries finds within TOLERANCE of the best."""
+
+    def always(candidate: Candidate) -> Callable[[NDArray[np.bool_]], Candidate]:
+        return lambda _: candidate
+
+    means = [float(held_out_ndcg(lists, among, always(candidate)).mean()) for candidate in CANDIDATES]
+    return next(candidate for candidate, mean in zip(CANDIDATES, means, strict=True) if mean >= max(means) - TOLERANCE)

@@ -11,7 +11,7 @@ from starlette.datastructures import Headers
 from starlette.types import Scope
 
 from serving.api.paths import Access, Endpoint, find
-from serving.errors import InvalidRequestError
+from serving.errors import DeadlineError, InvalidRequestError
 from serving.observability.metrics import Metrics
 from serving.observability.tracing import Tracing
 from serving.rollout.comparison import ComparedRequest
@@ -133,6 +133,7 @@ class Recorder:
             status=500 if record.model_failed else status,
             question=record.question,
             private=record.private,
+            late=status == DeadlineError.status and record.deadline.seconds >= self._lifecycle.settings.deadline_s,
         )
 
 

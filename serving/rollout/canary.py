@@ -3,7 +3,7 @@
 Only what a model is to blame for counts. A client chooses its deadline and its texts, so
 
     a request whose model raised   counts once the other release has answered the same question
-    a drawn request                counts by the pair that the service asks itself, however the request ended
+    a drawn or late request        counts by the pair that the service asks itself, however the request ended
 """
 
 import threading
@@ -27,7 +27,7 @@ class _Side:
     errors: int = 0
     """Requests on which its model failed, and the other release's did not."""
     missed: int = 0
-    """Pairs that it alone did not answer."""
+    """Pairs that it alone did not answer, or not in time."""
 
     @property
     def error_rate(self) -> float:
@@ -46,7 +46,7 @@ class Tally:
     pairs: int
     """Questions that were put to both releases, and of which it is known who is to blame for a missing answer."""
     missed: int
-    """Pairs that the canary alone did not answer."""
+    """Pairs that the canary alone did not answer, or not in time."""
     live_missed: int
     latency: float | None
     """Median of its seconds over the live release's, of the pairs that both answered."""
@@ -64,8 +64,12 @@ class CanaryMonitor:
     Each method that counts returns why the canary is out of bounds, or None while it is not.
     """
 
-    def __init__(self, bounds: Bounds) -> None:
-        self.bounds = bounds
+    def __init__(self, bounds: Bounds, deadline_s: float) -> None:
+        """
+        Args:
+            deadline_s: time of a request whose client names none.
+        """
+        self.bounds, self.deadline_s = bounds, deadline_s
         self._lock = threading.Lock()
         self._canary, self._live = _Side(), _Side()
         self._ratios: deque[float] = deque(maxlen=KEPT)
@@ -88,7 +92,7 @@ class CanaryMonitor:
     def paired(self, query: str, pair: Pair) -> str | None:
         """Counts a question that was put to both releases."""
         with self._lock:
-            blames = pair.blames(self.bounds.max_latency)
+            blames = pair.blames(self.bounds.max_latency, self.deadline_s)
             if blames is None:
                 return None
             self._pairs += 1
@@ -104,7 +108,7 @@ class CanaryMonitor:
                 ndcg = pair.comparison.ndcg
                 if ndcg is not None and (query in self._ndcg or len(self._ndcg) < KEPT_QUERIES):
                     self._ndcg[query] = ndcg
-            return self._latency() or self._overlap() or self._drop()
+            return self._missed() or self._latency() or self._overlap() or self._drop()
 
     def tally(self) -> Tally:
         with self._lock:
@@ -140,8 +144,8 @@ class CanaryMonitor:
         if canary.missed - live.missed <= bounds.max_errors * max(self._pairs, bounds.min_requests):
             return None
         return (
-            f"{canary.missed} of {self._pairs} questions put to both releases were left without an answer by the "
-            f"canary alone, and {live.missed} by the live release alone; max_errors is {bounds.max_errors:g}"
+            f"{canary.missed} of {self._pairs} questions put to both releases had no answer in time from the canary "
+            f"alone, and {live.missed} from the live release alone; max_errors is {bounds.max_errors:g}"
         )
 
     def _latency(self) -> str | None:

@@ -130,7 +130,14 @@ class Rollout:
         return Route(live, "live")
 
     def answered(
-        self, choice: Route, request_id: str, *, status: int, question: ComparedRequest | None, private: bool = False
+        self,
+        choice: Route,
+        request_id: str,
+        *,
+        status: int,
+        question: ComparedRequest | None,
+        private: bool = False,
+        late: bool = False,
     ) -> None:
         """Counts an answered request, and has its question put to both releases where a trial wants that; never blocks.
 
@@ -142,6 +149,7 @@ class Rollout:
             status: of the answer; 500 also where it was answered without a model that failed.
             question: None where the request was refused before any work, or must not be kept.
             private: it must not be kept, so a failure of its model counts without asking the other release.
+            late: it was not answered in the time that the service gives by itself, so it is always put to both.
         """
         canary, shadow = self._canary, self._shadow
         on_canary = choice.variant == "canary"
@@ -156,7 +164,11 @@ class Rollout:
                                 failed="trial" if on_canary else "live")  # fmt: skip
                 elif model_failed and private:
                     self._judge(canary, canary.monitor.failed(canary=on_canary))
-                elif on_canary and question is not None and self._is_compared(canary.trial, request_id, question):
+                elif (
+                    on_canary
+                    and question is not None
+                    and (late or self._is_compared(canary.trial, request_id, question))
+                ):
                     self._offer("canary", canary.trial, question, canary.live, canary.searcher)
         if (
             question is not None
@@ -267,7 +279,11 @@ class Rollout:
             self._canary = None
             return
         searcher = self._loaded("canary", trial, load)
-        self._canary = _Running(trial, searcher, live, CanaryMonitor(trial.bounds)) if searcher else None
+        self._canary = (
+            _Running(trial, searcher, live, CanaryMonitor(trial.bounds, self._settings.deadline_s))
+            if searcher
+            else None
+        )
         if searcher:
             log.info("canary %s: answers %.3g of the requests", trial.release[:12], trial.share)
 

@@ -35,8 +35,8 @@ class Bounds:
     then count at once."""
     max_errors: float = 0.01
     """Share of canary requests on which its model may fail where the live one does not, beyond the share of live
-    requests with which it is the other way round; and, of the questions put to both, the share that the canary alone
-    may leave without an answer."""
+    requests with which it is the other way round; and, of the questions put to both, the share to which the canary
+    alone may have no answer, or none within `Settings.deadline_s`."""
     max_latency: float = 1.5
     """Median of the canary's seconds over the live release's, on questions put to both past the caches."""
     compare: float = 0.2

@@ -1,5 +1,6 @@
 """Tests of whom a pair blames, and that nothing but blamed pairs decides about a canary."""
 
+import math
 import random
 from statistics import median
 
@@ -18,6 +19,8 @@ FAILED = Attempt("failed", 0.1, 0.1)
 STOPPED = Attempt("stopped")
 STARVED = Attempt("late", COPY_S, 0.2 * COPY_S)
 STALLED = Attempt("late", COPY_S, COPY_S)
+SLOW = Attempt("answered", 3.0, 3.0, NOTHING)
+DELAYED = Attempt("answered", 3.0, 0.9, NOTHING)
 HEAVY = Attempt("answered", 0.9 * COPY_S, 0.9 * COPY_S, NOTHING)
 
 
@@ -35,6 +38,11 @@ HEAVY = Attempt("answered", 0.9 * COPY_S, 0.9 * COPY_S, NOTHING)
         (HEAVY, STALLED, None),  # A question for which both need that long.
         (STALLED, STALLED, None),
         (STALLED, FAILED, None),
+        (WELL, SLOW, (False, True)),
+        (SLOW, WELL, (True, False)),
+        (SLOW, SLOW, (False, False)),
+        (WELL, DELAYED, (False, False)),
+        (Attempt("answered", 1.9, 1.9, NOTHING), Attempt("answered", 2.1, 2.1, NOTHING), (False, False)),
         (WELL, STOPPED, None),
         (STOPPED, FAILED, None),
     ],
@@ -42,7 +50,7 @@ HEAVY = Attempt("answered", 0.9 * COPY_S, 0.9 * COPY_S, NOTHING)
 def test_a_late_answer_is_the_models_fault_only_where_the_model_ran_that_long(
     live: Attempt, trial: Attempt, blames: tuple[bool, bool] | None
 ) -> None:
-    assert Pair(live, trial).blames(1.5) == blames
+    assert Pair(live, trial).blames(1.5, 2.0) == blames
 
 
 def drawn(rng: random.Random) -> Attempt:
@@ -61,28 +69,26 @@ def test_random_endings_withdraw_a_canary_exactly_when_a_count_from_the_start_sa
         max_errors=rng.choice((0.0, 0.02, 0.3)),
         max_latency=2.0,
     )
-    monitor, past = CanaryMonitor(bounds), []
+    deadline_s = rng.choice((1.0, math.inf))
+    monitor, past = CanaryMonitor(bounds, deadline_s), []
     for _ in range(300):
         pair = Pair(drawn(rng), drawn(rng))
         before = monitor.tally()
         reason = monitor.paired("q", pair)
-        if pair.blames(2.0) is None:
+        if pair.blames(2.0, deadline_s) is None:
             assert (reason, monitor.tally()) == (None, before)  # Nobody can tell, so nothing moves.
             continue
         past.append(pair)
-        missed = sum(one.trial.ending != "answered" and one.live.ending == "answered" for one in past)
-        live_missed = sum(one.live.ending != "answered" and one.trial.ending == "answered" for one in past)
-        ratios = [one.trial.seconds / one.live.seconds for one in past if one.answered]
-        slow = [ratio for ratio in ratios if ratio > 2.0]
+        alone = [blames for one in past if (blames := one.blames(2.0, deadline_s)) in ((False, True), (True, False))]
+        missed, live_missed = alone.count((False, True)), alone.count((True, False))
+        out = missed - live_missed > bounds.max_errors * max(len(past), bounds.min_requests)
         if pair.answered:
+            ratios = [one.trial.seconds / one.live.seconds for one in past if one.answered]
             # Those that are still to come, before latencies count, may all be fast.
             fast = [0.0] * (bounds.min_compared - len(ratios))
-            late = len(slow) * 2 > len(ratios) + len(fast)
-            assert (reason is not None) is late
+            out = out or sum(ratio > 2.0 for ratio in ratios) * 2 > len(ratios) + len(fast)
             assert monitor.tally().latency == pytest.approx(median(ratios))
-        else:
-            allowed = bounds.max_errors * max(len(past), bounds.min_requests)
-            assert (reason is not None) is (missed - live_missed > allowed)
+        assert (reason is not None) is out
         tally = monitor.tally()
         assert (tally.pairs, tally.missed, tally.live_missed) == (len(past), missed, live_missed)
 
@@ -90,7 +96,7 @@ def test_random_endings_withdraw_a_canary_exactly_when_a_count_from_the_start_sa
 @pytest.mark.parametrize("seed", range(20))
 def test_a_canary_that_is_never_worse_on_the_same_question_stays(seed: int) -> None:
     rng = random.Random(seed)
-    monitor = CanaryMonitor(Bounds(min_requests=1, min_compared=1, max_errors=0.0, max_latency=1.0))
+    monitor = CanaryMonitor(Bounds(min_requests=1, min_compared=1, max_errors=0.0, max_latency=1.0), 1.0)
     for _ in range(300):
         live = drawn(rng)
         trial = rng.choice((live, STOPPED, STARVED, Attempt("answered", 0.5 * live.seconds, 0.0, NOTHING)))

@@ -169,7 +169,7 @@ def test_a_canary_that_answers_no_copy_in_time_is_withdrawn(begin: Start, monkey
     lifecycle.poll()
     withdrawn = lifecycle.rollout.trials.withdrawn
     assert withdrawn is not None
-    assert "were left without an answer by the canary alone, and 0 by the live release alone" in withdrawn.reason
+    assert "had no answer in time from the canary alone, and 0 from the live release alone" in withdrawn.reason
 
 
 @pytest.mark.parametrize(("times", "withdrawn"), [(1.4, False), (1.6, True)])

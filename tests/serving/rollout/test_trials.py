@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from pipeline import artifacts
+from pipeline import disk
 from pipeline.errors import ArtifactError
 from serving.api import app as apps
 from serving.api import keys
@@ -303,7 +303,7 @@ def test_a_full_disk_does_not_keep_a_bad_canary(begin: Start, fresh: Any, monkey
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(artifacts, "write_atomically", full)
+        patched.setattr(disk, "write_atomically", full)
         lifecycle.rollout._withdraw("canary", lifecycle.rollout.trials.canary, "slow")
         for _ in range(2):
             lifecycle.poll()

@@ -11,7 +11,7 @@ from pipeline.pointer import Pointer
 from pipeline.releases import Releases
 
 if TYPE_CHECKING:
-    from index.documents import CorpusStats
+    from index.document_store import CorpusStats
 
 MAX_SHRINK = 0.2
 """Share of the documents that may vanish from one release to the next without --force."""
@@ -117,7 +117,7 @@ def metrics(figures: Artifact, documents: Artifact, corpus_kind: str) -> dict[st
 
 def stats(documents: Artifact) -> "CorpusStats":
     """Counts of the documents in a document store, from before or from now."""
-    from index.documents import DocumentStore
+    from index.document_store import DocumentStore
 
     store = DocumentStore.load(documents.path, verify=False)
     try:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from index.documents import Value
+from index.document_store import Value
 from pipeline import schema, text
 from pipeline.errors import MissingError
 from serving.runtime.admission import RequestOptions

@@ -30,8 +30,9 @@ from serving.errors import DeadlineError, InferenceError
 from serving.runtime.bundle import Bundle
 from serving.runtime.deadline import Deadline
 from serving.runtime.items import Item, Priority, Throughput
+from serving.runtime.job import Job
 from serving.runtime.processor import Device, has_cuda, processor, runners
-from serving.runtime.scheduler import Job, Scheduler
+from serving.runtime.scheduler import Scheduler
 from serving.runtime.session import open_session, padded
 from serving.runtime.tokenizer import MAX_BYTES, RuntimeTokenizer
 

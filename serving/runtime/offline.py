@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from index.documents import DocumentStore
+from index.document_store import DocumentStore
 from index.lexical import LexicalIndex
 from index.semantic import SemanticIndex
 from pipeline import progress, schema, text

@@ -15,10 +15,8 @@ import heapq
 import itertools
 import logging
 import math
-import queue
 import threading
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,13 +24,12 @@ from typing import Any
 from serving.errors import InferenceError, NotReadyError
 from serving.runtime.deadline import Deadline, RunClock
 from serving.runtime.items import Item, Priority, ScoringModel
+from serving.runtime.job import Job
 
 BATCH_SHARE = 16
 """While both classes wait, one input in this many is taken from the batch class, so batch work never starves."""
 GATHERED = 1024
 """Waiting inputs that are looked at to form one run on a GPU."""
-WAKE_EACH = 16
-"""Inputs of a job that end, after which who waits for them is woken, to keep what others may want."""
 RESPAWN_S = 0.1
 """Between the end of a runner and its successor, so that a fault at each start cannot fill a log."""
 JOIN_S = 2.0
@@ -56,81 +53,6 @@ class SchedulerStats:
     """Inputs that nobody waited for any more."""
     replaced: int
     """Runner threads that ended and were replaced."""
-
-
-_LOOK, _LEFT = object(), object()
-"""Tell who waits for a job's outcomes that he may look at them, or that there will be no more."""
-
-
-class Job:
-    """Inputs of one request for one model; iterating gives each one's place and outcome.
-
-    Who iterates is woken when all inputs that were added have ended, at every so many of them, when one has failed, or
-    when the deadline has passed: a thread that wakes at each input takes the processor from the runners.
-    """
-
-    def __init__(self, scheduler: "Scheduler", model: ScoringModel, deadline: Deadline, priority: Priority) -> None:
-        self.model, self.deadline, self.priority = model, deadline, priority
-        self.waiting: deque[int] = deque()
-        """Places of inputs that no runner has taken; guarded, as `tokens` and `queued`, by the scheduler's lock."""
-        self.tokens = 0
-        """Tokens of the waiting inputs."""
-        self.queued = False
-        self.items: list[Item] = []
-        self._scheduler = scheduler
-        self._outcomes: deque[tuple[int, Any]] = deque()
-        self._ended = self._taken = 0
-        self._wake: queue.SimpleQueue[object] = queue.SimpleQueue()
-
-    def add(self, items: Sequence[Item]) -> None:
-        """Puts inputs at the end of this job's; their places go on counting.
-
-        Raises:
-            NotReadyError: the scheduler was stopped.
-        """
-        self._scheduler.enqueue(self, items)
-
-    def end(self, place: int, outcome: Any) -> None:
-        """Called by a runner, which holds the scheduler's lock."""
-        self._outcomes.append((place, outcome))
-        self._ended += 1
-        if self._ended == len(self.items) or self._ended % WAKE_EACH == 0 or isinstance(outcome, Exception):
-            self._wake.put(_LOOK)
-
-    def leave(self) -> None:
-        """Takes what waits out of the queue, and wakes who iterates."""
-        self._scheduler.forget(self)
-        self._wake.put(_LEFT)
-
-    def __iter__(self) -> Iterator[tuple[int, Any]]:
-        """The place and outcome of each input that was added; an Exception is an outcome.
-
-        Raises:
-            DeadlineError, ClientGoneError
-            NotReadyError: the scheduler was stopped.
-        """
-        while self._taken < len(self.items):
-            if self._outcomes:
-                self._taken += 1
-                yield self._outcomes.popleft()
-                continue
-            try:
-                woken = self._wake.get(timeout=self.deadline.patience)
-            except queue.Empty:
-                if not self._outcomes:
-                    self.deadline.check()
-                continue
-            if woken is _LEFT:
-                self.deadline.check()
-                raise NotReadyError("the service stops; ask again")
-
-    def __enter__(self) -> "Job":
-        self.deadline.on_cancel(self.leave)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.deadline.forget(self.leave)
-        self._scheduler.forget(self)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,8 @@ from serving.errors import InferenceError
 from serving.runtime.admission import RequestOptions, admit
 from serving.runtime.deadline import Deadline
 from serving.runtime.items import Item, Priority, Throughput
-from serving.runtime.scheduler import Job, Scheduler
+from serving.runtime.job import Job
+from serving.runtime.scheduler import Scheduler
 from serving.scoring.cache import Cache, Fetched, Key
 from serving.scoring.redis_cache import SharedCache, Tier
 

@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from index.documents import Document, DocumentStore, Rows, Value
+from index.document_store import Document, DocumentStore, Rows, Value
 from index.hits import Hit
 from index.lexical import LexicalIndex
 from index.semantic import SemanticIndex, join

@@ -92,7 +92,7 @@ def test_releases_of_before_verify_reindex_and_roll_back(workspace: Path, tmp_pa
 
 
 def registry_documents(registry: Releases) -> list[dict[str, str]]:
-    from index.documents import DocumentStore
+    from index.document_store import DocumentStore
 
     store = DocumentStore.load(releases.part(registry.open(), "documents").path)
     documents = [store.get(row) for row in range(len(store))]

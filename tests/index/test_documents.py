@@ -14,8 +14,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from index import documents
-from index.documents import Document, DocumentStore
+from index import document_store, documents
+from index.document_store import Document, DocumentStore
 from pipeline.artifacts import Artifact
 from pipeline.errors import ArtifactError, MissingError, SchemaError
 
@@ -121,7 +121,7 @@ def test_a_damaged_store_is_refused_by_name(
     tmp_path: Path, make_data: Callable[..., Artifact], resealed: Callable[..., Path]
 ) -> None:
     artifact = documents.make(tmp_path, data=make_data(["a", "b"]))
-    path = artifact.file(documents.FILE)
+    path = artifact.file(document_store.FILE)
     whole = path.read_bytes()
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(ArtifactError, match=r"documents\.sqlite"):
@@ -129,7 +129,7 @@ def test_a_damaged_store_is_refused_by_name(
     path.write_bytes(whole)
 
     def no_database(folder: Path) -> None:
-        (folder / documents.FILE).write_bytes(b"not a database" * 100)
+        (folder / document_store.FILE).write_bytes(b"not a database" * 100)
 
     with pytest.raises(ArtifactError, match=r"documents\.sqlite.*not a readable document store"):
         DocumentStore.load(resealed(artifact, no_database))
@@ -220,5 +220,5 @@ def test_numbers_are_compared_by_value_whatever_their_type(
 def test_stats_count_empty_and_repeated_documents(tmp_path: Path, make_data: Callable[..., Artifact]) -> None:
     artifact = documents.make(tmp_path, data=make_data(["a", "", " \n", "a", "b", "a"]))
     stats = DocumentStore.load(artifact.path).stats()
-    assert stats == documents.CorpusStats(documents=6, empty=2, duplicates=2)
+    assert stats == document_store.CorpusStats(documents=6, empty=2, duplicates=2)
     assert (artifact.metrics["empty"], artifact.metrics["duplicates"]) == (2, 2)

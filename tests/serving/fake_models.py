@@ -7,7 +7,8 @@ import numpy as np
 
 from serving.runtime.deadline import Deadline
 from serving.runtime.items import Item, Priority, Throughput
-from serving.runtime.scheduler import Job, Scheduler
+from serving.runtime.job import Job
+from serving.runtime.scheduler import Scheduler
 
 Says = Callable[[str], Any]
 

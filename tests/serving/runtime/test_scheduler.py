@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from serving.errors import ClientGoneError, DeadlineError, InferenceError, NotReadyError
 from serving.runtime.deadline import Deadline
 from serving.runtime.items import Item, Priority, Throughput
-from serving.runtime.scheduler import BATCH_SHARE, WAKE_EACH, Job, Scheduler
+from serving.runtime.job import WAKE_EACH, Job
+from serving.runtime.scheduler import BATCH_SHARE, Scheduler
 
 NEVER = Deadline.never()
 

@@ -16,7 +16,8 @@ PARTS = ("ranker", "encoder", "lexical", "documents", "index", "fusion", "report
 class ScoringModels:
     """Two exported bundles, and the weights that join their scores."""
 
-    ranker: Artifact
+    ranker: Artifact | None
+    """None in a ready-made release that has an encoder alone."""
     encoder: Artifact
     fusion: Artifact | None = None
     """None while it is still to be fitted."""
@@ -67,6 +68,8 @@ def judge_release(
     release: Artifact, index: IndexConfig, candidates: CandidatesConfig, run: Runner, *, data: Artifact
 ) -> tuple[PoolScores, SearchableCorpus]:
     """Judges the models of a release over an index of the data's own documents, and returns that index too."""
-    models = ScoringModels(**{name: releases.part(release, name) for name in ("ranker", "encoder", "fusion")})
+    ranker = releases.part(release, "ranker") if releases.has_part(release, "ranker") else None
+    encoder, fusion = (releases.part(release, name) for name in ("encoder", "fusion"))
+    models = ScoringModels(ranker=ranker, encoder=encoder, fusion=fusion)
     corpus = make_searchable(index, run, encoder=models.encoder, data=data)
     return judge(candidates, run, models=models, corpus=corpus, data=data), corpus

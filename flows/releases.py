@@ -104,7 +104,9 @@ def show(workspace: Path, name: str) -> dict[str, Any]:
     return {
         **_summary(known, release.fingerprint),
         "path": str(release.path),
-        "parts": {part: registry.part(release, part).fingerprint for part in judging.PARTS},
+        "parts": {
+            part: registry.part(release, part).fingerprint for part in judging.PARTS if registry.has_part(release, part)
+        },
         "files": {file: record.bytes for file, record in release.manifest.files.items()},
         "figures": dict(release.metrics.get("figures", {})),
         "recipe_values": without_passwords(release.manifest.config),

@@ -155,7 +155,7 @@ def _of_release(
         other, _ = judging.judge_release(former, index, recipe.candidates, run.labelled("baseline"), data=data)
         live = systems.ReleaseScores(features=other.features, fusion=other.fusion)
     ranked = run(systems.make, features=judged.features, fusion=judged.fusion, scores={}, live=live)
-    parts = {name: releases.part(opened, name) for name in ("ranker", "encoder")}
+    parts = {name: releases.part(opened, name) for name in releases.MODELS if releases.has_part(opened, name)}
     return run(
         reports.make,
         replace(recipe.evaluation, clicks=clicks or recipe.evaluation.clicks),
@@ -166,9 +166,7 @@ def _of_release(
             baseline=systems.LIVE if baseline else systems.BOTH,
             subject=systems.FUSED,
         ),
-        facts=reports.ReportFacts(
-            measured=facts.of(parts["ranker"], parts["encoder"], corpus.vectors, corpus.index, {})
-        ),
+        facts=reports.ReportFacts(measured=facts.of(parts, corpus.vectors, corpus.index, {})),
     )
 
 

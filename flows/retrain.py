@@ -79,6 +79,7 @@ def retrain(
     live = Releases(workspace).pointer_file.recover()
     published, source = documents_to_publish(recipe, models, corpus, live, run)
     searchable = (published.lexical, published.documents, published.index)
+    assert models.ranker is not None  # It was trained above.
     parts = (models.ranker, models.encoder, *searchable, judged.fusion, report)
     release = run(
         publish,
@@ -171,9 +172,9 @@ def report_on(
         for name, model in trained.compared.items()
     }
     ranked = run(systems.make, features=judged.features, fusion=judged.fusion, scores=scores)
-    costs = facts.of(
-        models.ranker, models.encoder, corpus.vectors, corpus.index, {**trained.compared, "ranker": trained.ranker}
-    )
+    assert models.ranker is not None
+    bundles = {"ranker": models.ranker, "encoder": models.encoder}
+    costs = facts.of(bundles, corpus.vectors, corpus.index, {**trained.compared, "ranker": trained.ranker})
     return run(
         reports.make,
         recipe.evaluation,

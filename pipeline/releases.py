@@ -342,8 +342,20 @@ def _check_numbers(parts: Mapping[str, Path], manifests: Mapping[str, Manifest])
             raise ArtifactError(f"{path}: a threshold is not a finite number; {artifacts.remedy(path)}")
 
 
+def has_part(release: Artifact, name: str) -> bool:
+    """Whether a release has this part; one of ready-made models may lack a ranker, or documents."""
+    return name in release.manifest.inputs
+
+
 def part(release: Artifact, name: str) -> Artifact:
-    """One part of a release as an artifact of its own; its files were verified with the release."""
+    """One part of a release as an artifact of its own; its files were verified with the release.
+
+    Raises:
+        MissingError: the release was made without this part.
+    """
+    if not has_part(release, name):
+        parts = ", ".join(sorted(release.manifest.inputs))
+        raise MissingError(f"release {release.fingerprint[:12]} has no {name}; its parts are {parts}")
     return artifacts.load(release.path / name, verify=False)
 
 

@@ -4,6 +4,7 @@
     ├── RequestError                400   a request that cannot be read, such as malformed JSON
     │   ├── AuthenticationError     401   no API key, or a wrong one
     │   ├── NotFoundError           404   no such path or model
+    │   │   └── NotServedError      404   the loaded release lacks the model or the documents that the path needs
     │   ├── MethodError             405   a known path called with another method
     │   ├── StateError              409   impossible in the present state, such as a rollback without an earlier release
     │   ├── SlowRequestError        408   the body did not arrive in time
@@ -52,6 +53,12 @@ class NotFoundError(RequestError):
 
     status = 404
     type = "not_found_error"
+
+
+class NotServedError(NotFoundError):
+    """The loaded release lacks the model or the documents that the path needs; another try gets the same answer."""
+
+    type = "not_served_error"
 
 
 class MethodError(RequestError):

@@ -27,12 +27,12 @@ def bundle(artifact: Artifact) -> dict[str, Any]:
 
 
 def of(
-    ranker: Artifact, encoder: Artifact, vectors: Artifact, index: Artifact, trained: Mapping[str, Artifact]
+    bundles: Mapping[str, Artifact], vectors: Artifact, index: Artifact, trained: Mapping[str, Artifact]
 ) -> dict[str, Any]:
     """Groups of facts for `ReportFacts.measured`.
 
     Args:
-        ranker, encoder: bundles.
+        bundles: role → exported model.
         trained: name → model artifact, for the training times.
     """
     groups: dict[str, Any] = {
@@ -45,7 +45,7 @@ def of(
             "embedding, documents per second": vectors.metrics["embedded_per_s"],
         }
     }
-    for name, artifact in (("ranker", ranker), ("encoder", encoder)):
+    for name, artifact in bundles.items():
         description = bundle(artifact)
         precisions = description["precisions"]
         groups[f"{name} precisions"] = {

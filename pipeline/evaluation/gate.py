@@ -196,7 +196,7 @@ def decide_reports(report: Artifact, live: str | None, config: GateConfig, *, ne
         floors={name: values[name] for name in (systems.BM25, systems.BOTH) if name in values},
         earlier={name: values[name] for name in known if systems.is_earlier(name)},
         ranker=values.get(systems.RANKER),
-        ranker_rival=values.get(systems.BM25 if live is None else systems.LIVE_RANKER),
+        ranker_rival=values.get(systems.LIVE_RANKER if live and systems.LIVE_RANKER in values else systems.BM25),
     )
     return decide(values[new], None if live is None else values[live], config, measure=measure, rivals=rivals)
 

@@ -5,7 +5,7 @@ models (the teacher, the plain student) bring scores by row id. The live release
 are judged on their own pools and stand beside them.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -75,7 +75,7 @@ def make(
         features: of the pool, by the models that are judged.
         fusion: the weights of the final order.
         scores: name of another system → its scores of the same rows.
-        live: the live release; adds the systems LIVE and LIVE_RANKER.
+        live: the live release; adds the systems LIVE and, where it has a ranker, LIVE_RANKER.
         earlier: fingerprint of a release that was live before → its scores; each adds the system `earlier_system`.
 
     Raises:
@@ -94,16 +94,22 @@ def make(
         import pyarrow as pa
 
         frame = _test_rows(features)
-        parts = list(_joined(frame, _fusion(fusion)))
+        table = scored(frame, _fusion(fusion))
+        columns = [(BM25, "bm25"), (ENCODER, "encoder"), (BOTH, "both"), (FUSED, "fused")]
+        columns += [(RANKER, "ranker")] if _has_ranker(features) else []
+        parts = [_system(table, name, column) for name, column in columns]
         parts += [_system(_with_scores(frame, item, name), name, "score") for name, item in scores.items()]
         if live:
             ordered = scored(_test_rows(live.features), _fusion(live.fusion))
-            parts += [_system(ordered, LIVE, "fused"), _system(ordered, LIVE_RANKER, "ranker")]
+            parts.append(_system(ordered, LIVE, "fused"))
+            if _has_ranker(live.features):
+                parts.append(_system(ordered, LIVE_RANKER, "ranker"))
         for name, item in former.items():
             parts.append(_system(scored(_test_rows(item.features), _fusion(item.fusion)), name, "fused"))
         order = [BM25, ENCODER, BOTH, *sorted(scores), RANKER, FUSED, *former, LIVE_RANKER, LIVE]
-        table = pd.concat(parts, ignore_index=True)
-        table = table.sort_values("system", key=lambda names: names.map(order.index), kind="stable")
+        table = pd.concat(parts, ignore_index=True).sort_values(
+            "system", key=lambda names: names.map(order.index), kind="stable"
+        )
         schema.write(pa.Table.from_pandas(table, preserve_index=False), staging.folder / "run.parquet", "run")
         return {"systems": [name for name in order if name in set(table["system"])], "rows": len(table)}
 
@@ -137,10 +143,9 @@ def scored(frame: "pd.DataFrame", fusion: Fusion) -> "pd.DataFrame":
     return frame.assign(both=both, fused=fused)
 
 
-def _joined(frame: "pd.DataFrame", fusion: Fusion) -> Iterator["pd.DataFrame"]:
-    table = scored(frame, fusion)
-    for name, column in ((BM25, "bm25"), (ENCODER, "encoder"), (BOTH, "both"), (RANKER, "ranker"), (FUSED, "fused")):
-        yield _system(table, name, column)
+def _has_ranker(features: Artifact) -> bool:
+    """Whether a ranker gave the scores of a features artifact; without one they are all 0."""
+    return "ranker" in features.manifest.inputs
 
 
 def _with_scores(frame: "pd.DataFrame", scores: Artifact, name: str) -> "pd.DataFrame":

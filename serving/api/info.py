@@ -50,15 +50,18 @@ class ModelList(BaseModel):
     data: list[ModelEntry]
     surfaces: dict[str, SurfaceWorth] = {}
     """Path → its worth, from the release's report; `/rerank` alone may be worse than the caller's own first stage."""
+    unanswered: dict[str, str] = {}
+    """Path → the reason why this release cannot answer it; empty for a release with all parts."""
 
 
 @router.get("/v1/models", tags=["about"], responses={200: {"model": ModelList}})
 async def models(request: Request) -> Response:
-    """The two models of the live release, in OpenAI's shape."""
+    """The models of the live release, in OpenAI's shape, and the paths that it cannot answer."""
     context = RequestContext(request)
     searcher = context.searcher
     models = list(_models(searcher).values())
-    return context.small_answer({"object": "list", "data": models, "surfaces": searcher.surfaces})
+    answer = {"object": "list", "data": models, "surfaces": searcher.surfaces, "unanswered": searcher.unanswered}
+    return context.small_answer(answer)
 
 
 @router.get("/v1/models/{model_id:path}", tags=["about"], responses={200: {"model": ModelEntry}})
@@ -83,7 +86,7 @@ def _models(searcher: Searcher) -> dict[str, dict[str, Any]]:
             "precision": engine.precision,
             "release": searcher.release,
         }
-        for name, engine in (("ranker", searcher.ranker), ("encoder", searcher.encoder))
+        for name, engine in searcher.models.items()
     }
 
 
@@ -92,14 +95,17 @@ async def info(request: Request) -> Response:
     """The models and limits, in the shape of text-embeddings-inference with our own fields after it."""
     context = RequestContext(request)
     searcher, settings = context.searcher, context.service.settings
-    longest = searcher.ranker.bundle.templates["pair"].max_tokens
+    main, engine = next(iter(searcher.models.items()))
+    encoder = searcher.models.get("encoder")
+    reranker = {"reranker": {"id2label": {"0": "relevance"}, "label2id": {"relevance": 0}}}
+    longest = max(template.max_tokens for template in engine.bundle.templates.values())
     return context.small_answer(
         {
-            "model_id": "ranker",
-            "model_sha": searcher.ranker.digest,
-            "model_dtype": searcher.ranker.precision,
-            "served_model_name": "ranker",
-            "model_type": {"reranker": {"id2label": {"0": "relevance"}, "label2id": {"relevance": 0}}},
+            "model_id": main,
+            "model_sha": engine.digest,
+            "model_dtype": engine.precision,
+            "served_model_name": main,
+            "model_type": reranker if main == "ranker" else {"embedding": {"pooling": "part of the model"}},
             "max_concurrent_requests": settings.concurrency,
             "max_input_length": longest,
             "max_batch_tokens": longest,
@@ -114,9 +120,10 @@ async def info(request: Request) -> Response:
             "created": searcher.created,
             "models": list(_models(searcher).values()),
             "surfaces": searcher.surfaces,
-            "dimensions": searcher.encoder.dimensions,
-            "widths": list(searcher.encoder.bundle.widths),
-            "documents": len(searcher.documents),
+            "dimensions": encoder.dimensions if encoder else None,
+            "widths": list(encoder.bundle.widths) if encoder else [],
+            "documents": 0 if "/search" in searcher.unanswered else len(searcher.documents),
+            "unanswered": searcher.unanswered,
             "examples": searcher.examples,
         }
     )

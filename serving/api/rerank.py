@@ -332,7 +332,8 @@ class _RerankCall:
         texts = self._texts()
         context.compare(comparison.Rerank(body.query, texts))
         first = first_stage(body.documents) if body.texts is None and body.documents is not None else None
-        result = cascade.rerank(searcher.reranker, searcher.embedder, body.query, texts, first, self._options)
+        embedder = searcher.embedder if "encoder" in searcher.models else None
+        result = cascade.rerank(searcher.reranker, embedder, body.query, texts, first, self._options)
         tokens = self._tokens([texts[index] for index in result.order[: result.reached]])
         context.spent(result.hits, result.misses, by="ranker", of=len(texts))
         context.reached(result.reached, len(texts))

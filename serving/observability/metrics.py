@@ -216,9 +216,10 @@ class _StateMetrics:
         self._advance(self._refusals, "refusals", self._lifecycle.refusals)
         current = self._lifecycle.loaded
         if current is not None:
-            tokenisers = (current.ranker.tokeniser, current.encoder.tokeniser)
-            self._sizes["bytes"].labels("tokens").set(sum(tokeniser.bytes for tokeniser in tokenisers))
-            labels = (current.release, current.ranker.digest, current.encoder.digest, current.ranker.precision)
+            models = current.models
+            self._sizes["bytes"].labels("tokens").set(sum(model.tokeniser.bytes for model in models.values()))
+            digests = [models[role].digest if role in models else "" for role in ("ranker", "encoder")]
+            labels = (current.release, *digests, next(iter(models.values())).precision)
             release = self._info.labels(*labels)
             if self._release not in (None, release):
                 self._release.set(0)
@@ -284,7 +285,7 @@ class _LoadMetrics:
         self._tokens.set(queue.tokens)
         self._wait.set(queue.wait_s)
         self._stalled.set(scheduler.stalled_s())
-        for model in (current.ranker, current.encoder) if current is not None else ():
+        for model in current.models.values() if current is not None else ():
             self._pace.labels(model.role).set(scheduler.runners * (model.pace.tokens_per_s or 0.0))
         sources: list[tuple[dict[str, Counter], Any]] = [(self._queue, queue)]
         if shared is not None:

@@ -10,8 +10,6 @@ from serving.errors import DeadlineError, NotReadyError
 from serving.rollout.lifecycle import Lifecycle
 from serving.scoring.searcher import Searcher
 
-MODELS = ("ranker", "encoder")
-"""A release is ready when both are."""
 FRESH_S = 1.0
 PATIENCE_S = 5.0
 """A model that is slower than this for one short pair is not ready; it may be stuck."""
@@ -34,7 +32,7 @@ class Readiness:
         """A request was just computed by this model of this release, which proves as much as asking would.
 
         Args:
-            model: one of MODELS.
+            model: ranker or encoder.
         """
         if searcher is not self._lifecycle.loaded:
             return  # A canary's says nothing about the live one.
@@ -54,7 +52,7 @@ class Readiness:
             # The other runners may go on, but this one is lost, and what stopped it may stop them.
             raise NotReadyError(f"release {searcher.release[:12]}: a runner has not come back for {stalled:.0f} s")
         if searcher is self._searcher:
-            latest = [time.monotonic() - self._answered.get(model, -math.inf) for model in MODELS]
+            latest = [time.monotonic() - self._answered.get(model, -math.inf) for model in searcher.models]
             if max(latest) < FRESH_S:
                 return searcher
         if self._asked is None or self._asked[0] is not searcher or self._asked[1].done():
@@ -67,7 +65,7 @@ class Readiness:
         except Exception as error:
             log.exception("release %s: does not answer", searcher.release[:12])
             raise NotReadyError(f"release {searcher.release[:12]}: its models fail; see the log") from error
-        for model in MODELS:
+        for model in searcher.models:
             self.answered(searcher, model)
         return searcher
 

@@ -192,7 +192,7 @@ class Rollout:
         for kind, running in trials:
             if running is None:
                 continue
-            models = (running.searcher.ranker, running.searcher.encoder)
+            models = running.searcher.models.values()
             if all(any(run.model is model for model in models) for run in overdue):
                 seconds = overdue[0].seconds
                 self._withdraw(kind, running.trial, f"a run of its model has not come back for {seconds:.0f} s")

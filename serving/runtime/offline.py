@@ -58,7 +58,7 @@ def embedder(bundle: Artifact, role: Role = "document") -> Callable[[Sequence[st
 def features(
     workspace: Path,
     *,
-    ranker: Artifact,
+    ranker: Artifact | None,
     encoder: Artifact,
     lexical: Artifact,
     index: Artifact,
@@ -72,7 +72,7 @@ def features(
     document's stored one, and the ranker's score.
 
     Args:
-        ranker, encoder: bundles.
+        ranker, encoder: bundles; without a ranker its scores are all 0.
         lexical, index, documents: of the documents that the pool names, made with this encoder.
         data: whose queries the pool names.
 
@@ -81,7 +81,7 @@ def features(
         SchemaError: the pool names a query or document that the others lack.
     """
     inputs: dict[str, Artifact | str] = {
-        "ranker": ranker,
+        **({"ranker": ranker} if ranker else {}),
         "encoder": encoder,
         "lexical": lexical,
         "index": index,
@@ -115,7 +115,7 @@ class _Parts:
     """All that scores a pair, loaded."""
 
     def __init__(
-        self, ranker: Artifact, encoder: Artifact, lexical: Artifact, index: Artifact, documents: Artifact
+        self, ranker: Artifact | None, encoder: Artifact, lexical: Artifact, index: Artifact, documents: Artifact
     ) -> None:
         self.lexical = LexicalIndex.load(lexical.path, verify=False)
         self.semantic = SemanticIndex.load(index.path, verify=False)
@@ -125,7 +125,7 @@ class _Parts:
                 f"{index.path}: holds vectors of encoder {self.semantic.encoder_digest[:12]}, not of "
                 f"{digest(encoder)[:12]} in {encoder.path}; index the documents again"
             )
-        self.ranker = Engine(ranker.path)
+        self.ranker = Engine(ranker.path) if ranker else None
         self.encoder = Engine(encoder.path)
         self.rows = {doc_id: row for row, doc_id in enumerate(self.lexical.doc_ids)}
 
@@ -140,11 +140,12 @@ class _Parts:
         return (
             self.lexical.scores(query, rows).tolist(),
             self.semantic.similarities(vector, rows).tolist(),
-            self.ranker.scores(query, bodies),
+            self.ranker.scores(query, bodies) if self.ranker else [0.0] * len(bodies),
         )
 
     def facts(self) -> dict[str, Any]:
-        return {"ranker_precision": self.ranker.precision, "encoder_precision": self.encoder.precision}
+        ranker = {"ranker_precision": self.ranker.precision} if self.ranker else {}
+        return {**ranker, "encoder_precision": self.encoder.precision}
 
 
 def _by_query(query_ids: Sequence[str]) -> Iterator[tuple[str, list[int]]]:

@@ -34,7 +34,7 @@ class Cascade:
 
 def rerank(
     reranker: Reranker,
-    embedder: Embedder,
+    embedder: Embedder | None,
     query: str,
     documents: Sequence[str],
     first: Sequence[float] | None,
@@ -43,15 +43,16 @@ def rerank(
     """Documents in the ranker's order as far as the deadline allows; never an error because of time.
 
     Args:
+        embedder: None for a release without an encoder.
         first: first-stage scores of the documents, higher is better; the encoder's cosines when None, or the order as
-            given where the time does not even suffice for those.
+            given where the time does not even suffice for those, or where there is no encoder.
 
     Raises:
         InferenceError, ClientGoneError
     """
     terms = replace(terms, deadline=terms.deadline.with_reserve())
     if first is None:
-        first = _cosines(embedder, query, documents, terms)
+        first = _cosines(embedder, query, documents, terms) if embedder else [0.0] * len(documents)
     before = sorted(range(len(documents)), key=lambda place: -first[place])
     found = reranker.scores_in_time(query, [documents[place] for place in before], terms)
     scores: list[float | None] = [None] * len(documents)

@@ -26,13 +26,15 @@ from pipeline import artifacts, features, releases, text
 from pipeline.errors import MissingError
 from pipeline.features import Fusion
 from pipeline.releases import part
-from serving.errors import BusyError, DeadlineError, InferenceError, InvalidRequestError
+from serving.errors import BusyError, DeadlineError, InferenceError, InvalidRequestError, NotServedError
 from serving.runtime.admission import RequestOptions
 from serving.runtime.deadline import Deadline
 from serving.runtime.engine import Engine
 from serving.runtime.items import Priority
 from serving.runtime.scheduler import Scheduler
+from serving.scoring import contents
 from serving.scoring.cache import Fetched
+from serving.scoring.contents import SearchableContents
 from serving.scoring.reranker import Caches, Embedder, Reranker, Vector, relevance
 from serving.scoring.snippets import snippets
 
@@ -126,8 +128,8 @@ class Searcher:
         self.created = release.manifest.created
         self.surfaces: dict[str, Any] = release.manifest.metrics.get("surfaces", {})
         """Path → its worth by the release's report, see `pipeline.evaluation.surfaces`; empty in old releases."""
-        self.ranker, self.encoder = (
-            Engine(
+        self.models = {
+            role: Engine(
                 part(release, role).path,
                 precision=precision,
                 threads=threads,
@@ -135,28 +137,80 @@ class Searcher:
                 scheduler=scheduler,
                 token_bytes=caches.token_bytes,
             )
-            for role in ("ranker", "encoder")
-        )
-        self.lexical = LexicalIndex.load(part(release, "lexical").path, verify=False)
-        self.semantic = SemanticIndex.load(part(release, "index").path, verify=False)
-        self.documents = DocumentStore.load(part(release, "documents").path, verify=False)
-        self.fusion = Fusion.from_json(part(release, "fusion").file("fusion.json").read_text(encoding="utf-8"))
-        self.examples = _examples(part(release, "report").path / "report.json")
+            for role in releases.MODELS
+            if releases.has_part(release, role)
+        }
+        """Role → model; a release of ready-made models may have one alone."""
+        self._contents = SearchableContents.load(release)
+        self.examples = _examples(release.path / "report" / "report.json")
         """Queries to try, out of the release's own test set."""
-        self.reranker = Reranker(self.ranker, caches.scores)
-        self.embedder = Embedder(self.encoder, caches.vectors)
+        self._caches = caches
         log.info("release %s: loaded in %.1f s", self.release[:12], time.monotonic() - began)
 
+    @property
+    def ranker(self) -> Engine:
+        """The ranker's engine; raises NotServedError where the release has none."""
+        return self._model("ranker")
+
+    @property
+    def encoder(self) -> Engine:
+        """The encoder's engine; raises NotServedError where the release has none."""
+        return self._model("encoder")
+
+    @property
+    def reranker(self) -> Reranker:
+        """Scores of pairs through the caches; raises NotServedError where the release has no ranker."""
+        return Reranker(self.ranker, self._caches.scores)
+
+    @property
+    def embedder(self) -> Embedder:
+        """Vectors of texts through the caches; raises NotServedError where the release has no encoder."""
+        return Embedder(self.encoder, self._caches.vectors)
+
+    @property
+    def unanswered(self) -> dict[str, str]:
+        """Path → the reason why this release cannot answer it; empty for a whole release."""
+        return contents.unanswered([*self.models, *(["documents"] if self._contents else [])])
+
+    @property
+    def lexical(self) -> LexicalIndex:
+        """The BM25 index; this and the next two raise NotServedError where the release has no documents."""
+        return self._searchable.lexical
+
+    @property
+    def semantic(self) -> SemanticIndex:
+        """The index of vectors."""
+        return self._searchable.semantic
+
+    @property
+    def documents(self) -> DocumentStore:
+        """The texts and fields of the documents."""
+        return self._searchable.documents
+
+    @property
+    def _searchable(self) -> SearchableContents:
+        if self._contents is None:
+            raise NotServedError(contents.LACKS["documents"])
+        return self._contents
+
+    def _model(self, role: Missing) -> Engine:
+        if role not in self.models:
+            raise NotServedError(contents.LACKS[role])
+        return self.models[role]
+
     def ping(self) -> None:
-        """A real inference of both models, past the caches and before all that waits.
+        """A real inference of each model, past the caches and before all that waits.
 
         Raises:
             Exception: whatever a model that does not work raises.
             DeadlineError: no answer in PING_S.
         """
         deadline = Deadline.after(PING_S)
-        self.ranker.scores("ready", ["ready"], deadline, Priority.PROBE)
-        self.encoder.embed(["ready"], "query", deadline, Priority.PROBE)
+        for role, engine in self.models.items():
+            if role == "ranker":
+                engine.scores("ready", ["ready"], deadline, Priority.PROBE)
+            else:
+                engine.embed(["ready"], "query", deadline, Priority.PROBE)
 
     def search(
         self,
@@ -183,6 +237,7 @@ class Searcher:
             BusyError: without `degrade`, too much waits for the models.
             InferenceError: without `degrade`, a model failed on the query or on a document.
             DeadlineError: the time is over; with `degrade`, only where it was before BM25 had answered.
+            NotServedError: the release has no documents.
             ClientGoneError
         """
         terms = terms or RequestOptions(Deadline.never())
@@ -205,8 +260,10 @@ class Searcher:
             documents = dict(zip(rows, self.documents.get_many(rows), strict=True))
         with watch("rerank"):
             bodies = [text.document_text(documents[row].title, documents[row].text) for row in rows]
-            scored = models.attempt("ranker", lambda: self.reranker.scores(query, bodies, models.terms))
-            before, final = pool.before(), pool.final(self.fusion, scored.values if scored else None)
+            scored = None
+            if "ranker" in self.models:
+                scored = models.attempt("ranker", lambda: self.reranker.scores(query, bodies, models.terms))
+            before, final = pool.before(), pool.final(self._searchable.fusion, scored.values if scored else None)
         ranks = _Ranks(
             lexical={hit.row: rank for rank, hit in enumerate(by_words, start=1)},
             semantic={hit.row: rank for rank, hit in enumerate(by_meaning, start=1)},
@@ -303,9 +360,9 @@ class _Pool:
         """Scores of the order before the ranker."""
         return self.bm25 if self.cosines is None else features.reciprocal_rank_fusion(self.bm25, self.cosines)
 
-    def final(self, fusion: Fusion, ranker: Sequence[float] | None) -> Sequence[float]:
+    def final(self, fusion: Fusion | None, ranker: Sequence[float] | None) -> Sequence[float]:
         """Scores of the final order: fused, or those before the ranker where a model is missing."""
-        if ranker is None or self.cosines is None:
+        if ranker is None or self.cosines is None or fusion is None:
             return self.before()
         return fusion.scores(features.table(self.bm25, self.cosines, ranker))
 

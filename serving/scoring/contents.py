@@ -1,0 +1,63 @@
+"""The parts of a release that a search reads, and what a release answers that lacks some.
+
+A trained release has all parts. One of ready-made models may have no ranker, or models alone: then `/search`, or the
+path of the missing model, answers with NotServedError, and `/v1/models` says so beforehand.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from index.document_store import DocumentStore
+from index.lexical import LexicalIndex
+from index.semantic import SemanticIndex
+from pipeline import releases
+from pipeline.artifacts import Artifact
+from pipeline.features import Fusion
+
+LACKS: Mapping[str, str] = {
+    "ranker": "this release has no ranker; `relevance serve --ranker FOLDER` serves one, and `relevance quickstart "
+    "DOCUMENTS --ranker FOLDER` or `relevance retrain` makes a release with one",
+    "encoder": "this release has no encoder; `relevance serve --encoder FOLDER` serves one",
+    "documents": "this release has models and no documents to search; `relevance quickstart DOCUMENTS` or `relevance "
+    "retrain` makes one that has",
+}
+"""Part → what a client is told that needs it."""
+
+NEEDS: Mapping[str, tuple[str, ...]] = {
+    "ranker": ("/rerank", "/v1/rerank", "/v2/rerank"),
+    "encoder": ("/embed", "/v1/embeddings"),
+    "documents": ("/search",),
+}
+"""Part → the paths that cannot be answered without it."""
+
+
+def unanswered(parts: Collection[str]) -> dict[str, str]:
+    """Path → the reason why a release with these parts cannot answer it; empty for a whole release."""
+    return {path: LACKS[part] for part, paths in NEEDS.items() if part not in parts for path in paths}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchableContents:
+    """The indexes and documents of one release."""
+
+    lexical: LexicalIndex
+    semantic: SemanticIndex
+    documents: DocumentStore
+    fusion: Fusion | None
+    """None in a release without a ranker, whose order is that of BM25 and encoder together."""
+
+    @classmethod
+    def load(cls, release: Artifact) -> "SearchableContents | None":
+        """The indexes of a release, whose files were checked before; None where it has no documents."""
+        if not releases.has_part(release, "documents"):
+            return None
+        fusion = None
+        if releases.has_part(release, "fusion"):
+            text = releases.part(release, "fusion").file("fusion.json").read_text(encoding="utf-8")
+            fusion = Fusion.from_json(text)
+        return cls(
+            lexical=LexicalIndex.load(releases.part(release, "lexical").path, verify=False),
+            semantic=SemanticIndex.load(releases.part(release, "index").path, verify=False),
+            documents=DocumentStore.load(releases.part(release, "documents").path, verify=False),
+            fusion=fusion,
+        )

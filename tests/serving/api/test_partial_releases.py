@@ -1,0 +1,87 @@
+"""Releases that lack a model or documents answer what they can, and say of each other path why it is not answered."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from pipeline import releases
+from pipeline.errors import MissingError
+from serving.api import app as apps
+from serving.rollout.lifecycle import Lifecycle
+from serving.scoring.contents import LACKS
+from serving.settings import Settings
+from tests.serving.conftest import TinyWorkspace
+
+SEARCHABLE = ("lexical", "documents", "index")
+CONTENTS = {
+    "a ranker alone": ("ranker",),
+    "an encoder alone": ("encoder",),
+    "two models": ("ranker", "encoder"),
+    "an encoder and documents": ("encoder", *SEARCHABLE, "fusion"),
+    "all but the report": ("ranker", "encoder", *SEARCHABLE, "fusion"),
+}
+REQUESTS: dict[str, Any] = {
+    "/rerank": {"query": "sort", "texts": ["a sorted list", "open a file"]},
+    "/v1/rerank": {"query": "sort", "documents": ["a sorted list", "open a file"]},
+    "/v2/rerank": {"query": "sort", "documents": ["a sorted list"], "cascade": True},
+    "/embed": {"inputs": "a sorted list"},
+    "/v1/embeddings": {"input": "a sorted list", "model": "encoder"},
+    "/search": {"query": "a sorted list"},
+}
+NEEDED = {"ranker": ("/rerank", "/v1/rerank", "/v2/rerank"), "encoder": ("/embed", "/v1/embeddings")}
+
+
+@pytest.fixture(params=CONTENTS, ids=str)
+def partial(request: pytest.FixtureRequest, fresh: TinyWorkspace) -> Iterator[tuple[TestClient, tuple[str, ...]]]:
+    """A client of a service whose release has these parts alone."""
+    whole = fresh.releases.open(fresh.publish(1))
+    names = CONTENTS[request.param]
+    release = fresh.releases.publish({name: releases.part(whole, name) for name in names}, {}, {"name": "partial"})
+    lifecycle = Lifecycle(Settings(workspace=fresh.path, release=release.fingerprint, threads=1))
+    lifecycle.start()
+    with TestClient(apps.create(lifecycle), base_url="http://localhost") as client:
+        yield client, names
+    lifecycle.close()
+
+
+def test_each_path_answers_or_says_what_the_release_lacks(partial: tuple[TestClient, tuple[str, ...]]) -> None:
+    client, names = partial
+    listed = client.get("/v1/models").json()
+    assert {model["id"] for model in listed["data"]} == {"ranker", "encoder"} & set(names)
+    for path, body in REQUESTS.items():
+        part = next((part for part, paths in NEEDED.items() if path in paths), "documents")
+        answer = client.post(path, json=body)
+        if part in names:
+            assert (answer.status_code, path in listed["unanswered"]) == (200, False), answer.text
+        else:
+            assert answer.status_code == 404
+            assert LACKS[part] in answer.text
+            assert listed["unanswered"][path] == LACKS[part]
+
+
+def test_a_release_with_some_parts_is_ready_and_described(partial: tuple[TestClient, tuple[str, ...]]) -> None:
+    client, names = partial
+    assert client.get("/readyz").json()["ready"]
+    assert client.get("/health").status_code == 200
+    info = client.get("/info").json()
+    assert info["model_id"] == ("ranker" if "ranker" in names else "encoder")
+    assert (info["dimensions"] is None) == ("encoder" not in names)
+    assert (info["documents"] == 0) == ("documents" not in names)
+    assert "relevance_release_info" in client.get("/metrics").text
+
+
+def test_without_a_ranker_the_final_order_is_that_of_bm25_and_encoder(fresh: TinyWorkspace) -> None:
+    whole = fresh.releases.open(fresh.publish(1))
+    parts = {name: releases.part(whole, name) for name in ("encoder", *SEARCHABLE)}
+    release = fresh.releases.publish(parts, {}, {})
+    lifecycle = Lifecycle(Settings(workspace=fresh.path, release=release.fingerprint, threads=1))
+    lifecycle.start()
+    found = lifecycle.current.search("sorted list", top_n=50)
+    lifecycle.close()
+    assert found.degraded is None
+    assert {answer.relevance for answer in found.reranked} == {None}
+    assert {answer.rank_change for answer in found.reranked} == {0}
+    with pytest.raises(MissingError, match="has no ranker; its parts are documents, encoder, index, lexical"):
+        releases.part(release, "ranker")

@@ -23,6 +23,7 @@ MODULES = (
     "pipeline.training.external_teacher",
     "pipeline.training.ranker",
     "pipeline.training.encoder",
+    "pipeline.models.import_stage",
     "pipeline.training.negatives",
     "pipeline.export.bundle",
     "index.documents",

@@ -77,13 +77,22 @@ class TextTemplate:
     before: tuple[int, ...]
     after: tuple[int, ...]
     max_tokens: int
+    prompt: str = ""
+    """A text that stands before each text, such as "query: "; it is tokenised together with it."""
 
     def assemble(self, text: Sequence[int]) -> list[int]:
         """Input ids, (tokens,), at their exact length."""
         return [*self.before, *text[: self.max_tokens - len(self.before) - len(self.after)], *self.after]
 
+    def prompted(self, texts: Sequence[str]) -> Sequence[str]:
+        """The texts as the tokenizer is given them."""
+        return [self.prompt + text for text in texts] if self.prompt else texts
+
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        fields = asdict(self)
+        if not self.prompt:  # Files of models without one are as they were before prompts were known.
+            del fields["prompt"]
+        return fields
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "TextTemplate":

@@ -27,7 +27,7 @@ from pipeline.artifacts import Artifact, Staging
 from pipeline.config import ExportConfig, Precision
 from pipeline.export import graph, parity, precision, sample
 from pipeline.export.graph import Floats, GraphShape
-from pipeline.export.sample import Input, Reader, Templates
+from pipeline.export.sample import Input, Reader, Sample, Templates
 from pipeline.models import sentence_transformers_format
 from pipeline.models.bi_encoder import BiEncoder
 from pipeline.models.cross_encoder import CrossEncoder
@@ -39,6 +39,13 @@ STAGE = Stage(
     version=3,
     inputs={"model": ("ranker", "teacher", "encoder"), "data": "data", "pairs": "pairs"},
     section="export",
+)
+UNJUDGED = Stage(
+    "bundle",
+    version=1,
+    inputs={"model": ("ranker", "encoder"), "documents": "corpus"},
+    section="export",
+    title="unjudged bundle",
 )
 FORMAT = 1
 
@@ -97,8 +104,10 @@ class ExportSource:
 
     def graph(self, kind: Precision, keep: Sequence[str] = ()) -> onnx.ModelProto:
         """The ONNX graph; see `graph.ranker` and `graph.encoder`."""
-        write = graph.ranker if self.role == "ranker" else graph.encoder
-        return write(self.shape, self.weights, kind, keep)
+        if isinstance(self.model, CrossEncoder):
+            return graph.ranker(self.shape, self.weights, kind, keep)
+        head = self.model.head
+        return graph.encoder(self.shape, self.weights, kind, keep, pooling=head.pooling, activation=head.activation)
 
     def torch_output(self, item: Input) -> Floats:
         """The output of PyTorch for one input: () or (dimensions,)."""
@@ -118,6 +127,8 @@ class ExportSource:
         templates = {name: template.to_dict() for name, template in self.templates.items()}
         words = [graph.NUMBERS, self.tokenizer.to_str(), templates, list(self.thresholds)]
         words.append(sorted(f"{name} {part}" for name, parts in kept.items() for part in parts))
+        if isinstance(self.model, BiEncoder) and self.model.head.to_dict():
+            words.append(self.model.head.to_dict())
         found.update(json.dumps(words, sort_keys=True).encode())
         for name in sorted(self.weights):
             found.update(f"{name} {self.weights[name].shape}".encode())
@@ -140,16 +151,51 @@ def make(workspace: Path, config: ExportConfig, *, model: Artifact, data: Artifa
     """
 
     def build(staging: Staging) -> Mapping[str, Any]:
-        return _build(staging.folder, config, ExportSource.load(model.path), model, data, pairs)
+        source = ExportSource.load(model.path)
+        taken = sample.take(data, pairs, Reader(source.tokenizer, source.templates), config.sample_tokens)
+        return _write_bundle(staging.folder, config, source, model, taken)
 
     inputs: dict[str, Artifact | str] = {"model": model, "data": data, "pairs": pairs}
     return STAGE.make(workspace, config=to_dict(config), inputs=inputs, build=build)
 
 
-def _build(
-    folder: Path, config: ExportConfig, source: ExportSource, model: Artifact, data: Artifact, pairs: Artifact
+@UNJUDGED
+def make_unjudged(
+    workspace: Path, config: ExportConfig, *, model: Artifact, documents: Artifact | None = None
+) -> Artifact:
+    """The bundle of a ready-made model, for which there are no judged queries.
+
+    A lower precision is judged by how it orders texts beside fp32, and its nDCG is not known.
+
+    Args:
+        model: from `models.import_stage`.
+        documents: texts that the precisions are compared on; a few sentences of our own in several languages without.
+
+    Raises:
+        ArtifactError: ONNX gives other scores than PyTorch.
+        ConfigError: no graph is known for this kind of model.
+    """
+
+    def build(staging: Staging) -> Mapping[str, Any]:
+        source = ExportSource.load(model.path)
+        texts = sample.document_texts(documents) if documents is not None else ()
+        taken = sample.unjudged(Reader(source.tokenizer, source.templates), texts, config.sample_tokens)
+        return _write_bundle(staging.folder, config, source, model, taken)
+
+    inputs: dict[str, Artifact | str] = {"model": model}
+    if documents is not None:
+        inputs["documents"] = documents
+    return UNJUDGED.make(workspace, config=to_dict(config), inputs=inputs, build=build)
+
+
+def _write_bundle(
+    folder: Path, config: ExportConfig, source: ExportSource, model: Artifact, taken: Sample
 ) -> Mapping[str, Any]:
-    taken = sample.take(data, pairs, Reader(source.tokenizer, source.templates), config.sample_tokens)
+    """Writes the files of a bundle.
+
+    Args:
+        taken: inputs that the precisions are measured on.
+    """
     golden = taken.spread(config.golden)
     golden_inputs = [taken.inputs[place] for place in golden]
     path = folder / "model.fp32.onnx"

@@ -142,20 +142,28 @@ def ranker(
 
 
 def encoder(
-    shape: GraphShape, weights: Mapping[str, Floats], precision: Precision, keep: Collection[str] = ()
+    shape: GraphShape,
+    weights: Mapping[str, Floats],
+    precision: Precision,
+    keep: Collection[str] = (),
+    *,
+    pooling: str = "mean",
+    activation: str = "identity",
 ) -> onnx.ModelProto:
     """The graph of a bi-encoder: inputs (batch, tokens) int64, output `embedding` (batch, dimensions), unit length.
 
     Args:
         weights: the body's parameters, `head.dense.weight` (dimensions, hidden) and `.bias` (dimensions,).
         precision, keep: as for `ranker`.
+        pooling, activation: see `bi_encoder.Head`.
     """
     write = _Writer(shape, weights, precision, keep)
     states = write.embeddings()
     for number in range(shape.layers):
         states = write.layer(number, states)
-    pooled = write.squeeze(write.node("MatMul", write.mean_shares(), states))  # (batch, hidden)
-    dense = write.head(pooled, "head.dense")  # (batch, dimensions)
+    dense = write.head(write.pooled(states, pooling), "head.dense")  # (batch, dimensions)
+    if activation == "tanh":
+        dense = write.node("Tanh", dense)
     length = write.node("ReduceL2", dense, axes=[-1], keepdims=1)
     length = write.node("Max", length, write.constant("tiny", np.array(1e-12, np.float32)))
     return write.finish("embedding", write.node("Div", dense, length), ["batch", len(weights["head.dense.bias"])])
@@ -366,6 +374,27 @@ class _Writer:
         missing = self.node("Sub", self.real, self.constant("one", np.array(1, np.float32)))
         large = self.constant("large", np.array(1e4, np.float32))
         return self.node("Unsqueeze", self.node("Mul", missing, large), self.axis(1))
+
+    def pooled(self, states: str, pooling: str) -> str:
+        """One vector of the states of all tokens, (batch, tokens, hidden) to (batch, hidden)."""
+        if pooling == "cls":
+            return self.squeeze(self.node("Slice", states, self.axis(0), self.axis(1), self.axis(1)))
+        if pooling == "max":
+            penalty = self.node("Transpose", self.penalty(), perm=[0, 2, 1])  # (batch, tokens, 1)
+            return self.node("ReduceMax", self.node("Sub", states, penalty), axes=[1], keepdims=0)
+        if pooling == "lasttoken":
+            return self.squeeze(self.node("MatMul", self.last_token(), states))
+        return self.squeeze(self.node("MatMul", self.mean_shares(), states))
+
+    def last_token(self) -> str:
+        """1 at the last token and 0 elsewhere, (batch, 1, tokens)."""
+        after = self.node("CumSum", self.real, self.constant("last axis", np.array(1, np.int64)), reverse=1)
+        is_last = self.node("Equal", self.node("Cast", after, to=TensorProto.INT32), self.constant_one())
+        real = self.node("Mul", self.node("Cast", is_last, to=TensorProto.FLOAT), self.real)
+        return self.node("Unsqueeze", real, self.axis(1))
+
+    def constant_one(self) -> str:
+        return self.constant("one.int32", np.array(1, np.int32))
 
     def mean_shares(self) -> str:
         """One over the number of tokens at each token, 0 at padding, (batch, 1, tokens)."""

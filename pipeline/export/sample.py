@@ -1,7 +1,8 @@
 """The valid texts on which an export is judged: whole query lists, assembled as the model reads them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,11 +85,81 @@ class Reader:
     def single(self, item: str, role: str) -> Input:
         template = self.templates[role]
         assert isinstance(template, TextTemplate)
-        return Input({"text": item, "role": role}, template.assemble(self._ids(item, template.max_tokens)), ())
+        (prompted,) = template.prompted([item])
+        return Input({"text": item, "role": role}, template.assemble(self._ids(prompted, template.max_tokens)), ())
 
     def _ids(self, item: str, max_tokens: int) -> list[int]:
         (ids,) = self._prefixes.ids([item], max_tokens)
         return ids
+
+
+SENTENCES = (
+    "relevance",
+    "sort a list in place",
+    "How do I turn a list of dictionaries into a table?",
+    "The quick brown fox jumps over the lazy dog, and the dog does not mind.",
+    "Die Straßenbahn hält nicht an jeder Haltestelle; bitte rechtzeitig drücken.",
+    "Le chat dort sur le canapé pendant que la pluie tombe.",
+    "El precio incluye el envío y los impuestos.",
+    "今天天气很好，我们去公园散步吧。",
+    "東京駅から京都駅まで新幹線で二時間ほどかかります。",
+    "Поезд отправляется в семь часов утра.",
+    "stainless steel angle bracket, 3 in. x 3 in., pack of 10",
+    "ValueError: could not convert string to float: '3,14'",
+    "What is the difference between a process and a thread? A process has its own memory; threads of one process share "
+    "it, so they talk to each other cheaply and can harm each other easily.",
+    "An inverted index maps each term to the documents that contain it. A query is answered by joining the lists of "
+    "its terms, scoring what they have in common, and keeping the best. Dense retrieval maps texts to vectors instead "
+    "and looks for the nearest ones; it finds paraphrases that share no word with the query, and it misses rare names "
+    "that an inverted index would find at once. Search systems use both, and a model that reads query and document "
+    "together decides on the final order of what they found.",
+)
+"""Texts in several languages and lengths, for models that come without documents."""
+
+LIST = 8
+"""Documents that are ranked for one text where nothing is judged."""
+
+
+def document_texts(documents: Artifact, count: int = 500) -> list[str]:
+    """Texts of documents spread over all of a data or corpus artifact, as models read them; empty ones are left out."""
+    table = schema.read(documents.file("documents.parquet"), "documents").select(["title", "text"]).to_pydict()
+    rows = np.unique(np.linspace(0, max(len(table["text"]) - 1, 0), count).astype(int)) if table["text"] else ()
+    texts = (text.document_text(table["title"][row], table["text"][row]) for row in rows)
+    return [item for item in texts if item.strip()]
+
+
+def unjudged(reader: Reader, texts: Sequence[str], max_tokens: int) -> Sample:
+    """Lists of texts that nobody judged: each text's beginning as a query, with its neighbours as documents.
+
+    Args:
+        reader: makes the model's inputs.
+        texts: documents; `SENTENCES` where there are fewer than `LIST`.
+        max_tokens: inputs are taken until they have this many tokens.
+    """
+    texts = texts if len(texts) >= LIST else SENTENCES
+    inputs: dict[tuple[str, ...], Input] = {}
+    indices: dict[tuple[str, ...], int] = {}
+    lists: list[RankedList] = []
+
+    def index(key: tuple[str, ...], make: Callable[[], Input]) -> int:
+        if key not in inputs:
+            indices[key] = len(inputs)
+            inputs[key] = make()
+        return indices[key]
+
+    for number in range(len(texts)):
+        query = " ".join(texts[number].split()[:8]) or texts[number]
+        chosen = [texts[(number + step) % len(texts)] for step in range(min(LIST, len(texts)))]
+        if "pair" in reader.templates:
+            own = None
+            rows = [index((query, item), partial(reader.pair, query, item)) for item in chosen]
+        else:
+            own = index(("query", query), partial(reader.single, query, "query"))
+            rows = [index(("document", item), partial(reader.single, item, "document")) for item in chosen]
+        lists.append(RankedList(own, rows, [f"{row}" for row in rows], [0] * len(rows)))
+        if sum(len(item.ids) for item in inputs.values()) >= max_tokens:
+            break
+    return Sample(list(inputs.values()), lists)
 
 
 def take(data: Artifact, pairs: Artifact, reader: Reader, max_tokens: int) -> Sample:

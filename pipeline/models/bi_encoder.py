@@ -5,11 +5,13 @@ A saved one is a folder:
     model/           config.json, model.safetensors, tokenizer.json, …   opens with AutoModel
       modules.json   1_Pooling, 2_Dense, 3_Normalize                     opens with SentenceTransformer
       2_Dense/       model.safetensors: linear.weight (dimensions, hidden), linear.bias (dimensions,)
-    head.json        {"dimensions", "widths", "query_template", "document_template"}
+    head.json        {"dimensions", "widths", "query_template", "document_template"}, and "pooling" and "activation"
+                     where they are not the mean and none
 """
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -27,9 +29,27 @@ from pipeline.models import base_models, sentence_transformers_format, tokenizer
 from pipeline.models.cross_encoder import DROPOUT
 from pipeline.tokens import TextTemplate
 
+Pooling = Literal["mean", "cls", "max", "lasttoken"]
+"""The vector that is made of the tokens' last states: their mean, the first, the largest, or the last."""
+
+Activation = Literal["identity", "tanh"]
+"""The function after the projection."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Head:
+    """The part of a bi-encoder between the tokens' states and the projection's output."""
+
+    pooling: Pooling = "mean"
+    activation: Activation = "identity"
+
+    def to_dict(self) -> dict[str, str]:
+        """The settings that differ from those of the models that we train, for head.json and digests."""
+        return {name: value for name, value in asdict(self).items() if value != getattr(Head(), name)}
+
 
 class BiEncoder(nn.Module):
-    """A transformer body, mean pooling, a dense projection and L2 normalisation."""
+    """A transformer body, pooling, a dense projection and L2 normalisation."""
 
     def __init__(
         self,
@@ -39,9 +59,11 @@ class BiEncoder(nn.Module):
         query_template: TextTemplate,
         document_template: TextTemplate,
         widths: Sequence[int] = (),
+        head: Head | None = None,
     ) -> None:
         """
         Args:
+            head: mean pooling and no activation when None, as in the models that we train.
             widths: of prefixes that rank alone too, see `EncoderConfig.widths`.
 
         Raises:
@@ -53,6 +75,7 @@ class BiEncoder(nn.Module):
         self.hub_tokenizer = tokenizer
         self.tokenizer: Tokenizer = tokenizers.plain_tokenizer(tokenizer)
         self.dense = dense
+        self.head = head or Head()
         self.query_template = query_template
         self.document_template = document_template
         self.widths = (dense.out_features, *sorted(widths, reverse=True))
@@ -104,6 +127,7 @@ class BiEncoder(nn.Module):
             head = json.loads((folder / "head.json").read_text(encoding="utf-8"))
             query, document = (TextTemplate.from_dict(head[f"{role}_template"]) for role in ("query", "document"))
             widths = [int(width) for width in head["widths"]]
+            form = Head(**{name: head[name] for name in ("pooling", "activation") if name in head})
             values = load_file(place / sentence_transformers_format.DENSE)
             rows, columns = values["linear.weight"].shape
             dense = nn.Linear(columns, rows)
@@ -113,7 +137,7 @@ class BiEncoder(nn.Module):
                 f"{folder}: head.json or model/{sentence_transformers_format.DENSE} is not readable ({error!r})"
             ) from error
         model = _body(place, AutoConfig.from_pretrained(place, trust_remote_code=False))
-        return cls(model, tokenizers.load_tokenizer(place), dense, query, document, widths[1:]).eval()
+        return cls(model, tokenizers.load_tokenizer(place), dense, query, document, widths[1:], form).eval()
 
     def save(self, folder: Path) -> None:
         """Writes `model/` and `head.json` into a folder that exists."""
@@ -121,19 +145,34 @@ class BiEncoder(nn.Module):
         with base_models.quiet():
             self.model.save_pretrained(place)
         tokenizers.save_tokenizer(self.hub_tokenizer, place, self.document_template.max_tokens)
-        sentence_transformers_format.write(place, self.dense, max_tokens=self.document_template.max_tokens)
+        sentence_transformers_format.write(
+            place,
+            self.dense,
+            max_tokens=self.document_template.max_tokens,
+            pooling=self.head.pooling,
+            activation=self.head.activation,
+            prompts={"query": self.query_template.prompt, "document": self.document_template.prompt},
+        )
         head = {
             "dimensions": self.dense.out_features,
             "widths": list(self.widths),
             "query_template": self.query_template.to_dict(),
             "document_template": self.document_template.to_dict(),
+            **self.head.to_dict(),
         }
         write_atomically(folder / "head.json", json.dumps(head, indent=1) + "\n", json.loads)
 
     def pooled(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """(batch, hidden) mean of the last states over real tokens, float32: what the base encoder alone gives."""
+        """(batch, hidden) of the last states of real tokens, pooled, float32: what the base encoder alone gives."""
         states: Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state.float()
         mask = attention_mask.unsqueeze(-1).to(states.dtype)  # (batch, tokens, 1)
+        if self.head.pooling == "cls":
+            return states[:, 0]
+        if self.head.pooling == "max":
+            return states.masked_fill(mask == 0, -torch.inf).amax(1)
+        if self.head.pooling == "lasttoken":
+            last = attention_mask.sum(1) - 1  # (batch,)
+            return states[torch.arange(len(states), device=states.device), last]
         return (states * mask).sum(1) / mask.sum(1).clamp(min=1.0)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -143,7 +182,8 @@ class BiEncoder(nn.Module):
             input_ids: (batch, tokens) int64.
             attention_mask: (batch, tokens), 1 for a real token.
         """
-        return F.normalize(self.dense(self.pooled(input_ids, attention_mask)).float(), dim=-1)
+        projected = self.dense(self.pooled(input_ids, attention_mask)).float()
+        return F.normalize(projected.tanh() if self.head.activation == "tanh" else projected, dim=-1)
 
     def fit_projection(self, pooled: Tensor, *, about: Literal["mean", "origin"] = "mean") -> float:
         """Sets the projection to the principal directions of these vectors.

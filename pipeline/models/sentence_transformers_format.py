@@ -11,6 +11,7 @@ Names and keys are those that the library has read since its third version; newe
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,26 +24,53 @@ DENSE = "2_Dense/model.safetensors"
 _MODULES = (("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Dense", "Dense"), ("3_Normalize", "Normalize"))
 
 
-def write(place: Path, dense: nn.Linear, *, max_tokens: int) -> None:
-    """Makes the folder of a saved transformer one of sentence-transformers: mean pooling, this projection, unit length.
+_POOLING_KEYS = {"cls": "cls_token", "mean": "mean_tokens", "max": "max_tokens", "lasttoken": "lasttoken"}
+"""Kind of pooling → the end of its key in 1_Pooling/config.json."""
+
+_ACTIVATIONS = {
+    "identity": "torch.nn.modules.linear.Identity",
+    "tanh": "torch.nn.modules.activation.Tanh",
+}
+
+
+def write(
+    place: Path,
+    dense: nn.Linear,
+    *,
+    max_tokens: int,
+    pooling: str = "mean",
+    activation: str = "identity",
+    prompts: Mapping[str, str] | None = None,
+) -> None:
+    """Makes the folder of a saved transformer one of sentence-transformers: pooling, this projection, unit length.
 
     Args:
         place: the folder, with config.json, weights and tokenizer in it.
-        max_tokens: of a text, special tokens included; the rest is cut.
+        dense: the projection.
+        max_tokens: maximum length of a text, special tokens included; the rest is cut.
+        pooling: mean, cls, max or lasttoken.
+        activation: identity or tanh, after the projection.
+        prompts: role → the text that stands before each text of that role; empty ones are left out.
     """
     listed = [
         {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
         for number, (path, kind) in enumerate(_MODULES)
     ]
     _json(place / "modules.json", listed)
-    _json(place / "sentence_bert_config.json", {"max_seq_length": max_tokens, "do_lower_case": False})
+    # Without the pooling layer of transformers, which is not saved, the library reports no missing weights.
+    without_pooler = {"model_args": {"add_pooling_layer": False}}
+    _json(place / "sentence_bert_config.json", {"max_seq_length": max_tokens, "do_lower_case": False, **without_pooler})
     _json(
         place / "config_sentence_transformers.json",
-        {"prompts": {}, "default_prompt_name": None, "similarity_fn_name": "cosine"},
+        {
+            "prompts": {role: prompt for role, prompt in (prompts or {}).items() if prompt},
+            "default_prompt_name": None,
+            "similarity_fn_name": "cosine",
+        },
     )
     _json(
         place / "1_Pooling" / "config.json",
-        {"word_embedding_dimension": dense.in_features, "pooling_mode_mean_tokens": True},
+        {"word_embedding_dimension": dense.in_features, **_pooling_modes(pooling)},
     )
     _json(
         place / "2_Dense" / "config.json",
@@ -50,11 +78,18 @@ def write(place: Path, dense: nn.Linear, *, max_tokens: int) -> None:
             "in_features": dense.in_features,
             "out_features": dense.out_features,
             "bias": True,
-            "activation_function": "torch.nn.modules.linear.Identity",
+            "activation_function": _ACTIVATIONS[activation],
         },
     )
     save_file({f"linear.{name}": value.contiguous() for name, value in dense.state_dict().items()}, place / DENSE)
     _json(place / "3_Normalize" / "config.json", {})
+
+
+def _pooling_modes(pooling: str) -> dict[str, bool]:
+    """The keys of 1_Pooling/config.json; the mean alone stands there as its own key, as it always did."""
+    if pooling == "mean":
+        return {"pooling_mode_mean_tokens": True}
+    return {f"pooling_mode_{key}": kind == pooling for kind, key in _POOLING_KEYS.items()}
 
 
 def _json(path: Path, value: Any) -> None:

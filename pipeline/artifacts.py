@@ -140,6 +140,8 @@ class Staging:
     """Empty at the start; becomes the artifact."""
     checkpoint: Path
     """Survives a kill; may not exist. Removed when the artifact is finished."""
+    began: float = field(default_factory=time.monotonic)
+    """The monotonic clock when the stage began."""
 
 
 def fingerprint(kind: str, version: int, config: Mapping[str, Any], inputs: Mapping[str, str]) -> str:

@@ -32,8 +32,9 @@ class LoopConfig:
     """Maximum number of real tokens trained on; 0 for no bound. With a bound the learning rate follows the share of it
     that is used, so the end is annealed. A resumed training is the same bit for bit."""
     max_seconds: float = 0.0
-    """Maximum training time, evaluations after the first and time before a resumption included; 0 for no bound. The
-    result depends on the machine then. Of two bounds the first that is reached ends the training."""
+    """Maximum time of the whole stage, resumed runs included; 0 for no bound. Reading, base vectors and evaluations are
+    part of it, and the encoder's learned projection may take two fifths; the steps get a quarter at least. The result
+    depends on the machine then. Of two bounds the first that is reached ends the training."""
     tokens_per_batch: int = 2048
     """Real tokens of one optimizer step, padding not counted."""
     chunk_tokens: int = 8192

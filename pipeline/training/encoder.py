@@ -106,7 +106,15 @@ def make(
         task = EncoderTask(learner, table, targets, config, max_list=candidates.max_list)
         loop = config.loop if len(task.valid) else dataclasses.replace(config.loop, evaluations=0)
         fresh = ("log_scale",) if start else ("encoder.dense", "log_scale")
-        progress = train(learner, task, loop, label="encoder", checkpoint=staging.checkpoint, fresh=fresh)
+        progress = train(
+            learner,
+            task,
+            loop,
+            label="encoder",
+            checkpoint=staging.checkpoint,
+            fresh=fresh,
+            began=staging.began,
+        )
         found: dict[str, Any] = {
             **progress.metrics(scoring.MEASURE, "pairs"),
             **metrics,

@@ -69,7 +69,9 @@ def make(workspace: Path, config: PretrainConfig, base: str, *, data: Artifact) 
         model.to(scoring.device())
         task = MaskedTask(model, corpus, config)
         before = task.measure()
-        progress = train(model, task, config.loop, label="pre-training", checkpoint=staging.checkpoint)
+        progress = train(
+            model, task, config.loop, label="pre-training", checkpoint=staging.checkpoint, began=staging.began
+        )
         after = task.measure()
         model.save(place)
         return {

@@ -107,7 +107,7 @@ def make(
         match = objective.match
         del source, large, objective  # The task holds what it needs of them.
         label: model_card.Role = "plain student" if teacher_scores is None else "ranker"
-        progress = learn(task, label=label, checkpoint=staging.checkpoint)
+        progress = learn(task, label=label, staging=staging)
         metrics = {
             **progress.metrics(scoring.MEASURE, "pairs"),
             "keep_layers": list(keep),

@@ -55,7 +55,7 @@ def make(
         model.to(scoring.device())
         objective = Objective(weights=LossWeights.of_config(config))
         task = CrossTask(model, table, config.loop, objective, max_list=candidates.max_list)
-        progress = learn(task, label="teacher", checkpoint=staging.checkpoint)
+        progress = learn(task, label="teacher", staging=staging)
         model.save(staging.folder)
         metrics = progress.metrics(scoring.MEASURE, "pairs")
         model_card.write(

@@ -44,6 +44,11 @@ class Progress:
     padded: int = 0
     """Tokens with padding."""
     seconds: float = 0.0
+    """Seconds since the first step, evaluations and earlier runs included."""
+    preparation: float = 0.0
+    """Seconds of the stage before its first step, in all its runs: reading, vectors, the first evaluation."""
+    evaluation: float = 0.0
+    """Seconds of the first evaluation; later ones take about as long."""
     before: float | None = None
     """The measure of the untrained module; None without evaluations."""
     best: float | None = None

@@ -18,6 +18,7 @@ drawn.
 """
 
 import hashlib
+import logging
 import math
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -34,7 +35,7 @@ from pipeline.errors import TrainingError
 from pipeline.progress import Advance, bar
 from pipeline.training.loop import distributed, memory
 from pipeline.training.loop.checkpoint import Progress, load_weights, restore, save, weights
-from pipeline.training.loop.schedule import Step, schedule_of
+from pipeline.training.loop.schedule import LEAST_TRAINING, Step, schedule_of
 
 __all__ = [
     "Step",
@@ -52,6 +53,8 @@ HISTORY = 20
 """Points of the loss history that a stage stores."""
 
 Chunk = TypeVar("Chunk")
+
+log = logging.getLogger(__name__)
 
 
 class Task(Protocol[Chunk]):
@@ -123,6 +126,7 @@ def train(
     label: str,
     checkpoint: Path | None = None,
     fresh: Collection[str] = (),
+    began: float | None = None,
 ) -> Progress:
     """Trains the module in place and leaves it in its best evaluated state (the last one without evaluations).
 
@@ -134,6 +138,7 @@ def train(
         checkpoint: folder to save to and to go on from; None keeps nothing.
         fresh: beginnings of names of parameters that start from nothing, such as a new head; they learn
             `config.fresh_rate` times as fast.
+        began: the monotonic clock when the stage began, from which `config.max_seconds` counts; now, where it is None.
 
     Raises:
         TrainingError: nothing to train on, the loss, gradient or measure is not a number, or memory runs out; the
@@ -141,9 +146,16 @@ def train(
         ArtifactError: the disk is full when a checkpoint is written.
         ConfigError: `config.checkpoint_activations` for a model without transformer layers.
     """
+    began = time.monotonic() if began is None else began
     run = TrainingRun(module, task, config, label, tuple(fresh), Progress(), {}, checkpoint)
     optimizer = run.optimizer()
     run.progress = restore(checkpoint, module, optimizer, run.best) or run.progress
+    if run.progress.step == 0 and config.evaluations:
+        ready = time.monotonic()
+        run.progress.before = run.evaluate()
+        run.progress.evaluation = time.monotonic() - ready
+    run.progress.preparation += time.monotonic() - began
+    _warn_of_little_time(run)
     if distributed.processes() > 1:
         followed = TrainingRun(module, task, config, label, tuple(fresh), run.progress, {}, None)
         distributed.lead((followed, optimizer.state_dict()))
@@ -152,6 +164,17 @@ def train(
         load_weights(module, run.best)
     module.eval()
     return run.progress
+
+
+def _warn_of_little_time(run: TrainingRun) -> None:
+    """Says so where the stage's preparation leaves little of its time for the training."""
+    bound, spent = run.config.max_seconds, run.progress.preparation + run.progress.evaluation
+    if bound and spent > (1 - LEAST_TRAINING) * bound:
+        log.warning(
+            "%s: preparation and evaluations take %.0f of loop.max_seconds = %g; the training gets %.0f s all the "
+            "same. Raise the bound, or lower loop.valid_pairs",
+            *(run.label, spent, bound, LEAST_TRAINING * bound),
+        )
 
 
 def follow(sent: tuple[TrainingRun, dict[str, Any]]) -> None:
@@ -173,8 +196,6 @@ def _take_steps(run: TrainingRun, optimizer: torch.optim.Optimizer) -> None:
     device = next(module.parameters()).device
     schedule = schedule_of(task.plan, config)
 
-    if progress.step == 0 and config.evaluations and process == 0:
-        progress.before = run.evaluate()
     module.train()
     saved = resumed = time.monotonic()
     before_resume = progress.seconds
@@ -202,7 +223,8 @@ def _take_steps(run: TrainingRun, optimizer: torch.optim.Optimizer) -> None:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
 
-            evaluations, points = (schedule.parts_done(progress, n) for n in (config.evaluations or 1, HISTORY))
+            wanted = schedule.evaluations(progress)
+            evaluations, points = (schedule.parts_done(progress, n) for n in (wanted or 1, HISTORY))
             progress.step += 1
             progress.examples += step.examples
             progress.tokens += step.tokens
@@ -213,7 +235,7 @@ def _take_steps(run: TrainingRun, optimizer: torch.optim.Optimizer) -> None:
                 progress.history.append({"step": float(progress.step), **_means(progress.window)})
                 progress.window = []
             note = f"loss {parts['loss']:.3f}"
-            if config.evaluations and schedule.parts_done(progress, config.evaluations) > evaluations and process == 0:
+            if wanted and schedule.parts_done(progress, wanted) > evaluations and process == 0:
                 note += f", valid {run.evaluate():.4f}"
             if run.checkpoint is not None and time.monotonic() - saved >= config.checkpoint_s:
                 save(run.checkpoint, module, optimizer, run.best, progress)

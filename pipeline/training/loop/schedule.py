@@ -13,6 +13,12 @@ Chunk = TypeVar("Chunk")
 FINAL_RATE = 0.1
 """The learning rate at the end of every training, as a share of the peak."""
 
+LEAST_TRAINING = 0.25
+"""Share of a bound of time that the steps get, even where the rest of the stage has used more than the others."""
+
+EVALUATION_SHARE = 0.3
+"""Share of the time of steps that evaluations may take where time is bounded; fewer are made where it would be more."""
+
 FIRST_RATE = 0.01
 """The least learning rate of a bounded training's warm-up, as a share of the peak."""
 
@@ -53,6 +59,9 @@ class Schedule(Protocol[Chunk]):
     def examples(self, progress: Progress) -> float:
         """The number of examples in the entire training, as far as it is known."""
 
+    def evaluations(self, progress: Progress) -> int:
+        """The number of evaluations after the first one, spread evenly over the training."""
+
 
 class PlannedSchedule(Generic[Chunk]):
     """A number of epochs: every step is known from the start."""
@@ -61,6 +70,7 @@ class PlannedSchedule(Generic[Chunk]):
         planned = [step for epoch in range(math.ceil(config.epochs)) for step in plan(epoch)]
         self._steps = planned[: max(1, round(len(planned) * config.epochs / math.ceil(config.epochs)))]
         self._warmup_share = config.warmup_share
+        self._evaluations = config.evaluations
         self._examples = sum(step.examples for step in self._steps)
 
     def steps(self, begin: int) -> Iterator[Step[Chunk]]:
@@ -78,9 +88,19 @@ class PlannedSchedule(Generic[Chunk]):
     def examples(self, progress: Progress) -> float:  # noqa: ARG002
         return self._examples
 
+    def evaluations(self, progress: Progress) -> int:  # noqa: ARG002
+        return self._evaluations
+
 
 class BoundedSchedule(Generic[Chunk]):
     """Epoch after epoch until `max_tokens` are read or `max_seconds` are over, whichever comes first.
+
+    The seconds are those of the whole stage. What its preparation took is over already, and the last evaluation is
+    still to come:
+
+        0 ── preparation, first evaluation ── steps and evaluations ── last evaluation ── max_seconds
+
+    The steps get LEAST_TRAINING of the seconds at least, however long the rest takes.
 
     The learning rate follows the share of the bound that is used, so it ends at FINAL_RATE on a machine of any speed.
     A training bounded by tokens depends on the config alone; one bounded by time depends on the machine.
@@ -98,26 +118,38 @@ class BoundedSchedule(Generic[Chunk]):
             epoch += 1
 
     def finished(self, progress: Progress) -> bool:
-        return self._share(progress.tokens, progress.seconds) >= 1
+        return self._share(progress, progress.tokens, progress.seconds) >= 1
 
     def rate(self, progress: Progress, step: Step[Chunk]) -> float:
         seconds = progress.seconds / progress.step if progress.step else 0.0  # The next step takes about as long.
-        share = self._share(progress.tokens + step.tokens, progress.seconds + seconds)
+        share = self._share(progress, progress.tokens + step.tokens, progress.seconds + seconds)
         warmup = self._config.warmup_share
         if share < warmup:
             return max(FIRST_RATE, share / warmup)
         return 1 - (1 - FINAL_RATE) * (share - warmup) / max(1e-9, 1 - warmup)
 
     def parts_done(self, progress: Progress, parts: int) -> int:
-        return int(self._share(progress.tokens, progress.seconds) * parts)
+        return int(self._share(progress, progress.tokens, progress.seconds) * parts)
 
     def examples(self, progress: Progress) -> float:
-        return progress.examples / max(1e-9, self._share(progress.tokens, progress.seconds))
+        return progress.examples / max(1e-9, self._share(progress, progress.tokens, progress.seconds))
 
-    def _share(self, tokens: int, seconds: float) -> float:
+    def _share(self, progress: Progress, tokens: int, seconds: float) -> float:
         """The share of the bound that is used, at most 1."""
-        bounds = ((tokens, self._config.max_tokens), (seconds, self._config.max_seconds))
+        bounds = ((tokens, self._config.max_tokens), (seconds, self.training_seconds(progress)))
         return min(1.0, max(used / bound for used, bound in bounds if bound))
+
+    def training_seconds(self, progress: Progress) -> float:
+        """The seconds that are left for steps and their evaluations; 0 where there is no bound of time."""
+        bound = self._config.max_seconds
+        return max(LEAST_TRAINING * bound, bound - progress.preparation - progress.evaluation)
+
+    def evaluations(self, progress: Progress) -> int:
+        """As many as are wanted, but no more than take EVALUATION_SHARE of the seconds, and one."""
+        if not (self._config.evaluations and self._config.max_seconds and progress.evaluation):
+            return self._config.evaluations
+        affordable = int(EVALUATION_SHARE * self.training_seconds(progress) / progress.evaluation)
+        return max(1, min(self._config.evaluations, affordable))
 
 
 def schedule_of(plan: Plan[Chunk], config: LoopConfig) -> Schedule[Chunk]:

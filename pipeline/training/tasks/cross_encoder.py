@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import schema
-from pipeline.artifacts import Artifact
+from pipeline.artifacts import Artifact, Staging
 from pipeline.config import LoopConfig
 from pipeline.errors import ArtifactError, ConfigError, TrainingError
 from pipeline.models import tokenizers
@@ -319,14 +319,25 @@ class CrossTask:
         return scoring.ndcg(self.pairs, self.valid, scores)
 
 
-def learn(task: CrossTask, *, label: str, checkpoint: Path) -> Progress:
+def learn(task: CrossTask, *, label: str, staging: Staging) -> Progress:
     """Trains the task's model; without valid pairs the last state is kept.
+
+    Args:
+        staging: the stage's folders; its time counts from when the stage began.
 
     Raises:
         TrainingError: nothing to train on, or the loss is not a number.
     """
     config = task.config if len(task.valid) else dataclasses.replace(task.config, evaluations=0)
-    return train(task.learner, task, config, label=label, checkpoint=checkpoint, fresh=task.learner.fresh)
+    return train(
+        task.learner,
+        task,
+        config,
+        label=label,
+        checkpoint=staging.checkpoint,
+        fresh=task.learner.fresh,
+        began=staging.began,
+    )
 
 
 def _mutual_loss(first: Scored, second: Scored, temperature: float) -> Tensor:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from time import monotonic
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -20,7 +21,7 @@ from pipeline.artifacts import Artifact
 from pipeline.config import EncoderConfig, LoopConfig
 from pipeline.errors import TrainingError
 from pipeline.models.bi_encoder import BiEncoder
-from pipeline.training.loop import pair_tokens, shards
+from pipeline.training.loop import pair_tokens, scoring, shards
 from pipeline.training.loop.batches import Ints
 from pipeline.training.loop.loop import Step, train
 from pipeline.training.loop.pair_tokens import Ragged
@@ -44,6 +45,15 @@ BATCH = 512
 
 STEPS = 1600
 
+TIME_SHARE = 0.4
+"""Share of the encoder's `loop.max_seconds` that the projection may take."""
+
+READING_SHARE = 0.6
+"""Share of the projection's time for the vectors that it learns from; the rest is for the learning."""
+
+TRIAL = 128
+"""Documents whose vectors tell how many others can be read in the time."""
+
 LOOP = LoopConfig(learning_rate=1e-3, evaluations=0, precision="fp32", weight_decay=0.0)
 
 NEAREST = 10
@@ -56,7 +66,8 @@ def fit(model: BiEncoder, data: Artifact, config: EncoderConfig, checkpoint: Pat
     `distillation.similarity_loss` at all widths.
 
     Args:
-        data: whose documents are read, at most DOCUMENTS of them, drawn by the seed.
+        data: whose documents are read, at most DOCUMENTS of them, drawn by the seed; fewer, and fewer steps, where
+            `config.loop.max_seconds` bounds the time.
         checkpoint: folder that keeps finished vectors and the state of the learning; a killed run goes on from there.
 
     Returns:
@@ -66,9 +77,12 @@ def fit(model: BiEncoder, data: Artifact, config: EncoderConfig, checkpoint: Pat
     Raises:
         TrainingError: fewer than ten documents with words.
     """
-    seed = config.loop.seed
+    seed, label = config.loop.seed, "projection"
     documents, excerpts = _texts(model, data, config.max_query_tokens, seed)
-    label = "projection"
+    seconds = TIME_SHARE * config.loop.max_seconds
+    if seconds:
+        count = _affordable(model, documents, READING_SHARE * seconds, checkpoint)
+        documents, excerpts = _first(documents, excerpts, count)
     wide, parts = (
         torch.from_numpy(shards.pooled_vectors(checkpoint, f"{label}-{name}", model, texts, template, label=label))
         for name, texts, template in (
@@ -81,7 +95,10 @@ def fit(model: BiEncoder, data: Artifact, config: EncoderConfig, checkpoint: Pat
     seen = torch.cat([task.documents[:learned], task.excerpts[0, :learned]])
     model.fit_projection(F.normalize(seen, dim=1), about="origin")
     before = task.evaluate()
-    loop = replace(LOOP, seed=seed, epochs=STEPS / len(task.plan(0)))
+    epochs = STEPS / len(task.plan(0))
+    loop = replace(LOOP, seed=seed, epochs=epochs)
+    if seconds:
+        loop = replace(loop, max_tokens=round(epochs * learned), max_seconds=(1 - READING_SHARE) * seconds)
     train(model.dense, task, loop, label=label, checkpoint=checkpoint / label)
     return {"neighbours_kept before": round(before, 4), "neighbours_kept": round(task.evaluate(), 4)}
 
@@ -133,6 +150,30 @@ class ProjectionTask:
         nearest = min(NEAREST, wide.shape[1])
         wanted = torch.zeros_like(wide).scatter_(1, wide.topk(nearest).indices, 1.0)
         return float(wanted.gather(1, short.topk(nearest).indices).mean())
+
+
+def _affordable(model: BiEncoder, documents: Ragged, seconds: float, checkpoint: Path) -> int:
+    """The number of documents whose vectors, and those of their excerpts, are computed in about so many seconds.
+
+    The number is kept in `checkpoint`, as the vectors of a killed run fit no other.
+    """
+
+    def measure() -> shards.Arrays:
+        trial = _ragged([documents[row] for row in range(min(TRIAL, len(documents)))])
+        began = monotonic()
+        rows = np.arange(len(trial))
+        scoring.vectors(model, trial, rows, model.document_template, label="projection", pooled=True)
+        each = (monotonic() - began) / len(trial) * 2  # Excerpts together are about as long as their document.
+        return {"documents": np.array([min(len(documents), max(TRIAL, int(seconds / each)))])}
+
+    return int(shards.kept(checkpoint, "projection-size", measure)["documents"][0])
+
+
+def _first(documents: Ragged, excerpts: Ragged, count: int) -> tuple[Ragged, Ragged]:
+    """The first documents, and all excerpts of these."""
+    total = len(documents)
+    parts = [excerpts[turn * total + row] for turn in range(EXCERPTS) for row in range(count)]
+    return _ragged([documents[row] for row in range(count)]), _ragged(parts)
 
 
 def _texts(model: BiEncoder, data: Artifact, most: int, seed: int) -> tuple[Ragged, Ragged]:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import logging
 import math
 import os
 import random
@@ -9,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -413,6 +415,42 @@ def test_a_bound_of_time_counts_what_passed_before(tmp_path: Path) -> None:
     found = train(again, Noisy(again), config, label="timed", checkpoint=tmp_path)
     assert progress.step <= found.step <= progress.step + 1
     assert 999 < found.seconds < 1060
+
+
+def test_a_bound_of_time_is_that_of_the_stage() -> None:
+    """A driven clock: what the stage did before the steps, and the evaluation that is to come, count too."""
+    config = replace(BOUNDED, max_tokens=0, max_seconds=100.0, evaluations=4)
+    timed = schedule.schedule_of(Unlike(network()).plan, config)
+    assert isinstance(timed, schedule.BoundedSchedule)
+    prepared = checkpoint.Progress(step=1, seconds=29.0, preparation=60.0, evaluation=10.0)
+    assert timed.training_seconds(prepared) == pytest.approx(30.0)
+    assert not timed.finished(prepared)
+    assert timed.finished(replace(prepared, seconds=30.0))
+    assert timed.evaluations(prepared) == 1, "one of 10 s in 30 s"
+    assert timed.evaluations(replace(prepared, evaluation=0.1)) == 4
+    assert timed.training_seconds(replace(prepared, preparation=1000.0)) == 25.0, "the steps get a quarter"
+    first = Step([0], examples=1, tokens=10, padded=10)
+    assert timed.rate(replace(prepared, step=0, seconds=0.0), first) == schedule.FIRST_RATE, "the warm-up is not lost"
+
+
+def test_the_time_before_the_loop_counts_and_is_kept_for_a_resumption(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = replace(CONFIG, max_seconds=2000.0, evaluations=2)
+    module = network()
+    began = time.monotonic() - 1700
+    with caplog.at_level(logging.WARNING), pytest.raises(Killed):
+        train(module, Noisy(module, stop_at=9), config, label="timed", checkpoint=tmp_path, began=began)
+    assert "preparation and evaluations take 1700 of loop.max_seconds = 2000; the training gets 500 s" in caplog.text
+    optimizer = torch.optim.AdamW(loop.parameter_groups(module, config, ()))
+    progress = checkpoint.restore(tmp_path, module, optimizer, {})
+    assert progress is not None
+    assert 1700 <= progress.preparation < 1800
+    progress.seconds = 499.9999  # As if the machine had been slow.
+    checkpoint.save(tmp_path, module, optimizer, {}, progress)
+    again = network()
+    found = train(again, Noisy(again), config, label="timed", checkpoint=tmp_path)
+    assert progress.step <= found.step <= progress.step + 1
 
 
 @pytest.mark.parametrize("key", ["max_tokens", "max_seconds"])

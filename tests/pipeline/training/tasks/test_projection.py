@@ -157,3 +157,32 @@ def test_a_killed_fit_keeps_vectors_and_steps_and_ends_the_same(
     assert encoded == 600  # 200 documents and two excerpts of each, every one once.
     assert steps == 30
     assert torch.equal(resumed.dense.weight, straight.dense.weight)
+
+
+def test_a_bound_of_time_reads_fewer_documents_and_a_killed_run_keeps_their_number(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A driven clock, on which the trial takes a minute."""
+    monkeypatch.setattr(projection, "STEPS", 20)
+    now = iter(range(0, 10**6, 60))
+    monkeypatch.setattr(projection, "monotonic", lambda: float(next(now)))
+    bounded = replace(CONFIG, loop=replace(CONFIG.loop, max_seconds=1e9))
+    read: list[int] = []
+    real = projection.shards.pooled_vectors
+
+    def counted(folder: Path, name: str, model: BiEncoder, texts: Any, *rest: Any, **more: Any) -> Any:
+        read.append(len(texts))
+        return real(folder, name, model, texts, *rest, **more)
+
+    monkeypatch.setattr(projection.shards, "pooled_vectors", counted)
+    documents = data(tmp_path, 300)
+    projection.fit(start(base), documents, bounded, tmp_path / "enough")
+    assert read == [300, 600]
+    # A minute for 128 documents, as much for their excerpts: 188 documents in 60 % of 294 s.
+    short = replace(CONFIG, loop=replace(CONFIG.loop, max_seconds=735.0))
+    monkeypatch.setattr(projection, "train", lambda *_, **__: None)
+    projection.fit(start(base), documents, short, tmp_path / "short")
+    assert read[2:] == [188, 376]
+    now = iter(range(0, 10**6, 1))
+    projection.fit(start(base), documents, short, tmp_path / "short")
+    assert read[4:] == [188, 376], "the number of the first run is kept"

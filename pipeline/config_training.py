@@ -72,9 +72,20 @@ class LoopConfig:
 class ScratchConfig:
     """A new encoder and its vocabulary, for where no pretrained weights can be had."""
 
-    family: Literal["bert", "roberta", "albert"] = "bert"
+    family: Literal[
+        "bert",
+        "roberta",
+        "albert",
+        "electra",
+        "distilbert",
+        "mpnet",
+        "deberta-v2",
+        "modernbert",
+        "ernie",
+        "nomic_bert",
+    ] = "bert"
     """Architecture. albert shares one layer's weights among all layers and has narrow embeddings: a fraction of the
-    memory, not of the time."""
+    memory, not of the time. modernbert and nomic_bert have gated units: about two thirds of bert's `intermediate`."""
     layers: int = 4
     """Number of layers."""
     hidden: int = 256
@@ -84,12 +95,12 @@ class ScratchConfig:
     intermediate: int = 1024
     """Width of the feed-forward layers."""
     embedding: int = 128
-    """Width of albert's word embeddings; other families' are as wide as `hidden`."""
+    """Width of the word embeddings of albert and electra; other families' are as wide as `hidden`."""
     positions: int = 512
     """Maximum length of an input in tokens."""
     vocab_size: int = 16000
-    """Size of the vocabulary, trained on the documents and training queries: WordPiece for bert and albert, byte-level
-    BPE for roberta."""
+    """Size of the vocabulary, trained on the documents and training queries: byte-level BPE for roberta,
+    WordPiece for all others."""
 
     def __post_init__(self) -> None:
         positive(

@@ -11,7 +11,8 @@ the half-precision and int8 graphs then come out of the same lines as the full o
 - w8 weights have a scale for each `BLOCK` numbers of a column, and the activations beside them are rounded block by
   block within their own row: a score that cannot depend on what else is in the batch, nor on padding.
 
-Covered: BERT, RoBERTa, XLM-RoBERTa, CamemBERT and ALBERT, with absolute positions and GELU (exact or tanh) or ReLU.
+Covered: the families with `has_graph` (pipeline/models/families), with absolute positions and GELU (exact or tanh) or
+ReLU. The others are traced, see `traced`.
 """
 
 from collections.abc import Collection, Mapping
@@ -75,6 +76,8 @@ class GraphShape:
     first_position: int
     """Row of the position table that the first token takes: 0, or after the padding id for RoBERTa."""
     positions: int
+    head_activation: str = "Tanh"
+    """Operator between the two layers of a cross-encoder's head."""
     shared: bool = False
     """Whether all layers are one (ALBERT), whose weights are then called `encoder.layer.0.…`."""
 
@@ -86,8 +89,9 @@ class GraphShape:
             ConfigError: a family, activation or kind of position that this module does not write.
         """
         family = graph_family(config)
-        if config.hidden_act not in ACTIVATIONS:
-            raise ConfigError(f"export: activation '{config.hidden_act}' is not one of {', '.join(ACTIVATIONS)}")
+        activation = getattr(config, "hidden_act", None) or config.activation  # distilbert calls it activation.
+        if activation not in ACTIVATIONS:
+            raise ConfigError(f"export: activation '{activation}' is not one of {', '.join(ACTIVATIONS)}")
         positions = getattr(config, "position_embedding_type", None) or "absolute"
         if positions != "absolute" or getattr(config, "is_decoder", False):
             raise ConfigError(f"export: only encoders with absolute positions are known, not '{positions}' or decoders")
@@ -96,12 +100,13 @@ class GraphShape:
             layers=config.num_hidden_layers,
             hidden=config.hidden_size,
             heads=config.num_attention_heads,
-            activation=config.hidden_act,
-            epsilon=config.layer_norm_eps,
-            types=config.type_vocab_size,
+            activation=activation,
+            epsilon=getattr(config, "layer_norm_eps", 1e-12),
+            types=max(1, family.segments(config)),
             first_position=family.first_position(config),
             positions=config.max_position_embeddings,
             shared=family.shares_layers,
+            head_activation=family.head_activation,
         )
 
     @property
@@ -127,7 +132,7 @@ def ranker(
     Args:
         weights: the body's parameters by the names that BERT has in transformers (`embeddings.…`, `encoder.layer.…`,
             and `embeddings.mapping.…` where embeddings are narrower than the body), and the head's: `head.dense.weight`
-            and `.bias` before the tanh, `head.out.weight` (1, hidden) and `.bias` (1,).
+            and `.bias` before the activation, `head.out.weight` (1, hidden) and `.bias` (1,).
         precision: fp16 keeps residuals, normalisation, softmax and head in fp32; int8 and w8 all but the products of
             weights.
         keep: parts of the model (see `GraphShape.parts`) that stay fp32 in an int8 or w8 graph.
@@ -137,7 +142,7 @@ def ranker(
     for number in range(shape.layers - 1):
         states = write.layer(number, states)
     first = write.last_layer(shape.layers - 1, states)  # (batch, 1, hidden)
-    pooled = write.node("Tanh", write.head(write.squeeze(first), "head.dense"))  # (batch, hidden)
+    pooled = write.activation(shape.head_activation, write.head(write.squeeze(first), "head.dense"))  # (batch, hidden)
     return write.finish("score", write.squeeze(write.head(pooled, "head.out")), ["batch"])
 
 
@@ -360,10 +365,12 @@ class _Writer:
         mixed = self.to_single(self.linear(context, f"{name}.attention.output.dense", number))
         states = self.norm(self.node("Add", mixed, states), f"{name}.attention.output.LayerNorm")
         inner = self.linear(self.to_half(states), f"{name}.intermediate.dense", number)
-        activation = ACTIVATIONS[self.shape.activation]
-        inner = self.node(activation, inner, domain="" if activation == "Relu" else "com.microsoft")
+        inner = self.activation(ACTIVATIONS[self.shape.activation], inner)
         outer = self.to_single(self.linear(inner, f"{name}.output.dense", number))
         return self.norm(self.node("Add", outer, states), f"{name}.output.LayerNorm")
+
+    def activation(self, operator: str, value: str) -> str:
+        return self.node(operator, value, domain="com.microsoft" if operator.endswith("Gelu") else "")
 
     def head(self, value: str, name: str) -> str:
         weight, bias = self.parameter(f"{name}.weight"), self.parameter(f"{name}.bias")

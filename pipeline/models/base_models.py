@@ -15,6 +15,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from transformers import CONFIG_MAPPING
 
 from pipeline.artifacts import Artifact, folder_digest
 from pipeline.errors import ConfigError, MissingError
@@ -105,6 +108,13 @@ def check_head(place: Path) -> None:
         )
 
 
+def without_dropout(config: Any) -> None:
+    """Sets every dropout of a transformers config to 0: short trainings learn more without, and are a fifth faster."""
+    for name, value in config.to_dict().items():
+        if "drop" in name and (value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))):
+            setattr(config, name, 0.0)
+
+
 @dataclass(frozen=True, slots=True)
 class ModelShape:
     """The sizes that decide which student can be cut from a model, and what it can learn from another."""
@@ -119,6 +129,8 @@ class ModelShape:
     """Units of a feed-forward layer; 0 where it is not known."""
     tokenizer: Path | None = None
     """The folder of its tokenizer; None where there is none yet."""
+    model_type: str = "bert"
+    """`model_type` of its config, which tells its family."""
 
 
 def shape(place: Path) -> ModelShape:
@@ -129,14 +141,21 @@ def shape(place: Path) -> ModelShape:
     """
     try:
         config = json.loads((place / "config.json").read_text(encoding="utf-8"))
-        known = family_of(str(config["model_type"]), str(place))
+        name = str(config["model_type"])
+        known = family_of(name, str(place))
+        own_names = CONFIG_MAPPING[name].attribute_map  # distilbert's hidden_size is called dim.
+
+        def number(field: str) -> int:
+            return int(config[own_names.get(field, field)])
+
         return ModelShape(
-            layers=int(config["num_hidden_layers"]),
-            hidden=int(config["hidden_size"]),
-            heads=int(config["num_attention_heads"]),
+            layers=number("num_hidden_layers"),
+            hidden=number("hidden_size"),
+            heads=number("num_attention_heads"),
             shared=known.shares_layers,
-            intermediate=int(config.get("intermediate_size", 0)),
+            intermediate=int(config.get(known.units_field, 0)),
             tokenizer=place,
+            model_type=name,
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{place / 'config.json'}: not a transformer's config ({error!r})") from error

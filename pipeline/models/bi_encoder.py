@@ -13,7 +13,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -24,9 +24,9 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.disk import write_atomically
-from pipeline.errors import ArtifactError, ShapeError
+from pipeline.errors import ArtifactError, ConfigError, ShapeError
 from pipeline.models import base_models, sentence_transformers_format, tokenizers
-from pipeline.models.cross_encoder import DROPOUT
+from pipeline.models.families import OwnForward, family_of
 from pipeline.tokens import TextTemplate
 
 Pooling = Literal["mean", "cls", "max", "lasttoken"]
@@ -99,8 +99,7 @@ class BiEncoder(nn.Module):
         """
         tokenizer = tokenizers.load_tokenizer(base)
         config = AutoConfig.from_pretrained(base, trust_remote_code=False)
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
-            setattr(config, name, DROPOUT)
+        base_models.without_dropout(config)
         with base_models.quiet(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = _body(base, config)
@@ -217,12 +216,15 @@ class BiEncoder(nn.Module):
         return float(spread[-dimensions:].sum() / spread.sum())
 
 
-def _body(place: Path, config: object) -> PreTrainedModel:
+def _body(place: Path, config: Any) -> PreTrainedModel:
+    family = family_of(config)
+    if isinstance(family, OwnForward):
+        raise ConfigError(f"{place}: a {config.model_type} model can teach, but not be an encoder; take another base")
     with base_models.quiet():
         model = AutoModel.from_pretrained(
             place,
             config=config,
-            add_pooling_layer=False,
+            **({"add_pooling_layer": False} if family.optional_pooler else {}),
             dtype=torch.float32,
             attn_implementation=tokenizers.attention(),
             trust_remote_code=False,

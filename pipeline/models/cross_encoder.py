@@ -11,6 +11,7 @@ in the upper half of the scale.
 """
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,11 +26,10 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 from pipeline.disk import write_atomically
 from pipeline.errors import ArtifactError, ConfigError, ShapeError
 from pipeline.models import base_models, packed, tokenizers
-from pipeline.models.families import ModelFamily, family_of
+from pipeline.models.families import EVERYTHING, ModelFamily, OwnForward, family_of
 from pipeline.tokens import PairTemplate
 
-DROPOUT = 0.0
-"""Dropout of states and attention weights. Short trainings learn more without; on a CPU a fifth faster too."""
+log = logging.getLogger(__name__)
 
 
 class CrossEncoder(nn.Module):
@@ -62,6 +62,7 @@ class CrossEncoder(nn.Module):
             raise ConfigError(f"thresholds {list(thresholds)}: one for each grade above 0, strictly ascending")
         self.model = model
         self.family: ModelFamily = family_of(model.config)
+        _tell_limits(self.family, model.config)
         self.hub_tokenizer = tokenizer
         self.tokenizer: Tokenizer = tokenizers.plain_tokenizer(tokenizer)
         self.template = template
@@ -92,9 +93,7 @@ class CrossEncoder(nn.Module):
         config.num_labels = 1
         config.problem_type = None
         config.sentence_transformers = {"activation_fn": "torch.nn.modules.linear.Identity"}
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
-            if hasattr(config, name):
-                setattr(config, name, DROPOUT)
+        base_models.without_dropout(config)
         with base_models.quiet(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model, report = AutoModelForSequenceClassification.from_pretrained(
@@ -192,25 +191,65 @@ class CrossEncoder(nn.Module):
             ShapeError: a layer that the model does not have.
         """
         self._check_layers(first, whole)
+        types = token_type_ids if self.segments else None
+        if isinstance(self.family, OwnForward):
+            return self._read_at_once(self.family, input_ids, types, attention_mask, first=first, whole=whole)
         depth = self.layers if score else max([0, *first, *whole])
         added = packed.padding(attention_mask)
         body: Any = self.model.base_model
-        hidden = self.family.embed(body, input_ids, token_type_ids if self.segments else None)
+        hidden = self.family.embed(body, input_ids, types)
         all_tokens = {0: hidden}
-        first_tokens = {0: hidden[:, 0]}
+        first_tokens = {0: self.family.cls(hidden, attention_mask)}
         for number in range(1, depth + 1):
-            layer = self.family.layer(body, number)
-            if number < self.layers or number in whole or not self.family.splits_layers:
-                hidden = layer(hidden, added)  # (batch, tokens, hidden)
-                if number in whole:
-                    all_tokens[number] = hidden
+            if number < self.layers or number in whole or not self._last_for_first_token:
+                hidden = self.family.run_layer(body, number, hidden, added)  # (batch, tokens, hidden)
             else:
-                hidden = first_token(self.family, layer, hidden, added)  # (batch, 1, hidden)
-            first_tokens[number] = hidden[:, 0]
+                hidden = packed.first_token(self.family, body, number, hidden, added)  # (batch, 1, hidden)
+            if number == self.layers:
+                hidden = self.family.finish(body, hidden)
+            if number in whole:
+                all_tokens[number] = hidden
+            first_tokens[number] = self.family.cls(hidden, attention_mask)
+        last = first_tokens[depth]
+        if score and not self._last_for_first_token:
+            last = self.family.pooled(self.model.config, hidden, attention_mask)
         return self._reading(
-            first_tokens[depth] if score else None,
+            last if score else None,
             [first_tokens[layer] for layer in first],
             {layer: all_tokens[layer] for layer in whole},
+        )
+
+    @property
+    def _last_for_first_token(self) -> bool:
+        """Whether the last layer may be computed for the first token alone."""
+        config = self.model.config
+        return self.family.splits(config) and self.family.reads_first_token(config)
+
+    def _read_at_once(
+        self,
+        family: OwnForward,
+        input_ids: Tensor,
+        token_type_ids: Tensor | None,
+        attention_mask: Tensor,
+        *,
+        first: Sequence[int],
+        whole: Sequence[int],
+    ) -> "Reading":
+        """The reading of a model that is read by its own forward pass; arguments as for `read`.
+
+        Raises:
+            ConfigError: states of a model that gives none.
+        """
+        scores, states = family.outputs(self.model, input_ids, token_type_ids, attention_mask)
+        if (first or whole) and len(states) != self.layers + 1:
+            raise ConfigError(
+                f"a {self.model.config.model_type} model gives no states after each layer; let it teach by its "
+                "scores alone: set ranker.hidden_weight to 0"
+            )
+        kept = [family.cls(states[layer], attention_mask).float() for layer in first]
+        empty = scores.new_empty(len(scores), 0, self.hidden)
+        return Reading(
+            scores[:, 0].float(), torch.stack(kept, dim=1) if kept else empty, {layer: states[layer] for layer in whole}
         )
 
     def read_together(self, batches: Sequence[packed.Inputs], *, first: Sequence[int] = ()) -> "Reading":
@@ -224,7 +263,7 @@ class CrossEncoder(nn.Module):
             ShapeError: a layer that the model does not have.
         """
         self._check_layers(first, ())
-        if not self.family.splits_layers:
+        if not self._last_for_first_token:
             readings = [self.read(*batch, first=first) for batch in batches]
             scores = torch.cat([reading.scores for reading in readings])
             return Reading(scores, torch.cat([reading.first for reading in readings]), {})
@@ -248,8 +287,9 @@ class CrossEncoder(nn.Module):
         Raises:
             ConfigError: the layer has several attentions.
         """
-        attention = self.family.attention(self.family.layer(self.model.base_model, layer))
-        return attention.query(before), attention.key(before), attention.value(before)
+        attention = self.family.attention(self.model.base_model, layer)
+        normal = attention.norm(before)
+        return attention.query(normal), attention.key(normal), attention.value(normal)
 
     @property
     def heads(self) -> int:
@@ -269,8 +309,11 @@ class CrossEncoder(nn.Module):
     @property
     def shape(self) -> base_models.ModelShape:
         """Layers, width and heads."""
-        units = int(getattr(self.model.config, "intermediate_size", 0))
-        return base_models.ModelShape(self.layers, self.hidden, self.heads, self.shared, intermediate=units)
+        config = self.model.config
+        units = int(getattr(config, self.family.units_field, 0))
+        return base_models.ModelShape(
+            self.layers, self.hidden, self.heads, self.shared, intermediate=units, model_type=str(config.model_type)
+        )
 
     def _reading(self, last: Tensor | None, first: Sequence[Tensor], whole: dict[int, Tensor]) -> "Reading":
         """The reading of a batch.
@@ -301,25 +344,19 @@ class Reading:
     """(batch, tokens, hidden) by layer, 0 for the embeddings."""
 
 
-def first_token(family: ModelFamily, layer: Any, hidden: Tensor, mask: Tensor) -> Tensor:
-    """The layer's output at the first token alone, (batch, 1, hidden): the score reads nothing else of the last layer.
+_told: set[str] = set()
+"""Types of models whose limits have been logged in this process."""
 
-    It is five sixths of that layer saved: an eighth of the training time at 6 layers, a quarter at 3.
 
-    Args:
-        family: one that splits its layers.
-        hidden: (batch, tokens, hidden) the layer's input.
-        mask: (batch, 1, 1, tokens), 0 for a real token and very negative for padding.
-    """
-    attention = family.attention(layer)
-    heads = (attention.heads, attention.size)
-    texts, tokens = hidden.shape[:2]
-    query = attention.query(hidden[:, :1]).view(texts, 1, *heads).transpose(1, 2)  # (batch, heads, 1, size)
-    key = attention.key(hidden).view(texts, tokens, *heads).transpose(1, 2)  # (batch, heads, tokens, size)
-    value = attention.value(hidden).view(texts, tokens, *heads).transpose(1, 2)
-    weights = (query @ key.transpose(2, 3) * attention.scaling + mask).softmax(-1)  # (batch, heads, 1, tokens)
-    context = (attention.dropout(weights) @ value).transpose(1, 2).flatten(2)  # (batch, 1, hidden)
-    return family.after_attention(layer, context, hidden[:, :1])
+def _tell_limits(family: ModelFamily, config: Any) -> None:
+    """Says once for each type of model what losses and stages cannot have of it."""
+    missing = sorted(EVERYTHING - family.offers)
+    if isinstance(family, OwnForward) and config.model_type not in _told:
+        _told.add(config.model_type)
+        log.warning(
+            "a %s model is read by its own forward pass, so it can only teach; it offers no %s",
+            *(config.model_type, ", ".join(missing)),
+        )
 
 
 def _inverse_softplus(values: Tensor) -> Tensor:

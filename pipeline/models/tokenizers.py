@@ -113,12 +113,7 @@ def _place(ids: list[int], part: list[int], begin: int) -> int:
 
 def positions(config: Any) -> int:
     """The number of tokens that the model can read."""
-    return int(config.max_position_embeddings) - first_position(config)
-
-
-def first_position(config: Any) -> int:
-    """The position of a text's first token."""
-    return family_of(config).first_position(config)
+    return family_of(config).positions(config)
 
 
 def check_positions(config: Any, max_tokens: int) -> None:

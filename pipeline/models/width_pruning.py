@@ -65,7 +65,8 @@ def narrow(model: CrossEncoder, units: int, batches: Iterable[Inputs]) -> None:
     Raises:
         ConfigError: the layers have fewer units, or share one set of weights.
     """
-    before = int(model.model.config.intermediate_size)
+    units_field = model.family.units_field
+    before = int(getattr(model.model.config, units_field))
     check(units, before, shared=model.family.shares_layers)
     if units == before:
         return
@@ -78,7 +79,7 @@ def narrow(model: CrossEncoder, units: int, batches: Iterable[Inputs]) -> None:
             inner.bias = nn.Parameter(inner.bias.detach()[kept].clone())
         outer.weight = nn.Parameter(outer.weight.detach()[:, kept].clone())
         inner.out_features = outer.in_features = units
-    model.model.config.intermediate_size = units
+    setattr(model.model.config, units_field, units)
 
 
 def check(units: int, before: int, *, shared: bool) -> None:

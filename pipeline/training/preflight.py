@@ -189,6 +189,9 @@ def source_shape(recipe: Recipe) -> ModelShape:
 def _cuts(recipe: Recipe) -> Iterator[tuple[str, RankerConfig, ModelShape, ModelShape]]:
     """Key, section, shape of the source and shape of the teacher of each assistant and the ranker."""
     base = _base(recipe)
+    cuts = "cut" in family_of(base.model_type).offers
+    if recipe.teacher.layers not in (0, base.layers) and not cuts:
+        raise ConfigError(f"teacher.layers: no layers of a {base.model_type} model can be left out; set it to 0")
     if recipe.teacher.layers > base.layers:
         raise ConfigError(
             f"teacher.layers is {recipe.teacher.layers}: its base has {base.layers}; keep at most that many"
@@ -220,7 +223,10 @@ def _base(recipe: Recipe) -> ModelShape:
     if recipe.teacher.base == pretrain.SCRATCH:
         shared = family_of(scratch.family).shares_layers
         return ModelShape(
-            scratch.layers, scratch.hidden, scratch.heads, shared=shared, intermediate=scratch.intermediate
+            *(scratch.layers, scratch.hidden, scratch.heads),
+            shared=shared,
+            intermediate=scratch.intermediate,
+            model_type=scratch.family,
         )
     return _cross_encoder(recipe.teacher.base)
 

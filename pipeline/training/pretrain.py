@@ -13,20 +13,14 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from transformers import (
-    AlbertConfig,
-    AutoModel,
-    BertConfig,
-    PreTrainedConfig,
-    PreTrainedTokenizerBase,
-    RobertaConfig,
-)
+from transformers import CONFIG_MAPPING, AutoModel, PreTrainedConfig, PreTrainedTokenizerBase
 
 from pipeline import schema, text
 from pipeline.artifacts import Artifact, Staging
 from pipeline.config import PretrainConfig, ScratchConfig
 from pipeline.data import splits
 from pipeline.models import base_models
+from pipeline.models.families import family_of
 from pipeline.recipe import to_dict
 from pipeline.stage import Stage
 from pipeline.training.loop import scoring
@@ -128,28 +122,11 @@ def new_model(place: Path, config: ScratchConfig, tokenizer: PreTrainedTokenizer
         "num_hidden_layers": config.layers,
         "num_attention_heads": config.heads,
         "intermediate_size": config.intermediate,
+        "max_position_embeddings": config.positions,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    made: PreTrainedConfig
-    if config.family == "bert":
-        made = BertConfig(**shape, max_position_embeddings=config.positions)
-    elif config.family == "albert":
-        made = AlbertConfig(
-            **shape,
-            max_position_embeddings=config.positions,
-            embedding_size=config.embedding,
-            bos_token_id=tokenizer.cls_token_id,
-            eos_token_id=tokenizer.sep_token_id,
-        )
-    else:
-        made = RobertaConfig(
-            **shape,
-            max_position_embeddings=config.positions + tokenizer.pad_token_id + 1,  # They begin behind the padding.
-            type_vocab_size=1,
-            layer_norm_eps=1e-5,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-        )
+    fields = family_of(config.family).new_config(shape, tokenizer, config.embedding)
+    made: PreTrainedConfig = CONFIG_MAPPING[config.family](**fields)
     with base_models.quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         AutoModel.from_config(made).save_pretrained(place)  # type: ignore[no-untyped-call]

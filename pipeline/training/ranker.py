@@ -16,6 +16,7 @@ from pipeline.config import CandidatesConfig, RankerConfig
 from pipeline.errors import ConfigError
 from pipeline.models import base_models, model_card, pruning, surgery, tokenizers, width_pruning
 from pipeline.models.cross_encoder import CrossEncoder
+from pipeline.models.families import Need, family_of
 from pipeline.recipe import to_dict
 from pipeline.stage import Stage
 from pipeline.training.loop import scoring
@@ -162,6 +163,7 @@ def cut(
         ConfigError: a layer to keep or to learn from does not exist, or a loss cannot apply to these models.
     """
     keep = _kept(config, source.layers)
+    _check_offers(config, source, teacher, keep)
     tokenizer = None if config.prune_vocabulary else source.tokenizer
     if config.intermediate:
         width_pruning.check(config.intermediate, source.intermediate, shared=source.shared)
@@ -187,6 +189,36 @@ def cut(
         )
         _same_input(ours, theirs)
     return student
+
+
+def _check_offers(
+    config: RankerConfig, source: base_models.ModelShape, teacher: base_models.ModelShape, keep: Sequence[int]
+) -> None:
+    """Checks that the families of student and teacher have what the losses and the cut need.
+
+    Raises:
+        ConfigError: one does not; names the key.
+    """
+    ours, theirs = family_of(source.model_type), family_of(teacher.model_type)
+    needs: list[tuple[str, Need]] = [(f"{name}_weight", "tokens") for name in TOKEN_TERMS]
+    needs += [(f"{name}_weight", "attention") for name in ("attention", "relation")]
+    needs.append(("hidden_weight", "states"))
+    for key, need in needs:
+        lacking = [shape for shape, family in ((teacher, theirs), (source, ours)) if need not in family.offers]
+        if lacking and getattr(config, key):
+            raise ConfigError(
+                f"ranker.{key}: a {lacking[0].model_type} model offers no {need} to compare; set it to 0, or take "
+                "another base"
+            )
+    if len(keep) < source.layers and "cut" not in ours.offers:
+        raise ConfigError(
+            f"ranker.layers: no layers of a {source.model_type} model can be left out; take another ranker.base"
+        )
+    if config.intermediate and config.intermediate != source.intermediate and "narrow" not in ours.offers:
+        raise ConfigError(
+            f"ranker.intermediate: the feed-forward units of a {source.model_type} model are not to be left out one by "
+            "one; set it to 0"
+        )
 
 
 def plain(config: RankerConfig) -> RankerConfig:
@@ -288,8 +320,8 @@ def _others(source: base_models.ModelShape, keep: Sequence[int]) -> tuple[int, .
     """
     if source.shared:
         raise ConfigError(
-            "ranker.mutual_weight: an albert model's layers are one, so a second student would be the first again and "
-            "neither would learn from the other; set it to 0"
+            "ranker.mutual_weight: the model's layers share one set of weights, so a second student would be the first "
+            "again and neither would learn from the other; set it to 0"
         )
     return surgery.other_layers(source.layers, keep)
 

@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pipeline.errors import ConfigError
-from pipeline.models.families.family import Array, AttentionParts, ModelFamily
+from pipeline.models.families.family import EVERYTHING, Array, AttentionParts, ModelFamily
 
 _LAYER = "encoder.albert_layer_groups.0.albert_layers.0"
 
@@ -28,8 +28,12 @@ class Albert(ModelFamily):
     """Layers are groups of layers whose weights are used again and again; all built-in models have one group of one."""
 
     model_types = ("albert",)
+    has_graph = True
     shares_layers = True
-    splits_layers = False
+    offers = EVERYTHING - {"narrow"}
+
+    def splits(self, config: Any) -> bool:
+        return int(config.inner_group_num) == 1
 
     def embed(
         self, body: Any, input_ids: Tensor, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None
@@ -42,11 +46,23 @@ class Albert(ModelFamily):
         groups = body.encoder.albert_layer_groups
         return groups[(number - 1) * len(groups) // int(body.config.num_hidden_layers)]
 
-    def attention(self, layer: Any) -> AttentionParts:
+    def attention(self, body: Any, number: int) -> AttentionParts:
+        layer = self.layer(body, number)
         if len(layer.albert_layers) > 1:
             raise ConfigError("an albert model whose layers are groups of several has no one attention to learn from")
         module = layer.albert_layers[0].attention
         return AttentionParts.of(module, dropout=module.attention_dropout)
+
+    def after_attention(self, layer: Any, context: Tensor, hidden: Tensor) -> Tensor:
+        (inner,) = layer.albert_layers
+        attention = inner.attention
+        attended = attention.LayerNorm(hidden + attention.output_dropout(attention.dense(context)))
+        output: Tensor = inner.full_layer_layer_norm(inner.ff_chunk(attended) + attended)
+        return output
+
+    def feed_forward(self, layer: Any) -> tuple[nn.Linear, nn.Linear]:
+        (inner,) = layer.albert_layers
+        return inner.ffn, inner.ffn_output
 
     def score(self, model: Any, first: Tensor) -> Tensor:
         body = model.base_model
@@ -72,3 +88,11 @@ class Albert(ModelFamily):
 
     def head_weights(self, prefix: str) -> tuple[str, str]:
         return f"{prefix}.pooler", "classifier"
+
+    def new_config(self, shape: Mapping[str, Any], tokenizer: Any, embedding: int) -> dict[str, Any]:
+        return {
+            **shape,
+            "embedding_size": embedding,
+            "bos_token_id": tokenizer.cls_token_id,
+            "eos_token_id": tokenizer.sep_token_id,
+        }

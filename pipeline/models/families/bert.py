@@ -7,3 +7,4 @@ class Bert(ModelFamily):
     """BERT and the models that transformers loads as BERT (MiniLM, most Chinese RoBERTa, BGE, GTE)."""
 
     model_types = ("bert",)
+    has_graph = True

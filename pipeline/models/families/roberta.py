@@ -1,6 +1,7 @@
 """RoBERTa, XLM-RoBERTa and CamemBERT: BERT's layers, other positions and another head."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -10,7 +11,8 @@ from pipeline.models.families.family import ModelFamily
 class Roberta(ModelFamily):
     """Positions begin behind the padding id, and the head has its own dense layer in place of a pooler."""
 
-    model_types = ("roberta", "xlm-roberta", "camembert")
+    model_types: ClassVar[tuple[str, ...]] = ("roberta", "xlm-roberta", "camembert")
+    has_graph = True
 
     def first_position(self, config: Any) -> int:
         return int(config.pad_token_id) + 1
@@ -26,3 +28,13 @@ class Roberta(ModelFamily):
 
     def head_weights(self, prefix: str) -> tuple[str, str]:  # noqa: ARG002
         return "classifier.dense", "classifier.out_proj"
+
+    def new_config(self, shape: Mapping[str, Any], tokenizer: Any, embedding: int) -> dict[str, Any]:  # noqa: ARG002
+        return {
+            **shape,
+            "max_position_embeddings": shape["max_position_embeddings"] + tokenizer.pad_token_id + 1,
+            "type_vocab_size": 1,
+            "layer_norm_eps": 1e-5,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+        }

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.models.albert.modeling_albert import AlbertLayer
+from transformers import PreTrainedModel
 
 from pipeline.errors import ConfigError, TrainingError
+from pipeline.models.families import family_of
 
 SHORTAGE_MESSAGES = ("not enough memory", "DefaultCPUAllocator", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 """Parts of messages by which torch reports a shortage that the error's class does not show."""
@@ -28,9 +28,8 @@ def recomputed(module: nn.Module) -> Iterator[None]:
 
     Source: Chen et al., Training deep nets with sublinear memory cost, arXiv:1604.06174.
     """
-    layers: list[Any] = [
-        layer for layer in module.modules() if isinstance(layer, (GradientCheckpointingLayer, AlbertLayer))
-    ]
+    bodies = {id(body): body for model in module.modules() if (body := _body_of(model)) is not None}
+    layers: list[Any] = [layer for body in bodies.values() for layer in family_of(body.config).layers(body)]
     if not layers:
         raise ConfigError(
             "loop.checkpoint_activations is set, but this model has no transformer layers; set it to false"
@@ -42,6 +41,11 @@ def recomputed(module: nn.Module) -> Iterator[None]:
     finally:
         for layer in layers:
             del layer.forward  # The method of the class comes back.
+
+
+def _body_of(module: nn.Module) -> Any:
+    """The base model of a transformers model, or None."""
+    return module.base_model if isinstance(module, PreTrainedModel) else None
 
 
 def _recompute(forward: Any, *args: Any, **kwargs: Any) -> Any:

@@ -51,7 +51,7 @@ class MaskedModel(nn.Module):
         self.model = model
         self.hub_tokenizer = tokenizer
         self.base = base
-        self._family = _splitting_family(model)
+        self._family = family_of(model.config)
 
     @classmethod
     def start(cls, base: Path, config: PretrainConfig) -> "MaskedModel":
@@ -65,8 +65,7 @@ class MaskedModel(nn.Module):
         tokenizers.check_positions(settings, config.max_tokens)
         if tokenizer.mask_token_id is None:
             raise ConfigError(f"{base}: its tokenizer has no mask token, so pre-training cannot use it")
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
-            setattr(settings, name, 0.0)
+        base_models.without_dropout(settings)
         with base_models.quiet(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.loop.seed)
             model = AutoModelForMaskedLM.from_pretrained(
@@ -88,19 +87,16 @@ class MaskedModel(nn.Module):
             chosen: (texts, tokens) of each batch; true for a token to guess.
             together: whether one pass reads all batches; a family that does not split its layers reads them in turn.
         """
-        if together and self._family is not None:
+        if together and self._family.splits(self.model.config):
             states = self._states_together(self._family, inputs)  # (all tokens, hidden)
             guessed = states[torch.cat([each.flatten() for each in chosen])]  # (chosen, hidden)
         else:
             guessed = torch.cat([self._states(batch)[each] for batch, each in zip(inputs, chosen, strict=True)])
-        heads = (getattr(self.model, name, None) for name in ("cls", "lm_head", "predictions"))
-        head: Any = next(head for head in heads if head is not None)
-        logits: Tensor = head(guessed)  # (chosen, vocabulary)
-        return logits.float()
+        return self._family.guess(self.model, guessed).float()  # (chosen, vocabulary)
 
     @property
     def _segments(self) -> bool:
-        return bool(self.model.config.type_vocab_size > 1)
+        return self._family.segments(self.model.config) > 1
 
     def _states(self, batch: batches.PaddedBatch) -> Tensor:
         """(texts, tokens, hidden) after the last layer."""
@@ -125,7 +121,7 @@ class MaskedModel(nn.Module):
         It otherwise takes the first hundred steps to learn no more than that. A head that came with the base stays.
         """
         decoder: Any = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
-        if not decoder.bias.any():
+        if decoder.bias is not None and not decoder.bias.any():
             shares = (counts + 0.5) / (counts + 0.5).sum()
             with torch.no_grad():
                 decoder.bias.copy_(torch.from_numpy(np.log(shares)))
@@ -138,15 +134,6 @@ class MaskedModel(nn.Module):
             body.load_state_dict(self.model.base_model.state_dict(), strict=False)  # Has no pooler: that stays.
             body.save_pretrained(place)
             self.hub_tokenizer.save_pretrained(place)
-
-
-def _splitting_family(model: PreTrainedModel) -> ModelFamily | None:
-    """The family of the model, or None if batches of unlike width cannot be read together."""
-    try:
-        family = family_of(model.config)
-    except ConfigError:
-        return None  # Any encoder with a head for masked tokens can be pre-trained, those of no family batch by batch.
-    return family if family.splits_layers else None
 
 
 @dataclass(frozen=True, slots=True)

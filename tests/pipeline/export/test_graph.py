@@ -16,7 +16,7 @@ from transformers import (
     BertConfig,
     BertModel,
     CamembertConfig,
-    DistilBertConfig,
+    DebertaV2Config,
     PretrainedConfig,
     RobertaConfig,
     XLMRobertaConfig,
@@ -222,7 +222,7 @@ def test_blockwise_is_within_half_a_step_of_each_block(inputs: int) -> None:
 @pytest.mark.parametrize(
     ("config", "says"),
     [
-        (DistilBertConfig(), "family 'distilbert'; start from bert, roberta"),
+        (DebertaV2Config(), "family 'deberta-v2'; start from bert, roberta"),
         (BertConfig(hidden_act="silu"), "activation 'silu' is not one of gelu"),
         (BertConfig(is_decoder=True), "decoders"),
         (AlbertConfig(num_hidden_groups=2), "not one of several groups"),

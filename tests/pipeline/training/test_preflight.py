@@ -112,7 +112,8 @@ def model(place: Path, **values: Any) -> str:
         ("encoder", {"hidden_act": "silu"}, r"^encoder\.base .*activation 'silu'"),
         ("ranker", {"hidden_act": "silu"}, r"^ranker\.base .*activation 'silu'"),
         ("encoder", {"position_embedding_type": "relative_key"}, r"^encoder\.base .*absolute positions"),
-        ("encoder", {"model_type": "distilbert"}, "distilbert"),
+        ("encoder", {"model_type": "clip"}, "clip"),
+        ("encoder", {"model_type": "xlnet"}, "xlnet"),
         ("ranker", {"model_type": "xlnet"}, "xlnet"),
         ("encoder", {"max_position_embeddings": 8}, r"encoder\.max_tokens 128: .* has 8 positions"),
         (

@@ -1,5 +1,6 @@
 """The training stages in order: from judged queries to the teacher, its scores, and the assistants."""
 
+import dataclasses
 from dataclasses import dataclass
 from functools import partial
 
@@ -73,6 +74,8 @@ def prepare(recipe: Recipe, run: Runner) -> TrainingInputs:
     students = (*recipe.assistants, recipe.ranker)
     score = partial(score_pairs, data=data, pairs=ranker_pairs, base=base)
     scores = score(run, students[0], recipe.external_teacher, teacher=large)
+    if students[0].teachers > 1:
+        scores = _mean_scores(recipe, run, data=data, pairs=pairs, scored=ranker_pairs, base=base, first=scores)
     ranker_teacher, ranker_teacher_scores = large, scores
     for number, assistant in enumerate(recipe.assistants, start=1):
         named = run.labelled(f"assistant {number}")
@@ -99,6 +102,35 @@ def prepare(recipe: Recipe, run: Runner) -> TrainingInputs:
         ranker_teacher=ranker_teacher,
         ranker_teacher_scores=ranker_teacher_scores,
     )
+
+
+def _mean_scores(
+    recipe: Recipe,
+    run: Runner,
+    *,
+    data: Artifact,
+    pairs: Artifact,
+    scored: Artifact,
+    base: Artifact | str,
+    first: Artifact,
+) -> Artifact:
+    """The mean of the first teacher's scores and those of teachers that differ in their seed.
+
+    Args:
+        pairs: graded pairs, which the teachers are trained on.
+        scored: the pairs that they score.
+        first: the first teacher's scores.
+    """
+    from pipeline.training import teacher, teacher_scores
+
+    others = []
+    for number in range(1, (*recipe.assistants, recipe.ranker)[0].teachers):
+        named = run.labelled(f"teacher {number + 1}")
+        loop = dataclasses.replace(recipe.teacher.loop, seed=recipe.teacher.loop.seed + number)
+        config = dataclasses.replace(recipe.teacher, loop=loop)
+        model = named(teacher.make, config, recipe.candidates, data=data, pairs=pairs, base=base)
+        others.append(named(teacher_scores.make, teacher=model, data=data, pairs=scored, layers=(), width=0))
+    return run(teacher_scores.mean, first=first, others=others)
 
 
 def with_unlabelled(

@@ -335,6 +335,11 @@ class Recipe:
                 "on another scale than the external teacher's; set it to 1, or leave external_teacher empty"
             )
         first = (*self.assistants, self.ranker)[0]  # Who learns from it; one layer has none to be matched.
+        if self.external_teacher.given and first.teachers > 1:
+            raise ConfigError(
+                f"{'assistants[0]' if self.assistants else 'ranker'}.teachers is {first.teachers}: the external "
+                "teacher takes the place of ours, so there are no others; set it to 1"
+            )
         if self.external_teacher.given and first.hidden_weight and (len(first.keep_layers) or first.layers) > 1:
             raise ConfigError(
                 f"{'assistants[0]' if self.assistants else 'ranker'}.hidden_weight is {first.hidden_weight}: it "

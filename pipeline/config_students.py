@@ -88,6 +88,9 @@ class RankerConfig:
     """Weight of deep mutual learning: a second student, cut from other layers of the base, learns beside this one, each
     also from the other's grade distribution at `temperature`; then it is thrown away. Training takes twice as long.
     Experimental: no built-in recipe sets it and no figure supports it."""
+    teachers: int = added(1)
+    """Number of teachers whose mean score it learns from. Each further one is trained with another seed; the states of
+    the Patient KD loss are those of the first."""
     intermediate: int = added(0)
     """Units that each feed-forward layer keeps: the least important for the score are removed before the training, as
     TextPruner does; 0 keeps all."""
@@ -102,7 +105,13 @@ class RankerConfig:
     """The training loop of the ranker."""
 
     def __post_init__(self) -> None:
-        positive("ranker", temperature=self.temperature, layers=self.layers, hinge_margin=self.hinge_margin)
+        positive(
+            "ranker",
+            temperature=self.temperature,
+            layers=self.layers,
+            hinge_margin=self.hinge_margin,
+            teachers=self.teachers,
+        )
         weights("ranker", **weights_of(self))
         for name in ("relation_layer", "relation_heads", "intermediate", "max_tokens"):
             if getattr(self, name) < 0:

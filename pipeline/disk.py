@@ -56,6 +56,20 @@ def write_atomically(path: Path, text: str, parse: Callable[[str], object]) -> N
     fsync(path.parent)
 
 
+def link_or_copy(source: Path, target: Path) -> None:
+    """Gives a file a second name; a copy where the file system has no hard links, or is another one.
+
+    Raises:
+        OSError: there is no such file, or the disk is full.
+    """
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOSPC, errno.EDQUOT):
+            raise
+        shutil.copyfile(source, target)
+
+
 @contextmanager
 def readable_errors(final: Path) -> Iterator[None]:
     """Turns a full or read-only disk, however a library words it, into one clear error."""

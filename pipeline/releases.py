@@ -10,19 +10,16 @@ that was live before. `verify` is the one check that a release must pass, before
 The files of a release are hard links to those of its parts; see `pipeline.artifacts` on what that means.
 """
 
-import errno
 import hashlib
 import json
 import logging
 import math
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import artifacts
+from pipeline import artifacts, disk
 from pipeline.artifacts import Artifact, Manifest, Staging
 from pipeline.errors import ArtifactError, ConflictError, MissingError, RelevanceError
 from pipeline.features import Fusion
@@ -65,7 +62,7 @@ class Releases:
                 for file in [*part.manifest.files, artifacts.MANIFEST]:
                     target = staging.folder / name / file
                     target.parent.mkdir(parents=True, exist_ok=True)
-                    _link(part.path / file, target)
+                    disk.link_or_copy(part.path / file, target)
             return metrics
 
         return artifacts.make(
@@ -357,12 +354,3 @@ def part(release: Artifact, name: str) -> Artifact:
         parts = ", ".join(sorted(release.manifest.inputs))
         raise MissingError(f"release {release.fingerprint[:12]} has no {name}; its parts are {parts}")
     return artifacts.load(release.path / name, verify=False)
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ENOSPC, errno.EDQUOT):
-            raise
-        shutil.copyfile(source, target)  # Another file system, or one without hard links.

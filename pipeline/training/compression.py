@@ -190,6 +190,7 @@ METHODS = (
         for part in (75, 50, 25)
     ),
     *(Method(f"tokens-{count}", f"at most {count} tokens", _tokens(count)) for count in (32, 48, 96)),
+    *(Method(f"teachers-{count}", f"the mean score of {count} teachers", _with(teachers=count)) for count in (2, 3)),
     Method("small-vocabulary", "tokens of the corpus alone", _with(prune_vocabulary=True), "Abdaoui et al. 2020"),
     Method("unlabelled-0", "labelled pairs alone", _unlabelled(0.0)),
     Method("unlabelled-16", "sixteen unlabelled pairs for a labelled one", _unlabelled(16.0)),

@@ -8,7 +8,6 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -28,6 +28,7 @@ from pipeline.stage import Stage
 from pipeline.training.loop import pair_tokens, scoring, shards
 from pipeline.training.loop.batches import Ints
 from pipeline.training.loop.pair_tokens import Pairs, read_pairs
+from pipeline.training.tasks.teacher_targets import joined
 
 STAGE = Stage(
     "teacher_scores",
@@ -35,6 +36,13 @@ STAGE = Stage(
     inputs={"teacher": ("teacher", "ranker"), "data": "data", "pairs": ("pairs", "mined")},
 )
 SCORES = Stage("scores", version=1, inputs={"model": ("teacher", "ranker"), "data": "data", "pairs": ("pairs", "pool")})
+
+MEAN = Stage(
+    "teacher_scores",
+    version=1,
+    inputs={"first": "teacher_scores", "others": "teacher_scores"},
+    title="mean of several teachers",
+)
 
 DIRECTIONS_SAMPLE = 4096
 """Number of pairs from whose states the principal directions are computed."""
@@ -94,6 +102,42 @@ def make(
         inputs={"teacher": teacher, "data": data, "pairs": pairs},
         build=build,
     )
+
+
+@MEAN
+def mean(workspace: Path, *, first: Artifact, others: Sequence[Artifact]) -> Artifact:
+    """The `teacher_scores` artifact of several teachers: the mean of their scores, and the states of the first.
+
+    Each other teacher's scores are brought to the mean and spread of the first's, whose thresholds they are read with.
+
+    Args:
+        workspace: the folder that holds `artifacts/`.
+        first: scores and states of the first teacher.
+        others: scores of the same pairs by the others; at least one.
+
+    Raises:
+        ArtifactError: the others lack a pair.
+    """
+
+    def build(staging: Staging) -> Mapping[str, Any]:
+        table = pq.read_table(first.file("scores.parquet"))
+        rows = table.column("row_id").to_numpy()
+        own = table.column("score").to_numpy().astype(np.float64)
+        scores = [own]
+        for other in others:
+            values = joined(other, rows)[0].astype(np.float64)
+            spread = values.std() or 1.0
+            scores.append((values - values.mean()) / spread * own.std() + own.mean())
+        for name in ("states.npy", "states.json"):
+            if name in first.manifest.files:
+                disk.link_or_copy(first.file(name), staging.folder / name)
+        _write(staging.folder, rows, np.mean(scores, axis=0).astype(np.float32))
+        agreement = np.corrcoef(np.stack(scores))[0, 1:].round(4).tolist()
+        return {"pairs": len(rows), "teachers": len(scores), "correlation_with_first": agreement}
+
+    inputs: dict[str, Artifact | str] = {"scores": first, "teacher": first.manifest.inputs["teacher"]}
+    inputs |= {f"others {number}": other for number, other in enumerate(others)}
+    return MEAN.make(workspace, config={}, inputs=inputs, build=build)
 
 
 @SCORES
@@ -161,10 +205,7 @@ class _StateFile:
     def link(self, folder: Path) -> None:
         """Gives the finished file a second name in the artifact's folder; copies where links are not supported."""
         self.flush()
-        try:
-            os.link(self.path, folder / self.path.name)
-        except OSError:
-            shutil.copyfile(self.path, folder / self.path.name)
+        disk.link_or_copy(self.path, folder / self.path.name)
 
 
 def _score_in_shards(

@@ -14,7 +14,7 @@ from pipeline.artifacts import Artifact
 from pipeline.errors import ConfigError
 from pipeline.training.compression import METHODS
 
-WAYS = '["init-first", "listwise-kl", "depth-1", "feed-forward-50"]'
+WAYS = '["init-first", "listwise-kl", "depth-1", "feed-forward-50", "teachers-2"]'
 VARIANT = '[{name = "one loss less", set = ["ranker.hidden_weight=0", "ranker.max_tokens=20"]}]'
 OVERRIDES = [
     "ranker.layers=2",
@@ -35,7 +35,7 @@ def studied(recipe: config.Recipe, tmp_path_factory: pytest.TempPathFactory) -> 
     return workspace, study.study(recipe, workspace)
 
 
-NAMES = ["plain", "distilled", "init-first", "listwise-kl", "depth-1", "feed-forward-50", "one loss less"]
+NAMES = ["plain", "distilled", "init-first", "listwise-kl", "depth-1", "feed-forward-50", "teachers-2", "one loss less"]
 
 
 def test_each_way_has_a_row_in_each_precision(studied: tuple[Path, Artifact]) -> None:
@@ -43,7 +43,7 @@ def test_each_way_has_a_row_in_each_precision(studied: tuple[Path, Artifact]) ->
     content = study.read(artifact)
     assert list(content["rows"]) == [row for name in NAMES for row in (name, f"{name} int8")]
     assert content["references"] == ["BM25", "teacher"]
-    assert len(list((workspace / "artifacts" / "teacher").glob("*/manifest.json"))) == 1
+    assert len(list((workspace / "artifacts" / "teacher").glob("*/manifest.json"))) == 2  # One way has two.
     assert len(list((workspace / "artifacts" / "ranker").glob("*/manifest.json"))) == len(NAMES)
     for row in content["rows"].values():
         assert row["speed"] > 0

@@ -145,7 +145,7 @@ class BoundedSchedule(Generic[Chunk]):
         return max(LEAST_TRAINING * bound, bound - progress.preparation - progress.evaluation)
 
     def evaluations(self, progress: Progress) -> int:
-        """As many as are wanted, but no more than take EVALUATION_SHARE of the seconds, and one."""
+        """The number of evaluations: as many as wanted, within EVALUATION_SHARE of the seconds, and at least one."""
         if not (self._config.evaluations and self._config.max_seconds and progress.evaluation):
             return self._config.evaluations
         affordable = int(EVALUATION_SHARE * self.training_seconds(progress) / progress.evaluation)

@@ -42,14 +42,14 @@ def encode(content: Any) -> bytes:
     return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def load(body: bytes) -> Any:
+def load(body: bytes | bytearray) -> Any:
     """The JSON value in a body. Lone surrogates, which JSON can write but no text can hold, become U+FFFD.
 
     Raises:
         RequestError: the body is not JSON, or is nested too deep.
         BodyTooLargeError: it holds more values than the limits of `json_limits`.
     """
-    if not body.strip():
+    if not body or body.isspace():
         raise RequestError("the body is empty; send a JSON object")
     check_structure(body)
     value = _loads(body)
@@ -77,7 +77,7 @@ def validate(value: Any, model: type[M], settings: Settings | None = None) -> M:
         raise InvalidRequestError(_message(error)) from None
 
 
-def _loads(body: bytes) -> Any:
+def _loads(body: bytes | bytearray) -> Any:
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -90,7 +90,7 @@ def _loads(body: bytes) -> Any:
         raise RequestError(f"the body is not valid JSON: {error}") from None
 
 
-def _without_lone_surrogates(body: bytes) -> bytes:
+def _without_lone_surrogates(body: bytes | bytearray) -> bytes:
     """The JSON with U+FFFD in place of each lone surrogate, chunk by chunk, so that other threads have their turns."""
     body = body.replace(b"\\\\", b"\\u005c")  # From here on, each backslash begins an escape.
     parts, start = [], 0

@@ -22,7 +22,7 @@ _CHUNK = 2**18
 _QUOTE, _COMMA, _BRACKET, _BRACE, _END_BRACKET, _END_BRACE = b'",[{]}'
 
 
-def check_structure(body: bytes) -> None:
+def check_structure(body: bytes | bytearray) -> None:
     """Checks a body that has not been parsed.
 
     Raises:
@@ -62,7 +62,7 @@ def too_deep() -> RequestError:
     return RequestError(f"the body is nested too deep; at most {MAX_DEPTH} lists and objects within each other")
 
 
-def is_deep(body: bytes, value: object) -> bool:
+def is_deep(body: bytes | bytearray, value: object) -> bool:
     """Whether a parsed body has more than `MAX_DEPTH` lists and objects within each other."""
     if _bound(body)[0] <= MAX_DEPTH:
         return False
@@ -75,12 +75,12 @@ def is_deep(body: bytes, value: object) -> bool:
     return True
 
 
-def _bound(body: bytes) -> tuple[int, int]:
+def _bound(body: bytes | bytearray) -> tuple[int, int]:
     """Upper bounds of the number of lists and objects, and of the commas between values."""
     return body.count(b"[") + body.count(b"{"), body.count(b",")
 
 
-def _end_of_chunk(body: bytes, start: int) -> int:
+def _end_of_chunk(body: bytes | bytearray, start: int) -> int:
     """The end of the chunk that begins at `start`; never between a backslash and what it escapes."""
     chunk = body[start : start + _CHUNK]
     backslashes = len(chunk) - len(chunk.rstrip(b"\\"))

@@ -100,7 +100,7 @@ class RequestContext:
 
     async def read_one_of(self, choose: Callable[[Any], type[M]]) -> M:
         """The same, where the body itself decides by which model it is read."""
-        body = await self._request.body()
+        body = await self._whole_body()
 
         def parse() -> M:
             value = json_io.load(body)
@@ -109,6 +109,13 @@ class RequestContext:
         if len(body) <= INLINE_BYTES:
             return parse()
         return await self.service.parsing.run(parse, self._record.deadline, self._request.receive)
+
+    async def _whole_body(self) -> bytearray:
+        """The body in one piece, which `Request.body` would keep until the request ends."""
+        body = bytearray()
+        async for part in self._request.stream():
+            body += part
+        return body
 
     def counts(self, items: int) -> None:
         """Notes how many documents or texts the request is about, for the log and the metrics."""

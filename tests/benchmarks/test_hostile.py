@@ -2,9 +2,10 @@
 
     RELEVANCE_HOSTILE_S=600 pytest tests/benchmarks/test_hostile.py -m benchmark -s
 
-One client sends bodies up to the limit as fast as it is answered: wrong items by the million, texts of white space,
-deep nesting, long keys, torn JSON, wrong heads and raw bytes. A second one rereads the same small request. The model
-is tiny, so what is measured is the service.
+First each kind of body is sent alone, at the limit and to each path, and its peak memory is measured. Then one client
+sends bodies up to the limit as fast as it is answered: wrong items by the million, texts of white space, deep nesting,
+long keys, torn JSON, wrong heads and raw bytes. A second one repeats the same small request. The model is tiny, so what
+is measured is the service.
 """
 
 import contextlib
@@ -25,11 +26,13 @@ import numpy as np
 import pytest
 
 from tests.serving.conftest import TinyWorkspace
-from tests.serving.processes import start
+from tests.serving.processes import Server, start
 
 SECONDS = float(os.environ.get("RELEVANCE_HOSTILE_S", "60"))
 LIMIT = 16 * 2**20
 """Default of `Settings.max_body_bytes`."""
+MOST_GROWTH = 20
+"""Times the largest body, that the memory of the service may grow by."""
 PROBE = {"query": "a list", "texts": ["sort a list", "open a file"]}
 
 PATHS = ("/rerank", "/v1/rerank", "/v2/rerank", "/search", "/embed", "/v1/embeddings", "/")
@@ -158,6 +161,22 @@ def _resident_mb(pid: int, what: str) -> float:
     return total / 1024
 
 
+def _growth_by_kind(server: Server) -> dict[str, tuple[float, float]]:
+    """Kind of body → MB that the service grew by at the peak while it answered such bodies, and times the body."""
+    growth = {}
+    for name, make in BODIES.items():
+        body = make(LIMIT - 2**16)
+        before = _resident_mb(server.process.pid, "VmRSS")
+        for worker in server.workers:
+            Path(f"/proc/{worker}/clear_refs").write_text("5")  # Makes the present memory the peak.
+        for path in PATHS:
+            status = _post(server.port, path, body)
+            assert status < 500 or status == 504, f"{status} for {name} at {path}"
+        grown = _resident_mb(server.process.pid, "VmHWM") - before
+        growth[name] = (grown, grown * 2**20 / len(body))
+    return growth
+
+
 @pytest.mark.benchmark
 def test_small_requests_beside_hostile_ones(tmp_path: Path) -> None:
     workspace = TinyWorkspace(tmp_path)
@@ -167,6 +186,7 @@ def test_small_requests_beside_hostile_ones(tmp_path: Path) -> None:
         quiet, loaded = Seen(), Seen()
         _probe(server.port, quiet, time.monotonic() + 5)
         before = _resident_mb(server.process.pid, "VmRSS")
+        kinds = _growth_by_kind(server)
         until = time.monotonic() + SECONDS
         # Another process: making large bodies in this one would hold up the probe itself.
         receiver, sender = (forks := multiprocessing.get_context("fork")).Pipe(duplex=False)
@@ -185,8 +205,11 @@ def test_small_requests_beside_hostile_ones(tmp_path: Path) -> None:
         print(f"probe {name}: {len(seen.probe):,} requests, ms: p50 {p50:.1f}, p99 {p99:.1f}, most {most:.1f}")
     for name, seconds in sorted(loaded.slowest.items(), key=lambda item: -item[1])[:6]:
         print(f"slowest answer to {name}: {seconds:.2f} s")
+    for name, (grown, ratio) in sorted(kinds.items(), key=lambda item: -item[1][1]):
+        print(f"memory for {name}: {grown:.0f} MB more at the peak, {ratio:.1f} × the body")
     growth = (peak - before) * 2**20 / LIMIT
     print(f"memory: {before:.0f} MB before, {peak:.0f} MB at the most: {growth:.1f} × the largest body")
+    assert max(growth, *(ratio for _, ratio in kinds.values())) <= MOST_GROWTH
     assert loaded.failures == []
     assert set(loaded.probe_statuses) == {200}
     assert code == 0

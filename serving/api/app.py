@@ -66,7 +66,10 @@ def create(lifecycle: Lifecycle, *, metrics: Path | None = None, tracing: Tracin
         redoc_url=None,
         redirect_slashes=False,  # They would name an absolute address, which is wrong behind a proxy.
         lifespan=lifespan,
-        responses={400: {"model": schemas.ErrorAnswer, "description": "Any failure: 4xx or 5xx"}},
+        responses={
+            "4XX": {"model": schemas.ErrorAnswer, "description": "The request is refused."},
+            "5XX": {"model": schemas.ErrorAnswer, "description": "The service failed, or the deadline passed."},
+        },
     )
     app.state.service = service
     for module in (rerank, search, embeddings, root, info, health, pages):

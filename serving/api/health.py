@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from fastapi import APIRouter, Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from serving import errors
 from serving.api.json_io import Json
@@ -14,12 +14,12 @@ from serving.scoring.searcher import Searcher
 router = APIRouter()
 
 
-def _probe(path: str) -> Callable[[Handler], Handler]:
+def _probe(path: str, answer: type[Response] = JSONResponse) -> Callable[[Handler], Handler]:
     """A route for GET, and for HEAD as load balancers send it; FastAPI's schema cannot hold one function under both."""
 
     def register(handler: Handler) -> Handler:
         router.head(path, include_in_schema=False)(handler)
-        return router.get(path, tags=["health"])(handler)
+        return router.get(path, tags=["health"], response_class=answer)(handler)
 
     return register
 
@@ -42,8 +42,8 @@ async def readyz(request: Request) -> Response:
     return Json({"ready": True, "release": searcher.release, **trouble})
 
 
-@_probe("/health")
-@_probe("/ping")
+@_probe("/health", Response)
+@_probe("/ping", Response)
 async def health(request: Request) -> Response:
     """The same as readyz, with the empty body of text-embeddings-inference."""
     service: Service = request.app.state.service
@@ -57,7 +57,7 @@ async def _ready(service: Service) -> Searcher:
     return await service.readiness.check()
 
 
-@router.get("/metrics", tags=["health"])
+@router.get("/metrics", tags=["health"], response_class=PlainTextResponse)
 async def metrics(request: Request) -> Response:
     """Counters in Prometheus's text format."""
     service: Service = request.app.state.service

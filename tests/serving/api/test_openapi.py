@@ -70,8 +70,7 @@ def test_no_request_ends_in_a_failure(api: Any, mode: str, name: str) -> None:
         if response.status_code >= 400:
             assert {"error", "message", "detail", "type"} == set(response.json())
             assert len(response.content) < 4000
-        elif response.headers["content-type"][0].startswith("application/json") and response.content:
-            asked.validate_response(response)
+        asked.validate_response(response)
 
     ask()
     assert seen

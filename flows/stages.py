@@ -32,6 +32,7 @@ MODULES = (
     "index.semantic",
     "serving.runtime.offline",
     "pipeline.training.fusion",
+    "pipeline.training.rank_fusion",
     "pipeline.evaluation.systems",
     "pipeline.evaluation.report",
     "flows.retrain",
@@ -41,8 +42,13 @@ MODULES = (
 )
 """The files that declare stages, in the order of a retraining; a new stage's file is added here."""
 
-COMPARISONS = ("serving.runtime.ranker_trials", "pipeline.evaluation.ablation", "pipeline.evaluation.study")
-"""The files whose stages compare students and take no part in a retraining."""
+COMPARISONS = (
+    "serving.runtime.ranker_trials",
+    "pipeline.evaluation.ablation",
+    "pipeline.evaluation.study",
+    "pipeline.training.rank_fusion",
+)
+"""The files whose stages compare students or serve ready-made models, and take no part in a retraining."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
-"""Commands on releases: list, show, promote, rollback and gc."""
+"""Commands on releases: list, show, export, promote, rollback and gc."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -27,6 +28,20 @@ def releases_show(
 
     description = releases.show(existing(workspace), release)
     show(description, as_json, releases.render_show(description))
+
+
+@app.command("export")
+def releases_export(
+    to: Annotated[Path, typer.Option(help="Folder to make.")],
+    release: Annotated[str, typer.Argument()] = "live",
+    workspace: Workspace = DEFAULT_WORKSPACE,
+    as_json: Json = False,
+) -> None:
+    """Copies a release's PyTorch and ONNX models, with their cards, into a folder that other tools open."""
+    from flows import release_export
+
+    written = release_export.export(existing(workspace), release, to)
+    show(written, as_json, release_export.render(written))
 
 
 @app.command("promote")

@@ -11,7 +11,9 @@ from typing import Any
 
 from pipeline.artifacts import Artifact, Staging
 from pipeline.models import ready_made
-from pipeline.models.ready_made import ReadyMadeOptions
+from pipeline.models.bi_encoder import BiEncoder
+from pipeline.models.cross_encoder import CrossEncoder
+from pipeline.models.ready_made_files import ReadyMadeOptions, digest
 from pipeline.stage import Stage
 
 RANKER = Stage("ranker", version=1, title="ready-made ranker")
@@ -21,13 +23,14 @@ log = logging.getLogger(__name__)
 
 
 @RANKER
-def ranker(workspace: Path, folder: str, options: ReadyMadeOptions) -> Artifact:
+def ranker(workspace: Path, folder: str, options: ReadyMadeOptions, model: CrossEncoder | None = None) -> Artifact:
     """The `ranker` artifact of a ready-made cross-encoder: `model/` and `head.json`.
 
     Args:
         workspace: the folder that holds `artifacts/`.
         folder: a folder, `package:NAME` or a hub name.
         options: what the folder leaves open.
+        model: the model in the folder, if it is loaded already.
 
     Raises:
         ConfigError, MissingError: see `ready_made.ranker`.
@@ -35,20 +38,21 @@ def ranker(workspace: Path, folder: str, options: ReadyMadeOptions) -> Artifact:
     root = ready_made.root_of(folder)
 
     def build(staging: Staging) -> Mapping[str, Any]:
-        ready_made.ranker(root, options).save(staging.folder)
+        (model or ready_made.ranker(root, options)).save(staging.folder)
         return {"source": str(folder)}
 
-    return RANKER.make(workspace, config=options.to_dict(), inputs={"folder": ready_made.digest(root)}, build=build)
+    return RANKER.make(workspace, config=options.to_dict(), inputs={"folder": digest(root)}, build=build)
 
 
 @ENCODER
-def encoder(workspace: Path, folder: str, options: ReadyMadeOptions) -> Artifact:
+def encoder(workspace: Path, folder: str, options: ReadyMadeOptions, model: BiEncoder | None = None) -> Artifact:
     """The `encoder` artifact of a ready-made bi-encoder: `model/` and `head.json`.
 
     Args:
         workspace: the folder that holds `artifacts/`.
         folder: a folder, `package:NAME` or a hub name.
         options: what the folder leaves open.
+        model: the model in the folder, if it is loaded already.
 
     Raises:
         ConfigError, MissingError: see `ready_made.encoder`.
@@ -56,7 +60,7 @@ def encoder(workspace: Path, folder: str, options: ReadyMadeOptions) -> Artifact
     root = ready_made.root_of(folder)
 
     def build(staging: Staging) -> Mapping[str, Any]:
-        ready_made.encoder(root, options).save(staging.folder)
+        (model or ready_made.encoder(root, options)).save(staging.folder)
         return {"source": str(folder)}
 
-    return ENCODER.make(workspace, config=options.to_dict(), inputs={"folder": ready_made.digest(root)}, build=build)
+    return ENCODER.make(workspace, config=options.to_dict(), inputs={"folder": digest(root)}, build=build)

@@ -7,11 +7,10 @@ sentence-transformers, but vectors always have unit length.
 The folder is read, never changed, and no code that comes with it is run.
 """
 
-import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,12 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
-from pipeline.disk import sha256
 from pipeline.errors import ConfigError, MissingError
 from pipeline.models import base_models, tokenizers
 from pipeline.models.bi_encoder import Activation, BiEncoder, Head, Pooling
 from pipeline.models.cross_encoder import CrossEncoder
 from pipeline.models.families import family_of
+from pipeline.models.ready_made_files import ReadyMadeOptions
 
 RELEVANT = ("relevant", "relevance", "positive", "yes", "true", "entailment", "duplicate", "match")
 """Words in `id2label` that name the label of relevance."""
@@ -45,31 +44,6 @@ _QUERY_PROMPTS, _DOCUMENT_PROMPTS = ("query",), ("document", "passage", "corpus"
 """Names of prompts as sentence-transformers looks them up for queries and documents."""
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ReadyMadeOptions:
-    """The caller's answers to what a folder leaves open."""
-
-    label: str = ""
-    """Name or number of the label of relevance, for a head of two."""
-    query_prompt: str | None = None
-    document_prompt: str | None = None
-    """Texts that stand before queries and documents; None takes those of the folder."""
-    max_tokens: int = 0
-    """Maximum length of an input; 0 takes that of the folder."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """The options that are set, for a fingerprint."""
-        fields = {name: getattr(self, name) for name in ("label", "query_prompt", "document_prompt", "max_tokens")}
-        return {name: value for name, value in fields.items() if value not in ("", None, 0)}
-
-
-def digest(folder: Path) -> str:
-    """A digest of every file of a model's folder that decides about its scores."""
-    files = sorted(path for path in folder.rglob("*") if path.suffix in (".json", ".safetensors", ".txt", ".model"))
-    parts = [f"{path.relative_to(folder).as_posix()} {sha256(path)}" for path in files if path.is_file()]
-    return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
 
 
 def root_of(name: str) -> Path:
@@ -123,7 +97,9 @@ def encoder(root: Path, options: ReadyMadeOptions | None = None) -> BiEncoder:
     if "Normalize" not in modules:
         log.info("%s: its vectors have no unit length; ours do, which changes no cosine", root)
     head = Head(pooling=_pooling(root, modules), activation=activation)
-    return BiEncoder(model, tokenizer, dense, query, document, (), head).eval()
+    dense = _cut(root, dense)
+    widths = _widths(root, options, body_config, dense.out_features)
+    return BiEncoder(model, tokenizer, dense, query, document, widths, head).eval()
 
 
 def ranker(root: Path, options: ReadyMadeOptions | None = None) -> CrossEncoder:
@@ -303,6 +279,32 @@ def _dense(root: Path, modules: Mapping[str, str], hidden: int) -> tuple[nn.Line
     return linear, _ACTIVATIONS[name]
 
 
+def _cut(root: Path, dense: nn.Linear) -> nn.Linear:
+    """The projection to the first `truncate_dim` numbers, where the folder says that its vectors are cut off there."""
+    width = _json(root / "config_sentence_transformers.json").get("truncate_dim")
+    if not isinstance(width, int) or not 0 < width < dense.out_features:
+        return dense
+    narrow = nn.Linear(dense.in_features, width)
+    with torch.no_grad():
+        narrow.weight.copy_(dense.weight[:width])
+        narrow.bias.copy_(dense.bias[:width])
+    return narrow
+
+
+def _widths(root: Path, options: ReadyMadeOptions, config: Any, dimensions: int) -> tuple[int, ...]:
+    """Matryoshka widths below the whole one: the caller's and those of config.json.
+
+    Raises:
+        ConfigError: a width that the vectors do not have.
+    """
+    stated = [width for width in getattr(config, "matryoshka_dimensions", None) or () if width <= dimensions]
+    named = [*options.widths, *stated]
+    wrong = [width for width in named if not isinstance(width, int) or not 0 < width <= dimensions]
+    if wrong:
+        raise ConfigError(f"{root}: width {wrong[0]}, and its vectors have {dimensions} numbers; name smaller ones")
+    return tuple(sorted(set(named) - {dimensions}, reverse=True))
+
+
 def _prompts(root: Path, options: ReadyMadeOptions) -> dict[str, str]:
     """The prompts of queries and documents: the caller's, else those of the folder."""
     config = _json(root / "config_sentence_transformers.json")
@@ -322,8 +324,6 @@ def _prompts(root: Path, options: ReadyMadeOptions) -> dict[str, str]:
 
 
 def _with_prompt(template: Any, prompt: str) -> Any:
-    from dataclasses import replace
-
     return replace(template, prompt=prompt)
 
 

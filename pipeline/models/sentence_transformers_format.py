@@ -85,6 +85,23 @@ def write(
     _json(place / "3_Normalize" / "config.json", {})
 
 
+def leave_out_pooler(place: Path) -> None:
+    """Says in a saved folder that the transformer has no pooler, where its class would add one.
+
+    The weights of a bi-encoder hold none. Without this, sentence-transformers makes one at random, never uses it, and
+    reports its weights as MISSING.
+    """
+    import inspect
+
+    import transformers
+
+    (name,) = json.loads((place / "config.json").read_text(encoding="utf-8"))["architectures"]
+    if "add_pooling_layer" in inspect.signature(getattr(transformers, name)).parameters:
+        path = place / "sentence_bert_config.json"
+        content = json.loads(path.read_text(encoding="utf-8"))
+        _json(path, content | {"model_args": {"add_pooling_layer": False}})
+
+
 def _pooling_modes(pooling: str) -> dict[str, bool]:
     """The keys of 1_Pooling/config.json; the mean alone stands there as its own key, as it always did."""
     if pooling == "mean":

@@ -66,6 +66,7 @@ LATER = {
     "bundle.make_unjudged",
     "import_stage.ranker",
     "import_stage.encoder",
+    "rank_fusion.make",
 }
 """Stages that commit 4896034 did not have."""
 

@@ -107,7 +107,8 @@ def watch(process: subprocess.Popen[str]) -> Server:
     def read() -> None:
         assert process.stderr is not None
         for line in process.stderr:
-            log.append(json.loads(line))
+            # A command that prepares something before it serves writes plain lines until then.
+            log.append(json.loads(line) if line.startswith("{") else {"message": line.rstrip()})
             if "port" in log[-1]:
                 port.append(log[-1]["port"])
                 announced.set()

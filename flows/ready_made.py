@@ -1,0 +1,236 @@
+"""Ready-made models made servable: imported, held against PyTorch, exported, and remembered by what their files hold.
+
+    folder ─► checks ─► ranker / encoder artifact ─► bundle ─► release        the first start, in a process of its own
+    folder ─► digest ─► ready_made.json ─► release                            every later one, without torch
+
+`ready_made.json` in the workspace maps a request to the release that it led to. It may be lost: then the models are
+imported again.
+"""
+
+import hashlib
+import json
+import logging
+import multiprocessing
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from pipeline import disk, releases
+from pipeline.artifacts import Artifact
+from pipeline.config import ExportConfig, Precision
+from pipeline.errors import ConfigError
+from pipeline.models.ready_made_files import ReadyMadeOptions, digest
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+MEMORY = "ready_made.json"
+VERSION = 1
+"""Part of what is remembered; raise it when the same folder comes to give another release."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReadyMadeModels:
+    """The models that a person names, and what their folders leave open."""
+
+    ranker: str = ""
+    """A folder, `package:NAME` or a hub name; empty for none."""
+    encoder: str = ""
+    options: ReadyMadeOptions = field(default_factory=ReadyMadeOptions)
+    precision: Precision = "fp32"
+    judgments: str = ""
+    """Judged queries on which a lower precision is measured; sample texts without."""
+
+    @property
+    def named(self) -> dict[str, str]:
+        """Role → what was named."""
+        return {role: name for role, name in (("ranker", self.ranker), ("encoder", self.encoder)) if name}
+
+    def key(self) -> str:
+        """A digest of the request, by which it is remembered; of the models' files it says nothing."""
+        text = json.dumps([VERSION, asdict(self), {role: _absolute(name) for role, name in self.named.items()}])
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def apart(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """The result of a function that is run in a process of its own, whose memory and libraries end with it.
+
+    The service's parent process lives as long as the service, and must not carry torch.
+    """
+    log_level = logging.getLogger().level
+    with ProcessPoolExecutor(
+        1, mp_context=multiprocessing.get_context("spawn"), initializer=_begin, initargs=(log_level,)
+    ) as pool:
+        return pool.submit(function, *args, **kwargs).result()
+
+
+def _begin(log_level: int) -> None:
+    logging.basicConfig(level=log_level, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S")
+    for noisy in ("httpx", "bm25s", "faiss", "faiss.loader", "transformers", "urllib3", "filelock"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def release(models: ReadyMadeModels, workspace: Path) -> str:
+    """The fingerprint of a release of these models alone, made now or at an earlier start.
+
+    Raises:
+        ConfigError, MissingError: see `bundles`.
+        ConfigError: the encoder's vectors have another width than at the last start.
+    """
+    if not models.named:
+        raise ConfigError("name a ranker or an encoder to serve")
+    known = _remembered(models, workspace)
+    if known:
+        return known
+    return apart(_published, models, workspace)
+
+
+def bundles(
+    models: ReadyMadeModels, workspace: Path, documents: Artifact | None = None, *, same_width: bool = False
+) -> dict[str, Artifact]:
+    """Role → exported model. All models are loaded and checked before anything is written.
+
+    Args:
+        documents: texts on which a lower precision is measured, where no judgments are given.
+        same_width: the encoder must give vectors as wide as at its last start in this workspace.
+
+    Raises:
+        ConfigError, MissingError: a folder that cannot be served as it is; see `pipeline.models.ready_made`.
+        ConfigError: two models of different languages; an encoder that cannot read the documents.
+        ArtifactError: ONNX gives other scores than PyTorch.
+    """
+    from pipeline.export import sample
+    from pipeline.export.graph import GraphShape
+    from pipeline.models import import_stage, ready_made, scripts
+
+    roots = {role: ready_made.root_of(name) for role, name in models.named.items()}
+    loaded: dict[str, Any] = {role: getattr(ready_made, role)(root, models.options) for role, root in roots.items()}
+    for model in loaded.values():
+        GraphShape.of(model.model.config)
+    readable = {role: scripts.Readable(roots[role], model.tokenizer.to_str()) for role, model in loaded.items()}
+    if len(readable) > 1:
+        scripts.check_one_language(readable["ranker"], readable["encoder"])
+    if documents is not None and "encoder" in readable:
+        scripts.check_reads(readable["encoder"], sample.document_texts(documents))
+    if same_width and "encoder" in loaded:
+        _check_width(models, workspace, int(loaded["encoder"].dense.out_features))
+    exported = {}
+    for role, model in loaded.items():
+        make = import_stage.ranker if role == "ranker" else import_stage.encoder
+        imported = make(workspace, models.named[role], models.options, model)
+        exported[role] = _exported(models, workspace, imported, documents)
+    return exported
+
+
+def sources(models: ReadyMadeModels) -> dict[str, str]:
+    """Role → the named model, for a release's metrics: of a folder its last part alone."""
+    return {role: Path(name).name if Path(name).exists() else name for role, name in models.named.items()}
+
+
+def remember(models: ReadyMadeModels, workspace: Path, made: str, parts: Mapping[str, Artifact]) -> None:
+    """Notes the release to which a request led, and the files that the models had then."""
+    from pipeline.models import ready_made
+
+    roots = {role: ready_made.root_of(name) for role, name in models.named.items()}
+    entry: dict[str, Any] = {
+        "release": made,
+        "roots": {role: str(root.resolve()) for role, root in roots.items()},
+        "digests": {role: digest(root) for role, root in roots.items()},
+    }
+    memory = _memory(workspace)
+    memory["requests"][models.key()] = entry
+    if "encoder" in parts:
+        memory["widths"][_absolute(models.encoder)] = parts["encoder"].metrics["dimensions"]
+    disk.write_atomically(workspace / MEMORY, json.dumps(memory, indent=1, sort_keys=True) + "\n", json.loads)
+
+
+def _published(models: ReadyMadeModels, workspace: Path) -> str:
+    parts = bundles(models, workspace, same_width=True)
+    metrics = {"ready_made": sources(models)}
+    made = releases.Releases(workspace).publish(parts, metrics=metrics, config={"name": "ready-made"})
+    remember(models, workspace, made.fingerprint, parts)
+    return made.fingerprint
+
+
+def _remembered(models: ReadyMadeModels, workspace: Path) -> str:
+    """The release that this request led to, if it is there and the models' files are what they were; else empty."""
+    entry = _memory(workspace)["requests"].get(models.key())
+    if entry is None:
+        return ""
+    roots = {role: Path(root) for role, root in entry["roots"].items()}
+    present = releases.Releases(workspace).path(entry["release"]).is_dir() and all(
+        root.is_dir() for root in roots.values()
+    )
+    if not present or {role: digest(root) for role, root in roots.items()} != entry["digests"]:
+        return ""
+    log.info("ready-made models: imported before, release %s", entry["release"][:12])
+    return str(entry["release"])
+
+
+def _memory(workspace: Path) -> dict[str, Any]:
+    """What is remembered; nothing where the file is missing or damaged, as it can be made again."""
+    empty: dict[str, Any] = {"requests": {}, "widths": {}}
+    try:
+        memory = json.loads((workspace / MEMORY).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return empty
+    except (OSError, ValueError) as error:
+        log.warning("%s: not readable (%s); the models are imported again", workspace / MEMORY, error)
+        return empty
+    return memory if isinstance(memory, dict) and set(empty) <= set(memory) else empty
+
+
+def _check_width(models: ReadyMadeModels, workspace: Path, width: int) -> None:
+    before = _memory(workspace)["widths"].get(_absolute(models.encoder), width)
+    if before != width:
+        raise ConfigError(
+            f"{models.encoder}: gives vectors of {width} numbers, and gave {before} when {workspace} served it last; "
+            "vectors that clients hold do not fit these. Put the former model back, or serve this one from another "
+            "--workspace and index anew"
+        )
+
+
+def _exported(models: ReadyMadeModels, workspace: Path, imported: Artifact, documents: Artifact | None) -> Artifact:
+    from pipeline.export import bundle
+
+    precisions: tuple[Precision, ...] = ("fp32",) if models.precision == "fp32" else ("fp32", models.precision)
+    config = ExportConfig(precisions=precisions)
+    if len(precisions) == 1:
+        return bundle.make_unjudged(workspace, config, model=imported)
+    if models.judgments:
+        data, pairs = _judged(models.judgments, workspace)
+        exported = bundle.make(workspace, config, model=imported, data=data, pairs=pairs)
+    else:
+        exported = bundle.make_unjudged(workspace, config, model=imported, documents=documents)
+    measured, fp32 = (exported.metrics["precisions"][name] for name in (models.precision, "fp32"))
+    ndcg = f"nDCG@10 {measured['ndcg']:.4f} in place of {fp32['ndcg']:.4f}, " if models.judgments else ""
+    chosen = exported.metrics["chosen"]
+    log.info(
+        "%s in %s: %sorder agrees by Kendall's tau %.3f, largest change %.3g, on %d %s lists; chosen: %s",
+        *(exported.metrics["role"], models.precision, ndcg, measured["kendall_tau"], measured["max_change"]),
+        *(exported.metrics["sample_lists"], "judged" if models.judgments else "unjudged", chosen["cpu"]),
+    )
+    return exported
+
+
+def _judged(path: str, workspace: Path) -> tuple[Artifact, Artifact]:
+    """Judged data whose queries are all valid ones, and their pairs."""
+    from index import lexical
+    from pipeline.config import CandidatesConfig, DataConfig, IndexConfig, SourceConfig
+    from pipeline.data import candidates, judgments
+
+    source = SourceConfig(path=_absolute(path))
+    data = judgments.make(workspace, DataConfig(sources=(source,), valid_share=0.98, test_share=0.01))
+    words = lexical.make(workspace, IndexConfig(), data=data)
+    run = lexical.run(workspace, lexical=words, data=data, depth=20, splits=("train", "valid"))
+    config = CandidatesConfig(pool="judged", negatives=0)
+    return data, candidates.pairs(workspace, config, data=data, run=run)
+
+
+def _absolute(name: str) -> str:
+    """A name that means the same from any working folder."""
+    return str(Path(name).resolve()) if Path(name).exists() else name

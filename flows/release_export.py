@@ -1,0 +1,84 @@
+"""`relevance releases export`: the models of a release in a folder of their own, as other tools open them.
+
+FOLDER/ranker/     config.json, model.safetensors, tokenizer.json, README.md    opens with CrossEncoder
+       encoder/    the same, with modules.json                                  opens with SentenceTransformer
+         onnx/     model.onnx, model_int8.onnx, …                               opens with onnxruntime
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from pipeline import artifacts, releases
+from pipeline.artifacts import Artifact
+from pipeline.errors import ConfigError, MissingError
+from pipeline.releases import Releases
+
+
+def export(workspace: Path, release: str, to: Path) -> dict[str, Any]:
+    """Copies the PyTorch and ONNX models of a release, with their cards, into a new folder; returns what was written.
+
+    Args:
+        workspace: the folder of artifacts and releases.
+        release: live, previous, or the first digits of a release.
+        to: the folder to make; one that is there must be empty.
+
+    Raises:
+        ConfigError: the folder holds something.
+        MissingError: no such release, or the workspace no longer holds a model that it was made from.
+    """
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise ConfigError(f"{to}: is there and not empty; name a new folder")
+    opened = Releases(workspace).open(release)
+    pairs = {
+        role: (part, _model(workspace, part))
+        for role in releases.MODELS
+        if releases.has_part(opened, role)
+        for part in [releases.part(opened, role)]
+    }
+    sources = opened.metrics.get("ready_made", {})
+    to.parent.mkdir(parents=True, exist_ok=True)
+    staging = to.with_name(f".{to.name}.{os.getpid()}.tmp")
+    try:
+        for role, (bundle, model) in pairs.items():
+            _copy(staging / role, role, bundle, model, str(sources.get(role, "")))
+        if to.exists():
+            to.rmdir()
+        staging.rename(to)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    files = {str(path.relative_to(to)): path.stat().st_size for path in sorted(to.rglob("*")) if path.is_file()}
+    return {"release": opened.fingerprint, "folder": str(to), "models": list(pairs), "files": files}
+
+
+def render(result: dict[str, Any]) -> str:
+    """A line for each file."""
+    lines = [f"{size:>13,}  {name}" for name, size in result["files"].items()]
+    return "\n".join([f"release {result['release'][:12]} → {result['folder']}", *lines])
+
+
+def _model(workspace: Path, bundle: Artifact) -> Artifact:
+    fingerprint = bundle.manifest.inputs.get("model", "")
+    folder = artifacts.folder_of(workspace, fingerprint) if fingerprint else None
+    if folder is None:
+        raise MissingError(
+            f"{workspace}: no longer holds the model {fingerprint[:12]} that the {bundle.path.name} was exported from; "
+            "take the workspace in which the release was made"
+        )
+    return artifacts.load(folder)
+
+
+def _copy(folder: Path, role: str, bundle: Artifact, model: Artifact, source: str) -> None:
+    from pipeline.export import exported_card
+    from pipeline.models import sentence_transformers_format
+
+    shutil.copytree(model.path / "model", folder)
+    if role == "encoder":
+        sentence_transformers_format.leave_out_pooler(folder)
+    description = json.loads(bundle.file("bundle.json").read_text(encoding="utf-8"))
+    (folder / "onnx").mkdir()
+    for precision, figures in description["precisions"].items():
+        shutil.copyfile(bundle.file(figures["file"]), folder / "onnx" / exported_card.onnx_name(precision))
+    exported_card.write(folder, role, description, source)

@@ -1,0 +1,37 @@
+"""The files of a ready-made model and what a caller says about them; reads no weights and needs no torch."""
+
+import hashlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline import disk
+
+DECIDING = (".json", ".safetensors", ".txt", ".model")
+"""Endings of the files in a model's folder that decide about its scores."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReadyMadeOptions:
+    """The caller's answers to what a folder leaves open."""
+
+    label: str = ""
+    """Name or number of the label of relevance, for a head of several."""
+    query_prompt: str | None = None
+    document_prompt: str | None = None
+    """Texts that stand before queries and documents; None takes those of the folder."""
+    max_tokens: int = 0
+    """Maximum length of an input; 0 takes that of the folder."""
+    widths: tuple[int, ...] = ()
+    """Matryoshka widths at which vectors may be cut off, beside those that the folder names."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The options that are set, for a fingerprint."""
+        return {name: value for name, value in asdict(self).items() if value not in ("", None, 0, ())}
+
+
+def digest(folder: Path) -> str:
+    """A digest of every file of a model's folder that decides about its scores."""
+    files = sorted(path for path in folder.rglob("*") if path.suffix in DECIDING and path.is_file())
+    parts = [f"{path.relative_to(folder).as_posix()} {disk.sha256(path)}" for path in files]
+    return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()

@@ -1,0 +1,323 @@
+"""Ready-made models served alone and over documents, from the command line to the answers and the next retraining."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from flows import gc, judging, publishing, quickstart, ready_made, reindex, report, retrain
+from flows import releases as listing
+from flows.ready_made import ReadyMadeModels
+from pipeline import recipe as recipes
+from pipeline import releases
+from pipeline.config import SourceConfig
+from pipeline.errors import ConfigError, MissingError
+from pipeline.evaluation import systems
+from pipeline.features import Fusion
+from pipeline.models.ready_made_files import ReadyMadeOptions
+from serving.scoring.searcher import Searcher
+from tests.flows.conftest import Trained
+from tests.pipeline.models.test_ready_made import body
+from tests.serving.processes import Server, watch
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A small random ranker and encoder, each a folder of transformers."""
+    folder = tmp_path_factory.mktemp("models")
+    return {"ranker": str(body(folder / "ranker", "bert", head=1)), "encoder": str(body(folder / "encoder", "bert"))}
+
+
+def poisoned(folder: Path) -> str:
+    """A folder for PYTHONPATH in which torch and transformers are modules that must not be imported."""
+    for name in ("torch", "transformers"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "__init__.py").write_text(f"raise RuntimeError('{name} was imported')\n")
+    return str(folder)
+
+
+@contextmanager
+def served(*arguments: str, path: str = "", cwd: Path) -> Iterator[Server]:
+    """The service of one `relevance` command on a free port, which must end well."""
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "flows.cli", *arguments, "--port", "0"],
+        env={
+            **os.environ,
+            "PYTHONPATH": f"{path}{os.pathsep}{ROOT}",
+            "RELEVANCE_THREADS": "1",
+            "RELEVANCE_LOG": "json",
+        },
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        cwd=cwd,
+    )
+    server = watch(process)
+    try:
+        yield server
+    finally:
+        assert server.stop() == 0
+
+
+def ask(server: Server, path: str, body: Any = None) -> Any:
+    """The JSON answer of a path; that of an error has its status under `code`."""
+    request = urllib.request.Request(
+        server.url + path, json.dumps(body).encode() if body else None, {"content-type": "application/json"}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return json.load(answer)
+    except urllib.error.HTTPError as error:
+        return json.load(error) | {"code": error.code}
+
+
+def test_two_folders_are_served_and_the_second_start_imports_no_torch(folders: dict[str, str], tmp_path: Path) -> None:
+    arguments = ("serve", "--ranker", folders["ranker"], "--encoder", folders["encoder"])
+    answers = []
+    for path in ("", poisoned(tmp_path / "poison")):
+        with served(*arguments, path=path, cwd=tmp_path) as server:
+            ranked = ask(server, "/rerank", {"query": "steel angle", "texts": ["a deck", "steel angle"]})
+            vectors = ask(server, "/embed", {"inputs": ["steel angle"]})
+            openai = ask(server, "/v1/embeddings", {"input": "steel angle", "model": "x"})
+            assert openai["data"][0]["embedding"] == pytest.approx(vectors[0])
+            search = ask(server, "/search", {"query": "steel"})
+            assert search["code"] == 404
+            assert "no documents to search" in search["message"]
+            assert list(ask(server, "/v1/models")["unanswered"]) == ["/search"]
+            answers.append((ranked, vectors))
+    assert answers[0] == answers[1]
+    assert len(listing.releases(tmp_path / "workspace")["releases"]) == 1
+
+
+def test_a_changed_folder_is_imported_again_and_another_width_refused(folders: dict[str, str], tmp_path: Path) -> None:
+    folder = tmp_path / "encoder"
+    shutil.copytree(folders["encoder"], folder)
+    models, workspace = ReadyMadeModels(encoder=str(folder)), tmp_path / "workspace"
+    first = ready_made.release(models, workspace)
+    assert ready_made.release(models, workspace) == first
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"layer_norm_eps": 1e-6}))
+    second = ready_made.release(models, workspace)
+    assert second != first
+    shutil.rmtree(folder)
+    from tests.pipeline.models import test_ready_made as layouts
+
+    narrow = layouts.saved(tmp_path / "narrow", "bert", "mean", layouts.modules.Dense(16, 6))
+    shutil.copytree(narrow, folder)
+    with pytest.raises(ConfigError, match=r"of 6 numbers, and gave 16 when .*another --workspace"):
+        ready_made.release(models, workspace)
+    assert {item["release"] for item in listing.releases(workspace)["releases"]} == {first, second}
+    assert ready_made.release(models, tmp_path / "another")
+
+
+def test_a_lost_or_damaged_memory_only_costs_another_import(folders: dict[str, str], tmp_path: Path) -> None:
+    models = ReadyMadeModels(ranker=folders["ranker"])
+    first = ready_made.release(models, tmp_path)
+    for text in ("{", "[]", None):
+        (tmp_path / ready_made.MEMORY).unlink() if text is None else (tmp_path / ready_made.MEMORY).write_text(text)
+        assert ready_made.release(models, tmp_path) == first
+
+
+def test_models_of_two_languages_are_refused_and_nothing_is_made(folders: dict[str, str], tmp_path: Path) -> None:
+    places = {}
+    for role, code in (("ranker", "de"), ("encoder", "fr")):
+        places[role] = tmp_path / role
+        shutil.copytree(folders[role], places[role])
+        (places[role] / "README.md").write_text(f"---\nlanguage:\n- {code}\ntags: [x]\n---\n# A card\n")
+    models = ReadyMadeModels(ranker=str(places["ranker"]), encoder=str(places["encoder"]))
+    with pytest.raises(ConfigError, match=r"reads de and .* reads fr"):
+        ready_made.release(models, tmp_path / "workspace")
+    assert not list((tmp_path / "workspace").rglob("manifest.json"))
+    (places["encoder"] / "README.md").write_text("---\nlanguage: [fr, de]\n---\n")
+    assert ready_made.release(models, tmp_path / "workspace")
+
+
+def test_half_a_model_beside_a_whole_one_leaves_nothing(folders: dict[str, str], tmp_path: Path) -> None:
+    half = tmp_path / "half"
+    shutil.copytree(folders["encoder"], half)
+    (half / "model.safetensors").unlink()
+    models = ReadyMadeModels(ranker=folders["ranker"], encoder=str(half))
+    with pytest.raises(MissingError, match=r"holds no model\.safetensors"):
+        ready_made.release(models, tmp_path / "workspace")
+    assert not list((tmp_path / "workspace").rglob("manifest.json"))
+
+
+def test_int8_is_measured_on_texts_or_on_judgments(
+    folders: dict[str, str], tiny_world: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    for judgments, words in (("", "unjudged lists"), (str(tiny_world / "tiny"), "nDCG@10")):
+        models = ReadyMadeModels(ranker=folders["ranker"], precision="int8", judgments=judgments)
+        parts = ready_made.bundles(models, tmp_path)
+        assert set(parts["ranker"].metrics["precisions"]) == {"fp32", "int8"}
+        assert words in caplog.text
+        assert "Kendall's tau" in caplog.text
+
+
+@pytest.fixture(scope="module")
+def started(folders: dict[str, str], tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace whose live release was made by a quickstart with an encoder alone."""
+    workspace = tmp_path_factory.mktemp("quickstart") / "workspace"
+    source = SourceConfig(path=str(tiny_world / "tiny"))
+    result = quickstart.quickstart([source], workspace, ReadyMadeModels(encoder=folders["encoder"]))
+    assert (result.live, result.dimensions) == (True, 16)
+    return workspace
+
+
+@pytest.fixture
+def quick(started: Path, tmp_path: Path) -> Path:
+    """A copy of that workspace, to change."""
+    return Path(shutil.copytree(started, tmp_path / "workspace"))
+
+
+def test_the_release_is_one_like_any_other(quick: Path, tiny_world: Path, folders: dict[str, str]) -> None:
+    registry = releases.Releases(quick)
+    (entry,) = listing.releases(quick)["releases"]
+    assert (entry["recipe"], entry["damaged"]) == ("quickstart", None)
+    assert listing.render_releases(listing.releases(quick))
+    described = listing.show(quick, "live")
+    assert set(described["parts"]) == {"encoder", "lexical", "documents", "index", "fusion"}
+    assert listing.render_show(described)
+    first = registry.open().fingerprint
+
+    more = quickstart.quickstart([SourceConfig(path=str(tiny_world / "tiny"))], quick, ReadyMadeModels(**folders))
+    assert more.live
+    found = Searcher(registry.open().path).search("knife", top_n=3)
+    assert "knife" in found.lexical[0].title
+    assert None not in {answer.relevance for answer in found.reranked}
+
+    corpus = quick.parent / "corpus"
+    corpus.mkdir()
+    (corpus / "corpus.jsonl").write_text('{"_id": "d1", "title": "samovar", "text": "boils water"}\n')
+    renewed = reindex.reindex([str(corpus)], quick, force=True)
+    assert (renewed["live"], renewed["documents"]) == (True, 1)
+    assert Searcher(registry.open().path).search("samovar").lexical[0].doc_id == "d1"
+
+    registry.rollback(reason="test")
+    registry.rollback(reason="test")
+    assert registry.open().fingerprint == first
+    gc.gc(quick, keep=1, act=True)
+    assert "knife" in Searcher(registry.open().path).search("knife", top_n=1).lexical[0].title
+
+
+def test_the_order_without_judgments_is_reciprocal_rank_fusion(quick: Path) -> None:
+    release = releases.Releases(quick).open()
+    fusion = Fusion.from_json(releases.part(release, "fusion").file("fusion.json").read_text())
+    assert {name for name, weight in fusion.weights.items() if weight} == {
+        "bm25_reciprocal_rank",
+        "encoder_reciprocal_rank",
+    }
+    found = Searcher(release.path).search("red pan for the kitchen with knife recipe spoon whisk bowl", top_n=200)
+    scores = [answer.score for answer in found.lexical]
+    alone = {answer.doc_id for answer in found.lexical if scores.count(answer.score) == 1}  # Equal ones tie otherwise.
+    both = [answer for answer in found.reranked if answer.doc_id in alone and answer.semantic_rank]
+    assert len(both) > 3
+    sums = [1 / (60 + (answer.lexical_rank or 0)) + 1 / (60 + (answer.semantic_rank or 0)) for answer in both]
+    assert sums == sorted(sums, reverse=True)
+
+
+def test_a_report_on_it_has_no_ranker(quick: Path, tiny_world: Path) -> None:
+    made = report.report(SourceConfig(path=str(tiny_world / "tiny")), quick, split="all")
+    content = json.loads(made.file("report.json").read_text())
+    assert set(content["systems"]) == {systems.BM25, systems.ENCODER, systems.BOTH, systems.FUSED}
+    assert list(content["surfaces"]) == ["/search"]
+
+
+def test_a_retraining_is_held_against_it_and_publishes_over_its_documents(quick: Path, tiny_world: Path) -> None:
+    registry = releases.Releases(quick)
+    before = registry.open()
+    recipe = recipes.load(tiny_world / "tiny.toml", [f"data.root={tiny_world}", "gate.min_queries=1"])
+    outcome = retrain.retrain(recipe, quick)
+    assert any("live" in reason for reason in outcome.reasons), outcome.reasons
+    assert publishing.comparable(registry, registry.live()) is not None
+    scores, _ = judging.judge_release(
+        before, recipe.index, recipe.candidates, retrain.Runner(quick), data=_data(outcome, quick)
+    )
+    assert "ranker" not in scores.features.manifest.inputs
+    whole = registry.open(outcome.release.fingerprint)
+    assert set(judging.PARTS) <= set(whole.manifest.inputs)
+    assert releases.part(whole, "lexical").manifest.inputs == releases.part(before, "lexical").manifest.inputs
+
+
+def _data(outcome: retrain.RetrainResult, workspace: Path) -> Any:
+    from pipeline import artifacts
+
+    return artifacts.load(workspace / "artifacts" / "data" / outcome.report.manifest.inputs["data"])
+
+
+def test_a_trained_release_that_is_live_stays(copied: Trained, folders: dict[str, str]) -> None:
+    live = releases.Releases(copied.workspace).open().fingerprint
+    result = quickstart.quickstart(
+        [SourceConfig(path=str(copied.world / "tiny"))], copied.workspace, ReadyMadeModels(encoder=folders["encoder"])
+    )
+    assert not result.live
+    assert "A trained release is live and stays" in str(quickstart.render(result).caption)
+    assert releases.Releases(copied.workspace).open().fingerprint == live
+
+
+def test_documents_in_a_script_that_the_encoder_lacks_are_refused(folders: dict[str, str], tmp_path: Path) -> None:
+    table = tmp_path / "documents.jsonl"
+    rows = [
+        {"doc_id": f"d{number}", "title": "排序", "text": "对列表进行排序, 返回一个新的列表。"} for number in range(9)
+    ]
+    table.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    with pytest.raises(ConfigError, match="documents are in Han script, which the vocabulary of"):
+        quickstart.quickstart(
+            [SourceConfig(path=str(table))], tmp_path / "w", ReadyMadeModels(encoder=folders["encoder"])
+        )
+    assert listing.releases(tmp_path / "w")["releases"] == []
+
+
+def test_widths_and_prompts_of_the_caller_reach_the_vectors(folders: dict[str, str], tmp_path: Path) -> None:
+    options = ReadyMadeOptions(widths=(8,), query_prompt="steel ")
+    parts = ready_made.bundles(ReadyMadeModels(encoder=folders["encoder"], options=options), tmp_path)
+    from serving.runtime.engine import Engine
+
+    engine = Engine(parts["encoder"].path, threads=1)
+    assert engine.bundle.widths == (8, 16)
+    (asked,), (plain,) = engine.embed(["angle"], "query"), engine.embed(["steel angle"], "document")
+    engine.close()
+    assert np.array_equal(asked, plain)
+    with pytest.raises(ConfigError, match="width 17"):
+        ready_made.bundles(
+            ReadyMadeModels(encoder=folders["encoder"], options=ReadyMadeOptions(widths=(17,))), tmp_path
+        )
+
+
+def test_options_of_models_without_models_are_refused(tmp_path: Path) -> None:
+    for arguments, words in (
+        (("--label", "yes"), "belong to --ranker or --encoder"),
+        (("--ranker", "x", "--release", "live"), "give one"),
+        (("--encoder", str(tmp_path / "none")), "no such folder"),
+        (("--encoder", "x", "--precision", "int4"), "not one of fp32"),
+        (("--encoder", "x", "--widths", "a"), "whole numbers"),
+    ):
+        command = [sys.executable, "-m", "flows.cli", "serve", *arguments]
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+        assert done.returncode == 2, done.stderr
+        assert words in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_torch_is_what_the_poison_would_find() -> None:
+    """The test of the second start proves something only while the first one imports torch."""
+    assert torch.__name__ in sys.modules

@@ -1,0 +1,124 @@
+"""Exported models open in sentence-transformers without a complaint, and in plain onnxruntime by the card's lines."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from flows import ready_made, release_export
+from flows.ready_made import ReadyMadeModels
+from pipeline import releases
+from pipeline.artifacts import Artifact
+from pipeline.errors import ConfigError, MissingError
+from pipeline.export import exported_card
+from serving.runtime.engine import Engine
+from tests.flows.conftest import Trained
+from tests.pipeline.models.test_ready_made import body
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # Not ours: what that package says on import.
+    library: Any = pytest.importorskip("sentence_transformers")
+
+
+@pytest.fixture(scope="module")
+def exported(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("export") / "models"
+    release_export.export(trained.workspace, "live", folder)
+    return folder
+
+
+def output(engine_of: Path, folder: Path, role: str) -> tuple[np.ndarray, np.ndarray]:
+    """What the card's five lines give in the exported folder, and what our engine gives for the same texts."""
+    lines = exported_card.code((folder / role / "README.md").read_text(encoding="utf-8"))
+    assert len(lines.splitlines()) == 5
+    name = "score" if role == "ranker" else "vector"
+    script = f"{lines}\nimport json\nprint(json.dumps(numpy.asarray({name}).tolist()))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=folder / role, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    engine = Engine(engine_of, precision="fp32", threads=1)
+    ours = engine.scores("a query", ["a document"]) if role == "ranker" else engine.embed(["a text"], "document")[0]
+    engine.close()
+    return np.array(json.loads(done.stdout)), np.array(ours).squeeze()
+
+
+def part(workspace: Path, role: str) -> Artifact:
+    return releases.part(releases.Releases(workspace).open(), role)
+
+
+@pytest.mark.parametrize("role", ["ranker", "encoder"])
+def test_the_cards_five_lines_compute_what_the_service_computes(role: str, trained: Trained, exported: Path) -> None:
+    theirs, ours = output(part(trained.workspace, role).path, exported, role)
+    assert theirs == pytest.approx(ours, abs=1e-6)
+    card = (exported / role / "README.md").read_text(encoding="utf-8")
+    assert "## Training" in card, "the card of the training is kept"
+    named = set(re.findall(r"`(onnx/.*?\.onnx)`", card))
+    assert named == {f"onnx/{path.name}" for path in (exported / role / "onnx").iterdir()}
+    precisions = part(trained.workspace, role).metrics["precisions"]
+    assert named == {f"onnx/{exported_card.onnx_name(name)}" for name in precisions}
+
+
+def test_sentence_transformers_opens_both_without_a_report(trained: Trained, exported: Path) -> None:
+    script = (
+        "import sys; from sentence_transformers import CrossEncoder, SentenceTransformer\n"
+        "encoder = SentenceTransformer('encoder', device='cpu'); ranker = CrossEncoder('ranker', device='cpu')\n"
+        "import numpy; numpy.save('vector.npy', encoder.encode(['red knife', 'a blue lawn']))\n"
+        "numpy.save('score.npy', ranker.predict([('red knife', 'a blue lawn')]))\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "TRANSFORMERS_VERBOSITY"}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script],
+        cwd=exported, capture_output=True, text=True, check=False, env=environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for word in ("MISSING", "UNEXPECTED", "newly initialized"):
+        assert word not in done.stdout + done.stderr
+    encoder = Engine(part(trained.workspace, "encoder").path, precision="fp32", threads=1)
+    ranker = Engine(part(trained.workspace, "ranker").path, precision="fp32", threads=1)
+    assert np.load(exported / "vector.npy") == pytest.approx(
+        encoder.embed(["red knife", "a blue lawn"], "document"), abs=1e-5
+    )
+    assert np.load(exported / "score.npy") == pytest.approx(ranker.scores("red knife", ["a blue lawn"]), abs=1e-5)
+    encoder.close()
+    ranker.close()
+
+
+def test_a_ready_made_model_is_exported_with_a_card_that_names_its_source(tmp_path: Path) -> None:
+    folder = body(tmp_path / "my-ranker", "roberta", head=1)
+    release = ready_made.release(ReadyMadeModels(ranker=str(folder)), tmp_path / "w")
+    result = release_export.export(tmp_path / "w", release, tmp_path / "to" / "models")
+    assert result["models"] == ["ranker"]
+    card = (tmp_path / "to" / "models" / "ranker" / "README.md").read_text(encoding="utf-8")
+    assert "Imported from `my-ranker`" in card
+    registry = releases.Releases(tmp_path / "w")
+    theirs, ours = output(releases.part(registry.open(release), "ranker").path, tmp_path / "to" / "models", "ranker")
+    assert theirs == pytest.approx(ours, abs=1e-6)
+
+
+def test_nothing_is_overwritten_and_nothing_half_made(trained: Trained, tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="is there and not empty"):
+        release_export.export(trained.workspace, "live", tmp_path / "full")
+    with pytest.raises(MissingError, match="no release called"):
+        release_export.export(trained.workspace, "0" * 8, tmp_path / "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["full"]
+    (tmp_path / "empty").mkdir()
+    release_export.export(trained.workspace, "live", tmp_path / "empty")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "full"]
+
+
+def test_a_model_that_the_workspace_lost_is_named(copied: Trained, tmp_path: Path) -> None:
+    model = part(copied.workspace, "encoder").manifest.inputs["model"]
+    (copied.workspace / "artifacts" / "encoder" / model).rename(tmp_path / "away")
+    with pytest.raises(MissingError, match=f"no longer holds the model {model[:12]}"):
+        release_export.export(copied.workspace, "live", tmp_path / "to")
+    assert not (tmp_path / "to").exists()

@@ -1,10 +1,14 @@
 """Makes documents searchable: lexical index, document store, vectors and semantic index."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from flows.runner import Runner
 from pipeline.artifacts import Artifact
 from pipeline.config import IndexConfig
+
+if TYPE_CHECKING:
+    from index.held_out import HeldOutQueries
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,7 +22,13 @@ class SearchableCorpus:
 
 
 def make_searchable(
-    config: IndexConfig, run: Runner, *, encoder: Artifact, data: Artifact, anew: bool = False
+    config: IndexConfig,
+    run: Runner,
+    *,
+    encoder: Artifact,
+    data: Artifact,
+    queries: Artifact | None = None,
+    anew: bool = False,
 ) -> SearchableCorpus:
     """Makes lexical index, document store, vectors and semantic index of the documents in a data or corpus artifact.
 
@@ -26,6 +36,8 @@ def make_searchable(
 
     Args:
         encoder: an exported bundle.
+        queries: what holds the queries on which a recipe with `index.recall` measures recall: a data artifact, or an
+            index of the same encoder. `data` itself where None.
         anew: embed every document again.
     """
     from index import documents, lexical, semantic_build, vectors
@@ -44,5 +56,19 @@ def make_searchable(
         previous=() if anew else known,
         embedding_round=number,
     )
-    index = run(semantic_build.make, config, vectors=embedded)
+    judged = _held_out(config, encoder, digest, queries or data)
+    index = run(semantic_build.make, config, vectors=embedded, queries=judged)
     return SearchableCorpus(lexical=lexical_index, documents=store, vectors=embedded, index=index)
+
+
+def _held_out(config: IndexConfig, encoder: Artifact, digest: str, source: Artifact) -> "HeldOutQueries | None":
+    """The queries that an index is judged on; None where the recipe states no recall, or where there are none."""
+    from index.held_out import HeldOutQueries
+    from index.semantic import KIND
+    from serving.runtime import offline
+
+    if not config.recall:
+        return None
+    if source.manifest.kind == KIND:
+        return HeldOutQueries.of_index(source)
+    return HeldOutQueries.of_data(source, digest, offline.embedder(encoder, "query"))

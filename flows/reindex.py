@@ -68,7 +68,9 @@ def reindex(
     shown = ", ".join(hide_passwords(source.path) for source in chosen)
     data = run(corpus.make, chosen, Path(), recipe.data.faulty_rows)
     parts = {name: releases.part(old, name) for name in judging.PARTS if releases.has_part(old, name)}
-    searchable = indexing.make_searchable(recipe.index, run, encoder=parts["encoder"], data=data, anew=full)
+    searchable = indexing.make_searchable(
+        recipe.index, run, encoder=parts["encoder"], data=data, queries=parts.get("index"), anew=full
+    )
     reasons = publishing.implausible(old, searchable.documents)
     if reasons and not force:
         raise ImplausibleError(

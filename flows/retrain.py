@@ -77,7 +77,7 @@ def retrain(
     report = report_on(recipe, trained, models, corpus, judged, inputs.data, run)
     # Only now: a re-index may have moved the pointer while the models were trained.
     live = Releases(workspace).pointer_file.recover()
-    published, source = documents_to_publish(recipe, models, corpus, live, run)
+    published, source = documents_to_publish(recipe, models, corpus, live, run, queries=inputs.data)
     searchable = (published.lexical, published.documents, published.index)
     assert models.ranker is not None  # It was trained above.
     parts = (models.ranker, models.encoder, *searchable, judged.fusion, report)
@@ -104,13 +104,24 @@ def retrain(
 
 
 def documents_to_publish(
-    recipe: Recipe, models: ScoringModels, corpus: SearchableCorpus, live: Pointer | None, run: Runner
+    recipe: Recipe,
+    models: ScoringModels,
+    corpus: SearchableCorpus,
+    live: Pointer | None,
+    run: Runner,
+    *,
+    queries: Artifact,
 ) -> tuple[SearchableCorpus, Literal["data", "corpus"]]:
-    """The index to publish: over the documents that a re-index made live, else over the data's own."""
+    """The index to publish: over the documents that a re-index made live, else over the data's own.
+
+    Args:
+        queries: the data whose held-out queries the recall of the index is measured on.
+    """
     documents = publishing.live_documents(Releases(run.workspace), live)
     if documents is None:
         return corpus, "data"
-    return make_searchable(recipe.index, run, encoder=models.encoder, data=documents), "corpus"
+    searchable = make_searchable(recipe.index, run, encoder=models.encoder, data=documents, queries=queries)
+    return searchable, "corpus"
 
 
 def train_students(recipe: Recipe, inputs: TrainingInputs, run: Runner) -> TrainedModels:

@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """OpenMP on one thread inside, and as before after it.
 
     OpenMP keeps the number for each calling thread and shares it with PyTorch: left at one, the next training in this
@@ -59,6 +59,46 @@ class IndexStats:
     factory: str
     nprobe: int
     """Lists visited for a query; 0 for an exact index."""
+    filters: tuple[tuple[int, int], ...] = ()
+    """(rows, lists visited): a filter that selects at least so many rows is searched inside the index, which visits so
+    many lists. In descending order of rows; empty without a contract, when all filters are exact."""
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Rows that a search inside an index may find."""
+
+    total: int
+    """Documents in the index."""
+    rows: npt.NDArray[np.int64]
+    nprobe: int
+    """Lists to visit; 0 in an exact index."""
+
+    def parameters(self) -> Any:
+        """Faiss's search parameters; they must live as long as the search."""
+        marks = np.zeros(self.total, bool)
+        marks[self.rows] = True
+        loosely: Any = faiss  # Its type stubs do not know what Python may pass here.
+        selector = loosely.IDSelectorBitmap(np.packbits(marks, bitorder="little"))
+        if self.nprobe:
+            return loosely.SearchParametersIVF(sel=selector, nprobe=self.nprobe)
+        return loosely.SearchParameters(sel=selector)
+
+
+def search_selected(ann: Any, query: Vectors, k: int, selection: Selection) -> tuple[Vectors, npt.NDArray[np.int64]]:
+    """Scores and rows of the nearest k of the selected rows, both (k,); row -1 where the visited lists hold fewer."""
+    with one_thread():
+        scores, rows = ann.search(query[None], k, params=selection.parameters())
+    return scores[0], rows[0]
+
+
+def similarities(ann: Any, query: Vectors, rows: npt.NDArray[np.int64]) -> Vectors:
+    """Cosine of a query with each of these stored vectors, (rows,), a block at a time in memory."""
+    parts = [np.zeros(0, np.float32)]
+    with one_thread():
+        for start in range(0, len(rows), BLOCK):
+            parts.append(ann.reconstruct_batch(rows[start : start + BLOCK]) @ query)  # (block, dimensions) → (block,)
+    return np.concatenate(parts)
 
 
 class SemanticIndex:
@@ -111,19 +151,30 @@ class SemanticIndex:
         k = min(k, len(self.doc_ids))
         if k < 1 or not len(queries):
             return [[] for _ in queries]
-        with _one_thread():
+        with one_thread():
             scores, rows = self._ann.search(queries, k)
         return [self._hits(*found) for found in zip(scores, rows, strict=True)]
 
     def search_among(self, vector: npt.ArrayLike, k: int, rows: npt.NDArray[np.int64]) -> list[Hit]:
-        """`search` among these rows alone, exactly: each stored vector is compared, a block at a time in memory.
+        """`search` among these rows alone.
 
-        An approximate search that drops what does not fit afterwards finds less the fewer documents fit; this finds
-        all, in time that grows with them.
+        Where few rows are allowed, each stored vector is compared: this finds all, in time that grows with them. Where
+        many are, the index itself searches among them, from the number of rows on that its builder measured
+        (`IndexStats.filters`). If its visited lists hold fewer than k of them, the exact comparison answers.
+
+        Raises:
+            ArtifactError: a vector of another width, or not finite.
+            SchemaError: there is no such row.
         """
-        parts = [self.similarities(vector, rows[start : start + BLOCK]) for start in range(0, len(rows), BLOCK)]
-        scores = np.concatenate(parts) if parts else np.zeros(0, np.float32)
-        return self._hits(scores, rows)[: max(k, 0)]
+        query = self._checked(np.asarray(vector, np.float32)[None])[0]
+        rows = self._checked_rows(rows)
+        k = max(min(k, len(rows)), 0)
+        nprobe = next((nprobe for least, nprobe in self.facts.filters if len(rows) >= least), None)
+        if nprobe is not None and k:
+            hits = self._hits(*search_selected(self._ann, query, k, Selection(len(self.doc_ids), rows, nprobe)))
+            if len(hits) == k:
+                return hits
+        return self._hits(similarities(self._ann, query, rows), rows)[:k]
 
     def similarities(self, vector: npt.ArrayLike, rows: Sequence[int] | npt.NDArray[np.int64]) -> Vectors:
         """Cosine of the query with each of these documents, (rows,), by their stored vectors.
@@ -133,16 +184,15 @@ class SemanticIndex:
             SchemaError: there is no such row.
         """
         query = self._checked(np.asarray(vector, np.float32)[None])[0]
+        return similarities(self._ann, query, self._checked_rows(rows))
+
+    def _checked_rows(self, rows: Sequence[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         wanted = np.asarray(rows, np.int64)
-        if not len(wanted):
-            return np.zeros(0, np.float32)
-        if wanted.min() < 0 or wanted.max() >= len(self.doc_ids):
+        if len(wanted) and (wanted.min() < 0 or wanted.max() >= len(self.doc_ids)):
             raise SchemaError(
                 f"rows {wanted.min()} to {wanted.max()} are asked for; there are 0 to {len(self.doc_ids) - 1}"
             )
-        with _one_thread():
-            cosines: Vectors = self._ann.reconstruct_batch(wanted) @ query  # (rows, dimensions) → (rows,)
-        return cosines
+        return wanted
 
     def _checked(self, vectors: npt.ArrayLike) -> Vectors:
         queries: Vectors = np.ascontiguousarray(vectors, np.float32)
@@ -224,6 +274,8 @@ def run(
 
 def _facts(path: Path) -> IndexStats:
     try:
-        return IndexStats(**json.loads(path.read_text(encoding="utf-8")))
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields["filters"] = tuple((int(least), int(nprobe)) for least, nprobe in fields.get("filters", ()))
+        return IndexStats(**fields)
     except (ValueError, TypeError) as error:
         raise ArtifactError(f"{path}: not readable ({error}); build the index again") from error

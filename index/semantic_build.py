@@ -1,5 +1,7 @@
 """Builds the semantic index from vectors: exact below `index.flat_below` documents, inverted lists above.
 
+With `index.recall` the type and its parameters are chosen by a measured contract instead; see `index.contract`.
+
 Inverted lists hold fp16 residuals. At 64 dimensions and a million documents that was, of the kinds tried,
 the one that loses nothing that shows (recall@10 0.998) and halves both bytes (137 a document with its id)
 and time; HNSW was larger, slower to build and cannot delete.
@@ -8,7 +10,6 @@ and time; HNSW was larger, slower to build and cannot delete.
 import hashlib
 import json
 import logging
-import math
 import shutil
 import time
 from collections.abc import Mapping
@@ -19,6 +20,9 @@ from typing import Any
 import faiss
 import numpy as np
 
+from index import contract
+from index.held_out import FILE, HeldOutQueries
+from index.index_types import lists
 from index.recall import BLOCK, Vectors, _recalls
 from index.semantic import KIND, IndexStats, read_ann
 from pipeline import disk, progress
@@ -36,47 +40,62 @@ log = logging.getLogger(__name__)
 
 
 @STAGE
-def make(workspace: Path, config: IndexConfig, *, vectors: Artifact) -> Artifact:
-    """The `index` artifact of these vectors: vectors.faiss, rows.parquet, index.json.
+def make(workspace: Path, config: IndexConfig, *, vectors: Artifact, queries: HeldOutQueries | None = None) -> Artifact:
+    """The `index` artifact of these vectors: vectors.faiss, rows.parquet, index.json; under a contract queries.npy too.
 
     The metrics give bytes a document and recall: the share of the true nearest 10 and 100 that a search finds,
-    asked with document vectors, each without itself.
+    asked with document vectors, each without itself. Under a contract: see `contract.build`.
+
+    Args:
+        queries: the held-out queries of the contract, which are part of the fingerprint; not read without one.
 
     Raises:
         ArtifactError: the vectors cannot be read, or the index could not be written.
+        ConfigError: no type of index keeps the contract.
     """
-    settings = {"flat_below": config.flat_below, "nprobe": config.nprobe, "seed": config.seed}
+    settings: dict[str, float] = {"flat_below": config.flat_below, "nprobe": config.nprobe, "seed": config.seed}
+    inputs: dict[str, Artifact | str] = {"vectors": vectors}
+    if promised := contract.settings(config):
+        settings = {"flat_below": config.flat_below, "seed": config.seed, **promised}
+        inputs |= {"queries": queries.key} if queries else {}
 
     def build(staging: Staging) -> Mapping[str, Any]:
         matrix = _matrix(vectors.file("vectors.npy"))
-        began = time.monotonic()
-        ann, facts = _build(matrix, config, str(vectors.manifest.config["encoder_digest"]))
+        digest = str(vectors.manifest.config["encoder_digest"])
         path = staging.folder / "vectors.faiss"
-        write_ann(ann, path)
-        seconds = time.monotonic() - began
+        began = time.monotonic()
+        metrics: Mapping[str, Any]
+        if promised:
+            index = contract.build(matrix, config, queries)
+            write_ann(index.ann, path)
+            stats, filters = contract.with_filters(index.stats(digest), path, matrix, index, config)
+            metrics = {**index.metrics, **filters}
+            if queries:
+                np.save(staging.folder / FILE, index.queries)
+        else:
+            ann, stats = _build(matrix, config, digest)
+            write_ann(ann, path)
+            seconds = round(time.monotonic() - began, 2)
+            metrics = {"build_seconds": seconds, **_recalls(read_ann(path), matrix, stats, config.seed)}
         shutil.copyfile(vectors.file("rows.parquet"), staging.folder / "rows.parquet")
-        (staging.folder / "index.json").write_text(json.dumps(asdict(facts), indent=1) + "\n", encoding="utf-8")
+        (staging.folder / "index.json").write_text(_json(stats), encoding="utf-8")
         return {
-            "documents": facts.rows,
+            "documents": stats.rows,
             "data": vectors.manifest.inputs["data"],
-            "dimensions": facts.dimensions,
-            "factory": facts.factory,
-            "bytes_per_document": round(path.stat().st_size / facts.rows, 1),
-            "build_seconds": round(seconds, 2),
-            **_recalls(read_ann(path), matrix, facts, config.seed),
+            "dimensions": stats.dimensions,
+            "factory": stats.factory,
+            "bytes_per_document": round(path.stat().st_size / stats.rows, 1),
+            **metrics,
         }
 
-    return STAGE.make(workspace, config=settings, inputs={"vectors": vectors}, build=build)
+    return STAGE.make(workspace, config=settings, inputs=inputs, build=build)
 
 
-def lists(count: int) -> int:
-    """Number of inverted lists for this many vectors: about four square roots, a power of two.
-
-    Never so many that a list's centre would be learned from fewer than 39 vectors, where Faiss begins to warn.
-    """
-    wanted = round(math.log2(4 * math.sqrt(count)))
-    affordable = math.floor(math.log2(max(count / 39, 1)))
-    return int(2 ** min(wanted, affordable))
+def _json(stats: IndexStats) -> str:
+    fields = asdict(stats)
+    if not stats.filters:
+        del fields["filters"]  # An index without a contract is written as it always was.
+    return json.dumps(fields, indent=1) + "\n"
 
 
 def _build(matrix: Vectors, config: IndexConfig, encoder_digest: str) -> tuple[Any, IndexStats]:

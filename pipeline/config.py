@@ -213,10 +213,21 @@ class IndexConfig:
     """BM25's b: the penalty on long documents, from 0 for none to 1."""
     seed: int = 13
     """Seed of the clustering of inverted lists and of the recall sample."""
+    recall: float = added(0.0)
+    """Recall at 100 against exact search that the semantic index keeps for held-out queries by its lower 95 % bound,
+    such as 0.98. The type of index and the visited lists are then chosen, and `nprobe` is not read; 0 for none."""
+    bytes_per_document: float = added(0.0)
+    """Maximum size of the semantic index, in bytes a document; needs `recall`. 0 for no limit."""
 
     def __post_init__(self) -> None:
         positive("index", nprobe=self.nprobe, k1=self.k1, flat_below=self.flat_below)
         share("index", b=self.b)
+        if not 0 <= self.recall < 1:
+            raise ConfigError(f"index.recall is {self.recall}; it must be below 1, such as 0.98, or 0 for no contract")
+        if self.bytes_per_document < 0 or (self.bytes_per_document and not self.recall):
+            raise ConfigError(
+                f"index.bytes_per_document is {self.bytes_per_document:g}; it must be 0 or more, and needs index.recall"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=DOCUMENTED)

@@ -43,8 +43,19 @@ def of(
             "bytes a document": index.metrics["bytes_per_document"],
             "build, seconds": index.metrics["build_seconds"],
             "embedding, documents per second": vectors.metrics["embedded_per_s"],
+            **_contract(index.metrics),
         }
     }
+    if "recall_curve" in index.metrics:
+        groups["index, recall at 100 and latency by lists visited"] = {
+            str(point["nprobe"]): {
+                "recall": point["recall"],
+                "lower 95 % bound": point["lower"],
+                "p50, ms": point["p50_ms"],
+                "p95, ms": point["p95_ms"],
+            }
+            for point in index.metrics["recall_curve"]
+        }
     for name, artifact in bundles.items():
         description = bundle(artifact)
         precisions = description["precisions"]
@@ -65,6 +76,21 @@ def of(
         for name, model in trained.items()
     }
     return groups
+
+
+def _contract(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The promise of an index by `index.recall`, and how it is kept; empty without such a contract."""
+    if "recall_target" not in metrics:
+        return {}
+    return {
+        "chosen for": metrics["choice"],
+        "recall at 100, stated": metrics["recall_target"],
+        "recall at 100, measured": metrics["recall_at_100"],
+        "recall at 100, lower 95 % bound": metrics["recall_at_100_lower"],
+        "recall measured on": f"{metrics['recall_queries']} {metrics['recall_measured_on']}",
+        "lists visited": metrics["nprobe"],
+        "search of one query, p50, ms": metrics["p50_ms"],
+    }
 
 
 TRAINING_ROWS = {"pairs": "pairs", "pairs_per_s": "pairs per second", "seconds": "seconds"}

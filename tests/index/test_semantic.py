@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from index import index_types, semantic_build, vectors
 from index import semantic as search
-from index import semantic_build, vectors
 from index.hits import Hit
 from index.semantic import SemanticIndex
-from pipeline import artifacts, disk, schema
+from pipeline import disk, schema
 from pipeline.artifacts import Artifact
 from pipeline.config import IndexConfig
 from pipeline.errors import ArtifactError, MissingError, SchemaError
@@ -242,14 +242,14 @@ def test_a_lost_write_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         content = path.read_bytes()
         path.write_bytes(content[:-4] + b"\0\0\0\0")
 
-    monkeypatch.setattr(artifacts, "fsync", lose)
+    monkeypatch.setattr(disk, "fsync", lose)
     with pytest.raises(ArtifactError, match="not what was written"):
         semantic_build.write_ann(ann, tmp_path / "vectors.faiss")
 
 
 @given(st.integers(1, 10**10))
 def test_lists_are_a_power_of_two_near_four_roots_that_can_be_learned(count: int) -> None:
-    number = semantic_build.lists(count)
+    number = index_types.lists(count)
     assert number & (number - 1) == 0
     assert number == 1 or 39 * number <= count
     if count > 50_000:

@@ -1,0 +1,160 @@
+"""Builds the semantic index that keeps the recall of a recipe: choose, estimate, build, measure, raise or refuse.
+
+choices ──► build ──► curve on held-out queries ──► bound holds? ──► filters ──► index
+   ▲                                                    │ no
+   └──────────────── the next better type ◄─────────────┘        none left: ConfigError
+"""
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+
+from index import index_types, tuning
+from index.held_out import HeldOutQueries, Vectors
+from index.semantic import IndexStats, read_ann
+from pipeline import progress
+from pipeline.config import IndexConfig
+from pipeline.errors import ArtifactError, ConfigError
+
+BLOCK = 1 << 16
+"""Documents added at once."""
+SAMPLED_DOCUMENTS = 500
+"""Documents whose vectors are asked for where there are no queries."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ContractIndex:
+    """An index that keeps its contract, before it is written."""
+
+    ann: Any
+    chosen: index_types.IndexType
+    point: tuning.CurvePoint
+    metrics: Mapping[str, Any]
+    """Estimate, choice, recall with its bound, the recall–latency curve."""
+    queries: Vectors
+    """The vectors that it was judged by."""
+
+    def stats(self, encoder_digest: str) -> IndexStats:
+        """The fields of `index.json`, before filters are measured."""
+        return IndexStats(
+            encoder_digest=encoder_digest,
+            dimensions=self.ann.d,
+            rows=self.ann.ntotal,
+            factory=self.chosen.factory,
+            nprobe=self.point.nprobe,
+        )
+
+
+def settings(config: IndexConfig) -> dict[str, float]:
+    """The part of an index's fingerprint that the contract adds; empty without one."""
+    if not config.recall:
+        return {}
+    return {"recall": config.recall, "bytes_per_document": config.bytes_per_document}
+
+
+def build(matrix: Any, config: IndexConfig, held_out: HeldOutQueries | None) -> ContractIndex:
+    """The first type of index that keeps `config.recall`.
+
+    Args:
+        matrix: (documents, dimensions) unit vectors.
+        held_out: the queries that recall is measured on; without any, documents' vectors, and the metrics say so.
+
+    Raises:
+        ConfigError: no type keeps the recall within the bytes; nothing is built then.
+        ArtifactError: the queries have another width than the documents.
+    """
+    rows, dimensions = matrix.shape
+    queries = _queries(matrix, config, held_out)
+    candidates = index_types.choices(rows, dimensions, config)
+    truth: tuning.Truth | None = None
+    tried: dict[str, Any] = {}
+    for candidate in candidates:
+        seconds = candidate.seconds(rows, dimensions)
+        log.info(
+            "index: %s, %s: about %.1f bytes a document, %.0f s",
+            candidate.factory,
+            candidate.reason,
+            candidate.bytes_per_document,
+            seconds,
+        )
+        began = time.monotonic()
+        ann = index_types.build(candidate, matrix, config.seed)
+        _add(ann, matrix)
+        built = time.monotonic() - began
+        truth = truth or tuning.Truth.of(matrix, queries)
+        point, points = tuning.curve(ann, matrix, truth, config.recall)
+        if point is None:
+            tried[candidate.factory] = {"recall_at_100": points[-1].recall, "recall_at_100_lower": points[-1].lower}
+            log.warning("index: %s does not keep recall %g: at most %s", candidate.factory, config.recall, points[-1])
+            continue
+        metrics = {
+            "choice": candidate.reason,
+            "estimate": {
+                "bytes_per_document": round(candidate.bytes_per_document, 1),
+                "build_seconds": round(seconds, 1),
+            },
+            "build_seconds": round(built, 2),
+            "nprobe": point.nprobe,
+            "recall_target": config.recall,
+            "recall_at_100": point.recall,
+            "recall_at_100_lower": point.lower,
+            "recall_queries": len(queries),
+            "recall_measured_on": "held-out queries" if held_out else "documents",
+            "p50_ms": point.p50_ms,
+            "recall_curve": [asdict(one) for one in points],
+            **({"refused": tried} if tried else {}),
+        }
+        return ContractIndex(ann=ann, chosen=candidate, point=point, metrics=metrics, queries=queries)
+    best = max(item["recall_at_100_lower"] for item in tried.values())
+    raise ConfigError(
+        f"index.recall is {config.recall}: within index.bytes_per_document = {config.bytes_per_document:g} the best "
+        f"type, {max(tried, key=lambda name: tried[name]['recall_at_100_lower'])}, keeps {best:.4f} by its lower bound "
+        f"over {len(queries)} queries, however many lists are visited; raise the limit or lower the recall"
+    )
+
+
+def with_filters(
+    stats: IndexStats, path: Path, matrix: Any, index: ContractIndex, config: IndexConfig
+) -> tuple[IndexStats, dict[str, Any]]:
+    """The stats with the measured crossover of filters, and the measurements for the metrics.
+
+    Args:
+        path: the written Faiss file.
+    """
+    ann = read_ann(path)
+    if isinstance(ann, faiss.IndexRefine):  # A fast scan takes no selector.
+        return stats, {"filters": []}
+    points = tuning.filters(ann, matrix, index.queries, config.recall, config.seed)
+    log.info("index: filters are searched inside it from %s rows on", points[-1].rows if points else "no number of")
+    crossover = tuple((point.rows, point.nprobe) for point in points)
+    found = IndexStats(**{**asdict(stats), "filters": crossover})
+    return found, {"filters": [point.to_dict() for point in points]}
+
+
+def _queries(matrix: Any, config: IndexConfig, held_out: HeldOutQueries | None) -> Vectors:
+    if held_out is None:
+        drawn = np.sort(np.random.default_rng(config.seed).permutation(len(matrix))[:SAMPLED_DOCUMENTS])
+        return np.ascontiguousarray(matrix[drawn], np.float32)
+    queries = np.ascontiguousarray(held_out.load(), np.float32)
+    if queries.ndim != 2 or queries.shape[1] != matrix.shape[1] or not np.isfinite(queries).all():
+        raise ArtifactError(
+            f"index: held-out queries of shape {queries.shape} for documents of {matrix.shape[1]} dimensions, or "
+            "values that are not finite; embed queries and documents with one encoder"
+        )
+    return queries
+
+
+def _add(ann: Any, matrix: Any) -> None:
+    with progress.bar("Indexing vectors", len(matrix), "documents") as advance:
+        for start in range(0, len(matrix), BLOCK):  # Ids inside Faiss are the rows, by the order of adding.
+            block = np.ascontiguousarray(matrix[start : start + BLOCK], np.float32)
+            ann.add(block)
+            advance(len(block))

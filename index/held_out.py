@@ -1,0 +1,73 @@
+"""The held-out queries that an approximate index is judged on: their vectors, and the rule that draws them."""
+
+import hashlib
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from index.hits import judged_queries
+from pipeline.artifacts import Artifact
+from pipeline.errors import ArtifactError
+
+MOST = 1000
+"""Queries that are drawn; the bound on recall narrows with the root of their number."""
+FEWEST = 100
+"""Below this number of queries, recall is measured on documents' vectors instead."""
+FILE = "queries.npy"
+"""The file of an `index` artifact that keeps the queries' vectors, for the next index of the same encoder."""
+
+Vectors = npt.NDArray[np.float32]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOutQueries:
+    """Queries that are no documents: what names them, and how their vectors are had."""
+
+    key: str
+    """Part of the fingerprint of an index that is judged on them."""
+    load: Callable[[], Vectors]
+    """Returns (queries, dimensions) unit vectors; may take seconds."""
+
+    @classmethod
+    def of_data(
+        cls, data: Artifact, encoder_digest: str, embed: Callable[[Sequence[str]], np.ndarray]
+    ) -> "HeldOutQueries | None":
+        """Queries of a data artifact: those of valid and test, or all where these are too few; None below FEWEST.
+
+        Args:
+            embed: texts of queries → unit vectors, by the encoder with this digest.
+        """
+        if "queries.parquet" not in data.manifest.files:
+            return None
+        queries = judged_queries(data, ("valid", "test"))
+        if len(queries) < FEWEST:
+            queries = judged_queries(data, ())
+        if len(queries) < FEWEST:
+            log.warning("index: recall is measured on documents' vectors, as there are only %d queries", len(queries))
+            return None
+        # By digest, so that the draw does not depend on the order of the data.
+        drawn = sorted(queries, key=lambda query: hashlib.blake2b(query.encode()).digest())[:MOST]
+        texts = [queries[query_id] for query_id in drawn]
+        content = "\0".join([encoder_digest, *texts]).encode()
+        return cls(hashlib.blake2b(content, digest_size=16).hexdigest(), lambda: np.asarray(embed(texts), np.float32))
+
+    @classmethod
+    def of_index(cls, index: Artifact) -> "HeldOutQueries | None":
+        """The queries that an earlier index of the same encoder was judged on; None where it kept none."""
+        if FILE not in index.manifest.files:
+            return None
+        return cls(index.manifest.inputs["queries"], lambda: _read(index.file(FILE)))
+
+
+def _read(path: Path) -> Vectors:
+    try:
+        vectors: Vectors = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ArtifactError(f"{path}: not readable ({error}); build the index again") from error
+    return vectors

@@ -1,0 +1,81 @@
+"""A recipe with `index.recall`: queries of the data judge the first index, and travel with it through re-indexes."""
+
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from flows import indexing, judging
+from flows import reindex as reindexing
+from flows.runner import Runner
+from index.document_store import DocumentStore
+from index.semantic import SemanticIndex
+from pipeline import artifacts, releases
+from pipeline.artifacts import Artifact
+from pipeline.config import IndexConfig
+from pipeline.evaluation import facts
+from pipeline.releases import Releases
+
+QUERIES = 120
+
+
+def data_of(release: Artifact, workspace: Path) -> Artifact:
+    """A data artifact of a release's documents, with queries made of their titles."""
+    store = DocumentStore.load(releases.part(release, "documents").path)
+    stored = [store.get(row) for row in range(len(store))]
+    titles = [f"a {document.title}" for document in stored]
+    queries = [f"{titles[number % len(titles)]} {number}" for number in range(QUERIES)]
+    ids = [f"q{number}" for number in range(QUERIES)]
+    tables = {
+        "documents": {name: [getattr(item, name) for item in stored] for name in ("doc_id", "title", "text")},
+        "queries": {"query_id": ids, "text": queries},
+        "judgments": {
+            "query_id": ids,
+            "doc_id": [stored[0].doc_id] * QUERIES,
+            "grade": [1] * QUERIES,
+            "split": ["test"] * QUERIES,
+        },
+    }
+
+    def build(staging: artifacts.Staging) -> Mapping[str, Any]:
+        for name, columns in tables.items():
+            pq.write_table(pa.table(columns), staging.folder / f"{name}.parquet")
+        return {}
+
+    return artifacts.make(workspace, "data", version=1, config={}, inputs={}, build=build)
+
+
+def test_a_reindex_judges_its_index_on_the_queries_of_the_data(tmp_path: Path) -> None:
+    workspace = tmp_path / "workspace"
+    with tarfile.open(Path(__file__).with_name("before") / "workspace.tar.xz") as archive:
+        archive.extractall(workspace, filter="data")
+    registry, run = Releases(workspace), Runner(workspace)
+    old = registry.open()
+    data, encoder = data_of(old, workspace), releases.part(old, "encoder")
+    first = indexing.make_searchable(IndexConfig(recall=0.9), run, encoder=encoder, data=data)
+    assert first.index.metrics["recall_measured_on"] == "held-out queries"
+    assert first.index.metrics["recall_queries"] == QUERIES
+    group = facts.of({}, first.vectors, first.index, {})["index"]
+    assert group["recall at 100, lower 95 % bound"] == first.index.metrics["recall_at_100_lower"]
+
+    parts = {name: releases.part(old, name) for name in judging.PARTS}
+    parts |= {"lexical": first.lexical, "documents": first.documents, "index": first.index}
+    settings = {**old.manifest.config, "index": {**old.manifest.config["index"], "recall": 0.9}}
+    stated = registry.publish(parts, metrics=old.metrics, config=settings)
+    registry.promote(stated.fingerprint, reason="test")
+
+    store = DocumentStore.load(first.documents.path)
+    kept = [store.get(row) for row in range(len(store) - 1)]
+    (tmp_path / "documents").mkdir()
+    columns = {name: [getattr(item, name) for item in kept] for name in ("doc_id", "title", "text")}
+    pq.write_table(pa.table(columns), tmp_path / "documents" / "documents.parquet")
+    assert reindexing.reindex([str(tmp_path / "documents")], workspace)["live"]
+    index = releases.part(registry.open(), "index")
+    assert index.metrics["recall_measured_on"] == "held-out queries"
+    assert index.manifest.inputs["queries"] == first.index.manifest.inputs["queries"]
+    np.testing.assert_array_equal(np.load(index.file("queries.npy")), np.load(first.index.file("queries.npy")))
+    assert len(SemanticIndex.load(index.path).doc_ids) == len(kept)

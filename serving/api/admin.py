@@ -214,20 +214,20 @@ def _errors() -> Iterator[None]:
 
 def _releases(lifecycle: Lifecycle) -> Mapping[str, Any]:
     live = lifecycle.releases.live()
-    facts = lifecycle.facts()
+    stats = lifecycle.stats()
     loaded = lifecycle.loaded
     roles: dict[str, list[str]] = {name: [] for name in lifecycle.releases.ids()}
     for role, names in (
         ("live", [loaded.release] if loaded else []),
-        ("kept", facts["kept"]),
-        *((kind, [facts[kind]["release"]] if facts[kind] else []) for kind in ("canary", "shadow")),
+        ("kept", stats["kept"]),
+        *((kind, [stats[kind]["release"]] if stats[kind] else []) for kind in ("canary", "shadow")),
     ):
         for name in names:
             roles.setdefault(name, []).append(role)
     return {
         "pointer": asdict(live) if live else None,
         "releases": [{"release": name, "roles": held} for name, held in roles.items()],
-        **facts,
+        **stats,
     }
 
 
@@ -235,10 +235,10 @@ def _begin(lifecycle: Lifecycle, kind: Kind, trial: Callable[[str], Trial], name
     release = lifecycle.releases.resolve(name)
     if release == lifecycle.current.release:
         raise StateError(f"release {release[:12]} is live; name another as {kind}")
-    begun = lifecycle.rollout.file.begin(kind, trial(release))
+    begun = lifecycle.rollout.active.file.begin(kind, trial(release))
     lifecycle.poll()
-    ended = lifecycle.rollout.trials.withdrawn
-    running = lifecycle.facts()[kind]
+    ended = lifecycle.rollout.active.trials.withdrawn
+    running = lifecycle.stats()[kind]
     if not (running and running["runs_here"]):
         why = f": {ended.reason}" if ended and ended.release == release else ""
         if running and running["waits_for"]:
@@ -250,9 +250,9 @@ def _begin(lifecycle: Lifecycle, kind: Kind, trial: Callable[[str], Trial], name
 
 def _end(lifecycle: Lifecycle, kind: Kind, reason: str) -> Mapping[str, Any]:
     trial = _running(lifecycle, kind)
-    lifecycle.rollout.file.end(kind, trial.number, reason)
+    lifecycle.rollout.active.file.end(kind, trial.number, reason)
     lifecycle.poll()
-    withdrawn = lifecycle.rollout.trials.withdrawn
+    withdrawn = lifecycle.rollout.active.trials.withdrawn
     return {"withdrawn": asdict(withdrawn) if withdrawn else None}
 
 
@@ -261,7 +261,7 @@ def _promote(lifecycle: Lifecycle, body: MoveBody) -> Mapping[str, Any]:
     canary = _running(lifecycle, "canary")
     expected = body.expected if body.expected is not None else seen
     pointer = lifecycle.releases.promote(canary.release, reason=body.reason, expected=expected)
-    lifecycle.rollout.file.end("canary", canary.number, None)
+    lifecycle.rollout.active.file.end("canary", canary.number, None)
     lifecycle.poll()
     return asdict(pointer)
 
@@ -277,7 +277,7 @@ def _rollback(lifecycle: Lifecycle, body: MoveBody) -> Mapping[str, Any]:
 
 
 def _running(lifecycle: Lifecycle, kind: Kind) -> Trial:
-    seen = lifecycle.rollout.file.read()
+    seen = lifecycle.rollout.active.file.read()
     trial = seen.canary if kind == "canary" else seen.shadow
     if trial is None:
         raise NotFoundError(f"no {kind} runs; PUT /admin/{kind} begins one")

@@ -34,7 +34,7 @@ async def livez() -> Response:
 async def readyz(request: Request) -> Response:
     """200 when both models answered within the last second; names a release that was refused or withdrawn."""
     service: Service = request.app.state.service
-    trouble = {name: service.lifecycle.facts()[name] for name in ("refused", "withdrawn")}
+    trouble = {name: service.lifecycle.stats()[name] for name in ("refused", "withdrawn")}
     try:
         searcher = await _ready(service)
     except NotReadyError as error:

@@ -57,8 +57,8 @@ class RolloutMetrics:
         for (kind, end), copies in list(rollout.copies.items()):
             self._advance(self._copies.labels(kind, end), ("copies", kind, end), copies)
         for kind in KINDS:
-            self._advance(self._withdrawals.labels(kind), ("withdrawals", kind), rollout.withdrawals[kind])
-            self._share.labels(kind).set(rollout.share(kind))
+            self._advance(self._withdrawals.labels(kind), ("withdrawals", kind), rollout.active.withdrawals[kind])
+            self._share.labels(kind).set(rollout.active.share(kind))
         for variant in VARIANTS:
             self._advance(self._requests.labels(variant), ("requests", variant), rollout.requests[variant])
             self._advance(self._errors.labels(variant), ("errors", variant), rollout.errors[variant])

@@ -49,7 +49,7 @@ class ComparedRequest(Protocol):
     def depth(self) -> int:
         """Number of first results to compare; 0 where any order is the same."""
 
-    def ask(self, searcher: Searcher, terms: RequestOptions) -> ComparisonResult: ...
+    def ask(self, searcher: Searcher, options: RequestOptions) -> ComparisonResult: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +70,12 @@ class Rerank:
         """Number of first results to compare: at most half of the texts; the first ten of ten are always the same."""
         return min(DEPTH, len(self.texts) // 2)
 
-    def ask(self, searcher: Searcher, terms: RequestOptions) -> ComparisonResult:
-        return self.outcome(searcher.reranker.scores(self.query, self.texts, terms).values)
+    def ask(self, searcher: Searcher, options: RequestOptions) -> ComparisonResult:
+        return self.outcome(searcher.reranker.scores(self.query, self.texts, options).values)
 
     def outcome(self, scores: Sequence[float]) -> ComparisonResult:
-        order = sorted(range(len(scores)), key=lambda place: -scores[place])
-        return ComparisonResult(order, {place: relevance(score) for place, score in enumerate(scores)})
+        order = sorted(range(len(scores)), key=lambda index: -scores[index])
+        return ComparisonResult(order, {index: relevance(score) for index, score in enumerate(scores)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,22 +99,22 @@ class Search:
     def depth(self) -> int:
         return min(DEPTH, self.top_n)
 
-    def ask(self, searcher: Searcher, terms: RequestOptions) -> ComparisonResult:
+    def ask(self, searcher: Searcher, options: RequestOptions) -> ComparisonResult:
         return self.outcome(
             searcher.search(
                 self.query,
                 top_n=self.top_n,
                 retrieve=self.retrieve,
                 filters=self.filters,
-                terms=terms,
+                terms=options,
                 degrade=False,
             )
         )
 
-    def outcome(self, found: SearchResult) -> ComparisonResult:
+    def outcome(self, result: SearchResult) -> ComparisonResult:
         return ComparisonResult(
-            [answer.doc_id for answer in found.reranked],
-            {answer.doc_id: answer.relevance or 0.0 for answer in found.reranked},
+            [answer.doc_id for answer in result.reranked],
+            {answer.doc_id: answer.relevance or 0.0 for answer in result.reranked},
         )
 
 
@@ -154,10 +154,10 @@ def ndcg(order: Sequence[Hashable], grades: Mapping[str, int], cutoff: int) -> f
 
     The same measure as the report's `ndcg@10`, whose code is on the training side of the house.
     """
-    found = sum(grades.get(str(item), 0) / math.log2(rank + 1) for rank, item in enumerate(order[:cutoff], start=1))
+    gain = sum(grades.get(str(item), 0) / math.log2(rank + 1) for rank, item in enumerate(order[:cutoff], start=1))
     best = sorted(grades.values(), reverse=True)[:cutoff]
     ideal = sum(grade / math.log2(rank + 1) for rank, grade in enumerate(best, start=1))
-    return found / ideal if ideal else 0.0
+    return gain / ideal if ideal else 0.0
 
 
 def read_grades(folder: Path) -> Grades:
@@ -173,12 +173,12 @@ def read_grades(folder: Path) -> Grades:
     texts = {row["query_id"]: text.normalise(row["text"]) for row in queries}
     judgments = schema.read(folder / "judgments.parquet", "judgments")
     columns = ["query_id", "doc_id", "grade", *(["split"] if "split" in judgments.column_names else [])]
-    found: dict[str, dict[str, int]] = defaultdict(dict)
+    grades: dict[str, dict[str, int]] = defaultdict(dict)
     for row in judgments.select(columns).to_pylist():
         if row.get("split") != "train" and row["query_id"] in texts:
-            graded = found[texts[row["query_id"]]]
+            graded = grades[texts[row["query_id"]]]
             graded[row["doc_id"]] = max(row["grade"], graded.get(row["doc_id"], 0))
-    useful = {query: graded for query, graded in found.items() if any(graded.values())}
+    useful = {query: graded for query, graded in grades.items() if any(graded.values())}
     if not useful:
         raise MissingError(
             f"{folder}: no judged query outside the train split; name a folder with valid or test queries"

@@ -125,7 +125,7 @@ class Lifecycle:
             self._refuse(name, error, kept=first)
         self._current = first
         self._held = {first.release: first}
-        self.rollout.begin_settings(first, self.releases.resolve)
+        self.rollout.active.begin_settings(first, self.releases.resolve)
         self._follow_trials()
         self.watch()
 
@@ -157,12 +157,12 @@ class Lifecycle:
                 self._follow_pointer()
             self._follow_trials()
 
-    def facts(self) -> dict[str, Any]:
+    def stats(self) -> dict[str, Any]:
         """The releases that are refused, kept and on trial, as JSON."""
         return {
             "refused": asdict(self.refused) if self.refused else None,
             "kept": self.kept,
-            **self.rollout.facts(),
+            **self.rollout.stats(),
         }
 
     def _follow_pointer(self) -> None:
@@ -232,7 +232,7 @@ class Lifecycle:
 
     def _follow_trials(self) -> None:
         if self._current is not None:
-            self.rollout.follow(self._current, self._trial_searcher)
+            self.rollout.active.follow(self._current, self._trial_searcher)
             self._let_go()
 
     def _searcher(self, name: str) -> Searcher:
@@ -250,7 +250,7 @@ class Lifecycle:
 
     def _let_go(self) -> None:
         """Forgets the releases that nothing needs any more; requests that they answer still hold them."""
-        needed = {*self._before, *self.rollout.needed()}
+        needed = {*self._before, *self.rollout.active.needed()}
         if self._current is not None:
             needed.add(self._current.release)
         self._held = {name: held for name, held in self._held.items() if name in needed}
@@ -260,7 +260,7 @@ class Lifecycle:
         polled = time.monotonic()
         while not self._stop.wait(pause_s):
             try:
-                self.rollout.end_stalled()
+                self.rollout.active.end_stalled()
                 if time.monotonic() - polled >= self.settings.poll_s:
                     polled = time.monotonic()
                     self.poll()

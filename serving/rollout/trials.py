@@ -197,10 +197,10 @@ class TrialFile:
 def stamp(path: Path) -> Stamp | None:
     """Changes whenever a file is replaced; one stat, no reading. None where there is none."""
     try:
-        found = path.stat()
+        stat = path.stat()
     except OSError:
         return None
-    return found.st_mtime_ns, found.st_ino, found.st_size
+    return stat.st_mtime_ns, stat.st_ino, stat.st_size
 
 
 def now() -> str:

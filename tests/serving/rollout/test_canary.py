@@ -149,7 +149,7 @@ class Asked:
     chars: int = 1
     depth: int = 10
 
-    def ask(self, searcher: Any, terms: Any) -> ComparisonResult:
+    def ask(self, searcher: Any, options: Any) -> ComparisonResult:
         raise NotImplementedError
 
 
@@ -193,7 +193,7 @@ def test_neither_wishes_nor_deadlines_of_clients_withdraw_a_canary(
 ) -> None:
     lifecycle, route = canary_route(fresh, wish)
     put(lifecycle, route, 10, status)
-    assert (lifecycle.rollout.withdrawals["canary"] == 1) is withdrawn
+    assert (lifecycle.rollout.active.withdrawals["canary"] == 1) is withdrawn
     lifecycle.close()
 
 
@@ -202,9 +202,9 @@ def test_failures_that_clients_force_on_the_live_release_hide_no_bad_canary(fres
     lifecycle, route = canary_route(fresh, None)
     live = Route(lifecycle.current, "live", wished=wish is not None)
     put(lifecycle, live, 200, status)
-    assert lifecycle.rollout.withdrawals["canary"] == 0
+    assert lifecycle.rollout.active.withdrawals["canary"] == 0
     put(lifecycle, route, 2, 500)
-    assert lifecycle.rollout.withdrawals["canary"] == 1
+    assert lifecycle.rollout.active.withdrawals["canary"] == 1
     lifecycle.close()
 
 
@@ -230,7 +230,7 @@ def test_a_text_that_no_release_can_answer_decides_nothing(fresh: Any, monkeypat
 def test_a_failure_on_a_request_that_must_not_be_kept_counts_by_itself(fresh: Any) -> None:
     lifecycle, route = canary_route(fresh, None)
     put(lifecycle, route, 2, 500, private=True)
-    assert lifecycle.rollout.withdrawals["canary"] == 1
+    assert lifecycle.rollout.active.withdrawals["canary"] == 1
     assert not lifecycle.rollout.copies
     lifecycle.close()
 
@@ -241,7 +241,7 @@ def test_a_request_id_that_is_sent_again_decides_nothing(fresh: Any) -> None:
     for _ in range(50):
         lifecycle.rollout.answered(route, "the same", status=500, question=QUESTION)
         lifecycle.rollout.settle()
-    assert lifecycle.rollout.withdrawals["canary"] == 0
+    assert lifecycle.rollout.active.withdrawals["canary"] == 0
     lifecycle.close()
 
 
@@ -258,6 +258,6 @@ def canary_route(fresh: Any, wish: Any) -> tuple[Lifecycle, Route]:
     lifecycle = Lifecycle(Settings(workspace=fresh.path, threads=1, poll_s=60))
     lifecycle.start()
     bounds = Bounds(compare=0)
-    lifecycle.rollout.file.begin("canary", Canary(release=fresh.publish(2), share=1.0, bounds=bounds))
+    lifecycle.rollout.active.file.begin("canary", Canary(release=fresh.publish(2), share=1.0, bounds=bounds))
     lifecycle.poll()
     return lifecycle, lifecycle.rollout.choose(lifecycle.current, "a", wish)

@@ -9,7 +9,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from serving.api import app as apps
-from serving.rollout import pairs, shadow, traffic
+from serving.rollout import active, pairs, shadow
 from serving.rollout.lifecycle import Lifecycle
 from serving.rollout.trials import Bounds, Canary, Trial
 from serving.runtime import engine
@@ -30,7 +30,7 @@ def begin(fresh: Any) -> Iterator[Start]:
         lifecycle = Lifecycle(Settings(workspace=fresh.path, threads=threads, poll_s=60))
         lifecycle.start()
         canary = Canary(release=fresh.publish(2), share=1.0, bounds=Bounds(**{"min_overlap": 0, **bounds}))
-        lifecycle.rollout.file.begin("canary", canary)
+        lifecycle.rollout.active.file.begin("canary", canary)
         lifecycle.poll()
         client = TestClient(apps.create(lifecycle))
         clients.append(client.__enter__())
@@ -70,9 +70,9 @@ def wait_for_runs(lifecycle: Lifecycle, count: int) -> None:
 def look_twice(lifecycle: Lifecycle, monkeypatch: pytest.MonkeyPatch) -> None:
     """Looks for overdue runs twice, when every present run is overdue."""
     with monkeypatch.context() as patched:
-        patched.setattr(traffic, "STALL_SHARE", 0.0)
-        lifecycle.rollout.end_stalled()
-        lifecycle.rollout.end_stalled()
+        patched.setattr(active, "STALL_SHARE", 0.0)
+        lifecycle.rollout.active.end_stalled()
+        lifecycle.rollout.active.end_stalled()
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -84,7 +84,7 @@ def test_a_canary_that_stalls_for_ever_is_withdrawn(
     assert rerank(client, "a text", **{"x-request-timeout-ms": "50"}).status_code == 504
     wait_for_runs(lifecycle, threads)
     look_twice(lifecycle, monkeypatch)
-    withdrawn = lifecycle.rollout.file.read().withdrawn  # Known to the next process too.
+    withdrawn = lifecycle.rollout.active.file.read().withdrawn  # Known to the next process too.
     assert withdrawn is not None
     assert "a run of its model has not come back" in withdrawn.reason
     assert lifecycle.rollout.choose(lifecycle.current, "any", None).variant == "live"
@@ -96,15 +96,15 @@ def test_a_shadow_that_stalls_is_withdrawn_as_it_takes_a_runner(
     begin: Start, fresh: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client, lifecycle = begin()
-    lifecycle.rollout.file.end("canary", 1, "not wanted here")
-    lifecycle.rollout.file.begin("shadow", Trial(release=fresh.publish(2), share=1.0))
+    lifecycle.rollout.active.file.end("canary", 1, "not wanted here")
+    lifecycle.rollout.active.file.begin("shadow", Trial(release=fresh.publish(2), share=1.0))
     lifecycle.poll()
-    assert lifecycle.rollout._shadow is not None
-    stall = Stall(monkeypatch, lifecycle.rollout._shadow.searcher)
+    assert lifecycle.rollout.active.shadow is not None
+    stall = Stall(monkeypatch, lifecycle.rollout.active.shadow.searcher)
     assert rerank(client, "a text").status_code == 200
     wait_for_runs(lifecycle, 2)
     look_twice(lifecycle, monkeypatch)
-    assert lifecycle.rollout.file.read().shadow is None
+    assert lifecycle.rollout.active.file.read().shadow is None
     stall.released.set()
 
 
@@ -129,7 +129,7 @@ def test_a_stall_of_the_live_release_or_of_the_machine_withdraws_no_canary(
     assert tally is not None
     assert (tally.missed, tally.errors) == (0, 0)
     look_twice(lifecycle, monkeypatch)
-    assert lifecycle.rollout.withdrawals["canary"] == 0
+    assert lifecycle.rollout.active.withdrawals["canary"] == 0
     stall.released.set()
 
 
@@ -141,11 +141,11 @@ def test_runs_that_are_gone_at_the_next_look_withdraw_nothing(begin: Start, monk
         rerank(client, f"text {number}", **{"x-request-timeout-ms": "50"})
         wait_for_runs(lifecycle, 1)
         with monkeypatch.context() as patched:
-            patched.setattr(traffic, "STALL_SHARE", 0.0)
-            lifecycle.rollout.end_stalled()
+            patched.setattr(active, "STALL_SHARE", 0.0)
+            lifecycle.rollout.active.end_stalled()
         stall.released.set()
         wait_for_runs(lifecycle, 0)
-    assert lifecycle.rollout.withdrawals["canary"] == 0
+    assert lifecycle.rollout.active.withdrawals["canary"] == 0
 
 
 def test_a_canary_that_answers_no_copy_in_time_is_withdrawn(begin: Start, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,7 +154,7 @@ def test_a_canary_that_answers_no_copy_in_time_is_withdrawn(begin: Start, monkey
     monkeypatch.setattr(pairs, "COPY_S", 0.5)
     canary = canary_of(lifecycle)
     requests = 0
-    while lifecycle.rollout.withdrawals["canary"] == 0:
+    while lifecycle.rollout.active.withdrawals["canary"] == 0:
         stall = Stall(monkeypatch, canary)
         client.post(
             "/rerank",
@@ -167,7 +167,7 @@ def test_a_canary_that_answers_no_copy_in_time_is_withdrawn(begin: Start, monkey
         requests += 1
         assert requests < 50
     lifecycle.poll()
-    withdrawn = lifecycle.rollout.trials.withdrawn
+    withdrawn = lifecycle.rollout.active.trials.withdrawn
     assert withdrawn is not None
     assert "had no answer in time from the canary alone, and 0 from the live release alone" in withdrawn.reason
 
@@ -184,7 +184,7 @@ def test_a_canary_that_is_slower_on_the_same_questions_is_withdrawn(
     for number in range(10):
         rerank(client, f"text {number} " * (1 + number % 3))
         lifecycle.rollout.settle()
-    assert (lifecycle.rollout.withdrawals["canary"] == 1) is withdrawn
+    assert (lifecycle.rollout.active.withdrawals["canary"] == 1) is withdrawn
     if not withdrawn:
         tally = lifecycle.rollout.tally()
         assert tally is not None
@@ -219,7 +219,7 @@ def test_a_thousand_wishes_with_deadlines_of_a_millisecond_change_nothing(
         rerank(client, f"text {number}", **{"x-request-timeout-ms": "1", "x-canary": "always"})
     lifecycle.rollout.settle()
     assert lifecycle.rollout.tally() == before
-    assert lifecycle.rollout.withdrawals["canary"] == 0
+    assert lifecycle.rollout.active.withdrawals["canary"] == 0
     assert not lifecycle.rollout.copies
 
 
@@ -231,7 +231,7 @@ def test_deadlines_that_no_release_can_meet_withdraw_no_healthy_canary(begin: St
     tally = lifecycle.rollout.tally()
     assert tally is not None
     assert (tally.requests, tally.missed, tally.errors) == (50, 0, 0)
-    assert lifecycle.rollout.withdrawals["canary"] == 0
+    assert lifecycle.rollout.active.withdrawals["canary"] == 0
 
 
 def test_a_release_that_stalls_while_it_is_loaded_is_refused(fresh: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,10 +251,10 @@ def test_a_release_that_stalls_while_it_is_loaded_is_refused(fresh: Any, monkeyp
     monkeypatch.setattr(engine, "CHECK_S", 0.2)
     monkeypatch.setattr(engine.Engine, "run", run)
     canary = Canary(release=other, share=1.0, bounds=Bounds())
-    lifecycle.rollout.file.begin("canary", canary)
+    lifecycle.rollout.active.file.begin("canary", canary)
     lifecycle.poll()
     released.set()
-    withdrawn = lifecycle.rollout.file.read().withdrawn
+    withdrawn = lifecycle.rollout.active.file.read().withdrawn
     assert withdrawn is not None
     assert "the model gave no output in 0.2 s" in withdrawn.reason
     lifecycle.close()

@@ -110,7 +110,7 @@ def test_a_client_may_wish_and_vectors_are_always_the_live_ones(begin: Start, fr
 def test_a_canary_whose_results_are_others_is_withdrawn_by_itself(begin: Start, fresh: Any) -> None:
     client, lifecycle = begin()
     other = fresh.publish(2)
-    bounds = {"compare": 1, "min_compared": 3, "min_overlap": 1.0}
+    bounds = {"compare": 1, "min_compared": 3, "min_overlap": 1.0, "max_latency": 1000}
     client.put("/admin/canary", json={"release": other, "share": 1, "bounds": bounds})
     asked = 0
     while rerank(client, *(f"{asked} {text}" for text in TEXTS * 3)).headers["x-variant"] == "canary":
@@ -187,8 +187,8 @@ def test_a_canary_that_ranks_judged_queries_worse_is_withdrawn(begin: Start, fre
     client.post("/search", json={"query": "another query"})
     client.post("/search", json={"query": query, "filters": {"kind": "class"}})
     lifecycle.rollout.settle()
-    assert lifecycle.facts()["canary"]["counts"]["judged"] == 0
-    assert lifecycle.facts()["canary"]["counts"]["compared"] == 0
+    assert lifecycle.stats()["canary"]["counts"]["judged"] == 0
+    assert lifecycle.stats()["canary"]["counts"]["compared"] == 0
     client.post("/search", json={"query": "Sort a  LIST"})
     lifecycle.rollout.settle()
     lifecycle.poll()
@@ -219,7 +219,7 @@ def test_a_trial_whose_files_arrive_later_waits_for_them(
     folder, elsewhere = fresh.folder(other), tmp_path / "elsewhere"
     folder.rename(elsewhere)
     trial = Canary(release=other, share=1.0, bounds=Bounds()) if kind == "canary" else Trial(release=other, share=1.0)
-    lifecycle.rollout.file.begin(kind, trial)
+    lifecycle.rollout.active.file.begin(kind, trial)
     for path in sorted(path for path in elsewhere.rglob("*") if path.is_file()):
         lifecycle.poll()
         stats = client.get("/admin/releases").json()
@@ -234,7 +234,7 @@ def test_a_trial_whose_files_arrive_later_waits_for_them(
     lifecycle.poll()
     stats = client.get("/admin/releases").json()
     assert (stats[kind]["runs_here"], stats[kind]["waits_for"]) == (True, None)
-    assert lifecycle.rollout.withdrawals[kind] == 0
+    assert lifecycle.rollout.active.withdrawals[kind] == 0
 
 
 def test_a_trial_waits_while_memory_or_open_files_are_short(begin: Start, fresh: Any, monkeypatch: Any) -> None:
@@ -251,8 +251,8 @@ def test_a_trial_waits_while_memory_or_open_files_are_short(begin: Start, fresh:
     monkeypatch.setattr(lifecycle, "_load", load)
     lifecycle.poll()  # Too early.
     assert rerank(client).headers["x-variant"] == "live"
-    waiting = lifecycle.rollout._waiting["canary"]
-    lifecycle.rollout._waiting["canary"] = replace(waiting, until=waiting.until - RETRY_S)
+    waiting = lifecycle.rollout.active._waiting["canary"]
+    lifecycle.rollout.active._waiting["canary"] = replace(waiting, until=waiting.until - RETRY_S)
     lifecycle.poll()
     assert rerank(client).headers["x-variant"] == "canary"
 
@@ -286,7 +286,7 @@ def test_every_process_follows_the_trials_and_a_withdrawal(begin: Start, fresh: 
     assert rerank(two).headers["x-variant"] == "live"
     second.poll()
     assert rerank(two).headers["x-variant"] == "canary"
-    first.rollout._withdraw("canary", first.rollout.trials.canary, "the first one saw it fail")
+    first.rollout.active.withdraw("canary", first.rollout.active.trials.canary, "the first one saw it fail")
     assert rerank(one).headers["x-variant"] == "live"
     first.poll()
     second.poll()
@@ -304,7 +304,7 @@ def test_a_full_disk_does_not_keep_a_bad_canary(begin: Start, fresh: Any, monkey
 
     with monkeypatch.context() as patched:
         patched.setattr(disk, "write_atomically", full)
-        lifecycle.rollout._withdraw("canary", lifecycle.rollout.trials.canary, "slow")
+        lifecycle.rollout.active.withdraw("canary", lifecycle.rollout.active.trials.canary, "slow")
         for _ in range(2):
             lifecycle.poll()
             assert rerank(client).headers["x-variant"] == "live"
@@ -389,7 +389,7 @@ def test_a_shadow_is_asked_afterwards_and_compared(begin: Start, fresh: Any) -> 
 def test_a_shadow_that_fails_or_is_stuck_harms_nobody(begin: Start, fresh: Any, monkeypatch: Any) -> None:
     client, lifecycle = begin(threads=2)
     client.put("/admin/shadow", json={"release": fresh.publish(2), "share": 1})
-    ranker, go = lifecycle.rollout._shadow.searcher.ranker, threading.Event()
+    ranker, go = lifecycle.rollout.active.shadow.searcher.ranker, threading.Event()
 
     def stuck(items: Sequence[Item]) -> Any:
         go.wait(20)
@@ -419,7 +419,7 @@ def test_stopping_waits_for_no_copy(begin: Start, fresh: Any, monkeypatch: Any) 
         go.wait(20)
         return [0.0]
 
-    monkeypatch.setattr(lifecycle.rollout._shadow.searcher.ranker, "run", stuck)
+    monkeypatch.setattr(lifecycle.rollout.active.shadow.searcher.ranker, "run", stuck)
     for place in range(3):
         rerank(client, f"text {place}")
     assert began.wait(10)
@@ -499,7 +499,7 @@ def test_bad_input_is_a_422_that_names_it(begin: Start, body: Any, words: str) -
     assert refused.status_code == 422
     assert set(refused.json()) == {"error", "message", "detail", "type"}
     assert words in refused.json()["message"]
-    assert lifecycle.rollout.file.stamp() is None
+    assert lifecycle.rollout.active.file.stamp() is None
 
 
 def test_what_is_not_possible_as_things_stand_is_told(begin: Start, fresh: Any) -> None:

@@ -126,7 +126,7 @@ def _for_losses(
     recipe: Recipe, losses: LossSet, inputs: TrainingInputs, pairs: _TrainingPairs, run: runner.Runner
 ) -> _TrainingPairs:
     """The training pairs with the scores and states that this set of losses needs."""
-    if not losses.taught:
+    if not losses.from_teacher:
         return dataclasses.replace(pairs, pairs=inputs.pairs, scores=None)
     if losses.config.hidden_weight and losses.config.base != recipe.ranker.base:  # Its width may be another.
         return dataclasses.replace(pairs, scores=_scores(recipe, losses.config, inputs, pairs.pairs, run))

@@ -78,12 +78,12 @@ def _config(recipe: Mapping[str, Any], precisions: Sequence[str], overrides: Seq
 
 
 def _made(workspace: Path, config: ExportConfig, model: Artifact, judged_with: Artifact) -> dict[str, Any]:
-    from pipeline.evaluation import facts
+    from pipeline.evaluation import report_stats
     from pipeline.export import bundle as onnx
 
     data, pairs = (_input(workspace, judged_with, name) for name in ("data", "pairs"))
     exported = onnx.make(workspace, config, model=model, data=data, pairs=pairs)
-    figures = facts.bundle(exported)
+    figures = report_stats.bundle(exported)
     return {
         "role": figures["role"],
         "path": str(exported.path),

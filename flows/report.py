@@ -140,8 +140,8 @@ def _of_release(
     *,
     clicks: bool,
 ) -> Artifact:
-    from pipeline.evaluation import facts, systems
     from pipeline.evaluation import report as reports
+    from pipeline.evaluation import report_stats, systems
 
     opened = registry.open(release)
     recipe = recipes.parse(Recipe, opened.manifest.config)
@@ -166,7 +166,7 @@ def _of_release(
             baseline=systems.LIVE if baseline else systems.BOTH,
             subject=systems.FUSED,
         ),
-        facts=reports.ReportFacts(measured=facts.of(parts, corpus.vectors, corpus.index, {})),
+        stats=reports.ReportStats(measured=report_stats.of(parts, corpus.vectors, corpus.index, {})),
     )
 
 

@@ -174,8 +174,8 @@ def report_on(
     run: Runner,
 ) -> Artifact:
     """Judges all systems of a retraining on the test queries."""
-    from pipeline.evaluation import facts, systems
     from pipeline.evaluation import report as reports
+    from pipeline.evaluation import report_stats, systems
     from pipeline.training import teacher_scores
 
     scores = {
@@ -185,14 +185,14 @@ def report_on(
     ranked = run(systems.make, features=judged.features, fusion=judged.fusion, scores=scores)
     assert models.ranker is not None
     bundles = {"ranker": models.ranker, "encoder": models.encoder}
-    costs = facts.of(bundles, corpus.vectors, corpus.index, {**trained.compared, "ranker": trained.ranker})
+    costs = report_stats.of(bundles, corpus.vectors, corpus.index, {**trained.compared, "ranker": trained.ranker})
     return run(
         reports.make,
         recipe.evaluation,
         data=data,
         systems=ranked,
         plan=reports.ReportPlan(title=f"Retraining {recipe.name}", baseline=systems.BOTH, subject=systems.FUSED),
-        facts=reports.ReportFacts(measured=costs),
+        stats=reports.ReportStats(measured=costs),
     )
 
 

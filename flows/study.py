@@ -34,7 +34,7 @@ class StudyWay:
     summary: str
     source: str
     recipe: Recipe
-    taught: bool = True
+    from_teacher: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ def _way(recipe: Recipe, method: Method) -> StudyWay:
     from pipeline.training import preflight
 
     changed = method.change(recipe, preflight.source_shape(recipe))
-    return _checked(recipe, StudyWay(method.name, method.summary, method.source, changed, method.taught))
+    return _checked(recipe, StudyWay(method.name, method.summary, method.source, changed, method.from_teacher))
 
 
 def _checked(recipe: Recipe, way: StudyWay) -> StudyWay:
@@ -244,12 +244,12 @@ def _student(
     inputs = training.prepare(scored, run)
     model = run(
         ranker.make,
-        config if way.taught else dataclasses.replace(ranker.plain(config), plain=False),
+        config if way.from_teacher else dataclasses.replace(ranker.plain(config), plain=False),
         way.recipe.candidates,
         data=inputs.data,
-        pairs=inputs.ranker_pairs if way.taught else inputs.pairs,
-        teacher=inputs.ranker_teacher if way.taught else inputs.teacher,
-        teacher_scores=inputs.ranker_teacher_scores if way.taught else None,
+        pairs=inputs.ranker_pairs if way.from_teacher else inputs.pairs,
+        teacher=inputs.ranker_teacher if way.from_teacher else inputs.teacher,
+        teacher_scores=inputs.ranker_teacher_scores if way.from_teacher else None,
         base=inputs.base,
     )
     export = dataclasses.replace(recipe.export, precisions=recipe.study.precisions)

@@ -137,7 +137,7 @@ class PretrainConfig:
 
 def weights_of(config: Any) -> dict[str, float]:
     """The weights of a config's losses, by the name of the key."""
-    names = (one.name for one in dataclasses.fields(config) if one.name.endswith("_weight"))
+    names = (entry.name for entry in dataclasses.fields(config) if entry.name.endswith("_weight"))
     return {name: getattr(config, name) for name in names}
 
 

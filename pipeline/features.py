@@ -26,10 +26,10 @@ FEATURES = (
 
 def reciprocal_ranks(scores: Sequence[float], k: float = RRF_K) -> list[float]:
     """(k + 1) / (k + rank) of each score, 1 for the best; of equal scores the one that stands first ranks first."""
-    order = sorted(range(len(scores)), key=lambda place: -scores[place])
+    order = sorted(range(len(scores)), key=lambda index: -scores[index])
     reciprocals = [0.0] * len(scores)
-    for rank, place in enumerate(order, start=1):
-        reciprocals[place] = (k + 1) / (k + rank)
+    for rank, index in enumerate(order, start=1):
+        reciprocals[index] = (k + 1) / (k + rank)
     return reciprocals
 
 

@@ -30,7 +30,7 @@ def bar(label: str, total: float, unit: str, done: float = 0.0) -> Iterator[Adva
 
     console = Console(stderr=True)
     began = time.monotonic()
-    reached, whole, shown, last_note = done, total, began, ""
+    reached, all_units, shown, last_note = done, total, began, ""
 
     def rate() -> float:
         return (reached - done) / max(time.monotonic() - began, 1e-9)
@@ -55,12 +55,12 @@ def bar(label: str, total: float, unit: str, done: float = 0.0) -> Iterator[Adva
         return
 
     def line(amount: float, note: str = "", total: float | None = None) -> None:
-        nonlocal reached, shown, last_note, whole
-        reached, last_note, whole = reached + amount, note or last_note, total or whole
+        nonlocal reached, shown, last_note, all_units
+        reached, last_note, all_units = reached + amount, note or last_note, total or all_units
         if time.monotonic() - shown >= LINE_S:
             shown = time.monotonic()
-            left = (whole - reached) / max(rate(), 1e-9)
-            log.info("%s: %3.0f %%, %s, %.0f s left", label, 100 * reached / max(whole, 1e-9), words(), left)
+            left = (all_units - reached) / max(rate(), 1e-9)
+            log.info("%s: %3.0f %%, %s, %.0f s left", label, 100 * reached / max(all_units, 1e-9), words(), left)
 
     yield line
     log.info("%s: %s %s in %.1f s", label, f"{reached - done:,.0f}", unit, time.monotonic() - began)

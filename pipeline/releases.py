@@ -168,7 +168,7 @@ class Releases:
             )
         chain = self.pointer_file.earlier(current) if current else ()
         damaged = []
-        for place, release in enumerate(chain):
+        for number, release in enumerate(chain):
             try:
                 self._checked(release)
             except RelevanceError as error:
@@ -181,7 +181,7 @@ class Releases:
                 action="rollback",
                 reason=reason,
                 expected=generation,
-                earlier=chain[place + 1 :],
+                earlier=chain[number + 1 :],
                 rolled_back={**current.rolled_back, current.release: self._models_digest(current.release)},
             )
             return self.pointer_file.move(move)

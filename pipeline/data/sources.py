@@ -61,10 +61,10 @@ def find(config: SourceConfig, root: Path) -> ReadSource:
     wrong = [grade for grade in config.grades if not 0 <= grade <= MAX_GRADE]
     if wrong:
         raise ConfigError(f"{config.path}: grades has {wrong[0]}, which is outside 0..{MAX_GRADE}")
-    form, found = registry.find(config, root)
-    name = config.name or found.name
-    digest = found.digest()
-    return ReadSource(name, form, digest, lambda: _read(name, form, digest, found, config))
+    form, source = registry.find(config, root)
+    name = config.name or source.name
+    digest = source.digest()
+    return ReadSource(name, form, digest, lambda: _read(name, form, digest, source, config))
 
 
 def read(config: SourceConfig, root: Path) -> Source:
@@ -84,15 +84,15 @@ def read(config: SourceConfig, root: Path) -> Source:
     return find(config, root).read()
 
 
-def _read(name: str, form: str, digest: str, found: FoundSource, config: SourceConfig) -> Source:
+def _read(name: str, form: str, digest: str, origin: FoundSource, config: SourceConfig) -> Source:
     """The source as read, after a check that its content still has the digest."""
     began = time.monotonic()
-    source = _checked(name, form, found.read(), digest, config, found.shown)
-    if found.digest() != digest:
-        raise SchemaError(f"{found.shown}: changed while it was read; run again when nothing writes to it any more")
+    source = _checked(name, form, origin.read(), digest, config, origin.shown)
+    if origin.digest() != digest:
+        raise SchemaError(f"{origin.shown}: changed while it was read; run again when nothing writes to it any more")
     log.info(
         "%s: %s, %d documents, %d queries, %d judgments in %.1f s",
-        found.shown,
+        origin.shown,
         form,
         source.documents.num_rows,
         source.queries.num_rows,
@@ -139,7 +139,7 @@ def _map_grades(judgments: pa.Table, grades: tuple[int, ...]) -> tuple[pa.Table,
 
 def _large(table: pa.Table) -> pa.Table:
     """The table with one type for all texts, so that tables of several sources can be joined."""
-    for place, column in enumerate(table.schema):
+    for number, column in enumerate(table.schema):
         if is_text(column.type):
-            table = table.set_column(place, column.name, table[column.name].cast(STRING))
+            table = table.set_column(number, column.name, table[column.name].cast(STRING))
     return table

@@ -108,7 +108,7 @@ def make(
         import pyarrow.parquet as pq
 
         frames = {split: values_per_query(config, data, pool, trials, split) for split in ("valid", "test")}
-        found = finite(
+        ablation = finite(
             {
                 "title": title,
                 "ceiling": ceiling,
@@ -116,15 +116,15 @@ def make(
                 "choice": _choice(frames["valid"], students, decisive, config),
             }
         )
-        text = json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        text = json.dumps(ablation, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         disk.write_atomically(staging.folder / "ablation.json", text, json.loads)
-        disk.write_atomically(staging.folder / "table.md", markdown(found), str)
-        for name in _shown(found) if any(trial.line for trial in students) else []:
-            drawn = doses(found, students, name)
+        disk.write_atomically(staging.folder / "table.md", markdown(ablation), str)
+        for name in _shown(ablation) if any(trial.line for trial in students) else []:
+            drawn = doses(ablation, students, name)
             disk.write_atomically(staging.folder / f"doses-{name.replace('@', '-')}.svg", drawn, str)
-        whole = pd.concat([frame.assign(split=split) for split, frame in frames.items()], ignore_index=True)
-        pq.write_table(pa.Table.from_pandas(whole, preserve_index=False), staging.folder / "per_query.parquet")
-        return {"choice": found["choice"]["supported"], "tied": found["choice"]["tied"]}
+        per_query = pd.concat([frame.assign(split=split) for split, frame in frames.items()], ignore_index=True)
+        pq.write_table(pa.Table.from_pandas(per_query, preserve_index=False), staging.folder / "per_query.parquet")
+        return {"choice": ablation["choice"]["supported"], "tied": ablation["choice"]["tied"]}
 
     settings = {
         **per_query_settings(config, data),
@@ -142,11 +142,11 @@ def values_per_query(
     """kind, seed, query_id, slice and the measures, for each trial and judged query of the split."""
     judgments, _ = judged(data, split, clicks=config.clicks)
     ranked = {
-        f"{place}": runs.read(trial.scores[split].file("scores.parquet"), trial.kind, pool, split)
-        for place, trial in enumerate(trials)
+        f"{number}": runs.read(trial.scores[split].file("scores.parquet"), trial.kind, pool, split)
+        for number, trial in enumerate(trials)
     }
     frame = per_query(data, ranked, judgments, config)
-    who = [trials[int(place)] for place in frame["system"]]
+    who = [trials[int(number)] for number in frame["system"]]
     frame = frame.assign(kind=[trial.kind for trial in who], seed=[trial.seed for trial in who])
     return frame[["kind", "seed", "query_id", "slice", *measures(config)]]
 
@@ -175,8 +175,8 @@ def compared(
     )
     seeds = frame.groupby(["kind", "seed"])[names].mean()
     systems: dict[str, dict[str, Any]] = {}
-    for place, kind in enumerate(tables):
-        own = spans[place * len(names) : (place + 1) * len(names)]
+    for number, kind in enumerate(tables):
+        own = spans[number * len(names) : (number + 1) * len(names)]
         each = seeds.loc[kind]
         systems[kind] = {
             "measures": {name: asdict(span) for name, span in zip(names, own, strict=True)},
@@ -206,18 +206,18 @@ def _choice(
     frame: "pd.DataFrame", students: Sequence[AblationRun], measure: str, config: EvaluationConfig
 ) -> dict[str, Any]:
     """The best kind on these queries, those it does not surely beat, and the simplest of them."""
-    terms = {trial.kind: trial.terms for trial in students}
-    tables = query_tables(frame, list(terms), [measure])
+    loss_counts = {trial.kind: trial.terms for trial in students}
+    tables = query_tables(frame, list(loss_counts), [measure])
     means = {kind: float(np.nanmean(table)) for kind, table in tables.items()}
     best = max(means, key=lambda kind: means[kind])
-    others = [kind for kind in terms if kind != best]
+    rivals = [kind for kind in loss_counts if kind != best]
     p_values = [
         significance.difference(
             tables[best][:, 0], tables[kind][:, 0], resamples=config.bootstrap, seed=config.seed, bounds=RANGE
         ).p
-        for kind in others
+        for kind in rivals
     ]
-    corrected = dict(zip(others, significance.holm(p_values), strict=True))
+    corrected = dict(zip(rivals, significance.holm(p_values), strict=True))
     tied = [kind for kind, p in corrected.items() if p >= SURE]
     return {
         "measure": measure,
@@ -226,18 +226,18 @@ def _choice(
         "best": best,
         "p": corrected,
         "tied": tied,
-        "supported": min([best, *tied], key=lambda kind: (terms[kind], -means[kind])),
+        "supported": min([best, *tied], key=lambda kind: (loss_counts[kind], -means[kind])),
     }
 
 
-def _shown(found: Mapping[str, Any]) -> list[str]:
+def _shown(ablation: Mapping[str, Any]) -> list[str]:
     """The measures that get a table: the headline, and pairwise accuracy, which tells short lists apart."""
-    return [found["headline"], *([PAIRWISE] if PAIRWISE in found["measures"] else [])]
+    return [ablation["headline"], *([PAIRWISE] if PAIRWISE in ablation["measures"] else [])]
 
 
-def _cells(found: Mapping[str, Any], measure: str) -> tuple[list[str], list[list[str]]]:
+def _cells(ablation: Mapping[str, Any], measure: str) -> tuple[list[str], list[list[str]]]:
     """Heads and rows of one measure's table, as texts."""
-    first, ceiling = found["kinds"][0], found["ceiling"]
+    first, ceiling = ablation["kinds"][0], ablation["ceiling"]
     heads = [
         "system",
         f"{page.label(measure)} [95 %]",
@@ -248,11 +248,11 @@ def _cells(found: Mapping[str, Any], measure: str) -> tuple[list[str], list[list
         f"less {ceiling}",
     ]
     rows = []
-    for name, system in found["systems"].items():
+    for name, system in ablation["systems"].items():
         seeds = system["seeds"][measure]
         row = [name, page.interval(system["measures"][measure], digits=4)]
         row.append(f"{np.std(seeds, ddof=1):.4f}" if len(seeds) > 1 else "")
-        if name in found["kinds"]:
+        if name in ablation["kinds"]:
             over, under, closed = system["first"][measure], system["ceiling"][measure], system["closed"][measure]
             gain = [page.interval(over, digits=4), page.p_value(over["p"]), "–" if closed is None else f"{closed:.0%}"]
             row += [*(gain if name != first else ["", "", ""]), page.interval(under, digits=4)]
@@ -260,54 +260,54 @@ def _cells(found: Mapping[str, Any], measure: str) -> tuple[list[str], list[list
     return heads, rows
 
 
-def verdict(found: Mapping[str, Any]) -> str:
+def verdict(ablation: Mapping[str, Any]) -> str:
     """The result of the choice, in a sentence or two."""
-    choice = found["choice"]
-    said = f"On {choice['queries']:,} valid queries {choice['best']} has the best {page.label(choice['measure'])}"
+    choice = ablation["choice"]
+    sentence = f"On {choice['queries']:,} valid queries {choice['best']} has the best {page.label(choice['measure'])}"
     if not choice["tied"]:
-        return f"{said}, surely better than every other: it is the default that this supports."
+        return f"{sentence}, surely better than every other: it is the default that this supports."
     tied = ", ".join(choice["tied"])
-    return f"{said}, in a tie with {tied}; the simplest of them, {choice['supported']}, is what this supports."
+    return f"{sentence}, in a tie with {tied}; the simplest of them, {choice['supported']}, is what this supports."
 
 
-def markdown(found: Mapping[str, Any]) -> str:
+def markdown(ablation: Mapping[str, Any]) -> str:
     """The tables for a README."""
-    lines = [f"**{found['title']}** ({found['queries']:,} test queries)", ""]
-    for measure in _shown(found):
-        heads, rows = _cells(found, measure)
+    lines = [f"**{ablation['title']}** ({ablation['queries']:,} test queries)", ""]
+    for measure in _shown(ablation):
+        heads, rows = _cells(ablation, measure)
         lines += ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
         lines += ["| " + " | ".join(row) + " |" for row in rows]
         lines.append("")
-    return "\n".join([*lines, verdict(found), ""])
+    return "\n".join([*lines, verdict(ablation), ""])
 
 
-def doses(found: Mapping[str, Any], students: Sequence[AblationRun], measure: str) -> Markup:
+def doses(ablation: Mapping[str, Any], students: Sequence[AblationRun], measure: str) -> Markup:
     """The mean of a measure over the doses, a line for each set of losses, with a rule at the ceiling's."""
-    means = {name: system["measures"][measure]["mean"] for name, system in found["systems"].items()}
+    means = {name: system["measures"][measure]["mean"] for name, system in ablation["systems"].items()}
     curves: dict[str, dict[str, float]] = {}
-    for trial in sorted(students, key=lambda one: one.dose):
+    for trial in sorted(students, key=lambda trial: trial.dose):
         curves.setdefault(trial.line, {})[f"{trial.dose:g}×"] = means[trial.kind]
-    ceiling = found["ceiling"]
+    ceiling = ablation["ceiling"]
     return plots.lines(curves, rule=means[ceiling], rule_name=ceiling, tick="{:.3f}", step=0.005)
 
 
-def card(found: Mapping[str, Any]) -> "RenderableType":
+def card(ablation: Mapping[str, Any]) -> "RenderableType":
     """The tables for a terminal.
 
     Args:
-        found: what ablation.json holds.
+        ablation: what ablation.json holds.
     """
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-    parts: list[RenderableType] = [Text(f"{found['title']}, {found['queries']:,} test queries")]
-    for measure in _shown(found):
-        heads, rows = _cells(found, measure)
+    parts: list[RenderableType] = [Text(f"{ablation['title']}, {ablation['queries']:,} test queries")]
+    for measure in _shown(ablation):
+        heads, rows = _cells(ablation, measure)
         table = Table(box=None, pad_edge=False)
-        for place, head in enumerate(heads):
-            table.add_column(Text(head), justify="left" if not place else "right")
+        for number, head in enumerate(heads):
+            table.add_column(Text(head), justify="left" if not number else "right")
         for row in rows:
             table.add_row(*map(Text, row))
         parts += [table, Text()]
-    return Group(*parts, Text(verdict(found)))
+    return Group(*parts, Text(verdict(ablation)))

@@ -182,8 +182,8 @@ def ndcg(
             + ("" if ids is None else f", {len(ids)} ids")
         )
     tie = -grade if ids is None else np.unique(np.asarray(ids), return_inverse=True)[1]
-    one, judged = np.zeros(len(grade), dtype=np.int64), np.ones(len(grade), dtype=bool)
-    lists = ordered_lists(one, score, tie, grade, judged, (np.zeros(len(ideal), dtype=np.int64), ideal), 1)
+    query, judged = np.zeros(len(grade), dtype=np.int64), np.ones(len(grade), dtype=bool)
+    lists = ordered_lists(query, score, tie, grade, judged, (np.zeros(len(ideal), dtype=np.int64), ideal), 1)
     return float(ranked_lists.ndcg(lists, k, gain)[0])
 
 
@@ -219,7 +219,7 @@ def evaluate(run: "pa.Table", judgments: "pa.Table", measures: Sequence[str], *,
         number[run_query][kept], score[kept], run_doc[kept], run_grade, judged, (judged_query, grade), len(wanted)
     )
     return PerQuery(
-        queries=tuple(query_names[place] for place in wanted),
+        queries=tuple(query_names[number] for number in wanted),
         values={name: _values(lists, measure, relevant_from) for name, measure in parsed.items()},
         missed=lists.total(np.ones(len(lists.query))) == 0,
         unanswerable=lists.ideal_total(grade >= relevant_from) == 0,
@@ -242,9 +242,9 @@ def _codes(run: "pa.Table", judgments: "pa.Table", column: str) -> tuple[list[st
     )
     encoded = both.combine_chunks().dictionary_encode()
     order = pc.sort_indices(encoded.dictionary).to_numpy()
-    place = np.empty(len(order), dtype=np.int64)
-    place[order] = np.arange(len(order))
-    codes = place[encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)]
+    code_of = np.empty(len(order), dtype=np.int64)
+    code_of[order] = np.arange(len(order))
+    codes = code_of[encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)]
     return encoded.dictionary.take(order).to_pylist(), (codes[: run.num_rows], codes[run.num_rows :])
 
 
@@ -264,6 +264,6 @@ def _lookup(keys: Ints, judged_keys: Ints, grades: Floats) -> tuple[Floats, Bool
     if not len(judged_keys):
         return np.zeros(len(keys)), np.zeros(len(keys), dtype=bool)
     order = np.argsort(judged_keys)
-    place = np.minimum(np.searchsorted(judged_keys[order], keys), len(order) - 1)
-    judged = judged_keys[order][place] == keys
-    return np.where(judged, grades[order][place], 0.0), judged
+    nearest = np.minimum(np.searchsorted(judged_keys[order], keys), len(order) - 1)
+    judged = judged_keys[order][nearest] == keys
+    return np.where(judged, grades[order][nearest], 0.0), judged

@@ -119,10 +119,10 @@ def render(report: Mapping[str, Any], gaps: NDArray[np.float64]) -> str:
     )
 
 
-def _grouped(facts: Mapping[str, Any]) -> tuple[dict[str, Mapping[str, Any]], dict[str, Any]]:
+def _grouped(values: Mapping[str, Any]) -> tuple[dict[str, Mapping[str, Any]], dict[str, Any]]:
     """Facts that are groups, and those that stand alone."""
-    groups = {name: item for name, item in facts.items() if isinstance(item, Mapping)}
-    return groups, {name: item for name, item in facts.items() if name not in groups}
+    groups = {name: item for name, item in values.items() if isinstance(item, Mapping)}
+    return groups, {name: item for name, item in values.items() if name not in groups}
 
 
 @cache

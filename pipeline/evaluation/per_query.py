@@ -46,16 +46,16 @@ def judged(data: Artifact, split: str | None, *, clicks: bool = False) -> tuple[
     import pyarrow.compute as pc
 
     path = data.file("judgments.parquet")
-    whole = without_itself(schema.read(path, "judgments"), schema.own_documents(data.path))
-    table = _one_each(whole if clicks else _without_clicks(whole, path))
-    queries = set(whole.column("query_id").unique().to_pylist())
+    all_judgments = without_itself(schema.read(path, "judgments"), schema.own_documents(data.path))
+    table = _one_each(all_judgments if clicks else _without_clicks(all_judgments, path))
+    queries = set(all_judgments.column("query_id").unique().to_pylist())
     if split is None:
         return table, queries - set(table.column("query_id").unique().to_pylist())
     if "split" not in table.column_names:
         raise SchemaError(f"{path}: has no column 'split'; judge all queries, or split them first")
     here = pc.fill_null(pc.equal(table.column("split"), split), False)
     chosen = table.filter(here)
-    if not chosen.num_rows and pc.any(pc.equal(whole.column("split"), split)).as_py():
+    if not chosen.num_rows and pc.any(pc.equal(all_judgments.column("split"), split)).as_py():
         raise SchemaError(_CLICKS_ALONE.format(path=path, where=f"all judgments of split {split}"))
     if not chosen.num_rows:
         raise SchemaError(f"{path}: no judgment is in split '{split}'; choose another, or a larger {split} share")
@@ -68,12 +68,12 @@ def _without_clicks(judgments: "pa.Table", path: Path) -> "pa.Table":
     if "source" not in judgments.column_names:
         return judgments
     made_of_clicks = pc.fill_null(pc.equal(judgments.column("source"), schema.CLICK), False)
-    others = judgments.filter(pc.invert(made_of_clicks))
-    if judgments.num_rows and not others.num_rows:
+    by_people = judgments.filter(pc.invert(made_of_clicks))
+    if judgments.num_rows and not by_people.num_rows:
         raise SchemaError(_CLICKS_ALONE.format(path=path, where="all judgments"))
-    if others.num_rows < judgments.num_rows:
-        log.info("%d judgments made from clicks do not count in this report", judgments.num_rows - others.num_rows)
-    return others
+    if by_people.num_rows < judgments.num_rows:
+        log.info("%d judgments made from clicks do not count in this report", judgments.num_rows - by_people.num_rows)
+    return by_people
 
 
 def _one_each(judgments: "pa.Table") -> "pa.Table":
@@ -85,7 +85,7 @@ def _one_each(judgments: "pa.Table") -> "pa.Table":
     if not rows.duplicated(["query_id", "doc_id"]).any():
         return judgments
     source = rows["source"] if "source" in rows.columns else "human"
-    trust = rows.assign(source=source)["source"].map({name: place for place, name in enumerate(PREFERENCE)})
+    trust = rows.assign(source=source)["source"].map({name: rank for rank, name in enumerate(PREFERENCE)})
     order = rows.assign(trust=trust.fillna(len(PREFERENCE))).sort_values(
         ["trust", "grade"], ascending=[True, False], kind="stable"
     )
@@ -93,19 +93,19 @@ def _one_each(judgments: "pa.Table") -> "pa.Table":
     return judgments.take(pa.array(kept.index.to_numpy()))
 
 
-def ranking(run: "pa.Table", data: Artifact, others: set[str]) -> "pa.Table":
-    """The rows of a run that are judged: without the queries of `others`, and without a query's own document.
+def ranking(run: "pa.Table", data: Artifact, other_queries: set[str]) -> "pa.Table":
+    """The rows of a run that are judged: without the queries of `other_queries`, and without a query's own document.
 
     Args:
         data: has the queries and documents.
-        others: ids of queries that only other splits judge; see `judged`.
+        other_queries: ids of queries that only other splits judge; see `judged`.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    if others:
+    if other_queries:
         ids = run.column("query_id")
-        run = run.filter(pc.invert(pc.is_in(ids, pa.array(sorted(others), ids.type))))
+        run = run.filter(pc.invert(pc.is_in(ids, pa.array(sorted(other_queries), ids.type))))
     return without_itself(run, schema.own_documents(data.path))
 
 

@@ -26,7 +26,7 @@ class AxisScale:
         low, high = math.floor(min(known) / step) * step, math.ceil(max(known) / step) * step
         return cls(low, high if high > low else low + step)
 
-    def place(self, value: float) -> float:
+    def position(self, value: float) -> float:
         """Percent from the left, held within the width."""
         return round(100 * min(max((value - self.low) / (self.high - self.low), 0.0), 1.0), 2)
 
@@ -49,12 +49,12 @@ def interval(span: Mapping[str, float | None], scale: AxisScale, line: float | N
     """
     parts = []
     if line is not None:
-        parts.append('<line class="rule" x1="{0}%" x2="{0}%" y1="0" y2="100%"/>'.format(scale.place(line)))
+        parts.append('<line class="rule" x1="{0}%" x2="{0}%" y1="0" y2="100%"/>'.format(scale.position(line)))
     mean, low, high = span["mean"], span["low"], span["high"]
     if mean is not None and low is not None and high is not None:
-        left, right = scale.place(low), scale.place(high)
+        left, right = scale.position(low), scale.position(high)
         parts.append(f'<line class="span" x1="{left}%" x2="{right}%" y1="50%" y2="50%"/>')
-        parts.append(f'<circle cx="{scale.place(mean)}%" cy="50%" r="5"/>')
+        parts.append(f'<circle cx="{scale.position(mean)}%" cy="50%" r="5"/>')
     return Markup('<svg class="interval {}" role="img" aria-hidden="true">{}</svg>').format(
         kind, Markup("".join(parts))
     )
@@ -73,10 +73,10 @@ def sorted_bars(gaps: NDArray[np.float64]) -> tuple[Markup, float]:
     width = 1000 / max(len(ordered), 1)
     gap = 0.15 * width if len(ordered) <= 120 else 0.0
     paths = {"gain": "", "loss": ""}
-    for place, value in enumerate(ordered):
+    for number, value in enumerate(ordered):
         height = round(100 * float(value) / edge, 2)
         if height:
-            left, right = round(place * width + gap, 2), round((place + 1) * width - gap, 2)
+            left, right = round(number * width + gap, 2), round((number + 1) * width - gap, 2)
             paths["gain" if height > 0 else "loss"] += f"M{left} 0V{-height}H{right}V0Z"
     drawn = "".join(f'<path class="{kind}" d="{path}"/>' for kind, path in paths.items() if path)
     svg = (
@@ -106,20 +106,20 @@ def lines(
         step: of the ends of the values' range.
         shows: values that are in the range whatever the curves are.
     """
-    scale = AxisScale.over([rule, *shows, *(value for one in curves.values() for value in one.values())], step)
+    scale = AxisScale.over([rule, *shows, *(value for curve in curves.values() for value in curve.values())], step)
     points = list(next(iter(curves.values())))
-    places = np.linspace(8, 76, len(points))
+    positions = np.linspace(8, 76, len(points))
 
     def height(value: float) -> float:
-        return round(92 - 0.84 * scale.place(value), 2)
+        return round(92 - 0.84 * scale.position(value), 2)
 
     parts = [
         Markup('<text x="7" y="{}" text-anchor="end">{}</text>').format(height(value) + 1, tick.format(value))
         for value in scale.ticks()
     ]
     parts += [
-        Markup('<text x="{:.2f}" y="97" text-anchor="middle">{}</text>').format(place, point)
-        for place, point in zip(places, points, strict=True)
+        Markup('<text x="{:.2f}" y="97" text-anchor="middle">{}</text>').format(position, point)
+        for position, point in zip(positions, points, strict=True)
     ]
     parts.append(
         Markup(
@@ -128,7 +128,9 @@ def lines(
         ).format(height(rule), height(rule) + 1, rule_name)
     )
     for number, (name, values) in enumerate(curves.items()):
-        path = " ".join(f"{place:.2f},{height(values[point])}" for place, point in zip(places, points, strict=True))
+        path = " ".join(
+            f"{position:.2f},{height(values[point])}" for position, point in zip(positions, points, strict=True)
+        )
         parts.append(
             Markup(
                 '<polyline points="{1}" fill="none" stroke="currentColor" stroke-width="0.5" stroke-dasharray="{0}"/>'
@@ -176,10 +178,10 @@ def scatter(points: Sequence[Point], axes: Axes) -> Markup:
     up = AxisScale.over([axes.rule, *(point.y for point in points)], 0.005)
 
     def left(x: float) -> float:
-        return round(10 + 0.72 * across.place(math.log10(x)), 2)
+        return round(10 + 0.72 * across.position(math.log10(x)), 2)
 
     def height(y: float) -> float:
-        return round(88 - 0.8 * up.place(y), 2)
+        return round(88 - 0.8 * up.position(y), 2)
 
     parts = [
         Markup('<text x="9" y="{}" text-anchor="end">{:.3f}</text>').format(height(value) + 1, value)

@@ -55,7 +55,7 @@ class ReportPlan:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ReportFacts:
+class ReportStats:
     """Numbers and texts beside the measures: label → value, or a group label → {label → value}.
 
     A group of groups is shown as a table with a row for each.
@@ -67,7 +67,7 @@ class ReportFacts:
     """Seconds, rates and other values that differ from run to run; no part of the fingerprint."""
 
 
-NO_FACTS = ReportFacts()
+NO_STATS = ReportStats()
 
 
 @STAGE
@@ -79,7 +79,7 @@ def make(
     systems: Artifact | Mapping[str, Path],
     plan: ReportPlan,
     pool: Artifact | None = None,
-    facts: ReportFacts = NO_FACTS,
+    stats: ReportStats = NO_STATS,
 ) -> Artifact:
     """A report artifact on systems that ranked the judged queries of one split.
 
@@ -101,7 +101,7 @@ def make(
         inputs = {"data": data, **_digests(files)}
     if pool is not None:
         inputs["pool"] = pool
-    return _make(workspace, config, _Material(data, files, pool, facts, inputs), plan)
+    return _make(workspace, config, _Material(data, files, pool, stats, inputs), plan)
 
 
 @OF_RUN
@@ -114,7 +114,7 @@ def make_from_run(
         ConfigError: an unknown baseline or subject, or no system.
         SchemaError: a file that is no run, faulty scores, no judged queries.
     """
-    return _make(workspace, config, _Material(data, systems, None, NO_FACTS, {"data": data, **_digests(systems)}), plan)
+    return _make(workspace, config, _Material(data, systems, None, NO_STATS, {"data": data, **_digests(systems)}), plan)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +124,7 @@ class _Material:
     data: Artifact
     files: Mapping[str, RunFile]
     pool: Artifact | None
-    facts: ReportFacts
+    stats: ReportStats
     inputs: Mapping[str, Artifact | str]
 
 
@@ -152,7 +152,7 @@ def _make(workspace: Path, config: EvaluationConfig, material: _Material, plan: 
             **settings(config, material.data),
             **about,
             "systems": names,
-            "facts": finite(dict(material.facts.fixed)),
+            "facts": finite(dict(material.stats.fixed)),
         },
         inputs=material.inputs,
         build=build,
@@ -177,7 +177,7 @@ def _write(folder: Path, config: EvaluationConfig, material: _Material, plan: Re
         "baseline": plan.baseline,
         "data": material.data.fingerprint,
         "pool": material.pool.fingerprint if material.pool else None,
-        "facts": {**material.facts.fixed, **material.facts.measured},
+        "facts": {**material.stats.fixed, **material.stats.measured},
         **summary(frame, plan.baseline, config),
     }
     headline = content["headline"]
@@ -256,20 +256,20 @@ def _compared(
             "measures": {column: asdict(span) for column, span in zip(columns, own, strict=True)},
             "difference": None,
         }
-    others = [name for name in tables if name != baseline]
-    if others:
+    rivals = [name for name in tables if name != baseline]
+    if rivals:
         gaps = significance.differences(
-            np.hstack([tables[name] for name in others]),
-            np.hstack([tables[baseline]] * len(others)),
+            np.hstack([tables[name] for name in rivals]),
+            np.hstack([tables[baseline]] * len(rivals)),
             resamples=config.bootstrap,
             seed=config.seed,
             bounds=RANGE,
         )
-        for number, name in enumerate(others):
+        for number, name in enumerate(rivals):
             own_gaps = gaps[number * len(columns) : (number + 1) * len(columns)]
             compared[name]["difference"] = {column: asdict(gap) for column, gap in zip(columns, own_gaps, strict=True)}
         for column in columns:
-            cells = [compared[name]["difference"][column] for name in others]
+            cells = [compared[name]["difference"][column] for name in rivals]
             for cell, corrected in zip(cells, significance.holm([cell["p"] for cell in cells]), strict=True):
                 cell["p_holm"] = corrected
     return compared

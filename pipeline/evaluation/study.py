@@ -21,7 +21,7 @@ import numpy as np
 from pipeline import disk
 from pipeline.artifacts import Artifact, Staging
 from pipeline.config import EvaluationConfig
-from pipeline.evaluation import ablation, facts, page, plots, significance
+from pipeline.evaluation import ablation, page, plots, report_stats, significance
 from pipeline.evaluation.ablation import PAIRWISE, SURE, AblationRun
 from pipeline.evaluation.metrics import RANGE
 from pipeline.evaluation.per_query import measures
@@ -147,8 +147,8 @@ def make(
         for cost, label in COSTS.items():
             if len(complete) > 1:
                 disk.write_atomically(staging.folder / f"{cost}.svg", front_plot(study, cost, label), str)
-        whole = pd.concat([frame.assign(split=split) for split, frame in frames.items()], ignore_index=True)
-        pq.write_table(pa.Table.from_pandas(whole, preserve_index=False), staging.folder / "per_query.parquet")
+        per_query = pd.concat([frame.assign(split=split) for split, frame in frames.items()], ignore_index=True)
+        pq.write_table(pa.Table.from_pandas(per_query, preserve_index=False), staging.folder / "per_query.parquet")
         return {"front": [name for name, item in judged.items() if item["front"]], "incomplete": plan.incomplete()}
 
     settings = {
@@ -178,7 +178,7 @@ def _costs(row: StudyRow, speeds: Artifact) -> dict[str, Any]:
         "precision": row.precision,
         "seeds": len(row.costs),
         "speed": rates[first.fingerprint][row.precision],
-        "bytes": facts.bundle(first)["precisions"][row.precision]["bytes"],
+        "bytes": report_stats.bundle(first)["precisions"][row.precision]["bytes"],
         "training_seconds": float(np.mean(seconds)) if seconds else None,
     }
 

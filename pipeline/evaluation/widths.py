@@ -31,8 +31,8 @@ def quality(queries: Floats, documents: Floats, grades: NDArray[np.int64]) -> di
     for start in range(0, len(left), BLOCK):
         cosines = left[start : start + BLOCK] @ right.T  # (block, documents)
         names = np.repeat(np.arange(len(cosines)), len(documents))
-        found = metrics.by_query(names, grades[start : start + BLOCK].ravel(), cosines.ravel(), MEASURES)
-        for measure, values in found.items():
+        per_measure = metrics.by_query(names, grades[start : start + BLOCK].ravel(), cosines.ravel(), MEASURES)
+        for measure, values in per_measure.items():
             sums[measure] += float(values.sum())
     return {measure: total / len(left) for measure, total in sums.items()}
 

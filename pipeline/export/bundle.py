@@ -123,17 +123,17 @@ class ExportSource:
         Args:
             kept: precision → parts of that model that are in fp32.
         """
-        found = hashlib.blake2b(digest_size=16)
+        digest = hashlib.blake2b(digest_size=16)
         templates = {name: template.to_dict() for name, template in self.templates.items()}
         words = [graph.NUMBERS, self.tokenizer.to_str(), templates, list(self.thresholds)]
         words.append(sorted(f"{name} {part}" for name, parts in kept.items() for part in parts))
         if isinstance(self.model, BiEncoder) and self.model.head.to_dict():
             words.append(self.model.head.to_dict())
-        found.update(json.dumps(words, sort_keys=True).encode())
+        digest.update(json.dumps(words, sort_keys=True).encode())
         for name in sorted(self.weights):
-            found.update(f"{name} {self.weights[name].shape}".encode())
-            found.update(np.ascontiguousarray(self.weights[name]).tobytes())
-        return found.hexdigest()
+            digest.update(f"{name} {self.weights[name].shape}".encode())
+            digest.update(np.ascontiguousarray(self.weights[name]).tobytes())
+        return digest.hexdigest()
 
 
 @STAGE
@@ -197,7 +197,7 @@ def _write_bundle(
         taken: inputs that the precisions are measured on.
     """
     golden = taken.spread(config.golden)
-    golden_inputs = [taken.inputs[place] for place in golden]
+    golden_inputs = [taken.inputs[index] for index in golden]
     path = folder / "model.fp32.onnx"
     onnx.save(source.graph("fp32"), path)
     by_torch = parity.outputs(source.torch_output, golden_inputs)
@@ -206,16 +206,16 @@ def _write_bundle(
 
     threads = os.cpu_count() or 1
     fp32 = precision.measure(path, taken, None, threads)
-    found = {"fp32": fp32}
+    measured = {"fp32": fp32}
     against = precision.PrecisionBaseline(
         build=source.graph, folder=folder, fp32=fp32, sample=taken, config=config, threads=threads
     )
-    found |= precision.lower(against, source.shape.parts)
-    chosen = precision.choose(found, config)
-    kept = {name: item.fp32_parts for name, item in found.items()}
+    measured |= precision.lower(against, source.shape.parts)
+    chosen = precision.choose(measured, config)
+    kept = {name: item.fp32_parts for name, item in measured.items()}
 
     source.tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
-    outputs = {"torch": by_torch} | {name: item.outputs[golden] for name, item in found.items()}
+    outputs = {"torch": by_torch} | {name: item.outputs[golden] for name, item in measured.items()}
     _write(folder / "golden.json", parity.golden(golden_inputs, outputs))
     templates = {name: template.to_dict() for name, template in source.templates.items()}
     names = {"pair": "template", "query": "query_template", "document": "document_template"}
@@ -229,21 +229,21 @@ def _write_bundle(
         "widths": list(source.widths),
         "inputs": source.shape.inputs,
         "output": "score" if source.role == "ranker" else "embedding",
-        "precisions": {name: item.to_dict() for name, item in found.items()},
+        "precisions": {name: item.to_dict() for name, item in measured.items()},
         "chosen": chosen,
         "parity": largest,
         "source": model.fingerprint,
     }
     _write(folder / "bundle.json", bundle)
-    log.info("%s: parity %.1e; %s", source.role, largest, "; ".join(_line(name, found[name]) for name in found))
+    log.info("%s: parity %.1e; %s", source.role, largest, "; ".join(_line(name, measured[name]) for name in measured))
     keys = ("role", "digest", "dimensions", "precisions", "chosen", "parity")
     return {key: bundle[key] for key in keys} | {"sample_lists": len(taken.lists), "sample_inputs": len(taken.inputs)}
 
 
-def _line(name: str, found: precision.Measured) -> str:
+def _line(name: str, measured: precision.Measured) -> str:
     return (
-        f"{name} nDCG {found.ndcg:.4f}, tau {found.kendall_tau:.3f}, {found.texts_per_cpu_s:.0f} texts per CPU-second, "
-        f"{found.bytes / 1e6:.1f} MB"
+        f"{name} nDCG {measured.ndcg:.4f}, tau {measured.kendall_tau:.3f}, "
+        f"{measured.texts_per_cpu_s:.0f} texts per CPU-second, {measured.bytes / 1e6:.1f} MB"
     )
 
 

@@ -189,9 +189,9 @@ def blockwise(matrix: Floats, size: int) -> tuple[NDArray[np.uint8], Floats]:
     """
     inputs, columns = matrix.shape
     blocks = -(-inputs // size)
-    whole = np.zeros((columns, blocks * size), np.float32)
-    whole[:, :inputs] = matrix.T
-    rows, scales = quantised(whole.reshape(columns * blocks, size), 0)
+    padded = np.zeros((columns, blocks * size), np.float32)
+    padded[:, :inputs] = matrix.T
+    rows, scales = quantised(padded.reshape(columns * blocks, size), 0)
     return (rows.astype(np.int16) + 128).astype(np.uint8).reshape(columns, blocks, size), scales.reshape(
         columns, blocks
     )
@@ -268,11 +268,15 @@ class _Writer:
         types = self.weights["embeddings.token_type_embeddings.weight"]
         tokens = self.node("Shape", "input_ids", start=1, end=2)
         if self.shape.types > 1:
-            places = self.node("Slice", self.constant("positions", positions), self.axis(0), tokens)
-            places = self.node("Add", self.node("Gather", self.constant("types", types), "token_type_ids"), places)
+            position_vectors = self.node("Slice", self.constant("positions", positions), self.axis(0), tokens)
+            position_vectors = self.node(
+                "Add", self.node("Gather", self.constant("types", types), "token_type_ids"), position_vectors
+            )
         else:
-            places = self.node("Slice", self.constant("positions", positions + types[0]), self.axis(0), tokens)
-        states = self.norm(self.node("Add", words, places), "embeddings.LayerNorm")
+            position_vectors = self.node(
+                "Slice", self.constant("positions", positions + types[0]), self.axis(0), tokens
+            )
+        states = self.norm(self.node("Add", words, position_vectors), "embeddings.LayerNorm")
         if "embeddings.mapping.weight" not in self.weights:
             return states
         product = self.node("MatMul", states, self.constant("mapping", self.columns("embeddings.mapping")))
@@ -348,8 +352,8 @@ class _Writer:
         looks = self.node("MatMul", query, self.low(f"{name}.key.by_head", keys.astype(np.float32)))
         looks = self.node("Reshape", looks, self.axis(-1, heads, hidden))
         tokens = self.to_half(states)
-        found = self.node("MatMul", looks, self.node("Transpose", tokens, perm=[0, 2, 1]))  # (batch, heads, tokens)
-        shares = self.node("Softmax", self.node("Add", self.to_single(found), self.penalty()), axis=-1)
+        attention = self.node("MatMul", looks, self.node("Transpose", tokens, perm=[0, 2, 1]))  # (batch, heads, tokens)
+        shares = self.node("Softmax", self.node("Add", self.to_single(attention), self.penalty()), axis=-1)
         mixed = self.node("MatMul", self.to_half(shares), tokens)  # (batch, heads, hidden)
         values = self.columns(f"{name}.value").reshape(hidden, heads, width).transpose(1, 0, 2)
         mixed = self.node(

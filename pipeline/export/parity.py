@@ -53,14 +53,14 @@ def outputs(
 ) -> Floats:
     """Outputs of all inputs in their order, (inputs,) or (inputs, dimensions)."""
 
-    def one(item: Input) -> Floats:
+    def outputs_of(item: Input) -> Floats:
         output = run(item)
         if advance:
             advance(len(item.ids))
         return output
 
     with ThreadPoolExecutor(threads) as pool:
-        return np.array(list(pool.map(one, inputs)), np.float32)
+        return np.array(list(pool.map(outputs_of, inputs)), np.float32)
 
 
 def difference(ours: Floats, theirs: Floats) -> float:
@@ -76,8 +76,8 @@ def check(inputs: Sequence[Input], torch: Floats, fp32: Floats, allowed: float) 
     Raises:
         ArtifactError: it is more than `allowed`; names the input.
     """
-    for item, reference, found in zip(inputs, torch, fp32, strict=True):
-        gap = difference(found, reference)
+    for item, reference, exported in zip(inputs, torch, fp32, strict=True):
+        gap = difference(exported, reference)
         if not gap <= allowed:
             raise ArtifactError(
                 f"export: for {dict(item.source)!r:.200} ONNX is {gap:.2g} from PyTorch, more than export.parity "
@@ -86,10 +86,10 @@ def check(inputs: Sequence[Input], torch: Floats, fp32: Floats, allowed: float) 
     return difference(fp32, torch)
 
 
-def golden(inputs: Sequence[Input], found: Mapping[str, Floats]) -> list[dict[str, Any]]:
+def golden(inputs: Sequence[Input], outputs: Mapping[str, Floats]) -> list[dict[str, Any]]:
     """The golden outputs, checked at every load: each input with its output in PyTorch and in each precision."""
     key = "scores" if "query" in inputs[0].source else "vectors"
     return [
-        {**item.source, key: {name: values[place].tolist() for name, values in found.items()}}
-        for place, item in enumerate(inputs)
+        {**item.source, key: {name: values[number].tolist() for name, values in outputs.items()}}
+        for number, item in enumerate(inputs)
     ]

@@ -61,7 +61,7 @@ class Sample:
 
     def spread(self, count: int) -> list[int]:
         """Places of at most so many inputs, from the shortest to the longest."""
-        order = sorted(range(len(self.inputs)), key=lambda place: (len(self.inputs[place].ids), place))
+        order = sorted(range(len(self.inputs)), key=lambda index: (len(self.inputs[index].ids), index))
         return [order[int(at)] for at in np.unique(np.linspace(0, len(order) - 1, min(count, len(order))).astype(int))]
 
 
@@ -179,16 +179,16 @@ def take(data: Artifact, pairs: Artifact, reader: Reader, max_tokens: int) -> Sa
     if missing:
         raise SchemaError(f"{pairs.path}: {sorted(missing)[:3]} are not in {data.path}; make the pairs again")
     inputs: dict[tuple[str, str], int] = {}
-    found: list[Input] = []
+    taken: list[Input] = []
     lists: list[RankedList] = []
     tokens = 0
 
-    def place(key: tuple[str, str], made: Input) -> int:
+    def index_of(key: tuple[str, str], item: Input) -> int:
         nonlocal tokens
         if key not in inputs:
-            inputs[key] = len(found)
-            found.append(made)
-            tokens += len(made.ids)
+            inputs[key] = len(taken)
+            taken.append(item)
+            tokens += len(item.ids)
         return inputs[key]
 
     groups = list(valid.groupby("query_id", sort=True))
@@ -200,17 +200,17 @@ def take(data: Artifact, pairs: Artifact, reader: Reader, max_tokens: int) -> Sa
         doc_ids = [str(doc_id) for doc_id in rows["doc_id"]]
         if "pair" in reader.templates:
             own = None
-            places = [
-                place((str(query_id), doc_id), reader.pair(query, body))
+            indices = [
+                index_of((str(query_id), doc_id), reader.pair(query, body))
                 for doc_id, body in zip(doc_ids, texts, strict=True)
             ]
         else:
-            own = place(("query", str(query_id)), reader.single(query, "query"))
-            places = [
-                place(("document", doc_id), reader.single(body, "document"))
+            own = index_of(("query", str(query_id)), reader.single(query, "query"))
+            indices = [
+                index_of(("document", doc_id), reader.single(body, "document"))
                 for doc_id, body in zip(doc_ids, texts, strict=True)
             ]
-        lists.append(RankedList(own, places, doc_ids, [int(grade) for grade in rows["grade"]]))
+        lists.append(RankedList(own, indices, doc_ids, [int(grade) for grade in rows["grade"]]))
         if tokens >= max_tokens:
             break
-    return Sample(found, lists)
+    return Sample(taken, lists)

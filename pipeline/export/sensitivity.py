@@ -31,13 +31,13 @@ def scan(
         Part → mean |score change| of a ranker; of an encoder, mean distance of a text's two unit vectors, which no
         cosine with it can change by more than.
     """
-    places = sample.spread(SCAN_INPUTS)
-    inputs = [sample.inputs[place] for place in places]
-    found = {}
+    indices = sample.spread(SCAN_INPUTS)
+    inputs = [sample.inputs[index] for index in indices]
+    costs = {}
     for part in parts:
         model = build(precision, [other for other in parts if other != part])
-        found[part] = change(outputs(runner(model.SerializeToString()), inputs, threads), fp32[places])
-    return found
+        costs[part] = change(outputs(runner(model.SerializeToString()), inputs, threads), fp32[indices])
+    return costs
 
 
 def change(ours: Floats, theirs: Floats) -> float:

@@ -66,43 +66,43 @@ def digest(base: Artifact | Path | str) -> str:
     return base.fingerprint if isinstance(base, Artifact) else folder_digest(folder(base))
 
 
-def model_type(place: Path) -> str:
+def model_type(path: Path) -> str:
     """`model_type` of the config.json in a folder, such as bert or roberta.
 
     Raises:
         ConfigError: not JSON, or no model_type in it.
     """
     try:
-        found = json.loads((place / "config.json").read_text(encoding="utf-8"))["model_type"]
+        name = json.loads((path / "config.json").read_text(encoding="utf-8"))["model_type"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{place / 'config.json'}: not a model's config ({error!r})") from error
-    return str(found)
+        raise ConfigError(f"{path / 'config.json'}: not a model's config ({error!r})") from error
+    return str(name)
 
 
-def family(place: Path) -> ModelFamily:
+def family(path: Path) -> ModelFamily:
     """The family of the model in a folder, from its config.json alone.
 
     Raises:
         ConfigError: not a model's config, or a model of no known family; names those that are known.
     """
-    return family_of(model_type(place), str(place))
+    return family_of(model_type(path), str(path))
 
 
-def check_head(place: Path) -> None:
+def check_head(path: Path) -> None:
     """Refuses a model whose classification head gives several labels, from its config.json alone.
 
     Raises:
         ConfigError: a head of several labels; says which, and how to take the model without its head.
     """
     try:
-        config = json.loads((place / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
         classifies = any("ForSequenceClassification" in name for name in config.get("architectures") or ())
         labels = list((config.get("id2label") or {"0": "", "1": ""}).values())
     except (OSError, ValueError, AttributeError) as error:
-        raise ConfigError(f"{place / 'config.json'}: not a model's config ({error!r})") from error
+        raise ConfigError(f"{path / 'config.json'}: not a model's config ({error!r})") from error
     if classifies and len(labels) != 1:
         raise ConfigError(
-            f"{place}: its head gives {len(labels)} labels ({', '.join(map(str, labels))}), a relevance model one "
+            f"{path}: its head gives {len(labels)} labels ({', '.join(map(str, labels))}), a relevance model one "
             "score; save it without its head, AutoModel.from_pretrained(…).save_pretrained(FOLDER), with its tokenizer "
             "beside it, and give that folder"
         )
@@ -133,16 +133,16 @@ class ModelShape:
     """`model_type` of its config, which tells its family."""
 
 
-def shape(place: Path) -> ModelShape:
+def shape(path: Path) -> ModelShape:
     """The shape of the model in a folder, from its config.json alone.
 
     Raises:
         ConfigError: not a transformer's config, or a model of no known family.
     """
     try:
-        config = json.loads((place / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
         name = str(config["model_type"])
-        known = family_of(name, str(place))
+        known = family_of(name, str(path))
         own_names = CONFIG_MAPPING[name].attribute_map  # distilbert's hidden_size is called dim.
 
         def number(field: str) -> int:
@@ -154,19 +154,19 @@ def shape(place: Path) -> ModelShape:
             heads=number("num_attention_heads"),
             shared=known.shares_layers,
             intermediate=int(config.get(known.units_field, 0)),
-            tokenizer=place,
+            tokenizer=path,
             model_type=name,
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{place / 'config.json'}: not a transformer's config ({error!r})") from error
+        raise ConfigError(f"{path / 'config.json'}: not a transformer's config ({error!r})") from error
 
 
 def _inside_package(name: str) -> Path:
     spec = importlib.util.find_spec(name.replace("-", "_")) if name.replace("-", "_").isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
         raise MissingError(f"{PACKAGE}{name}: this package is not installed; run pip install {name}")
-    for place in map(Path, spec.submodule_search_locations):
-        configs = sorted(place.rglob("config.json"), key=lambda path: (len(path.parts), path))
+    for location in map(Path, spec.submodule_search_locations):
+        configs = sorted(location.rglob("config.json"), key=lambda path: (len(path.parts), path))
         for config in configs:
             if "model_type" in json.loads(config.read_text(encoding="utf-8")):
                 return config.parent
@@ -180,8 +180,8 @@ def _from_hub(name: str) -> Path:
     wanted = [*HUB_FILES, *HUB_VOCABULARIES]
     try:
         cached = Path(snapshot_download(name, allow_patterns=wanted, local_files_only=True))
-        whole = any(cached.glob("*.safetensors")) or (cached / "pytorch_model.bin").is_file()
-        if whole and (cached / "config.json").is_file():
+        has_weights = any(cached.glob("*.safetensors")) or (cached / "pytorch_model.bin").is_file()
+        if has_weights and (cached / "config.json").is_file():
             return cached
     except HFValidationError as error:
         raise MissingError(f"{name}: neither a folder nor a hub name such as FacebookAI/roberta-large") from error

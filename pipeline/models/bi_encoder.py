@@ -121,13 +121,13 @@ class BiEncoder(nn.Module):
             ArtifactError: head.json or the projection is not readable.
             MissingError: no model in this folder.
         """
-        place = base_models.folder(folder / "model")
+        path = base_models.folder(folder / "model")
         try:
             head = json.loads((folder / "head.json").read_text(encoding="utf-8"))
             query, document = (TextTemplate.from_dict(head[f"{role}_template"]) for role in ("query", "document"))
             widths = [int(width) for width in head["widths"]]
             form = Head(**{name: head[name] for name in ("pooling", "activation") if name in head})
-            values = load_file(place / sentence_transformers_format.DENSE)
+            values = load_file(path / sentence_transformers_format.DENSE)
             rows, columns = values["linear.weight"].shape
             dense = nn.Linear(columns, rows)
             dense.load_state_dict({name.removeprefix("linear."): value for name, value in values.items()})
@@ -135,17 +135,17 @@ class BiEncoder(nn.Module):
             raise ArtifactError(
                 f"{folder}: head.json or model/{sentence_transformers_format.DENSE} is not readable ({error!r})"
             ) from error
-        model = _body(place, AutoConfig.from_pretrained(place, trust_remote_code=False))
-        return cls(model, tokenizers.load_tokenizer(place), dense, query, document, widths[1:], form).eval()
+        model = _body(path, AutoConfig.from_pretrained(path, trust_remote_code=False))
+        return cls(model, tokenizers.load_tokenizer(path), dense, query, document, widths[1:], form).eval()
 
     def save(self, folder: Path) -> None:
         """Writes `model/` and `head.json` into a folder that exists."""
-        place = folder / "model"
+        path = folder / "model"
         with base_models.quiet():
-            self.model.save_pretrained(place)
-        tokenizers.save_tokenizer(self.hub_tokenizer, place, self.document_template.max_tokens)
+            self.model.save_pretrained(path)
+        tokenizers.save_tokenizer(self.hub_tokenizer, path, self.document_template.max_tokens)
         sentence_transformers_format.write(
-            place,
+            path,
             self.dense,
             max_tokens=self.document_template.max_tokens,
             pooling=self.head.pooling,
@@ -217,13 +217,13 @@ class BiEncoder(nn.Module):
         return float(spread[-dimensions:].sum() / spread.sum())
 
 
-def _body(place: Path, config: Any) -> PreTrainedModel:
+def _body(path: Path, config: Any) -> PreTrainedModel:
     family = family_of(config)
     if isinstance(family, OwnForward):
-        raise ConfigError(f"{place}: a {config.model_type} model can teach, but not be an encoder; take another base")
+        raise ConfigError(f"{path}: a {config.model_type} model can teach, but not be an encoder; take another base")
     with base_models.quiet():
         model = AutoModel.from_pretrained(
-            place,
+            path,
             config=config,
             **({"add_pooling_layer": False} if family.optional_pooler else {}),
             dtype=torch.float32,

@@ -173,7 +173,7 @@ class CrossEncoder(nn.Module):
         attention_mask: Tensor,
         *,
         first: Sequence[int] = (),
-        whole: Sequence[int] = (),
+        token_layers: Sequence[int] = (),
         score: bool = True,
     ) -> "Reading":
         """Scores, and states on the way to them.
@@ -183,31 +183,33 @@ class CrossEncoder(nn.Module):
             token_type_ids: (batch, tokens) int64, or None where the model has one segment.
             attention_mask: (batch, tokens), 1 for a real token.
             first: layers after which the first token's state is kept, from 1.
-            whole: layers after which the states of all tokens are kept; 0 for the embeddings. The last layer is
+            token_layers: layers after which the states of all tokens are kept; 0 for the embeddings. The last layer is
                 computed for more than the first token only when it is among them.
             score: False ends at the highest of these layers, with no scores.
 
         Raises:
             ShapeError: a layer that the model does not have.
         """
-        self._check_layers(first, whole)
+        self._check_layers(first, token_layers)
         types = token_type_ids if self.segments else None
         if isinstance(self.family, OwnForward):
-            return self._read_at_once(self.family, input_ids, types, attention_mask, first=first, whole=whole)
-        depth = self.layers if score else max([0, *first, *whole])
+            return self._read_at_once(
+                self.family, input_ids, types, attention_mask, first=first, token_layers=token_layers
+            )
+        depth = self.layers if score else max([0, *first, *token_layers])
         added = packed.padding(attention_mask)
         body: Any = self.model.base_model
         hidden = self.family.embed(body, input_ids, types)
         all_tokens = {0: hidden}
         first_tokens = {0: self.family.cls(hidden, attention_mask)}
         for number in range(1, depth + 1):
-            if number < self.layers or number in whole or not self._last_for_first_token:
+            if number < self.layers or number in token_layers or not self._last_for_first_token:
                 hidden = self.family.run_layer(body, number, hidden, added)  # (batch, tokens, hidden)
             else:
                 hidden = packed.first_token(self.family, body, number, hidden, added)  # (batch, 1, hidden)
             if number == self.layers:
                 hidden = self.family.finish(body, hidden)
-            if number in whole:
+            if number in token_layers:
                 all_tokens[number] = hidden
             first_tokens[number] = self.family.cls(hidden, attention_mask)
         last = first_tokens[depth]
@@ -216,7 +218,7 @@ class CrossEncoder(nn.Module):
         return self._reading(
             last if score else None,
             [first_tokens[layer] for layer in first],
-            {layer: all_tokens[layer] for layer in whole},
+            {layer: all_tokens[layer] for layer in token_layers},
         )
 
     @property
@@ -233,7 +235,7 @@ class CrossEncoder(nn.Module):
         attention_mask: Tensor,
         *,
         first: Sequence[int],
-        whole: Sequence[int],
+        token_layers: Sequence[int],
     ) -> "Reading":
         """The reading of a model that is read by its own forward pass; arguments as for `read`.
 
@@ -241,16 +243,15 @@ class CrossEncoder(nn.Module):
             ConfigError: states of a model that gives none.
         """
         scores, states = family.outputs(self.model, input_ids, token_type_ids, attention_mask)
-        if (first or whole) and len(states) != self.layers + 1:
+        if (first or token_layers) and len(states) != self.layers + 1:
             raise ConfigError(
                 f"a {self.model.config.model_type} model gives no states after each layer; let it teach by its "
                 "scores alone: set ranker.hidden_weight to 0"
             )
         kept = [family.cls(states[layer], attention_mask).float() for layer in first]
         empty = scores.new_empty(len(scores), 0, self.hidden)
-        return Reading(
-            scores[:, 0].float(), torch.stack(kept, dim=1) if kept else empty, {layer: states[layer] for layer in whole}
-        )
+        token_states = {layer: states[layer] for layer in token_layers}
+        return Reading(scores[:, 0].float(), torch.stack(kept, dim=1) if kept else empty, token_states)
 
     def read_together(self, batches: Sequence[packed.Inputs], *, first: Sequence[int] = ()) -> "Reading":
         """The readings of batches of unlike width, one behind the other, in fewer and larger operations.
@@ -273,11 +274,11 @@ class CrossEncoder(nn.Module):
         states = packed.first_tokens(self.family, self.model.base_model, batches, offset=begin)
         return self._reading(states[-1], [states[layer - 1] for layer in first], {})
 
-    def _check_layers(self, first: Sequence[int], whole: Sequence[int]) -> None:
+    def _check_layers(self, first: Sequence[int], token_layers: Sequence[int]) -> None:
         if any(not 1 <= layer <= self.layers for layer in first) or any(
-            not 0 <= layer <= self.layers for layer in whole
+            not 0 <= layer <= self.layers for layer in token_layers
         ):
-            raise ShapeError(f"states of layers {(*first, *whole)}: the model has layers 1 to {self.layers}")
+            raise ShapeError(f"states of layers {(*first, *token_layers)}: the model has layers 1 to {self.layers}")
 
     def projections(self, layer: int, before: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, each (batch, tokens, hidden), of a layer from the states before it.
@@ -315,7 +316,7 @@ class CrossEncoder(nn.Module):
             self.layers, self.hidden, self.heads, self.shared, intermediate=units, model_type=str(config.model_type)
         )
 
-    def _reading(self, last: Tensor | None, first: Sequence[Tensor], whole: dict[int, Tensor]) -> "Reading":
+    def _reading(self, last: Tensor | None, first: Sequence[Tensor], token_states: dict[int, Tensor]) -> "Reading":
         """The reading of a batch.
 
         Args:
@@ -329,7 +330,7 @@ class CrossEncoder(nn.Module):
         states = (
             torch.stack([each.float() for each in first], dim=1) if first else scores.new_empty(rows, 0, self.hidden)
         )
-        return Reading(scores, states, whole)
+        return Reading(scores, states, token_states)
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,19 +341,19 @@ class Reading:
     """(batch,) raw, float32; (0,) where none were computed."""
     first: Tensor
     """(batch, layers, hidden) float32, in the order of the layers given."""
-    whole: dict[int, Tensor]
+    token_states: dict[int, Tensor]
     """(batch, tokens, hidden) by layer, 0 for the embeddings."""
 
 
-_told: set[str] = set()
+_logged_models: set[str] = set()
 """Types of models whose limits have been logged in this process."""
 
 
 def _tell_limits(family: ModelFamily, config: Any) -> None:
     """Says once for each type of model what losses and stages cannot have of it."""
     missing = sorted(EVERYTHING - family.offers)
-    if isinstance(family, OwnForward) and config.model_type not in _told:
-        _told.add(config.model_type)
+    if isinstance(family, OwnForward) and config.model_type not in _logged_models:
+        _logged_models.add(config.model_type)
         log.warning(
             "a %s model is read by its own forward pass, so it can only teach; it offers no %s",
             *(config.model_type, ", ".join(missing)),

@@ -33,7 +33,7 @@ Add `license:` to the head of this file before you publish it."""
 
 
 def write(
-    place: Path,
+    folder: Path,
     role: Role,
     model: CrossEncoder | BiEncoder,
     *,
@@ -63,7 +63,7 @@ def write(
         f"## Use\n\n{_use(model)}",
         f"## Licence\n\n{LICENCE}",
     )
-    (place / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
 def base_name(base: Artifact | str) -> str:
@@ -160,9 +160,9 @@ def _training(role: Role, inputs: Mapping[str, Artifact], config: Mapping[str, A
             f"- vocabulary cut to the corpus: {cut['before']:,} → {cut['after']:,} tokens, "
             f"{cut['bytes_saved'] / 1e6:.1f} MB less"
         )
-    lines.append(f"- made from: {', '.join(f'{name} {one.fingerprint[:12]}' for name, one in inputs.items())}")
-    told = {**config, "base": base_name(config["base"])} if isinstance(config.get("base"), str) else dict(config)
-    text = json.dumps(told, indent=1, sort_keys=True, ensure_ascii=False)
+    lines.append(f"- made from: {', '.join(f'{name} {item.fingerprint[:12]}' for name, item in inputs.items())}")
+    shown = {**config, "base": base_name(config["base"])} if isinstance(config.get("base"), str) else dict(config)
+    text = json.dumps(shown, indent=1, sort_keys=True, ensure_ascii=False)
     return "\n".join(lines) + f"\n\nAll settings of the stage:\n\n```json\n{text}\n```"
 
 

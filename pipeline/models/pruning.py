@@ -84,40 +84,40 @@ def needed(tokenizer: PreTrainedTokenizerBase, corpus: Iterable[str]) -> set[int
     tree = json.loads(plain.to_str())
     model, vocabulary = tree["model"], plain.get_vocab(with_added_tokens=True)
     unknown = vocabulary.get(model.get("unk_token") or "")
-    found: set[int] = set()
+    needed: set[int] = set()
     unreadable: set[str] = set()
     waiting = iter(corpus)
     while batch := list(islice(waiting, BATCH)):
         for text, encoding in zip(batch, plain.encode_batch_fast(batch, add_special_tokens=False), strict=True):
             ids = set(encoding.ids)
-            found |= ids
+            needed |= ids
             if model["type"] == "WordPiece" and unknown in ids:
                 unreadable.update(_words(plain, text))
-    found |= {number for token, number in vocabulary.items() if len(token) == 1 or BYTE.fullmatch(token)}
+    needed |= {number for token, number in vocabulary.items() if len(token) == 1 or BYTE.fullmatch(token)}
     if unknown is not None:
-        found.add(unknown)
+        needed.add(unknown)
     if model["type"] == "WordPiece":
         prefix = model["continuing_subword_prefix"]
         inner = {token: number for token, number in vocabulary.items() if _is_letter(token, prefix)}
-        found |= {number for token, number in inner.items() if _words(plain, f"a{token[-1]}") == [f"a{token[-1]}"]}
-        return found.union(*(_before_failing(word, vocabulary, prefix) for word in unreadable))
+        needed |= {number for token, number in inner.items() if _words(plain, f"a{token[-1]}") == [f"a{token[-1]}"]}
+        return needed.union(*(_before_failing(word, vocabulary, prefix) for word in unreadable))
     if model["type"] == "BPE":
         if model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
             raise ConfigError(
                 "vocabulary pruning: BPE with a prefix or suffix on its pieces; set prune_vocabulary false"
             )
-        return _merges_of(found, tree)[0]
+        return _merges_of(needed, tree)[0]
     if model["type"] == "Unigram":
         # An unknown character costs a fixed amount more than the rarest token, so that one must stay.
         scores = [score for _, score in model["vocab"]]
-        return found | {scores.index(min(scores)), *([model["unk_id"]] if model["unk_id"] is not None else [])}
+        return needed | {scores.index(min(scores)), *([model["unk_id"]] if model["unk_id"] is not None else [])}
     raise ConfigError(f"vocabulary pruning: a {model['type']} tokenizer; set prune_vocabulary false")
 
 
 def prune(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, kept_ids: Iterable[int]
 ) -> PreTrainedTokenizerFast:
-    """Cuts the model's embeddings, in place, to these tokens in their order, and returns the tokenizer that fits.
+    """Cuts the model's embeddings, in index, to these tokens in their order, and returns the tokenizer that fits.
 
     Special tokens, and of BPE the pieces that a kept token is merged from, are kept in any case. Where positions are
     counted from the padding id (RoBERTa) it keeps its value. Tied embeddings stay tied.
@@ -132,11 +132,11 @@ def prune(
 
     embedding = _embedding(model)
     output = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    whole = [embedding.weight]
+    parameters = [embedding.weight]
     if output is not None:
-        whole += [part for part in (output.weight, getattr(output, "bias", None)) if part is not None]
+        parameters += [part for part in (output.weight, getattr(output, "bias", None)) if part is not None]
         output.out_features = len(kept)
-    swapped = {id(part): nn.Parameter(part.detach()[kept].clone(), part.requires_grad) for part in whole}
+    swapped = {id(part): nn.Parameter(part.detach()[kept].clone(), part.requires_grad) for part in parameters}
     for module in model.modules():
         for name, value in module.named_parameters(recurse=False, remove_duplicate=False):
             if id(value) in swapped:
@@ -150,9 +150,9 @@ def prune(
 
 
 def _embedding(model: PreTrainedModel) -> nn.Embedding:
-    found = model.get_input_embeddings()
-    assert isinstance(found, nn.Embedding)
-    return found
+    embedding = model.get_input_embeddings()
+    assert isinstance(embedding, nn.Embedding)
+    return embedding
 
 
 def _id_fields(config: Any) -> list[str]:
@@ -199,14 +199,14 @@ def _smaller(tokenizer: PreTrainedTokenizerBase, new_id: Mapping[int, int]) -> P
     for added in tree["added_tokens"]:
         added["id"] = new_id[added["id"]]
     _renumber_template(tree["post_processor"], new_id)
-    made = Tokenizer.from_str(json.dumps(tree))
+    smaller = Tokenizer.from_str(json.dumps(tree))
     expected = {token: new_id[old] for token, old in plain.get_vocab(with_added_tokens=True).items() if old in new_id}
-    if made.get_vocab(with_added_tokens=True) != expected:
+    if smaller.get_vocab(with_added_tokens=True) != expected:
         raise ConfigError(
             "vocabulary pruning: added tokens stand between others in this tokenizer; set prune_vocabulary false"
         )
     return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_object=made,
+        tokenizer_object=smaller,
         model_max_length=tokenizer.model_max_length,
         model_input_names=list(tokenizer.model_input_names),
         padding_side=tokenizer.padding_side,
@@ -229,16 +229,16 @@ def _is_letter(token: str, prefix: str) -> bool:
 
 def _before_failing(word: str, vocabulary: Mapping[str, int], prefix: str) -> set[int]:
     """Tokens that longest-match-first takes from a word. Without them an unknown word might become a known one."""
-    found, start = set(), 0
+    tokens, start = set(), 0
     while start < len(word):
         lead = prefix if start else ""
         ends = (end for end in range(len(word), start, -1) if lead + word[start:end] in vocabulary)
         end = next(ends, None)
         if end is None:
             break
-        found.add(vocabulary[lead + word[start:end]])
+        tokens.add(vocabulary[lead + word[start:end]])
         start = end
-    return found
+    return tokens
 
 
 def _merges_of(ids: set[int], tree: Mapping[str, Any]) -> tuple[set[int], list[Any]]:
@@ -251,20 +251,20 @@ def _merges_of(ids: set[int], tree: Mapping[str, Any]) -> tuple[set[int], list[A
     pairs = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in merges]
     ranks = {pair: rank for rank, pair in enumerate(pairs)}
     special = {added["id"] for added in tree["added_tokens"]}
-    found, used = set(ids), set()
+    needed, used = set(ids), set()
     for token, number in vocabulary.items():
         if number not in ids or number in special:
             continue
         parts = list(token)
         while len(parts) > 1:
-            known = [(ranks.get(pair, len(ranks)), place) for place, pair in enumerate(pairwise(parts))]
-            rank, place = min(known)
+            known = [(ranks.get(pair, len(ranks)), index) for index, pair in enumerate(pairwise(parts))]
+            rank, index = min(known)
             if rank == len(ranks):
                 break
             used.add(rank)
-            parts[place : place + 2] = [parts[place] + parts[place + 1]]
-            found.add(vocabulary[parts[place]])
-    return found, [merges[rank] for rank in sorted(used)]
+            parts[index : index + 2] = [parts[index] + parts[index + 1]]
+            needed.add(vocabulary[parts[index]])
+    return needed, [merges[rank] for rank in sorted(used)]
 
 
 def _template_ids(node: Any) -> Iterable[int]:

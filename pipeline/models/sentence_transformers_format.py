@@ -34,7 +34,7 @@ _ACTIVATIONS = {
 
 
 def write(
-    place: Path,
+    folder: Path,
     dense: nn.Linear,
     *,
     max_tokens: int,
@@ -56,12 +56,13 @@ def write(
         {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
         for number, (path, kind) in enumerate(_MODULES)
     ]
-    _json(place / "modules.json", listed)
+    _json(folder / "modules.json", listed)
     # Without the pooling layer of transformers, which is not saved, the library reports no missing weights.
     without_pooler = {"model_args": {"add_pooling_layer": False}}
-    _json(place / "sentence_bert_config.json", {"max_seq_length": max_tokens, "do_lower_case": False, **without_pooler})
+    limits = {"max_seq_length": max_tokens, "do_lower_case": False}
+    _json(folder / "sentence_bert_config.json", {**limits, **without_pooler})
     _json(
-        place / "config_sentence_transformers.json",
+        folder / "config_sentence_transformers.json",
         {
             "prompts": {role: prompt for role, prompt in (prompts or {}).items() if prompt},
             "default_prompt_name": None,
@@ -69,11 +70,11 @@ def write(
         },
     )
     _json(
-        place / "1_Pooling" / "config.json",
+        folder / "1_Pooling" / "config.json",
         {"word_embedding_dimension": dense.in_features, **_pooling_modes(pooling)},
     )
     _json(
-        place / "2_Dense" / "config.json",
+        folder / "2_Dense" / "config.json",
         {
             "in_features": dense.in_features,
             "out_features": dense.out_features,
@@ -81,8 +82,8 @@ def write(
             "activation_function": _ACTIVATIONS[activation],
         },
     )
-    save_file({f"linear.{name}": value.contiguous() for name, value in dense.state_dict().items()}, place / DENSE)
-    _json(place / "3_Normalize" / "config.json", {})
+    save_file({f"linear.{name}": value.contiguous() for name, value in dense.state_dict().items()}, folder / DENSE)
+    _json(folder / "3_Normalize" / "config.json", {})
 
 
 def leave_out_pooler(place: Path) -> None:

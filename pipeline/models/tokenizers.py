@@ -15,25 +15,27 @@ from pipeline.models.families import family_of
 from pipeline.tokens import PairTemplate, TextTemplate
 
 
-def load_tokenizer(place: Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The fast tokenizer in a model's folder.
 
     Raises:
         ConfigError: a model of no known family, or without a fast tokenizer.
     """
-    base_models.family(place)
+    base_models.family(folder)
     try:
         with base_models.quiet():
-            tokenizer = AutoTokenizer.from_pretrained(place, use_fast=True, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False)
     except (OSError, ValueError, TypeError) as error:
-        raise ConfigError(f"{place}: its tokenizer cannot be loaded ({error}); tokenizer.json must be there") from error
+        raise ConfigError(
+            f"{folder}: its tokenizer cannot be loaded ({error}); tokenizer.json must be there"
+        ) from error
     if not tokenizer.is_fast:
-        raise ConfigError(f"{place}: has no fast tokenizer; save tokenizer.json beside its weights")
+        raise ConfigError(f"{folder}: has no fast tokenizer; save tokenizer.json beside its weights")
     assert isinstance(tokenizer, PreTrainedTokenizerBase)
     return tokenizer
 
 
-def save_tokenizer(tokenizer: PreTrainedTokenizerBase, place: Path, max_tokens: int) -> None:
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, max_tokens: int) -> None:
     """Writes the tokenizer so that other libraries read texts as we do.
 
     They cut inputs to `max_tokens`, and "[SEP]" in a text is text to them as well.
@@ -47,7 +49,7 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, place: Path, max_tokens: 
         setattr(saved, name, value)
         saved.init_kwargs[name] = value
     with base_models.quiet():
-        saved.save_pretrained(place)
+        saved.save_pretrained(folder)
 
 
 def plain_tokenizer(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
@@ -69,10 +71,10 @@ def pair_template(
     """
     plain = plain_tokenizer(tokenizer)
     query, document = (plain.encode(text, add_special_tokens=False).ids for text in ("a", "b a"))
-    whole = tokenizer("a", "b a")
-    ids, types = list(whole["input_ids"]), list(whole.get("token_type_ids", []))
-    first = _place(ids, query, 0)
-    second = _place(ids, document, first + len(query))
+    encoded = tokenizer("a", "b a")
+    ids, types = list(encoded["input_ids"]), list(encoded.get("token_type_ids", []))
+    first = _index_of(ids, query, 0)
+    second = _index_of(ids, document, first + len(query))
     segments = getattr(config, "type_vocab_size", 0) > 1 and bool(types)
     template = PairTemplate(
         before=tuple(ids[:first]),
@@ -97,17 +99,17 @@ def text_template(tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> TextTe
     """
     text = plain_tokenizer(tokenizer).encode("a", add_special_tokens=False).ids
     ids = list(tokenizer("a")["input_ids"])
-    place = _place(ids, text, 0)
-    template = TextTemplate(before=tuple(ids[:place]), after=tuple(ids[place + len(text) :]), max_tokens=max_tokens)
+    first = _index_of(ids, text, 0)
+    template = TextTemplate(before=tuple(ids[:first]), after=tuple(ids[first + len(text) :]), max_tokens=max_tokens)
     if max_tokens <= len(template.before) + len(template.after):
         raise ConfigError(f"max_tokens {max_tokens} leaves no room beside the special tokens; raise it")
     return template
 
 
-def _place(ids: list[int], part: list[int], begin: int) -> int:
-    for place in range(begin, len(ids) - len(part) + 1):
-        if ids[place : place + len(part)] == part:
-            return place
+def _index_of(ids: list[int], part: list[int], begin: int) -> int:
+    for index in range(begin, len(ids) - len(part) + 1):
+        if ids[index : index + len(part)] == part:
+            return index
     raise ConfigError(f"the tokenizer gives {ids} with special tokens, which does not contain {part}, without them")
 
 

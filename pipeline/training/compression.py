@@ -37,7 +37,7 @@ class Method:
     """
     source: str = ""
     """The paper."""
-    taught: bool = True
+    from_teacher: bool = True
     """Whether the ranker learns from the teacher's scores."""
 
 
@@ -50,8 +50,8 @@ def _only(**weights: float) -> Change:
     """The recipe whose ranker learns from its teacher by these losses alone; those on grades stay."""
 
     def change(recipe: Recipe, _: ModelShape) -> Recipe:
-        others = {name: 0.0 for name in weights_of(recipe.ranker) if not name.startswith(HARD)}
-        return _ranker(recipe, **others | {f"{name}_weight": weight for name, weight in weights.items()})
+        without_teacher = {name: 0.0 for name in weights_of(recipe.ranker) if not name.startswith(HARD)}
+        return _ranker(recipe, **without_teacher | {f"{name}_weight": weight for name, weight in weights.items()})
 
     return change
 
@@ -147,7 +147,7 @@ _TAYLOR = "TextPruner, ACL 2022, arXiv:2203.15996"
 _PATIENT = "Sun et al. 2019, arXiv:1908.09355"
 
 METHODS = (
-    Method(PLAIN, "trained on grades alone, cut from the teacher's base", lambda r, _: r, taught=False),
+    Method(PLAIN, "trained on grades alone, cut from the teacher's base", lambda r, _: r, from_teacher=False),
     Method(DISTILLED, "the recipe's ranker", lambda r, _: r),
     Method("init-first", "cut from the first layers", _first_layers, _PATIENT),
     Method("init-last", "cut from the last layers", _last_layers, _PATIENT),

@@ -115,25 +115,25 @@ def make(
             fresh=fresh,
             began=staging.began,
         )
-        found: dict[str, Any] = {
+        results: dict[str, Any] = {
             **progress.metrics(scoring.MEASURE, "pairs"),
             **metrics,
             "scale": [round(scale, 3) for scale in learner.log_scale.detach().exp().tolist()],
         }
         if config.prune_vocabulary:
-            found["vocabulary"] = pruning.to_corpus(model, pruning.corpus_of(data))
+            results["vocabulary"] = pruning.to_corpus(model, pruning.corpus_of(data))
         model.save(staging.folder)
         model_card.write(
             staging.folder / "model",
             "encoder",
             model,
             base=origin,
-            inputs={name: one for name, one in inputs.items() if isinstance(one, Artifact)},
+            inputs={name: item for name, item in inputs.items() if isinstance(item, Artifact)},
             config=settings,
-            metrics=found,
+            metrics=results,
             measure=scoring.MEASURE,
         )
-        return found
+        return results
 
     settings = {name: value for name, value in to_dict(config).items() if name != "mining"}
     inputs: dict[str, Artifact | str] = {"data": data, "pairs": pairs, "teacher_scores": teacher_scores}
@@ -161,9 +161,9 @@ def check(config: EncoderConfig, base: base_models.ModelShape) -> None:
 
 def untrained(config: EncoderConfig, origin: Artifact | str) -> BiEncoder:
     """The base with as many layers as the config keeps, and a projection that is still random."""
-    place = base_models.folder(origin)
+    folder = base_models.folder(origin)
     model = BiEncoder.start(
-        place,
+        folder,
         dimensions=config.dimensions,
         widths=config.widths,
         max_tokens=config.max_tokens,
@@ -171,17 +171,17 @@ def untrained(config: EncoderConfig, origin: Artifact | str) -> BiEncoder:
         seed=config.loop.seed,
     )
     if config.layers:
-        depth = base_models.shape(place).layers
+        depth = base_models.shape(folder).layers
         model.model = surgery.keep_layers(model.model, surgery.spaced(depth, config.layers))
     return model
 
 
 def _sample_of_texts(model: BiEncoder, pairs: Pairs, seed: int) -> Tensor:
     """(texts, hidden) pooled vectors of training documents and queries."""
-    places = pairs.indices("train")
+    train = pairs.indices("train")
     draw = np.random.default_rng(seed)
-    documents = draw.permutation(np.unique(pairs.document[places]))[: PROJECTION_SAMPLE * 3 // 4]
-    queries = draw.permutation(np.unique(pairs.query[places]))[: PROJECTION_SAMPLE // 4]
+    documents = draw.permutation(np.unique(pairs.document[train]))[: PROJECTION_SAMPLE * 3 // 4]
+    queries = draw.permutation(np.unique(pairs.query[train]))[: PROJECTION_SAMPLE // 4]
     parts = (
         scoring.vectors(model, pairs.documents, documents, model.document_template, label="projection", pooled=True),
         scoring.vectors(model, pairs.queries, queries, model.query_template, label="projection", pooled=True),
@@ -195,12 +195,12 @@ def _base_vectors(base: BiEncoder, pairs: Pairs, checkpoint: Path) -> tuple[Tens
     Finished parts are kept in `checkpoint`.
     """
     base.to(scoring.device()).eval()
-    found = (
+    full_width = (
         shards.pooled_vectors(checkpoint, f"base-{name}", base, texts, template, label="full width")
         for name, texts, template in (
             ("queries", pairs.queries, base.query_template),
             ("documents", pairs.documents, base.document_template),
         )
     )
-    queries, documents = (F.normalize(torch.from_numpy(one), dim=1) for one in found)
+    queries, documents = (F.normalize(torch.from_numpy(vectors), dim=1) for vectors in full_width)
     return queries, documents

@@ -166,8 +166,8 @@ def read_scores(path: Path, table: pa.Table, pairs: Artifact) -> tuple[Floats, d
     wanted = table.select(["row_id", *PAIR_KEYS]).to_pandas()
     if "queries.parquet" in pairs.manifest.files:  # Unlabelled lists, under names that are known here only.
         lists = pq.read_table(pairs.file("queries.parquet"), columns=["query_id", "asked"]).to_pandas()
-        asked = wanted["query_id"].map(lists.set_index("query_id")["asked"])
-        wanted = wanted.assign(query_id=asked.fillna(wanted["query_id"]))
+        original_ids = wanted["query_id"].map(lists.set_index("query_id")["asked"])
+        wanted = wanted.assign(query_id=original_ids.fillna(wanted["query_id"]))
     joined = wanted.merge(given, on=keys, how="left", validate="m:1")
     lost = np.flatnonzero(joined["score"].isna())
     if len(lost):

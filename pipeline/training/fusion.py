@@ -69,11 +69,13 @@ def make(workspace: Path, *, features: Artifact, pool: Artifact) -> Artifact:
     """
 
     def build(staging: Staging) -> Mapping[str, Any]:
-        fusion, found = fit(_judged(features, pool))
+        fusion, measured = fit(_judged(features, pool))
         (staging.folder / "fusion.json").write_text(fusion.to_json(), encoding="utf-8")
-        log.info("fusion: %s, %s", found["chosen"], {name: round(value, 4) for name, value in found["ndcg"].items()})
+        log.info(
+            "fusion: %s, %s", measured["chosen"], {name: round(value, 4) for name, value in measured["ndcg"].items()}
+        )
         models = {role: features.manifest.inputs[role] for role in ("ranker", "encoder")}
-        return {**found, "models": models}  # A release checks that it holds these.
+        return {**measured, "models": models}  # A release checks that it holds these.
 
     inputs = {"features": features, "pool": pool}
     return STAGE.make(workspace, config={}, inputs=inputs, build=build)
@@ -86,7 +88,7 @@ def fit(judged: "pd.DataFrame") -> tuple[Fusion, dict[str, Any]]:
         judged: row_id, query_id, doc_id, bm25, encoder, ranker, grade; in this order of row ids.
     """
     lists = candidate_lists(judged)
-    found: dict[str, Any] = {
+    measured: dict[str, Any] = {
         "measure": MEASURE,
         "queries": lists.queries,
         "documents": len(lists.query),
@@ -97,34 +99,34 @@ def fit(judged: "pd.DataFrame") -> tuple[Fusion, dict[str, Any]]:
     everyone = np.ones(lists.queries, dtype=bool)
     values = {simple.name: lists.ndcg(lists.rows @ equal_weights(simple), everyone) for simple in SIMPLE}
     if lists.queries:
-        found["ndcg"] = {name: float(each.mean()) for name, each in values.items()}
+        measured["ndcg"] = {name: float(each.mean()) for name, each in values.items()}
     if lists.queries < MIN_QUERIES:
         weights, chosen_name, held_out = _few(lists, values)
-        found["chosen"] = chosen_name
-        found["reason"] = (
+        measured["chosen"] = chosen_name
+        measured["reason"] = (
             f"{lists.queries} of {judged['query_id'].nunique()} valid queries have documents of different grade; "
             f"{MIN_QUERIES} are needed to learn weights, so a simple order is taken: {chosen_name}"
         )
-        log.warning("fusion: %s", found["reason"])
+        log.warning("fusion: %s", measured["reason"])
         if lists.queries:
-            found["ndcg"]["fused"] = float(held_out.mean())
-        return _as_fusion(weights), found
+            measured["ndcg"]["fused"] = float(held_out.mean())
+        return _as_fusion(weights), measured
 
     chosen = choose(lists, everyone)
     held_out = held_out_ndcg(lists, everyone, lambda training: choose(lists, training))
     fused = held_out.mean()
-    best = max(SIMPLE, key=lambda candidate: found["ndcg"][candidate.name])
-    if chosen.strength is not None and fused <= found["ndcg"][best.name]:
-        found["reason"] = f"learned weights came to {fused:.4f} on held-out queries, no more than {best.name} alone"
+    best = max(SIMPLE, key=lambda candidate: measured["ndcg"][candidate.name])
+    if chosen.strength is not None and fused <= measured["ndcg"][best.name]:
+        measured["reason"] = f"learned weights came to {fused:.4f} on held-out queries, no more than {best.name} alone"
         chosen = best
     if chosen.strength is None:
-        fused, held_out = found["ndcg"][chosen.name], values[chosen.name]
+        fused, held_out = measured["ndcg"][chosen.name], values[chosen.name]
     if _surely_worse(held_out, values["bm25"]):
-        found["reason"] = f"{chosen.name} came to {fused:.4f} on held-out queries, surely worse than bm25 alone"
-        chosen, fused = _BM25, found["ndcg"]["bm25"]
-    found["ndcg"]["fused"] = float(fused)
-    found |= {"chosen": chosen.name, "strength": chosen.strength}
-    return _as_fusion(candidate_weights(lists, chosen, everyone)), found
+        measured["reason"] = f"{chosen.name} came to {fused:.4f} on held-out queries, surely worse than bm25 alone"
+        chosen, fused = _BM25, measured["ndcg"]["bm25"]
+    measured["ndcg"]["fused"] = float(fused)
+    measured |= {"chosen": chosen.name, "strength": chosen.strength}
+    return _as_fusion(candidate_weights(lists, chosen, everyone)), measured
 
 
 def _few(lists: CandidateLists, values: Mapping[str, Floats]) -> tuple[Floats, str, Floats]:

@@ -91,14 +91,14 @@ class CandidateLists:
 
 def _by_query(frame: "pd.DataFrame") -> list[tuple[Ints, list[tuple[float, ...]]]]:
     """The rows of each query in the frame, in order of query id, and their features."""
-    found = []
-    for query, places in frame.groupby("query_id", sort=True).indices.items():
-        columns = (frame[name].to_numpy()[places].tolist() for name in SCORES)
+    per_query = []
+    for query, indices in frame.groupby("query_id", sort=True).indices.items():
+        columns = (frame[name].to_numpy()[indices].tolist() for name in SCORES)
         try:
-            found.append((np.asarray(places), table(*columns)))
+            per_query.append((np.asarray(indices), table(*columns)))
         except SchemaError as error:
             raise SchemaError(f"query '{query}': {error}") from error
-    return found
+    return per_query
 
 
 def candidate_lists(judged: "pd.DataFrame") -> CandidateLists:
@@ -113,20 +113,20 @@ def candidate_lists(judged: "pd.DataFrame") -> CandidateLists:
     pairs: list[Floats] = []
     features_of = _by_query(judged)
     most = min(PAIRS_PER_QUERY, max(1, MAX_PAIRS // max(1, len(features_of))))
-    for places, found in features_of:
-        own = grades[places]
+    for indices, rows_of_query in features_of:
+        own = grades[indices]
         better, worse = np.nonzero(own[:, np.newaxis] > own)
         if not len(better):
             continue
         if len(better) > most:
             kept = generator.choice(len(better), most, replace=False)
             better, worse = better[kept], worse[kept]
-        features = np.asarray(found)
+        features = np.asarray(rows_of_query)
         number = len(query)
-        query.append(np.full(len(places), number))
+        query.append(np.full(len(indices), number))
         pair_query.append(np.full(len(better), number))
         pairs.append(features[better] - features[worse])
-        doc.append(docs[places])
+        doc.append(docs[indices])
         grade.append(own)
         rows.append(features)
     none = np.zeros((0, len(FEATURES)))

@@ -49,22 +49,22 @@ def make(
     """
 
     def build(staging: Staging) -> Mapping[str, Any]:
-        known, found = _scored(pairs, scores), _scored(mined, mined_scores)
-        train = known[known["split"] == "train"]
+        judged, candidates = _scored(pairs, scores), _scored(mined, mined_scores)
+        train = judged[judged["split"] == "train"]
         queries = pd.factorize(train["query_id"])[0]
         margin = config.guard * within_query_std(train["score"].to_numpy(np.float32, copy=True), queries)
         bound = train[train["grade"] > 0].groupby("query_id")["score"].mean() - margin
-        limit = found["query_id"].map(bound)
-        passed = found[found["score"] <= limit]
+        limit = candidates["query_id"].map(bound)
+        passed = candidates[candidates["score"] <= limit]
         kept = passed.groupby("query_id", sort=False).head(config.negatives)
-        first = int(known["row_id"].max()) + 1
+        first = int(judged["row_id"].max()) + 1
         kept = kept.assign(row_id=np.arange(first, first + len(kept)), source=MINED)
-        table = pa.Table.from_pandas(pd.concat([known, kept], ignore_index=True), preserve_index=False)
+        table = pa.Table.from_pandas(pd.concat([judged, kept], ignore_index=True), preserve_index=False)
         schema.write(table.drop_columns("score"), staging.folder / "pairs.parquet", "pairs")
         schema.write(table.select(["row_id", "score"]), staging.folder / "scores.parquet", "scores")
         return {
-            "mined": len(found),
-            "guarded": int((found["score"] > limit).sum()),
+            "mined": len(candidates),
+            "guarded": int((candidates["score"] > limit).sum()),
             "without_positive": int(limit.isna().sum()),
             "kept": len(kept),
             "queries": int(kept["query_id"].nunique()),

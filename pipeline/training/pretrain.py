@@ -55,11 +55,11 @@ def make(workspace: Path, config: PretrainConfig, base: str, *, data: Artifact) 
 
     def build(staging: Staging) -> Mapping[str, Any]:
         corpus = read_corpus(data, config.loop.seed)
-        place = staging.folder / "model"
+        folder = staging.folder / "model"
         if base == SCRATCH:
             tokenizer = vocabulary.train([*corpus.documents, *corpus.queries], config.scratch)
-            new_model(place, config.scratch, tokenizer, config.loop.seed)
-        model = MaskedModel.start(place if base == SCRATCH else base_models.folder(base), config)
+            new_model(folder, config.scratch, tokenizer, config.loop.seed)
+        model = MaskedModel.start(folder if base == SCRATCH else base_models.folder(base), config)
         model.to(scoring.device())
         task = MaskedTask(model, corpus, config)
         before = task.measure()
@@ -67,7 +67,7 @@ def make(workspace: Path, config: PretrainConfig, base: str, *, data: Artifact) 
             model, task, config.loop, label="pre-training", checkpoint=staging.checkpoint, began=staging.began
         )
         after = task.measure()
-        model.save(place)
+        model.save(folder)
         return {
             "masked_loss before": round(before.loss, 4),
             "masked_loss": round(after.loss, 4),
@@ -93,19 +93,19 @@ def read_corpus(data: Artifact, seed: int) -> MaskedCorpus:
     judgments = pq.read_table(
         data.file("judgments.parquet"), columns=["query_id", "doc_id", "grade"], filters=[("split", "==", "train")]
     )
-    asked, answered, grades = (judgments.column(name).to_pylist() for name in ("query_id", "doc_id", "grade"))
+    query_ids, answer_ids, grades = (judgments.column(name).to_pylist() for name in ("query_id", "doc_id", "grade"))
     table = schema.read(data.file("queries.parquet"), "queries")
     known = dict(zip(table.column("query_id").to_pylist(), table.column("text").to_pylist(), strict=True))
-    query_of = {query: number for number, query in enumerate(dict.fromkeys(asked))}
+    query_of = {query: number for number, query in enumerate(dict.fromkeys(query_ids))}
     document_of = {document: number for number, document in enumerate(doc_ids)}
     pairs = dict.fromkeys(
         (query_of[query], document_of[document])
-        for query, document, grade in zip(asked, answered, grades, strict=True)
+        for query, document, grade in zip(query_ids, answer_ids, grades, strict=True)
         if grade > 0
     )
     count = min(HELD_OUT_MOST, math.ceil(len(doc_ids) * HELD_OUT_SHARE))
-    place = [splits.share(seed, doc_id, "held out") for doc_id in doc_ids]
-    held_out = sorted(range(len(doc_ids)), key=lambda number: (place[number], number))[:count]
+    shares = [splits.share(seed, doc_id, "held out") for doc_id in doc_ids]
+    held_out = sorted(range(len(doc_ids)), key=lambda number: (shares[number], number))[:count]
     return MaskedCorpus(
         documents,
         [known[query] for query in query_of],
@@ -114,7 +114,7 @@ def read_corpus(data: Artifact, seed: int) -> MaskedCorpus:
     )
 
 
-def new_model(place: Path, config: ScratchConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> None:
+def new_model(folder: Path, config: ScratchConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> None:
     """Writes an untrained encoder and its tokenizer as a transformers folder, the same for the same seed."""
     shape = {
         "vocab_size": len(tokenizer),
@@ -126,8 +126,8 @@ def new_model(place: Path, config: ScratchConfig, tokenizer: PreTrainedTokenizer
         "pad_token_id": tokenizer.pad_token_id,
     }
     fields = family_of(config.family).new_config(shape, tokenizer, config.embedding)
-    made: PreTrainedConfig = CONFIG_MAPPING[config.family](**fields)
+    model_config: PreTrainedConfig = CONFIG_MAPPING[config.family](**fields)
     with base_models.quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        AutoModel.from_config(made).save_pretrained(place)  # type: ignore[no-untyped-call]
-        tokenizer.save_pretrained(place)
+        AutoModel.from_config(model_config).save_pretrained(folder)  # type: ignore[no-untyped-call]
+        tokenizer.save_pretrained(folder)

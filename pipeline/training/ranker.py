@@ -101,7 +101,7 @@ def make(
             targets = TeacherTargets.read(teacher, teacher_scores, table)
             peer = None
             if config.mutual_weight:
-                other = surgery.student(source, _others(source.shape, keep)).to(scoring.device())
+                other = surgery.student(source, _second_student_layers(source.shape, keep)).to(scoring.device())
                 peer = _narrowed(config, other, table)
             objective = _objective(config, student, large, targets, peer)
         task = CrossTask(student, table, config.loop, objective, max_list=candidates.max_list)
@@ -182,7 +182,7 @@ def cut(
             f"{teacher.hidden}, and the states of a narrower teacher cannot be matched; set it to 0"
         )
     if config.mutual_weight:
-        _others(source, keep)
+        _second_student_layers(source, keep)
     if LossWeights.of_config(config, HARD).of(TOKEN_TERMS) and source.tokenizer and teacher.tokenizer:
         ours, theirs = map(
             tokenizers.plain_tokenizer, map(tokenizers.load_tokenizer, (source.tokenizer, teacher.tokenizer))
@@ -226,11 +226,11 @@ def plain(config: RankerConfig) -> RankerConfig:
     return config.from_base() if config.base == FROM_TEACHER else config
 
 
-def _settings(config: RankerConfig, taught: bool) -> dict[str, object]:
+def _settings(config: RankerConfig, has_teacher: bool) -> dict[str, object]:
     """The settings that a student depends on: without a teacher's scores not the weights of learning from them."""
     settings = to_dict(config)
     del settings["plain"]
-    if not taught:
+    if not has_teacher:
         for name in ("temperature", "mutual_weight", *(f"{term}_weight" for term in (*TAUGHT_TERMS, *TOKEN_TERMS))):
             settings.pop(name, None)  # An added weight of 0 does not stand there.
     return settings
@@ -312,7 +312,7 @@ def _kept(config: RankerConfig, depth: int) -> tuple[int, ...]:
     return config.keep_layers or surgery.spaced(depth, config.layers)
 
 
-def _others(source: base_models.ModelShape, keep: Sequence[int]) -> tuple[int, ...]:
+def _second_student_layers(source: base_models.ModelShape, keep: Sequence[int]) -> tuple[int, ...]:
     """The layers of the second student, which is cut from the same model.
 
     Raises:

@@ -39,11 +39,11 @@ def make(
         ConfigError: the base is no encoder, has too few layers or positions.
         TrainingError: nothing to train on, or the loss is not a number.
     """
-    place = base_models.folder(base)
+    folder = base_models.folder(base)
 
     def build(staging: Staging) -> Mapping[str, Any]:
         model, table = untrained(
-            place,
+            folder,
             data,
             pairs,
             max_tokens=config.max_tokens,

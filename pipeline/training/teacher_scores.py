@@ -229,7 +229,7 @@ def _score_in_shards(
                 rows,
                 label=part_label,
                 layers=states.layers,
-                keep_states=lambda chosen, found: states.write(rows[chosen], found),
+                keep_states=lambda chosen, states_of_chosen: states.write(rows[chosen], states_of_chosen),
             )
             states.flush()
             return {"scores": part_scores, "states_sha256": states.digest(rows)}

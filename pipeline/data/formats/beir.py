@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from pipeline.data.formats import tables, text_files
-from pipeline.data.formats.tables import SPLIT_OF, Tables, _json_table, qrels_files
+from pipeline.data.formats.tables import SPLIT_OF, Tables, json_table, qrels_files
 
 
 def beir_files(path: Path) -> list[Path]:
@@ -14,10 +14,10 @@ def beir_files(path: Path) -> list[Path]:
 
 def beir(path: Path) -> Tables:
     """corpus.jsonl (_id, title, text), queries.jsonl (_id, text), qrels/{train,dev,test}.tsv with a line of names."""
-    documents, faults = _json_table(path / "corpus.jsonl", "documents")
+    documents, faults = json_table(path / "corpus.jsonl", "documents")
     if not (path / "queries.jsonl").is_file():
         return Tables(documents=documents, faults=tuple(faults))
-    queries, more = _json_table(path / "queries.jsonl", "queries")
+    queries, more = json_table(path / "queries.jsonl", "queries")
     parts = []
     for file in tables.data_files(path / "qrels", "*.tsv"):
         rows = text_files.titled(file, ("query-id", "corpus-id", "score"), delimiter="\t", quoted=False)

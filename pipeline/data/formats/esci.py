@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.data.formats import tables
-from pipeline.data.formats.tables import Tables, _whole
+from pipeline.data.formats.tables import Tables, all_or_none
 
 ESCI_GRADES = {"E": 3, "S": 2, "C": 1, "I": 0}
 
@@ -19,7 +19,7 @@ def esci_files(path: Path) -> list[Path]:
     """Amazon's two Parquet files, in the folder or in `shopping_queries_dataset` below it."""
     below = path / "shopping_queries_dataset"
     folder = below if below.is_dir() else path
-    return _whole(folder / f"shopping_queries_dataset_{part}.parquet" for part in ("examples", "products"))
+    return all_or_none(folder / f"shopping_queries_dataset_{part}.parquet" for part in ("examples", "products"))
 
 
 def esci(path: Path) -> Tables:

@@ -87,9 +87,9 @@ def find(config: SourceConfig, root: Path) -> tuple[str, FoundSource]:
         raise ConfigError(f"{config.path}: format '{config.format}' is none of auto, {', '.join(NAMES)}")
     candidates = [known for known in FORMATS if config.format in ("auto", known.name)]
     for known in candidates:
-        found = known.find(config, root)
-        if found is not None:
-            return known.name, found
+        source = known.find(config, root)
+        if source is not None:
+            return known.name, source
     path = root / config.path
     if not path.exists():
         raise MissingError(f"{path}: no such file or folder")

@@ -165,13 +165,13 @@ def is_text(kind: pa.DataType) -> bool:
 
 def valid_text(table: pa.Table, file: Path) -> pa.Table:
     """The table with large strings, after checking that they are UTF-8, which Parquet does not promise."""
-    for place, column in enumerate(table.schema):
+    for number, column in enumerate(table.schema):
         if is_text(column.type):
             try:
                 table[column.name].validate(full=True)
             except pa.ArrowInvalid as error:
                 raise SchemaError(f"{file}: column '{column.name}' holds text that is not UTF-8 ({error})") from error
-            table = table.set_column(place, column.name, table[column.name].cast(STRING))
+            table = table.set_column(number, column.name, table[column.name].cast(STRING))
     return table
 
 
@@ -243,7 +243,7 @@ def text_of(row: dict[str, Any], name: str, file: Path, number: int) -> str:
     return value
 
 
-def _json_table(file: Path, kind: str) -> tuple[pa.Table, list[InvalidRow]]:
+def json_table(file: Path, kind: str) -> tuple[pa.Table, list[InvalidRow]]:
     """Ids and texts of a BEIR file, with faults for those that are not valid Unicode."""
     id_column, columns = ("doc_id", ("title", "text")) if kind == "documents" else ("query_id", ("text",))
     values: dict[str, list[str]] = {name: [] for name in (id_column, *columns)}
@@ -258,11 +258,11 @@ def _json_table(file: Path, kind: str) -> tuple[pa.Table, list[InvalidRow]]:
     return pa.table(arrays), faults
 
 
-def _first(folder: Path, names: Iterable[str]) -> Path | None:
+def first_file(folder: Path, names: Iterable[str]) -> Path | None:
     return next((file for name in names if (file := folder / name).is_file()), None)
 
 
-def _whole(names: Any) -> list[Path]:
+def all_or_none(names: Any) -> list[Path]:
     """All of these files, or none where one is missing."""
     files = list(names)
     return files if all(file.is_file() for file in files) else []

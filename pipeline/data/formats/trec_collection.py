@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from pipeline.data.formats import tables
 from pipeline.data.formats import trec_files as trec
-from pipeline.data.formats.tables import SPLIT_OF, Tables, _first, _json_table, id_and_text, qrels_files
+from pipeline.data.formats.tables import SPLIT_OF, Tables, first_file, id_and_text, json_table, qrels_files
 from pipeline.schema import InvalidRow
 
 _TREC_DOCUMENTS = ("corpus.jsonl", "collection.tsv", "documents.tsv")
@@ -16,7 +16,7 @@ _TREC_DOCUMENTS = ("corpus.jsonl", "collection.tsv", "documents.tsv")
 
 def trec_files(path: Path) -> list[Path]:
     """Documents, queries and qrels files of a TREC collection; empty unless all three are there."""
-    documents, queries, qrels = _first(path, _TREC_DOCUMENTS), _trec_queries(path), qrels_files(path)
+    documents, queries, qrels = first_file(path, _TREC_DOCUMENTS), _trec_queries(path), qrels_files(path)
     return [documents, *queries, *qrels] if documents and queries and qrels else []
 
 
@@ -50,11 +50,11 @@ def trec_collection(path: Path) -> Tables:
 
 
 def _collection(file: Path, kind: str) -> tuple[pa.Table, list[InvalidRow]]:
-    return _json_table(file, kind) if file.suffix == ".jsonl" else (id_and_text(file, kind), [])
+    return json_table(file, kind) if file.suffix == ".jsonl" else (id_and_text(file, kind), [])
 
 
 def _trec_queries(path: Path) -> Sequence[Path]:
-    queries = _first(path, ("queries.jsonl", "queries.tsv", "topics.tsv"))
+    queries = first_file(path, ("queries.jsonl", "queries.tsv", "topics.tsv"))
     return (
         [queries] if queries else [*tables.data_files(path, "queries.*.tsv"), *tables.data_files(path, "topics.*.tsv")]
     )

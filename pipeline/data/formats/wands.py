@@ -5,7 +5,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from pipeline.data.formats import tables, text_files
-from pipeline.data.formats.tables import Tables, _whole
+from pipeline.data.formats.tables import Tables, all_or_none
 
 WANDS_GRADES = {"Exact": 2, "Partial": 1, "Irrelevant": 0}
 
@@ -13,7 +13,7 @@ WANDS_GRADES = {"Exact": 2, "Partial": 1, "Irrelevant": 0}
 def wands_files(path: Path) -> list[Path]:
     """Wayfair's three files, in the folder or in `dataset` below it."""
     folder = path / "dataset" if (path / "dataset").is_dir() else path
-    return _whole(folder / name for name in ("query.csv", "product.csv", "label.csv"))
+    return all_or_none(folder / name for name in ("query.csv", "product.csv", "label.csv"))
 
 
 def wands(path: Path) -> Tables:

@@ -34,14 +34,14 @@ class LossSet:
     config: RankerConfig
     terms: int
     """Losses with a weight above 0."""
-    taught: bool
+    from_teacher: bool
     """Whether any of them asks the teacher."""
 
 
 def terms(config: RankerConfig) -> dict[str, float]:
     """Weight of each loss by which the ranker learns from its teacher."""
-    found = weights_of(config).items()
-    return {name.removesuffix(_SUFFIX): weight for name, weight in found if not name.startswith(_HARD)}
+    weights = weights_of(config).items()
+    return {name.removesuffix(_SUFFIX): weight for name, weight in weights if not name.startswith(_HARD)}
 
 
 def _weight(text: str, number: str) -> float:
@@ -77,7 +77,7 @@ def parse(text: str, config: RankerConfig) -> LossSet:
         if name == HARD:
             factor = 1.0 if value is None else value
         elif name == ALL and value is None:
-            weights |= {one: weight for one, weight in known.items() if weight}
+            weights |= {loss: weight for loss, weight in known.items() if weight}
         elif name not in known:
             raise ConfigError(f"ablation.sets '{text}': no loss is called '{name}'; known are {', '.join(known)}")
         elif value is None and not known[name]:
@@ -88,11 +88,11 @@ def parse(text: str, config: RankerConfig) -> LossSet:
     hard: dict[str, Any] = {
         name: weight * factor for name, weight in weights_of(config).items() if name.startswith(_HARD)
     }
-    made = dataclasses.replace(config, **changes, **hard)
-    taught = sum(weight > 0 for weight in weights.values())
+    student = dataclasses.replace(config, **changes, **hard)
+    from_teacher = sum(weight > 0 for weight in weights.values())
     return LossSet(
         text,
-        made.from_base() if at else made,
-        taught + sum(weight > 0 for weight in hard.values()),
-        taught > 0,
+        student.from_base() if at else student,
+        from_teacher + sum(weight > 0 for weight in hard.values()),
+        from_teacher > 0,
     )

@@ -322,8 +322,8 @@ def similarity_loss(student: Tensor, teacher: Tensor, temperature: float, *, tot
     if len(student) != len(teacher):
         raise ShapeError(f"similarity_loss: {len(student)} vectors of the student and {len(teacher)} of the teacher")
     itself = torch.eye(len(student), dtype=torch.bool, device=student.device)
-    found, wanted = (
+    ours, theirs = (
         (vectors @ vectors.T / temperature).masked_fill(itself, IGNORE).log_softmax(1)  # (n, n)
         for vectors in (student, teacher.detach())
     )
-    return (wanted.exp() * (wanted - found)).sum() / counted(total, len(student))
+    return (theirs.exp() * (theirs - ours)).sum() / counted(total, len(student))

@@ -242,9 +242,9 @@ def _group_logsumexp(values: Tensor, together: Tensor) -> Tensor:
 
 def _before(values: Tensor, together: Tensor) -> Tensor:
     """(n,) how many documents of the same query stand before this one when the values descend."""
-    place = torch.arange(len(values), device=values.device)
+    index = torch.arange(len(values), device=values.device)
     higher = values.unsqueeze(0) > values.unsqueeze(1)
-    earlier = (values.unsqueeze(0) == values.unsqueeze(1)) & (place.unsqueeze(0) < place.unsqueeze(1))
+    earlier = (values.unsqueeze(0) == values.unsqueeze(1)) & (index.unsqueeze(0) < index.unsqueeze(1))
     return (together & (higher | earlier)).sum(1)
 
 

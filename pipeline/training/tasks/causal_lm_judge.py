@@ -47,8 +47,8 @@ class Judge:
         self._prefixes = PrefixTokenizer.of(tokenizers.plain_tokenizer(tokenizer))
         self.before = list(tokenizers.text_template(tokenizer, config.max_tokens).before)
         self.parts = re.split(r"(\{query\}|\{document\})", config.prompt)
-        special = {str(one) for one in tokenizer.get_added_vocab()} | set(map(str, tokenizer.all_special_tokens))
-        self.special = sorted((one for one in special if one.strip()), key=len, reverse=True)
+        special = {str(token) for token in tokenizer.get_added_vocab()} | set(map(str, tokenizer.all_special_tokens))
+        self.special = sorted((token for token in special if token.strip()), key=len, reverse=True)
         positions = getattr(model.config, "max_position_embeddings", None)
         if positions is not None and config.max_tokens > positions:
             raise ConfigError(
@@ -89,7 +89,7 @@ class Judge:
         prompt = self._filled("a", "b")[0]
         answer = getattr(self.config, name)
         without, with_answer = (
-            self.tokenizer(one, add_special_tokens=False)["input_ids"] for one in (prompt, prompt + answer)
+            self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, prompt + answer)
         )
         if with_answer[:-1] != without:
             pieces = self.tokenizer.convert_ids_to_tokens(with_answer[max(0, len(without) - 1) :])

@@ -228,12 +228,12 @@ class CrossTask:
             batches.pad(batches.pair_inputs(self.pairs, group, self.model.template), self.device) for group in groups
         ]
         indices = np.concatenate(groups)  # (n,) in the order of the inputs; no loss depends on the order
-        taught = self._taught(indices)
+        targets = self._targets_of(indices)
         scored: list[Scored] = []
         terms: list[dict[str, Tensor]] = []
         for student, (reading, token_terms) in zip(self._students, self._read(inputs, chunk.counts), strict=True):
             scored.append(self._scored(student, reading, indices, chunk.counts))
-            terms.append(self._terms(scored[-1], taught) | token_terms)
+            terms.append(self._terms(scored[-1], targets) | token_terms)
         sums = [self._weighted_sum(outputs.scores, parts) for outputs, parts in zip(scored, terms, strict=True)]
         if len(scored) == 1:
             return sums[0], terms[0]
@@ -256,10 +256,10 @@ class CrossTask:
             readings: list[Reading] = []
             terms: dict[str, Tensor] = {}
             for batch, teacher in zip(inputs, teacher_views, strict=True):
-                readings.append(student.read(*batch.all, first=first, whole=self.token_layers))
+                readings.append(student.read(*batch.all, first=first, token_layers=self.token_layers))
                 if teacher is None:
                     continue
-                ours = TokenView(student, readings[-1].whole)
+                ours = TokenView(student, readings[-1].token_states)
                 views = TokenViews(ours, teacher, batch.attention_mask, projections, self.objective.match, counts)
                 for name in self.weights.of(TOKEN_TERMS):
                     terms[name] = terms.get(name, 0) + TOKEN_TERMS[name](views)
@@ -273,10 +273,10 @@ class CrossTask:
         if teacher is None:
             return None
         with torch.no_grad():
-            reading = teacher.read(*inputs.all, whole=self.teacher_token_layers, score=False)
-        return TokenView(teacher, reading.whole)
+            reading = teacher.read(*inputs.all, token_layers=self.teacher_token_layers, score=False)
+        return TokenView(teacher, reading.token_states)
 
-    def _taught(self, indices: Ints) -> Taught | None:
+    def _targets_of(self, indices: Ints) -> Taught | None:
         """The teacher's stored outputs for these pairs."""
         targets = self.objective.targets
         if targets is None:
@@ -299,13 +299,13 @@ class CrossTask:
             counts=counts,
         )
 
-    def _terms(self, scored: Scored, taught: Taught | None) -> dict[str, Tensor]:
+    def _terms(self, scored: Scored, targets: Taught | None) -> dict[str, Tensor]:
         """The terms over scores, by name."""
         weights = self.weights
         graded = scored.with_grades()
         terms = {name: SCORE_TERMS[name](graded, weights) * scored.counts.hard for name in weights.of(SCORE_TERMS)}
-        if taught is not None:
-            terms |= {name: TAUGHT_TERMS[name](scored, taught, weights) for name in weights.of(TAUGHT_TERMS)}
+        if targets is not None:
+            terms |= {name: TAUGHT_TERMS[name](scored, targets, weights) for name in weights.of(TAUGHT_TERMS)}
         return terms
 
     def _weighted_sum(self, scores: Tensor, terms: Mapping[str, Tensor]) -> Tensor:

@@ -126,21 +126,21 @@ class MaskedModel(nn.Module):
             with torch.no_grad():
                 decoder.bias.copy_(torch.from_numpy(np.log(shares)))
 
-    def save(self, place: Path) -> None:
+    def save(self, folder: Path) -> None:
         """Writes the encoder and its tokenizer as a transformers folder."""
         with base_models.quiet(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(MEASURE_SEED)  # For a pooler that the base did not have.
             body = AutoModel.from_pretrained(self.base, dtype=torch.float32, trust_remote_code=False)
             body.load_state_dict(self.model.base_model.state_dict(), strict=False)  # Has no pooler: that stays.
-            body.save_pretrained(place)
-            self.hub_tokenizer.save_pretrained(place)
+            body.save_pretrained(folder)
+            self.hub_tokenizer.save_pretrained(folder)
 
 
 @dataclass(frozen=True, slots=True)
 class MaskedChunk:
     """Texts of one step, and what the whole step counts."""
 
-    places: Ints
+    examples: Ints
     starts: Ints
     """(texts,) the token at which each document is read from."""
     masked: int
@@ -232,25 +232,25 @@ class MaskedTask:
         count = math.ceil(ends[-1] / loop.tokens_per_batch)
         step_of = ((ends - lengths[order] / 2) * count / ends[-1]).astype(np.int64)
         steps = []
-        for whole in np.split(order, np.flatnonzero(np.diff(step_of)) + 1):
-            fair = math.ceil(lengths[whole].sum() / distributed.processes())
+        for step in np.split(order, np.flatnonzero(np.diff(step_of)) + 1):
+            fair = math.ceil(lengths[step].sum() / distributed.processes())
             tokens = loop.chunk_tokens if distributed.processes() == 1 else min(loop.chunk_tokens, fair)
-            chosen = [whole[places] for places in batches.scoring_batches(lengths[whole], tokens)]
-            masked = sum(int(self.masked[places].sum()) for places in chosen)
+            chosen = [step[examples] for examples in batches.scoring_batches(lengths[step], tokens)]
+            masked = sum(int(self.masked[examples].sum()) for examples in chosen)
             steps.append(
                 Step(
-                    [MaskedChunk(places, starts[places], masked) for places in chosen],
+                    [MaskedChunk(examples, starts[examples], masked) for examples in chosen],
                     examples=sum(map(len, chosen)),
-                    tokens=sum(int(lengths[places].sum()) for places in chosen),
-                    padded=sum(batches.padded_tokens(lengths[places]) for places in chosen),
+                    tokens=sum(int(lengths[examples].sum()) for examples in chosen),
+                    padded=sum(batches.padded_tokens(lengths[examples]) for examples in chosen),
                 )
             )
         return steps
 
     def loss(self, chunk: MaskedChunk) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Mean cross-entropy over the masked tokens of the step, in nats, and the share guessed right."""
-        groups = batches.length_groups(self.lengths[chunk.places])
-        drawn = [self._masked_batch(chunk.places[group], chunk.starts[group]) for group in groups]
+        groups = batches.length_groups(self.lengths[chunk.examples])
+        drawn = [self._masked_batch(chunk.examples[group], chunk.starts[group]) for group in groups]
         together = not self.config.loop.checkpoint_activations  # Which needs the layers' own forward passes.
         logits = self.model([each.shown for each in drawn], [each.chosen for each in drawn], together=together)
         wanted = torch.cat([each.wanted for each in drawn])
@@ -265,8 +265,8 @@ class MaskedTask:
         with torch.no_grad(), autocast(self.config.loop.precision, self.device), torch.random.fork_rng(devices=[]):
             torch.manual_seed(MEASURE_SEED)
             for batch in batches.scoring_batches(self.lengths[self.held_out], self.config.loop.chunk_tokens):
-                places = self.held_out[batch]
-                drawn = self._masked_batch(places, np.zeros(len(places), dtype=np.int64))
+                examples = self.held_out[batch]
+                drawn = self._masked_batch(examples, np.zeros(len(examples), dtype=np.int64))
                 logits = self.model([drawn.shown], [drawn.chosen])
                 loss += float(F.cross_entropy(logits, drawn.wanted, reduction="sum"))
                 right += int((logits.argmax(-1) == drawn.wanted).sum())
@@ -278,35 +278,37 @@ class MaskedTask:
         """Mean log-likelihood of held-out masked tokens, in nats."""
         return -self.measure().loss
 
-    def _masked_batch(self, places: Ints, starts: Ints) -> "MaskedBatch":
+    def _masked_batch(self, examples: Ints, starts: Ints) -> "MaskedBatch":
         """One padded batch of these examples, with tokens drawn and masked."""
-        inputs = [self._input(place, start) for place, start in zip(places.tolist(), starts.tolist(), strict=True)]
-        whole = batches.pad([(ids, types) for ids, types, _ in inputs], torch.device("cpu"))
-        content = torch.zeros_like(whole.input_ids, dtype=torch.bool)
+        inputs = [
+            self._input(example, start) for example, start in zip(examples.tolist(), starts.tolist(), strict=True)
+        ]
+        padded = batches.pad([(ids, types) for ids, types, _ in inputs], torch.device("cpu"))
+        content = torch.zeros_like(padded.input_ids, dtype=torch.bool)
         for row, (_, _, flags) in enumerate(inputs):
             content[row, : len(flags)] = torch.tensor(flags)
-        counts = torch.from_numpy(self.masked[places])
-        masked, chosen = mask(whole.input_ids, content, counts, self.mask_id, self.ordinary)
-        wanted = whole.input_ids[chosen].to(self.device)
+        counts = torch.from_numpy(self.masked[examples])
+        masked, chosen = mask(padded.input_ids, content, counts, self.mask_id, self.ordinary)
+        wanted = padded.input_ids[chosen].to(self.device)
         shown = batches.PaddedBatch(
-            masked.to(self.device), whole.token_type_ids.to(self.device), whole.attention_mask.to(self.device)
+            masked.to(self.device), padded.token_type_ids.to(self.device), padded.attention_mask.to(self.device)
         )
         return MaskedBatch(shown, chosen.to(self.device), wanted)
 
-    def _input(self, place: int, start: int) -> tuple[list[int], list[int], list[bool]]:
+    def _input(self, example: int, start: int) -> tuple[list[int], list[int], list[bool]]:
         """Ids, segments and which of the tokens are not special, of an example at its exact length."""
-        query, document = int(self.query[place]), self.documents[int(self.document[place])]
-        content = int(self.content[place])
+        query, document = int(self.query[example]), self.documents[int(self.document[example])]
+        content = int(self.content[example])
         if query < 0:
             single = self.single
             ids = single.assemble(document[start:])
             flags = [False] * len(single.before) + [True] * content + [False] * len(single.after)
             return ids, [0] * len(ids), flags
         pair = self.pair
-        asked = self.queries[query][: pair.max_query_tokens]
-        ids, types = pair.assemble(asked, document)
-        flags = [False] * len(pair.before) + [True] * len(asked) + [False] * len(pair.between)
-        flags += [True] * (content - len(asked)) + [False] * len(pair.after)
+        query_ids = self.queries[query][: pair.max_query_tokens]
+        ids, types = pair.assemble(query_ids, document)
+        flags = [False] * len(pair.before) + [True] * len(query_ids) + [False] * len(pair.between)
+        flags += [True] * (content - len(query_ids)) + [False] * len(pair.after)
         return ids, types, flags
 
 

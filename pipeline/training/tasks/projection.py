@@ -131,7 +131,7 @@ class ProjectionTask:
 
     def loss(self, chunk: tuple[Ints, Ints]) -> tuple[Tensor, Mapping[str, Tensor]]:
         """`similarity_loss` of these documents and their excerpts, mean over the widths."""
-        chosen, which = (torch.from_numpy(one).to(self.documents.device) for one in chunk)
+        chosen, which = (torch.from_numpy(part).to(self.documents.device) for part in chunk)
         wide = torch.cat([self.documents[chosen], self.excerpts[which, chosen]])
         short = F.normalize(self.dense(wide), dim=1)
         target = F.normalize(wide, dim=1)
@@ -199,5 +199,5 @@ def _texts(model: BiEncoder, data: Artifact, most: int, seed: int) -> tuple[Ragg
 
 
 def _ragged(lists: Sequence[Sequence[int]]) -> Ragged:
-    ids = np.concatenate([np.array(one, np.int32) for one in lists])
+    ids = np.concatenate([np.array(ids_of_text, np.int32) for ids_of_text in lists])
     return Ragged(ids, np.cumsum([0, *map(len, lists)], dtype=np.int64))

@@ -41,9 +41,9 @@ def train(texts: Sequence[str], config: ScratchConfig) -> PreTrainedTokenizerFas
     if not total:
         raise TrainingError("no vocabulary can be trained: the documents and training queries are empty")
     texts = texts[:: -(-total // MAX_CHARS)]
-    made = _byte_level_bpe(texts, config) if config.family == "roberta" else _wordpiece(texts, config)
-    log.info("vocabulary: %d tokens from %d texts in %.1f s", len(made), len(texts), time.monotonic() - began)
-    return made
+    tokenizer = _byte_level_bpe(texts, config) if config.family == "roberta" else _wordpiece(texts, config)
+    log.info("vocabulary: %d tokens from %d texts in %.1f s", len(tokenizer), len(texts), time.monotonic() - began)
+    return tokenizer
 
 
 def _wordpiece(texts: Sequence[str], config: ScratchConfig) -> PreTrainedTokenizerFast:
@@ -61,17 +61,21 @@ def _wordpiece(texts: Sequence[str], config: ScratchConfig) -> PreTrainedTokeniz
         show_progress=False,
     )
     learner.train_from_iterator(texts, trainer)
-    made = Tokenizer(WordPiece(learner.get_vocab(with_added_tokens=False), unk_token="[UNK]"))
-    made.normalizer, made.pre_tokenizer, made.decoder = learner.normalizer, learner.pre_tokenizer, decoders.WordPiece()
+    tokenizer = Tokenizer(WordPiece(learner.get_vocab(with_added_tokens=False), unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer, tokenizer.decoder = (
+        learner.normalizer,
+        learner.pre_tokenizer,
+        decoders.WordPiece(),
+    )
     pad, unknown, first, separator, mask = BERT_SPECIALS
-    made.add_special_tokens(list(BERT_SPECIALS))
-    made.post_processor = processors.TemplateProcessing(
+    tokenizer.add_special_tokens(list(BERT_SPECIALS))
+    tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{first} $A {separator}",
         pair=f"{first} $A {separator} $B:1 {separator}:1",
         special_tokens=[(name, BERT_SPECIALS.index(name)) for name in (first, separator)],
     )
     return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_object=made,
+        tokenizer_object=tokenizer,
         pad_token=pad,
         unk_token=unknown,
         cls_token=first,
@@ -101,23 +105,23 @@ def _letters(texts: Sequence[str], learner: Tokenizer, room: int) -> tuple[list[
 
 def _byte_level_bpe(texts: Sequence[str], config: ScratchConfig) -> PreTrainedTokenizerFast:
     """Case and every byte kept; as RoBERTa."""
-    made = Tokenizer(BPE())
-    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=config.vocab_size,
         special_tokens=list(ROBERTA_SPECIALS),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    made.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator(texts, trainer)
     first, pad, separator, unknown, mask = ROBERTA_SPECIALS
-    made.post_processor = processors.TemplateProcessing(
+    tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{first} $A {separator}",
         pair=f"{first} $A {separator} {separator} $B {separator}",
         special_tokens=[(name, ROBERTA_SPECIALS.index(name)) for name in (first, separator)],
     )
     return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_object=made,
+        tokenizer_object=tokenizer,
         pad_token=pad,
         unk_token=unknown,
         bos_token=first,

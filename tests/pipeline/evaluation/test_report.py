@@ -90,10 +90,10 @@ CONFIG = EvaluationConfig(bootstrap=200)
 
 def make(world: dict[str, Any], ranked: Any = None, **others: Any) -> Artifact:
     files = ranked or {"bad": world["both"], "good": world["both"]}
-    facts = report.ReportFacts(fixed=others.pop("facts", {}), measured=others.pop("measured", {}))
+    facts = report.ReportStats(fixed=others.pop("facts", {}), measured=others.pop("measured", {}))
     pool = others.pop("pool", None)
     plan = report.ReportPlan(**{"baseline": "bad", "title": f"Trial {EVIL}", **others})
-    return report.make(world["folder"], CONFIG, data=world["data"], systems=files, plan=plan, pool=pool, facts=facts)
+    return report.make(world["folder"], CONFIG, data=world["data"], systems=files, plan=plan, pool=pool, stats=facts)
 
 
 def content(made: Artifact) -> dict[str, Any]:
@@ -334,7 +334,7 @@ def test_scales_hold_their_values_and_have_round_ticks() -> None:
     scale = plots.AxisScale.over([0.512, 0.788, float("nan")])
     assert (scale.low, scale.high) == pytest.approx((0.5, 0.8))
     assert scale.ticks() == pytest.approx([0.5, 0.6, 0.7, 0.8])
-    assert (scale.place(0.5), scale.place(0.65), scale.place(9)) == (0, 50, 100)
+    assert (scale.position(0.5), scale.position(0.65), scale.position(9)) == (0, 50, 100)
     flat = plots.AxisScale.over([0.5, 0.5])
     assert flat.low < flat.high
 

@@ -59,14 +59,14 @@ def theirs(model: CrossEncoder, tmp_path: Path) -> Any:
 def test_states_of_all_tokens_are_transformers_hidden_states(model: CrossEncoder, tmp_path: Path) -> None:
     expected, (ids, types, mask) = theirs(model, tmp_path), batch()
     with torch.no_grad():
-        found = model.read(ids, types, mask, first=(2, 1), whole=(2, 1))
-        alone = model.read(ids, types, mask, whole=(0, 1, 2), score=False).whole
+        found = model.read(ids, types, mask, first=(2, 1), token_layers=(2, 1))
+        alone = model.read(ids, types, mask, token_layers=(0, 1, 2), score=False).token_states
         scores = model(ids, types, mask)
     assert torch.allclose(found.scores, expected.logits[:, 0], atol=1e-5)
     assert torch.allclose(scores, expected.logits[:, 0], atol=1e-5)
     real = mask.bool()
     for layer in (1, 2):
-        for states in (found.whole[layer], alone[layer]):
+        for states in (found.token_states[layer], alone[layer]):
             assert torch.allclose(states[real], expected.hidden_states[layer][real], atol=1e-5)
     assert torch.allclose(found.first[:, 0], expected.hidden_states[2][:, 0], atol=1e-5)
     assert torch.allclose(found.first[:, 1], expected.hidden_states[1][:, 0], atol=1e-5)
@@ -76,7 +76,7 @@ def test_states_of_all_tokens_are_transformers_hidden_states(model: CrossEncoder
 def test_attention_scores_are_what_their_softmax_comes_from(model: CrossEncoder, tmp_path: Path) -> None:
     expected, (ids, types, mask) = theirs(model, tmp_path), batch()
     with torch.no_grad():
-        states = model.read(ids, types, mask, whole=(0, 1), score=False).whole
+        states = model.read(ids, types, mask, token_layers=(0, 1), score=False).token_states
         for layer in (1, 2):
             queries, keys, _ = model.projections(layer, states[layer - 1])
             scores = attention_scores(queries, keys, model.heads)
@@ -94,24 +94,24 @@ def test_no_more_is_computed_than_asked_for(model: CrossEncoder, monkeypatch: py
         return original(body, number)
 
     monkeypatch.setattr(model.family, "layer", layer)
-    model.read(ids, types, mask, whole=(0,), score=False)
+    model.read(ids, types, mask, token_layers=(0,), score=False)
     assert gone_through == []
-    model.read(ids, types, mask, whole=(1, 0), score=False)
+    model.read(ids, types, mask, token_layers=(1, 0), score=False)
     assert gone_through == [1]
 
 
 def test_layers_that_are_not_there_are_named(untrained: Any) -> None:
     model, arguments = CrossEncoder.load(untrained.ranker.path), batch()
-    for wanted in ({"whole": (3,)}, {"whole": (-1,)}, {"first": (0,)}):
+    for wanted in ({"token_layers": (3,)}, {"token_layers": (-1,)}, {"first": (0,)}):
         with pytest.raises(ShapeError, match="layers 1 to 2"):
             model.read(*arguments, **wanted)
     with pytest.raises(ShapeError, match="layers 1 to 2"):
-        model.read(*arguments, whole=(3,), score=False)
+        model.read(*arguments, token_layers=(3,), score=False)
 
 
 def test_albert_layers_of_several_are_refused_by_name(untrained: Any) -> None:
     model = albert(untrained, inner=2)
     ids, types, mask = batch()
-    states = model.read(ids, types, mask, whole=(0,), score=False).whole
+    states = model.read(ids, types, mask, token_layers=(0,), score=False).token_states
     with pytest.raises(ConfigError, match="albert model whose layers are groups"):
         model.projections(1, states[0])

@@ -69,7 +69,7 @@ def test_scores_and_states_are_those_of_transformers(base_of: Bases, variant: st
         model.model.set_attn_implementation(kind)
     with torch.no_grad():
         expected = hub(input_ids=ids, attention_mask=mask, output_hidden_states=True, **given)
-        found = model.read(ids, types, mask, first=(1, 2, 3, 4), whole=(0, 2))
+        found = model.read(ids, types, mask, first=(1, 2, 3, 4), token_layers=(0, 2))
     states = expected.hidden_states
     assert torch.allclose(found.scores, expected.logits[:, 0], atol=2e-5)
     assert expected.logits.std() > 1e-3
@@ -77,7 +77,7 @@ def test_scores_and_states_are_those_of_transformers(base_of: Bases, variant: st
         assert torch.allclose(found.first[:, layer - 1], states[layer][:, 0], atol=2e-5), layer
     real = mask.bool()
     for layer in (0, 2):
-        assert torch.allclose(found.whole[layer][real], states[layer][real], atol=2e-5), layer
+        assert torch.allclose(found.token_states[layer][real], states[layer][real], atol=2e-5), layer
 
 
 @pytest.mark.parametrize("kind", ["eager", "sdpa"])

@@ -22,14 +22,14 @@ def test_hard_leaves_nothing_of_the_teacher() -> None:
     found = ablation_sets.parse("hard", RECIPE)
     assert taught(found.config) == {}
     assert (found.config.hard_ordinal_weight, found.config.hard_pairwise_weight) == (0.5, 1.0)
-    assert not found.taught
+    assert not found.from_teacher
     assert found.terms == 2
 
 
 def test_terms_have_the_recipes_weights_or_their_own() -> None:
     found = ablation_sets.parse("soft + margin=2", RECIPE)
     assert taught(found.config) == {"soft": 0.5, "margin": 2.0}
-    assert found.taught
+    assert found.from_teacher
     assert found.terms == 4
 
 
@@ -52,7 +52,7 @@ def test_everything_else_stays_as_the_recipe_has_it() -> None:
 def test_plain_owes_nothing_to_a_teacher() -> None:
     found = ablation_sets.parse("plain", RECIPE)
     assert (found.name, found.config.base, taught(found.config)) == ("plain", "base", {})
-    assert not found.taught
+    assert not found.from_teacher
 
 
 def test_a_taught_student_can_be_cut_from_the_base() -> None:

@@ -29,7 +29,7 @@ def bundle(artifact: Artifact) -> dict[str, Any]:
 def of(
     bundles: Mapping[str, Artifact], vectors: Artifact, index: Artifact, trained: Mapping[str, Artifact]
 ) -> dict[str, Any]:
-    """Groups of facts for `ReportFacts.measured`.
+    """Groups of facts for `ReportStats.measured`.
 
     Args:
         bundles: role → exported model.

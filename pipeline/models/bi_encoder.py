@@ -152,7 +152,7 @@ class BiEncoder(nn.Module):
             activation=self.head.activation,
             prompts={"query": self.query_template.prompt, "document": self.document_template.prompt},
         )
-        sentence_transformers_format.leave_out_pooler(place)
+        sentence_transformers_format.leave_out_pooler(path)
         head = {
             "dimensions": self.dense.out_features,
             "widths": list(self.widths),

@@ -17,7 +17,7 @@ from index.semantic import SemanticIndex
 from pipeline import artifacts, releases
 from pipeline.artifacts import Artifact
 from pipeline.config import IndexConfig
-from pipeline.evaluation import facts
+from pipeline.evaluation import report_stats
 from pipeline.releases import Releases
 
 QUERIES = 120
@@ -59,7 +59,7 @@ def test_a_reindex_judges_its_index_on_the_queries_of_the_data(tmp_path: Path) -
     first = indexing.make_searchable(IndexConfig(recall=0.9), run, encoder=encoder, data=data)
     assert first.index.metrics["recall_measured_on"] == "held-out queries"
     assert first.index.metrics["recall_queries"] == QUERIES
-    group = facts.of({}, first.vectors, first.index, {})["index"]
+    group = report_stats.of({}, first.vectors, first.index, {})["index"]
     assert group["recall at 100, lower 95 % bound"] == first.index.metrics["recall_at_100_lower"]
 
     parts = {name: releases.part(old, name) for name in judging.PARTS}

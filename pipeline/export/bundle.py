@@ -28,9 +28,11 @@ from pipeline.config import ExportConfig, Precision
 from pipeline.export import graph, parity, precision, sample
 from pipeline.export.graph import Floats, GraphShape
 from pipeline.export.sample import Input, Reader, Sample, Templates
+from pipeline.export.traced import TracedModel
 from pipeline.models import sentence_transformers_format
 from pipeline.models.bi_encoder import BiEncoder
 from pipeline.models.cross_encoder import CrossEncoder
+from pipeline.models.families import family_of
 from pipeline.recipe import to_dict
 from pipeline.stage import Stage
 
@@ -57,7 +59,7 @@ class ExportSource:
     """A trained model, taken apart for export."""
 
     model: CrossEncoder | BiEncoder
-    shape: GraphShape
+    shape: GraphShape | TracedModel
     weights: Mapping[str, Floats]
     tokenizer: Tokenizer
     templates: Templates
@@ -83,7 +85,7 @@ class ExportSource:
             dense = {f"head.dense.{name}": _array(value) for name, value in encoder.dense.state_dict().items()}
             return cls(
                 model=encoder,
-                shape=GraphShape.of(encoder.model.config),
+                shape=_shape(encoder),
                 weights=_body(encoder.model) | dense,
                 tokenizer=encoder.tokenizer,
                 templates={"query": encoder.query_template, "document": encoder.document_template},
@@ -94,7 +96,7 @@ class ExportSource:
         ranker = CrossEncoder.load(folder)
         return cls(
             model=ranker,
-            shape=GraphShape.of(ranker.model.config),
+            shape=_shape(ranker),
             weights=_body(ranker.model) | _score_head(ranker.model),
             tokenizer=ranker.tokenizer,
             templates={"pair": ranker.template},
@@ -103,7 +105,9 @@ class ExportSource:
         )
 
     def graph(self, kind: Precision, keep: Sequence[str] = ()) -> onnx.ModelProto:
-        """The ONNX graph; see `graph.ranker` and `graph.encoder`."""
+        """The ONNX graph; see `graph.ranker`, `graph.encoder` and `traced`."""
+        if isinstance(self.shape, TracedModel):
+            return self.shape.graph(kind, keep)
         if isinstance(self.model, CrossEncoder):
             return graph.ranker(self.shape, self.weights, kind, keep)
         head = self.model.head
@@ -129,6 +133,8 @@ class ExportSource:
         words.append(sorted(f"{name} {part}" for name, parts in kept.items() for part in parts))
         if isinstance(self.model, BiEncoder) and self.model.head.to_dict():
             words.append(self.model.head.to_dict())
+        if isinstance(self.shape, TracedModel):
+            words.append(self.shape.digest_words)
         digest.update(json.dumps(words, sort_keys=True).encode())
         for name in sorted(self.weights):
             digest.update(f"{name} {self.weights[name].shape}".encode())
@@ -255,15 +261,23 @@ def _array(value: torch.Tensor) -> Floats:
     return value.detach().float().cpu().numpy()
 
 
+def _shape(model: CrossEncoder | BiEncoder) -> GraphShape | TracedModel:
+    config = model.model.config
+    return GraphShape.of(config) if family_of(config).has_graph else TracedModel(model)
+
+
 def _body(model: Any) -> dict[str, Floats]:
-    """The body's parameters, by BERT's names."""
+    """The body's parameters, by BERT's names where `graph` writes the model."""
     prefix = f"{model.base_model_prefix}."
     values = {name.removeprefix(prefix): _array(value) for name, value in model.state_dict().items()}
-    return graph.graph_family(model.config).body_weights(values)
+    family = family_of(model.config)
+    return family.body_weights(values) if family.has_graph else values
 
 
 def _score_head(model: Any) -> dict[str, Floats]:
     """The two layers that make the score of the first token's state."""
+    if not family_of(model.config).has_graph:
+        return {}  # Among the body's.
     values = model.state_dict()
     dense, out = graph.graph_family(model.config).head_weights(model.base_model_prefix)
     return {

@@ -165,6 +165,10 @@ class BiEncoder(nn.Module):
     def pooled(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """(batch, hidden) of the last states of real tokens, pooled, float32: what the base encoder alone gives."""
         states: Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state.float()
+        return self.pool(states, attention_mask)
+
+    def pool(self, states: Tensor, attention_mask: Tensor) -> Tensor:
+        """(batch, hidden) of the last states, (batch, tokens, hidden)."""
         mask = attention_mask.unsqueeze(-1).to(states.dtype)  # (batch, tokens, 1)
         if self.head.pooling == "cls":
             return states[:, 0]
@@ -182,7 +186,11 @@ class BiEncoder(nn.Module):
             input_ids: (batch, tokens) int64.
             attention_mask: (batch, tokens), 1 for a real token.
         """
-        projected = self.dense(self.pooled(input_ids, attention_mask)).float()
+        return self.project(self.pooled(input_ids, attention_mask))
+
+    def project(self, pooled: Tensor) -> Tensor:
+        """(batch, dimensions) of unit length, float32, of pooled states, (batch, hidden)."""
+        projected = self.dense(pooled).float()
         return F.normalize(projected.tanh() if self.head.activation == "tanh" else projected, dim=-1)
 
     def fit_projection(self, pooled: Tensor, *, about: Literal["mean", "origin"] = "mean") -> float:

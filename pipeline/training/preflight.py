@@ -78,12 +78,17 @@ def check_exports(recipe: Recipe) -> None:
     Raises:
         ConfigError: the message names the key of the base.
     """
+    from pipeline.export import traced
     from pipeline.export.graph import GraphShape
 
     for key, base in _served_bases(recipe).items():
         if base != pretrain.SCRATCH:
             try:
-                GraphShape.of(_config(base))
+                config = _config(base)
+                if family_of(config).has_graph:
+                    GraphShape.of(config)
+                else:
+                    traced.check(config)
             except ConfigError as error:
                 raise ConfigError(f"{key} {base}: {error}") from error
 

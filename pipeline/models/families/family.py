@@ -25,8 +25,8 @@ Projection = Callable[[Tensor], Tensor]
 """A map of states to states, (…, hidden) → (…, heads · size)."""
 
 Need = Literal["states", "tokens", "attention", "cut", "narrow", "serve"]
-"""What a loss or a later stage may need of a model: states of the first token, states of all tokens, queries, keys and
-values, layers that can be left out, feed-forward units that can be left out, an export."""
+"""A thing that a loss or a later stage may need of a model: states of the first token, states of all tokens, queries,
+keys and values, layers that can be left out, feed-forward units that can be left out, an export."""
 
 EVERYTHING: frozenset[Need] = frozenset(("states", "tokens", "attention", "cut", "narrow", "serve"))
 
@@ -75,7 +75,7 @@ class AttentionParts:
         )
 
     def added(self, query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
-        """What is added to the logits: padding and, where there are any, relative positions."""
+        """The numbers added to the logits: padding and, where there are any, relative positions."""
         return mask if self.bias is None else self.bias(query, key) + mask
 
 
@@ -87,7 +87,7 @@ class ModelFamily:
     shares_layers: ClassVar[bool] = False
     """True when all layers use one set of weights."""
     offers: ClassVar[frozenset[Need]] = EVERYTHING
-    """What losses and later stages can have of such a model; a recipe that needs more is refused before training."""
+    """The needs that such a model meets; a recipe that needs more is refused before training."""
     has_graph: ClassVar[bool] = False
     """True when `pipeline.export.graph` writes the ONNX graph of this family; others go through torch's exporter."""
     head_activation: ClassVar[str] = "Tanh"
@@ -193,7 +193,7 @@ class ModelFamily:
         return states[:, 0]
 
     def pooled(self, config: Any, states: Tensor, mask: Tensor) -> Tensor:  # noqa: ARG002
-        """What the score is made of, (batch, hidden); arguments as for `cls`."""
+        """The state that the score is made of, (batch, hidden); arguments as for `cls`."""
         return self.cls(states, mask)
 
     def score(self, model: Any, first: Tensor) -> Tensor:

@@ -1,10 +1,8 @@
 """Small random models of every family, with a tokenizer trained on a few words."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import CONFIG_MAPPING, AutoModel, PreTrainedTokenizerFast
@@ -65,15 +63,20 @@ def _is_scale(name: str) -> bool:
     return "norm" in name.lower() and name.endswith("weight")
 
 
-@pytest.fixture(scope="session")
-def base_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """The folder of a base model of a type, made once; other config fields may be given."""
-    made: dict[Any, Path] = {}
-
-    def get(model_type: str, **changes: Any) -> Path:
-        key = (model_type, *sorted((name, str(value)) for name, value in changes.items()))
-        if key not in made:
-            made[key] = write_base(tmp_path_factory.mktemp(model_type), model_type, **changes)
-        return made[key]
-
-    return get
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "bert": ("bert", {}),
+    "roberta": ("roberta", {"type_vocab_size": 1}),
+    "albert": ("albert", {}),
+    "electra": ("electra", {}),
+    "electra, wide embeddings": ("electra", {"embedding_size": 32}),
+    "distilbert": ("distilbert", {}),
+    "mpnet": ("mpnet", {}),
+    "deberta-v3": ("deberta-v2", {}),
+    "deberta-v2": ("deberta-v2", {"share_att_key": False, "position_buckets": -1, "norm_rel_ebd": "none"}),
+    "deberta-v2, absolute": ("deberta-v2", {"relative_attention": False, "position_biased_input": True}),
+    "modernbert": ("modernbert", {"local_attention": 8, "max_position_embeddings": 4096}),
+    "modernbert, mean": ("modernbert", {"local_attention": 8, "classifier_pooling": "mean"}),
+    "ernie": ("ernie", {"use_task_id": True}),
+    "nomic_bert": ("nomic_bert", {"max_position_embeddings": 4096}),
+}
+"""Kinds of models: `model_type`, and fields of the config besides those of SHAPE."""

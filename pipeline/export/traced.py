@@ -43,6 +43,9 @@ TRACED = 1
 SMALLEST = 1024
 """Matrices of fewer numbers stay fp32: they take no time."""
 
+RESULT = "relevance.result"
+"""Name of the traced output, which no value inside a model has."""
+
 TRACED_TOKENS = 12
 """Tokens of the input that is traced; the graph takes any number."""
 
@@ -148,10 +151,10 @@ class TracedModel:
             ConfigError: a precision that traced graphs do not have.
         """
         if precision == "fp32":
-            return self._fp32
+            return _bare(self._fp32)
         if precision == "fp16":
-            return _halved(self._fp32)
-        return _Lowered(self._fp32, precision, set(keep)).model
+            return _bare(_halved(self._fp32))
+        return _bare(_Lowered(self._fp32, precision, set(keep)).model)
 
     def _trace(self, owner: CrossEncoder | BiEncoder) -> onnx.ModelProto:
         kind = owner.model.config._attn_implementation
@@ -170,7 +173,7 @@ class TracedModel:
                     dynamo=True,
                     opset_version=OPSET,
                     input_names=self.inputs,
-                    output_names=[output],
+                    output_names=[RESULT],
                     dynamic_shapes=tuple(sizes for _ in given),
                     verbose=False,
                 )
@@ -178,8 +181,28 @@ class TracedModel:
             owner.model.set_attn_implementation(kind)
             owner.train(training)
         assert program is not None
-        model: onnx.ModelProto = program.model_proto
-        return model
+        return _named(program.model_proto, output)
+
+
+def _named(model: onnx.ModelProto, output: str) -> onnx.ModelProto:
+    """The model with its only output called so, whatever values inside it are called."""
+    for node in model.graph.node:
+        for names in (node.input, node.output):
+            names[:] = [f"{name}.inner" if name == output else name for name in names]
+    model.graph.node.append(helper.make_node("Identity", [RESULT], [output], name=output))
+    model.graph.output[0].name = output
+    del model.graph.value_info[:]
+    return model
+
+
+def _bare(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model without the notes of the exporter, which name files of this machine."""
+    bare = copy.deepcopy(model)
+    del bare.metadata_props[:], bare.graph.metadata_props[:], bare.graph.value_info[:]
+    for item in (*bare.graph.node, *bare.graph.initializer, *bare.graph.input, *bare.graph.output):
+        del item.metadata_props[:]
+        item.doc_string = ""
+    return bare
 
 
 def check(config: Any) -> None:

@@ -24,7 +24,7 @@ from pipeline.errors import ConfigError, MissingError
 from pipeline.models import base_models, tokenizers
 from pipeline.models.bi_encoder import Activation, BiEncoder, Head, Pooling
 from pipeline.models.cross_encoder import CrossEncoder
-from pipeline.models.families import family_of
+from pipeline.models.families import family_of, known_types
 from pipeline.models.ready_made_files import ReadyMadeOptions
 
 RELEVANT = ("relevant", "relevance", "positive", "yes", "true", "entailment", "duplicate", "match")
@@ -153,33 +153,15 @@ def _folder(place: Path) -> Path:
     if not (place / "config.json").is_file():
         raise MissingError(f"{place}: holds no config.json; give the folder that transformers saved")
     config = _json(place / "config.json")
-    if "auto_map" in config:
+    base_models.check_files(place)
+    if "serve" not in base_models.family(place).offers:
         raise ConfigError(
-            f"{place / 'config.json'}: auto_map names code that comes with the model, which is not run here; take a "
-            "model of a family that transformers knows"
+            f"{place}: a {config['model_type']} model can teach, but not be served; take one of the kinds "
+            f"{', '.join(known_types())}"
         )
-    base_models.family(place)
-    _weights(place, "model.safetensors")
     if not (place / "tokenizer.json").is_file() and not any(place.glob("vocab*")) and not any(place.glob("*.model")):
         raise MissingError(f"{place}: holds no tokenizer; save tokenizer.json beside the weights")
     return place
-
-
-def _weights(place: Path, name: str) -> None:
-    """
-    Raises:
-        ConfigError: weights in pickle files only.
-        MissingError: no weights.
-    """
-    if (place / name).is_file() or (place / f"{name}.index.json").is_file():
-        return
-    pickles = sorted(path.name for path in place.glob("*.bin"))
-    if pickles:
-        raise ConfigError(
-            f"{place}: its weights are {', '.join(pickles[:3])}, a format that can run code when it is read; convert "
-            "it where you trust the file: AutoModel.from_pretrained(FOLDER).save_pretrained(FOLDER) writes safetensors"
-        )
-    raise MissingError(f"{place}: holds no {name}; give the whole model")
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -264,7 +246,7 @@ def _dense(root: Path, modules: Mapping[str, str], hidden: int) -> tuple[nn.Line
         raise ConfigError(
             f"{place / 'config.json'}: activation_function {name} is not known; known are {', '.join(_ACTIVATIONS)}"
         )
-    _weights(place, "model.safetensors")
+    base_models.check_weights(place)
     try:
         values = load_file(place / "model.safetensors")
         weight = values["linear.weight"]

@@ -75,7 +75,9 @@ def pair_template(
     ids, types = list(encoded["input_ids"]), list(encoded.get("token_type_ids", []))
     first = _index_of(ids, query, 0)
     second = _index_of(ids, document, first + len(query))
-    segments = getattr(config, "type_vocab_size", 0) > 1 and bool(types)
+    family = family_of(config)
+    segments = family.segments(config) > 1 and bool(types)
+    types = family.template_segments(types)
     template = PairTemplate(
         before=tuple(ids[:first]),
         between=tuple(ids[first + len(query) : second]),

@@ -34,6 +34,7 @@ def check(recipe: Recipe) -> list[str]:
         ConfigError: a model cannot be cut, taught, exported or held in memory as the recipe says.
         MissingError: a model, a file or an optional package is not there.
     """
+    check_bases(recipe)
     check_rankers(recipe)
     check_encoder(recipe)
     check_exports(recipe)
@@ -70,6 +71,26 @@ def check_data(data: Artifact, *, clicks: bool = False) -> list[str]:
             )
     per_query.judged(data, "test", clicks=clicks)
     return [f"{count:,} {name} queries" for name, count in counts.items()]
+
+
+def check_bases(recipe: Recipe) -> None:
+    """Checks that the base models' folders can be read: no code, weights as safetensors, a tokenizer that fits.
+
+    Raises:
+        ConfigError, MissingError: the message names the key of the base.
+    """
+    bases = {"teacher.base": recipe.teacher.base, "ranker.base": recipe.ranker.base}
+    bases["encoder.base"] = recipe.encoder.base
+    bases |= {f"assistants[{number}].base": student.base for number, student in enumerate(recipe.assistants)}
+    for key, base in bases.items():
+        if base in (pretrain.SCRATCH, ranker.FROM_TEACHER, ranker.FROM_BASE, encoder.FROM_BASE):
+            continue
+        try:
+            base_models.check_files(base_models.folder(base))
+        except ConfigError as error:
+            raise ConfigError(f"{key} {base}: {error}") from error
+        except MissingError as error:
+            raise MissingError(f"{key} {base}: {error}") from error
 
 
 def check_exports(recipe: Recipe) -> None:

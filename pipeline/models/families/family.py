@@ -121,6 +121,10 @@ class ModelFamily:
         """The number of segment ids that the model reads; with one it is given none."""
         return int(getattr(config, "type_vocab_size", 0) or 0)
 
+    def template_segments(self, types: Sequence[int]) -> list[int]:
+        """The segments that a template gives for a pair, from those of the tokenizer."""
+        return list(types)
+
     def embed(
         self, body: Any, input_ids: Tensor, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None
     ) -> Tensor:

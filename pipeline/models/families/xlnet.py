@@ -1,5 +1,6 @@
 """XLNet, which can teach: the classification token stands last and has a segment of its own."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,6 +16,9 @@ class Xlnet(OwnForward):
 
     def segments(self, config: Any) -> int:  # noqa: ARG002
         return 3
+
+    def template_segments(self, types: Sequence[int]) -> list[int]:
+        return [min(kind, 1) for kind in types]  # `outputs` gives the last token its own.
 
     def positions(self, config: Any) -> int:  # noqa: ARG002
         return 2**31  # Relative positions only.

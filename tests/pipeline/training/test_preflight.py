@@ -106,6 +106,9 @@ def model(place: Path, **values: Any) -> str:
     return str(place)
 
 
+XLNET = {"model_type": "xlnet", "n_layer": 4, "d_model": 32, "n_head": 2}
+
+
 @pytest.mark.parametrize(
     ("section", "values", "message"),
     [
@@ -113,8 +116,8 @@ def model(place: Path, **values: Any) -> str:
         ("ranker", {"hidden_act": "silu"}, r"^ranker\.base .*activation 'silu'"),
         ("encoder", {"position_embedding_type": "relative_key"}, r"^encoder\.base .*absolute positions"),
         ("encoder", {"model_type": "clip"}, "clip"),
-        ("encoder", {"model_type": "xlnet"}, "xlnet"),
-        ("ranker", {"model_type": "xlnet"}, "xlnet"),
+        ("encoder", XLNET, r"^encoder\.base .*xlnet model of this kind can teach"),
+        ("ranker", XLNET, r"ranker\.\w+: .*xlnet"),
         ("encoder", {"max_position_embeddings": 8}, r"encoder\.max_tokens 128: .* has 8 positions"),
         (
             "ranker",

@@ -11,12 +11,12 @@ from starlette.datastructures import Headers
 from starlette.types import Scope
 
 from serving.api.paths import Access, Endpoint, find
-from serving.errors import DeadlineError, InvalidRequestError
+from serving.errors import DeadlineError, InferenceError, InvalidRequestError
 from serving.observability.metrics import Metrics
 from serving.observability.tracing import Tracing
 from serving.rollout.comparison import ComparedRequest
 from serving.rollout.lifecycle import Lifecycle
-from serving.rollout.traffic import WISHES, Route
+from serving.rollout.traffic import WISHES, AnsweredRequest, Route
 from serving.runtime.deadline import Deadline
 from serving.settings import Settings
 
@@ -127,14 +127,15 @@ class Recorder:
         refused = status == InvalidRequestError.status and record.question is not None  # By this release, not by us.
         if not (status == 200 or status >= 500 or refused):
             return
-        self._lifecycle.rollout.answered(
-            record.route,
-            record.request_id,
-            status=500 if record.model_failed else status,
+        late = status == DeadlineError.status and record.deadline.seconds >= self._lifecycle.settings.deadline_s
+        request = AnsweredRequest(
+            request_id=record.request_id,
+            status=InferenceError.status if record.model_failed else status,
             question=record.question,
             private=record.private,
-            late=status == DeadlineError.status and record.deadline.seconds >= self._lifecycle.settings.deadline_s,
+            late=late,
         )
+        self._lifecycle.rollout.answered(record.route, request)
 
 
 def seconds_for(headers: Headers, settings: Settings) -> float:

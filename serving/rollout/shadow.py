@@ -7,8 +7,8 @@ other, with COPY_S each. A copy that comes while online inputs wait, while too m
 dropped and counted. Copies stay out of the caches: an online request would else wait for a score that a copy is
 computing at its leisure, and what is asked often would leave for what nobody asked for.
 
-A copy of a request on which a model failed is urgent: it is put to the other release only, also on a busy service,
-because it tells whether the text or the model is at fault.
+A copy of a request that was late, or on which a model failed, is urgent: it is taken on a busy service too, within the
+budget. After a failure only the other release is asked, which tells whether the text or the model is at fault.
 """
 
 import logging
@@ -57,6 +57,13 @@ class ShadowCopy:
     trial: Searcher
     failed: Side | None = None
     """The release whose model failed on the request; only the other one is asked."""
+    late: bool = False
+    """Whether the request was not answered in the time that the service gives by itself."""
+
+    @property
+    def urgent(self) -> bool:
+        """Whether to ask on a busy service too: it may be the canary that makes it busy."""
+        return self.late or self.failed is not None
 
 
 Finished = Callable[[ShadowCopy, End, Pair | None], None]
@@ -125,8 +132,7 @@ class ShadowQueue:
             self._finished(copy, "dropped", None)
 
     def _affordable(self, copy: ShadowCopy) -> bool:
-        urgent = copy.failed is not None
-        return self._budget.allows(urgent=urgent) and (urgent or self._scheduler.wait_s() <= BUSY_S)
+        return self._budget.allows(urgent=copy.urgent) and (copy.urgent or self._scheduler.wait_s() <= BUSY_S)
 
     def _work(self) -> None:
         while True:

@@ -6,7 +6,7 @@ request ─► choose: live or canary ─► answer ─► answered: counted, an
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,8 +17,8 @@ from serving.rollout.canary import Tally
 from serving.rollout.comparison import ComparedRequest, Comparison, Grades, grades_of, read_grades
 from serving.rollout.lottery import Lottery
 from serving.rollout.pairs import Pair
-from serving.rollout.shadow import End, ShadowCopy, ShadowQueue, Side
-from serving.rollout.trials import Canary, Kind, Trial
+from serving.rollout.shadow import End, ShadowCopy, ShadowQueue
+from serving.rollout.trials import Kind
 from serving.runtime.scheduler import Scheduler
 from serving.scoring.searcher import Searcher
 from serving.settings import Settings
@@ -38,6 +38,25 @@ class Route:
     variant: Variant
     wished: bool = False
     """Whether the client chose the release itself; such a request decides nothing about a canary."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AnsweredRequest:
+    """A request whose answer went out."""
+
+    request_id: str
+    status: int
+    """Status of the answer; 500 also where it was answered without a model that failed."""
+    question: ComparedRequest | None
+    """None where the request was refused before any work, or must not be kept."""
+    private: bool = False
+    """Whether it must not be kept, so that a failure of its model counts without asking the other release."""
+    late: bool = False
+    """Whether it was not answered in the time that the service gives by itself, so that it is put to both releases."""
+
+    @property
+    def model_failed(self) -> bool:
+        return self.status == InferenceError.status
 
 
 class Rollout:
@@ -73,54 +92,30 @@ class Rollout:
             return Route(canary.searcher, "canary")
         return Route(live, "live")
 
-    def answered(
-        self,
-        choice: Route,
-        request_id: str,
-        *,
-        status: int,
-        question: ComparedRequest | None,
-        private: bool = False,
-        late: bool = False,
-    ) -> None:
+    def answered(self, route: Route, request: AnsweredRequest) -> None:
         """Counts an answered request, and has its question put to both releases where a trial wants that; never blocks.
 
         A client chooses its deadline, its id and whether it stays, and may wish for a release, so none of these
         decides anything about a canary: a wished or repeated request counts nowhere, and one that was late counts only
         by what the service finds out when it asks both releases itself.
-
-        Args:
-            status: of the answer; 500 also where it was answered without a model that failed.
-            question: None where the request was refused before any work, or must not be kept.
-            private: it must not be kept, so a failure of its model counts without asking the other release.
-            late: it was not answered in the time that the service gives by itself, so it is always put to both.
         """
-        canary, shadow = self.active.canary, self.active.shadow
-        on_canary = choice.variant == "canary"
-        model_failed = status == InferenceError.status
-        if canary is not None and choice.searcher in (canary.searcher, canary.live):
-            self.requests[choice.variant] += 1
-            self.errors[choice.variant] += status >= 500
-            if not choice.wished and self._lottery.first(request_id):
+        canary, shadow, question = self.active.canary, self.active.shadow, request.question
+        on_canary = route.variant == "canary"
+        if canary is not None and route.searcher in (canary.searcher, canary.live):
+            self.requests[route.variant] += 1
+            self.errors[route.variant] += request.status >= 500
+            if not route.wished and self._lottery.first(request.request_id):
                 canary.monitor.requested(canary=on_canary)
-                if model_failed and question is not None:
-                    self._offer("canary", canary.trial, question, canary.live, canary.searcher,
-                                failed="trial" if on_canary else "live")  # fmt: skip
-                elif model_failed and private:
+                copy = self._copy(canary, request, on_canary=on_canary)
+                if copy is not None:
+                    self._copies.offer(copy)
+                elif request.model_failed and request.private:
                     self._judge(canary, canary.monitor.failed(canary=on_canary))
-                elif (
-                    on_canary
-                    and question is not None
-                    and (late or self._is_compared(canary.trial, request_id, question))
-                ):
-                    self._offer("canary", canary.trial, question, canary.live, canary.searcher)
-        if (
-            question is not None
-            and shadow is not None
-            and not on_canary
-            and self._lottery.draw(shadow.trial, request_id) < shadow.trial.share
-        ):
-            self._offer("shadow", shadow.trial, question, choice.searcher, shadow.searcher)
+        if question is None or shadow is None or on_canary:
+            return
+        if self._lottery.draw(shadow.trial, request.request_id) < shadow.trial.share:
+            number = shadow.trial.number
+            self._copies.offer(ShadowCopy("shadow", number, question, route.searcher, shadow.searcher))
 
     def tally(self) -> Tally | None:
         """Counts of the running canary in this process; None where none runs."""
@@ -146,20 +141,21 @@ class Rollout:
     def stop(self) -> None:
         self._copies.stop()
 
-    def _is_compared(self, trial: Canary, request_id: str, question: ComparedRequest) -> bool:
+    def _copy(self, canary: RunningCanary, request: AnsweredRequest, *, on_canary: bool) -> ShadowCopy | None:
+        """The copy to make of a request that may decide about a canary; None where there is none."""
+        question = request.question
+        if question is None:
+            return None
+        copy = ShadowCopy("canary", canary.trial.number, question, canary.live, canary.searcher)
+        if request.model_failed:
+            return replace(copy, failed="trial" if on_canary else "live")
+        if not on_canary:
+            return None
+        if request.late:
+            return replace(copy, late=True)
         judged = grades_of(question, self._grades) is not None
-        return judged or self._lottery.draw(trial, request_id, "compare") < trial.bounds.compare
-
-    def _offer(
-        self,
-        kind: Kind,
-        trial: Trial,
-        question: ComparedRequest,
-        live: Searcher,
-        other: Searcher,
-        failed: Side | None = None,
-    ) -> None:
-        self._copies.offer(ShadowCopy(kind, trial.number, question, live, other, failed))
+        drawn = self._lottery.draw(canary.trial, request.request_id, "compare") < canary.trial.bounds.compare
+        return copy if judged or drawn else None
 
     def _finished(self, copy: ShadowCopy, end: End, pair: Pair | None) -> None:
         """Counts a copy, and what it says about the canary."""

@@ -18,7 +18,7 @@ from serving.rollout.comparison import Comparison, ComparisonResult, Rerank, Sea
 from serving.rollout.lifecycle import Lifecycle
 from serving.rollout.lottery import Lottery
 from serving.rollout.pairs import Attempt, Pair
-from serving.rollout.traffic import Route
+from serving.rollout.traffic import AnsweredRequest, Route
 from serving.rollout.trials import Bounds, Canary
 from serving.settings import Settings
 
@@ -180,7 +180,9 @@ def put(lifecycle: Lifecycle, route: Route, count: int, status: int, *, private:
     """Counts requests with this status, each with an id of its own, and waits for what is asked about them."""
     for number in range(count):
         question = None if private else QUESTION
-        lifecycle.rollout.answered(route, f"{status} {number}", status=status, question=question, private=private)
+        lifecycle.rollout.answered(
+            route, AnsweredRequest(request_id=f"{status} {number}", status=status, question=question, private=private)
+        )
         lifecycle.rollout.settle()
 
 
@@ -219,7 +221,7 @@ def test_a_text_that_no_release_can_answer_decides_nothing(fresh: Any, monkeypat
     for searcher in (lifecycle.current, route.searcher):
         monkeypatch.setattr(getattr(searcher, name), "run", fail)
     for number in range(20):
-        lifecycle.rollout.answered(route, str(number), status=500, question=question)
+        lifecycle.rollout.answered(route, AnsweredRequest(request_id=str(number), status=500, question=question))
         lifecycle.rollout.settle()
     tally = lifecycle.rollout.tally()
     assert tally is not None
@@ -239,7 +241,7 @@ def test_a_request_id_that_is_sent_again_decides_nothing(fresh: Any) -> None:
     """Whoever sends an id again knows which release answers it, and could send what makes that one fail."""
     lifecycle, route = canary_route(fresh, None)
     for _ in range(50):
-        lifecycle.rollout.answered(route, "the same", status=500, question=QUESTION)
+        lifecycle.rollout.answered(route, AnsweredRequest(request_id="the same", status=500, question=QUESTION))
         lifecycle.rollout.settle()
     assert lifecycle.rollout.active.withdrawals["canary"] == 0
     lifecycle.close()

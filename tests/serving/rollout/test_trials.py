@@ -440,6 +440,26 @@ def test_copies_are_dropped_while_online_requests_wait(begin: Start, fresh: Any,
     assert lifecycle.rollout.copies == {("shadow", "dropped"): 2}
 
 
+def test_a_copy_of_a_late_request_is_made_on_a_busy_service(begin: Start, fresh: Any, monkeypatch: Any) -> None:
+    """Else a slow canary, which makes the service busy, would never be compared."""
+    client, lifecycle = begin(deadline_s=0.05, max_deadline_s=0.05)
+    client.put("/admin/canary", json={"release": fresh.publish(2), "share": 1, "bounds": {"compare": 1}})
+    canary = lifecycle.rollout.choose(lifecycle.current, "any", "always").searcher
+    real, go = canary.ranker.run, threading.Event()
+
+    def slow(items: Sequence[Item]) -> Any:
+        go.wait(20)
+        return real(items)
+
+    monkeypatch.setattr(canary.ranker, "run", slow)
+    monkeypatch.setattr(shadow, "BUSY_S", -1.0)
+    assert rerank(client, "a text").status_code == 504
+    go.set()
+    lifecycle.rollout.settle()
+    assert lifecycle.rollout.copies == {("canary", "compared"): 1}
+    monkeypatch.undo()
+
+
 # Administration.
 
 

@@ -74,7 +74,7 @@ def _texts(file: Path) -> list[tuple[int, str]]:
         if not line.strip():
             continue
         body = line
-        if file.suffix in (".jsonl", ".ndjson"):
+        if file.suffix.lower() in (".jsonl", ".ndjson"):
             try:
                 row = json.loads(line)
                 body = text.document_text(_value(row, "title", ""), _value(row, "text"))

@@ -175,4 +175,4 @@ def _judgments(path: Path) -> Any:
     from pipeline import schema
     from pipeline.data.formats import trec_files
 
-    return schema.read(path, "judgments") if path.suffix == ".parquet" else trec_files.read_qrels(path)
+    return schema.read(path, "judgments") if path.suffix.lower() == ".parquet" else trec_files.read_qrels(path)

@@ -7,7 +7,7 @@ of the stages is written once.
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ from flows.training import TrainingInputs, check, prepare
 from pipeline import recipe as recipes
 from pipeline import releases
 from pipeline.artifacts import Artifact
-from pipeline.config import Recipe
+from pipeline.config import EvaluationConfig, Recipe
 from pipeline.errors import RelevanceError
 from pipeline.pointer import Pointer
 from pipeline.releases import Releases
@@ -228,10 +228,17 @@ def promote_if_better(
         ConflictError: another publisher made a release live meanwhile.
     """
     from pipeline.evaluation import gate, systems
+    from pipeline.evaluation import report as reports
 
     registry = Releases(run.workspace)
     base = publishing.comparable(registry, live)
     compared = new.report
+    judged_by = evaluation_of_gate(recipe.evaluation, data)
+    if base is None and judged_by != recipe.evaluation:
+        gated = run.labelled("gate")
+        ranked = gated(systems.make, features=new.scores.features, fusion=new.scores.fusion, scores={})
+        plan = reports.ReportPlan(title=f"Retraining {recipe.name}", baseline=systems.BOTH, subject=systems.FUSED)
+        compared = gated(reports.make, judged_by, data=data, systems=ranked, plan=plan)
     if live and base:
         rivals = publishing.earlier_rivals(registry, live, base, recipe.gate.earlier_releases)
         compared = compare_with_live(base, recipe, data, new.scores, run, earlier=rivals)
@@ -283,4 +290,14 @@ def compare_with_live(
     )
     title = f"Retraining {recipe.name} against live {live.fingerprint[:12]}"
     plan = reports.ReportPlan(title=title, baseline=systems.LIVE, subject=systems.FUSED)
-    return gate(reports.make, recipe.evaluation, data=data, systems=ranked, plan=plan)
+    return gate(reports.make, evaluation_of_gate(recipe.evaluation, data), data=data, systems=ranked, plan=plan)
+
+
+def evaluation_of_gate(config: EvaluationConfig, data: Artifact) -> EvaluationConfig:
+    """The settings by which the gate judges: grades made from clicks count only where there are no others."""
+    from pipeline.evaluation import per_query
+
+    if not config.clicks or not per_query.people_judged(data, "test"):
+        return config
+    log.info("the gate judges by people's grades alone; those made from clicks are in the report")
+    return replace(config, clicks=False)

@@ -31,8 +31,8 @@ SCORES = Stage(
     "scores", version=1, inputs={"lexical": KIND, "data": "data", "pairs": ("pairs", "pool")}, title="BM25 scores"
 )
 
-MAX_QUERY = 4096
-"""Maximum length of a query in characters; the rest is not searched for."""
+MAX_TERMS = 4096
+"""Maximum number of terms of a query, with repetitions; the rest is not searched for."""
 
 # The names that bm25s gives its files: a sparse matrix by columns, a column a term.
 _SCORES, _ROWS, _STARTS = "data.csc.index.npy", "indices.csc.index.npy", "indptr.csc.index.npy"
@@ -207,7 +207,7 @@ class LexicalIndex:
 
     def _lists(self, query: str) -> Iterator[tuple[np.float32, int, int]]:
         """The known terms of a query: times in the query, start and end of the term's list of documents."""
-        for term, times in Counter(self._analyse(query[:MAX_QUERY])).items():
+        for term, times in Counter(self._analyse(query)[:MAX_TERMS]).items():
             column = self._vocabulary.get(term)
             if column is not None:
                 yield np.float32(times), int(self._starts[column]), int(self._starts[column + 1])

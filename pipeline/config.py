@@ -159,8 +159,17 @@ class CandidatesConfig:
     and no figure supports it."""
     seed: int = 13
     """Seed of the sampling of negatives and unlabelled pairs."""
+    click_weight: float = added(1.0)
+    """Weight, in losses over grades, of training pairs whose grade was made from clicks, and of the sampled negatives
+    of queries that no person judged; a pair that a person judged weighs 1. 0 learns from people's grades alone."""
+
+    def step_settings(self) -> dict[str, float]:
+        """The values that decide a training step, for the fingerprints of the stages that train."""
+        weight = {} if self.click_weight == 1 else {"click_weight": self.click_weight}
+        return {"max_list": self.max_list, **weight}
 
     def __post_init__(self) -> None:
+        share("candidates", click_weight=self.click_weight)
         positive("candidates", retrieve=self.retrieve, max_list=self.max_list, negatives_depth=self.negatives_depth)
         positive("candidates", unlabelled_depth=self.unlabelled_depth)
         for name in ("negatives", "skip_top", "unlabelled", "title_queries"):

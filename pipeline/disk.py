@@ -8,13 +8,23 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.errors import ArtifactError, RelevanceError
+from pipeline.errors import ArtifactError, RelevanceError, SchemaError
 
 
 def sha256(path: Path) -> str:
     """Hex digest of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_unchanged(path: Path, digest: str) -> None:
+    """Checks that a file from outside still has the content by which its artifact is named, after it was read.
+
+    Raises:
+        SchemaError: it was changed meanwhile.
+    """
+    if sha256(path) != digest:
+        raise SchemaError(f"{path}: changed while it was read; run again when nothing writes to it any more")
 
 
 def fsync(path: Path) -> None:

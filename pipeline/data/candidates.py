@@ -4,10 +4,12 @@ Models learn from `pairs` and are judged on `pool`. Both are tables whose `row_i
 teacher scores, states and features are joined by it.
 
 Of several judgments of one pair a person's is preferred to clicks, clicks to a model's and that to any other
-source's; of one source the highest grade counts. A query that is a document itself (`schema.own_documents`) is never
-joined with that document.
+source's; of one source the highest grade counts. The split valid, which chooses checkpoints, precisions and the
+fusion, has no grades made from clicks unless it has no others. A query that is a document itself
+(`schema.own_documents`) is never joined with that document.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from pipeline.artifacts import Artifact, Staging
 from pipeline.config import CandidatesConfig
 from pipeline.data import splits
 from pipeline.errors import SchemaError
-from pipeline.schema import PREFERENCE
+from pipeline.schema import CLICK, PREFERENCE
 from pipeline.stage import Stage
 
 PAIRS = Stage("pairs", version=1, inputs={"data": "data", "run": "run"}, section="candidates")
@@ -36,6 +38,8 @@ MINED_PAIRS = Stage(
 
 MINED = "mined"
 """The source of negatives that the encoder learns from after its first round."""
+
+log = logging.getLogger(__name__)
 
 _SCHEMA = pa.schema(
     [
@@ -83,7 +87,7 @@ def pairs(workspace: Path, config: CandidatesConfig, *, data: Artifact, run: Art
         return {**_counts(table), **metrics, **more}
 
     inputs = {"data": data, "run": run}
-    settings = {key: getattr(config, key) for key in keys} | own_setting(own)
+    settings = {key: getattr(config, key) for key in keys} | own_setting(own) | people_judge(data)
     return PAIRS.make(workspace, config=settings, inputs=inputs, build=build)
 
 
@@ -106,7 +110,7 @@ def pool(workspace: Path, config: CandidatesConfig, *, data: Artifact, runs: Seq
         return {**_counts(table), **metrics}
 
     inputs = {"data": data, **{f"run {number}": run for number, run in enumerate(runs)}}
-    settings = {"pool": config.pool, "retrieve": config.retrieve} | own_setting(own)
+    settings = {"pool": config.pool, "retrieve": config.retrieve} | own_setting(own) | people_judge(data)
     return POOL.make(workspace, config=settings, inputs=inputs, build=build)
 
 
@@ -142,6 +146,12 @@ def mined(workspace: Path, depth: int, *, data: Artifact, pairs: Artifact, runs:
     return MINED_PAIRS.make(workspace, config={"depth": depth} | own_setting(own), inputs=inputs, build=build)
 
 
+def people_judge(data: Artifact) -> dict[str, str]:
+    """A mark for fingerprints where clicks and others judge, so that click grades are left out of the split valid."""
+    kinds = set(data.metrics.get("kinds", ()))
+    return {"valid": "without clicks"} if CLICK in kinds and len(kinds) > 1 else {}
+
+
 def own_setting(own: frozenset[str]) -> dict[str, int]:
     """The number of queries that are documents, for a fingerprint; empty where there are none, so that it stays."""
     return {"own_documents": len(own)} if own else {}
@@ -158,6 +168,7 @@ def _judged(data: Artifact, own: frozenset[str]) -> pd.DataFrame:
     # A judged document that the collection lacks counts in the ideal list alone: nothing can rank it.
     documents = schema.read(data.file("documents.parquet"), "documents").column("doc_id").to_pandas()
     rows = without_itself(rows[rows["doc_id"].isin(documents)], own)
+    rows = _chosen_by_people(rows)
     trust = rows["source"].map({name: rank for rank, name in enumerate(PREFERENCE)}).fillna(len(PREFERENCE))
     rows = rows.assign(order=np.arange(len(rows)), trust=trust)
     best = rows.sort_values(["trust", "grade", "order"], ascending=[True, False, True], kind="stable")
@@ -165,6 +176,18 @@ def _judged(data: Artifact, own: frozenset[str]) -> pd.DataFrame:
     return best.assign(query=best["query_id"].map(_query_rows(data)))[
         ["query", "query_id", "doc_id", "grade", "split", "source", "order"]
     ]
+
+
+def _chosen_by_people(rows: pd.DataFrame) -> pd.DataFrame:
+    """The judgments without those of the split valid that were made from clicks, unless it has no others."""
+    valid, clicked = rows["split"] == "valid", rows["source"] == CLICK
+    if not (valid & clicked).any():
+        return rows
+    if (valid & ~clicked).any():
+        log.info("%d judgments of the split valid were made from clicks and choose nothing", (valid & clicked).sum())
+        return rows[~(valid & clicked)]
+    log.warning("no person judged a query of the split valid: grades made from clicks choose checkpoints and fusion")
+    return rows
 
 
 def _query_rows(data: Artifact) -> pd.Series:

@@ -76,10 +76,8 @@ def queries(workspace: Path, config: CandidatesConfig, *, data: Artifact) -> Art
                 name = hashlib.blake2b(normalised.encode(), digest_size=8).hexdigest()
                 collected.append((f"{source}:{name}", query))
                 counts[source] += 1
-        if config.unlabelled_queries and disk.sha256(Path(config.unlabelled_queries)) != inputs["queries"]:
-            raise SchemaError(
-                f"{config.unlabelled_queries}: changed while it was read; run again when nothing writes to it any more"
-            )
+        if config.unlabelled_queries:
+            disk.check_unchanged(Path(config.unlabelled_queries), str(inputs["queries"]))
         ids, texts = zip(*collected, strict=True) if collected else ((), ())
         table = pa.table({"query_id": pa.array(ids, pa.string()), "text": pa.array(texts, pa.string())})
         schema.write(table, staging.folder / "queries.parquet", "queries")
@@ -102,7 +100,7 @@ def _more(config: CandidatesConfig, data: Artifact) -> Iterator[tuple[str, str]]
             yield "title", title
 
 
-_TABLES = (".csv", ".tsv", ".json", ".jsonl")
+_TABLES = (".csv", ".tsv", ".tab", ".json", ".jsonl", ".ndjson")
 """Suffixes of tables that are refused: read as lines, their commas or braces would be parts of queries."""
 
 
@@ -112,10 +110,10 @@ def read_queries(path: Path) -> list[str]:
     Raises:
         SchemaError: not readable as what its name says, or without such a column; a table that is not Parquet.
     """
-    if path.suffix in _TABLES:
+    if path.suffix.lower() in _TABLES:
         raise SchemaError(f"{path}: queries are read from Parquet or a text with one a line; write this table as one")
     try:
-        if path.suffix != ".parquet":
+        if path.suffix.lower() != ".parquet":
             return [line for line in map(str.strip, text.split_lines(text.read_text(path))) if line]
         names = pq.read_schema(path).names
         column = next((name for name in ("query", "text") if name in names), None)

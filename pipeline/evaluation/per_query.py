@@ -62,6 +62,16 @@ def judged(data: Artifact, split: str | None, *, clicks: bool = False) -> tuple[
     return chosen, queries - set(chosen.column("query_id").unique().to_pylist())
 
 
+def people_judged(data: Artifact, split: str) -> bool:
+    """Whether a judgment of a split was made otherwise than from clicks."""
+    import pyarrow.compute as pc
+
+    table = schema.read(data.file("judgments.parquet"), "judgments")
+    made_of_clicks = pc.fill_null(pc.equal(table.column("source"), schema.CLICK), False)
+    here = pc.and_(pc.fill_null(pc.equal(table.column("split"), split), False), pc.invert(made_of_clicks))
+    return bool(pc.any(here).as_py())
+
+
 def _without_clicks(judgments: "pa.Table", path: Path) -> "pa.Table":
     import pyarrow.compute as pc
 

@@ -98,7 +98,7 @@ def make(
         inputs: dict[str, Artifact | str] = {"data": data, "systems": systems}
     else:
         files = {name: RunFile(path, name) for name, path in systems.items()}
-        inputs = {"data": data, **_digests(files)}
+        inputs = {"data": data, **_labelled(files, _digests(files))}
     if pool is not None:
         inputs["pool"] = pool
     return _make(workspace, config, _Material(data, files, pool, stats, inputs), plan)
@@ -114,7 +114,9 @@ def make_from_run(
         ConfigError: an unknown baseline or subject, or no system.
         SchemaError: a file that is no run, faulty scores, no judged queries.
     """
-    return _make(workspace, config, _Material(data, systems, None, NO_STATS, {"data": data, **_digests(systems)}), plan)
+    digests = _digests(systems)
+    inputs: dict[str, Artifact | str] = {"data": data, **_labelled(systems, digests)}
+    return _make(workspace, config, _Material(data, systems, None, NO_STATS, inputs, digests), plan)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,11 +128,16 @@ class _Material:
     pool: Artifact | None
     stats: ReportStats
     inputs: Mapping[str, Artifact | str]
+    digests: Mapping[Path, str] = field(default_factory=dict)
+    """Run file from outside → its sha256, which it must still have when it was read."""
 
 
-def _digests(files: Mapping[str, RunFile]) -> dict[str, str]:
+def _digests(files: Mapping[str, RunFile]) -> dict[Path, str]:
+    return {file.path: disk.sha256(file.path) for file in files.values() if file.path.is_file()}
+
+
+def _labelled(files: Mapping[str, RunFile], digests: Mapping[Path, str]) -> dict[str, str]:
     """Name in a fingerprint → digest of a run file; a file that is missing is reported when it is read."""
-    digests = {file.path: disk.sha256(file.path) for file in files.values() if file.path.is_file()}
     labels = {name: name if file.system in ("", name) else f"{name} ({file.system})" for name, file in files.items()}
     return {f"system:{labels[name]}": digests.get(file.path, "") for name, file in files.items()}
 
@@ -169,6 +176,8 @@ def _write(folder: Path, config: EvaluationConfig, material: _Material, plan: Re
         name: ranking(runs.read(file.path, file.system or name, material.pool), material.data, other_queries)
         for name, file in material.files.items()
     }
+    for file, digest in material.digests.items():
+        disk.check_unchanged(file, digest)
     frame = per_query(material.data, ranked, judgments, config)
     content = {
         "title": plan.title,

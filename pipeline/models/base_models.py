@@ -23,6 +23,7 @@ from transformers import CONFIG_MAPPING
 from pipeline.artifacts import Artifact, folder_digest
 from pipeline.errors import ConfigError, MissingError
 from pipeline.models.families import ModelFamily, family_of
+from pipeline.text import read_text
 
 PACKAGE = "package:"
 HUB_TIMEOUT_S = 5.0
@@ -74,7 +75,7 @@ def model_type(path: Path) -> str:
         ConfigError: not JSON, or no model_type in it.
     """
     try:
-        name = json.loads((path / "config.json").read_text(encoding="utf-8"))["model_type"]
+        name = json.loads(read_text(path / "config.json"))["model_type"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path / 'config.json'}: not a model's config ({error!r})") from error
     return str(name)
@@ -138,7 +139,7 @@ def check_head(path: Path) -> None:
         ConfigError: a head of several labels; says which, and how to take the model without its head.
     """
     try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        config = json.loads(read_text(path / "config.json"))
         classifies = any("ForSequenceClassification" in name for name in config.get("architectures") or ())
         labels = list((config.get("id2label") or {"0": "", "1": ""}).values())
     except (OSError, ValueError, AttributeError) as error:
@@ -183,7 +184,7 @@ def shape(path: Path) -> ModelShape:
         ConfigError: not a transformer's config, or a model of no known family.
     """
     try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        config = json.loads(read_text(path / "config.json"))
         name = str(config["model_type"])
         known = family_of(name, str(path))
         own_names = CONFIG_MAPPING[name].attribute_map  # distilbert's hidden_size is called dim.
@@ -211,7 +212,7 @@ def _inside_package(name: str) -> Path:
     for location in map(Path, spec.submodule_search_locations):
         configs = sorted(location.rglob("config.json"), key=lambda path: (len(path.parts), path))
         for config in configs:
-            if "model_type" in json.loads(config.read_text(encoding="utf-8")):
+            if "model_type" in json.loads(read_text(config)):
                 return config.parent
     raise MissingError(f"{PACKAGE}{name}: the package holds no transformers model (no config.json with model_type)")
 

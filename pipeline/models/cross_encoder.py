@@ -12,8 +12,10 @@ in the upper half of the scale.
 
 import json
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,20 @@ from pipeline.models.families import EVERYTHING, ModelFamily, OwnForward, family
 from pipeline.tokens import PairTemplate
 
 log = logging.getLogger(__name__)
+
+
+def ascending(thresholds: Any) -> list[float]:
+    """The thresholds of a head as they were read.
+
+    Raises:
+        ValueError: they are no list of finite, strictly ascending numbers.
+    """
+    numbers = isinstance(thresholds, list) and all(
+        isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) for value in thresholds
+    )
+    if not numbers or any(second <= first for first, second in pairwise(thresholds)):
+        raise ValueError(f"thresholds {thresholds} are not finite, ascending numbers")
+    return [float(value) for value in thresholds]
 
 
 class CrossEncoder(nn.Module):
@@ -125,7 +141,7 @@ class CrossEncoder(nn.Module):
         base_models.check_head(model_folder)
         try:
             head = json.loads((folder / "head.json").read_text(encoding="utf-8"))
-            thresholds, template = head["thresholds"], PairTemplate.from_dict(head["template"])
+            thresholds, template = ascending(head["thresholds"]), PairTemplate.from_dict(head["template"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ArtifactError(f"{folder / 'head.json'}: not readable ({error!r}); train the model again") from error
         with base_models.quiet():

@@ -103,7 +103,9 @@ def make(
             if config.similarity_weight
             else None,
         )
-        task = EncoderTask(learner, table, targets, config, max_list=candidates.max_list)
+        task = EncoderTask(
+            learner, table, targets, config, max_list=candidates.max_list, click_weight=candidates.click_weight
+        )
         loop = config.loop if len(task.valid) else dataclasses.replace(config.loop, evaluations=0)
         fresh = ("log_scale",) if start else ("encoder.dense", "log_scale")
         progress = train(
@@ -140,7 +142,7 @@ def make(
     inputs |= {"base": base_models.digest(origin), **({"start": start} if start else {})}
     return STAGE.make(
         workspace,
-        config={**settings, "max_list": candidates.max_list},
+        config={**settings, **candidates.step_settings()},
         inputs=inputs,
         build=build,
     )

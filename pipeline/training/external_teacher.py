@@ -97,6 +97,7 @@ def make(
         texts = read_texts(data, pairs)
         if config.scores:
             raw, counts = read_scores(path, texts.table, pairs)
+            disk.check_unchanged(path, digest)
         else:
             raw, counts = causal_lm_judge.score(path, config, texts, staging.checkpoint), {}
         grades = texts.table.column("grade").to_numpy().astype(np.int64)

@@ -70,7 +70,13 @@ def check_data(data: Artifact, *, clicks: bool = False) -> list[str]:
                 "judged queries, or set data.splits, data.valid_share and data.test_share"
             )
     per_query.judged(data, "test", clicks=clicks)
-    return [f"{count:,} {name} queries" for name, count in counts.items()]
+    alone = {name: not per_query.people_judged(data, name) for name in ("valid", "test")}
+    notes = []
+    if alone["valid"]:
+        notes.append("no person judged a valid query: grades made from clicks choose checkpoints and the fusion")
+    if alone["test"]:
+        notes.append("no person judged a test query: the gate decides by grades made from clicks")
+    return [*(f"{count:,} {name} queries" for name, count in counts.items()), *notes]
 
 
 def check_bases(recipe: Recipe) -> None:

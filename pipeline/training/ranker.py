@@ -104,7 +104,9 @@ def make(
                 other = surgery.student(source, _second_student_layers(source.shape, keep)).to(scoring.device())
                 peer = _narrowed(config, other, table)
             objective = _objective(config, student, large, targets, peer)
-        task = CrossTask(student, table, config.loop, objective, max_list=candidates.max_list)
+        task = CrossTask(
+            student, table, config.loop, objective, max_list=candidates.max_list, click_weight=candidates.click_weight
+        )
         match = objective.match
         del source, large, objective  # The task holds what it needs of them.
         label: model_card.Role = "plain student" if teacher_scores is None else "ranker"
@@ -131,7 +133,7 @@ def make(
 
     return STAGE.make(
         workspace,
-        config={**_settings(config, teacher_scores is not None), "max_list": candidates.max_list},
+        config={**_settings(config, teacher_scores is not None), **candidates.step_settings()},
         inputs=inputs,
         build=build,
     )

@@ -54,7 +54,9 @@ def make(
             model = surgery.student(model, surgery.spaced(model.layers, config.layers))
         model.to(scoring.device())
         objective = Objective(weights=LossWeights.of_config(config))
-        task = CrossTask(model, table, config.loop, objective, max_list=candidates.max_list)
+        task = CrossTask(
+            model, table, config.loop, objective, max_list=candidates.max_list, click_weight=candidates.click_weight
+        )
         progress = learn(task, label="teacher", staging=staging)
         model.save(staging.folder)
         metrics = progress.metrics(scoring.MEASURE, "pairs")
@@ -72,7 +74,7 @@ def make(
 
     return STAGE.make(
         workspace,
-        config={**to_dict(config), "max_list": candidates.max_list},
+        config={**to_dict(config), **candidates.step_settings()},
         inputs={"data": data, "pairs": pairs, "base": base_models.digest(base)},
         build=build,
     )

@@ -1,6 +1,7 @@
 """Reports on run files give trec_eval's numbers, whatever a collection's judgments look like."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,8 @@ import pytrec_eval
 from flows import notebook
 from flows import report as reporting
 from pipeline.config import SourceConfig
+from pipeline.errors import SchemaError
+from pipeline.evaluation import runs
 from pipeline.evaluation.runs import RunFile
 
 TREC = {"ndcg_cut_10": "ndcg@10", "map": "map", "recip_rank": "mrr", "recall_10": "recall@10", "set_recall": "recall"}
@@ -66,3 +69,18 @@ def test_report_and_notebook_equal_trec_eval_query_by_query(tmp_path: Path, seed
         for query in qrels:
             assert values.loc[query, ours] == pytest.approx(expected.get(query, {}).get(theirs, 0.0), abs=1e-9)
         assert means[ours] == pytest.approx(values[ours].mean(), abs=1e-9)
+
+
+def test_a_run_that_changes_while_it_is_read_is_no_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, run = write_collection(tmp_path / "collection", np.random.default_rng(0))
+    real = runs.read
+
+    def read_slowly(path: Path, *rest: Any) -> Any:
+        table = real(path, *rest)
+        path.write_text(path.read_text(encoding="utf-8").replace("system", "another"), encoding="utf-8")
+        return table
+
+    monkeypatch.setattr(runs, "read", read_slowly)
+    source = SourceConfig(path=str(tmp_path / "collection"))
+    with pytest.raises(SchemaError, match=r"run\.txt: changed while it was read"):
+        reporting.report_on_run(source, tmp_path / "workspace", run=RunFile(run))

@@ -280,3 +280,13 @@ def test_the_manifest_is_the_last_word_on_the_language(tmp_path: Path, make_data
     assert stemmed.search("run", 1)
     assert not LexicalIndex.load(whole_words.path).search("run", 1)
     assert (whole_words.path / MANIFEST).is_file()
+
+
+@pytest.mark.parametrize("head", [" " * 5000, "\n\t" * 3000, "-" * 5000, "\u00ad" * 5000])
+def test_a_query_is_bounded_by_its_terms_and_not_by_its_characters(
+    tmp_path: Path, make_data: Callable[..., Artifact], head: str
+) -> None:
+    index = LexicalIndex.load(lexical.make(tmp_path, IndexConfig(), data=make_data(["apple", "pear", "run"])).path)
+    assert index.search(f"{head}pear", 3) == index.search("pear", 3) != []
+    # The 4,096 terms before it are searched for, the others not.
+    assert [hit.row for hit in index.search("zebra " * 4095 + "run pear", 3)] == [2]

@@ -22,6 +22,9 @@ Ints = NDArray[np.int64]
 
 TOKENISE_BATCH = 1024
 
+SAMPLED = ("negative", "unjudged", "mined")
+"""Sources of pairs whose grade 0 nobody gave; see `pipeline.data.candidates`."""
+
 
 @dataclass(frozen=True, slots=True)
 class Ragged:
@@ -73,6 +76,8 @@ class Pairs:
     documents: Ragged
     own_documents: Mapping[int, int] = field(default_factory=dict)
     """Number of a query → number of the document that it is itself, which is none of its negatives."""
+    clicked: NDArray[np.bool_] | None = None
+    """(pairs,) whether a pair's grade rests on clicks; None where no pair's does. See `rests_on_clicks`."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -103,7 +108,22 @@ def read_pairs(
         queries=tokenise(tokenizer, texts.queries, max_query_tokens, "tokenise queries"),
         documents=tokenise(tokenizer, texts.documents, max_tokens, "tokenise documents"),
         own_documents=_own_documents(texts.table, schema.own_documents(data.path)),
+        clicked=rests_on_clicks(texts.query, texts.table.column("source").to_pylist()),
     )
+
+
+def rests_on_clicks(query: Ints, sources: Sequence[str]) -> NDArray[np.bool_] | None:
+    """(pairs,) whether a pair's grade was made from clicks, or is that of a sampled negative of a query that nothing
+    but clicks judged; None where no grade was.
+    """
+    clicked = np.array([source == schema.CLICK for source in sources], dtype=np.bool_)
+    if not clicked.any():
+        return None
+    sampled = np.array([source in SAMPLED for source in sources], dtype=np.bool_)
+    by_others = np.isin(query, query[~clicked & ~sampled])
+    by_clicks = np.isin(query, query[clicked])
+    rests: NDArray[np.bool_] = clicked | (sampled & by_clicks & ~by_others)
+    return rests
 
 
 def _own_documents(table: pa.Table, own: frozenset[str]) -> dict[int, int]:

@@ -50,8 +50,8 @@ class BiEncoderCounts:
     """The counts of an entire step, by which each of its chunks divides."""
 
     documents: int
-    answered: int
-    """Queries with a document above grade 0."""
+    answered: float
+    """Queries with a document above grade 0; where only clicks say so, by their weight."""
     texts: int
     """Distinct queries and documents, counted by chunk."""
 
@@ -79,6 +79,9 @@ class EncodedChunk:
     base_vectors: Tensor | None
     """(queries + documents, hidden) unit vectors of the untrained base; None without the similarity term."""
     counts: BiEncoderCounts
+    positive_by_people: Tensor | None = None
+    """The same as `positive` without grades that rest on clicks; None where these weigh as much as others."""
+    click_weight: float = 1.0
 
 
 def _margin(chunk: EncodedChunk, _: BiEncoderWeights) -> Tensor:
@@ -88,9 +91,16 @@ def _margin(chunk: EncodedChunk, _: BiEncoderWeights) -> Tensor:
 
 def _in_batch(chunk: EncodedChunk, weights: BiEncoderWeights) -> Tensor:
     similarities = chunk.queries @ chunk.documents.T  # (queries, documents)
-    return ranking.contrast_loss(
-        similarities, chunk.positive, chunk.allowed, weights.temperature, total=chunk.counts.answered
-    )
+
+    def contrast(positive: Tensor) -> Tensor:
+        return ranking.contrast_loss(
+            similarities, positive, chunk.allowed, weights.temperature, total=chunk.counts.answered
+        )
+
+    if chunk.positive_by_people is None:
+        return contrast(chunk.positive)
+    share = chunk.click_weight
+    return share * contrast(chunk.positive) + (1 - share) * contrast(chunk.positive_by_people)
 
 
 def _similarity(chunk: EncodedChunk, weights: BiEncoderWeights) -> Tensor:

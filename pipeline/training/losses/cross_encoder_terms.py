@@ -112,13 +112,13 @@ class Counts:
     """The counts of an entire step, by which each of its chunks divides."""
 
     documents: int
-    graded: int
-    """Documents that have a grade."""
-    queries: int
+    graded: float
+    """Documents that have a grade; this and the next count what rests on clicks by its weight."""
+    queries: float
     """Queries with such documents."""
     lists: int
     """Queries, with graded documents or without."""
-    ordered_pairs: int
+    ordered_pairs: float
     """Pairs of documents of one query with different grades."""
     tokens: int
     token_pairs: int
@@ -126,6 +126,8 @@ class Counts:
     hard: float = 1.0
     """Factor of the terms over grades: the step's share of graded documents over that of the training. With it these
     terms bear on an epoch as their weights say, and a step of few grades does not follow those few."""
+    unlabelled: int = 0
+    """Documents without a grade."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,18 +145,25 @@ class Scored:
     groups: Tensor
     """(n,) int64, number of the query, from 0."""
     counts: Counts
+    clicked: Tensor | None = None
+    """(n,) bool, whether the grade rests on clicks; None where no grade does."""
 
     def with_grades(self) -> "Scored":
         """The documents that have a grade; all where the step has no others."""
-        if self.counts.graded == self.counts.documents:
-            return self
-        graded = self.grades >= 0
+        return self._where(self.grades >= 0) if self.counts.unlabelled else self
+
+    def of_people(self) -> "Scored":
+        """The documents whose grade does not rest on clicks."""
+        return self if self.clicked is None else self._where(~self.clicked)
+
+    def _where(self, kept: Tensor) -> "Scored":
         return replace(
             self,
-            scores=self.scores[graded],
-            states=self.states[graded],
-            grades=self.grades[graded],
-            groups=self.groups[graded],
+            scores=self.scores[kept],
+            states=self.states[kept],
+            grades=self.grades[kept],
+            groups=self.groups[kept],
+            clicked=None if self.clicked is None else self.clicked[kept],
         )
 
 

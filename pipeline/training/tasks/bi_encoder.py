@@ -75,7 +75,14 @@ class EncoderTask:
     unit = "pairs"
 
     def __init__(
-        self, learner: BiEncoderLearner, pairs: Pairs, targets: EncoderTargets, config: EncoderConfig, *, max_list: int
+        self,
+        learner: BiEncoderLearner,
+        pairs: Pairs,
+        targets: EncoderTargets,
+        config: EncoderConfig,
+        *,
+        max_list: int,
+        click_weight: float = 1.0,
     ) -> None:
         """
         Args:
@@ -84,12 +91,14 @@ class EncoderTask:
             targets: the teacher's scores and the base's vectors.
             config: weights of the losses, widths and the loop's hyperparameters.
             max_list: most documents of a query in one step.
+            click_weight: weight of grades that rest on clicks, from 0 to 1.
 
         Raises:
             ConfigError: a weight that no loss term has, or the similarity term without the base's vectors.
         """
         self.learner, self.pairs, self.config, self.max_list = learner, pairs, config, max_list
         self.weights = BiEncoderWeights.of_config(config)
+        self.click_weight = click_weight if pairs.clicked is not None else 1.0
         if self.weights.similarity and targets.base_vectors is None:
             raise ConfigError("the loss similarity needs the base's vectors; set encoder.similarity_weight to 0")
         self.device = learner.log_scale.device
@@ -120,11 +129,10 @@ class EncoderTask:
         return [self._step([self.train[rows] for rows in chunks]) for chunks in planned]
 
     def _step(self, chunks: Sequence[Ints]) -> Step[BiEncoderChunk]:
-        pairs = self.pairs
         lengths = [self._lengths(*self._numbers(chunk)[:2]) for chunk in chunks]
         counts = BiEncoderCounts(
             documents=sum(map(len, chunks)),
-            answered=sum(len(np.unique(pairs.query[chunk][pairs.grades[chunk] > 0])) for chunk in chunks),
+            answered=sum(self._answered(chunk) for chunk in chunks),
             texts=sum(map(len, lengths)),
         )
         return Step(
@@ -134,12 +142,29 @@ class EncoderTask:
             padded=sum(batches.padded_tokens(each) for each in lengths),
         )
 
+    def _answered(self, indices: Ints) -> float:
+        """The number of queries with a document above grade 0; those that only clicks answer count by their weight."""
+        relevant = indices[self.pairs.grades[indices] > 0]
+        count = len(np.unique(self.pairs.query[relevant]))
+        if self.click_weight == 1 or self.pairs.clicked is None:
+            return count
+        people = len(np.unique(self.pairs.query[relevant[~self.pairs.clicked[relevant]]]))
+        return self.click_weight * count + (1 - self.click_weight) * people
+
     def loss(self, chunk: BiEncoderChunk) -> tuple[Tensor, Mapping[str, Tensor]]:
         """The weighted sum of the terms, and each by itself. Contrast is with the documents of the chunk."""
         queries, documents, query, document = self._numbers(chunk.indices)
         vectors = self._encode(queries, documents)  # (queries + documents, dimensions)
         with torch.autocast(self.device.type, enabled=False):  # Cosines over a small temperature need their digits.
-            positive, allowed = self._contrasts(queries, documents, query.cpu(), document.cpu(), chunk.indices)
+            known = (query.cpu(), document.cpu())
+            positive, allowed = self._contrasts(queries, documents, *known, chunk.indices)
+            by_people = None
+            if self.click_weight != 1 and self.pairs.clicked is not None:
+                people = ~self.pairs.clicked[chunk.indices]
+                chosen = torch.from_numpy(people)
+                by_people, _ = self._contrasts(
+                    queries, documents, known[0][chosen], known[1][chosen], chunk.indices[people]
+                )
             scales = self.learner.log_scale.exp() / self.within_query_std  # (widths,)
             encoded = [
                 EncodedChunk(
@@ -153,6 +178,8 @@ class EncoderTask:
                     allowed=allowed,
                     base_vectors=self._base_vectors(queries, documents),
                     counts=chunk.counts,
+                    positive_by_people=by_people,
+                    click_weight=self.click_weight,
                 )
                 for width, scale in zip(self.config.all_widths, scales, strict=True)
             ]

@@ -5,7 +5,7 @@ The teacher, the ranker and the plain student differ only in their objective: th
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -138,7 +138,14 @@ class CrossTask:
     unit = "pairs"
 
     def __init__(
-        self, model: CrossEncoder, pairs: Pairs, config: LoopConfig, objective: Objective, *, max_list: int
+        self,
+        model: CrossEncoder,
+        pairs: Pairs,
+        config: LoopConfig,
+        objective: Objective,
+        *,
+        max_list: int,
+        click_weight: float = 1.0,
     ) -> None:
         """
         Args:
@@ -147,6 +154,7 @@ class CrossTask:
             config: the loop's hyperparameters.
             objective: the losses and what they learn from.
             max_list: most documents of a query in one step.
+            click_weight: weight of grades that rest on clicks, from 0 to 1.
 
         Raises:
             ConfigError: no term has a weight, or one lacks what it learns from.
@@ -155,6 +163,7 @@ class CrossTask:
         objective = objective.checked()
         self.model, self.pairs, self.config, self.max_list = model, pairs, config, max_list
         self.objective, self.weights = objective, objective.weights
+        self.click_weight = click_weight if pairs.clicked is not None else 1.0
         self.device = next(model.parameters()).device
         self.token_layers: list[int] = []
         self.teacher_token_layers: list[int] = []
@@ -202,10 +211,11 @@ class CrossTask:
         graded = indices[self.pairs.grades[indices] >= 0]
         counts = Counts(
             documents=len(indices),
-            graded=len(graded),
-            queries=len(np.unique(self.pairs.query[graded])),
+            graded=self._weighted(len, graded),
+            queries=self._weighted(lambda rows: len(np.unique(self.pairs.query[rows])), graded),
             lists=len(np.unique(self.pairs.query[indices])),
-            ordered_pairs=sum(self._ordered_pairs(chunk) for chunk in chunks),
+            ordered_pairs=sum(self._weighted(self._ordered_pairs, chunk) for chunk in chunks),
+            unlabelled=len(indices) - len(graded),
             tokens=int(self.lengths[indices].sum()),
             token_pairs=int(np.square(self.lengths[indices]).sum()),
             hard=len(graded) / (len(indices) * self.graded_share),
@@ -216,6 +226,13 @@ class CrossTask:
             tokens=counts.tokens,
             padded=sum(batches.padded_tokens(self.lengths[chunk]) for chunk in chunks),
         )
+
+    def _weighted(self, count: Callable[[Ints], int], indices: Ints) -> float:
+        """The count of these pairs, in which what rests on clicks counts by its weight."""
+        if self.click_weight == 1 or self.pairs.clicked is None:
+            return count(indices)
+        people = count(indices[~self.pairs.clicked[indices]])
+        return self.click_weight * count(indices) + (1 - self.click_weight) * people
 
     def _ordered_pairs(self, indices: Ints) -> int:
         grades, queries = self.pairs.grades[indices], self.pairs.query[indices]
@@ -297,16 +314,33 @@ class CrossTask:
             grades=torch.from_numpy(self.pairs.grades[indices]).to(self.device),
             groups=torch.from_numpy(np.unique(self.pairs.query[indices], return_inverse=True)[1]).to(self.device),
             counts=counts,
+            clicked=None
+            if self.click_weight == 1 or self.pairs.clicked is None
+            else torch.from_numpy(self.pairs.clicked[indices]).to(self.device),
         )
 
     def _terms(self, scored: Scored, targets: Taught | None) -> dict[str, Tensor]:
         """The terms over scores, by name."""
         weights = self.weights
-        graded = scored.with_grades()
-        terms = {name: SCORE_TERMS[name](graded, weights) * scored.counts.hard for name in weights.of(SCORE_TERMS)}
+        terms = {name: value * scored.counts.hard for name, value in self._grade_terms(scored.with_grades()).items()}
         if targets is not None:
             terms |= {name: TAUGHT_TERMS[name](scored, targets, weights) for name in weights.of(TAUGHT_TERMS)}
         return terms
+
+    def _grade_terms(self, graded: Scored) -> dict[str, Tensor]:
+        """The terms over grades, by name.
+
+        With w for the click weight each is w · (all grades) + (1 − w) · (people's grades). So a document, or an ordered
+        pair with a document, that rests on clicks weighs w, and any other weighs 1; the counts are weighted alike.
+        """
+        names = self.weights.of(SCORE_TERMS)
+        terms = {name: SCORE_TERMS[name](graded, self.weights) for name in names}
+        if graded.clicked is None:
+            return terms
+        people, share = graded.of_people(), self.click_weight
+        return {
+            name: share * value + (1 - share) * SCORE_TERMS[name](people, self.weights) for name, value in terms.items()
+        }
 
     def _weighted_sum(self, scores: Tensor, terms: Mapping[str, Tensor]) -> Tensor:
         return sum((getattr(self.weights, name) * value for name, value in terms.items()), scores.sum() * 0)

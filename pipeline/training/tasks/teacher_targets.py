@@ -10,8 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline import artifacts
 from pipeline.artifacts import Artifact
 from pipeline.errors import ArtifactError
+from pipeline.models.cross_encoder import ascending
 from pipeline.training.loop.batches import Ints
 from pipeline.training.loop.pair_tokens import Pairs
 
@@ -46,17 +48,22 @@ class TeacherTargets:
             )
         scores, rows = joined(teacher_scores, pairs.rows)
         source = teacher_scores if external else teacher
-        head = json.loads(source.file("head.json").read_text(encoding="utf-8"))
-        if len(head["thresholds"]) < (top := int(pairs.grades.max(initial=0))):
+        try:
+            thresholds = ascending(json.loads(source.file("head.json").read_text(encoding="utf-8"))["thresholds"])
+        except (ValueError, KeyError, TypeError) as error:
             raise ArtifactError(
-                f"{source.path}: the teacher knows grades 0 to {len(head['thresholds'])}, the pairs go up to {top}; "
+                f"{source.path / 'head.json'}: not readable ({error}); {artifacts.remedy(source.path)}"
+            ) from error
+        if len(thresholds) < (top := int(pairs.grades.max(initial=0))):
+            raise ArtifactError(
+                f"{source.path}: the teacher knows grades 0 to {len(thresholds)}, the pairs go up to {top}; "
                 "train it on these pairs"
             )
         states, layers = None, ()
         if "states.npy" in teacher_scores.manifest.files:
             states = np.load(teacher_scores.file("states.npy"), mmap_mode="r", allow_pickle=False)
             layers = tuple(json.loads(teacher_scores.file("states.json").read_text(encoding="utf-8"))["layers"])
-        return cls(scores, torch.tensor(head["thresholds"]), states, rows, layers)
+        return cls(scores, torch.tensor(thresholds), states, rows, layers)
 
     def states_of(self, indices: Ints, layers: Sequence[int]) -> Tensor:
         """(indices, layers, hidden) float32.

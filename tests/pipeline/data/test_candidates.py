@@ -1,5 +1,6 @@
 """Candidates against slow loops over the same tables, and the promises that their docstrings make."""
 
+import logging
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -77,6 +78,8 @@ def slow(
     judgments = pq.read_table(data.file("judgments.parquet")).to_pylist()
     searched = [pq.read_table(run.file("run.parquet")).to_pylist() for run in runs]
     found: list[tuple[str, str, int, str, str]] = []
+    if any(row["split"] == "valid" and row["source"] != "click" for row in judgments):
+        judgments = [row for row in judgments if not (row["split"] == "valid" and row["source"] == "click")]
     for split in wanted:
         for query in pq.read_table(data.file("queries.parquet")).column("query_id").to_pylist():
             mine = [row for row in judgments if row["query_id"] == query and row["split"] == split]
@@ -125,6 +128,22 @@ def test_pool_is_that_of_a_slow_loop(tmp_path: Path, seed: int, pool: Any) -> No
     data, runs = world(tmp_path, seed)
     made = candidates.pool(tmp_path, config, data=data, runs=runs)
     assert rows_of(made) == slow(data, runs, ("valid", "test"), config)
+
+
+def test_clicks_choose_nothing_unless_nobody_else_judged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data, (run, _) = world(tmp_path, 3)
+    tables = {
+        name: pq.read_table(data.file(f"{name}.parquet")).to_pylist() for name in ("documents", "queries", "judgments")
+    }
+    config = replace(CONFIG, pool="judged")
+    mixed = rows_of(candidates.pairs(tmp_path, config, data=data, run=run))
+    assert {row["source"] for row in mixed if row["split"] == "valid"} == {"human", "model", "other"}
+    assert "click" in {row["source"] for row in mixed if row["split"] == "train"}
+    tables["judgments"] = [{**row, "source": "click"} for row in tables["judgments"]]
+    with caplog.at_level(logging.WARNING):
+        alone = rows_of(candidates.pairs(tmp_path, config, data=artifact(tmp_path, "data", tables), run=run))
+    assert {row["source"] for row in alone if row["split"] == "valid"} == {"click"}
+    assert "no person judged a query of the split valid" in caplog.text
 
 
 def test_other_queries_do_not_change_what_is_drawn(tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 """The cross-encoder against transformers and sentence-transformers themselves, for two families."""
 
 import json
+import re
 import shutil
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -235,6 +237,27 @@ def test_a_damaged_head_is_named(untrained: Any, tmp_path: Path) -> None:
     (tmp_path / "head.json").write_text("{}")
     with pytest.raises(ArtifactError, match=r"head\.json: not readable"):
         CrossEncoder.load(tmp_path)
+
+
+@pytest.mark.parametrize("thresholds", ["[0.0, NaN]", "[0.0, Infinity]", "[1.0, 0.5]", "[0.5, 0.5]", '["0.5"]', "0.5"])
+def test_thresholds_that_are_not_finite_and_ascending_are_refused(
+    untrained: Any, tmp_path: Path, thresholds: str
+) -> None:
+    CrossEncoder.load(untrained.ranker.path).save(tmp_path)
+    head = (tmp_path / "head.json").read_text(encoding="utf-8")
+    (tmp_path / "head.json").write_text(re.sub(r'"thresholds": \[[^]]*\]', f'"thresholds": {thresholds}', head))
+    with pytest.raises(ArtifactError, match=r"head\.json: not readable .*not finite, ascending numbers"):
+        CrossEncoder.load(tmp_path)
+
+
+def test_a_byte_order_mark_in_a_models_config_is_dropped(untrained: Any, tmp_path: Path) -> None:
+    shutil.copytree(untrained.ranker.path / "model", tmp_path / "model")
+    config = tmp_path / "model" / "config.json"
+    config.write_bytes(b"\xef\xbb\xbf" + config.read_bytes())
+    assert base_models.model_type(tmp_path / "model") == "bert"
+    assert base_models.shape(tmp_path / "model") == replace(
+        base_models.shape(untrained.ranker.path / "model"), tokenizer=tmp_path / "model"
+    )
 
 
 def test_the_gradient_is_that_of_the_whole_model(saved: Path) -> None:

@@ -67,7 +67,9 @@ class Rivals:
     ranker: "pd.DataFrame | None" = None
     """The candidate's ranker alone: the order of /rerank."""
     ranker_rival: "pd.DataFrame | None" = None
-    """The live release's ranker alone; without a live release, the first stage that a caller of /rerank has."""
+    """The live release's ranker alone; without one, the first stage that a caller of /rerank has."""
+    ranker_is_live: bool = True
+    """Whether a live release serves `ranker_rival`; a ready-made one may have an encoder alone."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -156,7 +158,7 @@ def decide(
         _enough(gap, config),
         *_slices(ours, theirs, config, measure),
         *_best_earlier(ours, theirs, rivals, config, measure),
-        *_rerank(rivals, measure, refuse=True),
+        *_rerank(rivals, measure, refuse=rivals.ranker_is_live),
     )
     failed = tuple(rule.detail for rule in rules if rule.verdict == "fail")
     return Decision(
@@ -197,6 +199,7 @@ def decide_reports(report: Artifact, live: str | None, config: GateConfig, *, ne
         earlier={name: values[name] for name in known if systems.is_earlier(name)},
         ranker=values.get(systems.RANKER),
         ranker_rival=values.get(systems.LIVE_RANKER if live and systems.LIVE_RANKER in values else systems.BM25),
+        ranker_is_live=systems.LIVE_RANKER in values,
     )
     return decide(values[new], None if live is None else values[live], config, measure=measure, rivals=rivals)
 

@@ -90,6 +90,10 @@ def test_a_ranker_that_loses_against_its_first_stage_is_a_warning_and_against_th
     later = gate.decide(values, values, GateConfig(), rivals=rivals)
     assert not later.promote
     assert "/rerank is surely worse" in later.reasons[0]
+    ready_made = gate.Rivals(ranker=ranker, ranker_rival=rival, ranker_is_live=False)
+    over_an_encoder = gate.decide(values, values, GateConfig(), rivals=ready_made)
+    assert over_an_encoder.promote, "a live release without a ranker has none that could be better"
+    assert "BM25, its first stage" in over_an_encoder.warnings[0]
 
 
 def test_twenty_small_losses_do_not_pass_one_by_one() -> None:

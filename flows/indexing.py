@@ -41,6 +41,7 @@ def make_searchable(
         anew: embed every document again.
     """
     from index import documents, lexical, semantic_build, vectors
+    from index.quality import QualityFilter
     from serving.runtime import offline
 
     digest = offline.digest(encoder)
@@ -55,6 +56,7 @@ def make_searchable(
         embed=offline.embedder(encoder),
         previous=() if anew else known,
         embedding_round=number,
+        quality=QualityFilter.of(config),
     )
     judged = _held_out(config, encoder, digest, queries or data)
     index = run(semantic_build.make, config, vectors=embedded, queries=judged)

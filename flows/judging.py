@@ -1,6 +1,7 @@
 """Judges models and releases on held-out queries."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from flows.indexing import SearchableCorpus, make_searchable
 from flows.runner import Runner
@@ -73,3 +74,45 @@ def judge_release(
     models = ScoringModels(ranker=ranker, encoder=encoder, fusion=fusion)
     corpus = make_searchable(index, run, encoder=models.encoder, data=data)
     return judge(candidates, run, models=models, corpus=corpus, data=data), corpus
+
+
+def quality_cost(
+    config: IndexConfig,
+    run: Runner,
+    *,
+    encoder: Artifact,
+    corpus: SearchableCorpus,
+    data: Artifact,
+    clicks: bool = False,
+) -> dict[str, Any]:
+    """A group of facts for the report: the documents that the quality filter keeps, and what that costs the encoder.
+
+    Both figures are of the encoder's own first 100 on the test queries, with vectors of all documents and of those
+    that are kept. Empty where the recipe has no filter.
+    """
+    if not config.votes:
+        return {}
+    from index import semantic
+    from pipeline import schema
+    from pipeline.evaluation import metrics, per_query
+    from serving.runtime import offline
+
+    everything = make_searchable(
+        replace(config, votes=(), least_quality=0.0), run.labelled("all documents"), encoder=encoder, data=data
+    )
+    judgments, others = per_query.judged(data, "test", clicks=clicks)
+    group: dict[str, Any] = {
+        "documents": corpus.vectors.metrics["documents"],
+        "documents with a vector": corpus.vectors.metrics["with_vectors"],
+        "share with a vector": round(corpus.vectors.metrics["with_vectors"] / corpus.vectors.metrics["documents"], 4),
+    }
+    embed = offline.embedder(encoder, "query")
+    for name, index in (("all documents", everything.index), ("kept documents", corpus.index)):
+        searched = run.labelled(name)(
+            semantic.run, index=index, data=data, embed_queries=embed, depth=100, splits=("test",)
+        )
+        rows = per_query.ranking(schema.read(searched.file("run.parquet"), "run"), data, others)
+        result = metrics.evaluate(rows, judgments, ["recall@100", "ndcg@10"])
+        for measure in result.values:
+            group[f"encoder's {measure}, {name}"] = round(result.mean(measure), 4)
+    return {"quality filter": group}

@@ -147,6 +147,7 @@ def _of_release(
     recipe = recipes.parse(Recipe, opened.manifest.config)
     sources = _with_documents(sources, registry, opened)
     data = _judgments(sources, recipe.data if split == "test" else replace(recipe.data, splits="test"), run)
+    evaluation = replace(recipe.evaluation, clicks=clicks or recipe.evaluation.clicks)
     judged, corpus = judging.judge_release(opened, recipe.index, recipe.candidates, run, data=data)
     live = None
     if baseline:
@@ -156,9 +157,13 @@ def _of_release(
         live = systems.ReleaseScores(features=other.features, fusion=other.fusion)
     ranked = run(systems.make, features=judged.features, fusion=judged.fusion, scores={}, live=live)
     parts = {name: releases.part(opened, name) for name in releases.MODELS if releases.has_part(opened, name)}
+    costs = report_stats.of(parts, corpus.vectors, corpus.index, {})
+    costs |= judging.quality_cost(
+        recipe.index, run, encoder=parts["encoder"], corpus=corpus, data=data, clicks=evaluation.clicks
+    )
     return run(
         reports.make,
-        replace(recipe.evaluation, clicks=clicks or recipe.evaluation.clicks),
+        evaluation,
         data=data,
         systems=ranked,
         plan=reports.ReportPlan(
@@ -166,7 +171,7 @@ def _of_release(
             baseline=systems.LIVE if baseline else systems.BOTH,
             subject=systems.FUSED,
         ),
-        stats=reports.ReportStats(measured=report_stats.of(parts, corpus.vectors, corpus.index, {})),
+        stats=reports.ReportStats(measured=costs),
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from flows import publishing, runner
 from flows.encoder_rounds import train_encoder
 from flows.indexing import SearchableCorpus, make_searchable
-from flows.judging import PARTS, PoolScores, ScoringModels, judge, judge_release
+from flows.judging import PARTS, PoolScores, ScoringModels, judge, judge_release, quality_cost
 from flows.runner import Runner
 from flows.training import TrainingInputs, check, prepare
 from pipeline import recipe as recipes
@@ -186,6 +186,9 @@ def report_on(
     assert models.ranker is not None
     bundles = {"ranker": models.ranker, "encoder": models.encoder}
     costs = report_stats.of(bundles, corpus.vectors, corpus.index, {**trained.compared, "ranker": trained.ranker})
+    costs |= quality_cost(
+        recipe.index, run, encoder=models.encoder, corpus=corpus, data=data, clicks=recipe.evaluation.clicks
+    )
     return run(
         reports.make,
         recipe.evaluation,

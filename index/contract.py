@@ -8,7 +8,7 @@ choices ──► build ──► curve on held-out queries ──► bound hold
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -135,12 +135,12 @@ def with_filters(
     points = tuning.filters(ann, matrix, index.queries, config.recall, config.seed)
     log.info("index: filters are searched inside it from %s rows on", points[-1].rows if points else "no number of")
     crossover = tuple((point.rows, point.nprobe) for point in points)
-    found = IndexStats(**{**asdict(stats), "filters": crossover})
-    return found, {"filters": [point.to_dict() for point in points]}
+    return replace(stats, filters=crossover), {"filters": [point.to_dict() for point in points]}
 
 
 def _queries(matrix: Any, config: IndexConfig, held_out: HeldOutQueries | None) -> Vectors:
     if held_out is None:
+        log.warning("index: recall is measured on documents' vectors, as there are too few queries that are none")
         drawn = np.sort(np.random.default_rng(config.seed).permutation(len(matrix))[:SAMPLED_DOCUMENTS])
         return np.ascontiguousarray(matrix[drawn], np.float32)
     queries = np.ascontiguousarray(held_out.load(), np.float32)

@@ -1,7 +1,6 @@
 """The held-out queries that an approximate index is judged on: their vectors, and the rule that draws them."""
 
 import hashlib
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +20,6 @@ FILE = "queries.npy"
 """The file of an `index` artifact that keeps the queries' vectors, for the next index of the same encoder."""
 
 Vectors = npt.NDArray[np.float32]
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +46,6 @@ class HeldOutQueries:
         if len(queries) < FEWEST:
             queries = judged_queries(data, ())
         if len(queries) < FEWEST:
-            log.warning("index: recall is measured on documents' vectors, as there are only %d queries", len(queries))
             return None
         # By digest, so that the draw does not depend on the order of the data.
         drawn = sorted(queries, key=lambda query: hashlib.blake2b(query.encode()).digest())[:MOST]

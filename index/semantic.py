@@ -16,7 +16,7 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from index.hits import Hit, RunDepth, judged_queries, read_ids, write_run
+from index.hits import Hit, RunDepth, judged_queries, read_document_rows, read_ids, write_run
 from pipeline import artifacts, progress
 from pipeline.artifacts import Artifact, Staging
 from pipeline.errors import ArtifactError, SchemaError
@@ -62,6 +62,8 @@ class IndexStats:
     filters: tuple[tuple[int, int], ...] = ()
     """(rows, lists visited): a filter that selects at least so many rows is searched inside the index, which visits so
     many lists. In descending order of rows; empty without a contract, when all filters are exact."""
+    documents: int = 0
+    """Documents, with a vector or without; 0 where all have one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,11 +106,18 @@ def similarities(ann: Any, query: Vectors, rows: npt.NDArray[np.int64]) -> Vecto
 class SemanticIndex:
     """Searches an `index` artifact; one index serves all threads of a process."""
 
-    def __init__(self, ann: Any, facts: IndexStats, doc_ids: list[str]) -> None:
+    def __init__(
+        self, ann: Any, facts: IndexStats, doc_ids: list[str], rows: npt.NDArray[np.int64] | None = None
+    ) -> None:
+        """
+        Args:
+            doc_ids: of the documents that have vectors, by the position of the vector.
+            rows: their rows among all documents, ascending; None where every document has a vector.
+        """
         self._ann = ann
         self.facts = facts
         self.doc_ids = doc_ids
-        """row → doc_id"""
+        self._rows = rows
 
     @classmethod
     def load(cls, path: Path, *, verify: bool = True) -> "SemanticIndex":
@@ -127,7 +136,13 @@ class SemanticIndex:
                 f"{path}: vectors.faiss has {ann.ntotal} vectors of {ann.d} dimensions, index.json says "
                 f"{facts.rows} of {facts.dimensions}, rows.parquet has {len(doc_ids)}; build the index again"
             )
-        return cls(ann, facts, doc_ids)
+        rows = read_document_rows(artifact.file("rows.parquet"))
+        if (rows is None) != (not facts.documents) or (rows is not None and rows[-1] >= facts.documents):
+            raise ArtifactError(
+                f"{path}: rows.parquet and index.json do not agree on which of the documents have vectors; build the "
+                "index again"
+            )
+        return cls(ann, facts, doc_ids, rows)
 
     @property
     def encoder_digest(self) -> str:
@@ -167,31 +182,41 @@ class SemanticIndex:
             SchemaError: there is no such row.
         """
         query = self._checked(np.asarray(vector, np.float32)[None])[0]
-        rows = self._checked_rows(rows)
-        k = max(min(k, len(rows)), 0)
-        nprobe = next((nprobe for least, nprobe in self.facts.filters if len(rows) >= least), None)
+        places, _ = self._places(self._checked_rows(rows))
+        k = max(min(k, len(places)), 0)
+        nprobe = next((nprobe for least, nprobe in self.facts.filters if len(places) >= least), None)
         if nprobe is not None and k:
-            hits = self._hits(*search_selected(self._ann, query, k, Selection(len(self.doc_ids), rows, nprobe)))
+            hits = self._hits(*search_selected(self._ann, query, k, Selection(len(self.doc_ids), places, nprobe)))
             if len(hits) == k:
                 return hits
-        return self._hits(similarities(self._ann, query, rows), rows)[:k]
+        return self._hits(similarities(self._ann, query, places), places)[:k]
 
     def similarities(self, vector: npt.ArrayLike, rows: Sequence[int] | npt.NDArray[np.int64]) -> Vectors:
-        """Cosine of the query with each of these documents, (rows,), by their stored vectors.
+        """Cosine of the query with each of these documents, (rows,), by their stored vectors; 0 where there is none.
 
         Raises:
             ArtifactError: a vector of another width, or not finite.
             SchemaError: there is no such row.
         """
         query = self._checked(np.asarray(vector, np.float32)[None])[0]
-        return similarities(self._ann, query, self._checked_rows(rows))
+        places, has = self._places(self._checked_rows(rows))
+        cosines = np.zeros(len(has), np.float32)
+        cosines[has] = similarities(self._ann, query, places)
+        return cosines
+
+    def _places(self, rows: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+        """The positions of the vectors of those rows that have one, and which rows these are, (rows,)."""
+        if self._rows is None:
+            return rows, np.ones(len(rows), bool)
+        places = np.minimum(np.searchsorted(self._rows, rows), len(self._rows) - 1)
+        has = self._rows[places] == rows
+        return places[has], has
 
     def _checked_rows(self, rows: Sequence[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         wanted = np.asarray(rows, np.int64)
-        if len(wanted) and (wanted.min() < 0 or wanted.max() >= len(self.doc_ids)):
-            raise SchemaError(
-                f"rows {wanted.min()} to {wanted.max()} are asked for; there are 0 to {len(self.doc_ids) - 1}"
-            )
+        total = self.facts.documents or len(self.doc_ids)
+        if len(wanted) and (wanted.min() < 0 or wanted.max() >= total):
+            raise SchemaError(f"rows {wanted.min()} to {wanted.max()} are asked for; there are 0 to {total - 1}")
         return wanted
 
     def _checked(self, vectors: npt.ArrayLike) -> Vectors:
@@ -209,7 +234,9 @@ class SemanticIndex:
         real = rows >= 0  # Faiss fills up with -1 where the visited lists hold fewer than k.
         order = np.lexsort((rows[real], -scores[real]))
         pairs = zip(rows[real][order].tolist(), scores[real][order].tolist(), strict=True)
-        return [Hit(row, self.doc_ids[row], score) for row, score in pairs]
+        if self._rows is None:
+            return [Hit(place, self.doc_ids[place], score) for place, score in pairs]
+        return [Hit(int(self._rows[place]), self.doc_ids[place], score) for place, score in pairs]
 
 
 def read_ann(path: Path) -> Any:

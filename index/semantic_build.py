@@ -13,7 +13,7 @@ import logging
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +77,14 @@ def make(workspace: Path, config: IndexConfig, *, vectors: Artifact, queries: He
             write_ann(ann, path)
             seconds = round(time.monotonic() - began, 2)
             metrics = {"build_seconds": seconds, **_recalls(read_ann(path), matrix, stats, config.seed)}
+        documents = int(vectors.metrics["documents"])
+        if "with_vectors" in vectors.metrics:
+            stats = replace(stats, documents=documents)
+            metrics = {**metrics, "with_vectors": stats.rows}
         shutil.copyfile(vectors.file("rows.parquet"), staging.folder / "rows.parquet")
         (staging.folder / "index.json").write_text(_json(stats), encoding="utf-8")
         return {
-            "documents": stats.rows,
+            "documents": documents,
             "data": vectors.manifest.inputs["data"],
             "dimensions": stats.dimensions,
             "factory": stats.factory,
@@ -94,7 +98,9 @@ def make(workspace: Path, config: IndexConfig, *, vectors: Artifact, queries: He
 def _json(stats: IndexStats) -> str:
     fields = asdict(stats)
     if not stats.filters:
-        del fields["filters"]  # An index without a contract is written as it always was.
+        del fields["filters"]  # An index without a contract and a quality filter is written as it always was.
+    if not stats.documents:
+        del fields["documents"]
     return json.dumps(fields, indent=1) + "\n"
 
 

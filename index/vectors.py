@@ -14,6 +14,7 @@ import os
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from index import documents
+from index.quality import QualityFilter
 from pipeline import artifacts, disk, progress
 from pipeline.artifacts import Artifact, Staging
 from pipeline.errors import ArtifactError, RelevanceError
@@ -36,6 +38,8 @@ TOLERANCE = 1e-3
 """Largest distance of a vector's length from 1."""
 
 Vectors = npt.NDArray[np.float32]
+Texts = Callable[[], Iterator[tuple[str, str]]]
+"""Gives doc_id and text of each document that gets a vector, in row order, anew at each call."""
 Embed = Callable[[Sequence[str]], np.ndarray]
 """Texts → (texts, dimensions) unit vectors."""
 
@@ -51,8 +55,12 @@ def make(
     embed: Embed,
     previous: Sequence[Artifact] = (),
     embedding_round: int = 0,
+    quality: QualityFilter | None = None,
 ) -> Artifact:
     """The `vectors` artifact: vectors.npy (documents, dimensions) float32 in row order, and rows.parquet.
+
+    With a quality filter the matrix has a row for each document that passes; the column `document` of rows.parquet
+    gives its row among all documents.
 
     Args:
         workspace: the folder that holds `artifacts/`.
@@ -62,6 +70,7 @@ def make(
         previous: earlier artifacts, the preferred first; their vectors are reused where text and encoder are the same.
             They are not part of the fingerprint, as they change only how long the work takes.
         embedding_round: see `next_round`; part of the fingerprint unless 0.
+        quality: the documents that get vectors; all where None. Part of the fingerprint.
 
     Raises:
         SchemaError: no documents.
@@ -71,19 +80,22 @@ def make(
     def build(staging: Staging) -> Mapping[str, Any]:
         began = time.monotonic()
         total = documents.count(data)
-        doc_ids, digests = _digests(data)
+        kept = quality.kept(data) if quality else None
+        texts = partial(_texts, data, kept)
+        doc_ids, digests = _digests(texts)
         known = _Known()
         _reuse(previous, encoder_digest, set(digests), known)
         reused = sum(digest in known for digest in digests)
         for shard in _shards(staging.checkpoint):
             known.add(*shard)
         resumed = sum(digest in known for digest in digests) - reused
-        embedded = _embed_missing(data, digests, embed, known, staging.checkpoint)
+        embedded = _embed_missing(texts, digests, embed, known, staging.checkpoint)
         dimensions = _write(staging.folder / "vectors.npy", digests, known)
-        _write_rows(staging.folder / "rows.parquet", doc_ids, digests)
+        _write_rows(staging.folder / "rows.parquet", doc_ids, digests, kept)
         log.info("vectors: %d documents, %d embedded, %d reused, %d resumed", total, embedded, reused, resumed)
         return {
             "documents": total,
+            **({} if kept is None else {"with_vectors": len(kept)}),
             "dimensions": dimensions,
             "embedded": embedded,
             "reused": reused,
@@ -91,7 +103,11 @@ def make(
             "embedded_per_s": round(embedded / (time.monotonic() - began), 1),
         }
 
-    settings = {"encoder_digest": encoder_digest, **({"round": embedding_round} if embedding_round else {})}
+    settings = {
+        "encoder_digest": encoder_digest,
+        **({"round": embedding_round} if embedding_round else {}),
+        **(quality.settings if quality else {}),
+    }
     return STAGE.make(workspace, config=settings, inputs={"data": data}, build=build)
 
 
@@ -171,9 +187,20 @@ class _Known:
         return vectors
 
 
-def _digests(data: Artifact) -> tuple[list[str], list[bytes]]:
+def _texts(data: Artifact, kept: npt.NDArray[np.int64] | None) -> Iterator[tuple[str, str]]:
+    """doc_id and text of the documents in these ascending rows, or of all."""
+    if kept is None:
+        yield from documents.texts(data)
+        return
+    wanted = set(kept.tolist())
+    for row, document in enumerate(documents.texts(data)):
+        if row in wanted:
+            yield document
+
+
+def _digests(texts: Texts) -> tuple[list[str], list[bytes]]:
     doc_ids, digests = [], []
-    for doc_id, text in documents.texts(data):
+    for doc_id, text in texts():
         doc_ids.append(doc_id)
         digests.append(content_digest(text))
     return doc_ids, digests
@@ -204,31 +231,31 @@ def _reuse(previous: Sequence[Artifact], encoder_digest: str, needed: set[bytes]
         missing.difference_update(digests)
 
 
-def _embed_missing(data: Artifact, digests: Sequence[bytes], embed: Embed, known: _Known, checkpoint: Path) -> int:
+def _embed_missing(texts: Texts, digests: Sequence[bytes], embed: Embed, known: _Known, checkpoint: Path) -> int:
     """Embeds the texts whose vectors are not known yet, and writes a shard every SHARD_S; returns their number."""
     missing = {digest for digest in digests if digest not in known}
     shard: list[tuple[list[bytes], Vectors]] = []
     written = time.monotonic()
     done = len(set(digests)) - len(missing)
     with progress.bar("Embedding documents", done + len(missing), "documents", done) as advance:
-        for batch in _missing_texts(data, digests, missing):
-            names, doc_ids, texts = (list(column) for column in zip(*batch, strict=True))
-            vectors = _checked(embed(texts), doc_ids)
+        for batch in _missing_texts(texts, digests, missing):
+            names, doc_ids, bodies = (list(column) for column in zip(*batch, strict=True))
+            vectors = _checked(embed(bodies), doc_ids)
             known.add(names, vectors)
             shard.append((names, vectors))
             if time.monotonic() - written >= SHARD_S:
                 _write_shard(checkpoint, shard)
                 shard, written = [], time.monotonic()
-            advance(len(texts))
+            advance(len(bodies))
     return len(missing)
 
 
 def _missing_texts(
-    data: Artifact, digests: Sequence[bytes], missing: set[bytes]
+    texts: Texts, digests: Sequence[bytes], missing: set[bytes]
 ) -> Iterator[list[tuple[bytes, str, str]]]:
     """(digest, doc_id, text) of each missing text once, BATCH at a time, in row order."""
     left, batch = set(missing), []
-    for digest, (doc_id, text) in zip(digests, documents.texts(data), strict=True):
+    for digest, (doc_id, text) in zip(digests, texts(), strict=True):
         if digest in left:
             left.remove(digest)
             batch.append((digest, doc_id, text))
@@ -295,7 +322,9 @@ def _write(path: Path, digests: Sequence[bytes], known: _Known) -> int:
     return known.dimensions
 
 
-def _write_rows(path: Path, doc_ids: Sequence[str], digests: Sequence[bytes]) -> None:
+def _write_rows(
+    path: Path, doc_ids: Sequence[str], digests: Sequence[bytes], kept: npt.NDArray[np.int64] | None
+) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -306,4 +335,6 @@ def _write_rows(path: Path, doc_ids: Sequence[str], digests: Sequence[bytes]) ->
             "content": pa.array(digests, pa.binary(16)),
         }
     )
+    if kept is not None:
+        table = table.append_column("document", pa.array(kept))
     pq.write_table(table, path, compression="zstd")

@@ -227,12 +227,23 @@ class IndexConfig:
     such as 0.98. The type of index and the visited lists are then chosen, and `nprobe` is not read; 0 for none."""
     bytes_per_document: float = added(0.0)
     """Maximum size of the semantic index, in bytes a document; needs `recall`. 0 for no limit."""
+    votes: tuple[str, ...] = added(())
+    """Two columns of the documents that count votes for and against, such as ["up", "down"]; empty for no filter."""
+    least_quality: float = added(0.0)
+    """Lower bound of Wilson's 95 % interval of the votes for a document, from which on it gets a vector; the others are
+    found by BM25 alone. Needs `votes`. A document without votes has 0."""
 
     def __post_init__(self) -> None:
         positive("index", nprobe=self.nprobe, k1=self.k1, flat_below=self.flat_below)
         share("index", b=self.b)
         if not 0 <= self.recall < 1:
             raise ConfigError(f"index.recall is {self.recall}; it must be below 1, such as 0.98, or 0 for no contract")
+        share("index", least_quality=self.least_quality)
+        if len(self.votes) not in (0, 2) or bool(self.votes) != bool(self.least_quality):
+            raise ConfigError(
+                f"index.votes is {list(self.votes)} and index.least_quality {self.least_quality:g}; give two columns "
+                "and a bound above 0, or neither"
+            )
         if self.bytes_per_document < 0 or (self.bytes_per_document and not self.recall):
             raise ConfigError(
                 f"index.bytes_per_document is {self.bytes_per_document:g}; it must be 0 or more, and needs index.recall"

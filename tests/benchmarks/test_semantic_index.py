@@ -2,7 +2,7 @@
 
 The documents are described in `enlarged.py`. RELEVANCE_BENCH_CACHE names a folder that keeps the embedded texts.
 Times are of the process's CPU beside the wall clock, as other work may share the machine. Set OMP_WAIT_POLICY=PASSIVE
-there, or waiting threads count as work.
+there, or waiting threads count as work. RELEVANCE_BENCH_DOCUMENTS gives another number of documents.
 """
 
 import os
@@ -23,7 +23,7 @@ from tests import enlarged
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.data, pytest.mark.demo_model]
 
-COUNT = 1_000_000
+COUNT = int(os.environ.get("RELEVANCE_BENCH_DOCUMENTS", "1000000"))
 CHOOSING = 1000
 """Queries that the contract sees; the rest, which it does not, judge it."""
 
@@ -38,8 +38,10 @@ def wide(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[e
 def measured(matrix: np.ndarray, queries: np.ndarray, config: IndexConfig, folder: Path) -> Mapping[str, Any]:
     """Builds by contract, judges on queries that the contract did not see, and gives all figures."""
     held_out = HeldOutQueries("benchmark", lambda: queries[:CHOOSING])
+    spent = time.process_time()
     index = contract.build(matrix, config, held_out)
     path = folder / "vectors.faiss"
+    spent = time.process_time() - spent
     began = time.monotonic()
     semantic_build.write_ann(index.ann, path)
     written = time.monotonic() - began
@@ -51,6 +53,7 @@ def measured(matrix: np.ndarray, queries: np.ndarray, config: IndexConfig, folde
     figures = {
         "factory": index.chosen.factory,
         "bytes a document": round(path.stat().st_size / len(matrix), 1),
+        "build and measure, CPU-s": round(spent, 1),
         "write and read back, s": round(written, 1),
         "recall@100, unseen queries": round(float(shares.mean()), 4),
         "peak memory, GiB": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
@@ -87,4 +90,4 @@ def test_a_million_at_768_dimensions_in_fp32(wide: tuple[enlarged.RealVectors, n
         choices = contract.index_types.choices
         patch.setattr(contract.index_types, "choices", lambda *given: choices(*given)[1:2])  # fp32 lists
         figures = measured(documents, real.queries, IndexConfig(recall=0.98), tmp_path)
-    assert figures["factory"] == "IVF4096,Flat"
+    assert figures["factory"].endswith(",Flat")

@@ -1,4 +1,4 @@
-"""A recipe with `index.recall`: queries of the data judge the first index, and travel with it through re-indexes."""
+"""Settings of the index in a recipe, through the flows: queries that judge it, and documents without vectors."""
 
 import tarfile
 from collections.abc import Mapping
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from flows import indexing, judging
 from flows import reindex as reindexing
@@ -30,12 +31,13 @@ def data_of(release: Artifact, workspace: Path) -> Artifact:
     titles = [f"a {document.title}" for document in stored]
     queries = [f"{titles[number % len(titles)]} {number}" for number in range(QUERIES)]
     ids = [f"q{number}" for number in range(QUERIES)]
+    texts = {name: [getattr(item, name) for item in stored] for name in ("doc_id", "title", "text")}
     tables = {
-        "documents": {name: [getattr(item, name) for item in stored] for name in ("doc_id", "title", "text")},
+        "documents": {**texts, "up": [number % 7 for number in range(len(stored))], "down": [1] * len(stored)},
         "queries": {"query_id": ids, "text": queries},
         "judgments": {
             "query_id": ids,
-            "doc_id": [stored[0].doc_id] * QUERIES,
+            "doc_id": [stored[number % len(stored)].doc_id for number in range(QUERIES)],
             "grade": [1] * QUERIES,
             "split": ["test"] * QUERIES,
         },
@@ -49,10 +51,34 @@ def data_of(release: Artifact, workspace: Path) -> Artifact:
     return artifacts.make(workspace, "data", version=1, config={}, inputs={}, build=build)
 
 
-def test_a_reindex_judges_its_index_on_the_queries_of_the_data(tmp_path: Path) -> None:
-    workspace = tmp_path / "workspace"
+@pytest.fixture
+def workspace(tmp_path: Path) -> Path:
+    folder = tmp_path / "workspace"
     with tarfile.open(Path(__file__).with_name("before") / "workspace.tar.xz") as archive:
-        archive.extractall(workspace, filter="data")
+        archive.extractall(folder, filter="data")
+    return folder
+
+
+def test_the_report_says_what_the_quality_filter_keeps_and_costs(workspace: Path) -> None:
+    old, run = Releases(workspace).open(), Runner(workspace)
+    data, encoder = data_of(old, workspace), releases.part(old, "encoder")
+    config = IndexConfig(votes=("up", "down"), least_quality=0.3)
+    corpus = indexing.make_searchable(config, run, encoder=encoder, data=data)
+    count = corpus.vectors.metrics["documents"]
+    # Wilson's bound of 3 up and 1 down is 0.30, that of 2 and 1 is 0.21.
+    kept = [number for number in range(count) if number % 7 >= 3]
+    cost = judging.quality_cost(config, run, encoder=encoder, corpus=corpus, data=data)["quality filter"]
+    assert cost["documents with a vector"] == len(kept) == len(SemanticIndex.load(corpus.index.path).doc_ids)
+    assert cost["share with a vector"] == pytest.approx(len(kept) / count, abs=1e-4)
+    assert count <= 100  # So the first 100 hold every document that has a vector.
+    assert cost["encoder's recall@100, all documents"] == 1
+    answered = sum(number % count in kept for number in range(QUERIES)) / QUERIES
+    assert cost["encoder's recall@100, kept documents"] == pytest.approx(answered, abs=1e-4)
+    assert cost["encoder's ndcg@10, kept documents"] > 0
+    assert judging.quality_cost(IndexConfig(), run, encoder=encoder, corpus=corpus, data=data) == {}
+
+
+def test_a_reindex_judges_its_index_on_the_queries_of_the_data(workspace: Path, tmp_path: Path) -> None:
     registry, run = Releases(workspace), Runner(workspace)
     old = registry.open()
     data, encoder = data_of(old, workspace), releases.part(old, "encoder")

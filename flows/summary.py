@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,21 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 
-def make(outcome: retrain.RetrainResult, workspace: Path) -> dict[str, Any]:
-    """The card of a retraining; also written to `card.json` in the workspace."""
+def make(
+    outcome: retrain.RetrainResult,
+    workspace: Path,
+    *,
+    served: Mapping[str, Any] | None = None,
+    questions: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The card of a retraining; also written to `card.json` in the workspace.
+
+    Args:
+        outcome: what the retraining made.
+        workspace: the folder of artifacts and releases.
+        served: figures of a re-index that followed (`flows.reindex.reindex`); its release is live then.
+        questions: what came of plain questions to the live release (`flows.demo.ask`).
+    """
     from pipeline import disk
 
     report = json.loads(outcome.report.file("report.json").read_text(encoding="utf-8"))
@@ -49,7 +63,9 @@ def make(outcome: retrain.RetrainResult, workspace: Path) -> dict[str, Any]:
         "index_build_seconds": facts["index"]["build, seconds"],
         "documents": facts["index"]["documents"],
         "ranker_pairs_per_cpu_second": rates,
-        "seconds": round(outcome.seconds, 1),
+        "seconds": round(outcome.seconds + (served["seconds"] if served else 0.0), 1),
+        **({"served": dict(served)} if served else {}),
+        **({"questions": dict(questions)} if questions else {}),
         "report": str(outcome.report.file("report.html")),
         "next": [f"{_program()} {command}{_workspace(workspace)}" for command in _next_commands(outcome, pointer)],
     }
@@ -100,7 +116,8 @@ def render(card: dict[str, Any], workspace: Path) -> "RenderableType":
         f"index     {card['documents']:,} documents, {card['bytes_per_document']:.0f} bytes a document, "
         f"built in {card['index_build_seconds']} s",
         f"ranker    {rates} pairs per CPU-second",
-        f"release   {card['release'][:12]} {'is live' if card['live'] else 'is not live'}: {'; '.join(card['gate'])}",
+        f"release   {card['release'][:12]} {_state(card)}: {'; '.join(card['gate'])}",
+        *served_lines(card),
         *(f"warning   {warning}" for warning in card["warnings"]),
         f"report    {card['report']}",
         f"card      {workspace / 'card.json'}, after {card['seconds']:.0f} s",
@@ -108,6 +125,30 @@ def render(card: dict[str, Any], workspace: Path) -> "RenderableType":
         "try next",
     ]
     return Group(Panel(table, title="search-relevance", expand=False), *map(Text, lines), *_commands(card["next"]))
+
+
+def _state(card: dict[str, Any]) -> str:
+    if not card["live"]:
+        return "is not live"
+    return "went live" if "served" in card else "is live"
+
+
+def served_lines(card: dict[str, Any]) -> list[str]:
+    """What is served in place of the judged release, and how plain questions fared."""
+    lines = []
+    if "served" in card:
+        served = card["served"]
+        lines.append(
+            f"served    {served['release'][:12]}: the same models over {served['documents']:,} whole documents"
+        )
+    if "questions" in card:
+        questions = card["questions"]
+        missed = [question for question in questions["results"] if question not in questions["answered"]]
+        lines.append(
+            f"questions {len(questions['answered'])} of {questions['asked']} plain ones have a good answer in the "
+            f"first {questions['first']}" + (f"; not: {', '.join(missed)}" if missed else "")
+        )
+    return lines
 
 
 def _commands(commands: list[str]) -> "list[Text]":

@@ -20,13 +20,11 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Trains, indexes and judges a release from this machine's Python documentation, in about ten minutes."""
-    from flows import retrain as chain
+    from flows import demo as flow
     from flows import summary
     from pipeline import recipe as recipes
 
-    recipe = recipes.load(RECIPES / "demo.toml", overrides or [])
-    outcome = chain.retrain(recipe, workspace)
-    card = summary.make(outcome, workspace)
+    card = flow.run(recipes.load(RECIPES / "demo.toml", overrides or []), workspace)
     show(card, as_json, summary.render(card, workspace))
 
 

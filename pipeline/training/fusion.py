@@ -5,8 +5,8 @@ some or all features (`pipeline.features`). What is kept is the simplest that cr
 finds as good as the best.
 
 With too few queries to learn from, the order starts from the reciprocal-rank fusion of BM25 and encoder, which needs
-no training, and moves towards the best simple order as far as the queries support it. No order that is surely worse
-than BM25 on the valid queries is ever taken.
+no training, or from BM25 where that fusion is surely worse. It moves towards the best simple order as far as the
+queries support it. No order that is surely worse than BM25 on the valid queries is ever taken.
 """
 
 import logging
@@ -45,7 +45,7 @@ STAGE = Stage("fusion", version=2, inputs={"features": "features", "pool": "pool
 MIN_QUERIES = 20
 """With fewer queries whose documents differ in grade no weights are learned; see `_few`."""
 _ABOVE = 1.0
-"""Standard errors that a simple order's gain over reciprocal-rank fusion must exceed: Breiman et al., Classification
+"""Standard errors that a simple order's gain over the one to start from must exceed: Breiman et al., Classification
 and Regression Trees, 1984, the one-standard-error rule."""
 _BM25, _RRF = SIMPLE[1], SIMPLE[3]
 
@@ -146,41 +146,57 @@ def _few(lists: CandidateLists, values: Mapping[str, Floats]) -> tuple[Floats, s
     for query in range(lists.queries):
         held = np.zeros(lists.queries, dtype=bool)
         held[query] = True
-        weights = _shrunk(_supported(values, ~held), lists.queries - 1)
+        start = _start(values, ~held)
+        weights = _shrunk(_supported(values, start, ~held), start, lists.queries - 1)
         held_out[query] = lists.ndcg(lists.rows @ weights, held)[0]
-    chosen = _supported(values, everyone)
-    weights, name = _shrunk(chosen, lists.queries), chosen.name
-    if chosen is not _RRF:
-        name = f"rrf and {chosen.name}"
-        if held_out.mean() <= values[_RRF.name].mean():
-            weights, name, held_out = equal_weights(_RRF), _RRF.name, values[_RRF.name]
+    start = _start(values, everyone)
+    chosen = _supported(values, start, everyone)
+    weights, name = _shrunk(chosen, start, lists.queries), chosen.name
+    if chosen is not start:
+        name = f"{start.name} and {chosen.name}"
+        if held_out.mean() <= values[start.name].mean():
+            weights, name, held_out = equal_weights(start), start.name, values[start.name]
     if _surely_worse(held_out, values["bm25"]) or _surely_worse(values[chosen.name], values["bm25"]):
         weights, name, held_out = equal_weights(_BM25), _BM25.name, values["bm25"]
     return weights, name, held_out
 
 
-def _supported(values: Mapping[str, Floats], among: NDArray[np.bool_]) -> Candidate:
-    """The simple order whose gain over reciprocal-rank fusion, less its standard error, is largest and above 0."""
+def _start(values: Mapping[str, Floats], among: NDArray[np.bool_]) -> Candidate:
+    """The order to start from: reciprocal-rank fusion, or BM25 where that is surely better.
+
+    Args:
+        values: simple candidate → (queries,) nDCG.
+        among: (queries,) the queries that decide.
+    """
+    return _BM25 if _surely_worse(values[_RRF.name][among], values["bm25"][among]) else _RRF
+
+
+def _supported(values: Mapping[str, Floats], start: Candidate, among: NDArray[np.bool_]) -> Candidate:
+    """The simple order whose gain over `start`, less its standard error, is largest and above 0; else `start`."""
     if among.sum() < 2:
-        return _RRF
+        return start
     bounds = {}
     for candidate in SIMPLE:
-        gains = (values[candidate.name] - values[_RRF.name])[among]
+        gains = (values[candidate.name] - values[start.name])[among]
         bounds[candidate] = float(gains.mean() - _ABOVE * gains.std(ddof=1) / np.sqrt(len(gains)))
     best = max(bounds, key=lambda candidate: bounds[candidate])
-    return best if bounds[best] > significance.TIE else _RRF
+    return best if bounds[best] > significance.TIE else start
 
 
-def _shrunk(candidate: Candidate, queries: int) -> Floats:
-    """Weights (features,) between reciprocal-rank fusion and a simple order: half of each at MIN_QUERIES queries.
+def _shrunk(candidate: Candidate, start: Candidate, queries: int) -> Floats:
+    """Weights (features,) between `start` and a simple order: half of each at MIN_QUERIES queries.
 
     A single score and its reciprocal rank give one order, so the reciprocal ranks stand for all simple orders.
     """
     share = queries / (queries + MIN_QUERIES)
+    start_weights, own = (_by_ranks(order) for order in (start, candidate))
+    return (1 - share) * start_weights + share * own
+
+
+def _by_ranks(candidate: Candidate) -> Floats:
+    """Weights (features,) of a simple order by reciprocal ranks; they sum to 1."""
     ranks = tuple(name if name in RANKS else f"{name}_reciprocal_rank" for name in candidate.features)
-    own = equal_weights(Candidate(candidate.name, ranks)) / len(ranks)
-    prior = equal_weights(_RRF) / len(_RRF.features)
-    return (1 - share) * prior + share * own
+    return equal_weights(Candidate(candidate.name, ranks)) / len(ranks)
 
 
 def _surely_worse(ours: Floats, theirs: Floats) -> bool:

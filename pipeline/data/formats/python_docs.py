@@ -3,6 +3,7 @@
 A **document** is the docstring of one module, class, function or method of the standard library or an installed
 package. Its title is the dotted name, its text the docstring without the summary and the See Also section. A **query**
 is a summary, the authors' one line about the object. Documents contain neither summaries nor the authors' references.
+The summary stands in a column of its own, which no model reads; `whole` puts it back into documents that are served.
 
 **Grades** come from the authors:
 
@@ -22,7 +23,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline import text
 from pipeline.config import SourceConfig
@@ -30,9 +31,12 @@ from pipeline.data.formats import docstrings
 from pipeline.data.formats.docstrings import Docstring
 from pipeline.data.formats.tables import FoundSource, Tables
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 NAME = "python_api"
 
-VERSION = 2
+VERSION = 3
 """Version of these rules, part of the digest; raise it when the same sources give other tables."""
 
 MIN_DOCUMENT_WORDS = 25
@@ -55,6 +59,9 @@ MIN_OVERLAP = 0.6
 
 MAX_RELATED = 12
 """Documents judged for one query at most; a longer See Also section is a table of contents."""
+
+SUMMARY = "summary"
+"""Column of the documents with the summary that was taken out of each."""
 
 log = logging.getLogger(__name__)
 
@@ -99,11 +106,22 @@ def read(roots: Sequence[Path] = ()) -> Tables:
     folders = roots or docstrings.installed()
     entries = distinct(take_apart(docstring) for docstring in docstrings.read(folders) if _long_enough(docstring.text))
     names = [entry.name for entry in entries]
-    documents = pa.table({"doc_id": names, "title": names, "text": [entry.body for entry in entries]})
+    bodies, summaries = [entry.body for entry in entries], [entry.summary for entry in entries]
+    documents = pa.table({"doc_id": names, "title": names, "text": bodies, SUMMARY: summaries})
     queries, judgments = judge(entries)
     sources = ["human"] * len(judgments["grade"])
     log.info("%d documents, %d queries, %d judgments", len(names), len(queries["text"]), len(sources))
     return Tables(documents=documents, queries=pa.table(queries), judgments=pa.table({**judgments, "source": sources}))
+
+
+def whole(documents: "pa.Table") -> "pa.Table":
+    """The documents with their summaries back at the head of their texts, as a person searches for them."""
+    import pyarrow.compute as pc
+
+    summaries = pc.fill_null(documents[SUMMARY], "")
+    texts = pc.binary_join_element_wise(summaries, documents["text"], ".\n\n")
+    place = documents.column_names.index("text")
+    return documents.set_column(place, "text", texts).drop_columns([SUMMARY])
 
 
 def find(config: SourceConfig, _root: Path) -> FoundSource | None:

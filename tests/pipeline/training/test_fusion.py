@@ -142,6 +142,20 @@ def test_no_order_that_is_surely_worse_than_bm25_is_taken(queries: int) -> None:
     assert found["ndcg"]["fused"] >= found["ndcg"]["bm25"] - 0.03
 
 
+@pytest.mark.parametrize("queries", [12, 16, 19])
+def test_a_useless_encoder_is_no_start_for_few_queries(queries: int) -> None:
+    noise = {"bm25": 1.0, "encoder": 100.0, "ranker": 100.0}
+    alone = Fusion(weights={name: float(name == "bm25") for name in FEATURES})
+    losses, chosen = [], set()
+    for seed in range(8):
+        weights, found = fusion.fit(world(queries, noise, seed=seed))
+        fresh = world(200, noise, seed=100 + seed)
+        losses.append(ndcg(fresh, alone) - ndcg(fresh, weights))
+        chosen.add(found["chosen"])
+    assert "bm25" in chosen
+    assert np.mean(losses) < 0.04
+
+
 def test_queries_with_one_grade_teach_nothing() -> None:
     frame = world(40, NOISE).assign(grade=1)
     _, found = fusion.fit(frame)

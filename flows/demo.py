@@ -1,0 +1,132 @@
+"""The demo: a retraining on this machine's Python documentation, and then whole documents to search.
+
+Models that learn from summaries as queries must not read them in documents, so the documents of the training lack
+theirs. A person searches whole documents: after the retraining they are re-indexed with their summaries, and questions
+as a person writes them are put to the release that is served.
+"""
+
+import fnmatch
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from flows import publishing, reindex, retrain, summary
+from pipeline import schema
+from pipeline.artifacts import Artifact
+from pipeline.config import Recipe
+from pipeline.releases import Releases
+
+DOCUMENTS = Path("demo") / "documents.parquet"
+"""The whole documents, in the workspace."""
+
+FIRST = 3
+"""Number of results among which a question should have a good answer."""
+
+QUESTIONS: Mapping[str, Sequence[str]] = {
+    "turn a list of dicts into a table": (
+        "pandas.DataFrame",
+        "pandas.DataFrame.from_dict",
+        "pandas.DataFrame.from_records",
+        "pandas.json_normalize",
+        "narwhals.*from_dicts",
+    ),
+    "read a csv file": ("pandas.read_csv", "pandas.read_table", "narwhals.*read_csv", "csv.*", "numpy.genfromtxt"),
+    "remove duplicate rows": ("pandas.*.drop_duplicates", "pandas.DataFrame.duplicated", "narwhals.*Frame.unique"),
+    "parse command line arguments": ("argparse*", "getopt*", "optparse*", "transformers.HfArgumentParser*"),
+    "join two tables on a common column": (
+        "pandas.merge",
+        "pandas.DataFrame.merge",
+        "pandas.DataFrame.join",
+        "narwhals.*Frame.join",
+        "sqlalchemy.*join",
+    ),
+    "split data into training and test sets": (
+        "sklearn.model_selection.train_test_split",
+        "sklearn.model_selection.*Split",
+        "sklearn.model_selection.*.split",
+    ),
+    "copy a folder and all its files": ("shutil.copytree", "*.copytree", "fsspec.*.copy"),
+    "convert a string to a date": (
+        "pandas.to_datetime",
+        "*.strptime",
+        "dateutil.parser.*",
+        "dateparser.*parse*",
+        "whenever.*.parse*",
+        "click.DateTime",
+    ),
+    "run a command and get its output": ("subprocess.*", "asyncio.create_subprocess*", "*.run_shell_script"),
+    "count how often each value occurs": (
+        "collections.Counter",
+        "*.value_counts",
+        "numpy.unique",
+        "numpy.bincount",
+        "nltk.FreqDist",
+    ),
+    "solve a system of linear equations": (
+        "numpy.linalg.solve",
+        "scipy.*.solve",
+        "scipy.sparse.linalg.*solve",
+        "torch.linalg.solve",
+        "sympy.*solve*",
+        "mpmath.*_solve",
+    ),
+}
+"""Plain question → shell patterns of the documents that answer it well; installed packages decide which there are."""
+
+
+def run(recipe: Recipe, workspace: Path) -> dict[str, Any]:
+    """Retrains, re-indexes whole documents and asks the questions; returns the card of `flows.summary`.
+
+    Raises:
+        RelevanceError: the message says what, where and what to do.
+    """
+    outcome = retrain.retrain(recipe, workspace)
+    figures = serve_whole_documents(outcome, workspace)
+    questions = ask(workspace) if outcome.live else None
+    return summary.make(outcome, workspace, served=figures, questions=questions)
+
+
+def serve_whole_documents(outcome: retrain.RetrainResult, workspace: Path) -> dict[str, Any] | None:
+    """Re-indexes whole documents with the models of a release that is live, and makes the result live.
+
+    Returns:
+        The figures of `flows.reindex.reindex`; None where the release is not live, or serves whole documents already.
+    """
+    registry = Releases(workspace)
+    documents = publishing.documents_of(registry, registry.open(outcome.release.fingerprint)) if outcome.live else None
+    if documents is None or not write_whole_documents(documents, workspace / DOCUMENTS):
+        return None
+    return reindex.reindex([str(workspace / DOCUMENTS)], workspace)
+
+
+def write_whole_documents(documents: Artifact, path: Path) -> bool:
+    """Writes the documents of a training with their summaries; False, and no file, where they have none apart."""
+    from pipeline.data.formats import python_docs
+
+    table = schema.read(documents.file("documents.parquet"), "documents")
+    if python_docs.SUMMARY not in table.column_names:
+        return False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    schema.write(python_docs.whole(table), path, "documents")
+    return True
+
+
+def ask(workspace: Path) -> dict[str, Any]:
+    """Puts the plain questions to the live release.
+
+    Returns:
+        `asked` and `first`, two counts; `answered`, the questions with a good answer among the first results; and
+        `results`: question → ids of the first results.
+    """
+    from serving.scoring.searcher import Searcher
+
+    searcher = Searcher(Releases(workspace).open().path, verify=False)
+    results = {
+        question: [hit.doc_id for hit in searcher.search(question, top_n=FIRST).reranked] for question in QUESTIONS
+    }
+    answered = [
+        question
+        for question, names in results.items()
+        if any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in QUESTIONS[question])
+    ]
+    return {"asked": len(results), "first": FIRST, "answered": answered, "results": results}

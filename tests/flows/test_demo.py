@@ -1,0 +1,67 @@
+"""The demo beside its retraining: whole documents to search, and plain questions to them."""
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from flows import demo, publishing, summary
+from pipeline.data.formats import python_docs
+from pipeline.releases import Releases
+from tests.flows.conftest import Trained
+
+
+def with_summaries(copied: Trained, folder: Path) -> SimpleNamespace:
+    """The documents of the live release, each with a summary apart from its text."""
+    registry = Releases(copied.workspace)
+    documents = publishing.documents_of(registry, registry.open())
+    table = pq.read_table(documents.file("documents.parquet"))
+    summaries = [f"Finds {doc_id} among all" for doc_id in table["doc_id"].to_pylist()]
+    pq.write_table(table.append_column(python_docs.SUMMARY, pa.array(summaries)), folder / "documents.parquet")
+    return SimpleNamespace(file=folder.joinpath)
+
+
+def test_summaries_are_searched_after_a_retraining_that_did_not_see_them(
+    copied: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    documents = with_summaries(copied, tmp_path)
+    monkeypatch.setattr(publishing, "documents_of", lambda *_: documents)
+    monkeypatch.setattr(demo, "QUESTIONS", {"finds d7 among": ("d7",), "finds d9 among": ("nothing",)})
+    before = Releases(copied.workspace).open()
+    served = demo.serve_whole_documents(copied.outcome, copied.workspace)
+    live = Releases(copied.workspace).open()
+    assert served is not None
+    assert served["live"]
+    assert live.fingerprint == served["release"] != before.fingerprint
+    questions = demo.ask(copied.workspace)
+    assert questions["answered"] == ["finds d7 among"]
+    card = summary.make(copied.outcome, copied.workspace, served=served, questions=questions)
+    assert card["live_release"] == served["release"]
+    lines = summary.served_lines(card)
+    assert any("1 of 2 plain ones" in line and "finds d9 among" in line for line in lines)
+    assert demo.serve_whole_documents(copied.outcome, copied.workspace) is not None  # Again: the same, and still live.
+    assert Releases(copied.workspace).open().fingerprint == served["release"]
+
+
+def test_documents_without_summaries_apart_are_served_as_they_are(copied: Trained) -> None:
+    before = Releases(copied.workspace).open().fingerprint
+    assert demo.serve_whole_documents(copied.outcome, copied.workspace) is None
+    assert Releases(copied.workspace).open().fingerprint == before
+    assert not (copied.workspace / demo.DOCUMENTS).exists()
+
+
+def test_a_question_names_documents_that_can_be_its_answer() -> None:
+    assert len(demo.QUESTIONS) >= 11
+    assert all(patterns and len(set(patterns)) == len(patterns) for patterns in demo.QUESTIONS.values())
+
+
+def test_plain_questions_are_answered_by_the_demo_of_this_folder() -> None:
+    """Runs where `make demo` has left a workspace; the figure is the one on its card."""
+    workspace = Path(os.environ.get("RELEVANCE_WORKSPACE", "workspace"))
+    if not (workspace / demo.DOCUMENTS).is_file():
+        pytest.skip("needs the workspace of `make demo`")
+    questions = demo.ask(workspace)
+    assert len(questions["answered"]) >= 0.8 * questions["asked"], questions["results"]

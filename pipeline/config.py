@@ -134,6 +134,9 @@ class CandidatesConfig:
     pool: Literal["judged", "retrieved"] = "retrieved"
     """judged reranks the judged documents of each query, for sets with whole lists; retrieved reranks the documents
     that BM25 and the encoder find, for sets with few judgments a query."""
+    train_queries: int = added(0)
+    """Maximum number of training queries whose pairs teacher, ranker and encoder learn from, chosen by hash; 0 for all.
+    A projection that is learned from judgments takes seconds for thousands, so it learns from all."""
     negatives: int = 5
     """Unjudged documents added to each training query as grade 0, sampled from its BM25 run; 0 for none."""
     negatives_depth: int = 50
@@ -172,7 +175,7 @@ class CandidatesConfig:
         share("candidates", click_weight=self.click_weight)
         positive("candidates", retrieve=self.retrieve, max_list=self.max_list, negatives_depth=self.negatives_depth)
         positive("candidates", unlabelled_depth=self.unlabelled_depth)
-        for name in ("negatives", "skip_top", "unlabelled", "title_queries"):
+        for name in ("train_queries", "negatives", "skip_top", "unlabelled", "title_queries"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"candidates.{name} is {getattr(self, name)}; it must be 0 or more")
 

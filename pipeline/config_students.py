@@ -154,9 +154,13 @@ class EncoderConfig:
     widths: tuple[int, ...] = ()
     """Smaller widths, such as 32, at which vectors must rank alone too: their first dimensions, scaled to unit length.
     The losses are means over these widths and the full one (Matryoshka representations). RESULTS.md has figures."""
-    projection: Literal["directions", "similarities"] = "directions"
-    """Start of the projection to `dimensions`: the principal directions of the training texts, or learned so that short
-    vectors find the neighbours that the base's full width finds, from a sample of all documents."""
+    projection: Literal["directions", "similarities", "judgments"] = "directions"
+    """Start of the projection to `dimensions`: directions are the principal ones of the training texts; similarities is
+    learned from a sample of all documents, so that short vectors find the neighbours that the base's full width finds;
+    judgments so that training queries find their best judged documents too (`in_batch_weight` is that part's)."""
+    train_body: bool = added(True)
+    """Train all layers by the losses below; without, the projection alone is learned and the base stays as it is. Takes
+    seconds where the base is a good encoder already."""
     max_tokens: int = 128
     """Maximum length of a document in tokens; queries are cut to `max_query_tokens`."""
     max_query_tokens: int = 32
@@ -193,6 +197,11 @@ class EncoderConfig:
         if len(set(self.widths)) < len(self.widths) or any(not 0 < width < self.dimensions for width in self.widths):
             raise ConfigError(
                 f"encoder.widths {list(self.widths)}: each once, above 0 and below encoder.dimensions {self.dimensions}"
+            )
+        if not self.train_body and self.mining.rounds > 1:
+            raise ConfigError(
+                f"encoder.mining.rounds is {self.mining.rounds}: without encoder.train_body a later round changes "
+                "nothing; set it to 1"
             )
         if self.prune_vocabulary and self.similarity_weight and self.mining.rounds > 1:
             raise ConfigError(

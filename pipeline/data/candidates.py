@@ -57,9 +57,10 @@ _SCHEMA = pa.schema(
 def pairs(workspace: Path, config: CandidatesConfig, *, data: Artifact, run: Artifact) -> Artifact:
     """The `pairs` artifact: pairs.parquet of the splits train and valid.
 
-    train   judged pairs, then up to `negatives` unjudged ones as grade 0 (source "negative"). They are drawn from
-            the query's first `negatives_depth` documents in the run, without the first `skip_top` unjudged ones. The
-            draw depends only on the seed, the query and these documents.
+    train   judged pairs of all queries, or of `train_queries` of them, then up to `negatives` unjudged ones as
+            grade 0 (source "negative"). They are drawn from the query's first `negatives_depth` documents in the run,
+            without the first `skip_top` unjudged ones. The draw depends only on the seed, the query and these
+            documents.
     valid   by `config.pool` the judged pairs, or the first `retrieve` of the run, unjudged ones as grade 0
             (source "unjudged").
 
@@ -75,7 +76,7 @@ def pairs(workspace: Path, config: CandidatesConfig, *, data: Artifact, run: Art
     def build(staging: Staging) -> Mapping[str, Any]:
         judged = _judged(data, own)
         ranked = _ranked([run], data, own)
-        train = judged[judged["split"] == "train"]
+        train = _chosen(judged[judged["split"] == "train"], config)
         rows = [train]
         metrics = {}
         if config.negatives:
@@ -88,6 +89,8 @@ def pairs(workspace: Path, config: CandidatesConfig, *, data: Artifact, run: Art
 
     inputs = {"data": data, "run": run}
     settings = {key: getattr(config, key) for key in keys} | own_setting(own) | people_judge(data)
+    if config.train_queries:
+        settings["train_queries"] = config.train_queries
     return PAIRS.make(workspace, config=settings, inputs=inputs, build=build)
 
 
@@ -129,7 +132,8 @@ def mined(workspace: Path, depth: int, *, data: Artifact, pairs: Artifact, runs:
 
     def build(staging: Staging) -> Mapping[str, Any]:
         judged = _judged(data, own)
-        joined = pd.concat([schema.read(pairs.file("pairs.parquet"), "pairs").to_pandas(), judged])
+        known = schema.read(pairs.file("pairs.parquet"), "pairs").to_pandas()
+        joined = pd.concat([known, judged[judged["query_id"].isin(known["query_id"])]])
         joined = joined.assign(query=joined["query_id"].map(_query_rows(data)))
         train = joined[joined["split"] == "train"]
         ranked = _ranked(runs, data, own)
@@ -160,6 +164,15 @@ def own_setting(own: frozenset[str]) -> dict[str, int]:
 def without_itself(rows: pd.DataFrame, own: frozenset[str]) -> pd.DataFrame:
     """The rows (query_id, doc_id) that do not join a query with the document that it is; see `schema.own_documents`."""
     return rows[~(rows["query_id"].isin(own) & (rows["query_id"] == rows["doc_id"]))] if own else rows
+
+
+def _chosen(train: pd.DataFrame, config: CandidatesConfig) -> pd.DataFrame:
+    """The judged pairs of at most `config.train_queries` training queries; each query's number is its own hash."""
+    names = train["query_id"].unique().tolist()
+    if not config.train_queries or len(names) <= config.train_queries:
+        return train
+    names.sort(key=lambda name: splits.share(config.seed, name, "train query"))
+    return train[train["query_id"].isin(names[: config.train_queries])]
 
 
 def _judged(data: Artifact, own: frozenset[str]) -> pd.DataFrame:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -24,9 +25,10 @@ from pipeline.models.bi_encoder import BiEncoder
 from pipeline.recipe import to_dict
 from pipeline.stage import Stage
 from pipeline.training.loop import scoring, shards
+from pipeline.training.loop.checkpoint import Progress
 from pipeline.training.loop.loop import train
 from pipeline.training.loop.pair_tokens import Pairs, read_pairs
-from pipeline.training.tasks import projection
+from pipeline.training.tasks import judged_projection, projection
 from pipeline.training.tasks.bi_encoder import BiEncoderLearner, EncoderTargets, EncoderTask, first_scales
 from pipeline.training.tasks.teacher_targets import joined
 
@@ -90,38 +92,23 @@ def make(
         if start is None and config.projection == "directions":
             metrics["projection_keeps"] = round(model.fit_projection(_sample_of_texts(model, table, seed)), 4)
         elif start is None:
-            metrics = projection.fit(model, data, config, staging.checkpoint)
-        sources = schema.read(pairs.file("pairs.parquet"), "pairs").column("source").to_pylist()
-
-        learner = BiEncoderLearner(model, first_scales(model, table, scores, config.all_widths, seed))
-        targets = EncoderTargets(
-            scores=scores,
-            hard=np.array(sources) == MINED,
-            base_vectors=_base_vectors(
-                untrained(dataclasses.replace(config, layers=0), origin), table, staging.checkpoint
+            learn = judged_projection.fit if config.projection == "judgments" else projection.fit
+            metrics = learn(model, data, config, staging.checkpoint)
+        if config.train_body:
+            learned = _train_body(
+                model,
+                table,
+                scores,
+                pairs,
+                config,
+                origin,
+                staging,
+                candidates,
+                later=start is not None,
             )
-            if config.similarity_weight
-            else None,
-        )
-        task = EncoderTask(
-            learner, table, targets, config, max_list=candidates.max_list, click_weight=candidates.click_weight
-        )
-        loop = config.loop if len(task.valid) else dataclasses.replace(config.loop, evaluations=0)
-        fresh = ("log_scale",) if start else ("encoder.dense", "log_scale")
-        progress = train(
-            learner,
-            task,
-            loop,
-            label="encoder",
-            checkpoint=staging.checkpoint,
-            fresh=fresh,
-            began=staging.began,
-        )
-        results: dict[str, Any] = {
-            **progress.metrics(scoring.MEASURE, "pairs"),
-            **metrics,
-            "scale": [round(scale, 3) for scale in learner.log_scale.detach().exp().tolist()],
-        }
+        else:
+            learned = _measured(model, table, config)
+        results: dict[str, Any] = {**learned, **metrics}
         if config.prune_vocabulary:
             results["vocabulary"] = pruning.to_corpus(model, pruning.corpus_of(data))
         model.save(staging.folder)
@@ -146,6 +133,63 @@ def make(
         inputs=inputs,
         build=build,
     )
+
+
+def _train_body(
+    model: BiEncoder,
+    table: Pairs,
+    scores: NDArray[np.float32],
+    pairs: Artifact,
+    config: EncoderConfig,
+    origin: Artifact | str,
+    staging: Staging,
+    candidates: CandidatesConfig,
+    *,
+    later: bool,
+) -> dict[str, Any]:
+    """Trains all layers of the model on these pairs in place and returns the metrics.
+
+    Args:
+        table: tokens of `pairs`.
+        scores: (pairs,) of the teacher.
+        origin: the base whose similarities are kept.
+        candidates: limits of a step, and the weight of clicks.
+        later: whether an earlier round trained the projection.
+    """
+    sources = schema.read(pairs.file("pairs.parquet"), "pairs").column("source").to_pylist()
+    learner = BiEncoderLearner(model, first_scales(model, table, scores, config.all_widths, config.loop.seed))
+    base_vectors = None
+    if config.similarity_weight:
+        base = untrained(dataclasses.replace(config, layers=0), origin)
+        base_vectors = _base_vectors(base, table, staging.checkpoint)
+    targets = EncoderTargets(scores=scores, hard=np.array(sources) == MINED, base_vectors=base_vectors)
+    task = EncoderTask(
+        learner, table, targets, config, max_list=candidates.max_list, click_weight=candidates.click_weight
+    )
+    loop = config.loop if len(task.valid) else dataclasses.replace(config.loop, evaluations=0)
+    fresh = ("log_scale",) if later else ("encoder.dense", "log_scale")
+    progress = train(
+        learner,
+        task,
+        loop,
+        label="encoder",
+        checkpoint=staging.checkpoint,
+        fresh=fresh,
+        began=staging.began,
+    )
+    scales = learner.log_scale.detach().exp().tolist()
+    return {**progress.metrics(scoring.MEASURE, "pairs"), "scale": [round(scale, 3) for scale in scales]}
+
+
+def _measured(model: BiEncoder, table: Pairs, config: EncoderConfig) -> dict[str, Any]:
+    """The metrics of a model whose layers are not trained: nDCG of the valid queries alone."""
+    valid = scoring.valid_indices(table, config.loop.valid_pairs, config.loop.seed)
+    progress = Progress()
+    if len(valid):
+        cosines = scoring.cosines(model, table, valid, precision=config.loop.precision, label="  valid")
+        progress.before = progress.best = scoring.ndcg(table, valid, cosines)
+        progress.evaluations = [(0, round(progress.best, 5))]
+    return progress.metrics(scoring.MEASURE, "pairs")
 
 
 def check(config: EncoderConfig, base: base_models.ModelShape) -> None:

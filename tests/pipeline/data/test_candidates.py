@@ -121,6 +121,24 @@ def test_pairs_are_those_of_a_slow_loop(tmp_path: Path, seed: int, pool: Any) ->
     assert rows_of(made) == slow(data, runs[:1], ("train", "valid"), config)
 
 
+def test_so_many_training_queries_get_the_pairs_that_they_would_get_among_all(tmp_path: Path) -> None:
+    data, runs = world(tmp_path, 3)
+    everything = rows_of(candidates.pairs(tmp_path, CONFIG, data=data, run=runs[0]))
+    some, fewer = (
+        rows_of(candidates.pairs(tmp_path, replace(CONFIG, train_queries=number), data=data, run=runs[0]))
+        for number in (4, 2)
+    )
+
+    def of_split(rows: list[dict[str, Any]], split: str) -> list[tuple[Any, ...]]:
+        return [(row["query_id"], row["doc_id"], row["grade"]) for row in rows if row["split"] == split]
+
+    chosen, chosen_before = ({row[0] for row in of_split(rows, "train")} for rows in (some, fewer))
+    assert (len(chosen), len(chosen_before)) == (4, 2)
+    assert chosen_before < chosen
+    assert of_split(some, "train") == [row for row in of_split(everything, "train") if row[0] in chosen]
+    assert of_split(some, "valid") == of_split(everything, "valid")
+
+
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("pool", ["judged", "retrieved"])
 def test_pool_is_that_of_a_slow_loop(tmp_path: Path, seed: int, pool: Any) -> None:

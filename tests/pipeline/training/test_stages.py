@@ -313,6 +313,27 @@ def test_the_encoder_learns_from_the_base_and_its_projection(world: World) -> No
     assert scoring.ndcg(pairs, valid, cosines) == pytest.approx(made.metrics["ndcg@10"], abs=1e-4)
 
 
+def test_an_encoder_whose_body_is_not_trained_is_its_base_with_a_projection(world: World) -> None:
+    config = replace(ENCODER, train_body=False, projection="judgments", similarity_weight=0.0)
+    made = encoder.make(
+        world.workspace,
+        config,
+        CANDIDATES,
+        data=world.data,
+        pairs=world.pairs,
+        base=str(world.base),
+        teacher_scores=world.teacher_scores,
+    )
+    model, base = BiEncoder.load(made.path), encoder.untrained(config, str(world.base))
+    weights = base.model.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in model.model.state_dict().items())
+    assert made.metrics["steps"] == 0
+    pairs = pair_tokens.read_pairs(world.data, world.pairs, model.tokenizer, max_query_tokens=6, max_tokens=20)
+    valid = pairs.indices("valid")
+    cosines = scoring.cosines(model, pairs, valid, precision="fp32")
+    assert scoring.ndcg(pairs, valid, cosines) == pytest.approx(made.metrics["ndcg@10"], abs=1e-4)
+
+
 def test_an_encoder_wider_than_its_base_is_refused(world: World) -> None:
     config = replace(ENCODER, dimensions=64)
     with pytest.raises(ConfigError, match="64: the base model is 32 wide"):

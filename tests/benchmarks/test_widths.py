@@ -28,7 +28,7 @@ from pipeline.models import base_models
 from pipeline.models.bi_encoder import BiEncoder
 from pipeline.text import document_text
 from pipeline.training.loop import pair_tokens, scoring
-from pipeline.training.tasks import projection
+from pipeline.training.tasks import judged_projection, projection
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.data, pytest.mark.demo_model]
 
@@ -164,6 +164,30 @@ def test_what_a_trained_encoder_keeps(
             f"({value / full[measure]:.1%})"
         )
         record_property(measure, value / full[measure])
+
+
+def test_what_the_demo_keeps(base: Path, tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
+    """The demo's 64 dimensions, learned from judged queries with MiniLM untouched, beside other projections of it."""
+    recipe = recipes.load(built_in_recipes.recipe_path("demo"), [])
+    data = judgments.make(tmp_path, recipe.data)
+    config = recipe.encoder
+    sizes = {"max_tokens": config.max_tokens, "max_query_tokens": config.max_query_tokens}
+    model = BiEncoder.start(base, dimensions=config.dimensions, widths=(), seed=config.loop.seed, **sizes).eval()
+    queries, documents, grades = texts(model, data)
+    wide = encoded(model, queries, documents, pooled=True)
+    full = widths.quality(*wide, grades)
+    print(f"\ndemo: {len(queries):,} unseen queries, {len(documents):,} documents, MiniLM at {FULL}: {full}")
+    model.fit_projection(torch.nn.functional.normalize(torch.from_numpy(wide[1]), dim=1), about="origin")
+    matrix = model.dense.weight.detach().numpy().T
+    directions = widths.quality(*(vectors @ matrix for vectors in wide), grades)
+    print("judged", judged_projection.fit(model, data, config, tmp_path / "judged"))
+    matrix, bias = model.dense.weight.detach().numpy().T, model.dense.bias.detach().numpy()
+    learned = widths.quality(*(vectors @ matrix + bias for vectors in wide), grades)
+    for name, values in (("directions", directions), ("judgments", learned)):
+        print(name, ", ".join(f"{key} {value:.4f} ({value / full[key]:.1%})" for key, value in values.items()))
+    for measure, value in learned.items():
+        record_property(measure, value / full[measure])
+        assert value > directions[measure]
 
 
 def test_what_prefixes_keep(shared_data: Path, tmp_path: Path, record_property: Callable[[str, object], None]) -> None:

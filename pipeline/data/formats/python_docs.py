@@ -27,9 +27,10 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import text
 from pipeline.config import SourceConfig
-from pipeline.data.formats import docstrings
+from pipeline.data.formats import docstrings, tables
 from pipeline.data.formats.docstrings import Docstring
 from pipeline.data.formats.tables import FoundSource, Tables
+from pipeline.data.formats.text_files import STRING
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -118,8 +119,8 @@ def whole(documents: "pa.Table") -> "pa.Table":
     """The documents with their summaries back at the head of their texts, as a person searches for them."""
     import pyarrow.compute as pc
 
-    summaries = pc.fill_null(documents[SUMMARY], "")
-    texts = pc.binary_join_element_wise(summaries, documents["text"], ".\n\n")
+    summaries, bodies = (pc.cast(pc.fill_null(documents[name], ""), STRING) for name in (SUMMARY, "text"))
+    texts = tables.joined(".\n\n", summaries, bodies)
     place = documents.column_names.index("text")
     return documents.set_column(place, "text", texts).drop_columns([SUMMARY])
 

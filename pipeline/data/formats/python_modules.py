@@ -51,6 +51,9 @@ MAX_UNDOCUMENTED = 50_000
 FILES_OF_A_PROCESS = 1000
 """Files from which a further process saves more time than its start takes."""
 
+PROGRAM = "from pipeline.data.formats import python_modules; python_modules.parse_standard_input()"
+"""Program of a further process."""
+
 SourceFile = tuple[str, str]
 """Name of a module and path of its file."""
 
@@ -93,7 +96,7 @@ def parse_files(files: Sequence[SourceFile]) -> list["SourceModule | None"]:
 
     Each core parses an equal part, the first in this process. A part whose process fails is parsed here.
     """
-    count = max(1, min(len(os.sched_getaffinity(0)), len(files) // FILES_OF_A_PROCESS))
+    count = max(1, min(_cores(), len(files) // FILES_OF_A_PROCESS))
     parts = [files[start::count] for start in range(count)]  # Neighbours are alike, so all parts take as long.
     helpers = [_start(part) for part in parts[1:]]
     modules: list[SourceModule | None] = [None] * len(files)
@@ -109,12 +112,15 @@ def parse_files(files: Sequence[SourceFile]) -> list["SourceModule | None"]:
     return modules
 
 
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _start(files: Sequence[SourceFile]) -> "subprocess.Popen[bytes]":
     """A process that parses these files; unlike one of `multiprocessing` it never runs the caller's main module."""
-    program = "from pipeline.data.formats import python_modules; python_modules.parse_standard_input()"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     helper = subprocess.Popen(
-        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+        [sys.executable, "-c", PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
     )
     assert helper.stdin is not None
     with contextlib.suppress(BrokenPipeError):  # It has failed already, which its exit status tells.

@@ -7,10 +7,11 @@ import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from pipeline import schema
-from pipeline.data.formats import docstrings, python_docs
+from pipeline.data.formats import docstrings, python_docs, python_modules
 from pipeline.data.formats.docstrings import Docstring
 from pipeline.data.formats.tables import Tables
 
@@ -245,6 +246,23 @@ def test_see_also_in_every_form(section: str) -> None:
     entry = python_docs.take_apart(Docstring("a.b", f"Sum.\n\nText.\n\n{section}\nNotes\n-----\nEnd.", ()))
     assert entry.see_also == ("mean", "numpy.median", "std")
     assert entry.body.split() == ["Text.", "Notes", "End."]
+
+
+@pytest.mark.parametrize("program", ["", "raise SystemExit(3)"])
+def test_several_processes_read_what_one_reads(library: Path, monkeypatch: pytest.MonkeyPatch, program: str) -> None:
+    alone = docstrings.read([library])
+    monkeypatch.setattr(python_modules, "FILES_OF_A_PROCESS", 1)
+    monkeypatch.setattr(python_modules, "_cores", lambda: 3)
+    monkeypatch.setattr(python_modules, "PROGRAM", program or python_modules.PROGRAM)
+    assert docstrings.read([library]) == alone
+
+
+def test_whole_documents_begin_with_their_summaries(library: Path) -> None:
+    apart = python_docs.read([library]).documents
+    joined = python_docs.whole(apart.set_column(2, "text", apart["text"].cast(pa.large_string())))
+    assert joined.column_names == ["doc_id", "title", "text"]
+    for row, whole in zip(apart.to_pylist(), joined.to_pylist(), strict=True):
+        assert whole["text"] == f"{row['summary']}.\n\n{row['text']}"
 
 
 def test_docstrings_that_calls_attach_to_c_functions(tmp_path: Path) -> None:

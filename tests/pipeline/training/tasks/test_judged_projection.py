@@ -79,7 +79,7 @@ def test_queries_find_their_documents_better_and_the_body_is_untouched(
     before = found(model)
     body = {name: value.clone() for name, value in model.model.state_dict().items()}
     judged_projection.fit(model, whole, CONFIG, tmp_path / "first")
-    assert found(model) > before + 0.05
+    assert found(model) > 2 * before > 0
     assert all(torch.equal(value, body[name]) for name, value in model.model.state_dict().items())
     again = start(base)
     judged_projection.fit(again, whole, CONFIG, tmp_path / "again")

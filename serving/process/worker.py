@@ -121,6 +121,9 @@ def _pulse(settings: Settings, lifecycle: Lifecycle, beat: Beat, metrics: Metric
     if stalled_s > settings.silent_s:
         log.error("a run of a model has not come back for %.0f s; this process ends, to be replaced", stalled_s)
         return False
+    if lifecycle.rollout.active.runners_lost:
+        log.error("all runners wait for a release that was withdrawn; this process ends, to be replaced")
+        return False
     return beat(lifecycle.current.release)
 
 

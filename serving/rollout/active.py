@@ -68,6 +68,8 @@ class ActiveTrials:
         """Why the file could not be read or written."""
         self.withdrawals: Counter[Kind] = Counter()
         """By this process."""
+        self.runners_lost = False
+        """Whether all runners wait for a trial that was withdrawn, so that only another process can answer."""
         self.canary: RunningCanary | None = None
         self.shadow: RunningShadow | None = None
         self._settings = settings
@@ -138,6 +140,8 @@ class ActiveTrials:
                 seconds = overdue[0].seconds
                 self.withdraw(kind, running.trial, f"a run of its model has not come back for {seconds:.0f} s")
                 self._synchronise()
+                # Where the file does not tell of the withdrawal yet, the next process would load the trial again.
+                self.runners_lost = not self._over and len(overdue) >= self._scheduler.runners
 
     def stats(self, kind: Kind) -> dict[str, Any] | None:
         """The trial of this kind as JSON, and whether it runs in this process; None where there is none."""

@@ -3,12 +3,14 @@
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
 from serving.api import app as apps
+from serving.process import worker
 from serving.rollout import active, pairs, shadow
 from serving.rollout.lifecycle import Lifecycle
 from serving.rollout.trials import Bounds, Canary, Trial
@@ -87,6 +89,8 @@ def test_a_canary_that_stalls_for_ever_is_withdrawn(
     withdrawn = lifecycle.rollout.active.file.read().withdrawn  # Known to the next process too.
     assert withdrawn is not None
     assert "a run of its model has not come back" in withdrawn.reason
+    metrics: Any = SimpleNamespace(refresh=lambda: None)  # All runners are lost, so another process takes over.
+    assert not worker._pulse(lifecycle.settings, lifecycle, lambda release: True, metrics)
     assert lifecycle.rollout.choose(lifecycle.current, "any", None).variant == "live"
     stall.released.set()
     assert rerank(client, "a text").headers["x-variant"] == "live"
@@ -130,6 +134,7 @@ def test_a_stall_of_the_live_release_or_of_the_machine_withdraws_no_canary(
     assert (tally.missed, tally.errors) == (0, 0)
     look_twice(lifecycle, monkeypatch)
     assert lifecycle.rollout.active.withdrawals["canary"] == 0
+    assert not lifecycle.rollout.active.runners_lost
     stall.released.set()
 
 

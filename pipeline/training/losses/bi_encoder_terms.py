@@ -6,7 +6,7 @@ config with a weight that no term has.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -34,11 +34,10 @@ class BiEncoderWeights:
         Raises:
             ConfigError: the section has a weight of no known term.
         """
-        return cls(
-            **weights_by_term(config, {f"{name}_weight": name for name in BI_ENCODER_TERMS}),
-            temperature=config.temperature,
-            similarity_temperature=config.similarity_temperature,
-        )
+        settings = {
+            field.name: getattr(config, field.name) for field in fields(cls) if field.name not in BI_ENCODER_TERMS
+        }
+        return cls(**weights_by_term(config, {f"{name}_weight": name for name in BI_ENCODER_TERMS}), **settings)
 
     def active(self) -> dict[str, float]:
         """The weights above 0, in the order of the table."""

@@ -84,8 +84,8 @@ class LossWeights:
         """
         keys = {f"{prefix}{name}_weight": name for name in SCORE_TERMS}
         keys |= {f"{name}_weight": name for name in (*TAUGHT_TERMS, *TOKEN_TERMS, MUTUAL)}
-        temperature = config.temperature if isinstance(config, RankerConfig) else 1.0
-        return cls(**weights_by_term(config, keys), hinge_margin=config.hinge_margin, temperature=temperature)
+        settings = {name: getattr(config, name) for name in hyperparameters() if hasattr(config, name)}
+        return cls(**weights_by_term(config, keys), **settings)
 
     def of(self, terms: Collection[str]) -> dict[str, float]:
         """The weights above 0 of these terms, in their order."""
@@ -93,18 +93,24 @@ class LossWeights:
 
     def without_teacher(self) -> "LossWeights":
         """The weights of the terms over grades alone."""
-        return LossWeights(hinge_margin=self.hinge_margin, **self.of(SCORE_TERMS))
+        return replace(self, **{name: 0.0 for name in _term_names() if name not in SCORE_TERMS})
 
     def check(self) -> None:
         """
         Raises:
             ConfigError: no term has a weight.
         """
-        if not any(getattr(self, field.name) for field in fields(self) if field.name not in _HYPERPARAMETERS):
+        if not self.of(_term_names()):
             raise ConfigError("every loss has weight 0, so there is nothing to learn; give at least one a weight")
 
 
-_HYPERPARAMETERS = ("hinge_margin", "temperature")
+def _term_names() -> tuple[str, ...]:
+    return (*SCORE_TERMS, *TAUGHT_TERMS, *TOKEN_TERMS, MUTUAL)
+
+
+def hyperparameters() -> list[str]:
+    """The fields of `LossWeights` that are no weights; each is read from the key of its name in a config section."""
+    return [field.name for field in fields(LossWeights) if field.name not in _term_names()]
 
 
 @dataclass(frozen=True, slots=True)

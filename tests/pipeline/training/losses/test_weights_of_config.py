@@ -1,5 +1,7 @@
 """Every `*_weight` of every config section changes the loss of the stage that reads the section."""
 
+import ast
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,13 @@ from pipeline.config import EncoderConfig, RankerConfig, TeacherConfig, weights_
 from pipeline.errors import ConfigError
 from pipeline.training import encoder, ranker, teacher, teacher_scores
 from pipeline.training.losses.bi_encoder_terms import BI_ENCODER_TERMS, BiEncoderWeights
-from pipeline.training.losses.cross_encoder_terms import SCORE_TERMS, TAUGHT_TERMS, TOKEN_TERMS, LossWeights
+from pipeline.training.losses.cross_encoder_terms import (
+    SCORE_TERMS,
+    TAUGHT_TERMS,
+    TOKEN_TERMS,
+    LossWeights,
+    hyperparameters,
+)
 from tests.pipeline.training.test_stages import CANDIDATES, LOOP, World, base_model, stage, tables
 
 SECTIONS: dict[str, Any] = {"teacher": TeacherConfig, "ranker": RankerConfig, "encoder": EncoderConfig}
@@ -47,12 +55,12 @@ def narrow(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return base_model(tmp_path_factory.mktemp("narrow"), hidden=16, layers=3)
 
 
-def loss_of_stage(world: World, narrow: Path, section: str, weights: dict[str, float]) -> float:
+def loss_of_stage(world: World, narrow: Path, section: str, weights: dict[str, float], **settings: float) -> float:
     """The loss at the first chunk, with the task as the stage itself builds it."""
     shape = dict(SHAPES[section], loop=LOOP)
     if section == "ranker" and not weights.get("hidden_weight"):
         shape["base"] = str(narrow)  # A copy of the teacher has the teacher's embeddings, so that term would be 0.
-    config = SECTIONS[section](**shape, **weights)
+    config = SECTIONS[section](**shape, **weights, **settings)
     inputs: dict[str, Any] = {"data": world.data, "pairs": world.pairs}
 
     def capture(*arguments: Any, **_: Any) -> None:
@@ -115,7 +123,42 @@ def test_a_weight_that_no_term_has_is_refused(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_each_term_of_a_table_has_a_weight() -> None:
-    assert {*SCORE_TERMS, *TAUGHT_TERMS, *TOKEN_TERMS, "mutual", "hinge_margin", "temperature"} == set(
-        LossWeights.__dataclass_fields__
-    )
-    assert {*BI_ENCODER_TERMS, "temperature", "similarity_temperature"} == set(BiEncoderWeights.__dataclass_fields__)
+    assert {*SCORE_TERMS, *TAUGHT_TERMS, *TOKEN_TERMS, "mutual", *hyperparameters()} == {
+        field.name for field in dataclasses.fields(LossWeights)
+    }
+    assert set(BI_ENCODER_TERMS) <= {field.name for field in dataclasses.fields(BiEncoderWeights)}
+
+
+def _settings_of_losses() -> list[tuple[str, str]]:
+    """Each section with the settings of its losses: fields of the weights that are no weights."""
+    of_encoder = [field.name for field in dataclasses.fields(BiEncoderWeights) if field.name not in BI_ENCODER_TERMS]
+    names = {"teacher": hyperparameters(), "ranker": hyperparameters(), "encoder": of_encoder}
+    return [(section, name) for section, every in names.items() for name in every if hasattr(SECTIONS[section](), name)]
+
+
+@pytest.mark.parametrize(("section", "key"), _settings_of_losses())
+def test_each_setting_of_a_loss_changes_the_loss(world: World, narrow: Path, section: str, key: str) -> None:
+    without = (
+        "mutual_weight",
+        "hidden_weight",
+    )  # A copy of the teacher scores as it does.
+    weights = {name: 0.0 if name in without else 1.0 for name in weights_of(SECTIONS[section]())}
+    first = loss_of_stage(world, narrow, section, weights)
+    assert loss_of_stage(world, narrow, section, weights, **{key: 0.01}) != pytest.approx(first, rel=1e-6)
+
+
+def test_a_setting_of_a_loss_is_kept_without_the_teacher() -> None:
+    settings = dict.fromkeys(hyperparameters(), 7.0)
+    kept = LossWeights(ordinal=1.0, soft=1.0, hidden=1.0, mutual=1.0, **settings).without_teacher()
+    assert kept == LossWeights(ordinal=1.0, **settings)
+
+
+def test_each_key_of_a_section_is_read_by_some_stage() -> None:
+    """A key that nothing reads would be accepted and ignored; a weight is read through the tables of terms."""
+    root = Path(configs.__file__).parent
+    files = [path for folder in (root, root.parent / "flows") for path in folder.rglob("*.py")]
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in files if not path.name.startswith("config")]
+    read = {node.attr for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    for kind in SECTIONS.values():
+        keys = {field.name for field in dataclasses.fields(kind) if not field.name.endswith("_weight")}
+        assert keys <= read, kind

@@ -28,6 +28,10 @@ class PairTemplate:
     """Maximum length of the whole input, special tokens included."""
     max_query_tokens: int
     """A longer query is cut; the document gets what the query leaves."""
+    longest_first: bool = False
+    """True cuts the longer of query and document until both fit, as transformers do; False keeps the query.
+
+    A text is tokenised to `max_tokens` at most. Where both are longer than that, the document counts as the longer."""
 
     def __post_init__(self) -> None:
         if self.max_query_tokens + self.special_tokens >= self.max_tokens:
@@ -44,6 +48,19 @@ class PairTemplate:
         """The number of document tokens that fit beside a query of this many tokens."""
         return self.max_tokens - self.special_tokens - min(query_tokens, self.max_query_tokens)
 
+    def lengths(self, query_tokens: int, document_tokens: int) -> tuple[int, int]:
+        """The numbers of tokens that are kept of a query and a document of this many tokens."""
+        room = self.max_tokens - self.special_tokens
+        if not self.longest_first:
+            query = min(query_tokens, self.max_query_tokens)
+            return query, min(document_tokens, room - query)
+        if query_tokens + document_tokens <= room:
+            return query_tokens, document_tokens
+        shorter = min(query_tokens, document_tokens)
+        if 2 * shorter > room:
+            shorter = room // 2
+        return (room - shorter, shorter) if query_tokens > document_tokens else (shorter, room - shorter)
+
     @property
     def shared_query_tokens(self) -> int:
         """Longest query whose input is that of tokenizers that cut the longer text, whatever the document.
@@ -55,15 +72,18 @@ class PairTemplate:
 
     def assemble(self, query: Sequence[int], document: Sequence[int]) -> tuple[list[int], list[int]]:
         """Input ids and segment ids, both (tokens,), at their exact length."""
-        query = query[: self.max_query_tokens]
-        document = document[: self.document_room(len(query))]
+        kept = self.lengths(len(query), len(document))
+        query, document = query[: kept[0]], document[: kept[1]]
         ids = [*self.before, *query, *self.between, *document, *self.after]
         first = len(self.before) + len(query) + len(self.between)
         # BERT counts the separator after the query to the query's segment.
         return ids, [self.query_type] * first + [self.document_type] * (len(ids) - first)
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        fields = asdict(self)
+        if not self.longest_first:  # Files of models that keep the query are as they were before this field.
+            del fields["longest_first"]
+        return fields
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "PairTemplate":

@@ -16,7 +16,7 @@ from pipeline.models.cross_encoder import CrossEncoder
 from pipeline.models.ready_made_files import ReadyMadeOptions, digest
 from pipeline.stage import Stage
 
-RANKER = Stage("ranker", version=1, title="ready-made ranker")
+RANKER = Stage("ranker", version=2, title="ready-made ranker")
 ENCODER = Stage("encoder", version=1, title="ready-made encoder")
 
 log = logging.getLogger(__name__)

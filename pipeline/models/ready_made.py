@@ -136,10 +136,8 @@ def ranker(root: Path, options: ReadyMadeOptions | None = None) -> CrossEncoder:
     _one_score(place, model, options.label)
     max_tokens = _max_tokens(options.max_tokens, tokenizer, config)
     template = tokenizers.pair_template(tokenizer, config, max_tokens, 1)
-    # A query up to half of the room is never cut, here and in sentence-transformers.
-    template = tokenizers.pair_template(
-        tokenizer, config, max_tokens, max(1, (max_tokens - template.special_tokens) // 2)
-    )
+    room = max_tokens - template.special_tokens
+    template = replace(template, max_query_tokens=room - 1, longest_first=True)  # As sentence-transformers cuts.
     return CrossEncoder(model, tokenizer, template, [0.0]).eval()
 
 

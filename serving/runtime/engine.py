@@ -185,8 +185,7 @@ class Engine:
         template = self._template("pair")
         assert isinstance(template, PairTemplate)
         query_ids, *document_ids = self.tokeniser.ids([query, *documents], template.max_tokens, remember=remember)
-        room = template.document_room(len(query_ids))
-        return sum(template.max_tokens - room + min(len(ids), room) for ids in document_ids)
+        return sum(template.special_tokens + sum(template.lengths(len(query_ids), len(ids))) for ids in document_ids)
 
     def texts(
         self, texts: Sequence[str], role: Role, *, remember: bool = True, check: Check | None = None

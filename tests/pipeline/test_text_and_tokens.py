@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from pipeline import recipe, text
 from pipeline.errors import ConfigError, MissingError, SchemaError
@@ -32,6 +33,27 @@ def test_query_is_kept_and_document_gets_the_rest(query: list[int], document: li
     assert kept_document == document[: BERT.document_room(len(query))]
     if len(ids) < BERT.max_tokens:
         assert kept_document == document
+
+
+@given(st.integers(0, 40), st.integers(0, 40), st.integers(5, 30))
+def test_the_longer_text_is_cut_as_tokenizers_cut_it(query: int, document: int, max_tokens: int) -> None:
+    words = Tokenizer(models.WordLevel({"q": 5, "d": 6, "[CLS]": 1, "[SEP]": 2}, unk_token="d"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    words.post_processor = processors.TemplateProcessing(
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    words.enable_truncation(max_tokens, strategy="longest_first")
+    template = PairTemplate(
+        before=(1,), between=(2,), after=(2,), max_tokens=max_tokens, max_query_tokens=1, longest_first=True
+    )
+    expected = words.encode(" ".join("q" * query), " ".join("d" * document))
+    # The service knows no text beyond `max_tokens`; of two such texts the document counts as the longer.
+    known = min(query, max_tokens), min(document, max_tokens)
+    if query > document and min(known) == max_tokens:
+        expected = words.encode(" ".join("q" * document), " ".join("d" * query))
+    assert template.assemble([5] * known[0], [6] * known[1]) == (expected.ids, expected.type_ids)
+    assert PairTemplate.from_dict(template.to_dict()) == template
+    assert "longest_first" not in BERT.to_dict()
 
 
 def test_templates_survive_json_and_refuse_no_room() -> None:

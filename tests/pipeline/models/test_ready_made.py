@@ -168,8 +168,9 @@ def test_scores_are_those_of_sentence_transformers(layout: str, tmp_path: Path) 
         folder = RANKERS[layout](tmp_path)
         theirs = library.CrossEncoder(str(folder), device="cpu")
         ours = engine(tmp_path, import_stage.ranker(tmp_path, str(folder), ReadyMadeOptions()))
-        scores = np.array(ours.scores("steel deck", TEXTS))
-        pairs = [("steel deck", text) for text in TEXTS]
+        queries = ("steel deck", " ".join(["angle bracket"] * 20), " ".join(["steel deck gauge"] * 25))
+        scores = np.concatenate([ours.scores(query, TEXTS) for query in queries])
+        pairs = [(query, text) for query in queries for text in TEXTS]
         if layout == "two labels":
             reference = theirs.predict(pairs, show_progress_bar=False, apply_softmax=True)[:, 1]
             assert 1 / (1 + np.exp(-scores)) == pytest.approx(reference, abs=1e-5)

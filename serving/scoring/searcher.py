@@ -228,7 +228,7 @@ class Searcher:
             top_n: length of each list.
             retrieve: documents that each of the two ways brings to the pool; `top_n`, when that is more.
             filters: see `index.documents.DocumentStore.rows_where`. What fits is found first and then searched
-                exactly, so a filter that few documents pass has the same answers as a search among those alone.
+                among, exactly where few documents pass, so such a filter has the answers of a search among those alone.
             degrade: answer without a model that fails, or that cannot answer before the deadline; False raises its
                 error.
 

@@ -28,6 +28,8 @@ ROUNDS = 4
 """Rounds of k-means under a contract: ten find 0.1 points more for twice the time."""
 REFINED = 16
 """The fast scan brings this number of candidates for each document asked for; they are compared again."""
+FEWEST_FOR_CODES = 16 * 39
+"""Documents that a code book of 16 entries is learned from at least."""
 ENCODING_S = 2e-8
 """Seconds to encode a dimension of a document."""
 
@@ -87,7 +89,7 @@ def choices(rows: int, dimensions: int, config: IndexConfig) -> list[IndexType]:
         inverted("SQfp16", 2 * dimensions, "inverted lists of fp16: nothing lost that shows, half the bytes of fp32"),
         inverted("SQ8", dimensions, f"inverted lists of int8: fp16 takes more than {limit:g} bytes a document"),
     ]
-    if dimensions % 2 == 0:
+    if dimensions % 2 == 0 and rows >= FEWEST_FOR_CODES:
         codes = f"PQ{dimensions // 2}x4fsr,Refine(SQ4)"
         padding = 16 * number * dimensions / 4 / rows  # The scan reads 32 codes at once, so each list is filled up.
         size = 0.75 * dimensions + padding + 64 * dimensions / rows  # and the code book

@@ -210,6 +210,25 @@ def test_the_next_index_is_judged_on_the_same_queries(index_of: Callable[..., Ar
         kept.load()
 
 
+@pytest.mark.parametrize("limit", [0.0, 10_000.0, 100.0])
+@pytest.mark.parametrize("count", [1, 2, 50, 700])
+def test_few_documents_and_equal_ones_keep_the_contract(
+    count: int, limit: float, index_of: Callable[..., Artifact]
+) -> None:
+    matrix = clustered(3, count)
+    matrix[count // 2 :] = matrix[count // 2]
+    config = IndexConfig(flat_below=1 if limit else 50_000, recall=0.9, bytes_per_document=limit)
+    if count < 3 and limit == 100:  # The centre of its one list alone takes 128 bytes.
+        with pytest.raises(ConfigError, match="the smallest index"):
+            index_of(matrix, config, held_out())
+        return
+    index = SemanticIndex.load(index_of(matrix, config, held_out()).path)
+    hits = index.search(matrix[0], 100)
+    assert len({hit.row for hit in hits}) == min(count, 100)
+    assert hits[0].row == 0
+    assert hits[0].score == pytest.approx(1, abs=0.02)
+
+
 def test_queries_come_from_splits_that_training_did_not_see(
     make_data: Callable[..., Artifact], embed: Callable[[Sequence[str]], np.ndarray]
 ) -> None:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic.dataclasses import dataclass
 
-from pipeline.config_checks import DOCUMENTED, positive, share, weights
+from pipeline.config_checks import DOCUMENTED, added, positive, share, weights
 from pipeline.errors import ConfigError
 
 
@@ -196,7 +196,13 @@ class ExternalTeacherConfig:
     """A language model, as a folder or hub name; its score is the log-odds of `positive` against `negative` as the
     prompt's next token."""
     prompt: str = "Query: {query}\nDocument: {document}\nDoes the document answer the query? Answer yes or no.\nAnswer:"
-    """Prompt with `{query}` and `{document}` once each; write out the marks of a chat if the model wants them."""
+    """Prompt with `{query}` and `{document}` once each; write out the marks of a chat if the model wants them, or set
+    `chat`."""
+    chat: bool = added(default=False)
+    """Whether the prompt is put into the chat template of the model's folder, as the user's turn; thinking is off. The
+    answers of a Qwen3-Reranker are then `yes` and `no`, without a space."""
+    system: str = added(default="")
+    """System turn ahead of it, such as what counts as relevant; only with `chat`."""
     positive: str = " yes"
     """Answer for a relevant document: one token, as it follows the prompt, with its space if the prompt ends
     without."""
@@ -220,6 +226,8 @@ class ExternalTeacherConfig:
             raise ConfigError(
                 "external_teacher.scores and external_teacher.causal_lm: students have one teacher; give one of them"
             )
+        if self.system and not self.chat:
+            raise ConfigError("external_teacher.system is a turn of a chat; set external_teacher.chat, or leave it out")
         for field_name in ("{query}", "{document}"):
             if self.prompt.count(field_name) != 1:
                 raise ConfigError(

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jinja2 import TemplateError
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -45,8 +46,10 @@ class Judge:
         self.tokenizer = tokenizer
         self.config = config
         self._prefixes = PrefixTokenizer.of(tokenizers.plain_tokenizer(tokenizer))
-        self.before = list(tokenizers.text_template(tokenizer, config.max_tokens).before)
-        self.parts = re.split(r"(\{query\}|\{document\})", config.prompt)
+        prompt = _in_chat(tokenizer, config) if config.chat else config.prompt
+        # A chat template writes its own marks at the beginning.
+        self.before = [] if config.chat else list(tokenizers.text_template(tokenizer, config.max_tokens).before)
+        self.parts = re.split(r"(\{query\}|\{document\})", prompt)
         special = {str(token) for token in tokenizer.get_added_vocab()} | set(map(str, tokenizer.all_special_tokens))
         self.special = sorted((token for token in special if token.strip()), key=len, reverse=True)
         positions = getattr(model.config, "max_position_embeddings", None)
@@ -158,6 +161,29 @@ class Judge:
             logits = cap * torch.tanh(logits / cap)
         odds: Tensor = logits[:, 0] - logits[:, 1]
         return odds
+
+
+def _in_chat(tokenizer: PreTrainedTokenizerBase, config: ExternalTeacherConfig) -> str:
+    """The prompt inside the chat template that stands in the model's folder, up to where the answer begins.
+
+    Raises:
+        ConfigError: there is no template, or it does not give the prompt back.
+    """
+    turns = [{"role": "user", "content": config.prompt}]
+    if config.system:
+        turns.insert(0, {"role": "system", "content": config.system})
+    try:
+        chat = str(
+            tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+        )
+    except (ValueError, TypeError, TemplateError) as error:
+        raise ConfigError(
+            f"external_teacher.chat: the model's folder has no chat template that can be used ({error}); write the "
+            "marks of the chat into external_teacher.prompt and set external_teacher.chat to false"
+        ) from error
+    if any(chat.count(name) != 1 for name in ("{query}", "{document}")):
+        raise ConfigError("external_teacher.chat: the chat template does not give the prompt back as it is")
+    return chat
 
 
 def _inside(offsets: Offsets, span: tuple[int, int]) -> list[int]:

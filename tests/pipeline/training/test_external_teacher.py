@@ -250,6 +250,28 @@ def test_log_odds_are_those_of_the_models_own_next_token(tmp_path: Path, family:
     assert together.std() > 0.05
 
 
+CHAT = (
+    "<s>{% for turn in messages %}[{{ turn.role }}] {{ turn.content }} {% endfor %}[answer]"
+    "{% if not enable_thinking %} none{% endif %}"
+)
+
+
+def test_a_prompt_in_the_folders_chat_template_is_the_prompt_with_its_marks(tmp_path: Path) -> None:
+    place = save_model(tmp_path)
+    with pytest.raises(ConfigError, match=r"external_teacher\.chat: .* no chat template"):
+        Judge.load(place, replace(CONFIG, chat=True))
+    (place / "chat_template.jinja").write_text(CHAT, encoding="utf-8")
+    judge = Judge.load(place, replace(CONFIG, chat=True, system="some words"))
+    written = f"[system] some words [user] {CONFIG.prompt} [answer] none"
+    by_hand = Judge.load(place, replace(CONFIG, prompt=written))
+    assert judge.inputs(PAIRS) == by_hand.inputs(PAIRS)
+    scores = causal_lm_judge.score_shard(judge, PAIRS)
+    np.testing.assert_array_equal(scores, causal_lm_judge.score_shard(by_hand, PAIRS))
+    assert np.abs(scores - causal_lm_judge.score_shard(Judge.load(place, CONFIG), PAIRS)).max() > 0.01
+    with pytest.raises(ConfigError, match=r"external_teacher\.system .* set external_teacher\.chat"):
+        replace(CONFIG, system="some words")
+
+
 def test_a_batch_is_scored_as_one_by_one(tmp_path: Path) -> None:
     place = save_model(tmp_path)
     judge = Judge.load(place, CONFIG)

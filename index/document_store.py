@@ -13,7 +13,7 @@ import os
 import sqlite3
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -123,6 +123,11 @@ class DocumentStore:
             documents.append(Document(doc_id, title, text, json.loads(extra) if extra else {}))
         return documents
 
+    def row_of(self, doc_id: str) -> int | None:
+        """The row of the document with this id; None where there is none."""
+        row = self._documents.one("SELECT row FROM documents WHERE doc_id = ?", doc_id)
+        return None if row is None else int(row[0])
+
     def rows_where(self, filters: Mapping[str, Sequence[Value]]) -> Rows:
         """Ascending rows of the documents that have, in each of these fields, one of its values.
 
@@ -171,11 +176,14 @@ class DocumentStore:
 
     def fields(self) -> list[str]:
         """The names of all fields that documents can be filtered by."""
-        names: list[str] = []
-        query = "SELECT min(field) FROM fields WHERE field > ?"
-        while (following := self._fields.all(query, names[-1] if names else "")) != [(None,)]:
-            names.append(following[0][0])
-        return names
+        return list(self.each_field())
+
+    def each_field(self) -> Iterator[str]:
+        """The same one by one, each by one look-up, for a store that may have any number of them."""
+        query, name = "SELECT min(field) FROM fields WHERE field > ?", ""
+        while (following := self._fields.all(query, name)) != [(None,)]:
+            ((name,),) = following
+            yield name
 
     def close(self) -> None:
         """Closes the file; reading is an error from then on."""
@@ -241,6 +249,20 @@ def value_text(value: Any) -> str:
         whole = exact == exact.to_integral_value()
         return str(int(exact)) if whole else f"{exact:f}".rstrip("0")
     return str(value)
+
+
+def filter_values(held: Any) -> Iterator[str]:
+    """The values of one column by which a document is found: its value, or each of a list; no long or nested ones."""
+    for item in held if isinstance(held, list) else [held]:
+        if not isinstance(item, dict | list | bytes) and not is_missing(item):
+            text = value_text(item)
+            if len(text) <= MAX_VALUE:
+                yield text
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a column has no value: null, or a float or decimal that is no number."""
+    return value is None or (isinstance(value, float | Decimal) and math.isnan(value))
 
 
 def _v2_text(value: Any) -> str:

@@ -2,17 +2,15 @@
 
 import errno
 import json
-import math
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from index.document_store import FILE, KIND, MAX_VALUE, STATS, DocumentStore, value_text
+from index.document_store import FILE, KIND, STATS, DocumentStore, filter_values, is_missing, value_text
 from pipeline import artifacts, schema
 from pipeline.artifacts import Artifact, Staging
 from pipeline.errors import SchemaError
@@ -66,12 +64,12 @@ def make(workspace: Path, *, data: Artifact) -> Artifact:
             connection.execute(_CREATE_FIELDS)
             for row, document in enumerate(_rows(data, None)):
                 extra = {
-                    name: value for name, value in document.items() if name not in _COLUMNS and not _missing(value)
+                    name: value for name, value in document.items() if name not in _COLUMNS and not is_missing(value)
                 }
                 coded = json.dumps(extra, ensure_ascii=False, default=str) if extra else None
                 known = (row, document["doc_id"], document["title"], document["text"], coded)
                 connection.execute("INSERT INTO documents VALUES (?, ?, ?, ?, ?)", known)
-                values = ((name, value, row) for name, held in extra.items() for value in _values(held))
+                values = ((name, value, row) for name, held in extra.items() for value in filter_values(held))
                 connection.executemany("INSERT OR IGNORE INTO fields VALUES (?, ?, ?)", values)
             connection.commit()
             _, empty, duplicates = connection.execute(STATS).fetchone()
@@ -134,19 +132,6 @@ def _shortest(value: Any) -> Any:
     if isinstance(value, list):
         return [_shortest(item) for item in value]
     return value if value is None else float(str(np.float32(value)))
-
-
-def _values(held: Any) -> Iterator[str]:
-    """The values of one column by which a document is found: its value, or each of a list; no long or nested ones."""
-    for item in held if isinstance(held, list) else [held]:
-        if not isinstance(item, dict | list | bytes) and not _missing(item):
-            text = value_text(item)
-            if len(text) <= MAX_VALUE:
-                yield text
-
-
-def _missing(value: Any) -> bool:
-    return value is None or (isinstance(value, float | Decimal) and math.isnan(value))
 
 
 @contextmanager

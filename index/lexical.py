@@ -173,7 +173,7 @@ class LexicalIndex:
     def search(self, query: str, k: int) -> list[Hit]:
         """Finds at most k documents with a score above 0, best first; of equal ones the first row first."""
         totals = np.zeros(len(self.doc_ids), np.float32)
-        for times, start, end in self._lists(query):
+        for _, times, start, end in self._lists(query):
             totals[self._rows[start:end]] += times * self._scores[start:end]  # A document is in a list once.
         rows = np.flatnonzero(totals)
         scores = totals[rows]
@@ -199,18 +199,38 @@ class LexicalIndex:
             )
         wanted = wanted.astype(self._rows.dtype)  # Else each list would be widened to be searched.
         totals = np.zeros(len(wanted), np.float32)
-        for times, start, end in self._lists(query):
-            listed = self._rows[start:end]  # Ascending, as documents were indexed in their order.
-            nearest = np.minimum(np.searchsorted(listed, wanted), end - start - 1)
-            totals += np.where(listed[nearest] == wanted, times * self._scores[start:end][nearest], np.float32(0))
+        for _, part in self._parts(query, wanted):
+            totals += part
         return totals
 
-    def _lists(self, query: str) -> Iterator[tuple[np.float32, int, int]]:
-        """The known terms of a query: times in the query, start and end of the term's list of documents."""
+    def term_scores(self, query: str, rows: Sequence[int]) -> list[dict[str, float]]:
+        """The part of each query term in the BM25 of each of these documents; terms that a document lacks are left out.
+
+        The parts of a document sum to its score. Terms are as the index has them: folded, stems where the recipe names
+        a language.
+        """
+        shares: list[dict[str, float]] = [{} for _ in rows]
+        for term, part in self._parts(query, np.asarray(rows, self._rows.dtype)):
+            for place in np.flatnonzero(part):
+                shares[place][term] = float(part[place])
+        return shares
+
+    def _parts(self, query: str, wanted: npt.NDArray[Any]) -> Iterator[tuple[str, npt.NDArray[np.float32]]]:
+        """Each known term of a query with its part in the BM25 of each wanted row, (rows,)."""
+        for term, times, start, end in self._lists(query):
+            listed = self._rows[start:end]  # Ascending, as documents were indexed in their order.
+            nearest = np.minimum(np.searchsorted(listed, wanted), end - start - 1)
+            yield (
+                term,
+                np.where(listed[nearest] == wanted, times * self._scores[start:end][nearest], np.float32(0)),
+            )
+
+    def _lists(self, query: str) -> Iterator[tuple[str, np.float32, int, int]]:
+        """The known terms of a query: the term, times in the query, start and end of its list of documents."""
         for term, times in Counter(self._analyse(query)[:MAX_TERMS]).items():
             column = self._vocabulary.get(term)
             if column is not None:
-                yield np.float32(times), int(self._starts[column]), int(self._starts[column + 1])
+                yield term, np.float32(times), int(self._starts[column]), int(self._starts[column + 1])
 
 
 def _check_postings(

@@ -219,6 +219,18 @@ class SemanticIndex:
             raise SchemaError(f"rows {wanted.min()} to {wanted.max()} are asked for; there are 0 to {total - 1}")
         return wanted
 
+    def neighbours(self, row: int, k: int) -> list[Hit]:
+        """At most k documents nearest to the one in this row by their stored vectors, without itself.
+
+        Raises:
+            SchemaError: there is no such row.
+        """
+        if not 0 <= row < len(self.doc_ids):
+            raise SchemaError(f"row {row} is asked for; there are 0 to {len(self.doc_ids) - 1}")
+        with one_thread():
+            vector = self._ann.reconstruct_batch(np.array([row], np.int64))[0]
+        return [hit for hit in self.search(vector, k + 1) if hit.row != row][:k]
+
     def _checked(self, vectors: npt.ArrayLike) -> Vectors:
         queries: Vectors = np.ascontiguousarray(vectors, np.float32)
         if queries.ndim != 2 or queries.shape[1] != self.facts.dimensions:

@@ -22,6 +22,8 @@ from serving.scoring.reranker import relevance
 router = APIRouter()
 
 MAX_RANK_FIELDS = 100
+MAX_SCORE = 1e300
+"""Bound of a first-stage score's size."""
 
 OTHER_MODEL = "any name is taken; the live release answers"
 
@@ -46,9 +48,18 @@ def _all_different(names: list[str]) -> list[str]:
     return names
 
 
+def _finite(value: Any) -> float:
+    """One message for all that is no finite number; true and false are none."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -MAX_SCORE < value < MAX_SCORE:
+        raise ValueError(f"a first-stage score is {shown(value)}; send a finite number for each document")
+    return float(value)
+
+
+Score = Annotated[float, BeforeValidator(_finite)]
 Texts = Annotated[list[str], Field(fail_fast=True), BeforeValidator(_few)]
 Document = Annotated[str | dict[str, Any], BeforeValidator(_text_or_object)]
 Documents = Annotated[list[Document], Field(fail_fast=True), BeforeValidator(_few)]
+FirstStageScores = Annotated[list[Score], Field(fail_fast=True), BeforeValidator(_few)]
 RankFields = Annotated[list[str], Field(fail_fast=True), MaxLen(MAX_RANK_FIELDS), AfterValidator(_all_different)]
 
 _CUT_AT_END = RefusedField("texts are cut at their end, leave it out", accepted=("Right", "right"))
@@ -106,7 +117,8 @@ OWN_RERANK = ClientShape(
     client="search-relevance",
     honoured=frozenset(
         {"query", "documents", "texts", "top_n", "top_k", "return_documents", "return_text", "raw_scores", "cascade",
-         "rank_fields", "max_tokens_per_doc", "truncate", "truncation", "truncation_direction"}
+         "rank_fields", "max_tokens_per_doc", "truncate", "truncation", "truncation_direction", "first_stage_scores",
+         "fused"}
     ),
     ignored={"model": OTHER_MODEL},
 )  # fmt: skip
@@ -156,6 +168,18 @@ class RerankRequest(RequestBody):
         "stage is each document's `score`, else the encoder.",
     )
 
+    first_stage_scores: FirstStageScores | None = Field(
+        None,
+        description="BM25 scores of the documents or texts, in their order, in place of a `score` in each document. "
+        "The answer is then in the fused order of `/search`: the release weighs BM25, the encoder's cosine and the "
+        "ranker, and each result has `ranker_score` beside. In a cascade they only say which documents come first.",
+    )
+    fused: bool | None = Field(
+        None,
+        description="false: the order of the ranker alone, also where documents carry a `score`. true: 422 where there "
+        "are no first-stage scores.",
+    )
+
     @property
     def limit(self) -> int | None:
         """Number of results; None for all.
@@ -177,8 +201,12 @@ class TextScore(BaseModel):
     """One text's score, as text-embeddings-inference gives it."""
 
     index: int = Field(description="Place in `texts`, from 0.")
-    score: float = Field(description="In [0, 1], or the raw score when asked for.")
+    score: float = Field(
+        description="In [0, 1], or the raw score when asked for; with first-stage scores the sigmoid of the fused "
+        "score."
+    )
     text: str | None = None
+    ranker_score: float | None = Field(None, description="With first-stage scores: what `score` is without them.")
     reranked: bool | None = Field(None, description="In a cascade: false where the ranker did not reach it.")
 
 
@@ -186,8 +214,14 @@ class Ranked(BaseModel):
     """One document's relevance, as Cohere and Jina give it."""
 
     index: int = Field(description="Place in `documents`, from 0.")
-    relevance_score: float = Field(description="In [0, 1], or the raw score when asked for.")
+    relevance_score: float = Field(
+        description="In [0, 1], or the raw score when asked for; with first-stage scores the sigmoid of the fused "
+        "score."
+    )
     document: dict[str, Any] | None = None
+    ranker_score: float | None = Field(
+        None, description="With first-stage scores: what `relevance_score` is without them."
+    )
     reranked: bool | None = Field(None, description="In a cascade: false where the ranker did not reach it.")
 
 
@@ -245,21 +279,45 @@ def _names(document: dict[str, Any]) -> str:
     return ", ".join(name[:40] for name in list(document)[:10]) or "no fields"
 
 
-def first_stage(documents: Sequence[str | dict[str, Any]]) -> list[float] | None:
-    """The first-stage scores that documents carry; None where none does.
+def first_stage(body: "RerankRequest") -> list[float] | None:
+    """The first-stage scores of a request, by `first_stage_scores` or by each document's `score`; None without any.
 
     Raises:
-        InvalidRequestError: some carry one and some do not, or one is not a number.
+        InvalidRequestError: both forms, scores for some documents only, or one that is not a finite number.
     """
-    scores = [document.get("score") if isinstance(document, dict) else None for document in documents]
-    if all(score is None for score in scores):
-        return None
-    for index, score in enumerate(scores):
-        if isinstance(score, bool) or not isinstance(score, int | float) or not -1e300 < score < 1e300:
+    documents = body.documents if body.texts is None and body.documents is not None else []
+    carried = [document.get("score") if isinstance(document, dict) else None for document in documents]
+    carry = any(score is not None for score in carried)
+    if body.first_stage_scores is not None:
+        count = len(body.texts if body.texts is not None else documents)
+        if len(body.first_stage_scores) != count:
             raise InvalidRequestError(
-                f"documents[{index}].score is {str(score)[:40]}; a cascade needs a number in every document, or in none"
+                f"{len(body.first_stage_scores)} first_stage_scores for {count} documents; send one for each"
             )
-    return [float(score) for score in scores if score is not None]
+        if carry:
+            raise InvalidRequestError("first_stage_scores and documents[].score are both there; send one of them")
+        return body.first_stage_scores
+    if not carry:
+        return None
+    for index, score in enumerate(carried):
+        try:
+            _finite(score)
+        except ValueError:
+            raise InvalidRequestError(
+                f"documents[{index}].score is {shown(score)}; a first-stage score is a finite number in every "
+                'document, or in none: send "fused": false if `score` means something else'
+            ) from None
+    return [float(score) for score in carried if score is not None]
+
+
+def _check_bm25(scores: Sequence[float]) -> None:
+    """Raises InvalidRequestError for a score below 0: the weights were fitted on BM25, which is never negative."""
+    for index, score in enumerate(scores):
+        if score < 0:
+            raise InvalidRequestError(
+                f"first-stage score {index} is {score:g}; the fusion was fitted on BM25, which is never below 0: send "
+                'BM25 scores, or "fused": false for the order of the ranker alone'
+            )
 
 
 def _rerank_route(path: str) -> Callable[[Handler], Handler]:
@@ -297,15 +355,29 @@ async def answer(context: RequestContext, body: RerankRequest, path: str) -> Res
     ranker = context.searcher.ranker
     if body.max_tokens_per_doc:
         inputs.check_limit(ranker, body.max_tokens_per_doc, "max_tokens_per_doc")
-    call = _RerankCall(context, body, path)
-    return await context.answer(call.cascade if body.cascade else call.scores, past_deadline=bool(body.cascade))
+    first = None if body.fused is False and not body.cascade else first_stage(body)
+    if body.fused and body.cascade:
+        raise InvalidRequestError("fused is true in a cascade, which has the ranker's order; leave one of them out")
+    if body.fused and first is None:
+        raise InvalidRequestError("fused is true, but there are no first-stage scores; send first_stage_scores")
+    call = _RerankCall(context, body, path, first)
+    if body.cascade:
+        return await context.answer(call.cascade, past_deadline=True)
+    if first is None:
+        return await context.answer(call.scores)
+    _check_bm25(first)
+    return await context.answer(call.fused)
 
 
 class _RerankCall:
     """The work on one request, in its thread."""
 
-    def __init__(self, context: RequestContext, body: RerankRequest, path: str) -> None:
-        self._context, self._body, self._path = context, body, path
+    def __init__(self, context: RequestContext, body: RerankRequest, path: str, first: Sequence[float] | None) -> None:
+        """
+        Args:
+            first: first-stage scores of the documents; None where there are none.
+        """
+        self._context, self._body, self._path, self._first = context, body, path, first
         self._limit = body.limit
         self._searcher = context.searcher
         self._options = context.options
@@ -326,14 +398,29 @@ class _RerankCall:
         order = sorted(range(len(scores)), key=lambda index: -scores[index])
         return self._in_shape([self._result(index, scores[index]) for index in order], tokens)
 
+    def fused(self) -> Any:
+        """The answer in the order of `/search`, from first-stage scores, the encoder and the ranker."""
+        context, body, searcher = self._context, self._body, self._searcher
+        texts, first = self._texts(), self._first or []
+        context.compare(comparison.Rerank(body.query, texts, first))
+        scores = searcher.fused(body.query, texts, first, self._options)
+        tokens = self._tokens(texts)
+        context.spent(scores.hits, scores.misses)
+        order = sorted(range(len(texts)), key=lambda index: -scores.values[index])
+        results = []
+        for index in order:
+            ranker = scores.ranker[index]
+            value = ranker if body.raw_scores else relevance(ranker)
+            results.append({**self._result(index, scores.values[index]), "ranker_score": value})
+        return self._in_shape(results, tokens)
+
     def cascade(self) -> Any:
         """The answer that the request's time allows: scored documents first, each result marked."""
         context, body, searcher = self._context, self._body, self._searcher
         texts = self._texts()
         context.compare(comparison.Rerank(body.query, texts))
-        first = first_stage(body.documents) if body.texts is None and body.documents is not None else None
         embedder = searcher.embedder if "encoder" in searcher.models else None
-        result = cascade.rerank(searcher.reranker, embedder, body.query, texts, first, self._options)
+        result = cascade.rerank(searcher.reranker, embedder, body.query, texts, self._first, self._options)
         tokens = self._tokens([texts[index] for index in result.order[: result.reached]])
         context.spent(result.hits, result.misses, by="ranker", of=len(texts))
         context.reached(result.reached, len(texts))

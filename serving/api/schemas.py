@@ -4,13 +4,17 @@ Unknown fields and nulls are accepted, because real clients send both. What each
 beside the request model, as a `ClientShape`: a field is honoured, ignored for a stated reason, or refused.
 """
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo
 
 from serving.errors import BodyTooLargeError, InvalidRequestError
+
+SHOWN_NAME = 40
+"""Characters of a client's name for a field that a message shows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +52,30 @@ class RequestBody(BaseModel):
 
     shapes: ClassVar[tuple[ClientShape, ...]] = ()
     """The clients whose requests this model reads."""
+    known_only: ClassVar[bool] = False
+    """Whether an unknown field is refused; for endpoints of our own, whose clients have no fields of other vendors."""
 
     @classmethod
     def refuse(cls, body: Mapping[str, Any]) -> None:
-        """Raises InvalidRequestError for a field that some client's shape refuses with this value."""
+        """Raises InvalidRequestError for a field that some client's shape refuses with this value, or that is unknown
+        where only known ones are taken; null asks for nothing, so it is taken under any name."""
+        if cls.known_only:
+            check_names({name: value for name, value in body.items() if value is not None}, cls.model_fields)
         for shape in cls.shapes:
             for name, rule in shape.refused.items():
                 if name in body and not rule.accepts(body[name]):
                     raise InvalidRequestError(f"{name} is {shown(body[name])}; {rule.reason}")
+
+
+def check_names(given: Iterable[str], known: Iterable[str]) -> None:
+    """Raises InvalidRequestError for the first name that is not known; says which known one is nearest."""
+    known = list(known)
+    unknown = next((name for name in given if name not in known), None)
+    if unknown is None:
+        return
+    near = difflib.get_close_matches(unknown[:SHOWN_NAME], known, 1, 0.5)
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+    raise InvalidRequestError(f"{unknown[:SHOWN_NAME]!r} is not known; {hint}")
 
 
 def shown(value: Any) -> str:

@@ -8,11 +8,12 @@ from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, BeforeValidator, Field
 from starlette.responses import Response
 
-from serving.api.json_io import request_schema
+from serving.api.json_io import request_schema, validate
 from serving.api.request import RequestContext
-from serving.api.schemas import ClientShape, RequestBody
+from serving.api.schemas import ClientShape, RequestBody, check_names
 from serving.errors import BodyTooLargeError, InvalidRequestError
 from serving.rollout import comparison
+from serving.scoring.answers import LISTS, ListName, SearchDetails, SearchResult
 
 MAX_FILTER_VALUES = 1000
 
@@ -47,12 +48,35 @@ def _as_values(value: Any) -> Any:
 Values = Annotated[list[Value], BeforeValidator(_as_values)]
 Filters = Annotated[dict[str, Values], BeforeValidator(_few_values)]
 
-OWN_SEARCH = ClientShape(client="search-relevance", honoured=frozenset({"query", "top_n", "filters"}))
+
+MAX_NAMES = 20
+"""Fields or facets of one request."""
+
+
+def _few_names(names: Any) -> Any:
+    """Checks a list of names: few, and none twice."""
+    if isinstance(names, list):
+        if len(names) > MAX_NAMES:
+            raise InvalidRequestError(f"{len(names)} names; at most {MAX_NAMES} are taken")
+        texts = [name for name in names if isinstance(name, str)]
+        if len(set(texts)) < len(texts):
+            raise ValueError("a name stands there twice")
+    return names
+
+
+Names = Annotated[list[str], Field(fail_fast=True), BeforeValidator(_few_names)]
+Lists = Annotated[list[ListName], Field(min_length=1, fail_fast=True), BeforeValidator(_few_names)]
+
+OWN_SEARCH = ClientShape(
+    client="search-relevance",
+    honoured=frozenset({"query", "top_n", "filters", "lists", "fields", "facets", "explain", "min_relevance"}),
+)
 
 
 class SearchRequest(RequestBody):
     """A query to the documents of the live release."""
 
+    known_only: ClassVar[bool] = True
     shapes: ClassVar[tuple[ClientShape, ...]] = (OWN_SEARCH,)
 
     query: str = Field(description="What is searched for.", examples=["turn a list of dicts into a table"])
@@ -62,6 +86,47 @@ class SearchRequest(RequestBody):
         description="Only documents whose field has this value, or one of these; of several fields, all must fit.",
         examples=[{"language": "en", "year": [2025, 2026]}],
     )
+    lists: Lists | None = Field(
+        None, description="Which of `lexical`, `semantic` and `reranked` to answer; all when not given."
+    )
+    fields: Names | None = Field(
+        None, description="Stored columns to put into each result, such as `text` or a field; null where it has none."
+    )
+    facets: Names | None = Field(
+        None, description="Fields whose values are counted over the candidates; the 20 most frequent of each."
+    )
+    explain: bool | None = Field(
+        None, description="Say for each result of `reranked` which terms matched, and the share of each feature."
+    )
+    min_relevance: float | None = Field(
+        None, ge=0, le=1, description="Leave out results of `reranked` that the ranker gives less."
+    )
+
+    @property
+    def details(self) -> SearchDetails:
+        """The parts of the answer that are given on request."""
+        return SearchDetails(
+            lists=self.lists or LISTS,
+            fields=self.fields or (),
+            facets=self.facets or (),
+            explain=bool(self.explain),
+            min_relevance=self.min_relevance or 0.0,
+        )
+
+
+class FeaturePart(BaseModel):
+    """The part of one feature in the score of a result."""
+
+    value: float
+    weight: float
+    share: float = Field(description="value · weight; the shares of a result sum to its score.")
+
+
+class HitExplanation(BaseModel):
+    """The reasons for a result's place in the final list."""
+
+    terms: dict[str, float] = Field(description="Matched term → its part in BM25, the largest first.")
+    features: dict[str, FeaturePart] = Field(description="Empty where a model was missing.")
 
 
 class SearchHit(BaseModel):
@@ -76,6 +141,8 @@ class SearchHit(BaseModel):
     semantic_rank: int | None
     rank_change: int | None = Field(description="Ranks it rose against BM25 and encoder together; final list only.")
     relevance: float | None = Field(description="The ranker's own score, in [0, 1]; final list only.")
+    fields: dict[str, Any] | None = Field(None, description="The columns of `fields`, where they were asked for.")
+    explain: HitExplanation | None = Field(None, description="With `explain`; final list only.")
 
 
 class SearchAnswer(BaseModel):
@@ -83,13 +150,19 @@ class SearchAnswer(BaseModel):
 
     query: str
     release: str
-    lexical: list[SearchHit]
-    semantic: list[SearchHit]
-    reranked: list[SearchHit]
+    lexical: list[SearchHit] | None = Field(None, description="The lists that were asked for.")
+    semantic: list[SearchHit] | None = None
+    reranked: list[SearchHit] | None = None
     milliseconds: dict[str, float]
     candidates: int
     cache_hits: int
     cache_misses: int
+    fits: bool | None = Field(
+        None,
+        description="false: no document has a word of the query, and none lies nearer to it than to random letters. "
+        "null: not known, the encoder did not answer.",
+    )
+    facets: dict[str, dict[str, int]] | None = Field(None, description="Field → value → number of candidates with it.")
     degraded: str | None = Field(
         None,
         description="Only where a model failed or was late. ranker: the final list has the order of BM25 and encoder; "
@@ -106,34 +179,50 @@ class SearchAnswer(BaseModel):
 async def search(request: Request) -> Response:
     """Searches the documents of the live release: BM25, the encoder, and the final order of all models."""
     context = RequestContext(request)
-    body = await context.read(SearchRequest)
-    return await _search(context, body.query, body.top_n, body.filters or {})
+    return await _search(context, await context.read(SearchRequest))
 
 
 @router.get("/search", tags=["search"], responses={200: {"model": SearchAnswer}})
 async def search_by_link(
     request: Request,
-    q: Annotated[str, Query(description="What is searched for.")],
+    q: Annotated[str | None, Query(description="What is searched for.")] = None,
+    query: Annotated[str | None, Query(description="The same as `q`.")] = None,
     top_n: Annotated[int | None, Query(ge=1, description="Length of each list; 10 when not given.")] = None,
     filter: Annotated[
         list[str] | None, Query(description="field:value; the same field again means or, another one and.")
     ] = None,
+    lists: Annotated[list[str] | None, Query(description="As in the body; repeated for several.")] = None,
+    fields: Annotated[list[str] | None, Query(description="As in the body; repeated for several.")] = None,
+    facets: Annotated[list[str] | None, Query(description="As in the body; repeated for several.")] = None,
+    explain: Annotated[bool | None, Query(description="As in the body.")] = None,
+    min_relevance: Annotated[float | None, Query(description="As in the body.")] = None,
 ) -> Response:
     """The same search as a link."""
+    check_names(dict.fromkeys(request.query_params.keys()), LINK_NAMES)
+    if q is not None and query is not None and q != query:
+        raise InvalidRequestError("q and query are two names of one parameter and differ; send one of them")
+    text = query if q is None else q
+    if text is None:
+        raise InvalidRequestError("q: missing; send what is searched for, as /search?q=…")
     filters: dict[str, list[Value]] = {}
     for part in filter or []:
         field, colon, value = part.partition(":")
         if not colon:
             raise InvalidRequestError(f"filter is {part[:100]!r}; write it as field:value")
         filters.setdefault(field, []).append(value)
-    return await _search(RequestContext(request), q, top_n, _few_values(filters))
+    body: dict[str, Any] = {"query": text, "top_n": top_n, "filters": filters or None, "lists": lists, "fields": fields}
+    body |= {"facets": facets, "explain": explain, "min_relevance": min_relevance}
+    return await _search(RequestContext(request), validate(body, SearchRequest))
 
 
-async def _search(
-    context: RequestContext, query: str, top_n: int | None, filters: Mapping[str, Sequence[Value]]
-) -> Response:
-    settings, searcher = context.service.settings, context.searcher
-    limit, retrieve, length = settings.max_results, settings.retrieve, top_n or DEFAULT_LENGTH
+LINK_NAMES = ("q", "query", "top_n", "filter", "lists", "fields", "facets", "explain", "min_relevance")
+"""The parameters of a search as a link."""
+
+
+async def _search(context: RequestContext, body: SearchRequest) -> Response:
+    settings, searcher, query, details = context.service.settings, context.searcher, body.query, body.details
+    limit, retrieve, length = settings.max_results, settings.retrieve, body.top_n or DEFAULT_LENGTH
+    filters: Mapping[str, Sequence[Value]] = body.filters or {}
     if not query.strip():
         raise InvalidRequestError("query is empty; send what is searched for")
     if len(query) > MAX_QUERY_CHARS:
@@ -142,17 +231,36 @@ async def _search(
         raise InvalidRequestError(f"top_n is {length}; at most {limit} are given (RELEVANCE_MAX_RESULTS)")
 
     def work() -> Any:
-        context.compare(comparison.Search(query, length, retrieve, filters))
-        result = searcher.search(query, top_n=length, retrieve=retrieve, filters=filters, terms=context.options)
+        if "reranked" in details.lists:
+            context.compare(comparison.Search(query, length, retrieve, filters))
+        result = searcher.search(
+            query, top_n=length, retrieve=retrieve, filters=filters, details=details, terms=context.options
+        )
         context.counts(result.candidates)
         context.spent(result.cache_hits, result.cache_misses)
         context.service.metrics.searched(result.milliseconds, result.degraded)
-        answer = asdict(result)
-        del answer["model_failed"]
         if result.model_failed:
             context.model_failed()
-        if result.degraded is None:
-            del answer["degraded"]
-        return answer
+        return _answered(result, details)
 
     return await context.answer(work)
+
+
+def _answered(result: SearchResult, details: SearchDetails) -> dict[str, Any]:
+    """A result as JSON, without what was not asked for."""
+    answer = asdict(result)
+    del answer["model_failed"]
+    if result.degraded is None:
+        del answer["degraded"]
+    if not details.facets:
+        del answer["facets"]
+    for name in LISTS:
+        if name not in details.lists:
+            del answer[name]
+            continue
+        for hit in answer[name]:
+            if not details.fields:
+                del hit["fields"]
+            if not (details.explain and name == "reranked"):
+                del hit["explain"]
+    return answer

@@ -58,6 +58,8 @@ class Rerank:
 
     query: str
     texts: Sequence[str]
+    first: Sequence[float] | None = None
+    """First-stage scores, where the answer is in the fused order."""
 
     judged = False
 
@@ -71,11 +73,22 @@ class Rerank:
         return min(DEPTH, len(self.texts) // 2)
 
     def ask(self, searcher: Searcher, options: RequestOptions) -> ComparisonResult:
-        return self.outcome(searcher.reranker.scores(self.query, self.texts, options).values)
+        if self.first is None:
+            return self.outcome(searcher.reranker.scores(self.query, self.texts, options).values)
+        fused = searcher.fused(self.query, self.texts, self.first, options)
+        return self.outcome(fused.values, fused.ranker)
 
-    def outcome(self, scores: Sequence[float]) -> ComparisonResult:
-        order = sorted(range(len(scores)), key=lambda index: -scores[index])
-        return ComparisonResult(order, {index: relevance(score) for index, score in enumerate(scores)})
+    def outcome(self, scores: Sequence[float], ranker: Sequence[float] | None = None) -> ComparisonResult:
+        """The answer that these scores give.
+
+        Args:
+            ranker: raw scores of the ranker, where the order is that of other scores.
+        """
+        order = sorted(range(len(scores)), key=lambda place: -scores[place])
+        relevances: dict[Hashable, float] = {
+            place: relevance(score) for place, score in enumerate(scores if ranker is None else ranker)
+        }
+        return ComparisonResult(order, relevances)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,8 @@ LACKS: Mapping[str, str] = {
     "encoder": "this release has no encoder; `relevance serve --encoder FOLDER` serves one",
     "documents": "this release has models and no documents to search; `relevance quickstart DOCUMENTS` or `relevance "
     "retrain` makes one that has",
+    "fusion": "this release has no fusion of BM25, encoder and ranker; leave the first-stage scores out for the order "
+    "of the ranker, or publish a release with `relevance retrain`",
 }
 """Part → what a client is told that needs it."""
 

@@ -13,12 +13,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
-from index.document_store import Document, DocumentStore, Rows, Value
+from index.document_store import DocumentStore, Rows, Value
 from index.hits import Hit
 from index.lexical import LexicalIndex
 from index.semantic import SemanticIndex, join
@@ -32,7 +33,17 @@ from serving.runtime.deadline import Deadline
 from serving.runtime.engine import Engine
 from serving.runtime.items import Priority
 from serving.runtime.scheduler import Scheduler
-from serving.scoring import contents
+from serving.scoring import answers, contents, noise
+from serving.scoring.answers import (
+    Answer,
+    Explanation,
+    ListName,
+    Missing,
+    Ranks,
+    SearchDetails,
+    SearchResult,
+    ShownDocuments,
+)
 from serving.scoring.cache import Fetched
 from serving.scoring.contents import SearchableContents
 from serving.scoring.reranker import Caches, Embedder, Reranker, Vector, relevance
@@ -42,54 +53,56 @@ EXAMPLES = 6
 MAX_EXAMPLE = 70
 PING_S = 5.0
 
-Missing = Literal["ranker", "encoder"]
+MAX_FIELDS = 100
+"""Fields of documents that are listed; a store with more has data in its field names."""
+MAX_SHOWN_CHARS = 1_000_000
+"""Characters of a document that is opened whole."""
+
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
 
+__all__ = ["Answer", "SearchDetails", "SearchResult", "Searcher"]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Answer:
-    """One document in one list."""
+class FusedScores:
+    """The scores of texts whose first-stage scores were given."""
+
+    values: list[float]
+    """Fused scores, comparable within one query only."""
+    ranker: Sequence[float]
+    """Raw scores of the ranker."""
+    hits: int
+    misses: int
+    """Vectors and scores that the caches had, and that were computed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Neighbour:
+    """A document near to another one."""
 
     doc_id: str
     title: str
     snippet: str
     score: float
-    """BM25, cosine, or the fused score; comparable within one list only."""
-    rank: int
-    """From 1."""
-    lexical_rank: int | None
-    """Where BM25 had it among what it found; None when it did not find it."""
-    semantic_rank: int | None
-    rank_change: int | None
-    """In the final list: how many places it rose (fell, when negative) against the order that BM25 and the encoder
-    give together before the ranker. None in the other lists."""
-    relevance: float | None
-    """The ranker's own score in [0, 1]; None in the other lists."""
+    """Cosine of both vectors."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SearchResult:
-    """Three lists for one query, and what they cost."""
+class OpenedDocument:
+    """One document whole, with its fields and neighbours."""
 
-    query: str
+    doc_id: str
+    title: str
+    text: str
+    cut: bool
+    """Whether the text is longer than MAX_SHOWN_CHARS."""
+    fields: Mapping[str, Any]
+    neighbours: list[Neighbour]
+    """Nearest first, by the vectors of the index."""
     release: str
-    lexical: list[Answer]
-    semantic: list[Answer]
-    reranked: list[Answer]
-    milliseconds: Mapping[str, float]
-    """lexical, encode, semantic, documents, rerank, total."""
-    candidates: int
-    """Documents that the ranker looked at."""
-    cache_hits: int
-    cache_misses: int
-    """Counts of the query's vector and the candidates' scores together."""
-    degraded: Missing | None = None
-    """The first model that gave nothing in time or failed: without the ranker the final order is that of BM25 and
-    encoder, without the encoder that of BM25. None where all models answered."""
-    model_failed: bool = False
-    """Whether the model that is missing raised an error; False where it was only late or refused."""
 
 
 class Searcher:
@@ -144,6 +157,10 @@ class Searcher:
         self._contents = SearchableContents.load(release)
         self.examples = _examples(release.path / "report" / "report.json")
         """Queries to try, out of the release's own test set."""
+        self.fields = _fields(self._contents)
+        """The names of the fields by which documents can be filtered and counted."""
+        self._noise: float | None = None
+        """Cosine that random letters reach; see `_fits`."""
         self._caches = caches
         log.info("release %s: loaded in %.1f s", self.release[:12], time.monotonic() - began)
 
@@ -188,6 +205,14 @@ class Searcher:
         return self._searchable.documents
 
     @property
+    def fusion(self) -> Fusion:
+        """The weights of the final order; raises NotServedError where the release has none."""
+        fusion = self._contents.fusion if self._contents is not None else None
+        if fusion is None:
+            raise NotServedError(contents.LACKS["fusion"])
+        return fusion
+
+    @property
     def _searchable(self) -> SearchableContents:
         if self._contents is None:
             raise NotServedError(contents.LACKS["documents"])
@@ -219,6 +244,7 @@ class Searcher:
         top_n: int = 10,
         retrieve: int = 20,
         filters: Mapping[str, Sequence[Value]] | None = None,
+        details: SearchDetails | None = None,
         terms: RequestOptions | None = None,
         degrade: bool = True,
     ) -> SearchResult:
@@ -229,6 +255,7 @@ class Searcher:
             retrieve: documents that each of the two ways brings to the pool; `top_n`, when that is more.
             filters: see `index.documents.DocumentStore.rows_where`. What fits is found first and then searched
                 among, exactly where few documents pass, so such a filter has the answers of a search among those alone.
+            details: three plain lists where not given.
             degrade: answer without a model that fails, or that cannot answer before the deadline; False raises its
                 error.
 
@@ -240,7 +267,8 @@ class Searcher:
             NotServedError: the release has no documents.
             ClientGoneError
         """
-        terms = terms or RequestOptions(Deadline.never())
+        terms, details = terms or RequestOptions(Deadline.never()), details or SearchDetails()
+        self._check_facets(details.facets)
         models = _Models(replace(terms, deadline=terms.deadline.with_reserve()), degrade)
         watch = _Stopwatch()
         query = text.clean(query)
@@ -250,7 +278,9 @@ class Searcher:
             by_words = self._by_words(query, depth, among)
         terms.deadline.check()
         with watch("encode"):
-            embedded = models.attempt("encoder", lambda: self.embedder.vectors([query], "query", models.terms))
+            embedded = None
+            if list(details.lists) != ["lexical"]:
+                embedded = models.attempt("encoder", lambda: self.embedder.vectors([query], "query", models.terms))
         with watch("semantic"):
             by_meaning = self._by_meaning(embedded.values[0], depth, among) if embedded else []
             rows = join(by_words, by_meaning)
@@ -261,25 +291,40 @@ class Searcher:
         with watch("rerank"):
             bodies = [text.document_text(documents[row].title, documents[row].text) for row in rows]
             scored = None
-            if "ranker" in self.models:
+            if "ranker" in self.models and "reranked" in details.lists:
                 scored = models.attempt("ranker", lambda: self.reranker.scores(query, bodies, models.terms))
             before, final = pool.before(), pool.final(self._searchable.fusion, scored.values if scored else None)
-        ranks = _Ranks(
+        fits = self._fits(by_words, by_meaning, models.terms) if embedded else None
+        ranks = Ranks(
             lexical={hit.row: rank for rank, hit in enumerate(by_words, start=1)},
             semantic={hit.row: rank for rank, hit in enumerate(by_meaning, start=1)},
             before={rows[number]: rank for rank, number in enumerate(_order(before), start=1)},
         )
         reranked = [Hit(rows[number], documents[rows[number]].doc_id, final[number]) for number in _order(final)]
-        says = {row: relevance(score) for row, score in zip(rows, scored.values, strict=True)} if scored else {}
-        lists = [by_words[:top_n], by_meaning[:top_n], reranked[:top_n]]
-        texts = {hit.row: documents[hit.row].text for hits in lists for hit in hits}
-        shown = _Shown(documents, snippets(texts, query, terms.deadline), ranks)
+        relevances = {row: relevance(score) for row, score in zip(rows, scored.values, strict=True)} if scored else {}
+        if relevances:
+            reranked = [hit for hit in reranked if relevances[hit.row] >= details.min_relevance]
+        whole: dict[ListName, list[Hit]] = {"lexical": by_words, "semantic": by_meaning, "reranked": reranked}
+        lists = {name: hits[:top_n] if name in details.lists else [] for name, hits in whole.items()}
+        chosen = {hit.row: documents[hit.row] for hits in lists.values() for hit in hits}
+        shown = ShownDocuments(
+            documents=documents,
+            snippets=snippets({row: document.text for row, document in chosen.items()}, query, terms.deadline),
+            ranks=ranks,
+            fields=answers.chosen_fields(details.fields, chosen, terms.deadline) if details.fields else {},
+        )
+        explanations = None
+        if details.explain:
+            table = dict(zip(rows, pool.table(scored.values if scored else None), strict=True))
+            explanations = self._explanations(query, lists["reranked"], table, terms.deadline)
         return SearchResult(
             query=query,
             release=self.release,
-            lexical=_answers(lists[0], shown),
-            semantic=_answers(lists[1], shown),
-            reranked=_answers(lists[2], shown, says),
+            lexical=answers.results(lists["lexical"], shown),
+            semantic=answers.results(lists["semantic"], shown),
+            reranked=answers.results(lists["reranked"], shown, relevances, explanations),
+            fits=fits,
+            facets=answers.facets(details.facets, documents.values(), terms.deadline),
             milliseconds=watch.milliseconds(),
             candidates=len(rows),
             cache_hits=sum(part.hits for part in (embedded, scored) if part),
@@ -287,6 +332,100 @@ class Searcher:
             degraded=models.missing,
             model_failed=models.failed,
         )
+
+    def fused(self, query: str, texts: Sequence[str], bm25: Sequence[float], terms: RequestOptions) -> FusedScores:
+        """The scores of texts in the order that `search` would give them, from the first stage's and both models'.
+
+        Args:
+            texts: as `pipeline.text.document_text` writes documents.
+            bm25: (texts,) first-stage scores, at least 0.
+
+        Raises:
+            NotServedError: the release has no ranker, no encoder or no fusion.
+            BusyError, DeadlineError, InferenceError, ClientGoneError: see `reranker` and `embedder`.
+        """
+        reranker, embedder, fusion = self.reranker, self.embedder, self.fusion
+        queried = embedder.vectors([query], "query", terms)
+        embedded = embedder.vectors(texts, "document", terms)
+        scored = reranker.scores(query, texts, terms)
+        cosines = [float(queried.values[0] @ vector) for vector in embedded.values]
+        values = fusion.scores(features.table(bm25, cosines, scored.values))
+        parts = (queried, embedded, scored)
+        return FusedScores(
+            values=values,
+            ranker=scored.values,
+            hits=sum(fetched.hits for fetched in parts),
+            misses=sum(fetched.misses for fetched in parts),
+        )
+
+    def document(self, doc_id: str, *, neighbours: int, terms: RequestOptions) -> OpenedDocument | None:
+        """A whole document with those nearest to it; None where the release has no such document.
+
+        Raises:
+            NotServedError: the release has no documents.
+            DeadlineError, ClientGoneError
+        """
+        row = self.documents.row_of(doc_id)
+        if row is None:
+            return None
+        document = self.documents.get(row)
+        terms.deadline.check()
+        hits = self.semantic.neighbours(row, neighbours) if neighbours else []
+        near = dict(zip((hit.row for hit in hits), self.documents.get_many([hit.row for hit in hits]), strict=True))
+        cuts = snippets({row: item.text for row, item in near.items()}, document.title, terms.deadline)
+        return OpenedDocument(
+            doc_id=document.doc_id,
+            title=document.title,
+            text=document.text[:MAX_SHOWN_CHARS],
+            cut=len(document.text) > MAX_SHOWN_CHARS,
+            fields=document.extra,
+            neighbours=[
+                Neighbour(doc_id=hit.doc_id, title=near[hit.row].title, snippet=cuts[hit.row], score=float(hit.score))
+                for hit in hits
+            ],
+            release=self.release,
+        )
+
+    def _explanations(
+        self, query: str, hits: Sequence[Hit], table: Mapping[int, Sequence[float] | None], deadline: Deadline
+    ) -> dict[int, Explanation]:
+        """The reasons for each result of the final list, by row."""
+        deadline.check()
+        matched = self.lexical.term_scores(query, [hit.row for hit in hits])
+        deadline.check()
+        fusion = self._searchable.fusion
+        return {
+            hit.row: answers.explanation(terms, fusion, table[hit.row])
+            for hit, terms in zip(hits, matched, strict=True)
+        }
+
+    def _fits(self, by_words: Sequence[Hit], by_meaning: Sequence[Hit], terms: RequestOptions) -> bool | None:
+        """Whether anything may answer the query: a document has a word of it, or one lies nearer than chance brings.
+
+        Chance is what the encoder finds for random letters (`noise.queries`), measured once for a release; None where
+        the time does not suffice for that.
+        """
+        if by_words:
+            return True
+        if self._noise is None:
+            letters = noise.queries()
+            try:
+                vectors = self.embedder.vectors(letters, "query", terms).values
+            except (InferenceError, DeadlineError, BusyError) as error:
+                log.warning("whether anything fits a query is not known: %s", error)
+                return None
+            nearest = self.semantic.search_batch(np.stack(vectors), 1)
+            self._noise = noise.level([hits[0].score for hits in nearest if hits])
+        return bool(by_meaning) and by_meaning[0].score > self._noise
+
+    def _check_facets(self, names: Sequence[str]) -> None:
+        """Raises InvalidRequestError for a field that no document has, naming those there are."""
+        if not names:
+            return
+        unknown = [name for name in names if name not in self.fields]
+        if unknown:
+            known = ", ".join(self.fields) or "none"
+            raise InvalidRequestError(f"no document has a field '{unknown[0][:100]}'; there are: {known}")
 
     def _by_meaning(self, vector: Vector, depth: int, among: Rows | None) -> list[Hit]:
         if among is None:
@@ -313,15 +452,6 @@ class Searcher:
             for place in best
             if scores[place] > 0
         ]
-
-
-@dataclass(frozen=True, slots=True)
-class _Ranks:
-    """Places of rows, from 1, in the orders before the final one."""
-
-    lexical: Mapping[int, int]
-    semantic: Mapping[int, int]
-    before: Mapping[int, int]
 
 
 class _Models:
@@ -360,20 +490,17 @@ class _Pool:
         """Scores of the order before the ranker."""
         return self.bm25 if self.cosines is None else features.reciprocal_rank_fusion(self.bm25, self.cosines)
 
+    def table(self, ranker: Sequence[float] | None) -> Sequence[tuple[float, ...] | None]:
+        """The features of each candidate; None for each where a model is missing."""
+        if ranker is None or self.cosines is None:
+            return [None] * len(self.bm25)
+        return features.table(self.bm25, self.cosines, ranker)
+
     def final(self, fusion: Fusion | None, ranker: Sequence[float] | None) -> Sequence[float]:
         """Scores of the final order: fused, or those before the ranker where a model is missing."""
         if ranker is None or self.cosines is None or fusion is None:
             return self.before()
         return fusion.scores(features.table(self.bm25, self.cosines, ranker))
-
-
-@dataclass(frozen=True, slots=True)
-class _Shown:
-    """The contents of the answers of one search, by row."""
-
-    documents: Mapping[int, Document]
-    snippets: Mapping[int, str]
-    ranks: _Ranks
 
 
 class _Stopwatch:
@@ -399,24 +526,6 @@ def _order(scores: Sequence[float]) -> list[int]:
     return sorted(range(len(scores)), key=lambda place: -scores[place])
 
 
-def _answers(hits: Sequence[Hit], shown: _Shown, says: Mapping[int, float] | None = None) -> list[Answer]:
-    """One list of a search; `says` is given for the final list, and empty where the ranker is missing."""
-    return [
-        Answer(
-            doc_id=hit.doc_id,
-            title=shown.documents[hit.row].title,
-            snippet=shown.snippets[hit.row],
-            score=float(hit.score),
-            rank=rank,
-            lexical_rank=shown.ranks.lexical.get(hit.row),
-            semantic_rank=shown.ranks.semantic.get(hit.row),
-            rank_change=shown.ranks.before[hit.row] - rank if says is not None else None,
-            relevance=says.get(hit.row) if says is not None else None,
-        )
-        for rank, hit in enumerate(hits, start=1)
-    ]
-
-
 def _examples(report: Path) -> list[str]:
     """A few queries that the report shows; none where it shows none."""
     try:
@@ -425,3 +534,13 @@ def _examples(report: Path) -> list[str]:
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return []  # A decoration of the page; a report without them is no reason not to serve.
     return list(dict.fromkeys(query for query in queries if len(query) <= MAX_EXAMPLE))[:EXAMPLES]
+
+
+def _fields(searchable: SearchableContents | None) -> list[str]:
+    """The fields of the documents; none where the store is older than fields, or there are no documents."""
+    if searchable is None:
+        return []
+    try:
+        return list(islice(searchable.documents.each_field(), MAX_FIELDS))
+    except MissingError:
+        return []

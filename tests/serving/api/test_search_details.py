@@ -1,0 +1,209 @@
+"""The parts of a search that are answered on request, and reranking with first-stage scores."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from index.document_store import filter_values
+from pipeline.text import document_text
+from serving.api import app as apps
+from serving.rollout.lifecycle import Lifecycle
+from serving.scoring import noise
+from serving.scoring.reranker import relevance
+from serving.settings import Settings
+
+QUERY = "sort a list"
+
+
+@pytest.fixture(scope="module")
+def lifecycle(tiny: Any) -> Iterator[Lifecycle]:
+    lifecycle = Lifecycle(Settings(workspace=tiny.path, release=tiny.releases.resolve("live"), threads=1))
+    lifecycle.start()
+    yield lifecycle
+    lifecycle.close()
+
+
+@pytest.fixture(scope="module")
+def client(lifecycle: Lifecycle) -> TestClient:
+    return TestClient(apps.create(lifecycle), base_url="http://localhost")
+
+
+def refused(response: Any, words: str) -> None:
+    assert response.status_code == 422, response.text
+    assert words in response.json()["message"]
+
+
+# First-stage scores.
+
+
+def candidates(lifecycle: Lifecycle) -> tuple[list[dict[str, Any]], list[str]]:
+    """Every document with its BM25, as a client that has a first stage sends them, and their order in a search."""
+    searcher = lifecycle.current
+    found = searcher.search(QUERY, top_n=100, retrieve=100)
+    bm25 = {answer.doc_id: answer.score for answer in found.lexical}
+    rows = [searcher.documents.get(row) for row in range(len(searcher.documents))]
+    documents = [
+        {"id": item.doc_id, "title": item.title, "text": item.text, "score": bm25.get(item.doc_id, 0.0)}
+        for item in rows
+    ]
+    return documents, [answer.doc_id for answer in found.reranked]
+
+
+def test_bm25_scores_in_give_the_fused_order_of_a_search(client: TestClient, lifecycle: Lifecycle) -> None:
+    documents, expected = candidates(lifecycle)
+    found = lifecycle.current.search(QUERY, top_n=100, retrieve=100)
+    body = {"query": QUERY, "documents": documents, "raw_scores": True}
+    results = client.post("/v1/rerank", json=body).json()["results"]
+    assert [documents[result["index"]]["id"] for result in results] == expected
+    assert [result["relevance_score"] for result in results] == pytest.approx(
+        [answer.score for answer in found.reranked], abs=1e-4
+    )
+    assert [relevance(result["ranker_score"]) for result in results] == pytest.approx(
+        [answer.relevance for answer in found.reranked], abs=1e-6
+    )
+
+
+def test_both_forms_and_shapes_have_one_order(client: TestClient, lifecycle: Lifecycle) -> None:
+    documents, _ = candidates(lifecycle)
+    scores = [document.pop("score") for document in documents]
+    carried = [{**document, "score": score} for document, score in zip(documents, scores, strict=True)]
+    texts = [document_text(document["title"], document["text"]) for document in documents]
+    bodies = (
+        {"documents": carried},
+        {"documents": documents, "first_stage_scores": scores},
+        {"texts": texts, "first_stage_scores": scores},
+    )
+    orders = []
+    for body in bodies:
+        answer = client.post("/rerank", json={"query": QUERY, **body}).json()
+        results = answer if isinstance(answer, list) else answer["results"]
+        orders.append([result["index"] for result in results])
+        values = [result.get("score", result.get("relevance_score")) for result in results]
+        assert values == sorted(values, reverse=True)
+        assert all(0 <= value <= 1 for value in values)
+    assert orders[0] == orders[1] == orders[2]
+    plain = client.post("/rerank", json={"query": QUERY, "documents": documents}).json()["results"]
+    alone = client.post("/rerank", json={"query": QUERY, "documents": carried, "fused": False}).json()["results"]
+    assert [item["index"] for item in plain] == [item["index"] for item in alone] != orders[0]
+    assert all("ranker_score" not in item for item in alone)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"texts": ["a", "b"], "first_stage_scores": [1.0]}, "1 first_stage_scores for 2 documents"),
+        ({"texts": ["a", "b"], "first_stage_scores": [1.0, -1.0]}, "never below 0"),
+        ({"texts": ["a", "b"], "first_stage_scores": [1.0, True]}, "a first-stage score is true"),
+        ({"texts": ["a", "b"], "first_stage_scores": [1.0, "2"]}, "a first-stage score is '2'"),
+        ({"texts": ["a"], "first_stage_scores": [1e300]}, "finite number"),
+        ({"documents": [{"text": "a", "score": 1.0}, "b"]}, "documents[1].score is null"),
+        ({"documents": [{"text": "a", "score": "good"}]}, '"fused": false'),
+        ({"documents": [{"text": "a", "score": 1}], "first_stage_scores": [1]}, "send one of them"),
+        ({"texts": ["a"], "fused": True}, "no first-stage scores"),
+        ({"texts": ["a"], "first_stage_scores": [1], "fused": True, "cascade": True}, "in a cascade"),
+    ],
+)
+def test_first_stage_scores_that_cannot_be_used_are_refused(
+    client: TestClient, more: dict[str, Any], words: str
+) -> None:
+    refused(client.post("/rerank", json={"query": QUERY, **more}), words)
+
+
+def test_a_cascade_takes_first_stage_scores_in_both_forms(client: TestClient) -> None:
+    body = {"query": QUERY, "texts": ["open a file", "a sorted list"], "first_stage_scores": [-3, 1], "cascade": True}
+    answer = client.post("/rerank", json=body)
+    assert answer.status_code == 200, answer.text
+    assert {item["index"] for item in answer.json()} == {0, 1}
+
+
+def test_a_release_without_a_fusion_says_so(client: TestClient, lifecycle: Lifecycle, monkeypatch: Any) -> None:
+    monkeypatch.setattr(lifecycle.current, "_contents", None)
+    answer = client.post("/rerank", json={"query": QUERY, "texts": ["a"], "first_stage_scores": [1]})
+    assert answer.status_code == 404
+    assert "no fusion" in answer.json()["message"]
+
+
+# The parts of a search.
+
+
+def test_one_list_with_chosen_fields(client: TestClient, lifecycle: Lifecycle) -> None:
+    whole = client.post("/search", json={"query": QUERY}).json()
+    answer = client.post(
+        "/search", json={"query": QUERY, "lists": ["reranked"], "fields": ["year", "text", "x"]}
+    ).json()
+    assert ("lexical" in answer, "semantic" in answer) == (False, False)
+    fields = [hit.pop("fields") for hit in answer["reranked"]]
+    assert answer["reranked"] == whole["reranked"]
+    for hit, given in zip(answer["reranked"], fields, strict=True):
+        document = lifecycle.current.documents.get(int(hit["doc_id"][1:]))
+        assert given == {"year": document.extra["year"], "text": document.text, "x": None}
+    lexical = client.post("/search", json={"query": QUERY, "lists": ["lexical"]}).json()
+    plain, alone = ([(hit["doc_id"], hit["score"]) for hit in answer["lexical"]] for answer in (whole, lexical))
+    assert alone == plain
+    assert (lexical["cache_hits"], lexical["cache_misses"]) == (0, 0)  # No model ran.
+
+
+def test_the_shares_of_an_explanation_sum_to_the_score(client: TestClient, lifecycle: Lifecycle) -> None:
+    answer = client.post("/search", json={"query": QUERY, "explain": True, "top_n": 20}).json()
+    for hit in answer["reranked"]:
+        parts = hit["explain"]["features"]
+        assert sum(part["share"] for part in parts.values()) == pytest.approx(hit["score"], abs=1e-5)
+        assert all(part["share"] == pytest.approx(part["value"] * part["weight"]) for part in parts.values())
+        (bm25,) = lifecycle.current.lexical.scores(QUERY, [int(hit["doc_id"][1:])])
+        assert sum(hit["explain"]["terms"].values()) == pytest.approx(float(bm25), abs=1e-5)
+    assert all("explain" not in hit for hit in answer["lexical"])
+
+
+def test_facets_count_the_candidates(client: TestClient, lifecycle: Lifecycle) -> None:
+    answer = client.post("/search", json={"query": QUERY, "facets": ["kind", "tags"], "top_n": 100}).json()
+    rows = [int(hit["doc_id"][1:]) for hit in answer["reranked"]]
+    assert len(rows) == answer["candidates"]
+    for name, counts in answer["facets"].items():
+        values = [set(filter_values(lifecycle.current.documents.get(row).extra.get(name))) for row in rows]
+        assert 0 < len(counts) <= 20
+        for value, count in counts.items():
+            assert count == sum(value in held for held in values)
+    refused(client.post("/search", json={"query": QUERY, "facets": ["colour"]}), "there are: kind, tags, year")
+
+
+def test_a_least_relevance_leaves_the_rest_in_order(client: TestClient) -> None:
+    whole = client.post("/search", json={"query": QUERY, "top_n": 30}).json()["reranked"]
+    bound = sorted(hit["relevance"] for hit in whole)[len(whole) // 2]
+    some = client.post("/search", json={"query": QUERY, "top_n": 30, "min_relevance": bound}).json()["reranked"]
+    kept = [hit["doc_id"] for hit in some]
+    assert all(hit["relevance"] >= bound for hit in some)
+    assert kept == [hit["doc_id"] for hit in whole if hit["relevance"] >= bound]
+
+
+def test_random_letters_fit_nothing_and_known_words_do(lifecycle: Lifecycle, monkeypatch: Any) -> None:
+    searcher = lifecycle.current
+    assert searcher.search("sort").fits is True
+    monkeypatch.setattr(searcher, "_noise", None)
+    fits = [searcher.search(query).fits for query in noise.queries()]
+    # As many lie above the level as its definition says.
+    assert sum(bool(value) for value in fits) <= len(fits) * (1 - noise.SHARE) + 1
+
+
+def test_an_unknown_key_of_a_search_names_the_nearest(client: TestClient) -> None:
+    refused(client.post("/search", json={"query": "q", "filter": {"year": 1}}), "'filter' is not known; did you mean")
+    refused(client.post("/search", json={"query": "q", "topn": 3}), "did you mean top_n?")
+    refused(client.get("/search", params={"q": "q", "topn": 3}), "did you mean top_n?")
+    refused(client.post("/search", json={"query": "q", "z" * 500: 3}), "there are query, top_n")
+    refused(client.post("/search", json={"query": "q", "lists": ["best"]}), "lists[0]")
+    refused(client.post("/search", json={"query": "q", "fields": ["a"] * 2}), "twice")
+    refused(client.post("/search", json={"query": "q", "fields": [str(number) for number in range(21)]}), "at most 20")
+    assert client.post("/search", json={"query": "q", "unknown": None}).status_code == 200
+
+
+def test_a_link_may_say_query_and_takes_the_same_parts(client: TestClient) -> None:
+    def without_times(answer: Any) -> Any:
+        return {key: value for key, value in answer.json().items() if not key.startswith(("cache", "milli"))}
+
+    by_q, by_query = (client.get("/search", params={name: QUERY}) for name in ("q", "query"))
+    assert without_times(by_q) == without_times(by_query)
+    refused(client.get("/search", params={"q": "a", "query": "b"}), "differ")
+    link = {"q": QUERY, "lists": "reranked", "facets": "year", "explain": "true"}
+    body = {"query": QUERY, "lists": ["reranked"], "facets": ["year"], "explain": True}
+    assert without_times(client.get("/search", params=link)) == without_times(client.post("/search", json=body))

@@ -75,7 +75,7 @@ def encoder(root: Path, options: ReadyMadeOptions | None = None) -> BiEncoder:
         model = AutoModel.from_pretrained(
             place,
             config=body_config,
-            add_pooling_layer=False,
+            **({"add_pooling_layer": False} if family_of(body_config).optional_pooler else {}),
             dtype=torch.float32,
             attn_implementation=tokenizers.attention(),
             trust_remote_code=False,

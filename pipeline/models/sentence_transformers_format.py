@@ -57,10 +57,7 @@ def write(
         for number, (path, kind) in enumerate(_MODULES)
     ]
     _json(folder / "modules.json", listed)
-    # Without the pooling layer of transformers, which is not saved, the library reports no missing weights.
-    without_pooler = {"model_args": {"add_pooling_layer": False}}
-    limits = {"max_seq_length": max_tokens, "do_lower_case": False}
-    _json(folder / "sentence_bert_config.json", {**limits, **without_pooler})
+    _json(folder / "sentence_bert_config.json", {"max_seq_length": max_tokens, "do_lower_case": False})
     _json(
         folder / "config_sentence_transformers.json",
         {

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from sentence_transformers import SentenceTransformer
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
 from pipeline.errors import ConfigError
-from pipeline.models import base_models, packed, surgery
+from pipeline.models import base_models, packed, ready_made, surgery
 from pipeline.models.bi_encoder import BiEncoder
 from pipeline.models.cross_encoder import CrossEncoder
 from pipeline.models.families import FAMILIES, OwnForward
@@ -164,6 +165,15 @@ def test_an_encoder_starts_saves_and_opens(base_of: Bases, variant: str, tmp_pat
         vectors = encoder(ids, mask)
         assert torch.allclose(BiEncoder.load(tmp_path)(ids, mask), vectors, atol=1e-6)
     assert torch.allclose(vectors.norm(dim=1), torch.ones(3), atol=1e-5)
+    text = "redshoe oldlamp bluecar"
+    own_ids = torch.tensor([encoder.document_template.assemble(encoder.tokenizer.encode(text).ids[1:-1])])
+    with torch.no_grad():
+        expected = encoder(own_ids, torch.ones_like(own_ids))[0]
+    opened = SentenceTransformer(str(tmp_path / "model"), device="cpu", local_files_only=True)
+    assert torch.allclose(torch.tensor(opened.encode(text, show_progress_bar=False)), expected, atol=1e-5)
+    imported = ready_made.encoder(tmp_path / "model")
+    with torch.no_grad():
+        assert torch.allclose(imported(own_ids, torch.ones_like(own_ids))[0], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

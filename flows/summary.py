@@ -134,7 +134,7 @@ def _state(card: dict[str, Any]) -> str:
 
 
 def served_lines(card: dict[str, Any]) -> list[str]:
-    """What is served in place of the judged release, and how plain questions fared."""
+    """Lines on the release that is served in place of the judged one, and on the plain questions."""
     lines = []
     if "served" in card:
         served = card["served"]

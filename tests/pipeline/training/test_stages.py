@@ -314,7 +314,7 @@ def test_the_encoder_learns_from_the_base_and_its_projection(world: World) -> No
 
 
 def test_an_encoder_whose_body_is_not_trained_is_its_base_with_a_projection(world: World) -> None:
-    config = replace(ENCODER, train_body=False, projection="judgments", similarity_weight=0.0)
+    config = replace(ENCODER, train_body=False, projection="similarities", similarity_weight=0.0)
     made = encoder.make(
         world.workspace,
         config,

@@ -142,7 +142,7 @@ def test_scores_of_a_split_read_its_texts_alone(world: World, tmp_path: Path, mo
         read.append(len(texts))
         return tokenise(tokenizer, texts, *rest)
 
-    monkeypatch.setattr(batches, "tokenise", counted)
+    monkeypatch.setattr(pair_tokens, "tokenise", counted)
     made = teacher_scores.score(tmp_path, model=world.teacher, data=world.data, pairs=world.pairs, split="valid")
     assert read == [QUERIES // 3, QUERIES // 3 * LIST]
     found = pq.read_table(made.file("scores.parquet"))

@@ -90,6 +90,7 @@ def reindex(
         "release": new.fingerprint,
         "live": pointer is not None and pointer.release == new.fingerprint,
         "documents": searchable.vectors.metrics["documents"],
+        **{name: item for name, item in searchable.vectors.metrics.items() if name == "with_vectors"},
         "embedded": searchable.vectors.metrics["embedded"],
         "reused": searchable.vectors.metrics["reused"],
         "bytes_per_document": searchable.index.metrics["bytes_per_document"],

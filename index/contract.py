@@ -133,7 +133,8 @@ def with_filters(
     if isinstance(ann, faiss.IndexRefine):  # A fast scan takes no selector.
         return stats, {"filters": []}
     points = tuning.filters(ann, matrix, index.queries, config.recall, config.seed)
-    log.info("index: filters are searched inside it from %s rows on", points[-1].rows if points else "no number of")
+    if points:
+        log.info("index: filters that %d documents or more pass are searched inside it", points[-1].rows)
     crossover = tuple((point.rows, point.nprobe) for point in points)
     return replace(stats, filters=crossover), {"filters": [point.to_dict() for point in points]}
 

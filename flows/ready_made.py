@@ -103,14 +103,13 @@ def bundles(
         ConfigError: two models of different languages; an encoder that cannot read the documents.
         ArtifactError: ONNX gives other scores than PyTorch.
     """
-    from pipeline.export import sample
-    from pipeline.export.graph import GraphShape
+    from pipeline.export import bundle, sample
     from pipeline.models import import_stage, ready_made, scripts
 
     roots = {role: ready_made.root_of(name) for role, name in models.named.items()}
     loaded: dict[str, Any] = {role: getattr(ready_made, role)(root, models.options) for role, root in roots.items()}
     for model in loaded.values():
-        GraphShape.of(model.model.config)
+        bundle.check_exportable(model)
     readable = {role: scripts.Readable(roots[role], model.tokenizer.to_str()) for role, model in loaded.items()}
     if len(readable) > 1:
         scripts.check_one_language(readable["ranker"], readable["encoder"])

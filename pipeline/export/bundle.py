@@ -25,7 +25,7 @@ from tokenizers import Tokenizer
 
 from pipeline.artifacts import Artifact, Staging
 from pipeline.config import ExportConfig, Precision
-from pipeline.export import graph, parity, precision, sample
+from pipeline.export import graph, parity, precision, sample, traced
 from pipeline.export.graph import Floats, GraphShape
 from pipeline.export.sample import Input, Reader, Sample, Templates
 from pipeline.export.traced import TracedModel
@@ -109,7 +109,7 @@ class ExportSource:
         if isinstance(self.shape, TracedModel):
             return self.shape.graph(kind, keep)
         if isinstance(self.model, CrossEncoder):
-            return graph.ranker(self.shape, self.weights, kind, keep)
+            return graph.ranker(self.shape, self.weights, kind, keep, label=self.model.label)
         head = self.model.head
         return graph.encoder(self.shape, self.weights, kind, keep, pooling=head.pooling, activation=head.activation)
 
@@ -133,6 +133,8 @@ class ExportSource:
         words.append(sorted(f"{name} {part}" for name, parts in kept.items() for part in parts))
         if isinstance(self.model, BiEncoder) and self.model.head.to_dict():
             words.append(self.model.head.to_dict())
+        if isinstance(self.model, CrossEncoder) and self.model.label is not None:
+            words.append({"label": self.model.label})
         if isinstance(self.shape, TracedModel):
             words.append(self.shape.digest_words)
         digest.update(json.dumps(words, sort_keys=True).encode())
@@ -259,6 +261,15 @@ def _write(path: Path, value: Any) -> None:
 
 def _array(value: torch.Tensor) -> Floats:
     return value.detach().float().cpu().numpy()
+
+
+def check_exportable(model: CrossEncoder | BiEncoder) -> None:
+    """Raises ConfigError for a model of which no ONNX graph can be written."""
+    config = model.model.config
+    if family_of(config).has_graph:
+        GraphShape.of(config)
+    else:
+        traced.check(config)
 
 
 def _shape(model: CrossEncoder | BiEncoder) -> GraphShape | TracedModel:

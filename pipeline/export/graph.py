@@ -125,17 +125,23 @@ class GraphShape:
 
 
 def ranker(
-    shape: GraphShape, weights: Mapping[str, Floats], precision: Precision, keep: Collection[str] = ()
+    shape: GraphShape,
+    weights: Mapping[str, Floats],
+    precision: Precision,
+    keep: Collection[str] = (),
+    *,
+    label: int | None = None,
 ) -> onnx.ModelProto:
     """The graph of a cross-encoder: inputs (batch, tokens) int64, output `score` (batch,) float32.
 
     Args:
         weights: the body's parameters by the names that BERT has in transformers (`embeddings.…`, `encoder.layer.…`,
             and `embeddings.mapping.…` where embeddings are narrower than the body), and the head's: `head.dense.weight`
-            and `.bias` before the activation, `head.out.weight` (1, hidden) and `.bias` (1,).
+            and `.bias` before the activation, `head.out.weight` (labels, hidden) and `.bias` (labels,).
         precision: fp16 keeps residuals, normalisation, softmax and head in fp32; int8 and w8 all but the products of
             weights.
         keep: parts of the model (see `GraphShape.parts`) that stay fp32 in an int8 or w8 graph.
+        label: the label of relevance where there are several; see `cross_encoder.one_score`.
     """
     write = _Writer(shape, weights, precision, keep)
     states = write.embeddings()
@@ -143,7 +149,14 @@ def ranker(
         states = write.layer(number, states)
     first = write.last_layer(shape.layers - 1, states)  # (batch, 1, hidden)
     pooled = write.activation(shape.head_activation, write.head(write.squeeze(first), "head.dense"))  # (batch, hidden)
-    return write.finish("score", write.squeeze(write.head(pooled, "head.out")), ["batch"])
+    logits = write.head(pooled, "head.out")  # (batch, labels)
+    if label is None:
+        return write.finish("score", write.squeeze(logits), ["batch"])
+    others = [number for number in range(len(weights["head.out.bias"])) if number != label]
+    chosen = write.node("Gather", logits, write.axis(label), axis=1)  # (batch, 1)
+    rest = write.node("Gather", logits, write.axis(*others), axis=1)
+    rest = write.node("ReduceLogSumExp", rest, axes=[1], keepdims=1)
+    return write.finish("score", write.squeeze(write.node("Sub", chosen, rest)), ["batch"])
 
 
 def encoder(

@@ -26,7 +26,7 @@ from pipeline.export import graph
 from pipeline.models import packed
 from pipeline.models.base_models import quiet
 from pipeline.models.bi_encoder import BiEncoder
-from pipeline.models.cross_encoder import CrossEncoder
+from pipeline.models.cross_encoder import CrossEncoder, one_score
 from pipeline.models.families import family_of
 
 HEAD = "head"
@@ -74,11 +74,11 @@ class _Layer(nn.Module):
 class _Score(nn.Module):
     def __init__(self, owner: CrossEncoder) -> None:
         super().__init__()
-        self.model, self.family = owner.model, owner.family
+        self.model, self.family, self.label = owner.model, owner.family, owner.label
 
     def forward(self, states: Tensor, mask: Tensor) -> Tensor:
         states = self.family.finish(self.model.base_model, states)
-        return self.family.score(self.model, self.family.pooled(self.model.config, states, mask))[:, 0]
+        return one_score(self.family.score(self.model, self.family.pooled(self.model.config, states, mask)), self.label)
 
 
 class _Vector(nn.Module):

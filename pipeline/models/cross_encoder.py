@@ -84,6 +84,8 @@ class CrossEncoder(nn.Module):
         self.template = template
         self.gaps = nn.Parameter(_inverse_softplus(values.diff()).float())
         """(grades − 1,) softplus gives the distance between neighbouring thresholds."""
+        self.label: int | None = None
+        """The label of relevance of a ready-made head of several; None for a head that gives one score."""
         self.fresh: tuple[str, ...] = ()
         """Names of the parameters that the base did not have, so that no training has touched them yet."""
 
@@ -138,24 +140,30 @@ class CrossEncoder(nn.Module):
             MissingError: no model in this folder.
         """
         model_folder = base_models.folder(folder / "model")
-        base_models.check_head(model_folder)
         try:
             head = json.loads((folder / "head.json").read_text(encoding="utf-8"))
             thresholds, template = ascending(head["thresholds"]), PairTemplate.from_dict(head["template"])
+            label = None if head.get("label") is None else int(head["label"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ArtifactError(f"{folder / 'head.json'}: not readable ({error!r}); train the model again") from error
+        if label is None:
+            base_models.check_head(model_folder)
         with base_models.quiet():
             model = AutoModelForSequenceClassification.from_pretrained(
                 model_folder, dtype=torch.float32, attn_implementation=tokenizers.attention(), trust_remote_code=False
             )
-        return cls(model, tokenizers.load_tokenizer(model_folder), template, thresholds).eval()
+        encoder = cls(model, tokenizers.load_tokenizer(model_folder), template, thresholds).eval()
+        encoder.label = label
+        return encoder
 
     def save(self, folder: Path) -> None:
         """Writes `model/` and `head.json` into a folder that exists."""
         with base_models.quiet():
             self.model.save_pretrained(folder / "model")
         tokenizers.save_tokenizer(self.hub_tokenizer, folder / "model", self.template.max_tokens)
-        head = {"thresholds": self.thresholds.tolist(), "template": self.template.to_dict()}
+        head: dict[str, Any] = {"thresholds": self.thresholds.tolist(), "template": self.template.to_dict()}
+        if self.label is not None:
+            head["label"] = self.label
         write_atomically(folder / "head.json", json.dumps(head, indent=1) + "\n", json.loads)
 
     @property
@@ -341,12 +349,26 @@ class CrossEncoder(nn.Module):
         """
         scores = next(self.parameters()).new_empty(0)
         if last is not None:
-            scores = self.family.score(self.model, last)[:, 0].float()
+            scores = one_score(self.family.score(self.model, last).float(), self.label)
         rows = len(first[0]) if first else len(scores)
         states = (
             torch.stack([each.float() for each in first], dim=1) if first else scores.new_empty(rows, 0, self.hidden)
         )
         return Reading(scores, states, token_states)
+
+
+def one_score(logits: Tensor, label: int | None) -> Tensor:
+    """(batch,) one raw score of a head's output.
+
+    Args:
+        logits: (batch, labels).
+        label: the label of relevance, whose log-odds against all others are taken: their sigmoid is its softmax
+            probability. None takes the only one.
+    """
+    if label is None:
+        return logits[:, 0]
+    others = [number for number in range(logits.shape[1]) if number != label]
+    return logits[:, label] - logits[:, others].logsumexp(1)
 
 
 @dataclass(frozen=True, slots=True)

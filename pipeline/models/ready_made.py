@@ -98,6 +98,13 @@ def encoder(root: Path, options: ReadyMadeOptions | None = None) -> BiEncoder:
         log.info("%s: its vectors have no unit length; ours do, which changes no cosine", root)
     head = Head(pooling=_pooling(root, modules), activation=activation)
     dense = _cut(root, dense)
+    similarity = _json(root / "config_sentence_transformers.json").get("similarity_fn_name")
+    if "Normalize" not in modules and similarity == "dot":
+        raise ConfigError(
+            f"{root}: compares vectors by their dot product, and they have no unit length; the vectors here have, so "
+            "the order would be another. Say cosine as similarity_fn_name in config_sentence_transformers.json to take "
+            "that"
+        )
     widths = _widths(root, options, body_config, dense.out_features)
     return BiEncoder(model, tokenizer, dense, query, document, widths, head).eval()
 
@@ -133,12 +140,14 @@ def ranker(root: Path, options: ReadyMadeOptions | None = None) -> CrossEncoder:
     if report["missing_keys"]:
         raise MissingError(f"{place}: its weights lack {sorted(report['missing_keys'])[:3]}; give the whole model")
     _check_vocabulary(place, tokenizer, model)
-    _one_score(place, model, options.label)
+    relevant = _one_score(place, model, options.label)
     max_tokens = _max_tokens(options.max_tokens, tokenizer, config)
     template = tokenizers.pair_template(tokenizer, config, max_tokens, 1)
     room = max_tokens - template.special_tokens
     template = replace(template, max_query_tokens=room - 1, longest_first=True)  # As sentence-transformers cuts.
-    return CrossEncoder(model, tokenizer, template, [0.0]).eval()
+    encoder = CrossEncoder(model, tokenizer, template, [0.0]).eval()
+    encoder.label = relevant
+    return encoder
 
 
 def _folder(place: Path) -> Path:
@@ -214,6 +223,8 @@ def _pooling(root: Path, modules: Mapping[str, str]) -> Pooling:
         return "mean"
     path = root / modules["Pooling"] / "config.json"
     config = _json(path)
+    if config.get("include_prompt", True) is not True:
+        raise ConfigError(f"{path}: include_prompt is false, and prompts are always pooled here; take another model")
     mode = config.get("pooling_mode")
     modes = {key for key, value in config.items() if key.startswith("pooling_mode_") and value is True}
     if isinstance(mode, str):
@@ -333,34 +344,52 @@ def _check_vocabulary(place: Path, tokenizer: Any, model: Any) -> None:
         )
 
 
-def _one_score(place: Path, model: Any, label: str) -> None:
-    """Leaves a head that gives one score, in place.
+def _one_score(place: Path, model: Any, label: str) -> int | None:
+    """Leaves a head of one or two labels with one score, in place; returns the label of relevance of a longer one.
 
     Raises:
-        ConfigError: more than two labels, or two of which none is stated to be relevance.
+        ConfigError: several labels of which none is stated to be relevance, or a saved activation that is not known.
     """
+    activation = _activation(place, model)
     count = int(model.config.num_labels)
     names = {int(number): str(name) for number, name in model.config.id2label.items()}
     linear = family_of(model.config).score_layer(model)
-    if count == 2:
+    alone = model.config.problem_type == "multi_label_classification" or activation == "Sigmoid"
+    if count == 2 or (count > 2 and alone):
         chosen = _relevant(place, names, label)
+        other = 0.0 if alone else 1.0  # Labels that exclude each other share a softmax.
         with torch.no_grad():
-            weight = (linear.weight[chosen] - linear.weight[1 - chosen])[None]
-            bias = (linear.bias[chosen] - linear.bias[1 - chosen])[None]
+            weight = (linear.weight[chosen] - other * linear.weight[1 - chosen if count == 2 else 0])[None]
+            bias = (linear.bias[chosen] - other * linear.bias[1 - chosen if count == 2 else 0])[None]
         linear.weight, linear.bias, linear.out_features = nn.Parameter(weight), nn.Parameter(bias), 1
-    elif count != 1:
-        raise ConfigError(
-            f"{place / 'config.json'}: the head has {count} labels ({', '.join(names.values())}); a ranker has one "
-            "score, or two labels of which one is relevance"
-        )
+    elif count > 2:
+        return _relevant(place, names, label)
     model.config.num_labels = 1
     model.config.problem_type = None
     model.config.sentence_transformers = {"activation_fn": "torch.nn.modules.linear.Identity"}
     model.num_labels = 1
+    return None
+
+
+def _activation(place: Path, model: Any) -> str:
+    """The function that the folder says to put on the head's output: Identity, Sigmoid or Softmax.
+
+    Raises:
+        ConfigError: another function, whose values the service cannot give.
+    """
+    saved = _json(place / "config_sentence_transformers.json").get("activation_fn")
+    saved = (getattr(model.config, "sentence_transformers", None) or {}).get("activation_fn", saved)
+    name = str(saved or getattr(model.config, "sbert_ce_default_activation_function", None) or "Identity")
+    if name.rsplit(".", 1)[-1] not in ("Identity", "Sigmoid", "Softmax"):
+        raise ConfigError(
+            f"{place}: its scores go through {name}; known are Identity and Sigmoid (the service gives both, as raw "
+            "and as plain scores). Save it with activation_fn=torch.nn.Identity() where the order alone counts"
+        )
+    return name.rsplit(".", 1)[-1]
 
 
 def _relevant(place: Path, names: Mapping[int, str], label: str) -> int:
-    """The number of the label of relevance among two.
+    """The number of the label of relevance among several.
 
     Raises:
         ConfigError: the caller's is unknown, or neither or both of the labels mean relevance by their name.

@@ -137,9 +137,14 @@ def test_a_real_encoder_has_the_vectors_of_sentence_transformers(tmp_path: Path)
 
 
 def two_labels(folder: Path) -> Path:
-    path = body(folder, "bert", head=2) / "config.json"
+    return labelled(folder, "irrelevant", "relevant")
+
+
+def labelled(folder: Path, *labels: str) -> Path:
+    """A cross-encoder with these labels, of which number 1 is relevance."""
+    path = body(folder, "bert", head=len(labels)) / "config.json"
     config = json.loads(path.read_text())
-    names = {"0": "irrelevant", "1": "relevant"}
+    names = {str(number): label for number, label in enumerate(labels)}
     config |= {"id2label": names, "label2id": {name: int(number) for number, name in names.items()}}
     path.write_text(json.dumps(config))
     return folder
@@ -158,6 +163,7 @@ RANKERS: dict[str, Callable[[Path], Path]] = {
     "albert": lambda folder: body(folder / "model", "albert", head=1),
     "two labels": lambda folder: two_labels(folder / "model"),
     "a saved activation": with_activation,
+    "three labels": lambda folder: labelled(folder / "model", "contradiction", "entailment", "neutral"),
 }
 
 
@@ -171,7 +177,7 @@ def test_scores_are_those_of_sentence_transformers(layout: str, tmp_path: Path) 
         queries = ("steel deck", " ".join(["angle bracket"] * 20), " ".join(["steel deck gauge"] * 25))
         scores = np.concatenate([ours.scores(query, TEXTS) for query in queries])
         pairs = [(query, text) for query in queries for text in TEXTS]
-        if layout == "two labels":
+        if layout.endswith("labels"):
             reference = theirs.predict(pairs, show_progress_bar=False, apply_softmax=True)[:, 1]
             assert 1 / (1 + np.exp(-scores)) == pytest.approx(reference, abs=1e-5)
         else:
@@ -289,7 +295,7 @@ def test_half_a_model_is_refused_and_nothing_is_made(case: str, tmp_path: Path) 
         (0, "", "no head that gives a score"),
         (2, "", "of the labels LABEL_0, LABEL_1 none is known"),
         (2, "good", "'good' is not among them"),
-        (3, "", "the head has 3 labels"),
+        (3, "", "of the labels LABEL_0, LABEL_1, LABEL_2 none is known"),
     ],
 )
 def test_a_head_of_unknown_meaning_is_refused(head: int, label: str, message: str, tmp_path: Path) -> None:
@@ -308,3 +314,53 @@ def test_a_named_label_is_taken(tmp_path: Path) -> None:
         scores.append(ours.scores("steel deck", TEXTS))
         ours.close()
     assert scores[0] == pytest.approx([-score for score in scores[1]], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("file", "keys", "message"),
+    [
+        ("config.json", {"sentence_transformers": {"activation_fn": "torch.nn.modules.activation.Tanh"}}, "go through"),
+        ("config_sentence_transformers.json", {"activation_fn": "torch.nn.modules.activation.ReLU"}, "go through"),
+    ],
+)
+def test_a_ranker_whose_values_cannot_be_given_is_refused(
+    file: str, keys: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    folder = body(tmp_path / "model", "bert", head=1)
+    known = json.loads((folder / file).read_text()) if (folder / file).exists() else {}
+    (folder / file).write_text(json.dumps(known | keys))
+    with pytest.raises(ConfigError, match=message):
+        import_stage.ranker(tmp_path / "workspace", str(folder), ReadyMadeOptions())
+    assert not list((tmp_path / "workspace").rglob("manifest.json"))
+
+
+@pytest.mark.parametrize(
+    ("file", "keys", "message"),
+    [
+        ("config_sentence_transformers.json", {"similarity_fn_name": "dot"}, "dot product"),
+        ("1_Pooling/config.json", {"include_prompt": False}, "include_prompt"),
+    ],
+)
+def test_an_encoder_whose_order_would_change_is_refused(
+    file: str, keys: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    folder = saved(tmp_path, "bert", "mean")
+    path = folder / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | keys))
+    with pytest.raises(ConfigError, match=message):
+        import_stage.encoder(tmp_path / "workspace", str(folder), ReadyMadeOptions())
+    assert not list((tmp_path / "workspace").rglob("manifest.json"))
+
+
+def test_a_label_of_several_that_do_not_exclude_each_other_keeps_its_own_score(tmp_path: Path) -> None:
+    with base_models.quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        folder = labelled(tmp_path / "model", "spam", "relevant", "long")
+        config = json.loads((folder / "config.json").read_text()) | {"problem_type": "multi_label_classification"}
+        (folder / "config.json").write_text(json.dumps(config))
+        theirs = library.CrossEncoder(str(folder), device="cpu")
+        ours = engine(tmp_path, import_stage.ranker(tmp_path, str(folder), ReadyMadeOptions()))
+        pairs = [("steel deck", text) for text in TEXTS]
+        reference = theirs.predict(pairs, show_progress_bar=False, activation_fn=torch.nn.Identity())[:, 1]
+        assert ours.scores("steel deck", TEXTS) == pytest.approx(reference, abs=1e-5)
+    ours.close()

@@ -2,6 +2,7 @@
 
 POST /rerank /v1/rerank /v2/rerank    with `texts`: text-embeddings-inference; with `documents`: Cohere, Jina, Voyage
 POST /search  GET /search?q=          our own: three lists for a query
+GET  /document?id=                    our own: one document with its neighbours
 POST /v1/embeddings  POST /embed      OpenAI; text-embeddings-inference
 POST /                                huggingface_hub, which posts to the address itself
 GET  /v1/models /info                 the models that are served
@@ -20,7 +21,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from serving.api import admin, embeddings, health, info, json_io, pages, rerank, root, schemas, search
+from serving.api import admin, document, embeddings, health, info, json_io, pages, rerank, root, schemas, search
 from serving.api.json_io import Json, refusal
 from serving.api.middleware import ServiceMiddleware
 from serving.api.paths import UNKNOWN, Access, find
@@ -72,7 +73,7 @@ def create(lifecycle: Lifecycle, *, metrics: Path | None = None, tracing: Tracin
         },
     )
     app.state.service = service
-    for module in (rerank, search, embeddings, root, info, health, pages):
+    for module in (rerank, search, document, embeddings, root, info, health, pages):
         app.include_router(module.router)
     if settings.admin_keys:
         app.include_router(admin.router)

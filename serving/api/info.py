@@ -125,5 +125,7 @@ async def info(request: Request) -> Response:
             "documents": 0 if "/search" in searcher.unanswered else len(searcher.documents),
             "unanswered": searcher.unanswered,
             "examples": searcher.examples,
+            "fields": searcher.fields,
+            "max_results": settings.max_results,
         }
     )

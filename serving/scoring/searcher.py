@@ -50,7 +50,7 @@ from serving.scoring.reranker import Caches, Embedder, Reranker, Vector, relevan
 from serving.scoring.snippets import snippets
 
 EXAMPLES = 6
-MAX_EXAMPLE = 70
+MAX_EXAMPLE = 45
 PING_S = 5.0
 
 MAX_FIELDS = 100

@@ -186,6 +186,23 @@ def test_random_letters_fit_nothing_and_known_words_do(lifecycle: Lifecycle, mon
     assert sum(bool(value) for value in fits) <= len(fits) * (1 - noise.SHARE) + 1
 
 
+def test_a_document_opens_with_those_nearest_to_it(client: TestClient, lifecycle: Lifecycle, tiny: Any) -> None:
+    searcher, models = lifecycle.current, tiny.models[lifecycle.current.release]
+    answer = client.get("/document", params={"id": "d5", "neighbours": 4}).json()
+    document = searcher.documents.get(5)
+    assert (answer["title"], answer["text"], answer["cut"]) == (document.title, document.text, False)
+    assert answer["fields"] == document.extra
+    rows = [searcher.documents.get(row) for row in range(len(searcher.documents))]
+    vectors = {item.doc_id: models.vector(document_text(item.title, item.text)) for item in rows}
+    cosines = {name: float(vector @ vectors["d5"]) for name, vector in vectors.items() if name != "d5"}
+    assert [near["score"] for near in answer["neighbours"]] == pytest.approx(
+        sorted(cosines.values(), reverse=True)[:4], abs=1e-4
+    )
+    assert client.get("/document", params={"id": "../d5/\x00"}).status_code == 404
+    refused(client.get("/document"), "id")
+    refused(client.get("/document", params={"id": "d5", "neighbours": 51}), "neighbours")
+
+
 def test_an_unknown_key_of_a_search_names_the_nearest(client: TestClient) -> None:
     refused(client.post("/search", json={"query": "q", "filter": {"year": 1}}), "'filter' is not known; did you mean")
     refused(client.post("/search", json={"query": "q", "topn": 3}), "did you mean top_n?")

@@ -121,6 +121,10 @@ def test_the_page_shows_three_lists_in_a_browser(server: Server, tmp_path: Path)
         section = page.split(f'<section class="list" data-list="{name}"')[1].split("</section>")[0]
         assert section.count("<li ") == 10, name
         assert " ms</span>" in section
+        assert section.count('class="open"') == 10
+    assert section.count("Open and why") == 10
+    assert section.count("ranker 0.") + section.count("ranker 1.") == 10
+    assert 'aria-pressed="false"' in page.split('id="facets"')[1].split("</div>")[0]
     # A document that is called <script>alert(1)</script> is shown, not run.
     assert "&lt;<mark>script</mark>&gt;" in page or "&lt;script&gt;alert(1)" in page
     assert "<img" not in page
@@ -135,3 +139,16 @@ def test_the_list_of_endpoints_is_drawn_in_a_browser(server: Server, tmp_path: P
     page = browse(f"{server.url}/docs", tmp_path)
     for path in ("/rerank", "/v1/rerank", "/search", "/v1/embeddings", "/v1/models", "/readyz", "/metrics"):
         assert f"<code>{path}</code>" in page
+    assert page.count('<details class="post" open="">') + page.count('<details class="get" open="">') == 1
+    assert page.count('<pre class="curl">curl -s \'http') == page.count("<details")
+
+
+@pytest.mark.chromium
+def test_a_document_opens_in_a_browser(server: Server, tmp_path: Path) -> None:
+    page = browse(f"{server.url}/?q=a+list&doc=d5", tmp_path)
+    dialog = page.split("<dialog")[1].split("</dialog>")[0]
+    assert "<h2>&lt;script&gt;alert(1)&lt;/script&gt;</h2>" in dialog
+    assert "&lt;img src=x onerror=alert(2)&gt;" in dialog
+    assert dialog.count('class="near"') == 5
+    assert "<th>year</th><td>2005</td>" in dialog
+    assert "<img" not in page

@@ -1,5 +1,6 @@
 """The listening socket, which all worker processes of one service share."""
 
+import contextlib
 import ctypes
 import errno
 import logging
@@ -16,8 +17,8 @@ log = logging.getLogger(__name__)
 BACKLOG = 2048
 """Connections that the kernel holds until they are accepted."""
 
-SO_ATTACH_FILTER = 26
-"""Socket option of Linux that runs a program of the classic Berkeley Packet Filter on each packet."""
+SO_ATTACH_FILTER, SO_DETACH_FILTER = 26, 27
+"""Socket options of Linux: run a program of the classic Berkeley Packet Filter on each packet, and end that."""
 DROP_NEW_CONNECTIONS = b"".join(
     struct.pack("HBBI", *instruction)
     for instruction in (
@@ -77,6 +78,13 @@ def refuse_new(listener: socket.socket) -> None:
         )
     except OSError as error:  # A sandbox may forbid filters.
         log.warning("new connections cannot be held off while the service stops (%s)", error)
+
+
+def accept_new(listener: socket.socket) -> None:
+    """Ends what `refuse_new` began. A worker that ended alone leaves its filter on the shared socket."""
+    if sys.platform.startswith("linux"):
+        with contextlib.suppress(OSError):  # There is none.
+            listener.setsockopt(socket.SOL_SOCKET, SO_DETACH_FILTER, 0)
 
 
 def has_waiting(listener: socket.socket) -> bool:

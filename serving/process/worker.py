@@ -20,7 +20,7 @@ from pipeline.errors import RelevanceError
 from serving.api import app as apps
 from serving.observability.metrics import Metrics
 from serving.process.http_protocol import ConnectionLimits, LimitedProtocol
-from serving.process.listener import BACKLOG, has_waiting, refuse_new
+from serving.process.listener import BACKLOG, accept_new, has_waiting, refuse_new
 from serving.process.logs import write_log
 from serving.rollout.lifecycle import Lifecycle
 from serving.runtime.processor import cores
@@ -91,27 +91,36 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, draining: threading.Event, pulse: Callable[[], bool]) -> None:
         super().__init__(config)
         self._draining, self._pulse = draining, pulse
+        self._is_replaced = False
+        """Whether this process ends alone, so that others accept the connections that wait."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         for listener in sockets or []:
             listener.listen(BACKLOG)  # asyncio has set it to what it accepts at once.
+            accept_new(listener)
 
     async def on_tick(self, counter: int) -> bool:
         if counter % 10 == 0 and not self._pulse():  # Ticks are a tenth of a second apart.
-            self.should_exit = True
+            self.should_exit = self._is_replaced = True
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Accepts what the kernel has taken, answers it, and closes the connections; see `LimitedProtocol`."""
         self._draining.set()
-        for listener in sockets or []:
-            refuse_new(listener)
-        await asyncio.sleep(HANDSHAKE_S)
-        until = asyncio.get_running_loop().time() + ACCEPT_S
-        while any(map(has_waiting, sockets or [])) and asyncio.get_running_loop().time() < until:
-            await asyncio.sleep(0.01)
+        if not self._is_replaced:
+            await _accept_all(sockets or [])
         await super().shutdown(sockets)
+
+
+async def _accept_all(listeners: list[socket.socket]) -> None:
+    """Waits until the server has accepted every connection that the kernel has taken; it takes no more."""
+    for listener in listeners:
+        refuse_new(listener)
+    await asyncio.sleep(HANDSHAKE_S)
+    until = asyncio.get_running_loop().time() + ACCEPT_S
+    while any(map(has_waiting, listeners)) and asyncio.get_running_loop().time() < until:
+        await asyncio.sleep(0.01)
 
 
 def _pulse(settings: Settings, lifecycle: Lifecycle, beat: Beat, metrics: Metrics) -> bool:

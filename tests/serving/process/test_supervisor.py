@@ -137,6 +137,20 @@ def test_a_single_worker_that_hangs_is_replaced(tiny: Any) -> None:
     assert server.stop() == 0
 
 
+def test_a_service_answers_again_after_its_only_worker_was_ended_by_a_signal(tiny: Any) -> None:
+    """A worker that ends refuses new connections at the socket that its successor accepts from."""
+    server = start(tiny.path)
+    try:
+        (worker,) = server.workers
+        os.kill(worker, signal.SIGTERM)
+        server.logged(lambda line: "starting it again" in line["message"])
+        answer = httpx.get(f"{server.url}/livez", timeout=60)
+        assert answer.status_code == 200
+        assert server.workers != [worker]
+    finally:
+        assert server.stop() == 0
+
+
 def test_a_truncated_release_is_named_when_its_worker_dies(fresh: Any) -> None:
     """The files of a release are memory-mapped: who truncates one in place kills the process that reads it."""
     release = fresh.publish(1)

@@ -171,7 +171,7 @@ def _remembered(models: ReadyMadeModels, workspace: Path) -> str:
 
 
 def _memory(workspace: Path) -> dict[str, Any]:
-    """What is remembered; nothing where the file is missing or damaged, as it can be made again."""
+    """The remembered requests and widths; none where the file is missing or damaged, as it can be made again."""
     empty: dict[str, Any] = {"requests": {}, "widths": {}}
     try:
         memory = json.loads((workspace / MEMORY).read_text(encoding="utf-8"))

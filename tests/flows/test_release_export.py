@@ -35,7 +35,7 @@ def exported(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def output(engine_of: Path, folder: Path, role: str) -> tuple[np.ndarray, np.ndarray]:
-    """What the card's five lines give in the exported folder, and what our engine gives for the same texts."""
+    """The output of the card's five lines in the exported folder, and our engine's for the same texts."""
     lines = exported_card.code((folder / role / "README.md").read_text(encoding="utf-8"))
     assert len(lines.splitlines()) == 5
     name = "score" if role == "ranker" else "vector"

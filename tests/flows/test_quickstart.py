@@ -95,7 +95,9 @@ def test_two_folders_are_served_and_the_second_start_imports_no_torch(folders: d
             search = ask(server, "/search", {"query": "steel"})
             assert search["code"] == 404
             assert "no documents to search" in search["message"]
-            assert list(ask(server, "/v1/models")["unanswered"]) == ["/search"]
+            unanswered = ask(server, "/v1/models")["unanswered"]
+            assert "/search" in unanswered
+            assert not {"/rerank", "/embed"} & set(unanswered)
             answers.append((ranked, vectors))
     assert answers[0] == answers[1]
     assert len(listing.releases(tmp_path / "workspace")["releases"]) == 1

@@ -220,7 +220,7 @@ class SemanticIndex:
         return wanted
 
     def neighbours(self, row: int, k: int) -> list[Hit]:
-        """At most k documents nearest to the one in this row by their stored vectors, without itself.
+        """The k documents, or fewer, that are nearest to the one in this row by their stored vectors, without itself.
 
         Raises:
             SchemaError: there is no such row.

@@ -32,7 +32,7 @@ PORT = 8377
 def run(*arguments: str, folder: Path) -> None:
     """Prints and runs one `relevance` command; its progress goes to standard error."""
     print(f"$ relevance {' '.join(arguments)}", flush=True)
-    subprocess.run([sys.executable, "-m", "flows.cli", *arguments], cwd=folder, check=True)
+    subprocess.run([sys.executable, "-P", "-m", "flows.cli", *arguments], cwd=folder, check=True)
 
 
 def post(path: str, body: Any) -> Any:
@@ -69,7 +69,7 @@ def main(model: str, folder: Path) -> None:
     run("releases", "list", folder=folder)
     print(f"$ relevance serve --port {PORT} &", flush=True)
     environment = {**os.environ, "RELEVANCE_PORT": str(PORT)}
-    service = subprocess.Popen([sys.executable, "-m", "flows.cli", "serve"], cwd=folder, env=environment)
+    service = subprocess.Popen([sys.executable, "-P", "-m", "flows.cli", "serve"], cwd=folder, env=environment)
     try:
         wait_until_ready(service)
         found = post("/search", {"query": "something to boil tea", "top_n": 3})

@@ -31,9 +31,12 @@ def search(query: str, workspace: Path, *, release: str = "live", top: int = 10)
 def rerank(query: str, file: Path, workspace: Path, *, release: str = "live") -> dict[str, Any]:
     """Orders a file's texts by relevance to the query, best first; each has its line number and raw score.
 
+    Where every JSON line has a BM25 `score`, the order is the fused one of `search`, and `score` the fused score.
+
     Raises:
         MissingError: no such file or release.
-        SchemaError: the file is not UTF-8, holds no text, or a JSON line cannot be used.
+        SchemaError: the file is not UTF-8, holds no text, or a JSON line or its score cannot be used.
+        NotServedError: there are BM25 scores, and the release has no fusion.
     """
     from serving.runtime.engine import Engine
     from serving.scoring.reranker import relevance
@@ -43,8 +46,11 @@ def rerank(query: str, file: Path, workspace: Path, *, release: str = "live") ->
         raise SchemaError("the query is empty; write what to look for in quotes")
     texts = _texts(file)
     opened = releases.Releases(workspace).open(release)
-    engine = Engine(releases.part(opened, "ranker").path)
-    scores = engine.scores(query, [item for _, item in texts])
+    bm25 = _bm25(file, texts)
+    if bm25 is None:
+        scores = ranker = Engine(releases.part(opened, "ranker").path).scores(query, [item for _, item, _ in texts])
+    else:
+        scores, ranker = _fused(opened.path, query, [item for _, item, _ in texts], bm25)
     order = sorted(range(len(texts)), key=lambda row: -scores[row])
     return {
         "query": query,
@@ -53,7 +59,7 @@ def rerank(query: str, file: Path, workspace: Path, *, release: str = "live") ->
             {
                 "line": texts[row][0],
                 "score": scores[row],
-                "relevance": relevance(scores[row]),
+                "relevance": relevance(ranker[row]),
                 "text": texts[row][1],
             }
             for row in order
@@ -61,8 +67,35 @@ def rerank(query: str, file: Path, workspace: Path, *, release: str = "live") ->
     }
 
 
-def _texts(file: Path) -> list[tuple[int, str]]:
-    """Line number, from 1, and text of each line that is not blank."""
+def _fused(release: Path, query: str, texts: list[str], bm25: list[float]) -> tuple[list[float], list[float]]:
+    """Fused scores of the texts, and the ranker's."""
+    from serving.runtime.admission import RequestOptions
+    from serving.runtime.deadline import Deadline
+    from serving.scoring.searcher import Searcher
+
+    fused = Searcher(release, verify=False).fused(query, texts, bm25, RequestOptions(Deadline.never()))
+    return fused.values, list(fused.ranker)
+
+
+def _bm25(file: Path, texts: list[tuple[int, str, Any]]) -> list[float] | None:
+    """The first-stage scores of all lines; None where no line has one.
+
+    Raises:
+        SchemaError: only some lines have one, or one is not a finite number of at least 0.
+    """
+    if all(score is None for _, _, score in texts):
+        return None
+    for number, _, score in texts:
+        if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score < 1e300:
+            raise SchemaError(
+                f"{file}, line {number}: score is {json.dumps(score)[:60]}; a BM25 score is a number of at least 0 on "
+                "every line, or on none"
+            )
+    return [float(score) for _, _, score in texts]
+
+
+def _texts(file: Path) -> list[tuple[int, str, Any]]:
+    """Line number, from 1, text and first-stage score (None where it has none) of each line that is not blank."""
     try:
         lines = text.split_lines(text.read_text(file))
     except FileNotFoundError as error:
@@ -73,14 +106,15 @@ def _texts(file: Path) -> list[tuple[int, str]]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        body = line
+        body, score = line, None
         if file.suffix.lower() in (".jsonl", ".ndjson"):
             try:
                 row = json.loads(line)
                 body = text.document_text(_value(row, "title", ""), _value(row, "text"))
+                score = row.get("score")
             except (ValueError, KeyError, TypeError) as error:
                 raise SchemaError(f"{file}, line {number}: not a JSON object with a key text ({error})") from error
-        texts.append((number, text.clean(body)))
+        texts.append((number, text.clean(body), score))
     if not texts:
         raise SchemaError(f"{file}: holds no text; write one a line")
     return texts

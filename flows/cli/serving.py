@@ -185,12 +185,14 @@ def search(
 @app.command()
 def rerank(
     query: str,
-    file: Annotated[Path, typer.Argument(help="Texts to rank: one a line, or JSON lines with text (and title).")],
+    file: Annotated[
+        Path, typer.Argument(help="Texts to rank: one a line, or JSON lines with text (title, BM25 score).")
+    ],
     workspace: Workspace = DEFAULT_WORKSPACE,
     release: Release = "live",
     as_json: Json = False,
 ) -> None:
-    """Orders the texts of a file by their relevance to a query."""
+    """Orders the texts of a file by their relevance to a query; with a BM25 score on each line as search would."""
     from flows import ask
 
     results = ask.rerank(query, file, existing(workspace), release=release)

@@ -10,6 +10,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from index.document_store import DocumentStore
+from pipeline import releases
 from tests.flows.conftest import Trained
 
 
@@ -53,7 +55,31 @@ def test_rerank_reads_json_lines_and_names_the_line_it_cannot_use(trained: Train
     texts = tmp_path / "texts.jsonl"
     texts.write_text('{"title": "a", "text": "b"}\n{"body": "c"}\n', encoding="utf-8")
     _refused(_run("rerank", "q", texts, "--workspace", trained.workspace), 2, "line 2", "text")
+    texts.write_text('{"text": "b", "score": 1}\n{"text": "c"}\n', encoding="utf-8")
+    _refused(_run("rerank", "q", texts, "--workspace", trained.workspace), 2, "line 2", "BM25 score is a number")
+    texts.write_text('{"text": "b", "score": -1}\n', encoding="utf-8")
+    _refused(_run("rerank", "q", texts, "--workspace", trained.workspace), 2, "line 1", "score is -1")
     _refused(_run("rerank", "q", tmp_path / "none", "--workspace", trained.workspace), 2, "no such file")
+
+
+def test_rerank_with_bm25_scores_has_the_order_of_a_search(trained: Trained, tmp_path: Path) -> None:
+    where = ("--workspace", trained.workspace, "--json")
+    found = json.loads(_run("search", "red knife", *where, "--top", "1000").stdout)
+    bm25 = {hit["doc_id"]: hit["score"] for hit in found["lexical"]}
+    assert found["candidates"] == len(found["reranked"])  # The whole pool, as features are relative to it.
+    store = DocumentStore.load(releases.part(trained.outcome.release, "documents").path)
+    hits = sorted(found["reranked"], key=lambda hit: hit["doc_id"])
+    lines = []
+    for hit in hits:
+        document = store.get(store.row_of(hit["doc_id"]))
+        score = bm25.get(hit["doc_id"], 0.0)
+        lines.append(json.dumps({"title": document.title, "text": document.text, "score": score}))
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text("\n".join(lines), encoding="utf-8")
+    results = json.loads(_run("rerank", "red knife", texts, *where).stdout)["results"]
+    fused = {hit["doc_id"]: hit["score"] for hit in hits}
+    given = [fused[hits[result["line"] - 1]["doc_id"]] for result in results]
+    assert [result["score"] for result in results] == pytest.approx(given, abs=1e-4)
 
 
 def test_data_in_place_of_a_recipe_is_answered_with_init(tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def write_whole_documents(documents: Artifact, path: Path) -> bool:
     if python_docs.SUMMARY not in table.column_names:
         return False
     path.parent.mkdir(parents=True, exist_ok=True)
-    schema.write(python_docs.whole(table), path, "documents")
+    schema.write(python_docs.with_summaries(table), path, "documents")
     return True
 
 

@@ -109,7 +109,7 @@ def build(matrix: Any, config: IndexConfig, held_out: HeldOutQueries | None) -> 
             "recall_queries": len(queries),
             "recall_measured_on": "held-out queries" if held_out else "documents",
             "p50_ms": point.p50_ms,
-            "recall_curve": [asdict(one) for one in points],
+            "recall_curve": [asdict(point) for point in points],
             **({"refused": tried} if tried else {}),
         }
         return ContractIndex(ann=ann, chosen=candidate, point=point, metrics=metrics, queries=queries)

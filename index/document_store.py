@@ -116,7 +116,7 @@ class DocumentStore:
         """
         documents = []
         for row in rows:
-            fields = self._documents.one("SELECT doc_id, title, text, extra FROM documents WHERE row = ?", int(row))
+            fields = self._documents.first("SELECT doc_id, title, text, extra FROM documents WHERE row = ?", int(row))
             if fields is None:
                 raise MissingError(f"{self._path}: no document in row {row}; there are rows 0 to {self._rows - 1}")
             doc_id, title, text, extra = fields
@@ -125,7 +125,7 @@ class DocumentStore:
 
     def row_of(self, doc_id: str) -> int | None:
         """The row of the document with this id; None where there is none."""
-        row = self._documents.one("SELECT row FROM documents WHERE doc_id = ?", doc_id)
+        row = self._documents.first("SELECT row FROM documents WHERE doc_id = ?", doc_id)
         return None if row is None else int(row[0])
 
     def rows_where(self, filters: Mapping[str, Sequence[Value]]) -> Rows:
@@ -230,7 +230,7 @@ class _StoreReader:
                 ) from error
             raise damaged(self._path, error) from error
 
-    def one(self, query: str, value: int | str) -> tuple[Any, ...] | None:
+    def first(self, query: str, value: int | str) -> tuple[Any, ...] | None:
         """The first row of a query, or None."""
         return next(iter(self.all(query, value)), None)
 
@@ -246,8 +246,8 @@ def value_text(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, float | Decimal) and math.isfinite(value):
         exact = Decimal(repr(value)) if isinstance(value, float) else value
-        whole = exact == exact.to_integral_value()
-        return str(int(exact)) if whole else f"{exact:f}".rstrip("0")
+        is_integer = exact == exact.to_integral_value()
+        return str(int(exact)) if is_integer else f"{exact:f}".rstrip("0")
     return str(value)
 
 

@@ -127,7 +127,7 @@ class RunDepth:
 
 
 def write_run(
-    path: Path, found: Iterable[tuple[str, Sequence[Hit]]], system: str, depth: RunDepth
+    path: Path, hits_of_queries: Iterable[tuple[str, Sequence[Hit]]], system: str, depth: RunDepth
 ) -> Mapping[str, Any]:
     """Writes the hits of each query as a run table, rank from 1, and returns the counts to report.
 
@@ -141,7 +141,7 @@ def write_run(
     ranks: list[int] = []
     scores: list[float] = []
     queries = empty = 0
-    for query_id, searched in found:
+    for query_id, searched in hits_of_queries:
         hits = depth.kept(query_id, searched)
         queries += 1
         empty += not hits

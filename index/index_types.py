@@ -97,14 +97,14 @@ def choices(rows: int, dimensions: int, config: IndexConfig) -> list[IndexType]:
         compressed.append(inverted(codes, size, reason))
     if rows < config.flat_below and exact.bytes_per_document <= limit:
         return [exact]
-    fitting = [one for one in compressed if one.bytes_per_document <= limit]
+    fitting = [choice for choice in compressed if choice.bytes_per_document <= limit]
     if not fitting:
-        smallest = min(one.bytes_per_document for one in compressed)
+        smallest = min(choice.bytes_per_document for choice in compressed)
         raise ConfigError(
             f"index.bytes_per_document is {limit:g}: the smallest index of {rows:,} documents and {dimensions} "
             f"dimensions takes {smallest:.1f} bytes a document; raise the limit or lower encoder.dimensions"
         )
-    return [fitting[0], *(one for one in (fp32, exact) if one.bytes_per_document <= limit)]
+    return [fitting[0], *(choice for choice in (fp32, exact) if choice.bytes_per_document <= limit)]
 
 
 def build(chosen: IndexType, matrix: Any, seed: int) -> Any:

@@ -211,8 +211,8 @@ class LexicalIndex:
         """
         shares: list[dict[str, float]] = [{} for _ in rows]
         for term, part in self._parts(query, np.asarray(rows, self._rows.dtype)):
-            for place in np.flatnonzero(part):
-                shares[place][term] = float(part[place])
+            for number in np.flatnonzero(part):
+                shares[number][term] = float(part[number])
         return shares
 
     def _parts(self, query: str, wanted: npt.NDArray[Any]) -> Iterator[tuple[str, npt.NDArray[np.float32]]]:

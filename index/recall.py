@@ -20,28 +20,28 @@ BLOCK = 1 << 16
 Vectors = npt.NDArray[np.float32]
 
 
-def _recalls(ann: Any, matrix: Vectors, facts: IndexStats, seed: int) -> dict[str, Any]:
+def _recalls(ann: Any, matrix: Vectors, stats: IndexStats, seed: int) -> dict[str, Any]:
     """Recall at 10 and 100, and for inverted lists at 10 by the number of lists visited."""
-    if facts.rows < 2:
+    if stats.rows < 2:
         return {}
-    rows = np.sort(np.random.default_rng(seed).permutation(facts.rows)[:RECALL_QUERIES])
-    nearest = _nearest(matrix, rows, min(101, facts.rows))
-    found = {f"recall_at_{k}": recall(ann, matrix, rows, nearest, k) for k in (10, 100)}
-    if not facts.nprobe:
-        return found
+    rows = np.sort(np.random.default_rng(seed).permutation(stats.rows)[:RECALL_QUERIES])
+    nearest = _nearest(matrix, rows, min(101, stats.rows))
+    recalls = {f"recall_at_{k}": recall(ann, matrix, rows, nearest, k) for k in (10, 100)}
+    if not stats.nprobe:
+        return recalls
     curve = {}
     for nprobe in (1, 4, 16, 64, 256):
         if nprobe <= ann.nlist:
             ann.nprobe = nprobe
             curve[str(nprobe)] = recall(ann, matrix, rows, nearest, 10)
-    if found["recall_at_10"] < ENOUGH_RECALL:
+    if recalls["recall_at_10"] < ENOUGH_RECALL:
         log.warning(
             "index: a search finds %.3f of the nearest 10; raise index.nprobe from %d (recall by nprobe: %s)",
-            found["recall_at_10"],
-            facts.nprobe,
+            recalls["recall_at_10"],
+            stats.nprobe,
             curve,
         )
-    return {**found, "recall_at_10_by_nprobe": curve}
+    return {**recalls, "recall_at_10_by_nprobe": curve}
 
 
 def _nearest(matrix: Vectors, rows: Sequence[int] | npt.NDArray[np.int64], k: int) -> Vectors:
@@ -63,9 +63,9 @@ def recall(ann: Any, matrix: Vectors, rows: Sequence[int] | npt.NDArray[np.int64
     """
     k = min(k, nearest.shape[1] - 1)
     queries = np.ascontiguousarray(matrix[rows], np.float32)
-    _, found = ann.search(queries, k + 1)
+    _, answers = ann.search(queries, k + 1)
     shares = []
-    for row, query, answer, bound in zip(rows, queries, found, nearest[:, k], strict=True):
-        others = answer[(answer >= 0) & (answer != row)][:k]
-        shares.append(np.count_nonzero(matrix[others] @ query >= bound - 1e-6) / k)
+    for row, query, answer, bound in zip(rows, queries, answers, nearest[:, k], strict=True):
+        neighbours = answer[(answer >= 0) & (answer != row)][:k]
+        shares.append(np.count_nonzero(matrix[neighbours] @ query >= bound - 1e-6) / k)
     return round(float(np.mean(shares)), 4)

@@ -107,7 +107,7 @@ class SemanticIndex:
     """Searches an `index` artifact; one index serves all threads of a process."""
 
     def __init__(
-        self, ann: Any, facts: IndexStats, doc_ids: list[str], rows: npt.NDArray[np.int64] | None = None
+        self, ann: Any, stats: IndexStats, doc_ids: list[str], rows: npt.NDArray[np.int64] | None = None
     ) -> None:
         """
         Args:
@@ -115,7 +115,7 @@ class SemanticIndex:
             rows: their rows among all documents, ascending; None where every document has a vector.
         """
         self._ann = ann
-        self.facts = facts
+        self.stats = stats
         self.doc_ids = doc_ids
         self._rows = rows
 
@@ -128,26 +128,26 @@ class SemanticIndex:
             ArtifactError: a damaged file, by name, or files that do not belong together.
         """
         artifact = artifacts.load(path, KIND, verify=verify)
-        facts = _facts(artifact.file("index.json"))
+        stats = _read_stats(artifact.file("index.json"))
         doc_ids = read_ids(artifact.file("rows.parquet"))
         ann = read_ann(artifact.file("vectors.faiss"))
-        if not (ann.ntotal == facts.rows == len(doc_ids) and ann.d == facts.dimensions):
+        if not (ann.ntotal == stats.rows == len(doc_ids) and ann.d == stats.dimensions):
             raise ArtifactError(
                 f"{path}: vectors.faiss has {ann.ntotal} vectors of {ann.d} dimensions, index.json says "
-                f"{facts.rows} of {facts.dimensions}, rows.parquet has {len(doc_ids)}; build the index again"
+                f"{stats.rows} of {stats.dimensions}, rows.parquet has {len(doc_ids)}; build the index again"
             )
         rows = read_document_rows(artifact.file("rows.parquet"))
-        if (rows is None) != (not facts.documents) or (rows is not None and rows[-1] >= facts.documents):
+        if (rows is None) != (not stats.documents) or (rows is not None and rows[-1] >= stats.documents):
             raise ArtifactError(
                 f"{path}: rows.parquet and index.json do not agree on which of the documents have vectors; build the "
                 "index again"
             )
-        return cls(ann, facts, doc_ids, rows)
+        return cls(ann, stats, doc_ids, rows)
 
     @property
     def encoder_digest(self) -> str:
         """Digest of the encoder that made the vectors; only its query vectors may be searched."""
-        return self.facts.encoder_digest
+        return self.stats.encoder_digest
 
     def search(self, vector: npt.ArrayLike, k: int) -> list[Hit]:
         """Finds at most k documents, nearest first; of equally near ones the first row first.
@@ -168,7 +168,7 @@ class SemanticIndex:
             return [[] for _ in queries]
         with one_thread():
             scores, rows = self._ann.search(queries, k)
-        return [self._hits(*found) for found in zip(scores, rows, strict=True)]
+        return [self._hits(*list_of_query) for list_of_query in zip(scores, rows, strict=True)]
 
     def search_among(self, vector: npt.ArrayLike, k: int, rows: npt.NDArray[np.int64]) -> list[Hit]:
         """`search` among these rows alone.
@@ -182,14 +182,14 @@ class SemanticIndex:
             SchemaError: there is no such row.
         """
         query = self._checked(np.asarray(vector, np.float32)[None])[0]
-        places, _ = self._places(self._checked_rows(rows))
-        k = max(min(k, len(places)), 0)
-        nprobe = next((nprobe for least, nprobe in self.facts.filters if len(places) >= least), None)
+        positions, _ = self._positions(self._checked_rows(rows))
+        k = max(min(k, len(positions)), 0)
+        nprobe = next((nprobe for least, nprobe in self.stats.filters if len(positions) >= least), None)
         if nprobe is not None and k:
-            hits = self._hits(*search_selected(self._ann, query, k, Selection(len(self.doc_ids), places, nprobe)))
+            hits = self._hits(*search_selected(self._ann, query, k, Selection(len(self.doc_ids), positions, nprobe)))
             if len(hits) == k:
                 return hits
-        return self._hits(similarities(self._ann, query, places), places)[:k]
+        return self._hits(similarities(self._ann, query, positions), positions)[:k]
 
     def similarities(self, vector: npt.ArrayLike, rows: Sequence[int] | npt.NDArray[np.int64]) -> Vectors:
         """Cosine of the query with each of these documents, (rows,), by their stored vectors; 0 where there is none.
@@ -199,22 +199,22 @@ class SemanticIndex:
             SchemaError: there is no such row.
         """
         query = self._checked(np.asarray(vector, np.float32)[None])[0]
-        places, has = self._places(self._checked_rows(rows))
+        positions, has = self._positions(self._checked_rows(rows))
         cosines = np.zeros(len(has), np.float32)
-        cosines[has] = similarities(self._ann, query, places)
+        cosines[has] = similarities(self._ann, query, positions)
         return cosines
 
-    def _places(self, rows: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    def _positions(self, rows: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
         """The positions of the vectors of those rows that have one, and which rows these are, (rows,)."""
         if self._rows is None:
             return rows, np.ones(len(rows), bool)
-        places = np.minimum(np.searchsorted(self._rows, rows), len(self._rows) - 1)
-        has = self._rows[places] == rows
-        return places[has], has
+        positions = np.minimum(np.searchsorted(self._rows, rows), len(self._rows) - 1)
+        has = self._rows[positions] == rows
+        return positions[has], has
 
     def _checked_rows(self, rows: Sequence[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         wanted = np.asarray(rows, np.int64)
-        total = self.facts.documents or len(self.doc_ids)
+        total = self.stats.documents or len(self.doc_ids)
         if len(wanted) and (wanted.min() < 0 or wanted.max() >= total):
             raise SchemaError(f"rows {wanted.min()} to {wanted.max()} are asked for; there are 0 to {total - 1}")
         return wanted
@@ -233,9 +233,9 @@ class SemanticIndex:
 
     def _checked(self, vectors: npt.ArrayLike) -> Vectors:
         queries: Vectors = np.ascontiguousarray(vectors, np.float32)
-        if queries.ndim != 2 or queries.shape[1] != self.facts.dimensions:
+        if queries.ndim != 2 or queries.shape[1] != self.stats.dimensions:
             raise ArtifactError(
-                f"query vectors of shape {queries.shape[1:]}, documents have {self.facts.dimensions} dimensions; "
+                f"query vectors of shape {queries.shape[1:]}, documents have {self.stats.dimensions} dimensions; "
                 "use the encoder and the index of one release"
             )
         if not np.isfinite(queries).all():
@@ -247,8 +247,8 @@ class SemanticIndex:
         order = np.lexsort((rows[real], -scores[real]))
         pairs = zip(rows[real][order].tolist(), scores[real][order].tolist(), strict=True)
         if self._rows is None:
-            return [Hit(place, self.doc_ids[place], score) for place, score in pairs]
-        return [Hit(int(self._rows[place]), self.doc_ids[place], score) for place, score in pairs]
+            return [Hit(position, self.doc_ids[position], score) for position, score in pairs]
+        return [Hit(int(self._rows[position]), self.doc_ids[position], score) for position, score in pairs]
 
 
 def read_ann(path: Path) -> Any:
@@ -297,7 +297,7 @@ def run(
         semantic = SemanticIndex.load(index.path, verify=False)
         queries = list(judged_queries(data, splits).items())
 
-        def found() -> Iterator[tuple[str, list[Hit]]]:
+        def lists() -> Iterator[tuple[str, list[Hit]]]:
             with progress.bar("Searching vectors", len(queries), "queries") as advance:
                 for start in range(0, len(queries), BATCH):
                     query_ids, texts = zip(*queries[start : start + BATCH], strict=True)
@@ -305,13 +305,13 @@ def run(
                     yield from zip(query_ids, hits, strict=True)
                     advance(len(texts))
 
-        return write_run(staging.folder / "run.parquet", found(), system, listed)
+        return write_run(staging.folder / "run.parquet", lists(), system, listed)
 
     inputs = {"index": index, "data": data}
     return RUN.make(workspace, config=settings, inputs=inputs, build=build)
 
 
-def _facts(path: Path) -> IndexStats:
+def _read_stats(path: Path) -> IndexStats:
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
         fields["filters"] = tuple((int(least), int(nprobe)) for least, nprobe in fields.get("filters", ()))

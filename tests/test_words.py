@@ -49,3 +49,40 @@ def test_each_class_name_is_defined_once() -> None:
             if isinstance(node, ast.ClassDef):
                 places[node.name].append(f"{path.relative_to(ROOT)}:{node.lineno}")
     assert {name: where for name, where in places.items() if len(where) > 1} == {}
+
+
+UNCLEAR = frozenset(
+    re.findall(r"\w+", "place places found facts told made asked said one whole others taught lesson lessons")
+)
+"""Names that do not say what they hold; a value has the name of its content, such as indices, scores or manifest."""
+NAMED_BY_CONTENT = ("pipeline", "index", "serving/runtime", "serving/scoring")
+ALLOWED_NAMES = {
+    ("pipeline/data/unlabelled.py", "asked"),  # Names of a stage's inputs are part of its fingerprint.
+    ("pipeline/training/teacher_scores.py", "others"),
+}
+
+
+def _bound_names(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Line and name of each variable, parameter, attribute, function and class that a module defines."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.lineno, node.id
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            yield node.lineno, node.attr
+        elif isinstance(node, ast.arg):
+            yield node.lineno, node.arg
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield node.lineno, node.name
+
+
+@pytest.mark.parametrize("package", NAMED_BY_CONTENT)
+def test_values_have_the_name_of_what_they_hold(package: str) -> None:
+    files = sorted((ROOT / package).rglob("*.py"))
+    assert files
+    unclear = [
+        f"{path.relative_to(ROOT)}:{line} {name}"
+        for path in files
+        for line, name in _bound_names(ast.parse(path.read_text(encoding="utf-8")))
+        if name.strip("_") in UNCLEAR and (str(path.relative_to(ROOT)), name) not in ALLOWED_NAMES
+    ]
+    assert unclear == []

@@ -51,9 +51,9 @@ A bi-encoder that turns a text into one vector of unit length.
 
 def code(card: str) -> str:
     """The five lines in the ONNX section of a card."""
-    found = re.search(r"## ONNX.*?```python\n(.*?)\n```", card, re.DOTALL)
-    assert found, "a card of this module has the section"
-    return found[1]
+    code = re.search(r"## ONNX.*?```python\n(.*?)\n```", card, re.DOTALL)
+    assert code, "a card of this module has the section"
+    return code[1]
 
 
 def write(folder: Path, role: str, bundle: Mapping[str, Any], source: str) -> None:

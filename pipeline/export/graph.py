@@ -152,9 +152,9 @@ def ranker(
     logits = write.head(pooled, "head.out")  # (batch, labels)
     if label is None:
         return write.finish("score", write.squeeze(logits), ["batch"])
-    others = [number for number in range(len(weights["head.out.bias"])) if number != label]
+    other_labels = [number for number in range(len(weights["head.out.bias"])) if number != label]
     chosen = write.node("Gather", logits, write.axis(label), axis=1)  # (batch, 1)
-    rest = write.node("Gather", logits, write.axis(*others), axis=1)
+    rest = write.node("Gather", logits, write.axis(*other_labels), axis=1)
     rest = write.node("ReduceLogSumExp", rest, axes=[1], keepdims=1)
     return write.finish("score", write.squeeze(write.node("Sub", chosen, rest)), ["batch"])
 

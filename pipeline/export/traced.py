@@ -56,8 +56,8 @@ class _Embeddings(nn.Module):
         self.body, self.family = owner.model.base_model, family_of(owner.model.config)
 
     def forward(self, ids: Tensor, types: Tensor | None) -> Tensor:
-        places = torch.arange(ids.shape[1], device=ids.device)[None] + self.family.first_position(self.body.config)
-        return self.family.embed(self.body, ids, types, places.expand(ids.shape[0], -1))
+        positions = torch.arange(ids.shape[1], device=ids.device)[None] + self.family.first_position(self.body.config)
+        return self.family.embed(self.body, ids, types, positions.expand(ids.shape[0], -1))
 
 
 class _Layer(nn.Module):

@@ -90,21 +90,21 @@ def family(path: Path) -> ModelFamily:
     return family_of(model_type(path), str(path))
 
 
-def check_files(place: Path) -> None:
+def check_files(root: Path) -> None:
     """Refuses a folder whose model cannot be read without running its code, or whose tokenizer does not fit.
 
     Raises:
         ConfigError: code in the folder, weights as .bin only, or a tokenizer with more tokens than embeddings.
         MissingError: no weights.
     """
-    config = json.loads((place / "config.json").read_text(encoding="utf-8"))
+    config = json.loads((root / "config.json").read_text(encoding="utf-8"))
     if "auto_map" in config:
         raise ConfigError(
-            f"{place / 'config.json'}: auto_map names code that comes with the model, which is not run here; take a "
+            f"{root / 'config.json'}: auto_map names code that comes with the model, which is not run here; take a "
             "model of a family that transformers knows"
         )
-    check_weights(place)
-    path = place / "tokenizer.json"
+    check_weights(root)
+    path = root / "tokenizer.json"
     if path.is_file() and "vocab_size" in config:
         tokens = max(Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True).values(), default=-1) + 1
         if tokens > config["vocab_size"]:
@@ -114,22 +114,22 @@ def check_files(place: Path) -> None:
             )
 
 
-def check_weights(place: Path, name: str = "model.safetensors") -> None:
+def check_weights(root: Path, name: str = "model.safetensors") -> None:
     """Refuses a folder without weights that can be read safely.
 
     Raises:
         ConfigError: weights in pickle files only.
         MissingError: no weights.
     """
-    if (place / name).is_file() or (place / f"{name}.index.json").is_file():
+    if (root / name).is_file() or (root / f"{name}.index.json").is_file():
         return
-    pickles = sorted(path.name for path in place.glob("*.bin"))
+    pickles = sorted(path.name for path in root.glob("*.bin"))
     if pickles:
         raise ConfigError(
-            f"{place}: its weights are {', '.join(pickles[:3])}, a format that can run code when it is read; convert "
+            f"{root}: its weights are {', '.join(pickles[:3])}, a format that can run code when it is read; convert "
             "it where you trust the file: AutoModel.from_pretrained(FOLDER).save_pretrained(FOLDER) writes safetensors"
         )
-    raise MissingError(f"{place}: holds no {name}; give the whole model")
+    raise MissingError(f"{root}: holds no {name}; give the whole model")
 
 
 def check_head(path: Path) -> None:

@@ -367,8 +367,8 @@ def one_score(logits: Tensor, label: int | None) -> Tensor:
     """
     if label is None:
         return logits[:, 0]
-    others = [number for number in range(logits.shape[1]) if number != label]
-    return logits[:, label] - logits[:, others].logsumexp(1)
+    other_labels = [number for number in range(logits.shape[1]) if number != label]
+    return logits[:, label] - logits[:, other_labels].logsumexp(1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,9 +52,9 @@ def root_of(name: str) -> Path:
     Raises:
         MissingError: there is none.
     """
-    place = Path(name)
-    if (place / "modules.json").is_file():
-        return place
+    path = Path(name)
+    if (path / "modules.json").is_file():
+        return path
     return base_models.folder(name)
 
 
@@ -68,23 +68,23 @@ def encoder(root: Path, options: ReadyMadeOptions | None = None) -> BiEncoder:
     """
     options = options or ReadyMadeOptions()
     modules = _modules(root)
-    place = _folder(root / modules.get("Transformer", ""))
-    body_config = AutoConfig.from_pretrained(place, trust_remote_code=False)
-    tokenizer = tokenizers.load_tokenizer(place)
+    path = _folder(root / modules.get("Transformer", ""))
+    body_config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    tokenizer = tokenizers.load_tokenizer(path)
     with base_models.quiet():
         model = AutoModel.from_pretrained(
-            place,
+            path,
             config=body_config,
             **({"add_pooling_layer": False} if family_of(body_config).optional_pooler else {}),
             dtype=torch.float32,
             attn_implementation=tokenizers.attention(),
             trust_remote_code=False,
         )
-    _check_vocabulary(place, tokenizer, model)
-    settings = _json(place / "sentence_bert_config.json")
+    _check_vocabulary(path, tokenizer, model)
+    settings = _json(path / "sentence_bert_config.json")
     if settings.get("do_lower_case") and tokenizer.tokenize("A") != tokenizer.tokenize("a"):
         raise ConfigError(
-            f"{place / 'sentence_bert_config.json'}: do_lower_case is true and the tokenizer keeps capitals; set "
+            f"{path / 'sentence_bert_config.json'}: do_lower_case is true and the tokenizer keeps capitals; set "
             "do_lower_case in tokenizer_config.json and save the tokenizer again"
         )
     limit = options.max_tokens or int(settings.get("max_seq_length") or 0)
@@ -120,17 +120,17 @@ def ranker(root: Path, options: ReadyMadeOptions | None = None) -> CrossEncoder:
         MissingError: half a model; names the file.
     """
     options = options or ReadyMadeOptions()
-    place = _folder(root)
-    config = AutoConfig.from_pretrained(place, trust_remote_code=False)
+    path = _folder(root)
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     if not any("ForSequenceClassification" in name for name in config.architectures or ()):
         raise ConfigError(
-            f"{place / 'config.json'}: architectures is {config.architectures}, so the model has no head that gives a "
+            f"{path / 'config.json'}: architectures is {config.architectures}, so the model has no head that gives a "
             "score; give the folder of a cross-encoder"
         )
-    tokenizer = tokenizers.load_tokenizer(place)
+    tokenizer = tokenizers.load_tokenizer(path)
     with base_models.quiet():
         model, report = AutoModelForSequenceClassification.from_pretrained(
-            place,
+            path,
             config=config,
             dtype=torch.float32,
             attn_implementation=tokenizers.attention(),
@@ -138,9 +138,9 @@ def ranker(root: Path, options: ReadyMadeOptions | None = None) -> CrossEncoder:
             output_loading_info=True,
         )
     if report["missing_keys"]:
-        raise MissingError(f"{place}: its weights lack {sorted(report['missing_keys'])[:3]}; give the whole model")
-    _check_vocabulary(place, tokenizer, model)
-    relevant = _one_score(place, model, options.label)
+        raise MissingError(f"{path}: its weights lack {sorted(report['missing_keys'])[:3]}; give the whole model")
+    _check_vocabulary(path, tokenizer, model)
+    relevant = _one_score(path, model, options.label)
     max_tokens = _max_tokens(options.max_tokens, tokenizer, config)
     template = tokenizers.pair_template(tokenizer, config, max_tokens, 1)
     room = max_tokens - template.special_tokens
@@ -150,25 +150,25 @@ def ranker(root: Path, options: ReadyMadeOptions | None = None) -> CrossEncoder:
     return encoder
 
 
-def _folder(place: Path) -> Path:
+def _folder(path: Path) -> Path:
     """A folder with config, weights and tokenizer, all of which can be read without running its code.
 
     Raises:
         ConfigError: code in the folder, or weights as .bin only.
         MissingError: a file is missing.
     """
-    if not (place / "config.json").is_file():
-        raise MissingError(f"{place}: holds no config.json; give the folder that transformers saved")
-    config = _json(place / "config.json")
-    base_models.check_files(place)
-    if "serve" not in base_models.family(place).offers:
+    if not (path / "config.json").is_file():
+        raise MissingError(f"{path}: holds no config.json; give the folder that transformers saved")
+    config = _json(path / "config.json")
+    base_models.check_files(path)
+    if "serve" not in base_models.family(path).offers:
         raise ConfigError(
-            f"{place}: a {config['model_type']} model can teach, but not be served; take one of the kinds "
+            f"{path}: a {config['model_type']} model can teach, but not be served; take one of the kinds "
             f"{', '.join(known_types())}"
         )
-    if not (place / "tokenizer.json").is_file() and not any(place.glob("vocab*")) and not any(place.glob("*.model")):
-        raise MissingError(f"{place}: holds no tokenizer; save tokenizer.json beside the weights")
-    return place
+    if not (path / "tokenizer.json").is_file() and not any(path.glob("vocab*")) and not any(path.glob("*.model")):
+        raise MissingError(f"{path}: holds no tokenizer; save tokenizer.json beside the weights")
+    return path
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -249,24 +249,24 @@ def _dense(root: Path, modules: Mapping[str, str], hidden: int) -> tuple[nn.Line
             linear.weight.copy_(torch.eye(hidden))
             linear.bias.zero_()
         return linear, "identity"
-    place = root / modules["Dense"]
-    name = str(_json(place / "config.json").get("activation_function", "Identity")).rsplit(".", 1)[-1]
+    path = root / modules["Dense"]
+    name = str(_json(path / "config.json").get("activation_function", "Identity")).rsplit(".", 1)[-1]
     if name not in _ACTIVATIONS:
         raise ConfigError(
-            f"{place / 'config.json'}: activation_function {name} is not known; known are {', '.join(_ACTIVATIONS)}"
+            f"{path / 'config.json'}: activation_function {name} is not known; known are {', '.join(_ACTIVATIONS)}"
         )
-    base_models.check_weights(place)
+    base_models.check_weights(path)
     try:
-        values = load_file(place / "model.safetensors")
+        values = load_file(path / "model.safetensors")
         weight = values["linear.weight"]
         linear = nn.Linear(weight.shape[1], weight.shape[0])
         with torch.no_grad():
             linear.weight.copy_(weight)
             linear.bias.copy_(values.get("linear.bias", torch.zeros(weight.shape[0])))
     except (OSError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ConfigError(f"{place / 'model.safetensors'}: not a linear layer ({error})") from error
+        raise ConfigError(f"{path / 'model.safetensors'}: not a linear layer ({error})") from error
     if linear.in_features != hidden:
-        raise ConfigError(f"{place}: projects states of {linear.in_features} numbers, the model's have {hidden}")
+        raise ConfigError(f"{path}: projects states of {linear.in_features} numbers, the model's have {hidden}")
     return linear, _ACTIVATIONS[name]
 
 
@@ -331,7 +331,7 @@ def _max_tokens(limit: int, tokenizer: Any, config: Any) -> int:
     return limit or min(positions, stated if stated < 1e6 else DEFAULT_TOKENS)
 
 
-def _check_vocabulary(place: Path, tokenizer: Any, model: Any) -> None:
+def _check_vocabulary(path: Path, tokenizer: Any, model: Any) -> None:
     """
     Raises:
         ConfigError: the tokenizer has ids that the embeddings lack.
@@ -339,31 +339,31 @@ def _check_vocabulary(place: Path, tokenizer: Any, model: Any) -> None:
     rows = int(model.get_input_embeddings().weight.shape[0])
     if len(tokenizer) > rows:
         raise ConfigError(
-            f"{place}: its tokenizer has {len(tokenizer)} tokens and its embeddings {rows} rows; they are not of one "
+            f"{path}: its tokenizer has {len(tokenizer)} tokens and its embeddings {rows} rows; they are not of one "
             "model"
         )
 
 
-def _one_score(place: Path, model: Any, label: str) -> int | None:
+def _one_score(path: Path, model: Any, label: str) -> int | None:
     """Leaves a head of one or two labels with one score, in place; returns the label of relevance of a longer one.
 
     Raises:
         ConfigError: several labels of which none is stated to be relevance, or a saved activation that is not known.
     """
-    activation = _activation(place, model)
+    activation = _activation(path, model)
     count = int(model.config.num_labels)
     names = {int(number): str(name) for number, name in model.config.id2label.items()}
     linear = family_of(model.config).score_layer(model)
     alone = model.config.problem_type == "multi_label_classification" or activation == "Sigmoid"
     if count == 2 or (count > 2 and alone):
-        chosen = _relevant(place, names, label)
+        chosen = _relevant(path, names, label)
         other = 0.0 if alone else 1.0  # Labels that exclude each other share a softmax.
         with torch.no_grad():
             weight = (linear.weight[chosen] - other * linear.weight[1 - chosen if count == 2 else 0])[None]
             bias = (linear.bias[chosen] - other * linear.bias[1 - chosen if count == 2 else 0])[None]
         linear.weight, linear.bias, linear.out_features = nn.Parameter(weight), nn.Parameter(bias), 1
     elif count > 2:
-        return _relevant(place, names, label)
+        return _relevant(path, names, label)
     model.config.num_labels = 1
     model.config.problem_type = None
     model.config.sentence_transformers = {"activation_fn": "torch.nn.modules.linear.Identity"}
@@ -371,24 +371,24 @@ def _one_score(place: Path, model: Any, label: str) -> int | None:
     return None
 
 
-def _activation(place: Path, model: Any) -> str:
+def _activation(path: Path, model: Any) -> str:
     """The function that the folder says to put on the head's output: Identity, Sigmoid or Softmax.
 
     Raises:
         ConfigError: another function, whose values the service cannot give.
     """
-    saved = _json(place / "config_sentence_transformers.json").get("activation_fn")
+    saved = _json(path / "config_sentence_transformers.json").get("activation_fn")
     saved = (getattr(model.config, "sentence_transformers", None) or {}).get("activation_fn", saved)
     name = str(saved or getattr(model.config, "sbert_ce_default_activation_function", None) or "Identity")
     if name.rsplit(".", 1)[-1] not in ("Identity", "Sigmoid", "Softmax"):
         raise ConfigError(
-            f"{place}: its scores go through {name}; known are Identity and Sigmoid (the service gives both, as raw "
+            f"{path}: its scores go through {name}; known are Identity and Sigmoid (the service gives both, as raw "
             "and as plain scores). Save it with activation_fn=torch.nn.Identity() where the order alone counts"
         )
     return name.rsplit(".", 1)[-1]
 
 
-def _relevant(place: Path, names: Mapping[int, str], label: str) -> int:
+def _relevant(path: Path, names: Mapping[int, str], label: str) -> int:
     """The number of the label of relevance among several.
 
     Raises:
@@ -400,7 +400,7 @@ def _relevant(place: Path, names: Mapping[int, str], label: str) -> int:
         matches = [number for number, name in names.items() if name.lower() in RELEVANT]
     if len(matches) != 1:
         raise ConfigError(
-            f"{place / 'config.json'}: of the labels {', '.join(names.values())} none is known to be relevance"
+            f"{path / 'config.json'}: of the labels {', '.join(names.values())} none is known to be relevance"
             f"{f' ({label!r} is not among them)' if label else ''}; name it, on the command line with --label"
         )
     return matches[0]

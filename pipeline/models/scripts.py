@@ -23,12 +23,12 @@ _NAMES = {"CJK": "Han", "HIRAGANA": "Kana", "KATAKANA": "Kana"}
 
 def counts(texts: Iterable[str]) -> Counter[str]:
     """Script → number of texts whose first letter belongs to it, such as Latin, Han or Cyrillic."""
-    found: Counter[str] = Counter()
+    scripts: Counter[str] = Counter()
     for text in texts:
         letter = next(filter(str.isalpha, text), "")
         if letter:
-            found[_script(letter)] += 1
-    return found
+            scripts[_script(letter)] += 1
+    return scripts
 
 
 def vocabulary(tokenizer: str) -> Counter[str]:
@@ -83,10 +83,10 @@ def check_one_language(ranker: Readable, encoder: Readable) -> None:
             "README.md; take two models of one language"
         )
     tokens = {model.folder: vocabulary(model.tokenizer) for model in (ranker, encoder)}
-    for place, other in ((ranker.folder, encoder.folder), (encoder.folder, ranker.folder)):
-        if tokens[other] and not covers(tokens[place], script := tokens[other].most_common(1)[0][0]):
+    for folder, other in ((ranker.folder, encoder.folder), (encoder.folder, ranker.folder)):
+        if tokens[other] and not covers(tokens[folder], script := tokens[other].most_common(1)[0][0]):
             raise ConfigError(
-                f"{other} mostly reads {script} script, which the vocabulary of {place} lacks; take two models of one "
+                f"{other} mostly reads {script} script, which the vocabulary of {folder} lacks; take two models of one "
                 "language"
             )
 

@@ -83,7 +83,7 @@ def write(
     _json(folder / "3_Normalize" / "config.json", {})
 
 
-def leave_out_pooler(place: Path) -> None:
+def leave_out_pooler(folder: Path) -> None:
     """Says in a saved folder that the transformer has no pooler, where its class would add one.
 
     The weights of a bi-encoder hold none. Without this, sentence-transformers makes one at random, never uses it, and
@@ -93,9 +93,9 @@ def leave_out_pooler(place: Path) -> None:
 
     import transformers
 
-    (name,) = json.loads((place / "config.json").read_text(encoding="utf-8"))["architectures"]
+    (name,) = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"]
     if "add_pooling_layer" in inspect.signature(getattr(transformers, name)).parameters:
-        path = place / "sentence_bert_config.json"
+        path = folder / "sentence_bert_config.json"
         content = json.loads(path.read_text(encoding="utf-8"))
         _json(path, content | {"model_args": {"add_pooling_layer": False}})
 

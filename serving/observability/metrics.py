@@ -207,7 +207,7 @@ class _StateMetrics:
     def copy(self) -> None:
         """Copies the present counts into the metrics."""
         caches = self._lifecycle.caches
-        for cache, counts in (("scores", caches.scores.facts()), ("vectors", caches.vectors.facts())):
+        for cache, counts in (("scores", caches.scores.stats()), ("vectors", caches.vectors.stats())):
             for name, counter in self._counts.items():
                 self._advance(counter.labels(cache), (name, cache), getattr(counts, name))
             for name, gauge in self._sizes.items():
@@ -280,7 +280,7 @@ class _LoadMetrics:
     def copy(self) -> None:
         """Copies the present counts into the metrics."""
         scheduler, shared, current = self._lifecycle.scheduler, self._lifecycle.shared, self._lifecycle.loaded
-        queue = scheduler.facts()
+        queue = scheduler.stats()
         self._items.set(queue.items)
         self._tokens.set(queue.tokens)
         self._wait.set(queue.wait_s)
@@ -289,7 +289,7 @@ class _LoadMetrics:
             self._pace.labels(model.role).set(scheduler.runners * (model.pace.tokens_per_s or 0.0))
         sources: list[tuple[dict[str, Counter], Any]] = [(self._queue, queue)]
         if shared is not None:
-            sources.append((self._shared, shared.facts()))
+            sources.append((self._shared, shared.stats()))
             self._resting.set(shared.resting)
         for counters, totals in sources:
             for name, counter in counters.items():

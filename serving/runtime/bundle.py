@@ -64,8 +64,8 @@ class Bundle:
 
 
 def _widths(fields: Mapping[str, Any]) -> tuple[int, ...]:
-    whole = fields.get("dimensions") or 1
-    found = tuple(sorted({*(int(width) for width in fields.get("widths") or ()), whole}))
-    if found[0] < 1 or found[-1] > whole:
-        raise ValueError(f"widths {found} of {whole} dimensions")
-    return found
+    full_width = fields.get("dimensions") or 1
+    widths = tuple(sorted({*(int(width) for width in fields.get("widths") or ()), full_width}))
+    if widths[0] < 1 or widths[-1] > full_width:
+        raise ValueError(f"widths {widths} of {full_width} dimensions")
+    return widths

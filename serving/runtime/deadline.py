@@ -17,26 +17,26 @@ class _Leaving:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._told: list[Callable[[], None]] = []
+        self._on_cancel: list[Callable[[], None]] = []
         self.gone = False
 
     def tell(self, call: Callable[[], None]) -> None:
         with self._lock:
             if not self.gone:
-                self._told.append(call)
+                self._on_cancel.append(call)
                 return
         call()
 
     def forget(self, call: Callable[[], None]) -> None:
         with self._lock:
-            if call in self._told:
-                self._told.remove(call)
+            if call in self._on_cancel:
+                self._on_cancel.remove(call)
 
     def leave(self) -> None:
         with self._lock:
             self.gone = True
-            told, self._told = self._told, []
-        for call in told:
+            calls, self._on_cancel = self._on_cancel, []
+        for call in calls:
             call()
 
 

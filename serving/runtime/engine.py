@@ -158,8 +158,8 @@ class Engine:
             ConfigError: the bundle is a ranker, or the role unknown.
             DeadlineError, ClientGoneError
         """
-        found = self._all(self.texts(texts, role), "text", deadline, priority)
-        return np.stack(found) if found else np.zeros((0, self.dimensions), np.float32)
+        vectors = self._all(self.texts(texts, role), "text", deadline, priority)
+        return np.stack(vectors) if vectors else np.zeros((0, self.dimensions), np.float32)
 
     def pairs(
         self, query: str, documents: Sequence[str], *, remember: bool = True, check: Check | None = None
@@ -232,10 +232,10 @@ class Engine:
 
     def _precision(self, wanted: str, path: Path) -> str:
         held = self.bundle.precisions
-        found = self.bundle.chosen.get(self.device, "fp32") if wanted == "auto" else wanted
-        if found not in held:
-            raise ConfigError(f"{path}: no precision '{found}' in this bundle; it has {', '.join(held)}")
-        return found
+        chosen = self.bundle.chosen.get(self.device, "fp32") if wanted == "auto" else wanted
+        if chosen not in held:
+            raise ConfigError(f"{path}: no precision '{chosen}' in this bundle; it has {', '.join(held)}")
+        return chosen
 
     def _template(self, name: str) -> PairTemplate | TextTemplate:
         if name not in self.bundle.templates:
@@ -248,10 +248,10 @@ class Engine:
         outputs: list[Any] = [None] * len(items)
         with self.job(deadline or Deadline.never(), priority) as job:
             job.add(items)
-            for place, outcome in job:
+            for number, outcome in job:
                 if isinstance(outcome, Exception):
-                    raise InferenceError(f"{what} {place}: {outcome}") from outcome
-                outputs[place] = outcome
+                    raise InferenceError(f"{what} {number}: {outcome}") from outcome
+                outputs[number] = outcome
         return outputs
 
     def _output(self, row: Any) -> Any:
@@ -288,23 +288,23 @@ class Engine:
         tolerance = TOLERANCE[self.precision]
         if self.device == "cuda":
             tolerance = max(tolerance, CUDA_TOLERANCE)
-        for place, item in enumerate(golden):
+        for number, item in enumerate(golden):
             deadline = Deadline.after(CHECK_S)
             try:
                 if self.role == "ranker":
                     wanted = np.array([item["scores"][truth]])
-                    found = np.array(self.scores(item["query"], [item["document"]], deadline, Priority.BATCH))
+                    outputs = np.array(self.scores(item["query"], [item["document"]], deadline, Priority.BATCH))
                 else:
                     wanted = np.array(item["vectors"][truth])
-                    found = self.embed([item["text"]], item["role"], deadline, Priority.BATCH)[0]
+                    outputs = self.embed([item["text"]], item["role"], deadline, Priority.BATCH)[0]
             except DeadlineError as error:
                 raise ArtifactError(
-                    f"{path}, item {place}: the model gave no output in {CHECK_S:g} s; serve another release"
+                    f"{path}, item {number}: the model gave no output in {CHECK_S:g} s; serve another release"
                 ) from error
-            gap = float((np.abs(found - wanted) / (1 + np.abs(wanted))).max())
+            gap = float((np.abs(outputs - wanted) / (1 + np.abs(wanted))).max())
             if not gap <= tolerance:
                 raise ArtifactError(
-                    f"{path}, item {place}: {self.precision} on this {self.device} is {gap:.2g} from what was "
+                    f"{path}, item {number}: {self.precision} on this {self.device} is {gap:.2g} from what was "
                     f"exported, more than {tolerance}; export the model on such a machine, or "
                     "serve another precision"
                 )

@@ -54,9 +54,9 @@ class Job:
         """
         self._scheduler.enqueue(self, items)
 
-    def end(self, place: int, outcome: Any) -> None:
+    def end(self, number: int, outcome: Any) -> None:
         """Called by a runner, which holds the scheduler's lock."""
-        self._outcomes.append((place, outcome))
+        self._outcomes.append((number, outcome))
         self._ended += 1
         if self._ended == len(self.items) or self._ended % WAKE_EACH == 0 or isinstance(outcome, Exception):
             self._wake.put(_LOOK)

@@ -98,15 +98,15 @@ def features(
         names = ("bm25", "encoder", "ranker")
         columns = {name: np.zeros(len(table["row_id"]), np.float64) for name in names}
         with progress.bar("Scoring the pool", len(table["row_id"]), "pairs") as advance:
-            for query_id, places in _by_query(table["query_id"]):
+            for query_id, numbers in _by_query(table["query_id"]):
                 if query_id not in queries:
                     raise SchemaError(f"{pool.path}: query '{query_id}' is not in {data.path}; make the pool again")
-                scored = parts.scores(queries[query_id], [table["doc_id"][place] for place in places])
+                scored = parts.scores(queries[query_id], [table["doc_id"][number] for number in numbers])
                 for name, values in zip(names, scored, strict=True):
-                    columns[name][places] = values
-                advance(len(places))
+                    columns[name][numbers] = values
+                advance(len(numbers))
         _write(table, columns, staging.folder / "features.parquet")
-        return {"rows": len(table["row_id"]), **parts.facts()}
+        return {"rows": len(table["row_id"]), **parts.stats()}
 
     return FEATURES.make(workspace, config={}, inputs=inputs, build=build)
 
@@ -135,7 +135,7 @@ class _Parts:
         if missing:
             raise SchemaError(f"documents {missing[:3]} of the pool are not indexed; index the documents again")
         rows = [self.rows[doc_id] for doc_id in doc_ids]
-        bodies = [text.document_text(found.title, found.text) for found in self.documents.get_many(rows)]
+        bodies = [text.document_text(document.title, document.text) for document in self.documents.get_many(rows)]
         (vector,) = self.encoder.embed([query], "query")
         return (
             self.lexical.scores(query, rows).tolist(),
@@ -143,17 +143,17 @@ class _Parts:
             self.ranker.scores(query, bodies) if self.ranker else [0.0] * len(bodies),
         )
 
-    def facts(self) -> dict[str, Any]:
+    def stats(self) -> dict[str, Any]:
         ranker = {"ranker_precision": self.ranker.precision} if self.ranker else {}
         return {**ranker, "encoder_precision": self.encoder.precision}
 
 
 def _by_query(query_ids: Sequence[str]) -> Iterator[tuple[str, list[int]]]:
     """Each query and the places of its rows."""
-    places: dict[str, list[int]] = {}
-    for place, query_id in enumerate(query_ids):
-        places.setdefault(query_id, []).append(place)
-    yield from places.items()
+    numbers_of: dict[str, list[int]] = {}
+    for number, query_id in enumerate(query_ids):
+        numbers_of.setdefault(query_id, []).append(number)
+    yield from numbers_of.items()
 
 
 def _write(pool: Mapping[str, Sequence[Any]], columns: Mapping[str, np.ndarray], path: Path) -> None:

@@ -145,7 +145,7 @@ def _until(lists: Sequence[_List], pairs: int) -> list[_List]:
     """The first lists, until they hold this many pairs."""
     taken: list[_List] = []
     for item in lists:
-        if sum(len(one.rows) for one in taken) >= pairs:
+        if sum(len(ranked.rows) for ranked in taken) >= pairs:
             break
         taken.append(item)
     return taken

@@ -117,7 +117,7 @@ class Scheduler:
         with self._lock:
             return sorted(self._running.values(), key=lambda run: run.began)
 
-    def facts(self) -> SchedulerStats:
+    def stats(self) -> SchedulerStats:
         with self._lock:
             jobs = [job for heap in self._classes.values() for _, _, job in heap]
             counts = self._counts
@@ -210,7 +210,7 @@ class Scheduler:
         outcomes: list[Any] = [InferenceError("the thread that ran the model ended")] * len(taken)
         ran = False
         try:
-            items = [job.items[place] for job, place in taken]
+            items = [job.items[number] for job, number in taken]
             for number, outcome in _outcomes(model, items):
                 outcomes[number] = outcome
             ran = True
@@ -222,8 +222,8 @@ class Scheduler:
                 if ran:
                     self._counts.runs += 1
                     model.pace.ran(sum(len(item.ids) for item in items), run.seconds)
-                for (job, place), outcome in zip(taken, outcomes, strict=True):
-                    job.end(place, outcome)
+                for (job, item_number), outcome in zip(taken, outcomes, strict=True):
+                    job.end(item_number, outcome)
         return True
 
     def _take(self) -> list[tuple[Job, int]]:
@@ -272,32 +272,32 @@ class Scheduler:
         Those of its own length bucket come first, in the order of the queue; then shorter ones, the longest first. A
         longer one would widen the run for all, so it waits to be the first of its own.
         """
-        place = first.waiting.popleft()
-        head = first.items[place]
+        first_number = first.waiting.popleft()
+        head = first.items[first_number]
         first.tokens -= len(head.ids)
-        taken = [(first, place)]
+        taken = [(first, first_number)]
         model, budget = first.model, first.model.run_tokens
         if not budget:
             return taken
         width = _rounded(len(head.ids), model.bucket_tokens)
         fitting = []
-        for number, (job, place) in enumerate(itertools.islice(self._waiting(first), GATHERED)):
-            length = _rounded(len(job.items[place].ids), model.bucket_tokens)
+        for number, (job, first_number) in enumerate(itertools.islice(self._waiting(first), GATHERED)):
+            length = _rounded(len(job.items[first_number].ids), model.bucket_tokens)
             if length <= width:
-                fitting.append((-length, number, job, place))
-        fitting.sort(key=lambda one: one[:2])
-        for _, _, job, place in fitting[: max(budget // width - 1, 0)]:
-            job.waiting.remove(place)
-            job.tokens -= len(job.items[place].ids)
-            taken.append((job, place))
+                fitting.append((-length, number, job, first_number))
+        fitting.sort(key=lambda entry: entry[:2])
+        for _, _, job, first_number in fitting[: max(budget // width - 1, 0)]:
+            job.waiting.remove(first_number)
+            job.tokens -= len(job.items[first_number].ids)
+            taken.append((job, first_number))
         return taken
 
     def _waiting(self, first: Job) -> Iterator[tuple[Job, int]]:
         """The waiting inputs of the same model: of this class by deadline and arrival, then of the others."""
-        for priority in sorted(Priority, key=lambda one: one is not first.priority):
-            for _, _, job in sorted(self._classes[priority], key=lambda one: one[:2]):
+        for priority in sorted(Priority, key=lambda other: other is not first.priority):
+            for _, _, job in sorted(self._classes[priority], key=lambda entry: entry[:2]):
                 if job.model is first.model and not job.deadline.over:
-                    yield from ((job, place) for place in list(job.waiting))
+                    yield from ((job, number) for number in list(job.waiting))
 
 
 def _outcomes(model: ScoringModel, items: Sequence[Item]) -> Iterator[tuple[int, Any]]:

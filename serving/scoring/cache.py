@@ -47,17 +47,17 @@ class Key:
 
     def of(self, *parts: str) -> bytes:
         """The 16 bytes for the beginning and these parts."""
-        found = self._hash.copy()
-        _feed(found, parts)
-        return found.digest()
+        digest = self._hash.copy()
+        _feed(digest, parts)
+        return digest.digest()
 
 
-def _feed(found: "hashlib.blake2b", parts: Iterable[str]) -> None:
+def _feed(digest: "hashlib.blake2b", parts: Iterable[str]) -> None:
     for part in parts:
         data = part.encode()
         # The length keeps ("ab", "c") and ("a", "bc") apart.
-        found.update(len(data).to_bytes(8, "little"))
-        found.update(data)
+        digest.update(len(data).to_bytes(8, "little"))
+        digest.update(data)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +180,7 @@ class Cache(Generic[V]):
             log.debug("%d of %d values were there in time", len(fetch.values), len(keys))
         return Fetched([fetch.values.get(key) for key in keys], fetch.hits, fetch.misses)
 
-    def facts(self) -> CacheStats:
+    def stats(self) -> CacheStats:
         with self._lock:
             kept = self._kept
             return CacheStats(self._hits, self._joined, self._misses, kept.evictions, len(kept), int(kept.currsize))

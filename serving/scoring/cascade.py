@@ -53,15 +53,15 @@ def rerank(
     terms = replace(terms, deadline=terms.deadline.with_reserve())
     if first is None:
         first = _cosines(embedder, query, documents, terms) if embedder else [0.0] * len(documents)
-    before = sorted(range(len(documents)), key=lambda place: -first[place])
-    found = reranker.scores_in_time(query, [documents[place] for place in before], terms)
+    before = sorted(range(len(documents)), key=lambda number: -first[number])
+    reranked = reranker.scores_in_time(query, [documents[number] for number in before], terms)
     scores: list[float | None] = [None] * len(documents)
-    for place, score in zip(before, found.values, strict=True):
-        scores[place] = score
-    reached = [place for place in range(len(documents)) if scores[place] is not None]
-    order = sorted(reached, key=lambda place: -(scores[place] or 0.0))
-    order += [place for place in before if scores[place] is None]
-    return Cascade(order, scores, found.hits, found.misses)
+    for index, score in zip(before, reranked.values, strict=True):
+        scores[index] = score
+    reached = [number for number in range(len(documents)) if scores[number] is not None]
+    order = sorted(reached, key=lambda number: -(scores[number] or 0.0))
+    order += [index for index in before if scores[index] is None]
+    return Cascade(order, scores, reranked.hits, reranked.misses)
 
 
 def _cosines(embedder: Embedder, query: str, documents: Sequence[str], terms: RequestOptions) -> list[float]:

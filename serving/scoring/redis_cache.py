@@ -126,7 +126,7 @@ class SharedCache:
         self._lock = threading.Lock()
         self._writes = 0
         self._breaker = Breaker()
-        self._facts = SharedCacheStats()
+        self._stats = SharedCacheStats()
 
     def read(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """The value of each key, None where there is none or it cannot be had in time."""
@@ -157,19 +157,19 @@ class SharedCache:
             if ready:
                 self._writes += 1
             else:
-                self._facts.unwritten += len(values)
+                self._stats.unwritten += len(values)
         if ready:
             self._writer.submit(self._write, values)
 
-    def facts(self) -> SharedCacheStats:
+    def stats(self) -> SharedCacheStats:
         with self._lock:
             return SharedCacheStats(
-                self._facts.hits,
-                self._facts.misses,
-                self._facts.unreadable,
-                self._facts.failures,
-                self._facts.skipped,
-                self._facts.unwritten,
+                self._stats.hits,
+                self._stats.misses,
+                self._stats.unreadable,
+                self._stats.failures,
+                self._stats.skipped,
+                self._stats.unwritten,
             )
 
     @property
@@ -202,13 +202,15 @@ class SharedCache:
     def _fail(self, error: Exception) -> None:
         self._count(failures=1)
         if self._breaker.failed():
-            said = f"no answer in {1000 * BUDGET_S:g} ms" if isinstance(error, FutureTimeoutError) else repr(error)
-            log.warning("shared cache at %s: left alone for a while after %d failures: %s", self._where, FAILURES, said)
+            problem = f"no answer in {1000 * BUDGET_S:g} ms" if isinstance(error, FutureTimeoutError) else repr(error)
+            log.warning(
+                "shared cache at %s: left alone for a while after %d failures: %s", self._where, FAILURES, problem
+            )
 
     def _count(self, **more: int) -> None:
         with self._lock:
             for name, count in more.items():
-                setattr(self._facts, name, getattr(self._facts, name) + count)
+                setattr(self._stats, name, getattr(self._stats, name) + count)
 
 
 @dataclass(frozen=True, slots=True)

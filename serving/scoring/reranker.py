@@ -119,12 +119,12 @@ class Reranker:
         documents = [text.clean(document) for document in documents]
         key = Key("score", self.engine.identity, query)
 
-        def inputs(places: list[int]) -> list[Item]:
-            chosen = [documents[place] for place in places]
+        def inputs(numbers: list[int]) -> list[Item]:
+            chosen = [documents[number] for number in numbers]
             return self.engine.pairs(query, chosen, remember=terms.remember, check=terms.deadline.check)
 
-        def compute(places: list[int]) -> Iterator[tuple[int, Any]]:
-            return _computed(self.engine, places, inputs, "document", terms, eager=eager)
+        def compute(numbers: list[int]) -> Iterator[tuple[int, Any]]:
+            return _computed(self.engine, numbers, inputs, "document", terms, eager=eager)
 
         return [key.of(document) for document in documents], compute
 
@@ -147,15 +147,15 @@ class Embedder:
         texts = [text.clean(item) for item in texts]
         key = Key("vector", self.engine.identity, role)
 
-        def inputs(places: list[int]) -> list[Item]:
-            chosen = [texts[place] for place in places]
+        def inputs(numbers: list[int]) -> list[Item]:
+            chosen = [texts[number] for number in numbers]
             return self.engine.texts(chosen, role, remember=terms.remember, check=terms.deadline.check)
 
-        def compute(places: list[int]) -> Iterator[tuple[int, Any]]:
-            for place, outcome in _computed(self.engine, places, inputs, role, terms, eager=True):
+        def compute(numbers: list[int]) -> Iterator[tuple[int, Any]]:
+            for number, outcome in _computed(self.engine, numbers, inputs, role, terms, eager=True):
                 if not isinstance(outcome, Exception):
                     outcome.flags.writeable = False
-                yield place, outcome
+                yield number, outcome
 
         return self.cache.fetch([key.of(item) for item in texts], compute, terms)
 
@@ -170,7 +170,7 @@ def relevance(score: float) -> float:
 
 def _computed(
     engine: ScoringEngine,
-    places: list[int],
+    numbers: list[int],
     inputs: Callable[[list[int]], list[Item]],
     name: str,
     terms: RequestOptions,
@@ -190,24 +190,24 @@ def _computed(
         admit(engine.scheduler, engine.pace, 0, terms)  # Before anything is tokenised.
     failed = 0
     with engine.job(terms.deadline, terms.priority) as job:
-        for start in range(0, len(places), CHUNK):
+        for start in range(0, len(numbers), CHUNK):
             terms.deadline.check()
-            items = inputs(places[start : start + CHUNK])
+            items = inputs(numbers[start : start + CHUNK])
             if eager and start == 0:
-                tokens = sum(len(item.ids) for item in items) * len(places) / len(items)
+                tokens = sum(len(item.ids) for item in items) * len(numbers) / len(items)
                 admit(engine.scheduler, engine.pace, tokens, terms)
             job.add(items)
-            if eager and start + CHUNK < len(places):
+            if eager and start + CHUNK < len(numbers):
                 continue
             for number, outcome in job:
                 if not isinstance(outcome, Exception):
-                    yield places[number], outcome
+                    yield numbers[number], outcome
                     continue
                 failed += 1
-                words = f"{name} {places[number]}: the model gave no usable answer for this text"
+                words = f"{name} {numbers[number]}: the model gave no usable answer for this text"
                 if failed == 1:  # The others have the same reason more often than not.
                     log.error("%s %s", engine.identity[:8], words, exc_info=outcome)
-                yield places[number], InferenceError(words)
+                yield numbers[number], InferenceError(words)
     if failed > 1:
         log.error("%s: %d texts of this request failed", engine.identity[:8], failed)
 

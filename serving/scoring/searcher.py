@@ -304,8 +304,8 @@ class Searcher:
         relevances = {row: relevance(score) for row, score in zip(rows, scored.values, strict=True)} if scored else {}
         if relevances:
             reranked = [hit for hit in reranked if relevances[hit.row] >= details.min_relevance]
-        whole: dict[ListName, list[Hit]] = {"lexical": by_words, "semantic": by_meaning, "reranked": reranked}
-        lists = {name: hits[:top_n] if name in details.lists else [] for name, hits in whole.items()}
+        full_lists: dict[ListName, list[Hit]] = {"lexical": by_words, "semantic": by_meaning, "reranked": reranked}
+        lists = {name: hits[:top_n] if name in details.lists else [] for name, hits in full_lists.items()}
         chosen = {hit.row: documents[hit.row] for hits in lists.values() for hit in hits}
         shown = ShownDocuments(
             documents=documents,
@@ -448,9 +448,9 @@ class Searcher:
         scores = self.lexical.scores(query, among)
         best = np.lexsort((among, -scores))[:depth]
         return [
-            Hit(int(among[place]), self.lexical.doc_ids[among[place]], float(scores[place]))
-            for place in best
-            if scores[place] > 0
+            Hit(int(among[number]), self.lexical.doc_ids[among[number]], float(scores[number]))
+            for number in best
+            if scores[number] > 0
         ]
 
 
@@ -523,7 +523,7 @@ class _Stopwatch:
 
 def _order(scores: Sequence[float]) -> list[int]:
     """Places by falling score; of equal ones the first stays first."""
-    return sorted(range(len(scores)), key=lambda place: -scores[place])
+    return sorted(range(len(scores)), key=lambda number: -scores[number])
 
 
 def _examples(report: Path) -> list[str]:

@@ -24,11 +24,11 @@ def snippets(texts: Mapping[int, str], query: str, deadline: Deadline) -> dict[i
         DeadlineError, ClientGoneError
     """
     words = query_words(query)
-    made = {}
+    shown = {}
     for key, body in texts.items():
         deadline.check()
-        made[key] = snippet(body, words)
-    return made
+        shown[key] = snippet(body, words)
+    return shown
 
 
 def query_words(query: str) -> list[str]:

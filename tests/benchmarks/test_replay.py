@@ -218,7 +218,7 @@ def test_no_score_is_stale_whatever_changes(
     began = time.perf_counter()
     world = Changing(judged, scheduler, named=True)
     stale = replay(world, LOOKUPS)
-    counts = world.scores.facts()
+    counts = world.scores.stats()
     seen = counts.hits + counts.joined + counts.misses
     print(
         f"\n{seen:,} look-ups by {THREADS} threads across {CHANGES} changes in {time.perf_counter() - began:.0f} s: "

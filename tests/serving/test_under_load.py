@@ -75,7 +75,7 @@ def test_a_session_that_fails_harms_its_request_only_and_is_never_cached(
     assert client.get("/readyz").status_code == 200
     monkeypatch.undo()
     assert rerank(client, BAD).headers["x-cache"] == "miss, 0/1"
-    assert lifecycle.scheduler.facts().replaced == (2 if does is end else 0)
+    assert lifecycle.scheduler.stats().replaced == (2 if does is end else 0)
 
 
 def test_requests_beside_a_failing_one_are_answered(started: Any, monkeypatch: Any) -> None:
@@ -142,9 +142,9 @@ def test_more_than_can_be_done_is_a_429_before_any_work(started: Any, monkeypatc
     )
     long.start()
     assert began.wait(5)
-    while lifecycle.scheduler.facts().items < 49:
+    while lifecycle.scheduler.stats().items < 49:
         time.sleep(0.001)
-    waiting = lifecycle.scheduler.facts()
+    waiting = lifecycle.scheduler.stats()
     ranker.pace.ran(waiting.tokens * 100, 8000.0)  # As if what waits took 80 s.
     wait = lifecycle.scheduler.wait_s()
     assert wait == pytest.approx(80, rel=0.05)
@@ -156,7 +156,7 @@ def test_more_than_can_be_done_is_a_429_before_any_work(started: Any, monkeypatc
     assert response.headers["retry-after"].isdigit()
     assert 20 <= int(response.headers["retry-after"]) <= 27
     assert response.json()["type"] == "overloaded"
-    assert lifecycle.scheduler.facts().items == waiting.items
+    assert lifecycle.scheduler.stats().items == waiting.items
     assert rerank(client, "known").headers["x-cache"] == "hit, 1/1"
     assert "retry-after" not in rerank(client, "known").headers
     body = {"query": "q", "texts": ["new", "known"], "cascade": True}
@@ -168,7 +168,7 @@ def test_more_than_can_be_done_is_a_429_before_any_work(started: Any, monkeypatc
     series = dict(line.rsplit(" ", 1) for line in client.get("/metrics").text.splitlines() if line[0] != "#")
     assert series['te_request_failure{err="overloaded"}'] == "1.0"
     assert (series["te_queue_size"], series["relevance_queue_tokens"]) == ("0.0", "0.0")
-    assert float(series["relevance_runner_runs_total"]) == lifecycle.scheduler.facts().runs
+    assert float(series["relevance_runner_runs_total"]) == lifecycle.scheduler.stats().runs
     assert float(series['relevance_tokens_per_second{model="ranker"}']) > 0
     assert float(series["relevance_longest_run_seconds"]) == 0
 
@@ -181,7 +181,7 @@ def test_no_store_is_honoured(started: Any) -> None:
     for _ in range(2):
         response = rerank(client, "a text", **private)
         assert (response.status_code, response.headers["x-cache"]) == (200, "bypass, 0/1")
-    assert lifecycle.caches.scores.facts().entries == 0
+    assert lifecycle.caches.scores.stats().entries == 0
     for path, body in (("/embed", {"inputs": "a text"}), ("/v1/embeddings", {"input": "a text"}),
                        ("/v1/rerank", {"query": "q", "documents": ["a text"]})):  # fmt: skip
         assert client.post(path, json=body, headers=private).headers["x-cache"] == "bypass, 0/1"
@@ -208,14 +208,14 @@ def test_a_client_that_leaves_frees_what_it_had_in_the_queue(started: Any, monke
             body = {"query": "q", "texts": [f"text {number}" for number in range(100)]}
             headers = {"x-request-timeout-ms": "20000"}
             request = asyncio.create_task(client.post("/rerank", json=body, headers=headers))
-            while lifecycle.scheduler.facts().items != 99 or not began.is_set():
+            while lifecycle.scheduler.stats().items != 99 or not began.is_set():
                 await asyncio.sleep(0.005)
             request.cancel()
-            while lifecycle.scheduler.facts().items:
+            while lifecycle.scheduler.stats().items:
                 await asyncio.sleep(0.005)
 
     asyncio.run(asyncio.wait_for(leave(), 10))
-    assert lifecycle.scheduler.facts().cancelled == 99
+    assert lifecycle.scheduler.stats().cancelled == 99
     go.set()
     assert rerank(client_of(lifecycle), "text 1").status_code == 200
 

@@ -115,14 +115,14 @@ def read(roots: Sequence[Path] = ()) -> Tables:
     return Tables(documents=documents, queries=pa.table(queries), judgments=pa.table({**judgments, "source": sources}))
 
 
-def whole(documents: "pa.Table") -> "pa.Table":
+def with_summaries(documents: "pa.Table") -> "pa.Table":
     """The documents with their summaries back at the head of their texts, as a person searches for them."""
     import pyarrow.compute as pc
 
     summaries, bodies = (pc.cast(pc.fill_null(documents[name], ""), STRING) for name in (SUMMARY, "text"))
     texts = tables.joined(".\n\n", summaries, bodies)
-    place = documents.column_names.index("text")
-    return documents.set_column(place, "text", texts).drop_columns([SUMMARY])
+    column = documents.column_names.index("text")
+    return documents.set_column(column, "text", texts).drop_columns([SUMMARY])
 
 
 def find(config: SourceConfig, _root: Path) -> FoundSource | None:

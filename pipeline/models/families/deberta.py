@@ -96,10 +96,10 @@ def _disentangled(body: Any, module: Any, query: Tensor, key: Tensor) -> Tensor:
 
     logits = query.new_zeros(())
     if "c2p" in module.pos_att_type and by_key is not None:
-        places = (distances[:queries] + span).clamp(0, 2 * span - 1)  # (queries, tokens)
-        logits = logits + (query @ of_heads(by_key(table))).gather(3, places.expand(texts, heads, queries, tokens))
+        buckets = (distances[:queries] + span).clamp(0, 2 * span - 1)  # (queries, tokens)
+        logits = logits + (query @ of_heads(by_key(table))).gather(3, buckets.expand(texts, heads, queries, tokens))
     if "p2c" in module.pos_att_type and by_query is not None:
-        places = (span - distances[:, :queries]).clamp(0, 2 * span - 1)  # (tokens, queries)
-        theirs = (key @ of_heads(by_query(table))).gather(3, places.expand(texts, heads, tokens, queries))
+        buckets = (span - distances[:, :queries]).clamp(0, 2 * span - 1)  # (tokens, queries)
+        theirs = (key @ of_heads(by_query(table))).gather(3, buckets.expand(texts, heads, tokens, queries))
         logits = logits + theirs.transpose(2, 3)
     return logits

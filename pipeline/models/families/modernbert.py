@@ -47,11 +47,11 @@ class Modernbert(ModelFamily):
 
     def run_layer(self, body: Any, number: int, hidden: Tensor, mask: Tensor) -> Tensor:
         layer, tokens = self.layer(body, number), hidden.shape[1]
-        places = torch.arange(tokens, device=hidden.device)[None]
+        positions = torch.arange(tokens, device=hidden.device)[None]
         output: Tensor = layer(
             hidden,
             attention_mask=mask + _window(body, layer, tokens, tokens, hidden.device),
-            position_embeddings=body.rotary_emb(hidden, places, layer.attention_type),
+            position_embeddings=body.rotary_emb(hidden, positions, layer.attention_type),
         )
         return output
 
@@ -64,8 +64,8 @@ class Modernbert(ModelFamily):
         module = layer.attn
 
         def rotate(states: Tensor) -> Tensor:
-            places = torch.arange(states.shape[2], device=states.device)[None]
-            return rotated(states, *body.rotary_emb(states, places, layer.attention_type))
+            positions = torch.arange(states.shape[2], device=states.device)[None]
+            return rotated(states, *body.rotary_emb(states, positions, layer.attention_type))
 
         query, key, value = (_third(module.Wqkv, number) for number in range(3))
         return AttentionParts(

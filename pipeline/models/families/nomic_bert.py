@@ -33,9 +33,9 @@ class NomicBert(ModelFamily):
         body.layers = layers
 
     def run_layer(self, body: Any, number: int, hidden: Tensor, mask: Tensor) -> Tensor:
-        places = torch.arange(hidden.shape[1], device=hidden.device)[None]
+        positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
         output: Tensor = self.layer(body, number)(
-            hidden, attention_mask=mask, position_embeddings=body.rotary_emb(hidden, places)
+            hidden, attention_mask=mask, position_embeddings=body.rotary_emb(hidden, positions)
         )
         return output
 

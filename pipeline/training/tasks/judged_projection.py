@@ -115,20 +115,20 @@ def best_pairs(data: Artifact, seed: int) -> BestPairs:
     top = judged[(judged["grade"] > 0) & (judged["grade"] == judged.groupby("query_id")["grade"].transform("max"))]
     draw = np.random.default_rng(seed)
     wanted = draw.permutation(np.unique(rows[top["doc_id"]].to_numpy(dtype=np.int64)))
-    others = draw.permutation(np.setdiff1d(np.arange(len(table)), wanted))
-    chosen = np.concatenate([wanted, others])[:DOCUMENTS]
-    place = pd.Series(np.arange(len(chosen)), index=table["doc_id"].take(chosen).to_pylist())
-    judged, top = (frame[frame["doc_id"].isin(place.index)] for frame in (judged, top))
-    asked = top["query_id"].drop_duplicates()
-    number = pd.Series(np.arange(len(asked)), index=asked)
+    unjudged = draw.permutation(np.setdiff1d(np.arange(len(table)), wanted))
+    chosen = np.concatenate([wanted, unjudged])[:DOCUMENTS]
+    row_of = pd.Series(np.arange(len(chosen)), index=table["doc_id"].take(chosen).to_pylist())
+    judged, top = (frame[frame["doc_id"].isin(row_of.index)] for frame in (judged, top))
+    query_ids = top["query_id"].drop_duplicates()
+    number = pd.Series(np.arange(len(query_ids)), index=query_ids)
     judged = judged[judged["query_id"].isin(number.index)]
     words = schema.read(data.file("queries.parquet"), "queries").to_pandas().set_index("query_id")["text"]
     picked = table.take(chosen)
     titles, bodies = (picked[name].to_pylist() for name in ("title", "text"))
-    pairs = np.stack([number[top["query_id"]].to_numpy(), place[top["doc_id"]].to_numpy()], axis=1).astype(np.int64)
-    keys = number[judged["query_id"]].to_numpy() * len(chosen) + place[judged["doc_id"]].to_numpy()
+    pairs = np.stack([number[top["query_id"]].to_numpy(), row_of[top["doc_id"]].to_numpy()], axis=1).astype(np.int64)
+    keys = number[judged["query_id"]].to_numpy() * len(chosen) + row_of[judged["doc_id"]].to_numpy()
     return BestPairs(
-        queries=words[asked].tolist(),
+        queries=words[query_ids].tolist(),
         documents=[text.document_text(title, body) for title, body in zip(titles, bodies, strict=True)],
         pairs=draw.permutation(pairs),
         known=np.unique(keys.astype(np.int64)),
@@ -166,17 +166,17 @@ class JudgedProjectionTask:
     def plan(self, epoch: int) -> list[Step[tuple[Ints, Ints]]]:
         draw = np.random.default_rng([self.config.loop.seed, epoch])
         parts = np.array_split(draw.permutation(len(self.pairs)), math.ceil(len(self.pairs) / BATCH))
-        others = [draw.integers(len(self.documents), size=BATCH) for _ in parts]
+        random_rows = [draw.integers(len(self.documents), size=BATCH) for _ in parts]
         return [
             Step([(part, other)], examples=len(part), tokens=len(part), padded=len(part))
-            for part, other in zip(parts, others, strict=True)
+            for part, other in zip(parts, random_rows, strict=True)
         ]
 
     def loss(self, chunk: tuple[Ints, Ints]) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Contrast and similarities of these pairs and documents, mean over the widths."""
-        part, others = chunk
+        part, random_rows = chunk
         query, document = self.pairs[part].T
-        columns = np.concatenate([document, others])
+        columns = np.concatenate([document, random_rows])
         wide = torch.cat([self.queries[query], self.documents[columns]])  # (queries + documents, hidden)
         short, target = F.normalize(self.dense(wide), dim=1), F.normalize(wide, dim=1)
         excluded = np.isin(query[:, None] * len(self.documents) + columns, self.known)

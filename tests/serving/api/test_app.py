@@ -799,7 +799,7 @@ def test_a_client_that_goes_stops_the_work(started: Any, monkeypatch: Any) -> No
     assert sent[0] == 499
     held.let_go.set()
     until = time.monotonic() + 60
-    while lifecycle.scheduler.facts().items or lifecycle.scheduler.stalled_s():
+    while lifecycle.scheduler.stats().items or lifecycle.scheduler.stalled_s():
         assert time.monotonic() < until
         time.sleep(0.01)
     assert sum(held.runs) < 30, "of 1000 texts"

@@ -372,7 +372,7 @@ def test_a_shadow_is_asked_afterwards_and_compared(begin: Start, fresh: Any) -> 
     changes = np.abs(1 / (1 + np.exp(-first)) - 1 / (1 + np.exp(-second)))
     assert found['relevance_trial_score_change_sum{kind="shadow"}'] == pytest.approx(changes.sum(), abs=1e-4)
     assert found['relevance_trial_score_change_count{kind="shadow"}'] == len(TEXTS)
-    assert lifecycle.caches.scores.facts().entries == len(TEXTS)  # Those of the live release only.
+    assert lifecycle.caches.scores.stats().entries == len(TEXTS)  # Those of the live release only.
     client.post("/search", json={"query": "list"})
     lifecycle.rollout.settle()
     assert series(client)['relevance_trial_overlap_count{kind="shadow"}'] == 2

@@ -363,10 +363,10 @@ def test_engines_of_one_scheduler_share_its_runners(ranker: Artifact, encoder: A
     scheduler = Scheduler(2)
     first, second = Engine(ranker.path, scheduler=scheduler), Engine(encoder.path, scheduler=scheduler)
     alone = Engine(ranker.path).scores(QUERY, DOCUMENTS)
-    before = scheduler.facts().runs
+    before = scheduler.stats().runs
     assert first.scores(QUERY, DOCUMENTS) == alone
     assert len(second.embed(DOCUMENTS, "query")) == len(DOCUMENTS)
-    assert scheduler.facts().runs == before + 2 * len(DOCUMENTS)
+    assert scheduler.stats().runs == before + 2 * len(DOCUMENTS)
     first.close()
     assert second.embed(["a"], "query").shape == (1, second.dimensions)
     assert first.pace.tokens_per_s

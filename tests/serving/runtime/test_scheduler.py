@@ -169,9 +169,9 @@ def test_every_input_is_run_once_in_the_order_of_a_sort(asked: list[tuple[int, P
 def test_a_client_that_leaves_frees_its_inputs_at_once(held: Queue) -> None:
     deadline = Deadline.after(60)
     gone, stays = held.put([item(1, 7)] * 100, deadline), held.put([item(2)])
-    assert (held.scheduler.facts().items, held.scheduler.facts().tokens) == (101, 701)
+    assert (held.scheduler.stats().items, held.scheduler.stats().tokens) == (101, 701)
     deadline.cancel()
-    facts = held.scheduler.facts()
+    facts = held.scheduler.stats()
     assert (facts.items, facts.tokens, facts.cancelled) == (1, 1, 100)
     with pytest.raises(ClientGoneError):
         list(gone)
@@ -183,13 +183,13 @@ def test_expired_inputs_are_dropped_before_work(held: Queue) -> None:
     with pytest.raises(DeadlineError):
         list(late)
     assert held.order(held.put([item(2)])) == [2]
-    assert held.scheduler.facts().expired == 3
+    assert held.scheduler.stats().expired == 3
 
 
 def test_leaving_a_job_early_takes_back_the_rest(held: Queue) -> None:
     with held.scheduler.job(held.model, NEVER) as job:
         job.add([item(1)] * 5)
-    assert held.scheduler.facts().items == 0
+    assert held.scheduler.stats().items == 0
     assert held.order(held.put([item(2)])) == [2]
 
 
@@ -208,7 +208,7 @@ def test_a_job_of_a_client_that_has_left_already_waits_for_nothing(held: Queue) 
     deadline.cancel()
     with pytest.raises(ClientGoneError):
         list(held.put([item(1)], deadline))
-    assert held.scheduler.facts().items == 0
+    assert held.scheduler.stats().items == 0
 
 
 # What goes wrong.
@@ -222,7 +222,7 @@ def test_a_model_that_raises_fails_the_inputs_of_that_run_only(held: Queue) -> N
     assert (outcomes[0], outcomes[2]) == (1.0, 0.5)
     assert isinstance(outcomes[1], ZeroDivisionError)
     assert dict(other) == {0: 0.25}
-    assert held.scheduler.facts().replaced == 0
+    assert held.scheduler.stats().replaced == 0
 
 
 @pytest.mark.parametrize("end", [SystemExit, KeyboardInterrupt, GeneratorExit])
@@ -238,7 +238,7 @@ def test_a_runner_that_ends_is_replaced_and_fails_its_run_only(held: Queue, end:
     outcomes = dict(job)
     assert (outcomes[0], outcomes[2]) == (1.0, 2.0)
     assert isinstance(outcomes[1], InferenceError)
-    facts = held.scheduler.facts()
+    facts = held.scheduler.stats()
     assert (facts.replaced, facts.items) == (1, 0)
     assert "a runner thread ended" in caplog.text
     assert held.scheduler.stalled_s() == 0.0
@@ -255,7 +255,7 @@ def test_a_runner_that_ends_in_our_own_code_is_replaced_too(held: Queue, monkeyp
 
     monkeypatch.setattr(held.scheduler, "_take", take)
     assert held.order(held.put([item(1)], Deadline.after(20))) == [1]
-    assert held.scheduler.facts().replaced == 1
+    assert held.scheduler.stats().replaced == 1
 
 
 def test_a_stalled_run_is_told_and_its_request_ends_at_its_deadline() -> None:

@@ -83,14 +83,14 @@ def test_identical_work_at_one_moment_is_done_once() -> None:
     assert begun.wait(5)
     for thread in threads[1:]:
         thread.start()
-    while found.facts().joined < 7:
+    while found.stats().joined < 7:
         time.sleep(0.001)
     go.set()
     for thread in threads:
         thread.join(5)
     assert answers == [[7.0]] * 8
     assert asked == [0]
-    assert found.facts().misses == 1
+    assert found.stats().misses == 1
 
 
 def test_who_waits_takes_over_when_the_other_gives_up() -> None:
@@ -218,7 +218,7 @@ def test_a_cache_too_small_for_anything_still_answers(max_bytes: int) -> None:
     for _ in range(2):
         assert found.fetch([key("a")], lengths(["a"], asked), NEVER).values == [1.0]
     assert asked == ["a", "a"]
-    assert found.facts().entries == 0
+    assert found.stats().entries == 0
 
 
 def test_the_bytes_that_are_counted_are_the_memory_that_is_taken() -> None:
@@ -235,7 +235,7 @@ def test_the_bytes_that_are_counted_are_the_memory_that_is_taken() -> None:
         taken = tracemalloc.get_traced_memory()[0] - before
     finally:
         tracemalloc.stop()
-    facts = [caches.scores.facts(), caches.vectors.facts()]
+    facts = [caches.scores.stats(), caches.vectors.stats()]
     assert all(fact.evictions for fact in facts)
     counted = sum(fact.bytes for fact in facts)
     assert counted <= limit

@@ -114,7 +114,7 @@ def test_what_one_process_computed_another_reads_bit_for_bit(fresh: Server) -> N
         assert (read.hits, read.misses) == (3, 0)
         assert second.engine.runs == []  # type: ignore[attr-defined]
         assert second.scores("q", ["a"], NEVER).hits == 1  # From its own memory now.
-        assert (tier.facts().hits, tier.facts().misses) == (3, 3)
+        assert (tier.stats().hits, tier.stats().misses) == (3, 3)
 
 
 @pytest.mark.redis
@@ -153,7 +153,7 @@ def test_what_may_not_be_remembered_never_reaches_the_server(fresh: Server) -> N
         first.scores("q", ["a"], RequestOptions(Deadline.never(), remember=False))
         tier.flush()
         assert client.dbsize() == 0
-        assert tier.facts().misses == 0
+        assert tier.stats().misses == 0
 
 
 def sealed(tier: SharedCache, client: Any, key: bytes, value: bytes) -> bytes:
@@ -179,8 +179,8 @@ def test_garbage_is_a_miss(fresh: Server) -> None:
         client.delete(PREFIX + KEY)
         client.lpush(PREFIX + KEY, "a list")  # MGET answers nothing for it.
         assert tier.read([KEY]) == [None]
-        assert tier.facts().failures == 0
-        assert tier.facts().unreadable == len(others) + 1
+        assert tier.stats().failures == 0
+        assert tier.stats().unreadable == len(others) + 1
 
 
 @pytest.mark.redis
@@ -209,7 +209,7 @@ def test_a_server_that_is_killed_and_comes_back(fresh: Server, monkeypatch: Any,
             for place in range(20):
                 assert second.scores("q", [f"new {place}"], NEVER).misses == 1
             assert tier.resting
-            assert tier.facts().skipped > 0
+            assert tier.stats().skipped > 0
         finally:
             fresh.start()
         until = time.monotonic() + 10
@@ -231,9 +231,9 @@ def test_a_server_that_sleeps_is_not_waited_for(server: Server) -> None:
         sleeper = threading.Thread(target=lambda: client.execute_command("DEBUG", "SLEEP", "1.5"))
         sleeper.start()
         time.sleep(0.1)
-        failures = tier.facts().failures
+        failures = tier.stats().failures
         assert reranker.scores("q", ["new"], NEVER).values == [3.0]
-        assert tier.facts().failures > failures
+        assert tier.stats().failures > failures
         assert sleeper.is_alive()  # The server sleeps on; the answer did not wait for it.
         sleeper.join()
 
@@ -270,7 +270,7 @@ def test_what_is_no_redis_costs_a_few_budgets_and_then_nothing(answers: bytes) -
         reranker, _ = pair_of(tier)
         for place in range(30):
             assert reranker.scores("q", [f"{place}"], NEVER).misses == 1
-        facts = tier.facts()
+        facts = tier.stats()
         assert tier.resting
         assert facts.hits == 0
         assert facts.skipped >= 30 - FAILURES - 10
@@ -284,7 +284,7 @@ def test_nobody_listening_is_a_miss_and_never_an_error() -> None:
     with shared(url) as tier:
         reranker, _ = pair_of(tier)
         assert reranker.scores("q", ["a", "bb"], NEVER).values == [1.0, 2.0]
-        assert tier.facts().failures >= 1
+        assert tier.stats().failures >= 1
 
 
 def test_a_failure_of_the_tier_leaves_no_claim_behind() -> None:

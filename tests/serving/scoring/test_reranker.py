@@ -114,7 +114,7 @@ def test_what_may_not_be_remembered_is_neither_read_nor_kept() -> None:
     engine = FakeEngine(length)
     found, private = reranker(engine), RequestOptions(Deadline.never(), remember=False)
     assert found.scores("q", ["a", "bb", "a"], private).values == [1.0, 2.0, 1.0]
-    assert found.cache.facts().entries == 0
+    assert found.cache.stats().entries == 0
     assert found.scores("q", ["a"], NEVER).misses == 1
     engine.says = lambda text: 7.0
     again = found.scores("q", ["a"], private)
@@ -141,7 +141,7 @@ def test_the_batch_class_gives_way_and_is_never_refused() -> None:
     assert began.wait(5)
     online = threading.Thread(target=lambda: found.scores("q", ["a"], NEVER))
     online.start()
-    while engine.scheduler.facts().items < 2:
+    while engine.scheduler.stats().items < 2:
         time.sleep(0.001)
     go.set()
     shadow.join(5)
@@ -181,7 +181,7 @@ def test_more_than_can_be_done_in_time_is_refused_before_any_work() -> None:
         found.scores("q", ["new"], RequestOptions(Deadline.after(2)))
     assert told.value.retry_after == 6
     assert engine.remembered == []  # Not even tokenised.
-    assert engine.scheduler.facts().items == 1
+    assert engine.scheduler.stats().items == 1
     # Cached documents are free, and a request with more time is taken.
     assert found.scores("q", ["known"], RequestOptions(Deadline.after(2))).hits == 1
     with pytest.raises(BusyError) as told:
@@ -203,7 +203,7 @@ def test_what_is_due_later_waits_behind_a_request_and_is_no_reason_to_refuse_it(
             found.scores("q", ["x" * 298], RequestOptions(Deadline.after(31)))
         urgent = threading.Thread(target=lambda: found.scores("q", ["new"], RequestOptions(Deadline.after(5))))
         urgent.start()
-        while engine.scheduler.facts().items < 3:
+        while engine.scheduler.stats().items < 3:
             time.sleep(0.001)
         go.set()
         urgent.join(5)
@@ -231,7 +231,7 @@ def test_work_that_is_too_long_even_alone_makes_progress_when_nothing_waits() ->
     documents = ["x" * 10] * 1 + ["y" * place for place in range(1, 60)]
     with pytest.raises(DeadlineError):
         found.scores("q", documents, RequestOptions(Deadline.after(0.5)))
-    assert found.cache.facts().entries >= 1
+    assert found.cache.stats().entries >= 1
 
 
 @pytest.mark.parametrize("score", [-1e4, -50.0, -1.0, 0.0, 1.0, 50.0, 1e4])

@@ -102,7 +102,7 @@ def test_the_stated_recall_holds_for_other_queries(target: float, index_of: Call
     assert metrics["recall_at_100_lower"] >= target
     assert metrics["recall_measured_on"] == "held-out queries"
     index = SemanticIndex.load(artifact.path)
-    assert index.facts.nprobe == metrics["nprobe"]
+    assert index.stats.nprobe == metrics["nprobe"]
     assert true_recall(index, matrix, clustered(5, 300)) >= target - 0.01
     points = metrics["recall_curve"]
     assert [point["nprobe"] for point in points] == sorted({point["nprobe"] for point in points})
@@ -156,7 +156,7 @@ def test_a_filter_finds_the_same_inside_the_index_as_exactly(
     matrix = clustered(1, ROWS)
     artifact = index_of(matrix, IndexConfig(flat_below=flat_below, recall=0.9), held_out())
     index = SemanticIndex.load(artifact.path)
-    assert [rows for rows, _ in index.facts.filters] == [3000, 1200, 600]
+    assert [rows for rows, _ in index.stats.filters] == [3000, 1200, 600]
     assert [point["rows"] for point in artifact.metrics["filters"]] == [3000, 1200, 600]
     rng = np.random.default_rng(8)
     for count in (6000, 3000, 700, 599, 20, 1, 0):
@@ -176,7 +176,7 @@ def test_a_filter_finds_the_same_inside_the_index_as_exactly(
 def test_a_filter_that_the_visited_lists_cannot_fill_is_answered_exactly(index_of: Callable[..., Artifact]) -> None:
     matrix = clustered(1, ROWS)
     index = SemanticIndex.load(index_of(matrix, IndexConfig(flat_below=1, recall=0.5), held_out()).path)
-    object.__setattr__(index.facts, "filters", ((1, 1),))
+    object.__setattr__(index.stats, "filters", ((1, 1),))
     query = clustered(6, 1)[0]
     farthest = np.sort(np.argsort(matrix @ query)[:200])
     found = [hit.row for hit in index.search_among(query, 50, farthest)]

@@ -62,11 +62,16 @@ def task(tmp_path: Path, shared_data: Path) -> MaskedTask:
     return MaskedTask(MaskedModel.start(tmp_path / "start", CONFIG), small, CONFIG)
 
 
+def _batches(task: MaskedTask, step: Step[MaskedChunk]) -> int:
+    """The number of padded batches of a step."""
+    return len(batches.length_groups(task.lengths[step.chunks[0].examples]))
+
+
 def each_batch_alone(task: MaskedTask, chunk: MaskedChunk) -> Tensor:
     """The loss of a chunk, whose padded batches go through body and head one after the other."""
     loss = torch.zeros(())
-    for group in batches.length_groups(task.lengths[chunk.places]):
-        part = task._masked_batch(chunk.places[group], chunk.starts[group])
+    for group in batches.length_groups(task.lengths[chunk.examples]):
+        part = task._masked_batch(chunk.examples[group], chunk.starts[group])
         logits = task.model([part.shown], [part.chosen], together=False)
         loss = loss + F.cross_entropy(logits, part.wanted, reduction="sum") / chunk.masked
     return loss
@@ -126,7 +131,7 @@ def test_pretraining_against_a_plain_loop(task: MaskedTask, record_property: Cal
         f"\npre-training, real tokens per CPU-second: together {speeds[0]:,.0f}, each batch alone {speeds[1]:,.0f} "
         f"({over_apart:.2f} times as fast); padded tokens: together {speeds[2]:,.0f}, plain loop {speeds[3]:,.0f} "
         f"({over_plain:.2f} of it); precision {CONFIG.loop.precision}, "
-        f"{np.mean([len(batches.length_groups(task.lengths[s.chunks[0].places])) for s in planned]):.1f} batches a step"
+        f"{np.mean([_batches(task, step) for step in planned]):.1f} batches a step"
     )
     record_property("over each batch alone", over_apart)
     record_property("share of the plain loop", over_plain)

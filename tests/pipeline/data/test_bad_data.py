@@ -318,8 +318,8 @@ def test_every_search_for_files_leaves_hidden_ones_out() -> None:
         if isinstance(node, ast.Attribute) and node.attr in ("glob", "rglob", "iterdir", "listdir", "scandir")
     ]
     assert callers.count("tables.py") == 1
-    # Docstrings are looked for among installed packages, and convert looks whether its own folder is empty.
-    assert set(callers) <= {"tables.py", "docstrings.py", "convert.py"}
+    # Python modules are looked for among installed packages, and convert looks whether its own folder is empty.
+    assert set(callers) <= {"tables.py", "python_modules.py", "convert.py"}
 
 
 def test_judging_takes_what_trec_eval_takes_and_training_does_not(tmp_path: Path) -> None:

@@ -188,15 +188,15 @@ def test_held_out_documents_are_not_learned_from_and_others_once_an_epoch(tmp_pa
     held_out = set(task.document[task.held_out].tolist())
     for epoch in range(2):
         steps = task.plan(epoch)
-        places = np.concatenate([chunk.places for step in steps for chunk in step.chunks])
+        places = np.concatenate([chunk.examples for step in steps for chunk in step.chunks])
         assert sorted(places) == sorted(task.train)
         assert not held_out & set(task.document[places].tolist())
         for step in steps:
             assert {chunk.masked for chunk in step.chunks} == {
-                sum(int(task.masked[chunk.places].sum()) for chunk in step.chunks)
+                sum(int(task.masked[chunk.examples].sum()) for chunk in step.chunks)
             }
             assert step.tokens <= 200 + task.config.max_tokens
-            assert max(len(chunk.places) * int(task.lengths[chunk.places].max()) for chunk in step.chunks) <= 80
+            assert max(len(chunk.examples) * int(task.lengths[chunk.examples].max()) for chunk in step.chunks) <= 80
     assert [step.examples for step in task.plan(0)] == [step.examples for step in task.plan(0)]
     assert [step.tokens for step in task.plan(0)] != [step.tokens for step in task.plan(1)]
 
@@ -210,10 +210,10 @@ def test_every_epoch_reads_another_part_of_a_long_document(tmp_path: Path) -> No
     starts = set()
     for epoch in range(8):
         [start] = [
-            int(chunk.starts[np.flatnonzero(chunk.places == place)[0]])
+            int(chunk.starts[np.flatnonzero(chunk.examples == place)[0]])
             for step in task.plan(epoch)
             for chunk in step.chunks
-            if place in chunk.places
+            if place in chunk.examples
         ]
         ids, _, flags = task._input(int(place), start)
         assert ids[1:-1] == whole[start : start + 30]
@@ -255,8 +255,8 @@ def test_batches_read_together_have_the_loss_and_gradients_of_each_by_itself(
     with torch.no_grad():
         for parameter in task.model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)
-    chunk = max((chunk for step in task.plan(0) for chunk in step.chunks), key=lambda chunk: len(chunk.places))
-    groups = batches.length_groups(task.lengths[chunk.places])
+    chunk = max((chunk for step in task.plan(0) for chunk in step.chunks), key=lambda chunk: len(chunk.examples))
+    groups = batches.length_groups(task.lengths[chunk.examples])
     assert len(groups) > 1
 
     def gradients(loss: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -270,7 +270,7 @@ def test_batches_read_together_have_the_loss_and_gradients_of_each_by_itself(
     torch.manual_seed(7)  # Masks are drawn group by group, so the same ones are drawn again.
     parts = []
     for group in groups:
-        part = task._masked_batch(chunk.places[group], chunk.starts[group])
+        part = task._masked_batch(chunk.examples[group], chunk.starts[group])
         shown = part.shown
         labels = torch.full_like(shown.input_ids, -100).masked_scatter(part.chosen, part.wanted)
         types = {"token_type_ids": shown.token_type_ids} if family != "roberta" else {}

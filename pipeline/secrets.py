@@ -14,13 +14,20 @@ _USER_AND_PASSWORD = re.compile(r"(://[^\s/:@'\"]*:)[^\s'\"]+(?=@)")
 _SECRET = r"[a-z_]*(?:password|passwd|pwd|secret|token|api_?key|odbc_connect)"
 _NAME = re.compile(rf"(?i){_SECRET}")
 _PARAMETER = re.compile(rf"(?i)([?&;]{_SECRET}=)[^&;\s'\"]+")
+_TOKEN_AS_USER = re.compile(r"(://)[^\s/:@'\"]{20,}(?=@)")
+"""A user without a password and with so long a name is an access token, as hosts of code and models take it."""
+_ASSIGNED = re.compile(
+    r"(?i)(\b[a-z_]*(?:password|passwd|pwd)['\"]?\s*[=:]\s*)(?:'[^'\n]*'|\"[^\"\n]*\"|[^\s'\",;&}]+)"
+)
+"""A password outside a URL: `host=db password=…`, `PWD=…;`, `{'password': '…'}`."""
 
 
 def hide_passwords(text: str) -> str:
-    """The text with the password of each URL, and each query parameter that holds one, replaced by three stars."""
-    if "://" not in text:
-        return text
-    return _PARAMETER.sub(rf"\1{HIDDEN}", _USER_AND_PASSWORD.sub(rf"\1{HIDDEN}", text))
+    """The text with three stars for each password: of a URL, of a query parameter, and after `password=` or `PWD=`."""
+    if "://" in text:
+        text = _PARAMETER.sub(rf"\1{HIDDEN}", _USER_AND_PASSWORD.sub(rf"\1{HIDDEN}", text))
+        text = _TOKEN_AS_USER.sub(rf"\1{HIDDEN}", text)
+    return _ASSIGNED.sub(rf"\1{HIDDEN}", text)
 
 
 def is_secret(name: str) -> bool:
@@ -57,12 +64,12 @@ def hide_passwords_in_logs() -> None:
             message = record.getMessage()
         except (TypeError, ValueError, KeyError):
             return record  # A format that does not fit its values; the handler reports that.
-        if "://" in message:
-            record.msg, record.args = hide_passwords(message), ()
+        if (hidden := hide_passwords(message)) != message:
+            record.msg, record.args = hidden, ()
         if record.exc_info and record.exc_info[0] is not None:
             lines = "".join(traceback.format_exception(*record.exc_info)).rstrip("\n")
-            if "://" in lines:
-                record.exc_text, record.exc_info = hide_passwords(lines), None
+            if (hidden := hide_passwords(lines)) != lines:
+                record.exc_text, record.exc_info = hidden, None
         return record
 
     hiding.hides_passwords = True  # type: ignore[attr-defined]

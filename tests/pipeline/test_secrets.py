@@ -100,6 +100,32 @@ def test_the_data_artifact_of_a_database_holds_no_secret(tmp_path: Path, monkeyp
         assert file.is_dir() or b"hunter2" not in file.read_bytes(), file
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "postgresql://user:hun@ter2@host/shop",
+        "host=db user=shop password=hunter2 port=5432",
+        "Driver=x;UID=shop;PWD=hunter2;Server=db",
+        "{'user': 'shop', 'password': 'hun ter2', 'port': 5432}",
+        '{"db_password": "hunter2"}',
+        "https://hunter2hunter2hunter2hunter2@example.org/model",
+    ],
+)
+def test_a_password_in_any_form_of_address_is_hidden(text: str) -> None:
+    shown = hide_passwords(text)
+    assert "ter2" not in shown
+    assert "***" in shown
+    assert hide_passwords(shown) == shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["password: an access token", "no password is given", "passwords = 3", "https://user@host/x", "a pwd command"],
+)
+def test_what_only_mentions_passwords_keeps_its_sense(text: str) -> None:
+    assert hide_passwords(text).startswith(text.split(":", maxsplit=1)[0].split("=", maxsplit=1)[0])
+
+
 @pytest.fixture
 def hiding() -> Iterator[None]:
     """Log records hide passwords until the test ends."""

@@ -15,7 +15,7 @@ $(READY): pyproject.toml constraints.txt
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[demo,dev,redis,postgres,otel,clients]'
 	@touch $@
 
-# The whole loop on documents that are already on this machine, in about ten minutes on two quiet cores.
+# The whole loop on documents that are already on this machine; ten to twenty minutes on two cores, as busy as they are.
 demo: $(READY)
 	$(RUN)/relevance demo
 

@@ -259,7 +259,7 @@ def test_several_processes_read_what_one_reads(library: Path, monkeypatch: pytes
 
 def test_whole_documents_begin_with_their_summaries(library: Path) -> None:
     apart = python_docs.read([library]).documents
-    joined = python_docs.whole(apart.set_column(2, "text", apart["text"].cast(pa.large_string())))
+    joined = python_docs.with_summaries(apart.set_column(2, "text", apart["text"].cast(pa.large_string())))
     assert joined.column_names == ["doc_id", "title", "text"]
     for row, whole in zip(apart.to_pylist(), joined.to_pylist(), strict=True):
         assert whole["text"] == f"{row['summary']}.\n\n{row['text']}"

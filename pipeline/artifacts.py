@@ -22,7 +22,7 @@ import logging
 import re
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib import metadata
@@ -150,9 +150,15 @@ def fingerprint(kind: str, version: int, config: Mapping[str, Any], inputs: Mapp
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def folder_digest(folder: Path) -> str:
-    """A digest of names and contents of all files below a folder; the fingerprint of an outside source."""
-    parts = [f"{path.relative_to(folder).as_posix()} {disk.sha256(path)}" for path in _files(folder)]
+def folder_digest(folder: Path, endings: Collection[str] = ()) -> str:
+    """A digest of names and contents of the files below a folder; the fingerprint of an outside source.
+
+    Args:
+        folder: the folder.
+        endings: endings of the files that count, such as .json; all files when empty.
+    """
+    files = [path for path in _files(folder) if not endings or path.suffix in endings]
+    parts = [f"{path.relative_to(folder).as_posix()} {disk.sha256(path)}" for path in files]
     return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
 
 

@@ -90,6 +90,23 @@ def family(path: Path) -> ModelFamily:
     return family_of(model_type(path), str(path))
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty where there is no such file.
+
+    Raises:
+        ConfigError: not a JSON object.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(read_text(path))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: not readable ({error})") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: not a JSON object")
+    return content
+
+
 def check_files(root: Path) -> None:
     """Refuses a folder whose model cannot be read without running its code, or whose tokenizer does not fit.
 
@@ -97,7 +114,7 @@ def check_files(root: Path) -> None:
         ConfigError: code in the folder, weights as .bin only, or a tokenizer with more tokens than embeddings.
         MissingError: no weights.
     """
-    config = json.loads((root / "config.json").read_text(encoding="utf-8"))
+    config = read_object(root / "config.json")
     if "auto_map" in config:
         raise ConfigError(
             f"{root / 'config.json'}: auto_map names code that comes with the model, which is not run here; take a "

@@ -27,13 +27,8 @@ from pipeline.disk import write_atomically
 from pipeline.errors import ArtifactError, ConfigError, ShapeError
 from pipeline.models import base_models, sentence_transformers_format, tokenizers
 from pipeline.models.families import OwnForward, family_of
+from pipeline.models.sentence_transformers_format import Activation, Pooling
 from pipeline.tokens import TextTemplate
-
-Pooling = Literal["mean", "cls", "max", "lasttoken"]
-"""The vector that is made of the tokens' last states: their mean, the first, the largest, or the last."""
-
-Activation = Literal["identity", "tanh"]
-"""The function after the projection."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,7 +97,7 @@ class BiEncoder(nn.Module):
         base_models.without_dropout(config)
         with base_models.quiet(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = _body(base, config)
+            model = load_body(base, config)
             dense = nn.Linear(int(config.hidden_size), dimensions)
         return cls(
             model,
@@ -135,7 +130,7 @@ class BiEncoder(nn.Module):
             raise ArtifactError(
                 f"{folder}: head.json or model/{sentence_transformers_format.DENSE} is not readable ({error!r})"
             ) from error
-        model = _body(path, AutoConfig.from_pretrained(path, trust_remote_code=False))
+        model = load_body(path, AutoConfig.from_pretrained(path, trust_remote_code=False))
         return cls(model, tokenizers.load_tokenizer(path), dense, query, document, widths[1:], form).eval()
 
     def save(self, folder: Path) -> None:
@@ -225,7 +220,7 @@ class BiEncoder(nn.Module):
         return float(spread[-dimensions:].sum() / spread.sum())
 
 
-def _body(path: Path, config: Any) -> PreTrainedModel:
+def load_body(path: Path, config: Any) -> PreTrainedModel:
     family = family_of(config)
     if isinstance(family, OwnForward):
         raise ConfigError(f"{path}: a {config.model_type} model can teach, but not be an encoder; take another base")

@@ -1,11 +1,10 @@
 """The files of a ready-made model and what a caller says about them; reads no weights and needs no torch."""
 
-import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import disk
+from pipeline.artifacts import folder_digest
 
 DECIDING = (".json", ".safetensors", ".txt", ".model")
 """Endings of the files in a model's folder that decide about its scores."""
@@ -32,6 +31,4 @@ class ReadyMadeOptions:
 
 def digest(folder: Path) -> str:
     """A digest of every file of a model's folder that decides about its scores."""
-    files = sorted(path for path in folder.rglob("*") if path.suffix in DECIDING and path.is_file())
-    parts = [f"{path.relative_to(folder).as_posix()} {disk.sha256(path)}" for path in files]
-    return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
+    return folder_digest(folder, DECIDING)

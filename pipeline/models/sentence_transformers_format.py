@@ -1,9 +1,11 @@
-"""The files that a bi-encoder's folder needs beside the transformer to open with `SentenceTransformer(folder)`.
+"""The files of a bi-encoder's folder beside the transformer, by which `SentenceTransformer(folder)` opens it.
+
+`write` makes them for our models, the functions below it read those of ready-made ones.
 
     modules.json                    the transformer, then the folders below, in this order
     sentence_bert_config.json       where texts are cut
     config_sentence_transformers.json
-    1_Pooling/config.json           mean over real tokens
+    1_Pooling/config.json           one vector of the states of all tokens
     2_Dense/                        the projection: config.json, model.safetensors
     3_Normalize/                    nothing to know
 
@@ -11,26 +13,48 @@ Names and keys are those that the library has read since its third version; newe
 """
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from safetensors.torch import save_file
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import nn
+
+from pipeline.errors import ConfigError
+from pipeline.models import base_models
+from pipeline.text import read_text
 
 DENSE = "2_Dense/model.safetensors"
 """Where the projection's weights are; linear.weight (dimensions, hidden), linear.bias (dimensions,)."""
 
+Pooling = Literal["mean", "cls", "max", "lasttoken"]
+"""The vector that is made of the tokens' last states: their mean, the first, the largest, or the last."""
+
+Activation = Literal["identity", "tanh"]
+"""The function after the projection."""
+
 _MODULES = (("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Dense", "Dense"), ("3_Normalize", "Normalize"))
 
+_POOLING_KEYS: Mapping[Pooling, str] = {
+    "cls": "pooling_mode_cls_token",
+    "mean": "pooling_mode_mean_tokens",
+    "max": "pooling_mode_max_tokens",
+    "lasttoken": "pooling_mode_lasttoken",
+}
+"""Kind of pooling → its key in 1_Pooling/config.json."""
 
-_POOLING_KEYS = {"cls": "cls_token", "mean": "mean_tokens", "max": "max_tokens", "lasttoken": "lasttoken"}
-"""Kind of pooling → the end of its key in 1_Pooling/config.json."""
-
-_ACTIVATIONS = {
+_ACTIVATIONS: Mapping[Activation, str] = {
     "identity": "torch.nn.modules.linear.Identity",
     "tanh": "torch.nn.modules.activation.Tanh",
 }
+
+_PROMPT_NAMES = {"query": ("query",), "document": ("document", "passage", "corpus")}
+"""Role → names of prompts in config_sentence_transformers.json, as sentence-transformers looks them up."""
+
+log = logging.getLogger(__name__)
 
 
 def write(
@@ -38,14 +62,14 @@ def write(
     dense: nn.Linear,
     *,
     max_tokens: int,
-    pooling: str = "mean",
-    activation: str = "identity",
+    pooling: Pooling = "mean",
+    activation: Activation = "identity",
     prompts: Mapping[str, str] | None = None,
 ) -> None:
     """Makes the folder of a saved transformer one of sentence-transformers: pooling, this projection, unit length.
 
     Args:
-        place: the folder, with config.json, weights and tokenizer in it.
+        folder: the folder, with config.json, weights and tokenizer in it.
         dense: the projection.
         max_tokens: maximum length of a text, special tokens included; the rest is cut.
         pooling: mean, cls, max or lasttoken.
@@ -56,9 +80,9 @@ def write(
         {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
         for number, (path, kind) in enumerate(_MODULES)
     ]
-    _json(folder / "modules.json", listed)
-    _json(folder / "sentence_bert_config.json", {"max_seq_length": max_tokens, "do_lower_case": False})
-    _json(
+    _write_json(folder / "modules.json", listed)
+    _write_json(folder / "sentence_bert_config.json", {"max_seq_length": max_tokens, "do_lower_case": False})
+    _write_json(
         folder / "config_sentence_transformers.json",
         {
             "prompts": {role: prompt for role, prompt in (prompts or {}).items() if prompt},
@@ -66,11 +90,11 @@ def write(
             "similarity_fn_name": "cosine",
         },
     )
-    _json(
+    _write_json(
         folder / "1_Pooling" / "config.json",
         {"word_embedding_dimension": dense.in_features, **_pooling_modes(pooling)},
     )
-    _json(
+    _write_json(
         folder / "2_Dense" / "config.json",
         {
             "in_features": dense.in_features,
@@ -80,7 +104,7 @@ def write(
         },
     )
     save_file({f"linear.{name}": value.contiguous() for name, value in dense.state_dict().items()}, folder / DENSE)
-    _json(folder / "3_Normalize" / "config.json", {})
+    _write_json(folder / "3_Normalize" / "config.json", {})
 
 
 def leave_out_pooler(folder: Path) -> None:
@@ -97,16 +121,126 @@ def leave_out_pooler(folder: Path) -> None:
     if "add_pooling_layer" in inspect.signature(getattr(transformers, name)).parameters:
         path = folder / "sentence_bert_config.json"
         content = json.loads(path.read_text(encoding="utf-8"))
-        _json(path, content | {"model_args": {"add_pooling_layer": False}})
+        _write_json(path, content | {"model_args": {"add_pooling_layer": False}})
 
 
-def _pooling_modes(pooling: str) -> dict[str, bool]:
+def _pooling_modes(pooling: Pooling) -> dict[str, bool]:
     """The keys of 1_Pooling/config.json; the mean alone stands there as its own key, as it always did."""
     if pooling == "mean":
-        return {"pooling_mode_mean_tokens": True}
-    return {f"pooling_mode_{key}": kind == pooling for kind, key in _POOLING_KEYS.items()}
+        return {_POOLING_KEYS["mean"]: True}
+    return {key: kind == pooling for kind, key in _POOLING_KEYS.items()}
 
 
-def _json(path: Path, value: Any) -> None:
+def _write_json(path: Path, value: Any) -> None:
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
+def read_modules(root: Path) -> dict[str, str]:
+    """Kind of module → its folder, in the order of modules.json; empty for a folder of transformers.
+
+    Raises:
+        ConfigError: a kind that is not known, or one that stands there twice.
+    """
+    path = root / "modules.json"
+    if not path.is_file():
+        log.info("%s: no modules.json, so the mean of the states is taken, as sentence-transformers does", root)
+        return {}
+    try:
+        entries = [(_last(str(item["type"])), str(item["path"])) for item in json.loads(read_text(path))]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ConfigError(f"{path}: not a list of modules ({error!r})") from error
+    known = [kind for _, kind in _MODULES]
+    for kind, folder in entries:
+        if kind not in known:
+            raise ConfigError(f"{path}: module {kind} ({folder}) is not known; known are {', '.join(known)}")
+        if Path(folder).is_absolute() or ".." in Path(folder).parts:
+            raise ConfigError(f"{path}: module {kind} lies outside the folder ({folder})")
+    kinds = [kind for kind, _ in entries]
+    if len(set(kinds)) < len(kinds) or kinds[:2] != ["Transformer", "Pooling"]:
+        raise ConfigError(f"{path}: modules {', '.join(kinds)}; a transformer, a pooling, and at most one more of each")
+    return dict(entries)
+
+
+def read_pooling(root: Path, modules: Mapping[str, str]) -> Pooling:
+    """The kind of pooling; the mean for a folder of transformers.
+
+    Raises:
+        ConfigError: no kind of pooling, several, or one that is not known.
+    """
+    if "Pooling" not in modules:
+        return "mean"
+    path = root / modules["Pooling"] / "config.json"
+    config = base_models.read_object(path)
+    if config.get("include_prompt", True) is not True:
+        raise ConfigError(f"{path}: include_prompt is false, and prompts are always pooled here; take another model")
+    modes = {key for key, value in config.items() if key.startswith("pooling_mode_") and value is True}
+    if isinstance(mode := config.get("pooling_mode"), str):  # So it stands there since version 6 of the library.
+        modes = {_POOLING_KEYS.get(mode, mode)}  # type: ignore[call-overload]
+    known = {key: kind for kind, key in _POOLING_KEYS.items()}
+    if len(modes) != 1 or not modes <= set(known):
+        raise ConfigError(
+            f"{path}: pooling is {', '.join(sorted(modes)) or 'not stated'}; known is one of {', '.join(known)}"
+        )
+    return known[modes.pop()]
+
+
+def read_projection(root: Path, modules: Mapping[str, str], hidden: int) -> tuple[nn.Linear, Activation]:
+    """The projection, cut off where the folder says so, and the function after it; the identity where it has none.
+
+    Raises:
+        ConfigError: an activation that is not known, weights as .bin, or weights of another width.
+        MissingError: no weights.
+    """
+    if "Dense" not in modules:
+        linear = nn.Linear(hidden, hidden)
+        with torch.no_grad():
+            linear.weight.copy_(torch.eye(hidden))
+            linear.bias.zero_()
+        return _cut_off(root, linear), "identity"
+    path = root / modules["Dense"]
+    known = {_last(name): activation for activation, name in _ACTIVATIONS.items()}
+    name = _last(str(base_models.read_object(path / "config.json").get("activation_function", "Identity")))
+    if name not in known:
+        raise ConfigError(
+            f"{path / 'config.json'}: activation_function {name} is not known; known are {', '.join(known)}"
+        )
+    base_models.check_weights(path)
+    try:
+        values = load_file(path / "model.safetensors")
+        weight = values["linear.weight"]
+        linear = nn.Linear(weight.shape[1], weight.shape[0])
+        with torch.no_grad():
+            linear.weight.copy_(weight)
+            linear.bias.copy_(values.get("linear.bias", torch.zeros(weight.shape[0])))
+    except (OSError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ConfigError(f"{path / 'model.safetensors'}: not a linear layer ({error})") from error
+    if linear.in_features != hidden:
+        raise ConfigError(f"{path}: projects states of {linear.in_features} numbers, the model's have {hidden}")
+    return _cut_off(root, linear), known[name]
+
+
+def _cut_off(root: Path, dense: nn.Linear) -> nn.Linear:
+    """The projection to the first `truncate_dim` numbers, where the folder says that its vectors are cut off there."""
+    width = base_models.read_object(root / "config_sentence_transformers.json").get("truncate_dim")
+    if not isinstance(width, int) or not 0 < width < dense.out_features:
+        return dense
+    narrow = nn.Linear(dense.in_features, width)
+    with torch.no_grad():
+        narrow.weight.copy_(dense.weight[:width])
+        narrow.bias.copy_(dense.bias[:width])
+    return narrow
+
+
+def _last(name: str) -> str:
+    """The last part of a dotted name."""
+    return name.rsplit(".", 1)[-1]
+
+
+def read_prompt(root: Path, role: Literal["query", "document"]) -> str:
+    """The text that stands before each query or document; empty where the folder names none."""
+    config = base_models.read_object(root / "config_sentence_transformers.json")
+    known = config.get("prompts") or {}
+    default = known.get(config.get("default_prompt_name") or "", "")
+    # An empty prompt may be one that sentence-transformers adds by itself, so it hides no other.
+    return str(next((known[name] for name in _PROMPT_NAMES[role] if known.get(name)), default))

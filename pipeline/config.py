@@ -374,7 +374,7 @@ class Recipe:
                 f"{'assistants[0]' if self.assistants else 'ranker'}.teachers is {first.teachers}: the external "
                 "teacher takes the place of ours, so there are no others; set it to 1"
             )
-        if self.external_teacher.given and first.hidden_weight and (len(first.keep_layers) or first.layers) > 1:
+        if self.external_teacher.given and first.hidden_weight and first.depth > 1:
             raise ConfigError(
                 f"{'assistants[0]' if self.assistants else 'ranker'}.hidden_weight is {first.hidden_weight}: it "
                 "compares states of layers, and an external teacher gives only scores; set it to 0"

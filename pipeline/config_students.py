@@ -117,9 +117,14 @@ class RankerConfig:
             if getattr(self, name) < 0:
                 raise ConfigError(f"ranker.{name} is {getattr(self, name)}; it must be 0, for the default, or more")
 
+    @property
+    def depth(self) -> int:
+        """Number of layers of the student."""
+        return len(self.keep_layers) or self.layers
+
     def from_base(self) -> "RankerConfig":
         """The same shape cut from what the teacher was trained from, where layers to keep would be other layers."""
-        return dataclasses.replace(self, base="base", layers=len(self.keep_layers) or self.layers, keep_layers=())
+        return dataclasses.replace(self, base="base", layers=self.depth, keep_layers=())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=DOCUMENTED)

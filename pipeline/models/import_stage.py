@@ -4,8 +4,7 @@ The weights are copied, so a release needs the folder no more. The artifact reco
 the same folder is imported once.
 """
 
-import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,6 @@ from pipeline.stage import Stage
 
 RANKER = Stage("ranker", version=2, title="ready-made ranker")
 ENCODER = Stage("encoder", version=1, title="ready-made encoder")
-
-log = logging.getLogger(__name__)
 
 
 @RANKER
@@ -35,13 +32,7 @@ def ranker(workspace: Path, folder: str, options: ReadyMadeOptions, model: Cross
     Raises:
         ConfigError, MissingError: see `ready_made.ranker`.
     """
-    root = ready_made.root_of(folder)
-
-    def build(staging: Staging) -> Mapping[str, Any]:
-        (model or ready_made.ranker(root, options)).save(staging.folder)
-        return {"source": str(folder)}
-
-    return RANKER.make(workspace, config=options.to_dict(), inputs={"folder": digest(root)}, build=build)
+    return _imported(RANKER, workspace, folder, options, lambda root: model or ready_made.ranker(root, options))
 
 
 @ENCODER
@@ -57,10 +48,21 @@ def encoder(workspace: Path, folder: str, options: ReadyMadeOptions, model: BiEn
     Raises:
         ConfigError, MissingError: see `ready_made.encoder`.
     """
+    return _imported(ENCODER, workspace, folder, options, lambda root: model or ready_made.encoder(root, options))
+
+
+def _imported(
+    stage: Stage,
+    workspace: Path,
+    folder: str,
+    options: ReadyMadeOptions,
+    load: Callable[[Path], CrossEncoder | BiEncoder],
+) -> Artifact:
+    """The artifact of the model that `load` reads from the folder."""
     root = ready_made.root_of(folder)
 
     def build(staging: Staging) -> Mapping[str, Any]:
-        (model or ready_made.encoder(root, options)).save(staging.folder)
+        load(root).save(staging.folder)
         return {"source": str(folder)}
 
-    return ENCODER.make(workspace, config=options.to_dict(), inputs={"folder": digest(root)}, build=build)
+    return stage.make(workspace, config=options.to_dict(), inputs={"folder": digest(root)}, build=build)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.config import RankerConfig, Recipe, weights_of
+from pipeline.config import Recipe, weights_of
 from pipeline.errors import ConfigError
 from pipeline.models import width_pruning
 from pipeline.models.base_models import ModelShape
@@ -64,17 +64,12 @@ def _with(**changes: Any) -> Change:
     return lambda recipe, _: _ranker(recipe, **changes)
 
 
-def layers_of(config: RankerConfig) -> int:
-    """The number of layers that a ranker keeps."""
-    return len(config.keep_layers) or config.layers
-
-
 def _first_layers(recipe: Recipe, _: ModelShape) -> Recipe:
-    return _ranker(recipe, keep_layers=tuple(range(1, layers_of(recipe.ranker) + 1)))
+    return _ranker(recipe, keep_layers=tuple(range(1, recipe.ranker.depth + 1)))
 
 
 def _last_layers(recipe: Recipe, source: ModelShape) -> Recipe:
-    kept = layers_of(recipe.ranker)
+    kept = recipe.ranker.depth
     return _ranker(recipe, keep_layers=tuple(range(source.layers - kept + 1, source.layers + 1)))
 
 
@@ -84,7 +79,7 @@ def _depth(layers: int) -> Change:
             raise ConfigError(
                 f"the model that the ranker is cut from has {source.layers} layers, so {layers} compress nothing"
             )
-        if layers == layers_of(recipe.ranker):
+        if layers == recipe.ranker.depth:
             raise ConfigError(f"the recipe's ranker has {layers} layers already")
         return _ranker(recipe, layers=layers, keep_layers=(), layer_map=())
 
@@ -92,7 +87,7 @@ def _depth(layers: int) -> Change:
 
 
 def _assistant(recipe: Recipe, source: ModelShape) -> Recipe:
-    kept, depth = layers_of(recipe.ranker), source.layers
+    kept, depth = recipe.ranker.depth, source.layers
     between = (depth + kept) // 2
     if not kept < between < depth:
         raise ConfigError(f"no depth lies between the ranker's {kept} layers and its teacher's {depth}")
@@ -104,7 +99,7 @@ def _assistant(recipe: Recipe, source: ModelShape) -> Recipe:
 
 def _born_again(recipe: Recipe, _: ModelShape) -> Recipe:
     first = dataclasses.replace(recipe.ranker, hidden_weight=0.0, plain=False)
-    again = dataclasses.replace(recipe.ranker, hidden_weight=0.0, plain=False, keep_layers=(), layers=layers_of(first))
+    again = dataclasses.replace(recipe.ranker, hidden_weight=0.0, plain=False, keep_layers=(), layers=first.depth)
     return dataclasses.replace(recipe, assistants=(first,), ranker=again)
 
 

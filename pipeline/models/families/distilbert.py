@@ -38,15 +38,6 @@ class Distilbert(ModelFamily):
     def segments(self, config: Any) -> int:  # noqa: ARG002
         return 0
 
-    def embed(
-        self,
-        body: Any,
-        input_ids: Tensor,
-        token_type_ids: Tensor | None = None,  # noqa: ARG002
-        position_ids: Tensor | None = None,
-    ) -> Tensor:
-        return super().embed(body, input_ids, None, position_ids)
-
     def layer(self, body: Any, number: int) -> Any:
         return body.transformer.layer[number - 1]
 

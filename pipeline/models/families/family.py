@@ -128,8 +128,12 @@ class ModelFamily:
     def embed(
         self, body: Any, input_ids: Tensor, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None
     ) -> Tensor:
-        """The states before the first layer, (batch, tokens, hidden), from ids of (batch, tokens)."""
-        given = {"token_type_ids": token_type_ids, "position_ids": position_ids}
+        """The states before the first layer, (batch, tokens, hidden), from ids of (batch, tokens).
+
+        Segments are left out where the model has none.
+        """
+        types = token_type_ids if self.segments(body.config) else None
+        given = {"token_type_ids": types, "position_ids": position_ids}
         states: Tensor = body.embeddings(
             input_ids=input_ids, **{name: ids for name, ids in given.items() if ids is not None}
         )

@@ -26,15 +26,11 @@ class Mpnet(Roberta):
         return 0
 
     def embed(
-        self,
-        body: Any,
-        input_ids: Tensor,
-        token_type_ids: Tensor | None = None,  # noqa: ARG002
-        position_ids: Tensor | None = None,
+        self, body: Any, input_ids: Tensor, token_type_ids: Tensor | None = None, position_ids: Tensor | None = None
     ) -> Tensor:
         if position_ids is None:
             position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)[None] + PADDING_ID + 1
-        return super().embed(body, input_ids, None, position_ids)
+        return super().embed(body, input_ids, token_type_ids, position_ids)
 
     def run_layer(self, body: Any, number: int, hidden: Tensor, mask: Tensor) -> Tensor:
         tokens = hidden.shape[1]

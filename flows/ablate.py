@@ -5,16 +5,13 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from flows import runner, training
+from flows import comparisons, runner, training
 from flows.training import TrainingInputs
 from pipeline.artifacts import Artifact
 from pipeline.config import RankerConfig, Recipe
 from pipeline.errors import ConfigError
 from pipeline.evaluation.ablation import AblationRun
 from pipeline.training.losses.ablation_sets import LossSet
-
-BM25, TEACHER = "BM25", "teacher"
-SPLITS = ("valid", "test")
 
 
 def ablate(recipe: Recipe, workspace: Path, *, execute: runner.Execute = runner.directly) -> Artifact:
@@ -28,7 +25,6 @@ def ablate(recipe: Recipe, workspace: Path, *, execute: runner.Execute = runner.
         ConfigError: a set that names an unknown loss, or one without a weight, or that cannot apply to student and
             teacher.
     """
-    from index import lexical
     from pipeline.data import candidates
     from pipeline.evaluation import ablation
     from pipeline.training import preflight, ranker, teacher_scores
@@ -47,29 +43,17 @@ def ablate(recipe: Recipe, workspace: Path, *, execute: runner.Execute = runner.
     data = inputs.data
     pool = run(candidates.pool, recipe.candidates, data=data, runs=[inputs.bm25_run])
 
-    def scored(name: str, model: Artifact) -> dict[str, Artifact]:
-        named = run.labelled(name)
-        return {
-            split: named.labelled(split)(teacher_scores.score, model=model, data=data, pairs=pool, split=split)
-            for split in SPLITS
-        }
-
-    bm25 = {
-        split: run.labelled(split)(lexical.score, lexical=inputs.lexical, data=data, pairs=pool, split=split)
-        for split in SPLITS
-    }
-    references = [AblationRun(BM25, 0, 0, bm25), AblationRun(TEACHER, 0, 0, scored(TEACHER, inputs.teacher))]
+    references = comparisons.references(inputs, pool, run)
     students = []
     for pairs in _training_pairs(widest, inputs, run):
         for losses in sets:
             kind = f"{losses.name}{pairs.name}"
             scored_pairs = _for_losses(widest, losses, inputs, pairs, run)
             for seed in range(recipe.ablation.seeds):
-                name = f"{kind}, seed {seed + 1} of {recipe.ablation.seeds}"
-                config = _seeded(losses.config, seed)
-                model = run.labelled(name)(
+                named = run.labelled(f"{kind}, seed {seed + 1} of {recipe.ablation.seeds}")
+                model = named(
                     ranker.make,
-                    config,
+                    comparisons.seeded(losses.config, seed),
                     recipe.candidates,
                     data=data,
                     pairs=scored_pairs.pairs,
@@ -78,7 +62,8 @@ def ablate(recipe: Recipe, workspace: Path, *, execute: runner.Execute = runner.
                     base=inputs.base,
                 )
                 line = losses.name if recipe.ablation.unlabelled_ratios else ""
-                students.append(AblationRun(kind, seed, losses.terms, scored(name, model), line=line, dose=pairs.ratio))
+                scores = comparisons.by_split(named, teacher_scores.score, model=model, data=data, pairs=pool)
+                students.append(AblationRun(kind, seed, losses.terms, scores, line=line, dose=pairs.ratio))
     return run(
         ablation.make,
         recipe.evaluation,
@@ -86,7 +71,7 @@ def ablate(recipe: Recipe, workspace: Path, *, execute: runner.Execute = runner.
         pool=pool,
         references=references,
         students=students,
-        ceiling=TEACHER,
+        ceiling=comparisons.TEACHER,
         measure=recipe.ablation.measure,
         title=f"Ablation of {recipe.name}",
     )
@@ -142,11 +127,6 @@ def _scores(
     return training.score_pairs(
         run, student, external, teacher=teacher, data=inputs.data, pairs=pairs, base=inputs.base
     )
-
-
-def _seeded(config: RankerConfig, seed: int) -> RankerConfig:
-    """The config with `seed` added to the seed of its training loop."""
-    return dataclasses.replace(config, loop=dataclasses.replace(config.loop, seed=config.loop.seed + seed))
 
 
 def _widest(config: RankerConfig, sets: Sequence[LossSet]) -> RankerConfig:

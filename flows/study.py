@@ -1,24 +1,24 @@
 """The study flow: one teacher, many ways to compress the ranker, one table of what each keeps and costs."""
 
 import dataclasses
+import itertools
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows import runner, training
+from flows import comparisons, runner, training
+from flows.training import TrainingInputs
 from pipeline import recipe as recipes
 from pipeline.artifacts import Artifact
-from pipeline.config import CandidatesConfig, Recipe
+from pipeline.config import CandidatesConfig, Precision, RankerConfig, Recipe
 from pipeline.errors import ConfigError
 from pipeline.evaluation.ablation import AblationRun
+from pipeline.evaluation.study import StudentCost
 from pipeline.training.compression import METHODS, Method, by_name
-
-BM25, TEACHER = "BM25", "teacher"
-SPLITS = ("valid", "test")
 
 FREE = ("ranker", "assistants", "external_teacher")
 """Sections that a variant may change; of `candidates` it may change the keys of unlabelled pairs."""
@@ -120,10 +120,8 @@ def study(recipe: Recipe, workspace: Path, *, execute: runner.Execute = runner.d
     Raises:
         ConfigError: see `plan`.
     """
-    from index import lexical
     from pipeline.data import candidates
     from pipeline.evaluation import study as evaluation
-    from pipeline.training import teacher_scores
     from serving.runtime import ranker_trials
 
     planned = plan(recipe)
@@ -132,76 +130,37 @@ def study(recipe: Recipe, workspace: Path, *, execute: runner.Execute = runner.d
     run = runner.Runner(workspace, execute)
     began = minutes()
     inputs = training.prepare(dataclasses.replace(recipe, assistants=(), ranker=_scored_for(recipe)), run)
-    data = inputs.data
-    pool = run(candidates.pool, recipe.candidates, data=data, runs=[inputs.bm25_run])
-    references = [
-        AblationRun(
-            BM25,
-            0,
-            0,
-            {
-                split: run.labelled(split)(lexical.score, lexical=inputs.lexical, data=data, pairs=pool, split=split)
-                for split in SPLITS
-            },
-        ),
-        AblationRun(
-            TEACHER,
-            0,
-            0,
-            {
-                split: run.labelled(TEACHER).labelled(split)(
-                    teacher_scores.score, model=inputs.teacher, data=data, pairs=pool, split=split
-                )
-                for split in SPLITS
-            },
-        ),
-    ]
-    students: list[AblationRun] = []
-    costs: dict[str, list[evaluation.StudentCost]] = {}
-    skipped = 0
-    for seed in range(recipe.study.seeds):
-        for way in planned.ways:
-            if skipped or _over(recipe, began):
-                skipped += 1
-                continue
-            named = run.labelled(f"{way.name}, seed {seed + 1} of {recipe.study.seeds}")
-            model, bundle = _student(recipe, way, seed, inputs.pairs, named)
-            for precision in recipe.study.precisions:
-                row = evaluation.row_name(way.name, precision)
-                scores = {
-                    split: named.labelled(precision).labelled(split)(
-                        ranker_trials.scores, ranker=bundle, data=data, pool=pool, split=split, precision=precision
-                    )
-                    for split in SPLITS
-                }
-                students.append(AblationRun(row, seed, 0, scores))
-                costs.setdefault(row, []).append(evaluation.StudentCost(model=model, bundle=bundle))
-    if skipped:
-        log.warning("study.max_minutes is over: %d students were not trained; run the study again for them", skipped)
-    bundles = list({item.bundle.fingerprint: item.bundle for items in costs.values() for item in items[:1]}.values())
-    speeds = run(ranker_trials.speeds, rankers=bundles, data=data, pool=pool, precisions=recipe.study.precisions)
+    pool = run(candidates.pool, recipe.candidates, data=inputs.data, runs=[inputs.bm25_run])
+    references = comparisons.references(inputs, pool, run)
+    judged = {"data": inputs.data, "pool": pool}
+    trained = list(_train(recipe, planned.ways, inputs, pool, run, began))
     rows = [
         evaluation.StudyRow(
             name=evaluation.row_name(way.name, precision),
             summary=way.summary,
             source=way.source,
             precision=precision,
-            costs=tuple(costs.get(evaluation.row_name(way.name, precision), ())),
+            costs=tuple(student.cost for student in trained if student.way == way.name),
         )
-        for way in planned.ways
-        for precision in recipe.study.precisions
+        for way, precision in itertools.product(planned.ways, recipe.study.precisions)
     ]
+    students = [
+        AblationRun(evaluation.row_name(student.way, precision), student.seed, 0, scores)
+        for student in trained
+        for precision, scores in student.scores.items()
+    ]
+    bundles = [student.cost.bundle for student in trained if not student.seed]
+    speeds = run(ranker_trials.speeds, rankers=bundles, **judged, precisions=recipe.study.precisions)
     return run(
         evaluation.make,
         recipe.evaluation,
-        data=data,
-        pool=pool,
+        **judged,
         speeds=speeds,
         references=references,
         students=students,
         plan=evaluation.StudyTable(
             title=f"Study of {recipe.name}",
-            ceiling=TEACHER,
+            ceiling=comparisons.TEACHER,
             seeds=recipe.study.seeds,
             rows=tuple(rows),
             refused=dict(planned.refused),
@@ -209,7 +168,40 @@ def study(recipe: Recipe, workspace: Path, *, execute: runner.Execute = runner.d
     )
 
 
-def _scored_for(recipe: Recipe) -> Any:
+@dataclass(frozen=True, slots=True)
+class _TrainedStudent:
+    """One student of a study, with its scores of the pool."""
+
+    way: str
+    seed: int
+    cost: StudentCost
+    scores: Mapping[Precision, Mapping[str, Artifact]]
+    """Precision → split → scores."""
+
+
+def _train(
+    recipe: Recipe, ways: Sequence[StudyWay], inputs: TrainingInputs, pool: Artifact, run: runner.Runner, began: float
+) -> Iterator[_TrainedStudent]:
+    """The students of all ways, seed by seed, until the time of the study is over; logs how many are missing."""
+    from serving.runtime import ranker_trials
+
+    order = list(itertools.product(range(recipe.study.seeds), ways))
+    for number, (seed, way) in enumerate(order):
+        if _over(recipe, began):
+            missing = len(order) - number
+            log.warning("study.max_minutes is over: %d students are missing; run the study again for them", missing)
+            return
+        named = run.labelled(f"{way.name}, seed {seed + 1} of {recipe.study.seeds}")
+        model, bundle = _student(recipe, way, seed, inputs.pairs, named)
+        judged = {"ranker": bundle, "data": inputs.data, "pool": pool}
+        scores = {
+            name: comparisons.by_split(named.labelled(name), ranker_trials.scores, **judged, precision=name)
+            for name in recipe.study.precisions
+        }
+        yield _TrainedStudent(way.name, seed, StudentCost(model=model, bundle=bundle), scores)
+
+
+def _scored_for(recipe: Recipe) -> RankerConfig:
     """The ranker section whose needs the shared teacher scores meet."""
     return recipe.assistants[0] if recipe.assistants else dataclasses.replace(recipe.ranker, plain=False)
 
@@ -235,8 +227,7 @@ def _student(
     from pipeline.export import bundle
     from pipeline.training import ranker
 
-    loop = dataclasses.replace(way.recipe.ranker.loop, seed=way.recipe.ranker.loop.seed + seed)
-    config = dataclasses.replace(way.recipe.ranker, loop=loop)
+    config = comparisons.seeded(way.recipe.ranker, seed)
     # Ways without states take the recipe's scores, which hold states: the teacher reads the pairs once for all.
     scored = way.recipe
     if not (way.recipe.assistants or way.recipe.external_teacher.given or config.hidden_weight):

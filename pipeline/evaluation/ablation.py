@@ -21,7 +21,7 @@ from pipeline import disk
 from pipeline.artifacts import Artifact, Staging
 from pipeline.config import EvaluationConfig
 from pipeline.errors import ConfigError
-from pipeline.evaluation import page, plots, runs, significance
+from pipeline.evaluation import page, plots, runs, significance, text_tables
 from pipeline.evaluation.metrics import RANGE
 from pipeline.evaluation.per_query import judged, measures, per_query
 from pipeline.evaluation.per_query import settings as per_query_settings
@@ -103,10 +103,6 @@ def make(
         inputs |= {f"{trial.kind} {trial.seed} {split}": scores for split, scores in trial.scores.items()}
 
     def build(staging: Staging) -> Mapping[str, Any]:
-        import pandas as pd
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         frames = {split: values_per_query(config, data, pool, trials, split) for split in ("valid", "test")}
         ablation = finite(
             {
@@ -119,11 +115,10 @@ def make(
         text = json.dumps(ablation, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         disk.write_atomically(staging.folder / "ablation.json", text, json.loads)
         disk.write_atomically(staging.folder / "table.md", markdown(ablation), str)
-        for name in _shown(ablation) if any(trial.line for trial in students) else []:
+        for name in tabled(ablation) if any(trial.line for trial in students) else []:
             drawn = doses(ablation, students, name)
             disk.write_atomically(staging.folder / f"doses-{name.replace('@', '-')}.svg", drawn, str)
-        per_query = pd.concat([frame.assign(split=split) for split, frame in frames.items()], ignore_index=True)
-        pq.write_table(pa.Table.from_pandas(per_query, preserve_index=False), staging.folder / "per_query.parquet")
+        write_per_query(frames, staging.folder / "per_query.parquet")
         return {"choice": ablation["choice"]["supported"], "tied": ablation["choice"]["tied"]}
 
     settings = {
@@ -149,6 +144,16 @@ def values_per_query(
     who = [trials[int(number)] for number in frame["system"]]
     frame = frame.assign(kind=[trial.kind for trial in who], seed=[trial.seed for trial in who])
     return frame[["kind", "seed", "query_id", "slice", *measures(config)]]
+
+
+def write_per_query(frames: Mapping[str, "pd.DataFrame"], path: Path) -> None:
+    """Writes the values of `values_per_query` with the split of each query."""
+    import pandas as pd
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = pd.concat([frame.assign(split=split) for split, frame in frames.items()], ignore_index=True)
+    pq.write_table(pa.Table.from_pandas(rows, preserve_index=False), path)
 
 
 def query_tables(frame: "pd.DataFrame", kinds: Sequence[str], names: Sequence[str]) -> dict[str, Floats]:
@@ -230,7 +235,7 @@ def _choice(
     }
 
 
-def _shown(ablation: Mapping[str, Any]) -> list[str]:
+def tabled(ablation: Mapping[str, Any]) -> list[str]:
     """The measures that get a table: the headline, and pairwise accuracy, which tells short lists apart."""
     return [ablation["headline"], *([PAIRWISE] if PAIRWISE in ablation["measures"] else [])]
 
@@ -273,11 +278,9 @@ def verdict(ablation: Mapping[str, Any]) -> str:
 def markdown(ablation: Mapping[str, Any]) -> str:
     """The tables for a README."""
     lines = [f"**{ablation['title']}** ({ablation['queries']:,} test queries)", ""]
-    for measure in _shown(ablation):
+    for measure in tabled(ablation):
         heads, rows = _cells(ablation, measure)
-        lines += ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-        lines += ["| " + " | ".join(row) + " |" for row in rows]
-        lines.append("")
+        lines += [*text_tables.markdown(heads, rows), ""]
     return "\n".join([*lines, verdict(ablation), ""])
 
 
@@ -298,16 +301,9 @@ def card(ablation: Mapping[str, Any]) -> "RenderableType":
         ablation: what ablation.json holds.
     """
     from rich.console import Group
-    from rich.table import Table
     from rich.text import Text
 
     parts: list[RenderableType] = [Text(f"{ablation['title']}, {ablation['queries']:,} test queries")]
-    for measure in _shown(ablation):
-        heads, rows = _cells(ablation, measure)
-        table = Table(box=None, pad_edge=False)
-        for number, head in enumerate(heads):
-            table.add_column(Text(head), justify="left" if not number else "right")
-        for row in rows:
-            table.add_row(*map(Text, row))
-        parts += [table, Text()]
+    for measure in tabled(ablation):
+        parts += [text_tables.terminal(*_cells(ablation, measure)), Text()]
     return Group(*parts, Text(verdict(ablation)))

@@ -21,8 +21,8 @@ import numpy as np
 from pipeline import disk
 from pipeline.artifacts import Artifact, Staging
 from pipeline.config import EvaluationConfig
-from pipeline.evaluation import ablation, page, plots, report_stats, significance
-from pipeline.evaluation.ablation import PAIRWISE, SURE, AblationRun
+from pipeline.evaluation import ablation, page, plots, report_stats, significance, text_tables
+from pipeline.evaluation.ablation import SURE, AblationRun
 from pipeline.evaluation.metrics import RANGE
 from pipeline.evaluation.per_query import measures
 from pipeline.evaluation.per_query import settings as per_query_settings
@@ -38,6 +38,9 @@ STAGE = Stage(
     inputs={"data": "data", "pool": "pool", "speeds": "speeds", "references": "scores", "students": "scores"},
     section="study",
 )
+
+VERDICT = "verdict on valid queries"
+"""Heading of the last column."""
 
 SLACK = 0.02
 """Rows whose speeds or sizes differ by no more count as equally fast or small."""
@@ -117,10 +120,6 @@ def make(
         inputs |= {f"{trial.kind} {trial.seed} {split}": scores for split, scores in trial.scores.items()}
 
     def build(staging: Staging) -> Mapping[str, Any]:
-        import pandas as pd
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         frames = {split: ablation.values_per_query(config, data, pool, trials, split) for split in ("valid", "test")}
         names = list(measures(config))
         trained = [row for row in plan.rows if row.costs]
@@ -147,8 +146,7 @@ def make(
         for cost, label in COSTS.items():
             if len(complete) > 1:
                 disk.write_atomically(staging.folder / f"{cost}.svg", front_plot(study, cost, label), str)
-        per_query = pd.concat([frame.assign(split=split) for split, frame in frames.items()], ignore_index=True)
-        pq.write_table(pa.Table.from_pandas(per_query, preserve_index=False), staging.folder / "per_query.parquet")
+        ablation.write_per_query(frames, staging.folder / "per_query.parquet")
         return {"front": [name for name, item in judged.items() if item["front"]], "incomplete": plan.incomplete()}
 
     settings = {
@@ -221,18 +219,13 @@ def verdicts(
     return judged
 
 
-def _tabled(study: Mapping[str, Any]) -> list[str]:
-    """The measures that stand in the table."""
-    return [study["headline"], *([PAIRWISE] if PAIRWISE in study["measures"] else [])]
-
-
 def cells(study: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Heads and rows of the table as texts: references first, then the rows by nDCG."""
-    shown = _tabled(study)
+    shown = ablation.tabled(study)
     heads = ["way"]
     for measure in shown:
         heads += [f"{page.label(measure)} [95 %]", "gap closed"]
-    heads += [f"less {study['ceiling']}", "pairs per CPU-s", "MB", "training, s", "verdict on valid queries"]
+    heads += [f"less {study['ceiling']}", "pairs per CPU-s", "MB", "training, s", VERDICT]
     order = sorted(study["kinds"], key=lambda name: -study["systems"][name]["measures"][shown[0]]["mean"])
     lines = []
     for name in [*study["references"], *order]:
@@ -273,11 +266,9 @@ def remarks(study: Mapping[str, Any]) -> list[str]:
 def markdown(study: Mapping[str, Any]) -> str:
     """The table for a README."""
     heads, rows = cells(study)
-    lines = [f"**{study['title']}**", "", "| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-    lines += ["| " + " | ".join(row) + " |" for row in rows]
-    lines += ["", "| way | what it is | source |", "|---|---|---|"]
-    lines += [f"| {name} | {row['summary']} | {row['source']} |" for name, row in study["rows"].items()]
-    return "\n".join([*lines, "", *remarks(study), ""])
+    about = [[name, row["summary"], row["source"]] for name, row in study["rows"].items()]
+    table, key = text_tables.markdown(heads, rows), text_tables.markdown(["way", "what it is", "source"], about)
+    return "\n".join([f"**{study['title']}**", "", *table, "", *key, "", *remarks(study), ""])
 
 
 def card(study: Mapping[str, Any]) -> "RenderableType":
@@ -287,15 +278,9 @@ def card(study: Mapping[str, Any]) -> "RenderableType":
         study: the content of study.json.
     """
     from rich.console import Group
-    from rich.table import Table
     from rich.text import Text
 
-    heads, rows = cells(study)
-    table = Table(box=None, pad_edge=False)
-    for number, head in enumerate(heads):
-        table.add_column(Text(head), justify="right" if 0 < number < len(heads) - 1 else "left")
-    for row in rows:
-        table.add_row(*map(Text, row))
+    table = text_tables.terminal(*cells(study), texts=(VERDICT,))
     return Group(Text(study["title"]), table, *(Text(sentence) for sentence in remarks(study)))
 
 

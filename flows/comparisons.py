@@ -1,0 +1,42 @@
+"""The parts that comparisons of students share: the pool, the systems that stand beside them, and their seeds."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from flows.runner import Runner
+from flows.training import TrainingInputs
+from pipeline.artifacts import Artifact
+from pipeline.config import RankerConfig
+from pipeline.evaluation.ablation import AblationRun
+
+BM25, TEACHER = "BM25", "teacher"
+"""Names of the systems that every comparison shows; the teacher's lead is the gap to be closed."""
+SPLITS = ("valid", "test")
+
+
+def by_split(run: Runner, stage: Callable[..., Artifact], **inputs: Any) -> dict[str, Artifact]:
+    """The artifacts of a stage for the valid and the test queries, by the name of the split.
+
+    Args:
+        run: runs the stage once a split.
+        stage: the function of a stage that takes `split`.
+        inputs: its other arguments.
+    """
+    return {split: run.labelled(split)(stage, **inputs, split=split) for split in SPLITS}
+
+
+def references(inputs: TrainingInputs, pool: Artifact, run: Runner) -> list[AblationRun]:
+    """BM25 and the teacher with their scores of the pool."""
+    from index import lexical
+    from pipeline.training import teacher_scores
+
+    judged = {"data": inputs.data, "pairs": pool}
+    bm25 = by_split(run, lexical.score, lexical=inputs.lexical, **judged)
+    teacher = by_split(run.labelled(TEACHER), teacher_scores.score, model=inputs.teacher, **judged)
+    return [AblationRun(BM25, 0, 0, bm25), AblationRun(TEACHER, 0, 0, teacher)]
+
+
+def seeded(config: RankerConfig, seed: int) -> RankerConfig:
+    """The section with `seed` added to the seed of its training loop."""
+    return dataclasses.replace(config, loop=dataclasses.replace(config.loop, seed=config.loop.seed + seed))

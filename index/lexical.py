@@ -10,7 +10,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,9 +20,11 @@ from index.analyzer import analyser
 from index.hits import Hit, RunDepth, judged_queries, read_ids, write_ids, write_run
 from pipeline import artifacts, progress, schema
 from pipeline.artifacts import Artifact, Staging
-from pipeline.config import IndexConfig
 from pipeline.errors import ArtifactError, SchemaError
 from pipeline.stage import Stage
+
+if TYPE_CHECKING:
+    from pipeline.config import IndexConfig
 
 KIND = "lexical"
 STAGE = Stage(KIND, version=1, inputs={"data": ("data", "corpus")}, section="index", title="lexical index")
@@ -42,7 +44,7 @@ log = logging.getLogger(__name__)
 
 
 @STAGE
-def make(workspace: Path, config: IndexConfig, *, data: Artifact) -> Artifact:
+def make(workspace: Path, config: "IndexConfig", *, data: Artifact) -> Artifact:
     """The `lexical` artifact: BM25 (the Lucene variant) of all documents of this data.
 
     Raises:

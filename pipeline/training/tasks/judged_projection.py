@@ -24,22 +24,18 @@ from pipeline.models.bi_encoder import BiEncoder
 from pipeline.training.loop import pair_tokens, shards
 from pipeline.training.loop.batches import Ints
 from pipeline.training.loop.loop import Step, train
-from pipeline.training.losses import distillation
+from pipeline.training.losses import distillation, ranking
 from pipeline.training.tasks.bi_encoder import prefix
+from pipeline.training.tasks.projection import HELD_OUT, NEAREST, neighbours_kept
 
 if TYPE_CHECKING:
     import pandas as pd
 
 DOCUMENTS = 20_000
 """Maximum number of documents that are read, those judged best first."""
-HELD_OUT = 400
-"""Pairs, at most a fifth of all, that are measured on and not learned from."""
 BATCH = 256
 """Pairs of a step; as many further documents are contrasted with all of them."""
 STEPS = 1500
-NEAREST = 10
-NO_CONTRAST = -1e4
-"""Logit of a document that may be relevant too."""
 LOOP = LoopConfig(learning_rate=2e-3, evaluations=0, precision="fp32", weight_decay=0.0)
 
 
@@ -180,14 +176,13 @@ class JudgedProjectionTask:
         wide = torch.cat([self.queries[query], self.documents[columns]])  # (queries + documents, hidden)
         short, target = F.normalize(self.dense(wide), dim=1), F.normalize(wide, dim=1)
         excluded = np.isin(query[:, None] * len(self.documents) + columns, self.known)
-        excluded[np.arange(len(part)), np.arange(len(part))] = False
-        masked = torch.from_numpy(excluded).to(wide.device)
-        answers = torch.arange(len(part), device=wide.device)
+        allowed = torch.from_numpy(~excluded).to(wide.device)
+        positive = torch.eye(*excluded.shape, dtype=torch.bool, device=wide.device)
         contrasts, similarities = [], []
         for width in self.config.all_widths:
             vectors = prefix(short, width)
-            logits = vectors[: len(part)] @ vectors[len(part) :].T / self.config.temperature
-            contrasts.append(F.cross_entropy(logits.masked_fill(masked, NO_CONTRAST), answers))
+            cosines = vectors[: len(part)] @ vectors[len(part) :].T
+            contrasts.append(ranking.contrast_loss(cosines, positive, allowed, self.config.temperature))
             similarities.append(distillation.similarity_loss(vectors, target, self.config.similarity_temperature))
         contrast, similarity = torch.stack(contrasts).mean(), torch.stack(similarities).mean()
         return self.config.in_batch_weight * contrast + similarity, {"contrast": contrast, "similarity": similarity}
@@ -195,8 +190,4 @@ class JudgedProjectionTask:
     @torch.no_grad()
     def evaluate(self) -> float:
         """Share of the ten nearest of all documents that held-out queries keep."""
-        queries = self.queries[np.unique(self.held_out[:, 0])]
-        wide = F.normalize(queries, dim=1) @ F.normalize(self.documents, dim=1).T
-        short = F.normalize(self.dense(queries), dim=1) @ F.normalize(self.dense(self.documents), dim=1).T
-        wanted = torch.zeros_like(wide).scatter_(1, wide.topk(NEAREST).indices, 1.0)
-        return float(wanted.gather(1, short.topk(NEAREST).indices).mean())
+        return neighbours_kept(self.dense, self.queries[np.unique(self.held_out[:, 0])], self.documents)

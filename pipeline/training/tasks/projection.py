@@ -144,12 +144,23 @@ class ProjectionTask:
     @torch.no_grad()
     def evaluate(self) -> float:
         """Share of the ten nearest of all documents that held-out excerpts keep."""
-        excerpts = self.excerpts[0, self.learned :]
-        wide = F.normalize(excerpts, dim=1) @ F.normalize(self.documents, dim=1).T
-        short = F.normalize(self.dense(excerpts), dim=1) @ F.normalize(self.dense(self.documents), dim=1).T
-        nearest = min(NEAREST, wide.shape[1])
-        wanted = torch.zeros_like(wide).scatter_(1, wide.topk(nearest).indices, 1.0)
-        return float(wanted.gather(1, short.topk(nearest).indices).mean())
+        return neighbours_kept(self.dense, self.excerpts[0, self.learned :], self.documents)
+
+
+@torch.no_grad()
+def neighbours_kept(dense: nn.Linear, queries: Tensor, documents: Tensor) -> float:
+    """Share of each query's NEAREST documents by cosine that are still among them after the projection.
+
+    Args:
+        dense: the projection.
+        queries: (queries, hidden) vectors before it.
+        documents: (documents, hidden), likewise.
+    """
+    wide = F.normalize(queries, dim=1) @ F.normalize(documents, dim=1).T  # (queries, documents)
+    short = F.normalize(dense(queries), dim=1) @ F.normalize(dense(documents), dim=1).T
+    nearest = min(NEAREST, wide.shape[1])
+    wanted = torch.zeros_like(wide).scatter_(1, wide.topk(nearest).indices, 1.0)
+    return float(wanted.gather(1, short.topk(nearest).indices).mean())
 
 
 def _affordable(model: BiEncoder, documents: Ragged, seconds: float, checkpoint: Path) -> int:

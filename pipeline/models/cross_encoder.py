@@ -221,9 +221,9 @@ class CrossEncoder(nn.Module):
                 self.family, input_ids, types, attention_mask, first=first, token_layers=token_layers
             )
         depth = self.layers if score else max([0, *first, *token_layers])
-        added = packed.padding(attention_mask)
         body: Any = self.model.base_model
         hidden = self.family.embed(body, input_ids, types)
+        added = packed.padding(attention_mask.to(hidden.dtype))  # PyTorch reads a mask of another type wrongly, unsaid.
         all_tokens = {0: hidden}
         first_tokens = {0: self.family.cls(hidden, attention_mask)}
         for number in range(1, depth + 1):

@@ -50,7 +50,7 @@ class Modernbert(ModelFamily):
         positions = torch.arange(tokens, device=hidden.device)[None]
         output: Tensor = layer(
             hidden,
-            attention_mask=mask + _window(body, layer, tokens, tokens, hidden.device),
+            attention_mask=(mask + _window(body, layer, tokens, tokens, hidden.device)).to(mask.dtype),
             position_embeddings=body.rotary_emb(hidden, positions, layer.attention_type),
         )
         return output

@@ -158,15 +158,15 @@ def render_search(answer: dict[str, Any]) -> "Table":
     return table
 
 
-def render_rerank(found: dict[str, Any]) -> "Table":
+def render_rerank(answer: dict[str, Any]) -> "Table":
     """The texts in order, with their relevance and line."""
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(found["query"]), title_justify="left")
+    table = Table(title=Text(answer["query"]), title_justify="left")
     table.add_column("relevance", justify="right")
     table.add_column("line", justify="right")
     table.add_column("text")
-    for result in found["results"]:
+    for result in answer["results"]:
         table.add_row(f"{result['relevance']:.3f}", str(result["line"]), Text(result["text"][:200]))
     return table

@@ -244,16 +244,16 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def render(found: dict[str, Any]) -> "Table":
+def render(result: dict[str, Any]) -> "Table":
     """A table of what `gc` found."""
     from rich.table import Table
 
-    verb = "removed" if found["removed"] else "would be removed; --yes removes"
-    size = f"{found['bytes'] / 2**20:.1f} MiB, files that are shared counted each time"
-    title = f"{len(found['items'])} items, {size}: {verb}"
+    verb = "removed" if result["removed"] else "would be removed; --yes removes"
+    size = f"{result['bytes'] / 2**20:.1f} MiB, files that are shared counted each time"
+    title = f"{len(result['items'])} items, {size}: {verb}"
     table = Table("path", "reason", "MiB", title=title, title_justify="left", box=None)
-    temporary = [item for item in found["items"] if item["reason"] == TEMPORARY]
-    for item in found["items"]:
+    temporary = [item for item in result["items"] if item["reason"] == TEMPORARY]
+    for item in result["items"]:
         if item["reason"] != TEMPORARY:
             table.add_row(item["path"], item["reason"], f"{item['bytes'] / 2**20:.2f}")
     if temporary:

@@ -100,7 +100,7 @@ def quality_cost(
     everything = make_searchable(
         replace(config, votes=(), least_quality=0.0), run.labelled("all documents"), encoder=encoder, data=data
     )
-    judgments, others = per_query.judged(data, "test", clicks=clicks)
+    judgments, other_queries = per_query.judged(data, "test", clicks=clicks)
     group: dict[str, Any] = {
         "documents": corpus.vectors.metrics["documents"],
         "documents with a vector": corpus.vectors.metrics["with_vectors"],
@@ -111,7 +111,7 @@ def quality_cost(
         searched = run.labelled(name)(
             semantic.run, index=index, data=data, embed_queries=embed, depth=100, splits=("test",)
         )
-        rows = per_query.ranking(schema.read(searched.file("run.parquet"), "run"), data, others)
+        rows = per_query.ranking(schema.read(searched.file("run.parquet"), "run"), data, other_queries)
         result = metrics.evaluate(rows, judgments, ["recall@100", "ndcg@10"])
         for measure in result.values:
             group[f"encoder's {measure}, {name}"] = round(result.mean(measure), 4)

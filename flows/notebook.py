@@ -84,10 +84,10 @@ class OpenRelease:
 
     def report(self) -> dict[str, Any]:
         """The report that the release was judged by, as `report.json` holds it."""
-        found: dict[str, Any] = json.loads(
+        report: dict[str, Any] = json.loads(
             registry.part(self._release, "report").file("report.json").read_text(encoding="utf-8")
         )
-        return found
+        return report
 
 
 def open_release(workspace: str | Path = "workspace", release: str = "live") -> OpenRelease:

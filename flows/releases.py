@@ -130,6 +130,6 @@ def render_show(release: dict[str, Any]) -> "RenderableType":
         files.add_row(name, f"{size:,}")
     carried = release["carried_from"]
     source = f"figures carried over from release {carried[:12]}\n" if carried else ""
-    made = f"recipe {release['recipe']}, made {release['created']}"
-    head = Text(f"{release['release']}\n{made}\n{release['path']}\n{source}")
+    origin = f"recipe {release['recipe']}, made {release['created']}"
+    head = Text(f"{release['release']}\n{origin}\n{release['path']}\n{source}")
     return Group(head, systems, Text(), files)

@@ -35,9 +35,9 @@ def make(
     from pipeline import disk
 
     report = json.loads(outcome.report.file("report.json").read_text(encoding="utf-8"))
-    facts = report["facts"]
+    stats = report["facts"]
     headline = report["headline"]
-    rates = {name.split(" ")[0]: row["inputs per CPU-second"] for name, row in facts["ranker precisions"].items()}
+    rates = {name.split(" ")[0]: row["inputs per CPU-second"] for name, row in stats["ranker precisions"].items()}
     pointer = Releases(workspace).pointer_file.recover()
     card = {
         "release": outcome.release.fingerprint,
@@ -59,9 +59,9 @@ def make(
         "differences": {
             f"{report['subject']} - {report['baseline']}": report["systems"][report["subject"]]["difference"][headline]
         },
-        "bytes_per_document": facts["index"]["bytes a document"],
-        "index_build_seconds": facts["index"]["build, seconds"],
-        "documents": facts["index"]["documents"],
+        "bytes_per_document": stats["index"]["bytes a document"],
+        "index_build_seconds": stats["index"]["build, seconds"],
+        "documents": stats["index"]["documents"],
         "ranker_pairs_per_cpu_second": rates,
         "seconds": round(outcome.seconds + (served["seconds"] if served else 0.0), 1),
         **({"served": dict(served)} if served else {}),

@@ -123,14 +123,14 @@ def _mean_scores(
     """
     from pipeline.training import teacher, teacher_scores
 
-    others = []
+    other_scores = []
     for number in range(1, (*recipe.assistants, recipe.ranker)[0].teachers):
         named = run.labelled(f"teacher {number + 1}")
         loop = dataclasses.replace(recipe.teacher.loop, seed=recipe.teacher.loop.seed + number)
         config = dataclasses.replace(recipe.teacher, loop=loop)
         model = named(teacher.make, config, recipe.candidates, data=data, pairs=pairs, base=base)
-        others.append(named(teacher_scores.make, teacher=model, data=data, pairs=scored, layers=(), width=0))
-    return run(teacher_scores.mean, first=first, others=others)
+        other_scores.append(named(teacher_scores.make, teacher=model, data=data, pairs=scored, layers=(), width=0))
+    return run(teacher_scores.mean, first=first, others=other_scores)
 
 
 def with_unlabelled(

@@ -55,10 +55,12 @@ UNCLEAR = frozenset(
     re.findall(r"\w+", "place places found facts told made asked said one whole others taught lesson lessons")
 )
 """Names that do not say what they hold; a value has the name of its content, such as indices, scores or manifest."""
-NAMED_BY_CONTENT = ("pipeline", "index", "serving/runtime", "serving/scoring")
+NAMED_BY_CONTENT = ("pipeline", "index", "serving", "flows")
 ALLOWED_NAMES = {
     ("pipeline/data/unlabelled.py", "asked"),  # Names of a stage's inputs are part of its fingerprint.
     ("pipeline/training/teacher_scores.py", "others"),
+    ("flows/export.py", "_made"),
+    ("flows/ready_made.py", "made"),
 }
 
 

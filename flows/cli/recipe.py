@@ -19,12 +19,12 @@ app = typer.Typer(help="Lists, resolves and describes recipes.", no_args_is_help
 @app.command("list")
 def recipe_list(as_json: Json = False) -> None:
     """Built-in recipes, each with the first sentence of its file."""
-    found = {}
+    summaries = {}
     for name in recipe_names():
         lines = split_lines(read_text(RECIPES / f"{name}.toml"))
         comment = " ".join(line.removeprefix("#").strip() for line in lines[: lines.index(f'name = "{name}"')])
-        found[name] = comment.split(". ")[0].rstrip(".") + "."
-    show(found, as_json, "\n".join(f"{name:<10} {about}" for name, about in found.items()))
+        summaries[name] = comment.split(". ")[0].rstrip(".") + "."
+    show(summaries, as_json, "\n".join(f"{name:<10} {about}" for name, about in summaries.items()))
 
 
 @app.command("show")

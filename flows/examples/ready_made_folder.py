@@ -72,8 +72,8 @@ def main(model: str, folder: Path) -> None:
     service = subprocess.Popen([sys.executable, "-P", "-m", "flows.cli", "serve"], cwd=folder, env=environment)
     try:
         wait_until_ready(service)
-        found = post("/search", {"query": "something to boil tea", "top_n": 3})
-        for hit in found["reranked"]:
+        answer = post("/search", {"query": "something to boil tea", "top_n": 3})
+        for hit in answer["reranked"]:
             print(f"{hit['rank']}  {hit['title']}: {hit['snippet']}")
         (vector,) = post("/embed", {"inputs": "a light for reading"})
         print(f"{len(vector)} numbers, the first {vector[0]:.4f}")

@@ -84,9 +84,9 @@ class Rerank:
         Args:
             ranker: raw scores of the ranker, where the order is that of other scores.
         """
-        order = sorted(range(len(scores)), key=lambda place: -scores[place])
+        order = sorted(range(len(scores)), key=lambda index: -scores[index])
         relevances: dict[Hashable, float] = {
-            place: relevance(score) for place, score in enumerate(scores if ranker is None else ranker)
+            index: relevance(score) for index, score in enumerate(scores if ranker is None else ranker)
         }
         return ComparisonResult(order, relevances)
 

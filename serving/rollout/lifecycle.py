@@ -205,8 +205,8 @@ class Lifecycle:
         self.swaps += 1
         self._held[fresh.release] = fresh
         before = ([old.release] if old else []) + self._before
-        others = [name for name in dict.fromkeys(before) if name != fresh.release]
-        self._before = others[: self.settings.kept_releases]
+        predecessors = [name for name in dict.fromkeys(before) if name != fresh.release]
+        self._before = predecessors[: self.settings.kept_releases]
         self._let_go()
 
     def _refuse(self, name: str, error: Exception, *, kept: Searcher | None) -> None:

@@ -23,7 +23,8 @@ class Readiness:
     def __init__(self, lifecycle: Lifecycle) -> None:
         self._lifecycle = lifecycle
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="ready")
-        self._asked: tuple[Searcher, Future[None]] | None = None
+        self._latest_ping: tuple[Searcher, Future[None]] | None = None
+        """The models that were asked last, and their answer."""
         self._searcher: Searcher | None = None
         self._answered: dict[str, float] = {}
         """Model → when that of `_searcher` last answered."""
@@ -55,11 +56,11 @@ class Readiness:
             latest = [time.monotonic() - self._answered.get(model, -math.inf) for model in searcher.models]
             if max(latest) < FRESH_S:
                 return searcher
-        if self._asked is None or self._asked[0] is not searcher or self._asked[1].done():
-            self._asked = searcher, self._pool.submit(searcher.ping)
+        if self._latest_ping is None or self._latest_ping[0] is not searcher or self._latest_ping[1].done():
+            self._latest_ping = searcher, self._pool.submit(searcher.ping)
         try:
             # Shielded, because others may wait for the same inference.
-            await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(self._asked[1])), PATIENCE_S)
+            await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(self._latest_ping[1])), PATIENCE_S)
         except (TimeoutError, DeadlineError) as error:
             raise NotReadyError(f"release {searcher.release[:12]}: no answer in {PATIENCE_S:g} s") from error
         except Exception as error:

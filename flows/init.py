@@ -192,13 +192,14 @@ def _too_few(queries: "pa.Table", judged: "pd.DataFrame") -> str:
 
     texts = dict(zip(queries["query_id"].to_pylist(), queries["text"].to_pylist(), strict=True))
     judged_queries = [texts[name] for name in judged["query_id"].drop_duplicates()]
-    valid, test = shares(max(len(judged_queries), 1))
+    count = len(judged_queries)
+    valid, test = shares(max(count, 1))
     config = DataConfig(splits="hash", valid_share=valid, test_share=test)
-    empty = {"train", "valid", "test"} - set(splits.assign(judged_queries, [None] * len(judged_queries), config))
+    empty = {"train", "valid", "test"} - set(splits.assign(judged_queries, [None] * count, config))
     wanted = f"judge {LEAST_QUERIES} or more, and {ENOUGH_JUDGED} before a live release can be replaced"
     if empty:
-        return f"{len(judged_queries):,} judged queries are too few: {' and '.join(sorted(empty))} would get none; {wanted}"
-    return f"{len(judged_queries):,} judged queries are few; {wanted}" if len(judged_queries) < LEAST_QUERIES else ""
+        return f"{count:,} judged queries are too few: {' and '.join(sorted(empty))} would get none; {wanted}"
+    return f"{count:,} judged queries are few; {wanted}" if count < LEAST_QUERIES else ""
 
 
 def _mapped(source: Mapping[str, Any]) -> str:

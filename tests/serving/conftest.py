@@ -100,7 +100,7 @@ class TinyModels:
         """A bundle artifact; with `lie` its golden scores are off by so much."""
 
         def write(staging: Staging) -> dict[str, float]:
-            facts = {
+            bundle_json = {
                 "format": 1,
                 "role": role,
                 "digest": hashlib.md5(f"{role} {self.seed}".encode()).hexdigest(),
@@ -109,22 +109,22 @@ class TinyModels:
             names = ["input_ids", "attention_mask"]
             if role == "ranker":
                 names.append("token_type_ids")
-                facts |= {"template": PAIR.to_dict(), "output": "score", "dimensions": None}
+                bundle_json |= {"template": PAIR.to_dict(), "output": "score", "dimensions": None}
                 texts = [("a sorted list", text) for _, text in DOCUMENTS[:4]]
                 golden = [
                     {"query": query, "document": text, "scores": {"torch": self.score(query, text) + lie}}
                     for query, text in texts
                 ]
             else:
-                facts |= {"query_template": TEXT.to_dict(), "document_template": TEXT.to_dict()}
-                facts |= {"output": "embedding", "dimensions": DIMENSIONS, "widths": [4, DIMENSIONS]}
+                bundle_json |= {"query_template": TEXT.to_dict(), "document_template": TEXT.to_dict()}
+                bundle_json |= {"output": "embedding", "dimensions": DIMENSIONS, "widths": [4, DIMENSIONS]}
                 golden = [
                     {"text": text, "role": "query", "vectors": {"torch": (self.vector(text) + lie).tolist()}}
                     for _, text in DOCUMENTS[:4]
                 ]
-            facts |= {"inputs": names, "precisions": {"fp32": {"file": "model.fp32.onnx"}}}
-            facts |= {"chosen": {"cpu": "fp32", "cuda": "fp32"}, "parity": 0.0, "source": "0" * 32}
-            (staging.folder / "bundle.json").write_text(json.dumps(facts))
+            bundle_json |= {"inputs": names, "precisions": {"fp32": {"file": "model.fp32.onnx"}}}
+            bundle_json |= {"chosen": {"cpu": "fp32", "cuda": "fp32"}, "parity": 0.0, "source": "0" * 32}
+            (staging.folder / "bundle.json").write_text(json.dumps(bundle_json))
             (staging.folder / "golden.json").write_text(json.dumps(golden))
             self.tokenizer.save(str(staging.folder / "tokenizer.json"))
             onnx.save(self._graph(role, names), staging.folder / "model.fp32.onnx")

@@ -29,15 +29,15 @@ TEXTS = ["Shuffle list x in place", "Return a new sorted list", "", "Open file a
 
 @pytest.fixture(scope="module")
 def lifecycle(tiny: Any) -> Lifecycle:
-    found = Lifecycle(Settings(workspace=tiny.path, release=tiny.releases.resolve("live"), threads=1))
-    found.start()
-    return found
+    ready_lifecycle = Lifecycle(Settings(workspace=tiny.path, release=tiny.releases.resolve("live"), threads=1))
+    ready_lifecycle.start()
+    return ready_lifecycle
 
 
 @pytest.fixture(scope="module")
 def client(lifecycle: Lifecycle) -> Iterator[TestClient]:
-    with TestClient(apps.create(lifecycle)) as found:
-        yield found
+    with TestClient(apps.create(lifecycle)) as test_client:
+        yield test_client
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_tei_gets_a_bare_list_by_falling_score(client: TestClient, expected: Any
     response = client.post("/rerank", json={"query": "sort a list", "texts": TEXTS})
     scores = [relevance(score) for score in expected("sort a list", TEXTS)]
     answer = response.json()
-    assert [item["index"] for item in answer] == sorted(range(len(TEXTS)), key=lambda place: -scores[place])
+    assert [item["index"] for item in answer] == sorted(range(len(TEXTS)), key=lambda index: -scores[index])
     assert all(set(item) == {"index", "score"} for item in answer)
     assert {item["index"]: item["score"] for item in answer} == pytest.approx(dict(enumerate(scores)), abs=1e-5)
 
@@ -207,8 +207,8 @@ def test_equal_documents_keep_their_order_and_are_computed_once(client: TestClie
 def test_hostile_texts_are_read_as_their_clean_form(client: TestClient, expected: Any, text: str, read: str) -> None:
     body = f'{{"query": "q", "texts": [{text}, "other"], "raw_scores": true, "return_text": true}}'
     answer = client.post("/rerank", content=body).json()
-    found = {item["index"]: item["score"] for item in answer}
-    assert found[0] == pytest.approx(expected("q", [read])[0], abs=1e-4)
+    scores = {item["index"]: item["score"] for item in answer}
+    assert scores[0] == pytest.approx(expected("q", [read])[0], abs=1e-4)
 
 
 def test_a_surrogate_in_a_key_or_an_ignored_field_harms_nothing(client: TestClient) -> None:
@@ -380,13 +380,13 @@ def test_a_search_link_is_checked(client: TestClient) -> None:
 
 def test_filters_in_the_body_and_in_a_link_are_the_same(client: TestClient) -> None:
     body = {"query": "a list", "top_n": 50, "filters": {"year": [2001, "2003"], "kind": "class"}}
-    found = client.post("/search", json=body).json()
-    ids = {item["doc_id"] for name in ("lexical", "semantic", "reranked") for item in found[name]}
-    assert ids == {f"d{place}" for place in range(49) if place % 7 in (1, 3) and place % 2 == 0}
+    answer = client.post("/search", json=body).json()
+    ids = {item["doc_id"] for name in ("lexical", "semantic", "reranked") for item in answer[name]}
+    assert ids == {f"d{index}" for index in range(49) if index % 7 in (1, 3) and index % 2 == 0}
     link = client.get(
         "/search", params={"q": "a list", "top_n": 50, "filter": ["year:2001", "year:2003", "kind:class"]}
     )
-    assert link.json()["reranked"] == found["reranked"]
+    assert link.json()["reranked"] == answer["reranked"]
     refused(client.get("/search", params={"q": "a", "filter": "year"}), 422, "field:value")
 
 
@@ -433,15 +433,15 @@ def test_openai_errors_are_nested_as_its_sdk_reads_them(client: TestClient, body
 
 def test_tei_embed(client: TestClient, tiny: Any, lifecycle: Lifecycle) -> None:
     models = tiny.models[lifecycle.current.release]
-    (found,) = client.post("/embed", json={"inputs": "sort", "prompt_name": "query", "truncate": True}).json()
-    assert found == pytest.approx(models.vector("sort").tolist(), abs=1e-5)
+    (vector,) = client.post("/embed", json={"inputs": "sort", "prompt_name": "query", "truncate": True}).json()
+    assert vector == pytest.approx(models.vector("sort").tolist(), abs=1e-5)
     assert len(client.post("/embed", json={"inputs": ["a", "b"]}).json()) == 2
 
 
 def test_the_first_dimensions_are_those_of_the_whole_made_unit_again(client: TestClient, tiny: Any) -> None:
-    (whole,) = client.post("/embed", json={"inputs": "sort a list"}).json()
+    (vector,) = client.post("/embed", json={"inputs": "sort a list"}).json()
     (first,) = client.post("/embed", json={"inputs": "sort a list", "dimensions": 4}).json()
-    assert first == pytest.approx((np.array(whole[:4]) / np.linalg.norm(whole[:4])).tolist(), abs=1e-6)
+    assert first == pytest.approx((np.array(vector[:4]) / np.linalg.norm(vector[:4])).tolist(), abs=1e-6)
     answer = client.post("/v1/embeddings", json={"input": "sort a list", "dimensions": 4}).json()
     assert answer["data"][0]["embedding"] == pytest.approx(first)
     assert client.get("/info").json()["widths"] == [4, 8]
@@ -625,19 +625,19 @@ def test_metrics_count_as_text_embeddings_inference_does(started: Any) -> None:
     client.post("/rerank", json={"query": "q", "texts": ["a"]}, headers={"x-request-timeout-ms": "soon"})
     client.get("/rerank")
     client.get("/nope")
-    found = series(client)
-    assert found['te_request_count{method="single"}'] == 1
-    assert found['te_request_success{method="batch"}'] == 2
-    assert found['te_request_failure{err="validation"}'] == 3
-    assert found['relevance_requests_total{path="/rerank",status="422"}'] == 2
-    assert found["te_request_duration_count"] == 3
-    assert found['relevance_cache_misses_total{cache="scores"}'] == 2
-    assert found['relevance_cache_hits_total{cache="scores"}'] == 3
-    assert found["relevance_texts_total"] == 5
-    assert found['relevance_requests_total{path="/rerank",status="200"}'] == 3
-    assert found['relevance_requests_total{path="other",status="404"}'] == 1
-    assert found["relevance_requests_in_flight"] == 1  # The request for the metrics itself.
-    assert any(name.startswith("relevance_release_info{") for name in found)
+    counters = series(client)
+    assert counters['te_request_count{method="single"}'] == 1
+    assert counters['te_request_success{method="batch"}'] == 2
+    assert counters['te_request_failure{err="validation"}'] == 3
+    assert counters['relevance_requests_total{path="/rerank",status="422"}'] == 2
+    assert counters["te_request_duration_count"] == 3
+    assert counters['relevance_cache_misses_total{cache="scores"}'] == 2
+    assert counters['relevance_cache_hits_total{cache="scores"}'] == 3
+    assert counters["relevance_texts_total"] == 5
+    assert counters['relevance_requests_total{path="/rerank",status="200"}'] == 3
+    assert counters['relevance_requests_total{path="other",status="404"}'] == 1
+    assert counters["relevance_requests_in_flight"] == 1  # The request for the metrics itself.
+    assert any(name.startswith("relevance_release_info{") for name in counters)
 
 
 def test_the_log_tells_of_requests_and_never_their_texts(client: TestClient, caplog: Any) -> None:
@@ -721,7 +721,7 @@ class HeldRuns:
 def test_a_passed_deadline_is_a_504_and_asking_again_goes_on(started: Any, monkeypatch: Any) -> None:
     lifecycle = started(deadline_s=0.15)
     client, runs = TestClient(apps.create(lifecycle)), slow(lifecycle, monkeypatch, 0.02)
-    body = {"query": "q", "texts": [f"text {place}" for place in range(20)]}
+    body = {"query": "q", "texts": [f"text {index}" for index in range(20)]}
     refused(client.post("/rerank", json=body), 504, "asking again goes on from there")
     for _ in range(40):
         response = client.post("/rerank", json=body)
@@ -748,7 +748,7 @@ def test_waiting_for_a_worker_counts_to_the_deadline(started: Any, monkeypatch: 
 
     async def both() -> list[httpx.Response]:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
-            bodies = [{"query": "q", "texts": [f"text {place}"]} for place in range(2)]
+            bodies = [{"query": "q", "texts": [f"text {index}"]} for index in range(2)]
             return list(await asyncio.gather(*(client.post("/rerank", json=body) for body in bodies)))
 
     assert [response.status_code for response in asyncio.run(both())] == [504, 504]
@@ -830,14 +830,14 @@ def test_releases_change_under_load_and_each_answer_is_of_the_release_it_names(f
 
     async def load() -> list[httpx.Response]:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
-            found = []
+            responses = []
             for turn in range(6):
                 fresh.releases.promote((second, first)[turn % 2], reason="test")
                 until = time.monotonic() + 0.15
                 while time.monotonic() < until:
-                    body = {"query": "q", "texts": ["a new sorted list", f"noise {len(found)}"]}
-                    found += await asyncio.gather(*(client.post("/rerank", json=body) for _ in range(4)))
-            return found
+                    body = {"query": "q", "texts": ["a new sorted list", f"noise {len(responses)}"]}
+                    responses += await asyncio.gather(*(client.post("/rerank", json=body) for _ in range(4)))
+            return responses
 
     try:
         answers = asyncio.run(load())

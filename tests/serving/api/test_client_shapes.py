@@ -166,8 +166,8 @@ def _openai(url: str) -> None:
 
 
 def _hugging_face(url: str) -> None:
-    made = importlib.import_module("huggingface_hub").InferenceClient(model=url, token="k")
-    with_all_arguments(made.feature_extraction, model=url)
+    inference_client = importlib.import_module("huggingface_hub").InferenceClient(model=url, token="k")
+    with_all_arguments(inference_client.feature_extraction, model=url)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -33,9 +33,9 @@ def client(name: str) -> Any:
 
 @pytest.fixture(scope="module")
 def server(tiny: Any) -> Iterator[Server]:
-    found = start(tiny.path, RELEVANCE_API_KEYS=keys.digest("a-key").hex(), RELEVANCE_MAX_DOCUMENTS="50")
-    yield found
-    assert found.stop() == 0
+    service = start(tiny.path, RELEVANCE_API_KEYS=keys.digest("a-key").hex(), RELEVANCE_MAX_DOCUMENTS="50")
+    yield service
+    assert service.stop() == 0
 
 
 @pytest.fixture(scope="module")
@@ -50,22 +50,22 @@ def best(models: Any) -> list[tuple[int, float]]:
     return sorted(enumerate(scores), key=lambda pair: -pair[1])
 
 
-def same(found: list[tuple[int, float]], expected: list[tuple[int, float]]) -> None:
-    assert [place for place, _ in found] == [place for place, _ in expected]
-    assert [score for _, score in found] == pytest.approx([score for _, score in expected], abs=1e-5)
+def same(ranked: list[tuple[int, float]], expected: list[tuple[int, float]]) -> None:
+    assert [index for index, _ in ranked] == [index for index, _ in expected]
+    assert [score for _, score in ranked] == pytest.approx([score for _, score in expected], abs=1e-5)
 
 
 def test_cohere(server: Server, best: list[tuple[int, float]]) -> None:
     cohere = client("cohere")
-    for made in (cohere.ClientV2, cohere.Client):
-        answer = made(api_key="a-key", base_url=server.url).rerank(
+    for client_class in (cohere.ClientV2, cohere.Client):
+        answer = client_class(api_key="a-key", base_url=server.url).rerank(
             model="rerank-v3.5", query=QUERY, documents=TEXTS, top_n=2
         )
         same([(item.index, item.relevance_score) for item in answer.results], best[:2])
         assert answer.id
     plain = cohere.Client(api_key="a-key", base_url=server.url)
     answer = plain.rerank(query=QUERY, documents=[{"text": item} for item in TEXTS], return_documents=True)
-    assert [item.document.text for item in answer.results] == [TEXTS[place] for place, _ in best]
+    assert [item.document.text for item in answer.results] == [TEXTS[index] for index, _ in best]
 
 
 def test_cohere_reads_our_errors(server: Server) -> None:
@@ -73,36 +73,36 @@ def test_cohere_reads_our_errors(server: Server) -> None:
     with pytest.raises(cohere.UnauthorizedError) as refused:
         cohere.ClientV2(api_key="wrong", base_url=server.url).rerank(model="m", query="q", documents=["a"])
     assert "API key is not known" in refused.value.body["message"]
-    asked = cohere.ClientV2(api_key="a-key", base_url=server.url)
+    cohere_client = cohere.ClientV2(api_key="a-key", base_url=server.url)
     with pytest.raises(cohere.core.ApiError) as refused:
-        asked.rerank(model="m", query="q", documents=["a"] * 51)
+        cohere_client.rerank(model="m", query="q", documents=["a"] * 51)
     assert refused.value.status_code == 413
     assert "send at most 50" in refused.value.body["message"]
     with pytest.raises(cohere.UnprocessableEntityError) as refused:
-        asked.rerank(model="m", query="", documents=["a"])
+        cohere_client.rerank(model="m", query="", documents=["a"])
     assert "query is empty" in refused.value.body["message"]
 
 
 def test_hugging_face_embeds_at_the_address_itself(server: Server, models: Any) -> None:
-    made = client("huggingface_hub").InferenceClient(model=server.url, token="a-key")
-    vectors = made.feature_extraction(QUERY, prompt_name="query", truncate=True, normalize=True)
+    inference_client = client("huggingface_hub").InferenceClient(model=server.url, token="a-key")
+    vectors = inference_client.feature_extraction(QUERY, prompt_name="query", truncate=True, normalize=True)
     assert vectors == pytest.approx(models.vector(QUERY)[None], abs=1e-5)
 
 
 def test_default_bulk_sizes_are_taken(server: Server, models: Any) -> None:
     """OpenAI takes this many texts at once; LangChain sends 1,000."""
     openai = client("openai")
-    asked = openai.OpenAI(api_key="a-key", base_url=f"{server.url}/v1", max_retries=0)
+    openai_client = openai.OpenAI(api_key="a-key", base_url=f"{server.url}/v1", max_retries=0)
     texts = [f"list number {number} " + "sorted " * 40 for number in range(2048)]
-    answer = asked.embeddings.create(model="m", input=texts)
+    answer = openai_client.embeddings.create(model="m", input=texts)
     assert answer.data[2047].embedding == pytest.approx(models.vector(texts[2047]).tolist(), abs=1e-5)
 
 
 def test_openai(server: Server, models: Any) -> None:
     openai = client("openai")
-    asked = openai.OpenAI(api_key="a-key", base_url=f"{server.url}/v1")
+    openai_client = openai.OpenAI(api_key="a-key", base_url=f"{server.url}/v1")
     for form in ({}, {"encoding_format": "float"}, {"encoding_format": "base64"}):
-        answer = asked.embeddings.create(model="text-embedding-3-small", input=TEXTS, **form)
+        answer = openai_client.embeddings.create(model="text-embedding-3-small", input=TEXTS, **form)
         for item, text in zip(answer.data, TEXTS, strict=True):
             vector = item.embedding
             if isinstance(vector, str):  # base64 that the caller asked for stays as it is.
@@ -111,26 +111,26 @@ def test_openai(server: Server, models: Any) -> None:
                 vector = np.frombuffer(base64.b64decode(vector), "<f4").tolist()
             assert vector == pytest.approx(models.vector(text).tolist(), abs=1e-5)
     assert answer.usage.prompt_tokens > 0
-    short = asked.embeddings.create(model="m", input=QUERY, dimensions=4).data[0].embedding
-    whole = models.vector(QUERY)[:4]
-    assert short == pytest.approx((whole / np.linalg.norm(whole)).tolist(), abs=1e-5)
-    names = {model.id: model for model in asked.models.list()}
+    short = openai_client.embeddings.create(model="m", input=QUERY, dimensions=4).data[0].embedding
+    first_numbers = models.vector(QUERY)[:4]
+    assert short == pytest.approx((first_numbers / np.linalg.norm(first_numbers)).tolist(), abs=1e-5)
+    names = {model.id: model for model in openai_client.models.list()}
     assert set(names) == {"ranker", "encoder"}
     digest = names["encoder"].digest
     ids = models.ids(QUERY)
-    assert asked.embeddings.create(model=digest, input=[ids]).data[0].embedding == pytest.approx(
+    assert openai_client.embeddings.create(model=digest, input=[ids]).data[0].embedding == pytest.approx(
         models.vector(QUERY).tolist(), abs=1e-5
     )
 
 
 def test_openai_reads_our_errors(server: Server) -> None:
     openai = client("openai")
-    asked = openai.OpenAI(api_key="a-key", base_url=f"{server.url}/v1", max_retries=0)
+    openai_client = openai.OpenAI(api_key="a-key", base_url=f"{server.url}/v1", max_retries=0)
     with pytest.raises(openai.UnprocessableEntityError, match="dimensions is 256") as refused:
-        asked.embeddings.create(model="m", input="a", dimensions=256)
+        openai_client.embeddings.create(model="m", input="a", dimensions=256)
     assert refused.value.body["type"] == "invalid_request_error"
     with pytest.raises(openai.NotFoundError, match="no model called 'gpt-4'"):
-        asked.models.retrieve("gpt-4")
+        openai_client.models.retrieve("gpt-4")
     with pytest.raises(openai.AuthenticationError):
         openai.OpenAI(api_key="wrong", base_url=f"{server.url}/v1").models.list()
 
@@ -140,7 +140,7 @@ def test_langchain_reranks(server: Server, best: list[tuple[int, float]]) -> Non
     compressor = rerank(cohere_api_key="a-key", base_url=server.url, model="rerank-v3.5", top_n=2)
     same([(item["index"], item["relevance_score"]) for item in compressor.rerank(TEXTS, QUERY)], best[:2])
     kept = compressor.compress_documents([documents.Document(page_content=item) for item in TEXTS], QUERY)
-    assert [item.page_content for item in kept] == [TEXTS[place] for place, _ in best[:2]]
+    assert [item.page_content for item in kept] == [TEXTS[index] for index, _ in best[:2]]
 
 
 def test_langchain_embeds(server: Server, models: Any) -> None:
@@ -148,23 +148,23 @@ def test_langchain_embeds(server: Server, models: Any) -> None:
         api_key="a-key", base_url=f"{server.url}/v1", model="encoder", check_embedding_ctx_length=False
     )
     assert embeddings.embed_query(QUERY) == pytest.approx(models.vector(QUERY).tolist(), abs=1e-5)
-    found = embeddings.embed_documents(TEXTS)
-    assert np.array(found) == pytest.approx(np.stack([models.vector(item) for item in TEXTS]), abs=1e-5)
+    vectors = embeddings.embed_documents(TEXTS)
+    assert np.array(vectors) == pytest.approx(np.stack([models.vector(item) for item in TEXTS]), abs=1e-5)
 
 
 def test_llama_index_reranks(server: Server, best: list[tuple[int, float]]) -> None:
-    made, schema = client("llama_index.postprocessor.tei_rerank"), client("llama_index.core.schema")
-    reranker = made.TextEmbeddingInference(top_n=2, base_url=server.url, auth_token="a-key")
+    postprocessor, schema = client("llama_index.postprocessor.tei_rerank"), client("llama_index.core.schema")
+    reranker = postprocessor.TextEmbeddingInference(top_n=2, base_url=server.url, auth_token="a-key")
     nodes = [schema.NodeWithScore(node=schema.TextNode(text=item), score=0.0) for item in TEXTS]
     kept = reranker.postprocess_nodes(nodes, query_str=QUERY)
     same([(TEXTS.index(item.node.get_content()), item.score) for item in kept], best[:2])
 
 
 def test_llama_index_embeds(server: Server, models: Any) -> None:
-    made = client("llama_index.embeddings.text_embeddings_inference").TextEmbeddingsInference
-    embedder = made(model_name="encoder", base_url=server.url, auth_token="a-key")
-    found = embedder.get_text_embedding_batch(TEXTS)
-    assert np.array(found) == pytest.approx(np.stack([models.vector(item) for item in TEXTS]), abs=1e-5)
+    embedding_class = client("llama_index.embeddings.text_embeddings_inference").TextEmbeddingsInference
+    embedder = embedding_class(model_name="encoder", base_url=server.url, auth_token="a-key")
+    vectors = embedder.get_text_embedding_batch(TEXTS)
+    assert np.array(vectors) == pytest.approx(np.stack([models.vector(item) for item in TEXTS]), abs=1e-5)
     openai = client("llama_index.embeddings.openai").OpenAIEmbedding
     embedder = openai(model_name="text-embedding-3-small", api_key="a-key", api_base=f"{server.url}/v1")
     assert embedder.get_text_embedding(QUERY) == pytest.approx(models.vector(QUERY).tolist(), abs=1e-5)

@@ -18,9 +18,9 @@ HEAD = b"POST /rerank HTTP/1.1\r\nhost: t\r\ncontent-type: application/json\r\n"
 
 @pytest.fixture(scope="module")
 def server(tiny: Any) -> Iterator[Server]:
-    found = start(tiny.path, RELEVANCE_READ_S="1.0", RELEVANCE_LOG="json")
-    yield found
-    assert found.stop() == 0
+    service = start(tiny.path, RELEVANCE_READ_S="1.0", RELEVANCE_LOG="json")
+    yield service
+    assert service.stop() == 0
 
 
 def connect(server: Server) -> socket.socket:
@@ -29,18 +29,18 @@ def connect(server: Server) -> socket.socket:
 
 def everything(connection: socket.socket) -> bytes:
     """The bytes that arrive until the other side closes."""
-    found = b""
+    received = b""
     while part := connection.recv(65536):
-        found += part
-    return found
+        received += part
+    return received
 
 
 def dribble(connection: socket.socket, data: bytes) -> int:
     """Sends a byte at a time; how many went out before the other side had enough."""
     sent = 0
-    for place in range(len(data)):
+    for position in range(len(data)):
         try:
-            connection.sendall(data[place : place + 1])
+            connection.sendall(data[position : position + 1])
         except OSError:
             break
         sent += 1
@@ -140,23 +140,23 @@ def test_no_failure_left_a_traceback(server: Server) -> None:
 
 
 def test_bodies_that_wait_take_no_more_memory_than_is_allowed(tiny: Any) -> None:
-    found = start(tiny.path, RELEVANCE_MAX_BODY_BYTES="2000", RELEVANCE_MAX_HELD_BYTES="3000")
+    service = start(tiny.path, RELEVANCE_MAX_BODY_BYTES="2000", RELEVANCE_MAX_HELD_BYTES="3000")
     body = BODY.ljust(2000)
     head = HEAD + b"content-length: 2000\r\nconnection: close\r\n\r\n"
     try:
-        with connect(found) as first:
+        with connect(service) as first:
             first.sendall(head + body[:1900])
             time.sleep(0.3)
-            refused = httpx.post(f"{found.url}/rerank", content=body)
+            refused = httpx.post(f"{service.url}/rerank", content=body)
             assert refused.status_code == 429
             assert refused.headers["retry-after"] == "1"
             assert "RELEVANCE_MAX_HELD_BYTES" in refused.json()["message"]
-            assert answers(found)
+            assert answers(service)
             first.sendall(body[1900:])
             assert everything(first).startswith(b"HTTP/1.1 200")
-        assert httpx.post(f"{found.url}/rerank", content=body).status_code == 200
+        assert httpx.post(f"{service.url}/rerank", content=body).status_code == 200
     finally:
-        assert found.stop() == 0
+        assert service.stop() == 0
 
 
 def test_a_client_that_does_not_read_its_answers_is_cut_off(server: Server) -> None:
@@ -174,11 +174,11 @@ def test_a_client_that_does_not_read_its_answers_is_cut_off(server: Server) -> N
 
 
 def test_a_refused_upload_leaves_its_room_to_the_others(tiny: Any) -> None:
-    found = start(tiny.path, RELEVANCE_MAX_BODY_BYTES="2000", RELEVANCE_MAX_HELD_BYTES="5000")
+    service = start(tiny.path, RELEVANCE_MAX_BODY_BYTES="2000", RELEVANCE_MAX_HELD_BYTES="5000")
     body, head = BODY.ljust(2000), HEAD + b"content-length: 2000\r\nconnection: close\r\n\r\n"
     try:
         with ExitStack() as stack:
-            uploads = [stack.enter_context(connect(found)) for _ in range(3)]
+            uploads = [stack.enter_context(connect(service)) for _ in range(3)]
             for start_of, end in ((0, 1500), (1500, 1900), (1900, 2000)):
                 for number, upload in enumerate(uploads):
                     part = body[start_of:end]
@@ -187,4 +187,4 @@ def test_a_refused_upload_leaves_its_room_to_the_others(tiny: Any) -> None:
             statuses = sorted(everything(upload).split()[1] for upload in uploads)
         assert statuses == [b"200", b"200", b"429"]
     finally:
-        assert found.stop() == 0
+        assert service.stop() == 0

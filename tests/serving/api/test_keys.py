@@ -21,8 +21,8 @@ def test_a_made_key_is_new_each_time_and_belongs_to_its_hash() -> None:
 def test_hashes_come_from_the_settings_and_the_file(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text(f"# clients\n\n{'B' * 64} search backend  # until spring\n{'c' * 64}\n")
-    found = keys.hashes(Settings(api_keys=("a" * 64,), api_keys_file=str(file)))
-    assert found == [bytes.fromhex(letter * 64) for letter in "abc"]
+    hashes = keys.hashes(Settings(api_keys=("a" * 64,), api_keys_file=str(file)))
+    assert hashes == [bytes.fromhex(letter * 64) for letter in "abc"]
     assert keys.hashes(Settings()) == []
 
 

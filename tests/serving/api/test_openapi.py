@@ -49,8 +49,8 @@ def operation(api: Any, name: str) -> Any:
     ],
 )
 def test_no_request_ends_in_a_failure(api: Any, mode: str, name: str) -> None:
-    asked = operation(api, name)
-    strategy = asked.as_strategy(generation_mode=schemathesis.GenerationMode[mode])
+    endpoint = operation(api, name)
+    strategy = endpoint.as_strategy(generation_mode=schemathesis.GenerationMode[mode])
     count = 25 if name in (*SCORES, *SEARCHES) else 5
     seen: set[int] = set()
 
@@ -70,7 +70,7 @@ def test_no_request_ends_in_a_failure(api: Any, mode: str, name: str) -> None:
         if response.status_code >= 400:
             assert {"error", "message", "detail", "type"} == set(response.json())
             assert len(response.content) < 4000
-        asked.validate_response(response)
+        endpoint.validate_response(response)
 
     ask()
     assert seen

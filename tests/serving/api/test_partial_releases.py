@@ -36,9 +36,9 @@ NEEDED = {"ranker": ("/rerank", "/v1/rerank", "/v2/rerank"), "encoder": ("/embed
 @pytest.fixture(params=CONTENTS, ids=str)
 def partial(request: pytest.FixtureRequest, fresh: TinyWorkspace) -> Iterator[tuple[TestClient, tuple[str, ...]]]:
     """A client of a service whose release has these parts alone."""
-    whole = fresh.releases.open(fresh.publish(1))
+    complete = fresh.releases.open(fresh.publish(1))
     names = CONTENTS[request.param]
-    release = fresh.releases.publish({name: releases.part(whole, name) for name in names}, {}, {"name": "partial"})
+    release = fresh.releases.publish({name: releases.part(complete, name) for name in names}, {}, {"name": "partial"})
     lifecycle = Lifecycle(Settings(workspace=fresh.path, release=release.fingerprint, threads=1))
     lifecycle.start()
     with TestClient(apps.create(lifecycle), base_url="http://localhost") as client:
@@ -73,15 +73,15 @@ def test_a_release_with_some_parts_is_ready_and_described(partial: tuple[TestCli
 
 
 def test_without_a_ranker_the_final_order_is_that_of_bm25_and_encoder(fresh: TinyWorkspace) -> None:
-    whole = fresh.releases.open(fresh.publish(1))
-    parts = {name: releases.part(whole, name) for name in ("encoder", *SEARCHABLE)}
+    complete = fresh.releases.open(fresh.publish(1))
+    parts = {name: releases.part(complete, name) for name in ("encoder", *SEARCHABLE)}
     release = fresh.releases.publish(parts, {}, {})
     lifecycle = Lifecycle(Settings(workspace=fresh.path, release=release.fingerprint, threads=1))
     lifecycle.start()
-    found = lifecycle.current.search("sorted list", top_n=50)
+    results = lifecycle.current.search("sorted list", top_n=50)
     lifecycle.close()
-    assert found.degraded is None
-    assert {answer.relevance for answer in found.reranked} == {None}
-    assert {answer.rank_change for answer in found.reranked} == {0}
+    assert results.degraded is None
+    assert {answer.relevance for answer in results.reranked} == {None}
+    assert {answer.rank_change for answer in results.reranked} == {0}
     with pytest.raises(MissingError, match="has no ranker; its parts are documents, encoder, index, lexical"):
         releases.part(release, "ranker")

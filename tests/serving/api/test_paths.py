@@ -86,14 +86,14 @@ def test_metrics_count_what_the_table_calls_scoring(client: TestClient) -> None:
 
 
 def test_only_rows_of_rollouts_are_answered_by_a_canary(app: Any, client: TestClient, monkeypatch: Any) -> None:
-    asked: list[str] = []
+    request_ids: list[str] = []
     rollout = app.state.service.lifecycle.rollout
     real = rollout.choose
     monkeypatch.setattr(
-        rollout, "choose", lambda live, request_id, wish: asked.append(request_id) or real(live, "", wish)
+        rollout, "choose", lambda live, request_id, wish: request_ids.append(request_id) or real(live, "", wish)
     )
     for endpoint in ENDPOINTS:
         for method in endpoint.methods:
-            asked.clear()
+            request_ids.clear()
             client.request(method, concrete(endpoint.path))
-            assert bool(asked) is endpoint.rollouts, (method, endpoint.path)
+            assert bool(request_ids) is endpoint.rollouts, (method, endpoint.path)

@@ -41,27 +41,27 @@ def refused(response: Any, words: str) -> None:
 def candidates(lifecycle: Lifecycle) -> tuple[list[dict[str, Any]], list[str]]:
     """Every document with its BM25, as a client that has a first stage sends them, and their order in a search."""
     searcher = lifecycle.current
-    found = searcher.search(QUERY, top_n=100, retrieve=100)
-    bm25 = {answer.doc_id: answer.score for answer in found.lexical}
+    results = searcher.search(QUERY, top_n=100, retrieve=100)
+    bm25 = {answer.doc_id: answer.score for answer in results.lexical}
     rows = [searcher.documents.get(row) for row in range(len(searcher.documents))]
     documents = [
         {"id": item.doc_id, "title": item.title, "text": item.text, "score": bm25.get(item.doc_id, 0.0)}
         for item in rows
     ]
-    return documents, [answer.doc_id for answer in found.reranked]
+    return documents, [answer.doc_id for answer in results.reranked]
 
 
 def test_bm25_scores_in_give_the_fused_order_of_a_search(client: TestClient, lifecycle: Lifecycle) -> None:
     documents, expected = candidates(lifecycle)
-    found = lifecycle.current.search(QUERY, top_n=100, retrieve=100)
+    search_answer = lifecycle.current.search(QUERY, top_n=100, retrieve=100)
     body = {"query": QUERY, "documents": documents, "raw_scores": True}
     results = client.post("/v1/rerank", json=body).json()["results"]
     assert [documents[result["index"]]["id"] for result in results] == expected
     assert [result["relevance_score"] for result in results] == pytest.approx(
-        [answer.score for answer in found.reranked], abs=1e-4
+        [answer.score for answer in search_answer.reranked], abs=1e-4
     )
     assert [relevance(result["ranker_score"]) for result in results] == pytest.approx(
-        [answer.relevance for answer in found.reranked], abs=1e-6
+        [answer.relevance for answer in search_answer.reranked], abs=1e-6
     )
 
 
@@ -129,18 +129,18 @@ def test_a_release_without_a_fusion_says_so(client: TestClient, lifecycle: Lifec
 
 
 def test_one_list_with_chosen_fields(client: TestClient, lifecycle: Lifecycle) -> None:
-    whole = client.post("/search", json={"query": QUERY}).json()
+    complete = client.post("/search", json={"query": QUERY}).json()
     answer = client.post(
         "/search", json={"query": QUERY, "lists": ["reranked"], "fields": ["year", "text", "x"]}
     ).json()
     assert ("lexical" in answer, "semantic" in answer) == (False, False)
     fields = [hit.pop("fields") for hit in answer["reranked"]]
-    assert answer["reranked"] == whole["reranked"]
+    assert answer["reranked"] == complete["reranked"]
     for hit, given in zip(answer["reranked"], fields, strict=True):
         document = lifecycle.current.documents.get(int(hit["doc_id"][1:]))
         assert given == {"year": document.extra["year"], "text": document.text, "x": None}
     lexical = client.post("/search", json={"query": QUERY, "lists": ["lexical"]}).json()
-    plain, alone = ([(hit["doc_id"], hit["score"]) for hit in answer["lexical"]] for answer in (whole, lexical))
+    plain, alone = ([(hit["doc_id"], hit["score"]) for hit in answer["lexical"]] for answer in (complete, lexical))
     assert alone == plain
     assert (lexical["cache_hits"], lexical["cache_misses"]) == (0, 0)  # No model ran.
 
@@ -169,12 +169,12 @@ def test_facets_count_the_candidates(client: TestClient, lifecycle: Lifecycle) -
 
 
 def test_a_least_relevance_leaves_the_rest_in_order(client: TestClient) -> None:
-    whole = client.post("/search", json={"query": QUERY, "top_n": 30}).json()["reranked"]
-    bound = sorted(hit["relevance"] for hit in whole)[len(whole) // 2]
+    all_hits = client.post("/search", json={"query": QUERY, "top_n": 30}).json()["reranked"]
+    bound = sorted(hit["relevance"] for hit in all_hits)[len(all_hits) // 2]
     some = client.post("/search", json={"query": QUERY, "top_n": 30, "min_relevance": bound}).json()["reranked"]
     kept = [hit["doc_id"] for hit in some]
     assert all(hit["relevance"] >= bound for hit in some)
-    assert kept == [hit["doc_id"] for hit in whole if hit["relevance"] >= bound]
+    assert kept == [hit["doc_id"] for hit in all_hits if hit["relevance"] >= bound]
 
 
 def test_random_letters_fit_nothing_and_known_words_do(lifecycle: Lifecycle, monkeypatch: Any) -> None:

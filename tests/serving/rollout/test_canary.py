@@ -115,14 +115,14 @@ def test_impossible_bounds_are_refused(wrong: Any) -> None:
 
 
 def test_a_comparison_by_hand() -> None:
-    question = Rerank("q", [f"text {place}" for place in range(6)])
+    question = Rerank("q", [f"text {index}" for index in range(6)])
     first = question.outcome([3.0, 2.0, 1.0, 0.0, -1.0, -2.0])
     second = question.outcome([3.0, 2.0, -5.0, 4.0, -1.0, -2.0])
-    found = comparison.compare(question, first, second, {"q": {"0": 1}})
-    assert found.overlap == pytest.approx(2 / 3)  # The first three of six: 0, 1, 2 and 3, 0, 1.
+    comparison_result = comparison.compare(question, first, second, {"q": {"0": 1}})
+    assert comparison_result.overlap == pytest.approx(2 / 3)  # The first three of six: 0, 1, 2 and 3, 0, 1.
     changes = [0, 0, abs(1 / (1 + np.exp(-1)) - 1 / (1 + np.exp(5))), abs(0.5 - 1 / (1 + np.exp(-4))), 0, 0]
-    assert sorted(found.changes) == pytest.approx(sorted(changes))
-    assert found.ndcg is None  # Grades are of documents with ids, which the texts of a rerank request lack.
+    assert sorted(comparison_result.changes) == pytest.approx(sorted(changes))
+    assert comparison_result.ndcg is None  # Grades are of documents with ids, which the texts of a rerank request lack.
 
 
 def test_one_text_has_no_order_to_compare() -> None:
@@ -138,7 +138,7 @@ def test_ndcg_is_that_of_the_report(seed: int) -> None:
     scores = np.empty(30)
     scores[order] = -np.arange(30)
     (expected,) = by_query(np.zeros(30, int), grades, scores)["ndcg@10"]
-    known = {str(place): int(grade) for place, grade in enumerate(grades)}
+    known = {str(index): int(grade) for index, grade in enumerate(grades)}
     assert comparison.ndcg(list(map(str, order)), known, 10) == pytest.approx(expected)
 
 

@@ -21,10 +21,10 @@ from serving.settings import Settings
 @pytest.fixture
 def lifecycle(fresh: Any) -> Any:
     fresh.releases.promote(fresh.publish(1), reason="test")
-    found = Lifecycle(Settings(workspace=fresh.path, threads=1, poll_s=60))
-    found.start()
-    yield found
-    found.stop()
+    started = Lifecycle(Settings(workspace=fresh.path, threads=1, poll_s=60))
+    started.start()
+    yield started
+    started.stop()
 
 
 def promote(fresh: Any, *args: Any, **knobs: Any) -> str:
@@ -229,7 +229,7 @@ def test_a_damaged_release_is_refused_and_the_old_one_goes_on(lifecycle: Lifecyc
     new = promote(fresh, 2)
     for name, damage in itertools.product(DAMAGED, (flip, cut, Path.unlink)):
         path = fresh.folder(new) / name
-        whole = path.read_bytes()
+        intact = path.read_bytes()
         damage(path)
         os.utime(fresh.path / "releases" / "live.json")
         before = lifecycle.refusals
@@ -239,7 +239,7 @@ def test_a_damaged_release_is_refused_and_the_old_one_goes_on(lifecycle: Lifecyc
         assert lifecycle.refused is not None
         assert lifecycle.refused.release == new
         path.unlink(missing_ok=True)
-        path.write_bytes(whole)
+        path.write_bytes(intact)
     assert old.search("sort a list").release == old.release
     os.utime(fresh.path / "releases" / "live.json")
     lifecycle.poll()
@@ -306,14 +306,14 @@ def test_a_pointer_that_moves_on_while_a_release_loads_is_followed_to_its_end(
     taken, load = [], lifecycle._load
 
     def slow(path: Path) -> Any:
-        found = load(path)
+        searcher = load(path)
         if path.name == second:
             fresh.releases.promote(third, reason="the second one was a mistake")
-        return found
+        return searcher
 
     monkeypatch.setattr(lifecycle, "_load", slow)
     swap = lifecycle._swap
-    monkeypatch.setattr(lifecycle, "_swap", lambda found: (taken.append(found.release), swap(found)))
+    monkeypatch.setattr(lifecycle, "_swap", lambda searcher: (taken.append(searcher.release), swap(searcher)))
     fresh.releases.promote(second, reason="test")
     lifecycle.poll()
     assert taken == [third]

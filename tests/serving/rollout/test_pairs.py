@@ -79,11 +79,13 @@ def test_random_endings_withdraw_a_canary_exactly_when_a_count_from_the_start_sa
             assert (reason, monitor.tally()) == (None, before)  # Nobody can tell, so nothing moves.
             continue
         past.append(pair)
-        alone = [blames for one in past if (blames := one.blames(2.0, deadline_s)) in ((False, True), (True, False))]
+        alone = [
+            blames for ending in past if (blames := ending.blames(2.0, deadline_s)) in ((False, True), (True, False))
+        ]
         missed, live_missed = alone.count((False, True)), alone.count((True, False))
         out = missed - live_missed > bounds.max_errors * max(len(past), bounds.min_requests)
         if pair.answered:
-            ratios = [one.trial.seconds / one.live.seconds for one in past if one.answered]
+            ratios = [ending.trial.seconds / ending.live.seconds for ending in past if ending.answered]
             # Those that are still to come, before latencies count, may all be fast.
             fast = [0.0] * (bounds.min_compared - len(ratios))
             out = out or sum(ratio > 2.0 for ratio in ratios) * 2 > len(ratios) + len(fast)

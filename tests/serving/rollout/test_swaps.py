@@ -42,19 +42,19 @@ def test_a_request_ends_with_the_release_it_began_with(fresh: Any, monkeypatch: 
     monkeypatch.setattr(lifecycle.current.ranker, "run", slow)
     body = {"query": "list 1", "texts": swaps.TEXTS, "raw_scores": True}
     with TestClient(apps.create(lifecycle)) as client, ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(client.post, "/rerank", json=body)
+        pending = pool.submit(client.post, "/rerank", json=body)
         assert began.wait(10)
         fresh.releases.promote(new, reason="test")
         swapping = threading.Thread(target=lifecycle.poll)  # Its golden check waits for the one runner.
         swapping.start()
         go.set()
         swapping.join(10)
-        first, second = asked.result(10), client.post("/rerank", json=body)
+        first, second = pending.result(10), client.post("/rerank", json=body)
     for response, release in ((first, old), (second, new)):
         assert response.headers["x-release"] == release
-        found = {item["index"]: item["score"] for item in response.json()}
+        scores = {item["index"]: item["score"] for item in response.json()}
         expected = swaps.scores(fresh, release, "1")
-        assert [found[place] for place in range(4)] == pytest.approx(expected, abs=1e-5)
+        assert [scores[index] for index in range(4)] == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize(

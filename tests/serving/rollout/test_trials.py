@@ -80,14 +80,14 @@ def test_a_canary_answers_its_share_and_each_answer_names_who_made_it(begin: Sta
     assert answer.status_code == 200, answer.text
     assert answer.json()["runs_here"]
     variants = {}
-    for place in range(200):
-        response = rerank(client, **{"x-request-id": f"id {place}"})
-        variant = variants[place] = response.headers["x-variant"]
+    for number in range(200):
+        response = rerank(client, **{"x-request-id": f"id {number}"})
+        variant = variants[number] = response.headers["x-variant"]
         assert response.headers["x-release"] == (other if variant == "canary" else live)
         assert agrees(fresh, response)
     assert 35 < list(variants.values()).count("canary") < 85
-    for place in range(50):  # The same id has the same answer.
-        assert rerank(client, **{"x-request-id": f"id {place}"}).headers["x-variant"] == variants[place]
+    for number in range(50):  # The same id has the same answer.
+        assert rerank(client, **{"x-request-id": f"id {number}"}).headers["x-variant"] == variants[number]
     search = client.get("/search?q=list", headers={"x-canary": "always"})
     assert (search.headers["x-variant"], search.json()["release"]) == ("canary", other)
 
@@ -112,21 +112,21 @@ def test_a_canary_whose_results_are_others_is_withdrawn_by_itself(begin: Start, 
     other = fresh.publish(2)
     bounds = {"compare": 1, "min_compared": 3, "min_overlap": 1.0, "max_latency": 1000}
     client.put("/admin/canary", json={"release": other, "share": 1, "bounds": bounds})
-    asked = 0
-    while rerank(client, *(f"{asked} {text}" for text in TEXTS * 3)).headers["x-variant"] == "canary":
-        asked += 1
+    requests = 0
+    while rerank(client, *(f"{requests} {text}" for text in TEXTS * 3)).headers["x-variant"] == "canary":
+        requests += 1
         lifecycle.rollout.settle()
-        assert asked < 20
-    assert asked == 3
+        assert requests < 20
+    assert requests == 3
     lifecycle.poll()
-    told = client.get("/readyz").json()["withdrawn"]
-    assert (told["kind"], told["release"]) == ("canary", other)
-    assert told["reason"].startswith("the first results overlap by 0.")
-    found = series(client)
-    assert found['relevance_trial_withdrawals_total{kind="canary"}'] == 1
-    assert found['relevance_trial_copies_total{end="compared",kind="canary"}'] == 3
-    assert found['relevance_trial_overlap_count{kind="canary"}'] == 3
-    assert found['relevance_trial_requests_total{variant="canary"}'] == 3
+    withdrawal = client.get("/readyz").json()["withdrawn"]
+    assert (withdrawal["kind"], withdrawal["release"]) == ("canary", other)
+    assert withdrawal["reason"].startswith("the first results overlap by 0.")
+    counters = series(client)
+    assert counters['relevance_trial_withdrawals_total{kind="canary"}'] == 1
+    assert counters['relevance_trial_copies_total{end="compared",kind="canary"}'] == 3
+    assert counters['relevance_trial_overlap_count{kind="canary"}'] == 3
+    assert counters['relevance_trial_requests_total{variant="canary"}'] == 3
     assert client.get("/admin/releases").json()["canary"] is None
     assert TrialFile(fresh.path).read().canary is None
 
@@ -179,7 +179,7 @@ def test_a_canary_that_ranks_judged_queries_worse_is_withdrawn(begin: Start, fre
     live = [item["doc_id"] for item in client.post("/search", json={"query": query}).json()["reranked"]]
     client.__exit__(None, None, None)
     # What live finds is what is wanted, so its nDCG is 1 and any other order has less.
-    rows = [("q", doc_id, 10 - place, "test") for place, doc_id in enumerate(live)]
+    rows = [("q", doc_id, 10 - number, "test") for number, doc_id in enumerate(live)]
     write_judgments(tmp_path / "judged", rows, {"q": query})
     client, lifecycle = begin(judgments=str(tmp_path / "judged"))
     bounds = {"compare": 0, "min_judged": 1, "max_ndcg_drop": 0.0}
@@ -269,9 +269,9 @@ def test_a_promoted_canary_is_live_at_once_and_a_rollback_brings_the_old_one_bac
     assert (pointer["release"], pointer["generation"], pointer["reason"]) == (new, 2, "it does well")
     assert lifecycle.current is searcher
     assert agrees(fresh, rerank(client))
-    facts = client.get("/admin/releases").json()
-    assert facts["canary"] is facts["withdrawn"] is None
-    assert {item["release"]: item["roles"] for item in facts["releases"]} == {old.release: ["kept"], new: ["live"]}
+    listing = client.get("/admin/releases").json()
+    assert listing["canary"] is listing["withdrawn"] is None
+    assert {item["release"]: item["roles"] for item in listing["releases"]} == {old.release: ["kept"], new: ["live"]}
     assert client.post("/admin/canary/promote").status_code == 404
     assert client.post("/admin/rollback").json()["release"] == old.release
     assert lifecycle.current is old
@@ -279,19 +279,19 @@ def test_a_promoted_canary_is_live_at_once_and_a_rollback_brings_the_old_one_bac
 
 
 def test_every_process_follows_the_trials_and_a_withdrawal(begin: Start, fresh: Any) -> None:
-    one, first = begin()
-    two, second = begin()
+    first_client, first = begin()
+    second_client, second = begin()
     other = fresh.publish(2)
-    one.put("/admin/canary", json={"release": other, "share": 1})
-    assert rerank(two).headers["x-variant"] == "live"
+    first_client.put("/admin/canary", json={"release": other, "share": 1})
+    assert rerank(second_client).headers["x-variant"] == "live"
     second.poll()
-    assert rerank(two).headers["x-variant"] == "canary"
+    assert rerank(second_client).headers["x-variant"] == "canary"
     first.rollout.active.withdraw("canary", first.rollout.active.trials.canary, "the first one saw it fail")
-    assert rerank(one).headers["x-variant"] == "live"
+    assert rerank(first_client).headers["x-variant"] == "live"
     first.poll()
     second.poll()
-    assert rerank(two).headers["x-variant"] == "live"
-    assert two.get("/readyz").json()["withdrawn"]["reason"] == "the first one saw it fail"
+    assert rerank(second_client).headers["x-variant"] == "live"
+    assert second_client.get("/readyz").json()["withdrawn"]["reason"] == "the first one saw it fail"
 
 
 def test_a_full_disk_does_not_keep_a_bad_canary(begin: Start, fresh: Any, monkeypatch: Any) -> None:
@@ -365,13 +365,13 @@ def test_a_shadow_is_asked_afterwards_and_compared(begin: Start, fresh: Any) -> 
     response = rerank(client)
     assert (response.headers["x-release"], response.headers["x-variant"]) == (live, "live")
     lifecycle.rollout.settle()
-    found = series(client)
-    assert found['relevance_trial_copies_total{end="compared",kind="shadow"}'] == 1
+    counters = series(client)
+    assert counters['relevance_trial_copies_total{end="compared",kind="shadow"}'] == 1
     first, second = (np.array([fresh.models[release].score("a list", text) for text in TEXTS])
                      for release in (live, other))  # fmt: skip
     changes = np.abs(1 / (1 + np.exp(-first)) - 1 / (1 + np.exp(-second)))
-    assert found['relevance_trial_score_change_sum{kind="shadow"}'] == pytest.approx(changes.sum(), abs=1e-4)
-    assert found['relevance_trial_score_change_count{kind="shadow"}'] == len(TEXTS)
+    assert counters['relevance_trial_score_change_sum{kind="shadow"}'] == pytest.approx(changes.sum(), abs=1e-4)
+    assert counters['relevance_trial_score_change_count{kind="shadow"}'] == len(TEXTS)
     assert lifecycle.caches.scores.stats().entries == len(TEXTS)  # Those of the live release only.
     client.post("/search", json={"query": "list"})
     lifecycle.rollout.settle()
@@ -397,9 +397,9 @@ def test_a_shadow_that_fails_or_is_stuck_harms_nobody(begin: Start, fresh: Any, 
 
     monkeypatch.setattr(ranker, "run", stuck)
     monkeypatch.setattr(shadow, "WAITING", 1)
-    for place in range(60):
-        response = rerank(client, f"text {place}")
-        assert agrees(fresh, response, [f"text {place}"])
+    for number in range(60):
+        response = rerank(client, f"text {number}")
+        assert agrees(fresh, response, [f"text {number}"])
     go.set()
     lifecycle.rollout.settle()
     ends = {end: count for (_, end), count in lifecycle.rollout.copies.items()}
@@ -420,8 +420,8 @@ def test_stopping_waits_for_no_copy(begin: Start, fresh: Any, monkeypatch: Any) 
         return [0.0]
 
     monkeypatch.setattr(lifecycle.rollout.active.shadow.searcher.ranker, "run", stuck)
-    for place in range(3):
-        rerank(client, f"text {place}")
+    for number in range(3):
+        rerank(client, f"text {number}")
     assert began.wait(10)
     lifecycle.rollout.stop()
     assert not lifecycle.rollout._copies._thread.is_alive()

@@ -63,9 +63,9 @@ def encoder(untrained: Any) -> Artifact:
 
 @pytest.fixture(scope="module")
 def engines(ranker: Artifact) -> Iterator[dict[str, Engine]]:
-    made = {name: Engine(ranker.path, precision=name, threads=3) for name in PRECISIONS}
-    yield made
-    for engine in made.values():
+    by_precision = {name: Engine(ranker.path, precision=name, threads=3) for name in PRECISIONS}
+    yield by_precision
+    for engine in by_precision.values():
         engine.close()
 
 
@@ -102,11 +102,11 @@ def test_vectors_are_those_of_pytorch(untrained: Any, encoder: Artifact) -> None
 @given(places=st.lists(st.integers(0, len(DOCUMENTS) - 1), min_size=1, max_size=20))
 @settings(deadline=None, max_examples=20)
 def test_a_score_has_the_same_bits_in_any_company(
-    engines: dict[str, Engine], precision: str, places: list[int]
+    engines: dict[str, Engine], precision: str, indices: list[int]
 ) -> None:
     engine = engines[precision]
     alone = [engine.scores(QUERY, [document])[0] for document in DOCUMENTS]
-    assert engine.scores(QUERY, [DOCUMENTS[place] for place in places]) == [alone[place] for place in places]
+    assert engine.scores(QUERY, [DOCUMENTS[index] for index in indices]) == [alone[index] for index in indices]
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -115,7 +115,7 @@ def test_a_vector_has_the_same_bits_in_any_company(encoder: Artifact, precision:
     together = engine.embed(DOCUMENTS, "document")
     split = [engine.embed(DOCUMENTS[:3], "document"), engine.embed(DOCUMENTS[3:], "document")]
     order = np.random.default_rng(0).permutation(len(DOCUMENTS))
-    shuffled = engine.embed([DOCUMENTS[place] for place in order], "document")
+    shuffled = engine.embed([DOCUMENTS[index] for index in order], "document")
     np.testing.assert_array_equal(np.concatenate(split), together)
     np.testing.assert_array_equal(shuffled, together[order])
 
@@ -184,8 +184,8 @@ def test_what_is_no_number_names_its_document(
 
     class Session:
         def run(self, names: list[str], feeds: Any) -> Any:
-            found = session.run(names, feeds)
-            return [np.full(1, broken, np.float32)] if feeds["input_ids"].tolist() == [wrong.ids] else found
+            output = session.run(names, feeds)
+            return [np.full(1, broken, np.float32)] if feeds["input_ids"].tolist() == [wrong.ids] else output
 
     monkeypatch.setattr(engine, "_session", Session())
     with pytest.raises(InferenceError, match="document 2: the ranker gave no finite number in fp32"):
@@ -286,9 +286,9 @@ def test_a_model_that_does_not_give_its_golden_scores_is_refused(
 
 def test_a_full_precision_model_is_held_to_pytorchs_scores(untrained: Any, ranker: Artifact, tmp_path: Path) -> None:
     source = onnx.ExportSource.load(untrained.ranker.path)
-    for place, (shift, refused) in enumerate([(1e-6, False), (1e-4, True)]):
+    for index, (shift, refused) in enumerate([(1e-6, False), (1e-4, True)]):
         other = replace(source, weights={**source.weights, "head.out.bias": source.weights["head.out.bias"] + shift})
-        folder = tmp_path / str(place)
+        folder = tmp_path / str(index)
         folder.mkdir()
         path = resealed(ranker, folder, "model.fp32.onnx", other.graph("fp32").SerializeToString())
         if refused:
@@ -346,9 +346,9 @@ def test_of_a_padded_batch_only_what_is_no_number_fails(
         return np.where(feeds["attention_mask"].sum(axis=1) < 20, np.float32(np.nan), real(feeds))
 
     monkeypatch.setattr(engine, "_run_bound", broken)
-    found = engine.run(items)
-    assert [found[1], found[3]] == pytest.approx([exact[1], exact[3]], abs=1e-5)
-    assert all(isinstance(found[place], InferenceError) for place in (0, 2))
+    results = engine.run(items)
+    assert [results[1], results[3]] == pytest.approx([exact[1], exact[3]], abs=1e-5)
+    assert all(isinstance(results[index], InferenceError) for index in (0, 2))
     with pytest.raises(InferenceError, match=r"document [02]: the ranker gave no finite number"):
         engine.scores(QUERY, ["buim", "a " * 40, "oi", "a " * 40])
 

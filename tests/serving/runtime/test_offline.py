@@ -26,38 +26,38 @@ CONFIG = ExportConfig(golden=4, max_ndcg_drop=1.0, min_kendall_tau=-1.0)
 def parts(untrained: Any) -> dict[str, Artifact]:
     """Everything that `features` reads, made from the untrained models."""
     workspace, data = untrained.workspace, untrained.data
-    made = {
+    by_name = {
         name: bundle.make(workspace, CONFIG, model=getattr(untrained, name), data=data, pairs=untrained.pairs)
         for name in ("ranker", "encoder")
     }
     embedded = vectors.make(
-        workspace, offline.digest(made["encoder"]), data=data, embed=offline.embedder(made["encoder"])
+        workspace, offline.digest(by_name["encoder"]), data=data, embed=offline.embedder(by_name["encoder"])
     )
-    made |= {
+    by_name |= {
         "lexical": lexical.make(workspace, IndexConfig(), data=data),
         "index": semantic_build.make(workspace, IndexConfig(), vectors=embedded),
         "documents": documents.make(workspace, data=data),
         "data": data,
         "pool": untrained.pairs,
     }
-    return made
+    return by_name
 
 
 def rows(artifact: Artifact, name: str) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = pq.read_table(artifact.file(name)).to_pylist()
-    return found
+    table_rows: list[dict[str, Any]] = pq.read_table(artifact.file(name)).to_pylist()
+    return table_rows
 
 
 def test_a_row_has_the_scores_that_a_search_would_give(untrained: Any, parts: dict[str, Artifact]) -> None:
-    made = offline.features(untrained.workspace, **parts)
-    found, pool = rows(made, "features.parquet"), rows(parts["pool"], "pairs.parquet")
+    artifact = offline.features(untrained.workspace, **parts)
+    feature_rows, pool = rows(artifact, "features.parquet"), rows(parts["pool"], "pairs.parquet")
     keys = ("row_id", "query_id", "doc_id", "split")
-    assert [[row[key] for key in keys] for row in found] == [[row[key] for key in keys] for row in pool]
+    assert [[row[key] for key in keys] for row in feature_rows] == [[row[key] for key in keys] for row in pool]
     queries = {row["query_id"]: row["text"] for row in rows(parts["data"], "queries.parquet")}
     texts = {row["doc_id"]: row for row in rows(parts["data"], "documents.parquet")}
     ranker, encoder = (Engine(parts[name].path, threads=1) for name in ("ranker", "encoder"))
     bm25 = lexical.LexicalIndex.load(parts["lexical"].path)
-    for row in found[::7]:
+    for row in feature_rows[::7]:
         query, document = queries[row["query_id"]], texts[row["doc_id"]]
         body = text.document_text(document["title"], document["text"])
         cosine = encoder.embed([query], "query")[0] @ encoder.embed([body], "document")[0]
@@ -117,8 +117,10 @@ def test_a_pool_of_other_data_is_refused(
 
 def test_another_precision_is_another_bundle(untrained: Any, parts: dict[str, Artifact]) -> None:
     """Whoever changes what is chosen changes the fingerprint, so no features of the old choice are taken for new."""
-    whole = replace(CONFIG, precisions=("fp32",))
-    other = bundle.make(untrained.workspace, whole, model=untrained.ranker, data=untrained.data, pairs=untrained.pairs)
+    fp32_only = replace(CONFIG, precisions=("fp32",))
+    other = bundle.make(
+        untrained.workspace, fp32_only, model=untrained.ranker, data=untrained.data, pairs=untrained.pairs
+    )
     assert other.fingerprint != parts["ranker"].fingerprint
-    made = offline.features(untrained.workspace, **{**parts, "ranker": other})
-    assert made.metrics["ranker_precision"] == "fp32"
+    artifact = offline.features(untrained.workspace, **{**parts, "ranker": other})
+    assert artifact.metrics["ranker_precision"] == "fp32"

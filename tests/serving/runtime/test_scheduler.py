@@ -36,10 +36,10 @@ class Gate:
         self.says: Callable[[int], Any] = float
 
     def run(self, items: Sequence[Item]) -> list[Any]:
-        self.runs.append([one.ids[0] for one in items])
+        self.runs.append([encoded.ids[0] for encoded in items])
         self.entered.set()
         assert self.opened.wait(10)
-        return [self.says(one.ids[0]) for one in items]
+        return [self.says(encoded.ids[0]) for encoded in items]
 
 
 class Queue:
@@ -102,7 +102,7 @@ def test_what_has_ended_is_given_before_the_whole_job_has() -> None:
     class Stuck(Gate):
         def run(self, items: Sequence[Item]) -> list[Any]:
             assert items[0].ids[0] < WAKE_EACH or self.opened.wait(10)
-            return [one.ids[0] for one in items]
+            return [encoded.ids[0] for encoded in items]
 
     model, scheduler = Stuck(), Scheduler(1)
     with scheduler.job(model, Deadline.after(10)) as job:
@@ -116,10 +116,10 @@ def test_what_has_ended_is_given_before_the_whole_job_has() -> None:
 
 def test_batch_moves_under_any_load_at_its_share(held: Queue) -> None:
     batch = held.put([item(-2)] * 5, NEVER, Priority.BATCH)
-    online = held.put([item(place) for place in range(4 * BATCH_SHARE)])
+    online = held.put([item(index) for index in range(4 * BATCH_SHARE)])
     order = held.order(online, batch)
-    places = [place for place, name in enumerate(order) if name == -2]
-    assert places == [BATCH_SHARE * turn - 1 for turn in range(1, 5)] + [4 * BATCH_SHARE + 4]
+    indices = [index for index, name in enumerate(order) if name == -2]
+    assert indices == [BATCH_SHARE * turn - 1 for turn in range(1, 5)] + [4 * BATCH_SHARE + 4]
 
 
 def test_batch_has_all_runners_when_nothing_else_waits(held: Queue) -> None:
@@ -144,21 +144,21 @@ requests = st.lists(
 
 @given(requests)
 @settings(deadline=None, max_examples=40)
-def test_every_input_is_run_once_in_the_order_of_a_sort(asked: list[tuple[int, Priority, int]]) -> None:
+def test_every_input_is_run_once_in_the_order_of_a_sort(drawn_jobs: list[tuple[int, Priority, int]]) -> None:
     queue = Queue(Gate())
     now = time.monotonic() + 100
     jobs, expected = [], []
-    for number, (seconds, priority, count) in enumerate(asked):
+    for number, (seconds, priority, count) in enumerate(drawn_jobs):
         jobs.append(queue.put([item(number)] * count, Deadline(now + seconds, 1), priority))
         expected += [(priority, seconds, number)] * count
     order = queue.order(*jobs)
     queue.stack.close()
     queue.scheduler.stop()
     assert sorted(order) == sorted(number for _, _, number in expected)
-    online = [number for _, _, number in sorted(expected) if asked[number][1] is Priority.ONLINE]
-    batch = [number for _, _, number in sorted(expected) if asked[number][1] is Priority.BATCH]
-    assert [number for number in order if asked[number][1] is Priority.ONLINE] == online
-    assert [number for number in order if asked[number][1] is Priority.BATCH] == batch
+    online = [number for _, _, number in sorted(expected) if drawn_jobs[number][1] is Priority.ONLINE]
+    batch = [number for _, _, number in sorted(expected) if drawn_jobs[number][1] is Priority.BATCH]
+    assert [number for number in order if drawn_jobs[number][1] is Priority.ONLINE] == online
+    assert [number for number in order if drawn_jobs[number][1] is Priority.BATCH] == batch
     if len(online) < BATCH_SHARE:
         assert order == online + batch
 
@@ -171,8 +171,8 @@ def test_a_client_that_leaves_frees_its_inputs_at_once(held: Queue) -> None:
     gone, stays = held.put([item(1, 7)] * 100, deadline), held.put([item(2)])
     assert (held.scheduler.stats().items, held.scheduler.stats().tokens) == (101, 701)
     deadline.cancel()
-    facts = held.scheduler.stats()
-    assert (facts.items, facts.tokens, facts.cancelled) == (1, 1, 100)
+    stats = held.scheduler.stats()
+    assert (stats.items, stats.tokens, stats.cancelled) == (1, 1, 100)
     with pytest.raises(ClientGoneError):
         list(gone)
     assert held.order(stays) == [2]
@@ -197,10 +197,10 @@ def test_what_was_done_before_a_deadline_is_given(held: Queue) -> None:
     job = held.put([item(3), item(4)], Deadline.after(0.3))
     held.model.says = lambda name: time.sleep(0.5) or float(name) if name == 4 else float(name)
     held.model.opened.set()
-    found: list[Any] = []
+    results: list[Any] = []
     with pytest.raises(DeadlineError):
-        found.extend(job)  # Which keeps what came before the error.
-    assert found == [(0, 3.0)]
+        results.extend(job)  # Which keeps what came before the error.
+    assert results == [(0, 3.0)]
 
 
 def test_a_job_of_a_client_that_has_left_already_waits_for_nothing(held: Queue) -> None:
@@ -238,8 +238,8 @@ def test_a_runner_that_ends_is_replaced_and_fails_its_run_only(held: Queue, end:
     outcomes = dict(job)
     assert (outcomes[0], outcomes[2]) == (1.0, 2.0)
     assert isinstance(outcomes[1], InferenceError)
-    facts = held.scheduler.stats()
-    assert (facts.replaced, facts.items) == (1, 0)
+    stats = held.scheduler.stats()
+    assert (stats.replaced, stats.items) == (1, 0)
     assert "a runner thread ended" in caplog.text
     assert held.scheduler.stalled_s() == 0.0
 
@@ -298,7 +298,7 @@ def test_no_runner_keeps_a_model_that_nobody_else_has() -> None:
     scheduler, model = Scheduler(2), Gate()
     model.opened.set()
     with scheduler.job(model, NEVER) as job:
-        job.add([item(place) for place in range(10)])
+        job.add([item(index) for index in range(10)])
         assert len(list(job)) == 10
     seen = weakref.ref(model)
     del model, job
@@ -376,12 +376,12 @@ def test_batches_hold_every_input_once_and_keep_the_budget(jobs: list[list[int]]
     queue = batching(budget, bucket)
     names = iter(range(1000))
     lengths: dict[int, int] = {}
-    made = []
+    orders = []
     for tokens in jobs:
         items = [item(next(names), count) for count in tokens]
-        lengths |= {one.ids[0]: len(one.ids) for one in items}
-        made.append(queue.put(items))
-    queue.order(*made)
+        lengths |= {encoded.ids[0]: len(encoded.ids) for encoded in items}
+        orders.append(queue.put(items))
+    queue.order(*orders)
     runs = queue.model.runs[1:]
     queue.scheduler.stop()
     assert sorted(name for run in runs for name in run) == sorted(lengths)

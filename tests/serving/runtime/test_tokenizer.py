@@ -21,9 +21,9 @@ def plain() -> Tokenizer:
     from tokenizers.models import WordPiece
     from tokenizers.pre_tokenizers import Whitespace
 
-    made = Tokenizer(WordPiece({word: place for place, word in enumerate(WORDS)}, unk_token="[UNK]"))
-    made.pre_tokenizer = Whitespace()
-    return made
+    tokenizer = Tokenizer(WordPiece({word: index for index, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    return tokenizer
 
 
 def expected(item: str, max_tokens: int) -> list[int]:
@@ -31,8 +31,8 @@ def expected(item: str, max_tokens: int) -> list[int]:
 
 
 def test_ids_are_the_tokenizers_own_without_special_tokens() -> None:
-    found = RuntimeTokenizer(plain()).ids(["cats dog", "river tree dog cat", ""], 3)
-    assert [list(ids) for ids in found] == [[0, 5, 1], [3, 2, 1], []]
+    ids = RuntimeTokenizer(plain()).ids(["cats dog", "river tree dog cat", ""], 3)
+    assert [list(ids) for ids in ids] == [[0, 5, 1], [3, 2, 1], []]
 
 
 def test_truncation_and_padding_in_the_file_are_ignored(tmp_path: Path) -> None:
@@ -74,8 +74,8 @@ def test_memory_is_bounded_and_the_oldest_goes_first() -> None:
 
 @given(st.lists(st.text(st.characters(), max_size=30), max_size=8))
 def test_any_text_is_taken(texts: list[str]) -> None:
-    found = RuntimeTokenizer(plain()).ids(texts, 4)
-    assert [list(ids) for ids in found] == [expected(text.clean(item), 4) for item in texts]
+    ids = RuntimeTokenizer(plain()).ids(texts, 4)
+    assert [list(ids) for ids in ids] == [expected(text.clean(item), 4) for item in texts]
 
 
 @pytest.mark.parametrize(
@@ -93,14 +93,14 @@ def test_of_a_million_characters_only_the_head_is_read() -> None:
 
 def test_many_threads_get_what_one_gets() -> None:
     tokeniser = RuntimeTokenizer(plain(), max_bytes=20 * (ENTRY_BYTES + 40))
-    texts = [" ".join(WORDS[place % 4] for place in range(start, start + 9)) for start in range(40)]
+    texts = [" ".join(WORDS[index % 4] for index in range(start, start + 9)) for start in range(40)]
 
     def ask(start: int) -> list[list[int]]:
         return [list(ids) for ids in tokeniser.ids(texts[start:] + texts[:start], 8)]
 
     with ThreadPoolExecutor(8) as pool:
-        for start, found in enumerate(pool.map(ask, range(40))):
-            assert found == [expected(item, 8) for item in texts[start:] + texts[:start]]
+        for start, ids in enumerate(pool.map(ask, range(40))):
+            assert ids == [expected(item, 8) for item in texts[start:] + texts[:start]]
 
 
 @pytest.mark.parametrize("content", ["", "{}", json.dumps({"model": {"type": "Unknown"}}), "\x80"])

@@ -33,59 +33,61 @@ def slow(seconds: float) -> Any:
     return says
 
 
-def asked(engine: FakeEngine) -> list[str]:
+def documents_run(engine: FakeEngine) -> list[str]:
     return [run[0].split("|")[1] for run in engine.runs]
 
 
 def test_with_time_enough_it_is_a_rerank() -> None:
-    found = cascade.rerank(*parts(FakeEngine(length)), "q", DOCUMENTS, [1, 2, 3, 4], RequestOptions(Deadline.after(20)))
-    assert (found.order, found.scores, found.reached) == ([2, 0, 3, 1], [3.0, 1.0, 4.0, 2.0], 4)
+    result = cascade.rerank(
+        *parts(FakeEngine(length)), "q", DOCUMENTS, [1, 2, 3, 4], RequestOptions(Deadline.after(20))
+    )
+    assert (result.order, result.scores, result.reached) == ([2, 0, 3, 1], [3.0, 1.0, 4.0, 2.0], 4)
 
 
 def test_the_best_of_the_first_stage_are_reached_and_the_rest_stays_in_its_order() -> None:
     engine = FakeEngine(slow(0.3))
     first = [1.0, 9.0, 3.0, 7.0]
-    found = cascade.rerank(*parts(engine), "q", DOCUMENTS, first, RequestOptions(Deadline.after(1.0)))
-    assert 1 <= found.reached <= 3
+    result = cascade.rerank(*parts(engine), "q", DOCUMENTS, first, RequestOptions(Deadline.after(1.0)))
+    assert 1 <= result.reached <= 3
     before = [1, 3, 2, 0]
-    reached, rest = found.order[: found.reached], found.order[found.reached :]
-    assert sorted(reached) == sorted(before[: found.reached])
-    assert rest == before[found.reached :]
-    assert reached == sorted(reached, key=lambda place: -len(DOCUMENTS[place]))
-    assert all(found.scores[place] is None for place in rest)
+    reached, rest = result.order[: result.reached], result.order[result.reached :]
+    assert sorted(reached) == sorted(before[: result.reached])
+    assert rest == before[result.reached :]
+    assert reached == sorted(reached, key=lambda index: -len(DOCUMENTS[index]))
+    assert all(result.scores[index] is None for index in rest)
 
 
 def test_no_time_at_all_gives_the_first_stage() -> None:
     engine = FakeEngine(length)
     deadline = Deadline.after(0)
-    found = cascade.rerank(*parts(engine), "q", DOCUMENTS, [1, 2, 4, 3], RequestOptions(deadline))
-    assert (found.order, found.reached, engine.runs) == ([2, 3, 1, 0], 0, [])
+    result = cascade.rerank(*parts(engine), "q", DOCUMENTS, [1, 2, 4, 3], RequestOptions(deadline))
+    assert (result.order, result.reached, engine.runs) == ([2, 3, 1, 0], 0, [])
 
 
 def test_what_is_cached_needs_no_time() -> None:
     reranker, embedder = parts(FakeEngine(length))
     reranker.scores("q", ["cccc", "b"], RequestOptions(Deadline.never()))
-    found = cascade.rerank(reranker, embedder, "q", DOCUMENTS, [4, 3, 2, 1], RequestOptions(Deadline.after(0)))
-    assert found.order == [2, 1, 0, 3]
-    assert (found.reached, found.hits) == (2, 2)
+    result = cascade.rerank(reranker, embedder, "q", DOCUMENTS, [4, 3, 2, 1], RequestOptions(Deadline.after(0)))
+    assert result.order == [2, 1, 0, 3]
+    assert (result.reached, result.hits) == (2, 2)
 
 
 def test_an_overloaded_queue_is_no_error_and_work_joins_it_bit_by_bit() -> None:
     engine = FakeEngine(slow(0.01))
     engine.pace.ran(1, 100.0)  # So slow that any other request is refused.
-    documents = [f"{'x' * place}" for place in range(200)]
-    found = cascade.rerank(*parts(engine), "q", documents, [0.0] * 200, RequestOptions(Deadline.after(0.3)))
-    assert 0 < found.reached < 200
-    assert found.order[found.reached :] == list(range(found.reached, 200))
+    documents = [f"{'x' * index}" for index in range(200)]
+    result = cascade.rerank(*parts(engine), "q", documents, [0.0] * 200, RequestOptions(Deadline.after(0.3)))
+    assert 0 < result.reached < 200
+    assert result.order[result.reached :] == list(range(result.reached, 200))
     assert len(engine.remembered) <= 4  # Chunks that were tokenised.
 
 
 def test_without_scores_the_encoder_is_the_first_stage() -> None:
-    said = {"query|q": [1.0, 0.0], "document|aaa": [0.1, 0], "document|b": [0.9, 0], "document|cccc": [0.5, 0]}
-    encoder = FakeEngine(lambda text: two(text) * 0 + said.get(text, [0.0, 0.0]))
+    vectors = {"query|q": [1.0, 0.0], "document|aaa": [0.1, 0], "document|b": [0.9, 0], "document|cccc": [0.5, 0]}
+    encoder = FakeEngine(lambda text: two(text) * 0 + vectors.get(text, [0.0, 0.0]))
     engine = FakeEngine(length)
     cascade.rerank(*parts(engine, encoder), "q", DOCUMENTS, None, RequestOptions(Deadline.after(20)))
-    assert asked(engine) == ["b", "cccc", "aaa", "dd"]
+    assert documents_run(engine) == ["b", "cccc", "aaa", "dd"]
 
 
 def test_a_first_stage_that_takes_too_long_leaves_time_for_the_ranker() -> None:
@@ -94,9 +96,9 @@ def test_a_first_stage_that_takes_too_long_leaves_time_for_the_ranker() -> None:
         return two(text)
 
     engine = FakeEngine(length)
-    found = cascade.rerank(*parts(engine, FakeEngine(says)), "q", DOCUMENTS, None, RequestOptions(Deadline.after(2.0)))
-    assert found.reached == 4
-    assert asked(engine) == DOCUMENTS  # As they were given.
+    result = cascade.rerank(*parts(engine, FakeEngine(says)), "q", DOCUMENTS, None, RequestOptions(Deadline.after(2.0)))
+    assert result.reached == 4
+    assert documents_run(engine) == DOCUMENTS  # As they were given.
 
 
 @given(
@@ -107,14 +109,14 @@ def test_a_first_stage_that_takes_too_long_leaves_time_for_the_ranker() -> None:
 @settings(deadline=None, max_examples=30)
 def test_any_part_that_was_reached_stands_first(case: tuple[list[float], set[int]]) -> None:
     first, cached = case
-    documents = [f"{'x' * (place * 7 % 5)}{place}" for place in range(len(first))]
+    documents = [f"{'x' * (index * 7 % 5)}{index}" for index in range(len(first))]
     reranker, embedder = parts(FakeEngine(length))
-    reranker.scores("q", [documents[place] for place in cached], RequestOptions(Deadline.never()))
-    found = cascade.rerank(reranker, embedder, "q", documents, first, RequestOptions(Deadline.after(0)))
-    assert sorted(found.order) == list(range(len(first)))
-    assert set(found.order[: len(cached)]) == cached
-    rest = found.order[len(cached) :]
-    assert rest == sorted(rest, key=lambda place: (-first[place], place))
+    reranker.scores("q", [documents[index] for index in cached], RequestOptions(Deadline.never()))
+    result = cascade.rerank(reranker, embedder, "q", documents, first, RequestOptions(Deadline.after(0)))
+    assert sorted(result.order) == list(range(len(first)))
+    assert set(result.order[: len(cached)]) == cached
+    rest = result.order[len(cached) :]
+    assert rest == sorted(rest, key=lambda index: (-first[index], index))
 
 
 # Over HTTP.
@@ -135,7 +137,7 @@ def test_objects_with_scores_are_reranked_as_far_as_the_time_goes(started: Any, 
     lifecycle = started()
     client = TestClient(apps.create(lifecycle))
     held_back(lifecycle, monkeypatch, 0.2)
-    documents = [{"text": f"a sorted list {place}", "score": place} for place in range(30)]
+    documents = [{"text": f"a sorted list {index}", "score": index} for index in range(30)]
     body = {"query": "sort", "documents": documents, "cascade": True, "return_documents": True}
     response = client.post(path, json=body, headers={"x-request-timeout-ms": "1500"})
     assert response.status_code == 200
@@ -152,7 +154,7 @@ def test_objects_with_scores_are_reranked_as_far_as_the_time_goes(started: Any, 
     assert response.headers["x-reranked"] == f"{reached}/30"
     ranker = lifecycle.current.ranker
     texts = [documents[item["index"]]["text"] for item in results[:reached]]
-    assert response.json()["usage"]["total_tokens"] == sum(len(one.ids) for one in ranker.pairs("sort", texts))
+    assert response.json()["usage"]["total_tokens"] == sum(len(pair.ids) for pair in ranker.pairs("sort", texts))
     assert results[0]["document"]["score"] == results[0]["index"]
 
 
@@ -172,10 +174,10 @@ def test_texts_use_the_encoder_and_marks_show_only_in_a_cascade(started: Any, ti
     client = TestClient(apps.create(lifecycle))
     texts = ["Open file and return a stream", "Return a new sorted list", "Shuffle list x in place"]
     plain = client.post("/rerank", json={"query": "sort a list", "texts": texts}).json()
-    found = client.post("/rerank", json={"query": "sort a list", "texts": texts, "cascade": True}).json()
-    assert [{**item, "reranked": True} for item in plain] == found
+    answer = client.post("/rerank", json={"query": "sort a list", "texts": texts, "cascade": True}).json()
+    assert [{**item, "reranked": True} for item in plain] == answer
     model = tiny.models[lifecycle.current.release]
-    assert found[0]["score"] == pytest.approx(max(relevance(model.score("sort a list", text)) for text in texts))
+    assert answer[0]["score"] == pytest.approx(max(relevance(model.score("sort a list", text)) for text in texts))
 
 
 def test_nothing_reached_is_still_an_answer_that_json_can_hold(started: Any, monkeypatch: Any) -> None:

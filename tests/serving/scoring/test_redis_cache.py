@@ -70,9 +70,9 @@ class Server:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    found = Server(tmp_path_factory.mktemp("redis"))
-    yield found
-    found.kill()
+    running = Server(tmp_path_factory.mktemp("redis"))
+    yield running
+    running.kill()
 
 
 @pytest.fixture
@@ -88,11 +88,11 @@ def fresh(server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
 
 @contextlib.contextmanager
 def shared(url: str, **knobs: Any) -> Iterator[SharedCache]:
-    found = SharedCache(url, **knobs)
+    tier = SharedCache(url, **knobs)
     try:
-        yield found
+        yield tier
     finally:
-        found.stop()
+        tier.stop()
 
 
 def pair_of(shared: SharedCache) -> tuple[Reranker, Reranker]:
@@ -123,11 +123,11 @@ def test_vectors_travel_too_and_stay_read_only(fresh: Server) -> None:
         first, second = (Embedder(FakeEngine(two), Caches.of(1 << 20, tier).vectors) for _ in range(2))
         first.vectors(["abc", "d"], "document", NEVER)
         tier.flush()
-        found = second.vectors(["abc", "d"], "document", NEVER)
-        assert [vector.tolist() for vector in found.values] == [[3, 8], [1, 8]]
-        assert found.values[0].dtype == np.float32
+        result = second.vectors(["abc", "d"], "document", NEVER)
+        assert [vector.tolist() for vector in result.values] == [[3, 8], [1, 8]]
+        assert result.values[0].dtype == np.float32
         with pytest.raises(ValueError, match="read-only"):
-            found.values[0][0] = 1
+            result.values[0][0] = 1
         assert second.vectors(["abc"], "query", NEVER).misses == 1
 
 
@@ -135,7 +135,7 @@ def test_vectors_travel_too_and_stay_read_only(fresh: Server) -> None:
 def test_a_request_is_one_round_trip_and_its_values_one_pipeline(fresh: Server) -> None:
     with shared(fresh.url) as tier, fresh.client() as client:
         first, second = pair_of(tier)
-        documents = [f"document {place}" for place in range(300)]
+        documents = [f"document {number}" for number in range(300)]
         first.scores("q", documents, NEVER)
         tier.flush()
         second.scores("q", documents, NEVER)
@@ -169,8 +169,8 @@ def test_garbage_is_a_miss(fresh: Server) -> None:
         good = sealed(tier, client, KEY, struct.pack("<d", 1.5))
         assert tier.read([KEY]) == [struct.pack("<d", 1.5)]
         flipped = bytes([*good[:3], good[3] ^ 1, *good[4:]])
-        others = [b"", b"\x01", b"hello", good[:-1], good + b"x", flipped, b"\x02" + good[1:], b"\x80\x04K\x01."]
-        for other in others:
+        unreadable = [b"", b"\x01", b"hello", good[:-1], good + b"x", flipped, b"\x02" + good[1:], b"\x80\x04K\x01."]
+        for other in unreadable:
             client.set(PREFIX + KEY, other)
             assert tier.read([KEY]) == [None]
         another = KEY[::-1]
@@ -180,7 +180,7 @@ def test_garbage_is_a_miss(fresh: Server) -> None:
         client.lpush(PREFIX + KEY, "a list")  # MGET answers nothing for it.
         assert tier.read([KEY]) == [None]
         assert tier.stats().failures == 0
-        assert tier.stats().unreadable == len(others) + 1
+        assert tier.stats().unreadable == len(unreadable) + 1
 
 
 @pytest.mark.redis
@@ -192,8 +192,8 @@ def test_a_whole_value_that_is_no_score_is_computed_again(fresh: Server, payload
         tier.flush()
         (stored,) = client.keys(PREFIX + b"*")
         sealed(tier, client, stored.removeprefix(PREFIX), payload)
-        found = second.scores("q", ["abc"], NEVER)
-        assert (found.values, found.misses) == ([3.0], 1)
+        result = second.scores("q", ["abc"], NEVER)
+        assert (result.values, result.misses) == ([3.0], 1)
 
 
 @pytest.mark.redis
@@ -206,8 +206,8 @@ def test_a_server_that_is_killed_and_comes_back(fresh: Server, monkeypatch: Any,
         tier.flush()
         fresh.kill()
         try:
-            for place in range(20):
-                assert second.scores("q", [f"new {place}"], NEVER).misses == 1
+            for number in range(20):
+                assert second.scores("q", [f"new {number}"], NEVER).misses == 1
             assert tier.resting
             assert tier.stats().skipped > 0
         finally:
@@ -268,13 +268,13 @@ def listener(answers: bytes) -> Iterator[str]:
 def test_what_is_no_redis_costs_a_few_budgets_and_then_nothing(answers: bytes) -> None:
     with listener(answers) as url, shared(url) as tier:
         reranker, _ = pair_of(tier)
-        for place in range(30):
-            assert reranker.scores("q", [f"{place}"], NEVER).misses == 1
-        facts = tier.stats()
+        for number in range(30):
+            assert reranker.scores("q", [f"{number}"], NEVER).misses == 1
+        stats = tier.stats()
         assert tier.resting
-        assert facts.hits == 0
-        assert facts.skipped >= 30 - FAILURES - 10
-        assert facts.unwritten > 0
+        assert stats.hits == 0
+        assert stats.skipped >= 30 - FAILURES - 10
+        assert stats.unwritten > 0
 
 
 def test_nobody_listening_is_a_miss_and_never_an_error() -> None:

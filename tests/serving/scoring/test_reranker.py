@@ -35,27 +35,27 @@ def poison(text: str) -> float:
 
 def test_scores_are_the_engines_in_the_order_of_the_documents() -> None:
     engine = FakeEngine(length, runners=3)
-    documents = ["x" * place for place in range(40)]
-    found = reranker(engine).scores("qq", documents, NEVER)
-    assert found.values == [2.0 * place for place in range(40)]
-    assert (found.hits, found.misses, len(engine.runs)) == (0, 40, 40)
+    documents = ["x" * number for number in range(40)]
+    result = reranker(engine).scores("qq", documents, NEVER)
+    assert result.values == [2.0 * number for number in range(40)]
+    assert (result.hits, result.misses, len(engine.runs)) == (0, 40, 40)
     assert len(engine.remembered) == -(-40 // CHUNK)
 
 
 def test_a_bad_document_is_named_and_its_neighbours_are_kept(caplog: Any) -> None:
     engine = FakeEngine(poison)
-    found = reranker(engine)
+    scorer = reranker(engine)
     with pytest.raises(InferenceError, match="document 2: the model gave no usable answer"):
-        found.scores("q", ["a", "bb", "bad", "cccc"], NEVER)
+        scorer.scores("q", ["a", "bb", "bad", "cccc"], NEVER)
     assert "the kernel does not like it" in caplog.text
     engine.runs.clear()
-    assert found.scores("q", ["a", "bb", "cccc"], NEVER).hits == 3
+    assert scorer.scores("q", ["a", "bb", "cccc"], NEVER).hits == 3
     assert engine.runs == []
 
 
 def test_a_request_of_bad_documents_is_two_log_events_not_a_thousand(caplog: Any) -> None:
     with pytest.raises(InferenceError):
-        reranker(FakeEngine(poison)).scores("q", [f"{place} bad" for place in range(100)], NEVER)
+        reranker(FakeEngine(poison)).scores("q", [f"{number} bad" for number in range(100)], NEVER)
     assert len(caplog.records) == 2
     assert "100 texts" in caplog.text
 
@@ -68,24 +68,24 @@ def test_another_model_or_query_never_gets_an_old_score() -> None:
 
 
 def test_texts_are_cleaned_before_they_are_hashed() -> None:
-    found = reranker(FakeEngine(length))
-    assert found.scores("q\x00", ["lone \ud800", "nul\x00"], NEVER).misses == 2
-    assert found.scores("q ", ["lone \ufffd", "nul "], NEVER).hits == 2
+    scorer = reranker(FakeEngine(length))
+    assert scorer.scores("q\x00", ["lone \ud800", "nul\x00"], NEVER).misses == 2
+    assert scorer.scores("q ", ["lone \ufffd", "nul "], NEVER).hits == 2
 
 
 def test_a_deadline_ends_a_request_and_the_next_goes_on_from_there() -> None:
     engine = FakeEngine(slowly(0.02))
-    found = reranker(engine)
-    documents = ["x" * place for place in range(100)]
+    scorer = reranker(engine)
+    documents = ["x" * number for number in range(100)]
     with pytest.raises(DeadlineError, match=r"0\.1 s"):
-        found.scores("q", documents, RequestOptions(Deadline.after(0.1)))
+        scorer.scores("q", documents, RequestOptions(Deadline.after(0.1)))
     engine.says = length
     time.sleep(0.05)
     done = len(engine.runs)
     assert 1 <= done <= 6
-    again = found.scores("q", documents, NEVER)
+    again = scorer.scores("q", documents, NEVER)
     assert again.hits >= done - 1  # The one that was running at the deadline came too late.
-    assert again.values == [float(place) for place in range(100)]
+    assert again.values == [float(number) for number in range(100)]
 
 
 def test_a_cancelled_request_computes_nothing_more() -> None:
@@ -99,10 +99,10 @@ def test_a_cancelled_request_computes_nothing_more() -> None:
 def test_vectors_are_kept_by_role_and_cannot_be_written_to() -> None:
     embedder = Embedder(FakeEngine(two), Caches.of(1 << 20).vectors)
     (query,) = embedder.vectors(["abc"], "query", NEVER).values
-    found = embedder.vectors(["abc"], "document", NEVER)
-    assert found.misses == 1
+    result = embedder.vectors(["abc"], "document", NEVER)
+    assert result.misses == 1
     assert query.tolist() == [3, len("query")]
-    assert found.values[0].tolist() == [3, len("document")]
+    assert result.values[0].tolist() == [3, len("document")]
     with pytest.raises(ValueError, match="read-only"):
         query[0] = 1
 
@@ -112,15 +112,15 @@ def test_vectors_are_kept_by_role_and_cannot_be_written_to() -> None:
 
 def test_what_may_not_be_remembered_is_neither_read_nor_kept() -> None:
     engine = FakeEngine(length)
-    found, private = reranker(engine), RequestOptions(Deadline.never(), remember=False)
-    assert found.scores("q", ["a", "bb", "a"], private).values == [1.0, 2.0, 1.0]
-    assert found.cache.stats().entries == 0
-    assert found.scores("q", ["a"], NEVER).misses == 1
+    scorer, private = reranker(engine), RequestOptions(Deadline.never(), remember=False)
+    assert scorer.scores("q", ["a", "bb", "a"], private).values == [1.0, 2.0, 1.0]
+    assert scorer.cache.stats().entries == 0
+    assert scorer.scores("q", ["a"], NEVER).misses == 1
     engine.says = lambda text: 7.0
-    again = found.scores("q", ["a"], private)
+    again = scorer.scores("q", ["a"], private)
     assert (again.values, again.hits, again.misses) == ([7.0], 0, 1)
     assert engine.remembered == [False, True, False]
-    assert found.scores("q", ["a"], NEVER).values == [1.0]
+    assert scorer.scores("q", ["a"], NEVER).values == [1.0]
 
 
 def test_the_batch_class_gives_way_and_is_never_refused() -> None:
@@ -133,13 +133,13 @@ def test_the_batch_class_gives_way_and_is_never_refused() -> None:
 
     engine.says = says
     engine.pace.ran(1, 1000.0)
-    found = reranker(engine)
+    scorer = reranker(engine)
     shadow = threading.Thread(
-        target=lambda: found.scores("shadow", ["a", "b"], RequestOptions(Deadline.never(), Priority.BATCH))
+        target=lambda: scorer.scores("shadow", ["a", "b"], RequestOptions(Deadline.never(), Priority.BATCH))
     )
     shadow.start()
     assert began.wait(5)
-    online = threading.Thread(target=lambda: found.scores("q", ["a"], NEVER))
+    online = threading.Thread(target=lambda: scorer.scores("q", ["a"], NEVER))
     online.start()
     while engine.scheduler.stats().items < 2:
         time.sleep(0.001)
@@ -172,23 +172,23 @@ def queued(engine: FakeEngine, tokens: int) -> Any:
 
 def test_more_than_can_be_done_in_time_is_refused_before_any_work() -> None:
     engine = FakeEngine(length)
-    found = reranker(engine)
-    found.scores("q", ["known"], NEVER)
+    scorer = reranker(engine)
+    scorer.scores("q", ["known"], NEVER)
     engine.pace = Throughput()
     engine.pace.ran(100, 1.0)
     go = queued(engine, 790)
-    with pytest.raises(BusyError, match=r"about 7\.9 s of work") as told:
-        found.scores("q", ["new"], RequestOptions(Deadline.after(2)))
-    assert told.value.retry_after == 6
+    with pytest.raises(BusyError, match=r"about 7\.9 s of work") as refusal:
+        scorer.scores("q", ["new"], RequestOptions(Deadline.after(2)))
+    assert refusal.value.retry_after == 6
     assert engine.remembered == []  # Not even tokenised.
     assert engine.scheduler.stats().items == 1
     # Cached documents are free, and a request with more time is taken.
-    assert found.scores("q", ["known"], RequestOptions(Deadline.after(2))).hits == 1
-    with pytest.raises(BusyError) as told:
-        found.scores("q", ["known", "x" * 298], RequestOptions(Deadline.after(10)))
-    assert told.value.retry_after == 1
+    assert scorer.scores("q", ["known"], RequestOptions(Deadline.after(2))).hits == 1
+    with pytest.raises(BusyError) as refusal:
+        scorer.scores("q", ["known", "x" * 298], RequestOptions(Deadline.after(10)))
+    assert refusal.value.retry_after == 1
     go.set()
-    assert found.scores("q", ["known", "x" * 298], RequestOptions(Deadline.after(12))).misses == 1
+    assert scorer.scores("q", ["known", "x" * 298], RequestOptions(Deadline.after(12))).misses == 1
 
 
 def test_what_is_due_later_waits_behind_a_request_and_is_no_reason_to_refuse_it() -> None:
@@ -196,12 +196,12 @@ def test_what_is_due_later_waits_behind_a_request_and_is_no_reason_to_refuse_it(
     engine.pace = Throughput()
     engine.pace.ran(100, 1.0)
     go = queued(engine, 10)
-    found = reranker(engine)
+    scorer = reranker(engine)
     with engine.job(Deadline.after(30)) as patient:
         patient.add(engine.pairs("q", ["x" * 2898]))
         with pytest.raises(BusyError, match=r"about 29\.1 s of work"):
-            found.scores("q", ["x" * 298], RequestOptions(Deadline.after(31)))
-        urgent = threading.Thread(target=lambda: found.scores("q", ["new"], RequestOptions(Deadline.after(5))))
+            scorer.scores("q", ["x" * 298], RequestOptions(Deadline.after(31)))
+        urgent = threading.Thread(target=lambda: scorer.scores("q", ["new"], RequestOptions(Deadline.after(5))))
         urgent.start()
         while engine.scheduler.stats().items < 3:
             time.sleep(0.001)
@@ -216,22 +216,22 @@ def test_who_waited_for_a_refused_request_is_refused_or_served_by_itself() -> No
     engine = FakeEngine(length)
     engine.pace.ran(100, 1.0)
     go = queued(engine, 800)
-    found = reranker(engine)
+    scorer = reranker(engine)
     for _ in range(2):
         with pytest.raises(BusyError):
-            found.scores("q", ["new"], RequestOptions(Deadline.after(2)))
+            scorer.scores("q", ["new"], RequestOptions(Deadline.after(2)))
     go.set()
-    assert found.scores("q", ["new"], NEVER).misses == 1
+    assert scorer.scores("q", ["new"], NEVER).misses == 1
 
 
 def test_work_that_is_too_long_even_alone_makes_progress_when_nothing_waits() -> None:
     engine = FakeEngine(slowly(0.02))
     engine.pace.ran(50, 1.0)
-    found = reranker(engine)
-    documents = ["x" * 10] * 1 + ["y" * place for place in range(1, 60)]
+    scorer = reranker(engine)
+    documents = ["x" * 10] * 1 + ["y" * number for number in range(1, 60)]
     with pytest.raises(DeadlineError):
-        found.scores("q", documents, RequestOptions(Deadline.after(0.5)))
-    assert found.cache.stats().entries >= 1
+        scorer.scores("q", documents, RequestOptions(Deadline.after(0.5)))
+    assert scorer.cache.stats().entries >= 1
 
 
 @pytest.mark.parametrize("score", [-1e4, -50.0, -1.0, 0.0, 1.0, 50.0, 1e4])

@@ -34,34 +34,34 @@ def broken(tiny: Any, tmp_path: Path) -> Path:
 def test_the_final_order_is_that_of_numpy_and_the_fusion(searcher: Searcher, tiny: Any) -> None:
     """Recomputed from the weights, with every document in the pool, so that recall plays no part."""
     models, query = tiny.models[searcher.release], "sort a list"
-    found = searcher.search(query, top_n=100, retrieve=100)
+    results = searcher.search(query, top_n=100, retrieve=100)
     documents = [searcher.documents.get(row) for row in range(len(searcher.documents))]
-    assert found.candidates == len(documents) == len(found.reranked)
+    assert results.candidates == len(documents) == len(results.reranked)
     raw = {item.doc_id: models.score(query, document_text(item.title, item.text)) for item in documents}
-    bm25 = {answer.doc_id: answer.score for answer in found.lexical}
+    bm25 = {answer.doc_id: answer.score for answer in results.lexical}
     top = max(bm25.values())
     # The fusion of the tiny release: 1.0 ranker + 0.5 bm25.
     fused = {item.doc_id: raw[item.doc_id] + 0.5 * bm25.get(item.doc_id, 0.0) / top for item in documents}
-    for answer in found.reranked:
+    for answer in results.reranked:
         assert answer.score == pytest.approx(fused[answer.doc_id], abs=1e-4)
         assert answer.relevance == pytest.approx(relevance(raw[answer.doc_id]), abs=1e-4)
-    assert [answer.score for answer in found.reranked] == sorted((a.score for a in found.reranked), reverse=True)
+    assert [answer.score for answer in results.reranked] == sorted((a.score for a in results.reranked), reverse=True)
     cosines = {item.doc_id: models.vector(document_text(item.title, item.text)) for item in documents}
-    for answer in found.semantic:
+    for answer in results.semantic:
         assert answer.score == pytest.approx(float(cosines[answer.doc_id] @ models.vector(query)), abs=1e-4)
 
 
 def test_ranks_and_their_changes_tell_where_a_document_stood(searcher: Searcher) -> None:
-    found = searcher.search("a new sorted list", top_n=8, retrieve=8)
+    results = searcher.search("a new sorted list", top_n=8, retrieve=8)
     for name in ("lexical", "semantic", "reranked"):
-        assert [answer.rank for answer in getattr(found, name)] == list(range(1, len(getattr(found, name)) + 1))
-    lexical = {answer.doc_id: answer.rank for answer in found.lexical}
-    semantic = {answer.doc_id: answer.rank for answer in found.semantic}
-    for answer in found.reranked:
+        assert [answer.rank for answer in getattr(results, name)] == list(range(1, len(getattr(results, name)) + 1))
+    lexical = {answer.doc_id: answer.rank for answer in results.lexical}
+    semantic = {answer.doc_id: answer.rank for answer in results.semantic}
+    for answer in results.reranked:
         assert answer.lexical_rank == lexical.get(answer.doc_id)
         assert answer.semantic_rank == semantic.get(answer.doc_id)
         assert answer.rank_change is not None
-        assert 1 <= answer.rank + answer.rank_change <= found.candidates
+        assert 1 <= answer.rank + answer.rank_change <= results.candidates
     everything = searcher.search("a new sorted list", top_n=100, retrieve=100).reranked
     # What one document rises, others fall: the ranks before are a permutation.
     assert sorted(a.rank + a.rank_change for a in everything) == list(range(1, len(everything) + 1))
@@ -76,26 +76,26 @@ def test_a_repeated_search_is_the_same_and_computes_nothing(searcher: Searcher) 
 
 
 def test_searches_side_by_side_give_what_they_give_alone(searcher: Searcher, tiny: Any) -> None:
-    queries = [f"document number {place % 12} of a list" for place in range(48)]
+    queries = [f"document number {index % 12} of a list" for index in range(48)]
     fresh = Searcher(tiny.folder(searcher.release), threads=2)
     with ThreadPoolExecutor(8) as pool:
         together = list(pool.map(lambda query: searcher.search(query, top_n=5), queries))
-    for query, found in zip(queries, together, strict=True):
-        assert found.reranked == fresh.search(query, top_n=5).reranked
+    for query, results in zip(queries, together, strict=True):
+        assert results.reranked == fresh.search(query, top_n=5).reranked
 
 
 @pytest.mark.parametrize("query", ["zzzz", "   ", "\x00", "\ud800", "列表", "<script>", "x" * 100_000, "🙂 sort"])
 def test_any_query_is_answered(searcher: Searcher, query: str) -> None:
-    found = searcher.search(query, top_n=3)
-    assert len(found.semantic) == len(found.reranked) == 3
-    json.dumps([answer.score for answer in found.reranked], allow_nan=False)
-    found.query.encode()
+    results = searcher.search(query, top_n=3)
+    assert len(results.semantic) == len(results.reranked) == 3
+    json.dumps([answer.score for answer in results.reranked], allow_nan=False)
+    results.query.encode()
 
 
 def test_a_query_that_shares_no_word_still_finds_by_meaning(searcher: Searcher) -> None:
-    found = searcher.search("qqqq wwww", top_n=5)
-    assert found.lexical == []
-    assert all(answer.lexical_rank is None for answer in found.reranked)
+    results = searcher.search("qqqq wwww", top_n=5)
+    assert results.lexical == []
+    assert all(answer.lexical_rank is None for answer in results.reranked)
 
 
 def test_milliseconds_add_up(searcher: Searcher) -> None:
@@ -184,12 +184,12 @@ def test_a_search_whose_ranker_fails_has_the_order_of_bm25_and_encoder(fresh: An
     searcher = Searcher(fresh.folder(fresh.publish(1)), threads=1)
     expected, complete = first_stage_order(searcher, QUERY), searcher.search(QUERY, top_n=100)
     broken_model(searcher.ranker, monkeypatch)
-    found = searcher.search(QUERY + " ", top_n=100)  # Another text, so that no score is cached.
-    assert found.degraded == "ranker"
-    assert [answer.doc_id for answer in found.reranked] == expected
-    assert {(answer.relevance, answer.rank_change) for answer in found.reranked} == {(None, 0)}
-    assert [answer.doc_id for answer in found.semantic] == [answer.doc_id for answer in complete.semantic]
-    assert found.lexical == complete.lexical
+    results = searcher.search(QUERY + " ", top_n=100)  # Another text, so that no score is cached.
+    assert results.degraded == "ranker"
+    assert [answer.doc_id for answer in results.reranked] == expected
+    assert {(answer.relevance, answer.rank_change) for answer in results.reranked} == {(None, 0)}
+    assert [answer.doc_id for answer in results.semantic] == [answer.doc_id for answer in complete.semantic]
+    assert results.lexical == complete.lexical
     with pytest.raises(InferenceError, match="document"):
         searcher.search(QUERY + " ", degrade=False)
 
@@ -197,10 +197,10 @@ def test_a_search_whose_ranker_fails_has_the_order_of_bm25_and_encoder(fresh: An
 def test_a_search_whose_encoder_fails_has_the_order_of_bm25(fresh: Any, monkeypatch: Any) -> None:
     searcher = Searcher(fresh.folder(fresh.publish(1)), threads=1)
     broken_model(searcher.encoder, monkeypatch)
-    found = searcher.search(QUERY)
-    assert (found.degraded, found.semantic) == ("encoder", [])
-    assert [answer.doc_id for answer in found.reranked] == [answer.doc_id for answer in found.lexical]
-    assert found.reranked
+    results = searcher.search(QUERY)
+    assert (results.degraded, results.semantic) == ("encoder", [])
+    assert [answer.doc_id for answer in results.reranked] == [answer.doc_id for answer in results.lexical]
+    assert results.reranked
 
 
 @pytest.mark.parametrize("name", ["ranker", "encoder"])
@@ -210,9 +210,9 @@ def test_a_search_whose_model_stalls_is_answered_before_its_deadline(
     searcher = Searcher(fresh.folder(fresh.publish(1)), threads=1)
     stalled(getattr(searcher, name))
     deadline = Deadline.after(1.0)
-    found = searcher.search(QUERY, terms=RequestOptions(deadline))
-    assert found.degraded == name
-    assert found.reranked
+    results = searcher.search(QUERY, terms=RequestOptions(deadline))
+    assert results.degraded == name
+    assert results.reranked
 
 
 def test_a_search_that_nobody_waits_for_ends_without_an_answer(searcher: Searcher) -> None:
@@ -228,8 +228,8 @@ def test_a_flipped_bit_anywhere_is_refused(tiny: Any, tmp_path: Path, name: str)
     file = folder / name
     content = file.read_bytes()
     file.unlink()
-    for place in range(0, len(content), max(1, len(content) // 12)):
-        file.write_bytes(content[:place] + bytes([content[place] ^ 1 << place % 8]) + content[place + 1 :])
+    for index in range(0, len(content), max(1, len(content) // 12)):
+        file.write_bytes(content[:index] + bytes([content[index] ^ 1 << index % 8]) + content[index + 1 :])
         with pytest.raises(ArtifactError):
             Searcher(folder, threads=1)
     file.write_bytes(content)
@@ -239,26 +239,26 @@ def test_a_flipped_bit_anywhere_is_refused(tiny: Any, tmp_path: Path, name: str)
 @pytest.mark.parametrize(
     ("filters", "fits"),
     [
-        ({"year": [2003]}, lambda place: place % 7 == 3),
-        ({"year": ["2003", 2004.0]}, lambda place: place % 7 in (3, 4)),
-        ({"tags": ["t1"]}, lambda place: place % 3 == 1),
-        ({"tags": ["t1"], "kind": ["class"]}, lambda place: place % 6 == 4),
-        ({"tags": ["u7"]}, lambda place: place == 7),  # One of 49: what a filter after the search would not find.
-        ({"kind": ["nothing", "\ud800"]}, lambda place: False),
+        ({"year": [2003]}, lambda index: index % 7 == 3),
+        ({"year": ["2003", 2004.0]}, lambda index: index % 7 in (3, 4)),
+        ({"tags": ["t1"]}, lambda index: index % 3 == 1),
+        ({"tags": ["t1"], "kind": ["class"]}, lambda index: index % 6 == 4),
+        ({"tags": ["u7"]}, lambda index: index == 7),  # One of 49: what a filter after the search would not find.
+        ({"kind": ["nothing", "\ud800"]}, lambda index: False),
     ],
 )
 def test_a_filtered_search_is_a_search_of_what_fits(searcher: Searcher, filters: Any, fits: Any) -> None:
     """Each list is the whole collection's list without what does not fit, however few do."""
     query = "document number of a list"
-    whole = searcher.search(query, top_n=100, retrieve=100)
-    found = searcher.search(query, top_n=5, retrieve=5, filters=filters)
+    unfiltered = searcher.search(query, top_n=100, retrieve=100)
+    results = searcher.search(query, top_n=5, retrieve=5, filters=filters)
     for name in ("lexical", "semantic"):
-        expected = [answer for answer in getattr(whole, name) if fits(int(answer.doc_id[1:]))][:5]
-        assert [answer.doc_id for answer in getattr(found, name)] == [answer.doc_id for answer in expected]
-        assert [answer.score for answer in getattr(found, name)] == pytest.approx([a.score for a in expected])
-    assert {answer.doc_id for answer in found.reranked} <= {f"d{place}" for place in range(49) if fits(place)}
-    says = {answer.doc_id: answer.relevance for answer in whole.reranked}
-    assert all(answer.relevance == says[answer.doc_id] for answer in found.reranked)
+        expected = [answer for answer in getattr(unfiltered, name) if fits(int(answer.doc_id[1:]))][:5]
+        assert [answer.doc_id for answer in getattr(results, name)] == [answer.doc_id for answer in expected]
+        assert [answer.score for answer in getattr(results, name)] == pytest.approx([a.score for a in expected])
+    assert {answer.doc_id for answer in results.reranked} <= {f"d{index}" for index in range(49) if fits(index)}
+    says = {answer.doc_id: answer.relevance for answer in unfiltered.reranked}
+    assert all(answer.relevance == says[answer.doc_id] for answer in results.reranked)
 
 
 def test_a_filter_by_an_unknown_field_names_those_there_are(searcher: Searcher) -> None:

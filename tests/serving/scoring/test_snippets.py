@@ -23,11 +23,11 @@ def test_a_short_text_is_its_own_snippet() -> None:
 
 def test_a_snippet_shows_the_first_word_of_the_query() -> None:
     text = "filler words " * 60 + "the Needle stands here " + "and more follows " * 60
-    found = snippet_of(text, "needle")
-    assert "Needle stands" in found
-    assert found.startswith("… ")
-    assert found.endswith(" …")
-    assert len(found) <= SNIPPET_CHARS + 4
+    shown = snippet_of(text, "needle")
+    assert "Needle stands" in shown
+    assert shown.startswith("… ")
+    assert shown.endswith(" …")
+    assert len(shown) <= SNIPPET_CHARS + 4
     assert snippet_of(text, "absent").startswith("filler")
 
 
@@ -35,9 +35,9 @@ def test_a_snippet_shows_the_first_word_of_the_query() -> None:
 def test_a_snippet_is_always_a_part_of_its_text(seed: int) -> None:
     rng = np.random.default_rng(seed)
     text = "".join(rng.choice(list("ab İß字 "), size=int(rng.integers(1, 2000))))
-    found = snippet_of(text, "ab 字").removeprefix("… ").removesuffix(" …")
-    assert found.strip() in " ".join(text.split())
-    assert len(found) <= SNIPPET_CHARS
+    shown = snippet_of(text, "ab 字").removeprefix("… ").removesuffix(" …")
+    assert shown.strip() in " ".join(text.split())
+    assert len(shown) <= SNIPPET_CHARS
 
 
 @given(st.lists(st.sampled_from(["ab", "needle", "字", "Filler", "x" * 500]), max_size=2000).map(" ".join))

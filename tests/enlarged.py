@@ -100,8 +100,8 @@ def enlarged(real: Vectors, count: int, seed: int = 13) -> Vectors:
         step = real[np.where(second < 0, first, second)] - real[first]
         share = rng.uniform(0.2, 0.8, (size, 1)).astype(np.float32)
         noise = rng.standard_normal((size, WIDE), np.float32) * (0.1 / WIDE**0.5)
-        made = real[first] + share * step + noise * np.linalg.norm(step, axis=1, keepdims=True)
-        out[start : start + size] = made / np.linalg.norm(made, axis=1, keepdims=True)
+        between = real[first] + share * step + noise * np.linalg.norm(step, axis=1, keepdims=True)
+        out[start : start + size] = between / np.linalg.norm(between, axis=1, keepdims=True)
     return out
 
 
@@ -113,8 +113,8 @@ class Projection:
 
     def apply(self, wide: Vectors) -> Vectors:
         """(n, 768) → (n, 64) unit vectors."""
-        made = wide[:, : WIDE // 2] @ self.directions
-        return np.ascontiguousarray(made / np.linalg.norm(made, axis=1, keepdims=True))
+        projected = wide[:, : WIDE // 2] @ self.directions
+        return np.ascontiguousarray(projected / np.linalg.norm(projected, axis=1, keepdims=True))
 
 
 def projection(real: Vectors) -> Projection:

@@ -44,7 +44,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def write_base(place: Path, model_type: str, **changes: Any) -> Path:
+def write_base(folder: Path, model_type: str, **changes: Any) -> Path:
     """A base model of this type with weights large enough that states and scores differ clearly."""
     words = tokenizer()
     shape = {**SHAPE, "vocab_size": len(words)}
@@ -54,9 +54,9 @@ def write_base(place: Path, model_type: str, **changes: Any) -> Path:
     with torch.no_grad():
         for name, value in model.named_parameters():
             value.copy_(torch.randn_like(value) * (0.2 if value.dim() > 1 else 0.1) + (1.0 if _is_scale(name) else 0.0))
-    model.save_pretrained(place)
-    words.save_pretrained(place)
-    return place
+    model.save_pretrained(folder)
+    words.save_pretrained(folder)
+    return folder
 
 
 def _is_scale(name: str) -> bool:

@@ -41,14 +41,14 @@ def test_each_docstring_begins_like_a_sentence(path: Path) -> None:
 
 
 def test_each_class_name_is_defined_once() -> None:
-    places = defaultdict(list)
+    definitions = defaultdict(list)
     for path in FILES:
         if path.relative_to(ROOT).parts[0] == "tests":
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ClassDef):
-                places[node.name].append(f"{path.relative_to(ROOT)}:{node.lineno}")
-    assert {name: where for name, where in places.items() if len(where) > 1} == {}
+                definitions[node.name].append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert {name: where for name, where in definitions.items() if len(where) > 1} == {}
 
 
 UNCLEAR = frozenset(

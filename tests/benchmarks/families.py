@@ -62,8 +62,8 @@ def largest_gap(source: ExportSource, tokens: int) -> float:
         expected = float(model(ids, types, mask))
     feeds = {"input_ids": ids.numpy(), "attention_mask": mask.numpy(), "token_type_ids": types.numpy()}
     names = {item.name for item in session.get_inputs()}
-    found = float(session.run(None, {name: value for name, value in feeds.items() if name in names})[0][0])
-    return abs(found - expected) / (1 + abs(expected))
+    score = float(session.run(None, {name: value for name, value in feeds.items() if name in names})[0][0])
+    return abs(score - expected) / (1 + abs(expected))
 
 
 def session_of(model: onnx.ModelProto) -> ort.InferenceSession:
@@ -83,8 +83,8 @@ def by_sentence_transformers(folder: Path, pairs: list[tuple[str, str]]) -> tupl
     return np.asarray(scores), len(pairs) / (time.process_time() - began)
 
 
-def same_in_any_company(made: Artifact, query: str, documents: list[str]) -> bool:
-    engine = Engine(made.path, precision="int8", threads=1)
+def same_in_any_company(exported: Artifact, query: str, documents: list[str]) -> bool:
+    engine = Engine(exported.path, precision="int8", threads=1)
     try:
         together = engine.scores(query, documents)
         return together == [engine.scores(query, [document])[0] for document in documents]
@@ -104,17 +104,17 @@ def line(workspace: Path, family: str) -> str:
     layers, width = ranker.taught_by(STUDENT, large)
     scores = teacher_scores.make(workspace, teacher=large, data=data, pairs=pairs, layers=layers, width=width)
     small = ranker.make(workspace, STUDENT, CANDIDATES, data=data, pairs=pairs, teacher=large, teacher_scores=scores)
-    made = bundle.make(
+    exported = bundle.make(
         workspace, ExportConfig(precisions=("fp32", "int8"), sample_tokens=8000), model=small, data=data, pairs=pairs
     )
     source = ExportSource.load(small.path)
     gaps = [largest_gap(source, tokens) for tokens in (64, positions if positions > 512 else 510, 512)]
     documents, query = data_tables["documents"]["text"].to_pylist()[:160], data_tables["queries"]["text"][0].as_py()
     hub, hub_speed = by_sentence_transformers(small.path, [(query, document) for document in documents])
-    engine = Engine(made.path, precision="fp32", threads=1)
+    engine = Engine(exported.path, precision="fp32", threads=1)
     ours = np.array(engine.scores(query, documents))
     engine.close()
-    precisions = made.metrics["precisions"]
+    precisions = exported.metrics["precisions"]
     speeds = [precisions[name]["texts_per_cpu_s"] for name in ("fp32", "int8")]
     at_512 = gaps[2] if positions > 512 else gaps[1]
     cells = [
@@ -123,7 +123,7 @@ def line(workspace: Path, family: str) -> str:
         f"{small.metrics['ndcg@10']:.2f}",
         " / ".join(f"{gap:.0e}" for gap in (gaps[0], at_512, *(gaps[1:2] if positions > 512 else ()))),
         f"{precisions['int8']['kendall_tau']:.3f}",
-        "yes" if same_in_any_company(made, query, documents[:20]) else "NO",
+        "yes" if same_in_any_company(exported, query, documents[:20]) else "NO",
         f"{np.abs(ours - hub).max():.0e}",
         " / ".join(f"{speed:,.0f}" for speed in (*speeds, hub_speed)),
     ]

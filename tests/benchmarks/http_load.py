@@ -51,17 +51,17 @@ async def load(job: dict[str, Any]) -> dict[str, Any]:
     free = [await connect(job) for _ in range(job["connections"])]
     began, spent = time.perf_counter(), (cpu_s(job["pid"]), time.process_time())
 
-    async def one(number: int, connection: Connection, since: float) -> None:
+    async def send(number: int, connection: Connection, since: float) -> None:
         statuses[await ask(connection, messages[number % len(messages)])] += 1
         milliseconds[number] = 1000 * (time.perf_counter() - since)
 
     async def in_turn(connection: Connection) -> None:
         for number in numbers:
-            await one(number, connection, time.perf_counter())
+            await send(number, connection, time.perf_counter())
 
     async def at_its_time(number: int, seconds: float) -> None:
         connection = open_one(free) or await connect(job)
-        await one(number, connection, began + seconds)
+        await send(number, connection, began + seconds)
         free.append(connection)
 
     if at:

@@ -79,12 +79,12 @@ def flashrank(model: Path, requests: Requests, exported: Path) -> Score:
     ranker.session = onnxruntime.InferenceSession(str(file), one_thread())
 
     def score() -> list[float]:
-        found: list[float] = []
+        scores: list[float] = []
         for query, documents in requests.items():
-            passages = [{"id": place, "text": text} for place, text in enumerate(documents)]
+            passages = [{"id": index, "text": text} for index, text in enumerate(documents)]
             ranked = ranker.rerank(RerankRequest(query=query, passages=passages))
-            found += [float(item["score"]) for item in sorted(ranked, key=lambda item: item["id"])]
-        return found
+            scores += [float(item["score"]) for item in sorted(ranked, key=lambda item: item["id"])]
+        return scores
 
     return score
 
@@ -102,11 +102,11 @@ def infinity(model: Path, requests: Requests) -> Score:
     engines = SyncEngineArray.from_args([arguments])
 
     def score() -> list[float]:
-        found: list[float] = []
+        scores: list[float] = []
         for query, documents in requests.items():
             ranked, _ = engines.rerank(model=name, query=query, docs=documents).result()
-            found += [float(item.relevance_score) for item in sorted(ranked, key=lambda item: item.index)]
-        return found
+            scores += [float(item.relevance_score) for item in sorted(ranked, key=lambda item: item.index)]
+        return scores
 
     return score
 

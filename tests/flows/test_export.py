@@ -20,13 +20,13 @@ def test_a_release_is_exported_again_and_stays_as_it_is(copied: Trained) -> None
     registry = Releases(copied.workspace)
     before = registry.ids(), registry.live()
     arguments = ["export", "--workspace", str(copied.workspace), "--precisions", "w8,int8"]
-    told = CliRunner().invoke(app, [*arguments, "--set", "export.golden=3", "--json"])
-    assert told.exit_code == 0, told.output
-    found = json.loads(told.stdout)
-    assert found["release"] == copied.outcome.release.fingerprint
-    assert [bundle["role"] for bundle in found["bundles"]] == ["ranker", "encoder"]
+    outcome = CliRunner().invoke(app, [*arguments, "--set", "export.golden=3", "--json"])
+    assert outcome.exit_code == 0, outcome.output
+    answer = json.loads(outcome.stdout)
+    assert answer["release"] == copied.outcome.release.fingerprint
+    assert [bundle["role"] for bundle in answer["bundles"]] == ["ranker", "encoder"]
     opened = registry.open("live")
-    for bundle in found["bundles"]:
+    for bundle in answer["bundles"]:
         assert list(bundle["precisions"]) == ["fp32", "int8", "w8"]
         assert {"embeddings", "layer.0"} <= set(bundle["precisions"]["w8"]["sensitivity"])
         assert len(json.loads((Path(bundle["path"]) / "golden.json").read_text())) == 3
@@ -46,9 +46,9 @@ def test_a_release_is_exported_again_and_stays_as_it_is(copied: Trained) -> None
 
 def test_one_trained_model_is_exported_by_the_defaults(copied: Trained) -> None:
     ranker = next((copied.workspace / "artifacts" / "ranker").glob(f"*/{artifacts.MANIFEST}")).parent
-    found = flow.export(copied.workspace, model=ranker, precisions=["w8"])
-    assert found["release"] is None
-    (bundle,) = found["bundles"]
+    answer = flow.export(copied.workspace, model=ranker, precisions=["w8"])
+    assert answer["release"] is None
+    (bundle,) = answer["bundles"]
     assert artifacts.load(Path(bundle["path"]), "bundle").manifest.inputs["model"] == ranker.name
     assert list(bundle["precisions"]) == ["fp32", "w8"]
 

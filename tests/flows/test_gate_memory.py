@@ -38,12 +38,12 @@ def with_fusion(registry: Releases, release: Artifact, fusion: Fusion) -> Artifa
 
 def gate_report(workspace: Path, live: Artifact) -> Artifact:
     """The newest report against this live release."""
-    found = [
+    reports = [
         artifacts.load(path.parent)
         for path in (workspace / "artifacts" / "report").glob("*/manifest.json")
         if f"against live {live.fingerprint[:12]}" in path.read_text(encoding="utf-8")
     ]
-    return max(found, key=lambda report: (report.path / "manifest.json").stat().st_mtime_ns)
+    return max(reports, key=lambda report: (report.path / "manifest.json").stat().st_mtime_ns)
 
 
 def test_a_release_worse_than_an_earlier_one_is_refused_though_it_beats_the_live_one(copied: Trained) -> None:
@@ -87,14 +87,14 @@ def test_an_earlier_release_is_judged_as_it_was_when_it_was_made(copied: Trained
 def test_the_memory_holds_distinct_complete_releases_that_nobody_rolled_back(copied: Trained) -> None:
     registry = Releases(copied.workspace)
     first = registry.open()
-    made = [first]
+    published = [first]
     for number in range(1, 5):
         fusion = Fusion(weights=dict.fromkeys(FEATURES, float(number)))
-        made.append(with_fusion(registry, first, fusion))
-        registry.promote(made[-1].fingerprint, reason="step")
+        published.append(with_fusion(registry, first, fusion))
+        registry.promote(published[-1].fingerprint, reason="step")
     registry.rollback(reason="a person dislikes it")
     same_order = registry.publish(
-        {name: releases.part(made[3], name) for name in judging.PARTS}, metrics={}, config={"documents": "others"}
+        {name: releases.part(published[3], name) for name in judging.PARTS}, metrics={}, config={"documents": "others"}
     )
     registry.promote(same_order.fingerprint, reason="a re-index")
     live = registry.live()
@@ -103,14 +103,14 @@ def test_the_memory_holds_distinct_complete_releases_that_nobody_rolled_back(cop
     def rivals(count: int) -> list[str]:
         return [item.fingerprint for item in publishing.earlier_rivals(registry, live, same_order, count)]
 
-    assert rivals(5) == [made[number].fingerprint for number in (2, 1, 0)]
-    assert rivals(2) == [made[number].fingerprint for number in (2, 1)]
+    assert rivals(5) == [published[number].fingerprint for number in (2, 1, 0)]
+    assert rivals(2) == [published[number].fingerprint for number in (2, 1)]
     assert rivals(0) == []
-    damaged = made[2].path / "fusion" / "fusion.json"
+    damaged = published[2].path / "fusion" / "fusion.json"
     text = damaged.read_text(encoding="utf-8")
     damaged.unlink()
     damaged.write_text(text.replace("2.0", "9.0"), encoding="utf-8")
-    assert rivals(2) == [made[number].fingerprint for number in (1, 0)]
+    assert rivals(2) == [published[number].fingerprint for number in (1, 0)]
 
 
 def test_a_first_release_surely_worse_than_bm25_ends_with_exit_code_3_and_is_not_live(

@@ -53,8 +53,8 @@ def test_a_flipped_bit_in_any_file_of_a_release_is_refused_by_name(copied: Train
 def test_parts_that_do_not_belong_together_are_not_published(copied: Trained, tmp_path: Path) -> None:
     registry = Releases(copied.workspace)
     old = registry.open()
-    made = reindexing.reindex([changed_documents(copied, tmp_path / "d", "samovar")], copied.workspace)
-    new = registry.open(made["release"])
+    figures = reindexing.reindex([changed_documents(copied, tmp_path / "d", "samovar")], copied.workspace)
+    new = registry.open(figures["release"])
     for name in ("lexical", "documents", "index"):
         parts = {part: releases.part(old, part) for part in old.manifest.inputs}
         parts[name] = releases.part(new, name)
@@ -66,8 +66,8 @@ def test_a_damaged_release_is_listed_and_passed_over(copied: Trained, tmp_path: 
     registry = Releases(copied.workspace)
     ids = [copied.outcome.release.fingerprint]
     for number in range(3):
-        made = reindexing.reindex([changed_documents(copied, tmp_path / "d", f"samovar {number}")], copied.workspace)
-        ids.append(made["release"])
+        figures = reindexing.reindex([changed_documents(copied, tmp_path / "d", f"samovar {number}")], copied.workspace)
+        ids.append(figures["release"])
     (registry.path(ids[2]) / artifacts.MANIFEST).unlink()
     shown = {item["release"]: item["damaged"] for item in listing.releases(copied.workspace)["releases"]}
     assert [name for name, damaged in shown.items() if damaged] == [ids[2]]
@@ -120,13 +120,13 @@ def test_what_a_person_rolled_back_only_a_person_promotes(copied: Trained, tmp_p
 
 
 def test_implausible_documents_need_a_word(copied: Trained, tmp_path: Path) -> None:
-    one = changed_documents(copied, tmp_path / "one", "alone", rows=1)
+    single_document = changed_documents(copied, tmp_path / "one", "alone", rows=1)
     before = Releases(copied.workspace).live()
     with pytest.raises(ImplausibleError, match=r"1 documents in place of 150.*--force"):
-        reindexing.reindex([one], copied.workspace)
+        reindexing.reindex([single_document], copied.workspace)
     assert Releases(copied.workspace).live() == before
-    made = reindexing.reindex([one], copied.workspace, force=True)
-    assert (made["live"], made["documents"]) == (True, 1)
+    figures = reindexing.reindex([single_document], copied.workspace, force=True)
+    assert (figures["live"], figures["documents"]) == (True, 1)
     shown = listing.show(copied.workspace, "live")
     assert shown["carried_from"] == copied.outcome.release.fingerprint
     assert "systems" in shown["figures"]["carried"]
@@ -148,9 +148,9 @@ def test_a_full_reindex_makes_a_new_index_and_two_at_once_both_end(copied: Train
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
     results = [(process.communicate()[0], process.returncode) for process in processes]
     assert [code for _, code in results] == [0, 0]
-    made = [json.loads(output) for output, _ in results]
-    assert all(item["live"] and item["release"] != first["release"] for item in made)
-    assert made[0]["embedded"] == 150
+    figures = [json.loads(output) for output, _ in results]
+    assert all(item["live"] and item["release"] != first["release"] for item in figures)
+    assert figures[0]["embedded"] == 150
 
 
 def test_gc_removes_only_what_no_kept_release_needs(copied: Trained, tmp_path: Path) -> None:

@@ -133,16 +133,16 @@ def test_a_lost_or_damaged_memory_only_costs_another_import(folders: dict[str, s
 
 
 def test_models_of_two_languages_are_refused_and_nothing_is_made(folders: dict[str, str], tmp_path: Path) -> None:
-    places = {}
+    copies = {}
     for role, code in (("ranker", "de"), ("encoder", "fr")):
-        places[role] = tmp_path / role
-        shutil.copytree(folders[role], places[role])
-        (places[role] / "README.md").write_text(f"---\nlanguage:\n- {code}\ntags: [x]\n---\n# A card\n")
-    models = ReadyMadeModels(ranker=str(places["ranker"]), encoder=str(places["encoder"]))
+        copies[role] = tmp_path / role
+        shutil.copytree(folders[role], copies[role])
+        (copies[role] / "README.md").write_text(f"---\nlanguage:\n- {code}\ntags: [x]\n---\n# A card\n")
+    models = ReadyMadeModels(ranker=str(copies["ranker"]), encoder=str(copies["encoder"]))
     with pytest.raises(ConfigError, match=r"reads de and .* reads fr"):
         ready_made.release(models, tmp_path / "workspace")
     assert not list((tmp_path / "workspace").rglob("manifest.json"))
-    (places["encoder"] / "README.md").write_text("---\nlanguage: [fr, de]\n---\n")
+    (copies["encoder"] / "README.md").write_text("---\nlanguage: [fr, de]\n---\n")
     assert ready_made.release(models, tmp_path / "workspace")
 
 
@@ -196,9 +196,9 @@ def test_the_release_is_one_like_any_other(quick: Path, tiny_world: Path, folder
 
     more = quickstart.quickstart([SourceConfig(path=str(tiny_world / "tiny"))], quick, ReadyMadeModels(**folders))
     assert more.live
-    found = Searcher(registry.open().path).search("knife", top_n=3)
-    assert "knife" in found.lexical[0].title
-    assert None not in {answer.relevance for answer in found.reranked}
+    results = Searcher(registry.open().path).search("knife", top_n=3)
+    assert "knife" in results.lexical[0].title
+    assert None not in {answer.relevance for answer in results.reranked}
 
     corpus = quick.parent / "corpus"
     corpus.mkdir()
@@ -221,18 +221,20 @@ def test_the_order_without_judgments_is_reciprocal_rank_fusion(quick: Path) -> N
         "bm25_reciprocal_rank",
         "encoder_reciprocal_rank",
     }
-    found = Searcher(release.path).search("red pan for the kitchen with knife recipe spoon whisk bowl", top_n=200)
-    scores = [answer.score for answer in found.lexical]
-    alone = {answer.doc_id for answer in found.lexical if scores.count(answer.score) == 1}  # Equal ones tie otherwise.
-    both = [answer for answer in found.reranked if answer.doc_id in alone and answer.semantic_rank]
+    results = Searcher(release.path).search("red pan for the kitchen with knife recipe spoon whisk bowl", top_n=200)
+    scores = [answer.score for answer in results.lexical]
+    alone = {
+        answer.doc_id for answer in results.lexical if scores.count(answer.score) == 1
+    }  # Equal ones tie otherwise.
+    both = [answer for answer in results.reranked if answer.doc_id in alone and answer.semantic_rank]
     assert len(both) > 3
     sums = [1 / (60 + (answer.lexical_rank or 0)) + 1 / (60 + (answer.semantic_rank or 0)) for answer in both]
     assert sums == sorted(sums, reverse=True)
 
 
 def test_a_report_on_it_has_no_ranker(quick: Path, tiny_world: Path) -> None:
-    made = report.report(SourceConfig(path=str(tiny_world / "tiny")), quick, split="all")
-    content = json.loads(made.file("report.json").read_text())
+    judged = report.report(SourceConfig(path=str(tiny_world / "tiny")), quick, split="all")
+    content = json.loads(judged.file("report.json").read_text())
     assert set(content["systems"]) == {systems.BM25, systems.ENCODER, systems.BOTH, systems.FUSED}
     assert list(content["surfaces"]) == ["/search"]
 
@@ -248,9 +250,9 @@ def test_a_retraining_is_held_against_it_and_publishes_over_its_documents(quick:
         before, recipe.index, recipe.candidates, retrain.Runner(quick), data=_data(outcome, quick)
     )
     assert "ranker" not in scores.features.manifest.inputs
-    whole = registry.open(outcome.release.fingerprint)
-    assert set(judging.PARTS) <= set(whole.manifest.inputs)
-    assert releases.part(whole, "lexical").manifest.inputs == releases.part(before, "lexical").manifest.inputs
+    retrained = registry.open(outcome.release.fingerprint)
+    assert set(judging.PARTS) <= set(retrained.manifest.inputs)
+    assert releases.part(retrained, "lexical").manifest.inputs == releases.part(before, "lexical").manifest.inputs
 
 
 def _data(outcome: retrain.RetrainResult, workspace: Path) -> Any:
@@ -289,9 +291,9 @@ def test_widths_and_prompts_of_the_caller_reach_the_vectors(folders: dict[str, s
 
     engine = Engine(parts["encoder"].path, threads=1)
     assert engine.bundle.widths == (8, 16)
-    (asked,), (plain,) = engine.embed(["angle"], "query"), engine.embed(["steel angle"], "document")
+    (query_vector,), (document_vector,) = engine.embed(["angle"], "query"), engine.embed(["steel angle"], "document")
     engine.close()
-    assert np.array_equal(asked, plain)
+    assert np.array_equal(query_vector, document_vector)
     with pytest.raises(ConfigError, match="width 17"):
         ready_made.bundles(
             ReadyMadeModels(encoder=folders["encoder"], options=ReadyMadeOptions(widths=(17,))), tmp_path

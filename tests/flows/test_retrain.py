@@ -67,8 +67,8 @@ def test_report_judges_every_system_on_the_same_queries(trained: Trained) -> Non
 
 
 def _artifact(trained: Trained, kind: str) -> Path:
-    (found,) = (trained.workspace / "artifacts" / kind).glob("*/manifest.json")
-    return found.parent
+    (manifest,) = (trained.workspace / "artifacts" / kind).glob("*/manifest.json")
+    return manifest.parent
 
 
 def test_second_retraining_does_no_work_and_changes_nothing(copied: Trained) -> None:
@@ -91,7 +91,9 @@ def test_new_recipe_is_compared_with_the_live_release(copied: Trained) -> None:
     reports = [
         json.loads(path.read_text(encoding="utf-8")) for path in copied.workspace.glob("artifacts/report/*/report.json")
     ]
-    assert ["fused", "live"] in [[name for name in found["systems"] if name in ("fused", "live")] for found in reports]
+    assert ["fused", "live"] in [
+        [name for name in report["systems"] if name in ("fused", "live")] for report in reports
+    ]
 
 
 def test_reindex_embeds_only_what_changed(copied: Trained, tmp_path: Path) -> None:
@@ -103,14 +105,14 @@ def test_reindex_embeds_only_what_changed(copied: Trained, tmp_path: Path) -> No
         [frame.drop(index=[5, 6]), pd.DataFrame([{"doc_id": "new", "title": "teapot", "text": "holds tea"}])]
     )
     frame.to_parquet(source / "documents.parquet", index=False)
-    made = reindexing.reindex([str(source)], copied.workspace)
-    assert made["live"]
-    assert (made["documents"], made["embedded"], made["reused"]) == (149, 2, 147)
+    figures = reindexing.reindex([str(source)], copied.workspace)
+    assert figures["live"]
+    assert (figures["documents"], figures["embedded"], figures["reused"]) == (149, 2, 147)
 
     from serving.scoring.searcher import Searcher
 
-    found = Searcher(Releases(copied.workspace).open().path).search("samovar", top_n=3)
-    assert found.lexical[0].doc_id == "d3"
+    results = Searcher(Releases(copied.workspace).open().path).search("samovar", top_n=3)
+    assert results.lexical[0].doc_id == "d3"
     again = Releases(copied.workspace).rollback(reason="test")
     assert again.release == copied.outcome.release.fingerprint
     assert Searcher(Releases(copied.workspace).open().path).search("samovar", top_n=3).lexical == []
@@ -120,15 +122,15 @@ def test_reindexed_vectors_equal_a_full_reindex(copied: Trained, tmp_path: Path)
     frame = pd.read_parquet(copied.world / "tiny" / "documents.parquet").iloc[::-1]
     (tmp_path / "documents").mkdir()
     frame.to_parquet(tmp_path / "documents" / "documents.parquet", index=False)
-    found, embedded = [], []
+    matrices, embedded = [], []
     for full in (False, True):
-        made = reindexing.reindex([str(tmp_path / "documents")], copied.workspace, full=full, promote=False)
+        figures = reindexing.reindex([str(tmp_path / "documents")], copied.workspace, full=full, promote=False)
         manifests = (copied.workspace / "artifacts" / "vectors").glob("*/manifest.json")
         newest = max(manifests, key=lambda path: path.stat().st_mtime_ns).parent
-        found.append(np.load(newest / "vectors.npy"))
-        embedded.append(made["embedded"])
+        matrices.append(np.load(newest / "vectors.npy"))
+        embedded.append(figures["embedded"])
     assert embedded == [0, 150]
-    assert np.array_equal(found[0], found[1])
+    assert np.array_equal(matrices[0], matrices[1])
 
 
 def test_report_of_a_release_on_given_judgments_uses_only_queries_kept_from_training(
@@ -136,15 +138,15 @@ def test_report_of_a_release_on_given_judgments_uses_only_queries_kept_from_trai
 ) -> None:
     out = tmp_path / "out"
     source = SourceConfig(path=str(copied.world / "tiny"))
-    made = reporting.report(source, copied.workspace)
-    reporting.copy_files(made, out)
+    own_report = reporting.report(source, copied.workspace)
+    reporting.copy_files(own_report, out)
     judged = set(pd.read_parquet(out / "per_query.parquet")["query_id"])
     data = pd.read_parquet(_data_with_all_splits(copied))
     assert judged == set(data.query("split == 'test'")["query_id"])
     assert (out / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
     every = reporting.report(source, copied.workspace, split="all")
     assert set(pd.read_parquet(every.file("per_query.parquet"))["query_id"]) == set(data["query_id"])
-    assert made.fingerprint != every.fingerprint
+    assert own_report.fingerprint != every.fingerprint
 
 
 def _data_with_all_splits(trained: Trained) -> Path:
@@ -173,10 +175,10 @@ def test_report_of_a_run_file(copied: Trained, tmp_path: Path) -> None:
     lines = (f"{row.query_id} Q0 {row.doc_id} 1 {row.grade} perfect" for row in judgments.itertuples())
     run.write_text("\n".join(lines) + "\n", encoding="utf-8")
     source = SourceConfig(path=str(copied.world / "tiny"))
-    made = reporting.report_on_run(source, copied.workspace, run=RunFile(run), baseline="live")
-    found = json.loads(made.file("report.json").read_text(encoding="utf-8"))
-    assert found["systems"]["perfect"]["measures"]["ndcg@10"]["mean"] == pytest.approx(1.0)
-    assert found["systems"]["fused"]["measures"]["ndcg@10"]["mean"] < 1.0
+    artifact = reporting.report_on_run(source, copied.workspace, run=RunFile(run), baseline="live")
+    report = json.loads(artifact.file("report.json").read_text(encoding="utf-8"))
+    assert report["systems"]["perfect"]["measures"]["ndcg@10"]["mean"] == pytest.approx(1.0)
+    assert report["systems"]["fused"]["measures"]["ndcg@10"]["mean"] < 1.0
 
 
 @pytest.mark.parametrize(

@@ -44,16 +44,16 @@ def apart(copied: Trained, tmp_path: Path) -> Path:
 
 def test_judgments_alone_are_judged_with_the_documents_of_the_release(copied: Trained, apart: Path) -> None:
     tiny = copied.world / "tiny"
-    whole = reporting.report(SourceConfig(path=str(tiny)), copied.workspace)
+    whole_folder = reporting.report(SourceConfig(path=str(tiny)), copied.workspace)
     alone = reporting.report(SourceConfig(path=str(apart / "judged")), copied.workspace)
-    pd.testing.assert_frame_equal(_values(whole), _values(alone))
+    pd.testing.assert_frame_equal(_values(whole_folder), _values(alone))
     # A database gives its rows in the order of their ids, which decides ties.
     documents = pd.read_parquet(tiny / "documents.parquet").sort_values("doc_id")
     shutil.copytree(apart / "judged", apart / "tiny")
     documents.to_parquet(apart / "tiny" / "documents.parquet", index=False)
-    whole = reporting.report(SourceConfig(path=str(apart / "tiny")), copied.workspace)
+    whole_folder = reporting.report(SourceConfig(path=str(apart / "tiny")), copied.workspace)
     recipe = reporting.report(sources.named(str(apart / "own.toml")), copied.workspace)
-    pd.testing.assert_frame_equal(_values(whole), _values(recipe))
+    pd.testing.assert_frame_equal(_values(whole_folder), _values(recipe))
 
 
 def test_judgments_of_other_documents_are_refused(copied: Trained, apart: Path) -> None:
@@ -75,18 +75,18 @@ def test_a_recipe_names_the_documents_of_a_reindex(copied: Trained, apart: Path)
 
 
 def test_two_folders_of_one_name_are_not_mixed(copied: Trained, tmp_path: Path) -> None:
-    places = [tmp_path / side / "tiny" for side in "ab"]
-    for place in places:
-        place.parent.mkdir()
-        place.symlink_to(copied.world / "tiny")
+    folders = [tmp_path / side / "tiny" for side in "ab"]
+    for folder in folders:
+        folder.parent.mkdir()
+        folder.symlink_to(copied.world / "tiny")
     with pytest.raises(SchemaError, match="two have one name"):
-        reindexing.reindex([str(place) for place in places], copied.workspace)
+        reindexing.reindex([str(folder) for folder in folders], copied.workspace)
 
 
 def test_the_sources_of_a_recipe_are_checked_together(apart: Path) -> None:
-    whole = check.examine_all(sources.named(str(apart / "own.toml")), Path())
-    assert [(report.documents, len(report.faults)) for report in whole] == [(150, 0)]
-    assert check.hint(whole) == ""
+    checks = check.examine_all(sources.named(str(apart / "own.toml")), Path())
+    assert [(report.documents, len(report.faults)) for report in checks] == [(150, 0)]
+    assert check.hint(checks) == ""
     alone = check.examine_all(sources.named(str(apart / "judged")), Path())
     assert alone[0].faults
     assert "relevance data check RECIPE" in check.hint(alone)

@@ -107,7 +107,7 @@ def calls(folder: Path) -> Iterator[tuple[str, Callable[[], Artifact]]]:
     (folder / "source" / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td1\t1\n")
     file = folder / "scores.txt"
     file.write_text("x")
-    taught = {"data": data, "pairs": pairs, "base": of("pretrained")}
+    inputs = {"data": data, "pairs": pairs, "base": of("pretrained")}
     narrow = dataclasses.replace(recipe.encoder, dimensions=32, layers=0)
     hard = {"data": data, "pairs": of("hard_pairs"), "base": of("pretrained"), "teacher_scores": of("hard_pairs")}
     judged = {"features": of("features"), "fusion": of("fusion")}
@@ -134,20 +134,20 @@ def calls(folder: Path) -> Iterator[tuple[str, Callable[[], Artifact]]]:
         call(unlabelled.pairs, pool_config, data=data, labelled=pairs, asked=of("asked"), run=run),
     )
     yield "pretrain.make", call(pretrain.make, recipe.pretrain, "scratch", data=data)
-    yield "teacher.make", call(teacher.make, recipe.teacher, pool_config, **taught)
+    yield "teacher.make", call(teacher.make, recipe.teacher, pool_config, **inputs)
     scored = {"teacher": of("teacher"), "data": data, "pairs": pairs}
     yield "teacher_scores.make", call(scoring.make, **scored, layers=(1, 2), width=64)
     yield "teacher_scores.score", call(scoring.score, model=of("teacher"), data=data, pairs=pool, split="test")
     external = config.ExternalTeacherConfig(scores=str(file))
     yield "external_teacher.make", call(external_teacher.make, external, data=data, pairs=pairs, layers=())
-    student = {**taught, "teacher": of("teacher")}
+    student = {**inputs, "teacher": of("teacher")}
     yield (
         "ranker.make",
         call(ranker.make, recipe.ranker, pool_config, **student, teacher_scores=of("teacher_scores")),
     )
     plain = ranker.plain(recipe.ranker)
     yield "ranker.make, plain", call(ranker.make, plain, pool_config, **student, teacher_scores=None)
-    yield "encoder.make", call(encoder.make, narrow, pool_config, **taught, teacher_scores=of("teacher_scores"))
+    yield "encoder.make", call(encoder.make, narrow, pool_config, **inputs, teacher_scores=of("teacher_scores"))
     yield "encoder.make, round 2", call(encoder.make, narrow, pool_config, **hard, start=of("encoder"))
     mined = {"mined": of("mined"), "mined_scores": of("teacher_scores")}
     yield (
@@ -211,9 +211,9 @@ def test_an_artifact_of_another_kind_is_refused_by_both_kinds_names(
     for value in (wrong, [wrong], {"a": wrong}):
         with pytest.raises(WrongKindError) as raised:
             function(tmp_path, **{name: value})
-        said = str(raised.value)
-        assert all(kind in said for kind in ("card", stage.name, name, *stage.kinds(name)))
-        assert "delete" not in said
+        message = str(raised.value)
+        assert all(kind in message for kind in ("card", stage.name, name, *stage.kinds(name)))
+        assert "delete" not in message
     assert raised.value.exit_code == 2
 
 
@@ -242,10 +242,10 @@ def test_the_graph_has_every_file_that_declares_a_stage() -> None:
 
 
 def test_every_kind_that_a_stage_takes_is_made_by_a_stage() -> None:
-    made = {entry.stage.kind for entry in stages.graph()}
+    kinds = {entry.stage.kind for entry in stages.graph()}
     for entry in stages.graph():
         for name in entry.stage.inputs:
-            assert set(entry.stage.kinds(name)) <= made, (entry, name)
+            assert set(entry.stage.kinds(name)) <= kinds, (entry, name)
 
 
 def test_the_readme_has_the_picture_of_the_stages() -> None:

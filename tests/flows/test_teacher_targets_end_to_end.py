@@ -25,14 +25,14 @@ def recipe_of(trained: Trained, *overrides: str) -> Recipe:
 @pytest.fixture(scope="module")
 def workspace(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The trained workspace, so that data, pre-training and teacher are there already."""
-    place = tmp_path_factory.mktemp("lessons") / "workspace"
-    shutil.copytree(trained.workspace, place)
-    return place
+    copy = tmp_path_factory.mktemp("lessons") / "workspace"
+    shutil.copytree(trained.workspace, copy)
+    return copy
 
 
 def only(workspace: Path, kind: str) -> Artifact:
-    (found,) = (workspace / "artifacts" / kind).glob("*/manifest.json")
-    return load(found.parent, kind)
+    (manifest,) = (workspace / "artifacts" / kind).glob("*/manifest.json")
+    return load(manifest.parent, kind)
 
 
 def by_row(scores: Artifact) -> pd.Series:
@@ -68,7 +68,7 @@ def test_scores_of_a_file_teach_in_place_of_the_teachers(trained: Trained, works
     systems = set(pd.read_parquet(outcome.report.file("per_query.parquet"))["system"])
     assert {"distilled student", "teacher"} <= systems
     rankers = [load(path.parent, "ranker") for path in (workspace / "artifacts" / "ranker").glob("*/manifest.json")]
-    assert inputs.teacher_scores.fingerprint in [one.manifest.inputs.get("teacher_scores") for one in rankers]
+    assert inputs.teacher_scores.fingerprint in [ranker.manifest.inputs.get("teacher_scores") for ranker in rankers]
 
 
 def test_a_language_model_teaches_labelled_and_unlabelled_pairs(
@@ -86,7 +86,7 @@ def test_a_language_model_teaches_labelled_and_unlabelled_pairs(
     settings += ["candidates.unlabelled=1.5", f"candidates.unlabelled_queries={log}", "candidates.title_queries=20"]
     recipe = recipe_of(trained, *settings)
     inputs = training.prepare(recipe, Runner(workspace))
-    labelled, every = (pd.read_parquet(one.file("pairs.parquet")) for one in (inputs.pairs, inputs.ranker_pairs))
+    labelled, every = (pd.read_parquet(pairs.file("pairs.parquet")) for pairs in (inputs.pairs, inputs.ranker_pairs))
     train = (labelled["split"] == "train").sum()
     assert (every["split"] == "unlabelled").sum() == round(1.5 * train)
     assert sorted(by_row(inputs.teacher_scores).index) == sorted(every["row_id"])
@@ -95,8 +95,8 @@ def test_a_language_model_teaches_labelled_and_unlabelled_pairs(
 
     outcome = retrain.retrain(recipe, workspace, promote=False)
     rankers = [load(path.parent, "ranker") for path in (workspace / "artifacts" / "ranker").glob("*/manifest.json")]
-    (made,) = (one for one in rankers if one.manifest.inputs["pairs"] == inputs.ranker_pairs.fingerprint)
-    assert made.manifest.inputs["teacher_scores"] == inputs.teacher_scores.fingerprint
+    (student,) = (ranker for ranker in rankers if ranker.manifest.inputs["pairs"] == inputs.ranker_pairs.fingerprint)
+    assert student.manifest.inputs["teacher_scores"] == inputs.teacher_scores.fingerprint
     assert outcome.report.metrics
 
 
@@ -105,6 +105,6 @@ def test_an_albert_from_scratch_goes_all_the_way(trained: Trained, tmp_path: Pat
     settings = ("pretrain.scratch.family=albert", "pretrain.scratch.embedding=16", "ranker.plain=false")
     retrain.retrain(recipe_of(trained, *settings), tmp_path)
     teacher, ranker = only(tmp_path, "teacher"), only(tmp_path, "ranker")
-    sizes = [one.file("model/model.safetensors").stat().st_size for one in (teacher, ranker)]
+    sizes = [model.file("model/model.safetensors").stat().st_size for model in (teacher, ranker)]
     assert sizes[0] == pytest.approx(sizes[1], rel=0.02)  # The same weights, gone through once instead of twice.
     assert ranker.metrics["keep_layers"] == [2]

@@ -69,24 +69,24 @@ def write_tiny_world(folder: Path, *, documents: int = 150, queries: int = 80) -
     rows, about = [], []
     for number in range(documents):
         topic, word = words[number % len(words)]
-        others = rng.sample(_TOPICS[topic].split(), 3)
+        neighbours = rng.sample(_TOPICS[topic].split(), 3)
         about.append((topic, word))
         size, colour = rng.randint(1, 99), rng.choice(["red", "blue", "green", "black", "white"])
         rows.append(
-            (f"d{number}", f"{colour} {word}", f"a {word} for the {topic}, size {size}; with {' '.join(others)}")
+            (f"d{number}", f"{colour} {word}", f"a {word} for the {topic}, size {size}; with {' '.join(neighbours)}")
         )
-    asked, judged = [], []
+    query_rows, judged = [], []
     for number in range(queries):
         topic, word = words[(number * 7) % len(words)]
-        asked.append((f"q{number}", f"{rng.choice(['best', 'cheap', 'new', 'my'])} {word} {number % 9}"))
-        same = [place for place, thing in enumerate(about) if thing == (topic, word)]
-        near = [place for place, thing in enumerate(about) if thing[0] == topic and thing[1] != word]
-        judged += [(f"q{number}", f"d{place}", 2) for place in same]
-        judged += [(f"q{number}", f"d{place}", 1) for place in rng.sample(near, 3)]
+        query_rows.append((f"q{number}", f"{rng.choice(['best', 'cheap', 'new', 'my'])} {word} {number % 9}"))
+        same = [row for row, thing in enumerate(about) if thing == (topic, word)]
+        near = [row for row, thing in enumerate(about) if thing[0] == topic and thing[1] != word]
+        judged += [(f"q{number}", f"d{row}", 2) for row in same]
+        judged += [(f"q{number}", f"d{row}", 1) for row in rng.sample(near, 3)]
     folder.mkdir(parents=True, exist_ok=True)
     for name, columns, table in (
         ("documents", ("doc_id", "title", "text"), rows),
-        ("queries", ("query_id", "text"), asked),
+        ("queries", ("query_id", "text"), query_rows),
         ("judgments", ("query_id", "doc_id", "grade"), judged),
     ):
         arrays = dict(zip(columns, map(list, zip(*table, strict=True)), strict=True))

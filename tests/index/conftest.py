@@ -38,12 +38,12 @@ def make_data(tmp_path: Path) -> MakeData:
             }
         )
         for name, values in (columns or {}).items():
-            place = documents.column_names.index(name) if name in documents.column_names else None
+            position = documents.column_names.index(name) if name in documents.column_names else None
             column = pa.array(list(values))
-            if place is None:
+            if position is None:
                 documents = documents.append_column(name, column)
             else:
-                documents = documents.set_column(place, name, column)
+                documents = documents.set_column(position, name, column)
         tables = {
             "documents": documents,
             "queries": pa.table(
@@ -97,7 +97,7 @@ def embed() -> Callable[[Sequence[str]], np.ndarray]:
 
     def vectors(texts: Sequence[str]) -> np.ndarray:
         seeds = [int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") for text in texts]
-        made = np.array([np.random.default_rng(seed).normal(size=16) for seed in seeds], np.float32).reshape(-1, 16)
-        return np.asarray(made / np.linalg.norm(made, axis=1, keepdims=True), np.float32)
+        matrix = np.array([np.random.default_rng(seed).normal(size=16) for seed in seeds], np.float32).reshape(-1, 16)
+        return np.asarray(matrix / np.linalg.norm(matrix, axis=1, keepdims=True), np.float32)
 
     return vectors

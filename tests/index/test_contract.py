@@ -36,8 +36,10 @@ def index_of(tmp_path: Path, make_data: Callable[..., Artifact]) -> Callable[...
     def make(matrix: np.ndarray, config: IndexConfig, queries: HeldOutQueries | None = None) -> Artifact:
         data = make_data([str(row) for row in range(len(matrix))])
         digest = f"encoder {matrix.sum()}"
-        made = vectors.make(tmp_path, digest, data=data, embed=lambda texts: matrix[[int(text) for text in texts]])
-        return semantic_build.make(tmp_path, config, vectors=made, queries=queries)
+        vector_artifact = vectors.make(
+            tmp_path, digest, data=data, embed=lambda texts: matrix[[int(text) for text in texts]]
+        )
+        return semantic_build.make(tmp_path, config, vectors=vector_artifact, queries=queries)
 
     return make
 
@@ -87,7 +89,7 @@ def test_the_type_is_the_most_exact_that_fits_and_its_size_was_estimated(limit: 
 
 def test_a_small_index_is_exact_unless_the_bytes_forbid_it() -> None:
     free = index_types.choices(1000, 64, IndexConfig(recall=0.9))
-    assert [one.factory for one in free] == ["Flat"]
+    assert [index_type.factory for index_type in free] == ["Flat"]
     limited = index_types.choices(1000, 64, IndexConfig(recall=0.9, bytes_per_document=200))
     assert limited[0].factory == "IVF16,SQfp16"
     with pytest.raises(ConfigError, match=r"smallest index of 1,000 documents and 64 dimensions takes 68\.\d bytes"):
@@ -179,10 +181,10 @@ def test_a_filter_that_the_visited_lists_cannot_fill_is_answered_exactly(index_o
     object.__setattr__(index.stats, "filters", ((1, 1),))
     query = clustered(6, 1)[0]
     farthest = np.sort(np.argsort(matrix @ query)[:200])
-    found = [hit.row for hit in index.search_among(query, 50, farthest)]
+    rows = [hit.row for hit in index.search_among(query, 50, farthest)]
     nearest = farthest[np.argsort(-(matrix[farthest] @ query), kind="stable")[:50]].tolist()
-    assert len(found) == 50
-    assert len(set(found) & set(nearest)) >= 49  # fp16 may change the order at the border.
+    assert len(rows) == 50
+    assert len(set(rows) & set(nearest)) >= 49  # fp16 may change the order at the border.
 
 
 def test_only_a_contract_changes_an_index_and_its_fingerprint(index_of: Callable[..., Artifact]) -> None:

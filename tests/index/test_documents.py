@@ -62,8 +62,8 @@ def test_threads_read_side_by_side(tmp_path: Path, make_data: Callable[..., Arti
     store = DocumentStore.load(documents.make(tmp_path, data=make_data([f"text {row}" for row in range(300)])).path)
     rows = [(7 * step) % 300 for step in range(3000)]
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda row: store.get(row).text, rows))
-    assert found == [f"text {row}" for row in rows]
+        texts = list(pool.map(lambda row: store.get(row).text, rows))
+    assert texts == [f"text {row}" for row in rows]
 
 
 def test_a_slow_filter_holds_up_no_document_and_is_read_once(
@@ -71,10 +71,10 @@ def test_a_slow_filter_holds_up_no_document_and_is_read_once(
 ) -> None:
     data = make_data([f"text {row}" for row in range(6)], columns={"kind": ["a", "b"] * 3})
     store = DocumentStore.load(documents.make(tmp_path, data=data).path)
-    real, began, go, asked = store._fields.all, threading.Event(), threading.Event(), []
+    real, began, go, requests = store._fields.all, threading.Event(), threading.Event(), []
 
     def slow(query: str, *values: int | str) -> Any:
-        asked.append(values)
+        requests.append(values)
         began.set()
         assert go.wait(10)
         return real(query, *values)
@@ -85,8 +85,8 @@ def test_a_slow_filter_holds_up_no_document_and_is_read_once(
         assert began.wait(10)
         assert store.get(5).text == "text 5"
         go.set()
-        assert [found.result().tolist() for found in filters] == [[1, 3, 5]] * 3
-    assert asked == [("kind", "b")]
+        assert [future.result().tolist() for future in filters] == [[1, 3, 5]] * 3
+    assert requests == [("kind", "b")]
     # What is known already does not wait for what is read.
     began.clear()
     go.clear()
@@ -122,11 +122,11 @@ def test_a_damaged_store_is_refused_by_name(
 ) -> None:
     artifact = documents.make(tmp_path, data=make_data(["a", "b"]))
     path = artifact.file(document_store.FILE)
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    intact = path.read_bytes()
+    path.write_bytes(intact[:-1] + bytes([intact[-1] ^ 1]))
     with pytest.raises(ArtifactError, match=r"documents\.sqlite"):
         DocumentStore.load(artifact.path)
-    path.write_bytes(whole)
+    path.write_bytes(intact)
 
     def no_database(folder: Path) -> None:
         (folder / document_store.FILE).write_bytes(b"not a database" * 100)
@@ -202,9 +202,9 @@ def test_numbers_are_compared_by_value_whatever_their_type(
     generator = random.Random(7)
     listed = pa.types.is_list(kind)
     scalar = kind.value_type if listed else kind
-    whole = pa.types.is_integer(scalar)
-    numbers = [generator.randint(-100, 100) if whole else generator.randint(-999, 999) / 100 for _ in range(40)]
-    numbers += [5, 0, -4] if whole else [5.0, 4.1, 0.0, -0.5]
+    integral = pa.types.is_integer(scalar)
+    numbers = [generator.randint(-100, 100) if integral else generator.randint(-999, 999) / 100 for _ in range(40)]
+    numbers += [5, 0, -4] if integral else [5.0, 4.1, 0.0, -0.5]
     values = [Decimal(f"{number:.2f}") if pa.types.is_decimal(scalar) else number for number in numbers]
     column = pa.array([[value] for value in values] if listed else values, kind)
     store = DocumentStore.load(
@@ -213,7 +213,7 @@ def test_numbers_are_compared_by_value_whatever_their_type(
     for number in numbers:
         rows = store.rows_where({"n": [number]}).tolist()
         assert rows == [row for row, other in enumerate(numbers) if other == number]
-    if pa.types.is_decimal(scalar) or whole:
+    if pa.types.is_decimal(scalar) or integral:
         assert store.rows_where({"n": [5]}).tolist() == store.rows_where({"n": ["5"]}).tolist() != []
 
 

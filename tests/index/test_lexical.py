@@ -129,14 +129,14 @@ def test_a_damaged_file_is_refused_by_name(tmp_path: Path, make_data: Callable[.
     artifact = lexical.make(tmp_path, IndexConfig(), data=make_data(["apple pear", "plum"]))
     for name in artifact.manifest.files:
         path = artifact.path / name
-        whole = path.read_bytes()
-        path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        intact = path.read_bytes()
+        path.write_bytes(intact[:-1] + bytes([intact[-1] ^ 1]))
         with pytest.raises(ArtifactError, match=name):
             LexicalIndex.load(artifact.path)
-        path.write_bytes(whole[:-1])
+        path.write_bytes(intact[:-1])
         with pytest.raises(ArtifactError, match=name):
             LexicalIndex.load(artifact.path, verify=False)
-        path.write_bytes(whole)
+        path.write_bytes(intact)
     assert LexicalIndex.load(artifact.path).search("plum", 1)[0].row == 1
     with pytest.raises(MissingError):
         LexicalIndex.load(tmp_path / "nowhere")
@@ -227,7 +227,7 @@ def test_the_service_loads_nothing_heavy(tmp_path: Path, make_data: Callable[...
     assert (done.stdout.strip(), done.stderr) == ("[]", "")
 
 
-def judged(folder: Path, split: str | None, config: IndexConfig, tmp_path: Path, *, whole: bool) -> float:
+def judged(folder: Path, split: str | None, config: IndexConfig, tmp_path: Path, *, whole_collection: bool) -> float:
     """Mean nDCG@10 (linear gain) by trec_eval of BM25 over judged lists, or over the whole collection."""
     from pipeline import artifacts
 
@@ -245,18 +245,18 @@ def judged(folder: Path, split: str | None, config: IndexConfig, tmp_path: Path,
             qrels.setdefault(row["query_id"], {})[row["doc_id"]] = row["grade"]
     run = {}
     for query_id, grades in qrels.items():
-        if whole:
+        if whole_collection:
             run[query_id] = {hit.doc_id: hit.score for hit in index.search(texts[query_id], 100)}
         else:
             scores = index.scores(texts[query_id], [row_of[doc_id] for doc_id in grades])
             run[query_id] = dict(zip(grades, scores.tolist(), strict=True))
-    found = pytrec_eval.RelevanceEvaluator(qrels, {"ndcg_cut.10"}).evaluate(run)
-    return sum(found.get(query_id, {}).get("ndcg_cut_10", 0.0) for query_id in qrels) / len(qrels)
+    values = pytrec_eval.RelevanceEvaluator(qrels, {"ndcg_cut.10"}).evaluate(run)
+    return sum(values.get(query_id, {}).get("ndcg_cut_10", 0.0) for query_id in qrels) / len(qrels)
 
 
 @pytest.mark.data
 @pytest.mark.parametrize(
-    ("name", "split", "k1", "whole", "least"),
+    ("name", "split", "k1", "whole_collection", "least"),
     [
         ("qbqtc_v1", "valid", 0.6, False, 0.865),
         ("qbqtc_v1", None, 0.6, False, 0.830),
@@ -267,10 +267,10 @@ def judged(folder: Path, split: str | None, config: IndexConfig, tmp_path: Path,
     ],
 )
 def test_terms_and_weights_rank_real_judgments_well(
-    name: str, split: str | None, k1: float, whole: bool, least: float, tmp_path: Path, shared_data: Path
+    name: str, split: str | None, k1: float, whole_collection: bool, least: float, tmp_path: Path, shared_data: Path
 ) -> None:
     # Published with the sets: 0.865 qbqtc_v1 valid, 0.843 crowdflower, 0.370 vaswani.
-    assert judged(shared_data / name, split, IndexConfig(k1=k1), tmp_path, whole=whole) >= least
+    assert judged(shared_data / name, split, IndexConfig(k1=k1), tmp_path, whole_collection=whole_collection) >= least
 
 
 def test_the_manifest_is_the_last_word_on_the_language(tmp_path: Path, make_data: Callable[..., Artifact]) -> None:

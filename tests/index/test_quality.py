@@ -40,10 +40,10 @@ def test_a_search_is_that_among_the_kept_documents(
     kept = VOTES.kept(data)
     assert 50 < len(kept) < COUNT - 50
     assert 7 not in kept
-    made = vectors.make(tmp_path, "e", data=data, embed=embed, quality=VOTES)
+    vector_artifact = vectors.make(tmp_path, "e", data=data, embed=embed, quality=VOTES)
     matrix = embed([f"text {row}" for row in range(COUNT)])
-    np.testing.assert_array_equal(np.load(made.file("vectors.npy")), matrix[kept])
-    artifact = semantic_build.make(tmp_path, IndexConfig(**config), vectors=made)
+    np.testing.assert_array_equal(np.load(vector_artifact.file("vectors.npy")), matrix[kept])
+    artifact = semantic_build.make(tmp_path, IndexConfig(**config), vectors=vector_artifact)
     assert (artifact.metrics["documents"], artifact.metrics["with_vectors"]) == (COUNT, len(kept))
     index = SemanticIndex.load(artifact.path)
     dropped = np.setdiff1d(np.arange(COUNT), kept)
@@ -55,9 +55,9 @@ def test_a_search_is_that_among_the_kept_documents(
         assert [hit.doc_id for hit in hits] == [f"d{hit.row}" for hit in hits]
         among = np.arange(50, 250)
         both = np.intersect1d(among, kept)
-        found = [hit.row for hit in index.search_among(query, 400, among)]
-        assert sorted(found) == both.tolist()
-        assert len(set(found[:10]) & set(both[np.argsort(-cosines[both])[:10]].tolist())) >= 9
+        hit_rows = [hit.row for hit in index.search_among(query, 400, among)]
+        assert sorted(hit_rows) == both.tolist()
+        assert len(set(hit_rows[:10]) & set(both[np.argsort(-cosines[both])[:10]].tolist())) >= 9
         rows = np.arange(COUNT)
         np.testing.assert_allclose(index.similarities(query, rows)[kept], cosines[kept], atol=2e-3)
         assert not index.similarities(query, rows)[dropped].any()
@@ -80,8 +80,8 @@ def test_columns_that_count_no_votes_are_refused(make_data: Callable[..., Artifa
     texts = ["a", "b"]
     with pytest.raises(SchemaError, match=r"no column 'up'.*doc_id, title, text"):
         VOTES.kept(make_data(texts))
-    for wrong, said in ([1.0, -1.0], "row 1: up is -1"), ([float("nan"), 1.0], "row 0: up is nan"):
-        with pytest.raises(SchemaError, match=said):
+    for wrong, message in ([1.0, -1.0], "row 1: up is -1"), ([float("nan"), 1.0], "row 0: up is nan"):
+        with pytest.raises(SchemaError, match=message):
             VOTES.kept(make_data(texts, columns={"up": wrong, "down": [0.0, 0.0]}))
     with pytest.raises(SchemaError, match=r"column 'up'.*not of numbers"):
         VOTES.kept(make_data(texts, columns={"up": ["many", "few"], "down": [0, 0]}))

@@ -25,14 +25,14 @@ INVERTED = IndexConfig(flat_below=1, nprobe=8)
 
 
 def unit(rng: np.random.Generator, *shape: int) -> np.ndarray:
-    made = rng.normal(size=shape)
-    return np.asarray(made / np.linalg.norm(made, axis=-1, keepdims=True), np.float32)
+    drawn = rng.normal(size=shape)
+    return np.asarray(drawn / np.linalg.norm(drawn, axis=-1, keepdims=True), np.float32)
 
 
 def clustered(rng: np.random.Generator, count: int, dimensions: int = 32) -> np.ndarray:
     centres = unit(rng, 60, dimensions)
-    made = centres[rng.integers(0, 60, size=count)] + 0.05 * rng.normal(size=(count, dimensions))
-    return np.asarray(made / np.linalg.norm(made, axis=1, keepdims=True), np.float32)
+    drawn = centres[rng.integers(0, 60, size=count)] + 0.05 * rng.normal(size=(count, dimensions))
+    return np.asarray(drawn / np.linalg.norm(drawn, axis=1, keepdims=True), np.float32)
 
 
 @pytest.fixture
@@ -40,8 +40,10 @@ def index_of(tmp_path: Path, make_data: Callable[..., Artifact]) -> Callable[...
     def make(matrix: np.ndarray, config: IndexConfig | None = None) -> Artifact:
         data = make_data([str(row) for row in range(len(matrix))])
         digest = f"encoder {matrix.sum()}"
-        made = vectors.make(tmp_path, digest, data=data, embed=lambda texts: matrix[[int(text) for text in texts]])
-        return semantic_build.make(tmp_path, config or IndexConfig(), vectors=made)
+        vector_artifact = vectors.make(
+            tmp_path, digest, data=data, embed=lambda texts: matrix[[int(text) for text in texts]]
+        )
+        return semantic_build.make(tmp_path, config or IndexConfig(), vectors=vector_artifact)
 
     return make
 
@@ -56,13 +58,13 @@ def test_exact_search_is_the_sorted_cosines(seed: int, index_of: Callable[..., A
     assert artifact.metrics["recall_at_10"] == artifact.metrics["recall_at_100"] == 1
     cosines = queries.astype(float) @ matrix.T.astype(float)
     for k in (1, 10, 200, 5000):
-        found = index.search_batch(queries, k)
+        results = index.search_batch(queries, k)
         expected = np.argsort(-cosines, axis=1)[:, :k]
-        assert [[hit.row for hit in hits] for hits in found] == expected.tolist()
-        scores = [[hit.score for hit in hits] for hits in found]
+        assert [[hit.row for hit in hits] for hits in results] == expected.tolist()
+        scores = [[hit.score for hit in hits] for hits in results]
         np.testing.assert_allclose(scores, np.take_along_axis(cosines, expected, 1), atol=1e-6)
-        assert [hit.doc_id for hit in found[0]] == [f"d{row}" for row in expected[0]]
-        assert index.search(queries[3], k) == found[3]
+        assert [hit.doc_id for hit in results[0]] == [f"d{row}" for row in expected[0]]
+        assert index.search(queries[3], k) == results[3]
     np.testing.assert_allclose(index.similarities(queries[0], [5, 0, 5, 199]), cosines[0, [5, 0, 5, 199]], atol=1e-6)
 
 
@@ -73,9 +75,9 @@ def test_inverted_lists_find_nearly_all_on_clustered_vectors(index_of: Callable[
     assert artifact.metrics["factory"] == "IVF128,SQfp16"
     queries = clustered(rng, 200)  # Around other centres, so harder than the documents' own.
     index = SemanticIndex.load(artifact.path)
-    found = [[hit.row for hit in hits] for hits in index.search_batch(queries, 10)]
+    rows = [[hit.row for hit in hits] for hits in index.search_batch(queries, 10)]
     exact = np.argsort(-(queries @ matrix.T), axis=1)[:, :10].tolist()
-    share = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found, exact, strict=True)])
+    share = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(rows, exact, strict=True)])
     assert artifact.metrics["recall_at_10"] >= 0.95
     assert share >= 0.8
     curve = artifact.metrics["recall_at_10_by_nprobe"]
@@ -154,8 +156,8 @@ def test_one_seed_builds_one_index(index_of: Callable[..., Artifact], tmp_path: 
     first = index_of(matrix, INVERTED)
     shutil.move(first.path, tmp_path / "first")
     second = index_of(matrix, INVERTED)
-    found = (SemanticIndex.load(path).search_batch(matrix[:50], 10) for path in (tmp_path / "first", second.path))
-    assert next(found) == next(found)
+    results = (SemanticIndex.load(path).search_batch(matrix[:50], 10) for path in (tmp_path / "first", second.path))
+    assert next(results) == next(results)
     assert disk.sha256(tmp_path / "first" / "vectors.faiss") == disk.sha256(second.path / "vectors.faiss")
 
 
@@ -193,14 +195,14 @@ def test_a_damaged_file_of_the_index_is_refused_by_name(config: IndexConfig, ind
     artifact = index_of(unit(np.random.default_rng(8), 300, 8), config)
     for name in artifact.manifest.files:
         path = artifact.path / name
-        whole = path.read_bytes()
-        path.write_bytes(whole[:200] + bytes([whole[200 % len(whole)] ^ 1]) + whole[201:])
+        intact = path.read_bytes()
+        path.write_bytes(intact[:200] + bytes([intact[200 % len(intact)] ^ 1]) + intact[201:])
         with pytest.raises(ArtifactError, match=name):
             SemanticIndex.load(artifact.path)
-        path.write_bytes(whole + b"\0")
+        path.write_bytes(intact + b"\0")
         with pytest.raises(ArtifactError, match=name):
             SemanticIndex.load(artifact.path, verify=False)
-        path.write_bytes(whole)
+        path.write_bytes(intact)
     assert SemanticIndex.load(artifact.path).encoder_digest.startswith("encoder")
     with pytest.raises(MissingError):
         SemanticIndex.load(artifact.path / "nowhere")
@@ -273,7 +275,7 @@ def test_join_has_each_row_once_and_no_later_than_in_its_list(lexical: list[Hit]
     assert len(rows) == len(set(rows))
     assert set(rows) == {hit.row for hit in [*lexical, *semantic]}
     for hits in (lexical, semantic):
-        assert all(rows.index(hit.row) <= 2 * place + 1 for place, hit in enumerate(hits))
+        assert all(rows.index(hit.row) <= 2 * position + 1 for position, hit in enumerate(hits))
 
 
 def test_a_semantic_run_ranks_the_queries_of_its_splits(
@@ -282,10 +284,10 @@ def test_a_semantic_run_ranks_the_queries_of_its_splits(
     queries = {f"q{number}": f"query {number}" for number in range(600)}
     splits = {query: "valid" if number % 2 else "train" for number, query in enumerate(queries)}
     data = make_data([f"text {row}" for row in range(40)], queries=queries, splits=splits)
-    made = vectors.make(tmp_path, "e", data=data, embed=embed)
-    index = semantic_build.make(tmp_path, IndexConfig(), vectors=made)
+    vector_artifact = vectors.make(tmp_path, "e", data=data, embed=embed)
+    index = semantic_build.make(tmp_path, IndexConfig(), vectors=vector_artifact)
     run = search.run(tmp_path, index=index, data=data, embed_queries=embed, depth=5, splits=["valid"])
-    matrix = np.load(made.file("vectors.npy"))
+    matrix = np.load(vector_artifact.file("vectors.npy"))
     table = schema.read(run.file("run.parquet"), "run").to_pylist()
     assert len(table) == 300 * 5
     assert {row["system"] for row in table} == {"encoder"}

@@ -41,30 +41,32 @@ def test_any_changes_end_in_what_a_fresh_embedding_gives(
     rng = np.random.default_rng(seed)
     texts = [f"text {number}" for number in rng.integers(0, 40, size=30)]  # Some are equal.
     ids = [f"x{number}" for number in range(30)]
-    made: Artifact | None = None
+    artifact: Artifact | None = None
     for round_ in range(5):
         data = make_data(texts, columns={"doc_id": ids})
         counting, before = Counting(embed), set()
-        if made is not None:
-            before = {row["content"] for row in pq.read_table(made.file("rows.parquet")).to_pylist()}
-        made = vectors.make(tmp_path / "changed", "encoder", data=data, embed=counting, previous=[made] if made else [])
+        if artifact is not None:
+            before = {row["content"] for row in pq.read_table(artifact.file("rows.parquet")).to_pylist()}
+        artifact = vectors.make(
+            tmp_path / "changed", "encoder", data=data, embed=counting, previous=[artifact] if artifact else []
+        )
         fresh = vectors.make(tmp_path / f"fresh{round_}", "encoder", data=data, embed=embed)
-        assert content(made) == content(fresh)
-        assert made.fingerprint == fresh.fingerprint
-        np.testing.assert_array_equal(np.load(made.file("vectors.npy")), embed(texts))
+        assert content(artifact) == content(fresh)
+        assert artifact.fingerprint == fresh.fingerprint
+        np.testing.assert_array_equal(np.load(artifact.file("vectors.npy")), embed(texts))
         new = {text for text in texts if vectors.content_digest(text) not in before}
         assert sorted(counting.texts) == sorted(new)
-        assert made.metrics["embedded"] == len(new)
-        assert made.metrics["reused"] == sum(vectors.content_digest(text) in before for text in texts)
+        assert artifact.metrics["embedded"] == len(new)
+        assert artifact.metrics["reused"] == sum(vectors.content_digest(text) in before for text in texts)
 
-        for place in sorted(rng.choice(len(texts), size=5, replace=False).tolist(), reverse=True):
-            del texts[place], ids[place]
-        for place in rng.choice(len(texts), size=4, replace=False):
-            texts[place] = f"changed {rng.integers(0, 60)}"
+        for row in sorted(rng.choice(len(texts), size=5, replace=False).tolist(), reverse=True):
+            del texts[row], ids[row]
+        for row in rng.choice(len(texts), size=4, replace=False):
+            texts[row] = f"changed {rng.integers(0, 60)}"
         for number in range(int(rng.integers(0, 8))):
-            place = int(rng.integers(0, len(texts) + 1))
-            texts.insert(place, f"new {rng.integers(0, 60)}")
-            ids.insert(place, f"y{round_}.{number}")
+            row = int(rng.integers(0, len(texts) + 1))
+            texts.insert(row, f"new {rng.integers(0, 60)}")
+            ids.insert(row, f"y{round_}.{number}")
 
 
 def test_another_encoder_embeds_all_again(tmp_path: Path, make_data: Callable[..., Artifact], embed: Embed) -> None:
@@ -123,9 +125,11 @@ def test_a_killed_embedding_loses_one_shard_and_ends_the_same(
     # 5 batches are done, 50 texts in rows 0 to 49 and, as the texts repeat, 90 to 99; 4 are left.
     assert go("killed", -1).stdout.split() == ["4", "40", "60"]
     assert go("whole", -1).stdout.split() == ["9", "90", "0"]
-    killed, whole = (next((tmp_path / name / "artifacts" / "vectors").glob("*/")) for name in ("killed", "whole"))
+    killed, uninterrupted = (
+        next((tmp_path / name / "artifacts" / "vectors").glob("*/")) for name in ("killed", "whole")
+    )
     for name in ("vectors.npy", "rows.parquet"):
-        assert (killed / name).read_bytes() == (whole / name).read_bytes()
+        assert (killed / name).read_bytes() == (uninterrupted / name).read_bytes()
     assert not list((tmp_path / "killed" / "artifacts" / "vectors").glob("*.checkpoint"))
 
 
@@ -148,9 +152,9 @@ def test_a_damaged_shard_is_embedded_again(
     second.write_bytes(second.read_bytes()[:100])
     third.write_bytes(b"")
     counting = Counting(embed)
-    made = vectors.make(tmp_path, "e", data=data, embed=counting)
+    artifact = vectors.make(tmp_path, "e", data=data, embed=counting)
     assert counting.texts == [f"text {row}" for row in [*range(15), *range(20, 30)]]
-    np.testing.assert_array_equal(np.load(made.file("vectors.npy")), embed([f"text {row}" for row in range(30)]))
+    np.testing.assert_array_equal(np.load(artifact.file("vectors.npy")), embed([f"text {row}" for row in range(30)]))
     assert sum("not a readable shard" in message for message in caplog.messages) == 3
     assert not fourth.exists()
 
@@ -158,12 +162,12 @@ def test_a_damaged_shard_is_embedded_again(
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
-        (lambda made: np.where(np.arange(len(made))[:, None] == 1, np.nan, made), "document 'd1' has length nan"),
-        (lambda made: np.where(np.arange(len(made))[:, None] == 2, 0, made), "document 'd2' has length 0.0"),
-        (lambda made: made * np.inf, "d0"),
-        (lambda made: made * 1.01, "3 of 3"),
-        (lambda made: made[:2], r"\(2, 16\) for 3 documents"),
-        (lambda made: made[0], r"\(16,\) for 3"),
+        (lambda matrix: np.where(np.arange(len(matrix))[:, None] == 1, np.nan, matrix), "document 'd1' has length nan"),
+        (lambda matrix: np.where(np.arange(len(matrix))[:, None] == 2, 0, matrix), "document 'd2' has length 0.0"),
+        (lambda matrix: matrix * np.inf, "d0"),
+        (lambda matrix: matrix * 1.01, "3 of 3"),
+        (lambda matrix: matrix[:2], r"\(2, 16\) for 3 documents"),
+        (lambda matrix: matrix[0], r"\(16,\) for 3"),
     ],
 )
 def test_vectors_that_are_not_unit_vectors_are_refused(

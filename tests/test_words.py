@@ -55,7 +55,6 @@ UNCLEAR = frozenset(
     re.findall(r"\w+", "place places found facts told made asked said one whole others taught lesson lessons")
 )
 """Names that do not say what they hold; a value has the name of its content, such as indices, scores or manifest."""
-NAMED_BY_CONTENT = ("pipeline", "index", "serving", "flows")
 ALLOWED_NAMES = {
     ("pipeline/data/unlabelled.py", "asked"),  # Names of a stage's inputs are part of its fingerprint.
     ("pipeline/training/teacher_scores.py", "others"),
@@ -77,7 +76,7 @@ def _bound_names(tree: ast.Module) -> Iterator[tuple[int, str]]:
             yield node.lineno, node.name
 
 
-@pytest.mark.parametrize("package", NAMED_BY_CONTENT)
+@pytest.mark.parametrize("package", PACKAGES)
 def test_values_have_the_name_of_what_they_hold(package: str) -> None:
     files = sorted((ROOT / package).rglob("*.py"))
     assert files

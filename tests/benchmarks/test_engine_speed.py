@@ -75,7 +75,8 @@ def test_the_engine_costs_little_beside_a_bare_loop(
     both = np.array([(seconds(bare), seconds(served)) for _ in range(7)])  # By turns: the machine's speed drifts.
     bare_rate, engine_rate = PAIRS / both.min(axis=0)
     print(
-        f"\n{precision}, {threads} runners, {TOKENS} tokens, pairs per CPU-second: {engine_rate:.1f}, bare loop {bare_rate:.1f}"
+        f"\n{precision}, {threads} runners, {TOKENS} tokens: {engine_rate:.1f} pairs per CPU-second, "
+        f"bare loop {bare_rate:.1f}"
     )
     record_property("pairs_per_cpu_s", engine_rate)
     assert np.median(both[:, 0] / both[:, 1]) >= 0.95

@@ -65,14 +65,14 @@ def test_finished_artifact_takes_its_checkpoint_away(tmp_path: Path) -> None:
         (staging.folder / "a").write_text("a", encoding="utf-8")
         return {}
 
-    made = artifacts.make(tmp_path, "thing", version=1, config={}, inputs={}, build=build)
-    assert [path for path in made.path.parent.iterdir() if path.is_dir()] == [made.path]
+    artifact = artifacts.make(tmp_path, "thing", version=1, config={}, inputs={}, build=build)
+    assert [path for path in artifact.path.parent.iterdir() if path.is_dir()] == [artifact.path]
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "delete", "manifest"])
 def test_damage_is_named_and_never_rebuilt_silently(tmp_path: Path, damage: str) -> None:
-    made = _make(tmp_path)
-    file = made.path / "part" / "a.txt"
+    artifact = _make(tmp_path)
+    file = artifact.path / "part" / "a.txt"
     if damage == "truncate":
         file.write_bytes(file.read_bytes()[:-1])
     elif damage == "flip":
@@ -82,20 +82,20 @@ def test_damage_is_named_and_never_rebuilt_silently(tmp_path: Path, damage: str)
     elif damage == "delete":
         file.unlink()
     else:
-        file = made.path / "manifest.json"
+        file = artifact.path / "manifest.json"
         file.write_text("{", encoding="utf-8")
     with pytest.raises(ArtifactError, match=file.name):
         _make(tmp_path)
 
 
 def test_wrong_kind_and_missing_folder(tmp_path: Path) -> None:
-    made = _make(tmp_path)
+    artifact = _make(tmp_path)
     with pytest.raises(ArtifactError, match="holds a thing, not a release"):
-        artifacts.load(made.path, "release")
+        artifacts.load(artifact.path, "release")
     with pytest.raises(MissingError):
         artifacts.load(tmp_path / "nothing")
     with pytest.raises(ArtifactError, match=r"without b\.txt"):
-        made.file("b.txt")
+        artifact.file("b.txt")
 
 
 def test_full_disk_is_one_clear_error_however_deep_it_is_buried(tmp_path: Path) -> None:
@@ -145,9 +145,9 @@ def test_killed_build_is_made_again_from_the_start(tmp_path: Path) -> None:
     """)
     done = subprocess.run([sys.executable, "-c", script], check=False)
     assert done.returncode == -signal.SIGKILL
-    made = _make(tmp_path)
-    assert made.file("part/a.txt").read_text(encoding="utf-8") == "hello"
-    assert not (made.path / "a.txt").exists()
+    artifact = _make(tmp_path)
+    assert artifact.file("part/a.txt").read_text(encoding="utf-8") == "hello"
+    assert not (artifact.path / "a.txt").exists()
 
 
 def test_two_makers_of_one_artifact_build_it_once(tmp_path: Path) -> None:
@@ -176,8 +176,8 @@ def test_sync_order_is_files_then_manifest_then_rename_then_parent(
 
     monkeypatch.setattr(disk, "fsync", fsync)
     monkeypatch.setattr(Path, "rename", rename)
-    made = _make(tmp_path)
-    partial = f"{made.fingerprint}.partial"
+    artifact = _make(tmp_path)
+    partial = f"{artifact.fingerprint}.partial"
     assert seen == ["sync a.txt", "sync part", f"sync {partial}", "rename", "sync thing"]
 
 
@@ -205,10 +205,10 @@ def test_folder_digest_sees_names_and_contents(tmp_path: Path) -> None:
 
 
 def test_manifest_survives_json(tmp_path: Path) -> None:
-    made = _make(tmp_path)
-    again = artifacts.Manifest.from_json((made.path / "manifest.json").read_text(encoding="utf-8"))
-    assert again.files == made.manifest.files
-    assert again.config == json.loads(json.dumps(made.manifest.config))
+    artifact = _make(tmp_path)
+    again = artifacts.Manifest.from_json((artifact.path / "manifest.json").read_text(encoding="utf-8"))
+    assert again.files == artifact.manifest.files
+    assert again.config == json.loads(json.dumps(artifact.manifest.config))
 
 
 def test_no_other_file_decides_by_itself_what_is_finished() -> None:

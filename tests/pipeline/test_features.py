@@ -22,12 +22,12 @@ def test_fusion_of_two_systems_orders_as_the_paper_s_formula() -> None:
     rng = random.Random(7)
     first, second = ([rng.random() for _ in range(20)] for _ in range(2))
     rank = [
-        {place: 1 + sum(other > score for other in scores) for place, score in enumerate(scores)}
+        {index: 1 + sum(other > score for other in scores) for index, score in enumerate(scores)}
         for scores in (first, second)
     ]
-    expected = [1 / (60 + rank[0][place]) + 1 / (60 + rank[1][place]) for place in range(20)]
-    found = features.reciprocal_rank_fusion(first, second)
-    assert sorted(range(20), key=lambda place: -found[place]) == sorted(range(20), key=lambda place: -expected[place])
+    expected = [1 / (60 + rank[0][index]) + 1 / (60 + rank[1][index]) for index in range(20)]
+    fused = features.reciprocal_rank_fusion(first, second)
+    assert sorted(range(20), key=lambda index: -fused[index]) == sorted(range(20), key=lambda index: -expected[index])
 
 
 def test_table_scales_bm25_by_the_pool() -> None:
@@ -47,10 +47,10 @@ def test_scores_that_are_no_numbers_are_refused(bad: float) -> None:
 
 
 def test_fusion_round_trip_and_refusals() -> None:
-    fusion = Fusion(weights={name: float(place) for place, name in enumerate(FEATURES)})
+    fusion = Fusion(weights={name: float(index) for index, name in enumerate(FEATURES)})
     again = Fusion.from_json(fusion.to_json())
     row = [1.0, 0.5, 0.25, 2.0, -1.0, 0.1]
-    assert again.scores([row])[0] == pytest.approx(sum(place * value for place, value in enumerate(row)))
+    assert again.scores([row])[0] == pytest.approx(sum(index * value for index, value in enumerate(row)))
     with pytest.raises(ArtifactError, match="fit it again"):
         Fusion.from_json('{"weights": {"bm25": 1}}')
     with pytest.raises(ArtifactError, match="not readable"):

@@ -25,10 +25,10 @@ SENTENCES = [
 
 
 def _bert(vocabulary: dict[str, int], *, lowercase: bool = True) -> Tokenizer:
-    made = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    made.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
-    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    return made
+    backend = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return backend
 
 
 def _lines(name: str) -> dict[str, int]:
@@ -37,43 +37,43 @@ def _lines(name: str) -> dict[str, int]:
 
 
 def _words() -> Tokenizer:
-    made = Tokenizer(models.WordLevel(SMALL_VOCABULARY, unk_token="[UNK]"))
-    made.pre_tokenizer = pre_tokenizers.Whitespace()
-    return made
+    backend = Tokenizer(models.WordLevel(SMALL_VOCABULARY, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    return backend
 
 
 def _byte_level(*, add_prefix_space: bool) -> Tokenizer:
-    made = Tokenizer(models.BPE())
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    made.train_from_iterator(SENTENCES, trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet))
-    return made
+    backend.train_from_iterator(SENTENCES, trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet))
+    return backend
 
 
 def _unigram() -> Tokenizer:
-    made = Tokenizer(models.Unigram())
+    backend = Tokenizer(models.Unigram())
     quotes, spaces = normalizers.Replace("``", '"'), normalizers.Replace(Regex(" {2,}"), " ")
     folded = (normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase())
-    made.normalizer = normalizers.Sequence([quotes, *folded, spaces])
-    made.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
-    made.train_from_iterator(SENTENCES, trainers.UnigramTrainer(vocab_size=80, unk_token="<unk>"))
-    return made
+    backend.normalizer = normalizers.Sequence([quotes, *folded, spaces])
+    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
+    backend.train_from_iterator(SENTENCES, trainers.UnigramTrainer(vocab_size=80, unk_token="<unk>"))
+    return backend
 
 
 def _metaspace_bpe() -> Tokenizer:
-    made = Tokenizer(models.BPE(unk_token="<unk>"))
-    made.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), "\u2581")])
-    made.pre_tokenizer = pre_tokenizers.Metaspace()
-    made.train_from_iterator(SENTENCES, trainers.BpeTrainer(vocab_size=120, special_tokens=["<unk>"]))
-    return made
+    backend = Tokenizer(models.BPE(unk_token="<unk>"))
+    backend.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), "\u2581")])
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.train_from_iterator(SENTENCES, trainers.BpeTrainer(vocab_size=120, special_tokens=["<unk>"]))
+    return backend
 
 
 def _roberta() -> Tokenizer:
     vocabulary = json.loads((VOCABULARIES / "roberta_vocab.json").read_text(encoding="utf-8"))
     lines = (VOCABULARIES / "roberta_gpt2_merges.txt").read_text(encoding="utf-8").split("\n")[1:]
-    made = Tokenizer(models.BPE(vocabulary, [(line.split(" ")[0], line.split(" ")[1]) for line in lines if line]))
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    return made
+    backend = Tokenizer(models.BPE(vocabulary, [(line.split(" ")[0], line.split(" ")[1]) for line in lines if line]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return backend
 
 
 BUILDERS: dict[str, Callable[[], Tokenizer]] = {
@@ -99,17 +99,17 @@ SMALL = [name for name in BUILDERS if not name.startswith("real ")]
 REAL = [name for name in BUILDERS if name.startswith("real ")]
 
 
-def whole(name: str, text: str) -> list[int]:
+def all_ids(name: str, text: str) -> list[int]:
     return list(tokenizer(name).encode(text, add_special_tokens=False).ids)
 
 
 def reader(name: str, max_chars: int | None = None) -> PrefixTokenizer:
-    made = tokenizer(name)
+    backend = tokenizer(name)
 
     def encode(texts: list[str]) -> list[list[int]]:
-        return [item.ids for item in made.encode_batch_fast(texts, add_special_tokens=False)]
+        return [item.ids for item in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
-    return PrefixTokenizer(encode, made.to_str(), max_chars=max_chars)
+    return PrefixTokenizer(encode, backend.to_str(), max_chars=max_chars)
 
 
 WORD = st.sampled_from(
@@ -151,12 +151,12 @@ TEXT = st.lists(st.tuples(PIECE, st.sampled_from(["", " ", "\n", "  ", " \n\t "]
 
 
 def check(name: str, text: str, max_tokens: int) -> None:
-    expected = whole(name, text)[:max_tokens]
+    expected = all_ids(name, text)[:max_tokens]
     (ids,) = reader(name).ids([text], max_tokens)
     assert ids == expected
     (head,) = reader(name).heads([text], max_tokens)
     assert text.startswith(head)
-    assert whole(name, head)[:max_tokens] == expected
+    assert all_ids(name, head)[:max_tokens] == expected
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -185,21 +185,21 @@ def test_ids_are_the_first_ids_of_the_whole_text_by_real_vocabularies(name: str,
 def test_ids_before_each_safe_cut_are_those_of_the_whole_text(name: str, text: str) -> None:
     cut = prefixes.safe_cut(json.loads(tokenizer(name).to_str()))
     assert cut is not None
-    ids = whole(name, text)
+    ids = all_ids(name, text)
     for match in list(cut.finditer(text))[:40]:
-        before = whole(name, text[: match.start()])
+        before = all_ids(name, text[: match.start()])
         assert ids[: len(before)] == before, (text, match.start())
 
 
 def test_a_long_text_is_read_only_as_far_as_needed() -> None:
     lengths: list[int] = []
-    made = tokenizer("wordpiece")
+    backend = tokenizer("wordpiece")
 
     def encode(texts: list[str]) -> list[list[int]]:
         lengths.extend(map(len, texts))
-        return [item.ids for item in made.encode_batch_fast(texts, add_special_tokens=False)]
+        return [item.ids for item in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
-    reader = PrefixTokenizer(encode, made.to_str(), max_chars=100_000)
+    reader = PrefixTokenizer(encode, backend.to_str(), max_chars=100_000)
     assert reader.ids(["sort a list " * 100_000], 16) == [[1, 8, 0] * 5 + [1]]
     assert sum(lengths) < 1000
     lengths.clear()
@@ -217,11 +217,11 @@ def test_beyond_its_bound_a_text_is_refused_and_never_read_wrongly(start: str) -
 
 
 def test_the_caller_is_asked_before_each_batch() -> None:
-    asked: list[int] = []
+    calls: list[int] = []
 
     def stop() -> None:
-        asked.append(len(asked))
-        if len(asked) == 3:
+        calls.append(len(calls))
+        if len(calls) == 3:
             raise TimeoutError
 
     with pytest.raises(TimeoutError):
@@ -229,7 +229,7 @@ def test_the_caller_is_asked_before_each_batch() -> None:
 
 
 def _added(token: AddedToken) -> Callable[[Tokenizer], None]:
-    return lambda made: made.add_tokens([token]) and None
+    return lambda backend: backend.add_tokens([token]) and None
 
 
 @pytest.mark.parametrize(
@@ -238,12 +238,12 @@ def _added(token: AddedToken) -> Callable[[Tokenizer], None]:
         (_added(AddedToken("[unused1]", special=False)), prefixes.BEFORE_SPACE),
         (_added(AddedToken("two words", special=False)), None),
         (_added(AddedToken("<x>", special=False, rstrip=True)), None),
-        (lambda made: setattr(made, "normalizer", normalizers.Replace(" ", "")), None),
-        (lambda made: setattr(made, "pre_tokenizer", pre_tokenizers.Digits()), None),
-        (lambda made: setattr(made, "pre_tokenizer", pre_tokenizers.Metaspace(split=False)), None),
+        (lambda backend: setattr(backend, "normalizer", normalizers.Replace(" ", "")), None),
+        (lambda backend: setattr(backend, "pre_tokenizer", pre_tokenizers.Digits()), None),
+        (lambda backend: setattr(backend, "pre_tokenizer", pre_tokenizers.Metaspace(split=False)), None),
     ],
 )
 def test_a_tokenizer_that_may_join_words_is_never_cut(change: Callable[[Tokenizer], None], expected: object) -> None:
-    made = _bert(SMALL_VOCABULARY)
-    change(made)
-    assert prefixes.safe_cut(json.loads(made.to_str())) is expected
+    backend = _bert(SMALL_VOCABULARY)
+    change(backend)
+    assert prefixes.safe_cut(json.loads(backend.to_str())) is expected

@@ -34,45 +34,45 @@ def test_release_holds_its_parts_and_needs_no_originals(tmp_path: Path) -> None:
 
 def test_promote_rollback_and_history(tmp_path: Path) -> None:
     registry = Releases(tmp_path)
-    one, two = (_release(tmp_path, name).fingerprint for name in ("one", "two"))
-    registry.promote(one, reason="first")
-    pointer = registry.promote(two, reason="better", expected=1)
-    assert (pointer.generation, pointer.previous) == (2, one)
-    assert registry.resolve("live") == two
-    assert registry.resolve("previous") == one
+    first, second = (_release(tmp_path, name).fingerprint for name in ("one", "two"))
+    registry.promote(first, reason="first")
+    pointer = registry.promote(second, reason="better", expected=1)
+    assert (pointer.generation, pointer.previous) == (2, first)
+    assert registry.resolve("live") == second
+    assert registry.resolve("previous") == first
     back = registry.rollback(reason="worse")
-    assert (back.release, back.generation, back.action) == (one, 3, "rollback")
-    assert [entry.release for entry in registry.history()] == [one, two, one]
-    assert registry.ids() == [one, two]
+    assert (back.release, back.generation, back.action) == (first, 3, "rollback")
+    assert [entry.release for entry in registry.history()] == [first, second, first]
+    assert registry.ids() == [first, second]
 
 
 def test_a_second_rollback_goes_further_back(tmp_path: Path) -> None:
     registry = Releases(tmp_path)
-    one, two, three = (_release(tmp_path, name).fingerprint for name in ("one", "two", "three"))
-    for release in (one, two, three):
+    first, second, third = (_release(tmp_path, name).fingerprint for name in ("one", "two", "three"))
+    for release in (first, second, third):
         registry.promote(release, reason="better")
-    assert registry.rollback(reason="worse").release == two
-    assert registry.rollback(reason="worse still").release == one
+    assert registry.rollback(reason="worse").release == second
+    assert registry.rollback(reason="worse still").release == first
     with pytest.raises(MissingError, match="no earlier release"):
         registry.rollback(reason="x")
 
 
 def test_of_two_publishers_that_saw_the_same_generation_one_loses_and_is_told(tmp_path: Path) -> None:
     registry = Releases(tmp_path)
-    one, two = (_release(tmp_path, name).fingerprint for name in ("one", "two"))
-    registry.promote(one, reason="a", expected=0)
+    first, second = (_release(tmp_path, name).fingerprint for name in ("one", "two"))
+    registry.promote(first, reason="a", expected=0)
     with pytest.raises(ConflictError, match="generation 1, not 0"):
-        registry.promote(two, reason="b", expected=0)
+        registry.promote(second, reason="b", expected=0)
     live = registry.live()
     assert live is not None
-    assert live.release == one
+    assert live.release == first
 
 
 def test_promoting_what_is_live_changes_nothing(tmp_path: Path) -> None:
     registry = Releases(tmp_path)
-    one = _release(tmp_path, "one").fingerprint
-    registry.promote(one, reason="a")
-    assert registry.promote(one, reason="again").generation == 1
+    release = _release(tmp_path, "one").fingerprint
+    registry.promote(release, reason="a")
+    assert registry.promote(release, reason="again").generation == 1
     assert len(registry.history()) == 1
 
 

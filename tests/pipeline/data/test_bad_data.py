@@ -211,9 +211,9 @@ def test_a_row_that_cannot_be_used_is_named_dropped_if_wanted_and_listed_by_chec
     assert len([reason for reason in reasons if pd.Series([reason]).str.contains(message).item()]) == 1
     assert sum(sum(kinds.values()) for kinds in report.dropped.values()) == len(reasons)
     if report.judgments > 1:
-        made = judgments.make(tmp_path / "work", DataConfig(sources=(source,), faulty_rows="drop"))
-        assert made.metrics["dropped"] == report.dropped
-        assert made.metrics["judgments"] == 1
+        data = judgments.make(tmp_path / "work", DataConfig(sources=(source,), faulty_rows="drop"))
+        assert data.metrics["dropped"] == report.dropped
+        assert data.metrics["judgments"] == 1
 
 
 def test_a_pair_with_two_grades_is_named_by_check(tmp_path: Path) -> None:

@@ -65,8 +65,8 @@ def world(
     return artifact(workspace, "data", data), [artifact(workspace, "run", {"run": run}) for run in runs]
 
 
-def rows_of(made: Artifact) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = pq.read_table(made.file("pairs.parquet")).to_pylist()
+def rows_of(pairs_artifact: Artifact) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = pq.read_table(pairs_artifact.file("pairs.parquet")).to_pylist()
     return rows
 
 
@@ -77,7 +77,7 @@ def slow(
     trust = {"human": 0, "click": 1, "model": 2}
     judgments = pq.read_table(data.file("judgments.parquet")).to_pylist()
     searched = [pq.read_table(run.file("run.parquet")).to_pylist() for run in runs]
-    found: list[tuple[str, str, int, str, str]] = []
+    pairs: list[tuple[str, str, int, str, str]] = []
     if any(row["split"] == "valid" and row["source"] != "click" for row in judgments):
         judgments = [row for row in judgments if not (row["split"] == "valid" and row["source"] == "click")]
     for split in wanted:
@@ -97,19 +97,19 @@ def slow(
             ]
             if split == "train" or config.pool == "judged":
                 kept = sorted(best.values(), key=mine.index)
-                found += [(query, row["doc_id"], row["grade"], split, row["source"]) for row in kept]
+                pairs += [(query, row["doc_id"], row["grade"], split, row["source"]) for row in kept]
                 if split == "train":
                     free = [doc for doc in lists[0][: config.negatives_depth] if doc not in best][config.skip_top :]
                     drawn = sorted(free, key=lambda doc: splits.share(config.seed, f"{query}\x00{doc}", "negative"))
                     drawn = sorted(drawn[: config.negatives], key=free.index)
-                    found += [(query, doc, 0, split, "negative") for doc in drawn]
+                    pairs += [(query, doc, 0, split, "negative") for doc in drawn]
             else:
                 union = dict.fromkeys(doc for ranked in lists for doc in ranked[: config.retrieve])
                 for doc in union:
                     grade, source = (best[doc]["grade"], best[doc]["source"]) if doc in best else (0, "unjudged")
-                    found.append((query, doc, grade, split, source))
+                    pairs.append((query, doc, grade, split, source))
     names = ("query_id", "doc_id", "grade", "split", "source")
-    return [{"row_id": n, **dict(zip(names, row, strict=True))} for n, row in enumerate(found)]
+    return [{"row_id": n, **dict(zip(names, row, strict=True))} for n, row in enumerate(pairs)]
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -117,8 +117,8 @@ def slow(
 def test_pairs_are_those_of_a_slow_loop(tmp_path: Path, seed: int, pool: Any) -> None:
     config = replace(CONFIG, pool=pool, seed=seed)
     data, runs = world(tmp_path, seed)
-    made = candidates.pairs(tmp_path, config, data=data, run=runs[0])
-    assert rows_of(made) == slow(data, runs[:1], ("train", "valid"), config)
+    pairs = candidates.pairs(tmp_path, config, data=data, run=runs[0])
+    assert rows_of(pairs) == slow(data, runs[:1], ("train", "valid"), config)
 
 
 def test_so_many_training_queries_get_the_pairs_that_they_would_get_among_all(tmp_path: Path) -> None:
@@ -144,8 +144,8 @@ def test_so_many_training_queries_get_the_pairs_that_they_would_get_among_all(tm
 def test_pool_is_that_of_a_slow_loop(tmp_path: Path, seed: int, pool: Any) -> None:
     config = replace(CONFIG, pool=pool)
     data, runs = world(tmp_path, seed)
-    made = candidates.pool(tmp_path, config, data=data, runs=runs)
-    assert rows_of(made) == slow(data, runs, ("valid", "test"), config)
+    pool_artifact = candidates.pool(tmp_path, config, data=data, runs=runs)
+    assert rows_of(pool_artifact) == slow(data, runs, ("valid", "test"), config)
 
 
 def test_clicks_choose_nothing_unless_nobody_else_judged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -202,10 +202,10 @@ def test_queries_that_no_run_has_are_counted(tmp_path: Path) -> None:
         split: sorted({row["query_id"] for row in judgments if row["split"] == split})[0] for split in schema.SPLITS
     }
     data, runs = world(tmp_path, 3, without=list(lost.values()))
-    made = candidates.pairs(tmp_path, CONFIG, data=data, run=runs[0])
-    assert made.metrics["train_queries_without_candidates"] == 1
-    assert made.metrics["valid_queries_without_candidates"] == 1
-    assert lost["train"] in {row["query_id"] for row in rows_of(made)}  # Its judged pairs are still learned from.
+    pairs = candidates.pairs(tmp_path, CONFIG, data=data, run=runs[0])
+    assert pairs.metrics["train_queries_without_candidates"] == 1
+    assert pairs.metrics["valid_queries_without_candidates"] == 1
+    assert lost["train"] in {row["query_id"] for row in rows_of(pairs)}  # Its judged pairs are still learned from.
     pooled = candidates.pool(tmp_path, CONFIG, data=data, runs=runs)
     assert pooled.metrics["test_queries_without_candidates"] == 1
     assert pooled.metrics["test"]["pairs"] == sum(row["split"] == "test" for row in rows_of(pooled))
@@ -238,9 +238,9 @@ def test_without_negatives_the_judged_lists_alone_need_no_run(tmp_path: Path) ->
     data, _ = world(tmp_path, 6)
     config = replace(CONFIG, negatives=0, pool="judged")
     nothing = [{"query_id": "who", "doc_id": "d1", "rank": 1, "score": 1.0, "system": "bm25"}]
-    made = candidates.pairs(tmp_path, config, data=data, run=artifact(tmp_path, "run", {"run": nothing}))
-    assert {row["source"] for row in rows_of(made)} <= {"human", "click", "model", "other"}
-    assert made.metrics["train"]["pairs"] + made.metrics["valid"]["pairs"] == len(rows_of(made))
+    pairs = candidates.pairs(tmp_path, config, data=data, run=artifact(tmp_path, "run", {"run": nothing}))
+    assert {row["source"] for row in rows_of(pairs)} <= {"human", "click", "model", "other"}
+    assert pairs.metrics["train"]["pairs"] + pairs.metrics["valid"]["pairs"] == len(rows_of(pairs))
     assert rows_of(candidates.pool(tmp_path, config, data=data, runs=[])) == slow(data, [], ("valid", "test"), config)
 
 

@@ -81,13 +81,13 @@ def test_tokens_are_estimated_by_script(text: str, tokens: float) -> None:
 
 def test_a_spread_is_that_of_numpy() -> None:
     values = np.random.default_rng(1).random(1000) * 1000
-    found = check.distribution(values)
-    assert found is not None
-    assert (found.least, found.median, found.most) == pytest.approx(
+    spread = check.distribution(values)
+    assert spread is not None
+    assert (spread.least, spread.median, spread.most) == pytest.approx(
         (values.min(), np.median(values), values.max()), abs=0.01
     )
-    assert found.mean == pytest.approx(values.mean(), abs=0.01)
-    assert (values <= found.most_95).mean() == pytest.approx(0.95, abs=0.01)
+    assert spread.mean == pytest.approx(values.mean(), abs=0.01)
+    assert (values <= spread.most_95).mean() == pytest.approx(0.95, abs=0.01)
     assert check.distribution([]) is None
 
 

@@ -183,8 +183,8 @@ def test_rows_of_one_impression_are_joined_by_session_and_time(tmp_path: Path) -
 
     def stats(rows: pd.DataFrame, columns: dict[str, str]) -> dict[str, Any]:
         rows.to_csv(tmp_path / "log.csv", index=False)
-        [found] = sources.read(SourceConfig(path=str(tmp_path / "log.csv"), columns=columns), Path()).clicks
-        return dict(found)
+        [counts] = sources.read(SourceConfig(path=str(tmp_path / "log.csv"), columns=columns), Path()).clicks
+        return dict(counts)
 
     once = stats(both, columns)
     assert (once["impressions"], once["clicks"]) == (len(frame), int(frame["hit"].sum()))

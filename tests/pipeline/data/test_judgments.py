@@ -40,26 +40,26 @@ def plain(path: Path, count: int = 40) -> SourceConfig:
     )
 
 
-def tables(made: Artifact) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    found = [schema.read(made.file(f"{kind}.parquet"), kind) for kind in ("documents", "queries", "judgments")]
-    documents, queries, rows = (table.to_pandas() for table in found)
+def tables(data: Artifact) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    frames = [schema.read(data.file(f"{kind}.parquet"), kind) for kind in ("documents", "queries", "judgments")]
+    documents, queries, rows = (table.to_pandas() for table in frames)
     return documents, queries, rows
 
 
 def test_the_tables_are_those_of_the_source_with_split_source_and_slice_filled(tmp_path: Path) -> None:
-    made = judgments.make(tmp_path / "w", DataConfig(sources=(plain(tmp_path / "shop"),)))
-    documents, queries, rows = tables(made)
+    data = judgments.make(tmp_path / "w", DataConfig(sources=(plain(tmp_path / "shop"),)))
+    documents, queries, rows = tables(data)
     assert documents["doc_id"].tolist() == [f"d{n}" for n in range(41)]
     assert set(queries["slice"]) == {"shop"}
     assert set(rows["source"]) == {"human"}
     assert rows[["query_id", "doc_id", "grade"]].values.tolist()[:2] == [["q0", "d0", 0], ["q0", "d1", 1]]
     assert (rows.groupby("query_id")["split"].nunique() == 1).all()
-    assert made.metrics["splits"] == {
+    assert data.metrics["splits"] == {
         split: {"queries": len(part["query_id"].unique()), "judgments": len(part)}
         for split, part in rows.groupby("split")
     }
-    assert made.metrics["grades"] == {"0": 40, "1": 40}
-    assert made.metrics["dropped"] == {}
+    assert data.metrics["grades"] == {"0": 40, "1": 40}
+    assert data.metrics["dropped"] == {}
 
 
 def test_the_same_content_elsewhere_is_the_same_artifact_and_is_not_made_again(tmp_path: Path) -> None:
@@ -95,9 +95,9 @@ def test_sources_of_one_name_are_one_collection(tmp_path: Path) -> None:
         root=str(tmp_path),
         sources=(SourceConfig(path="sqlite:///shop.db", name="shop"), SourceConfig(path="judged", name="shop")),
     )
-    found, _, rows = tables(judgments.make(tmp_path / "w", config))
-    assert (len(found), len(rows)) == (6, 10)
-    assert found["doc_id"].tolist() == sorted(documents["doc_id"])
+    collection, _, rows = tables(judgments.make(tmp_path / "w", config))
+    assert (len(collection), len(rows)) == (6, 10)
+    assert collection["doc_id"].tolist() == sorted(documents["doc_id"])
     assert source.path == str(tmp_path / "judged")
 
 
@@ -124,10 +124,10 @@ CONFLICT = [("q", "a", 1), ("q", "b", 2), ("q", "a", 2), ("q", "b", 2), ("q", "a
 @pytest.mark.parametrize(("how", "grades"), [("max", [2, 2]), ("mean", [1, 2])])
 def test_grades_in_conflict_become_one(tmp_path: Path, how: Any, grades: list[int]) -> None:
     source = folder(tmp_path / "s", [("a", "", "x"), ("b", "", "y")], [("q", "query")], CONFLICT)
-    made = judgments.make(tmp_path / "w", DataConfig(sources=(source,), conflicts=how))
-    _, _, rows = tables(made)
+    data = judgments.make(tmp_path / "w", DataConfig(sources=(source,), conflicts=how))
+    _, _, rows = tables(data)
     assert list(zip(rows["doc_id"], rows["grade"], strict=True)) == [("a", grades[0]), ("b", grades[1])]
-    assert made.metrics["merged"] == {"repeated texts": 0, "judgments": 3, "conflicts": 1}
+    assert data.metrics["merged"] == {"repeated texts": 0, "judgments": 3, "conflicts": 1}
 
 
 def test_a_mean_between_two_grades_rounds_up(tmp_path: Path) -> None:
@@ -152,14 +152,14 @@ def test_people_and_clicks_may_disagree_and_so_may_title_and_content(tmp_path: P
         ("q", "a", 2, None, "title"),
     ]
     source = folder(tmp_path / "s", [("a", "", "x")], [("q", "query")], judged, ("source", "field"))
-    made = judgments.make(tmp_path / "w", DataConfig(sources=(source,)))
-    _, _, rows = tables(made)
+    data = judgments.make(tmp_path / "w", DataConfig(sources=(source,)))
+    _, _, rows = tables(data)
     assert list(zip(rows["grade"], rows["source"], rows["field"].fillna(""), strict=True)) == [
         (2, "human", "title"),
         (0, "human", "content"),
         (1, "click", ""),
     ]
-    assert made.metrics["kinds"] == {"click": 1, "human": 2}
+    assert data.metrics["kinds"] == {"click": 1, "human": 2}
 
 
 def test_rows_that_cannot_be_used_are_dropped_and_counted_by_reason(tmp_path: Path) -> None:
@@ -177,12 +177,12 @@ def test_rows_that_cannot_be_used_are_dropped_and_counted_by_reason(tmp_path: Pa
             ("q", "a", -1),
         ],
     )
-    made = judgments.make(tmp_path / "w", DataConfig(sources=(source,), faulty_rows="drop"))
-    documents, queries, rows = tables(made)
+    data = judgments.make(tmp_path / "w", DataConfig(sources=(source,), faulty_rows="drop"))
+    documents, queries, rows = tables(data)
     assert documents[["doc_id", "text"]].values.tolist() == [["a", "x"]]
     assert queries["query_id"].tolist() == ["q"]
     assert rows[["query_id", "doc_id", "grade"]].values.tolist() == [["q", "a", 1]]
-    assert made.metrics["dropped"] == {
+    assert data.metrics["dropped"] == {
         "documents": {"text": 2, "repeated id": 1},
         "queries": {"empty query": 1, "empty id": 1},
         "judgments": {
@@ -193,23 +193,23 @@ def test_rows_that_cannot_be_used_are_dropped_and_counted_by_reason(tmp_path: Pa
             "unknown doc_id": 1,
         },
     }
-    assert made.metrics["merged"]["repeated texts"] == 1
+    assert data.metrics["merged"]["repeated texts"] == 1
 
 
 def test_at_most_so_many_queries_of_each_split_and_the_others_leave(tmp_path: Path) -> None:
     source = plain(tmp_path / "s", 200)
-    whole = judgments.make(tmp_path / "w", DataConfig(sources=(source,)))
+    uncut = judgments.make(tmp_path / "w", DataConfig(sources=(source,)))
     config = DataConfig(sources=(source,), train_queries=20, valid_queries=5, test_queries=7)
-    made = judgments.make(tmp_path / "w", config)
-    assert {split: found["queries"] for split, found in made.metrics["splits"].items()} == {
+    data = judgments.make(tmp_path / "w", config)
+    assert {split: counts["queries"] for split, counts in data.metrics["splits"].items()} == {
         "train": 20,
         "valid": 5,
         "test": 7,
     }
-    _, queries, rows = tables(made)
+    _, queries, rows = tables(data)
     assert set(queries["query_id"]) == set(rows["query_id"])
-    assert made.metrics["left_out"]["queries"] == 200 - 32
-    before = tables(whole)[2].set_index(["query_id", "doc_id"])["split"]
+    assert data.metrics["left_out"]["queries"] == 200 - 32
+    before = tables(uncut)[2].set_index(["query_id", "doc_id"])["split"]
     assert (
         rows.set_index(["query_id", "doc_id"])["split"]
         == before.loc[list(zip(rows["query_id"], rows["doc_id"], strict=True))]
@@ -223,8 +223,8 @@ def test_at_most_so_many_documents_are_the_judged_ones_and_some_others(tmp_path:
         [("q", "query")],
         [("q", "d50", 1), ("q", "d3", 0)],
     )
-    made = judgments.make(tmp_path / "w", DataConfig(sources=(source,), max_documents=10))
-    ids = tables(made)[0]["doc_id"].tolist()
+    data = judgments.make(tmp_path / "w", DataConfig(sources=(source,), max_documents=10))
+    ids = tables(data)[0]["doc_id"].tolist()
     assert len(ids) == 10
     assert {"d3", "d50"} < set(ids)
     assert ids == sorted(ids, key=lambda name: int(name[1:]))  # In the order of the source.
@@ -247,14 +247,14 @@ def test_published_splits_that_share_a_query_are_refused_by_their_published_name
     )
     with pytest.raises(SchemaError, match=r"s: 1 queries stand.*'red shoe' in train and valid.*\"hash\""):
         judgments.make(tmp_path / "w", DataConfig(sources=(source,), splits="source"))
-    made = judgments.make(tmp_path / "w", DataConfig(sources=(source,), splits="hash"))
-    assert made.metrics["judgments"] == 3
+    data = judgments.make(tmp_path / "w", DataConfig(sources=(source,), splits="hash"))
+    assert data.metrics["judgments"] == 3
 
 
 def test_empty_documents_stay_and_are_counted(tmp_path: Path) -> None:
     source = folder(tmp_path / "s", [("a", "", ""), ("b", "", "y")], [("q", "query")], [("q", "a", 0)])
-    made = judgments.make(tmp_path / "w", DataConfig(sources=(source,)))
-    assert (made.metrics["documents"], made.metrics["empty_documents"]) == (2, 1)
+    data = judgments.make(tmp_path / "w", DataConfig(sources=(source,)))
+    assert (data.metrics["documents"], data.metrics["empty_documents"]) == (2, 1)
 
 
 def test_no_sources_no_judgments_no_folder(tmp_path: Path) -> None:

@@ -55,9 +55,9 @@ def world(folder: Path, seed: int) -> tuple[Artifact, set[str]]:
     return stage(folder, "data", {name: pa.Table.from_pylist(rows) for name, rows in tables.items()}), own
 
 
-def joined(made: Artifact, file: str, own: set[str]) -> list[str]:
+def joined(artifact: Artifact, file: str, own: set[str]) -> list[str]:
     """The queries that a table of pairs joins with the document that they are."""
-    rows = pq.read_table(made.file(file)).to_pylist()
+    rows = pq.read_table(artifact.file(file)).to_pylist()
     return [row["query_id"] for row in rows if row["query_id"] == row["doc_id"] and row["query_id"] in own]
 
 
@@ -82,8 +82,8 @@ def test_no_run_and_no_table_of_pairs_joins_a_query_with_itself(tmp_path: Path, 
         pairs = candidates.pairs(tmp_path, CONFIG, data=data, run=chosen)
         pool = candidates.pool(tmp_path, CONFIG, data=data, runs=[chosen])
         mined = candidates.mined(tmp_path, 9, data=data, pairs=pairs, runs=[chosen])
-        for made in (pairs, pool, mined):
-            assert joined(made, "pairs.parquet", own) == []
+        for artifact in (pairs, pool, mined):
+            assert joined(artifact, "pairs.parquet", own) == []
         ids = {row["query_id"] for row in pq.read_table(pairs.file("pairs.parquet")).to_pylist()}
         assert ids & own, "these queries are still learned from"
 
@@ -93,10 +93,10 @@ def test_unlabelled_pairs_do_not_join_a_query_with_itself(tmp_path: Path) -> Non
     index = lexical.make(tmp_path, IndexConfig(language="english"), data=data)
     run = lexical.run(tmp_path, lexical=index, data=data, depth=12, splits=schema.SPLITS)
     pairs = candidates.pairs(tmp_path, CONFIG, data=data, run=run)
-    asked = unlabelled.queries(tmp_path, CONFIG, data=data)
-    results = lexical.run(tmp_path, lexical=index, data=asked, depth=9, splits=())
+    queries = unlabelled.queries(tmp_path, CONFIG, data=data)
+    results = lexical.run(tmp_path, lexical=index, data=queries, depth=9, splits=())
     assert joined(results, "run.parquet", own), "these queries stand alone, so the search cannot know"
-    added = unlabelled.pairs(tmp_path, CONFIG, data=data, labelled=pairs, asked=asked, run=results)
+    added = unlabelled.pairs(tmp_path, CONFIG, data=data, labelled=pairs, asked=queries, run=results)
     lists = pq.read_table(added.file("queries.parquet")).to_pandas().set_index("query_id")["asked"]
     rows = pq.read_table(added.file("pairs.parquet")).to_pandas()
     rows = rows[rows["split"] == schema.UNLABELLED]
@@ -120,8 +120,8 @@ def test_a_run_file_is_judged_as_trec_eval_does_after_the_removal(tmp_path: Path
     config = EvaluationConfig(bootstrap=20)
     plan = report.ReportPlan(title="run", split=None)
     systems = {"s": RunFile(tmp_path / "run.txt")}
-    made = report.make_from_run(tmp_path, config, data=data, systems=systems, plan=plan)
-    values = pq.read_table(made.file("per_query.parquet")).to_pandas().set_index("query_id")
+    judged = report.make_from_run(tmp_path, config, data=data, systems=systems, plan=plan)
+    values = pq.read_table(judged.file("per_query.parquet")).to_pandas().set_index("query_id")
 
     def kept(query: str, doc_id: str) -> bool:
         return not (query in own and doc_id == query)
@@ -137,7 +137,7 @@ def test_a_run_file_is_judged_as_trec_eval_does_after_the_removal(tmp_path: Path
         for theirs, ours in (("ndcg_cut_10", "ndcg@10"), ("map", "map"), ("recip_rank", "mrr")):
             assert values.loc[query, ours] == pytest.approx(measures[theirs], abs=1e-9), (query, ours)
     with_itself = evaluate(_table(run), pa.Table.from_pylist(judgments), ["mrr"]).mean("mrr")
-    reported = json.loads(made.file("report.json").read_text())["systems"]["s"]["measures"]["mrr"]["mean"]
+    reported = json.loads(judged.file("report.json").read_text())["systems"]["s"]["measures"]["mrr"]["mean"]
     assert reported == pytest.approx(values["mrr"].mean())
     assert abs(with_itself - reported) > 1e-3
 

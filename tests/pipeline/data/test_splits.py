@@ -16,26 +16,26 @@ SOURCE = DataConfig(splits="source", valid_share=0.25)
 
 
 def test_shares_are_those_asked_for() -> None:
-    found = splits.assign([f"query {number}" for number in range(20_000)], [None] * 20_000, HASH)
-    assert found.count("test") / 20_000 == pytest.approx(0.3, abs=0.01)
-    assert found.count("valid") / 20_000 == pytest.approx(0.2, abs=0.01)
+    assigned = splits.assign([f"query {number}" for number in range(20_000)], [None] * 20_000, HASH)
+    assert assigned.count("test") / 20_000 == pytest.approx(0.3, abs=0.01)
+    assert assigned.count("valid") / 20_000 == pytest.approx(0.2, abs=0.01)
 
 
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]))))
 def test_equal_normalised_queries_land_together_and_alone_as_among_others(queries: list[str]) -> None:
     written = [*queries, *(query.upper() + " " for query in queries)]
-    found = splits.assign(written, [None] * len(written), HASH)
+    assigned = splits.assign(written, [None] * len(written), HASH)
     sides: dict[str, set[str]] = {}
-    for query, split in zip(written, found, strict=True):
+    for query, split in zip(written, assigned, strict=True):
         sides.setdefault(text.normalise(query), set()).add(split)
     assert all(len(side) == 1 for side in sides.values())
-    assert found == [splits.hashed(text.normalise(query), HASH) for query in written]
+    assert assigned == [splits.hashed(text.normalise(query), HASH) for query in written]
 
 
 def test_another_seed_cuts_elsewhere() -> None:
     queries = [f"query {number}" for number in range(200)]
-    one, other = (splits.assign(queries, [None] * 200, DataConfig(seed=seed)) for seed in (1, 2))
-    assert one != other
+    first, second = (splits.assign(queries, [None] * 200, DataConfig(seed=seed)) for seed in (1, 2))
+    assert first != second
 
 
 @pytest.mark.parametrize(
@@ -58,10 +58,10 @@ def test_what_published_splits_mean(published: list[str | None], meaning: list[s
 def test_published_splits_are_kept_and_valid_is_cut_from_train_alone() -> None:
     train, test = [f"train {n}" for n in range(2000)], [f"test {n}" for n in range(50)]
     labels = splits.labels(["train"] * 2000 + ["valid"] * 50)
-    found = splits.assign(train + test, labels, SOURCE)
-    assert set(found[2000:]) == {"test"}
-    assert set(found[:2000]) == {"train", "valid"}
-    assert found[:2000].count("valid") / 2000 == pytest.approx(0.25, abs=0.03)
+    assigned = splits.assign(train + test, labels, SOURCE)
+    assert set(assigned[2000:]) == {"test"}
+    assert set(assigned[:2000]) == {"train", "valid"}
+    assert assigned[:2000].count("valid") / 2000 == pytest.approx(0.25, abs=0.03)
 
 
 def test_an_unpublished_query_goes_with_the_published_one_of_the_same_text() -> None:

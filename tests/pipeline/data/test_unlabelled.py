@@ -70,12 +70,12 @@ def test_a_file_of_queries_that_changes_while_it_is_read_is_refused(
     with pytest.raises(SchemaError, match="changed while it was read"):
         unlabelled.queries(tmp_path, config, data=data)
     monkeypatch.undo()
-    made = unlabelled.queries(tmp_path, config, data=data)
-    assert "another query" in asked_of(made).values()
+    queries = unlabelled.queries(tmp_path, config, data=data)
+    assert "another query" in asked_of(queries).values()
 
 
-def asked_of(made: Artifact) -> dict[str, str]:
-    frame = pd.read_parquet(made.file("queries.parquet"))
+def asked_of(queries: Artifact) -> dict[str, str]:
+    frame = pd.read_parquet(queries.file("queries.parquet"))
     return dict(zip(frame["query_id"], frame["text"], strict=True))
 
 
@@ -90,16 +90,16 @@ def labelled(workspace: Path) -> Artifact:
     return artifact(workspace, "pairs", {"pairs": table})
 
 
-def run_of(workspace: Path, asked: Artifact, depth: int = 12) -> Artifact:
+def run_of(workspace: Path, queries: Artifact, depth: int = 12) -> Artifact:
     rows = [
         {
             "query_id": query,
-            "doc_id": f"d{(place * 7 + rank) % 30}",
+            "doc_id": f"d{(number * 7 + rank) % 30}",
             "rank": rank,
             "score": 1.0 / rank,
             "system": "bm25",
         }
-        for place, query in enumerate(asked_of(asked))
+        for number, query in enumerate(asked_of(queries))
         for rank in range(1, depth + 1)
     ]
     return artifact(workspace, "run", {"run": rows}, depth=depth)
@@ -107,12 +107,12 @@ def run_of(workspace: Path, asked: Artifact, depth: int = 12) -> Artifact:
 
 def drawn(workspace: Path, data: Artifact, config: CandidatesConfig) -> tuple[pd.DataFrame, pd.DataFrame, Artifact]:
     """The added rows, the lists they stand in, and the artifact."""
-    asked = unlabelled.queries(workspace, config, data=data)
-    made = unlabelled.pairs(
-        workspace, config, data=data, labelled=labelled(workspace), asked=asked, run=run_of(workspace, asked)
+    queries = unlabelled.queries(workspace, config, data=data)
+    pairs = unlabelled.pairs(
+        workspace, config, data=data, labelled=labelled(workspace), asked=queries, run=run_of(workspace, queries)
     )
-    rows = pd.read_parquet(made.file("pairs.parquet"))
-    return rows[rows["split"] == schema.UNLABELLED], pd.read_parquet(made.file("queries.parquet")), made
+    rows = pd.read_parquet(pairs.file("pairs.parquet"))
+    return rows[rows["split"] == schema.UNLABELLED], pd.read_parquet(pairs.file("queries.parquet")), pairs
 
 
 def test_only_training_queries_are_asked_unless_more_are_given(tmp_path: Path, data: Artifact) -> None:
@@ -127,11 +127,11 @@ def test_given_queries_are_asked_once_and_none_that_is_judged(tmp_path: Path, da
         file.write_text("\n".join(given) + "\n", encoding="utf-8")
     else:
         pd.DataFrame({form: [*given, None], "clicked": True}).to_parquet(file)
-    made = unlabelled.queries(tmp_path, replace(CONFIG, unlabelled_queries=str(file)), data=data)
-    found = asked_of(made)
-    assert [text for name, text in found.items() if name.startswith("file:")] == ["a new one", "another"]
-    assert len(found) == 5
-    assert made.metrics["file: known already"] == 4  # Of valid, test and training queries, and one twice.
+    queries = unlabelled.queries(tmp_path, replace(CONFIG, unlabelled_queries=str(file)), data=data)
+    texts = asked_of(queries)
+    assert [text for name, text in texts.items() if name.startswith("file:")] == ["a new one", "another"]
+    assert len(texts) == 5
+    assert queries.metrics["file: known already"] == 4  # Of valid, test and training queries, and one twice.
 
 
 def test_titles_are_asked_but_not_those_that_are_judged_queries(tmp_path: Path, data: Artifact) -> None:
@@ -161,30 +161,30 @@ def test_files_that_cannot_be_read_are_said(tmp_path: Path, data: Artifact) -> N
 
 
 def test_labelled_rows_stay_and_the_others_follow_without_a_grade(tmp_path: Path, data: Artifact) -> None:
-    rows, lists, made = drawn(tmp_path, data, CONFIG)
+    rows, lists, pairs = drawn(tmp_path, data, CONFIG)
     before = pd.read_parquet(labelled(tmp_path).file("pairs.parquet"))
-    whole = pd.read_parquet(made.file("pairs.parquet"))
-    pd.testing.assert_frame_equal(whole.head(len(before)), before)
-    assert whole["row_id"].is_unique
+    table = pd.read_parquet(pairs.file("pairs.parquet"))
+    pd.testing.assert_frame_equal(table.head(len(before)), before)
+    assert table["row_id"].is_unique
     assert len(rows) == 6  # One for each of the six training pairs.
     assert set(rows["grade"]) == {schema.NO_GRADE}
-    asked = rows["query_id"].map(lists.set_index("query_id")["asked"])
-    assert set(asked) <= {"q0", "q3", "q6"}
-    assert not set(zip(asked, rows["doc_id"], strict=True)) & set(
+    originals = rows["query_id"].map(lists.set_index("query_id")["asked"])
+    assert set(originals) <= {"q0", "q3", "q6"}
+    assert not set(zip(originals, rows["doc_id"], strict=True)) & set(
         zip(before["query_id"], before["doc_id"], strict=True)
     )
     assert lists["text"].tolist() == [f"Query {name.removeprefix('q')}" for name in lists["asked"]]
 
 
 def test_lists_are_filled_one_query_after_the_other_and_more_only_adds(tmp_path: Path, data: Artifact) -> None:
-    found = [drawn(tmp_path, data, replace(CONFIG, unlabelled=share))[0] for share in (0.5, 1.0, 3.0, 100.0)]
-    keys = [list(zip(rows["query_id"], rows["doc_id"], strict=True)) for rows in found]
+    drawn_rows = [drawn(tmp_path, data, replace(CONFIG, unlabelled=share))[0] for share in (0.5, 1.0, 3.0, 100.0)]
+    keys = [list(zip(rows["query_id"], rows["doc_id"], strict=True)) for rows in drawn_rows]
     assert [len(key) for key in keys[:3]] == [3, 6, 18]
     for less, more in itertools.pairwise(keys):
         assert more[: len(less)] == less
-    sizes = found[2].groupby("query_id", sort=False).size().tolist()
+    sizes = drawn_rows[2].groupby("query_id", sort=False).size().tolist()
     assert sizes[:3] == [4, 4, 4]  # First lists of all three queries before the second of any.
-    assert [name.split(":")[1] for name in found[2]["query_id"].unique()] == ["0", "0", "0", "1", "1"]
+    assert [name.split(":")[1] for name in drawn_rows[2]["query_id"].unique()] == ["0", "0", "0", "1", "1"]
     # All that there is: the first ten of each run, less what is paired already.
     run = pd.read_parquet(run_of(tmp_path, unlabelled.queries(tmp_path, CONFIG, data=data)).file("run.parquet"))
     known = set(
@@ -195,7 +195,7 @@ def test_lists_are_filled_one_query_after_the_other_and_more_only_adds(tmp_path:
 
 
 def test_nothing_to_add_is_an_error(tmp_path: Path, data: Artifact) -> None:
-    asked = unlabelled.queries(tmp_path, CONFIG, data=data)
+    queries = unlabelled.queries(tmp_path, CONFIG, data=data)
     before = labelled(tmp_path)
     rows = pd.read_parquet(before.file("pairs.parquet")).query("split == 'train'")
     run = artifact(
@@ -209,20 +209,20 @@ def test_nothing_to_add_is_an_error(tmp_path: Path, data: Artifact) -> None:
         },
     )
     with pytest.raises(ConfigError, match="title_queries"):
-        unlabelled.pairs(tmp_path, CONFIG, data=data, labelled=before, asked=asked, run=run)
+        unlabelled.pairs(tmp_path, CONFIG, data=data, labelled=before, asked=queries, run=run)
 
 
 def test_each_list_is_read_as_a_query_of_its_own(tmp_path: Path, data: Artifact) -> None:
-    _, lists, made = drawn(tmp_path, data, replace(CONFIG, unlabelled=3.0))
+    _, lists, pairs = drawn(tmp_path, data, replace(CONFIG, unlabelled=3.0))
     words = {word: n for n, word in enumerate(["?", "Query", "Title", "text", *map(str, range(30))])}
     tokenizer = Tokenizer(WordLevel(words, unk_token="?"))
     tokenizer.pre_tokenizer = Whitespace()
-    table = read_pairs(data, made, tokenizer, max_query_tokens=8, max_tokens=16)
+    table = read_pairs(data, pairs, tokenizer, max_query_tokens=8, max_tokens=16)
     assert len(table.queries) == len(lists) + 5  # Three training and two valid queries.
-    for place in table.indices(schema.UNLABELLED):
-        name = pd.read_parquet(made.file("pairs.parquet"))["query_id"][place]
+    for index in table.indices(schema.UNLABELLED):
+        name = pd.read_parquet(pairs.file("pairs.parquet"))["query_id"][index]
         number = name.rpartition(":q")[2]
-        assert table.queries[table.query[place]] == [words["Query"], words[number]]
+        assert table.queries[table.query[index]] == [words["Query"], words[number]]
 
 
 @pytest.mark.parametrize("key", ["unlabelled", "title_queries", "unlabelled_depth"])

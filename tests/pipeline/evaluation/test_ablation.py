@@ -39,10 +39,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     workspace = tmp_path_factory.mktemp("ablation")
     rng = np.random.default_rng(3)
     rows = [
-        (f"q{query:03}", f"d{query:03}-{place}", int(rng.integers(0, 4)), split)
+        (f"q{query:03}", f"d{query:03}-{number}", int(rng.integers(0, 4)), split)
         for split, queries in (("valid", range(80)), ("test", range(80, 200)))
         for query in queries
-        for place in range(8)
+        for number in range(8)
     ]
     pairs = pd.DataFrame(rows, columns=["query_id", "doc_id", "grade", "split"])
     pairs = pairs.assign(source="human", row_id=np.arange(len(pairs)))
@@ -83,7 +83,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     }
 
 
-def made(world: dict[str, Any], **changes: Any) -> Artifact:
+def ablation_of(world: dict[str, Any], **changes: Any) -> Artifact:
     names = ("workspace", "data", "pool", "references", "students")
     known = {name: changes.pop(name, world[name]) for name in names}
     workspace, data, pool, references, students = known.values()
@@ -101,12 +101,12 @@ def made(world: dict[str, Any], **changes: Any) -> Artifact:
 
 
 def found_in(artifact: Artifact) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(artifact.file("ablation.json").read_text(encoding="utf-8"))
-    return found
+    content: dict[str, Any] = json.loads(artifact.file("ablation.json").read_text(encoding="utf-8"))
+    return content
 
 
 def test_means_and_shares_are_those_of_the_scores(world: dict[str, Any]) -> None:
-    found = found_in(made(world))
+    content = found_in(ablation_of(world))
     test = world["pairs"][world["pairs"]["split"] == "test"]
 
     def mean(kind: str) -> float:
@@ -123,18 +123,20 @@ def test_means_and_shares_are_those_of_the_scores(world: dict[str, Any]) -> None
 
     means = {kind: mean(kind) for kind in NOISE}
     for kind, value in means.items():
-        assert found["systems"][kind]["measures"]["ndcg@10"]["mean"] == pytest.approx(value, abs=1e-9)
+        assert content["systems"][kind]["measures"]["ndcg@10"]["mean"] == pytest.approx(value, abs=1e-9)
     closed = (means["soft"] - means["hard"]) / (means["teacher"] - means["hard"])
-    assert found["systems"]["soft"]["closed"]["ndcg@10"] == pytest.approx(closed, abs=1e-9)
-    assert found["systems"]["soft"]["first"]["ndcg@10"]["mean"] == pytest.approx(means["soft"] - means["hard"])
+    assert content["systems"]["soft"]["closed"]["ndcg@10"] == pytest.approx(closed, abs=1e-9)
+    assert content["systems"]["soft"]["first"]["ndcg@10"]["mean"] == pytest.approx(means["soft"] - means["hard"])
     assert (
-        found["systems"]["soft"]["ceiling"]["ndcg@10"]["high"] < 0 < found["systems"]["soft"]["first"]["ndcg@10"]["low"]
+        content["systems"]["soft"]["ceiling"]["ndcg@10"]["high"]
+        < 0
+        < content["systems"]["soft"]["first"]["ndcg@10"]["low"]
     )
-    assert len(found["systems"]["soft"]["seeds"]["pairwise"]) == 3
+    assert len(content["systems"]["soft"]["seeds"]["pairwise"]) == 3
 
 
 def test_a_tie_is_called_a_tie_and_the_simplest_is_supported(world: dict[str, Any]) -> None:
-    choice = found_in(made(world))["choice"]
+    choice = found_in(ablation_of(world))["choice"]
     assert {choice["best"], *choice["tied"]} == {"soft", "soft+margin"}
     assert choice["supported"] == "soft"
     assert choice["p"]["hard"] < 0.01
@@ -143,10 +145,10 @@ def test_a_tie_is_called_a_tie_and_the_simplest_is_supported(world: dict[str, An
 
 def test_a_clear_winner_is_called_one(world: dict[str, Any]) -> None:
     students = [trial for trial in world["students"] if trial.kind != "soft+margin"]
-    found = found_in(made(world, students=students, measure="pairwise"))
-    assert found["choice"]["tied"] == []
-    assert found["choice"]["supported"] == "soft"
-    assert "surely better than every other" in ablation.verdict(found)
+    content = found_in(ablation_of(world, students=students, measure="pairwise"))
+    assert content["choice"]["tied"] == []
+    assert content["choice"]["supported"] == "soft"
+    assert "surely better than every other" in ablation.verdict(content)
 
 
 def test_the_valid_queries_alone_choose(world: dict[str, Any]) -> None:
@@ -158,16 +160,16 @@ def test_the_valid_queries_alone_choose(world: dict[str, Any]) -> None:
         AblationRun(trial.kind, trial.seed, trial.terms, {"valid": other.scores["valid"], "test": trial.scores["test"]})
         for trial, other in zip([*hard, *soft], [*soft, *hard], strict=True)
     ]
-    found = found_in(made(world, students=swapped))
-    assert found["choice"]["supported"] == "hard"
-    assert found["systems"]["soft"]["closed"]["ndcg@10"] > 0.5
+    content = found_in(ablation_of(world, students=swapped))
+    assert content["choice"]["supported"] == "hard"
+    assert content["systems"]["soft"]["closed"]["ndcg@10"] > 0.5
 
 
 def test_tables_name_every_system_and_the_verdict(world: dict[str, Any]) -> None:
-    artifact = made(world)
-    found = found_in(artifact)
+    artifact = ablation_of(world)
+    content = found_in(artifact)
     console = Console(width=200, record=True, file=io.StringIO())
-    console.print(ablation.card(found))
+    console.print(ablation.card(content))
     for text in (artifact.file("table.md").read_text(encoding="utf-8"), console.export_text()):
         for kind in NOISE:
             assert kind in text
@@ -183,26 +185,26 @@ def test_doses_are_drawn_with_a_line_for_each_set_and_more_that_helps_stands_hig
         for trial in world["students"]
         if trial.kind in kinds
     ]
-    drawn = made(world, students=students[::-1])
+    drawn = ablation_of(world, students=students[::-1])
     root = ElementTree.fromstring(drawn.file("doses-ndcg-10.svg").read_text())
     space = "{http://www.w3.org/2000/svg}"
     (line,) = root.iter(f"{space}polyline")
-    (left, low), (right, high) = (tuple(map(float, one.split(","))) for one in line.attrib["points"].split())
+    (left, low), (right, high) = (tuple(map(float, point.split(","))) for point in line.attrib["points"].split())
     assert left < right
     assert high < low  # Downwards.
     texts = [text.text for text in root.iter(f"{space}text")]
     assert {"0×", "4×", "all"} <= set(texts)
-    assert not [name for name in made(world).manifest.files if name.endswith(".svg")]
+    assert not [name for name in ablation_of(world).manifest.files if name.endswith(".svg")]
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [({"measure": "ndcg@7"}, "ablation.measure 'ndcg@7'"), ({"students": []}, "needs students")],
 )
-def test_what_cannot_be_compared_is_refused(world: dict[str, Any], changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
-        made(world, **changes)
+def test_what_cannot_be_compared_is_refused(world: dict[str, Any], changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ablation_of(world, **changes)
 
 
 def test_the_measure_is_one_of_the_reports(world: dict[str, Any]) -> None:
-    assert metrics.Measure.parse(found_in(made(world))["headline"]).name == "ndcg"
+    assert metrics.Measure.parse(found_in(ablation_of(world))["headline"]).name == "ndcg"

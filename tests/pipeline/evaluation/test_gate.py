@@ -34,33 +34,33 @@ def test_a_planted_loss_is_caught_and_equal_systems_pass() -> None:
 
 
 def test_a_small_set_cannot_prove_that_nothing_was_lost_and_says_what_it_can_show() -> None:
-    found = gate.decide(*pair(np.random.default_rng(1), 40, loss=0.0), GateConfig())
-    assert not found.promote
-    assert found.detectable is not None
-    assert found.detectable > 0.01
-    assert f"{found.detectable:.4f}" in found.reasons[0]
+    decision = gate.decide(*pair(np.random.default_rng(1), 40, loss=0.0), GateConfig())
+    assert not decision.promote
+    assert decision.detectable is not None
+    assert decision.detectable > 0.01
+    assert f"{decision.detectable:.4f}" in decision.reasons[0]
 
 
 def test_identical_values_are_promoted() -> None:
     values = per_query(np.random.default_rng(2).random(60))
-    found = gate.decide(values, values.sample(frac=1, random_state=0), GateConfig())
-    assert found.promote
-    assert found.difference == 0
+    decision = gate.decide(values, values.sample(frac=1, random_state=0), GateConfig())
+    assert decision.promote
+    assert decision.difference == 0
 
 
 def test_the_first_release_is_promoted_with_that_reason() -> None:
-    found = gate.decide(per_query(np.full(3, 0.1)), None, GateConfig())
-    assert found.promote
-    assert "no live release" in found.reasons[0]
+    decision = gate.decide(per_query(np.full(3, 0.1)), None, GateConfig())
+    assert decision.promote
+    assert "no live release" in decision.reasons[0]
 
 
 @pytest.mark.parametrize("queries", [1, 5, 20, 49])
 def test_too_few_queries_never_replace_a_live_release(queries: int) -> None:
     rng = np.random.default_rng(queries)
     live = rng.beta(3, 2, size=queries) / 2
-    found = gate.decide(per_query(live + 0.4), per_query(live), GateConfig())
-    assert not found.promote
-    assert "gate.min_queries" in found.reasons[-1]
+    decision = gate.decide(per_query(live + 0.4), per_query(live), GateConfig())
+    assert not decision.promote
+    assert "gate.min_queries" in decision.reasons[-1]
     assert gate.decide(per_query(live + 0.4), per_query(live), GateConfig(min_queries=1)).promote is (queries > 1)
 
 
@@ -68,9 +68,9 @@ def test_too_few_queries_never_replace_a_live_release(queries: int) -> None:
 def test_a_first_release_surely_below_its_floor_is_refused(loss: float) -> None:
     rng = np.random.default_rng(5)
     new, bm25 = pair(rng, 60, loss=loss)
-    found = gate.decide(new, None, GateConfig(), rivals=gate.Rivals(floors={"BM25": bm25}))
-    assert found.promote is (loss < 0)
-    assert ("surely worse than BM25" in found.reasons[0]) is (loss > 0)
+    decision = gate.decide(new, None, GateConfig(), rivals=gate.Rivals(floors={"BM25": bm25}))
+    assert decision.promote is (loss < 0)
+    assert ("surely worse than BM25" in decision.reasons[0]) is (loss > 0)
 
 
 def test_a_floor_that_cannot_be_shown_to_be_missed_does_not_refuse() -> None:
@@ -113,9 +113,9 @@ def test_twenty_small_losses_do_not_pass_one_by_one() -> None:
 
 @pytest.mark.parametrize("live", [[0.5] * 9, [0.5] * 11])
 def test_different_query_sets_are_not_compared(live: list[float]) -> None:
-    found = gate.decide(per_query(np.full(10, 0.9)), per_query(np.array(live)), GateConfig())
-    assert not found.promote
-    assert "different query sets" in found.reasons[0]
+    decision = gate.decide(per_query(np.full(10, 0.9)), per_query(np.array(live)), GateConfig())
+    assert not decision.promote
+    assert "different query sets" in decision.reasons[0]
 
 
 def test_a_query_that_stands_twice_or_no_query_at_all_decides_nothing() -> None:
@@ -130,10 +130,10 @@ def test_a_slice_that_falls_holds_the_release_back() -> None:
     live = rng.beta(3, 2, size=2_000)
     new = live + 0.01 + rng.normal(0, 0.02, size=2_000)
     new[:100] -= 0.08
-    found = gate.decide(per_query(new, slices), per_query(live, slices), GateConfig())
-    assert [rule.name for rule in found.rules if rule.verdict == "fail"] == ["slice zh"]
-    assert not found.promote
-    assert "slice zh" in found.reasons[0]
+    decision = gate.decide(per_query(new, slices), per_query(live, slices), GateConfig())
+    assert [rule.name for rule in decision.rules if rule.verdict == "fail"] == ["slice zh"]
+    assert not decision.promote
+    assert "slice zh" in decision.reasons[0]
     small = gate.decide(per_query(new, slices), per_query(live, slices), GateConfig(min_slice_queries=101))
     assert small.promote
     assert {rule.name: rule.verdict for rule in small.rules}["slice zh"] == "not applied"
@@ -142,9 +142,9 @@ def test_a_slice_that_falls_holds_the_release_back() -> None:
 
 def test_a_decision_is_plain_json() -> None:
     for frames in (pair(np.random.default_rng(4), 60, loss=0.1), (per_query(np.full(1, 0.5)),) * 2):
-        found = gate.decide(*frames, GateConfig())
-        again = json.loads(json.dumps(found.to_dict(), allow_nan=False))
-        assert again["promote"] is found.promote
+        decision = gate.decide(*frames, GateConfig())
+        again = json.loads(json.dumps(decision.to_dict(), allow_nan=False))
+        assert again["promote"] is decision.promote
         assert {rule["name"] for rule in again["rules"]} >= {"same queries", "not worse"}
 
 

@@ -80,13 +80,13 @@ def test_equals_trec_eval_on_ten_thousand_lists_with_ties() -> None:
         qrels,
         {"ndcg_cut.3,10", "ndcg", "map", "map_cut.7", "recip_rank", "recall.5", "set_recall", "P.5"},
     ).evaluate(run)
-    found = of(run, qrels, *TREC.values())
+    result = of(run, qrels, *TREC.values())
     for theirs, ours in TREC.items():
         # trec_eval leaves out the queries that the run misses; here they are 0.
-        values = np.array([expected.get(query, {}).get(theirs, 0.0) for query in found.queries])
-        assert np.abs(found.values[ours] - values).max() < 1e-9, ours
-        assert 0 < found.mean(ours) < 1
-    assert found.missed.sum() == len(qrels) - len(run)
+        values = np.array([expected.get(query, {}).get(theirs, 0.0) for query in result.queries])
+        assert np.abs(result.values[ours] - values).max() < 1e-9, ours
+        assert 0 < result.mean(ours) < 1
+    assert result.missed.sum() == len(qrels) - len(run)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -101,12 +101,12 @@ def test_ndcg_equals_scikit_learn_without_ties(seed: int) -> None:
 
 def test_worked_example_with_a_judged_document_that_is_not_returned() -> None:
     qrels = {"q": {"d1": 1, "d2": 0, "d3": 2, "d4": 3}}
-    found = of({"q": {"d1": 3.0, "d2": 2.0, "d3": 1.0}}, qrels, "ndcg@10", "ndcg_exp@10", "ndcg@2", "ndcg_exp@2")
+    result = of({"q": {"d1": 3.0, "d2": 2.0, "d3": 1.0}}, qrels, "ndcg@10", "ndcg_exp@10", "ndcg@2", "ndcg_exp@2")
     linear = (1 + 2 / 2) / (3 + 2 / math.log2(3) + 1 / 2)
-    assert found.values["ndcg@10"][0] == pytest.approx(linear, abs=1e-12)
-    assert found.values["ndcg_exp@10"][0] == pytest.approx((1 + 3 / 2) / (7 + 3 / math.log2(3) + 1 / 2), abs=1e-12)
-    assert found.values["ndcg@2"][0] == pytest.approx(1 / (3 + 2 / math.log2(3)), abs=1e-12)
-    assert found.values["ndcg_exp@2"][0] == pytest.approx(1 / (7 + 3 / math.log2(3)), abs=1e-12)
+    assert result.values["ndcg@10"][0] == pytest.approx(linear, abs=1e-12)
+    assert result.values["ndcg_exp@10"][0] == pytest.approx((1 + 3 / 2) / (7 + 3 / math.log2(3) + 1 / 2), abs=1e-12)
+    assert result.values["ndcg@2"][0] == pytest.approx(1 / (3 + 2 / math.log2(3)), abs=1e-12)
+    assert result.values["ndcg_exp@2"][0] == pytest.approx(1 / (7 + 3 / math.log2(3)), abs=1e-12)
     assert ndcg([1, 0, 2], [3.0, 2.0, 1.0], 10, ideal_grades=[1, 0, 2, 3]) == pytest.approx(linear, abs=1e-12)
 
 
@@ -128,17 +128,17 @@ def test_without_ids_a_constant_score_is_worth_the_worst_order() -> None:
 
 def test_missed_unanswerable_and_unjudged_queries() -> None:
     qrels = {"missed": {"a": 1}, "nothing": {"a": 0, "b": 0}, "perfect": {"a": 2, "b": 0}}
-    found = of({"nothing": {"a": 1.0}, "perfect": {"a": 1.0}, "other": {"a": 1.0}}, qrels, *NAMES)
-    assert found.queries == ("missed", "nothing", "perfect")
-    assert found.missed.tolist() == [True, False, False]
-    assert found.unanswerable.tolist() == [False, True, False]
-    assert found.unjudged_queries == 1
+    result = of({"nothing": {"a": 1.0}, "perfect": {"a": 1.0}, "other": {"a": 1.0}}, qrels, *NAMES)
+    assert result.queries == ("missed", "nothing", "perfect")
+    assert result.missed.tolist() == [True, False, False]
+    assert result.unanswerable.tolist() == [False, True, False]
+    assert result.unjudged_queries == 1
     for name in ("ndcg", "ndcg_exp", "mrr", "map", "recall", "precision"):
-        assert found.values[name].tolist() == [0.0, 0.0, 1.0]
-        assert found.mean(name) == pytest.approx(1 / 3)
+        assert result.values[name].tolist() == [0.0, 0.0, 1.0]
+        assert result.mean(name) == pytest.approx(1 / 3)
     # One pair in all: b is not returned, so it stands below a.
-    assert np.isnan(found.values["pairwise"][:2]).all()
-    assert found.values["pairwise"][2] == 1.0
+    assert np.isnan(result.values["pairwise"][:2]).all()
+    assert result.values["pairwise"][2] == 1.0
 
 
 def slow_pairwise(grades: Mapping[str, int], scores: Mapping[str, float]) -> float:
@@ -156,16 +156,16 @@ def slow_pairwise(grades: Mapping[str, int], scores: Mapping[str, float]) -> flo
 
 def test_pairwise_accuracy_and_judged_share_equal_slow_loops() -> None:
     qrels, run = random_lists(seed=1, queries=400)
-    found = of(run, qrels, "pairwise", "judged@10")
-    for place, query in enumerate(found.queries):
+    result = of(run, qrels, "pairwise", "judged@10")
+    for row, query in enumerate(result.queries):
         scores = run.get(query, {})
         expected = slow_pairwise(qrels[query], scores)
         if math.isnan(slow_pairwise(qrels[query], {**scores, "": 0.0})):
             expected = math.nan
-        assert found.values["pairwise"][place] == pytest.approx(expected, nan_ok=True), query
+        assert result.values["pairwise"][row] == pytest.approx(expected, nan_ok=True), query
         top = sorted(scores, key=lambda doc: (np.float32(scores[doc]), doc.encode()), reverse=True)[:10]
         judged = sum(doc in qrels[query] for doc in top) / len(top) if top else 0.0
-        assert found.values["judged@10"][place] == pytest.approx(judged), query
+        assert result.values["judged@10"][row] == pytest.approx(judged), query
 
 
 def test_relevant_from_raises_the_bar_of_binary_measures_only() -> None:
@@ -189,11 +189,13 @@ def test_lists_judged_throughout_give_the_same_as_tables() -> None:
         measures,
     )
     for keys in (queries, names):
-        found = by_query(keys, grades, scores, measures, ids=docs)
+        values = by_query(keys, grades, scores, measures, ids=docs)
         for name in measures:
-            np.testing.assert_allclose(found[name], expected.values[name])
-    one = queries == 7
-    alone = ndcg(grades[one], scores[one], 10, ids=[doc for doc, kept in zip(docs, one, strict=True) if kept])
+            np.testing.assert_allclose(values[name], expected.values[name])
+    of_seven = queries == 7
+    alone = ndcg(
+        grades[of_seven], scores[of_seven], 10, ids=[doc for doc, kept in zip(docs, of_seven, strict=True) if kept]
+    )
     assert alone == pytest.approx(expected.values["ndcg@10"][expected.queries.index("q07")])
 
 

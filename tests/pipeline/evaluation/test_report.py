@@ -88,22 +88,22 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 CONFIG = EvaluationConfig(bootstrap=200)
 
 
-def make(world: dict[str, Any], ranked: Any = None, **others: Any) -> Artifact:
+def make(world: dict[str, Any], ranked: Any = None, **options: Any) -> Artifact:
     files = ranked or {"bad": world["both"], "good": world["both"]}
-    facts = report.ReportStats(fixed=others.pop("facts", {}), measured=others.pop("measured", {}))
-    pool = others.pop("pool", None)
-    plan = report.ReportPlan(**{"baseline": "bad", "title": f"Trial {EVIL}", **others})
-    return report.make(world["folder"], CONFIG, data=world["data"], systems=files, plan=plan, pool=pool, stats=facts)
+    stats = report.ReportStats(fixed=options.pop("facts", {}), measured=options.pop("measured", {}))
+    pool = options.pop("pool", None)
+    plan = report.ReportPlan(**{"baseline": "bad", "title": f"Trial {EVIL}", **options})
+    return report.make(world["folder"], CONFIG, data=world["data"], systems=files, plan=plan, pool=pool, stats=stats)
 
 
-def content(made: Artifact) -> dict[str, Any]:
-    found = json.loads(made.file("report.json").read_text(encoding="utf-8"))
-    assert isinstance(found, dict)
-    return found
+def content(report_artifact: Artifact) -> dict[str, Any]:
+    report_json = json.loads(report_artifact.file("report.json").read_text(encoding="utf-8"))
+    assert isinstance(report_json, dict)
+    return report_json
 
 
 def test_means_equal_trec_eval_over_the_test_queries_only(world: dict[str, Any]) -> None:
-    found = content(make(world))
+    report_json = content(make(world))
     test = world["judgments"][world["judgments"]["split"] == "test"]
     qrels = {
         query: dict(zip(part["doc_id"], map(int, part["grade"]), strict=True))
@@ -118,42 +118,46 @@ def test_means_equal_trec_eval_over_the_test_queries_only(world: dict[str, Any])
         expected = judge.evaluate(run)
         assert len(expected) == QUERIES - 1
         for theirs, ours in names.items():
-            value = found["systems"][system]["measures"][ours]
+            value = report_json["systems"][system]["measures"][ours]
             assert value["mean"] == pytest.approx(np.mean([item[theirs] for item in expected.values()]), abs=1e-9)
             assert value["low"] < value["mean"] < value["high"]
-    assert found["queries"] == {"judged": QUERIES - 1, "without_relevant": 1}
-    assert found["systems"]["good"]["answerable_mean"] > found["systems"]["good"]["measures"]["ndcg@10"]["mean"]
+    assert report_json["queries"] == {"judged": QUERIES - 1, "without_relevant": 1}
+    assert (
+        report_json["systems"]["good"]["answerable_mean"]
+        > report_json["systems"]["good"]["measures"]["ndcg@10"]["mean"]
+    )
 
 
 def test_the_difference_is_that_of_the_per_query_table_and_slices_add_up(world: dict[str, Any]) -> None:
-    made = make(world)
-    found = content(made)
-    frame = pd.read_parquet(made.file("per_query.parquet"))
+    report_artifact = make(world)
+    report_json = content(report_artifact)
+    frame = pd.read_parquet(report_artifact.file("per_query.parquet"))
     values = frame.pivot(index="query_id", columns="system", values="ndcg@10")
-    gap = found["systems"]["good"]["difference"]["ndcg@10"]
+    gap = report_json["systems"]["good"]["difference"]["ndcg@10"]
     assert gap["mean"] == pytest.approx((values["good"] - values["bad"]).mean())
     assert gap["wins"] == (values["good"] > values["bad"] + 1e-9).sum()
     assert gap["wins"] + gap["ties"] + gap["losses"] == QUERIES - 1
     assert gap["low"] > 0
     assert gap["p"] == pytest.approx(1 / 201)
-    assert found["systems"]["bad"]["difference"] is None
-    counts = {name: item["queries"] for name, item in found["slices"].items()}
+    assert report_json["systems"]["bad"]["difference"] is None
+    counts = {name: item["queries"] for name, item in report_json["slices"].items()}
     assert set(counts) == {"<b>shop</b>", "文档"}
     total = sum(
-        counts[name] * item["systems"]["good"]["measures"]["mrr"]["mean"] for name, item in found["slices"].items()
+        counts[name] * item["systems"]["good"]["measures"]["mrr"]["mean"]
+        for name, item in report_json["slices"].items()
     )
-    assert total / sum(counts.values()) == pytest.approx(found["systems"]["good"]["measures"]["mrr"]["mean"])
+    assert total / sum(counts.values()) == pytest.approx(report_json["systems"]["good"]["measures"]["mrr"]["mean"])
 
 
 def test_examples_are_the_queries_that_moved_most_with_their_first_documents(world: dict[str, Any]) -> None:
-    made = make(world)
-    found = content(made)["examples"]
-    frame = pd.read_parquet(made.file("per_query.parquet"))
+    report_artifact = make(world)
+    examples = content(report_artifact)["examples"]
+    frame = pd.read_parquet(report_artifact.file("per_query.parquet"))
     values = frame.pivot(index="query_id", columns="system", values="ndcg@10")
     gap = (values["good"] - values["bad"]).sort_values()
-    assert [item["query_id"] for item in found["wins"]] == list(gap.index[::-1][:5])
-    assert [item["query_id"] for item in found["losses"]] == list(gap.index[gap < 0][:5])
-    first = found["wins"][0]
+    assert [item["query_id"] for item in examples["wins"]] == list(gap.index[::-1][:5])
+    assert [item["query_id"] for item in examples["losses"]] == list(gap.index[gap < 0][:5])
+    first = examples["wins"][0]
     ranked = world["good"][world["good"]["query_id"] == first["query_id"]].sort_values("score", ascending=False)
     assert [doc["doc_id"] for doc in first["documents"]["good"]] == list(ranked["doc_id"][:3])
     grades = dict(zip(world["judgments"]["doc_id"], world["judgments"]["grade"], strict=True))
@@ -186,9 +190,9 @@ def test_of_several_judgments_of_a_pair_a_persons_counts_and_of_several_fields_t
     ]
     judgments = pd.DataFrame(rows, columns=["query_id", "doc_id", "grade", "split", "source", "field"])
     data = artifact(tmp_path, "data", {"judgments.parquet": judgments})
-    table, others = per_query.judged(data, "test")
+    table, other_queries = per_query.judged(data, "test")
     assert dict(zip(table["doc_id"].to_pylist(), table["grade"].to_pylist(), strict=True)) == {"a": 2, "b": 1}
-    assert others == {"other"}
+    assert other_queries == {"other"}
 
 
 class Page(html.parser.HTMLParser):
@@ -214,23 +218,23 @@ class Page(html.parser.HTMLParser):
 
 
 def test_the_page_is_whole_loads_nothing_and_escapes_what_documents_hold(world: dict[str, Any]) -> None:
-    facts = {
+    stats = {
         f"P95 {EVIL}": 12.5,
         "ranker": {"fp32": {"bytes": 90_000_000}, "int8": {"bytes": 23_000_000, "note": EVIL}},
         "index": {"documents": 20_000, "kind": "Flat"},
     }
-    text = make(world, facts=facts).file("report.html").read_text(encoding="utf-8")
-    found = Page()
-    found.feed(text)
-    assert found.open == []
-    assert not {"script", "img", "link", "iframe", "object"} & set(found.tags)
-    assert found.links == []
+    text = make(world, facts=stats).file("report.html").read_text(encoding="utf-8")
+    parser = Page()
+    parser.feed(text)
+    assert parser.open == []
+    assert not {"script", "img", "link", "iframe", "object"} & set(parser.tags)
+    assert parser.links == []
     assert "url(" not in text
     assert "@import" not in text
     assert "&lt;script&gt;alert(&#34;x&#34;)" in text
-    assert found.tags.count("svg") == 2 + 1 + 1
-    assert found.tags.count("details") == len(content(make(world, facts=facts))["examples"]["wins"]) + len(
-        content(make(world, facts=facts))["examples"]["losses"]
+    assert parser.tags.count("svg") == 2 + 1 + 1
+    assert parser.tags.count("details") == len(content(make(world, facts=stats))["examples"]["wins"]) + len(
+        content(make(world, facts=stats))["examples"]["losses"]
     )
     assert "23,000,000" in text
     assert "prefers-color-scheme: dark" in text
@@ -246,15 +250,17 @@ def test_the_fingerprint_holds_facts_but_not_what_was_measured(world: dict[str, 
 
 
 def test_the_gate_reads_a_report(world: dict[str, Any]) -> None:
-    made = make(world)
-    better = gate.decide_reports(made, "bad", GateConfig(), new="good")
+    report_artifact = make(world)
+    better = gate.decide_reports(report_artifact, "bad", GateConfig(), new="good")
     assert better.promote
     assert better.measure == "ndcg@10"
-    assert better.difference == pytest.approx(content(made)["systems"]["good"]["difference"]["ndcg@10"]["mean"])
-    assert not gate.decide_reports(made, "good", GateConfig(), new="bad").promote
-    assert gate.decide_reports(made, None, GateConfig(), new="bad").promote
+    assert better.difference == pytest.approx(
+        content(report_artifact)["systems"]["good"]["difference"]["ndcg@10"]["mean"]
+    )
+    assert not gate.decide_reports(report_artifact, "good", GateConfig(), new="bad").promote
+    assert gate.decide_reports(report_artifact, None, GateConfig(), new="bad").promote
     with pytest.raises(SchemaError, match="no system 'fused'"):
-        gate.decide_reports(made, "good", GateConfig())
+        gate.decide_reports(report_artifact, "good", GateConfig())
 
 
 def test_trec_run_files_are_judged_on_all_splits_and_missed_queries_are_counted(world: dict[str, Any]) -> None:
@@ -264,34 +270,34 @@ def test_trec_run_files_are_judged_on_all_splits_and_missed_queries_are_counted(
     path.write_text("\n".join([*lines, "unknown Q0 d 1 0.5 mine"]) + "\n", encoding="utf-8")
     plan = report.ReportPlan(title="A run", split=None)
     runs = {"mine": RunFile(path)}
-    made = report.make_from_run(world["folder"], CONFIG, data=world["data"], systems=runs, plan=plan)
-    found = content(made)
-    assert found["queries"]["judged"] == QUERIES
-    assert found["systems"]["mine"]["missed"] == 1
-    assert found["systems"]["mine"]["unjudged_queries"] == 1
-    frame = pd.read_parquet(made.file("per_query.parquet")).set_index("query_id")
+    report_artifact = report.make_from_run(world["folder"], CONFIG, data=world["data"], systems=runs, plan=plan)
+    report_json = content(report_artifact)
+    assert report_json["queries"]["judged"] == QUERIES
+    assert report_json["systems"]["mine"]["missed"] == 1
+    assert report_json["systems"]["mine"]["unjudged_queries"] == 1
+    frame = pd.read_parquet(report_artifact.file("per_query.parquet")).set_index("query_id")
     assert frame.loc["q005", "ndcg@10"] == 0
-    assert "Query by query" not in made.file("report.html").read_text(encoding="utf-8")
+    assert "Query by query" not in report_artifact.file("report.html").read_text(encoding="utf-8")
 
 
 def test_the_exponential_gain_can_be_the_headline(world: dict[str, Any]) -> None:
-    made = report.make(
+    report_artifact = report.make(
         world["folder"],
         EvaluationConfig(bootstrap=50, gain="exponential", cutoff=5, relevant_from=2),
         data=world["data"],
         systems={"good": world["both"]},
         plan=report.ReportPlan(title="alone", baseline="good"),
     )
-    assert content(made)["headline"] == "ndcg_exp@5"
-    assert made.metrics["measure"] == "ndcg_exp@5"
+    assert content(report_artifact)["headline"] == "ndcg_exp@5"
+    assert report_artifact.metrics["measure"] == "ndcg_exp@5"
 
 
 def test_the_card_shows_every_system(world: dict[str, Any]) -> None:
     console = Console(width=200, record=True, file=io.StringIO())
-    found = content(make(world))
-    console.print(report.card(found))
+    report_json = content(make(world))
+    console.print(report.card(report_json))
     text = console.export_text()
-    for name, system in found["systems"].items():
+    for name, system in report_json["systems"].items():
         assert name in text
         assert page.value(system["measures"]["ndcg@10"]["mean"]) in text
     assert f"{QUERIES - 1} judged queries" in text
@@ -354,16 +360,16 @@ def test_each_path_of_the_service_is_compared_with_its_first_stage(world: dict[s
     names = {systems.BM25: "bad", systems.RANKER: "good", systems.BOTH: "good", systems.FUSED: "bad"}
     frame = pd.concat([both[both["system"] == source].assign(system=name) for name, source in names.items()])
     ranked = artifact(tmp_path, "systems", {"run.parquet": frame}, systems=list(names))
-    made = make(world, ranked, baseline=systems.BM25, title="surfaces")
-    found = content(made)
+    report_artifact = make(world, ranked, baseline=systems.BM25, title="surfaces")
+    report_json = content(report_artifact)
     gap = content(make(world))["systems"]["good"]["difference"]["ndcg@10"]
-    assert found["surfaces"]["/rerank"]["mean"] == pytest.approx(gap["mean"])
-    assert found["surfaces"]["/rerank"]["low"] == pytest.approx(gap["low"])
-    assert found["surfaces"]["/search"]["mean"] == pytest.approx(-gap["mean"])
-    assert [item["verdict"] for item in found["surfaces"].values()] == ["worse", "better"]
-    assert made.metrics["surfaces"] == found["surfaces"]
-    assert "What each path of the service is worth" in made.file("report.html").read_text(encoding="utf-8")
-    assert report.surface_lines(found)[0].startswith("/search  fused against BM25+encoder: −")
+    assert report_json["surfaces"]["/rerank"]["mean"] == pytest.approx(gap["mean"])
+    assert report_json["surfaces"]["/rerank"]["low"] == pytest.approx(gap["low"])
+    assert report_json["surfaces"]["/search"]["mean"] == pytest.approx(-gap["mean"])
+    assert [item["verdict"] for item in report_json["surfaces"].values()] == ["worse", "better"]
+    assert report_artifact.metrics["surfaces"] == report_json["surfaces"]
+    assert "What each path of the service is worth" in report_artifact.file("report.html").read_text(encoding="utf-8")
+    assert report.surface_lines(report_json)[0].startswith("/search  fused against BM25+encoder: −")
     assert content(make(world))["surfaces"] == {}
 
 

@@ -12,17 +12,17 @@ from pipeline.evaluation import significance
 
 def test_the_interval_of_a_normal_sample_is_the_textbook_one() -> None:
     values = np.random.default_rng(0).normal(0.6, 0.2, size=4_000)
-    found = significance.interval(values)
+    interval = significance.interval(values)
     half = 1.96 * values.std(ddof=1) / math.sqrt(len(values))
-    assert found.mean == pytest.approx(values.mean())
-    assert found.low == pytest.approx(values.mean() - half, abs=half / 20)
-    assert found.high == pytest.approx(values.mean() + half, abs=half / 20)
+    assert interval.mean == pytest.approx(values.mean())
+    assert interval.low == pytest.approx(values.mean() - half, abs=half / 20)
+    assert interval.high == pytest.approx(values.mean() + half, abs=half / 20)
 
 
 @pytest.mark.parametrize("method", ["bca", "percentile"])
 def test_the_interval_of_a_skewed_sample_equals_scipy(method: str) -> None:
     values = np.random.default_rng(1).exponential(size=60)
-    found = significance.interval(values, resamples=100_000, method=method)
+    interval = significance.interval(values, resamples=100_000, method=method)
     expected = stats.bootstrap(
         (values,),
         np.mean,
@@ -32,8 +32,8 @@ def test_the_interval_of_a_skewed_sample_equals_scipy(method: str) -> None:
         rng=np.random.default_rng(2),
     ).confidence_interval
     width = expected.high - expected.low
-    assert found.low == pytest.approx(expected.low, abs=width / 40)
-    assert found.high == pytest.approx(expected.high, abs=width / 40)
+    assert interval.low == pytest.approx(expected.low, abs=width / 40)
+    assert interval.high == pytest.approx(expected.high, abs=width / 40)
 
 
 def test_the_interval_covers_the_truth_in_about_95_of_100_samples() -> None:
@@ -45,21 +45,21 @@ def test_the_interval_covers_the_truth_in_about_95_of_100_samples() -> None:
 
 def test_a_seed_gives_one_answer_however_the_work_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.random.default_rng(4).random((50, 2))
-    whole = significance.intervals(values, resamples=500, method="bca")
-    assert whole == significance.intervals(values, resamples=500, method="bca")
-    assert whole != significance.intervals(values, resamples=500, seed=14, method="bca")
+    at_once = significance.intervals(values, resamples=500, method="bca")
+    assert at_once == significance.intervals(values, resamples=500, method="bca")
+    assert at_once != significance.intervals(values, resamples=500, seed=14, method="bca")
     monkeypatch.setattr(significance, "_CELLS", 1_000)
     cut = significance.intervals(values, resamples=500, method="bca")
-    assert [item.low for item in cut] == pytest.approx([item.low for item in whole])
+    assert [item.low for item in cut] == pytest.approx([item.low for item in at_once])
 
 
 def test_undefined_values_are_left_out() -> None:
     values = np.random.default_rng(5).random(200)
     holes = np.concatenate([values, np.full(100, np.nan)])
-    found, expected = significance.interval(holes), significance.interval(values)
-    assert found.queries == 200
-    assert found.mean == pytest.approx(expected.mean)
-    assert found.low == pytest.approx(expected.low, abs=0.004)
+    interval, expected = significance.interval(holes), significance.interval(values)
+    assert interval.queries == 200
+    assert interval.mean == pytest.approx(expected.mean)
+    assert interval.low == pytest.approx(expected.low, abs=0.004)
     nothing = significance.interval(np.full(5, np.nan))
     assert nothing.queries == 0
     assert math.isnan(nothing.mean)
@@ -67,10 +67,10 @@ def test_undefined_values_are_left_out() -> None:
 
 @pytest.mark.parametrize("values", [[], [0.5] * 2, [0.5] * 9])
 def test_constant_values_have_no_width_and_raise_nothing(values: list[float]) -> None:
-    found = significance.interval(values)
-    assert found.queries == len(values)
+    interval = significance.interval(values)
+    assert interval.queries == len(values)
     if values:
-        assert (found.mean, found.low, found.high) == (0.5, 0.5, 0.5)
+        assert (interval.mean, interval.low, interval.high) == (0.5, 0.5, 0.5)
 
 
 def test_a_single_value_says_no_more_than_the_range_of_its_measure() -> None:
@@ -84,12 +84,12 @@ def test_a_single_value_says_no_more_than_the_range_of_its_measure() -> None:
 def test_the_t_interval_equals_scipy_and_the_outer_one_holds_both() -> None:
     values = np.random.default_rng(9).exponential(size=12)
     expected = stats.ttest_1samp(values, 0.0).confidence_interval()
-    found = significance.interval(values, method="t")
-    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    interval = significance.interval(values, method="t")
+    assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high))
     bca = significance.interval(values, method="bca")
     outer = significance.interval(values)
-    assert outer.low == min(found.low, bca.low)
-    assert outer.high == max(found.high, bca.high)
+    assert outer.low == min(interval.low, bca.low)
+    assert outer.high == max(interval.high, bca.high)
 
 
 @pytest.mark.parametrize("queries", [2, 3, 5])
@@ -104,8 +104,8 @@ def test_sign_flips_equal_full_enumeration() -> None:
     gaps = np.random.default_rng(6).normal(0.3, 1, size=12)
     sums = [abs(np.dot(signs, gaps)) for signs in itertools.product((-1, 1), repeat=12)]
     exact = np.mean(np.array(sums) >= abs(gaps.sum()) - 1e-12)
-    [found] = significance.sign_flip(gaps[:, None], flips=40_000)
-    assert found == pytest.approx(exact, abs=0.01)
+    [p] = significance.sign_flip(gaps[:, None], flips=40_000)
+    assert p == pytest.approx(exact, abs=0.01)
 
 
 def test_p_is_one_for_equal_systems_and_never_zero() -> None:
@@ -115,16 +115,16 @@ def test_p_is_one_for_equal_systems_and_never_zero() -> None:
 
 def test_p_of_equal_systems_is_uniform() -> None:
     gaps = np.random.default_rng(7).normal(size=(60, 1_000))
-    found = np.array(significance.sign_flip(gaps, flips=500))
-    assert stats.kstest(found, "uniform").pvalue > 0.01
-    assert 0.03 < (found <= 0.05).mean() < 0.07
+    p_values = np.array(significance.sign_flip(gaps, flips=500))
+    assert stats.kstest(p_values, "uniform").pvalue > 0.01
+    assert 0.03 < (p_values <= 0.05).mean() < 0.07
 
 
 def test_difference_counts_wins_ties_and_losses() -> None:
-    found = significance.difference([0.5, 0.5, 0.9, 0.1 + 1e-12, np.nan], [0.4, 0.6, 0.2, 0.1, 0.3])
-    assert (found.wins, found.ties, found.losses, found.queries) == (2, 1, 1, 4)
-    assert found.mean == pytest.approx(0.175)
-    assert found.low <= found.mean <= found.high
+    difference = significance.difference([0.5, 0.5, 0.9, 0.1 + 1e-12, np.nan], [0.4, 0.6, 0.2, 0.1, 0.3])
+    assert (difference.wins, difference.ties, difference.losses, difference.queries) == (2, 1, 1, 4)
+    assert difference.mean == pytest.approx(0.175)
+    assert difference.low <= difference.mean <= difference.high
 
 
 def test_the_detectable_difference_is_detected_in_four_of_five_trials() -> None:

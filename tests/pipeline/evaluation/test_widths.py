@@ -13,19 +13,19 @@ def test_quality_is_that_of_the_whole_collection_ranked_by_cosine() -> None:
     draw = np.random.default_rng(3)
     queries, documents = (draw.normal(size=(count, 6)).astype(np.float32) for count in (5, 300))
     grades = (draw.random((5, 300)) < 0.05) * draw.integers(1, 4, size=(5, 300))
-    found = widths.curve(queries, documents, grades, [6, 2])
-    for width, values in found.items():
+    curve = widths.curve(queries, documents, grades, [6, 2])
+    for width, values in curve.items():
         ndcgs, recalls = [], []
         for query, row in zip(queries[:, :width].tolist(), grades.tolist(), strict=True):
             cosines = [
-                sum(a * b for a, b in zip(query, one, strict=True)) / math.hypot(*query) / math.hypot(*one)
-                for one in documents[:, :width].tolist()
+                sum(a * b for a, b in zip(query, document, strict=True)) / math.hypot(*query) / math.hypot(*document)
+                for document in documents[:, :width].tolist()
             ]
-            order = sorted(range(300), key=lambda place: -cosines[place])
-            gains = [row[place] / math.log2(rank + 2) for rank, place in enumerate(order[:10])]
+            order = sorted(range(300), key=lambda column: -cosines[column])
+            gains = [row[column] / math.log2(rank + 2) for rank, column in enumerate(order[:10])]
             ideal = [grade / math.log2(rank + 2) for rank, grade in enumerate(sorted(row, reverse=True)[:10])]
             ndcgs.append(sum(gains) / sum(ideal))
-            recalls.append(sum(row[place] > 0 for place in order[:100]) / sum(grade > 0 for grade in row))
+            recalls.append(sum(row[column] > 0 for column in order[:100]) / sum(grade > 0 for grade in row))
         assert values == pytest.approx({"ndcg@10": sum(ndcgs) / 5, "recall@100": sum(recalls) / 5}, rel=1e-5)
 
 

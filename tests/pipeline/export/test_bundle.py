@@ -23,40 +23,42 @@ PRECISIONS = ("fp32", "fp16", "int8", "w8")
 FILES = {"bundle.json", "tokenizer.json", "golden.json", *(f"model.{name}.onnx" for name in PRECISIONS)}
 
 
-def bundle_of(made: Artifact) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(made.file("bundle.json").read_text(encoding="utf-8"))
-    return found
+def bundle_of(artifact: Artifact) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(artifact.file("bundle.json").read_text(encoding="utf-8"))
+    return content
 
 
 @pytest.mark.parametrize("name", ["ranker", "encoder", "roberta"])
 def test_a_bundle_holds_what_its_contract_says(untrained: Any, name: str) -> None:
-    made = onnx.make(
+    exported = onnx.make(
         untrained.workspace, CONFIG, model=getattr(untrained, name), data=untrained.data, pairs=untrained.pairs
     )
-    bundle = bundle_of(made)
-    assert set(made.manifest.files) == FILES
+    bundle = bundle_of(exported)
+    assert set(exported.manifest.files) == FILES
     assert bundle["role"] == ("encoder" if name == "encoder" else "ranker")
     assert bundle["inputs"] == ["input_ids", "attention_mask", *(["token_type_ids"] if name != "roberta" else [])]
     assert bundle["parity"] < 1e-5
     assert bundle["source"] == getattr(untrained, name).fingerprint
     assert set(bundle["chosen"]) == {"cpu", "cuda"}
     assert len(bundle["digest"]) == 32
-    for kind, found in bundle["precisions"].items():
-        assert found["bytes"] == made.file(f"model.{kind}.onnx").stat().st_size
+    for kind, figures in bundle["precisions"].items():
+        assert figures["bytes"] == exported.file(f"model.{kind}.onnx").stat().st_size
     sizes = [bundle["precisions"][kind]["bytes"] for kind in ("fp32", "fp16", "int8")]
     assert sizes == sorted(sizes, reverse=True)
-    assert made.metrics["precisions"] == bundle["precisions"]
+    assert exported.metrics["precisions"] == bundle["precisions"]
     parts = {"embeddings", *(f"layer.{number}" for number in range(2))}
-    for kind, found in bundle["precisions"].items():
-        assert set(found["sensitivity"]) == (parts if kind in ("int8", "w8") else set())
-    tokenizer = Tokenizer.from_file(str(made.file("tokenizer.json")))
+    for kind, figures in bundle["precisions"].items():
+        assert set(figures["sensitivity"]) == (parts if kind in ("int8", "w8") else set())
+    tokenizer = Tokenizer.from_file(str(exported.file("tokenizer.json")))
     assert tokenizer.padding is None
     assert tokenizer.truncation is None
 
 
 def test_golden_scores_are_those_of_transformers(untrained: Any) -> None:
-    made = onnx.make(untrained.workspace, CONFIG, model=untrained.ranker, data=untrained.data, pairs=untrained.pairs)
-    golden = json.loads(made.file("golden.json").read_text(encoding="utf-8"))
+    exported = onnx.make(
+        untrained.workspace, CONFIG, model=untrained.ranker, data=untrained.data, pairs=untrained.pairs
+    )
+    golden = json.loads(exported.file("golden.json").read_text(encoding="utf-8"))
     model = AutoModelForSequenceClassification.from_pretrained(untrained.ranker.path / "model").eval()
     tokenizer = AutoTokenizer.from_pretrained(untrained.ranker.path / "model")
     assert len(golden) == 8
@@ -74,8 +76,10 @@ def test_golden_scores_are_those_of_transformers(untrained: Any) -> None:
 
 
 def test_golden_vectors_are_of_unit_length_for_both_roles(untrained: Any) -> None:
-    made = onnx.make(untrained.workspace, CONFIG, model=untrained.encoder, data=untrained.data, pairs=untrained.pairs)
-    golden = json.loads(made.file("golden.json").read_text(encoding="utf-8"))
+    exported = onnx.make(
+        untrained.workspace, CONFIG, model=untrained.encoder, data=untrained.data, pairs=untrained.pairs
+    )
+    golden = json.loads(exported.file("golden.json").read_text(encoding="utf-8"))
     assert {item["role"] for item in golden} == {"query", "document"}
     for item in golden:
         assert set(item["vectors"]) == {"torch", *PRECISIONS}
@@ -89,14 +93,14 @@ def test_the_digest_follows_everything_that_a_score_depends_on(untrained: Any) -
     template = source.templates["pair"]
     cleaned = Tokenizer.from_str(source.tokenizer.to_str().replace('"lowercase":true', '"lowercase":false'))
     assert cleaned.to_str() != source.tokenizer.to_str()
-    others = [
+    changed = [
         replace(source, weights={**source.weights, "head.out.bias": np.nextafter(bias, np.float32(9))}),
         replace(source, templates={"pair": replace(template, max_query_tokens=11)}),
         replace(source, thresholds=[0.0, 1.0]),
         replace(source, tokenizer=cleaned),
     ]
     kept = [{}, {"int8": ["layer.0"]}, {"w8": ["layer.0"]}, {"int8": ["layer.0"], "w8": ["layer.1"]}]
-    digests = [*(source.digest(parts) for parts in kept), *(other.digest({}) for other in others)]
+    digests = [*(source.digest(parts) for parts in kept), *(other.digest({}) for other in changed)]
     assert len(set(digests)) == len(digests)
     assert ExportSource.load(untrained.ranker.path).digest({}) == source.digest({"fp32": (), "int8": ()})
 
@@ -122,8 +126,8 @@ def test_a_graph_that_says_something_else_is_refused(untrained: Any, monkeypatch
 
 
 def test_a_family_without_a_graph_is_refused_by_name(untrained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    others = tuple(family for family in families.FAMILIES if "bert" not in family.model_types)
-    monkeypatch.setattr("pipeline.export.graph.FAMILIES", others)
+    other_families = tuple(family for family in families.FAMILIES if "bert" not in family.model_types)
+    monkeypatch.setattr("pipeline.export.graph.FAMILIES", other_families)
     with pytest.raises(ConfigError, match=r"family 'bert'; start from .*roberta"):
         onnx.make(
             untrained.workspace,

@@ -59,8 +59,8 @@ def model_of(config: PretrainedConfig) -> torch.nn.Module:
 
 def run(model: onnx.ModelProto, feeds: Feeds) -> NDArray[np.float32]:
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    found: NDArray[np.float32] = session.run(None, feeds)[0]
-    return found
+    output: NDArray[np.float32] = session.run(None, feeds)[0]
+    return output
 
 
 def feeds_of(shape: GraphShape, lengths: list[int], seed: int = 0) -> Feeds:
@@ -188,9 +188,9 @@ def test_blocks_multiply_alike_whatever_the_number_of_rows(rows: int) -> None:
     written = helper.make_graph([node], "product", ends[:1], ends[1:], stored)
     session = ort.InferenceSession(helper.make_model(written, opset_imports=opsets, ir_version=8).SerializeToString())
     values = rng.normal(size=(64, 768)).astype(np.float32)
-    whole = session.run(None, {"x": values})[0]
-    np.testing.assert_allclose(whole, values @ matrix, atol=0.02 * np.abs(values @ matrix).max())
-    np.testing.assert_array_equal(session.run(None, {"x": values[:rows]})[0], whole[:rows])
+    all_rows = session.run(None, {"x": values})[0]
+    np.testing.assert_allclose(all_rows, values @ matrix, atol=0.02 * np.abs(values @ matrix).max())
+    np.testing.assert_array_equal(session.run(None, {"x": values[:rows]})[0], all_rows[:rows])
 
 
 @pytest.mark.parametrize("axis", [0, 1])
@@ -198,25 +198,25 @@ def test_quantised_is_within_half_a_step(axis: int) -> None:
     matrix = np.random.default_rng(2).normal(size=(30, 20)).astype(np.float32)
     matrix[:, 3] = 0
     matrix[4] = 0
-    whole, scale = graph.quantised(matrix, axis)
+    integers, scale = graph.quantised(matrix, axis)
     steps = scale[:, None] if axis == 0 else scale
-    assert np.abs(matrix - whole * steps).max() <= steps.max() / 2 + 1e-6
-    assert np.all(np.abs(matrix - whole * steps) <= steps / 2 + 1e-6)
-    assert np.abs(whole).max() == 127
+    assert np.abs(matrix - integers * steps).max() <= steps.max() / 2 + 1e-6
+    assert np.all(np.abs(matrix - integers * steps) <= steps / 2 + 1e-6)
+    assert np.abs(integers).max() == 127
 
 
 @pytest.mark.parametrize("inputs", [20, 64, 130])
 def test_blockwise_is_within_half_a_step_of_each_block(inputs: int) -> None:
     matrix = np.random.default_rng(2).normal(size=(inputs, 6)).astype(np.float32)
     matrix[:, 3] = 0
-    whole, scales = graph.blockwise(matrix, 64)
-    assert whole.shape == (6, -(-inputs // 64), 64)
+    blocks, scales = graph.blockwise(matrix, 64)
+    assert blocks.shape == (6, -(-inputs // 64), 64)
     for column in range(6):
-        for place in range(inputs):
-            step = scales[column, place // 64]
-            value = (int(whole[column, place // 64, place % 64]) - 128) * step
-            assert abs(value - matrix[place, column]) <= step / 2 + 1e-6
-    assert (whole.reshape(6, -1)[:, inputs:] == 128).all()
+        for row in range(inputs):
+            step = scales[column, row // 64]
+            value = (int(blocks[column, row // 64, row % 64]) - 128) * step
+            assert abs(value - matrix[row, column]) <= step / 2 + 1e-6
+    assert (blocks.reshape(6, -1)[:, inputs:] == 128).all()
 
 
 @pytest.mark.parametrize(

@@ -60,15 +60,15 @@ def test_a_sample_holds_the_whole_lists_of_valid_queries(untrained: Any) -> None
 def test_inputs_are_those_of_the_tokenizer_itself(untrained: Any) -> None:
     source, taken = source_and_sample(untrained, "ranker")
     for item in taken.inputs:
-        whole = source.model.hub_tokenizer(item.source["query"], item.source["document"])
-        if len(whole["input_ids"]) <= 48 and len(source.tokenizer.encode(item.source["query"]).ids) <= 12:
-            assert list(item.ids) == whole["input_ids"]
-            assert list(item.types) == whole["token_type_ids"]
+        encoded = source.model.hub_tokenizer(item.source["query"], item.source["document"])
+        if len(encoded["input_ids"]) <= 48 and len(source.tokenizer.encode(item.source["query"]).ids) <= 12:
+            assert list(item.ids) == encoded["input_ids"]
+            assert list(item.types) == encoded["token_type_ids"]
 
 
 def test_a_spread_goes_from_the_shortest_to_the_longest(untrained: Any) -> None:
     _, taken = source_and_sample(untrained, "ranker")
-    lengths = [len(taken.inputs[place].ids) for place in taken.spread(10)]
+    lengths = [len(taken.inputs[index].ids) for index in taken.spread(10)]
     assert lengths == sorted(lengths)
     assert len(lengths) == 10
     assert {lengths[0], lengths[-1]} == {f([len(item.ids) for item in taken.inputs]) for f in (min, max)}
@@ -77,14 +77,14 @@ def test_a_spread_goes_from_the_shortest_to_the_longest(untrained: Any) -> None:
 
 def test_measured_ndcg_is_that_of_pytorch_scores(untrained: Any, tmp_path: Path) -> None:
     source, taken = source_and_sample(untrained, "encoder")
-    found = reference(source, taken, tmp_path)
+    reference_figures = reference(source, taken, tmp_path)
     values = []
     for item in taken.lists:
         query = source.torch_output(taken.inputs[item.query or 0])
-        scores = [float(query @ source.torch_output(taken.inputs[place])) for place in item.documents]
+        scores = [float(query @ source.torch_output(taken.inputs[index])) for index in item.documents]
         values.append(ndcg(item.grades, scores, k=10, ids=item.doc_ids))
-    assert found.ndcg == pytest.approx(np.mean(values), abs=1e-6)
-    assert (found.max_change, found.kendall_tau) == (0.0, pytest.approx(1.0))
+    assert reference_figures.ndcg == pytest.approx(np.mean(values), abs=1e-6)
+    assert (reference_figures.max_change, reference_figures.kendall_tau) == (0.0, pytest.approx(1.0))
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -123,8 +123,8 @@ FAST, LOSSY = {"texts_per_cpu_s": 30.0}, {"kendall_tau": 0.5}
 def test_the_fastest_that_keeps_the_bounds_is_chosen(
     int8: dict[str, Any], fp16: dict[str, Any], w8: dict[str, Any], expected: dict[str, str]
 ) -> None:
-    found = {"fp32": measured(), "int8": measured(**int8), "fp16": measured(**fp16), "w8": measured(**w8)}
-    assert choose(found, ExportConfig()) == expected
+    figures = {"fp32": measured(), "int8": measured(**int8), "fp16": measured(**fp16), "w8": measured(**w8)}
+    assert choose(figures, ExportConfig()) == expected
     assert choose({"fp32": measured()}, ExportConfig()) == {"cpu": "fp32", "cuda": "fp32"}
 
 
@@ -144,13 +144,13 @@ def test_the_part_that_int8_harms_goes_back_to_fp32(untrained: Any, tmp_path: Pa
     blind = lower(source, tmp_path, fp32, taken, replace_tau(strict, -1))
     assert blind["int8"].kendall_tau < 0.85
     assert blind["int8"].fp32_parts == ()
-    found = lower(source, tmp_path, fp32, taken, strict)
-    assert found["int8"].fp32_parts == ("layer.0",)
-    assert found["int8"].kendall_tau >= 0.85
-    harm = found["int8"].sensitivity
+    figures = lower(source, tmp_path, fp32, taken, strict)
+    assert figures["int8"].fp32_parts == ("layer.0",)
+    assert figures["int8"].kendall_tau >= 0.85
+    harm = figures["int8"].sensitivity
     assert harm == blind["int8"].sensitivity
     assert harm["layer.0"] > 10 * max(harm["embeddings"], harm["layer.1"])
-    assert (found["int8"].file, found["int8"].bytes) == (
+    assert (figures["int8"].file, figures["int8"].bytes) == (
         "model.int8.onnx",
         (tmp_path / "model.int8.onnx").stat().st_size,
     )
@@ -163,18 +163,18 @@ def test_the_part_that_int8_harms_goes_back_to_fp32(untrained: Any, tmp_path: Pa
 def test_sensitivity_is_what_one_part_alone_changes(untrained: Any, tmp_path: Path, name: str) -> None:
     source, taken = source_and_sample(untrained, name)
     fp32 = reference(source, taken, tmp_path)
-    found = sensitivity.scan(source.graph, "w8", source.shape.parts, taken, fp32.outputs, 2)
-    assert set(found) == {"embeddings", "layer.0", "layer.1"}
+    changes = sensitivity.scan(source.graph, "w8", source.shape.parts, taken, fp32.outputs, 2)
+    assert set(changes) == {"embeddings", "layer.0", "layer.1"}
     # The table rounded by hand, in an fp32 graph.
     table = source.weights["embeddings.word_embeddings.weight"]
     steps = np.maximum(np.abs(table).max(axis=1, keepdims=True), np.float32(1e-9)) / 127
     rounded = source.weights | {"embeddings.word_embeddings.weight": np.rint(table / steps) * steps}
     run = parity.runner(replace(source, weights=rounded).graph("fp32").SerializeToString())
-    places = taken.spread(sensitivity.SCAN_INPUTS)
-    gaps = [np.linalg.norm(run(taken.inputs[place]) - fp32.outputs[place]) for place in places]
-    assert found["embeddings"] == pytest.approx(np.mean(gaps), rel=1e-2)
-    assert found["layer.0"] > 0
-    assert found["layer.1"] > 0
+    indices = taken.spread(sensitivity.SCAN_INPUTS)
+    gaps = [np.linalg.norm(run(taken.inputs[index]) - fp32.outputs[index]) for index in indices]
+    assert changes["embeddings"] == pytest.approx(np.mean(gaps), rel=1e-2)
+    assert changes["layer.0"] > 0
+    assert changes["layer.1"] > 0
 
 
 def replace_tau(config: ExportConfig, tau: float) -> ExportConfig:
@@ -188,8 +188,8 @@ def test_a_precision_that_overflows_is_left_out_and_fp32_refused(
     weights = dict(source.weights)
     weights["encoder.layer.1.output.dense.bias"] = np.full(32, 1e6, np.float32)  # Half precision ends at 65504.
     large = replace(source, weights=weights)
-    found = lower(large, tmp_path, reference(large, taken, tmp_path), taken, FINE)
-    assert set(found) == {"int8", "w8"}
+    figures = lower(large, tmp_path, reference(large, taken, tmp_path), taken, FINE)
+    assert set(figures) == {"int8", "w8"}
     assert not (tmp_path / "model.fp16.onnx").exists()
     assert "fp16 is left out" in caplog.text
     weights["head.out.bias"] = np.full(1, np.nan, np.float32)
@@ -199,13 +199,13 @@ def test_a_precision_that_overflows_is_left_out_and_fp32_refused(
 
 def test_parity_names_the_text_and_the_knob() -> None:
     items = [sample.Input({"query": "good", "document": "fine"}, [1], [0])] * 2
-    one = np.array([0.5, 1.0], np.float32)
-    assert parity.check(items, one, one + np.float32(0.25), 0.3) == pytest.approx(0.25 / 1.5)
-    assert parity.check(items, one * -1000, one * -1000 + np.float32(0.25), 1e-3) == pytest.approx(0.25 / 501)
+    outputs = np.array([0.5, 1.0], np.float32)
+    assert parity.check(items, outputs, outputs + np.float32(0.25), 0.3) == pytest.approx(0.25 / 1.5)
+    assert parity.check(items, outputs * -1000, outputs * -1000 + np.float32(0.25), 1e-3) == pytest.approx(0.25 / 501)
     with pytest.raises(ArtifactError, match=r"'fine'.*0\.17 from PyTorch, more than export\.parity 0\.1"):
-        parity.check(items, one, one + np.float32(0.25), 0.1)
+        parity.check(items, outputs, outputs + np.float32(0.25), 0.1)
     with pytest.raises(ArtifactError, match="inf from PyTorch"):
-        parity.check(items, one, np.array([0.5, np.nan], np.float32), 0.1)
+        parity.check(items, outputs, np.array([0.5, np.nan], np.float32), 0.1)
 
 
 def test_a_sample_needs_valid_pairs_that_the_data_knows(untrained: Any, tmp_path: Path) -> None:

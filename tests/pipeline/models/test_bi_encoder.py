@@ -33,16 +33,16 @@ def padded(model: BiEncoder) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_vectors_are_the_projected_mean_of_the_real_tokens(model: BiEncoder, untrained: Any) -> None:
-    place = untrained.encoder.path / "model"
-    tokenizer = AutoTokenizer.from_pretrained(place)
+    folder = untrained.encoder.path / "model"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     with base_models.quiet():
-        body = AutoModel.from_pretrained(place, add_pooling_layer=False)
+        body = AutoModel.from_pretrained(folder, add_pooling_layer=False)
     with torch.no_grad():
-        found = model(*padded(model))
-        for text, vector in zip(TEXTS, found, strict=True):
+        vectors = model(*padded(model))
+        for text, vector in zip(TEXTS, vectors, strict=True):
             states = body(**tokenizer(text, return_tensors="pt")).last_hidden_state[0]
             assert torch.allclose(vector, F.normalize(model.dense(states.mean(0)), dim=0), atol=1e-5)
-    assert torch.allclose(found.norm(dim=1), torch.ones(len(TEXTS)), atol=1e-6)
+    assert torch.allclose(vectors.norm(dim=1), torch.ones(len(TEXTS)), atol=1e-6)
 
 
 def test_saved_and_loaded_are_one(model: BiEncoder, tmp_path: Path) -> None:
@@ -59,18 +59,18 @@ def test_the_projection_spans_the_principal_directions(model: BiEncoder) -> None
     reference = PCA(n_components=8).fit(sample.numpy())
     assert kept == pytest.approx(reference.explained_variance_ratio_.sum(), rel=1e-4)
     with torch.no_grad():
-        found = model.dense(sample).numpy()
+        projected = model.dense(sample).numpy()
     expected = reference.transform(sample.numpy())
-    assert np.abs(found) == pytest.approx(np.abs(expected), rel=1e-2, abs=1e-2)  # signs are a convention
+    assert np.abs(projected) == pytest.approx(np.abs(expected), rel=1e-2, abs=1e-2)  # signs are a convention
 
 
 def test_as_many_dimensions_as_the_base_has_lose_nothing(untrained: Any) -> None:
-    place = untrained.encoder.path / "model"
-    whole = BiEncoder.start(place, dimensions=32, max_tokens=40, max_query_tokens=8, seed=0).eval()
+    folder = untrained.encoder.path / "model"
+    full = BiEncoder.start(folder, dimensions=32, max_tokens=40, max_query_tokens=8, seed=0).eval()
     with torch.no_grad():
-        pooled = whole.pooled(*padded(whole))
-        whole.fit_projection(pooled)
-        vectors = whole(*padded(whole))
+        pooled = full.pooled(*padded(full))
+        full.fit_projection(pooled)
+        vectors = full(*padded(full))
     directions = F.normalize(pooled - pooled.mean(0), dim=1)
     assert torch.allclose(vectors @ vectors.T, directions @ directions.T, atol=1e-4)
 

@@ -25,8 +25,8 @@ PAIRS = [
 
 @pytest.fixture(params=["ranker", "roberta"])
 def saved(request: pytest.FixtureRequest, untrained: Any) -> Path:
-    found: Path = getattr(untrained, request.param).path
-    return found
+    folder: Path = getattr(untrained, request.param).path
+    return folder
 
 
 def inputs(model: CrossEncoder, query: str, document: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -136,18 +136,18 @@ def test_saved_and_loaded_are_one(saved: Path, tmp_path: Path) -> None:
 
 
 def test_thresholds_ascend_about_zero_and_the_bias_takes_their_mean(saved: Path) -> None:
-    made = CrossEncoder.start(saved / "model", thresholds=[-3.0, -1.0, 2.5], max_tokens=32, max_query_tokens=8, seed=0)
-    assert made.thresholds.tolist() == pytest.approx([-2.5, -0.5, 3.0], abs=1e-5)
-    assert made.head.bias.item() == pytest.approx(0.5)
+    model = CrossEncoder.start(saved / "model", thresholds=[-3.0, -1.0, 2.5], max_tokens=32, max_query_tokens=8, seed=0)
+    assert model.thresholds.tolist() == pytest.approx([-2.5, -0.5, 3.0], abs=1e-5)
+    assert model.head.bias.item() == pytest.approx(0.5)
     with torch.no_grad():
-        made.gaps.fill_(-20)  # However far training pushes, they stay in order.
-    assert (made.thresholds.diff() > 0).all()
+        model.gaps.fill_(-20)  # However far training pushes, they stay in order.
+    assert (model.thresholds.diff() > 0).all()
 
 
 def test_one_threshold_stands_at_zero(saved: Path) -> None:
-    made = CrossEncoder.start(saved / "model", thresholds=[0.7], max_tokens=32, max_query_tokens=8, seed=0)
-    assert made.thresholds.tolist() == [0.0]
-    assert made.head.bias.item() == pytest.approx(-0.7)
+    model = CrossEncoder.start(saved / "model", thresholds=[0.7], max_tokens=32, max_query_tokens=8, seed=0)
+    assert model.thresholds.tolist() == [0.0]
+    assert model.head.bias.item() == pytest.approx(-0.7)
 
 
 def test_thresholds_out_of_order_are_refused(saved: Path) -> None:
@@ -178,11 +178,11 @@ def test_states_are_the_first_tokens_hidden_states(saved: Path) -> None:
     with torch.no_grad():
         reading = model.read(ids, types, mask, first=(2, 1))
         scores, states = reading.scores, reading.first
-        whole = model.model(input_ids=ids, attention_mask=mask, output_hidden_states=True, **extra)
+        output = model.model(input_ids=ids, attention_mask=mask, output_hidden_states=True, **extra)
     # The last layer is computed for the first token only, so the sums have another order.
-    assert torch.allclose(scores, whole.logits[:, 0], atol=1e-5)
-    assert torch.allclose(states[:, 0], whole.hidden_states[2][:, 0], atol=1e-5)
-    assert torch.allclose(states[:, 1], whole.hidden_states[1][:, 0], atol=1e-5)
+    assert torch.allclose(scores, output.logits[:, 0], atol=1e-5)
+    assert torch.allclose(states[:, 0], output.hidden_states[2][:, 0], atol=1e-5)
+    assert torch.allclose(states[:, 1], output.hidden_states[1][:, 0], atol=1e-5)
     with pytest.raises(ShapeError, match=r"layers \(3,\).*layers 1 to 2"):
         model.read(ids, types, mask, first=(3,))
 

@@ -43,9 +43,9 @@ INPUTS = {
 }
 
 
-def written(place: Path, role: Any, model: Any, **changed: Any) -> str:
-    place.mkdir(exist_ok=True)
-    told: dict[str, Any] = {
+def written(folder: Path, role: Any, model: Any, **changed: Any) -> str:
+    folder.mkdir(exist_ok=True)
+    figures: dict[str, Any] = {
         "base": "FacebookAI/roberta-large",
         "inputs": INPUTS,
         "config": {
@@ -57,8 +57,8 @@ def written(place: Path, role: Any, model: Any, **changed: Any) -> str:
         "metrics": METRICS,
         "measure": "ndcg@10",
     } | changed
-    model_card.write(place, role, model, **told)
-    return (place / "README.md").read_text(encoding="utf-8")
+    model_card.write(folder, role, model, **figures)
+    return (folder / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture
@@ -146,8 +146,8 @@ def test_the_ways_to_open_it_are_python_that_gives_our_score(
     import torch
 
     with torch.no_grad():
-        found = model(torch.tensor([ids]), torch.tensor([types]), torch.ones(1, len(ids), dtype=torch.long)).item()
-    assert found == pytest.approx(by_transformers["score"], abs=1e-5)
+        score = model(torch.tensor([ids]), torch.tensor([types]), torch.ones(1, len(ids), dtype=torch.long)).item()
+    assert score == pytest.approx(by_transformers["score"], abs=1e-5)
 
 
 def test_without_valid_queries_it_says_so(tmp_path: Path, ranker: CrossEncoder) -> None:

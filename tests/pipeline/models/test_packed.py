@@ -26,15 +26,17 @@ def test_batches_read_together_are_each_read_alone(untrained: Any, family: str, 
     def gradients(scores: torch.Tensor, states: torch.Tensor) -> dict[str, torch.Tensor]:
         model.zero_grad()
         ((scores * weights).sum() + (states * weights[:, None, None]).sum()).backward()  # type: ignore[no-untyped-call]
-        return {name: one.grad.clone() for name, one in model.named_parameters() if one.grad is not None}
+        return {
+            name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None
+        }
 
-    alone = [model.read(*one, first=(2, 1)) for one in inputs]
-    scores, states = torch.cat([one.scores for one in alone]), torch.cat([one.first for one in alone])
-    found = model.read_together(inputs, first=(2, 1))
-    assert torch.allclose(found.scores, scores, rtol=1e-6, atol=1e-6)
-    assert torch.allclose(found.first, states, rtol=1e-6, atol=1e-6)
-    assert found.scores.std() > 0.1
-    expected, got = gradients(scores, states), gradients(found.scores, found.first)
+    alone = [model.read(*batch, first=(2, 1)) for batch in inputs]
+    scores, states = torch.cat([reading.scores for reading in alone]), torch.cat([reading.first for reading in alone])
+    together = model.read_together(inputs, first=(2, 1))
+    assert torch.allclose(together.scores, scores, rtol=1e-6, atol=1e-6)
+    assert torch.allclose(together.first, states, rtol=1e-6, atol=1e-6)
+    assert together.scores.std() > 0.1
+    expected, got = gradients(scores, states), gradients(together.scores, together.first)
     assert set(expected) == set(got)
     for name, value in expected.items():
         assert torch.allclose(value, got[name], rtol=0, atol=1e-10 * max(1.0, float(value.abs().max()))), name
@@ -44,9 +46,9 @@ def test_a_batch_of_one_text_among_others(untrained: Any) -> None:
     model = CrossEncoder.load(untrained.ranker.path)
     pairs = pair_tokens.read_pairs(untrained.data, untrained.pairs, model.tokenizer, max_query_tokens=12, max_tokens=48)
     inputs = [
-        batches.pad(batches.pair_inputs(pairs, np.array([place]), model.template), torch.device("cpu")).all
-        for place in (3, 0, 7)
+        batches.pad(batches.pair_inputs(pairs, np.array([row]), model.template), torch.device("cpu")).all
+        for row in (3, 0, 7)
     ]
-    found = model.read_together(inputs)
-    assert found.first.shape == (3, 0, model.hidden)
-    assert torch.allclose(found.scores, torch.cat([model(*one) for one in inputs]), atol=1e-5)
+    together = model.read_together(inputs)
+    assert together.first.shape == (3, 0, model.hidden)
+    assert torch.allclose(together.scores, torch.cat([model(*batch) for batch in inputs]), atol=1e-5)

@@ -48,8 +48,8 @@ PAIR: dict[str, Any] = {"thresholds": [-1.0, 1.0], "max_tokens": 40, "max_query_
 
 
 def ids_of(encoder: CrossEncoder | BiEncoder, text: str) -> list[int]:
-    found: list[int] = encoder.tokenizer.encode(text, add_special_tokens=False).ids
-    return found
+    ids: list[int] = encoder.tokenizer.encode(text, add_special_tokens=False).ids
+    return ids
 
 
 def score(model: CrossEncoder, query: str, document: str) -> float:
@@ -69,13 +69,13 @@ def unigram() -> PreTrainedTokenizerFast:
     letters = sorted({letter for text in TRAINED_ON for letter in text if letter != " "} | {"▁"} - {"g"})
     words = [("▁steel", -3.0), ("▁angle", -3.5), ("▁deck", -4.0), ("▁ga", -4.2), ("llon", -4.4), ("▁grinder", -5.0)]
     pieces = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *words, ("zz", -12.0)]
-    made = Tokenizer(models.Unigram([*pieces, *((letter, -9.0) for letter in letters)], unk_id=3))
-    made.normalizer = normalizers.Lowercase()
-    made.pre_tokenizer = pre_tokenizers.Metaspace()
-    made.add_special_tokens(["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
-    made.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
+    tokenizer = Tokenizer(models.Unigram([*pieces, *((letter, -9.0) for letter in letters)], unk_id=3))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.add_special_tokens(["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
     names = {"bos_token": "<s>", "cls_token": "<s>", "eos_token": "</s>", "sep_token": "</s>", "pad_token": "<pad>"}
-    return PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>", mask_token="<mask>", **names)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", mask_token="<mask>", **names)
 
 
 def base(folder: Path, family: str) -> Path:
@@ -101,21 +101,21 @@ def base(folder: Path, family: str) -> Path:
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "unigram"])
 def test_scores_and_vectors_of_the_corpus_are_bit_equal(tmp_path: Path, family: str) -> None:
-    place = base(tmp_path / "base", family)
-    ranker = CrossEncoder.start(place, **PAIR).eval()
-    encoder = BiEncoder.start(place, dimensions=4, max_tokens=40, max_query_tokens=12, seed=3).eval()
+    folder = base(tmp_path / "base", family)
+    ranker = CrossEncoder.start(folder, **PAIR).eval()
+    encoder = BiEncoder.start(folder, dimensions=4, max_tokens=40, max_query_tokens=12, seed=3).eval()
     pairs = [(first, second) for first in CORPUS for second in CORPUS]
     scores = [score(ranker, *pair) for pair in pairs]
     vectors = [vector(encoder, text) for text in CORPUS]
     pieces = {text: ranker.tokenizer.encode(text).tokens for text in CORPUS}
 
-    said = pruning.to_corpus(ranker, CORPUS)
-    assert said["after"] < said["before"]
-    assert said["bytes_saved"] == (said["before"] - said["after"]) * 16 * 4
-    assert pruning.to_corpus(encoder, iter(CORPUS)) == said
-    assert len(ranker.model.get_input_embeddings().weight) == ranker.model.config.vocab_size == said["after"]
+    figures = pruning.to_corpus(ranker, CORPUS)
+    assert figures["after"] < figures["before"]
+    assert figures["bytes_saved"] == (figures["before"] - figures["after"]) * 16 * 4
+    assert pruning.to_corpus(encoder, iter(CORPUS)) == figures
+    assert len(ranker.model.get_input_embeddings().weight) == ranker.model.config.vocab_size == figures["after"]
     assert [score(ranker, *pair) for pair in pairs] == scores
-    assert all(torch.equal(vector(encoder, text), found) for text, found in zip(CORPUS, vectors, strict=True))
+    assert all(torch.equal(vector(encoder, text), former) for text, former in zip(CORPUS, vectors, strict=True))
 
     ranker.save(tmp_path)
     again = CrossEncoder.load(tmp_path)
@@ -135,11 +135,11 @@ def test_scores_and_vectors_of_the_corpus_are_bit_equal(tmp_path: Path, family: 
 @pytest.mark.parametrize("family", ["bert", "roberta"])
 def test_another_text_reads_in_smaller_pieces(tmp_path: Path, family: str) -> None:
     ranker = CrossEncoder.start(base(tmp_path, family), **PAIR).eval()
-    whole = ranker.tokenizer.encode(OTHER, add_special_tokens=False)
+    before = ranker.tokenizer.encode(OTHER, add_special_tokens=False)
     pruning.to_corpus(ranker, CORPUS)
-    found = ranker.tokenizer.encode(OTHER, add_special_tokens=False)
-    assert len(found.ids) > len(whole.ids)
-    assert ranker.tokenizer.decode(found.ids) == OTHER
+    after = ranker.tokenizer.encode(OTHER, add_special_tokens=False)
+    assert len(after.ids) > len(before.ids)
+    assert ranker.tokenizer.decode(after.ids) == OTHER
     assert np.isfinite(score(ranker, OTHER, OTHER))
 
 
@@ -246,5 +246,5 @@ def test_token_ids_of_the_config_follow_from_beyond_the_smaller_size() -> None:
     tokenizer = BertTokenizer(vocab={word: number for number, word in enumerate(words)})
     model = BertModel(BertConfig(vocab_size=len(words), pad_token_id=8, bos_token_id=10, eos_token_id=11, **SIZES))
     smaller = pruning.prune(model, tokenizer, [0, 1])
-    found = [model.config.pad_token_id, model.config.bos_token_id, model.config.eos_token_id]
-    assert found == smaller.convert_tokens_to_ids(["[PAD]", "[CLS]", "[SEP]"]) == [2, 4, 5]
+    special_ids = [model.config.pad_token_id, model.config.bos_token_id, model.config.eos_token_id]
+    assert special_ids == smaller.convert_tokens_to_ids(["[PAD]", "[CLS]", "[SEP]"]) == [2, 4, 5]

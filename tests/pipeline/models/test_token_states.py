@@ -49,27 +49,29 @@ def theirs(model: CrossEncoder, tmp_path: Path) -> Any:
     """The output of transformers for the same weights, with hidden states and attention probabilities."""
     model.model.save_pretrained(tmp_path)
     with base_models.quiet():
-        whole = AutoModelForSequenceClassification.from_pretrained(tmp_path, attn_implementation="eager")
+        classifier = AutoModelForSequenceClassification.from_pretrained(tmp_path, attn_implementation="eager")
     ids, types, mask = batch()
     extra = {"token_type_ids": types} if model.segments else {}
     with torch.no_grad():
-        return whole(input_ids=ids, attention_mask=mask, output_hidden_states=True, output_attentions=True, **extra)
+        return classifier(
+            input_ids=ids, attention_mask=mask, output_hidden_states=True, output_attentions=True, **extra
+        )
 
 
 def test_states_of_all_tokens_are_transformers_hidden_states(model: CrossEncoder, tmp_path: Path) -> None:
     expected, (ids, types, mask) = theirs(model, tmp_path), batch()
     with torch.no_grad():
-        found = model.read(ids, types, mask, first=(2, 1), token_layers=(2, 1))
+        reading = model.read(ids, types, mask, first=(2, 1), token_layers=(2, 1))
         alone = model.read(ids, types, mask, token_layers=(0, 1, 2), score=False).token_states
         scores = model(ids, types, mask)
-    assert torch.allclose(found.scores, expected.logits[:, 0], atol=1e-5)
+    assert torch.allclose(reading.scores, expected.logits[:, 0], atol=1e-5)
     assert torch.allclose(scores, expected.logits[:, 0], atol=1e-5)
     real = mask.bool()
     for layer in (1, 2):
-        for states in (found.token_states[layer], alone[layer]):
+        for states in (reading.token_states[layer], alone[layer]):
             assert torch.allclose(states[real], expected.hidden_states[layer][real], atol=1e-5)
-    assert torch.allclose(found.first[:, 0], expected.hidden_states[2][:, 0], atol=1e-5)
-    assert torch.allclose(found.first[:, 1], expected.hidden_states[1][:, 0], atol=1e-5)
+    assert torch.allclose(reading.first[:, 0], expected.hidden_states[2][:, 0], atol=1e-5)
+    assert torch.allclose(reading.first[:, 1], expected.hidden_states[1][:, 0], atol=1e-5)
     assert torch.allclose(alone[0][real], expected.hidden_states[0][real], atol=1e-5)
 
 

@@ -57,13 +57,13 @@ def test_importance_is_activation_times_slope_and_padding_has_none(model: CrossE
         total = 0.0
         for row in range(len(ids)):
             length = int(mask[row].sum())
-            one = ids[row : row + 1, :length], types[row : row + 1, :length], mask[row : row + 1, :length]
+            example = ids[row : row + 1, :length], types[row : row + 1, :length], mask[row : row + 1, :length]
             for token in range(length):
-                total += abs(_change_by(model, inner, one, token, unit))
+                total += abs(_change_by(model, inner, example, token, unit))
         assert first[unit].item() == pytest.approx(total, rel=0.05, abs=2e-4)
 
 
-def _change_by(model: CrossEncoder, inner: torch.nn.Linear, one: Any, token: int, unit: int) -> float:
+def _change_by(model: CrossEncoder, inner: torch.nn.Linear, example: Any, token: int, unit: int) -> float:
     """First-order change of the score when one unit of the first layer is off for one token."""
     outer = layers(model)[0][1]
     scores = {}
@@ -76,7 +76,7 @@ def _change_by(model: CrossEncoder, inner: torch.nn.Linear, one: Any, token: int
 
         handle = outer.register_forward_pre_hook(scaled)
         with torch.no_grad():
-            scores[factor] = float(model.double()(*one))
+            scores[factor] = float(model.double()(*example))
         handle.remove()
     model.float()
     low, high = scores.values()

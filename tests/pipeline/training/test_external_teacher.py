@@ -69,19 +69,19 @@ def test_scores_of_a_file_keep_their_order_on_our_scale(
     frame = scored(pairs)
     more = pd.DataFrame([{"row_id": 7, "query_id": "q77", "doc_id": "d0", "score": 3.0}])
     shuffled = pd.concat([frame.sample(frac=1, random_state=3), more])[[*keys, "score"]]
-    made = external_teacher.make(workspace, given(workspace, shuffled), data=data, pairs=pairs, layers=())
-    assert made.manifest.kind == "teacher_scores"
-    assert made.metrics["unused rows"] == 1
-    found = schema.read(made.file("scores.parquet"), "scores").to_pandas()
-    assert found["row_id"].tolist() == frame["row_id"].tolist()
-    slope, shift = np.polyfit(frame["score"], found["score"], 1)
-    np.testing.assert_allclose(frame["score"] * slope + shift, found["score"], atol=1e-4)
+    scores_artifact = external_teacher.make(workspace, given(workspace, shuffled), data=data, pairs=pairs, layers=())
+    assert scores_artifact.manifest.kind == "teacher_scores"
+    assert scores_artifact.metrics["unused rows"] == 1
+    scores = schema.read(scores_artifact.file("scores.parquet"), "scores").to_pandas()
+    assert scores["row_id"].tolist() == frame["row_id"].tolist()
+    slope, shift = np.polyfit(frame["score"], scores["score"], 1)
+    np.testing.assert_allclose(frame["score"] * slope + shift, scores["score"], atol=1e-4)
     assert slope > 0
-    levels = np.array(json.loads(made.file("head.json").read_text(encoding="utf-8"))["thresholds"])
+    levels = np.array(json.loads(scores_artifact.file("head.json").read_text(encoding="utf-8"))["thresholds"])
     assert levels.sum() == pytest.approx(0, abs=1e-9)
     # At the maximum of the likelihood as many pairs are expected in each grade as there are (but for the prior).
     train = frame["split"] == "train"
-    reach = 1 / (1 + np.exp(levels[None] - found.loc[train, "score"].to_numpy()[:, None]))
+    reach = 1 / (1 + np.exp(levels[None] - scores.loc[train, "score"].to_numpy()[:, None]))
     truth = [(frame.loc[train, "grade"] >= grade).mean() for grade in (1, 2)]
     np.testing.assert_allclose(reach.mean(0), truth, atol=0.02)
 
@@ -92,20 +92,20 @@ def test_the_fit_finds_the_model_that_drew_the_grades() -> None:
     levels = np.array([-0.5, 0.4, 2.0])
     chances = 1 / (1 + np.exp(levels[None] - 0.6 * (raw[:, None] - 7)))
     grades = (draw.random((len(raw), 1)) < chances).sum(1)  # One draw a pair: P(grade ≥ k) falls with k.
-    found = external_teacher.fit(raw, grades, np.arange(len(raw)))
-    assert found.slope / found.deviation == pytest.approx(0.6, rel=0.03)
+    scale = external_teacher.fit(raw, grades, np.arange(len(raw)))
+    assert scale.slope / scale.deviation == pytest.approx(0.6, rel=0.03)
     centre = levels.mean()
-    np.testing.assert_allclose(found.thresholds, levels - centre, atol=0.04)
-    np.testing.assert_allclose(found.scores(np.array([7.0, 10.0])), [-centre, 1.8 - centre], atol=0.06)
+    np.testing.assert_allclose(scale.thresholds, levels - centre, atol=0.04)
+    np.testing.assert_allclose(scale.scores(np.array([7.0, 10.0])), [-centre, 1.8 - centre], atol=0.06)
 
 
 def test_scores_that_separate_the_grades_wholly_and_a_grade_without_pairs_stay_finite() -> None:
     raw = np.repeat([0.0, 1.0, 5.0], 50)
     grades = np.repeat([0, 1, 3], 50)
-    found = external_teacher.fit(raw, grades, np.arange(150))
-    assert len(found.thresholds) == 3
-    assert (np.diff(found.thresholds) > 0).all()
-    assert 1 < found.slope < 100
+    scale = external_teacher.fit(raw, grades, np.arange(150))
+    assert len(scale.thresholds) == 3
+    assert (np.diff(scale.thresholds) > 0).all()
+    assert 1 < scale.slope < 100
 
 
 @pytest.mark.parametrize(
@@ -157,21 +157,21 @@ def test_unlabelled_lists_are_found_by_the_query_they_were_drawn_for(world: tupl
         {"row_id": 900 + n, "query_id": name, "doc_id": doc, "grade": -1, "split": "unlabelled", "source": "unlabelled"}
         for n, (name, doc, _) in enumerate(added)
     ]
-    lists = [{"query_id": name, "text": f"text of {asked}", "asked": asked} for name, _, asked in added]
-    whole = pd.concat([frame.drop(columns="score"), pd.DataFrame(rows)])
-    tables = {"pairs": pa.Table.from_pandas(whole, preserve_index=False), "queries": pa.Table.from_pylist(lists)}
+    lists = [{"query_id": name, "text": f"text of {original}", "asked": original} for name, _, original in added]
+    all_pairs = pd.concat([frame.drop(columns="score"), pd.DataFrame(rows)])
+    tables = {"pairs": pa.Table.from_pandas(all_pairs, preserve_index=False), "queries": pa.Table.from_pylist(lists)}
     more = stage(workspace / "more", "pairs", tables)
     extra = pd.DataFrame(
-        [{"query_id": asked, "doc_id": doc, "score": 500.0 + 10 * n} for n, (_, doc, asked) in enumerate(added)]
+        [{"query_id": original, "doc_id": doc, "score": 500.0 + 10 * n} for n, (_, doc, original) in enumerate(added)]
     )
     given_rows = pd.concat([frame[["query_id", "doc_id", "score"]], extra])
-    made = external_teacher.make(workspace, given(workspace, given_rows), data=data, pairs=more, layers=())
-    found = pd.read_parquet(made.file("scores.parquet")).set_index("row_id")["score"]
-    assert found[900] < found[901] < found[902]
+    scores_artifact = external_teacher.make(workspace, given(workspace, given_rows), data=data, pairs=more, layers=())
+    scores = pd.read_parquet(scores_artifact.file("scores.parquet")).set_index("row_id")["score"]
+    assert scores[900] < scores[901] < scores[902]
     # They have no grade, so the fit is the same with and without them.
     alone = external_teacher.make(workspace, given(workspace, frame), data=data, pairs=pairs, layers=())
     before = pd.read_parquet(alone.file("scores.parquet")).set_index("row_id")["score"]
-    np.testing.assert_allclose(found[before.index], before, atol=1e-6)
+    np.testing.assert_allclose(scores[before.index], before, atol=1e-6)
     with pytest.raises(SchemaError, match="1 of 63 pairs, query_id 'q2', doc_id 'd44'"):
         external_teacher.make(workspace, given(workspace, given_rows.iloc[:-1]), data=data, pairs=more, layers=())
 
@@ -199,7 +199,7 @@ def test_impossible_settings_are_refused(values: dict[str, Any], words: str) -> 
         ExternalTeacherConfig(**values)
 
 
-def save_model(place: Path, family: str = "llama") -> Path:
+def save_model(folder: Path, family: str = "llama") -> Path:
     """A random language model with a byte-level tokenizer that knows a few words."""
     words = Tokenizer(BPE())
     words.pre_tokenizer, words.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
@@ -215,19 +215,21 @@ def save_model(place: Path, family: str = "llama") -> Path:
     tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=words, bos_token="<s>", eos_token="</s>"
     )
-    tokenizer.save_pretrained(place)
+    tokenizer.save_pretrained(folder)
     sizes = {"vocab_size": len(tokenizer), "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
     body = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-    made: Any
+    model_config: Any
     if family == "gpt2":
-        made = GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=256, initializer_range=0.4, **sizes)
+        model_config = GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=256, initializer_range=0.4, **sizes)
     else:
         kind = LlamaConfig if family == "llama" else Gemma2Config
         more = {} if family == "llama" else {"final_logit_softcapping": 3.0, "head_dim": 8}
-        made = kind(**sizes, **body, **more, num_key_value_heads=2, max_position_embeddings=256, initializer_range=0.4)
+        model_config = kind(
+            **sizes, **body, **more, num_key_value_heads=2, max_position_embeddings=256, initializer_range=0.4
+        )
     torch.manual_seed(1)
-    AutoModelForCausalLM.from_config(made).save_pretrained(place)
-    return place
+    AutoModelForCausalLM.from_config(model_config).save_pretrained(folder)
+    return folder
 
 
 CONFIG = ExternalTeacherConfig(causal_lm="x", prompt=PROMPT.removeprefix("<s>"), max_tokens=120, max_query_tokens=20)
@@ -239,14 +241,14 @@ PAIRS += [(f"query {n}", "some words " * n) for n in range(1, 8)]
 def test_log_odds_are_those_of_the_models_own_next_token(tmp_path: Path, family: str) -> None:
     judge = Judge.load(save_model(tmp_path, family), CONFIG)
     together = causal_lm_judge.score_shard(judge, PAIRS)
-    for found, (query, document) in zip(together, PAIRS, strict=True):
+    for log_odds, (query, document) in zip(together, PAIRS, strict=True):
         prompt = CONFIG.prompt.replace("{query}", query).replace("{document}", document)
         ids = judge.tokenizer(prompt, return_tensors="pt")["input_ids"]
         assert ids.shape[1] <= CONFIG.max_tokens  # Nothing to cut.
         with torch.no_grad():
             chances = judge.model(input_ids=ids).logits[0, -1].log_softmax(-1)
-        yes, no = (judge.tokenizer.encode(one, add_special_tokens=False) for one in (" yes", " no"))
-        assert found == pytest.approx(float(chances[yes[0]] - chances[no[0]]), abs=2e-4)
+        yes, no = (judge.tokenizer.encode(answer, add_special_tokens=False) for answer in (" yes", " no"))
+        assert log_odds == pytest.approx(float(chances[yes[0]] - chances[no[0]]), abs=2e-4)
     assert together.std() > 0.05
 
 
@@ -257,26 +259,26 @@ CHAT = (
 
 
 def test_a_prompt_in_the_folders_chat_template_is_the_prompt_with_its_marks(tmp_path: Path) -> None:
-    place = save_model(tmp_path)
+    folder = save_model(tmp_path)
     with pytest.raises(ConfigError, match=r"external_teacher\.chat: .* no chat template"):
-        Judge.load(place, replace(CONFIG, chat=True))
-    (place / "chat_template.jinja").write_text(CHAT, encoding="utf-8")
-    judge = Judge.load(place, replace(CONFIG, chat=True, system="some words"))
+        Judge.load(folder, replace(CONFIG, chat=True))
+    (folder / "chat_template.jinja").write_text(CHAT, encoding="utf-8")
+    judge = Judge.load(folder, replace(CONFIG, chat=True, system="some words"))
     written = f"[system] some words [user] {CONFIG.prompt} [answer] none"
-    by_hand = Judge.load(place, replace(CONFIG, prompt=written))
+    by_hand = Judge.load(folder, replace(CONFIG, prompt=written))
     assert judge.inputs(PAIRS) == by_hand.inputs(PAIRS)
     scores = causal_lm_judge.score_shard(judge, PAIRS)
     np.testing.assert_array_equal(scores, causal_lm_judge.score_shard(by_hand, PAIRS))
-    assert np.abs(scores - causal_lm_judge.score_shard(Judge.load(place, CONFIG), PAIRS)).max() > 0.01
+    assert np.abs(scores - causal_lm_judge.score_shard(Judge.load(folder, CONFIG), PAIRS)).max() > 0.01
     with pytest.raises(ConfigError, match=r"external_teacher\.system .* set external_teacher\.chat"):
         replace(CONFIG, system="some words")
 
 
 def test_a_batch_is_scored_as_one_by_one(tmp_path: Path) -> None:
-    place = save_model(tmp_path)
-    judge = Judge.load(place, CONFIG)
+    folder = save_model(tmp_path)
+    judge = Judge.load(folder, CONFIG)
     alone = np.concatenate([causal_lm_judge.score_shard(judge, [pair]) for pair in PAIRS])
-    small = Judge.load(place, replace(CONFIG, batch_tokens=150))
+    small = Judge.load(folder, replace(CONFIG, batch_tokens=150))
     np.testing.assert_allclose(causal_lm_judge.score_shard(judge, PAIRS), alone, atol=1e-4)
     np.testing.assert_allclose(causal_lm_judge.score_shard(small, PAIRS), alone, atol=1e-4)
 
@@ -302,16 +304,16 @@ def test_marks_of_the_model_in_a_document_are_text_and_in_the_prompt_marks(tmp_p
 
 
 def test_an_answer_that_is_not_one_token_is_refused(tmp_path: Path) -> None:
-    place = save_model(tmp_path)
+    folder = save_model(tmp_path)
     with pytest.raises(ConfigError, match=r"external_teacher.positive ' certainly' is not one token"):
-        Judge.load(place, replace(CONFIG, positive=" certainly"))
+        Judge.load(folder, replace(CONFIG, positive=" certainly"))
     with pytest.raises(ConfigError, match="max_tokens 300: the model reads 256"):
-        Judge.load(place, replace(CONFIG, max_tokens=300))
+        Judge.load(folder, replace(CONFIG, max_tokens=300))
     with pytest.raises(ConfigError, match="prompt and query alone"):
-        Judge.load(place, replace(CONFIG, max_tokens=30))
-    (place / "config.json").write_text('{"model_type": "bert"}')
+        Judge.load(folder, replace(CONFIG, max_tokens=30))
+    (folder / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(ConfigError, match="not a causal language model"):
-        Judge.load(place / "nowhere", CONFIG)
+        Judge.load(folder / "nowhere", CONFIG)
 
 
 def test_memory_that_runs_out_says_what_to_lower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -328,39 +330,41 @@ def test_a_killed_scoring_goes_on_after_its_last_shard(
     world: tuple[Path, Artifact, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workspace, data, pairs = world
-    place = save_model(tmp_path / "model")
-    config = replace(CONFIG, causal_lm=str(place))
+    folder = save_model(tmp_path / "model")
+    config = replace(CONFIG, causal_lm=str(folder))
     monkeypatch.setattr(
         external_teacher, "fit", lambda raw, *_: external_teacher.ScoreScale(0.0, 1.0, 1.0, 0.0, (-1.0, 1.0))
     )
-    whole = external_teacher.make(workspace / "straight", config, data=data, pairs=pairs, layers=())
+    uninterrupted = external_teacher.make(workspace / "straight", config, data=data, pairs=pairs, layers=())
     monkeypatch.setattr(causal_lm_judge, "SHARD", 16)
     shard, calls = causal_lm_judge.score_shard, []
 
-    def killed(judge: Judge, asked: Any) -> Any:
-        calls.append(len(asked))
+    def killed(judge: Judge, shard_pairs: Any) -> Any:
+        calls.append(len(shard_pairs))
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return shard(judge, asked)
+        return shard(judge, shard_pairs)
 
     monkeypatch.setattr(causal_lm_judge, "score_shard", killed)
     with pytest.raises(KeyboardInterrupt):
         external_teacher.make(workspace / "killed", config, data=data, pairs=pairs, layers=())
     again = external_teacher.make(workspace / "killed", config, data=data, pairs=pairs, layers=())
     assert calls == [16, 16, 16, 16, 12]
-    assert again.fingerprint == whole.fingerprint
-    scores = [pd.read_parquet(made.file("scores.parquet"))["score"] for made in (whole, again)]
+    assert again.fingerprint == uninterrupted.fingerprint
+    scores = [
+        pd.read_parquet(scores_artifact.file("scores.parquet"))["score"] for scores_artifact in (uninterrupted, again)
+    ]
     np.testing.assert_allclose(*scores, atol=1e-4)
 
 
 def test_a_score_that_is_no_number_stops_the_run(world: tuple[Path, Artifact, Artifact], tmp_path: Path) -> None:
     workspace, data, pairs = world
-    place = save_model(tmp_path / "model")
-    model = AutoModelForCausalLM.from_pretrained(place)
+    folder = save_model(tmp_path / "model")
+    model = AutoModelForCausalLM.from_pretrained(folder)
     torch.nn.init.constant_(model.lm_head.weight, float("nan"))
-    model.save_pretrained(place)
+    model.save_pretrained(folder)
     with pytest.raises(TrainingError, match="score of pair 0 is not a number"):
-        external_teacher.make(workspace, replace(CONFIG, causal_lm=str(place)), data=data, pairs=pairs, layers=())
+        external_teacher.make(workspace, replace(CONFIG, causal_lm=str(folder)), data=data, pairs=pairs, layers=())
 
 
 def test_rounds_of_mining_are_not_mixed_with_an_outside_teacher() -> None:
@@ -373,8 +377,8 @@ def test_rounds_of_mining_are_not_mixed_with_an_outside_teacher() -> None:
 def test_a_recipe_that_needs_an_outside_teachers_states_is_refused_before_its_own_teacher_is_trained() -> None:
     given = ExternalTeacherConfig(scores="a.parquet")
     blind, shallow = RankerConfig(hidden_weight=0.0), RankerConfig(layers=1)
-    for refused, place in (((), "ranker"), ((RankerConfig(), blind), r"assistants\[0\]")):
-        with pytest.raises(ConfigError, match=rf"^{place}\.hidden_weight is 0\.1.*only scores"):
+    for refused, section in (((), "ranker"), ((RankerConfig(), blind), r"assistants\[0\]")):
+        with pytest.raises(ConfigError, match=rf"^{section}\.hidden_weight is 0\.1.*only scores"):
             Recipe(external_teacher=given, assistants=refused)
     for allowed in (
         Recipe(external_teacher=given, assistants=(blind,)),
@@ -387,10 +391,10 @@ def test_names_win_over_the_row_numbers_of_another_table(world: tuple[Path, Arti
     workspace, data, pairs = world
     frame = scored(pairs)
     stale = frame.assign(row_id=frame["row_id"].to_numpy()[::-1])
-    right, found = (
-        external_teacher.make(workspace, given(workspace, one), data=data, pairs=pairs, layers=()).file(
+    right, by_names = (
+        external_teacher.make(workspace, given(workspace, scores_table), data=data, pairs=pairs, layers=()).file(
             "scores.parquet"
         )
-        for one in (frame[["query_id", "doc_id", "score"]], stale)
+        for scores_table in (frame[["query_id", "doc_id", "score"]], stale)
     )
-    assert pd.read_parquet(found).equals(pd.read_parquet(right))
+    assert pd.read_parquet(by_names).equals(pd.read_parquet(right))

@@ -25,7 +25,7 @@ from tests.tables import stage
 SHAPE: dict[str, Any] = {"layers": 2, "hidden": 32, "heads": 4, "intermediate": 48, "vocab_size": 320}
 
 
-def xlnet(place: Path, words: Any) -> Path:
+def xlnet(folder: Path, words: Any) -> Path:
     """A small XLNet, whose special tokens stand behind the pair."""
     plain = Tokenizer.from_str(words.backend_tokenizer.to_str())
     ends = [("[SEP]", words.sep_token_id), ("[CLS]", words.cls_token_id)]
@@ -35,9 +35,9 @@ def xlnet(place: Path, words: Any) -> Path:
     words._tokenizer = plain
     torch.manual_seed(3)
     sizes = {"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 48, "pad_token_id": words.pad_token_id}
-    AutoModel.from_config(XLNetConfig(vocab_size=len(words), **sizes)).save_pretrained(place)
-    words.save_pretrained(place)
-    return place
+    AutoModel.from_config(XLNetConfig(vocab_size=len(words), **sizes)).save_pretrained(folder)
+    words.save_pretrained(folder)
+    return folder
 
 
 def test_xlnet_scores_and_states_are_those_of_transformers(tmp_path: Path) -> None:
@@ -70,13 +70,13 @@ def teach(tmp_path: Path, of_teacher: str, of_student: str, config: RankerConfig
     texts = [*data_tables["documents"]["text"].to_pylist(), *data_tables["queries"]["text"].to_pylist()]
 
     def base(family: str) -> Path:
-        place = tmp_path / f"base-{family}"
+        folder = tmp_path / f"base-{family}"
         scratch = ScratchConfig(family="bert" if family == "xlnet" else family, **SHAPE)  # type: ignore[arg-type]
         words = vocabulary.train(texts, scratch)
         if family == "xlnet":
-            return xlnet(place, words)
-        new_model(place, scratch, words, 7)
-        return place
+            return xlnet(folder, words)
+        new_model(folder, scratch, words, 7)
+        return folder
 
     settings = replace(TEACHER, max_tokens=48, max_query_tokens=12)
     large = teacher.make(tmp_path, settings, CANDIDATES, data=data, pairs=pairs, base=str(base(of_teacher)))
@@ -117,21 +117,21 @@ def test_a_loss_that_a_family_cannot_serve_is_refused_by_its_key(tmp_path: Path,
         ranker.cut(replace(make(), layers=make().layers if case == "layers" else 2), shape, shape)
 
 
-def _config(place: Path, **values: Any) -> None:
-    path = place / "config.json"
+def _config(folder: Path, **values: Any) -> None:
+    path = folder / "config.json"
     path.write_text(path.read_text().replace("{", "{" + "".join(f'"{k}": {v}, ' for k, v in values.items()), 1))
 
 
 WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "no weights": (lambda place: (place / "model.safetensors").unlink(), "holds no model.safetensors"),
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "holds no model.safetensors"),
     "pickled": (
-        lambda place: (place / "model.safetensors").rename(place / "pytorch_model.bin"),
+        lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
         r"\.bin, a format that",
     ),
-    "own code": (lambda place: _config(place, auto_map='{"AutoModel": "modeling.My"}'), "auto_map names code"),
+    "own code": (lambda folder: _config(folder, auto_map='{"AutoModel": "modeling.My"}'), "auto_map names code"),
     "more tokens": (
-        lambda place: (place / "config.json").write_text(
-            (place / "config.json").read_text().replace('"vocab_size": 21', '"vocab_size": 20')
+        lambda folder: (folder / "config.json").write_text(
+            (folder / "config.json").read_text().replace('"vocab_size": 21', '"vocab_size": 20')
         ),
         "has 21 tokens, and config.json 20 embeddings",
     ),
@@ -165,12 +165,12 @@ def test_a_teacher_of_no_family_is_read_by_its_own_forward_pass(
     models = [
         CrossEncoder.start(tmp_path, thresholds=[0.0], max_tokens=32, max_query_tokens=8, seed=1).eval() for _ in "ab"
     ]
-    said = [record.getMessage() for record in caplog.records if "it can only teach" in record.getMessage()]
-    assert len(said) == 1
+    warnings = [record.getMessage() for record in caplog.records if "it can only teach" in record.getMessage()]
+    assert len(warnings) == 1
     ids, types = models[0].template.assemble([5, 6], [7, 8, 9])
     given = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.int64)}
     with torch.no_grad():
         expected = models[0].model(**given, token_type_ids=torch.tensor([types])).logits[0, 0]
-        found = models[0](given["input_ids"], torch.tensor([types]), given["attention_mask"])
-    assert torch.allclose(found[0], expected, atol=1e-6)
+        score = models[0](given["input_ids"], torch.tensor([types]), given["attention_mask"])
+    assert torch.allclose(score[0], expected, atol=1e-6)
     assert tokenizers.positions(models[0].model.config) == 64

@@ -39,19 +39,21 @@ def world(queries: int, noise: dict[str, float], seed: int = 0, docs: int = 12, 
 
 
 def ndcg(frame: pd.DataFrame, weights: Fusion) -> float:
-    found = systems.scored(frame, weights).sort_values("row_id")
-    assert found["row_id"].tolist() == frame["row_id"].tolist()
-    values = by_query(frame["query_id"], frame["grade"], found["fused"].to_numpy(), ids=frame["doc_id"])["ndcg@10"]
+    scored_rows = systems.scored(frame, weights).sort_values("row_id")
+    assert scored_rows["row_id"].tolist() == frame["row_id"].tolist()
+    values = by_query(frame["query_id"], frame["grade"], scored_rows["fused"].to_numpy(), ids=frame["doc_id"])[
+        "ndcg@10"
+    ]
     return float(values[frame.groupby("query_id")["grade"].nunique() > 1].mean())
 
 
 def test_what_is_measured_on_held_out_queries_holds_on_fresh_ones() -> None:
-    weights, found = fusion.fit(world(250, NOISE))
+    weights, figures = fusion.fit(world(250, NOISE))
     fresh = world(1_500, NOISE, seed=1)
-    assert found["ndcg"]["fused"] == pytest.approx(ndcg(fresh, weights), abs=0.025)
+    assert figures["ndcg"]["fused"] == pytest.approx(ndcg(fresh, weights), abs=0.025)
     for name in ("bm25", "encoder", "ranker", "rrf", "rrf_all"):
-        assert found["ndcg"]["fused"] > found["ndcg"][name]
-    assert found["strength"] is not None
+        assert figures["ndcg"]["fused"] > figures["ndcg"][name]
+    assert figures["strength"] is not None
     assert weights.weights["ranker"] > 0
 
 
@@ -59,7 +61,7 @@ def test_the_weights_are_those_of_a_direct_minimisation() -> None:
     frame = world(60, NOISE, docs=6)
     lists = fusion_candidates.candidate_lists(frame)
     candidate = fusion_candidates.Candidate("three", ("bm25", "encoder", "ranker"), 0.1)
-    found = fusion_candidates.candidate_weights(lists, candidate, np.ones(lists.queries, dtype=bool))
+    weights = fusion_candidates.candidate_weights(lists, candidate, np.ones(lists.queries, dtype=bool))
 
     gaps, shares = [], []
     for _, query in frame.groupby("query_id"):
@@ -75,19 +77,19 @@ def test_the_weights_are_those_of_a_direct_minimisation() -> None:
         return float(weights @ weights / 2 + 0.1 * np.array(shares) @ np.logaddexp(0, -scaled @ weights))
 
     expected = minimize(loss, np.zeros(3), tol=1e-12).x / spread
-    np.testing.assert_allclose(found[[0, 2, 4]], expected, rtol=1e-3)
-    assert not found[[1, 3, 5]].any()
+    np.testing.assert_allclose(weights[[0, 2, 4]], expected, rtol=1e-3)
+    assert not weights[[1, 3, 5]].any()
 
 
 @pytest.mark.parametrize("useful", ["bm25", "encoder", "ranker"])
 def test_when_the_others_are_noise_the_useful_score_decides_alone(useful: str) -> None:
     noise = {name: 1.0 if name == useful else 100.0 for name in NOISE}
-    weights, found = fusion.fit(world(80, noise))
+    weights, figures = fusion.fit(world(80, noise))
     alone = {name for name, weight in weights.weights.items() if weight}
     fresh = world(500, noise, seed=2)
     best = Fusion(weights={name: float(name == useful) for name in FEATURES})
     assert ndcg(fresh, weights) > ndcg(fresh, best) - 0.01
-    assert found["ndcg"]["fused"] >= found["ndcg"][useful]
+    assert figures["ndcg"]["fused"] >= figures["ndcg"][useful]
     assert useful in alone or f"{useful}_reciprocal_rank" in alone
 
 
@@ -103,20 +105,20 @@ def direction(weights: Fusion) -> np.ndarray:
 def test_without_evidence_reciprocal_rank_fusion_decides_with_a_reason(
     queries: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    weights, found = fusion.fit(world(queries, NOISE))
+    weights, figures = fusion.fit(world(queries, NOISE))
     np.testing.assert_allclose(direction(weights), direction(Fusion(weights=RRF)))
-    assert found["chosen"] == "rrf"
-    assert f"{fusion.MIN_QUERIES} are needed" in found["reason"]
-    assert found["reason"] in caplog.text
+    assert figures["chosen"] == "rrf"
+    assert f"{fusion.MIN_QUERIES} are needed" in figures["reason"]
+    assert figures["reason"] in caplog.text
 
 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("queries", [5, 12, 19])
 def test_with_few_queries_a_useless_ranker_does_not_spoil_the_order(queries: int, seed: int) -> None:
     noise = {"bm25": 0.5, "encoder": 1.0, "ranker": 50.0}
-    weights, found = fusion.fit(world(queries, noise, seed=seed))
+    weights, figures = fusion.fit(world(queries, noise, seed=seed))
     fresh = world(300, noise, seed=100 + seed)
-    assert found["chosen"] != "ranker"
+    assert figures["chosen"] != "ranker"
     assert ndcg(fresh, weights) > ndcg(fresh, Fusion(weights=RRF)) - 0.02
 
 
@@ -124,9 +126,9 @@ def test_with_few_queries_a_good_ranker_gains_weight_with_their_number() -> None
     noise = {"bm25": 20.0, "encoder": 20.0, "ranker": 0.05}
     shares = []
     for queries in (1, 6, 12, 19):
-        weights, found = fusion.fit(world(queries, noise, seed=3))
+        weights, figures = fusion.fit(world(queries, noise, seed=3))
         shares.append(direction(weights)[FEATURES.index("ranker_reciprocal_rank")])
-        assert found["ndcg"]["fused"] >= found["ndcg"]["rrf"]
+        assert figures["ndcg"]["fused"] >= figures["ndcg"]["rrf"]
     assert shares == sorted(shares)
     assert shares[0] == 0
     assert shares[-1] > 0.4
@@ -135,11 +137,11 @@ def test_with_few_queries_a_good_ranker_gains_weight_with_their_number() -> None
 @pytest.mark.parametrize("queries", [19, 60])
 def test_no_order_that_is_surely_worse_than_bm25_is_taken(queries: int) -> None:
     noise = {"bm25": 0.01, "encoder": 200.0, "ranker": 200.0}
-    weights, found = fusion.fit(world(queries, noise, seed=4))
+    weights, figures = fusion.fit(world(queries, noise, seed=4))
     fresh = world(300, noise, seed=5)
     alone = Fusion(weights={name: float(name == "bm25") for name in FEATURES})
     assert ndcg(fresh, weights) > ndcg(fresh, alone) - 0.03
-    assert found["ndcg"]["fused"] >= found["ndcg"]["bm25"] - 0.03
+    assert figures["ndcg"]["fused"] >= figures["ndcg"]["bm25"] - 0.03
 
 
 @pytest.mark.parametrize("queries", [12, 16, 19])
@@ -148,20 +150,20 @@ def test_a_useless_encoder_is_no_start_for_few_queries(queries: int) -> None:
     alone = Fusion(weights={name: float(name == "bm25") for name in FEATURES})
     losses, chosen = [], set()
     for seed in range(8):
-        weights, found = fusion.fit(world(queries, noise, seed=seed))
+        weights, figures = fusion.fit(world(queries, noise, seed=seed))
         fresh = world(200, noise, seed=100 + seed)
         losses.append(ndcg(fresh, alone) - ndcg(fresh, weights))
-        chosen.add(found["chosen"])
+        chosen.add(figures["chosen"])
     assert "bm25" in chosen
     assert np.mean(losses) < 0.04
 
 
 def test_queries_with_one_grade_teach_nothing() -> None:
     frame = world(40, NOISE).assign(grade=1)
-    _, found = fusion.fit(frame)
-    assert found["queries"] == 0
-    assert found["chosen"] == "rrf"
-    assert found["ndcg"] == {}
+    _, figures = fusion.fit(frame)
+    assert figures["queries"] == 0
+    assert figures["chosen"] == "rrf"
+    assert figures["ndcg"] == {}
 
 
 def test_constant_and_equal_scores_raise_nothing() -> None:
@@ -198,14 +200,14 @@ def test_the_artifact_learns_from_valid_rows_only_and_is_plain_numbers(tmp_path:
     test = world(30, {"bm25": 0.1, "encoder": 50.0, "ranker": 50.0}, seed=3, split="test")
     test["row_id"] += len(valid)
     features, pool = features_and_pool(tmp_path, pd.concat([test, valid], ignore_index=True))
-    made = fusion.make(tmp_path, features=features, pool=pool)
-    expected, found = fusion.fit(valid)
-    text = made.file("fusion.json").read_text(encoding="utf-8")
-    assert list(made.manifest.files) == ["fusion.json"]
+    artifact = fusion.make(tmp_path, features=features, pool=pool)
+    expected, figures = fusion.fit(valid)
+    text = artifact.file("fusion.json").read_text(encoding="utf-8")
+    assert list(artifact.manifest.files) == ["fusion.json"]
     assert Fusion.from_json(text) == expected
     assert set(json.loads(text)["weights"]) == set(FEATURES)
-    assert made.metrics["ndcg"] == found["ndcg"]
-    assert made.metrics["queries"] <= 30
+    assert artifact.metrics["ndcg"] == figures["ndcg"]
+    assert artifact.metrics["queries"] <= 30
 
 
 def test_rows_that_the_pool_does_not_have_are_refused(tmp_path: Path) -> None:
@@ -225,11 +227,11 @@ def test_a_score_that_is_no_number_is_refused_with_its_query() -> None:
 
 def test_fused_scores_equal_a_slow_loop_whatever_the_row_order() -> None:
     frame = world(5, NOISE)
-    weights = Fusion(weights={name: float(place + 1) for place, name in enumerate(FEATURES)})
+    weights = Fusion(weights={name: float(position + 1) for position, name in enumerate(FEATURES)})
     expected = {}
     for _, query in frame.groupby("query_id"):
         rows = table(*(query[name].tolist() for name in ("bm25", "encoder", "ranker")))
         expected |= dict(zip(query["row_id"], weights.scores(rows), strict=True))
-    found = systems.scored(frame.sample(frac=1, random_state=4), weights)
-    got = dict(zip(found["row_id"].tolist(), found["fused"].tolist(), strict=True))
+    scored_rows = systems.scored(frame.sample(frac=1, random_state=4), weights)
+    got = dict(zip(scored_rows["row_id"].tolist(), scored_rows["fused"].tolist(), strict=True))
     assert got == pytest.approx(expected, rel=1e-5)

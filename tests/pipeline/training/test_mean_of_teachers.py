@@ -42,11 +42,11 @@ def test_scores_are_brought_to_the_first_teachers_scale_and_averaged(seed: int, 
     own, other, third = rng.normal(1, 2, 50), rng.normal(-3, 0.5, 50), rng.normal(0, 9, 50)
     first = scores(tmp_path, "first", dict(zip(rows.tolist(), own, strict=True)), states=True)
     shuffled = rng.permutation(50)  # The others have the pairs in another order.
-    others = [
-        scores(tmp_path, name, {int(rows[place]): values[place] for place in shuffled})
+    other_scores = [
+        scores(tmp_path, name, {int(rows[index]): values[index] for index in shuffled})
         for name, values in (("second", other), ("third", third))
     ]
-    mean = teacher_scores.mean(tmp_path, first=first, others=others)
+    mean = teacher_scores.mean(tmp_path, first=first, others=other_scores)
     frame = pd.read_parquet(mean.file("scores.parquet"))
     expected = np.mean([own, *((x - x.mean()) / x.std() * own.std() + own.mean() for x in (other, third))], axis=0)
     assert frame["row_id"].tolist() == rows.tolist()

@@ -20,8 +20,8 @@ QUERIES, DOCUMENTS, FOUND = 12, 40, 15
 CONFIG = MiningConfig(rounds=2, negatives=3, depth=10, guard=0.5)
 
 
-def rows_of(found: Artifact) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = schema.read(found.file("pairs.parquet"), "pairs").to_pylist()
+def rows_of(artifact: Artifact) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = schema.read(artifact.file("pairs.parquet"), "pairs").to_pylist()
     return rows
 
 
@@ -83,16 +83,16 @@ def test_what_is_mined_is_found_early_and_joined_by_no_pair(tmp_path: Path, data
     runs = [run(tmp_path, 1), run(tmp_path, 2)]
     rows = rows_of(candidates.mined(tmp_path, 10, data=data, pairs=pairs, runs=runs))
     best: dict[tuple[str, str], tuple[int, int]] = {}
-    for number, one in enumerate(runs):
-        for row in schema.read(one.file("run.parquet"), "run").to_pylist():
+    for number, run_artifact in enumerate(runs):
+        for row in schema.read(run_artifact.file("run.parquet"), "run").to_pylist():
             key = row["query_id"], row["doc_id"]
             if row["rank"] <= 10:
                 best[key] = min(best.get(key, (99, 9)), (row["rank"], number))
     taken = {(row["query_id"], row["doc_id"]) for row in rows_of(pairs)}
     for query in range(QUERIES):
-        expected = sorted((place, key) for key, place in best.items() if key[0] == f"q{query}" and key not in taken)
-        found = [(row["query_id"], row["doc_id"]) for row in rows if row["query_id"] == f"q{query}"]
-        assert found == ([key for _, key in expected] if query < 9 else [])
+        expected = sorted((rank, key) for key, rank in best.items() if key[0] == f"q{query}" and key not in taken)
+        joined = [(row["query_id"], row["doc_id"]) for row in rows if row["query_id"] == f"q{query}"]
+        assert joined == ([key for _, key in expected] if query < 9 else [])
     assert {(row["grade"], row["source"], row["split"]) for row in rows} == {(0, "mined", "train")}
     assert [row["row_id"] for row in rows] == list(range(len(rows)))
 
@@ -123,8 +123,8 @@ def says(scores: Artifact) -> dict[int, float]:
 def test_the_guard_keeps_out_what_the_teacher_takes_for_relevant(
     tmp_path: Path, data: Artifact, pairs: Artifact
 ) -> None:
-    made, scores, mined, mined_scores = guarded(tmp_path, data, pairs)
-    known, of_pairs, of_mined, all_scores = rows_of(pairs), says(scores), says(mined_scores), says(made)
+    hard_pairs, scores, mined, mined_scores = guarded(tmp_path, data, pairs)
+    known, of_pairs, of_mined, all_scores = rows_of(pairs), says(scores), says(mined_scores), says(hard_pairs)
     by_query: dict[str, list[dict[str, Any]]] = {}
     for row in known:
         if row["split"] == "train":
@@ -139,18 +139,18 @@ def test_the_guard_keeps_out_what_the_teacher_takes_for_relevant(
     for query, rows in by_query.items():
         positives = [of_pairs[row["row_id"]] for row in rows if row["grade"] > 0]
         bound = sum(positives) / len(positives) - margin if positives else -np.inf
-        found = [row for row in rows_of(mined) if row["query_id"] == query and of_mined[row["row_id"]] <= bound]
-        expected += [(query, row["doc_id"], pytest.approx(of_mined[row["row_id"]])) for row in found[:3]]
-    everything = rows_of(made)
+        allowed = [row for row in rows_of(mined) if row["query_id"] == query and of_mined[row["row_id"]] <= bound]
+        expected += [(query, row["doc_id"], pytest.approx(of_mined[row["row_id"]])) for row in allowed[:3]]
+    everything = rows_of(hard_pairs)
     assert everything[: len(known)] == [{key: row[key] for key in everything[0]} for row in known]
     added = everything[len(known) :]
-    found = [(row["query_id"], row["doc_id"], all_scores[row["row_id"]]) for row in added]
-    assert sorted(found, key=lambda row: row[:2]) == sorted(expected, key=lambda row: row[:2])
+    allowed = [(row["query_id"], row["doc_id"], all_scores[row["row_id"]]) for row in added]
+    assert sorted(allowed, key=lambda row: row[:2]) == sorted(expected, key=lambda row: row[:2])
     assert len({row["row_id"] for row in everything}) == len(everything)
     assert not any(row["query_id"] == "q0" for row in added)  # It has no positive.
     assert all(all_scores[number] == pytest.approx(value, rel=1e-6) for number, value in of_pairs.items())
-    assert made.metrics["kept"] == len(added) > 10
-    assert made.metrics["guarded"] > 10
+    assert hard_pairs.metrics["kept"] == len(added) > 10
+    assert hard_pairs.metrics["guarded"] > 10
 
 
 def test_a_wider_margin_lets_fewer_pass(tmp_path: Path, data: Artifact, pairs: Artifact) -> None:

@@ -25,13 +25,13 @@ def changed(section: str, **values: Any) -> Recipe:
     return dataclasses.replace(RECIPE, **{section: dataclasses.replace(getattr(RECIPE, section), **values)})
 
 
-def folder(place: Path, *, hidden: int = 32, heads: int = 2, layers: int = 4, words: str = "oak steel") -> str:
+def folder(path: Path, *, hidden: int = 32, heads: int = 2, layers: int = 4, words: str = "oak steel") -> str:
     """A base without weights: nothing here may read them."""
     listed = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words.split()]
-    BertTokenizer(vocab={word: number for number, word in enumerate(listed)}).save_pretrained(place)
+    BertTokenizer(vocab={word: number for number, word in enumerate(listed)}).save_pretrained(path)
     sizes = {"hidden_size": hidden, "num_attention_heads": heads, "num_hidden_layers": layers}
-    BertConfig(vocab_size=len(listed), **sizes).save_pretrained(place)
-    return str(place)
+    BertConfig(vocab_size=len(listed), **sizes).save_pretrained(path)
+    return str(path)
 
 
 @pytest.mark.parametrize(
@@ -96,16 +96,16 @@ def test_an_encoder_that_its_base_cannot_give_is_refused(tmp_path: Path, base: s
         preflight.check_encoder(changed("encoder", base=base, layers=5))
 
 
-def model(place: Path, **values: Any) -> str:
+def model(path: Path, **values: Any) -> str:
     """A folder with a model's config and nothing else."""
     sizes = {"model_type": "bert", "hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 4}
     sizes |= {"intermediate_size": 64, "vocab_size": 30, "max_position_embeddings": 64}
-    place.mkdir()
-    (place / "config.json").write_text(
+    path.mkdir()
+    (path / "config.json").write_text(
         json.dumps({name: value for name, value in (sizes | values).items() if value is not None}), encoding="utf-8"
     )
-    (place / "model.safetensors").write_bytes(b"")
-    return str(place)
+    (path / "model.safetensors").write_bytes(b"")
+    return str(path)
 
 
 XLNET = {"model_type": "xlnet", "max_position_embeddings": None, "n_layer": 4, "d_model": 32, "n_head": 2}

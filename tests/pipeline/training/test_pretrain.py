@@ -41,12 +41,12 @@ PLACES = ("prairie", "cellar", "mountains", "ocean", "jungle", "desert")
 def texts(count: int, seed: int = 0) -> list[str]:
     """Sentences whose words follow from one another, so that there is something to guess."""
     rng = random.Random(seed)
-    made = []
+    documents = []
     for _ in range(count):
         n = rng.randrange(len(ANIMALS))
         english = f"The {ANIMALS[n]} eats {FOODS[n]} and lives in the {PLACES[n]} for {rng.randint(2, 30)} years."
-        made.append(rng.choice((english, f"第{n}种动物喜欢吃东西，住在很远的地方。", f"{english} {english}")))
-    return made
+        documents.append(rng.choice((english, f"第{n}种动物喜欢吃东西，住在很远的地方。", f"{english} {english}")))
+    return documents
 
 
 def data(workspace: Path, documents: Sequence[str]) -> Artifact:
@@ -74,21 +74,21 @@ def data(workspace: Path, documents: Sequence[str]) -> Artifact:
 
 def task_of(workspace: Path, config: PretrainConfig, documents: Sequence[str]) -> MaskedTask:
     corpus = pretrain.read_corpus(data(workspace, documents), config.loop.seed)
-    place = workspace / "start"
+    folder = workspace / "start"
     tokenizer = vocabulary.train([*corpus.documents, *corpus.queries], config.scratch)
-    pretrain.new_model(place, config.scratch, tokenizer, seed=1)
-    return MaskedTask(MaskedModel.start(place, config), corpus, config)
+    pretrain.new_model(folder, config.scratch, tokenizer, seed=1)
+    return MaskedTask(MaskedModel.start(folder, config), corpus, config)
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     workspace = tmp_path_factory.mktemp("pretrained")
     config = replace(CONFIG, loop=replace(CONFIG.loop, epochs=8.0))
     return pretrain.make(workspace, config, "scratch", data=data(workspace, texts(300)))
 
 
-def test_held_out_words_are_guessed_better_after(made: Artifact) -> None:
-    metrics = made.metrics
+def test_held_out_words_are_guessed_better_after(pretrained: Artifact) -> None:
+    metrics = pretrained.metrics
     assert metrics["masked_loss"] < 0.6 * metrics["masked_loss before"]
     assert metrics["masked_accuracy"] > 2 * metrics["masked_accuracy before"]
     assert metrics["held_out"] == 15
@@ -107,15 +107,15 @@ def test_a_new_model_starts_from_the_frequencies_and_another_from_its_head(tmp_p
     assert torch.equal(decoder.bias, head)
 
 
-def test_the_folder_opens_with_transformers(made: Artifact) -> None:
-    place = base_models.folder(made)
-    tokenizer = AutoTokenizer.from_pretrained(place)
+def test_the_folder_opens_with_transformers(pretrained: Artifact) -> None:
+    folder = base_models.folder(pretrained)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     inputs = tokenizer(["The horse eats", "动物"], ["grass", "地方"], return_tensors="pt", padding=True)
-    states = AutoModel.from_pretrained(place).eval()(**inputs).last_hidden_state
+    states = AutoModel.from_pretrained(folder).eval()(**inputs).last_hidden_state
     assert states.shape[:2] == inputs["input_ids"].shape
     assert states.shape[2] == SCRATCH.hidden
     with base_models.quiet():
-        model = AutoModelForSequenceClassification.from_pretrained(place, num_labels=1)
+        model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1)
     assert model.config.hidden_dropout_prob == 0.1  # Off in pre-training, not in what is handed on.
 
 
@@ -127,8 +127,8 @@ def test_what_is_saved_is_what_was_trained(tmp_path: Path) -> None:
     task.model.save(tmp_path / "saved")
     ids = torch.tensor([[2, 7, 9, 11, 3]])
     expected = task.model.model.base_model(input_ids=ids).last_hidden_state
-    found = AutoModel.from_pretrained(tmp_path / "saved").eval()(input_ids=ids).last_hidden_state
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    states = AutoModel.from_pretrained(tmp_path / "saved").eval()(input_ids=ids).last_hidden_state
+    torch.testing.assert_close(states, expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "albert"])
@@ -138,7 +138,7 @@ def test_given_weights_are_learned_further_and_keep_their_pooler(tmp_path: Path,
     first = pretrain.make(tmp_path, short, "scratch", data=source)
     second = pretrain.make(tmp_path, short, str(first.path), data=source)
     assert second.manifest.inputs["base"] == base_models.digest(str(first.path))
-    before, after = (load_file(made.file("model/model.safetensors")) for made in (first, second))
+    before, after = (load_file(artifact.file("model/model.safetensors")) for artifact in (first, second))
     assert before.keys() == after.keys()
     assert any(name.startswith("pooler") for name in before)
     for name, value in before.items():
@@ -188,9 +188,9 @@ def test_held_out_documents_are_not_learned_from_and_others_once_an_epoch(tmp_pa
     held_out = set(task.document[task.held_out].tolist())
     for epoch in range(2):
         steps = task.plan(epoch)
-        places = np.concatenate([chunk.examples for step in steps for chunk in step.chunks])
-        assert sorted(places) == sorted(task.train)
-        assert not held_out & set(task.document[places].tolist())
+        examples = np.concatenate([chunk.examples for step in steps for chunk in step.chunks])
+        assert sorted(examples) == sorted(task.train)
+        assert not held_out & set(task.document[examples].tolist())
         for step in steps:
             assert {chunk.masked for chunk in step.chunks} == {
                 sum(int(task.masked[chunk.examples].sum()) for chunk in step.chunks)
@@ -204,19 +204,19 @@ def test_held_out_documents_are_not_learned_from_and_others_once_an_epoch(tmp_pa
 def test_every_epoch_reads_another_part_of_a_long_document(tmp_path: Path) -> None:
     words = " ".join(random.Random(5).choice(ANIMALS + FOODS) for _ in range(90))
     task = task_of(tmp_path, CONFIG, [*texts(30), words])
-    [place] = [n for n in task.train if task.document[n] == 30 and task.query[n] < 0]
-    whole = task.documents[30]
-    assert len(whole) > 60
+    [example] = [n for n in task.train if task.document[n] == 30 and task.query[n] < 0]
+    document = task.documents[30]
+    assert len(document) > 60
     starts = set()
     for epoch in range(8):
         [start] = [
-            int(chunk.starts[np.flatnonzero(chunk.examples == place)[0]])
+            int(chunk.starts[np.flatnonzero(chunk.examples == example)[0]])
             for step in task.plan(epoch)
             for chunk in step.chunks
-            if place in chunk.examples
+            if example in chunk.examples
         ]
-        ids, _, flags = task._input(int(place), start)
-        assert ids[1:-1] == whole[start : start + 30]
+        ids, _, flags = task._input(int(example), start)
+        assert ids[1:-1] == document[start : start + 30]
         assert flags == [False, *[True] * 30, False]
         starts.add(start)
     assert len(starts) > 4
@@ -224,24 +224,24 @@ def test_every_epoch_reads_another_part_of_a_long_document(tmp_path: Path) -> No
 
 def test_the_loss_is_that_of_transformers_for_the_same_masks(tmp_path: Path) -> None:
     task = task_of(tmp_path, CONFIG, texts(40))
-    place = next(int(n) for n in task.train if task.query[n] >= 0)  # A packed pair, with its segments.
+    example = next(int(n) for n in task.train if task.query[n] >= 0)  # A packed pair, with its segments.
     seen: list[Any] = []
     forward = task.model.forward
     task.model.forward = lambda inputs, chosen, **how: seen.append((inputs, chosen)) or forward(inputs, chosen, **how)  # type: ignore
     torch.manual_seed(4)
-    loss, logs = task.loss(MaskedChunk(np.array([place]), np.array([0]), int(task.masked[place])))
+    loss, logs = task.loss(MaskedChunk(np.array([example]), np.array([0]), int(task.masked[example])))
     [([inputs], [chosen])] = seen
-    ids, types, _ = task._input(place, 0)
+    ids, types, _ = task._input(example, 0)
     assert inputs.token_type_ids.tolist() == [types]
     labels = torch.tensor([ids]).masked_fill(~chosen, -100)
-    whole = task.model.model(
+    output = task.model.model(
         input_ids=inputs.input_ids,
         token_type_ids=inputs.token_type_ids,
         attention_mask=inputs.attention_mask,
         labels=labels,
     )
-    assert loss.item() == pytest.approx(whole.loss.item(), rel=1e-5)
-    right = (whole.logits.argmax(-1) == labels)[chosen].float().mean()
+    assert loss.item() == pytest.approx(output.loss.item(), rel=1e-5)
+    right = (output.logits.argmax(-1) == labels)[chosen].float().mean()
     assert float(logs["accuracy"]) == pytest.approx(float(right))
 
 
@@ -262,7 +262,7 @@ def test_batches_read_together_have_the_loss_and_gradients_of_each_by_itself(
     def gradients(loss: torch.Tensor) -> dict[str, torch.Tensor]:
         task.model.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        return {name: one.grad.clone() for name, one in task.model.named_parameters() if one.grad is not None}
+        return {name: weight.grad.clone() for name, weight in task.model.named_parameters() if weight.grad is not None}
 
     torch.manual_seed(7)
     loss, _ = task.loss(chunk)
@@ -289,19 +289,19 @@ def test_a_step_in_chunks_is_the_same_step(tmp_path: Path) -> None:
     """With all tokens to guess and one fate for all of them, only the division into chunks differs."""
     task = task_of(tmp_path, replace(CONFIG, mask_share=1.0), texts(40))
     task.ordinary = torch.tensor([task.mask_id])
-    places = task.train[:12]
+    examples = task.train[:12]
     masks = torch.where  # The tenth that stays would differ with the draw: mask it as well.
 
     def losses(parts: Sequence[Any]) -> float:
-        total = int(task.masked[places].sum())
+        total = int(task.masked[examples].sum())
         return sum(float(task.loss(MaskedChunk(part, part * 0, total))[0].detach()) for part in parts)
 
-    def all_masked(ids: torch.Tensor, content: torch.Tensor, *others: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def all_masked(ids: torch.Tensor, content: torch.Tensor, *_: Any) -> tuple[torch.Tensor, torch.Tensor]:
         return masks(content, task.mask_id, ids), content
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(masked_lm, "mask", all_masked)
-        assert losses([places[:5], places[5:6], places[6:]]) == pytest.approx(losses([places]), rel=1e-5)
+        assert losses([examples[:5], examples[5:6], examples[6:]]) == pytest.approx(losses([examples]), rel=1e-5)
 
 
 def test_masks_are_exact_in_number_and_eighty_ten_ten_in_kind() -> None:
@@ -405,11 +405,11 @@ def test_a_saved_model_opens_with_its_own_tokenizer_and_frequencies(tmp_path: Pa
 
 def test_a_token_budget_ends_pretraining(tmp_path: Path) -> None:
     source = data(tmp_path, texts(80))
-    whole, bounded = (
+    unbounded, bounded = (
         pretrain.make(
             tmp_path, replace(CONFIG, loop=replace(CONFIG.loop, epochs=3.0, max_tokens=most)), "scratch", data=source
         )
         for most in (0, 1500)
     )
-    assert bounded.metrics["steps"] < whole.metrics["steps"]
+    assert bounded.metrics["steps"] < unbounded.metrics["steps"]
     assert bounded.metrics["steps"] * CONFIG.loop.tokens_per_batch == pytest.approx(1500, abs=600)

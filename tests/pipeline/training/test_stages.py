@@ -108,22 +108,22 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 def valid_ndcg(world: World, scores: Artifact) -> float:
     table = pq.read_table(world.pairs.file("pairs.parquet")).to_pandas()
-    found = table.merge(pq.read_table(scores.file("scores.parquet")).to_pandas(), on="row_id", validate="1:1")
-    found = found[found["split"] == "valid"]
-    return float(metrics.by_query(found["query_id"], found["grade"], found["score"])["ndcg@10"].mean())
+    rows = table.merge(pq.read_table(scores.file("scores.parquet")).to_pandas(), on="row_id", validate="1:1")
+    rows = rows[rows["split"] == "valid"]
+    return float(metrics.by_query(rows["query_id"], rows["grade"], rows["score"])["ndcg@10"].mean())
 
 
 def test_the_teacher_learns_and_says_what_it_measured(world: World) -> None:
-    said = world.teacher.metrics
-    assert said["ndcg@10 before"] < 0.85
-    assert said["ndcg@10"] > 0.98
+    measured = world.teacher.metrics
+    assert measured["ndcg@10 before"] < 0.85
+    assert measured["ndcg@10"] > 0.98
     scores = teacher_scores.score(
         world.workspace, model=world.teacher, data=world.data, pairs=world.pairs, split="valid"
     )
-    assert valid_ndcg(world, scores) == pytest.approx(said["ndcg@10"], abs=1e-4)
-    assert said["pairs"] == 12 * 40 * CANDIDATES.max_list
-    assert 0 <= said["padding_share"] < 0.15
-    assert set(said["history"][-1]) == {"step", "loss", "ordinal", "pairwise"}
+    assert valid_ndcg(world, scores) == pytest.approx(measured["ndcg@10"], abs=1e-4)
+    assert measured["pairs"] == 12 * 40 * CANDIDATES.max_list
+    assert 0 <= measured["padding_share"] < 0.15
+    assert set(measured["history"][-1]) == {"step", "loss", "ordinal", "pairwise"}
 
 
 def test_the_same_teacher_is_not_trained_twice(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,8 +134,8 @@ def test_the_same_teacher_is_not_trained_twice(world: World, monkeypatch: pytest
 
 def test_scores_of_a_split_read_its_texts_alone(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = CrossEncoder.load(world.teacher.path)
-    whole = pair_tokens.read_pairs(world.data, world.pairs, model.tokenizer, max_query_tokens=6, max_tokens=24)
-    expected = scoring.cross_scores(model, whole, whole.indices("valid"))
+    all_pairs = pair_tokens.read_pairs(world.data, world.pairs, model.tokenizer, max_query_tokens=6, max_tokens=24)
+    expected = scoring.cross_scores(model, all_pairs, all_pairs.indices("valid"))
     read, tokenise = [], pair_tokens.tokenise
 
     def counted(tokenizer: Any, texts: Any, *rest: Any) -> pair_tokens.Ragged:
@@ -143,11 +143,13 @@ def test_scores_of_a_split_read_its_texts_alone(world: World, tmp_path: Path, mo
         return tokenise(tokenizer, texts, *rest)
 
     monkeypatch.setattr(pair_tokens, "tokenise", counted)
-    made = teacher_scores.score(tmp_path, model=world.teacher, data=world.data, pairs=world.pairs, split="valid")
+    scores_artifact = teacher_scores.score(
+        tmp_path, model=world.teacher, data=world.data, pairs=world.pairs, split="valid"
+    )
     assert read == [QUERIES // 3, QUERIES // 3 * LIST]
-    found = pq.read_table(made.file("scores.parquet"))
-    assert found["row_id"].to_numpy().tolist() == whole.rows[whole.indices("valid")].tolist()
-    assert np.array_equal(found["score"].to_numpy(), expected)
+    scores = pq.read_table(scores_artifact.file("scores.parquet"))
+    assert scores["row_id"].to_numpy().tolist() == all_pairs.rows[all_pairs.indices("valid")].tolist()
+    assert np.array_equal(scores["score"].to_numpy(), expected)
 
 
 def test_teacher_targets_are_joined_by_row_id(world: World) -> None:
@@ -160,15 +162,15 @@ def test_teacher_targets_are_joined_by_row_id(world: World) -> None:
     )
     targets = TeacherTargets.read(world.teacher, world.teacher_scores, moved)
     assert targets.layers == (2,)
-    for place in (0, 17, 300):
-        ids, types = batches.pair_inputs(moved, np.array([place]), model.template)[0]
+    for index in (0, 17, 300):
+        ids, types = batches.pair_inputs(moved, np.array([index]), model.template)[0]
         with torch.no_grad():
             reading = model.read(
                 torch.tensor([ids]), torch.tensor([types]), torch.ones(1, len(ids), dtype=torch.long), first=(2,)
             )
-        assert targets.scores[place] == pytest.approx(reading.scores.item(), abs=0.05)  # bf16 here and there
-        found = targets.states_of(np.array([place]), (2,))
-        assert torch.nn.functional.cosine_similarity(found, reading.first, dim=-1).item() > 0.999
+        assert targets.scores[index] == pytest.approx(reading.scores.item(), abs=0.05)  # bf16 here and there
+        states = targets.states_of(np.array([index]), (2,))
+        assert torch.nn.functional.cosine_similarity(states, reading.first, dim=-1).item() > 0.999
 
 
 def test_scores_of_another_teacher_are_refused(world: World) -> None:
@@ -202,13 +204,17 @@ def test_narrow_states_keep_the_inner_products_of_wide_ones(world: World) -> Non
     narrow = teacher_scores.make(
         world.workspace, teacher=world.teacher, data=world.data, pairs=world.pairs, layers=(1, 3), width=6
     )
-    whole, short = (np.load(found.file("states.npy")).astype(np.float64) for found in (wide, narrow))
-    assert short.shape == (QUERIES * LIST, 2, 6)
+    wide_states, narrow_states = (
+        np.load(scores_artifact.file("states.npy")).astype(np.float64) for scores_artifact in (wide, narrow)
+    )
+    assert narrow_states.shape == (QUERIES * LIST, 2, 6)
     for layer in range(2):
-        reference = TruncatedSVD(6, algorithm="arpack", random_state=0).fit(whole[:, layer])
-        expected = reference.transform(whole[:, layer])
+        reference = TruncatedSVD(6, algorithm="arpack", random_state=0).fit(wide_states[:, layer])
+        expected = reference.transform(wide_states[:, layer])
         scale = np.abs(expected @ expected.T).max()
-        assert short[:, layer] @ short[:, layer].T == pytest.approx(expected @ expected.T, abs=0.02 * scale)
+        assert narrow_states[:, layer] @ narrow_states[:, layer].T == pytest.approx(
+            expected @ expected.T, abs=0.02 * scale
+        )
         assert 0.5 < narrow.metrics["kept"][layer] <= 1.0
 
 
@@ -220,10 +226,10 @@ def test_a_student_wider_than_the_teacher_is_refused(world: World) -> None:
 
 
 def test_without_layers_there_are_no_states(world: World) -> None:
-    found = teacher_scores.make(
+    scores_artifact = teacher_scores.make(
         world.workspace, teacher=world.teacher, data=world.data, pairs=world.pairs, layers=(), width=32
     )
-    assert set(found.manifest.files) == {"scores.parquet"}
+    assert set(scores_artifact.manifest.files) == {"scores.parquet"}
 
 
 def test_ranker_and_plain_student_learn(world: World) -> None:
@@ -233,11 +239,11 @@ def test_ranker_and_plain_student_learn(world: World) -> None:
         for scores in (world.teacher_scores, None)
     )
     assert distilled.fingerprint != plain.fingerprint
-    for made in (distilled, plain):
-        assert made.metrics["ndcg@10"] > 0.98
-        assert made.metrics["keep_layers"] == [2, 4]
+    for student in (distilled, plain):
+        assert student.metrics["ndcg@10"] > 0.98
+        assert student.metrics["keep_layers"] == [2, 4]
         foretold = ranker.cut(RANKER, base_models.shape(world.base), base_models.shape(world.base))
-        assert CrossEncoder.load(made.path).shape == replace(foretold, tokenizer=None)
+        assert CrossEncoder.load(student.path).shape == replace(foretold, tokenizer=None)
     assert set(distilled.metrics["history"][-1]) == {"step", "loss", "ordinal", "pairwise", "soft", "margin", "hidden"}
     alike = replace(RANKER, soft_weight=0.9, plain=not RANKER.plain)  # Nothing that a plain student depends on.
     again = ranker.make(world.workspace, alike, CANDIDATES, **inputs, teacher_scores=None)
@@ -249,11 +255,11 @@ def test_ranker_and_plain_student_learn(world: World) -> None:
 
     scores = {
         name: pq.read_table(
-            teacher_scores.score(world.workspace, model=made, data=world.data, pairs=world.pairs, split="valid").file(
+            teacher_scores.score(world.workspace, model=model, data=world.data, pairs=world.pairs, split="valid").file(
                 "scores.parquet"
             )
         )["score"].to_numpy()
-        for name, made in (("teacher", world.teacher), ("distilled", distilled), ("plain", plain))
+        for name, model in (("teacher", world.teacher), ("distilled", distilled), ("plain", plain))
     }
     near, far = (np.corrcoef(scores["teacher"], scores[name])[0, 1] for name in ("distilled", "plain"))
     assert near > 0.95
@@ -267,7 +273,7 @@ def test_a_ranker_from_another_base_than_the_teacher(world: World) -> None:
     scores = teacher_scores.make(
         world.workspace, teacher=world.teacher, data=world.data, pairs=world.pairs, layers=layers, width=width
     )
-    made = ranker.make(
+    student = ranker.make(
         world.workspace,
         config,
         CANDIDATES,
@@ -276,8 +282,8 @@ def test_a_ranker_from_another_base_than_the_teacher(world: World) -> None:
         teacher=world.teacher,
         teacher_scores=scores,
     )
-    assert CrossEncoder.load(made.path).layers == 3
-    assert made.manifest.inputs["base"]
+    assert CrossEncoder.load(student.path).layers == 3
+    assert student.manifest.inputs["base"]
 
 
 def test_layers_that_are_not_there_are_refused(world: World) -> None:
@@ -292,7 +298,7 @@ def test_layers_that_are_not_there_are_refused(world: World) -> None:
 
 
 def test_the_encoder_learns_from_the_base_and_its_projection(world: World) -> None:
-    made = encoder.make(
+    trained = encoder.make(
         world.workspace,
         ENCODER,
         CANDIDATES,
@@ -301,21 +307,21 @@ def test_the_encoder_learns_from_the_base_and_its_projection(world: World) -> No
         base=str(world.base),
         teacher_scores=world.teacher_scores,
     )
-    assert made.metrics["ndcg@10"] > made.metrics["ndcg@10 before"] + 0.03
-    assert set(made.metrics["history"][-1]) == {"step", "loss", "margin", "in_batch"}
-    model = BiEncoder.load(made.path)
+    assert trained.metrics["ndcg@10"] > trained.metrics["ndcg@10 before"] + 0.03
+    assert set(trained.metrics["history"][-1]) == {"step", "loss", "margin", "in_batch"}
+    model = BiEncoder.load(trained.path)
     assert model.dense.weight.shape == (8, 32)
-    assert load_file(made.file("model/2_Dense/model.safetensors"))["linear.bias"].shape == (8,)
+    assert load_file(trained.file("model/2_Dense/model.safetensors"))["linear.bias"].shape == (8,)
     pairs = pair_tokens.read_pairs(world.data, world.pairs, model.tokenizer, max_query_tokens=6, max_tokens=20)
     valid = pairs.indices("valid")
     cosines = scoring.cosines(model, pairs, valid, precision="fp32")
     assert np.abs(cosines).max() <= 1 + 1e-5
-    assert scoring.ndcg(pairs, valid, cosines) == pytest.approx(made.metrics["ndcg@10"], abs=1e-4)
+    assert scoring.ndcg(pairs, valid, cosines) == pytest.approx(trained.metrics["ndcg@10"], abs=1e-4)
 
 
 def test_an_encoder_whose_body_is_not_trained_is_its_base_with_a_projection(world: World) -> None:
     config = replace(ENCODER, train_body=False, projection="similarities", similarity_weight=0.0)
-    made = encoder.make(
+    trained = encoder.make(
         world.workspace,
         config,
         CANDIDATES,
@@ -324,14 +330,14 @@ def test_an_encoder_whose_body_is_not_trained_is_its_base_with_a_projection(worl
         base=str(world.base),
         teacher_scores=world.teacher_scores,
     )
-    model, base = BiEncoder.load(made.path), encoder.untrained(config, str(world.base))
+    model, base = BiEncoder.load(trained.path), encoder.untrained(config, str(world.base))
     weights = base.model.state_dict()
     assert all(torch.equal(value, weights[name]) for name, value in model.model.state_dict().items())
-    assert made.metrics["steps"] == 0
+    assert trained.metrics["steps"] == 0
     pairs = pair_tokens.read_pairs(world.data, world.pairs, model.tokenizer, max_query_tokens=6, max_tokens=20)
     valid = pairs.indices("valid")
     cosines = scoring.cosines(model, pairs, valid, precision="fp32")
-    assert scoring.ndcg(pairs, valid, cosines) == pytest.approx(made.metrics["ndcg@10"], abs=1e-4)
+    assert scoring.ndcg(pairs, valid, cosines) == pytest.approx(trained.metrics["ndcg@10"], abs=1e-4)
 
 
 def test_an_encoder_wider_than_its_base_is_refused(world: World) -> None:
@@ -368,14 +374,14 @@ def test_a_step_cut_into_chunks_has_the_gradient_of_the_whole(world: World) -> N
             loss, _ = task.loss(chunk)
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.item()
-        found = [parameter.grad for parameter in task.model.parameters() if parameter.grad is not None]
-        return len(step.chunks), total, found
+        values = [parameter.grad for parameter in task.model.parameters() if parameter.grad is not None]
+        return len(step.chunks), total, values
 
-    one, whole, first = gradients(8000)
+    chunks, uncut, first = gradients(8000)
     several, parts, second = gradients(300)
-    assert one == 1
+    assert chunks == 1
     assert several > 2
-    assert parts == pytest.approx(whole, rel=1e-5)
+    assert parts == pytest.approx(uncut, rel=1e-5)
     for left, right in zip(first, second, strict=True):
         assert torch.allclose(left, right, atol=1e-5 * max(1.0, float(left.abs().max())))
 
@@ -384,9 +390,9 @@ def test_first_thresholds_are_the_log_odds_of_the_grades(world: World) -> None:
     model = CrossEncoder.load(world.teacher.path)
     pairs = pair_tokens.read_pairs(world.data, world.pairs, model.tokenizer, max_query_tokens=6, max_tokens=24)
     grades = pairs.grades[pairs.indices("train")]
-    found = cross_encoder.first_thresholds(pairs)
-    for place, value in enumerate(found):
-        below = (grades <= place).mean()
+    thresholds = cross_encoder.first_thresholds(pairs)
+    for level, value in enumerate(thresholds):
+        below = (grades <= level).mean()
         assert 1 / (1 + np.exp(-value)) == pytest.approx(below, abs=0.01)
     with pytest.raises(TrainingError, match="no pair has a grade above 0"):
         cross_encoder.first_thresholds(replace(pairs, grades=pairs.grades * 0))
@@ -412,11 +418,11 @@ def test_the_encoders_negatives_are_documents_nobody_joined_with_the_query(world
     queries, documents, query, document = task._numbers(chunk.indices)
     positive, allowed = task._contrasts(queries, documents, query, document, chunk.indices)
     judged = set(zip(pairs.query.tolist(), pairs.document.tolist(), strict=True))
-    for row, one in enumerate(queries.tolist()):
-        grades = {pairs.document[place]: pairs.grades[place] for place in chunk.indices if pairs.query[place] == one}
+    for row, number in enumerate(queries.tolist()):
+        grades = {pairs.document[index]: pairs.grades[index] for index in chunk.indices if pairs.query[index] == number}
         top = max(grades.values())
         for column, other in enumerate(documents.tolist()):
-            assert bool(allowed[row, column]) == ((one, other) not in judged)
+            assert bool(allowed[row, column]) == ((number, other) not in judged)
             assert bool(positive[row, column]) == (top > 0 and grades.get(other) == top)
 
 
@@ -461,9 +467,9 @@ def test_without_valid_pairs_the_last_state_is_kept(world: World, tmp_path: Path
     kept = pair_table.filter(pa.compute.equal(pair_table["split"], "train"))
     data, pairs = stage(tmp_path, "data", data_tables), stage(tmp_path, "pairs", {"pairs": kept})
     config = replace(TEACHER, loop=replace(LOOP, epochs=0.5))
-    made = teacher.make(tmp_path, config, CANDIDATES, data=data, pairs=pairs, base=str(world.base))
-    assert made.metrics["ndcg@10"] is None
-    assert made.metrics["steps"] > 0
+    trained = teacher.make(tmp_path, config, CANDIDATES, data=data, pairs=pairs, base=str(world.base))
+    assert trained.metrics["ndcg@10"] is None
+    assert trained.metrics["steps"] > 0
 
 
 def test_an_unknown_base_is_said_before_anything_is_made(world: World, tmp_path: Path) -> None:
@@ -479,7 +485,7 @@ def test_scores_in_bf16_are_near_those_in_fp32(world: World) -> None:
         scoring.cross_scores(model, pairs, np.arange(len(pairs)), precision=precision) for precision in ("fp32", "bf16")
     )
     assert np.abs(exact - rough).max() < 0.03 * exact.std()
-    one_by_one = [scoring.cross_scores(model, pairs, np.array([place]), precision="fp32")[0] for place in (0, 5, 200)]
+    one_by_one = [scoring.cross_scores(model, pairs, np.array([index]), precision="fp32")[0] for index in (0, 5, 200)]
     assert exact[[0, 5, 200]] == pytest.approx(one_by_one, abs=1e-4)
 
 
@@ -513,10 +519,10 @@ def test_pruned_students_score_alike_and_their_cards_say_so(world: World, tmp_pa
         inputs = {"data": world.data, "pairs": world.pairs, "teacher_scores": world.teacher_scores}
         students.append(ranker.make(world.workspace, config, CANDIDATES, **inputs, teacher=world.teacher))
         encoders.append(encoder.make(world.workspace, shorter, CANDIDATES, **inputs, base=base))
-    for whole, small in (students, encoders):
+    for unpruned, small in (students, encoders):
         cut = small.metrics["vocabulary"]
         assert (cut["before"] - cut["after"], cut["bytes_saved"]) == (len(unused), len(unused) * 32 * 4)
-        assert "vocabulary" not in whole.metrics
+        assert "vocabulary" not in unpruned.metrics
         text = small.file("model/README.md").read_text(encoding="utf-8")
         assert f"{cut['before']} → {cut['after']} tokens" in text
         assert str(world.workspace) not in text
@@ -524,11 +530,11 @@ def test_pruned_students_score_alike_and_their_cards_say_so(world: World, tmp_pa
     assert "losses and weights: ordinal 1, pairwise 1\n" in world.teacher.file("model/README.md").read_text()
 
     before, after = (
-        teacher_scores.score(world.workspace, model=one, data=world.data, pairs=world.pairs, split="valid")
-        for one in students
+        teacher_scores.score(world.workspace, model=student, data=world.data, pairs=world.pairs, split="valid")
+        for student in students
     )
     assert scores_of(after) == pytest.approx(scores_of(before), abs=1e-6)
-    wide, narrow = (BiEncoder.load(one.path) for one in encoders)
+    wide, narrow = (BiEncoder.load(artifact.path) for artifact in encoders)
     cosines = []
     for model in (wide, narrow):
         pairs = pair_tokens.read_pairs(world.data, world.pairs, model.tokenizer, max_query_tokens=6, max_tokens=20)
@@ -536,5 +542,5 @@ def test_pruned_students_score_alike_and_their_cards_say_so(world: World, tmp_pa
     assert cosines[1] == pytest.approx(cosines[0], abs=1e-6)
 
 
-def scores_of(made: Artifact) -> Any:
-    return pq.read_table(made.file("scores.parquet")).column("score").to_numpy()
+def scores_of(scores_artifact: Artifact) -> Any:
+    return pq.read_table(scores_artifact.file("scores.parquet")).column("score").to_numpy()

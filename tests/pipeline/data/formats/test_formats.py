@@ -390,12 +390,12 @@ def test_the_digest_of_a_database_follows_its_content(tmp_path: Path) -> None:
 
 def test_the_digest_of_files_follows_their_content_not_their_place(tmp_path: Path) -> None:
     digests = []
-    for place in ("one", "two", "three"):
-        (tmp_path / place).mkdir()
-        wands(tmp_path / place)
-        if place == "three":
-            lines(tmp_path / place / "label.csv", "id\tquery_id\tproduct_id\tlabel", "0\t0\t0\tPartial")
-        digests.append(sources.find(SourceConfig(path=place), tmp_path).digest)
+    for folder in ("one", "two", "three"):
+        (tmp_path / folder).mkdir()
+        wands(tmp_path / folder)
+        if folder == "three":
+            lines(tmp_path / folder / "label.csv", "id\tquery_id\tproduct_id\tlabel", "0\t0\t0\tPartial")
+        digests.append(sources.find(SourceConfig(path=folder), tmp_path).digest)
     assert digests[0] == digests[1] != digests[2]
 
 

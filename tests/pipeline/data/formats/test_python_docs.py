@@ -133,10 +133,10 @@ def write(root: Path, files: Mapping[str, str]) -> Path:
 
 
 def grades(source: Tables) -> dict[str, dict[str, int]]:
-    found: dict[str, dict[str, int]] = {}
+    by_query: dict[str, dict[str, int]] = {}
     for row in source.judgments.to_pylist():
-        found.setdefault(row["query_id"], {})[row["doc_id"]] = row["grade"]
-    return found
+        by_query.setdefault(row["query_id"], {})[row["doc_id"]] = row["grade"]
+    return by_query
 
 
 def test_documents_bear_the_names_that_users_write(library: Path) -> None:
@@ -168,11 +168,11 @@ def test_the_summary_is_the_query_and_not_in_the_document(library: Path) -> None
 
 
 def test_grades_are_the_authors(library: Path) -> None:
-    found = grades(python_docs.read([library]))
-    assert found["lib.sum"] == {"lib.sum": 3, "lib.mean": 2, "lib.Frame.total": 2}
-    assert found["lib.mean"] == {"lib.mean": 3, "lib.sum": 1}
-    assert found["lib.frame.Series.total"] == {"lib.frame.Series.total": 3, "lib.Frame.total": 2}
-    assert found["lib.Frame.total"] == {"lib.Frame.total": 3, "lib.sum": 1, "lib.frame.Series.total": 1}
+    by_query = grades(python_docs.read([library]))
+    assert by_query["lib.sum"] == {"lib.sum": 3, "lib.mean": 2, "lib.Frame.total": 2}
+    assert by_query["lib.mean"] == {"lib.mean": 3, "lib.sum": 1}
+    assert by_query["lib.frame.Series.total"] == {"lib.frame.Series.total": 3, "lib.Frame.total": 2}
+    assert by_query["lib.Frame.total"] == {"lib.Frame.total": 3, "lib.sum": 1, "lib.frame.Series.total": 1}
 
 
 def test_tables_keep_the_contract_and_join(library: Path) -> None:
@@ -261,8 +261,8 @@ def test_whole_documents_begin_with_their_summaries(library: Path) -> None:
     apart = python_docs.read([library]).documents
     joined = python_docs.with_summaries(apart.set_column(2, "text", apart["text"].cast(pa.large_string())))
     assert joined.column_names == ["doc_id", "title", "text"]
-    for row, whole in zip(apart.to_pylist(), joined.to_pylist(), strict=True):
-        assert whole["text"] == f"{row['summary']}.\n\n{row['text']}"
+    for row, joined_row in zip(apart.to_pylist(), joined.to_pylist(), strict=True):
+        assert joined_row["text"] == f"{row['summary']}.\n\n{row['text']}"
 
 
 def test_docstrings_that_calls_attach_to_c_functions(tmp_path: Path) -> None:
@@ -281,8 +281,8 @@ def test_docstrings_that_calls_attach_to_c_functions(tmp_path: Path) -> None:
             "net/functional.py": 'conv = _add_docstr(net.conv, """Convolution.""")',
         },
     )
-    found = {docstring.name: docstring.text for docstring in docstrings.read([tmp_path])}
-    assert found == {
+    texts = {docstring.name: docstring.text for docstring in docstrings.read([tmp_path])}
+    assert texts == {
         "num.zeros": "Zeros.",
         "num.array.sort": "Sort in place.",
         "net.abs": "Absolute value {of}.",
@@ -294,14 +294,14 @@ def test_names_and_texts_are_those_that_python_itself_reports() -> None:
     """Against the imported modules of the standard library that are cheap to import."""
     wanted = {"heapq", "json", "email", "logging", "asyncio", "statistics", "textwrap", "urllib", "csv", "shutil"}
     stdlib = Path(sysconfig.get_path("stdlib"))
-    found = [
+    own = [
         docstring
         for docstring in docstrings.read([stdlib])
         if docstring.name.partition(".")[0] in wanted and "windows" not in docstring.name
     ]
-    assert len(found) > 400
+    assert len(own) > 400
     same = 0
-    for docstring in found:
+    for docstring in own:
         thing = pydoc.locate(docstring.name)
         same += thing is not None and (inspect.getdoc(thing) or "").strip() == docstring.text.strip()
-    assert same / len(found) > 0.97  # A few are replaced by C versions or live in `if` branches for other systems.
+    assert same / len(own) > 0.97  # A few are replaced by C versions or live in `if` branches for other systems.

@@ -47,13 +47,13 @@ def test_each_kind_of_file_gives_the_same_tables(tmp_path: Path, suffix: str) ->
 
 
 def test_several_files_are_one_table_and_ids_follow_the_texts(tmp_path: Path) -> None:
-    whole = sources.read(write(tmp_path / "ratings.csv"), tmp_path)
+    single = sources.read(write(tmp_path / "ratings.csv"), tmp_path)
     (tmp_path / "parts").mkdir()
     write(tmp_path / "parts" / "a.csv", ROWS[:1])
     write(tmp_path / "parts" / "b.csv", ROWS[1:])
     (tmp_path / "parts" / "._b.csv").write_bytes(b"\x00")
     parts = sources.read(SourceConfig(path="parts/*.csv", columns=COLUMNS), tmp_path)
-    assert parts.judgments.equals(whole.judgments)
+    assert parts.judgments.equals(single.judgments)
 
 
 @pytest.mark.parametrize(
@@ -115,10 +115,10 @@ def test_convert_takes_the_map_as_one_option(tmp_path: Path) -> None:
 
 def test_a_source_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> None:
     config = write(tmp_path / "ratings.csv")
-    found = sources.find(config, tmp_path)
+    source = sources.find(config, tmp_path)
     write(tmp_path / "ratings.csv", ROWS[:2])
     with pytest.raises(InputError, match=r"ratings\.csv: changed while it was read"):
-        found.read()
+        source.read()
 
 
 def test_the_type_of_a_database_column_does_not_depend_on_the_batches(

@@ -16,10 +16,10 @@ def test_qrels_agree_with_trec_eval(tmp_path: Path) -> None:
     path.write_text("q1 0 d1 2\nq1\t0\td2\t0\nq2  Q0   d1  1\n\nq3 0 d-9 -2\n")
     with path.open() as file:
         expected = pytrec_eval.parse_qrel(line for line in file if line.strip())
-    found: dict[str, dict[str, int]] = {}
+    grades: dict[str, dict[str, int]] = {}
     for row in trec_files.read_qrels(path).to_pylist():
-        found.setdefault(row["query_id"], {})[row["doc_id"]] = row["grade"]
-    assert found == expected
+        grades.setdefault(row["query_id"], {})[row["doc_id"]] = row["grade"]
+    assert grades == expected
 
 
 @pytest.mark.parametrize("seed", range(5))

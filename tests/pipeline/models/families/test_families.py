@@ -52,15 +52,15 @@ def test_scores_and_states_are_those_of_transformers(base_of: Bases, variant: st
         model.model.set_attn_implementation(kind)
     with torch.no_grad():
         expected = hub(input_ids=ids, attention_mask=mask, output_hidden_states=True, **given)
-        found = model.read(ids, types, mask, first=(1, 2, 3, 4), token_layers=(0, 2))
+        reading = model.read(ids, types, mask, first=(1, 2, 3, 4), token_layers=(0, 2))
     states = expected.hidden_states
-    assert torch.allclose(found.scores, expected.logits[:, 0], atol=2e-5)
+    assert torch.allclose(reading.scores, expected.logits[:, 0], atol=2e-5)
     assert expected.logits.std() > 1e-3
     for layer in (1, 2, 3):
-        assert torch.allclose(found.first[:, layer - 1], states[layer][:, 0], atol=2e-5), layer
+        assert torch.allclose(reading.first[:, layer - 1], states[layer][:, 0], atol=2e-5), layer
     real = mask.bool()
     for layer in (0, 2):
-        assert torch.allclose(found.token_states[layer][real], states[layer][real], atol=2e-5), layer
+        assert torch.allclose(reading.token_states[layer][real], states[layer][real], atol=2e-5), layer
 
 
 @pytest.mark.parametrize("kind", ["eager", "sdpa"])
@@ -75,10 +75,12 @@ def test_batches_read_together_are_each_read_alone(base_of: Bases, variant: str,
     def learn(scores: Tensor, states: Tensor) -> dict[str, Tensor]:
         model.zero_grad()
         ((scores * weights).sum() + (states * weights[:, None, None]).sum()).backward()  # type: ignore[no-untyped-call]
-        return {name: one.grad.clone() for name, one in model.named_parameters() if one.grad is not None}
+        return {
+            name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None
+        }
 
-    alone = [model.read(*one, first=(3, 1)) for one in inputs]
-    scores, states = torch.cat([one.scores for one in alone]), torch.cat([one.first for one in alone])
+    alone = [model.read(*padded, first=(3, 1)) for padded in inputs]
+    scores, states = torch.cat([reading.scores for reading in alone]), torch.cat([reading.first for reading in alone])
     together = model.read_together(inputs, first=(3, 1))
     assert torch.allclose(together.scores, scores, atol=2e-5)
     assert torch.allclose(together.first, states, atol=2e-5)
@@ -107,9 +109,9 @@ def test_a_whole_layer_from_its_parts_is_the_layer(base_of: Bases, variant: str)
     body, added = model.model.base_model, packed.padding(mask)
     for number in range(1, model.layers + 1):
         with torch.no_grad():
-            whole = model.family.run_layer(body, number, hidden, added)
+            output = model.family.run_layer(body, number, hidden, added)
             parts = packed.whole_layer(model.family, body, number, hidden, added)
-        assert torch.allclose(whole[mask.bool()], parts[mask.bool()], atol=2e-5), number
+        assert torch.allclose(output[mask.bool()], parts[mask.bool()], atol=2e-5), number
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -146,7 +148,9 @@ def test_layers_that_run_again_give_the_same_gradients(base_of: Bases, variant: 
     def gradients() -> dict[str, Tensor]:
         model.zero_grad()
         model(*inputs).sum().backward()
-        return {name: one.grad.clone() for name, one in model.named_parameters() if one.grad is not None}
+        return {
+            name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None
+        }
 
     plain = gradients()
     with memory.recomputed(model):

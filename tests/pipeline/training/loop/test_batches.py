@@ -90,9 +90,9 @@ def test_lengths_do_not_decide_who_goes_together() -> None:
 
 def test_chunks_hold_whole_queries_within_the_memory_budget() -> None:
     lengths, groups = world()
-    whole = batches.plan(lengths, groups, CONFIG, max_list=8, epoch=0)
+    uncut = batches.plan(lengths, groups, CONFIG, max_list=8, epoch=0)
     cut = batches.plan(lengths, groups, replace(CONFIG, chunk_tokens=1100), max_list=8, epoch=0)
-    assert [set(np.concatenate(step)) for step in whole] == [set(np.concatenate(step)) for step in cut]
+    assert [set(np.concatenate(step)) for step in uncut] == [set(np.concatenate(step)) for step in cut]
     assert all(batches.padded_tokens(lengths[chunk]) <= 1100 for chunk in chunks_of(cut))
     assert max(len(step) for step in cut) >= 2
     for step in cut:
@@ -114,7 +114,7 @@ def best_cost(lengths: list[int]) -> int:
     ordered = sorted(lengths, reverse=True)
     costs = []
     for cuts in range(2 ** (len(ordered) - 1)):
-        ends = [place + 1 for place in range(len(ordered) - 1) if cuts >> place & 1] + [len(ordered)]
+        ends = [position + 1 for position in range(len(ordered) - 1) if cuts >> position & 1] + [len(ordered)]
         begin, cost = 0, 0
         for end in ends:
             cost += ordered[begin] * (end - begin) + batches.BATCH_COST_TOKENS
@@ -126,10 +126,10 @@ def best_cost(lengths: list[int]) -> int:
 @given(st.lists(st.integers(1, 200), min_size=1, max_size=9))
 def test_rectangles_are_the_best_cut_of_the_sorted_lengths(lengths: list[int]) -> None:
     array = np.array(lengths)
-    found = batches.length_groups(array)
-    assert sorted(np.concatenate(found).tolist()) == list(range(len(lengths)))
-    assert all(array[places[0]] == array[places].max() for places in found)
-    cost = batches.padded_tokens(array) + batches.BATCH_COST_TOKENS * len(found)
+    groups = batches.length_groups(array)
+    assert sorted(np.concatenate(groups).tolist()) == list(range(len(lengths)))
+    assert all(array[group[0]] == array[group].max() for group in groups)
+    cost = batches.padded_tokens(array) + batches.BATCH_COST_TOKENS * len(groups)
     assert cost == best_cost(lengths)
 
 
@@ -145,18 +145,18 @@ def test_little_is_wasted_on_padding() -> None:
 
 def test_scoring_batches_hold_each_text_once_within_the_budget() -> None:
     lengths, _ = world()
-    found = list(batches.scoring_batches(lengths, 500))
-    assert sorted(np.concatenate(found).tolist()) == list(range(len(lengths)))
-    assert all(len(places) * int(lengths[places].max()) <= 500 or len(places) == 1 for places in found)
+    chunks = list(batches.scoring_batches(lengths, 500))
+    assert sorted(np.concatenate(chunks).tolist()) == list(range(len(lengths)))
+    assert all(len(chunk) * int(lengths[chunk].max()) <= 500 or len(chunk) == 1 for chunk in chunks)
 
 
 def test_ids_are_those_of_the_tokenizer_without_special_tokens(untrained: Any) -> None:
     tokenizer = CrossEncoder.load(untrained.ranker.path).tokenizer
     texts = ["steel angle", "", "one gallon of solid colour " * 9]
-    found = pair_tokens.tokenise(tokenizer, texts, 10)
+    ids = pair_tokens.tokenise(tokenizer, texts, 10)
     for number, text in enumerate(texts):
-        assert found[number] == tokenizer.encode(text, add_special_tokens=False).ids[:10]
-    assert found.lengths.tolist() == [len(found[number]) for number in range(3)]
+        assert ids[number] == tokenizer.encode(text, add_special_tokens=False).ids[:10]
+    assert ids.lengths.tolist() == [len(ids[number]) for number in range(3)]
     assert len(pair_tokens.tokenise(tokenizer, [], 10)) == 0
 
 
@@ -178,13 +178,13 @@ def test_pairs_carry_the_texts_of_their_ids(untrained: Any) -> None:
         row["query_id"]: row for row in schema.read(untrained.data.file("queries.parquet"), "queries").to_pylist()
     }
     assert len(pairs) == len(table)
-    for place, row in enumerate(table):
+    for index, row in enumerate(table):
         document = documents[row["doc_id"]]
         text = f"{document['title']}\n{document['text']}" if document["text"] else document["title"]
         query = queries[row["query_id"]]["text"]
-        assert pairs.documents[pairs.document[place]] == model.tokenizer.encode(text, add_special_tokens=False).ids
-        assert pairs.queries[pairs.query[place]] == model.tokenizer.encode(query, add_special_tokens=False).ids[:12]
-        assert (pairs.rows[place], pairs.grades[place], pairs.split[place]) == (
+        assert pairs.documents[pairs.document[index]] == model.tokenizer.encode(text, add_special_tokens=False).ids
+        assert pairs.queries[pairs.query[index]] == model.tokenizer.encode(query, add_special_tokens=False).ids[:12]
+        assert (pairs.rows[index], pairs.grades[index], pairs.split[index]) == (
             row["row_id"],
             row["grade"],
             row["split"],
@@ -202,12 +202,12 @@ def test_lengths_are_those_of_the_assembled_inputs(untrained: Any) -> None:
 def test_a_rectangle_is_its_inputs_and_padding(untrained: Any) -> None:
     pairs, model = opened(untrained)
     inputs = batches.pair_inputs(pairs, np.array([3, 0, 11]), model.template)
-    found = batches.pad(inputs, torch.device("cpu"))
-    assert found.input_ids.shape[1] == max(len(ids) for ids, _ in inputs)
+    padded = batches.pad(inputs, torch.device("cpu"))
+    assert padded.input_ids.shape[1] == max(len(ids) for ids, _ in inputs)
     for row, (ids, types) in enumerate(inputs):
-        assert found.input_ids[row, : len(ids)].tolist() == ids
-        assert found.token_type_ids[row, : len(ids)].tolist() == types
-        assert found.attention_mask[row].sum() == len(ids)
+        assert padded.input_ids[row, : len(ids)].tolist() == ids
+        assert padded.token_type_ids[row, : len(ids)].tolist() == types
+        assert padded.attention_mask[row].sum() == len(ids)
 
 
 def test_a_pair_without_its_document_is_named(untrained: Any, tmp_path: Path) -> None:

@@ -44,9 +44,9 @@ class Lists:
 
 def network() -> nn.Module:
     torch.manual_seed(0)
-    made = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 1))
-    made.register_parameter("unused", nn.Parameter(torch.ones(3, 3)))  # No process ever has a gradient for it.
-    return made
+    layers = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 1))
+    layers.register_parameter("unused", nn.Parameter(torch.ones(3, 3)))  # No process ever has a gradient for it.
+    return layers
 
 
 SCRIPT = """
@@ -79,20 +79,20 @@ def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
     ran = under_torchrun(tmp_path)
     assert ran.returncode == 0, ran.stderr
     module = network()
-    found = train(module, Lists(module), CONFIG, label="one", checkpoint=tmp_path / "one")
-    one, two, again = (load_file(max((tmp_path / name).iterdir())) for name in ("one", "first", "second"))
-    assert set(one) == set(two)
-    assert "optimizer.exp_avg.0.weight" in one  # Of the gradients of all steps.
-    assert "optimizer.exp_avg.unused" not in one
-    for name, value in one.items():
-        assert torch.allclose(value, two[name], rtol=0, atol=1e-6), name
-        assert torch.equal(two[name], again[name])
+    result = train(module, Lists(module), CONFIG, label="one", checkpoint=tmp_path / "one")
+    alone, first, second = (load_file(max((tmp_path / name).iterdir())) for name in ("one", "first", "second"))
+    assert set(alone) == set(first)
+    assert "optimizer.exp_avg.0.weight" in alone  # Of the gradients of all steps.
+    assert "optimizer.exp_avg.unused" not in alone
+    for name, value in alone.items():
+        assert torch.allclose(value, first[name], rtol=0, atol=1e-6), name
+        assert torch.equal(first[name], second[name])
     history, evaluations, examples = eval((tmp_path / "history").read_text())
-    assert [point["rows"] for point in history] == [point["rows"] for point in found.history]
-    assert [point["loss"] for point in history] == pytest.approx([point["loss"] for point in found.history], abs=1e-4)
-    assert [step for step, _ in evaluations] == [step for step, _ in found.evaluations]
-    assert [value for _, value in evaluations] == pytest.approx([value for _, value in found.evaluations], abs=1e-4)
-    assert examples == found.examples
+    assert [point["rows"] for point in history] == [point["rows"] for point in result.history]
+    assert [point["loss"] for point in history] == pytest.approx([point["loss"] for point in result.history], abs=1e-4)
+    assert [step for step, _ in evaluations] == [step for step, _ in result.evaluations]
+    assert [value for _, value in evaluations] == pytest.approx([value for _, value in result.evaluations], abs=1e-4)
+    assert examples == result.examples
 
 
 @pytest.mark.parametrize("processes", [2, 3, 8])
@@ -105,14 +105,14 @@ def test_balanced_chunks_hold_whole_lists_and_are_of_like_size(processes: int) -
         assert len(chunks) % processes == 0
         assert sorted(np.concatenate(chunks).tolist()) == list(range(300))
         assert all(batches.padded_tokens(lengths[chunk]) <= limit for chunk in chunks)
-        whole = [{*places.tolist()} for places in lists]
-        assert all(sum(len(one & {*chunk.tolist()}) for one in whole) == len(chunk) for chunk in chunks)
-        assert all(not (one & (held := {*chunk.tolist()})) or one <= held for one in whole for chunk in chunks)
+        groups = [{*indices.tolist()} for indices in lists]
+        assert all(sum(len(group & {*chunk.tolist()}) for group in groups) == len(chunk) for chunk in chunks)
+        assert all(not (group & (held := {*chunk.tolist()})) or group <= held for group in groups for chunk in chunks)
         sizes = [int(lengths[chunk].sum()) for chunk in chunks]
-        assert max(sizes) - min(sizes) <= max(int(lengths[places].sum()) for places in lists)
+        assert max(sizes) - min(sizes) <= max(int(lengths[indices].sum()) for indices in lists)
 
 
 def test_fewer_lists_than_processes_are_a_chunk_each() -> None:
     lists = [np.arange(3), np.arange(3, 5)]
-    found = batches.balanced(lists, np.full(5, 10), 30, 4)
-    assert sorted(map(len, found)) == [2, 3]
+    chunks = batches.balanced(lists, np.full(5, 10), 30, 4)
+    assert sorted(map(len, chunks)) == [2, 3]

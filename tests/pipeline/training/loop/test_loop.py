@@ -73,25 +73,29 @@ class Noisy:
 
 def same_weights(first: nn.Module, second: nn.Module) -> bool:
     pairs = zip(first.state_dict().values(), second.state_dict().values(), strict=True)
-    return all(torch.equal(one, other) for one, other in pairs)
+    return all(torch.equal(value, other) for value, other in pairs)
 
 
 def test_ten_steps_killed_and_ten_more_are_twenty_steps(tmp_path: Path) -> None:
     straight, broken = network(), network()
-    whole = train(straight, Noisy(straight), CONFIG, label="straight", checkpoint=tmp_path / "straight")
+    uninterrupted = train(straight, Noisy(straight), CONFIG, label="straight", checkpoint=tmp_path / "straight")
     with pytest.raises(Killed):
         train(broken, Noisy(broken, stop_at=21), CONFIG, label="broken", checkpoint=tmp_path / "broken")
 
     resumed = network()
     task = Noisy(resumed)
-    found = train(resumed, task, CONFIG, label="resumed", checkpoint=tmp_path / "broken")
+    result = train(resumed, task, CONFIG, label="resumed", checkpoint=tmp_path / "broken")
 
     assert task.calls == 20  # ten steps of two chunks: the first ten were not done again
     assert same_weights(straight, resumed)
-    assert found.history == whole.history
-    assert found.evaluations == whole.evaluations
-    assert (found.best, found.best_step, found.before) == (whole.best, whole.best_step, whole.before)
-    assert (found.step, found.examples, found.tokens, found.padded) == (20, 160, 160, 200)
+    assert result.history == uninterrupted.history
+    assert result.evaluations == uninterrupted.evaluations
+    assert (result.best, result.best_step, result.before) == (
+        uninterrupted.best,
+        uninterrupted.best_step,
+        uninterrupted.before,
+    )
+    assert (result.step, result.examples, result.tokens, result.padded) == (20, 160, 160, 200)
 
 
 def test_a_point_of_the_history_is_the_same_where_a_kill_fell_into_its_steps(
@@ -99,12 +103,12 @@ def test_a_point_of_the_history_is_the_same_where_a_kill_fell_into_its_steps(
 ) -> None:
     monkeypatch.setattr(loop, "HISTORY", 4)
     straight, broken, resumed = network(), network(), network()
-    whole = train(straight, Noisy(straight), CONFIG, label="straight")
+    uninterrupted = train(straight, Noisy(straight), CONFIG, label="straight")
     with pytest.raises(Killed):
         train(broken, Noisy(broken, stop_at=25), CONFIG, label="broken", checkpoint=tmp_path)  # Twelve steps are done.
-    found = train(resumed, Noisy(resumed), CONFIG, label="resumed", checkpoint=tmp_path)
-    assert [point["step"] for point in found.history] == [5, 10, 15, 20]
-    assert found.history == whole.history
+    result = train(resumed, Noisy(resumed), CONFIG, label="resumed", checkpoint=tmp_path)
+    assert [point["step"] for point in result.history] == [5, 10, 15, 20]
+    assert result.history == uninterrupted.history
 
 
 def test_the_same_without_a_kept_best_state(tmp_path: Path) -> None:
@@ -120,9 +124,9 @@ def test_the_same_without_a_kept_best_state(tmp_path: Path) -> None:
 def run_to_the_end(folder: Path, kill_at: int) -> None:
     """Trains in the child process and leaves the weights in `folder`."""
     module = network()
-    found = train(module, Noisy(module, kill_at=kill_at), CONFIG, label="child", checkpoint=folder / "checkpoint")
+    result = train(module, Noisy(module, kill_at=kill_at), CONFIG, label="child", checkpoint=folder / "checkpoint")
     torch.save(module.state_dict(), folder / "weights.pt")
-    (folder / "progress.json").write_text(json.dumps([found.evaluations, found.history]))
+    (folder / "progress.json").write_text(json.dumps([result.evaluations, result.history]))
 
 
 def test_a_process_killed_for_real_goes_on_bit_by_bit(tmp_path: Path) -> None:
@@ -159,17 +163,17 @@ def test_the_best_state_is_kept_even_where_it_is_the_first() -> None:
     module = network()
     start = {name: value.clone() for name, value in module.state_dict().items()}
     task = Noisy(module)
-    found = train(module, task, replace(CONFIG, learning_rate=5.0), label="too fast")
-    assert found.best == max(task.measures)
-    assert (found.best_step, found.best) == (0, found.before)
+    result = train(module, task, replace(CONFIG, learning_rate=5.0), label="too fast")
+    assert result.best == max(task.measures)
+    assert (result.best_step, result.best) == (0, result.before)
     assert all(torch.equal(start[name], value) for name, value in module.state_dict().items())
 
 
 def test_evaluations_are_spread_and_the_last_is_at_the_end() -> None:
     module = network()
-    found = train(module, Noisy(module), CONFIG, label="spread")
-    assert [step for step, _ in found.evaluations] == [0, 5, 10, 15, 20]
-    assert found.best == pytest.approx(max(value for _, value in found.evaluations), abs=1e-5)
+    result = train(module, Noisy(module), CONFIG, label="spread")
+    assert [step for step, _ in result.evaluations] == [0, 5, 10, 15, 20]
+    assert result.best == pytest.approx(max(value for _, value in result.evaluations), abs=1e-5)
 
 
 @pytest.mark.parametrize(("epochs", "steps"), [(0.5, 10), (1.0, 20), (2.25, 45), (0.001, 1)])
@@ -190,15 +194,15 @@ def test_nothing_to_train_on_says_so() -> None:
 
 def test_the_history_is_the_mean_of_what_the_task_logged() -> None:
     module = network()
-    found = train(module, Noisy(module), CONFIG, label="history")
-    assert [point["step"] for point in found.history] == list(range(1, 21))
-    for point in found.history:
+    result = train(module, Noisy(module), CONFIG, label="history")
+    assert [point["step"] for point in result.history] == list(range(1, 21))
+    for point in result.history:
         assert point["half"] == pytest.approx(point["loss"] / 2, abs=1e-4)
 
 
 def test_the_rate_warms_up_and_falls_to_a_tenth() -> None:
     rates = [schedule.linear_rate(step, 100, 0.1) for step in range(100)]
-    assert rates[:10] == pytest.approx([0.1 * place for place in range(1, 11)])
+    assert rates[:10] == pytest.approx([0.1 * step for step in range(1, 11)])
     assert rates[-1] == pytest.approx(0.1)
     falls = [first - second for first, second in itertools.pairwise(rates[10:])]
     assert falls == pytest.approx([falls[0]] * len(falls))
@@ -208,9 +212,11 @@ def test_the_rate_warms_up_and_falls_to_a_tenth() -> None:
 def test_decay_spares_vectors_and_fresh_parameters_learn_faster() -> None:
     module = network()
     groups = loop.parameter_groups(module, replace(CONFIG, fresh_rate=7.0), ["3."])
-    found = {id(parameter): (group["rate"], group["weight_decay"]) for group in groups for parameter in group["params"]}
+    options = {
+        id(parameter): (group["rate"], group["weight_decay"]) for group in groups for parameter in group["params"]
+    }
     expected = {"0.weight": (1.0, 0.01), "0.bias": (1.0, 0.0), "3.weight": (7.0, 0.01), "3.bias": (7.0, 0.0)}
-    assert {name: found[id(parameter)] for name, parameter in module.named_parameters()} == expected
+    assert {name: options[id(parameter)] for name, parameter in module.named_parameters()} == expected
 
 
 def test_tied_weights_are_saved_once_and_come_back(tmp_path: Path) -> None:
@@ -226,9 +232,9 @@ def test_tied_weights_are_saved_once_and_come_back(tmp_path: Path) -> None:
     F.cross_entropy(first.out(first.words(torch.arange(5))), torch.arange(5)).backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     checkpoint.save(tmp_path, first, optimizer, {}, checkpoint.Progress(step=3))
-    found = checkpoint.restore(tmp_path, second, torch.optim.AdamW(second.parameters()), {})
-    assert found is not None
-    assert found.step == 3
+    progress = checkpoint.restore(tmp_path, second, torch.optim.AdamW(second.parameters()), {})
+    assert progress is not None
+    assert progress.step == 3
     assert torch.equal(first.out.weight, second.words.weight)
     assert second.out.weight is second.words.weight
 
@@ -363,13 +369,13 @@ BOUNDED = replace(CONFIG, epochs=0.1, max_tokens=100, warmup_share=0.2)
 def test_a_bound_of_tokens_ends_annealed_over_as_many_epochs_as_it_takes() -> None:
     module = network()
     task = Unlike(module)
-    found = train(module, task, BOUNDED, label="bounded")
+    result = train(module, task, BOUNDED, label="bounded")
     sizes = [step.tokens for epoch in range(9) for step in task.plan(epoch)]
     ends = list(itertools.accumulate(sizes))
-    assert found.step == next(place for place, end in enumerate(ends) if end >= 100) + 1
-    assert found.tokens == ends[found.step - 1] < 100 + max(sizes)
-    expected = [next(place + 1 for place, end in enumerate(ends) if end >= part * 25) for part in range(1, 5)]
-    assert [step for step, _ in found.evaluations] == [0, *expected]
+    assert result.step == next(index for index, end in enumerate(ends) if end >= 100) + 1
+    assert result.tokens == ends[result.step - 1] < 100 + max(sizes)
+    expected = [next(index + 1 for index, end in enumerate(ends) if end >= part * 25) for part in range(1, 5)]
+    assert [step for step, _ in result.evaluations] == [0, *expected]
 
 
 def test_the_rate_follows_the_share_of_the_bound() -> None:
@@ -384,21 +390,21 @@ def test_the_rate_follows_the_share_of_the_bound() -> None:
     assert timed.rate(begun, step) == schedule.FIRST_RATE
     assert timed.rate(midway, step) == pytest.approx(1 - 0.9 * (28 / 50 - 0.2) / 0.8)  # The next takes 4 s too.
     assert timed.rate(late, step) == pytest.approx(0.1)
-    assert [timed.finished(one) for one in (begun, midway, late, over)] == [False, False, False, True]
+    assert [timed.finished(moment) for moment in (begun, midway, late, over)] == [False, False, False, True]
     both = schedule.schedule_of(Unlike(network()).plan, replace(BOUNDED, max_seconds=50.0))
     assert both.finished(checkpoint.Progress(step=3, tokens=100, seconds=1.0))
 
 
 def test_a_bound_of_tokens_is_resumed_bit_by_bit(tmp_path: Path) -> None:
     straight, broken, resumed = network(), network(), network()
-    whole = train(straight, Unlike(straight), BOUNDED, label="straight")
+    uninterrupted = train(straight, Unlike(straight), BOUNDED, label="straight")
     with pytest.raises(Killed):
         train(broken, Unlike(broken, stop_at=8), BOUNDED, label="broken", checkpoint=tmp_path)
     task = Unlike(resumed)
-    found = train(resumed, task, BOUNDED, label="resumed", checkpoint=tmp_path)
-    assert task.calls == whole.step - 7
+    result = train(resumed, task, BOUNDED, label="resumed", checkpoint=tmp_path)
+    assert task.calls == uninterrupted.step - 7
     assert same_weights(straight, resumed)
-    assert (found.history, found.evaluations) == (whole.history, whole.evaluations)
+    assert (result.history, result.evaluations) == (uninterrupted.history, uninterrupted.evaluations)
 
 
 def test_a_bound_of_time_counts_what_passed_before(tmp_path: Path) -> None:
@@ -412,9 +418,9 @@ def test_a_bound_of_time_counts_what_passed_before(tmp_path: Path) -> None:
     progress.seconds = 999.9999  # As if the machine had been slow.
     checkpoint.save(tmp_path, module, optimizer, {}, progress)
     again = network()
-    found = train(again, Noisy(again), config, label="timed", checkpoint=tmp_path)
-    assert progress.step <= found.step <= progress.step + 1
-    assert 999 < found.seconds < 1060
+    result = train(again, Noisy(again), config, label="timed", checkpoint=tmp_path)
+    assert progress.step <= result.step <= progress.step + 1
+    assert 999 < result.seconds < 1060
 
 
 def test_a_bound_of_time_is_that_of_the_stage() -> None:
@@ -449,8 +455,8 @@ def test_the_time_before_the_loop_counts_and_is_kept_for_a_resumption(
     progress.seconds = 499.9999  # As if the machine had been slow.
     checkpoint.save(tmp_path, module, optimizer, {}, progress)
     again = network()
-    found = train(again, Noisy(again), config, label="timed", checkpoint=tmp_path)
-    assert progress.step <= found.step <= progress.step + 1
+    result = train(again, Noisy(again), config, label="timed", checkpoint=tmp_path)
+    assert progress.step <= result.step <= progress.step + 1
 
 
 @pytest.mark.parametrize("key", ["max_tokens", "max_seconds"])

@@ -46,7 +46,9 @@ def learn(module: torch.nn.Module, loss: Callable[[], torch.Tensor]) -> tuple[in
         value = loss()
     size = sum(kept.values())
     value.backward()  # type: ignore[no-untyped-call]
-    return size, {name: one.grad.clone() for name, one in module.named_parameters() if one.grad is not None}
+    return size, {
+        name: parameter.grad.clone() for name, parameter in module.named_parameters() if parameter.grad is not None
+    }
 
 
 @pytest.mark.parametrize("family", BODIES)
@@ -58,15 +60,15 @@ def test_less_is_kept_and_gradients_are_equal(family: str, precision: torch.dtyp
 
     def loss() -> torch.Tensor:
         with torch.autocast("cpu", precision, enabled=precision != torch.float32):
-            found: torch.Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.float()
-        return found.square().mean()
+            logits: torch.Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.float()
+        return logits.square().mean()
 
-    whole, expected = learn(model, loss)
+    size, expected = learn(model, loss)
     with memory.recomputed(model):
         less, got = learn(model, loss)
-    assert less < 0.5 * whole
+    assert less < 0.5 * size
     assert all(torch.equal(value, got[name]) for name, value in expected.items())
-    assert learn(model, loss)[0] == whole  # As before, when it is over.
+    assert learn(model, loss)[0] == size  # As before, when it is over.
 
 
 def test_a_cross_encoder_reads_through_the_same_layers(untrained: Any) -> None:
@@ -75,13 +77,13 @@ def test_a_cross_encoder_reads_through_the_same_layers(untrained: Any) -> None:
     inputs = batches.pad(batches.pair_inputs(pairs, pairs.indices("train"), model.template), torch.device("cpu"))
 
     def loss() -> torch.Tensor:
-        found = model.read(*inputs.all, first=(1, 2))
-        return found.scores.square().sum() + found.first.sum()
+        reading = model.read(*inputs.all, first=(1, 2))
+        return reading.scores.square().sum() + reading.first.sum()
 
-    whole, expected = learn(model, loss)
+    size, expected = learn(model, loss)
     with memory.recomputed(model):
         less, got = learn(model, loss)
-    assert less < 0.6 * whole
+    assert less < 0.6 * size
     assert all(torch.allclose(value, got[name], atol=1e-6) for name, value in expected.items())
 
 

@@ -13,55 +13,55 @@ RECIPE = RankerConfig(
 )
 
 
-def taught(config: RankerConfig) -> dict[str, float]:
+def teacher_weights(config: RankerConfig) -> dict[str, float]:
     """The teacher's losses in use."""
     return {name: weight for name, weight in ablation_sets.terms(config).items() if weight}
 
 
 def test_hard_leaves_nothing_of_the_teacher() -> None:
-    found = ablation_sets.parse("hard", RECIPE)
-    assert taught(found.config) == {}
-    assert (found.config.hard_ordinal_weight, found.config.hard_pairwise_weight) == (0.5, 1.0)
-    assert not found.from_teacher
-    assert found.terms == 2
+    loss_set = ablation_sets.parse("hard", RECIPE)
+    assert teacher_weights(loss_set.config) == {}
+    assert (loss_set.config.hard_ordinal_weight, loss_set.config.hard_pairwise_weight) == (0.5, 1.0)
+    assert not loss_set.from_teacher
+    assert loss_set.terms == 2
 
 
 def test_terms_have_the_recipes_weights_or_their_own() -> None:
-    found = ablation_sets.parse("soft + margin=2", RECIPE)
-    assert taught(found.config) == {"soft": 0.5, "margin": 2.0}
-    assert found.from_teacher
-    assert found.terms == 4
+    loss_set = ablation_sets.parse("soft + margin=2", RECIPE)
+    assert teacher_weights(loss_set.config) == {"soft": 0.5, "margin": 2.0}
+    assert loss_set.from_teacher
+    assert loss_set.terms == 4
 
 
 def test_all_is_what_the_recipe_learns_from_its_teacher() -> None:
-    assert taught(ablation_sets.parse("all", RECIPE).config) == taught(RECIPE)
+    assert teacher_weights(ablation_sets.parse("all", RECIPE).config) == teacher_weights(RECIPE)
 
 
 def test_hard_losses_can_be_taken_away() -> None:
-    found = ablation_sets.parse("hard=0+soft", RECIPE)
-    assert (found.config.hard_ordinal_weight, found.config.hard_pairwise_weight) == (0.0, 0.0)
-    assert found.terms == 1
+    loss_set = ablation_sets.parse("hard=0+soft", RECIPE)
+    assert (loss_set.config.hard_ordinal_weight, loss_set.config.hard_pairwise_weight) == (0.0, 0.0)
+    assert loss_set.terms == 1
 
 
 def test_everything_else_stays_as_the_recipe_has_it() -> None:
     other = dataclasses.replace(RECIPE, layers=4, temperature=3.0)
-    found = ablation_sets.parse("margin", other).config
-    assert (found.layers, found.temperature, found.loop) == (4, 3.0, other.loop)
+    student_config = ablation_sets.parse("margin", other).config
+    assert (student_config.layers, student_config.temperature, student_config.loop) == (4, 3.0, other.loop)
 
 
 def test_plain_owes_nothing_to_a_teacher() -> None:
-    found = ablation_sets.parse("plain", RECIPE)
-    assert (found.name, found.config.base, taught(found.config)) == ("plain", "base", {})
-    assert not found.from_teacher
+    loss_set = ablation_sets.parse("plain", RECIPE)
+    assert (loss_set.name, loss_set.config.base, teacher_weights(loss_set.config)) == ("plain", "base", {})
+    assert not loss_set.from_teacher
 
 
 def test_a_taught_student_can_be_cut_from_the_base() -> None:
-    found = ablation_sets.parse("soft@base", RECIPE)
-    assert (found.config.base, taught(found.config)) == ("base", {"soft": 0.5})
+    loss_set = ablation_sets.parse("soft@base", RECIPE)
+    assert (loss_set.config.base, teacher_weights(loss_set.config)) == ("base", {"soft": 0.5})
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("soft+magin", "no loss is called 'magin'"),
         ("soft=much", "'much' is no weight"),
@@ -73,8 +73,8 @@ def test_a_taught_student_can_be_cut_from_the_base() -> None:
         ("soft@teachr", "'@teachr' is no start"),
     ],
 )
-def test_what_means_nothing_is_refused(text: str, said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_what_means_nothing_is_refused(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         ablation_sets.parse(text, RECIPE)
 
 
@@ -82,4 +82,4 @@ def test_a_term_that_the_recipe_leaves_out_needs_a_weight() -> None:
     without = dataclasses.replace(RECIPE, margin_weight=0.0)
     with pytest.raises(ConfigError, match=r"ranker\.margin_weight is 0; give a weight"):
         ablation_sets.parse("margin", without)
-    assert taught(ablation_sets.parse("margin=0.5", without).config) == {"margin": 0.5}
+    assert teacher_weights(ablation_sets.parse("margin=0.5", without).config) == {"margin": 0.5}

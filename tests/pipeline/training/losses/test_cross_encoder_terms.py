@@ -55,9 +55,9 @@ def make(world: World, config: RankerConfig, workspace: Path | None = None) -> A
         scores = teacher_scores.make(
             world.workspace, teacher=world.teacher, data=world.data, pairs=world.pairs, layers=layers, width=width
         )
-    place = workspace or world.workspace
+    folder = workspace or world.workspace
     return ranker.make(
-        place,
+        folder,
         config,
         CANDIDATES,
         data=world.data,
@@ -102,23 +102,23 @@ EVERY = {
 def test_a_step_of_every_term_cut_into_chunks_is_the_whole_step(world: World, narrow: Path, case: str) -> None:
     def gradients(chunk_tokens: int) -> tuple[int, dict[str, float], dict[str, Tensor]]:
         weights = LossWeights(**EVERY, hidden=0.0 if case == "narrow" else 0.5, mutual=0.5 if case == "mutual" else 0.0)
-        made = task(world, weights, narrow if case == "narrow" else None, chunk_tokens=chunk_tokens)
-        step = made.plan(0)[1]
-        found: dict[str, float] = {}
+        cross_task = task(world, weights, narrow if case == "narrow" else None, chunk_tokens=chunk_tokens)
+        step = cross_task.plan(0)[1]
+        sums: dict[str, float] = {}
         for chunk in step.chunks:
-            loss, parts = made.loss(chunk)
+            loss, parts = cross_task.loss(chunk)
             loss.backward()  # type: ignore[no-untyped-call]
             for name, value in {"loss": loss, **parts}.items():
-                found[name] = found.get(name, 0.0) + value.item()
-        learned = made.learner.named_parameters()
-        return len(step.chunks), found, {name: value.grad for name, value in learned if value.grad is not None}
+                sums[name] = sums.get(name, 0.0) + value.item()
+        learned = cross_task.learner.named_parameters()
+        return len(step.chunks), sums, {name: value.grad for name, value in learned if value.grad is not None}
 
-    one, whole, first = gradients(8000)
+    chunks, uncut, first = gradients(8000)
     several, parts, second = gradients(300)
-    assert (one, several > 2) == (1, True)
-    assert EVERY.keys() <= whole.keys()
-    assert {name for name in EVERY if whole[name] == 0} == (set() if case == "narrow" else {"embedding"})  # a copy
-    assert parts == pytest.approx(whole, rel=1e-4)
+    assert (chunks, several > 2) == (1, True)
+    assert EVERY.keys() <= uncut.keys()
+    assert {name for name in EVERY if uncut[name] == 0} == (set() if case == "narrow" else {"embedding"})  # a copy
+    assert parts == pytest.approx(uncut, rel=1e-4)
     assert first.keys() == second.keys()
     assert any(name.startswith("projections.0.cosine") for name in first) == (case == "narrow")
     assert any(name.startswith("students.1.") for name in first) == (case == "mutual")
@@ -127,14 +127,14 @@ def test_a_step_of_every_term_cut_into_chunks_is_the_whole_step(world: World, na
 
 
 def test_the_teacher_is_as_it_was(world: World) -> None:
-    made = task(world, LossWeights(**EVERY))
-    assert made.objective.teacher is not None
-    before = {name: value.clone() for name, value in made.objective.teacher.state_dict().items()}
-    loss, _ = made.loss(made.plan(0)[0].chunks[0])
+    cross_task = task(world, LossWeights(**EVERY))
+    assert cross_task.objective.teacher is not None
+    before = {name: value.clone() for name, value in cross_task.objective.teacher.state_dict().items()}
+    loss, _ = cross_task.loss(cross_task.plan(0)[0].chunks[0])
     loss.backward()  # type: ignore[no-untyped-call]
-    assert all(value.grad is None for value in made.objective.teacher.parameters())
-    assert all(torch.equal(before[name], value) for name, value in made.objective.teacher.state_dict().items())
-    assert not any("teacher" in name for name, _ in made.learner.named_parameters())
+    assert all(value.grad is None for value in cross_task.objective.teacher.parameters())
+    assert all(torch.equal(before[name], value) for name, value in cross_task.objective.teacher.state_dict().items())
+    assert not any("teacher" in name for name, _ in cross_task.learner.named_parameters())
 
 
 def test_a_student_that_is_the_teacher_has_nothing_to_match(world: World) -> None:
@@ -142,21 +142,21 @@ def test_a_student_that_is_the_teacher_has_nothing_to_match(world: World) -> Non
     large = CrossEncoder.load(world.teacher.path)
     pairs = pair_tokens.read_pairs(world.data, world.pairs, large.tokenizer, max_query_tokens=6, max_tokens=24)
     weights, match = LossWeights(**dict.fromkeys(OVER_TOKENS, 1.0)), Match(tokens=(1, 2, 3, 4), relation=4, heads=2)
-    made = cross_encoder.CrossTask(
+    cross_task = cross_encoder.CrossTask(
         surgery.student(large, (1, 2, 3, 4)),
         pairs,
         LOOP,
         Objective(weights=weights, match=match, teacher=large),
         max_list=6,
     )
-    _, parts = made.loss(made.plan(0)[0].chunks[0])
+    _, parts = cross_task.loss(cross_task.plan(0)[0].chunks[0])
     assert {name: value.item() for name, value in parts.items()} == pytest.approx(
         dict.fromkeys(OVER_TOKENS, 0), abs=1e-5
     )
 
 
-def falls(made: Artifact, name: str) -> bool:
-    history = [point[name] for point in made.metrics["history"]]
+def falls(trained: Artifact, name: str) -> bool:
+    history = [point[name] for point in trained.metrics["history"]]
     return bool(np.mean(history[-3:]) < 0.9 * np.mean(history[:3]))
 
 
@@ -165,12 +165,12 @@ def test_each_term_alone_is_learned_from_another_base(world: World, narrow: Path
     """A student of half the width: what is matched comes nearer while nothing else is asked for."""
     alone: dict[str, Any] = {"hard_ordinal_weight": 0.0, "hard_pairwise_weight": 0.0, f"{name}_weight": 1.0}
     config = replace(PLAIN, base=str(narrow), loop=replace(LOOP, epochs=5.0, evaluations=0), **alone)
-    made = make(world, config)
-    assert set(made.metrics["history"][-1]) == {"step", "loss", name}
-    assert falls(made, name)
-    assert CrossEncoder.load(made.path).hidden == 16
-    assert set(made.manifest.files) >= {"head.json", "model/model.safetensors"}
-    assert not any("projection" in file for file in made.manifest.files)
+    student = make(world, config)
+    assert set(student.metrics["history"][-1]) == {"step", "loss", name}
+    assert falls(student, name)
+    assert CrossEncoder.load(student.path).hidden == 16
+    assert set(student.manifest.files) >= {"head.json", "model/model.safetensors"}
+    assert not any("projection" in file for file in student.manifest.files)
 
 
 @pytest.mark.parametrize(
@@ -185,16 +185,16 @@ def test_each_term_alone_is_learned_from_another_base(world: World, narrow: Path
 def test_rankers_learn_from_each_loss_of_order(world: World, changes: dict[str, float]) -> None:
     changes |= {"hard_ordinal_weight": 0.0, "hard_pairwise_weight": 0.0}
     config = replace(PLAIN, loop=replace(LOOP, epochs=8.0), **changes)  # type: ignore[arg-type]
-    made = make(world, replace(config, base=str(world.base), layers=4))
-    assert made.metrics["ndcg@10 before"] < 0.9
-    assert made.metrics["ndcg@10"] > 0.97
+    student = make(world, replace(config, base=str(world.base), layers=4))
+    assert student.metrics["ndcg@10 before"] < 0.9
+    assert student.metrics["ndcg@10"] > 0.97
 
 
 def test_teachers_have_the_same_losses(world: World) -> None:
     config = TeacherConfig(
         max_tokens=24, max_query_tokens=6, loop=SHORT, ordinal_weight=0.0, hinge_weight=0.5, lambdarank_weight=1.0
     )
-    made = teacher.make(
+    trained = teacher.make(
         world.workspace,
         replace(config, listnet_weight=0.1),
         CANDIDATES,
@@ -202,34 +202,34 @@ def test_teachers_have_the_same_losses(world: World) -> None:
         pairs=world.pairs,
         base=str(world.base),
     )
-    assert set(made.metrics["history"][-1]) == {"step", "loss", "pairwise", "hinge", "listnet", "lambdarank"}
+    assert set(trained.metrics["history"][-1]) == {"step", "loss", "pairwise", "hinge", "listnet", "lambdarank"}
 
 
 def test_two_students_learn_from_each_other_and_one_is_kept(world: World) -> None:
     config = replace(PLAIN, mutual_weight=1.0, loop=replace(LOOP, epochs=6.0))
-    made = make(world, config)
-    assert set(made.metrics["history"][-1]) == {"step", "loss", "ordinal", "pairwise", "mutual", "peer"}
-    assert made.metrics["ndcg@10"] > 0.97
-    assert CrossEncoder.load(made.path).layers == 2
-    first = made.metrics["history"][0]
+    student = make(world, config)
+    assert set(student.metrics["history"][-1]) == {"step", "loss", "ordinal", "pairwise", "mutual", "peer"}
+    assert student.metrics["ndcg@10"] > 0.97
+    assert CrossEncoder.load(student.path).layers == 2
+    first = student.metrics["history"][0]
     assert first["mutual"] > 0
     assert first["peer"] != pytest.approx(first["ordinal"] * 0.5 + first["pairwise"], rel=1e-6)
 
 
 def test_mutual_loss_is_both_divergences(world: World) -> None:
-    made = task(world, LossWeights(ordinal=1.0, mutual=2.0, temperature=3.0))
-    chunk = made.plan(0)[0].chunks[0]
-    loss, parts = made.loss(chunk)
+    cross_task = task(world, LossWeights(ordinal=1.0, mutual=2.0, temperature=3.0))
+    chunk = cross_task.plan(0)[0].chunks[0]
+    loss, parts = cross_task.loss(chunk)
     assert loss.item() == pytest.approx(
         parts["ordinal"].item() + parts["peer"].item() + 2 * parts["mutual"].item(), rel=1e-5
     )
     logs = [
         ranking.grade_log_probabilities(
-            torch.from_numpy(scoring.cross_scores(one.eval(), made.pairs, chunk.indices, precision="fp32")),
-            one.thresholds.detach(),
+            torch.from_numpy(scoring.cross_scores(student.eval(), cross_task.pairs, chunk.indices, precision="fp32")),
+            student.thresholds.detach(),
             3.0,
         )
-        for one, _ in made.learner.each()
+        for student, _ in cross_task.learner.each()
     ]
     both = sum((a.exp() * (a - b)).sum() for a, b in (logs, logs[::-1])) * 9 / len(chunk.indices)
     assert parts["mutual"].item() == pytest.approx(float(both), rel=1e-3)
@@ -270,13 +270,13 @@ def _kill_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
 
 def test_self_distillation_from_the_teachers_start_reaches_the_teacher(world: World) -> None:
     """Born again: as deep as the teacher, from the weights that it started from, and without any grade."""
-    taught = {"soft_weight": 0.5, "margin_weight": 0.5, "logit_weight": 0.5}
-    alone: dict[str, Any] = {"hard_ordinal_weight": 0.0, "hard_pairwise_weight": 0.0, **taught}
-    made = make(world, replace(PLAIN, base=str(world.base), layers=4, loop=replace(LOOP, epochs=12.0), **alone))
-    assert made.metrics["keep_layers"] == [1, 2, 3, 4]
-    assert made.metrics["ndcg@10 before"] < 0.85
-    assert made.metrics["ndcg@10"] > 0.98
-    assert all(falls(made, name) for name in ("soft", "margin", "logit"))
+    teacher_weights = {"soft_weight": 0.5, "margin_weight": 0.5, "logit_weight": 0.5}
+    alone: dict[str, Any] = {"hard_ordinal_weight": 0.0, "hard_pairwise_weight": 0.0, **teacher_weights}
+    student = make(world, replace(PLAIN, base=str(world.base), layers=4, loop=replace(LOOP, epochs=12.0), **alone))
+    assert student.metrics["keep_layers"] == [1, 2, 3, 4]
+    assert student.metrics["ndcg@10 before"] < 0.85
+    assert student.metrics["ndcg@10"] > 0.98
+    assert all(falls(student, name) for name in ("soft", "margin", "logit"))
 
 
 def test_an_outside_teachers_scores_come_with_their_own_thresholds(world: World, tmp_path: Path) -> None:
@@ -292,7 +292,7 @@ def test_an_outside_teachers_scores_come_with_their_own_thresholds(world: World,
     assert read.thresholds.tolist() != pytest.approx(model.thresholds.tolist(), rel=1e-3)
     assert np.corrcoef(read.scores, pairs.grades)[0, 1] > 0.95
     config = replace(PLAIN, soft_weight=1.0, margin_weight=0.5)
-    made = ranker.make(
+    student = ranker.make(
         tmp_path,
         config,
         CANDIDATES,
@@ -301,7 +301,7 @@ def test_an_outside_teachers_scores_come_with_their_own_thresholds(world: World,
         teacher=world.teacher,
         teacher_scores=scores,
     )
-    assert {"soft", "margin"} <= made.metrics["history"][-1].keys()
+    assert {"soft", "margin"} <= student.metrics["history"][-1].keys()
 
 
 # What is refused
@@ -409,7 +409,7 @@ def test_weights_that_are_no_weights_are_refused(kind: Callable[..., Any]) -> No
     name = "pairwise_weight" if kind is TeacherConfig else "cosine_weight"
     with pytest.raises(ConfigError, match=f"{name} is -0.5; it must be 0, for none, or more"):
         kind(**{name: -0.5})
-    zero = {one: 0.0 for one in kind.__dataclass_fields__ if one.endswith("_weight")}  # type: ignore[attr-defined]
+    zero = {key: 0.0 for key in kind.__dataclass_fields__ if key.endswith("_weight")}  # type: ignore[attr-defined]
     with pytest.raises(ConfigError, match="nothing to learn"):
         kind(**zero)
     with pytest.raises(ConfigError, match=r"hinge_margin is 0.*above 0"):
@@ -426,8 +426,8 @@ def test_a_loss_that_is_no_number_stops_with_the_checkpoint_whole(
     def loss(self: cross_encoder.CrossTask, chunk: cross_encoder.PairChunk) -> Any:
         nonlocal calls
         calls += 1
-        found, parts = original(self, chunk)
-        return found * (float("nan") if calls == 4 else 1.0), parts
+        value, parts = original(self, chunk)
+        return value * (float("nan") if calls == 4 else 1.0), parts
 
     monkeypatch.setattr(cross_encoder.CrossTask, "loss", loss)
     with pytest.raises(TrainingError, match="at step 4"):

@@ -21,8 +21,8 @@ Array = NDArray[Any]
 
 
 def states(seed: int, *shape: int) -> tuple[Tensor, Array]:
-    made = torch.randn(len(LENGTHS), *shape, generator=torch.Generator().manual_seed(seed))
-    return made, made.double().numpy()
+    tensor = torch.randn(len(LENGTHS), *shape, generator=torch.Generator().manual_seed(seed))
+    return tensor, tensor.double().numpy()
 
 
 def real(row: int) -> range:
@@ -30,14 +30,14 @@ def real(row: int) -> range:
 
 
 def test_logit_loss_by_hand() -> None:
-    found = distillation.logit_loss(torch.tensor([1.0, -2.0, 0.5]), torch.tensor([0.0, 0.0, 2.5]))
-    assert float(found) == pytest.approx((1 + 4 + 4) / 3)
+    loss = distillation.logit_loss(torch.tensor([1.0, -2.0, 0.5]), torch.tensor([0.0, 0.0, 2.5]))
+    assert float(loss) == pytest.approx((1 + 4 + 4) / 3)
 
 
 def test_token_loss_is_the_published_masked_mean() -> None:
     """Squares of real tokens over (real tokens × width)."""
     (ours, first), (theirs, second) = states(0, TOKENS, 6), states(1, TOKENS, 6)
-    total = sum(((first[row, place] - second[row, place]) ** 2).sum() for row in range(3) for place in real(row))
+    total = sum(((first[row, token] - second[row, token]) ** 2).sum() for row in range(3) for token in real(row))
     assert float(distillation.token_loss(ours, theirs, MASK)) == pytest.approx(total / (REAL * 6), rel=1e-5)
 
 
@@ -57,9 +57,9 @@ def test_attention_loss_is_the_published_masked_sum_over_heads() -> None:
 def test_cosine_loss_is_one_minus_the_mean_cosine_of_real_tokens() -> None:
     (ours, first), (theirs, second) = states(4, TOKENS, 6), states(5, TOKENS, 6)
     cosines = [
-        first[row, place] @ second[row, place] / np.linalg.norm(first[row, place]) / np.linalg.norm(second[row, place])
+        first[row, token] @ second[row, token] / np.linalg.norm(first[row, token]) / np.linalg.norm(second[row, token])
         for row in range(3)
-        for place in real(row)
+        for token in real(row)
     ]
     assert float(distillation.cosine_loss(ours, theirs, MASK)) == pytest.approx(1 - np.mean(cosines), rel=1e-5)
     assert float(distillation.cosine_loss(ours, -2 * ours, MASK)) == pytest.approx(2, rel=1e-5)
@@ -68,10 +68,10 @@ def test_cosine_loss_is_one_minus_the_mean_cosine_of_real_tokens() -> None:
 def relations(left: Array, right: Array, row: int, head: int, width: int) -> Array:
     """(real, real) log-probabilities of one relation head of one document."""
     part = slice(head * width, (head + 1) * width)
-    found: Array = log_softmax(
+    log_probabilities: Array = log_softmax(
         left[row, : LENGTHS[row], part] @ right[row, : LENGTHS[row], part].T / np.sqrt(width), axis=-1
     )
-    return found
+    return log_probabilities
 
 
 @pytest.mark.parametrize("heads", [1, 2, 4])
@@ -87,8 +87,8 @@ def test_relation_loss_of_two_widths(heads: int) -> None:
             theirs = relations(wq, wk, row, head, 12 // heads)
             divergences += list((np.exp(theirs) * (theirs - ours)).sum(-1))
         documents.append(np.sum(divergences) / (heads * LENGTHS[row]))
-    found = distillation.relation_loss((queries, keys), (wide_queries, wide_keys), MASK, heads)
-    assert float(found) == pytest.approx(np.mean(documents), rel=1e-4)
+    loss = distillation.relation_loss((queries, keys), (wide_queries, wide_keys), MASK, heads)
+    assert float(loss) == pytest.approx(np.mean(documents), rel=1e-4)
     same = distillation.relation_loss((queries, keys), (queries, keys), MASK, heads)
     assert float(same) == pytest.approx(0, abs=1e-6)
 
@@ -104,12 +104,14 @@ def test_value_relations_do_not_know_a_rotation_within_a_head() -> None:
 def test_a_softened_class_head_of_two_grades_is_the_published_cross_entropy() -> None:
     """One threshold is a class head with logits (0, score − b): kd_ce less the teacher's entropy, times T²."""
     scores, teacher, level, temperature = torch.tensor([0.4, -1.0]), torch.tensor([2.0, 0.3]), torch.tensor([0.2]), 3.0
-    ours, theirs = (np.stack([np.zeros(2), (one - level).numpy()], axis=1) / temperature for one in (scores, teacher))
+    ours, theirs = (
+        np.stack([np.zeros(2), (logits - level).numpy()], axis=1) / temperature for logits in (scores, teacher)
+    )
     wanted = softmax(theirs, axis=1)
     published = -(wanted * log_softmax(ours, axis=1)).sum(1).mean()
     entropy = -(wanted * np.log(wanted)).sum(1).mean()
-    found = distillation.soft_ordinal_loss(scores, level, teacher, level, temperature)
-    assert float(found) == pytest.approx((published - entropy) * temperature**2, rel=1e-4)
+    loss = distillation.soft_ordinal_loss(scores, level, teacher, level, temperature)
+    assert float(loss) == pytest.approx((published - entropy) * temperature**2, rel=1e-4)
 
 
 def lists(seed: int, n: int = 12, queries: int = 4) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -194,8 +196,8 @@ def test_documents_one_by_one_add_up_to_all_of_them(name: str) -> None:
     """Each cut to its own length: value and gradient of the padded three."""
     term, shape, total = TERMS[name]
     ours, theirs = states(14, *shape)[0].requires_grad_(), states(15, *shape)[0]
-    whole = term(ours, theirs, MASK, total=total)  # type: ignore[operator]
-    (gradient,) = torch.autograd.grad(whole, ours)
+    full = term(ours, theirs, MASK, total=total)  # type: ignore[operator]
+    (gradient,) = torch.autograd.grad(full, ours)
     parts = []
     for row, length in enumerate(LENGTHS):
         cut = (slice(row, row + 1), ...) + (
@@ -203,7 +205,7 @@ def test_documents_one_by_one_add_up_to_all_of_them(name: str) -> None:
         )
         parts.append(term(ours[cut], theirs[cut], MASK[row : row + 1, :length], total=total))  # type: ignore[operator]
     (summed,) = torch.autograd.grad(torch.stack(parts).sum(), ours)
-    assert torch.stack(parts).sum().item() == pytest.approx(whole.item(), rel=1e-5)
+    assert torch.stack(parts).sum().item() == pytest.approx(full.item(), rel=1e-5)
     assert torch.allclose(summed, gradient, atol=1e-6)
 
 

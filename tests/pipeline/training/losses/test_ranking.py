@@ -27,19 +27,19 @@ def sample(seed: int, n: int = 24, queries: int = 5) -> tuple[Tensor, Tensor, Te
 
 def test_grade_probabilities_are_differences_of_sigmoids() -> None:
     scores = torch.linspace(-5, 5, 11)
-    found = ranking.grade_log_probabilities(scores, THRESHOLDS).exp().numpy()
+    probabilities = ranking.grade_log_probabilities(scores, THRESHOLDS).exp().numpy()
     reach = np.concatenate(
         [np.ones((11, 1)), expit(scores.numpy()[:, None] - THRESHOLDS.numpy()), np.zeros((11, 1))], axis=1
     )
-    assert found == pytest.approx(reach[:, :-1] - reach[:, 1:], abs=1e-6)
-    assert found.sum(1) == pytest.approx(np.ones(11), abs=1e-6)
+    assert probabilities == pytest.approx(reach[:, :-1] - reach[:, 1:], abs=1e-6)
+    assert probabilities.sum(1) == pytest.approx(np.ones(11), abs=1e-6)
 
 
 def test_one_threshold_is_binary_cross_entropy() -> None:
     scores, grades, _ = sample(0)
     grades = grades.clamp(max=1)
-    found = ranking.ordinal_loss(scores, grades, torch.tensor([0.3]))
-    assert float(found) == pytest.approx(float(F.binary_cross_entropy_with_logits(scores - 0.3, grades.float())))
+    loss = ranking.ordinal_loss(scores, grades, torch.tensor([0.3]))
+    assert float(loss) == pytest.approx(float(F.binary_cross_entropy_with_logits(scores - 0.3, grades.float())))
 
 
 @pytest.mark.parametrize("score", [-80.0, 80.0])
@@ -80,9 +80,9 @@ def test_ranknet_of_equal_grades_is_zero_and_has_a_gradient() -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_hinge_agrees_with_torchs_margin_ranking(seed: int) -> None:
     scores, grades, groups = sample(seed)
-    places = range(len(scores))
+    indices = range(len(scores))
     better, worse = zip(
-        *[(i, j) for i in places for j in places if groups[i] == groups[j] and grades[i] > grades[j]], strict=True
+        *[(i, j) for i in indices for j in indices if groups[i] == groups[j] and grades[i] > grades[j]], strict=True
     )
     first, second = scores[list(better)], scores[list(worse)]
     expected = F.margin_ranking_loss(first, second, torch.ones(len(first)), margin=0.7)
@@ -159,14 +159,14 @@ def test_soft_loss_is_the_divergence_that_torch_computes() -> None:
     teacher, _, _ = sample(2)
     levels = torch.tensor([-1.0, 0.0, 2.0])
     temperature = 3.0
-    found = distillation.soft_ordinal_loss(scores, THRESHOLDS, teacher, levels, temperature)
+    loss = distillation.soft_ordinal_loss(scores, THRESHOLDS, teacher, levels, temperature)
     expected = F.kl_div(
         ranking.grade_log_probabilities(scores / temperature, THRESHOLDS / temperature),
         ranking.grade_log_probabilities(teacher / temperature, levels / temperature),
         log_target=True,
         reduction="batchmean",
     )
-    assert float(found) == pytest.approx(float(expected) * temperature**2, rel=1e-5)
+    assert float(loss) == pytest.approx(float(expected) * temperature**2, rel=1e-5)
     same = distillation.soft_ordinal_loss(teacher, levels, teacher, levels, temperature)
     assert float(same) == pytest.approx(0, abs=1e-6)
 
@@ -188,9 +188,11 @@ def test_soft_gradient_hardly_depends_on_a_high_temperature() -> None:
 def test_margin_loss_is_half_the_mean_over_all_pairs_of_a_list(seed: int) -> None:
     scores, _, _ = sample(seed)
     targets, _, _ = sample(seed + 100)
-    one = torch.zeros(len(scores), dtype=torch.long)
+    one_list = torch.zeros(len(scores), dtype=torch.long)
     gaps = (scores[:, None] - scores) - (targets[:, None] - targets)
-    assert float(ranking.margin_loss(scores, targets, one)) == pytest.approx(float(gaps.square().mean()) / 2, rel=1e-5)
+    assert float(ranking.margin_loss(scores, targets, one_list)) == pytest.approx(
+        float(gaps.square().mean()) / 2, rel=1e-5
+    )
 
 
 def test_margin_loss_knows_only_differences_within_a_query() -> None:
@@ -219,13 +221,13 @@ def test_contrast_of_one_positive_is_cross_entropy_over_it_and_the_negatives() -
     positive = torch.zeros(3, 6, dtype=torch.bool)
     positive[torch.arange(3), torch.arange(3)] = True
     allowed = torch.rand(3, 6, generator=draw) > 0.3
-    found = ranking.contrast_loss(similarities, positive, allowed, 0.1)
+    loss = ranking.contrast_loss(similarities, positive, allowed, 0.1)
     terms = []
     for query in range(3):
         kept = [doc for doc in range(6) if allowed[query, doc] and doc != query]
         logits = similarities[query, [query, *kept]] / 0.1
         terms.append(float(F.cross_entropy(logits[None], torch.tensor([0]))))
-    assert float(found) == pytest.approx(np.mean(terms), rel=1e-4)
+    assert float(loss) == pytest.approx(np.mean(terms), rel=1e-4)
 
 
 def test_contrast_without_positives_or_without_negatives_is_zero() -> None:
@@ -241,7 +243,7 @@ def test_contrast_without_positives_or_without_negatives_is_zero() -> None:
 def test_uneven_chunks_add_up_to_the_gradient_of_one_batch() -> None:
     scores, grades, groups = sample(6, n=40, queries=8)
     targets, _, _ = sample(7, n=40)
-    states, taught = torch.randn(2, 40, 2, 8, generator=torch.Generator().manual_seed(8))
+    states, teacher_states = torch.randn(2, 40, 2, 8, generator=torch.Generator().manual_seed(8))
     base = torch.cat([scores[:, None], states.flatten(1)], dim=1)  # (n, 1 + 16) all that is learned
 
     def loss(values: Tensor, kept: Tensor, documents: int, pairs: int) -> Tensor:
@@ -258,16 +260,16 @@ def test_uneven_chunks_add_up_to_the_gradient_of_one_batch() -> None:
             + distillation.infonce_loss(mine, targets[kept], groups[kept], total=8)
             + distillation.soft_ordinal_loss(mine, THRESHOLDS, targets[kept], THRESHOLDS, 2.0, total=documents)
             + ranking.margin_loss(mine, targets[kept], groups[kept], total=documents)
-            + distillation.patient_kd_loss(part[:, 1:].unflatten(1, (2, 8)), taught[kept], total=documents)
+            + distillation.patient_kd_loss(part[:, 1:].unflatten(1, (2, 8)), teacher_states[kept], total=documents)
         )
 
     pairs = ranking.ordered_pairs(grades, groups)
-    whole = base.clone().requires_grad_()
-    loss(whole, torch.arange(40), 40, pairs).backward()
+    uncut = base.clone().requires_grad_()
+    loss(uncut, torch.arange(40), 40, pairs).backward()
     cut = base.clone().requires_grad_()
     for queries in ([0], [1, 2, 3], [4, 5, 6, 7]):
         kept = torch.isin(groups, torch.tensor(queries)).nonzero()[:, 0]
         loss(cut, kept, 40, pairs).backward()
-    assert whole.grad is not None
+    assert uncut.grad is not None
     assert cut.grad is not None
-    assert torch.allclose(whole.grad, cut.grad, atol=1e-6)
+    assert torch.allclose(uncut.grad, cut.grad, atol=1e-6)

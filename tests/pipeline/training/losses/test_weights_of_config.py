@@ -98,8 +98,8 @@ def test_the_sections_with_weights_are_those_that_are_tested() -> None:
         )
 
     # `candidates.click_weight` is a weight of judgments in all of these losses; test_click_weight.py tests it.
-    others = {configs.CandidatesConfig}
-    assert {kind for kind in vars(configs).values() if has_weights(kind)} - others == set(SECTIONS.values())
+    without_losses = {configs.CandidatesConfig}
+    assert {kind for kind in vars(configs).values() if has_weights(kind)} - without_losses == set(SECTIONS.values())
 
 
 @pytest.mark.parametrize(("section", "key"), KEYS)

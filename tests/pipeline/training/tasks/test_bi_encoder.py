@@ -86,9 +86,9 @@ def test_a_query_that_is_a_document_is_not_contrasted_with_it(vectors: torch.Ten
     for known in (task(vectors, wide).pairs, pairs):
         learner = BiEncoderLearner(Table(vectors), [math.e] * len(CONFIG.all_widths))  # type: ignore[arg-type]
         targets = EncoderTargets(scores=TARGETS, hard=HARD, base_vectors=(wide[:2], wide[2:]))
-        made = EncoderTask(learner, known, targets, CONFIG, max_list=5)
-        queries, documents, query, document = made._numbers(np.arange(5))
-        masks.append(made._contrasts(queries, documents, query, document, np.arange(5))[1])
+        encoder_task = EncoderTask(learner, known, targets, CONFIG, max_list=5)
+        queries, documents, query, document = encoder_task._numbers(np.arange(5))
+        masks.append(encoder_task._contrasts(queries, documents, query, document, np.arange(5))[1])
     before, after = masks
     assert torch.nonzero(before != after).tolist() == [[0, 4]]
     assert before[0, 4]
@@ -104,10 +104,10 @@ def cosine(left: list[float], right: list[float]) -> float:
 
 
 def test_each_loss_is_the_mean_over_the_widths(vectors: torch.Tensor, wide: torch.Tensor) -> None:
-    made = task(vectors, wide)
-    [step] = made.plan(0)
+    encoder_task = task(vectors, wide)
+    [step] = encoder_task.plan(0)
     [chunk] = step.chunks
-    loss, parts = made.loss(chunk)
+    loss, parts = encoder_task.loss(chunk)
 
     std = bi_encoder.within_query_std(TARGETS, QUERY)
     margins, contrasts, similarities = [], [], []
@@ -118,16 +118,16 @@ def test_each_loss_is_the_mean_over_the_widths(vectors: torch.Tensor, wide: torc
         means = [sum(gaps[:3]) / 3, sum(gaps[3:]) / 2]
         margins.append(sum((gap - means[q]) ** 2 for gap, q in zip(gaps, QUERY, strict=True)) / 5)
         # Query 0 is not contrasted with document 1, which it is judged with, but with its mined document 2.
-        found = []
+        losses = []
         for q, positive, against in ((0, 0, (2, 3, 4)), (1, 3, (0, 1, 2))):
             weights = {d: math.exp(cosine(short[q], short[2 + d]) / 0.1) for d in (positive, *against)}
-            found.append(-math.log(weights[positive] / sum(weights.values())))
-        contrasts.append(sum(found) / 2)
+            losses.append(-math.log(weights[positive] / sum(weights.values())))
+        contrasts.append(sum(losses) / 2)
         divergence = 0.0
         for row in range(7):
-            others = [place for place in range(7) if place != row]
+            other_rows = [number for number in range(7) if number != row]
             student, teacher = (
-                [math.exp(cosine(of[row], of[other]) / 0.2) for other in others] for of in (short, wide.tolist())
+                [math.exp(cosine(of[row], of[other]) / 0.2) for other in other_rows] for of in (short, wide.tolist())
             )
             divergence += sum(
                 t / sum(teacher) * math.log(t / sum(teacher) / (s / sum(student)))
@@ -140,24 +140,24 @@ def test_each_loss_is_the_mean_over_the_widths(vectors: torch.Tensor, wide: torc
 
 
 def test_without_shorter_widths_the_whole_vector_alone_counts(vectors: torch.Tensor, wide: torch.Tensor) -> None:
-    whole, both, short = (
+    full, both, short = (
         task(vectors, wide, replace(CONFIG, dimensions=4, widths=widths)) for widths in ((), (2,), (2, 1))
     )
     values = []
-    for made in (whole, both, short):
-        [step] = made.plan(0)
-        values.append({name: value.item() for name, value in made.loss(step.chunks[0])[1].items()})
+    for encoder_task in (full, both, short):
+        [step] = encoder_task.plan(0)
+        values.append({name: value.item() for name, value in encoder_task.loss(step.chunks[0])[1].items()})
     assert values[0] != values[1] != values[2]
-    assert len(whole.learner.log_scale) == 1
+    assert len(full.learner.log_scale) == 1
     vectors[:, 2:] = 0.0  # All that the longer width would see more.
     equal = [task(vectors, wide, replace(CONFIG, widths=widths)) for widths in ((), (2,))]
-    first, second = (made.loss(made.plan(0)[0].chunks[0])[0].item() for made in equal)
+    first, second = (encoder_task.loss(encoder_task.plan(0)[0].chunks[0])[0].item() for encoder_task in equal)
     assert first == pytest.approx(second, rel=1e-5)
 
 
 def test_a_term_without_weight_is_not_computed(vectors: torch.Tensor, wide: torch.Tensor) -> None:
-    made = task(vectors, wide, replace(CONFIG, in_batch_weight=0.0))
-    _, parts = made.loss(made.plan(0)[0].chunks[0])
+    encoder_task = task(vectors, wide, replace(CONFIG, in_batch_weight=0.0))
+    _, parts = encoder_task.loss(encoder_task.plan(0)[0].chunks[0])
     assert set(parts) == {"margin", "similarity"}
 
 
@@ -178,9 +178,9 @@ def test_a_prefix_is_of_unit_length() -> None:
 
 
 def test_the_first_scales_give_each_width_the_teachers_deviation(vectors: torch.Tensor, wide: torch.Tensor) -> None:
-    made = task(vectors, wide)
-    found = bi_encoder.first_scales(made.learner.encoder, made.pairs, TARGETS, (4, 2), seed=1)
-    for width, scale in zip((4, 2), found, strict=True):
+    encoder_task = task(vectors, wide)
+    scales = bi_encoder.first_scales(encoder_task.learner.encoder, encoder_task.pairs, TARGETS, (4, 2), seed=1)
+    for width, scale in zip((4, 2), scales, strict=True):
         short = [unit(vector, width) for vector in vectors]
         cosines = np.array([cosine(short[q], short[2 + d]) for q, d in zip(QUERY, DOCUMENT, strict=True)])
         centred = np.concatenate([cosines[:3] - cosines[:3].mean(), cosines[3:] - cosines[3:].mean()])

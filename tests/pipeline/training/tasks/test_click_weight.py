@@ -49,10 +49,10 @@ def weighed(base: CrossTask, table: Pairs, share: float) -> CrossTask:
 
 def test_a_click_counts_by_its_weight_in_every_document_and_ordered_pair(model: CrossEncoder) -> None:
     table = clicked(pairs(lists=0))
-    made = weighed(task(model, table, LossWeights(ordinal=1.0, pairwise=1.0)), table, WEIGHT)
+    weighed_task = weighed(task(model, table, LossWeights(ordinal=1.0, pairwise=1.0)), table, WEIGHT)
     levels = model.thresholds.detach()
     assert table.clicked is not None
-    for step, (counts, terms, _) in zip(made.plan(0), values(made), strict=True):
+    for step, (counts, terms, _) in zip(weighed_task.plan(0), values(weighed_task), strict=True):
         rows = np.concatenate([chunk.indices for chunk in step.chunks])
         scores, weight = scores_of(model, table, rows), np.where(table.clicked[rows], WEIGHT, 1.0)
         reach = torch.sigmoid(scores[:, None] - levels)
@@ -92,9 +92,9 @@ def test_a_weight_of_zero_learns_from_people_alone(model: CrossEncoder) -> None:
     people = rows[~table.clicked[rows]]
     step = weighed(base, replace(table, clicked=None), 1.0)._step([people])
     loss, _ = weighed(base, replace(table, clicked=None), 1.0).loss(step.chunks[0])
-    _, terms, whole = values(none)[0]
+    _, terms, total = values(none)[0]
     assert terms
-    assert whole == pytest.approx(loss.item(), rel=1e-4)
+    assert total == pytest.approx(loss.item(), rel=1e-4)
 
 
 def test_negatives_of_a_query_that_only_clicks_judge_rest_on_clicks() -> None:
@@ -114,9 +114,9 @@ def test_the_contrast_of_the_encoder_weighs_clicks(vectors: torch.Tensor, wide: 
     def contrast(table: Pairs, share: float) -> float:
         learner = BiEncoderLearner(encoders.Table(vectors), [1.0] * len(encoders.CONFIG.all_widths))  # type: ignore[arg-type]
         targets = EncoderTargets(scores=encoders.TARGETS, hard=encoders.HARD, base_vectors=(wide[:2], wide[2:]))
-        made = EncoderTask(learner, table, targets, encoders.CONFIG, max_list=5, click_weight=share)
-        [step] = made.plan(0)
-        _, terms = made.loss(step.chunks[0])
+        encoder_task = EncoderTask(learner, table, targets, encoders.CONFIG, max_list=5, click_weight=share)
+        [step] = encoder_task.plan(0)
+        _, terms = encoder_task.loss(step.chunks[0])
         return terms["in_batch"].item()
 
     both, person = contrast(plain.pairs, 1.0), contrast(by_click, 0.0)

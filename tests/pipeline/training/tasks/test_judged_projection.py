@@ -62,10 +62,10 @@ def test_queries_find_their_documents_better_and_the_body_is_untouched(
 ) -> None:
     monkeypatch.setattr(judged_projection, "STEPS", 120)
     monkeypatch.setattr(judged_projection, "BATCH", 64)
-    whole, model = data(tmp_path, 240), start(base)
-    best = judged_projection.best_pairs(whole, CONFIG.loop.seed)
+    judged_data, model = data(tmp_path, 240), start(base)
+    best = judged_projection.best_pairs(judged_data, CONFIG.loop.seed)
 
-    def found(encoder: BiEncoder) -> float:
+    def share_found(encoder: BiEncoder) -> float:
         """Mean cosine with a query's own document, less that with the others, of the pairs learned from."""
         with torch.no_grad():
             queries, documents = (
@@ -76,13 +76,13 @@ def test_queries_find_their_documents_better_and_the_body_is_untouched(
         return float((own - cosines.mean(1)).mean())
 
     model.fit_projection(F.normalize(torch.from_numpy(vectors_of(model, best)[1]), dim=1), about="origin")
-    before = found(model)
+    before = share_found(model)
     body = {name: value.clone() for name, value in model.model.state_dict().items()}
-    judged_projection.fit(model, whole, CONFIG, tmp_path / "first")
-    assert found(model) > 2 * before > 0
+    judged_projection.fit(model, judged_data, CONFIG, tmp_path / "first")
+    assert share_found(model) > 2 * before > 0
     assert all(torch.equal(value, body[name]) for name, value in model.model.state_dict().items())
     again = start(base)
-    judged_projection.fit(again, whole, CONFIG, tmp_path / "again")
+    judged_projection.fit(again, judged_data, CONFIG, tmp_path / "again")
     assert torch.equal(again.dense.weight, model.dense.weight)
 
 

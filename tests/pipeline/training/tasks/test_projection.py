@@ -58,12 +58,12 @@ def test_more_neighbours_are_kept_and_the_body_is_untouched(
     monkeypatch.setattr(projection, "STEPS", 150)
     model, documents = start(base), data(tmp_path, 200)
     body = {name: value.clone() for name, value in model.model.state_dict().items()}
-    found = projection.fit(model, documents, CONFIG, tmp_path / "first")
-    assert found["neighbours_kept"] > found["neighbours_kept before"] > 0.1
+    figures = projection.fit(model, documents, CONFIG, tmp_path / "first")
+    assert figures["neighbours_kept"] > figures["neighbours_kept before"] > 0.1
     assert all(torch.equal(value, body[name]) for name, value in model.model.state_dict().items())
 
     again = start(base)
-    assert projection.fit(again, documents, CONFIG, tmp_path / "again") == found
+    assert projection.fit(again, documents, CONFIG, tmp_path / "again") == figures
     assert torch.equal(again.dense.weight, model.dense.weight)
     other = start(base)
     projection.fit(other, documents, replace(CONFIG, loop=replace(CONFIG.loop, seed=99)), tmp_path / "other")
@@ -78,10 +78,10 @@ def test_the_share_of_neighbours_is_counted(base: Path) -> None:
     task = ProjectionTask(model.dense, documents, several, CONFIG, learned=30)
     shares = []
     with torch.no_grad():
-        for one in stretches[30:]:
-            full = [float(F.cosine_similarity(one, document, dim=0)) for document in documents]
+        for stretch in stretches[30:]:
+            full = [float(F.cosine_similarity(stretch, document, dim=0)) for document in documents]
             short = [
-                float(F.cosine_similarity(model.dense(one), model.dense(document), dim=0)) for document in documents
+                float(F.cosine_similarity(model.dense(stretch), model.dense(document), dim=0)) for document in documents
             ]
             nearest = [set(np.argsort(cosines)[::-1][:10].tolist()) for cosines in (full, short)]
             shares.append(len(nearest[0] & nearest[1]) / 10)
@@ -92,7 +92,7 @@ def test_each_document_is_learned_from_once_an_epoch_and_none_that_is_measured(b
     vectors = torch.zeros(1400, 32)
     task = ProjectionTask(start(base).dense, vectors, torch.stack([vectors, vectors]), CONFIG, learned=1200)
     epochs = [[chunk for step in task.plan(epoch) for chunk in step.chunks] for epoch in (0, 1)]
-    first, second = (np.concatenate([places for places, _ in chunks]) for chunks in epochs)
+    first, second = (np.concatenate([indices for indices, _ in chunks]) for chunks in epochs)
     assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(1200))
     assert not np.array_equal(first, second)
 
@@ -101,11 +101,11 @@ def test_a_step_compares_documents_with_the_stretches_that_were_drawn(base: Path
     draw = torch.Generator().manual_seed(3)
     documents, stretches = torch.randn(9, 32, generator=draw), torch.randn(2, 9, 32, generator=draw)
     task = ProjectionTask(start(base).dense, documents, stretches, CONFIG, learned=9)
-    places, which = np.array([4, 0, 7]), np.array([1, 0, 1])
-    alone = ProjectionTask(task.dense, documents[places], stretches[which, places][None], CONFIG, learned=3)
+    indices, which = np.array([4, 0, 7]), np.array([1, 0, 1])
+    alone = ProjectionTask(task.dense, documents[indices], stretches[which, indices][None], CONFIG, learned=3)
     wanted, _ = alone.loss((np.arange(3), np.zeros(3, np.int64)))
-    assert task.loss((places, which))[0].item() == pytest.approx(wanted.item(), rel=1e-5)
-    assert {int(one) for step in task.plan(0) for _, drawn in step.chunks for one in drawn} == {0, 1}
+    assert task.loss((indices, which))[0].item() == pytest.approx(wanted.item(), rel=1e-5)
+    assert {int(stretch) for step in task.plan(0) for _, drawn in step.chunks for stretch in drawn} == {0, 1}
 
 
 def test_too_few_documents_are_refused(base: Path, tmp_path: Path) -> None:

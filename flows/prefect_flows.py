@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from uuid import uuid4
 
 from prefect import flow, task
@@ -27,6 +27,7 @@ from prefect.exceptions import MissingContextError
 from prefect.logging.handlers import APILogHandler
 from prefect.states import Completed
 from prefect.tasks import Task
+from pydantic import WithJsonSchema
 from rich.console import Console
 
 from flows import reindex as reindexing
@@ -34,10 +35,15 @@ from flows import report as reporting
 from flows import retrain as chain
 from flows import runner, sources
 from pipeline import recipe as recipes
+from pipeline import recipe_schema
 from pipeline.artifacts import Artifact
 from pipeline.errors import InputError
 from pipeline.evaluation import report as reports
 from pipeline.secrets import hide_passwords_in_logs
+
+RecipeChanges = Annotated[dict[str, Any], WithJsonSchema(recipe_schema.form())]
+"""Values laid over a recipe; Prefect shows its sections as a form with their types and descriptions."""
+NO_CHANGES: RecipeChanges = {}
 
 RETRIES = 2
 RETRY_DELAY_S = 60
@@ -74,7 +80,12 @@ def as_task(name: str, stage: Callable[[], Artifact]) -> Artifact:
 
 @flow(name="retrain", persist_result=False)
 def retrain(
-    recipe: Path, overrides: list[str], workspace: Path, promote: bool = True, working_folder: Path | None = None
+    recipe: Path,
+    overrides: list[str],
+    workspace: Path,
+    promote: bool = True,
+    working_folder: Path | None = None,
+    changes: RecipeChanges = NO_CHANGES,
 ) -> chain.RetrainResult:
     """Trains, judges and, if the gate agrees, promotes; see `chain.retrain`.
 
@@ -84,9 +95,10 @@ def retrain(
     Args:
         working_folder: the folder that relative paths in the recipe and its overrides start from; None for the
             process's own.
+        changes: values laid over the recipe and its overrides, section by section; the others stay as they are.
     """
     with _logs_in_prefect(), contextlib.chdir(working_folder or "."):
-        settings = recipes.load(recipe, overrides)
+        settings = recipes.load(recipe, overrides, changes)
         outcome = chain.retrain(settings, workspace, promote=promote, execute=as_task)
         label = label_of(workspace, settings.name)
         _show_report(outcome.report, label)

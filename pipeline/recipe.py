@@ -28,8 +28,14 @@ RENAMED = {"outside": "external_teacher", "ablation.doses": "ablation.unlabelled
 _PLAIN = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
 
 
-def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+def load(path: Path, overrides: Sequence[str] = (), changes: Mapping[str, Any] | None = None) -> Recipe:
     """The recipe in a TOML file, with `--set` overrides such as `ranker.layers=3` laid over it.
+
+    Args:
+        path: the TOML file.
+        overrides: changes of single values, as text.
+        changes: sections with changed values, such as `{"ranker": {"layers": 3}}`, laid over both; None, as a form
+            gives for a field that was emptied, leaves a value as it is. A list replaces the recipe's.
 
     Raises:
         MissingError: no such file.
@@ -52,6 +58,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
             log.warning("%s: %s is the old name of %s; write the new one", path, old, RENAMED[old])
         for item in overrides:
             override(tree, item)
+        _lay_over(tree, changes or {})
         tree.setdefault("name", path.stem)
         return parse(Recipe, tree)
     except ConfigError as error:
@@ -103,24 +110,6 @@ def rename(tree: dict[str, Any]) -> list[str]:
         node[new_key] = node.pop(old_key)
         renamed.append(old)
     return renamed
-
-
-def schema() -> dict[str, Any]:
-    """The JSON Schema of a recipe; an editor completes and checks a TOML file by it."""
-    from pydantic import TypeAdapter
-
-    closed: dict[str, Any] = _closed(TypeAdapter(Recipe).json_schema())
-    return closed
-
-
-def _closed(schema: Any) -> Any:
-    """The schema with unknown keys of a section refused, as `parse` refuses them."""
-    if isinstance(schema, list):
-        return [_closed(item) for item in schema]
-    if not isinstance(schema, dict):
-        return schema
-    closed = {key: _closed(item) for key, item in schema.items()}
-    return closed | {"additionalProperties": False} if "properties" in schema and "type" in schema else closed
 
 
 def to_toml(recipe: Recipe) -> str:
@@ -177,6 +166,15 @@ def override(tree: dict[str, Any], text: str) -> None:
         if not isinstance(node, dict):
             raise ConfigError(f"--set {text}: {part} is a value, not a section")
     node[parts[-1]] = parsed
+
+
+def _lay_over(tree: dict[str, Any], changes: Mapping[str, Any]) -> None:
+    """Lays changed values of sections over the plain values of a recipe, in place."""
+    for key, value in changes.items():
+        if isinstance(value, Mapping) and isinstance(tree.setdefault(key, {}), dict):
+            _lay_over(tree[key], value)
+        elif value is not None:
+            tree[key] = value
 
 
 def changed(recipe: Recipe, overrides: Sequence[str]) -> Recipe:

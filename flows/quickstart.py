@@ -141,10 +141,10 @@ def _stemmer(documents: Artifact) -> str:
     """The language of the lexical index: english where the documents look so, else none."""
     import pandas as pd
 
-    from flows import init
+    from flows import data_look
     from pipeline.export import sample
 
-    language = init.language(pd.Series(sample.document_texts(documents), dtype=str))
+    language = data_look.language(pd.Series(sample.document_texts(documents), dtype=str))
     return language if language == "english" else ""
 
 

@@ -94,7 +94,7 @@ def render(card: dict[str, Any], workspace: Path) -> "RenderableType":
     from rich.table import Table
     from rich.text import Text
 
-    from pipeline.evaluation import report as reports
+    from pipeline.evaluation import report_card
 
     table = Table(box=None, pad_edge=False)
     table.add_column("system")
@@ -111,7 +111,7 @@ def render(card: dict[str, Any], workspace: Path) -> "RenderableType":
     lines = [
         f"{pair}: {gap['mean']:+.4f} [{gap['low']:+.4f}, {gap['high']:+.4f}], p = {gap['p']:.4f}; "
         f"{card['queries']:,} test queries",
-        *reports.surface_lines(card),
+        *report_card.surface_lines(card),
         "",
         f"index     {card['documents']:,} documents, {card['bytes_per_document']:.0f} bytes a document, "
         f"built in {card['index_build_seconds']} s",

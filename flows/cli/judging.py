@@ -54,7 +54,7 @@ def report(
     """Judges a release, or a run file, on judged queries: nDCG and others with intervals, as JSON and HTML."""
     from flows import report as flow
     from flows import sources
-    from pipeline.evaluation import report as reports
+    from pipeline.evaluation import report_card
     from pipeline.evaluation.runs import RunFile
 
     judged = [mapped(source, columns, labels) for source in sources.named(judgments, format)]
@@ -71,7 +71,7 @@ def report(
         flow.copy_files(artifact, out)
     content = json.loads(artifact.file("report.json").read_text(encoding="utf-8"))
     where = (out or artifact.path) / "report.html"
-    show(content, as_json, reports.card(content))
+    show(content, as_json, report_card.card(content))
     if not as_json:
         console().print(f"report: {where}")
 

@@ -25,7 +25,7 @@ from pipeline.evaluation import page, plots, runs, significance, text_tables
 from pipeline.evaluation.metrics import RANGE
 from pipeline.evaluation.per_query import judged, measures, per_query
 from pipeline.evaluation.per_query import settings as per_query_settings
-from pipeline.evaluation.report import finite
+from pipeline.evaluation.report_summary import finite
 from pipeline.stage import Stage
 
 if TYPE_CHECKING:

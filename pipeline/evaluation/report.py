@@ -7,28 +7,23 @@ report.html        the same for a reader; one page without outside parts
 
 import json
 import logging
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from pipeline import disk
 from pipeline.artifacts import Artifact, Staging
 from pipeline.config import EvaluationConfig
 from pipeline.errors import ConfigError
-from pipeline.evaluation import definitions, examples, page, runs, significance, surfaces
-from pipeline.evaluation.metrics import RANGE
-from pipeline.evaluation.per_query import judged, measures, per_query, ranking, settings
+from pipeline.evaluation import examples, page, runs, surfaces
+from pipeline.evaluation.per_query import judged, per_query, ranking, settings
+from pipeline.evaluation.report_summary import finite, summary
 from pipeline.evaluation.runs import RunFile
 from pipeline.stage import Stage
 
 if TYPE_CHECKING:
-    import pandas as pd
     import pyarrow as pa
-    from rich.console import RenderableType
 
 STAGE = Stage(
     "report",
@@ -218,72 +213,6 @@ def _write(folder: Path, config: EvaluationConfig, material: _Material, plan: Re
     }
 
 
-def summary(frame: "pd.DataFrame", baseline: str, config: EvaluationConfig) -> dict[str, Any]:
-    """The summary of a per-query table: intervals, differences to the baseline, slices, counts, definitions."""
-    names = list(dict.fromkeys(frame["system"]))
-    parts = {name: frame[frame["system"] == name].reset_index(drop=True) for name in names}
-    first = parts[names[0]]
-    headline = measures(config)[0]
-    systems = _compared(parts, baseline, config)
-    unanswerable = first["unanswerable"].to_numpy()
-    for name, part in parts.items():
-        systems[name]["missed"] = int(part["missed"].sum())
-        answerable = part.loc[~unanswerable, headline]
-        systems[name]["answerable_mean"] = float(answerable.mean()) if len(answerable) else math.nan
-    slices = {}
-    known = sorted(set(first["slice"])) if first["slice"].nunique() > 1 else []
-    for slice_name in known:
-        here = {name: part[part["slice"] == slice_name] for name, part in parts.items()}
-        slices[slice_name or "(none)"] = {
-            "queries": len(here[names[0]]),
-            "systems": _compared(here, baseline, config),
-        }
-    return {
-        "headline": headline,
-        "cutoff": config.cutoff,
-        "measures": list(measures(config)),
-        "queries": {"judged": len(first), "without_relevant": int(unanswerable.sum())},
-        "systems": systems,
-        "slices": slices,
-        "definitions": definitions.of(config),
-    }
-
-
-def _compared(
-    parts: Mapping[str, "pd.DataFrame"], baseline: str, config: EvaluationConfig
-) -> dict[str, dict[str, Any]]:
-    """Name of a system → its intervals and its differences to the baseline; p values corrected over the systems."""
-    columns = list(measures(config))
-    tables = {name: part[columns].to_numpy(dtype=np.float64) for name, part in parts.items()}
-    spans = significance.intervals(
-        np.hstack(list(tables.values())), resamples=config.bootstrap, seed=config.seed, bounds=RANGE
-    )
-    compared: dict[str, dict[str, Any]] = {}
-    for number, name in enumerate(tables):
-        own = spans[number * len(columns) : (number + 1) * len(columns)]
-        compared[name] = {
-            "measures": {column: asdict(span) for column, span in zip(columns, own, strict=True)},
-            "difference": None,
-        }
-    rivals = [name for name in tables if name != baseline]
-    if rivals:
-        gaps = significance.differences(
-            np.hstack([tables[name] for name in rivals]),
-            np.hstack([tables[baseline]] * len(rivals)),
-            resamples=config.bootstrap,
-            seed=config.seed,
-            bounds=RANGE,
-        )
-        for number, name in enumerate(rivals):
-            own_gaps = gaps[number * len(columns) : (number + 1) * len(columns)]
-            compared[name]["difference"] = {column: asdict(gap) for column, gap in zip(columns, own_gaps, strict=True)}
-        for column in columns:
-            cells = [compared[name]["difference"][column] for name in rivals]
-            for cell, corrected in zip(cells, significance.holm([cell["p"] for cell in cells]), strict=True):
-                cell["p_holm"] = corrected
-    return compared
-
-
 def _counts(ranked: Mapping[str, "pa.Table"], judgments: "pa.Table") -> dict[str, dict[str, int]]:
     """Documents a query at most, and queries without judgments, of each run."""
     known = set(judgments.column("query_id").unique().to_pylist())
@@ -295,64 +224,3 @@ def _counts(ranked: Mapping[str, "pa.Table"], judgments: "pa.Table") -> dict[str
             "unjudged_queries": sum(item["values"] not in known for item in lengths),
         }
     return counts
-
-
-def finite(value: Any) -> Any:
-    """The same plain values with None for every float that is not finite, as JSON has none."""
-    if isinstance(value, (float, np.floating)):
-        return float(value) if math.isfinite(value) else None
-    if isinstance(value, np.integer):
-        return int(value)
-    if isinstance(value, Mapping):
-        return {str(name): finite(item) for name, item in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [finite(item) for item in value]
-    return value
-
-
-def card(report: Mapping[str, Any]) -> "RenderableType":
-    """The report's headline table for a terminal.
-
-    Args:
-        report: what report.json holds.
-    """
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
-
-    headline, baseline = report["headline"], report["baseline"]
-    shown = [name for name in report["measures"] if name != headline]
-    table = Table(title=Text(report["title"]), title_justify="left", box=None, pad_edge=False)
-    table.add_column("system")
-    for name in (f"{headline} [95 %]", f"vs {baseline}", "p", *shown):
-        table.add_column(Text(name), justify="right")
-    for name, system in report["systems"].items():
-        value, gap = system["measures"][headline], (system["difference"] or {}).get(headline)
-        cells = [
-            page.interval(value),
-            page.signed(gap["mean"]) if gap else "·",
-            page.p_value(gap["p"]) if gap else "·",
-            *(page.value(system["measures"][column]["mean"]) for column in shown),
-        ]
-        style = "bold" if name == report["subject"] else ""
-        table.add_row(Text(name), *map(Text, cells), style=style)
-    queries = report["queries"]
-    foot = f"{queries['judged']:,} judged queries ({report['split']})"
-    if queries["without_relevant"]:
-        foot += f", {queries['without_relevant']:,} of them without a relevant document, which count 0"
-    return Group(table, Text(foot, style="dim"), *map(Text, surface_lines(report)))
-
-
-def surface_lines(report: Mapping[str, Any]) -> list[str]:
-    """A line of text for each path of the service: what it is worth; empty for a report that does not know.
-
-    Args:
-        report: values with the key `surfaces`, as report.json and a card have them.
-    """
-    lines = []
-    for path, gap in report.get("surfaces", {}).items():
-        ends = f"[{page.signed(gap['low'])}, {page.signed(gap['high'])}]"
-        lines.append(
-            f"{path}  {gap['system']} against {gap['first_stage']}: {page.signed(gap['mean'])} {ends}, {gap['verdict']}"
-        )
-    return lines

@@ -26,7 +26,7 @@ from pipeline.evaluation.ablation import SURE, AblationRun
 from pipeline.evaluation.metrics import RANGE
 from pipeline.evaluation.per_query import measures
 from pipeline.evaluation.per_query import settings as per_query_settings
-from pipeline.evaluation.report import finite
+from pipeline.evaluation.report_summary import finite
 from pipeline.stage import Stage
 
 if TYPE_CHECKING:

@@ -25,8 +25,9 @@ from tokenizers import Tokenizer
 
 from pipeline.artifacts import Artifact, Staging
 from pipeline.config import ExportConfig, Precision
-from pipeline.export import graph, parity, precision, sample, traced
-from pipeline.export.graph import Floats, GraphShape
+from pipeline.export import graph, graph_shape, parity, precision, sample, traced
+from pipeline.export.graph_shape import GraphShape
+from pipeline.export.quantisation import Floats
 from pipeline.export.sample import Input, Reader, Sample, Templates
 from pipeline.export.traced import TracedModel
 from pipeline.models import sentence_transformers_format
@@ -77,7 +78,7 @@ class ExportSource:
         """The model in the folder of a ranker, teacher or encoder artifact.
 
         Raises:
-            ConfigError: no graph is known for its kind; see `graph.Shape.of`.
+            ConfigError: no graph is known for its kind; see `GraphShape.of`.
             ArtifactError, MissingError: the folder holds no readable model.
         """
         if (folder / "model" / sentence_transformers_format.DENSE).is_file():
@@ -290,7 +291,7 @@ def _score_head(model: Any) -> dict[str, Floats]:
     if not family_of(model.config).has_graph:
         return {}  # Among the body's.
     values = model.state_dict()
-    dense, out = graph.graph_family(model.config).head_weights(model.base_model_prefix)
+    dense, out = graph_shape.graph_family(model.config).head_weights(model.base_model_prefix)
     return {
         f"head.{ours}.{part}": _array(values[f"{theirs}.{part}"])
         for ours, theirs in (("dense", dense), ("out", out))

@@ -7,16 +7,13 @@ the half-precision and int8 graphs then come out of the same lines as the full o
 - the last layer of a cross-encoder computes the first token only, as the score reads nothing else. With a single
   query position K and V need not be made: the attention scores are x·(W_k q) and the output is W_v (p·x), the same
   numbers in another order. That takes nearly one layer in six from the cost;
-- int8 weights have a scale for each output column, word embeddings one for each row;
-- w8 weights have a scale for each `BLOCK` numbers of a column, and the activations beside them are rounded block by
-  block within their own row: a score that cannot depend on what else is in the batch, nor on padding.
+- int8 and w8 weights, see `quantisation`.
 
 Covered: the families with `has_graph` (pipeline/models/families), with absolute positions and GELU (exact or tanh) or
 ReLU. The others are traced, see `traced`.
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,103 +22,13 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from pipeline.config import Precision
-from pipeline.errors import ConfigError
-from pipeline.models.families import FAMILIES, ModelFamily
-
-Floats = NDArray[np.float32]
-
-EMBEDDINGS = "embeddings"
-"""Name of the embedding table where layers are named."""
-
-ACTIVATIONS = {"gelu": "Gelu", "gelu_new": "FastGelu", "gelu_pytorch_tanh": "FastGelu", "relu": "Relu"}
+from pipeline.export.graph_shape import ACTIVATIONS, EMBEDDINGS, GraphShape
+from pipeline.export.quantisation import BLOCK, Floats, blockwise, quantised
 
 OPSET = 17
 
-BLOCK = 64
-"""Inputs that share a scale in w8. Larger ones are faster, but ONNX Runtime 1.31 then adds up in another
-order for another number of rows, and the last bits of a score depend on its batch."""
-
 NUMBERS = 1
 """Raise it when the same weights come to give other numbers in any precision; part of a bundle's digest."""
-
-
-def graph_family(config: Any) -> ModelFamily:
-    """The family of a model that this module can write.
-
-    Args:
-        config: a transformers config.
-
-    Raises:
-        ConfigError: a family whose graph is not known; names those that are.
-    """
-    known = [family for family in FAMILIES if family.has_graph]
-    for family in known:
-        if config.model_type in family.model_types:
-            return family
-    names = ", ".join(name for family in known for name in family.model_types)
-    raise ConfigError(f"export: no ONNX graph is known for models of family '{config.model_type}'; start from {names}")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class GraphShape:
-    """The sizes and kinds that the graph takes from a transformers config."""
-
-    layers: int
-    hidden: int
-    heads: int
-    activation: str
-    epsilon: float
-    types: int
-    """Segments; with one, the graph has no input for them."""
-    first_position: int
-    """Row of the position table that the first token takes: 0, or after the padding id for RoBERTa."""
-    positions: int
-    head_activation: str = "Tanh"
-    """Operator between the two layers of a cross-encoder's head."""
-    shared: bool = False
-    """Whether all layers are one (ALBERT), whose weights are then called `encoder.layer.0.…`."""
-
-    @classmethod
-    def of(cls, config: Any) -> "GraphShape":
-        """The shape of a transformers config.
-
-        Raises:
-            ConfigError: a family, activation or kind of position that this module does not write.
-        """
-        family = graph_family(config)
-        activation = getattr(config, "hidden_act", None) or config.activation  # distilbert calls it activation.
-        if activation not in ACTIVATIONS:
-            raise ConfigError(f"export: activation '{activation}' is not one of {', '.join(ACTIVATIONS)}")
-        positions = getattr(config, "position_embedding_type", None) or "absolute"
-        if positions != "absolute" or getattr(config, "is_decoder", False):
-            raise ConfigError(f"export: only encoders with absolute positions are known, not '{positions}' or decoders")
-        family.check_one_layer_kind(config)
-        return cls(
-            layers=config.num_hidden_layers,
-            hidden=config.hidden_size,
-            heads=config.num_attention_heads,
-            activation=activation,
-            epsilon=getattr(config, "layer_norm_eps", 1e-12),
-            types=max(1, family.segments(config)),
-            first_position=family.first_position(config),
-            positions=config.max_position_embeddings,
-            shared=family.shares_layers,
-            head_activation=family.head_activation,
-        )
-
-    @property
-    def max_tokens(self) -> int:
-        """The longest input that has a position for every token."""
-        return self.positions - self.first_position
-
-    @property
-    def inputs(self) -> list[str]:
-        return ["input_ids", "attention_mask", *(["token_type_ids"] if self.types > 1 else [])]
-
-    @property
-    def parts(self) -> list[str]:
-        """The names that `keep` may hold below: the embeddings and each layer."""
-        return [EMBEDDINGS, *(f"layer.{number}" for number in range(self.layers))]
 
 
 def ranker(
@@ -185,29 +92,6 @@ def encoder(
     length = write.node("ReduceL2", dense, axes=[-1], keepdims=1)
     length = write.node("Max", length, write.constant("tiny", np.array(1e-12, np.float32)))
     return write.finish("embedding", write.node("Div", dense, length), ["batch", len(weights["head.dense.bias"])])
-
-
-def quantised(matrix: Floats, axis: int) -> tuple[NDArray[np.int8], Floats]:
-    """A matrix as symmetric int8, and one scale for each index of `axis`: matrix ≈ int8 × scale."""
-    largest = np.abs(matrix).max(axis=1 - axis, keepdims=True)
-    scale = (np.where(largest > 0, largest, 1) / 127).astype(np.float32)
-    return np.clip(np.rint(matrix / scale), -127, 127).astype(np.int8), scale.reshape(-1)
-
-
-def blockwise(matrix: Floats, size: int) -> tuple[NDArray[np.uint8], Floats]:
-    """A matrix (in, out) as MatMulNBits reads it: bytes around 128 and their scales.
-
-    Returns:
-        (out, blocks, size) and (out, blocks); matrix ≈ (bytes - 128) × scale, the last block filled up with zeros.
-    """
-    inputs, columns = matrix.shape
-    blocks = -(-inputs // size)
-    padded = np.zeros((columns, blocks * size), np.float32)
-    padded[:, :inputs] = matrix.T
-    rows, scales = quantised(padded.reshape(columns * blocks, size), 0)
-    return (rows.astype(np.int16) + 128).astype(np.uint8).reshape(columns, blocks, size), scales.reshape(
-        columns, blocks
-    )
 
 
 class _Writer:

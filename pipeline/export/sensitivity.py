@@ -24,7 +24,7 @@ def scan(
 
     Args:
         precision: int8 or w8.
-        parts: all of the model's, see `graph.Shape.parts`.
+        parts: all of the model's, see `GraphShape.parts`.
         fp32: the outputs of all the sample's inputs, (inputs,) or (inputs, dimensions).
 
     Returns:

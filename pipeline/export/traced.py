@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from pipeline.config import Precision
 from pipeline.errors import ConfigError
-from pipeline.export import graph
+from pipeline.export import graph_shape, quantisation
 from pipeline.models import packed
 from pipeline.models.base_models import quiet
 from pipeline.models.bi_encoder import BiEncoder
@@ -139,7 +139,7 @@ class TracedModel:
     @property
     def parts(self) -> list[str]:
         """The names that `keep` may hold below."""
-        return [graph.EMBEDDINGS, *(f"layer.{number}" for number in range(self.layers))]
+        return [graph_shape.EMBEDDINGS, *(f"layer.{number}" for number in range(self.layers))]
 
     def graph(self, precision: Precision, keep: Collection[str] = ()) -> onnx.ModelProto:
         """The graph: inputs (batch, tokens) int64; output `score` (batch,) or `embedding` (batch, dimensions).
@@ -253,7 +253,7 @@ class _Lowered:
             return [node]
         if node.op_type == "MatMul" and (matrix := self._matrix(node.input[1])) is not None:
             return [self._product(node, matrix)]
-        is_words = part == graph.EMBEDDINGS and node.op_type == "Gather" and node.input[1] == "input_ids"
+        is_words = part == graph_shape.EMBEDDINGS and node.op_type == "Gather" and node.input[1] == "input_ids"
         if is_words and (table := self._matrix(node.input[0])) is not None:
             return self._words(node, table)
         return [node]
@@ -270,20 +270,20 @@ class _Lowered:
     def _product(self, node: onnx.NodeProto, matrix: NDArray[np.float32]) -> onnx.NodeProto:
         states, name = node.input
         if self.precision == "w8":
-            blocks, scales = graph.blockwise(matrix, graph.BLOCK)
+            blocks, scales = quantisation.blockwise(matrix, quantisation.BLOCK)
             inputs = [states, self._store(f"{name}.blocks", blocks), self._store(f"{name}.scales", scales)]
-            sizes = {"K": matrix.shape[0], "N": matrix.shape[1], "block_size": graph.BLOCK}
+            sizes = {"K": matrix.shape[0], "N": matrix.shape[1], "block_size": quantisation.BLOCK}
             more: dict[str, Any] = {**sizes, "bits": 8, "accuracy_level": 4}
             kind = "MatMulNBits"
         else:
-            rows, scales = graph.quantised(matrix, 1)
+            rows, scales = quantisation.quantised(matrix, 1)
             inputs = [states, self._store(f"{name}.int8", rows), self._store(f"{name}.scale", scales)]
             inputs.append(self._store(f"{name}.zero", np.zeros(len(scales), np.int8)))
             more, kind = {}, "DynamicQuantizeMatMul"
         return helper.make_node(kind, inputs, list(node.output), name=node.name, domain="com.microsoft", **more)
 
     def _words(self, node: onnx.NodeProto, table: NDArray[np.float32]) -> Sequence[onnx.NodeProto]:
-        rows, scales = graph.quantised(table, 0)
+        rows, scales = quantisation.quantised(table, 0)
         name, (ids, output) = node.input[0], (node.input[1], node.output[0])
         stored = self._store(f"{name}.int8", rows), self._store(f"{name}.scale", scales[:, None])
         return [
@@ -300,7 +300,7 @@ def _part(node: onnx.NodeProto) -> str | None:
         if item.key == SCOPES:
             scopes = [str(name) for name in _names(item.value)]
             part = scopes[1] if len(scopes) > 1 else ""
-            return part if part == graph.EMBEDDINGS or part.startswith("layer.") else None
+            return part if part == graph_shape.EMBEDDINGS or part.startswith("layer.") else None
     return None
 
 

@@ -106,7 +106,7 @@ def check_exports(recipe: Recipe) -> None:
         ConfigError: the message names the key of the base.
     """
     from pipeline.export import traced
-    from pipeline.export.graph import GraphShape
+    from pipeline.export.graph_shape import GraphShape
 
     for key, base in _served_bases(recipe).items():
         if base != pretrain.SCRATCH:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from flows import init
+from flows import data_look, init
 from pipeline import recipe as recipes
 from pipeline.data import convert
 from pipeline.errors import ConfigError, InputError, SchemaError
@@ -22,7 +22,7 @@ TEXTS = {
 
 @pytest.mark.parametrize("expected", TEXTS)
 def test_the_language_is_told_by_the_letters(expected: str) -> None:
-    assert init.language(pd.Series([TEXTS[expected]] * 3 + ["", "123"])) == expected
+    assert data_look.language(pd.Series([TEXTS[expected]] * 3 + ["", "123"])) == expected
 
 
 def test_a_folder_of_tables_gives_a_recipe_that_loads(tmp_path: Path) -> None:
@@ -210,7 +210,7 @@ def test_a_database_without_a_key_is_mapped_by_the_names_of_its_columns(tmp_path
 
 def test_a_recipe_and_its_text_hold_no_password(tmp_path: Path) -> None:
     rated, out = _rated(tmp_path / "ratings.csv", ("0", "1")), tmp_path / "own.toml"
-    seen = replace(init.look(str(rated)), source={"path": "postgresql://shop:hunter2@db/shop?table=rated"})
+    seen = replace(data_look.look(str(rated)), source={"path": "postgresql://shop:hunter2@db/shop?table=rated"})
     text = init.recipe(seen, "own")
     assert "hunter2" not in text
     out.write_text(text, encoding="utf-8")

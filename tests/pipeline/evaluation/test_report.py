@@ -17,7 +17,7 @@ from pipeline import artifacts
 from pipeline.artifacts import Artifact
 from pipeline.config import EvaluationConfig, GateConfig
 from pipeline.errors import ConfigError, MissingError, SchemaError
-from pipeline.evaluation import gate, page, per_query, plots, report, systems
+from pipeline.evaluation import gate, page, per_query, plots, report, report_card, systems
 from pipeline.evaluation.runs import RunFile
 
 QUERIES = 60
@@ -295,7 +295,7 @@ def test_the_exponential_gain_can_be_the_headline(world: dict[str, Any]) -> None
 def test_the_card_shows_every_system(world: dict[str, Any]) -> None:
     console = Console(width=200, record=True, file=io.StringIO())
     report_json = content(make(world))
-    console.print(report.card(report_json))
+    console.print(report_card.card(report_json))
     text = console.export_text()
     for name, system in report_json["systems"].items():
         assert name in text
@@ -369,7 +369,7 @@ def test_each_path_of_the_service_is_compared_with_its_first_stage(world: dict[s
     assert [item["verdict"] for item in report_json["surfaces"].values()] == ["worse", "better"]
     assert report_artifact.metrics["surfaces"] == report_json["surfaces"]
     assert "What each path of the service is worth" in report_artifact.file("report.html").read_text(encoding="utf-8")
-    assert report.surface_lines(report_json)[0].startswith("/search  fused against BM25+encoder: −")
+    assert report_card.surface_lines(report_json)[0].startswith("/search  fused against BM25+encoder: −")
     assert content(make(world))["surfaces"] == {}
 
 

@@ -127,7 +127,7 @@ def test_a_graph_that_says_something_else_is_refused(untrained: Any, monkeypatch
 
 def test_a_family_without_a_graph_is_refused_by_name(untrained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     other_families = tuple(family for family in families.FAMILIES if "bert" not in family.model_types)
-    monkeypatch.setattr("pipeline.export.graph.FAMILIES", other_families)
+    monkeypatch.setattr("pipeline.export.graph_shape.FAMILIES", other_families)
     with pytest.raises(ConfigError, match=r"family 'bert'; start from .*roberta"):
         onnx.make(
             untrained.workspace,

@@ -24,9 +24,9 @@ from transformers import (
 
 from pipeline.config import Precision
 from pipeline.errors import ConfigError
-from pipeline.export import graph
+from pipeline.export import graph, quantisation
 from pipeline.export.bundle import _body, _score_head
-from pipeline.export.graph import GraphShape
+from pipeline.export.graph_shape import GraphShape
 
 SIZES = {
     "vocab_size": 120,
@@ -179,8 +179,8 @@ def test_blocks_multiply_alike_whatever_the_number_of_rows(rows: int) -> None:
     """Uses real widths, where ONNX Runtime has a kernel for few rows and one for many."""
     rng = np.random.default_rng(rows)
     matrix = rng.normal(size=(768, 96)).astype(np.float32)
-    blocks, scales = graph.blockwise(matrix, graph.BLOCK)
-    sizes = {"K": 768, "N": 96, "bits": 8, "block_size": graph.BLOCK, "accuracy_level": 4}
+    blocks, scales = quantisation.blockwise(matrix, quantisation.BLOCK)
+    sizes = {"K": 768, "N": 96, "bits": 8, "block_size": quantisation.BLOCK, "accuracy_level": 4}
     node = helper.make_node("MatMulNBits", ["x", "blocks", "scales"], ["y"], domain="com.microsoft", **sizes)
     ends = [helper.make_tensor_value_info(end, onnx.TensorProto.FLOAT, None) for end in "xy"]
     stored = [numpy_helper.from_array(blocks, "blocks"), numpy_helper.from_array(scales, "scales")]
@@ -198,7 +198,7 @@ def test_quantised_is_within_half_a_step(axis: int) -> None:
     matrix = np.random.default_rng(2).normal(size=(30, 20)).astype(np.float32)
     matrix[:, 3] = 0
     matrix[4] = 0
-    integers, scale = graph.quantised(matrix, axis)
+    integers, scale = quantisation.quantised(matrix, axis)
     steps = scale[:, None] if axis == 0 else scale
     assert np.abs(matrix - integers * steps).max() <= steps.max() / 2 + 1e-6
     assert np.all(np.abs(matrix - integers * steps) <= steps / 2 + 1e-6)
@@ -209,7 +209,7 @@ def test_quantised_is_within_half_a_step(axis: int) -> None:
 def test_blockwise_is_within_half_a_step_of_each_block(inputs: int) -> None:
     matrix = np.random.default_rng(2).normal(size=(inputs, 6)).astype(np.float32)
     matrix[:, 3] = 0
-    blocks, scales = graph.blockwise(matrix, 64)
+    blocks, scales = quantisation.blockwise(matrix, 64)
     assert blocks.shape == (6, -(-inputs // 64), 64)
     for column in range(6):
         for row in range(inputs):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from transformers import XLNetConfig
 
 from pipeline.errors import ConfigError
-from pipeline.export import graph, traced
+from pipeline.export import graph_shape, traced
 from pipeline.export.bundle import ExportSource
 from pipeline.export.traced import TracedModel
 from pipeline.models.bi_encoder import BiEncoder
@@ -109,7 +109,7 @@ def test_a_graph_names_no_file_of_this_machine(base_of: Bases) -> None:
 
 def test_parts_that_are_kept_stay_in_single_precision(base_of: Bases) -> None:
     _, shape = ranker_of(base_of("modernbert"))
-    assert shape.parts == [graph.EMBEDDINGS, *(f"layer.{number}" for number in range(4))]
+    assert shape.parts == [graph_shape.EMBEDDINGS, *(f"layer.{number}" for number in range(4))]
     products = [
         sum(node.op_type == "DynamicQuantizeMatMul" for node in shape.graph("int8", keep).graph.node)
         for keep in ((), ("layer.1",), tuple(shape.parts))

@@ -1,0 +1,57 @@
+"""The card of a report: its headline table and what each path of the service is worth, for a terminal."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from pipeline.evaluation import page
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+def card(report: Mapping[str, Any]) -> "RenderableType":
+    """The report's headline table for a terminal.
+
+    Args:
+        report: what report.json holds.
+    """
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    headline, baseline = report["headline"], report["baseline"]
+    shown = [name for name in report["measures"] if name != headline]
+    table = Table(title=Text(report["title"]), title_justify="left", box=None, pad_edge=False)
+    table.add_column("system")
+    for name in (f"{headline} [95 %]", f"vs {baseline}", "p", *shown):
+        table.add_column(Text(name), justify="right")
+    for name, system in report["systems"].items():
+        value, gap = system["measures"][headline], (system["difference"] or {}).get(headline)
+        cells = [
+            page.interval(value),
+            page.signed(gap["mean"]) if gap else "·",
+            page.p_value(gap["p"]) if gap else "·",
+            *(page.value(system["measures"][column]["mean"]) for column in shown),
+        ]
+        style = "bold" if name == report["subject"] else ""
+        table.add_row(Text(name), *map(Text, cells), style=style)
+    queries = report["queries"]
+    foot = f"{queries['judged']:,} judged queries ({report['split']})"
+    if queries["without_relevant"]:
+        foot += f", {queries['without_relevant']:,} of them without a relevant document, which count 0"
+    return Group(table, Text(foot, style="dim"), *map(Text, surface_lines(report)))
+
+
+def surface_lines(report: Mapping[str, Any]) -> list[str]:
+    """A line of text for each path of the service: what it is worth; empty for a report that does not know.
+
+    Args:
+        report: values with the key `surfaces`, as report.json and a card have them.
+    """
+    lines = []
+    for path, gap in report.get("surfaces", {}).items():
+        ends = f"[{page.signed(gap['low'])}, {page.signed(gap['high'])}]"
+        lines.append(
+            f"{path}  {gap['system']} against {gap['first_stage']}: {page.signed(gap['mean'])} {ends}, {gap['verdict']}"
+        )
+    return lines

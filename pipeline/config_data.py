@@ -1,0 +1,137 @@
+"""The sections of a recipe on data: its sources, its splits, and the pairs of queries and documents."""
+
+from collections.abc import Mapping
+from dataclasses import field
+from typing import Literal
+
+from pydantic.dataclasses import dataclass
+
+from pipeline.config_checks import DOCUMENTED, added, positive, share
+from pipeline.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=DOCUMENTED)
+class SourceConfig:
+    """One set of documents, queries and judgments."""
+
+    path: str
+    """Folder or file, relative to `data.root`; for a document store a SQLAlchemy URL, such as
+    `sqlite:///shop.db?table=articles` (the table is `documents` by default)."""
+    format: str = "auto"
+    """parquet, beir, trec, esci, wands, t2ranking, qbqtc, crowdflower, homedepot, sql, python_api, table; auto looks at
+    the files."""
+    name: str = ""
+    """Reported as a slice, and put before ids when a recipe has several sources; the folder's name when empty. Sources
+    of one name are one collection: documents from a database, judgments from a folder."""
+    grades: tuple[int, ...] = ()
+    """Our grade for each grade of the source, from grade 0 up; empty keeps them. Needed where sources have different
+    scales."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """The columns of a table (CSV, TSV, JSON lines, Parquet, a database) by what they are: query, query_id, title,
+    text, doc_id, grade, split; any other key keeps a column of the documents under that name. With clicked the rows
+    are a click log: position is needed, session and time are read, and the grades come from the clicks."""
+    labels: Mapping[str, int] = field(default_factory=dict)
+    """The grade that each word of a mapped table's grade column stands for."""
+    grade_scale: tuple[float, ...] = ()
+    """Lowest value, highest value and steps of a mapped table's grades: they become 0 to steps, halves rounded up. Of
+    a click log, the scale of the attractiveness of documents, between 0 and 1."""
+    min_examined: float = 10.0
+    """Number of examined impressions that a query and document of a click log need to be judged; an impression at a
+    position that is examined half as often as the first counts half."""
+    query: str = ""
+    """The SQL query that is read from a database instead of a table."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=DOCUMENTED)
+class DataConfig:
+    """Training data, and how it is split by query."""
+
+    root: str = "."
+    """Folder that source paths are relative to."""
+    sources: tuple[SourceConfig, ...] = ()
+    """The sources of documents, queries and judgments (`[[data.sources]]`)."""
+    faulty_rows: Literal["error", "drop"] = "error"
+    """Treatment of rows that cannot be used; drop counts them by reason in the artifact."""
+    conflicts: Literal["error", "max", "mean"] = "error"
+    """Treatment of a pair that has several grades from one kind of source."""
+    splits: Literal["source", "hash", "test"] = "hash"
+    """source keeps the published splits (a missing test split is the published valid, and a new valid is cut from
+    train; a missing train is the published valid) and cuts queries without one as hash does; hash cuts all anew by a
+    hash of the normalised query; test makes all of them test queries, for judging."""
+    valid_share: float = 0.1
+    """Share of queries in the valid split that hash cuts."""
+    test_share: float = 0.2
+    """Share of queries in the test split that hash cuts."""
+    train_queries: int = 0
+    """Maximum number of training queries, chosen by hash; 0 for all."""
+    valid_queries: int = 0
+    """Maximum number of valid queries, chosen by hash; 0 for all."""
+    test_queries: int = 0
+    """Maximum number of test queries, chosen by hash; 0 for all."""
+    max_documents: int = 0
+    """Maximum number of documents: the judged ones first, then others by hash; 0 for all."""
+    seed: int = 13
+    """Seed of the hashes that cut splits and choose queries and documents."""
+
+    def __post_init__(self) -> None:
+        share("data", valid_share=self.valid_share, test_share=self.test_share)
+        for name in ("train_queries", "valid_queries", "test_queries", "max_documents"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"data.{name} is {getattr(self, name)}; it must be 0, for all, or more")
+        if self.valid_share + self.test_share >= 1:
+            raise ConfigError(
+                f"data.valid_share {self.valid_share} and data.test_share {self.test_share} leave nothing to train on"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=DOCUMENTED)
+class CandidatesConfig:
+    """(query, document) pairs to train on and to judge."""
+
+    pool: Literal["judged", "retrieved"] = "retrieved"
+    """judged reranks the judged documents of each query, for sets with whole lists; retrieved reranks the documents
+    that BM25 and the encoder find, for sets with few judgments a query."""
+    train_queries: int = added(0)
+    """Maximum number of training queries whose pairs teacher, ranker and encoder learn from, chosen by hash; 0 for all.
+    A projection that is learned from judgments takes seconds for thousands, so it learns from all."""
+    negatives: int = 5
+    """Unjudged documents added to each training query as grade 0, sampled from its BM25 run; 0 for none."""
+    negatives_depth: int = 50
+    """Depth of the BM25 run that negatives are sampled from."""
+    skip_top: int = 0
+    """Number of the run's first unjudged documents that are no negatives, as they may be relevant."""
+    retrieve: int = 20
+    """Documents that BM25 and the encoder each bring to a reranked pool."""
+    max_list: int = 16
+    """Maximum number of a query's documents in one training step; the rest come in other epochs."""
+    unlabelled: float = 0.0
+    """Unlabelled pairs for each labelled training pair: (query, document) pairs without a grade, from which the ranker
+    learns the teacher's scores. Their documents are found by BM25 for training queries and those of the next two
+    keys, in lists of `max_list`. A larger number adds pairs to those of a smaller."""
+    unlabelled_depth: int = 100
+    """Depth of each query's run that unlabelled pairs are drawn from."""
+    unlabelled_queries: str = ""
+    """A file with further queries for unlabelled pairs: Parquet with a column `query` or `text`, such as a click log,
+    or a text with one a line. Queries that equal a judged one are left out. Experimental: no built-in recipe sets it
+    and no figure supports it."""
+    title_queries: int = 0
+    """Number of document titles that are used as queries for unlabelled pairs. Experimental: no built-in recipe sets it
+    and no figure supports it."""
+    seed: int = 13
+    """Seed of the sampling of negatives and unlabelled pairs."""
+    click_weight: float = added(1.0)
+    """Weight, in losses over grades, of training pairs whose grade was made from clicks, and of the sampled negatives
+    of queries that no person judged; a pair that a person judged weighs 1. 0 learns from people's grades alone."""
+
+    def step_settings(self) -> dict[str, float]:
+        """The values that decide a training step, for the fingerprints of the stages that train."""
+        weight = {} if self.click_weight == 1 else {"click_weight": self.click_weight}
+        return {"max_list": self.max_list, **weight}
+
+    def __post_init__(self) -> None:
+        share("candidates", click_weight=self.click_weight)
+        positive("candidates", retrieve=self.retrieve, max_list=self.max_list, negatives_depth=self.negatives_depth)
+        positive("candidates", unlabelled_depth=self.unlabelled_depth)
+        for name in ("train_queries", "negatives", "skip_top", "unlabelled", "title_queries"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"candidates.{name} is {getattr(self, name)}; it must be 0 or more")

@@ -99,7 +99,7 @@ def test_vectors_are_those_of_pytorch(untrained: Any, encoder: Artifact) -> None
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-@given(places=st.lists(st.integers(0, len(DOCUMENTS) - 1), min_size=1, max_size=20))
+@given(indices=st.lists(st.integers(0, len(DOCUMENTS) - 1), min_size=1, max_size=20))
 @settings(deadline=None, max_examples=20)
 def test_a_score_has_the_same_bits_in_any_company(
     engines: dict[str, Engine], precision: str, indices: list[int]

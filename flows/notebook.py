@@ -51,7 +51,9 @@ class OpenRelease:
     def search(
         self, query: str, *, top: int = 10, filters: Mapping[str, Sequence[str | int | float | bool]] | None = None
     ) -> "pd.DataFrame":
-        """The final order of all models, best first; columns are those of `serving.scoring.searcher.Answer`.
+        """Documents for a query in the order of BM25, encoder and ranker together, best first; a row for each.
+
+        Columns are the fields of `serving.scoring.answers.Answer`.
 
         Raises:
             InvalidRequestError: a filter names a field that no document has.
@@ -61,7 +63,7 @@ class OpenRelease:
         return pd.DataFrame(self._searcher.search(query, top_n=top, filters=filters).reranked)
 
     def scores(self, query: str, texts: Sequence[str]) -> list[float]:
-        """Raw scores of the ranker, one a text; higher is more relevant."""
+        """Raw scores of the ranker, one for each text; higher is more relevant."""
         return list(self._searcher.ranker.scores(query, texts))
 
     def rerank(self, query: str, texts: Sequence[str]) -> "pd.DataFrame":
@@ -126,7 +128,7 @@ def retrain(recipe: str | Path, workspace: str | Path = "workspace", overrides: 
 
 
 def judge(run: str | Path, qrels: str | Path, measures: Sequence[str] = MEASURES) -> "pd.DataFrame":
-    """One row a measure: mean with its 95 % interval over the judged queries; a query that the run misses counts 0.
+    """A row for each measure: its mean over the judged queries, where a missed query counts 0, with a 95 % interval.
 
     Args:
         run: TREC run file, or Parquet with query_id, doc_id and score.

@@ -61,7 +61,7 @@ def _worth_retrying(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> 
 
 
 def as_task(name: str, stage: Callable[[], Artifact]) -> Artifact:
-    """Runs a stage as a Prefect task run of this name; a `runner.Execute`."""
+    """Runs a stage as a Prefect task run of this name, which is what a `Runner` takes as `execute`."""
 
     @task(
         name=name,
@@ -87,7 +87,7 @@ def retrain(
     working_folder: Path | None = None,
     changes: RecipeChanges = NO_CHANGES,
 ) -> chain.RetrainResult:
-    """Trains, judges and, if the gate agrees, promotes; see `chain.retrain`.
+    """Trains, judges and, if the gate agrees, promotes; see `flows.retrain.retrain`.
 
     A release that the gate refuses ends the run in the completed state Refused. Nothing failed, and a retry would be
     refused again, but people and automations can tell the run from one whose release is live.
@@ -132,9 +132,10 @@ def reindex(
     recipe: str = "",
     overrides: list[str] | None = None,
 ) -> dict[str, Any]:
-    """Embeds what changed and makes the new index live; see `flows.reindex`. For the recipe's name, see `report`.
+    """Embeds what changed and makes the new index live; see `flows.reindex`.
 
     Args:
+        recipe: the recipe's name, which only distinguishes artifacts in the UI.
         overrides: values laid over a recipe among `documents`, as --set does.
     """
     with _logs_in_prefect():

@@ -66,7 +66,7 @@ class StageEntry:
 
 
 def graph() -> list[StageEntry]:
-    """All stages in the order of a retraining; of one file, in the order of its functions."""
+    """All stages in the order of a retraining; those of one file stand in the order of its functions."""
     entries = []
     for name in MODULES:
         module = importlib.import_module(name)
@@ -120,8 +120,8 @@ def _input(name: str, kinds: tuple[str, ...]) -> str:
 def mermaid() -> str:
     """The graph of a retraining as a Mermaid picture: a box for each kind of artifact, an arrow for each input.
 
-    An arrow is left out where a longer path says the same. A dotted arrow leads back to a kind that an earlier stage
-    made: a ranker teaches the next one, an encoder's round finds the pairs of the next round.
+    An arrow is left out where a longer path joins the same two boxes. A dotted arrow leads to a box further left: some
+    kinds are made more than once, as when the first ranker scores the pairs that a smaller one learns from.
     """
     entries = [entry for entry in graph() if entry.module not in COMPARISONS]
     order = {kind: number for number, kind in enumerate(dict.fromkeys(entry.stage.kind for entry in entries))}

@@ -13,7 +13,7 @@ from pipeline.artifacts import Artifact
 from pipeline.errors import ArtifactError
 
 MOST = 1000
-"""Queries that are drawn; the bound on recall narrows with the root of their number."""
+"""Maximum number of queries that are drawn; the bound on recall narrows with the square root of it."""
 FEWEST = 100
 """Below this number of queries, recall is measured on documents' vectors instead."""
 FILE = "queries.npy"
@@ -24,7 +24,7 @@ Vectors = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class HeldOutQueries:
-    """Queries that are no documents: what names them, and how their vectors are had."""
+    """A set of queries to measure recall with: a key that identifies it, and a function that gives its vectors."""
 
     key: str
     """Part of the fingerprint of an index that is judged on them."""

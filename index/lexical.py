@@ -81,10 +81,13 @@ def make(workspace: Path, config: "IndexConfig", *, data: Artifact) -> Artifact:
 
 @RUN
 def run(workspace: Path, *, lexical: Artifact, data: Artifact, depth: int, splits: Sequence[str]) -> Artifact:
-    """The `run` artifact: the first `depth` documents of each query that has a judgment in `splits`, or of all without.
+    """The `run` artifact: the first `depth` documents of each query.
 
-    A query without a known term has no rows; the metrics count such queries. A query that is a document itself does
-    not find that one.
+    A query without a known term has no rows; the metrics count such queries. In a collection whose queries are
+    documents too (same id), a query never finds itself.
+
+    Args:
+        splits: the splits in whose judgments a query must occur; empty takes all queries.
     """
     listed = RunDepth.of(data, depth)
     settings = {"system": "bm25", "splits": sorted(splits), **listed.settings}
@@ -173,7 +176,7 @@ class LexicalIndex:
         return cls(analyse, vocabulary, (scores, rows, starts), doc_ids)
 
     def search(self, query: str, k: int) -> list[Hit]:
-        """Finds at most k documents with a score above 0, best first; of equal ones the first row first."""
+        """Finds at most k documents with a score above 0, best first; equal scores are ordered by row."""
         totals = np.zeros(len(self.doc_ids), np.float32)
         for _, times, start, end in self._lists(query):
             totals[self._rows[start:end]] += times * self._scores[start:end]  # A document is in a list once.

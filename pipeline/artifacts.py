@@ -236,7 +236,7 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def remedy(path: Path) -> str:
-    """Advice for whoever meets damage at this path. Nobody is ever told to delete anything."""
+    """Advice on how to mend damage at this path, for an error message; it never says to delete anything."""
     folder = path.absolute()
     for inner, outer in pairwise([folder, *folder.parents]):
         if outer.name == "release" and outer.parent.name == "artifacts":

@@ -9,7 +9,7 @@ from pipeline.models.families.family import Array, ModelFamily
 
 
 class Electra(ModelFamily):
-    """The discriminator; its small models have embeddings of 128 beside states of 256."""
+    """ELECTRA's discriminator. Its small models project embeddings of width 128 to states of width 256."""
 
     model_types = ("electra",)
     has_graph = True

@@ -59,7 +59,7 @@ def export(
         wanted = [(trained, trained)]
     return {
         "release": opened.fingerprint if opened else None,
-        "bundles": [_made(workspace, config, trained, judged_with) for trained, judged_with in wanted],
+        "bundles": [_export_one(workspace, config, trained, judged_with) for trained, judged_with in wanted],
     }
 
 
@@ -77,7 +77,7 @@ def _config(recipe: Mapping[str, Any], precisions: Sequence[str], overrides: Seq
     return replace(config, precisions=chosen) if precisions else config
 
 
-def _made(workspace: Path, config: ExportConfig, model: Artifact, judged_with: Artifact) -> dict[str, Any]:
+def _export_one(workspace: Path, config: ExportConfig, model: Artifact, judged_with: Artifact) -> dict[str, Any]:
     from pipeline.evaluation import report_stats
     from pipeline.export import bundle as onnx
 

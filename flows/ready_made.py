@@ -130,13 +130,13 @@ def sources(models: ReadyMadeModels) -> dict[str, str]:
     return {role: Path(name).name if Path(name).exists() else name for role, name in models.named.items()}
 
 
-def remember(models: ReadyMadeModels, workspace: Path, made: str, parts: Mapping[str, Artifact]) -> None:
+def remember(models: ReadyMadeModels, workspace: Path, fingerprint: str, parts: Mapping[str, Artifact]) -> None:
     """Notes the release to which a request led, and the files that the models had then."""
     from pipeline.models import ready_made
 
     roots = {role: ready_made.root_of(name) for role, name in models.named.items()}
     entry: dict[str, Any] = {
-        "release": made,
+        "release": fingerprint,
         "roots": {role: str(root.resolve()) for role, root in roots.items()},
         "digests": {role: digest(root) for role, root in roots.items()},
     }
@@ -150,9 +150,9 @@ def remember(models: ReadyMadeModels, workspace: Path, made: str, parts: Mapping
 def _published(models: ReadyMadeModels, workspace: Path) -> str:
     parts = bundles(models, workspace, same_width=True)
     metrics = {"ready_made": sources(models)}
-    made = releases.Releases(workspace).publish(parts, metrics=metrics, config={"name": "ready-made"})
-    remember(models, workspace, made.fingerprint, parts)
-    return made.fingerprint
+    new_release = releases.Releases(workspace).publish(parts, metrics=metrics, config={"name": "ready-made"})
+    remember(models, workspace, new_release.fingerprint, parts)
+    return new_release.fingerprint
 
 
 def _remembered(models: ReadyMadeModels, workspace: Path) -> str:

@@ -58,8 +58,6 @@ UNCLEAR = frozenset(
 ALLOWED_NAMES = {
     ("pipeline/data/unlabelled.py", "asked"),  # Names of a stage's inputs are part of its fingerprint.
     ("pipeline/training/teacher_scores.py", "others"),
-    ("flows/export.py", "_made"),
-    ("flows/ready_made.py", "made"),
 }
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic.dataclasses import dataclass
 
 from pipeline.config_checks import DOCUMENTED, added, positive, weights
-from pipeline.config_training import LoopConfig, weights_of
+from pipeline.config_training import LoopConfig, PassagesConfig, weights_of
 from pipeline.errors import ConfigError
 
 
@@ -96,6 +96,8 @@ class RankerConfig:
     TextPruner does; 0 keeps all."""
     max_tokens: int = added(0)
     """Maximum length of query and document together, special tokens included; 0 takes the teacher's."""
+    passages: PassagesConfig = added(PassagesConfig())
+    """Long documents, as the ranker reads them when it serves."""
     plain: bool = True
     """Also train the same student without the teacher, for comparison: cut from base, by the hard losses alone."""
     prune_vocabulary: bool = False

@@ -8,6 +8,7 @@ from pydantic.dataclasses import dataclass
 
 from pipeline.config_checks import DOCUMENTED, added, positive, share, weights
 from pipeline.errors import ConfigError
+from pipeline.passages import Passages
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=DOCUMENTED)
@@ -135,6 +136,47 @@ class PretrainConfig:
         share("pretrain", mask_share=self.mask_share)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True, config=DOCUMENTED)
+class PassagesConfig:
+    """Documents that do not fit beside a query within `max_tokens`: read in passages whose scores are joined.
+
+    A student learns such a document by the passage that its teacher finds best.
+    """
+
+    most: int = 0
+    """Maximum number of passages of one document; 1 cuts documents at their end, and so does 0 for a teacher. For a
+    ranker 0 takes the teacher's passages."""
+    tokens: int = 0
+    """Length of a passage in tokens of the document; 0 for all that the query leaves."""
+    stride: int = 0
+    """Tokens from the start of a passage to that of the next, fewer than a passage has; 0 for half a passage."""
+    best: int = 1
+    """Number of best passages whose mean score is the document's; 1 takes the maximum."""
+
+    def __post_init__(self) -> None:
+        if self.most > 1:
+            self.passages(None)
+        elif self.most < 0:
+            raise ConfigError(f"passages.most is {self.most}; it must be 0, for the default, or more")
+        elif (self.tokens, self.stride, self.best) != (0, 0, 1):
+            raise ConfigError(
+                f"passages.most is {self.most}, so passages.tokens, passages.stride and passages.best mean nothing; "
+                "set passages.most to the number of passages of a document, such as 8"
+            )
+
+    def passages(self, default: Passages | None) -> Passages | None:
+        """How the model reads long documents.
+
+        Args:
+            default: the teacher's, for a ranker that leaves it open.
+        """
+        if self.most == 0:
+            return default
+        if self.most == 1:
+            return None
+        return Passages(most=self.most, tokens=self.tokens, stride=self.stride, best=self.best)
+
+
 def weights_of(config: Any) -> dict[str, float]:
     """The weights of a config's losses, by the name of the key."""
     names = (entry.name for entry in dataclasses.fields(config) if entry.name.endswith("_weight"))
@@ -168,6 +210,8 @@ class TeacherConfig:
     lambdarank_weight: float = 0.0
     """Weight of the RankNet loss whose pairs weigh as much as their swap would change nDCG, with linear gain and no
     cut-off. Experimental: no built-in recipe sets it and no figure supports it."""
+    passages: PassagesConfig = added(PassagesConfig())
+    """Long documents. The teacher is trained on their beginnings and scores them whole."""
     loop: LoopConfig = field(default_factory=LoopConfig)
     """The training loop of the teacher."""
 

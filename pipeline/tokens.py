@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline.errors import ConfigError
+from pipeline.passages import Passages
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,6 +33,8 @@ class PairTemplate:
     """True cuts the longer of query and document until both fit, as transformers do; False keeps the query.
 
     A text is tokenised to `max_tokens` at most. Where both are longer than that, the document counts as the longer."""
+    passages: Passages | None = None
+    """How a document is read that does not fit beside its query; None cuts it at its end."""
 
     def __post_init__(self) -> None:
         if self.max_query_tokens + self.special_tokens >= self.max_tokens:
@@ -39,6 +42,8 @@ class PairTemplate:
                 f"max_query_tokens {self.max_query_tokens} and {self.special_tokens} special tokens leave no room "
                 f"for a document in max_tokens {self.max_tokens}; lower max_query_tokens or raise max_tokens"
             )
+        if self.passages:
+            self.passages.check(self.passage_room(self.max_tokens))
 
     @property
     def special_tokens(self) -> int:
@@ -60,6 +65,16 @@ class PairTemplate:
         if 2 * shorter > room:
             shorter = room // 2
         return (room - shorter, shorter) if query_tokens > document_tokens else (shorter, room - shorter)
+
+    def passage_room(self, query_tokens: int) -> int:
+        """Maximum length of a passage beside a query of this many tokens, so that no token of it is cut."""
+        room = self.lengths(query_tokens, self.max_tokens)[1]
+        return self.lengths(query_tokens, room)[1]  # Below the length of the query, `longest_first` cuts by one more.
+
+    @property
+    def document_tokens(self) -> int:
+        """Maximum number of tokens of a document that are read, beside any query."""
+        return max(self.max_tokens, self.passages.reach(self.max_tokens)) if self.passages else self.max_tokens
 
     @property
     def shared_query_tokens(self) -> int:
@@ -83,11 +98,16 @@ class PairTemplate:
         fields = asdict(self)
         if not self.longest_first:  # Files of models that keep the query are as they were before this field.
             del fields["longest_first"]
+        if self.passages is None:
+            del fields["passages"]
         return fields
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "PairTemplate":
-        return cls(**_tuples(fields))
+        fields = _tuples(fields)
+        if fields.get("passages") is not None:
+            fields["passages"] = Passages.from_dict(fields["passages"])
+        return cls(**fields)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

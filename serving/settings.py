@@ -67,6 +67,8 @@ class Settings:
     """Largest sum of the bodies of all requests under way in each process; a request beyond it gets 429."""
     max_documents: int = 1000
     """Most documents of one rerank request; more get 413."""
+    max_passages: int = 4000
+    """Most passages of all documents of one rerank request, where documents are read in passages; more get 413."""
     max_texts: int = 2048
     """Most texts of one embeddings request, the same as OpenAI's; more get 413."""
     max_results: int = 100
@@ -132,6 +134,7 @@ class Settings:
             "workers",
             "max_body_bytes",
             "max_documents",
+            "max_passages",
             "max_texts",
             "max_results",
             "retrieve",

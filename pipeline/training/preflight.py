@@ -21,6 +21,7 @@ from pipeline.models import base_models, tokenizers
 from pipeline.models.base_models import ModelShape
 from pipeline.models.families import family_of
 from pipeline.recipe import named
+from pipeline.tokens import PairTemplate
 from pipeline.training import encoder, pretrain, ranker
 
 COPIES = 4
@@ -39,13 +40,14 @@ def check(recipe: Recipe) -> list[str]:
     check_encoder(recipe)
     check_exports(recipe)
     check_lengths(recipe)
+    check_passages(recipe)
     check_memory(recipe)
     check_files(recipe)
     return [
         "teacher, assistants and ranker can be cut from their bases and learn from each other",
         "the encoder can be cut from its base",
         "ranker and encoder can be exported",
-        "texts fit the models' positions",
+        "texts and passages fit the models' positions",
         "the teacher's training fits into memory",
         "files that the recipe names are there",
     ]
@@ -135,6 +137,37 @@ def check_lengths(recipe: Recipe) -> None:
         positions = recipe.pretrain.scratch.positions if scratch else tokenizers.positions(_config(base))
         if max_tokens > positions:
             raise ConfigError(f"{section}.max_tokens {max_tokens}: {base} has {positions} positions; lower it")
+
+
+def check_passages(recipe: Recipe) -> None:
+    """Checks that passages fit beside the longest query, and that a student can read its teacher's.
+
+    Raises:
+        ConfigError: the message names the section.
+    """
+    template = _pair_template(recipe)
+    with named("passages", "teacher.passages"):
+        teacher = dataclasses.replace(template, passages=recipe.teacher.passages.passages(None))
+    for path, config, source, shape in _cuts(recipe):
+        tokens = config.max_tokens or teacher.max_tokens
+        with named("passages", f"{path}.passages"):
+            passages = config.passages.passages(teacher.passages)
+            student = dataclasses.replace(teacher, max_tokens=tokens, passages=passages)
+        paths = [model.tokenizer for model in (source, shape)]
+        if teacher.passages is not None and not recipe.external_teacher.given and None not in paths:
+            ours, theirs = (tokenizers.plain_tokenizer(tokenizers.load_tokenizer(item)) for item in paths if item)
+            if not ranker.same_tokens(ours, theirs):
+                raise ConfigError(f"{path}.base: {ranker.OTHER_PASSAGES}")
+        teacher = student
+
+
+def _pair_template(recipe: Recipe) -> PairTemplate:
+    """The shape of the teacher's inputs; of a model from scratch, which has no tokenizer yet, with BERT's."""
+    lengths = recipe.teacher.max_tokens, recipe.teacher.max_query_tokens
+    if recipe.teacher.base == pretrain.SCRATCH:
+        return PairTemplate(before=(0,), between=(0,), after=(0,), max_tokens=lengths[0], max_query_tokens=lengths[1])
+    tokenizer = tokenizers.load_tokenizer(base_models.folder(recipe.teacher.base))
+    return tokenizers.pair_template(tokenizer, _config(recipe.teacher.base), *lengths)
 
 
 def check_memory(recipe: Recipe) -> None:

@@ -29,7 +29,7 @@ from pipeline.training.losses.cross_encoder_terms import (
     Match,
 )
 from pipeline.training.tasks.cross_encoder import CrossTask, Objective, learn, untrained
-from pipeline.training.tasks.teacher_targets import TeacherTargets
+from pipeline.training.tasks.teacher_targets import TeacherTargets, as_taught
 
 STAGE = Stage(
     "ranker",
@@ -48,6 +48,12 @@ FROM_TEACHER, FROM_BASE = "teacher", "base"
 
 IMPORTANCE_PAIRS, IMPORTANCE_BATCH_TOKENS = 1000, 4096
 """Training pairs on which the importance of feed-forward units is estimated, and padded tokens of one batch."""
+
+OTHER_PASSAGES = (
+    "the teacher reads long documents in passages, and the student learns from the best of them; its base has another "
+    "tokenizer, so it would read other passages: take a base with the teacher's tokenizer, or set "
+    "teacher.passages.most to 0"
+)
 
 HARD = "hard_"
 """Prefix of the config keys of the losses over grades."""
@@ -93,8 +99,12 @@ def make(
     def build(staging: Staging) -> Mapping[str, Any]:
         large = CrossEncoder.load(teacher.path)
         source, table = _source(config, large, data, pairs, base_models.folder(origin))
+        if teacher_scores is not None:
+            table = _as_taught(table, teacher_scores, source, large)
         keep = _kept(config, source.layers)
         student = _narrowed(config, surgery.student(source, keep).to(scoring.device()), table)
+        passages = config.passages.passages(large.template.passages)
+        student.template = dataclasses.replace(student.template, passages=passages)
         if teacher_scores is None:
             objective = Objective(weights=LossWeights.of_config(config, HARD).without_teacher())
         else:
@@ -253,19 +263,41 @@ def _source(
     config: RankerConfig, teacher: CrossEncoder, data: Artifact, pairs: Artifact, origin: Path
 ) -> tuple[CrossEncoder, Pairs]:
     """The model that the student is cut from, and the pairs in its tokens, cut as the teacher cuts them."""
-    max_tokens = config.max_tokens or teacher.template.max_tokens
-    max_query_tokens = teacher.template.max_query_tokens
+    template = teacher.template
+    max_tokens = config.max_tokens or template.max_tokens
     if config.base == FROM_TEACHER:
-        table = read_pairs(data, pairs, teacher.tokenizer, max_tokens=max_tokens, max_query_tokens=max_query_tokens)
+        longest = max(max_tokens, template.document_tokens)
+        table = read_pairs(
+            data, pairs, teacher.tokenizer, max_tokens=longest, max_query_tokens=template.max_query_tokens
+        )
         return teacher, table
-    seed = config.loop.seed
-    return untrained(origin, data, pairs, max_tokens=max_tokens, max_query_tokens=max_query_tokens, seed=seed)
+    return untrained(
+        origin,
+        data,
+        pairs,
+        max_tokens=max_tokens,
+        max_query_tokens=template.max_query_tokens,
+        seed=config.loop.seed,
+        document_tokens=template.document_tokens,
+    )
+
+
+def _as_taught(table: Pairs, teacher_scores: Artifact, source: CrossEncoder, teacher: CrossEncoder) -> Pairs:
+    """The pairs with the passages that the teacher found best.
+
+    Raises:
+        ConfigError: the student reads other tokens than the teacher, so that they are no passages of its own.
+    """
+    taught = as_taught(table, teacher_scores)
+    if taught is not table and not same_tokens(source.tokenizer, teacher.tokenizer):
+        raise ConfigError(OTHER_PASSAGES)
+    return taught
 
 
 def _narrowed(config: RankerConfig, student: CrossEncoder, table: Pairs) -> CrossEncoder:
     """The student with the input length and the feed-forward units that its section asks for."""
-    if config.max_tokens:
-        student.template = dataclasses.replace(student.template, max_tokens=config.max_tokens)
+    if config.max_tokens:  # The passages of the source may be too long for it; they are set afterwards.
+        student.template = dataclasses.replace(student.template, max_tokens=config.max_tokens, passages=None)
     if config.intermediate:
         rows = table.indices("train")[:IMPORTANCE_PAIRS]
         lengths = pair_lengths(table, student.template)[rows]
@@ -292,7 +324,8 @@ def _objective(
     weights = LossWeights.of_config(config, HARD)
     match = _match(config, student.shape, teacher.shape)
     if weights.of(TOKEN_TERMS):
-        _same_input(student.tokenizer, teacher.tokenizer, alike=student.template == teacher.template)
+        ours, theirs = (dataclasses.replace(model.template, passages=None) for model in (student, teacher))
+        _same_input(student.tokenizer, teacher.tokenizer, alike=ours == theirs)
         teacher.to(scoring.device())
     return Objective(weights=weights, targets=targets, match=match, teacher=teacher, peer=peer)
 
@@ -367,12 +400,17 @@ def _same_input(student: Tokenizer, teacher: Tokenizer, *, alike: bool = True) -
     Raises:
         ConfigError: they do not.
     """
-    ours, theirs = (json.loads(tokenizer.to_str()) for tokenizer in (student, teacher))
-    if not alike or any(ours[part] != theirs[part] for part in ("normalizer", "pre_tokenizer", "model")):
+    if not alike or not same_tokens(student, teacher):
         raise ConfigError(
             "the student's base has another tokenizer than the teacher, so their tokens cannot be compared; set "
             f"{', '.join(f'ranker.{name}_weight' for name in TOKEN_TERMS)} to 0, or take a base with the teacher's"
         )
+
+
+def same_tokens(first: Tokenizer, second: Tokenizer) -> bool:
+    """Whether two tokenizers make the same tokens of a text."""
+    ours, theirs = (json.loads(tokenizer.to_str()) for tokenizer in (first, second))
+    return all(ours[part] == theirs[part] for part in ("normalizer", "pre_tokenizer", "model"))
 
 
 def _checked_map(config: RankerConfig, depth: int, layers: int) -> tuple[int, ...]:

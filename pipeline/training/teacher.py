@@ -4,6 +4,7 @@ From `data` and `pairs`, and a base encoder; read by teacher_scores, by the rank
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ def make(
         )
         if config.layers:
             model = surgery.student(model, surgery.spaced(model.layers, config.layers))
+        model.template = replace(model.template, passages=config.passages.passages(None))
         model.to(scoring.device())
         objective = Objective(weights=LossWeights.of_config(config))
         task = CrossTask(

@@ -25,7 +25,7 @@ from pipeline.artifacts import Artifact, Staging
 from pipeline.errors import ConfigError
 from pipeline.models.cross_encoder import CrossEncoder
 from pipeline.stage import Stage
-from pipeline.training.loop import pair_tokens, scoring, shards
+from pipeline.training.loop import pair_passages, pair_tokens, scoring, shards
 from pipeline.training.loop.batches import Ints
 from pipeline.training.loop.pair_tokens import Pairs, read_pairs
 from pipeline.training.tasks.teacher_targets import joined
@@ -59,6 +59,10 @@ def make(
     scores.parquet   row_id, score (raw, float32)
     states.npy       (rows, layers, width) float16, in the order of scores.parquet; absent without layers
     states.json      layers, width, share of the states' square that the projection keeps, for each layer
+    passages.npy     (rows, 2) int32, where the teacher reads long documents in passages: first token, and the one
+                     behind the last, of the passage with the highest score; 0, 0 for a document that it read whole
+
+    The score of a document in passages is joined from theirs; its states are those of the best passage.
 
     Args:
         workspace: the folder that holds `artifacts/`.
@@ -78,23 +82,28 @@ def make(
         model, table = _opened(teacher, data, pairs)
         if any(not 1 <= layer <= model.layers for layer in layers):
             raise ConfigError(f"ranker.layer_map {list(layers)}: the teacher has layers 1 to {model.layers}")
-        if not layers:
-            scores = _score_in_shards(model, table, staging.checkpoint, label="teacher scores")
-            _write(staging.folder, table.rows, scores)
-            return {"pairs": len(table)}
-        if model.hidden < width:
+        if layers and model.hidden < width:
             raise ConfigError(
                 f"the student is {width} wide and the teacher {model.hidden}; set ranker.hidden_weight to 0, as the "
                 "states of a narrower teacher cannot be matched"
             )
-        project, kept = _projection(model, table, layers, width, staging.checkpoint)
-        states = _StateFile.opened(staging.checkpoint, (len(table), len(layers), width), layers, project)
-        scores = _score_in_shards(model, table, staging.checkpoint, label="teacher scores", states=states)
-        states.link(staging.folder)
-        _write(staging.folder, table.rows, scores)
-        about_states = {"layers": list(layers), "width": width, "kept": [round(share, 4) for share in kept]}
-        disk.write_atomically(staging.folder / "states.json", json.dumps(about_states) + "\n", json.loads)
-        return {"pairs": len(table), **about_states}
+        joined_scores: scoring.Floats | None = None
+        stats: dict[str, int] = {}
+        if model.template.passages is not None:
+            joined_scores, table, stats = _best_passages(model, table, staging)
+        states = about_states = None
+        if layers:
+            project, kept = _projection(model, table, layers, width, staging.checkpoint)
+            states = _StateFile.opened(staging.checkpoint, (len(table), len(layers), width), layers, project)
+            about_states = {"layers": list(layers), "width": width, "kept": [round(share, 4) for share in kept]}
+        scores = joined_scores
+        if scores is None or states is not None:
+            scores = _score_in_shards(model, table, staging.checkpoint, label="teacher scores", states=states)
+        _write(staging.folder, table.rows, scores if joined_scores is None else joined_scores)
+        if states is not None:
+            states.link(staging.folder)
+            disk.write_atomically(staging.folder / "states.json", json.dumps(about_states) + "\n", json.loads)
+        return {"pairs": len(table), **stats, **(about_states or {})}
 
     return STAGE.make(
         workspace,
@@ -128,7 +137,7 @@ def mean(workspace: Path, *, first: Artifact, others: Sequence[Artifact]) -> Art
             values = joined(other, rows)[0].astype(np.float64)
             spread = values.std() or 1.0
             scores.append((values - values.mean()) / spread * own.std() + own.mean())
-        for name in ("states.npy", "states.json"):
+        for name in ("states.npy", "states.json", "passages.npy"):
             if name in first.manifest.files:
                 disk.link_or_copy(first.file(name), staging.folder / name)
         _write(staging.folder, rows, np.mean(scores, axis=0).astype(np.float32))
@@ -147,8 +156,10 @@ def score(workspace: Path, *, model: Artifact, data: Artifact, pairs: Artifact, 
     def build(staging: Staging) -> Mapping[str, Any]:
         loaded, table = _opened(model, data, pairs, split)
         label = f"scores of the {model.manifest.kind}"
-        _write(staging.folder, table.rows, _score_in_shards(loaded, table, staging.checkpoint, label=label))
-        return {"pairs": len(table)}
+        read = pair_passages.cut(table, loaded.template)
+        scores = read.joined(_score_in_shards(loaded, read.inputs, staging.checkpoint, label=label))
+        _write(staging.folder, table.rows, scores)
+        return {"pairs": len(table), **read.stats}
 
     inputs = {"model": model, "data": data, "pairs": pairs}
     return SCORES.make(workspace, config={"split": split}, inputs=inputs, build=build)
@@ -208,12 +219,33 @@ class _StateFile:
         disk.link_or_copy(self.path, folder / self.path.name)
 
 
+def _best_passages(model: CrossEncoder, table: Pairs, staging: Staging) -> tuple[scoring.Floats, Pairs, dict[str, int]]:
+    """The joined scores of all pairs, the pairs with the best passage in place of each long document, and counts.
+
+    Writes the spans of these passages into the artifact.
+    """
+    read = pair_passages.cut(table, model.template)
+    scores = _score_in_shards(model, read.inputs, staging.checkpoint, label="teacher scores", name="passages")
+    best = read.best(scores)
+    np.save(staging.folder / "passages.npy", read.spans[best].astype(np.int32))
+    return read.joined(scores), pair_passages.rows_of(read.inputs, best), read.stats
+
+
 def _score_in_shards(
-    model: CrossEncoder, table: Pairs, checkpoint: Path, *, label: str, states: _StateFile | None = None
+    model: CrossEncoder,
+    table: Pairs,
+    checkpoint: Path,
+    *,
+    label: str,
+    states: _StateFile | None = None,
+    name: str = "scores",
 ) -> scoring.Floats:
     """(pairs,) scores of all pairs; finished parts are kept in `checkpoint`, and a killed run goes on after them.
 
     A part is a run of the batches that scoring all pairs at once would make, so the scores are the same, bit by bit.
+
+    Args:
+        name: begins the names of the parts; another one for another table.
     """
     scores = np.zeros(len(table), dtype=np.float32)
     parts = scoring.shards(pair_tokens.pair_lengths(table, model.template), shards.SHARD)
@@ -237,8 +269,8 @@ def _score_in_shards(
         def valid(arrays: shards.Arrays, rows: Ints = rows) -> bool:
             return states is None or np.array_equal(arrays["states_sha256"], states.digest(rows))
 
-        name = shards.rows_name(f"scores-{number:06}", rows)
-        scores[rows] = shards.kept(checkpoint, name, compute, valid)["scores"]
+        part = shards.rows_name(f"{name}-{number:06}", rows)
+        scores[rows] = shards.kept(checkpoint, part, compute, valid)["scores"]
     return scores
 
 
@@ -251,7 +283,7 @@ def _opened(model: Artifact, data: Artifact, pairs: Artifact, split: str = "") -
         pairs,
         loaded.tokenizer,
         max_query_tokens=template.max_query_tokens,
-        max_tokens=template.max_tokens,
+        max_tokens=template.document_tokens,
         split=split,
     )
     return loaded, table

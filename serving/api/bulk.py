@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 
 from serving.runtime.engine import Engine
-from serving.runtime.items import Item
 
 BULK_TEXTS = 256
 """A request for more vectors works in the batch class, behind the online requests, and for as long as the settings
@@ -17,12 +16,12 @@ SAFETY = 0.8
 
 
 def advice(
-    engine: Engine, texts: Sequence[str], items: Callable[[Sequence[str]], Sequence[Item]], unit: str
+    engine: Engine, texts: Sequence[str], tokens: Callable[[Sequence[str]], int], unit: str
 ) -> Callable[[float], str]:
     """A function that says how many of the texts this service would do in so many seconds.
 
     Args:
-        items: the model's inputs for some of the texts.
+        tokens: number of tokens that the model reads of some of the texts, special ones included.
         unit: a name for the texts, in the plural.
     """
 
@@ -31,7 +30,7 @@ def advice(
         pace = (engine.pace.tokens_per_s or 0.0) * engine.scheduler.runners
         if not (sample and pace):
             return ""
-        text_s = sum(len(item.ids) for item in items(sample)) / len(sample) / pace
+        text_s = tokens(sample) / len(sample) / pace
         fitting = max(int(SAFETY * seconds / text_s), 1)
         if fitting >= len(texts):
             return ""

@@ -262,11 +262,13 @@ class _EmbedCall:
         texts = inputs.texts(encoder, self._given, role, self._field, options.deadline)
         if not self._cut:
             inputs.check_texts(encoder, texts, role, self._field, options.deadline)
-        context.advise(
-            bulk.advice(encoder, texts, lambda some: encoder.texts(some, role, remember=options.remember), "texts")
-        )
+
+        def tokens_read(some: Sequence[str]) -> int:
+            return count_tokens(encoder.texts(some, role, remember=options.remember))
+
+        context.advise(bulk.advice(encoder, texts, tokens_read, "texts"))
         fetched = self._searcher.embedder.vectors(texts, role, options)
-        tokens = count_tokens(encoder.texts(texts, role, remember=options.remember))
+        tokens = tokens_read(texts)
         context.spent(fetched.hits, fetched.misses, by="encoder")
         return [_first(vector, self._width) for vector in fetched.values], tokens
 

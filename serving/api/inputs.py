@@ -5,6 +5,7 @@ Everything here grows with the request, so it runs in a worker thread and looks 
 
 from collections.abc import Sequence
 
+from pipeline.passages import Passages
 from pipeline.tokens import PairTemplate, TextTemplate
 from serving.errors import InvalidRequestError
 from serving.runtime.deadline import Deadline
@@ -63,14 +64,24 @@ def check_texts(engine: Engine, items: Sequence[str], role: Role, field: str, de
         _check(engine, item, template.max_tokens, room, f"{field}[{index}]", deadline)
 
 
-def check_pairs(engine: Engine, query: str, documents: Sequence[str], deadline: Deadline) -> None:
+def check_pairs(
+    engine: Engine, query: str, documents: Sequence[str], deadline: Deadline, passages: Passages | None = None
+) -> None:
     """Raises InvalidRequestError if the ranker would cut the query or a document beside it, DeadlineError if the time
-    is over."""
+    is over.
+
+    Args:
+        passages: how documents are read; None cuts them at their end.
+    """
     template = engine.bundle.templates["pair"]
     assert isinstance(template, PairTemplate)
     used = _check(engine, query, template.max_tokens, template.max_query_tokens, "query", deadline)
+    room, longest = template.document_room(used), template.max_tokens
+    if passages is not None:
+        room = max(room, passages.reach(template.passage_room(used)))
+        longest = room + 1
     for index, document in enumerate(documents):
-        _check(engine, document, template.max_tokens, template.document_room(used), f"document {index}", deadline)
+        _check(engine, document, longest, room, f"document {index}", deadline)
 
 
 def check_limit(engine: Engine, limit: int, field: str) -> None:

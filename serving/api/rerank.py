@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, Validati
 from starlette.responses import Response
 
 from pipeline import text
+from pipeline.passages import MAX_PASSAGES
 from serving.api import bulk, inputs
 from serving.api.json_io import request_schema
 from serving.api.request import Handler, RequestContext
@@ -17,7 +18,7 @@ from serving.api.schemas import ClientShape, RefusedField, RequestBody, check_le
 from serving.errors import InvalidRequestError
 from serving.rollout import comparison
 from serving.scoring import cascade
-from serving.scoring.reranker import relevance
+from serving.scoring.reranker import DocumentLimits, relevance
 
 router = APIRouter()
 
@@ -71,12 +72,11 @@ TEI_RERANK = ClientShape(
 COHERE_RERANK = ClientShape(
     client="Cohere",
     honoured=frozenset(
-        {"query", "documents", "top_n", "return_documents", "rank_fields", "max_tokens_per_doc"},
+        {"query", "documents", "top_n", "return_documents", "rank_fields", "max_tokens_per_doc", "max_chunks_per_doc"},
     ),
     ignored={
         "model": OTHER_MODEL,
         "priority": "all requests of a service are equal; order is by deadline",
-        "max_chunks_per_doc": "a document is read as one chunk, which is at most what was asked for",
     },
 )
 JINA_RERANK = ClientShape(
@@ -117,8 +117,8 @@ OWN_RERANK = ClientShape(
     client="search-relevance",
     honoured=frozenset(
         {"query", "documents", "texts", "top_n", "top_k", "return_documents", "return_text", "raw_scores", "cascade",
-         "rank_fields", "max_tokens_per_doc", "truncate", "truncation", "truncation_direction", "first_stage_scores",
-         "fused"}
+         "rank_fields", "max_tokens_per_doc", "max_chunks_per_doc", "truncate", "truncation", "truncation_direction",
+         "first_stage_scores", "fused"}
     ),
     ignored={"model": OTHER_MODEL},
 )  # fmt: skip
@@ -150,8 +150,16 @@ class RerankRequest(RequestBody):
     )
     max_tokens_per_doc: int | None = Field(
         None,
-        description="Cohere, vLLM: 0 for no limit, else no fewer than the ranker reads of a pair; 422 rather than "
-        "pretend to cut more.",
+        description="Cohere, vLLM: the most tokens of a document that are read in passages; 0 for no limit, else no "
+        "fewer than the ranker reads of a pair, 422 rather than pretend to cut more.",
+    )
+    max_chunks_per_doc: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_PASSAGES,
+        description="Cohere: the most passages that a document is read in which does not fit beside the query; 1 cuts "
+        "it at its end. The default is the release's. The best passage gives the score, or the mean of the best few "
+        "where the release says so.",
     )
     raw_scores: bool | None = Field(None, description="Scores as the model gives them, in place of their sigmoid.")
     return_text: bool | None = Field(
@@ -190,6 +198,11 @@ class RerankRequest(RequestBody):
         if self.top_n and self.top_k and self.top_n != self.top_k:
             raise InvalidRequestError(f"top_n is {self.top_n} and top_k is {self.top_k}; send one of them")
         return self.top_n or self.top_k or None
+
+    @property
+    def limits(self) -> DocumentLimits:
+        """How much of each document is read."""
+        return DocumentLimits(max_passages=self.max_chunks_per_doc, max_tokens=self.max_tokens_per_doc or None)
 
     @property
     def cut(self) -> bool:
@@ -381,17 +394,15 @@ class _RerankCall:
         self._limit = body.limit
         self._searcher = context.searcher
         self._options = context.options
+        self._reranker = self._searcher.reranker_within(body.limits, context.service.settings.max_passages)
 
     def scores(self) -> Any:
         """The answer in which every document has a score."""
-        context, body, searcher = self._context, self._body, self._searcher
+        context, body = self._context, self._body
         texts = self._texts()
-        context.compare(comparison.Rerank(body.query, texts))
-        ranker, remember = searcher.ranker, self._options.remember
-        context.advise(
-            bulk.advice(ranker, texts, lambda some: ranker.pairs(body.query, some, remember=remember), "documents")
-        )
-        fetched = searcher.reranker.scores(body.query, texts, self._options)
+        context.compare(comparison.Rerank(body.query, texts, limits=body.limits))
+        context.advise(bulk.advice(self._searcher.ranker, texts, self._tokens_read, "documents"))
+        fetched = self._reranker.scores(body.query, texts, self._options)
         tokens = self._tokens(texts)
         context.spent(fetched.hits, fetched.misses, by="ranker")
         scores = fetched.values
@@ -402,8 +413,8 @@ class _RerankCall:
         """The answer in the order of `/search`, from first-stage scores, the encoder and the ranker."""
         context, body, searcher = self._context, self._body, self._searcher
         texts, first = self._texts(), self._first or []
-        context.compare(comparison.Rerank(body.query, texts, first))
-        scores = searcher.fused(body.query, texts, first, self._options)
+        context.compare(comparison.Rerank(body.query, texts, first, body.limits))
+        scores = searcher.fused(body.query, texts, first, self._options, self._reranker)
         tokens = self._tokens(texts)
         context.spent(scores.hits, scores.misses)
         order = sorted(range(len(texts)), key=lambda index: -scores.values[index])
@@ -418,11 +429,12 @@ class _RerankCall:
         """The answer that the request's time allows: scored documents first, each result marked."""
         context, body, searcher = self._context, self._body, self._searcher
         texts = self._texts()
-        context.compare(comparison.Rerank(body.query, texts))
+        context.compare(comparison.Rerank(body.query, texts, limits=body.limits))
         embedder = searcher.embedder if "encoder" in searcher.models else None
-        result = cascade.rerank(searcher.reranker, embedder, body.query, texts, self._first, self._options)
+        result = cascade.rerank(self._reranker, embedder, body.query, texts, self._first, self._options)
         tokens = self._tokens([texts[index] for index in result.order[: result.reached]])
-        context.spent(result.hits, result.misses, by="ranker", of=len(texts))
+        unreached = len(texts) - result.reached
+        context.spent(result.hits, result.misses, by="ranker", of=result.hits + result.misses + unreached)
         context.reached(result.reached, len(texts))
         # What was not reached has the lowest score, so that no client's own sorting brings it before what was.
         lowest = min((score for score in result.scores if score is not None), default=None)
@@ -448,14 +460,19 @@ class _RerankCall:
                 for index, document in enumerate(body.documents or [])
             ]
         if not body.cut:
-            inputs.check_pairs(self._searcher.ranker, body.query, texts, self._options.deadline)
+            ranker, passages = self._searcher.ranker, self._reranker.passages
+            inputs.check_pairs(ranker, body.query, texts, self._options.deadline, passages)
         return texts
 
     def _tokens(self, texts: Sequence[str]) -> int:
         """Tokens that the ranker read; 0 in a shape that does not tell them."""
         if self._body.texts is not None:
             return 0
-        return self._searcher.ranker.pair_tokens(self._body.query, texts, remember=self._options.remember)
+        return self._tokens_read(texts)
+
+    def _tokens_read(self, texts: Sequence[str]) -> int:
+        passages = self._reranker.passages
+        return self._searcher.ranker.pair_tokens(self._body.query, texts, passages, remember=self._options.remember)
 
     def _result(self, index: int, score: float | None) -> dict[str, Any]:
         """One document's result; without any score to go by, its value is 0."""

@@ -129,6 +129,16 @@ class HitExplanation(BaseModel):
     features: dict[str, FeaturePart] = Field(description="Empty where a model was missing.")
 
 
+class PassageHit(BaseModel):
+    """The passage of a long document that fits the query best, by the ranker."""
+
+    text: str
+    start: int = Field(description="Where it begins in the document's text, in characters.")
+    end: int
+    number: int = Field(description="Which of the passages it is, from 1.")
+    of: int = Field(description="Number of passages that the ranker read.")
+
+
 class SearchHit(BaseModel):
     """One document in one of the three lists of a search."""
 
@@ -143,6 +153,9 @@ class SearchHit(BaseModel):
     relevance: float | None = Field(description="The ranker's own score, in [0, 1]; final list only.")
     fields: dict[str, Any] | None = Field(None, description="The columns of `fields`, where they were asked for.")
     explain: HitExplanation | None = Field(None, description="With `explain`; final list only.")
+    passage: PassageHit | None = Field(
+        None, description="Where the snippet is from, of a document that the ranker read in passages."
+    )
 
 
 class SearchAnswer(BaseModel):
@@ -263,4 +276,6 @@ def _answered(result: SearchResult, details: SearchDetails) -> dict[str, Any]:
                 del hit["fields"]
             if not (details.explain and name == "reranked"):
                 del hit["explain"]
+            if hit["passage"] is None:
+                del hit["passage"]
     return answer

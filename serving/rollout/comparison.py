@@ -3,7 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -11,7 +11,7 @@ from index.document_store import Value
 from pipeline import schema, text
 from pipeline.errors import MissingError
 from serving.runtime.admission import RequestOptions
-from serving.scoring.reranker import relevance
+from serving.scoring.reranker import DocumentLimits, relevance
 from serving.scoring.searcher import Searcher, SearchResult
 
 DEPTH = 10
@@ -60,6 +60,7 @@ class Rerank:
     texts: Sequence[str]
     first: Sequence[float] | None = None
     """First-stage scores, where the answer is in the fused order."""
+    limits: DocumentLimits = field(default_factory=DocumentLimits)
 
     judged = False
 
@@ -73,9 +74,10 @@ class Rerank:
         return min(DEPTH, len(self.texts) // 2)
 
     def ask(self, searcher: Searcher, options: RequestOptions) -> ComparisonResult:
+        reranker = searcher.reranker_within(self.limits)
         if self.first is None:
-            return self.outcome(searcher.reranker.scores(self.query, self.texts, options).values)
-        fused = searcher.fused(self.query, self.texts, self.first, options)
+            return self.outcome(reranker.scores(self.query, self.texts, options).values)
+        fused = searcher.fused(self.query, self.texts, self.first, options, reranker)
         return self.outcome(fused.values, fused.ranker)
 
     def outcome(self, scores: Sequence[float], ranker: Sequence[float] | None = None) -> ComparisonResult:

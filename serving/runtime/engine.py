@@ -25,12 +25,14 @@ from numpy.typing import NDArray
 from pipeline import artifacts, disk
 from pipeline.artifacts import Artifact
 from pipeline.errors import ArtifactError, ConfigError
+from pipeline.passages import Passages
 from pipeline.tokens import PairTemplate, TextTemplate
 from serving.errors import DeadlineError, InferenceError
 from serving.runtime.bundle import Bundle
 from serving.runtime.deadline import Deadline
 from serving.runtime.items import Item, Priority, Throughput
 from serving.runtime.job import Job
+from serving.runtime.passage_inputs import PassageCutter, PassageInput
 from serving.runtime.processor import Device, has_cuda, processor, runners
 from serving.runtime.scheduler import Scheduler
 from serving.runtime.session import open_session, padded
@@ -137,12 +139,20 @@ class Engine:
     ) -> list[float]:
         """The ranker's raw score of the query with each document, in their order.
 
+        A document that does not fit beside the query is read as the bundle says: as passages, or cut at its end.
+
         Raises:
             InferenceError: the model raised or gave no finite number; names the document's place.
             ConfigError: the bundle is an encoder.
             DeadlineError, ClientGoneError
         """
-        return self._all(self.pairs(query, documents), "document", deadline, priority)
+        passages = self.passages
+        if passages is None:
+            return self._all(self.pairs(query, documents), "document", deadline, priority)
+        inputs = self.cut(query, documents, passages)
+        items = [part.item() for document in inputs for part in document]
+        scores = iter(self._all(items, "passage", deadline, priority))
+        return [passages.join([next(scores) for _ in document]) for document in inputs]
 
     def embed(
         self,
@@ -173,17 +183,44 @@ class Engine:
         Raises:
             InvalidRequestError: a text is too long; see `RuntimeTokenizer.ids`.
         """
-        template = self._template("pair")
-        assert isinstance(template, PairTemplate)
+        template = self.pair_template
         query_ids, *document_ids = self.tokeniser.ids(
             [query, *documents], template.max_tokens, remember=remember, check=check
         )
         return [Item(*template.assemble(query_ids, ids)) for ids in document_ids]
 
-    def pair_tokens(self, query: str, documents: Sequence[str], *, remember: bool = True) -> int:
-        """Number of tokens that `pairs` would hold together, special ones included."""
+    @property
+    def passages(self) -> Passages | None:
+        """How the ranker reads a document that does not fit beside a query; None cuts it at its end."""
+        return self.pair_template.passages
+
+    @property
+    def pair_template(self) -> PairTemplate:
+        """The shape of the ranker's inputs; raises ConfigError for an encoder."""
         template = self._template("pair")
         assert isinstance(template, PairTemplate)
+        return template
+
+    def cut(
+        self,
+        query: str,
+        documents: Sequence[str],
+        passages: Passages,
+        *,
+        remember: bool = True,
+        check: Check | None = None,
+    ) -> list[list[PassageInput]]:
+        """Each document whole, where it fits beside the query, else its passages; arguments and errors as `pairs`."""
+        return PassageCutter(self.tokeniser, self.pair_template, passages, remember, check).cut(query, documents)
+
+    def pair_tokens(
+        self, query: str, documents: Sequence[str], passages: Passages | None = None, *, remember: bool = True
+    ) -> int:
+        """Number of tokens that the ranker reads of all pairs together, special ones included."""
+        template = self.pair_template
+        if passages is not None:
+            inputs = self.cut(query, documents, passages, remember=remember)
+            return sum(part.tokens for document in inputs for part in document)
         query_ids, *document_ids = self.tokeniser.ids([query, *documents], template.max_tokens, remember=remember)
         return sum(template.special_tokens + sum(template.lengths(len(query_ids), len(ids))) for ids in document_ids)
 
@@ -293,7 +330,9 @@ class Engine:
             try:
                 if self.role == "ranker":
                     wanted = np.array([item["scores"][truth]])
-                    outputs = np.array(self.scores(item["query"], [item["document"]], deadline, Priority.BATCH))
+                    # The exporter saw one input, whose document was cut at its end.
+                    inputs = self.pairs(item["query"], [item["document"]])
+                    outputs = np.array(self._all(inputs, "document", deadline, Priority.BATCH))
                 else:
                     wanted = np.array(item["vectors"][truth])
                     outputs = self.embed([item["text"]], item["role"], deadline, Priority.BATCH)[0]

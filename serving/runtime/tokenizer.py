@@ -108,6 +108,19 @@ class RuntimeTokenizer:
                     self._known[key] = ids_by_key[key]
         return [ids_by_key[key] for key in keys]
 
+    def characters(self, item: str, first: int, last: int) -> tuple[int, int]:
+        """Where the tokens of a text from index `first` to before `last` begin and end, in characters.
+
+        Raises:
+            InvalidRequestError: as `ids`.
+        """
+        try:
+            (head,) = self._prefixes.heads([text.clean(item)], last)
+        except TextTooLongError as error:
+            raise InvalidRequestError(str(error)) from error
+        offsets = self._tokenizer.encode(head, add_special_tokens=False).offsets
+        return offsets[first][0], offsets[last - 1][1]
+
     def text(self, ids: Sequence[int]) -> str | None:
         """Returns the text that has exactly these ids; None when there is none, as for another tokenizer's ids."""
         try:

@@ -10,6 +10,7 @@ from index.hits import Hit
 from pipeline.features import FEATURES, Fusion
 from serving.errors import InvalidRequestError
 from serving.runtime.deadline import Deadline
+from serving.scoring.best_passages import BestPassage
 
 ListName = Literal["lexical", "semantic", "reranked"]
 LISTS: tuple[ListName, ...] = ("lexical", "semantic", "reranked")
@@ -82,6 +83,8 @@ class Answer:
     """Stored columns that were asked for; null for a column that the document lacks."""
     explain: Explanation | None = None
     """Only in the final list of a search that asks for it."""
+    passage: BestPassage | None = None
+    """The passage that the snippet is taken from; None where the ranker did not read the document in passages."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,6 +130,8 @@ class ShownDocuments:
 
     documents: Mapping[int, Document]
     snippets: Mapping[int, str]
+    passages: Mapping[int, BestPassage]
+    """Empty where no document was read in passages."""
     ranks: Ranks
     fields: Mapping[int, Mapping[str, Any]]
     """Empty where no field was asked for."""
@@ -157,6 +162,7 @@ def results(
             relevance=relevances.get(hit.row) if relevances is not None else None,
             fields=shown.fields.get(hit.row),
             explain=explanations.get(hit.row) if explanations is not None else None,
+            passage=shown.passages.get(hit.row),
         )
         for rank, hit in enumerate(hits, start=1)
     ]

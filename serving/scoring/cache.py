@@ -45,16 +45,16 @@ class Key:
         self._hash = hashlib.blake2b(digest_size=16)
         _feed(self._hash, parts)
 
-    def of(self, *parts: str) -> bytes:
+    def of(self, *parts: str | bytes) -> bytes:
         """The 16 bytes for the beginning and these parts."""
         digest = self._hash.copy()
         _feed(digest, parts)
         return digest.digest()
 
 
-def _feed(digest: "hashlib.blake2b", parts: Iterable[str]) -> None:
+def _feed(digest: "hashlib.blake2b", parts: Iterable[str | bytes]) -> None:
     for part in parts:
-        data = part.encode()
+        data = part.encode() if isinstance(part, str) else part
         # The length keeps ("ab", "c") and ("a", "bc") apart.
         digest.update(len(data).to_bytes(8, "little"))
         digest.update(data)

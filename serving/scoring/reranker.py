@@ -7,21 +7,24 @@ at a time, while the runners are already at work on those before; what they gave
 import logging
 import math
 import struct
+from array import array
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline import text
-from serving.errors import InferenceError
+from pipeline.passages import Passages
+from serving.errors import BodyTooLargeError, DeadlineError, InferenceError
 from serving.runtime.admission import RequestOptions, admit
 from serving.runtime.deadline import Deadline
 from serving.runtime.items import Item, Priority, Throughput
 from serving.runtime.job import Job
+from serving.runtime.passage_inputs import PassageInput
 from serving.runtime.scheduler import Scheduler
-from serving.scoring.cache import Cache, Fetched, Key
+from serving.scoring.cache import Cache, Compute, Fetched, Key
 from serving.scoring.redis_cache import SharedCache, Tier
 
 CHUNK = 16
@@ -48,6 +51,10 @@ class Ranker(ScoringEngine, Protocol):
     """An engine with a ranker."""
 
     def pairs(self, query: str, documents: Sequence[str], *, remember: bool, check: Check) -> list[Item]: ...
+
+    def cut(
+        self, query: str, documents: Sequence[str], passages: Passages, *, remember: bool, check: Check
+    ) -> list[list[PassageInput]]: ...
 
 
 class Encoder(ScoringEngine, Protocol):
@@ -83,38 +90,105 @@ class Caches:
         )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DocumentLimits:
+    """How much of each document a request wants to be read, where it says so."""
+
+    max_passages: int | None = None
+    """Maximum number of passages of a document; 1 cuts it at its end. None leaves it to the release."""
+    max_tokens: int | None = None
+    """Maximum number of tokens of a document; None for no bound of the request's own."""
+
+    def passages(self, default: Passages | None) -> Passages | None:
+        """How a ranker reads documents for the request.
+
+        Args:
+            default: how it reads them otherwise.
+        """
+        if self.max_passages == 1 or (self.max_passages is None and default is None):
+            return None
+        most = self.max_passages or (default.most if default else 0)
+        passages = replace(default, most=most, best=min(default.best, most)) if default else Passages(most=most)
+        return replace(passages, max_document_tokens=self.max_tokens or 0)
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentScore:
+    """The raw score of a document, and the passage that fits the query best."""
+
+    value: float
+    best: int = 0
+    """Index of the passage with the highest score, the first of equals."""
+    passages: Sequence[PassageInput] = ()
+    """All passages in their order; none where the document was not read in passages."""
+
+
 @dataclass(frozen=True, slots=True)
 class Reranker:
     """Raw scores of (query, document) pairs."""
 
     engine: Ranker
     cache: Cache[float]
+    passages: Passages | None = None
+    """How a document is read that does not fit beside the query; None cuts it at its end."""
+    max_passages: int = 0
+    """Maximum number of passages of all documents of one request; 0 for no bound."""
 
     def scores(self, query: str, documents: Sequence[str], terms: RequestOptions) -> Fetched[float]:
         """One raw score a document, in their order; any finite number, higher is more relevant.
 
         Raises:
             BusyError: what is not cached cannot be scored before the deadline.
+            BodyTooLargeError: the documents have more than `max_passages` passages.
             InferenceError: the model failed on a document; the others are scored and kept all the same.
             DeadlineError, ClientGoneError
         """
-        keys, compute = self._pairs(query, documents, terms, eager=True)
-        return self.cache.fetch(keys, compute, terms)
+        read = self.read(query, documents, terms)
+        return Fetched([score.value for score in read.values], read.hits, read.misses)
+
+    def read(self, query: str, documents: Sequence[str], terms: RequestOptions) -> Fetched[DocumentScore]:
+        """The same with the best passage of each document; hits and misses count passages. Errors as of `scores`."""
+        if self.passages is None:
+            keys, compute = self._pairs(query, documents, terms, eager=True)
+            fetched = self.cache.fetch(keys, compute, terms)
+            return Fetched([DocumentScore(score) for score in fetched.values], fetched.hits, fetched.misses)
+        cut = self._cut(query, documents, terms)
+        keys, compute = self._parts(query, documents, cut, terms, eager=True)
+        fetched = self.cache.fetch(keys, compute, terms)
+        values, scored = iter(fetched.values), []
+        for inputs in cut:
+            scores = [next(values) for _ in inputs]
+            parts = inputs if len(inputs) > 1 else ()
+            scored.append(DocumentScore(self.passages.join(scores), scores.index(max(scores)), parts))
+        return Fetched(scored, fetched.hits, fetched.misses)
 
     def scores_in_time(self, query: str, documents: Sequence[str], terms: RequestOptions) -> Fetched[float | None]:
         """Scores in the order of the documents; None for those that the deadline cut off.
 
-        However much waits, it is tried; documents join the queue as those before them are done.
+        However much waits, it is tried; documents join the queue as those before them are done. A document has a score
+        once all its passages have one.
 
         Raises:
-            InferenceError, ClientGoneError
+            BodyTooLargeError, InferenceError, ClientGoneError
         """
-        keys, compute = self._pairs(query, documents, terms, eager=False)
-        return self.cache.fetch_some(keys, compute, terms)
+        if self.passages is None:
+            keys, compute = self._pairs(query, documents, terms, eager=False)
+            return self.cache.fetch_some(keys, compute, terms)
+        join = self.passages.join
+        cut = self._cut(query, documents, terms, partial=True)
+        keys, compute = self._parts(query, documents, cut, terms, eager=False)
+        fetched = self.cache.fetch_some(keys, compute, terms)
+        values = iter(fetched.values)
+        scores: list[float | None] = []
+        for inputs in cut:
+            known = [score for score in (next(values) for _ in inputs) if score is not None]
+            scores.append(join(known) if len(known) == len(inputs) else None)
+        return Fetched(scores + [None] * (len(documents) - len(cut)), fetched.hits, fetched.misses)
 
     def _pairs(
         self, query: str, documents: Sequence[str], terms: RequestOptions, *, eager: bool
-    ) -> tuple[list[bytes], Callable[[list[int]], Iterator[tuple[int, Any]]]]:
+    ) -> tuple[list[bytes], Compute[float]]:
+        """The keys of documents that are read to the end of the model's input, and what computes their scores."""
         query = text.clean(query)
         documents = [text.clean(document) for document in documents]
         key = Key("score", self.engine.identity, query)
@@ -124,9 +198,69 @@ class Reranker:
             return self.engine.pairs(query, chosen, remember=terms.remember, check=terms.deadline.check)
 
         def compute(numbers: list[int]) -> Iterator[tuple[int, Any]]:
-            return _computed(self.engine, numbers, inputs, "document", terms, eager=eager)
+            return _computed(self.engine, numbers, inputs, "document {}".format, terms, eager=eager)
 
         return [key.of(document) for document in documents], compute
+
+    def _cut(
+        self, query: str, documents: Sequence[str], terms: RequestOptions, *, partial: bool = False
+    ) -> list[list[PassageInput]]:
+        """The passages of each document.
+
+        Args:
+            partial: leave documents out, from the first that the time did not suffice for.
+        """
+        assert self.passages is not None
+        cut: list[list[PassageInput]] = []
+        try:
+            for start in range(0, len(documents), CHUNK):
+                terms.deadline.check()
+                chosen = [text.clean(document) for document in documents[start : start + CHUNK]]
+                cut += self.engine.cut(
+                    *(text.clean(query), chosen, self.passages), remember=terms.remember, check=terms.deadline.check
+                )
+                if self.max_passages and sum(map(len, cut)) > self.max_passages:
+                    raise BodyTooLargeError(
+                        f"the first {len(cut)} documents have {sum(map(len, cut))} passages; at most "
+                        f"{self.max_passages} are taken in one request (RELEVANCE_MAX_PASSAGES): send fewer documents, "
+                        "or a smaller max_chunks_per_doc"
+                    )
+        except DeadlineError:
+            if not partial:
+                raise
+        return cut
+
+    def _parts(
+        self,
+        query: str,
+        documents: Sequence[str],
+        cut: Sequence[Sequence[PassageInput]],
+        terms: RequestOptions,
+        *,
+        eager: bool,
+    ) -> tuple[list[bytes], Compute[float]]:
+        """The keys of all passages, and what computes their scores.
+
+        A document that is not cut has the key of its text, so its score is also that of a request without passages. A
+        passage has the key of its ids: a document that changes at its end keeps the scores of what stands before.
+        """
+        key = Key("score", self.engine.identity, text.clean(query))
+        parts = [(number, part) for number, inputs in enumerate(cut) for part in inputs]
+        keys = [
+            key.of(text.clean(documents[number])) if part.whole else key.of("passage", array("I", part.ids).tobytes())
+            for number, part in parts
+        ]
+
+        def inputs(numbers: list[int]) -> list[Item]:
+            return [parts[number][1].item() for number in numbers]
+
+        def label(number: int) -> str:
+            return f"document {parts[number][0]}"
+
+        def compute(numbers: list[int]) -> Iterator[tuple[int, Any]]:
+            return _computed(self.engine, numbers, inputs, label, terms, eager=eager)
+
+        return keys, compute
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +286,7 @@ class Embedder:
             return self.engine.texts(chosen, role, remember=terms.remember, check=terms.deadline.check)
 
         def compute(numbers: list[int]) -> Iterator[tuple[int, Any]]:
-            for number, outcome in _computed(self.engine, numbers, inputs, role, terms, eager=True):
+            for number, outcome in _computed(self.engine, numbers, inputs, (role + " {}").format, terms, eager=True):
                 if not isinstance(outcome, Exception):
                     outcome.flags.writeable = False
                 yield number, outcome
@@ -172,7 +306,7 @@ def _computed(
     engine: ScoringEngine,
     numbers: list[int],
     inputs: Callable[[list[int]], list[Item]],
-    name: str,
+    label: Callable[[int], str],
     terms: RequestOptions,
     *,
     eager: bool,
@@ -180,6 +314,7 @@ def _computed(
     """Each place with its output or an InferenceError, as the runners end.
 
     Args:
+        label: names the text of a place, for messages.
         eager: have all wait in the queue at once, if they can be done in time; else a chunk after the other, no
             further than the time goes.
 
@@ -204,7 +339,7 @@ def _computed(
                     yield numbers[number], outcome
                     continue
                 failed += 1
-                words = f"{name} {numbers[number]}: the model gave no usable answer for this text"
+                words = f"{label(numbers[number])}: the model gave no usable answer for this text"
                 if failed == 1:  # The others have the same reason more often than not.
                     log.error("%s %s", engine.identity[:8], words, exc_info=outcome)
                 yield numbers[number], InferenceError(words)

@@ -44,9 +44,10 @@ from serving.scoring.answers import (
     SearchResult,
     ShownDocuments,
 )
+from serving.scoring.best_passages import best_passages
 from serving.scoring.cache import Fetched
 from serving.scoring.contents import SearchableContents
-from serving.scoring.reranker import Caches, Embedder, Reranker, Vector, relevance
+from serving.scoring.reranker import Caches, DocumentLimits, Embedder, Reranker, Vector, relevance
 from serving.scoring.snippets import snippets
 
 EXAMPLES = 6
@@ -177,7 +178,11 @@ class Searcher:
     @property
     def reranker(self) -> Reranker:
         """Scores of pairs through the caches; raises NotServedError where the release has no ranker."""
-        return Reranker(self.ranker, self._caches.scores)
+        return Reranker(self.ranker, self._caches.scores, self.ranker.passages)
+
+    def reranker_within(self, limits: DocumentLimits, max_passages: int = 0) -> Reranker:
+        """The same for a request that bounds how much of each document is read; see `Reranker.max_passages`."""
+        return replace(self.reranker, passages=limits.passages(self.ranker.passages), max_passages=max_passages)
 
     @property
     def embedder(self) -> Embedder:
@@ -292,8 +297,10 @@ class Searcher:
             bodies = [text.document_text(documents[row].title, documents[row].text) for row in rows]
             scored = None
             if "ranker" in self.models and "reranked" in details.lists:
-                scored = models.attempt("ranker", lambda: self.reranker.scores(query, bodies, models.terms))
-            before, final = pool.before(), pool.final(self._searchable.fusion, scored.values if scored else None)
+                scored = models.attempt("ranker", lambda: self.reranker.read(query, bodies, models.terms))
+            read = dict(zip(rows, scored.values, strict=True)) if scored else {}
+            values = [score.value for score in read.values()] if scored else None
+            before, final = pool.before(), pool.final(self._searchable.fusion, values)
         fits = self._fits(by_words, by_meaning, models.terms) if embedded else None
         ranks = Ranks(
             lexical={hit.row: rank for rank, hit in enumerate(by_words, start=1)},
@@ -301,21 +308,24 @@ class Searcher:
             before={rows[number]: rank for rank, number in enumerate(_order(before), start=1)},
         )
         reranked = [Hit(rows[number], documents[rows[number]].doc_id, final[number]) for number in _order(final)]
-        relevances = {row: relevance(score) for row, score in zip(rows, scored.values, strict=True)} if scored else {}
+        relevances = {row: relevance(score.value) for row, score in read.items()}
         if relevances:
             reranked = [hit for hit in reranked if relevances[hit.row] >= details.min_relevance]
         full_lists: dict[ListName, list[Hit]] = {"lexical": by_words, "semantic": by_meaning, "reranked": reranked}
         lists = {name: hits[:top_n] if name in details.lists else [] for name, hits in full_lists.items()}
         chosen = {hit.row: documents[hit.row] for hits in lists.values() for hit in hits}
+        texts = {row: document.text for row, document in chosen.items()}
+        passages = best_passages(self.ranker.tokeniser, chosen, read, terms.deadline) if read else {}
         shown = ShownDocuments(
             documents=documents,
-            snippets=snippets({row: document.text for row, document in chosen.items()}, query, terms.deadline),
+            snippets=snippets(texts, query, terms.deadline, passages),
+            passages=passages,
             ranks=ranks,
             fields=answers.chosen_fields(details.fields, chosen, terms.deadline) if details.fields else {},
         )
         explanations = None
         if details.explain:
-            table = dict(zip(rows, pool.table(scored.values if scored else None), strict=True))
+            table = dict(zip(rows, pool.table(values), strict=True))
             explanations = self._explanations(query, lists["reranked"], table, terms.deadline)
         return SearchResult(
             query=query,
@@ -333,18 +343,26 @@ class Searcher:
             model_failed=models.failed,
         )
 
-    def fused(self, query: str, texts: Sequence[str], bm25: Sequence[float], terms: RequestOptions) -> FusedScores:
+    def fused(
+        self,
+        query: str,
+        texts: Sequence[str],
+        bm25: Sequence[float],
+        terms: RequestOptions,
+        reranker: Reranker | None = None,
+    ) -> FusedScores:
         """The scores of texts in the order that `search` would give them, from the first stage's and both models'.
 
         Args:
             texts: as `pipeline.text.document_text` writes documents.
             bm25: (texts,) first-stage scores, at least 0.
+            reranker: from `reranker_within`; `reranker` when not given.
 
         Raises:
             NotServedError: the release has no ranker, no encoder or no fusion.
             BusyError, DeadlineError, InferenceError, ClientGoneError: see `reranker` and `embedder`.
         """
-        reranker, embedder, fusion = self.reranker, self.embedder, self.fusion
+        reranker, embedder, fusion = reranker or self.reranker, self.embedder, self.fusion
         queried = embedder.vectors([query], "query", terms)
         embedded = embedder.vectors(texts, "document", terms)
         scored = reranker.scores(query, texts, terms)

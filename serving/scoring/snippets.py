@@ -7,18 +7,26 @@ for in the first TEXT_CHARS of each document, once a document however many lists
 from collections.abc import Mapping, Sequence
 
 from serving.runtime.deadline import Deadline
+from serving.scoring.best_passages import BestPassage
 
 SNIPPET_CHARS = 240
 TEXT_CHARS = 40 * SNIPPET_CHARS
 """Characters of a document in which words are looked for."""
 QUERY_CHARS = 10_000
 """Characters of a query whose words are looked for."""
+WORD_CHARS = 30
+"""Characters before a passage in which the beginning of its first word is looked for."""
 MAX_WORDS = 64
 """Different words of a query that are looked for."""
 
 
-def snippets(texts: Mapping[int, str], query: str, deadline: Deadline) -> dict[int, str]:
+def snippets(
+    texts: Mapping[int, str], query: str, deadline: Deadline, passages: Mapping[int, BestPassage] | None = None
+) -> dict[int, str]:
     """The snippet of each text, under the key of the text.
+
+    Args:
+        passages: the passage of a text that its snippet is taken from; of its beginning where there is none.
 
     Raises:
         DeadlineError, ClientGoneError
@@ -27,8 +35,25 @@ def snippets(texts: Mapping[int, str], query: str, deadline: Deadline) -> dict[i
     shown = {}
     for key, body in texts.items():
         deadline.check()
-        shown[key] = snippet(body, words)
+        passage = passages.get(key) if passages else None
+        shown[key] = snippet(body, words) if passage is None else passage_snippet(body, passage, words)
     return shown
+
+
+def passage_snippet(body: str, passage: BestPassage, words: Sequence[str]) -> str:
+    """The snippet of one passage of a text, with signs where the text goes on."""
+    start = _word_start(body, passage.start)
+    shown = snippet(body[start : passage.end], words)
+    before = "… " if start and not shown.startswith("… ") else ""
+    return before + shown + (" …" if passage.end < len(body) and not shown.endswith(" …") else "")
+
+
+def _word_start(body: str, position: int) -> int:
+    """The start of the word that holds a position; the position itself where no white space stands near before it."""
+    for start in range(position, max(position - WORD_CHARS, 0), -1):
+        if body[start - 1].isspace():
+            return start
+    return position
 
 
 def query_words(query: str) -> list[str]:

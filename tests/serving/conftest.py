@@ -7,6 +7,7 @@ projection of it; so each test can know what the service should say without aski
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from index import documents, lexical, semantic_build, vectors
 from pipeline import artifacts, features, schema
 from pipeline.artifacts import Artifact, Staging
 from pipeline.config import IndexConfig
+from pipeline.passages import Passages
 from pipeline.releases import Releases
 from pipeline.tokens import PairTemplate, TextTemplate
 from serving.rollout.lifecycle import Lifecycle
@@ -89,15 +91,18 @@ class TinyModels:
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 
     def score(self, query: str, document: str) -> float:
-        ids, types = PAIR.assemble(self.ids(query), self.ids(document))
+        return self.score_ids(self.ids(query), self.ids(document))
+
+    def score_ids(self, query: Sequence[int], document: Sequence[int]) -> float:
+        ids, types = PAIR.assemble(query, document)
         return float(((self.tokens[ids] + self.segments[types]).mean(axis=0) @ self.head)[0])
 
     def vector(self, text: str) -> np.ndarray:
         vector = self.tokens[TEXT.assemble(self.ids(text))].mean(axis=0) @ self.dense
         return vector / np.linalg.norm(vector)
 
-    def bundle(self, workspace: Path, role: str, *, lie: float = 0.0) -> Artifact:
-        """A bundle artifact; with `lie` its golden scores are off by so much."""
+    def bundle(self, workspace: Path, role: str, *, lie: float = 0.0, passages: Passages | None = None) -> Artifact:
+        """A bundle artifact; with `lie` its golden scores are off by so much, with `passages` its ranker reads so."""
 
         def write(staging: Staging) -> dict[str, float]:
             bundle_json = {
@@ -109,7 +114,8 @@ class TinyModels:
             names = ["input_ids", "attention_mask"]
             if role == "ranker":
                 names.append("token_type_ids")
-                bundle_json |= {"template": PAIR.to_dict(), "output": "score", "dimensions": None}
+                template = replace(PAIR, passages=passages).to_dict()
+                bundle_json |= {"template": template, "output": "score", "dimensions": None}
                 texts = [("a sorted list", text) for _, text in DOCUMENTS[:4]]
                 golden = [
                     {"query": query, "document": text, "scores": {"torch": self.score(query, text) + lie}}
@@ -130,7 +136,7 @@ class TinyModels:
             onnx.save(self._graph(role, names), staging.folder / "model.fp32.onnx")
             return {}
 
-        config = {"seed": self.seed, "role": role, "lie": lie}
+        config = {"seed": self.seed, "role": role, "lie": lie, "passages": str(passages)}
         return artifacts.make(workspace, "bundle", version=1, config=config, inputs={}, build=write)
 
     def _graph(self, role: str, names: Sequence[str]) -> onnx.ModelProto:
@@ -202,16 +208,20 @@ class TinyWorkspace:
 
         return artifacts.make(self.path, "data", version=1, config={}, inputs={}, build=write)
 
-    def publish(self, seed: int, *, lie: float = 0.0, index_seed: int | None = None) -> str:
+    def publish(
+        self, seed: int, *, lie: float = 0.0, index_seed: int | None = None, passages: Passages | None = None
+    ) -> str:
         """A release, not yet live.
 
         Args:
             lie: the ranker's golden scores are off by so much.
             index_seed: the index is built by another encoder.
+            passages: how the ranker reads long documents.
         """
         tiny = TinyModels(seed)
         data = self.data()
-        ranker, encoder = tiny.bundle(self.path, "ranker", lie=lie), tiny.bundle(self.path, "encoder")
+        ranker = tiny.bundle(self.path, "ranker", lie=lie, passages=passages)
+        encoder = tiny.bundle(self.path, "encoder")
         embedding = encoder if index_seed is None else TinyModels(index_seed).bundle(self.path, "encoder")
         engine = Engine(embedding.path, threads=1)
         document_vectors = vectors.make(

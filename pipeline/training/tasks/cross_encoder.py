@@ -406,16 +406,27 @@ def _graded_share(pairs: Pairs, indices: Ints, max_list: int) -> float:
 
 
 def untrained(
-    base: Path, data: Artifact, pairs: Artifact, *, max_tokens: int, max_query_tokens: int, seed: int
+    base: Path,
+    data: Artifact,
+    pairs: Artifact,
+    *,
+    max_tokens: int,
+    max_query_tokens: int,
+    seed: int,
+    document_tokens: int = 0,
 ) -> tuple[CrossEncoder, Pairs]:
     """A new cross-encoder on the body in `base`, with thresholds from the pairs' grades, and the pairs in its tokens.
+
+    Args:
+        document_tokens: tokens of a document that the pairs hold, where they are more than `max_tokens`.
 
     Raises:
         ConfigError: no known encoder, no fast tokenizer, or too few positions for `max_tokens`.
         TrainingError: no pair has a grade above 0.
     """
     tokenizer = tokenizers.plain_tokenizer(tokenizers.load_tokenizer(base))
-    table = pair_tokens.read_pairs(data, pairs, tokenizer, max_query_tokens=max_query_tokens, max_tokens=max_tokens)
+    longest = max(max_tokens, document_tokens)
+    table = pair_tokens.read_pairs(data, pairs, tokenizer, max_query_tokens=max_query_tokens, max_tokens=longest)
     thresholds = first_thresholds(table)
     model = CrossEncoder.start(
         base, thresholds=thresholds, max_tokens=max_tokens, max_query_tokens=max_query_tokens, seed=seed

@@ -15,6 +15,7 @@ from pipeline.artifacts import Artifact
 from pipeline.errors import ArtifactError
 from pipeline.models.cross_encoder import ascending
 from pipeline.training.loop.batches import Ints
+from pipeline.training.loop.pair_passages import parted
 from pipeline.training.loop.pair_tokens import Pairs
 
 
@@ -76,6 +77,23 @@ class TeacherTargets:
             raise ArtifactError(f"teacher scores hold states of layers {self.layers}, not of {sorted(missing)}")
         columns = [self.layers.index(layer) for layer in layers]
         return torch.from_numpy(self.states[self.state_rows[indices]][:, columns].astype(np.float32))
+
+
+def as_taught(pairs: Pairs, teacher_scores: Artifact) -> Pairs:
+    """The pairs as the teacher scored them: the passage that it found best in place of each document that it cut.
+
+    Args:
+        pairs: in the teacher's tokens.
+        teacher_scores: of these pairs; without passages the pairs stay as they are.
+
+    Raises:
+        ArtifactError: a pair has no score.
+    """
+    if "passages.npy" not in teacher_scores.manifest.files:
+        return pairs
+    _, rows = joined(teacher_scores, pairs.rows)
+    spans = np.load(teacher_scores.file("passages.npy"), allow_pickle=False)
+    return parted(pairs, spans[rows].astype(np.int64))
 
 
 def joined(scores: Artifact, rows: Ints) -> tuple[NDArray[np.float32], Ints]:

@@ -1,0 +1,75 @@
+"""Documents cut into passages beside a query: what the ranker reads of texts that are longer than its input."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from pipeline.passages import Passages
+from pipeline.tokens import PairTemplate
+from serving.runtime.items import Item
+from serving.runtime.tokenizer import RuntimeTokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class PassageInput:
+    """A part of a document, or the whole of it, beside a query."""
+
+    template: PairTemplate
+    query: Sequence[int]
+    """(query tokens,), without special tokens."""
+    ids: Sequence[int]
+    """(passage tokens,), without special tokens."""
+    start: int = 0
+    """Index of its first token in the document."""
+    whole: bool = True
+    """Whether the document fits beside the query, so that it is not cut."""
+
+    @property
+    def end(self) -> int:
+        """Index behind its last token in the document."""
+        return self.start + len(self.ids)
+
+    @property
+    def tokens(self) -> int:
+        """Length of the model's input."""
+        return self.template.special_tokens + sum(self.template.lengths(len(self.query), len(self.ids)))
+
+    def item(self) -> Item:
+        """The model's input."""
+        return Item(*self.template.assemble(self.query, self.ids))
+
+
+@dataclass(frozen=True, slots=True)
+class PassageCutter:
+    """Cuts documents for one ranker."""
+
+    tokeniser: RuntimeTokenizer
+    template: PairTemplate
+    passages: Passages
+    remember: bool = True
+    """Whether the texts' ids are kept for the next request, and those kept are used."""
+    check: Callable[[], None] | None = None
+    """Called between pieces of the work; raises when the request's deadline has passed."""
+
+    def cut(self, query: str, documents: Sequence[str]) -> list[list[PassageInput]]:
+        """Each document whole, where it fits beside the query, else its passages in order.
+
+        Raises:
+            InvalidRequestError: a text is too long; see `RuntimeTokenizer.ids`.
+        """
+        (query_ids,) = self._ids([query], self.template.max_tokens)
+        room = self.template.passage_room(len(query_ids))
+        # The same number for every query, so that the remembered ids of a document serve all queries.
+        longest = replace(self.template, passages=self.passages).document_tokens
+        inputs = []
+        for ids in self._ids(documents, longest):
+            if self.template.lengths(len(query_ids), len(ids))[1] == len(ids):
+                inputs.append([PassageInput(self.template, query_ids, ids)])
+                continue
+            spans = self.passages.spans(len(ids), room)
+            inputs.append(
+                [PassageInput(self.template, query_ids, ids[begin:end], begin, whole=False) for begin, end in spans]
+            )
+        return inputs
+
+    def _ids(self, texts: Sequence[str], max_tokens: int) -> list[Sequence[int]]:
+        return self.tokeniser.ids(texts, max_tokens, remember=self.remember, check=self.check)

@@ -1,0 +1,60 @@
+"""The passage of a long document that a search result shows: the one that the ranker found to fit the query best."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from index.document_store import Document
+from pipeline import text
+from serving.runtime.deadline import Deadline
+from serving.runtime.tokenizer import RuntimeTokenizer
+from serving.scoring.reranker import DocumentScore
+
+MAX_PASSAGE_CHARS = 10_000
+"""Characters of a passage that a result holds; 512 tokens of English have about 2,500."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BestPassage:
+    """The passage of a document that fits the query best."""
+
+    text: str
+    start: int
+    """Where it begins in the document's text, in characters."""
+    end: int
+    number: int
+    """Which of the passages it is, from 1."""
+    of: int
+    """Number of passages that the ranker read."""
+
+
+def best_passages(
+    tokeniser: RuntimeTokenizer,
+    documents: Mapping[int, Document],
+    scores: Mapping[int, DocumentScore],
+    deadline: Deadline,
+) -> dict[int, BestPassage]:
+    """The best passage of each document that was read in passages, by row.
+
+    Args:
+        tokeniser: of the ranker.
+        documents: those that are shown, by row.
+        scores: of the ranker, by row; documents without a score have no passage.
+
+    Raises:
+        DeadlineError, ClientGoneError
+    """
+    passages = {}
+    for row, document in documents.items():
+        score = scores.get(row)
+        if score is None or not score.passages:
+            continue
+        deadline.check()
+        part = score.passages[score.best]
+        body = text.document_text(document.title, document.text)
+        title = len(body) - len(document.text)  # The ranker read it ahead of the text.
+        start, end = (max(place - title, 0) for place in tokeniser.characters(body, part.start, part.end))
+        end = min(end, start + MAX_PASSAGE_CHARS)
+        passages[row] = BestPassage(
+            text=document.text[start:end], start=start, end=end, number=score.best + 1, of=len(score.passages)
+        )
+    return passages

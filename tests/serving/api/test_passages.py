@@ -135,7 +135,7 @@ def test_a_release_reads_passages_by_itself_and_offline_alike(serve: Any, fresh:
 
 def test_each_passage_is_kept_by_itself(client: TestClient) -> None:
     def cache(text: str, **more: Any) -> str:
-        body = {"query": "cached one by one", "texts": [text], **more}
+        body = {"query": "cached by itself", "texts": [text], **more}
         return client.post("/rerank", json=body).headers["x-cache"]
 
     document = words(300, 9)
@@ -144,11 +144,10 @@ def test_each_passage_is_kept_by_itself(client: TestClient) -> None:
     assert cache(document, max_chunks_per_doc=99) == f"hit, {parts}/{parts}"
     assert cache(document, max_chunks_per_doc=3) == "hit, 3/3"
     # A text that grew at its end: only the passages that reach into the new part are computed.
-    grown = cache(f"{document} {words(40, 10)}", max_chunks_per_doc=99)
-    assert grown.startswith("partial")
-    hits, total = (int(number) for number in grown.split(", ")[1].split("/"))
-    assert hits == parts - 1
-    assert total - hits == 2
+    grown = f"{document} {words(40, 10)}"
+    fresh, total = set(slices(grown, 99)) - set(slices(document, 99)), len(slices(grown, 99))
+    assert 0 < len(fresh) < total / 2
+    assert cache(grown, max_chunks_per_doc=99) == f"partial, {total - len(fresh)}/{total}"
 
 
 def test_usage_counts_the_tokens_that_were_read(client: TestClient) -> None:
@@ -176,7 +175,7 @@ def test_truncate_false_refuses_what_the_passages_do_not_reach(client: TestClien
     body = {"truncate": False}
     assert len(scores(client, max_chunks_per_doc=99, **body)) == len(TEXTS)
     refused(client, 422, "document 0: has more than", **body)
-    refused(client, 422, "document 2: has more than", max_chunks_per_doc=4, **body)
+    refused(client, 422, "document 2: has more than", max_chunks_per_doc=5, **body)
 
 
 @pytest.mark.parametrize("value", [0, -1, MAX_PASSAGES + 1, 10**12, "many", 2.5, [3]])

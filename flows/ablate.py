@@ -63,7 +63,7 @@ def ablate(recipe: Recipe, workspace: Path, *, execute: runner.Execute = runner.
                 )
                 line = losses.name if recipe.ablation.unlabelled_ratios else ""
                 scores = comparisons.by_split(named, teacher_scores.score, model=model, data=data, pairs=pool)
-                students.append(AblationRun(kind, seed, losses.terms, scores, line=line, dose=pairs.ratio))
+                students.append(AblationRun(kind, seed, losses.terms, scores, line=line, unlabelled_ratio=pairs.ratio))
     return run(
         ablation.make,
         recipe.evaluation,

@@ -59,8 +59,8 @@ class AblationRun:
     scores: Mapping[str, Artifact]
     """Split → scores artifact."""
     line: str = ""
-    """In the drawing of doses: on which line this kind is a point."""
-    dose: float = 0.0
+    """Line on which this kind is a point, in the plot over the ratio of unlabelled pairs; empty for none."""
+    unlabelled_ratio: float = 0.0
 
 
 @STAGE
@@ -78,7 +78,8 @@ def make(
 ) -> Artifact:
     """The `ablation` artifact: ablation.json, table.md, and per_query.parquet with a row for each trial and query.
 
-    Where students stand on lines, doses-MEASURE.svg draws them over the doses, with a rule at the ceiling.
+    Where students stand on lines, doses-MEASURE.svg draws them over the ratio of unlabelled pairs, with a rule at the
+    ceiling.
 
     Args:
         pool: what the scores are of.
@@ -116,7 +117,7 @@ def make(
         disk.write_atomically(staging.folder / "ablation.json", text, json.loads)
         disk.write_atomically(staging.folder / "table.md", markdown(ablation), str)
         for name in tabled(ablation) if any(trial.line for trial in students) else []:
-            drawn = doses(ablation, students, name)
+            drawn = ratio_curves(ablation, students, name)
             disk.write_atomically(staging.folder / f"doses-{name.replace('@', '-')}.svg", drawn, str)
         write_per_query(frames, staging.folder / "per_query.parquet")
         return {"choice": ablation["choice"]["supported"], "tied": ablation["choice"]["tied"]}
@@ -284,12 +285,12 @@ def markdown(ablation: Mapping[str, Any]) -> str:
     return "\n".join([*lines, verdict(ablation), ""])
 
 
-def doses(ablation: Mapping[str, Any], students: Sequence[AblationRun], measure: str) -> Markup:
-    """The mean of a measure over the doses, a line for each set of losses, with a rule at the ceiling's."""
+def ratio_curves(ablation: Mapping[str, Any], students: Sequence[AblationRun], measure: str) -> Markup:
+    """A plot of a measure over the ratio of unlabelled pairs: a line for each set of losses, a rule at the ceiling."""
     means = {name: system["measures"][measure]["mean"] for name, system in ablation["systems"].items()}
     curves: dict[str, dict[str, float]] = {}
-    for trial in sorted(students, key=lambda trial: trial.dose):
-        curves.setdefault(trial.line, {})[f"{trial.dose:g}×"] = means[trial.kind]
+    for trial in sorted(students, key=lambda trial: trial.unlabelled_ratio):
+        curves.setdefault(trial.line, {})[f"{trial.unlabelled_ratio:g}×"] = means[trial.kind]
     ceiling = ablation["ceiling"]
     return plots.lines(curves, rule=means[ceiling], rule_name=ceiling, tick="{:.3f}", step=0.005)
 

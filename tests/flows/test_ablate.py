@@ -67,8 +67,8 @@ def test_the_command_prints_the_verdict(ablated: tuple[Path, Artifact], tiny_wor
     assert "table.md" in result.output
 
 
-def test_doses_are_tried_one_by_one_and_drawn(copied: Trained, tiny_world: Path) -> None:
-    dosed = recipes.load(
+def test_ratios_of_unlabelled_pairs_are_tried_one_by_one_and_drawn(copied: Trained, tiny_world: Path) -> None:
+    with_ratios = recipes.load(
         tiny_world / "tiny.toml",
         [
             f"data.root={tiny_world}",
@@ -79,7 +79,7 @@ def test_doses_are_tried_one_by_one_and_drawn(copied: Trained, tiny_world: Path)
     )
     rankers = copied.workspace / "artifacts" / "ranker"
     before = set(rankers.glob("*/manifest.json"))
-    ablation = ablate.ablate(dosed, copied.workspace)
+    ablation = ablate.ablate(with_ratios, copied.workspace)
     assert ablate.read(ablation)["kinds"] == ["plain, 0×", "soft, 0×", "plain, 1×", "soft, 1×"]
     # The plain one asks no teacher, so it is there already.
     assert len(set(rankers.glob("*/manifest.json")) - before) == 2

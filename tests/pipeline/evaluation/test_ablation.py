@@ -178,10 +178,12 @@ def test_tables_name_every_system_and_the_verdict(world: dict[str, Any]) -> None
     assert len(per_query) == 10 * 200
 
 
-def test_doses_are_drawn_with_a_line_for_each_set_and_more_that_helps_stands_higher(world: dict[str, Any]) -> None:
+def test_ratios_of_unlabelled_pairs_are_drawn_with_a_line_for_each_set_and_more_that_helps_stands_higher(
+    world: dict[str, Any],
+) -> None:
     kinds = {"hard": 0.0, "soft": 4.0}
     students = [
-        dataclasses.replace(trial, kind=f"all, {kinds[trial.kind]:g}×", line="all", dose=kinds[trial.kind])
+        dataclasses.replace(trial, kind=f"all, {kinds[trial.kind]:g}×", line="all", unlabelled_ratio=kinds[trial.kind])
         for trial in world["students"]
         if trial.kind in kinds
     ]

@@ -28,7 +28,8 @@ from pipeline.training.losses.cross_encoder_terms import (
     LossWeights,
     Match,
 )
-from pipeline.training.tasks.cross_encoder import CrossTask, Objective, learn, untrained
+from pipeline.training.tasks.cross_encoder import CrossTask, learn, untrained
+from pipeline.training.tasks.objective import Objective
 from pipeline.training.tasks.teacher_targets import TeacherTargets, as_taught
 
 STAGE = Stage(

@@ -15,7 +15,8 @@ from pipeline.recipe import to_dict
 from pipeline.stage import Stage
 from pipeline.training.loop import scoring
 from pipeline.training.losses.cross_encoder_terms import LossWeights
-from pipeline.training.tasks.cross_encoder import CrossTask, Objective, learn, untrained
+from pipeline.training.tasks.cross_encoder import CrossTask, learn, untrained
+from pipeline.training.tasks.objective import Objective
 
 STAGE = Stage("teacher", version=2, inputs={"data": "data", "pairs": "pairs", "base": "pretrained"}, section="teacher")
 

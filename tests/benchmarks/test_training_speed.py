@@ -103,6 +103,7 @@ def ours(world: World, steps: int = 0, epochs: float = 1.0) -> tuple[Any, float,
     from pipeline.training.loop.loop import train
     from pipeline.training.losses.cross_encoder_terms import LossWeights
     from pipeline.training.tasks import cross_encoder
+    from pipeline.training.tasks.objective import Objective
 
     config = LoopConfig(evaluations=0, epochs=epochs)
     model = CrossEncoder.start(
@@ -127,7 +128,7 @@ def ours(world: World, steps: int = 0, epochs: float = 1.0) -> tuple[Any, float,
             done.append(len(chunk.indices))
             return super().loss(chunk)
 
-    objective = cross_encoder.Objective(weights=LossWeights(ordinal=1.0, pairwise=1.0))
+    objective = Objective(weights=LossWeights(ordinal=1.0, pairwise=1.0))
     task = Timed(model, world.pairs, config, objective, max_list=LIST)
     progress = train(task.learner, task, config, label="ours", fresh=task.learner.fresh)
     speeds = np.array(done[1:-1]) / np.diff(began)[1:]  # The time from one step's start to the next's.

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline import schema
 from pipeline.artifacts import Artifact, Staging
@@ -22,66 +22,22 @@ from pipeline.models.cross_encoder import CrossEncoder, Reading
 from pipeline.training.loop import batches, pair_tokens, scoring
 from pipeline.training.loop.batches import Ints, PaddedBatch
 from pipeline.training.loop.checkpoint import Progress
-from pipeline.training.loop.loop import Step, step_seed, train
+from pipeline.training.loop.loop import Step, train
 from pipeline.training.loop.pair_tokens import Pairs
 from pipeline.training.losses import distillation
 from pipeline.training.losses.cross_encoder_terms import (
     MUTUAL,
-    PROJECTED,
     SCORE_TERMS,
     TAUGHT_TERMS,
     TOKEN_TERMS,
     Counts,
-    LossWeights,
-    Match,
     Scored,
     Taught,
     TokenView,
     TokenViews,
     token_layers,
 )
-from pipeline.training.tasks.teacher_targets import TeacherTargets
-
-ALONE = Match()
-"""A match of no layers."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Objective:
-    """The weighted terms of a cross-encoder's loss and what they learn from besides grades."""
-
-    weights: LossWeights
-    targets: TeacherTargets | None = None
-    """Stored outputs of the teacher, for the terms of TAUGHT_TERMS."""
-    match: Match = ALONE
-    teacher: CrossEncoder | None = None
-    """The teacher itself, for the terms of TOKEN_TERMS; is not trained."""
-    peer: CrossEncoder | None = None
-    """A second student, for the mutual term; learns all that the first learns and is discarded."""
-
-    def checked(self) -> "Objective":
-        """This objective without what no weighted term reads.
-
-        The hidden term is dropped where no layers are matched, as for a student of one layer.
-
-        Raises:
-            ConfigError: no term has a weight, or one lacks what it learns from.
-        """
-        weights = self.weights if self.match.first else dataclasses.replace(self.weights, hidden=0.0)
-        weights.check()
-        for terms, given, needed in (
-            (TAUGHT_TERMS, self.targets, "the teacher's scores"),
-            (TOKEN_TERMS, self.teacher, "the teacher itself"),
-            ((MUTUAL,), self.peer, "a second student"),
-        ):
-            if given is None and (lacking := weights.of(terms)):
-                raise ConfigError(f"the losses {', '.join(lacking)} need {needed}; set their weights to 0")
-        return dataclasses.replace(
-            self,
-            weights=weights,
-            teacher=self.teacher if weights.of(TOKEN_TERMS) else None,
-            peer=self.peer if weights.mutual else None,
-        )
+from pipeline.training.tasks.objective import CrossEncoderLearner, Objective
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,46 +46,6 @@ class PairChunk:
 
     indices: Ints
     counts: Counts
-
-
-class CrossEncoderLearner(nn.Module):
-    """Everything that is trained: the student, perhaps a peer, and projections that are discarded at the end."""
-
-    def __init__(self, students: Sequence[CrossEncoder], weights: LossWeights, teacher_width: int, seed: int) -> None:
-        """
-        Args:
-            students: the one that is kept, then perhaps its peer.
-            weights: which terms are computed.
-            teacher_width: where a student has another width, it learns a projection for each term that needs one.
-            seed: of the projections.
-        """
-        super().__init__()
-        self.students = nn.ModuleList(students)
-        self.projections = nn.ModuleList(nn.ModuleDict() for _ in students)
-        for number, student in enumerate(students):
-            if student.hidden != teacher_width:
-                for term, name in enumerate(weights.of(PROJECTED)):
-                    seed_here = step_seed(seed, 10 * number + term)
-                    self._projections[number][name] = _projection(student.hidden, teacher_width, seed_here)
-        self.to(next(students[0].parameters()).device)
-
-    @property
-    def fresh(self) -> tuple[str, ...]:
-        """Beginnings of names of parameters that no training has touched yet."""
-        of_students = [f"students.{n}.{name}" for n, student in enumerate(self._all) for name in student.fresh]
-        return (*of_students, "projections.")
-
-    @property
-    def _all(self) -> list[CrossEncoder]:
-        return [student for student in self.students if isinstance(student, CrossEncoder)]
-
-    @property
-    def _projections(self) -> list[nn.ModuleDict]:
-        return [projections for projections in self.projections if isinstance(projections, nn.ModuleDict)]
-
-    def each(self) -> list[tuple[CrossEncoder, nn.ModuleDict]]:
-        """Students, each with its projections by the name of the term."""
-        return list(zip(self._all, self._projections, strict=True))
 
 
 class CrossTask:
@@ -446,11 +362,3 @@ def first_thresholds(pairs: Pairs) -> list[float]:
     counts = np.bincount(pairs.grades[pairs.indices("train")], minlength=top + 1) + 0.5
     below = np.cumsum(counts)[:-1]  # (grades,) documents under grade 1, 2, …
     return [float(value) for value in np.log(below / (counts.sum() - below))]
-
-
-def _projection(width: int, teacher_width: int, seed: int) -> nn.Linear:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        projection = nn.Linear(width, teacher_width, bias=False)
-        nn.init.orthogonal_(projection.weight)
-    return projection

@@ -28,6 +28,7 @@ from pipeline.training import encoder, ranker, teacher, teacher_scores
 from pipeline.training.loop import batches, loop, pair_tokens, scoring
 from pipeline.training.losses import cross_encoder_terms
 from pipeline.training.tasks import bi_encoder, cross_encoder
+from pipeline.training.tasks.objective import Objective
 from pipeline.training.tasks.teacher_targets import TeacherTargets, joined
 from tests.tables import stage
 
@@ -361,7 +362,7 @@ def cross(world: World, config: LoopConfig) -> cross_encoder.CrossTask:
         ordinal=1.0, pairwise=1.0, soft=0.5, temperature=2.0, margin=0.5, hidden=1.0
     )
     targets = TeacherTargets.read(world.teacher, world.teacher_scores, pairs)
-    objective = cross_encoder.Objective(weights=weights, targets=targets, match=cross_encoder_terms.Match(first=(2,)))
+    objective = Objective(weights=weights, targets=targets, match=cross_encoder_terms.Match(first=(2,)))
     return cross_encoder.CrossTask(model, pairs, config, objective, max_list=6)
 
 

@@ -21,8 +21,8 @@ from pipeline.training import external_teacher, ranker, teacher, teacher_scores
 from pipeline.training.loop import pair_tokens, scoring
 from pipeline.training.losses import ranking
 from pipeline.training.losses.cross_encoder_terms import LossWeights, Match
-from pipeline.training.tasks import cross_encoder
-from pipeline.training.tasks.cross_encoder import Objective
+from pipeline.training.tasks import cross_encoder, teacher_targets
+from pipeline.training.tasks.objective import Objective
 from tests.pipeline.training.test_stages import CANDIDATES, LOOP, TEACHER, World, base_model, stage, tables
 
 SHORT = replace(LOOP, epochs=0.5, evaluations=1)
@@ -81,7 +81,7 @@ def task(world: World, weights: LossWeights, base: Path | None = None, **loop: A
         replace(LOOP, **loop),
         Objective(
             weights=weights,
-            targets=cross_encoder.TeacherTargets.read(world.teacher, world.teacher_scores, pairs),
+            targets=teacher_targets.TeacherTargets.read(world.teacher, world.teacher_scores, pairs),
             match=Match(first=(2,), tokens=(2, 4), relation=3, heads=4),
             teacher=large,
             peer=surgery.student(source, (2, 3)) if weights.mutual else None,
@@ -288,7 +288,7 @@ def test_an_outside_teachers_scores_come_with_their_own_thresholds(world: World,
     scores = external_teacher.make(tmp_path, given, data=world.data, pairs=world.pairs, layers=())
     model = CrossEncoder.load(world.teacher.path)
     pairs = pair_tokens.read_pairs(world.data, world.pairs, model.tokenizer, max_query_tokens=6, max_tokens=24)
-    read = cross_encoder.TeacherTargets.read(world.teacher, scores, pairs)
+    read = teacher_targets.TeacherTargets.read(world.teacher, scores, pairs)
     assert read.thresholds.tolist() != pytest.approx(model.thresholds.tolist(), rel=1e-3)
     assert np.corrcoef(read.scores, pairs.grades)[0, 1] > 0.95
     config = replace(PLAIN, soft_weight=1.0, margin_weight=0.5)
@@ -394,10 +394,10 @@ def test_another_scale_of_grades_is_refused(world: World) -> None:
     pairs = pair_tokens.read_pairs(world.data, world.pairs, model.tokenizer, max_query_tokens=6, max_tokens=24)
     finer = replace(pairs, grades=pairs.grades * 2)
     with pytest.raises(ArtifactError, match="knows grades 0 to 2, the pairs go up to 4"):
-        cross_encoder.TeacherTargets.read(world.teacher, world.teacher_scores, finer)
+        teacher_targets.TeacherTargets.read(world.teacher, world.teacher_scores, finer)
     with pytest.raises(ConfigError, match="grades up to 4, the model knows 0 to 2"):
         cross_encoder.CrossTask(model, finer, LOOP, Objective(weights=LossWeights(ordinal=1.0)), max_list=6)
-    targets = cross_encoder.TeacherTargets.read(world.teacher, world.teacher_scores, pairs)
+    targets = teacher_targets.TeacherTargets.read(world.teacher, world.teacher_scores, pairs)
     coarse = replace(targets, thresholds=targets.thresholds[:1])
     objective = Objective(weights=LossWeights(soft=1.0), targets=coarse)
     with pytest.raises(ArtifactError, match="teacher knows grades 0 to 1 and the student 0 to 2"):

@@ -96,13 +96,12 @@ def _export_one(workspace: Path, config: ExportConfig, model: Artifact, judged_w
 
 def _input(workspace: Path, artifact: Artifact, name: str) -> Artifact:
     """The artifact that is an input of another one."""
-    fingerprint = artifact.manifest.inputs.get(name)
-    folder = artifacts.folder_of(workspace, fingerprint) if fingerprint else None
-    if folder is None:
+    source = artifacts.input_of(workspace, artifact, name)
+    if source is None:
         raise MissingError(
             f"{artifact.path}: the {name} it was made from is not in {workspace}; `relevance retrain` makes it again"
         )
-    return artifacts.load(folder)
+    return source
 
 
 def render(results: Mapping[str, Any]) -> "RenderableType":

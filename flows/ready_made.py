@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+from flows.logs import write_log
 from pipeline import disk, releases
 from pipeline.artifacts import Artifact
 from pipeline.config import ExportConfig, Precision
@@ -61,17 +62,9 @@ def apart(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
 
     The service's parent process lives as long as the service, and must not carry torch.
     """
-    log_level = logging.getLogger().level
-    with ProcessPoolExecutor(
-        1, mp_context=multiprocessing.get_context("spawn"), initializer=_begin, initargs=(log_level,)
-    ) as pool:
+    context, level = multiprocessing.get_context("spawn"), logging.getLogger().level
+    with ProcessPoolExecutor(1, mp_context=context, initializer=write_log, initargs=(level,)) as pool:
         return pool.submit(function, *args, **kwargs).result()
-
-
-def _begin(log_level: int) -> None:
-    logging.basicConfig(level=log_level, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S")
-    for noisy in ("httpx", "bm25s", "faiss", "faiss.loader", "transformers", "urllib3", "filelock"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
 def release(models: ReadyMadeModels, workspace: Path) -> str:

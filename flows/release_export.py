@@ -60,14 +60,13 @@ def render(result: dict[str, Any]) -> str:
 
 
 def _model(workspace: Path, bundle: Artifact) -> Artifact:
-    fingerprint = bundle.manifest.inputs.get("model", "")
-    folder = artifacts.folder_of(workspace, fingerprint) if fingerprint else None
-    if folder is None:
+    model = artifacts.input_of(workspace, bundle, "model")
+    if model is None:
         raise MissingError(
-            f"{workspace}: no longer holds the model {fingerprint[:12]} that the {bundle.path.name} was exported from; "
-            "take the workspace in which the release was made"
+            f"{workspace}: no longer holds the model {bundle.manifest.inputs.get('model', '')[:12]} that the "
+            f"{bundle.path.name} was exported from; take the workspace in which the release was made"
         )
-    return artifacts.load(folder)
+    return model
 
 
 def _copy(folder: Path, role: str, bundle: Artifact, model: Artifact, source: str) -> None:

@@ -18,12 +18,9 @@ import numpy as np
 from index import index_types, tuning
 from index.held_out import HeldOutQueries, Vectors
 from index.semantic import IndexStats, read_ann
-from pipeline import progress
 from pipeline.config import IndexConfig
 from pipeline.errors import ArtifactError, ConfigError
 
-BLOCK = 1 << 16
-"""Documents added at once."""
 SAMPLED_DOCUMENTS = 500
 """Documents whose vectors are asked for where there are no queries."""
 
@@ -87,7 +84,7 @@ def build(matrix: Any, config: IndexConfig, held_out: HeldOutQueries | None) -> 
         )
         began = time.monotonic()
         ann = index_types.build(candidate, matrix, config.seed)
-        _add(ann, matrix)
+        index_types.add(ann, matrix)
         built = time.monotonic() - began
         truth = truth or tuning.Truth.of(matrix, queries)
         point, points = tuning.curve(ann, matrix, truth, config.recall)
@@ -151,11 +148,3 @@ def _queries(matrix: Any, config: IndexConfig, held_out: HeldOutQueries | None) 
             "values that are not finite; embed queries and documents with one encoder"
         )
     return queries
-
-
-def _add(ann: Any, matrix: Any) -> None:
-    with progress.bar("Indexing vectors", len(matrix), "documents") as advance:
-        for start in range(0, len(matrix), BLOCK):  # Ids inside Faiss are the rows, by the order of adding.
-            block = np.ascontiguousarray(matrix[start : start + BLOCK], np.float32)
-            ann.add(block)
-            advance(len(block))

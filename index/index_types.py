@@ -19,6 +19,7 @@ from typing import Any
 import faiss
 import numpy as np
 
+from pipeline import progress
 from pipeline.config import IndexConfig
 from pipeline.errors import ConfigError
 
@@ -30,6 +31,8 @@ REFINED = 16
 """The fast scan brings this number of candidates for each document asked for; they are compared again."""
 FEWEST_FOR_CODES = 16 * 39
 """Documents that a code book of 16 entries is learned from at least."""
+BLOCK = 1 << 16
+"""Vectors that are added at once."""
 ENCODING_S = 2e-8
 """Seconds to encode a dimension of a document."""
 
@@ -123,6 +126,19 @@ def build(chosen: IndexType, matrix: Any, seed: int) -> Any:
     if isinstance(ann, faiss.IndexRefine):
         ann.k_factor = REFINED
     return ann
+
+
+def add(ann: Any, matrix: Any) -> None:
+    """Adds all vectors to a trained Faiss index; ids inside it are the rows, by the order of adding.
+
+    Args:
+        matrix: (documents, dimensions) unit vectors; a block of them is in memory at a time.
+    """
+    with progress.bar("Indexing vectors", len(matrix), "documents") as advance:
+        for start in range(0, len(matrix), BLOCK):
+            block = np.ascontiguousarray(matrix[start : start + BLOCK], np.float32)
+            ann.add(block)
+            advance(len(block))
 
 
 def inverted_lists(ann: Any) -> Any:

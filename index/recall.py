@@ -20,28 +20,28 @@ BLOCK = 1 << 16
 Vectors = npt.NDArray[np.float32]
 
 
-def _recalls(ann: Any, matrix: Vectors, stats: IndexStats, seed: int) -> dict[str, Any]:
+def recalls(ann: Any, matrix: Vectors, stats: IndexStats, seed: int) -> dict[str, Any]:
     """Recall at 10 and 100, and for inverted lists at 10 by the number of lists visited."""
     if stats.rows < 2:
         return {}
     rows = np.sort(np.random.default_rng(seed).permutation(stats.rows)[:RECALL_QUERIES])
     nearest = _nearest(matrix, rows, min(101, stats.rows))
-    recalls = {f"recall_at_{k}": recall(ann, matrix, rows, nearest, k) for k in (10, 100)}
+    shares = {f"recall_at_{k}": recall(ann, matrix, rows, nearest, k) for k in (10, 100)}
     if not stats.nprobe:
-        return recalls
+        return shares
     curve = {}
     for nprobe in (1, 4, 16, 64, 256):
         if nprobe <= ann.nlist:
             ann.nprobe = nprobe
             curve[str(nprobe)] = recall(ann, matrix, rows, nearest, 10)
-    if recalls["recall_at_10"] < ENOUGH_RECALL:
+    if shares["recall_at_10"] < ENOUGH_RECALL:
         log.warning(
             "index: a search finds %.3f of the nearest 10; raise index.nprobe from %d (recall by nprobe: %s)",
-            recalls["recall_at_10"],
+            shares["recall_at_10"],
             stats.nprobe,
             curve,
         )
-    return {**recalls, "recall_at_10_by_nprobe": curve}
+    return {**shares, "recall_at_10_by_nprobe": curve}
 
 
 def _nearest(matrix: Vectors, rows: Sequence[int] | npt.NDArray[np.int64], k: int) -> Vectors:

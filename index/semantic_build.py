@@ -22,10 +22,10 @@ import numpy as np
 
 from index import contract
 from index.held_out import FILE, HeldOutQueries
-from index.index_types import lists
-from index.recall import BLOCK, Vectors, _recalls
+from index.index_types import add, lists
+from index.recall import Vectors, recalls
 from index.semantic import KIND, IndexStats, read_ann
-from pipeline import disk, progress
+from pipeline import disk
 from pipeline.artifacts import Artifact, Staging
 from pipeline.config import IndexConfig
 from pipeline.errors import ArtifactError
@@ -76,7 +76,7 @@ def make(workspace: Path, config: IndexConfig, *, vectors: Artifact, queries: He
             ann, stats = _build(matrix, config, digest)
             write_ann(ann, path)
             seconds = round(time.monotonic() - began, 2)
-            metrics = {"build_seconds": seconds, **_recalls(read_ann(path), matrix, stats, config.seed)}
+            metrics = {"build_seconds": seconds, **recalls(read_ann(path), matrix, stats, config.seed)}
         documents = int(vectors.metrics["documents"])
         if "with_vectors" in vectors.metrics:
             stats = replace(stats, documents=documents)
@@ -115,11 +115,7 @@ def _build(matrix: Vectors, config: IndexConfig, encoder_digest: str) -> tuple[A
         ann.train(np.ascontiguousarray(matrix[np.sort(chosen)], np.float32))
         ann.nprobe = min(config.nprobe, ann.nlist)
         log.info("index: %d lists learned from %d vectors", ann.nlist, len(chosen))
-    with progress.bar("Indexing vectors", rows, "documents") as advance:
-        for start in range(0, rows, BLOCK):  # Ids inside Faiss are the rows, by the order of adding.
-            block = np.ascontiguousarray(matrix[start : start + BLOCK], np.float32)
-            ann.add(block)
-            advance(len(block))
+    add(ann, matrix)
     nprobe = 0 if exact else int(ann.nprobe)
     return ann, IndexStats(
         encoder_digest=encoder_digest, dimensions=dimensions, rows=rows, factory=factory, nprobe=nprobe

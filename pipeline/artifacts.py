@@ -213,6 +213,13 @@ def folder_of(workspace: Path, fingerprint: str) -> Path | None:
     return None
 
 
+def input_of(workspace: Path, artifact: Artifact, name: str) -> Artifact | None:
+    """The finished artifact that another one was made from by this name; None where the workspace lacks it."""
+    fingerprint = artifact.manifest.inputs.get(name, "")
+    folder = folder_of(workspace, fingerprint)
+    return None if folder is None else load(folder)
+
+
 def _entries(folder: Path) -> list[Path]:
     try:
         return list(folder.iterdir())

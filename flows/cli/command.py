@@ -3,7 +3,6 @@
 Nothing heavy is imported before a command needs it, so that `--help` answers at once.
 """
 
-import logging
 import os
 import sys
 from typing import Annotated
@@ -11,8 +10,9 @@ from typing import Annotated
 import typer
 
 from flows.cli import data, judging, recipe, releases, serving, training
+from flows.logs import write_log
 from pipeline.errors import RelevanceError
-from pipeline.secrets import hide_passwords, hide_passwords_in_logs
+from pipeline.secrets import hide_passwords
 
 app = typer.Typer(
     help="Trains, distils, indexes, judges and serves relevance models for search.",
@@ -29,10 +29,7 @@ app.add_typer(data.app, name="data")
 
 def main() -> None:
     """Runs the command and turns an error of this package into one message and its exit code."""
-    hide_passwords_in_logs()
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s  %(message)s", datefmt="%H:%M:%S")
-    for noisy in ("httpx", "bm25s", "faiss", "faiss.loader", "transformers", "urllib3", "filelock"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    write_log()
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:

@@ -289,10 +289,10 @@ def _as_taught(table: Pairs, teacher_scores: Artifact, source: CrossEncoder, tea
     Raises:
         ConfigError: the student reads other tokens than the teacher, so that they are no passages of its own.
     """
-    taught = as_taught(table, teacher_scores)
-    if taught is not table and not same_tokens(source.tokenizer, teacher.tokenizer):
+    passage_pairs = as_taught(table, teacher_scores)
+    if passage_pairs is not table and not same_tokens(source.tokenizer, teacher.tokenizer):
         raise ConfigError(OTHER_PASSAGES)
-    return taught
+    return passage_pairs
 
 
 def _narrowed(config: RankerConfig, student: CrossEncoder, table: Pairs) -> CrossEncoder:

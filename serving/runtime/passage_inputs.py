@@ -20,7 +20,7 @@ class PassageInput:
     """(passage tokens,), without special tokens."""
     start: int = 0
     """Index of its first token in the document."""
-    whole: bool = True
+    uncut: bool = True
     """Whether the document fits beside the query, so that it is not cut."""
 
     @property
@@ -67,7 +67,7 @@ class PassageCutter:
                 continue
             spans = self.passages.spans(len(ids), room)
             inputs.append(
-                [PassageInput(self.template, query_ids, ids[begin:end], begin, whole=False) for begin, end in spans]
+                [PassageInput(self.template, query_ids, ids[begin:end], begin, uncut=False) for begin, end in spans]
             )
         return inputs
 

@@ -52,7 +52,7 @@ def best_passages(
         part = score.passages[score.best]
         body = text.document_text(document.title, document.text)
         title = len(body) - len(document.text)  # The ranker read it ahead of the text.
-        start, end = (max(place - title, 0) for place in tokeniser.characters(body, part.start, part.end))
+        start, end = (max(position - title, 0) for position in tokeniser.characters(body, part.start, part.end))
         end = min(end, start + MAX_PASSAGE_CHARS)
         passages[row] = BestPassage(
             text=document.text[start:end], start=start, end=end, number=score.best + 1, of=len(score.passages)

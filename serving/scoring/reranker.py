@@ -247,7 +247,7 @@ class Reranker:
         key = Key("score", self.engine.identity, text.clean(query))
         parts = [(number, part) for number, inputs in enumerate(cut) for part in inputs]
         keys = [
-            key.of(text.clean(documents[number])) if part.whole else key.of("passage", array("I", part.ids).tobytes())
+            key.of(text.clean(documents[number])) if part.uncut else key.of("passage", array("I", part.ids).tobytes())
             for number, part in parts
         ]
 

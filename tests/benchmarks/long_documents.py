@@ -153,24 +153,26 @@ def collection(folder: Path, count: int) -> Collection:
     queries = pd.read_parquet(folder / "queries.parquet").set_index("query_id")["text"].to_dict()
     qrels = pd.read_parquet(folder / "qrels_full.parquet")
     runs = pd.read_parquet(folder / "runs.parquet")
-    found = runs[runs["system"] == "bm25"].sort_values(["query_id", "rank"]).groupby("query_id")["doc_id"].apply(list)
+    rankings = (
+        runs[runs["system"] == "bm25"].sort_values(["query_id", "rank"]).groupby("query_id")["doc_id"].apply(list)
+    )
     rng = np.random.default_rng(SEED)
     long, alone = {}, {}
-    found = found.head(count)
-    qrels = qrels[qrels["query_id"].isin(found.index)]
-    for query_id, doc_ids in found.items():
+    rankings = rankings.head(count)
+    qrels = qrels[qrels["query_id"].isin(rankings.index)]
+    for query_id, doc_ids in rankings.items():
         taken = {*doc_ids, *qrels.loc[qrels["query_id"] == query_id, "doc_id"]}
-        others = corpus[~corpus.index.isin(list(taken))].to_numpy()
+        other_texts = corpus[~corpus.index.isin(list(taken))].to_numpy()
         alone[query_id] = [corpus[doc_id] for doc_id in doc_ids[:DEPTH]]
-        long[query_id] = [lengthened(text, others, rng) for text in alone[query_id]]
+        long[query_id] = [lengthened(text, other_texts, rng) for text in alone[query_id]]
     judged = pa.Table.from_pandas(qrels[["query_id", "doc_id", "grade"]], preserve_index=False)
-    return Collection(queries, found.str[:DEPTH].to_dict(), long, alone, judged)
+    return Collection(queries, rankings.str[:DEPTH].to_dict(), long, alone, judged)
 
 
-def lengthened(text: str, others: np.ndarray, rng: np.random.Generator) -> str:
+def lengthened(text: str, other_texts: np.ndarray, rng: np.random.Generator) -> str:
     parts = [text]
     while sum(len(part.split()) for part in parts) < WORDS:
-        parts.append(str(rng.choice(others)))
+        parts.append(str(rng.choice(other_texts)))
     rng.shuffle(parts)
     return "\n".join(parts)
 

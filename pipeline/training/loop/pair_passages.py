@@ -106,8 +106,8 @@ def parted(pairs: Pairs, spans: Ints) -> Pairs:
         if key not in added:
             added[key] = len(pairs.documents) + len(ids)
             begin = int(pairs.documents.starts[document])
-            whole = int(pairs.documents.starts[document + 1])
-            ids.append(pairs.documents.ids[min(begin + start, whole) : min(begin + end, whole)])
+            stop = int(pairs.documents.starts[document + 1])
+            ids.append(pairs.documents.ids[min(begin + start, stop) : min(begin + end, stop)])
         numbers[index] = added[key]
     lengths = [len(part) for part in ids]
     starts = np.concatenate([pairs.documents.starts, pairs.documents.starts[-1] + np.cumsum(lengths, dtype=np.int64)])

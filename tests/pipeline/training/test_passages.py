@@ -113,12 +113,12 @@ def test_a_student_learns_from_these_passages_and_serves_as_its_teacher_reads(wo
     assert student.template == model.template
     table = read(world, model)
     spans = np.load(world.teacher_scores.file("passages.npy"))
-    taught = as_taught(table, world.teacher_scores)
+    passage_pairs = as_taught(table, world.teacher_scores)
     for index in range(0, len(table), 37):
-        whole = table.documents[table.document[index]]
-        part = whole[spans[index, 0] : spans[index, 1]] if spans[index].any() else whole
-        assert taught.documents[taught.document[index]] == part
-    assert len(taught.documents) <= len(table.documents) + len(table)
+        document = table.documents[table.document[index]]
+        part = document[spans[index, 0] : spans[index, 1]] if spans[index].any() else document
+        assert passage_pairs.documents[passage_pairs.document[index]] == part
+    assert len(passage_pairs.documents) <= len(table.documents) + len(table)
 
 
 def test_passages_find_what_the_beginning_lacks(world: LongWorld) -> None:

@@ -165,7 +165,7 @@ class PassagesConfig:
             )
 
     def passages(self, default: Passages | None) -> Passages | None:
-        """How the model reads long documents.
+        """The passages in which the model reads long documents; None where it cuts them at their end.
 
         Args:
             default: the teacher's, for a ranker that leaves it open.

@@ -34,7 +34,7 @@ class PairTemplate:
 
     A text is tokenised to `max_tokens` at most. Where both are longer than that, the document counts as the longer."""
     passages: Passages | None = None
-    """How a document is read that does not fit beside its query; None cuts it at its end."""
+    """The passages of a document that does not fit beside its query; None cuts the document at its end."""
 
     def __post_init__(self) -> None:
         if self.max_query_tokens + self.special_tokens >= self.max_tokens:

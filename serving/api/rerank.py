@@ -201,7 +201,7 @@ class RerankRequest(RequestBody):
 
     @property
     def limits(self) -> DocumentLimits:
-        """How much of each document is read."""
+        """The part of each document that is read, as far as the request says."""
         return DocumentLimits(max_passages=self.max_chunks_per_doc, max_tokens=self.max_tokens_per_doc or None)
 
     @property

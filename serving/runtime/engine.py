@@ -191,7 +191,7 @@ class Engine:
 
     @property
     def passages(self) -> Passages | None:
-        """How the ranker reads a document that does not fit beside a query; None cuts it at its end."""
+        """The passages of a document that does not fit beside a query; None where the ranker cuts it at its end."""
         return self.pair_template.passages
 
     @property

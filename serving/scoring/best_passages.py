@@ -22,7 +22,7 @@ class BestPassage:
     """Where it begins in the document's text, in characters."""
     end: int
     number: int
-    """Which of the passages it is, from 1."""
+    """Number of the passage within its document, from 1."""
     of: int
     """Number of passages that the ranker read."""
 

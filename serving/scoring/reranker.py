@@ -92,7 +92,7 @@ class Caches:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DocumentLimits:
-    """How much of each document a request wants to be read, where it says so."""
+    """The part of each document that a request wants to be read; what it leaves open is as the ranker has it."""
 
     max_passages: int | None = None
     """Maximum number of passages of a document; 1 cuts it at its end. None leaves it to the release."""
@@ -100,10 +100,10 @@ class DocumentLimits:
     """Maximum number of tokens of a document; None for no bound of the request's own."""
 
     def passages(self, default: Passages | None) -> Passages | None:
-        """How a ranker reads documents for the request.
+        """The passages in which a ranker reads documents for the request.
 
         Args:
-            default: how it reads them otherwise.
+            default: its passages where the request says nothing.
         """
         if self.max_passages == 1 or (self.max_passages is None and default is None):
             return None
@@ -130,7 +130,7 @@ class Reranker:
     engine: Ranker
     cache: Cache[float]
     passages: Passages | None = None
-    """How a document is read that does not fit beside the query; None cuts it at its end."""
+    """The passages of a document that does not fit beside the query; None cuts the document at its end."""
     max_passages: int = 0
     """Maximum number of passages of all documents of one request; 0 for no bound."""
 

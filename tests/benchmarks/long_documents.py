@@ -50,7 +50,7 @@ MOST = 64
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How much of a document a model reads at a time, and how the parts become one score."""
+    """The tokens of a document that a model reads at a time, and the rule that makes the parts one score."""
 
     tokens: int
     best: int = 0

@@ -1,9 +1,11 @@
 """Makes documents searchable: lexical index, document store, vectors and semantic index."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from flows.runner import Runner
+from pipeline import releases
 from pipeline.artifacts import Artifact
 from pipeline.config import IndexConfig
 
@@ -19,6 +21,13 @@ class SearchableCorpus:
     documents: Artifact
     vectors: Artifact
     index: Artifact
+    fields: Mapping[str, Artifact] = field(default_factory=dict)
+    """Name as a part of a release (`pipeline.releases.field_part`) → index of one field alone."""
+
+    @property
+    def parts(self) -> dict[str, Artifact]:
+        """The parts of a release that are made from documents, by name."""
+        return {"lexical": self.lexical, "documents": self.documents, "index": self.index, **self.fields}
 
 
 def make_searchable(
@@ -48,6 +57,10 @@ def make_searchable(
     known = vectors.earlier(run.workspace, digest)
     number = vectors.next_round(known) if anew else vectors.last_round(known, data)
     lexical_index = run(lexical.make, config, data=data)
+    apart = {
+        releases.field_part("lexical", name): run.labelled(name)(lexical.make, config, data=data, field=name)
+        for name in config.fields
+    }
     store = run(documents.make, data=data)
     embedded = run(
         vectors.make,
@@ -60,7 +73,7 @@ def make_searchable(
     )
     judged = _held_out(config, encoder, digest, queries or data)
     index = run(semantic_build.make, config, vectors=embedded, queries=judged)
-    return SearchableCorpus(lexical=lexical_index, documents=store, vectors=embedded, index=index)
+    return SearchableCorpus(lexical=lexical_index, documents=store, vectors=embedded, index=index, fields=apart)
 
 
 def _held_out(config: IndexConfig, encoder: Artifact, digest: str, source: Artifact) -> "HeldOutQueries | None":

@@ -60,6 +60,7 @@ def judge(
         documents=corpus.documents,
         data=data,
         pool=pool,
+        fields=corpus.fields,
     )
     fusion = models.fusion or run(fusions.make, features=features, pool=pool)
     return PoolScores(pool=pool, features=features, fusion=fusion)
@@ -72,6 +73,7 @@ def judge_release(
     ranker = releases.part(release, "ranker") if releases.has_part(release, "ranker") else None
     encoder, fusion = (releases.part(release, name) for name in ("encoder", "fusion"))
     models = ScoringModels(ranker=ranker, encoder=encoder, fusion=fusion)
+    index = replace(index, fields=releases.fields(release))  # Its fusion weighs these, whatever the recipe says now.
     corpus = make_searchable(index, run, encoder=models.encoder, data=data)
     return judge(candidates, run, models=models, corpus=corpus, data=data), corpus
 
@@ -98,7 +100,10 @@ def quality_cost(
     from serving.runtime import offline
 
     everything = make_searchable(
-        replace(config, votes=(), least_quality=0.0), run.labelled("all documents"), encoder=encoder, data=data
+        replace(config, votes=(), least_quality=0.0, fields=()),
+        run.labelled("all documents"),
+        encoder=encoder,
+        data=data,
     )
     judgments, other_queries = per_query.judged(data, "test", clicks=clicks)
     group: dict[str, Any] = {

@@ -60,6 +60,16 @@ def documents_of(registry: Releases, release: Artifact) -> Artifact:
     return documents.restore(registry.workspace, releases.part(release, "documents"))
 
 
+def corpus_of(registry: Releases, release: Artifact) -> Artifact | None:
+    """The documents that a re-index read for this release, with their watermark; None where it has a training's.
+
+    Raises:
+        RelevanceError: they are damaged.
+    """
+    documents = documents_of(registry, release)
+    return documents if documents.manifest.kind == "corpus" else None
+
+
 def comparable(registry: Releases, pointer: Pointer | None) -> Artifact | None:
     """The release that a new one is compared with: the live one or, where it is damaged, the nearest complete one."""
     if pointer is None:

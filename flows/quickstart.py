@@ -76,9 +76,7 @@ def quickstart(sources: Sequence[SourceConfig], workspace: Path, models: ReadyMa
     fusion = run(rank_fusion.make, ranker=exported.get("ranker"), encoder=exported["encoder"])
     parts = {
         **exported,
-        "lexical": searchable.lexical,
-        "documents": searchable.documents,
-        "index": searchable.index,
+        **searchable.parts,
         "fusion": fusion,
     }
     metrics = {

@@ -43,7 +43,7 @@ def reindex(
         workspace: the folder of artifacts and releases.
         format: how the documents are written; see `SourceConfig`.
         release: the release whose models are kept; see `Releases.resolve`.
-        full: embed every document, though its vector is known, and build the semantic index anew.
+        full: read and embed every document, though its vector is known, and build the semantic index anew.
         promote: make the new release live if the old one is.
         force: publish documents that look wrong; see `flows.publishing.implausible`.
         execute: runs one stage, as a plain call or as a Prefect task.
@@ -66,7 +66,9 @@ def reindex(
         for source in ((item,) if isinstance(item, SourceConfig) else sources.named(item, format))
     ]
     shown = ", ".join(hide_passwords(source.path) for source in chosen)
-    data = run(corpus.make, chosen, Path(), recipe.data.faulty_rows)
+    is_followed = any(source.watermark for source in chosen) and not full
+    previous = publishing.corpus_of(registry, old) if is_followed else None
+    data = run(corpus.make, chosen, Path(), recipe.data.faulty_rows, previous=previous)
     parts = {name: releases.part(old, name) for name in judging.PARTS if releases.has_part(old, name)}
     searchable = indexing.make_searchable(
         recipe.index, run, encoder=parts["encoder"], data=data, queries=parts.get("index"), anew=full
@@ -76,7 +78,7 @@ def reindex(
         raise ImplausibleError(
             f"{shown}: {'; '.join(reasons)}. Nothing is published; look at the source, or say --force"
         )
-    parts |= {"lexical": searchable.lexical, "documents": searchable.documents, "index": searchable.index}
+    parts |= searchable.parts
     metrics = publishing.metrics(old, searchable.documents, "corpus")
     new = registry.publish(parts, metrics=metrics, config=old.manifest.config)
     was_live = live is not None and live.release == old.fingerprint

@@ -105,7 +105,9 @@ def show(workspace: Path, name: str) -> dict[str, Any]:
         **_summary(known, release.fingerprint),
         "path": str(release.path),
         "parts": {
-            part: registry.part(release, part).fingerprint for part in judging.PARTS if registry.has_part(release, part)
+            part: registry.part(release, part).fingerprint
+            for part in (*judging.PARTS, *registry.field_parts(release))
+            if registry.has_part(release, part)
         },
         "files": {file: record.bytes for file, record in release.manifest.files.items()},
         "figures": dict(release.metrics.get("figures", {})),

@@ -78,12 +78,16 @@ def retrain(
     # Only now: a re-index may have moved the pointer while the models were trained.
     live = Releases(workspace).pointer_file.recover()
     published, source = documents_to_publish(recipe, models, corpus, live, run, queries=inputs.data)
-    searchable = (published.lexical, published.documents, published.index)
     assert models.ranker is not None  # It was trained above.
-    parts = (models.ranker, models.encoder, *searchable, judged.fusion, report)
     release = run(
         publish,
-        parts=dict(zip(PARTS, parts, strict=True)),
+        parts={
+            "ranker": models.ranker,
+            "encoder": models.encoder,
+            **published.parts,
+            "fusion": judged.fusion,
+            "report": report,
+        },
         metrics=publishing.metrics(report, published.documents, source),
         config=recipes.to_dict(recipe),
     )
@@ -186,6 +190,7 @@ def report_on(
     assert models.ranker is not None
     bundles = {"ranker": models.ranker, "encoder": models.encoder}
     costs = report_stats.of(bundles, corpus.vectors, corpus.index, {**trained.compared, "ranker": trained.ranker})
+    costs |= report_stats.fields(corpus.fields)
     costs |= quality_cost(
         recipe.index, run, encoder=models.encoder, corpus=corpus, data=data, clicks=recipe.evaluation.clicks
     )

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 MODULES = (
     "pipeline.data.judgments",
     "pipeline.data.corpus",
+    "pipeline.data.followed",
     "index.lexical",
     "pipeline.data.candidates",
     "pipeline.data.unlabelled",

@@ -28,10 +28,38 @@ _CREATE_FIELDS = """CREATE TABLE fields
 _COLUMNS = ["doc_id", "title", "text"]
 
 
-def texts(data: Artifact) -> Iterator[tuple[str, str]]:
-    """doc_id and `document_text` of each document, in row order, a batch at a time in memory."""
-    for row in _rows(data, _COLUMNS):
-        yield row["doc_id"], document_text(row["title"], row["text"])
+def texts(data: Artifact, field: str = "") -> Iterator[tuple[str, str]]:
+    """doc_id and `document_text` of each document, in row order, a batch at a time in memory.
+
+    Args:
+        field: the column whose text is given instead of the whole document's; empty where a document has no value.
+
+    Raises:
+        SchemaError: the documents have no such column.
+    """
+    if not field:
+        for row in _rows(data, _COLUMNS):
+            yield row["doc_id"], document_text(row["title"], row["text"])
+        return
+    known = _column_names(data)
+    if field not in known:
+        raise SchemaError(
+            f"{data.path}: index.fields names {field}, and no document has such a column; there are {', '.join(known)}"
+        )
+    for row in _rows(data, ["doc_id", *{field} - {"doc_id"}]):
+        yield row["doc_id"], field_text(row[field])
+
+
+def field_text(value: Any) -> str:
+    """The text of one column of a document: the elements of a list by lines, and nothing for a missing value."""
+    items = value if isinstance(value, list) else [value]
+    return "\n".join(value_text(item) for item in items if not is_missing(item))
+
+
+def _column_names(data: Artifact) -> list[str]:
+    import pyarrow.parquet as pq
+
+    return list(pq.read_schema(data.file("documents.parquet")).names)
 
 
 def count(data: Artifact) -> int:

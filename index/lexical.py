@@ -44,14 +44,18 @@ log = logging.getLogger(__name__)
 
 
 @STAGE
-def make(workspace: Path, config: "IndexConfig", *, data: Artifact) -> Artifact:
+def make(workspace: Path, config: "IndexConfig", *, data: Artifact, field: str = "") -> Artifact:
     """The `lexical` artifact: BM25 (the Lucene variant) of all documents of this data.
+
+    Args:
+        field: the column that is indexed alone, see `index.fields`; title and text together where empty.
 
     Raises:
         ConfigError: no stemmer for `index.language`.
-        SchemaError: there are no documents, or no term in any of them.
+        SchemaError: there are no documents, no such column, or no term in any document.
     """
     settings = {"language": config.language, "k1": config.k1, "b": config.b, "analysis": analyzer.VERSION}
+    settings |= {"field": field} if field else {}
     analyse = analyser(config.language)
 
     def build(staging: Staging) -> Mapping[str, Any]:
@@ -63,12 +67,13 @@ def make(workspace: Path, config: "IndexConfig", *, data: Artifact) -> Artifact:
         counted: list[list[int]] = []
         vocabulary: dict[str, int] = {}
         with progress.bar("Indexing terms", total, "documents") as advance:
-            for doc_id, text in documents.texts(data):
+            for doc_id, text in documents.texts(data, field):
                 doc_ids.append(doc_id)
                 counted.append([vocabulary.setdefault(term, len(vocabulary)) for term in analyse(text)])
                 advance(1)
         if not vocabulary:
-            raise SchemaError(f"{data.path}: not one word in {total} documents; look at their title and text columns")
+            columns = f"column {field}, which index.fields names" if field else "title and text columns"
+            raise SchemaError(f"{data.path}: not one word in {total} documents; look at their {columns}")
         bm25 = bm25s.BM25(method="lucene", k1=config.k1, b=config.b)
         bm25.index((counted, vocabulary), create_empty_token=False, show_progress=False)
         bm25.save(staging.folder)

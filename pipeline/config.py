@@ -13,7 +13,7 @@ from typing import Literal, TypeVar
 
 from pydantic.dataclasses import dataclass
 
-from pipeline.config_checks import DOCUMENTED, added, positive, share
+from pipeline.config_checks import DOCUMENTED, added, check_fields, positive, share
 from pipeline.config_data import CandidatesConfig, DataConfig, SourceConfig
 from pipeline.config_students import EncoderConfig, MiningConfig, RankerConfig
 from pipeline.config_study import AblationConfig, Precision, StudyConfig, VariantConfig
@@ -109,6 +109,9 @@ class IndexConfig:
     least_quality: float = added(0.0)
     """Lower bound of Wilson's 95 % interval of the votes for a document, from which on it gets a vector; the others are
     found by BM25 alone. Needs `votes`. A document without votes has 0."""
+    fields: tuple[str, ...] = added(())
+    """Stored fields of the documents, such as ["title", "text"], that BM25 also scores apart: the fusion learns a
+    weight for each, beside that of the whole document. Empty for the whole document alone."""
 
     def __post_init__(self) -> None:
         positive("index", nprobe=self.nprobe, k1=self.k1, flat_below=self.flat_below)
@@ -121,6 +124,7 @@ class IndexConfig:
                 f"index.votes is {list(self.votes)} and index.least_quality {self.least_quality:g}; give two columns "
                 "and a bound above 0, or neither"
             )
+        check_fields(self.fields)
         if self.bytes_per_document < 0 or (self.bytes_per_document and not self.recall):
             raise ConfigError(
                 f"index.bytes_per_document is {self.bytes_per_document:g}; it must be 0 or more, and needs index.recall"

@@ -1,6 +1,8 @@
 """Checks of the values of a recipe, which its sections share, and how their fields are declared."""
 
 import dataclasses
+import re
+from collections.abc import Sequence
 from typing import TypeVar
 
 from pydantic import ConfigDict
@@ -46,3 +48,35 @@ def share(section: str, **values: float) -> None:
     for name, value in values.items():
         if not 0 <= value <= 1:
             raise ConfigError(f"{section}.{name} is {value}; it is a share, between 0 and 1")
+
+
+def check_fields(names: Sequence[str]) -> None:
+    """Raises `ConfigError` if a name cannot be that of a field that is indexed apart, or stands there twice."""
+    for name in names:
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise ConfigError(
+                f"index.fields has '{name}'; a field that is indexed apart needs a name of letters, digits and _, so "
+                "map the column to one"
+            )
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise ConfigError(f"index.fields names {repeated[0]} twice; name each field once")
+
+
+def check_watermark(*, watermark: str, deletions: str, deleted: str, overlap: float, query: str) -> None:
+    """Raises `ConfigError` if the keys by which a source's changes are found do not fit together."""
+    if watermark and not deletions:
+        raise ConfigError(
+            f"watermark is {watermark}, and deletions does not say how rows that are gone are found; set it to "
+            '"flag", "table" or "scan", or to "none" where rows never go'
+        )
+    if not watermark and (deletions or deleted or overlap):
+        raise ConfigError("deletions, deleted and overlap need a watermark; name its column, or leave them out")
+    if (deletions in ("flag", "table")) != bool(deleted):
+        raise ConfigError(
+            f"deletions is {deletions!r} and deleted {deleted!r}; deleted is the column of a flag, or "
+            "the table of ids that are gone, and empty otherwise"
+        )
+    if overlap < 0:
+        raise ConfigError(f"overlap is {overlap:g}; it must be 0 or more")
+    if watermark and query:
+        raise ConfigError("a watermark needs a table or a view, not a query; make a view of the query")

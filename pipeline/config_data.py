@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
-from pipeline.config_checks import DOCUMENTED, added, positive, share
+from pipeline.config_checks import DOCUMENTED, added, check_watermark, positive, share
 from pipeline.errors import ConfigError
 
 
@@ -40,6 +40,27 @@ class SourceConfig:
     position that is examined half as often as the first counts half."""
     query: str = ""
     """The SQL query that is read from a database instead of a table."""
+    watermark: str = added("")
+    """Column of a database's table of documents that grows whenever a row is written, such as updated_at: a re-index
+    reads the rows at or above the value that it last saw, and those without one."""
+    deletions: Literal["", "flag", "table", "scan", "none"] = added("")
+    """The way in which a re-index learns of rows that are gone; needed with `watermark`. flag: a row is gone when its
+    column `deleted` is not NULL, 0, false or empty. table: the table `deleted` has the ids of rows that are gone, and
+    the watermark. scan: the ids of all rows are read. none: rows never go."""
+    deleted: str = added("")
+    """Column of the flag, or table of the ids, by which `deletions` works."""
+    overlap: float = added(0.0)
+    """Distance below the last watermark at which reading begins, in seconds for times and in units for numbers: for
+    rows that are written with an older value, by a long transaction or a clock that went back."""
+
+    def __post_init__(self) -> None:
+        check_watermark(
+            watermark=self.watermark,
+            deletions=self.deletions,
+            deleted=self.deleted,
+            overlap=self.overlap,
+            query=self.query,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=DOCUMENTED)

@@ -8,6 +8,7 @@
     │   └── WrongKindError                  an artifact of one kind where a stage takes another
     ├── ArtifactError                       a stage's output is damaged, unfinished or could not be written
     ├── ConflictError                       another publisher moved the pointer first
+    ├── UnavailableError                    a database cannot be reached, or was lost on the way; try again later
     ├── TrainingError                       a loss that is not a number, a model that cannot be trained so
     │   └── ShapeError                      tensors that do not fit together
     └── GateError                  exit 3   the new release is not good enough to go live
@@ -57,6 +58,10 @@ class ArtifactError(RelevanceError):
 
 class ConflictError(RelevanceError):
     """Another publisher moved the pointer between reading it and writing it."""
+
+
+class UnavailableError(RelevanceError):
+    """A database cannot be reached, or was lost while it was read; nothing was changed, so try again later."""
 
 
 class TrainingError(RelevanceError):

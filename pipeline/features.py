@@ -5,7 +5,8 @@ Fitted by `pipeline.training.fusion`, applied by the service and by reports, so 
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from pipeline.errors import ArtifactError, SchemaError
@@ -23,6 +24,18 @@ FEATURES = (
 )
 """In the order of the columns of `table`."""
 
+_FIELD_FEATURE = re.compile(r"(bm25|encoder)\.[A-Za-z_][A-Za-z0-9_]*")
+
+
+def field_feature(score: str, field: str) -> str:
+    """The name of a field's own score among the features: `bm25.title` is BM25 over the titles alone."""
+    return f"{score}.{field}"
+
+
+def field_features(names: Iterable[str]) -> tuple[str, ...]:
+    """Those of these names that are features of single fields, in the order of their columns in `table`."""
+    return tuple(sorted(name for name in names if _FIELD_FEATURE.fullmatch(name)))
+
 
 def reciprocal_ranks(scores: Sequence[float], k: float = RRF_K) -> list[float]:
     """(k + 1) / (k + rank) of each score, 1 for the best; of equal scores the one that stands first ranks first."""
@@ -38,31 +51,46 @@ def reciprocal_rank_fusion(*systems: Sequence[float]) -> list[float]:
     return [sum(parts) for parts in zip(*(reciprocal_ranks(scores) for scores in systems), strict=True)]
 
 
-def table(bm25: Sequence[float], encoder: Sequence[float], ranker: Sequence[float]) -> list[tuple[float, ...]]:
-    """The features of one query's candidates, (candidates, len(FEATURES)).
+def table(
+    bm25: Sequence[float],
+    encoder: Sequence[float],
+    ranker: Sequence[float],
+    fields: Mapping[str, Sequence[float]] | None = None,
+) -> list[tuple[float, ...]]:
+    """The features of one query's candidates, (candidates, features): FEATURES, then `field_features(fields)`.
 
     Args:
         bm25: (candidates,) scores ≥ 0; divided by the pool's largest, as their scale depends on the query.
         encoder: (candidates,) cosines.
         ranker: (candidates,) raw scores of the cross-encoder.
+        fields: `field_feature` → (candidates,) scores of one field; those of BM25 are divided by their own largest.
 
     Raises:
         SchemaError: the lengths differ, or a score is not a number.
     """
-    if not len(bm25) == len(encoder) == len(ranker):
-        raise SchemaError(f"features: {len(bm25)} bm25, {len(encoder)} encoder and {len(ranker)} ranker scores")
-    if not all(math.isfinite(score) for scores in (bm25, encoder, ranker) for score in scores):
+    fields = fields or {}
+    if not len(bm25) == len(encoder) == len(ranker) or any(len(scores) != len(bm25) for scores in fields.values()):
+        raise SchemaError(
+            f"features: {len(bm25)} bm25, {len(encoder)} encoder and {len(ranker)} ranker scores"
+            + "".join(f", {len(scores)} {name} scores" for name, scores in fields.items())
+        )
+    if not all(math.isfinite(score) for scores in (bm25, encoder, ranker, *fields.values()) for score in scores):
         raise SchemaError("features: a score is not a finite number; look at the model that made it")
-    top = max(bm25, default=0.0) or 1.0
     columns = (
-        [score / top for score in bm25],
+        _scaled(bm25),
         reciprocal_ranks(bm25),
         encoder,
         reciprocal_ranks(encoder),
         ranker,
         reciprocal_ranks(ranker),
+        *(_scaled(fields[name]) if name.startswith("bm25.") else fields[name] for name in field_features(fields)),
     )
     return list(zip(*columns, strict=True))
+
+
+def _scaled(scores: Sequence[float]) -> list[float]:
+    top = max(scores, default=0.0) or 1.0
+    return [score / top for score in scores]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,7 +98,7 @@ class Fusion:
     """A linear score over the features; only its order within a query means anything."""
 
     weights: Mapping[str, float]
-    """One for each of FEATURES."""
+    """One for each of FEATURES, and for each feature of a single field that the release has."""
 
     def __post_init__(self) -> None:
         if not all(
@@ -78,12 +106,22 @@ class Fusion:
             for weight in self.weights.values()
         ):
             raise ArtifactError(f"fusion: a weight is not a finite number ({dict(self.weights)}); fit it again")
-        if set(self.weights) != set(FEATURES):
+        if set(self.weights) != set(self.names):
             raise ArtifactError(f"fusion: weights for {sorted(self.weights)}, not for {sorted(FEATURES)}; fit it again")
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The features of single fields that have a weight; see `field_feature`."""
+        return field_features(self.weights)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The features in the order of `table`'s columns."""
+        return (*FEATURES, *self.fields)
 
     def scores(self, rows: Sequence[Sequence[float]]) -> list[float]:
         """(candidates,) final scores of `table`'s rows."""
-        weights = [self.weights[name] for name in FEATURES]
+        weights = [self.weights[name] for name in self.names]
         return [sum(weight * value for weight, value in zip(weights, row, strict=True)) for row in rows]
 
     def to_json(self) -> str:

@@ -289,25 +289,31 @@ def check_parts(where: Path, parts: Mapping[str, Path]) -> None:
                     f"its fusion was fitted with {role} {fingerprint[:12]}, but its {role} is "
                     f"{manifests[role].fingerprint[:12]}"
                 )
-    corpora = {name: corpus for name in _OVER_DOCUMENTS if (corpus := _corpus(manifests.get(name)))}
+    over_documents = [name for name in manifests if _kind(name) in _OVER_DOCUMENTS]
+    corpora = {name: corpus for name in over_documents if (corpus := _corpus(manifests[name]))}
     if len(set(corpora.values())) > 1:
         named = ", ".join(f"{name} of {corpus[:12]}" for name, corpus in corpora.items())
         refuse(f"its parts were made from different documents: {named}")
-    counts = {name: manifests[name].metrics.get("documents") for name in _OVER_DOCUMENTS if name in manifests}
+    counts = {name: manifests[name].metrics.get("documents") for name in over_documents}
     if len({count for count in counts.values() if count is not None}) > 1:
         refuse(f"its parts hold different numbers of documents: {counts}")
-    _check_numbers(parts, manifests)
+    for name, manifest in manifests.items():
+        indexed = manifest.config.get("field", "")
+        if "." in name and name != field_part(_kind(name), indexed):
+            refuse(f"its part {name} holds an index of the field '{indexed}'")
+    for feature in _check_numbers(parts, manifests):
+        score, _, field = feature.partition(".")
+        if (needed := field_part("lexical" if score == "bm25" else "index", field)) not in manifests:
+            refuse(f"its fusion weighs {feature}, but it has no {needed}")
 
 
 _HOW_TO_FIT = "Run `relevance retrain` or `relevance reindex`, which make a release that fits, or roll back"
 _OVER_DOCUMENTS = ("lexical", "documents", "index")
-"""The parts that are made from documents: all from the same."""
+"""The kinds of parts that are made from documents: all from the same."""
 
 
-def _corpus(manifest: Manifest | None) -> str | None:
+def _corpus(manifest: Manifest) -> str | None:
     """Fingerprint of the documents that a part was made from; the semantic index keeps it among its metrics."""
-    if manifest is None:
-        return None
     return manifest.inputs.get("data") or manifest.metrics.get("data")
 
 
@@ -325,11 +331,13 @@ def _json(parts: Mapping[str, Path], manifests: Mapping[str, Manifest], part: st
     return content
 
 
-def _check_numbers(parts: Mapping[str, Path], manifests: Mapping[str, Manifest]) -> None:
+def _check_numbers(parts: Mapping[str, Path], manifests: Mapping[str, Manifest]) -> tuple[str, ...]:
+    """Checks that the numbers that decide an order are finite; returns the features of single fields in the fusion."""
+    weighed: tuple[str, ...] = ()
     if "fusion" in manifests and "fusion.json" in manifests["fusion"].files:
         path = parts["fusion"] / "fusion.json"
         try:
-            Fusion.from_json(path.read_bytes().decode())
+            weighed = Fusion.from_json(path.read_bytes().decode()).fields
         except (OSError, ValueError, ArtifactError) as error:
             raise ArtifactError(f"{path}: {error}; {artifacts.remedy(path)}") from error
     for name in MODELS:
@@ -337,6 +345,26 @@ def _check_numbers(parts: Mapping[str, Path], manifests: Mapping[str, Manifest])
         if not all(isinstance(value, int | float) and math.isfinite(value) for value in thresholds):
             path = parts[name] / "bundle.json"
             raise ArtifactError(f"{path}: a threshold is not a finite number; {artifacts.remedy(path)}")
+    return weighed
+
+
+def field_part(kind: str, field: str) -> str:
+    """The name of the part that is an index of one field alone: `lexical.title`."""
+    return f"{kind}.{field}"
+
+
+def _kind(part: str) -> str:
+    return part.partition(".")[0]
+
+
+def field_parts(release: Artifact) -> dict[str, Artifact]:
+    """The indexes of single fields of a release: `field_part` → artifact."""
+    return {name: part(release, name) for name in sorted(release.manifest.inputs) if "." in name}
+
+
+def fields(release: Artifact) -> tuple[str, ...]:
+    """The fields that a release indexes apart, see `index.fields`."""
+    return tuple(dict.fromkeys(name.partition(".")[2] for name in sorted(release.manifest.inputs) if "." in name))
 
 
 def has_part(release: Artifact, name: str) -> bool:

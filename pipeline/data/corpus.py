@@ -11,19 +11,24 @@ import pyarrow as pa
 from pipeline import schema
 from pipeline.artifacts import Artifact, Staging
 from pipeline.config import SourceConfig
-from pipeline.data import judgments, sources, validation
+from pipeline.data import followed, judgments, sources, validation
 from pipeline.errors import SchemaError
 from pipeline.stage import Stage
 from pipeline.text import key_values
 
-STAGE = Stage("corpus", version=1, section="data")
+STAGE = Stage("corpus", version=1, section="data", inputs={"previous": "corpus"})
 
 log = logging.getLogger(__name__)
 
 
 @STAGE
 def make(
-    workspace: Path, chosen: Sequence[SourceConfig], root: Path, faulty_rows: Literal["error", "drop"]
+    workspace: Path,
+    chosen: Sequence[SourceConfig],
+    root: Path,
+    faulty_rows: Literal["error", "drop"],
+    *,
+    previous: Artifact | None = None,
 ) -> Artifact:
     """The artifact `corpus`: documents.parquet, rows in the order of the sources.
 
@@ -32,11 +37,16 @@ def make(
 
     Args:
         faulty_rows: what to do with documents that cannot be used; drop counts them by reason in the metrics.
+        previous: the documents of the release that is brought up to date; of a source with a watermark, only what
+            changed since is read then. Other sources are read whole.
 
     Raises:
+        ConfigError: a source with a watermark beside others.
         MissingError: a source that is not there.
         SchemaError: no documents, rows that cannot be used, two sources of one name; names them.
     """
+    if any(source.watermark for source in chosen):
+        return followed.make(workspace, followed.alone(chosen, root), root, faulty_rows, previous=previous)
     named = [sources.find(source, root) for source in chosen]
     names = [item.name for item in named]
     unnamed = [item.name for item, config in zip(named, chosen, strict=True) if not config.name]

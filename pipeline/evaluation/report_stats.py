@@ -78,6 +78,14 @@ def of(
     return groups
 
 
+def fields(indexes: Mapping[str, Artifact]) -> dict[str, Any]:
+    """The group on indexes of single fields, by their names as parts of a release; empty where there are none."""
+    if not indexes:
+        return {}
+    group = {f"{name}, bytes a document": index.metrics["bytes_per_document"] for name, index in indexes.items()}
+    return {"fields indexed apart": group}
+
+
 def _contract(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """The promise of an index by `index.recall`, and how it is kept; empty without such a contract."""
     if "recall_target" not in metrics:

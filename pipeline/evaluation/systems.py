@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from pipeline import features, schema
 from pipeline.artifacts import Artifact, Staging
 from pipeline.errors import SchemaError
-from pipeline.features import Fusion
+from pipeline.features import Fusion, field_features
 from pipeline.stage import Stage
 
 if TYPE_CHECKING:
@@ -51,6 +51,12 @@ class ReleaseScores:
 def earlier_system(release: str) -> str:
     """The name of the FUSED order of a release that was live before the present one."""
     return f"{_EARLIER}{release[:12]}"
+
+
+def field_system(feature: str) -> str:
+    """The name of the order by one field's own score: `BM25 title` for the feature `bm25.title`."""
+    score, _, field = feature.partition(".")
+    return f"{BM25 if score == 'bm25' else ENCODER} {field}"
 
 
 def is_earlier(system: str) -> bool:
@@ -97,6 +103,8 @@ def make(
         table = scored(frame, _fusion(fusion))
         columns = [(BM25, "bm25"), (ENCODER, "encoder"), (BOTH, "both"), (FUSED, "fused")]
         columns += [(RANKER, "ranker")] if _has_ranker(features) else []
+        apart = {field_system(name): name for name in field_features(frame.columns)}
+        columns += apart.items()
         parts = [_system(table, name, column) for name, column in columns]
         parts += [_system(_with_scores(frame, item, name), name, "score") for name, item in scores.items()]
         if live:
@@ -106,7 +114,7 @@ def make(
                 parts.append(_system(ordered, LIVE_RANKER, "ranker"))
         for name, item in former.items():
             parts.append(_system(scored(_test_rows(item.features), _fusion(item.fusion)), name, "fused"))
-        order = [BM25, ENCODER, BOTH, *sorted(scores), RANKER, FUSED, *former, LIVE_RANKER, LIVE]
+        order = [BM25, ENCODER, *apart, BOTH, *sorted(scores), RANKER, FUSED, *former, LIVE_RANKER, LIVE]
         table = pd.concat(parts, ignore_index=True).sort_values(
             "system", key=lambda names: names.map(order.index), kind="stable"
         )
@@ -131,7 +139,8 @@ def scored(frame: "pd.DataFrame", fusion: Fusion) -> "pd.DataFrame":
     """The features by query and row id, with two columns more: `both` (reciprocal-rank fusion) and `fused`.
 
     Args:
-        frame: row_id, query_id, bm25, encoder, ranker; all rows of a query must be there, as ranks are features.
+        frame: row_id, query_id, bm25, encoder, ranker, and the scores of fields that the fusion weighs; all rows of a
+            query must be there, as ranks are features.
     """
     both: list[float] = []
     fused: list[float] = []
@@ -139,7 +148,8 @@ def scored(frame: "pd.DataFrame", fusion: Fusion) -> "pd.DataFrame":
     for _, query in frame.groupby("query_id", sort=False):
         bm25, encoder, ranker = (query[name].tolist() for name in ("bm25", "encoder", "ranker"))
         both += features.reciprocal_rank_fusion(bm25, encoder)
-        fused += fusion.scores(features.table(bm25, encoder, ranker))
+        fields = {name: query[name].tolist() for name in fusion.fields}
+        fused += fusion.scores(features.table(bm25, encoder, ranker, fields))
     return frame.assign(both=both, fused=fused)
 
 

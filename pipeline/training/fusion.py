@@ -10,7 +10,7 @@ queries support it. No order that is surely worse than BM25 on the valid queries
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +61,8 @@ def make(workspace: Path, *, features: Artifact, pool: Artifact) -> Artifact:
 
     Args:
         workspace: the folder that holds `artifacts/`.
-        features: row_id, query_id, doc_id, split, bm25, encoder, ranker.
+        features: row_id, query_id, doc_id, split, bm25, encoder, ranker, and the scores of fields that are indexed
+            apart.
         pool: pairs with the grades of these rows.
 
     Raises:
@@ -85,7 +86,8 @@ def fit(judged: "pd.DataFrame") -> tuple[Fusion, dict[str, Any]]:
     """The weights that cross-validation prefers, and what it measured.
 
     Args:
-        judged: row_id, query_id, doc_id, bm25, encoder, ranker, grade; in this order of row ids.
+        judged: row_id, query_id, doc_id, bm25, encoder, ranker, scores of single fields (see
+            `features.field_feature`), grade; in this order of row ids.
     """
     lists = candidate_lists(judged)
     measured: dict[str, Any] = {
@@ -97,7 +99,7 @@ def fit(judged: "pd.DataFrame") -> tuple[Fusion, dict[str, Any]]:
         "reason": "",
     }
     everyone = np.ones(lists.queries, dtype=bool)
-    values = {simple.name: lists.ndcg(lists.rows @ equal_weights(simple), everyone) for simple in SIMPLE}
+    values = {simple.name: lists.ndcg(lists.rows @ equal_weights(simple, lists.names), everyone) for simple in SIMPLE}
     if lists.queries:
         measured["ndcg"] = {name: float(each.mean()) for name, each in values.items()}
     if lists.queries < MIN_QUERIES:
@@ -110,7 +112,7 @@ def fit(judged: "pd.DataFrame") -> tuple[Fusion, dict[str, Any]]:
         log.warning("fusion: %s", measured["reason"])
         if lists.queries:
             measured["ndcg"]["fused"] = float(held_out.mean())
-        return _as_fusion(weights), measured
+        return _as_fusion(weights, lists), measured
 
     chosen = choose(lists, everyone)
     held_out = held_out_ndcg(lists, everyone, lambda training: choose(lists, training))
@@ -126,7 +128,7 @@ def fit(judged: "pd.DataFrame") -> tuple[Fusion, dict[str, Any]]:
         chosen, fused = _BM25, measured["ndcg"]["bm25"]
     measured["ndcg"]["fused"] = float(fused)
     measured |= {"chosen": chosen.name, "strength": chosen.strength}
-    return _as_fusion(candidate_weights(lists, chosen, everyone)), measured
+    return _as_fusion(candidate_weights(lists, chosen, everyone), lists), measured
 
 
 def _few(lists: CandidateLists, values: Mapping[str, Floats]) -> tuple[Floats, str, Floats]:
@@ -140,24 +142,24 @@ def _few(lists: CandidateLists, values: Mapping[str, Floats]) -> tuple[Floats, s
         without it.
     """
     if not lists.queries:
-        return equal_weights(_RRF), _RRF.name, np.zeros(0)
+        return equal_weights(_RRF, lists.names), _RRF.name, np.zeros(0)
     everyone = np.ones(lists.queries, dtype=bool)
     held_out = np.zeros(lists.queries)
     for query in range(lists.queries):
         held = np.zeros(lists.queries, dtype=bool)
         held[query] = True
         start = _start(values, ~held)
-        weights = _shrunk(_supported(values, start, ~held), start, lists.queries - 1)
+        weights = _shrunk(_supported(values, start, ~held), start, lists.queries - 1, lists.names)
         held_out[query] = lists.ndcg(lists.rows @ weights, held)[0]
     start = _start(values, everyone)
     chosen = _supported(values, start, everyone)
-    weights, name = _shrunk(chosen, start, lists.queries), chosen.name
+    weights, name = _shrunk(chosen, start, lists.queries, lists.names), chosen.name
     if chosen is not start:
         name = f"{start.name} and {chosen.name}"
         if held_out.mean() <= values[start.name].mean():
-            weights, name, held_out = equal_weights(start), start.name, values[start.name]
+            weights, name, held_out = equal_weights(start, lists.names), start.name, values[start.name]
     if _surely_worse(held_out, values["bm25"]) or _surely_worse(values[chosen.name], values["bm25"]):
-        weights, name, held_out = equal_weights(_BM25), _BM25.name, values["bm25"]
+        weights, name, held_out = equal_weights(_BM25, lists.names), _BM25.name, values["bm25"]
     return weights, name, held_out
 
 
@@ -183,20 +185,20 @@ def _supported(values: Mapping[str, Floats], start: Candidate, among: NDArray[np
     return best if bounds[best] > significance.TIE else start
 
 
-def _shrunk(candidate: Candidate, start: Candidate, queries: int) -> Floats:
+def _shrunk(candidate: Candidate, start: Candidate, queries: int, names: Sequence[str]) -> Floats:
     """Weights (features,) between `start` and a simple order: half of each at MIN_QUERIES queries.
 
     A single score and its reciprocal rank give one order, so the reciprocal ranks stand for all simple orders.
     """
     share = queries / (queries + MIN_QUERIES)
-    start_weights, own = (_by_ranks(order) for order in (start, candidate))
+    start_weights, own = (_by_ranks(order, names) for order in (start, candidate))
     return (1 - share) * start_weights + share * own
 
 
-def _by_ranks(candidate: Candidate) -> Floats:
+def _by_ranks(candidate: Candidate, names: Sequence[str]) -> Floats:
     """Weights (features,) of a simple order by reciprocal ranks; they sum to 1."""
     ranks = tuple(name if name in RANKS else f"{name}_reciprocal_rank" for name in candidate.features)
-    return equal_weights(Candidate(candidate.name, ranks)) / len(ranks)
+    return equal_weights(Candidate(candidate.name, ranks), names) / len(ranks)
 
 
 def _surely_worse(ours: Floats, theirs: Floats) -> bool:
@@ -218,5 +220,7 @@ def _judged(features: Artifact, pool: Artifact) -> "pd.DataFrame":
     return joined.sort_values("row_id", kind="stable").reset_index(drop=True)
 
 
-def _as_fusion(weights: Floats) -> Fusion:
-    return Fusion(weights={name: float(weight) for name, weight in zip(FEATURES, weights, strict=True)})
+def _as_fusion(weights: Floats, lists: CandidateLists) -> Fusion:
+    """The weights by name; a single field's feature without a weight is left out, so that nothing computes it."""
+    by_name = {name: float(weight) for name, weight in zip(lists.names, weights, strict=True)}
+    return Fusion(weights={name: weight for name, weight in by_name.items() if weight or name in FEATURES})

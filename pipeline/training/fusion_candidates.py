@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import SchemaError
 from pipeline.evaluation import metrics
-from pipeline.features import FEATURES, table
+from pipeline.features import FEATURES, field_features, table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,7 +59,15 @@ CANDIDATES = (
     *SIMPLE,
     *(Candidate(" + ".join(names), names, strength) for names in _LEARNED for strength in _STRENGTHS),
 )
-"""All candidates, the simplest first."""
+"""All candidates where no field is indexed apart, the simplest first."""
+
+
+def candidates(names: Sequence[str]) -> tuple[Candidate, ...]:
+    """All candidates for these features: CANDIDATES, then learned ones that weigh the fields' own scores too."""
+    apart = field_features(names)
+    sets = [(*learned, *apart) for learned in _LEARNED[2:]] if apart else []
+    with_fields = (Candidate(" + ".join(names), names, strength) for names in sets for strength in _STRENGTHS)
+    return (*CANDIDATES, *with_fields)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +84,8 @@ class CandidateLists:
     pair_query: Ints
     pairs: Floats
     """(pairs, features) better minus worse."""
+    names: tuple[str, ...] = FEATURES
+    """The features, in the order of the columns."""
 
     @property
     def queries(self) -> int:
@@ -93,9 +103,10 @@ def _by_query(frame: "pd.DataFrame") -> list[tuple[Ints, list[tuple[float, ...]]
     """The rows of each query in the frame, in order of query id, and their features."""
     per_query = []
     for query, indices in frame.groupby("query_id", sort=True).indices.items():
-        columns = (frame[name].to_numpy()[indices].tolist() for name in SCORES)
+        bm25, encoder, ranker = (frame[name].to_numpy()[indices].tolist() for name in SCORES)
+        fields = {name: frame[name].to_numpy()[indices].tolist() for name in field_features(frame.columns)}
         try:
-            per_query.append((np.asarray(indices), table(*columns)))
+            per_query.append((np.asarray(indices), table(bm25, encoder, ranker, fields)))
         except SchemaError as error:
             raise SchemaError(f"query '{query}': {error}") from error
     return per_query
@@ -129,7 +140,8 @@ def candidate_lists(judged: "pd.DataFrame") -> CandidateLists:
         doc.append(docs[indices])
         grade.append(own)
         rows.append(features)
-    none = np.zeros((0, len(FEATURES)))
+    names = (*FEATURES, *field_features(judged.columns))
+    none = np.zeros((0, len(names)))
     return CandidateLists(
         query=_joined(query).astype(np.int64),
         doc=_joined(doc).astype(np.int64),
@@ -137,6 +149,7 @@ def candidate_lists(judged: "pd.DataFrame") -> CandidateLists:
         rows=np.concatenate([none, *rows]),
         pair_query=_joined(pair_query).astype(np.int64),
         pairs=np.concatenate([none, *pairs]),
+        names=names,
     )
 
 
@@ -153,9 +166,9 @@ def candidate_weights(lists: CandidateLists, candidate: Candidate, training: NDA
     from sklearn.linear_model import LogisticRegression
 
     if candidate.strength is None:
-        return equal_weights(candidate)
-    weights = np.zeros(len(FEATURES))
-    columns = [FEATURES.index(name) for name in candidate.features]
+        return equal_weights(candidate, lists.names)
+    weights = np.zeros(len(lists.names))
+    columns = [lists.names.index(name) for name in candidate.features]
     here = training[lists.pair_query]
     gaps, query = lists.pairs[here][:, columns], lists.pair_query[here]
     spread = np.sqrt((gaps**2).mean(axis=0))
@@ -169,9 +182,9 @@ def candidate_weights(lists: CandidateLists, candidate: Candidate, training: NDA
     return weights
 
 
-def equal_weights(candidate: Candidate) -> Floats:
-    """(features,) 1 for each feature of the candidate, 0 for the others."""
-    return np.isin(FEATURES, candidate.features).astype(np.float64)
+def equal_weights(candidate: Candidate, names: Sequence[str] = FEATURES) -> Floats:
+    """(features,) 1 for each feature of the candidate, 0 for the others of these names."""
+    return np.isin(names, candidate.features).astype(np.float64)
 
 
 def held_out_ndcg(
@@ -195,5 +208,6 @@ def choose(lists: CandidateLists, among: NDArray[np.bool_]) -> Candidate:
     def always(candidate: Candidate) -> Callable[[NDArray[np.bool_]], Candidate]:
         return lambda _: candidate
 
-    means = [float(held_out_ndcg(lists, among, always(candidate)).mean()) for candidate in CANDIDATES]
-    return next(candidate for candidate, mean in zip(CANDIDATES, means, strict=True) if mean >= max(means) - TOLERANCE)
+    known = candidates(lists.names)
+    means = [float(held_out_ndcg(lists, among, always(candidate)).mean()) for candidate in known]
+    return next(candidate for candidate, mean in zip(known, means, strict=True) if mean >= max(means) - TOLERANCE)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from index.document_store import DocumentStore
+from index.fields import FieldIndexes
 from index.lexical import LexicalIndex
 from index.semantic import SemanticIndex
 from pipeline import progress, schema, text
@@ -31,6 +32,7 @@ FEATURES = Stage(
         "documents": "documents",
         "data": "data",
         "pool": ("pool", "pairs"),
+        "fields": "lexical",
     },
 )
 
@@ -65,16 +67,19 @@ def features(
     documents: Artifact,
     data: Artifact,
     pool: Artifact,
+    fields: Mapping[str, Artifact] | None = None,
 ) -> Artifact:
     """The `features` artifact: features.parquet (row_id, query_id, doc_id, split, bm25, encoder, ranker).
 
     The scores are raw, one row for each of the pool's, in its order: BM25, the cosine of the query's vector with the
-    document's stored one, and the ranker's score.
+    document's stored one, and the ranker's score. A column more for each field that is indexed apart, named by
+    `pipeline.features.field_feature`.
 
     Args:
         ranker, encoder: bundles; without a ranker its scores are all 0.
         lexical, index, documents: of the documents that the pool names, made with this encoder.
         data: whose queries the pool names.
+        fields: indexes of single fields, by their names as parts of a release.
 
     Raises:
         ArtifactError: the index was made with another encoder, or a part is damaged.
@@ -88,6 +93,7 @@ def features(
         "documents": documents,
         "data": data,
         "pool": pool,
+        **(fields or {}),
     }
 
     def build(staging: Staging) -> Mapping[str, Any]:
@@ -95,7 +101,8 @@ def features(
         texts = schema.read(data.file("queries.parquet"), "queries").to_pydict()
         queries = dict(zip(texts["query_id"], texts["text"], strict=True))
         parts = _Parts(ranker, encoder, lexical, index, documents)
-        names = ("bm25", "encoder", "ranker")
+        parts.fields = FieldIndexes.load(fields or {})
+        names = ("bm25", "encoder", "ranker", *parts.fields.features)
         columns = {name: np.zeros(len(table["row_id"]), np.float64) for name in names}
         with progress.bar("Scoring the pool", len(table["row_id"]), "pairs") as advance:
             for query_id, numbers in _by_query(table["query_id"]):
@@ -127,10 +134,11 @@ class _Parts:
             )
         self.ranker = Engine(ranker.path) if ranker else None
         self.encoder = Engine(encoder.path)
+        self.fields = FieldIndexes.load({})
         self.rows = {doc_id: row for row, doc_id in enumerate(self.lexical.doc_ids)}
 
-    def scores(self, query: str, doc_ids: Sequence[str]) -> tuple[Sequence[float], Sequence[float], Sequence[float]]:
-        """BM25, cosine and ranker score of each document."""
+    def scores(self, query: str, doc_ids: Sequence[str]) -> tuple[Sequence[float], ...]:
+        """BM25, cosine and ranker score of each document, then those of single fields."""
         missing = [doc_id for doc_id in doc_ids if doc_id not in self.rows]
         if missing:
             raise SchemaError(f"documents {missing[:3]} of the pool are not indexed; index the documents again")
@@ -141,6 +149,7 @@ class _Parts:
             self.lexical.scores(query, rows).tolist(),
             self.semantic.similarities(vector, rows).tolist(),
             self.ranker.scores(query, bodies) if self.ranker else [0.0] * len(bodies),
+            *self.fields.scores(query, rows, self.fields.features).values(),
         )
 
     def stats(self) -> dict[str, Any]:

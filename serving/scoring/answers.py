@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from index.document_store import Document, filter_values
 from index.hits import Hit
-from pipeline.features import FEATURES, Fusion
+from pipeline.features import Fusion
 from serving.errors import InvalidRequestError
 from serving.runtime.deadline import Deadline
 from serving.scoring.best_passages import BestPassage
@@ -174,11 +174,11 @@ def explanation(terms: Mapping[str, float], fusion: Fusion | None, row: Sequence
     Args:
         terms: every matched term with its part in BM25.
         fusion: of the release; None where it has none.
-        row: (len(FEATURES),) features of the document; None where a model was missing.
+        row: (features,) of the document, in the order of `fusion.names`; None where a model was missing.
     """
     features: dict[str, FeatureShare] = {}
     if fusion is not None and row is not None:
-        for name, value in zip(FEATURES, row, strict=True):
+        for name, value in zip(fusion.names, row, strict=True):
             weight = fusion.weights[name]
             features[name] = FeatureShare(value=float(value), weight=weight, share=weight * float(value))
     best = sorted(terms.items(), key=lambda item: -item[1])[:MAX_TERMS]

@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from index.document_store import DocumentStore
+from index.fields import FieldIndexes
 from index.lexical import LexicalIndex
 from index.semantic import SemanticIndex
 from pipeline import releases
@@ -20,6 +21,8 @@ LACKS: Mapping[str, str] = {
     "encoder": "this release has no encoder; `relevance serve --encoder FOLDER` serves one",
     "documents": "this release has models and no documents to search; `relevance quickstart DOCUMENTS` or `relevance "
     "retrain` makes one that has",
+    "fields": "the final order of this release weighs fields of its own documents, which texts that are sent do not "
+    "have apart; leave the first-stage scores out for the order of the ranker, or POST /search",
     "fusion": "this release has no fusion of BM25, encoder and ranker; leave the first-stage scores out for the order "
     "of the ranker, or publish a release with `relevance retrain`",
 }
@@ -47,6 +50,8 @@ class SearchableContents:
     documents: DocumentStore
     fusion: Fusion | None
     """None in a release without a ranker, whose order is that of BM25 and encoder together."""
+    fields: FieldIndexes
+    """Indexes of single fields; empty where the recipe names none."""
 
     @classmethod
     def load(cls, release: Artifact) -> "SearchableContents | None":
@@ -62,4 +67,5 @@ class SearchableContents:
             semantic=SemanticIndex.load(releases.part(release, "index").path, verify=False),
             documents=DocumentStore.load(releases.part(release, "documents").path, verify=False),
             fusion=fusion,
+            fields=FieldIndexes.load(releases.field_parts(release)),
         )

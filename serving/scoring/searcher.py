@@ -359,10 +359,12 @@ class Searcher:
             reranker: from `reranker_within`; `reranker` when not given.
 
         Raises:
-            NotServedError: the release has no ranker, no encoder or no fusion.
+            NotServedError: the release has no ranker, no encoder or no fusion, or its fusion weighs single fields.
             BusyError, DeadlineError, InferenceError, ClientGoneError: see `reranker` and `embedder`.
         """
         reranker, embedder, fusion = reranker or self.reranker, self.embedder, self.fusion
+        if fusion.fields:
+            raise NotServedError(contents.LACKS["fields"])
         queried = embedder.vectors([query], "query", terms)
         embedded = embedder.vectors(texts, "document", terms)
         scored = reranker.scores(query, texts, terms)
@@ -452,7 +454,9 @@ class Searcher:
 
     def _pool(self, query: str, rows: Sequence[int], embedded: Fetched[Vector] | None) -> "_Pool":
         cosines = self.semantic.similarities(embedded.values[0], rows).tolist() if embedded else None
-        return _Pool(self.lexical.scores(query, rows).tolist(), cosines)
+        fusion = self._searchable.fusion
+        fields = self._searchable.fields.scores(query, rows, fusion.fields) if fusion else {}
+        return _Pool(self.lexical.scores(query, rows).tolist(), cosines, fields)
 
     def _among(self, filters: Mapping[str, Sequence[Value]]) -> Rows:
         try:
@@ -503,6 +507,8 @@ class _Pool:
     bm25: Sequence[float]
     cosines: Sequence[float] | None
     """None where the encoder is missing."""
+    fields: Mapping[str, Sequence[float]]
+    """Feature of a single field that the fusion weighs → scores."""
 
     def before(self) -> Sequence[float]:
         """Scores of the order before the ranker."""
@@ -512,13 +518,13 @@ class _Pool:
         """The features of each candidate; None for each where a model is missing."""
         if ranker is None or self.cosines is None:
             return [None] * len(self.bm25)
-        return features.table(self.bm25, self.cosines, ranker)
+        return features.table(self.bm25, self.cosines, ranker, self.fields)
 
     def final(self, fusion: Fusion | None, ranker: Sequence[float] | None) -> Sequence[float]:
         """Scores of the final order: fused, or those before the ranker where a model is missing."""
         if ranker is None or self.cosines is None or fusion is None:
             return self.before()
-        return fusion.scores(features.table(self.bm25, self.cosines, ranker))
+        return fusion.scores(features.table(self.bm25, self.cosines, ranker, self.fields))
 
 
 class _Stopwatch:

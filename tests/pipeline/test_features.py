@@ -55,3 +55,19 @@ def test_fusion_round_trip_and_refusals() -> None:
         Fusion.from_json('{"weights": {"bm25": 1}}')
     with pytest.raises(ArtifactError, match="not readable"):
         Fusion.from_json("{")
+
+
+def test_scores_of_single_fields_come_after_the_others_by_name() -> None:
+    fields = {"encoder.title": [0.3, -0.1], "bm25.title": [1.0, 4.0], "bm25.text": [0.0, 0.0]}
+    rows = features.table([2.0, 4.0], [0.1, 0.2], [1.0, -1.0], fields)
+    assert [row[len(FEATURES) :] for row in rows] == [(0.0, 0.25, 0.3), (0.0, 1.0, -0.1)]
+    weights = {**dict.fromkeys(FEATURES, 0.0), "encoder.title": 1.0, "bm25.title": 10.0, "bm25.text": 100.0}
+    again = Fusion.from_json(Fusion(weights=weights).to_json())
+    assert again.names == (*FEATURES, "bm25.text", "bm25.title", "encoder.title")
+    assert again.scores(rows) == pytest.approx([2.8, 9.9])
+    with pytest.raises(SchemaError, match=r"1 bm25\.title scores"):
+        features.table([2.0, 4.0], [0.1, 0.2], [1.0, -1.0], {"bm25.title": [1.0]})
+    with pytest.raises(SchemaError, match="not a finite number"):
+        features.table([2.0], [0.1], [1.0], {"bm25.title": [math.nan]})
+    with pytest.raises(ArtifactError, match="fit it again"):
+        Fusion(weights={**dict.fromkeys(FEATURES, 0.0), "ranker.title": 1.0})

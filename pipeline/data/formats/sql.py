@@ -25,14 +25,22 @@ from urllib.parse import quote
 
 import pyarrow as pa
 import sqlalchemy as sa
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, NoSuchTableError, SQLAlchemyError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DBAPIError,
+    InterfaceError,
+    NoSuchModuleError,
+    NoSuchTableError,
+    OperationalError,
+    SQLAlchemyError,
+)
 
 from pipeline.config import SourceConfig
 from pipeline.data.formats import column_map, tables
 from pipeline.data.formats import table as mapped
 from pipeline.data.formats.tables import FoundSource, Tables
 from pipeline.data.formats.text_files import STRING
-from pipeline.errors import ConfigError, MissingError, SchemaError
+from pipeline.errors import ConfigError, MissingError, SchemaError, UnavailableError
 from pipeline.schema import InvalidRow
 from pipeline.secrets import HIDDEN, hide_passwords, is_secret
 
@@ -97,7 +105,7 @@ def names_of(config: SourceConfig, root: Path) -> list[str]:
         ConfigError, MissingError, SchemaError: see `read`.
     """
     address, name = locate(config.path, root)
-    with _reading(address, f"table {name}") as engine:
+    with reading(address, f"table {name}") as engine:
         return [str(column["name"]) for column in sa.inspect(engine).get_columns(name)]
 
 
@@ -107,12 +115,13 @@ def read(config: SourceConfig, root: Path) -> Tables:
     Raises:
         ConfigError: not a URL that SQLAlchemy understands, or its driver is not installed.
         MissingError: no such file or table.
-        SchemaError: a column missing, or the database fails; passwords are left out of the message.
+        SchemaError: a column missing; passwords are left out of the message.
+        UnavailableError: the database cannot be reached, or was lost on the way.
     """
     address, name = locate(config.path, root)
     source = "query" if config.query else f"table {name}"
-    shown = _shown(address, source)
-    with _reading(address, source) as engine:
+    shown = shown_as(address, source)
+    with reading(address, source) as engine:
         try:
             columns = _rows(engine, name, config, shown, raw=False)
         except (ValueError, TypeError, decimal.DecimalException):
@@ -123,21 +132,21 @@ def read(config: SourceConfig, root: Path) -> Tables:
     documents, faults = {}, []
     for column, values in columns.items():
         if column in OWN_COLUMNS:
-            documents[column], more = tables.strings(_texts(values, column, shown), "documents", column)
+            documents[column], more = tables.strings(texts_of(values, column, shown), "documents", column)
             faults += more
         else:
             documents[column] = typed(values)
     return Tables(documents=pa.table(documents), faults=tuple(faults))
 
 
-def _shown(address: sa.URL, source: str) -> str:
+def shown_as(address: sa.URL, source: str) -> str:
     return f"{hide_passwords(address.render_as_string(hide_password=True))}, {source}"
 
 
 @contextmanager
-def _reading(address: sa.URL, source: str) -> Iterator[sa.Engine]:
+def reading(address: sa.URL, source: str) -> Iterator[sa.Engine]:
     """An engine whose errors become ours; passwords are left out of the messages, also where a driver repeats them."""
-    shown = _shown(address, source)
+    shown = shown_as(address, source)
     try:
         engine = sa.create_engine(address)
     except (NoSuchModuleError, ArgumentError, ImportError) as error:
@@ -150,9 +159,20 @@ def _reading(address: sa.URL, source: str) -> Iterator[sa.Engine]:
         reason = str(error).split("\n")[0]
         for secret in _secrets(address):
             reason = reason.replace(secret, HIDDEN)
+        if _is_lost(error, address):
+            raise UnavailableError(f"{shown}: not reached, or lost on the way ({reason}); run again later") from error
         raise SchemaError(f"{shown}: cannot be read ({reason})") from error
     finally:
         engine.dispose()
+
+
+def _is_lost(error: SQLAlchemyError, address: sa.URL) -> bool:
+    """Whether the database itself failed, and not what it was given; SQLite says so by its message alone."""
+    if not isinstance(error, DBAPIError):
+        return False
+    if address.get_backend_name() == "sqlite":
+        return "locked" in str(error.orig) or "disk I/O" in str(error.orig)
+    return error.connection_invalidated or isinstance(error, OperationalError | InterfaceError)
 
 
 def _secrets(address: sa.URL) -> list[str]:
@@ -171,6 +191,7 @@ def _rows(engine: sa.Engine, name: str, config: SourceConfig, shown: str, *, raw
         raw: take values as the driver gives them, without the type that the table declares; but for truth values.
     """
     wanted = dict(config.columns) or {column: column for column in OWN_COLUMNS}
+    flag = config.deleted if config.deletions == "flag" else ""
     with engine.connect().execution_options(stream_results=True, max_row_buffer=ROWS_AT_ONCE) as connection:
         if config.query:
             result = connection.execute(sa.text(config.query))
@@ -178,7 +199,7 @@ def _rows(engine: sa.Engine, name: str, config: SourceConfig, shown: str, *, raw
         else:
             table = sa.Table(name, sa.MetaData(), autoload_with=connection)
             names = list(table.c.keys())
-        missing = [column for column in wanted.values() if column not in names]
+        missing = [column for column in (*wanted.values(), *([flag] if flag else [])) if column not in names]
         if missing:
             best = column_map.suggest(names)
             fit = ", ".join(f"{role} = {json.dumps(column)}" for role, column in best.items())
@@ -187,7 +208,7 @@ def _rows(engine: sa.Engine, name: str, config: SourceConfig, shown: str, *, raw
                 + (f"; the map that fits best: columns = {{ {fit} }}" if fit else "")
             )
         if not config.columns:
-            wanted |= {column: column for column in names}
+            wanted |= {column: column for column in names if column != flag}
         if not config.query:
             ordered = [table.c[wanted[key]] for key in wanted if key == "doc_id"] or [
                 table.c[column] for column in wanted.values()
@@ -196,13 +217,13 @@ def _rows(engine: sa.Engine, name: str, config: SourceConfig, shown: str, *, raw
                 sa.type_coerce(table.c[column], sa.types.NullType()).label(column)
                 if raw and not isinstance(table.c[column].type, sa.Boolean)
                 else table.c[column]
-                for column in dict.fromkeys(wanted.values())
+                for column in dict.fromkeys([*wanted.values(), *([flag] if flag else [])])
             ]
             result = connection.execute(sa.select(*chosen).order_by(*ordered))
         columns: dict[str, list[Any]] = {key: [] for key in wanted}
         for part in _parts(result):
             for key, column in wanted.items():
-                columns[key].extend(row[column] for row in part)
+                columns[key].extend(row[column] for row in part if not (flag and is_set(row[flag])))
         return columns
 
 
@@ -214,7 +235,7 @@ def _assembled(columns: Mapping[str, list[Any]], config: SourceConfig, shown: st
     arrays = {}
     for key, values in columns.items():
         if key in column_map.roles(columns):
-            arrays[key], faults = tables.strings(_texts(values, key, shown), "documents", key)
+            arrays[key], faults = tables.strings(texts_of(values, key, shown), "documents", key)
             if faults:
                 raise SchemaError(f"{shown}: row {faults[0].row}, {faults[0].reason}")
         else:
@@ -222,7 +243,7 @@ def _assembled(columns: Mapping[str, list[Any]], config: SourceConfig, shown: st
     return mapped.assemble(pa.table(arrays), config, shown)
 
 
-def _texts(values: Sequence[Any], column: str, shown: str) -> list[str]:
+def texts_of(values: Sequence[Any], column: str, shown: str) -> list[str]:
     """Values as texts; NULL is an empty one.
 
     Raises:
@@ -275,6 +296,11 @@ def _kind(value: Any) -> str:  # noqa: PLR0911 - a table of types
     if isinstance(value, datetime.date):
         return "date"
     return "time" if isinstance(value, datetime.time) and value.tzinfo is None else "other"
+
+
+def is_set(flag: Any) -> bool:
+    """Whether the value of a flag says that its row is deleted: it is not NULL, 0, false or empty."""
+    return flag is not None and plain(flag).strip().casefold() not in ("", "0", "false", "f", "no", "n")
 
 
 def plain(value: Any) -> str:  # noqa: PLR0911 - a table of types

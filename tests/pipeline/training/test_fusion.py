@@ -235,3 +235,18 @@ def test_fused_scores_equal_a_slow_loop_whatever_the_row_order() -> None:
     scored_rows = systems.scored(frame.sample(frac=1, random_state=4), weights)
     got = dict(zip(scored_rows["row_id"].tolist(), scored_rows["fused"].tolist(), strict=True))
     assert got == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_score_of_a_single_field_gets_a_weight_where_it_helps_and_none_where_it_does_not() -> None:
+    def with_field(frame: pd.DataFrame, noise: float, seed: int) -> pd.DataFrame:
+        rng = np.random.default_rng(seed)
+        scores = np.maximum(0, frame["grade"] + noise * rng.normal(size=len(frame)))
+        return frame.assign(**{"bm25.title": scores})
+
+    helpful, measured = fusion.fit(with_field(world(120, NOISE), 0.5, 10))
+    assert helpful.fields == ("bm25.title",)
+    assert "bm25.title" in measured["chosen"]
+    fresh = with_field(world(400, NOISE, seed=1), 0.5, 11)
+    assert ndcg(fresh, helpful) > ndcg(fresh, fusion.fit(world(120, NOISE))[0]) + 0.02
+    useless, _ = fusion.fit(with_field(world(120, {"bm25": 1.0, "encoder": 100.0, "ranker": 100.0}), 1000.0, 12))
+    assert useless.fields == ()

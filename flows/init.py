@@ -24,6 +24,8 @@ IRRELEVANT = 0.05
 """Least share of irrelevant documents in lists that are ranked themselves; in others any order is good."""
 MANY_DOCUMENTS = 500
 """Documents from which a search finds some that were not judged."""
+MANY_TITLED = 0.5
+"""Share of documents with a title and a text from which the recipe mentions indexing them apart."""
 CPU_TOKENS = 128
 """Most tokens of a query and a document together on a CPU, where time grows with them."""
 
@@ -100,6 +102,12 @@ def recipe(seen: Look, name: str) -> str:
     if base == MINILM:
         lines += ["similarity_weight = 10.0 # keep what the pretrained encoder knows", 'projection = "similarities"']
     lines += [f"loop = {{ {bound.format(120)}epochs = 1.0, valid_pairs = 1000 }}", ""]
+    if seen.titled_texts >= MANY_TITLED:
+        lines += [
+            "[index]",
+            '# fields = ["title", "text"] # BM25 of each apart too; off, as it was no sure gain where it was measured',
+            "",
+        ]
     if "clicked" in seen.source.get("columns", {}):
         lines += ["[evaluation]", "clicks = true # there are no judgments but those made from clicks", ""]
     return "\n".join(lines)

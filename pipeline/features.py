@@ -33,7 +33,7 @@ def field_feature(score: str, field: str) -> str:
 
 
 def field_features(names: Iterable[str]) -> tuple[str, ...]:
-    """Those of these names that are features of single fields, in the order of their columns in `table`."""
+    """The features of single fields among these names, in the order of their columns in `table`."""
     return tuple(sorted(name for name in names if _FIELD_FEATURE.fullmatch(name)))
 
 

@@ -1,4 +1,4 @@
-"""What changed in a database since a re-index: documents that are new or changed, ids that are gone, the new watermark.
+"""Changes in a database since a re-index: documents that are new or changed, ids that are gone, the new watermark.
 
     no release yet, or what it knows does not fit any more    all documents are read
     else                                                      rows at or above the last watermark, and deletions

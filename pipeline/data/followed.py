@@ -37,8 +37,8 @@ def alone(chosen: Sequence[SourceConfig], root: Path) -> SourceConfig:
         ConfigError: another source has documents too.
     """
     followed = [source for source in chosen if source.watermark]
-    others = [source for source in chosen if not source.watermark]
-    crowded = len(followed) > 1 or any(sources.read(source, root).documents.num_rows for source in others)
+    unfollowed = [source for source in chosen if not source.watermark]
+    crowded = len(followed) > 1 or any(sources.read(source, root).documents.num_rows for source in unfollowed)
     if crowded:
         raise ConfigError(
             f"{', '.join(source.path for source in chosen)}: a source with a watermark is indexed alone; join the "

@@ -80,25 +80,25 @@ def collection(name: str, folder: Path, shared_data: Path) -> Collection:
     )
     answerable = sorted({row["query_id"] for row in judged.to_pylist() if row["grade"] > 0})
     texts = dict(zip(queries["query_id"].to_pylist(), queries["text"].to_pylist(), strict=True))
-    asked = [texts[query] for query in answerable]
+    query_texts = [texts[query] for query in answerable]
     titles, bodies = documents["title"].to_pylist(), documents["text"].to_pylist()
     fields = {"joined": [document_text(*both) for both in zip(titles, bodies, strict=True)]}
     if any(titles):
         fields |= {"title": titles, "text": bodies}
-    vectors = embedded(name, {**fields, "queries": asked}, folder)
+    vectors = embedded(name, {**fields, "queries": query_texts}, folder)
     return Collection(
         queries=answerable,
         doc_ids=documents["doc_id"].to_pylist(),
         judged=judged.filter(pa.array([query in set(answerable) for query in judged["query_id"].to_pylist()])),
-        bm25={field: bm25(folder, data, asked, "" if field == "joined" else field) for field in fields},
+        bm25={field: bm25(folder, data, query_texts, "" if field == "joined" else field) for field in fields},
         encoder={field: vectors["queries"] @ vectors[field].T for field in fields},
     )
 
 
-def bm25(folder: Path, data: Artifact, asked: Sequence[str], field: str) -> Scores:
+def bm25(folder: Path, data: Artifact, query_texts: Sequence[str], field: str) -> Scores:
     index = LexicalIndex.load(lexical.make(folder, IndexConfig(), data=data, field=field).path)
     rows = np.arange(len(index.doc_ids))
-    return np.stack([index.scores(query, rows) for query in asked])
+    return np.stack([index.scores(query, rows) for query in query_texts])
 
 
 def embedded(name: str, texts: Mapping[str, Sequence[str]], folder: Path) -> dict[str, Scores]:
@@ -143,8 +143,8 @@ def learned(world: Collection, bm25_fields: Sequence[str], encoder_fields: Seque
         held = fold[lists.query] == number
         values[held] = lists.rows[held] @ weights
     scores = np.full(pooled.shape, -np.inf, np.float64)
-    places = np.flatnonzero(pooled.ravel())
-    scores.ravel()[places[usable.to_numpy()]] = values
+    positions = np.flatnonzero(pooled.ravel())
+    scores.ravel()[positions[usable.to_numpy()]] = values
     alone = ~np.isfinite(scores).any(axis=1)
     scores[alone] = np.where(pooled[alone], world.bm25["joined"][alone], -np.inf)
     return scores

@@ -91,12 +91,12 @@ def test_the_service_orders_by_the_weight_of_a_field(fielded: Trained) -> None:
     release = by_title(fielded)
     searcher = Searcher(release.path)
     index = LexicalIndex.load(releases.part(release, "lexical.title").path)
-    found = searcher.search("blue knife", top_n=8, retrieve=8, details=SearchDetails(explain=True)).reranked
-    scores = {hit.doc_id: float(index.scores("blue knife", [index.doc_ids.index(hit.doc_id)])[0]) for hit in found}
+    results = searcher.search("blue knife", top_n=8, retrieve=8, details=SearchDetails(explain=True)).reranked
+    scores = {hit.doc_id: float(index.scores("blue knife", [index.doc_ids.index(hit.doc_id)])[0]) for hit in results}
     assert list(scores.values()) == sorted(scores.values(), reverse=True)
     assert len(set(scores.values())) > 2
     top = max(scores.values())
-    for hit in found:
+    for hit in results:
         assert hit.explain is not None
         assert hit.explain.features["bm25.title"].weight == 2
         assert hit.score == pytest.approx(hit.explain.features["bm25.title"].share) == 2 * scores[hit.doc_id] / top

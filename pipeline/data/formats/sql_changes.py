@@ -2,7 +2,7 @@
 
     newest value of the watermark ─► rows at or above the last one ─► rows that are gone
 
-The newest value is read first, so a row that is written while the others are read is read now, or next time, or both.
+The newest value is read first, so a row that is written while the unusable are read is read now, or next time, or both.
 Rows at the last value itself are read again, as more of them may have come. This needs no snapshot of the database.
 """
 
@@ -37,7 +37,7 @@ from pipeline.errors import ConfigError, MissingError, SchemaError
 from pipeline.schema import InvalidRow
 
 FUTURE = datetime.timedelta(days=1)
-"""How far a watermark may lie ahead of this machine's clock, whatever the time zones."""
+"""Largest distance that a watermark may lie ahead of this machine's clock, whatever the time zones."""
 
 _AT_ONCE = 500
 """Ids in one query."""
@@ -287,11 +287,11 @@ def open_table(config: SourceConfig, root: Path) -> Iterator[FollowedTable]:
         raise ConfigError(f"{config.path}: a watermark needs the table of a database; leave it out for files")
     address, name = locate(config.path, root)
     shown = shown_as(address, f"table {name}")
-    others = sorted(set(config.columns) & set(column_map.roles(config.columns)) - set(OWN_COLUMNS))
-    if others or (config.columns and "doc_id" not in config.columns):
+    unusable = sorted(set(config.columns) & set(column_map.roles(config.columns)) - set(OWN_COLUMNS))
+    if unusable or (config.columns and "doc_id" not in config.columns):
         raise ConfigError(
             f"{shown}: a source with a watermark holds documents alone, each with an id: map doc_id"
-            + (f", and read {', '.join(others)} from a source of its own" if others else "")
+            + (f", and read {', '.join(unusable)} from a source of its own" if unusable else "")
         )
     with reading(address, f"table {name}") as engine:
         options = {"stream_results": True, "max_row_buffer": ROWS_AT_ONCE}

@@ -72,9 +72,9 @@ class Shop:
 
 @pytest.fixture
 def shop(tmp_path: Path) -> Iterator[Shop]:
-    made = Shop(tmp_path)
-    yield made
-    made.connection.close()
+    opened = Shop(tmp_path)
+    yield opened
+    opened.connection.close()
 
 
 @pytest.fixture
@@ -85,16 +85,16 @@ def follow(tmp_path: Path) -> Callable[..., Artifact]:
     return make
 
 
-def rows_of(made: Artifact) -> dict[str, dict[str, Any]]:
-    rows = pq.read_table(made.file("documents.parquet")).to_pylist()
-    assert len({row["doc_id"] for row in rows}) == len(rows) == made.metrics["documents"]
+def rows_of(documents: Artifact) -> dict[str, dict[str, Any]]:
+    rows = pq.read_table(documents.file("documents.parquet")).to_pylist()
+    assert len({row["doc_id"] for row in rows}) == len(rows) == documents.metrics["documents"]
     return {row["doc_id"]: row for row in rows}
 
 
 def fresh(shop: Shop, source: SourceConfig) -> dict[str, dict[str, Any]]:
     """The documents by the other reader, which takes the whole table into memory."""
-    whole = replace(source, watermark="", deletions="", deleted="")
-    documents = {row["doc_id"]: row for row in sources.read(whole, Path()).documents.to_pylist()}
+    unfollowed = replace(source, watermark="", deletions="", deleted="")
+    documents = {row["doc_id"]: row for row in sources.read(unfollowed, Path()).documents.to_pylist()}
     if source.deletions == "flag":
         return {
             name: {key: value for key, value in row.items() if key != "removed"}
@@ -113,8 +113,8 @@ def test_after_any_writes_the_documents_are_those_of_a_fresh_read(
     rng, source = random.Random(seed), shop.source(deletions)
     for number in range(40):
         shop.put(f"d{number}", rng.choice(["a", "b"]))
-    made = follow(source)
-    assert made.metrics["read"] == 40
+    documents = follow(source)
+    assert documents.metrics["read"] == 40
     for _ in range(15):
         names = [name for (name,) in shop.connection.execute("SELECT doc_id FROM articles ORDER BY doc_id")]
         for _ in range(rng.randint(0, 4)):
@@ -124,8 +124,8 @@ def test_after_any_writes_the_documents_are_those_of_a_fresh_read(
             else:
                 # Several rows may have one value of the watermark, and a content may stay as it is.
                 shop.put(name, rng.choice(["a", "b", "c"]), price=rng.randint(1, 5), later=rng.randint(0, 1))
-        made = follow(source, made)
-        assert rows_of(made) == fresh(shop, source)
+        documents = follow(source, documents)
+        assert rows_of(documents) == fresh(shop, source)
 
 
 def test_only_what_changed_is_read(shop: Shop, follow: Callable[..., Artifact]) -> None:
@@ -397,8 +397,8 @@ def test_other_sources_beside_it_may_hold_judgments_alone(
     with pytest.raises(ConfigError, match="a source with a watermark is indexed alone"):
         corpus.make(tmp_path / "workspace", [shop.source("none"), table], tmp_path, "error")
     queries = SourceConfig(path=str(other), columns={"query": "name"})
-    made = corpus.make(tmp_path / "workspace", [shop.source("none"), queries], tmp_path, "error")
-    assert list(rows_of(made)) == ["a"]
+    documents = corpus.make(tmp_path / "workspace", [shop.source("none"), queries], tmp_path, "error")
+    assert list(rows_of(documents)) == ["a"]
 
 
 @pytest.mark.parametrize(

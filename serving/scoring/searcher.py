@@ -10,12 +10,11 @@ way it was found, so the features are those that the fusion was fitted on.
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -47,7 +46,9 @@ from serving.scoring.answers import (
 from serving.scoring.best_passages import best_passages
 from serving.scoring.cache import Fetched
 from serving.scoring.contents import SearchableContents
+from serving.scoring.opened_document import OpenedDocument, open_document
 from serving.scoring.reranker import Caches, DocumentLimits, Embedder, Reranker, Vector, relevance
+from serving.scoring.running_search import CandidatePool, ModelAttempts, Stopwatch, by_score
 from serving.scoring.snippets import snippets
 
 EXAMPLES = 6
@@ -56,11 +57,6 @@ PING_S = 5.0
 
 MAX_FIELDS = 100
 """Fields of documents that are listed; a store with more has data in its field names."""
-MAX_SHOWN_CHARS = 1_000_000
-"""Characters of a document that is opened whole."""
-
-T = TypeVar("T")
-
 log = logging.getLogger(__name__)
 
 
@@ -78,32 +74,6 @@ class FusedScores:
     hits: int
     misses: int
     """Vectors and scores that the caches had, and that were computed."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Neighbour:
-    """A document near to another one."""
-
-    doc_id: str
-    title: str
-    snippet: str
-    score: float
-    """Cosine of both vectors."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class OpenedDocument:
-    """One document whole, with its fields and neighbours."""
-
-    doc_id: str
-    title: str
-    text: str
-    cut: bool
-    """Whether the text is longer than MAX_SHOWN_CHARS."""
-    fields: Mapping[str, Any]
-    neighbours: list[Neighbour]
-    """Nearest first, by the vectors of the index."""
-    release: str
 
 
 class Searcher:
@@ -274,8 +244,8 @@ class Searcher:
         """
         terms, details = terms or RequestOptions(Deadline.never()), details or SearchDetails()
         self._check_facets(details.facets)
-        models = _Models(replace(terms, deadline=terms.deadline.with_reserve()), degrade)
-        watch = _Stopwatch()
+        models = ModelAttempts(replace(terms, deadline=terms.deadline.with_reserve()), degrade)
+        watch = Stopwatch()
         query = text.clean(query)
         depth = max(retrieve, top_n)
         with watch("lexical"):
@@ -285,7 +255,7 @@ class Searcher:
         with watch("encode"):
             embedded = None
             if list(details.lists) != ["lexical"]:
-                embedded = models.attempt("encoder", lambda: self.embedder.vectors([query], "query", models.terms))
+                embedded = models.attempt("encoder", lambda: self.embedder.vectors([query], "query", models.options))
         with watch("semantic"):
             by_meaning = self._by_meaning(embedded.values[0], depth, among) if embedded else []
             rows = join(by_words, by_meaning)
@@ -297,17 +267,17 @@ class Searcher:
             bodies = [text.document_text(documents[row].title, documents[row].text) for row in rows]
             scored = None
             if "ranker" in self.models and "reranked" in details.lists:
-                scored = models.attempt("ranker", lambda: self.reranker.read(query, bodies, models.terms))
+                scored = models.attempt("ranker", lambda: self.reranker.read(query, bodies, models.options))
             read = dict(zip(rows, scored.values, strict=True)) if scored else {}
             values = [score.value for score in read.values()] if scored else None
             before, final = pool.before(), pool.final(self._searchable.fusion, values)
-        fits = self._fits(by_words, by_meaning, models.terms) if embedded else None
+        fits = self._fits(by_words, by_meaning, models.options) if embedded else None
         ranks = Ranks(
             lexical={hit.row: rank for rank, hit in enumerate(by_words, start=1)},
             semantic={hit.row: rank for rank, hit in enumerate(by_meaning, start=1)},
-            before={rows[number]: rank for rank, number in enumerate(_order(before), start=1)},
+            before={rows[number]: rank for rank, number in enumerate(by_score(before), start=1)},
         )
-        reranked = [Hit(rows[number], documents[rows[number]].doc_id, final[number]) for number in _order(final)]
+        reranked = [Hit(rows[number], documents[rows[number]].doc_id, final[number]) for number in by_score(final)]
         relevances = {row: relevance(score.value) for row, score in read.items()}
         if relevances:
             reranked = [hit for hit in reranked if relevances[hit.row] >= details.min_relevance]
@@ -385,25 +355,8 @@ class Searcher:
             NotServedError: the release has no documents.
             DeadlineError, ClientGoneError
         """
-        row = self.documents.row_of(doc_id)
-        if row is None:
-            return None
-        document = self.documents.get(row)
-        terms.deadline.check()
-        hits = self.semantic.neighbours(row, neighbours) if neighbours else []
-        near = dict(zip((hit.row for hit in hits), self.documents.get_many([hit.row for hit in hits]), strict=True))
-        cuts = snippets({row: item.text for row, item in near.items()}, document.title, terms.deadline)
-        return OpenedDocument(
-            doc_id=document.doc_id,
-            title=document.title,
-            text=document.text[:MAX_SHOWN_CHARS],
-            cut=len(document.text) > MAX_SHOWN_CHARS,
-            fields=document.extra,
-            neighbours=[
-                Neighbour(doc_id=hit.doc_id, title=near[hit.row].title, snippet=cuts[hit.row], score=float(hit.score))
-                for hit in hits
-            ],
-            release=self.release,
+        return open_document(
+            self._searchable, doc_id, neighbours=neighbours, deadline=terms.deadline, release=self.release
         )
 
     def _explanations(
@@ -452,11 +405,11 @@ class Searcher:
             return self.semantic.search(vector, depth)
         return self.semantic.search_among(vector, depth, among)
 
-    def _pool(self, query: str, rows: Sequence[int], embedded: Fetched[Vector] | None) -> "_Pool":
+    def _pool(self, query: str, rows: Sequence[int], embedded: Fetched[Vector] | None) -> CandidatePool:
         cosines = self.semantic.similarities(embedded.values[0], rows).tolist() if embedded else None
         fusion = self._searchable.fusion
         fields = self._searchable.fields.scores(query, rows, fusion.fields) if fusion else {}
-        return _Pool(self.lexical.scores(query, rows).tolist(), cosines, fields)
+        return CandidatePool(self.lexical.scores(query, rows).tolist(), cosines, fields)
 
     def _among(self, filters: Mapping[str, Sequence[Value]]) -> Rows:
         try:
@@ -474,80 +427,6 @@ class Searcher:
             for number in best
             if scores[number] > 0
         ]
-
-
-class _Models:
-    """The models of one search, none of which is asked after one was missing."""
-
-    def __init__(self, terms: RequestOptions, degrade: bool) -> None:
-        self.terms = terms
-        self.missing: Missing | None = None
-        self.failed = False
-        self._degrade = degrade
-
-    def attempt(self, name: Missing, call: Callable[[], T]) -> T | None:
-        """The result of `call`, or None where the model failed, was late, or one before it was missing."""
-        if self.missing is not None:
-            return None
-        try:
-            return call()
-        except (InferenceError, DeadlineError, BusyError) as error:
-            if not self._degrade:
-                raise
-            log.warning("a search goes on without the %s: %s", name, error)
-            self.missing = name
-            self.failed = isinstance(error, InferenceError)
-            return None
-
-
-@dataclass(frozen=True, slots=True)
-class _Pool:
-    """The first-stage scores of a query's candidates, each (candidates,)."""
-
-    bm25: Sequence[float]
-    cosines: Sequence[float] | None
-    """None where the encoder is missing."""
-    fields: Mapping[str, Sequence[float]]
-    """Feature of a single field that the fusion weighs → scores."""
-
-    def before(self) -> Sequence[float]:
-        """Scores of the order before the ranker."""
-        return self.bm25 if self.cosines is None else features.reciprocal_rank_fusion(self.bm25, self.cosines)
-
-    def table(self, ranker: Sequence[float] | None) -> Sequence[tuple[float, ...] | None]:
-        """The features of each candidate; None for each where a model is missing."""
-        if ranker is None or self.cosines is None:
-            return [None] * len(self.bm25)
-        return features.table(self.bm25, self.cosines, ranker, self.fields)
-
-    def final(self, fusion: Fusion | None, ranker: Sequence[float] | None) -> Sequence[float]:
-        """Scores of the final order: fused, or those before the ranker where a model is missing."""
-        if ranker is None or self.cosines is None or fusion is None:
-            return self.before()
-        return fusion.scores(features.table(self.bm25, self.cosines, ranker, self.fields))
-
-
-class _Stopwatch:
-    """Milliseconds of named parts and of the whole."""
-
-    def __init__(self) -> None:
-        self._began = time.perf_counter()
-        self._parts: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        began = time.perf_counter()
-        yield
-        self._parts[name] = time.perf_counter() - began
-
-    def milliseconds(self) -> dict[str, float]:
-        parts = {**self._parts, "total": time.perf_counter() - self._began}
-        return {name: round(1000 * seconds, 2) for name, seconds in parts.items()}
-
-
-def _order(scores: Sequence[float]) -> list[int]:
-    """Places by falling score; of equal ones the first stays first."""
-    return sorted(range(len(scores)), key=lambda number: -scores[number])
 
 
 def _examples(report: Path) -> list[str]:

@@ -48,7 +48,7 @@ async def document(
     searcher = context.searcher
 
     def work() -> Any:
-        opened = searcher.document(id, neighbours=neighbours, terms=context.options)
+        opened = searcher.document(id, neighbours=neighbours, options=context.options)
         if opened is None:
             raise NotFoundError(f"no document has the id {id[:100]!r} in release {searcher.release[:12]}")
         return asdict(opened)

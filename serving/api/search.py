@@ -247,7 +247,7 @@ async def _search(context: RequestContext, body: SearchRequest) -> Response:
         if "reranked" in details.lists:
             context.compare(comparison.Search(query, length, retrieve, filters))
         result = searcher.search(
-            query, top_n=length, retrieve=retrieve, filters=filters, details=details, terms=context.options
+            query, top_n=length, retrieve=retrieve, filters=filters, details=details, options=context.options
         )
         context.counts(result.candidates)
         context.spent(result.cache_hits, result.cache_misses)

@@ -121,7 +121,7 @@ class Search:
                 top_n=self.top_n,
                 retrieve=self.retrieve,
                 filters=self.filters,
-                terms=options,
+                options=options,
                 degrade=False,
             )
         )

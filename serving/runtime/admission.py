@@ -17,7 +17,7 @@ from serving.runtime.scheduler import Scheduler
 
 @dataclass(frozen=True, slots=True)
 class RequestOptions:
-    """On what terms a request is worked for."""
+    """The conditions on which a request is worked for: its deadline, its class, and what may be remembered."""
 
     deadline: Deadline
     priority: Priority = Priority.ONLINE
@@ -25,7 +25,7 @@ class RequestOptions:
     """False: nothing that is remembered is read for it, and nothing of it is kept."""
 
 
-def admit(scheduler: Scheduler, pace: Throughput, tokens: float, terms: RequestOptions) -> None:
+def admit(scheduler: Scheduler, pace: Throughput, tokens: float, options: RequestOptions) -> None:
     """Admits work if a model can read this many further tokens before the deadline.
 
     Work that takes longer than its time even alone is taken when nothing at all waits: it will not be answered, but
@@ -34,10 +34,10 @@ def admit(scheduler: Scheduler, pace: Throughput, tokens: float, terms: RequestO
     Raises:
         BusyError: they cannot.
     """
-    if terms.priority is not Priority.ONLINE:
+    if options.priority is not Priority.ONLINE:
         return
-    remaining = terms.deadline.remaining
-    wait, own = scheduler.wait_s(terms.deadline.until), pace.seconds(tokens) / scheduler.runners
+    remaining = options.deadline.remaining
+    wait, own = scheduler.wait_s(options.deadline.until), pace.seconds(tokens) / scheduler.runners
     if wait + own <= remaining or (own > remaining and scheduler.wait_s() == 0):
         return
     after = wait + own - remaining if own <= remaining else wait

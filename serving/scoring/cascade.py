@@ -38,7 +38,7 @@ def rerank(
     query: str,
     documents: Sequence[str],
     first: Sequence[float] | None,
-    terms: RequestOptions,
+    options: RequestOptions,
 ) -> Cascade:
     """Documents in the ranker's order as far as the deadline allows; never an error because of time.
 
@@ -50,11 +50,11 @@ def rerank(
     Raises:
         InferenceError, ClientGoneError
     """
-    terms = replace(terms, deadline=terms.deadline.with_reserve())
+    options = replace(options, deadline=options.deadline.with_reserve())
     if first is None:
-        first = _cosines(embedder, query, documents, terms) if embedder else [0.0] * len(documents)
+        first = _cosines(embedder, query, documents, options) if embedder else [0.0] * len(documents)
     before = sorted(range(len(documents)), key=lambda number: -first[number])
-    reranked = reranker.scores_in_time(query, [documents[number] for number in before], terms)
+    reranked = reranker.scores_in_time(query, [documents[number] for number in before], options)
     scores: list[float | None] = [None] * len(documents)
     for index, score in zip(before, reranked.values, strict=True):
         scores[index] = score
@@ -64,11 +64,11 @@ def rerank(
     return Cascade(order, scores, reranked.hits, reranked.misses)
 
 
-def _cosines(embedder: Embedder, query: str, documents: Sequence[str], terms: RequestOptions) -> list[float]:
+def _cosines(embedder: Embedder, query: str, documents: Sequence[str], options: RequestOptions) -> list[float]:
     """The encoder's cosine of the query with each document; all 0, which keeps their order, without the time for it."""
-    terms = replace(terms, deadline=terms.deadline.earlier(FIRST_SHARE * terms.deadline.remaining))
+    options = replace(options, deadline=options.deadline.earlier(FIRST_SHARE * options.deadline.remaining))
     try:
-        (vector,) = embedder.vectors([query], "query", terms).values
-        return [float(vector @ other) for other in embedder.vectors(documents, "document", terms).values]
+        (vector,) = embedder.vectors([query], "query", options).values
+        return [float(vector @ other) for other in embedder.vectors(documents, "document", options).values]
     except (DeadlineError, BusyError):
         return [0.0] * len(documents)

@@ -134,7 +134,7 @@ class Reranker:
     max_passages: int = 0
     """Maximum number of passages of all documents of one request; 0 for no bound."""
 
-    def scores(self, query: str, documents: Sequence[str], terms: RequestOptions) -> Fetched[float]:
+    def scores(self, query: str, documents: Sequence[str], options: RequestOptions) -> Fetched[float]:
         """One raw score a document, in their order; any finite number, higher is more relevant.
 
         Raises:
@@ -143,18 +143,18 @@ class Reranker:
             InferenceError: the model failed on a document; the others are scored and kept all the same.
             DeadlineError, ClientGoneError
         """
-        read = self.read(query, documents, terms)
+        read = self.read(query, documents, options)
         return Fetched([score.value for score in read.values], read.hits, read.misses)
 
-    def read(self, query: str, documents: Sequence[str], terms: RequestOptions) -> Fetched[DocumentScore]:
+    def read(self, query: str, documents: Sequence[str], options: RequestOptions) -> Fetched[DocumentScore]:
         """The same with the best passage of each document; hits and misses count passages. Errors as of `scores`."""
         if self.passages is None:
-            keys, compute = self._pairs(query, documents, terms, eager=True)
-            fetched = self.cache.fetch(keys, compute, terms)
+            keys, compute = self._pairs(query, documents, options, eager=True)
+            fetched = self.cache.fetch(keys, compute, options)
             return Fetched([DocumentScore(score) for score in fetched.values], fetched.hits, fetched.misses)
-        cut = self._cut(query, documents, terms)
-        keys, compute = self._parts(query, documents, cut, terms, eager=True)
-        fetched = self.cache.fetch(keys, compute, terms)
+        cut = self._cut(query, documents, options)
+        keys, compute = self._parts(query, documents, cut, options, eager=True)
+        fetched = self.cache.fetch(keys, compute, options)
         values, scored = iter(fetched.values), []
         for inputs in cut:
             scores = [next(values) for _ in inputs]
@@ -162,7 +162,7 @@ class Reranker:
             scored.append(DocumentScore(self.passages.join(scores), scores.index(max(scores)), parts))
         return Fetched(scored, fetched.hits, fetched.misses)
 
-    def scores_in_time(self, query: str, documents: Sequence[str], terms: RequestOptions) -> Fetched[float | None]:
+    def scores_in_time(self, query: str, documents: Sequence[str], options: RequestOptions) -> Fetched[float | None]:
         """Scores in the order of the documents; None for those that the deadline cut off.
 
         However much waits, it is tried; documents join the queue as those before them are done. A document has a score
@@ -172,12 +172,12 @@ class Reranker:
             BodyTooLargeError, InferenceError, ClientGoneError
         """
         if self.passages is None:
-            keys, compute = self._pairs(query, documents, terms, eager=False)
-            return self.cache.fetch_some(keys, compute, terms)
+            keys, compute = self._pairs(query, documents, options, eager=False)
+            return self.cache.fetch_some(keys, compute, options)
         join = self.passages.join
-        cut = self._cut(query, documents, terms, partial=True)
-        keys, compute = self._parts(query, documents, cut, terms, eager=False)
-        fetched = self.cache.fetch_some(keys, compute, terms)
+        cut = self._cut(query, documents, options, partial=True)
+        keys, compute = self._parts(query, documents, cut, options, eager=False)
+        fetched = self.cache.fetch_some(keys, compute, options)
         values = iter(fetched.values)
         scores: list[float | None] = []
         for inputs in cut:
@@ -186,7 +186,7 @@ class Reranker:
         return Fetched(scores + [None] * (len(documents) - len(cut)), fetched.hits, fetched.misses)
 
     def _pairs(
-        self, query: str, documents: Sequence[str], terms: RequestOptions, *, eager: bool
+        self, query: str, documents: Sequence[str], options: RequestOptions, *, eager: bool
     ) -> tuple[list[bytes], Compute[float]]:
         """The keys of documents that are read to the end of the model's input, and what computes their scores."""
         query = text.clean(query)
@@ -195,15 +195,15 @@ class Reranker:
 
         def inputs(numbers: list[int]) -> list[Item]:
             chosen = [documents[number] for number in numbers]
-            return self.engine.pairs(query, chosen, remember=terms.remember, check=terms.deadline.check)
+            return self.engine.pairs(query, chosen, remember=options.remember, check=options.deadline.check)
 
         def compute(numbers: list[int]) -> Iterator[tuple[int, Any]]:
-            return _computed(self.engine, numbers, inputs, "document {}".format, terms, eager=eager)
+            return _computed(self.engine, numbers, inputs, "document {}".format, options, eager=eager)
 
         return [key.of(document) for document in documents], compute
 
     def _cut(
-        self, query: str, documents: Sequence[str], terms: RequestOptions, *, partial: bool = False
+        self, query: str, documents: Sequence[str], options: RequestOptions, *, partial: bool = False
     ) -> list[list[PassageInput]]:
         """The passages of each document.
 
@@ -214,10 +214,10 @@ class Reranker:
         cut: list[list[PassageInput]] = []
         try:
             for start in range(0, len(documents), CHUNK):
-                terms.deadline.check()
+                options.deadline.check()
                 chosen = [text.clean(document) for document in documents[start : start + CHUNK]]
                 cut += self.engine.cut(
-                    *(text.clean(query), chosen, self.passages), remember=terms.remember, check=terms.deadline.check
+                    *(text.clean(query), chosen, self.passages), remember=options.remember, check=options.deadline.check
                 )
                 if self.max_passages and sum(map(len, cut)) > self.max_passages:
                     raise BodyTooLargeError(
@@ -235,7 +235,7 @@ class Reranker:
         query: str,
         documents: Sequence[str],
         cut: Sequence[Sequence[PassageInput]],
-        terms: RequestOptions,
+        options: RequestOptions,
         *,
         eager: bool,
     ) -> tuple[list[bytes], Compute[float]]:
@@ -258,7 +258,7 @@ class Reranker:
             return f"document {parts[number][0]}"
 
         def compute(numbers: list[int]) -> Iterator[tuple[int, Any]]:
-            return _computed(self.engine, numbers, inputs, label, terms, eager=eager)
+            return _computed(self.engine, numbers, inputs, label, options, eager=eager)
 
         return keys, compute
 
@@ -270,7 +270,7 @@ class Embedder:
     engine: Encoder
     cache: Cache[Vector]
 
-    def vectors(self, texts: Sequence[str], role: Role, terms: RequestOptions) -> Fetched[Vector]:
+    def vectors(self, texts: Sequence[str], role: Role, options: RequestOptions) -> Fetched[Vector]:
         """One vector (dimensions,) a text, in their order; shared with the cache, so not writable.
 
         Raises:
@@ -283,15 +283,15 @@ class Embedder:
 
         def inputs(numbers: list[int]) -> list[Item]:
             chosen = [texts[number] for number in numbers]
-            return self.engine.texts(chosen, role, remember=terms.remember, check=terms.deadline.check)
+            return self.engine.texts(chosen, role, remember=options.remember, check=options.deadline.check)
 
         def compute(numbers: list[int]) -> Iterator[tuple[int, Any]]:
-            for number, outcome in _computed(self.engine, numbers, inputs, (role + " {}").format, terms, eager=True):
+            for number, outcome in _computed(self.engine, numbers, inputs, (role + " {}").format, options, eager=True):
                 if not isinstance(outcome, Exception):
                     outcome.flags.writeable = False
                 yield number, outcome
 
-        return self.cache.fetch([key.of(item) for item in texts], compute, terms)
+        return self.cache.fetch([key.of(item) for item in texts], compute, options)
 
 
 def relevance(score: float) -> float:
@@ -307,7 +307,7 @@ def _computed(
     numbers: list[int],
     inputs: Callable[[list[int]], list[Item]],
     label: Callable[[int], str],
-    terms: RequestOptions,
+    options: RequestOptions,
     *,
     eager: bool,
 ) -> Iterator[tuple[int, Any]]:
@@ -322,15 +322,15 @@ def _computed(
         BusyError: eager, and they cannot.
     """
     if eager:
-        admit(engine.scheduler, engine.pace, 0, terms)  # Before anything is tokenised.
+        admit(engine.scheduler, engine.pace, 0, options)  # Before anything is tokenised.
     failed = 0
-    with engine.job(terms.deadline, terms.priority) as job:
+    with engine.job(options.deadline, options.priority) as job:
         for start in range(0, len(numbers), CHUNK):
-            terms.deadline.check()
+            options.deadline.check()
             items = inputs(numbers[start : start + CHUNK])
             if eager and start == 0:
                 tokens = sum(len(item.ids) for item in items) * len(numbers) / len(items)
-                admit(engine.scheduler, engine.pace, tokens, terms)
+                admit(engine.scheduler, engine.pace, tokens, options)
             job.add(items)
             if eager and start + CHUNK < len(numbers):
                 continue

@@ -220,7 +220,7 @@ class Searcher:
         retrieve: int = 20,
         filters: Mapping[str, Sequence[Value]] | None = None,
         details: SearchDetails | None = None,
-        terms: RequestOptions | None = None,
+        options: RequestOptions | None = None,
         degrade: bool = True,
     ) -> SearchResult:
         """The best documents for a query by BM25, by the encoder, and by all models together.
@@ -242,16 +242,16 @@ class Searcher:
             NotServedError: the release has no documents.
             ClientGoneError
         """
-        terms, details = terms or RequestOptions(Deadline.never()), details or SearchDetails()
+        options, details = options or RequestOptions(Deadline.never()), details or SearchDetails()
         self._check_facets(details.facets)
-        models = ModelAttempts(replace(terms, deadline=terms.deadline.with_reserve()), degrade)
+        models = ModelAttempts(replace(options, deadline=options.deadline.with_reserve()), degrade)
         watch = Stopwatch()
         query = text.clean(query)
         depth = max(retrieve, top_n)
         with watch("lexical"):
             among = self._among(filters) if filters else None
             by_words = self._by_words(query, depth, among)
-        terms.deadline.check()
+        options.deadline.check()
         with watch("encode"):
             embedded = None
             if list(details.lists) != ["lexical"]:
@@ -260,7 +260,7 @@ class Searcher:
             by_meaning = self._by_meaning(embedded.values[0], depth, among) if embedded else []
             rows = join(by_words, by_meaning)
             pool = self._pool(query, rows, embedded)
-        terms.deadline.check()
+        options.deadline.check()
         with watch("documents"):
             documents = dict(zip(rows, self.documents.get_many(rows), strict=True))
         with watch("rerank"):
@@ -285,18 +285,18 @@ class Searcher:
         lists = {name: hits[:top_n] if name in details.lists else [] for name, hits in full_lists.items()}
         chosen = {hit.row: documents[hit.row] for hits in lists.values() for hit in hits}
         texts = {row: document.text for row, document in chosen.items()}
-        passages = best_passages(self.ranker.tokeniser, chosen, read, terms.deadline) if read else {}
+        passages = best_passages(self.ranker.tokeniser, chosen, read, options.deadline) if read else {}
         shown = ShownDocuments(
             documents=documents,
-            snippets=snippets(texts, query, terms.deadline, passages),
+            snippets=snippets(texts, query, options.deadline, passages),
             passages=passages,
             ranks=ranks,
-            fields=answers.chosen_fields(details.fields, chosen, terms.deadline) if details.fields else {},
+            fields=answers.chosen_fields(details.fields, chosen, options.deadline) if details.fields else {},
         )
         explanations = None
         if details.explain:
             table = dict(zip(rows, pool.table(values), strict=True))
-            explanations = self._explanations(query, lists["reranked"], table, terms.deadline)
+            explanations = self._explanations(query, lists["reranked"], table, options.deadline)
         return SearchResult(
             query=query,
             release=self.release,
@@ -304,7 +304,7 @@ class Searcher:
             semantic=answers.results(lists["semantic"], shown),
             reranked=answers.results(lists["reranked"], shown, relevances, explanations),
             fits=fits,
-            facets=answers.facets(details.facets, documents.values(), terms.deadline),
+            facets=answers.facets(details.facets, documents.values(), options.deadline),
             milliseconds=watch.milliseconds(),
             candidates=len(rows),
             cache_hits=sum(part.hits for part in (embedded, scored) if part),
@@ -318,7 +318,7 @@ class Searcher:
         query: str,
         texts: Sequence[str],
         bm25: Sequence[float],
-        terms: RequestOptions,
+        options: RequestOptions,
         reranker: Reranker | None = None,
     ) -> FusedScores:
         """The scores of texts in the order that `search` would give them, from the first stage's and both models'.
@@ -335,9 +335,9 @@ class Searcher:
         reranker, embedder, fusion = reranker or self.reranker, self.embedder, self.fusion
         if fusion.fields:
             raise NotServedError(contents.LACKS["fields"])
-        queried = embedder.vectors([query], "query", terms)
-        embedded = embedder.vectors(texts, "document", terms)
-        scored = reranker.scores(query, texts, terms)
+        queried = embedder.vectors([query], "query", options)
+        embedded = embedder.vectors(texts, "document", options)
+        scored = reranker.scores(query, texts, options)
         cosines = [float(queried.values[0] @ vector) for vector in embedded.values]
         values = fusion.scores(features.table(bm25, cosines, scored.values))
         parts = (queried, embedded, scored)
@@ -348,7 +348,7 @@ class Searcher:
             misses=sum(fetched.misses for fetched in parts),
         )
 
-    def document(self, doc_id: str, *, neighbours: int, terms: RequestOptions) -> OpenedDocument | None:
+    def document(self, doc_id: str, *, neighbours: int, options: RequestOptions) -> OpenedDocument | None:
         """A whole document with those nearest to it; None where the release has no such document.
 
         Raises:
@@ -356,7 +356,7 @@ class Searcher:
             DeadlineError, ClientGoneError
         """
         return open_document(
-            self._searchable, doc_id, neighbours=neighbours, deadline=terms.deadline, release=self.release
+            self._searchable, doc_id, neighbours=neighbours, deadline=options.deadline, release=self.release
         )
 
     def _explanations(
@@ -372,7 +372,7 @@ class Searcher:
             for hit, terms in zip(hits, matched, strict=True)
         }
 
-    def _fits(self, by_words: Sequence[Hit], by_meaning: Sequence[Hit], terms: RequestOptions) -> bool | None:
+    def _fits(self, by_words: Sequence[Hit], by_meaning: Sequence[Hit], options: RequestOptions) -> bool | None:
         """Whether anything may answer the query: a document has a word of it, or one lies nearer than chance brings.
 
         Chance is what the encoder finds for random letters (`noise.queries`), measured once for a release; None where
@@ -383,7 +383,7 @@ class Searcher:
         if self._noise is None:
             letters = noise.queries()
             try:
-                vectors = self.embedder.vectors(letters, "query", terms).values
+                vectors = self.embedder.vectors(letters, "query", options).values
             except (InferenceError, DeadlineError, BusyError) as error:
                 log.warning("whether anything fits a query is not known: %s", error)
                 return None

@@ -106,7 +106,7 @@ def test_milliseconds_add_up(searcher: Searcher) -> None:
 
 def test_a_passed_deadline_ends_a_search(searcher: Searcher) -> None:
     with pytest.raises(DeadlineError):
-        searcher.search("a query of its own", terms=RequestOptions(Deadline.after(0)))
+        searcher.search("a query of its own", options=RequestOptions(Deadline.after(0)))
 
 
 def test_an_index_of_another_encoder_is_refused(fresh: Any) -> None:
@@ -210,7 +210,7 @@ def test_a_search_whose_model_stalls_is_answered_before_its_deadline(
     searcher = Searcher(fresh.folder(fresh.publish(1)), threads=1)
     stalled(getattr(searcher, name))
     deadline = Deadline.after(1.0)
-    results = searcher.search(QUERY, terms=RequestOptions(deadline))
+    results = searcher.search(QUERY, options=RequestOptions(deadline))
     assert results.degraded == name
     assert results.reranked
 
@@ -219,7 +219,7 @@ def test_a_search_that_nobody_waits_for_ends_without_an_answer(searcher: Searche
     deadline = Deadline.after(60)
     deadline.cancel()
     with pytest.raises(ClientGoneError):
-        searcher.search(QUERY, terms=RequestOptions(deadline))
+        searcher.search(QUERY, options=RequestOptions(deadline))
 
 
 @pytest.mark.parametrize("name", ["fusion/fusion.json", "fusion/manifest.json", "report/report.json"])

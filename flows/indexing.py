@@ -45,8 +45,8 @@ def make_searchable(
 
     Args:
         encoder: an exported bundle.
-        queries: what holds the queries on which a recipe with `index.recall` measures recall: a data artifact, or an
-            index of the same encoder. `data` itself where None.
+        queries: a data artifact, or an earlier index of the same encoder, whose queries recall is measured on where the
+            recipe states `index.recall`; None takes those of `data`.
         anew: embed every document again.
     """
     from index import documents, lexical, semantic_build, vectors

@@ -129,7 +129,7 @@ def documents_to_publish(
 
 
 def train_students(recipe: Recipe, inputs: TrainingInputs, run: Runner) -> TrainedModels:
-    """Trains the ranker, the plain student if the recipe wants one, and the encoder."""
+    """Trains the ranker, the encoder and, where the recipe asks for it, a student of grades alone to compare with."""
     from pipeline.training import ranker
 
     small = run(

@@ -52,7 +52,7 @@ class CorpusStats:
     empty: int
     """Documents with neither title nor text."""
     duplicates: int
-    """Documents whose title and text another one has too, less one of each group."""
+    """Documents with the title and text of an earlier one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +179,7 @@ class DocumentStore:
         return list(self.each_field())
 
     def each_field(self) -> Iterator[str]:
-        """The same one by one, each by one look-up, for a store that may have any number of them."""
+        """Yields the names of all fields, each by one look-up, so that a store may have any number of them."""
         query, name = "SELECT min(field) FROM fields WHERE field > ?", ""
         while (following := self._fields.all(query, name)) != [(None,)]:
             ((name,),) = following
@@ -213,7 +213,7 @@ class _StoreReader:
             raise damaged(path, error) from error
 
     def all(self, query: str, *values: int | str) -> list[tuple[Any, ...]]:
-        """All rows of a query; none for a value that no document can have, such as a lone surrogate or 65 bits.
+        """All rows of a query; none for a value that SQLite cannot hold: a lone surrogate, an integer beyond 64 bits.
 
         Raises:
             MissingError: the store is older than fields.

@@ -13,7 +13,7 @@ app = typer.Typer(help="Checks, converts and splits judged data.", no_args_is_he
 
 @app.command("check")
 def data_check(
-    path: Annotated[str, typer.Argument(help="Folder, file or SQLAlchemy URL; of a recipe, all its sources.")],
+    path: Annotated[str, typer.Argument(help="Folder, file or SQLAlchemy URL; or a recipe, for all its sources.")],
     format: Annotated[str, typer.Option(help="How the source is written; auto looks at the files.")] = "auto",
     columns: Columns = "",
     labels: Labels = "",

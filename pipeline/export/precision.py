@@ -48,7 +48,7 @@ class Measured:
     max_change: float
     """Largest change of a score or cosine against fp32."""
     min_cosine: float
-    """Between the two vectors of one text; 1 for a ranker."""
+    """Smallest cosine between a text's vector in this precision and in fp32; 1 for a ranker."""
     texts_per_cpu_s: float
     """Inputs of the sample in a second of one core."""
     mean_tokens: float
@@ -145,8 +145,8 @@ class PrecisionBaseline:
 def lower(against: PrecisionBaseline, parts: Sequence[str]) -> dict[str, Measured]:
     """Writes the lower precisions that the recipe asks for and measures them, int8 and w8 part by part.
 
-    Of an int8 or w8 model that breaks the recipe's bounds, as few parts go back to fp32 as keep them, at most half;
-    where that is not enough it stays as it is, and is not chosen.
+    Where an int8 or w8 model breaks the recipe's bounds, its most sensitive parts go back to fp32 one by one until it
+    keeps them, at most half of all. Where that is not enough, the model stays quantised throughout and is not chosen.
     """
     measured: dict[str, Measured] = {}
     for precision in against.config.precisions:
@@ -173,10 +173,11 @@ def lower(against: PrecisionBaseline, parts: Sequence[str]) -> dict[str, Measure
 def _relieved(
     against: PrecisionBaseline, precision: Precision, path: Path, complete: Measured, harm: Mapping[str, float]
 ) -> Measured:
-    """The model with its most sensitive parts in fp32, as few as keep the bounds; `complete` when half are too few.
+    """The model with as few of its most sensitive parts in fp32 as keep the bounds.
 
     Args:
-        harm: part → change by that part alone.
+        complete: the model with every part quantised; the result where half of the parts in fp32 are not enough.
+        harm: part → mean change of the outputs when that part alone is quantised.
     """
     log.info("%s costs too much (nDCG %.4f, tau %.3f): relieving parts", precision, complete.ndcg, complete.kendall_tau)
     trial = path.with_name("model.trial.onnx")

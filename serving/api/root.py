@@ -12,7 +12,7 @@ from starlette.responses import Response
 from serving.api import embeddings, rerank
 from serving.api.embeddings import EmbedRequest
 from serving.api.request import RequestContext
-from serving.api.rerank import RerankRequest
+from serving.api.rerank_request import RerankRequest
 from serving.errors import InvalidRequestError
 
 router = APIRouter()

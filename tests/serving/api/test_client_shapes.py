@@ -14,7 +14,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from serving.api import app as apps
-from serving.api import embeddings, rerank
+from serving.api import embeddings, rerank_request
 from serving.api.schemas import ClientShape, RequestBody
 from serving.rollout.lifecycle import Lifecycle
 from serving.settings import Settings
@@ -32,11 +32,11 @@ MODELS = tuple(_request_models(RequestBody))
 SHAPES = [(model, shape) for model in MODELS for shape in model.shapes]
 
 PUBLISHED = [
-    (rerank.TEI_RERANK, {"query", "texts", "raw_scores", "return_text", "truncate", "truncation_direction"}),
-    (rerank.JINA_RERANK, {"model", "query", "documents", "top_n", "return_documents", "max_doc_length"}),
-    (rerank.VOYAGE_RERANK, {"model", "query", "documents", "top_k", "return_documents", "truncation"}),
+    (rerank_request.TEI_RERANK, {"query", "texts", "raw_scores", "return_text", "truncate", "truncation_direction"}),
+    (rerank_request.JINA_RERANK, {"model", "query", "documents", "top_n", "return_documents", "max_doc_length"}),
+    (rerank_request.VOYAGE_RERANK, {"model", "query", "documents", "top_k", "return_documents", "truncation"}),
     (
-        rerank.VLLM_RERANK,
+        rerank_request.VLLM_RERANK,
         {
             *(
                 "model",
@@ -174,8 +174,8 @@ def _hugging_face(url: str) -> None:
 @pytest.mark.parametrize(
     ("call", "shape"),
     [
-        (lambda url: _cohere(url, "ClientV2"), rerank.COHERE_RERANK),
-        (lambda url: _cohere(url, "Client"), rerank.COHERE_RERANK),
+        (lambda url: _cohere(url, "ClientV2"), rerank_request.COHERE_RERANK),
+        (lambda url: _cohere(url, "Client"), rerank_request.COHERE_RERANK),
         (_openai, embeddings.OPENAI_EMBEDDINGS),
         (_hugging_face, embeddings.HUGGING_FACE_EMBED),
     ],
@@ -205,7 +205,7 @@ def client(tiny: Any) -> TestClient:
 
 
 BASES: dict[type[RequestBody], tuple[str, dict[str, Any]]] = {
-    rerank.RerankRequest: ("/v1/rerank", {"query": "q", "documents": ["a", "b"]}),
+    rerank_request.RerankRequest: ("/v1/rerank", {"query": "q", "documents": ["a", "b"]}),
     embeddings.EmbeddingsRequest: ("/v1/embeddings", {"input": "a"}),
     embeddings.EmbedRequest: ("/embed", {"inputs": "a"}),
 }

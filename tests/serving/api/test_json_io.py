@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.api import json_io, json_limits
-from serving.api.rerank import RerankRequest
+from serving.api.rerank_request import RerankRequest
 from serving.errors import BodyTooLargeError, RequestError
 from serving.settings import Settings
 

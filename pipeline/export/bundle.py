@@ -84,6 +84,7 @@ class ExportSource:
         if (folder / "model" / sentence_transformers_format.DENSE).is_file():
             encoder = BiEncoder.load(folder)
             dense = {f"head.dense.{name}": _array(value) for name, value in encoder.dense.state_dict().items()}
+            dense |= {f"head.earlier.{name}": _array(value) for name, value in encoder.earlier.state_dict().items()}
             return cls(
                 model=encoder,
                 shape=_shape(encoder),
@@ -112,7 +113,15 @@ class ExportSource:
         if isinstance(self.model, CrossEncoder):
             return graph.ranker(self.shape, self.weights, kind, keep, label=self.model.label)
         head = self.model.head
-        return graph.encoder(self.shape, self.weights, kind, keep, pooling=head.pooling, activation=head.activation)
+        return graph.encoder(
+            self.shape,
+            self.weights,
+            kind,
+            keep,
+            pooling=head.pooling,
+            activation=head.activation,
+            earlier=head.earlier,
+        )
 
     def torch_output(self, item: Input) -> Floats:
         """The output of PyTorch for one input: () or (dimensions,)."""

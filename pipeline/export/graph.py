@@ -13,7 +13,7 @@ Covered: the families with `has_graph` (pipeline/models/families), with absolute
 ReLU. The others are traced, see `traced`.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -74,21 +74,26 @@ def encoder(
     *,
     pooling: str = "mean",
     activation: str = "identity",
+    earlier: Sequence[str] = (),
 ) -> onnx.ModelProto:
     """The graph of a bi-encoder: inputs (batch, tokens) int64, output `embedding` (batch, dimensions), unit length.
 
     Args:
-        weights: the body's parameters, `head.dense.weight` (dimensions, hidden) and `.bias` (dimensions,).
+        weights: the body's parameters, `head.dense.weight` (dimensions, hidden) and `.bias` (dimensions,), and of each
+            layer ahead of it `head.earlier.NUMBER.weight` and `.bias`.
         precision, keep: as for `ranker`.
-        pooling, activation: see `bi_encoder.Head`.
+        pooling, activation, earlier: see `bi_encoder.Head`.
     """
     write = _Writer(shape, weights, precision, keep)
     states = write.embeddings()
     for number in range(shape.layers):
         states = write.layer(number, states)
-    dense = write.head(write.pooled(states, pooling), "head.dense")  # (batch, dimensions)
-    if activation == "tanh":
-        dense = write.node("Tanh", dense)
+    dense = write.pooled(states, pooling)  # (batch, hidden)
+    names = [*(f"head.earlier.{number}" for number in range(len(earlier))), "head.dense"]
+    for name, function in zip(names, (*earlier, activation), strict=True):
+        dense = write.head(dense, name)
+        if function == "tanh":
+            dense = write.node("Tanh", dense)
     length = write.node("ReduceL2", dense, axes=[-1], keepdims=1)
     length = write.node("Max", length, write.constant("tiny", np.array(1e-12, np.float32)))
     return write.finish("embedding", write.node("Div", dense, length), ["batch", len(weights["head.dense.bias"])])

@@ -5,19 +5,20 @@ A saved one is a folder:
     model/           config.json, model.safetensors, tokenizer.json, …   opens with AutoModel
       modules.json   1_Pooling, 2_Dense, 3_Normalize                     opens with SentenceTransformer
       2_Dense/       model.safetensors: linear.weight (dimensions, hidden), linear.bias (dimensions,)
-    head.json        {"dimensions", "widths", "query_template", "document_template"}, and "pooling" and "activation"
-                     where they are not the mean and none
+    head.json        {"dimensions", "widths", "query_template", "document_template"}, and "pooling", "activation" and
+                     "earlier" where they are not the mean, none and none
+
+A ready-made one may have linear layers ahead of the projection: 2_Dense, 3_Dense and so on, the projection last.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -27,7 +28,7 @@ from pipeline.disk import write_atomically
 from pipeline.errors import ArtifactError, ConfigError, ShapeError
 from pipeline.models import base_models, sentence_transformers_format, tokenizers
 from pipeline.models.families import OwnForward, family_of
-from pipeline.models.sentence_transformers_format import Activation, Pooling
+from pipeline.models.sentence_transformers_format import Activation, DenseLayer, Pooling
 from pipeline.tokens import TextTemplate
 
 
@@ -37,8 +38,16 @@ class Head:
 
     pooling: Pooling = "mean"
     activation: Activation = "identity"
+    earlier: tuple[Activation, ...] = ()
+    """The functions after the linear layers ahead of the projection, one for each."""
 
-    def to_dict(self) -> dict[str, str]:
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> "Head":
+        """The head of a head.json; other keys are left out."""
+        known = {name: settings[name] for name in ("pooling", "activation") if name in settings}
+        return cls(**known, earlier=tuple(settings.get("earlier", ())))
+
+    def to_dict(self) -> dict[str, Any]:
         """The settings that differ from those of the models that we train, for head.json and digests."""
         return {name: value for name, value in asdict(self).items() if value != getattr(Head(), name)}
 
@@ -55,10 +64,12 @@ class BiEncoder(nn.Module):
         document_template: TextTemplate,
         widths: Sequence[int] = (),
         head: Head | None = None,
+        earlier: Sequence[nn.Linear] = (),
     ) -> None:
         """
         Args:
             head: mean pooling and no activation when None, as in the models that we train.
+            earlier: linear layers ahead of the projection, one for each function of `head.earlier`.
             widths: of prefixes that rank alone too, see `EncoderConfig.widths`.
 
         Raises:
@@ -71,6 +82,7 @@ class BiEncoder(nn.Module):
         self.tokenizer: Tokenizer = tokenizers.plain_tokenizer(tokenizer)
         self.dense = dense
         self.head = head or Head()
+        self.earlier = nn.ModuleList(earlier)
         self.query_template = query_template
         self.document_template = document_template
         self.widths = (dense.out_features, *sorted(widths, reverse=True))
@@ -121,17 +133,17 @@ class BiEncoder(nn.Module):
             head = json.loads((folder / "head.json").read_text(encoding="utf-8"))
             query, document = (TextTemplate.from_dict(head[f"{role}_template"]) for role in ("query", "document"))
             widths = [int(width) for width in head["widths"]]
-            form = Head(**{name: head[name] for name in ("pooling", "activation") if name in head})
-            values = load_file(path / sentence_transformers_format.DENSE)
-            rows, columns = values["linear.weight"].shape
-            dense = nn.Linear(columns, rows)
-            dense.load_state_dict({name.removeprefix("linear."): value for name, value in values.items()})
+            form = Head.from_dict(head)
+            folders = [
+                path / sentence_transformers_format.dense_folder(number) for number in range(len(form.earlier) + 1)
+            ]
+            *earlier, dense = [sentence_transformers_format.read_linear(item / "model.safetensors") for item in folders]
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise ArtifactError(
                 f"{folder}: head.json or model/{sentence_transformers_format.DENSE} is not readable ({error!r})"
             ) from error
         model = load_body(path, AutoConfig.from_pretrained(path, trust_remote_code=False))
-        return cls(model, tokenizers.load_tokenizer(path), dense, query, document, widths[1:], form).eval()
+        return cls(model, tokenizers.load_tokenizer(path), dense, query, document, widths[1:], form, earlier).eval()
 
     def save(self, folder: Path) -> None:
         """Writes `model/` and `head.json` into a folder that exists."""
@@ -141,10 +153,9 @@ class BiEncoder(nn.Module):
         tokenizers.save_tokenizer(self.hub_tokenizer, path, self.document_template.max_tokens)
         sentence_transformers_format.write(
             path,
-            self.dense,
+            [DenseLayer(linear, activation) for linear, activation in self._layers()],
             max_tokens=self.document_template.max_tokens,
             pooling=self.head.pooling,
-            activation=self.head.activation,
             prompts={"query": self.query_template.prompt, "document": self.document_template.prompt},
         )
         sentence_transformers_format.leave_out_pooler(path)
@@ -158,12 +169,23 @@ class BiEncoder(nn.Module):
         write_atomically(folder / "head.json", json.dumps(head, indent=1) + "\n", json.loads)
 
     def pooled(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """(batch, hidden) of the last states of real tokens, pooled, float32: what the base encoder alone gives."""
+        """(batch, hidden) of the last states of real tokens, pooled, float32: what goes into the projection."""
         states: Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state.float()
         return self.pool(states, attention_mask)
 
     def pool(self, states: Tensor, attention_mask: Tensor) -> Tensor:
-        """(batch, hidden) of the last states, (batch, tokens, hidden)."""
+        """(batch, inputs of the projection) of the last states, (batch, tokens, hidden), after the earlier layers."""
+        pooled = self._one_vector(states, attention_mask)
+        for linear, activation in self._layers()[:-1]:
+            pooled = _activated(linear(pooled).float(), activation)
+        return pooled
+
+    def _layers(self) -> list[tuple[nn.Linear, Activation]]:
+        """The linear layers after the pooling with the functions after them; the projection is the last."""
+        linears = [*self.earlier, self.dense]
+        return list(zip(linears, (*self.head.earlier, self.head.activation), strict=True))
+
+    def _one_vector(self, states: Tensor, attention_mask: Tensor) -> Tensor:
         mask = attention_mask.unsqueeze(-1).to(states.dtype)  # (batch, tokens, 1)
         if self.head.pooling == "cls":
             return states[:, 0]
@@ -185,8 +207,7 @@ class BiEncoder(nn.Module):
 
     def project(self, pooled: Tensor) -> Tensor:
         """(batch, dimensions) of unit length, float32, of pooled states, (batch, hidden)."""
-        projected = self.dense(pooled).float()
-        return F.normalize(projected.tanh() if self.head.activation == "tanh" else projected, dim=-1)
+        return F.normalize(_activated(self.dense(pooled).float(), self.head.activation), dim=-1)
 
     def fit_projection(self, pooled: Tensor, *, about: Literal["mean", "origin"] = "mean") -> float:
         """Sets the projection to the principal directions of these vectors.
@@ -218,6 +239,10 @@ class BiEncoder(nn.Module):
             self.dense.weight.copy_(chosen)
             self.dense.bias.copy_(-chosen @ mean)
         return float(spread[-dimensions:].sum() / spread.sum())
+
+
+def _activated(values: Tensor, activation: Activation) -> Tensor:
+    return values.tanh() if activation == "tanh" else values
 
 
 def load_body(path: Path, config: Any) -> PreTrainedModel:

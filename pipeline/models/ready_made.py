@@ -56,7 +56,7 @@ def encoder(root: Path, options: ReadyMadeOptions | None = None) -> BiEncoder:
     """
     options = options or ReadyMadeOptions()
     modules = folder_format.read_modules(root)
-    path = _folder(root / modules.get("Transformer", ""))
+    path = _folder(root / modules.transformer)
     body_config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     tokenizer = tokenizers.load_tokenizer(path)
     model = load_body(path, body_config)
@@ -69,24 +69,29 @@ def encoder(root: Path, options: ReadyMadeOptions | None = None) -> BiEncoder:
         )
     limit = options.max_tokens or int(settings.get("max_seq_length") or 0)
     max_tokens = _max_tokens(limit, tokenizer, body_config)
-    dense, activation = folder_format.read_projection(root, modules, int(body_config.hidden_size))
+    *earlier, last = folder_format.read_layers(root, modules, int(body_config.hidden_size))
     template = tokenizers.text_template(tokenizer, max_tokens)
     query, document = options.query_prompt, options.document_prompt
     query = folder_format.read_prompt(root, "query") if query is None else query
     document = folder_format.read_prompt(root, "document") if document is None else document
-    if "Normalize" not in modules:
+    if not modules.normalised:
         log.info("%s: its vectors have no unit length; ours do, which changes no cosine", root)
-    head = Head(pooling=folder_format.read_pooling(root, modules), activation=activation)
+    head = Head(
+        pooling=folder_format.read_pooling(root, modules),
+        activation=last.activation,
+        earlier=tuple(layer.activation for layer in earlier),
+    )
     similarity = base_models.read_object(root / "config_sentence_transformers.json").get("similarity_fn_name")
-    if "Normalize" not in modules and similarity == "dot":
+    if not modules.normalised and similarity == "dot":
         raise ConfigError(
             f"{root}: compares vectors by their dot product, and they have no unit length; the vectors here have, so "
             "the order would be another. Say cosine as similarity_fn_name in config_sentence_transformers.json to take "
             "that"
         )
-    widths = _widths(root, options, body_config, dense.out_features)
+    widths = _widths(root, options, body_config, last.linear.out_features)
     prompted = (replace(template, prompt=query), replace(template, prompt=document))
-    return BiEncoder(model, tokenizer, dense, *prompted, widths, head).eval()
+    layers = [layer.linear for layer in earlier]
+    return BiEncoder(model, tokenizer, last.linear, *prompted, widths, head, layers).eval()
 
 
 def ranker(root: Path, options: ReadyMadeOptions | None = None) -> CrossEncoder:

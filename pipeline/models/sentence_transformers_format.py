@@ -9,12 +9,14 @@
     2_Dense/                        the projection: config.json, model.safetensors
     3_Normalize/                    nothing to know
 
+Where layers stand ahead of the projection, each has a folder N_Dense in this order, and the later folders move up.
 Names and keys are those that the library has read since its third version; newer ones read them as well.
 """
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +30,8 @@ from pipeline.models import base_models
 from pipeline.text import read_text
 
 DENSE = "2_Dense/model.safetensors"
-"""Where the projection's weights are; linear.weight (dimensions, hidden), linear.bias (dimensions,)."""
+"""Where the weights of the first linear layer are; linear.weight (out, in), linear.bias (out,). It is the projection,
+unless others follow."""
 
 Pooling = Literal["mean", "cls", "max", "lasttoken"]
 """The vector that is made of the tokens' last states: their mean, the first, the largest, or the last."""
@@ -36,7 +39,7 @@ Pooling = Literal["mean", "cls", "max", "lasttoken"]
 Activation = Literal["identity", "tanh"]
 """The function after the projection."""
 
-_MODULES = (("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Dense", "Dense"), ("3_Normalize", "Normalize"))
+_KINDS = ("Transformer", "Pooling", "Dense", "Normalize")
 
 _POOLING_KEYS: Mapping[Pooling, str] = {
     "cls": "pooling_mode_cls_token",
@@ -57,28 +60,53 @@ _PROMPT_NAMES = {"query": ("query",), "document": ("document", "passage", "corpu
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class DenseLayer:
+    """A linear layer and the function after it."""
+
+    linear: nn.Linear
+    activation: Activation = "identity"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModuleFolders:
+    """The folders of modules.json, relative to it."""
+
+    transformer: str = ""
+    pooling: str | None = None
+    """None in a folder of transformers."""
+    dense: tuple[str, ...] = ()
+    """In the order in which they are applied."""
+    normalised: bool = False
+
+
+def dense_folder(number: int) -> str:
+    """The folder of the linear layer with this number, from 0, in a folder that `write` made."""
+    return f"{number + 2}_Dense"
+
+
 def write(
     folder: Path,
-    dense: nn.Linear,
+    layers: Sequence[DenseLayer],
     *,
     max_tokens: int,
     pooling: Pooling = "mean",
-    activation: Activation = "identity",
     prompts: Mapping[str, str] | None = None,
 ) -> None:
     """Makes the folder of a saved transformer one of sentence-transformers: pooling, this projection, unit length.
 
     Args:
         folder: the folder, with config.json, weights and tokenizer in it.
-        dense: the projection.
+        layers: the linear layers after the pooling, the projection last.
         max_tokens: maximum length of a text, special tokens included; the rest is cut.
         pooling: mean, cls, max or lasttoken.
-        activation: identity or tanh, after the projection.
         prompts: role → the text that stands before each text of that role; empty ones are left out.
     """
+    folders = ["", "1_Pooling", *map(dense_folder, range(len(layers))), f"{len(layers) + 2}_Normalize"]
+    kinds = ["Transformer", "Pooling", *["Dense"] * len(layers), "Normalize"]
     listed = [
         {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
-        for number, (path, kind) in enumerate(_MODULES)
+        for number, (path, kind) in enumerate(zip(folders, kinds, strict=True))
     ]
     _write_json(folder / "modules.json", listed)
     _write_json(folder / "sentence_bert_config.json", {"max_seq_length": max_tokens, "do_lower_case": False})
@@ -92,19 +120,26 @@ def write(
     )
     _write_json(
         folder / "1_Pooling" / "config.json",
-        {"word_embedding_dimension": dense.in_features, **_pooling_modes(pooling)},
+        {"word_embedding_dimension": layers[0].linear.in_features, **_pooling_modes(pooling)},
     )
+    for number, layer in enumerate(layers):
+        _write_dense(folder / dense_folder(number), layer)
+    _write_json(folder / folders[-1] / "config.json", {})
+
+
+def _write_dense(folder: Path, layer: DenseLayer) -> None:
+    linear = layer.linear
     _write_json(
-        folder / "2_Dense" / "config.json",
+        folder / "config.json",
         {
-            "in_features": dense.in_features,
-            "out_features": dense.out_features,
+            "in_features": linear.in_features,
+            "out_features": linear.out_features,
             "bias": True,
-            "activation_function": _ACTIVATIONS[activation],
+            "activation_function": _ACTIVATIONS[layer.activation],
         },
     )
-    save_file({f"linear.{name}": value.contiguous() for name, value in dense.state_dict().items()}, folder / DENSE)
-    _write_json(folder / "3_Normalize" / "config.json", {})
+    weights = {f"linear.{name}": value.contiguous() for name, value in linear.state_dict().items()}
+    save_file(weights, folder / "model.safetensors")
 
 
 def leave_out_pooler(folder: Path) -> None:
@@ -136,41 +171,45 @@ def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
-def read_modules(root: Path) -> dict[str, str]:
-    """Kind of module → its folder, in the order of modules.json; empty for a folder of transformers.
+def read_modules(root: Path) -> ModuleFolders:
+    """The folders of the modules; those of a folder of transformers where there is no modules.json.
 
     Raises:
-        ConfigError: a kind that is not known, or one that stands there twice.
+        ConfigError: a kind that is not known, or another order than transformer, pooling, linear layers, unit length.
     """
     path = root / "modules.json"
     if not path.is_file():
         log.info("%s: no modules.json, so the mean of the states is taken, as sentence-transformers does", root)
-        return {}
+        return ModuleFolders()
     try:
         entries = [(_last(str(item["type"])), str(item["path"])) for item in json.loads(read_text(path))]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ConfigError(f"{path}: not a list of modules ({error!r})") from error
-    known = [kind for _, kind in _MODULES]
     for kind, folder in entries:
-        if kind not in known:
-            raise ConfigError(f"{path}: module {kind} ({folder}) is not known; known are {', '.join(known)}")
+        if kind not in _KINDS:
+            raise ConfigError(f"{path}: module {kind} ({folder}) is not known; known are {', '.join(_KINDS)}")
         if Path(folder).is_absolute() or ".." in Path(folder).parts:
             raise ConfigError(f"{path}: module {kind} lies outside the folder ({folder})")
     kinds = [kind for kind, _ in entries]
-    if len(set(kinds)) < len(kinds) or kinds[:2] != ["Transformer", "Pooling"]:
-        raise ConfigError(f"{path}: modules {', '.join(kinds)}; a transformer, a pooling, and at most one more of each")
-    return dict(entries)
+    dense = tuple(folder for kind, folder in entries if kind == "Dense")
+    normalised = "Normalize" in kinds
+    if kinds != ["Transformer", "Pooling", *["Dense"] * len(dense), *["Normalize"] * normalised]:
+        raise ConfigError(
+            f"{path}: modules {', '.join(kinds)}; known is one transformer, one pooling, any number of Dense, and at "
+            "most one Normalize, in this order"
+        )
+    return ModuleFolders(transformer=entries[0][1], pooling=entries[1][1], dense=dense, normalised=normalised)
 
 
-def read_pooling(root: Path, modules: Mapping[str, str]) -> Pooling:
+def read_pooling(root: Path, modules: ModuleFolders) -> Pooling:
     """The kind of pooling; the mean for a folder of transformers.
 
     Raises:
         ConfigError: no kind of pooling, several, or one that is not known.
     """
-    if "Pooling" not in modules:
+    if modules.pooling is None:
         return "mean"
-    path = root / modules["Pooling"] / "config.json"
+    path = root / modules.pooling / "config.json"
     config = base_models.read_object(path)
     if config.get("include_prompt", True) is not True:
         raise ConfigError(f"{path}: include_prompt is false, and prompts are always pooled here; take another model")
@@ -185,20 +224,30 @@ def read_pooling(root: Path, modules: Mapping[str, str]) -> Pooling:
     return known[modes.pop()]
 
 
-def read_projection(root: Path, modules: Mapping[str, str], hidden: int) -> tuple[nn.Linear, Activation]:
-    """The projection, cut off where the folder says so, and the function after it; the identity where it has none.
+def read_layers(root: Path, modules: ModuleFolders, hidden: int) -> list[DenseLayer]:
+    """The linear layers after the pooling, the last cut off where the folder says so; the identity where it has none.
 
     Raises:
         ConfigError: an activation that is not known, weights as .bin, or weights of another width.
         MissingError: no weights.
     """
-    if "Dense" not in modules:
+    layers = [_read_dense(root / folder) for folder in modules.dense]
+    if not layers:
         linear = nn.Linear(hidden, hidden)
         with torch.no_grad():
             linear.weight.copy_(torch.eye(hidden))
             linear.bias.zero_()
-        return _cut_off(root, linear), "identity"
-    path = root / modules["Dense"]
+        layers = [DenseLayer(linear)]
+    width = hidden
+    for folder, layer in zip(modules.dense, layers, strict=False):
+        if layer.linear.in_features != width:
+            what = "the model's have" if folder == modules.dense[0] else "the layer before gives"
+            raise ConfigError(f"{root / folder}: projects {layer.linear.in_features} numbers, {what} {width}")
+        width = layer.linear.out_features
+    return [*layers[:-1], replace(layers[-1], linear=_cut_off(root, layers[-1].linear))]
+
+
+def _read_dense(path: Path) -> DenseLayer:
     known = {_last(name): activation for activation, name in _ACTIVATIONS.items()}
     name = _last(str(base_models.read_object(path / "config.json").get("activation_function", "Identity")))
     if name not in known:
@@ -207,17 +256,24 @@ def read_projection(root: Path, modules: Mapping[str, str], hidden: int) -> tupl
         )
     base_models.check_weights(path)
     try:
-        values = load_file(path / "model.safetensors")
-        weight = values["linear.weight"]
-        linear = nn.Linear(weight.shape[1], weight.shape[0])
-        with torch.no_grad():
-            linear.weight.copy_(weight)
-            linear.bias.copy_(values.get("linear.bias", torch.zeros(weight.shape[0])))
-    except (OSError, KeyError, RuntimeError, SafetensorError) as error:
+        return DenseLayer(read_linear(path / "model.safetensors"), known[name])
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ConfigError(f"{path / 'model.safetensors'}: not a linear layer ({error})") from error
-    if linear.in_features != hidden:
-        raise ConfigError(f"{path}: projects states of {linear.in_features} numbers, the model's have {hidden}")
-    return _cut_off(root, linear), known[name]
+
+
+def read_linear(file: Path) -> nn.Linear:
+    """The linear layer of a file with linear.weight and perhaps linear.bias.
+
+    Raises:
+        OSError, ValueError, KeyError, RuntimeError, SafetensorError: the file holds none.
+    """
+    values = load_file(file)
+    out_features, in_features = values["linear.weight"].shape
+    linear = nn.Linear(in_features, out_features)
+    with torch.no_grad():
+        linear.weight.copy_(values["linear.weight"])
+        linear.bias.copy_(values.get("linear.bias", torch.zeros(out_features)))
+    return linear
 
 
 def _cut_off(root: Path, dense: nn.Linear) -> nn.Linear:

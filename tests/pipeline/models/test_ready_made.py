@@ -101,6 +101,23 @@ ENCODERS: dict[str, Callable[[Path], Path]] = {
     "xlm-roberta, a projection without bias": lambda folder: saved(
         folder, "xlm-roberta", "mean", modules.Dense(16, 8, bias=False, activation_function=torch.nn.Identity())
     ),
+    "bert, three projections with tanh between": lambda folder: saved(
+        folder,
+        "bert",
+        "mean",
+        modules.Dense(16, 24, activation_function=torch.nn.Tanh()),
+        modules.Dense(24, 12, bias=False, activation_function=torch.nn.Identity()),
+        modules.Dense(12, 6, activation_function=torch.nn.Tanh()),
+        modules.Normalize(),
+    ),
+    "roberta, a wide layer between, as in embeddinggemma": lambda folder: saved(
+        folder,
+        "roberta",
+        "mean",
+        modules.Dense(16, 64, bias=False, activation_function=torch.nn.Identity()),
+        modules.Dense(64, 16, bias=False, activation_function=torch.nn.Identity()),
+        modules.Normalize(),
+    ),
     "albert": lambda folder: saved(folder, "albert", "mean", modules.Normalize()),
     "a folder of transformers": lambda folder: body(folder / "model", "bert"),
 }
@@ -271,12 +288,41 @@ WRONG: dict[str, tuple[Callable[[Path], None], type[InputError], str]] = {
         ConfigError,
         "outside the folder",
     ),
+    "a projection of unit vectors": (
+        _modules(
+            '[{"type": "x.Transformer", "path": ""}, {"type": "x.Pooling", "path": "1"}, '
+            '{"type": "x.Normalize", "path": "2"}, {"type": "x.Dense", "path": "3"}]'
+        ),
+        ConfigError,
+        "Transformer, Pooling, Normalize, Dense; known is .* in this order",
+    ),
     "no pooling stated": (
         _modules('[{"type": "x.Transformer", "path": ""}, {"type": "x.Pooling", "path": "1_Pooling"}]'),
         ConfigError,
         "pooling is not stated",
     ),
 }
+
+
+def test_layers_of_different_widths_are_refused(tmp_path: Path) -> None:
+    identity = torch.nn.Identity()
+    layers = [modules.Dense(16, 12, activation_function=identity), modules.Dense(12, 6, activation_function=identity)]
+    with base_models.quiet():
+        folder = saved(tmp_path, "bert", "mean", *layers)
+    shutil.copytree(folder / "2_Dense", folder / "3_Dense", dirs_exist_ok=True)
+    with pytest.raises(ConfigError, match="3_Dense: projects 16 numbers, the layer before gives 12"):
+        import_stage.encoder(tmp_path / "workspace", str(folder), ReadyMadeOptions())
+
+
+@pytest.mark.parametrize("layout", [name for name in ENCODERS if "projections" in name or "between" in name])
+def test_several_layers_are_saved_as_sentence_transformers_reads_them(layout: str, tmp_path: Path) -> None:
+    with base_models.quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        folder = ENCODERS[layout](tmp_path)
+        ours = import_stage.encoder(tmp_path, str(folder), ReadyMadeOptions())
+        opened = [library.SentenceTransformer(str(path), device="cpu") for path in (folder, ours.path / "model")]
+        first, second = (model.encode(TEXTS, show_progress_bar=False, normalize_embeddings=True) for model in opened)
+    assert second == pytest.approx(first, abs=1e-6)
 
 
 @pytest.mark.parametrize("case", WRONG)

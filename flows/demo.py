@@ -96,7 +96,7 @@ def serve_whole_documents(outcome: retrain.RetrainResult, workspace: Path) -> di
     documents = publishing.documents_of(registry, registry.open(outcome.release.fingerprint)) if outcome.live else None
     if documents is None or not write_whole_documents(documents, workspace / DOCUMENTS):
         return None
-    return reindex.reindex([str(workspace / DOCUMENTS)], workspace)
+    return reindex.reindex([str(workspace / DOCUMENTS)], workspace, examples=tuple(QUESTIONS))
 
 
 def write_whole_documents(documents: Artifact, path: Path) -> bool:

@@ -82,6 +82,7 @@ def quickstart(sources: Sequence[SourceConfig], workspace: Path, models: ReadyMa
     metrics = {
         "ready_made": ready_made.sources(models),
         "documents": {"kind": "corpus", **asdict(publishing.stats(searchable.documents))},
+        "examples": _titles(documents),
     }
     release = registry.publish(parts, metrics=metrics, config=recipes.to_dict(recipe))
     ready_made.remember(models, workspace, release.fingerprint, exported)
@@ -133,6 +134,15 @@ def _default_encoder() -> str:
             "English one"
         )
     return MINILM
+
+
+def _titles(documents: Artifact) -> list[str]:
+    """Titles that read like queries, for the page to offer: there are no judged queries."""
+    from pipeline import schema
+    from pipeline.evaluation import queries_to_try
+
+    table = schema.read(documents.file("documents.parquet"), "documents")
+    return queries_to_try.chosen(table["title"].to_pylist())
 
 
 def _stemmer(documents: Artifact) -> str:

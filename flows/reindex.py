@@ -34,6 +34,7 @@ def reindex(
     full: bool = False,
     promote: bool = True,
     force: bool = False,
+    examples: Sequence[str] = (),
     execute: runner.Execute = runner.directly,
 ) -> dict[str, Any]:
     """Indexes the documents of these sources with the models of a release; returns figures as plain values.
@@ -46,6 +47,7 @@ def reindex(
         full: read and embed every document, though its vector is known, and build the semantic index anew.
         promote: make the new release live if the old one is.
         force: publish documents that look wrong; see `flows.publishing.implausible`.
+        examples: queries that the page offers to try; those of the release whose models are kept without any.
         execute: runs one stage, as a plain call or as a Prefect task.
 
     Raises:
@@ -80,6 +82,7 @@ def reindex(
         )
     parts |= searchable.parts
     metrics = publishing.metrics(old, searchable.documents, "corpus")
+    metrics |= {"examples": list(examples)} if examples else {}
     new = registry.publish(parts, metrics=metrics, config=old.manifest.config)
     was_live = live is not None and live.release == old.fingerprint
     if promote and was_live and live is not None and new.fingerprint != old.fingerprint:

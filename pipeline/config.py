@@ -142,7 +142,8 @@ class EvaluationConfig:
     relevant_from: int = 1
     """Lowest grade that MRR, MAP and recall count as relevant."""
     clicks: bool = False
-    """Counts grades that were made from clicks too; without it reports are on the other judgments alone."""
+    """Counts weak judgments too, those made from clicks and from thumbs of the search page; without it reports are on
+    the other judgments alone."""
     bootstrap: int = 2000
     """Resamples of the queries for 95 % intervals, and sign flips for p values."""
     examples: int = 5

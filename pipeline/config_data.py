@@ -18,8 +18,8 @@ class SourceConfig:
     """Folder or file, relative to `data.root`; for a document store a SQLAlchemy URL, such as
     `sqlite:///shop.db?table=articles` (the table is `documents` by default)."""
     format: str = "auto"
-    """parquet, beir, trec, esci, wands, t2ranking, qbqtc, crowdflower, homedepot, sql, python_api, table; auto looks at
-    the files."""
+    """parquet, beir, trec, esci, wands, t2ranking, qbqtc, crowdflower, homedepot, thumbs, sql, python_api, table; auto
+    looks at the files."""
     name: str = ""
     """Reported as a slice, and put before ids when a recipe has several sources; the folder's name when empty. Sources
     of one name are one collection: documents from a database, judgments from a folder."""
@@ -141,8 +141,9 @@ class CandidatesConfig:
     seed: int = 13
     """Seed of the sampling of negatives and unlabelled pairs."""
     click_weight: float = added(1.0)
-    """Weight, in losses over grades, of training pairs whose grade was made from clicks, and of the sampled negatives
-    of queries that no person judged; a pair that a person judged weighs 1. 0 learns from people's grades alone."""
+    """Weight, in losses over grades, of training pairs whose grade was made from clicks or from thumbs of the search
+    page, and of the sampled negatives of queries that have no other grades; a pair that a person graded weighs 1. 0
+    learns from people's grades alone."""
 
     def step_settings(self) -> dict[str, float]:
         """The values that decide a training step, for the fingerprints of the stages that train."""

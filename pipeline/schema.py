@@ -2,7 +2,7 @@
 
 documents   doc_id, title, text           + updated_at, upvotes, downvotes, any other column kept
 queries     query_id, text                + weight (share of traffic), slice (a name to report by)
-judgments   query_id, doc_id, grade       + source (human, click, model, …), split, field
+judgments   query_id, doc_id, grade       + source (human, page, click, model, …), split, field
 run         query_id, doc_id, rank, score, system
 clicks      session_id, query, doc_id, position, clicked, timestamp
 pairs       row_id, query_id, doc_id, grade, split, source
@@ -236,7 +236,13 @@ def own_documents(folder: Path) -> frozenset[str]:
 
 
 CLICK = "click"
-"""The source of judgments that were made from a click log; reports leave them out unless they are asked for."""
+"""The source of judgments that were made from a click log."""
 
-PREFERENCE = ("human", CLICK, "model")
+PAGE = "page"
+"""The source of judgments that were made from thumbs of the search page."""
+
+WEAK = (CLICK, PAGE)
+"""Sources of judgments that reports leave out unless they are asked for, and that training may weigh less."""
+
+PREFERENCE = ("human", PAGE, CLICK, "model")
 """Sources of judgments, the most trusted first."""

@@ -7,6 +7,7 @@ form feed, which JSON and people write inside a line.
 
 import codecs
 import json
+import shlex
 import unicodedata
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -86,13 +87,18 @@ def wrong_byte(path: Path, position: int, where: str) -> SchemaError:
         byte = file.read(1)
     if wide:
         return SchemaError(
-            f"{path}: is written in {wide}, not in UTF-8; convert it with `iconv -f {wide} -t UTF-8 {path.name}`, or "
-            "save it as CSV UTF-8"
+            f"{path}: is written in {wide}, not in UTF-8; convert it with `{_convert(wide, path)}`, or save it as CSV "
+            "UTF-8"
         )
     return SchemaError(
         f"{path}, {where}byte {position}: 0x{byte.hex()} is not UTF-8; convert the file from its encoding, for example "
-        "with `iconv -f LATIN1 -t UTF-8` (Western Europe) or `iconv -f GB18030 -t UTF-8` (Chinese)"
+        f"with `{_convert('WINDOWS-1252', path)}` (Western Europe; GB18030 in place of WINDOWS-1252 for Chinese)"
     )
+
+
+def _convert(encoding: str, path: Path) -> str:
+    """The command that writes a file anew in UTF-8, under another name."""
+    return f"iconv -f {encoding} -t UTF-8 {shlex.quote(path.name)} > {shlex.quote(f'utf8-{path.name}')}"
 
 
 def _raw_lines(path: Path) -> Iterator[bytes]:

@@ -105,9 +105,15 @@ class Settings:
     """Release that gets copies of a share of the requests from the start, as after `PUT /admin/shadow`."""
     shadow_share: float = 0.05
     """Share of the requests that are copied to the shadow, from 0 to 1."""
+    compare: str = ""
+    """Release that is loaded beside the live one, so that the page can show both orders; it answers a search that names
+    it as `release`, and no other request."""
     judgments: str = ""
     """Folder with `queries.parquet` and `judgments.parquet`, for a canary's nDCG on the judged queries among the
     searches; training queries are left out."""
+    thumbs: str = ""
+    """Folder to whose file `thumbs.jsonl` the page's thumbs are written, for reports and retraining; without one the
+    page has no thumbs. The file holds queries, and grows to 64 MiB at most."""
     admin_keys: tuple[str, ...] = field(default=(), repr=False)
     """Hashes, like those of `api_keys`, of the keys that open `/admin/`; without any, `/admin/` does not exist."""
     admin_from: str = "loopback"

@@ -31,7 +31,10 @@ def data_check(
         console().print(check.render(report))
     faults = sum(len(report.faults) for report in reports)
     if faults:
-        raise InputError(f"{path}: {faults:,} faults, listed above; mend or drop those rows{check.hint(reports)}")
+        rows = "1 row cannot be used; it is listed above, mend or drop it"
+        if faults > 1:
+            rows = f"{faults:,} rows cannot be used; they are listed above, mend or drop them"
+        raise InputError(f"{path}: {rows}{check.hint(reports)}")
 
 
 @app.command("convert")

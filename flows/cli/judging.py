@@ -44,7 +44,9 @@ def report(
         str, typer.Option(metavar="FILE[:SYSTEM]", help="Judge this run file (TREC text or Parquet) instead.")
     ] = "",
     baseline: Annotated[str, typer.Option(help="A release to compare with.")] = "",
-    clicks: Annotated[bool, typer.Option("--clicks", help="Count judgments that were made from clicks too.")] = False,
+    clicks: Annotated[
+        bool, typer.Option("--clicks", help="Count judgments that were made from clicks or thumbs too.")
+    ] = False,
     baseline_run: Annotated[
         str, typer.Option(metavar="FILE[:SYSTEM]", help="A run file to compare the one of --run with.")
     ] = "",

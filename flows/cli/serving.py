@@ -26,6 +26,12 @@ def serve(
     port: Port = None,
     precision: Annotated[str | None, typer.Option(help="auto, fp32, fp16, int8 or w8.")] = None,
     workers: Workers = None,
+    thumbs: Annotated[
+        str | None, typer.Option(help="Folder to which the page's thumbs are written as judgments; none without it.")
+    ] = None,
+    compare: Annotated[
+        str | None, typer.Option(metavar="RELEASE", help="Another release, whose order the page shows beside.")
+    ] = None,
 ) -> None:
     """Answers rerank, embedding and search requests over HTTP, with a page at /.
 
@@ -40,6 +46,7 @@ def serve(
     from serving.process import launch
 
     knobs: dict[str, Any] = {"release": release, "host": host, "port": port, "precision": precision, "workers": workers}
+    knobs |= {"thumbs": thumbs, "compare": compare}
     if models.ranker or models.encoder:
         if release is not None:
             raise ConfigError("--release names a release and --ranker or --encoder models to serve instead; give one")

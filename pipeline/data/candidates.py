@@ -3,10 +3,10 @@
 Models learn from `pairs` and are judged on `pool`. Both are tables whose `row_id` names a pair in every later stage:
 teacher scores, states and features are joined by it.
 
-Of several judgments of one pair a person's is preferred to clicks, clicks to a model's and that to any other
-source's; of one source the highest grade counts. The split valid, which chooses checkpoints, precisions and the
-fusion, has no grades made from clicks unless it has no others. A query that is a document itself
-(`schema.own_documents`) is never joined with that document.
+Of several judgments of one pair a person's grade is preferred to thumbs of the search page, these to clicks, clicks to
+a model's and that to any other source's; of one source the highest grade counts. The split valid, which chooses
+checkpoints, precisions and the fusion, has no grades made from clicks or thumbs unless it has no others. A query that
+is a document itself (`schema.own_documents`) is never joined with that document.
 """
 
 import logging
@@ -23,7 +23,7 @@ from pipeline.artifacts import Artifact, Staging
 from pipeline.config import CandidatesConfig
 from pipeline.data import splits
 from pipeline.errors import SchemaError
-from pipeline.schema import CLICK, PREFERENCE
+from pipeline.schema import PREFERENCE, WEAK
 from pipeline.stage import Stage
 
 PAIRS = Stage("pairs", version=1, inputs={"data": "data", "run": "run"}, section="candidates")
@@ -151,9 +151,9 @@ def mined(workspace: Path, depth: int, *, data: Artifact, pairs: Artifact, runs:
 
 
 def people_judge(data: Artifact) -> dict[str, str]:
-    """A mark for fingerprints where clicks and others judge, so that click grades are left out of the split valid."""
+    """A mark for fingerprints where clicks or thumbs judge beside others, whose grades the split valid leaves out."""
     kinds = set(data.metrics.get("kinds", ()))
-    return {"valid": "without clicks"} if CLICK in kinds and len(kinds) > 1 else {}
+    return {"valid": "without clicks"} if kinds & set(WEAK) and kinds - set(WEAK) else {}
 
 
 def own_setting(own: frozenset[str]) -> dict[str, int]:
@@ -192,14 +192,19 @@ def _judged(data: Artifact, own: frozenset[str]) -> pd.DataFrame:
 
 
 def _chosen_by_people(rows: pd.DataFrame) -> pd.DataFrame:
-    """The judgments without those of the split valid that were made from clicks, unless it has no others."""
-    valid, clicked = rows["split"] == "valid", rows["source"] == CLICK
+    """The judgments without those of the split valid that were made from clicks or thumbs, unless it has no others."""
+    valid, clicked = rows["split"] == "valid", rows["source"].isin(WEAK)
     if not (valid & clicked).any():
         return rows
     if (valid & ~clicked).any():
-        log.info("%d judgments of the split valid were made from clicks and choose nothing", (valid & clicked).sum())
+        log.info(
+            "%d judgments of the split valid were made from clicks or thumbs and choose nothing",
+            (valid & clicked).sum(),
+        )
         return rows[~(valid & clicked)]
-    log.warning("no person judged a query of the split valid: grades made from clicks choose checkpoints and fusion")
+    log.warning(
+        "no person judged a query of the split valid: grades made from clicks or thumbs choose checkpoints and fusion"
+    )
     return rows
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _CLICKS_ALONE = (
-    "{path}: {where} were made from clicks, which reports leave out; judge some queries by people, or "
+    "{path}: {where} were made from clicks or thumbs, which reports leave out; judge some queries by people, or "
     "set evaluation.clicks = true (`relevance report --clicks`) to count them"
 )
 
@@ -38,10 +38,10 @@ def judged(data: Artifact, split: str | None, *, clicks: bool = False) -> tuple[
     is a document itself (`schema.own_documents`) is not judged with that one, and `ranking` leaves it out of runs.
 
     Args:
-        clicks: takes judgments made from clicks too; a query that has no others is left out without it.
+        clicks: takes judgments made from clicks or thumbs too; a query that has no others is left out without it.
 
     Raises:
-        SchemaError: the split has no judgments, or none but those made from clicks.
+        SchemaError: the split has no judgments, or none but those made from clicks or thumbs.
     """
     import pyarrow.compute as pc
 
@@ -63,13 +63,21 @@ def judged(data: Artifact, split: str | None, *, clicks: bool = False) -> tuple[
 
 
 def people_judged(data: Artifact, split: str) -> bool:
-    """Whether a judgment of a split was made otherwise than from clicks."""
+    """Whether a judgment of a split was made otherwise than from clicks or thumbs."""
     import pyarrow.compute as pc
 
     table = schema.read(data.file("judgments.parquet"), "judgments")
-    made_of_clicks = pc.fill_null(pc.equal(table.column("source"), schema.CLICK), False)
-    here = pc.and_(pc.fill_null(pc.equal(table.column("split"), split), False), pc.invert(made_of_clicks))
+    here = pc.and_(pc.fill_null(pc.equal(table.column("split"), split), False), pc.invert(_is_weak(table)))
     return bool(pc.any(here).as_py())
+
+
+def _is_weak(judgments: "pa.Table") -> "pa.ChunkedArray":
+    """(rows,) bool, whether each judgment is of a source of `schema.WEAK`."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    kinds = judgments.column("source")
+    return pc.is_in(kinds, value_set=pa.array(schema.WEAK, kinds.type))
 
 
 def _without_clicks(judgments: "pa.Table", path: Path) -> "pa.Table":
@@ -77,12 +85,14 @@ def _without_clicks(judgments: "pa.Table", path: Path) -> "pa.Table":
 
     if "source" not in judgments.column_names:
         return judgments
-    made_of_clicks = pc.fill_null(pc.equal(judgments.column("source"), schema.CLICK), False)
-    by_people = judgments.filter(pc.invert(made_of_clicks))
+    by_people = judgments.filter(pc.invert(_is_weak(judgments)))
     if judgments.num_rows and not by_people.num_rows:
         raise SchemaError(_CLICKS_ALONE.format(path=path, where="all judgments"))
     if by_people.num_rows < judgments.num_rows:
-        log.info("%d judgments made from clicks do not count in this report", judgments.num_rows - by_people.num_rows)
+        log.info(
+            "%d judgments made from clicks or thumbs do not count in this report",
+            judgments.num_rows - by_people.num_rows,
+        )
     return by_people
 
 

@@ -16,7 +16,7 @@ from pipeline import disk
 from pipeline.artifacts import Artifact, Staging
 from pipeline.config import EvaluationConfig
 from pipeline.errors import ConfigError
-from pipeline.evaluation import examples, page, runs, surfaces
+from pipeline.evaluation import examples, page, queries_to_try, runs, surfaces, thresholds
 from pipeline.evaluation.per_query import judged, per_query, ranking, settings
 from pipeline.evaluation.report_summary import finite, summary
 from pipeline.evaluation.runs import RunFile
@@ -198,6 +198,8 @@ def _write(folder: Path, config: EvaluationConfig, material: _Material, plan: Re
         baseline=plan.baseline,
         count=config.examples,
     )
+    content["examples"]["to_try"] = queries_to_try.of_report(material.data, values[plan.subject])
+    content["thresholds"] = thresholds.measure(ranked, judgments, config.relevant_from)
     content = finite(content)
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     (folder / "report.json").write_text(text, encoding="utf-8")

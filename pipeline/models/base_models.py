@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 from transformers import CONFIG_MAPPING
 
@@ -123,7 +124,11 @@ def check_files(root: Path) -> None:
     check_weights(root)
     path = root / "tokenizer.json"
     if path.is_file() and "vocab_size" in config:
-        tokens = max(Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # The library has no class of its own for this.
+            raise ConfigError(f"{path}: cut off or damaged ({error}); fetch or save the model again") from error
+        tokens = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         if tokens > config["vocab_size"]:
             raise ConfigError(
                 f"{path}: has {tokens} tokens, and config.json {config['vocab_size']} embeddings; save the tokenizer "
@@ -135,10 +140,14 @@ def check_weights(root: Path, name: str = "model.safetensors") -> None:
     """Refuses a folder without weights that can be read safely.
 
     Raises:
-        ConfigError: weights in pickle files only.
-        MissingError: no weights.
+        ConfigError: weights in pickle files only, or a file that was cut off.
+        MissingError: no weights, or not all files of several.
     """
-    if (root / name).is_file() or (root / f"{name}.index.json").is_file():
+    index = root / f"{name}.index.json"
+    if (root / name).is_file() or index.is_file():
+        parts = [name] if (root / name).is_file() else sorted(set(read_object(index).get("weight_map", {}).values()))
+        for part in parts:
+            _check_whole(root / part)
         return
     pickles = sorted(path.name for path in root.glob("*.bin"))
     if pickles:
@@ -147,6 +156,17 @@ def check_weights(root: Path, name: str = "model.safetensors") -> None:
             "it where you trust the file: AutoModel.from_pretrained(FOLDER).save_pretrained(FOLDER) writes safetensors"
         )
     raise MissingError(f"{root}: holds no {name}; give the whole model")
+
+
+def _check_whole(file: Path) -> None:
+    """Refuses a safetensors file whose head does not fit its length, as a download that broke off leaves it."""
+    if not file.is_file():
+        raise MissingError(f"{file}: no such file, and the index of the weights names it; give the whole model")
+    try:
+        with safe_open(file, framework="numpy"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise ConfigError(f"{file}: cut off or damaged ({error}); fetch or save the model again") from error
 
 
 def check_head(path: Path) -> None:

@@ -128,7 +128,7 @@ class MoveBody(_Body):
 
 @router.get("/releases")
 async def releases(request: Request) -> Response:
-    """All releases, each with its roles in this process (live, kept, canary, shadow), and the state of the trials."""
+    """All releases, each with its roles here (live, kept, compared, canary, shadow), and the state of the trials."""
     return Json(await _work(lambda: _releases(_lifecycle(request))))
 
 
@@ -220,6 +220,7 @@ def _releases(lifecycle: Lifecycle) -> Mapping[str, Any]:
     for role, names in (
         ("live", [loaded.release] if loaded else []),
         ("kept", stats["kept"]),
+        ("compared", [held.searcher.release for held in lifecycle.held if "compared" in held.roles]),
         *((kind, [stats[kind]["release"]] if stats[kind] else []) for kind in ("canary", "shadow")),
     ):
         for name in names:

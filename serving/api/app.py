@@ -3,6 +3,7 @@
 POST /rerank /v1/rerank /v2/rerank    with `texts`: text-embeddings-inference; with `documents`: Cohere, Jina, Voyage
 POST /search  GET /search?q=          our own: three lists for a query
 GET  /document?id=                    our own: one document with its neighbours
+POST /thumbs                          our own: a thumb on a result, where the settings name a folder for them
 POST /v1/embeddings  POST /embed      OpenAI; text-embeddings-inference
 POST /                                huggingface_hub, which posts to the address itself
 GET  /v1/models /info                 the models that are served
@@ -21,12 +22,26 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from serving.api import admin, document, embeddings, health, info, json_io, pages, rerank, root, schemas, search
+from serving.api import (
+    admin,
+    document,
+    embeddings,
+    health,
+    info,
+    json_io,
+    pages,
+    rerank,
+    root,
+    schemas,
+    search,
+    thumbs,
+)
 from serving.api.json_io import Json, refusal
 from serving.api.middleware import ServiceMiddleware
 from serving.api.paths import UNKNOWN, Access, find
 from serving.api.record import RequestRecord
 from serving.api.request import Service
+from serving.api.thumb_file import ThumbFile
 from serving.api.worker_pool import WorkerPool
 from serving.errors import InvalidRequestError, MethodError, NotFoundError, RequestError, ServingError
 from serving.observability.metrics import Metrics
@@ -49,6 +64,7 @@ def create(lifecycle: Lifecycle, *, metrics: Path | None = None, tracing: Tracin
         Metrics(lifecycle, metrics),
         Readiness(lifecycle),
         tracing or Tracing.to(settings.otlp_endpoint),
+        ThumbFile(Path(settings.thumbs)) if settings.thumbs else None,
     )
 
     @asynccontextmanager
@@ -75,6 +91,8 @@ def create(lifecycle: Lifecycle, *, metrics: Path | None = None, tracing: Tracin
     app.state.service = service
     for module in (rerank, search, document, embeddings, root, info, health, pages):
         app.include_router(module.router)
+    if service.thumbs is not None:
+        app.include_router(thumbs.router)
     if settings.admin_keys:
         app.include_router(admin.router)
     app.add_exception_handler(HTTPException, _http_error)

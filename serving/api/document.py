@@ -1,4 +1,4 @@
-"""GET /document: one document of the live release whole, with the documents nearest to it."""
+"""GET /document: one document of a release whole, with the documents nearest to it."""
 
 from dataclasses import asdict
 from typing import Annotated, Any
@@ -42,9 +42,13 @@ async def document(
     request: Request,
     id: Annotated[str, Query(max_length=MAX_ID_CHARS, description="The doc_id of a result.")],
     neighbours: Annotated[int, Query(ge=0, le=MAX_NEIGHBOURS, description="Nearest documents to list.")] = 5,
+    release: Annotated[
+        str | None, Query(max_length=64, description="A loaded release by its first digits; else the live one.")
+    ] = None,
 ) -> Response:
-    """One document of the live release: its text, its fields, and the documents nearest to it by their vectors."""
+    """One document of a release: its text, its fields, and the documents nearest to it by their vectors."""
     context = RequestContext(request)
+    context.choose(release)
     searcher = context.searcher
 
     def work() -> Any:

@@ -125,7 +125,13 @@ async def info(request: Request) -> Response:
             "documents": 0 if "/search" in searcher.unanswered else len(searcher.documents),
             "unanswered": searcher.unanswered,
             "examples": searcher.examples,
+            "thresholds": searcher.thresholds,
             "fields": searcher.fields,
             "max_results": settings.max_results,
+            "releases": [
+                {"release": held.searcher.release, "roles": held.roles, "created": held.searcher.created}
+                for held in context.service.lifecycle.held
+            ],
+            "thumbs": context.service.thumbs is not None,
         }
     )

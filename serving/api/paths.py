@@ -61,6 +61,7 @@ ENDPOINTS = (
     Endpoint("/v2/rerank", ("POST",), scoring=True, rollouts=True),
     Endpoint("/search", ("POST", "GET"), scoring=True, rollouts=True),
     Endpoint("/document", ("GET",)),
+    Endpoint("/thumbs", ("POST",)),
     Endpoint("/", ("POST",), scoring=True),
     Endpoint("/embed", ("POST",), scoring=True),
     Endpoint("/v1/embeddings", ("POST",), scoring=True, errors=ErrorShape.OPENAI),

@@ -14,6 +14,7 @@ from serving.api import json_io
 from serving.api.json_io import Json
 from serving.api.record import RequestRecord
 from serving.api.schemas import RequestBody
+from serving.api.thumb_file import ThumbFile
 from serving.api.worker_pool import WorkerPool
 from serving.errors import DeadlineError
 from serving.observability.metrics import Metrics
@@ -50,6 +51,8 @@ class Service:
     metrics: Metrics
     readiness: Readiness
     tracing: Tracing
+    thumbs: ThumbFile | None = None
+    """None where the settings name no folder for them."""
     parsing: WorkerPool = field(default_factory=lambda: WorkerPool(PARSERS, "parse"))
     draining: threading.Event = field(default_factory=threading.Event)
     """Set when the process is about to end: it still answers, but wants no more requests."""
@@ -88,6 +91,15 @@ class RequestContext:
         if self._record.route is None:  # The first release may have come since.
             self._record.route = Route(self.service.lifecycle.current, "live")
         return self._record.route.searcher
+
+    def choose(self, release: str | None) -> None:
+        """Has a release answer that the request names; for None the one that answers stays.
+
+        Raises:
+            NotFoundError: no such release is loaded.
+        """
+        if release is not None:
+            self._record.route = Route(self.service.lifecycle.loaded_as(release), "chosen", wished=True)
 
     async def read(self, model: type[M]) -> M:
         """The request's body, parsed and validated.

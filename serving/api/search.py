@@ -67,9 +67,19 @@ def _few_names(names: Any) -> Any:
 Names = Annotated[list[str], Field(fail_fast=True), BeforeValidator(_few_names)]
 Lists = Annotated[list[ListName], Field(min_length=1, fail_fast=True), BeforeValidator(_few_names)]
 
+Release = Annotated[
+    str,
+    Field(
+        max_length=64,
+        description="A loaded release by its first digits, in place of the live one; `releases` of GET /info has them.",
+    ),
+]
+
 OWN_SEARCH = ClientShape(
     client="search-relevance",
-    honoured=frozenset({"query", "top_n", "filters", "lists", "fields", "facets", "explain", "min_relevance"}),
+    honoured=frozenset(
+        {"query", "top_n", "filters", "lists", "fields", "facets", "explain", "min_relevance", "release"}
+    ),
 )
 
 
@@ -101,6 +111,8 @@ class SearchRequest(RequestBody):
     min_relevance: float | None = Field(
         None, ge=0, le=1, description="Leave out results of `reranked` that the ranker gives less."
     )
+
+    release: Release | None = None
 
     @property
     def details(self) -> SearchDetails:
@@ -209,6 +221,7 @@ async def search_by_link(
     facets: Annotated[list[str] | None, Query(description="As in the body; repeated for several.")] = None,
     explain: Annotated[bool | None, Query(description="As in the body.")] = None,
     min_relevance: Annotated[float | None, Query(description="As in the body.")] = None,
+    release: Annotated[str | None, Query(description="As in the body.")] = None,
 ) -> Response:
     """The same search as a link."""
     check_names(dict.fromkeys(request.query_params.keys()), LINK_NAMES)
@@ -224,15 +237,16 @@ async def search_by_link(
             raise InvalidRequestError(f"filter is {part[:100]!r}; write it as field:value")
         filters.setdefault(field, []).append(value)
     body: dict[str, Any] = {"query": text, "top_n": top_n, "filters": filters or None, "lists": lists, "fields": fields}
-    body |= {"facets": facets, "explain": explain, "min_relevance": min_relevance}
+    body |= {"facets": facets, "explain": explain, "min_relevance": min_relevance, "release": release}
     return await _search(RequestContext(request), validate(body, SearchRequest))
 
 
-LINK_NAMES = ("q", "query", "top_n", "filter", "lists", "fields", "facets", "explain", "min_relevance")
+LINK_NAMES = ("q", "query", "top_n", "filter", "lists", "fields", "facets", "explain", "min_relevance", "release")
 """The parameters of a search as a link."""
 
 
 async def _search(context: RequestContext, body: SearchRequest) -> Response:
+    context.choose(body.release)
     settings, searcher, query, details = context.service.settings, context.searcher, body.query, body.details
     limit, retrieve, length = settings.max_results, settings.retrieve, body.top_n or DEFAULT_LENGTH
     filters: Mapping[str, Sequence[Value]] = body.filters or {}

@@ -15,11 +15,11 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pipeline.errors import RelevanceError
 from pipeline.releases import Releases
-from serving.errors import NotReadyError
+from serving.errors import NotFoundError, NotReadyError
 from serving.rollout import trials
 from serving.rollout.arrival import RETRY_S, FolderStamp, check_complete, folder_stamp
 from serving.rollout.traffic import Rollout
@@ -37,6 +37,16 @@ there are more."""
 log = logging.getLogger(__name__)
 
 Load = Callable[[Path], Searcher]
+
+Role = Literal["live", "canary", "shadow", "kept", "compared"]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedRelease:
+    """A release that this process holds, and the reasons why."""
+
+    searcher: Searcher
+    roles: tuple[Role, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +81,8 @@ class Lifecycle:
         """All loaded releases by fingerprint: the live one, the kept ones, those on trial."""
         self._before: list[str] = []
         """The kept ones, the latest first."""
+        self._compared = ""
+        """Fingerprint of the release that the settings name for comparison."""
         self._polling = threading.RLock()
         self._seen: trials.Stamp | None = None
         self._again: float | None = None
@@ -105,6 +117,38 @@ class Lifecycle:
         """Fingerprints of the releases that were live and are still in memory, the latest first."""
         return list(self._before)
 
+    @property
+    def held(self) -> list[LoadedRelease]:
+        """The releases that are loaded: the live one, those on trial, those kept and the compared one."""
+        canary, shadow, known = self.rollout.active.canary, self.rollout.active.shadow, self._held
+        holders: list[tuple[Role, list[Searcher | None]]] = [
+            ("live", [self._current]),
+            ("canary", [canary.searcher if canary else None]),
+            ("shadow", [shadow.searcher if shadow else None]),
+            ("kept", [known.get(name) for name in self._before]),
+            ("compared", [known.get(self._compared)]),
+        ]
+        roles: dict[str, LoadedRelease] = {}
+        for role, searchers in holders:
+            for searcher in filter(None, searchers):
+                before = roles[searcher.release].roles if searcher.release in roles else ()
+                roles[searcher.release] = LoadedRelease(searcher, (*before, role))
+        return list(roles.values())
+
+    def loaded_as(self, name: str) -> Searcher:
+        """The loaded release whose fingerprint begins so.
+
+        Raises:
+            NotFoundError: none does, or several do.
+        """
+        searchers = [release.searcher for release in self.held]
+        fitting = [searcher for searcher in searchers if name and searcher.release.startswith(name)]
+        if len(fitting) != 1:
+            known = ", ".join(searcher.release[:12] for searcher in searchers)
+            how_many = "several loaded releases begin" if fitting else "no loaded release begins"
+            raise NotFoundError(f"{how_many} with {name[:64]!r}; loaded are {known}")
+        return fitting[0]
+
     def start(self) -> None:
         """Loads the release that the settings name, then follows the pointer, if that name is live, and the trials.
 
@@ -112,7 +156,8 @@ class Lifecycle:
         been running when the pointer moved.
 
         Raises:
-            RelevanceError: it is missing, damaged or not what its exporter saw, and so is the one before.
+            RelevanceError: it is missing, damaged or not what its exporter saw, and so is the one before; or so is the
+                release to compare with.
         """
         self._seen = self._stamp()
         name = self.releases.resolve(self.settings.release)
@@ -125,6 +170,10 @@ class Lifecycle:
             self._refuse(name, error, kept=first)
         self._current = first
         self._held = {first.release: first}
+        if self.settings.compare:
+            self._compared = self.releases.resolve(self.settings.compare)
+            if self._searcher(self._compared) is first:
+                log.warning("release %s answers already; there is no other to compare it with", first.release[:12])
         self.rollout.active.begin_settings(first, self.releases.resolve)
         self._follow_trials()
         self.watch()
@@ -250,7 +299,7 @@ class Lifecycle:
 
     def _let_go(self) -> None:
         """Forgets the releases that nothing needs any more; requests that they answer still hold them."""
-        needed = {*self._before, *self.rollout.active.needed()}
+        needed = {*self._before, self._compared, *self.rollout.active.needed()}
         if self._current is not None:
             needed.add(self._current.release)
         self._held = {name: held for name, held in self._held.items() if name in needed}

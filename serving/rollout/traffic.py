@@ -25,7 +25,8 @@ from serving.settings import Settings
 
 Wish = Literal["always", "never"]
 WISHES: tuple[Wish, ...] = ("always", "never")
-Variant = Literal["live", "canary"]
+Variant = Literal["live", "canary", "chosen"]
+"""chosen: the client named a loaded release, so the answer says nothing about a trial."""
 
 Observer = Callable[[Kind, Comparison], None]
 
@@ -99,6 +100,8 @@ class Rollout:
         decides anything about a canary: a wished or repeated request counts nowhere, and one that was late counts only
         by what the service finds out when it asks both releases itself.
         """
+        if route.variant == "chosen":
+            return
         canary, shadow, question = self.active.canary, self.active.shadow, request.question
         on_canary = route.variant == "canary"
         if canary is not None and route.searcher in (canary.searcher, canary.live):

@@ -7,7 +7,6 @@ Both ways bring their first `retrieve` documents; each document of the pool then
 way it was found, so the features are those that the fusion was fitted on.
 """
 
-import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -47,12 +46,11 @@ from serving.scoring.best_passages import best_passages
 from serving.scoring.cache import Fetched
 from serving.scoring.contents import SearchableContents
 from serving.scoring.opened_document import OpenedDocument, open_document
+from serving.scoring.report_excerpt import ReportExcerpt
 from serving.scoring.reranker import Caches, DocumentLimits, Embedder, Reranker, Vector, relevance
 from serving.scoring.running_search import CandidatePool, ModelAttempts, Stopwatch, by_score
 from serving.scoring.snippets import snippets
 
-EXAMPLES = 6
-MAX_EXAMPLE = 45
 PING_S = 5.0
 
 MAX_FIELDS = 100
@@ -126,8 +124,8 @@ class Searcher:
         }
         """Role → model; a release of ready-made models may have one alone."""
         self._contents = SearchableContents.load(release)
-        self.examples = _examples(release.path / "report" / "report.json")
-        """Queries to try, out of the release's own test set."""
+        excerpt = ReportExcerpt.read(release.path / "report" / "report.json", release.manifest.metrics)
+        self.examples, self.thresholds = excerpt.examples, excerpt.thresholds
         self.fields = _fields(self._contents)
         """The names of the fields by which documents can be filtered and counted."""
         self._noise: float | None = None
@@ -427,16 +425,6 @@ class Searcher:
             for number in best
             if scores[number] > 0
         ]
-
-
-def _examples(report: Path) -> list[str]:
-    """A few queries that the report shows; none where it shows none."""
-    try:
-        shown = json.loads(report.read_text(encoding="utf-8"))["examples"]
-        queries = [str(example["query"]) for example in [*shown["wins"], *shown["losses"]]]
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return []  # A decoration of the page; a report without them is no reason not to serve.
-    return list(dict.fromkeys(query for query in queries if len(query) <= MAX_EXAMPLE))[:EXAMPLES]
 
 
 def _fields(searchable: SearchableContents | None) -> list[str]:

@@ -64,6 +64,33 @@ def with_onnx(model: Path, requests: Requests, exported: Path, file: str) -> Sco
     return sentence_transformers(exported, requests, backend="onnx", model_kwargs=wanted)
 
 
+def plain_onnx(requests: Requests, exported: Path) -> Score:
+    """ONNX Runtime alone: all pairs in padded batches of 32, as a person would write it."""
+    import numpy as np
+    import onnxruntime
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(exported / "tokenizer.json"))
+    tokenizer.enable_truncation(MAX_TOKENS)
+    tokenizer.enable_padding()
+    session = onnxruntime.InferenceSession(str(exported / "onnx" / "model.onnx"), one_thread())
+    pairs = [(query, document) for query, documents in requests.items() for document in documents]
+
+    def score() -> list[float]:
+        scores: list[float] = []
+        for start in range(0, len(pairs), 32):
+            encoded = tokenizer.encode_batch(pairs[start : start + 32])
+            inputs = {
+                "input_ids": np.array([item.ids for item in encoded]),
+                "attention_mask": np.array([item.attention_mask for item in encoded]),
+                "token_type_ids": np.array([item.type_ids for item in encoded]),
+            }
+            scores += session.run(None, inputs)[0].reshape(-1).tolist()
+        return scores
+
+    return score
+
+
 def flashrank(model: Path, requests: Requests, exported: Path) -> Score:
     import onnxruntime
     from flashrank import Ranker, RerankRequest
@@ -118,6 +145,8 @@ def peer(name: str, model: Path, requests: Requests, exported: Path) -> Score:
         return with_onnx(model, requests, exported, "onnx/model.onnx")
     if name == "sentence-transformers onnx int8":
         return with_onnx(model, requests, exported, "onnx/model_qint8_avx512_vnni.onnx")
+    if name == "onnxruntime":
+        return plain_onnx(requests, exported)
     if name == "FlashRank":
         return flashrank(model, requests, exported)
     return infinity(model, requests)

@@ -10,7 +10,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -149,11 +149,11 @@ def shell_script(transcript: str, port: int) -> str:
     return f"set -e\ntrap 'kill $(jobs -p) 2>/dev/null; wait' EXIT\n{body}\n"
 
 
-def command_in(folder: Path) -> Path:
-    """A folder with the command `relevance` of this repository, which trains tiny models."""
+def command_in(folder: Path, overlaid: Sequence[str]) -> Path:
+    """A folder with the command `relevance` of this repository, whose retrainings get these values."""
     folder.mkdir()
     command = folder / "relevance"
-    overrides = " ".join(f"--set '{value}'" for value in TINY)
+    overrides = " ".join(f"--set '{value}'" for value in overlaid)
     command.write_text(
         "#!/bin/sh\n"
         f'case "$1" in retrain) set -- "$@" {overrides};; serve) export RELEVANCE_THREADS=1;; esac\n'
@@ -175,6 +175,12 @@ def free_port() -> int:
 def test_a_transcript_leads_from_a_file_to_a_served_answer(
     name: str, world: dict[str, list[Row]], tmp_path: Path
 ) -> None:
+    answer = follow(name, world, tmp_path, TINY)
+    assert "hammer" in json.dumps(answer["reranked"][0])
+
+
+def follow(name: str, world: Mapping[str, list[Row]], tmp_path: Path, overlaid: Sequence[str]) -> dict[str, Any]:
+    """The answer to the last command of a transcript, all of whose commands ran."""
     transcript = (EXAMPLES / f"{name}.md").read_text(encoding="utf-8")
     folder = tmp_path / "own"
     folder.mkdir()
@@ -184,17 +190,17 @@ def test_a_transcript_leads_from_a_file_to_a_served_answer(
     port = free_port()
     environment = {
         **os.environ,
-        "PATH": f"{command_in(tmp_path / 'bin')}:{os.environ['PATH']}",
+        "PATH": f"{command_in(tmp_path / 'bin', overlaid)}:{os.environ['PATH']}",
         "PYTHONPATH": str(EXAMPLES.parents[1]),
         "RELEVANCE_PORT": str(port),
     }
     done = subprocess.run(
         ["bash", "-c", shell_script(transcript, port)],
-        cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=600,
+        cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=3600,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    answer = json.loads(done.stdout.splitlines()[-1])
-    assert "hammer" in json.dumps(answer["reranked"][0])
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return answer
 
 
 def test_every_transcript_is_run() -> None:

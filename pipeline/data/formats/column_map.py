@@ -97,12 +97,14 @@ def advice(path: Path) -> str:
             f"\n{files[0].name} has the columns {shown}; none looks like a query, a title or a grade. Its first line "
             "must name the columns: put one there, or map them by hand"
         )
+    return f"\n{files[0].name} has the columns {shown}. The map that fits best: {written(best)}"
+
+
+def written(best: Mapping[str, str]) -> str:
+    """A map of columns as a person writes it, in a recipe or on the command line."""
     toml = ", ".join(f"{role} = {json.dumps(name, ensure_ascii=False)}" for role, name in best.items())
     option = ",".join(f"{role}={name}" for role, name in best.items())
-    return (
-        f"\n{files[0].name} has the columns {shown}. The map that fits best: columns = {{ {toml} }} in the recipe's "
-        f"source, or --columns {option!r} on the command line"
-    )
+    return f"columns = {{ {toml} }} in the recipe's source, or --columns {option!r} on the command line"
 
 
 def suggest(names: Sequence[str]) -> dict[str, str]:

@@ -14,6 +14,7 @@ from pipeline.data.formats import (
     sql,
     t2ranking,
     table,
+    thumb_files,
     trec_collection,
     wands,
 )
@@ -65,6 +66,7 @@ FORMATS = (
         kaggle.homedepot_files,
         kaggle.homedepot,
     ),
+    of_files("thumbs", "thumbs.jsonl", thumb_files.thumb_files, thumb_files.judgments_of_thumbs),
     Format("table", "any CSV, TSV, JSON lines or Parquet file by a map of its columns", table.find),
     Format("sql", "a SQLAlchemy URL", sql.find),
     Format("python_api", "the installed packages; only when named", python_docs.find),

@@ -154,7 +154,9 @@ def reading(address: sa.URL, source: str) -> Iterator[sa.Engine]:
     try:
         yield engine
     except NoSuchTableError as error:
-        raise MissingError(f"{shown}: no such table") from error
+        known = _table_names(engine)
+        there = f"; it has {', '.join(known[:20])}" if known else ""
+        raise MissingError(f"{shown}: no such table{there}; name one as ?table=NAME in the address") from error
     except SQLAlchemyError as error:
         reason = str(error).split("\n")[0]
         for secret in _secrets(address):
@@ -173,6 +175,14 @@ def _is_lost(error: SQLAlchemyError, address: sa.URL) -> bool:
     if address.get_backend_name() == "sqlite":
         return "locked" in str(error.orig) or "disk I/O" in str(error.orig)
     return error.connection_invalidated or isinstance(error, OperationalError | InterfaceError)
+
+
+def _table_names(engine: sa.Engine) -> list[str]:
+    """The tables of a database, for a message; none where they cannot be listed."""
+    try:
+        return sa.inspect(engine).get_table_names()
+    except SQLAlchemyError:
+        return []
 
 
 def _secrets(address: sa.URL) -> list[str]:
@@ -202,10 +212,10 @@ def _rows(engine: sa.Engine, name: str, config: SourceConfig, shown: str, *, raw
         missing = [column for column in (*wanted.values(), *([flag] if flag else [])) if column not in names]
         if missing:
             best = column_map.suggest(names)
-            fit = ", ".join(f"{role} = {json.dumps(column)}" for role, column in best.items())
+            fit = f"; the map that fits best: {column_map.written(best)}" if best else ""
             raise SchemaError(
                 f"{shown}: has no column {', '.join(missing)}; it has {names}. Map its columns in the recipe's source"
-                + (f"; the map that fits best: columns = {{ {fit} }}" if fit else "")
+                + fit
             )
         if not config.columns:
             wanted |= {column: column for column in names if column != flag}

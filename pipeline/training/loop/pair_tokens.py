@@ -113,10 +113,10 @@ def read_pairs(
 
 
 def rests_on_clicks(query: Ints, sources: Sequence[str]) -> NDArray[np.bool_] | None:
-    """(pairs,) whether a pair's grade was made from clicks, or is that of a sampled negative of a query that nothing
-    but clicks judged; None where no grade was.
+    """(pairs,) whether a pair's grade was made from clicks or thumbs, or is that of a sampled negative of a query that
+    nothing else judged; None where no grade was.
     """
-    clicked = np.array([source == schema.CLICK for source in sources], dtype=np.bool_)
+    clicked = np.array([source in schema.WEAK for source in sources], dtype=np.bool_)
     if not clicked.any():
         return None
     sampled = np.array([source in SAMPLED for source in sources], dtype=np.bool_)

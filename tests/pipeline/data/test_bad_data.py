@@ -275,8 +275,8 @@ def test_a_missing_folder_and_an_unknown_format_are_named(tmp_path: Path) -> Non
     ("url", "message"),
     [
         ("sqlite:///missing.db", "missing.db: no such SQLite file"),
-        ("sqlite:///shop.db?table=nothing", "table nothing: no such table"),
-        ("sqlite:///shop.db?table=bare", "has no column doc_id, title; it has"),
+        ("sqlite:///shop.db?table=nothing", "table nothing: no such table; it has bare; name one as"),
+        ("sqlite:///shop.db?table=bare", "has no column doc_id, title; it has .*--columns"),
         ("sqlite:///notes.txt", "cannot be read .*not a database"),
         ("nosuchdb://host/x", "no driver for this database"),
         ("sqlite://user@:bad:url", "SQLAlchemy URL|cannot be read|no driver"),

@@ -270,8 +270,22 @@ def _modules(text: str) -> Callable[[Path], None]:
     return lambda folder: (folder / "modules.json").write_text(text) and None
 
 
+def _cut(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:-100]) and None
+
+
+def _shards(folder: Path) -> None:
+    """Weights in two files, of which the second is not there."""
+    (folder / "model.safetensors").rename(folder / "model-1.safetensors")
+    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
 WRONG: dict[str, tuple[Callable[[Path], None], type[InputError], str]] = {
     "no weights": (_without("model.safetensors"), MissingError, "holds no model.safetensors"),
+    "weights cut off": (_cut("model.safetensors"), ConfigError, "model.safetensors: cut off or damaged"),
+    "one of two files of weights": (_shards, MissingError, "model-2.safetensors: no such file"),
+    "a tokenizer cut off": (_cut("tokenizer.json"), ConfigError, "tokenizer.json: cut off or damaged"),
     "no config": (_without("config.json"), MissingError, "holds no config.json"),
     "no tokenizer": (_without("tokenizer", "vocab", "special"), MissingError, "tokenizer"),
     "pickled": (_pickled, ConfigError, r"pytorch_model.bin, a format that can run code.*save_pretrained"),

@@ -15,10 +15,11 @@ from serving.settings import Settings
 
 
 @pytest.fixture(scope="module")
-def app(tiny: Any) -> Iterator[Any]:
-    hashes = {"api_keys": (keys.digest("key").hex(),), "admin_keys": (keys.digest("admin").hex(),)}
+def app(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    given: dict[str, Any] = {"admin_from": "anywhere", "thumbs": str(tmp_path_factory.mktemp("thumbs"))}
+    given |= {"api_keys": (keys.digest("key").hex(),), "admin_keys": (keys.digest("admin").hex(),)}
     release = tiny.releases.resolve("live")
-    lifecycle = Lifecycle(Settings(workspace=tiny.path, release=release, threads=1, admin_from="anywhere", **hashes))
+    lifecycle = Lifecycle(Settings(workspace=tiny.path, release=release, threads=1, **given))
     lifecycle.start()
     yield apps.create(lifecycle)
     lifecycle.stop()

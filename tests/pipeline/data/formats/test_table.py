@@ -166,5 +166,5 @@ def test_a_key_keeps_a_column_where_the_role_is_mapped(tmp_path: Path) -> None:
 def test_a_table_in_latin_1_is_one_message(tmp_path: Path) -> None:
     (tmp_path / "shop.csv").write_bytes("q;a;b\nrotes Messer;ein rotes Messer für dich;3\n".encode("latin-1"))
     columns = {"query": "q", "title": "a", "grade": "b"}
-    with pytest.raises(InputError, match=r"0xfc is not UTF-8.*LATIN1"):
+    with pytest.raises(InputError, match=r"0xfc is not UTF-8.*WINDOWS-1252"):
         sources.read(SourceConfig(path="shop.csv", columns=columns), tmp_path)

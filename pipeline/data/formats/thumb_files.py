@@ -1,0 +1,82 @@
+"""Thumbs of the search page as judgments of source `page`: `thumbs.jsonl`, as the service writes it.
+
+A browser's last thumb on a result counts. Where more browsers find that a result fits than that it does not, the grade
+is 1, where fewer, 0; a tie gives no judgment. `grades = [0, 3]` in the recipe's source maps the two to another scale.
+"""
+
+import logging
+from collections import Counter
+from pathlib import Path
+
+import pyarrow as pa
+
+from pipeline import thumbs
+from pipeline.data.formats import tables
+from pipeline.data.formats.tables import Tables
+from pipeline.data.formats.text_files import STRING
+from pipeline.errors import SchemaError
+from pipeline.schema import PAGE
+from pipeline.text import read_lines
+from pipeline.thumbs import Thumb
+
+log = logging.getLogger(__name__)
+
+
+def thumb_files(path: Path) -> list[Path]:
+    """The file of thumbs, named itself or by its folder."""
+    file = path if path.name == thumbs.FILE else path / thumbs.FILE
+    return [file] if file.is_file() else []
+
+
+def judgments_of_thumbs(path: Path) -> Tables:
+    """Queries and judgments of a file of thumbs; it has no documents.
+
+    Raises:
+        SchemaError: not UTF-8, or no line is a thumb.
+    """
+    balance: Counter[tuple[str, str]] = Counter()
+    last = _last_thumbs(thumb_files(path)[0])
+    for (_, query, doc_id), thumb in last.items():
+        if thumb.thumb != "none":
+            balance[query, doc_id] += 1 if thumb.thumb == "up" else -1
+    decided = {pair: votes for pair, votes in balance.items() if votes}
+    ties = len(balance) - len(decided)
+    log.info("%s: %d results judged by thumbs, %d left out as a tie", path, len(decided), ties)
+    pairs = list(decided)
+    texts = pa.chunked_array([pa.array([query for query, _ in pairs], STRING)])
+    query_ids = tables.ids("q", texts)
+    queries = pa.table({"query_id": query_ids, "text": texts})
+    judgments = {
+        "query_id": query_ids,
+        "doc_id": pa.array([doc_id for _, doc_id in pairs], STRING),
+        "grade": pa.array([int(votes > 0) for votes in decided.values()], pa.int64()),
+        "split": tables.all_the_same(None, len(pairs)),
+        "source": tables.all_the_same(PAGE, len(pairs)),
+    }
+    return Tables(queries=tables.first_of(queries, "query_id"), judgments=pa.table(judgments))
+
+
+def _last_thumbs(file: Path) -> dict[tuple[str, str, str], Thumb]:
+    """The last thumb of each voter, query and document, in the order of the first.
+
+    A line that a power cut tore is left out, and counted in the log.
+
+    Raises:
+        SchemaError: no line is a thumb.
+    """
+    last: dict[tuple[str, str, str], Thumb] = {}
+    unreadable: list[str] = []
+    for number, line in read_lines(file):
+        try:
+            thumb = Thumb.from_json(line)
+        except ValueError as error:
+            unreadable.append(f"line {number}: {error}")
+            continue
+        last[thumb.voter, thumb.query, thumb.doc_id] = thumb
+    if unreadable and not last:
+        raise SchemaError(f"{file}, {unreadable[0]}; name a file that the service wrote (RELEVANCE_THUMBS)")
+    if unreadable:
+        log.warning(
+            "%s: %d lines are no thumbs and are left out, the first is %s", file, len(unreadable), unreadable[0]
+        )
+    return last

@@ -1,0 +1,50 @@
+"""The meaning of a threshold on the ranker's score: the share of judged documents above it that are relevant.
+
+The ranker's score in [0, 1] is the logistic function of what the model gives. It orders documents; nothing makes it the
+probability that one is relevant. So the report counts, on test queries, and whoever sets `min_relevance` in a search
+can see what a value has meant there.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.evaluation import systems
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+STEPS = 20
+"""Thresholds in [0, 1), equally far apart."""
+
+
+def measure(ranked: Mapping[str, "pa.Table"], judgments: "pa.Table", relevant_from: int) -> list[dict[str, Any]]:
+    """A row for each threshold; empty where no ranker alone was judged.
+
+    Args:
+        ranked: name of a system → its run; of the ranker's, `score` is what the model gives.
+        judgments: query_id, doc_id, grade of the queries that are judged.
+        relevant_from: the lowest grade that counts as relevant.
+
+    Returns:
+        Plain values: least (the threshold), judged (ranked documents that have a grade and at least this score),
+        relevant (those of them that are), of_relevant (share of all relevant ranked documents that these are; None
+        where there are none).
+    """
+    run = ranked.get(systems.RANKER)
+    if run is None:
+        return []
+    pairs = run.select(["query_id", "doc_id", "score"]).to_pandas()
+    grades = judgments.select(["query_id", "doc_id", "grade"]).to_pandas()
+    known = pairs.merge(grades, on=["query_id", "doc_id"])
+    scores = 1 / (1 + np.exp(-np.clip(known["score"].to_numpy(np.float64), -500, 500)))
+    relevant = known["grade"].to_numpy() >= relevant_from
+    rows = []
+    for step in range(STEPS):
+        least = step / STEPS
+        above = scores >= least
+        hits = int((above & relevant).sum())
+        share = hits / int(relevant.sum()) if relevant.any() else None
+        rows.append({"least": least, "judged": int(above.sum()), "relevant": hits, "of_relevant": share})
+    return rows

@@ -1,0 +1,55 @@
+"""Counts above a threshold, against a slow loop; queries to try."""
+
+import math
+import random
+
+import pyarrow as pa
+import pytest
+
+from pipeline.evaluation import queries_to_try, systems, thresholds
+
+
+def test_each_threshold_counts_the_judged_documents_above_it() -> None:
+    rng = random.Random(4)
+    run = [(f"q{q}", f"d{d}", rng.gauss(0, 3)) for q in range(5) for d in range(20)]
+    grades = {(q, d): rng.randrange(3) for q, d, _ in run if rng.random() < 0.6}
+    grades["q0", "not ranked"] = 2
+    columns = zip(*run, strict=True)
+    ranked = {systems.RANKER: pa.table(dict(zip(("query_id", "doc_id", "score"), map(list, columns), strict=True)))}
+    judged = [(q, d, grade) for (q, d), grade in grades.items()]
+    table = pa.table(dict(zip(("query_id", "doc_id", "grade"), map(list, zip(*judged, strict=True)), strict=True)))
+    rows = thresholds.measure(ranked, table, relevant_from=2)
+    assert [row["least"] for row in rows] == pytest.approx([step / 20 for step in range(20)])
+    known = [(1 / (1 + math.exp(-score)), grades[q, d]) for q, d, score in run if (q, d) in grades]
+    everything = sum(grade >= 2 for _, grade in known)
+    for row in rows:
+        above = [grade for score, grade in known if score >= row["least"]]
+        hits = sum(grade >= 2 for grade in above)
+        assert (row["judged"], row["relevant"]) == (len(above), hits)
+        assert row["of_relevant"] == pytest.approx(hits / everything)
+    assert thresholds.measure({"BM25": ranked[systems.RANKER]}, table, 1) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "natural"),
+    [
+        ("read a csv file", True),
+        ("What's the largest city?", True),
+        ("如何学习编程", True),
+        ("pandas.read_csv", False),
+        ("hammer", False),
+        ("x" * 50, False),
+        ("a b\nc d", False),
+        ("error 0x80070005 in line 12", False),
+        ("one two three four five six seven eight", False),
+    ],
+)
+def test_a_query_to_try_reads_like_one_that_a_person_types(text: str, natural: bool) -> None:
+    assert queries_to_try.is_natural(text) is natural
+
+
+def test_queries_to_try_are_few_and_the_same_each_time() -> None:
+    texts = [f"a good {word} query" for word in "abcdefghi"]
+    chosen = queries_to_try.chosen([*texts, *texts, "no"])
+    assert len(chosen) == len(set(chosen)) == queries_to_try.COUNT
+    assert chosen == queries_to_try.chosen(reversed(texts))

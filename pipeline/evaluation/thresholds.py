@@ -28,23 +28,26 @@ def measure(ranked: Mapping[str, "pa.Table"], judgments: "pa.Table", relevant_fr
         relevant_from: the lowest grade that counts as relevant.
 
     Returns:
-        Plain values: least (the threshold), judged (ranked documents that have a grade and at least this score),
-        relevant (those of them that are), of_relevant (share of all relevant ranked documents that these are; None
-        where there are none).
+        Plain values: least (the threshold), ranked (documents of judged queries with at least this score), judged
+        (those of them that have a grade), relevant (those that are), of_relevant (share of all relevant ranked
+        documents that these are; None where there are none). Where only relevant documents have grades, relevant is
+        all of judged and says nothing; then compare it with ranked.
     """
     run = ranked.get(systems.RANKER)
     if run is None:
         return []
     pairs = run.select(["query_id", "doc_id", "score"]).to_pandas()
     grades = judgments.select(["query_id", "doc_id", "grade"]).to_pandas()
-    known = pairs.merge(grades, on=["query_id", "doc_id"])
+    known = pairs[pairs["query_id"].isin(grades["query_id"])].merge(grades, on=["query_id", "doc_id"], how="left")
     scores = 1 / (1 + np.exp(-np.clip(known["score"].to_numpy(np.float64), -500, 500)))
-    relevant = known["grade"].to_numpy() >= relevant_from
+    judged = known["grade"].notna().to_numpy()
+    relevant = (known["grade"] >= relevant_from).to_numpy()
     rows = []
     for step in range(STEPS):
         least = step / STEPS
         above = scores >= least
         hits = int((above & relevant).sum())
         share = hits / int(relevant.sum()) if relevant.any() else None
-        rows.append({"least": least, "judged": int(above.sum()), "relevant": hits, "of_relevant": share})
+        counts = {"ranked": int(above.sum()), "judged": int((above & judged).sum()), "relevant": hits}
+        rows.append({"least": least, **counts, "of_relevant": share})
     return rows

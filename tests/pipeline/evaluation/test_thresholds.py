@@ -25,7 +25,8 @@ def test_each_threshold_counts_the_judged_documents_above_it() -> None:
     for row in rows:
         above = [grade for score, grade in known if score >= row["least"]]
         hits = sum(grade >= 2 for grade in above)
-        assert (row["judged"], row["relevant"]) == (len(above), hits)
+        ranked_above = [score for _, _, score in run if 1 / (1 + math.exp(-score)) >= row["least"]]
+        assert (row["ranked"], row["judged"], row["relevant"]) == (len(ranked_above), len(above), hits)
         assert row["of_relevant"] == pytest.approx(hits / everything)
     assert thresholds.measure({"BM25": ranked[systems.RANKER]}, table, 1) == []
 

@@ -54,10 +54,13 @@ def serve(recipe: Path, overrides: list[str], workspace: Path, *, judgments: str
     with _patient_start():
         check_server()
         label = prefect_flows.label_of(workspace, settings.name)
+        # Beside the form of changes, which has no values of the recipe.
+        description = f"Recipe {settings.name}, with all defaults:\n\n```toml\n{recipes.to_toml(settings)}```\n"
         deployments = [
             flow.to_deployment(
                 name=f"{flow.name}-{label}",
                 parameters=parameters[flow.name],
+                description=description,
                 schedule=schedule,
                 # By default, Prefect loads the flow from a file whose path is relative to this folder.
                 entrypoint_type=EntrypointType.MODULE_PATH,

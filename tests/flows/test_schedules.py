@@ -204,6 +204,7 @@ def test_stopping_one_scheduler_leaves_the_schedules_of_others(copied: Trained, 
         _until(lambda: all("being served" in log.read_text() for log in logs), server, *schedulers)
         before = deployments()
         assert len(before) == 2, "schedulers of one recipe and workspace share a deployment"
+        assert all("[ranker]\n" in deployment["description"] for deployment in before.values())
         for stopped in (2, 0):
             schedulers[stopped].send_signal(signal.SIGINT)
             schedulers[stopped].wait(300)

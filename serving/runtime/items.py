@@ -10,7 +10,7 @@ class Priority(IntEnum):
     """The class of a request; a lower one goes first."""
 
     PROBE = -1
-    """Whether a model answers at all, which must not depend on how much waits."""
+    """A check that a model answers at all; goes before all that waits."""
     ONLINE = 0
     BATCH = 1
 
@@ -55,7 +55,7 @@ class ScoringModel(Protocol):
     run_tokens: int
     """Padded tokens of one run; 0 for one input a run, unpadded."""
     bucket_tokens: int
-    """Lengths are rounded up to a multiple when a run holds several."""
+    """Multiple that lengths are rounded up to where a run holds several inputs."""
 
     def run(self, items: Sequence[Item]) -> Sequence[Any]:
         """One output for each input, or the Exception that this one input met.

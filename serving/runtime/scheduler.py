@@ -31,7 +31,7 @@ BATCH_SHARE = 16
 GATHERED = 1024
 """Waiting inputs that are looked at to form one run on a GPU."""
 RESPAWN_S = 0.1
-"""Between the end of a runner and its successor, so that a fault at each start cannot fill a log."""
+"""Seconds between the end of a runner and its successor, so that a fault at each start cannot fill a log."""
 JOIN_S = 2.0
 
 log = logging.getLogger(__name__)
@@ -42,10 +42,10 @@ class SchedulerStats:
     """The queue at this moment, and counts since the start."""
 
     items: int
-    """Waiting."""
+    """Inputs that wait now."""
     tokens: int
     wait_s: float
-    """Estimated, of an online input that came now and is due last."""
+    """Estimated wait, in seconds, of an online input that came now and is due last."""
     runs: int
     expired: int
     """Inputs whose time passed while they waited."""
@@ -61,7 +61,7 @@ class PresentRun:
 
     model: ScoringModel
     began: float
-    """On the clock of `time.monotonic`."""
+    """Its start on the clock of `time.monotonic`."""
     clocks: frozenset[RunClock]
     """The clocks of the requests whose inputs it holds."""
 

@@ -53,7 +53,10 @@ class ReadyMadeModels:
 
     def key(self) -> str:
         """A digest of the request, by which it is remembered; of the models' files it says nothing."""
-        text = json.dumps([VERSION, asdict(self), {role: _absolute(name) for role, name in self.named.items()}])
+        request = asdict(self)
+        if not self.options.passages:
+            del request["options"]["passages"]  # As in what was remembered before there were passages.
+        text = json.dumps([VERSION, request, {role: _absolute(name) for role, name in self.named.items()}])
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 

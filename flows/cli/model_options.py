@@ -37,6 +37,9 @@ class ModelOptions:
     widths: Annotated[str, typer.Option(help="Matryoshka widths at which vectors may be cut off, such as 256,128.")] = (
         ""
     )
+    passages: Annotated[
+        int, typer.Option(min=0, help="Passages in which the ranker reads a document that is too long; 0 cuts it.")
+    ] = 0
     judgments: Annotated[str, typer.Option(help="Judged queries on which a lower precision is measured.")] = ""
 
     def read(self, precision: str | None) -> "ReadyMadeModels":
@@ -76,6 +79,7 @@ class ModelOptions:
             document_prompt=self.document_prompt,
             max_tokens=self.max_tokens,
             widths=widths,
+            passages=self.passages,
         )
 
 

@@ -24,6 +24,7 @@ from pipeline.models.bi_encoder import BiEncoder, Head, load_body
 from pipeline.models.cross_encoder import CrossEncoder
 from pipeline.models.families import family_of, known_types
 from pipeline.models.ready_made_files import ReadyMadeOptions
+from pipeline.passages import Passages
 
 RELEVANT = ("relevant", "relevance", "positive", "yes", "true", "entailment", "duplicate", "match")
 """Words in `id2label` that name the label of relevance."""
@@ -102,7 +103,7 @@ def ranker(root: Path, options: ReadyMadeOptions | None = None) -> CrossEncoder:
 
     Raises:
         ConfigError: no head, or labels of which none is stated to be relevance; a model that is not known; weights as
-            .bin; code in the folder; a tokenizer that does not fit the embeddings.
+            .bin; code in the folder; a tokenizer that does not fit the embeddings; too many passages.
         MissingError: half a model; names the file.
     """
     options = options or ReadyMadeOptions()
@@ -131,6 +132,8 @@ def ranker(root: Path, options: ReadyMadeOptions | None = None) -> CrossEncoder:
     template = tokenizers.pair_template(tokenizer, config, max_tokens, 1)
     room = max_tokens - template.special_tokens
     template = replace(template, max_query_tokens=room - 1, longest_first=True)  # As sentence-transformers cuts.
+    if options.passages > 1:
+        template = replace(template, passages=Passages(most=options.passages))
     encoder = CrossEncoder(model, tokenizer, template, [0.0]).eval()
     encoder.label = relevant
     return encoder

@@ -23,6 +23,9 @@ class ReadyMadeOptions:
     """Maximum length of an input; 0 takes that of the folder."""
     widths: tuple[int, ...] = ()
     """Matryoshka widths at which vectors may be cut off, beside those that the folder names."""
+    passages: int = 0
+    """Maximum number of passages of a document that does not fit beside its query; below 2 such a document is cut at
+    its end."""
 
     def to_dict(self) -> dict[str, Any]:
         """The options that are set, for a fingerprint."""

@@ -20,6 +20,7 @@ GIVEN: dict[str, Any] = {
     "document_prompt": "",
     "max_tokens": 64,
     "widths": "32, 16",
+    "passages": 8,
     "judgments": "judged",
 }
 
@@ -53,7 +54,7 @@ def test_both_commands_have_the_same_options_of_models() -> None:
 def test_values_are_read_for_the_models() -> None:
     models = ModelOptions(**GIVEN).read("int8")
     assert (models.ranker, models.encoder, models.precision, models.judgments) == ("a", "b", "int8", "judged")
-    assert models.options.widths == (32, 16)
+    assert (models.options.widths, models.options.passages) == ((32, 16), 8)
     assert (models.options.query_prompt, models.options.document_prompt) == ("query: ", "")
     assert ModelOptions().read("auto").precision == ModelOptions().read(None).precision == "fp32"
     with pytest.raises(ConfigError, match="--widths 3x: write whole numbers"):

@@ -1,6 +1,7 @@
 """Ready-made models of many layouts, imported, exported and run as they are served, against sentence-transformers."""
 
 import json
+import random
 import shutil
 import warnings
 from collections.abc import Callable
@@ -29,6 +30,7 @@ from pipeline.errors import ConfigError, InputError, MissingError
 from pipeline.export import bundle
 from pipeline.models import base_models, import_stage
 from pipeline.models.ready_made_files import ReadyMadeOptions
+from pipeline.passages import Passages
 from pipeline.training.tasks import vocabulary
 from serving.runtime.engine import Engine
 from tests.pipeline.models.test_pruning import TRAINED_ON, unigram
@@ -202,6 +204,37 @@ def test_scores_are_those_of_sentence_transformers(layout: str, tmp_path: Path) 
             reference = theirs.predict(pairs, show_progress_bar=False, activation_fn=identity)
             assert scores == pytest.approx(reference, abs=1e-5)
     ours.close()
+
+
+def test_a_long_document_has_the_best_score_that_sentence_transformers_gives_a_passage(tmp_path: Path) -> None:
+    letters = random.Random(3).choices("abdegl", k=150)  # One token each.
+    texts = [*TEXTS[:4], " ".join(letters)]
+    with base_models.quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        folder = RANKERS["bert"](tmp_path)
+        theirs = library.CrossEncoder(str(folder), device="cpu")
+        plain, ours = (
+            engine(tmp_path, import_stage.ranker(tmp_path, str(folder), ReadyMadeOptions(passages=passages)))
+            for passages in (0, 9)
+        )
+        query = "a b"
+        room = ours.pair_template.max_tokens - 5
+        spans = Passages(most=9).spans(len(letters), room)
+        pairs = [(query, " ".join(letters[start:end])) for start, end in spans]
+        best = theirs.predict(pairs, show_progress_bar=False, activation_fn=torch.nn.Identity()).max()
+    scores = ours.scores(query, texts)
+    assert len(spans) > 3
+    assert scores[:4] == plain.scores(query, texts)[:4]
+    assert scores[4] == pytest.approx(best, abs=1e-5)
+    assert plain.passages is None
+    for loaded in (plain, ours):
+        loaded.close()
+
+
+def test_too_many_passages_are_refused(tmp_path: Path) -> None:
+    folder = RANKERS["bert"](tmp_path)
+    with pytest.raises(ConfigError, match=r"passages\.most is 1001; it must be from 2 to 1000"):
+        import_stage.ranker(tmp_path / "workspace", str(folder), ReadyMadeOptions(passages=1001))
 
 
 def test_prompts_of_other_names_are_those_of_an_explicit_call(tmp_path: Path) -> None:

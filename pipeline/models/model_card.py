@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pipeline.artifacts import Artifact
 from pipeline.models.bi_encoder import BiEncoder
 from pipeline.models.cross_encoder import CrossEncoder
+from pipeline.tokens import PairTemplate
 
 Role = Literal["teacher", "ranker", "plain student", "encoder"]
 
@@ -181,7 +182,21 @@ def _input(model: CrossEncoder | BiEncoder) -> str:
         "transformers cut the longer of the two instead. The score there is the same for every query of at most "
         f"{template.shared_query_tokens} tokens, and for one of at most {template.max_query_tokens} when query and "
         "document fit uncut; a longer query can get another score. "
-        "A document is its title, a line break and its text."
+        f"A document is its title, a line break and its text.{_passages(template)}"
+    )
+
+
+def _passages(template: PairTemplate) -> str:
+    """How longer documents are read; empty where they are cut."""
+    passages = template.passages
+    if passages is None:
+        return ""
+    stride = f"{passages.stride} tokens" if passages.stride else "half a passage"
+    length = f"of {passages.tokens} tokens" if passages.tokens else "as long as the query leaves"
+    joined = "the maximum" if passages.best == 1 else f"the mean of the best {passages.best}"
+    return (
+        f" A longer document is read in up to {passages.most} passages {length}, which start {stride} apart; its score "
+        f"is {joined} of theirs. Other libraries cut it."
     )
 
 

@@ -111,6 +111,8 @@ def test_labels_are_the_best_passages_scores_and_states(world: LongWorld) -> Non
 def test_a_student_learns_from_these_passages_and_serves_as_its_teacher_reads(world: LongWorld) -> None:
     model, student = CrossEncoder.load(world.teacher.path), CrossEncoder.load(world.student.path)
     assert student.template == model.template
+    card = (world.student.path / "model" / "README.md").read_text()
+    assert "up to 9 passages as long as the query leaves, which start half a passage apart" in " ".join(card.split())
     table = read(world, model)
     spans = np.load(world.teacher_scores.file("passages.npy"))
     passage_pairs = as_taught(table, world.teacher_scores)

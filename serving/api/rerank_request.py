@@ -10,7 +10,7 @@ from pipeline import text
 from pipeline.passages import MAX_PASSAGES
 from serving.api.schemas import ClientShape, RefusedField, RequestBody, check_length, shown
 from serving.errors import InvalidRequestError
-from serving.scoring.reranker import DocumentLimits
+from serving.scoring.document_scores import DocumentLimits
 
 MAX_RANK_FIELDS = 100
 MAX_SCORE = 1e300

@@ -11,7 +11,8 @@ from index.document_store import Value
 from pipeline import schema, text
 from pipeline.errors import MissingError
 from serving.runtime.admission import RequestOptions
-from serving.scoring.reranker import DocumentLimits, relevance
+from serving.scoring.document_scores import DocumentLimits
+from serving.scoring.reranker import relevance
 from serving.scoring.searcher import Searcher, SearchResult
 
 DEPTH = 10

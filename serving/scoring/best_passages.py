@@ -7,7 +7,7 @@ from index.document_store import Document
 from pipeline import text
 from serving.runtime.deadline import Deadline
 from serving.runtime.tokenizer import RuntimeTokenizer
-from serving.scoring.reranker import DocumentScore
+from serving.scoring.document_scores import DocumentScore
 
 MAX_PASSAGE_CHARS = 10_000
 """Characters of a passage that a result holds; 512 tokens of English have about 2,500."""

@@ -9,7 +9,7 @@ import math
 import struct
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -25,6 +25,7 @@ from serving.runtime.job import Job
 from serving.runtime.passage_inputs import PassageInput
 from serving.runtime.scheduler import Scheduler
 from serving.scoring.cache import Cache, Compute, Fetched, Key
+from serving.scoring.document_scores import DocumentScore
 from serving.scoring.redis_cache import SharedCache, Tier
 
 CHUNK = 16
@@ -88,39 +89,6 @@ class Caches:
             Cache(share, lambda vector: vector.nbytes + 112, vectors),
             max_bytes // 16,
         )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DocumentLimits:
-    """The part of each document that a request wants to be read; what it leaves open is as the ranker has it."""
-
-    max_passages: int | None = None
-    """Maximum number of passages of a document; 1 cuts it at its end. None leaves it to the release."""
-    max_tokens: int | None = None
-    """Maximum number of tokens of a document; None for no bound of the request's own."""
-
-    def passages(self, default: Passages | None) -> Passages | None:
-        """The passages in which a ranker reads documents for the request.
-
-        Args:
-            default: its passages where the request says nothing.
-        """
-        if self.max_passages == 1 or (self.max_passages is None and default is None):
-            return None
-        most = self.max_passages or (default.most if default else 0)
-        passages = replace(default, most=most, best=min(default.best, most)) if default else Passages(most=most)
-        return replace(passages, max_document_tokens=self.max_tokens or 0)
-
-
-@dataclass(frozen=True, slots=True)
-class DocumentScore:
-    """The raw score of a document, and the passage that fits the query best."""
-
-    value: float
-    best: int = 0
-    """Index of the passage with the highest score, the first of equals."""
-    passages: Sequence[PassageInput] = ()
-    """All passages in their order; none where the document was not read in passages."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,9 +45,10 @@ from serving.scoring.answers import (
 from serving.scoring.best_passages import best_passages
 from serving.scoring.cache import Fetched
 from serving.scoring.contents import SearchableContents
+from serving.scoring.document_scores import DocumentLimits
 from serving.scoring.opened_document import OpenedDocument, open_document
 from serving.scoring.report_excerpt import ReportExcerpt
-from serving.scoring.reranker import Caches, DocumentLimits, Embedder, Reranker, Vector, relevance
+from serving.scoring.reranker import Caches, Embedder, Reranker, Vector, relevance
 from serving.scoring.running_search import CandidatePool, ModelAttempts, Stopwatch, by_score
 from serving.scoring.snippets import snippets
 

@@ -4,6 +4,7 @@ The documents of `test_stages` stand somewhere inside longer ones, so that who r
 """
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from pipeline.errors import ConfigError
 from pipeline.export import bundle
 from pipeline.models.cross_encoder import CrossEncoder
 from pipeline.training import preflight, ranker, teacher, teacher_scores
-from pipeline.training.loop import pair_passages, pair_tokens, scoring
+from pipeline.training.loop import loop, pair_passages, pair_tokens, scoring
 from pipeline.training.tasks.teacher_targets import as_taught
 from serving.runtime.engine import Engine
 from tests.pipeline.training.test_stages import CANDIDATES, FILLERS, RANKER, TEACHER, base_model, tables
@@ -38,6 +39,14 @@ class LongWorld:
     teacher: Artifact
     teacher_scores: Artifact
     student: Artifact
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fp32() -> Iterator[None]:
+    """Scores in fp32, also on a processor that multiplies in bf16."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "bf16_is_native", lambda device: False)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -101,7 +101,7 @@ def docstrings() -> Requests:
                     texts.setdefault(" ".join(text.split()))
     chosen = list(texts)[:: max(1, len(texts) // (QUERIES * (DOCUMENTS + 1)))]
     queries, documents = chosen[:QUERIES], chosen[QUERIES : QUERIES * (DOCUMENTS + 1)]
-    return {query.split(".")[0][:80]: documents[place::QUERIES] for place, query in enumerate(queries)}
+    return {query.split(".")[0][:80]: documents[number::QUERIES] for number, query in enumerate(queries)}
 
 
 def cross_encoder(folder: Path) -> tuple[Path, Path]:

@@ -60,8 +60,8 @@ def test_people_grades_and_thumbs_in_one_collection_stay_apart(copied: Trained, 
     ]
 
     def judged(clicks: bool) -> int:
-        made = reports.report(both, copied.workspace, split="all", clicks=clicks)
-        return int(json.loads(made.file("report.json").read_text(encoding="utf-8"))["queries"]["judged"])
+        artifact = reports.report(both, copied.workspace, split="all", clicks=clicks)
+        return int(json.loads(artifact.file("report.json").read_text(encoding="utf-8"))["queries"]["judged"])
 
     people = len(set(pq.read_table(copied.world / "tiny" / "judgments.parquet")["query_id"].to_pylist()))
     assert judged(False) == people

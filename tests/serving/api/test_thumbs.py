@@ -97,8 +97,8 @@ def test_a_page_of_another_host_cannot_write_thumbs(
 ) -> None:
     """These are the requests that a browser sends for a foreign page without asking the service first."""
     assert client.post("/thumbs", content=json.dumps(BODY), headers=headers).status_code == status
-    asked = client.options("/thumbs", headers={"origin": "http://elsewhere.example"})
-    assert "access-control-allow-origin" not in asked.headers
+    preflight = client.options("/thumbs", headers={"origin": "http://elsewhere.example"})
+    assert "access-control-allow-origin" not in preflight.headers
     assert lines(folder) == []
 
 

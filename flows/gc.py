@@ -37,7 +37,8 @@ TEMPORARY = "temporary"
 """The reason of lock files that nobody holds and of temporary files of dead processes."""
 
 _TEMPORARY_NAME = re.compile(r"\..+\.(\d+)\.tmp")
-_STORE = "documents/documents.sqlite"
+_STORES = ("documents/manifest.json", "documents/documents.sqlite")
+"""Files of a release on which a service holds a shared lock: the second one by services from before segments."""
 
 log = logging.getLogger(__name__)
 
@@ -185,13 +186,14 @@ def _closure(names: set[str], manifests: dict[str, Manifest]) -> set[str]:
 
 def _in_use(release: Path) -> bool:
     """Whether a process serves this release: an open document store holds a shared lock."""
-    try:
-        with (release / _STORE).open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
+    for name in _STORES:
+        try:
+            with (release / name).open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            continue
     return False
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from flows.runner import Runner
@@ -37,6 +38,7 @@ def make_searchable(
     encoder: Artifact,
     data: Artifact,
     queries: Artifact | None = None,
+    previous: Mapping[str, Artifact] = MappingProxyType({}),
     anew: bool = False,
 ) -> SearchableCorpus:
     """Makes lexical index, document store, vectors and semantic index of the documents in a data or corpus artifact.
@@ -47,7 +49,8 @@ def make_searchable(
         encoder: an exported bundle.
         queries: a data artifact, or an earlier index of the same encoder, whose queries recall is measured on where the
             recipe states `index.recall`; None takes those of `data`.
-        anew: embed every document again.
+        previous: the parts of a release, whose segments are shared as far as their documents are unchanged.
+        anew: embed every document again, and share nothing.
     """
     from index import documents, lexical, semantic_build, vectors
     from index.quality import QualityFilter
@@ -56,12 +59,15 @@ def make_searchable(
     digest = offline.digest(encoder)
     known = vectors.earlier(run.workspace, digest)
     number = vectors.next_round(known) if anew else vectors.last_round(known, data)
-    lexical_index = run(lexical.make, config, data=data)
+    shared = {} if anew else previous
+    lexical_index = run(lexical.make, config, data=data, previous=shared.get("lexical"))
     apart = {
-        releases.field_part("lexical", name): run.labelled(name)(lexical.make, config, data=data, field=name)
+        (part := releases.field_part("lexical", name)): run.labelled(name)(
+            lexical.make, config, data=data, field=name, previous=shared.get(part)
+        )
         for name in config.fields
     }
-    store = run(documents.make, data=data)
+    store = run(documents.make, data=data, previous=shared.get("documents"))
     embedded = run(
         vectors.make,
         digest,
@@ -72,7 +78,7 @@ def make_searchable(
         quality=QualityFilter.of(config),
     )
     judged = _held_out(config, encoder, digest, queries or data)
-    index = run(semantic_build.make, config, vectors=embedded, queries=judged)
+    index = run(semantic_build.make, config, vectors=embedded, queries=judged, previous=shared.get("index"))
     return SearchableCorpus(lexical=lexical_index, documents=store, vectors=embedded, index=index, fields=apart)
 
 

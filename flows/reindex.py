@@ -1,8 +1,8 @@
 """The flow that keeps an index current: the models of a release stay, its documents are replaced.
 
-Only new and changed documents are embedded. The new release differs from the old one in its lexical index, document
-store and semantic index, and is made live only if the old one still is. Its report is that of the old release; its
-metrics say so.
+Only new and changed documents are analysed, stored and embedded: the new release shares the segments of the old one
+that hold the others (`index.segments`). It differs from the old one in its lexical index, document store and semantic
+index, and is made live only if the old one still is. Its report is that of the old release; its metrics say so.
 """
 
 import logging
@@ -73,7 +73,13 @@ def reindex(
     data = run(corpus.make, chosen, Path(), recipe.data.faulty_rows, previous=previous)
     parts = {name: releases.part(old, name) for name in judging.PARTS if releases.has_part(old, name)}
     searchable = indexing.make_searchable(
-        recipe.index, run, encoder=parts["encoder"], data=data, queries=parts.get("index"), anew=full
+        recipe.index,
+        run,
+        encoder=parts["encoder"],
+        data=data,
+        queries=parts.get("index"),
+        previous=parts | releases.field_parts(old),
+        anew=full,
     )
     reasons = publishing.implausible(old, searchable.documents)
     if reasons and not force:

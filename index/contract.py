@@ -16,8 +16,9 @@ import faiss
 import numpy as np
 
 from index import index_types, tuning
+from index.ann import read_ann
 from index.held_out import HeldOutQueries, Vectors
-from index.semantic import IndexStats, read_ann
+from index.semantic import IndexStats
 from pipeline.config import IndexConfig
 from pipeline.errors import ArtifactError, ConfigError
 
@@ -103,8 +104,7 @@ def build(matrix: Any, config: IndexConfig, held_out: HeldOutQueries | None) -> 
             "recall_target": config.recall,
             "recall_at_100": point.recall,
             "recall_at_100_lower": point.lower,
-            "recall_queries": len(queries),
-            "recall_measured_on": "held-out queries" if held_out else "documents",
+            **_judged_by(queries, held_out),
             "p50_ms": point.p50_ms,
             "recall_curve": [asdict(point) for point in points],
             **({"refused": tried} if tried else {}),
@@ -116,6 +116,35 @@ def build(matrix: Any, config: IndexConfig, held_out: HeldOutQueries | None) -> 
         f"type, {max(tried, key=lambda name: tried[name]['recall_at_100_lower'])}, keeps {best:.4f} by its lower bound "
         f"over {len(queries)} queries, however many lists are visited; raise the limit or lower the recall"
     )
+
+
+def measured(
+    ann: Any, matrix: Any, config: IndexConfig, held_out: HeldOutQueries | None
+) -> tuple[dict[str, Any], Vectors] | None:
+    """The metrics of an index that was built before and changed since, and the queries that it was judged by.
+
+    None where it does not keep `config.recall`.
+    """
+    queries = _queries(matrix, config, held_out)
+    point = tuning.measured_point(ann, matrix, tuning.Truth.of(matrix, queries))
+    if point.lower < config.recall:
+        log.warning("index: its segments do not keep recall %g: %s; it is built anew", config.recall, point)
+        return None
+    metrics = {
+        "recall_target": config.recall,
+        "recall_at_100": point.recall,
+        "recall_at_100_lower": point.lower,
+        **_judged_by(queries, held_out),
+        "p50_ms": point.p50_ms,
+    }
+    return metrics, queries
+
+
+def _judged_by(queries: Vectors, held_out: HeldOutQueries | None) -> dict[str, Any]:
+    return {
+        "recall_queries": len(queries),
+        "recall_measured_on": "held-out queries" if held_out else "documents",
+    }
 
 
 def with_filters(

@@ -1,30 +1,29 @@
 """The reader of a document store: documents by row to show and rerank, and the rows that pass a filter.
 
-The store is one SQLite file: it opens at once whatever its size, reads a document in microseconds through the page
-cache that all processes share, and needs nothing beyond the standard library. (Arrow IPC would need pyarrow in the
-service.) `index.documents` writes it.
+A store is a SQLite file a segment (see `index.segments`): it opens at once whatever its size, reads a document in
+microseconds through the page cache that all processes share, and needs nothing beyond the standard library. (Arrow IPC
+would need pyarrow in the service.) `index.documents` writes it.
 """
 
-import fcntl
 import hashlib
 import json
 import math
-import os
-import sqlite3
 import threading
-import weakref
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 import numpy.typing as npt
 from cachetools import LRUCache
 
+from index.segments import SegmentMap
+from index.store_file import StoreReader, UseLock
 from pipeline import artifacts
+from pipeline.artifacts import Artifact
 from pipeline.errors import ArtifactError, MissingError
 
 KIND = "documents"
@@ -36,6 +35,8 @@ FILTER_BYTES = 32 * 2**20
 """Memory for the rows of recent filters, in bytes."""
 ROWS_BYTES = 512
 """Memory of one remembered filter beside its rows, in bytes."""
+FIRST_LOOK = 64
+"""Documents of a field that are looked at first for one that is no tombstone."""
 
 Value = bool | int | float | str | Decimal
 Rows = npt.NDArray[np.int64]
@@ -66,15 +67,41 @@ class Document:
     """Other columns that have a value; dates and the like as text."""
 
 
+@dataclass(frozen=True, slots=True)
+class StoreSegment:
+    """One SQLite file of a store."""
+
+    documents: StoreReader
+    fields: StoreReader
+    """A connection of its own, so that reading the many rows of a broad filter holds up no document."""
+    rows: npt.NDArray[np.int32] | None
+    """(documents,) row in the store of each row in the file, -1 for a tombstone; None where they are the same."""
+
+    def living(self, numbers: Rows) -> Rows:
+        """The rows in the store of rows in the file, without tombstones."""
+        if self.rows is None:
+            return numbers
+        rows = self.rows[numbers].astype(np.int64)
+        return rows[rows >= 0]
+
+    def has_field(self, name: str) -> bool:
+        """Whether a document that is no tombstone has a field of this name."""
+        for limit in (FIRST_LOOK, -1):
+            rows = self.fields.all("SELECT row FROM fields WHERE field = ? LIMIT ?", name, limit)
+            if len(self.living(np.array([row for (row,) in rows], np.int64))):
+                return True
+            if len(rows) < limit:
+                break
+        return False
+
+
 class DocumentStore:
     """Reads documents; one store serves all threads of a process."""
 
-    def __init__(self, path: Path, documents: "_StoreReader", fields: "_StoreReader", rows: int) -> None:
-        """
-        Args:
-            documents, fields: two connections, so that reading the many rows of a broad filter holds up no document.
-        """
-        self._path, self._documents, self._fields, self._rows = path, documents, fields, rows
+    def __init__(self, path: Path, segments: Sequence[StoreSegment], layout: SegmentMap, stats: CorpusStats) -> None:
+        self._path, self._segments, self._layout, self._stats = path, segments, layout, stats
+        self._starts = layout.starts
+        self._use = UseLock(path / artifacts.MANIFEST)
         self._filtering, self._looking = threading.Lock(), threading.Lock()
         self._filtered: LRUCache[bytes, Rows] = LRUCache(FILTER_BYTES, lambda rows: rows.nbytes + ROWS_BYTES)
         """Digest of field and values → rows; documents do not change."""
@@ -87,18 +114,28 @@ class DocumentStore:
             MissingError: no such folder.
             ArtifactError: a damaged file, by name.
         """
-        file = artifacts.load(path, KIND, verify=verify).file(FILE)
-        documents, fields = _StoreReader(file), _StoreReader(file)
-        ((rows,),) = documents.all("SELECT coalesce(max(row) + 1, 0) FROM documents")
-        return cls(file, documents, fields, int(rows))
+        artifact = artifacts.load(path, KIND, verify=verify)
+        stats = _stats(artifact)
+        layout = SegmentMap.read(artifact, stats.documents)
+        segments = []
+        for number, segment in enumerate(layout.segments):
+            file = artifact.file(segment.file(FILE))
+            rows = None if layout.rows is None else layout.rows_of(number)
+            reader = StoreReader(file)
+            ((held,),) = reader.all("SELECT coalesce(max(row) + 1, 0) FROM documents")
+            if held != segment.documents:
+                raise ArtifactError(
+                    f"{file}: holds {held} documents, {segment.documents} are listed; {artifacts.remedy(path)}"
+                )
+            segments.append(StoreSegment(reader, StoreReader(file), rows))
+        return cls(path, segments, layout, stats)
 
     def __len__(self) -> int:
-        return self._rows
+        return self._stats.documents
 
     def stats(self) -> CorpusStats:
-        """Counts over all documents; reads every text once."""
-        ((documents, empty, duplicates),) = self._documents.all(STATS)
-        return CorpusStats(documents=documents, empty=empty, duplicates=duplicates)
+        """Counts over all documents."""
+        return self._stats
 
     def get(self, row: int) -> Document:
         """The document in this row.
@@ -116,17 +153,25 @@ class DocumentStore:
         """
         documents = []
         for row in rows:
-            fields = self._documents.first("SELECT doc_id, title, text, extra FROM documents WHERE row = ?", int(row))
+            if not 0 <= row < len(self):
+                raise MissingError(f"{self._path}: no document in row {row}; there are rows 0 to {len(self) - 1}")
+            position = int(row if self._layout.positions is None else self._layout.positions[row])
+            number = bisect_right(self._starts, position) - 1
+            reader, in_file = self._segments[number].documents, position - self._starts[number]
+            fields = reader.first("SELECT doc_id, title, text, extra FROM documents WHERE row = ?", in_file)
             if fields is None:
-                raise MissingError(f"{self._path}: no document in row {row}; there are rows 0 to {self._rows - 1}")
+                raise ArtifactError(f"{self._path}: row {row} is not in its file; {artifacts.remedy(self._path)}")
             doc_id, title, text, extra = fields
             documents.append(Document(doc_id, title, text, json.loads(extra) if extra else {}))
         return documents
 
     def row_of(self, doc_id: str) -> int | None:
         """The row of the document with this id; None where there is none."""
-        row = self._documents.first("SELECT row FROM documents WHERE doc_id = ?", doc_id)
-        return None if row is None else int(row[0])
+        for segment in self._segments:
+            numbers = segment.documents.first("SELECT row FROM documents WHERE doc_id = ?", doc_id)
+            if numbers is not None and len(living := segment.living(np.array(numbers, np.int64))):
+                return int(living[0])
+        return None
 
     def rows_where(self, filters: Mapping[str, Sequence[Value]]) -> Rows:
         """Ascending rows of the documents that have, in each of these fields, one of its values.
@@ -145,7 +190,7 @@ class DocumentStore:
                 field_name, sorted({text for value in wanted for text in (value_text(value), _v2_text(value))})
             )
             passing = rows if passing is None else np.intersect1d(passing, rows, assume_unique=True)
-        return np.arange(self._rows, dtype=np.int64) if passing is None else passing
+        return np.arange(len(self), dtype=np.int64) if passing is None else passing
 
     def _rows_of(self, field_name: str, values: Sequence[str]) -> Rows:
         """Ascending rows whose field has one of these values; the rows of recent filters are kept in memory."""
@@ -160,8 +205,12 @@ class DocumentStore:
                 return rows
             marks = ",".join("?" * len(values))
             query = f"SELECT row FROM fields WHERE field = ? AND value IN ({marks})"
-            rows = np.unique(np.array([row for (row,) in self._fields.all(query, field_name, *values)], np.int64))
-            if not len(rows) and not self._fields.all("SELECT 1 FROM fields WHERE field = ? LIMIT 1", field_name):
+            parts = [np.zeros(0, np.int64)]
+            for segment in self._segments:
+                numbers = [row for (row,) in segment.fields.all(query, field_name, *values)]
+                parts.append(segment.living(np.array(numbers, np.int64)))
+            rows = np.unique(np.concatenate(parts))
+            if not len(rows) and not any(segment.has_field(field_name) for segment in self._segments):
                 known = ", ".join(self.fields()) or "none"
                 raise MissingError(f"no document has a field '{field_name[:100]}'; there are: {known}")
             rows.flags.writeable = False
@@ -179,65 +228,33 @@ class DocumentStore:
         return list(self.each_field())
 
     def each_field(self) -> Iterator[str]:
-        """Yields the names of all fields, each by one look-up, so that a store may have any number of them."""
+        """The same one by one in ascending order, by few look-ups each, for a store that may have any number."""
         query, name = "SELECT min(field) FROM fields WHERE field > ?", ""
-        while (following := self._fields.all(query, name)) != [(None,)]:
-            ((name,),) = following
-            yield name
+        while True:
+            following = [field for segment in self._segments for (field,) in segment.fields.all(query, name)]
+            if not (names := [field for field in following if field is not None]):
+                return
+            name = min(names)
+            if any(segment.has_field(name) for segment in self._segments):
+                yield name
 
     def close(self) -> None:
-        """Closes the file; reading is an error from then on."""
-        self._documents.close()
-        self._fields.close()
+        """Closes the files; reading is an error from then on."""
+        for segment in self._segments:
+            segment.documents.close()
+            segment.fields.close()
+        self._use.let_go()
 
 
-class _StoreReader:
-    """One connection to a store, which threads use in turn.
-
-    Raises:
-        ArtifactError: a damaged file, by name.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path, self._turn = path, threading.Lock()
-        # `relevance releases gc` leaves a release alone while a process holds this lock. SQLite takes no such locks.
-        handle = os.open(path, os.O_RDONLY)
-        self._let_go = weakref.finalize(self, os.close, handle)
-        fcntl.flock(handle, fcntl.LOCK_SH)
-        try:
-            # Nothing writes to an artifact, so SQLite needs no locks and makes no files beside it.
-            self._connection = sqlite3.connect(
-                f"file:{quote(str(path.resolve()))}?mode=ro&immutable=1", uri=True, check_same_thread=False
-            )
-        except sqlite3.Error as error:
-            raise damaged(path, error) from error
-
-    def all(self, query: str, *values: int | str) -> list[tuple[Any, ...]]:
-        """All rows of a query; none for a value that SQLite cannot hold: a lone surrogate, an integer beyond 64 bits.
-
-        Raises:
-            MissingError: the store is older than fields.
-        """
-        try:
-            with self._turn:
-                return self._connection.execute(query, values).fetchall()
-        except (UnicodeEncodeError, OverflowError):
-            return []
-        except sqlite3.DatabaseError as error:
-            if "no such table: fields" in str(error):
-                raise MissingError(
-                    "the documents of this release were stored before filters were known; run `relevance reindex`"
-                ) from error
-            raise damaged(self._path, error) from error
-
-    def first(self, query: str, value: int | str) -> tuple[Any, ...] | None:
-        """The first row of a query, or None."""
-        return next(iter(self.all(query, value)), None)
-
-    def close(self) -> None:
-        with self._turn:
-            self._connection.close()
-            self._let_go()
+def _stats(artifact: Artifact) -> CorpusStats:
+    """The counts in the manifest; of a store from before they were kept there, by reading every text once."""
+    metrics = artifact.metrics
+    if "duplicates" in metrics:
+        return CorpusStats(**{name: int(metrics[name]) for name in ("documents", "empty", "duplicates")})
+    reader = StoreReader(artifact.file(FILE))
+    ((documents, empty, duplicates),) = reader.all(STATS)
+    reader.close()
+    return CorpusStats(documents=documents, empty=empty, duplicates=duplicates)
 
 
 def value_text(value: Any) -> str:
@@ -268,7 +285,3 @@ def is_missing(value: Any) -> bool:
 def _v2_text(value: Any) -> str:
     """A value as stores of version 2 hold it."""
     return str(value) if isinstance(value, float) and not value.is_integer() else value_text(value)
-
-
-def damaged(path: Path, error: Exception) -> ArtifactError:
-    return ArtifactError(f"{path}: not a readable document store ({error}); {artifacts.remedy(path)}")

@@ -1,33 +1,40 @@
-"""The lexical index: BM25 over titles and texts. Builds it with bm25s, searches it, and writes candidate runs.
+"""The lexical index: BM25 over titles and texts. Builds its segments, searches them, and writes candidate runs.
 
-bm25s stores each term's contribution to each document's score, so a search only adds. Its files are
-memory-mapped and added up here: that starts in milliseconds, needs no bm25s in the service, and gives
-one document the same score in a search and in a look-up of single documents.
+Segments hold counts (`index.postings`) that are mapped into memory and weighed when a query is asked
+(`index.term_weights`): that starts in milliseconds, gives one document the same score in a search and in a look-up of
+single documents, and the same score whatever segments its index is made of. Indexes from before segments hold the
+finished scores of bm25s, and are searched as they are.
 """
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from index import analyzer, documents
+from index import analyzer, document_reader, postings, segments
 from index.analyzer import analyser
 from index.hits import Hit, RunDepth, judged_queries, read_ids, write_ids, write_run
+from index.postings import Postings
+from index.segments import SegmentMap, SegmentPlan
+from index.term_weights import HOLDERS, LexicalSegment, WeighedSegment, idf, load_counted
 from pipeline import artifacts, progress, schema
 from pipeline.artifacts import Artifact, Staging
-from pipeline.errors import ArtifactError, SchemaError
+from pipeline.errors import SchemaError
 from pipeline.stage import Stage
 
 if TYPE_CHECKING:
     from pipeline.config import IndexConfig
 
 KIND = "lexical"
-STAGE = Stage(KIND, version=1, inputs={"data": ("data", "corpus")}, section="index", title="lexical index")
+STAGE = Stage(
+    KIND, version=1, inputs={"data": ("data", "corpus"), "previous": KIND}, section="index", title="lexical index"
+)
 RUN = Stage("run", version=1, inputs={"lexical": KIND, "data": ("data", "asked")}, title="BM25 run")
 SCORES = Stage(
     "scores", version=1, inputs={"lexical": KIND, "data": "data", "pairs": ("pairs", "pool")}, title="BM25 scores"
@@ -36,19 +43,21 @@ SCORES = Stage(
 MAX_TERMS = 4096
 """Maximum number of terms of a query, with repetitions; the rest is not searched for."""
 
-# The names that bm25s gives its files: a sparse matrix by columns, a column a term.
-_SCORES, _ROWS, _STARTS = "data.csc.index.npy", "indices.csc.index.npy", "indptr.csc.index.npy"
-_VOCABULARY, _IDS = "vocab.index.json", "ids.parquet"
+_IDS = "ids.parquet"
 
 log = logging.getLogger(__name__)
 
 
 @STAGE
-def make(workspace: Path, config: "IndexConfig", *, data: Artifact, field: str = "") -> Artifact:
+def make(
+    workspace: Path, config: "IndexConfig", *, data: Artifact, field: str = "", previous: Artifact | None = None
+) -> Artifact:
     """The `lexical` artifact: BM25 (the Lucene variant) of all documents of this data.
 
     Args:
         field: the column that is indexed alone, see `index.fields`; title and text together where empty.
+        previous: an earlier artifact, whose segments are shared where their documents are unchanged. It is not part of
+            the fingerprint, as it changes only how long the work takes and which files hold the postings.
 
     Raises:
         ConfigError: no stemmer for `index.language`.
@@ -59,29 +68,63 @@ def make(workspace: Path, config: "IndexConfig", *, data: Artifact, field: str =
     analyse = analyser(config.language)
 
     def build(staging: Staging) -> Mapping[str, Any]:
-        import bm25s
-
-        logging.getLogger("bm25s").setLevel(logging.WARNING)  # It logs every step otherwise.
-        total = documents.count(data)
-        doc_ids: list[str] = []
-        counted: list[list[int]] = []
-        vocabulary: dict[str, int] = {}
-        with progress.bar("Indexing terms", total, "documents") as advance:
-            for doc_id, text in documents.texts(data, field):
-                doc_ids.append(doc_id)
-                counted.append([vocabulary.setdefault(term, len(vocabulary)) for term in analyse(text)])
-                advance(1)
-        if not vocabulary:
+        digests = document_reader.digests(data)
+        contents = document_reader.field_digests(data, field) if field else digests.texts
+        plan = segments.plan(_of_same_terms(previous, settings), postings.FILES, contents)
+        plan.write(staging)
+        terms = set[str]()
+        holders = [np.zeros(0, np.int32)]
+        for use in plan.kept:
+            kept = Postings.read(use.path)
+            holders.append(kept.living(use.rows >= 0))
+            terms.update(compress(kept.terms, (holders[-1] > 0).tolist()))
+        if len(plan.written):
+            written = _written(data, field, plan, analyse)
+            written.write(staging.folder / plan.folder)
+            holders.append(np.diff(written.starts).astype(np.int32))
+            terms.update(written.terms)
+        if not terms:
             columns = f"column {field}, which index.fields names" if field else "title and text columns"
-            raise SchemaError(f"{data.path}: not one word in {total} documents; look at their {columns}")
-        bm25 = bm25s.BM25(method="lucene", k1=config.k1, b=config.b)
-        bm25.index((counted, vocabulary), create_empty_token=False, show_progress=False)
-        bm25.save(staging.folder)
-        write_ids(staging.folder / _IDS, doc_ids)
-        size = sum(path.stat().st_size for path in staging.folder.iterdir())
-        return {"documents": total, "terms": len(vocabulary), "bytes_per_document": round(size / total, 1)}
+            raise SchemaError(
+                f"{data.path}: not one word in {digests.stats.documents} documents; look at their {columns}"
+            )
+        if plan.kept:
+            np.save(staging.folder / HOLDERS, np.concatenate(holders))
+        write_ids(staging.folder / _IDS, digests.doc_ids)
+        total = digests.stats.documents
+        size = sum(path.stat().st_size for path in staging.folder.rglob("*") if path.is_file())
+        return {
+            "documents": total,
+            "terms": len(terms),
+            "bytes_per_document": round(size / total, 1),
+            **plan.figures(),
+        }
 
     return STAGE.make(workspace, config=settings, inputs={"data": data}, build=build)
+
+
+def _of_same_terms(previous: Artifact | None, settings: Mapping[str, Any]) -> Artifact | None:
+    """An earlier index, if its postings are those that these settings give; k1 and b count when a query is asked."""
+    if previous is None or previous.manifest.version != STAGE.version:
+        return None
+    same = all(previous.manifest.config.get(name) == settings.get(name) for name in ("language", "analysis", "field"))
+    return previous if same else None
+
+
+def _written(data: Artifact, field: str, plan: SegmentPlan, analyse: Callable[[str], list[str]]) -> Postings:
+    """The postings of the new segment."""
+    with progress.bar("Indexing terms", len(plan.fresh), "documents") as advance:
+
+        def analysed() -> Iterator[list[str]]:
+            for _, text in document_reader.texts(data, field, plan.fresh):
+                yield analyse(text)
+                advance(1)
+
+        fresh = Postings.of(analysed())
+    if not plan.merged:
+        return fresh
+    parts = [(Postings.read(use.path), plan.numbers(use.rows)) for use in plan.merged]
+    return Postings.merged([*parts, (fresh, plan.numbers(plan.fresh))], len(plan.written))
 
 
 @RUN
@@ -144,12 +187,16 @@ class LexicalIndex:
     def __init__(
         self,
         analyse: Callable[[str], list[str]],
-        vocabulary: Mapping[str, int],
-        postings: tuple[npt.NDArray[np.float32], npt.NDArray[np.int32], npt.NDArray[np.int64]],
+        segments: Sequence[LexicalSegment],
+        layout: SegmentMap,
         doc_ids: list[str],
+        weigh: Callable[[int], float],
     ) -> None:
-        self._analyse, self._vocabulary = analyse, vocabulary
-        self._scores, self._rows, self._starts = postings
+        """
+        Args:
+            weigh: the weight of a term, by the number of documents that have it, where segments do not have it in them.
+        """
+        self._analyse, self._segments, self._layout, self._weigh = analyse, segments, layout, weigh
         self.doc_ids = doc_ids
         """row → doc_id"""
 
@@ -162,34 +209,33 @@ class LexicalIndex:
             ArtifactError: a damaged file, by name, or files that do not belong together.
         """
         artifact = artifacts.load(path, KIND, verify=verify)
-        file = artifact.file(_VOCABULARY)
-        try:
-            vocabulary = json.loads(file.read_bytes())
-        except ValueError as error:
-            raise ArtifactError(f"{file}: not a readable vocabulary ({error}); build the index again") from error
-        scores, rows, starts = (_array(artifact.file(name)) for name in (_SCORES, _ROWS, _STARTS))
-        if not (len(starts) == len(vocabulary) + 1 and starts[-1] == len(scores) == len(rows)):
-            raise ArtifactError(
-                f"{path}: {len(vocabulary)} terms, {len(starts) - 1} lists that end at {starts[-1]}, {len(scores)} "
-                f"scores and {len(rows)} rows do not belong together; build the index again"
-            )
         doc_ids = read_ids(artifact.file(_IDS))
-        if verify:
-            _check_postings(path, scores, rows, starts, len(doc_ids))
+        layout = SegmentMap.read(artifact, len(doc_ids))
         config = artifact.manifest.config
         analyse = analyser(config["language"], config.get("analysis", 1))
-        return cls(analyse, vocabulary, (scores, rows, starts), doc_ids)
+        if WeighedSegment.FILES[0] in artifact.manifest.files:
+            weighed = WeighedSegment(artifact, len(doc_ids), verify=verify)
+            return cls(analyse, [weighed], layout, doc_ids, lambda _: 1.0)
+        counted = load_counted(artifact, layout, verify=verify)
+        return cls(analyse, counted, layout, doc_ids, partial(idf, len(doc_ids)))
 
     def search(self, query: str, k: int) -> list[Hit]:
         """Finds at most k documents with a score above 0, best first; equal scores are ordered by row."""
-        totals = np.zeros(len(self.doc_ids), np.float32)
-        for _, times, start, end in self._lists(query):
-            totals[self._rows[start:end]] += times * self._scores[start:end]  # A document is in a list once.
-        rows = np.flatnonzero(totals)
-        scores = totals[rows]
+        starts = self._layout.starts
+        totals = np.zeros(starts[-1], np.float32)
+        for _, weight, lists in self._terms(query):
+            for number, bounds in lists:
+                segment = self._segments[number]
+                weights = segment.weights(bounds, slice(None)) * weight
+                # A document is in a list once.
+                totals[starts[number] : starts[number + 1]][segment.listed(bounds)] += weights
+        positions = np.flatnonzero(totals)  # A tombstone has 0.
+        scores = totals[positions]
+        rows = positions if self._layout.rows is None else self._layout.rows[positions]
         if 0 < k < len(rows):
             last = np.partition(scores, len(rows) - k)[len(rows) - k]
             above, level = np.flatnonzero(scores > last), np.flatnonzero(scores == last)
+            level = level[np.argsort(rows[level], kind="stable")]
             kept = np.concatenate([above, level[: k - len(above)]])
             rows, scores = rows[kept], scores[kept]
         order = np.lexsort((rows, -scores))[: max(k, 0)]
@@ -207,7 +253,6 @@ class LexicalIndex:
             raise SchemaError(
                 f"rows {wanted.min()} to {wanted.max()} are requested; there are 0 to {len(self.doc_ids) - 1}"
             )
-        wanted = wanted.astype(self._rows.dtype)  # Else each list would be widened to be searched.
         totals = np.zeros(len(wanted), np.float32)
         for _, part in self._parts(query, wanted):
             totals += part
@@ -220,48 +265,33 @@ class LexicalIndex:
         a language.
         """
         shares: list[dict[str, float]] = [{} for _ in rows]
-        for term, part in self._parts(query, np.asarray(rows, self._rows.dtype)):
+        for term, part in self._parts(query, np.asarray(rows, np.int64)):
             for number in np.flatnonzero(part):
                 shares[number][term] = float(part[number])
         return shares
 
-    def _parts(self, query: str, wanted: npt.NDArray[Any]) -> Iterator[tuple[str, npt.NDArray[np.float32]]]:
+    def _parts(self, query: str, wanted: npt.NDArray[np.int64]) -> Iterator[tuple[str, npt.NDArray[np.float32]]]:
         """Each known term of a query with its part in the BM25 of each wanted row, (rows,)."""
-        for term, times, start, end in self._lists(query):
-            listed = self._rows[start:end]  # Ascending, as documents were indexed in their order.
-            nearest = np.minimum(np.searchsorted(listed, wanted), end - start - 1)
-            yield (
-                term,
-                np.where(listed[nearest] == wanted, times * self._scores[start:end][nearest], np.float32(0)),
-            )
+        located = self._layout.located(wanted)
+        for term, weight, lists in self._terms(query):
+            part = np.zeros(len(wanted), np.float32)
+            for number, bounds in lists:
+                held, documents = located[number]
+                segment = self._segments[number]
+                listed = segment.listed(bounds)
+                nearest = np.minimum(np.searchsorted(listed, documents), len(listed) - 1)
+                has = listed[nearest] == documents
+                part[held[has]] = segment.weights(bounds, nearest[has]) * weight
+            yield term, part
 
-    def _lists(self, query: str) -> Iterator[tuple[str, np.float32, int, int]]:
-        """The known terms of a query: the term, times in the query, start and end of its list of documents."""
+    def _terms(self, query: str) -> Iterator[tuple[str, np.float32, list[tuple[int, tuple[int, int]]]]]:
+        """The known terms of a query: the term, its weight, and segment and bounds of each list that it has."""
         for term, times in Counter(self._analyse(query)[:MAX_TERMS]).items():
-            column = self._vocabulary.get(term)
-            if column is not None:
-                yield term, np.float32(times), int(self._starts[column]), int(self._starts[column + 1])
-
-
-def _check_postings(
-    path: Path,
-    scores: npt.NDArray[np.float32],
-    rows: npt.NDArray[np.int32],
-    starts: npt.NDArray[np.int64],
-    documents: int,
-) -> None:
-    """Raises ArtifactError where a score is not finite, a row does not exist or the lists overlap."""
-    sound = starts[0] == 0 and bool((np.diff(starts) >= 0).all()) and bool(np.isfinite(scores).all())
-    if not sound or (len(rows) and not (rows.min() >= 0 and rows.max() < documents)):
-        raise ArtifactError(
-            f"{path}: its lists overlap, hold a score that is not finite, or name rows beyond {documents} documents; "
-            f"{artifacts.remedy(path)}"
-        )
-
-
-def _array(path: Path) -> npt.NDArray[Any]:
-    try:
-        loaded: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise ArtifactError(f"{path}: not a readable array ({error}); build the index again") from error
-    return np.asarray(loaded)  # Still mapped; a plain view slices faster than numpy's memmap class.
+            lists = [
+                (number, bounds)
+                for number, segment in enumerate(self._segments)
+                if (bounds := segment.bounds(term)) is not None
+            ]
+            if lists:
+                holders = sum(self._segments[number].holders(term) for number, _ in lists)
+                yield term, np.float32(times * self._weigh(holders)), lists

@@ -6,16 +6,16 @@ One thread, because a second makes a single query slower, not faster; a service 
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-import faiss
 import numpy as np
 import numpy.typing as npt
 
+from index.ann import Selection, Vectors, one_thread, search_selected, similarities
+from index.ann import load as load_ann
 from index.hits import Hit, RunDepth, judged_queries, read_document_rows, read_ids, write_run
 from pipeline import artifacts, progress
 from pipeline.artifacts import Artifact, Staging
@@ -26,27 +26,7 @@ KIND = "index"
 RUN = Stage("run", version=1, inputs={"index": KIND, "data": "data"}, title="semantic run")
 BATCH = 256
 """Queries embedded at once for a run."""
-BLOCK = 1 << 16
-"""Stored vectors in memory at once."""
-
-Vectors = npt.NDArray[np.float32]
-
 log = logging.getLogger(__name__)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """OpenMP on one thread inside, and as before after it.
-
-    OpenMP keeps the number for each calling thread and shares it with PyTorch: left at one, the next training in this
-    process would be half as fast and, as sums are then cut otherwise, differ in its last bits.
-    """
-    before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)
-    try:
-        yield
-    finally:
-        faiss.omp_set_num_threads(before)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,43 +44,6 @@ class IndexStats:
     many lists. In descending order of rows; empty without a contract, when all filters are exact."""
     documents: int = 0
     """Documents, with a vector or without; 0 where all have one."""
-
-
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """Rows that a search inside an index may find."""
-
-    total: int
-    """Documents in the index."""
-    rows: npt.NDArray[np.int64]
-    nprobe: int
-    """Lists to visit; 0 in an exact index."""
-
-    def parameters(self) -> Any:
-        """Faiss's search parameters; they must live as long as the search."""
-        marks = np.zeros(self.total, bool)
-        marks[self.rows] = True
-        loosely: Any = faiss  # Its type stubs do not know what Python may pass here.
-        selector = loosely.IDSelectorBitmap(np.packbits(marks, bitorder="little"))
-        if self.nprobe:
-            return loosely.SearchParametersIVF(sel=selector, nprobe=self.nprobe)
-        return loosely.SearchParameters(sel=selector)
-
-
-def search_selected(ann: Any, query: Vectors, k: int, selection: Selection) -> tuple[Vectors, npt.NDArray[np.int64]]:
-    """Scores and rows of the nearest k of the selected rows, both (k,); row -1 where the visited lists hold fewer."""
-    with one_thread():
-        scores, rows = ann.search(query[None], k, params=selection.parameters())
-    return scores[0], rows[0]
-
-
-def similarities(ann: Any, query: Vectors, rows: npt.NDArray[np.int64]) -> Vectors:
-    """Cosine of a query with each of these stored vectors, (rows,), a block at a time in memory."""
-    parts = [np.zeros(0, np.float32)]
-    with one_thread():
-        for start in range(0, len(rows), BLOCK):
-            parts.append(ann.reconstruct_batch(rows[start : start + BLOCK]) @ query)  # (block, dimensions) → (block,)
-    return np.concatenate(parts)
 
 
 class SemanticIndex:
@@ -128,9 +71,9 @@ class SemanticIndex:
             ArtifactError: a damaged file, by name, or files that do not belong together.
         """
         artifact = artifacts.load(path, KIND, verify=verify)
-        stats = _read_stats(artifact.file("index.json"))
+        stats = read_stats(artifact.file("index.json"))
         doc_ids = read_ids(artifact.file("rows.parquet"))
-        ann = read_ann(artifact.file("vectors.faiss"))
+        ann = load_ann(artifact, len(doc_ids))
         if not (ann.ntotal == stats.rows == len(doc_ids) and ann.d == stats.dimensions):
             raise ArtifactError(
                 f"{path}: vectors.faiss has {ann.ntotal} vectors of {ann.d} dimensions, index.json says "
@@ -251,21 +194,6 @@ class SemanticIndex:
         return [Hit(int(self._rows[position]), self.doc_ids[position], score) for position, score in pairs]
 
 
-def read_ann(path: Path) -> Any:
-    """The Faiss index in a file, able to search and to give vectors back by row.
-
-    Raises:
-        ArtifactError: not a readable Faiss file.
-    """
-    try:
-        ann = faiss.read_index(str(path))
-    except RuntimeError as error:
-        raise ArtifactError(f"{path}: not a readable Faiss index ({error}); build the index again") from error
-    if isinstance(ann, faiss.IndexIVF):
-        ann.make_direct_map()  # row → place in the lists, 8 bytes a document
-    return ann
-
-
 def join(lexical: Sequence[Hit], semantic: Sequence[Hit]) -> list[int]:
     """Rows of both lists, each once: the first of each, then the second of each, …; the lexical one goes first."""
     pairs = zip_longest(lexical, semantic)
@@ -311,7 +239,12 @@ def run(
     return RUN.make(workspace, config=settings, inputs=inputs, build=build)
 
 
-def _read_stats(path: Path) -> IndexStats:
+def read_stats(path: Path) -> IndexStats:
+    """The content of an `index.json`.
+
+    Raises:
+        ArtifactError: it cannot be read.
+    """
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
         fields["filters"] = tuple((int(least), int(nprobe)) for least, nprobe in fields.get("filters", ()))

@@ -20,18 +20,21 @@ from typing import Any
 import faiss
 import numpy as np
 
-from index import contract
-from index.held_out import FILE, HeldOutQueries
+from index import contract, segments, semantic_segments
+from index.ann import FILE, read_ann
+from index.held_out import FILE as HELD_OUT
+from index.held_out import HeldOutQueries
 from index.index_types import add, lists
 from index.recall import Vectors, recalls
-from index.semantic import KIND, IndexStats, read_ann
+from index.semantic import KIND, IndexStats, read_stats
+from index.semantic_segments import SegmentedIndex, VectorTable
 from pipeline import disk
 from pipeline.artifacts import Artifact, Staging
 from pipeline.config import IndexConfig
 from pipeline.errors import ArtifactError
 from pipeline.stage import Stage
 
-STAGE = Stage(KIND, version=1, inputs={"vectors": "vectors"}, section="index", title="semantic index")
+STAGE = Stage(KIND, version=1, inputs={"vectors": "vectors", "previous": KIND}, section="index", title="semantic index")
 POINTS_PER_LIST = 64
 """Vectors that a list's centre is learned from; more found no more on 200,000 clustered vectors, 32 found less."""
 
@@ -40,7 +43,14 @@ log = logging.getLogger(__name__)
 
 
 @STAGE
-def make(workspace: Path, config: IndexConfig, *, vectors: Artifact, queries: HeldOutQueries | None = None) -> Artifact:
+def make(
+    workspace: Path,
+    config: IndexConfig,
+    *,
+    vectors: Artifact,
+    queries: HeldOutQueries | None = None,
+    previous: Artifact | None = None,
+) -> Artifact:
     """The `index` artifact of these vectors: vectors.faiss, rows.parquet, index.json; under a contract queries.npy too.
 
     The metrics give bytes a document and recall: the share of the true nearest 10 and 100 that a search finds,
@@ -48,6 +58,9 @@ def make(workspace: Path, config: IndexConfig, *, vectors: Artifact, queries: He
 
     Args:
         queries: the held-out queries of the contract, which are part of the fingerprint; not read without one.
+        previous: an earlier artifact, whose segments are shared where their documents are unchanged; see
+            `semantic_segments`. It is not part of the fingerprint, as it changes how long the work takes, which files
+            hold the vectors, and of an approximate index which documents it misses.
 
     Raises:
         ArtifactError: the vectors cannot be read, or the index could not be written.
@@ -55,29 +68,27 @@ def make(workspace: Path, config: IndexConfig, *, vectors: Artifact, queries: He
     """
     settings: dict[str, float] = {"flat_below": config.flat_below, "nprobe": config.nprobe, "seed": config.seed}
     inputs: dict[str, Artifact | str] = {"vectors": vectors}
-    if promised := contract.settings(config):
+    promised = contract.settings(config)
+    if promised:
         settings = {"flat_below": config.flat_below, "seed": config.seed, **promised}
         inputs |= {"queries": queries.key} if queries else {}
 
     def build(staging: Staging) -> Mapping[str, Any]:
-        matrix = _matrix(vectors.file("vectors.npy"))
         digest = str(vectors.manifest.config["encoder_digest"])
-        path = staging.folder / "vectors.faiss"
+        shared = previous if previous is not None and _shareable(previous, settings, digest) else None
+        table = VectorTable.of(_matrix(vectors.file("vectors.npy")), vectors)
         began = time.monotonic()
-        metrics: Mapping[str, Any]
-        if promised:
-            index = contract.build(matrix, config, queries)
-            write_ann(index.ann, path)
-            stats, filters = contract.with_filters(index.stats(digest), path, matrix, index, config)
-            metrics = {**index.metrics, **filters}
-            if queries:
-                np.save(staging.folder / FILE, index.queries)
-        else:
-            ann, stats = _build(matrix, config, digest)
-            write_ann(ann, path)
-            seconds = round(time.monotonic() - began, 2)
-            metrics = {"build_seconds": seconds, **recalls(read_ann(path), matrix, stats, config.seed)}
-        documents = int(vectors.metrics["documents"])
+
+        def write_segment(matrix: Any, path: Path) -> None:
+            write_ann(_build(matrix, config, digest)[0], path)
+
+        index = semantic_segments.build(staging, table, config, shared, write_segment, queries) if shared else None
+        if index is None:
+            index = _anew(staging, table, config, digest, queries)
+        if queries is not None and index.queries is not None:
+            np.save(staging.folder / HELD_OUT, index.queries)
+        metrics = {"build_seconds": round(time.monotonic() - began, 2), **index.metrics}
+        stats, documents = index.stats, int(vectors.metrics["documents"])
         if "with_vectors" in vectors.metrics:
             stats = replace(stats, documents=documents)
             metrics = {**metrics, "with_vectors": stats.rows}
@@ -88,11 +99,39 @@ def make(workspace: Path, config: IndexConfig, *, vectors: Artifact, queries: He
             "data": vectors.manifest.inputs["data"],
             "dimensions": stats.dimensions,
             "factory": stats.factory,
-            "bytes_per_document": round(path.stat().st_size / stats.rows, 1),
+            "bytes_per_document": round(semantic_segments.size(staging.folder) / stats.rows, 1),
             **metrics,
         }
 
     return STAGE.make(workspace, config=settings, inputs=inputs, build=build)
+
+
+def _shareable(previous: Artifact, settings: Mapping[str, float], encoder_digest: str) -> bool:
+    """Whether an earlier index holds vectors of this encoder and was built by these settings."""
+    same_form = previous.manifest.version == STAGE.version and dict(previous.manifest.config) == dict(settings)
+    return same_form and read_stats(previous.file("index.json")).encoder_digest == encoder_digest
+
+
+def _anew(
+    staging: Staging, table: VectorTable, config: IndexConfig, encoder_digest: str, queries: HeldOutQueries | None
+) -> SegmentedIndex:
+    """Builds an index of one segment of all vectors and writes it."""
+    path = staging.folder / FILE
+    began = time.monotonic()
+    if contract.settings(config):
+        index = contract.build(table.matrix, config, queries)
+        write_ann(index.ann, path)
+        stats, filters = contract.with_filters(index.stats(encoder_digest), path, table.matrix, index, config)
+        built = SegmentedIndex(stats=stats, metrics={**index.metrics, **filters}, queries=index.queries)
+    else:
+        ann, stats = _build(table.matrix, config, encoder_digest)
+        write_ann(ann, path)
+        seconds = round(time.monotonic() - began, 2)
+        metrics = {"build_seconds": seconds, **recalls(read_ann(path), table.matrix, stats, config.seed)}
+        built = SegmentedIndex(stats=stats, metrics=metrics, queries=None)
+    if built.stats.nprobe:  # An exact index is so quick to write that no segments are made of it.
+        np.save(staging.folder / segments.DIGESTS, table.digests)
+    return built
 
 
 def _json(stats: IndexStats) -> str:

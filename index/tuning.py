@@ -10,15 +10,15 @@ bounded from below at 95 % by the lower of two bounds:
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import faiss
 import numpy as np
 import numpy.typing as npt
 
+from index.ann import Selection, one_thread, search_selected, similarities
 from index.index_types import inverted_lists
-from index.semantic import Selection, one_thread, search_selected, similarities
 
 K = 100
 """Recall is measured at this depth."""
@@ -132,17 +132,22 @@ def _point(points: dict[int, CurvePoint], ann: Any, inner: Any, matrix: Any, tru
     """Measures one number of lists, once."""
     if nprobe not in points:
         inner.nprobe = nprobe
-        _, answers = ann.search(truth.queries, truth.k)
-        shares = truth.shares(matrix, answers)
-        half, most = _latency(ann, truth)
-        points[nprobe] = CurvePoint(
-            nprobe=nprobe,
-            recall=round(float(shares.mean()), 4),
-            lower=round(lower_bound(shares, truth.k), 4),
-            p50_ms=half,
-            p95_ms=most,
-        )
+        points[nprobe] = replace(measured_point(ann, matrix, truth), nprobe=nprobe)
     return points[nprobe]
+
+
+def measured_point(ann: Any, matrix: Any, truth: Truth) -> CurvePoint:
+    """Recall and latency of an index as it is set; the point names no number of lists."""
+    _, answers = ann.search(truth.queries, truth.k)
+    shares = truth.shares(matrix, answers)
+    half, most = _latency(ann, truth)
+    return CurvePoint(
+        nprobe=0,
+        recall=round(float(shares.mean()), 4),
+        lower=round(lower_bound(shares, truth.k), 4),
+        p50_ms=half,
+        p95_ms=most,
+    )
 
 
 def _latency(ann: Any, truth: Truth) -> tuple[float, float]:

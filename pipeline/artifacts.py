@@ -28,6 +28,7 @@ from datetime import UTC, datetime
 from importlib import metadata
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import Any
 
 from pipeline import disk
@@ -133,6 +134,15 @@ class Artifact:
 
 
 @dataclass(frozen=True, slots=True)
+class LinkedFile:
+    """A file of an earlier artifact that a new one shares."""
+
+    source: Path
+    record: FileRecord
+    """The record in the earlier artifact's manifest, which the file must still match."""
+
+
+@dataclass(frozen=True, slots=True)
 class Staging:
     """The folders that a stage writes into while its artifact is being made."""
 
@@ -142,6 +152,8 @@ class Staging:
     """Survives a kill; may not exist. Removed when the artifact is finished."""
     began: float = field(default_factory=time.monotonic)
     """The monotonic clock when the stage began."""
+    linked: dict[str, "LinkedFile"] = field(default_factory=dict)
+    """Path inside the folder → the file of an earlier artifact that it is a hard link to."""
 
 
 def fingerprint(kind: str, version: int, config: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
@@ -166,16 +178,28 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
 
 
-def seal(folder: Path, manifest: Manifest, final: Path) -> Artifact:
+def seal(
+    folder: Path, manifest: Manifest, final: Path, linked: Mapping[str, LinkedFile] = MappingProxyType({})
+) -> Artifact:
     """Turns a staging folder into an artifact: sync and hash its files, manifest last, rename, sync the parent.
 
     The hashes are of what is read back, so a library that lost a write without saying so (Faiss may) is found
     by the next verified read at the latest.
+
+    Args:
+        linked: see `Staging.linked`.
+
+    Raises:
+        ArtifactError: a linked file is not what was written.
     """
     records = {}
     for path in _files(folder):
         disk.fsync(path)
-        records[path.relative_to(folder).as_posix()] = FileRecord(path.stat().st_size, disk.sha256(path))
+        name = path.relative_to(folder).as_posix()
+        records[name] = FileRecord(path.stat().st_size, disk.sha256(path))
+        if name in linked and linked[name].record != records[name]:
+            source = linked[name].source
+            raise ArtifactError(f"{source}: its content is not what was written; {remedy(source)}")
     for directory in [path for path in folder.rglob("*") if path.is_dir()]:
         disk.fsync(directory)
     complete = replace(manifest, files=records)
@@ -338,6 +362,7 @@ def make(
                     created=datetime.now(UTC).isoformat(timespec="seconds"),
                 ),
                 final,
+                staging.linked,
             )
         except BaseException:
             shutil.rmtree(staging.folder, ignore_errors=True)

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from index import contract, semantic_build, tuning
+from index.ann import read_ann
 from index.held_out import HeldOutQueries
-from index.semantic import read_ann
 from pipeline.config import IndexConfig
 from tests import enlarged
 

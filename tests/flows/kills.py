@@ -44,7 +44,7 @@ operations = {
     "publish": publish,
     "promote": lambda: registry.promote(first, reason="test"),
     "rollback": rollback,
-    "reindex": lambda: reindexing.reindex([source], workspace),
+    **dict.fromkeys(("reindex", "segment", "merge"), lambda: reindexing.reindex([source], workspace)),
     "gc": lambda: gc.gc(workspace, keep=1, act=True),
 }
 sys.addaudithook(counted)

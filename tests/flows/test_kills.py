@@ -8,12 +8,16 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from flows import reindex as reindexing
+from pipeline import releases
 from tests.flows import kills
 from tests.flows.test_before import registry_documents, workspace
 
 __all__ = ["workspace"]  # A fixture.
 
-OPERATIONS = ("publish", "promote", "rollback", "reindex", "gc")
+OPERATIONS = ("publish", "promote", "rollback", "reindex", "segment", "merge", "gc")
+SEGMENTS_BEFORE = {"segment": 1, "merge": 2}
+"""Operation that re-indexes over segments → their number before it."""
 
 
 def check_kills(workspace: Path, folder: Path, operation: str, count: int) -> None:
@@ -23,12 +27,20 @@ def check_kills(workspace: Path, folder: Path, operation: str, count: int) -> No
     source = folder / "documents"
     source.mkdir()
     frame = pd.DataFrame(registry_documents(Releases(workspace)))
+    for number in range(SEGMENTS_BEFORE.get(operation, 0)):
+        frame.loc[number + 2, "text"] = "a samovar for the kitchen"
+        frame.to_parquet(source / "documents.parquet", index=False)
+        reindexing.reindex([str(source)], workspace)
     frame.loc[1, "text"] = "a balalaika for the garden"
     frame.to_parquet(source / "documents.parquet", index=False)
     complete = folder / "complete"
     shutil.copytree(workspace, complete)
     _, calls = kills.run(complete, operation, source)
     expected = kills.state(complete)
+    if operation in SEGMENTS_BEFORE:
+        for name in ("lexical", "documents"):
+            part = releases.part(Releases(complete).open(), name)
+            assert (part.metrics["segments"], part.metrics["rewritten"]) == (2, SEGMENTS_BEFORE[operation])
     generator = random.Random(17)
     points = generator.sample(range(1, calls + 1), min(count, calls))
     points += [generator.randint(1, calls) for _ in range(count - len(points))]

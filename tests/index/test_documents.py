@@ -71,7 +71,7 @@ def test_a_slow_filter_holds_up_no_document_and_is_read_once(
 ) -> None:
     data = make_data([f"text {row}" for row in range(6)], columns={"kind": ["a", "b"] * 3})
     store = DocumentStore.load(documents.make(tmp_path, data=data).path)
-    real, began, go, requests = store._fields.all, threading.Event(), threading.Event(), []
+    real, began, go, requests = store._segments[0].fields.all, threading.Event(), threading.Event(), []
 
     def slow(query: str, *values: int | str) -> Any:
         requests.append(values)
@@ -79,7 +79,7 @@ def test_a_slow_filter_holds_up_no_document_and_is_read_once(
         assert go.wait(10)
         return real(query, *values)
 
-    monkeypatch.setattr(store._fields, "all", slow)
+    monkeypatch.setattr(store._segments[0].fields, "all", slow)
     with ThreadPoolExecutor(4) as pool:
         filters = [pool.submit(store.rows_where, {"kind": ["b"]}) for _ in range(3)]
         assert began.wait(10)

@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 import pytrec_eval
 
-from index import lexical
+from index import lexical, postings, segments
 from index.analyzer import analyser
 from index.lexical import LexicalIndex
-from pipeline import schema
+from pipeline import artifacts, schema
 from pipeline.artifacts import MANIFEST, Artifact
 from pipeline.config import IndexConfig
 from pipeline.errors import ArtifactError, ConfigError, MissingError, SchemaError
@@ -148,21 +148,21 @@ def test_pickled_arrays_and_files_of_another_index_are_refused(
     artifact = lexical.make(tmp_path, IndexConfig(), data=make_data(["apple pear", "plum"]))
 
     def pickled(folder: Path) -> None:
-        np.save(folder / "data.csc.index.npy", np.array([print], object), allow_pickle=True)
+        np.save(folder / "counts.npy", np.array([print], object), allow_pickle=True)
 
-    with pytest.raises(ArtifactError, match=r"data\.csc\.index\.npy"):
+    with pytest.raises(ArtifactError, match=r"counts\.npy"):
         LexicalIndex.load(resealed(artifact, pickled))
 
     def other_words(folder: Path) -> None:
-        (folder / "vocab.index.json").write_text('{"apple": 0}')
+        (folder / "terms.json").write_text('["apple"]')
 
     with pytest.raises(ArtifactError, match="do not belong together"):
         LexicalIndex.load(resealed(artifact, other_words))
 
     def no_json(folder: Path) -> None:
-        (folder / "vocab.index.json").write_bytes(b"\xff{")
+        (folder / "terms.json").write_bytes(b"\xff{")
 
-    with pytest.raises(ArtifactError, match=r"vocab\.index\.json"):
+    with pytest.raises(ArtifactError, match=r"terms\.json"):
         LexicalIndex.load(resealed(artifact, no_json))
 
     def rows_swapped(folder: Path) -> None:
@@ -229,7 +229,6 @@ def test_the_service_loads_nothing_heavy(tmp_path: Path, make_data: Callable[...
 
 def judged(folder: Path, split: str | None, config: IndexConfig, tmp_path: Path, *, whole_collection: bool) -> float:
     """Mean nDCG@10 (linear gain) by trec_eval of BM25 over judged lists, or over the whole collection."""
-    from pipeline import artifacts
 
     def build(staging: artifacts.Staging) -> dict[str, Any]:
         pq.write_table(pq.read_table(folder / "corpus.parquet"), staging.folder / "documents.parquet")
@@ -271,6 +270,52 @@ def test_terms_and_weights_rank_real_judgments_well(
 ) -> None:
     # Published with the sets: 0.865 qbqtc_v1 valid, 0.843 crowdflower, 0.370 vaswani.
     assert judged(shared_data / name, split, IndexConfig(k1=k1), tmp_path, whole_collection=whole_collection) >= least
+
+
+def weighed_by_bm25s(texts: list[str], config: IndexConfig) -> Callable[[Path], None]:
+    """Replaces the files of a lexical index by those that were written before segments."""
+    import bm25s
+
+    def change(folder: Path) -> None:
+        vocabulary: dict[str, int] = {}
+        analyse = analyser(config.language)
+        counted = [[vocabulary.setdefault(term, len(vocabulary)) for term in analyse(text)] for text in texts]
+        bm25 = bm25s.BM25(method="lucene", k1=config.k1, b=config.b)
+        bm25.index((counted, vocabulary), create_empty_token=False, show_progress=False)
+        for name in (*postings.FILES, segments.DIGESTS):
+            (folder / name).unlink()
+        bm25.save(folder)
+
+    return change
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_an_index_of_bm25s_is_searched_and_indexed_over_as_before(
+    seed: int, tmp_path: Path, make_data: Callable[..., Artifact], resealed: Callable[..., Path]
+) -> None:
+    rng = np.random.default_rng(seed)
+    texts, config = random_texts(rng, 200), IndexConfig(k1=0.9, b=0.4)
+    artifact = lexical.make(tmp_path, config, data=make_data(texts))
+    path = resealed(artifact, weighed_by_bm25s(texts, config))
+    old, new = LexicalIndex.load(path), LexicalIndex.load(artifact.path)
+    for query in [*random_texts(rng, 8), "apple apple 苹果手机", "unknown"]:
+        np.testing.assert_allclose(old.scores(query, range(200)), new.scores(query, range(200)), rtol=1e-6)
+        np.testing.assert_allclose(
+            [hit.score for hit in old.search(query, 9)], [hit.score for hit in new.search(query, 9)], rtol=1e-6
+        )
+        assert old.term_scores(query, [3, 7]) == [pytest.approx(terms) for terms in new.term_scores(query, [3, 7])]
+    over = lexical.make(tmp_path / "over", config, data=make_data([*texts, "pear"]), previous=artifacts.load(path))
+    assert "segments" not in over.metrics
+    assert len(LexicalIndex.load(over.path).doc_ids) == 201
+
+    def scores_damaged(folder: Path) -> None:
+        weighed_by_bm25s(texts, config)(folder)
+        scores = np.load(folder / "data.csc.index.npy")
+        scores[0] = np.nan
+        np.save(folder / "data.csc.index.npy", scores)
+
+    with pytest.raises(ArtifactError, match="not finite"):
+        LexicalIndex.load(resealed(artifact, scores_damaged))
 
 
 def test_the_manifest_is_the_last_word_on_the_language(tmp_path: Path, make_data: Callable[..., Artifact]) -> None:

@@ -1,0 +1,169 @@
+"""Reads the documents of a data artifact: their texts, whole rows, and the digests by which a re-index knows them."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from index.document_store import CorpusStats, is_missing, value_text
+from index.segments import DIGEST_BYTES, Digests, Rows
+from pipeline import artifacts
+from pipeline.artifacts import Artifact
+from pipeline.errors import SchemaError
+from pipeline.text import document_text
+
+COLUMNS = ("doc_id", "title", "text")
+BATCH = 1000
+"""Documents that are in memory at once while they are read."""
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentDigests:
+    """Ids and digests of all documents of a data artifact, by row, and counts of what looks wrong."""
+
+    doc_ids: list[str]
+    texts: Digests
+    """Digests of title and text as they are indexed and embedded."""
+    contents: Digests
+    """Digests of all that a document store keeps of a document, its id included."""
+    stats: CorpusStats
+
+
+def digests(data: Artifact) -> DocumentDigests:
+    """The digests of the documents in the data, which is read once for all parts of an index.
+
+    Raises:
+        SchemaError: there is no document, or two have one doc_id.
+    """
+    return _digests(data.path.resolve())
+
+
+@lru_cache(maxsize=1)  # An artifact never changes.
+def _digests(path: Path) -> DocumentDigests:
+    data = artifacts.load(path, verify=False)
+    total = count(data)
+    doc_ids: list[str] = []
+    of_texts, of_contents, distinct, empty = bytearray(), bytearray(), set[bytes](), 0
+    for document in rows(data):
+        doc_id, title, text = (document[name] for name in COLUMNS)
+        doc_ids.append(doc_id)
+        of_texts += content_digest(document_text(title, text))
+        of_contents += content_digest(repr([item for item in document.items() if not is_missing(item[1])]))
+        distinct.add(content_digest(f"{len(title)} {title}{text}"))
+        empty += not (title + text).strip(" \t\n\r")
+    if len(set(doc_ids)) != total:
+        repeated = next(doc_id for doc_id, times in Counter(doc_ids).items() if times > 1)
+        raise SchemaError(f"documents: two have the same doc_id '{repeated}'; every document needs its own")
+    shape = (total, DIGEST_BYTES)
+    return DocumentDigests(
+        doc_ids,
+        texts=np.frombuffer(of_texts, np.uint8).reshape(shape),
+        contents=np.frombuffer(of_contents, np.uint8).reshape(shape),
+        stats=CorpusStats(documents=total, empty=empty, duplicates=total - len(distinct)),
+    )
+
+
+def content_digest(text: str) -> bytes:
+    """16 bytes that stand for a text."""
+    return hashlib.blake2b(text.encode(), digest_size=DIGEST_BYTES).digest()
+
+
+def field_digests(data: Artifact, field: str) -> Digests:
+    """The digests of one column's texts, by row; see `texts`."""
+    parts = bytearray()
+    for _, text in texts(data, field):
+        parts += content_digest(text)
+    return np.frombuffer(parts, np.uint8).reshape(-1, DIGEST_BYTES)
+
+
+def texts(data: Artifact, field: str = "", chosen: Rows | None = None) -> Iterator[tuple[str, str]]:
+    """doc_id and `document_text` of each document, in row order, a batch at a time in memory.
+
+    Args:
+        field: the column whose text is given instead of the whole document's; empty where a document has no value.
+        chosen: ascending rows; all where None.
+
+    Raises:
+        SchemaError: the documents have no such column.
+    """
+    if not field:
+        for row in rows(data, COLUMNS, chosen):
+            yield row["doc_id"], document_text(row["title"], row["text"])
+        return
+    known = _column_names(data)
+    if field not in known:
+        raise SchemaError(
+            f"{data.path}: index.fields names {field}, and no document has such a column; there are {', '.join(known)}"
+        )
+    for row in rows(data, ["doc_id", *{field} - {"doc_id"}], chosen):
+        yield row["doc_id"], field_text(row[field])
+
+
+def field_text(value: Any) -> str:
+    """The text of one column of a document: the elements of a list by lines, and nothing for a missing value."""
+    items = value if isinstance(value, list) else [value]
+    return "\n".join(value_text(item) for item in items if not is_missing(item))
+
+
+def _column_names(data: Artifact) -> list[str]:
+    import pyarrow.parquet as pq
+
+    return list(pq.read_schema(data.file("documents.parquet")).names)
+
+
+def count(data: Artifact) -> int:
+    """The number of documents in the data.
+
+    Raises:
+        SchemaError: there is no document, so that nothing can be indexed.
+    """
+    import pyarrow.parquet as pq
+
+    path = data.file("documents.parquet")
+    total = int(pq.read_metadata(path).num_rows)
+    if not total:
+        raise SchemaError(f"{path}: there is no document in it, so nothing to index; look at the recipe's data.sources")
+    return total
+
+
+def rows(data: Artifact, columns: Sequence[str] | None = None, chosen: Rows | None = None) -> Iterator[dict[str, Any]]:
+    """Documents as dicts in row order, BATCH at a time in memory.
+
+    Args:
+        columns: all where None.
+        chosen: ascending rows; all where None.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def is_short_float(kind: pa.DataType) -> bool:
+        kind = kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else kind
+        return bool(pa.types.is_float32(kind) or pa.types.is_float16(kind))
+
+    with pq.ParquetFile(data.file("documents.parquet")) as file:
+        short = [item.name for item in file.schema_arrow if is_short_float(item.type)]
+        start = 0
+        for batch in file.iter_batches(batch_size=BATCH, columns=columns and list(columns)):
+            end = start + len(batch)
+            if chosen is not None:
+                first, last = np.searchsorted(chosen, [start, end])
+                documents = batch.take(pa.array(chosen[first:last] - start)).to_pylist()
+            else:
+                documents = batch.to_pylist()
+            start = end
+            for name in [name for name in short if name in batch.schema.names]:
+                for document in documents:
+                    document[name] = _shortest(document[name])
+            yield from documents
+
+
+def _shortest(value: Any) -> Any:
+    """The shortest decimal number that a 32-bit float stands for: 4.1 and not 4.099999904632568."""
+    if isinstance(value, list):
+        return [_shortest(item) for item in value]
+    return value if value is None else float(str(np.float32(value)))

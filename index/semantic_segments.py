@@ -1,0 +1,124 @@
+"""The semantic index of a re-index: the segments of an earlier one, and a new one for what they do not hold.
+
+Inverted lists stay as they were learned; the new segment is exact while it is small. Recall is measured on the whole as
+for an index that is built anew, and under a contract such an index is built where the segments do not keep it. Below
+`index.flat_below` documents an exact index is written in milliseconds, so it has no segments.
+"""
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+
+from index import contract, segments
+from index.ann import FILE, SegmentedVectors, is_inverted, read_ann
+from index.held_out import HeldOutQueries, Vectors
+from index.recall import recalls
+from index.segments import Digests, SegmentPlan
+from index.semantic import IndexStats, read_stats
+from pipeline import disk
+from pipeline.artifacts import Artifact, Staging
+from pipeline.config import IndexConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SegmentedIndex:
+    """A semantic index of segments, written into a staging folder."""
+
+    stats: IndexStats
+    metrics: Mapping[str, Any]
+    queries: Vectors | None
+    """The queries of the contract; None without one."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VectorTable:
+    """The vectors to index, and the digest of each one's text."""
+
+    matrix: Any
+    """(vectors, dimensions)"""
+    digests: Digests
+
+    @classmethod
+    def of(cls, matrix: Any, vectors: Artifact) -> "VectorTable":
+        """The table of a `vectors` artifact."""
+        import pyarrow.parquet as pq
+
+        column = pq.read_table(vectors.file("rows.parquet"), columns=["content"]).column("content")
+        held = b"".join(column.to_pylist())
+        return cls(matrix=matrix, digests=np.frombuffer(held, np.uint8).reshape(-1, segments.DIGEST_BYTES))
+
+
+def build(
+    staging: Staging,
+    table: VectorTable,
+    config: IndexConfig,
+    previous: Artifact,
+    write_segment: Callable[[Any, Path], None],
+    queries: HeldOutQueries | None,
+) -> SegmentedIndex | None:
+    """Writes the segments of an index of these vectors over those of an earlier index with the same settings.
+
+    Args:
+        write_segment: builds an index of a matrix and writes it into a file.
+        queries: the held-out queries of the contract.
+
+    Returns:
+        None where an index is to be built anew: it would be exact, all of it is to be written, or the contract is not
+        kept. The folder is empty then.
+    """
+    if len(table.matrix) < config.flat_below:
+        return None
+    plan = segments.plan(previous, [FILE], table.digests)
+    if plan.is_fresh or not all(_takes_tombstones(use.path / FILE) for use in plan.kept):
+        return None
+    plan.write(staging)
+    if len(plan.written):
+        write_segment(np.ascontiguousarray(table.matrix[plan.written], np.float32), staging.folder / plan.folder / FILE)
+    ann = _opened(plan, staging)
+    stats = replace(read_stats(previous.file("index.json")), rows=len(table.matrix), documents=0)
+    judged: tuple[Mapping[str, Any], Vectors | None] | None = None
+    if not config.recall:
+        judged = recalls(ann, table.matrix, replace(stats, nprobe=0), config.seed), None
+    elif _within(config, staging, len(table.matrix)):
+        judged = contract.measured(ann, table.matrix, config, queries)
+    if judged is None:
+        _empty(staging)
+        return None
+    figures = {name: previous.metrics[name] for name in ("choice", "nprobe") if name in previous.metrics}
+    return SegmentedIndex(stats=stats, metrics={**figures, **judged[0], **plan.figures()}, queries=judged[1])
+
+
+def size(folder: Path) -> int:
+    """Bytes of all Faiss files below a folder."""
+    return sum(path.stat().st_size for path in folder.rglob(FILE))
+
+
+def _takes_tombstones(path: Path) -> bool:
+    """Whether a search in this file can leave documents out; a fast scan cannot."""
+    ann = read_ann(path)
+    return is_inverted(ann) or isinstance(ann, faiss.IndexFlat)
+
+
+def _opened(plan: SegmentPlan, staging: Staging) -> SegmentedVectors:
+    layout = plan.layout
+    return SegmentedVectors([read_ann(staging.folder / item.folder / FILE) for item in layout.segments], layout)
+
+
+def _within(config: IndexConfig, staging: Staging, rows: int) -> bool:
+    """Whether the segments are as small as the contract wants."""
+    return not config.bytes_per_document or size(staging.folder) <= config.bytes_per_document * rows
+
+
+def _empty(staging: Staging) -> None:
+    staging.linked.clear()
+    for path in staging.folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    disk.fsync(staging.folder)

@@ -1,0 +1,74 @@
+"""One SQLite file of a document store, read by threads in turn, and the lock that keeps its artifact from gc."""
+
+import fcntl
+import os
+import sqlite3
+import threading
+import weakref
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from pipeline import artifacts
+from pipeline.errors import ArtifactError, MissingError
+
+
+class UseLock:
+    """A shared lock on a file of a release, held until it is let go, for as long as a process reads the release.
+
+    `relevance releases gc` leaves such a release alone. The file must belong to one artifact: files of segments are
+    shared by many.
+    """
+
+    def __init__(self, path: Path) -> None:
+        handle = os.open(path, os.O_RDONLY)
+        self.let_go = weakref.finalize(self, os.close, handle)
+        fcntl.flock(handle, fcntl.LOCK_SH)
+
+
+class StoreReader:
+    """One connection to a store, which threads use in turn.
+
+    Raises:
+        ArtifactError: a damaged file, by name.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._turn = path, threading.Lock()
+        try:
+            # Nothing writes to an artifact, so SQLite needs no locks and makes no files beside it.
+            self._connection = sqlite3.connect(
+                f"file:{quote(str(path.resolve()))}?mode=ro&immutable=1", uri=True, check_same_thread=False
+            )
+        except sqlite3.Error as error:
+            raise damaged(path, error) from error
+
+    def all(self, query: str, *values: int | str) -> list[tuple[Any, ...]]:
+        """All rows of a query; none for a value that no document can have, such as a lone surrogate or 65 bits.
+
+        Raises:
+            MissingError: the store is older than fields.
+        """
+        try:
+            with self._turn:
+                return self._connection.execute(query, values).fetchall()
+        except (UnicodeEncodeError, OverflowError):
+            return []
+        except sqlite3.DatabaseError as error:
+            if "no such table: fields" in str(error):
+                raise MissingError(
+                    "the documents of this release were stored before filters were known; run `relevance reindex`"
+                ) from error
+            raise damaged(self._path, error) from error
+
+    def first(self, query: str, value: int | str) -> tuple[Any, ...] | None:
+        """The first row of a query, or None."""
+        return next(iter(self.all(query, value)), None)
+
+    def close(self) -> None:
+        with self._turn:
+            self._connection.close()
+
+
+def damaged(path: Path, error: Exception) -> ArtifactError:
+    return ArtifactError(f"{path}: not a readable document store ({error}); {artifacts.remedy(path)}")

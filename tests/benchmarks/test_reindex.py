@@ -1,0 +1,138 @@
+"""Measures a re-index of a 1 % change against one of all documents; run by `make bench`.
+
+Documents: the real English sets, then mixtures of two of them, RELEVANCE_BENCH_DOCUMENTS in all (200,000). The models
+are the small ones of `tests/flows/before`, whose encoder embeds thousands of documents a second: with a real encoder
+the whole run takes longer and the change costs a smaller share. Timed are, as `relevance reindex` runs them:
+
+    whole     with `--full`: every document is read, analysed, stored, embedded and indexed
+    known     the same documents from another file: every vector and segment is known
+    change    1 % of the documents have another text, as many are new, as many are gone
+
+After the change, queries are compared with an index that is built from the same documents alone.
+"""
+
+import json
+import os
+import random
+import tarfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from flows import reindex as reindexing
+from index import lexical
+from index.lexical import LexicalIndex
+from pipeline import artifacts, releases
+from pipeline import recipe as recipes
+from pipeline.config import Recipe
+from pipeline.releases import Releases
+from serving.scoring.searcher import Searcher
+
+pytestmark = [pytest.mark.benchmark, pytest.mark.data]
+
+SETS = ("homedepot", "crowdflower", "wikiqa", "vaswani", "cranfield", "cisi")
+COUNT = int(os.environ.get("RELEVANCE_BENCH_DOCUMENTS", "200000"))
+QUERIES = 100
+BEFORE = Path(__file__).parents[1] / "flows" / "before" / "workspace.tar.xz"
+
+Texts = list[tuple[str, str]]
+"""Title and text of each document."""
+
+
+def real_texts(shared_data: Path) -> tuple[Texts, list[str]]:
+    """The documents and queries of the sets."""
+    texts, queries = [], []
+    for name in SETS:
+        corpus = pq.read_table(shared_data / name / "corpus.parquet").to_pydict()
+        texts += list(zip(corpus["title"], corpus["text"], strict=True))
+        queries += pq.read_table(shared_data / name / "queries.parquet").column("text").to_pylist()[:QUERIES]
+    return texts, queries
+
+
+def mixed(texts: Texts, count: int, rng: random.Random) -> Iterator[tuple[str, str]]:
+    """Documents with the title of one and every second word of two."""
+    for _ in range(count):
+        (title, first), (_, second) = rng.choices(texts, k=2)
+        yield title, " ".join(first.split()[::2] + second.split()[1::2])
+
+
+def write(folder: Path, documents: dict[str, tuple[str, str]]) -> str:
+    folder.mkdir()
+    titles, texts = zip(*documents.values(), strict=True)
+    pq.write_table(pa.table({"doc_id": list(documents), "title": titles, "text": texts}), folder / "documents.parquet")
+    return str(folder)
+
+
+def timed(registry: Releases, source: str, *, full: bool = False) -> dict[str, Any]:
+    """Seconds and CPU-seconds of one re-index, of its stages, and of opening the new release."""
+    known = {path for kind in KINDS for path in artifacts.finished(registry.workspace, kind)}
+    began, spent = time.monotonic(), time.process_time()
+    outcome = reindexing.reindex([source], registry.workspace, full=full, force=True)
+    figures = {"seconds": time.monotonic() - began, "CPU-seconds": time.process_time() - spent}
+    for kind in KINDS:
+        (path,) = set(artifacts.finished(registry.workspace, kind)) - known
+        metrics = artifacts.read_manifest(path).metrics
+        figures[kind] = metrics["seconds"]
+        figures |= {f"{kind} {name}": metrics[name] for name in ("segments", "rewritten") if name in metrics}
+    began = time.monotonic()
+    Searcher(registry.path(outcome["release"]))
+    return {key: round(value, 2) for key, value in {**figures, "open": time.monotonic() - began}.items()}
+
+
+KINDS = ("corpus", "lexical", "documents", "vectors", "index", "release")
+
+
+def test_what_a_change_costs(shared_data: Path, tmp_path: Path) -> None:
+    rng = random.Random(13)
+    real, queries = real_texts(shared_data)
+    texts = [*real, *mixed(real, max(COUNT - len(real), 0), rng)][:COUNT]
+    documents = {f"d{number}": text for number, text in enumerate(texts)}
+    with tarfile.open(BEFORE) as archive:
+        archive.extractall(tmp_path / "workspace", filter="data")
+    registry = Releases(tmp_path / "workspace")
+    source = write(tmp_path / "whole", documents)
+    full = timed(registry, source, full=True)
+    print(f"\n{COUNT:,} documents, whole:", json.dumps(full))
+    print("known: ", json.dumps(timed(registry, write(tmp_path / "known", dict(reversed(documents.items()))))))
+    changing = rng.sample(list(documents), 2 * (COUNT // 100))
+    for doc_id, text in zip(changing[::2], mixed(real, COUNT // 100, rng), strict=True):
+        documents[doc_id] = text
+    for number, text in enumerate(mixed(real, COUNT // 100, rng)):
+        documents[f"new{number}"] = text
+    for doc_id in changing[1::2]:
+        del documents[doc_id]
+    change = timed(registry, write(tmp_path / "change", documents))
+    print("change:", json.dumps(change))
+    print(f"share of the whole run: {change['seconds'] / full['seconds']:.3f}")
+    assert_equal_to_a_fresh_build(registry, documents, queries, tmp_path)
+
+
+def assert_equal_to_a_fresh_build(
+    registry: Releases, documents: dict[str, tuple[str, str]], queries: list[str], folder: Path
+) -> None:
+    """Compares each query's first 100 by BM25, and times both indexes."""
+    release = registry.open()
+    segmented = LexicalIndex.load(releases.part(release, "lexical").path)
+    corpus = artifacts.load(
+        registry.workspace / "artifacts" / "corpus" / releases.part(release, "lexical").manifest.inputs["data"]
+    )
+    config = recipes.parse(Recipe, release.manifest.config).index
+    fresh = LexicalIndex.load(lexical.make(folder / "fresh", config, data=corpus).path)
+    assert segmented.doc_ids == fresh.doc_ids == list(documents)
+    seconds: dict[str, list[float]] = {"segments": [], "fresh": []}
+    for query in queries:
+        hits = []
+        for name, index in (("segments", segmented), ("fresh", fresh)):
+            began = time.thread_time()
+            hits.append(index.search(query, 100))
+            seconds[name].append(time.thread_time() - began)
+        assert [(hit.row, hit.score) for hit in hits[0]] == [(hit.row, hit.score) for hit in hits[1]]
+    for name, taken in seconds.items():
+        half, most = np.quantile(taken, [0.5, 0.95]) * 1000
+        print(f"BM25 of a query, {name}: p50 {half:.2f} ms, p95 {most:.2f} ms")

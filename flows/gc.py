@@ -12,7 +12,6 @@ gets the name of an unfinished one, so after a kill the next run goes on.
 
 import fcntl
 import logging
-import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import artifacts, disk, locks
+from pipeline import artifacts, disk, locks, temporary
 from pipeline.artifacts import Manifest
 from pipeline.errors import ArtifactError, ConflictError, RelevanceError
 from pipeline.releases import Releases
@@ -36,7 +35,6 @@ UNCLAIMED_DAYS = 30.0
 TEMPORARY = "temporary"
 """The reason of lock files that nobody holds and of temporary files of dead processes."""
 
-_TEMPORARY_NAME = re.compile(r"\..+\.(\d+)\.tmp")
 _STORES = ("documents/manifest.json", "documents/documents.sqlite")
 """Files of a release on which a service holds a shared lock: the second one by services from before segments."""
 
@@ -113,8 +111,9 @@ def _plan(workspace: Path, keep: int) -> Iterator[Removal]:
             reason = _reason(path, needed, claimed, kind.name == "release")
             if reason:
                 yield Removal(path, reason, _size(path))
-    for path in sorted(registry.root.iterdir()) if registry.root.is_dir() else []:
-        if _dead_temporary(path) or _free_lock(path):
+    state = [path for folder in (workspace, registry.root) if folder.is_dir() for path in sorted(folder.iterdir())]
+    for path in state:
+        if temporary.is_abandoned(path) or _free_lock(path):
             yield Removal(path, TEMPORARY, _size(path))
 
 
@@ -132,7 +131,7 @@ def _reason(path: Path, needed: set[str], claimed: set[str], is_release: bool) -
     if path.is_dir() and artifacts.is_fingerprint(name) and ending == "checkpoint":
         done = path.with_name(name).is_dir() or _old(path)
         return "checkpoint of finished or abandoned work" if done and not _is_locked(path.with_name(name)) else ""
-    return TEMPORARY if _dead_temporary(path) or _free_lock(path) else ""
+    return TEMPORARY if temporary.is_abandoned(path) or _free_lock(path) else ""
 
 
 def _pointed(registry: Releases) -> set[str]:
@@ -217,18 +216,15 @@ def _free_lock(path: Path) -> bool:
     return True
 
 
-def _dead_temporary(path: Path) -> bool:
-    named = _TEMPORARY_NAME.fullmatch(path.name)
-    return named is not None and not Path(f"/proc/{named[1]}").exists()
-
-
 def _size(path: Path) -> int:
     files = path.rglob("*") if path.is_dir() else [path]
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if path.name.endswith(".tmp"):
+        temporary.remove_if_abandoned(path)
+    elif path.is_dir():
         if artifacts.is_fingerprint(path.name):
             unfinished = path.with_name(f"{path.name}.partial")
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -242,8 +238,6 @@ def _remove(path: Path) -> None:
             except BlockingIOError:
                 return  # Taken meanwhile.
             path.unlink()  # Whoever waits for it sees that it is gone; see `locks.locked`.
-    else:
-        path.unlink(missing_ok=True)
 
 
 def render(result: dict[str, Any]) -> "Table":
@@ -254,11 +248,11 @@ def render(result: dict[str, Any]) -> "Table":
     size = f"{result['bytes'] / 2**20:.1f} MiB, files that are shared counted each time"
     title = f"{len(result['items'])} items, {size}: {verb}"
     table = Table("path", "reason", "MiB", title=title, title_justify="left", box=None)
-    temporary = [item for item in result["items"] if item["reason"] == TEMPORARY]
+    temporaries = [item for item in result["items"] if item["reason"] == TEMPORARY]
     for item in result["items"]:
         if item["reason"] != TEMPORARY:
             table.add_row(item["path"], item["reason"], f"{item['bytes'] / 2**20:.2f}")
-    if temporary:
-        size = sum(item["bytes"] for item in temporary)
-        table.add_row(f"{len(temporary)} lock and temporary files", TEMPORARY, f"{size / 2**20:.2f}")
+    if temporaries:
+        size = sum(item["bytes"] for item in temporaries)
+        table.add_row(f"{len(temporaries)} lock and temporary files", TEMPORARY, f"{size / 2**20:.2f}")
     return table

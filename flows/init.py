@@ -12,6 +12,7 @@ from typing import Any
 from flows.data_look import Look, look, shares
 from pipeline.errors import ConfigError
 from pipeline.secrets import HIDDEN, hide_passwords
+from pipeline.temporary import temporary_file
 
 log = logging.getLogger(__name__)
 
@@ -159,11 +160,8 @@ def write(
         log.warning("%s: %s", hide_passwords(path), seen.too_few)
     text = recipe(seen, out.stem)
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    try:
-        recipes.load(partial, [])  # Nothing is written that the next command would refuse.
-        partial.rename(out)
-    finally:
-        partial.unlink(missing_ok=True)
+    with temporary_file(out) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+        recipes.load(temporary, [])  # Nothing is written that the next command would refuse.
+        temporary.rename(out)
     return seen, text

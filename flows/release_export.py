@@ -6,7 +6,6 @@ FOLDER/ranker/     config.json, model.safetensors, tokenizer.json, README.md    
 """
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from pipeline import artifacts, releases
 from pipeline.artifacts import Artifact
 from pipeline.errors import ConfigError, MissingError
 from pipeline.releases import Releases
+from pipeline.temporary import temporary_folder
 
 
 def export(workspace: Path, release: str, to: Path) -> dict[str, Any]:
@@ -40,15 +40,12 @@ def export(workspace: Path, release: str, to: Path) -> dict[str, Any]:
     }
     sources = opened.metrics.get("ready_made", {})
     to.parent.mkdir(parents=True, exist_ok=True)
-    staging = to.with_name(f".{to.name}.{os.getpid()}.tmp")
-    try:
+    with temporary_folder(to) as staging:
         for role, (bundle, model) in pairs.items():
             _copy(staging / role, role, bundle, model, str(sources.get(role, "")))
         if to.exists():
             to.rmdir()
         staging.rename(to)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     files = {str(path.relative_to(to)): path.stat().st_size for path in sorted(to.rglob("*")) if path.is_file()}
     return {"release": opened.fingerprint, "folder": str(to), "models": list(pairs), "files": files}
 

@@ -27,6 +27,7 @@ from pipeline import artifacts, disk, progress
 from pipeline.artifacts import Artifact, Staging
 from pipeline.errors import ArtifactError, RelevanceError
 from pipeline.stage import Stage
+from pipeline.temporary import temporary_file
 
 KIND = "vectors"
 STAGE = Stage(KIND, version=1, inputs={"data": ("data", "corpus"), "previous": KIND}, title="document vectors")
@@ -300,12 +301,13 @@ def _write_shard(checkpoint: Path, shard: Sequence[tuple[list[bytes], Vectors]])
     checkpoint.mkdir(parents=True, exist_ok=True)
     number = 1 + max((int(path.stem) for path in checkpoint.glob("*.npz")), default=0)
     path = checkpoint / f"{number:06d}.npz"
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        digests = np.frombuffer(b"".join(digest for names, _ in shard for digest in names), np.uint8).reshape(-1, 16)
-        np.savez(file, digests=digests, vectors=np.concatenate([vectors for _, vectors in shard]))
-    disk.fsync(temporary)
-    os.replace(temporary, path)
+    with temporary_file(path) as temporary:
+        with temporary.open("wb") as file:
+            digests = np.frombuffer(b"".join(digest for names, _ in shard for digest in names), np.uint8)
+            matrix = np.concatenate([vectors for _, vectors in shard])
+            np.savez(file, digests=digests.reshape(-1, 16), vectors=matrix)
+        disk.fsync(temporary)
+        os.replace(temporary, path)
     disk.fsync(checkpoint)
 
 

@@ -8,23 +8,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.errors import ArtifactError, RelevanceError, SchemaError
+from pipeline.errors import ArtifactError, RelevanceError
+from pipeline.temporary import temporary_file
 
 
 def sha256(path: Path) -> str:
     """Hex digest of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def check_unchanged(path: Path, digest: str) -> None:
-    """Checks that a file from outside still has the content by which its artifact is named, after it was read.
-
-    Raises:
-        SchemaError: it was changed meanwhile.
-    """
-    if sha256(path) != digest:
-        raise SchemaError(f"{path}: changed while it was read; run again when nothing writes to it any more")
 
 
 def fsync(path: Path) -> None:
@@ -49,20 +40,18 @@ def write_atomically(path: Path, text: str, parse: Callable[[str], object]) -> N
         ArtifactError: the new text cannot be read back; the old file stays.
         OSError: the disk is full or the folder cannot be written; the old file stays.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(text.encode())
-            file.flush()
-            os.fsync(file.fileno())
-        if temporary.read_bytes().decode() != text:
-            raise ValueError("the disk gave back another text")
-        parse(text)
+    with temporary_file(path) as temporary:
+        try:
+            with temporary.open("wb") as file:
+                file.write(text.encode())
+                file.flush()
+                os.fsync(file.fileno())
+            if temporary.read_bytes().decode() != text:
+                raise ValueError("the disk gave back another text")
+            parse(text)
+        except (ValueError, TypeError, KeyError) as error:
+            raise ArtifactError(f"{path}: not replaced, as the new text cannot be read back ({error})") from error
         os.replace(temporary, path)
-    except (ValueError, TypeError, KeyError) as error:
-        raise ArtifactError(f"{path}: not replaced, as the new text cannot be read back ({error})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
     fsync(path.parent)
 
 

@@ -1,7 +1,5 @@
 """Any known source written as our own Parquet tables, whole or not at all."""
 
-import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +14,7 @@ from pipeline.data.validation import ValidatedTables
 from pipeline.errors import ConfigError, SchemaError
 from pipeline.schema import MAX_GRADE
 from pipeline.secrets import hide_passwords
+from pipeline.temporary import temporary_folder
 
 _ADVICE = "mend them first; `relevance data check` lists them all"
 
@@ -115,14 +114,11 @@ def _new_folder(out: Path) -> Iterator[Path]:
     """A folder beside `out` that takes its name when all went well, and is removed when not."""
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ConfigError(f"{out}: is there already and not an empty folder; give another name")
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        temporary.mkdir()
-        yield temporary
-        temporary.rename(out)
+        with temporary_folder(out) as temporary:
+            yield temporary
+            temporary.rename(out)
         disk.fsync(out.parent)
     except OSError as error:
         raise SchemaError(f"{out}: could not be written ({error.strerror or error}); nothing was kept") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from pipeline import disk
 from pipeline.errors import ArtifactError
+from pipeline.temporary import temporary_folder
 
 KEPT = 2
 """Checkpoints on disk: the newest, and the one before in case the newest is damaged."""
@@ -101,24 +102,22 @@ def save(
     for name, parameter in module.named_parameters():
         tensors |= {f"optimizer.{key}.{name}": value for key, value in optimizer.state.get(parameter, {}).items()}
     plain = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    temporary = folder / f".step.{os.getpid()}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for old in _newest_first(folder)[KEPT - 1 :]:
             old.unlink()
-        save_file(plain, temporary, metadata={"progress": json.dumps(asdict(progress))})
-        disk.fsync(temporary)
-        digest = disk.sha256(temporary)
-        file = folder / f"step-{progress.step:08}-{digest}.safetensors"
-        os.replace(temporary, file)
+        with temporary_folder(folder / "step") as temporary:  # A folder, as the library makes temporaries of its own.
+            written = temporary / "step.safetensors"
+            save_file(plain, written, metadata={"progress": json.dumps(asdict(progress))})
+            disk.fsync(written)
+            file = folder / f"step-{progress.step:08}-{disk.sha256(written)}.safetensors"
+            os.replace(written, file)
         for same_step in folder.glob(f"step-{progress.step:08}-*.safetensors"):
             if same_step != file:
                 same_step.unlink()
         disk.fsync(folder)
     except (OSError, SafetensorError) as error:
         raise _not_written(folder, sum(tensor.nbytes for tensor in plain.values()), progress.step, error) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _not_written(folder: Path, size: int, step: int, error: Exception) -> ArtifactError:

@@ -20,6 +20,7 @@ from safetensors.numpy import load, save
 
 from pipeline import disk
 from pipeline.models.bi_encoder import BiEncoder
+from pipeline.temporary import temporary_file
 from pipeline.tokens import TextTemplate
 from pipeline.training.loop import scoring
 from pipeline.training.loop.pair_tokens import Ragged
@@ -104,11 +105,8 @@ def _read(file: Path) -> Arrays:
 def _write(folder: Path, name: str, arrays: Arrays) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     content = save({key: np.ascontiguousarray(array) for key, array in arrays.items()})
-    temporary = folder / f".{name}.{os.getpid()}.tmp"
-    try:
+    with temporary_file(folder / name) as temporary:
         temporary.write_bytes(content)
         disk.fsync(temporary)
         os.replace(temporary, folder / f"{name}-{hashlib.sha256(content).hexdigest()}.safetensors")
         disk.fsync(folder)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from flows.logs import write_log
-from pipeline import disk, releases
+from pipeline import artifacts, disk, releases
 from pipeline.artifacts import Artifact
 from pipeline.config import ExportConfig, Precision
 from pipeline.errors import ConfigError
-from pipeline.models.ready_made_files import ReadyMadeOptions, digest
+from pipeline.models.ready_made_files import ReadyMadeOptions, at
+from pipeline.temporary import temporary_folder
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -102,11 +103,17 @@ def bundles(
     from pipeline.export import bundle, sample
     from pipeline.models import import_stage, ready_made, scripts
 
-    roots = {role: ready_made.root_of(name) for role, name in models.named.items()}
-    loaded: dict[str, Any] = {role: getattr(ready_made, role)(root, models.options) for role, root in roots.items()}
+    sources = {role: at(ready_made.root_of(name)) for role, name in models.named.items()}
+    workspace.mkdir(parents=True, exist_ok=True)
+    loaded: dict[str, Any] = {}
+    with temporary_folder(workspace / "ready-made") as copies:
+        for role, source in sources.items():
+            # The weights stay mapped into memory after their copy has no name any more.
+            with source.copied(copies / role) as copy:
+                loaded[role] = getattr(ready_made, role)(copy, models.options)
     for model in loaded.values():
         bundle.check_exportable(model)
-    readable = {role: scripts.Readable(roots[role], model.tokenizer.to_str()) for role, model in loaded.items()}
+    readable = {role: scripts.Readable(sources[role].path, model.tokenizer.to_str()) for role, model in loaded.items()}
     if len(readable) > 1:
         scripts.check_one_language(readable["ranker"], readable["encoder"])
     if documents is not None and "encoder" in readable:
@@ -116,7 +123,8 @@ def bundles(
     exported = {}
     for role, model in loaded.items():
         make = import_stage.ranker if role == "ranker" else import_stage.encoder
-        imported = make(workspace, models.named[role], models.options, model)
+        read = import_stage.LoadedModel(model, sources[role])
+        imported = make(workspace, models.named[role], models.options, read)
         exported[role] = _exported(models, workspace, imported, documents)
     return exported
 
@@ -127,20 +135,26 @@ def sources(models: ReadyMadeModels) -> dict[str, str]:
 
 
 def remember(models: ReadyMadeModels, workspace: Path, fingerprint: str, parts: Mapping[str, Artifact]) -> None:
-    """Notes the release to which a request led, and the files that the models had then."""
+    """Notes the release to which a request led, and the digests of the files that were read for it."""
     from pipeline.models import ready_made
 
     roots = {role: ready_made.root_of(name) for role, name in models.named.items()}
     entry: dict[str, Any] = {
         "release": fingerprint,
         "roots": {role: str(root.resolve()) for role, root in roots.items()},
-        "digests": {role: digest(root) for role, root in roots.items()},
+        "digests": {role: _imported_from(workspace, parts[role]) for role in roots},
     }
     memory = _memory(workspace)
     memory["requests"][models.key()] = entry
     if "encoder" in parts:
         memory["widths"][_absolute(models.encoder)] = parts["encoder"].metrics["dimensions"]
     disk.write_atomically(workspace / MEMORY, json.dumps(memory, indent=1, sort_keys=True) + "\n", json.loads)
+
+
+def _imported_from(workspace: Path, bundle: Artifact) -> str:
+    """The digest of the folder from which an exported model was imported."""
+    folder = artifacts.folder_of(workspace, bundle.manifest.inputs["model"])
+    return artifacts.read_manifest(folder).inputs["folder"] if folder else ""
 
 
 def _published(models: ReadyMadeModels, workspace: Path) -> str:
@@ -160,7 +174,7 @@ def _remembered(models: ReadyMadeModels, workspace: Path) -> str:
     present = releases.Releases(workspace).path(entry["release"]).is_dir() and all(
         root.is_dir() for root in roots.values()
     )
-    if not present or {role: digest(root) for role, root in roots.items()} != entry["digests"]:
+    if not present or {role: at(root).digest for role, root in roots.items()} != entry["digests"]:
         return ""
     log.info("ready-made models: imported before, release %s", entry["release"][:12])
     return str(entry["release"])

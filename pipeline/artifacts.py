@@ -22,7 +22,7 @@ import logging
 import re
 import shutil
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib import metadata
@@ -34,6 +34,7 @@ from typing import Any
 from pipeline import disk
 from pipeline.errors import ArtifactError, MissingError
 from pipeline.locks import locked, mark_used
+from pipeline.outside import OutsideFile, OutsideFolder, files_below
 from pipeline.secrets import hide_passwords, without_passwords
 
 MANIFEST = "manifest.json"
@@ -156,26 +157,21 @@ class Staging:
     """Path inside the folder → the file of an earlier artifact that it is a hard link to."""
 
 
+Input = Artifact | OutsideFile | OutsideFolder | str
+"""What an artifact is made from; a text stands for what cannot change while it is read, such as a digest of texts in
+memory."""
+
+
+def _digest(item: Input) -> str:
+    if isinstance(item, Artifact):
+        return item.fingerprint
+    return item if isinstance(item, str) else item.digest
+
+
 def fingerprint(kind: str, version: int, config: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
     """32 hex digits that change when the kind, the stage's version, its config or an input does."""
     text = json.dumps([kind, version, config, dict(inputs)], sort_keys=True, ensure_ascii=False, allow_nan=False)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-def folder_digest(folder: Path, endings: Collection[str] = ()) -> str:
-    """A digest of names and contents of the files below a folder; the fingerprint of an outside source.
-
-    Args:
-        folder: the folder.
-        endings: endings of the files that count, such as .json; all files when empty.
-    """
-    files = [path for path in _files(folder) if not endings or path.suffix in endings]
-    parts = [f"{path.relative_to(folder).as_posix()} {disk.sha256(path)}" for path in files]
-    return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
 
 
 def seal(
@@ -193,7 +189,7 @@ def seal(
         ArtifactError: a linked file is not what was written.
     """
     records = {}
-    for path in _files(folder):
+    for path in files_below(folder):
         disk.fsync(path)
         name = path.relative_to(folder).as_posix()
         records[name] = FileRecord(path.stat().st_size, disk.sha256(path))
@@ -312,7 +308,7 @@ def make(
     *,
     version: int,
     config: Mapping[str, Any],
-    inputs: Mapping[str, Artifact | str],
+    inputs: Mapping[str, Input],
     build: Callable[[Staging], Mapping[str, Any]],
 ) -> Artifact:
     """The artifact of this kind, config and inputs: the one that exists, or the one `build` makes now.
@@ -322,16 +318,15 @@ def make(
         kind: the artifact's kind and folder name.
         version: raise it when the stage's code changes what it makes.
         config: plain JSON values; part of the fingerprint.
-        inputs: artifacts, or for things from outside their digests; part of the fingerprint.
+        inputs: what `build` reads, by name; part of the fingerprint. Outside files are hashed again after `build`.
         build: writes the files into `staging.folder` and returns the metrics to store.
 
     Raises:
         ArtifactError: the existing artifact is damaged, or the disk is full; nothing half-written is left
             under the final name.
+        SchemaError: an outside file was changed while `build` read it.
     """
-    digests = {
-        hide_passwords(name): item.fingerprint if isinstance(item, Artifact) else item for name, item in inputs.items()
-    }
+    digests = {hide_passwords(name): _digest(item) for name, item in inputs.items()}
     plain = without_passwords(json.loads(json.dumps(config)))
     mark = fingerprint(kind, version, plain, digests)
     final = workspace / "artifacts" / kind / mark
@@ -348,6 +343,9 @@ def make(
         try:
             metrics = dict(build(staging))
             metrics.setdefault("seconds", round(time.monotonic() - began, 1))
+            for item in inputs.values():
+                if isinstance(item, OutsideFile):
+                    item.check()
             artifact = seal(
                 staging.folder,
                 Manifest(

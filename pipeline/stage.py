@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, ParamSpec
 
 from pipeline import artifacts
-from pipeline.artifacts import Artifact, Staging
+from pipeline.artifacts import Artifact, Input, Staging
 from pipeline.errors import WrongKindError
 
 P = ParamSpec("P")
@@ -94,7 +94,7 @@ class Stage:
         workspace: Path,
         *,
         config: Mapping[str, Any],
-        inputs: Mapping[str, Artifact | str],
+        inputs: Mapping[str, Input],
         build: Callable[[Staging], Mapping[str, Any]],
     ) -> Artifact:
         """The artifact of this config and these inputs: the finished one, or the one that `build` makes now.

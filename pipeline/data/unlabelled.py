@@ -16,11 +16,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import disk, schema, text
-from pipeline.artifacts import Artifact, Staging
+from pipeline import schema, text
+from pipeline.artifacts import Artifact, Input, Staging
 from pipeline.config import CandidatesConfig
 from pipeline.data import candidates, splits
 from pipeline.errors import ConfigError, MissingError, SchemaError
+from pipeline.outside import OutsideFile
 from pipeline.stage import Stage
 
 QUERIES = Stage("asked", version=1, inputs={"data": "data"}, section="candidates", title="queries for unlabelled pairs")
@@ -51,12 +52,12 @@ def queries(workspace: Path, config: CandidatesConfig, *, data: Artifact) -> Art
         SchemaError: it cannot be read, or is a table without queries.
     """
     settings = {"title_queries": config.title_queries, "seed": config.seed}
-    inputs: dict[str, Artifact | str] = {"data": data}
+    inputs: dict[str, Input] = {"data": data}
     if config.unlabelled_queries:
         file = Path(config.unlabelled_queries)
         if not file.is_file():
             raise MissingError(f"candidates.unlabelled_queries: {file} is no file; give one with queries")
-        inputs["queries"] = disk.sha256(file)
+        inputs["queries"] = OutsideFile.at(file)
 
     def build(staging: Staging) -> Mapping[str, Any]:
         judgments = pq.read_table(data.file("judgments.parquet"), columns=["query_id", "split"]).to_pandas()
@@ -76,8 +77,6 @@ def queries(workspace: Path, config: CandidatesConfig, *, data: Artifact) -> Art
                 name = hashlib.blake2b(normalised.encode(), digest_size=8).hexdigest()
                 collected.append((f"{source}:{name}", query))
                 counts[source] += 1
-        if config.unlabelled_queries:
-            disk.check_unchanged(Path(config.unlabelled_queries), str(inputs["queries"]))
         ids, texts = zip(*collected, strict=True) if collected else ((), ())
         table = pa.table({"query_id": pa.array(ids, pa.string()), "text": pa.array(texts, pa.string())})
         schema.write(table, staging.folder / "queries.parquet", "queries")

@@ -12,14 +12,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import disk
-from pipeline.artifacts import Artifact, Staging
+from pipeline.artifacts import Artifact, Input, Staging
 from pipeline.config import EvaluationConfig
 from pipeline.errors import ConfigError
 from pipeline.evaluation import examples, page, queries_to_try, runs, surfaces, thresholds
 from pipeline.evaluation.per_query import judged, per_query, ranking, settings
 from pipeline.evaluation.report_summary import finite, summary
 from pipeline.evaluation.runs import RunFile
+from pipeline.outside import OutsideFile
 from pipeline.stage import Stage
 
 if TYPE_CHECKING:
@@ -90,10 +90,10 @@ def make(
     """
     if isinstance(systems, Artifact):
         files = {str(name): RunFile(systems.file("run.parquet"), str(name)) for name in systems.metrics["systems"]}
-        inputs: dict[str, Artifact | str] = {"data": data, "systems": systems}
+        inputs: dict[str, Input] = {"data": data, "systems": systems}
     else:
         files = {name: RunFile(path, name) for name, path in systems.items()}
-        inputs = {"data": data, **_labelled(files, _digests(files))}
+        inputs = {"data": data, **_outside(files)}
     if pool is not None:
         inputs["pool"] = pool
     return _make(workspace, config, _Material(data, files, pool, stats, inputs), plan)
@@ -109,9 +109,7 @@ def make_from_run(
         ConfigError: an unknown baseline or subject, or no system.
         SchemaError: a file that is no run, faulty scores, no judged queries.
     """
-    digests = _digests(systems)
-    inputs: dict[str, Artifact | str] = {"data": data, **_labelled(systems, digests)}
-    return _make(workspace, config, _Material(data, systems, None, NO_STATS, inputs, digests), plan)
+    return _make(workspace, config, _Material(data, systems, None, NO_STATS, {"data": data, **_outside(systems)}), plan)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,19 +120,16 @@ class _Material:
     files: Mapping[str, RunFile]
     pool: Artifact | None
     stats: ReportStats
-    inputs: Mapping[str, Artifact | str]
-    digests: Mapping[Path, str] = field(default_factory=dict)
-    """Run file from outside → its sha256, which it must still have when it was read."""
+    inputs: Mapping[str, Input]
 
 
-def _digests(files: Mapping[str, RunFile]) -> dict[Path, str]:
-    return {file.path: disk.sha256(file.path) for file in files.values() if file.path.is_file()}
-
-
-def _labelled(files: Mapping[str, RunFile], digests: Mapping[Path, str]) -> dict[str, str]:
-    """Name in a fingerprint → digest of a run file; a file that is missing is reported when it is read."""
+def _outside(files: Mapping[str, RunFile]) -> dict[str, Input]:
+    """Name in a fingerprint → run file; one that is missing is reported when it is read."""
     labels = {name: name if file.system in ("", name) else f"{name} ({file.system})" for name, file in files.items()}
-    return {f"system:{labels[name]}": digests.get(file.path, "") for name, file in files.items()}
+    return {
+        f"system:{labels[name]}": OutsideFile.at(file.path) if file.path.is_file() else ""
+        for name, file in files.items()
+    }
 
 
 def _make(workspace: Path, config: EvaluationConfig, material: _Material, plan: ReportPlan) -> Artifact:
@@ -171,8 +166,6 @@ def _write(folder: Path, config: EvaluationConfig, material: _Material, plan: Re
         name: ranking(runs.read(file.path, file.system or name, material.pool), material.data, other_queries)
         for name, file in material.files.items()
     }
-    for file, digest in material.digests.items():
-        disk.check_unchanged(file, digest)
     frame = per_query(material.data, ranked, judgments, config)
     content = {
         "title": plan.title,

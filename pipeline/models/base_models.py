@@ -21,9 +21,10 @@ from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 from transformers import CONFIG_MAPPING
 
-from pipeline.artifacts import Artifact, folder_digest
+from pipeline.artifacts import Artifact, Staging
 from pipeline.errors import ConfigError, MissingError
 from pipeline.models.families import ModelFamily, family_of
+from pipeline.outside import OutsideFolder
 from pipeline.text import read_text
 
 PACKAGE = "package:"
@@ -60,13 +61,33 @@ def folder(base: Artifact | Path | str) -> Path:
     return _from_hub(name)
 
 
-def digest(base: Artifact | Path | str) -> str:
-    """The input that an artifact made from this base records: a hash over the files that matter.
+@dataclass(frozen=True, slots=True)
+class StartingModel:
+    """A base model as it was when a stage named it as its input."""
 
-    Raises:
-        MissingError: as `folder`.
-    """
-    return base.fingerprint if isinstance(base, Artifact) else folder_digest(folder(base))
+    input: Artifact | OutsideFolder
+
+    @classmethod
+    def of(cls, base: Artifact | Path | str) -> "StartingModel":
+        """The model that `folder` finds, as it is now.
+
+        Raises:
+            MissingError: as `folder`.
+        """
+        return cls(base if isinstance(base, Artifact) else OutsideFolder.at(folder(base)))
+
+    @contextmanager
+    def opened(self, staging: Staging) -> Iterator[Path]:
+        """Yields a folder that holds what the fingerprint says: the artifact's, or a copy that ends with the block.
+
+        Raises:
+            SchemaError: a folder from outside was changed since.
+        """
+        if isinstance(self.input, Artifact):
+            yield folder(self.input)
+        else:
+            with self.input.copied(staging.folder / "base") as copy:
+                yield copy
 
 
 def model_type(path: Path) -> str:

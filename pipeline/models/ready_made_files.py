@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import folder_digest
+from pipeline.outside import OutsideFolder
 
 DECIDING = (".json", ".safetensors", ".txt", ".model")
 """Endings of the files in a model's folder that decide about its scores."""
@@ -32,6 +32,6 @@ class ReadyMadeOptions:
         return {name: value for name, value in asdict(self).items() if value not in ("", None, 0, ())}
 
 
-def digest(folder: Path) -> str:
-    """A digest of every file of a model's folder that decides about its scores."""
-    return folder_digest(folder, DECIDING)
+def at(folder: Path) -> OutsideFolder:
+    """A model's folder as it is now; the files that count are those that decide about its scores."""
+    return OutsideFolder.at(folder, DECIDING)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline import schema
-from pipeline.artifacts import Artifact, Staging
+from pipeline.artifacts import Artifact, Input, Staging
 from pipeline.config import CandidatesConfig, EncoderConfig
 from pipeline.data.candidates import MINED
 from pipeline.errors import ConfigError
@@ -79,10 +79,15 @@ def make(
     """
     origin: Artifact | str = base if config.base == FROM_BASE else config.base
     check(config, base_models.shape(base_models.folder(origin)))
+    beginning = base_models.StartingModel.of(origin)
 
     def build(staging: Staging) -> Mapping[str, Any]:
+        with beginning.opened(staging) as folder:
+            return learn(staging, folder)
+
+    def learn(staging: Staging, folder: Path) -> Mapping[str, Any]:
         seed = config.loop.seed
-        model = untrained(config, origin) if start is None else BiEncoder.load(start.path)
+        model = untrained(config, folder) if start is None else BiEncoder.load(start.path)
         model.to(scoring.device()).eval()
         table = read_pairs(
             data, pairs, model.tokenizer, max_query_tokens=config.max_query_tokens, max_tokens=config.max_tokens
@@ -92,8 +97,8 @@ def make(
         if start is None and config.projection == "directions":
             metrics["projection_keeps"] = round(model.fit_projection(_sample_of_texts(model, table, seed)), 4)
         elif start is None:
-            learn = judged_projection.fit if config.projection == "judgments" else projection.fit
-            metrics = learn(model, data, config, staging.checkpoint)
+            fit = judged_projection.fit if config.projection == "judgments" else projection.fit
+            metrics = fit(model, data, config, staging.checkpoint)
         if config.train_body:
             learned = _train_body(
                 model,
@@ -101,7 +106,7 @@ def make(
                 scores,
                 pairs,
                 config,
-                origin,
+                folder,
                 staging,
                 candidates,
                 later=start is not None,
@@ -125,8 +130,8 @@ def make(
         return results
 
     settings = {name: value for name, value in to_dict(config).items() if name != "mining"}
-    inputs: dict[str, Artifact | str] = {"data": data, "pairs": pairs, "teacher_scores": teacher_scores}
-    inputs |= {"base": base_models.digest(origin), **({"start": start} if start else {})}
+    inputs: dict[str, Input] = {"data": data, "pairs": pairs, "teacher_scores": teacher_scores}
+    inputs |= {"base": beginning.input, **({"start": start} if start else {})}
     return STAGE.make(
         workspace,
         config={**settings, **candidates.step_settings()},
@@ -141,7 +146,7 @@ def _train_body(
     scores: NDArray[np.float32],
     pairs: Artifact,
     config: EncoderConfig,
-    origin: Artifact | str,
+    origin: Path,
     staging: Staging,
     candidates: CandidatesConfig,
     *,
@@ -152,7 +157,7 @@ def _train_body(
     Args:
         table: tokens of `pairs`.
         scores: (pairs,) of the teacher.
-        origin: the base whose similarities are kept.
+        origin: the folder of the base whose similarities are kept.
         candidates: limits of a step, and the weight of clicks.
         later: whether an earlier round trained the projection.
     """
@@ -205,9 +210,8 @@ def check(config: EncoderConfig, base: base_models.ModelShape) -> None:
         raise ConfigError(f"encoder.layers {config.layers}: the base model has {base.layers}; keep at most that many")
 
 
-def untrained(config: EncoderConfig, origin: Artifact | str) -> BiEncoder:
-    """The base with as many layers as the config keeps, and a projection that is still random."""
-    folder = base_models.folder(origin)
+def untrained(config: EncoderConfig, folder: Path) -> BiEncoder:
+    """The base in a folder with as many layers as the config keeps, and a projection that is still random."""
     model = BiEncoder.start(
         folder,
         dimensions=config.dimensions,

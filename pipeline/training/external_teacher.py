@@ -20,11 +20,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline import disk, schema
-from pipeline.artifacts import Artifact, Staging
+from pipeline.artifacts import Artifact, Input, Staging
 from pipeline.config import ExternalTeacherConfig
 from pipeline.errors import ConfigError, MissingError, SchemaError, TrainingError
 from pipeline.evaluation import metrics
 from pipeline.models import base_models
+from pipeline.outside import OutsideFile
 from pipeline.recipe import to_dict
 from pipeline.stage import Stage
 from pipeline.training.loop import scoring
@@ -88,18 +89,18 @@ def make(
         path = Path(config.scores)
         if not path.is_file():
             raise MissingError(f"external_teacher.scores: {path} is no file; give a Parquet file with a column score")
-        digest = disk.sha256(path)
+        outside: Input = OutsideFile.at(path)
     else:
-        path = base_models.folder(config.causal_lm)
-        digest = base_models.digest(path)
+        model = base_models.StartingModel.of(config.causal_lm)
+        outside = model.input
 
     def build(staging: Staging) -> Mapping[str, Any]:
         texts = read_texts(data, pairs)
         if config.scores:
             raw, counts = read_scores(path, texts.table, pairs)
-            disk.check_unchanged(path, digest)
         else:
-            raw, counts = causal_lm_judge.score(path, config, texts, staging.checkpoint), {}
+            with model.opened(staging) as folder:
+                raw, counts = causal_lm_judge.score(folder, config, texts, staging.checkpoint), {}
         grades = texts.table.column("grade").to_numpy().astype(np.int64)
         split = np.array(texts.table.column("split").to_pylist(), dtype=np.str_)
         scale = fit(raw, grades, np.flatnonzero(split == "train"))
@@ -113,7 +114,7 @@ def make(
     return STAGE.make(
         workspace,
         config=settings,
-        inputs={"outside": digest, "data": data, "pairs": pairs},
+        inputs={"outside": outside, "data": data, "pairs": pairs},
         build=build,
     )
 

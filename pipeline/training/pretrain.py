@@ -53,13 +53,20 @@ def make(workspace: Path, config: PretrainConfig, base: str, *, data: Artifact) 
         TrainingError: no text to learn from, or the loss is not a number.
     """
 
+    start = None if base == SCRATCH else base_models.StartingModel.of(base)
+
     def build(staging: Staging) -> Mapping[str, Any]:
         corpus = read_corpus(data, config.loop.seed)
         folder = staging.folder / "model"
-        if base == SCRATCH:
-            tokenizer = vocabulary.train([*corpus.documents, *corpus.queries], config.scratch)
-            new_model(folder, config.scratch, tokenizer, config.loop.seed)
-        model = MaskedModel.start(folder if base == SCRATCH else base_models.folder(base), config)
+        if start is not None:
+            with start.opened(staging) as given:
+                return learn(staging, corpus, given)
+        tokenizer = vocabulary.train([*corpus.documents, *corpus.queries], config.scratch)
+        new_model(folder, config.scratch, tokenizer, config.loop.seed)
+        return learn(staging, corpus, folder)
+
+    def learn(staging: Staging, corpus: MaskedCorpus, given: Path) -> Mapping[str, Any]:
+        model = MaskedModel.start(given, config)
         model.to(scoring.device())
         task = MaskedTask(model, corpus, config)
         before = task.measure()
@@ -67,7 +74,7 @@ def make(workspace: Path, config: PretrainConfig, base: str, *, data: Artifact) 
             model, task, config.loop, label="pre-training", checkpoint=staging.checkpoint, began=staging.began
         )
         after = task.measure()
-        model.save(folder)
+        model.save(staging.folder / "model")
         return {
             "masked_loss before": round(before.loss, 4),
             "masked_loss": round(after.loss, 4),
@@ -79,9 +86,9 @@ def make(workspace: Path, config: PretrainConfig, base: str, *, data: Artifact) 
         }
 
     settings = to_dict(config)
-    if base != SCRATCH:
+    if start is not None:
         del settings["scratch"]
-    inputs: dict[str, Artifact | str] = {"data": data, "base": SCRATCH if base == SCRATCH else base_models.digest(base)}
+    inputs = {"data": data, "base": start.input if start else SCRATCH}
     return STAGE.make(workspace, config=settings, inputs=inputs, build=build)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from pipeline.artifacts import Artifact, Staging
+from pipeline.artifacts import Artifact, Input, Staging
 from pipeline.config import CandidatesConfig, RankerConfig
 from pipeline.errors import ConfigError
 from pipeline.models import base_models, model_card, pruning, surgery, tokenizers, width_pruning
@@ -91,15 +91,17 @@ def make(
         TrainingError: nothing to train on, or the loss is not a number.
     """
     origin = _origin(config, teacher, base)
-    inputs: dict[str, Artifact | str] = {"data": data, "pairs": pairs, "teacher": teacher}
+    start = base_models.StartingModel.of(origin)
+    inputs: dict[str, Input] = {"data": data, "pairs": pairs, "teacher": teacher}
     if config.base != FROM_TEACHER:
-        inputs["base"] = base_models.digest(origin)
+        inputs["base"] = start.input
     if teacher_scores is not None:
         inputs["teacher_scores"] = teacher_scores
 
     def build(staging: Staging) -> Mapping[str, Any]:
         large = CrossEncoder.load(teacher.path)
-        source, table = _source(config, large, data, pairs, base_models.folder(origin))
+        with start.opened(staging) as folder:
+            source, table = _source(config, large, data, pairs, folder)
         if teacher_scores is not None:
             table = _as_taught(table, teacher_scores, source, large)
         keep = _kept(config, source.layers)

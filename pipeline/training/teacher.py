@@ -41,17 +41,18 @@ def make(
         ConfigError: the base is no encoder, has too few layers or positions.
         TrainingError: nothing to train on, or the loss is not a number.
     """
-    folder = base_models.folder(base)
+    start = base_models.StartingModel.of(base)
 
     def build(staging: Staging) -> Mapping[str, Any]:
-        model, table = untrained(
-            folder,
-            data,
-            pairs,
-            max_tokens=config.max_tokens,
-            max_query_tokens=config.max_query_tokens,
-            seed=config.loop.seed,
-        )
+        with start.opened(staging) as folder:
+            model, table = untrained(
+                folder,
+                data,
+                pairs,
+                max_tokens=config.max_tokens,
+                max_query_tokens=config.max_query_tokens,
+                seed=config.loop.seed,
+            )
         if config.layers:
             model = surgery.student(model, surgery.spaced(model.layers, config.layers))
         model.template = replace(model.template, passages=config.passages.passages(None))
@@ -78,6 +79,6 @@ def make(
     return STAGE.make(
         workspace,
         config={**to_dict(config), **candidates.step_settings()},
-        inputs={"data": data, "pairs": pairs, "base": base_models.digest(base)},
+        inputs={"data": data, "pairs": pairs, "base": start.input},
         build=build,
     )

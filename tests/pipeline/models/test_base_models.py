@@ -84,11 +84,12 @@ def test_a_broken_config_is_named(tmp_path: Path) -> None:
 
 
 def test_the_digest_follows_the_content(untrained: Any, tmp_path: Path) -> None:
-    assert base_models.digest(untrained.ranker) == untrained.ranker.fingerprint
+    assert base_models.StartingModel.of(untrained.ranker).input is untrained.ranker
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    first = base_models.digest(tmp_path)
+    first = base_models.StartingModel.of(tmp_path)
+    assert base_models.StartingModel.of(tmp_path) == first
     (tmp_path / "config.json").write_text('{"model_type": "roberta"}')
-    assert base_models.digest(tmp_path) != first
+    assert base_models.StartingModel.of(tmp_path) != first
 
 
 def test_quiet_puts_the_noise_back() -> None:

@@ -331,7 +331,7 @@ def test_an_encoder_whose_body_is_not_trained_is_its_base_with_a_projection(worl
         base=str(world.base),
         teacher_scores=world.teacher_scores,
     )
-    model, base = BiEncoder.load(trained.path), encoder.untrained(config, str(world.base))
+    model, base = BiEncoder.load(trained.path), encoder.untrained(config, world.base)
     weights = base.model.state_dict()
     assert all(torch.equal(value, weights[name]) for name, value in model.model.state_dict().items())
     assert trained.metrics["steps"] == 0

@@ -12,17 +12,17 @@ import logging
 import os
 import re
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ParamSpec, TypeVar
 from uuid import uuid4
 
-from prefect import flow, task
+from prefect import Flow, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.deployments.runner import RunnerDeployment
 from prefect.exceptions import MissingContextError
 from prefect.logging.handlers import APILogHandler
 from prefect.states import Completed
@@ -37,9 +37,13 @@ from flows import runner, sources
 from pipeline import recipe as recipes
 from pipeline import recipe_schema
 from pipeline.artifacts import Artifact
-from pipeline.errors import InputError
+from pipeline.errors import ConfigError, InputError, RelevanceError
 from pipeline.evaluation import report_card
-from pipeline.secrets import hide_passwords_in_logs
+from pipeline.secrets import hide_passwords, hide_passwords_in_logs, holds_password
+from pipeline.temporary import temporary_file
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 RecipeChanges = Annotated[dict[str, Any], WithJsonSchema(recipe_schema.form())]
 """Values laid over a recipe; Prefect shows its sections as a form with their types and descriptions."""
@@ -73,12 +77,70 @@ def as_task(name: str, stage: Callable[[], Artifact]) -> Artifact:
         persist_result=False,
     )
     def run() -> Artifact:
-        return runner.directly(name, stage)
+        with _no_passwords_in_errors():
+            return runner.directly(name, stage)
 
     return run()
 
 
-@flow(name="retrain", persist_result=False)
+class PasswordFreeFlow(Flow[P, R]):
+    """A flow that refuses parameters with passwords, as Prefect keeps parameters in its database and shows them."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the flow.
+
+        Raises:
+            ConfigError: a password stands in a parameter.
+        """
+        _refuse_passwords([args, kwargs])
+        return super().__call__(*args, **kwargs)
+
+    def to_deployment(self, name: str, *, parameters: dict[str, Any], **options: Any) -> RunnerDeployment:  # type: ignore[override]
+        """A deployment of the flow with these parameters.
+
+        Raises:
+            ConfigError: a password stands in a parameter.
+        """
+        _refuse_passwords(parameters)
+        return super().to_deployment(name, parameters=parameters, **options)  # type: ignore[return-value]
+
+
+def password_free_flow(name: str) -> Callable[[Callable[P, R]], PasswordFreeFlow[P, R]]:
+    """Decorates a function as the flow of this name."""
+
+    def decorate(function: Callable[P, R]) -> PasswordFreeFlow[P, R]:
+        return PasswordFreeFlow(function, name=name, persist_result=False)
+
+    return decorate
+
+
+def _refuse_passwords(value: Any) -> None:
+    if isinstance(value, Mapping):
+        value = [*value, *value.values()]
+    if isinstance(value, list | tuple):
+        for item in value:
+            _refuse_passwords(item)
+    elif isinstance(value, str | Path) and holds_password(str(value)):
+        raise ConfigError(
+            f"{hide_passwords(str(value))}: Prefect would keep this password in its database and show it; write "
+            "${NAME} in its place, and set the environment variable NAME where the flow runs"
+        )
+
+
+@contextmanager
+def _no_passwords_in_errors() -> Iterator[None]:
+    """Hides passwords in errors of libraries, whose text Prefect keeps as the state of the run."""
+    try:
+        yield
+    except RelevanceError:
+        raise
+    except Exception as error:
+        if holds_password(str(error)):
+            raise RelevanceError(f"{type(error).__name__}: {error}") from None
+        raise
+
+
+@password_free_flow("retrain")
 def retrain(
     recipe: Path,
     overrides: list[str],
@@ -113,7 +175,7 @@ def retrain(
     return outcome
 
 
-@flow(name="report", persist_result=False)
+@password_free_flow("report")
 def report(judgments: str, workspace: Path, release: str = "live", baseline: str = "", recipe: str = "") -> Artifact:
     """Judges a release; see `flows.report`. The recipe's name only distinguishes artifacts in the UI."""
     with _logs_in_prefect():
@@ -123,7 +185,7 @@ def report(judgments: str, workspace: Path, release: str = "live", baseline: str
     return artifact
 
 
-@flow(name="reindex", persist_result=False)
+@password_free_flow("reindex")
 def reindex(
     documents: list[str],
     workspace: Path,
@@ -157,7 +219,7 @@ class RunLogs(APILogHandler):
 
 @contextmanager
 def _logs_in_prefect() -> Iterator[None]:
-    """Sends our log lines to the logs of the run, without passwords."""
+    """Sends our log lines to the logs of the run; neither they nor an error hold a password."""
     hide_passwords_in_logs()
     handler = RunLogs(logging.INFO)
     loggers = [logging.getLogger(name) for name in ("pipeline", "index", "flows", "serving")]
@@ -166,7 +228,8 @@ def _logs_in_prefect() -> Iterator[None]:
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
     try:
-        yield
+        with _no_passwords_in_errors():
+            yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.removeHandler(handler)
@@ -202,9 +265,8 @@ def workspace_id(workspace: Path) -> str:
     path = workspace / "workspace-id"
     if not path.exists():
         workspace.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=workspace, prefix=".workspace-id-", encoding="utf-8") as new:
-            new.write(f"{uuid4()}\n")
-            new.flush()
+        with temporary_file(path) as temporary:
+            temporary.write_text(f"{uuid4()}\n", encoding="utf-8")
             with contextlib.suppress(FileExistsError):  # Another process was faster.
-                os.link(new.name, path)
+                os.link(temporary, path)
     return path.read_text(encoding="utf-8").strip()

@@ -22,7 +22,6 @@ from flows import prefect_flows, sources
 from pipeline import recipe as recipes
 from pipeline.config import Recipe
 from pipeline.errors import ConfigError, RelevanceError
-from pipeline.secrets import hide_passwords
 
 log = logging.getLogger(__name__)
 
@@ -95,10 +94,6 @@ def _parameters(
         parameters["reindex"] = {"documents": [str(recipe.resolve())], "overrides": own, **common}
     else:
         log.warning("the flow reindex is not served: it needs --documents, or a recipe with a database among its data")
-    for text in (judgments, *documents, *overrides):
-        if hide_passwords(text) != text:
-            advice = "write ${NAME}, an environment variable, in its place"
-            log.warning("Prefect keeps the password in %s; %s", hide_passwords(text), advice)
     return parameters
 
 

@@ -22,12 +22,21 @@ _ASSIGNED = re.compile(
 """A password outside a URL: `host=db password=…`, `PWD=…;`, `{'password': '…'}`."""
 
 
+_VARIABLE = re.compile(r"\$\{\w*\}")
+
+
 def hide_passwords(text: str) -> str:
     """The text with three stars for each password: of a URL, of a query parameter, and after `password=` or `PWD=`."""
     if "://" in text:
         text = _PARAMETER.sub(rf"\1{HIDDEN}", _USER_AND_PASSWORD.sub(rf"\1{HIDDEN}", text))
         text = _TOKEN_AS_USER.sub(rf"\1{HIDDEN}", text)
     return _ASSIGNED.sub(rf"\1{HIDDEN}", text)
+
+
+def holds_password(text: str) -> bool:
+    """Whether a password stands in the text, and not only the name of an environment variable, `${NAME}`, for one."""
+    named = _VARIABLE.sub("", text)
+    return hide_passwords(named) != named
 
 
 def is_secret(name: str) -> bool:

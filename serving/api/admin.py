@@ -20,7 +20,7 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Query, Request, Security
 from fastapi.security import HTTPBearer
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
@@ -65,6 +65,15 @@ class _Body(BaseModel):
     """A body that an administrator sends. A misspelt field is an error, as a bound that is ignored would be worse."""
 
     model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_booleans(cls, values: Any) -> Any:
+        """Refuses true and false, which would otherwise be taken for the numbers 1 and 0."""
+        for name, value in values.items() if isinstance(values, dict) else ():
+            if isinstance(value, bool):
+                raise ValueError(f"{name[: schemas.SHOWN_NAME]} is {schemas.shown(value)}; send a number or a text")
+        return values
 
 
 _DEFAULT = Bounds()

@@ -86,6 +86,8 @@ async def answer(context: RequestContext, body: RerankRequest, path: str) -> Res
     """
     if body.texts is None and body.documents is None:
         raise InvalidRequestError("texts or documents is missing; send a list of texts")
+    if body.texts is not None and body.documents is not None:
+        raise InvalidRequestError("texts and documents are both there; send one of them")
     if not body.query.strip():
         raise InvalidRequestError("query is empty; send what is searched for")
     documents: Sequence[str | dict[str, Any]] = body.texts if body.texts is not None else body.documents or []

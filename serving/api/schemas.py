@@ -7,7 +7,7 @@ beside the request model, as a `ClientShape`: a field is honoured, ignored for a
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo
 
@@ -57,10 +57,17 @@ class RequestBody(BaseModel):
 
     @classmethod
     def refuse(cls, body: Mapping[str, Any]) -> None:
-        """Raises InvalidRequestError for a field that some client's shape refuses with this value, or that is unknown
-        where only known ones are taken; null asks for nothing, so it is taken under any name."""
+        """Checks the fields before their values are read; null asks for nothing, so it is taken under any name.
+
+        Raises:
+            InvalidRequestError: some client's shape refuses a field with this value, a field is unknown where only
+                known ones are taken, or true or false stands in place of a number.
+        """
         if cls.known_only:
             check_names({name: value for name, value in body.items() if value is not None}, cls.model_fields)
+        for name, known in cls.model_fields.items():
+            if isinstance(body.get(name), bool) and {int, float} & {known.annotation, *get_args(known.annotation)}:
+                raise InvalidRequestError(f"{name} is {shown(body[name])}; send a number")
         for shape in cls.shapes:
             for name, rule in shape.refused.items():
                 if name in body and not rule.accepts(body[name]):

@@ -37,12 +37,12 @@ def test_two_equal_retrainings_at_once_both_end_well_with_one_live_release(tiny_
 def test_gc_beside_a_service_takes_nothing_that_it_answers_from(copied: Trained, tmp_path: Path) -> None:
     registry = Releases(copied.workspace)
     server = start(copied.workspace)
-    served = httpx.get(f"{server.url}/search?q=knife", timeout=30).json()
+    served = httpx.get(f"{server.url}/search?q=knife", timeout=60).json()
     ends: Counter[int] = Counter()
     stop = threading.Event()
 
     def ask() -> None:
-        with httpx.Client(timeout=30) as client:
+        with httpx.Client(timeout=60) as client:
             while not stop.is_set():
                 ends[client.get(f"{server.url}/search?q=knife").status_code] += 1
 
@@ -56,7 +56,7 @@ def test_gc_beside_a_service_takes_nothing_that_it_answers_from(copied: Trained,
     stop.set()
     client.join()
     assert set(ends) == {200}
-    answer = httpx.get(f"{server.url}/search?q=knife", timeout=30).json()
+    answer = httpx.get(f"{server.url}/search?q=knife", timeout=60).json()
     assert (answer["release"], answer["reranked"]) == (served["release"], served["reranked"])
     assert server.stop() == 0
     live = registry.live()

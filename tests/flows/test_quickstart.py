@@ -77,7 +77,7 @@ def ask(server: Server, path: str, body: Any = None) -> Any:
         server.url + path, json.dumps(body).encode() if body else None, {"content-type": "application/json"}
     )
     try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return json.load(answer)
     except urllib.error.HTTPError as error:
         return json.load(error) | {"code": error.code}

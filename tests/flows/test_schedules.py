@@ -164,7 +164,7 @@ def _process(*command: str, environ: dict[str, str], log: Path, cwd: Path) -> It
 
 def _is_healthy(url: str) -> bool:
     try:
-        return httpx.get(f"{url}/health", timeout=10).status_code == 200
+        return httpx.get(f"{url}/health", timeout=60).status_code == 200
     except httpx.HTTPError:
         return False
 

@@ -76,13 +76,13 @@ def test_a_slow_filter_holds_up_no_document_and_is_read_once(
     def slow(query: str, *values: int | str) -> Any:
         requests.append(values)
         began.set()
-        assert go.wait(10)
+        assert go.wait(60)
         return real(query, *values)
 
     monkeypatch.setattr(store._segments[0].fields, "all", slow)
     with ThreadPoolExecutor(4) as pool:
         filters = [pool.submit(store.rows_where, {"kind": ["b"]}) for _ in range(3)]
-        assert began.wait(10)
+        assert began.wait(60)
         assert store.get(5).text == "text 5"
         go.set()
         assert [future.result().tolist() for future in filters] == [[1, 3, 5]] * 3
@@ -92,7 +92,7 @@ def test_a_slow_filter_holds_up_no_document_and_is_read_once(
     go.clear()
     with ThreadPoolExecutor(1) as pool:
         other = pool.submit(store.rows_where, {"kind": ["a"]})
-        assert began.wait(10)
+        assert began.wait(60)
         assert store.rows_where({"kind": ["b"]}).tolist() == [1, 3, 5]
         go.set()
         assert other.result().tolist() == [0, 2, 4]

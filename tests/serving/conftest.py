@@ -26,7 +26,7 @@ from pipeline.releases import Releases
 from pipeline.tokens import PairTemplate, TextTemplate
 from serving.rollout.lifecycle import Lifecycle
 from serving.runtime.engine import Engine
-from serving.settings import Settings
+from tests.serving.patience import patient
 
 WIDTH, DIMENSIONS, VOCAB = 16, 8, 400
 CLS, SEP, UNKNOWN = 0, 1, 2
@@ -276,7 +276,7 @@ def started(tiny: TinyWorkspace) -> Callable[..., Lifecycle]:
     """A life cycle that has loaded the tiny release, made with settings of the test's choice."""
 
     def start(**knobs: object) -> Lifecycle:
-        lifecycle = Lifecycle(Settings(workspace=tiny.path, release=tiny.releases.resolve("live"), threads=1, **knobs))
+        lifecycle = Lifecycle(patient(workspace=tiny.path, release=tiny.releases.resolve("live"), threads=1, **knobs))
         lifecycle.start()
         return lifecycle
 

@@ -12,6 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.serving.patience import PATIENCE_S
+
+FOR_TESTS = {
+    "RELEVANCE_PORT": "0",
+    "RELEVANCE_THREADS": "1",
+    "RELEVANCE_DEADLINE_S": str(PATIENCE_S),
+    "RELEVANCE_MAX_DEADLINE_S": str(PATIENCE_S),
+}
+
 START = """
 import sys
 from pathlib import Path
@@ -54,7 +63,7 @@ class Server:
 
     def close(self) -> None:
         """Frees what watched a process that has ended."""
-        self.reader.join(5)
+        self.reader.join(60)
         assert self.process.stderr is not None
         self.process.stderr.close()
 
@@ -91,7 +100,7 @@ def start(workspace: Path, **environ: str) -> Server:
     """Starts the service on a free port and waits until it answers."""
     process = subprocess.Popen(
         [sys.executable, "-c", START, str(workspace)],
-        env={**clean_environment(), "RELEVANCE_PORT": "0", "RELEVANCE_THREADS": "1", **environ},
+        env={**clean_environment(), **FOR_TESTS, **environ},
         stderr=subprocess.PIPE,
         text=True,
     )

@@ -9,6 +9,7 @@ from starlette.testclient import TestClient
 
 from serving.api import app as apps
 from serving.api import keys
+from tests.serving.patience import patient
 from tests.serving.process.test_launch import browse
 from tests.serving.processes import start
 
@@ -23,9 +24,8 @@ def client_of(started: Any, **knobs: Any) -> TestClient:
 @pytest.fixture(scope="module")
 def keyless(tiny: Any) -> TestClient:
     from serving.rollout.lifecycle import Lifecycle
-    from serving.settings import Settings
 
-    lifecycle = Lifecycle(Settings(workspace=tiny.path, release=tiny.releases.resolve("live"), threads=1))
+    lifecycle = Lifecycle(patient(workspace=tiny.path, release=tiny.releases.resolve("live"), threads=1))
     lifecycle.start()
     return TestClient(apps.create(lifecycle))
 

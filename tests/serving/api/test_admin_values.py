@@ -9,9 +9,9 @@ from starlette.testclient import TestClient
 from serving.api import admin, keys
 from serving.api import app as apps
 from serving.rollout.lifecycle import Lifecycle
-from serving.settings import Settings
+from tests.serving.patience import patient
 
-NUMBERS = ["-1", "9" * 30, str(2**63), str(2**53), "1e400", "NaN", "-Infinity", '"1"', "[]", "null"]
+NUMBERS = ["true", "false", "-1", "9" * 30, str(2**63), str(2**53), "1e400", "NaN", "-Infinity", '"1"', "[]", "null"]
 TEXTS = ["a\nb", "a\u2028b", "\\ud800", "\\u0000", "a" * 5000, ""]
 COUNTS = ("min_requests", "min_compared", "min_judged")
 SHARES = ("max_errors", "max_latency", "compare", "min_overlap", "max_ndcg_drop")
@@ -23,7 +23,7 @@ def admin_client(fresh: Any) -> TestClient:
     fresh.releases.promote(first, reason="test")
     fresh.other = second
     hashes = (keys.digest("admin").hex(),)
-    lifecycle = Lifecycle(Settings(workspace=fresh.path, threads=1, admin_keys=hashes, admin_from="anywhere"))
+    lifecycle = Lifecycle(patient(workspace=fresh.path, threads=1, admin_keys=hashes, admin_from="anywhere"))
     lifecycle.start()
     return TestClient(apps.create(lifecycle), headers={"authorization": "Bearer admin"})
 

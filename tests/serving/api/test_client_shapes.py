@@ -8,7 +8,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from starlette.testclient import TestClient
@@ -17,7 +17,7 @@ from serving.api import app as apps
 from serving.api import embeddings, rerank_request
 from serving.api.schemas import ClientShape, RequestBody
 from serving.rollout.lifecycle import Lifecycle
-from serving.settings import Settings
+from tests.serving.patience import patient
 
 
 def _request_models(parent: type[RequestBody]) -> Iterator[type[RequestBody]]:
@@ -199,7 +199,7 @@ def test_every_field_that_a_client_can_send_is_in_its_table(
 
 @pytest.fixture(scope="module")
 def client(tiny: Any) -> TestClient:
-    lifecycle = Lifecycle(Settings(workspace=tiny.path, release=tiny.releases.resolve("live"), threads=1))
+    lifecycle = Lifecycle(patient(workspace=tiny.path, release=tiny.releases.resolve("live"), threads=1))
     lifecycle.start()
     return TestClient(apps.create(lifecycle))
 
@@ -256,3 +256,34 @@ def test_a_query_is_a_query_in_the_words_of_each_client(client: TestClient) -> N
             seen.clear()
             vector(**more)
             assert set(seen) == {role}, more
+
+
+NUMBERS = [
+    ("/v1/rerank", {"query": "q", "documents": ["a", "b"]}, "top_n"),
+    ("/v2/rerank", {"query": "q", "documents": ["a", "b"]}, "max_tokens_per_doc"),
+    ("/rerank", {"query": "q", "texts": ["a", "b"]}, "top_k"),
+    ("/v1/embeddings", {"input": "a"}, "dimensions"),
+    ("/v1/embeddings", {"input": "a"}, "output_dimension"),
+    ("/embed", {"inputs": "a"}, "dimensions"),
+    ("/search", {"query": "a"}, "top_n"),
+    ("/search", {"query": "a"}, "min_relevance"),
+]
+
+
+@pytest.mark.parametrize("value", [True, False])
+@pytest.mark.parametrize(("path", "body", "name"), NUMBERS)
+def test_true_and_false_are_no_numbers(started: Any, path: str, body: dict[str, Any], name: str, value: bool) -> None:
+    answer = TestClient(apps.create(started())).post(path, json={**body, name: value})
+    assert answer.status_code == 422
+    assert f"{name} is {str(value).lower()}; send a number" in answer.json()["message"]
+    assert TestClient(apps.create(started())).post(path, json={**body, name: None}).status_code == 200
+
+
+def test_every_number_of_every_request_is_in_that_list() -> None:
+    numbers = {
+        name
+        for model in MODELS
+        for name, field in model.model_fields.items()
+        if {int, float} & {field.annotation, *get_args(field.annotation)}
+    }
+    assert numbers == {name for _, _, name in NUMBERS}

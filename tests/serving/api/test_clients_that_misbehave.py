@@ -24,7 +24,7 @@ def server(tiny: Any) -> Iterator[Server]:
 
 
 def connect(server: Server) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", server.port), timeout=20)
+    return socket.create_connection(("127.0.0.1", server.port), timeout=60)
 
 
 def everything(connection: socket.socket) -> bytes:
@@ -49,7 +49,7 @@ def dribble(connection: socket.socket, data: bytes) -> int:
 
 
 def answers(server: Server) -> bool:
-    return httpx.post(f"{server.url}/rerank", content=BODY).status_code == 200
+    return httpx.post(f"{server.url}/rerank", content=BODY, timeout=60).status_code == 200
 
 
 def test_a_head_that_comes_a_byte_at_a_time_is_given_up_on(server: Server) -> None:
@@ -147,14 +147,14 @@ def test_bodies_that_wait_take_no_more_memory_than_is_allowed(tiny: Any) -> None
         with connect(service) as first:
             first.sendall(head + body[:1900])
             time.sleep(0.3)
-            refused = httpx.post(f"{service.url}/rerank", content=body)
+            refused = httpx.post(f"{service.url}/rerank", content=body, timeout=60)
             assert refused.status_code == 429
             assert refused.headers["retry-after"] == "1"
             assert "RELEVANCE_MAX_HELD_BYTES" in refused.json()["message"]
             assert answers(service)
             first.sendall(body[1900:])
             assert everything(first).startswith(b"HTTP/1.1 200")
-        assert httpx.post(f"{service.url}/rerank", content=body).status_code == 200
+        assert httpx.post(f"{service.url}/rerank", content=body, timeout=60).status_code == 200
     finally:
         assert service.stop() == 0
 

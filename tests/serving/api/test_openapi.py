@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 
 from serving.api import app as apps
 from serving.rollout.lifecycle import Lifecycle
-from serving.settings import Settings
+from tests.serving.patience import patient
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -28,7 +28,7 @@ async def nothing(_: Any) -> AsyncIterator[None]:
 
 @pytest.fixture(scope="module")
 def api(tiny: Any) -> Any:
-    lifecycle = Lifecycle(Settings(workspace=tiny.path, release=tiny.releases.resolve("live"), threads=1))
+    lifecycle = Lifecycle(patient(workspace=tiny.path, release=tiny.releases.resolve("live"), threads=1))
     lifecycle.start()
     app = apps.create(lifecycle)
     app.router.lifespan_context = nothing  # Each call would end the app else.

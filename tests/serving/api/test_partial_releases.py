@@ -11,8 +11,8 @@ from pipeline.errors import MissingError
 from serving.api import app as apps
 from serving.rollout.lifecycle import Lifecycle
 from serving.scoring.contents import LACKS
-from serving.settings import Settings
 from tests.serving.conftest import TinyWorkspace
+from tests.serving.patience import patient
 
 SEARCHABLE = ("lexical", "documents", "index")
 CONTENTS = {
@@ -39,7 +39,7 @@ def partial(request: pytest.FixtureRequest, fresh: TinyWorkspace) -> Iterator[tu
     complete = fresh.releases.open(fresh.publish(1))
     names = CONTENTS[request.param]
     release = fresh.releases.publish({name: releases.part(complete, name) for name in names}, {}, {"name": "partial"})
-    lifecycle = Lifecycle(Settings(workspace=fresh.path, release=release.fingerprint, threads=1))
+    lifecycle = Lifecycle(patient(workspace=fresh.path, release=release.fingerprint, threads=1))
     lifecycle.start()
     with TestClient(apps.create(lifecycle), base_url="http://localhost") as client:
         yield client, names
@@ -76,7 +76,7 @@ def test_without_a_ranker_the_final_order_is_that_of_bm25_and_encoder(fresh: Tin
     complete = fresh.releases.open(fresh.publish(1))
     parts = {name: releases.part(complete, name) for name in ("encoder", *SEARCHABLE)}
     release = fresh.releases.publish(parts, {}, {})
-    lifecycle = Lifecycle(Settings(workspace=fresh.path, release=release.fingerprint, threads=1))
+    lifecycle = Lifecycle(patient(workspace=fresh.path, release=release.fingerprint, threads=1))
     lifecycle.start()
     results = lifecycle.current.search("sorted list", top_n=50)
     lifecycle.close()

@@ -13,8 +13,8 @@ from serving.api import app as apps
 from serving.rollout.lifecycle import Lifecycle
 from serving.runtime.engine import Engine
 from serving.scoring.reranker import relevance
-from serving.settings import Settings
 from tests.serving.conftest import DOCUMENTS, PAIR, TinyModels, TinyWorkspace
+from tests.serving.patience import patient
 
 QUERY = "sort a list"
 ROOM = PAIR.max_tokens - PAIR.special_tokens - 3
@@ -46,7 +46,7 @@ def slices(text: str, most: int, window: int = ROOM, stride: int = ROOM // 2) ->
 
 @pytest.fixture(scope="module")
 def client(tiny: TinyWorkspace) -> TestClient:
-    lifecycle = Lifecycle(Settings(workspace=tiny.path, release=tiny.releases.resolve("live"), threads=2))
+    lifecycle = Lifecycle(patient(workspace=tiny.path, release=tiny.releases.resolve("live"), threads=2))
     lifecycle.start()
     return TestClient(apps.create(lifecycle))
 
@@ -62,7 +62,7 @@ def serve(fresh: TinyWorkspace) -> Callable[..., TestClient]:
 
     def start(passages: Passages | None, **knobs: Any) -> TestClient:
         release = fresh.publish(3, passages=passages)
-        lifecycle = Lifecycle(Settings(workspace=fresh.path, release=release, threads=2, **knobs))
+        lifecycle = Lifecycle(patient(workspace=fresh.path, release=release, threads=2, **knobs))
         lifecycle.start()
         return TestClient(apps.create(lifecycle))
 

@@ -11,7 +11,7 @@ from serving.api import app as apps
 from serving.api import keys
 from serving.api.paths import ENDPOINTS, UNKNOWN, UNKNOWN_ADMIN, Access, ErrorShape, find
 from serving.rollout.lifecycle import Lifecycle
-from serving.settings import Settings
+from tests.serving.patience import patient
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def app(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     given: dict[str, Any] = {"admin_from": "anywhere", "thumbs": str(tmp_path_factory.mktemp("thumbs"))}
     given |= {"api_keys": (keys.digest("key").hex(),), "admin_keys": (keys.digest("admin").hex(),)}
     release = tiny.releases.resolve("live")
-    lifecycle = Lifecycle(Settings(workspace=tiny.path, release=release, threads=1, **given))
+    lifecycle = Lifecycle(patient(workspace=tiny.path, release=release, threads=1, **given))
     lifecycle.start()
     yield apps.create(lifecycle)
     lifecycle.stop()

@@ -12,14 +12,14 @@ from serving.api import app as apps
 from serving.rollout.lifecycle import Lifecycle
 from serving.scoring import noise
 from serving.scoring.reranker import relevance
-from serving.settings import Settings
+from tests.serving.patience import patient
 
 QUERY = "sort a list"
 
 
 @pytest.fixture(scope="module")
 def lifecycle(tiny: Any) -> Iterator[Lifecycle]:
-    lifecycle = Lifecycle(Settings(workspace=tiny.path, release=tiny.releases.resolve("live"), threads=1))
+    lifecycle = Lifecycle(patient(workspace=tiny.path, release=tiny.releases.resolve("live"), threads=1))
     lifecycle.start()
     yield lifecycle
     lifecycle.close()

@@ -11,8 +11,8 @@ from starlette.testclient import TestClient
 from pipeline.errors import MissingError
 from serving.api import app as apps
 from serving.rollout.lifecycle import Lifecycle
-from serving.settings import Settings
 from tests.serving.conftest import TinyWorkspace
+from tests.serving.patience import patient
 
 QUERY = "sort a list"
 
@@ -35,7 +35,7 @@ def names(workspace: TinyWorkspace) -> tuple[str, str]:
 @pytest.fixture(scope="module")
 def lifecycle(workspace: TinyWorkspace, names: tuple[str, str], tmp_path_factory: Any) -> Iterator[Lifecycle]:
     thumbs = str(tmp_path_factory.mktemp("thumbs"))
-    lifecycle = Lifecycle(Settings(workspace=workspace.path, threads=1, compare=names[1][:10], thumbs=thumbs))
+    lifecycle = Lifecycle(patient(workspace=workspace.path, threads=1, compare=names[1][:10], thumbs=thumbs))
     lifecycle.start()
     yield lifecycle
     lifecycle.close()
@@ -104,13 +104,13 @@ def test_a_canary_counts_no_request_that_named_a_release(
 
 def test_a_release_to_compare_with_that_is_not_there_is_said_at_the_start(workspace: TinyWorkspace) -> None:
     with pytest.raises(MissingError):
-        Lifecycle(Settings(workspace=workspace.path, threads=1, compare="0123456789")).start()
+        Lifecycle(patient(workspace=workspace.path, threads=1, compare="0123456789")).start()
 
 
 def test_the_live_release_compared_with_itself_is_no_reason_not_to_serve(
     workspace: TinyWorkspace, names: tuple[str, str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    lifecycle = Lifecycle(Settings(workspace=workspace.path, threads=1, compare=names[0]))
+    lifecycle = Lifecycle(patient(workspace=workspace.path, threads=1, compare=names[0]))
     lifecycle.start()
     assert lifecycle.held[0].roles == ("live", "compared")
     assert "no other to compare it with" in caplog.text

@@ -9,7 +9,7 @@ from starlette.testclient import TestClient
 
 from serving.api import app as apps
 from serving.rollout.lifecycle import Lifecycle
-from serving.settings import Settings
+from tests.serving.patience import patient
 from tests.serving.processes import start
 
 RELEASES = 6
@@ -24,7 +24,7 @@ def releases(text: str) -> dict[str, float]:
 def test_the_series_of_a_release_ends_with_the_release(fresh: Any) -> None:
     published = [fresh.publish(seed) for seed in range(1, RELEASES)]
     fresh.releases.promote(published[0], reason="test")
-    lifecycle = Lifecycle(Settings(workspace=fresh.path, threads=1))
+    lifecycle = Lifecycle(patient(workspace=fresh.path, threads=1))
     lifecycle.start()
     client = TestClient(apps.create(lifecycle))
     for release in published:

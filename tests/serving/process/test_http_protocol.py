@@ -149,14 +149,14 @@ def test_idle_connections_do_not_hold_up_the_end(monkeypatch: pytest.MonkeyPatch
 
 def test_a_connection_closes_after_its_number_of_requests() -> None:
     limits = ConnectionLimits(read_s=60, requests=3, age_s=1000)
-    with running(limits) as server, httpx.Client(base_url=server.url) as client:
+    with running(limits) as server, httpx.Client(base_url=server.url, timeout=60) as client:
         headers = [client.get("/").headers.get("connection") for _ in range(7)]
     assert headers == [None, None, "close", None, None, "close", None]
 
 
 def test_a_connection_closes_after_its_age() -> None:
     limits = ConnectionLimits(read_s=60, requests=1000, age_s=1e-9)
-    with running(limits) as server, httpx.Client(base_url=server.url) as client:
+    with running(limits) as server, httpx.Client(base_url=server.url, timeout=60) as client:
         assert [client.get("/").headers.get("connection") for _ in range(2)] == ["close", "close"]
 
 

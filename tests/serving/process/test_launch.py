@@ -28,7 +28,7 @@ def server(tiny: Any) -> Iterator[Server]:
 
 
 def test_a_process_answers_and_writes_json_lines(server: Server) -> None:
-    response = httpx.post(f"{server.url}/v1/rerank", json={"query": "secretq", "documents": ["secretd"]})
+    response = httpx.post(f"{server.url}/v1/rerank", json={"query": "secretq", "documents": ["secretd"]}, timeout=60)
     assert response.status_code == 200
     assert "server" not in response.headers
     line = server.logged(lambda line: line.get("path") == "/v1/rerank")
@@ -38,7 +38,7 @@ def test_a_process_answers_and_writes_json_lines(server: Server) -> None:
 
 def test_a_client_that_sends_too_much_reads_the_answer(server: Server) -> None:
     """It must not see a broken connection, though its body is never parsed."""
-    response = httpx.post(f"{server.url}/rerank", content=b" " * 5_000_000)
+    response = httpx.post(f"{server.url}/rerank", content=b" " * 5_000_000, timeout=60)
     assert response.status_code == 413
     assert "5,000,000 bytes" in response.json()["message"]
 

@@ -29,12 +29,14 @@ def server(tiny: Any) -> Iterator[Server]:
 
 
 def series(server: Server) -> dict[str, float]:
-    lines = [line for line in httpx.get(f"{server.url}/metrics").text.splitlines() if not line.startswith("#")]
+    lines = [
+        line for line in httpx.get(f"{server.url}/metrics", timeout=60).text.splitlines() if not line.startswith("#")
+    ]
     return {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in lines}
 
 
 def rerank(url: str, *texts: str) -> httpx.Response:
-    return httpx.post(f"{url}/rerank", json={"query": "q", "texts": list(texts)}, timeout=30)
+    return httpx.post(f"{url}/rerank", json={"query": "q", "texts": list(texts)}, timeout=60)
 
 
 def test_metrics_are_sums_over_all_processes(server: Server) -> None:
@@ -45,7 +47,7 @@ def test_metrics_are_sums_over_all_processes(server: Server) -> None:
     def grown(name: str) -> float:
         return after[name] - before.get(name, 0)
 
-    until = time.monotonic() + 10
+    until = time.monotonic() + 60
     while True:  # A process tells of its caches once a second.
         after = series(server)
         known = grown('relevance_cache_hits_total{cache="scores"}') + grown(
@@ -69,7 +71,7 @@ def test_a_worker_that_is_killed_is_replaced_while_the_other_answers(server: Ser
     before = server.workers
     counted = series(server)["relevance_texts_total"]
     os.kill(before[0], signal.SIGKILL)
-    until = time.monotonic() + 30
+    until = time.monotonic() + 60
     while len(now := server.workers) < 2 or set(now) == set(before):
         assert time.monotonic() < until
         assert rerank(server.url, "a").status_code == 200
@@ -84,8 +86,8 @@ def test_workers_end_when_their_parent_is_killed(tiny: Any) -> None:
     workers = running.workers
     assert len(workers) == 2
     running.process.kill()
-    running.process.wait(10)
-    until = time.monotonic() + 20
+    running.process.wait(60)
+    until = time.monotonic() + 60
     while any(Path(f"/proc/{pid}").exists() and "Z" not in state(pid) for pid in workers):
         assert time.monotonic() < until
         time.sleep(0.05)

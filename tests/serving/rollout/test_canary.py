@@ -20,7 +20,7 @@ from serving.rollout.lottery import Lottery
 from serving.rollout.pairs import Attempt, Pair
 from serving.rollout.traffic import AnsweredRequest, Route
 from serving.rollout.trials import Bounds, Canary
-from serving.settings import Settings
+from tests.serving.patience import patient
 
 
 def request(monitor: CanaryMonitor, times: int, *, canary: bool, failed: bool = False) -> list[str]:
@@ -257,7 +257,7 @@ def test_two_processes_draw_differently_for_one_request_id() -> None:
 def canary_route(fresh: Any, wish: Any) -> tuple[Lifecycle, Route]:
     """A canary that gets all requests, and the route of one request to it."""
     fresh.releases.promote(fresh.publish(1), reason="test")
-    lifecycle = Lifecycle(Settings(workspace=fresh.path, threads=1, poll_s=60))
+    lifecycle = Lifecycle(patient(workspace=fresh.path, threads=1, poll_s=60))
     lifecycle.start()
     bounds = Bounds(compare=0)
     lifecycle.rollout.active.file.begin("canary", Canary(release=fresh.publish(2), share=1.0, bounds=bounds))

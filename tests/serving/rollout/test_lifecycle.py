@@ -15,13 +15,13 @@ import pytest
 from pipeline.errors import ArtifactError, MissingError
 from serving.errors import NotReadyError
 from serving.rollout.lifecycle import RETRY_S, Lifecycle
-from serving.settings import Settings
+from tests.serving.patience import patient
 
 
 @pytest.fixture
 def lifecycle(fresh: Any) -> Any:
     fresh.releases.promote(fresh.publish(1), reason="test")
-    started = Lifecycle(Settings(workspace=fresh.path, threads=1, poll_s=60))
+    started = Lifecycle(patient(workspace=fresh.path, threads=1, poll_s=60))
     started.start()
     yield started
     started.stop()
@@ -48,7 +48,7 @@ def test_a_moved_pointer_is_followed_and_the_old_release_ends_what_it_began(life
 @pytest.mark.parametrize("kept", [0, 1, 2])
 def test_an_old_release_that_is_not_kept_leaves_memory_with_its_last_request(fresh: Any, kept: int) -> None:
     promote(fresh, 1)
-    lifecycle = Lifecycle(Settings(workspace=fresh.path, threads=1, poll_s=60, kept_releases=kept))
+    lifecycle = Lifecycle(patient(workspace=fresh.path, threads=1, poll_s=60, kept_releases=kept))
     lifecycle.start()
     old = lifecycle.current
     old.search("sort a list")
@@ -86,7 +86,7 @@ def test_a_rollback_needs_no_loading(lifecycle: Lifecycle, fresh: Any, monkeypat
 
 def test_the_memory_for_token_ids_follows_that_for_scores(fresh: Any) -> None:
     promote(fresh, 1)
-    lifecycle = Lifecycle(Settings(workspace=fresh.path, threads=1, poll_s=60, cache_bytes=16_000))
+    lifecycle = Lifecycle(patient(workspace=fresh.path, threads=1, poll_s=60, cache_bytes=16_000))
     lifecycle.start()
     searcher = lifecycle.current
     for number in range(50):
@@ -171,13 +171,13 @@ def test_an_unexpected_error_while_loading_is_no_end(lifecycle: Lifecycle, fresh
 
 
 def test_the_watch_takes_a_release_by_itself_also_as_the_first(fresh: Any) -> None:
-    lifecycle = Lifecycle(Settings(workspace=fresh.path, threads=1, poll_s=0.02))
+    lifecycle = Lifecycle(patient(workspace=fresh.path, threads=1, poll_s=0.02))
     with pytest.raises(NotReadyError, match="no release is loaded"):
         _ = lifecycle.current
     lifecycle.watch()
     try:
         release = promote(fresh, 1)
-        until = time.monotonic() + 10
+        until = time.monotonic() + 60
         while lifecycle.loaded is None and time.monotonic() < until:
             time.sleep(0.02)
         assert lifecycle.current.release == release
@@ -187,7 +187,7 @@ def test_the_watch_takes_a_release_by_itself_also_as_the_first(fresh: Any) -> No
 
 def test_a_pinned_release_does_not_follow(fresh: Any) -> None:
     first = promote(fresh, 1)
-    lifecycle = Lifecycle(Settings(workspace=fresh.path, release=first[:10], threads=1, poll_s=0.01))
+    lifecycle = Lifecycle(patient(workspace=fresh.path, release=first[:10], threads=1, poll_s=0.01))
     lifecycle.start()
     promote(fresh, 2)
     time.sleep(0.1)
@@ -196,10 +196,10 @@ def test_a_pinned_release_does_not_follow(fresh: Any) -> None:
 
 def test_starting_without_a_release_or_with_a_bad_one_says_so(fresh: Any) -> None:
     with pytest.raises(MissingError, match="run `relevance retrain` first"):
-        Lifecycle(Settings(workspace=fresh.path)).start()
+        Lifecycle(patient(workspace=fresh.path)).start()
     promote(fresh, 1, lie=3.0)
     with pytest.raises(ArtifactError, match="golden"):
-        Lifecycle(Settings(workspace=fresh.path, threads=1)).start()
+        Lifecycle(patient(workspace=fresh.path, threads=1)).start()
 
 
 def flip(path: Path) -> None:
@@ -324,7 +324,7 @@ def test_a_start_on_a_damaged_release_takes_the_one_before(fresh: Any) -> None:
     """A worker that is replaced starts anew, while the others go on with the old release."""
     first = promote(fresh, 1)
     bad = promote(fresh, 2, lie=3.0)
-    lifecycle = Lifecycle(Settings(workspace=fresh.path, threads=1, poll_s=60))
+    lifecycle = Lifecycle(patient(workspace=fresh.path, threads=1, poll_s=60))
     lifecycle.start()
     assert lifecycle.current.release == first
     assert lifecycle.refused is not None
@@ -337,7 +337,7 @@ def test_a_start_on_a_damaged_release_takes_the_one_before(fresh: Any) -> None:
 
 def test_the_watch_survives_whatever_following_raises(fresh: Any, monkeypatch: Any) -> None:
     promote(fresh, 1)
-    lifecycle = Lifecycle(Settings(workspace=fresh.path, threads=1, poll_s=0.01))
+    lifecycle = Lifecycle(patient(workspace=fresh.path, threads=1, poll_s=0.01))
     failed = threading.Event()
 
     def fail(*_: Any) -> None:
@@ -347,9 +347,9 @@ def test_the_watch_survives_whatever_following_raises(fresh: Any, monkeypatch: A
     with monkeypatch.context() as patched:
         patched.setattr(lifecycle, "_follow_pointer", fail)
         lifecycle.start()
-        assert failed.wait(10)
+        assert failed.wait(60)
     new = promote(fresh, 2)
-    until = time.monotonic() + 10
+    until = time.monotonic() + 60
     while lifecycle.current.release != new and time.monotonic() < until:
         time.sleep(0.01)
     assert lifecycle.current.release == new

@@ -13,8 +13,8 @@ from serving.api import app as apps
 from serving.api import keys
 from serving.rollout.lifecycle import Lifecycle
 from serving.runtime.items import Item
-from serving.settings import Settings
 from tests.serving import swaps
+from tests.serving.patience import patient
 from tests.serving.processes import start
 
 
@@ -29,26 +29,26 @@ def test_no_request_is_lost_and_every_score_is_of_the_release_it_names(fresh: An
 
 def test_a_request_ends_with_the_release_it_began_with(fresh: Any, monkeypatch: Any) -> None:
     old, new = swaps.releases_of(fresh, 2)
-    lifecycle = Lifecycle(Settings(workspace=fresh.path, threads=1, poll_s=60, kept_releases=0))
+    lifecycle = Lifecycle(patient(workspace=fresh.path, threads=1, poll_s=60, kept_releases=0))
     lifecycle.start()
     began, go = threading.Event(), threading.Event()
     real = lifecycle.current.ranker.run
 
     def slow(items: Sequence[Item]) -> Any:
         began.set()
-        assert go.wait(10)
+        assert go.wait(60)
         return real(items)
 
     monkeypatch.setattr(lifecycle.current.ranker, "run", slow)
     body = {"query": "list 1", "texts": swaps.TEXTS, "raw_scores": True}
     with TestClient(apps.create(lifecycle)) as client, ThreadPoolExecutor(1) as pool:
         pending = pool.submit(client.post, "/rerank", json=body)
-        assert began.wait(10)
+        assert began.wait(60)
         fresh.releases.promote(new, reason="test")
         swapping = threading.Thread(target=lifecycle.poll)  # Its golden check waits for the one runner.
         swapping.start()
         go.set()
-        swapping.join(10)
+        swapping.join(60)
         first, second = pending.result(10), client.post("/rerank", json=body)
     for response, release in ((first, old), (second, new)):
         assert response.headers["x-release"] == release
@@ -85,7 +85,7 @@ def test_all_workers_follow_a_canary(fresh: Any) -> None:
 
     def answering(times: int = 12) -> set[str]:
         """The releases that answer over connections of their own, of which both workers get some."""
-        return {httpx.get(f"{server.url}/search?q=list", timeout=30).headers["x-release"] for _ in range(times)}
+        return {httpx.get(f"{server.url}/search?q=list", timeout=60).headers["x-release"] for _ in range(times)}
 
     def until(release: str) -> None:
         for _ in range(100):
@@ -95,10 +95,10 @@ def test_all_workers_follow_a_canary(fresh: Any) -> None:
 
     try:
         assert answering() == {live}
-        begun = httpx.put(f"{server.url}/admin/canary", json={"release": other, "share": 1}, headers=admin, timeout=30)
+        begun = httpx.put(f"{server.url}/admin/canary", json={"release": other, "share": 1}, headers=admin, timeout=60)
         assert begun.status_code == 200, begun.text
         until(other)
-        assert httpx.delete(f"{server.url}/admin/canary", headers=admin, timeout=30).status_code == 200
+        assert httpx.delete(f"{server.url}/admin/canary", headers=admin, timeout=60).status_code == 200
         until(live)
     finally:
         assert server.stop() == 0

@@ -21,7 +21,7 @@ from serving.rollout.arrival import RETRY_S
 from serving.rollout.lifecycle import Lifecycle
 from serving.rollout.trials import Bounds, Canary, Trial, TrialFile
 from serving.runtime.items import Item
-from serving.settings import Settings
+from tests.serving.patience import patient
 from tests.serving.rollout.test_canary import write_judgments
 
 TEXTS = ["Shuffle list x in place", "Return a new sorted list", "Open file and return a stream", "a list of words"]
@@ -37,7 +37,7 @@ def begin(fresh: Any) -> Iterator[Start]:
 
     def start(host: str = "127.0.0.1", **knobs: Any) -> tuple[TestClient, Lifecycle]:
         given = {"threads": 1, "poll_s": 60, "admin_keys": (HASH,), **knobs}
-        lifecycle = Lifecycle(Settings(workspace=fresh.path, **given))
+        lifecycle = Lifecycle(patient(workspace=fresh.path, **given))
         lifecycle.start()
         client = TestClient(apps.create(lifecycle), client=(host, 5000), headers={"authorization": f"Bearer {KEY}"})
         opened.append(client.__enter__())
@@ -392,7 +392,7 @@ def test_a_shadow_that_fails_or_is_stuck_harms_nobody(begin: Start, fresh: Any, 
     ranker, go = lifecycle.rollout.active.shadow.searcher.ranker, threading.Event()
 
     def stuck(items: Sequence[Item]) -> Any:
-        go.wait(20)
+        go.wait(60)
         raise RuntimeError("broken")
 
     monkeypatch.setattr(ranker, "run", stuck)
@@ -416,13 +416,13 @@ def test_stopping_waits_for_no_copy(begin: Start, fresh: Any, monkeypatch: Any) 
 
     def stuck(items: Sequence[Item]) -> Any:
         began.set()
-        go.wait(20)
+        go.wait(60)
         return [0.0]
 
     monkeypatch.setattr(lifecycle.rollout.active.shadow.searcher.ranker, "run", stuck)
     for number in range(3):
         rerank(client, f"text {number}")
-    assert began.wait(10)
+    assert began.wait(60)
     lifecycle.rollout.stop()
     assert not lifecycle.rollout._copies._thread.is_alive()
     assert lifecycle.rollout.copies == {("shadow", "failed"): 1, ("shadow", "dropped"): 2}
@@ -448,7 +448,7 @@ def test_a_copy_of_a_late_request_is_made_on_a_busy_service(begin: Start, fresh:
     real, go = canary.ranker.run, threading.Event()
 
     def slow(items: Sequence[Item]) -> Any:
-        go.wait(20)
+        go.wait(60)
         return real(items)
 
     monkeypatch.setattr(canary.ranker, "run", slow)

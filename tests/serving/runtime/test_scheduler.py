@@ -38,7 +38,7 @@ class Gate:
     def run(self, items: Sequence[Item]) -> list[Any]:
         self.runs.append([encoded.ids[0] for encoded in items])
         self.entered.set()
-        assert self.opened.wait(10)
+        assert self.opened.wait(60)
         return [self.says(encoded.ids[0]) for encoded in items]
 
 
@@ -48,7 +48,7 @@ class Queue:
     def __init__(self, model: Gate) -> None:
         self.scheduler, self.model, self.stack = Scheduler(1), model, ExitStack()
         self.jobs = [self.put([item(-1)])]
-        assert model.entered.wait(5)
+        assert model.entered.wait(60)
 
     def put(self, items: Sequence[Item], deadline: Deadline = NEVER, priority: Priority = Priority.ONLINE) -> Job:
         job = self.stack.enter_context(self.scheduler.job(self.model, deadline, priority))
@@ -101,7 +101,7 @@ def test_a_probe_goes_before_all_that_waits(held: Queue) -> None:
 def test_what_has_ended_is_given_before_the_whole_job_has() -> None:
     class Stuck(Gate):
         def run(self, items: Sequence[Item]) -> list[Any]:
-            assert items[0].ids[0] < WAKE_EACH or self.opened.wait(10)
+            assert items[0].ids[0] < WAKE_EACH or self.opened.wait(60)
             return [encoded.ids[0] for encoded in items]
 
     model, scheduler = Stuck(), Scheduler(1)

@@ -128,7 +128,7 @@ def test_the_batch_class_gives_way_and_is_never_refused() -> None:
 
     def says(text: str) -> float:
         began.set()
-        assert go.wait(5)
+        assert go.wait(60)
         return length(text)
 
     engine.says = says
@@ -138,14 +138,14 @@ def test_the_batch_class_gives_way_and_is_never_refused() -> None:
         target=lambda: scorer.scores("shadow", ["a", "b"], RequestOptions(Deadline.never(), Priority.BATCH))
     )
     shadow.start()
-    assert began.wait(5)
+    assert began.wait(60)
     online = threading.Thread(target=lambda: scorer.scores("q", ["a"], NEVER))
     online.start()
     while engine.scheduler.stats().items < 2:
         time.sleep(0.001)
     go.set()
-    shadow.join(5)
-    online.join(5)
+    shadow.join(60)
+    online.join(60)
     assert [run[0] for run in engine.runs] == ["shadow|a", "q|a", "shadow|b"]
 
 
@@ -158,13 +158,13 @@ def queued(engine: FakeEngine, tokens: int) -> Any:
 
     def says(text: str) -> float:
         began.set()
-        assert go.wait(10)
+        assert go.wait(60)
         return 1.0
 
     engine.says = says
     job = engine.job(Deadline.after(1))
     job.add(engine.pairs("q", [""]))
-    assert began.wait(5)
+    assert began.wait(60)
     job.add(engine.pairs("q", ["x" * (tokens - 2)]))
     engine.remembered.clear()
     return go
@@ -206,7 +206,7 @@ def test_what_is_due_later_waits_behind_a_request_and_is_no_reason_to_refuse_it(
         while engine.scheduler.stats().items < 3:
             time.sleep(0.001)
         go.set()
-        urgent.join(5)
+        urgent.join(60)
         list(patient)
     assert [run[0][:4] for run in engine.runs[-2:]] == ["q|ne", "q|xx"]
 

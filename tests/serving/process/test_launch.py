@@ -152,3 +152,19 @@ def test_a_document_opens_in_a_browser(server: Server, tmp_path: Path) -> None:
     assert dialog.count('class="near"') == 5
     assert "<th>year</th><td>2005</td>" in dialog
     assert "<img" not in page
+
+
+@pytest.mark.chromium
+def test_the_page_has_thumbs_and_another_release_where_the_settings_say_so(fresh: Any, tmp_path: Path) -> None:
+    fresh.releases.promote(fresh.publish(1), reason="test")
+    other = fresh.publish(2)
+    running = start(fresh.path, RELEVANCE_THUMBS=str(tmp_path / "thumbs"), RELEVANCE_COMPARE=other)
+    try:
+        page = browse(f"{running.url}/?q=a+list", tmp_path / "browser")
+    finally:
+        assert running.stop() == 0
+    reranked = page.split('<section class="list" data-list="reranked"')[1].split("</section>")[0]
+    assert reranked.count('class="thumb up"') == reranked.count('class="thumb down"') == 10
+    assert page.split('<section class="list" data-list="lexical"')[1].split("</section>")[0].count('class="thumb') == 0
+    assert f'<option value="{other}"' in page
+    assert '<label class="tool" id="compare" hidden' not in page

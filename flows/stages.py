@@ -19,6 +19,8 @@ MODULES = (
     "pipeline.data.candidates",
     "pipeline.data.unlabelled",
     "pipeline.training.pretrain",
+    "pipeline.training.augmentation",
+    "pipeline.training.general",
     "pipeline.training.teacher",
     "pipeline.training.teacher_scores",
     "pipeline.training.external_teacher",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows import comparisons, runner, training
+from flows import comparisons, runner, shape_search, training
 from flows.training import TrainingInputs
 from pipeline import recipe as recipes
 from pipeline.artifacts import Artifact
@@ -21,7 +21,10 @@ from pipeline.evaluation.study import StudentCost
 from pipeline.training.compression import METHODS, Method, by_name
 
 FREE = ("ranker", "assistants", "external_teacher")
-"""Sections that a variant may change; of `candidates` it may change the keys of unlabelled pairs."""
+"""Sections that a variant may change; of `candidates` it may change the keys of unlabelled and augmented pairs."""
+
+SEARCHED = "searched"
+"""Name of the way that the search of shapes finds."""
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +56,8 @@ def plan(recipe: Recipe) -> StudyPlan:
         ConfigError: a way or variant that the recipe names is unknown or cannot apply, or changes what comes before
             the teacher; the message names it.
     """
+    from pipeline.training import preflight
+
     wanted = recipe.study.methods
     ways: list[StudyWay] = []
     refused: dict[str, str] = {}
@@ -73,6 +78,10 @@ def plan(recipe: Recipe) -> StudyPlan:
             ways.append(_checked(recipe, StudyWay(variant.name, " ".join(variant.set), "", changed)))
         except ConfigError as error:
             raise ConfigError(f"study.variants '{variant.name}': {error}") from error
+    if recipe.study.search_cost:
+        shape_search.shapes(recipe, preflight.source_shape(recipe))
+        if any(way.name == SEARCHED for way in ways):
+            raise ConfigError(f"study.variants '{SEARCHED}': the search's result has this name; rename the variant")
     return StudyPlan(tuple(ways), refused)
 
 
@@ -96,7 +105,7 @@ def _checked(recipe: Recipe, way: StudyWay) -> StudyWay:
     same = dataclasses.replace(way.recipe, candidates=_labelled(way.recipe.candidates))
     if dataclasses.replace(same, **kept) != dataclasses.replace(recipe, **kept):
         raise ConfigError(
-            f"it changes more than {', '.join(FREE)} and the unlabelled pairs, so it would have another teacher or "
+            f"it changes more than {', '.join(FREE)} and the ungraded pairs, so it would have another teacher or "
             "other queries than the rest; run a study of its own"
         )
     own = dataclasses.replace(way.recipe, ranker=dataclasses.replace(way.recipe.ranker, plain=False))
@@ -105,9 +114,9 @@ def _checked(recipe: Recipe, way: StudyWay) -> StudyWay:
 
 
 def _labelled(config: CandidatesConfig) -> CandidatesConfig:
-    """The section without its keys of unlabelled pairs."""
-    empty = CandidatesConfig()
-    names = [field.name for field in dataclasses.fields(config) if field.name.startswith("unlabelled")]
+    """The section without its keys of unlabelled and augmented pairs."""
+    empty, ungraded = CandidatesConfig(), ("unlabelled", "augment")
+    names = [field.name for field in dataclasses.fields(config) if field.name.startswith(ungraded)]
     return dataclasses.replace(config, **{name: getattr(empty, name) for name in names})
 
 
@@ -133,7 +142,8 @@ def study(recipe: Recipe, workspace: Path, *, execute: runner.Execute = runner.d
     pool = run(candidates.pool, recipe.candidates, data=inputs.data, runs=[inputs.bm25_run])
     references = comparisons.references(inputs, pool, run)
     judged = {"data": inputs.data, "pool": pool}
-    trained = list(_train(recipe, planned.ways, inputs, pool, run, began))
+    ways = planned.ways if not recipe.study.search_cost else (*planned.ways, _searched(recipe, run))
+    trained = list(_train(recipe, ways, inputs, pool, run, began))
     rows = [
         evaluation.StudyRow(
             name=evaluation.row_name(way.name, precision),
@@ -142,7 +152,7 @@ def study(recipe: Recipe, workspace: Path, *, execute: runner.Execute = runner.d
             precision=precision,
             costs=tuple(student.cost for student in trained if student.way == way.name),
         )
-        for way, precision in itertools.product(planned.ways, recipe.study.precisions)
+        for way, precision in itertools.product(ways, recipe.study.precisions)
     ]
     students = [
         AblationRun(evaluation.row_name(student.way, precision), student.seed, 0, scores)
@@ -166,6 +176,21 @@ def study(recipe: Recipe, workspace: Path, *, execute: runner.Execute = runner.d
             refused=dict(planned.refused),
         ),
     )
+
+
+def _searched(recipe: Recipe, run: runner.Runner) -> StudyWay:
+    """The way whose shape is the best that successive halving finds within `study.search_cost`."""
+    from pipeline.training import preflight
+    from pipeline.training.loop import scoring
+
+    def train(config: RankerConfig, label: str) -> Artifact:
+        return _trained(recipe, StudyWay(label, "", "", recipe), config, run.labelled(label))
+
+    source = preflight.source_shape(recipe)
+    best = shape_search.search(recipe, source, train, scoring.MEASURE)
+    summary = f"{best.layers} layers × {best.units} units, found at {best.cost:.0%} of the ranker's products"
+    changed = dataclasses.replace(recipe, ranker=best.of(recipe.ranker, source))
+    return _checked(recipe, StudyWay(SEARCHED, summary, shape_search.SOURCE, changed))
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +217,7 @@ def _train(
             log.warning("study.max_minutes is over: %d students are missing; run the study again for them", missing)
             return
         named = run.labelled(f"{way.name}, seed {seed + 1} of {recipe.study.seeds}")
-        model, bundle = _student(recipe, way, seed, inputs.pairs, named)
+        model, bundle = _student(recipe, way, seed, inputs, named)
         judged = {"ranker": bundle, "data": inputs.data, "pool": pool}
         scores = {
             name: comparisons.by_split(named.labelled(name), ranker_trials.scores, **judged, precision=name)
@@ -217,23 +242,26 @@ def _over(recipe: Recipe, began: float) -> bool:
 
 
 def _student(
-    recipe: Recipe, way: StudyWay, seed: int, pairs: Artifact, run: runner.Runner
+    recipe: Recipe, way: StudyWay, seed: int, inputs: TrainingInputs, run: runner.Runner
 ) -> tuple[Artifact, Artifact]:
-    """The ranker of a way and seed, and its bundle.
-
-    Args:
-        pairs: labelled pairs, whose valid queries the export is judged on.
-    """
+    """The ranker of a way and seed, and its bundle, whose precisions are judged on the valid queries of `inputs`."""
     from pipeline.export import bundle
+
+    model = _trained(recipe, way, comparisons.seeded(way.recipe.ranker, seed), run)
+    export = dataclasses.replace(recipe.export, precisions=recipe.study.precisions)
+    return model, run(bundle.make, export, model=model, data=inputs.data, pairs=inputs.pairs)
+
+
+def _trained(recipe: Recipe, way: StudyWay, config: RankerConfig, run: runner.Runner) -> Artifact:
+    """The ranker of a way, with this section in place of the way's own."""
     from pipeline.training import ranker
 
-    config = comparisons.seeded(way.recipe.ranker, seed)
     # Ways without states take the recipe's scores, which hold states: the teacher reads the pairs once for all.
-    scored = way.recipe
+    scored = dataclasses.replace(way.recipe, ranker=config)
     if not (way.recipe.assistants or way.recipe.external_teacher.given or config.hidden_weight):
         scored = dataclasses.replace(scored, ranker=_scored_for(dataclasses.replace(recipe, assistants=())))
     inputs = training.prepare(scored, run)
-    model = run(
+    return run(
         ranker.make,
         config if way.from_teacher else dataclasses.replace(ranker.plain(config), plain=False),
         way.recipe.candidates,
@@ -241,10 +269,8 @@ def _student(
         pairs=inputs.ranker_pairs if way.from_teacher else inputs.pairs,
         teacher=inputs.ranker_teacher if way.from_teacher else inputs.teacher,
         teacher_scores=inputs.ranker_teacher_scores if way.from_teacher else None,
-        base=inputs.base,
+        base=training.student_base(config, way.recipe, run, data=inputs.data, base=inputs.base),
     )
-    export = dataclasses.replace(recipe.export, precisions=recipe.study.precisions)
-    return model, run(bundle.make, export, model=model, data=inputs.data, pairs=pairs)
 
 
 def read(artifact: Artifact) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from functools import partial
 
 from flows.runner import Runner
 from pipeline.artifacts import Artifact
-from pipeline.config import CandidatesConfig, ExternalTeacherConfig, RankerConfig, Recipe
+from pipeline.config import ExternalTeacherConfig, RankerConfig, Recipe
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,7 +24,7 @@ class TrainingInputs:
     """The model that the teacher started from: a `pretrained` artifact, or a name."""
     teacher: Artifact
     ranker_pairs: Artifact
-    """The graded pairs and, where the recipe wants them, unlabelled ones: the training data of rankers."""
+    """The graded pairs and, where the recipe wants them, unlabelled and augmented ones: what rankers are trained on."""
     teacher_scores: Artifact
     """Scores of `ranker_pairs` by the teacher, or by the external one."""
     ranker_teacher: Artifact
@@ -70,7 +70,7 @@ def prepare(recipe: Recipe, run: Runner) -> TrainingInputs:
         base = run(pretrain.make, recipe.pretrain, recipe.teacher.base, data=data)
     large = run(teacher.make, recipe.teacher, recipe.candidates, data=data, pairs=pairs, base=base)
 
-    ranker_pairs = with_unlabelled(recipe.candidates, run, data=data, lexical=words, pairs=pairs)
+    ranker_pairs = with_ungraded(recipe, run, data=data, lexical=words, pairs=pairs, base=base)
     students = (*recipe.assistants, recipe.ranker)
     score = partial(score_pairs, data=data, pairs=ranker_pairs, base=base)
     scores = score(run, students[0], recipe.external_teacher, teacher=large)
@@ -87,7 +87,7 @@ def prepare(recipe: Recipe, run: Runner) -> TrainingInputs:
             pairs=ranker_pairs,
             teacher=ranker_teacher,
             teacher_scores=ranker_teacher_scores,
-            base=base,
+            base=student_base(assistant, recipe, named, data=data, base=base),
         )
         ranker_teacher_scores = score(named, students[number], None, teacher=ranker_teacher)
     return TrainingInputs(
@@ -133,19 +133,53 @@ def _mean_scores(
     return run(teacher_scores.mean, first=first, others=other_scores)
 
 
-def with_unlabelled(
-    config: CandidatesConfig, run: Runner, *, data: Artifact, lexical: Artifact, pairs: Artifact
+def with_ungraded(
+    recipe: Recipe, run: Runner, *, data: Artifact, lexical: Artifact, pairs: Artifact, base: Artifact | str
 ) -> Artifact:
-    """The pairs with as many unlabelled ones added as `config.unlabelled` says; the pairs alone where it is 0."""
+    """The pairs with as many unlabelled and augmented ones added as `candidates` says; the pairs alone where it is 0.
+
+    Args:
+        base: the model that the teacher started from, whose words augmentation takes.
+    """
     from index import lexical as lexical_index
     from pipeline.data import unlabelled
+    from pipeline.training import augmentation
 
-    if not config.unlabelled:
+    config = recipe.candidates
+    if config.unlabelled:
+        queries = run(unlabelled.queries, config, data=data)
+        search = run.labelled("unlabelled pairs")
+        results = search(lexical_index.run, lexical=lexical, data=queries, depth=config.unlabelled_depth, splits=())
+        pairs = run(unlabelled.pairs, config, data=data, labelled=pairs, asked=queries, run=results)
+    if not config.augmented:
         return pairs
-    queries = run(unlabelled.queries, config, data=data)
-    search = run.labelled("unlabelled pairs")
-    results = search(lexical_index.run, lexical=lexical, data=queries, depth=config.unlabelled_depth, splits=())
-    return run(unlabelled.pairs, config, data=data, labelled=pairs, asked=queries, run=results)
+    return run(
+        augmentation.pairs,
+        config,
+        data=data,
+        labelled=pairs,
+        base=base,
+        max_query_tokens=recipe.teacher.max_query_tokens,
+        max_tokens=recipe.teacher.max_tokens,
+    )
+
+
+def student_base(
+    student: RankerConfig, recipe: Recipe, run: Runner, *, data: Artifact, base: Artifact | str
+) -> Artifact | str:
+    """The model that a ranker with `base = "base"` is cut from: the teacher's, or one distilled from it on the texts.
+
+    Args:
+        student: the ranker's section.
+        base: the model that the teacher started from.
+    """
+    from pipeline.models import base_models
+    from pipeline.training import general, ranker_shape
+
+    if not student.general_tokens:
+        return base
+    keep = ranker_shape.kept(student, base_models.shape(base_models.folder(base)).layers)
+    return run(general.make, recipe.pretrain, keep, student.general_tokens, data=data, base=base)
 
 
 def score_pairs(

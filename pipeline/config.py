@@ -14,7 +14,7 @@ from typing import Literal, TypeVar
 from pydantic.dataclasses import dataclass
 
 from pipeline.config_checks import DOCUMENTED, added, check_fields, positive, share
-from pipeline.config_data import CandidatesConfig, DataConfig, SourceConfig
+from pipeline.config_data import Augmentation, CandidatesConfig, DataConfig, SourceConfig
 from pipeline.config_students import EncoderConfig, MiningConfig, RankerConfig
 from pipeline.config_study import AblationConfig, Precision, StudyConfig, VariantConfig
 from pipeline.config_training import (
@@ -29,6 +29,7 @@ from pipeline.errors import ConfigError
 
 __all__ = [
     "AblationConfig",
+    "Augmentation",
     "CandidatesConfig",
     "DataConfig",
     "EncoderConfig",
@@ -252,6 +253,11 @@ class Recipe:
             raise ConfigError(
                 f"{'assistants[0]' if self.assistants else 'ranker'}.teachers is {first.teachers}: the external "
                 "teacher takes the place of ours, so there are no others; set it to 1"
+            )
+        if self.external_teacher.scores and self.candidates.augmented:
+            raise ConfigError(
+                f"candidates.augmented is {self.candidates.augmented:g}: external_teacher.scores has no scores of "
+                "texts that are yet to be made; set it to 0, or give external_teacher.causal_lm"
             )
         if self.external_teacher.given and first.hidden_weight and first.depth > 1:
             raise ConfigError(

@@ -9,6 +9,9 @@ from pydantic.dataclasses import dataclass
 from pipeline.config_checks import DOCUMENTED, added, check_watermark, positive, share
 from pipeline.errors import ConfigError
 
+Augmentation = Literal["replace", "drop", "ngram"]
+"""A change of a text that makes another training text of it."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=DOCUMENTED)
 class SourceConfig:
@@ -138,8 +141,14 @@ class CandidatesConfig:
     title_queries: int = 0
     """Number of document titles that are used as queries for unlabelled pairs. Experimental: no built-in recipe sets it
     and no figure supports it."""
+    augmented: float = added(0.0)
+    """Augmented pairs for each labelled training pair: copies of training pairs with changed texts, without a grade,
+    from which the ranker learns the teacher's scores, as from unlabelled pairs."""
+    augmentation: tuple[Augmentation, ...] = added(("replace", "ngram"))
+    """Changes of which each augmented text takes one: replace puts likely words in place of four in ten, drop leaves
+    out one word in ten, ngram keeps a part of the text."""
     seed: int = 13
-    """Seed of the sampling of negatives and unlabelled pairs."""
+    """Seed of the sampling of negatives, unlabelled and augmented pairs."""
     click_weight: float = added(1.0)
     """Weight, in losses over grades, of training pairs whose grade was made from clicks or from thumbs of the search
     page, and of the sampled negatives of queries that have no other grades; a pair that a person graded weighs 1. 0
@@ -154,6 +163,8 @@ class CandidatesConfig:
         share("candidates", click_weight=self.click_weight)
         positive("candidates", retrieve=self.retrieve, max_list=self.max_list, negatives_depth=self.negatives_depth)
         positive("candidates", unlabelled_depth=self.unlabelled_depth)
-        for name in ("train_queries", "negatives", "skip_top", "unlabelled", "title_queries"):
+        for name in ("train_queries", "negatives", "skip_top", "unlabelled", "augmented", "title_queries"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"candidates.{name} is {getattr(self, name)}; it must be 0 or more")
+        if not self.augmentation or len(set(self.augmentation)) < len(self.augmentation):
+            raise ConfigError(f"candidates.augmentation {list(self.augmentation)}: name at least one change, each once")

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
-from pipeline.config_checks import DOCUMENTED, added, positive, weights
+from pipeline.config_checks import DOCUMENTED, added, positive, share, weights
 from pipeline.config_training import LoopConfig, PassagesConfig, weights_of
 from pipeline.errors import ConfigError
 
@@ -94,6 +94,20 @@ class RankerConfig:
     intermediate: int = added(0)
     """Units that each feed-forward layer keeps: the least important for the score are removed before the training, as
     TextPruner does; 0 keeps all."""
+    general_tokens: int = added(0)
+    """Tokens of the data's texts on which the layers cut from the teacher's base first learn to read as all of them do
+    (general distillation), masked and in the loop of `pretrain`; 0 for none. Needs `base = "base"`."""
+    feed_forward_rank: int = added(0)
+    """Rank of the feed-forward matrices: each is trained and exported as the product of two narrow ones, which start
+    from its largest singular values; 0 keeps it whole."""
+    embedding_rank: int = added(0)
+    """Rank of the table of word embeddings, in the same way; 0 keeps it whole."""
+    int8_share: float = added(0.0)
+    """Share of the training, at its end, in which weights, word embeddings and activations are rounded as in the int8
+    export (quantisation-aware training); 0 for none, 1 for all of it. Needs int8 in `export.precisions`."""
+    dropout: float = added(0.0)
+    """Dropout while it trains: the noise of a noisy student. Elsewhere there is none, as short trainings learn more
+    without."""
     max_tokens: int = added(0)
     """Maximum length of query and document together, special tokens included; 0 takes the teacher's."""
     passages: PassagesConfig = added(PassagesConfig())
@@ -114,10 +128,27 @@ class RankerConfig:
             hinge_margin=self.hinge_margin,
             teachers=self.teachers,
         )
+        share("ranker", int8_share=self.int8_share, dropout=self.dropout)
+        if self.dropout == 1:
+            raise ConfigError("ranker.dropout is 1: then nothing is left to learn from; it must be below 1")
         weights("ranker", **weights_of(self))
-        for name in ("relation_layer", "relation_heads", "intermediate", "max_tokens"):
+        sizes = (
+            "relation_layer",
+            "relation_heads",
+            "intermediate",
+            "max_tokens",
+            "feed_forward_rank",
+            "embedding_rank",
+            "general_tokens",
+        )
+        for name in sizes:
             if getattr(self, name) < 0:
                 raise ConfigError(f"ranker.{name} is {getattr(self, name)}; it must be 0, for the default, or more")
+        if self.general_tokens and self.base != "base":
+            raise ConfigError(
+                f"ranker.general_tokens is {self.general_tokens}: layers of the teacher's base learn from it, and "
+                f"ranker.base is {self.base}; set it to base"
+            )
 
     @property
     def depth(self) -> int:

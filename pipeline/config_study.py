@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
-from pipeline.config_checks import DOCUMENTED, positive
+from pipeline.config_checks import DOCUMENTED, added, positive
 from pipeline.errors import ConfigError
 
 Precision = Literal["fp32", "fp16", "int8", "w8"]
@@ -62,6 +62,9 @@ class StudyConfig:
     student and the recipe's own ranker always take part."""
     variants: tuple[VariantConfig, ...] = ()
     """Further ways, as changes of the recipe."""
+    search_cost: float = added(0.0)
+    """Bound for a search of depth and feed-forward width by successive halving, as a share of the products that the
+    recipe's ranker takes for a token: the best shape within it takes part as `searched`. 0 for no search."""
     precisions: tuple[Precision, ...] = ("fp32",)
     """Precisions in which each student is exported and judged: a row of the table each. fp32 is one of them."""
     seeds: int = 1
@@ -72,6 +75,8 @@ class StudyConfig:
 
     def __post_init__(self) -> None:
         positive("study", seeds=self.seeds)
+        if self.search_cost < 0:
+            raise ConfigError(f"study.search_cost is {self.search_cost}; it must be 0, for no search, or more")
         if self.max_minutes < 0:
             raise ConfigError(f"study.max_minutes is {self.max_minutes}; it must be 0, for no bound, or more")
         if "fp32" not in self.precisions:

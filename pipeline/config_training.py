@@ -68,6 +68,16 @@ class LoopConfig:
             if value < 0:
                 raise ConfigError(f"loop.{name} is {value}; it must be 0, for no bound, or more")
 
+    def part(self, share: float) -> "LoopConfig":
+        """The loop that takes this share of the training; its schedule is a whole one."""
+        return dataclasses.replace(
+            self,
+            epochs=self.epochs * share,
+            max_tokens=self.max_tokens and max(1, round(self.max_tokens * share)),
+            max_seconds=self.max_seconds * share,
+            evaluations=self.evaluations and max(1, round(self.evaluations * share)),
+        )
+
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=DOCUMENTED)
 class ScratchConfig:

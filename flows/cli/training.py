@@ -132,8 +132,10 @@ def study(
     loaded = recipes.load(recipe_path(recipe), overrides or [])
     if list_ways:
         ways = flow.catalogue(loaded)
+        width = max(len(way["name"]) for way in ways) + 2
         lines = [
-            f"{way['name']:<18}{way['refused'] and 'cannot apply: '}{way['refused'] or way['summary']}" for way in ways
+            f"{way['name']:<{width}}{way['refused'] and 'cannot apply: '}{way['refused'] or way['summary']}"
+            for way in ways
         ]
         show(ways, as_json, "\n".join(lines))
         return

@@ -30,7 +30,7 @@ from pipeline.export.graph_shape import GraphShape
 from pipeline.export.quantisation import Floats
 from pipeline.export.sample import Input, Reader, Sample, Templates
 from pipeline.export.traced import TracedModel
-from pipeline.models import sentence_transformers_format
+from pipeline.models import low_rank, sentence_transformers_format
 from pipeline.models.bi_encoder import BiEncoder
 from pipeline.models.cross_encoder import CrossEncoder
 from pipeline.models.families import family_of
@@ -96,6 +96,7 @@ class ExportSource:
                 widths=encoder.widths,
             )
         ranker = CrossEncoder.load(folder)
+        low_rank.factorise(ranker, ranker.ranks)
         return cls(
             model=ranker,
             shape=_shape(ranker),

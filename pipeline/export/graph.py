@@ -158,14 +158,7 @@ class _Writer:
 
     def embeddings(self) -> str:
         """Words, positions and segments, added and normalised, (batch, tokens, hidden)."""
-        table = self.weights["embeddings.word_embeddings.weight"]
-        if EMBEDDINGS in self.exact:
-            words = self.to_single(self.node("Gather", self.low("words", table), "input_ids"))
-        else:
-            rows, scales = quantised(table, 0)
-            words = self.node("Gather", self.constant("words.int8", rows), "input_ids")
-            scale = self.node("Gather", self.constant("words.scale", scales[:, None]), "input_ids")
-            words = self.node("Mul", self.node("Cast", words, to=TensorProto.FLOAT), scale)
+        words = self.words()
         positions = self.weights["embeddings.position_embeddings.weight"][self.shape.first_position :]
         types = self.weights["embeddings.token_type_embeddings.weight"]
         tokens = self.node("Shape", "input_ids", start=1, end=2)
@@ -184,6 +177,22 @@ class _Writer:
         product = self.node("MatMul", states, self.constant("mapping", self.columns("embeddings.mapping")))
         return self.node("Add", product, self.parameter("embeddings.mapping.bias"))
 
+    def words(self) -> str:
+        """The word embeddings of the input, (batch, tokens, hidden) float32."""
+        name = "embeddings.word_embeddings"
+        factored = f"{name}.first.weight" in self.weights
+        table = self.weights[f"{name}.first.weight" if factored else f"{name}.weight"]
+        if EMBEDDINGS in self.exact:
+            words = self.node("Gather", self.low("words", table), "input_ids")
+        else:
+            rows, scales = quantised(table, 0)
+            words = self.node("Gather", self.constant("words.int8", rows), "input_ids")
+            scale = self.node("Gather", self.constant("words.scale", scales[:, None]), "input_ids")
+            words = self.node("Mul", self.node("Cast", words, to=TensorProto.FLOAT), scale)
+        if factored:  # Narrow rows, which a small matrix widens.
+            words = self.node("MatMul", words, self.low("words.second", self.columns(f"{name}.second")))
+        return self.to_single(words)
+
     def norm(self, value: str, name: str) -> str:
         scales = self.parameter(f"{name}.weight"), self.parameter(f"{name}.bias")
         return self.node("LayerNormalization", value, *scales, axis=-1, epsilon=self.shape.epsilon)
@@ -193,17 +202,26 @@ class _Writer:
         return f"encoder.layer.{0 if self.shape.shared else number}"
 
     def linear(self, value: str, name: str, number: int) -> str:
-        """x · W + b of a layer; in half precision from half to half."""
+        """x · W + b of a layer, W perhaps as two factors; in half precision from half to half."""
+        if f"{name}.first.weight" in self.weights:
+            value, name = self.product(value, f"{name}.first", number, bias=False), f"{name}.second"
+        return self.product(value, name, number, bias=True)
+
+    def product(self, value: str, name: str, number: int, *, bias: bool) -> str:
+        """x · W + b of a stored matrix of a layer, or x · W without a bias."""
+        matrix = self.columns(name)
         if f"layer.{number}" in self.exact:
-            product = self.node("MatMul", value, self.low(name, self.columns(name)))
-            return self.node("Add", product, self.low(f"{name}.bias", self.weights[f"{name}.bias"]))
+            product = self.node("MatMul", value, self.low(name, matrix))
+            return (
+                self.node("Add", product, self.low(f"{name}.bias", self.weights[f"{name}.bias"])) if bias else product
+            )
+        added = self.parameter(f"{name}.bias") if bias else ""
         if self.blocks:
-            return self.block_product(value, name, self.columns(name), self.parameter(f"{name}.bias"))
-        weight, scale, zero = self.integers(name, self.columns(name))
-        return self.fused("DynamicQuantizeMatMul", value, weight, scale, zero, self.parameter(f"{name}.bias"))
+            return self.block_product(value, name, matrix, added)
+        return self.fused("DynamicQuantizeMatMul", value, *self.integers(name, matrix), added)
 
     def block_product(self, value: str, name: str, matrix: Floats, bias: str) -> str:
-        """x · W + b with W in blocks; at accuracy level 4 the product is one of whole numbers."""
+        """x · W + b with W in blocks, b perhaps empty; at accuracy level 4 the product is one of whole numbers."""
         weight, scales = blockwise(matrix, BLOCK)
         stored = self.constant(f"{name}.blocks", weight), self.constant(f"{name}.scales", scales)
         sizes = {"K": matrix.shape[0], "N": matrix.shape[1], "block_size": BLOCK}

@@ -4,12 +4,14 @@ Teacher, ranker and plain student are all this class. A saved one is a folder:
 
     model/       config.json, model.safetensors, tokenizer.json, …   opens with AutoModelForSequenceClassification
                  and with sentence_transformers.CrossEncoder
-    head.json    {"thresholds": [b_1 < … < b_G], "template": PairTemplate}
+    head.json    {"thresholds": [b_1 < … < b_G], "template": PairTemplate}, and "ranks" of matrices that are exported as
+                 two factors
 
 P(grade ≥ k) = sigmoid(score − b_k). The thresholds have mean zero, so sigmoid(score) says how likely the grade is
 in the upper half of the scale.
 """
 
+import dataclasses
 import json
 import logging
 import math
@@ -29,6 +31,7 @@ from pipeline.disk import write_atomically
 from pipeline.errors import ArtifactError, ConfigError, ShapeError
 from pipeline.models import base_models, packed, tokenizers
 from pipeline.models.families import EVERYTHING, ModelFamily, OwnForward, family_of
+from pipeline.models.low_rank import Ranks
 from pipeline.tokens import PairTemplate
 
 log = logging.getLogger(__name__)
@@ -86,6 +89,8 @@ class CrossEncoder(nn.Module):
         """(grades − 1,) softplus gives the distance between neighbouring thresholds."""
         self.label: int | None = None
         """The label of relevance of a ready-made head of several; None for a head that gives one score."""
+        self.ranks = Ranks()
+        """The ranks of the matrices that are trained and exported as two factors; see `low_rank`."""
         self.fresh: tuple[str, ...] = ()
         """Names of the parameters that the base did not have, so that no training has touched them yet."""
 
@@ -144,7 +149,8 @@ class CrossEncoder(nn.Module):
             head = json.loads((folder / "head.json").read_text(encoding="utf-8"))
             thresholds, template = ascending(head["thresholds"]), PairTemplate.from_dict(head["template"])
             label = None if head.get("label") is None else int(head["label"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            ranks = Ranks(**{name: int(rank) for name, rank in head.get("ranks", {}).items()})
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ArtifactError(f"{folder / 'head.json'}: not readable ({error!r}); train the model again") from error
         if label is None:
             base_models.check_head(model_folder)
@@ -153,17 +159,19 @@ class CrossEncoder(nn.Module):
                 model_folder, dtype=torch.float32, attn_implementation=tokenizers.attention(), trust_remote_code=False
             )
         encoder = cls(model, tokenizers.load_tokenizer(model_folder), template, thresholds).eval()
-        encoder.label = label
+        encoder.label, encoder.ranks = label, ranks
         return encoder
 
     def save(self, folder: Path) -> None:
-        """Writes `model/` and `head.json` into a folder that exists."""
+        """Writes `model/` and `head.json` into a folder that exists; factors must have been merged."""
         with base_models.quiet():
             self.model.save_pretrained(folder / "model")
         tokenizers.save_tokenizer(self.hub_tokenizer, folder / "model", self.template.max_tokens)
         head: dict[str, Any] = {"thresholds": self.thresholds.tolist(), "template": self.template.to_dict()}
         if self.label is not None:
             head["label"] = self.label
+        if self.ranks:
+            head["ranks"] = {name: rank for name, rank in dataclasses.asdict(self.ranks).items() if rank}
         write_atomically(folder / "head.json", json.dumps(head, indent=1) + "\n", json.loads)
 
     @property

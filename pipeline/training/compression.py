@@ -9,16 +9,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.config import Recipe, weights_of
+from pipeline.config import Augmentation, Recipe, weights_of
 from pipeline.errors import ConfigError
 from pipeline.models import width_pruning
 from pipeline.models.base_models import ModelShape
 from pipeline.training import ranker as ranker_stage
+from pipeline.training import ranker_shape
 
 PLAIN, DISTILLED = "plain", "distilled"
 """The student without a teacher, which is the baseline, and the ranker as the recipe has it."""
 
-HARD = ranker_stage.HARD
+HARD = ranker_shape.HARD
+
+GENERAL_TOKENS = 1_000_000
+"""Tokens of the texts that a student's layers learn from the base before they learn to rank."""
+
+AUGMENTED = 4.0
+"""Augmented pairs for each labelled one where the recipe has no unlabelled ones, whose number they take otherwise."""
 
 
 Change = Callable[[Recipe, ModelShape], Recipe]
@@ -73,6 +80,10 @@ def _last_layers(recipe: Recipe, source: ModelShape) -> Recipe:
     return _ranker(recipe, keep_layers=tuple(range(source.layers - kept + 1, source.layers + 1)))
 
 
+def _general(recipe: Recipe, _: ModelShape) -> Recipe:
+    return _ranker(recipe, base=ranker_stage.FROM_BASE, general_tokens=GENERAL_TOKENS)
+
+
 def _depth(layers: int) -> Change:
     def change(recipe: Recipe, source: ModelShape) -> Recipe:
         if not layers < source.layers:
@@ -103,6 +114,21 @@ def _born_again(recipe: Recipe, _: ModelShape) -> Recipe:
     return dataclasses.replace(recipe, assistants=(first,), ranker=again)
 
 
+def _noisy_student(recipe: Recipe, source: ModelShape) -> Recipe:
+    """The recipe whose teacher is trained again, with noise, on its own scores of all pairs, and then teaches."""
+    alike = dataclasses.replace(
+        recipe.ranker,
+        base=ranker_stage.FROM_BASE,
+        layers=source.layers,
+        keep_layers=(),
+        layer_map=(),
+        hidden_weight=0.0,
+        dropout=0.1,
+        plain=False,
+    )
+    return dataclasses.replace(recipe, assistants=(alike,))
+
+
 def _inner_relations(recipe: Recipe, source: ModelShape) -> Recipe:
     return _ranker(recipe, relation_weight=1.0, relation_layer=max(1, round(0.75 * source.layers)))
 
@@ -111,6 +137,32 @@ def _feed_forward(share: float) -> Change:
     def change(recipe: Recipe, source: ModelShape) -> Recipe:
         width_pruning.check(max(1, int(source.intermediate * share)), source.intermediate, shared=source.shared)
         return _ranker(recipe, intermediate=max(1, int(source.intermediate * share)))
+
+    return change
+
+
+def _factors(share: float) -> Change:
+    """The recipe whose feed-forward matrices keep this share of their numbers."""
+
+    def change(recipe: Recipe, source: ModelShape) -> Recipe:
+        units = recipe.ranker.intermediate or source.intermediate
+        rank = max(1, int(share * source.hidden * units / (source.hidden + units)))
+        return _ranker(recipe, feed_forward_rank=rank)
+
+    return change
+
+
+def _narrow_embeddings(recipe: Recipe, source: ModelShape) -> Recipe:
+    return _ranker(recipe, embedding_rank=max(1, source.hidden // 4))
+
+
+def _int8_aware(share: float) -> Change:
+    """The recipe whose ranker is rounded to int8 in the last `share` of its training."""
+
+    def change(recipe: Recipe, _: ModelShape) -> Recipe:
+        if "int8" not in recipe.study.precisions:
+            raise ConfigError("study.precisions lacks int8, for which this way trains; add it")
+        return _ranker(recipe, int8_share=share)
 
     return change
 
@@ -137,8 +189,25 @@ def _unlabelled(ratio: float) -> Change:
     return change
 
 
+def _augmented(*kinds: Augmentation, beside: bool = False) -> Change:
+    """The recipe with augmented pairs: as many as it has unlabelled ones, in their place or beside them."""
+
+    def change(recipe: Recipe, _: ModelShape) -> Recipe:
+        ratio = recipe.candidates.unlabelled or AUGMENTED
+        kept = recipe.candidates.unlabelled if beside else 0.0
+        augmented = dataclasses.replace(recipe.candidates, unlabelled=kept, augmented=ratio, augmentation=kinds)
+        return dataclasses.replace(recipe, candidates=augmented)
+
+    return change
+
+
 _HINTON = "Hinton et al. 2015, arXiv:1503.02531"
 _TAYLOR = "TextPruner, ACL 2022, arXiv:2203.15996"
+_SVD = "Ben Noach and Goldberg, AACL 2020"
+_Q8 = "Zafrir et al. 2019, arXiv:1910.06188"
+_TINY = "Jiao et al. 2020, arXiv:1909.10351"
+_TANG = "Tang et al. 2019, arXiv:1903.12136"
+_NOISY = "Xie et al. 2020, arXiv:1911.04252"
 _PATIENT = "Sun et al. 2019, arXiv:1908.09355"
 
 METHODS = (
@@ -147,6 +216,7 @@ METHODS = (
     Method("init-first", "cut from the first layers", _first_layers, _PATIENT),
     Method("init-last", "cut from the last layers", _last_layers, _PATIENT),
     Method("init-base", "cut from the teacher's base, not from the teacher", _with(base=ranker_stage.FROM_BASE)),
+    Method("general", "cut from the base, which first teaches its layers the texts", _general, "arXiv:1910.01108"),
     Method("depth-1", "one layer", _depth(1), _PATIENT),
     Method("depth-2", "two layers", _depth(2), _PATIENT),
     Method("depth-4", "four layers", _depth(4), _PATIENT),
@@ -166,7 +236,7 @@ METHODS = (
         "tinybert",
         "soft targets, attention, token states and embeddings",
         _only(soft=1.0, attention=1.0, token_hidden=1.0, embedding=1.0),
-        "Jiao et al. 2020, arXiv:1909.10351",
+        _TINY,
     ),
     Method(
         "minilm-last", "relations of the last layer", _with(relation_weight=1.0), "Wang et al. 2020, arXiv:2002.10957"
@@ -180,13 +250,29 @@ METHODS = (
     Method("mutual", "two students learn from each other", _with(mutual_weight=1.0), "Zhang et al. 2018"),
     Method("assistant", "a teacher assistant of middle depth", _assistant, "Mirzadeh et al. 2020, arXiv:1902.03393"),
     Method("born-again", "a second student learns from the first", _born_again, "Furlanello et al., ICML 2018"),
+    Method("noisy-student", "the teacher learns its own scores with dropout, then teaches", _noisy_student, _NOISY),
     *(
         Method(f"feed-forward-{part}", f"{part} % of the feed-forward units", _feed_forward(part / 100), _TAYLOR)
         for part in (75, 50, 25)
     ),
+    *(
+        Method(
+            f"low-rank-{part}",
+            f"feed-forward matrices as two factors, {part} % of the numbers",
+            _factors(part / 100),
+            _SVD,
+        )
+        for part in (50, 25)
+    ),
+    Method("low-rank-embeddings", "embeddings of a quarter of the width, and a matrix", _narrow_embeddings, _SVD),
+    Method("int8-aware", "rounded to int8 in the last quarter of the training", _int8_aware(0.25), _Q8),
+    Method("int8-aware-all", "rounded to int8 in all of the training", _int8_aware(1.0), _Q8),
     *(Method(f"tokens-{count}", f"at most {count} tokens", _tokens(count)) for count in (32, 48, 96)),
     *(Method(f"teachers-{count}", f"the mean score of {count} teachers", _with(teachers=count)) for count in (2, 3)),
     Method("small-vocabulary", "tokens of the corpus alone", _with(prune_vocabulary=True), "Abdaoui et al. 2020"),
+    Method("augmented-words", "augmented pairs, words replaced, for unlabelled ones", _augmented("replace"), _TINY),
+    Method("augmented-parts", "the same, words dropped and parts of texts", _augmented("drop", "ngram"), _TANG),
+    Method("augmented-beside", "the first beside the unlabelled pairs", _augmented("replace", beside=True), _TINY),
     Method("unlabelled-0", "labelled pairs alone", _unlabelled(0.0)),
     Method("unlabelled-16", "sixteen unlabelled pairs for a labelled one", _unlabelled(16.0)),
 )

@@ -22,7 +22,7 @@ from pipeline.models.base_models import ModelShape
 from pipeline.models.families import family_of
 from pipeline.recipe import named
 from pipeline.tokens import PairTemplate
-from pipeline.training import encoder, pretrain, ranker
+from pipeline.training import augmentation, encoder, pretrain, ranker, ranker_shape
 
 COPIES = 4
 """Copies of a model's weights that training holds at least: the weights, their gradients and two moments of Adam."""
@@ -110,6 +110,11 @@ def check_exports(recipe: Recipe) -> None:
     from pipeline.export import traced
     from pipeline.export.graph_shape import GraphShape
 
+    if recipe.ranker.int8_share and "int8" not in recipe.export.precisions:
+        raise ConfigError(
+            f"ranker.int8_share is {recipe.ranker.int8_share:g}: it trains for the int8 export, which "
+            "export.precisions lacks; add int8 there, or set it to 0"
+        )
     for key, base in _served_bases(recipe).items():
         if base != pretrain.SCRATCH:
             try:
@@ -156,7 +161,7 @@ def check_passages(recipe: Recipe) -> None:
         paths = [model.tokenizer for model in (source, shape)]
         if teacher.passages is not None and not recipe.external_teacher.given and None not in paths:
             ours, theirs = (tokenizers.plain_tokenizer(tokenizers.load_tokenizer(item)) for item in paths if item)
-            if not ranker.same_tokens(ours, theirs):
+            if not ranker_shape.same_tokens(ours, theirs):
                 raise ConfigError(f"{path}.base: {ranker.OTHER_PASSAGES}")
         teacher = student
 
@@ -233,12 +238,15 @@ def check_rankers(recipe: Recipe) -> None:
     """Checks that teacher, assistants and ranker can be cut from their bases and learn from each other.
 
     Raises:
-        ConfigError: teacher, an assistant or the ranker cannot be had from its base, or learn from whom it should.
+        ConfigError: texts cannot be augmented, or teacher, an assistant or the ranker cannot be had from its base, or
+            learn from whom it should.
         MissingError: a base model cannot be had.
     """
+    if recipe.candidates.augmented and recipe.teacher.base != pretrain.SCRATCH:
+        augmentation.check(recipe.candidates, tokenizers.load_tokenizer(base_models.folder(recipe.teacher.base)))
     for path, config, source, teacher in _cuts(recipe):
         with named("ranker", path):
-            ranker.cut(config, source, teacher)
+            ranker_shape.cut(config, source, teacher)
 
 
 def source_shape(recipe: Recipe) -> ModelShape:
@@ -268,7 +276,7 @@ def _cuts(recipe: Recipe) -> Iterator[tuple[str, RankerConfig, ModelShape, Model
         source = known.get(config.base) or _cross_encoder(config.base)
         yield path, config, source, teacher
         with named("ranker", path):
-            teacher = ranker.cut(config, source, teacher)
+            teacher = ranker_shape.cut(config, source, teacher)
 
 
 def check_encoder(recipe: Recipe) -> None:

@@ -59,6 +59,8 @@ then CHANGELOG says what is made again.
 
 
 LATER = {
+    "augmentation.pairs",
+    "general.make",
     "teacher_scores.mean",
     "study.make",
     "ranker_trials.scores",

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -14,7 +15,9 @@ from pipeline.artifacts import Artifact
 from pipeline.errors import ConfigError
 from pipeline.training.compression import METHODS
 
-WAYS = '["init-first", "listwise-kl", "depth-1", "feed-forward-50", "teachers-2"]'
+OF_LIST = ["init-first", "listwise-kl", "depth-1", "feed-forward-50", "teachers-2", "low-rank-50"]
+OF_LIST += ["low-rank-embeddings", "int8-aware", "augmented-words", "noisy-student"]
+WAYS = json.dumps(OF_LIST)
 VARIANT = '[{name = "one loss less", set = ["ranker.hidden_weight=0", "ranker.max_tokens=20"]}]'
 OVERRIDES = [
     "ranker.layers=2",
@@ -35,7 +38,7 @@ def studied(recipe: config.Recipe, tmp_path_factory: pytest.TempPathFactory) -> 
     return workspace, study.study(recipe, workspace)
 
 
-NAMES = ["plain", "distilled", "init-first", "listwise-kl", "depth-1", "feed-forward-50", "teachers-2", "one loss less"]
+NAMES = ["plain", "distilled", *OF_LIST, "one loss less"]
 
 
 def test_each_way_has_a_row_in_each_precision(studied: tuple[Path, Artifact]) -> None:
@@ -44,14 +47,34 @@ def test_each_way_has_a_row_in_each_precision(studied: tuple[Path, Artifact]) ->
     assert list(content["rows"]) == [row for name in NAMES for row in (name, f"{name} int8")]
     assert content["references"] == ["BM25", "teacher"]
     assert len(list((workspace / "artifacts" / "teacher").glob("*/manifest.json"))) == 2  # One way has two.
-    assert len(list((workspace / "artifacts" / "ranker").glob("*/manifest.json"))) == len(NAMES)
+    assert len(manifests(workspace, "ranker")) == len(NAMES) + 1  # One way has an assistant.
     for row in content["rows"].values():
         assert row["speed"] > 0
         assert row["bytes"] > 0
         assert row["verdict"] == "front" or row["verdict"].startswith(("tied with", "below"))
     assert content["rows"]["depth-1"]["bytes"] < content["rows"]["distilled"]["bytes"]
-    assert content["rows"]["feed-forward-50"]["bytes"] < content["rows"]["distilled"]["bytes"]
+    for way in ("feed-forward-50", "low-rank-50", "low-rank-embeddings"):
+        assert content["rows"][way]["bytes"] < content["rows"]["distilled"]["bytes"]
     assert any(row["front"] for row in content["rows"].values())
+
+
+def manifests(workspace: Path, kind: str) -> list[dict[str, Any]]:
+    paths = sorted((workspace / "artifacts" / kind).glob("*/manifest.json"))
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+
+
+def test_every_way_trains_otherwise(studied: tuple[Path, Artifact]) -> None:
+    workspace, _ = studied
+    rankers = manifests(workspace, "ranker")
+    assert len({json.dumps(item["metrics"]["history"]) for item in rankers}) == len(rankers)
+    (rounded,) = (item["metrics"] for item in rankers if "int8_share" in item["config"])
+    steps = [step for step, _ in rounded["evaluations"]]
+    assert steps == sorted(steps)
+    assert rounded["steps"] == steps[-1]
+    tables = [item["metrics"] for item in manifests(workspace, "pairs")]
+    (labelled,) = (counts for counts in tables if "labelled" not in counts)
+    (augmented,) = (counts for counts in tables if "augmented" in counts)
+    assert augmented["augmented"] + augmented["unchanged"] == 4 * labelled["train"]["pairs"]
 
 
 def test_the_table_and_the_drawings_name_every_row(studied: tuple[Path, Artifact]) -> None:
@@ -81,7 +104,7 @@ def test_a_study_whose_time_ends_names_what_is_missing_and_the_next_run_adds_it(
     content = study.read(study.study(two_seeds, workspace))
     assert content["incomplete"] == [row for name in NAMES[1:] for row in (name, f"{name} int8")]
     assert {row["verdict"] for name, row in content["rows"].items() if name in content["incomplete"]} == {"incomplete"}
-    assert len(list((workspace / "artifacts" / "ranker").glob("*/manifest.json"))) == len(NAMES) + 1
+    assert len(manifests(workspace, "ranker")) == len(NAMES) + 2
 
 
 @pytest.mark.parametrize(
@@ -89,6 +112,12 @@ def test_a_study_whose_time_ends_names_what_is_missing_and_the_next_run_adds_it(
     [
         ('study.methods=["initfirst"]', "no way is called 'initfirst'; known are plain, distilled"),
         ('study.methods=["depth-4"]', r"'depth-4': the model that the ranker is cut from has 2 layers"),
+        ('study.methods=["int8-aware"]', r"'int8-aware': study\.precisions lacks int8"),
+        (
+            'study.variants=[{name = "x", set = ["ranker.feed_forward_rank=22"]}]',
+            r"'x': ranker.feed_forward_rank is 22",
+        ),
+        ('study.variants=[{name = "x", set = ["ranker.embedding_rank=32"]}]', r"'x': ranker.embedding_rank is 32"),
         ('study.variants=[{name = "x", set = ["teacher.layers=1"]}]', "'x': it changes more than ranker"),
         ('study.variants=[{name = "x", set = ["ranker.depth=1"]}]', "'x': unknown key ranker.depth"),
         ('study.variants=[{name = "plain", set = ["ranker.layers=1"]}]', "'plain': a way of this name takes part"),

@@ -79,10 +79,10 @@ class Distilbert(ModelFamily):
         for name, array in weights.items():
             if name.startswith("transformer.layer."):
                 number, rest = name.removeprefix("transformer.layer.").split(".", 1)
-                part, kind = rest.rsplit(".", 1)
-                body[f"encoder.layer.{number}.{_PARTS[part]}.{kind}"] = array
-        words = body["embeddings.word_embeddings.weight"]
-        body["embeddings.token_type_embeddings.weight"] = words[:1] * 0  # No segments: nothing is added for them.
+                part = next(part for part in _PARTS if rest.startswith(f"{part}."))
+                body[f"encoder.layer.{number}.{_PARTS[part]}{rest.removeprefix(part)}"] = array
+        row = body["embeddings.position_embeddings.weight"][:1]
+        body["embeddings.token_type_embeddings.weight"] = row * 0  # No segments: nothing is added for them.
         return body
 
     def head_weights(self, prefix: str) -> tuple[str, str]:  # noqa: ARG002

@@ -150,7 +150,8 @@ class PairTexts:
 def read_texts(data: Artifact, pairs: Artifact, split: str = "") -> PairTexts:
     """The pairs of an artifact, or of one split of it, with their texts, from the documents and queries of the data.
 
-    Queries that the data does not have may stand in a queries.parquet beside the pairs.
+    Queries and documents that the data does not have may stand in a queries.parquet and a documents.parquet beside the
+    pairs.
 
     Raises:
         SchemaError: a pair names a query or document that is in neither; names the first.
@@ -160,11 +161,12 @@ def read_texts(data: Artifact, pairs: Artifact, split: str = "") -> PairTexts:
         table = table.filter(pc.field("split") == split)
     query_ids, query = _numbered(table, "query_id")
     doc_ids, document = _numbered(table, "doc_id")
-    files = [
-        artifact.file("queries.parquet") for artifact in (data, pairs) if "queries.parquet" in artifact.manifest.files
-    ]
-    queries = _texts(files, "query_id", ("text",), query_ids)
-    documents = _texts([data.file("documents.parquet")], "doc_id", ("title", "text"), doc_ids)
+    query_files, document_files = (
+        [artifact.file(name) for artifact in (data, pairs) if name in artifact.manifest.files]
+        for name in ("queries.parquet", "documents.parquet")
+    )
+    queries = _texts(query_files, "query_id", ("text",), query_ids)
+    documents = _texts(document_files, "doc_id", ("title", "text"), doc_ids)
     return PairTexts(
         table,
         query,

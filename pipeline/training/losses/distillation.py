@@ -216,6 +216,30 @@ def attention_loss(student: Tensor, teacher: Tensor, mask: Tensor, *, total: flo
     return torch.einsum("bij,bi,bj->", squares, mask.float(), mask.float()) / counted(total, mask.sum(1).square().sum())
 
 
+def soft_token_loss(logits: Tensor, targets: Tensor, temperature: float, *, total: float | None = None) -> Tensor:
+    """KL divergence of guessed tokens from the teacher's guesses, both softened, times temperature².
+
+    Args:
+        logits: (tokens, vocabulary) of the student.
+        targets: (tokens, vocabulary) of the teacher; receives no gradient.
+        temperature: above 0.
+        total: guessed tokens of the whole step.
+
+    Returns:
+        Scalar ≥ 0, mean over tokens.
+
+    Raises:
+        ShapeError: the shapes differ.
+
+    Source: Sanh et al., DistilBERT, arXiv:1910.01108.
+    """
+    same_shape(logits, targets, "soft_token_loss")
+    student = F.log_softmax(logits.float() / temperature, dim=-1)
+    teacher = F.log_softmax(targets.detach().float() / temperature, dim=-1)
+    divergence = F.kl_div(student, teacher, log_target=True, reduction="sum")
+    return divergence * temperature**2 / counted(total, len(logits))
+
+
 def cosine_loss(student: Tensor, teacher: Tensor, mask: Tensor, *, total: float | None = None) -> Tensor:
     """1 − cosine of the states of each real token, mean over real tokens.
 

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, PreTrained
 
 from pipeline.config import PretrainConfig
 from pipeline.errors import ConfigError, TrainingError
-from pipeline.models import base_models, packed, tokenizers
+from pipeline.models import base_models, packed, surgery, tokenizers
 from pipeline.models.families import ModelFamily, family_of
 from pipeline.training.loop import batches, distributed, pair_tokens
 from pipeline.training.loop.batches import Ints
@@ -51,6 +51,8 @@ class MaskedModel(nn.Module):
         self.model = model
         self.hub_tokenizer = tokenizer
         self.base = base
+        self.own_head = True
+        """Whether the head came with the base, so that its guesses mean something before any training."""
         self._family = family_of(model.config)
 
     @classmethod
@@ -68,14 +70,17 @@ class MaskedModel(nn.Module):
         base_models.without_dropout(settings)
         with base_models.quiet(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.loop.seed)
-            model = AutoModelForMaskedLM.from_pretrained(
+            model, report = AutoModelForMaskedLM.from_pretrained(
                 base,
                 config=settings,
                 dtype=torch.float32,
                 attn_implementation=tokenizers.attention(),
                 trust_remote_code=False,
+                output_loading_info=True,
             )
-        return cls(model, tokenizer, base)
+        masked = cls(model, tokenizer, base)
+        masked.own_head = not report["missing_keys"]
+        return masked
 
     def forward(
         self, inputs: Sequence[batches.PaddedBatch], chosen: Sequence[Tensor], *, together: bool = True
@@ -87,12 +92,18 @@ class MaskedModel(nn.Module):
             chosen: (texts, tokens) of each batch; true for a token to guess.
             together: whether one pass reads all batches; a family that does not split its layers reads them in turn.
         """
+        states = self.states(inputs, together=together)  # (all tokens, hidden)
+        return self.guess(states[torch.cat([each.flatten() for each in chosen])])  # (chosen, vocabulary)
+
+    def states(self, inputs: Sequence[batches.PaddedBatch], *, together: bool = True) -> Tensor:
+        """(all tokens, hidden) after the last layer, batch after batch, padding too; arguments as for `forward`."""
         if together and self._family.splits(self.model.config):
-            states = self._states_together(self._family, inputs)  # (all tokens, hidden)
-            guessed = states[torch.cat([each.flatten() for each in chosen])]  # (chosen, hidden)
-        else:
-            guessed = torch.cat([self._states(batch)[each] for batch, each in zip(inputs, chosen, strict=True)])
-        return self._family.guess(self.model, guessed).float()  # (chosen, vocabulary)
+            return self._states_together(self._family, inputs)
+        return torch.cat([self._states(batch).flatten(0, 1) for batch in inputs])
+
+    def guess(self, states: Tensor) -> Tensor:
+        """Logits (…, vocabulary) float32 of the tokens whose last states these are."""
+        return self._family.guess(self.model, states).float()
 
     @property
     def _segments(self) -> bool:
@@ -126,11 +137,17 @@ class MaskedModel(nn.Module):
             with torch.no_grad():
                 decoder.bias.copy_(torch.from_numpy(np.log(shares)))
 
-    def save(self, folder: Path) -> None:
-        """Writes the encoder and its tokenizer as a transformers folder."""
+    def save(self, folder: Path, keep: Sequence[int] = ()) -> None:
+        """Writes the encoder and its tokenizer as a transformers folder.
+
+        Args:
+            folder: to write to.
+            keep: the layers of the base, from 1, that the encoder was cut to; empty for all.
+        """
         with base_models.quiet(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(MEASURE_SEED)  # For a pooler that the base did not have.
             body = AutoModel.from_pretrained(self.base, dtype=torch.float32, trust_remote_code=False)
+            body = surgery.keep_layers(body, keep) if keep else body
             body.load_state_dict(self.model.base_model.state_dict(), strict=False)  # Has no pooler: that stays.
             body.save_pretrained(folder)
             self.hub_tokenizer.save_pretrained(folder)
@@ -144,6 +161,8 @@ class MaskedChunk:
     starts: Ints
     """(texts,) the token at which each document is read from."""
     masked: int
+    tokens: int
+    """Real tokens of the step, special ones included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,11 +256,12 @@ class MaskedTask:
             tokens = loop.chunk_tokens if distributed.processes() == 1 else min(loop.chunk_tokens, fair)
             chosen = [step[examples] for examples in batches.scoring_batches(lengths[step], tokens)]
             masked = sum(int(self.masked[examples].sum()) for examples in chosen)
+            real = sum(int(lengths[examples].sum()) for examples in chosen)
             steps.append(
                 Step(
-                    [MaskedChunk(examples, starts[examples], masked) for examples in chosen],
+                    [MaskedChunk(examples, starts[examples], masked, real) for examples in chosen],
                     examples=sum(map(len, chosen)),
-                    tokens=sum(int(lengths[examples].sum()) for examples in chosen),
+                    tokens=real,
                     padded=sum(batches.padded_tokens(lengths[examples]) for examples in chosen),
                 )
             )
@@ -250,7 +270,7 @@ class MaskedTask:
     def loss(self, chunk: MaskedChunk) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Mean cross-entropy over the masked tokens of the step, in nats, and the share guessed right."""
         groups = batches.length_groups(self.lengths[chunk.examples])
-        drawn = [self._masked_batch(chunk.examples[group], chunk.starts[group]) for group in groups]
+        drawn = [self.masked_batch(chunk.examples[group], chunk.starts[group]) for group in groups]
         together = not self.config.loop.checkpoint_activations  # Which needs the layers' own forward passes.
         logits = self.model([each.shown for each in drawn], [each.chosen for each in drawn], together=together)
         wanted = torch.cat([each.wanted for each in drawn])
@@ -266,7 +286,7 @@ class MaskedTask:
             torch.manual_seed(MEASURE_SEED)
             for batch in batches.scoring_batches(self.lengths[self.held_out], self.config.loop.chunk_tokens):
                 examples = self.held_out[batch]
-                drawn = self._masked_batch(examples, np.zeros(len(examples), dtype=np.int64))
+                drawn = self.masked_batch(examples, np.zeros(len(examples), dtype=np.int64))
                 logits = self.model([drawn.shown], [drawn.chosen])
                 loss += float(F.cross_entropy(logits, drawn.wanted, reduction="sum"))
                 right += int((logits.argmax(-1) == drawn.wanted).sum())
@@ -278,7 +298,7 @@ class MaskedTask:
         """Mean log-likelihood of held-out masked tokens, in nats."""
         return -self.measure().loss
 
-    def _masked_batch(self, examples: Ints, starts: Ints) -> "MaskedBatch":
+    def masked_batch(self, examples: Ints, starts: Ints) -> MaskedBatch:
         """One padded batch of these examples, with tokens drawn and masked."""
         inputs = [
             self._input(example, start) for example, start in zip(examples.tolist(), starts.tolist(), strict=True)

@@ -14,7 +14,7 @@ from pipeline.config import RankerConfig, ScratchConfig
 from pipeline.errors import ConfigError
 from pipeline.models import base_models, tokenizers
 from pipeline.models.cross_encoder import CrossEncoder
-from pipeline.training import ranker, teacher, teacher_scores
+from pipeline.training import ranker, ranker_shape, teacher, teacher_scores
 from pipeline.training.pretrain import new_model
 from pipeline.training.tasks import vocabulary
 from tests.pipeline.training.test_stages import CANDIDATES, RANKER, TEACHER, tables
@@ -114,7 +114,7 @@ def test_a_loss_that_a_family_cannot_serve_is_refused_by_its_key(tmp_path: Path,
     make, message = BAD[case]
     shape = base_models.shape(xlnet(tmp_path, small_tokenizer()))
     with pytest.raises(ConfigError, match=message):
-        ranker.cut(replace(make(), layers=make().layers if case == "layers" else 2), shape, shape)
+        ranker_shape.cut(replace(make(), layers=make().layers if case == "layers" else 2), shape, shape)
 
 
 def _config(folder: Path, **values: Any) -> None:

@@ -8,7 +8,15 @@ from typing import Any
 import pytest
 from transformers import BertConfig, BertTokenizer
 
-from pipeline.config import EncoderConfig, PretrainConfig, RankerConfig, Recipe, ScratchConfig, TeacherConfig
+from pipeline.config import (
+    EncoderConfig,
+    ExportConfig,
+    PretrainConfig,
+    RankerConfig,
+    Recipe,
+    ScratchConfig,
+    TeacherConfig,
+)
 from pipeline.errors import ConfigError, MissingError
 from pipeline.training import preflight
 
@@ -47,6 +55,9 @@ def folder(path: Path, *, hidden: int = 32, heads: int = 2, layers: int = 4, wor
         ("ranker", {"relation_weight": 1.0, "relation_heads": 3}, r"ranker\.relation_heads: 3 do not divide"),
         ("ranker", {"relation_weight": 1.0, "relation_layer": 5}, r"ranker\.relation_layer is 5"),
         ("ranker", {"mutual_weight": 1.0, "layers": 4}, r"all 4 layers are kept"),
+        ("ranker", {"feed_forward_rank": 22}, r"ranker\.feed_forward_rank is 22: .* 32 × 64 .* at most 21"),
+        ("ranker", {"feed_forward_rank": 11, "intermediate": 16}, r"feed_forward_rank is 11: .* 32 × 16 .* at most 10"),
+        ("ranker", {"embedding_rank": 32}, r"ranker\.embedding_rank is 32: the embeddings are 32 wide"),
     ],
 )
 def test_what_cannot_be_cut_or_taught_is_refused(section: str, values: dict[str, Any], message: str) -> None:
@@ -160,3 +171,26 @@ def test_a_file_that_is_not_there_is_named_before_the_first_training(key: str) -
     values = dataclasses.replace(getattr(recipe, section), **{name: "nowhere.parquet"})
     with pytest.raises(MissingError, match=rf"^{key}: nowhere\.parquet is no file"):
         preflight.check_files(dataclasses.replace(recipe, **{section: values}))
+
+
+def test_training_for_int8_needs_an_int8_export() -> None:
+    recipe = changed("ranker", int8_share=0.5)
+    preflight.check_exports(recipe)
+    fp32_alone = dataclasses.replace(recipe, export=ExportConfig(precisions=("fp32", "w8")))
+    with pytest.raises(ConfigError, match=r"ranker\.int8_share is 0\.5: .* export\.precisions lacks"):
+        preflight.check_exports(fp32_alone)
+    with pytest.raises(ConfigError, match=r"ranker\.int8_share is 1\.5; it is a share"):
+        RankerConfig(int8_share=1.5)
+
+
+@pytest.mark.parametrize("family", ["albert", "modernbert"])
+def test_shared_or_gated_matrices_are_not_factorised(family: Any) -> None:
+    scratch = dataclasses.replace(SCRATCH, family=family)
+    recipe = dataclasses.replace(changed("ranker", feed_forward_rank=4), pretrain=PretrainConfig(scratch=scratch))
+    with pytest.raises(ConfigError, match=rf"ranker\.feed_forward_rank: .* {family} model are gated or shared"):
+        preflight.check_rankers(recipe)
+
+
+def test_all_dropout_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"ranker\.dropout is 1"):
+        RankerConfig(dropout=1.0)

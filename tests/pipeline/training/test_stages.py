@@ -24,7 +24,7 @@ from pipeline.evaluation import metrics
 from pipeline.models import base_models
 from pipeline.models.bi_encoder import BiEncoder
 from pipeline.models.cross_encoder import CrossEncoder
-from pipeline.training import encoder, ranker, teacher, teacher_scores
+from pipeline.training import encoder, ranker, ranker_shape, teacher, teacher_scores
 from pipeline.training.loop import batches, loop, pair_tokens, scoring
 from pipeline.training.losses import cross_encoder_terms
 from pipeline.training.tasks import bi_encoder, cross_encoder
@@ -243,7 +243,7 @@ def test_ranker_and_plain_student_learn(world: World) -> None:
     for student in (distilled, plain):
         assert student.metrics["ndcg@10"] > 0.98
         assert student.metrics["keep_layers"] == [2, 4]
-        foretold = ranker.cut(RANKER, base_models.shape(world.base), base_models.shape(world.base))
+        foretold = ranker_shape.cut(RANKER, base_models.shape(world.base), base_models.shape(world.base))
         assert CrossEncoder.load(student.path).shape == replace(foretold, tokenizer=None)
     assert set(distilled.metrics["history"][-1]) == {"step", "loss", "ordinal", "pairwise", "soft", "margin", "hidden"}
     alike = replace(RANKER, soft_weight=0.9, plain=not RANKER.plain)  # Nothing that a plain student depends on.

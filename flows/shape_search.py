@@ -1,0 +1,121 @@
+"""The shape of a ranker within a bound of its cost, by successive halving: many short trainings, few long ones.
+
+    every depth, as wide as the bound allows  →  a quarter of the training each, the better half goes on
+                                              →  half of the training, the better half goes on  →  …  →  the best
+
+Source: Jamieson and Talwalkar, Non-stochastic best arm identification and hyperparameter optimization, AISTATS 2016,
+arXiv:1502.07943.
+"""
+
+import dataclasses
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from pipeline.artifacts import Artifact
+from pipeline.config import RankerConfig, Recipe
+from pipeline.errors import ConfigError
+from pipeline.models.base_models import ModelShape
+
+SOURCE = "Jamieson and Talwalkar 2016, arXiv:1502.07943"
+
+FIRST_SHARE = 0.25
+"""Share of the training that every shape gets; each later round gets twice as much, up to all of it."""
+
+MULTIPLE = 8
+"""Feed-forward units are a multiple of this, so that matrix products stay fast."""
+
+LEAST_UNITS = 0.125
+"""The fewest feed-forward units of a shape, as a share of the model's own."""
+
+Train = Callable[[RankerConfig, str], Artifact]
+"""Trains a ranker, given its section and a label; the metrics of the artifact judge it."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class StudentShape:
+    """The depth and feed-forward width of a student, and what it costs."""
+
+    layers: int
+    units: int
+    cost: float
+    """Products for each token, as a share of those of the recipe's ranker."""
+
+    def of(self, config: RankerConfig, whole: ModelShape) -> RankerConfig:
+        """The section whose ranker has this shape."""
+        units = 0 if self.units == whole.intermediate else self.units
+        return dataclasses.replace(
+            config, layers=self.layers, keep_layers=(), layer_map=(), intermediate=units, plain=False
+        )
+
+
+def products(shape: ModelShape, layers: int, units: int) -> int:
+    """The products of a ranker for each token: attention's four matrices and the two of the feed-forward part.
+
+    The last layer is left out: a ranker computes it for one token of a text alone.
+    """
+    return (layers - 1) * (4 * shape.hidden**2 + 2 * shape.hidden * units)
+
+
+def shapes(recipe: Recipe, source: ModelShape) -> list[StudentShape]:
+    """The widest shape of each depth that keeps `study.search_cost`, from the shallowest.
+
+    Args:
+        recipe: its ranker is what costs are held against.
+        source: the model that rankers are cut from.
+
+    Raises:
+        ConfigError: fewer than two shapes do, or the recipe's ranker has one layer, whose cost is not told by this.
+    """
+    own = recipe.ranker
+    whole = products(source, own.depth, own.intermediate or source.intermediate)
+    if not whole:
+        raise ConfigError("study.search_cost: the recipe's ranker has one layer, so none is cheaper; set it to 0")
+    allowed = recipe.study.search_cost * whole
+    found = []
+    for layers in range(2, source.layers + 1):
+        room = (allowed / (layers - 1) - 4 * source.hidden**2) / (2 * source.hidden)
+        units = min(source.intermediate, int(room) // MULTIPLE * MULTIPLE)
+        if units >= max(MULTIPLE, LEAST_UNITS * source.intermediate):
+            found.append(StudentShape(layers, units, products(source, layers, units) / whole))
+    if len(found) < 2:
+        raise ConfigError(
+            f"study.search_cost is {recipe.study.search_cost:g}: {len(found)} depths of two layers or more fit into "
+            "that share of the ranker's products, and a search needs two; raise it"
+        )
+    return found
+
+
+def search(recipe: Recipe, source: ModelShape, train: Train, measure: str) -> StudentShape:
+    """The best shape within the bound, judged on the valid queries.
+
+    Args:
+        recipe: its ranker's loop is the whole training.
+        source: the model that rankers are cut from.
+        train: trains a ranker.
+        measure: the metric of a trained ranker that decides.
+
+    Raises:
+        ConfigError: as `shapes`.
+    """
+    left, share = shapes(recipe, source), FIRST_SHARE
+    while len(left) > 1:
+        scores = []
+        for shape in left:
+            label = f"search, {shape.layers} layers × {shape.units}, {share:.0%} of the training"
+            config = shape.of(recipe.ranker, source)
+            model = train(dataclasses.replace(config, loop=config.loop.part(share)), label)
+            scores.append(float(model.metrics[measure] or 0.0))
+        left = _better_half(left, scores)
+        log.info("search: %s stay", ", ".join(f"{shape.layers} × {shape.units}" for shape in left))
+        share = min(1.0, 2 * share)
+    return left[0]
+
+
+def _better_half(shapes: Sequence[StudentShape], scores: Sequence[float]) -> list[StudentShape]:
+    """The better half, rounded up, from the best; of equals the shallower."""
+    order = sorted(range(len(shapes)), key=lambda number: (-scores[number], shapes[number].layers))
+    return [shapes[number] for number in order[: math.ceil(len(shapes) / 2)]]

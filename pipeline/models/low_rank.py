@@ -1,0 +1,169 @@
+"""Low-rank factorisation: a matrix as the product of two narrow ones, its best approximation of that rank at first.
+
+A student is trained and exported with the two factors. It is saved with their product, so its folder stays one that
+transformers opens, and `head.json` tells the ranks; the factors of a product of known rank are found again by its
+singular values.
+
+Source: Ben Noach and Goldberg, Compressing pre-trained language models by matrix decomposition, AACL 2020.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pipeline.models.cross_encoder import CrossEncoder
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """The ranks of a model's factorised matrices; 0 for one that is whole."""
+
+    feed_forward: int = 0
+    """Rank of the two matrices of each feed-forward layer."""
+    embedding: int = 0
+    """Rank of the table of word embeddings."""
+
+    def __bool__(self) -> bool:
+        return bool(self.feed_forward or self.embedding)
+
+
+class FactoredLinear(nn.Module):
+    """A linear layer whose weight is the product of two factors."""
+
+    def __init__(self, whole: nn.Linear, rank: int) -> None:
+        super().__init__()
+        outer, inner = factors(whole.weight.detach(), rank)
+        self.first = nn.Linear(whole.in_features, rank, bias=False)
+        self.second = nn.Linear(rank, whole.out_features, bias=whole.bias is not None)
+        self.first.weight = nn.Parameter(inner)
+        self.second.weight = nn.Parameter(outer)
+        if whole.bias is not None:
+            self.second.bias = nn.Parameter(whole.bias.detach().clone())
+
+    def forward(self, states: Tensor) -> Tensor:
+        """(…, out) from (…, in)."""
+        result: Tensor = self.second(self.first(states))
+        return result
+
+    def merged(self) -> nn.Linear:
+        """The same layer with one matrix."""
+        bias = self.second.bias
+        whole = nn.Linear(self.first.in_features, self.second.out_features, bias=bias is not None)
+        whole.weight = nn.Parameter(self.second.weight.detach() @ self.first.weight.detach())
+        if bias is not None:
+            whole.bias = nn.Parameter(bias.detach().clone())
+        return whole
+
+
+class FactoredEmbedding(nn.Module):
+    """A table of word embeddings as a narrow table and a matrix behind it."""
+
+    def __init__(self, whole: nn.Embedding, rank: int) -> None:
+        super().__init__()
+        table, matrix = factors(whole.weight.detach(), rank)
+        self.first = nn.Embedding(whole.num_embeddings, rank, padding_idx=whole.padding_idx)
+        self.second = nn.Linear(rank, whole.embedding_dim, bias=False)
+        self.first.weight = nn.Parameter(table)
+        self.second.weight = nn.Parameter(matrix.T.contiguous())
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """(…, width) from ids (…)."""
+        result: Tensor = self.second(self.first(ids))
+        return result
+
+    def merged(self) -> nn.Embedding:
+        """The same embeddings as one table."""
+        table = self.first.weight.detach() @ self.second.weight.detach().T
+        whole = nn.Embedding(len(table), table.shape[1], padding_idx=self.first.padding_idx)
+        whole.weight = nn.Parameter(table)
+        return whole
+
+
+def factors(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The two factors whose product is the best approximation of a matrix among those of a rank.
+
+    Each takes the square root of the singular values, so both are of one scale.
+
+    Args:
+        matrix: (rows, columns).
+        rank: at most the smaller of both.
+
+    Returns:
+        (rows, rank) and (rank, columns), of the matrix's type.
+
+    Source: Eckart and Young 1936.
+    """
+    if matrix.shape[0] < matrix.shape[1]:
+        inner, outer = factors(matrix.T, rank)
+        return outer.T.contiguous(), inner.T.contiguous()
+    exact = matrix.double()
+    # The right singular vectors are the eigenvectors of the small Gram matrix: a tall table takes no decomposition.
+    right = torch.linalg.eigh(exact.T @ exact).eigenvectors[:, -rank:].flip(1)  # (columns, rank)
+    left = exact @ right  # (rows, rank), each column as long as its singular value
+    roots = left.norm(dim=0).clamp_min(torch.finfo(exact.dtype).tiny).sqrt()
+    outer, inner = left / roots, (right * roots).T
+    return outer.to(matrix.dtype).contiguous(), inner.to(matrix.dtype).contiguous()
+
+
+def factorise(model: "CrossEncoder", ranks: Ranks) -> None:
+    """Replaces the matrices that `ranks` names by their factors, in place.
+
+    Raises:
+        ConfigError: a rank at which the factors are no smaller than the matrix.
+    """
+    for parent, name, whole in list(_matrices(model, ranks)):
+        if isinstance(whole, nn.Linear):
+            check("feed_forward_rank", ranks.feed_forward, whole.in_features, whole.out_features)
+            setattr(parent, name, FactoredLinear(whole, ranks.feed_forward))
+        else:
+            check("embedding_rank", ranks.embedding, whole.num_embeddings, whole.embedding_dim)
+            setattr(parent, name, FactoredEmbedding(whole, ranks.embedding))
+    model.ranks = ranks
+
+
+def merge(model: nn.Module) -> None:
+    """Replaces all factors by their products, in place."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, FactoredLinear | FactoredEmbedding):
+                setattr(parent, name, child.merged())
+
+
+def check(key: str, rank: int, rows: int, columns: int) -> None:
+    """Checks that factors of this rank hold fewer numbers than the matrix.
+
+    Raises:
+        ConfigError: they do not; names `ranker.{key}`.
+    """
+    if rank * (rows + columns) >= rows * columns:
+        largest = (rows * columns - 1) // (rows + columns)
+        raise ConfigError(
+            f"ranker.{key} is {rank}: the factors of a matrix of {rows} × {columns} are no smaller than itself then; "
+            f"take at most {largest}"
+        )
+
+
+def _matrices(model: "CrossEncoder", ranks: Ranks) -> Iterator[tuple[nn.Module, str, nn.Linear | nn.Embedding]]:
+    """The matrices to factorise, each with the module that holds it and its name there."""
+    body: Any = model.model.base_model
+    if ranks.feed_forward:
+        for layer in model.family.layers(body):
+            for matrix in model.family.feed_forward(layer):
+                yield *_place(layer, matrix), matrix
+    if ranks.embedding:
+        table = model.model.get_input_embeddings()
+        assert isinstance(table, nn.Embedding)
+        yield *_place(body, table), table
+
+
+def _place(root: nn.Module, wanted: nn.Module) -> tuple[nn.Module, str]:
+    """The module that holds another, and the other's name there."""
+    return next(
+        (parent, name) for parent in root.modules() for name, child in parent.named_children() if child is wanted
+    )

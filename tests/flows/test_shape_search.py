@@ -1,0 +1,91 @@
+"""The search of shapes: what fits the bound, which half goes on, and a winner that takes part in a study."""
+
+import dataclasses
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from flows import shape_search, study
+from flows.shape_search import StudentShape
+from pipeline import recipe as recipes
+from pipeline.config import LoopConfig, RankerConfig, Recipe, StudyConfig
+from pipeline.errors import ConfigError
+from pipeline.models.base_models import ModelShape
+
+SOURCE = ModelShape(6, 384, 12, shared=False, intermediate=1536)
+
+
+def recipe(cost: float, **ranker: Any) -> Recipe:
+    return Recipe(ranker=RankerConfig(**{"layers": 3, **ranker}), study=StudyConfig(search_cost=cost))
+
+
+@pytest.mark.parametrize("cost", [0.5, 0.8, 1.0, 1.6])
+def test_the_shapes_are_the_widest_that_fit(cost: float) -> None:
+    shapes = shape_search.shapes(recipe(cost), SOURCE)
+    whole = shape_search.products(SOURCE, 3, 1536)
+    assert [shape.layers for shape in shapes] == sorted({shape.layers for shape in shapes})
+    for shape in shapes:
+        assert shape_search.products(SOURCE, shape.layers, shape.units) == pytest.approx(shape.cost * whole)
+        assert shape.cost <= cost
+        wider = shape.units + shape_search.MULTIPLE
+        assert shape.units == 1536 or shape_search.products(SOURCE, shape.layers, wider) > cost * whole
+    listed = {shape.layers for shape in shapes}
+    for layers in range(2, 7):
+        least = shape_search.products(SOURCE, layers, 192)
+        assert (layers in listed) == (least <= cost * whole)
+
+
+def test_a_layer_of_bert_has_twelve_squares_of_its_width() -> None:
+    assert shape_search.products(SOURCE, 2, 4 * 384) == 12 * 384**2
+
+
+def test_each_round_halves_the_shapes_and_doubles_the_training() -> None:
+    """The worth of a depth is made up: the search must find the best, and give most of the time to few."""
+    asked: list[tuple[int, float]] = []
+    own = dataclasses.replace(recipe(1.0), ranker=RankerConfig(layers=3, loop=LoopConfig(epochs=2.0, max_seconds=80.0)))
+    count = len(shape_search.shapes(own, SOURCE))
+    assert count == 4
+
+    def train(config: RankerConfig, label: str) -> Any:
+        assert f"{config.layers} layers" in label
+        assert config.loop.epochs / 2.0 == config.loop.max_seconds / 80.0
+        asked.append((config.layers, config.loop.epochs / 2.0))
+        return SimpleNamespace(metrics={"m": {2: 0.1, 3: 0.5, 4: 0.9, 5: 0.4}[config.layers]})
+
+    best = shape_search.search(own, SOURCE, train, "m")
+    assert best.layers == 4
+    assert Counter(share for _, share in asked) == {0.25: 4, 0.5: 2}
+    assert {layers for layers, share in asked if share == 0.5} == {3, 4}
+
+
+def test_of_equals_the_shallower_goes_on() -> None:
+    shapes = [StudentShape(layers, 64, 1.0) for layers in (5, 2, 4)]
+    assert [shape.layers for shape in shape_search._better_half(shapes, [0.3, 0.3, 0.3])] == [2, 4]
+
+
+@pytest.mark.parametrize(
+    ("cost", "ranker", "message"),
+    [
+        (0.1, {}, r"study\.search_cost is 0\.1: 0 depths of two layers or more fit"),
+        (1.0, {"layers": 1}, "the recipe's ranker has one layer"),
+    ],
+)
+def test_a_bound_that_leaves_nothing_to_search_is_refused(cost: float, ranker: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        shape_search.shapes(recipe(cost, **ranker), SOURCE)
+    with pytest.raises(ConfigError, match=r"study\.search_cost is -1"):
+        StudyConfig(search_cost=-1.0)
+
+
+def test_the_winner_takes_part_in_the_study(tiny_world: Path, tmp_path: Path) -> None:
+    changes = ["pretrain.scratch.layers=3", "ranker.layers=2", "study.search_cost=2.0", 'study.methods=["init-first"]']
+    own = recipes.load(tiny_world / "tiny.toml", [f"data.root={tiny_world}", *changes])
+    content = study.read(study.study(own, tmp_path))
+    assert list(content["rows"]) == ["plain", "distilled", "init-first", "searched"]
+    assert "layers" in content["rows"]["searched"]["summary"]
+    before = sorted(tmp_path.rglob("manifest.json"))
+    study.study(own, tmp_path)
+    assert sorted(tmp_path.rglob("manifest.json")) == before

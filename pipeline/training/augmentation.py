@@ -80,6 +80,7 @@ def pairs(
         MissingError: the base model cannot be had.
         ConfigError: no text could be changed.
     """
+    start = base_models.StartingModel.of(base)
     settings = {name: getattr(config, name) for name in ("augmented", "augmentation", "max_list", "seed")}
     settings |= {"augmentation": list(config.augmentation)}
     settings |= {"max_query_tokens": max_query_tokens, "max_tokens": max_tokens}
@@ -88,7 +89,8 @@ def pairs(
         table = schema.read(labelled.file("pairs.parquet"), "pairs")
         given = table.to_pandas()
         copies, wanted = _copies(config, given[given["split"] == "train"])
-        replacer = WordReplacer(base_models.folder(base))
+        with start.opened(staging) as folder:
+            replacer = WordReplacer(folder)
         change = _Changes(config, replacer)
         queries = schema.read(data.file("queries.parquet"), "queries").to_pandas().set_index("query_id")["text"]
         documents = _document_texts(data)
@@ -113,10 +115,8 @@ def pairs(
             **kinds,
         }
 
-    digest = base_models.digest(base)
-    return STAGE.make(
-        workspace, config=settings, inputs={"data": data, "labelled": labelled, "base": digest}, build=build
-    )
+    inputs = {"data": data, "labelled": labelled, "base": start.input}
+    return STAGE.make(workspace, config=settings, inputs=inputs, build=build)
 
 
 def check(config: CandidatesConfig, tokenizer: Any) -> None:

@@ -72,8 +72,14 @@ def make(
     loop = dataclasses.replace(config.loop, max_tokens=tokens, max_seconds=0.0)
     config = dataclasses.replace(config, loop=loop)
 
+    start = base_models.StartingModel.of(base)
+
     def build(staging: Staging) -> Mapping[str, Any]:
-        whole = MaskedModel.start(base_models.folder(base), config)
+        with start.opened(staging) as folder:
+            return learn(staging, folder)
+
+    def learn(staging: Staging, folder: Path) -> Mapping[str, Any]:
+        whole = MaskedModel.start(folder, config)
         student = MaskedModel(surgery.keep_layers(whole.model, keep), whole.hub_tokenizer, whole.base)
         student.own_head = whole.own_head
         task = GeneralTask(
@@ -93,7 +99,7 @@ def make(
     return STAGE.make(
         workspace,
         config={"general": True, "keep_layers": list(keep), **settings},
-        inputs={"data": data, "base": base_models.digest(base)},
+        inputs={"data": data, "base": start.input},
         build=build,
     )
 

@@ -8,7 +8,6 @@ the same encoder give theirs, and an interrupted run left shards beside the arti
                  works with an earlier round keeps its files
 """
 
-import hashlib
 import logging
 import os
 import time
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from index import documents
+from index import document_reader
 from index.quality import QualityFilter
 from pipeline import artifacts, disk, progress
 from pipeline.artifacts import Artifact, Staging
@@ -80,10 +79,10 @@ def make(
 
     def build(staging: Staging) -> Mapping[str, Any]:
         began = time.monotonic()
-        total = documents.count(data)
+        total = document_reader.count(data)
         kept = quality.kept(data) if quality else None
-        texts = partial(_texts, data, kept)
-        doc_ids, digests = _digests(texts)
+        texts = partial(document_reader.texts, data, chosen=kept)
+        doc_ids, digests = _digests(data, kept)
         known = _Known()
         _reuse(previous, encoder_digest, set(digests), known)
         reused = sum(digest in known for digest in digests)
@@ -144,11 +143,6 @@ def _round(vectors: Artifact) -> int:
     return int(vectors.manifest.config.get("round", 0))
 
 
-def content_digest(text: str) -> bytes:
-    """16 bytes that stand for a document's text: `rows.parquet` keeps them in the column `content`."""
-    return hashlib.blake2b(text.encode(), digest_size=16).digest()
-
-
 class _Known:
     """All known vectors, by the digest of their text."""
 
@@ -188,23 +182,11 @@ class _Known:
         return vectors
 
 
-def _texts(data: Artifact, kept: npt.NDArray[np.int64] | None) -> Iterator[tuple[str, str]]:
-    """doc_id and text of the documents in these ascending rows, or of all."""
-    if kept is None:
-        yield from documents.texts(data)
-        return
-    wanted = set(kept.tolist())
-    for row, document in enumerate(documents.texts(data)):
-        if row in wanted:
-            yield document
-
-
-def _digests(texts: Texts) -> tuple[list[str], list[bytes]]:
-    doc_ids, digests = [], []
-    for doc_id, text in texts():
-        doc_ids.append(doc_id)
-        digests.append(content_digest(text))
-    return doc_ids, digests
+def _digests(data: Artifact, kept: npt.NDArray[np.int64] | None) -> tuple[list[str], list[bytes]]:
+    """doc_id and digest of each document that gets a vector."""
+    known = document_reader.digests(data)
+    rows = range(len(known.doc_ids)) if kept is None else kept.tolist()
+    return [known.doc_ids[row] for row in rows], [known.texts[row].tobytes() for row in rows]
 
 
 def _reuse(previous: Sequence[Artifact], encoder_digest: str, needed: set[bytes], known: _Known) -> None:

@@ -12,6 +12,7 @@ import pytest
 from flows import gc, publishing, retrain
 from flows import reindex as reindexing
 from flows import releases as listing
+from index.document_store import DocumentStore
 from pipeline import artifacts, releases
 from pipeline.errors import ArtifactError, ImplausibleError, MissingError, RelevanceError
 from pipeline.releases import Releases
@@ -221,3 +222,26 @@ def test_a_reason_of_any_characters_is_listed_and_rolled_back(copied: Trained, t
         json.loads(line)
     assert registry.rollback(reason=reason).release == other
     assert registry.live() == Releases(copied.workspace).pointer_file.recover()
+
+
+def test_gc_removes_old_releases_and_keeps_the_segments_that_newer_ones_share(copied: Trained, tmp_path: Path) -> None:
+    registry = Releases(copied.workspace)
+    ids = [
+        reindexing.reindex([changed_documents(copied, tmp_path / "d", f"samovar {number}")], copied.workspace)[
+            "release"
+        ]
+        for number in range(4)
+    ]
+    newest = registry.open(ids[3])
+    shared = [name for name in newest.manifest.files if name.endswith("documents.sqlite")]
+    assert len(shared) == 2
+    store = DocumentStore.load(releases.part(registry.open(ids[1]), "documents").path)  # A service holds this one.
+    before = {release: registry.path(release).is_dir() for release in ids}
+    gc.gc(copied.workspace, keep=1, act=True)
+    after = {release: registry.path(release).is_dir() for release in ids}
+    assert (before, after) == (dict.fromkeys(ids, True), dict(zip(ids, (False, True, True, True), strict=True)))
+    store.close()
+    gc.gc(copied.workspace, keep=1, act=True)
+    assert [registry.path(release).is_dir() for release in ids] == [False, False, True, True]  # One to roll back to.
+    assert releases.verify(newest.path).fingerprint == ids[3]
+    assert Searcher(newest.path).search("samovar 3", top_n=1).lexical[0].doc_id == "d0"

@@ -375,3 +375,22 @@ def test_an_index_of_segments_that_does_not_keep_its_contract_is_built_anew(
     assert second.metrics["recall_at_100_lower"] >= 0.9
     assert second.metrics["recall_measured_on"] == "documents"
     assert len(SemanticIndex.load(second.path).doc_ids) == 900
+
+
+def test_a_flipped_bit_or_a_cut_in_any_file_of_any_segment_is_refused_by_name(tmp_path: Path) -> None:
+    corpus = {f"d{number}": random_document(random.Random(number)) for number in range(50)}
+    corpus["anchor"] = {"title": "garden", "text": "lamp", "size": None}
+    first = indexed(tmp_path, corpus, {})
+    corpus["d7"] = {"title": "new", "text": "words", "size": 3}
+    loads: dict[str, Any] = {"lexical": LexicalIndex.load, "documents": DocumentStore.load}
+    for kind, artifact in indexed(tmp_path, corpus, first).items():
+        assert len([name for name in artifact.manifest.files if "/" in name]) >= 4
+        for name in artifact.manifest.files:
+            path = artifact.path / name
+            content = path.read_bytes()
+            for damaged in (content[:-1] + bytes([content[-1] ^ 1]), content[:-1]):
+                path.write_bytes(damaged)
+                with pytest.raises(ArtifactError, match=name.replace(".", r"\.")):
+                    loads[kind](artifact.path)
+            path.write_bytes(content)
+        loads[kind](artifact.path)

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from index import vectors
+from index.document_reader import content_digest
 from pipeline.artifacts import Artifact
 from pipeline.errors import ArtifactError, SchemaError
 
@@ -54,10 +55,10 @@ def test_any_changes_end_in_what_a_fresh_embedding_gives(
         assert content(artifact) == content(fresh)
         assert artifact.fingerprint == fresh.fingerprint
         np.testing.assert_array_equal(np.load(artifact.file("vectors.npy")), embed(texts))
-        new = {text for text in texts if vectors.content_digest(text) not in before}
+        new = {text for text in texts if content_digest(text) not in before}
         assert sorted(counting.texts) == sorted(new)
         assert artifact.metrics["embedded"] == len(new)
-        assert artifact.metrics["reused"] == sum(vectors.content_digest(text) in before for text in texts)
+        assert artifact.metrics["reused"] == sum(content_digest(text) in before for text in texts)
 
         for row in sorted(rng.choice(len(texts), size=5, replace=False).tolist(), reverse=True):
             del texts[row], ids[row]

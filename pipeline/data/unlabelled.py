@@ -7,13 +7,14 @@ documents that a search found for them to a table of pairs.
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import schema, text
@@ -166,18 +167,8 @@ def pairs(
         if len(rows) < wanted:
             log.warning("unlabelled pairs: %d were wanted, the queries that are asked have %d", wanted, len(rows))
         names = "unlabelled:" + rows["list"].astype(str) + ":" + rows["query_id"]
-        first = int(given["row_id"].max()) + 1 if len(given) else 0
-        added = pa.table(
-            {
-                "row_id": pa.array(np.arange(first, first + len(rows)), pa.int64()),
-                "query_id": pa.array(names, pa.string()),
-                "doc_id": pa.array(rows["doc_id"], pa.string()),
-                "grade": pa.array(np.full(len(rows), schema.NO_GRADE), pa.int32()),
-                "split": pa.array([schema.UNLABELLED] * len(rows), pa.string()),
-                "source": pa.array([SOURCE] * len(rows), pa.string()),
-            }
-        )
-        schema.write(pa.concat_tables([table, added.cast(table.schema)]), staging.folder / "pairs.parquet", "pairs")
+        extended = with_ungraded(table, names.tolist(), rows["doc_id"].tolist(), SOURCE)
+        schema.write(extended, staging.folder / "pairs.parquet", "pairs")
         lists = pd.DataFrame({"query_id": names, "asked": rows["query_id"]}).drop_duplicates("query_id")
         texts = schema.read(asked.file("queries.parquet"), "queries").to_pandas().set_index("query_id")["text"]
         lists = lists.assign(text=lists["asked"].map(texts))[["query_id", "text", "asked"]]
@@ -190,6 +181,28 @@ def pairs(
         inputs={"data": data, "labelled": labelled, "asked": asked, "run": run},
         build=build,
     )
+
+
+def with_ungraded(table: pa.Table, query_ids: Sequence[str], doc_ids: Sequence[str], source: str) -> pa.Table:
+    """A table of pairs with pairs without a grade behind its rows, in the split "unlabelled".
+
+    Args:
+        table: pairs.
+        query_ids, doc_ids: of the added pairs.
+        source: where they come from.
+    """
+    rows, first = len(query_ids), (pc.max(table.column("row_id")).as_py() if len(table) else -1) + 1
+    added = pa.table(
+        {
+            "row_id": pa.array(np.arange(first, first + rows), pa.int64()),
+            "query_id": pa.array(query_ids, pa.string()),
+            "doc_id": pa.array(doc_ids, pa.string()),
+            "grade": pa.array(np.full(rows, schema.NO_GRADE), pa.int32()),
+            "split": pa.array([schema.UNLABELLED] * rows, pa.string()),
+            "source": pa.array([source] * rows, pa.string()),
+        }
+    )
+    return pa.concat_tables([table, added.cast(table.schema)])
 
 
 def _lists(config: CandidatesConfig, results: pd.DataFrame, given: pd.DataFrame) -> pd.DataFrame:

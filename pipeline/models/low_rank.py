@@ -114,15 +114,12 @@ def factors(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 def factorise(model: "CrossEncoder", ranks: Ranks) -> None:
     """Replaces the matrices that `ranks` names by their factors, in place.
 
-    Raises:
-        ConfigError: a rank at which the factors are no smaller than the matrix.
+    A matrix than which its factors would be no smaller stays: a table may have lost words since it was trained.
     """
     for parent, name, whole in list(_matrices(model, ranks)):
-        if isinstance(whole, nn.Linear):
-            check("feed_forward_rank", ranks.feed_forward, whole.in_features, whole.out_features)
+        if isinstance(whole, nn.Linear) and _smaller(ranks.feed_forward, *whole.weight.shape):
             setattr(parent, name, FactoredLinear(whole, ranks.feed_forward))
-        else:
-            check("embedding_rank", ranks.embedding, whole.num_embeddings, whole.embedding_dim)
+        elif isinstance(whole, nn.Embedding) and _smaller(ranks.embedding, *whole.weight.shape):
             setattr(parent, name, FactoredEmbedding(whole, ranks.embedding))
     model.ranks = ranks
 
@@ -135,18 +132,36 @@ def merge(model: nn.Module) -> None:
                 setattr(parent, name, child.merged())
 
 
+def check_model(model: "CrossEncoder", ranks: Ranks) -> None:
+    """Checks that the factors of each matrix that `ranks` names are smaller than the matrix.
+
+    Raises:
+        ConfigError: they are not; names the key of the ranker's section.
+    """
+    for _, _, whole in _matrices(model, ranks):
+        if isinstance(whole, nn.Linear):
+            check("feed_forward_rank", ranks.feed_forward, whole.in_features, whole.out_features)
+        else:
+            check("embedding_rank", ranks.embedding, whole.num_embeddings, whole.embedding_dim)
+
+
 def check(key: str, rank: int, rows: int, columns: int) -> None:
     """Checks that factors of this rank hold fewer numbers than the matrix.
 
     Raises:
         ConfigError: they do not; names `ranker.{key}`.
     """
-    if rank * (rows + columns) >= rows * columns:
+    if not _smaller(rank, rows, columns):
         largest = (rows * columns - 1) // (rows + columns)
         raise ConfigError(
             f"ranker.{key} is {rank}: the factors of a matrix of {rows} × {columns} are no smaller than itself then; "
             f"take at most {largest}"
         )
+
+
+def _smaller(rank: int, rows: int, columns: int) -> bool:
+    """Whether factors of this rank hold fewer numbers than the matrix."""
+    return rank * (rows + columns) < rows * columns
 
 
 def _matrices(model: "CrossEncoder", ranks: Ranks) -> Iterator[tuple[nn.Module, str, nn.Linear | nn.Embedding]]:

@@ -21,7 +21,7 @@ import pyarrow as pa
 from pipeline import schema, text
 from pipeline.artifacts import Artifact, Staging
 from pipeline.config import CandidatesConfig
-from pipeline.data import splits
+from pipeline.data import splits, unlabelled
 from pipeline.errors import ConfigError
 from pipeline.models import base_models, tokenizers
 from pipeline.stage import Stage
@@ -246,19 +246,8 @@ def _write(
     documents_of: Mapping[str, str],
 ) -> None:
     """Writes the three tables."""
-    first = int(np.asarray(table.column("row_id")).max()) + 1 if len(table) else 0
-    count = len(copies)
-    added = pa.table(
-        {
-            "row_id": pa.array(np.arange(first, first + count), pa.int64()),
-            "query_id": pa.array(copies["query"], pa.string()),
-            "doc_id": pa.array(copies["document"], pa.string()),
-            "grade": pa.array(np.full(count, schema.NO_GRADE), pa.int32()),
-            "split": pa.array([schema.UNLABELLED] * count, pa.string()),
-            "source": pa.array([SOURCE] * count, pa.string()),
-        }
-    )
-    schema.write(pa.concat_tables([table, added.cast(table.schema)]), staging.folder / "pairs.parquet", "pairs")
+    extended = unlabelled.with_ungraded(table, copies["query"].tolist(), copies["document"].tolist(), SOURCE)
+    schema.write(extended, staging.folder / "pairs.parquet", "pairs")
     lists = copies[["query", "query_id"]].drop_duplicates("query")
     columns: dict[str, list[str]] = {
         "query_id": lists["query"].tolist(),

@@ -114,7 +114,7 @@ def _models(seen: Look) -> list[str]:
         "[teacher]",
         f"base = {_quoted(base)} # {reason}",
         f"max_tokens = {tokens} # 95 of 100 pairs have at most {round(seen.pair_tokens)} tokens"
-        + ("; more take longer" if seen.pair_tokens > tokens else ""),
+        + ("; more take longer, and `passages.most = 8` reads what is beyond" if seen.pair_tokens > tokens else ""),
         f"max_query_tokens = {query_tokens}",
         f"loop = {{ {bound.format(240)}epochs = 3.0, valid_pairs = 1000 }}",
         "",

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -212,6 +213,19 @@ def test_the_release_is_one_like_any_other(quick: Path, tiny_world: Path, folder
     assert registry.open().fingerprint == first
     gc.gc(quick, keep=1, act=True)
     assert "knife" in Searcher(registry.open().path).search("knife", top_n=1).lexical[0].title
+
+
+def test_the_page_offers_titles_or_what_a_reindex_names_and_later_reindexes_keep(quick: Path, tiny_world: Path) -> None:
+    registry = releases.Releases(quick)
+    titles = set(pq.read_table(tiny_world / "tiny" / "documents.parquet")["title"].to_pylist())
+    offered = Searcher(registry.open().path, verify=False).examples
+    assert offered
+    assert set(offered) <= titles
+    documents = [str(tiny_world / "tiny")]
+    reindex.reindex(documents, quick, examples=["a cheap hammer"], full=True)
+    assert Searcher(registry.open().path, verify=False).examples == ["a cheap hammer"]
+    assert reindex.reindex(documents, quick)["live"]
+    assert Searcher(registry.open().path, verify=False).examples == ["a cheap hammer"]
 
 
 def test_the_order_without_judgments_is_reciprocal_rank_fusion(quick: Path) -> None:

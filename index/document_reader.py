@@ -53,7 +53,7 @@ def _digests(path: Path) -> DocumentDigests:
     of_texts, of_contents, empty = bytearray(), bytearray(), 0
     distinct = set[tuple[bytes, int]]()
     for document in rows(data):
-        doc_id, title, text = (document.pop(name) for name in COLUMNS)
+        doc_id, title, text = document.pop("doc_id"), document.pop("title"), document.pop("text")
         doc_ids.append(doc_id)
         of_text = content_digest(document_text(title, text))
         of_texts += of_text

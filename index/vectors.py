@@ -13,7 +13,7 @@ import os
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,8 @@ TOLERANCE = 1e-3
 """Largest distance of a vector's length from 1."""
 
 Vectors = npt.NDArray[np.float32]
-Texts = Callable[[], Iterator[tuple[str, str]]]
-"""Gives doc_id and text of each document that gets a vector, in row order, anew at each call."""
+Texts = Callable[[npt.NDArray[np.int64]], Iterator[tuple[str, str]]]
+"""Ascending numbers of documents that get vectors → doc_id and text of each."""
 Embed = Callable[[Sequence[str]], np.ndarray]
 """Texts → (texts, dimensions) unit vectors."""
 
@@ -81,7 +81,6 @@ def make(
         began = time.monotonic()
         total = document_reader.count(data)
         kept = quality.kept(data) if quality else None
-        texts = partial(document_reader.texts, data, chosen=kept)
         doc_ids, digests = _digests(data, kept)
         known = _Known()
         _reuse(previous, encoder_digest, set(digests), known)
@@ -89,6 +88,10 @@ def make(
         for shard in _shards(staging.checkpoint):
             known.add(*shard)
         resumed = sum(digest in known for digest in digests) - reused
+
+        def texts(numbers: npt.NDArray[np.int64]) -> Iterator[tuple[str, str]]:
+            return document_reader.texts(data, chosen=numbers if kept is None else kept[numbers])
+
         embedded = _embed_missing(texts, digests, embed, known, staging.checkpoint)
         dimensions = _write(staging.folder / "vectors.npy", digests, known)
         _write_rows(staging.folder / "rows.parquet", doc_ids, digests, kept)
@@ -237,15 +240,13 @@ def _missing_texts(
     texts: Texts, digests: Sequence[bytes], missing: set[bytes]
 ) -> Iterator[list[tuple[bytes, str, str]]]:
     """(digest, doc_id, text) of each missing text once, BATCH at a time, in row order."""
-    left, batch = set(missing), []
-    for digest, (doc_id, text) in zip(digests, texts(), strict=True):
+    left, numbers = set(missing), []
+    for number, digest in enumerate(digests):
         if digest in left:
             left.remove(digest)
-            batch.append((digest, doc_id, text))
-            if len(batch) == BATCH:
-                yield batch
-                batch = []
-    if batch:
+            numbers.append(number)
+    wanted = zip(numbers, texts(np.array(numbers, np.int64)), strict=True)
+    while batch := [(digests[number], doc_id, text) for number, (doc_id, text) in islice(wanted, BATCH)]:
         yield batch
 
 

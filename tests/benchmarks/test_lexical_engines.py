@@ -1,7 +1,7 @@
 """Compares engines for the lexical index, each in a process of its own; run by `make bench`.
 
-    bm25s      as `index.lexical` uses it: the whole matrix is built anew for every change
-    postings   numpy segments and tombstones; statistics of the live documents, scored at query time
+    bm25s      finished scores, as indexes from before segments have them: built anew for every change
+    postings   numpy segments and tombstones, weighed at query time by the living documents, as `index.lexical` has them
     fts5       SQLite, ranked by its bm25()
     tantivy    if it is installed (`pip install tantivy`); it is no dependency of the project
 
@@ -48,7 +48,7 @@ class LexicalEngine(Protocol):
 
 
 class Bm25sEngine:
-    """The engine of today: scores are computed at build time, so every change is a build."""
+    """Scores are computed at build time, so every change is a build."""
 
     def build(self, documents: Sequence[list[int]]) -> None:
         import bm25s

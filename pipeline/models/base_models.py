@@ -11,15 +11,16 @@ Nothing here runs code that comes with a model.
 import importlib.util
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
-from transformers import CONFIG_MAPPING
+from transformers import CONFIG_MAPPING, AutoModel
 
 from pipeline.artifacts import Artifact, Staging
 from pipeline.errors import ConfigError, MissingError
@@ -188,6 +189,55 @@ def _check_whole(file: Path) -> None:
             pass
     except (SafetensorError, OSError) as error:
         raise ConfigError(f"{file}: cut off or damaged ({error}); fetch or save the model again") from error
+
+
+def check_loads(root: Path) -> None:
+    """Refuses a folder whose weights are not those of the whole model that config.json describes.
+
+    Raises:
+        ConfigError: the weights cannot be loaded, or have other shapes.
+        MissingError: weights that config.json wants are not there.
+    """
+    with weights_of(root), quiet(), torch.random.fork_rng(devices=[]):
+        _, report = AutoModel.from_pretrained(
+            root, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
+        )
+    check_complete(root, report["missing_keys"])
+
+
+@contextmanager
+def weights_of(root: Path) -> Iterator[None]:
+    """Names the folder where the libraries that load its weights fail.
+
+    Raises:
+        ConfigError: the weights cannot be loaded, or have other shapes than config.json says.
+    """
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+        lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        raise ConfigError(
+            f"{root}: its weights are not those that config.json describes ({lines[0][:200]}); give the model with its "
+            "own config.json"
+        ) from error
+
+
+def check_complete(root: Path, missing: Iterable[str], prefix: str = "") -> None:
+    """Refuses a body that lacked weights; transformers fills their places with random numbers and goes on.
+
+    Args:
+        missing: names of the weights that were not in the folder.
+        prefix: beginning of the names of the body's weights. Those of a head may be missing, as a pooler's may.
+
+    Raises:
+        MissingError: names the first.
+    """
+    lacking = sorted(name for name in missing if name.startswith(prefix) and "pooler" not in name)
+    if lacking:
+        raise MissingError(
+            f"{root}: its weights lack {', '.join(lacking[:3])} ({len(lacking)} in all), which config.json wants; give "
+            "the whole model, with its own config.json"
+        )
 
 
 def check_head(path: Path) -> None:

@@ -117,7 +117,7 @@ class CrossEncoder(nn.Module):
         config.problem_type = None
         config.sentence_transformers = {"activation_fn": "torch.nn.modules.linear.Identity"}
         base_models.without_dropout(config)
-        with base_models.quiet(), torch.random.fork_rng(devices=[]):
+        with base_models.weights_of(base), base_models.quiet(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model, report = AutoModelForSequenceClassification.from_pretrained(
                 base,
@@ -127,6 +127,7 @@ class CrossEncoder(nn.Module):
                 trust_remote_code=False,
                 output_loading_info=True,
             )
+        base_models.check_complete(base, report["missing_keys"], f"{model.base_model_prefix}.")
         template = tokenizers.pair_template(tokenizer, config, max_tokens, max_query_tokens)
         middle = sum(thresholds) / len(thresholds)
         encoder = cls(model, tokenizer, template, [value - middle for value in thresholds])

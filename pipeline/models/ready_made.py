@@ -155,8 +155,6 @@ def _folder(path: Path) -> Path:
             f"{path}: a {config['model_type']} model can teach, but not be served; take one of the kinds "
             f"{', '.join(known_types())}"
         )
-    if not (path / "tokenizer.json").is_file() and not any(path.glob("vocab*")) and not any(path.glob("*.model")):
-        raise MissingError(f"{path}: holds no tokenizer; save tokenizer.json beside the weights")
     return path
 
 

@@ -9,10 +9,13 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, MissingError
 from pipeline.models import base_models
 from pipeline.models.families import family_of
 from pipeline.tokens import PairTemplate, TextTemplate
+
+TOKENIZER_FILES = ("tokenizer.json", "vocab*", "*.model")
+"""Files of which a model's folder has at least one."""
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -20,12 +23,16 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
     Raises:
         ConfigError: a model of no known family, or without a fast tokenizer.
+        MissingError: no tokenizer's file.
     """
     base_models.family(folder)
+    if not any(path.is_file() for pattern in TOKENIZER_FILES for path in folder.glob(pattern)):
+        # Where there is no vocabulary, transformers makes one of the special tokens alone.
+        raise MissingError(f"{folder}: holds no tokenizer; save tokenizer.json beside the weights")
     try:
         with base_models.quiet():
             tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False)
-    except (OSError, ValueError, TypeError) as error:
+    except Exception as error:  # Of a damaged file, the library raises nothing more special.
         raise ConfigError(
             f"{folder}: its tokenizer cannot be loaded ({error}); tokenizer.json must be there"
         ) from error

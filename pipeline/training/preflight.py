@@ -8,7 +8,7 @@
 
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -43,7 +43,9 @@ def check(recipe: Recipe) -> list[str]:
     check_passages(recipe)
     check_memory(recipe)
     check_files(recipe)
+    check_loads(recipe)
     return [
+        "the base models load whole, with their tokenizers",
         "teacher, assistants and ranker can be cut from their bases and learn from each other",
         "the encoder can be cut from its base",
         "ranker and encoder can be exported",
@@ -87,6 +89,24 @@ def check_bases(recipe: Recipe) -> None:
     Raises:
         ConfigError, MissingError: the message names the key of the base.
     """
+    _check_each_base(recipe, base_models.check_files)
+
+
+def check_loads(recipe: Recipe) -> None:
+    """Checks that the base models load: a tokenizer, and all weights that config.json describes.
+
+    Raises:
+        ConfigError, MissingError: the message names the key of the base.
+    """
+
+    def load(folder: Path) -> None:
+        tokenizers.load_tokenizer(folder)
+        base_models.check_loads(folder)
+
+    _check_each_base(recipe, load)
+
+
+def _check_each_base(recipe: Recipe, check: Callable[[Path], None]) -> None:
     bases = {"teacher.base": recipe.teacher.base, "ranker.base": recipe.ranker.base}
     bases["encoder.base"] = recipe.encoder.base
     bases |= {f"assistants[{number}].base": student.base for number, student in enumerate(recipe.assistants)}
@@ -94,7 +114,7 @@ def check_bases(recipe: Recipe) -> None:
         if base in (pretrain.SCRATCH, ranker.FROM_TEACHER, ranker.FROM_BASE, encoder.FROM_BASE):
             continue
         try:
-            base_models.check_files(base_models.folder(base))
+            check(base_models.folder(base))
         except ConfigError as error:
             raise ConfigError(f"{key} {base}: {error}") from error
         except MissingError as error:

@@ -68,7 +68,7 @@ class MaskedModel(nn.Module):
         if tokenizer.mask_token_id is None:
             raise ConfigError(f"{base}: its tokenizer has no mask token, so pre-training cannot use it")
         base_models.without_dropout(settings)
-        with base_models.quiet(), torch.random.fork_rng(devices=[]):
+        with base_models.weights_of(base), base_models.quiet(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.loop.seed)
             model, report = AutoModelForMaskedLM.from_pretrained(
                 base,
@@ -78,6 +78,7 @@ class MaskedModel(nn.Module):
                 trust_remote_code=False,
                 output_loading_info=True,
             )
+        base_models.check_complete(base, report["missing_keys"], f"{model.base_model_prefix}.")
         masked = cls(model, tokenizer, base)
         masked.own_head = not report["missing_keys"]
         return masked

@@ -44,9 +44,9 @@ class StudentShape:
     cost: float
     """Products for each token, as a share of those of the recipe's ranker."""
 
-    def of(self, config: RankerConfig, whole: ModelShape) -> RankerConfig:
+    def of(self, config: RankerConfig, source: ModelShape) -> RankerConfig:
         """The section whose ranker has this shape."""
-        units = 0 if self.units == whole.intermediate else self.units
+        units = 0 if self.units == source.intermediate else self.units
         return dataclasses.replace(
             config, layers=self.layers, keep_layers=(), layer_map=(), intermediate=units, plain=False
         )
@@ -71,22 +71,22 @@ def shapes(recipe: Recipe, source: ModelShape) -> list[StudentShape]:
         ConfigError: fewer than two shapes do, or the recipe's ranker has one layer, whose cost is not told by this.
     """
     own = recipe.ranker
-    whole = products(source, own.depth, own.intermediate or source.intermediate)
-    if not whole:
+    full_cost = products(source, own.depth, own.intermediate or source.intermediate)
+    if not full_cost:
         raise ConfigError("study.search_cost: the recipe's ranker has one layer, so none is cheaper; set it to 0")
-    allowed = recipe.study.search_cost * whole
-    found = []
+    allowed = recipe.study.search_cost * full_cost
+    candidates = []
     for layers in range(2, source.layers + 1):
         room = (allowed / (layers - 1) - 4 * source.hidden**2) / (2 * source.hidden)
         units = min(source.intermediate, int(room) // MULTIPLE * MULTIPLE)
         if units >= max(MULTIPLE, LEAST_UNITS * source.intermediate):
-            found.append(StudentShape(layers, units, products(source, layers, units) / whole))
-    if len(found) < 2:
+            candidates.append(StudentShape(layers, units, products(source, layers, units) / full_cost))
+    if len(candidates) < 2:
         raise ConfigError(
-            f"study.search_cost is {recipe.study.search_cost:g}: {len(found)} depths of two layers or more fit into "
-            "that share of the ranker's products, and a search needs two; raise it"
+            f"study.search_cost is {recipe.study.search_cost:g}: {len(candidates)} depths of two layers or more fit "
+            "into that share of the ranker's products, and a search needs two; raise it"
         )
-    return found
+    return candidates
 
 
 def search(recipe: Recipe, source: ModelShape, train: Train, measure: str) -> StudentShape:

@@ -158,7 +158,7 @@ class Staging:
 
 
 Input = Artifact | OutsideFile | OutsideFolder | str
-"""What an artifact is made from; a text stands for what cannot change while it is read, such as a digest of texts in
+"""Source of an artifact; a text stands for one that cannot change while it is read, such as a digest of texts in
 memory."""
 
 

@@ -61,9 +61,9 @@ def rounded_activations(states: Tensor) -> Tensor:
         states: as above; the gradient passes unchanged.
     """
     with torch.no_grad():
-        whole = tuple(range(1 if states.dim() > 2 else 0, states.dim()))
-        low = states.amin(dim=whole, keepdim=True).clamp_max(0.0).float()
-        high = states.amax(dim=whole, keepdim=True).clamp_min(0.0).float()
+        dims = tuple(range(1 if states.dim() > 2 else 0, states.dim()))
+        low = states.amin(dim=dims, keepdim=True).clamp_max(0.0).float()
+        high = states.amax(dim=dims, keepdim=True).clamp_min(0.0).float()
         scale = torch.where(high > low, high - low, 1.0) / 255
         zero = (-low / scale).round().clamp(0, 255)
         difference = ((states / scale).round().add(zero).clamp(0, 255) - zero) * scale - states

@@ -36,15 +36,15 @@ class Ranks:
 class FactoredLinear(nn.Module):
     """A linear layer whose weight is the product of two factors."""
 
-    def __init__(self, whole: nn.Linear, rank: int) -> None:
+    def __init__(self, layer: nn.Linear, rank: int) -> None:
         super().__init__()
-        outer, inner = factors(whole.weight.detach(), rank)
-        self.first = nn.Linear(whole.in_features, rank, bias=False)
-        self.second = nn.Linear(rank, whole.out_features, bias=whole.bias is not None)
+        outer, inner = factors(layer.weight.detach(), rank)
+        self.first = nn.Linear(layer.in_features, rank, bias=False)
+        self.second = nn.Linear(rank, layer.out_features, bias=layer.bias is not None)
         self.first.weight = nn.Parameter(inner)
         self.second.weight = nn.Parameter(outer)
-        if whole.bias is not None:
-            self.second.bias = nn.Parameter(whole.bias.detach().clone())
+        if layer.bias is not None:
+            self.second.bias = nn.Parameter(layer.bias.detach().clone())
 
     def forward(self, states: Tensor) -> Tensor:
         """(…, out) from (…, in)."""
@@ -54,21 +54,21 @@ class FactoredLinear(nn.Module):
     def merged(self) -> nn.Linear:
         """The same layer with one matrix."""
         bias = self.second.bias
-        whole = nn.Linear(self.first.in_features, self.second.out_features, bias=bias is not None)
-        whole.weight = nn.Parameter(self.second.weight.detach() @ self.first.weight.detach())
+        layer = nn.Linear(self.first.in_features, self.second.out_features, bias=bias is not None)
+        layer.weight = nn.Parameter(self.second.weight.detach() @ self.first.weight.detach())
         if bias is not None:
-            whole.bias = nn.Parameter(bias.detach().clone())
-        return whole
+            layer.bias = nn.Parameter(bias.detach().clone())
+        return layer
 
 
 class FactoredEmbedding(nn.Module):
     """A table of word embeddings as a narrow table and a matrix behind it."""
 
-    def __init__(self, whole: nn.Embedding, rank: int) -> None:
+    def __init__(self, embedding: nn.Embedding, rank: int) -> None:
         super().__init__()
-        table, matrix = factors(whole.weight.detach(), rank)
-        self.first = nn.Embedding(whole.num_embeddings, rank, padding_idx=whole.padding_idx)
-        self.second = nn.Linear(rank, whole.embedding_dim, bias=False)
+        table, matrix = factors(embedding.weight.detach(), rank)
+        self.first = nn.Embedding(embedding.num_embeddings, rank, padding_idx=embedding.padding_idx)
+        self.second = nn.Linear(rank, embedding.embedding_dim, bias=False)
         self.first.weight = nn.Parameter(table)
         self.second.weight = nn.Parameter(matrix.T.contiguous())
 
@@ -80,9 +80,9 @@ class FactoredEmbedding(nn.Module):
     def merged(self) -> nn.Embedding:
         """The same embeddings as one table."""
         table = self.first.weight.detach() @ self.second.weight.detach().T
-        whole = nn.Embedding(len(table), table.shape[1], padding_idx=self.first.padding_idx)
-        whole.weight = nn.Parameter(table)
-        return whole
+        embedding = nn.Embedding(len(table), table.shape[1], padding_idx=self.first.padding_idx)
+        embedding.weight = nn.Parameter(table)
+        return embedding
 
 
 def factors(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -116,11 +116,11 @@ def factorise(model: "CrossEncoder", ranks: Ranks) -> None:
 
     A matrix than which its factors would be no smaller stays: a table may have lost words since it was trained.
     """
-    for parent, name, whole in list(_matrices(model, ranks)):
-        if isinstance(whole, nn.Linear) and _smaller(ranks.feed_forward, *whole.weight.shape):
-            setattr(parent, name, FactoredLinear(whole, ranks.feed_forward))
-        elif isinstance(whole, nn.Embedding) and _smaller(ranks.embedding, *whole.weight.shape):
-            setattr(parent, name, FactoredEmbedding(whole, ranks.embedding))
+    for parent, name, matrix in list(_matrices(model, ranks)):
+        if isinstance(matrix, nn.Linear) and _smaller(ranks.feed_forward, *matrix.weight.shape):
+            setattr(parent, name, FactoredLinear(matrix, ranks.feed_forward))
+        elif isinstance(matrix, nn.Embedding) and _smaller(ranks.embedding, *matrix.weight.shape):
+            setattr(parent, name, FactoredEmbedding(matrix, ranks.embedding))
     model.ranks = ranks
 
 
@@ -170,14 +170,14 @@ def _matrices(model: "CrossEncoder", ranks: Ranks) -> Iterator[tuple[nn.Module, 
     if ranks.feed_forward:
         for layer in model.family.layers(body):
             for matrix in model.family.feed_forward(layer):
-                yield *_place(layer, matrix), matrix
+                yield *_holder(layer, matrix), matrix
     if ranks.embedding:
         table = model.model.get_input_embeddings()
         assert isinstance(table, nn.Embedding)
-        yield *_place(body, table), table
+        yield *_holder(body, table), table
 
 
-def _place(root: nn.Module, wanted: nn.Module) -> tuple[nn.Module, str]:
+def _holder(root: nn.Module, wanted: nn.Module) -> tuple[nn.Module, str]:
     """The module that holds another, and the other's name there."""
     return next(
         (parent, name) for parent in root.modules() for name, child in parent.named_children() if child is wanted

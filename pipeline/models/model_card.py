@@ -187,7 +187,7 @@ def _input(model: CrossEncoder | BiEncoder) -> str:
 
 
 def _passages(template: PairTemplate) -> str:
-    """How longer documents are read; empty where they are cut."""
+    """A sentence on the passages in which longer documents are read; empty where they are cut."""
     passages = template.passages
     if passages is None:
         return ""

@@ -79,11 +79,11 @@ def make(
             return learn(staging, folder)
 
     def learn(staging: Staging, folder: Path) -> Mapping[str, Any]:
-        whole = MaskedModel.start(folder, config)
-        student = MaskedModel(surgery.keep_layers(whole.model, keep), whole.hub_tokenizer, whole.base)
-        student.own_head = whole.own_head
+        base_model = MaskedModel.start(folder, config)
+        student = MaskedModel(surgery.keep_layers(base_model.model, keep), base_model.hub_tokenizer, base_model.base)
+        student.own_head = base_model.own_head
         task = GeneralTask(
-            student.to(scoring.device()), whole.to(scoring.device()), read_corpus(data, loop.seed), config
+            student.to(scoring.device()), base_model.to(scoring.device()), read_corpus(data, loop.seed), config
         )
         before = task.held_out_terms()
         progress = train(
@@ -107,16 +107,18 @@ def make(
 class GeneralTask(MaskedTask):
     """Masked texts that a student and the whole base read side by side."""
 
-    def __init__(self, student: MaskedModel, whole: MaskedModel, corpus: MaskedCorpus, config: PretrainConfig) -> None:
+    def __init__(
+        self, student: MaskedModel, base_model: MaskedModel, corpus: MaskedCorpus, config: PretrainConfig
+    ) -> None:
         """
         Args:
             student: learns.
-            whole: teaches; is not trained.
+            base_model: teaches; is not trained.
             corpus: the texts.
             config: mask share, length and loop.
         """
         super().__init__(student, corpus, config)
-        self.whole = whole.eval().requires_grad_(False)
+        self.base_model = base_model.eval().requires_grad_(False)
 
     def loss(self, chunk: MaskedChunk) -> tuple[Tensor, Mapping[str, Tensor]]:
         """The weighted sum of the terms, and each by itself; means over the masked or real tokens of the step."""
@@ -139,14 +141,14 @@ class GeneralTask(MaskedTask):
         real = torch.cat([batch.attention_mask.flatten() for batch in shown]).bool()
         ours = self.model.states(shown, together=together)  # (all tokens, hidden)
         with torch.no_grad():
-            theirs = self.whole.states(shown)
+            theirs = self.base_model.states(shown)
         terms = {"cosine": distillation.cosine_loss(ours[None], theirs[None], real[None], total=tokens)}
-        if self.whole.own_head:
+        if self.base_model.own_head:
             chosen = torch.cat([batch.chosen.flatten() for batch in drawn])
             wanted = torch.cat([batch.wanted for batch in drawn])
             logits = self.model.guess(ours[chosen])  # (chosen, vocabulary)
             with torch.no_grad():
-                target = self.whole.guess(theirs[chosen])
+                target = self.base_model.guess(theirs[chosen])
             terms["masked_loss"] = F.cross_entropy(logits, wanted, reduction="sum") / masked
             terms["soft"] = distillation.soft_token_loss(logits, target, TEMPERATURE, total=masked)
         return terms

@@ -1,4 +1,4 @@
-"""How much of a document a request lets the ranker read, and the score with the passage that it comes from."""
+"""The part of a document that a request lets the ranker read, and the score with the passage that it comes from."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +9,7 @@ from serving.runtime.passage_inputs import PassageInput
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DocumentLimits:
-    """How much of each document a request wants to be read, where it says so."""
+    """The part of each document that a request wants to be read; what it leaves open is as the ranker has it."""
 
     max_passages: int | None = None
     """Maximum number of passages of a document; 1 cuts it at its end. None leaves it to the release."""
@@ -17,10 +17,10 @@ class DocumentLimits:
     """Maximum number of tokens of a document; None for no bound of the request's own."""
 
     def passages(self, default: Passages | None) -> Passages | None:
-        """How a ranker reads documents for the request.
+        """The passages in which a ranker reads documents for the request.
 
         Args:
-            default: how it reads them otherwise.
+            default: its passages where the request says nothing.
         """
         if self.max_passages == 1 or (self.max_passages is None and default is None):
             return None

@@ -25,17 +25,17 @@ def recipe(cost: float, **ranker: Any) -> Recipe:
 @pytest.mark.parametrize("cost", [0.5, 0.8, 1.0, 1.6])
 def test_the_shapes_are_the_widest_that_fit(cost: float) -> None:
     shapes = shape_search.shapes(recipe(cost), SOURCE)
-    whole = shape_search.products(SOURCE, 3, 1536)
+    full_cost = shape_search.products(SOURCE, 3, 1536)
     assert [shape.layers for shape in shapes] == sorted({shape.layers for shape in shapes})
     for shape in shapes:
-        assert shape_search.products(SOURCE, shape.layers, shape.units) == pytest.approx(shape.cost * whole)
+        assert shape_search.products(SOURCE, shape.layers, shape.units) == pytest.approx(shape.cost * full_cost)
         assert shape.cost <= cost
         wider = shape.units + shape_search.MULTIPLE
-        assert shape.units == 1536 or shape_search.products(SOURCE, shape.layers, wider) > cost * whole
+        assert shape.units == 1536 or shape_search.products(SOURCE, shape.layers, wider) > cost * full_cost
     listed = {shape.layers for shape in shapes}
     for layers in range(2, 7):
         least = shape_search.products(SOURCE, layers, 192)
-        assert (layers in listed) == (least <= cost * whole)
+        assert (layers in listed) == (least <= cost * full_cost)
 
 
 def test_a_layer_of_bert_has_twelve_squares_of_its_width() -> None:
@@ -44,7 +44,7 @@ def test_a_layer_of_bert_has_twelve_squares_of_its_width() -> None:
 
 def test_each_round_halves_the_shapes_and_doubles_the_training() -> None:
     """The worth of a depth is made up: the search must find the best, and give most of the time to few."""
-    asked: list[tuple[int, float]] = []
+    trainings: list[tuple[int, float]] = []
     own = dataclasses.replace(recipe(1.0), ranker=RankerConfig(layers=3, loop=LoopConfig(epochs=2.0, max_seconds=80.0)))
     count = len(shape_search.shapes(own, SOURCE))
     assert count == 4
@@ -52,13 +52,13 @@ def test_each_round_halves_the_shapes_and_doubles_the_training() -> None:
     def train(config: RankerConfig, label: str) -> Any:
         assert f"{config.layers} layers" in label
         assert config.loop.epochs / 2.0 == config.loop.max_seconds / 80.0
-        asked.append((config.layers, config.loop.epochs / 2.0))
+        trainings.append((config.layers, config.loop.epochs / 2.0))
         return SimpleNamespace(metrics={"m": {2: 0.1, 3: 0.5, 4: 0.9, 5: 0.4}[config.layers]})
 
     best = shape_search.search(own, SOURCE, train, "m")
     assert best.layers == 4
-    assert Counter(share for _, share in asked) == {0.25: 4, 0.5: 2}
-    assert {layers for layers, share in asked if share == 0.5} == {3, 4}
+    assert Counter(share for _, share in trainings) == {0.25: 4, 0.5: 2}
+    assert {layers for layers, share in trainings if share == 0.5} == {3, 4}
 
 
 def test_of_equals_the_shallower_goes_on() -> None:

@@ -89,8 +89,8 @@ def test_gc_removes_what_killed_processes_left_everywhere(tmp_path: Path, where:
                 pass
             stack.enter_context(other_process(maker, folder / "living.json"))
         (folder / ".live.json.12345.tmp").write_text("{")  # As versions before named them.
-        found = gc.gc(tmp_path, keep=1, act=True)
-        assert len([item for item in found["items"] if ".tmp" in item["path"]]) == 3
+        removed = gc.gc(tmp_path, keep=1, act=True)
+        assert len([item for item in removed["items"] if ".tmp" in item["path"]]) == 3
         assert [path.name.split(".")[1] for path in left(folder)] == ["living", "living"]
 
 

@@ -69,7 +69,7 @@ class Words:
 
 def split(tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int) -> list[Words]:
     """The words of each text's first `max_tokens` tokens."""
-    found = []
+    splits = []
     for text, encoding in zip(texts, tokenizer.encode_batch(list(texts), add_special_tokens=False), strict=True):
         tokens = list(zip(encoding.word_ids, encoding.offsets, encoding.ids, strict=True))[:max_tokens]
         spans, ids = [], []
@@ -80,8 +80,8 @@ def split(tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int) -> list[W
             if start < stop:
                 spans.append((start, stop))
                 ids.append(tuple(token for _, _, token in parts))
-        found.append(Words(text, spans, ids))
-    return found
+        splits.append(Words(text, spans, ids))
+    return splits
 
 
 class WordReplacer:
@@ -155,10 +155,10 @@ class WordReplacer:
             best = cosines.topk(min(CANDIDATES + 1, len(self._words)), dim=1).indices
             self._neighbours |= {ids: self._listed(row, ids) for ids, row in zip(some, best.tolist(), strict=True)}
 
-    def _listed(self, places: Sequence[int], without: tuple[int, ...]) -> list[str]:
-        """The words at these places, but for the word itself."""
+    def _listed(self, rows: Sequence[int], without: tuple[int, ...]) -> list[str]:
+        """The words in these rows of the vocabulary, without the word itself."""
         own = without[0] if len(without) == 1 else -1
-        return [self._words[place] for place in places if int(self._word_ids[place]) != own][:CANDIDATES]
+        return [self._words[row] for row in rows if int(self._word_ids[row]) != own][:CANDIDATES]
 
     def _guessed(
         self, model: MaskedModel, texts: Sequence[Words], choices: Sequence[Choice]
@@ -182,7 +182,7 @@ class WordReplacer:
             batch = batches.pad([inputs[row] for row in some], self._device)
             chosen = torch.zeros_like(batch.input_ids, dtype=torch.bool)
             for line, row in enumerate(some):
-                chosen[line, [place for _, place in masked[row]]] = True
+                chosen[line, [position for _, position in masked[row]]] = True
             with torch.no_grad(), autocast("auto", self._device):
                 logits = model([batch], [chosen], together=False)[:, self._word_ids]  # (chosen, words)
             best = iter(logits.topk(min(CANDIDATES + 1, len(self._words)), dim=1).indices.tolist())

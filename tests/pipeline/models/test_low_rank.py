@@ -36,7 +36,7 @@ def inputs(words: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch
 @pytest.mark.parametrize("shape", [(40, 12), (12, 40), (20, 20)])
 @pytest.mark.parametrize("rank", [1, 5, 12])
 def test_the_product_is_the_best_of_its_rank(shape: tuple[int, int], rank: int) -> None:
-    """What is lost is the square root of the squares of the singular values that are left out (Eckart and Young)."""
+    """The loss is the square root of the squares of the singular values that are left out (Eckart and Young)."""
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(3))
     outer, inner = low_rank.factors(matrix, rank)
     assert (outer.shape, inner.shape) == ((shape[0], rank), (rank, shape[1]))
@@ -51,14 +51,14 @@ def test_a_matrix_of_zeros_has_finite_factors() -> None:
 
 
 def test_factors_and_their_product_give_the_same_scores(model: CrossEncoder, tmp_path: Path) -> None:
-    whole = model(*inputs(300))
+    original = model(*inputs(300))
     low_rank.factorise(model, RANKS)
     kinds = [type(module) for module in model.modules()]
     assert kinds.count(FactoredLinear) == 2 * model.layers
     assert kinds.count(FactoredEmbedding) == 1
     with torch.no_grad():
         factored = model(*inputs(300))
-        assert not torch.allclose(factored, whole, atol=1e-2)
+        assert not torch.allclose(factored, original, atol=1e-2)
         low_rank.merge(model)
         assert not any(isinstance(module, FactoredLinear | FactoredEmbedding) for module in model.modules())
         assert torch.allclose(model(*inputs(300)), factored, atol=1e-5)
@@ -79,7 +79,7 @@ def test_the_graph_of_every_family_has_the_factors(
     sizes = {name: tuple(value.shape) for name, value in model.named_parameters()}
     ids, types, mask = inputs(20)
     with torch.no_grad():
-        whole = model(ids, types, mask).numpy()
+        original = model(ids, types, mask).numpy()
     low_rank.factorise(model, Ranks(feed_forward=8, embedding=4))
     low_rank.merge(model)
     model.save(tmp_path)
@@ -88,7 +88,7 @@ def test_the_graph_of_every_family_has_the_factors(
     with torch.no_grad():
         expected = loaded(ids, types, mask).numpy()
     spread = float(expected.max() - expected.min())
-    assert np.abs(whole - expected).max() > 0.5 * spread
+    assert np.abs(original - expected).max() > 0.5 * spread
     feeds = {"input_ids": ids.numpy(), "token_type_ids": types.numpy(), "attention_mask": mask.numpy()}
     stored = source.graph("fp32")
     assert np.allclose(_run(stored, feeds), expected, atol=1e-3 * spread)

@@ -32,7 +32,7 @@ def folder(untrained: Any, kind: str = "ranker") -> Path:
     return Path(getattr(untrained, kind).path / "model")
 
 
-def made(untrained: Any, kind: str = "ranker", **changes: Any) -> Artifact:
+def augmented(untrained: Any, kind: str = "ranker", **changes: Any) -> Artifact:
     config = CandidatesConfig(**{"augmented": 2.0, "augmentation": KINDS, "max_list": 3, **changes})
     lengths = {"max_query_tokens": 12, "max_tokens": 48}
     inputs = {"data": untrained.data, "labelled": untrained.pairs, "base": str(folder(untrained, kind))}
@@ -58,7 +58,7 @@ def changed_texts(untrained: Any, artifact: Artifact) -> list[tuple[str, str]]:
 
 
 def test_labelled_rows_stay_and_copies_come_behind_them(untrained: Any) -> None:
-    artifact = made(untrained)
+    artifact = augmented(untrained)
     before = pq.read_table(untrained.pairs.file("pairs.parquet")).to_pandas()
     table = schema.read(artifact.file("pairs.parquet"), "pairs").to_pandas()
     pd.testing.assert_frame_equal(table.head(len(before)), before, check_dtype=False)
@@ -70,8 +70,8 @@ def test_labelled_rows_stay_and_copies_come_behind_them(untrained: Any) -> None:
     assert table["row_id"].is_unique
     assert added.groupby("query_id").size().max() == 3  # max_list
     for _, rows in added.groupby("query_id"):
-        asked = rows["query_id"].iloc[0].split(":")[-1]
-        own = set(train.loc[train["query_id"] == asked, "doc_id"])
+        query = rows["query_id"].iloc[0].split(":")[-1]
+        own = set(train.loc[train["query_id"] == query, "doc_id"])
         assert {name.split(":")[-1] for name in rows["doc_id"]} <= own
     texts = read_texts(untrained.data, artifact)
     assert len(texts.table) == len(table)
@@ -82,24 +82,24 @@ def test_labelled_rows_stay_and_copies_come_behind_them(untrained: Any) -> None:
 def test_the_same_settings_give_the_same_texts_and_more_pairs_begin_with_the_fewer(
     untrained: Any, tmp_path: Path
 ) -> None:
-    first = made(untrained)
+    first = augmented(untrained)
     elsewhere = dataclasses.replace(untrained, workspace=tmp_path)
     for name in ("pairs.parquet", "queries.parquet", "documents.parquet"):
-        assert pq.read_table(made(elsewhere).file(name)).equals(pq.read_table(first.file(name)))
-    fewer = pq.read_table(made(untrained, augmented=0.5).file("pairs.parquet")).to_pandas()
+        assert pq.read_table(augmented(elsewhere).file(name)).equals(pq.read_table(first.file(name)))
+    fewer = pq.read_table(augmented(untrained, augmented=0.5).file("pairs.parquet")).to_pandas()
     more = pq.read_table(first.file("pairs.parquet")).to_pandas()
     pd.testing.assert_frame_equal(more.head(len(fewer)), fewer)
-    assert made(untrained, seed=14).fingerprint != first.fingerprint
+    assert augmented(untrained, seed=14).fingerprint != first.fingerprint
 
 
 def test_a_part_is_a_part(untrained: Any) -> None:
-    for before, after in changed_texts(untrained, made(untrained, augmentation=("ngram",))):
+    for before, after in changed_texts(untrained, augmented(untrained, augmentation=("ngram",))):
         assert after in before
         assert after != before or len(before.split()) == 1
 
 
 def test_dropping_keeps_the_order_of_what_stays(untrained: Any) -> None:
-    for before, after in changed_texts(untrained, made(untrained, augmentation=("drop",))):
+    for before, after in changed_texts(untrained, augmented(untrained, augmentation=("drop",))):
         rest = iter(before.split())
         assert all(any(known.startswith(word) for known in rest) for word in after.split())  # The last may be cut.
         assert len(after.split()) >= 1
@@ -108,7 +108,7 @@ def test_dropping_keeps_the_order_of_what_stays(untrained: Any) -> None:
 
 def test_replacing_keeps_the_number_of_words_and_most_of_them(untrained: Any) -> None:
     kept, words = 0, 0
-    for before, after in changed_texts(untrained, made(untrained, augmentation=("replace",))):
+    for before, after in changed_texts(untrained, augmented(untrained, augmentation=("replace",))):
         old, new = before.split(), after.split()
         assert len(new) <= len(old)  # A long text is cut to what models read.
         kept += sum(a == b for a, b in zip(old, new, strict=False))
@@ -134,7 +134,7 @@ def test_neighbours_are_the_nearest_whole_words_of_the_table(untrained: Any) -> 
     replacer = WordReplacer(folder(untrained))
     assert not replacer.guesses
     vocabulary = replacer.tokenizer.get_vocab(with_added_tokens=False)
-    whole = {word: number for word, number in vocabulary.items() if word.isalnum() and not word.startswith("##")}
+    whole_words = {word: number for word, number in vocabulary.items() if word.isalnum() and not word.startswith("##")}
     model: Any = AutoModel.from_pretrained(folder(untrained))
     table = model.get_input_embeddings().weight.detach().numpy()
     texts = word_replacement.split(replacer.tokenizer, list(originals(untrained).values())[:20], 48)
@@ -143,8 +143,10 @@ def test_neighbours_are_the_nearest_whole_words_of_the_table(untrained: Any) -> 
     for words, lists in zip(texts, replacer.alternatives(texts, choices), strict=True):
         for ids, listed in zip(words.ids, lists, strict=True):
             mean = table[list(ids)].mean(0)
-            others = {word: table[number] for word, number in whole.items() if ids != (number,)}
-            cosine = {word: mean @ row / np.linalg.norm(mean) / np.linalg.norm(row) for word, row in others.items()}
+            other_words = {word: table[number] for word, number in whole_words.items() if ids != (number,)}
+            cosine = {
+                word: mean @ row / np.linalg.norm(mean) / np.linalg.norm(row) for word, row in other_words.items()
+            }
             best = sorted(cosine.values(), reverse=True)[: word_replacement.CANDIDATES]
             assert [cosine[word] for word in listed] == pytest.approx(best, abs=1e-5)
             seen[min(2, len(ids))] += 1
@@ -178,8 +180,8 @@ def test_a_base_that_guesses_masked_tokens_is_asked_with_all_words_masked(
             logits = model(input_ids=ids).logits[0]
         for word, listed in zip(choice, lists, strict=True):
             if word in single:
-                place = 1 + sum(map(len, shown[:word]))
-                own = logits[place].numpy()
+                position = 1 + sum(map(len, shown[:word]))
+                own = logits[position].numpy()
                 given = [own[tokenizer.convert_tokens_to_ids(option)] for option in listed]
                 assert all(first > second - 1e-4 for first, second in pairwise(given))
                 better = [
@@ -203,7 +205,7 @@ def test_a_text_without_words_stays_and_a_corpus_of_them_is_refused(
     monkeypatch.setattr(Words, "is_word", lambda *_: False)
     elsewhere = dataclasses.replace(untrained, workspace=tmp_path)
     with pytest.raises(ConfigError, match="no training text has words that drop could change"):
-        made(elsewhere, augmentation=("drop",))
+        augmented(elsewhere, augmentation=("drop",))
 
 
 @pytest.mark.parametrize(

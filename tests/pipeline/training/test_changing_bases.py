@@ -143,11 +143,13 @@ def test_a_folder_that_is_ruined_after_it_was_read_changes_nothing(
             yield copy
 
     monkeypatch.setattr(OutsideFolder, "copied", then_ruined)
-    made = make(tmp_path / "workspace", base, untrained)
-    assert made.fingerprint == expected.fingerprint
-    unlike = {file for file in made.manifest.files if made.manifest.files[file] != expected.manifest.files[file]}
+    artifact = make(tmp_path / "workspace", base, untrained)
+    assert artifact.fingerprint == expected.fingerprint
+    unlike = {
+        file for file in artifact.manifest.files if artifact.manifest.files[file] != expected.manifest.files[file]
+    }
     assert not {file for file in unlike if file.endswith((".safetensors", ".parquet", ".onnx"))}
-    assert not any(path.name in ("base", "source", ".ready-made") for path in made.path.iterdir())
+    assert not any(path.name in ("base", "source", ".ready-made") for path in artifact.path.iterdir())
     shutil.rmtree(base)
     (tmp_path / "again").rename(base)
     monkeypatch.undo()

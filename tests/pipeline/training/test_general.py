@@ -37,42 +37,42 @@ def base_with_head(untrained: Any, folder: Path) -> Path:
 
 def test_a_student_learns_to_read_as_the_base_does(untrained: Any, tmp_path: Path) -> None:
     base = base_with_head(untrained, tmp_path / "base")
-    made = general.make(tmp_path, CONFIG, (2, 4), TOKENS, data=untrained.data, base=str(base))
-    metrics = made.metrics
+    student = general.make(tmp_path, CONFIG, (2, 4), TOKENS, data=untrained.data, base=str(base))
+    metrics = student.metrics
     assert metrics["cosine"] > metrics["cosine before"] + 0.02
     assert metrics["soft"] < metrics["soft before"]
     assert set(metrics["history"][-1]) == {"step", "loss", "cosine", "masked_loss", "soft"}
     assert abs(metrics["tokens"] - TOKENS) < 600
-    body = AutoModel.from_pretrained(made.path / "model")
-    whole = AutoModel.from_pretrained(base)
+    body = AutoModel.from_pretrained(student.path / "model")
+    base_model = AutoModel.from_pretrained(base)
     assert body.config.num_hidden_layers == 2
-    assert not torch.equal(body.encoder.layer[0].output.dense.weight, whole.encoder.layer[1].output.dense.weight)
+    assert not torch.equal(body.encoder.layer[0].output.dense.weight, base_model.encoder.layer[1].output.dense.weight)
     again = general.make(tmp_path, CONFIG, (1, 4), TOKENS, data=untrained.data, base=str(base))
-    assert again.fingerprint != made.fingerprint
+    assert again.fingerprint != student.fingerprint
 
 
 def test_a_base_without_a_head_teaches_by_its_states_alone(untrained: Any, tmp_path: Path) -> None:
     base = str(untrained.ranker.path / "model")
-    made = general.make(tmp_path, CONFIG, (2,), TOKENS, data=untrained.data, base=base)
-    assert set(made.metrics["history"][-1]) == {"step", "loss", "cosine"}
-    assert made.metrics["cosine"] > made.metrics["cosine before"]
+    student = general.make(tmp_path, CONFIG, (2,), TOKENS, data=untrained.data, base=base)
+    assert set(student.metrics["history"][-1]) == {"step", "loss", "cosine"}
+    assert student.metrics["cosine"] > student.metrics["cosine before"]
 
 
 def test_the_terms_are_those_of_transformers_read_text_by_text(untrained: Any, tmp_path: Path) -> None:
     base = base_with_head(untrained, tmp_path / "base")
-    whole = MaskedModel.start(base, CONFIG).eval()
+    base_model = MaskedModel.start(base, CONFIG).eval()
     student = MaskedModel.start(base, dataclasses.replace(CONFIG)).eval()
     with torch.no_grad():
         for parameter in student.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.02)
-    assert whole.own_head
-    task = general.GeneralTask(student, whole, read_corpus(untrained.data, 13), CONFIG)
+    assert base_model.own_head
+    task = general.GeneralTask(student, base_model, read_corpus(untrained.data, 13), CONFIG)
     chunk = task.plan(0)[0].chunks[0]
     torch.manual_seed(5)
     batch = task.masked_batch(chunk.examples, chunk.starts)
     with torch.no_grad():
         terms = task.terms([batch], masked=len(batch.wanted), tokens=int(batch.shown.attention_mask.sum()))
-    cosines, cross, divergence, place = [], [], [], 0
+    cosines, cross, divergence, number = [], [], [], 0
     for row in range(len(batch.chosen)):
         length = int(batch.shown.attention_mask[row].sum())
         given = {
@@ -81,15 +81,15 @@ def test_the_terms_are_those_of_transformers_read_text_by_text(untrained: Any, t
             "output_hidden_states": True,
         }
         with torch.no_grad():
-            ours, theirs = student.model(**given), whole.model(**given)
+            ours, theirs = student.model(**given), base_model.model(**given)
         states = ours.hidden_states[-1][0], theirs.hidden_states[-1][0]
         cosines += [1 - float(a @ b / a.norm() / b.norm()) for a, b in zip(*states, strict=True)]
         for token in batch.chosen[row, :length].nonzero().flatten().tolist():
             logits, target = ours.logits[0, token], theirs.logits[0, token]
-            cross.append(-float(F.log_softmax(logits, 0)[batch.wanted[place]]))
+            cross.append(-float(F.log_softmax(logits, 0)[batch.wanted[number]]))
             p, q = (F.softmax(each / general.TEMPERATURE, 0) for each in (target, logits))
             divergence.append(float((p * (p / q).log()).sum()) * general.TEMPERATURE**2)
-            place += 1
+            number += 1
     for name, values in (("cosine", cosines), ("masked_loss", cross), ("soft", divergence)):
         assert float(terms[name]) == pytest.approx(sum(values) / len(values), rel=1e-3), name
 
@@ -108,7 +108,7 @@ def test_soft_token_loss_is_nothing_between_equals_and_its_gradient_keeps_its_si
 
 def test_a_ranker_starts_from_it(untrained: Any, tmp_path: Path) -> None:
     base = base_with_head(untrained, tmp_path / "base")
-    made = general.make(tmp_path, CONFIG, (2, 4), TOKENS, data=untrained.data, base=str(base))
+    pretrained = general.make(tmp_path, CONFIG, (2, 4), TOKENS, data=untrained.data, base=str(base))
     loop = LoopConfig(epochs=0.1, evaluations=0, learning_rate=1e-9)
     config = RankerConfig(base="base", layers=2, general_tokens=TOKENS, loop=loop)
     student = ranker.make(
@@ -119,9 +119,9 @@ def test_a_ranker_starts_from_it(untrained: Any, tmp_path: Path) -> None:
         pairs=untrained.pairs,
         teacher=untrained.ranker,
         teacher_scores=None,
-        base=made,
+        base=pretrained,
     )
-    body = AutoModel.from_pretrained(made.path / "model")
+    body = AutoModel.from_pretrained(pretrained.path / "model")
     model: Any = CrossEncoder.load(student.path).model
     for ours, theirs in zip(model.base_model.encoder.layer, body.encoder.layer, strict=True):
         assert torch.allclose(ours.output.dense.weight, theirs.output.dense.weight, atol=1e-6)

@@ -31,7 +31,7 @@ from pipeline.disk import write_atomically
 from pipeline.errors import ArtifactError, ConfigError, ShapeError
 from pipeline.models import base_models, packed, tokenizers
 from pipeline.models.families import EVERYTHING, ModelFamily, OwnForward, family_of
-from pipeline.models.low_rank import Ranks
+from pipeline.models.low_rank import FactorRanks
 from pipeline.tokens import PairTemplate
 
 log = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ class CrossEncoder(nn.Module):
         """(grades − 1,) softplus gives the distance between neighbouring thresholds."""
         self.label: int | None = None
         """The label of relevance of a ready-made head of several; None for a head that gives one score."""
-        self.ranks = Ranks()
+        self.ranks = FactorRanks()
         """The ranks of the matrices that are trained and exported as two factors; see `low_rank`."""
         self.fresh: tuple[str, ...] = ()
         """Names of the parameters that the base did not have, so that no training has touched them yet."""
@@ -150,7 +150,7 @@ class CrossEncoder(nn.Module):
             head = json.loads((folder / "head.json").read_text(encoding="utf-8"))
             thresholds, template = ascending(head["thresholds"]), PairTemplate.from_dict(head["template"])
             label = None if head.get("label") is None else int(head["label"])
-            ranks = Ranks(**{name: int(rank) for name, rank in head.get("ranks", {}).items()})
+            ranks = FactorRanks(**{name: int(rank) for name, rank in head.get("ranks", {}).items()})
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ArtifactError(f"{folder / 'head.json'}: not readable ({error!r}); train the model again") from error
         if label is None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Ranks:
+class FactorRanks:
     """The ranks of a model's factorised matrices; 0 for one that is whole."""
 
     feed_forward: int = 0
@@ -111,7 +111,7 @@ def factors(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return outer.to(matrix.dtype).contiguous(), inner.to(matrix.dtype).contiguous()
 
 
-def factorise(model: "CrossEncoder", ranks: Ranks) -> None:
+def factorise(model: "CrossEncoder", ranks: FactorRanks) -> None:
     """Replaces the matrices that `ranks` names by their factors, in place.
 
     A matrix than which its factors would be no smaller stays: a table may have lost words since it was trained.
@@ -132,17 +132,17 @@ def merge(model: nn.Module) -> None:
                 setattr(parent, name, child.merged())
 
 
-def check_model(model: "CrossEncoder", ranks: Ranks) -> None:
+def check_model(model: "CrossEncoder", ranks: FactorRanks) -> None:
     """Checks that the factors of each matrix that `ranks` names are smaller than the matrix.
 
     Raises:
         ConfigError: they are not; names the key of the ranker's section.
     """
-    for _, _, whole in _matrices(model, ranks):
-        if isinstance(whole, nn.Linear):
-            check("feed_forward_rank", ranks.feed_forward, whole.in_features, whole.out_features)
+    for _, _, matrix in _matrices(model, ranks):
+        if isinstance(matrix, nn.Linear):
+            check("feed_forward_rank", ranks.feed_forward, matrix.in_features, matrix.out_features)
         else:
-            check("embedding_rank", ranks.embedding, whole.num_embeddings, whole.embedding_dim)
+            check("embedding_rank", ranks.embedding, matrix.num_embeddings, matrix.embedding_dim)
 
 
 def check(key: str, rank: int, rows: int, columns: int) -> None:
@@ -164,7 +164,7 @@ def _smaller(rank: int, rows: int, columns: int) -> bool:
     return rank * (rows + columns) < rows * columns
 
 
-def _matrices(model: "CrossEncoder", ranks: Ranks) -> Iterator[tuple[nn.Module, str, nn.Linear | nn.Embedding]]:
+def _matrices(model: "CrossEncoder", ranks: FactorRanks) -> Iterator[tuple[nn.Module, str, nn.Linear | nn.Embedding]]:
     """The matrices to factorise, each with the module that holds it and its name there."""
     body: Any = model.model.base_model
     if ranks.feed_forward:

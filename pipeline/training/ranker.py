@@ -248,7 +248,7 @@ def _narrowed(config: RankerConfig, student: CrossEncoder, table: Pairs) -> Cros
     for module in student.modules():
         if config.dropout and isinstance(module, nn.Dropout):
             module.p = config.dropout
-    ranks = low_rank.Ranks(config.feed_forward_rank, config.embedding_rank)
+    ranks = low_rank.FactorRanks(config.feed_forward_rank, config.embedding_rank)
     low_rank.check_model(student, ranks)
     low_rank.factorise(student, ranks)
     return student

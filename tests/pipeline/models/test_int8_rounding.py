@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from pipeline.export.bundle import ExportSource
 from pipeline.models import int8_rounding, low_rank
 from pipeline.models.cross_encoder import CrossEncoder
-from pipeline.models.low_rank import Ranks
+from pipeline.models.low_rank import FactorRanks
 
 
 def test_activations_are_rounded_as_onnx_does() -> None:
@@ -55,9 +55,11 @@ def test_the_gradient_passes_as_if_nothing_were_rounded(rounded: Callable[[torch
     assert not torch.equal(again, values.detach())
 
 
-@pytest.mark.parametrize("ranks", [Ranks(), Ranks(feed_forward=12, embedding=10)])
+@pytest.mark.parametrize("ranks", [FactorRanks(), FactorRanks(feed_forward=12, embedding=10)])
 @pytest.mark.parametrize("kind", ["ranker", "roberta"])
-def test_a_rounding_model_scores_as_its_int8_graph(untrained: Any, tmp_path: Path, kind: str, ranks: Ranks) -> None:
+def test_a_rounding_model_scores_as_its_int8_graph(
+    untrained: Any, tmp_path: Path, kind: str, ranks: FactorRanks
+) -> None:
     model = CrossEncoder.load(getattr(untrained, kind).path)
     low_rank.factorise(model, ranks)
     low_rank.merge(model)

@@ -15,9 +15,9 @@ from pipeline.errors import ConfigError
 from pipeline.export.bundle import ExportSource
 from pipeline.models import low_rank
 from pipeline.models.cross_encoder import CrossEncoder
-from pipeline.models.low_rank import FactoredEmbedding, FactoredLinear, Ranks
+from pipeline.models.low_rank import FactoredEmbedding, FactoredLinear, FactorRanks
 
-RANKS = Ranks(feed_forward=12, embedding=10)
+RANKS = FactorRanks(feed_forward=12, embedding=10)
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def test_the_graph_of_every_family_has_the_factors(
     ids, types, mask = inputs(20)
     with torch.no_grad():
         original = model(ids, types, mask).numpy()
-    low_rank.factorise(model, Ranks(feed_forward=8, embedding=4))
+    low_rank.factorise(model, FactorRanks(feed_forward=8, embedding=4))
     low_rank.merge(model)
     model.save(tmp_path)
     loaded, source = CrossEncoder.load(tmp_path), ExportSource.load(tmp_path)
@@ -112,11 +112,11 @@ def _run(model: onnx.ModelProto, feeds: dict[str, Any]) -> Any:
 @pytest.mark.parametrize(
     ("ranks", "message"),
     [
-        (Ranks(feed_forward=22), r"ranker\.feed_forward_rank is 22: .* 32 × 64 are no smaller .* at most 21"),
-        (Ranks(embedding=40), r"ranker\.embedding_rank is 40"),
+        (FactorRanks(feed_forward=22), r"ranker\.feed_forward_rank is 22: .* 32 × 64 are no smaller .* at most 21"),
+        (FactorRanks(embedding=40), r"ranker\.embedding_rank is 40"),
     ],
 )
-def test_factors_that_save_nothing_are_refused(model: CrossEncoder, ranks: Ranks, message: str) -> None:
+def test_factors_that_save_nothing_are_refused(model: CrossEncoder, ranks: FactorRanks, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         low_rank.check_model(model, ranks)
     kinds = [type(module) for module in model.modules()]
@@ -128,7 +128,7 @@ def test_the_padding_row_stays_the_padding_row(model: CrossEncoder) -> None:
     table = model.model.get_input_embeddings()
     assert isinstance(table, nn.Embedding)
     padding = table.padding_idx
-    low_rank.factorise(model, Ranks(embedding=9))
+    low_rank.factorise(model, FactorRanks(embedding=9))
     factored = model.model.get_input_embeddings()
     assert isinstance(factored, FactoredEmbedding)
     assert factored.first.padding_idx == padding

@@ -37,11 +37,11 @@ def parts(untrained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ca
     """Trains with a share of rounding; what the loop was asked for each time, and the progress."""
 
     def run(share: float) -> Any:
-        task, asked = Task(CrossEncoder.load(untrained.ranker.path)), []
+        task, trainings = Task(CrossEncoder.load(untrained.ranker.path)), []
 
         def learn(given: Task, *, label: str, staging: Staging) -> Progress:
-            asked.append((given.config, given.rounds, label, staging))
-            first = len(asked) == 1
+            trainings.append((given.config, given.rounds, label, staging))
+            first = len(trainings) == 1
             return Progress(
                 step=6 if first else 2,
                 examples=60,
@@ -54,13 +54,13 @@ def parts(untrained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ca
             )
 
         monkeypatch.setattr(int8_training, "learn", learn)
-        whole: Any = task
+        any_task: Any = task
         began = time.monotonic() - 1000
         staging = Staging(tmp_path / "folder", tmp_path / "checkpoint", began)
-        progress = int8_training.learn_rounded(whole, share, label="ranker", staging=staging)
+        progress = int8_training.learn_rounded(any_task, share, label="ranker", staging=staging)
         assert task.config is CONFIG
         assert not task.rounds
-        return asked, progress, began
+        return trainings, progress, began
 
     return run
 

@@ -1,7 +1,7 @@
 """Makes documents searchable: lexical index, document store, vectors and semantic index."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -61,12 +61,6 @@ def make_searchable(
     number = vectors.next_round(known) if anew else vectors.last_round(known, data)
     shared = {} if anew else previous
     lexical_index = run(lexical.make, config, data=data, previous=shared.get("lexical"))
-    apart = {
-        (part := releases.field_part("lexical", name)): run.labelled(name)(
-            lexical.make, config, data=data, field=name, previous=shared.get(part)
-        )
-        for name in config.fields
-    }
     store = run(documents.make, data=data, previous=shared.get("documents"))
     embedded = run(
         vectors.make,
@@ -77,9 +71,50 @@ def make_searchable(
         embedding_round=number,
         quality=QualityFilter.of(config),
     )
+    apart = _fields(config, run, encoder=encoder, data=data, previous=None if anew else previous)
     judged = _held_out(config, encoder, digest, queries or data)
     index = run(semantic_build.make, config, vectors=embedded, queries=judged, previous=shared.get("index"))
     return SearchableCorpus(lexical=lexical_index, documents=store, vectors=embedded, index=index, fields=apart)
+
+
+def _fields(
+    config: IndexConfig, run: Runner, *, encoder: Artifact, data: Artifact, previous: Mapping[str, Artifact] | None
+) -> dict[str, Artifact]:
+    """The indexes of single fields, by their names as parts of a release.
+
+    Args:
+        previous: see `make_searchable`; None embeds every field again, and shares nothing.
+    """
+    from index import lexical, semantic_build, vectors
+    from index.quality import QualityFilter
+    from serving.runtime import offline
+
+    indexes = {}
+    digest = offline.digest(encoder)
+    for field_name in config.fields:
+        named = run.labelled(field_name)
+        part = releases.field_part("lexical", field_name)
+        shared = (previous or {}).get(part)
+        indexes[part] = named(lexical.make, config, data=data, field=field_name, previous=shared)
+        if not config.field_vectors:
+            continue
+        known = vectors.earlier(run.workspace, digest)
+        embedded = named(
+            vectors.make,
+            digest,
+            data=data,
+            embed=offline.embedder(encoder),
+            previous=() if previous is None else known,
+            embedding_round=vectors.last_round(known, data),
+            quality=QualityFilter.of(config),
+            field=field_name,
+        )
+        # Nothing is searched for in it, so it keeps no contract of recall.
+        plain = replace(config, recall=0.0, bytes_per_document=0.0)
+        part = releases.field_part("index", field_name)
+        shared = (previous or {}).get(part)
+        indexes[part] = named(semantic_build.make, plain, vectors=embedded, previous=shared)
+    return indexes
 
 
 def _held_out(config: IndexConfig, encoder: Artifact, digest: str, source: Artifact) -> "HeldOutQueries | None":

@@ -73,7 +73,9 @@ def judge_release(
     ranker = releases.part(release, "ranker") if releases.has_part(release, "ranker") else None
     encoder, fusion = (releases.part(release, name) for name in ("encoder", "fusion"))
     models = ScoringModels(ranker=ranker, encoder=encoder, fusion=fusion)
-    index = replace(index, fields=releases.fields(release))  # Its fusion weighs these, whatever the recipe says now.
+    # The fusion of the release weighs its own fields, whatever the recipe says now.
+    embedded = any(name.startswith("index.") for name in releases.field_parts(release))
+    index = replace(index, fields=releases.fields(release), field_vectors=embedded)
     corpus = make_searchable(index, run, encoder=models.encoder, data=data)
     return judge(candidates, run, models=models, corpus=corpus, data=data), corpus
 
@@ -100,7 +102,7 @@ def quality_cost(
     from serving.runtime import offline
 
     everything = make_searchable(
-        replace(config, votes=(), least_quality=0.0, fields=()),
+        replace(config, votes=(), least_quality=0.0, fields=(), field_vectors=False),
         run.labelled("all documents"),
         encoder=encoder,
         data=data,

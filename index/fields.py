@@ -10,16 +10,19 @@ import numpy as np
 import numpy.typing as npt
 
 from index.lexical import LexicalIndex
+from index.semantic import SemanticIndex
 from pipeline.artifacts import Artifact
 from pipeline.features import field_feature
 
 
 @dataclass(frozen=True, slots=True)
 class FieldIndexes:
-    """BM25 indexes of single fields, over the rows of one document store."""
+    """Indexes of single fields, over the rows of one document store."""
 
     lexical: Mapping[str, LexicalIndex]
-    """Field → index."""
+    """Feature → BM25 index."""
+    semantic: Mapping[str, SemanticIndex]
+    """Feature → index of vectors; empty without `index.field_vectors`."""
 
     @classmethod
     def load(cls, parts: Mapping[str, Artifact]) -> "FieldIndexes":
@@ -31,20 +34,39 @@ class FieldIndexes:
         Raises:
             ArtifactError: files that do not belong together.
         """
-        return cls({name.partition(".")[2]: LexicalIndex.load(part.path, verify=False) for name, part in parts.items()})
+        lexical, semantic = {}, {}
+        for name, part in parts.items():
+            kind, _, field = name.partition(".")
+            if kind == "index":
+                semantic[field_feature("encoder", field)] = SemanticIndex.load(part.path, verify=False)
+            else:
+                lexical[field_feature("bm25", field)] = LexicalIndex.load(part.path, verify=False)
+        return cls(lexical, semantic)
 
     @property
     def features(self) -> tuple[str, ...]:
-        """The names of the scores that `scores` gives, in its order."""
-        return tuple(field_feature("bm25", field) for field in self.lexical)
+        """The names of all scores that `scores` can give."""
+        return (*self.lexical, *self.semantic)
 
     def scores(
-        self, query: str, rows: Sequence[int] | npt.NDArray[np.int64], wanted: Collection[str]
+        self,
+        query: str,
+        vector: npt.NDArray[np.float32] | None,
+        rows: Sequence[int] | npt.NDArray[np.int64],
+        wanted: Collection[str],
     ) -> dict[str, list[float]]:
         """Feature → (rows,) scores of these documents by one field, for each of the wanted features.
+
+        A document whose field is empty has score 0.
+
+        Args:
+            vector: (dimensions,) of the query; without one, the cosines are left out.
 
         Raises:
             SchemaError: there is no such row.
         """
-        by_feature = {field_feature("bm25", field): index for field, index in self.lexical.items()}
-        return {name: by_feature[name].scores(query, rows).tolist() for name in wanted}
+        scores = {name: index.scores(query, rows) for name, index in self.lexical.items() if name in wanted}
+        if vector is not None:
+            embedded = {name: index for name, index in self.semantic.items() if name in wanted}
+            scores |= {name: index.similarities(vector, rows) for name, index in embedded.items()}
+        return {name: values.tolist() for name, values in scores.items()}

@@ -66,12 +66,15 @@ def make(
         ArtifactError: the vectors cannot be read, or the index could not be written.
         ConfigError: no type of index keeps the contract.
     """
-    settings: dict[str, float] = {"flat_below": config.flat_below, "nprobe": config.nprobe, "seed": config.seed}
+    settings: dict[str, float | str]
+    settings = {"flat_below": config.flat_below, "nprobe": config.nprobe, "seed": config.seed}
     inputs: dict[str, Artifact | str] = {"vectors": vectors}
     promised = contract.settings(config)
     if promised:
         settings = {"flat_below": config.flat_below, "seed": config.seed, **promised}
         inputs |= {"queries": queries.key} if queries else {}
+    if field := vectors.manifest.config.get("field"):
+        settings |= {"field": field}
 
     def build(staging: Staging) -> Mapping[str, Any]:
         digest = str(vectors.manifest.config["encoder_digest"])
@@ -106,7 +109,7 @@ def make(
     return STAGE.make(workspace, config=settings, inputs=inputs, build=build)
 
 
-def _shareable(previous: Artifact, settings: Mapping[str, float], encoder_digest: str) -> bool:
+def _shareable(previous: Artifact, settings: Mapping[str, float | str], encoder_digest: str) -> bool:
     """Whether an earlier index holds vectors of this encoder and was built by these settings."""
     same_form = previous.manifest.version == STAGE.version and dict(previous.manifest.config) == dict(settings)
     return same_form and read_stats(previous.file("index.json")).encoder_digest == encoder_digest

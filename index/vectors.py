@@ -24,7 +24,7 @@ from index import document_reader
 from index.quality import QualityFilter
 from pipeline import artifacts, disk, progress
 from pipeline.artifacts import Artifact, Staging
-from pipeline.errors import ArtifactError, RelevanceError
+from pipeline.errors import ArtifactError, RelevanceError, SchemaError
 from pipeline.stage import Stage
 from pipeline.temporary import temporary_file
 
@@ -56,6 +56,7 @@ def make(
     previous: Sequence[Artifact] = (),
     embedding_round: int = 0,
     quality: QualityFilter | None = None,
+    field: str = "",
 ) -> Artifact:
     """The `vectors` artifact: vectors.npy (documents, dimensions) float32 in row order, and rows.parquet.
 
@@ -71,9 +72,11 @@ def make(
             They are not part of the fingerprint, as they change only how long the work takes.
         embedding_round: see `next_round`; part of the fingerprint unless 0.
         quality: the documents that get vectors; all where None. Part of the fingerprint.
+        field: the column that is embedded alone, see `index.field_vectors`; the whole document where empty. Documents
+            whose column is empty get no vector. Part of the fingerprint.
 
     Raises:
-        SchemaError: no documents.
+        SchemaError: no documents, no such column, or nothing in it.
         ArtifactError: the encoder gave a vector that is not finite, not of unit length or of another width.
     """
 
@@ -81,7 +84,9 @@ def make(
         began = time.monotonic()
         total = document_reader.count(data)
         kept = quality.kept(data) if quality else None
-        doc_ids, digests = _digests(data, kept)
+        if field:
+            kept = _filled(data, field, kept)
+        doc_ids, digests = _digests(data, kept, field)
         known = _Known()
         _reuse(previous, encoder_digest, set(digests), known)
         reused = sum(digest in known for digest in digests)
@@ -90,7 +95,7 @@ def make(
         resumed = sum(digest in known for digest in digests) - reused
 
         def texts(numbers: npt.NDArray[np.int64]) -> Iterator[tuple[str, str]]:
-            return document_reader.texts(data, chosen=numbers if kept is None else kept[numbers])
+            return document_reader.texts(data, field, numbers if kept is None else kept[numbers])
 
         embedded = _embed_missing(texts, digests, embed, known, staging.checkpoint)
         dimensions = _write(staging.folder / "vectors.npy", digests, known)
@@ -110,6 +115,7 @@ def make(
         "encoder_digest": encoder_digest,
         **({"round": embedding_round} if embedding_round else {}),
         **(quality.settings if quality else {}),
+        **({"field": field} if field else {}),
     }
     return STAGE.make(workspace, config=settings, inputs={"data": data}, build=build)
 
@@ -185,11 +191,21 @@ class _Known:
         return vectors
 
 
-def _digests(data: Artifact, kept: npt.NDArray[np.int64] | None) -> tuple[list[str], list[bytes]]:
-    """doc_id and digest of each document that gets a vector."""
+def _filled(data: Artifact, field: str, kept: npt.NDArray[np.int64] | None) -> npt.NDArray[np.int64]:
+    """The ascending rows among these, or among all, whose column is not empty."""
+    filled = [row for row, (_, text) in enumerate(document_reader.texts(data, field)) if text.strip()]
+    rows = np.array(filled, np.int64) if kept is None else np.intersect1d(filled, kept).astype(np.int64)
+    if not len(rows):
+        raise SchemaError(f"{data.path}: column {field}, which index.fields names, is empty in every document")
+    return rows
+
+
+def _digests(data: Artifact, kept: npt.NDArray[np.int64] | None, field: str) -> tuple[list[str], list[bytes]]:
+    """doc_id and digest of the text, or of one column, of each document that gets a vector."""
     known = document_reader.digests(data)
+    texts = document_reader.field_digests(data, field) if field else known.texts
     rows = range(len(known.doc_ids)) if kept is None else kept.tolist()
-    return [known.doc_ids[row] for row in rows], [known.texts[row].tobytes() for row in rows]
+    return [known.doc_ids[row] for row in rows], [texts[row].tobytes() for row in rows]
 
 
 def _reuse(previous: Sequence[Artifact], encoder_digest: str, needed: set[bytes], known: _Known) -> None:

@@ -113,6 +113,9 @@ class IndexConfig:
     fields: tuple[str, ...] = added(())
     """Stored fields of the documents, such as ["title", "text"], that BM25 also scores apart: the fusion learns a
     weight for each, beside that of the whole document. Empty for the whole document alone."""
+    field_vectors: bool = added(False)
+    """Whether each of `fields` also gets a vector of its own, whose cosine the fusion weighs. A document whose field is
+    empty has none there, and cosine 0."""
 
     def __post_init__(self) -> None:
         positive("index", nprobe=self.nprobe, k1=self.k1, flat_below=self.flat_below)
@@ -125,7 +128,7 @@ class IndexConfig:
                 f"index.votes is {list(self.votes)} and index.least_quality {self.least_quality:g}; give two columns "
                 "and a bound above 0, or neither"
             )
-        check_fields(self.fields)
+        check_fields(self.fields, vectors=self.field_vectors)
         if self.bytes_per_document < 0 or (self.bytes_per_document and not self.recall):
             raise ConfigError(
                 f"index.bytes_per_document is {self.bytes_per_document:g}; it must be 0 or more, and needs index.recall"

@@ -50,7 +50,7 @@ def share(section: str, **values: float) -> None:
             raise ConfigError(f"{section}.{name} is {value}; it is a share, between 0 and 1")
 
 
-def check_fields(names: Sequence[str]) -> None:
+def check_fields(names: Sequence[str], *, vectors: bool) -> None:
     """Raises `ConfigError` if a name cannot be that of a field that is indexed apart, or stands there twice."""
     for name in names:
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
@@ -60,6 +60,8 @@ def check_fields(names: Sequence[str]) -> None:
             )
     if repeated := [name for name in names if names.count(name) > 1]:
         raise ConfigError(f"index.fields names {repeated[0]} twice; name each field once")
+    if vectors and not names:
+        raise ConfigError("index.field_vectors is true and index.fields names no field; name them, or leave it out")
 
 
 def check_watermark(*, watermark: str, deletions: str, deleted: str, overlap: float, query: str) -> None:

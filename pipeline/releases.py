@@ -279,9 +279,10 @@ def check_parts(where: Path, parts: Mapping[str, Path]) -> None:
         raise ArtifactError(f"{where}: {problem}; its parts do not belong together. {_HOW_TO_FIT}")
 
     encoder = _json(parts, manifests, "encoder", "bundle.json").get("digest")
-    vectors = _json(parts, manifests, "index", "index.json").get("encoder_digest")
-    if encoder and vectors and encoder != vectors:
-        refuse(f"its index holds vectors of encoder {vectors[:12]}, but its encoder is {encoder[:12]}")
+    for name in [name for name in manifests if _kind(name) == "index"]:
+        vectors = _json(parts, manifests, name, "index.json").get("encoder_digest")
+        if encoder and vectors and encoder != vectors:
+            refuse(f"its {name} holds vectors of encoder {vectors[:12]}, but its encoder is {encoder[:12]}")
     if "fusion" in manifests:
         for role, fingerprint in manifests["fusion"].metrics.get("models", {}).items():
             if role in manifests and manifests[role].fingerprint != fingerprint:

@@ -32,7 +32,7 @@ FEATURES = Stage(
         "documents": "documents",
         "data": "data",
         "pool": ("pool", "pairs"),
-        "fields": "lexical",
+        "fields": ("lexical", "index"),
     },
 )
 
@@ -149,7 +149,7 @@ class _Parts:
             self.lexical.scores(query, rows).tolist(),
             self.semantic.similarities(vector, rows).tolist(),
             self.ranker.scores(query, bodies) if self.ranker else [0.0] * len(bodies),
-            *self.fields.scores(query, rows, self.fields.features).values(),
+            *self.fields.scores(query, vector, rows, self.fields.features).values(),
         )
 
     def stats(self) -> dict[str, Any]:

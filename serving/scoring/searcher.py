@@ -407,7 +407,8 @@ class Searcher:
     def _pool(self, query: str, rows: Sequence[int], embedded: Fetched[Vector] | None) -> CandidatePool:
         cosines = self.semantic.similarities(embedded.values[0], rows).tolist() if embedded else None
         fusion = self._searchable.fusion
-        fields = self._searchable.fields.scores(query, rows, fusion.fields) if fusion else {}
+        vector = embedded.values[0] if embedded else None
+        fields = self._searchable.fields.scores(query, vector, rows, fusion.fields) if fusion else {}
         return CandidatePool(self.lexical.scores(query, rows).tolist(), cosines, fields)
 
     def _among(self, filters: Mapping[str, Sequence[Value]]) -> Rows:

@@ -45,28 +45,28 @@ def weighed(workspace: Path, release: Artifact, **weights: float) -> Artifact:
 
 @pytest.fixture
 def fielded(copied: Trained) -> Trained:
-    """A workspace whose live release was retrained with title and text indexed apart."""
+    """A workspace whose live release was retrained with title and text indexed apart, vectors too."""
     recipe = copied.recipe
-    recipe = replace(recipe, index=replace(recipe.index, fields=FIELDS))
+    recipe = replace(recipe, index=replace(recipe.index, fields=FIELDS, field_vectors=True))
     return Trained(copied.world, copied.workspace, retrain.retrain(recipe, copied.workspace))
 
 
-def by_title(fielded: Trained) -> Artifact:
-    """A published release that orders by BM25 of the titles alone."""
+def by_field(fielded: Trained, feature: str = "bm25.title") -> Artifact:
+    """A published release that orders by one score of one field alone."""
     registry, release = Releases(fielded.workspace), fielded.outcome.release
     parts = {name: releases.part(release, name) for name in release.manifest.inputs}
-    parts["fusion"] = weighed(fielded.workspace, release, **{"bm25.title": 2.0})
+    parts["fusion"] = weighed(fielded.workspace, release, **{feature: 2.0})
     return registry.publish(parts, metrics=release.metrics, config=release.manifest.config)
 
 
 def test_fields_are_judged_published_and_reported(fielded: Trained) -> None:
     release, report = fielded.outcome.release, fielded.outcome.report
     assert releases.fields(release) == ("text", "title")
-    assert sorted(releases.field_parts(release)) == ["lexical.text", "lexical.title"]
+    assert sorted(releases.field_parts(release)) == ["index.text", "index.title", "lexical.text", "lexical.title"]
     shown = json.loads(report.file("report.json").read_text(encoding="utf-8"))
-    assert {"BM25 title", "BM25 text"} <= set(shown["systems"])
+    assert {"BM25 title", "BM25 text", "encoder title", "encoder text"} <= set(shown["systems"])
     assert shown["facts"]["fields indexed apart"]["lexical.title, bytes a document"] > 0
-    assert {"lexical.title", "lexical.text"} <= set(listing.show(fielded.workspace, release.fingerprint)["parts"])
+    assert {"lexical.title", "index.text"} <= set(listing.show(fielded.workspace, release.fingerprint)["parts"])
 
     run = Runner(fielded.workspace)
     judged, corpus = judging.judge_release(
@@ -88,7 +88,7 @@ def data_of(trained: Trained) -> Artifact:
 
 
 def test_the_service_orders_by_the_weight_of_a_field(fielded: Trained) -> None:
-    release = by_title(fielded)
+    release = by_field(fielded)
     searcher = Searcher(release.path)
     index = LexicalIndex.load(releases.part(release, "lexical.title").path)
     results = searcher.search("blue knife", top_n=8, retrieve=8, details=SearchDetails(explain=True)).reranked
@@ -104,9 +104,21 @@ def test_the_service_orders_by_the_weight_of_a_field(fielded: Trained) -> None:
         searcher.fused("blue knife", ["a knife"], [1.0], RequestOptions(Deadline.never()))
 
 
+def test_the_service_orders_by_the_vector_of_a_field(fielded: Trained) -> None:
+    release = by_field(fielded, "encoder.title")
+    searcher = Searcher(release.path)
+    results = searcher.search("blue knife", top_n=8, retrieve=8, details=SearchDetails(explain=True)).reranked
+    query = searcher.encoder.embed(["blue knife"], "query")[0]
+    for hit in results:
+        (vector,) = searcher.encoder.embed([hit.title], "document")
+        assert hit.score == pytest.approx(2 * float(query @ vector), abs=1e-5)
+    assert [hit.score for hit in results] == sorted((hit.score for hit in results), reverse=True)
+    assert len({hit.score for hit in results}) > 2
+
+
 def test_a_reindex_indexes_the_same_fields_of_new_documents(fielded: Trained, tmp_path: Path) -> None:
     registry = Releases(fielded.workspace)
-    registry.promote(by_title(fielded).fingerprint, reason="test")
+    registry.promote(by_field(fielded).fingerprint, reason="test")
     documents = pq.read_table(fielded.world / "tiny" / "documents.parquet").to_pydict()
     documents["title"][3] = "samovar"
     (tmp_path / "new").mkdir()
@@ -118,11 +130,14 @@ def test_a_reindex_indexes_the_same_fields_of_new_documents(fielded: Trained, tm
 
 
 def test_a_release_whose_parts_do_not_fit_its_fusion_is_refused(fielded: Trained) -> None:
-    registry, release = Releases(fielded.workspace), by_title(fielded)
+    registry, release = Releases(fielded.workspace), by_field(fielded)
     parts = {name: releases.part(release, name) for name in release.manifest.inputs}
     config = release.manifest.config
     swapped = {**parts, "lexical.title": parts["lexical.text"]}
     with pytest.raises(ArtifactError, match=r"lexical\.title holds an index of the field 'text'"):
+        registry.publish(swapped, metrics={}, config=config)
+    swapped = {**parts, "index.text": parts["index.title"]}
+    with pytest.raises(ArtifactError, match=r"index\.text holds an index of the field 'title'"):
         registry.publish(swapped, metrics={}, config=config)
     del parts["lexical.title"]
     with pytest.raises(ArtifactError, match=r"its fusion weighs bm25\.title, but it has no lexical\.title"):

@@ -34,7 +34,7 @@ def alone(chosen: Sequence[SourceConfig], root: Path) -> SourceConfig:
     """The source with a watermark, where no other one has documents.
 
     Raises:
-        ConfigError: another source has documents too.
+        ConfigError: another source has documents too, or another name, by which the ids of all would be prefixed.
     """
     followed = [source for source in chosen if source.watermark]
     unfollowed = [source for source in chosen if not source.watermark]
@@ -43,6 +43,11 @@ def alone(chosen: Sequence[SourceConfig], root: Path) -> SourceConfig:
         raise ConfigError(
             f"{', '.join(source.path for source in chosen)}: a source with a watermark is indexed alone; join the "
             "tables in a view, or leave the watermark out"
+        )
+    if len({source.name for source in chosen}) > 1 or (unfollowed and not followed[0].name):
+        raise ConfigError(
+            f"{', '.join(source.path for source in chosen)}: sources beside one with a watermark belong to its "
+            "collection; give all of them one name in the recipe"
         )
     return followed[0]
 

@@ -397,7 +397,10 @@ def test_other_sources_beside_it_may_hold_judgments_alone(
     with pytest.raises(ConfigError, match="a source with a watermark is indexed alone"):
         corpus.make(tmp_path / "workspace", [shop.source("none"), table], tmp_path, "error")
     queries = SourceConfig(path=str(other), columns={"query": "name"})
-    documents = corpus.make(tmp_path / "workspace", [shop.source("none"), queries], tmp_path, "error")
+    with pytest.raises(ConfigError, match="give all of them one name"):
+        corpus.make(tmp_path / "workspace", [shop.source("none"), queries], tmp_path, "error")
+    named = [shop.source("none", name="shop"), replace(queries, name="shop")]
+    documents = corpus.make(tmp_path / "workspace", named, tmp_path, "error")
     assert list(rows_of(documents)) == ["a"]
 
 

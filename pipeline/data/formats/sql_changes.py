@@ -270,7 +270,8 @@ class FollowedTable:
         return self._connection.execute(query).scalar()
 
     def _parts(self, query: Any) -> Iterator[Sequence[Any]]:
-        yield from self._connection.execute(query).mappings().partitions(ROWS_AT_ONCE)
+        with self._connection.execute(query) as result:  # Else a driver warns of a cursor that is left open.
+            yield from result.mappings().partitions(ROWS_AT_ONCE)
 
 
 @contextmanager

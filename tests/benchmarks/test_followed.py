@@ -6,7 +6,6 @@ and a text of thirty, drawn from 50,000; deletions are found by a scan of all id
 
 import json
 import os
-import random
 import sqlite3
 import subprocess
 import sys
@@ -54,17 +53,17 @@ def show(label: str, figures: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("count", COUNTS)
 def test_reading_a_table_by_its_watermark(count: int, tmp_path: Path) -> None:
-    rng = random.Random(13)
-    words = [f"w{number}" for number in range(50_000)]
     table = tmp_path / "shop.db"
     with sqlite3.connect(table) as connection:
         connection.execute("CREATE TABLE documents (doc_id TEXT PRIMARY KEY, title TEXT, text TEXT, written INTEGER)")
         connection.execute("CREATE INDEX by_written ON documents (written)")
-        rows = (
-            (f"d{number:09d}", " ".join(rng.choices(words, k=5)), " ".join(rng.choices(words, k=30)), number)
-            for number in range(count)
+        title, text = (", ".join(["abs(random()) % 50000"] * words) for words in (5, 30))
+        connection.execute(
+            f"""WITH RECURSIVE numbers(n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM numbers WHERE n < ? - 1)
+            INSERT INTO documents SELECT printf('d%09d', n), printf('{"w%d " * 5}', {title}),
+            printf('{"w%d " * 30}', {text}), n FROM numbers""",
+            (count,),
         )
-        connection.executemany("INSERT INTO documents VALUES (?, ?, ?, ?)", rows)
     first = read(tmp_path / "workspace", table)
     show(f"{count:,} rows, whole", first)
     with sqlite3.connect(table) as connection:

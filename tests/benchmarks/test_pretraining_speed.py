@@ -71,7 +71,7 @@ def each_batch_alone(task: MaskedTask, chunk: MaskedChunk) -> Tensor:
     """The loss of a chunk, whose padded batches go through body and head one after the other."""
     loss = torch.zeros(())
     for group in batches.length_groups(task.lengths[chunk.examples]):
-        part = task._masked_batch(chunk.examples[group], chunk.starts[group])
+        part = task.masked_batch(chunk.examples[group], chunk.starts[group])
         logits = task.model([part.shown], [part.chosen], together=False)
         loss = loss + F.cross_entropy(logits, part.wanted, reduction="sum") / chunk.masked
     return loss

@@ -229,7 +229,9 @@ def test_the_loss_is_that_of_transformers_for_the_same_masks(tmp_path: Path) -> 
     forward = task.model.forward
     task.model.forward = lambda inputs, chosen, **how: seen.append((inputs, chosen)) or forward(inputs, chosen, **how)  # type: ignore
     torch.manual_seed(4)
-    loss, logs = task.loss(MaskedChunk(np.array([example]), np.array([0]), int(task.masked[example])))
+    loss, logs = task.loss(
+        MaskedChunk(np.array([example]), np.array([0]), int(task.masked[example]), int(task.lengths[example]))
+    )
     [([inputs], [chosen])] = seen
     ids, types, _ = task._input(example, 0)
     assert inputs.token_type_ids.tolist() == [types]
@@ -270,7 +272,7 @@ def test_batches_read_together_have_the_loss_and_gradients_of_each_by_itself(
     torch.manual_seed(7)  # Masks are drawn group by group, so the same ones are drawn again.
     parts = []
     for group in groups:
-        part = task._masked_batch(chunk.examples[group], chunk.starts[group])
+        part = task.masked_batch(chunk.examples[group], chunk.starts[group])
         shown = part.shown
         labels = torch.full_like(shown.input_ids, -100).masked_scatter(part.chosen, part.wanted)
         types = {"token_type_ids": shown.token_type_ids} if family != "roberta" else {}
@@ -293,8 +295,8 @@ def test_a_step_in_chunks_is_the_same_step(tmp_path: Path) -> None:
     masks = torch.where  # The tenth that stays would differ with the draw: mask it as well.
 
     def losses(parts: Sequence[Any]) -> float:
-        total = int(task.masked[examples].sum())
-        return sum(float(task.loss(MaskedChunk(part, part * 0, total))[0].detach()) for part in parts)
+        total, tokens = int(task.masked[examples].sum()), int(task.lengths[examples].sum())
+        return sum(float(task.loss(MaskedChunk(part, part * 0, total, tokens))[0].detach()) for part in parts)
 
     def all_masked(ids: torch.Tensor, content: torch.Tensor, *_: Any) -> tuple[torch.Tensor, torch.Tensor]:
         return masks(content, task.mask_id, ids), content

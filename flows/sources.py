@@ -10,7 +10,7 @@ from pipeline.config import SourceConfig
 
 
 def named(path: str, format: str = "auto", overrides: Sequence[str] = ()) -> tuple[SourceConfig, ...]:
-    """The sources at a path; for a recipe (a .toml file) those of its section data, wherever it may be read from.
+    """The source at a path, or for a recipe (a .toml file) the sources in its section data, with absolute paths.
 
     Args:
         overrides: values laid over a recipe, as --set does.

@@ -25,7 +25,7 @@ Rows = npt.NDArray[np.int64]
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """OpenMP on one thread inside, and as before after it.
+    """Sets OpenMP to one thread within the block, and to its former number afterwards.
 
     OpenMP keeps the number for each calling thread and shares it with PyTorch: left at one, the next training in this
     process would be half as fast and, as sums are then cut otherwise, differ in its last bits.
@@ -99,7 +99,7 @@ class SegmentedVectors:
         return _nearest(answers, k)
 
     def search_selected(self, query: Vectors, k: int, selection: "Selection") -> tuple[Vectors, Rows]:
-        """The same of one query among selected rows, both (k,)."""
+        """Scores and rows of the k nearest to a query among selected rows, both (k,); row -1 where there are fewer."""
         answers = []
         located = self._layout.located(selection.rows)
         for part, own, (_, chosen) in zip(self._parts, self._rows, located, strict=True):
@@ -166,7 +166,11 @@ def similarities(ann: Any, query: Vectors, rows: npt.NDArray[np.int64]) -> Vecto
 
 
 def load(artifact: Artifact, vectors: int) -> Any:
-    """The Faiss index of an artifact of so many vectors, or its segments.
+    """The Faiss index of an artifact: one index, or several segments that answer as one.
+
+    Args:
+        artifact: an `index` artifact.
+        vectors: the number of vectors that it must hold.
 
     Raises:
         ArtifactError: a file that cannot be read, or files that do not belong together.

@@ -77,10 +77,12 @@ def read_document_rows(path: Path) -> npt.NDArray[np.int64] | None:
 def judged_queries(data: Artifact, splits: Sequence[str]) -> dict[str, str]:
     """query_id → text of the queries that have a judgment in one of these splits, in the order of the data.
 
-    Without splits, of all queries; then `data` may be any artifact with queries.parquet.
+    Args:
+        data: a data artifact; without splits any artifact with queries.parquet.
+        splits: names of splits; empty takes all queries.
 
     Raises:
-        ConfigError: a split that there is not.
+        ConfigError: an unknown split.
     """
     unknown = set(splits) - set(schema.SPLITS)
     if unknown:
@@ -97,9 +99,10 @@ def judged_queries(data: Artifact, splits: Sequence[str]) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class RunDepth:
-    """The number of documents of each query in a run, without the document that a query itself is.
+    """The number of documents that a run lists for each query.
 
-    Source of the rule: `schema.own_documents`.
+    In some collections queries are documents too, under the same id (`schema.own_documents`). There a query's own
+    document is left out of its list.
     """
 
     depth: int
@@ -107,12 +110,12 @@ class RunDepth:
 
     @classmethod
     def of(cls, data: Artifact, depth: int) -> "RunDepth":
-        """The depth of a run over a data artifact, or over queries that stand alone."""
+        """The depth of a run over an artifact with queries, which knows of the queries that are documents too."""
         return cls(depth, schema.own_documents(data.path))
 
     @property
     def settings(self) -> dict[str, int]:
-        """The part of a run's fingerprint that tells of it; the depth alone for data without such queries."""
+        """The part of a run's fingerprint: the depth, and the number of queries that are documents too if any are."""
         return {"depth": self.depth} | ({"own_documents": len(self.own)} if self.own else {})
 
     @property
@@ -121,7 +124,7 @@ class RunDepth:
         return self.depth + bool(self.own)
 
     def kept(self, query_id: str, hits: Sequence[Hit]) -> list[Hit]:
-        """The first `depth` hits, without the query itself."""
+        """The first `depth` hits, without the query's own document."""
         own = query_id in self.own
         return [hit for hit in hits if not (own and hit.doc_id == query_id)][: self.depth]
 
@@ -132,7 +135,7 @@ def write_run(
     """Writes the hits of each query as a run table, rank from 1, and returns the counts to report.
 
     Args:
-        found: (query_id, hits) of each query, the first `depth.searched` of its search.
+        hits_of_queries: (query_id, hits) of each query, the first `depth.searched` of its search.
     """
     import pyarrow as pa
 

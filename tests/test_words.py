@@ -40,6 +40,24 @@ def test_each_docstring_begins_like_a_sentence(path: Path) -> None:
     assert fragments == []
 
 
+def _documented_parameters(docstring: str) -> list[str]:
+    """The names before the colons of a docstring's section Args."""
+    section = re.search(r"^Args:\n((?:[ ]+.*\n?)+)", docstring, re.MULTILINE)
+    names = re.findall(r"^ {4}(\*{0,2}\w+(?:, \w+)*): ", section[1], re.MULTILINE) if section else []
+    return [name.lstrip("*") for listed in names for name in listed.split(", ")]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_arguments_in_docstrings_are_those_of_the_function(path: Path) -> None:
+    stale = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            parameters = {argument.arg for argument in ast.walk(node.args) if isinstance(argument, ast.arg)}
+            documented = _documented_parameters(ast.get_docstring(node) or "")
+            stale += [f"{node.lineno} {node.name}: {name}" for name in documented if name not in parameters]
+    assert stale == []
+
+
 def test_each_class_name_is_defined_once() -> None:
     definitions = defaultdict(list)
     for path in FILES:

@@ -1,4 +1,4 @@
-"""The worth of each path of the service: its order against the first stage that is to be had without our models.
+"""The worth of each path of the service: its order against that of the cheaper stage before it.
 
     /search     the fused order, against reciprocal-rank fusion of BM25 and encoder
     /rerank     the ranker alone, against BM25

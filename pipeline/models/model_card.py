@@ -47,7 +47,7 @@ def write(
     """Writes README.md into a saved model's folder.
 
     Args:
-        place: the folder `model/`.
+        folder: the folder `model/`.
         base: what the training started from: an artifact, a hub name, a package or a folder.
         inputs: the artifacts it learned from, `data` and `pairs` among them.
         config: of the stage, as plain values.

@@ -45,7 +45,6 @@ def check(recipe: Recipe) -> list[str]:
     check_files(recipe)
     check_loads(recipe)
     return [
-        "the base models load whole, with their tokenizers",
         "teacher, assistants and ranker can be cut from their bases and learn from each other",
         "the encoder can be cut from its base",
         "ranker and encoder can be exported",

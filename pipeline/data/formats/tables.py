@@ -204,11 +204,11 @@ def _digest(parts: tuple[str, ...]) -> str:
 
 
 def data_files(folder: Path, pattern: str) -> list[Path]:
-    """The files of a folder that match a pattern, by name; a name that begins with a dot is never data.
+    """The files of a folder that match a pattern, by name; a name that begins with a dot or with ~$ is never data.
 
-    Editors, macOS (`._test.tsv`) and copying tools leave such files beside the data.
+    Editors, macOS (`._test.tsv`), office programs (`~$test.csv`) and copying tools leave such files beside the data.
     """
-    return sorted(file for file in folder.glob(pattern) if file.is_file() and not file.name.startswith("."))
+    return sorted(file for file in folder.glob(pattern) if file.is_file() and not file.name.startswith((".", "~$")))
 
 
 def qrels_files(path: Path) -> list[Path]:

@@ -301,7 +301,7 @@ def test_a_password_is_in_no_message(tmp_path: Path) -> None:
 def test_a_file_whose_name_begins_with_a_dot_is_no_data(tmp_path: Path) -> None:
     beir(tmp_path)
     expected = sources.find(SourceConfig(path=str(tmp_path)), Path()).digest
-    for name in ("qrels/._test.tsv", "qrels/.test.tsv.swp.tsv", "._qrels.txt", ".qrels.old.txt"):
+    for name in ("qrels/._test.tsv", "qrels/~$test.tsv", "qrels/.test.tsv.swp.tsv", "._qrels.txt", ".qrels.old.txt"):
         (tmp_path / name).write_bytes(b"\x00\x05\x16\x07\xff")
     source = sources.find(SourceConfig(path=str(tmp_path)), Path())
     assert source.digest == expected

@@ -207,7 +207,7 @@ def test_killed_retraining_ends_in_the_same_release(trained: Trained, tmp_path: 
     command = [sys.executable, "-m", "flows.cli", "retrain", str(trained.world / "tiny.toml")]
     command += ["--workspace", str(workspace), "--set", f"data.root={trained.world}"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 600
     while not list((workspace / "artifacts" / stage).glob("*.partial")) and process.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.002)

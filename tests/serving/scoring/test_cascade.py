@@ -1,5 +1,6 @@
 """Reranking as far as the time goes: which documents get a score, and in what order all are given."""
 
+import itertools
 import json
 import time
 from collections.abc import Sequence
@@ -25,9 +26,14 @@ def parts(engine: FakeEngine, encoder: FakeEngine | None = None) -> tuple[Rerank
     return Reranker(engine, caches.scores), Embedder(encoder or FakeEngine(two), caches.vectors)
 
 
-def slow(seconds: float) -> Any:
+def until(deadline: Deadline, free: int) -> Any:
+    """Scores the first documents at once, and each other one when the deadline has passed."""
+    begun = itertools.count()
+
     def says(text: str) -> float:
-        time.sleep(seconds)
+        if next(begun) >= free:
+            while not deadline.over:
+                time.sleep(0.005)
         return length(text)
 
     return says
@@ -45,9 +51,10 @@ def test_with_time_enough_it_is_a_rerank() -> None:
 
 
 def test_the_best_of_the_first_stage_are_reached_and_the_rest_stays_in_its_order() -> None:
-    engine = FakeEngine(slow(0.3))
+    deadline = Deadline.after(2.0)
+    engine = FakeEngine(until(deadline, 2))
     first = [1.0, 9.0, 3.0, 7.0]
-    result = cascade.rerank(*parts(engine), "q", DOCUMENTS, first, RequestOptions(Deadline.after(1.0)))
+    result = cascade.rerank(*parts(engine), "q", DOCUMENTS, first, RequestOptions(deadline))
     assert 1 <= result.reached <= 3
     before = [1, 3, 2, 0]
     reached, rest = result.order[: result.reached], result.order[result.reached :]
@@ -73,10 +80,11 @@ def test_what_is_cached_needs_no_time() -> None:
 
 
 def test_an_overloaded_queue_is_no_error_and_work_joins_it_bit_by_bit() -> None:
-    engine = FakeEngine(slow(0.01))
+    deadline = Deadline.after(2.0)
+    engine = FakeEngine(until(deadline, 30))
     engine.pace.ran(1, 100.0)  # So slow that any other request is refused.
     documents = [f"{'x' * index}" for index in range(200)]
-    result = cascade.rerank(*parts(engine), "q", documents, [0.0] * 200, RequestOptions(Deadline.after(0.3)))
+    result = cascade.rerank(*parts(engine), "q", documents, [0.0] * 200, RequestOptions(deadline))
     assert 0 < result.reached < 200
     assert result.order[result.reached :] == list(range(result.reached, 200))
     assert len(engine.remembered) <= 4  # Chunks that were tokenised.
@@ -122,11 +130,14 @@ def test_any_part_that_was_reached_stands_first(case: tuple[list[float], set[int
 # Over HTTP.
 
 
-def held_back(lifecycle: Any, monkeypatch: Any, seconds: float) -> None:
+def held_back(lifecycle: Any, monkeypatch: Any, seconds: float, free: int = 0) -> None:
+    """Makes each run of the ranker take so long, but for the first ones."""
+    begun = itertools.count()
     real = lifecycle.current.ranker.run
 
     def run(items: Sequence[Any]) -> Any:
-        time.sleep(seconds)
+        if next(begun) >= free:
+            time.sleep(seconds)
         return real(items)
 
     monkeypatch.setattr(lifecycle.current.ranker, "run", run)
@@ -136,10 +147,10 @@ def held_back(lifecycle: Any, monkeypatch: Any, seconds: float) -> None:
 def test_objects_with_scores_are_reranked_as_far_as_the_time_goes(started: Any, monkeypatch: Any, path: str) -> None:
     lifecycle = started()
     client = TestClient(apps.create(lifecycle))
-    held_back(lifecycle, monkeypatch, 0.2)
+    held_back(lifecycle, monkeypatch, 2.0, free=3)
     documents = [{"text": f"a sorted list {index}", "score": index} for index in range(30)]
     body = {"query": "sort", "documents": documents, "cascade": True, "return_documents": True}
-    response = client.post(path, json=body, headers={"x-request-timeout-ms": "1500"})
+    response = client.post(path, json=body, headers={"x-request-timeout-ms": "2000"})
     assert response.status_code == 200
     results = response.json()["results"]
     assert sorted(item["index"] for item in results) == list(range(30))

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+import faiss
 import numpy as np
 import numpy.typing as npt
 
@@ -49,10 +50,10 @@ def _nearest(matrix: Vectors, rows: Sequence[int] | npt.NDArray[np.int64], k: in
     queries = np.ascontiguousarray(matrix[rows], np.float32)
     best = np.full((len(queries), k), -np.inf, np.float32)
     for start in range(0, len(matrix), BLOCK):
-        cosines = queries @ matrix[start : start + BLOCK].T  # (rows, block)
-        both = np.concatenate([best, cosines], axis=1)
-        best = np.partition(both, both.shape[1] - k, axis=1)[:, -k:]
-    return -np.sort(-best, axis=1)
+        block = np.ascontiguousarray(matrix[start : start + BLOCK], np.float32)
+        cosines, _ = faiss.knn(queries, block, min(k, len(block)), metric=faiss.METRIC_INNER_PRODUCT)
+        best = -np.sort(-np.concatenate([best, cosines], axis=1), axis=1)[:, :k]
+    return best
 
 
 def recall(ann: Any, matrix: Vectors, rows: Sequence[int] | npt.NDArray[np.int64], nearest: Vectors, k: int) -> float:

@@ -18,7 +18,7 @@ from index import contract, segments
 from index.ann import FILE, SegmentedVectors, is_inverted, read_ann
 from index.held_out import HeldOutQueries, Vectors
 from index.recall import recalls
-from index.segments import Digests, SegmentPlan
+from index.segments import Digests
 from index.semantic import IndexStats, read_stats
 from pipeline import disk
 from pipeline.artifacts import Artifact, Staging
@@ -74,12 +74,14 @@ def build(
     if len(table.matrix) < config.flat_below:
         return None
     plan = segments.plan(previous, [FILE], table.digests)
-    if plan.is_fresh or not all(_takes_tombstones(use.path / FILE) for use in plan.kept):
+    parts = [read_ann(use.path / FILE) for use in plan.kept]
+    if plan.is_fresh or not all(map(_takes_tombstones, parts)):
         return None
     plan.write(staging)
     if len(plan.written):
         write_segment(np.ascontiguousarray(table.matrix[plan.written], np.float32), staging.folder / plan.folder / FILE)
-    ann = _opened(plan, staging)
+        parts.append(read_ann(staging.folder / plan.folder / FILE))
+    ann = SegmentedVectors(parts, plan.layout)
     stats = replace(read_stats(previous.file("index.json")), rows=len(table.matrix), documents=0)
     judged: tuple[Mapping[str, Any], Vectors | None] | None = None
     if not config.recall:
@@ -98,15 +100,9 @@ def size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob(FILE))
 
 
-def _takes_tombstones(path: Path) -> bool:
-    """Whether a search in this file can leave documents out; a fast scan cannot."""
-    ann = read_ann(path)
+def _takes_tombstones(ann: Any) -> bool:
+    """Whether a search in a Faiss index can leave documents out; a fast scan cannot."""
     return is_inverted(ann) or isinstance(ann, faiss.IndexFlat)
-
-
-def _opened(plan: SegmentPlan, staging: Staging) -> SegmentedVectors:
-    layout = plan.layout
-    return SegmentedVectors([read_ann(staging.folder / item.folder / FILE) for item in layout.segments], layout)
 
 
 def _within(config: IndexConfig, staging: Staging, rows: int) -> bool:

@@ -6,7 +6,7 @@ the whole run takes longer and the change costs a smaller share. Timed are, as `
 
     whole     with `--full`: every document is read, analysed, stored, embedded and indexed
     known     the same documents from another file: every vector and segment is known
-    change    1 % of the documents have another text, as many are new, as many are gone
+    change    1 % of the documents: half of these have another text, half are gone, and as many are new
 
 After the change, queries are compared with an index that is built from the same documents alone.
 """
@@ -100,10 +100,11 @@ def test_what_a_change_costs(shared_data: Path, tmp_path: Path) -> None:
     full = timed(registry, source, full=True)
     print(f"\n{COUNT:,} documents, whole:", json.dumps(full))
     print("known: ", json.dumps(timed(registry, write(tmp_path / "known", dict(reversed(documents.items()))))))
-    changing = rng.sample(list(documents), 2 * (COUNT // 100))
-    for doc_id, text in zip(changing[::2], mixed(real, COUNT // 100, rng), strict=True):
+    half = COUNT // 200
+    changing = rng.sample(list(documents), 2 * half)
+    for doc_id, text in zip(changing[::2], mixed(real, half, rng), strict=True):
         documents[doc_id] = text
-    for number, text in enumerate(mixed(real, COUNT // 100, rng)):
+    for number, text in enumerate(mixed(real, half, rng)):
         documents[f"new{number}"] = text
     for doc_id in changing[1::2]:
         del documents[doc_id]

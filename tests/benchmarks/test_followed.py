@@ -19,7 +19,7 @@ pytestmark = pytest.mark.benchmark
 COUNTS = [int(count) for count in os.environ.get("RELEVANCE_BENCH_ROWS", "100000,1000000").split(",")]
 
 READ = """
-import json, resource, sys, time
+import json, sys, time
 from pathlib import Path
 from pipeline import artifacts
 from pipeline.config import SourceConfig
@@ -27,13 +27,15 @@ from pipeline.data import corpus
 workspace, address, previous = sys.argv[1:]
 held = artifacts.load(Path(previous)) if previous else None
 source = SourceConfig(path=address, watermark="written", deletions="scan")
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def peak():
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
+before = peak()
 began, spent = time.monotonic(), time.process_time()
 documents = corpus.make(Path(workspace), [source], Path(), "error", previous=held)
 print(json.dumps({
     "path": str(documents.path), "read": documents.metrics["read"], "changed": documents.metrics["changed"],
     "gone": documents.metrics["gone"], "seconds": time.monotonic() - began, "cpu_seconds": time.process_time() - spent,
-    "imported_mib": before / 1024, "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    "imported_mib": before, "peak_mib": peak(),
 }))
 """
 

@@ -1,8 +1,9 @@
-"""Fields that BM25 scores apart, through the flows: judged, published, served, re-indexed."""
+"""Fields that are scored apart, through the flows: judged, published, served, re-indexed; nothing is trained."""
 
-import json
+import shutil
+import tarfile
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from flows import judging, retrain
+from flows import indexing, judging
 from flows import reindex as reindexing
 from flows import releases as listing
 from flows.runner import Runner
+from index.document_store import DocumentStore
 from index.lexical import LexicalIndex
 from pipeline import artifacts, releases
 from pipeline.artifacts import Artifact
+from pipeline.config import CandidatesConfig, IndexConfig
 from pipeline.errors import ArtifactError
-from pipeline.evaluation import systems
+from pipeline.evaluation import report_stats, systems
 from pipeline.features import FEATURES, Fusion
 from pipeline.releases import Releases
 from serving.errors import NotServedError
@@ -27,87 +30,118 @@ from serving.runtime.admission import RequestOptions
 from serving.runtime.deadline import Deadline
 from serving.scoring.answers import SearchDetails
 from serving.scoring.searcher import Searcher
-from tests.flows.conftest import Trained
+from tests.flows.test_indexing import data_of
 
-FIELDS = ("title", "text")
+CONFIG = IndexConfig(fields=("title", "text"), field_vectors=True)
 
 
-def weighed(workspace: Path, release: Artifact, **weights: float) -> Artifact:
-    """A fusion artifact with these weights, for the models of a release; 0 for the other features."""
+@dataclass(frozen=True)
+class Fielded:
+    """A workspace with an old release, and its documents indexed by their fields too."""
+
+    workspace: Path
+    release: Artifact
+    data: Artifact
+    corpus: indexing.SearchableCorpus
+
+    @property
+    def registry(self) -> Releases:
+        return Releases(self.workspace)
+
+    def published(self, feature: str, **parts: Artifact) -> Artifact:
+        """A published release that orders by one feature alone."""
+        config = dict(self.release.manifest.config)
+        config["index"] = {**config["index"], "fields": list(CONFIG.fields), "field_vectors": True}
+        own = {name: releases.part(self.release, name) for name in self.release.manifest.inputs}
+        own |= {**self.corpus.parts, "fusion": weighed(self.workspace, self.release, feature)}
+        return self.registry.publish({**own, **parts}, metrics=self.release.metrics, config=config)
+
+
+def weighed(workspace: Path, release: Artifact, feature: str) -> Artifact:
+    """A fusion artifact that weighs one feature with 2 and the others with 0, for the models of a release."""
 
     def build(staging: artifacts.Staging) -> Mapping[str, Any]:
-        fusion = Fusion(weights={**dict.fromkeys(FEATURES, 0.0), **weights})
+        fusion = Fusion(weights={**dict.fromkeys(FEATURES, 0.0), feature: 2.0})
         (staging.folder / "fusion.json").write_text(fusion.to_json(), encoding="utf-8")
         return {"models": {role: release.manifest.inputs[role] for role in ("ranker", "encoder")}}
 
-    return artifacts.make(workspace, "fusion", version=1, config=dict(weights), inputs={}, build=build)
+    return artifacts.make(workspace, "fusion", version=1, config={"feature": feature}, inputs={}, build=build)
 
 
-@pytest.fixture
-def fielded(copied: Trained) -> Trained:
-    """A workspace whose live release was retrained with title and text indexed apart, vectors too."""
-    recipe = copied.recipe
-    recipe = replace(recipe, index=replace(recipe.index, fields=FIELDS, field_vectors=True))
-    return Trained(copied.world, copied.workspace, retrain.retrain(recipe, copied.workspace))
+def graded(data: Artifact, workspace: Path) -> Artifact:
+    """The data with judgments that say who made them, as training data has."""
+
+    def build(staging: artifacts.Staging) -> Mapping[str, Any]:
+        for name in ("documents", "queries"):
+            shutil.copyfile(data.file(f"{name}.parquet"), staging.folder / f"{name}.parquet")
+        judgments = pq.read_table(data.file("judgments.parquet"))
+        judgments = judgments.append_column("source", pa.array(["human"] * judgments.num_rows))
+        pq.write_table(judgments, staging.folder / "judgments.parquet")
+        return {}
+
+    return artifacts.make(workspace, "data", version=1, config={"graded": True}, inputs={}, build=build)
 
 
-def by_field(fielded: Trained, feature: str = "bm25.title") -> Artifact:
-    """A published release that orders by one score of one field alone."""
-    registry, release = Releases(fielded.workspace), fielded.outcome.release
-    parts = {name: releases.part(release, name) for name in release.manifest.inputs}
-    parts["fusion"] = weighed(fielded.workspace, release, **{feature: 2.0})
-    return registry.publish(parts, metrics=release.metrics, config=release.manifest.config)
+@pytest.fixture(scope="module")
+def indexed(tmp_path_factory: pytest.TempPathFactory) -> Fielded:
+    workspace = tmp_path_factory.mktemp("fielded") / "workspace"
+    with tarfile.open(Path(__file__).with_name("before") / "workspace.tar.xz") as archive:
+        archive.extractall(workspace, filter="data")
+    release = Releases(workspace).open()
+    data = graded(data_of(release, workspace), workspace)
+    encoder = releases.part(release, "encoder")
+    return Fielded(
+        workspace, release, data, indexing.make_searchable(CONFIG, Runner(workspace), encoder=encoder, data=data)
+    )
 
 
-def test_fields_are_judged_published_and_reported(fielded: Trained) -> None:
-    release, report = fielded.outcome.release, fielded.outcome.report
+def test_fields_are_judged_and_reported(indexed: Fielded) -> None:
+    release = indexed.published("bm25.title")
     assert releases.fields(release) == ("text", "title")
     assert sorted(releases.field_parts(release)) == ["index.text", "index.title", "lexical.text", "lexical.title"]
-    shown = json.loads(report.file("report.json").read_text(encoding="utf-8"))
-    assert {"BM25 title", "BM25 text", "encoder title", "encoder text"} <= set(shown["systems"])
-    assert shown["facts"]["fields indexed apart"]["lexical.title, bytes a document"] > 0
-    assert {"lexical.title", "index.text"} <= set(listing.show(fielded.workspace, release.fingerprint)["parts"])
+    assert {"lexical.title", "index.text"} <= set(listing.show(indexed.workspace, release.fingerprint)["parts"])
+    group = report_stats.fields(indexed.corpus.fields)["fields indexed apart"]
+    assert min(group["lexical.title, bytes a document"], group["index.text, bytes a document"]) > 0
 
-    run = Runner(fielded.workspace)
-    judged, corpus = judging.judge_release(
-        release, fielded.recipe.index, fielded.recipe.candidates, run, data=data_of(fielded)
-    )
+    # A recipe without fields judges the release by the fields of its own.
+    run, recipe = Runner(indexed.workspace), CandidatesConfig(retrieve=4)
+    judged, corpus = judging.judge_release(release, IndexConfig(), recipe, run, data=indexed.data)
+    assert corpus.parts == indexed.corpus.parts
     frame = pd.read_parquet(judged.features.file("features.parquet"))
-    queries = dict(
-        pq.read_table(data_of(fielded).file("queries.parquet")).select(["query_id", "text"]).to_pandas().values
-    )
-    for field in FIELDS:
+    queries = pq.read_table(indexed.data.file("queries.parquet")).to_pydict()
+    texts = dict(zip(queries["query_id"], queries["text"], strict=True))
+    for field in CONFIG.fields:
         index = LexicalIndex.load(corpus.fields[f"lexical.{field}"].path)
         for row in frame.sample(20, random_state=3).itertuples():
-            score = index.scores(queries[row.query_id], [index.doc_ids.index(row.doc_id)])[0]
+            score = index.scores(texts[row.query_id], [index.doc_ids.index(row.doc_id)])[0]
             assert frame.loc[row.Index, f"bm25.{field}"] == pytest.approx(score)
+    ranked = run(systems.make, features=judged.features, fusion=judged.fusion, scores={})
+    assert {"BM25 title", "BM25 text", "encoder title", "encoder text"} <= set(ranked.metrics["systems"])
+    table = pd.read_parquet(ranked.file("run.parquet"))
+    orders = {name: rows[["query_id", "doc_id", "rank"]].to_numpy().tolist() for name, rows in table.groupby("system")}
+    assert orders["fused"] == orders["BM25 title"] != orders["BM25"]
 
 
-def data_of(trained: Trained) -> Artifact:
-    return artifacts.load(next((trained.workspace / "artifacts" / "data").glob("?" * 32)))
-
-
-def test_the_service_orders_by_the_weight_of_a_field(fielded: Trained) -> None:
-    release = by_field(fielded)
+def test_the_service_orders_by_the_weight_of_a_field(indexed: Fielded) -> None:
+    release = indexed.published("bm25.title")
     searcher = Searcher(release.path)
     index = LexicalIndex.load(releases.part(release, "lexical.title").path)
     results = searcher.search("blue knife", top_n=8, retrieve=8, details=SearchDetails(explain=True)).reranked
     scores = {hit.doc_id: float(index.scores("blue knife", [index.doc_ids.index(hit.doc_id)])[0]) for hit in results}
     assert list(scores.values()) == sorted(scores.values(), reverse=True)
     assert len(set(scores.values())) > 2
-    top = max(scores.values())
     for hit in results:
         assert hit.explain is not None
         assert hit.explain.features["bm25.title"].weight == 2
-        assert hit.score == pytest.approx(hit.explain.features["bm25.title"].share) == 2 * scores[hit.doc_id] / top
+        expected = 2 * scores[hit.doc_id] / max(scores.values())
+        assert hit.score == pytest.approx(hit.explain.features["bm25.title"].share) == pytest.approx(expected)
     with pytest.raises(NotServedError, match="fields of its own documents"):
         searcher.fused("blue knife", ["a knife"], [1.0], RequestOptions(Deadline.never()))
 
 
-def test_the_service_orders_by_the_vector_of_a_field(fielded: Trained) -> None:
-    release = by_field(fielded, "encoder.title")
-    searcher = Searcher(release.path)
-    results = searcher.search("blue knife", top_n=8, retrieve=8, details=SearchDetails(explain=True)).reranked
+def test_the_service_orders_by_the_vector_of_a_field(indexed: Fielded) -> None:
+    searcher = Searcher(indexed.published("encoder.title").path)
+    results = searcher.search("blue knife", top_n=8, retrieve=8).reranked
     query = searcher.encoder.embed(["blue knife"], "query")[0]
     for hit in results:
         (vector,) = searcher.encoder.embed([hit.title], "document")
@@ -116,32 +150,34 @@ def test_the_service_orders_by_the_vector_of_a_field(fielded: Trained) -> None:
     assert len({hit.score for hit in results}) > 2
 
 
-def test_a_reindex_indexes_the_same_fields_of_new_documents(fielded: Trained, tmp_path: Path) -> None:
-    registry = Releases(fielded.workspace)
-    registry.promote(by_field(fielded).fingerprint, reason="test")
-    documents = pq.read_table(fielded.world / "tiny" / "documents.parquet").to_pydict()
-    documents["title"][3] = "samovar"
+def test_a_reindex_indexes_the_same_fields_of_new_documents(indexed: Fielded, tmp_path: Path) -> None:
+    published = indexed.published("bm25.title")
+    workspace = tmp_path / "workspace"
+    shutil.copytree(indexed.workspace, workspace)
+    registry = Releases(workspace)
+    registry.promote(published.fingerprint, reason="test")
+    store = DocumentStore.load(indexed.corpus.documents.path)
+    stored = [store.get(row) for row in range(len(store))]
+    documents = {name: [getattr(item, name) for item in stored] for name in ("doc_id", "title", "text")}
+    documents["title"][3] = "balalaika"
     (tmp_path / "new").mkdir()
     pq.write_table(pa.table(documents), tmp_path / "new" / "documents.parquet")
-    assert reindexing.reindex([str(tmp_path / "new")], fielded.workspace)["live"]
+    assert reindexing.reindex([str(tmp_path / "new")], workspace)["live"]
     release = registry.open()
-    assert releases.fields(release) == ("text", "title")
-    assert Searcher(release.path).search("samovar", top_n=1).reranked[0].doc_id == "d3"
+    assert sorted(releases.field_parts(release)) == ["index.text", "index.title", "lexical.text", "lexical.title"]
+    assert Searcher(release.path).search("balalaika", top_n=1).reranked[0].doc_id == documents["doc_id"][3]
 
 
-def test_a_release_whose_parts_do_not_fit_its_fusion_is_refused(fielded: Trained) -> None:
-    registry, release = Releases(fielded.workspace), by_field(fielded)
-    parts = {name: releases.part(release, name) for name in release.manifest.inputs}
-    config = release.manifest.config
-    swapped = {**parts, "lexical.title": parts["lexical.text"]}
-    with pytest.raises(ArtifactError, match=r"lexical\.title holds an index of the field 'text'"):
-        registry.publish(swapped, metrics={}, config=config)
-    swapped = {**parts, "index.text": parts["index.title"]}
-    with pytest.raises(ArtifactError, match=r"index\.text holds an index of the field 'title'"):
-        registry.publish(swapped, metrics={}, config=config)
-    del parts["lexical.title"]
+def test_a_release_whose_parts_do_not_fit_its_fusion_is_refused(indexed: Fielded) -> None:
+    fields = indexed.corpus.fields
+    for name, other in (("lexical.title", "lexical.text"), ("index.text", "index.title")):
+        field = other.partition(".")[2]
+        with pytest.raises(ArtifactError, match=rf"its part {name} holds an index of the field '{field}'"):
+            indexed.published("bm25.title", **{name: fields[other]})
+    own = {name: releases.part(indexed.release, name) for name in indexed.release.manifest.inputs}
+    own["fusion"] = weighed(indexed.workspace, indexed.release, "bm25.title")
     with pytest.raises(ArtifactError, match=r"its fusion weighs bm25\.title, but it has no lexical\.title"):
-        registry.publish(parts, metrics={}, config=config)
+        indexed.registry.publish(own, metrics={}, config={})
 
 
 def test_names_of_systems() -> None:

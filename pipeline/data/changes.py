@@ -257,7 +257,9 @@ def _gone_by_scan(table: FollowedTable, held: HeldDocuments) -> set[str]:
     there = np.unique(np.concatenate([np.zeros(0, np.uint64), *(_id_marks(ids) for ids in table.ids())]))
     gone: set[str] = set()
     for ids in held.ids:
-        missing = ~np.isin(_id_marks(ids), there)
+        marks = _id_marks(ids)
+        nearest = np.minimum(np.searchsorted(there, marks), max(len(there) - 1, 0))
+        missing = there[nearest] != marks if len(there) else np.ones(len(marks), bool)
         gone.update(name for name, absent in zip(ids, missing.tolist(), strict=True) if absent)
     return gone
 

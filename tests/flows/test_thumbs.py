@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from flows import cli
 from flows import report as reports
 from pipeline.config import SourceConfig
+from pipeline.errors import SchemaError
 from serving.api import app as apps
 from serving.rollout.lifecycle import Lifecycle
 from serving.settings import Settings
@@ -42,7 +43,8 @@ def test_thumbs_reach_a_report_only_where_they_are_asked_for(copied: Trained, tm
     shown = press_thumbs(copied.workspace, tmp_path / "thumbs")
     words = ["report", "--judgments", str(tmp_path / "thumbs"), "--workspace", str(copied.workspace), "--all", "--json"]
     refused = relevance(*words)
-    assert refused.exit_code == 2
+    assert isinstance(refused.exception, SchemaError)
+    assert "relevance report --clicks" in str(refused.exception)
     answer = relevance(*words, "--clicks")
     assert answer.exit_code == 0, answer.output
     report = json.loads(answer.output)

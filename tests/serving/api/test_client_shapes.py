@@ -261,6 +261,7 @@ def test_a_query_is_a_query_in_the_words_of_each_client(client: TestClient) -> N
 NUMBERS = [
     ("/v1/rerank", {"query": "q", "documents": ["a", "b"]}, "top_n"),
     ("/v2/rerank", {"query": "q", "documents": ["a", "b"]}, "max_tokens_per_doc"),
+    ("/v2/rerank", {"query": "q", "documents": ["a", "b"]}, "max_chunks_per_doc"),
     ("/rerank", {"query": "q", "texts": ["a", "b"]}, "top_k"),
     ("/v1/embeddings", {"input": "a"}, "dimensions"),
     ("/v1/embeddings", {"input": "a"}, "output_dimension"),

@@ -182,9 +182,9 @@ def test_fingerprints_are_those_of_before_the_contract(tmp_path: Path, monkeypat
     marks: list[tuple[int, str]] = []
 
     def fingerprinted(
-        _workspace: Path, kind: str, *, version: int, config: Any, inputs: Mapping[str, Artifact | str], build: object
+        _workspace: Path, kind: str, *, version: int, config: Any, inputs: Mapping[str, artifacts.Input], build: object
     ) -> Artifact:
-        digests = {name: item if isinstance(item, str) else item.fingerprint for name, item in inputs.items()}
+        digests = {name: artifacts._digest(item) for name, item in inputs.items()}
         marks.append((version, artifacts.fingerprint(kind, version, json.loads(json.dumps(config)), digests)))
         return artifact(tmp_path, kind)
 

@@ -51,6 +51,9 @@ def _optional(schema: Any, definitions: dict[str, Any]) -> Any:
     plain = {key: _optional(item, definitions) for key, item in schema.items() if key not in ("default", "properties")}
     if "properties" in schema:
         properties = schema["properties"]
-        plain["properties"] = {name: _optional(item, definitions) for name, item in properties.items()}
+        # The key as a recipe has it, in place of a class's name or of the key in capitals.
+        plain["properties"] = {
+            name: _optional(item, definitions) | {"title": name} for name, item in properties.items()
+        }
         plain["propertyNames"] = {"enum": list(properties)}
     return plain

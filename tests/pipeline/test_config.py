@@ -160,7 +160,11 @@ def test_a_recipe_given_as_changes_of_an_empty_one_is_that_recipe(path: Path, tm
     jsonschema = pytest.importorskip("jsonschema")
     tree = tomllib.loads(path.read_text(encoding="utf-8"))
     changes = {name: value for name, value in tree.items() if name not in recipe_schema.NOT_IN_A_FORM}
-    check = jsonschema.Draft202012Validator(recipe_schema.form())
+    form = recipe_schema.form()
+    check = jsonschema.Draft202012Validator(form)
+    for name, section in form["properties"].items():
+        keys = {name: section, **section.get("properties", {})}
+        assert {key: described["title"] for key, described in keys.items()} == {key: key for key in keys}
     assert not list(check.iter_errors(changes))
     assert not list(check.iter_errors({}))
     (tmp_path / "empty.toml").write_text("", encoding="utf-8")

@@ -143,7 +143,8 @@ class CandidatesConfig:
     and no figure supports it."""
     augmented: float = added(0.0)
     """Augmented pairs for each labelled training pair: copies of training pairs with changed texts, without a grade,
-    from which the ranker learns the teacher's scores, as from unlabelled pairs."""
+    from which the ranker learns the teacher's scores, as from unlabelled pairs. Experimental: no built-in recipe sets
+    it and no figure supports it."""
     augmentation: tuple[Augmentation, ...] = added(("replace", "ngram"))
     """Changes of which each augmented text takes one: replace puts likely words in place of four in ten, drop leaves
     out one word in ten, ngram keeps a part of the text."""

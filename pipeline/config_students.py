@@ -96,18 +96,21 @@ class RankerConfig:
     TextPruner does; 0 keeps all."""
     general_tokens: int = added(0)
     """Tokens of the data's texts on which the layers cut from the teacher's base first learn to read as all of them do
-    (general distillation), masked and in the loop of `pretrain`; 0 for none. Needs `base = "base"`."""
+    (general distillation), masked and in the loop of `pretrain`; 0 for none. Needs `base = "base"`. Experimental: no
+    built-in recipe sets it and no figure supports it."""
     feed_forward_rank: int = added(0)
     """Rank of the feed-forward matrices: each is trained and exported as the product of two narrow ones, which start
     from its largest singular values; 0 keeps it whole."""
     embedding_rank: int = added(0)
-    """Rank of the table of word embeddings, in the same way; 0 keeps it whole."""
+    """Rank of the table of word embeddings, in the same way; 0 keeps it whole. Experimental: no built-in recipe sets it
+    and no figure supports it."""
     int8_share: float = added(0.0)
     """Share of the training, at its end, in which weights, word embeddings and activations are rounded as in the int8
-    export (quantisation-aware training); 0 for none, 1 for all of it. Needs int8 in `export.precisions`."""
+    export (quantisation-aware training); 0 for none, 1 for all of it. Needs int8 in `export.precisions`.
+    Experimental: no built-in recipe sets it and no figure supports it."""
     dropout: float = added(0.0)
     """Dropout while it trains: the noise of a noisy student. Elsewhere there is none, as short trainings learn more
-    without."""
+    without. Experimental: no built-in recipe sets it and no figure supports it."""
     max_tokens: int = added(0)
     """Maximum length of query and document together, special tokens included; 0 takes the teacher's."""
     passages: PassagesConfig = added(PassagesConfig())

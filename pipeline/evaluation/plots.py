@@ -40,6 +40,13 @@ class AxisScale:
         return [round(number * step, 10) for number in range(first, last + 1)]
 
 
+def logarithmic_ticks(low: float, high: float) -> list[float]:
+    """The values 1, 2 and 5 times a power of ten between two bounds above 0."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    values = [round(factor * 10.0**power, 12) for power in powers for factor in (1, 2, 5)]
+    return [value for value in values if low * (1 - 1e-9) <= value <= high * (1 + 1e-9)]
+
+
 def interval(span: Mapping[str, float | None], scale: AxisScale, line: float | None, kind: str) -> Markup:
     """A dot for the mean with a bar for its interval, and an upright line at `line`.
 
@@ -188,8 +195,8 @@ def scatter(points: Sequence[Point], axes: Axes) -> Markup:
         for value in up.ticks()
     ]
     parts += [
-        Markup('<text x="{}" y="93" text-anchor="middle">{:,.3g}</text>').format(left(10**value), 10**value)
-        for value in across.ticks()
+        Markup('<text x="{}" y="93" text-anchor="middle">{}</text>').format(left(value), f"{value:,g}")
+        for value in logarithmic_ticks(10**across.low, 10**across.high)
     ]
     parts.append(
         Markup(

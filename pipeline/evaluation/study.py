@@ -287,6 +287,8 @@ def card(study: Mapping[str, Any]) -> "RenderableType":
 def front_plot(study: Mapping[str, Any], cost: str, label: str) -> str:
     """nDCG on the test queries over a cost, as SVG: a numbered dot for each complete row, the front joined.
 
+    The front is that of the valid queries, so a dot of the test queries may lie above its line.
+
     Args:
         study: the content of study.json.
         cost: key of a row, such as `speed`.
@@ -303,5 +305,10 @@ def front_plot(study: Mapping[str, Any], cost: str, label: str) -> str:
         if name not in study["incomplete"]
     ]
     ceiling = float(study["systems"][study["ceiling"]]["measures"][study["headline"]]["mean"])
-    axes = plots.Axes(x=label, y=page.label(study["headline"]), rule=ceiling, rule_name=study["ceiling"])
+    axes = plots.Axes(
+        x=label,
+        y=f"{page.label(study['headline'])}, test queries; full: front on the valid queries",
+        rule=ceiling,
+        rule_name=study["ceiling"],
+    )
     return str(plots.scatter(points, axes))

@@ -151,7 +151,7 @@ class PassagesConfig:
     """Documents that do not fit beside a query within `max_tokens`: read in passages whose scores are joined.
 
     A student learns such a document by the passage that its teacher finds best. RESULTS.md has figures: a gain for a
-    good model of short texts, none shown for a weak one, at about twice the tokens.
+    good model of short texts, none shown for a weak one, at two and a half times the tokens.
     """
 
     most: int = 0

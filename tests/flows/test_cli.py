@@ -103,7 +103,7 @@ def test_releases_list_show_promote_rollback(copied: Trained) -> None:
 
 
 def test_no_release_yet(tmp_path: Path) -> None:
-    for arguments in (["search", "x"], ["serve"], ["releases", "show"], ["reindex", "--documents", "x"]):
+    for arguments in (["search", "x"], ["serve", "--port", "0"], ["releases", "show"], ["reindex", "--documents", "x"]):
         _refused(_run(*arguments, "--workspace", tmp_path), 2, "there is no live release", "relevance retrain")
 
 

@@ -2,8 +2,6 @@
 
 import hashlib
 import logging
-import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +18,7 @@ from pipeline.data.changes import Changes, HeldDocuments, Watermark
 from pipeline.data.formats.text_files import STRING
 from pipeline.errors import ConfigError, SchemaError
 from pipeline.stage import Stage
+from pipeline.temporary import temporary_folder
 from pipeline.text import key_values
 
 STAGE = Stage("corpus", version=1, section="data", inputs={"previous": "corpus"}, title="followed corpus")
@@ -75,9 +74,8 @@ def make(
         SchemaError: no documents are left.
     """
     held = _held(previous)
-    # By this name `releases gc` knows the folder of a dead process.
-    with tempfile.TemporaryDirectory(f".{os.getpid()}.tmp", ".rows-", _folder(workspace)) as folder:
-        change = changes.read(source, root, held, faulty_rows, Path(folder))
+    with temporary_folder(_folder(workspace) / "rows") as folder:
+        change = changes.read(source, root, held, faulty_rows, folder)
         same = set[str]() if change.complete or previous is None else _unchanged(previous, change)
         gone = change.gone
         written = change.documents.rows - len(same)

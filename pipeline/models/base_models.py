@@ -26,7 +26,7 @@ from pipeline.artifacts import Artifact, Staging
 from pipeline.errors import ConfigError, MissingError
 from pipeline.models.families import ModelFamily, family_of
 from pipeline.outside import OutsideFolder
-from pipeline.text import read_text
+from pipeline.text import read_text, split_lines
 
 PACKAGE = "package:"
 HUB_TIMEOUT_S = 5.0
@@ -215,7 +215,7 @@ def weights_of(root: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
-        lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        lines = [line for line in split_lines(str(error)) if line.strip()] or [type(error).__name__]
         raise ConfigError(
             f"{root}: its weights are not those that config.json describes ({lines[0][:200]}); give the model with its "
             "own config.json"

@@ -41,10 +41,11 @@ class AxisScale:
 
 
 def logarithmic_ticks(low: float, high: float) -> list[float]:
-    """The values 1, 2 and 5 times a power of ten between two bounds above 0."""
+    """The values 1, 2 and 5 times a power of ten between two bounds above 0; evenly spaced ones where these are few."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     values = [round(factor * 10.0**power, 12) for power in powers for factor in (1, 2, 5)]
-    return [value for value in values if low * (1 - 1e-9) <= value <= high * (1 + 1e-9)]
+    inside = [value for value in values if low * (1 - 1e-9) <= value <= high * (1 + 1e-9)]
+    return inside if len(inside) > 2 else AxisScale(low, high).ticks()
 
 
 def interval(span: Mapping[str, float | None], scale: AxisScale, line: float | None, kind: str) -> Markup:
@@ -195,7 +196,7 @@ def scatter(points: Sequence[Point], axes: Axes) -> Markup:
         for value in up.ticks()
     ]
     parts += [
-        Markup('<text x="{}" y="93" text-anchor="middle">{}</text>').format(left(value), f"{value:,g}")
+        Markup('<text x="{}" y="93" text-anchor="middle">{}</text>').format(left(value), f"{value:,.10g}")
         for value in logarithmic_ticks(10**across.low, 10**across.high)
     ]
     parts.append(

@@ -11,7 +11,7 @@ rows. Rows that lack a seed take no part.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -163,6 +163,11 @@ def make(
 
 COSTS = {"speed": "pairs per CPU-second", "bytes": "bytes"}
 """Costs that a front is drawn over, with the labels of their axes."""
+CHEAPER: Mapping[str, Callable[[float, float], bool]] = {
+    "speed": lambda rate, rival: rate >= rival * (1 - SLACK),
+    "bytes": lambda size, rival: size <= rival * (1 + SLACK),
+}
+"""Whether a row is at least as good in a cost as another, within the noise of measuring it."""
 
 
 def _costs(row: StudyRow, speeds: Artifact) -> dict[str, Any]:
@@ -196,8 +201,7 @@ def verdicts(
             other
             for other, item in rows.items()
             if item["valid"] > row["valid"]
-            and item["speed"] >= row["speed"] * (1 - SLACK)
-            and item["bytes"] <= row["bytes"] * (1 + SLACK)
+            and all(costs_no_more(item[cost], row[cost]) for cost, costs_no_more in CHEAPER.items())
         ]
         if better:
             rivals[name] = max(better, key=lambda other: rows[other]["valid"])
@@ -285,24 +289,27 @@ def card(study: Mapping[str, Any]) -> "RenderableType":
 
 
 def front_plot(study: Mapping[str, Any], cost: str, label: str) -> str:
-    """nDCG on the test queries over a cost, as SVG: a numbered dot for each complete row, the front joined.
+    """nDCG on the test queries over a cost, as SVG: a numbered dot for each complete row, this cost's front joined.
 
-    The front is that of the valid queries, so a dot of the test queries may lie above its line.
+    On it are the rows than which none that costs no more has a better mean on the valid queries, so a dot of the test
+    queries may lie above its line.
 
     Args:
         study: the content of study.json.
         cost: key of a row, such as `speed`.
         label: what the axis of the cost is called.
     """
+    rows = {name: row for name, row in study["rows"].items() if name not in study["incomplete"]}
     points = [
         plots.Point(
             name=name,
             x=float(row[cost]),
             y=float(study["systems"][name]["measures"][study["headline"]]["mean"]),
-            marked=bool(row.get("front")),
+            marked=not any(
+                other["valid"] > row["valid"] and CHEAPER[cost](other[cost], row[cost]) for other in rows.values()
+            ),
         )
-        for name, row in study["rows"].items()
-        if name not in study["incomplete"]
+        for name, row in rows.items()
     ]
     ceiling = float(study["systems"][study["ceiling"]]["measures"][study["headline"]]["mean"])
     axes = plots.Axes(

@@ -343,6 +343,7 @@ def test_scales_hold_their_values_and_have_round_ticks() -> None:
     assert (scale.position(0.5), scale.position(0.65), scale.position(9)) == (0, 50, 100)
     assert plots.logarithmic_ticks(158.0, 3162.0) == [200, 500, 1000, 2000]
     assert plots.logarithmic_ticks(0.01, 0.05) == [0.01, 0.02, 0.05]
+    assert plots.logarithmic_ticks(50.1e6, 79.4e6) == [60e6, 70e6]
     flat = plots.AxisScale.over([0.5, 0.5])
     assert flat.low < flat.high
 

@@ -69,3 +69,21 @@ def test_a_point_that_is_better_stands_higher_and_a_faster_one_further_right() -
     assert left_slow < left_fast
     assert up_fast < up_slow
     assert "fast &lt;b&gt;" in drawn
+
+
+def test_the_front_of_a_cost_joins_the_rows_that_none_as_cheap_beats() -> None:
+    rows = {
+        "small": {"speed": 10.0, "bytes": 1e6, "valid": 0.5},
+        "fast": {"speed": 40.0, "bytes": 4e6, "valid": 0.6},
+        "slow": {"speed": 10.0, "bytes": 4e6, "valid": 0.55},
+    }
+    measured = {name: {"measures": {"ndcg@10": {"mean": row["valid"]}}} for name, row in rows.items()}
+    content = {
+        "rows": rows,
+        "systems": {**measured, "teacher": {"measures": {"ndcg@10": {"mean": 0.7}}}},
+        "incomplete": [],
+        "headline": "ndcg@10",
+        "ceiling": "teacher",
+    }
+    assert study.front_plot(content, "speed", "speed").count('fill="currentColor"') == 1  # The fast row beats both.
+    assert study.front_plot(content, "bytes", "bytes").count('fill="currentColor"') == 2

@@ -108,7 +108,7 @@ class _Whole(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
         states = self.embeddings(input_ids, token_type_ids)
-        added = packed.padding(attention_mask.to(states.dtype))
+        added = packed.padding(attention_mask, states.dtype)
         for layer in self.layer:
             states = layer(states, added)
         result: Tensor = self.head(states, attention_mask)

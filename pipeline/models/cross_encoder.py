@@ -232,7 +232,7 @@ class CrossEncoder(nn.Module):
         depth = self.layers if score else max([0, *first, *token_layers])
         body: Any = self.model.base_model
         hidden = self.family.embed(body, input_ids, types)
-        added = packed.padding(attention_mask.to(hidden.dtype))  # PyTorch reads a mask of another type wrongly, unsaid.
+        added = packed.padding(attention_mask, hidden.dtype)
         all_tokens = {0: hidden}
         first_tokens = {0: self.family.cls(hidden, attention_mask)}
         for number in range(1, depth + 1):

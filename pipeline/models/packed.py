@@ -83,7 +83,7 @@ class _Rows:
     def of(cls, batches: Sequence[Inputs]) -> "_Rows":
         shapes = [tuple(ids.shape) for ids, _, _ in batches]
         tail = -sum(texts * tokens for texts, tokens in shapes) % STEP
-        return cls(shapes, tail, [padding(mask) for _, _, mask in batches])
+        return cls(shapes, tail, [padding(mask, torch.float32) for _, _, mask in batches])
 
     def embed(self, family: ModelFamily, body: Any, batches: Sequence[Inputs], offset: int) -> Tensor:
         """The states before the first layer, (all tokens, hidden)."""
@@ -107,9 +107,14 @@ class _Rows:
         return family.after_attention(family.layer(body, number), context, hidden)
 
 
-def padding(attention_mask: Tensor) -> Tensor:
-    """(batch, 1, 1, tokens), added to attention logits: 0 for a real token, very negative for padding."""
-    return (1 - attention_mask[:, None, None, :]) * MASKED
+def padding(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """(batch, 1, 1, tokens), added to attention logits: 0 for a real token, very negative for padding.
+
+    Args:
+        attention_mask: (batch, tokens), 1 for a real token.
+        dtype: of the states. PyTorch reads a mask of another type wrongly, and does not say so.
+    """
+    return (1 - attention_mask.to(dtype)[:, None, None, :]) * MASKED
 
 
 def _attend(

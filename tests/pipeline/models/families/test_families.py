@@ -106,7 +106,7 @@ def test_a_whole_layer_from_its_parts_is_the_layer(base_of: Bases, variant: str)
     model = start(base_of, variant)
     _, _, mask = batch(3, 20, 4)
     hidden = torch.randn(3, 20, model.hidden, generator=torch.Generator().manual_seed(2))
-    body, added = model.model.base_model, packed.padding(mask)
+    body, added = model.model.base_model, packed.padding(mask, hidden.dtype)
     for number in range(1, model.layers + 1):
         with torch.no_grad():
             output = model.family.run_layer(body, number, hidden, added)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.models.cross_encoder import CrossEncoder
-from pipeline.models.low_rank import FactoredEmbedding
+from pipeline.models.low_rank import FactoredEmbedding, holder
 
 
 class RoundedLinear(nn.Linear):
@@ -74,31 +74,26 @@ def put(model: CrossEncoder) -> None:
     """Lets a cross-encoder round as its int8 graph does, in place."""
     plain = _plain_in_graph(model)
     for parent, name, child in list(_children(model)):
-        if isinstance(child, nn.Embedding):
-            table = RoundedEmbedding(
-                child.num_embeddings, child.embedding_dim, padding_idx=child.padding_idx, device="meta"
-            )
-            table.weight = child.weight
-            setattr(parent, name, table)
-        elif id(child) not in plain:
-            layer = RoundedLinear(child.in_features, child.out_features, bias=child.bias is not None, device="meta")
-            layer.weight, layer.bias = child.weight, child.bias
-            setattr(parent, name, layer)
+        if id(child) not in plain:
+            setattr(parent, name, _sharing(child, RoundedLinear, RoundedEmbedding))
 
 
 def remove(model: CrossEncoder) -> None:
     """Lets the cross-encoder compute without rounding again, in place."""
     for parent, name, child in list(_children(model)):
-        if isinstance(child, RoundedEmbedding):
-            table = nn.Embedding(
-                child.num_embeddings, child.embedding_dim, padding_idx=child.padding_idx, device="meta"
-            )
-            table.weight = child.weight
-            setattr(parent, name, table)
-        elif isinstance(child, RoundedLinear):
-            layer = nn.Linear(child.in_features, child.out_features, bias=child.bias is not None, device="meta")
-            layer.weight, layer.bias = child.weight, child.bias
-            setattr(parent, name, layer)
+        if isinstance(child, RoundedLinear | RoundedEmbedding):
+            setattr(parent, name, _sharing(child, nn.Linear, nn.Embedding))
+
+
+def _sharing(child: nn.Linear | nn.Embedding, linear: type[nn.Linear], embedding: type[nn.Embedding]) -> nn.Module:
+    """A linear layer or a table of one of these classes, with the parameters of `child` itself."""
+    if isinstance(child, nn.Embedding):
+        table = embedding(child.num_embeddings, child.embedding_dim, padding_idx=child.padding_idx, device="meta")
+        table.weight = child.weight
+        return table
+    layer = linear(child.in_features, child.out_features, bias=child.bias is not None, device="meta")
+    layer.weight, layer.bias = child.weight, child.bias
+    return layer
 
 
 def _children(model: CrossEncoder) -> Iterator[tuple[nn.Module, str, nn.Linear | nn.Embedding]]:
@@ -111,10 +106,8 @@ def _children(model: CrossEncoder) -> Iterator[tuple[nn.Module, str, nn.Linear |
                     yield parent, name, child
     table = model.model.get_input_embeddings()
     words = table.first if isinstance(table, FactoredEmbedding) else table
-    for parent in body.modules():
-        for name, child in parent.named_children():
-            if child is words and isinstance(child, nn.Embedding):
-                yield parent, name, child
+    assert isinstance(words, nn.Embedding)
+    yield *holder(body, words), words
 
 
 def _plain_in_graph(model: CrossEncoder) -> set[int]:

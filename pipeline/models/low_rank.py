@@ -170,14 +170,14 @@ def _matrices(model: "CrossEncoder", ranks: FactorRanks) -> Iterator[tuple[nn.Mo
     if ranks.feed_forward:
         for layer in model.family.layers(body):
             for matrix in model.family.feed_forward(layer):
-                yield *_holder(layer, matrix), matrix
+                yield *holder(layer, matrix), matrix
     if ranks.embedding:
         table = model.model.get_input_embeddings()
         assert isinstance(table, nn.Embedding)
-        yield *_holder(body, table), table
+        yield *holder(body, table), table
 
 
-def _holder(root: nn.Module, wanted: nn.Module) -> tuple[nn.Module, str]:
+def holder(root: nn.Module, wanted: nn.Module) -> tuple[nn.Module, str]:
     """The module that holds another, and the other's name there."""
     return next(
         (parent, name) for parent in root.modules() for name, child in parent.named_children() if child is wanted

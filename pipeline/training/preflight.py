@@ -109,9 +109,11 @@ def _check_each_base(recipe: Recipe, check: Callable[[Path], None]) -> None:
     bases = {"teacher.base": recipe.teacher.base, "ranker.base": recipe.ranker.base}
     bases["encoder.base"] = recipe.encoder.base
     bases |= {f"assistants[{number}].base": student.base for number, student in enumerate(recipe.assistants)}
+    done = {pretrain.SCRATCH, ranker.FROM_TEACHER, ranker.FROM_BASE, encoder.FROM_BASE}
     for key, base in bases.items():
-        if base in (pretrain.SCRATCH, ranker.FROM_TEACHER, ranker.FROM_BASE, encoder.FROM_BASE):
+        if base in done:
             continue
+        done.add(base)
         try:
             check(base_models.folder(base))
         except ConfigError as error:

@@ -135,8 +135,9 @@ def _inner_relations(recipe: Recipe, source: ModelShape) -> Recipe:
 
 def _feed_forward(share: float) -> Change:
     def change(recipe: Recipe, source: ModelShape) -> Recipe:
-        width_pruning.check(max(1, int(source.intermediate * share)), source.intermediate, shared=source.shared)
-        return _ranker(recipe, intermediate=max(1, int(source.intermediate * share)))
+        units = max(1, int(source.intermediate * share))
+        width_pruning.check(units, source.intermediate, shared=source.shared)
+        return _ranker(recipe, intermediate=units)
 
     return change
 

@@ -37,7 +37,7 @@ Pooling = Literal["mean", "cls", "max", "lasttoken"]
 """The vector that is made of the tokens' last states: their mean, the first, the largest, or the last."""
 
 Activation = Literal["identity", "tanh"]
-"""The function after the projection."""
+"""The function after a linear layer."""
 
 _KINDS = ("Transformer", "Pooling", "Dense", "Normalize")
 
@@ -93,7 +93,7 @@ def write(
     pooling: Pooling = "mean",
     prompts: Mapping[str, str] | None = None,
 ) -> None:
-    """Makes the folder of a saved transformer one of sentence-transformers: pooling, this projection, unit length.
+    """Makes the folder of a saved transformer one of sentence-transformers: pooling, these layers, unit length.
 
     Args:
         folder: the folder, with config.json, weights and tokenizer in it.

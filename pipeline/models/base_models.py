@@ -198,15 +198,35 @@ def check_loads(root: Path) -> None:
         ConfigError: the weights cannot be loaded, or have other shapes.
         MissingError: weights that config.json wants are not there.
     """
-    with weights_of(root), quiet(), torch.random.fork_rng(devices=[]):
-        _, report = AutoModel.from_pretrained(
-            root, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
+    with torch.random.fork_rng(devices=[]):
+        load_whole(AutoModel, root)
+
+
+def load_whole(kind: Any, root: Path, **settings: Any) -> tuple[Any, list[str]]:
+    """A model of transformers in fp32 whose body has all its weights, and the names of those that the folder lacks.
+
+    What is lacking, such as the weights of a head, has random numbers.
+
+    Args:
+        kind: an AutoModel class.
+        root: the folder.
+        settings: further arguments of its `from_pretrained`.
+
+    Raises:
+        ConfigError: the weights cannot be loaded, or have other shapes than config.json says.
+        MissingError: weights of the body are not there.
+    """
+    with _weights_of(root), quiet():
+        model, report = kind.from_pretrained(
+            root, dtype=torch.float32, trust_remote_code=False, output_loading_info=True, **settings
         )
-    check_complete(root, report["missing_keys"])
+    prefix = "" if kind is AutoModel else f"{model.base_model_prefix}."
+    _check_complete(root, report["missing_keys"], prefix)
+    return model, sorted(report["missing_keys"])
 
 
 @contextmanager
-def weights_of(root: Path) -> Iterator[None]:
+def _weights_of(root: Path) -> Iterator[None]:
     """Names the folder where the libraries that load its weights fail.
 
     Raises:
@@ -222,7 +242,7 @@ def weights_of(root: Path) -> Iterator[None]:
         ) from error
 
 
-def check_complete(root: Path, missing: Iterable[str], prefix: str = "") -> None:
+def _check_complete(root: Path, missing: Iterable[str], prefix: str) -> None:
     """Refuses a body that lacked weights; transformers fills their places with random numbers and goes on.
 
     Args:

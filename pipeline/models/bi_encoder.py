@@ -249,16 +249,12 @@ def load_body(path: Path, config: Any) -> PreTrainedModel:
     family = family_of(config)
     if isinstance(family, OwnForward):
         raise ConfigError(f"{path}: a {config.model_type} model can teach, but not be an encoder; take another base")
-    with base_models.weights_of(path), base_models.quiet():
-        model, report = AutoModel.from_pretrained(
-            path,
-            config=config,
-            **({"add_pooling_layer": False} if family.optional_pooler else {}),
-            dtype=torch.float32,
-            attn_implementation=tokenizers.attention(),
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-    base_models.check_complete(path, report["missing_keys"])
+    model, _ = base_models.load_whole(
+        AutoModel,
+        path,
+        config=config,
+        attn_implementation=tokenizers.attention(),
+        **({"add_pooling_layer": False} if family.optional_pooler else {}),
+    )
     assert isinstance(model, PreTrainedModel)
     return model

@@ -117,23 +117,17 @@ class CrossEncoder(nn.Module):
         config.problem_type = None
         config.sentence_transformers = {"activation_fn": "torch.nn.modules.linear.Identity"}
         base_models.without_dropout(config)
-        with base_models.weights_of(base), base_models.quiet(), torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model, report = AutoModelForSequenceClassification.from_pretrained(
-                base,
-                config=config,
-                dtype=torch.float32,
-                attn_implementation=tokenizers.attention(),
-                trust_remote_code=False,
-                output_loading_info=True,
+            model, missing = base_models.load_whole(
+                AutoModelForSequenceClassification, base, config=config, attn_implementation=tokenizers.attention()
             )
-        base_models.check_complete(base, report["missing_keys"], f"{model.base_model_prefix}.")
         template = tokenizers.pair_template(tokenizer, config, max_tokens, max_query_tokens)
         middle = sum(thresholds) / len(thresholds)
         encoder = cls(model, tokenizer, template, [value - middle for value in thresholds])
         with torch.no_grad():
             encoder.head.bias.fill_(-middle)
-        encoder.fresh = ("gaps", *sorted(f"model.{name}" for name in report["missing_keys"]))
+        encoder.fresh = ("gaps", *(f"model.{name}" for name in missing))
         return encoder
 
     @classmethod

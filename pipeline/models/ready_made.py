@@ -115,17 +115,11 @@ def ranker(root: Path, options: ReadyMadeOptions | None = None) -> CrossEncoder:
             "score; give the folder of a cross-encoder"
         )
     tokenizer = tokenizers.load_tokenizer(path)
-    with base_models.quiet():
-        model, report = AutoModelForSequenceClassification.from_pretrained(
-            path,
-            config=config,
-            dtype=torch.float32,
-            attn_implementation=tokenizers.attention(),
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-    if report["missing_keys"]:
-        raise MissingError(f"{path}: its weights lack {sorted(report['missing_keys'])[:3]}; give the whole model")
+    model, missing = base_models.load_whole(
+        AutoModelForSequenceClassification, path, config=config, attn_implementation=tokenizers.attention()
+    )
+    if missing:
+        raise MissingError(f"{path}: its weights lack {missing[:3]}; give the whole model")
     _check_vocabulary(path, tokenizer, model)
     relevant = _one_score(path, model, options.label)
     max_tokens = _max_tokens(options.max_tokens, tokenizer, config)

@@ -68,19 +68,13 @@ class MaskedModel(nn.Module):
         if tokenizer.mask_token_id is None:
             raise ConfigError(f"{base}: its tokenizer has no mask token, so pre-training cannot use it")
         base_models.without_dropout(settings)
-        with base_models.weights_of(base), base_models.quiet(), torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.loop.seed)
-            model, report = AutoModelForMaskedLM.from_pretrained(
-                base,
-                config=settings,
-                dtype=torch.float32,
-                attn_implementation=tokenizers.attention(),
-                trust_remote_code=False,
-                output_loading_info=True,
+            model, missing = base_models.load_whole(
+                AutoModelForMaskedLM, base, config=settings, attn_implementation=tokenizers.attention()
             )
-        base_models.check_complete(base, report["missing_keys"], f"{model.base_model_prefix}.")
         masked = cls(model, tokenizer, base)
-        masked.own_head = not report["missing_keys"]
+        masked.own_head = not missing
         return masked
 
     def forward(

@@ -196,22 +196,17 @@ def _masked_model(base: Path, tokenizer: Any) -> MaskedModel | None:
     known = base_models.model_type(base) in MODEL_FOR_MASKED_LM_MAPPING_NAMES
     if tokenizer.mask_token_id is None or not known:
         return None
-    with base_models.quiet(), torch.random.fork_rng(devices=[]):
-        model, report = AutoModelForMaskedLM.from_pretrained(
-            base,
-            dtype=torch.float32,
-            attn_implementation=tokenizers.attention(),
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-    if report["missing_keys"]:
+    with torch.random.fork_rng(devices=[]):
+        model, missing = base_models.load_whole(AutoModelForMaskedLM, base, attn_implementation=tokenizers.attention())
+    if missing:
         return None
     return MaskedModel(model, tokenizer, base).to(scoring.device()).eval()
 
 
 def _body(base: Path) -> Any:
-    with base_models.quiet(), torch.random.fork_rng(devices=[]):
-        return AutoModel.from_pretrained(base, dtype=torch.float32, trust_remote_code=False).to(scoring.device())
+    with torch.random.fork_rng(devices=[]):
+        model, _ = base_models.load_whole(AutoModel, base)
+    return model.to(scoring.device())
 
 
 def _whole_words(tokenizer: Tokenizer, rows: int) -> Iterator[tuple[int, str]]:

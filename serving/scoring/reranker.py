@@ -179,17 +179,19 @@ class Reranker:
             partial: leave documents out, from the first that the time did not suffice for.
         """
         assert self.passages is not None
+        query = text.clean(query)
         cut: list[list[PassageInput]] = []
         try:
             for start in range(0, len(documents), CHUNK):
                 options.deadline.check()
                 chosen = [text.clean(document) for document in documents[start : start + CHUNK]]
                 cut += self.engine.cut(
-                    *(text.clean(query), chosen, self.passages), remember=options.remember, check=options.deadline.check
+                    query, chosen, self.passages, remember=options.remember, check=options.deadline.check
                 )
-                if self.max_passages and sum(map(len, cut)) > self.max_passages:
+                count = sum(map(len, cut))
+                if self.max_passages and count > self.max_passages:
                     raise BodyTooLargeError(
-                        f"the first {len(cut)} documents have {sum(map(len, cut))} passages; at most "
+                        f"the first {len(cut)} documents have {count} passages; at most "
                         f"{self.max_passages} are taken in one request (RELEVANCE_MAX_PASSAGES): send fewer documents, "
                         "or a smaller max_chunks_per_doc"
                     )

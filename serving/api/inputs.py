@@ -6,7 +6,7 @@ Everything here grows with the request, so it runs in a worker thread and looks 
 from collections.abc import Sequence
 
 from pipeline.passages import Passages
-from pipeline.tokens import PairTemplate, TextTemplate
+from pipeline.tokens import TextTemplate
 from serving.errors import InvalidRequestError
 from serving.runtime.deadline import Deadline
 from serving.runtime.engine import Engine, Role
@@ -73,8 +73,7 @@ def check_pairs(
     Args:
         passages: how documents are read; None cuts them at their end.
     """
-    template = engine.bundle.templates["pair"]
-    assert isinstance(template, PairTemplate)
+    template = engine.pair_template
     used = _check(engine, query, template.max_tokens, template.max_query_tokens, "query", deadline)
     room, longest = template.document_room(used), template.max_tokens
     if passages is not None:
@@ -86,7 +85,7 @@ def check_pairs(
 
 def check_limit(engine: Engine, limit: int, field: str) -> None:
     """Raises InvalidRequestError if the ranker may read more of a document than `limit` tokens; it cannot read less."""
-    longest = engine.bundle.templates["pair"].max_tokens
+    longest = engine.pair_template.max_tokens
     if limit < longest:
         raise InvalidRequestError(
             f"{field} is {limit}; the ranker reads up to {longest} tokens of a query and a document, which the release "

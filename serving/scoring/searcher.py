@@ -43,7 +43,6 @@ from serving.scoring.answers import (
     ShownDocuments,
 )
 from serving.scoring.best_passages import best_passages
-from serving.scoring.cache import Fetched
 from serving.scoring.contents import SearchableContents
 from serving.scoring.document_scores import DocumentLimits
 from serving.scoring.opened_document import OpenedDocument, open_document
@@ -256,9 +255,11 @@ class Searcher:
             if list(details.lists) != ["lexical"]:
                 embedded = models.attempt("encoder", lambda: self.embedder.vectors([query], "query", models.options))
         with watch("semantic"):
-            by_meaning = self._by_meaning(embedded.values[0], depth, among) if embedded else []
+            vector = embedded.values[0] if embedded else None
+            by_meaning = [] if vector is None else self._by_meaning(vector, depth, among)
             rows = join(by_words, by_meaning)
-            pool = self._pool(query, rows, embedded)
+            fusion = self._searchable.fusion if embedded and "reranked" in details.lists else None
+            pool = self._pool(query, rows, vector, fusion)
         options.deadline.check()
         with watch("documents"):
             documents = dict(zip(rows, self.documents.get_many(rows), strict=True))
@@ -404,10 +405,14 @@ class Searcher:
             return self.semantic.search(vector, depth)
         return self.semantic.search_among(vector, depth, among)
 
-    def _pool(self, query: str, rows: Sequence[int], embedded: Fetched[Vector] | None) -> CandidatePool:
-        cosines = self.semantic.similarities(embedded.values[0], rows).tolist() if embedded else None
-        fusion = self._searchable.fusion
-        vector = embedded.values[0] if embedded else None
+    def _pool(self, query: str, rows: Sequence[int], vector: Vector | None, fusion: Fusion | None) -> CandidatePool:
+        """The first-stage scores of these documents.
+
+        Args:
+            vector: of the query; None where the encoder is missing.
+            fusion: weighs scores of single fields; None where the search has no final order that needs them.
+        """
+        cosines = None if vector is None else self.semantic.similarities(vector, rows).tolist()
         fields = self._searchable.fields.scores(query, vector, rows, fusion.fields) if fusion else {}
         return CandidatePool(self.lexical.scores(query, rows).tolist(), cosines, fields)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import releases, text
 from pipeline.errors import MissingError, SchemaError
+from pipeline.features import by_score
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -51,7 +52,6 @@ def rerank(query: str, file: Path, workspace: Path, *, release: str = "live") ->
         scores = ranker = Engine(releases.part(opened, "ranker").path).scores(query, [item for _, item, _ in texts])
     else:
         scores, ranker = _fused(opened.path, query, [item for _, item, _ in texts], bm25)
-    order = sorted(range(len(texts)), key=lambda row: -scores[row])
     return {
         "query": query,
         "release": opened.fingerprint,
@@ -62,7 +62,7 @@ def rerank(query: str, file: Path, workspace: Path, *, release: str = "live") ->
                 "relevance": relevance(ranker[row]),
                 "text": texts[row][1],
             }
-            for row in order
+            for row in by_score(scores)
         ],
     }
 

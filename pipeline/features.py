@@ -37,11 +37,15 @@ def field_features(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(name for name in names if _FIELD_FEATURE.fullmatch(name)))
 
 
+def by_score(scores: Sequence[float]) -> list[int]:
+    """Indices by falling score; of equal scores the first stays first."""
+    return sorted(range(len(scores)), key=lambda index: -scores[index])
+
+
 def reciprocal_ranks(scores: Sequence[float], k: float = RRF_K) -> list[float]:
     """(k + 1) / (k + rank) of each score, 1 for the best; of equal scores the one that stands first ranks first."""
-    order = sorted(range(len(scores)), key=lambda index: -scores[index])
     reciprocals = [0.0] * len(scores)
-    for rank, index in enumerate(order, start=1):
+    for rank, index in enumerate(by_score(scores), start=1):
         reciprocals[index] = (k + 1) / (k + rank)
     return reciprocals
 

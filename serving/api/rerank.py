@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
+from pipeline.features import by_score
 from serving.api import bulk, inputs
 from serving.api.json_io import request_schema
 from serving.api.request import Handler, RequestContext
@@ -133,8 +134,7 @@ class _RerankCall:
         tokens = self._tokens(texts)
         context.spent(fetched.hits, fetched.misses, by="ranker")
         scores = fetched.values
-        order = sorted(range(len(scores)), key=lambda index: -scores[index])
-        return self._in_shape([self._result(index, scores[index]) for index in order], tokens)
+        return self._in_shape([self._result(index, scores[index]) for index in by_score(scores)], tokens)
 
     def fused(self) -> Any:
         """The answer in the order of `/search`, from first-stage scores, the encoder and the ranker."""
@@ -144,9 +144,8 @@ class _RerankCall:
         scores = searcher.fused(body.query, texts, first, self._options, self._reranker)
         tokens = self._tokens(texts)
         context.spent(scores.hits, scores.misses)
-        order = sorted(range(len(texts)), key=lambda index: -scores.values[index])
         results = []
-        for index in order:
+        for index in by_score(scores.values):
             ranker = scores.ranker[index]
             value = ranker if body.raw_scores else relevance(ranker)
             results.append({**self._result(index, scores.values[index]), "ranker_score": value})

@@ -10,6 +10,7 @@ from typing import Protocol
 from index.document_store import Value
 from pipeline import schema, text
 from pipeline.errors import MissingError
+from pipeline.features import by_score
 from serving.runtime.admission import RequestOptions
 from serving.scoring.document_scores import DocumentLimits
 from serving.scoring.reranker import relevance
@@ -87,11 +88,10 @@ class Rerank:
         Args:
             ranker: raw scores of the ranker, where the order is that of other scores.
         """
-        order = sorted(range(len(scores)), key=lambda index: -scores[index])
         relevances: dict[Hashable, float] = {
             index: relevance(score) for index, score in enumerate(scores if ranker is None else ranker)
         }
-        return ComparisonResult(order, relevances)
+        return ComparisonResult(by_score(scores), relevances)
 
 
 @dataclass(frozen=True, slots=True)

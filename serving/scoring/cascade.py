@@ -7,6 +7,7 @@ that the ranker reached stands before those that it did not, so a client that sh
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from pipeline.features import by_score
 from serving.errors import BusyError, DeadlineError
 from serving.runtime.admission import RequestOptions
 from serving.scoring.reranker import Embedder, Reranker
@@ -53,7 +54,7 @@ def rerank(
     options = replace(options, deadline=options.deadline.with_reserve())
     if first is None:
         first = _cosines(embedder, query, documents, options) if embedder else [0.0] * len(documents)
-    before = sorted(range(len(documents)), key=lambda number: -first[number])
+    before = by_score(first)
     reranked = reranker.scores_in_time(query, [documents[number] for number in before], options)
     scores: list[float | None] = [None] * len(documents)
     for index, score in zip(before, reranked.values, strict=True):

@@ -90,8 +90,3 @@ class Stopwatch:
     def milliseconds(self) -> dict[str, float]:
         parts = {**self._parts, "total": time.perf_counter() - self._began}
         return {name: round(1000 * seconds, 2) for name, seconds in parts.items()}
-
-
-def by_score(scores: Sequence[float]) -> list[int]:
-    """Indices by falling score; of equal scores the first stays first."""
-    return sorted(range(len(scores)), key=lambda number: -scores[number])

@@ -23,7 +23,7 @@ from index.lexical import LexicalIndex
 from index.semantic import SemanticIndex, join
 from pipeline import artifacts, features, releases, text
 from pipeline.errors import MissingError
-from pipeline.features import Fusion
+from pipeline.features import Fusion, by_score
 from pipeline.releases import part
 from serving.errors import BusyError, DeadlineError, InferenceError, InvalidRequestError, NotServedError
 from serving.runtime.admission import RequestOptions
@@ -48,7 +48,7 @@ from serving.scoring.document_scores import DocumentLimits
 from serving.scoring.opened_document import OpenedDocument, open_document
 from serving.scoring.report_excerpt import ReportExcerpt
 from serving.scoring.reranker import Caches, Embedder, Reranker, Vector, relevance
-from serving.scoring.running_search import CandidatePool, ModelAttempts, Stopwatch, by_score
+from serving.scoring.running_search import CandidatePool, ModelAttempts, Stopwatch
 from serving.scoring.snippets import snippets
 
 PING_S = 5.0

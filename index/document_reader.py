@@ -139,12 +139,14 @@ def count(data: Artifact) -> int:
 
 
 def rows(data: Artifact, columns: Sequence[str] | None = None, chosen: Rows | None = None) -> Iterator[dict[str, Any]]:
-    """Documents as dicts in row order, BATCH at a time in memory.
+    """Documents as dicts in row order, BATCH at a time in memory. The file is read up to the last chosen row.
 
     Args:
         columns: all where None.
         chosen: ascending rows; all where None.
     """
+    if chosen is not None and not len(chosen):
+        return
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -167,6 +169,8 @@ def rows(data: Artifact, columns: Sequence[str] | None = None, chosen: Rows | No
                 for document in documents:
                     document[name] = _shortest(document[name])
             yield from documents
+            if chosen is not None and start > chosen[-1]:
+                return
 
 
 def _shortest(value: Any) -> Any:

@@ -228,7 +228,7 @@ class DocumentStore:
         return list(self.each_field())
 
     def each_field(self) -> Iterator[str]:
-        """The same one by one in ascending order, by few look-ups each, for a store that may have any number."""
+        """Yields the names of `fields` in ascending order, by few look-ups each, as a store may have any number."""
         query, name = "SELECT min(field) FROM fields WHERE field > ?", ""
         while True:
             following = [field for segment in self._segments for (field,) in segment.fields.all(query, name)]

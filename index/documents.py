@@ -47,7 +47,7 @@ def make(workspace: Path, *, data: Artifact, previous: Artifact | None = None) -
         plan.write(staging)
         if len(plan.written):
             _write_segment(staging.folder / plan.folder / FILE, data, plan.written)
-        size = sum(path.stat().st_size for path in staging.folder.rglob(FILE))
+        size = segments.size(staging.folder, FILE)
         figures = {"bytes_per_document": round(size / digests.stats.documents, 1), **plan.figures()}
         return {**asdict(digests.stats), **figures}
 

@@ -280,6 +280,11 @@ def name_of(digests: Digests) -> str:
     return hashlib.blake2b(digests.tobytes(), digest_size=8).hexdigest()
 
 
+def size(folder: Path, name: str) -> int:
+    """Bytes of the files of this name below a folder: one for each segment."""
+    return sum(path.stat().st_size for path in folder.rglob(name))
+
+
 def read_array(path: Path) -> npt.NDArray[Any]:
     """An array of a segment, mapped into memory.
 

@@ -102,7 +102,7 @@ def make(
             "data": vectors.manifest.inputs["data"],
             "dimensions": stats.dimensions,
             "factory": stats.factory,
-            "bytes_per_document": round(semantic_segments.size(staging.folder) / stats.rows, 1),
+            "bytes_per_document": round(segments.size(staging.folder, FILE) / stats.rows, 1),
             **metrics,
         }
 

@@ -95,11 +95,6 @@ def build(
     return SegmentedIndex(stats=stats, metrics={**figures, **judged[0], **plan.figures()}, queries=judged[1])
 
 
-def size(folder: Path) -> int:
-    """Bytes of all Faiss files below a folder."""
-    return sum(path.stat().st_size for path in folder.rglob(FILE))
-
-
 def _takes_tombstones(ann: Any) -> bool:
     """Whether a search in a Faiss index can leave documents out; a fast scan cannot."""
     return is_inverted(ann) or isinstance(ann, faiss.IndexFlat)
@@ -107,7 +102,7 @@ def _takes_tombstones(ann: Any) -> bool:
 
 def _within(config: IndexConfig, staging: Staging, rows: int) -> bool:
     """Whether the segments are as small as the contract wants."""
-    return not config.bytes_per_document or size(staging.folder) <= config.bytes_per_document * rows
+    return not config.bytes_per_document or segments.size(staging.folder, FILE) <= config.bytes_per_document * rows
 
 
 def _empty(staging: Staging) -> None:

@@ -11,13 +11,25 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
-from index import document_store, documents
+from index import document_reader, document_store, documents
 from index.document_store import Document, DocumentStore
 from pipeline.artifacts import Artifact
 from pipeline.errors import ArtifactError, MissingError, SchemaError
+
+
+def test_chosen_rows_are_those_of_the_whole_file(
+    tmp_path: Path, make_data: Callable[..., Artifact], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(document_reader, "BATCH", 4)
+    data = make_data([f"text {row}" for row in range(13)])
+    every = list(document_reader.rows(data))
+    for chosen in ([], [0], [3], [4], [12], [0, 3, 4, 8], [2, 7, 11], range(13)):
+        read = list(document_reader.rows(data, chosen=np.array(chosen, np.int64)))
+        assert read == [every[row] for row in chosen]
 
 
 def test_every_document_comes_back_by_row(tmp_path: Path, make_data: Callable[..., Artifact]) -> None:

@@ -266,12 +266,11 @@ def _gone_by_scan(table: FollowedTable, held: HeldDocuments) -> set[str]:
 
 def _other_types(spool: Spool, schema: pa.Schema) -> str:
     """A column whose values are of another type than the held documents have; empty where all fit."""
-    silent, held = spool.silent(), dict(zip(schema.names, schema.types, strict=True))
-    types = dict(zip(spool.schema().names, spool.schema().types, strict=True))
+    types, silent, held = spool.schema(), spool.silent(), dict(zip(schema.names, schema.types, strict=True))
     return next(
         (
             name
-            for name, kind in types.items()
+            for name, kind in zip(types.names, types.types, strict=True)
             if name not in held or (name not in silent and _common({kind, held[name]}) != held[name])
         ),
         "",

@@ -148,7 +148,11 @@ class FollowedTable:
         return self._newest(self._table, self._mark)
 
     def newest_deletion(self) -> Mark | None:
-        """The same of the table of deletions; None where there is no such table."""
+        """The largest watermark in the table of deletions; None where there is no such table, or no value in it.
+
+        Raises:
+            SchemaError: see `newest`.
+        """
         if self._config.deletions != "table":
             return None
         table = self._tombstones()

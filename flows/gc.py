@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import artifacts, disk, locks, temporary
-from pipeline.artifacts import Manifest
 from pipeline.errors import ArtifactError, ConflictError, RelevanceError
+from pipeline.manifest import Manifest
 from pipeline.releases import Releases
 from serving.process.metrics_folder import remove_abandoned
 

@@ -30,8 +30,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline import artifacts, disk
-from pipeline.artifacts import Artifact, FileRecord, LinkedFile, Staging
+from pipeline.artifacts import Artifact, LinkedFile, Staging
 from pipeline.errors import ArtifactError
+from pipeline.manifest import FileRecord
 
 LIST, ROWS, DIGESTS = "segments.json", "rows.npy", "digests.npy"
 RATIO = 3

@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import artifacts, disk
-from pipeline.artifacts import Artifact, Manifest, Staging
+from pipeline.artifacts import Artifact, Staging
 from pipeline.errors import ArtifactError, ConflictError, MissingError, RelevanceError
 from pipeline.features import Fusion
+from pipeline.manifest import Manifest
 from pipeline.pointer import Move, Pointer, PointerFile
 from pipeline.secrets import without_passwords
 

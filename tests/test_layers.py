@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("pipeline", "index", "serving", "flows")
 FLOOR = {
     *("artifacts", "config", "errors", "features", "pointer", "progress", "releases", "schema", "secrets", "text"),
-    *("disk", "locks", "temporary", "passages", "prefixes", "recipe", "stage", "thumbs", "tokens"),
+    *("disk", "locks", "manifest", "temporary", "passages", "prefixes", "recipe", "stage", "thumbs", "tokens"),
 }
 ALLOWED = {
     "pipeline": {"pipeline"},

@@ -12,8 +12,9 @@ import pytest
 
 from flows import stages
 from pipeline import artifacts, config
-from pipeline.artifacts import Artifact, FileRecord, Manifest
+from pipeline.artifacts import Artifact
 from pipeline.errors import WrongKindError
+from pipeline.manifest import FileRecord, Manifest, fingerprint
 from pipeline.stage import Stage, stage_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -185,7 +186,7 @@ def test_fingerprints_are_those_of_before_the_contract(tmp_path: Path, monkeypat
         _workspace: Path, kind: str, *, version: int, config: Any, inputs: Mapping[str, artifacts.Input], build: object
     ) -> Artifact:
         digests = {name: artifacts._digest(item) for name, item in inputs.items()}
-        marks.append((version, artifacts.fingerprint(kind, version, json.loads(json.dumps(config)), digests)))
+        marks.append((version, fingerprint(kind, version, json.loads(json.dumps(config)), digests)))
         return artifact(tmp_path, kind)
 
     monkeypatch.setattr(artifacts, "make", fingerprinted)

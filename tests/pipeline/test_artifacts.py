@@ -16,6 +16,7 @@ import pytest
 from pipeline import artifacts, disk
 from pipeline.artifacts import Artifact, Staging
 from pipeline.errors import ArtifactError, MissingError
+from pipeline.manifest import Manifest
 
 
 def _make(workspace: Path, text: str = "hello", calls: list[str] | None = None, **changes: Any) -> Artifact:
@@ -197,7 +198,7 @@ def test_write_atomically_leaves_no_temporary_file(tmp_path: Path, monkeypatch: 
 
 def test_manifest_survives_json(tmp_path: Path) -> None:
     artifact = _make(tmp_path)
-    again = artifacts.Manifest.from_json((artifact.path / "manifest.json").read_text(encoding="utf-8"))
+    again = Manifest.from_json((artifact.path / "manifest.json").read_text(encoding="utf-8"))
     assert again.files == artifact.manifest.files
     assert again.config == json.loads(json.dumps(artifact.manifest.config))
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.artifacts import Artifact, Manifest
+from pipeline.artifacts import Artifact
+from pipeline.manifest import Manifest
 from pipeline.models import model_card
 from pipeline.models.bi_encoder import BiEncoder
 from pipeline.models.cross_encoder import CrossEncoder

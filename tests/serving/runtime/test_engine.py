@@ -21,10 +21,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import artifacts, text
-from pipeline.artifacts import Artifact, Manifest
+from pipeline.artifacts import Artifact
 from pipeline.config import ExportConfig
 from pipeline.errors import ArtifactError, ConfigError, MissingError
 from pipeline.export import bundle as onnx
+from pipeline.manifest import Manifest
 from pipeline.models.bi_encoder import BiEncoder
 from pipeline.models.cross_encoder import CrossEncoder
 from pipeline.prefixes import FIRST_CHARS_PER_TOKEN

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import releases, text
+from pipeline import release_parts, releases, text
 from pipeline.errors import MissingError, SchemaError
 from pipeline.features import by_score
 
@@ -49,7 +49,9 @@ def rerank(query: str, file: Path, workspace: Path, *, release: str = "live") ->
     opened = releases.Releases(workspace).open(release)
     bm25 = _bm25(file, texts)
     if bm25 is None:
-        scores = ranker = Engine(releases.part(opened, "ranker").path).scores(query, [item for _, item, _ in texts])
+        scores = ranker = Engine(release_parts.part(opened, "ranker").path).scores(
+            query, [item for _, item, _ in texts]
+        )
     else:
         scores, ranker = _fused(opened.path, query, [item for _, item, _ in texts], bm25)
     return {

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from pipeline import artifacts, releases
+from pipeline import artifacts, release_parts
 from pipeline import recipe as recipes
 from pipeline.artifacts import Artifact
 from pipeline.config import ExportConfig, Precision, Recipe
@@ -50,7 +50,7 @@ def export(
     opened = registry.open(release) if model is None else None
     config = _config(opened.manifest.config if opened else {}, precisions, overrides)
     if opened:
-        old = [releases.part(opened, name) for name in ("ranker", "encoder")]
+        old = [release_parts.part(opened, name) for name in ("ranker", "encoder")]
         wanted = [(_input(workspace, exported, "model"), exported) for exported in old]
     else:
         assert model is not None

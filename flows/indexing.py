@@ -6,7 +6,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from flows.runner import Runner
-from pipeline import releases
+from pipeline import release_parts
 from pipeline.artifacts import Artifact
 from pipeline.config import IndexConfig
 
@@ -93,7 +93,7 @@ def _fields(
     digest = offline.digest(encoder)
     for field_name in config.fields:
         named = run.labelled(field_name)
-        part = releases.field_part("lexical", field_name)
+        part = release_parts.field_part("lexical", field_name)
         shared = (previous or {}).get(part)
         indexes[part] = named(lexical.make, config, data=data, field=field_name, previous=shared)
         if not config.field_vectors:
@@ -111,7 +111,7 @@ def _fields(
         )
         # Nothing is searched for in it, so it keeps no contract of recall.
         plain = replace(config, recall=0.0, bytes_per_document=0.0)
-        part = releases.field_part("index", field_name)
+        part = release_parts.field_part("index", field_name)
         shared = (previous or {}).get(part)
         indexes[part] = named(semantic_build.make, plain, vectors=embedded, previous=shared)
     return indexes

@@ -5,7 +5,7 @@ from typing import Any
 
 from flows.indexing import SearchableCorpus, make_searchable
 from flows.runner import Runner
-from pipeline import releases
+from pipeline import release_parts
 from pipeline.artifacts import Artifact
 from pipeline.config import CandidatesConfig, IndexConfig
 
@@ -70,12 +70,12 @@ def judge_release(
     release: Artifact, index: IndexConfig, candidates: CandidatesConfig, run: Runner, *, data: Artifact
 ) -> tuple[PoolScores, SearchableCorpus]:
     """Judges the models of a release over an index of the data's own documents, and returns that index too."""
-    ranker = releases.part(release, "ranker") if releases.has_part(release, "ranker") else None
-    encoder, fusion = (releases.part(release, name) for name in ("encoder", "fusion"))
+    ranker = release_parts.part(release, "ranker") if release_parts.has_part(release, "ranker") else None
+    encoder, fusion = (release_parts.part(release, name) for name in ("encoder", "fusion"))
     models = ScoringModels(ranker=ranker, encoder=encoder, fusion=fusion)
     # The fusion of the release weighs its own fields, whatever the recipe says now.
-    embedded = any(name.startswith("index.") for name in releases.field_parts(release))
-    index = replace(index, fields=releases.fields(release), field_vectors=embedded)
+    embedded = any(name.startswith("index.") for name in release_parts.field_parts(release))
+    index = replace(index, fields=release_parts.fields(release), field_vectors=embedded)
     corpus = make_searchable(index, run, encoder=models.encoder, data=data)
     return judge(candidates, run, models=models, corpus=corpus, data=data), corpus
 

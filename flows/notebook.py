@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline import release_parts
 from pipeline import releases as registry
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ class OpenRelease:
     def report(self) -> dict[str, Any]:
         """The report that the release was judged by, as `report.json` holds it."""
         report: dict[str, Any] = json.loads(
-            registry.part(self._release, "report").file("report.json").read_text(encoding="utf-8")
+            release_parts.part(self._release, "report").file("report.json").read_text(encoding="utf-8")
         )
         return report
 

@@ -4,7 +4,7 @@ import logging
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from pipeline import artifacts, releases
+from pipeline import artifacts, release_parts
 from pipeline.artifacts import Artifact
 from pipeline.errors import RelevanceError
 from pipeline.pointer import Pointer
@@ -52,12 +52,12 @@ def documents_of(registry: Releases, release: Artifact) -> Artifact:
     """
     from index import documents
 
-    fingerprint = releases.part(release, "lexical").manifest.inputs["data"]
+    fingerprint = release_parts.part(release, "lexical").manifest.inputs["data"]
     for kind in ("data", "corpus"):
         folder = registry.workspace / "artifacts" / kind / fingerprint
         if folder.is_dir():
             return artifacts.load(folder)
-    return documents.restore(registry.workspace, releases.part(release, "documents"))
+    return documents.restore(registry.workspace, release_parts.part(release, "documents"))
 
 
 def corpus_of(registry: Releases, release: Artifact) -> Artifact | None:
@@ -94,7 +94,7 @@ def earlier_rivals(registry: Releases, pointer: Pointer, compared: Artifact, cou
 
     def order(release: Artifact) -> tuple[str | None, ...]:
         """The parts that decide the order of a release's results, whatever its documents are."""
-        return tuple(release.manifest.inputs.get(name) for name in (*releases.MODELS, "fusion"))
+        return tuple(release.manifest.inputs.get(name) for name in (*release_parts.MODELS, "fusion"))
 
     seen = {order(compared)}
     rivals: list[Artifact] = []
@@ -143,7 +143,7 @@ def implausible(old: Artifact, documents: Artifact) -> list[str]:
         old: the release whose documents are replaced.
         documents: the document store of the new release.
     """
-    before, after = stats(releases.part(old, "documents")), stats(documents)
+    before, after = stats(release_parts.part(old, "documents")), stats(documents)
     reasons = []
     if after.documents < (1 - MAX_SHRINK) * before.documents:
         reasons.append(f"{after.documents:,} documents in place of {before.documents:,}")

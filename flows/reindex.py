@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from flows import indexing, judging, publishing, runner, sources
 from pipeline import recipe as recipes
-from pipeline import releases
+from pipeline import release_parts, releases
 from pipeline.artifacts import Artifact
 from pipeline.config import Recipe, SourceConfig
 from pipeline.errors import ConflictError, ImplausibleError
@@ -71,14 +71,14 @@ def reindex(
     is_followed = any(source.watermark for source in chosen) and not full
     previous = publishing.corpus_of(registry, old) if is_followed else None
     data = run(corpus.make, chosen, Path(), recipe.data.faulty_rows, previous=previous)
-    parts = {name: releases.part(old, name) for name in judging.PARTS if releases.has_part(old, name)}
+    parts = {name: release_parts.part(old, name) for name in judging.PARTS if release_parts.has_part(old, name)}
     searchable = indexing.make_searchable(
         recipe.index,
         run,
         encoder=parts["encoder"],
         data=data,
         queries=parts.get("index"),
-        previous=parts | releases.field_parts(old),
+        previous=parts | release_parts.field_parts(old),
         anew=full,
     )
     reasons = publishing.implausible(old, searchable.documents)

@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from pipeline import artifacts, releases
+from pipeline import artifacts, release_parts
 from pipeline.artifacts import Artifact
 from pipeline.errors import ConfigError, MissingError
 from pipeline.releases import Releases
@@ -34,9 +34,9 @@ def export(workspace: Path, release: str, to: Path) -> dict[str, Any]:
     opened = Releases(workspace).open(release)
     pairs = {
         role: (part, _model(workspace, part))
-        for role in releases.MODELS
-        if releases.has_part(opened, role)
-        for part in [releases.part(opened, role)]
+        for role in release_parts.MODELS
+        if release_parts.has_part(opened, role)
+        for part in [release_parts.part(opened, role)]
     }
     sources = opened.metrics.get("ready_made", {})
     to.parent.mkdir(parents=True, exist_ok=True)

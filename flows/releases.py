@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows import judging
+from pipeline import release_parts
 from pipeline import releases as registry
 from pipeline.errors import ArtifactError, RelevanceError
 from pipeline.secrets import without_passwords
@@ -105,9 +106,9 @@ def show(workspace: Path, name: str) -> dict[str, Any]:
         **_summary(known, release.fingerprint),
         "path": str(release.path),
         "parts": {
-            part: registry.part(release, part).fingerprint
-            for part in (*judging.PARTS, *registry.field_parts(release))
-            if registry.has_part(release, part)
+            part: release_parts.part(release, part).fingerprint
+            for part in (*judging.PARTS, *release_parts.field_parts(release))
+            if release_parts.has_part(release, part)
         },
         "files": {file: record.bytes for file, record in release.manifest.files.items()},
         "figures": dict(release.metrics.get("figures", {})),

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from flows import judging, publishing, runner
 from pipeline import recipe as recipes
-from pipeline import releases
+from pipeline import release_parts
 from pipeline.artifacts import Artifact
 from pipeline.config import DataConfig, Recipe, SourceConfig
 from pipeline.errors import SchemaError
@@ -156,7 +156,9 @@ def _of_release(
         other, _ = judging.judge_release(former, index, recipe.candidates, run.labelled("baseline"), data=data)
         live = systems.ReleaseScores(features=other.features, fusion=other.fusion)
     ranked = run(systems.make, features=judged.features, fusion=judged.fusion, scores={}, live=live)
-    parts = {name: releases.part(opened, name) for name in releases.MODELS if releases.has_part(opened, name)}
+    parts = {
+        name: release_parts.part(opened, name) for name in release_parts.MODELS if release_parts.has_part(opened, name)
+    }
     costs = report_stats.of(parts, corpus.vectors, corpus.index, {})
     costs |= judging.quality_cost(
         recipe.index, run, encoder=parts["encoder"], corpus=corpus, data=data, clicks=evaluation.clicks

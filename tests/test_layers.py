@@ -11,7 +11,19 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("pipeline", "index", "serving", "flows")
 FLOOR = {
     *("artifacts", "config", "errors", "features", "pointer", "progress", "releases", "schema", "secrets", "text"),
-    *("disk", "locks", "manifest", "temporary", "passages", "prefixes", "recipe", "stage", "thumbs", "tokens"),
+    *(
+        "disk",
+        "locks",
+        "manifest",
+        "temporary",
+        "passages",
+        "prefixes",
+        "recipe",
+        "release_parts",
+        "stage",
+        "thumbs",
+        "tokens",
+    ),
 }
 ALLOWED = {
     "pipeline": {"pipeline"},

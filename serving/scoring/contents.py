@@ -11,7 +11,7 @@ from index.document_store import DocumentStore
 from index.fields import FieldIndexes
 from index.lexical import LexicalIndex
 from index.semantic import SemanticIndex
-from pipeline import releases
+from pipeline import release_parts
 from pipeline.artifacts import Artifact
 from pipeline.features import Fusion
 
@@ -56,16 +56,16 @@ class SearchableContents:
     @classmethod
     def load(cls, release: Artifact) -> "SearchableContents | None":
         """The indexes of a release, whose files were checked before; None where it has no documents."""
-        if not releases.has_part(release, "documents"):
+        if not release_parts.has_part(release, "documents"):
             return None
         fusion = None
-        if releases.has_part(release, "fusion"):
-            text = releases.part(release, "fusion").file("fusion.json").read_text(encoding="utf-8")
+        if release_parts.has_part(release, "fusion"):
+            text = release_parts.part(release, "fusion").file("fusion.json").read_text(encoding="utf-8")
             fusion = Fusion.from_json(text)
         return cls(
-            lexical=LexicalIndex.load(releases.part(release, "lexical").path, verify=False),
-            semantic=SemanticIndex.load(releases.part(release, "index").path, verify=False),
-            documents=DocumentStore.load(releases.part(release, "documents").path, verify=False),
+            lexical=LexicalIndex.load(release_parts.part(release, "lexical").path, verify=False),
+            semantic=SemanticIndex.load(release_parts.part(release, "index").path, verify=False),
+            documents=DocumentStore.load(release_parts.part(release, "documents").path, verify=False),
             fusion=fusion,
-            fields=FieldIndexes.load(releases.field_parts(release)),
+            fields=FieldIndexes.load(release_parts.field_parts(release)),
         )

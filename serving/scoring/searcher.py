@@ -21,10 +21,10 @@ from index.document_store import DocumentStore, Rows, Value
 from index.hits import Hit
 from index.lexical import LexicalIndex
 from index.semantic import SemanticIndex, join
-from pipeline import artifacts, features, releases, text
+from pipeline import artifacts, features, release_parts, text
 from pipeline.errors import MissingError
 from pipeline.features import Fusion, by_score
-from pipeline.releases import part
+from pipeline.release_parts import part
 from serving.errors import BusyError, DeadlineError, InferenceError, InvalidRequestError, NotServedError
 from serving.runtime.admission import RequestOptions
 from serving.runtime.deadline import Deadline
@@ -99,12 +99,14 @@ class Searcher:
 
         Raises:
             MissingError: no such folder.
-            ArtifactError: the release does not pass `pipeline.releases.verify`, or a model does not give its golden
-                outputs.
+            ArtifactError: the release does not pass `pipeline.release_parts.verify`, or a model does not give its
+                golden outputs.
             ConfigError: a bundle has no such precision.
         """
         began = time.monotonic()
-        release = releases.verify(release_path) if verify else artifacts.load(release_path, "release", verify=False)
+        release = (
+            release_parts.verify(release_path) if verify else artifacts.load(release_path, "release", verify=False)
+        )
         caches = caches or Caches.of(64 * 2**20)
         self.release = release.fingerprint
         self.created = release.manifest.created
@@ -119,8 +121,8 @@ class Searcher:
                 scheduler=scheduler,
                 token_bytes=caches.token_bytes,
             )
-            for role in releases.MODELS
-            if releases.has_part(release, role)
+            for role in release_parts.MODELS
+            if release_parts.has_part(release, role)
         }
         """Role → model; a release of ready-made models may have one alone."""
         self._contents = SearchableContents.load(release)

@@ -28,7 +28,7 @@ import pytest
 from flows import reindex as reindexing
 from index import lexical
 from index.lexical import LexicalIndex
-from pipeline import artifacts, releases
+from pipeline import artifacts, release_parts
 from pipeline import recipe as recipes
 from pipeline.config import Recipe
 from pipeline.releases import Releases
@@ -119,9 +119,9 @@ def assert_equal_to_a_fresh_build(
 ) -> None:
     """Compares each query's first 100 by BM25, and times both indexes."""
     release = registry.open()
-    segmented = LexicalIndex.load(releases.part(release, "lexical").path)
+    segmented = LexicalIndex.load(release_parts.part(release, "lexical").path)
     corpus = artifacts.load(
-        registry.workspace / "artifacts" / "corpus" / releases.part(release, "lexical").manifest.inputs["data"]
+        registry.workspace / "artifacts" / "corpus" / release_parts.part(release, "lexical").manifest.inputs["data"]
     )
     config = recipes.parse(Recipe, release.manifest.config).index
     fresh = LexicalIndex.load(lexical.make(folder / "fresh", config, data=corpus).path)

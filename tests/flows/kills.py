@@ -11,7 +11,7 @@ import os, signal, sys
 from pathlib import Path
 from flows import gc
 from flows import reindex as reindexing
-from pipeline import artifacts, releases
+from pipeline import artifacts, release_parts, releases
 from pipeline.errors import ConflictError
 from pipeline.releases import Releases
 
@@ -31,7 +31,7 @@ def counted(name, args):
 
 def publish():
     release = registry.open(first)
-    parts = {name: releases.part(release, name) for name in release.manifest.inputs}
+    parts = {name: release_parts.part(release, name) for name in release.manifest.inputs}
     registry.publish(parts, metrics={}, config={**release.manifest.config, "name": "again"})
 
 def rollback():
@@ -64,12 +64,12 @@ def run(workspace: Path, operation: str, source: Path, killed_at: int = 0) -> tu
 
 def state(workspace: Path) -> tuple[object, ...]:
     """Everything that a finished operation leaves, without times: releases, pointer and history."""
-    from pipeline import releases
+    from pipeline import release_parts
     from pipeline.releases import Releases
 
     registry = Releases(workspace)
     for name in registry.ids():
-        releases.verify(registry.path(name))
+        release_parts.verify(registry.path(name))
     pointer = registry.live()
     assert pointer is not None
     history, unreadable = registry.pointer_file.history()

@@ -9,7 +9,7 @@ import pytest
 
 from flows import retrain, training
 from flows.runner import Runner
-from pipeline import artifacts, config, releases
+from pipeline import artifacts, config, release_parts
 from pipeline import recipe as recipes
 from pipeline.artifacts import Artifact
 from pipeline.errors import ConfigError
@@ -65,7 +65,7 @@ def _artifact(workspace: Path, kind: str, fingerprint: str) -> Artifact:
 
 def _source(workspace: Path, release: Artifact) -> Artifact:
     """The ranker whose export a release holds."""
-    bundle = json.loads(releases.part(release, "ranker").file("bundle.json").read_text(encoding="utf-8"))
+    bundle = json.loads(release_parts.part(release, "ranker").file("bundle.json").read_text(encoding="utf-8"))
     return _artifact(workspace, "ranker", bundle["source"])
 
 

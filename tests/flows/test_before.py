@@ -16,7 +16,7 @@ from starlette.testclient import TestClient
 
 from flows import reindex as reindexing
 from flows import releases as listing
-from pipeline import releases
+from pipeline import release_parts
 from pipeline.releases import Releases
 from serving import settings
 from serving.api import app as apps
@@ -75,7 +75,7 @@ def test_releases_of_before_verify_reindex_and_roll_back(workspace: Path, tmp_pa
     registry = Releases(workspace)
     first, second = registry.ids()
     for name in (first, second):
-        assert releases.verify(registry.path(name)).manifest.checksum == ""
+        assert release_parts.verify(registry.path(name)).manifest.checksum == ""
     frame = pd.DataFrame(registry_documents(registry))
     frame.loc[1, "text"] = "a balalaika for the garden"
     (tmp_path / "documents").mkdir()
@@ -94,6 +94,6 @@ def test_releases_of_before_verify_reindex_and_roll_back(workspace: Path, tmp_pa
 def registry_documents(registry: Releases) -> list[dict[str, str]]:
     from index.document_store import DocumentStore
 
-    store = DocumentStore.load(releases.part(registry.open(), "documents").path)
+    store = DocumentStore.load(release_parts.part(registry.open(), "documents").path)
     documents = [store.get(row) for row in range(len(store))]
     return [{"doc_id": item.doc_id, "title": item.title, "text": item.text} for item in documents]

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from index.document_store import DocumentStore
-from pipeline import releases
+from pipeline import release_parts
 from tests.flows.conftest import Trained
 
 
@@ -69,7 +69,7 @@ def test_rerank_with_bm25_scores_has_the_order_of_a_search(trained: Trained, tmp
     assert search_results["candidates"] == len(
         search_results["reranked"]
     )  # The whole pool, as features are relative to it.
-    store = DocumentStore.load(releases.part(trained.outcome.release, "documents").path)
+    store = DocumentStore.load(release_parts.part(trained.outcome.release, "documents").path)
     hits = sorted(search_results["reranked"], key=lambda hit: hit["doc_id"])
     lines = []
     for hit in hits:

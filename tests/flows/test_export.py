@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from flows import export as flow
 from flows.cli import app
-from pipeline import artifacts, releases
+from pipeline import artifacts, release_parts
 from pipeline.errors import ConfigError, MissingError, WrongKindError
 from pipeline.releases import Releases
 from serving.runtime.engine import Engine
@@ -30,7 +30,7 @@ def test_a_release_is_exported_again_and_stays_as_it_is(copied: Trained) -> None
         assert list(bundle["precisions"]) == ["fp32", "int8", "w8"]
         assert {"embeddings", "layer.0"} <= set(bundle["precisions"]["w8"]["sensitivity"])
         assert len(json.loads((Path(bundle["path"]) / "golden.json").read_text())) == 3
-        old = releases.part(opened, bundle["role"])
+        old = release_parts.part(opened, bundle["role"])
         again, live = Engine(Path(bundle["path"]), precision="fp32"), Engine(old.path, precision="fp32")
         if bundle["role"] == "ranker":
             assert again.scores("red knife", ["a blue lawn", "a knife"]) == live.scores(

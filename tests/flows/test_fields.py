@@ -18,7 +18,7 @@ from flows import releases as listing
 from flows.runner import Runner
 from index.document_store import DocumentStore
 from index.lexical import LexicalIndex
-from pipeline import artifacts, releases
+from pipeline import artifacts, release_parts
 from pipeline.artifacts import Artifact
 from pipeline.config import CandidatesConfig, IndexConfig
 from pipeline.errors import ArtifactError
@@ -52,7 +52,7 @@ class Fielded:
         """A published release that orders by one feature alone."""
         config = dict(self.release.manifest.config)
         config["index"] = {**config["index"], "fields": list(CONFIG.fields), "field_vectors": True}
-        own = {name: releases.part(self.release, name) for name in self.release.manifest.inputs}
+        own = {name: release_parts.part(self.release, name) for name in self.release.manifest.inputs}
         own |= {**self.corpus.parts, "fusion": weighed(self.workspace, self.release, feature)}
         return self.registry.publish({**own, **parts}, metrics=self.release.metrics, config=config)
 
@@ -89,7 +89,7 @@ def indexed(tmp_path_factory: pytest.TempPathFactory) -> Fielded:
         archive.extractall(workspace, filter="data")
     release = Releases(workspace).open()
     data = graded(data_of(release, workspace), workspace)
-    encoder = releases.part(release, "encoder")
+    encoder = release_parts.part(release, "encoder")
     return Fielded(
         workspace, release, data, indexing.make_searchable(CONFIG, Runner(workspace), encoder=encoder, data=data)
     )
@@ -97,8 +97,8 @@ def indexed(tmp_path_factory: pytest.TempPathFactory) -> Fielded:
 
 def test_fields_are_judged_and_reported(indexed: Fielded) -> None:
     release = indexed.published("bm25.title")
-    assert releases.fields(release) == ("text", "title")
-    assert sorted(releases.field_parts(release)) == ["index.text", "index.title", "lexical.text", "lexical.title"]
+    assert release_parts.fields(release) == ("text", "title")
+    assert sorted(release_parts.field_parts(release)) == ["index.text", "index.title", "lexical.text", "lexical.title"]
     assert {"lexical.title", "index.text"} <= set(listing.show(indexed.workspace, release.fingerprint)["parts"])
     group = report_stats.fields(indexed.corpus.fields)["fields indexed apart"]
     assert min(group["lexical.title, bytes a document"], group["index.text, bytes a document"]) > 0
@@ -125,7 +125,7 @@ def test_fields_are_judged_and_reported(indexed: Fielded) -> None:
 def test_the_service_orders_by_the_weight_of_a_field(indexed: Fielded) -> None:
     release = indexed.published("bm25.title")
     searcher = Searcher(release.path)
-    index = LexicalIndex.load(releases.part(release, "lexical.title").path)
+    index = LexicalIndex.load(release_parts.part(release, "lexical.title").path)
     results = searcher.search("blue knife", top_n=8, retrieve=8, details=SearchDetails(explain=True)).reranked
     scores = {hit.doc_id: float(index.scores("blue knife", [index.doc_ids.index(hit.doc_id)])[0]) for hit in results}
     assert list(scores.values()) == sorted(scores.values(), reverse=True)
@@ -164,7 +164,7 @@ def test_a_reindex_indexes_the_same_fields_of_new_documents(indexed: Fielded, tm
     pq.write_table(pa.table(documents), tmp_path / "new" / "documents.parquet")
     assert reindexing.reindex([str(tmp_path / "new")], workspace)["live"]
     release = registry.open()
-    assert sorted(releases.field_parts(release)) == ["index.text", "index.title", "lexical.text", "lexical.title"]
+    assert sorted(release_parts.field_parts(release)) == ["index.text", "index.title", "lexical.text", "lexical.title"]
     assert Searcher(release.path).search("balalaika", top_n=1).reranked[0].doc_id == documents["doc_id"][3]
 
 
@@ -174,7 +174,7 @@ def test_a_release_whose_parts_do_not_fit_its_fusion_is_refused(indexed: Fielded
         field = other.partition(".")[2]
         with pytest.raises(ArtifactError, match=rf"its part {name} holds an index of the field '{field}'"):
             indexed.published("bm25.title", **{name: fields[other]})
-    own = {name: releases.part(indexed.release, name) for name in indexed.release.manifest.inputs}
+    own = {name: release_parts.part(indexed.release, name) for name in indexed.release.manifest.inputs}
     own["fusion"] = weighed(indexed.workspace, indexed.release, "bm25.title")
     with pytest.raises(ArtifactError, match=r"its fusion weighs bm25\.title, but it has no lexical\.title"):
         indexed.registry.publish(own, metrics={}, config={})

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from flows import cli, judging, publishing, retrain
-from pipeline import artifacts, releases
+from pipeline import artifacts, release_parts
 from pipeline.artifacts import Artifact
 from pipeline.config import GateConfig
 from pipeline.evaluation import systems
@@ -25,7 +25,7 @@ WORST_FIRST = Fusion(weights=dict.fromkeys(FEATURES, -1.0))
 
 def with_fusion(registry: Releases, release: Artifact, fusion: Fusion) -> Artifact:
     """Publishes the release's parts with another fusion."""
-    parts = {name: releases.part(release, name) for name in judging.PARTS}
+    parts = {name: release_parts.part(release, name) for name in judging.PARTS}
 
     def build(staging: artifacts.Staging) -> Mapping[str, Any]:
         (staging.folder / "fusion.json").write_text(fusion.to_json(), encoding="utf-8")
@@ -94,7 +94,9 @@ def test_the_memory_holds_distinct_complete_releases_that_nobody_rolled_back(cop
         registry.promote(published[-1].fingerprint, reason="step")
     registry.rollback(reason="a person dislikes it")
     same_order = registry.publish(
-        {name: releases.part(published[3], name) for name in judging.PARTS}, metrics={}, config={"documents": "others"}
+        {name: release_parts.part(published[3], name) for name in judging.PARTS},
+        metrics={},
+        config={"documents": "others"},
     )
     registry.promote(same_order.fingerprint, reason="a re-index")
     live = registry.live()

@@ -13,7 +13,7 @@ from flows import gc, publishing, retrain
 from flows import reindex as reindexing
 from flows import releases as listing
 from index.document_store import DocumentStore
-from pipeline import artifacts, releases
+from pipeline import artifacts, release_parts
 from pipeline.errors import ArtifactError, ImplausibleError, MissingError, RelevanceError
 from pipeline.releases import Releases
 from serving.scoring.searcher import Searcher
@@ -43,12 +43,12 @@ def test_a_flipped_bit_in_any_file_of_a_release_is_refused_by_name(copied: Train
             damaged[generator.randrange(len(damaged))] ^= 1 << generator.randrange(8)
             file.write_bytes(damaged)
             with pytest.raises(ArtifactError) as refused:
-                releases.verify(release.path)
+                release_parts.verify(release.path)
             assert name in str(refused.value)
             with pytest.raises(ArtifactError):
                 registry.promote(release.fingerprint, reason="damaged")
         file.write_bytes(original)
-    assert releases.verify(release.path).fingerprint == release.fingerprint
+    assert release_parts.verify(release.path).fingerprint == release.fingerprint
 
 
 def test_parts_that_do_not_belong_together_are_not_published(copied: Trained, tmp_path: Path) -> None:
@@ -57,8 +57,8 @@ def test_parts_that_do_not_belong_together_are_not_published(copied: Trained, tm
     figures = reindexing.reindex([changed_documents(copied, tmp_path / "d", "samovar")], copied.workspace)
     new = registry.open(figures["release"])
     for name in ("lexical", "documents", "index"):
-        parts = {part: releases.part(old, part) for part in old.manifest.inputs}
-        parts[name] = releases.part(new, name)
+        parts = {part: release_parts.part(old, part) for part in old.manifest.inputs}
+        parts[name] = release_parts.part(new, name)
         with pytest.raises(ArtifactError, match="different documents"):
             registry.publish(parts, metrics={}, config={})
 
@@ -171,7 +171,7 @@ def test_gc_removes_only_what_no_kept_release_needs(copied: Trained, tmp_path: P
     assert registry.ids() == [ids[0], *ids[-2:]]  # One is served, one is live, one a rollback returns to.
     assert not dead.exists()
     for release in registry.ids():
-        releases.verify(registry.path(release))
+        release_parts.verify(registry.path(release))
     assert held.search("knife", top_n=3).reranked
     assert retrain.retrain(copied.recipe, copied.workspace).live
     registry.rollback(reason="test")
@@ -196,7 +196,7 @@ def test_a_password_of_a_database_is_written_nowhere(copied: Trained, tmp_path: 
     registry = Releases(copied.workspace)
     release = registry.open()
     url = "postgresql://shop:s3cret%21@db/shop?table=documents&sslpassword=s3cret%21"
-    parts = {name: releases.part(release, name) for name in release.manifest.inputs}
+    parts = {name: release_parts.part(release, name) for name in release.manifest.inputs}
     new = registry.publish(parts, metrics={"source": url}, config={**release.manifest.config, "x": [url]})
     registry.promote(new.fingerprint, reason=f"re-indexed {url}, {url}")
     for file in [new.path / artifacts.MANIFEST, *(copied.workspace / "releases").glob("*.json*")]:
@@ -235,7 +235,7 @@ def test_gc_removes_old_releases_and_keeps_the_segments_that_newer_ones_share(co
     newest = registry.open(ids[3])
     shared = [name for name in newest.manifest.files if name.endswith("documents.sqlite")]
     assert len(shared) == 2
-    store = DocumentStore.load(releases.part(registry.open(ids[1]), "documents").path)  # A service holds this one.
+    store = DocumentStore.load(release_parts.part(registry.open(ids[1]), "documents").path)  # A service holds this one.
     before = {release: registry.path(release).is_dir() for release in ids}
     gc.gc(copied.workspace, keep=1, act=True)
     after = {release: registry.path(release).is_dir() for release in ids}
@@ -243,5 +243,5 @@ def test_gc_removes_old_releases_and_keeps_the_segments_that_newer_ones_share(co
     store.close()
     gc.gc(copied.workspace, keep=1, act=True)
     assert [registry.path(release).is_dir() for release in ids] == [False, False, True, True]  # One to roll back to.
-    assert releases.verify(newest.path).fingerprint == ids[3]
+    assert release_parts.verify(newest.path).fingerprint == ids[3]
     assert Searcher(newest.path).search("samovar 3", top_n=1).lexical[0].doc_id == "d0"

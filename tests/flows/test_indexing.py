@@ -15,7 +15,7 @@ from flows import reindex as reindexing
 from flows.runner import Runner
 from index.document_store import DocumentStore
 from index.semantic import SemanticIndex
-from pipeline import artifacts, releases
+from pipeline import artifacts, release_parts
 from pipeline.artifacts import Artifact
 from pipeline.config import IndexConfig
 from pipeline.evaluation import report_stats
@@ -26,7 +26,7 @@ QUERIES = 120
 
 def data_of(release: Artifact, workspace: Path) -> Artifact:
     """A data artifact of a release's documents, with queries made of their titles."""
-    store = DocumentStore.load(releases.part(release, "documents").path)
+    store = DocumentStore.load(release_parts.part(release, "documents").path)
     stored = [store.get(row) for row in range(len(store))]
     titles = [f"a {document.title}" for document in stored]
     queries = [f"{titles[number % len(titles)]} {number}" for number in range(QUERIES)]
@@ -61,7 +61,7 @@ def workspace(tmp_path: Path) -> Path:
 
 def test_the_report_says_what_the_quality_filter_keeps_and_costs(workspace: Path) -> None:
     old, run = Releases(workspace).open(), Runner(workspace)
-    data, encoder = data_of(old, workspace), releases.part(old, "encoder")
+    data, encoder = data_of(old, workspace), release_parts.part(old, "encoder")
     config = IndexConfig(votes=("up", "down"), least_quality=0.3)
     corpus = indexing.make_searchable(config, run, encoder=encoder, data=data)
     count = corpus.vectors.metrics["documents"]
@@ -81,14 +81,14 @@ def test_the_report_says_what_the_quality_filter_keeps_and_costs(workspace: Path
 def test_a_reindex_judges_its_index_on_the_queries_of_the_data(workspace: Path, tmp_path: Path) -> None:
     registry, run = Releases(workspace), Runner(workspace)
     old = registry.open()
-    data, encoder = data_of(old, workspace), releases.part(old, "encoder")
+    data, encoder = data_of(old, workspace), release_parts.part(old, "encoder")
     first = indexing.make_searchable(IndexConfig(recall=0.9), run, encoder=encoder, data=data)
     assert first.index.metrics["recall_measured_on"] == "held-out queries"
     assert first.index.metrics["recall_queries"] == QUERIES
     group = report_stats.of({}, first.vectors, first.index, {})["index"]
     assert group["recall at 100, lower 95 % bound"] == first.index.metrics["recall_at_100_lower"]
 
-    parts = {name: releases.part(old, name) for name in judging.PARTS}
+    parts = {name: release_parts.part(old, name) for name in judging.PARTS}
     parts |= {"lexical": first.lexical, "documents": first.documents, "index": first.index}
     settings = {**old.manifest.config, "index": {**old.manifest.config["index"], "recall": 0.9}}
     stated = registry.publish(parts, metrics=old.metrics, config=settings)
@@ -100,7 +100,7 @@ def test_a_reindex_judges_its_index_on_the_queries_of_the_data(workspace: Path, 
     columns = {name: [getattr(item, name) for item in kept] for name in ("doc_id", "title", "text")}
     pq.write_table(pa.table(columns), tmp_path / "documents" / "documents.parquet")
     assert reindexing.reindex([str(tmp_path / "documents")], workspace)["live"]
-    index = releases.part(registry.open(), "index")
+    index = release_parts.part(registry.open(), "index")
     assert index.metrics["recall_measured_on"] == "held-out queries"
     assert index.manifest.inputs["queries"] == first.index.manifest.inputs["queries"]
     np.testing.assert_array_equal(np.load(index.file("queries.npy")), np.load(first.index.file("queries.npy")))

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from flows import reindex as reindexing
-from pipeline import releases
+from pipeline import release_parts
 from tests.flows import kills
 from tests.flows.test_before import registry_documents, workspace
 
@@ -39,7 +39,7 @@ def check_kills(workspace: Path, folder: Path, operation: str, count: int) -> No
     expected = kills.state(complete)
     if operation in SEGMENTS_BEFORE:
         for name in ("lexical", "documents"):
-            part = releases.part(Releases(complete).open(), name)
+            part = release_parts.part(Releases(complete).open(), name)
             assert (part.metrics["segments"], part.metrics["rewritten"]) == (2, SEGMENTS_BEFORE[operation])
     generator = random.Random(17)
     points = generator.sample(range(1, calls + 1), min(count, calls))

@@ -20,7 +20,7 @@ from flows import gc, judging, publishing, quickstart, ready_made, reindex, repo
 from flows import releases as listing
 from flows.ready_made import ReadyMadeModels
 from pipeline import recipe as recipes
-from pipeline import releases
+from pipeline import release_parts, releases
 from pipeline.config import SourceConfig
 from pipeline.errors import ConfigError, MissingError
 from pipeline.evaluation import systems
@@ -230,7 +230,7 @@ def test_the_page_offers_titles_or_what_a_reindex_names_and_later_reindexes_keep
 
 def test_the_order_without_judgments_is_reciprocal_rank_fusion(quick: Path) -> None:
     release = releases.Releases(quick).open()
-    fusion = Fusion.from_json(releases.part(release, "fusion").file("fusion.json").read_text())
+    fusion = Fusion.from_json(release_parts.part(release, "fusion").file("fusion.json").read_text())
     assert {name for name, weight in fusion.weights.items() if weight} == {
         "bm25_reciprocal_rank",
         "encoder_reciprocal_rank",
@@ -266,7 +266,10 @@ def test_a_retraining_is_held_against_it_and_publishes_over_its_documents(quick:
     assert "ranker" not in scores.features.manifest.inputs
     retrained = registry.open(outcome.release.fingerprint)
     assert set(judging.PARTS) <= set(retrained.manifest.inputs)
-    assert releases.part(retrained, "lexical").manifest.inputs == releases.part(before, "lexical").manifest.inputs
+    assert (
+        release_parts.part(retrained, "lexical").manifest.inputs
+        == release_parts.part(before, "lexical").manifest.inputs
+    )
 
 
 def _data(outcome: retrain.RetrainResult, workspace: Path) -> Any:

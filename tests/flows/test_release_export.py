@@ -14,7 +14,7 @@ import pytest
 
 from flows import ready_made, release_export
 from flows.ready_made import ReadyMadeModels
-from pipeline import releases
+from pipeline import release_parts, releases
 from pipeline.artifacts import Artifact
 from pipeline.errors import ConfigError, MissingError
 from pipeline.export import exported_card
@@ -51,7 +51,7 @@ def output(engine_of: Path, folder: Path, role: str) -> tuple[np.ndarray, np.nda
 
 
 def part(workspace: Path, role: str) -> Artifact:
-    return releases.part(releases.Releases(workspace).open(), role)
+    return release_parts.part(releases.Releases(workspace).open(), role)
 
 
 @pytest.mark.parametrize("role", ["ranker", "encoder"])
@@ -99,7 +99,9 @@ def test_a_ready_made_model_is_exported_with_a_card_that_names_its_source(tmp_pa
     card = (tmp_path / "to" / "models" / "ranker" / "README.md").read_text(encoding="utf-8")
     assert "Imported from `my-ranker`" in card
     registry = releases.Releases(tmp_path / "w")
-    theirs, ours = output(releases.part(registry.open(release), "ranker").path, tmp_path / "to" / "models", "ranker")
+    theirs, ours = output(
+        release_parts.part(registry.open(release), "ranker").path, tmp_path / "to" / "models", "ranker"
+    )
     assert theirs == pytest.approx(ours, abs=1e-6)
 
 

@@ -18,7 +18,7 @@ import torch
 from flows import judging, retrain
 from flows import reindex as reindexing
 from flows import report as reporting
-from pipeline import releases
+from pipeline import release_parts
 from pipeline.config import SourceConfig
 from pipeline.errors import ArtifactError, ConflictError
 from pipeline.evaluation.runs import RunFile
@@ -32,7 +32,7 @@ def test_release_is_live_and_holds_every_part(trained: Trained) -> None:
     assert opened.fingerprint == trained.outcome.release.fingerprint
     assert trained.outcome.live
     for name in judging.PARTS:
-        assert releases.part(opened, name).manifest.files
+        assert release_parts.part(opened, name).manifest.files
 
 
 def test_served_score_is_the_trained_models_score(trained: Trained) -> None:
@@ -41,7 +41,7 @@ def test_served_score_is_the_trained_models_score(trained: Trained) -> None:
     from serving.runtime.engine import Engine
 
     opened = Releases(trained.workspace).open()
-    bundle = releases.part(opened, "ranker")
+    bundle = release_parts.part(opened, "ranker")
     engine = Engine(bundle.path, precision="fp32")
     source = json.loads(bundle.file("bundle.json").read_text(encoding="utf-8"))["source"]
     model = CrossEncoder.load(trained.workspace / "artifacts" / "ranker" / source)

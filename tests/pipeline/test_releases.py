@@ -8,7 +8,8 @@ import pytest
 from pipeline import artifacts
 from pipeline.artifacts import Artifact, Staging
 from pipeline.errors import ArtifactError, ConflictError, MissingError
-from pipeline.releases import Releases, part
+from pipeline.release_parts import part
+from pipeline.releases import Releases
 
 
 def _part(workspace: Path, kind: str, text: str) -> Artifact:

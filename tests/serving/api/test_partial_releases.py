@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from pipeline import releases
+from pipeline import release_parts
 from pipeline.errors import MissingError
 from serving.api import app as apps
 from serving.rollout.lifecycle import Lifecycle
@@ -38,7 +38,9 @@ def partial(request: pytest.FixtureRequest, fresh: TinyWorkspace) -> Iterator[tu
     """A client of a service whose release has these parts alone."""
     complete = fresh.releases.open(fresh.publish(1))
     names = CONTENTS[request.param]
-    release = fresh.releases.publish({name: releases.part(complete, name) for name in names}, {}, {"name": "partial"})
+    release = fresh.releases.publish(
+        {name: release_parts.part(complete, name) for name in names}, {}, {"name": "partial"}
+    )
     lifecycle = Lifecycle(patient(workspace=fresh.path, release=release.fingerprint, threads=1))
     lifecycle.start()
     with TestClient(apps.create(lifecycle), base_url="http://localhost") as client:
@@ -74,7 +76,7 @@ def test_a_release_with_some_parts_is_ready_and_described(partial: tuple[TestCli
 
 def test_without_a_ranker_the_final_order_is_that_of_bm25_and_encoder(fresh: TinyWorkspace) -> None:
     complete = fresh.releases.open(fresh.publish(1))
-    parts = {name: releases.part(complete, name) for name in ("encoder", *SEARCHABLE)}
+    parts = {name: release_parts.part(complete, name) for name in ("encoder", *SEARCHABLE)}
     release = fresh.releases.publish(parts, {}, {})
     lifecycle = Lifecycle(patient(workspace=fresh.path, release=release.fingerprint, threads=1))
     lifecycle.start()
@@ -84,4 +86,4 @@ def test_without_a_ranker_the_final_order_is_that_of_bm25_and_encoder(fresh: Tin
     assert {answer.relevance for answer in results.reranked} == {None}
     assert {answer.rank_change for answer in results.reranked} == {0}
     with pytest.raises(MissingError, match="has no ranker; its parts are documents, encoder, index, lexical"):
-        releases.part(release, "ranker")
+        release_parts.part(release, "ranker")

@@ -5,7 +5,7 @@ import sys
 
 from pipeline.secrets import hide_passwords_in_logs
 
-NOISY = ("httpx", "bm25s", "faiss", "faiss.loader", "transformers", "urllib3", "filelock")
+NOISY = ("httpx", "faiss", "faiss.loader", "transformers", "urllib3", "filelock")
 """Libraries whose lines below a warning tell a person nothing."""
 
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -50,6 +51,8 @@ def serve(recipe: Path, overrides: list[str], workspace: Path, *, judgments: str
         raise ConfigError(f"{recipe}: no cron line in [schedule], so there is nothing to serve; set schedule.retrain")
     # Prefect runs each flow as `python -m prefect.…`, which would import a team's own `flows/` from this folder.
     os.environ["PYTHONSAFEPATH"] = "1"
+    # A shell starts background processes with SIGINT ignored, and Python leaves that as it is.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with _patient_start():
         check_server()
         label = prefect_flows.label_of(workspace, settings.name)

@@ -53,7 +53,9 @@ def serve(
 
         knobs["release"] = ready_made.release(models.read(precision), workspace)
     elif models != ModelOptions():
-        raise ConfigError("--label, prompts, --max-tokens, --widths and --judgments belong to --ranker or --encoder")
+        raise ConfigError(
+            "--label, prompts, --max-tokens, --widths, --passages and --judgments belong to --ranker or --encoder"
+        )
     launch.serve(settings.from_environment(workspace=existing(workspace), **knobs))
 
 

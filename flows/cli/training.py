@@ -19,7 +19,7 @@ def demo(
     overrides: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Trains, indexes and judges a release from this machine's Python documentation, in ten to twenty minutes."""
+    """Trains, indexes and judges a release from this machine's Python documentation, in about ten minutes."""
     from flows import demo as flow
     from flows import summary
     from pipeline import recipe as recipes

@@ -58,12 +58,13 @@ def main(workspace: Path, trees: list[Path], turns: int) -> None:
     """Prints the medians of each version."""
     measured: dict[Path, list[tuple[float, float]]] = {tree: [] for tree in trees}
     with tempfile.TemporaryDirectory() as folder:
-        for tree in trees:
-            shutil.copytree(workspace, Path(folder) / tree.resolve().name)
+        copies = {tree: Path(folder) / str(number) for number, tree in enumerate(trees)}
+        for copy in copies.values():
+            shutil.copytree(workspace, copy)
         for turn in range(turns):
             for tree in trees if turn % 2 else reversed(trees):
                 port = 18000 + 2 * turn + trees.index(tree)
-                measured[tree].append(start(tree, Path(folder) / tree.resolve().name, port))
+                measured[tree].append(start(tree, copies[tree], port))
     for tree, values in measured.items():
         wall, cpu = (statistics.median(column) for column in zip(*values, strict=True))
         print(f"{tree}: ready after {wall:.2f} s, {cpu:.2f} CPU-s (medians of {turns})")

@@ -48,7 +48,7 @@ def ranker(
         precision: fp16 keeps residuals, normalisation, softmax and head in fp32; int8 and w8 all but the products of
             weights.
         keep: parts of the model (see `GraphShape.parts`) that stay fp32 in an int8 or w8 graph.
-        label: the label of relevance where there are several; see `cross_encoder.one_score`.
+        label: the label of relevance where there are several; see `cross_encoder_head.one_score`.
     """
     write = _Writer(shape, weights, precision, keep)
     states = write.embeddings()

@@ -26,7 +26,8 @@ from pipeline.export import graph_shape, quantisation
 from pipeline.models import packed
 from pipeline.models.base_models import quiet
 from pipeline.models.bi_encoder import BiEncoder
-from pipeline.models.cross_encoder import CrossEncoder, one_score
+from pipeline.models.cross_encoder import CrossEncoder
+from pipeline.models.cross_encoder_head import one_score
 from pipeline.models.families import family_of
 
 HEAD = "head"

@@ -11,13 +11,8 @@ P(grade ≥ k) = sigmoid(score − b_k). The thresholds have mean zero, so sigmo
 in the upper half of the scale.
 """
 
-import dataclasses
-import json
-import logging
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,28 +22,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
-from pipeline.disk import write_atomically
-from pipeline.errors import ArtifactError, ConfigError, ShapeError
-from pipeline.models import base_models, packed, tokenizers
-from pipeline.models.families import EVERYTHING, ModelFamily, OwnForward, family_of
+from pipeline.errors import ConfigError, ShapeError
+from pipeline.models import base_models, model_files, packed, tokenizers
+from pipeline.models.cross_encoder_head import CrossEncoderHead, one_score
+from pipeline.models.families import ModelFamily, OwnForward, family_of
 from pipeline.models.low_rank import FactorRanks
 from pipeline.tokens import PairTemplate
-
-log = logging.getLogger(__name__)
-
-
-def ascending(thresholds: Any) -> list[float]:
-    """The thresholds of a head as they were read.
-
-    Raises:
-        ValueError: they are no list of finite, strictly ascending numbers.
-    """
-    numbers = isinstance(thresholds, list) and all(
-        isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) for value in thresholds
-    )
-    if not numbers or any(second <= first for first, second in pairwise(thresholds)):
-        raise ValueError(f"thresholds {thresholds} are not finite, ascending numbers")
-    return [float(value) for value in thresholds]
 
 
 class CrossEncoder(nn.Module):
@@ -81,7 +60,8 @@ class CrossEncoder(nn.Module):
             raise ConfigError(f"thresholds {list(thresholds)}: one for each grade above 0, strictly ascending")
         self.model = model
         self.family: ModelFamily = family_of(model.config)
-        _tell_limits(self.family, model.config)
+        if isinstance(self.family, OwnForward):
+            self.family.log_limits(model.config)
         self.hub_tokenizer = tokenizer
         self.tokenizer: Tokenizer = tokenizers.plain_tokenizer(tokenizer)
         self.template = template
@@ -109,7 +89,7 @@ class CrossEncoder(nn.Module):
             ConfigError: not a known encoder, a head of several labels, no fast tokenizer, or too few positions for
                 `max_tokens`.
         """
-        base_models.check_head(base)
+        model_files.check_head(base)
         tokenizer = tokenizers.load_tokenizer(base)
         config = AutoConfig.from_pretrained(base, trust_remote_code=False)
         tokenizers.check_positions(config, max_tokens)
@@ -140,21 +120,15 @@ class CrossEncoder(nn.Module):
             MissingError: no model in this folder.
         """
         model_folder = base_models.folder(folder / "model")
-        try:
-            head = json.loads((folder / "head.json").read_text(encoding="utf-8"))
-            thresholds, template = ascending(head["thresholds"]), PairTemplate.from_dict(head["template"])
-            label = None if head.get("label") is None else int(head["label"])
-            ranks = FactorRanks(**{name: int(rank) for name, rank in head.get("ranks", {}).items()})
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ArtifactError(f"{folder / 'head.json'}: not readable ({error!r}); train the model again") from error
-        if label is None:
-            base_models.check_head(model_folder)
+        head = CrossEncoderHead.read(folder)
+        if head.label is None:
+            model_files.check_head(model_folder)
         with base_models.quiet():
             model = AutoModelForSequenceClassification.from_pretrained(
                 model_folder, dtype=torch.float32, attn_implementation=tokenizers.attention(), trust_remote_code=False
             )
-        encoder = cls(model, tokenizers.load_tokenizer(model_folder), template, thresholds).eval()
-        encoder.label, encoder.ranks = label, ranks
+        encoder = cls(model, tokenizers.load_tokenizer(model_folder), head.template, head.thresholds).eval()
+        encoder.label, encoder.ranks = head.label, head.ranks
         return encoder
 
     def save(self, folder: Path) -> None:
@@ -162,12 +136,10 @@ class CrossEncoder(nn.Module):
         with base_models.quiet():
             self.model.save_pretrained(folder / "model")
         tokenizers.save_tokenizer(self.hub_tokenizer, folder / "model", self.template.max_tokens)
-        head: dict[str, Any] = {"thresholds": self.thresholds.tolist(), "template": self.template.to_dict()}
-        if self.label is not None:
-            head["label"] = self.label
-        if self.ranks:
-            head["ranks"] = {name: rank for name, rank in dataclasses.asdict(self.ranks).items() if rank}
-        write_atomically(folder / "head.json", json.dumps(head, indent=1) + "\n", json.loads)
+        head = CrossEncoderHead(
+            thresholds=self.thresholds.tolist(), template=self.template, label=self.label, ranks=self.ranks
+        )
+        head.write(folder)
 
     @property
     def thresholds(self) -> Tensor:
@@ -360,20 +332,6 @@ class CrossEncoder(nn.Module):
         return Reading(scores, states, token_states)
 
 
-def one_score(logits: Tensor, label: int | None) -> Tensor:
-    """(batch,) one raw score of a head's output.
-
-    Args:
-        logits: (batch, labels).
-        label: the label of relevance, whose log-odds against all others are taken: their sigmoid is its softmax
-            probability. None takes the only one.
-    """
-    if label is None:
-        return logits[:, 0]
-    other_labels = [number for number in range(logits.shape[1]) if number != label]
-    return logits[:, label] - logits[:, other_labels].logsumexp(1)
-
-
 @dataclass(frozen=True, slots=True)
 class Reading:
     """Scores and states of a batch."""
@@ -384,21 +342,6 @@ class Reading:
     """(batch, layers, hidden) float32, in the order of the layers given."""
     token_states: dict[int, Tensor]
     """(batch, tokens, hidden) by layer, 0 for the embeddings."""
-
-
-_logged_models: set[str] = set()
-"""Types of models whose limits have been logged in this process."""
-
-
-def _tell_limits(family: ModelFamily, config: Any) -> None:
-    """Says once for each type of model what losses and stages cannot have of it."""
-    missing = sorted(EVERYTHING - family.offers)
-    if isinstance(family, OwnForward) and config.model_type not in _logged_models:
-        _logged_models.add(config.model_type)
-        log.warning(
-            "a %s model is read by its own forward pass, so it can only teach; it offers no %s",
-            *(config.model_type, ", ".join(missing)),
-        )
 
 
 def _inverse_softplus(values: Tensor) -> Tensor:

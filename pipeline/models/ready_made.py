@@ -18,7 +18,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from pipeline.errors import ConfigError, MissingError
-from pipeline.models import base_models, tokenizers
+from pipeline.models import base_models, model_files, tokenizers
 from pipeline.models import sentence_transformers_format as folder_format
 from pipeline.models.bi_encoder import BiEncoder, Head, load_body
 from pipeline.models.cross_encoder import CrossEncoder
@@ -62,7 +62,7 @@ def encoder(root: Path, options: ReadyMadeOptions | None = None) -> BiEncoder:
     tokenizer = tokenizers.load_tokenizer(path)
     model = load_body(path, body_config)
     _check_vocabulary(path, tokenizer, model)
-    settings = base_models.read_object(path / "sentence_bert_config.json")
+    settings = model_files.read_object(path / "sentence_bert_config.json")
     if settings.get("do_lower_case") and tokenizer.tokenize("A") != tokenizer.tokenize("a"):
         raise ConfigError(
             f"{path / 'sentence_bert_config.json'}: do_lower_case is true and the tokenizer keeps capitals; set "
@@ -82,7 +82,7 @@ def encoder(root: Path, options: ReadyMadeOptions | None = None) -> BiEncoder:
         activation=last.activation,
         earlier=tuple(layer.activation for layer in earlier),
     )
-    similarity = base_models.read_object(root / "config_sentence_transformers.json").get("similarity_fn_name")
+    similarity = model_files.read_object(root / "config_sentence_transformers.json").get("similarity_fn_name")
     if not modules.normalised and similarity == "dot":
         raise ConfigError(
             f"{root}: compares vectors by their dot product, and they have no unit length; the vectors here have, so "
@@ -142,8 +142,8 @@ def _folder(path: Path) -> Path:
     """
     if not (path / "config.json").is_file():
         raise MissingError(f"{path}: holds no config.json; give the folder that transformers saved")
-    config = base_models.read_object(path / "config.json")
-    base_models.check_files(path)
+    config = model_files.read_object(path / "config.json")
+    model_files.check_files(path)
     if "serve" not in base_models.family(path).offers:
         raise ConfigError(
             f"{path}: a {config['model_type']} model can teach, but not be served; take one of the kinds "
@@ -225,7 +225,7 @@ def _activation(path: Path, model: Any) -> str:
     Raises:
         ConfigError: another function, whose values the service cannot give.
     """
-    saved = base_models.read_object(path / "config_sentence_transformers.json").get("activation_fn")
+    saved = model_files.read_object(path / "config_sentence_transformers.json").get("activation_fn")
     saved = (getattr(model.config, "sentence_transformers", None) or {}).get("activation_fn", saved)
     name = str(saved or getattr(model.config, "sbert_ce_default_activation_function", None) or "Identity")
     if name.rsplit(".", 1)[-1] not in ("Identity", "Sigmoid", "Softmax"):

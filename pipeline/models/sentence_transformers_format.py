@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pipeline.errors import ConfigError
-from pipeline.models import base_models
+from pipeline.models import model_files
 from pipeline.text import read_text
 
 DENSE = "2_Dense/model.safetensors"
@@ -210,7 +210,7 @@ def read_pooling(root: Path, modules: ModuleFolders) -> Pooling:
     if modules.pooling is None:
         return "mean"
     path = root / modules.pooling / "config.json"
-    config = base_models.read_object(path)
+    config = model_files.read_object(path)
     if config.get("include_prompt", True) is not True:
         raise ConfigError(f"{path}: include_prompt is false, and prompts are always pooled here; take another model")
     modes = {key for key, value in config.items() if key.startswith("pooling_mode_") and value is True}
@@ -249,12 +249,12 @@ def read_layers(root: Path, modules: ModuleFolders, hidden: int) -> list[DenseLa
 
 def _read_dense(path: Path) -> DenseLayer:
     known = {_last(name): activation for activation, name in _ACTIVATIONS.items()}
-    name = _last(str(base_models.read_object(path / "config.json").get("activation_function", "Identity")))
+    name = _last(str(model_files.read_object(path / "config.json").get("activation_function", "Identity")))
     if name not in known:
         raise ConfigError(
             f"{path / 'config.json'}: activation_function {name} is not known; known are {', '.join(known)}"
         )
-    base_models.check_weights(path)
+    model_files.check_weights(path)
     try:
         return DenseLayer(read_linear(path / "model.safetensors"), known[name])
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
@@ -278,7 +278,7 @@ def read_linear(file: Path) -> nn.Linear:
 
 def _cut_off(root: Path, dense: nn.Linear) -> nn.Linear:
     """The projection to the first `truncate_dim` numbers, where the folder says that its vectors are cut off there."""
-    width = base_models.read_object(root / "config_sentence_transformers.json").get("truncate_dim")
+    width = model_files.read_object(root / "config_sentence_transformers.json").get("truncate_dim")
     if not isinstance(width, int) or not 0 < width < dense.out_features:
         return dense
     narrow = nn.Linear(dense.in_features, width)
@@ -295,7 +295,7 @@ def _last(name: str) -> str:
 
 def read_prompt(root: Path, role: Literal["query", "document"]) -> str:
     """The text that stands before each query or document; empty where the folder names none."""
-    config = base_models.read_object(root / "config_sentence_transformers.json")
+    config = model_files.read_object(root / "config_sentence_transformers.json")
     known = config.get("prompts") or {}
     default = known.get(config.get("default_prompt_name") or "", "")
     # An empty prompt may be one that sentence-transformers adds by itself, so it hides no other.

@@ -17,7 +17,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from pipeline.artifacts import Artifact
 from pipeline.config import RankerConfig, Recipe
 from pipeline.errors import ConfigError, MissingError, SchemaError
-from pipeline.models import base_models, tokenizers
+from pipeline.models import base_models, model_files, tokenizers
 from pipeline.models.base_models import ModelShape
 from pipeline.models.families import family_of
 from pipeline.recipe import named
@@ -88,7 +88,7 @@ def check_bases(recipe: Recipe) -> None:
     Raises:
         ConfigError, MissingError: the message names the key of the base.
     """
-    _check_each_base(recipe, base_models.check_files)
+    _check_each_base(recipe, model_files.check_files)
 
 
 def check_loads(recipe: Recipe) -> None:
@@ -329,5 +329,5 @@ def _cross_encoder(base: str) -> ModelShape:
     """The shape of a base that a cross-encoder starts from, of a known family and with no head of several labels."""
     folder = base_models.folder(base)
     shape = base_models.shape(folder)
-    base_models.check_head(folder)
+    model_files.check_head(folder)
     return shape

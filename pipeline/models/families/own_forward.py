@@ -4,7 +4,8 @@ They teach: scores always, and the classification token's states where the model
 runs by itself, so nothing is packed, cut, narrowed or exported, and no queries, keys or values can be compared.
 """
 
-from typing import Any
+import logging
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,9 @@ from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
 from pipeline.errors import ConfigError
-from pipeline.models.families.family import AttentionParts, ModelFamily, Need
+from pipeline.models.families.family import EVERYTHING, AttentionParts, ModelFamily, Need
+
+log = logging.getLogger(__name__)
 
 
 class OwnForward(ModelFamily):
@@ -20,6 +23,8 @@ class OwnForward(ModelFamily):
 
     offers = frozenset[Need](("states",))
     optional_pooler = False
+    _logged_types: ClassVar[set[str]] = set()
+    """Types of models whose limits have been logged in this process."""
 
     def __init__(self, model_type: str = "") -> None:
         self.model_type = model_type
@@ -28,6 +33,17 @@ class OwnForward(ModelFamily):
     def can_read(cls, model_type: str) -> bool:
         """Whether transformers has a head for classification for this type."""
         return model_type in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+
+    def log_limits(self, config: Any) -> None:
+        """Warns, once for each type of model, which losses and stages it cannot serve."""
+        if config.model_type in self._logged_types:
+            return
+        self._logged_types.add(config.model_type)
+        missing = ", ".join(sorted(EVERYTHING - self.offers))
+        log.warning(
+            "a %s model is read by its own forward pass, so it can only teach; it offers no %s",
+            *(config.model_type, missing),
+        )
 
     def splits(self, config: Any) -> bool:  # noqa: ARG002
         return False

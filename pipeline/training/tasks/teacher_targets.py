@@ -13,7 +13,7 @@ from torch import Tensor
 from pipeline import artifacts
 from pipeline.artifacts import Artifact
 from pipeline.errors import ArtifactError
-from pipeline.models.cross_encoder import ascending
+from pipeline.models.cross_encoder_head import ascending
 from pipeline.training.loop.batches import Ints
 from pipeline.training.loop.pair_passages import parted
 from pipeline.training.loop.pair_tokens import Pairs

@@ -11,8 +11,8 @@ from tokenizers import Tokenizer, processors
 from transformers import AutoModel, AutoModelForSequenceClassification, XLNetConfig
 
 from pipeline.config import RankerConfig, ScratchConfig
-from pipeline.errors import ConfigError
-from pipeline.models import base_models, tokenizers
+from pipeline.errors import ConfigError, MissingError
+from pipeline.models import base_models, model_files, tokenizers
 from pipeline.models.cross_encoder import CrossEncoder
 from pipeline.training import ranker, ranker_shape, teacher, teacher_scores
 from pipeline.training.pretrain import new_model
@@ -142,10 +142,10 @@ WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
 def test_a_folder_that_cannot_be_read_safely_is_refused(tmp_path: Path, case: str) -> None:
     change, message = WRONG[case]
     base = write_base(tmp_path / "base", "electra")
-    base_models.check_files(base)
+    model_files.check_files(base)
     change(base)
-    with pytest.raises((ConfigError, base_models.MissingError), match=message):
-        base_models.check_files(base)
+    with pytest.raises((ConfigError, MissingError), match=message):
+        model_files.check_files(base)
 
 
 def test_a_teacher_of_no_family_is_read_by_its_own_forward_pass(

@@ -1,0 +1,112 @@
+"""Checks of a model's folder before it is loaded: its config, its weights, its tokenizer, its head.
+
+They read files only; `base_models.check_loads` also loads the weights.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from tokenizers import Tokenizer
+
+from pipeline.errors import ConfigError, MissingError
+from pipeline.text import read_text
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty where there is no such file.
+
+    Raises:
+        ConfigError: not a JSON object.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(read_text(path))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: not readable ({error})") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: not a JSON object")
+    return content
+
+
+def check_files(root: Path) -> None:
+    """Refuses a folder whose model cannot be read without running its code, or whose tokenizer does not fit.
+
+    Raises:
+        ConfigError: code in the folder, weights as .bin only, or a tokenizer with more tokens than embeddings.
+        MissingError: no weights.
+    """
+    config = read_object(root / "config.json")
+    if "auto_map" in config:
+        raise ConfigError(
+            f"{root / 'config.json'}: auto_map names code that comes with the model, which is not run here; take a "
+            "model of a family that transformers knows"
+        )
+    check_weights(root)
+    path = root / "tokenizer.json"
+    if path.is_file() and "vocab_size" in config:
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # The library has no class of its own for this.
+            raise ConfigError(f"{path}: cut off or damaged ({error}); fetch or save the model again") from error
+        tokens = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        if tokens > config["vocab_size"]:
+            raise ConfigError(
+                f"{path}: has {tokens} tokens, and config.json {config['vocab_size']} embeddings; save the tokenizer "
+                "that the model was trained with, or enlarge the model with resize_token_embeddings"
+            )
+
+
+def check_weights(root: Path, name: str = "model.safetensors") -> None:
+    """Refuses a folder without weights that can be read safely.
+
+    Raises:
+        ConfigError: weights in pickle files only, or a file that was cut off.
+        MissingError: no weights, or not all files of several.
+    """
+    index = root / f"{name}.index.json"
+    if (root / name).is_file() or index.is_file():
+        parts = [name] if (root / name).is_file() else sorted(set(read_object(index).get("weight_map", {}).values()))
+        for part in parts:
+            _check_whole(root / part)
+        return
+    pickles = sorted(path.name for path in root.glob("*.bin"))
+    if pickles:
+        raise ConfigError(
+            f"{root}: its weights are {', '.join(pickles[:3])}, a format that can run code when it is read; convert "
+            "it where you trust the file: AutoModel.from_pretrained(FOLDER).save_pretrained(FOLDER) writes safetensors"
+        )
+    raise MissingError(f"{root}: holds no {name}; give the whole model")
+
+
+def _check_whole(file: Path) -> None:
+    """Refuses a safetensors file whose head does not fit its length, as a download that broke off leaves it."""
+    if not file.is_file():
+        raise MissingError(f"{file}: no such file, and the index of the weights names it; give the whole model")
+    try:
+        with safe_open(file, framework="numpy"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise ConfigError(f"{file}: cut off or damaged ({error}); fetch or save the model again") from error
+
+
+def check_head(path: Path) -> None:
+    """Refuses a model whose classification head gives several labels, from its config.json alone.
+
+    Raises:
+        ConfigError: a head of several labels; says which, and how to take the model without its head.
+    """
+    try:
+        config = json.loads(read_text(path / "config.json"))
+        classifies = any("ForSequenceClassification" in name for name in config.get("architectures") or ())
+        labels = list((config.get("id2label") or {"0": "", "1": ""}).values())
+    except (OSError, ValueError, AttributeError) as error:
+        raise ConfigError(f"{path / 'config.json'}: not a model's config ({error!r})") from error
+    if classifies and len(labels) != 1:
+        raise ConfigError(
+            f"{path}: its head gives {len(labels)} labels ({', '.join(map(str, labels))}), a relevance model one "
+            "score; save it without its head, AutoModel.from_pretrained(…).save_pretrained(FOLDER), with its tokenizer "
+            "beside it, and give that folder"
+        )

@@ -14,6 +14,26 @@ if TYPE_CHECKING:
     from index.held_out import HeldOutQueries
 
 
+@dataclass(frozen=True, slots=True)
+class EmbeddingWork:
+    """The work on document vectors that this process did."""
+
+    embedded: int
+    """Texts embedded; each distinct text counts once."""
+    reused: int
+    """Documents whose vector was known: from earlier artifacts, or because the artifact existed already."""
+    embedded_per_s: float | None
+    """None where nothing was embedded."""
+
+    @classmethod
+    def of(cls, vectors: Artifact) -> "EmbeddingWork":
+        """The work behind a `vectors` artifact as its stage returned it; none where it existed already."""
+        metrics = vectors.metrics
+        if not vectors.is_new:
+            return cls(0, metrics.get("with_vectors", metrics["documents"]), None)
+        return cls(metrics["embedded"], metrics["reused"], metrics.get("embedded_per_s"))
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SearchableCorpus:
     """Documents made searchable with one encoder."""

@@ -44,7 +44,8 @@ class QuickstartResult:
     encoder: str
     ranker: str
     dimensions: int
-    embedded_per_s: float
+    embedded_per_s: float | None
+    """None where the vectors were known and nothing was embedded."""
     seconds: float
 
 
@@ -61,7 +62,7 @@ def quickstart(sources: Sequence[SourceConfig], workspace: Path, models: ReadyMa
         SchemaError: documents that cannot be used.
         ConflictError: another publisher made a release live meanwhile; this one is published.
     """
-    from flows.indexing import make_searchable
+    from flows.indexing import EmbeddingWork, make_searchable
     from pipeline.data import corpus
     from pipeline.training import rank_fusion
 
@@ -96,7 +97,7 @@ def quickstart(sources: Sequence[SourceConfig], workspace: Path, models: ReadyMa
         encoder=models.encoder,
         ranker=models.ranker,
         dimensions=searchable.vectors.metrics["dimensions"],
-        embedded_per_s=searchable.vectors.metrics["embedded_per_s"],
+        embedded_per_s=EmbeddingWork.of(searchable.vectors).embedded_per_s,
         seconds=round(time.monotonic() - began, 1),
     )
 

@@ -97,13 +97,14 @@ def reindex(
         except ConflictError:
             new = _same_but_live(registry, new)
     pointer = registry.live()
+    work = indexing.EmbeddingWork.of(searchable.vectors)
     return {
         "release": new.fingerprint,
         "live": pointer is not None and pointer.release == new.fingerprint,
         "documents": searchable.vectors.metrics["documents"],
         **{name: item for name, item in searchable.vectors.metrics.items() if name == "with_vectors"},
-        "embedded": searchable.vectors.metrics["embedded"],
-        "reused": searchable.vectors.metrics["reused"],
+        "embedded": work.embedded,
+        "reused": work.reused,
         "bytes_per_document": searchable.index.metrics["bytes_per_document"],
         "seconds": round(time.monotonic() - began, 1),
     }

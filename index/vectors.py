@@ -108,7 +108,7 @@ def make(
             "embedded": embedded,
             "reused": reused,
             "resumed": resumed,
-            "embedded_per_s": round(embedded / (time.monotonic() - began), 1),
+            **({"embedded_per_s": round(embedded / (time.monotonic() - began), 1)} if embedded else {}),
         }
 
     settings = {

@@ -48,6 +48,8 @@ class Artifact:
 
     path: Path
     manifest: Manifest
+    is_new: bool = field(default=False, compare=False)
+    """Whether this process made it; figures of work, such as texts embedded, are of another run where it did not."""
 
     @property
     def fingerprint(self) -> str:
@@ -135,7 +137,7 @@ def seal(
     disk.write_atomically(folder / MANIFEST, text, Manifest.from_json)
     folder.rename(final)
     disk.fsync(final.parent)
-    return Artifact(final, replace(complete, checksum=Manifest.from_json(text).checksum))
+    return Artifact(final, replace(complete, checksum=Manifest.from_json(text).checksum), is_new=True)
 
 
 def is_fingerprint(name: str) -> bool:

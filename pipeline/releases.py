@@ -83,15 +83,42 @@ class Releases:
             pointer = self.live()
             release = pointer and (pointer.release if name == "live" else pointer.previous)
             if not release:
-                raise MissingError(f"{self.root}: there is no {name} release; run `relevance retrain` first")
+                raise MissingError(f"{self.root}: there is no {name} release; {self._advice(pointer)}")
             return release
         ids = self.ids()
         matches = [known for known in ids if known.startswith(name)]
         if len(matches) != 1:
-            known = ", ".join(item[:12] for item in ids) or "none"
+            known = _shortened(ids) or "none"
             what = "no release" if not matches else f"{len(matches)} releases"
             raise MissingError(f"{self.root}: {what} called '{name}'; there are: {known}")
         return matches[0]
+
+    def complete(self) -> list[str]:
+        """Fingerprints of the releases whose files are all there, the newest first; their content is not looked at."""
+        complete = []
+        for release in reversed(self.ids()):
+            try:
+                self._checked(release, verify_files=False)
+            except RelevanceError as error:
+                log.warning("release %s cannot be made live: %s", release[:12], error)
+                continue
+            complete.append(release)
+        return complete
+
+    def _advice(self, pointer: Pointer | None) -> str:
+        """What to do where no release is live, or none was before: as little work as the releases present allow."""
+        complete = self.complete()
+        if not complete:
+            return "run `relevance retrain` first"
+        if pointer is not None:
+            return f"name one of those that are complete: {_shortened(complete)}"
+        recorded = self.pointer_file.recover()
+        was_live = recorded is not None and recorded.release in complete
+        best = recorded.release if recorded is not None and was_live else complete[0]
+        which = "which was live last" if was_live else "the newest"
+        others = [release for release in complete if release != best]
+        also = f"; complete too: {_shortened(others)}" if others else ""
+        return f"`relevance releases promote {best[:12]}` makes one live, {which}{also}"
 
     def path(self, release: str) -> Path:
         """The folder of the release with this fingerprint, whether it exists or not."""
@@ -220,3 +247,7 @@ class Releases:
                 f"or {artifacts.remedy(artifact.path)}"
             )
         return artifact
+
+
+def _shortened(releases: list[str]) -> str:
+    return ", ".join(release[:12] for release in releases)

@@ -42,7 +42,7 @@ def of(
             "kind": index.metrics["factory"],
             "bytes a document": index.metrics["bytes_per_document"],
             "build, seconds": index.metrics["build_seconds"],
-            "embedding, documents per second": vectors.metrics["embedded_per_s"],
+            **_throughput(vectors.metrics),
             **_contract(index.metrics),
         }
     }
@@ -84,6 +84,12 @@ def fields(indexes: Mapping[str, Artifact]) -> dict[str, Any]:
         return {}
     group = {f"{name}, bytes a document": index.metrics["bytes_per_document"] for name, index in indexes.items()}
     return {"fields indexed apart": group}
+
+
+def _throughput(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The speed at which documents were embedded; empty where the vectors of all of them were known."""
+    speed = metrics.get("embedded_per_s")
+    return {"embedding, documents per second": speed} if speed else {}
 
 
 def _contract(metrics: Mapping[str, Any]) -> dict[str, Any]:

@@ -109,7 +109,7 @@ class Lifecycle:
         current = self._current
         if current is None:
             why = f" ({self.refused.reason})" if self.refused else ""
-            raise NotReadyError(f"no release is loaded yet{why}; run `relevance retrain`, or look at /readyz")
+            raise NotReadyError(f"no release is loaded yet{why}; `relevance releases list` shows those that there are")
         return current
 
     @property

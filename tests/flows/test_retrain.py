@@ -108,13 +108,17 @@ def test_reindex_embeds_only_what_changed(copied: Trained, tmp_path: Path) -> No
     figures = reindexing.reindex([str(source)], copied.workspace)
     assert figures["live"]
     assert (figures["documents"], figures["embedded"], figures["reused"]) == (149, 2, 147)
+    # The second run finds what the first one made, and says what it did itself.
+    again = reindexing.reindex([str(source)], copied.workspace)
+    assert again["release"] == figures["release"]
+    assert (again["documents"], again["embedded"], again["reused"]) == (149, 0, 149)
 
     from serving.scoring.searcher import Searcher
 
     results = Searcher(Releases(copied.workspace).open().path).search("samovar", top_n=3)
     assert results.lexical[0].doc_id == "d3"
-    again = Releases(copied.workspace).rollback(reason="test")
-    assert again.release == copied.outcome.release.fingerprint
+    back = Releases(copied.workspace).rollback(reason="test")
+    assert back.release == copied.outcome.release.fingerprint
     assert Searcher(Releases(copied.workspace).open().path).search("samovar", top_n=3).lexical == []
 
 

@@ -111,3 +111,39 @@ def test_unreadable_pointer_says_what_to_do(tmp_path: Path) -> None:
     line = (tmp_path / "releases" / "history.jsonl").read_text(encoding="utf-8").splitlines()[-1]
     (tmp_path / "releases" / "live.json").write_text(line, encoding="utf-8")
     assert json.loads(line)["release"] == registry.resolve("live")
+
+
+def test_a_lost_pointer_is_answered_with_a_promotion_and_only_an_empty_workspace_with_a_retraining(
+    tmp_path: Path,
+) -> None:
+    registry = Releases(tmp_path)
+    with pytest.raises(MissingError, match="run `relevance retrain` first"):
+        registry.resolve("live")
+    first, second, third = (_release(tmp_path, name).fingerprint for name in ("one", "two", "three"))
+    with pytest.raises(MissingError, match=f"promote {third[:12]}` makes one live, the newest; complete too"):
+        registry.resolve("live")
+    registry.promote(first, reason="a")
+    with pytest.raises(MissingError, match="no previous release; name one of those that are complete") as raised:
+        registry.resolve("previous")
+    assert "retrain" not in str(raised.value)
+    registry.promote(second, reason="b")
+    (tmp_path / "releases" / "live.json").unlink()
+    for name in ("live", "previous"):
+        with pytest.raises(MissingError) as raised:
+            registry.resolve(name)
+        message = str(raised.value)
+        assert f"promote {second[:12]}` makes one live, which was live last" in message
+        assert f"complete too: {third[:12]}, {first[:12]}" in message
+        assert "retrain" not in message
+    # A release that lacks a file is not advised, whatever the history says.
+    (registry.path(second) / "ranker" / "weights").unlink()
+    with pytest.raises(MissingError, match=f"promote {third[:12]}`") as raised:
+        registry.resolve("live")
+    assert second[:12] not in str(raised.value)
+    registry.promote(third, reason="as advised")
+    assert registry.resolve("live") == third
+    for release in (first, second, third):
+        (registry.path(release) / artifacts.MANIFEST).unlink()
+    (tmp_path / "releases" / "live.json").unlink()
+    with pytest.raises(MissingError, match="run `relevance retrain` first"):
+        registry.resolve("live")

@@ -1,17 +1,15 @@
-"""The state of one search while it runs: which models answered, the scores of its candidates, the time of its parts."""
+"""The state of one search while it runs: what it asks for, which models answered, the time of its parts."""
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
-from pipeline import features
-from pipeline.features import Fusion
 from serving.errors import BusyError, DeadlineError, InferenceError
 from serving.runtime.admission import RequestOptions
-from serving.scoring.answers import Missing
+from serving.scoring.answers import Missing, SearchDetails
 
 T = TypeVar("T")
 
@@ -47,33 +45,6 @@ class ModelAttempts:
             return None
 
 
-@dataclass(frozen=True, slots=True)
-class CandidatePool:
-    """The first-stage scores of a query's candidates, each (candidates,)."""
-
-    bm25: Sequence[float]
-    cosines: Sequence[float] | None
-    """None where the encoder is missing."""
-    fields: Mapping[str, Sequence[float]]
-    """Feature of a single field that the fusion weighs → scores."""
-
-    def before(self) -> Sequence[float]:
-        """Scores of the order before the ranker."""
-        return self.bm25 if self.cosines is None else features.reciprocal_rank_fusion(self.bm25, self.cosines)
-
-    def table(self, ranker: Sequence[float] | None) -> Sequence[tuple[float, ...] | None]:
-        """The features of each candidate; None for each where a model is missing."""
-        if ranker is None or self.cosines is None:
-            return [None] * len(self.bm25)
-        return features.table(self.bm25, self.cosines, ranker, self.fields)
-
-    def final(self, fusion: Fusion | None, ranker: Sequence[float] | None) -> Sequence[float]:
-        """Scores of the final order: fused, or those before the ranker where a model is missing."""
-        if ranker is None or self.cosines is None or fusion is None:
-            return self.before()
-        return fusion.scores(features.table(self.bm25, self.cosines, ranker, self.fields))
-
-
 class Stopwatch:
     """Milliseconds of named parts and of the whole."""
 
@@ -90,3 +61,16 @@ class Stopwatch:
     def milliseconds(self) -> dict[str, float]:
         parts = {**self._parts, "total": time.perf_counter() - self._began}
         return {name: round(1000 * seconds, 2) for name, seconds in parts.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class RunningSearch:
+    """One search while it runs."""
+
+    query: str
+    """Cleaned, as the indexes and models read it."""
+    details: SearchDetails
+    options: RequestOptions
+    """Deadline and priority of the request as a whole; the models have a little less time, see `ModelAttempts`."""
+    models: ModelAttempts
+    watch: Stopwatch = field(default_factory=Stopwatch)

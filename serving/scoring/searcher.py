@@ -7,56 +7,35 @@ Both ways bring their first `retrieve` documents; each document of the pool then
 way it was found, so the features are those that the fusion was fitted on.
 """
 
-import logging
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
-from pathlib import Path
-from typing import Any
+from functools import cached_property
 
-import numpy as np
-
-from index.document_store import DocumentStore, Rows, Value
+from index.document_store import Value
 from index.hits import Hit
-from index.lexical import LexicalIndex
-from index.semantic import SemanticIndex, join
-from pipeline import artifacts, features, release_parts, text
-from pipeline.errors import MissingError
-from pipeline.features import Fusion, by_score
-from pipeline.release_parts import part
-from serving.errors import BusyError, DeadlineError, InferenceError, InvalidRequestError, NotServedError
+from index.semantic import join
+from pipeline import features, text
+from pipeline.features import by_score
+from serving.errors import InvalidRequestError, NotServedError
 from serving.runtime.admission import RequestOptions
 from serving.runtime.deadline import Deadline
-from serving.runtime.engine import Engine
-from serving.runtime.items import Priority
-from serving.runtime.scheduler import Scheduler
-from serving.scoring import answers, contents, noise
+from serving.scoring import answers, contents
 from serving.scoring.answers import (
     Answer,
     Explanation,
     ListName,
-    Missing,
-    Ranks,
     SearchDetails,
     SearchResult,
     ShownDocuments,
 )
 from serving.scoring.best_passages import best_passages
-from serving.scoring.contents import SearchableContents
-from serving.scoring.document_scores import DocumentLimits
+from serving.scoring.candidates import Candidates, RankedCandidates, Retrieval
+from serving.scoring.loaded_release import LoadedRelease
+from serving.scoring.noise import ChanceLevel
 from serving.scoring.opened_document import OpenedDocument, open_document
-from serving.scoring.report_excerpt import ReportExcerpt
-from serving.scoring.reranker import Caches, Embedder, Reranker, Vector, relevance
-from serving.scoring.running_search import CandidatePool, ModelAttempts, Stopwatch
+from serving.scoring.reranker import Reranker, relevance
+from serving.scoring.running_search import ModelAttempts, RunningSearch
 from serving.scoring.snippets import snippets
-
-PING_S = 5.0
-
-MAX_FIELDS = 100
-"""Fields of documents that are listed; a store with more has data in its field names."""
-log = logging.getLogger(__name__)
-
 
 __all__ = ["Answer", "SearchDetails", "SearchResult", "Searcher"]
 
@@ -74,143 +53,12 @@ class FusedScores:
     """Vectors and scores that the caches had, and that were computed."""
 
 
-class Searcher:
-    """The models, indexes and documents of one release; safe to use from many threads."""
+class Searcher(LoadedRelease):
+    """A loaded release that searches; see `LoadedRelease` for how it is loaded."""
 
-    def __init__(
-        self,
-        release_path: Path,
-        *,
-        precision: str = "auto",
-        threads: int | None = None,
-        caches: Caches | None = None,
-        scheduler: Scheduler | None = None,
-        verify: bool = True,
-    ) -> None:
-        """Loads a release.
-
-        Args:
-            release_path: the release artifact's folder.
-            precision, threads: see `serving.runtime.engine.Engine`.
-            caches: shared with other releases; its own of 64 MiB when not given.
-            scheduler: whose runners both models share, also with other releases; each has its own when not given.
-            verify: check the release as promotion does, and compare the models' outputs for the golden inputs with
-                those that their exporter saw.
-
-        Raises:
-            MissingError: no such folder.
-            ArtifactError: the release does not pass `pipeline.release_parts.verify`, or a model does not give its
-                golden outputs.
-            ConfigError: a bundle has no such precision.
-        """
-        began = time.monotonic()
-        release = (
-            release_parts.verify(release_path) if verify else artifacts.load(release_path, "release", verify=False)
-        )
-        caches = caches or Caches.of(64 * 2**20)
-        self.release = release.fingerprint
-        self.created = release.manifest.created
-        self.surfaces: dict[str, Any] = release.manifest.metrics.get("surfaces", {})
-        """Path → its worth by the release's report, see `pipeline.evaluation.surfaces`; empty in old releases."""
-        self.models = {
-            role: Engine(
-                part(release, role).path,
-                precision=precision,
-                threads=threads,
-                verify="golden" if verify else False,
-                scheduler=scheduler,
-                token_bytes=caches.token_bytes,
-            )
-            for role in release_parts.MODELS
-            if release_parts.has_part(release, role)
-        }
-        """Role → model; a release of ready-made models may have one alone."""
-        self._contents = SearchableContents.load(release)
-        excerpt = ReportExcerpt.read(release.path / "report" / "report.json", release.manifest.metrics)
-        self.examples, self.thresholds = excerpt.examples, excerpt.thresholds
-        self.fields = _fields(self._contents)
-        """The names of the fields by which documents can be filtered and counted."""
-        self._noise: float | None = None
-        """Cosine that random letters reach; see `_fits`."""
-        self._caches = caches
-        log.info("release %s: loaded in %.1f s", self.release[:12], time.monotonic() - began)
-
-    @property
-    def ranker(self) -> Engine:
-        """The ranker's engine; raises NotServedError where the release has none."""
-        return self._model("ranker")
-
-    @property
-    def encoder(self) -> Engine:
-        """The encoder's engine; raises NotServedError where the release has none."""
-        return self._model("encoder")
-
-    @property
-    def reranker(self) -> Reranker:
-        """Scores of pairs through the caches; raises NotServedError where the release has no ranker."""
-        return Reranker(self.ranker, self._caches.scores, self.ranker.passages)
-
-    def reranker_within(self, limits: DocumentLimits, max_passages: int = 0) -> Reranker:
-        """The same for a request that bounds how much of each document is read; see `Reranker.max_passages`."""
-        return replace(self.reranker, passages=limits.passages(self.ranker.passages), max_passages=max_passages)
-
-    @property
-    def embedder(self) -> Embedder:
-        """Vectors of texts through the caches; raises NotServedError where the release has no encoder."""
-        return Embedder(self.encoder, self._caches.vectors)
-
-    @property
-    def unanswered(self) -> dict[str, str]:
-        """Path → the reason why this release cannot answer it; empty for a whole release."""
-        return contents.unanswered([*self.models, *(["documents"] if self._contents else [])])
-
-    @property
-    def lexical(self) -> LexicalIndex:
-        """The BM25 index; this and the next two raise NotServedError where the release has no documents."""
-        return self._searchable.lexical
-
-    @property
-    def semantic(self) -> SemanticIndex:
-        """The index of vectors."""
-        return self._searchable.semantic
-
-    @property
-    def documents(self) -> DocumentStore:
-        """The texts and fields of the documents."""
-        return self._searchable.documents
-
-    @property
-    def fusion(self) -> Fusion:
-        """The weights of the final order; raises NotServedError where the release has none."""
-        fusion = self._contents.fusion if self._contents is not None else None
-        if fusion is None:
-            raise NotServedError(contents.LACKS["fusion"])
-        return fusion
-
-    @property
-    def _searchable(self) -> SearchableContents:
-        if self._contents is None:
-            raise NotServedError(contents.LACKS["documents"])
-        return self._contents
-
-    def _model(self, role: Missing) -> Engine:
-        if role not in self.models:
-            raise NotServedError(contents.LACKS[role])
-        return self.models[role]
-
-    def ping(self) -> None:
-        """A real inference of each model, past the caches and before all that waits.
-
-        Raises:
-            Exception: whatever a model that does not work raises.
-            DeadlineError: no answer in PING_S.
-        """
-        deadline = Deadline.after(PING_S)
-        for role, engine in self.models.items():
-            if role == "ranker":
-                engine.scores("ready", ["ready"], deadline, Priority.PROBE)
-            else:
-                engine.embed(["ready"], "query", deadline, Priority.PROBE)
+    @cached_property
+    def _chance(self) -> ChanceLevel:
+        return ChanceLevel(self.embedder, self.semantic)
 
     def search(
         self,
@@ -245,75 +93,14 @@ class Searcher:
         options, details = options or RequestOptions(Deadline.never()), details or SearchDetails()
         self._check_facets(details.facets)
         models = ModelAttempts(replace(options, deadline=options.deadline.with_reserve()), degrade)
-        watch = Stopwatch()
-        query = text.clean(query)
-        depth = max(retrieve, top_n)
-        with watch("lexical"):
-            among = self._among(filters) if filters else None
-            by_words = self._by_words(query, depth, among)
+        search = RunningSearch(text.clean(query), details, options, models)
+        candidates = self._candidates(search, max(retrieve, top_n), filters)
         options.deadline.check()
-        with watch("encode"):
-            embedded = None
-            if list(details.lists) != ["lexical"]:
-                embedded = models.attempt("encoder", lambda: self.embedder.vectors([query], "query", models.options))
-        with watch("semantic"):
-            vector = embedded.values[0] if embedded else None
-            by_meaning = [] if vector is None else self._by_meaning(vector, depth, among)
-            rows = join(by_words, by_meaning)
-            fusion = self._searchable.fusion if embedded and "reranked" in details.lists else None
-            pool = self._pool(query, rows, vector, fusion)
-        options.deadline.check()
-        with watch("documents"):
-            documents = dict(zip(rows, self.documents.get_many(rows), strict=True))
-        with watch("rerank"):
-            bodies = [text.document_text(documents[row].title, documents[row].text) for row in rows]
-            scored = None
-            if "ranker" in self.models and "reranked" in details.lists:
-                scored = models.attempt("ranker", lambda: self.reranker.read(query, bodies, models.options))
-            read = dict(zip(rows, scored.values, strict=True)) if scored else {}
-            values = [score.value for score in read.values()] if scored else None
-            before, final = pool.before(), pool.final(self._searchable.fusion, values)
-        fits = self._fits(by_words, by_meaning, models.options) if embedded else None
-        ranks = Ranks(
-            lexical={hit.row: rank for rank, hit in enumerate(by_words, start=1)},
-            semantic={hit.row: rank for rank, hit in enumerate(by_meaning, start=1)},
-            before={rows[number]: rank for rank, number in enumerate(by_score(before), start=1)},
-        )
-        reranked = [Hit(rows[number], documents[rows[number]].doc_id, final[number]) for number in by_score(final)]
-        relevances = {row: relevance(score.value) for row, score in read.items()}
-        if relevances:
-            reranked = [hit for hit in reranked if relevances[hit.row] >= details.min_relevance]
-        full_lists: dict[ListName, list[Hit]] = {"lexical": by_words, "semantic": by_meaning, "reranked": reranked}
-        lists = {name: hits[:top_n] if name in details.lists else [] for name, hits in full_lists.items()}
-        chosen = {hit.row: documents[hit.row] for hits in lists.values() for hit in hits}
-        texts = {row: document.text for row, document in chosen.items()}
-        passages = best_passages(self.ranker.tokeniser, chosen, read, options.deadline) if read else {}
-        shown = ShownDocuments(
-            documents=documents,
-            snippets=snippets(texts, query, options.deadline, passages),
-            passages=passages,
-            ranks=ranks,
-            fields=answers.chosen_fields(details.fields, chosen, options.deadline) if details.fields else {},
-        )
-        explanations = None
-        if details.explain:
-            table = dict(zip(rows, pool.table(values), strict=True))
-            explanations = self._explanations(query, lists["reranked"], table, options.deadline)
-        return SearchResult(
-            query=query,
-            release=self.release,
-            lexical=answers.results(lists["lexical"], shown),
-            semantic=answers.results(lists["semantic"], shown),
-            reranked=answers.results(lists["reranked"], shown, relevances, explanations),
-            fits=fits,
-            facets=answers.facets(details.facets, documents.values(), options.deadline),
-            milliseconds=watch.milliseconds(),
-            candidates=len(rows),
-            cache_hits=sum(part.hits for part in (embedded, scored) if part),
-            cache_misses=sum(part.misses for part in (embedded, scored) if part),
-            degraded=models.missing,
-            model_failed=models.failed,
-        )
+        ranked = self._ranked(search, candidates)
+        fits = None
+        if candidates.queried:
+            fits = self._chance.exceeded(candidates.by_words, candidates.by_meaning, models.options)
+        return self._result(search, candidates, ranked, fits, top_n)
 
     def fused(
         self,
@@ -361,37 +148,115 @@ class Searcher:
             self._searchable, doc_id, neighbours=neighbours, deadline=options.deadline, release=self.release
         )
 
+    def _candidates(
+        self, search: RunningSearch, depth: int, filters: Mapping[str, Sequence[Value]] | None
+    ) -> Candidates:
+        """The first `depth` documents that BM25 and the encoder find for a query, with their first-stage scores."""
+        retrieval, query, wanted = Retrieval(self._searchable), search.query, search.details.lists
+        with search.watch("lexical"):
+            among = retrieval.rows_where(filters) if filters else None
+            by_words = retrieval.by_words(query, depth, among)
+        search.options.deadline.check()
+        with search.watch("encode"):
+            queried = None
+            if list(wanted) != ["lexical"]:
+                queried = search.models.attempt(
+                    "encoder", lambda: self.embedder.vectors([query], "query", search.models.options)
+                )
+        with search.watch("semantic"):
+            vector = queried.values[0] if queried else None
+            by_meaning = [] if vector is None else retrieval.by_meaning(vector, depth, among)
+            rows = join(by_words, by_meaning)
+            fusion = self._searchable.fusion if queried and "reranked" in wanted else None
+            pool = retrieval.pool(query, rows, vector, fusion)
+        return Candidates(by_words=by_words, by_meaning=by_meaning, rows=rows, pool=pool, queried=queried)
+
+    def _ranked(self, search: RunningSearch, candidates: Candidates) -> RankedCandidates:
+        """The candidates in the final order: by all scores, or by those of the models that answered."""
+        rows, pool, fusion = candidates.rows, candidates.pool, self._searchable.fusion
+        with search.watch("documents"):
+            documents = dict(zip(rows, self.documents.get_many(rows), strict=True))
+        with search.watch("rerank"):
+            scored = None
+            if "ranker" in self.models and "reranked" in search.details.lists:
+                bodies = [text.document_text(documents[row].title, documents[row].text) for row in rows]
+                scored = search.models.attempt(
+                    "ranker", lambda: self.reranker.read(search.query, bodies, search.models.options)
+                )
+            read = dict(zip(rows, scored.values, strict=True)) if scored else {}
+            table = pool.table([score.value for score in read.values()]) if scored and fusion else None
+            final = fusion.scores(table) if fusion and table else pool.before()
+        hits = [Hit(rows[number], documents[rows[number]].doc_id, final[number]) for number in by_score(final)]
+        least = search.details.min_relevance
+        return RankedCandidates(
+            documents=documents,
+            scored=scored,
+            read=read,
+            features=dict(zip(rows, table, strict=True)) if table else {},
+            hits=[hit for hit in hits if relevance(read[hit.row].value) >= least] if read else hits,
+        )
+
+    def _result(
+        self, search: RunningSearch, candidates: Candidates, ranked: RankedCandidates, fits: bool | None, top_n: int
+    ) -> SearchResult:
+        """The answer: the first `top_n` of each list, with what the search asks for beside them."""
+        hits = {"lexical": candidates.by_words, "semantic": candidates.by_meaning, "reranked": ranked.hits}
+        lists = {name: hits[name][:top_n] if name in search.details.lists else [] for name in answers.LISTS}
+        shown = self._shown(search, lists, candidates, ranked)
+        relevances = {row: relevance(score.value) for row, score in ranked.read.items()}
+        fetched = [part for part in (candidates.queried, ranked.scored) if part]
+        return SearchResult(
+            query=search.query,
+            release=self.release,
+            lexical=answers.results(lists["lexical"], shown),
+            semantic=answers.results(lists["semantic"], shown),
+            reranked=answers.results(
+                lists["reranked"], shown, relevances, self._explanations(search, lists["reranked"], ranked)
+            ),
+            fits=fits,
+            facets=answers.facets(search.details.facets, ranked.documents.values(), search.options.deadline),
+            milliseconds=search.watch.milliseconds(),
+            candidates=len(candidates.rows),
+            cache_hits=sum(part.hits for part in fetched),
+            cache_misses=sum(part.misses for part in fetched),
+            degraded=search.models.missing,
+            model_failed=search.models.failed,
+        )
+
+    def _shown(
+        self,
+        search: RunningSearch,
+        lists: Mapping[ListName, Sequence[Hit]],
+        candidates: Candidates,
+        ranked: RankedCandidates,
+    ) -> ShownDocuments:
+        """What the lists show of each document."""
+        names, deadline = search.details.fields, search.options.deadline
+        chosen = {hit.row: ranked.documents[hit.row] for hits in lists.values() for hit in hits}
+        texts = {row: document.text for row, document in chosen.items()}
+        passages = best_passages(self.ranker.tokeniser, chosen, ranked.read, deadline) if ranked.read else {}
+        return ShownDocuments(
+            documents=ranked.documents,
+            snippets=snippets(texts, search.query, deadline, passages),
+            passages=passages,
+            ranks=candidates.ranks(),
+            fields=answers.chosen_fields(names, chosen, deadline) if names else {},
+        )
+
     def _explanations(
-        self, query: str, hits: Sequence[Hit], table: Mapping[int, Sequence[float] | None], deadline: Deadline
-    ) -> dict[int, Explanation]:
-        """The reasons for each result of the final list, by row."""
-        deadline.check()
-        matched = self.lexical.term_scores(query, [hit.row for hit in hits])
-        deadline.check()
+        self, search: RunningSearch, hits: Sequence[Hit], ranked: RankedCandidates
+    ) -> dict[int, Explanation] | None:
+        """The reasons for each result of the final list, by row; None where the search does not ask for them."""
+        if not search.details.explain:
+            return None
+        search.options.deadline.check()
+        matched = self.lexical.term_scores(search.query, [hit.row for hit in hits])
+        search.options.deadline.check()
         fusion = self._searchable.fusion
         return {
-            hit.row: answers.explanation(terms, fusion, table[hit.row])
+            hit.row: answers.explanation(terms, fusion, ranked.features.get(hit.row))
             for hit, terms in zip(hits, matched, strict=True)
         }
-
-    def _fits(self, by_words: Sequence[Hit], by_meaning: Sequence[Hit], options: RequestOptions) -> bool | None:
-        """Whether anything may answer the query: a document has a word of it, or one lies nearer than chance brings.
-
-        Chance is what the encoder finds for random letters (`noise.queries`), measured once for a release; None where
-        the time does not suffice for that.
-        """
-        if by_words:
-            return True
-        if self._noise is None:
-            letters = noise.queries()
-            try:
-                vectors = self.embedder.vectors(letters, "query", options).values
-            except (InferenceError, DeadlineError, BusyError) as error:
-                log.warning("whether anything fits a query is not known: %s", error)
-                return None
-            nearest = self.semantic.search_batch(np.stack(vectors), 1)
-            self._noise = noise.level([hits[0].score for hits in nearest if hits])
-        return bool(by_meaning) and by_meaning[0].score > self._noise
 
     def _check_facets(self, names: Sequence[str]) -> None:
         """Raises InvalidRequestError for a field that no document has, naming those there are."""
@@ -401,46 +266,3 @@ class Searcher:
         if unknown:
             known = ", ".join(self.fields) or "none"
             raise InvalidRequestError(f"no document has a field '{unknown[0][:100]}'; there are: {known}")
-
-    def _by_meaning(self, vector: Vector, depth: int, among: Rows | None) -> list[Hit]:
-        if among is None:
-            return self.semantic.search(vector, depth)
-        return self.semantic.search_among(vector, depth, among)
-
-    def _pool(self, query: str, rows: Sequence[int], vector: Vector | None, fusion: Fusion | None) -> CandidatePool:
-        """The first-stage scores of these documents.
-
-        Args:
-            vector: of the query; None where the encoder is missing.
-            fusion: weighs scores of single fields; None where the search has no final order that needs them.
-        """
-        cosines = None if vector is None else self.semantic.similarities(vector, rows).tolist()
-        fields = self._searchable.fields.scores(query, vector, rows, fusion.fields) if fusion else {}
-        return CandidatePool(self.lexical.scores(query, rows).tolist(), cosines, fields)
-
-    def _among(self, filters: Mapping[str, Sequence[Value]]) -> Rows:
-        try:
-            return self.documents.rows_where(filters)
-        except MissingError as error:
-            raise InvalidRequestError(str(error)) from error
-
-    def _by_words(self, query: str, depth: int, among: Rows | None) -> list[Hit]:
-        if among is None:
-            return self.lexical.search(query, depth)
-        scores = self.lexical.scores(query, among)
-        best = np.lexsort((among, -scores))[:depth]
-        return [
-            Hit(int(among[number]), self.lexical.doc_ids[among[number]], float(scores[number]))
-            for number in best
-            if scores[number] > 0
-        ]
-
-
-def _fields(searchable: SearchableContents | None) -> list[str]:
-    """The fields of the documents; none where the store is older than fields, or there are no documents."""
-    if searchable is None:
-        return []
-    try:
-        return list(islice(searchable.documents.each_field(), MAX_FIELDS))
-    except MissingError:
-        return []

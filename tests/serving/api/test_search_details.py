@@ -180,7 +180,7 @@ def test_a_least_relevance_leaves_the_rest_in_order(client: TestClient) -> None:
 def test_random_letters_fit_nothing_and_known_words_do(lifecycle: Lifecycle, monkeypatch: Any) -> None:
     searcher = lifecycle.current
     assert searcher.search("sort").fits is True
-    monkeypatch.setattr(searcher, "_noise", None)
+    monkeypatch.setattr(searcher._chance, "_level", None)
     fits = [searcher.search(query).fits for query in noise.queries()]
     # As many lie above the level as its definition says.
     assert sum(bool(value) for value in fits) <= len(fits) * (1 - noise.SHARE) + 1

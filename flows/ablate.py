@@ -125,10 +125,9 @@ def _scores(
 ) -> Artifact:
     """Scores of the pairs by the ranker's teacher, with the states that this student needs."""
     external = None if recipe.assistants else recipe.external_teacher
+    base = training.student_origin(student, recipe, run, data=inputs.data, base=inputs.base)
     teacher = inputs.ranker_teacher
-    return training.score_pairs(
-        run, student, external, teacher=teacher, data=inputs.data, pairs=pairs, base=inputs.base
-    )
+    return training.score_pairs(run, student, external, teacher=teacher, data=inputs.data, pairs=pairs, base=base)
 
 
 def _widest(config: RankerConfig, sets: Sequence[LossSet]) -> RankerConfig:

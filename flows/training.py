@@ -72,8 +72,9 @@ def prepare(recipe: Recipe, run: Runner) -> TrainingInputs:
 
     ranker_pairs = with_ungraded(recipe, run, data=data, lexical=words, pairs=pairs, base=base)
     students = (*recipe.assistants, recipe.ranker)
-    score = partial(score_pairs, data=data, pairs=ranker_pairs, base=base)
-    scores = score(run, students[0], recipe.external_teacher, teacher=large)
+    score = partial(score_pairs, data=data, pairs=ranker_pairs)
+    origins = [student_origin(student, recipe, run, data=data, base=base) for student in students]
+    scores = score(run, students[0], recipe.external_teacher, teacher=large, base=origins[0])
     if students[0].teachers > 1:
         scores = _mean_scores(recipe, run, data=data, pairs=pairs, scored=ranker_pairs, base=base, first=scores)
     ranker_teacher, ranker_teacher_scores = large, scores
@@ -89,7 +90,7 @@ def prepare(recipe: Recipe, run: Runner) -> TrainingInputs:
             teacher_scores=ranker_teacher_scores,
             base=student_base(assistant, recipe, named, data=data, base=base),
         )
-        ranker_teacher_scores = score(named, students[number], None, teacher=ranker_teacher)
+        ranker_teacher_scores = score(named, students[number], None, teacher=ranker_teacher, base=origins[number])
     return TrainingInputs(
         data=data,
         lexical=words,
@@ -164,10 +165,26 @@ def with_ungraded(
     )
 
 
+def student_origin(
+    student: RankerConfig, recipe: Recipe, run: Runner, *, data: Artifact, base: Artifact | str
+) -> Artifact | str:
+    """The whole model that a ranker starts from: a new one for `base = "scratch"`, else the teacher's start.
+
+    Args:
+        student: the ranker's section.
+        base: the model that the teacher started from.
+    """
+    from pipeline.training import pretrain
+
+    if student.base != pretrain.SCRATCH:
+        return base
+    return run.labelled("the ranker's start")(pretrain.make, recipe.pretrain, pretrain.SCRATCH, data=data)
+
+
 def student_base(
     student: RankerConfig, recipe: Recipe, run: Runner, *, data: Artifact, base: Artifact | str
 ) -> Artifact | str:
-    """The model that a ranker with `base = "base"` is cut from: the teacher's, or one distilled from it on the texts.
+    """The model that a ranker is cut from: its origin, or with `general_tokens` one distilled from it on the texts.
 
     Args:
         student: the ranker's section.
@@ -176,6 +193,7 @@ def student_base(
     from pipeline.models import base_models
     from pipeline.training import general, ranker_shape
 
+    base = student_origin(student, recipe, run, data=data, base=base)
     if not student.general_tokens:
         return base
     keep = ranker_shape.kept(student, base_models.shape(base_models.folder(base)).layers)
@@ -197,7 +215,7 @@ def score_pairs(
     Args:
         student: decides which layers' states are kept, and how wide they are.
         external: None where `teacher` is an assistant.
-        base: the model that the teacher started from; a student may be cut from it.
+        base: the model that the student starts from, unless its section names another or its teacher.
     """
     from pipeline.training import external_teacher, ranker, teacher_scores
 

@@ -20,8 +20,8 @@ class RankerConfig:
     """
 
     base: str = "teacher"
-    """The model that it is cut from: teacher, base (the teacher's own starting weights), or a folder, hub name or
-    package."""
+    """The model that it is cut from: teacher, base (the teacher's own starting weights), scratch (a new model of the
+    shape in `pretrain.scratch`, pre-trained on the texts), or a folder, hub name or package."""
     layers: int = 6
     """Number of layers."""
     keep_layers: tuple[int, ...] = ()

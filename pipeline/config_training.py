@@ -133,7 +133,7 @@ class PretrainConfig:
     enabled: bool = False
     """Whether to pre-train; always on for a model from scratch."""
     scratch: ScratchConfig = field(default_factory=ScratchConfig)
-    """Shape of a new model, for teacher.base = "scratch"."""
+    """Shape of a new model, for `teacher.base` or `ranker.base` = "scratch"."""
     mask_share: float = 0.25
     """Share of the tokens that are masked."""
     max_tokens: int = 128

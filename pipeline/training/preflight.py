@@ -23,6 +23,7 @@ from pipeline.models.families import family_of
 from pipeline.recipe import named
 from pipeline.tokens import PairTemplate
 from pipeline.training import augmentation, encoder, pretrain, ranker, ranker_shape
+from pipeline.training.losses.cross_encoder_terms import TOKEN_TERMS
 
 COPIES = 4
 """Copies of a model's weights that training holds at least: the weights, their gradients and two moments of Adam."""
@@ -154,11 +155,15 @@ def check_lengths(recipe: Recipe) -> None:
     Raises:
         ConfigError: the message names the key.
     """
-    wanted = {"teacher": (recipe.teacher.base, recipe.teacher.max_tokens)}
-    wanted["encoder"] = (_served_bases(recipe)["encoder.base"], recipe.encoder.max_tokens)
+    wanted = [("teacher", recipe.teacher.base, recipe.teacher.max_tokens)]
+    wanted.append(("encoder", _served_bases(recipe)["encoder.base"], recipe.encoder.max_tokens))
     if recipe.pretrain.enabled or recipe.teacher.base == pretrain.SCRATCH:
-        wanted["pretrain"] = (recipe.teacher.base, recipe.pretrain.max_tokens)
-    for section, (base, max_tokens) in wanted.items():
+        wanted.append(("pretrain", recipe.teacher.base, recipe.pretrain.max_tokens))
+    for path, student in _students(recipe):
+        if student.base == pretrain.SCRATCH:
+            wanted.append((path, pretrain.SCRATCH, student.max_tokens or recipe.teacher.max_tokens))
+            wanted.append(("pretrain", pretrain.SCRATCH, recipe.pretrain.max_tokens))
+    for section, base, max_tokens in wanted:
         scratch = base == pretrain.SCRATCH
         positions = recipe.pretrain.scratch.positions if scratch else tokenizers.positions(_config(base))
         if max_tokens > positions:
@@ -179,12 +184,21 @@ def check_passages(recipe: Recipe) -> None:
         with named("passages", f"{path}.passages"):
             passages = config.passages.passages(teacher.passages)
             student = dataclasses.replace(teacher, max_tokens=tokens, passages=passages)
-        paths = [model.tokenizer for model in (source, shape)]
-        if teacher.passages is not None and not recipe.external_teacher.given and None not in paths:
-            ours, theirs = (tokenizers.plain_tokenizer(tokenizers.load_tokenizer(item)) for item in paths if item)
-            if not ranker_shape.same_tokens(ours, theirs):
-                raise ConfigError(f"{path}.base: {ranker.OTHER_PASSAGES}")
+        if teacher.passages is not None and not recipe.external_teacher.given and _other_tokens(config, source, shape):
+            raise ConfigError(f"{path}.base: {ranker.OTHER_PASSAGES}")
         teacher = student
+
+
+def _other_tokens(config: RankerConfig, source: ModelShape, teacher: ModelShape) -> bool:
+    """Whether a student is known to make other tokens of a text than its teacher."""
+    if source.tokenizer is None or teacher.tokenizer is None:
+        return config.base == pretrain.SCRATCH and teacher.tokenizer is not None
+    ours, theirs = (
+        tokenizers.plain_tokenizer(tokenizers.load_tokenizer(model.tokenizer))
+        for model in (source, teacher)
+        if model.tokenizer
+    )
+    return not ranker_shape.same_tokens(ours, theirs)
 
 
 def _pair_template(recipe: Recipe) -> PairTemplate:
@@ -291,13 +305,34 @@ def _cuts(recipe: Recipe) -> Iterator[tuple[str, RankerConfig, ModelShape, Model
             f"teacher.layers is {recipe.teacher.layers}: its base has {base.layers}; keep at most that many"
         )
     teacher = dataclasses.replace(base, layers=recipe.teacher.layers or base.layers)
-    students = [(f"assistants[{number}]", student) for number, student in enumerate(recipe.assistants)]
-    for path, config in (*students, ("ranker", recipe.ranker)):
-        known = {ranker.FROM_TEACHER: teacher, ranker.FROM_BASE: base}
+    for path, config in _students(recipe):
+        known = {ranker.FROM_TEACHER: teacher, ranker.FROM_BASE: base, pretrain.SCRATCH: _scratch(recipe)}
         source = known.get(config.base) or _cross_encoder(config.base)
+        if config.base == pretrain.SCRATCH != recipe.teacher.base:
+            _check_new_tokens(path, config)
         yield path, config, source, teacher
         with named("ranker", path):
             teacher = ranker_shape.cut(config, source, teacher)
+
+
+def _students(recipe: Recipe) -> list[tuple[str, RankerConfig]]:
+    """Key and section of each assistant and the ranker."""
+    assistants = [(f"assistants[{number}]", student) for number, student in enumerate(recipe.assistants)]
+    return [*assistants, ("ranker", recipe.ranker)]
+
+
+def _check_new_tokens(path: str, config: RankerConfig) -> None:
+    """Checks that a new model, whose vocabulary is new too, is not compared with its teacher token by token.
+
+    Raises:
+        ConfigError: it is; names the key.
+    """
+    for name in TOKEN_TERMS:
+        if getattr(config, f"{name}_weight"):
+            raise ConfigError(
+                f"{path}.{name}_weight: the new model of {path}.base has a vocabulary of its own, so its tokens cannot "
+                "be compared with the teacher's; set it to 0"
+            )
 
 
 def check_encoder(recipe: Recipe) -> None:
@@ -313,16 +348,19 @@ def check_encoder(recipe: Recipe) -> None:
 
 def _base(recipe: Recipe) -> ModelShape:
     """The shape of the model that the teacher starts from."""
+    return _scratch(recipe) if recipe.teacher.base == pretrain.SCRATCH else _cross_encoder(recipe.teacher.base)
+
+
+def _scratch(recipe: Recipe) -> ModelShape:
+    """The shape of the recipe's new model."""
     scratch = recipe.pretrain.scratch
-    if recipe.teacher.base == pretrain.SCRATCH:
-        shared = family_of(scratch.family).shares_layers
-        return ModelShape(
-            *(scratch.layers, scratch.hidden, scratch.heads),
-            shared=shared,
-            intermediate=scratch.intermediate,
-            model_type=scratch.family,
-        )
-    return _cross_encoder(recipe.teacher.base)
+    shared = family_of(scratch.family).shares_layers
+    return ModelShape(
+        *(scratch.layers, scratch.hidden, scratch.heads),
+        shared=shared,
+        intermediate=scratch.intermediate,
+        model_type=scratch.family,
+    )
 
 
 def _cross_encoder(base: str) -> ModelShape:

@@ -27,6 +27,7 @@ from pipeline.training.losses.cross_encoder_terms import (
     TOKEN_TERMS,
     LossWeights,
 )
+from pipeline.training.pretrain import SCRATCH
 from pipeline.training.tasks.cross_encoder import CrossTask, learn, untrained
 from pipeline.training.tasks.objective import Objective
 from pipeline.training.tasks.teacher_targets import TeacherTargets, as_taught
@@ -45,6 +46,8 @@ STAGE = Stage(
 )
 
 FROM_TEACHER, FROM_BASE = "teacher", "base"
+GIVEN = (FROM_BASE, SCRATCH)
+"""Values of `ranker.base` for which the caller gives the model."""
 
 IMPORTANCE_PAIRS, IMPORTANCE_BATCH_TOKENS = 1000, 4096
 """Training pairs on which the importance of feed-forward units is estimated, and padded tokens of one batch."""
@@ -78,8 +81,8 @@ def make(
         pairs: graded pairs, perhaps with unlabelled ones.
         teacher: the cross-encoder whose layers are kept if `config.base` is `teacher`, and whose input lengths are.
         teacher_scores: its scores of `pairs`; None trains with the losses over grades alone.
-        base: the model that the teacher started from, or with `config.general_tokens` what `general` made of it; the
-            student is cut from it if `config.base` is `base`.
+        base: the model that the student is cut from if `config.base` is `base` or `scratch`: what the teacher started
+            from, with `config.general_tokens` what `general` made of it, or a new model.
 
     Raises:
         MissingError: the base model cannot be had.
@@ -161,7 +164,7 @@ def taught_by(config: RankerConfig, teacher: Artifact, base: Artifact | str = ""
     Args:
         config: the ranker's section.
         teacher: the trained teacher.
-        base: the model that the teacher started from.
+        base: what the teacher started from, or the new model of a ranker from scratch.
 
     Raises:
         ConfigError: a layer map longer than the student or beyond the teacher.
@@ -191,11 +194,13 @@ def _origin(config: RankerConfig, teacher: Artifact, base: Artifact | str) -> Ar
     """The model that the student is cut from.
 
     Raises:
-        ConfigError: it is the teacher's base, which is not given.
+        ConfigError: it is the teacher's base or a new model, which is not given.
     """
-    if config.base == FROM_BASE and not base:
-        raise ConfigError("ranker.base is base: give the base that the teacher was trained from")
-    return {FROM_TEACHER: teacher, FROM_BASE: base}.get(config.base, config.base)
+    if config.base in GIVEN and not base:
+        raise ConfigError(f"ranker.base is {config.base}: give the model that it stands for")
+    if config.base == FROM_TEACHER:
+        return teacher
+    return base if config.base in GIVEN else config.base
 
 
 def _source(

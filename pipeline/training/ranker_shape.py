@@ -195,14 +195,33 @@ def same_tokens(first: Tokenizer, second: Tokenizer) -> bool:
 def layer_map(config: RankerConfig, depth: int, layers: int) -> tuple[int, ...]:
     """Teacher layers for the student layers 1, 2, …; none where the Patient KD term has no weight."""
     listed = _checked_map(config, depth, layers)
-    return (listed or surgery.layer_map(depth, layers)) if config.hidden_weight else ()
+    if not config.hidden_weight:
+        return ()
+    _check_depth(config, "hidden", depth, layers)
+    return listed or surgery.layer_map(depth, layers)
 
 
 def _token_map(config: RankerConfig, depth: int, layers: int) -> tuple[int, ...]:
     """Teacher layers for the terms over tokens, which compare the last layers too; none where none has a weight."""
+    for name in ("attention", "token_hidden"):
+        if getattr(config, f"{name}_weight"):
+            _check_depth(config, name, depth, layers)
     if not (config.attention_weight or config.token_hidden_weight):
         return ()
     return _checked_map(config, depth, layers) or surgery.spaced(depth, layers)
+
+
+def _check_depth(config: RankerConfig, loss: str, depth: int, layers: int) -> None:
+    """Checks that a student deeper than its teacher names the layers that a loss compares.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    if layers > depth and not config.layer_map:
+        raise ConfigError(
+            f"ranker.{loss}_weight: the student has {layers} layers and its teacher {depth}, so they cannot be matched "
+            "one by one; name teacher layers in ranker.layer_map, or set it to 0"
+        )
 
 
 def _checked_map(config: RankerConfig, depth: int, layers: int) -> tuple[int, ...]:

@@ -200,7 +200,7 @@ def _take_steps(run: TrainingRun, optimizer: torch.optim.Optimizer) -> None:
     saved = resumed = time.monotonic()
     before_resume = progress.seconds
     recomputed = memory.recomputed(module) if config.checkpoint_activations else nullcontext()
-    with recomputed, _bar(run, schedule.examples(progress), process) as advance:
+    with memory.kept_between_steps(), recomputed, _bar(run, schedule.examples(progress), process) as advance:
         for step in schedule.steps(progress.step):
             if schedule.finished(progress):
                 break

@@ -1,5 +1,10 @@
-"""Help where memory is short: layers that compute their activations anew, and an error that says what to lower."""
+"""Memory of a training: kept between steps, and help where it is short.
 
+Layers can compute their activations anew, and an error says what to lower.
+"""
+
+import ctypes
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -15,6 +20,37 @@ from pipeline.models.families import family_of
 
 SHORTAGE_MESSAGES = ("not enough memory", "DefaultCPUAllocator", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 """Parts of messages by which torch reports a shortage that the error's class does not show."""
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+"""Settings of glibc's mallopt: the free memory at the end of the heap from which it is given back, and the number of
+blocks that get a mapping of their own."""
+
+NEVER, NONE = -1, 0
+"""Values of the two while a training runs."""
+
+USUAL_TRIM, USUAL_MAPPINGS = 128 * 1024, 65536
+"""glibc's own values of the two."""
+
+
+@contextmanager
+def kept_between_steps() -> Iterator[None]:
+    """A context in which freed memory stays with the process, and is given back at the end.
+
+    Each step frees and asks for the same large tensors; glibc would return them to the system, which clears every page
+    again. Does nothing where the C library has no mallopt.
+    """
+    library: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if not (hasattr(library, "mallopt") and hasattr(library, "malloc_trim")):
+        yield
+        return
+    library.mallopt(M_TRIM_THRESHOLD, NEVER)
+    library.mallopt(M_MMAP_MAX, NONE)
+    try:
+        yield
+    finally:
+        library.mallopt(M_TRIM_THRESHOLD, USUAL_TRIM)
+        library.mallopt(M_MMAP_MAX, USUAL_MAPPINGS)
+        library.malloc_trim(0)
 
 
 @contextmanager

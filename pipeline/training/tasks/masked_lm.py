@@ -299,11 +299,11 @@ class MaskedTask:
             self._input(example, start) for example, start in zip(examples.tolist(), starts.tolist(), strict=True)
         ]
         padded = batches.pad([(ids, types) for ids, types, _ in inputs], torch.device("cpu"))
-        content = torch.zeros_like(padded.input_ids, dtype=torch.bool)
+        content = np.zeros(padded.input_ids.shape, dtype=np.bool_)
         for row, (_, _, flags) in enumerate(inputs):
-            content[row, : len(flags)] = torch.tensor(flags)
+            content[row, : len(flags)] = flags
         counts = torch.from_numpy(self.masked[examples])
-        masked, chosen = mask(padded.input_ids, content, counts, self.mask_id, self.ordinary)
+        masked, chosen = mask(padded.input_ids, torch.from_numpy(content), counts, self.mask_id, self.ordinary)
         wanted = padded.input_ids[chosen].to(self.device)
         shown = batches.PaddedBatch(
             masked.to(self.device), padded.token_type_ids.to(self.device), padded.attention_mask.to(self.device)

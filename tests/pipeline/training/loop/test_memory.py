@@ -1,5 +1,7 @@
-"""Layers that compute their activations anew: less is kept, the gradients are the same."""
+"""Memory stays between steps; layers that compute their activations anew keep less, and the gradients are the same."""
 
+import platform
+import resource
 from collections.abc import Callable
 from typing import Any
 
@@ -49,6 +51,29 @@ def learn(module: torch.nn.Module, loss: Callable[[], torch.Tensor]) -> tuple[in
     return size, {
         name: parameter.grad.clone() for name, parameter in module.named_parameters() if parameter.grad is not None
     }
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has mallopt")
+def test_freed_memory_stays_within_a_training_and_goes_back_after_it() -> None:
+    size = 64 << 20
+
+    def faults() -> int:
+        """Pages that the system clears for a large tensor after another of its size was freed."""
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(size, dtype=torch.uint8)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    pages = size // resource.getpagesize()
+    with memory.kept_between_steps():
+        faults()
+        assert faults() < pages / 100
+    faults()
+    with open("/proc/self/statm", encoding="ascii") as statm:
+        resident = int(statm.read().split()[1])
+    tensor = torch.ones(size, dtype=torch.uint8)
+    with open("/proc/self/statm", encoding="ascii") as statm:
+        assert int(statm.read().split()[1]) - resident > pages / 2
+    del tensor
 
 
 @pytest.mark.parametrize("family", BODIES)

@@ -1,10 +1,13 @@
-"""Removes what no kept release needs: the command `relevance releases gc`.
+"""Removes what no kept release needs: the commands `relevance releases gc` and `relevance index gc`.
 
     kept      the newest N releases, the live one, those that a rollback can return to next, the canary and the shadow,
               and every artifact that one of these was made from, directly or not
     kept too  what a process uses now, and work that belongs to no release yet, for UNCLAIMED_DAYS
     removed   all else below artifacts/, unfinished folders and temporary files of dead processes, lock files that
               nobody holds
+
+`relevance index gc` keeps every release, and looks at the kinds of SEARCHABLE alone. Of these, one in REBUILT that no
+release has and no process reads is removed whatever its age: a re-index makes it again without embedding anything.
 
 Nothing is removed while a retraining, a re-index or another command makes artifacts in the workspace. A folder first
 gets the name of an unfinished one, so after a kill the next run goes on.
@@ -14,7 +17,7 @@ import fcntl
 import logging
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,11 +35,18 @@ if TYPE_CHECKING:
 UNCLAIMED_DAYS = 30.0
 """Age up to which artifacts and checkpoints are kept that no release needs yet, in days: a training to be resumed."""
 
+SEARCHABLE = ("corpus", "documents", "index", "lexical", "vectors")
+"""Kinds of artifacts that make documents searchable."""
+REBUILT = ("documents", "index", "lexical")
+"""Kinds of SEARCHABLE that are built in minutes. Vectors take hours, and the source of a corpus may be gone."""
+
 TEMPORARY = "temporary"
 """The reason of lock files that nobody holds and of temporary files of dead processes."""
 
 _STORES = ("documents/manifest.json", "documents/documents.sqlite")
 """Files of a release on which a service holds a shared lock: the second one by services from before segments."""
+_STORE = ("manifest.json",)
+"""The same of a document store that is an artifact of its own."""
 
 log = logging.getLogger(__name__)
 
@@ -50,12 +60,13 @@ class Removal:
     bytes: int
 
 
-def gc(workspace: Path, *, keep: int, act: bool = False) -> dict[str, Any]:
+def gc(workspace: Path, *, keep: int | None, act: bool = False) -> dict[str, Any]:
     """Finds, and with `act` removes, what no kept release needs; returns what it found as plain values.
 
     Args:
         workspace: the folder of artifacts and releases.
-        keep: number of the newest releases that are kept besides those in use.
+        keep: number of the newest releases that are kept besides those in use. With None every release is kept, and
+            only what makes documents searchable is looked at.
         act: remove; only list otherwise.
 
     Raises:
@@ -94,10 +105,11 @@ def _alone(workspace: Path, act: bool) -> Iterator[None]:
         yield
 
 
-def _plan(workspace: Path, keep: int) -> Iterator[Removal]:
+def _plan(workspace: Path, keep: int | None) -> Iterator[Removal]:
     registry = Releases(workspace)
     known = registry.ids()
-    kept = {*(known[-keep:] if keep > 0 else ()), *_pointed(registry)}
+    newest = known if keep is None else known[-keep:] if keep > 0 else []
+    kept = {*newest, *_pointed(registry)}
     kept |= {release for release in known if _in_use(registry.path(release))}
     manifests = _manifests(workspace)
     for release in kept & set(known):
@@ -107,10 +119,16 @@ def _plan(workspace: Path, keep: int) -> Iterator[Removal]:
     claimed = _closure(set(known), manifests)
     root = workspace / "artifacts"
     for kind in sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []:
+        if keep is None and kind.name not in SEARCHABLE:
+            continue
         for path in sorted(kind.iterdir()):
             reason = _reason(path, needed, claimed, kind.name == "release")
+            if not reason and keep is None and kind.name in REBUILT and path.name not in needed:
+                reason = _unread(path)
             if reason:
                 yield Removal(path, reason, _size(path))
+    if keep is None:
+        return
     state = [path for folder in (workspace, registry.root) if folder.is_dir() for path in sorted(folder.iterdir())]
     for path in state:
         if temporary.is_abandoned(path) or _free_lock(path):
@@ -132,6 +150,13 @@ def _reason(path: Path, needed: set[str], claimed: set[str], is_release: bool) -
         done = path.with_name(name).is_dir() or _old(path)
         return "checkpoint of finished or abandoned work" if done and not _is_locked(path.with_name(name)) else ""
     return TEMPORARY if temporary.is_abandoned(path) or _free_lock(path) else ""
+
+
+def _unread(path: Path) -> str:
+    """The reason to remove a finished artifact of REBUILT that no release has; empty where a process reads it."""
+    if not artifacts.is_fingerprint(path.name) or _in_use(path, _STORE):
+        return ""
+    return "belongs to no release and is read by nobody"
 
 
 def _pointed(registry: Releases) -> set[str]:
@@ -183,11 +208,11 @@ def _closure(names: set[str], manifests: dict[str, Manifest]) -> set[str]:
     return needed
 
 
-def _in_use(release: Path) -> bool:
-    """Whether a process serves this release: an open document store holds a shared lock."""
-    for name in _STORES:
+def _in_use(folder: Path, names: Sequence[str] = _STORES) -> bool:
+    """Whether a process serves this release, or reads this document store: an open store holds a shared lock."""
+    for name in names:
         try:
-            with (release / name).open("rb") as file:
+            with (folder / name).open("rb") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return True

@@ -20,7 +20,7 @@ import logging
 import re
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib import metadata
@@ -223,17 +223,28 @@ def load(path: Path, kind: str | None = None, *, verify: bool = True) -> Artifac
     manifest = read_manifest(path)
     if kind is not None and manifest.kind != kind:
         raise ArtifactError(f"{path}: holds a {manifest.kind}, not a {kind}; give the path of a {kind}")
-    for name, record in manifest.files.items():
-        file = path / name
+    artifact = Artifact(path, manifest)
+    for _, problem in damaged_files(artifact, verify=verify):
+        raise ArtifactError(problem)
+    return artifact
+
+
+def damaged_files(artifact: Artifact, *, verify: bool = True) -> Iterator[tuple[str, str]]:
+    """Each file that is not what the manifest says: its name, and a sentence with its path and what to do.
+
+    Args:
+        verify: compare the sha256 of each file too, not its size alone.
+    """
+    kind, folder = artifact.manifest.kind, artifact.path
+    for name, record in artifact.manifest.files.items():
+        file = folder / name
         if not file.is_file():
-            raise ArtifactError(f"{file}: missing from this {manifest.kind}; {remedy(path)}")
-        if file.stat().st_size != record.bytes:
-            raise ArtifactError(
-                f"{file}: {file.stat().st_size} bytes, the manifest says {record.bytes}; {remedy(path)}"
-            )
-        if verify and disk.sha256(file) != record.sha256:
-            raise ArtifactError(f"{file}: its content is not what was written; {remedy(path)}")
-    return Artifact(path, manifest)
+            yield name, f"{file}: missing from this {kind}; {remedy(folder)}"
+        elif file.stat().st_size != record.bytes:
+            size = file.stat().st_size
+            yield name, f"{file}: {size} bytes, the manifest says {record.bytes}; {remedy(folder)}"
+        elif verify and disk.sha256(file) != record.sha256:
+            yield name, f"{file}: its content is not what was written; {remedy(folder)}"
 
 
 def make(

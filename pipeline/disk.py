@@ -11,11 +11,46 @@ from pathlib import Path
 from pipeline.errors import ArtifactError, RelevanceError
 from pipeline.temporary import temporary_file
 
+_FileState = tuple[int, int, int, int]
+"""Device, inode, bytes, and the time of the last change of content in nanoseconds."""
+_memories: dict[int, dict[_FileState, str]] = {}
+"""The digests that each open `digests_remembered` block has seen; the key is the memory's own `id`."""
+
+
+@contextmanager
+def digests_remembered() -> Iterator[None]:
+    """Reads a file once for all its digests within the block, by whichever of its names, as long as it is unchanged.
+
+    A re-index hashes a shared file for the artifact that it links it into, for the release, and for the promotion. A
+    file that anything wrote to has another state, so it is read again. Threads share what is remembered.
+    """
+    memory: dict[_FileState, str] = {}
+    _memories[id(memory)] = memory
+    try:
+        yield
+    finally:
+        del _memories[id(memory)]
+
 
 def sha256(path: Path) -> str:
     """Hex digest of a file's bytes."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        state = _state(file.fileno())
+        memories = list(_memories.values())
+        known = next((memory[state] for memory in memories if state in memory), None)
+        if known is not None:
+            return known
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if _state(file.fileno()) == state:
+            for memory in memories:
+                memory[state] = digest
+    return digest
+
+
+def _state(handle: int) -> _FileState:
+    # The inode's own time (ctime) is left out: each further hard link changes it.
+    stats = os.fstat(handle)
+    return stats.st_dev, stats.st_ino, stats.st_size, stats.st_mtime_ns
 
 
 def fsync(path: Path) -> None:

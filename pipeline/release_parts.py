@@ -45,7 +45,17 @@ def verify(path: Path) -> Artifact:
         ArtifactError: a check fails; the message names the file or the parts.
     """
     release = artifacts.load(path, "release")
-    listed = release.manifest.files
+    check(release)
+    return release
+
+
+def check(release: Artifact) -> None:
+    """The second and the third check of `verify`, on a release whose own files were looked at before.
+
+    Raises:
+        ArtifactError: a check fails; the message names the file or the parts.
+    """
+    path, listed = release.path, release.manifest.files
     parts = sorted({name.split("/")[0] for name in listed if "/" in name} | set(release.manifest.inputs))
     for name in parts:
         manifest = artifacts.read_manifest(path / name) if (path / name).is_dir() else None
@@ -62,7 +72,6 @@ def verify(path: Path) -> Artifact:
                     f"{artifacts.remedy(path)}"
                 )
     check_parts(path, {name: path / name for name in parts})
-    return release
 
 
 def check_parts(where: Path, parts: Mapping[str, Path]) -> None:

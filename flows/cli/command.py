@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from flows.cli import data, judging, recipe, releases, serving, training
+from flows.cli import data, index, judging, recipe, releases, serving, training
 from flows.logs import write_log
 from pipeline.errors import RelevanceError
 from pipeline.secrets import hide_passwords
@@ -23,6 +23,7 @@ app = typer.Typer(
 for commands in (training, judging, serving):
     app.add_typer(commands.app)
 app.add_typer(releases.app, name="releases")
+app.add_typer(index.app, name="index")
 app.add_typer(recipe.app, name="recipe")
 app.add_typer(data.app, name="data")
 

@@ -1,0 +1,75 @@
+"""The segments of a stored index as `relevance index list` shows them: documents, tombstones, bytes, files."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from index import ann, document_store, postings
+from index.segments import DIGESTS, SegmentMap
+from index.semantic import read_stats
+from index.term_weights import WeighedSegment
+from pipeline.artifacts import Artifact
+from pipeline.manifest import FileRecord
+
+FILES: Mapping[str, tuple[str, ...]] = {
+    "lexical": (*postings.FILES, *WeighedSegment.FILES, DIGESTS),
+    "documents": (document_store.FILE, DIGESTS),
+    "index": (ann.FILE, DIGESTS),
+    "vectors": ("vectors.npy", "rows.parquet"),
+}
+"""Kind → the files that a segment of it may have."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SegmentRecord:
+    """One segment of a part of a release."""
+
+    name: str
+    """Its folder inside the artifact; empty where the artifact is one segment."""
+    documents: int
+    live: int
+    """Documents that are no tombstones."""
+    files: Mapping[Path, FileRecord]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all its files."""
+        return sum(record.bytes for record in self.files.values())
+
+    def inodes(self) -> frozenset[tuple[int, int]]:
+        """The files on the disk, whatever their names: segments that share them are one."""
+        stats = [path.stat() for path in self.files]
+        return frozenset((item.st_dev, item.st_ino) for item in stats)
+
+
+def indexed(part: Artifact) -> int:
+    """The number of rows of a part: its documents, or those of them that have a vector.
+
+    Raises:
+        ArtifactError: the description of an index cannot be read.
+    """
+    if part.manifest.kind == "index":
+        return read_stats(part.file("index.json")).rows
+    return int(part.metrics.get("with_vectors", part.metrics["documents"]))
+
+
+def segments_of(part: Artifact) -> list[SegmentRecord]:
+    """The segments of an artifact of a kind in FILES, in the order of their positions.
+
+    Raises:
+        ArtifactError: its list or its map cannot be read.
+    """
+    layout = SegmentMap.read(part, indexed(part))
+    names = FILES[part.manifest.kind]
+    records = []
+    for number, segment in enumerate(layout.segments):
+        paths = [segment.file(name) for name in names if segment.file(name) in part.manifest.files]
+        records.append(
+            SegmentRecord(
+                name=segment.folder,
+                documents=segment.documents,
+                live=int((layout.rows_of(number) >= 0).sum()),
+                files={part.path / path: part.manifest.files[path] for path in paths},
+            )
+        )
+    return records

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from flows import indexing, judging, publishing, runner, sources
 from pipeline import recipe as recipes
-from pipeline import release_parts, releases
+from pipeline import disk, release_parts, releases
 from pipeline.artifacts import Artifact
 from pipeline.config import Recipe, SourceConfig
 from pipeline.errors import ConflictError, ImplausibleError
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+@disk.digests_remembered()
 def reindex(
     documents: Sequence[str | SourceConfig],
     workspace: Path,

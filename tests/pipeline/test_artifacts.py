@@ -1,5 +1,6 @@
 import ast
 import errno
+import hashlib
 import json
 import os
 import signal
@@ -214,3 +215,24 @@ def test_no_other_file_decides_by_itself_what_is_finished() -> None:
                 if called and node.func.attr in ("glob", "rglob") and "MANIFEST" in ast.dump(node):  # type: ignore[attr-defined]
                     guilty.append(path)
     assert not guilty
+
+
+def test_a_file_is_read_once_for_its_digests_as_long_as_it_is_unchanged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, linked, digest = tmp_path / "a", tmp_path / "b", hashlib.file_digest
+    path.write_bytes(b"first")
+    read = []
+    monkeypatch.setattr(disk.hashlib, "file_digest", lambda *given: (read.append(given), digest(*given))[1])
+    with disk.digests_remembered():
+        first = disk.sha256(path)
+        os.link(path, linked)
+        assert (disk.sha256(linked), len(read)) == (first, 1)
+        path.write_bytes(b"other")
+        os.utime(path, ns=(0, 1))
+        assert disk.sha256(linked) == hashlib.sha256(b"other").hexdigest()
+        with disk.digests_remembered():
+            disk.sha256(path)
+        assert len(read) == 2
+    disk.sha256(path)
+    assert len(read) == 3

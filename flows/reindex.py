@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows import indexing, judging, publishing, runner, sources
-from pipeline import recipe as recipes
 from pipeline import disk, release_parts, releases
+from pipeline import recipe as recipes
 from pipeline.artifacts import Artifact
 from pipeline.config import Recipe, SourceConfig
 from pipeline.errors import ConflictError, ImplausibleError

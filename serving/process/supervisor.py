@@ -1,7 +1,7 @@
 """The parent process of a service: it starts the workers behind one port, watches them and replaces them.
 
     parent ─ binds the port, imports nothing heavy, starts and watches
-      ├── worker 1 ─ `serving.process.worker`, accepts from the parent's socket
+      ├── worker 1 ─ a fork that runs `serving.process.worker`, accepts from the parent's socket
       └── worker 2 …
 
 A service with one worker has a parent too, because a process that hangs cannot end itself.
@@ -13,22 +13,21 @@ and they end too.
 """
 
 import contextlib
-import dataclasses
 import json
 import logging
 import os
 import selectors
 import signal
 import socket
-import subprocess
-import sys
 import time
 from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 from pipeline import errors, text
 from pipeline.errors import RelevanceError
+from serving.process import fork
 from serving.process import listener as listeners
 from serving.process.metrics_folder import metrics_folder
 from serving.settings import Settings
@@ -40,15 +39,6 @@ LATE_S = 10.0
 LONGEST_PAUSE_S = 10.0
 """The longest pause between two starts of a worker that ends again and again."""
 
-MALLOC = {
-    "MALLOC_ARENA_MAX": "2",
-    "MALLOC_MMAP_THRESHOLD_": str(4 * 2**20),
-    "MALLOC_TRIM_THRESHOLD_": str(8 * 2**20),
-}
-"""Settings of glibc's allocator for workers; variables that are set already go before. By default each thread keeps the
-largest blocks that it ever freed, so large bodies, which many threads touch, stay in memory many times. Blocks of 4 MiB
-and more go back to the system at once; a search over a million documents takes smaller ones."""
-
 log = logging.getLogger(__name__)
 
 
@@ -57,7 +47,7 @@ class Worker:
     """One worker process, as the parent sees it."""
 
     number: int
-    process: subprocess.Popen[bytes]
+    process: BaseProcess
     reports: int
     """The parent's end of the pipe on which the worker reports."""
     last_report: float = field(default_factory=time.monotonic)
@@ -82,7 +72,8 @@ class Worker:
 
     def end(self) -> str:
         """A description of how the process ended."""
-        code = self.process.returncode
+        code = self.process.exitcode
+        assert code is not None
         words = f"ended with {code}"
         if code < 0:
             with contextlib.suppress(ValueError):
@@ -118,6 +109,8 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
         with metrics_folder() as folder:
+            # The library of metrics reads it when it is first imported: by a worker, or here once one has ended.
+            os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
             self._start_times = dict.fromkeys(range(1, self._settings.workers + 1), 0.0)
             try:
                 while not self._stopping:
@@ -139,19 +132,18 @@ class Supervisor:
 
     def _start(self, number: int, folder: Path) -> None:
         reports, workers_end = os.pipe()
-        orders: dict[str, Any] = {"settings": dataclasses.asdict(self._settings), "metrics": str(folder)}
-        orders |= {"listener": self._listener.fileno(), "reports": workers_end}
-        process = subprocess.Popen(
-            # Without -P, Python would import an `index.py` or `serving/` of the working folder in place of ours.
-            [sys.executable, "-P", "-m", "serving.process.worker"],
-            stdin=subprocess.PIPE,
-            pass_fds=[self._listener.fileno(), workers_end],
-            env={**MALLOC, **os.environ, "PROMETHEUS_MULTIPROC_DIR": str(folder)},
-        )
+
+        def work() -> None:
+            # Its siblings would not notice the parent's death while another process can read their reports.
+            self._selector.close()
+            for descriptor in (reports, *(worker.reports for worker in self._workers.values())):
+                os.close(descriptor)
+            from serving.process import worker
+
+            worker.work(self._settings, self._listener, workers_end, folder)
+
+        process = fork.start(work, f"worker {number}")
         os.close(workers_end)
-        assert process.stdin is not None
-        with contextlib.suppress(BrokenPipeError), process.stdin as stdin:
-            stdin.write(json.dumps(orders, default=str).encode())
         self._workers[number] = Worker(number, process, reports)
         self._selector.register(reports, selectors.EVENT_READ, number)
 
@@ -169,7 +161,7 @@ class Supervisor:
     def _replace_ended(self, folder: Path) -> None:
         """Kills workers that are silent, and plans the replacement of those that ended."""
         for worker in list(self._workers.values()):
-            if worker.process.poll() is None:
+            if worker.process.is_alive():
                 if worker.silent_s() > (self._settings.silent_s if worker.release else START_S):
                     log.error("worker %d: silent for %.0f s, killed", worker.number, worker.silent_s())
                     worker.process.kill()
@@ -186,7 +178,7 @@ class Supervisor:
         failures = 0 if worker.release else self._failures.get(worker.number, 0)
         self._failures[worker.number] = failures + 1
         pause_s = min(0.1 * 2**failures, LONGEST_PAUSE_S)
-        values = {"worker": worker.number, "exit_code": worker.process.returncode, "release": worker.release or None}
+        values = {"worker": worker.number, "exit_code": worker.process.exitcode, "release": worker.release or None}
         log.error(
             "worker %d: %s; starting it again in %.1f s", worker.number, worker.end(), pause_s, extra={"facts": values}
         )
@@ -207,12 +199,11 @@ class Supervisor:
             worker.process.terminate()
         until = time.monotonic() + self._settings.drain_s + LATE_S
         for worker in self._workers.values():
-            try:
-                worker.process.wait(max(until - time.monotonic(), 0.0))
-            except subprocess.TimeoutExpired:
+            worker.process.join(max(until - time.monotonic(), 0.0))
+            if worker.process.is_alive():
                 log.error("worker %d: did not end after SIGTERM, killed", worker.number)
                 worker.process.kill()
-                worker.process.wait()
+                worker.process.join()
             os.close(worker.reports)
         self._selector.close()
 

@@ -8,7 +8,6 @@ import math
 import os
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +20,6 @@ from serving.api import app as apps
 from serving.observability.metrics import Metrics
 from serving.process.http_protocol import ConnectionLimits, LimitedProtocol
 from serving.process.listener import BACKLOG, accept_new, has_waiting, refuse_new
-from serving.process.logs import write_log
 from serving.rollout.lifecycle import Lifecycle
 from serving.runtime.processor import cores
 from serving.settings import Settings
@@ -136,34 +134,27 @@ def _pulse(settings: Settings, lifecycle: Lifecycle, beat: Beat, metrics: Metric
     return beat(lifecycle.current.release)
 
 
-def main() -> None:
-    """Runs one worker; its orders come as JSON on standard input, and its reports go to the parent's pipe."""
-    orders = json.load(sys.stdin)
-    fields: dict[str, Any] = {**orders["settings"], "workspace": Path(orders["settings"]["workspace"])}
-    fields |= {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
-    settings = Settings(**fields)
-    write_log(settings.log)
-    pipe = orders["reports"]
+def work(settings: Settings, listener: socket.socket, reports: int, metrics: Path) -> None:
+    """Runs one worker to its end.
+
+    Args:
+        settings, listener, metrics: see `run`.
+        reports: the end of the parent's pipe to which the worker writes its reports, one JSON object a line.
+
+    Raises:
+        SystemExit: the service could not begin; the report says why.
+    """
 
     def report(**values: Any) -> bool:
         try:
-            os.write(pipe, json.dumps(values).encode() + b"\n")
+            os.write(reports, json.dumps(values).encode() + b"\n")
         except OSError:
             return False  # The parent is gone.
         return True
 
     try:
-        run(
-            settings,
-            socket.socket(fileno=orders["listener"]),
-            beat=lambda release: report(release=release),
-            metrics=Path(orders["metrics"]),
-        )
+        run(settings, listener, beat=lambda release: report(release=release), metrics=metrics)
     except RelevanceError as error:
         # A pipe takes up to 4,096 bytes at once, so that the parent reads whole lines.
         report(error=str(error)[:600], kind=type(error).__name__)
         raise SystemExit(error.exit_code) from None
-
-
-if __name__ == "__main__":
-    main()

@@ -168,11 +168,18 @@ def test_a_truncated_release_is_named_when_its_worker_dies(fresh: Any) -> None:
     assert server.stop() == 0
 
 
-def test_files_of_the_working_folder_do_not_replace_our_packages(tiny: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("safe_path", [True, False])
+def test_files_of_the_working_folder_do_not_replace_our_packages(tiny: Any, tmp_path: Path, safe_path: bool) -> None:
     """`relevance serve` in a folder whose files are called as our packages are."""
-    command = [sys.executable, "-P", "-m", "flows.cli", "serve", "--workspace", str(tiny.path), "--port", "0"]
+    add_shadows(tmp_path)
+    if not safe_path:  # These the parent imports: without -P it does not even begin.
+        for name in ("flows/__init__.py", "pipeline.py", "serving.py"):
+            (tmp_path / name).unlink()
+        (tmp_path / "flows").rmdir()
+    options = ["-P"] if safe_path else []
+    command = [sys.executable, *options, "-m", "flows.cli", "serve", "--workspace", str(tiny.path), "--port", "0"]
     environ = clean_environment() | {"PYTHONPATH": str(ROOT), "RELEVANCE_LOG": "json"}
-    server = watch(subprocess.Popen(command, env=environ, stderr=subprocess.PIPE, text=True, cwd=add_shadows(tmp_path)))
+    server = watch(subprocess.Popen(command, env=environ, stderr=subprocess.PIPE, text=True, cwd=tmp_path))
     assert rerank(server.url, "a text").status_code == 200
     assert server.stop() == 0
 
@@ -186,5 +193,5 @@ def test_each_module_that_we_start_ignores_the_working_folder() -> None:
                 values = [item.value for item in getattr(node, "elts", ()) if isinstance(item, ast.Constant)]
                 if "-m" in values:
                     commands.append((str(path.relative_to(ROOT)), values))
-    assert "serving/process/supervisor.py" in {path for path, _ in commands}
+    assert "flows/examples/ready_made_folder.py" in {path for path, _ in commands}
     assert [(path, values) for path, values in commands if "-P" not in values[: values.index("-m")]] == []

@@ -2,23 +2,14 @@
 
 import logging
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from flows import plausibility
 from pipeline import artifacts, release_parts
 from pipeline.artifacts import Artifact
 from pipeline.errors import RelevanceError
 from pipeline.pointer import Pointer
 from pipeline.releases import Releases
-
-if TYPE_CHECKING:
-    from index.document_store import CorpusStats
-
-MAX_SHRINK = 0.2
-"""Share of the documents that may vanish from one release to the next without --force."""
-MAX_EMPTY_GROWTH = 0.05
-"""Growth of the share of empty documents that needs no --force."""
-MAX_DUPLICATE_GROWTH = 0.1
-"""Growth of the share of repeated documents that needs no --force."""
 
 log = logging.getLogger(__name__)
 
@@ -122,38 +113,7 @@ def metrics(figures: Artifact, documents: Artifact, corpus_kind: str) -> dict[st
     if figures.manifest.kind == "release":
         source = figures.metrics.get("figures", {}).get("carried_from") or figures.fingerprint
         carried = {"own": ["documents"], "carried": sorted(measured), "carried_from": source}
-    return {**measured, "documents": {"kind": corpus_kind, **asdict(stats(documents))}, "figures": carried}
-
-
-def stats(documents: Artifact) -> "CorpusStats":
-    """Counts of the documents in a document store, from before or from now."""
-    from index.document_store import DocumentStore
-
-    store = DocumentStore.load(documents.path, verify=False)
-    try:
-        return store.stats()
-    finally:
-        store.close()
-
-
-def implausible(old: Artifact, documents: Artifact) -> list[str]:
-    """Reasons why these documents need a person's word to take the place of those of a release; empty for none.
-
-    Args:
-        old: the release whose documents are replaced.
-        documents: the document store of the new release.
-    """
-    before, after = stats(release_parts.part(old, "documents")), stats(documents)
-    reasons = []
-    if after.documents < (1 - MAX_SHRINK) * before.documents:
-        reasons.append(f"{after.documents:,} documents in place of {before.documents:,}")
-    for name, limit in (("empty", MAX_EMPTY_GROWTH), ("duplicates", MAX_DUPLICATE_GROWTH)):
-        counts = [int(getattr(item, name)) for item in (before, after)]
-        shares = [count / max(item.documents, 1) for count, item in zip(counts, (before, after), strict=True)]
-        if shares[1] > shares[0] + limit:
-            word = "empty documents" if name == "empty" else "repeated documents"
-            reasons.append(f"{counts[1]:,} {word} ({shares[1]:.0%}) in place of {counts[0]:,} ({shares[0]:.0%})")
-    return reasons
+    return {**measured, "documents": {"kind": corpus_kind, **asdict(plausibility.stats(documents))}, "figures": carried}
 
 
 def refusals(registry: Releases, old: Artifact | None, release: Artifact, documents: Artifact) -> tuple[str, ...]:
@@ -162,6 +122,6 @@ def refusals(registry: Releases, old: Artifact | None, release: Artifact, docume
     reasons = []
     if registry.was_rolled_back(release):
         reasons.append(f"a person rolled back these models; {by_hand}")
-    if old is not None and (wrong := implausible(old, documents)):
+    if old is not None and (wrong := plausibility.implausible(old, documents)):
         reasons.append(f"the documents look wrong: {'; '.join(wrong)}; {by_hand}")
     return tuple(reasons)

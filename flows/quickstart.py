@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flows import publishing, ready_made
+from flows import plausibility, ready_made
 from flows.ready_made import ReadyMadeModels
 from flows.runner import Runner
 from pipeline import recipe as recipes
@@ -82,7 +82,7 @@ def quickstart(sources: Sequence[SourceConfig], workspace: Path, models: ReadyMa
     }
     metrics = {
         "ready_made": ready_made.sources(models),
-        "documents": {"kind": "corpus", **asdict(publishing.stats(searchable.documents))},
+        "documents": {"kind": "corpus", **asdict(plausibility.stats(searchable.documents))},
         "examples": _titles(documents),
     }
     release = registry.publish(parts, metrics=metrics, config=recipes.to_dict(recipe))

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows import indexing, judging, publishing, runner, sources
+from flows import indexing, judging, plausibility, publishing, runner, sources
 from pipeline import disk, release_parts, releases
 from pipeline import recipe as recipes
 from pipeline.artifacts import Artifact
@@ -47,13 +47,13 @@ def reindex(
         release: the release whose models are kept; see `Releases.resolve`.
         full: read and embed every document, though its vector is known, and build the semantic index anew.
         promote: make the new release live if the old one is.
-        force: publish documents that look wrong; see `flows.publishing.implausible`.
+        force: publish documents that look wrong; see `flows.plausibility`.
         examples: queries that the page offers to try; those of the release whose models are kept without any.
         execute: runs one stage, as a plain call or as a Prefect task.
 
     Raises:
         MissingError: no such release or source.
-        ImplausibleError: far fewer, emptier or more repeated documents than before; nothing is published.
+        ImplausibleError: the documents look wrong beside those of the release; nothing is published.
         ConflictError: another publisher made another release live meanwhile; the new one is published, not live.
     """
     from pipeline.data import corpus
@@ -82,7 +82,7 @@ def reindex(
         previous=parts | release_parts.field_parts(old),
         anew=full,
     )
-    reasons = publishing.implausible(old, searchable.documents)
+    reasons = plausibility.implausible(old, searchable.documents)
     if reasons and not force:
         raise ImplausibleError(
             f"{shown}: {'; '.join(reasons)}. Nothing is published; look at the source, or say --force"

@@ -107,6 +107,13 @@ def _of_same_terms(previous: Artifact | None, settings: Mapping[str, Any]) -> Ar
     """An earlier index, if its postings are those that these settings give; k1 and b count when a query is asked."""
     if previous is None or previous.manifest.version != STAGE.version:
         return None
+    analysis = previous.manifest.config.get("analysis", 1)
+    if analysis != settings["analysis"]:
+        log.info(
+            "lexical: the earlier index holds words of analysis %s, this program writes %s; it is built anew",
+            analysis,
+            settings["analysis"],
+        )
     same = all(previous.manifest.config.get(name) == settings.get(name) for name in ("language", "analysis", "field"))
     return previous if same else None
 

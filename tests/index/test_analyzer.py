@@ -146,5 +146,38 @@ def test_ignorable_code_points_change_no_term() -> None:
 
 def test_an_index_from_before_is_searched_with_its_own_analysis() -> None:
     assert analyser(version=1)("Gesamt\u00adkonzept") == ["gesamt", "konzept"]
-    with pytest.raises(ConfigError, match="knows 1 to 2"):
-        analyser(version=3)
+    assert analyser(version=2)("Gesamt\u00adkonzept") == ["gesamtkonzept"]
+    assert analyser(version=2)("Wi\u2011Fi don\u02bct don’t") == ["wi", "fi", "donʼt", "dont"]
+    for unknown in (0, 4):
+        with pytest.raises(ConfigError, match="knows 1 to 3"):
+            analyser(version=unknown)
+
+
+DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe58\ufe63\uff0d\u058a\u05be\u207b\u208b\ufe31\ufe32\u2e3a\u2e3b"
+APOSTROPHES = "\u2019\u02bc\u2018\u201b\u02bb\u2032\uff07\u055a\u05f3\ua78c"
+
+
+@settings(max_examples=200)
+@given(
+    st.text(alphabet="abXY019.-' _,/手\u0301", max_size=24),
+    st.sampled_from(DASHES),
+    st.sampled_from(APOSTROPHES),
+)
+def test_every_dash_and_apostrophe_analyses_as_the_ascii_sign(text: str, dash: str, apostrophe: str) -> None:
+    typeset = text.replace("-", dash).replace("'", apostrophe)
+    assert english(typeset) == english(text)
+    assert plain(typeset) == plain(text)
+
+
+@pytest.mark.parametrize("dash", DASHES)
+def test_a_name_with_a_dash_is_found_by_its_spellings(dash: str) -> None:
+    assert set(plain("wifi")) <= set(plain(f"Wi{dash}Fi"))
+    assert set(plain(f"Wi{dash}Fi")) == set(plain("Wi-Fi"))
+    assert set(plain(f"3{dash}1/2")) == set(plain("3-1/2"))
+
+
+def test_dashes_of_unicode_are_all_known() -> None:
+    """A dash that joins no words is listed here: those of East Asian texts and of palaeography."""
+    dashes = {chr(code) for code in range(0x110000) if unicodedata.category(chr(code)) == "Pd"}
+    apart = {"\u2e17", "\u2e1a", "\u2e40", "\u2e5d", "\u301c", "\u3030", "\u30a0", "\U00010ead"}
+    assert {dash for dash in dashes if plain(f"Wi{dash}Fi") != ["wi", "fi", "wifi"]} <= apart

@@ -1,0 +1,106 @@
+"""Rules that say when documents look wrong, so that they take the place of others only by a person's word.
+
+A source fails in known ways: it gives fewer documents, other ids, empty texts, or the same error page for all. The
+limits let through what a source does in good order: every text edited, the corpus doubled, a fifth of it gone.
+"""
+
+import logging
+from dataclasses import dataclass
+
+from index.corpus_change import CorpusChange, compare
+from index.document_store import CorpusStats, DocumentStore
+from pipeline import release_parts
+from pipeline.artifacts import Artifact
+
+MAX_SHRINK = 0.2
+"""Share of the documents that may vanish from one release to the next without --force."""
+MIN_IDS_KEPT = 0.5
+"""Share of the earlier ids that must be there still. Ids are what judgments, thumbs and callers refer to."""
+MAX_EMPTY_GROWTH = 0.05
+"""Growth of the share of empty documents that needs no --force."""
+MAX_DUPLICATE_GROWTH = 0.1
+"""Growth of the share of repeated documents that needs no --force."""
+MAX_ALIKE_GROWTH = 0.2
+"""Growth of the share of texts that say mostly what many others say; see `index.corpus_change`."""
+MAX_SHORTENED = 0.2
+"""Share of the documents that stay which may lose two thirds of their text."""
+
+log = logging.getLogger(__name__)
+
+
+def stats(documents: Artifact) -> CorpusStats:
+    """Counts of the documents in a document store, from before or from now."""
+    store = DocumentStore.load(documents.path, verify=False)
+    try:
+        return store.stats()
+    finally:
+        store.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Replacement:
+    """Documents that are to take the place of others."""
+
+    before: CorpusStats
+    after: CorpusStats
+    change: CorpusChange
+
+    @classmethod
+    def of(cls, old: Artifact, new: Artifact) -> "Replacement":
+        """The replacement of one document store by another."""
+        stores = [DocumentStore.load(item.path, verify=False) for item in (old, new)]
+        try:
+            return cls(stores[0].stats(), stores[1].stats(), compare(*stores))
+        finally:
+            for store in stores:
+                store.close()
+
+    def reasons(self) -> list[str]:
+        """Each limit that is passed, with the figures; empty for none."""
+        before, after, change = self.before, self.after, self.change
+        reasons = []
+        if after.documents < (1 - MAX_SHRINK) * before.documents:
+            reasons.append(
+                f"{after.documents:,} documents in place of {before.documents:,} (at most {MAX_SHRINK:.0%} may vanish)"
+            )
+        if change.ids_kept < MIN_IDS_KEPT:
+            reasons.append(
+                f"{change.ids_kept:.0%} of the ids of before are there still (at least {MIN_IDS_KEPT:.0%} must be)"
+            )
+        counts = (
+            ("empty documents", before.empty, after.empty, MAX_EMPTY_GROWTH),
+            ("repeated documents", before.duplicates, after.duplicates, MAX_DUPLICATE_GROWTH),
+        )
+        for what, earlier, later, limit in counts:
+            shares = earlier / max(before.documents, 1), later / max(after.documents, 1)
+            if shares[1] > shares[0] + limit:
+                reasons.append(
+                    f"{later:,} {what} ({shares[1]:.0%}) in place of {earlier:,} ({shares[0]:.0%}; at most "
+                    f"{100 * limit:.0f} points more)"
+                )
+        if change.alike[1] > change.alike[0] + MAX_ALIKE_GROWTH:
+            reasons.append(
+                f"{change.alike[1]:.0%} of the texts are nearly the same as many others, as error pages are, in place "
+                f"of {change.alike[0]:.0%} (at most {100 * MAX_ALIKE_GROWTH:.0f} points more)"
+            )
+        if change.shortened > MAX_SHORTENED:
+            reasons.append(
+                f"{change.shortened:.0%} of the documents that stay lost two thirds of their text or more (at most "
+                f"{MAX_SHORTENED:.0%} may)"
+            )
+        return reasons
+
+
+def implausible(old: Artifact, documents: Artifact) -> list[str]:
+    """Reasons why these documents need a person's word to take the place of those of a release; empty for none.
+
+    Args:
+        old: the release whose documents are replaced.
+        documents: the document store of the new release.
+    """
+    if not release_parts.has_part(old, "documents"):
+        return []
+    replacement = Replacement.of(release_parts.part(old, "documents"), documents)
+    if gone := replacement.change.fields_gone:
+        log.warning("documents: none has a column %s any more; filters by it will be refused", ", ".join(gone))
+    return replacement.reasons()

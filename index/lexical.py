@@ -65,7 +65,7 @@ def make(
     """
     settings = {"language": config.language, "k1": config.k1, "b": config.b, "analysis": analyzer.VERSION}
     settings |= {"field": field} if field else {}
-    analyse = analyser(config.language)
+    analyse = analyser(config.language, analyzer.VERSION)
 
     def build(staging: Staging) -> Mapping[str, Any]:
         digests = document_reader.digests(data)

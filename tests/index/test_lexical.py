@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import pytrec_eval
 
-from index import lexical, postings, segments
+from index import analyzer, lexical, postings, segments
 from index.analyzer import analyser
 from index.lexical import LexicalIndex
 from pipeline import artifacts, schema
@@ -316,6 +316,31 @@ def test_an_index_of_bm25s_is_searched_and_indexed_over_as_before(
 
     with pytest.raises(ArtifactError, match="not finite"):
         LexicalIndex.load(resealed(artifact, scores_damaged))
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_an_index_of_an_earlier_analysis_is_searched_with_it_and_shares_no_segment(
+    version: int,
+    tmp_path: Path,
+    make_data: Callable[..., Artifact],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    texts = [*(f"shelf number {row}" for row in range(40)), "a Wi\u2011Fi router", "a wifi stick"]
+    with monkeypatch.context() as earlier:
+        earlier.setattr(analyzer, "VERSION", version)
+        old = lexical.make(tmp_path, IndexConfig(), data=make_data(texts))
+    assert old.manifest.config["analysis"] == version
+    assert [hit.row for hit in LexicalIndex.load(old.path).search("wifi", 5)] == [41]
+    assert [hit.row for hit in LexicalIndex.load(old.path).search("Wi\u2013Fi", 5)] == [40]
+    with caplog.at_level("INFO"):
+        new = lexical.make(tmp_path, IndexConfig(), data=make_data([*texts, "one more"]), previous=old)
+    assert f"words of analysis {version}" in caplog.text
+    assert "segments" not in new.metrics
+    for query in ("wifi", "Wi-Fi", "wi\u2212fi"):
+        assert {hit.row for hit in LexicalIndex.load(new.path).search(query, 5)} == {40, 41}
+    again = lexical.make(tmp_path, IndexConfig(), data=make_data([*texts, "one more", "and another"]), previous=new)
+    assert again.metrics["segments"] == 2
 
 
 def test_the_manifest_is_the_last_word_on_the_language(tmp_path: Path, make_data: Callable[..., Artifact]) -> None:

@@ -241,7 +241,8 @@ def _distributions(texts: Mapping[str, pa.ChunkedArray], measure: Any) -> dict[s
 
 def _notice(sifted: ValidatedTables, rows: pd.DataFrame) -> dict[str, Notice]:
     documents, queries = sifted.documents, sifted.queries
-    notices: dict[str, Sequence[str]] = {}
+    tables = {"documents": documents, "queries": queries, "judgments": sifted.judgments}
+    notices: dict[str, Sequence[str]] = {"tables without rows": [name for name in tables if not tables[name].num_rows]}
     text = queries["text"]
     trimmed = pc.utf8_trim_whitespace(text)
     notices["queries of one character"] = _where(text, pc.equal(pc.utf8_length(trimmed), 1))

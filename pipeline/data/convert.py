@@ -52,6 +52,8 @@ def split(path: Path, valid_share: float, test_share: float, seed: int, out: Pat
     config = DataConfig(splits="hash", valid_share=valid_share, test_share=test_share, seed=seed)
     with _new_folder(out) as folder:
         sifted = _read(SourceConfig(path=str(path)))
+        if not sifted.judgments.num_rows:
+            raise SchemaError(f"{path}: has no judgments, so there is nothing to split")
         texts = judgments.texts_of(sifted.queries, sifted.judgments)
         assigned = pa.array(splits.assign(texts, [None] * len(texts), config), STRING)
         bare = sifted.judgments

@@ -95,7 +95,10 @@ def _build(folder: Path, config: DataConfig, read: Sequence[Source], purpose: Pu
     ]
     documents, queries, judgments = (join(parts_of) for parts_of in zip(*named, strict=True))
     if not judgments.num_rows:
-        raise SchemaError(f"{', '.join(source.name for source in collections)}: there are no judgments to learn from")
+        raise SchemaError(
+            f"{', '.join(source.name for source in collections)}: there are no judgments to learn from or to judge by; "
+            "name a source with graded pairs or clicks"
+        )
 
     judged = texts_of(queries, judgments)
     judgments = _put(judgments, "split", splits.assign(judged, judgments["label"].to_pylist(), config))

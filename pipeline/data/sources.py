@@ -20,6 +20,9 @@ from pipeline.schema import MAX_GRADE, InvalidRow
 
 log = logging.getLogger(__name__)
 
+GROWING = "thumbs"
+"""The format of files whose rows may cancel each other out, while the service that writes them goes on."""
+
 
 @dataclass(frozen=True, slots=True)
 class Source:
@@ -79,7 +82,8 @@ def read(config: SourceConfig, root: Path) -> Source:
     Raises:
         ConfigError: an unknown format.
         MissingError: no such path, or none of the files of a known format.
-        SchemaError: a file that cannot be read: not UTF-8, cut off, a column missing or of a wrong type.
+        SchemaError: a file that cannot be read: not UTF-8, cut off, a column missing or of a wrong type; or no rows at
+            all, except of thumbs.
     """
     return find(config, root).read()
 
@@ -90,6 +94,13 @@ def _read(name: str, form: str, digest: str, origin: FoundSource, config: Source
     source = _checked(name, form, origin.read(), digest, config, origin.shown)
     if origin.digest() != digest:
         raise SchemaError(f"{origin.shown}: changed while it was read; run again when nothing writes to it any more")
+    if not (source.documents.num_rows or source.queries.num_rows or source.judgments.num_rows):
+        if form != GROWING:
+            raise SchemaError(
+                f"{origin.shown}: has no rows: no document, no query and no judgment; look at what writes it, or leave "
+                "the source out"
+            )
+        log.warning("%s: has no rows yet", origin.shown)
     log.info(
         "%s: %s, %d documents, %d queries, %d judgments in %.1f s",
         origin.shown,

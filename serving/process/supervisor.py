@@ -50,7 +50,7 @@ class Worker:
     process: BaseProcess
     reports: int
     """The parent's end of the pipe on which the worker reports."""
-    last_report: float = field(default_factory=time.monotonic)
+    last_report: float = field(default_factory=lambda: time.monotonic())  # noqa: PLW0108  # Tests set the clock.
     release: str = ""
     """The release that the worker answers with; empty until it is ready."""
     failure: dict[str, Any] | None = None

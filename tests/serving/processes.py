@@ -96,10 +96,10 @@ def clean_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("RELEVANCE_TEST_")}
 
 
-def start(workspace: Path, **environ: str) -> Server:
+def start(workspace: Path, code: str = START, **environ: str) -> Server:
     """Starts the service on a free port and waits until it answers."""
     process = subprocess.Popen(
-        [sys.executable, "-c", START, str(workspace)],
+        [sys.executable, "-c", code, str(workspace)],
         env={**clean_environment(), **FOR_TESTS, **environ},
         stderr=subprocess.PIPE,
         text=True,

@@ -14,6 +14,7 @@ from pipeline.data.formats import (
     sql,
     t2ranking,
     table,
+    tables,
     thumb_files,
     trec_collection,
     wands,
@@ -95,6 +96,10 @@ def find(config: SourceConfig, root: Path) -> tuple[str, FoundSource]:
     path = root / config.path
     if not path.exists():
         raise MissingError(f"{path}: no such file or folder")
+    if path.is_file() and not path.stat().st_size:
+        raise MissingError(f"{path}: is empty; look at what writes it")
+    if path.is_dir() and not tables.data_files(path, "**/*"):
+        raise MissingError(f"{path}: is a folder without files; look at what writes it")
     advice = column_map.advice(path)
     if path.is_file() and advice:
         raise MissingError(f"{path}: is not a file of a format that is known by its name{advice}")

@@ -101,6 +101,8 @@ def assemble(rows: pa.Table, config: SourceConfig, shown: str) -> Tables:
     graded, queried, described = "grade" in names, "query" in names, bool(names & {"title", "text"})
     logged = _is_click_log(names, shown)
     _check_keys(names, shown)
+    if not rows.num_rows:
+        return Tables()  # `sources.read` refuses a source without rows.
     extra = [name for name in rows.column_names if name not in roles(names)]
     columns = {name: rows[name] for name in rows.column_names}
     if logged and queried and "query_id" not in names:

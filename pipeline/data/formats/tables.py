@@ -177,7 +177,10 @@ def valid_text(table: pa.Table, file: Path) -> pa.Table:
 
 def read(file: Path, kind: str) -> pa.Table:
     """One of our own Parquet tables, its texts checked and large; see `schema.read` for the errors."""
-    return valid_text(schema.read(file, kind), file)
+    table = schema.read(file, kind)
+    if not table.num_rows:
+        text_files.say_empty(file)
+    return valid_text(table, file)
 
 
 def read_foreign(file: Path, wanted: Sequence[str]) -> pa.Table:
@@ -196,6 +199,8 @@ def read_foreign(file: Path, wanted: Sequence[str]) -> pa.Table:
     missing = [name for name in wanted if name not in table.column_names]
     if missing:
         raise SchemaError(f"{file}: has no column {', '.join(map(repr, missing))}; it has {table.column_names}")
+    if not table.num_rows:
+        text_files.say_empty(file)
     return valid_text(table, file)
 
 

@@ -12,6 +12,7 @@ A value that holds the mark of the end began with a quote that nothing closes.
 import codecs
 import io
 import json
+import logging
 import re
 import secrets
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -36,6 +37,8 @@ MAX_COLUMNS = 4096
 
 STRING = pa.large_string()
 
+log = logging.getLogger(__name__)
+
 _LONE_RETURN = re.compile(rb"\r(?!\n)")
 _STAND_INS = [bytes([code]) for code in (*range(0x1A, 0x20), *range(1, 9), *range(0x0E, 0x1A), 0x7F)]
 _NAMES = [f"f{number}" for number in range(MAX_COLUMNS)]
@@ -49,6 +52,7 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         MissingError: no such file.
         SchemaError: not UTF-8, or a line that is not a JSON object.
     """
+    number = 0
     for number, line in read_lines(path):
         try:
             row = json.loads(line)
@@ -59,6 +63,8 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         if not isinstance(row, dict):
             raise SchemaError(f"{path}, line {number}: a JSON {type(row).__name__}, not an object")
         yield number, row
+    if not number:
+        say_empty(path)
 
 
 def header(path: Path, delimiter: str, encoding: str = "utf-8", *, quoted: bool = True) -> list[str]:
@@ -109,6 +115,8 @@ def titled(
     twice = next((name for name in wanted if names.count(name) > 1), None)
     if twice is not None:
         raise SchemaError(f"{path}: two columns are called {twice!r}; rename one of them in the first line")
+    if rows.num_rows == 1:
+        say_empty(path, "below the names of its columns")
     return rows.slice(1).rename_columns(names)
 
 
@@ -128,6 +136,7 @@ def untitled(
     """
     rows = _rows(path, delimiter, quoted, encoding)
     if not rows.num_rows:
+        say_empty(path)
         return pa.table({name: pa.array([], STRING) for name in names})
     if rows.num_columns != len(names):
         raise SchemaError(
@@ -135,6 +144,11 @@ def untitled(
             f"{rows.num_columns} in the first row); look for a row with another number of fields"
         )
     return rows.slice(int(rows.column(0)[0].as_py() in heads)).rename_columns(list(names))
+
+
+def say_empty(path: Path, where: str = "") -> None:
+    """Logs that a file that was read as data has no rows; whether it can be used so, its reader knows."""
+    log.warning("%s: has no rows%s", path, where and f" {where}")
 
 
 def is_utf8(path: Path) -> bool:

@@ -126,11 +126,22 @@ def test_sigterm_under_load_loses_no_request(tiny: Any, workers: int) -> None:
         assert set(load.statuses) == {200}
 
 
+CLOCK = """
+import signal, time, types
+from serving.process import supervisor
+signals = []
+supervisor.time = types.SimpleNamespace(monotonic=lambda: time.monotonic() + 1000 * len(signals))
+signal.signal(signal.SIGUSR1, lambda *_: signals.append(1))
+"""
+"""Before `START`: each SIGUSR1 sets the supervisor's clock forward, so that no test waits for its limits."""
+
+
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc to find the process")
 def test_a_single_worker_that_hangs_is_replaced(tiny: Any) -> None:
-    server = start(tiny.path, RELEVANCE_SILENT_S="3")
+    server = start(tiny.path, code=CLOCK + START, RELEVANCE_SILENT_S="900")
     (hung,) = server.workers
     os.kill(hung, signal.SIGSTOP)
+    server.process.send_signal(signal.SIGUSR1)
     server.logged(lambda line: "worker 1: silent for" in line["message"])
     server.logged(lambda line: "worker 1: ended with -9" in line["message"])
     # The parent keeps the listening socket, so a connection made meanwhile waits for the replacement.

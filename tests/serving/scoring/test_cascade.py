@@ -17,6 +17,7 @@ from serving.runtime.deadline import Deadline
 from serving.scoring import cascade
 from serving.scoring.reranker import Caches, Embedder, Reranker, relevance
 from tests.serving.fake_models import FakeEngine, length, two
+from tests.serving.patience import PATIENCE_S
 
 DOCUMENTS = ["aaa", "b", "cccc", "dd"]
 
@@ -26,14 +27,30 @@ def parts(engine: FakeEngine, encoder: FakeEngine | None = None) -> tuple[Rerank
     return Reranker(engine, caches.scores), Embedder(encoder or FakeEngine(two), caches.vectors)
 
 
-def until(deadline: Deadline, free: int) -> Any:
-    """Scores the first documents at once, and each other one when the deadline has passed."""
+class Clock:
+    """The clock of deadlines, which a test sets forward; no test waits for time to pass."""
+
+    def __init__(self) -> None:
+        self.ahead_s = 0.0
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.ahead_s
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("serving.runtime.deadline.time", clock)
+    return clock
+
+
+def until_late(clock: Clock, free: int) -> Any:
+    """Scores the first documents in time; with the next one every deadline passes."""
     begun = itertools.count()
 
     def says(text: str) -> float:
         if next(begun) >= free:
-            while not deadline.over:
-                time.sleep(0.005)
+            clock.ahead_s = 1000.0
         return length(text)
 
     return says
@@ -45,14 +62,14 @@ def documents_run(engine: FakeEngine) -> list[str]:
 
 def test_with_time_enough_it_is_a_rerank() -> None:
     result = cascade.rerank(
-        *parts(FakeEngine(length)), "q", DOCUMENTS, [1, 2, 3, 4], RequestOptions(Deadline.after(20))
+        *parts(FakeEngine(length)), "q", DOCUMENTS, [1, 2, 3, 4], RequestOptions(Deadline.after(PATIENCE_S))
     )
     assert (result.order, result.scores, result.reached) == ([2, 0, 3, 1], [3.0, 1.0, 4.0, 2.0], 4)
 
 
-def test_the_best_of_the_first_stage_are_reached_and_the_rest_stays_in_its_order() -> None:
-    deadline = Deadline.after(2.0)
-    engine = FakeEngine(until(deadline, 2))
+def test_the_best_of_the_first_stage_are_reached_and_the_rest_stays_in_its_order(clock: Clock) -> None:
+    deadline = Deadline.after(PATIENCE_S)
+    engine = FakeEngine(until_late(clock, 2))
     first = [1.0, 9.0, 3.0, 7.0]
     result = cascade.rerank(*parts(engine), "q", DOCUMENTS, first, RequestOptions(deadline))
     assert 1 <= result.reached <= 3
@@ -79,9 +96,9 @@ def test_what_is_cached_needs_no_time() -> None:
     assert (result.reached, result.hits) == (2, 2)
 
 
-def test_an_overloaded_queue_is_no_error_and_work_joins_it_bit_by_bit() -> None:
-    deadline = Deadline.after(2.0)
-    engine = FakeEngine(until(deadline, 30))
+def test_an_overloaded_queue_is_no_error_and_work_joins_it_bit_by_bit(clock: Clock) -> None:
+    deadline = Deadline.after(PATIENCE_S)
+    engine = FakeEngine(until_late(clock, 30))
     engine.pace.ran(1, 100.0)  # So slow that any other request is refused.
     documents = [f"{'x' * index}" for index in range(200)]
     result = cascade.rerank(*parts(engine), "q", documents, [0.0] * 200, RequestOptions(deadline))
@@ -94,17 +111,19 @@ def test_without_scores_the_encoder_is_the_first_stage() -> None:
     vectors = {"query|q": [1.0, 0.0], "document|aaa": [0.1, 0], "document|b": [0.9, 0], "document|cccc": [0.5, 0]}
     encoder = FakeEngine(lambda text: two(text) * 0 + vectors.get(text, [0.0, 0.0]))
     engine = FakeEngine(length)
-    cascade.rerank(*parts(engine, encoder), "q", DOCUMENTS, None, RequestOptions(Deadline.after(20)))
+    cascade.rerank(*parts(engine, encoder), "q", DOCUMENTS, None, RequestOptions(Deadline.after(PATIENCE_S)))
     assert documents_run(engine) == ["b", "cccc", "aaa", "dd"]
 
 
-def test_a_first_stage_that_takes_too_long_leaves_time_for_the_ranker() -> None:
+def test_a_first_stage_that_takes_too_long_leaves_time_for_the_ranker(clock: Clock) -> None:
+    deadline = Deadline.after(10 * PATIENCE_S)
+
     def says(text: str) -> Any:
-        time.sleep(0.6)
+        clock.ahead_s = 6 * PATIENCE_S  # More than the half that the first stage may take, and not all.
         return two(text)
 
     engine = FakeEngine(length)
-    result = cascade.rerank(*parts(engine, FakeEngine(says)), "q", DOCUMENTS, None, RequestOptions(Deadline.after(2.0)))
+    result = cascade.rerank(*parts(engine, FakeEngine(says)), "q", DOCUMENTS, None, RequestOptions(deadline))
     assert result.reached == 4
     assert documents_run(engine) == DOCUMENTS  # As they were given.
 
@@ -130,27 +149,40 @@ def test_any_part_that_was_reached_stands_first(case: tuple[list[float], set[int
 # Over HTTP.
 
 
-def held_back(lifecycle: Any, monkeypatch: Any, seconds: float, free: int = 0) -> None:
-    """Makes each run of the ranker take so long, but for the first ones."""
+def late_after(lifecycle: Any, monkeypatch: Any, clock: Clock, free: int) -> None:
+    """Lets every deadline pass with the run of the ranker that follows the first ones."""
     begun = itertools.count()
     real = lifecycle.current.ranker.run
 
     def run(items: Sequence[Any]) -> Any:
         if next(begun) >= free:
-            time.sleep(seconds)
+            clock.ahead_s = 1000.0
+        return real(items)
+
+    monkeypatch.setattr(lifecycle.current.ranker, "run", run)
+
+
+def held_back(lifecycle: Any, monkeypatch: Any, seconds: float) -> None:
+    """Makes each run of the ranker take so long."""
+    real = lifecycle.current.ranker.run
+
+    def run(items: Sequence[Any]) -> Any:
+        time.sleep(seconds)
         return real(items)
 
     monkeypatch.setattr(lifecycle.current.ranker, "run", run)
 
 
 @pytest.mark.parametrize("path", ["/v1/rerank", "/v2/rerank", "/rerank"])
-def test_objects_with_scores_are_reranked_as_far_as_the_time_goes(started: Any, monkeypatch: Any, path: str) -> None:
+def test_objects_with_scores_are_reranked_as_far_as_the_time_goes(
+    started: Any, monkeypatch: Any, clock: Clock, path: str
+) -> None:
     lifecycle = started()
     client = TestClient(apps.create(lifecycle))
-    held_back(lifecycle, monkeypatch, 2.0, free=3)
+    late_after(lifecycle, monkeypatch, clock, free=3)
     documents = [{"text": f"a sorted list {index}", "score": index} for index in range(30)]
     body = {"query": "sort", "documents": documents, "cascade": True, "return_documents": True}
-    response = client.post(path, json=body, headers={"x-request-timeout-ms": "2000"})
+    response = client.post(path, json=body, headers={"x-request-timeout-ms": str(int(1000 * PATIENCE_S))})
     assert response.status_code == 200
     results = response.json()["results"]
     assert sorted(item["index"] for item in results) == list(range(30))

@@ -17,16 +17,14 @@ from pipeline.artifacts import Artifact
 from pipeline.config import RankerConfig, Recipe
 from pipeline.errors import ConfigError
 from pipeline.models.base_models import ModelShape
+from pipeline.training import ranker_shape
 
 SOURCE = "Jamieson and Talwalkar 2016, arXiv:1502.07943"
 
 FIRST_SHARE = 0.25
 """Share of the training that every shape gets; each later round gets twice as much, up to all of it."""
 
-MULTIPLE = 8
-"""Feed-forward units are a multiple of this, so that matrix products stay fast."""
-
-LEAST_UNITS = 0.125
+LEAST_UNITS = 1 / 16
 """The fewest feed-forward units of a shape, as a share of the model's own."""
 
 Train = Callable[[RankerConfig, str], Artifact]
@@ -52,14 +50,6 @@ class StudentShape:
         )
 
 
-def products(shape: ModelShape, layers: int, units: int) -> int:
-    """The products of a ranker for each token: attention's four matrices and the two of the feed-forward part.
-
-    The last layer is left out: a ranker computes it for one token of a text alone.
-    """
-    return (layers - 1) * (4 * shape.hidden**2 + 2 * shape.hidden * units)
-
-
 def shapes(recipe: Recipe, source: ModelShape) -> list[StudentShape]:
     """The widest shape of each depth that keeps `study.search_cost`, from the shallowest.
 
@@ -71,16 +61,15 @@ def shapes(recipe: Recipe, source: ModelShape) -> list[StudentShape]:
         ConfigError: fewer than two shapes do, or the recipe's ranker has one layer, whose cost is not told by this.
     """
     own = recipe.ranker
-    full_cost = products(source, own.depth, own.intermediate or source.intermediate)
+    full_cost = ranker_shape.products(source, own.depth, own.intermediate or source.intermediate)
     if not full_cost:
         raise ConfigError("study.search_cost: the recipe's ranker has one layer, so none is cheaper; set it to 0")
     allowed = recipe.study.search_cost * full_cost
     candidates = []
     for layers in range(2, source.layers + 1):
-        room = (allowed / (layers - 1) - 4 * source.hidden**2) / (2 * source.hidden)
-        units = min(source.intermediate, int(room) // MULTIPLE * MULTIPLE)
-        if units >= max(MULTIPLE, LEAST_UNITS * source.intermediate):
-            candidates.append(StudentShape(layers, units, products(source, layers, units) / full_cost))
+        units = ranker_shape.units_within(source, layers, allowed)
+        if units >= max(ranker_shape.MULTIPLE, LEAST_UNITS * source.intermediate):
+            candidates.append(StudentShape(layers, units, ranker_shape.products(source, layers, units) / full_cost))
     if len(candidates) < 2:
         raise ConfigError(
             f"study.search_cost is {recipe.study.search_cost:g}: {len(candidates)} depths of two layers or more fit "

@@ -142,6 +142,21 @@ def _feed_forward(share: float) -> Change:
     return change
 
 
+def _all_layers(recipe: Recipe, source: ModelShape) -> Recipe:
+    """The recipe whose ranker keeps all layers, with the feed-forward units that the products of its own leave."""
+    own = recipe.ranker
+    if own.depth in (1, source.layers):
+        raise ConfigError(
+            f"the recipe's ranker has {own.depth} layers, whose cost leaves no room to trade units for more"
+        )
+    cost = ranker_shape.products(source, own.depth, own.intermediate or source.intermediate)
+    units = ranker_shape.units_within(source, source.layers, cost)
+    if units < ranker_shape.MULTIPLE:
+        raise ConfigError(f"attention of all {source.layers} layers alone costs more than the recipe's ranker")
+    width_pruning.check(units, source.intermediate, shared=source.shared)
+    return _ranker(recipe, layers=source.layers, keep_layers=(), layer_map=(), intermediate=units)
+
+
 def _factors(share: float) -> Change:
     """The recipe whose feed-forward matrices keep this share of their numbers."""
 
@@ -256,6 +271,7 @@ METHODS = (
         Method(f"feed-forward-{part}", f"{part} % of the feed-forward units", _feed_forward(part / 100), _TAYLOR)
         for part in (75, 50, 25)
     ),
+    Method("all-layers", "all layers, with feed-forward units for the ranker's cost", _all_layers, _TAYLOR),
     *(
         Method(
             f"low-rank-{part}",

@@ -19,6 +19,26 @@ from pipeline.training.losses.cross_encoder_terms import TOKEN_TERMS, LossWeight
 HARD = "hard_"
 """Prefix of the config keys of the losses over grades."""
 
+MULTIPLE = 8
+"""Feed-forward units are a multiple of this, so that matrix products stay fast."""
+
+
+def products(shape: base_models.ModelShape, layers: int, units: int) -> int:
+    """The products of a ranker for each token: attention's four matrices and the two of the feed-forward part.
+
+    The last layer is left out: a ranker computes it for one token of a text alone.
+    """
+    return (layers - 1) * (4 * shape.hidden**2 + 2 * shape.hidden * units)
+
+
+def units_within(shape: base_models.ModelShape, layers: int, allowed: float) -> int:
+    """The most feed-forward units with which a ranker of so many layers (two or more) takes at most `allowed` products.
+
+    The number is a multiple of `MULTIPLE` or all units of the model, and 0 or less where attention alone takes more.
+    """
+    room = (allowed / (layers - 1) - 4 * shape.hidden**2) / (2 * shape.hidden)
+    return min(shape.intermediate, int(room) // MULTIPLE * MULTIPLE)
+
 
 def cut(
     config: RankerConfig, source: base_models.ModelShape, teacher: base_models.ModelShape

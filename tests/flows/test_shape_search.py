@@ -14,6 +14,7 @@ from pipeline import recipe as recipes
 from pipeline.config import LoopConfig, RankerConfig, Recipe, StudyConfig
 from pipeline.errors import ConfigError
 from pipeline.models.base_models import ModelShape
+from pipeline.training import compression, ranker_shape
 
 SOURCE = ModelShape(6, 384, 12, shared=False, intermediate=1536)
 
@@ -25,21 +26,21 @@ def recipe(cost: float, **ranker: Any) -> Recipe:
 @pytest.mark.parametrize("cost", [0.5, 0.8, 1.0, 1.6])
 def test_the_shapes_are_the_widest_that_fit(cost: float) -> None:
     shapes = shape_search.shapes(recipe(cost), SOURCE)
-    full_cost = shape_search.products(SOURCE, 3, 1536)
+    full_cost = ranker_shape.products(SOURCE, 3, 1536)
     assert [shape.layers for shape in shapes] == sorted({shape.layers for shape in shapes})
     for shape in shapes:
-        assert shape_search.products(SOURCE, shape.layers, shape.units) == pytest.approx(shape.cost * full_cost)
+        assert ranker_shape.products(SOURCE, shape.layers, shape.units) == pytest.approx(shape.cost * full_cost)
         assert shape.cost <= cost
-        wider = shape.units + shape_search.MULTIPLE
-        assert shape.units == 1536 or shape_search.products(SOURCE, shape.layers, wider) > cost * full_cost
+        wider = shape.units + ranker_shape.MULTIPLE
+        assert shape.units == 1536 or ranker_shape.products(SOURCE, shape.layers, wider) > cost * full_cost
     listed = {shape.layers for shape in shapes}
     for layers in range(2, 7):
-        least = shape_search.products(SOURCE, layers, 192)
+        least = ranker_shape.products(SOURCE, layers, 96)
         assert (layers in listed) == (least <= cost * full_cost)
 
 
 def test_a_layer_of_bert_has_twelve_squares_of_its_width() -> None:
-    assert shape_search.products(SOURCE, 2, 4 * 384) == 12 * 384**2
+    assert ranker_shape.products(SOURCE, 2, 4 * 384) == 12 * 384**2
 
 
 def test_each_round_halves_the_shapes_and_doubles_the_training() -> None:
@@ -47,18 +48,18 @@ def test_each_round_halves_the_shapes_and_doubles_the_training() -> None:
     trainings: list[tuple[int, float]] = []
     own = dataclasses.replace(recipe(1.0), ranker=RankerConfig(layers=3, loop=LoopConfig(epochs=2.0, max_seconds=80.0)))
     count = len(shape_search.shapes(own, SOURCE))
-    assert count == 4
+    assert count == 5
 
     def train(config: RankerConfig, label: str) -> Any:
         assert f"{config.layers} layers" in label
         assert config.loop.epochs / 2.0 == config.loop.max_seconds / 80.0
         trainings.append((config.layers, config.loop.epochs / 2.0))
-        return SimpleNamespace(metrics={"m": {2: 0.1, 3: 0.5, 4: 0.9, 5: 0.4}[config.layers]})
+        return SimpleNamespace(metrics={"m": {2: 0.1, 3: 0.5, 4: 0.9, 5: 0.4, 6: 0.3}[config.layers]})
 
     best = shape_search.search(own, SOURCE, train, "m")
     assert best.layers == 4
-    assert Counter(share for _, share in trainings) == {0.25: 4, 0.5: 2}
-    assert {layers for layers, share in trainings if share == 0.5} == {3, 4}
+    assert Counter(share for _, share in trainings) == {0.25: 5, 0.5: 3, 1.0: 2}
+    assert {layers for layers, share in trainings if share == 0.5} == {3, 4, 5}
 
 
 def test_of_equals_the_shallower_goes_on() -> None:
@@ -89,3 +90,17 @@ def test_the_winner_takes_part_in_the_study(tiny_world: Path, tmp_path: Path) ->
     before = sorted(tmp_path.rglob("manifest.json"))
     study.study(own, tmp_path)
     assert sorted(tmp_path.rglob("manifest.json")) == before
+
+
+def test_all_layers_cost_what_the_ranker_costs() -> None:
+    changed = compression.by_name("all-layers").change(recipe(0.0), SOURCE).ranker
+    assert changed.layers == 6
+    own = ranker_shape.products(SOURCE, 3, 1536)
+    step = ranker_shape.products(SOURCE, 6, ranker_shape.MULTIPLE) - ranker_shape.products(SOURCE, 6, 0)
+    assert own - step < ranker_shape.products(SOURCE, 6, changed.intermediate) <= own
+
+
+@pytest.mark.parametrize(("layers", "why"), [(6, "6 layers"), (1, "1 layers"), (2, "attention")])
+def test_all_layers_need_a_ranker_whose_cost_leaves_units(layers: int, why: str) -> None:
+    with pytest.raises(ConfigError, match=why):
+        compression.by_name("all-layers").change(recipe(0.0, layers=layers), SOURCE)

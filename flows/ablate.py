@@ -8,6 +8,7 @@ from pathlib import Path
 from flows import comparisons, runner, training
 from flows.training import TrainingInputs
 from pipeline.artifacts import Artifact
+from pipeline.compute import engine_of
 from pipeline.config import RankerConfig, Recipe
 from pipeline.errors import ConfigError
 from pipeline.evaluation.ablation import AblationRun
@@ -30,7 +31,7 @@ def ablate(recipe: Recipe, workspace: Path, *, execute: runner.Execute = runner.
     from pipeline.training import preflight, ranker, teacher_scores
     from pipeline.training.losses import ablation_sets
 
-    run = runner.Runner(workspace, execute)
+    run = runner.Runner(workspace, execute, engine=engine_of(recipe.compute))
     sets = [ablation_sets.parse(text, recipe.ranker) for text in recipe.ablation.sets]
     preflight.check_rankers(recipe)
     for losses in sets:
@@ -62,7 +63,9 @@ def ablate(recipe: Recipe, workspace: Path, *, execute: runner.Execute = runner.
                     base=training.student_base(losses.config, recipe, named, data=data, base=inputs.base),
                 )
                 line = losses.name if recipe.ablation.unlabelled_ratios else ""
-                scores = comparisons.by_split(named, teacher_scores.score, model=model, data=data, pairs=pool)
+                scores = comparisons.by_split(
+                    named, teacher_scores.score, model=model, data=data, pairs=pool, engine=run.engine
+                )
                 students.append(AblationRun(kind, seed, losses.terms, scores, line=line, unlabelled_ratio=pairs.ratio))
     return run(
         ablation.make,

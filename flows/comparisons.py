@@ -33,7 +33,7 @@ def references(inputs: TrainingInputs, pool: Artifact, run: Runner) -> list[Abla
 
     judged = {"data": inputs.data, "pairs": pool}
     bm25 = by_split(run, lexical.score, lexical=inputs.lexical, **judged)
-    teacher = by_split(run.labelled(TEACHER), teacher_scores.score, model=inputs.teacher, **judged)
+    teacher = by_split(run.labelled(TEACHER), teacher_scores.score, model=inputs.teacher, engine=run.engine, **judged)
     return [AblationRun(BM25, 0, 0, bm25), AblationRun(TEACHER, 0, 0, teacher)]
 
 

@@ -72,5 +72,7 @@ def _mine(recipe: Recipe, inputs: TrainingInputs, trained: Artifact, bm25_run: A
         semantic.run, index=corpus.index, data=data, embed_queries=queries, depth=mining.depth, splits=("train",)
     )
     mined = run(candidates.mined, mining.depth, data=data, pairs=pairs, runs=[bm25_run, own_run])
-    scores = run(teacher_scores.make, teacher=inputs.teacher, data=data, pairs=mined, layers=(), width=0)
+    scores = run(
+        teacher_scores.make, teacher=inputs.teacher, data=data, pairs=mined, layers=(), width=0, engine=run.engine
+    )
     return run(negatives.make, mining, pairs=pairs, scores=inputs.teacher_scores, mined=mined, mined_scores=scores)

@@ -90,6 +90,7 @@ def make_searchable(
         previous=() if anew else known,
         embedding_round=number,
         quality=QualityFilter.of(config),
+        engine=run.engine,
     )
     apart = _fields(config, run, encoder=encoder, data=data, previous=None if anew else previous)
     judged = _held_out(config, encoder, digest, queries or data)
@@ -128,6 +129,7 @@ def _fields(
             embedding_round=vectors.last_round(known, data),
             quality=QualityFilter.of(config),
             field=field_name,
+            engine=run.engine,
         )
         # Nothing is searched for in it, so it keeps no contract of recall.
         plain = replace(config, recall=0.0, bytes_per_document=0.0)

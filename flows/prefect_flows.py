@@ -202,7 +202,14 @@ def reindex(
     """
     with _logs_in_prefect():
         chosen = [source for path in documents for source in sources.named(path, overrides=overrides or [])]
-        figures: dict[str, Any] = reindexing.reindex(chosen, workspace, release=release, full=full, execute=as_task)
+        figures: dict[str, Any] = reindexing.reindex(
+            chosen,
+            workspace,
+            release=release,
+            full=full,
+            compute=sources.compute_of(documents, overrides or []),
+            execute=as_task,
+        )
         create_table_artifact(
             key=f"reindex-{label_of(workspace, recipe)}", table=[figures], description="The new index"
         )

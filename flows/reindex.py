@@ -15,12 +15,15 @@ from flows import indexing, judging, plausibility, publishing, runner, sources
 from pipeline import disk, release_parts, releases
 from pipeline import recipe as recipes
 from pipeline.artifacts import Artifact
-from pipeline.config import Recipe, SourceConfig
+from pipeline.compute import engine_of
+from pipeline.config import ComputeConfig, Recipe, SourceConfig
 from pipeline.errors import ConflictError, ImplausibleError
 from pipeline.secrets import hide_passwords
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+LOCAL = ComputeConfig()
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +39,7 @@ def reindex(
     promote: bool = True,
     force: bool = False,
     examples: Sequence[str] = (),
+    compute: ComputeConfig = LOCAL,
     execute: runner.Execute = runner.directly,
 ) -> dict[str, Any]:
     """Indexes the documents of these sources with the models of a release; returns figures as plain values.
@@ -48,6 +52,7 @@ def reindex(
         full: read and embed every document, though its vector is known, and build the semantic index anew.
         promote: make the new release live if the old one is.
         force: publish documents that look wrong; see `flows.plausibility`.
+        compute: where documents are embedded.
         examples: queries that the page offers to try; those of the release whose models are kept without any.
         execute: runs one stage, as a plain call or as a Prefect task.
 
@@ -59,7 +64,7 @@ def reindex(
     from pipeline.data import corpus
 
     began = time.monotonic()
-    registry, run = releases.Releases(workspace), runner.Runner(workspace, execute)
+    registry, run = releases.Releases(workspace), runner.Runner(workspace, execute, engine=engine_of(compute))
     live = registry.pointer_file.recover()
     old = registry.open(release)
     recipe = recipes.parse(Recipe, old.manifest.config)

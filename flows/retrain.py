@@ -20,7 +20,8 @@ from flows.training import TrainingInputs, check, prepare, student_base
 from pipeline import recipe as recipes
 from pipeline import releases
 from pipeline.artifacts import Artifact
-from pipeline.config import EvaluationConfig, Recipe
+from pipeline.compute import engine_of
+from pipeline.config import ComputeConfig, EvaluationConfig, Recipe
 from pipeline.errors import RelevanceError
 from pipeline.pointer import Pointer
 from pipeline.releases import Releases
@@ -67,7 +68,7 @@ def retrain(
         RelevanceError: see `pipeline.errors`; the message says what, where and what to do.
     """
     began = time.monotonic()
-    run = Runner(workspace, execute)
+    run = Runner(workspace, execute, engine=engine_of(recipe.compute))
     check(recipe, run)
     inputs = prepare(recipe, run)
     trained = train_students(recipe, inputs, run)
@@ -89,7 +90,8 @@ def retrain(
             "report": report,
         },
         metrics=publishing.metrics(report, published.documents, source),
-        config=recipes.to_dict(recipe),
+        # A release does not tell where it was computed.
+        config=recipes.to_dict(replace(recipe, compute=ComputeConfig())),
     )
     is_live = live is not None and live.release == release.fingerprint
     reasons: tuple[str, ...] = ("it is live already",)
@@ -184,7 +186,9 @@ def report_on(
     from pipeline.training import teacher_scores
 
     scores = {
-        name: run.labelled(name)(teacher_scores.score, model=model, data=data, pairs=judged.pool, split="test")
+        name: run.labelled(name)(
+            teacher_scores.score, model=model, data=data, pairs=judged.pool, split="test", engine=run.engine
+        )
         for name, model in trained.compared.items()
     }
     ranked = run(systems.make, features=judged.features, fusion=judged.fusion, scores=scores)

@@ -7,7 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import Concatenate, ParamSpec, Protocol
 
+from pipeline import compute
 from pipeline.artifacts import Artifact
+from pipeline.compute import ComputeEngine
 from pipeline.stage import stage_of
 
 P = ParamSpec("P")
@@ -35,6 +37,8 @@ class Runner:
     execute: Execute = directly
     label: str = ""
     """Stands before the names of the stages, to tell apart those that run more than once."""
+    engine: ComputeEngine = compute.LOCAL
+    """Embeds documents and scores pairs; given to the stages that do."""
 
     def __call__(
         self, stage: Callable[Concatenate[Path, P], Artifact], /, *args: P.args, **kwargs: P.kwargs

@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline import recipe as recipes
-from pipeline.config import SourceConfig
+from pipeline.config import ComputeConfig, Recipe, SourceConfig
+from pipeline.errors import ConfigError
 
 
 def named(path: str, format: str = "auto", overrides: Sequence[str] = ()) -> tuple[SourceConfig, ...]:
@@ -22,6 +23,23 @@ def named(path: str, format: str = "auto", overrides: Sequence[str] = ()) -> tup
         return (SourceConfig(path=path, format=format),)
     data = recipes.load(Path(path), overrides).data
     return tuple(replace(source, path=absolute(source.path, Path(data.root))) for source in data.sources)
+
+
+def compute_of(paths: Sequence[str], overrides: Sequence[str] = ()) -> ComputeConfig:
+    """The section compute of the recipe among these paths, with overrides laid over it.
+
+    Raises:
+        ConfigError: two recipes differ in it; without a recipe, an override of another section.
+    """
+    configs = [recipes.load(Path(path), overrides).compute for path in paths if is_recipe(path)]
+    if not configs:
+        for text in overrides:
+            if not text.strip().startswith("compute."):
+                raise ConfigError(f"--set {text}: no recipe is given, so only the section compute can be set")
+        return recipes.changed(Recipe(), overrides).compute
+    if any(config != configs[0] for config in configs):
+        raise ConfigError("the recipes differ in their section compute; say which with --set compute.engine=…")
+    return configs[0]
 
 
 def is_recipe(path: str) -> bool:

@@ -14,6 +14,7 @@ from flows import comparisons, runner, shape_search, training
 from flows.training import TrainingInputs
 from pipeline import recipe as recipes
 from pipeline.artifacts import Artifact
+from pipeline.compute import engine_of
 from pipeline.config import CandidatesConfig, Precision, RankerConfig, Recipe
 from pipeline.errors import ConfigError
 from pipeline.evaluation.ablation import AblationRun
@@ -136,7 +137,7 @@ def study(recipe: Recipe, workspace: Path, *, execute: runner.Execute = runner.d
     planned = plan(recipe)
     for name, reason in planned.refused.items():
         log.info("%s is left out: %s", name, reason)
-    run = runner.Runner(workspace, execute)
+    run = runner.Runner(workspace, execute, engine=engine_of(recipe.compute))
     began = minutes()
     inputs = training.prepare(dataclasses.replace(recipe, assistants=(), ranker=_scored_for(recipe)), run)
     pool = run(candidates.pool, recipe.candidates, data=inputs.data, runs=[inputs.bm25_run])

@@ -130,7 +130,9 @@ def _mean_scores(
         loop = dataclasses.replace(recipe.teacher.loop, seed=recipe.teacher.loop.seed + number)
         config = dataclasses.replace(recipe.teacher, loop=loop)
         model = named(teacher.make, config, recipe.candidates, data=data, pairs=pairs, base=base)
-        other_scores.append(named(teacher_scores.make, teacher=model, data=data, pairs=scored, layers=(), width=0))
+        other_scores.append(
+            named(teacher_scores.make, teacher=model, data=data, pairs=scored, layers=(), width=0, engine=run.engine)
+        )
     return run(teacher_scores.mean, first=first, others=other_scores)
 
 
@@ -222,4 +224,6 @@ def score_pairs(
     layers, width = ranker.taught_by(student, teacher, base)
     if external is not None and external.given:
         return run(external_teacher.make, external, data=data, pairs=pairs, layers=layers)
-    return run(teacher_scores.make, teacher=teacher, data=data, pairs=pairs, layers=layers, width=width)
+    return run(
+        teacher_scores.make, teacher=teacher, data=data, pairs=pairs, layers=layers, width=width, engine=run.engine
+    )

@@ -12,18 +12,21 @@ import logging
 import os
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from index import document_reader
 from index.quality import QualityFilter
-from pipeline import artifacts, disk, progress
+from pipeline import artifacts, compute, disk, progress
 from pipeline.artifacts import Artifact, Staging
+from pipeline.compute import ComputeEngine
 from pipeline.errors import ArtifactError, RelevanceError, SchemaError
 from pipeline.stage import Stage
 from pipeline.temporary import temporary_file
@@ -43,6 +46,13 @@ Texts = Callable[[npt.NDArray[np.int64]], Iterator[tuple[str, str]]]
 Embed = Callable[[Sequence[str]], np.ndarray]
 """Texts → (texts, dimensions) unit vectors."""
 
+
+class EmbedBatches(Protocol):
+    """Vectors of many batches of texts, in their order."""
+
+    def __call__(self, batches: Iterable[Sequence[str]], *, label: str) -> Iterator[np.ndarray]: ...
+
+
 log = logging.getLogger(__name__)
 
 
@@ -57,6 +67,7 @@ def make(
     embedding_round: int = 0,
     quality: QualityFilter | None = None,
     field: str = "",
+    engine: ComputeEngine = compute.LOCAL,
 ) -> Artifact:
     """The `vectors` artifact: vectors.npy (documents, dimensions) float32 in row order, and rows.parquet.
 
@@ -74,6 +85,8 @@ def make(
         quality: the documents that get vectors; all where None. Part of the fingerprint.
         field: the column that is embedded alone, see `index.field_vectors`; the whole document where empty. Documents
             whose column is empty get no vector. Part of the fingerprint.
+
+        engine: where `embed` is called.
 
     Raises:
         SchemaError: no documents, no such column, or nothing in it.
@@ -97,7 +110,7 @@ def make(
         def texts(numbers: npt.NDArray[np.int64]) -> Iterator[tuple[str, str]]:
             return document_reader.texts(data, field, numbers if kept is None else kept[numbers])
 
-        embedded = _embed_missing(texts, digests, embed, known, staging.checkpoint)
+        embedded = _embed_missing(texts, digests, partial(engine.map, embed), known, staging.checkpoint)
         dimensions = _write(staging.folder / "vectors.npy", digests, known)
         _write_rows(staging.folder / "rows.parquet", doc_ids, digests, kept)
         log.info("vectors: %d documents, %d embedded, %d reused, %d resumed", total, embedded, reused, resumed)
@@ -233,22 +246,30 @@ def _reuse(previous: Sequence[Artifact], encoder_digest: str, needed: set[bytes]
         missing.difference_update(digests)
 
 
-def _embed_missing(texts: Texts, digests: Sequence[bytes], embed: Embed, known: _Known, checkpoint: Path) -> int:
+def _embed_missing(texts: Texts, digests: Sequence[bytes], embed: EmbedBatches, known: _Known, checkpoint: Path) -> int:
     """Embeds the texts whose vectors are not known yet, and writes a shard every SHARD_S; returns their number."""
     missing = {digest for digest in digests if digest not in known}
     shard: list[tuple[list[bytes], Vectors]] = []
     written = time.monotonic()
     done = len(set(digests)) - len(missing)
-    with progress.bar("Embedding documents", done + len(missing), "documents", done) as advance:
+    drawn: deque[tuple[list[bytes], list[str]]] = deque()
+
+    def bodies() -> Iterator[list[str]]:
         for batch in _missing_texts(texts, digests, missing):
-            names, doc_ids, bodies = (list(column) for column in zip(*batch, strict=True))
-            vectors = _checked(embed(bodies), doc_ids)
+            names, doc_ids, texts_of_batch = (list(column) for column in zip(*batch, strict=True))
+            drawn.append((names, doc_ids))
+            yield texts_of_batch
+
+    with progress.bar("Embedding documents", done + len(missing), "documents", done) as advance:
+        for embedded in embed(bodies(), label="embedding documents"):
+            names, doc_ids = drawn.popleft()
+            vectors = _checked(embedded, doc_ids)
             known.add(names, vectors)
             shard.append((names, vectors))
             if time.monotonic() - written >= SHARD_S:
                 _write_shard(checkpoint, shard)
                 shard, written = [], time.monotonic()
-            advance(len(bodies))
+            advance(len(names))
     return len(missing)
 
 

@@ -8,6 +8,7 @@ checks again. The text below a field is its description in the JSON Schema (`rel
 value is a `ConfigError` that names the key. Nothing here imports more than the standard library and pydantic.
 """
 
+import re
 from dataclasses import field
 from typing import Literal, TypeVar
 
@@ -31,6 +32,7 @@ __all__ = [
     "AblationConfig",
     "Augmentation",
     "CandidatesConfig",
+    "ComputeConfig",
     "DataConfig",
     "EncoderConfig",
     "EvaluationConfig",
@@ -201,6 +203,44 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=DOCUMENTED)
+class ComputeConfig:
+    """Where documents are embedded and pairs are scored by trained cross-encoders.
+
+    No result depends on it, so artifacts made by one engine are used by the other. Models are trained, and an external
+    teacher scores, on the machine where the command runs.
+    """
+
+    engine: Literal["local", "ray"] = "local"
+    """local computes in the process of the command; ray on the workers of a Ray cluster, and needs the extra ray."""
+    address: str = ""
+    """HOST:PORT of the cluster's head, such as 10.0.0.7:6379; all machines must see the workspace by the same path.
+    Empty starts a cluster on this machine, for the time of the work."""
+    workers: int = 0
+    """Processes that each hold the model; 0 for as many as the cluster has CPUs for."""
+    cpus_per_worker: int = 1
+    """CPUs of each worker, and threads of its model."""
+    gpus_per_worker: float = 0.0
+    """GPUs of each worker; without one its model runs on the processor."""
+
+    def __post_init__(self) -> None:
+        positive("compute", cpus_per_worker=self.cpus_per_worker)
+        if self.workers < 0 or self.gpus_per_worker < 0:
+            raise ConfigError("compute.workers and compute.gpus_per_worker must be 0 or more")
+        if self.engine == "local" and (self.address, self.workers, self.cpus_per_worker, self.gpus_per_worker) != (
+            "",
+            0,
+            1,
+            0,
+        ):
+            raise ConfigError(
+                "compute.address, workers, cpus_per_worker and gpus_per_worker are those of a Ray cluster; set "
+                'compute.engine to "ray", or leave them out'
+            )
+        if self.address and not re.fullmatch(r"[^\s/]+:\d+", self.address):
+            raise ConfigError(f"compute.address is {self.address!r}; write HOST:PORT, such as 10.0.0.7:6379")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=DOCUMENTED)
 class Recipe:
     """The settings of one retraining."""
 
@@ -238,6 +278,8 @@ class Recipe:
     """The ways to compress the ranker that `relevance study` compares."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     """Cron lines of `relevance schedule`."""
+    compute: ComputeConfig = added(ComputeConfig())
+    """The machines that embed documents and score pairs."""
 
     def __post_init__(self) -> None:
         of_grades = [weight for name, weight in weights_of(self.ranker).items() if name.startswith("hard_")]

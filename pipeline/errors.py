@@ -8,7 +8,7 @@
     │   └── WrongKindError                  an artifact of one kind where a stage takes another
     ├── ArtifactError                       a stage's output is damaged, unfinished or could not be written
     ├── ConflictError                       another publisher moved the pointer first
-    ├── UnavailableError                    a database cannot be reached, or was lost on the way; try again later
+    ├── UnavailableError                    a database or a cluster cannot be reached, or was lost; try again later
     ├── TrainingError                       a loss that is not a number, a model that cannot be trained so
     │   └── ShapeError                      tensors that do not fit together
     └── GateError                  exit 3   the new release is not good enough to go live
@@ -61,7 +61,7 @@ class ConflictError(RelevanceError):
 
 
 class UnavailableError(RelevanceError):
-    """A database cannot be reached, or was lost while it was read; nothing was changed, so try again later."""
+    """A database or a cluster cannot be reached, or was lost on the way; nothing was published, so try again later."""
 
 
 class TrainingError(RelevanceError):

@@ -12,6 +12,7 @@ PACKAGES = ("pipeline", "index", "serving", "flows")
 FLOOR = {
     *("artifacts", "config", "errors", "features", "pointer", "progress", "releases", "schema", "secrets", "text"),
     *(
+        "compute",
         "disk",
         "locks",
         "manifest",

@@ -12,6 +12,7 @@ from flows.cli.options import (
     Json,
     Labels,
     Release,
+    Set,
     Workspace,
     console,
     existing,
@@ -94,12 +95,25 @@ def reindex(
         bool,
         typer.Option("--force", help="Publish documents that are far fewer, emptier or more repeated than before."),
     ] = False,
+    overrides: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Embeds new and changed documents, builds a new index and makes it live with the same models."""
-    from flows import reindex as flow
+    """Embeds new and changed documents, builds a new index and makes it live with the same models.
 
+    --set compute.engine=ray embeds them on a Ray cluster; see the section compute of `relevance recipe schema`.
+    """
+    from flows import reindex as flow
+    from flows import sources
+
+    changes = overrides or []
     outcome = flow.reindex(
-        documents, existing(workspace), format=format, release=release, full=full, promote=not no_promote, force=force
+        [source for path in documents for source in sources.named(path, format, changes)],
+        existing(workspace),
+        format=format,
+        release=release,
+        full=full,
+        promote=not no_promote,
+        force=force,
+        compute=sources.compute_of(documents, changes),
     )
     show(outcome, as_json, flow.render(outcome))

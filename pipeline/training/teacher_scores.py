@@ -20,13 +20,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline import disk, schema
+from pipeline import compute, disk, schema
 from pipeline.artifacts import Artifact, Staging
+from pipeline.compute import ComputeEngine, PinnedArtifact
 from pipeline.errors import ConfigError
 from pipeline.models.cross_encoder import CrossEncoder
 from pipeline.stage import Stage
 from pipeline.training.loop import pair_passages, pair_tokens, scoring, shards
 from pipeline.training.loop.batches import Ints
+from pipeline.training.loop.pair_passages import PassagePairs
 from pipeline.training.loop.pair_tokens import Pairs, read_pairs
 from pipeline.training.tasks.teacher_targets import joined
 
@@ -52,7 +54,14 @@ log = logging.getLogger(__name__)
 
 @STAGE
 def make(
-    workspace: Path, *, teacher: Artifact, data: Artifact, pairs: Artifact, layers: Sequence[int], width: int
+    workspace: Path,
+    *,
+    teacher: Artifact,
+    data: Artifact,
+    pairs: Artifact,
+    layers: Sequence[int],
+    width: int,
+    engine: ComputeEngine = compute.LOCAL,
 ) -> Artifact:
     """The `teacher_scores` artifact: the scores and states of all pairs.
 
@@ -72,6 +81,7 @@ def make(
         layers: teacher layers, from 1, whose first-token states are stored.
         width: the student's width; wider states are projected on their principal directions, which keep inner
             products best, so that a narrower student can be compared with them.
+        engine: where the pairs are scored.
 
     Raises:
         ConfigError: a layer that the teacher does not have, or states narrower than `width`.
@@ -90,15 +100,24 @@ def make(
         joined_scores: scoring.Floats | None = None
         stats: dict[str, int] = {}
         if model.template.passages is not None:
-            joined_scores, table, stats = _best_passages(model, table, staging)
-        states = about_states = None
+            inputs = pair_passages.cut(table, model.template)
+            scorer = PartScorer(teacher, loaded=model)
+            passages = _score_in_shards(
+                scorer, inputs.inputs, staging.checkpoint, label="teacher scores", name="passages", engine=engine
+            )
+            joined_scores, table = inputs.joined(passages), _best_passages(inputs, passages, staging.folder)
+            stats = inputs.stats
+        states = about_states = project = None
         if layers:
             project, kept = _projection(model, table, layers, width, staging.checkpoint)
-            states = _StateFile.opened(staging.checkpoint, (len(table), len(layers), width), layers, project)
+            states = _StateFile.opened(staging.checkpoint, (len(table), len(layers), width))
             about_states = {"layers": list(layers), "width": width, "kept": [round(share, 4) for share in kept]}
         scores = joined_scores
         if scores is None or states is not None:
-            scores = _score_in_shards(model, table, staging.checkpoint, label="teacher scores", states=states)
+            scorer = PartScorer(teacher, layers=layers if states else (), project=project, loaded=model)
+            scores = _score_in_shards(
+                scorer, table, staging.checkpoint, label="teacher scores", states=states, engine=engine
+            )
         _write(staging.folder, table.rows, scores if joined_scores is None else joined_scores)
         if states is not None:
             states.link(staging.folder)
@@ -150,15 +169,24 @@ def mean(workspace: Path, *, first: Artifact, others: Sequence[Artifact]) -> Art
 
 
 @SCORES
-def score(workspace: Path, *, model: Artifact, data: Artifact, pairs: Artifact, split: str) -> Artifact:
+def score(
+    workspace: Path,
+    *,
+    model: Artifact,
+    data: Artifact,
+    pairs: Artifact,
+    split: str,
+    engine: ComputeEngine = compute.LOCAL,
+) -> Artifact:
     """The `scores` artifact: scores.parquet (row_id, score) of any cross-encoder on one split of a table of pairs."""
 
     def build(staging: Staging) -> Mapping[str, Any]:
         loaded, table = _opened(model, data, pairs, split)
         label = f"scores of the {model.manifest.kind}"
         read = pair_passages.cut(table, loaded.template)
-        scores = read.joined(_score_in_shards(loaded, read.inputs, staging.checkpoint, label=label))
-        _write(staging.folder, table.rows, scores)
+        scorer = PartScorer(model, loaded=loaded)
+        scores = _score_in_shards(scorer, read.inputs, staging.checkpoint, label=label, engine=engine)
+        _write(staging.folder, table.rows, read.joined(scores))
         return {"pairs": len(table), **read.stats}
 
     inputs = {"model": model, "data": data, "pairs": pairs}
@@ -176,67 +204,119 @@ class _StateFile:
     path: Path
     states: "np.memmap[Any, np.dtype[np.float16]]"
     """(pairs, layers, width)"""
-    layers: Sequence[int]
-    project: Tensor | None
-    """(layers, hidden, width); None keeps the full width."""
 
     @classmethod
-    def opened(
-        cls, folder: Path, shape: tuple[int, ...], layers: Sequence[int], project: Tensor | None
-    ) -> "_StateFile":
+    def opened(cls, folder: Path, shape: tuple[int, ...]) -> "_StateFile":
         """The file of an earlier run, or a new one whose blocks are reserved: a full disk is an error here."""
         path = folder / "states.npy"
         folder.mkdir(parents=True, exist_ok=True)
         try:
             states = np.lib.format.open_memmap(path, mode="r+")
             if states.shape == shape and states.dtype == np.float16:
-                return cls(path, states, layers, project)
+                return cls(path, states)
         except (OSError, ValueError):
             log.debug("%s: not there or damaged; a new one is made", path)
         states = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
         if path.stat().st_size > states.offset:
             with path.open("r+b") as file:
                 os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-        return cls(path, states, layers, project)
+        return cls(path, states)
 
-    def write(self, rows: Ints, states: Tensor) -> None:
-        """Stores states (rows, layers, hidden), projected."""
-        if self.project is not None:
-            states = torch.einsum("blh,lhw->blw", states, self.project)
-        self.states[rows] = states.cpu().numpy().astype(np.float16)
+    def write(self, rows: Ints, states: NDArray[np.float16]) -> None:
+        """Stores states, (rows, layers, width), on the disk."""
+        self.states[rows] = states
+        self.states.flush()
 
     def digest(self, rows: Ints) -> NDArray[np.uint8]:
         """(32,) sha256 of the states of these rows."""
         return np.frombuffer(hashlib.sha256(self.states[rows].tobytes()).digest(), dtype=np.uint8)
 
-    def flush(self) -> None:
-        """Writes all states to the disk."""
-        self.states.flush()
-
     def link(self, folder: Path) -> None:
         """Gives the finished file a second name in the artifact's folder; copies where links are not supported."""
-        self.flush()
+        self.states.flush()
         disk.link_or_copy(self.path, folder / self.path.name)
 
 
-def _best_passages(model: CrossEncoder, table: Pairs, staging: Staging) -> tuple[scoring.Floats, Pairs, dict[str, int]]:
-    """The joined scores of all pairs, the pairs with the best passage in place of each long document, and counts.
+def _best_passages(inputs: PassagePairs, scores: scoring.Floats, folder: Path) -> Pairs:
+    """The pairs with the best passage in place of each long document; the spans of these passages are written."""
+    best = inputs.best(scores)
+    np.save(folder / "passages.npy", inputs.spans[best].astype(np.int32))
+    return pair_passages.rows_of(inputs.inputs, best)
 
-    Writes the spans of these passages into the artifact.
+
+@dataclass(frozen=True, slots=True)
+class ScoredPart:
+    """Pairs that are scored together, with the texts that they name."""
+
+    pairs: Pairs
+    label: str
+
+
+class PartScorer:
+    """A cross-encoder as a function from a part to its scores.
+
+    It gives `scores` (pairs,) and, where there are layers, `states` (pairs, layers, width).
+
+    It is sent to other machines as a path with digests, and loads the model there.
     """
-    read = pair_passages.cut(table, model.template)
-    scores = _score_in_shards(model, read.inputs, staging.checkpoint, label="teacher scores", name="passages")
-    best = read.best(scores)
-    np.save(staging.folder / "passages.npy", read.spans[best].astype(np.int32))
-    return read.joined(scores), pair_passages.rows_of(read.inputs, best), read.stats
+
+    def __init__(
+        self,
+        model: Artifact,
+        *,
+        layers: Sequence[int] = (),
+        project: Tensor | None = None,
+        loaded: CrossEncoder | None = None,
+    ) -> None:
+        """A scorer.
+
+        Args:
+            model: the cross-encoder's artifact.
+            layers: layers, from 1, whose first-token states are given too, as float16.
+            project: (layers, hidden, width) what the states are multiplied with; None keeps the full width.
+            loaded: the model, where it is loaded already.
+        """
+        self._pinned, self._layers, self._project, self._loaded = PinnedArtifact.of(model), layers, project, loaded
+
+    def __getstate__(self) -> dict[str, Any]:
+        project = None if self._project is None else self._project.cpu()
+        return {"_pinned": self._pinned, "_layers": self._layers, "_project": project, "_loaded": None}
+
+    @property
+    def model(self) -> CrossEncoder:
+        """The model; loaded, after its files were checked, when it is first asked for."""
+        if self._loaded is None:
+            self._loaded = CrossEncoder.load(self._pinned.opened(verify=True).path).to(scoring.device())
+        return self._loaded
+
+    def __call__(self, part: ScoredPart) -> shards.Arrays:
+        states: list[tuple[Ints, NDArray[np.float16]]] = []
+        indices = np.arange(len(part.pairs))
+        keep = (lambda chosen, found: states.append((chosen, self._stored(found)))) if self._layers else None
+        scores = scoring.cross_scores(
+            self.model, part.pairs, indices, label=part.label, layers=self._layers, keep_states=keep
+        )
+        if not self._layers:
+            return {"scores": scores}
+        ordered = np.empty((len(scores), *states[0][1].shape[1:]), np.float16)
+        for chosen, values in states:
+            ordered[chosen] = values
+        return {"scores": scores, "states": ordered}
+
+    def _stored(self, states: Tensor) -> NDArray[np.float16]:
+        """States (batch, layers, hidden) as they are stored."""
+        if self._project is not None:
+            states = torch.einsum("blh,lhw->blw", states, self._project.to(states.device))
+        return states.cpu().numpy().astype(np.float16)
 
 
 def _score_in_shards(
-    model: CrossEncoder,
+    scorer: PartScorer,
     table: Pairs,
     checkpoint: Path,
     *,
     label: str,
+    engine: ComputeEngine,
     states: _StateFile | None = None,
     name: str = "scores",
 ) -> scoring.Floats:
@@ -245,32 +325,34 @@ def _score_in_shards(
     A part is a run of the batches that scoring all pairs at once would make, so the scores are the same, bit by bit.
 
     Args:
+        states: where the states go that the scorer gives.
         name: begins the names of the parts; another one for another table.
     """
     scores = np.zeros(len(table), dtype=np.float32)
-    parts = scoring.shards(pair_tokens.pair_lengths(table, model.template), shards.SHARD)
-    for number, rows in enumerate(parts, start=1):
-
-        def compute(rows: Ints = rows, number: int = number) -> shards.Arrays:
-            part_label = f"{label} {number}/{len(parts)}"
-            if states is None:
-                return {"scores": scoring.cross_scores(model, table, rows, label=part_label)}
-            part_scores = scoring.cross_scores(
-                model,
-                table,
-                rows,
-                label=part_label,
-                layers=states.layers,
-                keep_states=lambda chosen, states_of_chosen: states.write(rows[chosen], states_of_chosen),
-            )
-            states.flush()
-            return {"scores": part_scores, "states_sha256": states.digest(rows)}
+    parts = scoring.shards(pair_tokens.pair_lengths(table, scorer.model.template), shards.SHARD)
+    names = [shards.rows_name(f"{name}-{number:06}", rows) for number, rows in enumerate(parts, start=1)]
+    missing = []
+    for number, rows in enumerate(parts):
 
         def valid(arrays: shards.Arrays, rows: Ints = rows) -> bool:
             return states is None or np.array_equal(arrays["states_sha256"], states.digest(rows))
 
-        part = shards.rows_name(f"{name}-{number:06}", rows)
-        scores[rows] = shards.kept(checkpoint, part, compute, valid)["scores"]
+        arrays = shards.stored(checkpoint, names[number], valid)
+        if arrays is None:
+            missing.append(number)
+        else:
+            scores[rows] = arrays["scores"]
+    inputs = (
+        ScoredPart(pair_passages.compact(table, parts[number]), f"{label} {number + 1}/{len(parts)}")
+        for number in missing
+    )
+    for number, arrays in zip(missing, engine.map(scorer, inputs, label=label), strict=True):
+        scores[parts[number]] = arrays["scores"]
+        kept = {"scores": arrays["scores"]}
+        if states is not None:
+            states.write(parts[number], arrays["states"])
+            kept["states_sha256"] = states.digest(parts[number])
+        shards.store(checkpoint, names[number], kept)
     return scores
 
 

@@ -14,8 +14,9 @@ from index.document_store import DocumentStore
 from index.fields import FieldIndexes
 from index.lexical import LexicalIndex
 from index.semantic import SemanticIndex
-from pipeline import progress, schema, text
+from pipeline import compute, progress, schema, text
 from pipeline.artifacts import Artifact, Staging
+from pipeline.compute import PinnedArtifact
 from pipeline.errors import ArtifactError, SchemaError
 from pipeline.stage import Stage
 from serving.runtime.bundle import Bundle
@@ -44,16 +45,30 @@ def digest(bundle: Artifact) -> str:
     return Bundle.of(bundle).digest
 
 
+class Embedder:
+    """A bundle's encoder as a function from texts to unit vectors (texts, dimensions).
+
+    It loads the encoder when first called. It is sent to other machines as a path with digests, and loads it there.
+    """
+
+    def __init__(self, bundle: Artifact, role: Role = "document") -> None:
+        self._pinned, self._role = PinnedArtifact.of(bundle), role
+        self._engine: Engine | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_pinned": self._pinned, "_role": self._role, "_engine": None}
+
+    def __call__(self, texts: Sequence[str]) -> Vectors:
+        if self._engine is None:
+            # The engine compares the content of the files that it reads.
+            bundle = self._pinned.opened(verify=False)
+            self._engine = Engine(bundle.path, threads=compute.worker_threads())
+        return self._engine.embed(texts, self._role)
+
+
 def embedder(bundle: Artifact, role: Role = "document") -> Callable[[Sequence[str]], Vectors]:
     """A function from texts to unit vectors (texts, dimensions); it loads the encoder when first called."""
-    engine: Engine | None = None
-
-    def embed(texts: Sequence[str]) -> Vectors:
-        nonlocal engine
-        engine = engine or Engine(bundle.path)
-        return engine.embed(texts, role)
-
-    return embed
+    return Embedder(bundle, role)
 
 
 @FEATURES

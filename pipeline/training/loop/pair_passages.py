@@ -92,6 +92,21 @@ def rows_of(pairs: Pairs, indices: Ints) -> Pairs:
     )
 
 
+def compact(pairs: Pairs, indices: Ints) -> Pairs:
+    """The pairs at these indices with the texts that they name and no others, so that they can be sent elsewhere."""
+    part = rows_of(pairs, indices)
+    queries, query = np.unique(part.query, return_inverse=True)
+    documents, document = np.unique(part.document, return_inverse=True)
+    return replace(
+        part,
+        query=query.astype(np.int64),
+        document=document.astype(np.int64),
+        queries=pairs.queries.taken(queries),
+        documents=pairs.documents.taken(documents),
+        own_documents={},
+    )
+
+
 def parted(pairs: Pairs, spans: Ints) -> Pairs:
     """The same pairs with a part of their document, (pairs, 2) as `PassagePairs.spans`, in place of the whole.
 

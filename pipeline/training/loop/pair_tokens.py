@@ -45,6 +45,12 @@ class Ragged:
     def lengths(self) -> Ints:
         return np.diff(self.starts)
 
+    def taken(self, numbers: Ints) -> "Ragged":
+        """The lists with these numbers, in their order."""
+        lists = [self.ids[self.starts[number] : self.starts[number + 1]] for number in numbers.tolist()]
+        starts = np.cumsum([0, *map(len, lists)], dtype=np.int64)
+        return Ragged(np.concatenate(lists) if lists else np.zeros(0, np.int32), starts)
+
 
 def tokenise(tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int, label: str = "tokenise") -> Ragged:
     """The first `max_tokens` ids of each text, without special tokens; `label` names the progress bar."""

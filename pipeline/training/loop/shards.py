@@ -44,6 +44,18 @@ def kept(
         compute: computes the arrays.
         valid: whether stored arrays can be used; where not, they are computed again.
     """
+    arrays = stored(folder, name, valid)
+    if arrays is None:
+        arrays = compute()
+        store(folder, name, arrays)
+    return arrays
+
+
+def stored(folder: Path, name: str, valid: Callable[[Arrays], bool] = lambda _: True) -> Arrays | None:
+    """The arrays that an earlier run stored under this name; None where there are none that can be used.
+
+    Arguments are those of `kept`.
+    """
     for file in sorted(folder.glob(f"{name}-*.safetensors")):
         try:
             arrays = _read(file)
@@ -54,9 +66,7 @@ def kept(
                 return arrays
             log.warning("%s: does not fit the files beside it; it is computed again", file)
         file.unlink()
-    arrays = compute()
-    _write(folder, name, arrays)
-    return arrays
+    return None
 
 
 def pooled_vectors(
@@ -102,7 +112,8 @@ def _read(file: Path) -> Arrays:
     return load(content)
 
 
-def _write(folder: Path, name: str, arrays: Arrays) -> None:
+def store(folder: Path, name: str, arrays: Arrays) -> None:
+    """Stores the arrays of a part, for `stored` to find."""
     folder.mkdir(parents=True, exist_ok=True)
     content = save({key: np.ascontiguousarray(array) for key, array in arrays.items()})
     with temporary_file(folder / name) as temporary:

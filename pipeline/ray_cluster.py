@@ -1,0 +1,176 @@
+"""The connection to a Ray cluster, shared by all work of this process, and the watch over its head."""
+
+import logging
+import os
+import platform
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from pipeline.config import ComputeConfig
+from pipeline.errors import ConfigError, MissingError, RelevanceError, UnavailableError
+
+CHECK_S = 1.0
+"""Seconds between looks at the head."""
+HEAD_S = 10.0
+"""Seconds without the head after which work is given up. Ray ends the process of its own after 60."""
+CONNECT_S = 2.0
+
+log = logging.getLogger(__name__)
+
+_users = 0
+_lock = threading.Lock()
+
+
+@contextmanager
+def connected(config: ComputeConfig) -> Iterator[Any]:
+    """The module ray, connected to the cluster of the config.
+
+    A cluster on this machine is started if there is no address, and ends with the last work that uses it. A connection
+    that somebody else made in this process is used, and left as it is.
+
+    Raises:
+        MissingError: Ray is not installed.
+        UnavailableError: the cluster does not answer.
+        ConfigError: this process is connected to another cluster.
+    """
+    global _users  # noqa: PLW0603
+    ray = _imported()
+    with _lock:
+        is_ours = _users > 0 or not ray.is_initialized()
+        if not ray.is_initialized():
+            _connect(ray, config)
+        elif config.address and _address(ray) != _resolved(ray, config.address):
+            raise ConfigError(
+                f"compute.address is {config.address}, and this process is connected to {_address(ray)}; run the "
+                "command by itself"
+            )
+        _users += is_ours
+    try:
+        yield ray
+    finally:
+        with _lock:
+            _users -= is_ours
+            if is_ours and not _users:
+                ray.shutdown()
+
+
+def _imported() -> Any:
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    try:
+        import ray
+    except ImportError as error:
+        raise MissingError('compute.engine is "ray" and Ray is not installed; install search-relevance[ray]') from error
+    return ray
+
+
+def _connect(ray: Any, config: ComputeConfig) -> None:
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING, "configure_logging": False}
+    if config.address:
+        options["address"] = _resolved(ray, config.address)
+        _require_head(options["address"])
+    else:
+        cpus = max(_cores(), config.workers * config.cpus_per_worker)
+        # The loopback address also spares Ray from asking the network which one this machine has.
+        options |= {"address": "local", "num_cpus": cpus, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    try:
+        ray.init(**options)
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:
+        where = config.address or "on this machine"
+        raise UnavailableError(f"the Ray cluster {where} cannot be used: {error}") from error
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _address(ray: Any) -> str:
+    return str(ray.get_runtime_context().gcs_address)
+
+
+def _resolved(ray: Any, address: str) -> str:
+    """The address that Ray makes of it: this machine's own in place of 127.0.0.1."""
+    return str(ray._private.services.canonicalize_bootstrap_address(address))
+
+
+def _answers(address: str) -> OSError | None:
+    """None where something listens at HOST:PORT, else the error."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
+    except OSError as error:
+        return error
+    return None
+
+
+def _require_head(address: str) -> None:
+    error = _answers(address)
+    if error is not None:
+        raise UnavailableError(
+            f"compute.address {address}: no head of a Ray cluster answers ({error}); start one with "
+            "`ray start --head`, or mend the address"
+        )
+
+
+class HeadWatch:
+    """Finds out that the head of the cluster is gone, which Ray itself tells only by ending this process."""
+
+    def __init__(self, ray: Any) -> None:
+        self._ray = ray
+        self._address = _address(ray)
+        self._seen = self._looked = time.monotonic()
+
+    def check(self, label: str) -> None:
+        """Raises UnavailableError if the head has not answered for `HEAD_S`, or no machine of the cluster is alive."""
+        now = time.monotonic()
+        if now - self._looked < CHECK_S:
+            return
+        error = _answers(self._address)
+        self._looked = time.monotonic()
+        if error is None:
+            self._seen = self._looked
+            if not any(node["Alive"] for node in self._ray.nodes()):
+                raise UnavailableError(f"{label}: no machine of the Ray cluster {self._address} is alive; {RESUME}")
+        elif self._looked - self._seen >= HEAD_S:
+            raise UnavailableError(
+                f"{label}: the head of the Ray cluster, {self._address}, is gone ({error}); start the cluster again. "
+                f"{RESUME}"
+            )
+
+
+RESUME = "What is finished is kept: the same command goes on after it"
+
+
+def fit(ray: Any, config: ComputeConfig, label: str) -> int:
+    """The number of workers to start: those of the config, as far as the machines of the cluster have room.
+
+    Raises:
+        ConfigError: no machine is large enough for one.
+    """
+    needs = {"CPU": float(config.cpus_per_worker), "GPU": config.gpus_per_worker}
+    room, largest = 0, dict.fromkeys(needs, 0.0)
+    for node in ray.nodes():
+        if node["Alive"]:
+            has = {name: float(node["Resources"].get(name, 0)) for name in needs}
+            largest = {name: max(largest[name], has[name]) for name in needs}
+            room += int(min(has[name] // amount for name, amount in needs.items() if amount))
+    if not room:
+        raise ConfigError(
+            f"{label}: no machine of the Ray cluster has {config.cpus_per_worker} CPUs and {config.gpus_per_worker:g} "
+            f"GPUs for a worker; the largest has {largest['CPU']:g} and {largest['GPU']:g}. Lower "
+            "compute.cpus_per_worker or compute.gpus_per_worker"
+        )
+    if config.workers > room:
+        log.warning("%s: the Ray cluster has room for %d of %d workers", label, room, config.workers)
+    return min(config.workers, room) if config.workers else room
+
+
+def cause(error: Any, label: str) -> RelevanceError:
+    """The error that a model raised on a worker, as it would have been raised here."""
+    original = error.cause
+    if isinstance(original, RelevanceError):
+        return original
+    return RelevanceError(f"{label}: a worker of the Ray cluster failed ({platform.node()} asked it): {original!r}")

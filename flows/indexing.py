@@ -93,7 +93,7 @@ def make_searchable(
         engine=run.engine,
     )
     apart = _fields(config, run, encoder=encoder, data=data, previous=None if anew else previous)
-    judged = _held_out(config, encoder, digest, queries or data)
+    judged = held_out(config, encoder, digest, queries or data)
     index = run(semantic_build.make, config, vectors=embedded, queries=judged, previous=shared.get("index"))
     return SearchableCorpus(lexical=lexical_index, documents=store, vectors=embedded, index=index, fields=apart)
 
@@ -139,7 +139,7 @@ def _fields(
     return indexes
 
 
-def _held_out(config: IndexConfig, encoder: Artifact, digest: str, source: Artifact) -> "HeldOutQueries | None":
+def held_out(config: IndexConfig, encoder: Artifact, digest: str, source: Artifact) -> "HeldOutQueries | None":
     """The queries that an index is judged on; None where the recipe states no recall, or where there are none."""
     from index.held_out import HeldOutQueries
     from index.semantic import KIND

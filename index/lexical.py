@@ -22,7 +22,15 @@ from index.analyzer import analyser
 from index.hits import Hit, RunDepth, judged_queries, read_ids, write_ids, write_run
 from index.postings import Postings
 from index.segments import SegmentMap, SegmentPlan
-from index.term_weights import HOLDERS, LexicalSegment, WeighedSegment, idf, load_counted
+from index.term_weights import (
+    COLLECTION,
+    HOLDERS,
+    LexicalSegment,
+    WeighedSegment,
+    idf,
+    load_counted,
+    read_collection,
+)
 from pipeline import artifacts, progress, schema
 from pipeline.artifacts import Artifact, Staging
 from pipeline.errors import SchemaError
@@ -224,7 +232,9 @@ class LexicalIndex:
             weighed = WeighedSegment(artifact, len(doc_ids), verify=verify)
             return cls(analyse, [weighed], layout, doc_ids, lambda _: 1.0)
         counted = load_counted(artifact, layout, verify=verify)
-        return cls(analyse, counted, layout, doc_ids, partial(idf, len(doc_ids)))
+        is_shard = COLLECTION in artifact.manifest.files
+        living = int(read_collection(artifact)["documents"]) if is_shard else len(doc_ids)
+        return cls(analyse, counted, layout, doc_ids, partial(idf, living))
 
     def search(self, query: str, k: int) -> list[Hit]:
         """Finds at most k documents with a score above 0, best first; equal scores are ordered by row."""

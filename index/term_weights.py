@@ -25,6 +25,9 @@ from pipeline.errors import ArtifactError
 HOLDERS = "holders.npy"
 """The file of an index of several segments with the number of living documents of each term, segment after segment."""
 
+COLLECTION = "collection.json"
+"""The file of a shard with the statistics of the whole collection; see `index.shards`."""
+
 Indices = slice | npt.NDArray[np.int64]
 """Indices into a list of documents."""
 Floats = npt.NDArray[np.float32]
@@ -144,7 +147,11 @@ def load_counted(artifact: Artifact, layout: SegmentMap, *, verify: bool) -> lis
             item.check(folder)
     alive = [layout.rows_of(number) >= 0 for number in range(len(postings))]
     total = sum(int(item.lengths[living].sum(dtype=np.int64)) for item, living in zip(postings, alive, strict=True))
-    average = total / sum(int(living.sum()) for living in alive)
+    documents = sum(int(living.sum()) for living in alive)
+    if COLLECTION in artifact.manifest.files:
+        collection = read_collection(artifact)
+        total, documents = collection["terms"], collection["documents"]
+    average = total / documents
     k1, b = (float(artifact.manifest.config[name]) for name in ("k1", "b"))
     segments: list[LexicalSegment] = []
     for item, living, holders in zip(postings, alive, _holders(artifact, postings), strict=True):
@@ -152,6 +159,22 @@ def load_counted(artifact: Artifact, layout: SegmentMap, *, verify: bool) -> lis
         norms[~living] = np.inf
         segments.append(CountedSegment(item, holders, norms))
     return segments
+
+
+def read_collection(artifact: Artifact) -> Mapping[str, Any]:
+    """The statistics of the collection that an index is a shard of.
+
+    Raises:
+        ArtifactError: the file cannot be read, or a number is missing.
+    """
+    path = artifact.file(COLLECTION)
+    try:
+        collection: Mapping[str, Any] = json.loads(path.read_bytes())
+        if not (collection["documents"] > 0 and collection["terms"] >= 0):
+            raise ValueError("its numbers are not above 0")
+    except (ValueError, TypeError, KeyError) as error:
+        raise ArtifactError(f"{path}: not readable ({error!r}); {artifacts.remedy(path)}") from error
+    return collection
 
 
 def _holders(artifact: Artifact, postings: list[Postings]) -> list[npt.NDArray[np.int32]]:

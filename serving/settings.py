@@ -73,6 +73,11 @@ class Settings:
     """Most texts of one embeddings request, the same as OpenAI's; more get 413."""
     max_results: int = 100
     """The largest `top_n` of a search; more are neither retrieved nor reranked."""
+    shards: tuple[str, ...] = ()
+    """Addresses of the services that each hold a shard of the documents, such as http://10.0.0.7:8080. The release is
+    then that of the models, and a search asks them all; see `relevance reindex --shards`."""
+    shards_key: str = field(default="", repr=False)
+    """API key that the shards are asked with."""
     retrieve: int = 20
     """Documents that BM25 and the encoder each bring to a search before reranking."""
     deadline_s: float = 2.0
@@ -170,6 +175,7 @@ class Settings:
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be between 0 and 1")
         _check_root_path(self.root_path)
+        _check_shards(self.shards)
         for name in ("api_keys", "admin_keys"):
             _check_hashes(name, getattr(self, name))
 
@@ -186,6 +192,14 @@ class Settings:
 def _check_root_path(root_path: str) -> None:
     if root_path and not ROOT_PATH.fullmatch(root_path):
         raise ConfigError(f"root_path is {root_path!r}; it must be a path such as /search, without a slash at its end")
+
+
+def _check_shards(addresses: tuple[str, ...]) -> None:
+    for address in addresses:
+        if not re.fullmatch(r"https?://[^\s/?#]+(/[^\s?#]*)?", address):
+            raise ConfigError(f"shards has {address!r}; write addresses such as http://10.0.0.7:8080")
+    if len(set(addresses)) < len(addresses):
+        raise ConfigError("shards names an address twice; each shard is asked once")
 
 
 def _check_hashes(name: str, keys: tuple[str, ...]) -> None:

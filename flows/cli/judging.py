@@ -95,6 +95,9 @@ def reindex(
         bool,
         typer.Option("--force", help="Publish documents that are far fewer, emptier or more repeated than before."),
     ] = False,
+    shards: Annotated[
+        int, typer.Option(help="Publish so many releases, each with a part of the documents; none goes live.")
+    ] = 0,
     overrides: Set = None,
     as_json: Json = False,
 ) -> None:
@@ -106,14 +109,24 @@ def reindex(
     from flows import sources
 
     changes = overrides or []
+    chosen = [source for path in documents for source in sources.named(path, format, changes)]
+    compute = sources.compute_of(documents, changes)
+    if shards:
+        from flows import shards as divided
+
+        if full or force or no_promote:
+            raise ConfigError("--shards: publishes new releases and promotes none; leave --full, --force, --no-promote")
+        figures = divided.reindex(chosen, existing(workspace), shards, release=release, compute=compute)
+        show(figures, as_json, divided.render(figures))
+        return
     outcome = flow.reindex(
-        [source for path in documents for source in sources.named(path, format, changes)],
+        chosen,
         existing(workspace),
         format=format,
         release=release,
         full=full,
         promote=not no_promote,
         force=force,
-        compute=sources.compute_of(documents, changes),
+        compute=compute,
     )
     show(outcome, as_json, flow.render(outcome))

@@ -29,6 +29,10 @@ def serve(
     thumbs: Annotated[
         str | None, typer.Option(help="Folder to which the page's thumbs are written as judgments; none without it.")
     ] = None,
+    shards: Annotated[
+        str | None,
+        typer.Option(metavar="URL,URL…", help="Services with the shards of the documents, which a search asks all."),
+    ] = None,
     compare: Annotated[
         str | None, typer.Option(metavar="RELEASE", help="Another release, whose order the page shows beside.")
     ] = None,
@@ -46,6 +50,8 @@ def serve(
 
     knobs: dict[str, Any] = {"release": release, "host": host, "port": port, "precision": precision, "workers": workers}
     knobs |= {"thumbs": thumbs, "compare": compare}
+    if shards is not None:
+        knobs["shards"] = tuple(address.strip().rstrip("/") for address in shards.split(",") if address.strip())
     if models.ranker or models.encoder:
         if release is not None:
             raise ConfigError("--release names a release and --ranker or --encoder models to serve instead; give one")

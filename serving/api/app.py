@@ -2,6 +2,7 @@
 
 POST /rerank /v1/rerank /v2/rerank    with `texts`: text-embeddings-inference; with `documents`: Cohere, Jina, Voyage
 POST /search  GET /search?q=          our own: three lists for a query
+POST /candidates                      our own: what a shard has for a query, for the service that asks all shards
 GET  /document?id=                    our own: one document with its neighbours
 POST /thumbs                          our own: a thumb on a result, where the settings name a folder for them
 POST /v1/embeddings  POST /embed      OpenAI; text-embeddings-inference
@@ -24,6 +25,7 @@ from starlette.responses import Response
 
 from serving.api import (
     admin,
+    candidates,
     document,
     embeddings,
     health,
@@ -89,7 +91,7 @@ def create(lifecycle: Lifecycle, *, metrics: Path | None = None, tracing: Tracin
         },
     )
     app.state.service = service
-    for module in (rerank, search, document, embeddings, root, info, health, pages):
+    for module in (rerank, search, candidates, document, embeddings, root, info, health, pages):
         app.include_router(module.router)
     if service.thumbs is not None:
         app.include_router(thumbs.router)

@@ -60,6 +60,7 @@ ENDPOINTS = (
     Endpoint("/v1/rerank", ("POST",), scoring=True, rollouts=True),
     Endpoint("/v2/rerank", ("POST",), scoring=True, rollouts=True),
     Endpoint("/search", ("POST", "GET"), scoring=True, rollouts=True),
+    Endpoint("/candidates", ("POST",), scoring=True),
     Endpoint("/document", ("GET",)),
     Endpoint("/thumbs", ("POST",)),
     Endpoint("/", ("POST",), scoring=True),

@@ -170,6 +170,21 @@ class SearchHit(BaseModel):
     )
 
 
+class AbsentShard(BaseModel):
+    """A shard whose documents are not in the answer."""
+
+    shard: str
+    reason: str
+
+
+class AskedShards(BaseModel):
+    """The shards that the answer rests on."""
+
+    answered: int
+    of: int
+    missing: list[AbsentShard]
+
+
 class SearchAnswer(BaseModel):
     """Three lists for one query: of BM25, of the encoder, and of all models together."""
 
@@ -193,6 +208,10 @@ class SearchAnswer(BaseModel):
         description="Only where a model failed or was late. ranker: the final list has the order of BM25 and encoder; "
         "encoder: that of BM25.",
     )
+    partial: bool | None = Field(
+        None, description="Only where documents are in shards. true: those of the shards in `missing` are not searched."
+    )
+    shards: AskedShards | None = Field(None, description="Only where documents are in shards.")
 
 
 @router.post(
@@ -277,6 +296,10 @@ def _answered(result: SearchResult, details: SearchDetails) -> dict[str, Any]:
     """A result as JSON, without what was not asked for."""
     answer = asdict(result)
     del answer["model_failed"]
+    if result.shards is None:
+        del answer["shards"]
+    else:
+        answer["partial"] = bool(result.shards.missing)
     if result.degraded is None:
         del answer["degraded"]
     if not details.facets:

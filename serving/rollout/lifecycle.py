@@ -28,6 +28,7 @@ from serving.runtime.scheduler import Scheduler
 from serving.scoring.redis_cache import SharedCache
 from serving.scoring.reranker import Caches
 from serving.scoring.searcher import Searcher
+from serving.scoring.sharded import ShardClient, ShardedSearcher
 from serving.settings import Settings
 
 LOOKS = 15
@@ -69,6 +70,8 @@ class Lifecycle:
         on_cuda = settings.precision not in ("int8", "w8") and has_cuda()
         self.scheduler = Scheduler(runners("cuda") if on_cuda else settings.threads or runners("cpu"))
         """Runs the models of every release that is loaded."""
+        self.shards = ShardClient(settings.shards, settings.shards_key) if settings.shards else None
+        """Asks the services that hold the documents; None where the releases hold them."""
         self.rollout = Rollout(settings, self.scheduler)
         self.releases = Releases(settings.workspace)
         self.refused: Refusal | None = None
@@ -198,6 +201,8 @@ class Lifecycle:
         self.scheduler.stop()
         if self.shared is not None:
             self.shared.stop()
+        if self.shards is not None:
+            self.shards.close()
 
     def poll(self) -> None:
         """Looks at the pointer and the trials once, and takes what they name if that is another release and sound."""
@@ -323,4 +328,7 @@ class Lifecycle:
         return self.settings.workspace / "artifacts" / "release" / release
 
     def _open(self, path: Path) -> Searcher:
-        return Searcher(path, precision=self.settings.precision, caches=self.caches, scheduler=self.scheduler)
+        precision = self.settings.precision
+        if self.shards is not None:
+            return ShardedSearcher(path, self.shards, precision=precision, caches=self.caches, scheduler=self.scheduler)
+        return Searcher(path, precision=precision, caches=self.caches, scheduler=self.scheduler)

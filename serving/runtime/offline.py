@@ -45,7 +45,7 @@ def digest(bundle: Artifact) -> str:
     return Bundle.of(bundle).digest
 
 
-class Embedder:
+class BundleEmbedder:
     """A bundle's encoder as a function from texts to unit vectors (texts, dimensions).
 
     It loads the encoder when first called. It is sent to other machines as a path with digests, and loads it there.
@@ -68,7 +68,7 @@ class Embedder:
 
 def embedder(bundle: Artifact, role: Role = "document") -> Callable[[Sequence[str]], Vectors]:
     """A function from texts to unit vectors (texts, dimensions); it loads the encoder when first called."""
-    return Embedder(bundle, role)
+    return BundleEmbedder(bundle, role)
 
 
 @FEATURES

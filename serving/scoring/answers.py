@@ -88,6 +88,24 @@ class Answer:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class MissingShard:
+    """A shard whose documents are not in an answer."""
+
+    shard: str
+    """Its address."""
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardCounts:
+    """The shards that an answer rests on."""
+
+    answered: int
+    of: int
+    missing: Sequence[MissingShard]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SearchResult:
     """Three lists for one query, and what they cost."""
 
@@ -111,6 +129,8 @@ class SearchResult:
     degraded: Missing | None = None
     """The first model that gave nothing in time or failed: without the ranker the final order is that of BM25 and
     encoder, without the encoder that of BM25. None where all models answered."""
+    shards: ShardCounts | None = None
+    """None where the release has the documents itself."""
     model_failed: bool = False
     """Whether the model that is missing raised an error; False where it was only late or refused."""
 

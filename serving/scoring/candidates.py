@@ -11,7 +11,7 @@ from pipeline import features
 from pipeline.errors import MissingError
 from pipeline.features import Fusion, by_score
 from serving.errors import InvalidRequestError
-from serving.scoring.answers import Ranks
+from serving.scoring.answers import Ranks, ShardCounts
 from serving.scoring.cache import Fetched
 from serving.scoring.contents import SearchableContents
 from serving.scoring.document_scores import DocumentScore
@@ -55,6 +55,8 @@ class Candidates:
     """Scores in the order of `rows`."""
     queried: Fetched[Vector] | None
     """The query's vector; None where no list needs it, or the encoder is missing."""
+    remote: "RemoteParts | None" = None
+    """What shards sent with the candidates; None where the release has the documents itself."""
 
     def ranks(self) -> Ranks:
         """The ranks of rows in both lists, and in the order before the ranker."""
@@ -64,6 +66,16 @@ class Candidates:
             semantic={hit.row: rank for rank, hit in enumerate(self.by_meaning, start=1)},
             before={self.rows[number]: rank for rank, number in enumerate(before, start=1)},
         )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RemoteParts:
+    """The parts of candidates that shards sent."""
+
+    documents: Mapping[int, Document]
+    terms: Mapping[int, Mapping[str, float]]
+    """Row → matched term → its part in BM25; empty where no explanation is asked for."""
+    shards: ShardCounts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

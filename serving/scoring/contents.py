@@ -7,10 +7,16 @@ path of the missing model, answers with NotServedError, and `/v1/models` says so
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
+from index import shards
 from index.document_store import DocumentStore
 from index.fields import FieldIndexes
 from index.lexical import LexicalIndex
+from index.segments import read_array
 from index.semantic import SemanticIndex
+from index.shards import WholeCollection
 from pipeline import release_parts
 from pipeline.artifacts import Artifact
 from pipeline.features import Fusion
@@ -52,6 +58,10 @@ class SearchableContents:
     """None in a release without a ranker, whose order is that of BM25 and encoder together."""
     fields: FieldIndexes
     """Indexes of single fields; empty where the recipe names none."""
+    collection: WholeCollection | None = None
+    """The documents that these are a shard of; None where they are all."""
+    collection_rows: NDArray[np.int64] | None = None
+    """(documents,) row of each document in that collection."""
 
     @classmethod
     def load(cls, release: Artifact) -> "SearchableContents | None":
@@ -62,8 +72,12 @@ class SearchableContents:
         if release_parts.has_part(release, "fusion"):
             text = release_parts.part(release, "fusion").file("fusion.json").read_text(encoding="utf-8")
             fusion = Fusion.from_json(text)
+        lexical = release_parts.part(release, "lexical")
+        collection = WholeCollection.of(lexical)
         return cls(
-            lexical=LexicalIndex.load(release_parts.part(release, "lexical").path, verify=False),
+            collection=collection,
+            collection_rows=read_array(lexical.file(shards.ROWS)) if collection else None,
+            lexical=LexicalIndex.load(lexical.path, verify=False),
             semantic=SemanticIndex.load(release_parts.part(release, "index").path, verify=False),
             documents=DocumentStore.load(release_parts.part(release, "documents").path, verify=False),
             fusion=fusion,

@@ -147,6 +147,11 @@ class LoadedRelease:
         return fusion
 
     @property
+    def _final_order(self) -> Fusion | None:
+        """The fusion of a release with documents; None where it has none."""
+        return self._searchable.fusion
+
+    @property
     def _searchable(self) -> SearchableContents:
         if self._contents is None:
             raise NotServedError(contents.LACKS["documents"])

@@ -60,6 +60,11 @@ class Searcher(LoadedRelease):
     def _chance(self) -> ChanceLevel:
         return ChanceLevel(self.embedder, self.semantic)
 
+    @property
+    def retrieval(self) -> Retrieval:
+        """The two ways of finding documents; raises NotServedError where the release has none."""
+        return Retrieval(self._searchable)
+
     def search(
         self,
         query: str,
@@ -97,9 +102,7 @@ class Searcher(LoadedRelease):
         candidates = self._candidates(search, max(retrieve, top_n), filters)
         options.deadline.check()
         ranked = self._ranked(search, candidates)
-        fits = None
-        if candidates.queried:
-            fits = self._chance.exceeded(candidates.by_words, candidates.by_meaning, models.options)
+        fits = self._fits(candidates, models.options) if candidates.queried else None
         return self._result(search, candidates, ranked, fits, top_n)
 
     def fused(
@@ -148,11 +151,15 @@ class Searcher(LoadedRelease):
             self._searchable, doc_id, neighbours=neighbours, deadline=options.deadline, release=self.release
         )
 
+    def _fits(self, candidates: Candidates, options: RequestOptions) -> bool | None:
+        """Whether anything may answer the query; see `ChanceLevel.exceeded`."""
+        return self._chance.exceeded(candidates.by_words, candidates.by_meaning, options)
+
     def _candidates(
         self, search: RunningSearch, depth: int, filters: Mapping[str, Sequence[Value]] | None
     ) -> Candidates:
         """The first `depth` documents that BM25 and the encoder find for a query, with their first-stage scores."""
-        retrieval, query, wanted = Retrieval(self._searchable), search.query, search.details.lists
+        retrieval, query, wanted = self.retrieval, search.query, search.details.lists
         with search.watch("lexical"):
             among = retrieval.rows_where(filters) if filters else None
             by_words = retrieval.by_words(query, depth, among)
@@ -167,15 +174,15 @@ class Searcher(LoadedRelease):
             vector = queried.values[0] if queried else None
             by_meaning = [] if vector is None else retrieval.by_meaning(vector, depth, among)
             rows = join(by_words, by_meaning)
-            fusion = self._searchable.fusion if queried and "reranked" in wanted else None
+            fusion = self._final_order if queried and "reranked" in wanted else None
             pool = retrieval.pool(query, rows, vector, fusion)
         return Candidates(by_words=by_words, by_meaning=by_meaning, rows=rows, pool=pool, queried=queried)
 
     def _ranked(self, search: RunningSearch, candidates: Candidates) -> RankedCandidates:
         """The candidates in the final order: by all scores, or by those of the models that answered."""
-        rows, pool, fusion = candidates.rows, candidates.pool, self._searchable.fusion
+        rows, pool, fusion, remote = candidates.rows, candidates.pool, self._final_order, candidates.remote
         with search.watch("documents"):
-            documents = dict(zip(rows, self.documents.get_many(rows), strict=True))
+            documents = remote.documents if remote else dict(zip(rows, self.documents.get_many(rows), strict=True))
         with search.watch("rerank"):
             scored = None
             if "ranker" in self.models and "reranked" in search.details.lists:
@@ -211,7 +218,7 @@ class Searcher(LoadedRelease):
             lexical=answers.results(lists["lexical"], shown),
             semantic=answers.results(lists["semantic"], shown),
             reranked=answers.results(
-                lists["reranked"], shown, relevances, self._explanations(search, lists["reranked"], ranked)
+                lists["reranked"], shown, relevances, self._explanations(search, lists["reranked"], candidates, ranked)
             ),
             fits=fits,
             facets=answers.facets(search.details.facets, ranked.documents.values(), search.options.deadline),
@@ -220,6 +227,7 @@ class Searcher(LoadedRelease):
             cache_hits=sum(part.hits for part in fetched),
             cache_misses=sum(part.misses for part in fetched),
             degraded=search.models.missing,
+            shards=candidates.remote.shards if candidates.remote else None,
             model_failed=search.models.failed,
         )
 
@@ -244,15 +252,16 @@ class Searcher(LoadedRelease):
         )
 
     def _explanations(
-        self, search: RunningSearch, hits: Sequence[Hit], ranked: RankedCandidates
+        self, search: RunningSearch, hits: Sequence[Hit], candidates: Candidates, ranked: RankedCandidates
     ) -> dict[int, Explanation] | None:
         """The reasons for each result of the final list, by row; None where the search does not ask for them."""
         if not search.details.explain:
             return None
         search.options.deadline.check()
-        matched = self.lexical.term_scores(search.query, [hit.row for hit in hits])
+        rows, remote = [hit.row for hit in hits], candidates.remote
+        matched = [remote.terms[row] for row in rows] if remote else self.lexical.term_scores(search.query, rows)
         search.options.deadline.check()
-        fusion = self._searchable.fusion
+        fusion = self._final_order
         return {
             hit.row: answers.explanation(terms, fusion, ranked.features.get(hit.row))
             for hit, terms in zip(hits, matched, strict=True)

@@ -1,0 +1,136 @@
+"""The flow that divides documents into shards: a release for each shard, and one of the models that asks them all."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flows import indexing, judging, publishing, runner
+from pipeline import recipe as recipes
+from pipeline import release_parts, releases
+from pipeline.artifacts import Artifact
+from pipeline.compute import engine_of
+from pipeline.config import ComputeConfig, IndexConfig, Recipe, SourceConfig
+from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def reindex(
+    documents: Sequence[SourceConfig],
+    workspace: Path,
+    shards: int,
+    *,
+    release: str = "live",
+    compute: ComputeConfig | None = None,
+) -> dict[str, Any]:
+    """Publishes the documents of these sources in so many shards, with the models of a release; none goes live.
+
+    Each shard is a release that `relevance serve --release` serves. The one without documents is served with
+    `--shards` and the addresses of the others. Vectors are reused by the digest of a text, as in any re-index.
+
+    Args:
+        documents: where the documents are.
+        shards: at least 2.
+        release: the release whose models are kept.
+        compute: where documents are embedded; this process where None.
+
+    Raises:
+        ConfigError: fewer than two shards, or a recipe whose fields are indexed apart.
+        MissingError: no such release or source.
+        SchemaError: a shard would have no document.
+    """
+    from index import lexical
+    from index import shards as index_shards
+    from pipeline.data import corpus
+
+    began = time.monotonic()
+    if shards < 2:
+        raise ConfigError(f"--shards {shards}: give 2 or more; without it all documents stay in one release")
+    run = runner.Runner(workspace, engine=engine_of(compute or ComputeConfig()))
+    registry = releases.Releases(workspace)
+    old = registry.open(release)
+    recipe = recipes.parse(Recipe, old.manifest.config)
+    if recipe.index.fields:
+        raise ConfigError("--shards: the release's recipe indexes fields apart (index.fields), which shards cannot yet")
+    kept = {name: release_parts.part(old, name) for name in judging.PARTS if release_parts.has_part(old, name)}
+    models = {name: part for name, part in kept.items() if name not in ("lexical", "documents", "index")}
+    data = run(corpus.make, documents, Path(), recipe.data.faulty_rows)
+    whole = run(lexical.make, recipe.index, data=data)
+    published = []
+    for number in range(shards):
+        named = run.labelled(f"shard {number + 1} of {shards}")
+        cut = named(index_shards.documents, number, shards, data=data)
+        parts = _parts(recipe.index, named, encoder=models["encoder"], data=cut, whole=whole, queries=kept.get("index"))
+        metrics = publishing.metrics(old, parts["documents"], "corpus")
+        made = registry.publish(models | parts, metrics=metrics, config=old.manifest.config)
+        published.append({"release": made.fingerprint, "documents": parts["documents"].metrics["documents"]})
+    figures = {name: value for name, value in old.metrics.items() if name not in ("documents", "figures")}
+    collection = {"data": data.fingerprint, "shards": shards}
+    front = registry.publish(models, metrics={**figures, "collection": collection}, config=old.manifest.config)
+    return {
+        "release": front.fingerprint,
+        "shards": published,
+        "documents": data.metrics["documents"],
+        "seconds": round(time.monotonic() - began, 1),
+    }
+
+
+def _parts(
+    config: IndexConfig,
+    run: runner.Runner,
+    *,
+    encoder: Artifact,
+    data: Artifact,
+    whole: Artifact,
+    queries: Artifact | None,
+) -> dict[str, Artifact]:
+    """The parts of a shard's release that are made from documents.
+
+    Args:
+        data: the documents of the shard.
+        whole: the lexical index of all documents.
+        queries: an index of the same encoder whose queries recall is measured on, where the recipe states it.
+    """
+    from index import documents, semantic_build, shards, vectors
+    from index.quality import QualityFilter
+    from serving.runtime import offline
+
+    digest = offline.digest(encoder)
+    known = vectors.earlier(run.workspace, digest)
+    embedded = run(
+        vectors.make,
+        digest,
+        data=data,
+        embed=offline.embedder(encoder),
+        previous=known,
+        embedding_round=vectors.last_round(known, data),
+        quality=QualityFilter.of(config),
+        engine=run.engine,
+    )
+    judged = indexing.held_out(config, encoder, digest, queries or data)
+    return {
+        "lexical": run(shards.lexical, data=data, whole=whole),
+        "documents": run(documents.make, data=data),
+        "index": run(semantic_build.make, config, vectors=embedded, queries=judged),
+    }
+
+
+def render(figures: dict[str, Any]) -> "Table":
+    """A table of the shards, and the commands that serve them."""
+    from rich.table import Table
+
+    count = len(figures["shards"])
+    urls = ",".join(f"http://HOST{number + 1}:8080" for number in range(count))
+    table = Table(
+        title=f"{figures['documents']:,} documents in {count} shards",
+        title_justify="left",
+        caption=f"relevance serve --release {figures['release'][:12]} --shards {urls}",
+        caption_justify="left",
+    )
+    for column in ("shard", "documents", "serve it with"):
+        table.add_column(column)
+    for number, shard in enumerate(figures["shards"], start=1):
+        table.add_row(str(number), f"{shard['documents']:,}", f"relevance serve --release {shard['release'][:12]}")
+    return table

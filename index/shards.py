@@ -1,0 +1,156 @@
+"""Shards: a collection divided by a hash of its ids, each part with indexes of its own and the statistics of the whole.
+
+    corpus ─► lexical index of the whole ─┐
+       └────► documents of shard 0 … N-1 ─┴─► lexical index of the shard, with idf and average length of the whole
+                                          └─► vectors, document store and semantic index, as of any documents
+
+So BM25 gives each document the score that it has in one index over all documents, bit for bit, and a merged list of
+all shards is the list of one index. A document's row among all documents is kept, as equal scores are ordered by it.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from index.hits import read_ids, write_ids
+from index.postings import Postings
+from index.segments import SegmentMap, read_array
+from index.term_weights import COLLECTION, HOLDERS, WeighedSegment, read_collection
+from pipeline import artifacts
+from pipeline.artifacts import Artifact, Staging
+from pipeline.errors import ArtifactError, SchemaError
+from pipeline.stage import Stage
+
+DOCUMENTS = Stage("corpus", version=1, inputs={"data": ("data", "corpus")}, title="documents of a shard")
+LEXICAL = Stage("lexical", version=1, inputs={"data": "corpus", "whole": "lexical"}, title="lexical index of a shard")
+
+ROWS = "collection_rows.npy"
+"""The file with the row of each document among those of the whole collection."""
+
+
+def shard_of(doc_id: str, count: int) -> int:
+    """The shard, from 0, that holds the document with this id."""
+    return int.from_bytes(hashlib.blake2b(doc_id.encode(), digest_size=8).digest(), "big") % count
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WholeCollection:
+    """The whole that a shard is a part of: `collection.json` of its lexical index."""
+
+    shard: int
+    """From 0."""
+    shards: int
+    data: str
+    """Fingerprint of all documents; equal for the shards of one build."""
+    documents: int
+    """Documents of all shards."""
+    terms: int
+    """Terms of all documents, with repetitions."""
+
+    @classmethod
+    def of(cls, lexical: Artifact) -> "WholeCollection | None":
+        """The collection that a lexical index is a shard of; None where it is whole.
+
+        Raises:
+            ArtifactError: the file cannot be read.
+        """
+        if COLLECTION not in lexical.manifest.files:
+            return None
+        try:
+            return cls(**read_collection(lexical))
+        except TypeError as error:
+            path = lexical.file(COLLECTION)
+            raise ArtifactError(f"{path}: not readable ({error}); {artifacts.remedy(path)}") from error
+
+
+@DOCUMENTS
+def documents(workspace: Path, number: int, count: int, *, data: Artifact) -> Artifact:
+    """The `corpus` artifact of one shard: its documents in the order of the whole, and their rows there.
+
+    Raises:
+        SchemaError: the shard has no document.
+    """
+
+    def build(staging: Staging) -> Mapping[str, Any]:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        rows: list[int] = []
+        start = 0
+        target = staging.folder / "documents.parquet"
+        with (
+            pq.ParquetFile(data.file("documents.parquet")) as file,
+            pq.ParquetWriter(target, file.schema_arrow, compression="zstd") as out,
+        ):
+            for batch in file.iter_batches():
+                ids = batch.column("doc_id").to_pylist()
+                held = [place for place, doc_id in enumerate(ids) if shard_of(doc_id, count) == number]
+                rows += [start + place for place in held]
+                start += len(ids)
+                if held:
+                    out.write_batch(batch.take(pa.array(held)))
+        if not rows:
+            raise SchemaError(f"{data.path}: shard {number} of {count} would have no document; make fewer shards")
+        np.save(staging.folder / ROWS, np.array(rows, np.int64))
+        return {"documents": len(rows)}
+
+    config = {"shard": number, "shards": count}
+    return DOCUMENTS.make(workspace, config=config, inputs={"data": data}, build=build)
+
+
+@LEXICAL
+def lexical(workspace: Path, *, data: Artifact, whole: Artifact) -> Artifact:
+    """The `lexical` artifact of a shard: its postings, cut out of those of the whole, with the whole's statistics.
+
+    Args:
+        data: the documents of the shard.
+        whole: the lexical index of all documents.
+
+    Raises:
+        ArtifactError: the index is one from before postings, or not over the documents that the shard was cut from.
+    """
+    if WeighedSegment.FILES[0] in whole.manifest.files or whole.manifest.inputs["data"] != data.manifest.inputs["data"]:
+        raise ArtifactError(f"{whole.path}: no index of the documents that {data.path} is a shard of; index them again")
+
+    def build(staging: Staging) -> Mapping[str, Any]:
+        doc_ids = read_ids(whole.file("ids.parquet"))
+        rows = read_array(data.file(ROWS))
+        numbers = np.full(len(doc_ids), -1, np.int64)
+        numbers[rows] = np.arange(len(rows))
+        layout = SegmentMap.read(whole, len(doc_ids))
+        parts: list[tuple[Postings, npt.NDArray[np.int64]]] = []
+        holders: dict[str, int] = {}
+        terms = 0
+        for place, segment in enumerate(layout.segments):
+            postings = Postings.read(whole.path / segment.folder)
+            of_whole = layout.rows_of(place).astype(np.int64)
+            alive = of_whole >= 0
+            parts.append((postings, np.where(alive, numbers[of_whole], -1)))
+            for term, held in zip(postings.terms, postings.living(alive).tolist(), strict=True):
+                holders[term] = holders.get(term, 0) + held
+            terms += int(postings.lengths[alive].sum(dtype=np.int64))
+        own = Postings.merged(parts, len(rows))
+        own.write(staging.folder)
+        np.save(staging.folder / HOLDERS, np.array([holders[term] for term in own.terms], np.int32))
+        np.save(staging.folder / ROWS, rows)
+        write_ids(staging.folder / "ids.parquet", [doc_ids[row] for row in rows.tolist()])
+        collection = WholeCollection(
+            shard=int(data.manifest.config["shard"]),
+            shards=int(data.manifest.config["shards"]),
+            data=whole.manifest.inputs["data"],
+            documents=len(doc_ids),
+            terms=terms,
+        )
+        (staging.folder / COLLECTION).write_text(json.dumps(asdict(collection), indent=1) + "\n", encoding="utf-8")
+        size = sum(path.stat().st_size for path in staging.folder.iterdir())
+        return {"documents": len(rows), "terms": len(own.terms), "bytes_per_document": round(size / len(rows), 1)}
+
+    return LEXICAL.make(
+        workspace, config=dict(whole.manifest.config), inputs={"data": data, "whole": whole}, build=build
+    )

@@ -1,0 +1,92 @@
+"""POST /candidates: what a shard has for a query; called by the service that asks all shards, not by people."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, Field
+from starlette.responses import Response
+
+from serving.api.json_io import request_schema
+from serving.api.request import RequestContext
+from serving.api.schemas import ClientShape, RequestBody
+from serving.api.search import MAX_QUERY_CHARS, Filters, Value
+from serving.errors import BodyTooLargeError
+from serving.scoring import shard_candidates
+from serving.scoring.shard_candidates import ShardQuery
+
+MAX_DIMENSIONS = 16_384
+
+router = APIRouter()
+
+OWN_CANDIDATES = ClientShape(
+    client="search-relevance", honoured=frozenset({"query", "depth", "vector", "filters", "terms"})
+)
+
+
+class CandidatesRequest(RequestBody):
+    """A query to one shard, with the vector that the asking service has made of it."""
+
+    known_only: ClassVar[bool] = True
+    shapes: ClassVar[tuple[ClientShape, ...]] = (OWN_CANDIDATES,)
+
+    query: str = Field(description="What is searched for.", examples=["sort a list"])
+    depth: int = Field(20, ge=1, description="Documents that BM25 and the encoder each bring.")
+    vector: list[float] | None = Field(
+        None, max_length=MAX_DIMENSIONS, description="The encoder's vector of the query; without it BM25 alone finds."
+    )
+    filters: Filters | None = Field(None, description="As in /search.")
+    terms: bool | None = Field(None, description="Give each matched term's part in BM25.")
+
+
+class ShardCandidate(BaseModel):
+    """One document of a shard with its first-stage scores."""
+
+    row: int = Field(description="Its row among the documents of all shards.")
+    doc_id: str
+    title: str
+    text: str
+    fields: dict[str, Any]
+    bm25: float
+    cosine: float | None
+    terms: dict[str, float]
+
+
+class CandidatesAnswer(BaseModel):
+    """The documents that a shard finds by BM25 and by the encoder."""
+
+    release: str
+    encoder: str
+    data: str = Field(description="Fingerprint of the documents of all shards.")
+    shard: int
+    known_filter: bool = Field(description="Whether the shard has documents with the fields of `filters`.")
+    field_names: list[str]
+    lexical: list[tuple[int, float]] = Field(description="Row and score, the best first.")
+    semantic: list[tuple[int, float]]
+    documents: list[ShardCandidate]
+
+
+@router.post(
+    "/candidates",
+    tags=["search"],
+    responses={200: {"model": CandidatesAnswer}},
+    openapi_extra=request_schema(CandidatesRequest),
+)
+async def candidates(request: Request) -> Response:
+    """What this shard finds for a query, before any ranking; `relevance serve --shards` asks it."""
+    context = RequestContext(request)
+    body = await context.read(CandidatesRequest)
+    settings, searcher = context.service.settings, context.searcher
+    if len(body.query) > MAX_QUERY_CHARS:
+        raise BodyTooLargeError(f"query has {len(body.query)} characters; a search takes at most {MAX_QUERY_CHARS}")
+    if body.depth > (limit := max(settings.max_results, settings.retrieve)):
+        raise BodyTooLargeError(f"depth is {body.depth}; at most {limit} are given (RELEVANCE_MAX_RESULTS)")
+    filters: Mapping[str, Sequence[Value]] = body.filters or {}
+    asked = ShardQuery(query=body.query, depth=body.depth, vector=body.vector, filters=filters, terms=bool(body.terms))
+
+    def work() -> Any:
+        answer = shard_candidates.answer(searcher, asked, context.options.deadline)
+        context.counts(len(answer["documents"]))
+        return answer
+
+    return await context.answer(work)

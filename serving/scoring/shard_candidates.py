@@ -1,0 +1,96 @@
+"""The candidates of one shard for a query, as the service that asks all shards reads them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from index.document_store import Value
+from index.hits import Hit
+from index.semantic import join
+from pipeline import text
+from pipeline.errors import MissingError
+from serving.errors import InvalidRequestError, NotServedError
+from serving.runtime.deadline import Deadline
+from serving.scoring.loaded_release import MAX_FIELDS
+from serving.scoring.searcher import Searcher
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardQuery:
+    """A query to one shard."""
+
+    query: str
+    depth: int
+    """Documents that BM25 and the encoder each bring."""
+    vector: Sequence[float] | None
+    """The encoder's, of the query; None where it is missing."""
+    filters: Mapping[str, Sequence[Value]]
+    terms: bool
+    """Whether the parts of each matched term are wanted."""
+
+
+def answer(searcher: Searcher, asked: ShardQuery, deadline: Deadline) -> dict[str, Any]:
+    """What a shard finds for a query, with scores and contents; rows are those of the whole collection.
+
+    Raises:
+        NotServedError: the release is no shard.
+        InvalidRequestError: the vector has another width than the index.
+        DeadlineError, ClientGoneError
+    """
+    contents = searcher.retrieval.contents
+    collection, rows_of_whole = contents.collection, contents.collection_rows
+    if collection is None or rows_of_whole is None:
+        raise NotServedError("this release is no shard; `relevance reindex --shards` makes some")
+    vector = None
+    if asked.vector is not None:
+        vector = np.array(asked.vector, np.float32)
+        if vector.shape != (searcher.encoder.dimensions,) or not np.isfinite(vector).all():
+            raise InvalidRequestError(f"vector: must be {searcher.encoder.dimensions} finite numbers")
+    query, known_filter = text.clean(asked.query), True
+    among = None
+    if asked.filters:
+        try:
+            among = contents.documents.rows_where(asked.filters)
+        except MissingError:
+            # Another shard may have documents with this field.
+            among, known_filter = np.zeros(0, np.int64), False
+    deadline.check()
+    by_words = searcher.retrieval.by_words(query, asked.depth, among)
+    deadline.check()
+    by_meaning = [] if vector is None else searcher.retrieval.by_meaning(vector, asked.depth, among)
+    deadline.check()
+    rows = join(by_words, by_meaning)
+    pool = searcher.retrieval.pool(query, rows, vector, None)
+    documents = contents.documents.get_many(rows)
+    terms = contents.lexical.term_scores(query, rows) if asked.terms else [{} for _ in rows]
+    deadline.check()
+
+    def hits(found: Sequence[Hit]) -> list[tuple[int, float]]:
+        return [(int(rows_of_whole[hit.row]), float(hit.score)) for hit in found]
+
+    return {
+        "release": searcher.release,
+        "encoder": searcher.encoder.digest,
+        "data": collection.data,
+        "shard": collection.shard,
+        "known_filter": known_filter,
+        "field_names": list(islice(searcher.fields, MAX_FIELDS)),
+        "lexical": hits(by_words),
+        "semantic": hits(by_meaning),
+        "documents": [
+            {
+                "row": int(rows_of_whole[row]),
+                "doc_id": document.doc_id,
+                "title": document.title,
+                "text": document.text,
+                "fields": document.extra,
+                "bm25": float(pool.bm25[number]),
+                "cosine": None if pool.cosines is None else float(pool.cosines[number]),
+                "terms": terms[number],
+            }
+            for number, (row, document) in enumerate(zip(rows, documents, strict=True))
+        ],
+    }

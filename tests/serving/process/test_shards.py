@@ -1,0 +1,181 @@
+"""Documents in shards, each behind a service of its own: one answer for all, and none that is short in silence."""
+
+import json
+import os
+import shutil
+import signal
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from flows import shards as divided
+from flows import sources
+from index.shards import shard_of
+from pipeline.errors import ConfigError, SchemaError
+from serving.runtime.admission import RequestOptions
+from serving.runtime.deadline import Deadline
+from serving.scoring.answers import SearchDetails
+from serving.scoring.searcher import Searcher
+from tests.serving import processes
+from tests.serving.conftest import DOCUMENTS, TinyWorkspace
+from tests.serving.processes import Server
+
+SHARDS = 3
+QUERIES = (
+    "sort a list",
+    "open a file",
+    "读 列表",
+    "function 3 words",
+    "json document",
+    "clock sleep",
+    "nothing at all",
+)
+
+
+@dataclass
+class Divided:
+    """A release over all documents, and the same documents in shards behind services."""
+
+    tiny: TinyWorkspace
+    whole: Searcher
+    figures: dict[str, Any]
+    services: list[Server]
+    front: Server
+
+    def search(self, seconds: float = 60.0, **body: Any) -> dict[str, Any]:
+        request = urllib.request.Request(
+            f"{self.front.url}/search",
+            json.dumps(body).encode(),
+            {"content-type": "application/json", "x-request-timeout-ms": str(int(1000 * seconds))},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=120) as answer:
+                return {"status": answer.status, **json.load(answer)}
+        except urllib.error.HTTPError as error:
+            with error:
+                return {"status": error.code, **json.load(error)}
+
+    def shard_ids(self, missing: int) -> list[str]:
+        """Ids of the documents of all shards but one."""
+        return [f"d{row}" for row in range(len(DOCUMENTS)) if shard_of(f"d{row}", SHARDS) != missing]
+
+
+def folder_of_documents(tiny: TinyWorkspace, folder: Path) -> Path:
+    folder.mkdir()
+    shutil.copy(tiny.data().file("documents.parquet"), folder / "documents.parquet")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Divided]:
+    place = tmp_path_factory.mktemp("shards")
+    tiny = TinyWorkspace(place / "workspace")
+    tiny.releases.promote(tiny.publish(1), reason="test")
+    documents = sources.named(str(folder_of_documents(tiny, place / "documents")))
+    figures = divided.reindex(documents, tiny.path, SHARDS)
+    services = [processes.start(tiny.path, RELEVANCE_RELEASE=shard["release"]) for shard in figures["shards"]]
+    addresses = ",".join(service.url for service in services)
+    front = processes.start(tiny.path, RELEVANCE_RELEASE=figures["release"], RELEVANCE_SHARDS=addresses)
+    yield Divided(tiny, Searcher(tiny.folder(tiny.releases.resolve("live"))), figures, services, front)
+    for server in (front, *services):
+        if server.process.poll() is None:
+            server.process.send_signal(signal.SIGCONT)
+            server.stop()
+
+
+def plain(answer: dict[str, Any], name: str) -> list[tuple[Any, ...]]:
+    keys = ("doc_id", "title", "snippet", "rank", "lexical_rank", "semantic_rank", "rank_change")
+    return [tuple(hit[key] for key in keys) for hit in answer[name]]
+
+
+def test_every_document_is_in_one_shard(shards: Divided) -> None:
+    held = [shard["documents"] for shard in shards.figures["shards"]]
+    assert sum(held) == len(DOCUMENTS) == shards.figures["documents"]
+    for number, shard in enumerate(shards.figures["shards"]):
+        path = shards.tiny.folder(shard["release"]) / "lexical" / "ids.parquet"
+        ids = pq.read_table(path).column("doc_id").to_pylist()
+        assert ids == [f"d{row}" for row in range(len(DOCUMENTS)) if shard_of(f"d{row}", SHARDS) == number]
+    assert shards.tiny.releases.resolve("live") not in [shard["release"] for shard in shards.figures["shards"]]
+
+
+@pytest.mark.parametrize("filters", [None, {"year": [2001, 2003]}, {"tags": ["t1"]}], ids=str)
+def test_the_merged_answer_is_that_of_one_index(shards: Divided, filters: dict[str, Any] | None) -> None:
+    from dataclasses import asdict
+
+    for query in QUERIES:
+        details = SearchDetails(explain=True, fields=("year",), facets=("kind",))
+        one = asdict(
+            shards.whole.search(
+                query, top_n=10, filters=filters, details=details, options=RequestOptions(Deadline.never())
+            )
+        )
+        merged = shards.search(query=query, filters=filters, explain=True, fields=["year"], facets=["kind"])
+        assert merged["status"] == 200
+        assert merged["partial"] is False
+        assert merged["shards"] == {"answered": SHARDS, "of": SHARDS, "missing": []}
+        assert merged["candidates"] == one["candidates"]
+        assert merged["facets"] == one["facets"]
+        for name in ("lexical", "semantic", "reranked"):
+            assert plain(merged, name) == plain(one, name), (query, name)
+            scores = [[hit["score"] for hit in answer[name]] for answer in (one, merged)]
+            np.testing.assert_allclose(scores[1], scores[0], rtol=0, atol=1e-6)
+            assert [hit["fields"] for hit in merged[name]] == [hit["fields"] for hit in one[name]]
+        for first, second in zip(one["reranked"], merged["reranked"], strict=True):
+            assert first["explain"]["terms"].keys() == second["explain"]["terms"].keys()
+            np.testing.assert_allclose(second["relevance"], first["relevance"], rtol=0, atol=1e-6)
+
+
+def test_fields_that_no_shard_knows_are_refused(shards: Divided) -> None:
+    for body in ({"filters": {"colour": "red"}}, {"facets": ["colour"]}):
+        answer = shards.search(query="sort a list", **body)
+        assert answer["status"] == 422
+        assert "kind, tags, year" in answer["error"]
+
+
+def test_a_release_must_be_the_one_of_models_and_fit_the_addresses(shards: Divided, tmp_path: Path) -> None:
+    whole = shards.tiny.releases.resolve("live")
+    addresses = ",".join(f"http://127.0.0.1:{port}" for port in (1, 2, 3))
+    with pytest.raises(AssertionError, match="reindex --shards"):
+        processes.start(shards.tiny.path, RELEVANCE_RELEASE=whole, RELEVANCE_SHARDS=addresses)
+    with pytest.raises(AssertionError, match="has 3 shards, and 1 addresses"):
+        processes.start(
+            shards.tiny.path, RELEVANCE_RELEASE=shards.figures["release"], RELEVANCE_SHARDS="http://127.0.0.1:1"
+        )
+    documents = sources.named(str(folder_of_documents(shards.tiny, tmp_path / "documents")))
+    with pytest.raises(ConfigError, match="--shards 1: give 2 or more"):
+        divided.reindex(documents, shards.tiny.path, 1)
+    with pytest.raises(SchemaError, match="would have no document"):
+        divided.reindex(documents, shards.tiny.path, 500)
+
+
+def test_a_late_shard_and_a_dead_one_are_named_and_the_rest_is_answered(shards: Divided) -> None:
+    late, others = shards.services[1], set(shards.shard_ids(1))
+    for pid in (late.process.pid, *late.workers):
+        os.kill(pid, signal.SIGSTOP)
+    answer = shards.search(query="a list of documents", seconds=3.0)
+    for pid in (*late.workers, late.process.pid):
+        os.kill(pid, signal.SIGCONT)
+    assert (answer["status"], answer["partial"]) == (200, True)
+    assert (answer["shards"]["answered"], answer["shards"]["of"]) == (2, 3)
+    assert [item["shard"] for item in answer["shards"]["missing"]] == [late.url]
+    assert answer["shards"]["missing"][0]["reason"].startswith("no answer in")
+    found = [hit["doc_id"] for hit in answer["reranked"]]
+    assert found
+    assert set(found) <= others
+
+    late.stop()
+    answer = shards.search(query="a list of documents")
+    assert (answer["status"], answer["partial"]) == (200, True)
+    assert [item["shard"] for item in answer["shards"]["missing"]] == [late.url]
+    for service in (shards.services[0], shards.services[2]):
+        service.stop()
+    answer = shards.search(query="a list of documents")
+    assert answer["status"] == 503
+    assert "no shard of the documents answers" in answer["error"]

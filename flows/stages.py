@@ -42,6 +42,7 @@ MODULES = (
     "serving.runtime.ranker_trials",
     "pipeline.evaluation.ablation",
     "pipeline.evaluation.study",
+    "index.shards",
 )
 """The files that declare stages, in the order of a retraining; a new stage's file is added here."""
 
@@ -50,8 +51,9 @@ COMPARISONS = (
     "pipeline.evaluation.ablation",
     "pipeline.evaluation.study",
     "pipeline.training.rank_fusion",
+    "index.shards",
 )
-"""The files whose stages compare students or serve ready-made models, and take no part in a retraining."""
+"""The files whose stages compare students, serve ready-made models or divide documents: none is of a retraining."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -187,7 +187,8 @@ class _Work:
 
     def _lose(self, worker: _Worker, error: Exception) -> None:
         """Gives the batches of a worker that died to others; it dies of the first one, if of any."""
-        log.warning("%s: a worker of the Ray cluster is lost: %s", self._label, str(error).split("\n")[0])
+        reason = str(error).split("\n")[0]
+        log.warning("%s: a worker of the Ray cluster is lost: %s", self._label, reason)
         self._workers.remove(worker)
         self._references = {item: owner for item, owner in self._references.items() if owner[1] is not worker}
         if worker.running:
@@ -196,7 +197,7 @@ class _Work:
             if self._losses[number] >= LOSSES:
                 raise UnavailableError(
                     f"{self._label}: {LOSSES} workers of the Ray cluster died of the same batch; the last one: "
-                    f"{error}. Give workers more memory, or set compute.engine to local. {ray_cluster.RESUME}"
+                    f"{reason} Give workers more memory, or set compute.engine to local. {ray_cluster.RESUME}"
                 ) from error
         self._to_do.extendleft(reversed(worker.running))
 

@@ -73,16 +73,30 @@ def engine(request: pytest.FixtureRequest) -> ComputeEngine:
     return on(request.getfixturevalue("two_nodes"))
 
 
-def on(nodes: TwoNodes) -> ComputeEngine:
-    return compute.engine_of(ComputeConfig(engine="ray", address=nodes.address))
+def on(nodes: TwoNodes, workers: int = 0) -> ComputeEngine:
+    return compute.engine_of(ComputeConfig(engine="ray", address=nodes.address, workers=workers))
 
 
 class Squares:
-    """The square of a number, the process that computed it, and what was asked of it by its class."""
+    """The square of a number, and the process that computed it."""
 
     def __call__(self, number: int) -> tuple[int, int]:
         time.sleep(0.02 * (number % 3))  # Later batches are ready before earlier ones.
         return number**2, os.getpid()
+
+
+class SquaresOfSeveral(Squares):
+    """Squares that wait until so many processes compute some; each leaves a file in a folder."""
+
+    def __init__(self, processes: int, folder: Path) -> None:
+        self.processes, self.folder = processes, folder
+
+    def __call__(self, number: int) -> tuple[int, int]:
+        (self.folder / str(os.getpid())).touch()
+        until = time.monotonic() + 60
+        while len(list(self.folder.iterdir())) < self.processes and time.monotonic() < until:
+            time.sleep(0.01)
+        return super().__call__(number)
 
 
 class RefusesSeven(Squares):
@@ -128,8 +142,10 @@ def content(artifact: Any) -> dict[str, str]:
     return {name: record.sha256 for name, record in artifact.manifest.files.items()}
 
 
-def test_results_come_in_order_and_batches_are_drawn_a_bounded_number_ahead(engine: ComputeEngine) -> None:
-    drawn = 0
+def test_results_come_in_order_and_batches_are_drawn_a_bounded_number_ahead(
+    engine: ComputeEngine, tmp_path: Path
+) -> None:
+    drawn, workers = 0, 1 if isinstance(engine, compute.LocalEngine) else 2
 
     def numbers() -> Iterator[int]:
         nonlocal drawn
@@ -138,12 +154,14 @@ def test_results_come_in_order_and_batches_are_drawn_a_bounded_number_ahead(engi
             yield drawn
 
     processes = set()
-    for given, (square, process) in enumerate(engine.map(Squares(), numbers(), label="squares"), start=1):
+    for given, (square, process) in enumerate(
+        engine.map(SquaresOfSeveral(workers, tmp_path), numbers(), label="squares"), start=1
+    ):
         assert square == given**2
         assert drawn - given <= 2 * ray_engine.DEPTH * ray_engine.AHEAD
         processes.add(process)
     assert drawn == given == 60
-    assert len(processes) == (1 if isinstance(engine, compute.LocalEngine) else 2)
+    assert len(processes) == workers
     assert list(engine.map(Squares(), [], label="nothing")) == []
 
 
@@ -153,20 +171,27 @@ def test_an_error_of_the_model_is_raised_as_it_is(engine: ComputeEngine) -> None
         list(results)
 
 
-def test_vectors_are_the_same_bytes(
+def test_vectors_are_the_same_bytes_though_a_worker_is_killed(
     engine: ComputeEngine, encoder: Any, untrained: Untrained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(vectors, "BATCH", 9)
     embed = offline.embedder(encoder)
     here = vectors.make(tmp_path / "here", "encoder", data=untrained.data, embed=embed)
-    there = vectors.make(tmp_path / "there", "encoder", data=untrained.data, embed=embed, engine=engine)
+    once = tmp_path / "once"
+    if not isinstance(engine, compute.LocalEngine):
+        once.touch()
+    word = _table(untrained.data.file("documents.parquet")).column("title")[40].as_py().split()[0]
+    dying = DyingEmbedder(embed, word, once)
+    there = vectors.make(tmp_path / "there", "encoder", data=untrained.data, embed=dying, engine=engine)
+    assert not once.exists()
     assert here.fingerprint == there.fingerprint
     assert content(here) == content(there)
 
 
 def test_teacher_scores_and_states_are_those_of_one_process(
-    engine: ComputeEngine, untrained: Untrained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    two_nodes: TwoNodes, untrained: Untrained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    engine = on(two_nodes, workers=1)  # Each would load PyTorch.
     monkeypatch.setattr(shards, "SHARD", 20)
     monkeypatch.setattr(scoring, "CPU_TOKENS", 256)
     inputs = {"teacher": untrained.ranker, "data": untrained.data, "pairs": untrained.pairs}
@@ -183,27 +208,6 @@ def _table(path: Path) -> Any:
     import pyarrow.parquet as pq
 
     return pq.read_table(path)
-
-
-def test_the_batch_of_a_killed_worker_is_computed_by_another(
-    two_nodes: TwoNodes, encoder: Any, untrained: Untrained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lives = tmp_path / "lives"
-    lives.mkdir()
-    (lives / "1").touch()
-    squares = [square for square, _ in on(two_nodes).map(DiesOnFive(lives), range(30), label="squares")]
-    assert squares == [number**2 for number in range(30)]
-    assert not list(lives.iterdir())
-
-    monkeypatch.setattr(vectors, "BATCH", 9)
-    embed = offline.embedder(encoder)
-    here = vectors.make(tmp_path / "here", "encoder", data=untrained.data, embed=embed)
-    word = _table(untrained.data.file("documents.parquet")).column("title")[40].as_py().split()[0]
-    (tmp_path / "once").touch()
-    dying = DyingEmbedder(embed, word, tmp_path / "once")
-    there = vectors.make(tmp_path / "there", "encoder", data=untrained.data, embed=dying, engine=on(two_nodes))
-    assert not (tmp_path / "once").exists()
-    assert content(here) == content(there)
 
 
 def test_a_batch_that_kills_every_worker_is_given_up(two_nodes: TwoNodes, tmp_path: Path) -> None:
@@ -223,12 +227,12 @@ def test_workers_refuse_a_model_that_is_not_the_one_here(two_nodes: TwoNodes, en
     model.write_bytes(content_of_model)
     with pytest.raises(ArtifactError, match=model.name):
         list(on(two_nodes).map(embed, [["a text"]], label="embedding"))
-    shutil.rmtree(copied.path)
+
+
+def test_a_file_of_another_artifact_is_named(encoder: Any, tmp_path: Path) -> None:
+    absent = PinnedArtifact(tmp_path / "absent", encoder.manifest.kind, {})
     with pytest.raises(ArtifactError, match="keep the workspace on storage that all machines"):
-        list(on(two_nodes).map(embed, [["a text"]], label="embedding"))
-
-
-def test_a_file_of_another_artifact_is_named(encoder: Any) -> None:
+        absent.opened(verify=False)
     digests = {name: record.sha256 for name, record in encoder.manifest.files.items()}
     other = PinnedArtifact(encoder.path, encoder.manifest.kind, {**digests, "tokenizer.json": "0" * 64})
     with pytest.raises(ArtifactError, match=r"tokenizer\.json: another file on"):
@@ -282,5 +286,5 @@ class Slow:
         self.embed = embed
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        time.sleep(1.0)
+        time.sleep(0.3)
         return self.embed(texts)

@@ -5,8 +5,10 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import repeat
+from operator import add
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,11 +19,16 @@ from pipeline.artifacts import Artifact
 from pipeline.errors import SchemaError
 from pipeline.text import document_text
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 COLUMNS = ("doc_id", "title", "text")
 BLANKS = " \t\n\r"
 """Characters that make no content, as the document store's own count has them."""
 BATCH = 1000
 """Documents that are in memory at once while they are read."""
+LARGE_BATCH = 10 * BATCH
+"""Documents that are in memory at once while they are hashed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,33 +58,58 @@ def _digests(path: Path) -> DocumentDigests:
     total = count(data)
     doc_ids: list[str] = []
     of_texts, of_contents, empty = bytearray(), bytearray(), 0
-    distinct = set[tuple[bytes, int]]()
-    for document in rows(data):
-        doc_id, title, text = document.pop("doc_id"), document.pop("title"), document.pop("text")
-        doc_ids.append(doc_id)
-        of_text = content_digest(document_text(title, text))
-        of_texts += of_text
-        # With the length of the title, the digest of both tells where the text begins.
-        distinct.add((of_text, len(title)))
-        extra = [item for item in document.items() if not is_missing(item[1])] if document else ""
-        rest = f"{len(title)} {doc_id} {extra!r}"
-        of_contents += hashlib.blake2b(of_text + rest.encode(), digest_size=DIGEST_BYTES).digest()
-        empty += not (title.strip(BLANKS) or text.strip(BLANKS))
+    title_lengths: list[int] = []
+    for batch in _batches(data, batch_size=LARGE_BATCH):
+        names, titles, texts = (batch.column(name).to_pylist() for name in COLUMNS)
+        others = batch.drop_columns(list(COLUMNS))
+        extras = map(_held, _documents(others)) if others.num_columns else repeat("", len(batch))
+        joined = [content_digest(document_text(*both)) for both in zip(titles, texts, strict=True)]
+        lengths = list(map(len, titles))
+        rest = [
+            f"{length} {doc_id} {extra!r}".encode()
+            for length, doc_id, extra in zip(lengths, names, extras, strict=True)
+        ]
+        of_texts += b"".join(joined)
+        of_contents += b"".join([_digest(both) for both in map(add, joined, rest)])
+        empty += sum(not (title.strip(BLANKS) or text.strip(BLANKS)) for title, text in zip(titles, texts, strict=True))
+        title_lengths += lengths
+        doc_ids += names
     if len(set(doc_ids)) != total:
         repeated = next(doc_id for doc_id, times in Counter(doc_ids).items() if times > 1)
         raise SchemaError(f"documents: two have the same doc_id '{repeated}'; every document needs its own")
-    shape = (total, DIGEST_BYTES)
+    texts = np.frombuffer(of_texts, np.uint8).reshape(total, DIGEST_BYTES)
     return DocumentDigests(
         doc_ids,
-        texts=np.frombuffer(of_texts, np.uint8).reshape(shape),
-        contents=np.frombuffer(of_contents, np.uint8).reshape(shape),
-        stats=CorpusStats(documents=total, empty=empty, duplicates=total - len(distinct)),
+        texts=texts,
+        contents=np.frombuffer(of_contents, np.uint8).reshape(total, DIGEST_BYTES),
+        stats=CorpusStats(
+            documents=total, empty=empty, duplicates=total - _distinct(texts, np.array(title_lengths, np.int64))
+        ),
     )
+
+
+def _held(document: dict[str, Any]) -> list[tuple[str, Any]]:
+    """The columns of a document that have a value, in their order."""
+    return [item for item in document.items() if not is_missing(item[1])]
+
+
+def _distinct(texts: Digests, title_lengths: Rows) -> int:
+    """The number of different pairs of title and text: the digest of both, and where the text begins."""
+    first, second = texts.view("<u8").T
+    order = np.lexsort((title_lengths, second, first))
+    differs = np.zeros(len(texts) - 1, bool)
+    for column in (first, second, title_lengths):
+        differs |= np.diff(column[order]) != 0
+    return 1 + int(differs.sum())
 
 
 def content_digest(text: str) -> bytes:
     """16 bytes that stand for a text."""
-    return hashlib.blake2b(text.encode(), digest_size=DIGEST_BYTES).digest()
+    return _digest(text.encode())
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=DIGEST_BYTES).digest()
 
 
 def field_digests(data: Artifact, field: str) -> Digests:
@@ -145,32 +177,47 @@ def rows(data: Artifact, columns: Sequence[str] | None = None, chosen: Rows | No
         columns: all where None.
         chosen: ascending rows; all where None.
     """
+    for batch in _batches(data, columns, chosen):
+        yield from _documents(batch)
+
+
+def _batches(
+    data: Artifact, columns: Sequence[str] | None = None, chosen: Rows | None = None, batch_size: int = BATCH
+) -> Iterator["pa.RecordBatch"]:
+    """The documents of `rows`, as record batches."""
     if chosen is not None and not len(chosen):
         return
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    with pq.ParquetFile(data.file("documents.parquet")) as file:
+        start = 0
+        for batch in file.iter_batches(batch_size=batch_size, columns=columns and list(columns)):
+            end = start + len(batch)
+            if chosen is None:
+                yield batch
+            else:
+                first, last = np.searchsorted(chosen, [start, end])
+                if last > first:
+                    yield batch.take(pa.array(chosen[first:last] - start))
+            start = end
+            if chosen is not None and start > chosen[-1]:
+                return
+
+
+def _documents(batch: "pa.RecordBatch") -> list[dict[str, Any]]:
+    """The rows of a batch, with 32-bit floats as the shortest numbers that they stand for."""
+    import pyarrow as pa
+
     def is_short_float(kind: pa.DataType) -> bool:
         kind = kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else kind
         return bool(pa.types.is_float32(kind) or pa.types.is_float16(kind))
 
-    with pq.ParquetFile(data.file("documents.parquet")) as file:
-        short = [item.name for item in file.schema_arrow if is_short_float(item.type)]
-        start = 0
-        for batch in file.iter_batches(batch_size=BATCH, columns=columns and list(columns)):
-            end = start + len(batch)
-            if chosen is not None:
-                first, last = np.searchsorted(chosen, [start, end])
-                documents = batch.take(pa.array(chosen[first:last] - start)).to_pylist()
-            else:
-                documents = batch.to_pylist()
-            start = end
-            for name in [name for name in short if name in batch.schema.names]:
-                for document in documents:
-                    document[name] = _shortest(document[name])
-            yield from documents
-            if chosen is not None and start > chosen[-1]:
-                return
+    documents: list[dict[str, Any]] = batch.to_pylist()
+    for name in [item.name for item in batch.schema if is_short_float(item.type)]:
+        for document in documents:
+            document[name] = _shortest(document[name])
+    return documents
 
 
 def _shortest(value: Any) -> Any:

@@ -101,6 +101,7 @@ def restore(workspace: Path, store: Artifact) -> Artifact:
 @contextmanager
 def _writing(path: Path) -> Iterator[sqlite3.Connection]:
     """A connection that writes a new file quickly: the artifact is synced and hashed as a whole afterwards."""
+    path.touch()  # On a full disk this says why, where SQLite says only that it cannot open a file.
     connection = sqlite3.connect(path)
     try:
         connection.execute("PRAGMA journal_mode = OFF")

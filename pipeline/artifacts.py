@@ -124,8 +124,9 @@ def seal(
     """
     records = {}
     for path in files_below(folder):
-        disk.fsync(path)
         name = path.relative_to(folder).as_posix()
+        if name not in linked or not path.samefile(linked[name].source):  # A file of a finished artifact is synced.
+            disk.fsync(path)
         records[name] = FileRecord(path.stat().st_size, disk.sha256(path))
         if name in linked and linked[name].record != records[name]:
             source = linked[name].source

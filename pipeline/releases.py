@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import artifacts, disk
-from pipeline.artifacts import Artifact, Staging
+from pipeline.artifacts import Artifact, LinkedFile, Staging
 from pipeline.errors import ArtifactError, ConflictError, MissingError, RelevanceError
 from pipeline.pointer import Move, Pointer, PointerFile
 from pipeline.release_parts import check_parts, models_digest, verify
@@ -58,6 +58,8 @@ class Releases:
                     target = staging.folder / name / file
                     target.parent.mkdir(parents=True, exist_ok=True)
                     disk.link_or_copy(part.path / file, target)
+                for file, record in part.manifest.files.items():
+                    staging.linked[f"{name}/{file}"] = LinkedFile(part.path / file, record)
             return metrics
 
         return artifacts.make(

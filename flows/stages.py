@@ -139,9 +139,20 @@ def mermaid() -> str:
     )
     forward = [(source, kind) for source, kind in arrows if order[source] < order[kind]]
     longer = _reached_by_two_steps(forward)
-    lines = [f"    {source} --> {kind}" for source, kind in forward if (source, kind) not in longer]
-    lines += [f"    {source} -.-> {kind}" for source, kind in arrows if order[source] > order[kind]]
+    lines = _lines([arrow for arrow in forward if arrow not in longer], "-->")
+    lines += _lines([(source, kind) for source, kind in arrows if order[source] > order[kind]], "-.->")
     return "\n".join(["```mermaid", "flowchart LR", *lines, "```"])
+
+
+def _lines(arrows: list[tuple[str, str]], arrow: str) -> list[str]:
+    """Lines of Mermaid that draw these (from, to) pairs: boxes with the same origins share a line."""
+    origins: dict[str, list[str]] = {}
+    for source, kind in arrows:
+        origins.setdefault(kind, []).append(source)
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for kind, sources in origins.items():
+        alike.setdefault(tuple(sources), []).append(kind)
+    return [f"    {' & '.join(sources)} {arrow} {' & '.join(kinds)}" for sources, kinds in alike.items()]
 
 
 def _reached_by_two_steps(arrows: list[tuple[str, str]]) -> set[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import gc
 import json
 import logging
 import math
@@ -59,6 +60,8 @@ def run(settings: Settings, listener: socket.socket, beat: Beat, metrics: Path) 
     lifecycle = Lifecycle(settings.share(cores()))
     app = apps.create(lifecycle, metrics=metrics)
     service = app.state.service
+    gc.freeze()  # Modules and routes live as long as the process, so no collection looks through them again.
+    gc.enable()
     lifecycle.start()
     protocol = functools.partial(LimitedProtocol, limits=ConnectionLimits.of(settings), draining=service.draining)
     config = uvicorn.Config(

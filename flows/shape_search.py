@@ -43,7 +43,7 @@ class StudentShape:
     """Products for each token, as a share of those of the recipe's ranker."""
 
     def of(self, config: RankerConfig, source: ModelShape) -> RankerConfig:
-        """The section whose ranker has this shape."""
+        """The recipe's ranker section, changed so that the ranker has this shape."""
         units = 0 if self.units == source.intermediate else self.units
         return dataclasses.replace(
             config, layers=self.layers, keep_layers=(), layer_map=(), intermediate=units, plain=False
@@ -88,7 +88,7 @@ def search(recipe: Recipe, source: ModelShape, train: Train, measure: str) -> St
         measure: the metric of a trained ranker that decides.
 
     Raises:
-        ConfigError: as `shapes`.
+        ConfigError: fewer than two shapes keep the bound, or the recipe's ranker has one layer.
     """
     left, share = shapes(recipe, source), FIRST_SHARE
     while len(left) > 1:

@@ -69,7 +69,7 @@ class Postings:
 
     @classmethod
     def merged(cls, parts: Sequence[tuple["Postings", Rows]], documents: int) -> "Postings":
-        """The postings of the documents of several.
+        """The postings of several sets of documents as one.
 
         Args:
             parts: postings, and the number in the result of each of their documents, -1 for one that is left out.
@@ -96,7 +96,7 @@ class Postings:
 
     @classmethod
     def _of_keys(cls, terms: list[str], keys: Rows, counts: Rows, lengths: npt.NDArray[np.int32]) -> "Postings":
-        """Postings whose keys hold the column of a term in the upper half and a document in the lower one."""
+        """Postings from 64-bit keys: number of the term in the upper 32 bits, number of the document in the lower ones."""
         order = np.argsort(keys, kind="stable")  # Stable, as it is fast where runs are sorted already.
         keys, counts = keys[order], counts[order]
         starts = np.searchsorted(keys >> 32, np.arange(len(terms) + 1))

@@ -1,7 +1,8 @@
 """The semantic index of a re-index: the segments of an earlier one, and a new one for what they do not hold.
 
 Inverted lists stay as they were learned; the new segment is exact while it is small. Recall is measured on the whole as
-for an index that is built anew, and under a contract such an index is built where the segments do not keep it. Below
+for an index that is built anew. The recipe may bound recall from below and bytes from above (the contract); where segments
+miss a bound, the index is built anew. Below
 `index.flat_below` documents an exact index is written in milliseconds, so it has no segments.
 """
 
@@ -32,7 +33,7 @@ class SegmentedIndex:
     stats: IndexStats
     metrics: Mapping[str, Any]
     queries: Vectors | None
-    """The queries of the contract; None without one."""
+    """Held-out queries on which recall is measured against its bound; None where the recipe sets none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,11 +66,11 @@ def build(
 
     Args:
         write_segment: builds an index of a matrix and writes it into a file.
-        queries: the held-out queries of the contract.
+        queries: held-out queries on which recall is measured against its bound.
 
     Returns:
-        None where an index is to be built anew: it would be exact, all of it is to be written, or the contract is not
-        kept. The folder is empty then.
+        None where an index is to be built anew: it would be exact, all of it is to be written, or recall or
+        bytes miss their bounds. The folder is empty then.
     """
     if len(table.matrix) < config.flat_below:
         return None
@@ -101,7 +102,7 @@ def _takes_tombstones(ann: Any) -> bool:
 
 
 def _within(config: IndexConfig, staging: Staging, rows: int) -> bool:
-    """Whether the segments are as small as the contract wants."""
+    """Whether the segments keep the recipe's bound of bytes a document."""
     return not config.bytes_per_document or segments.size(staging.folder, FILE) <= config.bytes_per_document * rows
 
 

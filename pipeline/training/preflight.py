@@ -352,7 +352,7 @@ def _base(recipe: Recipe) -> ModelShape:
 
 
 def _scratch(recipe: Recipe) -> ModelShape:
-    """The shape of the recipe's new model."""
+    """The shape of the model that the recipe trains from scratch."""
     scratch = recipe.pretrain.scratch
     shared = family_of(scratch.family).shares_layers
     return ModelShape(

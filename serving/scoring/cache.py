@@ -98,7 +98,7 @@ class _Flight(Generic[V]):
     future: Future[V] = field(default_factory=Future)
 
     def serves(self, options: RequestOptions, *, partial: bool) -> bool:
-        """Whether it is worked on no later than a request with these options would be by itself."""
+        """Whether a request with these options may wait for this value: it comes no later than if that computed it."""
         own, other = self.options, options
         return self.partial <= partial and (own.priority, own.deadline.until) <= (other.priority, other.deadline.until)
 
@@ -149,7 +149,7 @@ class Cache(Generic[V]):
         self._lock = threading.Lock()
         self._kept: _CountingLRU[V] = _CountingLRU(max_bytes, lambda value: ENTRY_BYTES + weigh(value))
         self._flying: dict[bytes, _Flight[V]] = {}
-        """The most urgent one of each key."""
+        """Key → the most urgent of the running computations of its value."""
         self._tier = tier
         self._hits = self._joined = self._misses = 0
 
@@ -273,7 +273,7 @@ class Cache(Generic[V]):
             raise error
 
     def _read_tier(self, fetch: _Fetch[V], claim: _Claim[V], pending: set[bytes]) -> list[int]:
-        """Indices of the claimed values that the tier does not have either; those that it has are kept."""
+        """Keeps the claimed values that the shared cache (tier) has, and returns the indices of the others."""
         if self._tier is None or not claim.flights:
             return claim.indices
         missing = []

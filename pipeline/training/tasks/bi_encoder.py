@@ -51,7 +51,7 @@ class BiEncoderLearner(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class BiEncoderChunk:
-    """Pairs of whole queries, and the counts of the entire step."""
+    """The part of a step that goes through the model at once: all pairs of some queries, and the step's counts."""
 
     indices: Ints
     counts: BiEncoderCounts

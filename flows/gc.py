@@ -41,12 +41,12 @@ REBUILT = ("documents", "index", "lexical")
 """Kinds of SEARCHABLE that are built in minutes. Vectors take hours, and the source of a corpus may be gone."""
 
 TEMPORARY = "temporary"
-"""The reason of lock files that nobody holds and of temporary files of dead processes."""
+"""What the list of removals says of lock files that nobody holds and temporary files of dead processes."""
 
 _STORES = ("documents/manifest.json", "documents/documents.sqlite")
 """Files of a release on which a service holds a shared lock: the second one by services from before segments."""
 _STORE = ("manifest.json",)
-"""The same of a document store that is an artifact of its own."""
+"""The files on which a service holds a shared lock in a document store that is an artifact of its own."""
 
 log = logging.getLogger(__name__)
 

@@ -96,7 +96,7 @@ class Postings:
 
     @classmethod
     def _of_keys(cls, terms: list[str], keys: Rows, counts: Rows, lengths: npt.NDArray[np.int32]) -> "Postings":
-        """Postings from 64-bit keys: number of the term in the upper 32 bits, number of the document in the lower ones."""
+        """Postings from 64-bit keys: the term in the upper 32 bits, the document in the lower ones."""
         order = np.argsort(keys, kind="stable")  # Stable, as it is fast where runs are sorted already.
         keys, counts = keys[order], counts[order]
         starts = np.searchsorted(keys >> 32, np.arange(len(terms) + 1))

@@ -1,9 +1,9 @@
 """The semantic index of a re-index: the segments of an earlier one, and a new one for what they do not hold.
 
 Inverted lists stay as they were learned; the new segment is exact while it is small. Recall is measured on the whole as
-for an index that is built anew. The recipe may bound recall from below and bytes from above (the contract); where segments
-miss a bound, the index is built anew. Below
-`index.flat_below` documents an exact index is written in milliseconds, so it has no segments.
+for an index that is built anew. The recipe may bound recall from below and bytes from above (the contract); where
+segments miss a bound, the index is built anew. Below `index.flat_below` documents an exact index is written in
+milliseconds, so it has no segments.
 """
 
 import shutil

@@ -21,9 +21,9 @@ class Cascade:
     """All documents in their final order, some with a score."""
 
     order: list[int]
-    """Places: those with a score by falling score, then the others in first-stage order."""
+    """Indices of the documents: those with a score by falling score, then the others in first-stage order."""
     scores: list[float | None]
-    """The ranker's raw score of each place; None where the time did not suffice."""
+    """The ranker's raw score of each document, in the order in which they came; None where the time did not suffice."""
     hits: int
     misses: int
 

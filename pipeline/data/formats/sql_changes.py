@@ -2,7 +2,7 @@
 
     newest value of the watermark ─► rows at or above the last one ─► rows that are gone
 
-The newest value is read first, so a row that is written while the unusable are read is read now, or next time, or both.
+The newest value is read first, so a row that is written during the reading is read now, or next time, or both.
 Rows at the last value itself are read again, as more of them may have come. This needs no snapshot of the database.
 """
 

@@ -22,6 +22,7 @@ FLOOR = {
         "recipe",
         "release_parts",
         "stage",
+        "storage",
         "thumbs",
         "tokens",
     ),

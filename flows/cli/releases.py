@@ -1,4 +1,4 @@
-"""Commands on releases: list, show, export, promote, rollback and gc."""
+"""Commands on releases: list, show, export, push, pull, promote, rollback and gc."""
 
 from pathlib import Path
 from typing import Annotated
@@ -42,6 +42,35 @@ def releases_export(
 
     written = release_export.export(existing(workspace), release, to)
     show(written, as_json, release_export.render(written))
+
+
+@app.command("push")
+def releases_push(
+    address: Annotated[str, typer.Argument(help="Folder of shared storage, such as s3://bucket/search.")],
+    release: Annotated[str, typer.Argument()] = "live",
+    workspace: Workspace = DEFAULT_WORKSPACE,
+    as_json: Json = False,
+) -> None:
+    """Copies a release to shared storage, each file once; the live one becomes live there."""
+    from flows import release_storage
+
+    figures = release_storage.push(existing(workspace), address, release)
+    show(figures, as_json, release_storage.render(figures))
+
+
+@app.command("pull")
+def releases_pull(
+    address: Annotated[str, typer.Argument(help="Folder of shared storage that releases were pushed to.")],
+    release: Annotated[str, typer.Argument(help="live, or the first digits of a release.")] = "live",
+    no_promote: Annotated[bool, typer.Option("--no-promote", help="Leave the live release as it is.")] = False,
+    workspace: Workspace = DEFAULT_WORKSPACE,
+    as_json: Json = False,
+) -> None:
+    """Copies a release from shared storage and checks it; `live` goes live here."""
+    from flows import release_storage
+
+    figures = release_storage.pull(workspace, address, release, promote=not no_promote)
+    show(figures, as_json, release_storage.render(figures))
 
 
 @app.command("promote")

@@ -22,12 +22,13 @@ from index.semantic import join
 from pipeline import artifacts, release_parts
 from pipeline.errors import ArtifactError, ConfigError
 from pipeline.features import Fusion
-from serving.errors import InvalidRequestError, NotReadyError
+from serving.errors import InvalidRequestError, NotReadyError, NotServedError
 from serving.runtime.admission import RequestOptions
 from serving.runtime.deadline import Deadline
 from serving.runtime.scheduler import Scheduler
 from serving.scoring.answers import MissingShard, ShardCounts
 from serving.scoring.candidates import CandidatePool, Candidates, RemoteParts
+from serving.scoring.contents import SearchableContents
 from serving.scoring.reranker import Caches
 from serving.scoring.running_search import RunningSearch
 from serving.scoring.searcher import Searcher
@@ -35,6 +36,7 @@ from serving.scoring.searcher import Searcher
 SHARE = 0.5
 """Share of the time left that shards have for their answer; the ranker has the rest."""
 WITHOUT_DEADLINE_S = 30.0
+NO_DOCUMENT = "the documents of this release are in shards; ask the service of the shard that holds it for a whole one"
 THREADS = 16
 """Requests to each shard at once; further ones wait, while their time runs."""
 
@@ -158,7 +160,12 @@ class ShardedSearcher(Searcher):
     @property
     def unanswered(self) -> dict[str, str]:
         """Path → the reason why this release cannot answer it."""
-        return {path: reason for path, reason in super().unanswered.items() if path != "/search"}
+        others = {path: reason for path, reason in super().unanswered.items() if path != "/search"}
+        return {**others, "/document": NO_DOCUMENT}
+
+    @property
+    def _searchable(self) -> SearchableContents:
+        raise NotServedError(NO_DOCUMENT)
 
     @property
     def fusion(self) -> Fusion:

@@ -1,7 +1,9 @@
 """The forms of judged collections that we read, and how each is known by its files."""
 
+from dataclasses import replace
 from pathlib import Path
 
+from pipeline import storage
 from pipeline.config import SourceConfig
 from pipeline.data.formats import (
     beir,
@@ -88,6 +90,10 @@ def find(config: SourceConfig, root: Path) -> tuple[str, FoundSource]:
     """
     if config.format not in ("auto", *NAMES):
         raise ConfigError(f"{config.path}: format '{config.format}' is none of auto, {', '.join(NAMES)}")
+    if storage.is_address(config.path):
+        copy = storage.fetched(config.path)
+        form, copied = find(replace(config, path=str(copy)), Path())
+        return form, replace(copied, shown=config.path)
     candidates = [known for known in FORMATS if config.format in ("auto", known.name)]
     for known in candidates:
         source = known.find(config, root)

@@ -1,0 +1,218 @@
+"""Copies releases to and from shared storage, each file once by its content.
+
+    URL/objects/<sha256>                       a file of any release; releases that share a segment share its object
+    URL/releases/<fingerprint>/manifest.json   written when all objects of the release are there
+    URL/live.json                              the fingerprint of the release to serve, written last
+
+Every object is read back and compared with its digest after it was written, and compared again when it is pulled.
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from pipeline import artifacts, disk, storage
+from pipeline.errors import ArtifactError, MissingError
+from pipeline.locks import locked, mark_used
+from pipeline.manifest import FileRecord, Manifest
+from pipeline.releases import Releases
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+BLOCK = 1 << 20
+
+log = logging.getLogger(__name__)
+
+
+def push(workspace: Path, address: str, release: str = "live") -> dict[str, Any]:
+    """Copies a release to shared storage and, if it is the live one, makes it live there.
+
+    Raises:
+        MissingError, ArtifactError: no such release, or a damaged one.
+        UnavailableError: the storage cannot be written; what was copied is not copied again.
+    """
+    registry = Releases(workspace)
+    artifact = registry.open(release)
+    target = _Storage(address)
+    copied = sum(target.put(artifact.path / name, record) for name, record in artifact.manifest.files.items())
+    manifest = (artifact.path / artifacts.MANIFEST).read_bytes()
+    target.write(f"releases/{artifact.fingerprint}/manifest.json", manifest)
+    live = registry.live()
+    is_live = live is not None and live.release == artifact.fingerprint
+    if is_live:
+        target.write("live.json", json.dumps({"release": artifact.fingerprint}).encode())
+    return {
+        "release": artifact.fingerprint,
+        "live_there": is_live,
+        "files": len(artifact.manifest.files),
+        "copied_bytes": copied,
+        "bytes": sum(record.bytes for record in artifact.manifest.files.values()),
+    }
+
+
+def pull(workspace: Path, address: str, release: str = "live", *, promote: bool = True) -> dict[str, Any]:
+    """Copies a release from shared storage into a workspace, checks it, and makes it live if `live` was asked for.
+
+    Args:
+        release: live, or the first digits of a release that is there.
+        promote: False leaves the pointer of the workspace as it is.
+
+    Raises:
+        MissingError: no such release there.
+        ArtifactError: an object is not what its digest says, or the release does not pass `release_parts.verify`.
+        UnavailableError: the storage cannot be read.
+    """
+    source = _Storage(address)
+    fingerprint = source.resolve(release)
+    registry = Releases(workspace)
+    final = registry.path(fingerprint)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    mark_used(workspace)
+    with disk.readable_errors(final), locked(final):
+        copied = 0 if final.exists() else _fetch(source, fingerprint, final)
+    artifact = registry.open(fingerprint)
+    live = registry.live()
+    was_live = live is not None and live.release == fingerprint
+    if promote and release == "live" and not was_live:
+        registry.promote(fingerprint, reason=f"pulled from {address}", expected=live.generation if live else 0)
+    pointer = registry.live()
+    return {
+        "release": fingerprint,
+        "live": pointer is not None and pointer.release == fingerprint,
+        "files": len(artifact.manifest.files),
+        "copied_bytes": copied,
+    }
+
+
+def _fetch(source: "_Storage", fingerprint: str, final: Path) -> int:
+    """Copies a release into its folder, which appears whole; returns the bytes that were copied."""
+    text = source.read(f"releases/{fingerprint}/manifest.json").decode()
+    try:
+        manifest = Manifest.from_json(text)
+        if manifest.fingerprint != fingerprint or manifest.kind != "release":
+            raise ValueError(f"it is that of {manifest.kind} {manifest.fingerprint}")
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ArtifactError(f"{source.address}: the manifest of {fingerprint[:12]} is damaged ({error})") from error
+    partial = final.with_name(f"{fingerprint}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        for name, record in manifest.files.items():
+            path = partial / name
+            if not path.resolve().is_relative_to(partial.resolve()):
+                raise ArtifactError(f"{source.address}: the manifest of {fingerprint[:12]} names {name!r}")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            source.get(record, path)
+        for folder in [partial, *(path for path in partial.rglob("*") if path.is_dir())]:
+            disk.fsync(folder)
+        disk.write_atomically(partial / artifacts.MANIFEST, text, Manifest.from_json)
+        partial.rename(final)
+        disk.fsync(final.parent)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return sum(record.bytes for record in manifest.files.values())
+
+
+class _Storage:
+    """One folder of shared storage with releases in it."""
+
+    def __init__(self, address: str) -> None:
+        if not storage.is_address(address):
+            raise MissingError(f"{address}: write an address such as s3://bucket/folder or file:///folder")
+        self.address = address.rstrip("/")
+        self._system, path = storage.opened(self.address)
+        self._root = path.rstrip("/")
+
+    def put(self, path: Path, record: FileRecord) -> int:
+        """Copies a file unless its object is there; returns the bytes that were copied."""
+        with storage.readable_errors(self.address):
+            target = f"{self._root}/objects/{record.sha256}"
+            if self._system.exists(target) and self._system.info(target)["size"] == record.bytes:
+                return 0
+            self._system.makedirs(f"{self._root}/objects", exist_ok=True)
+            # On a disk a copy that was cut off would stand under the object's name.
+            passing = f"{target}.{uuid4().hex}" if "file" in self._system.protocol else target
+            self._system.put_file(str(path), passing)
+            if self._digest(passing) != record.sha256:
+                self._system.rm_file(passing)
+                raise ArtifactError(f"{self.address}: {path.name} reads back as another content; try again")
+            if passing != target:
+                self._system.mv(passing, target)
+        return record.bytes
+
+    def get(self, record: FileRecord, path: Path) -> None:
+        """Copies an object into a file, synced and compared with its digest."""
+        with storage.readable_errors(self.address):
+            self._system.get_file(f"{self._root}/objects/{record.sha256}", str(path))
+        if path.stat().st_size != record.bytes or disk.sha256(path) != record.sha256:
+            raise ArtifactError(
+                f"{self.address}/objects/{record.sha256}: its content is not what its name says; push the release "
+                "again from a workspace that has it, after moving that object away"
+            )
+        disk.fsync(path)
+
+    def write(self, name: str, content: bytes) -> None:
+        """Writes a small file, and reads it back."""
+        with storage.readable_errors(self.address):
+            target = f"{self._root}/{name}"
+            self._system.makedirs(target.rpartition("/")[0], exist_ok=True)
+            if "file" in self._system.protocol:
+                passing = f"{target}.{uuid4().hex}"
+                self._system.pipe_file(passing, content)
+                self._system.mv(passing, target)
+            else:
+                self._system.pipe_file(target, content)
+            if self._system.cat_file(target) != content:
+                raise ArtifactError(f"{self.address}/{name}: reads back as another content; try again")
+
+    def read(self, name: str) -> bytes:
+        """The content of a small file."""
+        with storage.readable_errors(f"{self.address}/{name}"):
+            content: bytes = self._system.cat_file(f"{self._root}/{name}")
+            return content
+
+    def resolve(self, release: str) -> str:
+        """The fingerprint that live, or the first digits of a release, mean there."""
+        if release == "live":
+            try:
+                fingerprint = json.loads(self.read("live.json"))["release"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise ArtifactError(f"{self.address}/live.json: not readable ({error}); push again") from error
+            if not isinstance(fingerprint, str) or not artifacts.is_fingerprint(fingerprint):
+                raise ArtifactError(f"{self.address}/live.json: names no release; push again")
+            return fingerprint
+        known = sorted(self._releases())
+        matches = [name for name in known if name.startswith(release)]
+        if len(matches) != 1:
+            listed = ", ".join(name[:12] for name in known) or "none"
+            raise MissingError(f"{self.address}: {len(matches)} releases called '{release}'; there are: {listed}")
+        return matches[0]
+
+    def _releases(self) -> Iterator[str]:
+        with storage.readable_errors(f"{self.address}/releases"):
+            for path in self._system.find(f"{self._root}/releases"):
+                name = path.split("/")[-2]
+                if path.endswith("/manifest.json") and artifacts.is_fingerprint(name):
+                    yield name
+
+    def _digest(self, path: str) -> str:
+        digest = hashlib.sha256()
+        with self._system.open(path, "rb") as file:
+            while block := file.read(BLOCK):
+                digest.update(block)
+        return digest.hexdigest()
+
+
+def render(figures: dict[str, Any]) -> "Table":
+    """A two-column table of what was copied."""
+    from flows import reindex
+
+    table = reindex.render(figures)
+    table.title = "release"
+    return table

@@ -312,7 +312,9 @@ def _shards(checkpoint: Path) -> Iterator[tuple[list[bytes], Vectors]]:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as shard:
                 digests, vectors = [row.tobytes() for row in shard["digests"]], shard["vectors"]
             yield digests, _checked(vectors, [digest.hex() for digest in digests])
-        except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, ArtifactError) as error:
+        except OSError as error:
+            raise disk.unreadable(path, error) from error
+        except (ValueError, EOFError, KeyError, zipfile.BadZipFile, ArtifactError) as error:
             log.warning("%s: not a readable shard (%s); its documents are embedded again", path, error)
             path.unlink()
 

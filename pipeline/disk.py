@@ -131,3 +131,11 @@ def _disk_is_full(error: BaseException) -> bool:
     if error.errno is None:  # As numpy has it: "10000 requested and 2484 written".
         return "requested and" in str(error)
     return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
+def unreadable(file: Path, error: OSError) -> ArtifactError:
+    """The error of kept work that cannot be read: it stays, as its disk may only be away for a while."""
+    return ArtifactError(
+        f"{file}: cannot be read now ({error}); it stays as it is, run again when the disk answers, or move the file "
+        "away to do its work again"
+    )

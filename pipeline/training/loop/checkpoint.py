@@ -136,7 +136,11 @@ def restore(
 ) -> Progress | None:
     """Puts module, optimizer and best state back as the newest undamaged checkpoint has them.
 
-    A damaged checkpoint is named in the log and removed, and the one before is tried.
+    A damaged checkpoint is named in the log and removed, and the one before is tried. One that cannot be read stays, as
+    its disk may only be away for a while.
+
+    Raises:
+        ArtifactError: the newest checkpoint cannot be read.
 
     Returns:
         None without a checkpoint that can be used: the training then starts from the beginning.
@@ -150,7 +154,9 @@ def restore(
         try:
             tensors, progress = _read(file)
             _check_fit(tensors, module)
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        except OSError as error:
+            raise disk.unreadable(file, error) from error
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
             log.warning("%s: a damaged checkpoint (%s); it is not used", file, error)
             file.unlink(missing_ok=True)
             continue

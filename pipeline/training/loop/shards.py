@@ -43,6 +43,9 @@ def kept(
         name: of the part; the same name must stand for the same inputs.
         compute: computes the arrays.
         valid: whether stored arrays can be used; where not, they are computed again.
+
+    Raises:
+        ArtifactError: a stored part cannot be read, though its content may be whole.
     """
     arrays = stored(folder, name, valid)
     if arrays is None:
@@ -59,7 +62,9 @@ def stored(folder: Path, name: str, valid: Callable[[Arrays], bool] = lambda _: 
     for file in sorted(folder.glob(f"{name}-*.safetensors")):
         try:
             arrays = _read(file)
-        except (OSError, SafetensorError, ValueError) as error:
+        except OSError as error:
+            raise disk.unreadable(file, error) from error
+        except (SafetensorError, ValueError) as error:
             log.warning("%s: a damaged part (%s); it is computed again", file, error)
         else:
             if valid(arrays):

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.config import LoopConfig
-from pipeline.errors import ConfigError, TrainingError
+from pipeline.errors import ArtifactError, ConfigError, TrainingError
 from pipeline.training.loop import checkpoint, loop, schedule
 from pipeline.training.loop.loop import Step, train
 
@@ -504,3 +504,20 @@ def test_recomputing_activations_needs_layers() -> None:
     module = network()
     with pytest.raises(ConfigError, match=r"loop\.checkpoint_activations"):
         train(module, Noisy(module), replace(CONFIG, checkpoint_activations=True), label="none")
+
+
+def test_a_checkpoint_that_cannot_be_read_for_a_while_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = stopped_after_ten_steps(tmp_path)
+    module = network()
+
+    def unreachable(path: Path) -> str:
+        raise OSError(5, "Input/output error", str(path))
+
+    with monkeypatch.context() as away:
+        away.setattr(checkpoint.disk, "sha256", unreachable)
+        with pytest.raises(ArtifactError, match="cannot be read now"):
+            checkpoint.restore(tmp_path, module, torch.optim.AdamW(module.parameters()), {})
+    progress = checkpoint.restore(tmp_path, module, torch.optim.AdamW(module.parameters()), {})
+    assert progress is not None
+    assert progress.step == 10
+    assert all(file.exists() for file in files)

@@ -21,7 +21,7 @@ class EmbeddingWork:
     embedded: int
     """Texts embedded; each distinct text counts once."""
     reused: int
-    """Documents whose vector was known: from earlier artifacts, or because the artifact existed already."""
+    """Documents or passages whose vector was known: from earlier artifacts, or because the artifact existed already."""
     embedded_per_s: float | None
     """None where nothing was embedded."""
 
@@ -30,7 +30,8 @@ class EmbeddingWork:
         """The work behind a `vectors` artifact as its stage returned it; none where it existed already."""
         metrics = vectors.metrics
         if not vectors.is_new:
-            return cls(0, metrics.get("with_vectors", metrics["documents"]), None)
+            known = metrics.get("passages") or metrics.get("with_vectors") or metrics["documents"]
+            return cls(0, known, None)
         return cls(metrics["embedded"], metrics["reused"], metrics.get("embedded_per_s"))
 
 
@@ -91,6 +92,7 @@ def make_searchable(
         embedding_round=number,
         quality=QualityFilter.of(config),
         engine=run.engine,
+        cutter=offline.cutter(encoder, config.passages.passages(None)),
     )
     apart = _fields(config, run, encoder=encoder, data=data, previous=None if anew else previous)
     judged = held_out(config, encoder, digest, queries or data)
@@ -130,6 +132,7 @@ def _fields(
             quality=QualityFilter.of(config),
             field=field_name,
             engine=run.engine,
+            cutter=offline.cutter(encoder, config.passages.passages(None)),
         )
         # Nothing is searched for in it, so it keeps no contract of recall.
         plain = replace(config, recall=0.0, bytes_per_document=0.0)

@@ -5,9 +5,10 @@ from typing import Any
 
 from flows.indexing import SearchableCorpus, make_searchable
 from flows.runner import Runner
+from pipeline import recipe as recipes
 from pipeline import release_parts
 from pipeline.artifacts import Artifact
-from pipeline.config import CandidatesConfig, IndexConfig
+from pipeline.config import CandidatesConfig, IndexConfig, Recipe
 
 PARTS = ("ranker", "encoder", "lexical", "documents", "index", "fusion", "report")
 """The artifacts that a release contains, in order."""
@@ -75,7 +76,8 @@ def judge_release(
     models = ScoringModels(ranker=ranker, encoder=encoder, fusion=fusion)
     # The fusion of the release weighs its own fields, whatever the recipe says now.
     embedded = any(name.startswith("index.") for name in release_parts.field_parts(release))
-    index = replace(index, fields=release_parts.fields(release), field_vectors=embedded)
+    passages = recipes.parse(Recipe, release.manifest.config).index.passages  # Its documents are read as it reads them.
+    index = replace(index, fields=release_parts.fields(release), field_vectors=embedded, passages=passages)
     corpus = make_searchable(index, run, encoder=models.encoder, data=data)
     return judge(candidates, run, models=models, corpus=corpus, data=data), corpus
 

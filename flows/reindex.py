@@ -108,7 +108,7 @@ def reindex(
         "release": new.fingerprint,
         "live": pointer is not None and pointer.release == new.fingerprint,
         "documents": searchable.vectors.metrics["documents"],
-        **{name: item for name, item in searchable.vectors.metrics.items() if name == "with_vectors"},
+        **{name: item for name, item in searchable.vectors.metrics.items() if name in ("with_vectors", "passages")},
         "embedded": work.embedded,
         "reused": work.reused,
         "bytes_per_document": searchable.index.metrics["bytes_per_document"],

@@ -5,9 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from pipeline import schema
 from pipeline.artifacts import Artifact
 from pipeline.errors import ArtifactError, ConfigError
@@ -54,24 +51,6 @@ def read_ids(path: Path) -> list[str]:
     except (pa.ArrowException, OSError, KeyError) as error:
         raise ArtifactError(f"{path}: not a readable id map ({error}); build the index again") from error
     return doc_ids
-
-
-def read_document_rows(path: Path) -> npt.NDArray[np.int64] | None:
-    """The row among all documents of each row of an id map; None where they are the same.
-
-    Raises:
-        ArtifactError: the rows do not ascend.
-    """
-    import pyarrow.parquet as pq
-
-    with pq.ParquetFile(path) as file:
-        if "document" not in file.schema_arrow.names:
-            return None
-        batches = [np.asarray(batch.column("document")) for batch in file.iter_batches(columns=["document"])]
-    rows = np.concatenate([np.zeros(0, np.int64), *batches])
-    if len(rows) and (rows[0] < 0 or bool((np.diff(rows) <= 0).any())):
-        raise ArtifactError(f"{path}: its document rows do not ascend; build the index again")
-    return rows
 
 
 def judged_queries(data: Artifact, splits: Sequence[str]) -> dict[str, str]:

@@ -16,16 +16,19 @@ import numpy.typing as npt
 
 from index.ann import Selection, Vectors, one_thread, search_selected, similarities
 from index.ann import load as load_ann
-from index.hits import Hit, RunDepth, judged_queries, read_document_rows, read_ids, write_run
+from index.hits import Hit, RunDepth, judged_queries, read_ids, write_run
+from index.vector_rows import FoundPassage, VectorRows
 from pipeline import artifacts, progress
 from pipeline.artifacts import Artifact, Staging
 from pipeline.errors import ArtifactError, SchemaError
+from pipeline.passages import Passages
 from pipeline.stage import Stage
 
 KIND = "index"
 RUN = Stage("run", version=1, inputs={"index": KIND, "data": "data"}, title="semantic run")
 BATCH = 256
 """Queries embedded at once for a run."""
+Find = Callable[[int], tuple[Vectors, npt.NDArray[np.int64]]]
 log = logging.getLogger(__name__)
 
 
@@ -43,24 +46,26 @@ class IndexStats:
     """(rows, lists visited): a filter that selects at least so many rows is searched inside the index, which visits so
     many lists. In descending order of rows; empty without a contract, when all filters are exact."""
     documents: int = 0
-    """Documents, with a vector or without; 0 where all have one."""
+    """Documents, with a vector or without; 0 where each has one."""
+    passages: Mapping[str, Any] | None = None
+    """The rule by which long documents were cut (`Passages.to_dict`), so that each passage has a vector and the best
+    one's cosine is the document's; None where each document has one vector at most."""
 
 
 class SemanticIndex:
     """Searches an `index` artifact; one index serves all threads of a process."""
 
-    def __init__(
-        self, ann: Any, stats: IndexStats, doc_ids: list[str], rows: npt.NDArray[np.int64] | None = None
-    ) -> None:
+    def __init__(self, ann: Any, stats: IndexStats, doc_ids: list[str], owners: VectorRows | None = None) -> None:
         """
         Args:
-            doc_ids: of the documents that have vectors, by the position of the vector.
-            rows: their rows among all documents, ascending; None where every document has a vector.
+            doc_ids: of the documents of the vectors, by the position of the vector.
+            owners: the documents of the vectors; None where every document has one vector.
         """
         self._ann = ann
         self.stats = stats
         self.doc_ids = doc_ids
-        self._rows = rows
+        self._owners = owners or VectorRows(len(doc_ids))
+        self._searchable = self._owners.documents
 
     @classmethod
     def load(cls, path: Path, *, verify: bool = True) -> "SemanticIndex":
@@ -79,21 +84,32 @@ class SemanticIndex:
                 f"{path}: vectors.faiss has {ann.ntotal} vectors of {ann.d} dimensions, index.json says "
                 f"{stats.rows} of {stats.dimensions}, rows.parquet has {len(doc_ids)}; build the index again"
             )
-        rows = read_document_rows(artifact.file("rows.parquet"))
-        if (rows is None) != (not stats.documents) or (rows is not None and rows[-1] >= stats.documents):
+        owners = VectorRows.read(artifact.file("rows.parquet"), len(doc_ids))
+        if (
+            (owners.rows is None) != (not stats.documents)
+            or (owners.rows is not None and owners.rows[-1] >= stats.documents)
+            or (owners.spans is None) != (stats.passages is None)
+        ):
             raise ArtifactError(
                 f"{path}: rows.parquet and index.json do not agree on which of the documents have vectors; build the "
                 "index again"
             )
-        return cls(ann, stats, doc_ids, rows)
+        return cls(ann, stats, doc_ids, owners)
 
     @property
     def encoder_digest(self) -> str:
         """Digest of the encoder that made the vectors; only its query vectors may be searched."""
         return self.stats.encoder_digest
 
+    @property
+    def passages(self) -> Passages | None:
+        """The passages of long documents, each of which has a vector; None where documents are cut at their end."""
+        return None if self.stats.passages is None else Passages.from_dict(self.stats.passages)
+
     def search(self, vector: npt.ArrayLike, k: int) -> list[Hit]:
         """Finds at most k documents, nearest first; of equally near ones the first row first.
+
+        The score of a document in passages is that of its nearest one (MaxP, see `pipeline.passages`).
 
         Args:
             vector: (dimensions,) of unit length, so that scores are cosines.
@@ -106,18 +122,21 @@ class SemanticIndex:
     def search_batch(self, vectors: npt.ArrayLike, k: int) -> list[list[Hit]]:
         """`search` of each of (queries, dimensions) vectors."""
         queries = self._checked(vectors)
-        k = min(k, len(self.doc_ids))
-        if k < 1 or not len(queries):
+        if min(k, self._searchable) < 1 or not len(queries):
             return [[] for _ in queries]
-        with one_thread():
-            scores, rows = self._ann.search(queries, k)
-        return [self._hits(*list_of_query) for list_of_query in zip(scores, rows, strict=True)]
+
+        def find(wanted: int) -> tuple[Vectors, npt.NDArray[np.int64]]:
+            with one_thread():
+                scores, positions = self._ann.search(queries, wanted)
+            return scores, positions
+
+        return self._distinct(find, k, len(self.doc_ids))
 
     def search_among(self, vector: npt.ArrayLike, k: int, rows: npt.NDArray[np.int64]) -> list[Hit]:
         """`search` among these rows alone.
 
         Where few rows are allowed, each stored vector is compared: this finds all, in time that grows with them. Where
-        many are, the index itself searches among them, from the number of rows on that its builder measured
+        many are, the index itself searches among them, from the number of vectors on that its builder measured
         (`IndexStats.filters`). If its visited lists hold fewer than k of them, the exact comparison answers.
 
         Raises:
@@ -125,11 +144,17 @@ class SemanticIndex:
             SchemaError: there is no such row.
         """
         query = self._checked(np.asarray(vector, np.float32)[None])[0]
-        positions, _ = self._positions(self._checked_rows(rows))
-        k = max(min(k, len(positions)), 0)
+        positions, owners = self._owners.located(self._checked_rows(rows))
+        k = max(min(k, len(np.unique(owners))), 0)
         nprobe = next((nprobe for least, nprobe in self.stats.filters if len(positions) >= least), None)
         if nprobe is not None and k:
-            hits = self._hits(*search_selected(self._ann, query, k, Selection(len(self.doc_ids), positions, nprobe)))
+            selection = Selection(len(self.doc_ids), positions, nprobe)
+
+            def find(wanted: int) -> tuple[Vectors, npt.NDArray[np.int64]]:
+                scores, held = search_selected(self._ann, query, wanted, selection)
+                return scores[None], held[None]
+
+            (hits,) = self._distinct(find, k, len(positions))
             if len(hits) == k:
                 return hits
         return self._hits(similarities(self._ann, query, positions), positions)[:k]
@@ -141,19 +166,59 @@ class SemanticIndex:
             ArtifactError: a vector of another width, or not finite.
             SchemaError: there is no such row.
         """
-        query = self._checked(np.asarray(vector, np.float32)[None])[0]
-        positions, has = self._positions(self._checked_rows(rows))
-        cosines = np.zeros(len(has), np.float32)
-        cosines[has] = similarities(self._ann, query, positions)
-        return cosines
+        wanted = self._checked_rows(rows)
+        _, owners, cosines = self._compared(vector, wanted)
+        best = np.zeros(len(wanted), np.float32)
+        starts = np.flatnonzero(np.diff(owners, prepend=-1))  # The vectors of one document stand beside each other.
+        if len(starts):
+            best[owners[starts]] = np.maximum.reduceat(cosines, starts)
+        return best
 
-    def _positions(self, rows: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-        """The positions of the vectors of those rows that have one, and which rows these are, (rows,)."""
-        if self._rows is None:
-            return rows, np.ones(len(rows), bool)
-        positions = np.minimum(np.searchsorted(self._rows, rows), len(self._rows) - 1)
-        has = self._rows[positions] == rows
-        return positions[has], has
+    def nearest_passages(
+        self, vector: npt.ArrayLike, rows: Sequence[int] | npt.NDArray[np.int64]
+    ) -> dict[int, FoundPassage]:
+        """The passage nearest to the query of each of these documents that has several, by row. Errors: `similarities`.
+
+        Of equally near passages it is the first.
+        """
+        wanted = self._checked_rows(rows)
+        if self._owners.spans is None:
+            return {}
+        best = self._owners.best(wanted, *self._compared(vector, wanted))
+        passages = {
+            row: self._owners.passage(position)
+            for row, position in zip(wanted.tolist(), best, strict=True)
+            if position is not None
+        }
+        return {row: passage for row, passage in passages.items() if passage is not None}
+
+    def neighbours(self, row: int, k: int) -> list[Hit]:
+        """The k documents, or fewer, that are nearest to the one in this row by their stored vectors, without itself.
+
+        Of documents in passages the two nearest passages count. A document without a vector has no neighbours.
+
+        Raises:
+            SchemaError: there is no such row.
+        """
+        positions, _ = self._owners.located(self._checked_rows([row]))
+        if not len(positions):
+            return []
+        with one_thread():
+            vectors = self._ann.reconstruct_batch(positions)
+        nearest: dict[int, Hit] = {}
+        for hits in self.search_batch(vectors, k + 1):
+            for hit in hits:
+                if hit.row != row and (hit.row not in nearest or nearest[hit.row].score < hit.score):
+                    nearest[hit.row] = hit
+        return sorted(nearest.values(), key=lambda hit: (-hit.score, hit.row))[:k]
+
+    def _compared(
+        self, vector: npt.ArrayLike, rows: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], Vectors]:
+        """Positions of all vectors of these documents, the index into `rows` of each one's document, and cosines."""
+        query = self._checked(np.asarray(vector, np.float32)[None])[0]
+        positions, owners = self._owners.located(rows)
+        return positions, owners, similarities(self._ann, query, positions)
 
     def _checked_rows(self, rows: Sequence[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         wanted = np.asarray(rows, np.int64)
@@ -161,18 +226,6 @@ class SemanticIndex:
         if len(wanted) and (wanted.min() < 0 or wanted.max() >= total):
             raise SchemaError(f"rows {wanted.min()} to {wanted.max()} are asked for; there are 0 to {total - 1}")
         return wanted
-
-    def neighbours(self, row: int, k: int) -> list[Hit]:
-        """The k documents, or fewer, that are nearest to the one in this row by their stored vectors, without itself.
-
-        Raises:
-            SchemaError: there is no such row.
-        """
-        if not 0 <= row < len(self.doc_ids):
-            raise SchemaError(f"row {row} is asked for; there are 0 to {len(self.doc_ids) - 1}")
-        with one_thread():
-            vector = self._ann.reconstruct_batch(np.array([row], np.int64))[0]
-        return [hit for hit in self.search(vector, k + 1) if hit.row != row][:k]
 
     def _checked(self, vectors: npt.ArrayLike) -> Vectors:
         queries: Vectors = np.ascontiguousarray(vectors, np.float32)
@@ -185,13 +238,37 @@ class SemanticIndex:
             raise ArtifactError("a query vector has a value that is not finite; look at the encoder that made it")
         return queries
 
-    def _hits(self, scores: Vectors, rows: npt.NDArray[np.int64]) -> list[Hit]:
-        real = rows >= 0  # Faiss fills up with -1 where the visited lists hold fewer than k.
-        order = np.lexsort((rows[real], -scores[real]))
-        pairs = zip(rows[real][order].tolist(), scores[real][order].tolist(), strict=True)
-        if self._rows is None:
+    def _distinct(self, find: Find, k: int, vectors: int) -> list[list[Hit]]:
+        """Finds at most k documents for each query, by searches for more and more vectors until there are k.
+
+        Args:
+            find: how many vectors to search for → scores and positions, both (queries, vectors).
+            vectors: the number of vectors that can be found.
+        """
+        k = min(k, self._searchable)
+        wanted = k if self._owners.spans is None else min(2 * k, vectors)
+        while True:
+            scores, positions = find(wanted)
+            lists = [self._hits(*of_query) for of_query in zip(scores, positions, strict=True)]
+            short = [bool((row < 0).any()) for row in positions]  # The visited lists hold no more.
+            if wanted >= vectors or all(len(hits) >= k or out for hits, out in zip(lists, short, strict=True)):
+                return [hits[:k] for hits in lists]
+            wanted = min(2 * wanted, vectors)
+
+    def _hits(self, scores: Vectors, positions: npt.NDArray[np.int64]) -> list[Hit]:
+        """The documents of these vectors, nearest first, each once."""
+        real = positions >= 0  # Faiss fills up with -1 where the visited lists hold fewer than k.
+        order = np.lexsort((positions[real], -scores[real]))
+        pairs = zip(positions[real][order].tolist(), scores[real][order].tolist(), strict=True)
+        rows = self._owners.rows
+        if rows is None:
             return [Hit(position, self.doc_ids[position], score) for position, score in pairs]
-        return [Hit(int(self._rows[position]), self.doc_ids[position], score) for position, score in pairs]
+        hits: dict[int, Hit] = {}
+        for position, score in pairs:
+            row = int(rows[position])
+            if row not in hits:
+                hits[row] = Hit(row, self.doc_ids[position], score)
+        return list(hits.values())
 
 
 def join(lexical: Sequence[Hit], semantic: Sequence[Hit]) -> list[int]:

@@ -39,6 +39,9 @@ POINTS_PER_LIST = 64
 """Vectors that a list's centre is learned from; more found no more on 200,000 clustered vectors, 32 found less."""
 
 
+COUNTS = ("with_vectors", "passages", "in_passages")
+"""Metrics of vectors that their index repeats."""
+
 log = logging.getLogger(__name__)
 
 
@@ -80,21 +83,25 @@ def make(
         digest = str(vectors.manifest.config["encoder_digest"])
         shared = previous if previous is not None and _shareable(previous, settings, digest) else None
         table = VectorTable.of(_matrix(vectors.file("vectors.npy")), vectors)
+        documents = int(vectors.metrics["documents"])
+        with_vectors = int(vectors.metrics.get("with_vectors", documents))
+        limits = _by_vector(config, len(table.matrix) / with_vectors)
         began = time.monotonic()
 
         def write_segment(matrix: Any, path: Path) -> None:
             write_ann(_build(matrix, config, digest)[0], path)
 
-        index = semantic_segments.build(staging, table, config, shared, write_segment, queries) if shared else None
+        index = semantic_segments.build(staging, table, limits, shared, write_segment, queries) if shared else None
         if index is None:
-            index = _anew(staging, table, config, digest, queries)
+            index = _anew(staging, table, limits, digest, queries)
         if queries is not None and index.queries is not None:
             np.save(staging.folder / HELD_OUT, index.queries)
         metrics = {"build_seconds": round(time.monotonic() - began, 2), **index.metrics}
-        stats, documents = index.stats, int(vectors.metrics["documents"])
-        if "with_vectors" in vectors.metrics:
-            stats = replace(stats, documents=documents)
-            metrics = {**metrics, "with_vectors": stats.rows}
+        stats = index.stats
+        counts = {name: vectors.metrics[name] for name in COUNTS if name in vectors.metrics}
+        if counts:
+            stats = replace(stats, documents=documents, passages=vectors.manifest.config.get("passages"))
+            metrics = {**metrics, **counts}
         shutil.copyfile(vectors.file("rows.parquet"), staging.folder / "rows.parquet")
         (staging.folder / "index.json").write_text(_json(stats), encoding="utf-8")
         return {
@@ -102,11 +109,23 @@ def make(
             "data": vectors.manifest.inputs["data"],
             "dimensions": stats.dimensions,
             "factory": stats.factory,
-            "bytes_per_document": round(segments.size(staging.folder, FILE) / stats.rows, 1),
+            "bytes_per_document": round(segments.size(staging.folder, FILE) / with_vectors, 1),
             **metrics,
         }
 
     return STAGE.make(workspace, config=settings, inputs=inputs, build=build)
+
+
+def _by_vector(config: IndexConfig, passages: float) -> IndexConfig:
+    """The config with its bytes a document as bytes a vector, of which a document has `passages` on average."""
+    if not config.bytes_per_document or passages == 1:
+        return config
+    limit = config.bytes_per_document / passages
+    log.info(
+        "index: %g bytes a document are %.1f a vector, as a document has %.1f passages on average",
+        *(config.bytes_per_document, limit, passages),
+    )
+    return replace(config, bytes_per_document=limit)
 
 
 def _shareable(previous: Artifact, settings: Mapping[str, float | str], encoder_digest: str) -> bool:
@@ -143,6 +162,8 @@ def _json(stats: IndexStats) -> str:
         del fields["filters"]  # An index without a contract and a quality filter is written as it always was.
     if not stats.documents:
         del fields["documents"]
+    if stats.passages is None:
+        del fields["passages"]
     return json.dumps(fields, indent=1) + "\n"
 
 

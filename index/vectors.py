@@ -22,12 +22,13 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from index import document_reader
+from index import document_reader, vector_texts
 from index.quality import QualityFilter
+from index.vector_texts import DocumentCutter, VectorTexts
 from pipeline import artifacts, compute, disk, progress
 from pipeline.artifacts import Artifact, Staging
 from pipeline.compute import ComputeEngine
-from pipeline.errors import ArtifactError, RelevanceError, SchemaError
+from pipeline.errors import ArtifactError, RelevanceError
 from pipeline.stage import Stage
 from pipeline.temporary import temporary_file
 
@@ -42,7 +43,7 @@ TOLERANCE = 1e-3
 
 Vectors = npt.NDArray[np.float32]
 Texts = Callable[[npt.NDArray[np.int64]], Iterator[tuple[str, str]]]
-"""Ascending numbers of documents that get vectors → doc_id and text of each."""
+"""Ascending numbers of vectors → doc_id and text of each."""
 Embed = Callable[[Sequence[str]], np.ndarray]
 """Texts → (texts, dimensions) unit vectors."""
 
@@ -68,11 +69,12 @@ def make(
     quality: QualityFilter | None = None,
     field: str = "",
     engine: ComputeEngine = compute.LOCAL,
+    cutter: DocumentCutter | None = None,
 ) -> Artifact:
     """The `vectors` artifact: vectors.npy (documents, dimensions) float32 in row order, and rows.parquet.
 
-    With a quality filter the matrix has a row for each document that passes; the column `document` of rows.parquet
-    gives its row among all documents.
+    With a quality filter the matrix has a row for each document that passes, with passages one for each passage; the
+    column `document` of rows.parquet gives its row among all documents.
 
     Args:
         workspace: the folder that holds `artifacts/`.
@@ -85,8 +87,8 @@ def make(
         quality: the documents that get vectors; all where None. Part of the fingerprint.
         field: the column that is embedded alone, see `index.field_vectors`; the whole document where empty. Documents
             whose column is empty get no vector. Part of the fingerprint.
-
         engine: where `embed` is called.
+        cutter: how long texts become passages; they are cut at their end where None. Part of the fingerprint.
 
     Raises:
         SchemaError: no documents, no such column, or nothing in it.
@@ -96,10 +98,9 @@ def make(
     def build(staging: Staging) -> Mapping[str, Any]:
         began = time.monotonic()
         total = document_reader.count(data)
-        kept = quality.kept(data) if quality else None
-        if field:
-            kept = _filled(data, field, kept)
-        doc_ids, digests = _digests(data, kept, field)
+        documents = vector_texts.of_documents(data, quality.kept(data) if quality else None, field)
+        chosen = vector_texts.in_passages(data, documents, cutter, previous, field) if cutter else documents
+        digests = chosen.digests
         known = _Known()
         _reuse(previous, encoder_digest, set(digests), known)
         reused = sum(digest in known for digest in digests)
@@ -108,15 +109,15 @@ def make(
         resumed = sum(digest in known for digest in digests) - reused
 
         def texts(numbers: npt.NDArray[np.int64]) -> Iterator[tuple[str, str]]:
-            return document_reader.texts(data, field, numbers if kept is None else kept[numbers])
+            return chosen.read(data, field, numbers)
 
         embedded = _embed_missing(texts, digests, partial(engine.map, embed), known, staging.checkpoint)
         dimensions = _write(staging.folder / "vectors.npy", digests, known)
-        _write_rows(staging.folder / "rows.parquet", doc_ids, digests, kept)
+        chosen.write(staging.folder / "rows.parquet")
         log.info("vectors: %d documents, %d embedded, %d reused, %d resumed", total, embedded, reused, resumed)
         return {
             "documents": total,
-            **({} if kept is None else {"with_vectors": len(kept)}),
+            **_counts(documents, chosen),
             "dimensions": dimensions,
             "embedded": embedded,
             "reused": reused,
@@ -129,6 +130,7 @@ def make(
         **({"round": embedding_round} if embedding_round else {}),
         **(quality.settings if quality else {}),
         **({"field": field} if field else {}),
+        **(cutter.settings if cutter else {}),
     }
     return STAGE.make(workspace, config=settings, inputs={"data": data}, build=build)
 
@@ -204,21 +206,13 @@ class _Known:
         return vectors
 
 
-def _filled(data: Artifact, field: str, kept: npt.NDArray[np.int64] | None) -> npt.NDArray[np.int64]:
-    """The ascending rows among these, or among all, whose column is not empty."""
-    filled = [row for row, (_, text) in enumerate(document_reader.texts(data, field)) if text.strip()]
-    rows = np.array(filled, np.int64) if kept is None else np.intersect1d(filled, kept).astype(np.int64)
-    if not len(rows):
-        raise SchemaError(f"{data.path}: column {field}, which index.fields names, is empty in every document")
-    return rows
-
-
-def _digests(data: Artifact, kept: npt.NDArray[np.int64] | None, field: str) -> tuple[list[str], list[bytes]]:
-    """doc_id and digest of the text, or of one column, of each document that gets a vector."""
-    known = document_reader.digests(data)
-    texts = document_reader.field_digests(data, field) if field else known.texts
-    rows = range(len(known.doc_ids)) if kept is None else kept.tolist()
-    return [known.doc_ids[row] for row in rows], [texts[row].tobytes() for row in rows]
+def _counts(documents: VectorTexts, chosen: VectorTexts) -> dict[str, int]:
+    """Counts for the metrics where not every document has one vector: of documents with vectors, and of passages."""
+    counts = {} if documents.documents is None else {"with_vectors": len(documents.digests)}
+    if chosen.spans is not None and chosen.documents is not None:
+        _, passages = np.unique(chosen.documents, return_counts=True)
+        counts |= {"passages": len(chosen.digests), "in_passages": int((passages > 1).sum())}
+    return counts
 
 
 def _reuse(previous: Sequence[Artifact], encoder_digest: str, needed: set[bytes], known: _Known) -> None:
@@ -344,21 +338,3 @@ def _write(path: Path, digests: Sequence[bytes], known: _Known) -> int:
         for start in range(0, len(digests), 1 << 16):
             file.write(known.take(digests[start : start + (1 << 16)]).astype("<f4").tobytes())
     return known.dimensions
-
-
-def _write_rows(
-    path: Path, doc_ids: Sequence[str], digests: Sequence[bytes], kept: npt.NDArray[np.int64] | None
-) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    table = pa.table(
-        {
-            "row": pa.array(range(len(doc_ids)), pa.int64()),
-            "doc_id": pa.array(doc_ids, pa.string()),
-            "content": pa.array(digests, pa.binary(16)),
-        }
-    )
-    if kept is not None:
-        table = table.append_column("document", pa.array(kept))
-    pq.write_table(table, path, compression="zstd")

@@ -21,6 +21,7 @@ from pipeline.config_study import AblationConfig, Precision, StudyConfig, Varian
 from pipeline.config_training import (
     ExternalTeacherConfig,
     LoopConfig,
+    PassagesConfig,
     PretrainConfig,
     ScratchConfig,
     TeacherConfig,
@@ -42,6 +43,7 @@ __all__ = [
     "IndexConfig",
     "LoopConfig",
     "MiningConfig",
+    "PassagesConfig",
     "Precision",
     "PretrainConfig",
     "RankerConfig",
@@ -118,6 +120,10 @@ class IndexConfig:
     field_vectors: bool = added(False)
     """Whether each of `fields` also gets a vector of its own, whose cosine the fusion weighs. A document whose field is
     empty has none there, and cosine 0."""
+    passages: PassagesConfig = added(PassagesConfig())
+    """Long documents, as the encoder reads them: each passage that fits into `encoder.max_tokens` gets a vector, and
+    the nearest one's cosine is the document's. 0 and 1 cut documents at their end. `best` must be 1. RESULTS.md has
+    figures."""
 
     def __post_init__(self) -> None:
         positive("index", nprobe=self.nprobe, k1=self.k1, flat_below=self.flat_below)
@@ -131,6 +137,11 @@ class IndexConfig:
                 "and a bound above 0, or neither"
             )
         check_fields(self.fields, vectors=self.field_vectors)
+        if self.passages.best != 1:
+            raise ConfigError(
+                f"index.passages.best is {self.passages.best}: an index finds a document by its nearest passage; set "
+                "it to 1"
+            )
         if self.bytes_per_document < 0 or (self.bytes_per_document and not self.recall):
             raise ConfigError(
                 f"index.bytes_per_document is {self.bytes_per_document:g}; it must be 0 or more, and needs index.recall"

@@ -38,6 +38,7 @@ def of(
     groups: dict[str, Any] = {
         "index": {
             "documents": index.metrics["documents"],
+            **{label: index.metrics[name] for name, label in PASSAGE_ROWS.items() if name in index.metrics},
             "dimensions": index.metrics["dimensions"],
             "kind": index.metrics["factory"],
             "bytes a document": index.metrics["bytes_per_document"],
@@ -87,9 +88,9 @@ def fields(indexes: Mapping[str, Artifact]) -> dict[str, Any]:
 
 
 def _throughput(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """The speed at which documents were embedded; empty where the vectors of all of them were known."""
-    speed = metrics.get("embedded_per_s")
-    return {"embedding, documents per second": speed} if speed else {}
+    """The speed at which documents or passages were embedded; empty where the vectors of all of them were known."""
+    speed, texts = metrics.get("embedded_per_s"), "passages" if "passages" in metrics else "documents"
+    return {f"embedding, {texts} per second": speed} if speed else {}
 
 
 def _contract(metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -107,4 +108,5 @@ def _contract(metrics: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+PASSAGE_ROWS = {"passages": "vectors, one a passage", "in_passages": "documents of several passages"}
 TRAINING_ROWS = {"pairs": "pairs", "pairs_per_s": "pairs per second", "seconds": "seconds"}

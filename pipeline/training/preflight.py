@@ -25,6 +25,8 @@ from pipeline.tokens import PairTemplate
 from pipeline.training import augmentation, encoder, pretrain, ranker, ranker_shape
 from pipeline.training.losses.cross_encoder_terms import TOKEN_TERMS
 
+SPECIAL_TOKENS = 2
+"""Special tokens of one text: a model's first and last."""
 COPIES = 4
 """Copies of a model's weights that training holds at least: the weights, their gradients and two moments of Adam."""
 
@@ -161,8 +163,9 @@ def check_lengths(recipe: Recipe) -> None:
         wanted.append(("pretrain", recipe.teacher.base, recipe.pretrain.max_tokens))
     for path, student in _students(recipe):
         if student.base == pretrain.SCRATCH:
-            wanted.append((path, pretrain.SCRATCH, student.max_tokens or recipe.teacher.max_tokens))
             wanted.append(("pretrain", pretrain.SCRATCH, recipe.pretrain.max_tokens))
+        if student.base not in (ranker.FROM_TEACHER, ranker.FROM_BASE):
+            wanted.append((path, student.base, student.max_tokens or recipe.teacher.max_tokens))
     for section, base, max_tokens in wanted:
         scratch = base == pretrain.SCRATCH
         positions = recipe.pretrain.scratch.positions if scratch else tokenizers.positions(_config(base))
@@ -171,11 +174,15 @@ def check_lengths(recipe: Recipe) -> None:
 
 
 def check_passages(recipe: Recipe) -> None:
-    """Checks that passages fit beside the longest query, and that a student can read its teacher's.
+    """Checks that passages fit into the encoder and beside the longest query, and that students can read the teacher's.
 
     Raises:
         ConfigError: the message names the section.
     """
+    with named("passages", "index.passages"):
+        indexed = recipe.index.passages.passages(None)
+        if indexed is not None:
+            indexed.check(recipe.encoder.max_tokens - SPECIAL_TOKENS)
     template = _pair_template(recipe)
     with named("passages", "teacher.passages"):
         teacher = dataclasses.replace(template, passages=recipe.teacher.passages.passages(None))
@@ -184,7 +191,8 @@ def check_passages(recipe: Recipe) -> None:
         with named("passages", f"{path}.passages"):
             passages = config.passages.passages(teacher.passages)
             student = dataclasses.replace(teacher, max_tokens=tokens, passages=passages)
-        if teacher.passages is not None and not recipe.external_teacher.given and _other_tokens(config, source, shape):
+        of_file = recipe.external_teacher.scores and path == _students(recipe)[0][0]  # It scores whole documents.
+        if teacher.passages is not None and not of_file and _other_tokens(config, source, shape):
             raise ConfigError(f"{path}.base: {ranker.OTHER_PASSAGES}")
         teacher = student
 

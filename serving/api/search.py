@@ -142,13 +142,13 @@ class HitExplanation(BaseModel):
 
 
 class PassageHit(BaseModel):
-    """The passage of a long document that fits the query best, by the ranker."""
+    """The passage of a long document that fits the query best, by the ranker, or by the encoder where it read none."""
 
     text: str
     start: int = Field(description="Where it begins in the document's text, in characters.")
     end: int
     number: int = Field(description="Which of the passages it is, from 1.")
-    of: int = Field(description="Number of passages that the ranker read.")
+    of: int = Field(description="Number of passages that the model read.")
 
 
 class SearchHit(BaseModel):
@@ -166,7 +166,7 @@ class SearchHit(BaseModel):
     fields: dict[str, Any] | None = Field(None, description="The columns of `fields`, where they were asked for.")
     explain: HitExplanation | None = Field(None, description="With `explain`; final list only.")
     passage: PassageHit | None = Field(
-        None, description="Where the snippet is from, of a document that the ranker read in passages."
+        None, description="Where the snippet is from, of a document that the ranker or the encoder read in passages."
     )
 
 

@@ -32,7 +32,7 @@ from serving.runtime.bundle import Bundle
 from serving.runtime.deadline import Deadline
 from serving.runtime.items import Item, Priority, Throughput
 from serving.runtime.job import Job
-from serving.runtime.passage_inputs import PassageCutter, PassageInput
+from serving.runtime.passage_inputs import PassageCutter, PassageInput, TextCutter
 from serving.runtime.processor import Device, has_cuda, processor, runners
 from serving.runtime.scheduler import Scheduler
 from serving.runtime.session import open_session, padded
@@ -212,6 +212,16 @@ class Engine:
     ) -> list[list[PassageInput]]:
         """Each document whole, where it fits beside the query, else its passages; arguments and errors as `pairs`."""
         return PassageCutter(self.tokeniser, self.pair_template, passages, remember, check).cut(query, documents)
+
+    def text_cutter(self, passages: Passages) -> TextCutter:
+        """A cutter of long documents into passages that the encoder can read.
+
+        Raises:
+            ConfigError: the bundle is a ranker, or a passage does not fit into the encoder's input.
+        """
+        template = self._template("document")
+        assert isinstance(template, TextTemplate)
+        return TextCutter(self.tokeniser, template, passages)
 
     def pair_tokens(
         self, query: str, documents: Sequence[str], passages: Passages | None = None, *, remember: bool = True

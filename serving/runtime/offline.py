@@ -14,13 +14,16 @@ from index.document_store import DocumentStore
 from index.fields import FieldIndexes
 from index.lexical import LexicalIndex
 from index.semantic import SemanticIndex
+from index.vector_texts import DocumentCutter
 from pipeline import compute, progress, schema, text
 from pipeline.artifacts import Artifact, Staging
 from pipeline.compute import PinnedArtifact
 from pipeline.errors import ArtifactError, SchemaError
+from pipeline.passages import Passages
 from pipeline.stage import Stage
 from serving.runtime.bundle import Bundle
 from serving.runtime.engine import Engine, Role, Vectors
+from serving.runtime.passage_inputs import TextCutter
 
 FEATURES = Stage(
     "features",
@@ -69,6 +72,20 @@ class BundleEmbedder:
 def embedder(bundle: Artifact, role: Role = "document") -> Callable[[Sequence[str]], Vectors]:
     """A function from texts to unit vectors (texts, dimensions); it loads the encoder when first called."""
     return BundleEmbedder(bundle, role)
+
+
+def cutter(bundle: Artifact, passages: Passages | None) -> DocumentCutter | None:
+    """The rule by which an encoder reads long documents; None without one. It loads the encoder when first called."""
+    if passages is None:
+        return None
+    texts: TextCutter | None = None
+
+    def cut(documents: Sequence[str]) -> list[list[tuple[int, int]]]:
+        nonlocal texts
+        texts = texts or Engine(bundle.path).text_cutter(passages)
+        return texts.cut(documents)
+
+    return DocumentCutter(passages, cut)
 
 
 @FEATURES

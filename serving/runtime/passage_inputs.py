@@ -1,10 +1,10 @@
-"""Documents cut into passages beside a query: what the ranker reads of texts that are longer than its input."""
+"""Documents cut into passages: what the ranker reads beside a query, and the encoder alone, of texts that are long."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from pipeline.passages import Passages
-from pipeline.tokens import PairTemplate
+from pipeline.tokens import PairTemplate, TextTemplate
 from serving.runtime.items import Item
 from serving.runtime.tokenizer import RuntimeTokenizer
 
@@ -73,3 +73,43 @@ class PassageCutter:
 
     def _ids(self, texts: Sequence[str], max_tokens: int) -> list[Sequence[int]]:
         return self.tokeniser.ids(texts, max_tokens, remember=self.remember, check=self.check)
+
+
+@dataclass(frozen=True, slots=True)
+class TextCutter:
+    """Cuts documents for one encoder, into parts of their text."""
+
+    tokeniser: RuntimeTokenizer
+    template: TextTemplate
+    """The shape of a document."""
+    passages: Passages
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError where a passage does not fit into the encoder's input."""
+        self.passages.check(self.room)
+
+    @property
+    def room(self) -> int:
+        """Maximum length of a passage in tokens: what special tokens and prompt leave."""
+        prompt = len(self.tokeniser.ids([self.template.prompt], self.template.max_tokens, remember=False)[0])
+        return self.template.max_tokens - len(self.template.before) - len(self.template.after) - prompt
+
+    def cut(self, documents: Sequence[str], check: Callable[[], None] | None = None) -> list[list[tuple[int, int]]]:
+        """Start and end of each document's passages, in characters and in order; all of one that fits into the input.
+
+        Raises:
+            InvalidRequestError: a text is too long; see `RuntimeTokenizer.ids`.
+        """
+        room = self.room
+        longest = max(room + 1, self.passages.reach(room))
+        spans = []
+        for document in documents:
+            if check is not None:
+                check()
+            offsets = self.tokeniser.offsets(document, longest)
+            if len(offsets) <= room:
+                spans.append([(0, len(document))])
+                continue
+            parts = self.passages.spans(len(offsets), room)
+            spans.append([(offsets[first][0], offsets[last - 1][1]) for first, last in parts])
+        return spans

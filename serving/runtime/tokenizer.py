@@ -114,12 +114,21 @@ class RuntimeTokenizer:
         Raises:
             InvalidRequestError: as `ids`.
         """
+        offsets = self.offsets(item, last)
+        return offsets[first][0], offsets[last - 1][1]
+
+    def offsets(self, item: str, max_tokens: int) -> list[tuple[int, int]]:
+        """Where each of the first tokens of a text begins and ends, in characters; no more than `max_tokens` of them.
+
+        Raises:
+            InvalidRequestError: as `ids`.
+        """
         try:
-            (head,) = self._prefixes.heads([text.clean(item)], last)
+            (head,) = self._prefixes.heads([text.clean(item)], max_tokens)
         except TextTooLongError as error:
             raise InvalidRequestError(str(error)) from error
-        offsets = self._tokenizer.encode(head, add_special_tokens=False).offsets
-        return offsets[first][0], offsets[last - 1][1]
+        offsets: list[tuple[int, int]] = self._tokenizer.encode(head, add_special_tokens=False).offsets
+        return offsets[:max_tokens]
 
     def text(self, ids: Sequence[int]) -> str | None:
         """Returns the text that has exactly these ids; None when there is none, as for another tokenizer's ids."""

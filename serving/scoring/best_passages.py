@@ -1,9 +1,13 @@
-"""The passage of a long document that a search result shows: the one that the ranker found to fit the query best."""
+"""The passage of a long document that a search result shows: the one that the ranker found to fit the query best.
+
+Where the ranker read no passages of a document, it is the one that the encoder found nearest.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from index.document_store import Document
+from index.vector_rows import FoundPassage
 from pipeline import text
 from serving.runtime.deadline import Deadline
 from serving.runtime.tokenizer import RuntimeTokenizer
@@ -24,7 +28,7 @@ class BestPassage:
     number: int
     """Number of the passage within its document, from 1."""
     of: int
-    """Number of passages that the ranker read."""
+    """Number of passages that the model read."""
 
 
 def best_passages(
@@ -51,10 +55,20 @@ def best_passages(
         deadline.check()
         part = score.passages[score.best]
         body = text.document_text(document.title, document.text)
-        title = len(body) - len(document.text)  # The ranker read it ahead of the text.
-        start, end = (max(position - title, 0) for position in tokeniser.characters(body, part.start, part.end))
-        end = min(end, start + MAX_PASSAGE_CHARS)
-        passages[row] = BestPassage(
-            text=document.text[start:end], start=start, end=end, number=score.best + 1, of=len(score.passages)
-        )
+        start, end = tokeniser.characters(body, part.start, part.end)
+        chosen = FoundPassage(start=start, end=end, number=score.best + 1, of=len(score.passages))
+        passages[row] = _shown(document, chosen)
     return passages
+
+
+def nearest_passages(documents: Mapping[int, Document], nearest: Mapping[int, FoundPassage]) -> dict[int, BestPassage]:
+    """The passages that the encoder found nearest, by row, of those documents that are shown."""
+    return {row: _shown(documents[row], passage) for row, passage in nearest.items() if row in documents}
+
+
+def _shown(document: Document, passage: FoundPassage) -> BestPassage:
+    """A passage of what the models read, as a passage of the document's text."""
+    title = len(text.document_text(document.title, document.text)) - len(document.text)  # Read ahead of the text.
+    start, end = (max(position - title, 0) for position in (passage.start, passage.end))
+    end = min(end, start + MAX_PASSAGE_CHARS)
+    return BestPassage(text=document.text[start:end], start=start, end=end, number=passage.number, of=passage.of)

@@ -188,13 +188,7 @@ class Reranker:
                 cut += self.engine.cut(
                     query, chosen, self.passages, remember=options.remember, check=options.deadline.check
                 )
-                count = sum(map(len, cut))
-                if self.max_passages and count > self.max_passages:
-                    raise BodyTooLargeError(
-                        f"the first {len(cut)} documents have {count} passages; at most "
-                        f"{self.max_passages} are taken in one request (RELEVANCE_MAX_PASSAGES): send fewer documents, "
-                        "or a smaller max_chunks_per_doc"
-                    )
+                check_passages(len(cut), sum(map(len, cut)), self.max_passages)
         except DeadlineError:
             if not partial:
                 raise
@@ -262,6 +256,19 @@ class Embedder:
                 yield number, outcome
 
         return self.cache.fetch([key.of(item) for item in texts], compute, options)
+
+
+def check_passages(documents: int, passages: int, most: int) -> None:
+    """Checks the number of passages of the first documents of a request; 0 is no bound.
+
+    Raises:
+        BodyTooLargeError: they have more.
+    """
+    if most and passages > most:
+        raise BodyTooLargeError(
+            f"the first {documents} documents have {passages} passages; at most {most} are taken in one request "
+            "(RELEVANCE_MAX_PASSAGES): send fewer documents, or a smaller max_chunks_per_doc"
+        )
 
 
 def relevance(score: float) -> float:

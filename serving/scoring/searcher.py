@@ -28,12 +28,12 @@ from serving.scoring.answers import (
     SearchResult,
     ShownDocuments,
 )
-from serving.scoring.best_passages import best_passages
+from serving.scoring.best_passages import best_passages, nearest_passages
 from serving.scoring.candidates import Candidates, RankedCandidates, Retrieval
 from serving.scoring.loaded_release import LoadedRelease
 from serving.scoring.noise import ChanceLevel
 from serving.scoring.opened_document import OpenedDocument, open_document
-from serving.scoring.reranker import Reranker, relevance
+from serving.scoring.reranker import Reranker, check_passages, relevance
 from serving.scoring.running_search import ModelAttempts, RunningSearch
 from serving.scoring.snippets import snippets
 
@@ -128,9 +128,11 @@ class Searcher(LoadedRelease):
         if fusion.fields:
             raise NotServedError(contents.LACKS["fields"])
         queried = embedder.vectors([query], "query", options)
-        embedded = embedder.vectors(texts, "document", options)
+        cut = self._cut(texts, reranker.max_passages, options)
+        embedded = embedder.vectors([part for parts in cut for part in parts], "document", options)
         scored = reranker.scores(query, texts, options)
-        cosines = [float(queried.values[0] @ vector) for vector in embedded.values]
+        nearness = iter([float(queried.values[0] @ vector) for vector in embedded.values])
+        cosines = [max(next(nearness) for _ in parts) for parts in cut]
         values = fusion.scores(features.table(bm25, cosines, scored.values))
         parts = (queried, embedded, scored)
         return FusedScores(
@@ -139,6 +141,24 @@ class Searcher(LoadedRelease):
             hits=sum(fetched.hits for fetched in parts),
             misses=sum(fetched.misses for fetched in parts),
         )
+
+    def _cut(self, texts: Sequence[str], most: int, options: RequestOptions) -> list[list[str]]:
+        """The parts of each text that get vectors in the index of this release: its passages, or the text itself.
+
+        Args:
+            most: maximum number of parts of all texts; 0 for no bound.
+
+        Raises:
+            BodyTooLargeError: there are more.
+            DeadlineError, ClientGoneError
+        """
+        passages = self.semantic.passages
+        if passages is None:
+            return [[item] for item in texts]
+        texts = [text.clean(item) for item in texts]
+        spans = self.encoder.text_cutter(passages).cut(texts, options.deadline.check)
+        check_passages(len(texts), sum(map(len, spans)), most)
+        return [[item[start:end] for start, end in parts] for item, parts in zip(texts, spans, strict=True)]
 
     def document(self, doc_id: str, *, neighbours: int, options: RequestOptions) -> OpenedDocument | None:
         """A whole document with those nearest to it; None where the release has no such document.
@@ -243,6 +263,10 @@ class Searcher(LoadedRelease):
         chosen = {hit.row: ranked.documents[hit.row] for hits in lists.values() for hit in hits}
         texts = {row: document.text for row, document in chosen.items()}
         passages = best_passages(self.ranker.tokeniser, chosen, ranked.read, deadline) if ranked.read else {}
+        if candidates.queried:
+            unread = [row for row in chosen if row not in passages]
+            nearest = self.semantic.nearest_passages(candidates.queried.values[0], unread)
+            passages |= nearest_passages(chosen, nearest)
         return ShownDocuments(
             documents=ranked.documents,
             snippets=snippets(texts, search.query, deadline, passages),

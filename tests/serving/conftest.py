@@ -25,6 +25,7 @@ from pipeline.passages import Passages
 from pipeline.releases import Releases
 from pipeline.tokens import PairTemplate, TextTemplate
 from serving.rollout.lifecycle import Lifecycle
+from serving.runtime import offline
 from serving.runtime.engine import Engine
 from tests.serving.patience import patient
 
@@ -209,7 +210,13 @@ class TinyWorkspace:
         return artifacts.make(self.path, "data", version=1, config={}, inputs={}, build=write)
 
     def publish(
-        self, seed: int, *, lie: float = 0.0, index_seed: int | None = None, passages: Passages | None = None
+        self,
+        seed: int,
+        *,
+        lie: float = 0.0,
+        index_seed: int | None = None,
+        passages: Passages | None = None,
+        indexed: Passages | None = None,
     ) -> str:
         """A release, not yet live.
 
@@ -217,6 +224,7 @@ class TinyWorkspace:
             lie: the ranker's golden scores are off by so much.
             index_seed: the index is built by another encoder.
             passages: how the ranker reads long documents.
+            indexed: how the encoder reads them.
         """
         tiny = TinyModels(seed)
         data = self.data()
@@ -225,7 +233,11 @@ class TinyWorkspace:
         embedding = encoder if index_seed is None else TinyModels(index_seed).bundle(self.path, "encoder")
         engine = Engine(embedding.path, threads=1)
         document_vectors = vectors.make(
-            self.path, engine.digest, data=data, embed=lambda texts: engine.embed(texts, "document")
+            self.path,
+            engine.digest,
+            data=data,
+            embed=lambda texts: engine.embed(texts, "document"),
+            cutter=offline.cutter(embedding, indexed),
         )
         engine.close()
         config = IndexConfig()

@@ -133,6 +133,7 @@ XLNET = {"model_type": "xlnet", "max_position_embeddings": None, "n_layer": 4, "
         ("encoder", XLNET, r"^encoder\.base .*xlnet model of this kind can teach"),
         ("ranker", XLNET, r"ranker\.\w+: .*xlnet"),
         ("encoder", {"max_position_embeddings": 8}, r"encoder\.max_tokens 128: .* has 8 positions"),
+        ("ranker", {"max_position_embeddings": 8}, r"ranker\.max_tokens 128: .* has 8 positions"),
         (
             "ranker",
             {"architectures": ["BertForSequenceClassification"], "id2label": {"0": "a", "1": "b", "2": "c"}},

@@ -11,7 +11,7 @@ Nothing here runs code that comes with a model.
 import importlib.util
 import json
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,8 +139,14 @@ def load_whole(kind: Any, root: Path, **settings: Any) -> tuple[Any, list[str]]:
     """
     with _weights_of(root), quiet():
         model, report = kind.from_pretrained(
-            root, dtype=torch.float32, trust_remote_code=False, output_loading_info=True, **settings
+            root,
+            dtype=torch.float32,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # The check below says which, and transformers only that some are.
+            **settings,
         )
+    _check_shapes(root, report["mismatched_keys"])
     prefix = "" if kind is AutoModel else f"{model.base_model_prefix}."
     _check_complete(root, report["missing_keys"], prefix)
     return model, sorted(report["missing_keys"])
@@ -161,6 +167,24 @@ def _weights_of(root: Path) -> Iterator[None]:
             f"{root}: its weights are not those that config.json describes ({lines[0][:200]}); give the model with its "
             "own config.json"
         ) from error
+
+
+def _check_shapes(root: Path, mismatched: Iterable[tuple[str, Sequence[int], Sequence[int]]]) -> None:
+    """Refuses weights of other shapes than config.json gives them.
+
+    Args:
+        mismatched: name, shape in the folder's file, and shape by its config.json.
+
+    Raises:
+        ConfigError: names the first.
+    """
+    unlike = sorted((name, tuple(held), tuple(wanted)) for name, held, wanted in mismatched)
+    if unlike:
+        name, held, wanted = unlike[0]
+        raise ConfigError(
+            f"{root}: its weights are not those that config.json describes: {name} is {held} in the file and {wanted} "
+            f"there ({len(unlike)} such weights); give the model with its own config.json"
+        )
 
 
 def _check_complete(root: Path, missing: Iterable[str], prefix: str) -> None:

@@ -14,12 +14,13 @@ import numpy.typing as npt
 
 from index import ann, document_store
 from index.document_store import DocumentStore
-from index.hits import read_document_rows, read_ids
+from index.hits import read_ids
 from index.postings import Postings
 from index.segments import DIGESTS, SegmentMap, read_array
 from index.semantic import SemanticIndex, read_stats
 from index.store_file import StoreReader
 from index.term_weights import HOLDERS, WeighedSegment
+from index.vector_rows import VectorRows
 from pipeline import artifacts
 from pipeline.artifacts import Artifact
 from pipeline.errors import ArtifactError
@@ -53,6 +54,7 @@ def problems(parts: Mapping[str, Artifact], vectors: Artifact | None = None) -> 
     try:
         if vectors is not None and "index" in ids:
             texts["vectors"] = _check_vectors(vectors, ids["index"])
+            texts["documents"] = _whole_texts(vectors, texts["vectors"])
         yield from _texts_agree(parts, texts)
     except (ArtifactError, OSError, ValueError) as error:
         yield str(error)
@@ -144,6 +146,21 @@ def _check_vectors(part: Artifact, doc_ids: list[str]) -> Digests:
     return np.frombuffer(held, np.uint8).reshape(len(doc_ids), -1)
 
 
+def _whole_texts(part: Artifact, texts: Digests) -> Digests:
+    """The digests of the whole texts that those of a `vectors` artifact are cut from, by position.
+
+    Args:
+        texts: of this artifact; its own where it has no passages.
+    """
+    import pyarrow.parquet as pq
+
+    rows = part.file("rows.parquet")
+    if "whole" not in pq.read_schema(rows).names:
+        return texts
+    held = b"".join(pq.read_table(rows, columns=["whole"]).column("whole").to_pylist())
+    return np.frombuffer(held, np.uint8).reshape(texts.shape)
+
+
 def _digests(part: Artifact) -> Digests | None:
     """The digests of a part's contents by row; None of a part that keeps none."""
     files = part.manifest.files
@@ -170,7 +187,7 @@ def _ids_agree(parts: Mapping[str, Artifact], ids: Mapping[str, list[str]]) -> I
     for name, doc_ids in ids.items():
         rows = None
         if parts[name].manifest.kind == "index":
-            rows = read_document_rows(parts[name].file("rows.parquet"))
+            rows = VectorRows.read(parts[name].file("rows.parquet"), len(doc_ids)).rows
         wanted = expected if rows is None else [expected[row] for row in rows.tolist() if row < len(expected)]
         if doc_ids != wanted:
             yield str(_wrong(parts[name].path, f"its documents and their order are not those of {reference}"))
@@ -184,9 +201,9 @@ def _texts_agree(parts: Mapping[str, Artifact], texts: Mapping[str, Digests]) ->
     if "index" in texts and not np.array_equal(texts["index"], vectors):
         yield str(_wrong(parts["index"].path, "it holds other texts than the vectors that it was built from"))
     if "lexical" in texts:
-        rows = read_document_rows(parts["index"].file("rows.parquet"))
+        rows = VectorRows.read(parts["index"].file("rows.parquet"), len(vectors)).rows
         lexical = texts["lexical"] if rows is None else texts["lexical"][rows]
-        if not np.array_equal(lexical, vectors):
+        if not np.array_equal(lexical, texts["documents"]):
             yield str(_wrong(parts["lexical"].path, "it holds other texts than the vectors of the release"))
 
 

@@ -11,8 +11,9 @@ import pytest
 from flows import judging
 from flows import reindex as reindexing
 from flows.runner import Runner
+from index import checks
 from index.semantic import SemanticIndex
-from pipeline import release_parts
+from pipeline import artifacts, release_parts
 from pipeline.config import CandidatesConfig, IndexConfig, PassagesConfig
 from pipeline.evaluation import report_stats
 from pipeline.passages import Passages
@@ -63,6 +64,10 @@ def test_a_reindex_reads_long_documents_in_passages_and_shares_them(workspace: P
     published = Releases(workspace).open(after["release"])
     index = SemanticIndex.load(release_parts.part(published, "index").path)
     assert index.passages == Passages(most=6)
+    parts = {name: release_parts.part(published, name) for name in ("lexical", "documents", "index")}
+    folder = artifacts.folder_of(workspace, parts["index"].manifest.inputs["vectors"])
+    assert folder is not None
+    assert list(checks.problems(parts, artifacts.load(folder))) == []
     searcher = Searcher(published.path, threads=1)
     result = searcher.search("a drill for the garage", top_n=40, retrieve=40)
     (hit,) = (hit for hit in result.semantic if hit.doc_id == "long")

@@ -145,7 +145,9 @@ class SemanticIndex:
         """
         query = self._checked(np.asarray(vector, np.float32)[None])[0]
         positions, owners = self._owners.located(self._checked_rows(rows))
-        k = max(min(k, len(np.unique(owners))), 0)
+        # The vectors of one document stand beside each other.
+        count = len(positions) if self._owners.spans is None else int(np.count_nonzero(np.diff(owners, prepend=-1)))
+        k = max(min(k, count), 0)
         nprobe = next((nprobe for least, nprobe in self.stats.filters if len(positions) >= least), None)
         if nprobe is not None and k:
             selection = Selection(len(self.doc_ids), positions, nprobe)

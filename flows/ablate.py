@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from flows import comparisons, runner, training
-from flows.training import TrainingInputs
+from flows.training_inputs import TrainingInputs
 from pipeline.artifacts import Artifact
 from pipeline.compute import engine_of
 from pipeline.config import RankerConfig, Recipe
@@ -130,7 +130,8 @@ def _scores(
     external = None if recipe.assistants else recipe.external_teacher
     base = training.student_origin(student, recipe, run, data=inputs.data, base=inputs.base)
     teacher = inputs.ranker_teacher
-    return training.score_pairs(run, student, external, teacher=teacher, data=inputs.data, pairs=pairs, base=base)
+    scores = training.score_pairs(run, student, external, teacher=teacher, data=inputs.data, pairs=pairs, base=base)
+    return training.fused(run, student, inputs, pairs, scores)
 
 
 def _widest(config: RankerConfig, sets: Sequence[LossSet]) -> RankerConfig:

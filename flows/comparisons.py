@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from flows.runner import Runner
-from flows.training import TrainingInputs
+from flows.training_inputs import TrainingInputs
 from pipeline.artifacts import Artifact
 from pipeline.config import RankerConfig
 from pipeline.evaluation.ablation import AblationRun

@@ -1,8 +1,8 @@
 """The demo: a retraining on this machine's Python documentation, and then whole documents to search.
 
 Models that learn from summaries as queries must not read them in documents, so the documents of the training lack
-theirs. A person searches whole documents: after the retraining they are re-indexed with their summaries, and questions
-as a person writes them are put to the release that is served.
+theirs. A person searches whole documents, and all of them: after the retraining they are re-indexed with their
+summaries, those too that the training left out, and questions as a person writes them are put to the release.
 """
 
 import fnmatch
@@ -13,7 +13,7 @@ from typing import Any
 from flows import publishing, reindex, retrain, summary
 from pipeline import schema
 from pipeline.artifacts import Artifact
-from pipeline.config import Recipe
+from pipeline.config import DataConfig, Recipe
 from pipeline.releases import Releases
 
 DOCUMENTS = Path("demo") / "documents.parquet"
@@ -81,31 +81,47 @@ def run(recipe: Recipe, workspace: Path) -> dict[str, Any]:
         RelevanceError: the message says what, where and what to do.
     """
     outcome = retrain.retrain(recipe, workspace)
-    figures = serve_whole_documents(outcome, workspace)
+    figures = serve_whole_documents(outcome, workspace, recipe.data)
     questions = ask(workspace) if outcome.live else None
     return summary.make(outcome, workspace, served=figures, questions=questions)
 
 
-def serve_whole_documents(outcome: retrain.RetrainResult, workspace: Path) -> dict[str, Any] | None:
+def serve_whole_documents(
+    outcome: retrain.RetrainResult, workspace: Path, config: DataConfig | None = None
+) -> dict[str, Any] | None:
     """Re-indexes whole documents with the models of a release that is live, and makes the result live.
+
+    Args:
+        outcome: of the retraining.
+        workspace: the folder of artifacts and releases.
+        config: where it reads Python's documentation alone, all of that is indexed; else, or where it is None, the
+            documents of the training.
 
     Returns:
         The figures of `flows.reindex.reindex`; None where the release is not live, or serves whole documents already.
     """
     registry = Releases(workspace)
     documents = publishing.documents_of(registry, registry.open(outcome.release.fingerprint)) if outcome.live else None
-    if documents is None or not write_whole_documents(documents, workspace / DOCUMENTS):
+    if documents is None or not write_whole_documents(documents, workspace / DOCUMENTS, config):
         return None
     return reindex.reindex([str(workspace / DOCUMENTS)], workspace, examples=tuple(QUESTIONS))
 
 
-def write_whole_documents(documents: Artifact, path: Path) -> bool:
-    """Writes the documents of a training with their summaries; False, and no file, where they have none apart."""
+def write_whole_documents(documents: Artifact, path: Path, config: DataConfig | None) -> bool:
+    """Writes whole documents, with their summaries; False, and no file, where a training's have none apart.
+
+    Args:
+        documents: those of the training.
+        path: the Parquet file.
+        config: see `serve_whole_documents`.
+    """
     from pipeline.data.formats import python_docs
 
     table = schema.read(documents.file("documents.parquet"), "documents")
     if python_docs.SUMMARY not in table.column_names:
         return False
+    if config is not None and {source.format for source in config.sources} == {python_docs.NAME}:
+        table = python_docs.read().documents
     path.parent.mkdir(parents=True, exist_ok=True)
     schema.write(python_docs.with_summaries(table), path, "documents")
     return True

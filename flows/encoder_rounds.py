@@ -5,7 +5,7 @@ Pipeline never searches an index; each round's run comes from `index` as an arti
 
 from flows.indexing import make_searchable
 from flows.runner import Runner
-from flows.training import TrainingInputs
+from flows.training_inputs import TrainingInputs
 from pipeline.artifacts import Artifact
 from pipeline.config import Recipe
 

@@ -16,7 +16,8 @@ from flows.encoder_rounds import train_encoder
 from flows.indexing import SearchableCorpus, make_searchable
 from flows.judging import PARTS, PoolScores, ScoringModels, judge, judge_release, quality_cost
 from flows.runner import Runner
-from flows.training import TrainingInputs, check, prepare, student_base
+from flows.training import check, prepare, student_base
+from flows.training_inputs import TrainingInputs
 from pipeline import recipe as recipes
 from pipeline import releases
 from pipeline.artifacts import Artifact

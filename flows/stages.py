@@ -24,6 +24,7 @@ MODULES = (
     "pipeline.training.teacher",
     "pipeline.training.teacher_scores",
     "pipeline.training.external_teacher",
+    "pipeline.training.fused_teacher",
     "pipeline.training.ranker",
     "pipeline.training.encoder",
     "pipeline.models.import_stage",

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flows import comparisons, runner, shape_search, training
-from flows.training import TrainingInputs
+from flows.training_inputs import TrainingInputs
 from pipeline import recipe as recipes
 from pipeline.artifacts import Artifact
 from pipeline.compute import engine_of

@@ -1,36 +1,14 @@
 """The training stages in order: from judged queries to the teacher, its scores, and the assistants."""
 
 import dataclasses
-from dataclasses import dataclass
 from functools import partial
 
+from flows.encoder_rounds import train_encoder
+from flows.indexing import make_searchable
 from flows.runner import Runner
+from flows.training_inputs import FirstStage, TrainingInputs
 from pipeline.artifacts import Artifact
 from pipeline.config import ExternalTeacherConfig, RankerConfig, Recipe
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainingInputs:
-    """The artifacts that the students of a recipe are trained on."""
-
-    data: Artifact
-    lexical: Artifact
-    """Lexical index of the data's documents."""
-    bm25_run: Artifact
-    """BM25 run of all judged queries."""
-    pairs: Artifact
-    """Graded (query, document) pairs."""
-    base: Artifact | str
-    """The model that the teacher started from: a `pretrained` artifact, or a name."""
-    teacher: Artifact
-    ranker_pairs: Artifact
-    """The graded pairs and, where the recipe wants them, unlabelled and augmented ones: what rankers are trained on."""
-    teacher_scores: Artifact
-    """Scores of `ranker_pairs` by the teacher, or by the external one."""
-    ranker_teacher: Artifact
-    """The model that the ranker is distilled from: the last assistant, or the teacher where there is none."""
-    ranker_teacher_scores: Artifact
-    """Scores of `ranker_pairs` by `ranker_teacher`."""
 
 
 def check(recipe: Recipe, run: Runner) -> list[str]:
@@ -77,7 +55,21 @@ def prepare(recipe: Recipe, run: Runner) -> TrainingInputs:
     scores = score(run, students[0], recipe.external_teacher, teacher=large, base=origins[0])
     if students[0].teachers > 1:
         scores = _mean_scores(recipe, run, data=data, pairs=pairs, scored=ranker_pairs, base=base, first=scores)
-    ranker_teacher, ranker_teacher_scores = large, scores
+    inputs = TrainingInputs(
+        data=data,
+        lexical=words,
+        bm25_run=bm25_run,
+        pairs=pairs,
+        base=base,
+        teacher=large,
+        ranker_pairs=ranker_pairs,
+        teacher_scores=scores,
+        ranker_teacher=large,
+        ranker_teacher_scores=scores,
+    )
+    if any(student.fused_teacher for student in students):
+        inputs = dataclasses.replace(inputs, first_stage=_first_stage(recipe, inputs, run))
+    ranker_teacher, ranker_teacher_scores = large, fused(run, students[0], inputs, ranker_pairs, scores)
     for number, assistant in enumerate(recipe.assistants, start=1):
         named = run.labelled(f"assistant {number}")
         ranker_teacher = named(
@@ -90,19 +82,47 @@ def prepare(recipe: Recipe, run: Runner) -> TrainingInputs:
             teacher_scores=ranker_teacher_scores,
             base=student_base(assistant, recipe, named, data=data, base=base),
         )
-        ranker_teacher_scores = score(named, students[number], None, teacher=ranker_teacher, base=origins[number])
-    return TrainingInputs(
-        data=data,
-        lexical=words,
-        bm25_run=bm25_run,
-        pairs=pairs,
-        base=base,
-        teacher=large,
-        ranker_pairs=ranker_pairs,
-        teacher_scores=scores,
-        ranker_teacher=ranker_teacher,
-        ranker_teacher_scores=ranker_teacher_scores,
+        own_scores = score(named, students[number], None, teacher=ranker_teacher, base=origins[number])
+        ranker_teacher_scores = fused(named, students[number], inputs, ranker_pairs, own_scores)
+    return dataclasses.replace(inputs, ranker_teacher=ranker_teacher, ranker_teacher_scores=ranker_teacher_scores)
+
+
+def _first_stage(recipe: Recipe, inputs: TrainingInputs, run: Runner) -> FirstStage:
+    """The encoder, and BM25 and vectors of the documents: the stages are those that the retraining runs anyway."""
+    from pipeline.export import bundle
+
+    encoder = train_encoder(recipe, inputs, run)
+    named = run.labelled("encoder")
+    exported = named(bundle.make, recipe.export, model=encoder, data=inputs.data, pairs=inputs.pairs)
+    return FirstStage(encoder=exported, corpus=make_searchable(recipe.index, run, encoder=exported, data=inputs.data))
+
+
+def fused(run: Runner, student: RankerConfig, inputs: TrainingInputs, pairs: Artifact, scores: Artifact) -> Artifact:
+    """The scores of the pairs that a student learns from: these, or those of the fused teacher if it asks for it.
+
+    Args:
+        pairs: graded pairs, perhaps with unlabelled ones.
+        scores: their scores by the student's teacher.
+    """
+    from pipeline.training import fused_teacher
+    from serving.runtime import offline
+
+    if not student.fused_teacher:
+        return scores
+    first = inputs.first_stage
+    assert first is not None  # Some student of the recipe wants it.
+    features = run.labelled("pairs")(
+        offline.features,
+        ranker=None,
+        encoder=first.encoder,
+        lexical=first.corpus.lexical,
+        index=first.corpus.index,
+        documents=first.corpus.documents,
+        data=inputs.data,
+        pool=pairs,
+        fields=first.corpus.fields,
     )
+    return run(fused_teacher.make, scores=scores, features=features, pairs=pairs)
 
 
 def _mean_scores(

@@ -91,6 +91,10 @@ class RankerConfig:
     teachers: int = added(1)
     """Number of teachers whose mean score it learns from. Each further one is trained with another seed; the states of
     the Patient KD loss are those of the first."""
+    fused_teacher: bool = added(default=False)
+    """Learn from the teacher's scores joined with those of BM25 and the encoder, by weights that the valid queries
+    choose: an ensemble, which orders documents as search does. The ranker alone gains; RESULTS.md has figures. The
+    encoder is trained, exported and indexed first."""
     intermediate: int = added(0)
     """Units that each feed-forward layer keeps: the least important for the score are removed before the training, as
     TextPruner does; 0 keeps all. All layers with few units beat few whole ones at one cost (RESULTS.md has figures)."""
@@ -199,6 +203,8 @@ class EncoderConfig:
     """Start of the projection to `dimensions`: directions are the principal ones of the training texts; similarities is
     learned from a sample of all documents, so that short vectors find the neighbours that the base's full width finds;
     judgments so that training queries find their best judged documents too (`in_batch_weight` is that part's)."""
+    projection_documents: int = added(20_000)
+    """Maximum number of documents that a learned projection reads; with `judgments` those judged best come first."""
     train_body: bool = added(True)
     """Train all layers by the losses below; without, the projection alone is learned and the base stays as it is. Takes
     seconds where the base is a good encoder already."""
@@ -233,6 +239,7 @@ class EncoderConfig:
             dimensions=self.dimensions,
             temperature=self.temperature,
             similarity_temperature=self.similarity_temperature,
+            projection_documents=self.projection_documents,
         )
         weights("encoder", **weights_of(self))
         if len(set(self.widths)) < len(self.widths) or any(not 0 < width < self.dimensions for width in self.widths):

@@ -57,7 +57,7 @@ def write(
     parts = (
         _head(role, base),
         f"# {role.capitalize()}\n\n{WHAT[role]}\n\n{_shape(model, base)}",
-        f"## Quality\n\n{_quality(metrics, measure)}",
+        f"## Quality\n\n{_quality(metrics, measure, config)}",
         f"## Data\n\n{_data(inputs)}",
         f"## Training\n\n{_training(role, inputs, config, metrics)}",
         f"## Input\n\n{_input(model)}",
@@ -116,9 +116,11 @@ def _shape(model: CrossEncoder | BiEncoder, base: Artifact | str) -> str:
     return "\n".join(lines)
 
 
-def _quality(metrics: Mapping[str, Any], measure: str) -> str:
+def _quality(metrics: Mapping[str, Any], measure: str, config: Mapping[str, Any]) -> str:
     before, after = metrics[f"{measure} before"], metrics[measure]
     if before is None or after is None:
+        if (config.get("loop") or {}).get("evaluations") == 0:
+            return "Not measured: the last state of the training is kept, without an evaluation on valid queries."
         return "Not measured: the data has no valid queries."
     return (
         f"{measure} of the judged lists of the valid queries, which no step of the training saw but which chose the "

@@ -110,7 +110,7 @@ def features(
     Args:
         ranker, encoder: bundles; without a ranker its scores are all 0.
         lexical, index, documents: of the documents that the pool names, made with this encoder.
-        data: whose queries the pool names.
+        data: whose queries the pool names, beside those of its own queries.parquet.
         fields: indexes of single fields, by their names as parts of a release.
 
     Raises:
@@ -130,8 +130,7 @@ def features(
 
     def build(staging: Staging) -> Mapping[str, Any]:
         table = schema.read(pool.file("pairs.parquet"), "pairs").to_pydict()
-        texts = schema.read(data.file("queries.parquet"), "queries").to_pydict()
-        queries = dict(zip(texts["query_id"], texts["text"], strict=True))
+        queries = _queries(data) | _queries(pool)
         parts = _Parts(ranker, encoder, lexical, index, documents)
         parts.fields = FieldIndexes.load(fields or {})
         names = ("bm25", "encoder", "ranker", *parts.fields.features)
@@ -187,6 +186,14 @@ class _Parts:
     def stats(self) -> dict[str, Any]:
         ranker = {"ranker_precision": self.ranker.precision} if self.ranker else {}
         return {**ranker, "encoder_precision": self.encoder.precision}
+
+
+def _queries(artifact: Artifact) -> dict[str, str]:
+    """query_id → text of the queries in an artifact; empty where it has none."""
+    if "queries.parquet" not in artifact.manifest.files:
+        return {}
+    texts = schema.read(artifact.file("queries.parquet"), "queries").to_pydict()
+    return dict(zip(texts["query_id"], texts["text"], strict=True))
 
 
 def _by_query(query_ids: Sequence[str]) -> Iterator[tuple[str, list[int]]]:

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from flows import demo, publishing, summary
+from pipeline import config
 from pipeline.data.formats import python_docs
 from pipeline.releases import Releases
 from tests.flows.conftest import Trained
@@ -44,6 +45,22 @@ def test_summaries_are_searched_after_a_retraining_that_did_not_see_them(
     assert any("1 of 2 plain ones" in line and "finds d9 among" in line for line in lines)
     assert demo.serve_whole_documents(copied.outcome, copied.workspace) is not None  # Again: the same, and still live.
     assert Releases(copied.workspace).open().fingerprint == served["release"]
+
+
+def test_documents_that_the_training_left_out_are_served_too(
+    copied: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    documents = with_summaries(copied, tmp_path)
+    trained = pq.read_table(documents.file("documents.parquet"))
+    other = trained.slice(0, 1).set_column(0, "doc_id", pa.array(["left.out"]))
+    monkeypatch.setattr(python_docs, "read", lambda: SimpleNamespace(documents=pa.concat_tables([trained, other])))
+    python_api = config.DataConfig(sources=(config.SourceConfig(path=".", format=python_docs.NAME),))
+    tables = config.DataConfig(sources=(config.SourceConfig(path="tiny"),))
+    for data, more in ((python_api, ["left.out"]), (tables, []), (None, [])):
+        assert demo.write_whole_documents(documents, tmp_path / "whole.parquet", data)  # type: ignore[arg-type]
+        whole = pq.read_table(tmp_path / "whole.parquet")
+        assert whole["doc_id"].to_pylist() == [*trained["doc_id"].to_pylist(), *more]
+        assert all(text.startswith("Finds ") for text in whole["text"].to_pylist())
 
 
 def test_documents_without_summaries_apart_are_served_as_they_are(copied: Trained) -> None:

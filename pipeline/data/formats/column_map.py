@@ -95,7 +95,7 @@ def advice(path: Path) -> str:
     if not best:
         return (
             f"\n{files[0].name} has the columns {shown}; none looks like a query, a title or a grade. Its first line "
-            "must name the columns: put one there, or map them by hand"
+            "must name the columns: put one there, or map them by hand: --columns query=NAME,title=NAME,grade=NAME"
         )
     return f"\n{files[0].name} has the columns {shown}. The map that fits best: {written(best)}"
 

@@ -16,6 +16,7 @@ All other pairs are unjudged. No package is imported or downloaded; the same ins
 """
 
 import dataclasses
+import functools
 import logging
 import math
 import re
@@ -105,7 +106,7 @@ def read(roots: Sequence[Path] = ()) -> Tables:
     import pyarrow as pa
 
     folders = roots or docstrings.installed()
-    entries = distinct(take_apart(docstring) for docstring in docstrings.read(folders) if _long_enough(docstring.text))
+    entries = _entries(tuple(folders), digest(folders))
     names = [entry.name for entry in entries]
     bodies, summaries = [entry.body for entry in entries], [entry.summary for entry in entries]
     documents = pa.table({"doc_id": names, "title": names, "text": bodies, SUMMARY: summaries})
@@ -113,6 +114,12 @@ def read(roots: Sequence[Path] = ()) -> Tables:
     sources = ["human"] * len(judgments["grade"])
     log.info("%d documents, %d queries, %d judgments", len(names), len(queries["text"]), len(sources))
     return Tables(documents=documents, queries=pa.table(queries), judgments=pa.table({**judgments, "source": sources}))
+
+
+@functools.lru_cache(maxsize=1)
+def _entries(folders: tuple[Path, ...], _files: str) -> list[Entry]:
+    """The entries of these folders; read once while their files, by `digest`, are the same."""
+    return distinct(take_apart(docstring) for docstring in docstrings.read(folders) if _long_enough(docstring.text))
 
 
 def with_summaries(documents: "pa.Table") -> "pa.Table":

@@ -251,7 +251,8 @@ class _Reader:
         )
 
     def _bytes(self) -> "_Bytes":
-        return _Bytes(self.path, self.stand_in, f"\n{self.mark}\n".encode())
+        is_utf8 = codecs.lookup(self.encoding).name == "utf-8"
+        return _Bytes(self.path, self.stand_in, f"\n{self.mark}\n".encode(), checked=is_utf8)
 
     def _options(self, block: int, *, threads: bool, skip_invalid: bool = False) -> dict[str, Any]:
         return {
@@ -271,11 +272,7 @@ class _Reader:
 
     def _invalid_row(self, skip: bool) -> Callable[[pacsv.InvalidRow], str]:
         def handle(row: pacsv.InvalidRow) -> str:
-            try:
-                text = row.text
-            except UnicodeDecodeError:  # Raised in a callback it would only be printed; the reader names the byte.
-                return "skip" if skip else "error"
-            return "skip" if skip or text == self.mark else "error"
+            return "skip" if skip or row.text == self.mark else "error"
 
         return handle
 
@@ -308,10 +305,15 @@ def _has_lone_return(file: io.BufferedReader) -> bool:
 
 
 class _Bytes(io.RawIOBase):
-    """A file as Arrow is to see it: without byte-order mark, lone carriage returns replaced, something at its end."""
+    """A file as Arrow is to see it: without byte-order mark, lone carriage returns replaced, something at its end.
 
-    def __init__(self, path: Path, stand_in: bytes, end: bytes) -> None:
+    With `checked`, a byte that is not UTF-8 raises UnicodeDecodeError before Arrow sees it: in a row of another width,
+    Arrow would print the error and go on.
+    """
+
+    def __init__(self, path: Path, stand_in: bytes, end: bytes, *, checked: bool) -> None:
         super().__init__()
+        self._decoder = codecs.getincrementaldecoder("utf-8")() if checked else None
         self._file = path.open("rb")
         if self._file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
             self._file.seek(0)
@@ -325,7 +327,10 @@ class _Bytes(io.RawIOBase):
     def read(self, size: int = -1) -> bytes:
         """`size` bytes, fewer only at the end: Arrow takes a block without a row for an empty file."""
         while not self._ended and (size < 0 or len(self._ready) < size):
-            block = self._held + self._file.read(size)
+            read = self._file.read(size)
+            if self._decoder is not None:
+                self._decoder.decode(read, final=not read)
+            block = self._held + read
             if block == self._held:
                 block, self._ended = (self._stand_in if self._held else b"") + self._end, True
             elif self._stand_in:  # A carriage return waits until the byte after it is known.

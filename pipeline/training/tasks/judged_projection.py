@@ -31,8 +31,6 @@ from pipeline.training.tasks.projection import HELD_OUT, NEAREST, neighbours_kep
 if TYPE_CHECKING:
     import pandas as pd
 
-DOCUMENTS = 20_000
-"""Maximum number of documents that are read, those judged best first."""
 BATCH = 256
 """Pairs of a step; as many further documents are contrasted with all of them."""
 STEPS = 1500
@@ -68,7 +66,7 @@ def fit(model: BiEncoder, data: Artifact, config: EncoderConfig, checkpoint: Pat
     Raises:
         TrainingError: fewer than ten documents or judged training queries.
     """
-    best = best_pairs(data, config.loop.seed)
+    best = best_pairs(data, config.loop.seed, config.projection_documents)
     if min(len(best.documents), len(best.pairs)) < NEAREST:
         raise TrainingError(
             f"{data.path}: {len(best.pairs)} judged pairs of training queries and {len(best.documents)} documents; "
@@ -99,8 +97,8 @@ def fit(model: BiEncoder, data: Artifact, config: EncoderConfig, checkpoint: Pat
     return {"neighbours_kept before": round(before, 4), "neighbours_kept": round(task.evaluate(), 4)}
 
 
-def best_pairs(data: Artifact, seed: int) -> BestPairs:
-    """The training queries of a data artifact with their best judged documents."""
+def best_pairs(data: Artifact, seed: int, most: int) -> BestPairs:
+    """The training queries of a data artifact with their best judged documents, which stand first among `most`."""
     import pandas as pd
 
     judged = schema.read(data.file("judgments.parquet"), "judgments").to_pandas()
@@ -112,7 +110,7 @@ def best_pairs(data: Artifact, seed: int) -> BestPairs:
     draw = np.random.default_rng(seed)
     wanted = draw.permutation(np.unique(rows[top["doc_id"]].to_numpy(dtype=np.int64)))
     unjudged = draw.permutation(np.setdiff1d(np.arange(len(table)), wanted))
-    chosen = np.concatenate([wanted, unjudged])[:DOCUMENTS]
+    chosen = np.concatenate([wanted, unjudged])[:most]
     row_of = pd.Series(np.arange(len(chosen)), index=table["doc_id"].take(chosen).to_pylist())
     judged, top = (frame[frame["doc_id"].isin(row_of.index)] for frame in (judged, top))
     query_ids = top["query_id"].drop_duplicates()

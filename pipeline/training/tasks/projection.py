@@ -28,9 +28,6 @@ from pipeline.training.loop.pair_tokens import Ragged
 from pipeline.training.losses import distillation
 from pipeline.training.tasks.bi_encoder import prefix
 
-DOCUMENTS = 20_000
-"""The most documents that are read."""
-
 HELD_OUT = 400
 """Documents, at most a fifth of all, that are measured on and not learned from."""
 
@@ -66,8 +63,8 @@ def fit(model: BiEncoder, data: Artifact, config: EncoderConfig, checkpoint: Pat
     `distillation.similarity_loss` at all widths.
 
     Args:
-        data: whose documents are read, at most DOCUMENTS of them, drawn by the seed; fewer, and fewer steps, where
-            `config.loop.max_seconds` bounds the time.
+        data: whose documents are read, at most `config.projection_documents`, drawn by the seed; fewer, and fewer
+            steps, where `config.loop.max_seconds` bounds the time.
         checkpoint: folder that keeps finished vectors and the state of the learning; a killed run goes on from there.
 
     Returns:
@@ -78,7 +75,7 @@ def fit(model: BiEncoder, data: Artifact, config: EncoderConfig, checkpoint: Pat
         TrainingError: fewer than ten documents with words.
     """
     seed, label = config.loop.seed, "projection"
-    documents, excerpts = _texts(model, data, config.max_query_tokens, seed)
+    documents, excerpts = _texts(model, data, config)
     seconds = TIME_SHARE * config.loop.max_seconds
     if seconds:
         count = _affordable(model, documents, READING_SHARE * seconds, checkpoint)
@@ -187,11 +184,12 @@ def _first(documents: Ragged, excerpts: Ragged, count: int) -> tuple[Ragged, Rag
     return _ragged([documents[row] for row in range(count)]), _ragged(parts)
 
 
-def _texts(model: BiEncoder, data: Artifact, most: int, seed: int) -> tuple[Ragged, Ragged]:
+def _texts(model: BiEncoder, data: Artifact, config: EncoderConfig) -> tuple[Ragged, Ragged]:
     """Tokens of the documents, in a random order, and EXCERPTS times of a excerpt of each."""
     table = pq.read_table(data.file("documents.parquet"), columns=["title", "text"])
-    draw = np.random.default_rng(seed)
-    chosen = draw.permutation(len(table))[:DOCUMENTS]
+    most = config.max_query_tokens
+    draw = np.random.default_rng(config.loop.seed)
+    chosen = draw.permutation(len(table))[: config.projection_documents]
     titles, bodies = (table.column(name).take(chosen).to_pylist() for name in ("title", "text"))
     words = [text.document_text(title, body) for title, body in zip(titles, bodies, strict=True)]
     read = pair_tokens.tokenise(model.tokenizer, words, model.document_template.max_tokens, "tokenise documents")

@@ -36,7 +36,7 @@ class TeacherTargets:
 
     @classmethod
     def read(cls, teacher: Artifact, teacher_scores: Artifact, pairs: Pairs) -> "TeacherTargets":
-        """The targets for these pairs, joined by row id; an external teacher's come with their own thresholds.
+        """The targets for these pairs, joined by row id; an external or a fused teacher's have their own thresholds.
 
         Raises:
             ArtifactError: made by another teacher, by one of another scale of grades, or a pair has no score.
@@ -48,7 +48,7 @@ class TeacherTargets:
                 f"{teacher_scores.path}: scores of teacher {made_by}, not of {teacher.fingerprint}; make them again"
             )
         scores, rows = joined(teacher_scores, pairs.rows)
-        source = teacher_scores if external else teacher
+        source = teacher_scores if "head.json" in teacher_scores.manifest.files else teacher
         try:
             thresholds = ascending(json.loads(source.file("head.json").read_text(encoding="utf-8"))["thresholds"])
         except (ValueError, KeyError, TypeError) as error:

@@ -195,6 +195,16 @@ def test_same_packages_same_digest_and_another_text_another(tmp_path: Path) -> N
     assert python_docs.digest([write(tmp_path / "three", changed)]) != digest
 
 
+def test_a_folder_that_changed_is_read_again(tmp_path: Path) -> None:
+    folder = write(tmp_path / "one", LIBRARY)
+    before = python_docs.read([folder]).documents
+    assert python_docs.read([folder]).documents.equals(before)
+    write(folder, {"lib/copies.py": LIBRARY["lib/copies.py"].replace("model One", "model First")})
+    after = python_docs.read([folder]).documents
+    assert "model First" in str(after["text"].to_pylist()) + str(after[python_docs.SUMMARY].to_pylist())
+    assert "model First" not in str(before.to_pydict())
+
+
 def test_a_summary_that_few_share_asks_for_all_of_them_and_one_that_many_share_for_none(tmp_path: Path) -> None:
     def functions(count: int, summary: str, stem: str) -> str:
         return "\n".join(

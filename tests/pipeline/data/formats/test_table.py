@@ -163,6 +163,18 @@ def test_a_key_keeps_a_column_where_the_role_is_mapped(tmp_path: Path) -> None:
     assert documents["description"].to_pylist() == ["long"]
 
 
+def test_a_long_table_in_latin_1_leaves_nothing_else_on_the_terminal(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Rows of several widths are handed to a callback in Arrow, which would print what it cannot decode."""
+    rows = "".join(f"Säge {n};grün, {'groß, ' * (n % 3)}leicht;gut\n" for n in range(300))
+    (tmp_path / "shop.csv").write_bytes(f"Suche;Text;Wert\n{rows}".encode("latin-1"))
+    source = SourceConfig(path="shop.csv", columns={"query": "Suche", "text": "Text", "grade": "Wert"})
+    with pytest.raises(InputError, match=r"line 2, byte \d+: 0xe4 is not UTF-8"):
+        sources.read(source, tmp_path)
+    assert capfd.readouterr().err == ""
+
+
 def test_a_table_in_latin_1_is_one_message(tmp_path: Path) -> None:
     (tmp_path / "shop.csv").write_bytes("q;a;b\nrotes Messer;ein rotes Messer für dich;3\n".encode("latin-1"))
     columns = {"query": "q", "title": "a", "grade": "b"}

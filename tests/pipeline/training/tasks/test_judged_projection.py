@@ -48,7 +48,7 @@ def data(workspace: Path, count: int) -> Artifact:
 
 
 def test_best_pairs_are_those_of_the_highest_grade_of_training_queries(tmp_path: Path) -> None:
-    best = judged_projection.best_pairs(data(tmp_path, 40), seed=1)
+    best = judged_projection.best_pairs(data(tmp_path, 40), seed=1, most=40)
     texts = {(best.queries[query], best.documents[document]) for query, document in best.pairs}
     assert len(texts) == len(best.queries) == 30  # Three quarters are training queries.
     assert all(document.split()[:2] == query.split() for query, document in texts)
@@ -57,13 +57,21 @@ def test_best_pairs_are_those_of_the_highest_grade_of_training_queries(tmp_path:
     assert {query * 40 + document for query, document in best.pairs} < set(best.known.tolist())
 
 
+def test_fewer_documents_are_first_those_that_were_judged_best(tmp_path: Path) -> None:
+    whole, judged = (judged_projection.best_pairs(data(tmp_path, 40), seed=1, most=most) for most in (40, 33))
+    assert (judged.documents, judged.queries) == (whole.documents[:33], whole.queries)
+    fewer = judged_projection.best_pairs(data(tmp_path, 40), seed=1, most=20)
+    assert len(fewer.documents) == len(fewer.queries) == 20
+    assert fewer.pairs.max() < 20
+
+
 def test_queries_find_their_documents_better_and_the_body_is_untouched(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(judged_projection, "STEPS", 120)
     monkeypatch.setattr(judged_projection, "BATCH", 64)
     judged_data, model = data(tmp_path, 240), start(base)
-    best = judged_projection.best_pairs(judged_data, CONFIG.loop.seed)
+    best = judged_projection.best_pairs(judged_data, CONFIG.loop.seed, 240)
 
     def share_found(encoder: BiEncoder) -> float:
         """Mean cosine with a query's own document, less that with the others, of the pairs learned from."""

@@ -1,0 +1,41 @@
+"""What the students of a recipe learn from."""
+
+from dataclasses import dataclass
+
+from flows.indexing import SearchableCorpus
+from pipeline.artifacts import Artifact
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FirstStage:
+    """The search that comes ahead of a ranker: BM25 and the encoder over the data's documents."""
+
+    encoder: Artifact
+    """Exported bundle."""
+    corpus: SearchableCorpus
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingInputs:
+    """The artifacts that the students of a recipe are trained on."""
+
+    data: Artifact
+    lexical: Artifact
+    """Lexical index of the data's documents."""
+    bm25_run: Artifact
+    """BM25 run of all judged queries."""
+    pairs: Artifact
+    """Graded (query, document) pairs."""
+    base: Artifact | str
+    """The model that the teacher started from: a `pretrained` artifact, or a name."""
+    teacher: Artifact
+    ranker_pairs: Artifact
+    """The graded pairs and, where the recipe wants them, unlabelled and augmented ones: what rankers are trained on."""
+    teacher_scores: Artifact
+    """Scores of `ranker_pairs` by the teacher, or by the external one."""
+    ranker_teacher: Artifact
+    """The model that the ranker is distilled from: the last assistant, or the teacher where there is none."""
+    ranker_teacher_scores: Artifact
+    """Scores of `ranker_pairs` by `ranker_teacher`."""
+    first_stage: FirstStage | None = None
+    """The search that students of a fused teacher learn from too; None where the recipe has none."""

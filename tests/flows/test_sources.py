@@ -11,7 +11,7 @@ from flows import reindex as reindexing
 from flows import report as reporting
 from flows import sources
 from pipeline.artifacts import Artifact
-from pipeline.config import SourceConfig
+from pipeline.config import ComputeConfig, SourceConfig
 from pipeline.data import check
 from pipeline.data.formats import sql
 from pipeline.errors import ConfigError, SchemaError
@@ -115,3 +115,18 @@ def test_a_password_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatc
         sql.locate("postgresql://shop:${NOT_SET_HERE}@db/shop", tmp_path)
     with pytest.raises(ConfigError, match="its password was hidden when this address was written down"):
         sql.locate("postgresql://shop:***@db/shop", tmp_path)
+
+
+def test_the_compute_section_is_that_of_the_recipe_or_of_overrides(tmp_path: Path) -> None:
+    recipe = tmp_path / "cluster.toml"
+    recipe.write_text('[compute]\nengine = "ray"\nworkers = 3\n', encoding="utf-8")
+    assert sources.compute_of(["documents.csv"]) == ComputeConfig()
+    assert sources.compute_of(["documents.csv"], ["compute.engine=ray"]) == ComputeConfig(engine="ray")
+    assert sources.compute_of([str(recipe)]) == ComputeConfig(engine="ray", workers=3)
+    assert sources.compute_of([str(recipe)], ["compute.workers=1"]).workers == 1
+    with pytest.raises(ConfigError, match="only the section compute can be set"):
+        sources.compute_of(["documents.csv"], ["ranker.layers=2"])
+    other = tmp_path / "local.toml"
+    other.write_text("", encoding="utf-8")
+    with pytest.raises(ConfigError, match="the recipes differ in their section compute"):
+        sources.compute_of([str(recipe), str(other)])

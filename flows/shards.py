@@ -57,15 +57,15 @@ def reindex(
     kept = {name: release_parts.part(old, name) for name in judging.PARTS if release_parts.has_part(old, name)}
     models = {name: part for name, part in kept.items() if name not in ("lexical", "documents", "index")}
     data = run(corpus.make, documents, Path(), recipe.data.faulty_rows)
-    whole = run(lexical.make, recipe.index, data=data)
+    full = run(lexical.make, recipe.index, data=data)
     published = []
     for number in range(shards):
         named = run.labelled(f"shard {number + 1} of {shards}")
         cut = named(index_shards.documents, number, shards, data=data)
-        parts = _parts(recipe.index, named, encoder=models["encoder"], data=cut, whole=whole, queries=kept.get("index"))
+        parts = _parts(recipe.index, named, encoder=models["encoder"], data=cut, full=full, queries=kept.get("index"))
         metrics = publishing.metrics(old, parts["documents"], "corpus")
-        made = registry.publish(models | parts, metrics=metrics, config=old.manifest.config)
-        published.append({"release": made.fingerprint, "documents": parts["documents"].metrics["documents"]})
+        shard = registry.publish(models | parts, metrics=metrics, config=old.manifest.config)
+        published.append({"release": shard.fingerprint, "documents": parts["documents"].metrics["documents"]})
     figures = {name: value for name, value in old.metrics.items() if name not in ("documents", "figures")}
     collection = {"data": data.fingerprint, "shards": shards}
     front = registry.publish(models, metrics={**figures, "collection": collection}, config=old.manifest.config)
@@ -83,14 +83,14 @@ def _parts(
     *,
     encoder: Artifact,
     data: Artifact,
-    whole: Artifact,
+    full: Artifact,
     queries: Artifact | None,
 ) -> dict[str, Artifact]:
     """The parts of a shard's release that are made from documents.
 
     Args:
         data: the documents of the shard.
-        whole: the lexical index of all documents.
+        full: the lexical index of all documents.
         queries: an index of the same encoder whose queries recall is measured on, where the recipe states it.
     """
     from index import documents, semantic_build, shards, vectors
@@ -111,7 +111,7 @@ def _parts(
     )
     judged = indexing.held_out(config, encoder, digest, queries or data)
     return {
-        "lexical": run(shards.lexical, data=data, whole=whole),
+        "lexical": run(shards.lexical, data=data, full=full),
         "documents": run(documents.make, data=data),
         "index": run(semantic_build.make, config, vectors=embedded, queries=judged),
     }

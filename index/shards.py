@@ -28,7 +28,7 @@ from pipeline.errors import ArtifactError, SchemaError
 from pipeline.stage import Stage
 
 DOCUMENTS = Stage("corpus", version=1, inputs={"data": ("data", "corpus")}, title="documents of a shard")
-LEXICAL = Stage("lexical", version=1, inputs={"data": "corpus", "whole": "lexical"}, title="lexical index of a shard")
+LEXICAL = Stage("lexical", version=1, inputs={"data": "corpus", "full": "lexical"}, title="lexical index of a shard")
 
 ROWS = "collection_rows.npy"
 """The file with the row of each document among those of the whole collection."""
@@ -90,8 +90,8 @@ def documents(workspace: Path, number: int, count: int, *, data: Artifact) -> Ar
         ):
             for batch in file.iter_batches():
                 ids = batch.column("doc_id").to_pylist()
-                held = [place for place, doc_id in enumerate(ids) if shard_of(doc_id, count) == number]
-                rows += [start + place for place in held]
+                held = [index for index, doc_id in enumerate(ids) if shard_of(doc_id, count) == number]
+                rows += [start + index for index in held]
                 start += len(ids)
                 if held:
                     out.write_batch(batch.take(pa.array(held)))
@@ -105,31 +105,31 @@ def documents(workspace: Path, number: int, count: int, *, data: Artifact) -> Ar
 
 
 @LEXICAL
-def lexical(workspace: Path, *, data: Artifact, whole: Artifact) -> Artifact:
+def lexical(workspace: Path, *, data: Artifact, full: Artifact) -> Artifact:
     """The `lexical` artifact of a shard: its postings, cut out of those of the whole, with the whole's statistics.
 
     Args:
         data: the documents of the shard.
-        whole: the lexical index of all documents.
+        full: the lexical index of all documents.
 
     Raises:
         ArtifactError: the index is one from before postings, or not over the documents that the shard was cut from.
     """
-    if WeighedSegment.FILES[0] in whole.manifest.files or whole.manifest.inputs["data"] != data.manifest.inputs["data"]:
-        raise ArtifactError(f"{whole.path}: no index of the documents that {data.path} is a shard of; index them again")
+    if WeighedSegment.FILES[0] in full.manifest.files or full.manifest.inputs["data"] != data.manifest.inputs["data"]:
+        raise ArtifactError(f"{full.path}: no index of the documents that {data.path} is a shard of; index them again")
 
     def build(staging: Staging) -> Mapping[str, Any]:
-        doc_ids = read_ids(whole.file("ids.parquet"))
+        doc_ids = read_ids(full.file("ids.parquet"))
         rows = read_array(data.file(ROWS))
         numbers = np.full(len(doc_ids), -1, np.int64)
         numbers[rows] = np.arange(len(rows))
-        layout = SegmentMap.read(whole, len(doc_ids))
+        layout = SegmentMap.read(full, len(doc_ids))
         parts: list[tuple[Postings, npt.NDArray[np.int64]]] = []
         holders: dict[str, int] = {}
         terms = 0
-        for place, segment in enumerate(layout.segments):
-            postings = Postings.read(whole.path / segment.folder)
-            of_whole = layout.rows_of(place).astype(np.int64)
+        for order, segment in enumerate(layout.segments):
+            postings = Postings.read(full.path / segment.folder)
+            of_whole = layout.rows_of(order).astype(np.int64)
             alive = of_whole >= 0
             parts.append((postings, np.where(alive, numbers[of_whole], -1)))
             for term, held in zip(postings.terms, postings.living(alive).tolist(), strict=True):
@@ -143,7 +143,7 @@ def lexical(workspace: Path, *, data: Artifact, whole: Artifact) -> Artifact:
         collection = WholeCollection(
             shard=int(data.manifest.config["shard"]),
             shards=int(data.manifest.config["shards"]),
-            data=whole.manifest.inputs["data"],
+            data=full.manifest.inputs["data"],
             documents=len(doc_ids),
             terms=terms,
         )
@@ -151,6 +151,4 @@ def lexical(workspace: Path, *, data: Artifact, whole: Artifact) -> Artifact:
         size = sum(path.stat().st_size for path in staging.folder.iterdir())
         return {"documents": len(rows), "terms": len(own.terms), "bytes_per_document": round(size / len(rows), 1)}
 
-    return LEXICAL.make(
-        workspace, config=dict(whole.manifest.config), inputs={"data": data, "whole": whole}, build=build
-    )
+    return LEXICAL.make(workspace, config=dict(full.manifest.config), inputs={"data": data, "full": full}, build=build)

@@ -292,7 +292,7 @@ class PartScorer:
     def __call__(self, part: ScoredPart) -> shards.Arrays:
         states: list[tuple[Ints, NDArray[np.float16]]] = []
         indices = np.arange(len(part.pairs))
-        keep = (lambda chosen, found: states.append((chosen, self._stored(found)))) if self._layers else None
+        keep = (lambda chosen, batch: states.append((chosen, self._stored(batch)))) if self._layers else None
         scores = scoring.cross_scores(
             self.model, part.pairs, indices, label=part.label, layers=self._layers, keep_states=keep
         )

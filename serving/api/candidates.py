@@ -73,7 +73,7 @@ class CandidatesAnswer(BaseModel):
     openapi_extra=request_schema(CandidatesRequest),
 )
 async def candidates(request: Request) -> Response:
-    """What this shard finds for a query, before any ranking; `relevance serve --shards` asks it."""
+    """Finds the candidates of this shard for a query, before any ranking; `relevance serve --shards` asks it."""
     context = RequestContext(request)
     body = await context.read(CandidatesRequest)
     settings, searcher = context.service.settings, context.searcher
@@ -82,10 +82,12 @@ async def candidates(request: Request) -> Response:
     if body.depth > (limit := max(settings.max_results, settings.retrieve)):
         raise BodyTooLargeError(f"depth is {body.depth}; at most {limit} are given (RELEVANCE_MAX_RESULTS)")
     filters: Mapping[str, Sequence[Value]] = body.filters or {}
-    asked = ShardQuery(query=body.query, depth=body.depth, vector=body.vector, filters=filters, terms=bool(body.terms))
+    shard_query = ShardQuery(
+        query=body.query, depth=body.depth, vector=body.vector, filters=filters, terms=bool(body.terms)
+    )
 
     def work() -> Any:
-        answer = shard_candidates.answer(searcher, asked, context.options.deadline)
+        answer = shard_candidates.answer(searcher, shard_query, context.options.deadline)
         context.counts(len(answer["documents"]))
         return answer
 

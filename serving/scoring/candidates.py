@@ -56,7 +56,7 @@ class Candidates:
     queried: Fetched[Vector] | None
     """The query's vector; None where no list needs it, or the encoder is missing."""
     remote: "RemoteParts | None" = None
-    """What shards sent with the candidates; None where the release has the documents itself."""
+    """The parts that shards sent; None where the release has the documents itself."""
 
     def ranks(self) -> Ranks:
         """The ranks of rows in both lists, and in the order before the ranker."""

@@ -32,8 +32,8 @@ class ShardQuery:
     """Whether the parts of each matched term are wanted."""
 
 
-def answer(searcher: Searcher, asked: ShardQuery, deadline: Deadline) -> dict[str, Any]:
-    """What a shard finds for a query, with scores and contents; rows are those of the whole collection.
+def answer(searcher: Searcher, request: ShardQuery, deadline: Deadline) -> dict[str, Any]:
+    """The candidates of a shard for a query, with scores and contents; rows are those of the whole collection.
 
     Raises:
         NotServedError: the release is no shard.
@@ -45,31 +45,31 @@ def answer(searcher: Searcher, asked: ShardQuery, deadline: Deadline) -> dict[st
     if collection is None or rows_of_whole is None:
         raise NotServedError("this release is no shard; `relevance reindex --shards` makes some")
     vector = None
-    if asked.vector is not None:
-        vector = np.array(asked.vector, np.float32)
+    if request.vector is not None:
+        vector = np.array(request.vector, np.float32)
         if vector.shape != (searcher.encoder.dimensions,) or not np.isfinite(vector).all():
             raise InvalidRequestError(f"vector: must be {searcher.encoder.dimensions} finite numbers")
-    query, known_filter = text.clean(asked.query), True
+    query, known_filter = text.clean(request.query), True
     among = None
-    if asked.filters:
+    if request.filters:
         try:
-            among = contents.documents.rows_where(asked.filters)
+            among = contents.documents.rows_where(request.filters)
         except MissingError:
             # Another shard may have documents with this field.
             among, known_filter = np.zeros(0, np.int64), False
     deadline.check()
-    by_words = searcher.retrieval.by_words(query, asked.depth, among)
+    by_words = searcher.retrieval.by_words(query, request.depth, among)
     deadline.check()
-    by_meaning = [] if vector is None else searcher.retrieval.by_meaning(vector, asked.depth, among)
+    by_meaning = [] if vector is None else searcher.retrieval.by_meaning(vector, request.depth, among)
     deadline.check()
     rows = join(by_words, by_meaning)
     pool = searcher.retrieval.pool(query, rows, vector, None)
     documents = contents.documents.get_many(rows)
-    terms = contents.lexical.term_scores(query, rows) if asked.terms else [{} for _ in rows]
+    terms = contents.lexical.term_scores(query, rows) if request.terms else [{} for _ in rows]
     deadline.check()
 
-    def hits(found: Sequence[Hit]) -> list[tuple[int, float]]:
-        return [(int(rows_of_whole[hit.row]), float(hit.score)) for hit in found]
+    def listed(hits: Sequence[Hit]) -> list[tuple[int, float]]:
+        return [(int(rows_of_whole[hit.row]), float(hit.score)) for hit in hits]
 
     return {
         "release": searcher.release,
@@ -78,8 +78,8 @@ def answer(searcher: Searcher, asked: ShardQuery, deadline: Deadline) -> dict[st
         "shard": collection.shard,
         "known_filter": known_filter,
         "field_names": list(islice(searcher.fields, MAX_FIELDS)),
-        "lexical": hits(by_words),
-        "semantic": hits(by_meaning),
+        "lexical": listed(by_words),
+        "semantic": listed(by_meaning),
         "documents": [
             {
                 "row": int(rows_of_whole[row]),

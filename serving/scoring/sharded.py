@@ -111,7 +111,7 @@ def _message(content: bytes) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ExpectedShards:
-    """What every shard must say of itself."""
+    """The collection, encoder and number that every shard must have."""
 
     data: str
     encoder: str
@@ -160,8 +160,8 @@ class ShardedSearcher(Searcher):
     @property
     def unanswered(self) -> dict[str, str]:
         """Path → the reason why this release cannot answer it."""
-        others = {path: reason for path, reason in super().unanswered.items() if path != "/search"}
-        return {**others, "/document": NO_DOCUMENT}
+        without_search = {path: reason for path, reason in super().unanswered.items() if path != "/search"}
+        return {**without_search, "/document": NO_DOCUMENT}
 
     @property
     def _searchable(self) -> SearchableContents:

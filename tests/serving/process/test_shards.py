@@ -44,7 +44,7 @@ class Divided:
     """A release over all documents, and the same documents in shards behind services."""
 
     tiny: TinyWorkspace
-    whole: Searcher
+    undivided: Searcher
     figures: dict[str, Any]
     services: list[Server]
     front: Server
@@ -75,10 +75,10 @@ def folder_of_documents(tiny: TinyWorkspace, folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Divided]:
-    place = tmp_path_factory.mktemp("shards")
-    tiny = TinyWorkspace(place / "workspace")
+    folder = tmp_path_factory.mktemp("shards")
+    tiny = TinyWorkspace(folder / "workspace")
     tiny.releases.promote(tiny.publish(1), reason="test")
-    documents = sources.named(str(folder_of_documents(tiny, place / "documents")))
+    documents = sources.named(str(folder_of_documents(tiny, folder / "documents")))
     figures = divided.reindex(documents, tiny.path, SHARDS)
     services = [processes.start(tiny.path, RELEVANCE_RELEASE=shard["release"]) for shard in figures["shards"]]
     addresses = ",".join(service.url for service in services)
@@ -111,8 +111,8 @@ def test_the_merged_answer_is_that_of_one_index(shards: Divided, filters: dict[s
 
     for query in QUERIES:
         details = SearchDetails(explain=True, fields=("year",), facets=("kind",))
-        one = asdict(
-            shards.whole.search(
+        single = asdict(
+            shards.undivided.search(
                 query, top_n=10, filters=filters, details=details, options=RequestOptions(Deadline.never())
             )
         )
@@ -120,14 +120,14 @@ def test_the_merged_answer_is_that_of_one_index(shards: Divided, filters: dict[s
         assert merged["status"] == 200
         assert merged["partial"] is False
         assert merged["shards"] == {"answered": SHARDS, "of": SHARDS, "missing": []}
-        assert merged["candidates"] == one["candidates"]
-        assert merged["facets"] == one["facets"]
+        assert merged["candidates"] == single["candidates"]
+        assert merged["facets"] == single["facets"]
         for name in ("lexical", "semantic", "reranked"):
-            assert plain(merged, name) == plain(one, name), (query, name)
-            scores = [[hit["score"] for hit in answer[name]] for answer in (one, merged)]
+            assert plain(merged, name) == plain(single, name), (query, name)
+            scores = [[hit["score"] for hit in answer[name]] for answer in (single, merged)]
             np.testing.assert_allclose(scores[1], scores[0], rtol=0, atol=1e-6)
-            assert [hit["fields"] for hit in merged[name]] == [hit["fields"] for hit in one[name]]
-        for first, second in zip(one["reranked"], merged["reranked"], strict=True):
+            assert [hit["fields"] for hit in merged[name]] == [hit["fields"] for hit in single[name]]
+        for first, second in zip(single["reranked"], merged["reranked"], strict=True):
             assert first["explain"]["terms"].keys() == second["explain"]["terms"].keys()
             np.testing.assert_allclose(second["relevance"], first["relevance"], rtol=0, atol=1e-6)
 
@@ -140,10 +140,10 @@ def test_fields_that_no_shard_knows_are_refused(shards: Divided) -> None:
 
 
 def test_a_release_must_be_the_one_of_models_and_fit_the_addresses(shards: Divided, tmp_path: Path) -> None:
-    whole = shards.tiny.releases.resolve("live")
+    undivided = shards.tiny.releases.resolve("live")
     addresses = ",".join(f"http://127.0.0.1:{port}" for port in (1, 2, 3))
     with pytest.raises(AssertionError, match="reindex --shards"):
-        processes.start(shards.tiny.path, RELEVANCE_RELEASE=whole, RELEVANCE_SHARDS=addresses)
+        processes.start(shards.tiny.path, RELEVANCE_RELEASE=undivided, RELEVANCE_SHARDS=addresses)
     with pytest.raises(AssertionError, match="has 3 shards, and 1 addresses"):
         processes.start(
             shards.tiny.path, RELEVANCE_RELEASE=shards.figures["release"], RELEVANCE_SHARDS="http://127.0.0.1:1"
@@ -156,7 +156,7 @@ def test_a_release_must_be_the_one_of_models_and_fit_the_addresses(shards: Divid
 
 
 def test_a_late_shard_and_a_dead_one_are_named_and_the_rest_is_answered(shards: Divided) -> None:
-    late, others = shards.services[1], set(shards.shard_ids(1))
+    late, reachable = shards.services[1], set(shards.shard_ids(1))
     for pid in (late.process.pid, *late.workers):
         os.kill(pid, signal.SIGSTOP)
     answer = shards.search(query="a list of documents", seconds=3.0)
@@ -166,9 +166,9 @@ def test_a_late_shard_and_a_dead_one_are_named_and_the_rest_is_answered(shards: 
     assert (answer["shards"]["answered"], answer["shards"]["of"]) == (2, 3)
     assert [item["shard"] for item in answer["shards"]["missing"]] == [late.url]
     assert answer["shards"]["missing"][0]["reason"].startswith("no answer in")
-    found = [hit["doc_id"] for hit in answer["reranked"]]
-    assert found
-    assert set(found) <= others
+    doc_ids = [hit["doc_id"] for hit in answer["reranked"]]
+    assert doc_ids
+    assert set(doc_ids) <= reachable
 
     late.stop()
     answer = shards.search(query="a list of documents")

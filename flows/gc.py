@@ -180,8 +180,11 @@ def _pointed(registry: Releases) -> set[str]:
                     break  # The next rollback ends here; damaged ones on the way are kept to be mended.
                 except RelevanceError:
                     continue
-    elif registry.pointer_file.recover() is not None:
-        raise ArtifactError(f"{registry.root / 'live.json'}: missing, but there is a history; promote a release first")
+    elif registry.ids():
+        raise ArtifactError(
+            f"{registry.root / 'live.json'}: missing, but there are releases, and which of them was live is not known; "
+            "promote one first, see `relevance releases list`"
+        )
     return names
 
 

@@ -178,6 +178,20 @@ def test_gc_removes_only_what_no_kept_release_needs(copied: Trained, tmp_path: P
     assert {item["reason"] for item in gc.gc(copied.workspace, keep=10)["items"]} <= {"temporary"}  # Lock files.
 
 
+def test_gc_removes_nothing_while_it_is_not_known_which_release_was_live(copied: Trained, tmp_path: Path) -> None:
+    registry = Releases(copied.workspace)
+    reindexing.reindex([changed_documents(copied, tmp_path / "d", "samovar")], copied.workspace, promote=False)
+    ids = registry.ids()
+    for lost in ("live.json", "history.jsonl"):
+        (copied.workspace / "releases" / lost).unlink()
+        with pytest.raises(ArtifactError, match="promote one first"):
+            gc.gc(copied.workspace, keep=1, act=True)
+        assert registry.ids() == ids
+    registry.promote(ids[0], reason="as advised")
+    gc.gc(copied.workspace, keep=0, act=True)
+    assert registry.ids() == [ids[0]]
+
+
 def test_gc_waits_for_who_makes_artifacts(copied: Trained) -> None:
     script = "import sys; from pipeline import locks; from pathlib import Path\n"
     script += "locks.mark_used(Path(sys.argv[1])); print('ready', flush=True); sys.stdin.read()"

@@ -17,7 +17,7 @@ from flows.ready_made import ReadyMadeModels
 from flows.runner import Runner
 from pipeline import recipe as recipes
 from pipeline.artifacts import Artifact
-from pipeline.config import IndexConfig, Recipe, SourceConfig
+from pipeline.config import IndexConfig, PassagesConfig, Recipe, SourceConfig
 from pipeline.errors import MissingError, RelevanceError
 from pipeline.pointer import Pointer
 from pipeline.releases import Releases
@@ -72,7 +72,8 @@ def quickstart(sources: Sequence[SourceConfig], workspace: Path, models: ReadyMa
     models = models if models.encoder else replace(models, encoder=_default_encoder())
     documents = run(corpus.make, [_mapped(source) for source in sources], Path(), "error")
     exported = ready_made.bundles(models, workspace, documents)
-    recipe = Recipe(name=NAME, index=IndexConfig(language=_stemmer(documents)))
+    passages = PassagesConfig(most=models.options.passages)
+    recipe = Recipe(name=NAME, index=IndexConfig(language=_stemmer(documents), passages=passages))
     searchable = make_searchable(recipe.index, run, encoder=exported["encoder"], data=documents)
     fusion = run(rank_fusion.make, ranker=exported.get("ranker"), encoder=exported["encoder"])
     parts = {

@@ -38,7 +38,7 @@ class ModelOptions:
         ""
     )
     passages: Annotated[
-        int, typer.Option(min=0, help="Passages in which the ranker reads a document that is too long; 0 cuts it.")
+        int, typer.Option(min=0, help="Passages in which a document is read that is too long for a model; 0 cuts it.")
     ] = 0
     judgments: Annotated[str, typer.Option(help="Judged queries on which a lower precision is measured.")] = ""
 

@@ -24,8 +24,8 @@ class ReadyMadeOptions:
     widths: tuple[int, ...] = ()
     """Matryoshka widths at which vectors may be cut off, beside those that the folder names."""
     passages: int = 0
-    """Maximum number of passages of a document that does not fit beside its query; below 2 such a document is cut at
-    its end."""
+    """Maximum number of passages of a document that does not fit beside its query, or, in an index, into the encoder's
+    input; below 2 such a document is cut at its end."""
 
     def to_dict(self) -> dict[str, Any]:
         """The options that are set, for a fingerprint."""

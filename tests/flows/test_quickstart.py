@@ -26,6 +26,7 @@ from pipeline.errors import ConfigError, MissingError
 from pipeline.evaluation import systems
 from pipeline.features import Fusion
 from pipeline.models.ready_made_files import ReadyMadeOptions
+from pipeline.passages import Passages
 from serving.scoring.searcher import Searcher
 from tests.flows.conftest import Trained
 from tests.pipeline.models.test_ready_made import body
@@ -286,6 +287,17 @@ def test_a_trained_release_that_is_live_stays(copied: Trained, folders: dict[str
     assert not result.live
     assert "A trained release is live and stays" in str(quickstart.render(result).caption)
     assert releases.Releases(copied.workspace).open().fingerprint == live
+
+
+def test_passages_are_read_by_the_encoder_too(folders: dict[str, str], tmp_path: Path) -> None:
+    table = tmp_path / "documents.jsonl"
+    rows = [{"doc_id": f"d{number}", "title": "", "text": "a list of files " * 4 * number} for number in range(1, 9)]
+    table.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    models = ReadyMadeModels(encoder=folders["encoder"], options=ReadyMadeOptions(passages=4, max_tokens=30))
+    result = quickstart.quickstart([SourceConfig(path=str(table))], tmp_path / "w", models)
+    index = Searcher(releases.Releases(tmp_path / "w").open(result.release).path).semantic
+    assert index.passages == Passages(most=4)
+    assert result.documents == 8 < index.stats.rows
 
 
 def test_documents_in_a_script_that_the_encoder_lacks_are_refused(folders: dict[str, str], tmp_path: Path) -> None:

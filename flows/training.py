@@ -243,7 +243,7 @@ def score_pairs(
 
     layers, width = ranker.taught_by(student, teacher, base)
     if external is not None and external.given:
-        return run(external_teacher.make, external, data=data, pairs=pairs, layers=layers)
+        return run(external_teacher.make, external, data=data, pairs=pairs, layers=layers, teacher=teacher)
     return run(
         teacher_scores.make, teacher=teacher, data=data, pairs=pairs, layers=layers, width=width, engine=run.engine
     )

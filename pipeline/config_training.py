@@ -94,9 +94,11 @@ class ScratchConfig:
         "modernbert",
         "ernie",
         "nomic_bert",
+        "eurobert",
     ] = "bert"
     """Architecture. albert shares one layer's weights among all layers and has narrow embeddings: a fraction of the
-    memory, not of the time. modernbert and nomic_bert have gated units: about two thirds of bert's `intermediate`."""
+    memory, not of the time. modernbert, nomic_bert and eurobert have gated units: about two thirds of bert's
+    `intermediate`."""
     layers: int = 4
     """Number of layers."""
     hidden: int = 256
@@ -249,7 +251,7 @@ class ExternalTeacherConfig:
     of the pairs artifact in place of the two."""
     causal_lm: str = ""
     """A language model, as a folder or hub name; its score is the log-odds of `positive` against `negative` as the
-    prompt's next token."""
+    prompt's next token. It judges each passage of a long document where `teacher.passages` says so."""
     prompt: str = "Query: {query}\nDocument: {document}\nDoes the document answer the query? Answer yes or no.\nAnswer:"
     """Prompt with `{query}` and `{document}` once each; write out the marks of a chat if the model wants them, or set
     `chat`."""

@@ -25,19 +25,22 @@ from pipeline.config import ExternalTeacherConfig
 from pipeline.errors import ConfigError, MissingError, SchemaError, TrainingError
 from pipeline.evaluation import metrics
 from pipeline.models import base_models
+from pipeline.models.cross_encoder import CrossEncoder
+from pipeline.models.cross_encoder_head import CrossEncoderHead
 from pipeline.outside import OutsideFile
 from pipeline.recipe import to_dict
 from pipeline.stage import Stage
-from pipeline.training.loop import scoring
+from pipeline.training.loop import pair_passages, scoring
 from pipeline.training.loop.batches import Ints
-from pipeline.training.loop.pair_tokens import PairTexts, read_texts
+from pipeline.training.loop.pair_passages import PassagePairs
+from pipeline.training.loop.pair_tokens import PairTexts, read_pairs, read_texts
 from pipeline.training.losses import ranking
 from pipeline.training.tasks import causal_lm_judge
 
 STAGE = Stage(
     "teacher_scores",
     version=1,
-    inputs={"data": "data", "pairs": "pairs"},
+    inputs={"data": "data", "pairs": "pairs", "teacher": "teacher"},
     section="external_teacher",
     title="external teacher scores",
 )
@@ -56,18 +59,27 @@ PAIR_KEYS = ("query_id", "doc_id")
 
 @STAGE
 def make(
-    workspace: Path, config: ExternalTeacherConfig, *, data: Artifact, pairs: Artifact, layers: Sequence[int]
+    workspace: Path,
+    config: ExternalTeacherConfig,
+    *,
+    data: Artifact,
+    pairs: Artifact,
+    layers: Sequence[int],
+    teacher: Artifact | None = None,
 ) -> Artifact:
     """The `teacher_scores` artifact of an external teacher, without states.
 
     scores.parquet   row_id, score (float32)
     head.json        {"thresholds": [b_1 < … < b_G]}, mean zero
+    passages.npy     as of our own teacher (`teacher_scores`), where a language model reads long documents in passages
 
     The metrics have the `slope` of the fit, for one standard deviation of the scores as they came, and what the scores
     reach on the valid split.
 
     Args:
         layers: teacher layers whose states the students' losses need; there are none, so any is an error.
+        teacher: our own, from which the students are cut. Where it reads long documents in passages, a language model
+            judges each of the same passages by itself, as the students can read no others.
 
     Raises:
         ConfigError: states are needed, or the language model cannot be used as configured.
@@ -93,6 +105,10 @@ def make(
     else:
         model = base_models.StartingModel.of(config.causal_lm)
         outside = model.input
+    inputs: dict[str, Input] = {"outside": outside, "data": data, "pairs": pairs}
+    reader = None if config.scores or teacher is None else CrossEncoderHead.read(teacher.path).template
+    if teacher is not None and reader is not None and reader.passages is not None:
+        inputs["teacher"] = teacher
 
     def build(staging: Staging) -> Mapping[str, Any]:
         texts = read_texts(data, pairs)
@@ -100,7 +116,13 @@ def make(
             raw, counts = read_scores(path, texts.table, pairs)
         else:
             with model.opened(staging) as folder:
-                raw, counts = causal_lm_judge.score(folder, config, texts, staging.checkpoint), {}
+                if "teacher" in inputs and teacher is not None:
+                    read, parts = _passages(teacher, data, pairs, texts)
+                    odds = causal_lm_judge.score(folder, config, parts, staging.checkpoint).astype(np.float32)
+                    np.save(staging.folder / "passages.npy", read.spans[read.best(odds)].astype(np.int32))
+                    raw, counts = read.joined(odds).astype(np.float64), read.stats
+                else:
+                    raw, counts = causal_lm_judge.score(folder, config, texts, staging.checkpoint), {}
         grades = texts.table.column("grade").to_numpy().astype(np.int64)
         split = np.array(texts.table.column("split").to_pylist(), dtype=np.str_)
         scale = fit(raw, grades, np.flatnonzero(split == "train"))
@@ -111,12 +133,18 @@ def make(
         disk.write_atomically(staging.folder / "head.json", json.dumps(head, indent=1) + "\n", json.loads)
         return {"pairs": len(scores), "slope": round(scale.slope, 4), **_valid(texts, grades, split, scores), **counts}
 
-    return STAGE.make(
-        workspace,
-        config=settings,
-        inputs={"outside": outside, "data": data, "pairs": pairs},
-        build=build,
+    return STAGE.make(workspace, config=settings, inputs=inputs, build=build)
+
+
+def _passages(teacher: Artifact, data: Artifact, pairs: Artifact, texts: PairTexts) -> tuple[PassagePairs, PairTexts]:
+    """The passages in which our teacher reads the pairs, in its tokens and as texts."""
+    model = CrossEncoder.load(teacher.path)
+    template = model.template
+    table = read_pairs(
+        data, pairs, model.tokenizer, max_query_tokens=template.max_query_tokens, max_tokens=template.document_tokens
     )
+    read = pair_passages.cut(table, template)
+    return read, pair_passages.texts_of(read, texts, model.tokenizer)
 
 
 def _valid(texts: PairTexts, grades: Ints, split: NDArray[np.str_], scores: scoring.Floats) -> dict[str, float]:

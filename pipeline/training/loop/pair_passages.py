@@ -11,11 +11,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
 from pipeline.passages import Passages
 from pipeline.tokens import PairTemplate
 from pipeline.training.loop.batches import Ints
-from pipeline.training.loop.pair_tokens import Pairs, Ragged
+from pipeline.training.loop.pair_tokens import Pairs, PairTexts, Ragged
 from pipeline.training.loop.scoring import Floats
 
 WHOLE = (0, 0)
@@ -77,6 +78,29 @@ def cut(pairs: Pairs, template: PairTemplate) -> PassagePairs:
     rows = np.array(owner, dtype=np.int64)
     parts = np.array(spans, dtype=np.int64).reshape(-1, 2)
     return PassagePairs(parted(rows_of(pairs, rows), parts), rows, parts, passages)
+
+
+def texts_of(read: PassagePairs, texts: PairTexts, tokenizer: Tokenizer) -> PairTexts:
+    """The same inputs as texts, for a model with a tokenizer of its own: of a passage its part of the document's text.
+
+    Args:
+        read: the passages of these pairs.
+        texts: of the pairs, in the same order.
+        tokenizer: whose tokens the spans count.
+    """
+    documents, numbers = list(texts.documents), texts.document[read.owner].copy()
+    offsets: dict[int, list[tuple[int, int]]] = {}
+    added: dict[tuple[int, int, int], int] = {}
+    for index in np.flatnonzero(read.spans.any(axis=1)).tolist():
+        number, first, last = int(numbers[index]), int(read.spans[index, 0]), int(read.spans[index, 1])
+        if number not in offsets:
+            offsets[number] = tokenizer.encode(documents[number], add_special_tokens=False).offsets
+        if (number, first, last) not in added:
+            added[number, first, last] = len(documents)
+            documents.append(documents[number][offsets[number][first][0] : offsets[number][last - 1][1]])
+        numbers[index] = added[number, first, last]
+    rows = texts.table.take(read.owner)
+    return PairTexts(rows, texts.query[read.owner], numbers, texts.queries, documents)
 
 
 def rows_of(pairs: Pairs, indices: Ints) -> Pairs:

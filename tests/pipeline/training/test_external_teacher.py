@@ -17,10 +17,14 @@ from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaCo
 from pipeline import schema
 from pipeline.artifacts import Artifact
 from pipeline.config import EncoderConfig, ExternalTeacherConfig, MiningConfig, RankerConfig, Recipe
+from pipeline.config_training import PassagesConfig
 from pipeline.errors import ConfigError, MissingError, SchemaError, TrainingError
-from pipeline.training import external_teacher
+from pipeline.models.cross_encoder import CrossEncoder
+from pipeline.passages import Passages
+from pipeline.training import external_teacher, ranker, teacher
 from pipeline.training.tasks import causal_lm_judge
 from pipeline.training.tasks.causal_lm_judge import Judge
+from tests.pipeline.training.test_stages import CANDIDATES, FILLERS, RANKER, TEACHER, base_model, tables
 from tests.tables import stage
 
 PROMPT = "<s>Query: {query}\nDocument: {document}\nDoes it answer? yes or no.\nAnswer:"
@@ -398,3 +402,45 @@ def test_names_win_over_the_row_numbers_of_another_table(world: tuple[Path, Arti
         for scores_table in (frame[["query_id", "doc_id", "score"]], stale)
     )
     assert pd.read_parquet(by_names).equals(pd.read_parquet(right))
+
+
+def test_a_language_model_judges_the_passages_that_the_students_read(tmp_path: Path) -> None:
+    """Each passage is judged as a document of its own, by a loop; the student learns from the best one."""
+    base = base_model(tmp_path / "base")
+    short, pair_table = tables()
+    texts = [f"{text} {' '.join(FILLERS)} {text}" for text in short["documents"].column("text").to_pylist()]
+    long = {**short, "documents": short["documents"].set_column(2, "text", pa.array(texts))}
+    data, some = stage(tmp_path, "data", long), pair_table.slice(0, 60)
+    settings = replace(TEACHER, passages=PassagesConfig(most=4), loop=replace(TEACHER.loop, epochs=0.5, evaluations=0))
+    graded = stage(tmp_path, "pairs", {"pairs": some})
+    own = teacher.make(tmp_path, settings, CANDIDATES, data=data, pairs=graded, base=str(base))
+    config = replace(CONFIG, causal_lm=str(save_model(tmp_path / "judge")), max_tokens=160)
+    judge, reader = Judge.load(Path(config.causal_lm), config), CrossEncoder.load(own.path)
+    queries = dict(zip(*(short["queries"].column(name).to_pylist() for name in ("query_id", "text")), strict=True))
+    documents = dict(zip(long["documents"].column("doc_id").to_pylist(), texts, strict=True))
+    cuts, odds = [], []
+    for row in some.to_pylist():
+        query, document = queries[row["query_id"]], documents[row["doc_id"]]
+        encoded = reader.tokenizer.encode(document, add_special_tokens=False)
+        room = reader.template.passage_room(len(reader.tokenizer.encode(query, add_special_tokens=False).ids))
+        cuts.append(Passages(most=4).spans(len(encoded.ids), room))
+        parts = [document[encoded.offsets[start][0] : encoded.offsets[end - 1][1]] for start, end in cuts[-1]]
+        odds.append(causal_lm_judge.score_shard(judge, [(query, part) for part in parts]))
+    raw = np.array([scores.max() for scores in odds])
+    # Grades that such a judge could have given: it is a random model.
+    grades = pa.array(np.searchsorted(np.quantile(raw, [0.4, 0.8]), raw))
+    pairs = stage(tmp_path, "pairs", {"pairs": some.set_column(some.column_names.index("grade"), "grade", grades)})
+    arguments: dict[str, Any] = {"data": data, "pairs": pairs, "layers": ()}
+    artifact = external_teacher.make(tmp_path, config, **arguments, teacher=own)
+    assert artifact.metrics["inputs"] == sum(map(len, cuts)) > 2 * artifact.metrics["in_passages"] > 0
+    spans = np.load(artifact.file("passages.npy")).tolist()
+    for span, known, scores in zip(spans, cuts, odds, strict=True):
+        assert scores[known.index(tuple(span))] == pytest.approx(scores.max(), abs=1e-4)
+    values = schema.read(artifact.file("scores.parquet"), "scores").to_pandas()["score"]
+    assert np.corrcoef(raw, values)[0, 1] == pytest.approx(1, abs=1e-4)
+    beginnings = external_teacher.make(tmp_path, config, **arguments)
+    assert "passages.npy" not in beginnings.manifest.files
+    assert beginnings.fingerprint != artifact.fingerprint
+    student = replace(RANKER, hidden_weight=0.0, loop=replace(RANKER.loop, epochs=0.5, evaluations=0))
+    small = ranker.make(tmp_path, student, CANDIDATES, data=data, pairs=pairs, teacher=own, teacher_scores=artifact)
+    assert CrossEncoder.load(small.path).template.passages == Passages(most=4)

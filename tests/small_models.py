@@ -78,5 +78,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "modernbert, mean": ("modernbert", {"local_attention": 8, "classifier_pooling": "mean"}),
     "ernie": ("ernie", {"use_task_id": True}),
     "nomic_bert": ("nomic_bert", {"max_position_embeddings": 4096}),
+    "eurobert": ("eurobert", {"max_position_embeddings": 4096, "num_key_value_heads": 2}),
+    "eurobert, late": ("eurobert", {"classifier_pooling": "late"}),
+    "eurobert, mean": ("eurobert", {"classifier_pooling": "mean"}),
 }
 """Kinds of models: `model_type`, and fields of the config besides those of SHAPE."""

@@ -79,7 +79,7 @@ class _Score(nn.Module):
 
     def forward(self, states: Tensor, mask: Tensor) -> Tensor:
         states = self.family.finish(self.model.base_model, states)
-        return one_score(self.family.score(self.model, self.family.pooled(self.model.config, states, mask)), self.label)
+        return one_score(self.family.score(self.model, self.family.pooled(self.model, states, mask)), self.label)
 
 
 class _Vector(nn.Module):

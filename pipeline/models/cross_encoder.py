@@ -213,7 +213,7 @@ class CrossEncoder(nn.Module):
             first_tokens[number] = self.family.cls(hidden, attention_mask)
         last = first_tokens[depth]
         if score and not self._last_for_first_token:
-            last = self.family.pooled(self.model.config, hidden, attention_mask)
+            last = self.family.pooled(self.model, hidden, attention_mask)
         return self._reading(
             last if score else None,
             [first_tokens[layer] for layer in first],

@@ -39,9 +39,9 @@ from tests.tables import stage
 
 FAMILIES = (
     *("bert", "roberta", "albert", "electra", "distilbert", "mpnet"),
-    *("deberta-v2", "modernbert", "ernie", "nomic_bert"),
+    *("deberta-v2", "modernbert", "ernie", "nomic_bert", "eurobert"),
 )
-LONG = {"modernbert", "nomic_bert", "deberta-v2"}
+LONG = {"modernbert", "nomic_bert", "deberta-v2", "eurobert"}
 """Families that are made with 4,096 positions; learned ones would only be noise."""
 SHAPE: dict[str, Any] = {"layers": 4, "hidden": 64, "heads": 4, "intermediate": 128, "embedding": 32, "vocab_size": 400}
 STUDENT = replace(RANKER, hidden_weight=0.1, relation_weight=0.1)

@@ -9,6 +9,7 @@ from pipeline.models.families.deberta import DebertaV2
 from pipeline.models.families.distilbert import Distilbert
 from pipeline.models.families.electra import Electra
 from pipeline.models.families.ernie import Ernie
+from pipeline.models.families.eurobert import Eurobert
 from pipeline.models.families.family import EVERYTHING, AttentionParts, ModelFamily, Need
 from pipeline.models.families.modernbert import Modernbert
 from pipeline.models.families.mpnet import Mpnet
@@ -30,6 +31,7 @@ FAMILIES: tuple[ModelFamily, ...] = (
     Modernbert(),
     Ernie(),
     NomicBert(),
+    Eurobert(),
     Xlnet(),
 )
 

@@ -200,8 +200,8 @@ class ModelFamily:
         """
         return states[:, 0]
 
-    def pooled(self, config: Any, states: Tensor, mask: Tensor) -> Tensor:  # noqa: ARG002
-        """The state that the score is made of, (batch, hidden); arguments as for `cls`."""
+    def pooled(self, model: Any, states: Tensor, mask: Tensor) -> Tensor:  # noqa: ARG002
+        """The state that the score of a cross-encoder is made of, (batch, hidden); arguments as for `cls`."""
         return self.cls(states, mask)
 
     def score(self, model: Any, first: Tensor) -> Tensor:

@@ -90,8 +90,8 @@ class Modernbert(ModelFamily):
     def feed_forward(self, layer: Any) -> tuple[nn.Linear, nn.Linear]:  # noqa: ARG002
         raise ConfigError("a modernbert model's feed-forward units are gated, so none can be left out alone")
 
-    def pooled(self, config: Any, states: Tensor, mask: Tensor) -> Tensor:
-        if config.classifier_pooling == "cls":
+    def pooled(self, model: Any, states: Tensor, mask: Tensor) -> Tensor:
+        if model.config.classifier_pooling == "cls":
             return states[:, 0]
         share = mask.unsqueeze(-1).to(states.dtype)  # (batch, tokens, 1)
         return (states * share).sum(1) / share.sum(1)

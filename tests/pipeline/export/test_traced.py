@@ -24,6 +24,7 @@ from pipeline.models.families import FAMILIES
 Bases = Callable[[str], Path]
 
 RANKERS = {"modernbert": 4096, "modernbert, mean": 512, "mpnet": 512, "deberta-v3": 512, "nomic_bert": 4096}
+RANKERS |= {"eurobert": 4096, "eurobert, late": 512}
 """Variant → the longest input that is tried."""
 WRITTEN = ("electra", "electra, wide embeddings", "distilbert", "ernie")
 """Variants whose graph is written node by node."""
@@ -119,7 +120,7 @@ def test_parts_that_are_kept_stay_in_single_precision(base_of: Bases) -> None:
     assert run(shape.graph("int8", shape.parts), ids) == run(shape.graph("fp32"), ids)
 
 
-@pytest.mark.parametrize("variant", ["modernbert", "mpnet", "nomic_bert"])
+@pytest.mark.parametrize("variant", ["modernbert", "mpnet", "nomic_bert", "eurobert"])
 def test_a_traced_encoder_gives_the_vectors_of_pytorch(base_of: Bases, variant: str, tmp_path: Path) -> None:
     encoder = BiEncoder.start(base_of(variant), dimensions=8, max_tokens=40, max_query_tokens=12, seed=2).eval()
     encoder.save(tmp_path)
@@ -164,4 +165,11 @@ def test_a_model_that_can_only_teach_is_refused() -> None:
     with pytest.raises(ConfigError, match="xlnet model of this kind can teach, but not be served"):
         traced.check(XLNetConfig())
     for family in FAMILIES:
-        assert family.has_graph or family.model_types[0] in ("mpnet", "deberta-v2", "modernbert", "nomic_bert", "xlnet")
+        assert family.has_graph or family.model_types[0] in (
+            "mpnet",
+            "deberta-v2",
+            "modernbert",
+            "nomic_bert",
+            "xlnet",
+            "eurobert",
+        )

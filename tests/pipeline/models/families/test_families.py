@@ -193,7 +193,7 @@ def test_every_family_is_tried_here() -> None:
         assert isinstance(family, OwnForward) or tried & set(family.model_types), family
 
 
-@pytest.mark.parametrize("variant", ["modernbert", "nomic_bert"])
+@pytest.mark.parametrize("variant", ["modernbert", "nomic_bert", "eurobert"])
 def test_gated_units_are_not_left_out_one_by_one(base_of: Bases, variant: str) -> None:
     model = start(base_of, variant)
     assert "narrow" not in model.family.offers

@@ -70,7 +70,7 @@ def two_nodes() -> Iterator[TwoNodes]:
 def engine(request: pytest.FixtureRequest) -> ComputeEngine:
     if request.param == "local":
         return compute.engine_of(ComputeConfig())
-    return on(request.getfixturevalue("two_nodes"))
+    return on(request.getfixturevalue("two_nodes"), workers=1)  # The start of each takes seconds.
 
 
 def on(nodes: TwoNodes, workers: int = 0) -> ComputeEngine:
@@ -142,10 +142,12 @@ def content(artifact: Any) -> dict[str, str]:
     return {name: record.sha256 for name, record in artifact.manifest.files.items()}
 
 
+@pytest.mark.parametrize("workers", [0, 2], ids=["local", "two workers"])
 def test_results_come_in_order_and_batches_are_drawn_a_bounded_number_ahead(
-    engine: ComputeEngine, tmp_path: Path
+    workers: int, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    drawn, workers = 0, 1 if isinstance(engine, compute.LocalEngine) else 2
+    engine = on(request.getfixturevalue("two_nodes"), workers) if workers else compute.LOCAL
+    drawn = 0
 
     def numbers() -> Iterator[int]:
         nonlocal drawn
@@ -155,13 +157,13 @@ def test_results_come_in_order_and_batches_are_drawn_a_bounded_number_ahead(
 
     processes = set()
     for given, (square, process) in enumerate(
-        engine.map(SquaresOfSeveral(workers, tmp_path), numbers(), label="squares"), start=1
+        engine.map(SquaresOfSeveral(workers or 1, tmp_path), numbers(), label="squares"), start=1
     ):
         assert square == given**2
         assert drawn - given <= 2 * ray_engine.DEPTH * ray_engine.AHEAD
         processes.add(process)
     assert drawn == given == 60
-    assert len(processes) == workers
+    assert len(processes) == (workers or 1)
     assert list(engine.map(Squares(), [], label="nothing")) == []
 
 
@@ -213,7 +215,7 @@ def _table(path: Path) -> Any:
 def test_a_batch_that_kills_every_worker_is_given_up(two_nodes: TwoNodes, tmp_path: Path) -> None:
     for life in range(ray_engine.LOSSES):
         (tmp_path / str(life)).touch()
-    results = on(two_nodes).map(DiesOnFive(tmp_path), range(30), label="squares")
+    results = on(two_nodes, workers=1).map(DiesOnFive(tmp_path), range(30), label="squares")
     with pytest.raises(UnavailableError, match="squares: 3 workers of the Ray cluster died of the same batch"):
         list(results)
 
@@ -226,7 +228,7 @@ def test_workers_refuse_a_model_that_is_not_the_one_here(two_nodes: TwoNodes, en
     content_of_model[len(content_of_model) // 2] ^= 1
     model.write_bytes(content_of_model)
     with pytest.raises(ArtifactError, match=model.name):
-        list(on(two_nodes).map(embed, [["a text"]], label="embedding"))
+        list(on(two_nodes, workers=1).map(embed, [["a text"]], label="embedding"))
 
 
 def test_a_file_of_another_artifact_is_named(encoder: Any, tmp_path: Path) -> None:

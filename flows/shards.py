@@ -37,7 +37,7 @@ def reindex(
         compute: where documents are embedded; this process where None.
 
     Raises:
-        ConfigError: fewer than two shards, or a recipe whose fields are indexed apart.
+        ConfigError: fewer than two shards, or a recipe with index.fields or index.passages.
         MissingError: no such release or source.
         SchemaError: a shard would have no document.
     """
@@ -52,8 +52,9 @@ def reindex(
     registry = releases.Releases(workspace)
     old = registry.open(release)
     recipe = recipes.parse(Recipe, old.manifest.config)
-    if recipe.index.fields:
-        raise ConfigError("--shards: the release's recipe indexes fields apart (index.fields), which shards cannot yet")
+    for key, is_set in (("fields", recipe.index.fields), ("passages", recipe.index.passages.passages(None))):
+        if is_set:
+            raise ConfigError(f"--shards: the release's recipe sets index.{key}, which shards cannot do yet")
     kept = {name: release_parts.part(old, name) for name in judging.PARTS if release_parts.has_part(old, name)}
     models = {name: part for name, part in kept.items() if name not in ("lexical", "documents", "index")}
     data = run(corpus.make, documents, Path(), recipe.data.faulty_rows)

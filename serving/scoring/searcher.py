@@ -263,7 +263,7 @@ class Searcher(LoadedRelease):
         chosen = {hit.row: ranked.documents[hit.row] for hits in lists.values() for hit in hits}
         texts = {row: document.text for row, document in chosen.items()}
         passages = best_passages(self.ranker.tokeniser, chosen, ranked.read, deadline) if ranked.read else {}
-        if candidates.queried:
+        if candidates.queried and candidates.remote is None:  # Shards have no passages, see `flows.shards`.
             unread = [row for row in chosen if row not in passages]
             nearest = self.semantic.nearest_passages(candidates.queried.values[0], unread)
             passages |= nearest_passages(chosen, nearest)

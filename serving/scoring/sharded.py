@@ -176,6 +176,11 @@ class ShardedSearcher(Searcher):
     def _final_order(self) -> Fusion | None:
         return self._fusion
 
+    def _cut(self, texts: Sequence[str], most: int, options: RequestOptions) -> list[list[str]]:
+        """The texts whole, as shards have one vector for a document."""
+        del most, options
+        return [[item] for item in texts]
+
     def _check_facets(self, names: Sequence[str]) -> None:
         """Leaves the check to `_candidates`: the shards know the fields."""
 

@@ -3,7 +3,7 @@
     from flows import notebook as relevance
 
     release = relevance.open_release("workspace")
-    release.search("turn a list of dicts into a table")
+    release.search("remove duplicate rows")
     release.rerank("sort a list in place", ["list.sort", "sorted"])
 
 Everything here is a thin name for what the command line and the service do, so the numbers are the same. Heavy

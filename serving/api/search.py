@@ -89,7 +89,7 @@ class SearchRequest(RequestBody):
     known_only: ClassVar[bool] = True
     shapes: ClassVar[tuple[ClientShape, ...]] = (OWN_SEARCH,)
 
-    query: str = Field(description="What is searched for.", examples=["turn a list of dicts into a table"])
+    query: str = Field(description="What is searched for.", examples=["remove duplicate rows"])
     top_n: int | None = Field(None, ge=1, description="Length of each list; 10 when not given.")
     filters: Filters | None = Field(
         None,

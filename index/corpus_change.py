@@ -104,5 +104,5 @@ def _sample(store: DocumentStore) -> list[int]:
     return sorted(rows.tolist())
 
 
-def _share(part: Sequence[object], whole: Sequence[object]) -> float:
-    return len(part) / max(len(whole), 1)
+def _share(part: Sequence[object], sample: Sequence[object]) -> float:
+    return len(part) / max(len(sample), 1)

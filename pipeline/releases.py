@@ -108,7 +108,7 @@ class Releases:
         return complete
 
     def _advice(self, pointer: Pointer | None) -> str:
-        """What to do where no release is live, or none was before: as little work as the releases present allow."""
+        """Advice for when no release is live, or none was before: as little work as the releases present allow."""
         complete = self.complete()
         if not complete:
             return "run `relevance retrain` first"
@@ -118,8 +118,8 @@ class Releases:
         was_live = recorded is not None and recorded.release in complete
         best = recorded.release if recorded is not None and was_live else complete[0]
         which = "which was live last" if was_live else "the newest"
-        others = [release for release in complete if release != best]
-        also = f"; complete too: {_shortened(others)}" if others else ""
+        choices = [release for release in complete if release != best]
+        also = f"; complete too: {_shortened(choices)}" if choices else ""
         return f"`relevance releases promote {best[:12]}` makes one live, {which}{also}"
 
     def path(self, release: str) -> Path:

@@ -134,8 +134,8 @@ def test_thumbs_that_cancel_out_are_said_and_are_no_error(tmp_path: Path, caplog
     good = _beir(tmp_path / "good", DOCUMENTS, QUERIES, HEAD + "q1\td1\t1\n")
     votes = [_thumb(voter, thumb) for voter, thumb in (("a", "up"), ("b", "down"))]
     _write(tmp_path / "votes", **{"thumbs.jsonl": "\n".join(votes) + "\n"})
-    made = judgments.make(tmp_path, DataConfig(sources=(good, SourceConfig(path=str(tmp_path / "votes")))))
-    assert made.metrics["judgments"] == 1
+    data = judgments.make(tmp_path, DataConfig(sources=(good, SourceConfig(path=str(tmp_path / "votes")))))
+    assert data.metrics["judgments"] == 1
     assert "votes: has no rows yet" in caplog.text
 
 

@@ -25,8 +25,11 @@ from pipeline.errors import ConfigError
 
 POINTS_PER_LIST = 39
 """Vectors that a list's centre is learned from under a contract; more made the build longer and found no more."""
-ROUNDS = 4
-"""Rounds of k-means under a contract: ten find 0.1 points more for twice the time."""
+ROUNDS = 6
+"""Rounds of k-means under a contract: over a million vectors more rounds let a search visit at most a tenth less."""
+ROOTS = 8
+"""Inverted lists under a contract, as a multiple of the square root of the documents. Over a million vectors 8,192
+lists reach recall 0.98 in 0.24 ms where 4,096 take 0.31 ms, for 20 CPU-seconds more and a byte a document."""
 REFINED = 16
 """The fast scan brings this number of candidates for each document asked for; they are compared again."""
 FEWEST_FOR_CODES = 16 * 39
@@ -62,12 +65,12 @@ class IndexType:
         return each * (min(POINTS_PER_LIST * self.lists, rows) * ROUNDS + rows) + encoding
 
 
-def lists(count: int) -> int:
-    """Number of inverted lists for this many vectors: about four square roots, a power of two.
+def lists(count: int, roots: int = 4) -> int:
+    """Number of inverted lists for this many vectors: about so many square roots, a power of two.
 
     Never so many that a list's centre would be learned from fewer than 39 vectors, where Faiss begins to warn.
     """
-    wanted = round(math.log2(4 * math.sqrt(count)))
+    wanted = round(math.log2(roots * math.sqrt(count)))
     affordable = math.floor(math.log2(max(count / 39, 1)))
     return int(2 ** min(wanted, affordable))
 
@@ -78,7 +81,7 @@ def choices(rows: int, dimensions: int, config: IndexConfig) -> list[IndexType]:
     Raises:
         ConfigError: no type is as small as `index.bytes_per_document`.
     """
-    number = lists(rows)
+    number = lists(rows, ROOTS)
     limit = config.bytes_per_document or math.inf
     centres = number * dimensions * 4 / rows
 

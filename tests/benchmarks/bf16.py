@@ -1,12 +1,12 @@
 """bf16 by OpenVINO against our fp32 and int8: one model, the same inputs, one thread, by turns.
 
     pip install --target OPENVINO --no-deps openvino
-    PYTHONPATH=OPENVINO python tests/benchmarks/bf16.py WORKSPACE
+    PYTHONPATH=OPENVINO python tests/benchmarks/bf16.py WORKSPACE [--model FINGERPRINT] [--tokens 40000]
 
-WORKSPACE holds a retraining or study that is done: its teacher is exported, and judged on its own valid queries as
-every export is. The inputs run one at a time at their exact length, as the service runs them on a CPU. OpenVINO reads
-the fp32 file that ONNX Runtime runs; its `fp32` row tells what is the library's and what is the format's. A processor
-without bf16 matrix products (`amx_bf16` or `avx512_bf16` in /proc/cpuinfo) shows nothing here.
+WORKSPACE holds a retraining or study that is done: its teacher, or another cross-encoder of it, is exported, and judged
+on valid queries as every export is. The inputs run one at a time at their exact length, as the service runs them on a
+CPU. OpenVINO reads the fp32 file that ONNX Runtime runs; its `fp32` row tells what is the library's and what is the
+format's. A processor without bf16 matrix products (`amx_bf16` or `avx512_bf16` in /proc/cpuinfo) shows nothing here.
 """
 
 import argparse
@@ -27,7 +27,6 @@ from pipeline.export.precision import agreement
 from pipeline.models.cross_encoder import CrossEncoder
 
 TURNS = 3
-TOKENS = 40_000
 
 Score = Callable[[sample.Input], float]
 
@@ -63,13 +62,19 @@ def timed(score: Score, inputs: Sequence[sample.Input]) -> tuple[np.ndarray, flo
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("workspace", type=Path)
-    workspace: Path = parser.parse_args().workspace
-    teacher = artifacts.load(artifacts.finished(workspace, "teacher")[0], "teacher")
+    parser.add_argument("--model", default="")
+    parser.add_argument("--tokens", type=int, default=40_000)
+    arguments = parser.parse_args()
+    workspace: Path = arguments.workspace
+    folder = artifacts.folder_of(workspace, arguments.model) or artifacts.finished(workspace, "teacher")[0]
+    source = artifacts.load(folder)
+    teacher = source if source.manifest.kind == "teacher" else _input(workspace, source, "teacher")
     data, pairs = (_input(workspace, teacher, name) for name in ("data", "pairs"))
-    config = ExportConfig(precisions=("fp32", "int8"), sample_tokens=TOKENS)
-    exported = bundle.make(workspace, config, model=teacher, data=data, pairs=pairs)
-    model = CrossEncoder.load(teacher.path)
-    judged = sample.take(data, pairs, sample.Reader("ranker", model.tokenizer, {"pair": model.template}), TOKENS)
+    config = ExportConfig(precisions=("fp32", "int8"))
+    exported = bundle.make(workspace, config, model=source, data=data, pairs=pairs)
+    model = CrossEncoder.load(source.path)
+    reader = sample.Reader(model.tokenizer, {"pair": model.template})
+    judged = sample.take(data, pairs, reader, arguments.tokens)
     fp32, int8 = (exported.file(f"model.{name}.onnx") for name in ("fp32", "int8"))
     ways: dict[str, Score] = {
         "fp32, ONNX Runtime": by_onnx_runtime(fp32),

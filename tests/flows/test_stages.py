@@ -69,6 +69,7 @@ LATER = {
     "bundle.make_unjudged",
     "import_stage.ranker",
     "import_stage.encoder",
+    "fused_teacher.make",
     "rank_fusion.make",
     "followed.make",
     "shards.documents",

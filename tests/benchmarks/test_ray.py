@@ -24,7 +24,7 @@ from serving.runtime import offline
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.demo_model, pytest.mark.data, pytest.mark.filterwarnings("ignore")]
 
-TEXTS, BATCH, TURNS = 6144, 64, 2
+TEXTS, BATCH, TURNS = 3072, 64, 2
 
 
 def test_two_workers_beside_one(shared_data: Path, tmp_path: Path) -> None:

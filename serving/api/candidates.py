@@ -17,6 +17,8 @@ from serving.scoring.shard_candidates import ShardQuery
 
 MAX_DIMENSIONS = 16_384
 
+DEFAULT_DEPTH = 20
+
 router = APIRouter()
 
 OWN_CANDIDATES = ClientShape(
@@ -31,7 +33,9 @@ class CandidatesRequest(RequestBody):
     shapes: ClassVar[tuple[ClientShape, ...]] = (OWN_CANDIDATES,)
 
     query: str = Field(description="What is searched for.", examples=["sort a list"])
-    depth: int = Field(20, ge=1, description="Documents that BM25 and the encoder each bring.")
+    depth: int | None = Field(
+        None, ge=1, description="Documents that BM25 and the encoder each bring; 20 if not given."
+    )
     vector: list[float] | None = Field(
         None, max_length=MAX_DIMENSIONS, description="The encoder's vector of the query; without it BM25 alone finds."
     )
@@ -79,12 +83,11 @@ async def candidates(request: Request) -> Response:
     settings, searcher = context.service.settings, context.searcher
     if len(body.query) > MAX_QUERY_CHARS:
         raise BodyTooLargeError(f"query has {len(body.query)} characters; a search takes at most {MAX_QUERY_CHARS}")
-    if body.depth > (limit := max(settings.max_results, settings.retrieve)):
-        raise BodyTooLargeError(f"depth is {body.depth}; at most {limit} are given (RELEVANCE_MAX_RESULTS)")
+    depth = body.depth or DEFAULT_DEPTH
+    if depth > (limit := max(settings.max_results, settings.retrieve)):
+        raise BodyTooLargeError(f"depth is {depth}; at most {limit} are given (RELEVANCE_MAX_RESULTS)")
     filters: Mapping[str, Sequence[Value]] = body.filters or {}
-    shard_query = ShardQuery(
-        query=body.query, depth=body.depth, vector=body.vector, filters=filters, terms=bool(body.terms)
-    )
+    shard_query = ShardQuery(query=body.query, depth=depth, vector=body.vector, filters=filters, terms=bool(body.terms))
 
     def work() -> Any:
         answer = shard_candidates.answer(searcher, shard_query, context.options.deadline)

@@ -18,11 +18,14 @@ import pytest
 from flows import shards as divided
 from flows import sources
 from index.shards import shard_of
-from pipeline.errors import ConfigError, SchemaError
+from pipeline.errors import ArtifactError, ConfigError, SchemaError
 from serving.runtime.admission import RequestOptions
 from serving.runtime.deadline import Deadline
+from serving.runtime.scheduler import Scheduler
 from serving.scoring.answers import SearchDetails
+from serving.scoring.reranker import Caches
 from serving.scoring.searcher import Searcher
+from serving.scoring.sharded import ShardClient, ShardedSearcher
 from tests.serving import processes
 from tests.serving.conftest import DOCUMENTS, TinyWorkspace
 from tests.serving.processes import Server
@@ -140,14 +143,16 @@ def test_fields_that_no_shard_knows_are_refused(shards: Divided) -> None:
 
 
 def test_a_release_must_be_the_one_of_models_and_fit_the_addresses(shards: Divided, tmp_path: Path) -> None:
-    undivided = shards.tiny.releases.resolve("live")
-    addresses = ",".join(f"http://127.0.0.1:{port}" for port in (1, 2, 3))
-    with pytest.raises(AssertionError, match="reindex --shards"):
-        processes.start(shards.tiny.path, RELEVANCE_RELEASE=undivided, RELEVANCE_SHARDS=addresses)
-    with pytest.raises(AssertionError, match="has 3 shards, and 1 addresses"):
-        processes.start(
-            shards.tiny.path, RELEVANCE_RELEASE=shards.figures["release"], RELEVANCE_SHARDS="http://127.0.0.1:1"
-        )
+    undivided = shards.tiny.folder(shards.tiny.releases.resolve("live"))
+    models: dict[str, Any] = {"precision": "auto", "caches": Caches.of(2**20), "scheduler": Scheduler(1)}
+    three, single = (ShardClient([f"http://127.0.0.1:{port}" for port in ports]) for ports in ((1, 2, 3), (1,)))
+    with pytest.raises(ArtifactError, match="reindex --shards"):
+        ShardedSearcher(undivided, three, **models)
+    with pytest.raises(ConfigError, match="has 3 shards, and 1 addresses"):
+        ShardedSearcher(shards.tiny.folder(shards.figures["release"]), single, **models)
+    for client in (three, single):
+        client.close()
+    models["scheduler"].stop()
     documents = sources.named(str(folder_of_documents(shards.tiny, tmp_path / "documents")))
     with pytest.raises(ConfigError, match="--shards 1: give 2 or more"):
         divided.reindex(documents, shards.tiny.path, 1)

@@ -82,7 +82,7 @@ def test_the_engine_is_loaded_when_it_is_first_needed(
     parts: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = []
-    monkeypatch.setattr(offline, "Engine", lambda path: loaded.append(path) or Engine(path))
+    monkeypatch.setattr(offline, "Engine", lambda path, **knobs: loaded.append(path) or Engine(path, **knobs))
     embed = offline.embedder(parts["encoder"])
     assert loaded == []
     embed(["a"])

@@ -1,4 +1,4 @@
-"""What the students of a recipe learn from."""
+"""The artifacts that the students of a recipe learn from."""
 
 from dataclasses import dataclass
 

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -20,7 +21,11 @@ def with_summaries(copied: Trained, folder: Path) -> SimpleNamespace:
     registry = Releases(copied.workspace)
     documents = publishing.documents_of(registry, registry.open())
     table = pq.read_table(documents.file("documents.parquet"))
-    summaries = [f"Finds {doc_id} among all" for doc_id in table["doc_id"].to_pylist()]
+    draw = np.random.default_rng(5)
+    own_words = [" ".join("".join(draw.choice(list("abcdefghij"), 7)) for _ in range(30)) for _ in range(len(table))]
+    summaries = [
+        f"Finds {doc_id} among {words}" for doc_id, words in zip(table["doc_id"].to_pylist(), own_words, strict=True)
+    ]
     pq.write_table(table.append_column(python_docs.SUMMARY, pa.array(summaries)), folder / "documents.parquet")
     return SimpleNamespace(file=folder.joinpath)
 
@@ -52,7 +57,7 @@ def test_documents_that_the_training_left_out_are_served_too(
 ) -> None:
     documents = with_summaries(copied, tmp_path)
     trained = pq.read_table(documents.file("documents.parquet"))
-    other = trained.slice(0, 1).set_column(0, "doc_id", pa.array(["left.out"]))
+    other = trained.slice(0, 1).set_column(0, "doc_id", pa.array(["left.out"], trained.schema.field(0).type))
     monkeypatch.setattr(python_docs, "read", lambda: SimpleNamespace(documents=pa.concat_tables([trained, other])))
     python_api = config.DataConfig(sources=(config.SourceConfig(path=".", format=python_docs.NAME),))
     tables = config.DataConfig(sources=(config.SourceConfig(path="tiny"),))

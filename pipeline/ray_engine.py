@@ -186,17 +186,16 @@ class _Work:
         self._failed_starts = 0
 
     def _lose(self, worker: _Worker, error: Exception) -> None:
-        """Gives the batches of a worker that died to others; it dies of the first one, if of any."""
+        """Gives the batches of a worker that died to others, unless too many died with one of them."""
         reason = str(error).split("\n")[0]
         log.warning("%s: a worker of the Ray cluster is lost: %s", self._label, reason)
         self._workers.remove(worker)
         self._references = {item: owner for item, owner in self._references.items() if owner[1] is not worker}
-        if worker.running:
-            number = worker.running[0]
+        for number in worker.running:  # Any of them may be the cause: the first may be done, and its result not sent.
             self._losses[number] = self._losses.get(number, 0) + 1
             if self._losses[number] >= LOSSES:
                 raise UnavailableError(
-                    f"{self._label}: {LOSSES} workers of the Ray cluster died of the same batch; the last one: "
+                    f"{self._label}: {LOSSES} workers of the Ray cluster died with the same batch; the last one: "
                     f"{reason} Give workers more memory, or set compute.engine to local. {ray_cluster.RESUME}"
                 ) from error
         self._to_do.extendleft(reversed(worker.running))

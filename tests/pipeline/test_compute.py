@@ -216,7 +216,7 @@ def test_a_batch_that_kills_every_worker_is_given_up(two_nodes: TwoNodes, tmp_pa
     for life in range(ray_engine.LOSSES):
         (tmp_path / str(life)).touch()
     results = on(two_nodes, workers=1).map(DiesOnFive(tmp_path), range(30), label="squares")
-    with pytest.raises(UnavailableError, match="squares: 3 workers of the Ray cluster died of the same batch"):
+    with pytest.raises(UnavailableError, match="squares: 3 workers of the Ray cluster died with the same batch"):
         list(results)
 
 

@@ -63,9 +63,9 @@ def test_documents_that_the_training_left_out_are_served_too(
     tables = config.DataConfig(sources=(config.SourceConfig(path="tiny"),))
     for data, more in ((python_api, ["left.out"]), (tables, []), (None, [])):
         assert demo.write_whole_documents(documents, tmp_path / "whole.parquet", data)  # type: ignore[arg-type]
-        whole = pq.read_table(tmp_path / "whole.parquet")
-        assert whole["doc_id"].to_pylist() == [*trained["doc_id"].to_pylist(), *more]
-        assert all(text.startswith("Finds ") for text in whole["text"].to_pylist())
+        served = pq.read_table(tmp_path / "whole.parquet")
+        assert served["doc_id"].to_pylist() == [*trained["doc_id"].to_pylist(), *more]
+        assert all(text.startswith("Finds ") for text in served["text"].to_pylist())
 
 
 def test_documents_without_summaries_apart_are_served_as_they_are(copied: Trained) -> None:

@@ -58,8 +58,8 @@ def test_best_pairs_are_those_of_the_highest_grade_of_training_queries(tmp_path:
 
 
 def test_fewer_documents_are_first_those_that_were_judged_best(tmp_path: Path) -> None:
-    whole, judged = (judged_projection.best_pairs(data(tmp_path, 40), seed=1, most=most) for most in (40, 33))
-    assert (judged.documents, judged.queries) == (whole.documents[:33], whole.queries)
+    every_document, judged = (judged_projection.best_pairs(data(tmp_path, 40), seed=1, most=most) for most in (40, 33))
+    assert (judged.documents, judged.queries) == (every_document.documents[:33], every_document.queries)
     fewer = judged_projection.best_pairs(data(tmp_path, 40), seed=1, most=20)
     assert len(fewer.documents) == len(fewer.queries) == 20
     assert fewer.pairs.max() < 20

@@ -41,7 +41,7 @@ REBUILT = ("documents", "index", "lexical")
 """Kinds of SEARCHABLE that are built in minutes. Vectors take hours, and the source of a corpus may be gone."""
 
 TEMPORARY = "temporary"
-"""What the list of removals says of lock files that nobody holds and temporary files of dead processes."""
+"""The reason that the list of removals gives for lock files that nobody holds and temporary files of dead processes."""
 
 _STORES = ("documents/manifest.json", "documents/documents.sqlite")
 """Files of a release on which a service holds a shared lock: the second one by services from before segments."""

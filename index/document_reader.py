@@ -61,8 +61,8 @@ def _digests(path: Path) -> DocumentDigests:
     title_lengths: list[int] = []
     for batch in _batches(data, batch_size=LARGE_BATCH):
         names, titles, texts = (batch.column(name).to_pylist() for name in COLUMNS)
-        others = batch.drop_columns(list(COLUMNS))
-        extras = map(_held, _documents(others)) if others.num_columns else repeat("", len(batch))
+        fields = batch.drop_columns(list(COLUMNS))
+        extras = map(_held, _documents(fields)) if fields.num_columns else repeat("", len(batch))
         joined = [content_digest(document_text(*both)) for both in zip(titles, texts, strict=True)]
         lengths = list(map(len, titles))
         rest = [

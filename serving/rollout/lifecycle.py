@@ -43,7 +43,7 @@ Role = Literal["live", "canary", "shadow", "kept", "compared"]
 
 
 @dataclass(frozen=True, slots=True)
-class LoadedRelease:
+class HeldRelease:
     """A release that this process holds, and the reasons why."""
 
     searcher: Searcher
@@ -121,7 +121,7 @@ class Lifecycle:
         return list(self._before)
 
     @property
-    def held(self) -> list[LoadedRelease]:
+    def held(self) -> list[HeldRelease]:
         """The releases that are loaded: the live one, those on trial, those kept and the compared one."""
         canary, shadow, known = self.rollout.active.canary, self.rollout.active.shadow, self._held
         holders: list[tuple[Role, list[Searcher | None]]] = [
@@ -131,11 +131,11 @@ class Lifecycle:
             ("kept", [known.get(name) for name in self._before]),
             ("compared", [known.get(self._compared)]),
         ]
-        roles: dict[str, LoadedRelease] = {}
+        roles: dict[str, HeldRelease] = {}
         for role, searchers in holders:
             for searcher in filter(None, searchers):
                 before = roles[searcher.release].roles if searcher.release in roles else ()
-                roles[searcher.release] = LoadedRelease(searcher, (*before, role))
+                roles[searcher.release] = HeldRelease(searcher, (*before, role))
         return list(roles.values())
 
     def loaded_as(self, name: str) -> Searcher:

@@ -46,9 +46,9 @@ class Candidates:
     """The documents that the two ways of finding bring for one query."""
 
     by_words: Sequence[Hit]
-    """What BM25 finds, the best first."""
+    """Documents that BM25 finds, the best first."""
     by_meaning: Sequence[Hit]
-    """What the encoder finds, the nearest first; empty where it is missing."""
+    """Documents that the encoder finds, the nearest first; empty where it is missing."""
     rows: Sequence[int]
     """The rows of both lists, each once."""
     pool: CandidatePool
@@ -85,7 +85,7 @@ class RankedCandidates:
     documents: Mapping[int, Document]
     """Row → document, of all candidates."""
     scored: Fetched[DocumentScore] | None
-    """What the ranker gave; None where it was not wanted, or is missing."""
+    """Scores that the ranker gave; None where it was not wanted, or is missing."""
     read: Mapping[int, DocumentScore]
     """Row → score of the ranker; empty where it gave none."""
     features: Mapping[int, Sequence[float]]

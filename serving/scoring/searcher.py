@@ -258,7 +258,7 @@ class Searcher(LoadedRelease):
         candidates: Candidates,
         ranked: RankedCandidates,
     ) -> ShownDocuments:
-        """What the lists show of each document."""
+        """The texts, fields and explanations of all documents that the lists show."""
         names, deadline = search.details.fields, search.options.deadline
         chosen = {hit.row: ranked.documents[hit.row] for hits in lists.values() for hit in hits}
         texts = {row: document.text for row, document in chosen.items()}

@@ -120,6 +120,7 @@ class Reranker:
             keys, compute = self._pairs(query, documents, options, eager=True)
             fetched = self.cache.fetch(keys, compute, options)
             return Fetched([DocumentScore(score) for score in fetched.values], fetched.hits, fetched.misses)
+        query, documents = text.clean(query), [text.clean(document) for document in documents]
         cut = self._cut(query, documents, options)
         keys, compute = self._parts(query, documents, cut, options, eager=True)
         fetched = self.cache.fetch(keys, compute, options)
@@ -143,6 +144,7 @@ class Reranker:
             keys, compute = self._pairs(query, documents, options, eager=False)
             return self.cache.fetch_some(keys, compute, options)
         join = self.passages.join
+        query, documents = text.clean(query), [text.clean(document) for document in documents]
         cut = self._cut(query, documents, options, partial=True)
         keys, compute = self._parts(query, documents, cut, options, eager=False)
         fetched = self.cache.fetch_some(keys, compute, options)
@@ -176,15 +178,15 @@ class Reranker:
         """The passages of each document.
 
         Args:
+            query, documents: cleaned.
             partial: leave documents out, from the first that the time did not suffice for.
         """
         assert self.passages is not None
-        query = text.clean(query)
         cut: list[list[PassageInput]] = []
         try:
             for start in range(0, len(documents), CHUNK):
                 options.deadline.check()
-                chosen = [text.clean(document) for document in documents[start : start + CHUNK]]
+                chosen = documents[start : start + CHUNK]
                 cut += self.engine.cut(
                     query, chosen, self.passages, remember=options.remember, check=options.deadline.check
                 )
@@ -207,11 +209,14 @@ class Reranker:
 
         A document that is not cut has the key of its text, so its score is also that of a request without passages. A
         passage has the key of its ids: a document that changes at its end keeps the scores of what stands before.
+
+        Args:
+            query, documents: cleaned.
         """
-        key = Key("score", self.engine.identity, text.clean(query))
+        key = Key("score", self.engine.identity, query)
         parts = [(number, part) for number, inputs in enumerate(cut) for part in inputs]
         keys = [
-            key.of(text.clean(documents[number])) if part.uncut else key.of("passage", array("I", part.ids).tobytes())
+            key.of(documents[number]) if part.uncut else key.of("passage", array("I", part.ids).tobytes())
             for number, part in parts
         ]
 

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.benchmarks.http_load import cpu_s
 from tests.flows.test_quickstart import served
 from tests.serving.processes import Server
 
@@ -60,12 +61,6 @@ def memory(pid: int) -> float:
     """Resident memory of a process in MiB."""
     lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
-
-
-def cpu_seconds(pids: list[int]) -> float:
-    """Seconds that these processes have computed so far."""
-    fields = [Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split() for pid in pids]
-    return sum(int(item[11]) + int(item[12]) for item in fields) / os.sysconf("SC_CLK_TCK")
 
 
 def test_two_starts(tmp_path: Path) -> None:
@@ -190,9 +185,9 @@ def ours(model: Path, requests: Requests, folder: Path, precision: str) -> Itera
     with served(*options, cwd=folder) as server:
 
         def turn() -> Turn:
-            before = cpu_seconds([server.process.pid, *server.workers])
+            before = sum(map(cpu_s, (server.process.pid, *server.workers)))
             scores = [score for query, texts in requests.items() for score in rerank(server, query, texts)]
-            return Turn(cpu_seconds([server.process.pid, *server.workers]) - before, scores)
+            return Turn(sum(map(cpu_s, (server.process.pid, *server.workers))) - before, scores)
 
         turn()
         yield Ranked(turn, time.perf_counter() - began, lambda: [server.process.pid, *server.workers])

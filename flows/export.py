@@ -1,8 +1,8 @@
-"""The command that exports again: the trained models of a release, in other precisions or under other bounds.
+"""Exports the trained models of a release again, in other precisions or with other limits of quality.
 
-It tells what each precision costs and saves, and releases nothing: a release holds an index that its encoder's bundle
-made and a report on its ranker's. `relevance retrain` with the same `--set export.…` makes the same bundles, indexes,
-judges and publishes them; what is trained already is not trained again.
+It tells what each precision costs and saves, and makes no release, as the index and the report of a release belong to
+the bundles that they were made with. `relevance retrain` with the same `--set export.…` makes the same bundles,
+indexes, judges and publishes them; what is trained already is not trained again.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,7 +30,7 @@ def export(
     precisions: Sequence[str] = (),
     overrides: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Bundles of a release's ranker and encoder, or of one trained model, and what each of their precisions costs.
+    """Exports the ranker and encoder of a release, or one trained model, and returns the cost of each precision.
 
     Args:
         release: the release whose models are exported as its recipe says.
@@ -105,7 +105,7 @@ def _input(workspace: Path, artifact: Artifact, name: str) -> Artifact:
 
 
 def render(results: Mapping[str, Any]) -> "RenderableType":
-    """Both tables for a terminal."""
+    """A table and its notes for each bundle, for a terminal."""
     from rich.console import Group
 
     shown: list[RenderableType] = []

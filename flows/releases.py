@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 
 
 def releases(workspace: Path) -> dict[str, Any]:
-    """All releases, the oldest first, the pointer and its history. Damaged ones are listed with the reason.
+    """All releases, the oldest first, with the live one and the history of changes.
 
-    `damaged` of the result names state files that cannot be read; the rest is shown all the same.
+    A damaged release is listed with the reason. `damaged` of the result tells what cannot be read of the live pointer
+    and of the history.
     """
     known = registry.Releases(workspace)
     damaged = []
@@ -94,7 +95,7 @@ def render_releases(listing: dict[str, Any]) -> "RenderableType":
 
 
 def show(workspace: Path, name: str) -> dict[str, Any]:
-    """Describes one release, after checking all of it.
+    """Describes one release after a full check of its files.
 
     Raises:
         MissingError: no such release.

@@ -2,7 +2,7 @@
 
     terms.json      the terms, ascending
     starts.npy      (terms + 1,) where each term's list begins
-    documents.npy   (postings,) documents of the segment, ascending in each list
+    documents.npy   (postings,) numbers of documents in the segment, ascending in each list
     counts.npy      (postings,) times that the document has the term
     lengths.npy     (documents,) number of terms of each document
 
@@ -26,7 +26,7 @@ from pipeline.errors import ArtifactError
 FILES = ("terms.json", "starts.npy", "documents.npy", "counts.npy", "lengths.npy")
 _ARRAYS = ("starts", "documents", "counts", "lengths")
 BLOCK = 1 << 22
-"""Terms of documents that are counted at once."""
+"""Occurrences of terms that are collected before they are counted."""
 
 Counts = npt.NDArray[np.unsignedinteger[Any]]
 
@@ -72,7 +72,7 @@ class Postings:
         """The postings of several sets of documents as one.
 
         Args:
-            parts: postings, and the number in the result of each of their documents, -1 for one that is left out.
+            parts: postings, and an array with the new number of each of their documents, -1 for one that is left out.
             documents: the number of documents of the result.
         """
         living = [postings.living(numbers >= 0) for postings, numbers in parts]
@@ -104,7 +104,7 @@ class Postings:
         return cls(terms, starts.astype(np.int64), (keys & 0xFFFFFFFF).astype(np.int32), counts.astype(kind), lengths)
 
     def living(self, alive: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:
-        """(terms,) number of documents that have each term, of those that are alive, (documents,)."""
+        """Counts the living documents that have each term, (terms,); `alive` is (documents,)."""
         before = np.concatenate([np.zeros(1, np.int32), np.cumsum(alive[self.documents], dtype=np.int32)])
         return np.diff(before[self.starts])
 

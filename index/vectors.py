@@ -1,4 +1,4 @@
-"""Embeds all documents: one unit vector a row, no text embedded twice, and a kill loses only seconds of work.
+"""Embeds all documents as unit vectors; equal texts are embedded once, and a kill loses only seconds of work.
 
 A text that has a vector already is recognised by its digest: equal texts share one vector, earlier artifacts of
 the same encoder give theirs, and an interrupted run left shards beside the artifact.
@@ -43,7 +43,7 @@ TOLERANCE = 1e-3
 
 Vectors = npt.NDArray[np.float32]
 Texts = Callable[[npt.NDArray[np.int64]], Iterator[tuple[str, str]]]
-"""Ascending numbers of vectors → doc_id and text of each."""
+"""Ascending row numbers of the matrix → doc_id and text of each row."""
 Embed = Callable[[Sequence[str]], np.ndarray]
 """Texts → (texts, dimensions) unit vectors."""
 
@@ -74,7 +74,7 @@ def make(
     """The `vectors` artifact: vectors.npy (documents, dimensions) float32 in row order, and rows.parquet.
 
     With a quality filter the matrix has a row for each document that passes, with passages one for each passage; the
-    column `document` of rows.parquet gives its row among all documents.
+    column `document` of rows.parquet gives the row of its document in documents.parquet.
 
     Args:
         workspace: the folder that holds `artifacts/`.
@@ -154,12 +154,12 @@ def earlier(workspace: Path, encoder_digest: str) -> list[Artifact]:
 
 
 def last_round(known: Sequence[Artifact], data: Artifact) -> int:
-    """The latest round in which these documents were embedded; 0 for none."""
+    """The latest round in which these documents were embedded; 0 also where they never were."""
     return max((_round(item) for item in known if item.manifest.inputs["data"] == data.fingerprint), default=0)
 
 
 def next_round(known: Sequence[Artifact]) -> int:
-    """The round that embeds anew. A killed run resumes it, and a second run at the same time shares it."""
+    """The number of a new full embedding, one above the last finished; a killed run gets it again."""
     return max(map(_round, known), default=0) + 1
 
 
@@ -299,7 +299,7 @@ def _checked(embedded: np.ndarray, doc_ids: Sequence[str]) -> Vectors:
 
 
 def _shards(checkpoint: Path) -> Iterator[tuple[list[bytes], Vectors]]:
-    """Digests and vectors that an interrupted run left; a shard that cannot be read is embedded again."""
+    """Digests and vectors that an interrupted run left; a damaged shard is removed, and its texts embedded again."""
     for path in sorted(checkpoint.glob("*.npz")):
         try:
             # Opened here, as numpy leaves a damaged file open.

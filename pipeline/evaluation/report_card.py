@@ -1,4 +1,4 @@
-"""The card of a report: its headline table and what each path of the service is worth, for a terminal."""
+"""The card of a report for a terminal: its headline table, and each service path's gain over its first stage."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def card(report: Mapping[str, Any]) -> "RenderableType":
-    """The report's headline table for a terminal.
+    """The headline table, the numbers of queries and a line for each service path, for a terminal.
 
     Args:
         report: what report.json holds.
@@ -43,7 +43,7 @@ def card(report: Mapping[str, Any]) -> "RenderableType":
 
 
 def surface_lines(report: Mapping[str, Any]) -> list[str]:
-    """A line of text for each path of the service: what it is worth; empty for a report that does not know.
+    """One line for each service path with its gain and interval; empty for a report without `surfaces`.
 
     Args:
         report: values with the key `surfaces`, as report.json and a card have them.

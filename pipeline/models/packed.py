@@ -19,7 +19,7 @@ STEP = 64
 """The matrix is padded to a multiple of this number of rows."""
 
 MASKED = torch.finfo(torch.bfloat16).min
-"""The number added to attention logits of padding; all float types can hold it."""
+"""The number added to attention logits of padding; bfloat16 and float32 hold it, in float16 it becomes -inf."""
 
 Inputs = tuple[Tensor, Tensor, Tensor]
 """Ids, segments and attention mask, each (texts, tokens); the mask is 1 for a real token."""
@@ -31,9 +31,9 @@ def first_tokens(family: ModelFamily, body: Any, batches: Sequence[Inputs], *, o
     The last layer is computed for the first token alone.
 
     Args:
-        family: one that splits its layers.
+        family: one whose layers give their attention and feed-forward parts apart.
         body: the base model in the sense of transformers.
-        offset: position of a first token; RoBERTa's begin behind the padding id.
+        offset: position number of the first token: 0, or the padding id plus 1 for RoBERTa.
     """
     rows = _Rows.of(batches)
     hidden = rows.embed(family, body, batches, offset)  # (all tokens, hidden)
@@ -77,7 +77,7 @@ class _Rows:
     tail: int
     """Rows of padding at the end of the matrix."""
     added: Sequence[Tensor]
-    """(texts, 1, 1, tokens) of each batch, see `padding`."""
+    """Numbers added to the attention logits of each batch, (texts, 1, 1, tokens); see `padding`."""
 
     @classmethod
     def of(cls, batches: Sequence[Inputs]) -> "_Rows":
@@ -145,10 +145,10 @@ def _attend(
 
 
 def attend(attention: AttentionParts, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-    """The result of attention of a text's first tokens to all its tokens, (texts, heads, queries, size).
+    """The attention of the given queries to all tokens of each text, (texts, heads, queries, size).
 
     Args:
-        query: (texts, heads, queries, size) of the first tokens, positions not yet turned in.
+        query: (texts, heads, queries, size) before rotary positions; their tokens are the first of each text, or all.
         key, value: (texts, heads, tokens, size).
         mask: (texts, 1, 1, tokens), see `padding`.
     """
@@ -171,10 +171,10 @@ def attend(attention: AttentionParts, query: Tensor, key: Tensor, value: Tensor,
 def first_token(family: ModelFamily, body: Any, number: int, hidden: Tensor, mask: Tensor) -> Tensor:
     """A layer's output at the first token alone, (batch, 1, hidden): the score reads nothing else of the last layer.
 
-    It is five sixths of that layer saved: an eighth of the training time at 6 layers, a quarter at 3.
+    This saves five sixths of the layer: an eighth of the training time at 6 layers, a quarter at 3.
 
     Args:
-        family: one that splits its layers.
+        family: one whose layers give their attention and feed-forward parts apart.
         number: which layer, from 1.
         hidden: (batch, tokens, hidden) the layer's input.
         mask: (batch, 1, 1, tokens), 0 for a real token and very negative for padding.

@@ -1,7 +1,7 @@
-"""An encoder that has read a recipe's own texts, by masked language modelling, for the teacher to start from.
+"""Trains an encoder on the texts of a data set by masked language modelling, for the teacher to start from.
 
-From `data`, and from given weights or from nothing (`scratch`: a new vocabulary and a new model). What is read are
-documents, and training queries packed with the documents that they were answered by, as the cross-encoder will see
+Its first weights are a given model's, or new ones (`scratch`: a new vocabulary and a new model). It learns from
+documents, and from training queries packed with the documents that they were answered by, as the cross-encoder will see
 them. A few documents are held out, to measure on.
 """
 
@@ -34,7 +34,7 @@ SCRATCH = "scratch"
 """The base that means a new model."""
 
 HELD_OUT_SHARE, HELD_OUT_MOST = 0.05, 400
-"""Documents not learned from but measured on."""
+"""The share of the documents that are held out for measurement, and the largest number of them."""
 
 
 @STAGE
@@ -42,7 +42,8 @@ def make(workspace: Path, config: PretrainConfig, base: str, *, data: Artifact) 
     """The `pretrained` artifact: `model/`, an encoder and its tokenizer as AutoModel and AutoTokenizer open them.
 
     The metrics tell how well masked tokens of held-out documents are guessed, before and after: `masked_accuracy`
-    (share guessed right) and `masked_loss` (nats a token). A new model's guesses before are the tokens' frequencies.
+    (share guessed right) and `masked_loss` (nats a token). A new model begins by
+    guessing each token by its frequency.
 
     Args:
         base: what `weights.folder` takes, or `scratch`.
@@ -93,7 +94,7 @@ def make(workspace: Path, config: PretrainConfig, base: str, *, data: Artifact) 
 
 
 def read_corpus(data: Artifact, seed: int) -> MaskedCorpus:
-    """The texts of a `data` artifact, some of its documents held out."""
+    """The documents, training queries and their relevant pairs of a `data` artifact; some documents are held out."""
     table = schema.read(data.file("documents.parquet"), "documents")
     doc_ids, titles, bodies = (table.column(name).to_pylist() for name in ("doc_id", "title", "text"))
     documents = [text.document_text(title, body) for title, body in zip(titles, bodies, strict=True)]

@@ -2,7 +2,7 @@
 
 A parsed value takes far more memory than its text: `{}` is two bytes of JSON and 64 bytes of Python. So the number of
 values is limited first. Counting commas and brackets with `bytes.count` gives an upper bound in a few milliseconds;
-only a body beyond that bound is scanned exactly, because texts hold commas and brackets too.
+only a body whose bound is beyond the limits is scanned exactly, because texts hold commas and brackets too.
 """
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from serving.errors import BodyTooLargeError, RequestError
 
 MAX_DEPTH = 200
-"""Lists and objects within each other in a request: orjson reads 1024 but writes 254, and documents are given back."""
+"""The deepest nesting of lists and objects in a request; answers contain documents, and orjson writes at most 254."""
 
 MAX_VALUES = 250_000
 """Values of any kind in one body: 2,048 texts of 122 token ids, or 1,000 documents of 250 fields."""
@@ -27,7 +27,7 @@ def check_structure(body: bytes | bytearray) -> None:
 
     Raises:
         BodyTooLargeError: it holds more values, or more lists and objects, than the limits.
-        RequestError: it is nested too deep.
+        RequestError: a body that must be scanned is nested too deep; see `is_deep` for the others.
     """
     containers, commas = _bound(body)
     if containers <= MAX_CONTAINERS and containers + commas <= MAX_VALUES:

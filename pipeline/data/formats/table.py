@@ -1,4 +1,4 @@
-"""Tables of a team's own: CSV, TSV, JSON lines or Parquet, one file or several, by a map of their columns.
+"""Reads a user's own tables: CSV, TSV, JSON lines or Parquet, one file or several, by a map of their columns.
 
     { path = "ratings.csv", columns = { query = "query", title = "product_title", grade = "relevance" } }
 
@@ -44,7 +44,7 @@ from pipeline.errors import ConfigError, MissingError, SchemaError
 from pipeline.schema import MAX_GRADE, InvalidRow
 
 STEPS_PER_POINT = 3
-"""Grades that one point of a fractional scale becomes, where the recipe gives no scale."""
+"""Whole grades for each point of a fractional scale, where the recipe sets no `grade_scale`."""
 
 
 log = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ def find(config: SourceConfig, root: Path) -> FoundSource | None:
 
 
 def read(files: Sequence[Path], config: SourceConfig) -> Tables:
-    """Documents, queries and judgments of mapped tables that stand below one another.
+    """Reads mapped files as one table, their rows one after another: its documents, queries and judgments.
 
     Raises:
         ConfigError: the map makes no documents, queries or judgments.
@@ -87,14 +87,14 @@ def read(files: Sequence[Path], config: SourceConfig) -> Tables:
 
 
 def assemble(rows: pa.Table, config: SourceConfig, shown: str) -> Tables:
-    """The three tables from rows whose columns are called as the keys of the map.
+    """The documents, queries and judgments from rows whose columns are named by their role, such as `query`.
 
     Args:
         rows: ids, texts and grades as texts without nulls; other columns of any type.
         shown: the source's address, for messages.
 
     Raises:
-        ConfigError: the keys make nothing.
+        ConfigError: no table can be made from the mapped keys, or one of them is missing or unknown.
         SchemaError: grades that are words without `labels`.
     """
     names = set(rows.column_names)
@@ -178,7 +178,7 @@ def _read_file(file: Path, columns: Mapping[str, str]) -> pa.Table:
 
 
 def _text(values: pa.ChunkedArray, role: str, file: Path) -> pa.ChunkedArray:
-    """The column of a role as text, with nothing for null."""
+    """The column of a role as text; null becomes an empty string."""
     kind = values.type
     fits = tables.is_text(kind)
     if role in ("query_id", "doc_id", "grade", *clicks.ROLES):
@@ -217,7 +217,7 @@ def _read_json(file: Path, columns: Mapping[str, str]) -> pa.Table:
 
 
 def _json_text(value: Any, role: str, optional: bool) -> str | None:
-    """A JSON value as the text of a role; None when it is none."""
+    """The text of a JSON value for a role; None where the value is of a type that the role does not take."""
     if isinstance(value, str):
         return value
     if value is None and optional:
@@ -250,13 +250,13 @@ def _check_keys(names: set[str], shown: str) -> None:
 
 
 def _distinct(rows: pa.Table, columns: Sequence[str]) -> pa.Table:
-    """The rows without those that are the same in all of these columns; one id with two texts stays, to be found."""
+    """The first of all rows that are equal in these columns; an id with two texts keeps both, for a later check."""
     frame = pd.DataFrame({name: rows[name].to_pandas() for name in columns})
     return rows.filter(pa.array(~frame.duplicated().to_numpy()))
 
 
 def _grades(values: pa.ChunkedArray, config: SourceConfig, shown: str) -> tuple[pa.ChunkedArray, list[InvalidRow]]:
-    """Grades 0..MAX_GRADE from texts: by `labels`, by `grade_scale`, whole numbers as they are, or the scale below.
+    """Grades from texts, and the rows without one: by `labels`, `grade_scale`, whole numbers as they are, or as below.
 
     Fractional values without a scale: floor(lowest) becomes 0, and each point up to ceil(highest) three grades, ten
     at most; halves are rounded up. The log states the scale, so that it can be put into the recipe.

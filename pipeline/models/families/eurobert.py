@@ -3,26 +3,17 @@
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from pipeline.errors import ConfigError
-from pipeline.models.families.family import EVERYTHING, AttentionParts, ModelFamily, Projection
-from pipeline.models.families.nomic_bert import rotated
+from pipeline.models.families.family import AttentionParts, Projection
+from pipeline.models.families.rotary import UnsegmentedRotaryFamily
 
 
-class Eurobert(ModelFamily):
+class Eurobert(UnsegmentedRotaryFamily):
     """EuroBERT, as transformers has it; several heads may share one head of keys and values."""
 
     model_types = ("eurobert",)
-    offers = EVERYTHING - {"narrow"}
-    optional_pooler = False
-
-    def reads_first_token(self, config: Any) -> bool:
-        return bool(config.classifier_pooling == "bos")
-
-    def segments(self, config: Any) -> int:  # noqa: ARG002
-        return 0
+    first_token_pooling = "bos"
 
     def embed(
         self,
@@ -34,19 +25,6 @@ class Eurobert(ModelFamily):
         states: Tensor = body.embed_tokens(input_ids)
         return states
 
-    def layer(self, body: Any, number: int) -> Any:
-        return body.layers[number - 1]
-
-    def replace_layers(self, body: Any, layers: nn.ModuleList) -> None:
-        body.layers = layers
-
-    def run_layer(self, body: Any, number: int, hidden: Tensor, mask: Tensor) -> Tensor:
-        positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
-        output: Tensor = self.layer(body, number)(
-            hidden, attention_mask=mask, position_embeddings=body.rotary_emb(hidden, positions)
-        )
-        return output
-
     def finish(self, body: Any, hidden: Tensor) -> Tensor:
         states: Tensor = body.norm(hidden)
         return states
@@ -54,10 +32,6 @@ class Eurobert(ModelFamily):
     def attention(self, body: Any, number: int) -> AttentionParts:
         layer = self.layer(body, number)
         module = layer.self_attn
-
-        def rotate(states: Tensor) -> Tensor:
-            return rotated(states, *body.rotary_emb(states, torch.arange(states.shape[2], device=states.device)[None]))
-
         groups = module.num_key_value_groups
         return AttentionParts(
             query=module.q_proj,
@@ -69,7 +43,7 @@ class Eurobert(ModelFamily):
             dropout=nn.Dropout(module.attention_dropout).train(module.training),
             implementation=module.config._attn_implementation,
             norm=layer.input_layernorm,
-            rotate=rotate,
+            rotate=self.rotate(body, layer),
         )
 
     def after_attention(self, layer: Any, context: Tensor, hidden: Tensor) -> Tensor:
@@ -77,17 +51,11 @@ class Eurobert(ModelFamily):
         output: Tensor = attended + layer.mlp(layer.post_attention_layernorm(attended))
         return output
 
-    def feed_forward(self, layer: Any) -> tuple[nn.Linear, nn.Linear]:  # noqa: ARG002
-        raise ConfigError("a eurobert model's feed-forward units are gated, so none can be left out alone")
-
     def pooled(self, model: Any, states: Tensor, mask: Tensor) -> Tensor:
-        pooling = model.config.classifier_pooling
-        if pooling == "bos":
-            return states[:, 0]
-        if pooling == "late":  # Its head reads every token, and the last step of it is linear: the mean may go ahead.
+        if model.config.classifier_pooling == "late":
+            # Its head reads every token, and the last step of it is linear: the mean may go ahead.
             states = model.activation(model.dense(states))
-        share = mask.unsqueeze(-1).to(states.dtype)  # (batch, tokens, 1)
-        return (states * share).sum(1) / share.sum(1)
+        return super().pooled(model, states, mask)
 
     def score(self, model: Any, first: Tensor) -> Tensor:
         late = model.config.classifier_pooling == "late"

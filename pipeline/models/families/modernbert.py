@@ -8,26 +8,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from pipeline.errors import ConfigError
-from pipeline.models.families.family import EVERYTHING, AttentionParts, ModelFamily, Projection
-from pipeline.models.families.nomic_bert import rotated
+from pipeline.models.families.family import AttentionParts, Projection
+from pipeline.models.families.rotary import UnsegmentedRotaryFamily
 
 FAR = torch.finfo(torch.bfloat16).min
 """The number added to the logits of tokens outside a layer's window."""
 
 
-class Modernbert(ModelFamily):
+class Modernbert(UnsegmentedRotaryFamily):
     """ModernBERT, Ettin and rerankers made of them."""
 
     model_types = ("modernbert",)
-    offers = EVERYTHING - {"narrow"}
-    optional_pooler = False
-
-    def reads_first_token(self, config: Any) -> bool:
-        return bool(config.classifier_pooling == "cls")
-
-    def segments(self, config: Any) -> int:  # noqa: ARG002
-        return 0
+    first_token_pooling = "cls"
 
     def embed(
         self,
@@ -39,21 +31,14 @@ class Modernbert(ModelFamily):
         states: Tensor = body.embeddings(input_ids=input_ids)
         return states
 
-    def layer(self, body: Any, number: int) -> Any:
-        return body.layers[number - 1]
+    def rotations(self, body: Any, layer: Any, states: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
+        positions = torch.arange(tokens, device=states.device)[None]
+        cos, sin = body.rotary_emb(states, positions, layer.attention_type)
+        return cos, sin
 
-    def replace_layers(self, body: Any, layers: nn.ModuleList) -> None:
-        body.layers = layers
-
-    def run_layer(self, body: Any, number: int, hidden: Tensor, mask: Tensor) -> Tensor:
-        layer, tokens = self.layer(body, number), hidden.shape[1]
-        positions = torch.arange(tokens, device=hidden.device)[None]
-        output: Tensor = layer(
-            hidden,
-            attention_mask=(mask + _window(body, layer, tokens, tokens, hidden.device)).to(mask.dtype),
-            position_embeddings=body.rotary_emb(hidden, positions, layer.attention_type),
-        )
-        return output
+    def layer_mask(self, body: Any, layer: Any, mask: Tensor) -> Tensor:
+        tokens = mask.shape[-1]
+        return (mask + _window(body, layer, tokens, tokens, mask.device)).to(mask.dtype)
 
     def finish(self, body: Any, hidden: Tensor) -> Tensor:
         states: Tensor = body.final_norm(hidden)
@@ -62,11 +47,6 @@ class Modernbert(ModelFamily):
     def attention(self, body: Any, number: int) -> AttentionParts:
         layer = self.layer(body, number)
         module = layer.attn
-
-        def rotate(states: Tensor) -> Tensor:
-            positions = torch.arange(states.shape[2], device=states.device)[None]
-            return rotated(states, *body.rotary_emb(states, positions, layer.attention_type))
-
         query, key, value = (_third(module.Wqkv, number) for number in range(3))
         return AttentionParts(
             query=query,
@@ -78,7 +58,7 @@ class Modernbert(ModelFamily):
             dropout=nn.Dropout(module.attention_dropout).train(module.training),
             implementation=module.config._attn_implementation,
             norm=layer.attn_norm,
-            rotate=rotate,
+            rotate=self.rotate(body, layer),
             bias=lambda query, key: _window(body, layer, query.shape[2], key.shape[2], key.device),
         )
 
@@ -86,15 +66,6 @@ class Modernbert(ModelFamily):
         attended = hidden + layer.attn.out_drop(layer.attn.Wo(context))
         output: Tensor = attended + layer.mlp(layer.mlp_norm(attended))
         return output
-
-    def feed_forward(self, layer: Any) -> tuple[nn.Linear, nn.Linear]:  # noqa: ARG002
-        raise ConfigError("a modernbert model's feed-forward units are gated, so none can be left out alone")
-
-    def pooled(self, model: Any, states: Tensor, mask: Tensor) -> Tensor:
-        if model.config.classifier_pooling == "cls":
-            return states[:, 0]
-        share = mask.unsqueeze(-1).to(states.dtype)  # (batch, tokens, 1)
-        return (states * share).sum(1) / share.sum(1)
 
     def score(self, model: Any, first: Tensor) -> Tensor:
         scores: Tensor = model.classifier(model.drop(model.head(first)))

@@ -2,49 +2,20 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from pipeline.errors import ConfigError
-from pipeline.models.families.family import EVERYTHING, AttentionParts, ModelFamily
+from pipeline.models.families.family import AttentionParts
+from pipeline.models.families.rotary import RotaryFamily
 
 
-def rotated(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """States with rotary positions, (texts, heads, tokens, size); cos and sin are (1, tokens, size).
-
-    Source: Su et al., RoFormer, arXiv:2104.09864.
-    """
-    half = states.shape[-1] // 2
-    turned = torch.cat((-states[..., half:], states[..., :half]), dim=-1)
-    result: Tensor = (states.float() * cos.unsqueeze(1) + turned.float() * sin.unsqueeze(1)).to(states.dtype)
-    return result
-
-
-class NomicBert(ModelFamily):
+class NomicBert(RotaryFamily):
     """nomic-embed-text and its kin."""
 
     model_types = ("nomic_bert",)
-    offers = EVERYTHING - {"narrow"}
-
-    def layer(self, body: Any, number: int) -> Any:
-        return body.layers[number - 1]
-
-    def replace_layers(self, body: Any, layers: nn.ModuleList) -> None:
-        body.layers = layers
-
-    def run_layer(self, body: Any, number: int, hidden: Tensor, mask: Tensor) -> Tensor:
-        positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
-        output: Tensor = self.layer(body, number)(
-            hidden, attention_mask=mask, position_embeddings=body.rotary_emb(hidden, positions)
-        )
-        return output
 
     def attention(self, body: Any, number: int) -> AttentionParts:
-        module = self.layer(body, number).self_attn
-
-        def rotate(states: Tensor) -> Tensor:
-            return rotated(states, *body.rotary_emb(states, torch.arange(states.shape[2], device=states.device)[None]))
-
+        layer = self.layer(body, number)
+        module = layer.self_attn
         return AttentionParts(
             query=module.q_proj,
             key=module.k_proj,
@@ -54,7 +25,7 @@ class NomicBert(ModelFamily):
             scaling=module.scaling,
             dropout=nn.Dropout(module.attention_dropout).train(module.training),
             implementation=module.config._attn_implementation,
-            rotate=rotate,
+            rotate=self.rotate(body, layer),
         )
 
     def after_attention(self, layer: Any, context: Tensor, hidden: Tensor) -> Tensor:
@@ -63,6 +34,3 @@ class NomicBert(ModelFamily):
         )
         output: Tensor = layer.post_mlp_layernorm(attended + layer.post_mlp_dropout(layer.mlp(attended)))
         return output
-
-    def feed_forward(self, layer: Any) -> tuple[nn.Linear, nn.Linear]:  # noqa: ARG002
-        raise ConfigError("a nomic_bert model's feed-forward units are gated, so none can be left out alone")

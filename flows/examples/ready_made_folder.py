@@ -60,7 +60,7 @@ def wait_until_ready(service: subprocess.Popen[bytes]) -> None:
 
 
 def main(model: str, folder: Path) -> None:
-    """Goes from the table to the answers."""
+    """Writes the table, indexes it, starts the service and prints its answers to three requests."""
     model = str(Path(model).resolve()) if Path(model).exists() else model
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "products.csv").write_text(PRODUCTS, encoding="utf-8")

@@ -1,10 +1,10 @@
 """Changes in a database since a re-index: documents that are new or changed, ids that are gone, the new watermark.
 
-    no release yet, or what it knows does not fit any more    all documents are read
+    no release yet, or its watermark does not fit any more    all documents are read
     else                                                      rows at or above the last watermark, and deletions
 
-The watermark is kept in the artifact of the documents that it belongs to. So a release that is rolled back to brings
-its own, older watermark back, and what is not published moves nothing.
+The watermark is kept in the artifact of the documents that it belongs to. So a rollback also brings back the older
+watermark, and a re-index that is never published leaves the watermark of the live release as it is.
 """
 
 import decimal
@@ -45,9 +45,9 @@ class Watermark:
     source: str
     """A digest of what is read: address, table, columns, and how deletions are found."""
     documents: Mark | None
-    """The newest value; None where no row has one."""
+    """The largest value of the watermark column; None where no row has one."""
     deletions: Mark | None = None
-    """The newest value in the table of deletions."""
+    """The largest watermark in the table of deletions; None where there is no such table or it is empty."""
 
     def to_json(self) -> dict[str, Any]:
         marks = {"documents": self.documents, "deletions": self.deletions}
@@ -63,7 +63,7 @@ class Watermark:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HeldDocuments:
-    """The documents of the release whose changes are wanted."""
+    """The documents of the release that is brought up to date."""
 
     watermark: Watermark
     schema: pa.Schema
@@ -73,7 +73,7 @@ class HeldDocuments:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Changes:
-    """The documents that a table has more or otherwise than a release, and the ids that it has no more."""
+    """The documents of a table that are new or changed since a release, and the release's ids that are gone."""
 
     documents: "Spool"
     gone: frozenset[str]
@@ -135,7 +135,7 @@ def read(
     Args:
         root: the folder that a relative SQLite file is below.
         held: the documents of the release that is brought up to date; None reads all.
-        faulty_rows: drop takes a row that cannot be used as one that is gone.
+        faulty_rows: `drop` leaves a row out that cannot be used, and its id counts as gone; `error` refuses it.
         folder: an empty folder for the documents that are read; it must stay until they are used.
 
     Raises:

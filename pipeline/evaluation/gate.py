@@ -1,22 +1,24 @@
-"""The gate: whether a new release may go live by itself, by paired tests and not by a comparison of means.
+"""Decides whether a new release may go live without a person: by paired tests, not by comparing two means.
 
 With a live release:
 
     same queries      both were judged on the same queries, none twice
     not worse         the lower end of the 95 % interval of (new − live) is above −margin
     enough queries    there are at least `min_queries`
-    slice NAME        no slice of enough queries is surely worse than −slice_margin
+    slice NAME        in no slice of enough queries is the upper end of that interval below −slice_margin
     best earlier      not worse, by the same margin, than the best of the last releases that were live; many small
                       losses, each within the margin, cannot add up
-    /rerank           the ranker alone is not surely worse than the live release's ranker alone
+    /rerank           the ranker alone is not surely worse than the live release's; where that has no ranker, a warning
+                      as below
 
 Without one:
 
     floor NAME        the final order is not surely worse than BM25, or than BM25 and encoder joined
-    /rerank           a warning when the ranker alone is surely worse than its first stage
+    /rerank           a warning when the ranker alone is surely worse than BM25, its first stage
 
-Each rule gives its value, its bound and its verdict. The decision also says which difference so many queries can
-show at all, so that silence is not taken for equality.
+"Surely worse" means that the interval lies below 0 and a sign-flip test agrees. Each rule gives its value, its bound
+and its verdict. With a live release the decision also gives the smallest difference that so many queries can show, so
+that "not worse" is not read as "equal".
 """
 
 import math
@@ -61,7 +63,7 @@ class Rivals:
     """
 
     floors: "Mapping[str, pd.DataFrame]" = field(default_factory=dict)
-    """Name → first stage that needs no training; read when there is no live release."""
+    """Name → first stage that the final order must not lose against; read only when there is no live release."""
     earlier: "Mapping[str, pd.DataFrame]" = field(default_factory=dict)
     """Name → release that was live before the present one."""
     ranker: "pd.DataFrame | None" = None
@@ -69,7 +71,7 @@ class Rivals:
     ranker_rival: "pd.DataFrame | None" = None
     """The live release's ranker alone; without one, the first stage that a caller of /rerank has."""
     ranker_is_live: bool = True
-    """Whether a live release serves `ranker_rival`; a ready-made one may have an encoder alone."""
+    """Whether `ranker_rival` is the live release's ranker, and not BM25 because that release has no ranker."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -173,14 +175,14 @@ def decide(
 
 
 def decide_reports(report: Artifact, live: str | None, config: GateConfig, *, new: str = systems.FUSED) -> Decision:
-    """The gate's decision between two systems of one report, held against the other systems that it has.
+    """The gate's decision between two systems of one report; the report's other systems serve as `Rivals`.
 
-    BM25 and BM25+encoder are the floors; systems named by `systems.earlier` are the earlier releases.
+    BM25 and BM25+encoder are the floors; systems named by `systems.earlier_system` are the earlier releases.
 
     Args:
         report: a report artifact.
         live: name of the live release's system in it; None when there is no live release.
-        new: name of the new one.
+        new: name of the candidate's system in it.
 
     Raises:
         SchemaError: the report has no such system.
@@ -205,7 +207,7 @@ def decide_reports(report: Artifact, live: str | None, config: GateConfig, *, ne
 
 
 def _values(frame: "pd.DataFrame", measure: str, who: str) -> "pd.DataFrame":
-    """Indexed by query id, with the columns `measure` and slice."""
+    """The columns `measure` and slice of a report's rows, checked and indexed by query id."""
     for column in ("query_id", measure):
         if column not in frame.columns:
             raise SchemaError(f"gate: the {who} values have no column '{column}'; make the report again")

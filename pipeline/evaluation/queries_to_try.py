@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 COUNT = 6
 """Number of texts that are offered."""
 MAX_CHARS = 45
-"""Length of the longest one."""
+"""Greatest number of characters of an offered text."""
 _WORDS = range(2, 8)
 _IDEOGRAPHS = range(3, 16)
 _IDEOGRAPH = re.compile("[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
@@ -42,8 +42,8 @@ def of_report(data: Artifact, values: "pd.Series") -> list[str]:
     """Judged queries to try, from the half that a system answers best.
 
     Args:
-        data: has the texts of the queries.
-        values: index query_id, the headline measure of the system.
+        data: artifact with the texts of the queries.
+        values: the system's headline measure of each query, indexed by query_id.
     """
     from pipeline import schema
 

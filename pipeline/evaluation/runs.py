@@ -1,4 +1,4 @@
-"""Readers of what a system ranked, in three forms of file.
+"""Reads the documents that a system ranked from a file in one of three formats.
 
 run      columns query_id, doc_id, score; a column `system` chooses rows where the file holds several
 scores   columns row_id, score; joined by row id with a pool's pairs
@@ -56,8 +56,8 @@ def read(path: Path, system: str, pool: Artifact | None = None, split: str | Non
 
     Raises:
         MissingError: no such file.
-        SchemaError: neither of the three forms, rows that the pool does not have, pool rows without a score,
-            or several systems and none of this name.
+        SchemaError: the file has none of the three formats; it holds rows that the pool has not, or lacks some of the
+            pool's; or it holds several systems and none of this name.
     """
     if not path.is_file():
         raise MissingError(f"{path}: no such file; the run of '{system}' was expected here")

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 STEPS = 20
-"""Thresholds in [0, 1), equally far apart."""
+"""Number of thresholds in [0, 1), equally far apart."""
 
 
 def measure(ranked: Mapping[str, "pa.Table"], judgments: "pa.Table", relevant_from: int) -> list[dict[str, Any]]:
-    """A row for each threshold; empty where no ranker alone was judged.
+    """A row for each threshold; empty where `ranked` has no run of the ranker alone.
 
     Args:
         ranked: name of a system → its run; of the ranker's, `score` is what the model gives.

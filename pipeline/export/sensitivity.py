@@ -1,5 +1,8 @@
-"""Sensitivity of each part of a model to whole numbers: the rest stays fp32, and the outputs are held against
-fp32's. The parts that suffer most are the first to go back."""
+"""Sensitivity of each part of a model to the precisions int8 and w8.
+
+One part at a time gets the lower precision and the rest stays fp32; the change of the outputs is what this part costs.
+`precision` puts the costliest parts back to fp32 first.
+"""
 
 from collections.abc import Callable, Sequence
 
@@ -11,10 +14,10 @@ from pipeline.export.parity import outputs, runner
 from pipeline.export.sample import Floats, Sample
 
 SCAN_INPUTS = 48
-"""Inputs on which each part is looked at, from the shortest to the longest."""
+"""Number of inputs on which each part is measured, of lengths spread from the shortest to the longest."""
 
 Build = Callable[[Precision, Sequence[str]], onnx.ModelProto]
-"""build(precision, keep) writes the graph with the parts named in `keep` in fp32."""
+"""build(precision, keep) makes the graph in this precision, with the parts named in `keep` in fp32."""
 
 
 def scan(
@@ -24,12 +27,12 @@ def scan(
 
     Args:
         precision: int8 or w8.
-        parts: all of the model's, see `GraphShape.parts`.
+        parts: names of all parts of the model, see `GraphShape.parts`.
         fp32: the outputs of all the sample's inputs, (inputs,) or (inputs, dimensions).
 
     Returns:
-        Part → mean |score change| of a ranker; of an encoder, mean distance of a text's two unit vectors, which no
-        cosine with it can change by more than.
+        Part → mean |change| of a ranker's scores, or mean distance between an encoder's unit vectors before and after.
+        A cosine with another unit vector changes by at most this distance.
     """
     indices = sample.spread(SCAN_INPUTS)
     inputs = [sample.inputs[index] for index in indices]

@@ -34,12 +34,12 @@ from pipeline.tokens import TextTemplate
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Head:
-    """The part of a bi-encoder between the tokens' states and the projection's output."""
+    """Settings of the part of a bi-encoder between the tokens' states and the projection's output."""
 
     pooling: Pooling = "mean"
     activation: Activation = "identity"
     earlier: tuple[Activation, ...] = ()
-    """The functions after the linear layers ahead of the projection, one for each."""
+    """The activation functions of the linear layers ahead of the projection, one for each layer."""
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> "Head":
@@ -66,11 +66,14 @@ class BiEncoder(nn.Module):
         head: Head | None = None,
         earlier: Sequence[nn.Linear] = (),
     ) -> None:
-        """
+        """Assembles the parts of a bi-encoder.
+
         Args:
+            dense: the projection from pooled states to the vector.
+            query_template: special tokens, prompt and greatest length of a query; `document_template` of a document.
             head: mean pooling and no activation when None, as in the models that we train.
             earlier: linear layers ahead of the projection, one for each function of `head.earlier`.
-            widths: of prefixes that rank alone too, see `EncoderConfig.widths`.
+            widths: smaller dimensions at which a vector may be cut off (Matryoshka), see `EncoderConfig.widths`.
 
         Raises:
             ConfigError: the texts are longer than the model's positions.
@@ -169,12 +172,19 @@ class BiEncoder(nn.Module):
         write_atomically(folder / "head.json", json.dumps(head, indent=1) + "\n", json.loads)
 
     def pooled(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """(batch, hidden) of the last states of real tokens, pooled, float32: what goes into the projection."""
+        """Runs the body and pools its last states: the projection's input, (batch, inputs of the projection) float32.
+
+        Padding tokens, 0 in `attention_mask`, do not count.
+        """
         states: Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state.float()
         return self.pool(states, attention_mask)
 
     def pool(self, states: Tensor, attention_mask: Tensor) -> Tensor:
-        """(batch, inputs of the projection) of the last states, (batch, tokens, hidden), after the earlier layers."""
+        """Pools the body's last states, (batch, tokens, hidden), and applies the linear layers ahead of the projection.
+
+        Returns:
+            (batch, inputs of the projection) float32.
+        """
         pooled = self._one_vector(states, attention_mask)
         for linear, activation in self._layers()[:-1]:
             pooled = _activated(linear(pooled).float(), activation)
@@ -206,7 +216,7 @@ class BiEncoder(nn.Module):
         return self.project(self.pooled(input_ids, attention_mask))
 
     def project(self, pooled: Tensor) -> Tensor:
-        """(batch, dimensions) of unit length, float32, of pooled states, (batch, hidden)."""
+        """Projects the outputs of `pooled` or `pool` to unit vectors, (batch, dimensions) float32."""
         return F.normalize(_activated(self.dense(pooled).float(), self.head.activation), dim=-1)
 
     def fit_projection(self, pooled: Tensor, *, about: Literal["mean", "origin"] = "mean") -> float:
@@ -220,7 +230,7 @@ class BiEncoder(nn.Module):
             pooled: (texts, hidden) from `pooled`, of a sample of the texts to be encoded.
 
         Returns:
-            Share of the sample's variance (about the origin: of its square) that the projection keeps.
+            Share of the sample's variance (about the origin: of its squared lengths) that the projection keeps.
 
         Raises:
             ShapeError: the model is narrower than the projection has dimensions.

@@ -1,4 +1,7 @@
-"""The front that both models share: tokenizer, special tokens, room for positions, kind of attention."""
+"""Input handling that cross-encoder and bi-encoder share: tokenizers, templates of special tokens, limits of length.
+
+`attention` names the implementation of attention with which both are trained.
+"""
 
 import copy
 from dataclasses import replace
@@ -128,7 +131,8 @@ def positions(config: Any) -> int:
 
 
 def check_positions(config: Any, max_tokens: int) -> None:
-    """
+    """Checks that the model has a position for each of `max_tokens` tokens.
+
     Raises:
         ConfigError: inputs of `max_tokens` do not fit the model.
     """

@@ -46,7 +46,7 @@ def make(workspace: Path, config: PretrainConfig, base: str, *, data: Artifact) 
     guessing each token by its frequency.
 
     Args:
-        base: what `weights.folder` takes, or `scratch`.
+        base: what `base_models.folder` takes, or `scratch`.
 
     Raises:
         MissingError: the base model cannot be had.

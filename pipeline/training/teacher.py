@@ -1,6 +1,7 @@
 """The teacher: a large cross-encoder, trained on graded pairs.
 
-From `data` and `pairs`, and a base encoder; read by teacher_scores, by the ranker and by the report.
+The stage reads the artifacts `data` and `pairs` and a base encoder. The stages teacher_scores, ranker and report read
+its output.
 """
 
 from collections.abc import Mapping
@@ -31,10 +32,12 @@ def make(
     pairs: Artifact,
     base: Artifact | str,
 ) -> Artifact:
-    """The `teacher` artifact: `model/` and `head.json` of a CrossEncoder; metrics of the valid split before and after.
+    """The `teacher` artifact: `model/` and `head.json` of a CrossEncoder.
+
+    Its metrics are those of the valid split before and after training.
 
     Args:
-        base: a pretrained artifact, or what `weights.folder` takes.
+        base: a pretrained artifact, or a folder, package or hub name as `base_models.folder` takes it.
 
     Raises:
         MissingError: the base model cannot be had.

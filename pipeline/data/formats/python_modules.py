@@ -49,7 +49,7 @@ MAX_UNDOCUMENTED = 50_000
 """Bytes of a file above which one without triple quotes is not parsed: it is a table of data."""
 
 FILES_OF_A_PROCESS = 1000
-"""Files from which a further process saves more time than its start takes."""
+"""Number of files for each process; with fewer, the start of a further process takes longer than it saves."""
 
 PROGRAM = "from pipeline.data.formats import python_modules; python_modules.parse_standard_input()"
 """Program of a further process."""
@@ -94,7 +94,8 @@ class SourceModule:
 def parse_files(files: Sequence[SourceFile]) -> list["SourceModule | None"]:
     """The module of each file, in order; None where a file is not valid Python (a template, say).
 
-    Each core parses an equal part, the first in this process. A part whose process fails is parsed here.
+    Processes, at most one for each core, parse equal parts, the first of them in this process. A part whose process
+    fails is parsed here.
     """
     count = max(1, min(_cores(), len(files) // FILES_OF_A_PROCESS))
     parts = [files[start::count] for start in range(count)]  # Neighbours are alike, so all parts take as long.

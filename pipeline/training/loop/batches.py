@@ -32,7 +32,7 @@ def plan(lengths: Ints, groups: Ints, config: LoopConfig, *, max_list: int, epoc
     """The steps of an epoch: each is a list of chunks, and each chunk the indices of whole queries' pairs.
 
     Every query comes once, with at most `max_list` of its pairs, drawn anew each epoch. Steps are of about equal
-    size, at most about `tokens_per_batch`; a query larger than that is a step by itself.
+    size, at most about `tokens_per_batch`; a query larger than that makes a larger step, as no query is divided.
 
     Args:
         lengths: (pairs,) tokens of each.

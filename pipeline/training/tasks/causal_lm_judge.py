@@ -37,9 +37,11 @@ class Judge:
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: ExternalTeacherConfig
     ) -> None:
-        """
+        """Prepares the prompt and finds the token of each answer.
+
         Raises:
-            ConfigError: an answer is not one token after the prompt, or the prompt leaves no room for a document.
+            ConfigError: an answer is not one token after the prompt, the prompt leaves no room for a document,
+                `max_tokens` exceeds the model's positions, or the chat template cannot be used.
         """
         self.model: Any = model
         model.train(False)
@@ -144,7 +146,8 @@ class Judge:
     def log_odds(self, inputs: Sequence[list[int]]) -> Tensor:
         """(texts,) log P(positive) − log P(negative) of the next token, float32.
 
-        Padding stands at the end, where no real token can see it, so an input has the same score in any company.
+        Padding stands at the end, where no real token attends to it, so a score does not depend on the rest of its
+        batch.
         """
         model, where = self.model, self.model.device
         lengths = torch.tensor([len(ids) for ids in inputs], device=where)

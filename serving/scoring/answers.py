@@ -84,7 +84,7 @@ class Answer:
     explain: Explanation | None = None
     """Only in the final list of a search that asks for it."""
     passage: BestPassage | None = None
-    """The passage that the snippet is taken from; None where the ranker did not read the document in passages."""
+    """The passage that the snippet is taken from; None where neither ranker nor encoder read the document in parts."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,15 +115,15 @@ class SearchResult:
     semantic: list[Answer]
     reranked: list[Answer]
     milliseconds: Mapping[str, float]
-    """lexical, encode, semantic, documents, rerank, total."""
+    """Part of the search → its time. Parts: encode, documents, rerank, total; lexical and semantic, or shards."""
     candidates: int
     """Documents that both ways brought together; the ranker looks at all of them."""
     cache_hits: int
     cache_misses: int
     """Counts of the query's vector and the candidates' scores together."""
     fits: bool | None = None
-    """False where no document has a word of the query and the encoder finds nothing nearer than for random letters;
-    None where the encoder did not answer."""
+    """False where no document has a word of the query and the encoder finds nothing nearer than for random letters.
+    None where that is not known: the encoder did not answer, or shards hold the documents and none has a word."""
     facets: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """Field → value → number of candidates that have it, the most frequent first."""
     degraded: Missing | None = None
@@ -203,6 +203,14 @@ def explanation(terms: Mapping[str, float], fusion: Fusion | None, row: Sequence
             features[name] = FeatureShare(value=float(value), weight=weight, share=weight * float(value))
     best = sorted(terms.items(), key=lambda item: -item[1])[:MAX_TERMS]
     return Explanation(terms=dict(best), features=features)
+
+
+def check_facets(names: Iterable[str], known: Sequence[str]) -> None:
+    """Raises InvalidRequestError for a name that is not one of the known fields, naming those there are."""
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        listed = ", ".join(known) or "none"
+        raise InvalidRequestError(f"no document has a field '{unknown[0][:100]}'; there are: {listed}")
 
 
 def facets(names: Iterable[str], documents: Iterable[Document], deadline: Deadline) -> dict[str, dict[str, int]]:

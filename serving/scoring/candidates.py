@@ -55,8 +55,12 @@ class Candidates:
     """Scores in the order of `rows`."""
     queried: Fetched[Vector] | None
     """The query's vector; None where no list needs it, or the encoder is missing."""
-    remote: "RemoteParts | None" = None
-    """The parts that shards sent; None where the release has the documents itself."""
+    documents: Mapping[int, Document]
+    """Row → document, of all rows."""
+    terms: Mapping[int, Mapping[str, float]] | None = None
+    """Row → matched term → its part in BM25, as shards sent them; None where this release's own index gives them."""
+    shards: ShardCounts | None = None
+    """The shards that the candidates come from; None where the release has the documents itself."""
 
     def ranks(self) -> Ranks:
         """The ranks of rows in both lists, and in the order before the ranker."""
@@ -69,21 +73,9 @@ class Candidates:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RemoteParts:
-    """The parts of candidates that shards sent."""
-
-    documents: Mapping[int, Document]
-    terms: Mapping[int, Mapping[str, float]]
-    """Row → matched term → its part in BM25; empty where no explanation is asked for."""
-    shards: ShardCounts
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class RankedCandidates:
-    """The candidates with their texts and scores, in the final order."""
+    """The ranker's and the fused scores of candidates, and the final order."""
 
-    documents: Mapping[int, Document]
-    """Row → document, of all candidates."""
     scored: Fetched[DocumentScore] | None
     """Scores that the ranker gave; None where it was not wanted, or is missing."""
     read: Mapping[int, DocumentScore]

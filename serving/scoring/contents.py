@@ -19,7 +19,6 @@ from index.semantic import SemanticIndex
 from index.shards import WholeCollection
 from pipeline import release_parts
 from pipeline.artifacts import Artifact
-from pipeline.features import Fusion
 
 LACKS: Mapping[str, str] = {
     "ranker": "this release has no ranker; `relevance serve --ranker FOLDER` serves one, and `relevance quickstart "
@@ -32,7 +31,7 @@ LACKS: Mapping[str, str] = {
     "fusion": "this release has no fusion of BM25, encoder and ranker; leave the first-stage scores out for the order "
     "of the ranker, or publish a release with `relevance retrain`",
 }
-"""Part → what a client is told that needs it."""
+"""Part → the message to a client whose request needs it, where the release lacks it."""
 
 NEEDS: Mapping[str, tuple[str, ...]] = {
     "ranker": ("/rerank", "/v1/rerank", "/v2/rerank"),
@@ -54,8 +53,6 @@ class SearchableContents:
     lexical: LexicalIndex
     semantic: SemanticIndex
     documents: DocumentStore
-    fusion: Fusion | None
-    """None in a release without a ranker, whose order is that of BM25 and encoder together."""
     fields: FieldIndexes
     """Indexes of single fields; empty where the recipe names none."""
     collection: WholeCollection | None = None
@@ -68,10 +65,6 @@ class SearchableContents:
         """The indexes of a release, whose files were checked before; None where it has no documents."""
         if not release_parts.has_part(release, "documents"):
             return None
-        fusion = None
-        if release_parts.has_part(release, "fusion"):
-            text = release_parts.part(release, "fusion").file("fusion.json").read_text(encoding="utf-8")
-            fusion = Fusion.from_json(text)
         lexical = release_parts.part(release, "lexical")
         collection = WholeCollection.of(lexical)
         return cls(
@@ -80,6 +73,5 @@ class SearchableContents:
             lexical=LexicalIndex.load(lexical.path, verify=False),
             semantic=SemanticIndex.load(release_parts.part(release, "index").path, verify=False),
             documents=DocumentStore.load(release_parts.part(release, "documents").path, verify=False),
-            fusion=fusion,
             fields=FieldIndexes.load(release_parts.field_parts(release)),
         )

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -11,6 +12,7 @@ from index.document_store import DocumentStore
 from index.lexical import LexicalIndex
 from index.semantic import SemanticIndex
 from pipeline import artifacts, release_parts
+from pipeline.artifacts import Artifact
 from pipeline.errors import MissingError
 from pipeline.features import Fusion
 from pipeline.release_parts import part
@@ -86,6 +88,10 @@ class LoadedRelease:
             if release_parts.has_part(release, role)
         }
         """Role → model; a release of ready-made models may have one alone."""
+        self.collection: Mapping[str, Any] | None = release.manifest.metrics.get("collection")
+        """The documents that shards hold for a release of models alone, see `flows.shards`; None for other releases."""
+        self._fusion = _fusion(release)
+        """The weights of the final order; None where it is that of BM25 and encoder, or there are no documents."""
         self._contents = SearchableContents.load(release)
         excerpt = ReportExcerpt.read(release.path / "report" / "report.json", release.manifest.metrics)
         self.examples, self.thresholds = excerpt.examples, excerpt.thresholds
@@ -141,15 +147,9 @@ class LoadedRelease:
     @property
     def fusion(self) -> Fusion:
         """The weights of the final order; raises NotServedError where the release has none."""
-        fusion = self._contents.fusion if self._contents is not None else None
-        if fusion is None:
+        if self._fusion is None:
             raise NotServedError(contents.LACKS["fusion"])
-        return fusion
-
-    @property
-    def _final_order(self) -> Fusion | None:
-        """The fusion of a release with documents; None where it has none."""
-        return self._searchable.fusion
+        return self._fusion
 
     @property
     def _searchable(self) -> SearchableContents:
@@ -175,6 +175,13 @@ class LoadedRelease:
                 engine.scores("ready", ["ready"], deadline, Priority.PROBE)
             else:
                 engine.embed(["ready"], "query", deadline, Priority.PROBE)
+
+
+def _fusion(release: Artifact) -> Fusion | None:
+    """The fusion of a release; None where it has none."""
+    if not release_parts.has_part(release, "fusion"):
+        return None
+    return Fusion.from_json(part(release, "fusion").file("fusion.json").read_text(encoding="utf-8"))
 
 
 def _fields(searchable: SearchableContents | None) -> list[str]:

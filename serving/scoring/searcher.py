@@ -16,7 +16,7 @@ from index.hits import Hit
 from index.semantic import join
 from pipeline import features, text
 from pipeline.features import by_score
-from serving.errors import InvalidRequestError, NotServedError
+from serving.errors import NotServedError
 from serving.runtime.admission import RequestOptions
 from serving.runtime.deadline import Deadline
 from serving.scoring import answers, contents
@@ -29,11 +29,12 @@ from serving.scoring.answers import (
     ShownDocuments,
 )
 from serving.scoring.best_passages import best_passages, nearest_passages
+from serving.scoring.cache import Fetched
 from serving.scoring.candidates import Candidates, RankedCandidates, Retrieval
 from serving.scoring.loaded_release import LoadedRelease
 from serving.scoring.noise import ChanceLevel
 from serving.scoring.opened_document import OpenedDocument, open_document
-from serving.scoring.reranker import Reranker, check_passages, relevance
+from serving.scoring.reranker import Reranker, Vector, check_passages, relevance
 from serving.scoring.running_search import ModelAttempts, RunningSearch
 from serving.scoring.snippets import snippets
 
@@ -57,8 +58,9 @@ class Searcher(LoadedRelease):
     """A loaded release that searches; see `LoadedRelease` for how it is loaded."""
 
     @cached_property
-    def _chance(self) -> ChanceLevel:
-        return ChanceLevel(self.embedder, self.semantic)
+    def _chance(self) -> ChanceLevel | None:
+        """None where shards hold the vectors, as they measure no such level."""
+        return ChanceLevel(self.embedder, self._contents.semantic) if self._contents else None
 
     @property
     def retrieval(self) -> Retrieval:
@@ -96,11 +98,9 @@ class Searcher(LoadedRelease):
             ClientGoneError
         """
         options, details = options or RequestOptions(Deadline.never()), details or SearchDetails()
-        self._check_facets(details.facets)
         models = ModelAttempts(replace(options, deadline=options.deadline.with_reserve()), degrade)
         search = RunningSearch(text.clean(query), details, options, models)
         candidates = self._candidates(search, max(retrieve, top_n), filters)
-        options.deadline.check()
         ranked = self._ranked(search, candidates)
         fits = self._fits(candidates, models.options) if candidates.queried else None
         return self._result(search, candidates, ranked, fits, top_n)
@@ -145,6 +145,8 @@ class Searcher(LoadedRelease):
     def _cut(self, texts: Sequence[str], most: int, options: RequestOptions) -> list[list[str]]:
         """The parts of each text that get vectors in the index of this release: its passages, or the text itself.
 
+        Shards have one vector for a document, so without an index here a text is one part.
+
         Args:
             most: maximum number of parts of all texts; 0 for no bound.
 
@@ -152,7 +154,7 @@ class Searcher(LoadedRelease):
             BodyTooLargeError: there are more.
             DeadlineError, ClientGoneError
         """
-        passages = self.semantic.passages
+        passages = self._contents.semantic.passages if self._contents else None
         if passages is None:
             return [[item] for item in texts]
         texts = [text.clean(item) for item in texts]
@@ -172,37 +174,52 @@ class Searcher(LoadedRelease):
         )
 
     def _fits(self, candidates: Candidates, options: RequestOptions) -> bool | None:
-        """Whether anything may answer the query; see `ChanceLevel.exceeded`."""
+        """Whether anything may answer the query, see `ChanceLevel.exceeded`; None where that is not known."""
+        if self._chance is None:
+            return True if candidates.by_words else None
         return self._chance.exceeded(candidates.by_words, candidates.by_meaning, options)
 
     def _candidates(
         self, search: RunningSearch, depth: int, filters: Mapping[str, Sequence[Value]] | None
     ) -> Candidates:
-        """The first `depth` documents that BM25 and the encoder find for a query, with their first-stage scores."""
-        retrieval, query, wanted = self.retrieval, search.query, search.details.lists
+        """The first `depth` documents that BM25 and the encoder find for a query, with their first-stage scores.
+
+        Raises:
+            InvalidRequestError: no document has a field that the search names.
+            DeadlineError, ClientGoneError, NotServedError
+        """
+        answers.check_facets(search.details.facets, self.fields)
+        retrieval, query = self.retrieval, search.query
         with search.watch("lexical"):
             among = retrieval.rows_where(filters) if filters else None
             by_words = retrieval.by_words(query, depth, among)
         search.options.deadline.check()
-        with search.watch("encode"):
-            queried = None
-            if list(wanted) != ["lexical"]:
-                queried = search.models.attempt(
-                    "encoder", lambda: self.embedder.vectors([query], "query", search.models.options)
-                )
+        queried = self._query_vector(search)
         with search.watch("semantic"):
             vector = queried.values[0] if queried else None
             by_meaning = [] if vector is None else retrieval.by_meaning(vector, depth, among)
             rows = join(by_words, by_meaning)
-            fusion = self._final_order if queried and "reranked" in wanted else None
+            fusion = self._fusion if queried and "reranked" in search.details.lists else None
             pool = retrieval.pool(query, rows, vector, fusion)
-        return Candidates(by_words=by_words, by_meaning=by_meaning, rows=rows, pool=pool, queried=queried)
+        search.options.deadline.check()
+        with search.watch("documents"):
+            documents = dict(zip(rows, self.documents.get_many(rows), strict=True))
+        return Candidates(
+            by_words=by_words, by_meaning=by_meaning, rows=rows, pool=pool, queried=queried, documents=documents
+        )
+
+    def _query_vector(self, search: RunningSearch) -> Fetched[Vector] | None:
+        """The encoder's vector of the query; None where no list needs it, or the encoder is missing."""
+        with search.watch("encode"):
+            if list(search.details.lists) == ["lexical"]:
+                return None
+            return search.models.attempt(
+                "encoder", lambda: self.embedder.vectors([search.query], "query", search.models.options)
+            )
 
     def _ranked(self, search: RunningSearch, candidates: Candidates) -> RankedCandidates:
         """The candidates in the final order: by all scores, or by those of the models that answered."""
-        rows, pool, fusion, remote = candidates.rows, candidates.pool, self._final_order, candidates.remote
-        with search.watch("documents"):
-            documents = remote.documents if remote else dict(zip(rows, self.documents.get_many(rows), strict=True))
+        rows, pool, documents, fusion = candidates.rows, candidates.pool, candidates.documents, self._fusion
         with search.watch("rerank"):
             scored = None
             if "ranker" in self.models and "reranked" in search.details.lists:
@@ -216,7 +233,6 @@ class Searcher(LoadedRelease):
         hits = [Hit(rows[number], documents[rows[number]].doc_id, final[number]) for number in by_score(final)]
         least = search.details.min_relevance
         return RankedCandidates(
-            documents=documents,
             scored=scored,
             read=read,
             features=dict(zip(rows, table, strict=True)) if table else {},
@@ -241,13 +257,13 @@ class Searcher(LoadedRelease):
                 lists["reranked"], shown, relevances, self._explanations(search, lists["reranked"], candidates, ranked)
             ),
             fits=fits,
-            facets=answers.facets(search.details.facets, ranked.documents.values(), search.options.deadline),
+            facets=answers.facets(search.details.facets, candidates.documents.values(), search.options.deadline),
             milliseconds=search.watch.milliseconds(),
             candidates=len(candidates.rows),
             cache_hits=sum(part.hits for part in fetched),
             cache_misses=sum(part.misses for part in fetched),
             degraded=search.models.missing,
-            shards=candidates.remote.shards if candidates.remote else None,
+            shards=candidates.shards,
             model_failed=search.models.failed,
         )
 
@@ -258,17 +274,17 @@ class Searcher(LoadedRelease):
         candidates: Candidates,
         ranked: RankedCandidates,
     ) -> ShownDocuments:
-        """The texts, fields and explanations of all documents that the lists show."""
+        """The snippets, passages, ranks and fields of all documents that the lists show."""
         names, deadline = search.details.fields, search.options.deadline
-        chosen = {hit.row: ranked.documents[hit.row] for hits in lists.values() for hit in hits}
+        chosen = {hit.row: candidates.documents[hit.row] for hits in lists.values() for hit in hits}
         texts = {row: document.text for row, document in chosen.items()}
         passages = best_passages(self.ranker.tokeniser, chosen, ranked.read, deadline) if ranked.read else {}
-        if candidates.queried and candidates.remote is None:  # Shards have no passages, see `flows.shards`.
+        if candidates.queried and self._contents:  # Shards have no passages, see `flows.shards`.
             unread = [row for row in chosen if row not in passages]
-            nearest = self.semantic.nearest_passages(candidates.queried.values[0], unread)
+            nearest = self._contents.semantic.nearest_passages(candidates.queried.values[0], unread)
             passages |= nearest_passages(chosen, nearest)
         return ShownDocuments(
-            documents=ranked.documents,
+            documents=candidates.documents,
             snippets=snippets(texts, search.query, deadline, passages),
             passages=passages,
             ranks=candidates.ranks(),
@@ -282,20 +298,10 @@ class Searcher(LoadedRelease):
         if not search.details.explain:
             return None
         search.options.deadline.check()
-        rows, remote = [hit.row for hit in hits], candidates.remote
-        matched = [remote.terms[row] for row in rows] if remote else self.lexical.term_scores(search.query, rows)
+        rows, sent = [hit.row for hit in hits], candidates.terms
+        matched = self.lexical.term_scores(search.query, rows) if sent is None else [sent[row] for row in rows]
         search.options.deadline.check()
-        fusion = self._final_order
         return {
-            hit.row: answers.explanation(terms, fusion, ranked.features.get(hit.row))
-            for hit, terms in zip(hits, matched, strict=True)
+            row: answers.explanation(terms, self._fusion, ranked.features.get(row))
+            for row, terms in zip(rows, matched, strict=True)
         }
-
-    def _check_facets(self, names: Sequence[str]) -> None:
-        """Raises InvalidRequestError for a field that no document has, naming those there are."""
-        if not names:
-            return
-        unknown = [name for name in names if name not in self.fields]
-        if unknown:
-            known = ", ".join(self.fields) or "none"
-            raise InvalidRequestError(f"no document has a field '{unknown[0][:100]}'; there are: {known}")

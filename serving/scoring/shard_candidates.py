@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,6 @@ from pipeline import text
 from pipeline.errors import MissingError
 from serving.errors import InvalidRequestError, NotServedError
 from serving.runtime.deadline import Deadline
-from serving.scoring.loaded_release import MAX_FIELDS
 from serving.scoring.searcher import Searcher
 
 
@@ -26,10 +24,10 @@ class ShardQuery:
     depth: int
     """Documents that BM25 and the encoder each bring."""
     vector: Sequence[float] | None
-    """The encoder's, of the query; None where it is missing."""
+    """(dimensions,) the encoder's vector of the query; None where there is none, so that BM25 alone finds."""
     filters: Mapping[str, Sequence[Value]]
     terms: bool
-    """Whether the parts of each matched term are wanted."""
+    """Whether the part of each matched term in BM25 is wanted."""
 
 
 def answer(searcher: Searcher, request: ShardQuery, deadline: Deadline) -> dict[str, Any]:
@@ -77,7 +75,7 @@ def answer(searcher: Searcher, request: ShardQuery, deadline: Deadline) -> dict[
         "data": collection.data,
         "shard": collection.shard,
         "known_filter": known_filter,
-        "field_names": list(islice(searcher.fields, MAX_FIELDS)),
+        "field_names": searcher.fields,
         "lexical": listed(by_words),
         "semantic": listed(by_meaning),
         "documents": [

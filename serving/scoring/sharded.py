@@ -19,15 +19,12 @@ import orjson
 from index.document_store import Document, Value
 from index.hits import Hit
 from index.semantic import join
-from pipeline import artifacts, release_parts
 from pipeline.errors import ArtifactError, ConfigError
-from pipeline.features import Fusion
 from serving.errors import InvalidRequestError, NotReadyError, NotServedError
-from serving.runtime.admission import RequestOptions
 from serving.runtime.deadline import Deadline
 from serving.runtime.scheduler import Scheduler
-from serving.scoring.answers import MissingShard, ShardCounts
-from serving.scoring.candidates import CandidatePool, Candidates, RemoteParts
+from serving.scoring.answers import MissingShard, ShardCounts, check_facets
+from serving.scoring.candidates import CandidatePool, Candidates
 from serving.scoring.contents import SearchableContents
 from serving.scoring.reranker import Caches
 from serving.scoring.running_search import RunningSearch
@@ -36,6 +33,7 @@ from serving.scoring.searcher import Searcher
 SHARE = 0.5
 """Share of the time left that shards have for their answer; the ranker has the rest."""
 WITHOUT_DEADLINE_S = 30.0
+"""Seconds that shards have where a request has no deadline."""
 NO_DOCUMENT = "the documents of this release are in shards; ask the service of the shard that holds it for a whole one"
 THREADS = 16
 """Requests to each shard at once; further ones wait, while their time runs."""
@@ -65,7 +63,7 @@ class ShardClient:
         self._threads = ThreadPoolExecutor(count, "shards")
 
     def ask(self, body: Mapping[str, Any], deadline: Deadline) -> list[dict[str, Any] | MissingShard]:
-        """The answer of each shard, in the order of the addresses, or why there is none."""
+        """The outcome of each shard, in the order of the addresses: its answer, or the reason why there is none."""
         seconds = min(deadline.remaining * SHARE, WITHOUT_DEADLINE_S)
         until = Deadline.after(seconds)
         content = orjson.dumps(body)
@@ -139,8 +137,7 @@ class ShardedSearcher(Searcher):
             ConfigError: it was made for another number of shards.
         """
         super().__init__(release_path, precision=precision, caches=caches, scheduler=scheduler)
-        manifest = artifacts.read_manifest(release_path)
-        collection = manifest.metrics.get("collection")
+        collection = self.collection
         if not collection or self._contents is not None:
             raise ArtifactError(
                 f"{release_path}: not the release of models that `relevance reindex --shards` prints; serve that one"
@@ -152,10 +149,6 @@ class ShardedSearcher(Searcher):
             )
         self._shards = shards
         self._expected = ExpectedShards(collection["data"], self.encoder.digest, collection["shards"])
-        self._fusion: Fusion | None = None
-        if "fusion" in manifest.inputs:
-            path = release_parts.part(artifacts.load(release_path, verify=False), "fusion").file("fusion.json")
-            self._fusion = Fusion.from_json(path.read_text(encoding="utf-8"))
 
     @property
     def unanswered(self) -> dict[str, str]:
@@ -167,28 +160,6 @@ class ShardedSearcher(Searcher):
     def _searchable(self) -> SearchableContents:
         raise NotServedError(NO_DOCUMENT)
 
-    @property
-    def fusion(self) -> Fusion:
-        """The weights of the final order."""
-        return self._fusion if self._fusion is not None else super().fusion
-
-    @property
-    def _final_order(self) -> Fusion | None:
-        return self._fusion
-
-    def _cut(self, texts: Sequence[str], most: int, options: RequestOptions) -> list[list[str]]:
-        """The texts whole, as shards have one vector for a document."""
-        del most, options
-        return [[item] for item in texts]
-
-    def _check_facets(self, names: Sequence[str]) -> None:
-        """Leaves the check to `_candidates`: the shards know the fields."""
-
-    def _fits(self, candidates: Candidates, options: RequestOptions) -> bool | None:
-        """True where a document has a word of the query; not known otherwise, as shards measure no level of chance."""
-        del options
-        return True if candidates.by_words else None
-
     def _candidates(
         self, search: RunningSearch, depth: int, filters: Mapping[str, Sequence[Value]] | None
     ) -> Candidates:
@@ -197,13 +168,9 @@ class ShardedSearcher(Searcher):
         Raises:
             NotReadyError: no shard gave an answer.
             InvalidRequestError: no document has a field that the search names.
+            DeadlineError, ClientGoneError
         """
-        queried = None
-        with search.watch("encode"):
-            if list(search.details.lists) != ["lexical"]:
-                queried = search.models.attempt(
-                    "encoder", lambda: self.embedder.vectors([search.query], "query", search.models.options)
-                )
+        queried = self._query_vector(search)
         body = {
             "query": search.query,
             "depth": depth,
@@ -219,14 +186,17 @@ class ShardedSearcher(Searcher):
         by_words, by_meaning = (_merged(answered, name, by_row, depth) for name in ("lexical", "semantic"))
         rows = join(by_words, by_meaning)
         cosines = [by_row[row]["cosine"] for row in rows] if queried else None
-        remote = RemoteParts(
-            documents={row: _document(by_row[row]) for row in rows},
+        with search.watch("documents"):
+            documents = {row: _document(by_row[row]) for row in rows}
+        return Candidates(
+            by_words=by_words,
+            by_meaning=by_meaning,
+            rows=rows,
+            pool=CandidatePool([by_row[row]["bm25"] for row in rows], cosines, {}),
+            queried=queried,
+            documents=documents,
             terms={row: by_row[row]["terms"] for row in rows},
             shards=counts,
-        )
-        pool = CandidatePool([by_row[row]["bm25"] for row in rows], cosines, {})
-        return Candidates(
-            by_words=by_words, by_meaning=by_meaning, rows=rows, pool=pool, queried=queried, remote=remote
         )
 
     def _checked(self, outcomes: Sequence[dict[str, Any] | MissingShard]) -> tuple[list[dict[str, Any]], ShardCounts]:
@@ -255,11 +225,10 @@ class ShardedSearcher(Searcher):
 
 def _check_names(answered: Sequence[Mapping[str, Any]], filtered: bool, facets: Sequence[str]) -> None:
     known = sorted({name for answer in answered for name in answer["field_names"]})
-    listed = ", ".join(known) or "none"
     if filtered and not any(answer["known_filter"] for answer in answered):
+        listed = ", ".join(known) or "none"
         raise InvalidRequestError(f"no document has the fields of these filters; there are: {listed}")
-    if unknown := [name for name in facets if name not in known]:
-        raise InvalidRequestError(f"no document has a field '{unknown[0][:100]}'; there are: {listed}")
+    check_facets(facets, known)
 
 
 def _merged(

@@ -119,7 +119,7 @@ def test_a_cascade_takes_first_stage_scores_in_both_forms(client: TestClient) ->
 
 
 def test_a_release_without_a_fusion_says_so(client: TestClient, lifecycle: Lifecycle, monkeypatch: Any) -> None:
-    monkeypatch.setattr(lifecycle.current, "_contents", None)
+    monkeypatch.setattr(lifecycle.current, "_fusion", None)
     answer = client.post("/rerank", json={"query": QUERY, "texts": ["a"], "first_stage_scores": [1]})
     assert answer.status_code == 404
     assert "no fusion" in answer.json()["message"]

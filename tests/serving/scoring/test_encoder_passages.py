@@ -1,6 +1,5 @@
 """Documents that the encoder reads in passages: searched, shown and fused by the nearest one, as numpy says."""
 
-import dataclasses
 from typing import Any
 
 import numpy as np
@@ -30,9 +29,7 @@ OPTIONS = RequestOptions(Deadline.never())
 def searcher(fresh: TinyWorkspace) -> Searcher:
     """A release whose encoder reads passages, whose ranker cuts, and whose order is mostly the encoder's."""
     searcher = Searcher(fresh.folder(fresh.publish(3, indexed=RULE)), threads=1)
-    assert searcher._contents is not None
-    weights = {**searcher.fusion.weights, "encoder": 20.0}
-    searcher._contents = dataclasses.replace(searcher._contents, fusion=Fusion(weights=weights))
+    searcher._fusion = Fusion(weights={**searcher.fusion.weights, "encoder": 20.0})
     return searcher
 
 

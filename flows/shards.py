@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 from flows import indexing, judging, publishing, runner
 from pipeline import recipe as recipes
 from pipeline import release_parts, releases
-from pipeline.artifacts import Artifact
 from pipeline.compute import engine_of
-from pipeline.config import ComputeConfig, IndexConfig, Recipe, SourceConfig
+from pipeline.config import ComputeConfig, Recipe, SourceConfig
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -63,10 +62,12 @@ def reindex(
     for number in range(shards):
         named = run.labelled(f"shard {number + 1} of {shards}")
         cut = named(index_shards.documents, number, shards, data=data)
-        parts = _parts(recipe.index, named, encoder=models["encoder"], data=cut, full=full, queries=kept.get("index"))
-        metrics = publishing.metrics(old, parts["documents"], "corpus")
-        shard = registry.publish(models | parts, metrics=metrics, config=old.manifest.config)
-        published.append({"release": shard.fingerprint, "documents": parts["documents"].metrics["documents"]})
+        searchable = indexing.make_searchable(
+            recipe.index, named, encoder=models["encoder"], data=cut, queries=kept.get("index"), whole=full
+        )
+        metrics = publishing.metrics(old, searchable.documents, "corpus")
+        shard = registry.publish(models | searchable.parts, metrics=metrics, config=old.manifest.config)
+        published.append({"release": shard.fingerprint, "documents": searchable.documents.metrics["documents"]})
     figures = {name: value for name, value in old.metrics.items() if name not in ("documents", "figures")}
     collection = {"data": data.fingerprint, "shards": shards}
     front = registry.publish(models, metrics={**figures, "collection": collection}, config=old.manifest.config)
@@ -75,46 +76,6 @@ def reindex(
         "shards": published,
         "documents": data.metrics["documents"],
         "seconds": round(time.monotonic() - began, 1),
-    }
-
-
-def _parts(
-    config: IndexConfig,
-    run: runner.Runner,
-    *,
-    encoder: Artifact,
-    data: Artifact,
-    full: Artifact,
-    queries: Artifact | None,
-) -> dict[str, Artifact]:
-    """The parts of a shard's release that are made from documents.
-
-    Args:
-        data: the documents of the shard.
-        full: the lexical index of all documents.
-        queries: an index of the same encoder whose queries recall is measured on, where the recipe states it.
-    """
-    from index import documents, semantic_build, shards, vectors
-    from index.quality import QualityFilter
-    from serving.runtime import offline
-
-    digest = offline.digest(encoder)
-    known = vectors.earlier(run.workspace, digest)
-    embedded = run(
-        vectors.make,
-        digest,
-        data=data,
-        embed=offline.embedder(encoder),
-        previous=known,
-        embedding_round=vectors.last_round(known, data),
-        quality=QualityFilter.of(config),
-        engine=run.engine,
-    )
-    judged = indexing.held_out(config, encoder, digest, queries or data)
-    return {
-        "lexical": run(shards.lexical, data=data, full=full),
-        "documents": run(documents.make, data=data),
-        "index": run(semantic_build.make, config, vectors=embedded, queries=judged),
     }
 
 

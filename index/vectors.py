@@ -301,16 +301,15 @@ def _checked(embedded: np.ndarray, doc_ids: Sequence[str]) -> Vectors:
 def _shards(checkpoint: Path) -> Iterator[tuple[list[bytes], Vectors]]:
     """Digests and vectors that an interrupted run left; a damaged shard is removed, and its texts embedded again."""
     for path in sorted(checkpoint.glob("*.npz")):
-        try:
-            # Opened here, as numpy leaves a damaged file open.
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as shard:
-                digests, vectors = [row.tobytes() for row in shard["digests"]], shard["vectors"]
-            yield digests, _checked(vectors, [digest.hex() for digest in digests])
-        except OSError as error:
-            raise disk.unreadable(path, error) from error
-        except (ValueError, EOFError, KeyError, zipfile.BadZipFile, ArtifactError) as error:
-            log.warning("%s: not a readable shard (%s); its documents are embedded again", path, error)
-            path.unlink()
+        with disk.kept_if_unreadable(path):
+            try:
+                # Opened here, as numpy leaves a damaged file open.
+                with path.open("rb") as file, np.load(file, allow_pickle=False) as shard:
+                    digests, vectors = [row.tobytes() for row in shard["digests"]], shard["vectors"]
+                yield digests, _checked(vectors, [digest.hex() for digest in digests])
+            except (ValueError, EOFError, KeyError, zipfile.BadZipFile, ArtifactError) as error:
+                log.warning("%s: not a readable shard (%s); its documents are embedded again", path, error)
+                path.unlink()
 
 
 def _write_shard(checkpoint: Path, shard: Sequence[tuple[list[bytes], Vectors]]) -> None:

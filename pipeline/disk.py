@@ -133,9 +133,19 @@ def _disk_is_full(error: BaseException) -> bool:
     return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
-def unreadable(file: Path, error: OSError) -> ArtifactError:
-    """The error of kept work that cannot be read: it stays, as its disk may only be away for a while."""
-    return ArtifactError(
-        f"{file}: cannot be read now ({error}); it stays as it is, run again when the disk answers, or move the file "
-        "away to do its work again"
-    )
+@contextmanager
+def kept_if_unreadable(file: Path) -> Iterator[None]:
+    """Turns a failed read of finished work into an error, so that nobody takes the file for damaged and replaces it.
+
+    Its disk may only be away for a while. Damage shows in the content; errors of other kinds pass.
+
+    Raises:
+        ArtifactError: the file cannot be read now.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise ArtifactError(
+            f"{file}: cannot be read now ({error}); it stays as it is, run again when the disk answers, or move the "
+            "file away to do its work again"
+        ) from error

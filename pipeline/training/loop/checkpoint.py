@@ -152,10 +152,9 @@ def restore(
     files = _newest_first(folder)
     for file in files:
         try:
-            tensors, progress = _read(file)
+            with disk.kept_if_unreadable(file):
+                tensors, progress = _read(file)
             _check_fit(tensors, module)
-        except OSError as error:
-            raise disk.unreadable(file, error) from error
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             log.warning("%s: a damaged checkpoint (%s); it is not used", file, error)
             file.unlink(missing_ok=True)

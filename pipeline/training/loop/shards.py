@@ -61,9 +61,8 @@ def stored(folder: Path, name: str, valid: Callable[[Arrays], bool] = lambda _: 
     """
     for file in sorted(folder.glob(f"{name}-*.safetensors")):
         try:
-            arrays = _read(file)
-        except OSError as error:
-            raise disk.unreadable(file, error) from error
+            with disk.kept_if_unreadable(file):
+                arrays = _read(file)
         except (SafetensorError, ValueError) as error:
             log.warning("%s: a damaged part (%s); it is computed again", file, error)
         else:

@@ -4,7 +4,6 @@ The scores may have any scale. A fit to the grades of the training pairs brings 
 where P(grade ≥ k) = sigmoid(score − b_k).
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline import disk, schema
 from pipeline.artifacts import Artifact, Input, Staging
 from pipeline.config import ExternalTeacherConfig
 from pipeline.errors import ConfigError, MissingError, SchemaError, TrainingError
@@ -30,6 +28,7 @@ from pipeline.models.cross_encoder_head import CrossEncoderHead
 from pipeline.outside import OutsideFile
 from pipeline.recipe import to_dict
 from pipeline.stage import Stage
+from pipeline.training import score_files
 from pipeline.training.loop import pair_passages, scoring
 from pipeline.training.loop.batches import Ints
 from pipeline.training.loop.pair_passages import PassagePairs
@@ -106,9 +105,9 @@ def make(
         model = base_models.StartingModel.of(config.causal_lm)
         outside = model.input
     inputs: dict[str, Input] = {"outside": outside, "data": data, "pairs": pairs}
-    reader = None if config.scores or teacher is None else CrossEncoderHead.read(teacher.path).template
-    if teacher is not None and reader is not None and reader.passages is not None:
-        inputs["teacher"] = teacher
+    reader = None if config.scores or teacher is None else _reader_of_passages(teacher)
+    if reader is not None:
+        inputs["teacher"] = reader
 
     def build(staging: Staging) -> Mapping[str, Any]:
         texts = read_texts(data, pairs)
@@ -116,24 +115,27 @@ def make(
             raw, counts = read_scores(path, texts.table, pairs)
         else:
             with model.opened(staging) as folder:
-                if "teacher" in inputs and teacher is not None:
-                    read, parts = _passages(teacher, data, pairs, texts)
-                    odds = causal_lm_judge.score(folder, config, parts, staging.checkpoint).astype(np.float32)
-                    np.save(staging.folder / "passages.npy", read.spans[read.best(odds)].astype(np.int32))
-                    raw, counts = read.joined(odds).astype(np.float64), read.stats
-                else:
+                if reader is None:
                     raw, counts = causal_lm_judge.score(folder, config, texts, staging.checkpoint), {}
+                else:
+                    cut, parts = _passages(reader, data, pairs, texts)
+                    odds = causal_lm_judge.score(folder, config, parts, staging.checkpoint).astype(np.float32)
+                    score_files.write_best_passages(staging.folder, cut, odds)
+                    raw, counts = cut.joined(odds).astype(np.float64), cut.stats
         grades = texts.table.column("grade").to_numpy().astype(np.int64)
         split = np.array(texts.table.column("split").to_pylist(), dtype=np.str_)
         scale = fit(raw, grades, np.flatnonzero(split == "train"))
         scores = scale.scores(raw).astype(np.float32)
-        columns = {"row_id": texts.table.column("row_id"), "score": pa.array(scores, pa.float32())}
-        schema.write(pa.table(columns), staging.folder / "scores.parquet", "scores")
-        head = {"thresholds": list(scale.thresholds)}
-        disk.write_atomically(staging.folder / "head.json", json.dumps(head, indent=1) + "\n", json.loads)
+        score_files.write_scores(staging.folder, texts.table.column("row_id").to_numpy(), scores)
+        score_files.write_thresholds(staging.folder, scale.thresholds)
         return {"pairs": len(scores), "slope": round(scale.slope, 4), **_valid(texts, grades, split, scores), **counts}
 
     return STAGE.make(workspace, config=settings, inputs=inputs, build=build)
+
+
+def _reader_of_passages(teacher: Artifact) -> Artifact | None:
+    """The teacher, if it reads long documents in passages."""
+    return teacher if CrossEncoderHead.read(teacher.path).template.passages is not None else None
 
 
 def _passages(teacher: Artifact, data: Artifact, pairs: Artifact, texts: PairTexts) -> tuple[PassagePairs, PairTexts]:
@@ -143,8 +145,8 @@ def _passages(teacher: Artifact, data: Artifact, pairs: Artifact, texts: PairTex
     table = read_pairs(
         data, pairs, model.tokenizer, max_query_tokens=template.max_query_tokens, max_tokens=template.document_tokens
     )
-    read = pair_passages.cut(table, template)
-    return read, pair_passages.texts_of(read, texts, model.tokenizer)
+    cut = pair_passages.cut(table, template)
+    return cut, pair_passages.texts_of(cut, texts, model.tokenizer)
 
 
 def _valid(texts: PairTexts, grades: Ints, split: NDArray[np.str_], scores: scoring.Floats) -> dict[str, float]:

@@ -5,21 +5,19 @@ all training queries, the teacher reads query and document together. The weights
 valid queries. A student of it orders documents better alone than a student of the teacher does.
 """
 
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 
-from pipeline import disk, schema
+from pipeline import schema
 from pipeline.artifacts import Artifact, Input, Staging
 from pipeline.errors import SchemaError
 from pipeline.features import FEATURES, Fusion, field_features, table
 from pipeline.stage import Stage
-from pipeline.training import external_teacher, fusion
+from pipeline.training import external_teacher, fusion, score_files
 from pipeline.training.fusion_candidates import Floats
 from pipeline.training.tasks.teacher_targets import joined
 
@@ -67,16 +65,9 @@ def make(workspace: Path, *, scores: Artifact, features: Artifact, pairs: Artifa
         order, measured = _order(rows[rows["split"] == "valid"])
         raw, grades = _fused(rows, order), rows["grade"].to_numpy(dtype=np.int64)
         scale = external_teacher.fit(raw, grades, np.flatnonzero((rows["split"] == "train") & (grades >= 0)))
-        columns = {
-            "row_id": pa.array(rows["row_id"].to_numpy(), pa.int64()),
-            "score": pa.array(scale.scores(raw).astype(np.float32), pa.float32()),
-        }
-        schema.write(pa.table(columns), staging.folder / "scores.parquet", "scores")
-        head = json.dumps({"thresholds": list(scale.thresholds)}, indent=1) + "\n"
-        disk.write_atomically(staging.folder / "head.json", head, json.loads)
-        for name in ("states.npy", "states.json", "passages.npy"):
-            if name in scores.manifest.files:
-                disk.link_or_copy(scores.file(name), staging.folder / name)
+        score_files.write_scores(staging.folder, rows["row_id"].to_numpy(), scale.scores(raw).astype(np.float32))
+        score_files.write_thresholds(staging.folder, scale.thresholds)
+        score_files.link_states_and_passages(scores, staging.folder)
         return {"pairs": len(rows), **measured, "weights": dict(order.weights)}
 
     # An external teacher is known by its source.

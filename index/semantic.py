@@ -29,6 +29,7 @@ RUN = Stage("run", version=1, inputs={"index": KIND, "data": "data"}, title="sem
 BATCH = 256
 """Queries embedded at once for a run."""
 Find = Callable[[int], tuple[Vectors, npt.NDArray[np.int64]]]
+"""Number of vectors to search for → scores and positions, both (queries, vectors)."""
 log = logging.getLogger(__name__)
 
 
@@ -58,8 +59,8 @@ class SemanticIndex:
     def __init__(self, ann: Any, stats: IndexStats, doc_ids: list[str], owners: VectorRows | None = None) -> None:
         """
         Args:
-            doc_ids: of the documents of the vectors, by the position of the vector.
-            owners: the documents of the vectors; None where every document has one vector.
+            doc_ids: the document of each vector, by the position of the vector.
+            owners: the rows of these documents; None where every document has one vector.
         """
         self._ann = ann
         self.stats = stats
@@ -105,6 +106,17 @@ class SemanticIndex:
     def passages(self) -> Passages | None:
         """The passages of long documents, each of which has a vector; None where documents are cut at their end."""
         return None if self.stats.passages is None else Passages.from_dict(self.stats.passages)
+
+    @property
+    def rows(self) -> npt.NDArray[np.int64] | None:
+        """(vectors,) row of each vector's document among all documents; None where position and row are the same."""
+        return self._owners.rows
+
+    def stored(self, positions: npt.NDArray[np.int64]) -> Vectors:
+        """(positions, dimensions) the vectors at these positions, as the index keeps them."""
+        with one_thread():
+            vectors: Vectors = self._ann.reconstruct_batch(positions)
+        return vectors
 
     def search(self, vector: npt.ArrayLike, k: int) -> list[Hit]:
         """Finds at most k documents, nearest first; of equally near ones the first row first.
@@ -179,25 +191,27 @@ class SemanticIndex:
     def nearest_passages(
         self, vector: npt.ArrayLike, rows: Sequence[int] | npt.NDArray[np.int64]
     ) -> dict[int, FoundPassage]:
-        """The passage nearest to the query of each of these documents that has several, by row. Errors: `similarities`.
+        """Row → passage nearest to the query, for each of these documents that has several passages.
 
         Of equally near passages it is the first.
+
+        Raises:
+            ArtifactError: a vector of another width, or not finite.
+            SchemaError: there is no such row.
         """
         wanted = self._checked_rows(rows)
         if self._owners.spans is None:
             return {}
-        best = self._owners.best(wanted, *self._compared(vector, wanted))
-        passages = {
-            row: self._owners.passage(position)
-            for row, position in zip(wanted.tolist(), best, strict=True)
-            if position is not None
-        }
+        positions, _, cosines = self._compared(vector, wanted)
+        nearest = self._owners.best(positions, cosines)
+        passages = {row: self._owners.passage(position) for row, position in nearest.items()}
         return {row: passage for row, passage in passages.items() if passage is not None}
 
     def neighbours(self, row: int, k: int) -> list[Hit]:
         """The k documents, or fewer, that are nearest to the one in this row by their stored vectors, without itself.
 
-        Of documents in passages the two nearest passages count. A document without a vector has no neighbours.
+        The similarity of two documents in passages is that of their two nearest passages. A document without a vector
+        has no neighbours.
 
         Raises:
             SchemaError: there is no such row.
@@ -205,8 +219,7 @@ class SemanticIndex:
         positions, _ = self._owners.located(self._checked_rows([row]))
         if not len(positions):
             return []
-        with one_thread():
-            vectors = self._ann.reconstruct_batch(positions)
+        vectors = self.stored(positions)
         nearest: dict[int, Hit] = {}
         for hits in self.search_batch(vectors, k + 1):
             for hit in hits:
@@ -244,7 +257,7 @@ class SemanticIndex:
         """Finds at most k documents for each query, by searches for more and more vectors until there are k.
 
         Args:
-            find: how many vectors to search for → scores and positions, both (queries, vectors).
+            find: searches for so many vectors for each query.
             vectors: the number of vectors that can be found.
         """
         k = min(k, self._searchable)

@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from index.segments import Rows
 from pipeline.errors import ArtifactError
 
-Rows = npt.NDArray[np.int64]
 Spans = npt.NDArray[np.int32]
+"""(vectors, 2): where the text of each vector begins and ends in its document, in characters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,15 +31,16 @@ class VectorRows:
     """The documents of vectors, by the positions of the vectors in the index."""
 
     vectors: int
+    """Number of vectors."""
     rows: Rows | None = None
     """(vectors,) row of each vector's document among all documents, ascending; None where position and row are the
     same."""
     spans: Spans | None = None
-    """(vectors, 2) where each vector's text begins and ends in its document; None where all texts are whole."""
+    """None where the text of every vector is a whole document."""
 
     @classmethod
     def read(cls, path: Path, vectors: int) -> "VectorRows":
-        """The columns `document`, `start` and `end` of a rows.parquet, as far as it has them.
+        """Reads the documents and spans of so many vectors from a rows.parquet; either is None where it has none.
 
         Raises:
             ArtifactError: the documents do not ascend, or one without passages has several vectors.
@@ -72,17 +74,16 @@ class VectorRows:
         before = np.cumsum(counts) - counts  # Vectors of the documents ahead of each.
         return np.arange(len(owners)) + np.repeat(first - before, counts), owners
 
-    def best(self, rows: Rows, positions: Rows, owners: Rows, scores: npt.NDArray[np.float32]) -> list[int | None]:
-        """The position of the vector with the highest score of each of these documents; None where it has none.
+    def best(self, positions: Rows, scores: npt.NDArray[np.float32]) -> dict[int, int]:
+        """Row of each document → position of its vector with the highest score; of equal ones, the first.
 
         Args:
-            positions, owners: from `located`.
+            positions: those of the vectors that are compared.
             scores: (positions,) of these vectors.
         """
-        chosen: list[int | None] = [None] * len(rows)
-        for index in np.lexsort((-positions, scores)).tolist():  # Ascending, so the best of a document is set last.
-            chosen[owners[index]] = int(positions[index])
-        return chosen
+        order = np.lexsort((-positions, scores))  # Ascending, so the best vector of a document is set last.
+        rows = positions if self.rows is None else self.rows[positions]
+        return dict(zip(rows[order].tolist(), positions[order].tolist(), strict=True))
 
     def passage(self, position: int) -> FoundPassage | None:
         """The passage of a vector; None where its text is a whole one."""

@@ -14,19 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from index import document_reader
 from index.document_reader import content_digest
-from index.segments import DIGEST_BYTES
+from index.segments import DIGEST_BYTES, Rows
+from index.vector_rows import Spans
 from pipeline import progress
 from pipeline.artifacts import Artifact
 from pipeline.errors import ArtifactError, SchemaError
 from pipeline.passages import Passages
 
-Rows = npt.NDArray[np.int64]
-Spans = npt.NDArray[np.int32]
-"""(vectors, 2): where the text of each vector begins and ends in its document, in characters."""
 Cut = Callable[[Sequence[str]], list[list[tuple[int, int]]]]
 """Texts → start and end of the passages of each, in characters, in order; a text that is not cut has one."""
 CUT_BATCH = 256
@@ -60,15 +57,15 @@ class VectorTexts:
     wholes: Sequence[bytes] = ()
     """Digest of the whole text that each passage is cut from; empty where every text is whole."""
 
-    def read(self, data: Artifact, field: str, numbers: Rows) -> Iterator[tuple[str, str]]:
-        """doc_id and text of the vectors with these ascending numbers."""
-        rows = numbers if self.documents is None else self.documents[numbers]
+    def read(self, data: Artifact, field: str, positions: Rows) -> Iterator[tuple[str, str]]:
+        """Yields doc_id and text of the vectors at these positions, which ascend."""
+        rows = positions if self.documents is None else self.documents[positions]
         if self.spans is None:
             yield from document_reader.texts(data, field, rows)
             return
         wholes = document_reader.texts(data, field, np.unique(rows))
         last, doc_id, text = -1, "", ""
-        for row, (start, end) in zip(rows.tolist(), self.spans[numbers].tolist(), strict=True):
+        for row, (start, end) in zip(rows.tolist(), self.spans[positions].tolist(), strict=True):
             if row != last:
                 last, (doc_id, text) = row, next(wholes)
             yield doc_id, text[start:end]
@@ -111,11 +108,11 @@ def of_documents(data: Artifact, kept: Rows | None, field: str = "") -> VectorTe
 def in_passages(
     data: Artifact, documents: VectorTexts, cutter: DocumentCutter, previous: Sequence[Artifact], field: str = ""
 ) -> VectorTexts:
-    """The passages of these documents.
+    """Cuts these documents into passages, each of which gets a vector.
 
     Args:
         documents: from `of_documents`.
-        previous: vectors of the same encoder; those cut by the same rule tell where unchanged documents are cut.
+        previous: earlier `vectors` artifacts. Those that were cut by the same rule tell where unchanged texts are cut.
 
     Raises:
         ArtifactError: a document was cut into no passage.
@@ -159,7 +156,7 @@ def _known_cuts(
             break
         if artifact.manifest.config.get("passages") != cutter.passages.to_dict():
             continue
-        # Damaged files are told of where their vectors are read.
+        # `index.vectors` names damaged files when it reads their vectors.
         try:
             table = pq.read_table(
                 artifact.file("rows.parquet"), columns=["document", "start", "end", "content", "whole"]
@@ -167,12 +164,11 @@ def _known_cuts(
         except (OSError, ValueError, ArtifactError):
             continue
         fresh: dict[bytes, dict[int, list[tuple[int, int, bytes]]]] = {}
-        for document, start, end, content, source in zip(
-            *(column.to_pylist() for column in table.columns), strict=True
-        ):
-            if source in needed and source not in cuts:
-                fresh.setdefault(source, {}).setdefault(document, []).append((start, end, content))
-        cuts |= {source: next(iter(copies.values())) for source, copies in fresh.items()}
+        for document, start, end, content, text in zip(*(column.to_pylist() for column in table.columns), strict=True):
+            if text in needed and text not in cuts:
+                fresh.setdefault(text, {}).setdefault(document, []).append((start, end, content))
+        # Documents with equal texts are cut alike, so the cuts of one of them do.
+        cuts |= {text: next(iter(copies.values())) for text, copies in fresh.items()}
     return cuts
 
 

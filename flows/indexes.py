@@ -16,13 +16,14 @@ if TYPE_CHECKING:
     from index.inventory import SegmentRecord
 
 SearchableParts = dict[str, Artifact]
-"""Name → artifact; the vectors, which no release holds a copy of, under the name of the part built from them."""
+"""Name of a part of a release → its artifact. Vectors, of which a release holds no copy, are named `vectors`, those
+of one field `vectors.FIELD`."""
 
 
 def inventory(workspace: Path) -> dict[str, Any]:
     """The segments of each release, the oldest release first, and the releases that each one is shared with.
 
-    Of a damaged release only the reason is given.
+    A damaged release is listed with the reason and without segments.
     """
     from index import inventory
 
@@ -32,8 +33,8 @@ def inventory(workspace: Path) -> dict[str, Any]:
     damaged: dict[str, str] = {}
     for release in registry.ids():
         try:
-            opened = registry.open(release, verify=False)
-            parts = _searchable(opened) | _vectors(workspace, opened)
+            parts = _searchable(registry.open(release, verify=False))
+            parts |= _vectors(workspace, parts)
             listed[release] = {name: inventory.segments_of(part) for name, part in parts.items()}
         except RelevanceError as error:
             damaged[release] = str(error)
@@ -67,20 +68,24 @@ def _searchable(release: Artifact) -> SearchableParts:
     return parts | release_parts.field_parts(release)
 
 
-def _vectors(workspace: Path, release: Artifact) -> SearchableParts:
-    """The vectors that the indexes of a release were built from, as far as the workspace still has them."""
-    parts = {}
-    for name, part in _searchable(release).items():
-        if part.manifest.kind == "index":
-            folder = artifacts.folder_of(workspace, part.manifest.inputs.get("vectors", ""))
-            if folder is not None:
-                parts[name.replace("index", "vectors", 1)] = artifacts.load(folder, "vectors", verify=False)
-    return parts
+def _vectors(workspace: Path, parts: SearchableParts) -> SearchableParts:
+    """The vectors that these parts of a release were built from, as far as the workspace still has them."""
+    inputs = {
+        name.replace("index", "vectors", 1): artifacts.input_of(workspace, part, "vectors", verify=False)
+        for name, part in parts.items()
+        if part.manifest.kind == "index"
+    }
+    return {name: vectors for name, vectors in inputs.items() if vectors is not None}
 
 
 def _segment(
     part: str, record: "SegmentRecord", owners: dict[tuple[int, int], list[str]], release: str
 ) -> dict[str, Any]:
+    """The entry of one segment in the list, with the other releases that have all of its files.
+
+    Args:
+        owners: (device, inode) of a file → the releases that have it.
+    """
     sharing = [set(owners[inode]) for inode in record.inodes()]
     shared = set.intersection(*sharing) - {release} if sharing else set()
     return {
@@ -151,12 +156,13 @@ def _problems(workspace: Path, path: Path) -> Iterator[str]:
         if damaged:
             return  # The contents of damaged files say nothing.
         release_parts.check(release)
-        vectors = _vectors(workspace, release)
+        parts = _searchable(release)
+        vectors = _vectors(workspace, parts)
         for part in vectors.values():
             problems = dict(artifacts.damaged_files(part))
             damaged |= problems
             yield from problems.values()
-        yield from checks.problems(_searchable(release), None if damaged else vectors.get("vectors"))
+        yield from checks.problems(parts, None if damaged else vectors.get("vectors"))
     except RelevanceError as error:
         yield str(error)
 

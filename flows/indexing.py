@@ -28,10 +28,11 @@ class EmbeddingWork:
     @classmethod
     def of(cls, vectors: Artifact) -> "EmbeddingWork":
         """The work behind a `vectors` artifact as its stage returned it; none where it existed already."""
+        from index.vectors import count
+
         metrics = vectors.metrics
         if not vectors.is_new:
-            known = metrics.get("passages") or metrics.get("with_vectors") or metrics["documents"]
-            return cls(0, known, None)
+            return cls(0, count(metrics), None)
         return cls(metrics["embedded"], metrics["reused"], metrics.get("embedded_per_s"))
 
 

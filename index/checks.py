@@ -6,21 +6,19 @@ in its row of the store, that vectors are finite, and that every index holds the
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from index import ann, document_store
+from index import ann, document_store, inventory
 from index.document_store import DocumentStore
 from index.hits import read_ids
 from index.postings import Postings
-from index.segments import DIGESTS, SegmentMap, read_array
-from index.semantic import SemanticIndex, read_stats
+from index.segments import DIGEST_BYTES, DIGESTS, Digests, Rows, SegmentMap, read_array
+from index.semantic import SemanticIndex
 from index.store_file import StoreReader
 from index.term_weights import HOLDERS, WeighedSegment
-from index.vector_rows import VectorRows
 from pipeline import artifacts
 from pipeline.artifacts import Artifact
 from pipeline.errors import ArtifactError
@@ -28,44 +26,51 @@ from pipeline.errors import ArtifactError
 BLOCK = 1 << 16
 """Vectors in memory at once."""
 
-Digests = npt.NDArray[np.uint8]
+
+@dataclass(frozen=True, slots=True)
+class PartContents:
+    """The documents that a part of a release holds, by its own numbering."""
+
+    doc_ids: list[str]
+    rows: Rows | None = None
+    """Row of each among all documents of the release; None where these are all, in order."""
 
 
 def problems(parts: Mapping[str, Artifact], vectors: Artifact | None = None) -> Iterator[str]:
-    """Each fault inside the searchable parts of a release, a sentence each, with the file and what to do.
+    """Yields a sentence for each fault inside the searchable parts of a release: the file, the fault, what to do.
 
     Args:
         parts: name of a part → its artifact, whose files were compared with its manifest before.
         vectors: the artifact that the part `index` was built from; None where the workspace no longer has it.
     """
-    ids: dict[str, list[str]] = {}
+    held: dict[str, PartContents] = {}
     texts: dict[str, Digests] = {}
     for name, part in parts.items():
         check = _CHECKS.get(part.manifest.kind)
         if check is None:
             continue
         try:
-            ids[name] = check(part)
-            if (digests := _digests(part)) is not None and name in ("lexical", "index"):
+            held[name] = check(part)
+            if name in ("lexical", "index") and (digests := _digests(part)) is not None:
                 texts[name] = digests
         except (ArtifactError, OSError) as error:
             yield str(error)
-    yield from _ids_agree(parts, ids)
+    yield from _ids_agree(parts, held)
+    if vectors is None or "index" not in held:
+        return
     try:
-        if vectors is not None and "index" in ids:
-            texts["vectors"] = _check_vectors(vectors, ids["index"])
-            texts["documents"] = _whole_texts(vectors, texts["vectors"])
-        yield from _texts_agree(parts, texts)
+        _check_vectors(vectors, held["index"].doc_ids)
+        yield from _texts_agree(parts, texts, vectors, held["index"].rows)
     except (ArtifactError, OSError, ValueError) as error:
         yield str(error)
 
 
-def _check_lexical(part: Artifact) -> list[str]:
-    """Checks a lexical index and returns its ids by row."""
+def _check_lexical(part: Artifact) -> PartContents:
+    """Checks a lexical index and returns its documents."""
     doc_ids = read_ids(part.file("ids.parquet"))
     if WeighedSegment.FILES[0] in part.manifest.files:
         WeighedSegment(part, len(doc_ids), verify=True)
-        return doc_ids
+        return PartContents(doc_ids)
     layout = SegmentMap.read(part, len(doc_ids))
     holders = []
     for number, segment in enumerate(layout.segments):
@@ -84,11 +89,11 @@ def _check_lexical(part: Artifact) -> list[str]:
         path = part.file(HOLDERS)
         if not np.array_equal(read_array(path), np.concatenate(holders)):
             raise _wrong(path, "its numbers are not those of the living documents of each term")
-    return doc_ids
+    return PartContents(doc_ids)
 
 
-def _check_documents(part: Artifact) -> list[str]:
-    """Checks a document store and returns its ids by row."""
+def _check_documents(part: Artifact) -> PartContents:
+    """Checks a document store and returns its documents."""
     store = DocumentStore.load(part.path, verify=False)
     total = len(store)
     store.close()
@@ -104,34 +109,38 @@ def _check_documents(part: Artifact) -> list[str]:
         reader.close()
     if None in doc_ids:
         raise _wrong(part.path, f"no file holds the document of row {doc_ids.index(None)}")
-    return [doc_id for doc_id in doc_ids if doc_id is not None]
+    return PartContents([doc_id for doc_id in doc_ids if doc_id is not None])
 
 
-def _check_index(part: Artifact) -> list[str]:
-    """Checks a semantic index and returns the ids of its vectors, by position."""
-    doc_ids = SemanticIndex.load(part.path, verify=False).doc_ids
-    stored: Any = ann.load(part, len(doc_ids))
+def _check_index(part: Artifact) -> PartContents:
+    """Checks a semantic index and returns the documents of its vectors, by position."""
+    index = SemanticIndex.load(part.path, verify=False)
+    doc_ids = index.doc_ids
     for start in range(0, len(doc_ids), BLOCK):
-        rows = np.arange(start, min(start + BLOCK, len(doc_ids)), dtype=np.int64)
-        vectors = stored.reconstruct_batch(rows)
+        vectors = index.stored(np.arange(start, min(start + BLOCK, len(doc_ids)), dtype=np.int64))
         bad = np.flatnonzero(~(np.isfinite(vectors).all(axis=1) & vectors.any(axis=1)))
         if len(bad):
             doc_id = doc_ids[start + int(bad[0])]
             raise _wrong(part.path, f"the vector of document '{doc_id}' is zero, or not finite, in its {ann.FILE}")
-    return doc_ids
+    return PartContents(doc_ids, index.rows)
 
 
-_CHECKS: Mapping[str, Callable[[Artifact], list[str]]] = {
+_CHECKS: Mapping[str, Callable[[Artifact], PartContents]] = {
     "lexical": _check_lexical,
     "documents": _check_documents,
     "index": _check_index,
 }
 
 
-def _check_vectors(part: Artifact, doc_ids: list[str]) -> Digests:
-    """Checks a `vectors` artifact and returns the digests of its texts, by position."""
-    import pyarrow.parquet as pq
+def _check_vectors(part: Artifact, doc_ids: list[str]) -> None:
+    """Checks the vectors that an index was built from.
 
+    Args:
+        doc_ids: documents of the index, by the position of the vector.
+
+    Raises:
+        ArtifactError: a vector is not of length 1, or they are of other documents.
+    """
     path = part.file("vectors.npy")
     matrix = read_array(path)
     for start in range(0, len(matrix), BLOCK):
@@ -142,69 +151,59 @@ def _check_vectors(part: Artifact, doc_ids: list[str]) -> Digests:
     rows = part.file("rows.parquet")
     if read_ids(rows) != doc_ids or len(matrix) != len(doc_ids):
         raise _wrong(rows, "its documents are not those of the index that was built from it")
-    held = b"".join(pq.read_table(rows, columns=["content"]).column("content").to_pylist())
-    return np.frombuffer(held, np.uint8).reshape(len(doc_ids), -1)
-
-
-def _whole_texts(part: Artifact, texts: Digests) -> Digests:
-    """The digests of the whole texts that those of a `vectors` artifact are cut from, by position.
-
-    Args:
-        texts: of this artifact; its own where it has no passages.
-    """
-    import pyarrow.parquet as pq
-
-    rows = part.file("rows.parquet")
-    if "whole" not in pq.read_schema(rows).names:
-        return texts
-    held = b"".join(pq.read_table(rows, columns=["whole"]).column("whole").to_pylist())
-    return np.frombuffer(held, np.uint8).reshape(texts.shape)
 
 
 def _digests(part: Artifact) -> Digests | None:
-    """The digests of a part's contents by row; None of a part that keeps none."""
-    files = part.manifest.files
-    if part.manifest.kind == "index":
-        total = read_stats(part.file("index.json")).rows
-    else:
-        total = int(part.metrics["documents"])
-    layout = SegmentMap.read(part, total)
+    """The digests of the texts of an index, by row or by position of the vector; None where it keeps none."""
+    layout = SegmentMap.read(part, inventory.indexed(part))
     names = [segment.file(DIGESTS) for segment in layout.segments]
-    if not all(name in files for name in names):
+    if not all(name in part.manifest.files for name in names):
         return None
     held = np.concatenate([read_array(part.file(name)) for name in names])
     return held if layout.positions is None else held[layout.positions]
 
 
-def _ids_agree(parts: Mapping[str, Artifact], ids: Mapping[str, list[str]]) -> Iterator[str]:
-    """The faults of id maps beside each other."""
-    reference = next((name for name in ("documents", "lexical") if name in ids), None)
+def _ids_agree(parts: Mapping[str, Artifact], held: Mapping[str, PartContents]) -> Iterator[str]:
+    """Yields a sentence for each part whose documents are not those of the document store, or of the lexical index."""
+    reference = next((name for name in ("documents", "lexical") if name in held), None)
     if reference is None:
         return
-    expected = ids[reference]
+    expected = held[reference].doc_ids
     if len(set(expected)) != len(expected):
         yield str(_wrong(parts[reference].path, "two rows have one doc_id"))
-    for name, doc_ids in ids.items():
-        rows = None
-        if parts[name].manifest.kind == "index":
-            rows = VectorRows.read(parts[name].file("rows.parquet"), len(doc_ids)).rows
-        wanted = expected if rows is None else [expected[row] for row in rows.tolist() if row < len(expected)]
-        if doc_ids != wanted:
+    for name, own in held.items():
+        wanted = expected if own.rows is None else [expected[row] for row in own.rows.tolist() if row < len(expected)]
+        if own.doc_ids != wanted:
             yield str(_wrong(parts[name].path, f"its documents and their order are not those of {reference}"))
 
 
-def _texts_agree(parts: Mapping[str, Artifact], texts: Mapping[str, Digests]) -> Iterator[str]:
-    """The faults of the digests of texts that two parts keep for the same rows."""
-    vectors = texts.get("vectors")
-    if vectors is None:
-        return
-    if "index" in texts and not np.array_equal(texts["index"], vectors):
+def _texts_agree(
+    parts: Mapping[str, Artifact], texts: Mapping[str, Digests], vectors: Artifact, rows: Rows | None
+) -> Iterator[str]:
+    """Yields a sentence for each index that holds other texts than the vectors of its release.
+
+    Args:
+        texts: name of the part → digests of its texts.
+        rows: row of each vector's document among all documents; None where position and row are the same.
+    """
+    import pyarrow.parquet as pq
+
+    path = vectors.file("rows.parquet")
+    has_passages = "whole" in pq.read_schema(path).names
+    if "index" in texts and not np.array_equal(texts["index"], _column(path, "content")):
         yield str(_wrong(parts["index"].path, "it holds other texts than the vectors that it was built from"))
     if "lexical" in texts:
-        rows = VectorRows.read(parts["index"].file("rows.parquet"), len(vectors)).rows
-        lexical = texts["lexical"] if rows is None else texts["lexical"][rows]
-        if not np.array_equal(lexical, texts["documents"]):
+        lexical = texts["lexical"] if rows is None else texts["lexical"][rows[rows < len(texts["lexical"])]]
+        if not np.array_equal(lexical, _column(path, "whole" if has_passages else "content")):
             yield str(_wrong(parts["lexical"].path, "it holds other texts than the vectors of the release"))
+
+
+def _column(path: Path, name: str) -> Digests:
+    """A column of digests of a Parquet file."""
+    import pyarrow.parquet as pq
+
+    digests = b"".join(pq.read_table(path, columns=[name]).column(name).to_pylist())
+    return np.frombuffer(digests, np.uint8).reshape(-1, DIGEST_BYTES)
 
 
 def _wrong(path: Path, problem: str) -> ArtifactError:

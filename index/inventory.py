@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from index import ann, document_store, postings
+from index import ann, document_store, postings, vectors
 from index.segments import DIGESTS, SegmentMap
 from index.semantic import read_stats
 from index.term_weights import WeighedSegment
@@ -17,19 +17,21 @@ FILES: Mapping[str, tuple[str, ...]] = {
     "index": (ann.FILE, DIGESTS),
     "vectors": ("vectors.npy", "rows.parquet"),
 }
-"""Kind → the files that a segment of it may have."""
+"""Kind of an artifact → names of the files that each of its segments may have."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SegmentRecord:
-    """One segment of a part of a release."""
+    """One segment of an artifact that makes documents searchable."""
 
     name: str
     """Its folder inside the artifact; empty where the artifact is one segment."""
     documents: int
+    """Number of its documents, tombstones included; of its vectors, where documents have passages."""
     live: int
-    """Documents that are no tombstones."""
+    """Number of these that are no tombstones."""
     files: Mapping[Path, FileRecord]
+    """Path → record in the artifact's manifest."""
 
     @property
     def bytes(self) -> int:
@@ -37,20 +39,22 @@ class SegmentRecord:
         return sum(record.bytes for record in self.files.values())
 
     def inodes(self) -> frozenset[tuple[int, int]]:
-        """The files on the disk, whatever their names: segments that share them are one."""
+        """(device, inode) of each file. Segments of two releases that have these in common share their bytes."""
         stats = [path.stat() for path in self.files]
         return frozenset((item.st_dev, item.st_ino) for item in stats)
 
 
 def indexed(part: Artifact) -> int:
-    """The number of rows of a part: its documents, or those of them that have a vector.
+    """The number of documents of an artifact of a kind in FILES; the number of vectors of `index` and `vectors`.
 
     Raises:
         ArtifactError: the description of an index cannot be read.
     """
     if part.manifest.kind == "index":
         return read_stats(part.file("index.json")).rows
-    return int(part.metrics.get("with_vectors", part.metrics["documents"]))
+    if part.manifest.kind == "vectors":
+        return vectors.count(part.metrics)
+    return int(part.metrics["documents"])
 
 
 def segments_of(part: Artifact) -> list[SegmentRecord]:

@@ -49,7 +49,7 @@ Embed = Callable[[Sequence[str]], np.ndarray]
 
 
 class EmbedBatches(Protocol):
-    """Vectors of many batches of texts, in their order."""
+    """A function that embeds batches of texts and yields their vectors in the same order."""
 
     def __call__(self, batches: Iterable[Sequence[str]], *, label: str) -> Iterator[np.ndarray]: ...
 
@@ -151,6 +151,11 @@ def earlier(workspace: Path, encoder_digest: str) -> list[Artifact]:
             known.append(Artifact(path, manifest))
     known.reverse()
     return sorted(known, key=_round, reverse=True)  # A stable sort: of one round the newest stays first.
+
+
+def count(metrics: Mapping[str, Any]) -> int:
+    """The number of vectors of a `vectors` artifact, by its metrics; passages of a document count each."""
+    return int(metrics.get("passages") or metrics.get("with_vectors") or metrics["documents"])
 
 
 def last_round(known: Sequence[Artifact], data: Artifact) -> int:

@@ -168,11 +168,11 @@ def folder_of(workspace: Path, fingerprint: str) -> Path | None:
     return None
 
 
-def input_of(workspace: Path, artifact: Artifact, name: str) -> Artifact | None:
+def input_of(workspace: Path, artifact: Artifact, name: str, *, verify: bool = True) -> Artifact | None:
     """The finished artifact that another one was made from by this name; None where the workspace lacks it."""
     fingerprint = artifact.manifest.inputs.get(name, "")
     folder = folder_of(workspace, fingerprint)
-    return None if folder is None else load(folder)
+    return None if folder is None else load(folder, verify=verify)
 
 
 def _entries(folder: Path) -> list[Path]:

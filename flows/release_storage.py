@@ -12,6 +12,7 @@ import json
 import logging
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -56,6 +57,7 @@ def push(workspace: Path, address: str, release: str = "live") -> dict[str, Any]
     }
 
 
+@disk.digests_remembered()
 def pull(workspace: Path, address: str, release: str = "live", *, promote: bool = True) -> dict[str, Any]:
     """Copies a release from shared storage into a workspace, checks it, and makes it live if `live` was asked for.
 
@@ -135,39 +137,30 @@ class _Storage:
             target = f"{self._root}/objects/{record.sha256}"
             if self._system.exists(target) and self._system.info(target)["size"] == record.bytes:
                 return 0
-            self._system.makedirs(f"{self._root}/objects", exist_ok=True)
-            # On a disk a copy that was cut off would stand under the object's name.
-            passing = f"{target}.{uuid4().hex}" if "file" in self._system.protocol else target
-            self._system.put_file(str(path), passing)
-            if self._digest(passing) != record.sha256:
-                self._system.rm_file(passing)
-                raise ArtifactError(f"{self.address}: {path.name} reads back as another content; try again")
-            if passing != target:
-                self._system.mv(passing, target)
+            with self._appearing_whole(target) as written:
+                self._system.put_file(str(path), written)
+                if self._digest(written) != record.sha256:
+                    self._system.rm_file(written)
+                    raise ArtifactError(f"{self.address}: {path.name} reads back as another content; try again")
         return record.bytes
 
     def get(self, record: FileRecord, path: Path) -> None:
         """Copies an object into a file, synced and compared with its digest."""
         with storage.readable_errors(self.address):
             self._system.get_file(f"{self._root}/objects/{record.sha256}", str(path))
+        disk.fsync(path)
         if path.stat().st_size != record.bytes or disk.sha256(path) != record.sha256:
             raise ArtifactError(
                 f"{self.address}/objects/{record.sha256}: its content is not what its name says; push the release "
                 "again from a workspace that has it, after moving that object away"
             )
-        disk.fsync(path)
 
     def write(self, name: str, content: bytes) -> None:
         """Writes a small file, and reads it back."""
         with storage.readable_errors(self.address):
             target = f"{self._root}/{name}"
-            self._system.makedirs(target.rpartition("/")[0], exist_ok=True)
-            if "file" in self._system.protocol:
-                passing = f"{target}.{uuid4().hex}"
-                self._system.pipe_file(passing, content)
-                self._system.mv(passing, target)
-            else:
-                self._system.pipe_file(target, content)
+            with self._appearing_whole(target) as written:
+                self._system.pipe_file(written, content)
             if self._system.cat_file(target) != content:
                 raise ArtifactError(f"{self.address}/{name}: reads back as another content; try again")
 
@@ -178,7 +171,12 @@ class _Storage:
             return content
 
     def resolve(self, release: str) -> str:
-        """The fingerprint that live, or the first digits of a release, mean there."""
+        """The fingerprint of the release there that `live`, or its first digits, name.
+
+        Raises:
+            MissingError: no release of this name there, or several.
+            ArtifactError: the pointer there cannot be read.
+        """
         if release == "live":
             try:
                 fingerprint = json.loads(self.read("live.json"))["release"]
@@ -195,11 +193,25 @@ class _Storage:
         return matches[0]
 
     def _releases(self) -> Iterator[str]:
+        """Yields the fingerprints of the releases there."""
         with storage.readable_errors(f"{self.address}/releases"):
             for path in self._system.find(f"{self._root}/releases"):
                 name = path.split("/")[-2]
                 if path.endswith("/manifest.json") and artifacts.is_fingerprint(name):
                     yield name
+
+    @contextmanager
+    def _appearing_whole(self, target: str) -> Iterator[str]:
+        """Yields the path to write a file to, and gives it the path `target` afterwards.
+
+        An object store shows no object before all of it is there. On a disk a file that was cut off would be seen, so
+        it is written under another name.
+        """
+        self._system.makedirs(target.rpartition("/")[0], exist_ok=True)
+        written = f"{target}.{uuid4().hex}" if "file" in self._system.protocol else target
+        yield written
+        if written != target:
+            self._system.mv(written, target)
 
     def _digest(self, path: str) -> str:
         digest = hashlib.sha256()

@@ -1,4 +1,4 @@
-"""Ready-made models made servable: imported, held against PyTorch, exported, and remembered by what their files hold.
+"""Imports and exports ready-made models for the service; unchanged files are not imported twice.
 
     folder ─► checks ─► ranker / encoder artifact ─► bundle ─► release        the first start, in a process of its own
     folder ─► digest ─► ready_made.json ─► release                            every later one, without torch
@@ -30,14 +30,14 @@ T = TypeVar("T")
 
 MEMORY = "ready_made.json"
 VERSION = 2
-"""Part of what is remembered; raise it when the same folder comes to give another release."""
+"""Version of the import, part of every request's key; raise it when the same folder comes to give another release."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReadyMadeModels:
-    """The models that a person names, and what their folders leave open."""
+    """A request: the models that a person names, and the options that their folders do not decide."""
 
     ranker: str = ""
     """A folder, `package:NAME` or a hub name; empty for none."""
@@ -130,7 +130,7 @@ def bundles(
 
 
 def sources(models: ReadyMadeModels) -> dict[str, str]:
-    """Role → the named model, for a release's metrics: of a folder its last part alone."""
+    """Role → name of the model for a release's metrics; a folder is named without its parents."""
     return {role: Path(name).name if Path(name).exists() else name for role, name in models.named.items()}
 
 
@@ -227,7 +227,7 @@ def _exported(models: ReadyMadeModels, workspace: Path, imported: Artifact, docu
 
 
 def _judged(path: str, workspace: Path) -> tuple[Artifact, Artifact]:
-    """Judged data whose queries are all valid ones, and their pairs."""
+    """Judged data, with 98 of 100 queries in the valid split, and its pairs of the judged documents."""
     from index import lexical
     from pipeline.config import CandidatesConfig, DataConfig, IndexConfig, SourceConfig
     from pipeline.data import candidates, judgments

@@ -18,8 +18,8 @@ class SourceConfig:
     """One set of documents, queries and judgments."""
 
     path: str
-    """Folder or file, relative to `data.root`; for a document store a SQLAlchemy URL, such as
-    `sqlite:///shop.db?table=articles` (the table is `documents` by default)."""
+    """Folder or file, relative to `data.root`; an address of an object store, such as `s3://bucket/folder`; or for a
+    database a SQLAlchemy URL, such as `sqlite:///shop.db?table=articles` (the table is `documents` by default)."""
     format: str = "auto"
     """parquet, beir, trec, esci, wands, t2ranking, qbqtc, crowdflower, homedepot, thumbs, sql, python_api, table; auto
     looks at the files."""
@@ -117,7 +117,7 @@ class CandidatesConfig:
     that BM25 and the encoder find, for sets with few judgments a query."""
     train_queries: int = added(0)
     """Maximum number of training queries whose pairs teacher, ranker and encoder learn from, chosen by hash; 0 for all.
-    A projection that is learned from judgments takes seconds for thousands, so it learns from all."""
+    The encoder's `projection = "judgments"` learns from all of them nevertheless, as it is quick."""
     negatives: int = 5
     """Unjudged documents added to each training query as grade 0, sampled from its BM25 run; 0 for none."""
     negatives_depth: int = 50
@@ -130,8 +130,8 @@ class CandidatesConfig:
     """Maximum number of a query's documents in one training step; the rest come in other epochs."""
     unlabelled: float = 0.0
     """Unlabelled pairs for each labelled training pair: (query, document) pairs without a grade, from which the ranker
-    learns the teacher's scores. Their documents are found by BM25 for training queries and those of the next two
-    keys, in lists of `max_list`. A larger number adds pairs to those of a smaller."""
+    learns the teacher's scores. Their documents are found by BM25 for training queries and those of
+    `unlabelled_queries` and `title_queries`, in lists of `max_list`. A larger number keeps all pairs of a smaller."""
     unlabelled_depth: int = 100
     """Depth of each query's run that unlabelled pairs are drawn from."""
     unlabelled_queries: str = ""

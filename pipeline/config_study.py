@@ -63,8 +63,8 @@ class StudyConfig:
     variants: tuple[VariantConfig, ...] = ()
     """Further ways, as changes of the recipe."""
     search_cost: float = added(0.0)
-    """Bound for a search of depth and feed-forward width by successive halving, as a share of the products that the
-    recipe's ranker takes for a token: the best shape within it takes part as `searched`. 0 for no search."""
+    """Bound for a search of depth and feed-forward width by successive halving, as a share of the multiplications that
+    the recipe's ranker does for a token: the best shape within it takes part as `searched`. 0 for no search."""
     precisions: tuple[Precision, ...] = ("fp32",)
     """Precisions in which each student is exported and judged: a row of the table each. fp32 is one of them."""
     seeds: int = 1

@@ -145,7 +145,7 @@ def override(tree: dict[str, Any], text: str) -> None:
     """Lays one `section.key=value` over the plain values of a recipe.
 
     Raises:
-        ConfigError: it is not written so.
+        ConfigError: the text has another form, or its section is a plain value of the recipe.
     """
     key, equals, value = text.partition("=")
     key = key.strip()
@@ -181,7 +181,8 @@ def changed(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
     """The recipe with changes as `--set` takes them.
 
     Raises:
-        ConfigError: a change is not written so, or has an unknown key, a wrong type or an impossible value.
+        ConfigError: a change is not of the form `section.key=value`, or has an unknown key, a wrong type or an
+            impossible value.
     """
     tree = dataclasses.asdict(recipe)  # Not `to_dict`, which hides passwords.
     for item in overrides:

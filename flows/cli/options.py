@@ -69,10 +69,10 @@ def console() -> "Console":
 
 
 def existing(workspace: Path) -> Path:
-    """A workspace that is there.
+    """The workspace, after a check that its folder exists.
 
     Raises:
-        MissingError: it is not; names the nearest folder beside it that is one.
+        MissingError: there is no such folder; names the workspace beside it whose name is most alike.
     """
     if workspace.is_dir():
         return workspace

@@ -1,4 +1,4 @@
-"""Commands that train: demo, init, retrain, ablate, export, schedule, and the graph of the stages."""
+"""Commands around training: demo, init, retrain, ablate, study, export, schedule and stages."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Ranked lists of many queries in one row of arrays, and the formulas of the measures over them."""
+"""Ranked lists of many queries, one after another in flat arrays, and the formulas of the measures over them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,17 +20,20 @@ def _totals(query: Ints, values: ArrayLike, queries: int) -> Floats:
 
 @dataclass(frozen=True, slots=True)
 class RankedLists:
-    """Ranked lists of many queries in one row of arrays, best document first within each query."""
+    """Ranked lists of many queries, one after another in flat arrays, best document first within each query.
+
+    The ideal lists hold the grades of all judgments of each query, best first.
+    """
 
     queries: int
     query: Ints
-    """(documents,) ascending."""
+    """(documents,) number of each document's query from 0, ascending."""
     grade: Floats
     """(documents,) 0 where unjudged."""
     judged: Bools
     score: NDArray[np.float32]
     ideal_query: Ints
-    """(judgments,) ascending."""
+    """(judgments,) number of each judgment's query from 0, ascending."""
     ideal_grade: Floats
     """(judgments,) descending within a query."""
 
@@ -39,11 +42,11 @@ class RankedLists:
         return _ranks(self.query, self.queries)
 
     def total(self, values: ArrayLike) -> Floats:
-        """(documents,) → (queries,) sums."""
+        """Sums a value of each document, (documents,), over each query's list, (queries,)."""
         return _totals(self.query, values, self.queries)
 
     def ideal_total(self, values: ArrayLike) -> Floats:
-        """(judgments,) → (queries,) sums."""
+        """Sums a value of each judgment, (judgments,), over each query's ideal list, (queries,)."""
         return _totals(self.ideal_query, values, self.queries)
 
 
@@ -71,7 +74,10 @@ def ndcg(lists: RankedLists, cutoff: int | None, gain: Gain) -> Floats:
 
 
 def _pairwise(lists: RankedLists) -> Floats:
-    """Share of ordered pairs; a document that is not returned stands below all that are, two such are a tie."""
+    """Share of the pairs of different grade in the right order, (queries,); ties count half, an empty list scores 0.
+
+    A document that is not returned counts as below all that are, and two such documents as a tie. NaN without pairs.
+    """
     fresh = np.ones(len(lists.query), dtype=bool)
     fresh[1:] = (lists.query[1:] != lists.query[:-1]) | (lists.score[1:] != lists.score[:-1])
     tie = np.cumsum(fresh) - 1  # (documents,) which group of equal scores
@@ -129,7 +135,7 @@ def measure_values(lists: RankedLists, name: str, cutoff: int | None, relevant_f
     Args:
         name: one of `pipeline.evaluation.metrics.NAMES`.
         cutoff: the last rank that counts; None for the whole list.
-        relevant_from: lowest relevant grade for the measures that know only relevant and not.
+        relevant_from: lowest grade that counts as relevant in the binary measures: mrr, map, recall and precision.
     """
     kept = lists.rank <= (cutoff or len(lists.query))
     relevant = (lists.grade >= relevant_from) & lists.judged & kept

@@ -2,7 +2,7 @@
 
 report.json        all contents, as plain values
 per_query.parquet  query_id, slice, system, and a column for each measure; what the gate reads
-report.html        the same for a reader; one page without outside parts
+report.html        the same for a reader; one self-contained page
 """
 
 import json
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReportPlan:
-    """The question that a report answers."""
+    """The title of a report, the systems that it compares, and the split whose queries they are judged on."""
 
     title: str
     baseline: str = ""
@@ -209,7 +209,7 @@ def _write(folder: Path, config: EvaluationConfig, material: _Material, plan: Re
 
 
 def _counts(ranked: Mapping[str, "pa.Table"], judgments: "pa.Table") -> dict[str, dict[str, int]]:
-    """Documents a query at most, and queries without judgments, of each run."""
+    """Name of a run → `depth`, its longest list, and `unjudged_queries`, the number of its queries without judgment."""
     known = set(judgments.column("query_id").unique().to_pylist())
     counts = {}
     for name, run in ranked.items():

@@ -1,8 +1,8 @@
-"""Weights as whole numbers and their scales, for the precisions int8 and w8.
+"""Quantises weights to int8 numbers and their scales, for the precisions int8 and w8.
 
 - int8: a scale for each output column of a matrix; word embeddings have one for each row;
-- w8: a scale for each `BLOCK` numbers of a column. The activations beside them are rounded block by block within
-  their own row: a score that cannot depend on what else is in the batch, nor on padding.
+- w8: a scale for each `BLOCK` numbers of a column. Activations are quantised block by block within their own row, so
+  a score cannot depend on what else is in the batch, nor on padding.
 """
 
 import numpy as np
@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float32]
 
 BLOCK = 64
-"""Inputs that share a scale in w8. Larger ones are faster, but ONNX Runtime 1.31 then adds up in another
-order for another number of rows, and the last bits of a score depend on its batch."""
+"""Number of weights of a column that share a scale in w8. Larger blocks are faster, but with them ONNX Runtime 1.31
+adds up in an order that depends on the number of rows, so the last bits of a score depend on its batch."""
 
 
 def quantised(matrix: Floats, axis: int) -> tuple[NDArray[np.int8], Floats]:

@@ -1,4 +1,4 @@
-"""The valid texts on which an export is judged: whole query lists, assembled as the model reads them."""
+"""The inputs on which an export is judged: whole lists of queries of the valid split, or texts without judgments."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ from pipeline.tokens import PairTemplate, TextTemplate
 
 Floats = NDArray[np.float32]
 Templates = Mapping[str, PairTemplate | TextTemplate]
-"""pair for a ranker; query and document for an encoder."""
+"""Template by kind of input: `pair` for a ranker; `query` and `document` for an encoder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +32,10 @@ class Input:
 
 @dataclass(frozen=True, slots=True)
 class RankedList:
-    """One query's judged documents, as places in the inputs."""
+    """One query's documents, as indices of the sample's inputs."""
 
     query: int | None
-    """The query's own input, for an encoder."""
+    """Index of the query's own input, for an encoder; None for a ranker, whose inputs hold query and document."""
     documents: Sequence[int]
     doc_ids: Sequence[str]
     grades: Sequence[int]
@@ -60,14 +60,14 @@ class Sample:
         ]
 
     def spread(self, count: int) -> list[int]:
-        """Places of at most so many inputs, from the shortest to the longest."""
+        """Indices of at most `count` inputs, of lengths spread from the shortest to the longest."""
         order = sorted(range(len(self.inputs)), key=lambda index: (len(self.inputs[index].ids), index))
         return [order[int(at)] for at in np.unique(np.linspace(0, len(order) - 1, min(count, len(order))).astype(int))]
 
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """Texts to ids, as the service makes them."""
+    """Tokenises texts and assembles them to inputs as the service does."""
 
     tokenizer: Tokenizer
     templates: Templates
@@ -117,7 +117,7 @@ SENTENCES = (
 """Texts in several languages and lengths, for models that come without documents."""
 
 LIST = 8
-"""Documents that are ranked for one text where nothing is judged."""
+"""Number of documents in each list of `unjudged`."""
 
 
 def document_texts(documents: Artifact, count: int = 500) -> list[str]:

@@ -85,7 +85,7 @@ def _definition(modules: dict[str, SourceModule], name: str, item: str, depth: i
 
 
 def _exports(modules: dict[str, SourceModule], name: str, depth: int = 0) -> set[str]:
-    """The names that `from name import *` would import."""
+    """The public names of a module, its imports included; a module imported with `*` adds only those in `__all__`."""
     module = modules.get(name)
     if module is None or depth > MAX_IMPORTS:
         return set()

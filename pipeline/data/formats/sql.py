@@ -1,4 +1,4 @@
-"""Tables out of a database, by any SQLAlchemy URL: documents, or whatever the recipe's `columns` map.
+"""Reads a table or query of a database by any SQLAlchemy URL: documents, or what the recipe's `columns` map.
 
     sqlite:///shop.db                                                   the table `documents`
     postgresql+psycopg://user:${DB_PASSWORD}@host/shop?table=articles   another table or view
@@ -7,7 +7,8 @@
 
 Without a map the table has columns doc_id, title and text; others are kept. With `query` the rows of a query are read
 instead of a table. The type of a kept column is decided once, from all of its values: one kind of value keeps its
-type, whole numbers beside floats are floats, and any other mixture is text, each value as it would be typed.
+type, whole numbers beside floats are floats, beside decimals decimals, and any other mixture is text, each value as a
+person would type it.
 """
 
 import datetime
@@ -110,7 +111,9 @@ def names_of(config: SourceConfig, root: Path) -> list[str]:
 
 
 def read(config: SourceConfig, root: Path) -> Tables:
-    """The rows of the table or query, in order of their ids. NULL is an empty text.
+    """The rows of a table in the order of its doc_id, or of all columns without one; those of a query as it gives them.
+
+    NULL is an empty text in columns of texts and ids.
 
     Raises:
         ConfigError: not a URL that SQLAlchemy understands, or its driver is not installed.
@@ -195,10 +198,10 @@ def _secrets(address: sa.URL) -> list[str]:
 
 
 def _rows(engine: sa.Engine, name: str, config: SourceConfig, shown: str, *, raw: bool) -> dict[str, list[Any]]:
-    """The values of each column, under the keys of the map where there is one.
+    """The values of each column, under the keys of the map where there is one; rows flagged as deleted are left out.
 
     Args:
-        raw: take values as the driver gives them, without the type that the table declares; but for truth values.
+        raw: take values as the driver gives them and ignore the types that the table declares, except booleans.
     """
     wanted = dict(config.columns) or {column: column for column in OWN_COLUMNS}
     flag = config.deleted if config.deletions == "flag" else ""

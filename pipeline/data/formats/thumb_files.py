@@ -1,4 +1,4 @@
-"""Thumbs of the search page as judgments of source `page`: `thumbs.jsonl`, as the service writes it.
+"""Reads the thumbs up and down of the search page, `thumbs.jsonl`, as judgments of source `page`.
 
 A browser's last thumb on a result counts. Where more browsers find that a result fits than that it does not, the grade
 is 1, where fewer, 0; a tie gives no judgment. `grades = [0, 3]` in the recipe's source maps the two to another scale.
@@ -59,7 +59,7 @@ def judgments_of_thumbs(path: Path) -> Tables:
 def _last_thumbs(file: Path) -> dict[tuple[str, str, str], Thumb]:
     """The last thumb of each voter, query and document, in the order of the first.
 
-    A line that a power cut tore is left out, and counted in the log.
+    A line that is no thumb, as one that a power cut tore, is left out and counted in the log.
 
     Raises:
         SchemaError: no line is a thumb.

@@ -90,16 +90,17 @@ def make_searchable(
         else run(shards.lexical, data=data, full=whole)
     )
     store = run(documents.make, data=data, previous=shared.get("documents"))
+    embed = offline.embedder(encoder)
     embedded = run(
         vectors.make,
         digest,
         data=data,
-        embed=offline.embedder(encoder),
+        embed=embed,
         previous=() if anew else known,
         embedding_round=number,
         quality=QualityFilter.of(config),
         engine=run.engine,
-        cutter=offline.cutter(encoder, config.passages.passages(None)),
+        cutter=offline.cutter(embed, config.passages.passages(None)),
     )
     apart = _fields(config, run, encoder=encoder, data=data, previous=None if anew else previous)
     judged = held_out(config, encoder, digest, queries or data)
@@ -120,7 +121,7 @@ def _fields(
     from serving.runtime import offline
 
     indexes = {}
-    digest = offline.digest(encoder)
+    digest, embed = offline.digest(encoder), offline.embedder(encoder)
     for field_name in config.fields:
         named = run.labelled(field_name)
         part = release_parts.field_part("lexical", field_name)
@@ -133,13 +134,13 @@ def _fields(
             vectors.make,
             digest,
             data=data,
-            embed=offline.embedder(encoder),
+            embed=embed,
             previous=() if previous is None else known,
             embedding_round=vectors.last_round(known, data),
             quality=QualityFilter.of(config),
             field=field_name,
             engine=run.engine,
-            cutter=offline.cutter(encoder, config.passages.passages(None)),
+            cutter=offline.cutter(embed, config.passages.passages(None)),
         )
         # Nothing is searched for in it, so it keeps no contract of recall.
         plain = replace(config, recall=0.0, bytes_per_document=0.0)

@@ -4,7 +4,7 @@ What is indexed and judged here is computed by the same lines, precision and ord
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ from pipeline.passages import Passages
 from pipeline.stage import Stage
 from serving.runtime.bundle import Bundle
 from serving.runtime.engine import Engine, Role, Vectors
-from serving.runtime.passage_inputs import TextCutter
 
 FEATURES = Stage(
     "features",
@@ -62,28 +61,33 @@ class BundleEmbedder:
         return {"_pinned": self._pinned, "_role": self._role, "_engine": None}
 
     def __call__(self, texts: Sequence[str]) -> Vectors:
+        return self.engine.embed(texts, self._role)
+
+    @property
+    def engine(self) -> Engine:
+        """The encoder, loaded when first asked for."""
         if self._engine is None:
             # The engine compares the content of the files that it reads.
             bundle = self._pinned.opened(verify=False)
             self._engine = Engine(bundle.path, threads=compute.worker_threads())
-        return self._engine.embed(texts, self._role)
+        return self._engine
 
 
-def embedder(bundle: Artifact, role: Role = "document") -> Callable[[Sequence[str]], Vectors]:
+def embedder(bundle: Artifact, role: Role = "document") -> BundleEmbedder:
     """A function from texts to unit vectors (texts, dimensions); it loads the encoder when first called."""
     return BundleEmbedder(bundle, role)
 
 
-def cutter(bundle: Artifact, passages: Passages | None) -> DocumentCutter | None:
-    """The rule by which an encoder reads long documents; None without one. It loads the encoder when first called."""
+def cutter(embed: BundleEmbedder, passages: Passages | None) -> DocumentCutter | None:
+    """The function that cuts long documents as an encoder reads them, with its rule; None where `passages` is None.
+
+    It loads the encoder of `embed` when first called, and shares it.
+    """
     if passages is None:
         return None
-    texts: TextCutter | None = None
 
     def cut(documents: Sequence[str]) -> list[list[tuple[int, int]]]:
-        nonlocal texts
-        texts = texts or Engine(bundle.path).text_cutter(passages)
-        return texts.cut(documents)
+        return embed.engine.text_cutter(passages).cut(documents)
 
     return DocumentCutter(passages, cut)
 

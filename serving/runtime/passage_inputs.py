@@ -1,7 +1,7 @@
-"""Documents cut into passages: what the ranker reads beside a query, and the encoder alone, of texts that are long."""
+"""Long documents cut into passages: for a ranker, which reads each beside the query, and for an encoder."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from pipeline.passages import Passages
 from pipeline.tokens import PairTemplate, TextTemplate
@@ -81,26 +81,29 @@ class TextCutter:
 
     tokeniser: RuntimeTokenizer
     template: TextTemplate
-    """The shape of a document."""
+    """The encoder's input for a document."""
     passages: Passages
+    room: int = field(init=False)
+    """Maximum length of a passage in tokens: what special tokens and prompt leave of the input."""
 
     def __post_init__(self) -> None:
         """Raises ConfigError where a passage does not fit into the encoder's input."""
-        self.passages.check(self.room)
-
-    @property
-    def room(self) -> int:
-        """Maximum length of a passage in tokens: what special tokens and prompt leave."""
         prompt = len(self.tokeniser.ids([self.template.prompt], self.template.max_tokens, remember=False)[0])
-        return self.template.max_tokens - len(self.template.before) - len(self.template.after) - prompt
+        room = self.template.max_tokens - len(self.template.before) - len(self.template.after) - prompt
+        object.__setattr__(self, "room", room)
+        self.passages.check(room)
 
     def cut(self, documents: Sequence[str], check: Callable[[], None] | None = None) -> list[list[tuple[int, int]]]:
-        """Start and end of each document's passages, in characters and in order; all of one that fits into the input.
+        """Start and end of each passage of each document, in characters; a document that fits the input is one passage.
+
+        Args:
+            check: called before each document; raises when the request's deadline has passed.
 
         Raises:
             InvalidRequestError: a text is too long; see `RuntimeTokenizer.ids`.
         """
         room = self.room
+        # One token more than the room shows that a document does not fit.
         longest = max(room + 1, self.passages.reach(room))
         spans = []
         for document in documents:

@@ -112,16 +112,16 @@ class RuntimeTokenizer:
         """Where the tokens of a text from index `first` to before `last` begin and end, in characters.
 
         Raises:
-            InvalidRequestError: as `ids`.
+            InvalidRequestError: see `ids`.
         """
         offsets = self.offsets(item, last)
         return offsets[first][0], offsets[last - 1][1]
 
     def offsets(self, item: str, max_tokens: int) -> list[tuple[int, int]]:
-        """Where each of the first tokens of a text begins and ends, in characters; no more than `max_tokens` of them.
+        """Start and end of each of the first `max_tokens` tokens of a text, in characters.
 
         Raises:
-            InvalidRequestError: as `ids`.
+            InvalidRequestError: see `ids`.
         """
         try:
             (head,) = self._prefixes.heads([text.clean(item)], max_tokens)

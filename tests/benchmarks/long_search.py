@@ -100,8 +100,8 @@ def main() -> None:
     for tokens in (128, 256, 512):
         exported = encoder(workspace, tokens)
         for passages in (None, Passages(most=64)) if tokens < 512 else (None,):
-            cutter = offline.cutter(exported, passages)
             embed = offline.embedder(exported)
+            cutter = offline.cutter(embed, passages)
             table = vectors.make(workspace, offline.digest(exported), data=data, embed=embed, cutter=cutter)
             index = SemanticIndex.load(semantic_build.make(workspace, IndexConfig(), vectors=table).path)
             queries = offline.embedder(exported, "query")(list(long.queries.values()))

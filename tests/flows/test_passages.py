@@ -102,4 +102,4 @@ def test_a_release_is_judged_with_the_passages_of_its_own_recipe(workspace: Path
         "vectors, one a passage" not in report_stats.of({"encoder": encoder}, plain.vectors, plain.index, {})["index"]
     )
     assert json.loads(plain.index.file("index.json").read_text()).keys().isdisjoint({"passages", "documents"})
-    assert offline.cutter(encoder, None) is None
+    assert offline.cutter(offline.embedder(encoder), None) is None

@@ -237,7 +237,7 @@ class TinyWorkspace:
             engine.digest,
             data=data,
             embed=lambda texts: engine.embed(texts, "document"),
-            cutter=offline.cutter(embedding, indexed),
+            cutter=offline.cutter(offline.embedder(embedding), indexed),
         )
         engine.close()
         config = IndexConfig()

@@ -10,14 +10,16 @@ from starlette.responses import Response
 from serving.api.json_io import request_schema
 from serving.api.request import RequestContext
 from serving.api.schemas import ClientShape, RequestBody
-from serving.api.search import MAX_QUERY_CHARS, Filters, Value
+from serving.api.search import Filters, Value, check_length
 from serving.errors import BodyTooLargeError
 from serving.scoring import shard_candidates
 from serving.scoring.shard_candidates import ShardQuery
 
 MAX_DIMENSIONS = 16_384
+"""Numbers of one vector; the index's own width is checked later."""
 
 DEFAULT_DEPTH = 20
+"""Documents that BM25 and the encoder each bring where the request names no number."""
 
 router = APIRouter()
 
@@ -81,8 +83,7 @@ async def candidates(request: Request) -> Response:
     context = RequestContext(request)
     body = await context.read(CandidatesRequest)
     settings, searcher = context.service.settings, context.searcher
-    if len(body.query) > MAX_QUERY_CHARS:
-        raise BodyTooLargeError(f"query has {len(body.query)} characters; a search takes at most {MAX_QUERY_CHARS}")
+    check_length(body.query)
     depth = body.depth or DEFAULT_DEPTH
     if depth > (limit := max(settings.max_results, settings.retrieve)):
         raise BodyTooLargeError(f"depth is {depth}; at most {limit} are given (RELEVANCE_MAX_RESULTS)")

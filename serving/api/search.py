@@ -200,7 +200,7 @@ class SearchAnswer(BaseModel):
     fits: bool | None = Field(
         None,
         description="false: no document has a word of the query, and none lies nearer to it than to random letters. "
-        "null: not known, the encoder did not answer.",
+        "null: not known; the encoder did not answer, or the documents are in shards and none has a word.",
     )
     facets: dict[str, dict[str, int]] | None = Field(None, description="Field → value → number of candidates with it.")
     degraded: str | None = Field(
@@ -264,6 +264,12 @@ LINK_NAMES = ("q", "query", "top_n", "filter", "lists", "fields", "facets", "exp
 """The parameters of a search as a link."""
 
 
+def check_length(query: str) -> None:
+    """Raises BodyTooLargeError for a query of more than MAX_QUERY_CHARS."""
+    if len(query) > MAX_QUERY_CHARS:
+        raise BodyTooLargeError(f"query has {len(query)} characters; a search takes at most {MAX_QUERY_CHARS}")
+
+
 async def _search(context: RequestContext, body: SearchRequest) -> Response:
     context.choose(body.release)
     settings, searcher, query, details = context.service.settings, context.searcher, body.query, body.details
@@ -271,8 +277,7 @@ async def _search(context: RequestContext, body: SearchRequest) -> Response:
     filters: Mapping[str, Sequence[Value]] = body.filters or {}
     if not query.strip():
         raise InvalidRequestError("query is empty; send what is searched for")
-    if len(query) > MAX_QUERY_CHARS:
-        raise BodyTooLargeError(f"query has {len(query)} characters; a search takes at most {MAX_QUERY_CHARS}")
+    check_length(query)
     if length > limit:
         raise InvalidRequestError(f"top_n is {length}; at most {limit} are given (RELEVANCE_MAX_RESULTS)")
 

@@ -98,7 +98,7 @@ class _Flight(Generic[V]):
     future: Future[V] = field(default_factory=Future)
 
     def serves(self, options: RequestOptions, *, partial: bool) -> bool:
-        """Whether a request with these options may wait for this value: it comes no later than if that computed it."""
+        """Whether a request with these options may wait for this computation: one of its own would end no earlier."""
         own, other = self.options, options
         return self.partial <= partial and (own.priority, own.deadline.until) <= (other.priority, other.deadline.until)
 

@@ -11,6 +11,7 @@ from serving.api import app as apps
 from serving.api import keys
 from serving.api.paths import ENDPOINTS, UNKNOWN, UNKNOWN_ADMIN, Access, ErrorShape, find
 from serving.rollout.lifecycle import Lifecycle
+from serving.scoring.contents import NEEDS
 from tests.serving.patience import patient
 
 
@@ -41,6 +42,16 @@ def test_the_table_equals_the_router(app: Any) -> None:
     table = [(endpoint.path, method) for endpoint in ENDPOINTS for method in endpoint.methods]
     assert len(table) == len(set(table))
     assert set(table) == routes(app)
+
+
+def test_each_scoring_path_needs_a_part_of_a_release() -> None:
+    needing = [path for paths in NEEDS.values() for path in paths]
+    assert len(needing) == len(set(needing))
+    assert set(needing) <= {endpoint.path for endpoint in ENDPOINTS}
+    scoring = {endpoint.path for endpoint in ENDPOINTS if endpoint.scoring}
+    # "/" answers with the model that there is. A shard answers "/candidates", which other releases do not miss.
+    assert scoring - set(needing) == {"/", "/candidates"}
+    assert set(needing) - scoring == {"/document"}
 
 
 def concrete(path: str) -> str:

@@ -25,7 +25,7 @@ from serving.runtime.scheduler import Scheduler
 from serving.scoring.answers import SearchDetails
 from serving.scoring.reranker import Caches
 from serving.scoring.searcher import Searcher
-from serving.scoring.sharded import ShardClient, ShardedSearcher
+from serving.scoring.sharded import NO_DOCUMENT, ShardClient, ShardedSearcher
 from tests.serving import processes
 from tests.serving.conftest import DOCUMENTS, TinyWorkspace
 from tests.serving.processes import Server
@@ -53,14 +53,8 @@ class Divided:
     front: Server
 
     def search(self, seconds: float = 60.0, **body: Any) -> dict[str, Any]:
-        request = urllib.request.Request(
-            f"{self.front.url}/search",
-            json.dumps(body).encode(),
-            {"content-type": "application/json", "x-request-timeout-ms": str(int(1000 * seconds))},
-        )
         try:
-            with urllib.request.urlopen(request, timeout=120) as answer:
-                return {"status": answer.status, **json.load(answer)}
+            return {"status": 200, **post(f"{self.front.url}/search", body, seconds)}
         except urllib.error.HTTPError as error:
             with error:
                 return {"status": error.code, **json.load(error)}
@@ -68,6 +62,13 @@ class Divided:
     def shard_ids(self, missing: int) -> list[str]:
         """Ids of the documents of all shards but one."""
         return [f"d{row}" for row in range(len(DOCUMENTS)) if shard_of(f"d{row}", SHARDS) != missing]
+
+
+def post(url: str, body: dict[str, Any], seconds: float = 60.0) -> Any:
+    headers = {"content-type": "application/json", "x-request-timeout-ms": str(int(1000 * seconds))}
+    request = urllib.request.Request(url, json.dumps(body).encode(), headers)
+    with urllib.request.urlopen(request, timeout=120) as answer:
+        return json.load(answer)
 
 
 def folder_of_documents(tiny: TinyWorkspace, folder: Path) -> Path:
@@ -140,6 +141,25 @@ def test_fields_that_no_shard_knows_are_refused(shards: Divided) -> None:
         answer = shards.search(query="sort a list", **body)
         assert answer["status"] == 422
         assert "kind, tags, year" in answer["error"]
+
+
+def test_given_texts_are_fused_as_by_one_index(shards: Divided) -> None:
+    texts, bm25 = ["a sorted list", "open a file", "json"], [3.0, 1.0, 0.0]
+    fused = shards.undivided.fused("sort a list", texts, bm25, RequestOptions(Deadline.never()))
+    body = {"query": "sort a list", "texts": texts, "first_stage_scores": bm25, "raw_scores": True}
+    answer = post(f"{shards.front.url}/rerank", body)
+    scores = {item["index"]: item["score"] for item in answer}
+    assert [scores[index] for index in range(3)] == pytest.approx(fused.values, abs=1e-6)
+
+
+def test_a_whole_document_is_asked_of_its_shard(shards: Divided) -> None:
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(f"{shards.front.url}/document?id=d5", timeout=120)
+    with caught.value as error:
+        assert (error.code, json.load(error)["error"]) == (404, NO_DOCUMENT)
+    number = shard_of("d5", SHARDS)
+    with urllib.request.urlopen(f"{shards.services[number].url}/document?id=d5", timeout=120) as answer:
+        assert json.load(answer)["title"] == DOCUMENTS[5][0]
 
 
 def test_a_release_must_be_the_one_of_models_and_fit_the_addresses(shards: Divided, tmp_path: Path) -> None:

@@ -69,11 +69,11 @@ class Passages:
         return min(self.tokens or room, room)
 
     def step(self, room: int) -> int:
-        """Tokens between the starts of two passages beside such a query."""
+        """Tokens between the starts of two passages beside a query that leaves `room` tokens."""
         return self.stride or max(self.window(room) // 2, 1)
 
     def reach(self, room: int) -> int:
-        """Maximum number of tokens of a document that are read beside such a query."""
+        """Maximum number of tokens of a document that are read beside a query that leaves `room` tokens."""
         reach = self.window(room) + (self.most - 1) * self.step(room)
         return min(reach, self.max_document_tokens) if self.max_document_tokens else reach
 

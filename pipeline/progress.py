@@ -11,8 +11,8 @@ LINE_S = 15.0
 log = logging.getLogger(__name__)
 
 Advance = Callable[..., None]
-"""advance(amount, note="", total=None): so much more is done; the note (such as "loss 0.41") is shown beside it; the
-whole may turn out larger or smaller than it was thought."""
+"""advance(amount, note="", total=None): adds `amount` to the work done, shows the note, such as "loss 0.41", beside it,
+and corrects the total where one is given."""
 
 
 @contextmanager

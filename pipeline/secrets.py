@@ -15,7 +15,7 @@ _SECRET = r"[a-z_]*(?:password|passwd|pwd|secret|token|api_?key|odbc_connect)"
 _NAME = re.compile(rf"(?i){_SECRET}")
 _PARAMETER = re.compile(rf"(?i)([?&;]{_SECRET}=)[^&;\s'\"]+")
 _TOKEN_AS_USER = re.compile(r"(://)[^\s/:@'\"]{20,}(?=@)")
-"""A user without a password and with so long a name is an access token, as hosts of code and models take it."""
+"""An access token in the place of a user name, `https://TOKEN@host`: a name of 20 characters or more, no password."""
 _ASSIGNED = re.compile(
     r"(?i)(\b[a-z_]*(?:password|passwd|pwd)['\"]?\s*[=:]\s*)(?:'[^'\n]*'|\"[^\"\n]*\"|[^\s'\",;&}]+)"
 )

@@ -123,9 +123,9 @@ def by_query(
     ids: ArrayLike | None = None,
     relevant_from: float = 1,
 ) -> dict[str, Floats]:
-    """Each measure for each query of lists that are judged throughout, in ascending order of the query ids.
+    """Each measure for each query of lists whose documents are all judged, in ascending order of the query ids.
 
-    The quick way during training, where scores and grades lie side by side. Ideal lists are made of the
+    It is quick, for use during training, where scores and grades lie side by side. Ideal lists are made of the
     documents given.
 
     Args:
@@ -135,7 +135,7 @@ def by_query(
         ids: (documents,) document ids, or numbers in their order; they break ties as in trec_eval. Without them the
             lower grade stands first, so that a model which gives one score to all gains nothing from the order of
             the rows.
-        relevant_from: lowest relevant grade for the measures that know only relevant and not.
+        relevant_from: lowest grade that counts as relevant in the binary measures: mrr, map, recall and precision.
 
     Raises:
         SchemaError: arrays of different lengths, a score that is not finite, a negative grade.
@@ -193,7 +193,7 @@ def evaluate(run: "pa.Table", judgments: "pa.Table", measures: Sequence[str], *,
     Args:
         run: columns query_id, doc_id, score; rows in any order, ranks are made from the scores.
         judgments: columns query_id, doc_id, grade; every query in it is counted, and a negative grade counts as 0.
-        relevant_from: lowest relevant grade for the measures that know only relevant and not.
+        relevant_from: lowest grade that counts as relevant in the binary measures: mrr, map, recall and precision.
 
     Raises:
         SchemaError: a score or grade that is not finite, or a document twice for a query; names the row.
@@ -232,7 +232,7 @@ def _numbers(table: "pa.Table", column: str) -> Any:
 
 
 def _codes(run: "pa.Table", judgments: "pa.Table", column: str) -> tuple[list[str], tuple[Ints, Ints]]:
-    """All ids of both tables, ascending by bytes, and the place of each row's id among them."""
+    """All ids of both tables, ascending by bytes, and for each table the index of each row's id among them."""
     import pyarrow as pa
     import pyarrow.compute as pc
 

@@ -48,14 +48,14 @@ def signed(number: float | None) -> str:
 
 
 def p_value(number: float | None) -> str:
-    """Two digits, or < 0.001."""
+    """A p value with two decimals, with three below 0.1, or `< 0.001`; a dash where it is not defined."""
     if number is None or not math.isfinite(number):
         return "–"
     return "< 0.001" if number < 0.001 else f"{number:.3f}" if number < 0.1 else f"{number:.2f}"
 
 
 def interval(span: Mapping[str, Any], digits: int = 3) -> str:
-    """0.612 [0.590, 0.634]"""
+    """The mean with the ends of its interval, such as 0.612 [0.590, 0.634]."""
     mean, low, high = (value(span[name], digits) for name in ("mean", "low", "high"))
     return f"{mean} [{low}, {high}]"
 

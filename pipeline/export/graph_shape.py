@@ -1,4 +1,4 @@
-"""The shape of a model whose ONNX graph `graph` writes: what it takes from a transformers config."""
+"""Reads from a transformers config the sizes and operators that `pipeline.export.graph` writes into an ONNX graph."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,7 +7,7 @@ from pipeline.errors import ConfigError
 from pipeline.models.families import FAMILIES, ModelFamily
 
 EMBEDDINGS = "embeddings"
-"""Name of the embedding table where layers are named."""
+"""Name of the embedding table in lists of a model's parts, beside `layer.0` and so on."""
 
 ACTIVATIONS = {"gelu": "Gelu", "gelu_new": "FastGelu", "gelu_pytorch_tanh": "FastGelu", "relu": "Relu"}
 """Activation in a config → ONNX Runtime's operator."""
@@ -40,7 +40,7 @@ class GraphShape:
     activation: str
     epsilon: float
     types: int
-    """Segments; with one, the graph has no input for them."""
+    """Number of segments; with one, the graph has no input for them."""
     first_position: int
     """Row of the position table that the first token takes: 0, or after the padding id for RoBERTa."""
     positions: int
@@ -88,5 +88,5 @@ class GraphShape:
 
     @property
     def parts(self) -> list[str]:
-        """The names that `keep` may hold below: the embeddings and each layer."""
+        """The names of the parts that can be kept in fp32: the embeddings and each layer."""
         return [EMBEDDINGS, *(f"layer.{number}" for number in range(self.layers))]

@@ -1,7 +1,7 @@
-"""Ready-made models as artifacts: what a folder holds becomes a ranker or encoder like one that was trained here.
+"""Imports a ready-made model from a folder as a `ranker` or `encoder` artifact, like one that was trained here.
 
-The weights are copied, so a release needs the folder no more. The artifact records a digest of the folder's files, and
-the same folder is imported once.
+The weights are copied, so a release no longer needs the folder. The artifact records a digest of the folder's files,
+and the same folder is imported once.
 """
 
 from collections.abc import Callable, Mapping
@@ -40,7 +40,7 @@ def ranker(
     Args:
         workspace: the folder that holds `artifacts/`.
         folder: a folder, `package:NAME` or a hub name.
-        options: what the folder leaves open.
+        options: settings that the folder's files do not give.
         loaded: the model in the folder, if it is in memory already.
 
     Raises:
@@ -58,7 +58,7 @@ def encoder(
     Args:
         workspace: the folder that holds `artifacts/`.
         folder: a folder, `package:NAME` or a hub name.
-        options: what the folder leaves open.
+        options: settings that the folder's files do not give.
         loaded: the model in the folder, if it is in memory already.
 
     Raises:

@@ -23,7 +23,7 @@ from pipeline.models.low_rank import FactoredEmbedding, holder
 
 
 class RoundedLinear(nn.Linear):
-    """A linear layer that rounds its weight and its input to int8."""
+    """A linear layer that rounds its weight and its input to 8 bits."""
 
     def forward(self, states: Tensor) -> Tensor:
         """(…, out) from (…, in)."""
@@ -54,8 +54,8 @@ def rounded_rows(matrix: Tensor) -> Tensor:
 def rounded_activations(states: Tensor) -> Tensor:
     """The states rounded to 256 steps between their smallest and largest number, 0 always among the steps.
 
-    ONNX's DynamicQuantizeLinear, for each text of a padded batch (texts, tokens, width), and for all rows together of
-    a matrix (rows, width), which holds many texts: its steps are then no finer than those of serving.
+    It computes ONNX's DynamicQuantizeLinear. In a padded batch, (texts, tokens, width), each text has its own steps. In
+    a matrix of many texts' rows, (rows, width), all share theirs, which are then no finer than those of serving.
 
     Args:
         states: as above; the gradient passes unchanged.

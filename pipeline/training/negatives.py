@@ -1,4 +1,4 @@
-"""Hard negatives: which of the mined pairs the encoder may learn from as such.
+"""Chooses the mined pairs from which the encoder learns as hard negatives.
 
 A document that a search ranks high and nobody judged is often relevant. The teacher decides: it is kept out when its
 score is above the mean score of the query's positives less a margin, so the bound moves with how sure the teacher is
@@ -35,8 +35,8 @@ STAGE = Stage(
 def make(
     workspace: Path, config: MiningConfig, *, pairs: Artifact, scores: Artifact, mined: Artifact, mined_scores: Artifact
 ) -> Artifact:
-    """The `hard_pairs` artifact: pairs.parquet and scores.parquet, the pairs with the negatives that pass, and what the
-    teacher says about all of them.
+    """The `hard_pairs` artifact: pairs.parquet has the pairs and the negatives that pass, scores.parquet the teacher's
+    scores of both.
 
     The first rows are those of `pairs`, with their row ids. Of each query the first `negatives` that pass follow, in
     the order of `mined`. A query without a document above grade 0 has no bound, so nothing is added to it.

@@ -10,7 +10,10 @@ from pipeline.models.families.family import AttentionParts, ModelFamily
 
 
 class DebertaV2(ModelFamily):
-    """The positions' part of the logits is `bias`; models with a convolution are read by their own forward pass."""
+    """DeBERTa-v2 and -v3; `AttentionParts.bias` adds the part of the attention logits that depends on positions.
+
+    In a model with a convolution each layer runs by its own forward pass, see `ModelFamily.splits`.
+    """
 
     model_types = ("deberta-v2",)
     optional_pooler = False
@@ -74,7 +77,9 @@ class DebertaV2(ModelFamily):
 
 
 def _disentangled(body: Any, module: Any, query: Tensor, key: Tensor) -> Tensor:
-    """(texts, heads, queries, tokens), content to position and position to content, before scaling.
+    """Attention logits that depend on positions, (texts, heads, queries, tokens), before scaling.
+
+    They are the sum of content to position and position to content, as far as the model has them.
 
     Args:
         query: (texts, heads, queries, size) of the first tokens.
@@ -91,7 +96,7 @@ def _disentangled(body: Any, module: Any, query: Tensor, key: Tensor) -> Tensor:
     by_query = module.query_proj if module.share_att_key else getattr(module, "pos_query_proj", None)
 
     def of_heads(states: Tensor) -> Tensor:
-        """(heads, size, 2 · span)."""
+        """Splits projected position embeddings, (2 · span, hidden), into heads, (heads, size, 2 · span)."""
         return states.view(2 * span, heads, size).permute(1, 2, 0)
 
     logits = query.new_zeros(())

@@ -46,13 +46,13 @@ class BiEncoderWeights:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BiEncoderCounts:
-    """The counts of an entire step, by which each of its chunks divides."""
+    """The counts of an entire step, by which the sums of each of its chunks are divided."""
 
     documents: int
     answered: float
-    """Queries with a document above grade 0; where only clicks say so, by their weight."""
+    """Number of queries with a document above grade 0; one that is known from clicks alone counts `click_weight`."""
     texts: int
-    """Distinct queries and documents, counted by chunk."""
+    """Number of distinct queries and documents of each chunk, summed over the chunks."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,7 +70,7 @@ class EncodedChunk:
     scale: Tensor
     """Scalar, the factor between cosines and targets; learned."""
     targets: Tensor
-    """(pairs,) scores of the teacher with differences of about 1."""
+    """(pairs,) scores of the teacher, scaled so that they differ by about 1 within a query."""
     positive: Tensor
     """(queries, documents) bool, a query's documents of its highest grade."""
     allowed: Tensor

@@ -25,7 +25,7 @@ ALPHABET_SHARE = 0.75
 
 BERT_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 ROBERTA_SPECIALS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
-"""With these ids, as RoBERTa has them; its mask is the last of all instead."""
+"""Special tokens in the order of their ids; the first four ids are RoBERTa's, whose mask is the last of all."""
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def train(texts: Sequence[str], config: ScratchConfig) -> PreTrainedTokenizerFas
 
 
 def _wordpiece(texts: Sequence[str], config: ScratchConfig) -> PreTrainedTokenizerFast:
-    """Lower-cased, accents stripped, each Chinese character a word; as BERT, and as the Chinese ALBERTs."""
+    """Trains a WordPiece tokenizer like BERT's: texts in lower case without accents, each Chinese character a word."""
     learner = Tokenizer(WordPiece(unk_token="[UNK]"))
     learner.normalizer = normalizers.BertNormalizer(lowercase=True, handle_chinese_chars=True)
     learner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -104,7 +104,7 @@ def _letters(texts: Sequence[str], learner: Tokenizer, room: int) -> tuple[list[
 
 
 def _byte_level_bpe(texts: Sequence[str], config: ScratchConfig) -> PreTrainedTokenizerFast:
-    """Case and every byte kept; as RoBERTa."""
+    """Trains a byte-level BPE tokenizer like RoBERTa's, which keeps case and every byte."""
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     trainer = trainers.BpeTrainer(

@@ -104,15 +104,22 @@ def serve_whole_documents(
     Returns:
         The figures of `flows.reindex.reindex`; None where the release is not live, or serves whole documents already.
     """
+    from pipeline.data.formats import python_docs
+
     registry = Releases(workspace)
     documents = publishing.documents_of(registry, registry.open(outcome.release.fingerprint)) if outcome.live else None
     if documents is None or not write_whole_documents(documents, workspace / DOCUMENTS, config):
         return None
-    return reindex.reindex([str(workspace / DOCUMENTS)], workspace, examples=tuple(QUESTIONS))
+    return reindex.reindex(
+        [str(workspace / DOCUMENTS)], workspace, left_out=(python_docs.SUMMARY,), examples=tuple(QUESTIONS)
+    )
 
 
 def write_whole_documents(documents: Artifact, path: Path, config: DataConfig | None) -> bool:
-    """Writes whole documents, with their summaries; False, and no file, where a training's have none apart.
+    """Writes documents with their summaries at the head of their texts.
+
+    Returns:
+        Whether a file was written: not where the training's documents have no column of summaries.
 
     Args:
         documents: those of the training.

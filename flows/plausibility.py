@@ -5,6 +5,7 @@ limits let through what a source does in good order: every text edited, the corp
 """
 
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from index.corpus_change import CorpusChange, compare
@@ -29,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 def stats(documents: Artifact) -> CorpusStats:
-    """Counts of the documents in a document store, from before or from now."""
+    """Counts of the documents in a document store."""
     store = DocumentStore.load(documents.path, verify=False)
     try:
         return store.stats()
@@ -39,15 +40,17 @@ def stats(documents: Artifact) -> CorpusStats:
 
 @dataclass(frozen=True, slots=True)
 class Replacement:
-    """Documents that are to take the place of others."""
+    """Figures of documents that are to take the place of others."""
 
     before: CorpusStats
+    """Counts of the documents that are replaced."""
     after: CorpusStats
+    """Counts of the new documents."""
     change: CorpusChange
 
     @classmethod
     def of(cls, old: Artifact, new: Artifact) -> "Replacement":
-        """The replacement of one document store by another."""
+        """Compares the document store that is replaced with the new one."""
         stores = [DocumentStore.load(item.path, verify=False) for item in (old, new)]
         try:
             return cls(stores[0].stats(), stores[1].stats(), compare(*stores))
@@ -56,7 +59,7 @@ class Replacement:
                 store.close()
 
     def reasons(self) -> list[str]:
-        """Each limit that is passed, with the figures; empty for none."""
+        """A sentence with the figures for each limit of this module that is passed; empty for none."""
         before, after, change = self.before, self.after, self.change
         reasons = []
         if after.documents < (1 - MAX_SHRINK) * before.documents:
@@ -91,16 +94,19 @@ class Replacement:
         return reasons
 
 
-def implausible(old: Artifact, documents: Artifact) -> list[str]:
+def implausible(old: Artifact, documents: Artifact, *, left_out: Collection[str] = ()) -> list[str]:
     """Reasons why these documents need a person's word to take the place of those of a release; empty for none.
+
+    A column that no document has any more is no reason: it is warned of in the log.
 
     Args:
         old: the release whose documents are replaced.
         documents: the document store of the new release.
+        left_out: columns that the new documents lack on purpose, which nobody is warned of.
     """
     if not release_parts.has_part(old, "documents"):
         return []
     replacement = Replacement.of(release_parts.part(old, "documents"), documents)
-    if gone := replacement.change.fields_gone:
+    if gone := [name for name in replacement.change.fields_gone if name not in left_out]:
         log.warning("documents: none has a column %s any more; filters by it will be refused", ", ".join(gone))
     return replacement.reasons()

@@ -7,7 +7,7 @@ index, and is made live only if the old one still is. Its report is that of the 
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,7 @@ def reindex(
     full: bool = False,
     promote: bool = True,
     force: bool = False,
+    left_out: Collection[str] = (),
     examples: Sequence[str] = (),
     compute: ComputeConfig = LOCAL,
     execute: runner.Execute = runner.directly,
@@ -52,8 +53,9 @@ def reindex(
         full: read and embed every document, though its vector is known, and build the semantic index anew.
         promote: make the new release live if the old one is.
         force: publish documents that look wrong; see `flows.plausibility`.
+        left_out: columns that the documents lack on purpose; any other that no document has any more is warned of.
+        examples: queries that the page offers to try; empty keeps those of the release whose models are kept.
         compute: where documents are embedded.
-        examples: queries that the page offers to try; those of the release whose models are kept without any.
         execute: runs one stage, as a plain call or as a Prefect task.
 
     Raises:
@@ -87,7 +89,7 @@ def reindex(
         previous=parts | release_parts.field_parts(old),
         anew=full,
     )
-    reasons = plausibility.implausible(old, searchable.documents)
+    reasons = plausibility.implausible(old, searchable.documents, left_out=left_out)
     if reasons and not force:
         raise ImplausibleError(
             f"{shown}: {'; '.join(reasons)}. Nothing is published; look at the source, or say --force"

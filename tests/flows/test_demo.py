@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from flows import demo, publishing, summary
+from flows import demo, plausibility, publishing, summary
+from index.corpus_change import CorpusChange
 from pipeline import config
 from pipeline.data.formats import python_docs
 from pipeline.releases import Releases
@@ -31,16 +32,19 @@ def with_summaries(copied: Trained, folder: Path) -> SimpleNamespace:
 
 
 def test_summaries_are_searched_after_a_retraining_that_did_not_see_them(
-    copied: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    copied: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     documents = with_summaries(copied, tmp_path)
     monkeypatch.setattr(publishing, "documents_of", lambda *_: documents)
     monkeypatch.setattr(demo, "QUESTIONS", {"finds d7 among": ("d7",), "finds d9 among": ("nothing",)})
     before = Releases(copied.workspace).open()
+    gone = CorpusChange(ids_kept=1, changed=1, shortened=0, alike=(0, 0), fields_gone=(python_docs.SUMMARY,))
+    monkeypatch.setattr(plausibility, "compare", lambda *_: gone)
     served = demo.serve_whole_documents(copied.outcome, copied.workspace)
     live = Releases(copied.workspace).open()
     assert served is not None
     assert served["live"]
+    assert not [message for message in caplog.messages if "any more" in message]  # Its summaries stand in the texts.
     assert live.fingerprint == served["release"] != before.fingerprint
     questions = demo.ask(copied.workspace)
     assert questions["answered"] == ["finds d7 among"]

@@ -8,8 +8,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from flows.plausibility import Replacement
+from flows.plausibility import Replacement, implausible
 from index import corpus_change, documents
+from pipeline import release_parts
 from pipeline.artifacts import Artifact
 from tests.tables import stage
 
@@ -112,10 +113,18 @@ def test_a_sample_finds_what_the_whole_corpus_shows(tmp_path: Path, monkeypatch:
         assert _replaced(tmp_path, change) == []
 
 
-def test_a_column_that_no_document_has_any_more_is_named(tmp_path: Path) -> None:
+def test_a_column_that_no_document_has_any_more_is_named_unless_it_is_left_out_on_purpose(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     columns = {"doc_id": ["a", "b"], "title": ["", ""], "text": ["x", "y"]}
     before, after = (
         documents.make(tmp_path, data=stage(tmp_path, "corpus", {"documents": pa.table({**columns, **extra})}))
         for extra in ({"price": [1, 2], "shop": ["k", "l"]}, {"shop": ["k", "l"]})
     )
     assert Replacement.of(before, after).change.fields_gone == ("price",)
+    monkeypatch.setattr(release_parts, "has_part", lambda *_: True)
+    monkeypatch.setattr(release_parts, "part", lambda release, _: release)
+    assert implausible(before, after, left_out=("price",)) == []
+    assert not caplog.messages
+    assert implausible(before, after, left_out=("shop",)) == []
+    assert ["column price" in message for message in caplog.messages] == [True]

@@ -11,7 +11,7 @@ import pytest
 from flows import judging
 from flows import reindex as reindexing
 from flows.runner import Runner
-from index import checks
+from index import checks, inventory
 from index.semantic import SemanticIndex
 from pipeline import artifacts, release_parts
 from pipeline.config import CandidatesConfig, IndexConfig, PassagesConfig
@@ -67,17 +67,23 @@ def test_a_reindex_reads_long_documents_in_passages_and_shares_them(workspace: P
     parts = {name: release_parts.part(published, name) for name in ("lexical", "documents", "index")}
     folder = artifacts.folder_of(workspace, parts["index"].manifest.inputs["vectors"])
     assert folder is not None
-    assert list(checks.problems(parts, artifacts.load(folder))) == []
+    vectors = artifacts.load(folder)
+    assert inventory.indexed(parts["index"]) == inventory.indexed(vectors) == after["passages"]
+    assert list(checks.problems(parts, vectors)) == []
+    few = reindexing.reindex([write(tmp_path / "few", {"d0": texts["d0"]})], workspace, force=True, promote=False)
+    fewer = release_parts.part(Releases(workspace).open(few["release"]), "lexical")
+    problems = list(checks.problems({**parts, "lexical": fewer}, vectors))
+    assert [sum(words in item for item in problems) for words in ("not those of documents", "other texts")] == [1, 1]
     searcher = Searcher(published.path, threads=1)
     result = searcher.search("a drill for the garage", top_n=40, retrieve=40)
     (hit,) = (hit for hit in result.semantic if hit.doc_id == "long")
     assert hit.passage is not None
     assert hit.passage.text == texts["long"][hit.passage.start : hit.passage.end]
-    vectors = searcher.encoder.embed(
+    embedded = searcher.encoder.embed(
         [texts["long"][start:end] for start, end in _cut(searcher, texts["long"])], "document"
     )
     (query,) = searcher.encoder.embed(["a drill for the garage"], "query")
-    assert hit.score == pytest.approx(float((vectors @ query).max()), abs=1e-5)
+    assert hit.score == pytest.approx(float((embedded @ query).max()), abs=1e-5)
 
 
 def _cut(searcher: Searcher, text: str) -> list[tuple[int, int]]:

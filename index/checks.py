@@ -29,7 +29,7 @@ BLOCK = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class PartContents:
-    """The documents that a part of a release holds, by its own numbering."""
+    """The documents of a part of a release: of each row, or of each vector of an index of vectors."""
 
     doc_ids: list[str]
     rows: Rows | None = None

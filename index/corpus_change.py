@@ -18,14 +18,15 @@ SAMPLE = 1000
 SHORTENED = 1 / 3
 """A text that keeps less than this share of its characters is shortened."""
 FEW_FRESH = 0.1
-"""Share of new or changed texts up to which texts are not compared with each other, as so few count for little."""
+"""Share of new documents plus share of changed ones up to which texts are not compared with each other: so few count
+for little."""
 COMMON = 0.1
-"""Share of the documents that have a word pair, from which on it is common."""
+"""A word pair is common if it stands in at least this share of the texts."""
 LEAST_COMMON = 3
-"""Documents that have a common word pair, at least."""
+"""A word pair is common if it stands in at least so many texts, however few there are."""
 ALIKE = 0.5
-"""Share of common word pairs from which on a text is alike the others. Of 2,000 documents of any of twelve real sets at
-most 0.2 % are; of error pages that differ in an address or a number, all."""
+"""A text is alike the others if at least this share of its word pairs is common. Of 2,000 documents of any of twelve
+real sets at most 0.2 % are; of error pages that differ in an address or a number, all."""
 TEXT_CHARS = 4000
 """Characters of a text that are compared."""
 
@@ -40,11 +41,12 @@ class CorpusChange:
     ids_kept: float
     """Share of the earlier documents whose id is there still."""
     changed: float
-    """Share of these whose title or text is another."""
+    """Share of the documents whose id is there still that have another title or text."""
     shortened: float
-    """Share of these that have less than a third of their text left."""
+    """Share of the documents whose id is there still that have less than a third of their text left."""
     alike: tuple[float, float]
-    """Share of the texts, before and after, that consist mostly of what many others say too."""
+    """Share of the texts, before and after, that consist mostly of what many others say too (`alike_share`); 0 and 0
+    where hardly a document is new or changed."""
     fields_gone: tuple[str, ...]
     """Columns that earlier documents had and none has now; a filter by them is refused."""
 
@@ -99,7 +101,7 @@ def _word_pairs(text: str) -> list[tuple[str, str]]:
 
 
 def _sample(store: DocumentStore) -> list[int]:
-    """Ascending rows, the same for the same number of documents."""
+    """Draws SAMPLE rows, or all where there are fewer; they ascend, and are the same for as many documents."""
     rows = np.random.default_rng(0).permutation(len(store))[:SAMPLE]
     return sorted(rows.tolist())
 

@@ -89,12 +89,17 @@ def _digests(path: Path) -> DocumentDigests:
 
 
 def _held(document: dict[str, Any]) -> list[tuple[str, Any]]:
-    """The columns of a document that have a value, in their order."""
+    """(column, value) of each column of a document that has a value, in the order of the columns."""
     return [item for item in document.items() if not is_missing(item[1])]
 
 
 def _distinct(texts: Digests, title_lengths: Rows) -> int:
-    """The number of different pairs of title and text: the digest of both, and where the text begins."""
+    """The number of different pairs of title and text.
+
+    Args:
+        texts: digests of title and text joined.
+        title_lengths: where in the joined text the title ends, as other pairs may give the same joined text.
+    """
     first, second = texts.view("<u8").T
     order = np.lexsort((title_lengths, second, first))
     differs = np.zeros(len(texts) - 1, bool)
@@ -104,7 +109,7 @@ def _distinct(texts: Digests, title_lengths: Rows) -> int:
 
 
 def content_digest(text: str) -> bytes:
-    """16 bytes that stand for a text."""
+    """The 16-byte BLAKE2b digest of a text."""
     return _digest(text.encode())
 
 
@@ -121,7 +126,7 @@ def field_digests(data: Artifact, field: str) -> Digests:
 
 
 def texts(data: Artifact, field: str = "", chosen: Rows | None = None) -> Iterator[tuple[str, str]]:
-    """doc_id and `document_text` of each document, in row order, a batch at a time in memory.
+    """Yields doc_id and `document_text` of each document in row order, with one batch in memory.
 
     Args:
         field: the column whose text is given instead of the whole document's; empty where a document has no value.
@@ -171,7 +176,7 @@ def count(data: Artifact) -> int:
 
 
 def rows(data: Artifact, columns: Sequence[str] | None = None, chosen: Rows | None = None) -> Iterator[dict[str, Any]]:
-    """Documents as dicts in row order, BATCH at a time in memory. The file is read up to the last chosen row.
+    """Yields documents as dicts in row order, BATCH at a time in memory. The file is read up to the last chosen row.
 
     Args:
         columns: all where None.
@@ -184,7 +189,7 @@ def rows(data: Artifact, columns: Sequence[str] | None = None, chosen: Rows | No
 def _batches(
     data: Artifact, columns: Sequence[str] | None = None, chosen: Rows | None = None, batch_size: int = BATCH
 ) -> Iterator["pa.RecordBatch"]:
-    """The documents of `rows`, as record batches."""
+    """Yields what `rows` yields, as record batches that are at most `batch_size` documents long."""
     if chosen is not None and not len(chosen):
         return
     import pyarrow as pa
@@ -206,7 +211,7 @@ def _batches(
 
 
 def _documents(batch: "pa.RecordBatch") -> list[dict[str, Any]]:
-    """The rows of a batch, with 32-bit floats as the shortest numbers that they stand for."""
+    """The rows of a batch as dicts; 16- and 32-bit floats become the shortest numbers that they stand for."""
     import pyarrow as pa
 
     def is_short_float(kind: pa.DataType) -> bool:

@@ -66,7 +66,7 @@ class IndexType:
 
 
 def lists(count: int, roots: int = 4) -> int:
-    """Number of inverted lists for this many vectors: about so many square roots, a power of two.
+    """Number of inverted lists for this many vectors: about `roots` times their square root, a power of two.
 
     Never so many that a list's centre would be learned from fewer than 39 vectors, where Faiss begins to warn.
     """

@@ -40,7 +40,7 @@ POINTS_PER_LIST = 64
 
 
 COUNTS = ("with_vectors", "passages", "in_passages")
-"""Metrics of vectors that their index repeats."""
+"""Metrics of a `vectors` artifact that the `index` artifact made from it repeats, where it has them."""
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +117,11 @@ def make(
 
 
 def _by_vector(config: IndexConfig, passages: float) -> IndexConfig:
-    """The config with its bytes a document as bytes a vector, of which a document has `passages` on average."""
+    """The config with its limit of bytes a document turned into one of bytes a vector.
+
+    Args:
+        passages: vectors of a document, on average over the documents that have any.
+    """
     if not config.bytes_per_document or passages == 1:
         return config
     limit = config.bytes_per_document / passages

@@ -162,7 +162,7 @@ def load_counted(artifact: Artifact, layout: SegmentMap, *, verify: bool) -> lis
 
 
 def read_collection(artifact: Artifact) -> Mapping[str, Any]:
-    """The statistics of the collection that an index is a shard of.
+    """Reads the statistics of the whole collection, of which an index holds one shard: its `documents` and `terms`.
 
     Raises:
         ArtifactError: the file cannot be read, or a number is missing.

@@ -71,10 +71,10 @@ def make(
     engine: ComputeEngine = compute.LOCAL,
     cutter: DocumentCutter | None = None,
 ) -> Artifact:
-    """The `vectors` artifact: vectors.npy (documents, dimensions) float32 in row order, and rows.parquet.
+    """The `vectors` artifact: vectors.npy (vectors, dimensions) float32, and rows.parquet with the document of each.
 
-    With a quality filter the matrix has a row for each document that passes, with passages one for each passage; the
-    column `document` of rows.parquet gives the row of its document in documents.parquet.
+    Each document has one vector, in row order. With a quality filter only those that pass have one, with passages each
+    passage; the column `document` of rows.parquet then gives the row of the document in documents.parquet.
 
     Args:
         workspace: the folder that holds `artifacts/`.

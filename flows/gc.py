@@ -30,7 +30,7 @@ from pipeline.releases import Releases
 from serving.process.metrics_folder import remove_abandoned
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import RenderableType
 
 UNCLAIMED_DAYS = 30.0
 """Age up to which artifacts and checkpoints are kept that no release needs yet, in days: a training to be resumed."""
@@ -46,7 +46,7 @@ TEMPORARY = "temporary"
 _STORES = ("documents/manifest.json", "documents/documents.sqlite")
 """Files of a release on which a service holds a shared lock: the second one by services from before segments."""
 _STORE = ("manifest.json",)
-"""The files on which a service holds a shared lock in a document store that is an artifact of its own."""
+"""Files of a document store that is no part of a release, on which a reader holds a shared lock."""
 
 log = logging.getLogger(__name__)
 
@@ -268,13 +268,15 @@ def _remove(path: Path) -> None:
             path.unlink()  # Whoever waits for it sees that it is gone; see `locks.locked`.
 
 
-def render(result: dict[str, Any]) -> "Table":
-    """A table of what `gc` found."""
+def render(result: dict[str, Any]) -> "RenderableType":
+    """A table of what `gc` found, or a line that says that it found nothing."""
     from rich.table import Table
+    from rich.text import Text
 
-    verb = "removed" if result["removed"] else "would be removed; --yes removes"
-    size = f"{result['bytes'] / 2**20:.1f} MiB, files that are shared counted each time"
-    title = f"{len(result['items'])} items, {size}: {verb}"
+    if not result["items"]:
+        return Text("nothing to remove")
+    items = f"{len(result['items'])} items ({result['bytes'] / 2**20:.1f} MiB, shared files counted each time)"
+    title = f"{items} were removed" if result["removed"] else f"{items} would be removed; --yes removes them"
     table = Table("path", "reason", "MiB", title=title, title_justify="left", box=None)
     temporaries = [item for item in result["items"] if item["reason"] == TEMPORARY]
     for item in result["items"]:

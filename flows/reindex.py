@@ -134,11 +134,11 @@ def _same_but_live(registry: releases.Releases, new: Artifact) -> Artifact:
     return live
 
 
-def render(figures: dict[str, Any]) -> "Table":
-    """A two-column table of the figures that `reindex` returns."""
+def render(figures: dict[str, Any], title: str = "re-index") -> "Table":
+    """A two-column table of figures, such as `reindex` returns."""
     from rich.table import Table
 
-    table = Table(show_header=False, title="re-index", title_justify="left")
+    table = Table(show_header=False, title=title, title_justify="left")
     for name, value in figures.items():
         shown = (
             ("yes" if value else "no") if isinstance(value, bool) else f"{value:,}" if isinstance(value, int) else value

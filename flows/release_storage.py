@@ -225,6 +225,4 @@ def render(figures: dict[str, Any]) -> "Table":
     """A two-column table of what was copied."""
     from flows import reindex
 
-    table = reindex.render(figures)
-    table.title = "release"
-    return table
+    return reindex.render(figures, title="release")

@@ -7,6 +7,8 @@ import typer
 
 from flows.cli.options import DEFAULT_WORKSPACE, Json, Workspace, console, existing, show
 
+ReleaseArgument = Annotated[str, typer.Argument(help="live, previous, or the first digits of a release.")]
+
 app = typer.Typer(help="Lists releases and moves the live pointer.", no_args_is_help=True)
 
 
@@ -21,7 +23,7 @@ def releases_list(workspace: Workspace = DEFAULT_WORKSPACE, as_json: Json = Fals
 
 @app.command("show")
 def releases_show(
-    release: Annotated[str, typer.Argument()] = "live", workspace: Workspace = DEFAULT_WORKSPACE, as_json: Json = False
+    release: ReleaseArgument = "live", workspace: Workspace = DEFAULT_WORKSPACE, as_json: Json = False
 ) -> None:
     """Describes a release, its figures and its files, after checking them."""
     from flows import releases
@@ -33,7 +35,7 @@ def releases_show(
 @app.command("export")
 def releases_export(
     to: Annotated[Path, typer.Option(help="Folder to make.")],
-    release: Annotated[str, typer.Argument()] = "live",
+    release: ReleaseArgument = "live",
     workspace: Workspace = DEFAULT_WORKSPACE,
     as_json: Json = False,
 ) -> None:
@@ -47,7 +49,7 @@ def releases_export(
 @app.command("push")
 def releases_push(
     address: Annotated[str, typer.Argument(help="Folder of shared storage, such as s3://bucket/search.")],
-    release: Annotated[str, typer.Argument()] = "live",
+    release: ReleaseArgument = "live",
     workspace: Workspace = DEFAULT_WORKSPACE,
     as_json: Json = False,
 ) -> None:

@@ -115,6 +115,9 @@ def test_the_commands_print_json_and_their_exit_code_says_whether_a_release_is_d
     assert "delete" not in problem
     assert run("verify", "nothing").exit_code != 0
     assert not json.loads(run("gc", "--dry-run", "--json").output)["removed"]
+    assert "would be removed; --yes removes them" in run("gc").output
+    assert "were removed" in run("gc", "--yes").output
+    assert run("gc").output == "nothing to remove\n"
 
 
 def test_a_flipped_bit_and_a_cut_in_any_file_are_named(workspace: Path, change: Change) -> None:

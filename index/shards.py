@@ -41,7 +41,7 @@ def shard_of(doc_id: str, count: int) -> int:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WholeCollection:
-    """The whole that a shard is a part of: `collection.json` of its lexical index."""
+    """The collection that a shard is a part of, as `collection.json` of the shard's lexical index has it."""
 
     shard: int
     """From 0."""
@@ -113,7 +113,8 @@ def lexical(workspace: Path, *, data: Artifact, full: Artifact) -> Artifact:
         full: the lexical index of all documents.
 
     Raises:
-        ArtifactError: the index is one from before postings, or not over the documents that the shard was cut from.
+        ArtifactError: the index holds bm25s's matrix of scores in place of postings, or other documents than those
+            that the shard was cut from.
     """
     if WeighedSegment.FILES[0] in full.manifest.files or full.manifest.inputs["data"] != data.manifest.inputs["data"]:
         raise ArtifactError(f"{full.path}: no index of the documents that {data.path} is a shard of; index them again")
@@ -126,7 +127,7 @@ def lexical(workspace: Path, *, data: Artifact, full: Artifact) -> Artifact:
         layout = SegmentMap.read(full, len(doc_ids))
         parts: list[tuple[Postings, npt.NDArray[np.int64]]] = []
         holders: dict[str, int] = {}
-        terms = 0
+        occurrences = 0
         for order, segment in enumerate(layout.segments):
             postings = Postings.read(full.path / segment.folder)
             of_whole = layout.rows_of(order).astype(np.int64)
@@ -134,7 +135,7 @@ def lexical(workspace: Path, *, data: Artifact, full: Artifact) -> Artifact:
             parts.append((postings, np.where(alive, numbers[of_whole], -1)))
             for term, held in zip(postings.terms, postings.living(alive).tolist(), strict=True):
                 holders[term] = holders.get(term, 0) + held
-            terms += int(postings.lengths[alive].sum(dtype=np.int64))
+            occurrences += int(postings.lengths[alive].sum(dtype=np.int64))
         own = Postings.merged(parts, len(rows))
         own.write(staging.folder)
         np.save(staging.folder / HOLDERS, np.array([holders[term] for term in own.terms], np.int32))
@@ -145,7 +146,7 @@ def lexical(workspace: Path, *, data: Artifact, full: Artifact) -> Artifact:
             shards=int(data.manifest.config["shards"]),
             data=full.manifest.inputs["data"],
             documents=len(doc_ids),
-            terms=terms,
+            terms=occurrences,
         )
         (staging.folder / COLLECTION).write_text(json.dumps(asdict(collection), indent=1) + "\n", encoding="utf-8")
         size = sum(path.stat().st_size for path in staging.folder.iterdir())

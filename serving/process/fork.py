@@ -40,8 +40,8 @@ def start(run: Callable[[], None], name: str) -> BaseProcess:
     """Starts a process that calls `run` and ends; SystemExit gives its exit code.
 
     Args:
-        run: begins with the state of this process, all open files among it. It switches garbage collection on when its
-            imports are done.
+        run: called in the new process, which begins with the memory and the open files of this one. Garbage
+            collection is off there; `run` switches it on when its imports are done.
         name: of the process, for messages.
     """
 

@@ -1,6 +1,6 @@
 """The engine at work without a service: vectors of all documents, and the features of a judged pool.
 
-What is indexed and judged here is computed by the same lines, precision and order of bits as what is served.
+What is indexed and judged here is computed by the same code and in the same precision as what is served.
 """
 
 import logging
@@ -114,7 +114,7 @@ def features(
     Args:
         ranker, encoder: bundles; without a ranker its scores are all 0.
         lexical, index, documents: of the documents that the pool names, made with this encoder.
-        data: whose queries the pool names, beside those of its own queries.parquet.
+        data: the data set whose queries the pool names; further ones are in the pool's own queries.parquet, if any.
         fields: indexes of single fields, by their names as parts of a release.
 
     Raises:
@@ -154,7 +154,7 @@ def features(
 
 
 class _Parts:
-    """All that scores a pair, loaded."""
+    """The loaded models, indexes and documents by which pairs are scored."""
 
     def __init__(
         self, ranker: Artifact | None, encoder: Artifact, lexical: Artifact, index: Artifact, documents: Artifact
@@ -201,7 +201,7 @@ def _queries(artifact: Artifact) -> dict[str, str]:
 
 
 def _by_query(query_ids: Sequence[str]) -> Iterator[tuple[str, list[int]]]:
-    """Each query and the places of its rows."""
+    """Each query with the indices of its rows."""
     numbers_of: dict[str, list[int]] = {}
     for number, query_id in enumerate(query_ids):
         numbers_of.setdefault(query_id, []).append(number)

@@ -67,7 +67,7 @@ def nearest_passages(documents: Mapping[int, Document], nearest: Mapping[int, Fo
 
 
 def _shown(document: Document, passage: FoundPassage) -> BestPassage:
-    """A passage of what the models read, as a passage of the document's text."""
+    """Converts a passage of title and text together, as the models read them, into one of the text alone."""
     title = len(text.document_text(document.title, document.text)) - len(document.text)  # Read ahead of the text.
     start, end = (max(position - title, 0) for position in (passage.start, passage.end))
     end = min(end, start + MAX_PASSAGE_CHARS)

@@ -116,7 +116,7 @@ class LoadedRelease:
         return Reranker(self.ranker, self._caches.scores, self.ranker.passages)
 
     def reranker_within(self, limits: DocumentLimits, max_passages: int = 0) -> Reranker:
-        """The same for a request that bounds how much of each document is read; see `Reranker.max_passages`."""
+        """The reranker for a request that bounds how much of each document is read; see `Reranker.max_passages`."""
         return replace(self.reranker, passages=limits.passages(self.ranker.passages), max_passages=max_passages)
 
     @property
@@ -131,17 +131,17 @@ class LoadedRelease:
 
     @property
     def lexical(self) -> LexicalIndex:
-        """The BM25 index; this and the next two raise NotServedError where the release has no documents."""
+        """The BM25 index; raises NotServedError where the release has no documents."""
         return self._searchable.lexical
 
     @property
     def semantic(self) -> SemanticIndex:
-        """The index of vectors."""
+        """The index of vectors; raises NotServedError where the release has no documents."""
         return self._searchable.semantic
 
     @property
     def documents(self) -> DocumentStore:
-        """The texts and fields of the documents."""
+        """The texts and fields of the documents; raises NotServedError where the release has none."""
         return self._searchable.documents
 
     @property

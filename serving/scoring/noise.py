@@ -35,7 +35,7 @@ def level(cosines: Sequence[float]) -> float:
 
 
 class ChanceLevel:
-    """The cosine that the encoder finds for random letters, measured once for a release."""
+    """The cosine of random letters with their nearest documents, measured once for a release; see `level`."""
 
     def __init__(self, embedder: Embedder, index: SemanticIndex) -> None:
         self._embedder, self._index = embedder, index

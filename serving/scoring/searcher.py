@@ -83,8 +83,8 @@ class Searcher(LoadedRelease):
         Args:
             top_n: length of each list.
             retrieve: documents that each of the two ways brings to the pool; `top_n`, when that is more.
-            filters: see `index.documents.DocumentStore.rows_where`. What fits is found first and then searched
-                among, exactly where few documents pass, so such a filter has the answers of a search among those alone.
+            filters: see `index.document_store.DocumentStore.rows_where`. Documents that pass are selected before the
+                search. Among few of them the search is exact, so it answers as an index of these documents alone.
             details: three plain lists where not given.
             degrade: answer without a model that fails, or that cannot answer before the deadline; False raises its
                 error.
@@ -113,7 +113,7 @@ class Searcher(LoadedRelease):
         options: RequestOptions,
         reranker: Reranker | None = None,
     ) -> FusedScores:
-        """The scores of texts in the order that `search` would give them, from the first stage's and both models'.
+        """Fused scores of texts, by which `search` would order them: from first-stage scores and those of both models.
 
         Args:
             texts: as `pipeline.text.document_text` writes documents.

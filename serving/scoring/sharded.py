@@ -109,7 +109,7 @@ def _message(content: bytes) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ExpectedShards:
-    """The collection, encoder and number that every shard must have."""
+    """The collection and the encoder that every shard must have, and the number of shards."""
 
     data: str
     encoder: str

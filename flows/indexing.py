@@ -61,7 +61,7 @@ def make_searchable(
     data: Artifact,
     queries: Artifact | None = None,
     previous: Mapping[str, Artifact] = MappingProxyType({}),
-    whole: Artifact | None = None,
+    full_lexical: Artifact | None = None,
     anew: bool = False,
 ) -> SearchableCorpus:
     """Makes lexical index, document store, vectors and semantic index of the documents in a data or corpus artifact.
@@ -73,7 +73,7 @@ def make_searchable(
         queries: a data artifact, or an earlier index of the same encoder, whose queries recall is measured on where the
             recipe states `index.recall`; None takes those of `data`.
         previous: the parts of a release, whose segments are shared as far as their documents are unchanged.
-        whole: the lexical index of all documents, where `data` is a shard of them, see `index.shards`.
+        full_lexical: the lexical index of all documents, where `data` is a shard of them, see `index.shards`.
         anew: embed every document again, and share nothing.
     """
     from index import documents, lexical, semantic_build, shards, vectors
@@ -86,8 +86,8 @@ def make_searchable(
     shared = {} if anew else previous
     lexical_index = (
         run(lexical.make, config, data=data, previous=shared.get("lexical"))
-        if whole is None
-        else run(shards.lexical, data=data, full=whole)
+        if full_lexical is None
+        else run(shards.lexical, data=data, full=full_lexical)
     )
     store = run(documents.make, data=data, previous=shared.get("documents"))
     embed = offline.embedder(encoder)

@@ -63,7 +63,7 @@ def reindex(
         named = run.labelled(f"shard {number + 1} of {shards}")
         cut = named(index_shards.documents, number, shards, data=data)
         searchable = indexing.make_searchable(
-            recipe.index, named, encoder=models["encoder"], data=cut, queries=kept.get("index"), whole=full
+            recipe.index, named, encoder=models["encoder"], data=cut, queries=kept.get("index"), full_lexical=full
         )
         metrics = publishing.metrics(old, searchable.documents, "corpus")
         shard = registry.publish(models | searchable.parts, metrics=metrics, config=old.manifest.config)

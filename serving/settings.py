@@ -133,6 +133,7 @@ class Settings:
     made."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "shards", tuple(address.rstrip("/") for address in self.shards))
         for name, allowed in (("precision", PRECISIONS), ("log", LOGS), ("admin_from", ADMINS)):
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}")
@@ -224,6 +225,11 @@ def from_environment(environ: Mapping[str, str] = os.environ, **given: Any) -> S
     return Settings(**values)
 
 
+def listed(text: str) -> tuple[str, ...]:
+    """The values of a setting that is a list, written with commas between them."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
 def unknown_variables(environ: Mapping[str, str] = os.environ) -> list[str]:
     """Variables that begin like ours and name no setting, for a warning: a misspelt key leaves a service open.
 
@@ -235,7 +241,7 @@ def unknown_variables(environ: Mapping[str, str] = os.environ) -> list[str]:
 
 def _parse(variable: str, text: str, kind: Any) -> Any:
     if kind == tuple[str, ...]:
-        return tuple(part.strip() for part in text.split(",") if part.strip())
+        return listed(text)
     try:
         return kind(text)
     except ValueError as error:

@@ -51,7 +51,7 @@ def serve(
     knobs: dict[str, Any] = {"release": release, "host": host, "port": port, "precision": precision, "workers": workers}
     knobs |= {"thumbs": thumbs, "compare": compare}
     if shards is not None:
-        knobs["shards"] = tuple(address.strip().rstrip("/") for address in shards.split(",") if address.strip())
+        knobs["shards"] = settings.listed(shards)
     if models.ranker or models.encoder:
         if release is not None:
             raise ConfigError("--release names a release and --ranker or --encoder models to serve instead; give one")

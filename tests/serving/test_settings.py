@@ -34,6 +34,16 @@ def test_impossible_trials_and_administrators_are_refused(wrong: dict[str, Any],
         Settings(**wrong)
 
 
+def test_addresses_of_shards_may_end_with_a_slash_and_stand_there_once() -> None:
+    values = from_environment({"RELEVANCE_SHARDS": "http://a:8080/, https://b/part/"})
+    assert values.shards == Settings(shards=("http://a:8080", "https://b/part")).shards
+    assert values.shards == ("http://a:8080", "https://b/part")
+    with pytest.raises(ConfigError, match="twice"):
+        from_environment({"RELEVANCE_SHARDS": "http://a:8080,http://a:8080/"})
+    with pytest.raises(ConfigError, match="http://10"):
+        Settings(shards=("a:8080",))
+
+
 def test_the_password_of_a_redis_is_not_printed() -> None:
     settings = from_environment({"RELEVANCE_REDIS_URL": "redis://me:secret@cache:6379/0"})
     assert settings.redis_url.startswith("redis://me:secret@")

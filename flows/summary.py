@@ -30,7 +30,7 @@ def make(
         outcome: what the retraining made.
         workspace: the folder of artifacts and releases.
         served: figures of a re-index that followed (`flows.reindex.reindex`); its release is live then.
-        questions: what came of plain questions to the live release (`flows.demo.ask`).
+        questions: the result of test questions to the live release (`flows.demo.ask`).
     """
     from pipeline import disk
 
@@ -134,7 +134,7 @@ def _state(card: dict[str, Any]) -> str:
 
 
 def served_lines(card: dict[str, Any]) -> list[str]:
-    """Lines on the release that is served in place of the judged one, and on the plain questions."""
+    """Lines on a release that a re-index made live after the retraining, and on the test questions; empty without."""
     lines = []
     if "served" in card:
         served = card["served"]

@@ -1,6 +1,6 @@
-"""The features of a query's candidates, and the linear weights that make the final score of them.
+"""The features of a query's candidates, and the linear weights that turn them into the final score.
 
-Fitted by `pipeline.training.fusion`, applied by the service and by reports, so all three order alike.
+`pipeline.training.fusion` fits the weights; the service and reports apply them, so all three order alike.
 """
 
 import json
@@ -22,7 +22,7 @@ FEATURES = (
     "ranker",
     "ranker_reciprocal_rank",
 )
-"""In the order of the columns of `table`."""
+"""Names of the features that every release has, in the order of the columns of `table`."""
 
 _FIELD_FEATURE = re.compile(r"(bm25|encoder)\.[A-Za-z_][A-Za-z0-9_]*")
 

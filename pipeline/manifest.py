@@ -1,7 +1,7 @@
-"""Manifests: what a folder of an artifact says of itself, in `manifest.json`.
+"""Manifests: the description of an artifact in the `manifest.json` of its folder.
 
 A fingerprint is a hash of the kind, the stage's version, its config and its inputs' fingerprints. A manifest carries a
-checksum of its own text. One from before that field is checked by its fingerprint, which it must have.
+checksum of its own text; in one from before that field only the fingerprint is checked.
 """
 
 import hashlib

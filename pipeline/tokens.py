@@ -78,10 +78,10 @@ class PairTemplate:
 
     @property
     def shared_query_tokens(self) -> int:
-        """Longest query whose input is that of tokenizers that cut the longer text, whatever the document.
+        """Greatest length of a query at which our input equals that of tokenizers that cut the longer text.
 
-        transformers and sentence-transformers cut so (`longest_first`). A query up to half of the room is never cut
-        there; a longer one is, once query and document together no longer fit.
+        transformers and sentence-transformers cut so (`longest_first`). A query up to half of the room keeps all tokens
+        there beside any document; a longer one is cut once query and document together no longer fit.
         """
         return min(self.max_query_tokens, (self.max_tokens - self.special_tokens) // 2)
 
@@ -125,7 +125,7 @@ class TextTemplate:
         return [*self.before, *text[: self.max_tokens - len(self.before) - len(self.after)], *self.after]
 
     def prompted(self, texts: Sequence[str]) -> Sequence[str]:
-        """The texts as the tokenizer is given them."""
+        """The texts with the prompt before each, to be tokenised."""
         return [self.prompt + text for text in texts] if self.prompt else texts
 
     def to_dict(self) -> dict[str, Any]:

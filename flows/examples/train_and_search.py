@@ -1,4 +1,4 @@
-"""Trains on fifty documents from scratch, in about half a minute on a CPU, and searches them.
+"""Trains models from scratch on fifty documents, in about half a minute on a CPU, and searches these.
 
     python flows/examples/train_and_search.py FOLDER
 
@@ -57,7 +57,7 @@ loop = { learning_rate = 1e-3, tokens_per_batch = 1024 }
 
 
 def write_tables(folder: Path) -> None:
-    """Writes documents, queries and judgments: grade 2 for the thing that was asked for, 1 for its neighbours."""
+    """Writes documents, queries and judgments: grade 2 for the thing in the query, 1 for others of its topic."""
     topic_of = {thing: topic for topic, things in THINGS.items() for thing in things.split()}
     documents = [
         {"title": f"{colour} {thing}", "text": f"a {thing} for the {topic}, {colour}"}

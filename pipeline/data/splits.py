@@ -64,7 +64,7 @@ def guard(texts: Sequence[str], splits: Sequence[str | None], where: str) -> Non
 
     Args:
         texts: (rows,) the query of each judgment.
-        splits: (rows,) its split; None is none, and `CUT` is train.
+        splits: (rows,) the split of each judgment; None counts in no split, and `CUT` as train.
 
     Raises:
         SchemaError: names examples.
@@ -138,7 +138,7 @@ def _groups(texts: Sequence[str]) -> tuple[npt.NDArray[np.int64], list[str]]:
 
 
 def _present(groups: npt.NDArray[np.int64], splits: Sequence[str | None], count: int) -> npt.NDArray[np.bool_]:
-    """(groups, splits) whether a group has rows of that split."""
+    """Whether a group of equal queries has rows of a split, (groups, splits)."""
     present = np.zeros((count, len(SPLITS)), dtype=bool)
     column_of = {split: column for column, split in enumerate(SPLITS)} | {CUT: 0, None: -1}
     columns = np.array([column_of[split] for split in splits], dtype=np.int64)

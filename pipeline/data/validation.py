@@ -1,4 +1,4 @@
-"""Validation of a source, shared by `judgments`, `check` and `convert`: rows that cannot be used, and the others."""
+"""Separates the rows of a source that cannot be used from the others, for `judgments`, `check` and `convert`."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -51,7 +51,9 @@ class ValidatedTables:
 
 
 def sift(source: Source, purpose: Purpose = "training") -> ValidatedTables:
-    """Finds every row that cannot be used, and leaves those out; conflicting grades are not looked at.
+    """The source without the rows that cannot be used, with a finding for each of them.
+
+    Conflicting grades are left in, see `conflicts`.
 
     Args:
         purpose: for judging, the rules are trec_eval's: a negative grade counts as 0, and a judged document that the

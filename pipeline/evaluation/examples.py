@@ -1,4 +1,4 @@
-"""The queries where one system gains or loses most against another, with what each put first."""
+"""The queries where one system gains or loses most against another, with the first documents of each."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -35,10 +35,11 @@ def make(
         runs: query_id, doc_id, score of each system.
         judgments: query_id, doc_id, grade of the judged queries.
         values: index query_id, one column of the headline measure for each system.
-        count: the largest number of wins, and of losses.
+        count: maximum number of wins, and of losses.
 
     Returns:
-        {"wins": [...], "losses": [...]}, each item with query, its text, both values and documents.
+        {"wins": [...], "losses": [...]}, each item with the query and its text, both systems' values, their first
+        documents, and the ranks of the best judged documents.
     """
     gap = (values[subject] - values[baseline]).sort_values(kind="stable")
     losses = [str(query) for query in gap.index[gap < -significance.TIE][:count]]
@@ -111,7 +112,7 @@ def _chosen(table: "pa.Table", queries: list[str]) -> "pd.DataFrame":
 
 
 def _top(run: "pa.Table", queries: list[str]) -> dict[str, list[str]]:
-    """Document ids of each query, best first, in the order that the measures see."""
+    """Document ids of each query, best first, in the order that the measures use."""
     frame = _chosen(run, queries)
     frame = frame.assign(score=frame["score"].astype("float32"))
     frame = frame.sort_values(["score", "doc_id"], ascending=False, kind="stable")

@@ -57,7 +57,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExportSource:
-    """A trained model, taken apart for export."""
+    """A trained model, and the parts of it that an export needs: shape, weights, tokenizer and templates."""
 
     model: CrossEncoder | BiEncoder
     shape: GraphShape | TracedModel
@@ -125,7 +125,7 @@ class ExportSource:
         )
 
     def torch_output(self, item: Input) -> Floats:
-        """The output of PyTorch for one input: () or (dimensions,)."""
+        """The output of PyTorch for one input: a ranker's score, (), or an encoder's vector, (dimensions,)."""
         ids = torch.tensor([item.ids])
         with torch.inference_mode():
             if isinstance(self.model, CrossEncoder):
@@ -133,7 +133,7 @@ class ExportSource:
             return _array(self.model(ids, torch.ones_like(ids))[0])
 
     def digest(self, kept: Mapping[str, Sequence[str]]) -> str:
-        """32 hex digits over all that a score depends on but the precision's name.
+        """32 hex digits that change with anything that an output depends on, except the chosen precision.
 
         Args:
             kept: precision → parts of that model that are in fp32.
@@ -161,7 +161,7 @@ def make(workspace: Path, config: ExportConfig, *, model: Artifact, data: Artifa
 
     Args:
         model: from `training.ranker`, `training.teacher` or `training.encoder`.
-        data, pairs: whose valid queries the precisions are judged on.
+        data, pairs: artifacts with the valid queries on which the precisions are judged.
 
     Raises:
         ArtifactError: ONNX gives other scores than PyTorch.
@@ -297,7 +297,7 @@ def _body(model: Any) -> dict[str, Floats]:
 
 
 def _score_head(model: Any) -> dict[str, Floats]:
-    """The two layers that make the score of the first token's state."""
+    """The weights of the two layers that turn the first token's state into the score."""
     if not family_of(model.config).has_graph:
         return {}  # Among the body's.
     values = model.state_dict()

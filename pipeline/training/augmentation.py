@@ -65,7 +65,7 @@ def pairs(
     documents.parquet   doc_id, title, text: changed documents
 
     There are `config.augmented` copies for each training pair: all lists once, in an order by hash, then a second time
-    with other changes, and so on. A pair that no change was possible in is left out and counted in the metrics.
+    with other changes, and so on. A pair in which nothing could be changed is left out and counted in the metrics.
 
     Args:
         workspace: the folder that holds `artifacts/`.
@@ -73,8 +73,8 @@ def pairs(
         data: documents and queries.
         labelled: graded pairs, perhaps with unlabelled ones.
         base: the model whose tokenizer splits words, and that knows what may take their place.
-        max_query_tokens: the part of a query that models read; no more is kept.
-        max_tokens: the part of a document that they read.
+        max_query_tokens: number of a query's first tokens that are kept, as models read no more.
+        max_tokens: number of a document's first tokens that are kept.
 
     Raises:
         MissingError: the base model cannot be had.
@@ -134,7 +134,7 @@ def check(config: CandidatesConfig, tokenizer: Any) -> None:
 
 
 def _copies(config: CandidatesConfig, train: pd.DataFrame) -> tuple[pd.DataFrame, int]:
-    """The pairs to make, query_id, doc_id, round, query, document (the last two are their new ids), and how many."""
+    """The pairs to make and their wanted number; query_id and doc_id are the originals, query and document new ids."""
     wanted = round(config.augmented * len(train))
     order = {name: splits.share(config.seed, name, "augmented") for name in train["query_id"].unique()}
     lists = train[["query_id", "doc_id"]].assign(order=train["query_id"].map(order))
@@ -164,7 +164,7 @@ class _Changes:
     def __init__(self, config: CandidatesConfig, replacer: WordReplacer) -> None:
         self._config, self._replacer = config, replacer
         self.counts: Counter[str] = Counter()
-        """Texts that each kind of change was drawn for."""
+        """Kind of change → number of texts for which it was drawn."""
 
     def texts(self, copies: pd.DataFrame, key: str, known: "pd.Series[str]", max_tokens: int) -> dict[str, str]:
         """New id → changed text, of all queries or documents.
@@ -202,7 +202,7 @@ def _generator(seed: int, name: str) -> np.random.Generator:
 
 
 def _chosen(rng: np.random.Generator, words: Words, share: float) -> list[int]:
-    """Each word with this probability, and at least one."""
+    """Draws each word with probability `share`, and at least one where there is any; returns their numbers."""
     able = [number for number in range(len(words)) if words.is_word(number)]
     if not able:
         return []
@@ -220,7 +220,7 @@ def _replaced(rng: np.random.Generator, words: Words, choice: Sequence[int], opt
 
 
 def _dropped(rng: np.random.Generator, words: Words) -> str:
-    """The text without some of its words; the last word that it has is never dropped."""
+    """The text without some of its words; at least one word is kept."""
     chosen = _chosen(rng, words, DROPPED)
     able = sum(words.is_word(number) for number in range(len(words)))
     gone = set(chosen[: able - 1])

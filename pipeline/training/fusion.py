@@ -1,8 +1,7 @@
 """Fusion: the weights of BM25, encoder and ranker in the final order, learned from the valid queries.
 
-The candidates run from a single score, over their reciprocal-rank sum, to pairwise logistic regressions on
-some or all features (`pipeline.features`). What is kept is the simplest that cross-validation over queries
-finds as good as the best.
+The candidate orders are single scores, sums of reciprocal ranks, and pairwise logistic regressions on some or
+all features (`pipeline.features`). Cross-validation over queries takes the simplest that is as good as the best.
 
 With too few queries to learn from, the order starts from the reciprocal-rank fusion of BM25 and encoder, which needs
 no training, or from BM25 where that fusion is surely worse. It moves towards the best simple order as far as the
@@ -86,8 +85,8 @@ def fit(judged: "pd.DataFrame") -> tuple[Fusion, dict[str, Any]]:
     """The weights that cross-validation prefers, and what it measured.
 
     Args:
-        judged: row_id, query_id, doc_id, bm25, encoder, ranker, scores of single fields (see
-            `features.field_feature`), grade; in this order of row ids.
+        judged: columns row_id, query_id, doc_id, bm25, encoder, ranker, scores of single fields (see
+            `features.field_feature`) and grade; rows in ascending order of row_id.
     """
     lists = candidate_lists(judged)
     measured: dict[str, Any] = {
@@ -132,7 +131,7 @@ def fit(judged: "pd.DataFrame") -> tuple[Fusion, dict[str, Any]]:
 
 
 def _few(lists: CandidateLists, values: Mapping[str, Floats]) -> tuple[Floats, str, Floats]:
-    """The order for fewer than MIN_QUERIES usable queries.
+    """Chooses the order where fewer than MIN_QUERIES queries have documents of different grade.
 
     Args:
         values: simple candidate → (queries,) nDCG.
@@ -186,9 +185,9 @@ def _supported(values: Mapping[str, Floats], start: Candidate, among: NDArray[np
 
 
 def _shrunk(candidate: Candidate, start: Candidate, queries: int, names: Sequence[str]) -> Floats:
-    """Weights (features,) between `start` and a simple order: half of each at MIN_QUERIES queries.
+    """Weights (features,) between `start` and a simple order, whose share grows with the queries: half at MIN_QUERIES.
 
-    A single score and its reciprocal rank give one order, so the reciprocal ranks stand for all simple orders.
+    Every simple order is written with reciprocal ranks, which order documents as the scores themselves do.
     """
     share = queries / (queries + MIN_QUERIES)
     start_weights, own = (_by_ranks(order, names) for order in (start, candidate))

@@ -27,7 +27,7 @@ _FIELDS = {
 
 
 class Distilbert(ModelFamily):
-    """Half of BERT's layers; the head has its own dense layer with ReLU."""
+    """DistilBERT, whose head for scores has a dense layer with ReLU in place of BERT's pooler with tanh."""
 
     model_types = ("distilbert",)
     has_graph = True

@@ -4,8 +4,8 @@ A term is the name of one of the ranker's weights without `_weight`. A term with
 has the recipe's. `all` stands for every term by which the recipe's ranker learns from its teacher. The losses on grades
 stay as the recipe has them: `hard` names a set without any other term, and `hard=0` takes them away.
 
-A student is cut from what the recipe says, the teacher as a rule; with `@base` behind the set it is cut from what the
-teacher was trained from. `plain` is `hard@base`: a student that owes nothing to a teacher.
+A student is cut from the model that the recipe names, as a rule the teacher; with `@base` behind the set it is cut from
+the base that the teacher was trained from. `plain` is `hard@base`: a student that learns nothing from a teacher.
 """
 
 import dataclasses
@@ -30,12 +30,12 @@ class LossSet:
     """One way to train a student."""
 
     name: str
-    """The weights as the recipe has them."""
+    """The set's text in the recipe, such as `soft+margin`."""
     config: RankerConfig
     terms: int
-    """Losses with a weight above 0."""
+    """Number of losses with a weight above 0."""
     from_teacher: bool
-    """Whether any of them asks the teacher."""
+    """Whether any of the losses reads the teacher's outputs."""
 
 
 def terms(config: RankerConfig) -> dict[str, float]:
@@ -45,7 +45,8 @@ def terms(config: RankerConfig) -> dict[str, float]:
 
 
 def _weight(text: str, number: str) -> float:
-    """
+    """The weight that a term of a set gives after `=`.
+
     Raises:
         ConfigError: not a finite number from 0 up.
     """

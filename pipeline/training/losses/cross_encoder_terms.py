@@ -96,7 +96,8 @@ class LossWeights:
         return replace(self, **{name: 0.0 for name in _term_names() if name not in SCORE_TERMS})
 
     def check(self) -> None:
-        """
+        """Checks that there is something to learn.
+
         Raises:
             ConfigError: no term has a weight.
         """
@@ -115,25 +116,26 @@ def hyperparameters() -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """The counts of an entire step, by which each of its chunks divides."""
+    """The counts of an entire step, by which the sums of each of its chunks are divided."""
 
     documents: int
     graded: float
-    """Documents that have a grade; this and the next count what rests on clicks by its weight."""
+    """Number of documents that have a grade; a grade that rests on clicks counts `click_weight`."""
     queries: float
-    """Queries with such documents."""
+    """Number of queries with graded documents; one whose grades all rest on clicks counts `click_weight`."""
     lists: int
-    """Queries, with graded documents or without."""
+    """Number of queries, with graded documents or without."""
     ordered_pairs: float
-    """Pairs of documents of one query with different grades."""
+    """Number of pairs of documents of one query with different grades; one with a grade from clicks counts
+    `click_weight`."""
     tokens: int
     token_pairs: int
     """Sum of the squared lengths."""
     hard: float = 1.0
-    """Factor of the terms over grades: the step's share of graded documents over that of the training. With it these
-    terms bear on an epoch as their weights say, and a step of few grades does not follow those few."""
+    """Factor of the terms over grades: the step's share of graded documents divided by the share in an epoch. So these
+    terms have the effect of their weights over an epoch, and the few grades of a step do not dominate it."""
     unlabelled: int = 0
-    """Documents without a grade."""
+    """Number of documents without a grade."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,9 +143,9 @@ class Scored:
     """The outputs of one student for a chunk, with the grades."""
 
     scores: Tensor
-    """(n,)"""
+    """(n,) scores of the chunk's documents."""
     thresholds: Tensor
-    """(grades,)"""
+    """(grades,) thresholds of the ordinal model; see `CrossEncoder`."""
     states: Tensor
     """(n, layers, hidden) first-token states of the layers that are matched to the teacher's."""
     grades: Tensor
@@ -155,11 +157,11 @@ class Scored:
     """(n,) bool, whether the grade rests on clicks; None where no grade does."""
 
     def with_grades(self) -> "Scored":
-        """The documents that have a grade; all where the step has no others."""
+        """The outputs for the documents that have a grade."""
         return self._where(self.grades >= 0) if self.counts.unlabelled else self
 
     def of_people(self) -> "Scored":
-        """The documents whose grade does not rest on clicks."""
+        """The outputs for the documents whose grade does not rest on clicks."""
         return self if self.clicked is None else self._where(~self.clicked)
 
     def _where(self, kept: Tensor) -> "Scored":
@@ -175,14 +177,14 @@ class Scored:
 
 @dataclass(frozen=True, slots=True)
 class Taught:
-    """The stored outputs of the teacher for the same documents."""
+    """The stored outputs of the teacher for the documents of a `Scored`."""
 
     scores: Tensor
-    """(n,)"""
+    """(n,) scores in the order of the student's."""
     thresholds: Tensor
-    """(grades,)"""
+    """(grades,) thresholds of the teacher's ordinal model."""
     states: Tensor
-    """(n, layers, hidden)"""
+    """(n, layers, hidden) first-token states of the layers in `Match.first`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -196,7 +198,7 @@ class Match:
     relation: int = 0
     """Teacher layer whose relations teach the student's last."""
     heads: int = 1
-    """Relation heads."""
+    """Number of heads into which queries, keys and values are cut for the relation term."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +228,10 @@ class TokenViews:
     counts: Counts
 
     def pairs(self, name: str, layers: Sequence[tuple[int, int]]) -> list[tuple[Tensor, Tensor]]:
-        """States of (student layer, teacher layer), the student's projected where that term has a projection."""
+        """(student's states, teacher's states) for each (student layer, teacher layer) of a term.
+
+        The student's are projected to the teacher's width where the term `name` has a projection.
+        """
         project = self.projections[name] if name in self.projections else nn.Identity()
         return [(project(self.student.states[ours]), self.teacher.states[theirs]) for ours, theirs in layers]
 

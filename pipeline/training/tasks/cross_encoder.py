@@ -63,13 +63,14 @@ class CrossTask:
         max_list: int,
         click_weight: float = 1.0,
     ) -> None:
-        """
+        """Checks the objective against model and pairs, and prepares the training pairs.
+
         Args:
             model: the student that is kept.
             pairs: all pairs of the artifact.
             config: the loop's hyperparameters.
             objective: the losses and what they learn from.
-            max_list: most documents of a query in one step.
+            max_list: maximum number of a query's documents in one step.
             click_weight: weight of grades that rest on clicks, from 0 to 1.
 
         Raises:
@@ -144,7 +145,7 @@ class CrossTask:
         )
 
     def _weighted(self, count: Callable[[Ints], int], indices: Ints) -> float:
-        """The count of these pairs, in which what rests on clicks counts by its weight."""
+        """The count of these pairs, in which a pair whose grade rests on clicks counts `click_weight`."""
         if self.click_weight == 1 or self.pairs.clicked is None:
             return count(indices)
         people = count(indices[~self.pairs.clicked[indices]])
@@ -291,7 +292,7 @@ def learn(task: CrossTask, *, label: str, staging: Staging) -> Progress:
 
 
 def _mutual_loss(first: Scored, second: Scored, temperature: float) -> Tensor:
-    """The divergence of each student's softened grade distribution from the other's, both directions added.
+    """Sum of the soft-target losses of each of two students towards the other's grade distribution.
 
     Source: Zhang et al., Deep mutual learning, CVPR 2018, arXiv:1706.00384.
     """
@@ -334,7 +335,7 @@ def untrained(
     """A new cross-encoder on the body in `base`, with thresholds from the pairs' grades, and the pairs in its tokens.
 
     Args:
-        document_tokens: tokens of a document that the pairs hold, where they are more than `max_tokens`.
+        document_tokens: tokens that are kept of each document, where they are more than `max_tokens` (for passages).
 
     Raises:
         ConfigError: no known encoder, no fast tokenizer, or too few positions for `max_tokens`.

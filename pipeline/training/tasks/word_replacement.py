@@ -27,10 +27,10 @@ from pipeline.training.loop.loop import autocast
 from pipeline.training.tasks.masked_lm import MaskedModel
 
 CANDIDATES = 15
-"""Words that one is drawn from; K in the paper."""
+"""Maximum number of alternatives of a word; K in the paper."""
 
 BATCH_TOKENS, BATCH_WORDS = 4096, 512
-"""Padded tokens that are guessed in at once, and words whose neighbours are sought at once."""
+"""Padded tokens of one batch of masked texts, and number of words whose neighbours are found at once."""
 
 Choice = Sequence[int]
 """Numbers of the words of a text that are to be replaced."""
@@ -42,7 +42,7 @@ class Words:
 
     text: str
     spans: Sequence[tuple[int, int]]
-    """First character of each word, and the one behind its last."""
+    """Start and end of each word in characters; the end is exclusive."""
     ids: Sequence[tuple[int, ...]]
     """Tokens of each word."""
 
@@ -50,11 +50,11 @@ class Words:
         return len(self.spans)
 
     def is_word(self, number: int) -> bool:
-        """Whether it has a letter or digit; punctuation has none."""
+        """Whether item `number` has a letter or digit; punctuation has none."""
         return any(letter.isalnum() for letter in self.text[slice(*self.spans[number])])
 
     def with_words(self, words: Sequence[str | None]) -> str:
-        """The text with other words in these places; None keeps the word, and an empty one drops it and its space."""
+        """The text with these words in place of its own; None keeps a word, an empty text drops it and its space."""
         parts, end = [], 0
         for (start, stop), word in zip(self.spans, words, strict=True):
             gap = "" if word == "" else self.text[end:start]
@@ -88,7 +88,8 @@ class WordReplacer:
     """A base model that says which words may take the place of another."""
 
     def __init__(self, base: Path) -> None:
-        """
+        """Loads the base model, with its head for masked tokens where it has one.
+
         Args:
             base: folder of an encoder of a known family.
 
@@ -146,7 +147,7 @@ class WordReplacer:
         ]
 
     def _find_neighbours(self, words: Sequence[tuple[int, ...]]) -> None:
-        """Keeps the whole words nearest to these, by the cosine of the mean embeddings of their tokens."""
+        """Finds and keeps the whole words nearest to each of these, by the cosine of mean token embeddings."""
         new = list(dict.fromkeys(word for word in words if word not in self._neighbours))
         for begin in range(0, len(new), BATCH_WORDS):
             some = new[begin : begin + BATCH_WORDS]
@@ -163,7 +164,7 @@ class WordReplacer:
     def _guessed(
         self, model: MaskedModel, texts: Sequence[Words], choices: Sequence[Choice]
     ) -> Iterator[tuple[int, int, list[str]]]:
-        """Text, word and its alternatives, of the chosen words of one token."""
+        """(number of the text, number of the word, its alternatives) for each chosen word of one token."""
         template = self._template
         mask = self._hub_tokenizer.mask_token_id
         inputs, masked = [], []

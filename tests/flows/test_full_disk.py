@@ -4,17 +4,15 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import pandas as pd
 import pytest
 
 from flows import gc
 from flows import reindex as reindexing
 from pipeline import release_parts
 from pipeline.releases import Releases
-from tests.flows import full_disk
+from tests.flows import full_disk, test_kills
 from tests.flows.full_disk import SmallDisk, small_disk
-from tests.flows.test_before import registry_documents, workspace
-from tests.flows.test_kills import SEGMENTS_BEFORE
+from tests.flows.test_before import workspace
 
 __all__ = ["small_disk", "workspace"]  # Fixtures.
 
@@ -34,15 +32,7 @@ def publish(folder: Path) -> None:
 
 def prepared(workspace: Path, folder: Path, operation: str) -> Callable[[Path], object]:
     """Brings a workspace to the state before an operation, and returns the operation."""
-    source = folder / "documents"
-    source.mkdir()
-    frame = pd.DataFrame(registry_documents(Releases(workspace)))
-    for number in range(SEGMENTS_BEFORE.get(operation, 0)):
-        frame.loc[number + 2, "text"] = "a samovar for the kitchen"
-        frame.to_parquet(source / "documents.parquet", index=False)
-        reindexing.reindex([str(source)], workspace)
-    frame.loc[1, "text"] = "a balalaika for the garden"
-    frame.to_parquet(source / "documents.parquet", index=False)
+    source = test_kills.prepare(workspace, folder, operation)
     return publish if operation == "publish" else lambda changed: reindexing.reindex([str(source)], changed)
 
 

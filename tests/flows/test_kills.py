@@ -10,6 +10,7 @@ import pytest
 
 from flows import reindex as reindexing
 from pipeline import release_parts
+from pipeline.releases import Releases
 from tests.flows import kills
 from tests.flows.test_before import registry_documents, workspace
 
@@ -20,10 +21,8 @@ SEGMENTS_BEFORE = {"segment": 1, "merge": 2}
 """Operation that re-indexes over segments → their number before it."""
 
 
-def check_kills(workspace: Path, folder: Path, operation: str, count: int) -> None:
-    """Kills the operation at `count` calls, drawn without repetition where there are enough (seed 17)."""
-    from pipeline.releases import Releases
-
+def prepare(workspace: Path, folder: Path, operation: str) -> Path:
+    """Brings a workspace to the state before an operation; returns the folder of documents that it then indexes."""
     source = folder / "documents"
     source.mkdir()
     frame = pd.DataFrame(registry_documents(Releases(workspace)))
@@ -33,6 +32,12 @@ def check_kills(workspace: Path, folder: Path, operation: str, count: int) -> No
         reindexing.reindex([str(source)], workspace)
     frame.loc[1, "text"] = "a balalaika for the garden"
     frame.to_parquet(source / "documents.parquet", index=False)
+    return source
+
+
+def check_kills(workspace: Path, folder: Path, operation: str, count: int) -> None:
+    """Kills the operation at `count` calls, drawn without repetition where there are enough (seed 17)."""
+    source = prepare(workspace, folder, operation)
     complete = folder / "complete"
     shutil.copytree(workspace, complete)
     _, calls = kills.run(complete, operation, source)

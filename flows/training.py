@@ -88,7 +88,7 @@ def prepare(recipe: Recipe, run: Runner) -> TrainingInputs:
 
 
 def _first_stage(recipe: Recipe, inputs: TrainingInputs, run: Runner) -> FirstStage:
-    """The encoder, and BM25 and vectors of the documents: the stages are those that the retraining runs anyway."""
+    """Trains the encoder and indexes the data's documents with it; the retraining takes these artifacts over."""
     from pipeline.export import bundle
 
     encoder = train_encoder(recipe, inputs, run)
@@ -98,11 +98,12 @@ def _first_stage(recipe: Recipe, inputs: TrainingInputs, run: Runner) -> FirstSt
 
 
 def fused(run: Runner, student: RankerConfig, inputs: TrainingInputs, pairs: Artifact, scores: Artifact) -> Artifact:
-    """The scores of the pairs that a student learns from: these, or those of the fused teacher if it asks for it.
+    """The scores that a student learns from: its teacher's, with `fused_teacher` joined with those of the first stage.
 
     Args:
-        pairs: graded pairs, perhaps with unlabelled ones.
-        scores: their scores by the student's teacher.
+        student: the ranker's section.
+        pairs: graded pairs and, where the recipe wants them, unlabelled ones.
+        scores: the teacher's scores of these pairs.
     """
     from pipeline.training import fused_teacher
     from serving.runtime import offline

@@ -31,7 +31,7 @@ BEFORE_SPACE = re.compile(r"(?<=[!-~])(?= )")
 BERT_CUT = re.compile(rf"(?<=[\s\S])(?=[{_SPACES}{_PUNCTUATION}])")
 """BertPreTokenizer ends a word before each white space and punctuation character."""
 BERT_HAN_CUT = re.compile(rf"(?<=[\s\S])(?=[{_SPACES}{_PUNCTUATION}{_HAN}])")
-"""The same where BertNormalizer puts spaces around Chinese characters."""
+"""BERT_CUT and each position before a Chinese character, where BertNormalizer puts spaces around these."""
 BYTE_LEVEL_CUT = re.compile(
     rf"(?<=[!-~{_HAN}])(?=[{_SPACES}])"
     rf"|(?<=[A-Za-z{_HAN}])(?=[0-9{_PUNCTUATION}\u3001\u3002\uff01\uff0c\uff1a\uff1b\uff1f])"
@@ -53,7 +53,7 @@ PLAIN_NORMALIZERS = frozenset(
         *("Nmt", "Precompiled", "Prepend"),
     )
 )
-"""Normalizers that map the text before and after a BEFORE_SPACE cut apart from each other."""
+"""Normalizers that change the text before a BEFORE_SPACE cut independently of the text after it."""
 METASPACE = "\u2581"
 """The character that stands for a space in SentencePiece tokenizers."""
 
@@ -69,7 +69,8 @@ class PrefixTokenizer:
     """Token ids of the beginnings of texts, equal to the first ids of the whole texts."""
 
     def __init__(self, encode: Encode, definition: str, *, max_chars: int | None = None) -> None:
-        """
+        """Derives the safe cuts of a tokenizer from its definition.
+
         Args:
             encode: tokenises a batch; special tokens in a text are text to it.
             definition: content of the tokenizer's `tokenizer.json`, from which the safe cuts follow.
@@ -134,7 +135,10 @@ class PrefixTokenizer:
         return longer
 
     def _end(self, text: str, size: int) -> int:
-        """The first safe cut from `size` on; at the bound the last one before it; or the end of the text."""
+        """The end of a piece of about `size` characters: the first safe cut from there on, or the end of the text.
+
+        Where `max_chars` allows neither, the last safe cut within it; 0 without any.
+        """
         bound = len(text) if self._max_chars is None else min(len(text), self._max_chars)
         if len(text) <= min(size, bound):
             return len(text)
@@ -178,8 +182,8 @@ def _steps(step: Mapping[str, Any] | None, name: str) -> list[Mapping[str, Any]]
 
 
 def _is_plain(normalizer: Mapping[str, Any], splitters: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether a normalizer maps the text before and after a BEFORE_SPACE cut apart from each other, and keeps the cut
-    a space."""
+    """Whether a normalizer changes the text before a BEFORE_SPACE cut independently of the text after it, and keeps
+    the space there."""
     if normalizer["type"] != "Replace":
         return normalizer["type"] in PLAIN_NORMALIZERS
     pattern, content = normalizer["pattern"], normalizer["content"]

@@ -1,8 +1,8 @@
 """Files and folders that have a name of their own until they are whole, beside the place that they will take.
 
 The name has a random part, and the maker holds a lock on it until the end. The kernel lets go of the lock when the
-maker dies, however it dies, so whoever gets the lock may remove what is left. Process numbers would tell neither: two
-containers that share a volume count their processes alike.
+maker dies, however it dies, so whoever gets the lock may remove what is left. Process ids in the names would not do:
+two containers that share a volume may have processes of the same id.
 """
 
 import fcntl

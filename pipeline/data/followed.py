@@ -181,7 +181,11 @@ def _write(path: Path, parts: Iterator[pa.Table], columns: pa.Schema) -> int:
 
 
 def _digest(basis: str, change: Changes, same: set[str], columns: pa.Schema) -> str:
-    """A digest of the documents that result, by those they start from."""
+    """A digest of the documents that result: of the basis, the ids that are gone, and the new and changed documents.
+
+    Args:
+        basis: names what the changes start from: the previous artifact, or the watermark where all rows were read.
+    """
     gone = [] if change.complete else sorted(change.gone)
     digest = hashlib.blake2b(repr([basis, gone, str(columns)]).encode(), digest_size=16)
     for rows in _new(change, same, columns):

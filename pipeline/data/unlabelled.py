@@ -35,7 +35,7 @@ PAIRS = Stage(
 )
 
 SOURCE = "unlabelled"
-"""The source of the added pairs."""
+"""Value of the column `source` in the added pairs."""
 
 log = logging.getLogger(__name__)
 
@@ -144,8 +144,8 @@ def pairs(
 
     Args:
         labelled: a pairs artifact.
-        asked: from `queries`.
-        run: of these queries.
+        asked: the queries, from `queries`.
+        run: the documents that a search found for these queries.
 
     Raises:
         ConfigError: the search found nothing that could be added.
@@ -184,12 +184,12 @@ def pairs(
 
 
 def with_ungraded(table: pa.Table, query_ids: Sequence[str], doc_ids: Sequence[str], source: str) -> pa.Table:
-    """A table of pairs with pairs without a grade behind its rows, in the split "unlabelled".
+    """A table of pairs, extended by pairs without a grade in the split "unlabelled".
 
     Args:
-        table: pairs.
-        query_ids, doc_ids: of the added pairs.
-        source: where they come from.
+        table: the pairs that stand first.
+        query_ids, doc_ids: ids of the added pairs.
+        source: value of the column `source` in the added pairs.
     """
     rows, first = len(query_ids), (pc.max(table.column("row_id")).as_py() if len(table) else -1) + 1
     added = pa.table(

@@ -1,10 +1,11 @@
 """An ablation of losses: many students, trained alike but for their losses, compared on the same queries.
 
-A student's value for a query is the mean over its seeds. So an interval says how sure a difference is over queries
-for these seeds; how much the seeds themselves differ stands beside it.
+Students that differ in their seed alone are of one kind; a kind's value for a query is the mean over its seeds. So an
+interval says how sure a difference is over queries for these seeds; how much the seeds themselves differ stands beside
+it.
 
-The winner is found on the valid queries, by a paired test against each other kind, corrected for being many questions.
-What the table shows are test queries, which took no part in that.
+The winner is found on the valid queries, by a paired test against each other kind, corrected for multiple comparisons.
+The table shows test queries, which took no part in that.
 """
 
 import json
@@ -82,11 +83,11 @@ def make(
     ceiling.
 
     Args:
-        pool: what the scores are of.
+        pool: the pairs that were scored.
         references: systems that are shown beside the students and take no part in the choice.
         students: at least one of each kind; the first kind is what the others are held against.
         ceiling: the reference whose lead over the first kind is the gap to be closed.
-        measure: by which the winner is found; the headline of `config` without it.
+        measure: the measure that decides on the winner; the headline of `config` when empty.
 
     Raises:
         ConfigError: an unknown measure, or no student.
@@ -170,7 +171,10 @@ def compared(
     ceiling: str,
     config: EvaluationConfig,
 ) -> dict[str, Any]:
-    """The systems with their intervals, and of each student what it has over the first kind and the ceiling."""
+    """The systems with their intervals, and the differences of each kind of student to the first kind and the ceiling.
+
+    `closed` of a kind is the share of the gap between first kind and ceiling that it closes.
+    """
     names = list(measures(config))
     shown = [trial.kind for trial in references]
     kinds = list(dict.fromkeys(trial.kind for trial in students))
@@ -286,7 +290,10 @@ def markdown(ablation: Mapping[str, Any]) -> str:
 
 
 def ratio_curves(ablation: Mapping[str, Any], students: Sequence[AblationRun], measure: str) -> Markup:
-    """A plot of a measure over the ratio of unlabelled pairs: a line for each set of losses, a rule at the ceiling."""
+    """An SVG plot of a measure over the ratio of unlabelled pairs.
+
+    It has a curve for each set of losses, and a horizontal line at the ceiling's value.
+    """
     means = {name: system["measures"][measure]["mean"] for name, system in ablation["systems"].items()}
     curves: dict[str, dict[str, float]] = {}
     for trial in sorted(students, key=lambda trial: trial.unlabelled_ratio):

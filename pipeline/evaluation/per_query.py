@@ -34,8 +34,9 @@ def measures(config: EvaluationConfig) -> tuple[str, ...]:
 def judged(data: Artifact, split: str | None, *, clicks: bool = False) -> tuple["pa.Table", set[str]]:
     """Judgments of one split (of all without one), and the ids of the queries that only other splits judge.
 
-    Of several judgments of one pair that counts which the pool has too: see `pipeline.data.candidates`. A query that
-    is a document itself (`schema.own_documents`) is not judged with that one, and `ranking` leaves it out of runs.
+    Of several judgments of one pair the one from the most trusted source counts (`schema.PREFERENCE`), of these the
+    highest grade. A query that is a document itself (`schema.own_documents`) is not judged with that document, and
+    `ranking` leaves the document out of its list.
 
     Args:
         clicks: takes judgments made from clicks or thumbs too; a query that has no others is left out without it.

@@ -1,4 +1,4 @@
-"""Whether an exported model says what its PyTorch model says: golden inputs run through both."""
+"""Checks that an exported model gives the outputs of its PyTorch model, on golden inputs that run through both."""
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -64,7 +64,7 @@ def outputs(
 
 
 def difference(ours: Floats, theirs: Floats) -> float:
-    """The largest distance of any number from theirs, over (1 + its size); infinite where either is not finite."""
+    """The largest |ours − theirs| / (1 + |theirs|) of all numbers; infinite where one of them is not finite."""
     if not (np.isfinite(ours).all() and np.isfinite(theirs).all()):
         return float("inf")
     return float((np.abs(ours - theirs) / (1 + np.abs(theirs))).max())

@@ -1,8 +1,8 @@
-"""A model and its tokenizer without the tokens that a corpus never has; on the corpus nothing changes.
+"""Vocabulary pruning: removes tokens that a corpus never uses from a model and its tokenizer.
 
-Most of a small model is its embedding table, and most of the table is other people's words. A token is kept when the
-corpus has it, when it is special, or when another text could not be read without it: single characters, bytes, and
-for BPE whatever its merges pass through. Any other text still reads, in smaller pieces.
+Texts of the corpus are tokenised as before. Most of a small model is its embedding table, and a corpus uses a part of
+it. A token is kept when the corpus has it, when it is special, or when another text could not be tokenised without it:
+single characters, bytes, and for BPE the pieces that a kept token is merged from. Other texts become smaller pieces.
 
 `to_corpus` prunes one of our models; `needed` and `prune` are its two steps for any transformer.
 """
@@ -28,7 +28,7 @@ from pipeline.models.families import family_of
 from pipeline.text import document_text
 
 BATCH = 4096
-"""Texts tokenised at once."""
+"""Number of texts that are tokenised at once."""
 
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
@@ -75,7 +75,7 @@ def corpus_of(data: Artifact) -> Iterable[str]:
 
 
 def needed(tokenizer: PreTrainedTokenizerBase, corpus: Iterable[str]) -> set[int]:
-    """Ids of the tokens without which some text of the corpus would be read otherwise, or some other text not at all.
+    """Ids of the tokens that the corpus needs to be tokenised as before, and any other text to be tokenised at all.
 
     Raises:
         ConfigError: a tokenizer of a kind that cannot be pruned.
@@ -117,7 +117,7 @@ def needed(tokenizer: PreTrainedTokenizerBase, corpus: Iterable[str]) -> set[int
 def prune(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, kept_ids: Iterable[int]
 ) -> PreTrainedTokenizerFast:
-    """Cuts the model's embeddings, in index, to these tokens in their order, and returns the tokenizer that fits.
+    """Cuts the model's embeddings in place to these tokens, in ascending order, and returns the tokenizer that fits.
 
     Special tokens, and of BPE the pieces that a kept token is merged from, are kept in any case. Where positions are
     counted from the padding id (RoBERTa) it keeps its value. Tied embeddings stay tied.
@@ -166,7 +166,10 @@ def _id_fields(config: Any) -> list[str]:
 
 
 def _kept(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, wanted: Iterable[int]) -> list[int]:
-    """Ascending ids: what is wanted, what is special, and what keeps ids in their places."""
+    """The ids to keep, ascending: the wanted ones, special tokens, and those below RoBERTa's first position.
+
+    Of BPE the pieces of which a kept token is merged are kept too.
+    """
     tree = json.loads(tokenizer.backend_tokenizer.to_str())
     config = model.config
     special = {added["id"] for added in tree["added_tokens"]} | set(_template_ids(tree["post_processor"]))

@@ -62,7 +62,7 @@ def languages(folder: Path) -> frozenset[str]:
 
 @dataclass(frozen=True, slots=True)
 class Readable:
-    """A model, as far as it tells what it reads."""
+    """The parts of a model that tell which languages it reads: its folder, with a card, and its tokenizer."""
 
     folder: Path
     tokenizer: str

@@ -37,7 +37,7 @@ STAGE = Stage(
 )
 
 SOURCE = "augmented"
-"""The source of the added pairs."""
+"""Value of the column `source` in the added pairs."""
 
 REPLACED, DROPPED = 0.4, 0.1
 """Share of a text's words that are replaced or dropped; at least one is. The papers' values."""

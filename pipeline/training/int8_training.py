@@ -14,7 +14,7 @@ from pipeline.training.loop.checkpoint import Progress
 from pipeline.training.tasks.cross_encoder import CrossTask, learn
 
 RATE = 0.5
-"""Peak learning rate of the last part, as a share of that of the first, which has ended annealed."""
+"""Peak learning rate of the last part, as a share of the first part's; the first part has ended at a low rate."""
 
 
 def learn_rounded(task: CrossTask, share: float, *, label: str, staging: Staging) -> Progress:

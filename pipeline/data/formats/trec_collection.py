@@ -1,4 +1,4 @@
-"""A whole TREC collection: documents and topics in TREC tags, qrels as text."""
+"""A whole collection with TREC qrels: documents and queries as JSON lines or TSV, qrels as text."""
 
 import re
 from collections.abc import Sequence

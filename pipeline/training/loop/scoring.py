@@ -135,7 +135,7 @@ def vectors(
         pooled: gives the vectors before the projection.
 
     Returns:
-        (n, dimensions) float32 of unit length, or (n, hidden) with `pooled`.
+        (n, dimensions) float32 of unit length, or (n, inputs of the projection) with `pooled`.
 
     Raises:
         TrainingError: a vector is not finite, or memory runs out.

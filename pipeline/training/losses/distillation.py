@@ -1,10 +1,10 @@
 """Distillation losses: each is a pure function of student and teacher outputs for the same inputs.
 
-Means over something that is counted, as in `losses`: `total` is the count over the whole step, so that the values of
-its chunks, and their gradients, add up to those of one big batch. The teacher's side never receives a gradient.
+Each loss is a sum divided by `total`, the count of documents, queries or tokens in the whole step; None takes the count
+of the inputs. So the values of a step's chunks, and their gradients, add up to those of one big batch. The teacher's
+outputs never receive a gradient.
 
-Terms over tokens take a rectangle of padded inputs; `mask` (batch, tokens) is 1 for a real token, and nothing that
-stands at padding takes part.
+Losses over tokens take a padded batch; `mask` (batch, tokens) is 1 for a real token, and padding does not count.
 """
 
 import torch
@@ -301,7 +301,9 @@ def relation_loss(
 
 
 def attention_scores(queries: Tensor, keys: Tensor, heads: int) -> Tensor:
-    """(batch, heads, tokens, tokens): query of the first with key of the second, over the root of a part's width.
+    """Scaled dot products of each token's query with each token's key, (batch, heads, tokens, tokens) float32.
+
+    Each head reads its part of the width; the scale is one over the square root of the part's width.
 
     Args:
         queries: (batch, tokens, width).

@@ -70,12 +70,13 @@ class CrossEncoderLearner(nn.Module):
     """Everything that is trained: the student, perhaps a peer, and projections that are discarded at the end."""
 
     def __init__(self, students: Sequence[CrossEncoder], weights: LossWeights, teacher_width: int, seed: int) -> None:
-        """
+        """Collects the students, and makes projections where a student's width is not the teacher's.
+
         Args:
             students: the one that is kept, then perhaps its peer.
-            weights: which terms are computed.
-            teacher_width: where a student has another width, it learns a projection for each term that needs one.
-            seed: of the projections.
+            weights: the weights of the terms; one of `PROJECTED` with a weight gets a projection.
+            teacher_width: width of the teacher's states.
+            seed: seed of the projections' first values.
         """
         super().__init__()
         self.students = nn.ModuleList(students)

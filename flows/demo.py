@@ -118,13 +118,13 @@ def serve_whole_documents(
 def write_whole_documents(documents: Artifact, path: Path, config: DataConfig | None) -> bool:
     """Writes documents with their summaries at the head of their texts.
 
-    Returns:
-        Whether a file was written: not where the training's documents have no column of summaries.
-
     Args:
         documents: those of the training.
         path: the Parquet file.
         config: see `serve_whole_documents`.
+
+    Returns:
+        Whether a file was written; not where the training's documents have no column of summaries.
     """
     from pipeline.data.formats import python_docs
 

@@ -22,9 +22,9 @@ MAX_EMPTY_GROWTH = 0.05
 MAX_DUPLICATE_GROWTH = 0.1
 """Growth of the share of repeated documents that needs no --force."""
 MAX_ALIKE_GROWTH = 0.2
-"""Growth of the share of texts that say mostly what many others say; see `index.corpus_change`."""
+"""Growth of the share of texts that say mostly what many others say (`index.corpus_change`) that needs no --force."""
 MAX_SHORTENED = 0.2
-"""Share of the documents that stay which may lose two thirds of their text."""
+"""Share of the documents that are in both releases which may lose two thirds of their text or more without --force."""
 
 log = logging.getLogger(__name__)
 

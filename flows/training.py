@@ -191,10 +191,10 @@ def with_ungraded(
 def student_origin(
     student: RankerConfig, recipe: Recipe, run: Runner, *, data: Artifact, base: Artifact | str
 ) -> Artifact | str:
-    """The whole model that a ranker starts from: a new one for `base = "scratch"`, else the teacher's start.
+    """The `base` that a ranker's stages get: a new model for `base = "scratch"`, else what the teacher started from.
 
     Args:
-        student: the ranker's section.
+        student: the ranker's section. Where it names the teacher or a model of its own, the stages take that instead.
         base: the model that the teacher started from.
     """
     from pipeline.training import pretrain

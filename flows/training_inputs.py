@@ -32,10 +32,11 @@ class TrainingInputs:
     ranker_pairs: Artifact
     """The graded pairs and, where the recipe wants them, unlabelled and augmented ones: what rankers are trained on."""
     teacher_scores: Artifact
-    """Scores of `ranker_pairs` by the teacher, or by the external one."""
+    """Scores of `ranker_pairs` by the teacher, by several of them on average, or by the external one."""
     ranker_teacher: Artifact
     """The model that the ranker is distilled from: the last assistant, or the teacher where there is none."""
     ranker_teacher_scores: Artifact
-    """Scores of `ranker_pairs` by `ranker_teacher`."""
+    """Scores of `ranker_pairs` that the ranker learns from: those of `ranker_teacher` or, with `ranker.fused_teacher`,
+    these joined with the scores of the first stage."""
     first_stage: FirstStage | None = None
-    """The search that students of a fused teacher learn from too; None where the recipe has none."""
+    """The search whose scores are joined with a teacher's; None where no student of the recipe sets `fused_teacher`."""

@@ -115,9 +115,12 @@ def copied(before: Path, workspace: Path) -> tuple[object, ...]:
 
 
 def check_calls(before: Path, workspace: Path, operation: Callable[[Path], object], count: int) -> None:
-    """The same at single calls of the file system, drawn without repetition (seed 19); all where there are fewer.
+    """Runs an operation whose n-th call of the file system finds the disk full, for `count` n drawn by seed 19.
+
+    After a refusal the workspace serves what it served before, and the next run ends as the first would have.
 
     Args:
+        before: the workspace before the operation.
         workspace: the folder to put copies of `before` into.
     """
     at_first = copied(before, workspace)

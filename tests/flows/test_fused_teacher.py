@@ -10,7 +10,7 @@ from tests.flows.conftest import Trained
 
 
 def test_the_ranker_alone_learns_the_fused_order(copied: Trained) -> None:
-    """Unlabelled lists too, whose queries stand beside the pairs."""
+    """The ranker's pairs include unlabelled ones, whose queries are no part of the graded pairs."""
     recipe = dataclasses.replace(
         copied.recipe,
         ranker=dataclasses.replace(copied.recipe.ranker, fused_teacher=True, plain=False),

@@ -9,7 +9,7 @@ value is a `ConfigError` that names the key. Nothing here imports more than the 
 """
 
 import re
-from dataclasses import field
+from dataclasses import field, fields
 from typing import Literal, TypeVar
 
 from pydantic.dataclasses import dataclass
@@ -237,12 +237,7 @@ class ComputeConfig:
         positive("compute", cpus_per_worker=self.cpus_per_worker)
         if self.workers < 0 or self.gpus_per_worker < 0:
             raise ConfigError("compute.workers and compute.gpus_per_worker must be 0 or more")
-        if self.engine == "local" and (self.address, self.workers, self.cpus_per_worker, self.gpus_per_worker) != (
-            "",
-            0,
-            1,
-            0,
-        ):
+        if self.engine == "local" and any(getattr(self, item.name) != item.default for item in fields(self)):
             raise ConfigError(
                 "compute.address, workers, cpus_per_worker and gpus_per_worker are those of a Ray cluster; set "
                 'compute.engine to "ray", or leave them out'

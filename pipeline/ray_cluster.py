@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from pipeline.config import ComputeConfig
+from pipeline.cores import cores
 from pipeline.errors import ConfigError, MissingError, RelevanceError, UnavailableError
 
 CHECK_S = 1.0
@@ -18,6 +19,10 @@ CHECK_S = 1.0
 HEAD_S = 10.0
 """Seconds without the head after which work is given up. Ray ends the process of its own after 60."""
 CONNECT_S = 2.0
+"""Seconds to wait for an answer of the head."""
+
+RESUME = "What is finished is kept: the same command goes on after it"
+"""Last sentence of every error that ends work on a cluster."""
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +78,7 @@ def _connect(ray: Any, config: ComputeConfig) -> None:
         options["address"] = _resolved(ray, config.address)
         _require_head(options["address"])
     else:
-        cpus = max(_cores(), config.workers * config.cpus_per_worker)
+        cpus = max(cores(), config.workers * config.cpus_per_worker)
         # The loopback address also spares Ray from asking the network which one this machine has.
         options |= {"address": "local", "num_cpus": cpus, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     try:
@@ -81,10 +86,6 @@ def _connect(ray: Any, config: ComputeConfig) -> None:
     except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:
         where = config.address or "on this machine"
         raise UnavailableError(f"the Ray cluster {where} cannot be used: {error}") from error
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _address(ray: Any) -> str:
@@ -96,8 +97,8 @@ def _resolved(ray: Any, address: str) -> str:
     return str(ray._private.services.canonicalize_bootstrap_address(address))
 
 
-def _answers(address: str) -> OSError | None:
-    """None where something listens at HOST:PORT, else the error."""
+def _connection_error(address: str) -> OSError | None:
+    """The error of a connection to HOST:PORT; None where something listens there."""
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
@@ -107,7 +108,7 @@ def _answers(address: str) -> OSError | None:
 
 
 def _require_head(address: str) -> None:
-    error = _answers(address)
+    error = _connection_error(address)
     if error is not None:
         raise UnavailableError(
             f"compute.address {address}: no head of a Ray cluster answers ({error}); start one with "
@@ -128,7 +129,7 @@ class HeadWatch:
         now = time.monotonic()
         if now - self._looked < CHECK_S:
             return
-        error = _answers(self._address)
+        error = _connection_error(self._address)
         self._looked = time.monotonic()
         if error is None:
             self._seen = self._looked
@@ -139,9 +140,6 @@ class HeadWatch:
                 f"{label}: the head of the Ray cluster, {self._address}, is gone ({error}); start the cluster again. "
                 f"{RESUME}"
             )
-
-
-RESUME = "What is finished is kept: the same command goes on after it"
 
 
 def fit(ray: Any, config: ComputeConfig, label: str) -> int:

@@ -35,7 +35,7 @@ def readable_errors(address: str) -> Iterator[None]:
         raise MissingError(f"{address}: there is no such file or folder") from error
     except ImportError as error:
         raise MissingError(f"{address}: {error}; for s3:// install search-relevance[s3]") from error
-    except (OSError, ValueError, TimeoutError) as error:
+    except (OSError, ValueError) as error:
         raise UnavailableError(f"{address}: cannot be read or written ({type(error).__name__}: {error})") from error
     except Exception as error:
         if type(error).__module__.split(".")[0] in ("botocore", "aiobotocore", "s3fs", "gcsfs", "adlfs", "aiohttp"):

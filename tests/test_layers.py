@@ -13,6 +13,7 @@ FLOOR = {
     *("artifacts", "config", "errors", "features", "pointer", "progress", "releases", "schema", "secrets", "text"),
     *(
         "compute",
+        "cores",
         "disk",
         "locks",
         "manifest",

@@ -16,13 +16,13 @@ from typing import Any
 
 import uvicorn
 
+from pipeline.cores import cores
 from pipeline.errors import RelevanceError
 from serving.api import app as apps
 from serving.observability.metrics import Metrics
 from serving.process.http_protocol import ConnectionLimits, LimitedProtocol
 from serving.process.listener import BACKLOG, accept_new, has_waiting, refuse_new
 from serving.rollout.lifecycle import Lifecycle
-from serving.runtime.processor import cores
 from serving.settings import Settings
 
 KEEP_ALIVE_S = 75

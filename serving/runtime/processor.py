@@ -10,12 +10,9 @@ from typing import Literal
 
 import onnxruntime as ort
 
+from pipeline.cores import cores
+
 Device = Literal["cpu", "cuda"]
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def has_cuda() -> bool:

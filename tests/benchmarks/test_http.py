@@ -31,10 +31,10 @@ from index import documents, lexical, semantic_build, vectors
 from pipeline import artifacts, features, schema
 from pipeline.artifacts import Artifact
 from pipeline.config import ExportConfig, IndexConfig
+from pipeline.cores import cores
 from pipeline.export import bundle
 from pipeline.releases import Releases
 from serving.runtime.engine import Engine
-from serving.runtime.processor import cores
 
 pytestmark = [
     pytest.mark.benchmark,

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import progress
+from pipeline.cores import cores
 
 OWN = frozenset({"pipeline", "index", "serving", "flows"})
 """Our packages; a non-editable installation puts them beside the others."""
@@ -97,7 +98,7 @@ def parse_files(files: Sequence[SourceFile]) -> list["SourceModule | None"]:
     Processes, at most one for each core, parse equal parts, the first of them in this process. A part whose process
     fails is parsed here.
     """
-    count = max(1, min(_cores(), len(files) // FILES_OF_A_PROCESS))
+    count = max(1, min(cores(), len(files) // FILES_OF_A_PROCESS))
     parts = [files[start::count] for start in range(count)]  # Neighbours are alike, so all parts take as long.
     helpers = [_start(part) for part in parts[1:]]
     modules: list[SourceModule | None] = [None] * len(files)
@@ -111,10 +112,6 @@ def parse_files(files: Sequence[SourceFile]) -> list["SourceModule | None"]:
             else _parse_part(part)
         )
     return modules
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _start(files: Sequence[SourceFile]) -> "subprocess.Popen[bytes]":

@@ -45,24 +45,28 @@ class Ragged:
     def lengths(self) -> Ints:
         return np.diff(self.starts)
 
+    @classmethod
+    def of(cls, lists: Sequence[Sequence[int] | NDArray[np.int32]]) -> "Ragged":
+        """These lists end to end."""
+        ids = [np.asarray(item, dtype=np.int32) for item in lists]
+        starts = np.cumsum([0, *map(len, ids)], dtype=np.int64)
+        return cls(np.concatenate(ids) if ids else np.zeros(0, np.int32), starts)
+
     def taken(self, numbers: Ints) -> "Ragged":
-        """The lists with these numbers, in their order."""
-        lists = [self.ids[self.starts[number] : self.starts[number + 1]] for number in numbers.tolist()]
-        starts = np.cumsum([0, *map(len, lists)], dtype=np.int64)
-        return Ragged(np.concatenate(lists) if lists else np.zeros(0, np.int32), starts)
+        """The lists with these numbers, in this order; a number may repeat."""
+        return Ragged.of([self.ids[self.starts[number] : self.starts[number + 1]] for number in numbers.tolist()])
 
 
 def tokenise(tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int, label: str = "tokenise") -> Ragged:
     """The first `max_tokens` ids of each text, without special tokens; `label` names the progress bar."""
     prefixes = PrefixTokenizer.of(tokenizer)
-    parts: list[NDArray[np.int32]] = []
+    lists: list[NDArray[np.int32]] = []
     with bar(label, len(texts), "texts") as advance:
         for begin in range(0, len(texts), TOKENISE_BATCH):
             batch = texts[begin : begin + TOKENISE_BATCH]
-            parts.extend(np.array(ids, dtype=np.int32) for ids in prefixes.ids(batch, max_tokens))
+            lists.extend(np.array(ids, dtype=np.int32) for ids in prefixes.ids(batch, max_tokens))
             advance(len(batch))
-    starts = np.cumsum([0, *map(len, parts)], dtype=np.int64)
-    return Ragged(np.concatenate(parts) if parts else np.zeros(0, np.int32), starts)
+    return Ragged.of(lists)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ excerpt of each document stands in for a query, so that short texts count as muc
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic
@@ -167,7 +167,7 @@ def _affordable(model: BiEncoder, documents: Ragged, seconds: float, checkpoint:
     """
 
     def measure() -> shards.Arrays:
-        trial = _ragged([documents[row] for row in range(min(TRIAL, len(documents)))])
+        trial = documents.taken(np.arange(min(TRIAL, len(documents))))
         began = monotonic()
         rows = np.arange(len(trial))
         scoring.vectors(model, trial, rows, model.document_template, label="projection", pooled=True)
@@ -179,9 +179,10 @@ def _affordable(model: BiEncoder, documents: Ragged, seconds: float, checkpoint:
 
 def _first(documents: Ragged, excerpts: Ragged, count: int) -> tuple[Ragged, Ragged]:
     """The first documents, and all excerpts of these."""
-    total = len(documents)
-    parts = [excerpts[turn * total + row] for turn in range(EXCERPTS) for row in range(count)]
-    return _ragged([documents[row] for row in range(count)]), _ragged(parts)
+    first = np.arange(count)
+    return documents.taken(first), excerpts.taken(
+        np.concatenate([turn * len(documents) + first for turn in range(EXCERPTS)])
+    )
 
 
 def _texts(model: BiEncoder, data: Artifact, config: EncoderConfig) -> tuple[Ragged, Ragged]:
@@ -204,9 +205,4 @@ def _texts(model: BiEncoder, data: Artifact, config: EncoderConfig) -> tuple[Rag
         length = int(draw.integers(min(SHORTEST, most), most + 1))
         begin = int(draw.integers(0, max(1, len(ids) - length + 1)))
         excerpts.append(ids[begin : begin + length])
-    return _ragged(documents), _ragged(excerpts)
-
-
-def _ragged(lists: Sequence[Sequence[int]]) -> Ragged:
-    ids = np.concatenate([np.array(ids_of_text, np.int32) for ids_of_text in lists])
-    return Ragged(ids, np.cumsum([0, *map(len, lists)], dtype=np.int64))
+    return Ragged.of(documents), Ragged.of(excerpts)

@@ -262,7 +262,7 @@ def test_see_also_in_every_form(section: str) -> None:
 def test_several_processes_read_what_one_reads(library: Path, monkeypatch: pytest.MonkeyPatch, program: str) -> None:
     alone = docstrings.read([library])
     monkeypatch.setattr(python_modules, "FILES_OF_A_PROCESS", 1)
-    monkeypatch.setattr(python_modules, "_cores", lambda: 3)
+    monkeypatch.setattr(python_modules, "cores", lambda: 3)
     monkeypatch.setattr(python_modules, "PROGRAM", program or python_modules.PROGRAM)
     assert docstrings.read([library]) == alone
 

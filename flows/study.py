@@ -57,7 +57,7 @@ def plan(recipe: Recipe) -> StudyPlan:
         ConfigError: a way or variant that the recipe names is unknown or cannot apply, or changes what comes before
             the teacher; the message names it.
     """
-    from pipeline.training import preflight
+    from pipeline.training import ranker_chain
 
     wanted = recipe.study.methods
     ways: list[StudyWay] = []
@@ -80,16 +80,16 @@ def plan(recipe: Recipe) -> StudyPlan:
         except ConfigError as error:
             raise ConfigError(f"study.variants '{variant.name}': {error}") from error
     if recipe.study.search_cost:
-        shape_search.shapes(recipe, preflight.source_shape(recipe))
+        shape_search.shapes(recipe, ranker_chain.source_shape(recipe))
         if any(way.name == SEARCHED for way in ways):
             raise ConfigError(f"study.variants '{SEARCHED}': the search's result has this name; rename the variant")
     return StudyPlan(tuple(ways), refused)
 
 
 def _way(recipe: Recipe, method: Method) -> StudyWay:
-    from pipeline.training import preflight
+    from pipeline.training import ranker_chain
 
-    changed = method.change(recipe, preflight.source_shape(recipe))
+    changed = method.change(recipe, ranker_chain.source_shape(recipe))
     return _checked(recipe, StudyWay(method.name, method.summary, method.source, changed, method.from_teacher))
 
 
@@ -181,13 +181,13 @@ def study(recipe: Recipe, workspace: Path, *, execute: runner.Execute = runner.d
 
 def _searched(recipe: Recipe, run: runner.Runner) -> StudyWay:
     """The way whose shape is the best that successive halving finds within `study.search_cost`."""
-    from pipeline.training import preflight
+    from pipeline.training import ranker_chain
     from pipeline.training.loop import scoring
 
     def train(config: RankerConfig, label: str) -> Artifact:
         return _trained(recipe, StudyWay(label, "", "", recipe), config, run.labelled(label))
 
-    source = preflight.source_shape(recipe)
+    source = ranker_chain.source_shape(recipe)
     best = shape_search.search(recipe, source, train, scoring.MEASURE)
     summary = f"{best.layers} layers × {best.units} units, found at {best.cost:.0%} of the ranker's products"
     changed = dataclasses.replace(recipe, ranker=best.of(recipe.ranker, source))

@@ -8,7 +8,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -22,8 +22,7 @@ from pipeline.models.base_models import ModelShape
 from pipeline.models.families import family_of
 from pipeline.recipe import named
 from pipeline.tokens import PairTemplate
-from pipeline.training import augmentation, encoder, pretrain, ranker, ranker_shape
-from pipeline.training.losses.cross_encoder_terms import TOKEN_TERMS
+from pipeline.training import augmentation, encoder, pretrain, ranker, ranker_chain, ranker_shape
 
 SPECIAL_TOKENS = 2
 """Special tokens of one text: a model's first and last."""
@@ -139,7 +138,7 @@ def check_exports(recipe: Recipe) -> None:
             f"ranker.int8_share is {recipe.ranker.int8_share:g}: it trains for the int8 export, which "
             "export.precisions lacks; add int8 there, or set it to 0"
         )
-    for key, base in _served_bases(recipe).items():
+    for key, base in ranker_chain.served_bases(recipe).items():
         if base != pretrain.SCRATCH:
             try:
                 config = _config(base)
@@ -158,10 +157,10 @@ def check_lengths(recipe: Recipe) -> None:
         ConfigError: the message names the key.
     """
     wanted = [("teacher", recipe.teacher.base, recipe.teacher.max_tokens)]
-    wanted.append(("encoder", _served_bases(recipe)["encoder.base"], recipe.encoder.max_tokens))
+    wanted.append(("encoder", ranker_chain.served_bases(recipe)["encoder.base"], recipe.encoder.max_tokens))
     if recipe.pretrain.enabled or recipe.teacher.base == pretrain.SCRATCH:
         wanted.append(("pretrain", recipe.teacher.base, recipe.pretrain.max_tokens))
-    for path, student in _students(recipe):
+    for path, student in ranker_chain.students(recipe):
         if student.base == pretrain.SCRATCH:
             wanted.append(("pretrain", pretrain.SCRATCH, recipe.pretrain.max_tokens))
         if student.base not in (ranker.FROM_TEACHER, ranker.FROM_BASE):
@@ -186,13 +185,13 @@ def check_passages(recipe: Recipe) -> None:
     template = _pair_template(recipe)
     with named("passages", "teacher.passages"):
         teacher = dataclasses.replace(template, passages=recipe.teacher.passages.passages(None))
-    for path, config, source, shape in _cuts(recipe):
+    for number, (path, config, source, shape) in enumerate(ranker_chain.cuts(recipe)):
         tokens = config.max_tokens or teacher.max_tokens
         with named("passages", f"{path}.passages"):
             passages = config.passages.passages(teacher.passages)
             student = dataclasses.replace(teacher, max_tokens=tokens, passages=passages)
-        of_file = recipe.external_teacher.scores and path == _students(recipe)[0][0]  # It scores whole documents.
-        if teacher.passages is not None and not of_file and _other_tokens(config, source, shape):
+        whole_documents = recipe.external_teacher.scores and number == 0  # A file of scores teaches the first student.
+        if teacher.passages is not None and not whole_documents and _other_tokens(config, source, shape):
             raise ConfigError(f"{path}.base: {ranker.OTHER_PASSAGES}")
         teacher = student
 
@@ -255,16 +254,6 @@ def check_files(recipe: Recipe) -> None:
         base_models.folder(recipe.external_teacher.causal_lm)
 
 
-def _served_bases(recipe: Recipe) -> dict[str, str]:
-    """Key → the base that the served model is cut from in the end."""
-    base = recipe.teacher.base
-    for student in (*recipe.assistants, recipe.ranker):
-        known = {ranker.FROM_TEACHER: base, ranker.FROM_BASE: recipe.teacher.base}
-        base = known.get(student.base, student.base)
-    own = recipe.encoder.base
-    return {"ranker.base": base, "encoder.base": recipe.teacher.base if own == encoder.FROM_BASE else own}
-
-
 def _config(base: str) -> PreTrainedConfig:
     config: PreTrainedConfig = AutoConfig.from_pretrained(base_models.folder(base))
     return config
@@ -292,60 +281,9 @@ def check_rankers(recipe: Recipe) -> None:
         )
     if recipe.candidates.augmented and recipe.teacher.base != pretrain.SCRATCH:
         augmentation.check(recipe.candidates, tokenizers.load_tokenizer(base_models.folder(recipe.teacher.base)))
-    for path, config, source, teacher in _cuts(recipe):
+    for path, config, source, teacher in ranker_chain.cuts(recipe):
         with named("ranker", path):
             ranker_shape.cut(config, source, teacher)
-
-
-def source_shape(recipe: Recipe) -> ModelShape:
-    """The shape of the model that the ranker is cut from.
-
-    Raises:
-        ConfigError, MissingError: see `check_rankers`.
-    """
-    *_, (_, _, source, _) = _cuts(recipe)
-    return source
-
-
-def _cuts(recipe: Recipe) -> Iterator[tuple[str, RankerConfig, ModelShape, ModelShape]]:
-    """Key, section, shape of the source and shape of the teacher of each assistant and the ranker."""
-    base = _base(recipe)
-    cuts = "cut" in family_of(base.model_type).offers
-    if recipe.teacher.layers not in (0, base.layers) and not cuts:
-        raise ConfigError(f"teacher.layers: no layers of a {base.model_type} model can be left out; set it to 0")
-    if recipe.teacher.layers > base.layers:
-        raise ConfigError(
-            f"teacher.layers is {recipe.teacher.layers}: its base has {base.layers}; keep at most that many"
-        )
-    teacher = dataclasses.replace(base, layers=recipe.teacher.layers or base.layers)
-    for path, config in _students(recipe):
-        known = {ranker.FROM_TEACHER: teacher, ranker.FROM_BASE: base, pretrain.SCRATCH: _scratch(recipe)}
-        source = known.get(config.base) or _cross_encoder(config.base)
-        if config.base == pretrain.SCRATCH != recipe.teacher.base:
-            _check_new_tokens(path, config)
-        yield path, config, source, teacher
-        with named("ranker", path):
-            teacher = ranker_shape.cut(config, source, teacher)
-
-
-def _students(recipe: Recipe) -> list[tuple[str, RankerConfig]]:
-    """Key and section of each assistant and the ranker."""
-    assistants = [(f"assistants[{number}]", student) for number, student in enumerate(recipe.assistants)]
-    return [*assistants, ("ranker", recipe.ranker)]
-
-
-def _check_new_tokens(path: str, config: RankerConfig) -> None:
-    """Checks that a new model, whose vocabulary is new too, is not compared with its teacher token by token.
-
-    Raises:
-        ConfigError: it is; names the key.
-    """
-    for name in TOKEN_TERMS:
-        if getattr(config, f"{name}_weight"):
-            raise ConfigError(
-                f"{path}.{name}_weight: the new model of {path}.base has a vocabulary of its own, so its tokens cannot "
-                "be compared with the teacher's; set it to 0"
-            )
 
 
 def check_encoder(recipe: Recipe) -> None:
@@ -355,30 +293,8 @@ def check_encoder(recipe: Recipe) -> None:
         ConfigError: the encoder cannot be had from its base.
         MissingError: the base model cannot be had.
     """
-    own = recipe.encoder.base != encoder.FROM_BASE
-    encoder.check(recipe.encoder, base_models.shape(base_models.folder(recipe.encoder.base)) if own else _base(recipe))
-
-
-def _base(recipe: Recipe) -> ModelShape:
-    """The shape of the model that the teacher starts from."""
-    return _scratch(recipe) if recipe.teacher.base == pretrain.SCRATCH else _cross_encoder(recipe.teacher.base)
-
-
-def _scratch(recipe: Recipe) -> ModelShape:
-    """The shape of the model that the recipe trains from scratch."""
-    scratch = recipe.pretrain.scratch
-    shared = family_of(scratch.family).shares_layers
-    return ModelShape(
-        *(scratch.layers, scratch.hidden, scratch.heads),
-        shared=shared,
-        intermediate=scratch.intermediate,
-        model_type=scratch.family,
-    )
-
-
-def _cross_encoder(base: str) -> ModelShape:
-    """The shape of a base that a cross-encoder starts from, of a known family and with no head of several labels."""
-    folder = base_models.folder(base)
-    shape = base_models.shape(folder)
-    model_files.check_head(folder)
-    return shape
+    if recipe.encoder.base == encoder.FROM_BASE:
+        shape = ranker_chain.base_shape(recipe)
+    else:
+        shape = base_models.shape(base_models.folder(recipe.encoder.base))
+    encoder.check(recipe.encoder, shape)

@@ -31,9 +31,9 @@ from pipeline.training.tasks.masked_lm import (
     MaskedBatch,
     MaskedChunk,
     MaskedCorpus,
-    MaskedModel,
     MaskedTask,
 )
+from pipeline.training.tasks.masked_model import MaskedModel
 
 STAGE = Stage(
     "pretrained",

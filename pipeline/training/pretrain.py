@@ -26,7 +26,8 @@ from pipeline.stage import Stage
 from pipeline.training.loop import scoring
 from pipeline.training.loop.loop import train
 from pipeline.training.tasks import vocabulary
-from pipeline.training.tasks.masked_lm import MaskedCorpus, MaskedModel, MaskedTask
+from pipeline.training.tasks.masked_lm import MaskedCorpus, MaskedTask
+from pipeline.training.tasks.masked_model import MaskedModel
 
 STAGE = Stage("pretrained", version=1, inputs={"data": "data"}, section="pretrain", title="pre-training")
 

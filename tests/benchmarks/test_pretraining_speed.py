@@ -21,7 +21,8 @@ from pipeline.config import DataConfig, LoopConfig, PretrainConfig, ScratchConfi
 from pipeline.training.loop import batches, memory
 from pipeline.training.loop.loop import Step, autocast
 from pipeline.training.tasks import masked_lm, vocabulary
-from pipeline.training.tasks.masked_lm import MaskedChunk, MaskedCorpus, MaskedModel, MaskedTask
+from pipeline.training.tasks.masked_lm import MaskedChunk, MaskedCorpus, MaskedTask
+from pipeline.training.tasks.masked_model import MaskedModel
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.data]
 

@@ -24,7 +24,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 from pipeline.models import base_models, tokenizers
 from pipeline.training.loop import batches, scoring
 from pipeline.training.loop.loop import autocast
-from pipeline.training.tasks.masked_lm import MaskedModel
+from pipeline.training.tasks.masked_model import MaskedModel
 
 CANDIDATES = 15
 """Maximum number of alternatives of a word; K in the paper."""

@@ -16,7 +16,7 @@ from pipeline.models.cross_encoder import CrossEncoder
 from pipeline.training import general, ranker, ranker_shape
 from pipeline.training.losses import distillation
 from pipeline.training.pretrain import read_corpus
-from pipeline.training.tasks.masked_lm import MaskedModel
+from pipeline.training.tasks.masked_model import MaskedModel
 
 CONFIG = PretrainConfig(
     max_tokens=40, loop=LoopConfig(learning_rate=2e-3, tokens_per_batch=256, evaluations=2, precision="fp32")

@@ -18,7 +18,7 @@ from pipeline.models import base_models
 from pipeline.models.bi_encoder import BiEncoder
 from pipeline.models.cross_encoder import CrossEncoder
 from pipeline.training import preflight
-from pipeline.training.tasks.masked_lm import MaskedModel
+from pipeline.training.tasks.masked_model import MaskedModel
 from tests.pipeline.models.test_ready_made import body
 from tests.pipeline.training.test_preflight import RECIPE
 

@@ -25,7 +25,8 @@ from pipeline.models import base_models
 from pipeline.training import pretrain
 from pipeline.training.loop import batches
 from pipeline.training.tasks import masked_lm, vocabulary
-from pipeline.training.tasks.masked_lm import MaskedChunk, MaskedModel, MaskedTask
+from pipeline.training.tasks.masked_lm import MaskedChunk, MaskedTask
+from pipeline.training.tasks.masked_model import MaskedModel
 
 SCRATCH = ScratchConfig(layers=2, hidden=32, heads=2, intermediate=64, positions=40, vocab_size=400)
 CONFIG = PretrainConfig(

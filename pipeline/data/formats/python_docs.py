@@ -3,7 +3,8 @@
 A **document** is the docstring of one module, class, function or method of the standard library or an installed
 package. Its title is the dotted name, its text the docstring without the summary and the See Also section. A **query**
 is a summary, the authors' one line about the object. Documents contain neither summaries nor the authors' references.
-The summary stands in a column of its own, which no model reads; `whole` puts it back into documents that are served.
+The summary stands in a column of its own, which no model reads; `with_summaries` puts it back into documents that are
+served.
 
 **Grades** come from the authors:
 
@@ -15,21 +16,19 @@ The summary stands in a column of its own, which no model reads; `whole` puts it
 All other pairs are unjudged. No package is imported or downloaded; the same installed packages give the same tables.
 """
 
-import dataclasses
 import functools
 import logging
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import text
 from pipeline.config import SourceConfig
 from pipeline.data.formats import docstrings, tables
-from pipeline.data.formats.docstrings import Docstring
+from pipeline.data.formats.docstring_entries import Entry, entries_of
 from pipeline.data.formats.tables import FoundSource, Tables
 from pipeline.data.formats.text_files import STRING
 
@@ -39,10 +38,8 @@ if TYPE_CHECKING:
 NAME = "python_api"
 
 VERSION = 3
-"""Version of these rules, part of the digest; raise it when the same sources give other tables."""
-
-MIN_DOCUMENT_WORDS = 25
-"""Words that a document has at least; a shorter text adds little to its name."""
+"""Version of the rules here and in `docstring_entries`, part of the digest; raise it when the same sources give other
+tables."""
 
 MIN_QUERIED_WORDS = 40
 """Words that a document has at least, besides its summary, for the summary to be a query."""
@@ -67,13 +64,6 @@ SUMMARY = "summary"
 
 log = logging.getLogger(__name__)
 
-_SIGNATURE = re.compile(r"[\w.]+\(.*\)\s*(->.*)?")
-_UNDERLINE = re.compile(r"^\s*([-=~^*\"#])\1{2,}\s*$")
-_SENTENCE = re.compile(r"(?<!e\.g)(?<!i\.e)(?<!etc)(?<!vs)\.\s+(?=[A-Z`:*\"(\[])")
-_ROLE = re.compile(r":(?:[a-zA-Z]+:)?[a-zA-Z]+:`~?!?\.?(?:_\w+\.)?([^`<]*?)(?:\s*<[^`>]*>)?`")
-_TICKS = re.compile(r"(`{1,2})~?!?([^`]+?)(?:\s+<[^`>]*>)?\1_{0,2}")
-_LINKED = re.compile(r"\[(`[^`]+`)\](?:\([^)]*\))?")
-_DIRECTIVE = re.compile(r"^\s*\.\. seealso::(.*)$", re.IGNORECASE)
 _NOT_QUERIES = re.compile(
     r"\W|\w+:|(alias|synonym|deprecated|see|same as|refer to|internal|implementation of|wrapper (for|around)|this|note"
     r"|todo|overrid\w+|inherit\w*|copyright|licen[sc]e|author|test)\b",
@@ -83,18 +73,6 @@ _STOP = frozenset(
     "a an the of to for in on and or by with from as is are be this that it its return returns given if at into "  # noqa: SIM905
     "using which each all object".split()
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """The parts of one docstring."""
-
-    name: str
-    aliases: tuple[str, ...]
-    summary: str
-    body: str
-    see_also: tuple[str, ...]
-    """Dotted names as written, whole or in part."""
 
 
 def read(roots: Sequence[Path] = ()) -> Tables:
@@ -119,7 +97,7 @@ def read(roots: Sequence[Path] = ()) -> Tables:
 @functools.lru_cache(maxsize=1)
 def _entries(folders: tuple[Path, ...], _files: str) -> list[Entry]:
     """The entries of these folders; read once while their files, by `digest`, are the same."""
-    return distinct(take_apart(docstring) for docstring in docstrings.read(folders) if _long_enough(docstring.text))
+    return entries_of(docstrings.read(folders))
 
 
 def with_summaries(documents: "pa.Table") -> "pa.Table":
@@ -140,104 +118,6 @@ def find(config: SourceConfig, _root: Path) -> FoundSource | None:
 def digest(roots: Sequence[Path] = ()) -> str:
     """A hash of all files that `read` would read; takes a tenth of its time."""
     return docstrings.digest(roots or docstrings.installed(), f"{NAME} {VERSION}")
-
-
-def take_apart(docstring: Docstring) -> Entry:
-    """The summary, the rest and the references of a docstring, without markup."""
-    paragraphs = re.split(r"\n\s*\n", docstring.text.strip(), maxsplit=1)
-    if _SIGNATURE.fullmatch(" ".join(paragraphs[0].split())) and len(paragraphs) > 1:
-        paragraphs = re.split(r"\n\s*\n", paragraphs[1].strip(), maxsplit=1)
-    first, rest = paragraphs[0], paragraphs[1] if len(paragraphs) > 1 else ""
-    lines = [line for line in text.split_lines(first) if not _UNDERLINE.match(line)]
-    summary, *more = _SENTENCE.split(" ".join(" ".join(lines).split()), maxsplit=1)
-    body, references = _without_see_also(rest)
-    return Entry(
-        docstring.name,
-        docstring.aliases,
-        _plain(summary).replace("**", "").strip().rstrip(".:"),
-        _plain("\n\n".join([*more, body])).strip(),
-        tuple(_references(references)),
-    )
-
-
-def _without_see_also(rest: str) -> tuple[str, list[str]]:
-    """The text without its See Also sections, and their lines."""
-    lines = text.split_lines(rest)
-    kept: list[str] = []
-    taken: list[str] = []
-    at = 0
-    while at < len(lines):
-        length = _see_also(lines, at)
-        if length:
-            taken.extend(lines[at : at + length])
-        else:
-            kept.append(lines[at])
-        at += max(length, 1)
-    return "\n".join(kept), taken
-
-
-def _see_also(lines: Sequence[str], at: int) -> int:
-    """Number of lines of a See Also section at this line, in NumPy's, Google's or Sphinx's form; 0 without one."""
-    line = lines[at]
-    titled = line.strip().casefold().rstrip(":") == "see also"
-    if titled and at + 1 < len(lines) and _UNDERLINE.match(lines[at + 1]):
-        heads = (n for n in range(at + 2, len(lines) - 1) if lines[n].strip() and _UNDERLINE.match(lines[n + 1]))
-        return next(heads, len(lines)) - at
-    if (titled and line.rstrip().endswith(":")) or _DIRECTIVE.match(line):
-        outside = (n for n in range(at + 1, len(lines)) if lines[n].strip() and _indent(lines[n]) <= _indent(line))
-        return next(outside, len(lines)) - at
-    return 0
-
-
-def _indent(line: str) -> int:
-    return len(line) - len(line.lstrip())
-
-
-def _references(lines: Iterable[str]) -> Iterator[str]:
-    """Dotted names that See Also lines refer to: in roles, or ahead of a description."""
-    for line in lines:
-        roles = _ROLE.findall(line)
-        if roles:
-            yield from (role.removesuffix("()") for role in roles)
-        elif not line[:1].isspace():
-            for part in re.split(r"\s:\s|:$", line)[0].split(","):
-                name = part.strip().strip("`").removesuffix("()")
-                if name and all(piece.isidentifier() for piece in name.split(".")):
-                    yield name
-
-
-def _plain(written: str) -> str:
-    """The text without reStructuredText roles, backticks and heading lines."""
-    written = _LINKED.sub(r"\1", written)
-    written = _TICKS.sub(r"\2", _ROLE.sub(r"\1", written))
-    lines = [line.rstrip() for line in text.split_lines(written) if not _UNDERLINE.match(line)]
-    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines))
-
-
-def distinct(entries: Iterable[Entry]) -> list[Entry]:
-    """The entries long enough to be documents, by name; a text under several names keeps the shortest one."""
-    groups: dict[str, list[Entry]] = defaultdict(list)
-    for entry in entries:
-        if _long_enough(entry.body) and not text.fault(f"{entry.name} {entry.summary} {entry.body}"):
-            groups[_shape(entry)].append(entry)
-    kept = []
-    for group in groups.values():
-        best, *copies = sorted(group, key=lambda entry: (entry.name.count("."), len(entry.name), entry.name))
-        aliases = {*best.aliases, *(name for other in copies for name in (other.name, *other.aliases))}
-        kept.append(dataclasses.replace(best, aliases=tuple(sorted(aliases))))
-    return sorted(kept, key=lambda entry: entry.name)
-
-
-def _long_enough(body: str) -> bool:
-    return len(body.split(maxsplit=MIN_DOCUMENT_WORDS)) >= MIN_DOCUMENT_WORDS
-
-
-def _shape(entry: Entry) -> str:
-    """The words of an entry without its own names and numbers; copies of a text for several classes have one shape."""
-    own = set(re.findall(r"[a-z]+", entry.name.casefold().rpartition(".")[0]))
-    return " ".join(
-        word for word in re.findall(r"[a-z]+", f"{entry.summary} {entry.body}".casefold()) if word not in own
-    )
 
 
 def judge(entries: Sequence[Entry]) -> tuple[dict[str, list[str]], dict[str, list[Any]]]:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline import schema
-from pipeline.data.formats import docstrings, python_docs, python_modules
+from pipeline.data.formats import docstring_entries, docstrings, python_docs, python_modules
 from pipeline.data.formats.docstrings import Docstring
 from pipeline.data.formats.tables import Tables
 
@@ -239,7 +239,7 @@ def test_a_summary_that_few_share_asks_for_all_of_them_and_one_that_many_share_f
     ],
 )
 def test_summaries_are_taken_apart_without_markup(docstring: str, summary: str, start: str) -> None:
-    entry = python_docs.take_apart(Docstring("a.b", docstring, ()))
+    entry = docstring_entries.take_apart(Docstring("a.b", docstring, ()))
     assert entry.summary == summary
     assert entry.body.startswith(start)
 
@@ -253,7 +253,7 @@ def test_summaries_are_taken_apart_without_markup(docstring: str, summary: str, 
     ],
 )
 def test_see_also_in_every_form(section: str) -> None:
-    entry = python_docs.take_apart(Docstring("a.b", f"Sum.\n\nText.\n\n{section}\nNotes\n-----\nEnd.", ()))
+    entry = docstring_entries.take_apart(Docstring("a.b", f"Sum.\n\nText.\n\n{section}\nNotes\n-----\nEnd.", ()))
     assert entry.see_also == ("mean", "numpy.median", "std")
     assert entry.body.split() == ["Text.", "Notes", "End."]
 

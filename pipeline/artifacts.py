@@ -49,7 +49,7 @@ class Artifact:
     path: Path
     manifest: Manifest
     is_new: bool = field(default=False, compare=False)
-    """Whether this process made it; figures of work, such as texts embedded, are of another run where it did not."""
+    """Whether this call made it. If not, metrics of the work, such as texts embedded, describe an earlier run."""
 
     @property
     def fingerprint(self) -> str:

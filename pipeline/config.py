@@ -121,9 +121,8 @@ class IndexConfig:
     """Whether each of `fields` also gets a vector of its own, whose cosine the fusion weighs. A document whose field is
     empty has none there, and cosine 0."""
     passages: PassagesConfig = added(PassagesConfig())
-    """Long documents, as the encoder reads them: each passage that fits into `encoder.max_tokens` gets a vector, and
-    the nearest one's cosine is the document's. 0 and 1 cut documents at their end. `best` must be 1. RESULTS.md has
-    figures."""
+    """Passages of documents longer than `encoder.max_tokens`: each gets a vector, and the cosine of the nearest one is
+    the document's. `most` = 0 or 1 cuts documents at their end. `best` must be 1. RESULTS.md has figures."""
 
     def __post_init__(self) -> None:
         positive("index", nprobe=self.nprobe, k1=self.k1, flat_below=self.flat_below)

@@ -19,7 +19,7 @@ _memories: dict[int, dict[_FileState, str]] = {}
 
 @contextmanager
 def digests_remembered() -> Iterator[None]:
-    """Reads a file once for all its digests within the block, by whichever of its names, as long as it is unchanged.
+    """Hashes each file once within the block, under whichever of its names (hard links), as long as it is unchanged.
 
     A re-index hashes a shared file for the artifact that it links it into, for the release, and for the promotion. A
     file that anything wrote to has another state, so it is read again. Threads share what is remembered.

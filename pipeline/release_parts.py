@@ -50,7 +50,7 @@ def verify(path: Path) -> Artifact:
 
 
 def check(release: Artifact) -> None:
-    """The second and the third check of `verify`, on a release whose own files were looked at before.
+    """Checks the parts of a release and that they fit together; the caller has checked the files that it lists.
 
     Raises:
         ArtifactError: a check fails; the message names the file or the parts.

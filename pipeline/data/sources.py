@@ -21,7 +21,7 @@ from pipeline.schema import MAX_GRADE, InvalidRow
 log = logging.getLogger(__name__)
 
 GROWING = "thumbs"
-"""The format of files whose rows may cancel each other out, while the service that writes them goes on."""
+"""The format that may be without rows for a while: a thumb can be taken back, and the service adds new ones."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -143,7 +143,11 @@ def _feed_forward(share: float) -> Change:
 
 
 def _all_layers(recipe: Recipe, source: ModelShape) -> Recipe:
-    """The recipe whose ranker keeps all layers, with the feed-forward units that the products of its own leave."""
+    """The recipe with a ranker of all layers, narrow enough in the feed-forward part to cost no more than its own.
+
+    Raises:
+        ConfigError: all layers cannot be had at that cost.
+    """
     own = recipe.ranker
     if own.depth in (1, source.layers):
         raise ConfigError(

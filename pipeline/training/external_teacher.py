@@ -78,7 +78,7 @@ def make(
     Args:
         layers: teacher layers whose states the students' losses need; there are none, so any is an error.
         teacher: our own, from which the students are cut. Where it reads long documents in passages, a language model
-            judges each of the same passages by itself, as the students can read no others.
+            judges each of those passages alone, because students read no others.
 
     Raises:
         ConfigError: states are needed, or the language model cannot be used as configured.

@@ -85,8 +85,8 @@ def find(config: SourceConfig, root: Path) -> tuple[str, FoundSource]:
 
     Raises:
         ConfigError: an unknown format.
-        MissingError: nothing at the path, or not the files that were looked for; the message lists them, and for a
-            table of other columns the map that would fit best.
+        MissingError: nothing at the path, an empty file or folder, or not the files that were looked for; the message
+            lists them, and for a table of other columns the map that would fit best.
     """
     if config.format not in ("auto", *NAMES):
         raise ConfigError(f"{config.path}: format '{config.format}' is none of auto, {', '.join(NAMES)}")

@@ -147,7 +147,7 @@ def untitled(
 
 
 def say_empty(path: Path, where: str = "") -> None:
-    """Logs that a file that was read as data has no rows; whether it can be used so, its reader knows."""
+    """Logs a warning that a data file has no rows; the caller decides whether that is an error."""
     log.warning("%s: has no rows%s", path, where and f" {where}")
 
 

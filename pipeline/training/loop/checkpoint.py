@@ -121,8 +121,8 @@ def save(
 
 
 def _not_written(folder: Path, size: int, step: int, error: Exception) -> ArtifactError:
-    disk = next(path for path in (folder, *folder.parents) if path.exists())
-    free = shutil.disk_usage(disk).free / 2**20
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(existing).free / 2**20
     earlier = _newest_first(folder)
     resumed = f"training goes on from {earlier[0].name}" if earlier else "there is no earlier checkpoint"
     return ArtifactError(

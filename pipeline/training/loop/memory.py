@@ -1,6 +1,6 @@
-"""Memory of a training: kept between steps, and help where it is short.
+"""The memory of a training: freed blocks are kept between steps, and a shortage is met or explained.
 
-Layers can compute their activations anew, and an error says what to lower.
+Layers can compute their activations anew in place of keeping them, and an error names the keys to lower.
 """
 
 import ctypes
@@ -26,10 +26,10 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 blocks that get a mapping of their own."""
 
 NEVER, NONE = -1, 0
-"""Values of the two while a training runs."""
+"""Values of M_TRIM_THRESHOLD and M_MMAP_MAX while a training runs: give nothing back, and map no block."""
 
 USUAL_TRIM, USUAL_MAPPINGS = 128 * 1024, 65536
-"""glibc's own values of the two."""
+"""The default values of M_TRIM_THRESHOLD, in bytes, and M_MMAP_MAX in glibc."""
 
 
 @contextmanager

@@ -81,7 +81,7 @@ def cut(pairs: Pairs, template: PairTemplate) -> PassagePairs:
 
 
 def texts_of(read: PassagePairs, texts: PairTexts, tokenizer: Tokenizer) -> PairTexts:
-    """The same inputs as texts, for a model with a tokenizer of its own: of a passage its part of the document's text.
+    """The inputs as texts, for a model with another tokenizer: a passage becomes its part of the document's text.
 
     Args:
         read: the passages of these pairs.

@@ -98,7 +98,7 @@ def fit(model: BiEncoder, data: Artifact, config: EncoderConfig, checkpoint: Pat
 
 
 def best_pairs(data: Artifact, seed: int, most: int) -> BestPairs:
-    """The training queries of a data artifact with their best judged documents, which stand first among `most`."""
+    """The training queries of a data artifact with their best judged documents; others follow, up to `most`."""
     import pandas as pd
 
     judged = schema.read(data.file("judgments.parquet"), "judgments").to_pandas()

@@ -186,7 +186,7 @@ def _first(documents: Ragged, excerpts: Ragged, count: int) -> tuple[Ragged, Rag
 
 
 def _texts(model: BiEncoder, data: Artifact, config: EncoderConfig) -> tuple[Ragged, Ragged]:
-    """Tokens of the documents, in a random order, and EXCERPTS times of a excerpt of each."""
+    """Tokens of the documents, in a random order, and EXCERPTS excerpts of each, round by round."""
     table = pq.read_table(data.file("documents.parquet"), columns=["title", "text"])
     most = config.max_query_tokens
     draw = np.random.default_rng(config.loop.seed)

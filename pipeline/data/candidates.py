@@ -37,7 +37,7 @@ MINED_PAIRS = Stage(
 )
 
 MINED = "mined"
-"""The source of negatives that the encoder learns from after its first round."""
+"""Value of the column `source` in the negatives that the encoder learns from after its first round."""
 
 log = logging.getLogger(__name__)
 
@@ -151,13 +151,16 @@ def mined(workspace: Path, depth: int, *, data: Artifact, pairs: Artifact, runs:
 
 
 def people_judge(data: Artifact) -> dict[str, str]:
-    """A mark for fingerprints where clicks or thumbs judge beside others, whose grades the split valid leaves out."""
+    """A setting for fingerprints of data that has grades from clicks or thumbs beside others; empty for any other data.
+
+    From such data the split valid leaves out the grades from clicks and thumbs.
+    """
     kinds = set(data.metrics.get("kinds", ()))
     return {"valid": "without clicks"} if kinds & set(WEAK) and kinds - set(WEAK) else {}
 
 
 def own_setting(own: frozenset[str]) -> dict[str, int]:
-    """The number of queries that are documents, for a fingerprint; empty where there are none, so that it stays."""
+    """The number of queries that are documents, for a fingerprint; empty without any, so old fingerprints stay."""
     return {"own_documents": len(own)} if own else {}
 
 
@@ -167,7 +170,7 @@ def without_itself(rows: pd.DataFrame, own: frozenset[str]) -> pd.DataFrame:
 
 
 def _chosen(train: pd.DataFrame, config: CandidatesConfig) -> pd.DataFrame:
-    """The judged pairs of at most `config.train_queries` training queries; each query's number is its own hash."""
+    """The judged pairs of at most `config.train_queries` training queries, those of lowest hash."""
     names = train["query_id"].unique().tolist()
     if not config.train_queries or len(names) <= config.train_queries:
         return train
@@ -307,7 +310,7 @@ def _ordered(frames: Sequence[pd.DataFrame]) -> pa.Table:
 
 
 def _counts(table: pa.Table) -> dict[str, Any]:
-    """Counts of each split: queries, pairs, pairs of each source, queries all of whose grades are equal."""
+    """Counts of each split: queries, pairs, relevant pairs, pairs of each source, queries whose grades are all one."""
     counts = {}
     for split, rows in table.to_pandas().groupby("split"):
         grades = rows.groupby("query_id")["grade"]

@@ -80,7 +80,9 @@ class ClickJudgments:
 
 
 def fit(pair: Ints, position: Ints, impressions: Ints, clicks: Ints) -> PositionModel:
-    """The position-based model of largest likelihood, by expectation maximisation.
+    """Fits the position-based model by expectation maximisation of its likelihood.
+
+    PRIOR_IMPRESSIONS of average attractiveness are added to each pair.
 
     Args:
         pair: (cells,) number of the query and document of each cell, from 0.

@@ -49,7 +49,7 @@ def logarithmic_ticks(low: float, high: float) -> list[float]:
 
 
 def interval(span: Mapping[str, float | None], scale: AxisScale, line: float | None, kind: str) -> Markup:
-    """A dot for the mean with a bar for its interval, and an upright line at `line`.
+    """A dot for the mean with a bar for its interval, and a vertical line at `line`.
 
     Args:
         span: mean, low, high; None draws nothing.
@@ -104,15 +104,16 @@ def lines(
     step: float = 0.05,
     shows: Sequence[float] = (),
 ) -> Markup:
-    """One line for each curve, from left to right through its points, each as far from the next, and a level rule.
+    """Draws curves over equally spaced points, and a horizontal line at `rule`.
 
-    A drawing by itself, for a file as well as for a page.
+    The SVG stands alone, so it can be a file as well as a part of a page.
 
     Args:
         curves: name → point → value; all of the same points.
-        tick: how a value is written at the left, such as "{:.0%}".
-        step: of the ends of the values' range.
-        shows: values that are in the range whatever the curves are.
+        rule: value of the horizontal line; `rule_name` is its label.
+        tick: format of the values at the left, such as "{:.0%}".
+        step: the vertical axis begins and ends at a multiple of it.
+        shows: values that the vertical axis covers whatever the curves are.
     """
     scale = AxisScale.over([rule, *shows, *(value for curve in curves.values() for value in curve.values())], step)
     points = list(next(iter(curves.values())))
@@ -165,7 +166,7 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Axes:
-    """Labels of a scatter plot, and a level rule with its name."""
+    """Labels of a scatter plot's axes, and the value and label of a horizontal line."""
 
     x: str
     y: str
@@ -174,13 +175,13 @@ class Axes:
 
 
 def scatter(points: Sequence[Point], axes: Axes) -> Markup:
-    """Numbered points over a logarithmic horizontal axis, with a legend at the right.
+    """Draws numbered points over a logarithmic horizontal axis, with a legend at the right.
 
-    A drawing by itself, for a file as well as for a page.
+    The SVG stands alone, so it can be a file as well as a part of a page.
 
     Args:
         points: at least one; x above 0.
-        axes: labels and rule.
+        axes: labels, and the horizontal line.
     """
     across = AxisScale.over([math.log10(point.x) for point in points], 0.1)
     up = AxisScale.over([axes.rule, *(point.y for point in points)], 0.005)

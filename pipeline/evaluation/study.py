@@ -3,7 +3,7 @@
     keeps    nDCG and pairwise accuracy on the test queries, and the share of the gap from the plain student to the
              teacher that is closed
     costs    pairs per second of one core and bytes of the exported model, seconds of training
-    verdict  from the valid queries, which the table of test queries takes no part in
+    verdict  from the valid queries; the test queries of the table take no part in it
 
 A row is on the front if no row that is at least as fast and as small has a better mean on the valid queries. Otherwise
 it is tied with the best such row or surely below it, by a paired test over queries, corrected by Holm for the number of
@@ -48,7 +48,7 @@ SLACK = 0.02
 
 @dataclass(frozen=True, slots=True)
 class StudentCost:
-    """The trained and the exported model of one seed, which know what they cost."""
+    """The trained and the exported model of one seed, whose metrics give training time, speed and size."""
 
     model: Artifact
     bundle: Artifact
@@ -74,9 +74,9 @@ class StudyTable:
     ceiling: str
     """The reference whose lead over the first row is the gap to be closed."""
     seeds: int
-    """Seeds that each row should have."""
+    """Number of seeds that each row should have."""
     rows: tuple[StudyRow, ...]
-    """The first is the baseline."""
+    """The rows, the first of which is the baseline."""
     refused: Mapping[str, str] = field(default_factory=dict)
     """Known ways that cannot apply to the recipe's models, with the reason."""
 
@@ -291,13 +291,13 @@ def card(study: Mapping[str, Any]) -> "RenderableType":
 def front_plot(study: Mapping[str, Any], cost: str, label: str) -> str:
     """nDCG on the test queries over a cost, as SVG: a numbered dot for each complete row, this cost's front joined.
 
-    On it are the rows than which none that costs no more has a better mean on the valid queries, so a dot of the test
-    queries may lie above its line.
+    A row is on the front if no row that costs no more has a better mean on the valid queries. The dots show test
+    queries, so one may lie above the line of the front.
 
     Args:
         study: the content of study.json.
         cost: key of a row, such as `speed`.
-        label: what the axis of the cost is called.
+        label: label of the axis of the cost.
     """
     rows = {name: row for name, row in study["rows"].items() if name not in study["incomplete"]}
     points = [

@@ -1,8 +1,8 @@
 """One run file with every system that a report compares, all scoring the same pool.
 
-BM25, encoder and ranker come from the features; their unlearned and learned joins are computed here; other
-models (the teacher, the plain student) bring scores by row id. The live release and those that were live before it
-are judged on their own pools and stand beside them.
+BM25, encoder and ranker come from the features; reciprocal-rank fusion and learned fusion of them are computed here;
+other models (the teacher, the plain student) bring scores by row id. The live release and those that were live before
+it are judged on their own pools and stand beside them.
 """
 
 from collections.abc import Mapping
@@ -78,7 +78,7 @@ def make(
 
     Args:
         workspace: the folder that holds `artifacts/`.
-        features: of the pool, by the models that are judged.
+        features: scores of the pool by the models that are judged.
         fusion: the weights of the final order.
         scores: name of another system → its scores of the same rows.
         live: the live release; adds the systems LIVE and, where it has a ranker, LIVE_RANKER.

@@ -15,7 +15,7 @@ Floats = NDArray[np.float32]
 
 MEASURES = ("ndcg@10", "recall@100")
 BLOCK = 32
-"""Queries whose cosines with all documents are held at once."""
+"""Number of queries whose cosines with all documents are held in memory at once."""
 
 
 def quality(queries: Floats, documents: Floats, grades: NDArray[np.int64]) -> dict[str, float]:
@@ -45,7 +45,7 @@ def curve(
 
 
 def drawing(curves: Mapping[str, Mapping[int, float]], full: float) -> Markup:
-    """Lines of one measure over the width, with a rule at 98 % of full width.
+    """An SVG plot of one measure over the width, with a horizontal line at 98 % of its value at full width.
 
     Args:
         curves: name → width → value; all of the same widths.

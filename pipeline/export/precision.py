@@ -1,6 +1,7 @@
 """Lower precisions: each is measured on valid queries beside fp32, and only a harmless one is chosen for serving.
 
-int8 quantises weights and, at run time, activations; w8 quantises weights alone, in blocks of 8 bits each.
+int8 and w8 store weights as 8-bit integers and quantise activations at run time: int8 with one scale for each column of
+weights and each input, w8 with one for each block of `quantisation.BLOCK` numbers.
 
 An int8 or w8 model that loses too much gets its most sensitive parts back in fp32, one after another, before it is
 given up.

@@ -114,7 +114,7 @@ def factors(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 def factorise(model: "CrossEncoder", ranks: FactorRanks) -> None:
     """Replaces the matrices that `ranks` names by their factors, in place.
 
-    A matrix than which its factors would be no smaller stays: a table may have lost words since it was trained.
+    A matrix stays whole where its factors would be no smaller, as a table of embeddings whose vocabulary was pruned.
     """
     for parent, name, matrix in list(_matrices(model, ranks)):
         if isinstance(matrix, nn.Linear) and _smaller(ranks.feed_forward, *matrix.weight.shape):

@@ -1,7 +1,7 @@
 """The encoder: a bi-encoder whose cosines follow the teacher's score differences within each query.
 
-From `data`, `pairs`, a base encoder (or what an earlier round made of it) and the teacher's scores; exported for
-the index and the service.
+The stage reads `data`, `pairs`, the teacher's scores, and a base encoder or the encoder of an earlier round. Its output
+is exported for the index and the service.
 """
 
 import dataclasses
@@ -66,9 +66,9 @@ def make(
     """The `encoder` artifact: `model/` and `head.json` of a BiEncoder, with its metrics.
 
     Args:
-        pairs: with mined negatives, or without; see `negatives`.
+        pairs: pairs, with or without mined negatives; see `training.negatives`.
         base: what the teacher started from; used where `config.base` says so.
-        teacher_scores: what a cross-encoder said about `pairs`.
+        teacher_scores: a cross-encoder's scores of `pairs`.
         start: the encoder of an earlier round, of the same config, to go on from.
 
     Raises:
@@ -198,7 +198,8 @@ def _measured(model: BiEncoder, table: Pairs, config: EncoderConfig) -> dict[str
 
 
 def check(config: EncoderConfig, base: base_models.ModelShape) -> None:
-    """
+    """Checks that the base is large enough for the encoder.
+
     Raises:
         ConfigError: the base has too few layers, or is narrower than `dimensions`.
     """
@@ -227,7 +228,7 @@ def untrained(config: EncoderConfig, folder: Path) -> BiEncoder:
 
 
 def _sample_of_texts(model: BiEncoder, pairs: Pairs, seed: int) -> Tensor:
-    """(texts, hidden) pooled vectors of training documents and queries."""
+    """Pooled vectors of a sample of training documents and queries, (texts, inputs of the projection)."""
     train = pairs.indices("train")
     draw = np.random.default_rng(seed)
     documents = draw.permutation(np.unique(pairs.document[train]))[: PROJECTION_SAMPLE * 3 // 4]

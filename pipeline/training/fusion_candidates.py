@@ -92,7 +92,10 @@ class CandidateLists:
         return int(self.query.max(initial=-1)) + 1
 
     def ndcg(self, scores: Floats, chosen: NDArray[np.bool_]) -> Floats:
-        """(chosen queries,) of a score for each document; the ideal order is that of the pool's documents."""
+        """nDCG of the chosen queries, ranked by a score for each document, (chosen queries,).
+
+        The ideal order is that of the documents in the pool.
+        """
         here = chosen[self.query]
         return metrics.by_query(self.query[here], self.grade[here], scores[here], [MEASURE], ids=self.doc[here])[
             MEASURE

@@ -1,4 +1,4 @@
-"""The steps that a training takes and its learning rate at each: so many epochs, or until a bound of tokens or time."""
+"""The steps of a training and the learning rate at each: for a number of epochs, or up to a bound of tokens or time."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +14,7 @@ FINAL_RATE = 0.1
 """The learning rate at the end of every training, as a share of the peak."""
 
 LEAST_TRAINING = 0.25
-"""Share of a bound of time that the steps get, even where the rest of the stage has used more than the others."""
+"""Share of `max_seconds` that the steps get at least, however long preparation and evaluations take."""
 
 EVALUATION_SHARE = 0.3
 """Share of the time of steps that evaluations may take where time is bounded; fewer are made where it would be more."""

@@ -1,6 +1,6 @@
 """The losses of ranking, each a pure function of scores; `distillation` has those that match a teacher.
 
-All are means over something that is counted (pairs, ordered pairs, queries). Where a step goes through the model in
+Each is a mean over documents, ordered pairs or queries. Where a step goes through the model in
 several chunks, a chunk passes `total`, the count over the whole step; the chunks' values then add up to the value of
 one big batch, and so do their gradients. Without `total` the count of this call is taken.
 
@@ -97,7 +97,7 @@ def hinge_loss(scores: Tensor, grades: Tensor, groups: Tensor, margin: float, *,
         scores: (n,) float.
         grades: (n,) int64.
         groups: (n,) int64.
-        margin: by which the better document should lead, above 0.
+        margin: the lead that the better document's score should have, above 0.
         total: ordered pairs of the whole step.
 
     Returns:
@@ -192,7 +192,7 @@ def margin_loss(scores: Tensor, targets: Tensor, groups: Tensor, *, total: float
 
 
 def centred(values: Tensor, groups: Tensor) -> Tensor:
-    """(n,) less the mean of its group."""
+    """Subtracts from each value the mean of its group, (n,)."""
     size = int(groups.max()) + 1 if len(groups) else 0
     sums = values.new_zeros(size).index_add(0, groups, values)  # (groups,)
     counts = torch.bincount(groups, minlength=size).clamp(min=1)
@@ -258,9 +258,10 @@ def counted(total: float | None, here: Tensor | int) -> float:
 
 
 def same_shape(first: Tensor, second: Tensor, where: str) -> None:
-    """
+    """Checks that two tensors have one shape.
+
     Raises:
-        ShapeError: the two are not of one shape; names the loss.
+        ShapeError: they have not; names the loss.
     """
     if first.shape != second.shape:
         raise ShapeError(f"{where}: shapes {tuple(first.shape)} and {tuple(second.shape)} differ")

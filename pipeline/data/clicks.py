@@ -20,8 +20,6 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
 from pipeline import text
 from pipeline.config import SourceConfig
@@ -270,6 +268,10 @@ def _comparable(cells: pd.DataFrame, shown: str) -> tuple[pd.DataFrame, int]:
 
     Of several groups of linked positions the one with most impressions is kept: no pair compares it with the others.
     """
+    # Imported here, as every reading of a source imports this file, and few sources are click logs.
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
     names, position = np.unique(cells["position"].to_numpy(np.int64), return_inverse=True)
     if len(names) < 2:
         raise SchemaError(

@@ -14,7 +14,6 @@ After the change, queries are compared with an index that is built from the same
 import json
 import os
 import random
-import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,13 +32,13 @@ from pipeline import recipe as recipes
 from pipeline.config import Recipe
 from pipeline.releases import Releases
 from serving.scoring.searcher import Searcher
+from tests.flows.test_before import unpacked
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.data]
 
 SETS = ("homedepot", "crowdflower", "wikiqa", "vaswani", "cranfield", "cisi")
 COUNT = int(os.environ.get("RELEVANCE_BENCH_DOCUMENTS", "200000"))
 QUERIES = 100
-BEFORE = Path(__file__).parents[1] / "flows" / "before" / "workspace.tar.xz"
 
 Texts = list[tuple[str, str]]
 """Title and text of each document."""
@@ -93,9 +92,7 @@ def test_what_a_change_costs(shared_data: Path, tmp_path: Path) -> None:
     real, queries = real_texts(shared_data)
     texts = [*real, *mixed(real, max(COUNT - len(real), 0), rng)][:COUNT]
     documents = {f"d{number}": text for number, text in enumerate(texts)}
-    with tarfile.open(BEFORE) as archive:
-        archive.extractall(tmp_path / "workspace", filter="data")
-    registry = Releases(tmp_path / "workspace")
+    registry = Releases(unpacked(tmp_path))
     source = write(tmp_path / "whole", documents)
     full = timed(registry, source, full=True)
     print(f"\n{COUNT:,} documents, whole:", json.dumps(full))

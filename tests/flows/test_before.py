@@ -26,12 +26,17 @@ from serving.scoring.searcher import Searcher
 BEFORE = Path(__file__).with_name("before")
 
 
-@pytest.fixture
-def workspace(tmp_path: Path) -> Path:
-    folder = tmp_path / "workspace"
+def unpacked(parent: Path) -> Path:
+    """Unpacks the workspace of the earlier version into a folder `workspace`."""
+    folder = parent / "workspace"
     with tarfile.open(BEFORE / "workspace.tar.xz") as archive:
         archive.extractall(folder, filter="data")
     return folder
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Path:
+    return unpacked(tmp_path)
 
 
 def _comparable(path: str, text: str) -> Any:

@@ -1,7 +1,6 @@
 """Fields that are scored apart, through the flows: judged, published, served, re-indexed; nothing is trained."""
 
 import shutil
-import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +29,7 @@ from serving.runtime.admission import RequestOptions
 from serving.runtime.deadline import Deadline
 from serving.scoring.answers import SearchDetails
 from serving.scoring.searcher import Searcher
+from tests.flows.test_before import unpacked
 from tests.flows.test_indexing import data_of
 
 CONFIG = IndexConfig(fields=("title", "text"), field_vectors=True)
@@ -84,9 +84,7 @@ def graded(data: Artifact, workspace: Path) -> Artifact:
 
 @pytest.fixture(scope="module")
 def indexed(tmp_path_factory: pytest.TempPathFactory) -> Fielded:
-    workspace = tmp_path_factory.mktemp("fielded") / "workspace"
-    with tarfile.open(Path(__file__).with_name("before") / "workspace.tar.xz") as archive:
-        archive.extractall(workspace, filter="data")
+    workspace = unpacked(tmp_path_factory.mktemp("fielded"))
     release = Releases(workspace).open()
     data = graded(data_of(release, workspace), workspace)
     encoder = release_parts.part(release, "encoder")

@@ -1,6 +1,5 @@
 """Settings of the index in a recipe, through the flows: queries that judge it, and documents without vectors."""
 
-import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,9 @@ from pipeline.artifacts import Artifact
 from pipeline.config import IndexConfig
 from pipeline.evaluation import report_stats
 from pipeline.releases import Releases
+from tests.flows.test_before import workspace
+
+__all__ = ["workspace"]  # A fixture.
 
 QUERIES = 120
 
@@ -49,14 +51,6 @@ def data_of(release: Artifact, workspace: Path) -> Artifact:
         return {}
 
     return artifacts.make(workspace, "data", version=1, config={}, inputs={}, build=build)
-
-
-@pytest.fixture
-def workspace(tmp_path: Path) -> Path:
-    folder = tmp_path / "workspace"
-    with tarfile.open(Path(__file__).with_name("before") / "workspace.tar.xz") as archive:
-        archive.extractall(folder, filter="data")
-    return folder
 
 
 def test_the_report_says_what_the_quality_filter_keeps_and_costs(workspace: Path) -> None:

@@ -1,7 +1,6 @@
 """An index of passages through the flows: published over an old release, re-indexed, judged, searched; no training."""
 
 import json
-import tarfile
 from pathlib import Path
 
 import pyarrow as pa
@@ -20,6 +19,7 @@ from pipeline.passages import Passages
 from pipeline.releases import Releases
 from serving.runtime import offline
 from serving.scoring.searcher import Searcher
+from tests.flows.test_before import unpacked
 from tests.flows.test_fields import graded
 from tests.flows.test_indexing import data_of
 
@@ -28,10 +28,7 @@ FILLER = "a spoon for the kitchen, size 4; with plate bowl whisk. "
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("passages") / "workspace"
-    with tarfile.open(Path(__file__).with_name("before") / "workspace.tar.xz") as archive:
-        archive.extractall(folder, filter="data")
-    return folder
+    return unpacked(tmp_path_factory.mktemp("passages"))
 
 
 def with_passages(workspace: Path) -> str:

@@ -20,7 +20,7 @@ import selectors
 import signal
 import socket
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,8 @@ class Worker:
     process: BaseProcess
     reports: int
     """The parent's end of the pipe on which the worker reports."""
-    last_report: float = field(default_factory=lambda: time.monotonic())  # noqa: PLW0108  # Tests set the clock.
+    last_report: float
+    """When the last report came, or the process was started, by the monotonic clock."""
     release: str = ""
     """The release that the worker answers with; empty until it is ready."""
     failure: dict[str, Any] | None = None
@@ -144,7 +145,7 @@ class Supervisor:
 
         process = fork.start(work, f"worker {number}")
         os.close(workers_end)
-        self._workers[number] = Worker(number, process, reports)
+        self._workers[number] = Worker(number, process, reports, last_report=time.monotonic())
         self._selector.register(reports, selectors.EVENT_READ, number)
 
     def _read_reports(self) -> None:

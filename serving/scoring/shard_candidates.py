@@ -6,13 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from index.document_store import Value
+from index.document_store import Rows, Value
 from index.hits import Hit
 from index.semantic import join
 from pipeline import text
 from pipeline.errors import MissingError
 from serving.errors import InvalidRequestError, NotServedError
 from serving.runtime.deadline import Deadline
+from serving.scoring.contents import SearchableContents
+from serving.scoring.reranker import Vector
 from serving.scoring.searcher import Searcher
 
 
@@ -35,33 +37,24 @@ def answer(searcher: Searcher, request: ShardQuery, deadline: Deadline) -> dict[
 
     Raises:
         NotServedError: the release is no shard.
-        InvalidRequestError: the vector has another width than the index.
+        InvalidRequestError: the vector has another width than the encoder's, or is not finite.
         DeadlineError, ClientGoneError
     """
-    contents = searcher.retrieval.contents
+    retrieval = searcher.retrieval
+    contents = retrieval.contents
     collection, rows_of_whole = contents.collection, contents.collection_rows
     if collection is None or rows_of_whole is None:
         raise NotServedError("this release is no shard; `relevance reindex --shards` makes some")
-    vector = None
-    if request.vector is not None:
-        vector = np.array(request.vector, np.float32)
-        if vector.shape != (searcher.encoder.dimensions,) or not np.isfinite(vector).all():
-            raise InvalidRequestError(f"vector: must be {searcher.encoder.dimensions} finite numbers")
-    query, known_filter = text.clean(request.query), True
-    among = None
-    if request.filters:
-        try:
-            among = contents.documents.rows_where(request.filters)
-        except MissingError:
-            # Another shard may have documents with this field.
-            among, known_filter = np.zeros(0, np.int64), False
+    vector = _vector(request, searcher.encoder.dimensions)
+    query = text.clean(request.query)
+    among, known_filter = _filtered_rows(contents, request.filters)
     deadline.check()
-    by_words = searcher.retrieval.by_words(query, request.depth, among)
+    by_words = retrieval.by_words(query, request.depth, among)
     deadline.check()
-    by_meaning = [] if vector is None else searcher.retrieval.by_meaning(vector, request.depth, among)
+    by_meaning = [] if vector is None else retrieval.by_meaning(vector, request.depth, among)
     deadline.check()
     rows = join(by_words, by_meaning)
-    pool = searcher.retrieval.pool(query, rows, vector, None)
+    pool = retrieval.pool(query, rows, vector, None)
     documents = contents.documents.get_many(rows)
     terms = contents.lexical.term_scores(query, rows) if request.terms else [{} for _ in rows]
     deadline.check()
@@ -92,3 +85,24 @@ def answer(searcher: Searcher, request: ShardQuery, deadline: Deadline) -> dict[
             for number, (row, document) in enumerate(zip(rows, documents, strict=True))
         ],
     }
+
+
+def _vector(request: ShardQuery, dimensions: int) -> Vector | None:
+    """The query's vector, (dimensions,); raises InvalidRequestError where it has another width or is not finite."""
+    if request.vector is None:
+        return None
+    vector = np.array(request.vector, np.float32)
+    if vector.shape != (dimensions,) or not np.isfinite(vector).all():
+        raise InvalidRequestError(f"vector: must be {dimensions} finite numbers")
+    return vector
+
+
+def _filtered_rows(contents: SearchableContents, filters: Mapping[str, Sequence[Value]]) -> tuple[Rows | None, bool]:
+    """The rows that pass the filters, None without filters; and whether any document here has such fields."""
+    if not filters:
+        return None, True
+    try:
+        return contents.documents.rows_where(filters), True
+    except MissingError:
+        # Another shard may have documents with this field.
+        return np.zeros(0, np.int64), False

@@ -45,7 +45,7 @@ class SearchableCorpus:
     vectors: Artifact
     index: Artifact
     fields: Mapping[str, Artifact] = field(default_factory=dict)
-    """Name as a part of a release (`pipeline.releases.field_part`) → index of one field alone."""
+    """Name as a part of a release (`pipeline.release_parts.field_part`) → index of one field alone."""
 
     @property
     def parts(self) -> dict[str, Artifact]:

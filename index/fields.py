@@ -29,7 +29,7 @@ class FieldIndexes:
         """The indexes in these parts of a release, whose files were checked before.
 
         Args:
-            parts: name of the part (`pipeline.releases.field_part`) → its artifact.
+            parts: name of the part (`pipeline.release_parts.field_part`) → its artifact.
 
         Raises:
             ArtifactError: files that do not belong together.

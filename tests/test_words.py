@@ -81,7 +81,7 @@ ALLOWED_NAMES = {
 }
 
 
-def _bound_names(tree: ast.Module) -> Iterator[tuple[int, str]]:
+def _bound_names(tree: ast.AST) -> Iterator[tuple[int, str]]:
     """Line and name of each variable, parameter, attribute, function and class that a module defines."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
@@ -105,3 +105,71 @@ def test_values_have_the_name_of_what_they_hold(package: str) -> None:
         if name.strip("_") in UNCLEAR and (str(path.relative_to(ROOT)), name) not in ALLOWED_NAMES
     ]
     assert unclear == []
+
+
+FOREIGN_CLASSES = frozenset({"Series", "DataFrame", "Request"})
+"""Classes of other libraries whose members docstrings name."""
+
+
+def _members(node: ast.AST) -> set[str]:
+    """Names that a class or module defines, imports or sets, at any depth."""
+    names = {name for _, name in _bound_names(node)}
+    return names | {
+        (alias.asname or alias.name).rpartition(".")[2]
+        for statement in ast.walk(node)
+        if isinstance(statement, ast.Import | ast.ImportFrom)
+        for alias in statement.names
+    }
+
+
+def _stale(reference: str, classes: dict[str, tuple[set[str], list[str]]]) -> bool:
+    """Whether a class and its member, or a path of a module and a name in it, stands nowhere in the repository."""
+    first, *rest = reference.split(".")
+    if first in classes and rest:
+        own, bases = classes[first]
+        return rest[0] not in own and all(_stale(f"{base}.{rest[0]}", classes) for base in bases if base in classes)
+    if first not in PACKAGES:
+        return first[0].isupper() and first not in FOREIGN_CLASSES
+    path = ROOT / first
+    for number, name in enumerate(rest):
+        if (path / name).is_dir():
+            path /= name
+            continue
+        file = (path / name).with_suffix(".py") if (path / name).with_suffix(".py").is_file() else path / "__init__.py"
+        members = rest[number + (file.name != "__init__.py") :]
+        return bool(members) and members[0] not in _members(ast.parse(file.read_text(encoding="utf-8")))
+    return False
+
+
+def test_names_in_docstrings_exist() -> None:
+    """A docstring that names a member of a class or a name in a module follows when either is renamed.
+
+    Paths that begin with `index` are left out: `index.fields` may be a key of a recipe.
+    """
+    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
+    classes = {
+        node.name: (_members(node), [ast.unparse(base).partition("[")[0].rpartition(".")[2] for base in node.bases])
+        for tree in trees.values()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef)
+    }
+    stale = [
+        f"{path.relative_to(ROOT)}:{line} {reference}"
+        for path, tree in trees.items()
+        for line, docstring in _docstrings(tree)
+        for reference in re.findall(r"`((?:[A-Z]\w*[a-z]\w*|pipeline|serving|flows)(?:\.\w+)+)", docstring)
+        if _stale(reference, classes)
+    ]
+    assert stale == []
+
+
+def test_each_docstring_says_more_than_its_errors() -> None:
+    """A docstring that begins with its section Args or Raises does not say what the function does."""
+    silent = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and node.name != "__init__"
+        if re.match(r"\s*(Args|Raises|Returns|Yields):", ast.get_docstring(node) or "")
+    ]
+    assert silent == []

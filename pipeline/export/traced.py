@@ -93,7 +93,7 @@ class _Vector(nn.Module):
 
 
 class _Whole(nn.Module):
-    """A cross-encoder or bi-encoder as modules whose names are the parts of `TracedShape.parts`."""
+    """A cross-encoder or bi-encoder as modules whose names are the parts of `TracedModel.parts`."""
 
     def __init__(self, owner: CrossEncoder | BiEncoder) -> None:
         super().__init__()
@@ -139,7 +139,7 @@ class TracedModel:
 
     @property
     def parts(self) -> list[str]:
-        """The names that `keep` may hold below."""
+        """The names of the parts that can be kept in fp32: the embeddings and each layer."""
         return [graph_shape.EMBEDDINGS, *(f"layer.{number}" for number in range(self.layers))]
 
     def graph(self, precision: Precision, keep: Collection[str] = ()) -> onnx.ModelProto:
@@ -207,7 +207,8 @@ def _bare(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def check(config: Any) -> None:
-    """
+    """Checks that a model of this config can be traced for export.
+
     Raises:
         ConfigError: a model that can only teach, or whose layers do not come apart.
     """

@@ -180,7 +180,8 @@ def _max_tokens(limit: int, tokenizer: Any, config: Any) -> int:
 
 
 def _check_vocabulary(path: Path, tokenizer: Any, model: Any) -> None:
-    """
+    """Checks that each token of the tokenizer has an embedding.
+
     Raises:
         ConfigError: the tokenizer has ids that the embeddings lack.
     """

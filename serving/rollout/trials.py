@@ -27,7 +27,7 @@ Stamp = tuple[int, int, int]
 class Bounds:
     """When a canary is withdrawn; each process counts its own requests.
 
-    It is withdrawn too when a run of its model does not come back, see `Rollout.end_stalled`.
+    It is withdrawn too when a run of its model does not come back, see `ActiveTrials.end_stalled`.
     """
 
     min_requests: int = 100

@@ -59,7 +59,7 @@ def reindex(
         execute: runs one stage, as a plain call or as a Prefect task.
 
     Raises:
-        MissingError: no such release or source.
+        MissingError: no such release or source, or the release has no encoder.
         ImplausibleError: the documents look wrong beside those of the release; nothing is published.
         ConflictError: another publisher made another release live meanwhile; the new one is published, not live.
     """
@@ -83,7 +83,7 @@ def reindex(
     searchable = indexing.make_searchable(
         recipe.index,
         run,
-        encoder=parts["encoder"],
+        encoder=release_parts.part(old, "encoder"),
         data=data,
         queries=parts.get("index"),
         previous=parts | release_parts.field_parts(old),

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows import indexing, judging, publishing, runner
+from pipeline import disk, release_parts, releases
 from pipeline import recipe as recipes
-from pipeline import release_parts, releases
 from pipeline.compute import engine_of
 from pipeline.config import ComputeConfig, Recipe, SourceConfig
 from pipeline.errors import ConfigError
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
+@disk.digests_remembered()
 def reindex(
     documents: Sequence[SourceConfig],
     workspace: Path,
@@ -37,7 +38,7 @@ def reindex(
 
     Raises:
         ConfigError: fewer than two shards, or a recipe with index.fields or index.passages.
-        MissingError: no such release or source.
+        MissingError: no such release or source, or the release has no encoder.
         SchemaError: a shard would have no document.
     """
     from index import lexical
@@ -56,6 +57,7 @@ def reindex(
             raise ConfigError(f"--shards: the release's recipe sets index.{key}, which shards cannot do yet")
     kept = {name: release_parts.part(old, name) for name in judging.PARTS if release_parts.has_part(old, name)}
     models = {name: part for name, part in kept.items() if name not in ("lexical", "documents", "index")}
+    encoder = release_parts.part(old, "encoder")
     data = run(corpus.make, documents, Path(), recipe.data.faulty_rows)
     full = run(lexical.make, recipe.index, data=data)
     published = []
@@ -63,7 +65,7 @@ def reindex(
         named = run.labelled(f"shard {number + 1} of {shards}")
         cut = named(index_shards.documents, number, shards, data=data)
         searchable = indexing.make_searchable(
-            recipe.index, named, encoder=models["encoder"], data=cut, queries=kept.get("index"), full_lexical=full
+            recipe.index, named, encoder=encoder, data=cut, queries=kept.get("index"), full_lexical=full
         )
         metrics = publishing.metrics(old, searchable.documents, "corpus")
         shard = registry.publish(models | searchable.parts, metrics=metrics, config=old.manifest.config)

@@ -15,10 +15,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from flows import reindex, sources
 from flows import shards as divided
-from flows import sources
 from index.shards import shard_of
-from pipeline.errors import ArtifactError, ConfigError, SchemaError
+from pipeline import release_parts
+from pipeline.errors import ArtifactError, ConfigError, MissingError, SchemaError
 from serving.runtime.admission import RequestOptions
 from serving.runtime.deadline import Deadline
 from serving.runtime.scheduler import Scheduler
@@ -178,6 +179,16 @@ def test_a_release_must_be_the_one_of_models_and_fit_the_addresses(shards: Divid
         divided.reindex(documents, shards.tiny.path, 1)
     with pytest.raises(SchemaError, match="would have no document"):
         divided.reindex(documents, shards.tiny.path, 500)
+
+
+def test_a_release_without_an_encoder_says_so_when_it_is_indexed(fresh: TinyWorkspace, tmp_path: Path) -> None:
+    ranker = release_parts.part(fresh.releases.open(fresh.publish(1)), "ranker")
+    release = fresh.releases.publish({"ranker": ranker}, {}, {"name": "ranker"}).fingerprint
+    documents = sources.named(str(folder_of_documents(fresh, tmp_path / "documents")))
+    with pytest.raises(MissingError, match="has no encoder"):
+        divided.reindex(documents, fresh.path, 2, release=release)
+    with pytest.raises(MissingError, match="has no encoder"):
+        reindex.reindex(documents, fresh.path, release=release)
 
 
 def test_a_late_shard_and_a_dead_one_are_named_and_the_rest_is_answered(shards: Divided) -> None:

@@ -121,9 +121,9 @@ class PinnedArtifact:
             ) from error
         except ArtifactError as error:
             raise ArtifactError(f"on {machine}: {error}") from error
-        found_digests = {name: record.sha256 for name, record in artifact.manifest.files.items()}
-        for name in sorted({*self.digests, *found_digests}):
-            if self.digests.get(name) != found_digests.get(name):
+        digests = PinnedArtifact.of(artifact).digests
+        for name in sorted({*self.digests, *digests}):
+            if self.digests.get(name) != digests.get(name):
                 raise ArtifactError(
                     f"{self.path / name}: another file on {machine} than where the work was started; keep the "
                     "workspace on storage that all machines of the cluster share"

@@ -114,7 +114,7 @@ class _Work:
                 self._wait()
 
     def close(self) -> None:
-        """Ends the workers; a head that is gone must not keep us."""
+        """Ends the workers, whatever became of their batches."""
         for worker in self._workers:
             self._ray.kill(worker.actor)
 

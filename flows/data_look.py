@@ -64,7 +64,7 @@ class Look:
     minilm: bool
     """Whether the package with the small pretrained English encoder is installed."""
     unusable: int
-    """Rows that cannot be used; the recipe leaves them out."""
+    """Number of rows that cannot be used; the recipe leaves them out."""
     titled_texts: float
     """Share of documents that have a title and a text."""
     too_few: str

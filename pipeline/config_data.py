@@ -125,7 +125,7 @@ class CandidatesConfig:
     skip_top: int = 0
     """Number of the run's first unjudged documents that are no negatives, as they may be relevant."""
     retrieve: int = 20
-    """Documents that BM25 and the encoder each bring to a reranked pool."""
+    """Number of documents that BM25 and the encoder each bring to a reranked pool."""
     max_list: int = 16
     """Maximum number of a query's documents in one training step; the rest come in other epochs."""
     unlabelled: float = 0.0

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 USED_AT_ONCE = 4
-"""Workspaces that one process marks as used, the latest ones."""
+"""Number of workspaces that one process marks as used, the latest ones."""
 _uses: dict[Path, int] = {}
 """Absolute path of a workspace's use file → the open file that holds this process's lock."""
 

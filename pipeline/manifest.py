@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 _UNSEALED = "0" * 64
-"""Stands in the place of a manifest's checksum while the checksum is computed."""
+"""Text in the place of a manifest's checksum while the checksum is computed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ class Passages:
     tokens: int = 0
     """Length of a passage in tokens of the document; 0 for all that the query leaves."""
     stride: int = 0
-    """Tokens from the start of a passage to the start of the next; 0 for half a passage."""
+    """Number of tokens from the start of a passage to the start of the next; 0 for half a passage."""
     best: int = 1
     """Number of best passages whose mean score is the document's; 1 takes the maximum."""
     max_document_tokens: int = 0

@@ -17,8 +17,8 @@ from typing import Any
 from pipeline.errors import SchemaError
 
 FIRST_CHARS_PER_TOKEN = 24
-"""Characters of the first piece for each wanted token. English has about 4.5 and Chinese about 1.5, so the first
-piece is nearly always enough."""
+"""Number of characters of the first piece for each wanted token. English has about 4.5 and Chinese about 1.5, so the
+first piece is nearly always enough."""
 GROWTH = 4
 """Ratio of the lengths of two successive pieces."""
 

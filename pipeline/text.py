@@ -15,7 +15,7 @@ from pathlib import Path
 from pipeline.errors import MissingError, SchemaError
 
 MAX_CHARS = 1_000_000
-"""Characters of a title, text or query at most; a longer one is refused on import, as no ranking model reads it all."""
+"""Maximum number of characters of a title, text or query; a longer one is refused on import."""
 
 
 def split_lines(text: str) -> list[str]:

@@ -40,7 +40,7 @@ TOP_SHARE = 0.95
 """Without a `grade_scale`, the highest grade stands for the attractiveness that this share of pairs does not exceed."""
 
 PRIOR_IMPRESSIONS = 1.0
-"""Impressions of average attractiveness added to each pair, so that one click does not make a pair certain."""
+"""Number of impressions of average attractiveness added to each pair, so that one click does not make it certain."""
 
 MOST_ITERATIONS = 2000
 TOLERANCE = 1e-6

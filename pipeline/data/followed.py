@@ -24,7 +24,7 @@ from pipeline.text import key_values
 STAGE = Stage("corpus", version=1, section="data", inputs={"previous": "corpus"}, title="followed corpus")
 FILE = "documents.parquet"
 ROWS_AT_ONCE = 10_000
-"""Documents in memory at once."""
+"""Number of documents in memory at once."""
 
 log = logging.getLogger(__name__)
 

@@ -56,7 +56,7 @@ class AblationRun:
     """Students of one kind differ in their seed alone."""
     seed: int
     terms: int
-    """Losses in use; of tied kinds the one with fewest is the simplest."""
+    """Number of losses in use; of tied kinds the one with fewest is the simplest."""
     scores: Mapping[str, Artifact]
     """Split → scores artifact."""
     line: str = ""

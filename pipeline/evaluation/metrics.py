@@ -74,7 +74,7 @@ class PerQuery:
     unanswerable: Bools
     """(queries,) true where no judgment reaches `relevant_from`."""
     unjudged_queries: int = 0
-    """Queries of the run that have no judgment; they are left out."""
+    """Number of queries of the run that have no judgment; they are left out."""
 
     def mean(self, measure: str) -> float:
         """Mean over the queries for which the measure is defined; NaN when there is none."""

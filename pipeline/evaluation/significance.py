@@ -42,7 +42,7 @@ TIE = 1e-9
 """Two values of a measure that differ by no more are a tie."""
 
 _CELLS = 1_000_000
-"""Resamples times queries held in memory at once."""
+"""Number of resamples times number of queries that are held in memory at once."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,7 +43,7 @@ VERDICT = "verdict on valid queries"
 """Heading of the last column."""
 
 SLACK = 0.02
-"""Rows whose speeds or sizes differ by no more count as equally fast or small."""
+"""Relative difference up to which two rows count as equally fast or small."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,7 +51,7 @@ class Measured:
     min_cosine: float
     """Smallest cosine between a text's vector in this precision and in fp32; 1 for a ranker."""
     texts_per_cpu_s: float
-    """Inputs of the sample in a second of one core."""
+    """Number of the sample's inputs in a second of one core."""
     mean_tokens: float
     fp32_parts: tuple[str, ...] = ()
     """Parts of an int8 or w8 model that stay in fp32."""

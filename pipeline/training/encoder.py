@@ -46,7 +46,7 @@ STAGE = Stage(
 )
 
 PROJECTION_SAMPLE = 2048
-"""Texts whose principal directions become the first projection: three quarters documents, one quarter queries."""
+"""Number of texts whose principal directions become the first projection: 3/4 documents, 1/4 queries."""
 
 FROM_BASE = "base"
 

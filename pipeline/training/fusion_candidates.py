@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 MEASURE = "ndcg@10"
 FOLDS = 5
-"""Parts that the queries are cut into for cross-validation."""
+"""Number of parts into which the queries are cut for cross-validation."""
 TOLERANCE = 0.001
 """A simpler candidate is taken when its mean measure is no further than this below the best."""
 MAX_PAIRS = 20_000

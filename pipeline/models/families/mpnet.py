@@ -10,7 +10,7 @@ from pipeline.models.families.family import AttentionParts
 from pipeline.models.families.roberta import Roberta
 
 PADDING_ID = 1
-"""Positions begin behind this id, whatever the config says; transformers has it written into the model."""
+"""Id of the padding token, after which positions begin, whatever the config says: transformers' model fixes it."""
 
 
 class Mpnet(Roberta):

@@ -32,9 +32,9 @@ class Step(Generic[Chunk]):
     examples: int
     """Number of examples in the task's unit, for the progress bar."""
     tokens: int
-    """Real tokens."""
+    """Number of real tokens."""
     padded: int
-    """Tokens with padding."""
+    """Number of tokens, padding included."""
 
 
 Plan = Callable[[int], Sequence[Step[Chunk]]]

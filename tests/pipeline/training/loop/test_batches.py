@@ -1,4 +1,4 @@
-"""Plans and rectangles: each pair once, whole queries, within the budget, little padding, the same every time."""
+"""Plans and padded batches: each pair once, whole queries, within the budget, little padding, the same every time."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -110,7 +110,7 @@ def test_nothing_to_plan() -> None:
 
 
 def best_cost(lengths: list[int]) -> int:
-    """The least padding plus cost of rectangles over every way to cut the sorted lengths."""
+    """The least padding plus cost of padded batches over every way to cut the sorted lengths."""
     ordered = sorted(lengths, reverse=True)
     costs = []
     for cuts in range(2 ** (len(ordered) - 1)):
@@ -124,7 +124,7 @@ def best_cost(lengths: list[int]) -> int:
 
 
 @given(st.lists(st.integers(1, 200), min_size=1, max_size=9))
-def test_rectangles_are_the_best_cut_of_the_sorted_lengths(lengths: list[int]) -> None:
+def test_length_groups_are_the_best_cut_of_the_sorted_lengths(lengths: list[int]) -> None:
     array = np.array(lengths)
     groups = batches.length_groups(array)
     assert sorted(np.concatenate(groups).tolist()) == list(range(len(lengths)))
@@ -140,7 +140,7 @@ def test_little_is_wasted_on_padding() -> None:
     padded = sum(batches.padded_tokens(lengths[chunk]) for chunk in chunks_of(steps))
     together = sum(len(chunk) * int(lengths[chunk].max()) for chunk in chunks_of(steps))
     assert 1 - real / padded < 0.1
-    assert together > 1.8 * real  # what one rectangle a step would cost
+    assert together > 1.8 * real  # what one padded batch a step would cost
 
 
 def test_scoring_batches_hold_each_text_once_within_the_budget() -> None:
@@ -199,7 +199,7 @@ def test_lengths_are_those_of_the_assembled_inputs(untrained: Any) -> None:
     assert lengths.max() == model.template.max_tokens  # some are cut
 
 
-def test_a_rectangle_is_its_inputs_and_padding(untrained: Any) -> None:
+def test_a_padded_batch_is_its_inputs_and_padding(untrained: Any) -> None:
     pairs, model = opened(untrained)
     inputs = batches.pair_inputs(pairs, np.array([3, 0, 11]), model.template)
     padded = batches.pad(inputs, torch.device("cpu"))

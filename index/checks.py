@@ -15,10 +15,11 @@ from index import ann, document_store, inventory
 from index.document_store import DocumentStore
 from index.hits import read_ids
 from index.postings import Postings
-from index.segments import DIGEST_BYTES, DIGESTS, Digests, Rows, SegmentMap, read_array
+from index.segments import DIGESTS, Digests, Rows, SegmentMap, read_array
 from index.semantic import SemanticIndex
 from index.store_file import StoreReader
 from index.term_weights import HOLDERS, WeighedSegment
+from index.vector_texts import text_digests
 from pipeline import artifacts
 from pipeline.artifacts import Artifact
 from pipeline.errors import ArtifactError
@@ -190,20 +191,12 @@ def _texts_agree(
 
     path = vectors.file("rows.parquet")
     has_passages = "whole" in pq.read_schema(path).names
-    if "index" in texts and not np.array_equal(texts["index"], _column(path, "content")):
+    if "index" in texts and not np.array_equal(texts["index"], text_digests(path)):
         yield str(_wrong(parts["index"].path, "it holds other texts than the vectors that it was built from"))
     if "lexical" in texts:
         lexical = texts["lexical"] if rows is None else texts["lexical"][rows[rows < len(texts["lexical"])]]
-        if not np.array_equal(lexical, _column(path, "whole" if has_passages else "content")):
+        if not np.array_equal(lexical, text_digests(path, "whole" if has_passages else "content")):
             yield str(_wrong(parts["lexical"].path, "it holds other texts than the vectors of the release"))
-
-
-def _column(path: Path, name: str) -> Digests:
-    """A column of digests of a Parquet file."""
-    import pyarrow.parquet as pq
-
-    digests = b"".join(pq.read_table(path, columns=[name]).column(name).to_pylist())
-    return np.frombuffer(digests, np.uint8).reshape(-1, DIGEST_BYTES)
 
 
 def _wrong(path: Path, problem: str) -> ArtifactError:

@@ -21,6 +21,7 @@ from index.held_out import HeldOutQueries, Vectors
 from index.recall import recalls
 from index.segments import Digests
 from index.semantic import IndexStats, read_stats
+from index.vector_texts import text_digests
 from pipeline import disk
 from pipeline.artifacts import Artifact, Staging
 from pipeline.config import IndexConfig
@@ -46,12 +47,8 @@ class VectorTable:
 
     @classmethod
     def of(cls, matrix: Any, vectors: Artifact) -> "VectorTable":
-        """The table of a `vectors` artifact."""
-        import pyarrow.parquet as pq
-
-        column = pq.read_table(vectors.file("rows.parquet"), columns=["content"]).column("content")
-        held = b"".join(column.to_pylist())
-        return cls(matrix=matrix, digests=np.frombuffer(held, np.uint8).reshape(-1, segments.DIGEST_BYTES))
+        """Joins the matrix of a `vectors` artifact with the digests in its rows.parquet."""
+        return cls(matrix=matrix, digests=text_digests(vectors.file("rows.parquet")))
 
 
 def build(

@@ -17,7 +17,7 @@ import numpy as np
 
 from index import document_reader
 from index.document_reader import content_digest
-from index.segments import DIGEST_BYTES, Rows
+from index.segments import DIGEST_BYTES, Digests, Rows
 from index.vector_rows import Spans
 from pipeline import progress
 from pipeline.artifacts import Artifact
@@ -86,6 +86,18 @@ class VectorTexts:
             columns |= {"start": pa.array(self.spans[:, 0]), "end": pa.array(self.spans[:, 1])}
             columns["whole"] = pa.array(self.wholes, pa.binary(DIGEST_BYTES))
         pq.write_table(pa.table(columns), path, compression="zstd")
+
+
+def text_digests(path: Path, column: str = "content") -> Digests:
+    """The digests of the texts in a rows.parquet, (vectors, 16), by position.
+
+    Args:
+        column: content for the text of each vector, whole for the document that a passage is cut from.
+    """
+    import pyarrow.parquet as pq
+
+    digests = b"".join(pq.read_table(path, columns=[column]).column(column).to_pylist())
+    return np.frombuffer(digests, np.uint8).reshape(-1, DIGEST_BYTES)
 
 
 def of_documents(data: Artifact, kept: Rows | None, field: str = "") -> VectorTexts:

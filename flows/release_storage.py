@@ -110,11 +110,7 @@ def _fetch(source: "_Storage", fingerprint: str, final: Path) -> int:
                 raise ArtifactError(f"{source.address}: the manifest of {fingerprint[:12]} names {name!r}")
             path.parent.mkdir(parents=True, exist_ok=True)
             source.get(record, path)
-        for folder in [partial, *(path for path in partial.rglob("*") if path.is_dir())]:
-            disk.fsync(folder)
-        disk.write_atomically(partial / artifacts.MANIFEST, text, Manifest.from_json)
-        partial.rename(final)
-        disk.fsync(final.parent)
+        artifacts.finish(partial, text, final)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise

@@ -131,14 +131,24 @@ def seal(
         if name in linked and linked[name].record != records[name]:
             source = linked[name].source
             raise ArtifactError(f"{source}: its content is not what was written; {remedy(source)}")
-    for directory in [path for path in folder.rglob("*") if path.is_dir()]:
-        disk.fsync(directory)
     complete = replace(manifest, files=records)
     text = complete.to_json()
-    disk.write_atomically(folder / MANIFEST, text, Manifest.from_json)
+    finish(folder, text, final)
+    return Artifact(final, replace(complete, checksum=Manifest.from_json(text).checksum), is_new=True)
+
+
+def finish(folder: Path, manifest: str, final: Path) -> None:
+    """Gives a folder of synced files its manifest and then its final name; a power cut leaves all of it or none.
+
+    Args:
+        folder: on the same disk as `final`.
+        manifest: the text of the manifest.
+    """
+    for directory in [path for path in folder.rglob("*") if path.is_dir()]:
+        disk.fsync(directory)
+    disk.write_atomically(folder / MANIFEST, manifest, Manifest.from_json)
     folder.rename(final)
     disk.fsync(final.parent)
-    return Artifact(final, replace(complete, checksum=Manifest.from_json(text).checksum), is_new=True)
 
 
 def is_fingerprint(name: str) -> bool:

@@ -3,12 +3,14 @@
 import logging
 import os
 import platform
+import queue
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from pipeline.config import ComputeConfig
 from pipeline.cores import cores
@@ -17,17 +19,23 @@ from pipeline.errors import ConfigError, MissingError, RelevanceError, Unavailab
 CHECK_S = 1.0
 """Seconds between looks at the head."""
 HEAD_S = 10.0
-"""Seconds without the head after which work is given up. Ray ends the process of its own after 60."""
+"""Seconds without the head after which work is given up."""
+RECONNECT_S = 2**31 - 1
+"""Seconds without the head after which Ray ends this process without a word; 60 if nothing is set."""
 CONNECT_S = 2.0
 """Seconds to wait for an answer of the head."""
 
 RESUME = "What is finished is kept: the same command goes on after it"
 """Last sentence of every error that ends work on a cluster."""
 
+Result = TypeVar("Result")
+
 log = logging.getLogger(__name__)
 
 _users = 0
 _lock = threading.Lock()
+_lost = False
+"""Whether a call of Ray was left behind when the head went: it may still hold what another connection would need."""
 
 
 @contextmanager
@@ -45,6 +53,8 @@ def connected(config: ComputeConfig) -> Iterator[Any]:
     global _users  # noqa: PLW0603
     ray = _imported()
     with _lock:
+        if _lost:
+            raise UnavailableError(f"this process has lost its Ray cluster and can use no other. {RESUME}")
         is_ours = _users > 0 or not ray.is_initialized()
         if not ray.is_initialized():
             _connect(ray, config)
@@ -59,12 +69,13 @@ def connected(config: ComputeConfig) -> Iterator[Any]:
     finally:
         with _lock:
             _users -= is_ours
-            if is_ours and not _users:
+            if is_ours and not _users and not _lost:
                 ray.shutdown()
 
 
 def _imported() -> Any:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", str(RECONNECT_S))
     try:
         import ray
     except ImportError as error:
@@ -117,28 +128,75 @@ def _require_head(address: str) -> None:
 
 
 class HeadWatch:
-    """Finds out that the head of the cluster is gone, which Ray itself tells only by ending this process."""
+    """Runs calls of Ray, and gives up when the head of the cluster is gone: Ray itself would let them wait for ever."""
 
-    def __init__(self, ray: Any) -> None:
-        self._ray = ray
+    def __init__(self, ray: Any, label: str) -> None:
+        self._ray, self.label = ray, label
         self._address = _address(ray)
-        self._seen = self._looked = time.monotonic()
+        self._looked = self._saw_machines = time.monotonic()
+        self._gone_since: float | None = None
 
-    def check(self, label: str) -> None:
-        """Raises UnavailableError if the head has not answered for `HEAD_S`, or no machine of the cluster is alive."""
+    def run(self, step: Callable[[], Result]) -> Result:
+        """The result of a function that calls Ray, in a thread of its own.
+
+        Raises:
+            UnavailableError: the head has not answered for `HEAD_S`. A step that still waits for it is left behind;
+                this process can then use no cluster any more.
+            BaseException: whatever the step raised.
+        """
+        global _lost  # noqa: PLW0603
+        outcome: queue.SimpleQueue[Future[Result]] = queue.SimpleQueue()
+
+        def work() -> None:
+            future: Future[Result] = Future()
+            try:
+                future.set_result(step())
+            except BaseException as error:  # It is raised where the step is waited for.
+                future.set_exception(error)
+            outcome.put(future)
+
+        threading.Thread(target=work, name=f"ray: {self.label}", daemon=True).start()
+        while True:
+            try:
+                future = outcome.get(timeout=CHECK_S)
+            except queue.Empty:
+                try:
+                    self._look()
+                except UnavailableError:
+                    _lost = True
+                    raise
+            else:
+                self._look()
+                return future.result()
+
+    def require_machines(self) -> None:
+        """Asks the head, once in `CHECK_S`, for the machines of the cluster; part of a step.
+
+        Raises:
+            UnavailableError: none of them is alive.
+        """
         now = time.monotonic()
-        if now - self._looked < CHECK_S:
+        if now - self._saw_machines >= CHECK_S:
+            self._saw_machines = now
+            if not any(node["Alive"] for node in self._ray.nodes()):
+                raise UnavailableError(
+                    f"{self.label}: no machine of the Ray cluster {self._address} is alive; {RESUME}"
+                )
+
+    def _look(self) -> None:
+        """Raises UnavailableError if nothing has listened at the head's address for `HEAD_S`."""
+        if time.monotonic() - self._looked < CHECK_S:
             return
         error = _connection_error(self._address)
         self._looked = time.monotonic()
         if error is None:
-            self._seen = self._looked
-            if not any(node["Alive"] for node in self._ray.nodes()):
-                raise UnavailableError(f"{label}: no machine of the Ray cluster {self._address} is alive; {RESUME}")
-        elif self._looked - self._seen >= HEAD_S:
+            self._gone_since = None
+            return
+        self._gone_since = self._gone_since or self._looked
+        if self._looked - self._gone_since >= HEAD_S:
             raise UnavailableError(
-                f"{label}: the head of the Ray cluster, {self._address}, is gone ({error}); start the cluster again. "
-                f"{RESUME}"
+                f"{self.label}: the head of the Ray cluster, {self._address}, is gone ({error}); start the cluster "
+                f"again. {RESUME}"
             )
 
 

@@ -52,11 +52,12 @@ class RayEngine:
         except StopIteration:
             return
         with ray_cluster.connected(self._config) as ray:
-            work = _Work(ray, self._config, model, label)
+            head = ray_cluster.HeadWatch(ray, label)
+            work = head.run(lambda: _Work(ray, self._config, model, head))
             try:
                 yield from work.results(first, waiting)
             finally:
-                work.close()
+                head.run(work.close)
 
 
 @dataclass(eq=False, slots=True)
@@ -74,11 +75,12 @@ class _Worker:
 class _Work:
     """One call of `RayEngine.map`."""
 
-    def __init__(self, ray: Any, config: ComputeConfig, model: Callable[[Any], Any], label: str) -> None:
-        self._ray, self._config, self._label = ray, config, label
+    def __init__(
+        self, ray: Any, config: ComputeConfig, model: Callable[[Any], Any], head: ray_cluster.HeadWatch
+    ) -> None:
+        self._ray, self._config, self._head, self._label = ray, config, head, head.label
         self._model = ray.put(model)
-        self._count = ray_cluster.fit(ray, config, label)
-        self._head = ray_cluster.HeadWatch(ray)
+        self._count = ray_cluster.fit(ray, config, head.label)
         self._workers: list[_Worker] = []
         self._references: dict[Any, tuple[int, _Worker]] = {}
         self._held: dict[int, Any] = {}
@@ -109,14 +111,18 @@ class _Work:
                 yield self._finished.pop(given)
                 given += 1
             if given < drawn:
-                self._start()
-                self._submit()
-                self._wait()
+                self._head.run(self._step)
 
     def close(self) -> None:
         """Ends the workers, whatever became of their batches."""
         for worker in self._workers:
             self._ray.kill(worker.actor)
+
+    def _step(self) -> None:
+        self._start()
+        self._submit()
+        self._wait()
+        self._head.require_machines()
 
     def _start(self) -> None:
         while len(self._workers) < self._count:
@@ -152,7 +158,6 @@ class _Work:
                 f"{self._label}: no worker started on the Ray cluster in {START_S:g} s; it has {free.get('CPU', 0):g} "
                 f"CPUs and {free.get('GPU', 0):g} GPUs free. {ray_cluster.RESUME}"
             )
-        self._head.check(self._label)
 
     def _take_start(self, worker: _Worker) -> None:
         try:

@@ -4,7 +4,9 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -52,7 +54,8 @@ class TwoNodes:
                 item.process.kill()
 
     def end(self) -> None:
-        ray.shutdown()
+        if not ray_cluster._lost:
+            ray.shutdown()
         for node in self.cluster.list_all_nodes():
             with contextlib.suppress(Exception):  # Some of its processes were killed by a test.
                 node.kill_all_processes(check_alive=False, allow_graceful=False)
@@ -279,6 +282,40 @@ def test_a_head_that_is_gone_is_told_and_the_next_run_goes_on(  # Last: it ends 
     assert resumed.metrics["resumed"] >= 8
     assert resumed.metrics["resumed"] + resumed.metrics["embedded"] == here.metrics["embedded"]
     assert content(here) == content(resumed)
+
+
+def run_until_refused(head: ray_cluster.HeadWatch, step: Callable[[], object]) -> None:
+    """Runs a step again and again, until the watch raises."""
+    while True:
+        head.run(step)
+
+
+@pytest.mark.parametrize("ends", [True, False], ids=["step that ends", "step that waits for ever"])
+def test_a_step_gives_up_when_nothing_listens_at_the_head(ends: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise SchemaError("an error of the step")
+
+    with socket.create_server((LOOPBACK, 0)) as server:
+        address = f"{LOOPBACK}:{server.getsockname()[1]}"
+        monkeypatch.setattr(ray_cluster, "_address", lambda _: address)
+        monkeypatch.setattr(ray_cluster, "CHECK_S", 0.01)
+        monkeypatch.setattr(ray_cluster, "HEAD_S", 0.05)
+        monkeypatch.setattr(ray_cluster, "_lost", False)
+        head = ray_cluster.HeadWatch(None, "squares")
+        assert head.run(lambda: 3) == 3
+        with pytest.raises(SchemaError, match="of the step"):
+            head.run(refuse)
+    ended = threading.Event()
+    with pytest.raises(UnavailableError, match=rf"squares: the head of the Ray cluster, {address}, is gone"):
+        run_until_refused(head, (lambda: None) if ends else ended.wait)
+    ended.set()
+    if not ends:
+        assert ray_cluster._lost
+        with (
+            pytest.raises(UnavailableError, match="this process has lost its Ray cluster"),
+            ray_cluster.connected(ComputeConfig(engine="ray")),
+        ):
+            pass
 
 
 class Slow:

@@ -43,7 +43,6 @@ def _is_id(value: Any) -> bool:
 
 Inputs = Annotated[list[str | list[int]], BeforeValidator(_as_list)]
 
-OTHER_MODEL = "any name is taken; the live release answers"
 _USER = {"user": "requests are not told apart by their users"}
 _UNIT_LENGTH = RefusedField("the encoder's vectors have unit length, leave it out", accepted=(True,))
 
@@ -170,7 +169,7 @@ async def embeddings(request: Request) -> Response:
             f"dimensions is {body.dimensions} and output_dimension is {body.output_dimension}; send one of them"
         )
     is_query = body.input_type in QUERY_TYPES or body.task in QUERY_TYPES
-    call = _EmbedCall(
+    call = EmbedCall(
         context,
         body.input,
         field="input",
@@ -178,7 +177,7 @@ async def embeddings(request: Request) -> Response:
         dimensions=body.dimensions or body.output_dimension,
         cut=body.truncate is not False and body.truncation is not False,
     )
-    coded: Callable[[Vector], Any] = _base64 if body.encoding_format == "base64" else (lambda vector: vector)
+    coded: Callable[[Vector], Any] = base64_floats if body.encoding_format == "base64" else (lambda vector: vector)
 
     def work() -> Any:
         vectors, tokens = call.vectors()
@@ -210,7 +209,7 @@ async def embed(request: Request) -> Response:
 async def answer(context: RequestContext, body: EmbedRequest) -> Response:
     """The vectors of a body that was read, as a bare list."""
     context.counts(len(body.inputs))
-    call = _EmbedCall(
+    call = EmbedCall(
         context,
         body.inputs,
         field="inputs",
@@ -221,8 +220,8 @@ async def answer(context: RequestContext, body: EmbedRequest) -> Response:
     return await context.answer(lambda: call.vectors()[0])
 
 
-class _EmbedCall:
-    """The work on one request, in its thread."""
+class EmbedCall:
+    """The work on one request for vectors, whatever its shape: checked when it is made, done in a worker thread."""
 
     def __init__(
         self,
@@ -238,8 +237,9 @@ class _EmbedCall:
 
         Args:
             given: the texts or token ids.
-            field: of the request that holds them, for messages.
-            dimensions: of the vectors; None for all.
+            field: the request's field that holds them, for messages.
+            role: whether the encoder reads them as queries or as documents.
+            dimensions: number of dimensions of the vectors; None for all.
             cut: whether longer texts are cut; otherwise they are refused.
 
         Raises:
@@ -286,5 +286,6 @@ def count_tokens(items: Sequence[Item]) -> int:
     return sum(len(item.ids) for item in items)
 
 
-def _base64(vector: Vector) -> str:
+def base64_floats(vector: Vector) -> str:
+    """The numbers as little-endian float32, in base64: the form that OpenAI's clients ask for."""
     return base64.b64encode(vector.astype("<f4").tobytes()).decode("ascii")

@@ -8,15 +8,13 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 
 from pipeline import text
 from pipeline.passages import MAX_PASSAGES
-from serving.api.schemas import ClientShape, RefusedField, RequestBody, check_length, shown
+from serving.api.schemas import OTHER_MODEL, ClientShape, RefusedField, RequestBody, check_length, shown
 from serving.errors import InvalidRequestError
 from serving.scoring.document_scores import DocumentLimits
 
 MAX_RANK_FIELDS = 100
 MAX_SCORE = 1e300
 """Bound of a first-stage score's size."""
-
-OTHER_MODEL = "any name is taken; the live release answers"
 
 
 def _few(value: Any, info: ValidationInfo) -> Any:

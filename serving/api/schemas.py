@@ -16,6 +16,9 @@ from serving.errors import BodyTooLargeError, InvalidRequestError
 SHOWN_NAME = 40
 """Characters of a client's name for a field that a message shows."""
 
+OTHER_MODEL = "any name is taken; the live release answers"
+"""The reason why a client's `model` is ignored."""
+
 
 @dataclass(frozen=True, slots=True)
 class RefusedField:

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from pipeline.data.formats import tables, text_files
 from pipeline.data.formats.tables import SPLIT_OF, Tables
 from pipeline.data.formats.text_files import STRING
-from pipeline.errors import MissingError, SchemaError
+from pipeline.errors import SchemaError
 
 QBQTC_GRADES = {"0": 0, "1": 1, "2": 2}
 
@@ -19,7 +19,7 @@ def qbqtc_files(path: Path) -> list[Path]:
     """The published JSON lines files in a folder, if one of them begins with a query and a title."""
     names = (path / f"{name}.json" for name in ("train", "dev", "test_public", "test"))
     files = [file for file in names if file.is_file()]
-    return files if any(_first_names(file) >= {"query", "title"} for file in files) else []
+    return files if any(text_files.first_keys(file) >= {"query", "title"} for file in files) else []
 
 
 def qbqtc(path: Path) -> Tables:
@@ -52,11 +52,3 @@ def qbqtc(path: Path) -> Tables:
         splits=pa.array(columns["split"], STRING),
         faults=[*faults, *more, *wrong],
     )
-
-
-def _first_names(file: Path) -> set[str]:
-    """The names in the first object of a JSON lines file; empty where the file is not of that kind."""
-    try:
-        return set(next(text_files.json_lines(file), (0, {}))[1])
-    except (SchemaError, MissingError):
-        return set()

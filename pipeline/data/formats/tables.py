@@ -232,7 +232,7 @@ def id_and_text(file: Path, kind: str) -> pa.Table:
 
 
 def text_of(row: dict[str, Any], name: str, file: Path, number: int) -> str:
-    """The text under a name in an object of a JSON lines file; a title may be absent, an id a number.
+    """The text under a name in an object of a JSON lines file; a title may be absent.
 
     Raises:
         SchemaError: absent, or not a text; names the line.
@@ -240,12 +240,20 @@ def text_of(row: dict[str, Any], name: str, file: Path, number: int) -> str:
     value = row.get(name)
     if value is None and name == "title":
         return ""
-    if isinstance(value, int) and not isinstance(value, bool) and name == "_id":
-        return str(value)
     if not isinstance(value, str):
         what = f"has no '{name}'" if value is None else f"'{name}' is a {type(value).__name__}, not a text"
         raise SchemaError(f"{file}, line {number}: {what}; it has {list(row)}")
     return value
+
+
+def id_of(row: dict[str, Any], name: str, file: Path, number: int) -> str:
+    """The id under a name in such an object: a text, or a whole number.
+
+    Raises:
+        SchemaError: absent, or of another kind; names the line.
+    """
+    value = row.get(name)
+    return str(value) if type(value) is int else text_of(row, name, file, number)
 
 
 def json_table(file: Path, kind: str) -> tuple[pa.Table, list[InvalidRow]]:
@@ -253,7 +261,7 @@ def json_table(file: Path, kind: str) -> tuple[pa.Table, list[InvalidRow]]:
     id_column, columns = ("doc_id", ("title", "text")) if kind == "documents" else ("query_id", ("text",))
     values: dict[str, list[str]] = {name: [] for name in (id_column, *columns)}
     for number, row in text_files.json_lines(file):
-        values[id_column].append(text_of(row, "_id", file, number))
+        values[id_column].append(id_of(row, "_id", file, number))
         for name in columns:
             values[name].append(text_of(row, name, file, number))
     arrays, faults = {}, []

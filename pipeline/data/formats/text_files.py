@@ -67,6 +67,14 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         say_empty(path)
 
 
+def first_keys(path: Path) -> set[str]:
+    """The keys of the first object of a JSON lines file; empty where the file is not of that kind, or not there."""
+    try:
+        return set(next(json_lines(path), (0, {}))[1])
+    except (SchemaError, MissingError):
+        return set()
+
+
 def header(path: Path, delimiter: str, encoding: str = "utf-8", *, quoted: bool = True) -> list[str]:
     """The fields of the first row of a separated file; empty for an empty file.
 

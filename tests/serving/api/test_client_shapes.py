@@ -170,17 +170,23 @@ def _hugging_face(url: str) -> None:
     with_all_arguments(inference_client.feature_extraction, model=url)
 
 
+CLIENTS: dict[str, tuple[Callable[[str], None], ClientShape]] = {
+    "cohere v2": (lambda url: _cohere(url, "ClientV2"), rerank_request.COHERE_RERANK),
+    "cohere v1": (lambda url: _cohere(url, "Client"), rerank_request.COHERE_RERANK),
+    "openai": (_openai, embeddings.OPENAI_EMBEDDINGS),
+    "huggingface_hub": (_hugging_face, embeddings.HUGGING_FACE_EMBED),
+}
+"""Calls of the vendors' own packages, each with the shape that it must fit."""
+
+
+def test_each_shape_is_held_against_its_client_or_its_published_fields() -> None:
+    held = [shape for shape, _ in PUBLISHED] + [shape for _, shape in CLIENTS.values()]
+    others = [shape for _, shape in SHAPES if not any(shape is other for other in held)]
+    assert {shape.client for shape in others} == {"search-relevance"}
+
+
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(
-    ("call", "shape"),
-    [
-        (lambda url: _cohere(url, "ClientV2"), rerank_request.COHERE_RERANK),
-        (lambda url: _cohere(url, "Client"), rerank_request.COHERE_RERANK),
-        (_openai, embeddings.OPENAI_EMBEDDINGS),
-        (_hugging_face, embeddings.HUGGING_FACE_EMBED),
-    ],
-    ids=["cohere v2", "cohere v1", "openai", "huggingface_hub"],
-)
+@pytest.mark.parametrize(("call", "shape"), CLIENTS.values(), ids=CLIENTS)
 def test_every_field_that_a_client_can_send_is_in_its_table(
     recorder: str, call: Callable[[str], None], shape: ClientShape
 ) -> None:

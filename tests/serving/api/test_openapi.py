@@ -10,13 +10,14 @@ from hypothesis import HealthCheck, Phase, given, settings
 
 from serving.api import app as apps
 from serving.rollout.lifecycle import Lifecycle
+from tests.serving.api.bodies import BODIES
 from tests.serving.patience import patient
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed; it is in the extra dev")
 
-SCORES = ("POST /rerank", "POST /v1/rerank", "POST /v2/rerank", "POST /v1/embeddings", "POST /embed")
+SCORES = tuple(f"POST {path}" for path in BODIES if path not in ("/", "/search", "/candidates"))
 SEARCHES = ("POST /search", "GET /search")
 OTHERS = ("GET /v1/models", "GET /v1/models/{model_id}", "GET /info", "GET /livez", "GET /readyz", "GET /metrics")
 

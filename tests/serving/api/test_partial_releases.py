@@ -1,7 +1,6 @@
 """Releases that lack a model or documents answer what they can, and say of each other path why it is not answered."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
@@ -10,7 +9,8 @@ from pipeline import release_parts
 from pipeline.errors import MissingError
 from serving.api import app as apps
 from serving.rollout.lifecycle import Lifecycle
-from serving.scoring.contents import LACKS
+from serving.scoring.contents import LACKS, NEEDS
+from tests.serving.api.bodies import BODIES
 from tests.serving.conftest import TinyWorkspace
 from tests.serving.patience import patient
 
@@ -22,15 +22,8 @@ CONTENTS = {
     "an encoder and documents": ("encoder", *SEARCHABLE, "fusion"),
     "all but the report": ("ranker", "encoder", *SEARCHABLE, "fusion"),
 }
-REQUESTS: dict[str, Any] = {
-    "/rerank": {"query": "sort", "texts": ["a sorted list", "open a file"]},
-    "/v1/rerank": {"query": "sort", "documents": ["a sorted list", "open a file"]},
-    "/v2/rerank": {"query": "sort", "documents": ["a sorted list"], "cascade": True},
-    "/embed": {"inputs": "a sorted list"},
-    "/v1/embeddings": {"input": "a sorted list", "model": "encoder"},
-    "/search": {"query": "a sorted list"},
-}
-NEEDED = {"ranker": ("/rerank", "/v1/rerank", "/v2/rerank"), "encoder": ("/embed", "/v1/embeddings")}
+REQUESTS = [(part, path) for part, paths in NEEDS.items() for path in paths if path in BODIES]
+"""Paths, each with the part that it needs."""
 
 
 @pytest.fixture(params=CONTENTS, ids=str)
@@ -52,9 +45,8 @@ def test_each_path_answers_or_says_what_the_release_lacks(partial: tuple[TestCli
     client, names = partial
     listed = client.get("/v1/models").json()
     assert {model["id"] for model in listed["data"]} == {"ranker", "encoder"} & set(names)
-    for path, body in REQUESTS.items():
-        part = next((part for part, paths in NEEDED.items() if path in paths), "documents")
-        answer = client.post(path, json=body)
+    for part, path in REQUESTS:
+        answer = client.post(path, json=BODIES[path])
         if part in names:
             assert (answer.status_code, path in listed["unanswered"]) == (200, False), answer.text
         else:

@@ -1,7 +1,10 @@
 """The table of paths against the app's own router, and every reader of the table against the table."""
 
+import json
 import logging
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +15,7 @@ from serving.api import keys
 from serving.api.paths import ENDPOINTS, UNKNOWN, UNKNOWN_ADMIN, Access, ErrorShape, find
 from serving.rollout.lifecycle import Lifecycle
 from serving.scoring.contents import NEEDS
+from tests.serving.api.bodies import BODIES
 from tests.serving.patience import patient
 
 
@@ -52,6 +56,40 @@ def test_each_scoring_path_needs_a_part_of_a_release() -> None:
     # "/" answers with the model that there is. A shard answers "/candidates", which other releases do not miss.
     assert scoring - set(needing) == {"/", "/candidates"}
     assert set(needing) - scoring == {"/document"}
+
+
+def test_each_path_that_computes_counts_and_those_with_a_final_order_are_part_of_rollouts() -> None:
+    computing = {
+        endpoint.path for endpoint in ENDPOINTS if "POST" in endpoint.methods and endpoint.access is not Access.ADMIN
+    }
+    assert {endpoint.path for endpoint in ENDPOINTS if endpoint.scoring} == computing - {"/thumbs"} == BODIES.keys()
+    assert {endpoint.path for endpoint in ENDPOINTS if endpoint.rollouts} == {*NEEDS["ranker"], "/search"}
+
+
+def test_the_app_and_its_page_of_documentation_name_each_path_that_computes(client: TestClient) -> None:
+    assert [path for path in BODIES if f" {path} " not in (apps.__doc__ or "")] == []
+    page = (Path(apps.__file__).parents[1] / "docs.html").read_text(encoding="utf-8")
+    block = page.partition("const EXAMPLES = {")[2].partition("};")[0]
+    examples = {path: re.sub(r"(\w+):", r'"\1":', body) for path, body in re.findall(r'"(/.*?)": (\{.*\}),', block)}
+    assert BODIES.keys() - examples.keys() == {"/", "/candidates"}  # Neither is shown on the page.
+    for path in BODIES.keys() & examples.keys():
+        answer = client.post(path, json=json.loads(examples[path]), headers={"authorization": "Bearer key"})
+        assert answer.status_code == 200, answer.text
+
+
+@pytest.mark.parametrize("path", sorted(BODIES.keys() - {"/candidates"}))  # The tiny release is no shard.
+def test_each_answer_tells_its_texts_its_cache_and_for_rollouts_its_question(
+    app: Any, client: TestClient, caplog: Any, monkeypatch: Any, path: str
+) -> None:
+    answered: list[Any] = []
+    rollout = app.state.service.lifecycle.rollout
+    monkeypatch.setattr(rollout, "answered", lambda _, request: answered.append(request))
+    with caplog.at_level(logging.INFO, "serving.requests"):
+        response = client.post(path, json=BODIES[path], headers={"authorization": "Bearer key"})
+    assert response.status_code == 200, response.text
+    assert caplog.records[-1].facts.keys() >= {"items", "hits", "misses"}
+    assert "/" in response.headers["x-cache"]
+    assert [request.question is not None for request in answered] == [True] * find(path, "POST").rollouts
 
 
 def concrete(path: str) -> str:

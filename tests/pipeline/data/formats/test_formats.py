@@ -1,18 +1,20 @@
 """Every format is read from a small set in the very form in which it is published."""
 
 import json
+import re
 import sqlite3
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from pydantic import TypeAdapter
 
 from pipeline.config import SourceConfig
 from pipeline.data import sources
-from pipeline.data.formats import sql
+from pipeline.data.formats import registry, sql
 from pipeline.data.sources import Source
-from pipeline.errors import InputError
+from pipeline.errors import InputError, SchemaError
 
 
 def lines(path: Path, *rows: str, encoding: str = "utf-8", end: str = "\n") -> None:
@@ -195,6 +197,39 @@ def rows(source: Source, *columns: str) -> list[tuple[object, ...]]:
 @pytest.mark.parametrize("name", WRITERS)
 def test_auto_knows_each_format_by_its_files(tmp_path: Path, name: str) -> None:
     assert read(tmp_path, name).format == name
+
+
+def test_every_format_of_files_is_tried_here() -> None:
+    """The others are tried in files of their own: thumbs, mapped tables, databases and installed packages."""
+    assert {*WRITERS, "thumbs", "table", "sql", "python_api"} == set(registry.NAMES)
+
+
+def test_the_recipe_key_and_the_readme_name_every_format() -> None:
+    description = TypeAdapter(SourceConfig).json_schema()["properties"]["format"]["description"]
+    assert sorted(re.findall(r"\w+", description.partition(";")[0])) == sorted(registry.NAMES)
+    readme = (Path(__file__).parents[4] / "README.md").read_text(encoding="utf-8").lower().replace(" ", "")
+    assert [name for name in WRITERS if name not in readme] == []
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_damaged_file_changes_the_digest_and_is_named(tmp_path: Path, name: str) -> None:
+    """A file that is read without being in the digest would leave artifacts of the old content in use."""
+    WRITERS[name](tmp_path)
+    config = SourceConfig(path=str(tmp_path))
+    source = sources.read(config, Path())
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    refused = 0
+    for file in files:
+        content = file.read_bytes()
+        file.write_bytes(content[:-20] if file.suffix == ".parquet" else content + b"\xff\n")
+        if sources.find(config, Path()).digest == source.digest:
+            assert sources.read(config, Path()) == source
+        else:
+            refused += 1
+            with pytest.raises(SchemaError, match=re.escape(file.name)):
+                sources.read(config, Path())
+        file.write_bytes(content)
+    assert refused
 
 
 @pytest.mark.parametrize("name", WRITERS)

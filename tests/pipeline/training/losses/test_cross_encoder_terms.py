@@ -20,7 +20,14 @@ from pipeline.models.cross_encoder import CrossEncoder
 from pipeline.training import external_teacher, ranker, teacher, teacher_scores
 from pipeline.training.loop import pair_tokens, scoring
 from pipeline.training.losses import ranking
-from pipeline.training.losses.cross_encoder_terms import LossWeights, Match
+from pipeline.training.losses.cross_encoder_terms import (
+    SCORE_TERMS,
+    TAUGHT_TERMS,
+    TOKEN_TERMS,
+    LossWeights,
+    Match,
+    hyperparameters,
+)
 from pipeline.training.tasks import cross_encoder, teacher_targets
 from pipeline.training.tasks.objective import Objective
 from tests.pipeline.training.test_stages import CANDIDATES, LOOP, TEACHER, World, base_model, stage, tables
@@ -28,7 +35,7 @@ from tests.pipeline.training.test_stages import CANDIDATES, LOOP, TEACHER, World
 SHORT = replace(LOOP, epochs=0.5, evaluations=1)
 GRADES_ONLY: dict[str, Any] = {"soft_weight": 0.0, "margin_weight": 0.0, "hidden_weight": 0.0}
 PLAIN = RankerConfig(layers=2, loop=SHORT, **GRADES_ONLY)
-OVER_TOKENS = ("relation", "attention", "token_hidden", "embedding", "cosine")
+OVER_TOKENS = tuple(TOKEN_TERMS)
 ALL_OVER_TOKENS = {f"{name}_weight": 0.3 for name in OVER_TOKENS}
 
 
@@ -90,18 +97,17 @@ def task(world: World, weights: LossWeights, base: Path | None = None, **loop: A
     )
 
 
-EVERY = {
-    **dict.fromkeys(
-        ("ordinal", "pairwise", "hinge", "listnet", "lambdarank", "soft", "margin", "logit", "listwise", "infonce"), 0.5
-    ),
-    **dict.fromkeys(OVER_TOKENS, 0.5),
-}
+EVERY = dict.fromkeys((*SCORE_TERMS, *TAUGHT_TERMS, *TOKEN_TERMS), 0.5)
 
 
 @pytest.mark.parametrize("case", ["equal width", "narrow", "mutual"])
 def test_a_step_of_every_term_cut_into_chunks_is_the_whole_step(world: World, narrow: Path, case: str) -> None:
+    every = {
+        name: weight for name, weight in EVERY.items() if (name, case) != ("hidden", "narrow")
+    }  # Equal widths only.
+
     def gradients(chunk_tokens: int) -> tuple[int, dict[str, float], dict[str, Tensor]]:
-        weights = LossWeights(**EVERY, hidden=0.0 if case == "narrow" else 0.5, mutual=0.5 if case == "mutual" else 0.0)
+        weights = LossWeights(**every, mutual=0.5 if case == "mutual" else 0.0)
         cross_task = task(world, weights, narrow if case == "narrow" else None, chunk_tokens=chunk_tokens)
         step = cross_task.plan(0)[1]
         sums: dict[str, float] = {}
@@ -116,8 +122,8 @@ def test_a_step_of_every_term_cut_into_chunks_is_the_whole_step(world: World, na
     chunks, uncut, first = gradients(8000)
     several, parts, second = gradients(300)
     assert (chunks, several > 2) == (1, True)
-    assert EVERY.keys() <= uncut.keys()
-    assert {name for name in EVERY if uncut[name] == 0} == (set() if case == "narrow" else {"embedding"})  # a copy
+    assert every.keys() <= uncut.keys()
+    assert {name for name in every if uncut[name] == 0} == (set() if case == "narrow" else {"embedding"})  # a copy
     assert parts == pytest.approx(uncut, rel=1e-4)
     assert first.keys() == second.keys()
     assert any(name.startswith("projections.0.cosine") for name in first) == (case == "narrow")
@@ -174,35 +180,28 @@ def test_each_term_alone_is_learned_from_another_base(world: World, narrow: Path
 
 
 @pytest.mark.parametrize(
-    "changes",
-    [
-        {"hard_hinge_weight": 1.0},
-        {"hard_listnet_weight": 1.0},
-        {"hard_lambdarank_weight": 1.0},
-    ],
-    ids=lambda changes: next(iter(changes)),
+    "name",
+    [name for name in SCORE_TERMS if name not in ("ordinal", "pairwise")],  # All rankers here learn from these.
 )
-def test_rankers_learn_from_each_loss_of_order(world: World, changes: dict[str, float]) -> None:
-    changes |= {"hard_ordinal_weight": 0.0, "hard_pairwise_weight": 0.0}
-    config = replace(PLAIN, loop=replace(LOOP, epochs=8.0), **changes)  # type: ignore[arg-type]
+def test_rankers_learn_from_each_loss_of_order(world: World, name: str) -> None:
+    changes: dict[str, Any] = {"hard_ordinal_weight": 0.0, "hard_pairwise_weight": 0.0, f"hard_{name}_weight": 1.0}
+    config = replace(PLAIN, loop=replace(LOOP, epochs=8.0), **changes)
     student = make(world, replace(config, base=str(world.base), layers=4))
     assert student.metrics["ndcg@10 before"] < 0.9
     assert student.metrics["ndcg@10"] > 0.97
 
 
 def test_teachers_have_the_same_losses(world: World) -> None:
-    config = TeacherConfig(
-        max_tokens=24, max_query_tokens=6, loop=SHORT, ordinal_weight=0.0, hinge_weight=0.5, lambdarank_weight=1.0
-    )
+    weights: dict[str, Any] = {f"{name}_weight": 0.5 for name in SCORE_TERMS if name != "ordinal"}
     trained = teacher.make(
         world.workspace,
-        replace(config, listnet_weight=0.1),
+        TeacherConfig(max_tokens=24, max_query_tokens=6, loop=SHORT, ordinal_weight=0.0, **weights),
         CANDIDATES,
         data=world.data,
         pairs=world.pairs,
         base=str(world.base),
     )
-    assert set(trained.metrics["history"][-1]) == {"step", "loss", "pairwise", "hinge", "listnet", "lambdarank"}
+    assert set(trained.metrics["history"][-1]) == {"step", "loss", *SCORE_TERMS} - {"ordinal"}
 
 
 def test_two_students_learn_from_each_other_and_one_is_kept(world: World) -> None:
@@ -412,6 +411,10 @@ def test_weights_that_are_no_weights_are_refused(kind: Callable[..., Any]) -> No
     zero = {key: 0.0 for key in kind.__dataclass_fields__ if key.endswith("_weight")}  # type: ignore[attr-defined]
     with pytest.raises(ConfigError, match="nothing to learn"):
         kind(**zero)
+    for setting in hyperparameters():
+        if hasattr(kind(), setting):
+            with pytest.raises(ConfigError, match=rf"{setting} is -1.*must be"):
+                kind(**{setting: -1.0})
     with pytest.raises(ConfigError, match=r"hinge_margin is 0.*above 0"):
         kind(hinge_margin=0.0)
 

@@ -2,6 +2,8 @@
 
 import ast
 import dataclasses
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,14 @@ from pipeline.errors import ConfigError
 from pipeline.training import encoder, ranker, teacher, teacher_scores
 from pipeline.training.losses.bi_encoder_terms import BI_ENCODER_TERMS, BiEncoderWeights
 from pipeline.training.losses.cross_encoder_terms import (
+    MUTUAL,
     SCORE_TERMS,
     TAUGHT_TERMS,
     TOKEN_TERMS,
+    Counts,
     LossWeights,
+    Scored,
+    Taught,
     hyperparameters,
 )
 from tests.pipeline.training.test_stages import CANDIDATES, LOOP, World, base_model, stage, tables
@@ -129,6 +135,68 @@ def test_each_term_of_a_table_has_a_weight() -> None:
         field.name for field in dataclasses.fields(LossWeights)
     }
     assert set(BI_ENCODER_TERMS) <= {field.name for field in dataclasses.fields(BiEncoderWeights)}
+
+
+def test_each_term_has_a_key_in_each_section_that_computes_it() -> None:
+    """A forgotten key would leave a loss that nobody can switch on."""
+    assert weights_of(TeacherConfig()).keys() == {f"{name}_weight" for name in SCORE_TERMS}
+    taught = {f"{name}_weight" for name in (*TAUGHT_TERMS, *TOKEN_TERMS, MUTUAL)}
+    assert weights_of(RankerConfig()).keys() == {f"hard_{name}_weight" for name in SCORE_TERMS} | taught
+
+
+def test_each_setting_that_a_loss_reads_is_a_key_of_its_sections() -> None:
+    """A forgotten key would leave the loss with the default of `LossWeights`, whatever the recipe says."""
+    generator = torch.Generator().manual_seed(1)
+    counts = Counts(documents=6, graded=6, queries=2, lists=2, ordered_pairs=6, tokens=0, token_pairs=0)
+    scores, states = torch.randn(6, generator=generator), torch.zeros(6, 1, 4)
+    grades, groups = torch.tensor([0, 1, 2, 2, 1, 0]), torch.tensor([0, 0, 0, 1, 1, 1])
+    student = Scored(scores, torch.tensor([-1.0, 1.0]), states, grades, groups, counts)
+    teacher = Taught(scores.flip(0), torch.tensor([-1.0, 1.0]), states)
+
+    def read(compute: Callable[[Any], Any]) -> set[str]:
+        seen: set[str] = set()
+
+        class Recorder:
+            def __getattr__(self, name: str) -> float:
+                seen.add(name)
+                return float(getattr(LossWeights(), name))
+
+        compute(Recorder())
+        return seen
+
+    by_grades = {
+        name for term in SCORE_TERMS.values() for name in read(lambda weights, term=term: term(student, weights))
+    }
+    by_teacher = {
+        name
+        for term in TAUGHT_TERMS.values()
+        for name in read(lambda weights, term=term: term(student, teacher, weights))
+    }
+    assert by_grades <= {field.name for field in dataclasses.fields(TeacherConfig)}
+    assert by_grades | by_teacher <= {field.name for field in dataclasses.fields(RankerConfig)}
+    assert by_grades | by_teacher == set(hyperparameters())
+
+
+def test_the_readme_names_each_term() -> None:
+    text = (Path(teacher.__file__).parent / "README.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(\w+)`", text))
+    assert {*SCORE_TERMS, *TAUGHT_TERMS, *TOKEN_TERMS, MUTUAL} <= named
+
+
+@pytest.mark.parametrize("name", SCORE_TERMS)
+@pytest.mark.parametrize("scale", [0.0, 1.0, 1e4])
+@pytest.mark.parametrize("highest", [0, 2])
+def test_each_loss_on_grades_stays_finite(name: str, scale: float, highest: int) -> None:
+    """Equal and extreme scores, grades that are all 0, a query of one document."""
+    scores = (scale * torch.tensor([0.5, -1.0, 2.0, 0.0])).requires_grad_()
+    grades = torch.tensor([0, 2, 1, 1]).clamp(max=highest)
+    counts = Counts(documents=4, graded=4, queries=2, lists=2, ordered_pairs=3, tokens=0, token_pairs=0)
+    chunk = Scored(scores, torch.tensor([-1.0, 1.0]), torch.zeros(4, 1, 2), grades, torch.tensor([0, 0, 0, 1]), counts)
+    loss = SCORE_TERMS[name](chunk, LossWeights())
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert loss >= 0
+    assert scores.grad is not None
+    assert torch.isfinite(scores.grad).all()
 
 
 def _settings_of_losses() -> list[tuple[str, str]]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pipeline.training.loop.pair_tokens import Pairs, rests_on_clicks
-from pipeline.training.losses.cross_encoder_terms import LossWeights
+from pipeline.training.losses.cross_encoder_terms import SCORE_TERMS, LossWeights
 from pipeline.training.tasks.bi_encoder import BiEncoderLearner, EncoderTargets, EncoderTask
 from pipeline.training.tasks.cross_encoder import CrossTask
 from tests.pipeline.training.tasks import test_bi_encoder as encoders
@@ -26,7 +26,7 @@ from tests.pipeline.training.tasks.test_teacher_targets import (
 __all__ = ["model", "vectors", "wide"]  # Fixtures.
 
 WEIGHT = 0.3
-EVERY = LossWeights(ordinal=0.5, pairwise=1.0, hinge=0.4, listnet=0.3, lambdarank=0.2)
+EVERY = LossWeights(**dict.fromkeys(SCORE_TERMS, 0.5))
 
 
 def clicked(table: Pairs) -> Pairs:

@@ -132,7 +132,7 @@ def write_whole_documents(documents: Artifact, path: Path, config: DataConfig | 
     if python_docs.SUMMARY not in table.column_names:
         return False
     if config is not None and {source.format for source in config.sources} == {python_docs.NAME}:
-        table = python_docs.read().documents
+        table = python_docs.read_documents()
     path.parent.mkdir(parents=True, exist_ok=True)
     schema.write(python_docs.with_summaries(table), path, "documents")
     return True

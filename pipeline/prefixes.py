@@ -16,9 +16,9 @@ from typing import Any
 
 from pipeline.errors import SchemaError
 
-FIRST_CHARS_PER_TOKEN = 24
+FIRST_CHARS_PER_TOKEN = 8
 """Number of characters of the first piece for each wanted token. English has about 4.5 and Chinese about 1.5, so the
-first piece is nearly always enough."""
+first piece is mostly enough, and little more than that is tokenised."""
 GROWTH = 4
 """Ratio of the lengths of two successive pieces."""
 

@@ -46,7 +46,7 @@ def importance(model: CrossEncoder, batches: Iterable[Inputs]) -> list[Tensor]:
                 activations = [seen[number] for number in range(len(outer))]  # (…, units) each
                 gradients = torch.autograd.grad(scores.sum(), activations)
             for total, activation, gradient in zip(sums, activations, gradients, strict=True):
-                total.add_((activation * gradient).detach().abs().flatten(0, -2).sum(0))
+                total.add_((activation * gradient).detach().float().abs().flatten(0, -2).sum(0))
     finally:
         for handle in handles:
             handle.remove()

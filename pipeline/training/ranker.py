@@ -21,6 +21,7 @@ from pipeline.training import ranker_shape
 from pipeline.training.int8_training import learn_rounded
 from pipeline.training.loop import scoring
 from pipeline.training.loop.batches import pad, pair_inputs, scoring_batches
+from pipeline.training.loop.loop import autocast
 from pipeline.training.loop.pair_tokens import Pairs, pair_lengths, read_pairs
 from pipeline.training.losses.cross_encoder_terms import (
     TAUGHT_TERMS,
@@ -249,7 +250,8 @@ def _narrowed(config: RankerConfig, student: CrossEncoder, table: Pairs) -> Cros
             pad(pair_inputs(table, rows[some], student.template), scoring.device()).all
             for some in scoring_batches(lengths, IMPORTANCE_BATCH_TOKENS)
         )
-        width_pruning.narrow(student, config.intermediate, batches)
+        with autocast(config.loop.precision, scoring.device()):
+            width_pruning.narrow(student, config.intermediate, batches)
     for module in student.modules():
         if config.dropout and isinstance(module, nn.Dropout):
             module.p = config.dropout

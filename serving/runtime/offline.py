@@ -4,7 +4,8 @@ What is indexed and judged here is computed by the same code and in the same pre
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,9 @@ FEATURES = Stage(
         "fields": ("lexical", "index"),
     },
 )
+
+QUERIES_AT_ONCE = 4
+"""Queries whose pairs are scored at the same time, so that the models' runners never wait for BM25 and tokens."""
 
 log = logging.getLogger(__name__)
 
@@ -139,11 +143,19 @@ def features(
         parts.fields = FieldIndexes.load(fields or {})
         names = ("bm25", "encoder", "ranker", *parts.fields.features)
         columns = {name: np.zeros(len(table["row_id"]), np.float64) for name in names}
-        with progress.bar("Scoring the pool", len(table["row_id"]), "pairs") as advance:
-            for query_id, numbers in _by_query(table["query_id"]):
-                if query_id not in queries:
-                    raise SchemaError(f"{pool.path}: query '{query_id}' is not in {data.path}; make the pool again")
-                scored = parts.scores(queries[query_id], [table["doc_id"][number] for number in numbers])
+        numbers_of = _by_query(table["query_id"])
+        unknown = next((query_id for query_id in numbers_of if query_id not in queries), None)
+        if unknown is not None:
+            raise SchemaError(f"{pool.path}: query '{unknown}' is not in {data.path}; make the pool again")
+
+        def scores_of(query_id: str) -> tuple[Sequence[float], ...]:
+            return parts.scores(queries[query_id], [table["doc_id"][number] for number in numbers_of[query_id]])
+
+        with (
+            progress.bar("Scoring the pool", len(table["row_id"]), "pairs") as advance,
+            ThreadPoolExecutor(QUERIES_AT_ONCE) as workers,
+        ):
+            for numbers, scored in zip(numbers_of.values(), workers.map(scores_of, numbers_of), strict=True):
                 for name, values in zip(names, scored, strict=True):
                     columns[name][numbers] = values
                 advance(len(numbers))
@@ -200,12 +212,12 @@ def _queries(artifact: Artifact) -> dict[str, str]:
     return dict(zip(texts["query_id"], texts["text"], strict=True))
 
 
-def _by_query(query_ids: Sequence[str]) -> Iterator[tuple[str, list[int]]]:
-    """Each query with the indices of its rows."""
+def _by_query(query_ids: Sequence[str]) -> dict[str, list[int]]:
+    """Each query with the indices of its rows, in the order of the queries' first rows."""
     numbers_of: dict[str, list[int]] = {}
     for number, query_id in enumerate(query_ids):
         numbers_of.setdefault(query_id, []).append(number)
-    yield from numbers_of.items()
+    return numbers_of
 
 
 def _write(pool: Mapping[str, Sequence[Any]], columns: Mapping[str, np.ndarray], path: Path) -> None:

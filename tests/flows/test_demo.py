@@ -62,7 +62,7 @@ def test_documents_that_the_training_left_out_are_served_too(
     documents = with_summaries(copied, tmp_path)
     trained = pq.read_table(documents.file("documents.parquet"))
     other = trained.slice(0, 1).set_column(0, "doc_id", pa.array(["left.out"], trained.schema.field(0).type))
-    monkeypatch.setattr(python_docs, "read", lambda: SimpleNamespace(documents=pa.concat_tables([trained, other])))
+    monkeypatch.setattr(python_docs, "read_documents", lambda: pa.concat_tables([trained, other]))
     python_api = config.DataConfig(sources=(config.SourceConfig(path=".", format=python_docs.NAME),))
     tables = config.DataConfig(sources=(config.SourceConfig(path="tiny"),))
     for data, more in ((python_api, ["left.out"]), (tables, []), (None, [])):

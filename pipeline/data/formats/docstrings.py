@@ -6,6 +6,7 @@ following the imports of every `__init__.py`.
 """
 
 import contextlib
+import functools
 import hashlib
 import logging
 import sys
@@ -19,6 +20,9 @@ from pipeline.data.formats.python_modules import SourceModule, source_files
 
 MAX_IMPORTS = 8
 """Number of re-exports that are followed from a public name to its definition."""
+
+FileState = tuple[str, str, tuple[int, ...]]
+"""Name of a module, path of its file, and what `stat` tells of its content."""
 
 log = logging.getLogger(__name__)
 
@@ -57,12 +61,27 @@ def read(roots: Sequence[Path]) -> list[Docstring]:
 
 
 def digest(roots: Sequence[Path], salt: str) -> str:
-    """32 hex digits that change with any file that `read` reads, with this Python's version and with the salt."""
-    total = hashlib.blake2b(f"{salt} {sys.version_info[:2]}".encode(), digest_size=16)
+    """32 hex digits that change with any file that `read` reads, with this Python's version and with the salt.
+
+    A process reads the files once, and again when the size, inode or time of change of any of them differs.
+    """
+    return _digest(tuple(_file_states(roots)), salt)
+
+
+def _file_states(roots: Sequence[Path]) -> Iterator[FileState]:
     for root in roots:
         for name, path in source_files(root):
             with contextlib.suppress(OSError):  # `read` leaves it out too.
-                total.update(name.encode() + hashlib.blake2b(path.read_bytes(), digest_size=16).digest())
+                state = path.stat()
+                yield name, str(path), (state.st_size, state.st_ino, state.st_mtime_ns, state.st_ctime_ns)
+
+
+@functools.lru_cache(maxsize=1)
+def _digest(files: tuple[FileState, ...], salt: str) -> str:
+    total = hashlib.blake2b(f"{salt} {sys.version_info[:2]}".encode(), digest_size=16)
+    for name, path, _ in files:
+        with contextlib.suppress(OSError):
+            total.update(name.encode() + hashlib.blake2b(Path(path).read_bytes(), digest_size=16).digest())
     return total.hexdigest()
 
 

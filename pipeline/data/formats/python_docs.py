@@ -83,15 +83,30 @@ def read(roots: Sequence[Path] = ()) -> Tables:
     """
     import pyarrow as pa
 
-    folders = roots or docstrings.installed()
-    entries = _entries(tuple(folders), digest(folders))
-    names = [entry.name for entry in entries]
-    bodies, summaries = [entry.body for entry in entries], [entry.summary for entry in entries]
-    documents = pa.table({"doc_id": names, "title": names, "text": bodies, SUMMARY: summaries})
+    entries = _read_entries(roots)
+    documents = _documents(entries)
     queries, judgments = judge(entries)
     sources = ["human"] * len(judgments["grade"])
-    log.info("%d documents, %d queries, %d judgments", len(names), len(queries["text"]), len(sources))
+    log.info("%d documents, %d queries, %d judgments", len(documents), len(queries["text"]), len(sources))
     return Tables(documents=documents, queries=pa.table(queries), judgments=pa.table({**judgments, "source": sources}))
+
+
+def read_documents(roots: Sequence[Path] = ()) -> "pa.Table":
+    """The documents of `read` alone, which takes half of its time."""
+    return _documents(_read_entries(roots))
+
+
+def _documents(entries: Sequence[Entry]) -> "pa.Table":
+    import pyarrow as pa
+
+    names = [entry.name for entry in entries]
+    bodies, summaries = [entry.body for entry in entries], [entry.summary for entry in entries]
+    return pa.table({"doc_id": names, "title": names, "text": bodies, SUMMARY: summaries})
+
+
+def _read_entries(roots: Sequence[Path]) -> list[Entry]:
+    folders = roots or docstrings.installed()
+    return _entries(tuple(folders), digest(folders))
 
 
 @functools.lru_cache(maxsize=1)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -173,9 +174,8 @@ class JudgedProjectionTask:
         columns = np.concatenate([document, random_rows])
         wide = torch.cat([self.queries[query], self.documents[columns]])  # (queries + documents, hidden)
         short, target = F.normalize(self.dense(wide), dim=1), F.normalize(wide, dim=1)
-        excluded = np.isin(query[:, None] * len(self.documents) + columns, self.known)
-        allowed = torch.from_numpy(~excluded).to(wide.device)
-        positive = torch.eye(*excluded.shape, dtype=torch.bool, device=wide.device)
+        allowed = torch.from_numpy(~self.judged(query, columns)).to(wide.device)
+        positive = torch.eye(*allowed.shape, dtype=torch.bool, device=wide.device)
         contrasts, similarities = [], []
         for width in self.config.all_widths:
             vectors = prefix(short, width)
@@ -184,6 +184,19 @@ class JudgedProjectionTask:
             similarities.append(distillation.similarity_loss(vectors, target, self.config.similarity_temperature))
         contrast, similarity = torch.stack(contrasts).mean(), torch.stack(similarities).mean()
         return self.config.in_batch_weight * contrast + similarity, {"contrast": contrast, "similarity": similarity}
+
+    def judged(self, queries: Ints, documents: Ints) -> NDArray[np.bool_]:
+        """Whether each pair of these queries and documents was judged, (queries, documents); either may repeat."""
+        keys = queries * len(self.documents)
+        begin, end = (np.searchsorted(self.known, bound) for bound in (keys, keys + len(self.documents)))
+        counts = end - begin
+        row = np.repeat(np.arange(len(queries)), counts)
+        place_in_row = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        document = self.known[begin[row] + place_in_row] - keys[row]
+        judged = np.zeros((len(queries), len(documents)), dtype=np.bool_)
+        pair, column = np.nonzero(document[:, None] == documents)
+        judged[row[pair], column] = True
+        return judged
 
     @torch.no_grad()
     def evaluate(self) -> float:

@@ -8,6 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from pipeline import artifacts, schema
@@ -137,3 +139,18 @@ def test_too_few_judged_queries_are_refused(base: Path, tmp_path: Path) -> None:
 def test_a_body_that_is_not_trained_has_no_later_rounds() -> None:
     with pytest.raises(ConfigError, match=r"encoder\.mining\.rounds"):
         EncoderConfig(train_body=False, mining={"rounds": 2})  # type: ignore[arg-type]
+
+
+@given(
+    known=st.sets(st.tuples(st.integers(0, 6), st.integers(0, 8))),
+    queries=st.lists(st.integers(0, 6), min_size=1, max_size=9),
+    documents=st.lists(st.integers(0, 8), min_size=1, max_size=9),
+)
+def test_judged_pairs_of_a_step_are_those_of_the_table(
+    known: set[tuple[int, int]], queries: list[int], documents: list[int]
+) -> None:
+    keys = np.array(sorted(query * 9 + document for query, document in known), dtype=np.int64)
+    best = BestPairs([""] * 7, [""] * 9, np.zeros((10, 2), np.int64), keys)
+    task = JudgedProjectionTask(torch.nn.Linear(4, 2), torch.zeros(7, 4), torch.zeros(9, 4), best, CONFIG)
+    judged = task.judged(np.array(queries), np.array(documents))
+    assert judged.tolist() == [[(query, document) in known for document in documents] for query in queries]

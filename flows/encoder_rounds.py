@@ -42,6 +42,17 @@ def train_encoder(recipe: Recipe, inputs: TrainingInputs, run: Runner) -> Artifa
     return trained
 
 
+def train_ahead(recipe: Recipe, run: Runner, *, data: Artifact, pairs: Artifact, base: Artifact | str) -> Artifact:
+    """The `encoder` artifact that no teacher has a part in; `encoder.train_body` is false.
+
+    Args:
+        pairs: pairs of BM25, on whose valid queries it is measured.
+    """
+    from pipeline.training import encoder
+
+    return run(encoder.make, recipe.encoder, recipe.candidates, data=data, pairs=pairs, base=base, teacher_scores=None)
+
+
 def _deep_run(recipe: Recipe, inputs: TrainingInputs, run: Runner) -> Artifact:
     """A BM25 run of the training queries that is `encoder.mining.depth` deep.
 

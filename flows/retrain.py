@@ -158,18 +158,20 @@ def train_students(recipe: Recipe, inputs: TrainingInputs, run: Runner) -> Train
             teacher_scores=None,
             base=base,
         )
-    return TrainedModels(ranker=small, encoder=train_encoder(recipe, inputs, run), compared=compared)
+    encoder = inputs.first_stage.trained if inputs.first_stage else train_encoder(recipe, inputs, run)
+    return TrainedModels(ranker=small, encoder=encoder, compared=compared)
 
 
 def export_models(recipe: Recipe, trained: TrainedModels, inputs: TrainingInputs, run: Runner) -> ScoringModels:
     """Exports ranker and encoder as ONNX bundles."""
     from pipeline.export import bundle
 
-    data, pairs = inputs.data, inputs.pairs
-    return ScoringModels(
-        ranker=run.labelled("ranker")(bundle.make, recipe.export, model=trained.ranker, data=data, pairs=pairs),
-        encoder=run.labelled("encoder")(bundle.make, recipe.export, model=trained.encoder, data=data, pairs=pairs),
-    )
+    data, pairs, first = inputs.data, inputs.pairs, inputs.first_stage
+    ranker = run.labelled("ranker")(bundle.make, recipe.export, model=trained.ranker, data=data, pairs=pairs)
+    if first is not None:
+        return ScoringModels(ranker=ranker, encoder=first.encoder)
+    encoder = run.labelled("encoder")(bundle.make, recipe.export, model=trained.encoder, data=data, pairs=pairs)
+    return ScoringModels(ranker=ranker, encoder=encoder)
 
 
 def report_on(

@@ -3,7 +3,7 @@
 import dataclasses
 from functools import partial
 
-from flows.encoder_rounds import train_encoder
+from flows.encoder_rounds import train_ahead, train_encoder
 from flows.indexing import make_searchable
 from flows.runner import Runner
 from flows.training_inputs import FirstStage, TrainingInputs
@@ -46,6 +46,10 @@ def prepare(recipe: Recipe, run: Runner) -> TrainingInputs:
     base: Artifact | str = recipe.teacher.base
     if recipe.pretrain.enabled or recipe.teacher.base == pretrain.SCRATCH:
         base = run(pretrain.make, recipe.pretrain, recipe.teacher.base, data=data)
+    first = None
+    if recipe.candidates.encoder_negatives:
+        first = _first_stage(recipe, train_ahead(recipe, run, data=data, pairs=pairs, base=base), run, data, pairs)
+        pairs = _pairs_of_both(recipe, first, run, data=data, bm25_run=bm25_run, bm25_pairs=pairs)
     large = run(teacher.make, recipe.teacher, recipe.candidates, data=data, pairs=pairs, base=base)
 
     ranker_pairs = with_ungraded(recipe, run, data=data, lexical=words, pairs=pairs, base=base)
@@ -66,9 +70,11 @@ def prepare(recipe: Recipe, run: Runner) -> TrainingInputs:
         teacher_scores=scores,
         ranker_teacher=large,
         ranker_teacher_scores=scores,
+        first_stage=first,
     )
-    if any(student.fused_teacher for student in students):
-        inputs = dataclasses.replace(inputs, first_stage=_first_stage(recipe, inputs, run))
+    if first is None and any(student.fused_teacher for student in students):
+        first = _first_stage(recipe, train_encoder(recipe, inputs, run), run, data, pairs)
+        inputs = dataclasses.replace(inputs, first_stage=first)
     ranker_teacher, ranker_teacher_scores = large, fused(run, students[0], inputs, ranker_pairs, scores)
     for number, assistant in enumerate(recipe.assistants, start=1):
         named = run.labelled(f"assistant {number}")
@@ -87,14 +93,38 @@ def prepare(recipe: Recipe, run: Runner) -> TrainingInputs:
     return dataclasses.replace(inputs, ranker_teacher=ranker_teacher, ranker_teacher_scores=ranker_teacher_scores)
 
 
-def _first_stage(recipe: Recipe, inputs: TrainingInputs, run: Runner) -> FirstStage:
-    """Trains the encoder and indexes the data's documents with it; the retraining takes these artifacts over."""
+def _first_stage(recipe: Recipe, trained: Artifact, run: Runner, data: Artifact, pairs: Artifact) -> FirstStage:
+    """Exports an encoder and indexes the data's documents with it; the retraining takes these artifacts over."""
     from pipeline.export import bundle
 
-    encoder = train_encoder(recipe, inputs, run)
-    named = run.labelled("encoder")
-    exported = named(bundle.make, recipe.export, model=encoder, data=inputs.data, pairs=inputs.pairs)
-    return FirstStage(encoder=exported, corpus=make_searchable(recipe.index, run, encoder=exported, data=inputs.data))
+    exported = run.labelled("encoder")(bundle.make, recipe.export, model=trained, data=data, pairs=pairs)
+    corpus = make_searchable(recipe.index, run, encoder=exported, data=data)
+    return FirstStage(trained=trained, encoder=exported, corpus=corpus)
+
+
+def _pairs_of_both(
+    recipe: Recipe, first: FirstStage, run: Runner, *, data: Artifact, bm25_run: Artifact, bm25_pairs: Artifact
+) -> Artifact:
+    """The pairs with those documents too that the encoder finds.
+
+    Args:
+        bm25_pairs: the queries that it searches for.
+    """
+    from index import semantic
+    from pipeline.data import candidates
+    from serving.runtime import offline
+
+    named = run.labelled("both ways")
+    encoder_run = named(
+        semantic.run,
+        index=first.corpus.index,
+        data=data,
+        embed_queries=offline.embedder(first.encoder, "query"),
+        depth=bm25_run.manifest.config["depth"],
+        splits=("train", "valid"),
+        pairs=bm25_pairs,
+    )
+    return named(candidates.pairs, recipe.candidates, data=data, run=bm25_run, encoder_run=encoder_run)
 
 
 def fused(run: Runner, student: RankerConfig, inputs: TrainingInputs, pairs: Artifact, scores: Artifact) -> Artifact:

@@ -10,8 +10,10 @@ from pipeline.artifacts import Artifact
 class FirstStage:
     """The search that comes ahead of a ranker: BM25 and the encoder over the data's documents."""
 
+    trained: Artifact
+    """The encoder as it was trained."""
     encoder: Artifact
-    """Exported bundle."""
+    """Its exported bundle."""
     corpus: SearchableCorpus
 
 
@@ -25,7 +27,7 @@ class TrainingInputs:
     bm25_run: Artifact
     """BM25 run of all judged queries."""
     pairs: Artifact
-    """Graded (query, document) pairs."""
+    """Graded (query, document) pairs that the teacher is trained on."""
     base: Artifact | str
     """The model that the teacher started from: a `pretrained` artifact, or a name."""
     teacher: Artifact
@@ -39,4 +41,5 @@ class TrainingInputs:
     """Scores of `ranker_pairs` that the ranker learns from: those of `ranker_teacher` or, with `ranker.fused_teacher`,
     these joined with the scores of the first stage."""
     first_stage: FirstStage | None = None
-    """The search whose scores are joined with a teacher's; None where no student of the recipe sets `fused_teacher`."""
+    """The search whose documents or scores the teacher's are joined with; None where the recipe sets neither
+    `candidates.encoder_negatives` nor a student's `fused_teacher`."""

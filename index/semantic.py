@@ -18,14 +18,14 @@ from index.ann import Selection, Vectors, one_thread, search_selected, similarit
 from index.ann import load as load_ann
 from index.hits import Hit, RunDepth, judged_queries, read_ids, write_run
 from index.vector_rows import FoundPassage, VectorRows
-from pipeline import artifacts, progress
+from pipeline import artifacts, progress, schema
 from pipeline.artifacts import Artifact, Staging
 from pipeline.errors import ArtifactError, SchemaError
 from pipeline.passages import Passages
 from pipeline.stage import Stage
 
 KIND = "index"
-RUN = Stage("run", version=1, inputs={"index": KIND, "data": "data"}, title="semantic run")
+RUN = Stage("run", version=1, inputs={"index": KIND, "data": "data", "pairs": "pairs"}, title="semantic run")
 BATCH = 256
 """Queries embedded at once for a run."""
 Find = Callable[[int], tuple[Vectors, npt.NDArray[np.int64]]]
@@ -302,6 +302,7 @@ def run(
     depth: int,
     splits: Sequence[str],
     system: str = "encoder",
+    pairs: Artifact | None = None,
 ) -> Artifact:
     """The `run` artifact: the nearest `depth` documents of each query that has a judgment in `splits`.
 
@@ -309,6 +310,7 @@ def run(
 
     Args:
         embed_queries: (queries, dimensions) vectors of query texts, by the encoder whose digest the index has.
+        pairs: only queries that have a pair here are searched for; all where None.
     """
     listed = RunDepth.of(data, depth)
     settings = {"system": system, "splits": sorted(splits), **listed.settings}
@@ -316,6 +318,9 @@ def run(
     def build(staging: Staging) -> Mapping[str, Any]:
         semantic = SemanticIndex.load(index.path, verify=False)
         queries = list(judged_queries(data, splits).items())
+        if pairs is not None:
+            paired = set(schema.read(pairs.file("pairs.parquet"), "pairs")["query_id"].to_pylist())
+            queries = [(query_id, text) for query_id, text in queries if query_id in paired]
 
         def lists() -> Iterator[tuple[str, list[Hit]]]:
             with progress.bar("Searching vectors", len(queries), "queries") as advance:
@@ -327,7 +332,7 @@ def run(
 
         return write_run(staging.folder / "run.parquet", lists(), system, listed)
 
-    inputs = {"index": index, "data": data}
+    inputs = {"index": index, "data": data} | ({"pairs": pairs} if pairs else {})
     return RUN.make(workspace, config=settings, inputs=inputs, build=build)
 
 

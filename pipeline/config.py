@@ -304,6 +304,12 @@ class Recipe:
                 f"{'assistants[0]' if self.assistants else 'ranker'}.teachers is {first.teachers}: the external "
                 "teacher takes the place of ours, so there are no others; set it to 1"
             )
+        if self.candidates.encoder_negatives and self.encoder.train_body:
+            raise ConfigError(
+                f"candidates.encoder_negatives is {self.candidates.encoder_negatives}: the teacher learns from what "
+                "the encoder finds, and with encoder.train_body the encoder learns from the teacher; set "
+                "encoder.train_body to false, or candidates.encoder_negatives to 0"
+            )
         if self.external_teacher.scores and self.candidates.augmented:
             raise ConfigError(
                 f"candidates.augmented is {self.candidates.augmented:g}: external_teacher.scores has no scores of "

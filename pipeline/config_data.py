@@ -120,10 +120,14 @@ class CandidatesConfig:
     The encoder's `projection = "judgments"` learns from all of them nevertheless, as it is quick."""
     negatives: int = 5
     """Unjudged documents added to each training query as grade 0, sampled from its BM25 run; 0 for none."""
+    encoder_negatives: int = added(0)
+    """Unjudged documents added in the same way from the encoder's run, so that teacher and ranker learn from what both
+    ways bring to a pool; the valid pairs are then those of both runs. The encoder is made ahead of the teacher, so
+    `encoder.train_body` must be false. 0 for none. RESULTS.md has figures."""
     negatives_depth: int = 50
-    """Depth of the BM25 run that negatives are sampled from."""
+    """Depth of the runs that negatives are sampled from."""
     skip_top: int = 0
-    """Number of the run's first unjudged documents that are no negatives, as they may be relevant."""
+    """Number of a run's first unjudged documents that are no negatives, as they may be relevant."""
     retrieve: int = 20
     """Number of documents that BM25 and the encoder each bring to a reranked pool."""
     max_list: int = 16
@@ -164,7 +168,16 @@ class CandidatesConfig:
         share("candidates", click_weight=self.click_weight)
         positive("candidates", retrieve=self.retrieve, max_list=self.max_list, negatives_depth=self.negatives_depth)
         positive("candidates", unlabelled_depth=self.unlabelled_depth)
-        for name in ("train_queries", "negatives", "skip_top", "unlabelled", "augmented", "title_queries"):
+        counts = (
+            "train_queries",
+            "negatives",
+            "encoder_negatives",
+            "skip_top",
+            "unlabelled",
+            "augmented",
+            "title_queries",
+        )
+        for name in counts:
             if getattr(self, name) < 0:
                 raise ConfigError(f"candidates.{name} is {getattr(self, name)}; it must be 0 or more")
         if not self.augmentation or len(set(self.augmentation)) < len(self.augmentation):

@@ -26,7 +26,7 @@ from pipeline.errors import SchemaError
 from pipeline.schema import PREFERENCE, WEAK
 from pipeline.stage import Stage
 
-PAIRS = Stage("pairs", version=1, inputs={"data": "data", "run": "run"}, section="candidates")
+PAIRS = Stage("pairs", version=1, inputs={"data": "data", "run": "run", "encoder_run": "run"}, section="candidates")
 POOL = Stage("pool", version=1, inputs={"data": "data", "runs": "run"}, section="candidates")
 MINED_PAIRS = Stage(
     "mined",
@@ -54,41 +54,51 @@ _SCHEMA = pa.schema(
 
 
 @PAIRS
-def pairs(workspace: Path, config: CandidatesConfig, *, data: Artifact, run: Artifact) -> Artifact:
+def pairs(
+    workspace: Path, config: CandidatesConfig, *, data: Artifact, run: Artifact, encoder_run: Artifact | None = None
+) -> Artifact:
     """The `pairs` artifact: pairs.parquet of the splits train and valid.
 
     train   judged pairs of all queries, or of `train_queries` of them, then up to `negatives` unjudged ones as
             grade 0 (source "negative"). They are drawn from the query's first `negatives_depth` documents in the run,
             without the first `skip_top` unjudged ones. The draw depends only on the seed, the query and these
-            documents.
-    valid   by `config.pool` the judged pairs, or the first `retrieve` of the run, unjudged ones as grade 0
+            documents. Up to `encoder_negatives` others follow, drawn from the encoder's run in the same way.
+    valid   by `config.pool` the judged pairs, or the first `retrieve` of each run, unjudged ones as grade 0
             (source "unjudged").
 
     Rows are ordered by split, by query as in queries.parquet, then judged ones as in judgments.parquet before
-    negatives by rank. The metrics count queries that the run does not have.
+    negatives by rank. The metrics count queries that no run has.
+
+    Args:
+        run: of BM25.
+        encoder_run: None leaves `encoder_negatives` out, as for the encoder's own pairs.
 
     Raises:
-        SchemaError: the run has none of the queries that need candidates, or has documents unknown to the data.
+        SchemaError: no run has any of the queries that need candidates, or one has documents unknown to the data.
     """
     keys = ("pool", "negatives", "negatives_depth", "skip_top", "retrieve", "seed")
     own = schema.own_documents(data.path)
 
     def build(staging: Staging) -> Mapping[str, Any]:
         judged = _judged(data, own)
-        ranked = _ranked([run], data, own)
+        ranked = _ranked(list(runs.values()), data, own)
         train = _chosen(judged[judged["split"] == "train"], config)
         rows = [train]
         metrics = {}
-        if config.negatives:
-            metrics = _missing(train["query"], ranked, "train")
-            rows.append(_negatives(config, train, ranked))
+        for number, count in enumerate((config.negatives, config.encoder_negatives)[: len(runs)]):
+            if count:
+                metrics = _missing(train["query"], ranked, "train")
+                rows.append(_negatives(config, count, pd.concat(rows), ranked[ranked["run"] == number]))
         valid, more = _pooled(config, judged, ranked, ("valid",))
         table = _ordered([*rows, valid])
         schema.write(table, staging.folder / "pairs.parquet", "pairs")
         return {**_counts(table), **metrics, **more}
 
-    inputs = {"data": data, "run": run}
+    runs = {"run": run} | ({"encoder run": encoder_run} if encoder_run else {})
+    inputs = {"data": data, **runs}
     settings = {key: getattr(config, key) for key in keys} | own_setting(own) | people_judge(data)
+    if encoder_run:
+        settings["encoder_negatives"] = config.encoder_negatives
     if config.train_queries:
         settings["train_queries"] = config.train_queries
     return PAIRS.make(workspace, config=settings, inputs=inputs, build=build)
@@ -237,8 +247,8 @@ def _ranked(runs: Sequence[Artifact], data: Artifact, own: frozenset[str]) -> pd
     return rows.astype({"query": np.int64}).sort_values(["query", "run", "rank"], kind="stable")
 
 
-def _negatives(config: CandidatesConfig, train: pd.DataFrame, ranked: pd.DataFrame) -> pd.DataFrame:
-    """The unjudged documents drawn for each training query.
+def _negatives(config: CandidatesConfig, count: int, train: pd.DataFrame, ranked: pd.DataFrame) -> pd.DataFrame:
+    """At most `count` documents of one run drawn for each training query, without those that it has already.
 
     Each document gets a number that depends on the seed, the query and itself alone; the smallest are drawn. So a
     new query or document changes no other draw than those it takes part in.
@@ -249,8 +259,8 @@ def _negatives(config: CandidatesConfig, train: pd.DataFrame, ranked: pd.DataFra
     rows = rows[rows.groupby("query").cumcount() >= config.skip_top]
     names = (rows["query_id"] + "\x00" + rows["doc_id"]).tolist()
     rows = rows.assign(number=[splits.share(config.seed, name, "negative") for name in names])
-    drawn = rows.sort_values(["query", "number"], kind="stable").groupby("query").head(config.negatives)
-    after = train["order"].max() + 1  # Behind the judged ones.
+    drawn = rows.sort_values(["query", "number"], kind="stable").groupby("query").head(count)
+    after = train["order"].max() + 1  # Behind those that the query has.
     return drawn.assign(grade=0, split="train", source="negative", order=after + drawn["rank"])
 
 

@@ -60,7 +60,7 @@ def make(
     data: Artifact,
     pairs: Artifact,
     base: Artifact | str,
-    teacher_scores: Artifact,
+    teacher_scores: Artifact | None,
     start: Artifact | None = None,
 ) -> Artifact:
     """The `encoder` artifact: `model/` and `head.json` of a BiEncoder, with its metrics.
@@ -68,15 +68,19 @@ def make(
     Args:
         pairs: pairs, with or without mined negatives; see `training.negatives`.
         base: what the teacher started from; used where `config.base` says so.
-        teacher_scores: a cross-encoder's scores of `pairs`.
+        teacher_scores: a cross-encoder's scores of `pairs`; None where `config.train_body` is false and the encoder is
+            made ahead of the teacher.
         start: the encoder of an earlier round, of the same config, to go on from.
 
     Raises:
         MissingError: the base model cannot be had.
-        ConfigError: the base is no encoder, has too few layers or positions, or is narrower than `dimensions`.
+        ConfigError: the base is no encoder, has too few layers or positions, or is narrower than `dimensions`, or its
+            layers are to be trained without scores.
         ArtifactError: scores of other pairs.
         TrainingError: nothing to train on, or the loss is not a number.
     """
+    if teacher_scores is None and config.train_body:
+        raise ConfigError("encoder.train_body: the layers learn from a teacher's scores of the pairs; give them")
     origin: Artifact | str = base if config.base == FROM_BASE else config.base
     check(config, base_models.shape(base_models.folder(origin)))
     beginning = base_models.StartingModel.of(origin)
@@ -90,16 +94,21 @@ def make(
         model = untrained(config, folder) if start is None else BiEncoder.load(start.path)
         model.to(scoring.device()).eval()
         table = read_pairs(
-            data, pairs, model.tokenizer, max_query_tokens=config.max_query_tokens, max_tokens=config.max_tokens
+            data,
+            pairs,
+            model.tokenizer,
+            max_query_tokens=config.max_query_tokens,
+            max_tokens=config.max_tokens,
+            split="" if config.train_body or config.projection == "directions" else "valid",
         )
-        scores, _ = joined(teacher_scores, table.rows)
+        scores = None if teacher_scores is None else joined(teacher_scores, table.rows)[0]
         metrics: dict[str, float] = {}
         if start is None and config.projection == "directions":
             metrics["projection_keeps"] = round(model.fit_projection(_sample_of_texts(model, table, seed)), 4)
         elif start is None:
             fit = judged_projection.fit if config.projection == "judgments" else projection.fit
             metrics = fit(model, data, config, staging.checkpoint)
-        if config.train_body:
+        if scores is not None and config.train_body:
             learned = _train_body(
                 model,
                 table,
@@ -130,7 +139,8 @@ def make(
         return results
 
     settings = {name: value for name, value in to_dict(config).items() if name != "mining"}
-    inputs: dict[str, Input] = {"data": data, "pairs": pairs, "teacher_scores": teacher_scores}
+    inputs: dict[str, Input] = {"data": data, "pairs": pairs}
+    inputs |= {"teacher_scores": teacher_scores} if teacher_scores else {}
     inputs |= {"base": beginning.input, **({"start": start} if start else {})}
     return STAGE.make(
         workspace,

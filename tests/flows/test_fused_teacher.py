@@ -2,10 +2,15 @@
 
 import dataclasses
 
+import pyarrow.parquet as pq
+import pytest
+
 from flows import retrain, training
 from flows.runner import Runner
 from pipeline import artifacts
 from pipeline.artifacts import Artifact
+from pipeline.config import CandidatesConfig, Recipe
+from pipeline.errors import ConfigError
 from tests.flows.conftest import Trained
 
 
@@ -37,3 +42,40 @@ def test_the_ranker_alone_learns_the_fused_order(copied: Trained) -> None:
     first = inputs.first_stage
     assert first is not None
     assert first.encoder.fingerprint == outcome.release.manifest.inputs["encoder"]
+
+
+def test_the_teacher_learns_from_the_documents_of_both_ways_to_find(copied: Trained) -> None:
+    """The encoder is made ahead of it, alone, and the retraining goes on with that one."""
+    recipe = dataclasses.replace(
+        copied.recipe,
+        candidates=dataclasses.replace(copied.recipe.candidates, negatives=1, encoder_negatives=2),
+        encoder=dataclasses.replace(copied.recipe.encoder, train_body=False),
+        ranker=dataclasses.replace(copied.recipe.ranker, plain=False),
+    )
+    stages: list[str] = []
+
+    def run(name: str, stage: object) -> Artifact:
+        stages.append(name)
+        return stage()  # type: ignore[operator,no-any-return]
+
+    outcome = retrain.retrain(recipe, copied.workspace, promote=False, execute=run)
+    assert stages.index("encoder: bundle") < stages.index("both ways: pairs") < stages.index("teacher")
+
+    inputs = training.prepare(recipe, Runner(copied.workspace))
+    first = inputs.first_stage
+    assert first is not None
+    assert "teacher_scores" not in first.trained.manifest.inputs
+    assert first.encoder.fingerprint == outcome.release.manifest.inputs["encoder"]
+    assert inputs.teacher.manifest.inputs["pairs"] == inputs.ranker_pairs.fingerprint == inputs.pairs.fingerprint
+    train = pq.read_table(inputs.pairs.file("pairs.parquet")).to_pandas().query("split == 'train'")
+    drawn = train[train["source"] == "negative"].groupby("query_id").size()
+    assert drawn.max() == 3
+    found = pq.read_table(inputs.bm25_run.file("run.parquet")).to_pandas()
+    by_words = set(zip(found["query_id"], found["doc_id"], strict=True))
+    negatives = train[train["source"] == "negative"]
+    assert set(zip(negatives["query_id"], negatives["doc_id"], strict=True)) - by_words
+
+
+def test_an_encoder_that_learns_from_the_teacher_cannot_bring_it_documents() -> None:
+    with pytest.raises(ConfigError, match=r"candidates\.encoder_negatives is 2.*train_body"):
+        Recipe(candidates=CandidatesConfig(encoder_negatives=2))

@@ -7,6 +7,7 @@ from typing import Any
 
 import faiss
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
@@ -16,7 +17,7 @@ from index import index_types, semantic_build, vectors
 from index import semantic as search
 from index.hits import Hit
 from index.semantic import SemanticIndex
-from pipeline import disk, schema
+from pipeline import artifacts, disk, schema
 from pipeline.artifacts import Artifact
 from pipeline.config import IndexConfig
 from pipeline.errors import ArtifactError, MissingError, SchemaError
@@ -299,3 +300,13 @@ def test_a_semantic_run_ranks_the_queries_of_its_splits(
         ]
     other = search.run(tmp_path, index=index, data=data, embed_queries=embed, depth=5, splits=["valid"], system="other")
     assert {row["system"] for row in pq.read_table(other.file("run.parquet")).to_pylist()} == {"other"}
+
+    def write_pairs(staging: artifacts.Staging) -> dict[str, int]:
+        row = {"row_id": 0, "query_id": "q301", "doc_id": "d1", "grade": 1, "split": "valid", "source": "human"}
+        schema.write(pa.Table.from_pylist([row]), staging.folder / "pairs.parquet", "pairs")
+        return {}
+
+    pairs = artifacts.make(tmp_path, "pairs", version=1, config={}, inputs={}, build=write_pairs)
+    some = search.run(tmp_path, index=index, data=data, embed_queries=embed, depth=5, splits=["valid"], pairs=pairs)
+    rows = schema.read(some.file("run.parquet"), "run").to_pylist()
+    assert rows == [row for row in table if row["query_id"] == "q301"]

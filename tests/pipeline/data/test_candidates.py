@@ -98,11 +98,14 @@ def slow(
             if split == "train" or config.pool == "judged":
                 kept = sorted(best.values(), key=mine.index)
                 pairs += [(query, row["doc_id"], row["grade"], split, row["source"]) for row in kept]
-                if split == "train":
-                    free = [doc for doc in lists[0][: config.negatives_depth] if doc not in best][config.skip_top :]
+                wanted_of_lists = zip(lists, (config.negatives, config.encoder_negatives), strict=False)
+                known = set(best)
+                for ranked, number in wanted_of_lists if split == "train" else ():
+                    free = [doc for doc in ranked[: config.negatives_depth] if doc not in known][config.skip_top :]
                     drawn = sorted(free, key=lambda doc: splits.share(config.seed, f"{query}\x00{doc}", "negative"))
-                    drawn = sorted(drawn[: config.negatives], key=free.index)
+                    drawn = sorted(drawn[:number], key=free.index)
                     pairs += [(query, doc, 0, split, "negative") for doc in drawn]
+                    known |= set(drawn)
             else:
                 union = dict.fromkeys(doc for ranked in lists for doc in ranked[: config.retrieve])
                 for doc in union:
@@ -119,6 +122,21 @@ def test_pairs_are_those_of_a_slow_loop(tmp_path: Path, seed: int, pool: Any) ->
     data, runs = world(tmp_path, seed)
     pairs = candidates.pairs(tmp_path, config, data=data, run=runs[0])
     assert rows_of(pairs) == slow(data, runs[:1], ("train", "valid"), config)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("negatives", [0, 2])
+def test_pairs_of_both_ways_are_those_of_a_slow_loop(tmp_path: Path, seed: int, negatives: int) -> None:
+    config = replace(CONFIG, negatives=negatives, encoder_negatives=3, seed=seed)
+    data, (bm25, encoder) = world(tmp_path, seed)
+    both = candidates.pairs(tmp_path, config, data=data, run=bm25, encoder_run=encoder)
+    assert rows_of(both) == slow(data, [bm25, encoder], ("train", "valid"), config)
+    alone = candidates.pairs(tmp_path, config, data=data, run=bm25)  # The pairs of the encoder itself.
+    assert rows_of(alone) == slow(data, [bm25], ("train", "valid"), config)
+    assert (
+        alone.fingerprint
+        == candidates.pairs(tmp_path, replace(config, encoder_negatives=0), data=data, run=bm25).fingerprint
+    )
 
 
 def test_so_many_training_queries_get_the_pairs_that_they_would_get_among_all(tmp_path: Path) -> None:

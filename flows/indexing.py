@@ -27,7 +27,7 @@ class EmbeddingWork:
 
     @classmethod
     def of(cls, vectors: Artifact) -> "EmbeddingWork":
-        """The work behind a `vectors` artifact as its stage returned it; none where it existed already."""
+        """The work behind a `vectors` artifact as its stage returned it; where it existed already, all is reused."""
         from index.vectors import count
 
         metrics = vectors.metrics
@@ -45,7 +45,7 @@ class SearchableCorpus:
     vectors: Artifact
     index: Artifact
     fields: Mapping[str, Artifact] = field(default_factory=dict)
-    """Name as a part of a release (`pipeline.release_parts.field_part`) → index of one field alone."""
+    """Name of a part of a release (`pipeline.release_parts.field_part`) → index of one field alone."""
 
     @property
     def parts(self) -> dict[str, Artifact]:
@@ -70,11 +70,13 @@ def make_searchable(
 
     Args:
         encoder: an exported bundle.
-        queries: a data artifact, or an earlier index of the same encoder, whose queries recall is measured on where the
-            recipe states `index.recall`; None takes those of `data`.
+        run: runs each stage.
+        data: the data or corpus artifact.
+        queries: the artifact whose queries measure recall where the recipe sets `index.recall`: a data artifact, or an
+            earlier index of the same encoder. None takes `data`.
         previous: the parts of a release, whose segments are shared as far as their documents are unchanged.
         full_lexical: the lexical index of all documents, where `data` is a shard of them, see `index.shards`.
-        anew: embed every document again, and share nothing.
+        anew: whether to embed every document again and share no segment.
     """
     from index import documents, lexical, semantic_build, shards, vectors
     from index.quality import QualityFilter
@@ -142,7 +144,7 @@ def _fields(
             engine=run.engine,
             cutter=offline.cutter(embed, config.passages.passages(None)),
         )
-        # Nothing is searched for in it, so it keeps no contract of recall.
+        # Nothing is searched for in it, so no recall is asked of it.
         plain = replace(config, recall=0.0, bytes_per_document=0.0)
         part = release_parts.field_part("index", field_name)
         shared = (previous or {}).get(part)

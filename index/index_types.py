@@ -1,10 +1,10 @@
-"""Types of semantic index, and the choice of one that keeps a recipe's contract, with its bytes and seconds.
+"""Types of semantic index, and the choice of one by the recall and the bytes a document that a recipe asks for.
 
     exact    Flat                             4 bytes a dimension; every vector is compared
     fp32     IVF n,Flat                       4 bytes a dimension and 8 a document
     fp16     IVF n,SQfp16                     2 bytes a dimension and 8 a document
     int8     IVF n,SQ8                        1 byte a dimension and 8 a document
-    4 bits   IVF n,PQ d/2x4fsr,Refine(SQ4)    3/4 byte a dimension and 8 a document; the best of a fast scan, refined
+    4 bits   IVF n,PQ d/2x4fsr,Refine(SQ4)    3/4 byte a dimension and 8 a document; a fast scan, its best refined
 
 Measured at 64 dimensions and 1,000,000 documents: fp16 loses nothing that shows; int8 loses about 2 of the nearest
 100 however many lists are visited; the fast scan loses 6 or more, with a sharper refinement than this one. So each is
@@ -24,16 +24,16 @@ from pipeline.config import IndexConfig
 from pipeline.errors import ConfigError
 
 POINTS_PER_LIST = 39
-"""Vectors that a list's centre is learned from under a contract; more made the build longer and found no more."""
+"""Vectors that each list's centre is learned from. More made the build longer and the recall no better."""
 ROUNDS = 6
-"""Rounds of k-means under a contract: over a million vectors more rounds let a search visit at most a tenth less."""
+"""Rounds of k-means. Over a million vectors, more rounds let a search visit at most a tenth fewer vectors."""
 ROOTS = 8
-"""Inverted lists under a contract, as a multiple of the square root of the documents. Over a million vectors 8,192
+"""Number of inverted lists, as a multiple of the square root of the documents. Over a million vectors 8,192
 lists reach recall 0.98 in 0.19 ms where 4,096 took 0.32 ms, for 20 CPU-seconds more and a byte a document."""
 REFINED = 16
-"""The fast scan brings this number of candidates for each document asked for; they are compared again."""
+"""Candidates of the fast scan that are compared again, for each document that a search asks for."""
 FEWEST_FOR_CODES = 16 * 39
-"""Documents that a code book of 16 entries is learned from at least."""
+"""Minimum number of documents from which a code book of 16 entries is learned."""
 BLOCK = 1 << 16
 """Vectors that are added at once."""
 ENCODING_S = 2e-8
@@ -42,11 +42,12 @@ ENCODING_S = 2e-8
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IndexType:
-    """A type that may be built, and what it will cost."""
+    """A type of index that may be built, and its cost."""
 
     factory: str
     """Faiss factory string."""
     reason: str
+    """The sentence that the report gives for the choice."""
     bytes_per_document: float
     lists: int
     """Inverted lists; 0 for an exact index."""
@@ -76,7 +77,12 @@ def lists(count: int, roots: int = 4) -> int:
 
 
 def choices(rows: int, dimensions: int, config: IndexConfig) -> list[IndexType]:
-    """The types to build until one keeps `index.recall`: the preferred first, then better ones, all within the limit.
+    """The types to try in order until one reaches `index.recall`: the preferred one, then types of higher recall.
+
+    Args:
+        rows: number of vectors.
+        dimensions: width of each.
+        config: `bytes_per_document` bounds every type; below `flat_below` rows the index is exact.
 
     Raises:
         ConfigError: no type is as small as `index.bytes_per_document`.
@@ -117,7 +123,8 @@ def build(chosen: IndexType, matrix: Any, seed: int) -> Any:
     """The trained and still empty Faiss index of a type; the caller adds the vectors.
 
     Args:
-        matrix: (documents, dimensions) unit vectors, of which a sample is learned from.
+        matrix: (documents, dimensions) unit vectors; a sample of them trains the index.
+        seed: draws the sample and starts k-means.
     """
     ann: Any = faiss.index_factory(matrix.shape[1], chosen.factory, faiss.METRIC_INNER_PRODUCT)
     if not chosen.lists:

@@ -1,4 +1,7 @@
-"""The segments of a stored index as `relevance index list` shows them: documents, tombstones, bytes, files."""
+"""The segments of a stored index as `relevance index list` shows them: documents, tombstones, bytes, files.
+
+A tombstone is a document that a segment holds and that is no longer among the documents of the index.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,9 +30,9 @@ class SegmentRecord:
     name: str
     """Its folder inside the artifact; empty where the artifact is one segment."""
     documents: int
-    """Number of its documents, tombstones included; of its vectors, where documents have passages."""
+    """Number of its documents, or of its vectors where the artifact holds vectors; tombstones included."""
     live: int
-    """Number of these that are no tombstones."""
+    """The same number without tombstones."""
     files: Mapping[Path, FileRecord]
     """Path → record in the artifact's manifest."""
 
@@ -45,10 +48,10 @@ class SegmentRecord:
 
 
 def indexed(part: Artifact) -> int:
-    """The number of documents of an artifact of a kind in FILES; the number of vectors of `index` and `vectors`.
+    """The number of documents in an artifact of a kind in FILES, or of vectors where the kind is `index` or `vectors`.
 
     Raises:
-        ArtifactError: the description of an index cannot be read.
+        ArtifactError: the `index.json` of an index cannot be read.
     """
     if part.manifest.kind == "index":
         return read_stats(part.file("index.json")).rows
@@ -61,7 +64,7 @@ def segments_of(part: Artifact) -> list[SegmentRecord]:
     """The segments of an artifact of a kind in FILES, in the order of their positions.
 
     Raises:
-        ArtifactError: its list or its map cannot be read.
+        ArtifactError: `segments.json`, `rows.npy` or `index.json` cannot be read.
     """
     layout = SegmentMap.read(part, indexed(part))
     names = FILES[part.manifest.kind]

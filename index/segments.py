@@ -1,11 +1,11 @@
 """Segments: the immutable pieces that an index over documents is made of, and the plan by which a re-index reuses them.
 
-    positions   segment A: 0 1 2 3 4 5      segment B: 6 7 8        in the order of the segments
-    rows                   0 1 – 2 4 5                 3 – 6        a tombstone where no document of the data is meant
+    positions   segment A: 0 1 2 3 4 5      segment B: 6 7 8        counted through all segments
+    rows                   0 1 – 2 4 5                 3 – 6        row in the data; – where it is gone: a tombstone
 
 A document is recognised by the digest of its content. A position whose content is in the data holds one of its rows;
-every other position is a tombstone. So the map follows from the data and the segments alone, whatever came between, and
-a document that comes back finds its old place. Rows without a position are written into one new segment.
+every other position is a tombstone. So the map follows from the data and the segments alone, not from the re-indexes in
+between, and a document that comes back has its old position. Rows without a position are written into one new segment.
 
 Tiered merging: the new segment takes in every segment of which more than MAX_DEAD is dead, then the smaller ones in
 ascending order as long as one is at most RATIO times as large as what was gathered. So the sizes of segments differ by
@@ -36,14 +36,16 @@ from pipeline.manifest import FileRecord
 
 LIST, ROWS, DIGESTS = "segments.json", "rows.npy", "digests.npy"
 RATIO = 3
-"""A segment at most this many times as large as what is newly written is written again with it."""
+"""Largest ratio of a segment's size to that of the newly written documents at which it is merged with them."""
 MAX_DEAD = 0.3
 """Share of tombstones above which a segment is written again."""
 DIGEST_BYTES = 16
+"""Length of a document's digest."""
 
 Digests = npt.NDArray[np.uint8]
 """(documents, 16): digests of contents."""
 Rows = npt.NDArray[np.int64]
+"""Row numbers of documents in the data."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +81,14 @@ class SegmentMap:
 
     @classmethod
     def read(cls, artifact: Artifact, documents: int) -> "SegmentMap":
-        """The segments of an artifact of so many documents.
+        """The segments of an artifact.
+
+        Args:
+            artifact: an artifact of any kind that has segments.
+            documents: number of documents that it makes searchable, tombstones left out.
 
         Raises:
-            ArtifactError: the list or the map cannot be read, or they do not belong to so many documents.
+            ArtifactError: `segments.json` or `rows.npy` cannot be read, or does not fit the number of documents.
         """
         if LIST not in artifact.manifest.files:
             return cls((Segment("", documents),), None)
@@ -172,7 +178,7 @@ class SegmentPlan:
         return SegmentMap(tuple(segments), np.concatenate(rows).astype(np.int32))
 
     def numbers(self, rows: Rows) -> Rows:
-        """The number in the new segment of the document of each row, -1 for the row -1."""
+        """The index of each row inside the new segment; -1 for a row of -1."""
         return np.where(rows >= 0, np.searchsorted(self.written, rows), -1)
 
     def write(self, staging: Staging) -> None:
@@ -209,12 +215,12 @@ class SegmentPlan:
 
 
 def plan(previous: Artifact | None, names: Collection[str], digests: Digests) -> SegmentPlan:
-    """The plan for documents with these digests, by row, over the segments of an earlier artifact of the same kind.
-
-    An artifact from before segments has none to give.
+    """The plan that makes these documents searchable and reuses the segments of an earlier artifact.
 
     Args:
+        previous: an artifact of the same kind; one without digests, written before there were segments, gives none.
         names: the files that each segment of this kind has.
+        digests: digests of the documents' contents, by row.
     """
     stored = _stored(previous, names) if previous is not None else []
     held = [digests[:0], *(digested for *_, digested in stored)]
@@ -238,10 +244,11 @@ def plan(previous: Artifact | None, names: Collection[str], digests: Digests) ->
 
 
 def merges(segments: Sequence[tuple[int, int]], fresh: int) -> set[int]:
-    """The segments that are written again together with so many fresh documents; see the head of this file.
+    """The indices of the segments that are merged with the fresh documents; the head of this file has the rule.
 
     Args:
-        segments: living documents, and all documents, of each.
+        segments: (documents without tombstones, all documents) of each.
+        fresh: number of documents that no segment holds.
     """
     merging = {number for number, (live, total) in enumerate(segments) if live and total - live > MAX_DEAD * total}
     gathered = fresh + sum(segments[number][0] for number in merging)
@@ -255,9 +262,9 @@ def merges(segments: Sequence[tuple[int, int]], fresh: int) -> set[int]:
 
 
 def matched(held: Digests, wanted: Digests) -> Rows:
-    """The index in `wanted` of the digest that each held one stands for, (held,); -1 where it stands for none.
+    """The index in `wanted` of an equal digest for each of `held`, (held,); -1 where there is none.
 
-    Of equal digests the first held stands for the first wanted, the second for the second, and so on.
+    No index is given twice: of equal digests the first held gets the first wanted, the second the second, and so on.
     """
     count = len(held)
     pairs = np.concatenate([held, wanted]).view("<u8").reshape(-1, 2)
@@ -310,7 +317,7 @@ def _listed(artifact: Artifact) -> tuple[Segment, ...]:
 
 
 def _stored(artifact: Artifact, names: Collection[str]) -> list[tuple[Path, dict[str, FileRecord], Digests]]:
-    """Folder, files and digests of each segment of an artifact; none of one from before segments."""
+    """Folder, files and digests of each segment; empty for an artifact without digests."""
     files = artifact.manifest.files
     folders = [""] if DIGESTS in files else []
     if LIST in files:

@@ -44,10 +44,11 @@ class StoreReader:
             raise damaged(path, error) from error
 
     def all(self, query: str, *values: int | str) -> list[tuple[Any, ...]]:
-        """All rows of a query; none for a value that no document can have, such as a lone surrogate or 65 bits.
+        """All rows of a query; none for a value that SQLite cannot hold, such as a lone surrogate.
 
         Raises:
-            MissingError: the store is older than fields.
+            MissingError: the query reads the table `fields`, which stores had none of before filters were known.
+            ArtifactError: the file is damaged.
         """
         try:
             with self._turn:
@@ -62,13 +63,15 @@ class StoreReader:
             raise damaged(self._path, error) from error
 
     def first(self, query: str, value: int | str) -> tuple[Any, ...] | None:
-        """The first row of a query, or None."""
+        """The first row of a query, or None; raises as `all` does."""
         return next(iter(self.all(query, value)), None)
 
     def close(self) -> None:
+        """Closes the connection once the thread that uses it is done."""
         with self._turn:
             self._connection.close()
 
 
 def damaged(path: Path, error: Exception) -> ArtifactError:
+    """The error for a store that cannot be read: names the file and says how to make it again."""
     return ArtifactError(f"{path}: not a readable document store ({error}); {artifacts.remedy(path)}")

@@ -73,8 +73,8 @@ def make(
 ) -> Artifact:
     """The `vectors` artifact: vectors.npy (vectors, dimensions) float32, and rows.parquet with the document of each.
 
-    Each document has one vector, in row order. With a quality filter only those that pass have one, with passages each
-    passage; the column `document` of rows.parquet then gives the row of the document in documents.parquet.
+    Each document has one vector, in row order. With a quality filter only the documents that pass have one. With
+    passages each passage has one. Then the column `document` of rows.parquet gives the row in documents.parquet.
 
     Args:
         workspace: the folder that holds `artifacts/`.

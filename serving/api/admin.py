@@ -1,12 +1,12 @@
 """Administration: lists the releases, starts and ends trials, promotes and rolls back.
 
-GET    /admin/releases            the live one, those kept for a rollback, those on trial with what was counted
-PUT    /admin/canary              has a release answer a share of the requests, within bounds
-DELETE /admin/canary              takes it back
-POST   /admin/canary/promote      makes it live
-PUT    /admin/shadow              has a release get copies of a share of the requests
-DELETE /admin/shadow              takes it back
-POST   /admin/rollback            makes the release live that was live before
+GET    /admin/releases            lists the live release, those kept for a rollback, those on trial and their counts
+PUT    /admin/canary              starts a canary: a release that answers a share of the requests, within bounds
+DELETE /admin/canary              ends the canary
+POST   /admin/canary/promote      makes the canary live
+PUT    /admin/shadow              starts a shadow: a release that gets copies of a share of the requests
+DELETE /admin/shadow              ends the shadow
+POST   /admin/rollback            makes the previous live release live again
 
 There are no such paths without `admin_keys`, nor, unless the settings say otherwise, for other machines. What changes
 here is written to the workspace, so all processes and machines that share it follow.
@@ -80,7 +80,7 @@ _DEFAULT = Bounds()
 
 
 def _one_line(value: str) -> str:
-    """Refuses control characters, line ends and lone surrogates: a history of one line a record cannot hold them."""
+    """Refuses control characters, line ends and lone surrogates, because the history has one line for each record."""
     if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in value):
         raise ValueError("must be one line of text without control characters")
     return value
@@ -94,17 +94,27 @@ Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 class BoundsBody(_Body):
     """Bounds at which the canary is withdrawn; a bound that is left out has its default."""
 
-    min_requests: Annotated[Count, Field(description="Before errors count.")] = _DEFAULT.min_requests
-    max_errors: Annotated[Share, Field(description="Requests on which its model alone fails, beyond live's.")] = (
-        _DEFAULT.max_errors
-    )
+    min_requests: Annotated[Count, Field(description="Requests before rates of errors count.")] = _DEFAULT.min_requests
+    max_errors: Annotated[
+        Share,
+        Field(description="Share of requests on which its model alone may fail, beyond that of the live release."),
+    ] = _DEFAULT.max_errors
     max_latency: Annotated[
-        float, Field(gt=0, lt=1e6, description="Median of its time over live's on the same questions.")
+        float,
+        Field(gt=0, lt=1e6, description="Median over compared requests of its time divided by the live release's."),
     ] = _DEFAULT.max_latency
-    compare: Annotated[Share, Field(description="Of its requests, those put to both releases.")] = _DEFAULT.compare
-    min_compared: Annotated[Count, Field(description="Before overlap and latency count.")] = _DEFAULT.min_compared
-    min_overlap: Annotated[Share, Field(description="Mean overlap of the first results.")] = _DEFAULT.min_overlap
-    min_judged: Annotated[Count, Field(description="Judged queries before nDCG counts.")] = _DEFAULT.min_judged
+    compare: Annotated[Share, Field(description="Share of its requests that both releases answer, to be compared.")] = (
+        _DEFAULT.compare
+    )
+    min_compared: Annotated[Count, Field(description="Compared requests before overlap and latency count.")] = (
+        _DEFAULT.min_compared
+    )
+    min_overlap: Annotated[
+        Share, Field(description="Mean share of the first results that both releases have in common.")
+    ] = _DEFAULT.min_overlap
+    min_judged: Annotated[Count, Field(description="Different judged queries before nDCG counts.")] = (
+        _DEFAULT.min_judged
+    )
     max_ndcg_drop: Annotated[Share, Field(description="Mean nDCG@10 that it may lose.")] = _DEFAULT.max_ndcg_drop
 
 
@@ -114,7 +124,7 @@ class ShadowBody(_Body):
     release: CleanText = Field(
         min_length=1, max_length=200, description="A release, the first digits of one, or previous."
     )
-    share: float = Field(default=0.05, ge=0, le=1, description="Of the requests for scores and the searches.")
+    share: float = Field(default=0.05, ge=0, le=1, description="Share of the rerank and search requests.")
 
 
 class CanaryBody(ShadowBody):
@@ -126,7 +136,9 @@ class CanaryBody(ShadowBody):
 class MoveBody(_Body):
     """The reason for changing the live release, and the generation (number of changes so far) that was seen."""
 
-    reason: CleanText = Field(default=BY_ADMIN, max_length=500, description="For the history.")
+    reason: CleanText = Field(
+        default=BY_ADMIN, max_length=500, description="Text that the history of the live pointer keeps."
+    )
     expected: int | None = Field(
         default=None,
         ge=0,
@@ -169,7 +181,7 @@ async def put_shadow(request: Request, body: ShadowBody) -> Response:
     )
 
 
-Reason = Annotated[CleanText, Query(max_length=500, description="For the log and /readyz.")]
+Reason = Annotated[CleanText, Query(max_length=500, description="Text that the log and /readyz show.")]
 
 
 @router.delete("/canary")
@@ -197,7 +209,7 @@ async def rollback(request: Request, body: MoveBody | None = None) -> Response:
 
 
 async def _work(call: Callable[[], T]) -> T:
-    """Runs `call` in a thread reserved for administration; it reads and writes files, and may load a release."""
+    """Runs `call` in a thread outside the worker pool, because it reads and writes files and may load a release."""
 
     def translated() -> T:
         with _errors():

@@ -97,7 +97,7 @@ class Reply:
 
 
 def _strip_prefix(scope: Scope, prefix: str) -> None:
-    """Takes the published prefix off the path, for a proxy that passes it on."""
+    """Removes `Settings.root_path` from the path where a proxy has left it there."""
     if prefix and (scope["path"] + "/").startswith(prefix + "/"):
         scope["path"] = scope["path"][len(prefix) :] or "/"
         scope["raw_path"] = scope["path"].encode()

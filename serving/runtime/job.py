@@ -10,10 +10,10 @@ from serving.runtime.deadline import Deadline
 from serving.runtime.items import Item, Priority, ScoringModel
 
 WAKE_EACH = 16
-"""A waiting request is woken each time that this many inputs of its job have ended, so it can cache their outcomes."""
+"""Ended inputs after which the thread that waits for a job is woken, so that it can cache their outcomes."""
 
 _LOOK, _LEFT = object(), object()
-"""Signals to the thread that waits for a job's outcomes: look at them, or there will be no more."""
+"""Signals to the thread that waits for a job's outcomes: there are new ones, or there will be no more."""
 
 
 class JobQueue(Protocol):
@@ -27,19 +27,20 @@ class JobQueue(Protocol):
 
 
 class Job:
-    """Inputs of one request for one model; iterating gives each one's place and outcome.
+    """The inputs of one request for one model. Iteration gives the index and the outcome of each input as it ends.
 
-    Who iterates is woken when all inputs that were added have ended, at every so many of them, when one has failed, or
-    when the deadline has passed: a thread that wakes at each input takes the processor from the runners.
+    The iterating thread is woken when every input has ended, at every WAKE_EACH of them, when one has failed, or when
+    the deadline has passed. To wake it at each input would take the processor from the runners.
     """
 
     def __init__(self, scheduler: JobQueue, model: ScoringModel, deadline: Deadline, priority: Priority) -> None:
         self.model, self.deadline, self.priority = model, deadline, priority
         self.waiting: deque[int] = deque()
-        """Places of inputs that no runner has taken; guarded, as `tokens` and `queued`, by the scheduler's lock."""
+        """Indices of inputs that no runner has taken. The scheduler's lock guards it, `tokens` and `queued`."""
         self.tokens = 0
         """Tokens of the waiting inputs."""
         self.queued = False
+        """Whether the scheduler's queue holds this job."""
         self.items: list[Item] = []
         self._scheduler = scheduler
         self._outcomes: deque[tuple[int, Any]] = deque()
@@ -47,30 +48,31 @@ class Job:
         self._wake: queue.SimpleQueue[object] = queue.SimpleQueue()
 
     def add(self, items: Sequence[Item]) -> None:
-        """Puts inputs at the end of this job's; their places go on counting.
+        """Appends inputs to the job; their indices continue those of the inputs before.
 
         Raises:
             NotReadyError: the scheduler was stopped.
         """
         self._scheduler.enqueue(self, items)
 
-    def end(self, number: int, outcome: Any) -> None:
-        """Called by a runner, which holds the scheduler's lock."""
-        self._outcomes.append((number, outcome))
+    def end(self, index: int, outcome: Any) -> None:
+        """Records the outcome of the input with this index; the calling runner holds the scheduler's lock."""
+        self._outcomes.append((index, outcome))
         self._ended += 1
         if self._ended == len(self.items) or self._ended % WAKE_EACH == 0 or isinstance(outcome, Exception):
             self._wake.put(_LOOK)
 
     def leave(self) -> None:
-        """Takes what waits out of the queue, and wakes who iterates."""
+        """Takes the waiting inputs out of the queue and ends the iteration."""
         self._scheduler.forget(self)
         self._wake.put(_LEFT)
 
     def __iter__(self) -> Iterator[tuple[int, Any]]:
-        """The place and outcome of each input that was added; an Exception is an outcome.
+        """Yields (index, outcome) of each input that was added; an input that failed has its exception as outcome.
 
         Raises:
-            DeadlineError, ClientGoneError
+            DeadlineError: the deadline has passed.
+            ClientGoneError: the client has closed the connection.
             NotReadyError: the scheduler was stopped.
         """
         while self._taken < len(self.items):

@@ -48,7 +48,7 @@ class PassageCutter:
     remember: bool = True
     """Whether the texts' ids are kept for the next request, and those kept are used."""
     check: Callable[[], None] | None = None
-    """Called between pieces of the work; raises when the request's deadline has passed."""
+    """A function called between two texts; raises when the request's deadline has passed."""
 
     def cut(self, query: str, documents: Sequence[str]) -> list[list[PassageInput]]:
         """Each document whole, where it fits beside the query, else its passages in order.
@@ -84,7 +84,7 @@ class TextCutter:
     """The encoder's input for a document."""
     passages: Passages
     room: int = field(init=False)
-    """Maximum length of a passage in tokens: what special tokens and prompt leave of the input."""
+    """Maximum length of a passage in tokens: that of the input without special tokens and prompt."""
 
     def __post_init__(self) -> None:
         """Raises ConfigError where a passage does not fit into the encoder's input."""

@@ -1,7 +1,7 @@
 """The part of a document that a search result shows.
 
 The work is bounded whatever the query and the documents are: at most MAX_WORDS different words of the query are looked
-for in the first TEXT_CHARS of each document, once a document however many lists show it.
+for in the first TEXT_CHARS of each document. A document in several result lists is searched once.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,10 +26,12 @@ def snippets(
     """The snippet of each text, under the key of the text.
 
     Args:
-        passages: the passage of a text that its snippet is taken from; of its beginning where there is none.
+        passages: key of a text → the passage that its snippet is cut from. The snippet of any other text is cut from
+            its beginning.
 
     Raises:
-        DeadlineError, ClientGoneError
+        DeadlineError: the deadline has passed.
+        ClientGoneError: the client has closed the connection.
     """
     words = query_words(query)
     shown = {}
@@ -41,7 +43,7 @@ def snippets(
 
 
 def passage_snippet(body: str, passage: BestPassage, words: Sequence[str]) -> str:
-    """The snippet of one passage of a text, with signs where the text goes on."""
+    """The snippet of one passage of a text, with an ellipsis on each side where the text goes on."""
     start = _word_start(body, passage.start)
     shown = snippet(body[start : passage.end], words)
     before = "… " if start and not shown.startswith("… ") else ""

@@ -25,14 +25,14 @@ def reindex(
     release: str = "live",
     compute: ComputeConfig | None = None,
 ) -> dict[str, Any]:
-    """Publishes the documents of these sources in so many shards, with the models of a release; none goes live.
+    """Publishes the documents divided among shards, with the models of a release; no shard goes live.
 
     Each shard is a release that `relevance serve --release` serves. The one without documents is served with
     `--shards` and the addresses of the others. Vectors are reused by the digest of a text, as in any re-index.
 
     Args:
         documents: where the documents are.
-        shards: at least 2.
+        shards: number of shards, at least 2.
         release: the release whose models are kept.
         compute: where documents are embedded; this process where None.
 

@@ -23,7 +23,7 @@ for little."""
 COMMON = 0.1
 """A word pair is common if it stands in at least this share of the texts."""
 LEAST_COMMON = 3
-"""A word pair is common if it stands in at least so many texts, however few there are."""
+"""Minimum number of texts with a common word pair, however few texts there are."""
 ALIKE = 0.5
 """A text is alike the others if at least this share of its word pairs is common. Of 2,000 documents of any of twelve
 real sets at most 0.2 % are; of error pages that differ in an address or a number, all."""

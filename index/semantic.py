@@ -44,8 +44,8 @@ class IndexStats:
     nprobe: int
     """Lists visited for a query; 0 for an exact index."""
     filters: tuple[tuple[int, int], ...] = ()
-    """(rows, lists visited): a filter that selects at least so many rows is searched inside the index, which visits so
-    many lists. In descending order of rows; empty without a contract, when all filters are exact."""
+    """(rows, lists visited) in descending order of rows. A filter that selects at least `rows` is searched inside the
+    index, which visits these lists; one below all entries is searched exactly. Empty where all filters are exact."""
     documents: int = 0
     """Documents, with a vector or without; 0 where each has one."""
     passages: Mapping[str, Any] | None = None
@@ -257,7 +257,7 @@ class SemanticIndex:
         """Finds at most k documents for each query, by searches for more and more vectors until there are k.
 
         Args:
-            find: searches for so many vectors for each query.
+            find: number of vectors → the nearest ones of each query.
             vectors: the number of vectors that can be found.
         """
         k = min(k, self._searchable)

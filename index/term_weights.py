@@ -125,7 +125,12 @@ class WeighedSegment:
 
 
 def idf(living: int, holders: int) -> float:
-    """The weight of a term that so many of the living documents have (Lucene's form, above 0)."""
+    """The inverse document frequency of a term, in Lucene's form, which is above 0.
+
+    Args:
+        living: number of documents without tombstones.
+        holders: number of these that have the term.
+    """
     return math.log(1 + (living - holders + 0.5) / (holders + 0.5))
 
 

@@ -40,7 +40,11 @@ class VectorRows:
 
     @classmethod
     def read(cls, path: Path, vectors: int) -> "VectorRows":
-        """Reads the documents and spans of so many vectors from a rows.parquet; either is None where it has none.
+        """Reads documents and spans from a rows.parquet; either is None where the file lacks its columns.
+
+        Args:
+            path: the file.
+            vectors: number of vectors that it must describe.
 
         Raises:
             ArtifactError: the documents do not ascend, or one without passages has several vectors.

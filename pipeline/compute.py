@@ -80,7 +80,7 @@ def worker_threads() -> int | None:
 
 
 def become_worker(threads: int) -> None:
-    """Makes this process a worker, whose models use so many threads."""
+    """Makes this process a worker whose models use `threads` threads."""
     global _worker_threads  # noqa: PLW0603
     _worker_threads = threads
 

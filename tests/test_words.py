@@ -40,6 +40,38 @@ def test_each_docstring_begins_like_a_sentence(path: Path) -> None:
     assert fragments == []
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_each_description_of_a_field_or_an_option_begins_like_a_sentence(path: Path) -> None:
+    values = [
+        (node.value.lineno, node.value.value)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.keyword)
+        and node.arg in ("description", "help")
+        and isinstance(node.value, ast.Constant)
+    ]
+    assert [(line, text[:60]) for line, text in values if _first_word(str(text)) in FRAGMENTS] == []
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_each_error_in_a_docstring_says_when_it_is_raised(path: Path) -> None:
+    bare = []
+    for line, text in _docstrings(ast.parse(path.read_text(encoding="utf-8"))):
+        section = re.search(r"^\s*Raises:\n((?:[ ]+.*\n?)+)", text, re.MULTILINE)
+        bare += [
+            f"{line}: {entry}"
+            for entry in re.findall(r"^\s+(\w+(?:, \w+)*)$", section[1] if section else "", re.MULTILINE)
+        ]
+    assert bare == []
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_docstring_names_the_number_that_it_means(path: Path) -> None:
+    """An amount that is called "so many" sends the reader to the signature."""
+    docstrings = _docstrings(ast.parse(path.read_text(encoding="utf-8")))
+    vague = re.compile(r"\bso (?:many|much)\b(?! that)")
+    assert [(line, text[:60]) for line, text in docstrings if path != Path(__file__) and vague.search(text)] == []
+
+
 def _documented_parameters(docstring: str) -> list[str]:
     """The names before the colons of a docstring's section Args."""
     section = re.search(r"^Args:\n((?:[ ]+.*\n?)+)", docstring, re.MULTILINE)

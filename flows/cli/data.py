@@ -14,7 +14,7 @@ app = typer.Typer(help="Checks, converts and splits judged data.", no_args_is_he
 @app.command("check")
 def data_check(
     path: Annotated[str, typer.Argument(help="Folder, file or SQLAlchemy URL; or a recipe, for all its sources.")],
-    format: Annotated[str, typer.Option(help="How the source is written; auto looks at the files.")] = "auto",
+    format: Annotated[str, typer.Option(help="Format of the source; auto looks at the files.")] = "auto",
     columns: Columns = "",
     labels: Labels = "",
     as_json: Json = False,
@@ -41,7 +41,7 @@ def data_check(
 def data_convert(
     path: str,
     out: Path,
-    format: Annotated[str, typer.Option(help="How the source is written; auto looks at the files.")] = "auto",
+    format: Annotated[str, typer.Option(help="Format of the source; auto looks at the files.")] = "auto",
     columns: Columns = "",
     labels: Labels = "",
 ) -> None:

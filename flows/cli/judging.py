@@ -34,7 +34,7 @@ def report(
         ),
     ],
     workspace: Workspace = DEFAULT_WORKSPACE,
-    format: Annotated[str, typer.Option(help="How the judgments are written; auto looks at the files.")] = "auto",
+    format: Annotated[str, typer.Option(help="Format of the judgments; auto looks at the files.")] = "auto",
     columns: Columns = "",
     labels: Labels = "",
     all_queries: Annotated[
@@ -85,7 +85,7 @@ def reindex(
         list[str], typer.Option(help="Folder, file, SQLAlchemy URL or recipe of the documents; may be repeated.")
     ],
     workspace: Workspace = DEFAULT_WORKSPACE,
-    format: Annotated[str, typer.Option(help="How the documents are written; auto looks at the files.")] = "auto",
+    format: Annotated[str, typer.Option(help="Format of the documents; auto looks at the files.")] = "auto",
     release: Annotated[
         str, typer.Option(help="Release whose models embed; a copy of it with the new index is published.")
     ] = "live",
@@ -96,7 +96,7 @@ def reindex(
         typer.Option("--force", help="Publish documents that are far fewer, emptier or more repeated than before."),
     ] = False,
     shards: Annotated[
-        int, typer.Option(help="Publish so many releases, each with a part of the documents; none goes live.")
+        int, typer.Option(help="Number of releases to publish, each with a part of the documents; none goes live.")
     ] = 0,
     overrides: Set = None,
     as_json: Json = False,

@@ -30,7 +30,7 @@ Labels = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for a machine.")]
 Recipe = Annotated[str, typer.Argument(help="A TOML file, or a built-in recipe such as demo or homedepot.")]
 Release = Annotated[str, typer.Option(help="live, previous, or the first digits of a release.")]
-Format = Annotated[str, typer.Option(help="How the data is written; auto looks at the files.")]
+Format = Annotated[str, typer.Option(help="Format of the data; auto looks at the files.")]
 DEFAULT_WORKSPACE = Path("workspace")
 
 

@@ -119,7 +119,7 @@ def search(
     query: str,
     workspace: Workspace = DEFAULT_WORKSPACE,
     release: Release = "live",
-    top: Annotated[int, typer.Option(min=1, help="How many results.")] = 10,
+    top: Annotated[int, typer.Option(min=1, help="Number of results.")] = 10,
     as_json: Json = False,
 ) -> None:
     """Searches the documents of a release: lexical, semantic and final order side by side."""

@@ -155,7 +155,9 @@ def export(
     model: Annotated[
         Path | None, typer.Option(help="Folder of a ranker, teacher or encoder artifact, instead of a release's.")
     ] = None,
-    precisions: Annotated[str, typer.Option(help="Such as fp16,int8,w8; those of the recipe when empty.")] = "",
+    precisions: Annotated[
+        str, typer.Option(help="Precisions, such as fp16,int8,w8; those of the recipe when empty.")
+    ] = "",
     overrides: Set = None,
     as_json: Json = False,
 ) -> None:

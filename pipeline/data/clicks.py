@@ -31,7 +31,7 @@ ROLES = ("position", "clicked", "session", "time")
 """Keys of the map of columns that only a click log has."""
 
 SAME_IMPRESSION = pd.Timedelta(minutes=30)
-"""Rows of one session, query, document and position are one impression unless so much time lies between them."""
+"""Rows of one session, query, document and position are one impression unless this time lies between them."""
 
 STEPS = 3
 """Highest grade where the recipe gives no `grade_scale`; the lowest is 0."""

@@ -29,6 +29,6 @@ def of(config: EvaluationConfig) -> dict[str, str]:
         "p": f"Two-sided paired sign-flip permutation test, {config.bootstrap:,} flips; 'Holm' is corrected for "
         "comparing several systems with the baseline. A system is called better or worse when its interval lies on "
         "one side of 0 and p is at most 0.05.",
-        "detectable": "The smallest true difference that so many queries show in four of five trials; a smaller "
+        "detectable": "The smallest true difference that these queries show in four of five trials; a smaller "
         "difference may be there and not be seen.",
     }

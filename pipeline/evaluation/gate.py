@@ -17,7 +17,7 @@ Without one:
     /rerank           a warning when the ranker alone is surely worse than BM25, its first stage
 
 "Surely worse" means that the interval lies below 0 and a sign-flip test agrees. Each rule gives its value, its bound
-and its verdict. With a live release the decision also gives the smallest difference that so many queries can show, so
+and its verdict. With a live release the decision also gives the smallest difference that its queries can show, so
 that "not worse" is not read as "equal".
 """
 
@@ -253,7 +253,7 @@ def _not_worse(gap: significance.Difference, config: GateConfig, measure: str) -
     if gap.worse:
         verdict = "new is worse"
     else:
-        verdict = f"new may be worse by more than {config.margin} (so many queries show {gap.detectable:.4f} at best)"
+        verdict = f"new may be worse by more than {config.margin} (these queries show {gap.detectable:.4f} at best)"
     return Rule("not worse", gap.low, -config.margin, "fail", f"{verdict}: {shown}")
 
 

@@ -31,7 +31,7 @@ class AxisScale:
         return round(100 * min(max((value - self.low) / (self.high - self.low), 0.0), 1.0), 2)
 
     def ticks(self, count: int = 5) -> list[float]:
-        """Round values inside the range, about so many."""
+        """About `count` round values inside the range."""
         span = self.high - self.low
         power = 10 ** math.floor(math.log10(span / count))
         step = next(power * factor for factor in (1, 2, 5, 10) if span / (power * factor) <= count)

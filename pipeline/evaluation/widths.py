@@ -1,6 +1,6 @@
 """The cost of fewer dimensions: nDCG and recall of an exact search over a whole collection, by width of the vectors.
 
-A shorter vector is the first so many dimensions of the whole one, scaled to unit length.
+A shorter vector is the first dimensions of the whole one, scaled to unit length.
 """
 
 from collections.abc import Mapping, Sequence

@@ -32,7 +32,7 @@ def products(shape: base_models.ModelShape, layers: int, units: int) -> int:
 
 
 def units_within(shape: base_models.ModelShape, layers: int, allowed: float) -> int:
-    """The most feed-forward units with which a ranker of so many layers (two or more) takes at most `allowed` products.
+    """The most feed-forward units with which a ranker of two or more layers takes at most `allowed` products.
 
     The number is a multiple of `MULTIPLE` or all units of the model, and 0 or less where attention alone takes more.
     """

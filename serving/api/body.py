@@ -26,7 +26,7 @@ class BodyBudget:
         self.held = 0
 
     def take(self, size: int) -> None:
-        """Takes so many bytes. Raises BusyError when there is no room for them."""
+        """Reserves `size` bytes; raises BusyError where the limit has no room for them."""
         if self.held + size > self._limit:
             raise BusyError(
                 f"the bodies of the requests under way have {self._limit:,} bytes already (RELEVANCE_MAX_HELD_BYTES); "
@@ -36,7 +36,7 @@ class BodyBudget:
         self.held += size
 
     def give_back(self, size: int) -> None:
-        """Gives so many bytes back."""
+        """Frees `size` bytes."""
         self.held -= size
 
 
@@ -74,7 +74,9 @@ class Body:
         """The next part; once the body is complete, waits until the client leaves.
 
         Raises:
-            BodyTooLargeError, SlowRequestError, ClientGoneError
+            BodyTooLargeError: the body is beyond the limit.
+            SlowRequestError: the rest of the body did not arrive in time.
+            ClientGoneError: the client has closed the connection.
             BusyError: too much is held for others.
         """
         if self.complete:

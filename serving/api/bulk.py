@@ -18,7 +18,7 @@ SAFETY = 0.8
 def advice(
     engine: Engine, texts: Sequence[str], tokens: Callable[[Sequence[str]], int], unit: str
 ) -> Callable[[float], str]:
-    """A function that says how many of the texts this service would do in so many seconds.
+    """A function of seconds that returns a sentence for the client: the number of these texts that would fit into them.
 
     Args:
         tokens: number of tokens that the model reads of some of the texts, special ones included.

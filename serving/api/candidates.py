@@ -34,14 +34,16 @@ class CandidatesRequest(RequestBody):
     known_only: ClassVar[bool] = True
     shapes: ClassVar[tuple[ClientShape, ...]] = (OWN_CANDIDATES,)
 
-    query: str = Field(description="What is searched for.", examples=["sort a list"])
+    query: str = Field(description="The search query.", examples=["sort a list"])
     depth: int | None = Field(
         None, ge=1, description="Documents that BM25 and the encoder each bring; 20 if not given."
     )
     vector: list[float] | None = Field(
-        None, max_length=MAX_DIMENSIONS, description="The encoder's vector of the query; without it BM25 alone finds."
+        None,
+        max_length=MAX_DIMENSIONS,
+        description="The encoder's vector of the query; without it BM25 alone searches.",
     )
-    filters: Filters | None = Field(None, description="As in /search.")
+    filters: Filters | None = Field(None, description="Filters of /search.")
     terms: bool | None = Field(None, description="Give each matched term's part in BM25.")
 
 

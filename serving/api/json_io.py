@@ -17,7 +17,7 @@ from serving.settings import Settings
 M = TypeVar("M", bound=RequestBody)
 
 SHOWN_ERRORS, SHOWN_CHARS = 5, 200
-"""A message names so many wrong fields, and shows so many characters of each."""
+"""Maximum number of wrong fields that a message names, and of characters that it shows of each."""
 
 _LONE_SURROGATE = re.compile(
     rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F][0-9a-fA-F]{2})"

@@ -143,7 +143,7 @@ class RequestContext:
         self.options = replace(self.options, deadline=deadline, priority=Priority.BATCH)
 
     def advise(self, advice: Callable[[float], str]) -> None:
-        """Sets the function that says, after the deadline passed, how much would be done in so many seconds."""
+        """Sets the function of seconds whose sentence ends the error of a passed deadline; see `bulk.advice`."""
         self._advice = advice
 
     async def answer(self, work: Callable[[], Any], *, past_deadline: bool = False) -> Response:

@@ -24,29 +24,27 @@ router = APIRouter()
 class TextScore(BaseModel):
     """One text's score, as text-embeddings-inference gives it."""
 
-    index: int = Field(description="Place in `texts`, from 0.")
+    index: int = Field(description="Index in `texts`, from 0.")
     score: float = Field(
-        description="In [0, 1], or the raw score when asked for; with first-stage scores the sigmoid of the fused "
-        "score."
+        description="A number in [0, 1], or the raw score where `raw_scores` is true; with first-stage scores the "
+        "sigmoid of the fused score."
     )
     text: str | None = None
-    ranker_score: float | None = Field(None, description="With first-stage scores: what `score` is without them.")
-    reranked: bool | None = Field(None, description="In a cascade: false where the ranker did not reach it.")
+    ranker_score: float | None = Field(None, description="The ranker's own score, beside the fused one.")
+    reranked: bool | None = Field(None, description="Whether the ranker scored it in time; only in a cascade.")
 
 
 class Ranked(BaseModel):
     """One document's relevance, as Cohere and Jina give it."""
 
-    index: int = Field(description="Place in `documents`, from 0.")
+    index: int = Field(description="Index in `documents`, from 0.")
     relevance_score: float = Field(
-        description="In [0, 1], or the raw score when asked for; with first-stage scores the sigmoid of the fused "
-        "score."
+        description="A number in [0, 1], or the raw score where `raw_scores` is true; with first-stage scores the "
+        "sigmoid of the fused score."
     )
     document: dict[str, Any] | None = None
-    ranker_score: float | None = Field(
-        None, description="With first-stage scores: what `relevance_score` is without them."
-    )
-    reranked: bool | None = Field(None, description="In a cascade: false where the ranker did not reach it.")
+    ranker_score: float | None = Field(None, description="The ranker's own score, beside the fused one.")
+    reranked: bool | None = Field(None, description="Whether the ranker scored it in time; only in a cascade.")
 
 
 class RerankAnswer(BaseModel):

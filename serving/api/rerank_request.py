@@ -119,7 +119,7 @@ class RerankRequest(RequestBody):
         *(TEI_RERANK, COHERE_RERANK, JINA_RERANK, VOYAGE_RERANK, VLLM_RERANK, OWN_RERANK),
     )
 
-    query: str = Field(description="What is searched for.", examples=["fast sorting"])
+    query: str = Field(description="The search query.", examples=["fast sorting"])
     texts: Texts | None = Field(None, description="text-embeddings-inference: the texts to score.")
     documents: Documents | None = Field(
         None, description="Cohere, Jina: texts, or objects with `text` and perhaps `title`."

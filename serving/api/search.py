@@ -89,7 +89,7 @@ class SearchRequest(RequestBody):
     known_only: ClassVar[bool] = True
     shapes: ClassVar[tuple[ClientShape, ...]] = (OWN_SEARCH,)
 
-    query: str = Field(description="What is searched for.", examples=["remove duplicate rows"])
+    query: str = Field(description="The search query.", examples=["remove duplicate rows"])
     top_n: int | None = Field(None, ge=1, description="Length of each list; 10 when not given.")
     filters: Filters | None = Field(
         None,
@@ -97,7 +97,7 @@ class SearchRequest(RequestBody):
         examples=[{"language": "en", "year": [2025, 2026]}],
     )
     lists: Lists | None = Field(
-        None, description="Which of `lexical`, `semantic` and `reranked` to answer; all when not given."
+        None, description="Lists to answer, of `lexical`, `semantic` and `reranked`; all when not given."
     )
     fields: Names | None = Field(
         None, description="Stored columns to put into each result, such as `text` or a field; null where it has none."
@@ -147,7 +147,7 @@ class PassageHit(BaseModel):
     text: str
     start: int = Field(description="Where it begins in the document's text, in characters.")
     end: int
-    number: int = Field(description="Which of the passages it is, from 1.")
+    number: int = Field(description="Number of the passage, from 1.")
     of: int = Field(description="Number of passages that the model read.")
 
 
@@ -164,7 +164,7 @@ class SearchHit(BaseModel):
     rank_change: int | None = Field(description="Ranks it rose against BM25 and encoder together; final list only.")
     relevance: float | None = Field(description="The ranker's own score, in [0, 1]; final list only.")
     fields: dict[str, Any] | None = Field(None, description="The columns of `fields`, where they were asked for.")
-    explain: HitExplanation | None = Field(None, description="With `explain`; final list only.")
+    explain: HitExplanation | None = Field(None, description="Only with `explain`, and in the final list.")
     passage: PassageHit | None = Field(
         None, description="Where the snippet is from, of a document that the ranker or the encoder read in passages."
     )
@@ -229,18 +229,18 @@ async def search(request: Request) -> Response:
 @router.get("/search", tags=["search"], responses={200: {"model": SearchAnswer}})
 async def search_by_link(
     request: Request,
-    q: Annotated[str | None, Query(description="What is searched for.")] = None,
+    q: Annotated[str | None, Query(description="The search query.")] = None,
     query: Annotated[str | None, Query(description="The same as `q`.")] = None,
     top_n: Annotated[int | None, Query(ge=1, description="Length of each list; 10 when not given.")] = None,
     filter: Annotated[
         list[str] | None, Query(description="field:value; the same field again means or, another one and.")
     ] = None,
-    lists: Annotated[list[str] | None, Query(description="As in the body; repeated for several.")] = None,
-    fields: Annotated[list[str] | None, Query(description="As in the body; repeated for several.")] = None,
-    facets: Annotated[list[str] | None, Query(description="As in the body; repeated for several.")] = None,
-    explain: Annotated[bool | None, Query(description="As in the body.")] = None,
-    min_relevance: Annotated[float | None, Query(description="As in the body.")] = None,
-    release: Annotated[str | None, Query(description="As in the body.")] = None,
+    lists: Annotated[list[str] | None, Query(description="The same as in the body; repeated for several.")] = None,
+    fields: Annotated[list[str] | None, Query(description="The same as in the body; repeated for several.")] = None,
+    facets: Annotated[list[str] | None, Query(description="The same as in the body; repeated for several.")] = None,
+    explain: Annotated[bool | None, Query(description="The same as in the body.")] = None,
+    min_relevance: Annotated[float | None, Query(description="The same as in the body.")] = None,
+    release: Annotated[str | None, Query(description="The same as in the body.")] = None,
 ) -> Response:
     """The same search as a link."""
     check_names(dict.fromkeys(request.query_params.keys()), LINK_NAMES)

@@ -52,7 +52,7 @@ class Tracing:
         return self._tracer.start_span(method, context=extract(dict(headers)), kind=SpanKind.SERVER)
 
     def part(self, parent: Any, name: str, seconds: float) -> None:
-        """Records a span for a part of a request that lasted so many seconds and has just ended."""
+        """Records a span for a part of a request that took `seconds` and has just ended."""
         if parent is None:
             return
         from opentelemetry.trace import set_span_in_context

@@ -86,7 +86,7 @@ class Deadline:
         return cls(math.inf, math.inf)
 
     def earlier(self, seconds: float) -> "Deadline":
-        """The same, so much earlier: what is left then is for making the answer of what was done."""
+        """A deadline that passes `seconds` earlier, so that time is left to make the answer."""
         return replace(self, until=self.until - seconds)
 
     def with_reserve(self) -> "Deadline":
@@ -131,7 +131,8 @@ class Deadline:
         """Raises an error once the time is over or the client is gone.
 
         Raises:
-            ClientGoneError, DeadlineError
+            ClientGoneError: the client has closed the connection.
+            DeadlineError: the deadline has passed.
         """
         if self._leaving.gone:
             raise ClientGoneError("the client closed the connection")

@@ -144,7 +144,8 @@ class Engine:
         Raises:
             InferenceError: the model raised or gave no finite number; names the document's place.
             ConfigError: the bundle is an encoder.
-            DeadlineError, ClientGoneError
+            DeadlineError: the deadline has passed.
+            ClientGoneError: the client has closed the connection.
         """
         passages = self.passages
         if passages is None:
@@ -166,7 +167,8 @@ class Engine:
         Raises:
             InferenceError: the model raised or gave no finite number; names the text's place.
             ConfigError: the bundle is a ranker, or the role unknown.
-            DeadlineError, ClientGoneError
+            DeadlineError: the deadline has passed.
+            ClientGoneError: the client has closed the connection.
         """
         vectors = self._all(self.texts(texts, role), "text", deadline, priority)
         return np.stack(vectors) if vectors else np.zeros((0, self.dimensions), np.float32)

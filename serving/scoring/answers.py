@@ -217,7 +217,8 @@ def facets(names: Iterable[str], documents: Iterable[Document], deadline: Deadli
     """Counts of the values of each field over the documents; the most frequent values first, then by name.
 
     Raises:
-        DeadlineError, ClientGoneError
+        DeadlineError: the deadline has passed.
+        ClientGoneError: the client has closed the connection.
     """
     counts: dict[str, Counter[str]] = {name: Counter() for name in names}
     for document in documents:
@@ -237,7 +238,8 @@ def chosen_fields(
 
     Raises:
         InvalidRequestError: they have more than MAX_FIELD_CHARS characters together.
-        DeadlineError, ClientGoneError
+        DeadlineError: the deadline has passed.
+        ClientGoneError: the client has closed the connection.
     """
     chosen, left = {}, MAX_FIELD_CHARS
     for row, document in documents.items():

@@ -45,7 +45,8 @@ def best_passages(
         scores: of the ranker, by row; documents without a score have no passage.
 
     Raises:
-        DeadlineError, ClientGoneError
+        DeadlineError: the deadline has passed.
+        ClientGoneError: the client has closed the connection.
     """
     passages = {}
     for row, document in documents.items():

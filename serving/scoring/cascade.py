@@ -49,7 +49,8 @@ def rerank(
             given where the time does not even suffice for those, or where there is no encoder.
 
     Raises:
-        InferenceError, ClientGoneError
+        InferenceError: the model raised, or gave a number that is not finite.
+        ClientGoneError: the client has closed the connection.
     """
     options = replace(options, deadline=options.deadline.with_reserve())
     if first is None:

@@ -109,7 +109,8 @@ class Reranker:
             BusyError: what is not cached cannot be scored before the deadline.
             BodyTooLargeError: the documents have more than `max_passages` passages.
             InferenceError: the model failed on a document; the others are scored and kept all the same.
-            DeadlineError, ClientGoneError
+            DeadlineError: the deadline has passed.
+            ClientGoneError: the client has closed the connection.
         """
         read = self.read(query, documents, options)
         return Fetched([score.value for score in read.values], read.hits, read.misses)
@@ -138,7 +139,9 @@ class Reranker:
         once all its passages have one.
 
         Raises:
-            BodyTooLargeError, InferenceError, ClientGoneError
+            BodyTooLargeError: the documents have more passages than a request may have.
+            InferenceError: the model raised, or gave a number that is not finite.
+            ClientGoneError: the client has closed the connection.
         """
         if self.passages is None:
             keys, compute = self._pairs(query, documents, options, eager=False)
@@ -245,7 +248,8 @@ class Embedder:
         Raises:
             BusyError: what is not cached cannot be embedded before the deadline.
             InferenceError: the model failed on a text.
-            DeadlineError, ClientGoneError
+            DeadlineError: the deadline has passed.
+            ClientGoneError: the client has closed the connection.
         """
         texts = [text.clean(item) for item in texts]
         key = Key("vector", self.engine.identity, role)

@@ -95,7 +95,7 @@ class Searcher(LoadedRelease):
             InferenceError: without `degrade`, a model failed on the query or on a document.
             DeadlineError: the time is over; with `degrade`, only where it was before BM25 had answered.
             NotServedError: the release has no documents.
-            ClientGoneError
+            ClientGoneError: the client has closed the connection.
         """
         options, details = options or RequestOptions(Deadline.never()), details or SearchDetails()
         models = ModelAttempts(replace(options, deadline=options.deadline.with_reserve()), degrade)
@@ -152,7 +152,8 @@ class Searcher(LoadedRelease):
 
         Raises:
             BodyTooLargeError: there are more.
-            DeadlineError, ClientGoneError
+            DeadlineError: the deadline has passed.
+            ClientGoneError: the client has closed the connection.
         """
         passages = self._contents.semantic.passages if self._contents else None
         if passages is None:
@@ -167,7 +168,8 @@ class Searcher(LoadedRelease):
 
         Raises:
             NotServedError: the release has no documents.
-            DeadlineError, ClientGoneError
+            DeadlineError: the deadline has passed.
+            ClientGoneError: the client has closed the connection.
         """
         return open_document(
             self._searchable, doc_id, neighbours=neighbours, deadline=options.deadline, release=self.release
@@ -186,7 +188,9 @@ class Searcher(LoadedRelease):
 
         Raises:
             InvalidRequestError: no document has a field that the search names.
-            DeadlineError, ClientGoneError, NotServedError
+            DeadlineError: the deadline has passed.
+            ClientGoneError: the client has closed the connection.
+            NotServedError: the release lacks a part that this needs.
         """
         answers.check_facets(search.details.facets, self.fields)
         retrieval, query = self.retrieval, search.query

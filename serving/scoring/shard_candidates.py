@@ -38,7 +38,8 @@ def answer(searcher: Searcher, request: ShardQuery, deadline: Deadline) -> dict[
     Raises:
         NotServedError: the release is no shard.
         InvalidRequestError: the vector has another width than the encoder's, or is not finite.
-        DeadlineError, ClientGoneError
+        DeadlineError: the deadline has passed.
+        ClientGoneError: the client has closed the connection.
     """
     retrieval = searcher.retrieval
     contents = retrieval.contents

@@ -168,7 +168,8 @@ class ShardedSearcher(Searcher):
         Raises:
             NotReadyError: no shard gave an answer.
             InvalidRequestError: no document has a field that the search names.
-            DeadlineError, ClientGoneError
+            DeadlineError: the deadline has passed.
+            ClientGoneError: the client has closed the connection.
         """
         queried = self._query_vector(search)
         body = {

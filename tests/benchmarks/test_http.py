@@ -154,7 +154,7 @@ def writer(tables: dict[str, pa.Table]) -> Callable[[Path], None]:
 
 
 def base(real: Path, layers: int, folder: Path) -> Path:
-    """A random model of so many layers with a real tokenizer."""
+    """A random model of `layers` layers with a real tokenizer."""
     import torch
     from transformers import AutoConfig, AutoTokenizer, BertModel
 
@@ -283,7 +283,7 @@ class Bare:
         return [float(self._engine._session.run(None, feed)[0][0]) for feed in self._feeds]
 
     def cpu_s(self, threads: int) -> float:
-        """Processor seconds of once through all pairs in each of so many threads."""
+        """Processor seconds for all pairs once in each of a number of threads."""
         workers = [threading.Thread(target=self.scores) for _ in range(threads)]
         began = time.process_time()
         for worker in workers:

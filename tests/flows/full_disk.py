@@ -27,7 +27,7 @@ class SmallDisk:
 
     @contextmanager
     def filled(self, *, blocks: int | None = None, inodes: int | None = None) -> Iterator[None]:
-        """Leaves so many blocks of 4 KiB, or inodes, free within the block."""
+        """Leaves a number of blocks of 4 KiB, or of inodes, free inside the `with` block."""
         ballast = self.path / "ballast"
         ballast.mkdir()
         try:

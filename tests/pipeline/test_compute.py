@@ -89,7 +89,7 @@ class Squares:
 
 
 class SquaresOfSeveral(Squares):
-    """Squares that wait until so many processes compute some; each leaves a file in a folder."""
+    """Squares that wait until a number of processes compute some; each leaves a file in a folder."""
 
     def __init__(self, processes: int, folder: Path) -> None:
         self.processes, self.folder = processes, folder

@@ -103,7 +103,7 @@ class TinyModels:
         return vector / np.linalg.norm(vector)
 
     def bundle(self, workspace: Path, role: str, *, lie: float = 0.0, passages: Passages | None = None) -> Artifact:
-        """A bundle artifact; with `lie` its golden scores are off by so much, with `passages` its ranker reads so."""
+        """A bundle artifact; with `lie` its golden scores are off by that much, with `passages` its ranker reads so."""
 
         def write(staging: Staging) -> dict[str, float]:
             bundle_json = {
@@ -221,7 +221,7 @@ class TinyWorkspace:
         """A release, not yet live.
 
         Args:
-            lie: the ranker's golden scores are off by so much.
+            lie: the ranker's golden scores are off by this amount.
             index_seed: the index is built by another encoder.
             passages: how the ranker reads long documents.
             indexed: how the encoder reads them.

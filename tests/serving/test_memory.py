@@ -19,7 +19,7 @@ def resident_kb(pid: int) -> int:
 
 
 def grown(tiny: Any, requests: int) -> int:
-    """Kilobytes that a service gained over so many requests, each for documents never seen before."""
+    """Kilobytes that a service gained over a number of requests, each for documents never seen before."""
     server = start(tiny.path, RELEVANCE_CACHE_BYTES=str(2**20))
     try:
         with httpx.Client(base_url=server.url, timeout=60) as client:

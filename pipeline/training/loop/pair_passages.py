@@ -59,7 +59,7 @@ def cut(pairs: Pairs, template: PairTemplate) -> PassagePairs:
     """The inputs of a model for these pairs.
 
     Args:
-        pairs: with `template.document_tokens` tokens of each document, where it has so many.
+        pairs: the pairs, with the first `template.document_tokens` tokens of each document.
         template: of the model; without passages each pair is one input.
     """
     count, passages = len(pairs), template.passages

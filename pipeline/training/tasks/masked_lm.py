@@ -19,7 +19,7 @@ from pipeline.training.loop.pair_tokens import Ragged
 from pipeline.training.tasks.masked_model import MaskedModel
 
 WINDOWS = 4
-"""A long document is read as far as so many inputs hold; each epoch sees one part of it."""
+"""Maximum number of inputs that a long document is cut into; each epoch reads one of them."""
 
 MIN_TOKENS = 3
 """A shorter text leaves nothing to guess a token from."""

@@ -112,7 +112,7 @@ class ProjectionTask:
         Args:
             documents: (n, hidden) pooled vectors of the base.
             excerpts: (excerpts, n, hidden), several of each document.
-            learned: so many of the first are learned from; the rest is measured on.
+            learned: number of documents, the first ones, that train; the rest is measured on.
         """
         self.dense = dense
         device = dense.weight.device
@@ -161,7 +161,7 @@ def neighbours_kept(dense: nn.Linear, queries: Tensor, documents: Tensor) -> flo
 
 
 def _affordable(model: BiEncoder, documents: Ragged, seconds: float, checkpoint: Path) -> int:
-    """The number of documents whose vectors, and those of their excerpts, are computed in about so many seconds.
+    """The number of documents whose vectors, and those of their excerpts, are computed in about `seconds`.
 
     The number is kept in `checkpoint`, as the vectors of a killed run fit no other.
     """

@@ -53,7 +53,7 @@ FP32 = ExportConfig(precisions=("fp32",), sample_tokens=2000)
 
 
 def body(folder: Path, family: str, head: int = 0) -> Path:
-    """A small model with random weights and a real tokenizer, with a head of so many labels."""
+    """A small model with random weights and a real tokenizer, with a head of `head` labels."""
     torch.manual_seed(7)
     kinds: dict[str, tuple[Any, Any, Any]] = {
         "bert": (BertConfig, BertModel, BertForSequenceClassification),

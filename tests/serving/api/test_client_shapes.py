@@ -181,8 +181,8 @@ CLIENTS: dict[str, tuple[Callable[[str], None], ClientShape]] = {
 
 def test_each_shape_is_held_against_its_client_or_its_published_fields() -> None:
     held = [shape for shape, _ in PUBLISHED] + [shape for _, shape in CLIENTS.values()]
-    others = [shape for _, shape in SHAPES if not any(shape is other for other in held)]
-    assert {shape.client for shape in others} == {"search-relevance"}
+    unheld = [shape for _, shape in SHAPES if not any(shape is other for other in held)]
+    assert {shape.client for shape in unheld} == {"search-relevance"}
 
 
 @pytest.mark.filterwarnings("ignore")

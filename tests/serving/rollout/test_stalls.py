@@ -70,7 +70,7 @@ def wait_for_runs(lifecycle: Lifecycle, count: int) -> None:
 
 
 def late_until_runs(client: TestClient, lifecycle: Lifecycle, count: int, **headers: str) -> None:
-    """Sends requests that end at their deadlines, until so many runs of theirs are stuck.
+    """Sends requests that end at their deadlines, until a number of their runs are stuck.
 
     A busy machine may not begin a run within a deadline; then the request leaves nothing behind.
     """

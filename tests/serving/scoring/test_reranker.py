@@ -161,7 +161,7 @@ def still(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def queued(engine: FakeEngine, tokens: int) -> Any:
-    """Holds the only runner of an engine and has so many tokens wait behind it, due in a second."""
+    """Holds the only runner of an engine and has a number of tokens wait behind it, due in a second."""
     began, go = threading.Event(), threading.Event()
 
     def says(text: str) -> float:

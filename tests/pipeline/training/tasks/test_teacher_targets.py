@@ -32,7 +32,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> CrossEncoder:
 
 
 def pairs(lists: int = LISTS) -> Pairs:
-    """Six training queries of five documents with grades, so many lists of five without, one valid query."""
+    """Six training queries of five documents with grades, `lists` lists of five without, one valid query."""
     groups = GRADED + lists + 1
     rows = np.arange(groups * LENGTH)
     query = rows // LENGTH

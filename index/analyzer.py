@@ -51,9 +51,10 @@ _UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u2fdf\u3005-\u3007\u3031-\u3035\u3041-\u30fa\u30fc-\u312f"
     "\u3131-\u318e\u31a0-\u31bf\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff"
 )
-_BASIC_PLANE = re.sub(rf"[{_UNSPACED}]", "", "".join(map(chr, range(0x300, 0xD800))))
-# Python's \w leaves out vowel signs, which would cut Hindi words at each of them.
-_MARKS = "".join(sign for sign in _BASIC_PLANE if unicodedata.category(sign) in ("Mn", "Mc"))
+# Python's \w leaves out vowel signs, which would cut Hindi words at each of them. The ideographs between the two ranges
+# and the syllables after them have none; looking at all of them would take a start of the service 7 ms more.
+_SIGNS = map(chr, (*range(0x300, 0x3400), *range(0xA000, 0xAC00)))
+_MARKS = re.sub(f"[{_UNSPACED}]", "", "".join(sign for sign in _SIGNS if unicodedata.category(sign) in ("Mn", "Mc")))
 _LETTERS = rf"(?:[^\W{_UNSPACED}]++|[{_MARKS}])++"
 
 _RUN = re.compile(

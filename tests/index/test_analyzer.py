@@ -181,3 +181,14 @@ def test_dashes_of_unicode_are_all_known() -> None:
     dashes = {chr(code) for code in range(0x110000) if unicodedata.category(chr(code)) == "Pd"}
     apart = {"\u2e17", "\u2e1a", "\u2e40", "\u2e5d", "\u301c", "\u3030", "\u30a0", "\U00010ead"}
     assert {dash for dash in dashes if plain(f"Wi{dash}Fi") != ["wi", "fi", "wifi"]} <= apart
+
+
+@pytest.mark.parametrize("word", ["हिन्दी", "தமிழ்", "ꯃꯤꯇꯩ"])
+def test_a_vowel_sign_cuts_no_word(word: str) -> None:
+    assert any(unicodedata.category(sign) in ("Mn", "Mc") for sign in word)
+    assert analyser()(word) == [word]
+
+
+def test_the_blocks_that_are_not_looked_through_hold_no_vowel_sign() -> None:
+    codes = (*range(0x3400, 0xA000), *range(0xAC00, 0xD800))
+    assert not [hex(code) for code in codes if unicodedata.category(chr(code)) in ("Mn", "Mc")]

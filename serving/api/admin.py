@@ -48,7 +48,7 @@ def _lifecycle(request: Request) -> Lifecycle:
     return lifecycle
 
 
-ERRORS: dict[int | str, dict[str, Any]] = {
+ERRORS = schemas.ERROR_ANSWERS | {
     status: {"model": schemas.ErrorAnswer, "description": words}
     for status, words in (
         (401, "no administrator's key"),

@@ -17,6 +17,7 @@ GET  / /docs /openapi.json            for people
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import ModuleType
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -24,7 +25,6 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from serving.api import (
-    admin,
     candidates,
     document,
     embeddings,
@@ -34,9 +34,7 @@ from serving.api import (
     pages,
     rerank,
     root,
-    schemas,
     search,
-    thumbs,
 )
 from serving.api.json_io import Json, refusal
 from serving.api.middleware import ServiceMiddleware
@@ -85,22 +83,29 @@ def create(lifecycle: Lifecycle, *, metrics: Path | None = None, tracing: Tracin
         redoc_url=None,
         redirect_slashes=False,  # They would name an absolute address, which is wrong behind a proxy.
         lifespan=lifespan,
-        responses={
-            "4XX": {"model": schemas.ErrorAnswer, "description": "The request is refused."},
-            "5XX": {"model": schemas.ErrorAnswer, "description": "The service failed, or the deadline passed."},
-        },
     )
     app.state.service = service
-    for module in (rerank, search, candidates, document, embeddings, root, info, health, pages):
-        app.include_router(module.router)
-    if service.thumbs is not None:
-        app.include_router(thumbs.router)
-    if settings.admin_keys:
-        app.include_router(admin.router)
+    for module in (rerank, search, candidates, document, embeddings, root, info, health, pages, *_chosen(service)):
+        # `include_router` would build each route again, with its first request, and look for the route of each twice.
+        app.router.routes.extend(module.router.routes)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _query_error)
     app.add_middleware(ServiceMiddleware, service=service)
     return app
+
+
+def _chosen(service: Service) -> list[ModuleType]:
+    """The modules of endpoints that exist only where the settings ask for them; no other service imports them."""
+    modules = []
+    if service.thumbs is not None:
+        from serving.api import thumbs
+
+        modules.append(thumbs)
+    if service.settings.admin_keys:
+        from serving.api import admin
+
+        modules.append(admin)
+    return modules
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

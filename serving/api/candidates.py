@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from serving.api.json_io import request_schema
 from serving.api.request import RequestContext
-from serving.api.schemas import ClientShape, RequestBody
+from serving.api.schemas import ERROR_ANSWERS, ClientShape, RequestBody
 from serving.api.search import Filters, Value, check_length
 from serving.errors import BodyTooLargeError
 from serving.scoring import shard_candidates
@@ -21,7 +21,7 @@ MAX_DIMENSIONS = 16_384
 DEFAULT_DEPTH = 20
 """Documents that BM25 and the encoder each bring where the request names no number."""
 
-router = APIRouter()
+router = APIRouter(responses=ERROR_ANSWERS)
 
 OWN_CANDIDATES = ClientShape(
     client="search-relevance", honoured=frozenset({"query", "depth", "vector", "filters", "terms"})

@@ -8,12 +8,13 @@ from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from serving.api.request import RequestContext
+from serving.api.schemas import ERROR_ANSWERS
 from serving.errors import NotFoundError
 
 MAX_NEIGHBOURS = 50
 MAX_ID_CHARS = 10_000
 
-router = APIRouter()
+router = APIRouter(responses=ERROR_ANSWERS)
 
 
 class NearDocument(BaseModel):

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from serving.api import bulk, inputs
 from serving.api.json_io import request_schema
 from serving.api.request import RequestContext
-from serving.api.schemas import ClientShape, RefusedField, RequestBody, check_length
+from serving.api.schemas import ERROR_ANSWERS, ClientShape, RefusedField, RequestBody, check_length
 from serving.errors import InvalidRequestError
 from serving.runtime.items import Item
 from serving.scoring.reranker import Role, Vector
@@ -20,7 +20,7 @@ from serving.scoring.reranker import Role, Vector
 QUERY_TYPES = {"query", "search_query", "retrieval.query"}
 """Values by which clients of Cohere, Voyage and Jina say that a text is a query."""
 
-router = APIRouter()
+router = APIRouter(responses=ERROR_ANSWERS)
 
 
 def _as_list(value: Any, info: ValidationInfo) -> Any:

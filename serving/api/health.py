@@ -8,10 +8,11 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from serving import errors
 from serving.api.json_io import Json
 from serving.api.request import Handler, Service
+from serving.api.schemas import ERROR_ANSWERS
 from serving.errors import NotReadyError
 from serving.scoring.searcher import Searcher
 
-router = APIRouter()
+router = APIRouter(responses=ERROR_ANSWERS)
 
 
 def _probe(path: str, answer: type[Response] = JSONResponse) -> Callable[[Handler], Handler]:

@@ -9,12 +9,13 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from serving.api.request import RequestContext
+from serving.api.schemas import ERROR_ANSWERS
 from serving.errors import NotFoundError
 from serving.scoring.searcher import Searcher
 
 VERSION = metadata.version("search-relevance")
 
-router = APIRouter()
+router = APIRouter(responses=ERROR_ANSWERS)
 
 
 class ModelEntry(BaseModel):

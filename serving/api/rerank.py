@@ -13,12 +13,13 @@ from serving.api import bulk, inputs
 from serving.api.json_io import request_schema
 from serving.api.request import Handler, RequestContext
 from serving.api.rerank_request import RerankRequest, check_bm25, document_text, first_stage
+from serving.api.schemas import ERROR_ANSWERS
 from serving.errors import InvalidRequestError
 from serving.rollout import comparison
 from serving.scoring import cascade
 from serving.scoring.reranker import relevance
 
-router = APIRouter()
+router = APIRouter(responses=ERROR_ANSWERS)
 
 
 class TextScore(BaseModel):

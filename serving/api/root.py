@@ -13,9 +13,10 @@ from serving.api import embeddings, rerank
 from serving.api.embeddings import EmbedRequest
 from serving.api.request import RequestContext
 from serving.api.rerank_request import RerankRequest
+from serving.api.schemas import ERROR_ANSWERS
 from serving.errors import InvalidRequestError
 
-router = APIRouter()
+router = APIRouter(responses=ERROR_ANSWERS)
 
 
 @router.post("/", include_in_schema=False)

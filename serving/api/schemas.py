@@ -120,3 +120,10 @@ class ErrorAnswer(BaseModel):
     message: str
     detail: str
     type: str
+
+
+ERROR_ANSWERS: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": ErrorAnswer, "description": "The request is refused."},
+    "5XX": {"model": ErrorAnswer, "description": "The service failed, or the deadline passed."},
+}
+"""Status → the answer that every endpoint gives to a failed request, for the OpenAPI page."""

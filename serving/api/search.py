@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from serving.api.json_io import request_schema, validate
 from serving.api.request import RequestContext
-from serving.api.schemas import ClientShape, RequestBody, check_names
+from serving.api.schemas import ERROR_ANSWERS, ClientShape, RequestBody, check_names
 from serving.errors import BodyTooLargeError, InvalidRequestError
 from serving.rollout import comparison
 from serving.scoring.answers import LISTS, ListName, SearchDetails, SearchResult
@@ -23,7 +23,7 @@ MAX_QUERY_CHARS = 100_000
 DEFAULT_LENGTH = 10
 """Length of each list where the request names none."""
 
-router = APIRouter()
+router = APIRouter(responses=ERROR_ANSWERS)
 
 Value = bool | int | float | str
 

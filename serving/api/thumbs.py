@@ -16,14 +16,14 @@ from pipeline.thumbs import Thumb, ThumbValue
 from serving.api.document import MAX_ID_CHARS
 from serving.api.json_io import request_schema
 from serving.api.request import RequestContext
-from serving.api.schemas import ClientShape, RequestBody
+from serving.api.schemas import ERROR_ANSWERS, ClientShape, RequestBody
 from serving.api.search import Release
 from serving.errors import InvalidRequestError, NotFoundError
 
 MAX_QUERY_CHARS = 2000
 """Characters of a query, as many as the page's own field takes."""
 
-router = APIRouter()
+router = APIRouter(responses=ERROR_ANSWERS)
 
 OWN_THUMBS = ClientShape(
     client="search-relevance", honoured=frozenset({"query", "doc_id", "thumb", "voter", "release"})

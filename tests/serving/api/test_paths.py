@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from serving.api import admin, embeddings, health, keys, rerank, search, thumbs
 from serving.api import app as apps
-from serving.api import keys
 from serving.api.paths import ENDPOINTS, UNKNOWN, UNKNOWN_ADMIN, Access, ErrorShape, find
 from serving.rollout.lifecycle import Lifecycle
 from serving.scoring.contents import NEEDS
@@ -36,16 +36,35 @@ def client(app: Any) -> TestClient:
 
 
 def routes(app: Any) -> set[tuple[str, str]]:
-    """Path and method of every route that the app answers, those of its routers included."""
-    routers = [app.router, *(getattr(route, "original_router", None) for route in app.router.routes)]
-    leaves = [route for router in routers if router is not None for route in router.routes if hasattr(route, "methods")]
-    return {(route.path, method) for route in leaves for method in route.methods}
+    """Path and method of every route that the app answers."""
+    return {(route.path, method) for route in app.router.routes for method in route.methods}
 
 
 def test_the_table_equals_the_router(app: Any) -> None:
     table = [(endpoint.path, method) for endpoint in ENDPOINTS for method in endpoint.methods]
     assert len(table) == len(set(table))
     assert set(table) == routes(app)
+
+
+def test_each_route_is_built_once(app: Any) -> None:
+    """`include_router` would leave the modules' routes out and build its own, with the first request."""
+    for module in (rerank, search, embeddings, health, thumbs, admin):
+        assert {id(route) for route in module.router.routes} <= {id(route) for route in app.router.routes}
+
+
+def test_each_endpoint_says_how_it_refuses_and_fails(app: Any) -> None:
+    for path, operations in app.openapi()["paths"].items():
+        for method, operation in operations.items():
+            for status in ("4XX", "5XX"):
+                (content,) = operation["responses"][status]["content"].values()
+                assert content["schema"] == {"$ref": "#/components/schemas/ErrorAnswer"}, (method, path)
+
+
+def test_endpoints_that_the_settings_do_not_ask_for_do_not_exist(tiny: Any) -> None:
+    plain = apps.create(Lifecycle(patient(workspace=tiny.path, threads=1)))
+    assert {path for path, _ in routes(plain)} == {
+        endpoint.path for endpoint in ENDPOINTS if endpoint.access is not Access.ADMIN and endpoint.path != "/thumbs"
+    }
 
 
 def test_each_scoring_path_needs_a_part_of_a_release() -> None:

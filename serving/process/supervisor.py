@@ -139,6 +139,8 @@ class Supervisor:
             self._selector.close()
             for descriptor in (reports, *(worker.reports for worker in self._workers.values())):
                 os.close(descriptor)
+            # Pydantic would look for plugins in every installed package; who wants some sets the variable, also to "".
+            os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
             from serving.process import worker
 
             worker.work(self._settings, self._listener, workers_end, folder)

@@ -67,6 +67,7 @@ def run(settings: Settings, listener: socket.socket, beat: Beat, metrics: Path) 
     config = uvicorn.Config(
         app,
         http=protocol,  # type: ignore[arg-type]  # Uvicorn only calls it.
+        ws="none",  # No endpoint is a WebSocket; uvicorn would import a library for them wherever one is installed.
         log_config=None,
         access_log=False,  # `serving.api.middleware` logs each request, without its texts.
         server_header=False,

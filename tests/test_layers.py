@@ -93,8 +93,10 @@ def test_serving_starts_without_training_libraries_and_recipes() -> None:
     modules = _modules_after("import serving.process.worker, serving.process.launch")
     loaded = {name.split(".")[0] for name in modules}
     assert {"onnxruntime", "faiss", "fastapi"} <= loaded
-    assert not loaded & {"torch", "transformers", "sklearn", "prefect"}
+    assert not loaded & {"torch", "transformers", "sklearn", "prefect", "pandas", "scipy", "sqlalchemy", "pyarrow"}
     assert "pipeline.config" not in modules  # A tenth of the start-up, for checks that only training needs.
+    # Endpoints that exist only where the settings ask for them.
+    assert not {"serving.api.admin", "serving.api.thumbs"} & modules
 
 
 def test_the_parent_of_a_service_does_without_recipes() -> None:
@@ -123,6 +125,25 @@ def test_command_line_loads_nothing_heavy() -> None:
         "fastapi",
     }
     assert not _loaded_after("import flows.cli") & heavy
+
+
+def test_help_needs_nothing_but_the_library_that_prints_it() -> None:
+    modules = _modules_after(
+        "import contextlib, io\n"
+        "from flows.cli import main\n"
+        "sys.argv = ['relevance', '--help']\n"
+        "with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):\n    main()"
+    )
+    assert "rich.console" in modules
+    loaded = {name.split(".")[0] for name in modules}
+    assert not loaded & {"pydantic", "numpy", "serving", "index"}
+    ours = {name for name in modules if name.startswith(("flows.", "pipeline."))}
+    assert {name for name in ours if not name.startswith("flows.cli")} == {
+        "flows.built_in_recipes",
+        "flows.logs",
+        "pipeline.errors",
+        "pipeline.secrets",
+    }
 
 
 def test_help_is_quick() -> None:

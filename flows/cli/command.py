@@ -3,6 +3,7 @@
 Nothing heavy is imported before a command needs it, so that `--help` answers at once.
 """
 
+import gc
 import os
 import sys
 from typing import Annotated
@@ -78,8 +79,11 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def options(
-    version: Annotated[  # The callback prints and ends; nothing is left to do here.
+    _wanted: Annotated[  # Its callback prints and ends.
         bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_version)
     ] = False,
 ) -> None:
     """Trains, distils, indexes, judges and serves relevance models for search."""
+    if not gc.isenabled():  # See `flows.cli.main`; what was imported so far lives as long as the process.
+        gc.freeze()
+        gc.enable()

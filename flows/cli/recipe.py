@@ -11,7 +11,6 @@ from flows.cli.options import (
     Set,
     show,
 )
-from pipeline.text import read_text, split_lines
 
 app = typer.Typer(help="Lists, resolves and describes recipes.", no_args_is_help=True)
 
@@ -19,6 +18,8 @@ app = typer.Typer(help="Lists, resolves and describes recipes.", no_args_is_help
 @app.command("list")
 def recipe_list(as_json: Json = False) -> None:
     """Built-in recipes, each with the first sentence of its file."""
+    from pipeline.text import read_text, split_lines
+
     summaries = {}
     for name in recipe_names():
         lines = split_lines(read_text(RECIPES / f"{name}.toml"))

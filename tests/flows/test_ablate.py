@@ -8,7 +8,8 @@ import pytest
 from transformers import BertConfig, BertModel, BertTokenizer
 from typer.testing import CliRunner
 
-from flows import ablate, cli
+from flows import ablate
+from flows.cli import command
 from pipeline import config
 from pipeline import recipe as recipes
 from pipeline.artifacts import Artifact
@@ -61,7 +62,7 @@ def test_the_command_prints_the_verdict(ablated: tuple[Path, Artifact], tiny_wor
     arguments = ["ablate", str(tiny_world / "tiny.toml"), "--workspace", str(ablated[0])]
     for override in (f"data.root={tiny_world}", "ablation.seeds=2", f"ablation.sets={SETS}"):
         arguments += ["--set", override]
-    result = CliRunner().invoke(cli.app, arguments)
+    result = CliRunner().invoke(command.app, arguments)
     assert result.exit_code == 0, result.output
     assert "valid queries" in result.output
     assert "table.md" in result.output

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from flows import export as flow
-from flows.cli import app
+from flows.cli.command import app
 from pipeline import artifacts, release_parts
 from pipeline.errors import ConfigError, MissingError, WrongKindError
 from pipeline.releases import Releases

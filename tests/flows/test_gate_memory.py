@@ -10,7 +10,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from flows import cli, judging, publishing, retrain
+from flows import judging, publishing, retrain
+from flows.cli.command import main
 from pipeline import artifacts, release_parts
 from pipeline.artifacts import Artifact
 from pipeline.config import GateConfig
@@ -127,7 +128,7 @@ def test_a_first_release_surely_worse_than_bm25_ends_with_exit_code_3_and_is_not
     command = ["relevance", "retrain", str(copied.world / "tiny.toml"), "--workspace", str(copied.workspace)]
     monkeypatch.setattr("sys.argv", [*command, "--set", f"data.root={copied.world}"])
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        main()
     assert ended.value.code == 3
     output = " ".join(capsys.readouterr().err.split())
     assert "no release is live" in output

@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
-from flows import cli
 from flows import report as reports
+from flows.cli import command
 from pipeline.config import SourceConfig
 from pipeline.errors import SchemaError
 from serving.api import app as apps
@@ -36,7 +36,7 @@ def press_thumbs(workspace: Path, folder: Path) -> dict[str, list[str]]:
 
 
 def relevance(*words: str) -> Any:
-    return CliRunner().invoke(cli.app, list(words))
+    return CliRunner().invoke(command.app, list(words))
 
 
 def test_thumbs_reach_a_report_only_where_they_are_asked_for(copied: Trained, tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ class StudentShape:
     layers: int
     units: int
     cost: float
-    """Products for each token, as a share of those of the recipe's ranker."""
+    """Multiplications for each token, as a share of those of the recipe's ranker."""
 
     def of(self, config: RankerConfig, source: ModelShape) -> RankerConfig:
         """The recipe's ranker section, changed so that the ranker has this shape."""
@@ -54,11 +54,11 @@ def shapes(recipe: Recipe, source: ModelShape) -> list[StudentShape]:
     """The widest shape of each depth that keeps `study.search_cost`, from the shallowest.
 
     Args:
-        recipe: its ranker is what costs are held against.
+        recipe: its ranker's cost times `study.search_cost` is the bound.
         source: the model that rankers are cut from.
 
     Raises:
-        ConfigError: fewer than two shapes do, or the recipe's ranker has one layer, whose cost is not told by this.
+        ConfigError: fewer than two shapes keep the bound, or the recipe's ranker has one layer, the cheapest there is.
     """
     own = recipe.ranker
     full_cost = ranker_shape.products(source, own.depth, own.intermediate or source.intermediate)

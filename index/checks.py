@@ -30,11 +30,11 @@ BLOCK = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class PartContents:
-    """The documents of a part of a release: of each row, or of each vector of an index of vectors."""
+    """The documents that a part of a release holds, in its order; in an `index` one for each vector."""
 
     doc_ids: list[str]
     rows: Rows | None = None
-    """Row of each among all documents of the release; None where these are all, in order."""
+    """Row of each among all documents of the release; None where the part holds them all, in order."""
 
 
 def problems(parts: Mapping[str, Artifact], vectors: Artifact | None = None) -> Iterator[str]:

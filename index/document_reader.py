@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 COLUMNS = ("doc_id", "title", "text")
 BLANKS = " \t\n\r"
-"""Characters that make no content, as the document store's own count has them."""
+"""White space; a document whose title and text hold nothing else counts as empty."""
 BATCH = 1000
 """Documents that are in memory at once while they are read."""
 LARGE_BATCH = 10 * BATCH

@@ -37,7 +37,9 @@ def index_verify(
 
 @app.command("gc")
 def index_gc(
-    yes: Annotated[bool, typer.Option("--yes/--dry-run", help="Remove, or only list, which is the default.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes/--dry-run", help="Whether to remove, or only to list what would be removed.")
+    ] = False,
     workspace: Workspace = DEFAULT_WORKSPACE,
     as_json: Json = False,
 ) -> None:

@@ -1,4 +1,4 @@
-"""Reading of a request's body: it must be JSON, within limits of size and time, and whether all came is recorded."""
+"""Reads a request's body: checks that it is announced as JSON, and limits its size and its time."""
 
 import asyncio
 import contextlib
@@ -49,7 +49,7 @@ class Body:
         length = headers.get("content-length", "")
         self._length = int(length) if length.isascii() and length.isdigit() and len(length) < 20 else None
         self.complete = not self._length and "transfer-encoding" not in headers
-        """Whether nothing more of it will come."""
+        """Whether all of the body has been received."""
         self._waits_for_continue = headers.get("expect", "").lower() == "100-continue"
         self._headers, self._receive, self._settings = headers, receive, settings
         self._limit = settings.max_body_bytes if endpoint.scoring else min(SMALL_BYTES, settings.max_body_bytes)
@@ -77,7 +77,7 @@ class Body:
             BodyTooLargeError: the body is beyond the limit.
             SlowRequestError: the rest of the body did not arrive in time.
             ClientGoneError: the client has closed the connection.
-            BusyError: too much is held for others.
+            BusyError: the bodies of other requests hold all the bytes that the settings allow.
         """
         if self.complete:
             return await self._receive()
@@ -95,7 +95,11 @@ class Body:
         self._held = 0
 
     async def drain(self) -> None:
-        """Reads and discards the rest of the body, unless more than DRAIN_BYTES is announced or the client waits."""
+        """Reads and discards the rest of the body.
+
+        Does nothing where more than DRAIN_BYTES is announced, or where the client waits for "100 Continue" before it
+        sends the body.
+        """
         if self._waits_for_continue or (self._length or 0) > DRAIN_BYTES:
             return
         with contextlib.suppress(SlowRequestError, ClientGoneError):

@@ -28,7 +28,7 @@ class EmbeddingWork:
     @classmethod
     def of(cls, vectors: Artifact) -> "EmbeddingWork":
         """The work behind a `vectors` artifact as its stage returned it; where it existed already, all is reused."""
-        from index.vectors import count
+        from index.vector_matrix import count
 
         metrics = vectors.metrics
         if not vectors.is_new:
@@ -83,7 +83,7 @@ def make_searchable(
     from serving.runtime import offline
 
     digest = offline.digest(encoder)
-    known = vectors.earlier(run.workspace, digest)
+    known = vectors.of_index(vectors.earlier(run.workspace, digest), previous.get("index"))
     number = vectors.next_round(known) if anew else vectors.last_round(known, data)
     shared = {} if anew else previous
     lexical_index = (
@@ -131,7 +131,8 @@ def _fields(
         indexes[part] = named(lexical.make, config, data=data, field=field_name, previous=shared)
         if not config.field_vectors:
             continue
-        known = vectors.earlier(run.workspace, digest)
+        index_part = release_parts.field_part("index", field_name)
+        known = vectors.of_index(vectors.earlier(run.workspace, digest), (previous or {}).get(index_part))
         embedded = named(
             vectors.make,
             digest,
@@ -146,9 +147,8 @@ def _fields(
         )
         # Nothing is searched for in it, so no recall is asked of it.
         plain = replace(config, recall=0.0, bytes_per_document=0.0)
-        part = release_parts.field_part("index", field_name)
-        shared = (previous or {}).get(part)
-        indexes[part] = named(semantic_build.make, plain, vectors=embedded, previous=shared)
+        shared = (previous or {}).get(index_part)
+        indexes[index_part] = named(semantic_build.make, plain, vectors=embedded, previous=shared)
     return indexes
 
 

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from index import ann, document_store, inventory
+from index import ann, document_store, inventory, vector_matrix
+from index.digests import Digests, Rows
 from index.document_store import DocumentStore
 from index.hits import read_ids
 from index.postings import Postings
-from index.segments import DIGESTS, Digests, Rows, SegmentMap, read_array
+from index.segments import DIGESTS, SegmentMap, read_array
 from index.semantic import SemanticIndex
 from index.store_file import StoreReader
 from index.term_weights import HOLDERS, WeighedSegment
@@ -142,15 +143,19 @@ def _check_vectors(part: Artifact, doc_ids: list[str]) -> None:
     Raises:
         ArtifactError: a vector is not of length 1, or they are of other documents.
     """
-    path = part.file("vectors.npy")
-    matrix = read_array(path)
-    for start in range(0, len(matrix), BLOCK):
-        lengths = np.linalg.norm(matrix[start : start + BLOCK], axis=1)
-        bad = np.flatnonzero(~(np.abs(lengths - 1) <= 1e-2))  # A length that is not a number is bad too.
-        if len(bad):
-            raise _wrong(path, f"row {start + int(bad[0])} has length {lengths[bad[0]]}, not 1")
+    layout = SegmentMap.read(part, inventory.indexed(part))
+    for segment in layout.segments:
+        path = part.file(segment.file(vector_matrix.FILE))
+        matrix = read_array(path)
+        if len(matrix) != segment.documents:
+            raise _wrong(path, f"{len(matrix)} vectors of {segment.documents} texts")
+        for start in range(0, len(matrix), BLOCK):
+            lengths = np.linalg.norm(matrix[start : start + BLOCK], axis=1)
+            bad = np.flatnonzero(~(np.abs(lengths - 1) <= 1e-2))  # A length that is not a number is bad too.
+            if len(bad):
+                raise _wrong(path, f"row {start + int(bad[0])} has length {lengths[bad[0]]}, not 1")
     rows = part.file("rows.parquet")
-    if read_ids(rows) != doc_ids or len(matrix) != len(doc_ids):
+    if read_ids(rows) != doc_ids or inventory.indexed(part) != len(doc_ids):
         raise _wrong(rows, "its documents are not those of the index that was built from it")
 
 
@@ -191,6 +196,9 @@ def _texts_agree(
 
     path = vectors.file("rows.parquet")
     has_passages = "whole" in pq.read_schema(path).names
+    own = _digests(vectors)
+    if own is not None and not np.array_equal(own, text_digests(path)):
+        yield str(_wrong(path, "its texts are not those of the segments beside it"))
     if "index" in texts and not np.array_equal(texts["index"], text_digests(path)):
         yield str(_wrong(parts["index"].path, "it holds other texts than the vectors that it was built from"))
     if "lexical" in texts:

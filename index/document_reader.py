@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from index.digests import DIGEST_BYTES, Digests, Rows
 from index.document_store import CorpusStats, is_missing, value_text
-from index.segments import DIGEST_BYTES, Digests, Rows
 from pipeline import artifacts
 from pipeline.artifacts import Artifact
 from pipeline.errors import SchemaError

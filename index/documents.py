@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from index import document_reader, segments
+from index.digests import Rows
 from index.document_reader import COLUMNS, count, field_text, texts
 from index.document_store import FILE, KIND, DocumentStore, filter_values, is_missing, value_text
-from index.segments import Rows
 from pipeline import artifacts, schema
 from pipeline.artifacts import Artifact, Staging
 from pipeline.errors import SchemaError

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from index import ann, document_store, postings, vectors
+from index import ann, document_store, postings, vector_matrix
 from index.segments import DIGESTS, SegmentMap
 from index.semantic import read_stats
 from index.term_weights import WeighedSegment
@@ -18,7 +18,7 @@ FILES: Mapping[str, tuple[str, ...]] = {
     "lexical": (*postings.FILES, *WeighedSegment.FILES, DIGESTS),
     "documents": (document_store.FILE, DIGESTS),
     "index": (ann.FILE, DIGESTS),
-    "vectors": ("vectors.npy", "rows.parquet"),
+    "vectors": (vector_matrix.FILE, DIGESTS),
 }
 """Kind of an artifact → names of the files that each of its segments may have."""
 
@@ -56,7 +56,7 @@ def indexed(part: Artifact) -> int:
     if part.manifest.kind == "index":
         return read_stats(part.file("index.json")).rows
     if part.manifest.kind == "vectors":
-        return vectors.count(part.metrics)
+        return vector_matrix.count(part.metrics)
     return int(part.metrics["documents"])
 
 

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from index.segments import Rows, read_array
+from index.digests import Rows
+from index.segments import read_array
 from pipeline import artifacts
 from pipeline.errors import ArtifactError
 

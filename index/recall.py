@@ -1,7 +1,6 @@
 """Recall of an approximate index against exact search."""
 
 import logging
-from collections.abc import Sequence
 from typing import Any
 
 import faiss
@@ -9,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from index.semantic import IndexStats
+from index.vector_matrix import Matrix
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ BLOCK = 1 << 16
 Vectors = npt.NDArray[np.float32]
 
 
-def recalls(ann: Any, matrix: Vectors, stats: IndexStats, seed: int) -> dict[str, Any]:
+def recalls(ann: Any, matrix: Matrix, stats: IndexStats, seed: int) -> dict[str, Any]:
     """Recall at 10 and 100, and for inverted lists at 10 by the number of lists visited."""
     if stats.rows < 2:
         return {}
@@ -45,7 +45,7 @@ def recalls(ann: Any, matrix: Vectors, stats: IndexStats, seed: int) -> dict[str
     return {**shares, "recall_at_10_by_nprobe": curve}
 
 
-def _nearest(matrix: Vectors, rows: Sequence[int] | npt.NDArray[np.int64], k: int) -> Vectors:
+def _nearest(matrix: Matrix, rows: npt.NDArray[np.int64], k: int) -> Vectors:
     """The k largest cosines of these rows with all rows, themselves included, (rows, k), largest first."""
     queries = np.ascontiguousarray(matrix[rows], np.float32)
     best = np.full((len(queries), k), -np.inf, np.float32)
@@ -56,7 +56,7 @@ def _nearest(matrix: Vectors, rows: Sequence[int] | npt.NDArray[np.int64], k: in
     return best
 
 
-def recall(ann: Any, matrix: Vectors, rows: Sequence[int] | npt.NDArray[np.int64], nearest: Vectors, k: int) -> float:
+def recall(ann: Any, matrix: Matrix, rows: npt.NDArray[np.int64], nearest: Vectors, k: int) -> float:
     """Share of the true nearest k of these rows, themselves left out, that a search finds.
 
     A found document counts when it is as near as the true k-th, so that equal texts, which share a vector, do

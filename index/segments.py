@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from index.digests import Digests, Rows, matched
 from pipeline import artifacts, disk
 from pipeline.artifacts import Artifact, LinkedFile, Staging
 from pipeline.errors import ArtifactError
@@ -39,13 +40,6 @@ RATIO = 3
 """Largest ratio of a segment's size to that of the newly written documents at which it is merged with them."""
 MAX_DEAD = 0.3
 """Share of tombstones above which a segment is written again."""
-DIGEST_BYTES = 16
-"""Length of a document's digest."""
-
-Digests = npt.NDArray[np.uint8]
-"""(documents, 16): digests of contents."""
-Rows = npt.NDArray[np.int64]
-"""Row numbers of documents in the data."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +119,17 @@ class SegmentMap:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredSegment:
+    """One segment of an earlier artifact, with the digests of its documents."""
+
+    path: Path
+    """The folder with its files."""
+    files: Mapping[str, FileRecord]
+    """Name of each of its files inside the folder → the record in the artifact's manifest."""
+    digests: Digests
+
+
+@dataclass(frozen=True, slots=True)
 class SegmentUse:
     """A stored segment and what becomes of its documents."""
 
@@ -199,6 +204,8 @@ class SegmentPlan:
             for name, record in use.files.items():
                 disk.link_or_copy(use.path / name, staging.folder / segment.folder / name)
                 staging.linked[segment.file(name)] = LinkedFile(use.path / name, record)
+            if DIGESTS not in use.files:
+                np.save(staging.folder / segment.folder / DIGESTS, use.digests)
         assert layout.rows is not None
         np.save(staging.folder / ROWS, layout.rows)
         fields = [{"folder": item.folder, "documents": item.documents} for item in layout.segments]
@@ -222,13 +229,16 @@ def plan(previous: Artifact | None, names: Collection[str], digests: Digests) ->
         names: the files that each segment of this kind has.
         digests: digests of the documents' contents, by row.
     """
-    stored = _stored(previous, names) if previous is not None else []
-    held = [digests[:0], *(digested for *_, digested in stored)]
-    rows = matched(np.concatenate(held), digests)
+    return plan_over(stored_segments(previous, names) if previous is not None else [], digests)
+
+
+def plan_over(stored: Sequence[StoredSegment], digests: Digests) -> SegmentPlan:
+    """The plan for documents with these digests, by row, over these segments."""
+    rows = matched(np.concatenate([digests[:0], *(item.digests for item in stored)]), digests)
     uses, start = [], 0
-    for path, files, digested in stored:
-        uses.append(SegmentUse(path, files, digested, rows[start : start + len(digested)]))
-        start += len(digested)
+    for item in stored:
+        uses.append(SegmentUse(item.path, item.files, item.digests, rows[start : start + len(item.digests)]))
+        start += len(item.digests)
     fresh = np.ones(len(digests), bool)
     fresh[rows[rows >= 0]] = False
     merging = merges([(use.live, len(use.rows)) for use in uses], int(fresh.sum()))
@@ -259,28 +269,6 @@ def merges(segments: Sequence[tuple[int, int]], fresh: int) -> set[int]:
             merging.add(number)
             gathered += live
     return merging
-
-
-def matched(held: Digests, wanted: Digests) -> Rows:
-    """The index in `wanted` of an equal digest for each of `held`, (held,); -1 where there is none.
-
-    No index is given twice: of equal digests the first held gets the first wanted, the second the second, and so on.
-    """
-    count = len(held)
-    pairs = np.concatenate([held, wanted]).view("<u8").reshape(-1, 2)
-    order = np.lexsort((pairs[:, 1], pairs[:, 0]))  # Stable: in a group of equal ones first the held, then the wanted.
-    changes = np.any(np.diff(pairs[order], axis=0) != 0, axis=1)
-    group = np.concatenate([np.zeros(min(len(order), 1), np.int64), np.cumsum(changes)])
-    starts = np.flatnonzero(np.concatenate([np.ones(min(len(order), 1), bool), changes]))
-    is_held = order < count
-    held_in_group = np.bincount(group[is_held], minlength=len(starts))
-    of_wanted = np.flatnonzero(~is_held)
-    groups = group[of_wanted]
-    rank = of_wanted - starts[groups] - held_in_group[groups]
-    paired = rank < held_in_group[groups]
-    rows = np.full(count, -1, np.int64)
-    rows[order[starts[groups[paired]] + rank[paired]]] = order[of_wanted[paired]] - count
-    return rows
 
 
 def name_of(digests: Digests) -> str:
@@ -316,8 +304,15 @@ def _listed(artifact: Artifact) -> tuple[Segment, ...]:
         ) from error
 
 
-def _stored(artifact: Artifact, names: Collection[str]) -> list[tuple[Path, dict[str, FileRecord], Digests]]:
-    """Folder, files and digests of each segment; empty for an artifact without digests."""
+def stored_segments(artifact: Artifact, names: Collection[str]) -> list[StoredSegment]:
+    """The segments of an artifact; empty for one without digests.
+
+    Args:
+        names: the files that each segment of this kind has.
+
+    Raises:
+        ArtifactError: the list or the digests cannot be read.
+    """
     files = artifact.manifest.files
     folders = [""] if DIGESTS in files else []
     if LIST in files:
@@ -326,5 +321,5 @@ def _stored(artifact: Artifact, names: Collection[str]) -> list[tuple[Path, dict
     for folder in folders:
         paths = {name: f"{folder}/{name}" if folder else name for name in (*names, DIGESTS)}
         records = {name: files[path] for name, path in paths.items() if path in files}
-        stored.append((artifact.path / folder, records, read_array(artifact.file(paths[DIGESTS]))))
+        stored.append(StoredSegment(artifact.path / folder, records, read_array(artifact.file(paths[DIGESTS]))))
     return stored

@@ -25,9 +25,10 @@ from index.ann import FILE, read_ann
 from index.held_out import FILE as HELD_OUT
 from index.held_out import HeldOutQueries
 from index.index_types import add, lists
-from index.recall import Vectors, recalls
+from index.recall import recalls
 from index.semantic import KIND, IndexStats, read_stats
 from index.semantic_segments import SegmentedIndex, VectorTable
+from index.vector_matrix import Matrix
 from pipeline import disk
 from pipeline.artifacts import Artifact, Staging
 from pipeline.config import IndexConfig
@@ -82,7 +83,7 @@ def make(
     def build(staging: Staging) -> Mapping[str, Any]:
         digest = str(vectors.manifest.config["encoder_digest"])
         shared = previous if previous is not None and _shareable(previous, settings, digest) else None
-        table = VectorTable.of(_matrix(vectors.file("vectors.npy")), vectors)
+        table = VectorTable.of(vectors)
         documents = int(vectors.metrics["documents"])
         with_vectors = int(vectors.metrics.get("with_vectors", documents))
         limits = _by_vector(config, len(table.matrix) / with_vectors)
@@ -171,7 +172,7 @@ def _json(stats: IndexStats) -> str:
     return json.dumps(fields, indent=1) + "\n"
 
 
-def _build(matrix: Vectors, config: IndexConfig, encoder_digest: str) -> tuple[Any, IndexStats]:
+def _build(matrix: Matrix, config: IndexConfig, encoder_digest: str) -> tuple[Any, IndexStats]:
     rows, dimensions = matrix.shape
     exact = rows < config.flat_below
     factory = "Flat" if exact else f"IVF{lists(rows)},SQfp16"
@@ -221,13 +222,3 @@ def write_ann(ann: Any, path: Path) -> None:
     disk.fsync(path)
     if path.stat().st_size != size or disk.sha256(path) != digest.hexdigest():
         raise ArtifactError(f"{path}: is not what was written ({size} bytes); look at the disk and run again")
-
-
-def _matrix(path: Path) -> Vectors:
-    try:
-        matrix: Vectors = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise ArtifactError(f"{path}: not a readable array ({error}); embed the documents again") from error
-    if matrix.ndim != 2 or not matrix.size:
-        raise ArtifactError(f"{path}: an array of {matrix.shape}, not of (documents, dimensions); embed them again")
-    return matrix

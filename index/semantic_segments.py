@@ -15,12 +15,13 @@ from typing import Any
 import faiss
 import numpy as np
 
-from index import contract, segments
+from index import contract, segments, vector_matrix
 from index.ann import FILE, SegmentedVectors, is_inverted, read_ann
+from index.digests import Digests
 from index.held_out import HeldOutQueries, Vectors
 from index.recall import recalls
-from index.segments import Digests
 from index.semantic import IndexStats, read_stats
+from index.vector_matrix import Matrix
 from index.vector_texts import text_digests
 from pipeline import disk
 from pipeline.artifacts import Artifact, Staging
@@ -41,14 +42,14 @@ class SegmentedIndex:
 class VectorTable:
     """The vectors to index, and the digest of each one's text."""
 
-    matrix: Any
+    matrix: Matrix
     """(vectors, dimensions)"""
     digests: Digests
 
     @classmethod
-    def of(cls, matrix: Any, vectors: Artifact) -> "VectorTable":
+    def of(cls, vectors: Artifact) -> "VectorTable":
         """Joins the matrix of a `vectors` artifact with the digests in its rows.parquet."""
-        return cls(matrix=matrix, digests=text_digests(vectors.file("rows.parquet")))
+        return cls(matrix=vector_matrix.read(vectors), digests=text_digests(vectors.file("rows.parquet")))
 
 
 def build(

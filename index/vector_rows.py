@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from index.segments import Rows
+from index.digests import Rows
 from pipeline.errors import ArtifactError
 
 Spans = npt.NDArray[np.int32]

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from index import document_reader
+from index.digests import DIGEST_BYTES, Digests, Rows
 from index.document_reader import content_digest
-from index.segments import DIGEST_BYTES, Digests, Rows
 from index.vector_rows import Spans
 from pipeline import progress
 from pipeline.artifacts import Artifact
@@ -56,6 +56,11 @@ class VectorTexts:
     """None where every text is whole."""
     wholes: Sequence[bytes] = ()
     """Digest of the whole text that each passage is cut from; empty where every text is whole."""
+
+    @property
+    def digest_array(self) -> Digests:
+        """The digests as an array, (vectors, 16)."""
+        return np.frombuffer(b"".join(self.digests), np.uint8).reshape(-1, DIGEST_BYTES)
 
     def read(self, data: Artifact, field: str, positions: Rows) -> Iterator[tuple[str, str]]:
         """Yields doc_id and text of the vectors at these positions, which ascend."""

@@ -6,6 +6,9 @@ the same encoder give theirs, and an interrupted run left shards beside the arti
     round 0      the first vectors of an encoder and a data set; later data sets reuse what they can
     round 1, …   made by `reindex --full`, without any earlier vector; an artifact of their own, so that whoever
                  works with an earlier round keeps its files
+
+Vectors are kept in segments (`index.segments`): a re-index links the files of an earlier artifact and writes one
+segment of what they lack.
 """
 
 import logging
@@ -22,8 +25,10 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from index import document_reader, vector_texts
+from index import document_reader, segments, vector_texts
+from index.known_vectors import KnownVectors, SharedVectors
 from index.quality import QualityFilter
+from index.vector_matrix import FILE, KIND, Vectors
 from index.vector_texts import DocumentCutter, VectorTexts
 from pipeline import artifacts, compute, disk, progress
 from pipeline.artifacts import Artifact, Staging
@@ -32,7 +37,6 @@ from pipeline.errors import ArtifactError, RelevanceError
 from pipeline.stage import Stage
 from pipeline.temporary import temporary_file
 
-KIND = "vectors"
 STAGE = Stage(KIND, version=1, inputs={"data": ("data", "corpus"), "previous": KIND}, title="document vectors")
 BATCH = 256
 """Documents given to the encoder at once."""
@@ -41,7 +45,6 @@ SHARD_S = 10.0
 TOLERANCE = 1e-3
 """Largest distance of a vector's length from 1."""
 
-Vectors = npt.NDArray[np.float32]
 Texts = Callable[[npt.NDArray[np.int64]], Iterator[tuple[str, str]]]
 """Ascending row numbers of the matrix → doc_id and text of each row."""
 Embed = Callable[[Sequence[str]], np.ndarray]
@@ -71,7 +74,9 @@ def make(
     engine: ComputeEngine = compute.LOCAL,
     cutter: DocumentCutter | None = None,
 ) -> Artifact:
-    """The `vectors` artifact: vectors.npy (vectors, dimensions) float32, and rows.parquet with the document of each.
+    """The `vectors` artifact: a matrix of (vectors, dimensions) float32, and rows.parquet with the document of each.
+
+    `vector_matrix` reads the matrix and tells its files.
 
     Each document has one vector, in row order. With a quality filter only the documents that pass have one. With
     passages each passage has one. Then the column `document` of rows.parquet gives the row in documents.parquet.
@@ -81,8 +86,9 @@ def make(
         encoder_digest: digest of the bundle that `embed` runs; part of the fingerprint.
         data: an artifact with documents.parquet.
         embed: called with at most BATCH document texts.
-        previous: earlier artifacts, the preferred first; their vectors are reused where text and encoder are the same.
-            They are not part of the fingerprint, as they change only how long the work takes.
+        previous: earlier artifacts, the preferred first; their vectors are reused where text and encoder are the same,
+            and the segments of the first one of the same field are shared. They are not part of the fingerprint, as
+            they change only how long the work takes and which files hold the vectors.
         embedding_round: see `next_round`; part of the fingerprint unless 0.
         quality: the documents that get vectors; all where None. Part of the fingerprint.
         field: the column that is embedded alone, see `index.field_vectors`; the whole document where empty. Documents
@@ -100,28 +106,34 @@ def make(
         total = document_reader.count(data)
         documents = vector_texts.of_documents(data, quality.kept(data) if quality else None, field)
         chosen = vector_texts.in_passages(data, documents, cutter, previous, field) if cutter else documents
-        digests = chosen.digests
-        known = _Known()
-        _reuse(previous, encoder_digest, set(digests), known)
-        reused = sum(digest in known for digest in digests)
+        shared = SharedVectors.of(previous, encoder_digest, field)
+        plan = segments.plan_over(shared.segments, chosen.digest_array)
+        digests = [chosen.digests[row] for row in plan.written.tolist()]
+        known = KnownVectors(shared.dimensions)
+        known.reuse(previous, encoder_digest, set(digests))
+        unknown = sum(digest not in known for digest in digests)
         for shard in _shards(staging.checkpoint):
             known.add(*shard)
-        resumed = sum(digest in known for digest in digests) - reused
+        resumed = unknown - sum(digest not in known for digest in digests)
+        reused = len(chosen.digests) - unknown
 
         def texts(numbers: npt.NDArray[np.int64]) -> Iterator[tuple[str, str]]:
-            return chosen.read(data, field, numbers)
+            return chosen.read(data, field, plan.written[numbers])
 
         embedded = _embed_missing(texts, digests, partial(engine.map, embed), known, staging.checkpoint)
-        dimensions = _write(staging.folder / "vectors.npy", digests, known)
+        plan.write(staging)
+        if digests:
+            _write(staging.folder / plan.folder / FILE, digests, known)
         chosen.write(staging.folder / "rows.parquet")
         log.info("vectors: %d documents, %d embedded, %d reused, %d resumed", total, embedded, reused, resumed)
         return {
             "documents": total,
             **_counts(documents, chosen),
-            "dimensions": dimensions,
+            "dimensions": known.dimensions,
             "embedded": embedded,
             "reused": reused,
             "resumed": resumed,
+            **plan.figures(),
             **({"embedded_per_s": round(embedded / (time.monotonic() - began), 1)} if embedded else {}),
         }
 
@@ -153,9 +165,10 @@ def earlier(workspace: Path, encoder_digest: str) -> list[Artifact]:
     return sorted(known, key=_round, reverse=True)  # A stable sort: of one round the newest stays first.
 
 
-def count(metrics: Mapping[str, Any]) -> int:
-    """The number of vectors of a `vectors` artifact, by its metrics; passages of a document count each."""
-    return int(metrics.get("passages") or metrics.get("with_vectors") or metrics["documents"])
+def of_index(known: Sequence[Artifact], index: Artifact | None) -> list[Artifact]:
+    """Earlier vectors in an order that prefers those that this index was built from, whose segments it shares."""
+    used = index.manifest.inputs.get("vectors") if index is not None else None
+    return sorted(known, key=lambda item: item.fingerprint != used)
 
 
 def last_round(known: Sequence[Artifact], data: Artifact) -> int:
@@ -172,45 +185,6 @@ def _round(vectors: Artifact) -> int:
     return int(vectors.manifest.config.get("round", 0))
 
 
-class _Known:
-    """All known vectors, by the digest of their text."""
-
-    def __init__(self) -> None:
-        self._rows: dict[bytes, int] = {}
-        self._blocks: list[Vectors] = []
-        self._ends: list[int] = []
-
-    def __contains__(self, digest: bytes) -> bool:
-        return digest in self._rows
-
-    def add(self, digests: Sequence[bytes], vectors: Vectors) -> None:
-        if self._blocks and vectors.shape[1] != self.dimensions:
-            raise ArtifactError(
-                f"vectors: the encoder gives {vectors.shape[1]} dimensions now and gave {self.dimensions} before; "
-                "its digest must change with its width"
-            )
-        start = self._ends[-1] if self._ends else 0
-        self._blocks.append(vectors)
-        self._ends.append(start + len(vectors))
-        for row, digest in enumerate(digests, start):
-            self._rows.setdefault(digest, row)
-
-    @property
-    def dimensions(self) -> int:
-        return int(self._blocks[0].shape[1])
-
-    def take(self, digests: Sequence[bytes]) -> Vectors:
-        """(digests, dimensions) vectors; each digest must be known."""
-        rows = np.array([self._rows[digest] for digest in digests], np.int64)
-        owners = np.searchsorted(self._ends, rows, side="right")
-        vectors = np.empty((len(rows), self.dimensions), np.float32)
-        for owner in np.unique(owners).tolist():
-            chosen = owners == owner
-            block = self._blocks[owner]
-            vectors[chosen] = block[rows[chosen] - (self._ends[owner] - len(block))]
-        return vectors
-
-
 def _counts(documents: VectorTexts, chosen: VectorTexts) -> dict[str, int]:
     """Counts for the metrics where not every document has one vector: of documents with vectors, and of passages."""
     counts = {} if documents.documents is None else {"with_vectors": len(documents.digests)}
@@ -220,32 +194,7 @@ def _counts(documents: VectorTexts, chosen: VectorTexts) -> dict[str, int]:
     return counts
 
 
-def _reuse(previous: Sequence[Artifact], encoder_digest: str, needed: set[bytes], known: _Known) -> None:
-    """Adds earlier vectors until no needed text is missing. A damaged artifact is named in the log and left out."""
-    import pyarrow.parquet as pq
-
-    missing = set(needed)
-    for artifact in previous:
-        if not missing:
-            return
-        made_by = artifact.manifest.config.get("encoder_digest")
-        if artifact.manifest.kind != KIND or made_by != encoder_digest:
-            log.info("vectors: %s is of another encoder (%s), so it is not reused", artifact.path, made_by)
-            continue
-        try:
-            digests = pq.read_table(artifact.file("rows.parquet"), columns=["content"]).column("content").to_pylist()
-            if missing.isdisjoint(digests):
-                continue
-            artifacts.load(artifact.path, KIND)
-            matrix = np.load(artifact.file("vectors.npy"), mmap_mode="r", allow_pickle=False)
-        except (RelevanceError, OSError, ValueError) as error:  # pyarrow's errors are among these.
-            log.warning("vectors: not reused: %s", error)
-            continue
-        known.add(digests, matrix)
-        missing.difference_update(digests)
-
-
-def _embed_missing(texts: Texts, digests: Sequence[bytes], embed: EmbedBatches, known: _Known, checkpoint: Path) -> int:
+def _embed_missing(texts: Texts, digests: Sequence[bytes], embed: EmbedBatches, known: KnownVectors, checkpoint: Path) -> int:
     """Embeds the texts whose vectors are not known yet, and writes a shard every SHARD_S; returns their number."""
     missing = {digest for digest in digests if digest not in known}
     shard: list[tuple[list[bytes], Vectors]] = []
@@ -331,8 +280,8 @@ def _write_shard(checkpoint: Path, shard: Sequence[tuple[list[bytes], Vectors]])
     disk.fsync(checkpoint)
 
 
-def _write(path: Path, digests: Sequence[bytes], known: _Known) -> int:
-    """Writes the matrix in row order and returns its width.
+def _write(path: Path, digests: Sequence[bytes], known: KnownVectors) -> None:
+    """Writes the matrix of these texts, in this order.
 
     By plain writes: through a memory map, a full disk would kill the process without a word.
     """
@@ -341,4 +290,3 @@ def _write(path: Path, digests: Sequence[bytes], known: _Known) -> int:
         np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
         for start in range(0, len(digests), 1 << 16):
             file.write(known.take(digests[start : start + (1 << 16)]).astype("<f4").tobytes())
-    return known.dimensions

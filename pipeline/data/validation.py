@@ -130,13 +130,17 @@ def _sift_texts(table: pa.Table, kind: str, unreadable: Iterable[Finding]) -> tu
             findings.append(Finding("empty query" if "is empty" in fault.reason else "text", fault))
     id_column = "doc_id" if kind == "documents" else "query_id"
     columns = [name for name in (id_column, "title", "text") if name in table.column_names]
-    frame = pd.DataFrame({name: table[name].to_pandas() for name in columns})
-    for row in np.flatnonzero((frame[id_column].str.strip() == "").to_numpy()):
+    ids = table[id_column].to_pandas()
+    for row in np.flatnonzero((ids.str.strip() == "").to_numpy()):
         findings.append(Finding("empty id", InvalidRow(kind, int(row), f"{id_column} is empty")))
-    again = frame.duplicated([id_column]).to_numpy()
-    same = frame.duplicated().to_numpy()
+    again = ids.duplicated().to_numpy()
+    # Only rows that share their id can be equal, so the texts of the others are not compared.
+    sharing = np.flatnonzero(ids.duplicated(keep=False).to_numpy())
+    frame = pd.DataFrame({name: table[name].take(pa.array(sharing)).to_pandas() for name in columns})
+    same = np.zeros(len(ids), bool)
+    same[sharing] = frame.duplicated().to_numpy()
     for row in np.flatnonzero(again & ~same):
-        reason = f"{id_column} '{frame[id_column].iloc[row]}' stands here again with another text"
+        reason = f"{id_column} '{ids.iloc[row]}' stands here again with another text"
         findings.append(Finding("repeated id", InvalidRow(kind, int(row), reason)))
     left = _without(table, findings, also=same)
     return left, findings, int(same.sum())

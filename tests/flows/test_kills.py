@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from flows import reindex as reindexing
-from pipeline import release_parts
+from pipeline import artifacts, release_parts
 from pipeline.releases import Releases
 from tests.flows import kills
 from tests.flows.test_before import registry_documents, workspace
@@ -43,8 +43,11 @@ def check_kills(workspace: Path, folder: Path, operation: str, count: int) -> No
     _, calls = kills.run(complete, operation, source)
     expected = kills.state(complete)
     if operation in SEGMENTS_BEFORE:
-        for name in ("lexical", "documents"):
-            part = release_parts.part(Releases(complete).open(), name)
+        live = Releases(complete).open()
+        parts = [release_parts.part(live, name) for name in ("lexical", "documents", "index")]
+        embedded = artifacts.input_of(complete, parts.pop(), "vectors")
+        assert embedded is not None
+        for part in (*parts, embedded):
             assert (part.metrics["segments"], part.metrics["rewritten"]) == (2, SEGMENTS_BEFORE[operation])
     generator = random.Random(17)
     points = generator.sample(range(1, calls + 1), min(count, calls))

@@ -18,7 +18,8 @@ import torch
 from flows import judging, retrain
 from flows import reindex as reindexing
 from flows import report as reporting
-from pipeline import release_parts
+from index import vector_matrix
+from pipeline import artifacts, release_parts
 from pipeline.config import SourceConfig
 from pipeline.errors import ArtifactError, ConflictError
 from pipeline.evaluation.runs import RunFile
@@ -131,7 +132,7 @@ def test_reindexed_vectors_equal_a_full_reindex(copied: Trained, tmp_path: Path)
         figures = reindexing.reindex([str(tmp_path / "documents")], copied.workspace, full=full, promote=False)
         manifests = (copied.workspace / "artifacts" / "vectors").glob("*/manifest.json")
         newest = max(manifests, key=lambda path: path.stat().st_mtime_ns).parent
-        matrices.append(np.load(newest / "vectors.npy"))
+        matrices.append(vector_matrix.read(artifacts.load(newest))[:])
         embedded.append(figures["embedded"])
     assert embedded == [0, 150]
     assert np.array_equal(matrices[0], matrices[1])

@@ -32,7 +32,10 @@ def parts(tmp_path: Path) -> dict[str, Artifact]:
     parts: dict[str, Artifact] = {}
     for text in ("first", "second"):
         corpus["d7"] = {"title": text, "text": "words", "size": 3}
-        embedded = vectors.make(tmp_path, "encoder", data=data_of(tmp_path, corpus), embed=unit_vectors)
+        earlier = [parts["vectors"]] if parts else []
+        embedded = vectors.make(
+            tmp_path, "encoder", data=data_of(tmp_path, corpus), embed=unit_vectors, previous=earlier
+        )
         index = semantic_build.make(tmp_path, CONFIG, vectors=embedded, previous=parts.get("index"))
         parts = {**indexed(tmp_path, corpus, parts), "index": index, "vectors": embedded}
     return parts
@@ -43,13 +46,15 @@ def problems(parts: dict[str, Artifact]) -> list[str]:
     return list(checks.problems(searchable, parts["vectors"]))
 
 
-def test_sound_parts_have_no_problem(parts: dict[str, Artifact]) -> None:
+def test_sound_parts_have_no_problem(parts: dict[str, Artifact], tmp_path: Path) -> None:
     assert problems(parts) == []
-    for name in ("lexical", "documents", "index"):
+    for name in ("lexical", "documents", "index", "vectors"):
         listed = inventory.segments_of(parts[name])
         assert [(segment.documents, segment.live) for segment in listed] == [(51, 50), (1, 1)]
         assert all(segment.bytes == sum(path.stat().st_size for path in segment.files) for segment in listed)
-    assert [segment.live for segment in inventory.segments_of(parts["vectors"])] == [51]
+    corpus = data_of(tmp_path, {"d0": random_document(random.Random(0))})
+    alone = vectors.make(tmp_path, "encoder", data=corpus, embed=unit_vectors)
+    assert [segment.live for segment in inventory.segments_of(alone)] == [1]
 
 
 def array(name: str, change: Callable[[np.ndarray], None]) -> Callable[[Path], None]:
@@ -128,6 +133,8 @@ DAMAGE: list[tuple[str, Callable[[Path], None], str]] = [
     ("index", array("digests.npy", swap), "other texts"),
     ("index", zero_vector, "zero, or not finite"),
     ("vectors", array("vectors.npy", not_a_number), "length"),
+    ("vectors", array("digests.npy", swap), "segments beside it"),
+    ("vectors", array("rows.npy", swap), "segments beside it"),
     ("vectors", ids(lambda names: names[::-1]), "documents"),
 ]
 

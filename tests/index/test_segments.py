@@ -18,7 +18,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from index import ann, contract, documents, lexical, segments, semantic_build, tuning, vectors
+from index import ann, contract, documents, lexical, segments, semantic_build, tuning, vector_matrix, vectors
+from index.digests import Digests, matched
 from index.document_reader import content_digest
 from index.document_store import DocumentStore
 from index.lexical import LexicalIndex
@@ -39,13 +40,13 @@ Documents = dict[str, dict[str, Any]]
 """doc_id → its other columns, in the order of the source."""
 
 
-def digests(values: Sequence[int]) -> segments.Digests:
+def digests(values: Sequence[int]) -> Digests:
     return np.array([[value] * 16 for value in values], np.uint8).reshape(-1, 16)
 
 
 @given(st.lists(st.integers(0, 5), max_size=12), st.lists(st.integers(0, 5), max_size=12))
 def test_equal_contents_are_paired_first_with_first(held: list[int], wanted: list[int]) -> None:
-    rows = segments.matched(digests(held), digests(wanted)).tolist()
+    rows = matched(digests(held), digests(wanted)).tolist()
     left = list(enumerate(wanted))
     expected = []
     for value in held:
@@ -291,7 +292,11 @@ def unit_vectors(texts: Sequence[str]) -> np.ndarray:
 
 
 def semantic(workspace: Path, corpus: Documents, before: Artifact | None, config: IndexConfig) -> Artifact:
-    embedded = vectors.make(workspace, "encoder", data=data_of(workspace, corpus), embed=unit_vectors)
+    known: list[Artifact] = []
+    if before is not None:
+        kinds = before.path.parents[1]
+        known = [artifacts.load(kinds / vectors.KIND / before.manifest.inputs["vectors"])]
+    embedded = vectors.make(workspace, "encoder", data=data_of(workspace, corpus), embed=unit_vectors, previous=known)
     return semantic_build.make(workspace, config, vectors=embedded, previous=before)
 
 
@@ -310,6 +315,13 @@ def test_vectors_in_segments_are_found_as_in_a_fresh_index(seed: int) -> None:
             assert before.fingerprint == fresh.fingerprint
             index, expected = SemanticIndex.load(before.path), SemanticIndex.load(fresh.path)
             assert index.doc_ids == expected.doc_ids == list(corpus)
+            kept, made = (
+                vector_matrix.read(
+                    artifacts.load(item.path.parents[1] / vectors.KIND / item.manifest.inputs["vectors"])
+                )
+                for item in (before, fresh)
+            )
+            np.testing.assert_array_equal(kept[:], made[:])
             queries = unit_vectors(QUERIES)
             everything = index.search_batch(queries, len(corpus))
             assert all(sorted(hit.row for hit in hits) == list(range(len(corpus))) for hits in everything)

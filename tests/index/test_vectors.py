@@ -9,8 +9,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from index import vectors
+from index import inventory, vector_matrix, vectors
 from index.document_reader import content_digest
+from pipeline import artifacts
 from pipeline.artifacts import Artifact
 from pipeline.errors import ArtifactError, SchemaError
 
@@ -32,7 +33,7 @@ class Counting:
 
 
 def content(artifact: Artifact) -> tuple[bytes, list[dict[str, object]]]:
-    return artifact.file("vectors.npy").read_bytes(), pq.read_table(artifact.file("rows.parquet")).to_pylist()
+    return vector_matrix.read(artifact)[:].tobytes(), pq.read_table(artifact.file("rows.parquet")).to_pylist()
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -54,7 +55,7 @@ def test_any_changes_end_in_what_a_fresh_embedding_gives(
         fresh = vectors.make(tmp_path / f"fresh{round_}", "encoder", data=data, embed=embed)
         assert content(artifact) == content(fresh)
         assert artifact.fingerprint == fresh.fingerprint
-        np.testing.assert_array_equal(np.load(artifact.file("vectors.npy")), embed(texts))
+        np.testing.assert_array_equal(vector_matrix.read(artifact)[:], embed(texts))
         new = {text for text in texts if content_digest(text) not in before}
         assert sorted(counting.texts) == sorted(new)
         assert artifact.metrics["embedded"] == len(new)
@@ -76,7 +77,7 @@ def test_another_encoder_embeds_all_again(tmp_path: Path, make_data: Callable[..
     counting = Counting(lambda texts: -embed(texts))
     second = vectors.make(tmp_path, "two", data=data, embed=counting, previous=[first])
     assert counting.texts == ["a", "b"]
-    np.testing.assert_array_equal(np.load(second.file("vectors.npy")), -np.load(first.file("vectors.npy")))
+    np.testing.assert_array_equal(vector_matrix.read(second)[:], -vector_matrix.read(first)[:])
     assert second.manifest.config["encoder_digest"] == "two"
 
 
@@ -94,7 +95,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import numpy as np
-from index import vectors
+from index import inventory, vector_matrix, vectors
 from pipeline import artifacts
 vectors.BATCH, vectors.SHARD_S = 10, 0.0
 calls = 0
@@ -155,7 +156,7 @@ def test_a_damaged_shard_is_embedded_again(
     counting = Counting(embed)
     artifact = vectors.make(tmp_path, "e", data=data, embed=counting)
     assert counting.texts == [f"text {row}" for row in [*range(15), *range(20, 30)]]
-    np.testing.assert_array_equal(np.load(artifact.file("vectors.npy")), embed([f"text {row}" for row in range(30)]))
+    np.testing.assert_array_equal(vector_matrix.read(artifact)[:], embed([f"text {row}" for row in range(30)]))
     assert sum("not a readable shard" in message for message in caplog.messages) == 3
     assert not fourth.exists()
 
@@ -209,7 +210,9 @@ def test_all_earlier_vectors_of_an_encoder_are_reused(
         counting, known = Counting(embed), vectors.earlier(tmp_path, "e")
         last = vectors.make(tmp_path, "e", data=make_data(texts), embed=counting, previous=known)
         assert counting.texts == [f"changed {change}"]
-    (last.path / "vectors.npy").write_bytes(b"damaged")
+    newest = max(last.path.rglob("vectors.npy"), key=lambda path: path.stat().st_mtime_ns)
+    assert newest.stat().st_nlink == 1  # No other artifact shares it.
+    newest.write_bytes(b"damaged")
     counting = Counting(embed)
     vectors.make(
         tmp_path, "e", data=make_data([*texts, "new"]), embed=counting, previous=vectors.earlier(tmp_path, "e")
@@ -230,4 +233,84 @@ def test_a_round_embeds_anew_beside_the_earlier_ones(
     known = vectors.earlier(tmp_path, "e")
     assert vectors.last_round(known, data) == 1
     later = vectors.make(tmp_path, "e", data=make_data(["b", "c"]), embed=embed, previous=known)
-    assert np.array_equal(np.load(later.file("vectors.npy"))[0], np.load(second.file("vectors.npy"))[1])
+    assert np.array_equal(vector_matrix.read(later)[:][0], vector_matrix.read(second)[:][1])
+
+
+def before_segments(artifact: Artifact) -> Artifact:
+    """The artifact as it was written before vectors had segments: without digests.npy."""
+    folder = artifact.path.with_name(f"{artifact.path.name}.old")
+    artifact.path.rename(folder)
+    for name in ("digests.npy", artifacts.MANIFEST):
+        (folder / name).unlink()
+    return artifacts.seal(folder, artifact.manifest, artifact.path)
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["segments", "before-segments"])
+def test_a_small_change_writes_its_own_vectors_alone(
+    old: bool, tmp_path: Path, make_data: Callable[..., Artifact], embed: Embed
+) -> None:
+    texts = [f"text {row}" for row in range(50)]
+    first = vectors.make(tmp_path, "e", data=make_data(texts), embed=embed)
+    if old:
+        first = before_segments(first)
+        assert sorted(first.manifest.files) == ["rows.parquet", "vectors.npy"]
+    texts = ["new", *texts[:7], *texts[8:][::-1]]
+    second = vectors.make(tmp_path, "e", data=make_data(texts), embed=embed, previous=[first])
+    figures = {name: second.metrics[name] for name in ("segments", "tombstones", "rewritten", "embedded", "reused")}
+    assert figures == {"segments": 2, "tombstones": 1, "rewritten": 1, "embedded": 1, "reused": 49}
+    large, small = sorted(second.path.rglob("vectors.npy"), key=lambda path: -path.stat().st_size)
+    assert large.samefile(first.file("vectors.npy"))
+    assert np.load(small).shape == (1, 16)
+    np.testing.assert_array_equal(vector_matrix.read(second)[:], embed(texts))
+    assert inventory.indexed(second) == 50
+    assert [(item.documents, item.live) for item in inventory.segments_of(second)] == [(50, 49), (1, 1)]
+    third = vectors.make(tmp_path, "e", data=make_data(texts[1:]), embed=embed, previous=[second, first])
+    assert (third.metrics["embedded"], third.metrics["rewritten"]) == (0, 0)
+    assert (
+        third.fingerprint == vectors.make(tmp_path / "fresh", "e", data=make_data(texts[1:]), embed=embed).fingerprint
+    )
+
+
+def test_parts_of_a_matrix_of_segments_are_those_of_one_array(
+    tmp_path: Path, make_data: Callable[..., Artifact], embed: Embed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vector_matrix, "BLOCK", 7)
+    texts = [f"text {row}" for row in range(50)]
+    first = vectors.make(tmp_path, "e", data=make_data(texts), embed=embed)
+    texts = [*texts[9:30][::-1], "new", *texts[30:]]
+    matrix = vector_matrix.read(vectors.make(tmp_path, "e", data=make_data(texts), embed=embed, previous=[first]))
+    whole = embed(texts)
+    assert isinstance(matrix, vector_matrix.SegmentedMatrix)
+    assert (matrix.shape, matrix.size, len(matrix), matrix.ndim) == (whole.shape, whole.size, len(whole), 2)
+    for chosen in (slice(None), slice(5, 20), slice(40, 99), slice(None, None, 3)):
+        np.testing.assert_array_equal(matrix[chosen], whole[chosen])
+    rng = np.random.default_rng(7)
+    for shape in ((0,), (6,), (3, 4)):
+        rows = rng.integers(-len(whole), len(whole), shape)
+        np.testing.assert_array_equal(matrix[rows], whole[rows])
+    direction = rng.standard_normal(16).astype(np.float32)
+    np.testing.assert_allclose(matrix @ direction, whole @ direction, rtol=1e-5, atol=1e-6)
+
+
+def whole(artifact: Artifact) -> np.ndarray:
+    """All vectors, after the digests of their texts were read too."""
+    vector_matrix.stored_segments(artifact)
+    return vector_matrix.read(artifact)[:]
+
+
+def test_a_cut_in_any_file_of_vectors_in_segments_is_refused_by_name(
+    tmp_path: Path, make_data: Callable[..., Artifact], embed: Embed, resealed: Callable[..., Path]
+) -> None:
+    texts = [f"text {row}" for row in range(50)]
+    first = vectors.make(tmp_path, "e", data=make_data(texts), embed=embed)
+    second = vectors.make(tmp_path, "e", data=make_data([*texts, "new"]), embed=embed, previous=[first])
+    for name in [name for name in second.manifest.files if name.endswith((".npy", ".json"))]:
+
+        def cut(folder: Path, name: str = name) -> None:
+            content = (folder / name).read_bytes()
+            (folder / name).unlink()
+            (folder / name).write_bytes(content[: len(content) // 2])
+
+        changed = artifacts.load(resealed(second, cut), vectors.KIND)
+        with pytest.raises(ArtifactError, match=name.replace(".", r"\.")):
+            whole(changed)

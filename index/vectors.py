@@ -194,7 +194,9 @@ def _counts(documents: VectorTexts, chosen: VectorTexts) -> dict[str, int]:
     return counts
 
 
-def _embed_missing(texts: Texts, digests: Sequence[bytes], embed: EmbedBatches, known: KnownVectors, checkpoint: Path) -> int:
+def _embed_missing(
+    texts: Texts, digests: Sequence[bytes], embed: EmbedBatches, known: KnownVectors, checkpoint: Path
+) -> int:
     """Embeds the texts whose vectors are not known yet, and writes a shard every SHARD_S; returns their number."""
     missing = {digest for digest in digests if digest not in known}
     shard: list[tuple[list[bytes], Vectors]] = []

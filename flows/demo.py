@@ -96,7 +96,7 @@ def serve_whole_documents(
     """Re-indexes whole documents with the models of a release that is live, and makes the result live.
 
     Args:
-        outcome: of the retraining.
+        outcome: the outcome of the retraining.
         workspace: the folder of artifacts and releases.
         config: where it reads Python's documentation alone, all of that is indexed; else, or where it is None, the
             documents of the training.
@@ -119,7 +119,7 @@ def write_whole_documents(documents: Artifact, path: Path, config: DataConfig | 
     """Writes documents with their summaries at the head of their texts.
 
     Args:
-        documents: those of the training.
+        documents: the documents that the training read.
         path: the Parquet file.
         config: see `serve_whole_documents`.
 

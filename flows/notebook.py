@@ -116,7 +116,7 @@ def retrain(recipe: str | Path, workspace: str | Path = "workspace", overrides: 
     """Runs a whole retraining in this process: `recipe` is a TOML file or the name of a built-in recipe.
 
     Args:
-        overrides: as `--set` takes them, such as "ranker.layers=2".
+        overrides: changes of the recipe in the form of `--set`, such as "ranker.layers=2".
 
     Raises:
         RelevanceError: the message says what, where and what to do.
@@ -134,7 +134,7 @@ def judge(run: str | Path, qrels: str | Path, measures: Sequence[str] = MEASURES
     Args:
         run: TREC run file, or Parquet with query_id, doc_id and score.
         qrels: TREC qrels file, or Parquet with query_id, doc_id and grade.
-        measures: such as ndcg@10 (linear gain), ndcg_exp@10, mrr, map, recall@100, pairwise.
+        measures: names of metrics: ndcg@10 (linear gain), ndcg_exp@10, mrr, map, recall@100, pairwise.
 
     Raises:
         MissingError, SchemaError: a file is not there or cannot be used.

@@ -190,5 +190,5 @@ def read_ann(path: Path) -> Any:
     except RuntimeError as error:
         raise ArtifactError(f"{path}: not a readable Faiss index ({error}); build the index again") from error
     if isinstance(ann, faiss.IndexIVF):
-        ann.make_direct_map()  # row → place in the lists, 8 bytes a document
+        ann.make_direct_map()  # row → position in the lists, 8 bytes a document
     return ann

@@ -15,7 +15,7 @@ class Hit:
     """A document that a search found."""
 
     row: int
-    """Its place in the data artifact's documents, the same in every index made from them."""
+    """Its index in the data artifact's documents, the same for every index made from them."""
     doc_id: str
     score: float
     """Higher is better; BM25 above 0, or a cosine."""

@@ -82,7 +82,7 @@ class VectorRows:
         """Row of each document → position of its vector with the highest score; of equal ones, the first.
 
         Args:
-            positions: those of the vectors that are compared.
+            positions: positions of the vectors that are compared.
             scores: (positions,) of these vectors.
         """
         order = np.lexsort((-positions, scores))  # Ascending, so the best vector of a document is set last.

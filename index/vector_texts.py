@@ -128,7 +128,7 @@ def in_passages(
     """Cuts these documents into passages, each of which gets a vector.
 
     Args:
-        documents: from `of_documents`.
+        documents: the result of `of_documents`.
         previous: earlier `vectors` artifacts. Those that were cut by the same rule tell where unchanged texts are cut.
 
     Raises:

@@ -141,7 +141,7 @@ def finish(folder: Path, manifest: str, final: Path) -> None:
     """Gives a folder of synced files its manifest and then its final name; a power cut leaves all of it or none.
 
     Args:
-        folder: on the same disk as `final`.
+        folder: the folder, on the same disk as `final`.
         manifest: the text of the manifest.
     """
     for directory in [path for path in folder.rglob("*") if path.is_dir()]:

@@ -81,7 +81,7 @@ class Passages:
         """Start and end of each passage of a document, in tokens, in their order.
 
         Args:
-            tokens: of the document.
+            tokens: number of the document's tokens.
             room: tokens that the query leaves.
         """
         window, step = self.window(room), self.step(room)

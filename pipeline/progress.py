@@ -21,7 +21,7 @@ def bar(label: str, total: float, unit: str, done: float = 0.0) -> Iterator[Adva
 
     Args:
         label: what is being done, in a few words.
-        total: of the whole work, in `unit`.
+        total: the amount of work, in `unit`.
         unit: plural, such as pairs or documents.
         done: what an earlier, interrupted run has done already.
     """

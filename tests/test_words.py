@@ -52,6 +52,22 @@ def test_each_description_of_a_field_or_an_option_begins_like_a_sentence(path: P
     assert [(line, text[:60]) for line, text in values if _first_word(str(text)) in FRAGMENTS] == []
 
 
+FRAGMENTS_OF_ARGUMENTS = frozenset(re.findall(r"\w+", "as at by for from in of on such those to whose with"))
+"""First words that continue the name of a parameter; "what report.json holds" is a noun and stays."""
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_each_argument_in_a_docstring_begins_with_what_it_is(path: Path) -> None:
+    fragments = []
+    for line, text in _docstrings(ast.parse(path.read_text(encoding="utf-8"))):
+        section = re.search(r"^\s*Args:\n((?:[ ]+.*\n?)+)", text, re.MULTILINE)
+        entries = re.findall(r"^\s*(\*{0,2}\w+(?:, \w+)*): (.*)$", section[1] if section else "", re.MULTILINE)
+        fragments += [
+            f"{line} {name}: {entry[:60]}" for name, entry in entries if _first_word(entry) in FRAGMENTS_OF_ARGUMENTS
+        ]
+    assert fragments == []
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_each_error_in_a_docstring_says_when_it_is_raised(path: Path) -> None:
     bare = []

@@ -70,7 +70,7 @@ def pairs(
     negatives by rank. The metrics count queries that no run has.
 
     Args:
-        run: of BM25.
+        run: the run of BM25.
         encoder_run: None leaves `encoder_negatives` out, as for the encoder's own pairs.
 
     Raises:
@@ -248,7 +248,7 @@ def _ranked(runs: Sequence[Artifact], data: Artifact, own: frozenset[str]) -> pd
 
 
 def _negatives(config: CandidatesConfig, count: int, train: pd.DataFrame, ranked: pd.DataFrame) -> pd.DataFrame:
-    """At most `count` documents of one run drawn for each training query, without those that it has already.
+    """Draws at most `count` documents of one run for each training query, without those that it has already.
 
     Each document gets a number that depends on the seed, the query and itself alone; the smallest are drawn. So a
     new query or document changes no other draw than those it takes part in.

@@ -56,8 +56,8 @@ def sift(source: Source, purpose: Purpose = "training") -> ValidatedTables:
     Conflicting grades are left in, see `conflicts`.
 
     Args:
-        purpose: for judging, the rules are trec_eval's: a negative grade counts as 0, and a judged document that the
-            documents lack stays in the ideal list.
+        purpose: the use of the data. With judging the rules are trec_eval's: a negative grade counts as 0, and a judged
+            document that the documents lack stays in the ideal list.
     """
     if purpose == "judging":
         grades = pc.max_element_wise(source.judgments["grade"], pa.scalar(0, pa.int64()))

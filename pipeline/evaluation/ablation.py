@@ -85,7 +85,7 @@ def make(
     Args:
         pool: the pairs that were scored.
         references: systems that are shown beside the students and take no part in the choice.
-        students: at least one of each kind; the first kind is what the others are held against.
+        students: trained students, at least one of each kind; the first kind is what the others are held against.
         ceiling: the reference whose lead over the first kind is the gap to be closed.
         measure: the measure that decides on the winner; the headline of `config` when empty.
 

@@ -180,7 +180,7 @@ def scatter(points: Sequence[Point], axes: Axes) -> Markup:
     The SVG stands alone, so it can be a file as well as a part of a page.
 
     Args:
-        points: at least one; x above 0.
+        points: (x, y) of each point, at least one; x above 0.
         axes: labels, and the horizontal line.
     """
     across = AxisScale.over([math.log10(point.x) for point in points], 0.1)

@@ -51,7 +51,7 @@ def read(path: Path, system: str, pool: Artifact | None = None, split: str | Non
     Args:
         path: Parquet or TREC text; told apart by the first bytes.
         system: its name, which chooses rows where the file holds several systems.
-        pool: whose pairs give a scores file its queries and documents.
+        pool: the pairs that give a scores file its queries and documents.
         split: the scores are of this split of the pool; of the whole without it.
 
     Raises:

@@ -160,7 +160,7 @@ def make(workspace: Path, config: ExportConfig, *, model: Artifact, data: Artifa
     """The bundle of a ranker, teacher or encoder artifact.
 
     Args:
-        model: from `training.ranker`, `training.teacher` or `training.encoder`.
+        model: an artifact of `training.ranker`, `training.teacher` or `training.encoder`.
         data, pairs: artifacts with the valid queries on which the precisions are judged.
 
     Raises:
@@ -187,7 +187,7 @@ def make_unjudged(
     A lower precision is judged by how it orders texts beside fp32, and its nDCG is not known.
 
     Args:
-        model: from `models.import_stage`.
+        model: an artifact of `models.import_stage`.
         documents: texts that the precisions are compared on; a few sentences of our own in several languages without.
 
     Raises:

@@ -60,7 +60,7 @@ def write(folder: Path, role: str, bundle: Mapping[str, Any], source: str) -> No
     """Writes README.md into an exported model's folder.
 
     Args:
-        folder: with config.json, weights, tokenizer and `onnx/`; a README.md that is there is kept and continued.
+        folder: the folder, with config.json, weights, tokenizer and `onnx/`; its README.md is kept and continued.
         role: ranker or encoder.
         bundle: the content of `bundle.json`.
         source: what a ready-made model was made from; empty for one that was trained here.

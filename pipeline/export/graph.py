@@ -81,7 +81,7 @@ def encoder(
     Args:
         weights: the body's parameters, `head.dense.weight` (dimensions, hidden) and `.bias` (dimensions,), and of each
             layer ahead of it `head.earlier.NUMBER.weight` and `.bias`.
-        precision, keep: as for `ranker`.
+        precision, keep: see `ranker`.
         pooling, activation, earlier: see `bi_encoder.Head`.
     """
     write = _Writer(shape, weights, precision, keep)

@@ -52,7 +52,7 @@ class Sample:
         """Scores of each list's documents, (documents,) each.
 
         Args:
-            outputs: of all inputs, (inputs,) scores of a ranker or (inputs, dimensions) vectors of an encoder.
+            outputs: outputs for all inputs: (inputs,) scores of a ranker or (inputs, dimensions) vectors of an encoder.
         """
         return [
             outputs[list(item.documents)] if item.query is None else outputs[list(item.documents)] @ outputs[item.query]

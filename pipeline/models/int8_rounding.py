@@ -58,7 +58,7 @@ def rounded_activations(states: Tensor) -> Tensor:
     a matrix of many texts' rows, (rows, width), all share theirs, which are then no finer than those of serving.
 
     Args:
-        states: as above; the gradient passes unchanged.
+        states: (texts, tokens, width) or (rows, width); the gradient passes unchanged.
     """
     with torch.no_grad():
         dims = tuple(range(1 if states.dim() > 2 else 0, states.dim()))

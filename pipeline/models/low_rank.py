@@ -92,7 +92,7 @@ def factors(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
     Args:
         matrix: (rows, columns).
-        rank: at most the smaller of both.
+        rank: the rank, at most the smaller of both.
 
     Returns:
         (rows, rank) and (rank, columns), of the matrix's type.

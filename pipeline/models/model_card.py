@@ -50,8 +50,8 @@ def write(
         folder: the folder `model/`.
         base: what the training started from: an artifact, a hub name, a package or a folder.
         inputs: the artifacts it learned from, `data` and `pairs` among them.
-        config: of the stage, as plain values.
-        metrics: of the training.
+        config: the stage's config, as plain values.
+        metrics: the training's metrics.
         measure: which of the metrics is the quality on the valid queries.
     """
     parts = (

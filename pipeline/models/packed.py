@@ -112,7 +112,7 @@ def padding(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
 
     Args:
         attention_mask: (batch, tokens), 1 for a real token.
-        dtype: of the states. PyTorch reads a mask of another type wrongly, and does not say so.
+        dtype: the type of the states. PyTorch reads a mask of another type wrongly, and does not say so.
     """
     return (1 - attention_mask.to(dtype)[:, None, None, :]) * MASKED
 

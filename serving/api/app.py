@@ -55,7 +55,7 @@ def create(lifecycle: Lifecycle, *, metrics: Path | None = None, tracing: Tracin
 
     Args:
         metrics: see `serving.observability.metrics.Metrics`.
-        tracing: in place of what the settings say.
+        tracing: replaces what the settings say.
     """
     settings = lifecycle.settings
     service = Service(

@@ -21,7 +21,7 @@ def texts(engine: Engine, inputs: Sequence[Input], role: Role, field: str, deadl
     vector of nonsense without a word. Special tokens around them are taken off, because they are put on again.
 
     Args:
-        field: of the request, for messages.
+        field: name of the request's field, for messages.
 
     Raises:
         InvalidRequestError: an empty text, or ids that are not how this tokenizer writes anything.

@@ -80,7 +80,7 @@ class Recorder:
         """Tells metrics, trace, log and rollout about a request whose answer went out.
 
         Args:
-            status: of the answer; 0 where none went out.
+            status: status of the answer; 0 where none went out.
         """
         seconds = record.seconds
         self._measure(record, status, seconds)

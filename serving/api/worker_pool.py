@@ -26,7 +26,7 @@ class WorkerPool:
 
         Args:
             call: runs in a thread; it checks the same deadline between its parts, so it ends soon after it passed.
-            receive: of the request, whose body was read; tells when the client leaves.
+            receive: the request's, after its body was read; tells when the client leaves.
             past_deadline: `call` returns something useful when the deadline passes, so it is waited for.
 
         Raises:

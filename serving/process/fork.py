@@ -42,7 +42,7 @@ def start(run: Callable[[], None], name: str) -> BaseProcess:
     Args:
         run: called in the new process, which begins with the memory and the open files of this one. Garbage
             collection is off there; `run` switches it on when its imports are done.
-        name: of the process, for messages.
+        name: name of the process, for messages.
     """
 
     def begin() -> None:

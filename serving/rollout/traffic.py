@@ -81,8 +81,8 @@ class Rollout:
         """Chooses the release that answers a request for scores.
 
         Args:
-            request_id: in one process, the same one always has the same answer, as long as the trial runs.
-            wish: of the client.
+            request_id: one process chooses the same release for the same id as long as the trial runs.
+            wish: the client's wish; see WISHES.
         """
         canary = self.active.canary
         if canary is None or wish == "never":

@@ -85,7 +85,7 @@ class Engine:
             device: auto is cuda where there is one.
             verify: compare the files that are read with their sha256, and the outputs for the golden inputs with the
                 stored ones; "golden" compares the outputs only, as the files were verified with their release.
-            scheduler: whose runners this engine shares with others; one of its own when None.
+            scheduler: the scheduler whose runners this engine shares with others; one of its own when None.
             token_bytes: memory for the token ids of the texts seen last.
 
         Raises:
@@ -142,7 +142,7 @@ class Engine:
         A document that does not fit beside the query is read as the bundle says: as passages, or cut at its end.
 
         Raises:
-            InferenceError: the model raised or gave no finite number; names the document's place.
+            InferenceError: the model raised or gave no finite number; names the document's index.
             ConfigError: the bundle is an encoder.
             DeadlineError: the deadline has passed.
             ClientGoneError: the client has closed the connection.
@@ -165,7 +165,7 @@ class Engine:
         """The encoder's vectors of texts, (texts, dimensions), of unit length.
 
         Raises:
-            InferenceError: the model raised or gave no finite number; names the text's place.
+            InferenceError: the model raised or gave no finite number; names the text's index.
             ConfigError: the bundle is a ranker, or the role unknown.
             DeadlineError: the deadline has passed.
             ClientGoneError: the client has closed the connection.

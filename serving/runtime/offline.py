@@ -117,7 +117,7 @@ def features(
 
     Args:
         ranker, encoder: bundles; without a ranker its scores are all 0.
-        lexical, index, documents: of the documents that the pool names, made with this encoder.
+        lexical, index, documents: indexes and store of the documents that the pool names, made with this encoder.
         data: the data set whose queries the pool names; further ones are in the pool's own queries.parquet, if any.
         fields: indexes of single fields, by their names as parts of a release.
 

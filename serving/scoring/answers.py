@@ -75,7 +75,7 @@ class Answer:
     """Where BM25 had it among what it found; None when it did not find it."""
     semantic_rank: int | None
     rank_change: int | None
-    """In the final list: how many places it rose (fell, when negative) against the order that BM25 and the encoder
+    """Number of ranks that it rose in the final list (fell, when negative) against the order that BM25 and the encoder
     give together before the ranker. None in the other lists."""
     relevance: float | None
     """The ranker's own score in [0, 1]; None in the other lists."""
@@ -167,7 +167,7 @@ def results(
 
     Args:
         relevances: the ranker's score in [0, 1] by row; only for the final list, and empty where the ranker is missing.
-        explanations: by row; only where they were asked for.
+        explanations: row → explanation; only where they were asked for.
     """
     return [
         Answer(
@@ -193,7 +193,7 @@ def explanation(terms: Mapping[str, float], fusion: Fusion | None, row: Sequence
 
     Args:
         terms: every matched term with its part in BM25.
-        fusion: of the release; None where it has none.
+        fusion: the release's; None where it has none.
         row: (features,) of the document, in the order of `fusion.names`; None where a model was missing.
     """
     features: dict[str, FeatureShare] = {}

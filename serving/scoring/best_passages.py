@@ -40,9 +40,9 @@ def best_passages(
     """The best passage of each document that was read in passages, by row.
 
     Args:
-        tokeniser: of the ranker.
-        documents: those that are shown, by row.
-        scores: of the ranker, by row; documents without a score have no passage.
+        tokeniser: the ranker's.
+        documents: row → document, of those that are shown.
+        scores: row → the ranker's score; documents without a score have no passage.
 
     Raises:
         DeadlineError: the deadline has passed.

@@ -126,7 +126,7 @@ class Retrieval:
         """The first-stage scores of these documents.
 
         Args:
-            vector: of the query; None where the encoder is missing.
+            vector: the query's; None where the encoder is missing.
             fusion: weighs scores of single fields; None where the search has no final order that needs them.
         """
         cosines = None if vector is None else self.contents.semantic.similarities(vector, rows).tolist()

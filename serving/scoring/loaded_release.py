@@ -56,7 +56,7 @@ class LoadedRelease:
             release_path: the release artifact's folder.
             precision, threads: see `serving.runtime.engine.Engine`.
             caches: shared with other releases; its own of 64 MiB when not given.
-            scheduler: whose runners both models share, also with other releases; each has its own when not given.
+            scheduler: runs both models, and those of other releases; each model has its own when not given.
             verify: check the release as promotion does, and compare the models' outputs for the golden inputs with
                 those that their exporter saw.
 

@@ -45,7 +45,7 @@ class ChanceLevel:
         """Whether anything may answer a query: a document has a word of it, or one lies nearer than chance brings.
 
         Args:
-            by_words, by_meaning: what BM25 and the encoder find for the query, the best first.
+            by_words, by_meaning: results of BM25 and of the encoder for the query, the best first.
 
         Returns:
             None where the level is not known, and the time does not suffice to measure it.

@@ -112,7 +112,7 @@ class SharedCache:
     def __init__(self, url: str, *, ttl_s: float = 7 * 86_400.0) -> None:
         """
         Args:
-            url: such as redis://localhost:6379/0, rediss:// with TLS, or unix:///run/redis.sock.
+            url: an address such as redis://localhost:6379/0, rediss:// with TLS, or unix:///run/redis.sock.
             ttl_s: how long a value stays there unless the server lets it go earlier.
 
         Raises:

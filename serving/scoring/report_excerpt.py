@@ -27,7 +27,7 @@ class ReportExcerpt:
         """The excerpt of a report.json.
 
         Args:
-            metrics: of the release; its `examples` take the place of the report's.
+            metrics: the release's; its `examples` take the place of the report's.
         """
         try:
             report = json.loads(file.read_text(encoding="utf-8"))

@@ -297,10 +297,10 @@ def _computed(
     *,
     eager: bool,
 ) -> Iterator[tuple[int, Any]]:
-    """Each place with its output or an InferenceError, as the runners end.
+    """Yields the index and the output of each input, or its InferenceError, as the runners end.
 
     Args:
-        label: names the text of a place, for messages.
+        label: index → name of the text, for messages.
         eager: have all wait in the queue at once, if they can be done in time; else a chunk after the other, no
             further than the time goes.
 

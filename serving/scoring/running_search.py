@@ -22,7 +22,7 @@ class ModelAttempts:
     def __init__(self, options: RequestOptions, degrade: bool) -> None:
         """
         Args:
-            options: of the search, for the calls.
+            options: deadline and caching of every call.
             degrade: go on without a model that fails or is late; False raises its error.
         """
         self.options = options

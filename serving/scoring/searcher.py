@@ -116,9 +116,9 @@ class Searcher(LoadedRelease):
         """Fused scores of texts, by which `search` would order them: from first-stage scores and those of both models.
 
         Args:
-            texts: as `pipeline.text.document_text` writes documents.
+            texts: documents in the form of `pipeline.text.document_text`.
             bm25: (texts,) first-stage scores, at least 0.
-            reranker: from `reranker_within`; `reranker` when not given.
+            reranker: the result of `reranker_within`; `reranker` when not given.
 
         Raises:
             NotServedError: the release has no ranker, no encoder or no fusion, or its fusion weighs single fields.

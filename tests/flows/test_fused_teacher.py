@@ -70,8 +70,8 @@ def test_the_teacher_learns_from_the_documents_of_both_ways_to_find(copied: Trai
     train = pq.read_table(inputs.pairs.file("pairs.parquet")).to_pandas().query("split == 'train'")
     drawn = train[train["source"] == "negative"].groupby("query_id").size()
     assert drawn.max() == 3
-    found = pq.read_table(inputs.bm25_run.file("run.parquet")).to_pandas()
-    by_words = set(zip(found["query_id"], found["doc_id"], strict=True))
+    bm25_rows = pq.read_table(inputs.bm25_run.file("run.parquet")).to_pandas()
+    by_words = set(zip(bm25_rows["query_id"], bm25_rows["doc_id"], strict=True))
     negatives = train[train["source"] == "negative"]
     assert set(zip(negatives["query_id"], negatives["doc_id"], strict=True)) - by_words
 

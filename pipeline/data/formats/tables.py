@@ -127,7 +127,7 @@ def from_pairs(
 
     Args:
         grades: (rows,) null for an unjudged pair, whose texts are kept all the same.
-        faults: of the rows; kept for those that are judged.
+        faults: faults of the rows; kept for rows that are judged.
     """
     query_ids, doc_ids = ids("q", queries), ids("d", titles, texts)
     judged = pc.is_valid(grades)

@@ -60,7 +60,7 @@ def cut(pairs: Pairs, template: PairTemplate) -> PassagePairs:
 
     Args:
         pairs: the pairs, with the first `template.document_tokens` tokens of each document.
-        template: of the model; without passages each pair is one input.
+        template: the model's; without passages each pair is one input.
     """
     count, passages = len(pairs), template.passages
     if passages is None:
@@ -85,8 +85,8 @@ def texts_of(read: PassagePairs, texts: PairTexts, tokenizer: Tokenizer) -> Pair
 
     Args:
         read: the passages of these pairs.
-        texts: of the pairs, in the same order.
-        tokenizer: whose tokens the spans count.
+        texts: texts of the pairs, in the same order.
+        tokenizer: the tokenizer whose tokens the spans count.
     """
     documents, numbers = list(texts.documents), texts.document[read.owner].copy()
     offsets: dict[int, list[tuple[int, int]]] = {}

@@ -82,9 +82,9 @@ def cross_scores(
     """Raw scores of these pairs.
 
     Args:
-        model: in eval mode.
+        model: the model, in eval mode.
         indices: (n,) which pairs.
-        precision: as `LoopConfig.precision`.
+        precision: see `LoopConfig.precision`.
         label: shown beside the progress bar.
         layers: layers, from 1, after which first-token states are computed too.
         keep_states: called for each batch with the positions of its pairs in `indices`, (batch,), and their states,
@@ -126,11 +126,11 @@ def vectors(
     """Vectors of these texts, in the order of `numbers`.
 
     Args:
-        model: in eval mode.
+        model: the model, in eval mode.
         texts: tokens of all texts.
         numbers: (n,) which of the texts.
         template: special tokens and maximum length.
-        precision: as `LoopConfig.precision`.
+        precision: see `LoopConfig.precision`.
         label: shown beside the progress bar.
         pooled: gives the vectors before the projection.
 
@@ -186,7 +186,7 @@ def valid_indices(pairs: Pairs, most: int, seed: int) -> Ints:
     Args:
         pairs: all pairs.
         most: 0 for no limit.
-        seed: of the draw.
+        seed: seed of the draw.
     """
     indices = pairs.indices("valid")
     if not most or len(indices) <= most:

@@ -40,7 +40,7 @@ def kept(
 
     Args:
         folder: the artifact's checkpoint folder; made if it does not exist.
-        name: of the part; the same name must stand for the same inputs.
+        name: name of the part; the same name must stand for the same inputs.
         compute: computes the arrays.
         valid: whether stored arrays can be used; where not, they are computed again.
 
@@ -82,8 +82,8 @@ def pooled_vectors(
 
     Args:
         folder: the artifact's checkpoint folder.
-        name: of these texts within the folder.
-        model: in eval mode.
+        name: name of these texts within the folder.
+        model: the model, in eval mode.
         texts: tokens of all texts.
         template: special tokens and maximum length.
         label: shown beside the progress bar.

@@ -55,9 +55,10 @@ def fit(model: BiEncoder, data: Artifact, config: EncoderConfig, checkpoint: Pat
     """Sets the model's projection; its body stays as it is.
 
     Args:
-        model: in eval mode.
+        model: the encoder, in eval mode.
         data: its documents and the judgments of its training queries are read.
-        config: `in_batch_weight` and `temperature` of the contrast, `similarity_temperature`, widths and seed.
+        config: the section, of which these are read: `in_batch_weight` and `temperature` of the contrast,
+            `similarity_temperature`, widths and seed.
         checkpoint: folder that keeps finished vectors and the state of the learning; a killed run goes on from there.
 
     Returns:

@@ -113,7 +113,7 @@ class MaskedModel(nn.Module):
         """Writes the encoder and its tokenizer as a transformers folder.
 
         Args:
-            folder: to write to.
+            folder: the folder to write to.
             keep: the layers of the base, from 1, that the encoder was cut to; empty for all.
         """
         with base_models.quiet(), torch.random.fork_rng(devices=[]):

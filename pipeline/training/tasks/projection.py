@@ -63,8 +63,8 @@ def fit(model: BiEncoder, data: Artifact, config: EncoderConfig, checkpoint: Pat
     `distillation.similarity_loss` at all widths.
 
     Args:
-        data: whose documents are read, at most `config.projection_documents`, drawn by the seed; fewer, and fewer
-            steps, where `config.loop.max_seconds` bounds the time.
+        data: the artifact whose documents are read, at most `config.projection_documents`, drawn by the seed; fewer,
+            and fewer steps, where `config.loop.max_seconds` bounds the time.
         checkpoint: folder that keeps finished vectors and the state of the learning; a killed run goes on from there.
 
     Returns:

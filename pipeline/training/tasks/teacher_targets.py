@@ -83,8 +83,8 @@ def as_taught(pairs: Pairs, teacher_scores: Artifact) -> Pairs:
     """The pairs as the teacher scored them: the passage that it found best in place of each document that it cut.
 
     Args:
-        pairs: in the teacher's tokens.
-        teacher_scores: of these pairs; without passages the pairs stay as they are.
+        pairs: the pairs, in the teacher's tokens.
+        teacher_scores: scores of these pairs; without passages the pairs stay as they are.
 
     Raises:
         ArtifactError: a pair has no score.

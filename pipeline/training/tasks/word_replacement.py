@@ -125,7 +125,7 @@ class WordReplacer:
 
         Args:
             texts: texts of at most as many tokens as the base has positions.
-            choices: of each text, the words to be replaced.
+            choices: the words to be replaced in each text.
 
         Returns:
             A list for each text and each of its chosen words, of at most `CANDIDATES`.

@@ -1,12 +1,17 @@
-"""Start of the service in two versions of this repository, by turns: seconds and CPU-seconds until it is ready.
+"""Start of the service, and `--help`, in two versions of this repository, by turns.
 
     python tests/benchmarks/start.py WORKSPACE OLD NEW [TURNS]
 
 OLD and NEW are check-outs; WORKSPACE holds a release that both can serve, such as the one unpacked from
-tests/flows/before/workspace.tar.xz. The CPU-seconds are those of all processes of the service.
+tests/flows/before/workspace.tar.xz. It prints seconds and CPU-seconds until the service is ready, those of all its
+processes together, and CPU-seconds of `--help`.
+
+Python's bytecode is compiled before the first turn, as it is for whatever pip has installed. Where the variable
+PYTHONDONTWRITEBYTECODE is set, a check-out would otherwise compile its sources with every start.
 """
 
 import os
+import resource
 import shutil
 import statistics
 import subprocess
@@ -17,6 +22,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+COMMAND = (sys.executable, "-P", "-m", "flows.cli")
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -32,13 +38,26 @@ def cpu_s(process: int) -> float:
     return own + sum(cpu_s(child) for child in children)
 
 
+def environment(tree: Path, workspace: Path) -> dict[str, str]:
+    """The environment of a version's processes; its bytecode lies beside its copy of the workspace."""
+    bytecode = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": f"{workspace}-bytecode"}
+    return {**os.environ, **bytecode, "PYTHONPATH": str(tree.resolve()), "OMP_NUM_THREADS": "1"}
+
+
+def help_cpu_s(tree: Path, workspace: Path) -> float:
+    """CPU-seconds of `--help`."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([*COMMAND, "--help"], env=environment(tree, workspace), stdout=subprocess.DEVNULL, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
 def start(tree: Path, workspace: Path, port: int) -> tuple[float, float]:
     """Seconds and CPU-seconds of a service until it answers that it is ready."""
-    environment = {**os.environ, "PYTHONPATH": str(tree.resolve()), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-P", "-m", "flows.cli", "serve", "--workspace", str(workspace), "--port", str(port)]
+    command = [*COMMAND, "serve", "--workspace", str(workspace), "--port", str(port)]
     began = time.monotonic()
     with tempfile.TemporaryFile() as log:
-        service = subprocess.Popen(command, env=environment, cwd=workspace, stdout=log, stderr=log)
+        service = subprocess.Popen(command, env=environment(tree, workspace), cwd=workspace, stdout=log, stderr=log)
         try:
             while True:
                 try:
@@ -54,20 +73,27 @@ def start(tree: Path, workspace: Path, port: int) -> tuple[float, float]:
             service.wait()
 
 
+def measure(tree: Path, workspace: Path, port: int) -> tuple[float, float, float]:
+    """Seconds and CPU-seconds until the service is ready, and CPU-seconds of `--help`."""
+    return *start(tree, workspace, port), help_cpu_s(tree, workspace)
+
+
 def main(workspace: Path, trees: list[Path], turns: int) -> None:
     """Prints the medians of each version."""
-    measured: dict[Path, list[tuple[float, float]]] = {tree: [] for tree in trees}
+    measured: dict[Path, list[tuple[float, float, float]]] = {tree: [] for tree in trees}
     with tempfile.TemporaryDirectory() as folder:
         copies = {tree: Path(folder) / str(number) for number, tree in enumerate(trees)}
-        for copy in copies.values():
+        for number, (tree, copy) in enumerate(copies.items()):
             shutil.copytree(workspace, copy)
+            measure(tree, copy, 17990 + number)  # Compiles the bytecode.
         for turn in range(turns):
             for tree in trees if turn % 2 else reversed(trees):
                 port = 18000 + 2 * turn + trees.index(tree)
-                measured[tree].append(start(tree, copies[tree], port))
+                measured[tree].append(measure(tree, copies[tree], port))
     for tree, values in measured.items():
-        wall, cpu = (statistics.median(column) for column in zip(*values, strict=True))
-        print(f"{tree}: ready after {wall:.2f} s, {cpu:.2f} CPU-s (medians of {turns})")
+        wall, cpu, help_cpu = (statistics.median(column) for column in zip(*values, strict=True))
+        ready = f"ready after {wall:.2f} s, {cpu:.3f} CPU-s"
+        print(f"{tree}: {ready}; --help {help_cpu:.3f} CPU-s (medians of {turns})")
 
 
 if __name__ == "__main__":

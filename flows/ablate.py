@@ -91,7 +91,7 @@ class _TrainingPairs:
     """Pairs that students are trained on, with the teacher's scores of them."""
 
     name: str
-    """Stands behind the name of a loss set; empty for the recipe's own pairs."""
+    """Suffix of the names of students that learn from these pairs; empty for the recipe's own pairs."""
     pairs: Artifact
     scores: Artifact | None
     """None for students that learn from grades alone."""

@@ -18,8 +18,7 @@ SAMPLE = 1000
 SHORTENED = 1 / 3
 """A text that keeps less than this share of its characters is shortened."""
 FEW_FRESH = 0.1
-"""Share of new documents plus share of changed ones up to which texts are not compared with each other: so few count
-for little."""
+"""Share of new documents plus share of changed ones, up to which the texts are not compared with each other."""
 COMMON = 0.1
 """A word pair is common if it stands in at least this share of the texts."""
 LEAST_COMMON = 3
@@ -101,7 +100,7 @@ def _word_pairs(text: str) -> list[tuple[str, str]]:
 
 
 def _sample(store: DocumentStore) -> list[int]:
-    """Draws SAMPLE rows, or all where there are fewer; they ascend, and are the same for as many documents."""
+    """Draws SAMPLE rows, or all where there are fewer; they ascend, and depend on the number of documents alone."""
     rows = np.random.default_rng(0).permutation(len(store))[:SAMPLE]
     return sorted(rows.tolist())
 

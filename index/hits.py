@@ -86,6 +86,7 @@ class RunDepth:
 
     depth: int
     own: frozenset[str]
+    """Ids of the queries that are documents too."""
 
     @classmethod
     def of(cls, data: Artifact, depth: int) -> "RunDepth":

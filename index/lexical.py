@@ -209,7 +209,7 @@ class LexicalIndex:
     ) -> None:
         """
         Args:
-            weigh: the weight of a term, by the number of documents that have it, where segments do not have it in them.
+            weigh: number of documents with a term → the factor of its weights in the segments; 1 where they contain it.
         """
         self._analyse, self._segments, self._layout, self._weigh = analyse, segments, layout, weigh
         self.doc_ids = doc_ids

@@ -38,7 +38,7 @@ def _few_values(filters: Any) -> Any:
 
 
 def _as_values(value: Any) -> Any:
-    """The values of one filter as a list; one message in place of one for each type of the union."""
+    """The values of one filter as a list. A wrong value gives one message, not one for each type that it could be."""
     values = value if isinstance(value, list) else [value]
     if not all(isinstance(item, Value) for item in values):
         raise ValueError("a filter is a text, a number, true or false, or a list of these")
@@ -145,7 +145,7 @@ class PassageHit(BaseModel):
     """The passage of a long document that fits the query best, by the ranker, or by the encoder where it read none."""
 
     text: str
-    start: int = Field(description="Where it begins in the document's text, in characters.")
+    start: int = Field(description="Its first character, as an index in the document's text.")
     end: int
     number: int = Field(description="Number of the passage, from 1.")
     of: int = Field(description="Number of passages that the model read.")
@@ -166,7 +166,8 @@ class SearchHit(BaseModel):
     fields: dict[str, Any] | None = Field(None, description="The columns of `fields`, where they were asked for.")
     explain: HitExplanation | None = Field(None, description="Only with `explain`, and in the final list.")
     passage: PassageHit | None = Field(
-        None, description="Where the snippet is from, of a document that the ranker or the encoder read in passages."
+        None,
+        description="The passage that the snippet is cut from, where a model read the document in passages.",
     )
 
 

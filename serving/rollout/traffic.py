@@ -53,7 +53,7 @@ class AnsweredRequest:
     private: bool = False
     """Whether it must not be kept, so that a failure of its model counts without asking the other release."""
     late: bool = False
-    """Whether it was not answered in the time that the service gives by itself, so that it is put to both releases."""
+    """Whether it missed the service's own deadline, not only its client's; both releases are asked then."""
 
     @property
     def model_failed(self) -> bool:
@@ -67,8 +67,9 @@ class Rollout:
         self.active = ActiveTrials(settings, scheduler)
         self.copies: Counter[tuple[Kind, End]] = Counter()
         self.requests: Counter[Variant] = Counter()
-        """Counted while a canary runs, of all canaries so far."""
+        """Requests by the release that answered them, counted while a canary runs and summed over all canaries."""
         self.errors: Counter[Variant] = Counter()
+        """Those of `requests` whose status is 500 or more."""
         self.observer: Observer | None = None
         """Called with every comparison."""
         grades: Grades = read_grades(Path(settings.judgments)) if settings.judgments else {}

@@ -14,6 +14,12 @@ Rows = npt.NDArray[np.int64]
 _Keys = npt.NDArray[np.uint64]
 
 
+def as_bytes(digests: Digests) -> list[bytes]:
+    """Each digest as bytes."""
+    joined = digests.tobytes()
+    return [joined[start : start + DIGEST_BYTES] for start in range(0, len(joined), DIGEST_BYTES)]
+
+
 def matched(held: Digests, wanted: Digests) -> Rows:
     """The index in `wanted` of an equal digest for each of `held`, (held,); -1 where there is none.
 

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import repeat
@@ -63,15 +63,15 @@ def _digests(path: Path) -> DocumentDigests:
         names, titles, texts = (batch.column(name).to_pylist() for name in COLUMNS)
         fields = batch.drop_columns(list(COLUMNS))
         extras = map(_held, _documents(fields)) if fields.num_columns else repeat("", len(batch))
-        joined = [content_digest(document_text(*both)) for both in zip(titles, texts, strict=True)]
+        joined = _each_digest(document_text(*both).encode() for both in zip(titles, texts, strict=True))
         lengths = list(map(len, titles))
         rest = [
             f"{length} {doc_id} {extra!r}".encode()
             for length, doc_id, extra in zip(lengths, names, extras, strict=True)
         ]
         of_texts += b"".join(joined)
-        of_contents += b"".join([_digest(both) for both in map(add, joined, rest)])
-        empty += sum(not (title.strip(BLANKS) or text.strip(BLANKS)) for title, text in zip(titles, texts, strict=True))
+        of_contents += b"".join(_each_digest(map(add, joined, rest)))
+        empty += _empty(batch)
         title_lengths += lengths
         doc_ids += names
     if len(set(doc_ids)) != total:
@@ -101,6 +101,11 @@ def _distinct(texts: Digests, title_lengths: Rows) -> int:
         title_lengths: where in the joined text the title ends, as other pairs may give the same joined text.
     """
     first, second = texts.view("<u8").T
+    ordered = np.sort(first)
+    repeated = np.isin(first, ordered[1:][ordered[1:] == ordered[:-1]])  # Few: only these are compared further.
+    if not repeated.all():
+        rest = np.flatnonzero(repeated)
+        return len(texts) - len(rest) + (_distinct(texts[rest], title_lengths[rest]) if len(rest) else 0)
     order = np.lexsort((title_lengths, second, first))
     differs = np.zeros(len(texts) - 1, bool)
     for column in (first, second, title_lengths):
@@ -110,11 +115,22 @@ def _distinct(texts: Digests, title_lengths: Rows) -> int:
 
 def content_digest(text: str) -> bytes:
     """The 16-byte BLAKE2b digest of a text."""
-    return _digest(text.encode())
+    (digest,) = _each_digest([text.encode()])
+    return digest
 
 
-def _digest(content: bytes) -> bytes:
-    return hashlib.blake2b(content, digest_size=DIGEST_BYTES).digest()
+def _each_digest(contents: Iterable[bytes]) -> list[bytes]:
+    """The digests of many contents, in one loop without further calls, as a re-index hashes all documents."""
+    blake2b = hashlib.blake2b
+    return [blake2b(content, digest_size=DIGEST_BYTES).digest() for content in contents]
+
+
+def _empty(batch: "pa.RecordBatch") -> int:
+    """The number of documents with neither title nor text."""
+    import pyarrow.compute as pc
+
+    blank = [pc.equal(pc.utf8_trim(batch.column(name), characters=BLANKS), "") for name in ("title", "text")]
+    return int(pc.sum(pc.and_(*blank)).as_py() or 0)
 
 
 def field_digests(data: Artifact, field: str) -> Digests:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from index import segments, vector_matrix
-from index.digests import DIGEST_BYTES, Digests
+from index.digests import as_bytes
 from index.segments import StoredSegment
 from index.vector_matrix import FILE, KIND, Vectors
 from pipeline import artifacts
@@ -123,9 +123,3 @@ class KnownVectors:
             block = self._blocks[owner]
             vectors[chosen] = block[rows[chosen] - (self._ends[owner] - len(block))]
         return vectors
-
-
-def as_bytes(digests: Digests) -> list[bytes]:
-    """Each digest as bytes."""
-    joined = digests.tobytes()
-    return [joined[start : start + DIGEST_BYTES] for start in range(0, len(joined), DIGEST_BYTES)]

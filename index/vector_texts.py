@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from index import document_reader
-from index.digests import DIGEST_BYTES, Digests, Rows
+from index.digests import DIGEST_BYTES, Digests, Rows, as_bytes
 from index.document_reader import content_digest
 from index.vector_rows import Spans
 from pipeline import progress
@@ -118,8 +118,9 @@ def of_documents(data: Artifact, kept: Rows | None, field: str = "") -> VectorTe
         kept = _filled(data, field, kept)
     known = document_reader.digests(data)
     texts = document_reader.field_digests(data, field) if field else known.texts
-    rows = range(len(known.doc_ids)) if kept is None else kept.tolist()
-    return VectorTexts([known.doc_ids[row] for row in rows], [texts[row].tobytes() for row in rows], kept)
+    if kept is None:
+        return VectorTexts(known.doc_ids, as_bytes(texts), None)
+    return VectorTexts([known.doc_ids[row] for row in kept.tolist()], as_bytes(texts[kept]), kept)
 
 
 def in_passages(

@@ -139,9 +139,9 @@ class PrefixTokenizer:
 
         Where `max_chars` allows neither, the last safe cut within it; 0 without any.
         """
-        bound = len(text) if self._max_chars is None else min(len(text), self._max_chars)
-        if len(text) <= min(size, bound):
+        if len(text) <= size and (self._max_chars is None or len(text) <= self._max_chars):
             return len(text)
+        bound = len(text) if self._max_chars is None else min(len(text), self._max_chars)
         if self._cut is None:
             return len(text) if bound == len(text) else 0
         if size < bound and (match := self._cut.search(text, size, bound + 1)):

@@ -33,6 +33,8 @@ GATHERED = 1024
 RESPAWN_S = 0.1
 """Seconds between the end of a runner and its successor, so that a fault at each start cannot fill a log."""
 JOIN_S = 2.0
+ENDED = "the thread that ran the model ended"
+"""The message for inputs whose runner ended; the error is made only then, because errors look for passwords first."""
 
 log = logging.getLogger(__name__)
 
@@ -207,12 +209,11 @@ class Scheduler:
         if not taken:
             return False
         model = taken[0][0].model
-        outcomes: list[Any] = [InferenceError("the thread that ran the model ended")] * len(taken)
+        outcomes: dict[int, Any] = {}
         ran = False
         try:
             items = [job.items[number] for job, number in taken]
-            for number, outcome in _outcomes(model, items):
-                outcomes[number] = outcome
+            outcomes.update(_outcomes(model, items))
             ran = True
         finally:
             with self._lock:
@@ -222,8 +223,8 @@ class Scheduler:
                 if ran:
                     self._counts.runs += 1
                     model.pace.ran(sum(len(item.ids) for item in items), run.seconds)
-                for (job, item_number), outcome in zip(taken, outcomes, strict=True):
-                    job.end(item_number, outcome)
+                for number, (job, item_number) in enumerate(taken):
+                    job.end(item_number, outcomes[number] if number in outcomes else InferenceError(ENDED))
         return True
 
     def _take(self) -> list[tuple[Job, int]]:

@@ -13,6 +13,7 @@ from starlette.testclient import TestClient
 from serving.api import admin, embeddings, health, keys, rerank, search, thumbs
 from serving.api import app as apps
 from serving.api.paths import ENDPOINTS, UNKNOWN, UNKNOWN_ADMIN, Access, ErrorShape, find
+from serving.api.request import RequestContext
 from serving.rollout.lifecycle import Lifecycle
 from serving.scoring.contents import NEEDS
 from tests.serving.api.bodies import BODIES
@@ -97,18 +98,22 @@ def test_the_app_and_its_page_of_documentation_name_each_path_that_computes(clie
 
 
 @pytest.mark.parametrize("path", sorted(BODIES.keys() - {"/candidates"}))  # The tiny release is no shard.
-def test_each_answer_tells_its_texts_its_cache_and_for_rollouts_its_question(
+def test_each_answer_tells_its_texts_its_cache_what_to_send_when_late_and_for_rollouts_its_question(
     app: Any, client: TestClient, caplog: Any, monkeypatch: Any, path: str
 ) -> None:
     answered: list[Any] = []
+    advised: list[Any] = []
     rollout = app.state.service.lifecycle.rollout
     monkeypatch.setattr(rollout, "answered", lambda _, request: answered.append(request))
+    monkeypatch.setattr(RequestContext, "advise", lambda _, advice: advised.append(advice))
     with caplog.at_level(logging.INFO, "serving.requests"):
         response = client.post(path, json=BODIES[path], headers={"authorization": "Bearer key"})
     assert response.status_code == 200, response.text
     assert caplog.records[-1].facts.keys() >= {"items", "hits", "misses"}
     assert "/" in response.headers["x-cache"]
     assert [request.question is not None for request in answered] == [True] * find(path, "POST").rollouts
+    # A search has no texts of the client to send fewer of, and the body for /v2/rerank is a cascade, which is in time.
+    assert bool(advised) is (path not in ("/search", "/v2/rerank"))
 
 
 def concrete(path: str) -> str:

@@ -142,6 +142,7 @@ def test_each_term_of_a_table_has_a_weight() -> None:
 def test_each_term_has_a_key_in_each_section_that_computes_it() -> None:
     """A forgotten key would leave a loss that nobody can switch on."""
     assert weights_of(TeacherConfig()).keys() == {f"{name}_weight" for name in SCORE_TERMS}
+    assert weights_of(EncoderConfig()).keys() == {f"{name}_weight" for name in BI_ENCODER_TERMS}
     of_teacher = {f"{name}_weight" for name in (*TAUGHT_TERMS, *TOKEN_TERMS, MUTUAL)}
     assert weights_of(RankerConfig()).keys() == {f"hard_{name}_weight" for name in SCORE_TERMS} | of_teacher
 

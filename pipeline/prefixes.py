@@ -68,16 +68,16 @@ class TextTooLongError(SchemaError):
 class PrefixTokenizer:
     """Token ids of the beginnings of texts, equal to the first ids of the whole texts."""
 
-    def __init__(self, encode: Encode, definition: str, *, max_chars: int | None = None) -> None:
+    def __init__(self, encode: Encode, definition: Mapping[str, Any], *, max_chars: int | None = None) -> None:
         """Derives the safe cuts of a tokenizer from its definition.
 
         Args:
             encode: tokenises a batch; special tokens in a text are text to it.
-            definition: content of the tokenizer's `tokenizer.json`, from which the safe cuts follow.
+            definition: see `safe_cut`; `definition_of` gives it.
             max_chars: no more characters of one text than this are tokenised; None sets no bound.
         """
         self._encode = encode
-        self._cut = safe_cut(json.loads(definition))
+        self._cut = safe_cut(definition)
         self._max_chars = max_chars
 
     @classmethod
@@ -87,7 +87,7 @@ class PrefixTokenizer:
         def encode(texts: list[str]) -> list[list[int]]:
             return [item.ids for item in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
-        return cls(encode, tokenizer.to_str(), max_chars=max_chars)
+        return cls(encode, definition_of(tokenizer), max_chars=max_chars)
 
     def ids(self, texts: Sequence[str], max_tokens: int, check: Callable[[], None] | None = None) -> list[list[int]]:
         """The first `max_tokens` ids of each text.
@@ -151,12 +151,28 @@ class PrefixTokenizer:
         return max((match.start() for match in self._cut.finditer(text, 0, bound + 1)), default=0)
 
 
+def definition_of(tokenizer: Any) -> Mapping[str, Any]:
+    """What `safe_cut` reads of a `tokenizers.Tokenizer`, without its vocabulary, which may be many megabytes."""
+
+    def part(step: Any) -> Any:
+        return None if step is None else json.loads(step.__getstate__())
+
+    tokens = tokenizer.get_added_tokens_decoder().values()
+    return {
+        "normalizer": part(tokenizer.normalizer),
+        "pre_tokenizer": part(tokenizer.pre_tokenizer),
+        "added_tokens": [
+            {"content": token.content, "special": token.special, "rstrip": token.rstrip} for token in tokens
+        ],
+    }
+
+
 def safe_cut(definition: Mapping[str, Any]) -> re.Pattern[str] | None:
     """A pattern of the positions where this tokenizer may be cut: the ids before such a position are those of the
     whole text. None where the definition proves no such position.
 
     Args:
-        definition: the parsed `tokenizer.json`.
+        definition: the parsed `tokenizer.json`, of which normalizer, pre-tokenizer and added tokens are read.
     """
     normalizers = _steps(definition.get("normalizer"), "normalizers")
     splitters = _steps(definition.get("pre_tokenizer"), "pretokenizers")

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from pipeline import text
 from pipeline.errors import ArtifactError
-from pipeline.prefixes import PrefixTokenizer, TextTooLongError
+from pipeline.prefixes import PrefixTokenizer, TextTooLongError, definition_of
 from serving.errors import InvalidRequestError
 
 ENTRY_BYTES = 240
@@ -45,7 +45,7 @@ class RuntimeTokenizer:
         tokenizer.no_padding()
         tokenizer.encode_special_tokens = True  # "[SEP]" in a text is text, as in training.
         self._tokenizer = tokenizer
-        self._prefixes = PrefixTokenizer(self._encode, tokenizer.to_str(), max_chars=max_chars)
+        self._prefixes = PrefixTokenizer(self._encode, definition_of(tokenizer), max_chars=max_chars)
         self._known: LRUCache[bytes, array[int]] = LRUCache(
             max_bytes, getsizeof=lambda ids: len(ids) * ids.itemsize + ENTRY_BYTES
         )

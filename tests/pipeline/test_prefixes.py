@@ -109,7 +109,7 @@ def reader(name: str, max_chars: int | None = None) -> PrefixTokenizer:
     def encode(texts: list[str]) -> list[list[int]]:
         return [item.ids for item in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
-    return PrefixTokenizer(encode, backend.to_str(), max_chars=max_chars)
+    return PrefixTokenizer(encode, json.loads(backend.to_str()), max_chars=max_chars)
 
 
 WORD = st.sampled_from(
@@ -199,7 +199,7 @@ def test_a_long_text_is_read_only_as_far_as_needed() -> None:
         lengths.extend(map(len, texts))
         return [item.ids for item in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
-    reader = PrefixTokenizer(encode, backend.to_str(), max_chars=100_000)
+    reader = PrefixTokenizer(encode, json.loads(backend.to_str()), max_chars=100_000)
     assert reader.ids(["sort a list " * 100_000], 16) == [[1, 8, 0] * 5 + [1]]
     assert sum(lengths) < 1000
     lengths.clear()
@@ -247,3 +247,14 @@ def test_a_tokenizer_that_may_join_words_is_never_cut(change: Callable[[Tokenize
     backend = _bert(SMALL_VOCABULARY)
     change(backend)
     assert prefixes.safe_cut(json.loads(backend.to_str())) is expected
+    assert prefixes.safe_cut(prefixes.definition_of(backend)) is expected
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_the_definition_without_vocabulary_says_the_same(name: str) -> None:
+    whole, short = json.loads(tokenizer(name).to_str()), prefixes.definition_of(tokenizer(name))
+    for part in ("normalizer", "pre_tokenizer"):
+        assert short[part] == whole[part]
+    assert short["added_tokens"] == [
+        {key: token[key] for key in ("content", "special", "rstrip")} for token in whole["added_tokens"]
+    ]

@@ -124,7 +124,7 @@ def test_command_line_loads_nothing_heavy() -> None:
         "prefect",
         "fastapi",
     }
-    assert not _loaded_after("import flows.cli") & heavy
+    assert not _loaded_after("import flows.cli.command") & heavy
 
 
 def test_help_needs_nothing_but_the_library_that_prints_it() -> None:

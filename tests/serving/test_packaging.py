@@ -60,7 +60,7 @@ def test_the_settings_of_both_are_settings(unit: Unit) -> None:
 def test_the_container_installs_what_serving_imports() -> None:
     """Exactly the top-level packages that a serving process loads, so that an import added later is not forgotten."""
     script = (
-        "import sys, serving.process.worker, serving.process.supervisor, serving.process.launch, flows.cli\n"
+        "import sys, serving.process.worker, serving.process.supervisor, serving.process.launch, flows.cli.command\n"
         "import prometheus_client.multiprocess\n"
         "print(*sorted({name.split('.')[0] for name in sys.modules}))"
     )

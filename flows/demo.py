@@ -34,11 +34,17 @@ QUESTIONS: Mapping[str, Sequence[str]] = {
         "sqlalchemy.*join",
     ),
     "split data into training and test sets": (
-        "sklearn.model_selection.train_test_split",
+        "*.train_test_split",  # scikit-learn's for arrays, and those that a collection of data has itself.
         "sklearn.model_selection.*Split",
         "sklearn.model_selection.*.split",
     ),
-    "run a command and get its output": ("subprocess.*", "asyncio.create_subprocess*", "*.run_shell_script"),
+    "run a command and get its output": (
+        "subprocess.*",
+        "asyncio.create_subprocess*",
+        "anyio.run_process",  # Waits, and returns what the command wrote, as `subprocess.run` does.
+        "huggingface_hub.utils.run_subprocess",  # Captures both outputs.
+        "*.run_shell_script",
+    ),
     "count how often each value occurs": (
         "collections.Counter",
         "*.value_counts",
@@ -54,7 +60,13 @@ QUESTIONS: Mapping[str, Sequence[str]] = {
         "sympy.*solve*",
         "mpmath.*_solve",
     ),
-    "copy a folder and all its files": ("shutil.copytree", "*.copytree", "fsspec.*.copy"),
+    "copy a folder and all its files": (
+        "shutil.copytree",
+        "*.copytree",
+        "fsspec.*.copy",
+        "pyarrow.fs.copy_files",  # Copies folders with all that they hold.
+        "prefect.filesystems.LocalFileSystem.put_directory",  # From one local folder to another.
+    ),
     "convert a string to a date": (
         "pandas.to_datetime",
         "*.strptime",

@@ -37,9 +37,9 @@ def matched(held: Digests, wanted: Digests) -> Rows:
     once = _once(ordered)[there] & _once(wanted_ordered)[nearest[there]]
     once &= _halves(held)[order[there], 1] == _halves(wanted)[pairs, 1]
     rows[order[there][once]] = pairs[once]
-    others = np.unique(ordered[there][~once])
-    if len(others):
-        held_again, wanted_again = (np.flatnonzero(np.isin(part, others)) for part in (keys, wanted_keys))
+    repeated = np.unique(ordered[there][~once])
+    if len(repeated):
+        held_again, wanted_again = (np.flatnonzero(np.isin(part, repeated)) for part in (keys, wanted_keys))
         paired = _paired(held[held_again], wanted[wanted_again])
         rows[held_again] = np.where(paired >= 0, wanted_again[paired], -1)
     return rows

@@ -152,7 +152,7 @@ class PrefixTokenizer:
 
 
 def definition_of(tokenizer: Any) -> Mapping[str, Any]:
-    """What `safe_cut` reads of a `tokenizers.Tokenizer`, without its vocabulary, which may be many megabytes."""
+    """The part of a `tokenizers.Tokenizer` that `safe_cut` reads, without the vocabulary of many megabytes."""
 
     def part(step: Any) -> Any:
         return None if step is None else json.loads(step.__getstate__())

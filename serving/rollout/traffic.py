@@ -69,7 +69,7 @@ class Rollout:
         self.requests: Counter[Variant] = Counter()
         """Requests by the release that answered them, counted while a canary runs and summed over all canaries."""
         self.errors: Counter[Variant] = Counter()
-        """Those of `requests` whose status is 500 or more."""
+        """The part of `requests` whose status is 500 or more."""
         self.observer: Observer | None = None
         """Called with every comparison."""
         grades: Grades = read_grades(Path(settings.judgments)) if settings.judgments else {}

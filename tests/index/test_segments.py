@@ -315,13 +315,13 @@ def test_vectors_in_segments_are_found_as_in_a_fresh_index(seed: int) -> None:
             assert before.fingerprint == fresh.fingerprint
             index, expected = SemanticIndex.load(before.path), SemanticIndex.load(fresh.path)
             assert index.doc_ids == expected.doc_ids == list(corpus)
-            kept, made = (
+            kept, anew = (
                 vector_matrix.read(
                     artifacts.load(item.path.parents[1] / vectors.KIND / item.manifest.inputs["vectors"])
                 )
                 for item in (before, fresh)
             )
-            np.testing.assert_array_equal(kept[:], made[:])
+            np.testing.assert_array_equal(kept[:], anew[:])
             queries = unit_vectors(QUERIES)
             everything = index.search_batch(queries, len(corpus))
             assert all(sorted(hit.row for hit in hits) == list(range(len(corpus))) for hits in everything)

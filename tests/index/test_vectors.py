@@ -279,20 +279,20 @@ def test_parts_of_a_matrix_of_segments_are_those_of_one_array(
     first = vectors.make(tmp_path, "e", data=make_data(texts), embed=embed)
     texts = [*texts[9:30][::-1], "new", *texts[30:]]
     matrix = vector_matrix.read(vectors.make(tmp_path, "e", data=make_data(texts), embed=embed, previous=[first]))
-    whole = embed(texts)
+    expected = embed(texts)
     assert isinstance(matrix, vector_matrix.SegmentedMatrix)
-    assert (matrix.shape, matrix.size, len(matrix), matrix.ndim) == (whole.shape, whole.size, len(whole), 2)
+    assert (matrix.shape, matrix.size, len(matrix), matrix.ndim) == (expected.shape, expected.size, len(expected), 2)
     for chosen in (slice(None), slice(5, 20), slice(40, 99), slice(None, None, 3)):
-        np.testing.assert_array_equal(matrix[chosen], whole[chosen])
+        np.testing.assert_array_equal(matrix[chosen], expected[chosen])
     rng = np.random.default_rng(7)
     for shape in ((0,), (6,), (3, 4)):
-        rows = rng.integers(-len(whole), len(whole), shape)
-        np.testing.assert_array_equal(matrix[rows], whole[rows])
+        rows = rng.integers(-len(expected), len(expected), shape)
+        np.testing.assert_array_equal(matrix[rows], expected[rows])
     direction = rng.standard_normal(16).astype(np.float32)
-    np.testing.assert_allclose(matrix @ direction, whole @ direction, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(matrix @ direction, expected @ direction, rtol=1e-5, atol=1e-6)
 
 
-def whole(artifact: Artifact) -> np.ndarray:
+def all_vectors(artifact: Artifact) -> np.ndarray:
     """All vectors, after the digests of their texts were read too."""
     vector_matrix.stored_segments(artifact)
     return vector_matrix.read(artifact)[:]
@@ -313,4 +313,4 @@ def test_a_cut_in_any_file_of_vectors_in_segments_is_refused_by_name(
 
         changed = artifacts.load(resealed(second, cut), vectors.KIND)
         with pytest.raises(ArtifactError, match=name.replace(".", r"\.")):
-            whole(changed)
+            all_vectors(changed)

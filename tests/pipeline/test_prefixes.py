@@ -252,9 +252,9 @@ def test_a_tokenizer_that_may_join_words_is_never_cut(change: Callable[[Tokenize
 
 @pytest.mark.parametrize("name", SMALL)
 def test_the_definition_without_vocabulary_says_the_same(name: str) -> None:
-    whole, short = json.loads(tokenizer(name).to_str()), prefixes.definition_of(tokenizer(name))
+    full, short = json.loads(tokenizer(name).to_str()), prefixes.definition_of(tokenizer(name))
     for part in ("normalizer", "pre_tokenizer"):
-        assert short[part] == whole[part]
+        assert short[part] == full[part]
     assert short["added_tokens"] == [
-        {key: token[key] for key in ("content", "special", "rstrip")} for token in whole["added_tokens"]
+        {key: token[key] for key in ("content", "special", "rstrip")} for token in full["added_tokens"]
     ]

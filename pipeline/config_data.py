@@ -123,7 +123,7 @@ class CandidatesConfig:
     encoder_negatives: int = added(0)
     """Unjudged documents added in the same way from the encoder's run, so that teacher and ranker learn from what both
     ways bring to a pool; the valid pairs are then those of both runs. The encoder is made ahead of the teacher, so
-    `encoder.train_body` must be false. 0 for none. RESULTS.md has figures."""
+    `encoder.train_body` must be false. 0 for none. RESULTS.md has figures: the ranker alone gains."""
     negatives_depth: int = 50
     """Depth of the runs that negatives are sampled from."""
     skip_top: int = 0

@@ -205,9 +205,6 @@ class EncoderConfig:
     judgments so that training queries find their best judged documents too (`in_batch_weight` is that part's)."""
     projection_documents: int = added(20_000)
     """Maximum number of documents that a learned projection reads; with `judgments` those judged best come first."""
-    projection_steps: int = added(0)
-    """Steps in which a projection is learned; 0 for 1,600 of similarities and 1,500 of judgments. Where few thousand
-    queries were judged, fewer are quicker and no worse (RESULTS.md has figures)."""
     train_body: bool = added(True)
     """Train all layers by the losses below; without, the projection alone is learned and the base stays as it is. Takes
     seconds where the base is a good encoder already."""
@@ -244,10 +241,6 @@ class EncoderConfig:
             similarity_temperature=self.similarity_temperature,
             projection_documents=self.projection_documents,
         )
-        if self.projection_steps < 0:
-            raise ConfigError(
-                f"encoder.projection_steps is {self.projection_steps}; it must be 0, for the default, or more"
-            )
         weights("encoder", **weights_of(self))
         if len(set(self.widths)) < len(self.widths) or any(not 0 < width < self.dimensions for width in self.widths):
             raise ConfigError(

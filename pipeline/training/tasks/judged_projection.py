@@ -94,7 +94,7 @@ def fit(model: BiEncoder, data: Artifact, config: EncoderConfig, checkpoint: Pat
     task = JudgedProjectionTask(model.dense, queries, documents, best, config)
     model.fit_projection(F.normalize(torch.cat([task.documents, task.queries]), dim=1), about="origin")
     before = task.evaluate()
-    loop = replace(LOOP, seed=config.loop.seed, epochs=(config.projection_steps or STEPS) / len(task.plan(0)))
+    loop = replace(LOOP, seed=config.loop.seed, epochs=STEPS / len(task.plan(0)))
     train(model.dense, task, loop, label=label, checkpoint=checkpoint / label)
     return {"neighbours_kept before": round(before, 4), "neighbours_kept": round(task.evaluate(), 4)}
 

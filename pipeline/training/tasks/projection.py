@@ -92,7 +92,7 @@ def fit(model: BiEncoder, data: Artifact, config: EncoderConfig, checkpoint: Pat
     seen = torch.cat([task.documents[:learned], task.excerpts[0, :learned]])
     model.fit_projection(F.normalize(seen, dim=1), about="origin")
     before = task.evaluate()
-    epochs = (config.projection_steps or STEPS) / len(task.plan(0))
+    epochs = STEPS / len(task.plan(0))
     loop = replace(LOOP, seed=seed, epochs=epochs)
     if seconds:
         loop = replace(loop, max_tokens=round(epochs * learned), max_seconds=(1 - READING_SHARE) * seconds)

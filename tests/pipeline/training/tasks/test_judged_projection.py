@@ -17,9 +17,7 @@ from pipeline.artifacts import Artifact
 from pipeline.config import EncoderConfig
 from pipeline.errors import ConfigError, TrainingError
 from pipeline.models.bi_encoder import BiEncoder
-from pipeline.training.loop.checkpoint import Progress
-from pipeline.training.loop.loop import train
-from pipeline.training.tasks import judged_projection, projection
+from pipeline.training.tasks import judged_projection
 from pipeline.training.tasks.judged_projection import BestPairs, JudgedProjectionTask
 from tests.pipeline.training.tasks.test_projection import WORDS, base, start
 
@@ -156,21 +154,3 @@ def test_judged_pairs_of_a_step_are_those_of_the_table(
     task = JudgedProjectionTask(torch.nn.Linear(4, 2), torch.zeros(7, 4), torch.zeros(9, 4), best, CONFIG)
     judged = task.judged(np.array(queries), np.array(documents))
     assert judged.tolist() == [[(query, document) in known for document in documents] for query in queries]
-
-
-def test_a_projection_takes_as_many_steps_as_the_recipe_says(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    taken: list[int] = []
-
-    def counted(*arguments: Any, **named: Any) -> Progress:
-        progress = train(*arguments, **named)
-        taken.append(progress.step)
-        return progress
-
-    for module in (judged_projection, projection):
-        monkeypatch.setattr(module, "train", counted)
-        module.fit(start(base), data(tmp_path, 240), replace(CONFIG, projection_steps=7), tmp_path / module.__name__)
-    assert taken == [7, 7]
-    with pytest.raises(ConfigError, match=r"encoder\.projection_steps is -1"):
-        EncoderConfig(projection_steps=-1)

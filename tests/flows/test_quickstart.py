@@ -85,6 +85,12 @@ def ask(server: Server, path: str, body: Any = None) -> Any:
         return json.load(error) | {"code": error.code}
 
 
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Imports models in this process; one of its own, as the tests that start a service have it, loads torch anew."""
+    monkeypatch.setattr(ready_made, "apart", lambda function, *arguments: function(*arguments))
+
+
 def test_two_folders_are_served_and_the_second_start_imports_no_torch(folders: dict[str, str], tmp_path: Path) -> None:
     arguments = ("serve", "--ranker", folders["ranker"], "--encoder", folders["encoder"])
     answers = []
@@ -105,6 +111,7 @@ def test_two_folders_are_served_and_the_second_start_imports_no_torch(folders: d
     assert len(listing.releases(tmp_path / "workspace")["releases"]) == 1
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_a_changed_folder_is_imported_again_and_another_width_refused(folders: dict[str, str], tmp_path: Path) -> None:
     folder = tmp_path / "encoder"
     shutil.copytree(folders["encoder"], folder)
@@ -126,6 +133,7 @@ def test_a_changed_folder_is_imported_again_and_another_width_refused(folders: d
     assert ready_made.release(models, tmp_path / "another")
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_a_lost_or_damaged_memory_only_costs_another_import(folders: dict[str, str], tmp_path: Path) -> None:
     models = ReadyMadeModels(ranker=folders["ranker"])
     first = ready_made.release(models, tmp_path)
@@ -134,6 +142,7 @@ def test_a_lost_or_damaged_memory_only_costs_another_import(folders: dict[str, s
         assert ready_made.release(models, tmp_path) == first
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_models_of_two_languages_are_refused_and_nothing_is_made(folders: dict[str, str], tmp_path: Path) -> None:
     copies = {}
     for role, code in (("ranker", "de"), ("encoder", "fr")):
@@ -148,6 +157,7 @@ def test_models_of_two_languages_are_refused_and_nothing_is_made(folders: dict[s
     assert ready_made.release(models, tmp_path / "workspace")
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_half_a_model_beside_a_whole_one_leaves_nothing(folders: dict[str, str], tmp_path: Path) -> None:
     half = tmp_path / "half"
     shutil.copytree(folders["encoder"], half)

@@ -52,8 +52,14 @@ class SegmentedMatrix:
         """The vectors of a slice, or of an array of rows of any shape: (*rows, dimensions)."""
         rows = np.arange(*chosen.indices(len(self))) if isinstance(chosen, slice) else np.asarray(chosen, np.int64)
         flat = np.where(rows.ravel() < 0, rows.ravel() + len(self), rows.ravel())
-        vectors = np.empty((len(flat), self.shape[1]), np.float32)
+        vectors = np.empty((0, self.shape[1]), np.float32)
         for part, (held, numbers) in zip(self._parts, self._layout.located(flat), strict=True):
+            if len(held) == len(flat):  # Most blocks lie in one segment, and most of these in its order.
+                in_order = len(numbers) and np.all(np.diff(numbers) == 1)
+                vectors = part[numbers[0] : numbers[-1] + 1] if in_order else part[numbers]
+                break
+            if not len(vectors):
+                vectors = np.empty((len(flat), self.shape[1]), np.float32)
             vectors[held] = part[numbers]
         return vectors.reshape(*rows.shape, self.shape[1])
 

@@ -10,8 +10,7 @@ Names and measures are kept whole and split as well, so that both spellings of a
     Wi-Fi               wi · fi · wifi, whichever of Unicode's hyphens and dashes stands in it
     10mm, 3/4           10 · mm · 10mm, 3/4
 
-Letters are compared as Unicode compares identifiers (UAX 31): default-ignorable code points such as the soft hyphen are
-dropped, then NFKC, full case folding, and NFKC again. An index remembers the version of its analysis, so an
+Letters and signs are compared as `index.folding` writes them. An index remembers the version of its analysis, so an
 index from before a change is searched with the analysis that it was built with.
 """
 
@@ -19,32 +18,20 @@ import re
 import threading
 import unicodedata
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import pairwise
 
+from index import folding
 from pipeline.errors import ConfigError
 
-VERSION = 3
-"""Version of the analysis. 2 read no dash but - as a hyphen, and no sign but ' and U+2019 as an apostrophe. 1 also kept
-default-ignorable code points and the dot that folding leaves of a Turkish İ."""
+VERSION = folding.VERSION
+"""Version of the analysis; see `index.folding`."""
 
 MAX_TERM = 64
 """Maximum length of a term in characters; a longer run of letters (a hash, an encoded picture) is cut."""
 
 MAX_WORD = 256
 """Maximum length in characters of a run of letters and the signs that join them, all parts together."""
-
-# Unicode's property Default_Ignorable_Code_Point (DerivedCoreProperties.txt, 15.0), which `unicodedata` does not have.
-_IGNORABLE = re.compile(
-    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164"
-    "\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
-)
-
-# Dashes that join words or stand for a minus: Unicode's property Dash without those of East Asian texts alone; and what
-# keyboards and typesetters put for an apostrophe. Those that NFKC takes for one of these are left out.
-_DASHES = "\u058a\u05be\u1400\u1806\u2010-\u2015\u2212\u2e3a\u2e3b"
-_APOSTROPHES = "\u02b9\u02bb\u02bc\u055a\u05f3\u2018\u2019\u201b\u2032\ua78b\ua78c"
-_DASH, _APOSTROPHE = re.compile(f"[{_DASHES}]"), re.compile(f"[{_APOSTROPHES}]")
 
 # Thai to Lao, Burmese, Khmer, Han with its radicals and marks, kana without the middle dot, bopomofo, Hangul.
 _UNSPACED = (
@@ -82,7 +69,7 @@ def analyser(language: str = "", version: int = VERSION) -> Callable[[str], list
     """
     if not 1 <= version <= VERSION:
         raise ConfigError(f"the index was built with analysis {version}; this program knows 1 to {VERSION}, update it")
-    stem, fold = _stemmer(language), str.casefold if version == 1 else _fold
+    stem, fold = _stemmer(language), partial(folding.fold_case, version=version)
 
     @lru_cache(maxsize=100_000)
     def of_word(word: str) -> tuple[str, ...]:
@@ -92,7 +79,7 @@ def analyser(language: str = "", version: int = VERSION) -> Callable[[str], list
     def analyse(text: str) -> list[str]:
         terms: list[str] = []
         # Case is folded later, term by term, because it shows where names may be split.
-        for match in _RUN.finditer(text if text.isascii() else _plain(text, version)):
+        for match in _RUN.finditer(folding.plain(text, version)):
             run = match.group()
             if match.lastgroup:
                 terms.extend(run)
@@ -102,18 +89,6 @@ def analyser(language: str = "", version: int = VERSION) -> Callable[[str], list
         return terms
 
     return analyse
-
-
-def _plain(text: str, version: int) -> str:
-    kept = text if version == 1 else _IGNORABLE.sub("", text)
-    plain = unicodedata.normalize("NFKC", kept).replace("’", "'").replace("⁄", "/")
-    return plain if version < 3 else _DASH.sub("-", _APOSTROPHE.sub("'", plain))
-
-
-def _fold(word: str) -> str:
-    """Full case folding. A small i has its dot already, so the dot that folding leaves of a Turkish İ is dropped."""
-    folded = word.casefold()
-    return folded if folded.isascii() else unicodedata.normalize("NFKC", folded).replace("i\u0307", "i")
 
 
 def _stemmer(language: str) -> Callable[[str], str]:

@@ -1,11 +1,13 @@
 """The part of a document that a search result shows.
 
 The work is bounded whatever the query and the documents are: at most MAX_WORDS different words of the query are looked
-for in the first TEXT_CHARS of each document. A document in several result lists is searched once.
+for in the first TEXT_CHARS of each document. A document in several result lists is searched once. Words are compared as
+the lexical index compares them (`index.folding`).
 """
 
 from collections.abc import Mapping, Sequence
 
+from index import folding
 from serving.runtime.deadline import Deadline
 from serving.scoring.best_passages import BestPassage
 
@@ -59,8 +61,8 @@ def _word_start(body: str, position: int) -> int:
 
 
 def query_words(query: str) -> list[str]:
-    """The different words of a query that are worth looking for, in order: no ASCII words of one or two letters."""
-    words = (word for word in query[:QUERY_CHARS].lower().split() if len(word) > 2 or not word.isascii())
+    """The different words of a query to look for, folded and in order: no ASCII words of one or two letters."""
+    words = (word for word in folding.fold(query[:QUERY_CHARS]).split() if len(word) > 2 or not word.isascii())
     return list(dict.fromkeys(words))[:MAX_WORDS]
 
 
@@ -69,9 +71,9 @@ def snippet(body: str, words: Sequence[str]) -> str:
     flat = " ".join(body[:TEXT_CHARS].split())
     if len(flat) <= SNIPPET_CHARS:
         return flat
-    lowered = flat.lower()
-    positions = (lowered.find(word) for word in words)
-    first = min((position for position in positions if position >= 0), default=0)
+    folded = folding.fold(flat)
+    positions = (folded.find(word) for word in words)
+    first = folding.position_before(flat, min((position for position in positions if position >= 0), default=0))
     start = 0
     if first > SNIPPET_CHARS // 2:
         start = flat.find(" ", first - SNIPPET_CHARS // 4, first) + 1 or first

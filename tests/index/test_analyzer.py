@@ -148,13 +148,14 @@ def test_an_index_from_before_is_searched_with_its_own_analysis() -> None:
     assert analyser(version=1)("Gesamt\u00adkonzept") == ["gesamt", "konzept"]
     assert analyser(version=2)("Gesamt\u00adkonzept") == ["gesamtkonzept"]
     assert analyser(version=2)("Wi\u2011Fi don\u02bct don’t") == ["wi", "fi", "donʼt", "dont"]
-    for unknown in (0, 4):
-        with pytest.raises(ConfigError, match="knows 1 to 3"):
+    assert analyser(version=3)("don\u00b4t don\u02bct") == ["don", "\u0301t", "dont"]
+    for unknown in (0, 5):
+        with pytest.raises(ConfigError, match="knows 1 to 4"):
             analyser(version=unknown)
 
 
 DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe58\ufe63\uff0d\u058a\u05be\u207b\u208b\ufe31\ufe32\u2e3a\u2e3b"
-APOSTROPHES = "\u2019\u02bc\u2018\u201b\u02bb\u2032\uff07\u055a\u05f3\ua78c"
+APOSTROPHES = "\u2019\u02bc\u2018\u201b\u02bb\u2032\uff07\u055a\u05f3\ua78c\u00b4\u1ffd\u0384\u1fbd\u1fbf"
 
 
 @settings(max_examples=200)

@@ -318,6 +318,19 @@ def test_an_index_of_bm25s_is_searched_and_indexed_over_as_before(
         LexicalIndex.load(resealed(artifact, scores_damaged))
 
 
+def test_an_index_that_knew_no_acute_accent_as_an_apostrophe_finds_as_before(
+    tmp_path: Path, make_data: Callable[..., Artifact], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = ["a shelf", "I don\u00b4t know"]
+    with monkeypatch.context() as earlier:
+        earlier.setattr(analyzer, "VERSION", 3)
+        old = lexical.make(tmp_path, IndexConfig(), data=make_data(texts))
+    assert LexicalIndex.load(old.path).search("don't", 5) == []
+    assert [hit.row for hit in LexicalIndex.load(old.path).search("don\u00b4t", 5)] == [1]
+    new = lexical.make(tmp_path, IndexConfig(), data=make_data(texts), previous=old)
+    assert [hit.row for hit in LexicalIndex.load(new.path).search("don't", 5)] == [1]
+
+
 @pytest.mark.parametrize("version", [1, 2])
 def test_an_index_of_an_earlier_analysis_is_searched_with_it_and_shares_no_segment(
     version: int,

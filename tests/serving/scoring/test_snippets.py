@@ -4,12 +4,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from index.analyzer import analyser
 from serving.errors import ClientGoneError
 from serving.runtime.deadline import Deadline
 from serving.scoring.snippets import MAX_WORDS, QUERY_CHARS, SNIPPET_CHARS, query_words, snippet, snippets
+from tests.index.test_folding import WORDS, spellings
 
 
 def snippet_of(body: str, query: str) -> str:
@@ -29,6 +31,20 @@ def test_a_snippet_shows_the_first_word_of_the_query() -> None:
     assert shown.endswith(" …")
     assert len(shown) <= SNIPPET_CHARS + 4
     assert snippet_of(text, "absent").startswith("filler")
+
+
+@settings(max_examples=200)
+@given(
+    st.sampled_from(WORDS).flatmap(lambda word: st.tuples(st.just(word), spellings(word), spellings(word))),
+    st.lists(st.sampled_from(["filler", "™", "…", "½", "ßßß", "手机"]), min_size=100, max_size=200),
+)
+def test_a_snippet_shows_what_the_lexical_index_finds(spelled: tuple[str, str, str], filler: list[str]) -> None:
+    _, asked, written = spelled
+    text = " ".join([*filler, written, *filler])
+    assert set(analyser()(asked)) <= set(analyser()(text))
+    shown = snippet_of(text, asked)
+    assert written in shown
+    assert len(shown) <= SNIPPET_CHARS + 4
 
 
 @pytest.mark.parametrize("seed", range(5))

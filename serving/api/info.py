@@ -15,6 +15,9 @@ from serving.scoring.searcher import Searcher
 
 VERSION = metadata.version("search-relevance")
 
+THUMBS = "/thumbs"
+"""The path that a service has only where its settings name a folder for thumbs."""
+
 router = APIRouter(responses=ERROR_ANSWERS)
 
 
@@ -61,7 +64,7 @@ async def models(request: Request) -> Response:
     context = RequestContext(request)
     searcher = context.searcher
     models = list(_models(searcher).values())
-    answer = {"object": "list", "data": models, "surfaces": searcher.surfaces, "unanswered": searcher.unanswered}
+    answer = {"object": "list", "data": models, "surfaces": searcher.surfaces, "unanswered": _unanswered(context)}
     return context.small_answer(answer)
 
 
@@ -73,6 +76,12 @@ async def model(request: Request, model_id: str) -> Response:
         if model_id in (name, entry["digest"]):
             return context.small_answer(entry)
     raise NotFoundError(f"no model called '{model_id[:100]}'; GET /v1/models lists them")
+
+
+def _unanswered(context: RequestContext) -> dict[str, str]:
+    """Path → the reason why the live release cannot answer it, of the paths that this service has."""
+    has_thumbs = context.service.thumbs is not None
+    return {path: reason for path, reason in context.searcher.unanswered.items() if has_thumbs or path != THUMBS}
 
 
 def _models(searcher: Searcher) -> dict[str, dict[str, Any]]:
@@ -95,7 +104,7 @@ def _models(searcher: Searcher) -> dict[str, dict[str, Any]]:
 async def info(request: Request) -> Response:
     """The models and limits, in the shape of text-embeddings-inference with our own fields after it."""
     context = RequestContext(request)
-    searcher, settings = context.searcher, context.service.settings
+    searcher, settings, unanswered = context.searcher, context.service.settings, _unanswered(context)
     main, engine = next(iter(searcher.models.items()))
     encoder = searcher.models.get("encoder")
     reranker = {"reranker": {"id2label": {"0": "relevance"}, "label2id": {"relevance": 0}}}
@@ -123,8 +132,8 @@ async def info(request: Request) -> Response:
             "surfaces": searcher.surfaces,
             "dimensions": encoder.dimensions if encoder else None,
             "widths": list(encoder.bundle.widths) if encoder else [],
-            "documents": 0 if "/search" in searcher.unanswered else len(searcher.documents),
-            "unanswered": searcher.unanswered,
+            "documents": 0 if "/search" in unanswered else len(searcher.documents),
+            "unanswered": unanswered,
             "examples": searcher.examples,
             "thresholds": searcher.thresholds,
             "fields": searcher.fields,
@@ -133,6 +142,6 @@ async def info(request: Request) -> Response:
                 {"release": held.searcher.release, "roles": held.roles, "created": held.searcher.created}
                 for held in context.service.lifecycle.held
             ],
-            "thumbs": context.service.thumbs is not None,
+            "thumbs": context.service.thumbs is not None and THUMBS not in unanswered,
         }
     )

@@ -36,7 +36,7 @@ LACKS: Mapping[str, str] = {
 NEEDS: Mapping[str, tuple[str, ...]] = {
     "ranker": ("/rerank", "/v1/rerank", "/v2/rerank"),
     "encoder": ("/embed", "/v1/embeddings"),
-    "documents": ("/search", "/document"),
+    "documents": ("/search", "/document", "/thumbs"),
 }
 """Part → the paths that cannot be answered without it."""
 

@@ -25,7 +25,7 @@ from serving.runtime.deadline import Deadline
 from serving.runtime.scheduler import Scheduler
 from serving.scoring.answers import MissingShard, ShardCounts, check_facets
 from serving.scoring.candidates import CandidatePool, Candidates
-from serving.scoring.contents import SearchableContents
+from serving.scoring.contents import NEEDS, SearchableContents
 from serving.scoring.reranker import Caches
 from serving.scoring.running_search import RunningSearch
 from serving.scoring.searcher import Searcher
@@ -153,8 +153,8 @@ class ShardedSearcher(Searcher):
     @property
     def unanswered(self) -> dict[str, str]:
         """Path → the reason why this release cannot answer it."""
-        without_search = {path: reason for path, reason in super().unanswered.items() if path != "/search"}
-        return {**without_search, "/document": NO_DOCUMENT}
+        of_whole_documents = dict.fromkeys(NEEDS["documents"], NO_DOCUMENT)
+        return {path: reason for path, reason in (super().unanswered | of_whole_documents).items() if path != "/search"}
 
     @property
     def _searchable(self) -> SearchableContents:

@@ -1,6 +1,8 @@
 """Releases that lack a model or documents answer what they can, and say of each other path why it is not answered."""
 
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
@@ -22,19 +24,26 @@ CONTENTS = {
     "an encoder and documents": ("encoder", *SEARCHABLE, "fusion"),
     "all but the report": ("ranker", "encoder", *SEARCHABLE, "fusion"),
 }
-REQUESTS = [(part, path) for part, paths in NEEDS.items() for path in paths if path in BODIES]
-"""Paths, each with the part that it needs."""
+REQUESTS: dict[str, Any] = {
+    **BODIES,
+    "/document": None,
+    "/thumbs": {"query": "sort", "doc_id": "d1", "thumb": "up", "voter": "a" * 16},
+}
+"""Path → the body of a request to it; None for a GET of the document d1."""
 
 
 @pytest.fixture(params=CONTENTS, ids=str)
-def partial(request: pytest.FixtureRequest, fresh: TinyWorkspace) -> Iterator[tuple[TestClient, tuple[str, ...]]]:
+def partial(
+    request: pytest.FixtureRequest, fresh: TinyWorkspace, tmp_path: Path
+) -> Iterator[tuple[TestClient, tuple[str, ...]]]:
     """A client of a service whose release has these parts alone."""
     complete = fresh.releases.open(fresh.publish(1))
     names = CONTENTS[request.param]
     release = fresh.releases.publish(
         {name: release_parts.part(complete, name) for name in names}, {}, {"name": "partial"}
     )
-    lifecycle = Lifecycle(patient(workspace=fresh.path, release=release.fingerprint, threads=1))
+    knobs = {"release": release.fingerprint, "threads": 1, "thumbs": str(tmp_path / "thumbs")}
+    lifecycle = Lifecycle(patient(workspace=fresh.path, **knobs))
     lifecycle.start()
     with TestClient(apps.create(lifecycle), base_url="http://localhost") as client:
         yield client, names
@@ -45,8 +54,9 @@ def test_each_path_answers_or_says_what_the_release_lacks(partial: tuple[TestCli
     client, names = partial
     listed = client.get("/v1/models").json()
     assert {model["id"] for model in listed["data"]} == {"ranker", "encoder"} & set(names)
-    for part, path in REQUESTS:
-        answer = client.post(path, json=BODIES[path])
+    for part, path in [(part, path) for part, paths in NEEDS.items() for path in paths]:
+        body = REQUESTS[path]
+        answer = client.post(path, json=body) if body else client.get(path, params={"id": "d1"})
         if part in names:
             assert (answer.status_code, path in listed["unanswered"]) == (200, False), answer.text
         else:
@@ -60,6 +70,7 @@ def test_a_release_with_some_parts_is_ready_and_described(partial: tuple[TestCli
     assert client.get("/readyz").json()["ready"]
     assert client.get("/health").status_code == 200
     info = client.get("/info").json()
+    assert info["thumbs"] == ("documents" in names), "the page shows thumbs only where they can be kept"
     assert info["model_id"] == ("ranker" if "ranker" in names else "encoder")
     assert (info["dimensions"] is None) == ("encoder" not in names)
     assert (info["documents"] == 0) == ("documents" not in names)

@@ -68,14 +68,16 @@ def test_endpoints_that_the_settings_do_not_ask_for_do_not_exist(tiny: Any) -> N
     }
 
 
-def test_each_scoring_path_needs_a_part_of_a_release() -> None:
+def test_each_path_that_reads_a_release_needs_a_part_of_it() -> None:
     needing = [path for paths in NEEDS.values() for path in paths]
     assert len(needing) == len(set(needing))
     assert set(needing) <= {endpoint.path for endpoint in ENDPOINTS}
     scoring = {endpoint.path for endpoint in ENDPOINTS if endpoint.scoring}
     # "/" answers with the model that there is. A shard answers "/candidates", which other releases do not miss.
     assert scoring - set(needing) == {"/", "/candidates"}
-    assert set(needing) - scoring == {"/document"}
+    guarded = {endpoint.path for endpoint in ENDPOINTS if endpoint.access is Access.API_KEY}
+    about = {"/v1/models", "/v1/models/{model_id:path}", "/info"}
+    assert set(needing) - scoring == guarded - scoring - about == {"/document", "/thumbs"}
 
 
 def test_each_path_that_computes_counts_and_those_with_a_final_order_are_part_of_rollouts() -> None:

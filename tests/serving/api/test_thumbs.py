@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from pipeline import release_parts
 from pipeline.errors import ConfigError
 from pipeline.thumbs import Thumb
 from serving.api import app as apps
@@ -15,6 +16,8 @@ from serving.api import thumb_file
 from serving.api.thumb_file import ThumbFile
 from serving.errors import BusyError, ServingError, StateError
 from serving.rollout.lifecycle import Lifecycle
+from tests.serving.conftest import TinyWorkspace
+from tests.serving.patience import patient
 
 BODY = {"query": "sort a list", "doc_id": "d1", "thumb": "up", "voter": "a" * 16}
 
@@ -60,6 +63,19 @@ def test_without_a_folder_there_are_no_thumbs(started: Start) -> None:
     assert client.post("/thumbs", json=BODY).status_code == 404
     assert client.get("/info").json()["thumbs"] is False
     assert "/thumbs" not in client.get("/openapi.json").json()["paths"]
+
+
+def test_a_service_without_thumbs_does_not_say_that_its_release_lacks_them(fresh: TinyWorkspace) -> None:
+    encoder = release_parts.part(fresh.releases.open(fresh.publish(1)), "encoder")
+    release = fresh.releases.publish({"encoder": encoder}, {}, {})
+    lifecycle = Lifecycle(patient(workspace=fresh.path, release=release.fingerprint, threads=1))
+    lifecycle.start()
+    with TestClient(apps.create(lifecycle), base_url="http://localhost") as client:
+        for path in ("/v1/models", "/info"):
+            unanswered = client.get(path).json()["unanswered"]
+            assert "/document" in unanswered
+            assert "/thumbs" not in unanswered
+    lifecycle.close()
 
 
 @pytest.mark.parametrize(

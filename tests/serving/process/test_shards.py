@@ -158,6 +158,8 @@ def test_a_whole_document_is_asked_of_its_shard(shards: Divided) -> None:
         urllib.request.urlopen(f"{shards.front.url}/document?id=d5", timeout=120)
     with caught.value as error:
         assert (error.code, json.load(error)["error"]) == (404, NO_DOCUMENT)
+    with urllib.request.urlopen(f"{shards.front.url}/v1/models", timeout=120) as answer:
+        assert json.load(answer)["unanswered"] == {"/document": NO_DOCUMENT}
     number = shard_of("d5", SHARDS)
     with urllib.request.urlopen(f"{shards.services[number].url}/document?id=d5", timeout=120) as answer:
         assert json.load(answer)["title"] == DOCUMENTS[5][0]

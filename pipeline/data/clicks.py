@@ -54,6 +54,15 @@ Floats = npt.NDArray[np.float64]
 log = logging.getLogger(__name__)
 
 
+class TooFewImpressionsError(SchemaError):
+    """No query and document of a click log have enough examined impressions to be judged."""
+
+    def __init__(self, message: str, most: float) -> None:
+        """Keeps `most`, the largest number of examined impressions of a pair."""
+        super().__init__(message)
+        self.most = most
+
+
 @dataclass(frozen=True, slots=True)
 class PositionModel:
     """A fitted position-based model."""
@@ -130,7 +139,8 @@ def judge(rows: pa.Table, config: SourceConfig, shown: str) -> ClickJudgments:
     Raises:
         ConfigError: a time without a session, or an impossible `grade_scale`.
         SchemaError: a position or click that cannot be read, fewer than two positions whose examination can be told
-            from the attractiveness of documents, no clicks, or no pair with enough evidence.
+            from the attractiveness of documents, or no clicks.
+        TooFewImpressionsError: no pair has enough evidence.
     """
     impressions = _impressions(rows, shown)
     cells = impressions.groupby(["query_id", "doc_id", "position"], sort=False)["clicked"].agg(["size", "sum"])
@@ -146,9 +156,11 @@ def judge(rows: pa.Table, config: SourceConfig, shown: str) -> ClickJudgments:
     pairs = kept.drop_duplicates(["query_id", "doc_id"])[["query_id", "doc_id"]]
     enough = model.examined >= config.min_examined
     if not enough.any():
-        raise SchemaError(
-            f"{shown}: no pair has {config.min_examined:g} examined impressions, the most is "
-            f"{model.examined.max():.1f}; take a longer log, or lower the source's min_examined"
+        most = float(model.examined.max())
+        raise TooFewImpressionsError(
+            f"{shown}: no pair has {config.min_examined:g} examined impressions, the most is {most:.1f}; take a longer "
+            "log, or lower the source's min_examined",
+            most,
         )
     scale = _scale(config, model.attractiveness[enough], shown)
     grades = _grades(model.attractiveness[enough], scale)

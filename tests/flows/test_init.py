@@ -8,9 +8,12 @@ import pandas as pd
 import pytest
 
 from flows import data_look, init
+from flows.built_in_recipes import RECIPES
 from pipeline import recipe as recipes
 from pipeline.data import convert
 from pipeline.errors import ConfigError, InputError, SchemaError
+from pipeline.models.base_models import ModelShape
+from pipeline.training import ranker_shape
 from tests.flows.world import write_tiny_world
 
 TEXTS = {
@@ -21,7 +24,7 @@ TEXTS = {
 
 
 @pytest.mark.parametrize("expected", TEXTS)
-def test_the_language_is_told_by_the_letters(expected: str) -> None:
+def test_the_language_is_told_by_the_texts(expected: str) -> None:
     assert data_look.language(pd.Series([TEXTS[expected]] * 3 + ["", "123"])) == expected
 
 
@@ -58,6 +61,34 @@ def test_a_language_without_a_pretrained_model_starts_from_scratch(tmp_path: Pat
     recipe = recipes.load(tmp_path / "own.toml", [])
     assert recipe.teacher.base == "scratch"
     assert recipe.pretrain.max_tokens <= recipe.pretrain.scratch.positions
+
+
+MINILM_SHAPE = ModelShape(6, 384, 12, shared=False, intermediate=1536)
+
+
+def test_the_ranker_keeps_all_layers_of_minilm_at_the_cost_of_three(tmp_path: Path) -> None:
+    write_tiny_world(tmp_path / "tiny")
+    seen = replace(data_look.look(str(tmp_path / "tiny")), language="english", cuda=False, minilm=True)
+    (tmp_path / "own.toml").write_text(init.recipe(seen, "own"), encoding="utf-8")
+    for path in (tmp_path / "own.toml", RECIPES / "small.toml"):
+        ranker = recipes.load(path, []).ranker
+        student = ranker_shape.cut(ranker, MINILM_SHAPE, MINILM_SHAPE)
+        assert student.layers == MINILM_SHAPE.layers
+        cost = ranker_shape.products(MINILM_SHAPE, student.layers, student.intermediate)
+        assert cost <= ranker_shape.products(MINILM_SHAPE, 3, MINILM_SHAPE.intermediate)
+
+
+def test_a_base_from_scratch_gets_a_ranker_that_can_be_cut_from_it(tmp_path: Path) -> None:
+    write_tiny_world(tmp_path / "tiny")
+    seen = replace(data_look.look(str(tmp_path / "tiny")), language="other", cuda=False)
+    (tmp_path / "own.toml").write_text(init.recipe(seen, "own"), encoding="utf-8")
+    recipe = recipes.load(tmp_path / "own.toml", [])
+    scratch = recipe.pretrain.scratch
+    shape = ModelShape(scratch.layers, scratch.hidden, scratch.heads, shared=False, intermediate=scratch.intermediate)
+    student = ranker_shape.cut(recipe.ranker, shape, shape)
+    whole, attention = (ranker_shape.products(shape, *cut) for cut in ((2, shape.intermediate), (shape.layers, 0)))
+    assert (student.layers, student.intermediate) == (2, shape.intermediate)
+    assert attention >= whole, "so layers cannot all be kept at the cost of two, as they are of MiniLM"
 
 
 def test_nothing_is_overwritten_and_nothing_half_written_stays(tmp_path: Path) -> None:
@@ -107,6 +138,38 @@ def test_a_click_log_is_judged_by_its_clicks(tmp_path: Path) -> None:
     columns = {"query": "query", "title": "title", "position": "position", "clicked": "clicked"}
     init.write(str(log), tmp_path / "own.toml", columns)
     assert recipes.load(tmp_path / "own.toml", []).evaluation.clicks
+
+
+def _clicks(path: Path, turns: int, queries: int = 60) -> Path:
+    """A log in which each of three documents of a query is shown at each of three positions by turns."""
+    rows = [
+        f"knife {query},knife {query} {(position + turn) % 3},{position},{int((query + turn + position) % 4 == 0)}"
+        for query in range(queries)
+        for turn in range(turns)
+        for position in (1, 2, 3)
+    ]
+    path.write_text("\n".join(["query,title,position,clicked", *rows]) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(("turns", "minimum"), [(40, None), (8, 5.0), (5, 3.0)])
+def test_a_short_click_log_is_judged_from_less_evidence_and_the_recipe_says_so(
+    tmp_path: Path, turns: int, minimum: float | None
+) -> None:
+    seen, text = init.write(str(_clicks(tmp_path / "log.csv", turns)), tmp_path / "own.toml")
+    (source,) = recipes.load(tmp_path / "own.toml", []).data.sources
+    assert seen.judged_queries == 60
+    assert source.min_examined == (minimum or 10.0)
+    assert ("A short log" in text) == (minimum is not None)
+
+
+def test_a_click_log_without_evidence_is_answered_with_what_is_missing_and_what_to_do(tmp_path: Path) -> None:
+    log = _clicks(tmp_path / "log.csv", turns=2)
+    with pytest.raises(SchemaError, match=r"no pair has more than 2\.0; take a log about 2 times as long"):
+        init.write(str(log), tmp_path / "own.toml")
+    assert [path.name for path in tmp_path.iterdir()] == ["log.csv"]
+    few, _ = init.write(str(_clicks(tmp_path / "few.csv", turns=40, queries=5)), tmp_path / "few.toml")
+    assert "take a longer log, as clicks judge only what was seen often, or judge 20 or more" in few.too_few
 
 
 def _rated(path: Path, grades: tuple[str, ...], queries: int = 40, head: str = "query,title,grade") -> Path:

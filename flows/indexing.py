@@ -1,6 +1,6 @@
 """Makes documents searchable: lexical index, document store, vectors and semantic index."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -63,6 +63,7 @@ def make_searchable(
     previous: Mapping[str, Artifact] = MappingProxyType({}),
     full_lexical: Artifact | None = None,
     anew: bool = False,
+    check: Callable[[Artifact], None] | None = None,
 ) -> SearchableCorpus:
     """Makes lexical index, document store, vectors and semantic index of the documents in a data or corpus artifact.
 
@@ -77,6 +78,8 @@ def make_searchable(
         previous: the parts of a release, whose segments are shared as far as their documents are unchanged.
         full_lexical: the lexical index of all documents, where `data` is a shard of them, see `index.shards`.
         anew: whether to embed every document again and share no segment.
+        check: looks at the document store, which is made first, and raises where the documents must not be published;
+            then nothing is analysed and nothing embedded.
     """
     from index import documents, lexical, semantic_build, shards, vectors
     from index.quality import QualityFilter
@@ -86,12 +89,14 @@ def make_searchable(
     known = vectors.of_index(vectors.earlier(run.workspace, digest), previous.get("index"))
     number = vectors.next_round(known) if anew else vectors.last_round(known, data)
     shared = {} if anew else previous
+    store = run(documents.make, data=data, previous=shared.get("documents"))
+    if check is not None:
+        check(store)
     lexical_index = (
         run(lexical.make, config, data=data, previous=shared.get("lexical"))
         if full_lexical is None
         else run(shards.lexical, data=data, full=full_lexical)
     )
-    store = run(documents.make, data=data, previous=shared.get("documents"))
     embed = offline.embedder(encoder)
     embedded = run(
         vectors.make,

@@ -12,6 +12,7 @@ from index.corpus_change import CorpusChange, compare
 from index.document_store import CorpusStats, DocumentStore
 from pipeline import release_parts
 from pipeline.artifacts import Artifact
+from pipeline.errors import ImplausibleError
 
 MAX_SHRINK = 0.2
 """Share of the documents that may vanish from one release to the next without --force."""
@@ -110,3 +111,25 @@ def implausible(old: Artifact, documents: Artifact, *, left_out: Collection[str]
     if gone := [name for name in replacement.change.fields_gone if name not in left_out]:
         log.warning("documents: none has a column %s any more; filters by it will be refused", ", ".join(gone))
     return replacement.reasons()
+
+
+def check(
+    old: Artifact, documents: Artifact, *, shown: str, force: bool = False, left_out: Collection[str] = ()
+) -> None:
+    """Refuses documents that look wrong beside those of the release that they are to replace.
+
+    Args:
+        old: the release whose documents are replaced.
+        documents: the document store of the new release.
+        shown: what the message calls the source.
+        force: a person's word that they are right.
+        left_out: see `implausible`.
+
+    Raises:
+        ImplausibleError: they look wrong and nobody said --force; the message has figures and limits.
+    """
+    reasons = implausible(old, documents, left_out=left_out)
+    if reasons and not force:
+        raise ImplausibleError(
+            f"{shown}: {'; '.join(reasons)}. Nothing is published; look at the source, or say --force"
+        )

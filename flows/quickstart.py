@@ -9,10 +9,11 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flows import plausibility, ready_made
+from flows import plausibility, publishing, ready_made
 from flows.ready_made import ReadyMadeModels
 from flows.runner import Runner
 from pipeline import recipe as recipes
@@ -21,6 +22,7 @@ from pipeline.config import IndexConfig, PassagesConfig, Recipe, SourceConfig
 from pipeline.errors import MissingError, RelevanceError
 from pipeline.pointer import Pointer
 from pipeline.releases import Releases
+from pipeline.secrets import hide_passwords
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -49,17 +51,22 @@ class QuickstartResult:
     seconds: float
 
 
-def quickstart(sources: Sequence[SourceConfig], workspace: Path, models: ReadyMadeModels) -> QuickstartResult:
+def quickstart(
+    sources: Sequence[SourceConfig], workspace: Path, models: ReadyMadeModels, *, force: bool = False
+) -> QuickstartResult:
     """Indexes documents with ready-made models and publishes the release; it goes live unless a trained one is.
 
     Args:
         sources: where the documents are.
         workspace: the folder of artifacts and releases.
         models: MiniLM is taken where no encoder is named.
+        force: replace the documents of a live quickstart by ones that look wrong beside them; see `flows.plausibility`.
 
     Raises:
         ConfigError, MissingError: a model that cannot be served, see `flows.ready_made.bundles`; no encoder.
         SchemaError: documents that cannot be used.
+        ImplausibleError: they look wrong beside those of a live quickstart, which they would replace; nothing is
+            embedded or published.
         ConflictError: another publisher made a release live meanwhile; this one is published.
     """
     from flows.indexing import EmbeddingWork, make_searchable
@@ -69,12 +76,20 @@ def quickstart(sources: Sequence[SourceConfig], workspace: Path, models: ReadyMa
     began = time.monotonic()
     registry, run = Releases(workspace), Runner(workspace)
     live = registry.pointer_file.recover()
+    goes_live = live is None or _is_ready_made(registry, live)
+    old = publishing.comparable(registry, live) if goes_live else None
     models = models if models.encoder else replace(models, encoder=_default_encoder())
     documents = run(corpus.make, [_mapped(source) for source in sources], Path(), "error")
     exported = ready_made.bundles(models, workspace, documents)
-    passages = PassagesConfig(most=models.options.passages)
-    recipe = Recipe(name=NAME, index=IndexConfig(language=_stemmer(documents), passages=passages))
-    searchable = make_searchable(recipe.index, run, encoder=exported["encoder"], data=documents)
+    recipe = Recipe(name=NAME, index=_index_config(documents, models))
+    shown = ", ".join(hide_passwords(source.path) for source in sources)
+    searchable = make_searchable(
+        recipe.index,
+        run,
+        encoder=exported["encoder"],
+        data=documents,
+        check=partial(plausibility.check, old, shown=shown, force=force) if old else None,
+    )
     fusion = run(rank_fusion.make, ranker=exported.get("ranker"), encoder=exported["encoder"])
     parts = {
         **exported,
@@ -88,7 +103,7 @@ def quickstart(sources: Sequence[SourceConfig], workspace: Path, models: ReadyMa
     }
     release = registry.publish(parts, metrics=metrics, config=recipes.to_dict(recipe))
     ready_made.remember(models, workspace, release.fingerprint, exported)
-    if live is None or _is_ready_made(registry, live):
+    if live is None or goes_live:
         reason = f"quickstart with {' and '.join(ready_made.sources(models).values())}"
         live = registry.promote(release.fingerprint, reason=reason, expected=live.generation if live else 0)
     return QuickstartResult(
@@ -147,15 +162,22 @@ def _titles(documents: Artifact) -> list[str]:
     return queries_to_try.chosen(table["title"].to_pylist())
 
 
-def _stemmer(documents: Artifact) -> str:
-    """The language of the lexical index: english where the documents look so, else none."""
+def _index_config(documents: Artifact, models: ReadyMadeModels) -> IndexConfig:
+    """The section on the index: the stemmer of the documents' language, and passages as the models have them."""
     import pandas as pd
 
-    from flows import data_look
+    from flows import languages
     from pipeline.export import sample
 
-    language = data_look.language(pd.Series(sample.document_texts(documents), dtype=str))
-    return language if language == "english" else ""
+    language = languages.language(pd.Series(sample.document_texts(documents), dtype=str))
+    if models.encoder == MINILM and language != languages.ENGLISH:
+        log.warning(
+            "the documents do not look English but %s, and %s reads English alone; name an encoder of their language "
+            "with --encoder",
+            language,
+            MINILM,
+        )
+    return IndexConfig(language=languages.stemmer(language), passages=PassagesConfig(most=models.options.passages))
 
 
 def _is_ready_made(registry: Releases, live: Pointer) -> bool:

@@ -8,6 +8,7 @@ index, and is made live only if the old one still is. Its report is that of the 
 import logging
 import time
 from collections.abc import Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from pipeline import recipe as recipes
 from pipeline.artifacts import Artifact
 from pipeline.compute import engine_of
 from pipeline.config import ComputeConfig, Recipe, SourceConfig
-from pipeline.errors import ConflictError, ImplausibleError
+from pipeline.errors import ConflictError
 from pipeline.secrets import hide_passwords
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def reindex(
 
     Raises:
         MissingError: no such release or source, or the release has no encoder.
-        ImplausibleError: the documents look wrong beside those of the release; nothing is published.
+        ImplausibleError: the documents look wrong beside those of the release; nothing is embedded or published.
         ConflictError: another publisher made another release live meanwhile; the new one is published, not live.
     """
     from pipeline.data import corpus
@@ -88,12 +89,8 @@ def reindex(
         queries=parts.get("index"),
         previous=parts | release_parts.field_parts(old),
         anew=full,
+        check=partial(plausibility.check, old, shown=shown, force=force, left_out=left_out),
     )
-    reasons = plausibility.implausible(old, searchable.documents, left_out=left_out)
-    if reasons and not force:
-        raise ImplausibleError(
-            f"{shown}: {'; '.join(reasons)}. Nothing is published; look at the source, or say --force"
-        )
     parts |= searchable.parts
     metrics = publishing.metrics(old, searchable.documents, "corpus")
     metrics |= {"examples": list(examples)} if examples else {}

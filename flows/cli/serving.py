@@ -77,6 +77,10 @@ def quickstart(
     host: Host = None,
     port: Port = None,
     no_serve: Annotated[bool, typer.Option("--no-serve", help="Only index and publish.")] = False,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Replace a live quickstart's documents by far fewer, emptier or other ones."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Indexes documents with ready-made models and serves them: no training, no judgments.
@@ -93,7 +97,7 @@ def quickstart(
 
     mapped = convert.parse_columns(columns)
     sources = [SourceConfig(path=path, format=format, columns=mapped) for path in documents]
-    result = ready_made.apart(flow.quickstart, sources, workspace, models.read(precision))
+    result = ready_made.apart(flow.quickstart, sources, workspace, models.read(precision), force=force)
     show(asdict(result), as_json, flow.render(result))
     if not no_serve:
         from serving import settings

@@ -22,7 +22,7 @@ from flows.ready_made import ReadyMadeModels
 from pipeline import recipe as recipes
 from pipeline import release_parts, releases
 from pipeline.config import SourceConfig
-from pipeline.errors import ConfigError, MissingError
+from pipeline.errors import ConfigError, ImplausibleError, MissingError
 from pipeline.evaluation import systems
 from pipeline.features import Fusion
 from pipeline.models.ready_made_files import ReadyMadeOptions
@@ -287,6 +287,38 @@ def _data(outcome: retrain.RetrainResult, workspace: Path) -> Any:
     from pipeline import artifacts
 
     return artifacts.load(workspace / "artifacts" / "data" / outcome.report.manifest.inputs["data"])
+
+
+def test_documents_that_look_wrong_do_not_replace_those_of_a_live_quickstart(
+    quick: Path, tiny_world: Path, folders: dict[str, str]
+) -> None:
+    registry, models = releases.Releases(quick), ReadyMadeModels(encoder=folders["encoder"])
+    live = registry.open().fingerprint
+    made = {path for path in (quick / "artifacts").glob("*/*") if path.parent.name in ("lexical", "vectors", "index")}
+    pages = quick.parent / "pages.jsonl"
+    ids = pq.read_table(tiny_world / "tiny" / "documents.parquet")["doc_id"].to_pylist()
+    rows = [{"doc_id": doc_id, "title": "", "text": f"Access denied to page {doc_id}"} for doc_id in ids]
+    pages.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    source = SourceConfig(path=str(pages))
+    with pytest.raises(ImplausibleError, match=r"pages\.jsonl: 100% of the texts .*Nothing is published.*--force"):
+        quickstart.quickstart([source], quick, models)
+    assert registry.open().fingerprint == live
+    assert len(listing.releases(quick)["releases"]) == 1
+    now = {path for path in (quick / "artifacts").glob("*/*") if path.parent.name in ("lexical", "vectors", "index")}
+    assert now == made, "nothing was analysed or embedded"
+    assert quickstart.quickstart([source], quick, models, force=True).live
+
+
+def test_a_damaged_live_quickstart_is_replaced_without_a_comparison(
+    quick: Path, tiny_world: Path, folders: dict[str, str]
+) -> None:
+    (store,) = quick.glob("releases/*/documents/**/documents.sqlite")
+    store.unlink()
+    store.write_bytes(b"torn")
+    few = quick.parent / "few.jsonl"
+    few.write_text('{"doc_id": "d1", "title": "samovar", "text": "boils water"}\n', encoding="utf-8")
+    models = ReadyMadeModels(encoder=folders["encoder"])
+    assert quickstart.quickstart([SourceConfig(path=str(few))], quick, models).live
 
 
 def test_a_trained_release_that_is_live_stays(copied: Trained, folders: dict[str, str]) -> None:

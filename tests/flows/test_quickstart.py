@@ -312,9 +312,11 @@ def test_documents_that_look_wrong_do_not_replace_those_of_a_live_quickstart(
 def test_a_damaged_live_quickstart_is_replaced_without_a_comparison(
     quick: Path, tiny_world: Path, folders: dict[str, str]
 ) -> None:
-    (store,) = quick.glob("releases/*/documents/**/documents.sqlite")
+    parts = release_parts.part(releases.Releases(quick).open(), "documents").path
+    (store,) = parts.rglob("documents.sqlite")
+    content = store.read_bytes()
     store.unlink()
-    store.write_bytes(b"torn")
+    store.write_bytes(bytes(len(content)))
     few = quick.parent / "few.jsonl"
     few.write_text('{"doc_id": "d1", "title": "samovar", "text": "boils water"}\n', encoding="utf-8")
     models = ReadyMadeModels(encoder=folders["encoder"])

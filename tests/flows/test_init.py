@@ -86,9 +86,9 @@ def test_a_base_from_scratch_gets_a_ranker_that_can_be_cut_from_it(tmp_path: Pat
     scratch = recipe.pretrain.scratch
     shape = ModelShape(scratch.layers, scratch.hidden, scratch.heads, shared=False, intermediate=scratch.intermediate)
     student = ranker_shape.cut(recipe.ranker, shape, shape)
-    whole, attention = (ranker_shape.products(shape, *cut) for cut in ((2, shape.intermediate), (shape.layers, 0)))
+    two_layers, attention = (ranker_shape.products(shape, *cut) for cut in ((2, shape.intermediate), (shape.layers, 0)))
     assert (student.layers, student.intermediate) == (2, shape.intermediate)
-    assert attention >= whole, "so layers cannot all be kept at the cost of two, as they are of MiniLM"
+    assert attention >= two_layers, "so layers cannot all be kept at the cost of two, as they are of MiniLM"
 
 
 def test_nothing_is_overwritten_and_nothing_half_written_stays(tmp_path: Path) -> None:

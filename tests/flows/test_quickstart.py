@@ -294,7 +294,7 @@ def test_documents_that_look_wrong_do_not_replace_those_of_a_live_quickstart(
 ) -> None:
     registry, models = releases.Releases(quick), ReadyMadeModels(encoder=folders["encoder"])
     live = registry.open().fingerprint
-    made = {path for path in (quick / "artifacts").glob("*/*") if path.parent.name in ("lexical", "vectors", "index")}
+    indexes = {path for path in (quick / "artifacts").glob("*/*") if path.parent.name in ("lexical", "vectors", "index")}
     pages = quick.parent / "pages.jsonl"
     ids = pq.read_table(tiny_world / "tiny" / "documents.parquet")["doc_id"].to_pylist()
     rows = [{"doc_id": doc_id, "title": "", "text": f"Access denied to page {doc_id}"} for doc_id in ids]
@@ -305,7 +305,7 @@ def test_documents_that_look_wrong_do_not_replace_those_of_a_live_quickstart(
     assert registry.open().fingerprint == live
     assert len(listing.releases(quick)["releases"]) == 1
     now = {path for path in (quick / "artifacts").glob("*/*") if path.parent.name in ("lexical", "vectors", "index")}
-    assert now == made, "nothing was analysed or embedded"
+    assert now == indexes, "nothing was analysed or embedded"
     assert quickstart.quickstart([source], quick, models, force=True).live
 
 

@@ -56,9 +56,9 @@ def test_a_word_of_the_fold_is_found_at_its_place_in_the_text(words: list[str], 
     start = len(" ".join([*words[:number], ""]))
     if text[start].isspace():
         return  # An odd word that begins with a space.
-    found = folding.position_before(text, len(folding.fold(text[:start])))
-    assert set(text[start:found]) <= set(IGNORED), "nothing but what is dropped lies between"
-    assert found >= start
+    position = folding.position_before(text, len(folding.fold(text[:start])))
+    assert set(text[start:position]) <= set(IGNORED), "nothing but what is dropped lies between"
+    assert position >= start
 
 
 @given(st.text(max_size=50), st.integers(0, 60))

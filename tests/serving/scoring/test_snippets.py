@@ -39,10 +39,10 @@ def test_a_snippet_shows_the_first_word_of_the_query() -> None:
     st.lists(st.sampled_from(["filler", "™", "…", "½", "ßßß", "手机"]), min_size=100, max_size=200),
 )
 def test_a_snippet_shows_what_the_lexical_index_finds(spelled: tuple[str, str, str], filler: list[str]) -> None:
-    _, asked, written = spelled
+    _, query, written = spelled
     text = " ".join([*filler, written, *filler])
-    assert set(analyser()(asked)) <= set(analyser()(text))
-    shown = snippet_of(text, asked)
+    assert set(analyser()(query)) <= set(analyser()(text))
+    shown = snippet_of(text, query)
     assert written in shown
     assert len(shown) <= SNIPPET_CHARS + 4
 

@@ -31,6 +31,7 @@ TINY = (
     "teacher.max_query_tokens=8",
     "teacher.loop={epochs=1.0,evaluations=0,learning_rate=1e-3}",
     "ranker.layers=1",
+    "ranker.intermediate=0",
     "ranker.loop={epochs=1.0,evaluations=0,learning_rate=1e-3}",
     "encoder.dimensions=16",
     "encoder.max_tokens=32",

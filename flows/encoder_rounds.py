@@ -14,14 +14,8 @@ def train_encoder(recipe: Recipe, inputs: TrainingInputs, run: Runner) -> Artifa
     """The `encoder` artifact of the last of `encoder.mining.rounds` rounds."""
     from pipeline.training import encoder
 
-    trained = run(
-        encoder.make,
-        recipe.encoder,
-        recipe.candidates,
-        data=inputs.data,
-        pairs=inputs.pairs,
-        base=inputs.base,
-        teacher_scores=inputs.teacher_scores,
+    trained = first_round(
+        recipe, run, data=inputs.data, pairs=inputs.pairs, base=inputs.base, teacher_scores=inputs.teacher_scores
     )
     if recipe.encoder.mining.rounds == 1:
         return trained
@@ -42,15 +36,32 @@ def train_encoder(recipe: Recipe, inputs: TrainingInputs, run: Runner) -> Artifa
     return trained
 
 
-def train_ahead(recipe: Recipe, run: Runner, *, data: Artifact, pairs: Artifact, base: Artifact | str) -> Artifact:
-    """The `encoder` artifact that no teacher has a part in; `encoder.train_body` is false.
+def first_round(
+    recipe: Recipe,
+    run: Runner,
+    *,
+    data: Artifact,
+    pairs: Artifact,
+    base: Artifact | str,
+    teacher_scores: Artifact | None = None,
+) -> Artifact:
+    """The `encoder` artifact of the first round.
 
     Args:
         pairs: pairs of BM25, on whose valid queries it is measured.
+        teacher_scores: None where `encoder.train_body` is false and the encoder is made ahead of the teacher.
     """
     from pipeline.training import encoder
 
-    return run(encoder.make, recipe.encoder, recipe.candidates, data=data, pairs=pairs, base=base, teacher_scores=None)
+    return run(
+        encoder.make,
+        recipe.encoder,
+        recipe.candidates,
+        data=data,
+        pairs=pairs,
+        base=base,
+        teacher_scores=teacher_scores,
+    )
 
 
 def _deep_run(recipe: Recipe, inputs: TrainingInputs, run: Runner) -> Artifact:

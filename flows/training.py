@@ -3,7 +3,7 @@
 import dataclasses
 from functools import partial
 
-from flows.encoder_rounds import train_ahead, train_encoder
+from flows.encoder_rounds import first_round, train_encoder
 from flows.indexing import make_searchable
 from flows.runner import Runner
 from flows.training_inputs import FirstStage, TrainingInputs
@@ -48,7 +48,7 @@ def prepare(recipe: Recipe, run: Runner) -> TrainingInputs:
         base = run(pretrain.make, recipe.pretrain, recipe.teacher.base, data=data)
     first = None
     if recipe.candidates.encoder_negatives:
-        first = _first_stage(recipe, train_ahead(recipe, run, data=data, pairs=pairs, base=base), run, data, pairs)
+        first = _first_stage(recipe, first_round(recipe, run, data=data, pairs=pairs, base=base), run, data, pairs)
         pairs = _pairs_of_both(recipe, first, run, data=data, bm25_run=bm25_run, bm25_pairs=pairs)
     large = run(teacher.make, recipe.teacher, recipe.candidates, data=data, pairs=pairs, base=base)
 

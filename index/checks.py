@@ -25,9 +25,6 @@ from pipeline import artifacts
 from pipeline.artifacts import Artifact
 from pipeline.errors import ArtifactError
 
-BLOCK = 1 << 16
-"""Vectors in memory at once."""
-
 
 @dataclass(frozen=True, slots=True)
 class PartContents:
@@ -118,8 +115,8 @@ def _check_index(part: Artifact) -> PartContents:
     """Checks a semantic index and returns the documents of its vectors, by position."""
     index = SemanticIndex.load(part.path, verify=False)
     doc_ids = index.doc_ids
-    for start in range(0, len(doc_ids), BLOCK):
-        vectors = index.stored(np.arange(start, min(start + BLOCK, len(doc_ids)), dtype=np.int64))
+    for start in range(0, len(doc_ids), vector_matrix.BLOCK):
+        vectors = index.stored(np.arange(start, min(start + vector_matrix.BLOCK, len(doc_ids)), dtype=np.int64))
         bad = np.flatnonzero(~(np.isfinite(vectors).all(axis=1) & vectors.any(axis=1)))
         if len(bad):
             doc_id = doc_ids[start + int(bad[0])]
@@ -149,8 +146,8 @@ def _check_vectors(part: Artifact, doc_ids: list[str]) -> None:
         matrix = read_array(path)
         if len(matrix) != segment.documents:
             raise _wrong(path, f"{len(matrix)} vectors of {segment.documents} texts")
-        for start in range(0, len(matrix), BLOCK):
-            lengths = np.linalg.norm(matrix[start : start + BLOCK], axis=1)
+        for start in range(0, len(matrix), vector_matrix.BLOCK):
+            lengths = np.linalg.norm(matrix[start : start + vector_matrix.BLOCK], axis=1)
             bad = np.flatnonzero(~(np.abs(lengths - 1) <= 1e-2))  # A length that is not a number is bad too.
             if len(bad):
                 raise _wrong(path, f"row {start + int(bad[0])} has length {lengths[bad[0]]}, not 1")

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from index.semantic import IndexStats
-from index.vector_matrix import Matrix
+from index.vector_matrix import BLOCK, Matrix
 
 log = logging.getLogger(__name__)
 
@@ -17,9 +17,6 @@ RECALL_QUERIES = 200
 EXACT_QUERIES = 20
 """Stored vectors that an exact index is searched with: it misses any only where it was written wrongly."""
 ENOUGH_RECALL = 0.95
-
-BLOCK = 1 << 16
-"""Rows that are compared at once."""
 
 Vectors = npt.NDArray[np.float32]
 

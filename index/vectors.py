@@ -26,9 +26,10 @@ import numpy as np
 import numpy.typing as npt
 
 from index import document_reader, segments, vector_texts
+from index.digests import DIGEST_BYTES, as_bytes
 from index.known_vectors import KnownVectors, SharedVectors
 from index.quality import QualityFilter
-from index.vector_matrix import FILE, KIND, Vectors
+from index.vector_matrix import BLOCK, FILE, KIND, Vectors
 from index.vector_texts import DocumentCutter, VectorTexts
 from pipeline import artifacts, compute, disk, progress
 from pipeline.artifacts import Artifact, Staging
@@ -261,7 +262,7 @@ def _shards(checkpoint: Path) -> Iterator[tuple[list[bytes], Vectors]]:
             try:
                 # Opened here, as numpy leaves a damaged file open.
                 with path.open("rb") as file, np.load(file, allow_pickle=False) as shard:
-                    digests, vectors = [row.tobytes() for row in shard["digests"]], shard["vectors"]
+                    digests, vectors = as_bytes(shard["digests"]), shard["vectors"]
                 yield digests, _checked(vectors, [digest.hex() for digest in digests])
             except (ValueError, EOFError, KeyError, zipfile.BadZipFile, ArtifactError) as error:
                 log.warning("%s: not a readable shard (%s); its documents are embedded again", path, error)
@@ -276,7 +277,7 @@ def _write_shard(checkpoint: Path, shard: Sequence[tuple[list[bytes], Vectors]])
         with temporary.open("wb") as file:
             digests = np.frombuffer(b"".join(digest for names, _ in shard for digest in names), np.uint8)
             matrix = np.concatenate([vectors for _, vectors in shard])
-            np.savez(file, digests=digests.reshape(-1, 16), vectors=matrix)
+            np.savez(file, digests=digests.reshape(-1, DIGEST_BYTES), vectors=matrix)
         disk.fsync(temporary)
         os.replace(temporary, path)
     disk.fsync(checkpoint)
@@ -290,5 +291,5 @@ def _write(path: Path, digests: Sequence[bytes], known: KnownVectors) -> None:
     with path.open("wb") as file:
         shape = (len(digests), known.dimensions)
         np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
-        for start in range(0, len(digests), 1 << 16):
-            file.write(known.take(digests[start : start + (1 << 16)]).astype("<f4").tobytes())
+        for start in range(0, len(digests), BLOCK):
+            file.write(known.take(digests[start : start + BLOCK]).astype("<f4").tobytes())

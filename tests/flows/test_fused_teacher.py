@@ -14,6 +14,17 @@ from pipeline.errors import ConfigError
 from tests.flows.conftest import Trained
 
 
+def retrained(recipe: Recipe, trained: Trained) -> tuple[retrain.RetrainResult, list[str]]:
+    """The result of a retraining that promotes nothing, and the names of its stages in the order that they ran."""
+    stages: list[str] = []
+
+    def run(name: str, stage: object) -> Artifact:
+        stages.append(name)
+        return stage()  # type: ignore[operator,no-any-return]
+
+    return retrain.retrain(recipe, trained.workspace, promote=False, execute=run), stages
+
+
 def test_the_ranker_alone_learns_the_fused_order(copied: Trained) -> None:
     """The ranker's pairs include unlabelled ones, whose queries are no part of the graded pairs."""
     recipe = dataclasses.replace(
@@ -21,13 +32,7 @@ def test_the_ranker_alone_learns_the_fused_order(copied: Trained) -> None:
         ranker=dataclasses.replace(copied.recipe.ranker, fused_teacher=True, plain=False),
         candidates=dataclasses.replace(copied.recipe.candidates, unlabelled=0.2, unlabelled_depth=10),
     )
-    stages: list[str] = []
-
-    def run(name: str, stage: object) -> Artifact:
-        stages.append(name)
-        return stage()  # type: ignore[operator,no-any-return]
-
-    outcome = retrain.retrain(recipe, copied.workspace, promote=False, execute=run)
+    outcome, stages = retrained(recipe, copied)
     assert stages.index("encoder: bundle") < stages.index("fused teacher scores") < stages.index("ranker")
 
     inputs = training.prepare(recipe, Runner(copied.workspace))
@@ -52,13 +57,7 @@ def test_the_teacher_learns_from_the_documents_of_both_ways_to_find(copied: Trai
         encoder=dataclasses.replace(copied.recipe.encoder, train_body=False),
         ranker=dataclasses.replace(copied.recipe.ranker, plain=False),
     )
-    stages: list[str] = []
-
-    def run(name: str, stage: object) -> Artifact:
-        stages.append(name)
-        return stage()  # type: ignore[operator,no-any-return]
-
-    outcome = retrain.retrain(recipe, copied.workspace, promote=False, execute=run)
+    outcome, stages = retrained(recipe, copied)
     assert stages.index("encoder: bundle") < stages.index("both ways: pairs") < stages.index("teacher")
 
     inputs = training.prepare(recipe, Runner(copied.workspace))

@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from index.held_out import HeldOutQueries
 
 
+Check = Callable[[Artifact], None]
+"""Looks at the document store, which is made first, and raises where the documents must not be published; then nothing
+is analysed and nothing embedded."""
+
+
 @dataclass(frozen=True, slots=True)
 class EmbeddingWork:
     """The work on document vectors that this process did."""
@@ -61,9 +66,9 @@ def make_searchable(
     data: Artifact,
     queries: Artifact | None = None,
     previous: Mapping[str, Artifact] = MappingProxyType({}),
-    full_lexical: Artifact | None = None,
+    whole: Mapping[str, Artifact] = MappingProxyType({}),
     anew: bool = False,
-    check: Callable[[Artifact], None] | None = None,
+    check: Check | None = None,
 ) -> SearchableCorpus:
     """Makes lexical index, document store, vectors and semantic index of the documents in a data or corpus artifact.
 
@@ -76,12 +81,11 @@ def make_searchable(
         queries: the artifact whose queries measure recall where the recipe sets `index.recall`: a data artifact, or an
             earlier index of the same encoder. None takes `data`.
         previous: the parts of a release, whose segments are shared as far as their documents are unchanged.
-        full_lexical: the lexical index of all documents, where `data` is a shard of them, see `index.shards`.
+        whole: the result of `index_whole`, where `data` is a shard of these documents, see `index.shards`; else empty.
         anew: whether to embed every document again and share no segment.
-        check: looks at the document store, which is made first, and raises where the documents must not be published;
-            then nothing is analysed and nothing embedded.
+        check: see `Check`; None where the documents take the place of no others.
     """
-    from index import documents, lexical, semantic_build, shards, vectors
+    from index import lexical, semantic_build, shards, vectors
     from index.quality import QualityFilter
     from serving.runtime import offline
 
@@ -89,13 +93,11 @@ def make_searchable(
     known = vectors.of_index(vectors.earlier(run.workspace, digest), previous.get("index"))
     number = vectors.next_round(known) if anew else vectors.last_round(known, data)
     shared = {} if anew else previous
-    store = run(documents.make, data=data, previous=shared.get("documents"))
-    if check is not None:
-        check(store)
+    store = _stored(run, data=data, previous=shared, check=check)
     lexical_index = (
         run(lexical.make, config, data=data, previous=shared.get("lexical"))
-        if full_lexical is None
-        else run(shards.lexical, data=data, full=full_lexical)
+        if not whole
+        else run(shards.lexical, data=data, full=whole["lexical"])
     )
     embed = offline.embedder(encoder)
     embedded = run(
@@ -109,21 +111,64 @@ def make_searchable(
         engine=run.engine,
         cutter=offline.cutter(embed, config.passages.passages(None)),
     )
-    apart = _fields(config, run, encoder=encoder, data=data, previous=None if anew else previous)
+    apart = _fields(config, run, encoder=encoder, data=data, previous=None if anew else previous, whole=whole)
     judged = held_out(config, encoder, digest, queries or data)
     index = run(semantic_build.make, config, vectors=embedded, queries=judged, previous=shared.get("index"))
     return SearchableCorpus(lexical=lexical_index, documents=store, vectors=embedded, index=index, fields=apart)
 
 
+def index_whole(
+    config: IndexConfig, run: Runner, *, data: Artifact, previous: Mapping[str, Artifact], check: Check
+) -> dict[str, Artifact]:
+    """Makes the lexical indexes of all documents, from which those of shards are cut, and returns them by part.
+
+    Args:
+        previous: see `make_searchable`.
+        check: see `Check`.
+
+    Raises:
+        SchemaError: no term in any document or in a field of `index.fields`, or no document passes `index.votes`.
+    """
+    from index import lexical
+    from index.quality import QualityFilter
+
+    _stored(run, data=data, previous=previous, check=check)
+    if quality := QualityFilter.of(config):
+        quality.kept(data)
+    indexes = {"lexical": run(lexical.make, config, data=data, previous=previous.get("lexical"))}
+    for field_name in config.fields:
+        part = release_parts.field_part("lexical", field_name)
+        named = run.labelled(field_name)
+        indexes[part] = named(lexical.make, config, data=data, field=field_name, previous=previous.get(part))
+    return indexes
+
+
+def _stored(run: Runner, *, data: Artifact, previous: Mapping[str, Artifact], check: Check | None) -> Artifact:
+    """The document store of documents that passed the check; it is made before anything that takes long."""
+    from index import documents
+
+    store = run(documents.make, data=data, previous=previous.get("documents"))
+    if check is not None:
+        check(store)
+    return store
+
+
 def _fields(
-    config: IndexConfig, run: Runner, *, encoder: Artifact, data: Artifact, previous: Mapping[str, Artifact] | None
+    config: IndexConfig,
+    run: Runner,
+    *,
+    encoder: Artifact,
+    data: Artifact,
+    previous: Mapping[str, Artifact] | None,
+    whole: Mapping[str, Artifact],
 ) -> dict[str, Artifact]:
     """The indexes of single fields, by their names as parts of a release.
 
     Args:
         previous: see `make_searchable`; None embeds every field again, and shares nothing.
+        whole: see `make_searchable`.
     """
-    from index import lexical, semantic_build, vectors
+    from index import lexical, semantic_build, shards, vectors
     from index.quality import QualityFilter
     from serving.runtime import offline
 
@@ -133,7 +178,11 @@ def _fields(
         named = run.labelled(field_name)
         part = release_parts.field_part("lexical", field_name)
         shared = (previous or {}).get(part)
-        indexes[part] = named(lexical.make, config, data=data, field=field_name, previous=shared)
+        indexes[part] = (
+            named(lexical.make, config, data=data, field=field_name, previous=shared)
+            if not whole
+            else named(shards.lexical, data=data, full=whole[part])
+        )
         if not config.field_vectors:
             continue
         index_part = release_parts.field_part("index", field_name)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from index.corpus_change import CorpusChange, compare
 from index.document_store import CorpusStats, DocumentStore
-from pipeline import release_parts
+from pipeline import artifacts, release_parts
 from pipeline.artifacts import Artifact
 from pipeline.errors import ImplausibleError
 
@@ -95,6 +95,29 @@ class Replacement:
         return reasons
 
 
+def documents_of(release: Artifact) -> Artifact | None:
+    """The document store of a release: its own or, where shards hold its documents, one of the whole collection.
+
+    None where it has no documents, or where those of its shards are gone, which the log names.
+    """
+    if release_parts.has_part(release, "documents"):
+        return release_parts.part(release, "documents")
+    collection = release.metrics.get("collection")
+    if collection is None:
+        return None
+    from index import documents
+
+    workspace = release.path.parents[2]  # WORKSPACE/artifacts/release/FINGERPRINT
+    folder = artifacts.folder_of(workspace, collection["data"])
+    if folder is None:
+        log.warning(
+            "documents: not judged beside those of release %s, whose table %s was removed by gc",
+            *(release.fingerprint[:12], collection["data"][:12]),
+        )
+        return None
+    return documents.make(workspace, data=artifacts.load(folder))
+
+
 def implausible(old: Artifact, documents: Artifact, *, left_out: Collection[str] = ()) -> list[str]:
     """Reasons why these documents need a person's word to take the place of those of a release; empty for none.
 
@@ -105,9 +128,10 @@ def implausible(old: Artifact, documents: Artifact, *, left_out: Collection[str]
         documents: the document store of the new release.
         left_out: columns that the new documents lack on purpose, which nobody is warned of.
     """
-    if not release_parts.has_part(old, "documents"):
+    before = documents_of(old)
+    if before is None:
         return []
-    replacement = Replacement.of(release_parts.part(old, "documents"), documents)
+    replacement = Replacement.of(before, documents)
     if gone := [name for name in replacement.change.fields_gone if name not in left_out]:
         log.warning("documents: none has a column %s any more; filters by it will be refused", ", ".join(gone))
     return replacement.reasons()

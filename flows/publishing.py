@@ -108,7 +108,9 @@ def metrics(figures: Artifact, documents: Artifact, corpus_kind: str) -> dict[st
 
     `figures` says which of them are the release's own and from which release the others are carried over.
     """
-    measured = {name: value for name, value in figures.metrics.items() if name not in ("documents", "figures")}
+    measured = {
+        name: value for name, value in figures.metrics.items() if name not in ("documents", "figures", "collection")
+    }
     carried: dict[str, Any] = {"own": ["documents", *sorted(measured)], "carried": [], "carried_from": None}
     if figures.manifest.kind == "release":
         source = figures.metrics.get("figures", {}).get("carried_from") or figures.fingerprint

@@ -1,19 +1,26 @@
 """The flow that divides documents into shards: a release for each shard, and one of the models that asks them all."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows import indexing, judging, publishing, runner
+from flows import indexing, judging, plausibility, publishing, runner
 from pipeline import disk, release_parts, releases
 from pipeline import recipe as recipes
+from pipeline.artifacts import Artifact
 from pipeline.compute import engine_of
 from pipeline.config import ComputeConfig, Recipe, SourceConfig
 from pipeline.errors import ConfigError
+from pipeline.secrets import hide_passwords
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+
+OVER_DOCUMENTS = ("lexical", "documents", "index")
+"""The parts of a release that are made from documents, without those of single fields."""
 
 
 @disk.digests_remembered()
@@ -23,6 +30,7 @@ def reindex(
     shards: int,
     *,
     release: str = "live",
+    force: bool = False,
     compute: ComputeConfig | None = None,
 ) -> dict[str, Any]:
     """Publishes the documents divided among shards, with the models of a release; no shard goes live.
@@ -33,16 +41,17 @@ def reindex(
     Args:
         documents: where the documents are.
         shards: number of shards, at least 2.
-        release: the release whose models are kept.
+        release: the release whose models are kept. The documents are judged beside its own or, where shards hold them,
+            beside those.
+        force: publish documents that look wrong; see `flows.plausibility`.
         compute: where documents are embedded; this process where None.
 
     Raises:
-        ConfigError: fewer than two shards, or a recipe with index.fields or index.passages.
+        ConfigError: fewer than two shards.
         MissingError: no such release or source, or the release has no encoder.
         SchemaError: a shard would have no document.
+        ImplausibleError: the documents look wrong beside those of the release; nothing is embedded or published.
     """
-    from index import lexical
-    from index import shards as index_shards
     from pipeline.data import corpus
 
     began = time.monotonic()
@@ -52,33 +61,66 @@ def reindex(
     registry = releases.Releases(workspace)
     old = registry.open(release)
     recipe = recipes.parse(Recipe, old.manifest.config)
-    for key, is_set in (("fields", recipe.index.fields), ("passages", recipe.index.passages.passages(None))):
-        if is_set:
-            raise ConfigError(f"--shards: the release's recipe sets index.{key}, which shards cannot do yet")
-    kept = {name: release_parts.part(old, name) for name in judging.PARTS if release_parts.has_part(old, name)}
-    models = {name: part for name, part in kept.items() if name not in ("lexical", "documents", "index")}
-    encoder = release_parts.part(old, "encoder")
+    release_parts.part(old, "encoder")  # Raises before the documents are read.
     data = run(corpus.make, documents, Path(), recipe.data.faulty_rows)
-    full = run(lexical.make, recipe.index, data=data)
+    own = {name: release_parts.part(old, name) for name in OVER_DOCUMENTS if release_parts.has_part(old, name)}
+    shown = ", ".join(hide_passwords(source.path) for source in documents)
+    whole = indexing.index_whole(
+        recipe.index,
+        run,
+        data=data,
+        previous=own | release_parts.field_parts(old),
+        check=partial(plausibility.check, old, shown=shown, force=force),
+    )
+    published, front = divide(run, old, data, shards, whole)
+    return {
+        "release": front.fingerprint,
+        "shards": [
+            {"release": shard.fingerprint, "documents": shard.metrics["documents"]["documents"]} for shard in published
+        ],
+        "documents": data.metrics["documents"],
+        "seconds": round(time.monotonic() - began, 1),
+    }
+
+
+def divide(
+    run: runner.Runner, old: Artifact, data: Artifact, shards: int, whole: Mapping[str, Artifact]
+) -> tuple[list[Artifact], Artifact]:
+    """Publishes a release for each shard of these documents, and one of the models alone that asks them.
+
+    Args:
+        run: runs each stage.
+        old: the release whose models are kept.
+        data: all documents.
+        shards: number of shards.
+        whole: the result of `flows.indexing.index_whole` for all documents.
+
+    Raises:
+        MissingError: the release has no encoder.
+        SchemaError: a shard would have no document.
+    """
+    from index import shards as index_shards
+
+    registry, recipe = releases.Releases(run.workspace), recipes.parse(Recipe, old.manifest.config)
+    kept = {name: release_parts.part(old, name) for name in judging.PARTS if release_parts.has_part(old, name)}
+    models = {name: part for name, part in kept.items() if name not in OVER_DOCUMENTS}
+    encoder = release_parts.part(old, "encoder")
     published = []
     for number in range(shards):
         named = run.labelled(f"shard {number + 1} of {shards}")
         cut = named(index_shards.documents, number, shards, data=data)
         searchable = indexing.make_searchable(
-            recipe.index, named, encoder=encoder, data=cut, queries=kept.get("index"), full_lexical=full
+            recipe.index, named, encoder=encoder, data=cut, queries=kept.get("index"), whole=whole
         )
         metrics = publishing.metrics(old, searchable.documents, "corpus")
-        shard = registry.publish(models | searchable.parts, metrics=metrics, config=old.manifest.config)
-        published.append({"release": shard.fingerprint, "documents": searchable.documents.metrics["documents"]})
+        published.append(registry.publish(models | searchable.parts, metrics=metrics, config=old.manifest.config))
     figures = {name: value for name, value in old.metrics.items() if name not in ("documents", "figures")}
-    collection = {"data": data.fingerprint, "shards": shards}
-    front = registry.publish(models, metrics={**figures, "collection": collection}, config=old.manifest.config)
-    return {
-        "release": front.fingerprint,
-        "shards": published,
-        "documents": data.metrics["documents"],
-        "seconds": round(time.monotonic() - began, 1),
-    }
+    passages = recipe.index.passages.passages(None)
+    collection = run(index_shards.collection, shards, passages.to_dict() if passages else None, data=data)
+    front = registry.publish(
+        models | {"collection": collection}, metrics={**figures, **collection.metrics}, config=old.manifest.config
+    )
+    return published, front
 
 
 def render(figures: dict[str, Any]) -> "Table":

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 COLUMNS = ("doc_id", "title", "text")
+COLLECTION_ROWS = "collection_rows.npy"
+"""The file of a shard with the row of each document among those of the whole collection, see `index.shards`."""
 BLANKS = " \t\n\r"
 """White space; a document whose title and text hold nothing else counts as empty."""
 BATCH = 1000
@@ -174,6 +176,11 @@ def _column_names(data: Artifact) -> list[str]:
     import pyarrow.parquet as pq
 
     return list(pq.read_schema(data.file("documents.parquet")).names)
+
+
+def is_shard(data: Artifact) -> bool:
+    """Whether these are the documents of one shard, which may lack what the whole collection has."""
+    return COLLECTION_ROWS in data.manifest.files
 
 
 def count(data: Artifact) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from index.document_reader import is_shard
 from pipeline.artifacts import Artifact
 from pipeline.config import IndexConfig
 from pipeline.errors import SchemaError
@@ -59,12 +60,13 @@ class QualityFilter:
         """Ascending rows of the documents that get vectors.
 
         Raises:
-            SchemaError: a column is missing, holds no numbers or a negative one, or no document passes.
+            SchemaError: a column is missing, holds no numbers or a negative one, or no document of a whole collection
+                passes; a shard then has no vectors.
         """
         up, down = (_votes(data, name) for name in (self.up, self.down))
         bounds = wilson(up, down)
         rows = np.flatnonzero(bounds >= self.least)
-        if not len(rows):
+        if not len(rows) and not is_shard(data):
             raise SchemaError(
                 f"{data.path}: no document of {len(bounds):,} passes index.least_quality = {self.least:g}; the best "
                 f"has {bounds.max(initial=0.0):.3f} by {self.up} and {self.down}; lower it, or look at the columns"

@@ -88,7 +88,7 @@ class SemanticIndex:
         owners = VectorRows.read(artifact.file("rows.parquet"), len(doc_ids))
         if (
             (owners.rows is None) != (not stats.documents)
-            or (owners.rows is not None and owners.rows[-1] >= stats.documents)
+            or (owners.rows is not None and owners.rows.max(initial=0) >= stats.documents)
             or (owners.spans is None) != (stats.passages is None)
         ):
             raise ArtifactError(

@@ -86,7 +86,7 @@ def make(
         table = VectorTable.of(vectors)
         documents = int(vectors.metrics["documents"])
         with_vectors = int(vectors.metrics.get("with_vectors", documents))
-        limits = _by_vector(config, len(table.matrix) / with_vectors)
+        limits = _by_vector(config, len(table.matrix) / max(with_vectors, 1))
         began = time.monotonic()
 
         def write_segment(matrix: Any, path: Path) -> None:
@@ -110,7 +110,7 @@ def make(
             "data": vectors.manifest.inputs["data"],
             "dimensions": stats.dimensions,
             "factory": stats.factory,
-            "bytes_per_document": round(segments.size(staging.folder, FILE) / with_vectors, 1),
+            "bytes_per_document": round(segments.size(staging.folder, FILE) / max(with_vectors, 1), 1),
             **metrics,
         }
 
@@ -145,7 +145,7 @@ def _anew(
     """Builds an index of one segment of all vectors and writes it."""
     path = staging.folder / FILE
     began = time.monotonic()
-    if contract.settings(config):
+    if contract.settings(config) and len(table.matrix):
         index = contract.build(table.matrix, config, queries)
         write_ann(index.ann, path)
         stats, filters = contract.with_filters(index.stats(encoder_digest), path, table.matrix, index, config)
@@ -174,7 +174,7 @@ def _json(stats: IndexStats) -> str:
 
 def _build(matrix: Matrix, config: IndexConfig, encoder_digest: str) -> tuple[Any, IndexStats]:
     rows, dimensions = matrix.shape
-    exact = rows < config.flat_below
+    exact = rows < max(config.flat_below, 1)
     factory = "Flat" if exact else f"IVF{lists(rows)},SQfp16"
     ann: Any = faiss.index_factory(dimensions, factory, faiss.METRIC_INNER_PRODUCT)
     if not exact:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from index import document_reader
 from index.hits import read_ids, write_ids
 from index.postings import Postings
 from index.segments import SegmentMap, read_array
@@ -29,8 +30,9 @@ from pipeline.stage import Stage
 
 DOCUMENTS = Stage("corpus", version=1, inputs={"data": ("data", "corpus")}, title="documents of a shard")
 LEXICAL = Stage("lexical", version=1, inputs={"data": "corpus", "full": "lexical"}, title="lexical index of a shard")
+WHOLE = Stage("collection", version=1, inputs={"data": ("data", "corpus")}, title="collection of shards")
 
-ROWS = "collection_rows.npy"
+ROWS = document_reader.COLLECTION_ROWS
 """The file with the row of each document among those of the whole collection."""
 
 
@@ -102,6 +104,25 @@ def documents(workspace: Path, number: int, count: int, *, data: Artifact) -> Ar
 
     config = {"shard": number, "shards": count}
     return DOCUMENTS.make(workspace, config=config, inputs={"data": data}, build=build)
+
+
+@WHOLE
+def collection(workspace: Path, count: int, passages: Mapping[str, Any] | None, *, data: Artifact) -> Artifact:
+    """The `collection` artifact: the documents that the shards of a release of models must hold.
+
+    It is a part of that release, so that other documents give another release, and keeps their table from gc.
+
+    Args:
+        count: number of shards.
+        passages: the rule by which the shards cut long documents (`Passages.to_dict`); None where they do not.
+    """
+    held = {"data": data.fingerprint, "shards": count, **({"passages": dict(passages)} if passages else {})}
+
+    def build(staging: Staging) -> Mapping[str, Any]:
+        (staging.folder / COLLECTION).write_text(json.dumps(held, indent=1) + "\n", encoding="utf-8")
+        return {"collection": held}
+
+    return WHOLE.make(workspace, config=held, inputs={"data": data}, build=build)
 
 
 @LEXICAL

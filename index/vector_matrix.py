@@ -73,7 +73,8 @@ Matrix = Vectors | SegmentedMatrix
 
 def count(metrics: Mapping[str, Any]) -> int:
     """The number of vectors of a `vectors` artifact, by its metrics; passages of a document count each."""
-    return int(metrics.get("passages") or metrics.get("with_vectors") or metrics["documents"])
+    name = next(name for name in ("passages", "with_vectors", "documents") if name in metrics)
+    return int(metrics[name])
 
 
 def read(vectors: Artifact) -> Matrix:
@@ -87,7 +88,7 @@ def read(vectors: Artifact) -> Matrix:
     for segment in layout.segments:
         path = vectors.file(segment.file(FILE))
         parts.append(read_array(path))
-        if parts[-1].ndim != 2 or not parts[-1].size:
+        if parts[-1].ndim != 2 or not parts[-1].shape[1]:
             raise ArtifactError(
                 f"{path}: an array of {parts[-1].shape}, not of (documents, dimensions); {artifacts.remedy(path)}"
             )

@@ -57,7 +57,8 @@ class VectorRows:
                 return cls(vectors)
             # Batches to plain arrays: read_table and to_numpy would load pandas, half a second in the service.
             batches = [[np.asarray(batch.column(name)) for name in names] for batch in file.iter_batches(columns=names)]
-        rows, *ends = (np.concatenate([np.zeros(0, np.int64), *column]) for column in zip(*batches, strict=True))
+        empty = [np.zeros(0, np.int64)] * len(names)
+        rows, *ends = (np.concatenate(column) for column in zip(empty, *batches, strict=True))
         least = 0 if ends else 1  # Passages of one document stand beside each other.
         if len(rows) and (rows[0] < 0 or bool((np.diff(rows) < least).any())):
             raise ArtifactError(f"{path}: its document rows do not ascend; build the index again")
@@ -66,7 +67,7 @@ class VectorRows:
     @property
     def documents(self) -> int:
         """Number of documents that have a vector."""
-        return self.vectors if self.rows is None else 1 + int(np.count_nonzero(np.diff(self.rows)))
+        return self.vectors if self.rows is None else int(np.count_nonzero(np.diff(self.rows, prepend=-1)))
 
     def located(self, rows: Rows) -> tuple[Rows, Rows]:
         """The positions of all vectors of these documents, and for each the index into `rows` of its document."""

@@ -112,7 +112,7 @@ def of_documents(data: Artifact, kept: Rows | None, field: str = "") -> VectorTe
         kept: ascending rows; all where None.
 
     Raises:
-        SchemaError: the column is empty in every document.
+        SchemaError: the column is empty in every document of a whole collection; a shard then has no vectors.
     """
     if field:
         kept = _filled(data, field, kept)
@@ -194,6 +194,6 @@ def _filled(data: Artifact, field: str, kept: Rows | None) -> Rows:
     """The ascending rows among these, or among all, whose column is not empty."""
     filled = [row for row, (_, text) in enumerate(document_reader.texts(data, field)) if text.strip()]
     rows = np.array(filled, np.int64) if kept is None else np.intersect1d(filled, kept).astype(np.int64)
-    if not len(rows):
+    if not len(rows) and not document_reader.is_shard(data):
         raise SchemaError(f"{data.path}: column {field}, which index.fields names, is empty in every document")
     return rows

@@ -122,8 +122,10 @@ def make(
             return chosen.read(data, field, plan.written[numbers])
 
         embedded = _embed_missing(texts, digests, partial(engine.map, embed), known, staging.checkpoint)
+        if not chosen.digests:  # As in a shard whose documents all lack a field; the file keeps the width.
+            known.add((), _checked(embed([""]), [""])[:0])
         plan.write(staging)
-        if digests:
+        if digests or plan.is_fresh:
             _write(staging.folder / plan.folder / FILE, digests, known)
         chosen.write(staging.folder / "rows.parquet")
         log.info("vectors: %d documents, %d embedded, %d reused, %d resumed", total, embedded, reused, resumed)

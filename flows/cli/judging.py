@@ -114,9 +114,9 @@ def reindex(
     if shards:
         from flows import shards as divided
 
-        if full or force or no_promote:
-            raise ConfigError("--shards: publishes new releases and promotes none; leave --full, --force, --no-promote")
-        figures = divided.reindex(chosen, existing(workspace), shards, release=release, compute=compute)
+        if full or no_promote:
+            raise ConfigError("--shards: publishes new releases and promotes none; leave --full, --no-promote")
+        figures = divided.reindex(chosen, existing(workspace), shards, release=release, force=force, compute=compute)
         show(figures, as_json, divided.render(figures))
         return
     outcome = flow.reindex(

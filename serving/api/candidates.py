@@ -21,10 +21,13 @@ MAX_DIMENSIONS = 16_384
 DEFAULT_DEPTH = 20
 """Documents that BM25 and the encoder each bring where the request names no number."""
 
+MAX_FEATURES = 200
+"""Scores of single fields that one request names; the shard has two for each field at most."""
+
 router = APIRouter(responses=ERROR_ANSWERS)
 
 OWN_CANDIDATES = ClientShape(
-    client="search-relevance", honoured=frozenset({"query", "depth", "vector", "filters", "terms"})
+    client="search-relevance", honoured=frozenset({"query", "depth", "vector", "filters", "terms", "features"})
 )
 
 
@@ -45,6 +48,18 @@ class CandidatesRequest(RequestBody):
     )
     filters: Filters | None = Field(None, description="Filters of /search.")
     terms: bool | None = Field(None, description="Give each matched term's part in BM25.")
+    features: list[str] | None = Field(
+        None, max_length=MAX_FEATURES, description="Scores of single fields to give, such as bm25.title."
+    )
+
+
+class NearestPassage(BaseModel):
+    """A passage of a document as the models read it, title first."""
+
+    start: int
+    end: int
+    number: int = Field(description="From 1.")
+    of: int
 
 
 class ShardCandidate(BaseModel):
@@ -58,6 +73,10 @@ class ShardCandidate(BaseModel):
     bm25: float
     cosine: float | None
     terms: dict[str, float]
+    features: dict[str, float] = Field(description="Score by each single field of `features`.")
+    passage: NearestPassage | None = Field(
+        description="Where the passage nearest to the vector stands; null where the document has one vector or none."
+    )
 
 
 class CandidatesAnswer(BaseModel):
@@ -90,7 +109,14 @@ async def candidates(request: Request) -> Response:
     if depth > (limit := max(settings.max_results, settings.retrieve)):
         raise BodyTooLargeError(f"depth is {depth}; at most {limit} are given (RELEVANCE_MAX_RESULTS)")
     filters: Mapping[str, Sequence[Value]] = body.filters or {}
-    shard_query = ShardQuery(query=body.query, depth=depth, vector=body.vector, filters=filters, terms=bool(body.terms))
+    shard_query = ShardQuery(
+        query=body.query,
+        depth=depth,
+        vector=body.vector,
+        filters=filters,
+        terms=bool(body.terms),
+        features=body.features or (),
+    )
 
     def work() -> Any:
         answer = shard_candidates.answer(searcher, shard_query, context.options.deadline)

@@ -1,15 +1,16 @@
 """The candidates of a search: the documents that BM25 and the encoder find, then in the order of all models."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from index.document_store import Document, Rows, Value
 from index.hits import Hit
+from index.vector_rows import FoundPassage
 from pipeline import features
 from pipeline.errors import MissingError
-from pipeline.features import Fusion, by_score
+from pipeline.features import by_score
 from serving.errors import InvalidRequestError
 from serving.scoring.answers import Ranks, ShardCounts
 from serving.scoring.cache import Fetched
@@ -59,6 +60,8 @@ class Candidates:
     """Row → document, of all rows."""
     terms: Mapping[int, Mapping[str, float]] | None = None
     """Row → matched term → its part in BM25, as shards sent them; None where this release's own index gives them."""
+    nearest: Mapping[int, FoundPassage] | None = None
+    """Row → passage nearest to the query, as shards sent them; None where this release's own index gives them."""
     shards: ShardCounts | None = None
     """The shards that the candidates come from; None where the release has the documents itself."""
 
@@ -122,13 +125,13 @@ class Retrieval:
             return self.contents.semantic.search(vector, depth)
         return self.contents.semantic.search_among(vector, depth, among)
 
-    def pool(self, query: str, rows: Sequence[int], vector: Vector | None, fusion: Fusion | None) -> CandidatePool:
+    def pool(self, query: str, rows: Sequence[int], vector: Vector | None, features: Collection[str]) -> CandidatePool:
         """The first-stage scores of these documents.
 
         Args:
             vector: the query's; None where the encoder is missing.
-            fusion: weighs scores of single fields; None where the search has no final order that needs them.
+            features: those of single fields that the final order needs.
         """
         cosines = None if vector is None else self.contents.semantic.similarities(vector, rows).tolist()
-        fields = self.contents.fields.scores(query, vector, rows, fusion.fields) if fusion else {}
+        fields = self.contents.fields.scores(query, vector, rows, features) if features else {}
         return CandidatePool(self.contents.lexical.scores(query, rows).tolist(), cosines, fields)

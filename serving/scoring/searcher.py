@@ -16,6 +16,7 @@ from index.hits import Hit
 from index.semantic import join
 from pipeline import features, text
 from pipeline.features import by_score
+from pipeline.passages import Passages
 from serving.errors import NotServedError
 from serving.runtime.admission import RequestOptions
 from serving.runtime.deadline import Deadline
@@ -145,8 +146,6 @@ class Searcher(LoadedRelease):
     def _cut(self, texts: Sequence[str], most: int, options: RequestOptions) -> list[list[str]]:
         """The parts of each text that get vectors in the index of this release: its passages, or the text itself.
 
-        Shards have one vector for a document, so without an index here a text is one part.
-
         Args:
             most: maximum number of parts of all texts; 0 for no bound.
 
@@ -155,13 +154,18 @@ class Searcher(LoadedRelease):
             DeadlineError: the deadline has passed.
             ClientGoneError: the client has closed the connection.
         """
-        passages = self._contents.semantic.passages if self._contents else None
+        passages = self._indexed_passages
         if passages is None:
             return [[item] for item in texts]
         texts = [text.clean(item) for item in texts]
         spans = self.encoder.text_cutter(passages).cut(texts, options.deadline.check)
         check_passages(len(texts), sum(map(len, spans)), most)
         return [[item[start:end] for start, end in parts] for item, parts in zip(texts, spans, strict=True)]
+
+    @property
+    def _indexed_passages(self) -> Passages | None:
+        """The passages in which the index holds long documents; None where each document has one vector."""
+        return self._contents.semantic.passages if self._contents else None
 
     def document(self, doc_id: str, *, neighbours: int, options: RequestOptions) -> OpenedDocument | None:
         """A whole document with those nearest to it; None where the release has no such document.
@@ -203,14 +207,18 @@ class Searcher(LoadedRelease):
             vector = queried.values[0] if queried else None
             by_meaning = [] if vector is None else retrieval.by_meaning(vector, depth, among)
             rows = join(by_words, by_meaning)
-            fusion = self._fusion if queried and "reranked" in search.details.lists else None
-            pool = retrieval.pool(query, rows, vector, fusion)
+            pool = retrieval.pool(query, rows, vector, self._weighed_fields(search, queried))
         search.options.deadline.check()
         with search.watch("documents"):
             documents = dict(zip(rows, self.documents.get_many(rows), strict=True))
         return Candidates(
             by_words=by_words, by_meaning=by_meaning, rows=rows, pool=pool, queried=queried, documents=documents
         )
+
+    def _weighed_fields(self, search: RunningSearch, queried: Fetched[Vector] | None) -> Sequence[str]:
+        """The features of single fields that the final order needs; none where the search has no fused order."""
+        needed = self._fusion is not None and queried is not None and "reranked" in search.details.lists
+        return self._fusion.fields if self._fusion and needed else ()
 
     def _query_vector(self, search: RunningSearch) -> Fetched[Vector] | None:
         """The encoder's vector of the query; None where no list needs it, or the encoder is missing."""
@@ -283,10 +291,11 @@ class Searcher(LoadedRelease):
         chosen = {hit.row: candidates.documents[hit.row] for hits in lists.values() for hit in hits}
         texts = {row: document.text for row, document in chosen.items()}
         passages = best_passages(self.ranker.tokeniser, chosen, ranked.read, deadline) if ranked.read else {}
-        if candidates.queried and self._contents:  # Shards have no passages, see `flows.shards`.
-            unread = [row for row in chosen if row not in passages]
-            nearest = self._contents.semantic.nearest_passages(candidates.queried.values[0], unread)
-            passages |= nearest_passages(chosen, nearest)
+        unread = {row: document for row, document in chosen.items() if row not in passages}
+        nearest = candidates.nearest
+        if nearest is None and candidates.queried:
+            nearest = self.semantic.nearest_passages(candidates.queried.values[0], list(unread))
+        passages |= nearest_passages(unread, nearest or {})
         return ShownDocuments(
             documents=candidates.documents,
             snippets=snippets(texts, search.query, deadline, passages),

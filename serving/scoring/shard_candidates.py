@@ -1,7 +1,7 @@
 """The candidates of one shard for a query, as the service that asks all shards reads them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -30,13 +30,15 @@ class ShardQuery:
     filters: Mapping[str, Sequence[Value]]
     terms: bool
     """Whether the part of each matched term in BM25 is wanted."""
+    features: Sequence[str] = ()
+    """Features of single fields that the asking service weighs, such as bm25.title."""
 
 
 def answer(searcher: Searcher, request: ShardQuery, deadline: Deadline) -> dict[str, Any]:
     """The candidates of a shard for a query, with scores and contents; rows are those of the whole collection.
 
     Raises:
-        NotServedError: the release is no shard.
+        NotServedError: the release is no shard, or has no index for one of the features.
         InvalidRequestError: the vector has another width than the encoder's, or is not finite.
         DeadlineError: the deadline has passed.
         ClientGoneError: the client has closed the connection.
@@ -46,6 +48,8 @@ def answer(searcher: Searcher, request: ShardQuery, deadline: Deadline) -> dict[
     collection, rows_of_whole = contents.collection, contents.collection_rows
     if collection is None or rows_of_whole is None:
         raise NotServedError("this release is no shard; `relevance reindex --shards` makes some")
+    if lacking := [name for name in request.features if name not in contents.fields.features]:
+        raise NotServedError(f"this shard has no index that gives {lacking[0][:100]}; make the shards again")
     vector = _vector(request, searcher.encoder.dimensions)
     query = text.clean(request.query)
     among, known_filter = _filtered_rows(contents, request.filters)
@@ -55,7 +59,8 @@ def answer(searcher: Searcher, request: ShardQuery, deadline: Deadline) -> dict[
     by_meaning = [] if vector is None else retrieval.by_meaning(vector, request.depth, among)
     deadline.check()
     rows = join(by_words, by_meaning)
-    pool = retrieval.pool(query, rows, vector, None)
+    pool = retrieval.pool(query, rows, vector, request.features)
+    nearest = {} if vector is None else contents.semantic.nearest_passages(vector, rows)
     documents = contents.documents.get_many(rows)
     terms = contents.lexical.term_scores(query, rows) if request.terms else [{} for _ in rows]
     deadline.check()
@@ -82,6 +87,8 @@ def answer(searcher: Searcher, request: ShardQuery, deadline: Deadline) -> dict[
                 "bm25": float(pool.bm25[number]),
                 "cosine": None if pool.cosines is None else float(pool.cosines[number]),
                 "terms": terms[number],
+                "features": {name: values[number] for name, values in pool.fields.items()},
+                "passage": asdict(nearest[row]) if row in nearest else None,
             }
             for number, (row, document) in enumerate(zip(rows, documents, strict=True))
         ],

@@ -19,7 +19,9 @@ import orjson
 from index.document_store import Document, Value
 from index.hits import Hit
 from index.semantic import join
+from index.vector_rows import FoundPassage
 from pipeline.errors import ArtifactError, ConfigError
+from pipeline.passages import Passages
 from serving.errors import InvalidRequestError, NotReadyError, NotServedError
 from serving.runtime.deadline import Deadline
 from serving.runtime.scheduler import Scheduler
@@ -157,6 +159,11 @@ class ShardedSearcher(Searcher):
         return {path: reason for path, reason in (super().unanswered | of_whole_documents).items() if path != "/search"}
 
     @property
+    def _indexed_passages(self) -> Passages | None:
+        rule = (self.collection or {}).get("passages")
+        return None if rule is None else Passages.from_dict(rule)
+
+    @property
     def _searchable(self) -> SearchableContents:
         raise NotServedError(NO_DOCUMENT)
 
@@ -179,6 +186,8 @@ class ShardedSearcher(Searcher):
             "filters": filters or None,
             "terms": search.details.explain,
         }
+        if weighed := self._weighed_fields(search, queried):  # A shard from before them answers a body without.
+            body["features"] = list(weighed)
         with search.watch("shards"):
             answered, counts = self._checked(self._shards.ask(body, search.models.options.deadline))
         search.options.deadline.check()
@@ -187,16 +196,18 @@ class ShardedSearcher(Searcher):
         by_words, by_meaning = (_merged(answered, name, by_row, depth) for name in ("lexical", "semantic"))
         rows = join(by_words, by_meaning)
         cosines = [by_row[row]["cosine"] for row in rows] if queried else None
+        fields = {name: [by_row[row]["features"][name] for row in rows] for name in weighed}
         with search.watch("documents"):
             documents = {row: _document(by_row[row]) for row in rows}
         return Candidates(
             by_words=by_words,
             by_meaning=by_meaning,
             rows=rows,
-            pool=CandidatePool([by_row[row]["bm25"] for row in rows], cosines, {}),
+            pool=CandidatePool([by_row[row]["bm25"] for row in rows], cosines, fields),
             queried=queried,
             documents=documents,
             terms={row: by_row[row]["terms"] for row in rows},
+            nearest={row: FoundPassage(**part) for row in rows if (part := by_row[row].get("passage"))},
             shards=counts,
         )
 

@@ -60,6 +60,7 @@ then CHANGELOG says what is made again.
 
 
 LATER = {
+    "shards.collection",
     "augmentation.pairs",
     "general.make",
     "teacher_scores.mean",

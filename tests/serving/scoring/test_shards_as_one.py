@@ -1,0 +1,221 @@
+"""Random small collections with fields, passages and votes: shards answer as one index does. Seeds 1 to 4."""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import pytest
+
+from flows import indexing, shards
+from flows.runner import Runner
+from index.shards import shard_of
+from pipeline import artifacts, features
+from pipeline import recipe as recipes
+from pipeline.artifacts import Artifact, Staging
+from pipeline.config import IndexConfig, PassagesConfig, Recipe
+from pipeline.releases import Releases
+from serving.errors import NotServedError
+from serving.runtime.admission import RequestOptions
+from serving.runtime.deadline import Deadline
+from serving.runtime.scheduler import Scheduler
+from serving.scoring import shard_candidates
+from serving.scoring.answers import MissingShard, SearchDetails, ShardCounts
+from serving.scoring.reranker import Caches
+from serving.scoring.searcher import Searcher
+from serving.scoring.shard_candidates import ShardQuery
+from serving.scoring.sharded import ShardClient, ShardedSearcher
+from tests.serving.conftest import TinyModels
+from tests.tables import stage
+
+WORDS = ("sort", "list", "file", "open", "json", "clock", "sleep", "number", "stable", "random", "a", "the", "列表")
+QUERIES = ("sort a list", "open the json file", "列表 clock", "stable stable random number", "nothing-known")
+CONFIGS = {
+    "fields": IndexConfig(fields=("title", "text"), field_vectors=True),
+    "fields by words": IndexConfig(fields=("title", "tags")),
+    "passages": IndexConfig(passages=PassagesConfig(most=4, tokens=16, stride=8)),
+    "fields, passages and votes": IndexConfig(
+        fields=("title", "text"),
+        field_vectors=True,
+        passages=PassagesConfig(most=3, tokens=20, stride=12),
+        votes=("up", "down"),
+        least_quality=0.4,
+    ),
+}
+
+
+def random_documents(rng: random.Random) -> pa.Table:
+    """Twelve to thirty documents: long, short, empty, repeated; one shard of three alone has titles, tags and votes."""
+    ids: list[str] = []
+    while len({shard_of(doc_id, 3) for doc_id in ids}) < 3 or len({shard_of(doc_id, 2) for doc_id in ids}) < 2:
+        ids = [f"d{number}" for number in rng.sample(range(1000), rng.randint(12, 30))]
+    texts = [" ".join(rng.choices(WORDS, k=rng.choice([0, 1, 3, 12, 40, 120]))) for _ in ids]
+    texts[1], texts[2] = texts[0], " ".join(rng.choices(WORDS, k=90))
+    is_full = [shard_of(doc_id, 3) == 1 for doc_id in ids]
+    return pa.table(
+        {
+            "doc_id": ids,
+            "title": [" ".join(rng.choices(WORDS, k=3)) if full else "" for full in is_full],
+            "text": texts,
+            "tags": [[rng.choice(WORDS), f"t{rng.randint(0, 3)}"] if full else None for full in is_full],
+            "up": [rng.randint(1, 9) if full else 0 for full in is_full],
+            "down": [0 if full else rng.randint(0, 2) for full in is_full],
+        }
+    )
+
+
+class LocalShards(ShardClient):
+    """Shards in this process, asked as over HTTP: bodies and answers are JSON."""
+
+    def __init__(self, searchers: Sequence[Searcher]) -> None:
+        self.searchers = searchers
+        self.addresses = tuple(f"shard {number}" for number in range(len(searchers)))
+        self.gone: set[str] = set()
+
+    def ask(self, body: Mapping[str, Any], deadline: Deadline) -> list[dict[str, Any] | MissingShard]:
+        sent = {name: value for name, value in orjson.loads(orjson.dumps(body)).items() if value is not None}
+        query = ShardQuery(**{"vector": None, "filters": {}, **sent})
+        return [
+            MissingShard(shard=address, reason="gone")
+            if address in self.gone
+            else orjson.loads(orjson.dumps(shard_candidates.answer(searcher, query, deadline)))
+            for address, searcher in zip(self.addresses, self.searchers, strict=True)
+        ]
+
+
+@dataclass
+class Collection:
+    """A random collection as one release, and what its shards are made from."""
+
+    run: Runner
+    data: Artifact
+    release: Artifact
+    whole: Mapping[str, Artifact]
+    one: Searcher
+
+    @classmethod
+    def of(cls, workspace: Path, config: IndexConfig, seed: int) -> "Collection":
+        run, tiny = Runner(workspace), TinyModels(seed)
+        data = stage(workspace, "corpus", {"documents": random_documents(random.Random(seed))})
+        models = {role: tiny.bundle(workspace, role) for role in ("ranker", "encoder")}
+        corpus = indexing.make_searchable(config, run, encoder=models["encoder"], data=data)
+
+        def fusion(staging: Staging) -> Mapping[str, Any]:
+            rng = random.Random(seed)
+            names = [f"bm25.{name}" for name in config.fields]
+            names += [f"encoder.{name}" for name in config.fields] if config.field_vectors else []
+            weights = {name: rng.uniform(0.1, 2.0) for name in (*features.FEATURES, *names)}
+            (staging.folder / "fusion.json").write_text(features.Fusion(weights=weights).to_json())
+            return {}
+
+        parts = {**models, **corpus.parts}
+        parts["fusion"] = artifacts.make(workspace, "fusion", version=1, config={}, inputs={}, build=fusion)
+        release = Releases(workspace).publish(parts, {}, recipes.to_dict(Recipe(name="random", index=config)))
+        whole = indexing.index_whole(config, run, data=data, previous={}, check=lambda _: None)
+        return cls(run, data, release, whole, Searcher(release.path))
+
+    def divided(self, count: int) -> tuple[ShardedSearcher, LocalShards]:
+        """The service that asks `count` shards, and these."""
+        published, front = shards.divide(self.run, self.release, self.data, count, self.whole)
+        client = LocalShards([Searcher(shard.path) for shard in published])
+        models: dict[str, Any] = {"precision": "auto", "caches": Caches.of(2**20), "scheduler": Scheduler(1)}
+        return ShardedSearcher(front.path, client, **models), client
+
+
+def assert_equal(merged: Sequence[Any], single: Sequence[Any]) -> None:
+    """Compares two lists of results; documents with equal scores may stand in any order."""
+    np.testing.assert_allclose([hit.score for hit in merged], [hit.score for hit in single], rtol=0, atol=1e-6)
+    others = {hit.doc_id: hit for hit in single}
+    last = single[-1].score if single else 0.0
+    for hit in merged:
+        other = others.get(hit.doc_id)
+        if other is None:  # Of several that are equally near to the last, the lists may hold different ones.
+            assert hit.score == pytest.approx(last, abs=1e-6)
+            continue
+        assert hit.score == pytest.approx(other.score, abs=1e-6)
+        assert (hit.title, hit.snippet, hit.passage, hit.relevance is None) == (
+            other.title,
+            other.snippet,
+            other.passage,
+            other.relevance is None,
+        )
+        if other.explain is not None:
+            assert hit.explain.terms == pytest.approx(other.explain.terms, abs=1e-6)
+            assert list(hit.explain.features) == list(other.explain.features)
+            for name, part in other.explain.features.items():
+                if not name.endswith("_rank"):  # Ranks of equal scores differ.
+                    assert hit.explain.features[name].value == pytest.approx(part.value, abs=1e-6)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_shards_answer_as_one_index(tmp_path: Path, name: str, seed: int) -> None:
+    collection = Collection.of(tmp_path, CONFIGS[name], seed)
+    details = SearchDetails(explain=True)
+    for count in (1, 2, 3):
+        front, _ = collection.divided(count)
+        for query, depth in product(QUERIES, (30, 5)):  # All documents are candidates, or few.
+            single, merged = (
+                searcher.search(query, top_n=depth, retrieve=depth, details=details)
+                for searcher in (collection.one, front)
+            )
+            assert merged.shards is not None
+            assert (merged.shards.answered, list(merged.shards.missing)) == (count, [])
+            for listed in ("lexical", "semantic", "reranked"):
+                assert_equal(getattr(merged, listed), getattr(single, listed))
+        filtered = {"tags": ["t1", "t2"]}
+        single, merged = (
+            searcher.search(QUERIES[0], top_n=30, retrieve=30, filters=filtered) for searcher in (collection.one, front)
+        )
+        assert_equal(merged.reranked, single.reranked)
+
+
+def test_a_missing_shard_is_named_and_the_others_answer_with_fields_and_passages(tmp_path: Path) -> None:
+    collection = Collection.of(tmp_path, CONFIGS["fields, passages and votes"], 3)
+    front, client = collection.divided(3)
+    client.gone = {"shard 2"}
+    result = front.search(QUERIES[0], top_n=30, retrieve=30, details=SearchDetails(explain=True))
+    assert result.shards == ShardCounts(answered=2, of=3, missing=[MissingShard(shard="shard 2", reason="gone")])
+    ids = {doc_id for doc_id in collection.one.lexical.doc_ids if shard_of(doc_id, 3) != 2}
+    assert {hit.doc_id for hit in result.reranked} <= ids
+    best = collection.one.search(QUERIES[0], top_n=30, retrieve=30, details=SearchDetails(explain=True))
+    wholes = {hit.doc_id: hit.explain.features for hit in best.reranked if hit.explain}
+    for hit in result.reranked:
+        assert hit.explain is not None
+        for name in ("encoder", "encoder.title", "encoder.text", "ranker"):
+            assert hit.explain.features[name].value == pytest.approx(wholes[hit.doc_id][name].value, abs=1e-6)
+    assert any(hit.passage for hit in result.semantic)
+
+
+def test_a_shard_without_a_field_is_an_error_and_not_a_score_of_0(tmp_path: Path) -> None:
+    collection = Collection.of(tmp_path, CONFIGS["passages"], 4)
+    _, client = collection.divided(2)
+    query = ShardQuery(query="list", depth=3, vector=None, filters={}, terms=False, features=["bm25.title"])
+    with pytest.raises(NotServedError, match=r"no index that gives bm25\.title"):
+        shard_candidates.answer(client.searchers[0], query, Deadline.never())
+
+
+def test_given_texts_are_cut_as_the_shards_cut_documents(tmp_path: Path) -> None:
+    collection = Collection.of(tmp_path, CONFIGS["passages"], 4)
+    front, _ = collection.divided(2)
+    texts, options = [" ".join(WORDS * 6), "a list"], RequestOptions(Deadline.never())
+    whole, merged = (searcher.fused("stable list", texts, [2.0, 1.0], options) for searcher in (collection.one, front))
+    assert merged.values == pytest.approx(whole.values, abs=1e-6)
+
+
+def test_other_documents_make_another_release_of_models(tmp_path: Path) -> None:
+    collection, other = (Collection.of(tmp_path, CONFIGS["fields"], seed) for seed in (1, 2))
+    fronts = [
+        shards.divide(item.run, collection.release, item.data, count, item.whole)[1]
+        for item, count in ((collection, 2), (collection, 3), (other, 2), (collection, 2))
+    ]
+    assert [front.metrics["collection"] for front in fronts] == [
+        {"data": data.fingerprint, "shards": count}
+        for data, count in ((collection.data, 2), (collection.data, 3), (other.data, 2), (collection.data, 2))
+    ]
+    assert len({front.fingerprint for front in fronts}) == 3

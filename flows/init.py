@@ -38,6 +38,15 @@ MANY_TITLED = 0.5
 """Share of documents with a title and a text from which the recipe mentions indexing them apart."""
 CPU_TOKENS = 128
 """Most tokens of a query and a document together on a CPU, where time grows with them."""
+CPU_SECONDS = {"pretrain": 300, "teacher": 200, "ranker": 120, "encoder": 100}
+"""Bound of each training on a CPU; without pre-training 7 minutes of the 10 from a file to a served answer."""
+CPU_PAIR_TOKENS = 2_000_000
+"""Tokens of training pairs on a CPU: about what a MiniLM teacher reads in its seconds on two cores. It scores each pair
+too, in about a third of the time, so pairs beyond would cost minutes and teach nothing."""
+CPU_PASSES = 20
+"""Passes over the training pairs that end a training on a CPU before its seconds do; few pairs need no minutes."""
+NEGATIVES = 4
+"""Unjudged results of BM25 for each query whose retrieved documents are ranked."""
 
 
 def recipe(seen: Look, name: str) -> str:
@@ -92,7 +101,7 @@ def _evidence(seen: Look) -> list[str]:
 
 def _candidates(seen: Look) -> list[str]:
     """The lines of the section on candidates."""
-    if seen.list_length >= JUDGED_LIST and seen.irrelevant >= IRRELEVANT:
+    if _is_judged(seen):
         pool = [
             'pool = "judged" # the judged lists are long enough to be ranked themselves',
             "negatives = 0",
@@ -100,27 +109,67 @@ def _candidates(seen: Look) -> list[str]:
     else:
         pool = [
             'pool = "retrieved" # judged lists are short or all relevant: what BM25 and the encoder find is ranked',
-            "negatives = 4 # unjudged results of BM25 for each query",
+            f"negatives = {NEGATIVES} # unjudged results of BM25 for each query",
         ]
     unlabelled = (
         "unlabelled = 1.0 # the teacher also scores as many ungraded pairs, and the ranker learns from them"
         if seen.documents >= MANY_DOCUMENTS
         else "unlabelled = 0.0 # so few documents are nearly all judged already"
     )
-    return ["[candidates]", *pool, unlabelled, "max_list = 16", ""]
+    most = max(1, int(CPU_PAIR_TOKENS / _query_cost(seen)))
+    bound = f"train_queries = {most} # their pairs are about as many as a CPU can read in the seconds below"
+    return [
+        "[candidates]",
+        *pool,
+        unlabelled,
+        *([bound] if not seen.cuda and most < _train_queries(seen) else []),
+        "max_list = 16",
+        "",
+    ]
+
+
+def _is_judged(seen: Look) -> bool:
+    """Whether the judged documents of each query are ranked, rather than those that are found for it."""
+    return seen.list_length >= JUDGED_LIST and seen.irrelevant >= IRRELEVANT
+
+
+def _train_queries(seen: Look) -> int:
+    """The number of judged queries that the shares of valid and test leave to train on."""
+    return round(seen.judged_queries * (1 - sum(shares(seen.judged_queries))))
+
+
+def _query_cost(seen: Look) -> float:
+    """The tokens of one training query's pairs: judged documents, negatives, and ungraded ones, at `_tokens` each."""
+    judged = seen.judgments / max(1, seen.judged_queries)
+    pairs = judged + (0 if _is_judged(seen) else NEGATIVES)
+    return pairs * (2 if seen.documents >= MANY_DOCUMENTS else 1) * _tokens(seen)
+
+
+def _tokens(seen: Look) -> int:
+    """The value of `max_tokens` of all three models."""
+    return max(32, min(-(-int(seen.pair_tokens) // 16) * 16, 512 if seen.cuda else CPU_TOKENS))
+
+
+def _loop(seen: Look, model: str, settings: str) -> str:
+    """The line of a model's training loop, bounded in seconds and in tokens on a CPU."""
+    if seen.cuda:
+        return f"loop = {{ {settings} }}"
+    tokens = round(CPU_PASSES * min(CPU_PAIR_TOKENS, _query_cost(seen) * max(1, _train_queries(seen))))
+    bounds = f"max_seconds = {CPU_SECONDS[model]}, max_tokens = {tokens}"
+    return f"loop = {{ {bounds}, {settings} }} # the first of both ends it: {CPU_PASSES} passes, or the seconds"
 
 
 def _models(seen: Look) -> list[str]:
     """The lines of the sections on the models."""
-    tokens = max(32, min(-(-int(seen.pair_tokens) // 16) * 16, 512 if seen.cuda else CPU_TOKENS))
+    tokens = _tokens(seen)
     query_tokens = max(8, min(-(-int(1.5 * seen.query_tokens + 4) // 8) * 8, tokens // 2))
     base, reason, scratch = _base(seen)
-    bound = "" if seen.cuda else "max_seconds = {}, "
+    bound = "" if seen.cuda else f"max_seconds = {CPU_SECONDS['pretrain']}, "
     pretrain = [
         "[pretrain]",
         f"max_tokens = {tokens}",
         f"scratch = {scratch} # trained on your documents by masked LM",
-        f"loop = {{ {bound.format(300)}epochs = 3.0 }}",
+        f"loop = {{ {bound}epochs = 3.0 }}",
         "",
     ]
     return [
@@ -130,12 +179,12 @@ def _models(seen: Look) -> list[str]:
         f"max_tokens = {tokens} # 95 of 100 pairs have at most {round(seen.pair_tokens)} tokens"
         + ("; more take longer, and `passages.most = 8` reads what is beyond" if seen.pair_tokens > tokens else ""),
         f"max_query_tokens = {query_tokens}",
-        f"loop = {{ {bound.format(240)}epochs = 3.0, valid_pairs = 1000 }}",
+        _loop(seen, "teacher", "epochs = 3.0, valid_pairs = 1000"),
         "",
         "[ranker]",
         *_ranker_shape(base),
         "plain = false # a student without a teacher, to compare with, costs as much again",
-        f"loop = {{ {bound.format(150)}epochs = 2.0, valid_pairs = 1000 }}",
+        _loop(seen, "ranker", "epochs = 2.0, valid_pairs = 1000"),
         "",
         "[encoder]",
         f"max_tokens = {tokens}",
@@ -145,7 +194,7 @@ def _models(seen: Look) -> list[str]:
             if base == MINILM
             else []
         ),
-        f"loop = {{ {bound.format(120)}epochs = 1.0, valid_pairs = 1000 }}",
+        _loop(seen, "encoder", "epochs = 1.0, valid_pairs = 1000"),
         "",
     ]
 

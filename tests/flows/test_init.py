@@ -78,6 +78,26 @@ def test_the_ranker_keeps_all_layers_of_minilm_at_the_cost_of_three(tmp_path: Pa
         assert cost <= ranker_shape.products(MINILM_SHAPE, 3, MINILM_SHAPE.intermediate)
 
 
+@pytest.mark.parametrize(("queries", "bounded"), [(40, False), (20_000, True)])
+def test_trainings_and_the_pairs_that_the_teacher_scores_are_bounded_on_a_cpu(
+    tmp_path: Path, queries: int, bounded: bool
+) -> None:
+    seen, text = init.write(str(_rated(tmp_path / "ratings.csv", ("0", "1", "3"), queries)), tmp_path / "own.toml")
+    recipe = recipes.load(tmp_path / "own.toml", [])
+    loops = (recipe.teacher.loop, recipe.ranker.loop, recipe.encoder.loop)
+    assert sum(loop.max_seconds for loop in loops) <= 420
+    train = seen.judged_queries * (1 - recipe.data.valid_share - recipe.data.test_share)
+    assert (0 < recipe.candidates.train_queries < train) == bounded
+    pairs = (recipe.candidates.train_queries or train) * (4 + recipe.candidates.negatives)
+    pairs *= 1 + recipe.candidates.unlabelled
+    assert pairs * recipe.teacher.max_tokens <= 1.01 * init.CPU_PAIR_TOKENS
+    for loop in loops:
+        assert loop.max_tokens == pytest.approx(init.CPU_PASSES * pairs * recipe.teacher.max_tokens, rel=0.05)
+    on_gpu = init.recipe(replace(seen, cuda=True), "own")
+    assert "max_seconds" in text
+    assert not any(bound in on_gpu for bound in ("max_seconds", "train_queries"))
+
+
 def test_a_base_from_scratch_gets_a_ranker_that_can_be_cut_from_it(tmp_path: Path) -> None:
     write_tiny_world(tmp_path / "tiny")
     seen = replace(data_look.look(str(tmp_path / "tiny")), language="other", cuda=False)

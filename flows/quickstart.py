@@ -49,6 +49,8 @@ class QuickstartResult:
     embedded_per_s: float | None
     """None where the vectors were known and nothing was embedded."""
     seconds: float
+    not_live_because: str = ""
+    """Why another release stays live; empty where this one is."""
 
 
 def quickstart(
@@ -76,7 +78,8 @@ def quickstart(
     began = time.monotonic()
     registry, run = Releases(workspace), Runner(workspace)
     live = registry.pointer_file.recover()
-    goes_live = live is None or _is_ready_made(registry, live)
+    stays = "" if live is None else _why_it_stays(registry, live)
+    goes_live = not stays
     old = publishing.comparable(registry, live) if goes_live else None
     models = models if models.encoder else replace(models, encoder=_default_encoder())
     documents = run(corpus.make, [_mapped(source) for source in sources], Path(), "error")
@@ -115,6 +118,7 @@ def quickstart(
         dimensions=searchable.vectors.metrics["dimensions"],
         embedded_per_s=EmbeddingWork.of(searchable.vectors).embedded_per_s,
         seconds=round(time.monotonic() - began, 1),
+        not_live_because="" if live.release == release.fingerprint else stays,
     )
 
 
@@ -123,11 +127,15 @@ def render(result: QuickstartResult) -> "Table":
     from rich.table import Table
 
     table = Table(show_header=False, title=NAME, title_justify="left")
-    for name, value in asdict(result).items():
+    figures = asdict(result)
+    figures.pop("not_live_because")
+    for name, value in figures.items():
         number = f"{value:,}" if isinstance(value, int) else str(value or "none")
         table.add_row(name.replace("_", " "), ("yes" if value else "no") if isinstance(value, bool) else number)
     if not result.live:
-        table.caption = "A trained release is live and stays; `relevance releases promote` makes this one live."
+        command = f"relevance releases promote {result.release[:12]}"
+        table.caption = f"{result.not_live_because}; `{command}` makes this one live."
+        table.caption_justify = "left"
     return table
 
 
@@ -180,10 +188,11 @@ def _index_config(documents: Artifact, models: ReadyMadeModels) -> IndexConfig:
     return IndexConfig(language=languages.stemmer(language), passages=PassagesConfig(most=models.options.passages))
 
 
-def _is_ready_made(registry: Releases, live: Pointer) -> bool:
-    """Whether the live release was made here; a damaged one is left to a person."""
+def _why_it_stays(registry: Releases, live: Pointer) -> str:
+    """Why a live release is not replaced: it was trained, or cannot be read; empty where a quickstart made it."""
     try:
-        return "ready_made" in registry.open(live.release, verify=False).metrics
+        is_ready_made = "ready_made" in registry.open(live.release, verify=False).metrics
     except RelevanceError as error:
         log.warning("release %s is live and cannot be read, so it stays: %s", live.release[:12], error)
-        return False
+        return f"Release {live.release[:12]} is live, cannot be read, and stays until a person has looked: {error}"
+    return "" if is_ready_made else "A trained release is live and stays"

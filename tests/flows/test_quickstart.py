@@ -328,6 +328,28 @@ def test_a_damaged_live_quickstart_is_replaced_without_a_comparison(
     assert quickstart.quickstart([SourceConfig(path=str(few))], quick, models).live
 
 
+@pytest.mark.parametrize("name", ["manifest.json", "encoder/manifest.json", "fusion/fusion.json"])
+def test_the_result_says_that_a_live_release_which_cannot_be_read_stays(
+    quick: Path, tiny_world: Path, folders: dict[str, str], name: str
+) -> None:
+    registry = releases.Releases(quick)
+    live = registry.open()
+    file = live.path / name
+    file.unlink()
+    file.write_bytes(b"{")
+    models = ReadyMadeModels(encoder=folders["encoder"], ranker=folders["ranker"])
+    result = quickstart.quickstart([SourceConfig(path=str(tiny_world / "tiny"))], quick, models)
+    assert not result.live
+    pointer = registry.live()
+    assert pointer is not None
+    assert pointer.release == live.fingerprint
+    caption = str(quickstart.render(result).caption)
+    assert "trained" not in caption
+    assert caption.startswith(f"Release {live.fingerprint[:12]} is live, cannot be read, and stays until a person has")
+    assert name.rsplit("/", maxsplit=1)[-1] in caption
+    assert caption.endswith(f"`relevance releases promote {result.release[:12]}` makes this one live.")
+
+
 def test_a_trained_release_that_is_live_stays(copied: Trained, folders: dict[str, str]) -> None:
     live = releases.Releases(copied.workspace).open().fingerprint
     result = quickstart.quickstart(

@@ -17,6 +17,7 @@ index from before a change is searched with the analysis that it was built with.
 import re
 import threading
 import unicodedata
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
 from itertools import pairwise
@@ -48,6 +49,7 @@ _RUN = re.compile(
     rf"(?P<unspaced>[{_UNSPACED}]+)"
     rf"|{_LETTERS}(?:(?:[.'\-]|(?<=\d)[,/:](?=\d)){_LETTERS})*(?:\+\+|\#)?"
 )
+_PART = re.compile(r"[^._\-]+")
 _JOINTS = re.compile(r"[_\-]")
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z]{2})")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
@@ -67,14 +69,7 @@ def analyser(language: str = "", version: int = VERSION) -> Callable[[str], list
     Raises:
         ConfigError: there is no stemmer for this language, or this program does not know the version.
     """
-    if not 1 <= version <= VERSION:
-        raise ConfigError(f"the index was built with analysis {version}; this program knows 1 to {VERSION}, update it")
-    stem, fold = _stemmer(language), partial(folding.fold_case, version=version)
-
-    @lru_cache(maxsize=100_000)
-    def of_word(word: str) -> tuple[str, ...]:
-        split = _of_measure if word[0].isdigit() else _of_name
-        return tuple(term[:MAX_TERM] for term in split(word, stem, fold))
+    of_word = _of_word(language, version)
 
     def analyse(text: str) -> list[str]:
         terms: list[str] = []
@@ -89,6 +84,63 @@ def analyser(language: str = "", version: int = VERSION) -> Callable[[str], list
         return terms
 
     return analyse
+
+
+def located(language: str = "", version: int = VERSION) -> Callable[[str], list[tuple[int, int, tuple[str, ...]]]]:
+    """Returns a function from a text to its words: start and end in the text, in characters, and the terms of each.
+
+    A character of a script without spaces is a word of its own here. A name of several parts is listed whole, with the
+    terms that only the whole name gives, and part by part.
+
+    Args:
+        language, version: see `analyser`.
+
+    Raises:
+        ConfigError: see `analyser`.
+    """
+    of_word = _of_word(language, version)
+
+    def locate(text: str) -> list[tuple[int, int, tuple[str, ...]]]:
+        plain, starts = folding.aligned(text, version)
+        words: list[tuple[int, int, tuple[str, ...]]] = []
+
+        def add(start: int, end: int, terms: tuple[str, ...]) -> None:
+            beyond = bisect_right(starts, starts[end - 1])  # The piece of the text that gave the last character.
+            words.append((starts[start], starts[min(beyond, len(starts) - 1)], terms))
+
+        for match in _RUN.finditer(plain):
+            start, run = match.start(), match.group()
+            if match.lastgroup:
+                for number, sign in enumerate(run):
+                    add(start + number, start + number + 1, (sign,))
+                continue
+            run = run[:MAX_WORD]
+            terms = of_word(run)
+            parts = [] if run[0].isdigit() else list(_PART.finditer(run))
+            of_parts = [tuple(term for term in of_word(part.group()) if term in terms) for part in parts]
+            own = {term for held in of_parts for term in held} if len(parts) > 1 else set()
+            add(start, start + len(run), tuple(term for term in terms if term not in own))
+            if own:
+                for part, held in zip(parts, of_parts, strict=True):
+                    add(start + part.start(), start + part.end(), held)
+        return words
+
+    return locate
+
+
+@lru_cache(maxsize=64)
+def _of_word(language: str, version: int) -> Callable[[str], tuple[str, ...]]:
+    """A function from a word, name or measure to its terms; it remembers the last ones."""
+    if not 1 <= version <= VERSION:
+        raise ConfigError(f"the index was built with analysis {version}; this program knows 1 to {VERSION}, update it")
+    stem, fold = _stemmer(language), partial(folding.fold_case, version=version)
+
+    @lru_cache(maxsize=100_000)
+    def of_word(word: str) -> tuple[str, ...]:
+        split = _of_measure if word[0].isdigit() else _of_name
+        return tuple(term[:MAX_TERM] for term in split(word, stem, fold))
+
+    return of_word
 
 
 def _stemmer(language: str) -> Callable[[str], str]:

@@ -27,6 +27,8 @@ _APOSTROPHES = "[\u02b9\u02bb\u02bc\u055a\u05f3\u2018\u2019\u201b\u2032\ua78b\ua
 _SPACED_MARK = " [\u0301\u0313]"
 _APOSTROPHE = {3: re.compile(_APOSTROPHES), 4: re.compile(f"{_APOSTROPHES}|{_SPACED_MARK}")}
 
+_SPACED = re.compile(r"\s+|\S+")
+
 
 def plain(text: str, version: int = VERSION) -> str:
     """The text in NFKC with plain hyphens and apostrophes and without ignorable code points; its case stays."""
@@ -35,6 +37,41 @@ def plain(text: str, version: int = VERSION) -> str:
     kept = text if version == 1 else _IGNORABLE.sub("", text)
     normal = unicodedata.normalize("NFKC", kept).replace("’", "'").replace("⁄", "/")
     return normal if version < 3 else _DASH.sub("-", _APOSTROPHE[version].sub("'", normal))
+
+
+def aligned(text: str, version: int = VERSION) -> tuple[str, list[int]]:
+    """The result of `plain`, and where each of its characters comes from.
+
+    The text is cut into letters with their marks. Where these give another result alone than together, as some letters
+    join, it is cut at white space only.
+
+    Returns:
+        The plain text, and for each of its characters, and for its end, the index in the text at which the piece begins
+        that became it. The end of a piece is the next larger index.
+    """
+    whole = plain(text, version)
+    if len(whole) == len(text) and (text.isascii() or unicodedata.is_normalized("NFKC", text)):
+        return whole, list(range(len(text) + 1))  # Signs took the place of signs one by one.
+    for pieces in (_letters(text), _SPACED.findall(text), [text]):
+        parts = [plain(piece, version) for piece in pieces]
+        if "".join(parts) == whole:
+            break
+    starts, position = list[int](), 0
+    for piece, part in zip(pieces, parts, strict=True):
+        starts += [position] * len(part)
+        position += len(piece)
+    return whole, [*starts, len(text)]
+
+
+def _letters(text: str) -> list[str]:
+    """Characters, each with the marks, joining Hangul letters and ignorable code points behind it."""
+    pieces: list[str] = []
+    for sign in text:
+        if pieces and (unicodedata.category(sign)[0] == "M" or "\u1160" <= sign <= "\u11ff" or _IGNORABLE.match(sign)):
+            pieces[-1] += sign
+        else:
+            pieces.append(sign)
+    return pieces
 
 
 def fold_case(word: str, version: int = VERSION) -> str:

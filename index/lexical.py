@@ -22,6 +22,7 @@ from index.analyzer import analyser
 from index.hits import Hit, RunDepth, judged_queries, read_ids, write_ids, write_run
 from index.postings import Postings
 from index.segments import SegmentMap, SegmentPlan
+from index.term_marks import QueryTerms
 from index.term_weights import (
     COLLECTION,
     HOLDERS,
@@ -201,17 +202,21 @@ class LexicalIndex:
 
     def __init__(
         self,
-        analyse: Callable[[str], list[str]],
+        analysis: tuple[str, int],
         segments: Sequence[LexicalSegment],
         layout: SegmentMap,
         doc_ids: list[str],
         weigh: Callable[[int], float],
+        living: int,
     ) -> None:
         """
         Args:
+            analysis: language of the stemmer and version of the analysis.
             weigh: number of documents with a term → the factor of its weights in the segments; 1 where they contain it.
+            living: number of documents of the whole collection.
         """
-        self._analyse, self._segments, self._layout, self._weigh = analyse, segments, layout, weigh
+        self._analysis, self._analyse = analysis, analyser(*analysis)
+        self._segments, self._layout, self._weigh, self._living = segments, layout, weigh, living
         self.doc_ids = doc_ids
         """row → doc_id"""
 
@@ -227,14 +232,14 @@ class LexicalIndex:
         doc_ids = read_ids(artifact.file(_IDS))
         layout = SegmentMap.read(artifact, len(doc_ids))
         config = artifact.manifest.config
-        analyse = analyser(config["language"], config.get("analysis", 1))
+        analysis = config["language"], int(config.get("analysis", 1))
         if WeighedSegment.FILES[0] in artifact.manifest.files:
             weighed = WeighedSegment(artifact, len(doc_ids), verify=verify)
-            return cls(analyse, [weighed], layout, doc_ids, lambda _: 1.0)
+            return cls(analysis, [weighed], layout, doc_ids, lambda _: 1.0, len(doc_ids))
         counted = load_counted(artifact, layout, verify=verify)
         is_shard = COLLECTION in artifact.manifest.files
         living = int(read_collection(artifact)["documents"]) if is_shard else len(doc_ids)
-        return cls(analyse, counted, layout, doc_ids, partial(idf, living))
+        return cls(analysis, counted, layout, doc_ids, partial(idf, living), living)
 
     def search(self, query: str, k: int) -> list[Hit]:
         """Finds at most k documents with a score above 0, best first; equal scores are ordered by row."""
@@ -286,6 +291,15 @@ class LexicalIndex:
             for number in np.flatnonzero(part):
                 shares[number][term] = float(part[number])
         return shares
+
+    def query_terms(self, query: str) -> QueryTerms:
+        """The terms of a query that the index knows, which `QueryTerms.spans` finds in texts."""
+        language, version = self._analysis
+        shares = {
+            term: sum(self._segments[number].holders(term) for number, _ in lists) / self._living
+            for term, _, lists in self._terms(query)
+        }
+        return QueryTerms(language=language, version=version, shares=shares)
 
     def _parts(self, query: str, wanted: npt.NDArray[np.int64]) -> Iterator[tuple[str, npt.NDArray[np.float32]]]:
         """Each known term of a query with its part in the BM25 of each wanted row, (rows,)."""

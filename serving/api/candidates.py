@@ -27,7 +27,8 @@ MAX_FEATURES = 200
 router = APIRouter(responses=ERROR_ANSWERS)
 
 OWN_CANDIDATES = ClientShape(
-    client="search-relevance", honoured=frozenset({"query", "depth", "vector", "filters", "terms", "features"})
+    client="search-relevance",
+    honoured=frozenset({"query", "depth", "vector", "filters", "terms", "matches", "features"}),
 )
 
 
@@ -48,6 +49,7 @@ class CandidatesRequest(RequestBody):
     )
     filters: Filters | None = Field(None, description="Filters of /search.")
     terms: bool | None = Field(None, description="Give each matched term's part in BM25.")
+    matches: bool | None = Field(None, description="Give the terms of the query that the index knows.")
     features: list[str] | None = Field(
         None, max_length=MAX_FEATURES, description="Scores of single fields to give, such as bm25.title."
     )
@@ -60,6 +62,14 @@ class NearestPassage(BaseModel):
     end: int
     number: int = Field(description="From 1.")
     of: int
+
+
+class KnownTerms(BaseModel):
+    """The terms of the query that the index knows, by the analysis of this language and version."""
+
+    language: str
+    version: int
+    shares: dict[str, float] = Field(description="Term → share of the documents of all shards that have it.")
 
 
 class ShardCandidate(BaseModel):
@@ -88,6 +98,7 @@ class CandidatesAnswer(BaseModel):
     shard: int
     known_filter: bool = Field(description="Whether the shard has documents with the fields of `filters`.")
     field_names: list[str]
+    query_terms: KnownTerms | None = Field(description="Only with `matches`.")
     lexical: list[tuple[int, float]] = Field(description="Row and score, the best first.")
     semantic: list[tuple[int, float]]
     documents: list[ShardCandidate]
@@ -115,6 +126,7 @@ async def candidates(request: Request) -> Response:
         vector=body.vector,
         filters=filters,
         terms=bool(body.terms),
+        matches=bool(body.matches),
         features=body.features or (),
     )
 

@@ -78,7 +78,7 @@ Release = Annotated[
 OWN_SEARCH = ClientShape(
     client="search-relevance",
     honoured=frozenset(
-        {"query", "top_n", "filters", "lists", "fields", "facets", "explain", "min_relevance", "release"}
+        {"query", "top_n", "filters", "lists", "fields", "facets", "explain", "matches", "min_relevance", "release"}
     ),
 )
 
@@ -108,6 +108,9 @@ class SearchRequest(RequestBody):
     explain: bool | None = Field(
         None, description="Say for each result of `reranked` which terms matched, and the share of each feature."
     )
+    matches: bool | None = Field(
+        None, description="Say for each result where terms of the query stand in its title and snippet."
+    )
     min_relevance: float | None = Field(
         None, ge=0, le=1, description="Leave out results of `reranked` that the ranker gives less."
     )
@@ -122,6 +125,7 @@ class SearchRequest(RequestBody):
             fields=self.fields or (),
             facets=self.facets or (),
             explain=bool(self.explain),
+            matches=bool(self.matches),
             min_relevance=self.min_relevance or 0.0,
         )
 
@@ -151,6 +155,13 @@ class PassageHit(BaseModel):
     of: int = Field(description="Number of passages that the model read.")
 
 
+class MatchedTerms(BaseModel):
+    """Where terms of the query stand, found by the analysis of the index: [start, end] in characters, ascending."""
+
+    title: list[tuple[int, int]]
+    snippet: list[tuple[int, int]]
+
+
 class SearchHit(BaseModel):
     """One document in one of the three lists of a search."""
 
@@ -165,6 +176,7 @@ class SearchHit(BaseModel):
     relevance: float | None = Field(description="The ranker's own score, in [0, 1]; final list only.")
     fields: dict[str, Any] | None = Field(None, description="The columns of `fields`, where they were asked for.")
     explain: HitExplanation | None = Field(None, description="Only with `explain`, and in the final list.")
+    matches: MatchedTerms | None = Field(None, description="Only with `matches`.")
     passage: PassageHit | None = Field(
         None,
         description="The passage that the snippet is cut from, where a model read the document in passages.",
@@ -240,6 +252,7 @@ async def search_by_link(
     fields: Annotated[list[str] | None, Query(description="The same as in the body; repeated for several.")] = None,
     facets: Annotated[list[str] | None, Query(description="The same as in the body; repeated for several.")] = None,
     explain: Annotated[bool | None, Query(description="The same as in the body.")] = None,
+    matches: Annotated[bool | None, Query(description="The same as in the body.")] = None,
     min_relevance: Annotated[float | None, Query(description="The same as in the body.")] = None,
     release: Annotated[str | None, Query(description="The same as in the body.")] = None,
 ) -> Response:
@@ -257,11 +270,29 @@ async def search_by_link(
             raise InvalidRequestError(f"filter is {part[:100]!r}; write it as field:value")
         filters.setdefault(field, []).append(value)
     body: dict[str, Any] = {"query": text, "top_n": top_n, "filters": filters or None, "lists": lists, "fields": fields}
-    body |= {"facets": facets, "explain": explain, "min_relevance": min_relevance, "release": release}
+    body |= {
+        "facets": facets,
+        "explain": explain,
+        "matches": matches,
+        "min_relevance": min_relevance,
+        "release": release,
+    }
     return await _search(RequestContext(request), validate(body, SearchRequest))
 
 
-LINK_NAMES = ("q", "query", "top_n", "filter", "lists", "fields", "facets", "explain", "min_relevance", "release")
+LINK_NAMES = (
+    "q",
+    "query",
+    "top_n",
+    "filter",
+    "lists",
+    "fields",
+    "facets",
+    "explain",
+    "matches",
+    "min_relevance",
+    "release",
+)
 """The parameters of a search as a link."""
 
 
@@ -319,6 +350,8 @@ def _answered(result: SearchResult, details: SearchDetails) -> dict[str, Any]:
                 del hit["fields"]
             if not (details.explain and name == "reranked"):
                 del hit["explain"]
+            if not details.matches:
+                del hit["matches"]
             if hit["passage"] is None:
                 del hit["passage"]
     return answer

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from index.document_store import Document, filter_values
 from index.hits import Hit
+from index.term_marks import QueryTerms, Span
 from pipeline.features import Fusion
 from serving.errors import InvalidRequestError
 from serving.runtime.deadline import Deadline
@@ -20,6 +21,8 @@ MAX_FACET_VALUES = 20
 """Values of one facet, the most frequent first."""
 MAX_TERMS = 20
 """Matched terms of one document, those with the largest part in its BM25 first."""
+MAX_TITLE_CHARS = 1000
+"""Characters of a title in which terms are looked for."""
 MAX_FIELD_CHARS = 4_000_000
 """Characters of the chosen fields of all results together, as JSON would hold them."""
 
@@ -36,6 +39,8 @@ class SearchDetails:
     """Fields whose values are counted over the candidates."""
     explain: bool = False
     """Whether the final list says where each score comes from."""
+    matches: bool = False
+    """Whether each result says where the terms of the query stand in its title and snippet."""
     min_relevance: float = 0.0
     """Results of the final list that the ranker gives less are left out."""
 
@@ -61,6 +66,14 @@ class Explanation:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TermMatches:
+    """Where terms of the query stand in what a result shows: start and end in characters, ascending."""
+
+    title: Sequence[Span]
+    snippet: Sequence[Span]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Answer:
     """One document in one list."""
 
@@ -83,6 +96,8 @@ class Answer:
     """Stored columns that were asked for; null for a column that the document lacks."""
     explain: Explanation | None = None
     """Only in the final list of a search that asks for it."""
+    matches: TermMatches | None = None
+    """None where they were not asked for."""
     passage: BestPassage | None = None
     """The passage that the snippet is taken from; None where neither ranker nor encoder read the document in parts."""
 
@@ -155,6 +170,8 @@ class ShownDocuments:
     ranks: Ranks
     fields: Mapping[int, Mapping[str, Any]]
     """Empty where no field was asked for."""
+    matches: Mapping[int, TermMatches]
+    """Empty where they were not asked for."""
 
 
 def results(
@@ -182,6 +199,7 @@ def results(
             relevance=relevances.get(hit.row) if relevances is not None else None,
             fields=shown.fields.get(hit.row),
             explain=explanations.get(hit.row) if explanations is not None else None,
+            matches=shown.matches.get(hit.row),
             passage=shown.passages.get(hit.row),
         )
         for rank, hit in enumerate(hits, start=1)
@@ -203,6 +221,23 @@ def explanation(terms: Mapping[str, float], fusion: Fusion | None, row: Sequence
             features[name] = FeatureShare(value=float(value), weight=weight, share=weight * float(value))
     best = sorted(terms.items(), key=lambda item: -item[1])[:MAX_TERMS]
     return Explanation(terms=dict(best), features=features)
+
+
+def term_matches(
+    terms: QueryTerms, documents: Mapping[int, Document], snippets: Mapping[int, str], deadline: Deadline
+) -> dict[int, TermMatches]:
+    """Where the terms stand in the title and the snippet of each document, by row.
+
+    Raises:
+        DeadlineError: the deadline has passed.
+        ClientGoneError: the client has closed the connection.
+    """
+    matches = {}
+    for row, document in documents.items():
+        deadline.check()
+        title = document.title[:MAX_TITLE_CHARS]
+        matches[row] = TermMatches(title=terms.spans(title), snippet=terms.spans(snippets[row]))
+    return matches
 
 
 def check_facets(names: Iterable[str], known: Sequence[str]) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 
 from index.document_store import Document, Rows, Value
 from index.hits import Hit
+from index.term_marks import QueryTerms
 from index.vector_rows import FoundPassage
 from pipeline import features
 from pipeline.errors import MissingError
@@ -60,6 +61,8 @@ class Candidates:
     """Row → document, of all rows."""
     terms: Mapping[int, Mapping[str, float]] | None = None
     """Row → matched term → its part in BM25, as shards sent them; None where this release's own index gives them."""
+    query_terms: QueryTerms | None = None
+    """Terms of the query that the index knows; None where no result says where they stand."""
     nearest: Mapping[int, FoundPassage] | None = None
     """Row → passage nearest to the query, as shards sent them; None where this release's own index gives them."""
     shards: ShardCounts | None = None

@@ -212,7 +212,13 @@ class Searcher(LoadedRelease):
         with search.watch("documents"):
             documents = dict(zip(rows, self.documents.get_many(rows), strict=True))
         return Candidates(
-            by_words=by_words, by_meaning=by_meaning, rows=rows, pool=pool, queried=queried, documents=documents
+            by_words=by_words,
+            by_meaning=by_meaning,
+            rows=rows,
+            pool=pool,
+            queried=queried,
+            documents=documents,
+            query_terms=self.lexical.query_terms(query) if search.details.matches else None,
         )
 
     def _weighed_fields(self, search: RunningSearch, queried: Fetched[Vector] | None) -> Sequence[str]:
@@ -296,9 +302,11 @@ class Searcher(LoadedRelease):
         if nearest is None and candidates.queried:
             nearest = self.semantic.nearest_passages(candidates.queried.values[0], list(unread))
         passages |= nearest_passages(unread, nearest or {})
+        cut, terms = snippets(texts, search.query, deadline, passages), candidates.query_terms
         return ShownDocuments(
             documents=candidates.documents,
-            snippets=snippets(texts, search.query, deadline, passages),
+            snippets=cut,
+            matches=answers.term_matches(terms, chosen, cut, deadline) if terms else {},
             passages=passages,
             ranks=candidates.ranks(),
             fields=answers.chosen_fields(names, chosen, deadline) if names else {},

@@ -30,6 +30,8 @@ class ShardQuery:
     filters: Mapping[str, Sequence[Value]]
     terms: bool
     """Whether the part of each matched term in BM25 is wanted."""
+    matches: bool = False
+    """Whether the terms of the query that the index knows are wanted."""
     features: Sequence[str] = ()
     """Features of single fields that the asking service weighs, such as bm25.title."""
 
@@ -75,6 +77,7 @@ def answer(searcher: Searcher, request: ShardQuery, deadline: Deadline) -> dict[
         "shard": collection.shard,
         "known_filter": known_filter,
         "field_names": searcher.fields,
+        "query_terms": _query_terms(contents, query) if request.matches else None,
         "lexical": listed(by_words),
         "semantic": listed(by_meaning),
         "documents": [
@@ -93,6 +96,11 @@ def answer(searcher: Searcher, request: ShardQuery, deadline: Deadline) -> dict[
             for number, (row, document) in enumerate(zip(rows, documents, strict=True))
         ],
     }
+
+
+def _query_terms(contents: SearchableContents, query: str) -> dict[str, Any]:
+    known = contents.lexical.query_terms(query)
+    return {"language": known.language, "version": known.version, "shares": dict(known.shares)}
 
 
 def _vector(request: ShardQuery, dimensions: int) -> Vector | None:

@@ -19,6 +19,7 @@ import orjson
 from index.document_store import Document, Value
 from index.hits import Hit
 from index.semantic import join
+from index.term_marks import QueryTerms, joined
 from index.vector_rows import FoundPassage
 from pipeline.errors import ArtifactError, ConfigError
 from pipeline.passages import Passages
@@ -188,6 +189,8 @@ class ShardedSearcher(Searcher):
         }
         if weighed := self._weighed_fields(search, queried):  # A shard from before them answers a body without.
             body["features"] = list(weighed)
+        if search.details.matches:
+            body["matches"] = True
         with search.watch("shards"):
             answered, counts = self._checked(self._shards.ask(body, search.models.options.deadline))
         search.options.deadline.check()
@@ -207,6 +210,7 @@ class ShardedSearcher(Searcher):
             queried=queried,
             documents=documents,
             terms={row: by_row[row]["terms"] for row in rows},
+            query_terms=joined([QueryTerms(**known) for answer in answered if (known := answer.get("query_terms"))]),
             nearest={row: FoundPassage(**part) for row in rows if (part := by_row[row].get("passage"))},
             shards=counts,
         )

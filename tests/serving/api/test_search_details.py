@@ -1,11 +1,17 @@
 """The parts of a search that are answered on request, and reranking with first-stage scores."""
 
+import json
+import re
+import shutil
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
+from index.analyzer import analyser
 from index.document_store import filter_values
 from pipeline.text import document_text
 from serving.api import app as apps
@@ -224,3 +230,54 @@ def test_a_link_may_say_query_and_takes_the_same_parts(client: TestClient) -> No
     link = {"q": QUERY, "lists": "reranked", "facets": "year", "explain": "true"}
     body = {"query": QUERY, "lists": ["reranked"], "facets": ["year"], "explain": True}
     assert without_times(client.get("/search", params=link)) == without_times(client.post("/search", json=body))
+
+
+# Marks.
+
+
+def marked_by_the_page(texts: list[dict[str, Any]]) -> list[str]:
+    """What the page draws for texts and their matches, marks in [ ], by its own function run in Node."""
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("Node is not installed")
+    page = (Path(apps.__file__).parents[1] / "page.html").read_text(encoding="utf-8")
+    function = re.search(r"^function marked\(.*?^}", page, re.MULTILINE | re.DOTALL)
+    assert function is not None
+    script = f"""
+        const el = (tag, name, text) => "[" + text + "]";
+        {function.group()}
+        const drawn = {json.dumps(texts)}.map(({{ text, spans }}) => {{
+          const parts = [];
+          marked({{ append: (...more) => parts.push(...more) }}, text, spans);
+          return parts.join("");
+        }});
+        console.log(JSON.stringify(drawn));
+    """
+    done = subprocess.run([node, "-e", script], capture_output=True, text=True, timeout=60, check=True)
+    drawn: list[str] = json.loads(done.stdout)
+    return drawn
+
+
+@pytest.mark.parametrize("query", [QUERY, "sorting 排序", "TITLE of function_3!", "clock"])
+def test_the_page_marks_what_the_lexical_index_finds(client: TestClient, lifecycle: Lifecycle, query: str) -> None:
+    answer = client.post("/search", json={"query": query, "matches": True, "top_n": 50}).json()
+    terms = lifecycle.current.lexical.query_terms(query)
+    analyse, wanted = analyser(terms.language, terms.version), terms.marked
+    assert wanted
+    hits = [hit for name in ("lexical", "semantic", "reranked") for hit in answer[name]]
+    texts = [{"text": hit[part], "spans": hit["matches"][part]} for hit in hits for part in ("title", "snippet")]
+    for item, drawn in zip(texts, marked_by_the_page(texts), strict=True):
+        assert drawn.replace("[", "").replace("]", "") == item["text"].replace("[", "").replace("]", "")
+        found = re.findall(r"\[(.*?)\]", drawn)
+        assert found == [item["text"][start:end] for start, end in item["spans"]]
+        assert all(wanted & set(analyse(part)) for part in found)
+        assert bool(found) == bool(wanted & set(analyse(item["text"])))
+    assert any(item["spans"] for item in texts)
+
+
+def test_matches_count_characters_and_not_utf16(client: TestClient) -> None:
+    assert marked_by_the_page([{"text": "🙂🙂 a list", "spans": [[5, 9]]}]) == ["🙂🙂 a [list]"]
+    plain = client.post("/search", json={"query": QUERY}).json()
+    assert not any("matches" in hit for hit in plain["reranked"])
+    link = client.get("/search", params={"q": QUERY, "matches": "true"}).json()
+    assert link["lexical"][0]["matches"]["title"] == [[0, 6]]  # sorted

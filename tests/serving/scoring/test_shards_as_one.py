@@ -138,9 +138,10 @@ def assert_equal(merged: Sequence[Any], single: Sequence[Any]) -> None:
             assert hit.score == pytest.approx(last, abs=1e-6)
             continue
         assert hit.score == pytest.approx(other.score, abs=1e-6)
-        assert (hit.title, hit.snippet, hit.passage, hit.relevance is None) == (
+        assert (hit.title, hit.snippet, hit.matches, hit.passage, hit.relevance is None) == (
             other.title,
             other.snippet,
+            other.matches,
             other.passage,
             other.relevance is None,
         )
@@ -156,7 +157,7 @@ def assert_equal(merged: Sequence[Any], single: Sequence[Any]) -> None:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_shards_answer_as_one_index(tmp_path: Path, name: str, seed: int) -> None:
     collection = Collection.of(tmp_path, CONFIGS[name], seed)
-    details = SearchDetails(explain=True)
+    details = SearchDetails(explain=True, matches=True)
     for count in (1, 2, 3):
         front, _ = collection.divided(count)
         for query, depth in product(QUERIES, (30, 5)):  # All documents are candidates, or few.

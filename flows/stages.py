@@ -25,6 +25,7 @@ MODULES = (
     "pipeline.training.teacher_scores",
     "pipeline.training.external_teacher",
     "pipeline.training.fused_teacher",
+    "pipeline.training.bm25_teacher",
     "pipeline.training.ranker",
     "pipeline.training.encoder",
     "pipeline.models.import_stage",

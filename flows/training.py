@@ -128,16 +128,21 @@ def _pairs_of_both(
 
 
 def fused(run: Runner, student: RankerConfig, inputs: TrainingInputs, pairs: Artifact, scores: Artifact) -> Artifact:
-    """The scores that a student learns from: its teacher's, with `fused_teacher` joined with those of the first stage.
+    """The scores that a student learns from: its teacher's, with `bm25_teacher` joined with BM25, with `fused_teacher`
+    joined with those of the first stage.
 
     Args:
         student: the ranker's section.
         pairs: graded pairs and, where the recipe wants them, unlabelled ones.
         scores: the teacher's scores of these pairs.
     """
-    from pipeline.training import fused_teacher
+    from index import lexical
+    from pipeline.training import bm25_teacher, fused_teacher
     from serving.runtime import offline
 
+    if student.bm25_teacher:
+        bm25 = run.labelled("pairs")(lexical.score, lexical=inputs.lexical, data=inputs.data, pairs=pairs, split="")
+        return run(bm25_teacher.make, student.bm25_teacher, scores=scores, bm25=bm25, pairs=pairs)
     if not student.fused_teacher:
         return scores
     first = inputs.first_stage

@@ -38,8 +38,8 @@ class TrainingInputs:
     ranker_teacher: Artifact
     """The model that the ranker is distilled from: the last assistant, or the teacher where there is none."""
     ranker_teacher_scores: Artifact
-    """Scores of `ranker_pairs` that the ranker learns from: those of `ranker_teacher` or, with `ranker.fused_teacher`,
-    these joined with the scores of the first stage."""
+    """Scores of `ranker_pairs` that the ranker learns from: those of `ranker_teacher`; with `ranker.bm25_teacher`
+    joined with BM25, with `ranker.fused_teacher` with the scores of the first stage."""
     first_stage: FirstStage | None = None
     """The search whose documents or scores the teacher's are joined with; None where the recipe sets neither
     `candidates.encoder_negatives` nor a student's `fused_teacher`."""

@@ -174,16 +174,24 @@ def run(workspace: Path, *, lexical: Artifact, data: Artifact, depth: int, split
 
 @SCORES
 def score(workspace: Path, *, lexical: Artifact, data: Artifact, pairs: Artifact, split: str) -> Artifact:
-    """The `scores` artifact: scores.parquet (row_id, score), BM25 of each pair of one split of a table of pairs."""
+    """The `scores` artifact: scores.parquet (row_id, score), BM25 of each pair of one split of a table of pairs.
+
+    Args:
+        split: name of the split; empty takes all pairs, those of the table's own queries too.
+    """
 
     def build(staging: Staging) -> Mapping[str, Any]:
         import pyarrow as pa
 
         index = LexicalIndex.load(lexical.path, verify=False)
         rows = {doc_id: row for row, doc_id in enumerate(index.doc_ids)}
-        queries = judged_queries(data, [split])
+        queries = judged_queries(data, [split] if split else [])
         table = schema.read(pairs.file("pairs.parquet"), "pairs").to_pandas()
-        table = table[table["split"] == split].sort_values("query_id", kind="stable")
+        if split:
+            table = table[table["split"] == split]
+        elif "queries.parquet" in pairs.manifest.files:
+            queries |= judged_queries(pairs, [])
+        table = table.sort_values("query_id", kind="stable")
         scores = [
             index.scores(queries[str(query_id)], [rows[doc_id] for doc_id in doc_ids])
             for query_id, doc_ids in table.groupby("query_id")["doc_id"]

@@ -1,6 +1,7 @@
 """The sections of a recipe for the students: the ranker, and the encoder with its mined negatives."""
 
 import dataclasses
+import math
 from dataclasses import field
 from typing import Literal
 
@@ -95,6 +96,10 @@ class RankerConfig:
     """Learn from the teacher's scores joined with those of BM25 and the encoder, by weights that the valid queries
     choose: an ensemble, which orders documents as search does. The ranker alone gains; RESULTS.md has figures. The
     encoder is trained, exported and indexed first."""
+    bm25_teacher: float = added(0.0)
+    """Weight of BM25 in the scores that it learns from: the best document of a query by BM25 gains this much over the
+    teacher's score, the others in proportion. 0 takes the teacher's scores alone. It needs no encoder, as
+    `fused_teacher` does; RESULTS.md has figures."""
     intermediate: int = added(0)
     """Units that each feed-forward layer keeps: the least important for the score are removed before the training, as
     TextPruner does; 0 keeps all. All layers with few units beat few whole ones at one cost (RESULTS.md has figures)."""
@@ -135,6 +140,12 @@ class RankerConfig:
             hinge_margin=self.hinge_margin,
             teachers=self.teachers,
         )
+        if not 0 <= self.bm25_teacher < math.inf:
+            raise ConfigError(f"ranker.bm25_teacher is {self.bm25_teacher}; it must be 0, for none, or more")
+        if self.bm25_teacher and self.fused_teacher:
+            raise ConfigError(
+                f"ranker.bm25_teacher is {self.bm25_teacher:g} beside fused_teacher, which joins BM25 too; set one"
+            )
         share("ranker", int8_share=self.int8_share, dropout=self.dropout)
         if self.dropout == 1:
             raise ConfigError("ranker.dropout is 1: then nothing is left to learn from; it must be below 1")

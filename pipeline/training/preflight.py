@@ -274,10 +274,16 @@ def check_rankers(recipe: Recipe) -> None:
             learn from whom it should.
         MissingError: a base model cannot be had.
     """
-    if recipe.candidates.augmented and any(student.fused_teacher for student in (*recipe.assistants, recipe.ranker)):
+    students = (*recipe.assistants, recipe.ranker)
+    if recipe.candidates.augmented and any(student.fused_teacher for student in students):
         raise ConfigError(
             "ranker.fused_teacher: the changed documents of candidates.augmented are in no index, so BM25 and the "
             "encoder cannot score them; set candidates.augmented to 0, or fused_teacher to false"
+        )
+    if recipe.candidates.augmented and any(student.bm25_teacher for student in students):
+        raise ConfigError(
+            "ranker.bm25_teacher: the changed documents of candidates.augmented are in no index, so BM25 cannot score "
+            "them; set candidates.augmented or bm25_teacher to 0"
         )
     if recipe.candidates.augmented and recipe.teacher.base != pretrain.SCRATCH:
         augmentation.check(recipe.candidates, tokenizers.load_tokenizer(base_models.folder(recipe.teacher.base)))

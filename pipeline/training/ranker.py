@@ -186,7 +186,12 @@ def _settings(config: RankerConfig, has_teacher: bool) -> dict[str, object]:
     settings = to_dict(config)
     del settings["plain"]
     if not has_teacher:
-        for name in ("temperature", "mutual_weight", *(f"{term}_weight" for term in (*TAUGHT_TERMS, *TOKEN_TERMS))):
+        for name in (
+            "temperature",
+            "mutual_weight",
+            "bm25_teacher",
+            *(f"{term}_weight" for term in (*TAUGHT_TERMS, *TOKEN_TERMS)),
+        ):
             settings.pop(name, None)  # An added weight of 0 does not stand there.
     return settings
 

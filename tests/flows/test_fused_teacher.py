@@ -2,11 +2,15 @@
 
 import dataclasses
 
+import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
 from flows import retrain, training
 from flows.runner import Runner
+from index.hits import judged_queries
+from index.lexical import LexicalIndex
 from pipeline import artifacts
 from pipeline.artifacts import Artifact
 from pipeline.config import CandidatesConfig, Recipe
@@ -47,6 +51,37 @@ def test_the_ranker_alone_learns_the_fused_order(copied: Trained) -> None:
     first = inputs.first_stage
     assert first is not None
     assert first.encoder.fingerprint == outcome.release.manifest.inputs["encoder"]
+
+
+def test_the_ranker_learns_the_sum_of_teacher_and_bm25_without_an_encoder(copied: Trained) -> None:
+    """BM25 scores unlabelled lists too, whose queries are no part of the data."""
+    recipe = dataclasses.replace(
+        copied.recipe,
+        ranker=dataclasses.replace(copied.recipe.ranker, bm25_teacher=4.0, plain=False),
+        candidates=dataclasses.replace(copied.recipe.candidates, unlabelled=0.2, unlabelled_depth=10),
+    )
+    inputs = training.prepare(recipe, Runner(copied.workspace))
+    assert inputs.first_stage is None
+    taught = inputs.ranker_teacher_scores
+    assert taught.manifest.inputs["scores"] == inputs.teacher_scores.fingerprint
+
+    def read(artifact: Artifact, name: str) -> pd.DataFrame:
+        return pq.read_table(artifact.file(name)).to_pandas().sort_values("row_id", ignore_index=True)
+
+    pairs, own, both = (
+        read(inputs.ranker_pairs, "pairs.parquet"),
+        read(inputs.teacher_scores, "scores.parquet"),
+        read(taught, "scores.parquet"),
+    )
+    queries = judged_queries(inputs.data, []) | judged_queries(inputs.ranker_pairs, [])
+    index = LexicalIndex.load(inputs.lexical.path)
+    number = {doc_id: row for row, doc_id in enumerate(index.doc_ids)}
+    raw = np.zeros(len(pairs))
+    for query_id, rows in pairs.groupby("query_id").indices.items():
+        bm25 = index.scores(queries[str(query_id)], [number[doc_id] for doc_id in pairs["doc_id"].iloc[rows]])
+        raw[rows] = own["score"].iloc[rows] + 4.0 * bm25 / (bm25.max() or 1.0)
+    assert (pairs["grade"] < 0).any()
+    assert np.corrcoef(raw, both["score"])[0, 1] == pytest.approx(1.0, abs=1e-5)
 
 
 def test_the_teacher_learns_from_the_documents_of_both_ways_to_find(copied: Trained) -> None:

@@ -71,6 +71,7 @@ LATER = {
     "import_stage.ranker",
     "import_stage.encoder",
     "fused_teacher.make",
+    "bm25_teacher.make",
     "rank_fusion.make",
     "followed.make",
     "shards.documents",

@@ -1,5 +1,6 @@
 """The sources that a command's argument means: a folder, a file, a database, or all sources of a recipe."""
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -55,5 +56,5 @@ def absolute(source: str, root: Path = Path()) -> str:
     """
     sqlite = re.fullmatch(r"(sqlite[^:]*:///)([^/:].*)", source)  # A file name; a fourth slash begins an absolute one.
     if sqlite:
-        return sqlite[1] + str((root / sqlite[2]).resolve())
-    return source if "://" in source else str((root / source).resolve())
+        return sqlite[1] + os.path.realpath(root / sqlite[2])
+    return source if "://" in source else os.path.realpath(root / source)  # It takes a circle of links too.

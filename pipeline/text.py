@@ -79,12 +79,35 @@ def wide_encoding(head: bytes) -> str | None:
     return None
 
 
+_FORMATS = {
+    b"\x1f\x8b": ("gzip", "unpack it with `gzip -d`"),
+    b"BZh": ("bzip2", "unpack it with `bzip2 -d`"),
+    b"\xfd7zXZ\x00": ("xz", "unpack it with `xz -d`"),
+    b"\x28\xb5\x2f\xfd": ("zstd", "unpack it with `zstd -d`"),
+    b"PK\x03\x04": ("zip, or of a spreadsheet", "unpack it, or save the sheet as CSV UTF-8"),
+    b"PAR1": ("Parquet", "give it a name that ends in .parquet"),
+    b"SQLite format 3\x00": ("SQLite", "name it as an address such as sqlite:///FILE"),
+    b"version https://git-lfs": ("Git LFS, a pointer in place of the data", "fetch the data with `git lfs pull`"),
+}
+"""First bytes of a file → the format that they mean, and what to do to have a text file."""
+
+
+def other_format(path: Path, head: bytes) -> SchemaError | None:
+    """The error for a file with these first bytes that is of another format than text; None for any other file."""
+    name, advice = next((known for mark, known in _FORMATS.items() if head.startswith(mark)), ("", ""))
+    return SchemaError(f"{path}: is a file of {name}, not a text file; {advice}") if name else None
+
+
 def wrong_byte(path: Path, position: int, where: str) -> SchemaError:
     """The error for a byte that is not UTF-8, with the byte itself and how to convert the file."""
     with path.open("rb") as file:
-        wide = wide_encoding(file.read(1024))
+        head = file.read(1024)
         file.seek(position)
         byte = file.read(1)
+    other = other_format(path, head)
+    if other:
+        return other
+    wide = wide_encoding(head)
     if wide:
         return SchemaError(
             f"{path}: is written in {wide}, not in UTF-8; convert it with `{_convert(wide, path)}`, or save it as CSV "

@@ -6,13 +6,14 @@ Nothing heavy is imported before a command needs it, so that `--help` answers at
 import gc
 import os
 import sys
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
 from flows.cli import data, index, judging, recipe, releases, serving, training
 from flows.logs import write_log
-from pipeline.errors import RelevanceError
+from pipeline.errors import InputError, RelevanceError
 from pipeline.secrets import hide_passwords
 
 app = typer.Typer(
@@ -35,6 +36,7 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:
+        _check_arguments(sys.argv)
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             _beside_others(int(os.environ.get("LOCAL_RANK", "0")))
         else:
@@ -48,9 +50,22 @@ def main() -> None:
             file=sys.stderr,
         )
         raise SystemExit(1) from None
+    except MemoryError:
+        print("relevance: out of memory; give it more, or less data at once", file=sys.stderr)
+        raise SystemExit(1) from None
     except KeyboardInterrupt:
         print("relevance: stopped; start the same command again to go on", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def _check_arguments(arguments: Sequence[str]) -> None:
+    """Raises InputError for an argument whose bytes are no text: it could be put into no recipe, manifest or log."""
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError as error:
+            shown = os.fsencode(argument)
+            raise InputError(f"the argument {shown!r} is not UTF-8; rename the file, or use a UTF-8 locale") from error
 
 
 def _beside_others(local_rank: int) -> None:

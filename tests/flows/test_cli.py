@@ -1,6 +1,7 @@
 """The command as a person meets it: answers, messages, exit codes; never a traceback."""
 
 import json
+import os
 import re
 import socket
 import subprocess
@@ -88,6 +89,13 @@ def test_data_in_place_of_a_recipe_is_answered_with_init(tmp_path: Path) -> None
     (tmp_path / "ratings.csv").write_text("query,title,grade\n", encoding="utf-8")
     for name in ("ratings.csv", ".", "sqlite:///shop.db"):
         _refused(_run("retrain", name, cwd=tmp_path), 2, f"`relevance init {name}` writes a recipe")
+
+
+def test_an_argument_that_is_not_utf_8_is_one_message(tmp_path: Path) -> None:
+    file = tmp_path / os.fsdecode(b"r\xe9.csv")
+    file.write_text("query,title,grade\nknife,a knife,1\n", encoding="utf-8")
+    _refused(_run("init", file, "--out", tmp_path / "own.toml"), 2, "is not UTF-8; rename the file")
+    assert not (tmp_path / "own.toml").exists()
 
 
 def test_releases_list_show_promote_rollback(copied: Trained) -> None:

@@ -1,5 +1,7 @@
 """`relevance init` writes recipes that fit the data and that the next command takes."""
 
+import bz2
+import gzip
 import sqlite3
 from dataclasses import replace
 from pathlib import Path
@@ -258,6 +260,14 @@ def test_unusable_rows_are_left_out_where_they_are_few_and_refused_where_they_ar
         (b"title,grade\na knife,1\n", "not query or query_id"),
         (b"query,title,position,clicked\n" + b"knife,a knife,1,1\n" * 20, "all impressions are at position 1"),
         (b"", "is empty"),
+        (
+            gzip.compress(b"query,title,grade\nknife,a knife,1\n"),
+            "a file of gzip, not a text file; unpack it with `gzip -d`",
+        ),
+        (bz2.compress(b"query,title,grade\nknife,a knife,1\n"), "a file of bzip2"),
+        (b"PK\x03\x04\x14\x00", "a file of zip, or of a spreadsheet"),
+        (b"PAR1\x15\x04\r", "a file of Parquet"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 12\n", "`git lfs pull`"),
     ],
 )
 def test_bad_tables_are_answered_with_one_message_and_nothing_half_made(
@@ -267,6 +277,20 @@ def test_bad_tables_are_answered_with_one_message_and_nothing_half_made(
     with pytest.raises(InputError, match=message):
         init.write(str(tmp_path / "ratings.csv"), tmp_path / "own.toml")
     assert [path.name for path in tmp_path.iterdir()] == ["ratings.csv"]
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"query,title,grade\n", b"PAR1" + b"x" * 60 + b"PAR1"])
+def test_what_is_called_parquet_and_is_not_is_one_message(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "ratings.parquet").write_bytes(content)
+    with pytest.raises(InputError, match=r"ratings\.parquet"):
+        init.write(str(tmp_path / "ratings.parquet"), tmp_path / "own.toml")
+    assert not (tmp_path / "own.toml").exists()
+
+
+def test_a_circle_of_links_is_a_path_that_is_not_there(tmp_path: Path) -> None:
+    (tmp_path / "ratings.csv").symlink_to("ratings.csv")
+    with pytest.raises(InputError, match=r"ratings\.csv"):
+        init.write(str(tmp_path / "ratings.csv"), tmp_path / "own.toml")
 
 
 @pytest.mark.parametrize("separator", [";", "\t", "|"])

@@ -7,7 +7,6 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.data import clicks
 from pipeline.data.formats import tables, text_files
@@ -127,7 +126,7 @@ def names_of(file: Path, wanted: Sequence[str] = ()) -> list[str]:
     if file.suffix.lower() in JSON_LINES:
         return list(next(text_files.json_lines(file), (0, {}))[1])
     if file.suffix.lower() == ".parquet":
-        return list(pq.read_schema(file).names)
+        return tables.parquet_names(file)
     return text_files.header(file, delimiter_of(file, wanted))
 
 

@@ -25,6 +25,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline import text
 from pipeline.config import SourceConfig
 from pipeline.data import clicks
 from pipeline.data.formats import tables, text_files
@@ -45,6 +46,8 @@ from pipeline.schema import MAX_GRADE, InvalidRow
 
 STEPS_PER_POINT = 3
 """Whole grades for each point of a fractional scale, where the recipe sets no `grade_scale`."""
+MOST_RATING = 2.0**31
+"""A value of a column of grades that is as large as this is a fault of the row: it is an id, or a time."""
 
 
 log = logging.getLogger(__name__)
@@ -211,7 +214,10 @@ def _read_json(file: Path, columns: Mapping[str, str]) -> pa.Table:
     for role, cells in values.items():
         try:
             arrays[role] = pa.array(cells, STRING) if role in known else pa.array(cells)
-        except (pa.ArrowException, UnicodeError) as error:
+        except UnicodeEncodeError as error:
+            index = next(index for index, cell in enumerate(cells) if isinstance(cell, str) and text.fault(cell))
+            raise SchemaError(f"{file}, row {index} (from 0): the {role} {text.fault(cells[index])}") from error
+        except pa.ArrowException as error:
             raise SchemaError(f"{file}: the column for {role} has values of different kinds ({error})") from error
     return pa.table(arrays)
 
@@ -265,7 +271,7 @@ def _grades(values: pa.ChunkedArray, config: SourceConfig, shown: str) -> tuple[
     if config.labels:
         return tables.named_grades(cells, config.labels)
     numbers = pd.to_numeric(cells.to_pandas(), errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
-    good = np.isfinite(numbers)
+    finite, good = np.isfinite(numbers), np.abs(numbers) < MOST_RATING
     if len(good) and not good.any():
         words = sorted(set(cells.to_pylist()))[:MAX_GRADE]
         labels = ", ".join(f"{json.dumps(word, ensure_ascii=False)} = GRADE" for word in words)
@@ -274,7 +280,8 @@ def _grades(values: pa.ChunkedArray, config: SourceConfig, shown: str) -> tuple[
             f"{_labels_option(words)} on the command line, or labels = {{ {labels} }} in the recipe's source beside "
             "columns"
         )
-    faults = tables.unknown_grades(cells, pa.array(good), "is not a number")
+    faults = tables.unknown_grades(cells, pa.array(finite), "is not a number")
+    faults += tables.unknown_grades(cells, pa.array(good | ~finite), f"is outside 0..{MAX_GRADE}")
     numbers = np.where(good, numbers, 0.0)
     scale = config.grade_scale
     if not scale and not (numbers % 1).any():

@@ -5,7 +5,9 @@ it, whose row is always a row of the table.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -190,18 +192,48 @@ def read_foreign(file: Path, wanted: Sequence[str]) -> pa.Table:
         MissingError: no such file.
         SchemaError: not Parquet, a column missing, text that is not UTF-8.
     """
-    try:
+    names = parquet_names(file)
+    missing = [name for name in wanted if name not in names]
+    if missing:
+        raise SchemaError(f"{file}: has no column {', '.join(map(repr, missing))}; it has {names}")
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise SchemaError(f"{file}: two columns are called {twice!r}; write the file with one of them renamed")
+    with _parquet_errors(file):
         table = pq.read_table(file)
+    if not table.num_rows:
+        text_files.say_empty(file)
+    return valid_text(_without_dictionaries(table), file)
+
+
+def parquet_names(file: Path) -> list[str]:
+    """The names of a Parquet file's columns.
+
+    Raises:
+        MissingError: no such file.
+        SchemaError: not Parquet.
+    """
+    with _parquet_errors(file):
+        return list(pq.read_schema(file).names)
+
+
+@contextmanager
+def _parquet_errors(file: Path) -> Iterator[None]:
+    """Turns Arrow's errors about a Parquet file into one that names the file and what to do."""
+    try:
+        yield
     except FileNotFoundError as error:
         raise MissingError(f"{file}: no such file") from error
     except (pa.ArrowException, OSError) as error:
         raise SchemaError(f"{file}: not a readable Parquet file ({error}); fetch it again") from error
-    missing = [name for name in wanted if name not in table.column_names]
-    if missing:
-        raise SchemaError(f"{file}: has no column {', '.join(map(repr, missing))}; it has {table.column_names}")
-    if not table.num_rows:
-        text_files.say_empty(file)
-    return valid_text(table, file)
+
+
+def _without_dictionaries(table: pa.Table) -> pa.Table:
+    """The table with its columns of categories, as pandas writes them, as columns of their values."""
+    for number, column in enumerate(table.schema):
+        if pa.types.is_dictionary(column.type):
+            table = table.set_column(number, column.name, table[number].cast(column.type.value_type))
+    return table
 
 
 def _digest(parts: tuple[str, ...]) -> str:
@@ -332,4 +364,4 @@ def name_of(path: Path) -> str:
 def digest_of(name: str, files: Iterable[Path]) -> str:
     """A hash of the names and the content of files, whichever folder they are in."""
     parts = [f"{file.name} {disk.sha256(file)}" for file in files]
-    return hashlib.blake2b("\n".join([name, *parts]).encode(), digest_size=16).hexdigest()
+    return hashlib.blake2b(os.fsencode("\n".join([name, *parts])), digest_size=16).hexdigest()

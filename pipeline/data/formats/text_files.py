@@ -15,6 +15,7 @@ import json
 import logging
 import re
 import secrets
+import shlex
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
 from pipeline.errors import MissingError, SchemaError
-from pipeline.text import read_lines, wide_encoding, wrong_byte
+from pipeline.text import other_format, read_lines, wide_encoding, wrong_byte
 
 BLOCK_BYTES = 1 << 26
 """Bytes that are parsed at once; also the longest row of a separated file."""
@@ -57,14 +58,25 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
+            if number == 1 and line.lstrip().startswith("["):
+                raise _is_list(path) from error
             raise SchemaError(
                 f"{path}, line {number}: not JSON ({error}); each line must be one object, is the file cut off?"
             ) from error
+        if isinstance(row, list) and number == 1:
+            raise _is_list(path)
         if not isinstance(row, dict):
             raise SchemaError(f"{path}, line {number}: a JSON {type(row).__name__}, not an object")
         yield number, row
     if not number:
         say_empty(path)
+
+
+def _is_list(path: Path) -> SchemaError:
+    return SchemaError(
+        f"{path}, line 1: a JSON list, not an object; write one object a line, for example with "
+        f"`jq -c '.[]' {shlex.quote(path.name)} > {shlex.quote(f'{path.stem}-lines.jsonl')}`"
+    )
 
 
 def first_keys(path: Path) -> set[str]:
@@ -84,7 +96,7 @@ def header(path: Path, delimiter: str, encoding: str = "utf-8", *, quoted: bool 
     """
     if not _size(path):
         return []
-    _refuse_wide(path)
+    _refuse_other_formats(path)
     reader = _Reader(path, delimiter, quoted, encoding)
     block = HEAD_BYTES
     while True:
@@ -169,18 +181,22 @@ def is_utf8(path: Path) -> bool:
     return True
 
 
-def _refuse_wide(path: Path) -> None:
-    """Raises SchemaError for UTF-16 and UTF-32; without a byte-order mark, English text in UTF-16 is valid UTF-8."""
+def _refuse_other_formats(path: Path) -> None:
+    """Raises SchemaError for another format, UTF-16 and UTF-32.
+
+    Without a byte-order mark, English text in UTF-16 is valid UTF-8.
+    """
     with path.open("rb") as file:
-        if wide_encoding(file.read(1024)):
-            raise wrong_byte(path, 0, "")
+        head = file.read(1024)
+    if wide_encoding(head) or other_format(path, head):
+        raise wrong_byte(path, 0, "")
 
 
 def _rows(path: Path, delimiter: str, quoted: bool, encoding: str) -> pa.Table:
     """All rows of a separated file, the first included, as columns of text called f0, f1, …"""
     if not _size(path):
         return pa.table({"f0": pa.array([], STRING)})
-    _refuse_wide(path)
+    _refuse_other_formats(path)
     reader = _Reader(path, delimiter, quoted, encoding)
     try:
         return reader.table()

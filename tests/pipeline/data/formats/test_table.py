@@ -1,17 +1,19 @@
 """A team's own tables are read by a map of their columns; databases by the same map, with one type for each column."""
 
 import json
+import os
 import sqlite3
 from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config import SourceConfig
 from pipeline.data import convert, sources
-from pipeline.data.formats import sql
+from pipeline.data.formats import sql, tables
 from pipeline.data.sources import Source
 from pipeline.errors import InputError
 
@@ -180,3 +182,51 @@ def test_a_table_in_latin_1_is_one_message(tmp_path: Path) -> None:
     columns = {"query": "q", "title": "a", "grade": "b"}
     with pytest.raises(InputError, match=r"0xfc is not UTF-8.*WINDOWS-1252"):
         sources.read(SourceConfig(path="shop.csv", columns=columns), tmp_path)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", ["1e300", "-1e300", "99999999999999999999999", "2147483648", "-9223372036854775808"])
+def test_a_grade_beyond_all_bounds_is_a_fault_of_its_row_and_no_other_number(tmp_path: Path, value: str) -> None:
+    file = tmp_path / "ratings.csv"
+    file.write_text(f"query,title,grade\nknife,a knife,2\nspoon,a spoon,{value}\n", encoding="utf-8")
+    columns = {"query": "query", "title": "title", "grade": "grade"}
+    read = sources.read(SourceConfig(path=str(file), format="table", columns=columns), Path())
+    assert [str(fault) for fault in read.faults] == [f"judgments, row 1: grade '{value}' is outside 0..10"]
+    assert read.judgments["grade"].to_pylist() == [2, 0]
+
+
+def test_columns_of_categories_are_read_as_their_values(tmp_path: Path) -> None:
+    rows = {"query": ["knife", "spoon"], "title": ["a knife", "a spoon"], "grade": ["2", "0"]}
+    pq.write_table(
+        pa.table({name: pa.array(cells).dictionary_encode() for name, cells in rows.items()}), tmp_path / "r.parquet"
+    )
+    columns = {"query": "query", "title": "title", "grade": "grade"}
+    read = sources.read(SourceConfig(path=str(tmp_path / "r.parquet"), format="table", columns=columns), Path())
+    assert read.queries["text"].to_pylist() == rows["query"]
+    assert read.judgments["grade"].to_pylist() == [2, 0]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            '[{"query": "a", "title": "b", "grade": 1}]',
+            r"line 1: a JSON list, .*jq -c '\.\[\]' r\.json > r-lines\.jsonl",
+        ),
+        ('[\n{"query": "a", "title": "b", "grade": 1}\n]', r"line 1: a JSON list, .*jq -c"),
+        ('{"query": "a", "title": "x\\ud800", "grade": 1}', r"row 0 \(from 0\): the title contains a lone surrogate"),
+    ],
+)
+def test_json_that_is_no_lines_of_objects_is_answered_with_what_to_do(
+    tmp_path: Path, content: str, message: str
+) -> None:
+    (tmp_path / "r.json").write_text(content, encoding="utf-8")
+    columns = {"query": "query", "title": "title", "grade": "grade"}
+    with pytest.raises(InputError, match=message):
+        sources.read(SourceConfig(path=str(tmp_path / "r.json"), format="table", columns=columns), Path())
+
+
+def test_a_file_whose_name_is_not_utf_8_has_a_digest(tmp_path: Path) -> None:
+    file = tmp_path / os.fsdecode(b"r\xe9.csv")
+    file.write_text("query,title,grade\nknife,a knife,1\n", encoding="utf-8")
+    assert tables.digest_of("table", [file]) != tables.digest_of("other", [file])

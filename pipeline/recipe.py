@@ -51,7 +51,7 @@ def load(path: Path, overrides: Sequence[str] = (), changes: Mapping[str, Any] |
         raise ConfigError(f"{path}: cannot be read as a UTF-8 text ({error})") from error
     try:
         tree = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # A number of 5,000 digits, brackets in brackets in brackets.
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
     try:
         for old in rename(tree):
@@ -160,6 +160,8 @@ def override(tree: dict[str, Any], text: str) -> None:
         parsed = tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
         parsed = value  # A bare word is a string, so that a shell needs no second pair of quotes.
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"--set {text[:60]}…: not valid TOML: {error}") from error
     node = tree
     for part in parts[:-1]:
         node = node.setdefault(part, {})

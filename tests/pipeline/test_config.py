@@ -203,3 +203,11 @@ def test_changes_that_no_recipe_has_are_refused(tmp_path: Path, changes: dict[st
     with pytest.raises(ConfigError, match=message):
         recipes.load(path, changes=changes)
     assert list(jsonschema.Draft202012Validator(recipe_schema.form()).iter_errors(changes))
+
+
+@pytest.mark.parametrize("value", ["[" * 5000, "9" * 5000, "{a=" * 3000], ids=["brackets", "digits", "tables"])
+def test_a_value_that_the_parser_gives_up_on_is_one_message(tmp_path: Path, value: str) -> None:
+    with pytest.raises(ConfigError, match=r"mine\.toml: not valid TOML"):
+        _load(tmp_path, f"[ranker]\nlayers = {value}")
+    with pytest.raises(ConfigError, match=r"--set ranker\.layers=.*: not valid TOML"):
+        _load(tmp_path, "[ranker]\nlayers = 3", f"ranker.layers={value}")

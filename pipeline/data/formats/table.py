@@ -272,7 +272,7 @@ def _grades(values: pa.ChunkedArray, config: SourceConfig, shown: str) -> tuple[
         return tables.named_grades(cells, config.labels)
     numbers = pd.to_numeric(cells.to_pandas(), errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
     finite, good = np.isfinite(numbers), np.abs(numbers) < MOST_RATING
-    if len(good) and not good.any():
+    if len(finite) and not finite.any():
         words = sorted(set(cells.to_pylist()))[:MAX_GRADE]
         labels = ", ".join(f"{json.dumps(word, ensure_ascii=False)} = GRADE" for word in words)
         raise SchemaError(

@@ -66,7 +66,7 @@ def make_searchable(
     data: Artifact,
     queries: Artifact | None = None,
     previous: Mapping[str, Artifact] = MappingProxyType({}),
-    whole: Mapping[str, Artifact] = MappingProxyType({}),
+    whole_parts: Mapping[str, Artifact] = MappingProxyType({}),
     anew: bool = False,
     check: Check | None = None,
 ) -> SearchableCorpus:
@@ -81,7 +81,7 @@ def make_searchable(
         queries: the artifact whose queries measure recall where the recipe sets `index.recall`: a data artifact, or an
             earlier index of the same encoder. None takes `data`.
         previous: the parts of a release, whose segments are shared as far as their documents are unchanged.
-        whole: the result of `index_whole`, where `data` is a shard of these documents, see `index.shards`; else empty.
+        whole_parts: the result of `index_whole`, where `data` is a shard of these documents; else empty.
         anew: whether to embed every document again and share no segment.
         check: see `Check`; None where the documents take the place of no others.
     """
@@ -96,8 +96,8 @@ def make_searchable(
     store = _stored(run, data=data, previous=shared, check=check)
     lexical_index = (
         run(lexical.make, config, data=data, previous=shared.get("lexical"))
-        if not whole
-        else run(shards.lexical, data=data, full=whole["lexical"])
+        if not whole_parts
+        else run(shards.lexical, data=data, full=whole_parts["lexical"])
     )
     embed = offline.embedder(encoder)
     embedded = run(
@@ -111,7 +111,9 @@ def make_searchable(
         engine=run.engine,
         cutter=offline.cutter(embed, config.passages.passages(None)),
     )
-    apart = _fields(config, run, encoder=encoder, data=data, previous=None if anew else previous, whole=whole)
+    apart = _fields(
+        config, run, encoder=encoder, data=data, previous=None if anew else previous, whole_parts=whole_parts
+    )
     judged = held_out(config, encoder, digest, queries or data)
     index = run(semantic_build.make, config, vectors=embedded, queries=judged, previous=shared.get("index"))
     return SearchableCorpus(lexical=lexical_index, documents=store, vectors=embedded, index=index, fields=apart)
@@ -160,13 +162,13 @@ def _fields(
     encoder: Artifact,
     data: Artifact,
     previous: Mapping[str, Artifact] | None,
-    whole: Mapping[str, Artifact],
+    whole_parts: Mapping[str, Artifact],
 ) -> dict[str, Artifact]:
     """The indexes of single fields, by their names as parts of a release.
 
     Args:
         previous: see `make_searchable`; None embeds every field again, and shares nothing.
-        whole: see `make_searchable`.
+        whole_parts: see `make_searchable`.
     """
     from index import lexical, semantic_build, shards, vectors
     from index.quality import QualityFilter
@@ -180,8 +182,8 @@ def _fields(
         shared = (previous or {}).get(part)
         indexes[part] = (
             named(lexical.make, config, data=data, field=field_name, previous=shared)
-            if not whole
-            else named(shards.lexical, data=data, full=whole[part])
+            if not whole_parts
+            else named(shards.lexical, data=data, full=whole_parts[part])
         )
         if not config.field_vectors:
             continue

@@ -65,14 +65,14 @@ def reindex(
     data = run(corpus.make, documents, Path(), recipe.data.faulty_rows)
     own = {name: release_parts.part(old, name) for name in OVER_DOCUMENTS if release_parts.has_part(old, name)}
     shown = ", ".join(hide_passwords(source.path) for source in documents)
-    whole = indexing.index_whole(
+    whole_parts = indexing.index_whole(
         recipe.index,
         run,
         data=data,
         previous=own | release_parts.field_parts(old),
         check=partial(plausibility.check, old, shown=shown, force=force),
     )
-    published, front = divide(run, old, data, shards, whole)
+    published, front = divide(run, old, data, shards, whole_parts)
     return {
         "release": front.fingerprint,
         "shards": [
@@ -84,7 +84,7 @@ def reindex(
 
 
 def divide(
-    run: runner.Runner, old: Artifact, data: Artifact, shards: int, whole: Mapping[str, Artifact]
+    run: runner.Runner, old: Artifact, data: Artifact, shards: int, whole_parts: Mapping[str, Artifact]
 ) -> tuple[list[Artifact], Artifact]:
     """Publishes a release for each shard of these documents, and one of the models alone that asks them.
 
@@ -93,7 +93,7 @@ def divide(
         old: the release whose models are kept.
         data: all documents.
         shards: number of shards.
-        whole: the result of `flows.indexing.index_whole` for all documents.
+        whole_parts: the result of `flows.indexing.index_whole` for all documents.
 
     Raises:
         MissingError: the release has no encoder.
@@ -110,7 +110,7 @@ def divide(
         named = run.labelled(f"shard {number + 1} of {shards}")
         cut = named(index_shards.documents, number, shards, data=data)
         searchable = indexing.make_searchable(
-            recipe.index, named, encoder=encoder, data=cut, queries=kept.get("index"), whole=whole
+            recipe.index, named, encoder=encoder, data=cut, queries=kept.get("index"), whole_parts=whole_parts
         )
         metrics = publishing.metrics(old, searchable.documents, "corpus")
         published.append(registry.publish(models | searchable.parts, metrics=metrics, config=old.manifest.config))

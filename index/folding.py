@@ -49,18 +49,18 @@ def aligned(text: str, version: int = VERSION) -> tuple[str, list[int]]:
         The plain text, and for each of its characters, and for its end, the index in the text at which the piece begins
         that became it. The end of a piece is the next larger index.
     """
-    whole = plain(text, version)
-    if len(whole) == len(text) and (text.isascii() or unicodedata.is_normalized("NFKC", text)):
-        return whole, list(range(len(text) + 1))  # Signs took the place of signs one by one.
+    folded = plain(text, version)
+    if len(folded) == len(text) and (text.isascii() or unicodedata.is_normalized("NFKC", text)):
+        return folded, list(range(len(text) + 1))  # Signs took the place of signs one by one.
     for pieces in (_letters(text), _SPACED.findall(text), [text]):
         parts = [plain(piece, version) for piece in pieces]
-        if "".join(parts) == whole:
+        if "".join(parts) == folded:
             break
     starts, position = list[int](), 0
     for piece, part in zip(pieces, parts, strict=True):
         starts += [position] * len(part)
         position += len(piece)
-    return whole, [*starts, len(text)]
+    return folded, [*starts, len(text)]
 
 
 def _letters(text: str) -> list[str]:

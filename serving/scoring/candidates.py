@@ -133,7 +133,7 @@ class Retrieval:
 
         Args:
             vector: the query's; None where the encoder is missing.
-            features: those of single fields that the final order needs.
+            features: names of the features of single fields that the final order needs.
         """
         cosines = None if vector is None else self.contents.semantic.similarities(vector, rows).tolist()
         fields = self.contents.fields.scores(query, vector, rows, features) if features else {}

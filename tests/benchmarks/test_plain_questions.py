@@ -156,14 +156,14 @@ def test_places_of_good_answers() -> None:
     if not (workspace / demo.DOCUMENTS).is_file():
         pytest.skip("needs the workspace of `make demo`")
     searcher = Searcher(Releases(workspace).open().path, verify=False)
-    places: dict[str, list[float]] = {}
+    ranks_of_answers: dict[str, list[float]] = {}
     for question, patterns in QUESTIONS.items():
         for order, doc_ids in orders(searcher.search(question, top_n=20)).items():
-            places.setdefault(order, []).append(first_good(doc_ids, patterns))
+            ranks_of_answers.setdefault(order, []).append(first_good(doc_ids, patterns))
     assert not set(QUESTIONS) & set(demo.QUESTIONS)
-    for order, ranks in places.items():
+    for order, ranks in ranks_of_answers.items():
         print(
             f"{order:13s} {np.sum(np.array(ranks) <= demo.FIRST)} of {len(ranks)} in the first {demo.FIRST}, "
             f"mean reciprocal rank {np.mean(1 / np.array(ranks)):.3f}"
         )
-    assert np.isfinite(places["fused"]).mean() > 0.5
+    assert np.isfinite(ranks_of_answers["fused"]).mean() > 0.5

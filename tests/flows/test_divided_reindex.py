@@ -39,16 +39,16 @@ def part_of_documents(tiny: TinyWorkspace, folder: Path, count: int) -> str:
     return str(folder)
 
 
-def made(tiny: TinyWorkspace) -> dict[str, int]:
+def divided_collection(tiny: TinyWorkspace) -> dict[str, int]:
     return {kind: len(artifacts.finished(tiny.path, kind)) for kind in ("lexical", "vectors", "index", "release")}
 
 
 @pytest.mark.parametrize("command", [into_one, into_two], ids=["reindex", "reindex --shards"])
 def test_documents_that_look_wrong_need_a_word(tiny: TinyWorkspace, tmp_path: Path, command: Reindex) -> None:
-    few, before = part_of_documents(tiny, tmp_path / "few", 20), made(tiny)
+    few, before = part_of_documents(tiny, tmp_path / "few", 20), divided_collection(tiny)
     with pytest.raises(ImplausibleError, match=rf"{few}: 20 documents in place of {len(DOCUMENTS)} \(at most 20%"):
         command(few, tiny.path)
-    assert made(tiny) == before
+    assert divided_collection(tiny) == before
     assert command(few, tiny.path, force=True)["documents"] == 20
 
 

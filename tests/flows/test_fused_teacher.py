@@ -62,8 +62,8 @@ def test_the_ranker_learns_the_sum_of_teacher_and_bm25_without_an_encoder(copied
     )
     inputs = training.prepare(recipe, Runner(copied.workspace))
     assert inputs.first_stage is None
-    taught = inputs.ranker_teacher_scores
-    assert taught.manifest.inputs["scores"] == inputs.teacher_scores.fingerprint
+    ranker_scores = inputs.ranker_teacher_scores
+    assert ranker_scores.manifest.inputs["scores"] == inputs.teacher_scores.fingerprint
 
     def read(artifact: Artifact, name: str) -> pd.DataFrame:
         return pq.read_table(artifact.file(name)).to_pandas().sort_values("row_id", ignore_index=True)
@@ -71,7 +71,7 @@ def test_the_ranker_learns_the_sum_of_teacher_and_bm25_without_an_encoder(copied
     pairs, own, both = (
         read(inputs.ranker_pairs, "pairs.parquet"),
         read(inputs.teacher_scores, "scores.parquet"),
-        read(taught, "scores.parquet"),
+        read(ranker_scores, "scores.parquet"),
     )
     queries = judged_queries(inputs.data, []) | judged_queries(inputs.ranker_pairs, [])
     index = LexicalIndex.load(inputs.lexical.path)

@@ -1,4 +1,4 @@
-"""Terms of a query are found in texts where the index finds them. Seeds 1 to 4."""
+"""Terms of a query are marked_spans in texts where the index finds them. Seeds 1 to 4."""
 
 import random
 from itertools import pairwise
@@ -45,9 +45,9 @@ def test_what_is_marked_is_what_the_analysis_finds(seed: int, version: int) -> N
     rng, analyse, locate = random.Random(seed), analyser("", version), located("", version)
     for _ in range(300):
         text = "".join(rng.choices(SIGNS, k=rng.randint(0, 40)))
-        whole, starts = folding.aligned(text, version)
-        assert whole == folding.plain(text, version)
-        assert len(starts) == len(whole) + 1
+        folded, starts = folding.aligned(text, version)
+        assert folded == folding.plain(text, version)
+        assert len(starts) == len(folded) + 1
         assert starts == sorted(starts)
         words = locate(text)
         held = set(analyse(text))
@@ -57,9 +57,9 @@ def test_what_is_marked_is_what_the_analysis_finds(seed: int, version: int) -> N
             assert set(terms) <= set(analyse(text[start:end])) | {term for term in terms if len(term) == 1}
         query = "".join(rng.choices(SIGNS, k=8))
         shared = held & set(analyse(query))
-        found = QueryTerms(language="", version=version, shares=dict.fromkeys(analyse(query), 0.1)).spans(text)
-        assert bool(found) == bool(shared)
-        assert all(first[1] < second[0] for first, second in pairwise(found))
+        marked_spans = QueryTerms(language="", version=version, shares=dict.fromkeys(analyse(query), 0.1)).spans(text)
+        assert bool(marked_spans) == bool(shared)
+        assert all(first[1] < second[0] for first, second in pairwise(marked_spans))
 
 
 def _is_pair(term: str) -> bool:

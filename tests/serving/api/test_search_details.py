@@ -236,7 +236,7 @@ def test_a_link_may_say_query_and_takes_the_same_parts(client: TestClient) -> No
 
 
 def marked_by_the_page(texts: list[dict[str, Any]]) -> list[str]:
-    """What the page draws for texts and their matches, marks in [ ], by its own function run in Node."""
+    """The text that the page draws for texts and their matches, marks in [ ], by its own function run in Node."""
     node = shutil.which("node")
     if node is None:
         pytest.skip("Node is not installed")
@@ -268,10 +268,10 @@ def test_the_page_marks_what_the_lexical_index_finds(client: TestClient, lifecyc
     texts = [{"text": hit[part], "spans": hit["matches"][part]} for hit in hits for part in ("title", "snippet")]
     for item, drawn in zip(texts, marked_by_the_page(texts), strict=True):
         assert drawn.replace("[", "").replace("]", "") == item["text"].replace("[", "").replace("]", "")
-        found = re.findall(r"\[(.*?)\]", drawn)
-        assert found == [item["text"][start:end] for start, end in item["spans"]]
-        assert all(wanted & set(analyse(part)) for part in found)
-        assert bool(found) == bool(wanted & set(analyse(item["text"])))
+        marked_words = re.findall(r"\[(.*?)\]", drawn)
+        assert marked_words == [item["text"][start:end] for start, end in item["spans"]]
+        assert all(wanted & set(analyse(part)) for part in marked_words)
+        assert bool(marked_words) == bool(wanted & set(analyse(item["text"])))
     assert any(item["spans"] for item in texts)
 
 

@@ -95,8 +95,8 @@ class Collection:
     run: Runner
     data: Artifact
     release: Artifact
-    whole: Mapping[str, Artifact]
-    one: Searcher
+    whole_index: Mapping[str, Artifact]
+    single_index: Searcher
 
     @classmethod
     def of(cls, workspace: Path, config: IndexConfig, seed: int) -> "Collection":
@@ -116,12 +116,12 @@ class Collection:
         parts = {**models, **corpus.parts}
         parts["fusion"] = artifacts.make(workspace, "fusion", version=1, config={}, inputs={}, build=fusion)
         release = Releases(workspace).publish(parts, {}, recipes.to_dict(Recipe(name="random", index=config)))
-        whole = indexing.index_whole(config, run, data=data, previous={}, check=lambda _: None)
-        return cls(run, data, release, whole, Searcher(release.path))
+        whole_index = indexing.index_whole(config, run, data=data, previous={}, check=lambda _: None)
+        return cls(run, data, release, whole_index, Searcher(release.path))
 
     def divided(self, count: int) -> tuple[ShardedSearcher, LocalShards]:
         """The service that asks `count` shards, and these."""
-        published, front = shards.divide(self.run, self.release, self.data, count, self.whole)
+        published, front = shards.divide(self.run, self.release, self.data, count, self.whole_index)
         client = LocalShards([Searcher(shard.path) for shard in published])
         models: dict[str, Any] = {"precision": "auto", "caches": Caches.of(2**20), "scheduler": Scheduler(1)}
         return ShardedSearcher(front.path, client, **models), client
@@ -130,10 +130,10 @@ class Collection:
 def assert_equal(merged: Sequence[Any], single: Sequence[Any]) -> None:
     """Compares two lists of results; documents with equal scores may stand in any order."""
     np.testing.assert_allclose([hit.score for hit in merged], [hit.score for hit in single], rtol=0, atol=1e-6)
-    others = {hit.doc_id: hit for hit in single}
+    hits_by_id = {hit.doc_id: hit for hit in single}
     last = single[-1].score if single else 0.0
     for hit in merged:
-        other = others.get(hit.doc_id)
+        other = hits_by_id.get(hit.doc_id)
         if other is None:  # Of several that are equally near to the last, the lists may hold different ones.
             assert hit.score == pytest.approx(last, abs=1e-6)
             continue
@@ -163,7 +163,7 @@ def test_shards_answer_as_one_index(tmp_path: Path, name: str, seed: int) -> Non
         for query, depth in product(QUERIES, (30, 5)):  # All documents are candidates, or few.
             single, merged = (
                 searcher.search(query, top_n=depth, retrieve=depth, details=details)
-                for searcher in (collection.one, front)
+                for searcher in (collection.single_index, front)
             )
             assert merged.shards is not None
             assert (merged.shards.answered, list(merged.shards.missing)) == (count, [])
@@ -171,7 +171,8 @@ def test_shards_answer_as_one_index(tmp_path: Path, name: str, seed: int) -> Non
                 assert_equal(getattr(merged, listed), getattr(single, listed))
         filtered = {"tags": ["t1", "t2"]}
         single, merged = (
-            searcher.search(QUERIES[0], top_n=30, retrieve=30, filters=filtered) for searcher in (collection.one, front)
+            searcher.search(QUERIES[0], top_n=30, retrieve=30, filters=filtered)
+            for searcher in (collection.single_index, front)
         )
         assert_equal(merged.reranked, single.reranked)
 
@@ -182,9 +183,9 @@ def test_a_missing_shard_is_named_and_the_others_answer_with_fields_and_passages
     client.gone = {"shard 2"}
     result = front.search(QUERIES[0], top_n=30, retrieve=30, details=SearchDetails(explain=True))
     assert result.shards == ShardCounts(answered=2, of=3, missing=[MissingShard(shard="shard 2", reason="gone")])
-    ids = {doc_id for doc_id in collection.one.lexical.doc_ids if shard_of(doc_id, 3) != 2}
+    ids = {doc_id for doc_id in collection.single_index.lexical.doc_ids if shard_of(doc_id, 3) != 2}
     assert {hit.doc_id for hit in result.reranked} <= ids
-    best = collection.one.search(QUERIES[0], top_n=30, retrieve=30, details=SearchDetails(explain=True))
+    best = collection.single_index.search(QUERIES[0], top_n=30, retrieve=30, details=SearchDetails(explain=True))
     wholes = {hit.doc_id: hit.explain.features for hit in best.reranked if hit.explain}
     for hit in result.reranked:
         assert hit.explain is not None
@@ -205,14 +206,16 @@ def test_given_texts_are_cut_as_the_shards_cut_documents(tmp_path: Path) -> None
     collection = Collection.of(tmp_path, CONFIGS["passages"], 4)
     front, _ = collection.divided(2)
     texts, options = [" ".join(WORDS * 6), "a list"], RequestOptions(Deadline.never())
-    whole, merged = (searcher.fused("stable list", texts, [2.0, 1.0], options) for searcher in (collection.one, front))
-    assert merged.values == pytest.approx(whole.values, abs=1e-6)
+    whole_index, merged = (
+        searcher.fused("stable list", texts, [2.0, 1.0], options) for searcher in (collection.single_index, front)
+    )
+    assert merged.values == pytest.approx(whole_index.values, abs=1e-6)
 
 
 def test_other_documents_make_another_release_of_models(tmp_path: Path) -> None:
     collection, other = (Collection.of(tmp_path, CONFIGS["fields"], seed) for seed in (1, 2))
     fronts = [
-        shards.divide(item.run, collection.release, item.data, count, item.whole)[1]
+        shards.divide(item.run, collection.release, item.data, count, item.whole_index)[1]
         for item, count in ((collection, 2), (collection, 3), (other, 2), (collection, 2))
     ]
     assert [front.metrics["collection"] for front in fronts] == [

@@ -7,6 +7,9 @@ line is no row. Arrow also ends a row at a lone carriage return, so those are hi
     columns ◄─ control character → CR ◄─ rows without the mark ◄───────────────────────────────────────────┘
 
 A value that holds the mark of the end began with a quote that nothing closes.
+
+Arrow gets the bytes in memory of its own. It reads ahead in a thread, and where that thread meets an object of Python,
+such as a file or a buffer, while the command ends, the command aborts or never ends.
 """
 
 import codecs
@@ -32,6 +35,9 @@ BLOCK_BYTES = 1 << 26
 
 HEAD_BYTES = 1 << 20
 """Bytes that are parsed at first where only the first row is wanted; more if that row is longer."""
+
+BEYOND = 16
+"""Bytes beyond a part of a file that are read with it: more than a byte-order mark and a carriage return."""
 
 MAX_COLUMNS = 4096
 """A first row of more fields is no row of names."""
@@ -101,7 +107,7 @@ def header(path: Path, delimiter: str, encoding: str = "utf-8", *, quoted: bool 
     block = HEAD_BYTES
     while True:
         try:
-            with reader.open_stream(block) as stream:
+            with reader.first_rows(block) as stream:
                 for batch in stream:
                     if batch.num_rows:
                         return reader.cells(batch.slice(0, 1))
@@ -239,8 +245,7 @@ class _Reader:
         return unused[0]
 
     def table(self) -> pa.Table:
-        with self._bytes() as file:
-            table = pacsv.read_csv(file, **self._options(BLOCK_BYTES, threads=True))
+        table = pacsv.read_csv(self._seen(), **self._options(BLOCK_BYTES, threads=True))
         self._check_width(table)
         if table.num_columns == 1 and table.num_rows and table.column(0)[-1].as_py() == self.mark:
             table = table.slice(0, table.num_rows - 1)
@@ -248,8 +253,10 @@ class _Reader:
             self._check_last([column[-1].as_py() for column in table.columns])
         return pa.table([self._restore(column) for column in table.columns], names=table.column_names)
 
-    def open_stream(self, block: int) -> pacsv.CSVStreamingReader:
-        return pacsv.open_csv(self._bytes(), **self._options(block, threads=False, skip_invalid=True))
+    def first_rows(self, block: int) -> pacsv.CSVStreamingReader:
+        """The rows of the first `block` bytes; the parser fails where they hold no whole row."""
+        seen = self._seen(block + BEYOND)  # So Arrow knows that the block is not the last one.
+        return pacsv.open_csv(seen, **self._options(block, threads=False, skip_invalid=True))
 
     def cells(self, row: pa.RecordBatch) -> list[str]:
         self._check_width(row)
@@ -264,8 +271,7 @@ class _Reader:
         for _ in read_lines(self.path, self.encoding):
             pass
         try:  # Without threads, Arrow counts the rows.
-            with self._bytes() as file:
-                pacsv.read_csv(file, **self._options(BLOCK_BYTES, threads=False))
+            pacsv.read_csv(self._seen(), **self._options(BLOCK_BYTES, threads=False))
         except (pa.ArrowException, UnicodeDecodeError, OSError) as counted:
             error = counted
         reason = " ".join(str(error).split())[:300]
@@ -274,15 +280,43 @@ class _Reader:
             "fields, or an unclosed quote"
         )
 
-    def _bytes(self) -> "_Bytes":
+    def _seen(self, size: int = -1) -> pa.BufferReader:
+        """The file as Arrow is to see it: UTF-8 without byte-order mark, lone carriage returns replaced, the mark last.
+
+        Args:
+            size: number of bytes to read, without a mark where the file is longer; -1 reads all.
+
+        Raises:
+            UnicodeDecodeError: a byte is not of the encoding; in a row of another width Arrow would go on after it.
+        """
+        with self.path.open("rb") as file:
+            content = file.read(size)
+            is_all = not file.read(1)
+        content = self._as_utf8(content.removeprefix(codecs.BOM_UTF8), is_all)
+        if self.stand_in:
+            # A carriage return at the end of a part is followed by nobody knows what.
+            content = _LONE_RETURN.sub(self.stand_in, content if is_all else content.removesuffix(b"\r"))
+        seen = pa.BufferOutputStream()
+        seen.write(content)
+        if is_all:
+            seen.write(f"\n{self.mark}\n".encode())
+        return pa.BufferReader(seen.getvalue())
+
+    def _as_utf8(self, content: bytes, is_all: bool) -> bytes:
+        """The content in UTF-8, after a check of every byte; the last character of a part may be cut off."""
+        decoder = codecs.getincrementaldecoder(self.encoding)()
         is_utf8 = codecs.lookup(self.encoding).name == "utf-8"
-        return _Bytes(self.path, self.stand_in, f"\n{self.mark}\n".encode(), checked=is_utf8)
+        parts = []
+        for start in range(0, len(content), HEAD_BYTES):
+            end = start + HEAD_BYTES
+            text = decoder.decode(content[start:end], final=is_all and end >= len(content))
+            if not is_utf8:
+                parts.append(text.encode())
+        return content if is_utf8 else b"".join(parts)
 
     def _options(self, block: int, *, threads: bool, skip_invalid: bool = False) -> dict[str, Any]:
         return {
-            "read_options": pacsv.ReadOptions(
-                autogenerate_column_names=True, encoding=self.encoding, block_size=block, use_threads=threads
-            ),
+            "read_options": pacsv.ReadOptions(autogenerate_column_names=True, block_size=block, use_threads=threads),
             "parse_options": pacsv.ParseOptions(
                 delimiter=self.delimiter,
                 quote_char='"' if self.quoted else False,
@@ -326,45 +360,3 @@ def _has_lone_return(file: io.BufferedReader) -> bool:
         if block.count(b"\r") - len(waiting) != block.count(b"\r\n"):
             return True
     return bool(waiting)
-
-
-class _Bytes(io.RawIOBase):
-    """A file as Arrow is to see it: without byte-order mark, lone carriage returns replaced, something at its end.
-
-    With `checked`, a byte that is not UTF-8 raises UnicodeDecodeError before Arrow sees it: in a row of another width,
-    Arrow would print the error and go on.
-    """
-
-    def __init__(self, path: Path, stand_in: bytes, end: bytes, *, checked: bool) -> None:
-        super().__init__()
-        self._decoder = codecs.getincrementaldecoder("utf-8")() if checked else None
-        self._file = path.open("rb")
-        if self._file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
-            self._file.seek(0)
-        self._stand_in, self._end = stand_in, end
-        self._held = self._ready = b""
-        self._ended = False
-
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int = -1) -> bytes:
-        """`size` bytes, fewer only at the end: Arrow takes a block without a row for an empty file."""
-        while not self._ended and (size < 0 or len(self._ready) < size):
-            read = self._file.read(size)
-            if self._decoder is not None:
-                self._decoder.decode(read, final=not read)
-            block = self._held + read
-            if block == self._held:
-                block, self._ended = (self._stand_in if self._held else b"") + self._end, True
-            elif self._stand_in:  # A carriage return waits until the byte after it is known.
-                self._held = b"\r" if block.endswith(b"\r") else b""
-                block = _LONE_RETURN.sub(self._stand_in, block.removesuffix(b"\r"))
-            self._ready = self._ready + block if self._ready else block
-        size = len(self._ready) if size < 0 else size
-        block, self._ready = self._ready[:size], self._ready[size:]
-        return block
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()

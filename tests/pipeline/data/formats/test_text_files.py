@@ -1,5 +1,7 @@
 """Separated files are parsed by one rule from first row to last; a slow parser written here is the reference."""
 
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -152,3 +154,15 @@ def test_a_table_without_names_keeps_its_first_row_unless_it_is_one_of_names(tmp
         text_files.untitled(path, ("id", "text", "more"))
     with pytest.raises(MissingError, match="no such file"):
         text_files.untitled(tmp_path / "absent.tsv", ("id",))
+
+
+def test_a_command_that_ends_after_the_first_row_ends_with_its_own_code(tmp_path: Path) -> None:
+    """Arrow's reading thread met Python while it ended: one process in ten aborted, or never ended."""
+    path = tmp_path / "long.csv"
+    path.write_text("query,title\n" + "a query,a title\n" * 250_000, encoding="utf-8")
+    script = (
+        "import sys; from pathlib import Path; from pipeline.data.formats import text_files; "
+        "text_files.header(Path(sys.argv[1]), ','); raise SystemExit(2)"
+    )
+    processes = [subprocess.Popen([sys.executable, "-c", script, str(path)]) for _ in range(12)]
+    assert [process.wait(timeout=120) for process in processes] == [2] * 12

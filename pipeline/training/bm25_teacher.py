@@ -8,13 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import pandas as pd
 
 from pipeline import schema
 from pipeline.artifacts import Artifact, Input, Staging
 from pipeline.stage import Stage
-from pipeline.training import external_teacher, score_files
-from pipeline.training.loop.batches import Ints
+from pipeline.training import teacher_ensembles
 from pipeline.training.tasks.teacher_targets import joined
 
 STAGE = Stage(
@@ -48,25 +47,11 @@ def make(workspace: Path, weight: float, *, scores: Artifact, bm25: Artifact, pa
 
     def build(staging: Staging) -> Mapping[str, Any]:
         table = schema.read(pairs.file("pairs.parquet"), "pairs").to_pandas()
-        rows, grades = table["row_id"].to_numpy(), table["grade"].to_numpy(dtype=np.int64)
-        own, lexical = (joined(each, rows)[0].astype(np.float64) for each in (scores, bm25))
-        query = table["query_id"].astype("category").cat.codes.to_numpy(dtype=np.int64)
-        raw = own + weight * _of_the_best(lexical, query)
-        scale = external_teacher.fit(raw, grades, np.flatnonzero((table["split"] == "train") & (grades >= 0)))
-        score_files.write_scores(staging.folder, rows, scale.scores(raw).astype(np.float32))
-        score_files.write_thresholds(staging.folder, scale.thresholds)
-        score_files.link_states_and_passages(scores, staging.folder)
-        return {"pairs": len(rows)}
+        own, words = (pd.Series(joined(each, table["row_id"].to_numpy())[0], dtype=float) for each in (scores, bm25))
+        best = words.groupby(table["query_id"].to_numpy()).transform("max")  # 0 where no document has one of its words.
+        teacher_ensembles.write(staging.folder, scores, table, (own + weight * words / best.replace(0, 1)).to_numpy())
+        return {"pairs": len(table)}
 
-    # An external teacher is known by its source.
-    made_by = {name: mark for name, mark in scores.manifest.inputs.items() if name in ("teacher", "outside")}
+    made_by = teacher_ensembles.teacher_of(scores)
     inputs: dict[str, Input] = {"scores": scores, "bm25": bm25, "pairs": pairs, **made_by}
     return STAGE.make(workspace, config={"weight": weight}, inputs=inputs, build=build)
-
-
-def _of_the_best(scores: external_teacher.Floats, query: Ints) -> external_teacher.Floats:
-    """(pairs,) scores divided by the largest of their query; 0 where no document of the query has a word of it."""
-    best = np.zeros(int(query.max(initial=-1)) + 1)
-    np.maximum.at(best, query, scores)
-    best[best == 0] = 1.0
-    return scores / best[query]

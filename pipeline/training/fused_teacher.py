@@ -17,7 +17,7 @@ from pipeline.artifacts import Artifact, Input, Staging
 from pipeline.errors import SchemaError
 from pipeline.features import FEATURES, Fusion, field_features, table
 from pipeline.stage import Stage
-from pipeline.training import external_teacher, fusion, score_files
+from pipeline.training import fusion, teacher_ensembles
 from pipeline.training.fusion_candidates import Floats
 from pipeline.training.tasks.teacher_targets import joined
 
@@ -63,15 +63,10 @@ def make(workspace: Path, *, scores: Artifact, features: Artifact, pairs: Artifa
     def build(staging: Staging) -> Mapping[str, Any]:
         rows = _rows(scores, features, pairs)
         order, measured = _order(rows[rows["split"] == "valid"])
-        raw, grades = _fused(rows, order), rows["grade"].to_numpy(dtype=np.int64)
-        scale = external_teacher.fit(raw, grades, np.flatnonzero((rows["split"] == "train") & (grades >= 0)))
-        score_files.write_scores(staging.folder, rows["row_id"].to_numpy(), scale.scores(raw).astype(np.float32))
-        score_files.write_thresholds(staging.folder, scale.thresholds)
-        score_files.link_states_and_passages(scores, staging.folder)
+        teacher_ensembles.write(staging.folder, scores, rows, _fused(rows, order))
         return {"pairs": len(rows), **measured, "weights": dict(order.weights)}
 
-    # An external teacher is known by its source.
-    made_by = {name: mark for name, mark in scores.manifest.inputs.items() if name in ("teacher", "outside")}
+    made_by = teacher_ensembles.teacher_of(scores)
     inputs: dict[str, Input] = {"scores": scores, "features": features, "pairs": pairs, **made_by}
     return STAGE.make(workspace, config={}, inputs=inputs, build=build)
 

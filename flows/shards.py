@@ -18,7 +18,6 @@ from pipeline.secrets import hide_passwords
 if TYPE_CHECKING:
     from rich.table import Table
 
-
 OVER_DOCUMENTS = ("lexical", "documents", "index")
 """The parts of a release that are made from documents, without those of single fields."""
 

@@ -223,8 +223,9 @@ class Searcher(LoadedRelease):
 
     def _weighed_fields(self, search: RunningSearch, queried: Fetched[Vector] | None) -> Sequence[str]:
         """The features of single fields that the final order needs; none where the search has no fused order."""
-        needed = self._fusion is not None and queried is not None and "reranked" in search.details.lists
-        return self._fusion.fields if self._fusion and needed else ()
+        if self._fusion is None or queried is None or "reranked" not in search.details.lists:
+            return ()
+        return self._fusion.fields
 
     def _query_vector(self, search: RunningSearch) -> Fetched[Vector] | None:
         """The encoder's vector of the query; None where no list needs it, or the encoder is missing."""

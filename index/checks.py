@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from index import ann, document_store, inventory, vector_matrix
 from index.digests import Digests, Rows
@@ -18,6 +19,7 @@ from index.hits import read_ids
 from index.postings import Postings
 from index.segments import DIGESTS, SegmentMap, read_array
 from index.semantic import SemanticIndex
+from index.shards import ROWS, WholeCollection, shard_of
 from index.store_file import StoreReader
 from index.term_weights import HOLDERS, WeighedSegment
 from index.vector_texts import text_digests
@@ -84,11 +86,40 @@ def _check_lexical(part: Artifact) -> PartContents:
         if not np.array_equal(lengths, stored.lengths):
             raise _wrong(folder / "counts.npy", "its counts do not add up to the lengths of the documents")
         holders.append(stored.living(layout.rows_of(number) >= 0))
-    if HOLDERS in part.manifest.files:
+    if (collection := WholeCollection.of(part)) is not None:
+        _check_shard(part, collection, doc_ids, holders[0])
+    elif HOLDERS in part.manifest.files:
         path = part.file(HOLDERS)
         if not np.array_equal(read_array(path), np.concatenate(holders)):
             raise _wrong(path, "its numbers are not those of the living documents of each term")
     return PartContents(doc_ids)
+
+
+def _check_shard(
+    part: Artifact, collection: WholeCollection, doc_ids: list[str], holders: npt.NDArray[np.int32]
+) -> None:
+    """Checks that a lexical index is the shard of a collection that it says it is.
+
+    Args:
+        holders: (terms,) number of documents of the shard that have each term.
+
+    Raises:
+        ArtifactError: a number of the whole collection cannot be, or a document belongs to another shard.
+    """
+    path = part.file(HOLDERS)
+    of_whole = read_array(path)
+    if of_whole.shape != holders.shape or bool(((of_whole < holders) | (of_whole > collection.documents)).any()):
+        raise _wrong(path, f"its numbers are not those of {collection.documents} documents with these among them")
+    path = part.file(ROWS)
+    rows = read_array(path)
+    if len(rows) != len(doc_ids) or bool((np.diff(rows, prepend=-1, append=collection.documents) < 1).any()):
+        raise _wrong(path, f"its rows do not ascend among {collection.documents} documents")
+    for doc_id in doc_ids:
+        if (other := shard_of(doc_id, collection.shards)) != collection.shard:
+            raise _wrong(
+                part.file("ids.parquet"),
+                f"document '{doc_id}' belongs to shard {other + 1} of {collection.shards}, not {collection.shard + 1}",
+            )
 
 
 def _check_documents(part: Artifact) -> PartContents:

@@ -10,10 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline import features, schema
+import numpy as np
+
+from pipeline import schema
 from pipeline.artifacts import Artifact, Staging
 from pipeline.errors import SchemaError
-from pipeline.features import Fusion, field_features
+from pipeline.feature_tables import SCORES, by_query
+from pipeline.features import FEATURES, Fusion, field_features
 from pipeline.stage import Stage
 
 if TYPE_CHECKING:
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
 
 STAGE = Stage(
     "systems",
-    version=2,
+    version=3,  # Candidates of equal score no longer stand in the order of the rows.
     inputs={
         "features": "features",
         "fusion": "fusion",
@@ -136,20 +139,18 @@ def _test_rows(features: Artifact) -> "pd.DataFrame":
 
 
 def scored(frame: "pd.DataFrame", fusion: Fusion) -> "pd.DataFrame":
-    """The features by query and row id, with two columns more: `both` (reciprocal-rank fusion) and `fused`.
+    """The rows with two columns more: `both` (reciprocal-rank fusion) and `fused`.
 
     Args:
         frame: row_id, query_id, bm25, encoder, ranker, and the scores of fields that the fusion weighs; all rows of a
             query must be there, as ranks are features.
     """
-    both: list[float] = []
-    fused: list[float] = []
-    frame = frame.sort_values(["query_id", "row_id"], kind="stable")
-    for _, query in frame.groupby("query_id", sort=False):
-        bm25, encoder, ranker = (query[name].tolist() for name in ("bm25", "encoder", "ranker"))
-        both += features.reciprocal_rank_fusion(bm25, encoder)
-        fields = {name: query[name].tolist() for name in fusion.fields}
-        fused += fusion.scores(features.table(bm25, encoder, ranker, fields))
+    names = [*FEATURES, *fusion.fields]
+    first_stage = [names.index(f"{name}_reciprocal_rank") for name in ("bm25", "encoder")]
+    both, fused = np.zeros(len(frame)), np.zeros(len(frame))
+    for positions, columns in by_query(frame[["query_id", "doc_id", *SCORES, *fusion.fields]]):
+        both[positions] = columns[:, first_stage].sum(axis=1)
+        fused[positions] = fusion.scores(columns.tolist())
     return frame.assign(both=both, fused=fused)
 
 
@@ -172,8 +173,8 @@ def _with_scores(frame: "pd.DataFrame", scores: Artifact, name: str) -> "pd.Data
 
 
 def _system(frame: "pd.DataFrame", name: str, column: str) -> "pd.DataFrame":
-    """Rows of the schema `run`; of equal scores the one that stands first in the pool ranks first."""
+    """Rows of the schema `run`; of equal scores the greater document id ranks first, as in the metrics."""
     chosen = frame[["query_id", "doc_id", column]].rename(columns={column: "score"})
-    chosen = chosen.astype({"score": "float64"})
+    chosen = chosen.astype({"score": "float64"}).sort_values(["query_id", "doc_id"], ascending=[True, False])
     rank = chosen.groupby("query_id")["score"].rank(method="first", ascending=False).astype("int64")
     return chosen.assign(rank=rank, system=name)[["query_id", "doc_id", "rank", "score", "system"]]

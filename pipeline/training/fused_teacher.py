@@ -15,7 +15,8 @@ import numpy as np
 from pipeline import schema
 from pipeline.artifacts import Artifact, Input, Staging
 from pipeline.errors import SchemaError
-from pipeline.features import FEATURES, Fusion, field_features, table
+from pipeline.feature_tables import SCORES, by_query
+from pipeline.features import FEATURES, Fusion
 from pipeline.stage import Stage
 from pipeline.training import fusion, teacher_ensembles
 from pipeline.training.fusion_candidates import Floats
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 STAGE = Stage(
     "teacher_scores",
-    version=1,
+    version=2,  # Candidates of equal score no longer stand in the order of the rows.
     inputs={"scores": "teacher_scores", "features": "features", "pairs": "pairs"},
     section="ranker",
     title="fused teacher scores",
@@ -101,9 +102,6 @@ def _order(valid: "pd.DataFrame") -> tuple[Fusion, dict[str, Any]]:
 def _fused(rows: "pd.DataFrame", order: Fusion) -> Floats:
     """(pairs,) the fused score of each row, by the features of its query's rows."""
     raw = np.zeros(len(rows))
-    for numbers in rows.groupby("query_id").indices.values():
-        some = rows.iloc[numbers]
-        fields = {name: some[name].tolist() for name in field_features(order.weights)}
-        columns = table(some["bm25"].tolist(), some["encoder"].tolist(), some[TEACHER].tolist(), fields)
-        raw[numbers] = order.scores(columns)
+    for positions, columns in by_query(rows[["query_id", "doc_id", *SCORES, *order.fields]]):
+        raw[positions] = order.scores(columns.tolist())
     return raw

@@ -39,7 +39,8 @@ from pipeline.training.fusion_candidates import (
 if TYPE_CHECKING:
     import pandas as pd
 
-STAGE = Stage("fusion", version=2, inputs={"features": "features", "pool": "pool"})
+# Version 3: candidates of equal score no longer stand in the order of the rows.
+STAGE = Stage("fusion", version=3, inputs={"features": "features", "pool": "pool"})
 
 MIN_QUERIES = 20
 """With fewer queries whose documents differ in grade no weights are learned; see `_few`."""
@@ -86,7 +87,7 @@ def fit(judged: "pd.DataFrame") -> tuple[Fusion, dict[str, Any]]:
 
     Args:
         judged: columns row_id, query_id, doc_id, bm25, encoder, ranker, scores of single fields (see
-            `features.field_feature`) and grade; rows in ascending order of row_id.
+            `features.field_feature`) and grade.
     """
     lists = candidate_lists(judged)
     measured: dict[str, Any] = {

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import SchemaError
 from pipeline.evaluation import metrics
-from pipeline.features import FEATURES, field_features, table
+from pipeline.feature_tables import SCORES, by_query
+from pipeline.features import FEATURES, field_features
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,7 +25,6 @@ counts the same whatever its number of pairs."""
 PAIRS_PER_QUERY = 60
 SEED = 13
 
-SCORES = ("bm25", "encoder", "ranker")
 RANKS = tuple(f"{name}_reciprocal_rank" for name in SCORES)
 _LEARNED = (("bm25", "ranker"), ("encoder", "ranker"), SCORES, (*SCORES, "ranker_reciprocal_rank"), FEATURES)
 _STRENGTHS = (0.01, 0.3)
@@ -102,19 +101,6 @@ class CandidateLists:
         ]
 
 
-def _by_query(frame: "pd.DataFrame") -> list[tuple[Ints, list[tuple[float, ...]]]]:
-    """The rows of each query in the frame, in order of query id, and their features."""
-    per_query = []
-    for query, indices in frame.groupby("query_id", sort=True).indices.items():
-        bm25, encoder, ranker = (frame[name].to_numpy()[indices].tolist() for name in SCORES)
-        fields = {name: frame[name].to_numpy()[indices].tolist() for name in field_features(frame.columns)}
-        try:
-            per_query.append((np.asarray(indices), table(bm25, encoder, ranker, fields)))
-        except SchemaError as error:
-            raise SchemaError(f"query '{query}': {error}") from error
-    return per_query
-
-
 def candidate_lists(judged: "pd.DataFrame") -> CandidateLists:
     grades = judged["grade"].to_numpy(dtype=np.float64)
     docs = np.unique(judged["doc_id"].to_numpy(dtype=str), return_inverse=True)[1]
@@ -125,9 +111,9 @@ def candidate_lists(judged: "pd.DataFrame") -> CandidateLists:
     grade: list[Floats] = []
     rows: list[Floats] = []
     pairs: list[Floats] = []
-    features_of = _by_query(judged)
+    features_of = by_query(judged)
     most = min(PAIRS_PER_QUERY, max(1, MAX_PAIRS // max(1, len(features_of))))
-    for indices, rows_of_query in features_of:
+    for indices, features in features_of:
         own = grades[indices]
         better, worse = np.nonzero(own[:, np.newaxis] > own)
         if not len(better):
@@ -135,7 +121,6 @@ def candidate_lists(judged: "pd.DataFrame") -> CandidateLists:
         if len(better) > most:
             kept = generator.choice(len(better), most, replace=False)
             better, worse = better[kept], worse[kept]
-        features = np.asarray(rows_of_query)
         number = len(query)
         query.append(np.full(len(indices), number))
         pair_query.append(np.full(len(better), number))

@@ -1,0 +1,48 @@
+"""The features of judged candidates in a table, query by query, as reports and the fusion's training need them."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import SchemaError
+from pipeline.features import field_features, table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCORES = ("bm25", "encoder", "ranker")
+
+
+def by_query(frame: "pd.DataFrame") -> list[tuple[NDArray[np.int64], NDArray[np.float64]]]:
+    """The row positions of each query, in order of query id, and the features of these rows.
+
+    Ranks are features, and of equal scores the candidate that stands first ranks first. The rows of judged data may
+    follow the grades, so candidates stand here in the order of a hash of their document ids, which tells nothing.
+
+    Args:
+        frame: query_id, doc_id, bm25, encoder, ranker, and the scores of single fields (see `field_feature`), in any
+            order; all rows of a query must be there.
+
+    Returns:
+        For each query: positions (candidates,) in the frame, features (candidates, features).
+
+    Raises:
+        SchemaError: a score is not a finite number.
+    """
+    from pandas.util import hash_array
+
+    names = (*SCORES, *field_features(frame.columns))
+    scores = {name: frame[name].to_numpy() for name in names}
+    hashes = hash_array(frame["doc_id"].to_numpy(dtype=object), categorize=False)
+    tables = []
+    for query, rows in frame.groupby("query_id", sort=True).indices.items():
+        unordered = np.asarray(rows)
+        positions = unordered[np.argsort(hashes[unordered], kind="stable")]
+        bm25, encoder, ranker, *fields = (values[positions].tolist() for values in scores.values())
+        try:
+            features = table(bm25, encoder, ranker, dict(zip(names[len(SCORES) :], fields, strict=True)))
+        except SchemaError as error:
+            raise SchemaError(f"query '{query}': {error}") from error
+        tables.append((positions, np.asarray(features, dtype=np.float64)))
+    return tables

@@ -3,7 +3,8 @@
 import ast
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -18,14 +19,38 @@ FRAGMENTS = frozenset(
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
 
-def _docstrings(tree: ast.Module) -> Iterator[tuple[int, str]]:
-    """Line and text of each string that stands as a statement: docstrings, those of attributes and constants too."""
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        for statement in body if isinstance(body, list) else []:
-            value = statement.value if isinstance(statement, ast.Expr) else None
-            if isinstance(value, ast.Constant) and isinstance(value.value, str):
-                yield statement.lineno, value.value
+@cache
+def _nodes(path: Path) -> tuple[ast.AST, ...]:
+    """Every node of a file's syntax tree, the module first; parsed once for all tests, which only read it."""
+    return tuple(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+
+
+def _location(path: Path, line: int) -> str:
+    return f"{path.relative_to(ROOT)}:{line}"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _free_trees() -> Iterator[None]:
+    """Frees the syntax trees, some 200 MB, after the last test that reads them."""
+    yield
+    _nodes.cache_clear()
+
+
+@cache
+def _docstrings(path: Path) -> tuple[tuple[str, str], ...]:
+    """Location and text of each string that is a statement: docstrings, those of attributes and constants too."""
+    return tuple(
+        (_location(path, statement.lineno), statement.value.value)
+        for node in _nodes(path)
+        if isinstance(body := getattr(node, "body", None), list)
+        for statement in body
+        if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+        if isinstance(statement.value.value, str)
+    )
+
+
+def _all_docstrings() -> Iterator[tuple[str, str]]:
+    return (docstring for path in FILES for docstring in _docstrings(path))
 
 
 def _first_word(docstring: str) -> str:
@@ -33,59 +58,56 @@ def _first_word(docstring: str) -> str:
     return match[1].lower() if match else ""
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_each_docstring_begins_like_a_sentence(path: Path) -> None:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    fragments = [(line, text.strip()[:60]) for line, text in _docstrings(tree) if _first_word(text) in FRAGMENTS]
-    assert fragments == []
+def test_each_docstring_begins_like_a_sentence() -> None:
+    starts = ((location, text.strip()[:60]) for location, text in _all_docstrings())
+    assert [(location, start) for location, start in starts if _first_word(start) in FRAGMENTS] == []
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_each_description_of_a_field_or_an_option_begins_like_a_sentence(path: Path) -> None:
+def test_each_description_of_a_field_or_an_option_begins_like_a_sentence() -> None:
     values = [
-        (node.value.lineno, node.value.value)
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        (_location(path, node.value.lineno), str(node.value.value))
+        for path in FILES
+        for node in _nodes(path)
         if isinstance(node, ast.keyword)
         and node.arg in ("description", "help")
         and isinstance(node.value, ast.Constant)
     ]
-    assert [(line, text[:60]) for line, text in values if _first_word(str(text)) in FRAGMENTS] == []
+    assert [(location, text[:60]) for location, text in values if _first_word(text) in FRAGMENTS] == []
 
 
 FRAGMENTS_OF_ARGUMENTS = frozenset(re.findall(r"\w+", "as at by for from in of on such those to whose with"))
 """First words that continue the name of a parameter; "what report.json holds" is a noun and stays."""
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_each_argument_in_a_docstring_begins_with_what_it_is(path: Path) -> None:
+def test_each_argument_in_a_docstring_begins_with_what_it_is() -> None:
     fragments = []
-    for line, text in _docstrings(ast.parse(path.read_text(encoding="utf-8"))):
+    for location, text in _all_docstrings():
         section = re.search(r"^\s*Args:\n((?:[ ]+.*\n?)+)", text, re.MULTILINE)
         entries = re.findall(r"^\s*(\*{0,2}\w+(?:, \w+)*): (.*)$", section[1] if section else "", re.MULTILINE)
         fragments += [
-            f"{line} {name}: {entry[:60]}" for name, entry in entries if _first_word(entry) in FRAGMENTS_OF_ARGUMENTS
+            f"{location} {name}: {entry[:60]}"
+            for name, entry in entries
+            if _first_word(entry) in FRAGMENTS_OF_ARGUMENTS
         ]
     assert fragments == []
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_each_error_in_a_docstring_says_when_it_is_raised(path: Path) -> None:
+def test_each_error_in_a_docstring_says_when_it_is_raised() -> None:
     bare = []
-    for line, text in _docstrings(ast.parse(path.read_text(encoding="utf-8"))):
+    for location, text in _all_docstrings():
         section = re.search(r"^\s*Raises:\n((?:[ ]+.*\n?)+)", text, re.MULTILINE)
         bare += [
-            f"{line}: {entry}"
+            f"{location}: {entry}"
             for entry in re.findall(r"^\s+(\w+(?:, \w+)*)$", section[1] if section else "", re.MULTILINE)
         ]
     assert bare == []
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_docstring_names_the_number_that_it_means(path: Path) -> None:
+def test_a_docstring_names_the_number_that_it_means() -> None:
     """An amount that is called "so many" sends the reader to the signature."""
-    docstrings = _docstrings(ast.parse(path.read_text(encoding="utf-8")))
+    docstrings = [docstring for path in FILES if path != Path(__file__) for docstring in _docstrings(path)]
     vague = re.compile(r"\bso (?:many|much)\b(?! that)")
-    assert [(line, text[:60]) for line, text in docstrings if path != Path(__file__) and vague.search(text)] == []
+    assert [(location, text[:60]) for location, text in docstrings if vague.search(text)] == []
 
 
 def _documented_parameters(docstring: str) -> list[str]:
@@ -95,14 +117,15 @@ def _documented_parameters(docstring: str) -> list[str]:
     return [name.lstrip("*") for listed in names for name in listed.split(", ")]
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_arguments_in_docstrings_are_those_of_the_function(path: Path) -> None:
+def test_arguments_in_docstrings_are_those_of_the_function() -> None:
     stale = []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            parameters = {argument.arg for argument in ast.walk(node.args) if isinstance(argument, ast.arg)}
-            documented = _documented_parameters(ast.get_docstring(node) or "")
-            stale += [f"{node.lineno} {node.name}: {name}" for name in documented if name not in parameters]
+    for path in FILES:
+        for node in _nodes(path):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                parameters = {argument.arg for argument in ast.walk(node.args) if isinstance(argument, ast.arg)}
+                documented = _documented_parameters(ast.get_docstring(node) or "")
+                location = f"{_location(path, node.lineno)} {node.name}"
+                stale += [f"{location}: {name}" for name in documented if name not in parameters]
     assert stale == []
 
 
@@ -111,9 +134,9 @@ def test_each_class_name_is_defined_once() -> None:
     for path in FILES:
         if path.relative_to(ROOT).parts[0] == "tests":
             continue
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in _nodes(path):
             if isinstance(node, ast.ClassDef):
-                definitions[node.name].append(f"{path.relative_to(ROOT)}:{node.lineno}")
+                definitions[node.name].append(_location(path, node.lineno))
     assert {name: where for name, where in definitions.items() if len(where) > 1} == {}
 
 
@@ -129,9 +152,9 @@ ALLOWED_NAMES = {
 }
 
 
-def _bound_names(tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """Line and name of each variable, parameter, attribute, function and class that a module defines."""
-    for node in ast.walk(tree):
+def _bound_names(nodes: Iterable[ast.AST]) -> Iterator[tuple[int, str]]:
+    """Line and name of each variable, parameter, attribute, function and class that these nodes define."""
+    for node in nodes:
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             yield node.lineno, node.id
         elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
@@ -147,9 +170,9 @@ def test_values_have_the_name_of_what_they_hold(package: str) -> None:
     files = sorted((ROOT / package).rglob("*.py"))
     assert files
     unclear = [
-        f"{path.relative_to(ROOT)}:{line} {name}"
+        f"{_location(path, line)} {name}"
         for path in files
-        for line, name in _bound_names(ast.parse(path.read_text(encoding="utf-8")))
+        for line, name in _bound_names(_nodes(path))
         if name.strip("_") in UNCLEAR and (str(path.relative_to(ROOT)), name) not in ALLOWED_NAMES
     ]
     assert unclear == []
@@ -159,12 +182,12 @@ FOREIGN_CLASSES = frozenset({"Series", "DataFrame", "Request"})
 """Classes of other libraries whose members docstrings name."""
 
 
-def _members(node: ast.AST) -> set[str]:
-    """Names that a class or module defines, imports or sets, at any depth."""
-    names = {name for _, name in _bound_names(node)}
+def _members(nodes: Sequence[ast.AST]) -> set[str]:
+    """Names that the nodes of a class or module define, import or set, at any depth."""
+    names = {name for _, name in _bound_names(nodes)}
     return names | {
         (alias.asname or alias.name).rpartition(".")[2]
-        for statement in ast.walk(node)
+        for statement in nodes
         if isinstance(statement, ast.Import | ast.ImportFrom)
         for alias in statement.names
     }
@@ -185,7 +208,7 @@ def _stale(reference: str, classes: dict[str, tuple[set[str], list[str]]]) -> bo
             continue
         file = (path / name).with_suffix(".py") if (path / name).with_suffix(".py").is_file() else path / "__init__.py"
         members = rest[number + (file.name != "__init__.py") :]
-        return bool(members) and members[0] not in _members(ast.parse(file.read_text(encoding="utf-8")))
+        return bool(members) and members[0] not in _members(_nodes(file))
     return False
 
 
@@ -194,17 +217,18 @@ def test_names_in_docstrings_exist() -> None:
 
     Paths that begin with `index` are left out: `index.fields` may be a key of a recipe.
     """
-    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
     classes = {
-        node.name: (_members(node), [ast.unparse(base).partition("[")[0].rpartition(".")[2] for base in node.bases])
-        for tree in trees.values()
-        for node in ast.walk(tree)
+        node.name: (
+            _members(list(ast.walk(node))),
+            [ast.unparse(base).partition("[")[0].rpartition(".")[2] for base in node.bases],
+        )
+        for path in FILES
+        for node in _nodes(path)
         if isinstance(node, ast.ClassDef)
     }
     stale = [
-        f"{path.relative_to(ROOT)}:{line} {reference}"
-        for path, tree in trees.items()
-        for line, docstring in _docstrings(tree)
+        f"{location} {reference}"
+        for location, docstring in _all_docstrings()
         for reference in re.findall(r"`((?:[A-Z]\w*[a-z]\w*|pipeline|serving|flows)(?:\.\w+)+)", docstring)
         if _stale(reference, classes)
     ]
@@ -214,9 +238,9 @@ def test_names_in_docstrings_exist() -> None:
 def test_each_docstring_says_more_than_its_errors() -> None:
     """A docstring that begins with its section Args or Raises does not say what the function does."""
     silent = [
-        f"{path.relative_to(ROOT)}:{node.lineno}"
+        _location(path, node.lineno)
         for path in FILES
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in _nodes(path)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and node.name != "__init__"
         if re.match(r"\s*(Args|Raises|Returns|Yields):", ast.get_docstring(node) or "")
     ]

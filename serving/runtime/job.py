@@ -77,8 +77,7 @@ class Job:
         """
         while self._taken < len(self.items):
             if self._outcomes:
-                self._taken += 1
-                yield self._outcomes.popleft()
+                yield from self.ended()
                 continue
             try:
                 woken = self._wake.get(timeout=self.deadline.patience)
@@ -89,6 +88,12 @@ class Job:
             if woken is _LEFT:
                 self.deadline.check()
                 raise NotReadyError("the service stops; ask again")
+
+    def ended(self) -> Iterator[tuple[int, Any]]:
+        """Yields (index, outcome) of the inputs that have ended and were not yet taken; waits for none."""
+        while self._outcomes:
+            self._taken += 1
+            yield self._outcomes.popleft()
 
     def __enter__(self) -> "Job":
         self.deadline.on_cancel(self.leave)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from pipeline import text
 from pipeline.passages import Passages
-from serving.errors import BodyTooLargeError, DeadlineError, InferenceError
+from serving.errors import BodyTooLargeError, ClientGoneError, DeadlineError, InferenceError
 from serving.runtime.admission import RequestOptions, admit
 from serving.runtime.deadline import Deadline
 from serving.runtime.items import Item, Priority, Throughput
@@ -307,30 +307,46 @@ def _computed(
     Raises:
         BusyError: eager, and they cannot.
     """
+    failed = 0
+    for number, outcome in _outcomes(engine, numbers, inputs, options, eager=eager):
+        if not isinstance(outcome, Exception):
+            yield number, outcome
+            continue
+        failed += 1
+        words = f"{label(number)}: the model gave no usable answer for this text"
+        if failed == 1:  # The others have the same reason more often than not.
+            log.error("%s %s", engine.identity[:8], words, exc_info=outcome)
+        yield number, InferenceError(words)
+    if failed > 1:
+        log.error("%s: %d texts of this request failed", engine.identity[:8], failed)
+
+
+def _outcomes(
+    engine: ScoringEngine,
+    numbers: list[int],
+    inputs: Callable[[list[int]], list[Item]],
+    options: RequestOptions,
+    *,
+    eager: bool,
+) -> Iterator[tuple[int, Any]]:
+    """Yields the index and the output of each input, or the exception that it met; see `_computed`."""
     if eager:
         admit(engine.scheduler, engine.pace, 0, options)  # Before anything is tokenised.
-    failed = 0
     with engine.job(options.deadline, options.priority) as job:
         for start in range(0, len(numbers), CHUNK):
-            options.deadline.check()
-            items = inputs(numbers[start : start + CHUNK])
+            try:
+                options.deadline.check()
+                items = inputs(numbers[start : start + CHUNK])
+            except (DeadlineError, ClientGoneError):
+                # Runners were at work on the chunks before this one; what they gave is kept.
+                yield from ((numbers[number], outcome) for number, outcome in job.ended())
+                raise
             if eager and start == 0:
                 tokens = sum(len(item.ids) for item in items) * len(numbers) / len(items)
                 admit(engine.scheduler, engine.pace, tokens, options)
             job.add(items)
-            if eager and start + CHUNK < len(numbers):
-                continue
-            for number, outcome in job:
-                if not isinstance(outcome, Exception):
-                    yield numbers[number], outcome
-                    continue
-                failed += 1
-                words = f"{label(numbers[number])}: the model gave no usable answer for this text"
-                if failed == 1:  # The others have the same reason more often than not.
-                    log.error("%s %s", engine.identity[:8], words, exc_info=outcome)
-                yield numbers[number], InferenceError(words)
-    if failed > 1:
-        log.error("%s: %d texts of this request failed", engine.identity[:8], failed)
+            if not eager or start + CHUNK >= len(numbers):
+                yield from ((numbers[number], outcome) for number, outcome in job)
 
 
 def _packed_score(score: float) -> bytes:

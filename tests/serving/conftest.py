@@ -26,8 +26,9 @@ from pipeline.releases import Releases
 from pipeline.tokens import PairTemplate, TextTemplate
 from serving.rollout.lifecycle import Lifecycle
 from serving.runtime import offline
+from serving.runtime.deadline import Deadline
 from serving.runtime.engine import Engine
-from tests.serving.patience import patient
+from tests.serving.patience import Clock, patient
 
 WIDTH, DIMENSIONS, VOCAB = 16, 8, 400
 CLS, SEP, UNKNOWN = 0, 1, 2
@@ -293,3 +294,13 @@ def started(tiny: TinyWorkspace) -> Callable[..., Lifecycle]:
         return lifecycle
 
     return start
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock of every deadline in this process."""
+    clock = Clock()
+    monkeypatch.setattr("serving.runtime.deadline.time", clock)
+    # Who waits on a real clock looks at this one often.
+    monkeypatch.setattr(Deadline, "patience", property(lambda deadline: min(deadline.remaining, 0.02)))
+    return clock

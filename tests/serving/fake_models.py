@@ -1,5 +1,6 @@
 """Models that do as a test says, behind a real scheduler."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ from serving.runtime.deadline import Deadline
 from serving.runtime.items import Item, Priority, Throughput
 from serving.runtime.job import Job
 from serving.runtime.scheduler import Scheduler
+from tests.serving.patience import Clock
 
 Says = Callable[[str], Any]
 
@@ -60,3 +62,15 @@ def two(text: str) -> Any:
     """A vector of a text and its role."""
     role, words = text.split("|")
     return np.array([len(words), len(role)], np.float32)
+
+
+def until_late(clock: Clock, free: int) -> Any:
+    """Scores the first documents in time; with the next one every deadline passes."""
+    begun = itertools.count()
+
+    def says(text: str) -> float:
+        if next(begun) >= free:
+            clock.ahead_s = 1000.0
+        return length(text)
+
+    return says

@@ -16,8 +16,8 @@ from serving.runtime.admission import RequestOptions
 from serving.runtime.deadline import Deadline
 from serving.scoring import cascade
 from serving.scoring.reranker import Caches, Embedder, Reranker, relevance
-from tests.serving.fake_models import FakeEngine, length, two
-from tests.serving.patience import PATIENCE_S
+from tests.serving.fake_models import FakeEngine, length, two, until_late
+from tests.serving.patience import PATIENCE_S, Clock
 
 DOCUMENTS = ["aaa", "b", "cccc", "dd"]
 
@@ -25,37 +25,6 @@ DOCUMENTS = ["aaa", "b", "cccc", "dd"]
 def parts(engine: FakeEngine, encoder: FakeEngine | None = None) -> tuple[Reranker, Embedder]:
     caches = Caches.of(1 << 20)
     return Reranker(engine, caches.scores), Embedder(encoder or FakeEngine(two), caches.vectors)
-
-
-class Clock:
-    """The clock of deadlines, which a test sets forward; no test waits for time to pass."""
-
-    def __init__(self) -> None:
-        self.ahead_s = 0.0
-
-    def monotonic(self) -> float:
-        return time.monotonic() + self.ahead_s
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr("serving.runtime.deadline.time", clock)
-    # Who waits on a real clock looks at this one often.
-    monkeypatch.setattr(Deadline, "patience", property(lambda deadline: min(deadline.remaining, 0.02)))
-    return clock
-
-
-def until_late(clock: Clock, free: int) -> Any:
-    """Scores the first documents in time; with the next one every deadline passes."""
-    begun = itertools.count()
-
-    def says(text: str) -> float:
-        if next(begun) >= free:
-            clock.ahead_s = 1000.0
-        return length(text)
-
-    return says
 
 
 def documents_run(engine: FakeEngine) -> list[str]:

@@ -66,7 +66,8 @@ def report_on_run(
     """A report artifact on a run file, over all queries that a source judges.
 
     Args:
-        judgments: queries and judgments; their documents too where a release is compared with.
+        judgments: queries and judgments, or a TREC qrels file alone; where a release is compared with, texts of queries
+            too, and their documents unless the release has them.
         run: TREC text or Parquet.
         baseline: another run file, compared query by query, or a release, whose models rank the source's documents;
             the empty text for none.
@@ -77,7 +78,8 @@ def report_on_run(
         SchemaError: a file is no run.
     """
     stages = runner.Runner(workspace, execute)
-    return _of_run(Releases(workspace), _several(judgments), run, baseline, stages, clicks=clicks)
+    sources = tuple(_as_qrels(source) for source in _several(judgments))
+    return _of_run(Releases(workspace), sources, run, baseline, stages, clicks=clicks)
 
 
 def copy_files(report: Artifact, folder: Path) -> None:
@@ -91,18 +93,34 @@ def _several(judgments: SourceConfig | Sequence[SourceConfig]) -> tuple[SourceCo
     return (judgments,) if isinstance(judgments, SourceConfig) else tuple(judgments)
 
 
+def _as_qrels(source: SourceConfig) -> SourceConfig:
+    """The source, of format `qrels` where it is a file of that form and nothing else is said."""
+    from pipeline.data.formats import qrels_file
+
+    known = source.format == "auto" and not source.columns and qrels_file.is_qrels(Path(source.path))
+    return replace(source, format=qrels_file.NAME) if known else source
+
+
 def _with_documents(
     sources: tuple[SourceConfig, ...], registry: Releases, release: Artifact
 ) -> tuple[SourceConfig, ...]:
     """The sources and, where none of them holds a document, the documents of a release.
 
     Raises:
-        SchemaError: the release holds none of the judged documents.
+        SchemaError: a source has no texts of queries, or the release holds none of the judged documents.
     """
     import pyarrow.parquet as pq
 
     from pipeline.data import sources as reading
+    from pipeline.data.formats import qrels_file
 
+    for source in sources:
+        if source.format == qrels_file.NAME:
+            raise SchemaError(
+                f"{source.path}: a qrels file has no texts of queries, which a release needs; put it into a "
+                "folder with queries.tsv (id, tab, text) and corpus.jsonl and name the folder, or judge a run file "
+                "with --run"
+            )
     read = [reading.read(source, Path()) for source in sources]
     if any(source.documents.num_rows for source in read):
         return sources

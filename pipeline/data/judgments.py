@@ -20,7 +20,7 @@ from pipeline import recipe, schema
 from pipeline.artifacts import Artifact, Staging
 from pipeline.config import DataConfig, SourceConfig
 from pipeline.data import sources, splits, validation
-from pipeline.data.formats import tables
+from pipeline.data.formats import qrels_file, tables
 from pipeline.data.formats.text_files import STRING
 from pipeline.data.sources import Source
 from pipeline.data.validation import Purpose, ValidatedTables
@@ -53,6 +53,11 @@ def make(workspace: Path, config: DataConfig, purpose: Purpose = "training") -> 
     if not config.sources:
         raise ConfigError("data.sources is empty; name a folder of judged data in the recipe, under [[data.sources]]")
     named = [sources.find(source, Path(config.root)) for source in config.sources]
+    if purpose == "training" and any(item.format == qrels_file.NAME for item in named):
+        raise ConfigError(
+            "data.sources: a source of format qrels has no texts of queries, so nothing can learn from it; name a "
+            "folder that holds queries and documents beside the qrels"
+        )
     plain = recipe.to_dict(config) | {
         "root": "",
         "sources": [

@@ -318,3 +318,15 @@ def test_a_table_of_own_columns_is_checked_and_judged(copied: Trained, tmp_path:
     judged = _run("report", "--judgments", table, "--columns", columns, *where)
     assert judged.returncode == 0, judged.stderr
     assert "fused" in json.loads(judged.stdout)["systems"]
+
+
+def test_the_readme_names_every_command() -> None:
+    import typer
+
+    from flows.cli import command
+
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+    names = typer.main.get_command(command.app).commands  # type: ignore[attr-defined]
+    assert "retrain" in names
+    missing = [name for name in names if not re.search(rf"relevance {name}\b", readme)]
+    assert not missing

@@ -10,8 +10,10 @@ import pytrec_eval
 
 from flows import notebook
 from flows import report as reporting
-from pipeline.config import SourceConfig
-from pipeline.errors import SchemaError
+from pipeline.config import DataConfig, SourceConfig
+from pipeline.data import judgments
+from pipeline.data.formats import qrels_file
+from pipeline.errors import ConfigError, SchemaError
 from pipeline.evaluation import runs
 from pipeline.evaluation.runs import RunFile
 
@@ -63,6 +65,9 @@ def test_report_and_notebook_equal_trec_eval_query_by_query(tmp_path: Path, seed
     source = SourceConfig(path=str(tmp_path / "collection"))
     report = reporting.report_on_run(source, tmp_path / "workspace", run=RunFile(run))
     values = pd.read_parquet(report.file("per_query.parquet")).set_index("query_id")
+    qrels_alone = SourceConfig(path=str(tmp_path / "collection" / "qrels.txt"))
+    alone = reporting.report_on_run(qrels_alone, tmp_path / "workspace", run=RunFile(run))
+    assert values.equals(pd.read_parquet(alone.file("per_query.parquet")).set_index("query_id")[values.columns])
     assert set(values.index) == set(qrels)
     means = notebook.judge(run, tmp_path / "collection" / "qrels.txt", list(TREC.values())).set_index("measure")["mean"]
     for theirs, ours in TREC.items():
@@ -84,3 +89,28 @@ def test_a_run_that_changes_while_it_is_read_is_no_report(tmp_path: Path, monkey
     source = SourceConfig(path=str(tmp_path / "collection"))
     with pytest.raises(SchemaError, match=r"run\.txt: changed while it was read"):
         reporting.report_on_run(source, tmp_path / "workspace", run=RunFile(run))
+
+
+def test_a_qrels_file_alone_is_refused_where_texts_of_queries_are_needed(tmp_path: Path) -> None:
+    write_collection(tmp_path / "collection", np.random.default_rng(0))
+    source = SourceConfig(path=str(tmp_path / "collection" / "qrels.txt"), format="qrels")
+    with pytest.raises(ConfigError, match="no texts of queries, so nothing can learn from it"):
+        judgments.make(tmp_path / "workspace", DataConfig(sources=(source,)))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("qrels.txt", "q1 0 d1 1\nq1 0 d2 0\n", True),
+        ("qrels", "q1\tQ0\td1\t-1\n", True),
+        ("qrels.test.tsv", "1 0 7 2.0\n", True),
+        ("run.txt", "q1 Q0 d1 1 2.5 system\n", False),
+        ("ratings.tsv", "query\ttitle\ttext\tgrade\n", False),
+        ("ratings.csv", "a 0 b 1\n", False),
+        ("empty.txt", "", False),
+    ],
+)
+def test_a_qrels_file_is_known_by_its_first_line(tmp_path: Path, name: str, text: str, expected: bool) -> None:
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    assert qrels_file.is_qrels(tmp_path / name) is expected
+    assert not qrels_file.is_qrels(tmp_path)

@@ -1,9 +1,14 @@
+import ast
+import dataclasses
+import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline.errors import ConfigError
+from serving import settings as settings_module
 from serving.settings import Settings, from_environment, unknown_variables
 
 
@@ -89,3 +94,25 @@ def test_a_variable_that_is_no_setting_is_told_of() -> None:
 
 def test_empty_variables_count_as_absent() -> None:
     assert from_environment({"RELEVANCE_PORT": " "}) == Settings()
+
+
+def test_the_page_of_the_service_lists_all_settings() -> None:
+    """Prints the table that belongs into serving/README.md when it differs."""
+    source = Path(settings_module.__file__).read_text(encoding="utf-8")
+    body = next(node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)).body
+    meanings = {
+        field.target.id: " ".join(str(text.value.value).split())
+        for field, text in pairwise(body)
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(field.target, ast.Name)
+        and isinstance(text, ast.Expr)
+        and isinstance(text.value, ast.Constant)
+    }
+    rows = ["| variable | default | meaning |", "|---|---|---|"]
+    for field in dataclasses.fields(Settings):
+        default = "" if field.default in ("", ()) else f"{field.default}"
+        rows.append(f"| `RELEVANCE_{field.name.upper()}` | {default} | {meanings[field.name]} |")
+    page = (Path(settings_module.__file__).parent / "README.md").read_text(encoding="utf-8")
+    table = re.search(r"<!-- settings -->\n(.*)\n<!-- /settings -->", page, re.DOTALL)
+    assert table, "serving/README.md has no block <!-- settings -->"
+    assert table[1] == "\n".join(rows), "put this table into serving/README.md:\n" + "\n".join(rows)

@@ -13,6 +13,7 @@ from pipeline.data.formats import (
     parquet,
     python_docs,
     qbqtc,
+    qrels_file,
     sql,
     t2ranking,
     table,
@@ -72,6 +73,7 @@ FORMATS = (
     of_files("thumbs", "thumbs.jsonl", thumb_files.thumb_files, thumb_files.judgments_of_thumbs),
     Format("table", "any CSV, TSV, JSON lines or Parquet file by a map of its columns", table.find),
     Format("sql", "a SQLAlchemy URL", sql.find),
+    Format(qrels_file.NAME, qrels_file.LOOKED_FOR, qrels_file.find),
     Format("python_api", "the installed packages; only when named", python_docs.find),
 )
 """In the order in which `auto` tries them."""

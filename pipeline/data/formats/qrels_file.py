@@ -1,0 +1,47 @@
+"""Reads a single TREC qrels file, which has judgments and the ids of queries, but no text.
+
+It suffices to judge a run file. A release cannot rank by ids, so the format is read only where it is named.
+"""
+
+import re
+from pathlib import Path
+
+import pyarrow as pa
+
+from pipeline.config import SourceConfig
+from pipeline.data.formats import tables, trec_files
+from pipeline.data.formats.tables import FoundSource, Tables
+
+NAME = "qrels"
+LOOKED_FOR = "a TREC qrels file to judge a run by; only when named, or beside --run"
+OTHERS = (".csv", ".jsonl", ".json", ".parquet", ".toml", ".db", ".sqlite")
+"""Ends of file names that another format reads."""
+
+
+def find(config: SourceConfig, root: Path) -> FoundSource | None:
+    """The source of format `qrels`; see `tables.Format`."""
+    path = root / config.path
+    if config.format != NAME or not path.is_file():
+        return None
+    return FoundSource(tables.name_of(path), str(path), lambda: tables.digest_of(NAME, [path]), lambda: read(path))
+
+
+def is_qrels(path: Path) -> bool:
+    """Whether this is a file, and its first line is one of a qrels file: `query iteration document grade`."""
+    if not path.is_file() or path.suffix.lower() in OTHERS:
+        return False
+    with path.open("rb") as file:
+        fields = file.readline(4096).split()
+    return len(fields) == 4 and bool(re.fullmatch(rb"-?\d+(\.0*)?", fields[3]))
+
+
+def read(path: Path) -> Tables:
+    """The judgments of a qrels file, and its queries with their ids as texts; no documents.
+
+    Raises:
+        SchemaError: a line is none of a qrels file.
+    """
+    judgments = trec_files.read_qrels(path)
+    judgments = judgments.append_column("split", tables.all_the_same(None, judgments.num_rows))
+    ids = judgments["query_id"].unique()
+    return Tables(queries=pa.table({"query_id": ids, "text": ids}), judgments=judgments)

@@ -200,8 +200,8 @@ def test_auto_knows_each_format_by_its_files(tmp_path: Path, name: str) -> None:
 
 
 def test_every_format_of_files_is_tried_here() -> None:
-    """The others are tried in files of their own: thumbs, mapped tables, databases and installed packages."""
-    assert {*WRITERS, "thumbs", "table", "sql", "python_api"} == set(registry.NAMES)
+    """The others are tried in files of their own: thumbs, mapped tables, databases, qrels alone and installed packages."""
+    assert {*WRITERS, "thumbs", "table", "sql", "qrels", "python_api"} == set(registry.NAMES)
 
 
 def test_the_recipe_key_and_the_readme_name_every_format() -> None:

@@ -200,7 +200,7 @@ def test_auto_knows_each_format_by_its_files(tmp_path: Path, name: str) -> None:
 
 
 def test_every_format_of_files_is_tried_here() -> None:
-    """The others are tried in files of their own: thumbs, mapped tables, databases, qrels alone and installed packages."""
+    """The others are tried in files of their own: thumbs, mapped tables, databases, qrels, installed packages."""
     assert {*WRITERS, "thumbs", "table", "sql", "qrels", "python_api"} == set(registry.NAMES)
 
 

@@ -15,77 +15,6 @@ from pipeline.evaluation.ablation import AblationRun
 from pipeline.training.losses.ablation_sets import LossSet
 
 
-def ablate(recipe: Recipe, workspace: Path, *, execute: runner.Execute = runner.directly) -> Artifact:
-    """The `ablation` artifact of a recipe: its ranker trained with each of `ablation.sets`, several seeds of each.
-
-    The teacher is trained once, and the recipe's assistants; every student is cut from the last of them, sees the same
-    pairs and takes the same steps. With `ablation.unlabelled_ratios` students that learn from the teacher see
-    unlabelled pairs too. A killed ablation resumes.
-
-    Raises:
-        ConfigError: a set that names an unknown loss, or one without a weight, or that cannot apply to student and
-            teacher.
-    """
-    from pipeline.data import candidates
-    from pipeline.evaluation import ablation
-    from pipeline.training import preflight, ranker, teacher_scores
-    from pipeline.training.losses import ablation_sets
-
-    run = runner.Runner(workspace, execute, engine=engine_of(recipe.compute))
-    sets = [ablation_sets.parse(text, recipe.ranker) for text in recipe.ablation.sets]
-    preflight.check_rankers(recipe)
-    for losses in sets:
-        try:
-            preflight.check_rankers(dataclasses.replace(recipe, ranker=dataclasses.replace(losses.config, plain=False)))
-        except ConfigError as error:
-            raise ConfigError(f"ablation.sets '{losses.name}': {error}") from error
-    widest = dataclasses.replace(recipe, ranker=_widest(recipe.ranker, sets))
-    inputs = training.prepare(widest, run)
-    data = inputs.data
-    pool = run(candidates.pool, recipe.candidates, data=data, runs=[inputs.bm25_run])
-
-    references = comparisons.references(inputs, pool, run)
-    students = []
-    for pairs in _training_pairs(widest, inputs, run):
-        for losses in sets:
-            kind = f"{losses.name}{pairs.name}"
-            scored_pairs = _for_losses(widest, losses, inputs, pairs, run)
-            for seed in range(recipe.ablation.seeds):
-                named = run.labelled(f"{kind}, seed {seed + 1} of {recipe.ablation.seeds}")
-                model = named(
-                    ranker.make,
-                    comparisons.seeded(losses.config, seed),
-                    recipe.candidates,
-                    data=data,
-                    pairs=scored_pairs.pairs,
-                    teacher=inputs.ranker_teacher,
-                    teacher_scores=scored_pairs.scores,
-                    base=training.student_base(losses.config, recipe, named, data=data, base=inputs.base),
-                )
-                line = losses.name if recipe.ablation.unlabelled_ratios else ""
-                scores = comparisons.by_split(
-                    named, teacher_scores.score, model=model, data=data, pairs=pool, engine=run.engine
-                )
-                students.append(AblationRun(kind, seed, losses.terms, scores, line=line, unlabelled_ratio=pairs.ratio))
-    return run(
-        ablation.make,
-        recipe.evaluation,
-        data=data,
-        pool=pool,
-        references=references,
-        students=students,
-        ceiling=comparisons.TEACHER,
-        measure=recipe.ablation.measure,
-        title=f"Ablation of {recipe.name}",
-    )
-
-
-def read(artifact: Artifact) -> dict[str, object]:
-    """The content of ablation.json."""
-    results: dict[str, object] = json.loads(artifact.file("ablation.json").read_text(encoding="utf-8"))
-    return results
-
-
 @dataclasses.dataclass(frozen=True, slots=True)
 class _TrainingPairs:
     """Pairs that students are trained on, with the teacher's scores of them."""
@@ -99,6 +28,107 @@ class _TrainingPairs:
     """Unlabelled pairs for each labelled one, where several ratios are compared."""
 
 
+def ablate(recipe: Recipe, workspace: Path, *, execute: runner.Execute = runner.directly) -> Artifact:
+    """The `ablation` artifact of a recipe: its ranker trained with each of `ablation.sets`, several seeds of each.
+
+    The teacher is trained once, and the recipe's assistants; every student is cut from the last of them, sees the same
+    pairs and takes the same steps. With `ablation.unlabelled_ratios` students that learn from the teacher see
+    unlabelled pairs too. A killed ablation resumes.
+
+    Raises:
+        ConfigError: a set that names an unknown loss, or one without a weight, or that cannot apply to student and
+            teacher.
+    """
+    from pipeline.data import candidates
+    from pipeline.evaluation import ablation
+
+    run = runner.Runner(workspace, execute, engine=engine_of(recipe.compute))
+    sets = _loss_sets(recipe)
+    widest = dataclasses.replace(recipe, ranker=_widest(recipe.ranker, sets))
+    inputs = training.prepare(widest, run)
+    pool = run(candidates.pool, recipe.candidates, data=inputs.data, runs=[inputs.bm25_run])
+    return run(
+        ablation.make,
+        recipe.evaluation,
+        data=inputs.data,
+        pool=pool,
+        references=comparisons.references(inputs, pool, run),
+        students=list(_students(widest, sets, inputs, pool, run)),
+        ceiling=comparisons.TEACHER,
+        measure=recipe.ablation.measure,
+        title=f"Ablation of {recipe.name}",
+    )
+
+
+def _loss_sets(recipe: Recipe) -> list[LossSet]:
+    """The sets of `ablation.sets`, each of which a student of the recipe can be trained with.
+
+    Raises:
+        ConfigError: a set that names an unknown loss, or one without a weight, or that cannot apply to student and
+            teacher.
+    """
+    from pipeline.training import preflight
+    from pipeline.training.losses import ablation_sets
+
+    sets = [ablation_sets.parse(text, recipe.ranker) for text in recipe.ablation.sets]
+    preflight.check_rankers(recipe)
+    for losses in sets:
+        try:
+            preflight.check_rankers(dataclasses.replace(recipe, ranker=dataclasses.replace(losses.config, plain=False)))
+        except ConfigError as error:
+            raise ConfigError(f"ablation.sets '{losses.name}': {error}") from error
+    return sets
+
+
+def _students(
+    recipe: Recipe, sets: Sequence[LossSet], inputs: TrainingInputs, pool: Artifact, run: runner.Runner
+) -> Iterator[AblationRun]:
+    """Trains a student for each ratio of unlabelled pairs, set of losses and seed, and scores the pool with it."""
+    from pipeline.training import teacher_scores
+
+    for pairs in _training_pairs(recipe, inputs, run):
+        for losses in sets:
+            scored_pairs = _for_losses(recipe, losses, inputs, pairs, run)
+            for seed in range(recipe.ablation.seeds):
+                name = f"{losses.name}{pairs.name}"
+                named = run.labelled(f"{name}, seed {seed + 1} of {recipe.ablation.seeds}")
+                model = _student(recipe, comparisons.seeded(losses.config, seed), inputs, scored_pairs, named)
+                scores = comparisons.by_split(
+                    named, teacher_scores.score, model=model, data=inputs.data, pairs=pool, engine=run.engine
+                )
+                line = losses.name if recipe.ablation.unlabelled_ratios else ""
+                yield AblationRun(name, seed, losses.terms, scores, line=line, unlabelled_ratio=pairs.ratio)
+
+
+def _student(
+    recipe: Recipe, config: RankerConfig, inputs: TrainingInputs, scored_pairs: _TrainingPairs, run: runner.Runner
+) -> Artifact:
+    """The `ranker` artifact of one student.
+
+    Args:
+        config: the ranker's section, with the weights of one set of losses and the seed.
+        scored_pairs: the pairs that it is trained on.
+    """
+    from pipeline.training import ranker
+
+    return run(
+        ranker.make,
+        config,
+        recipe.candidates,
+        data=inputs.data,
+        pairs=scored_pairs.pairs,
+        teacher=inputs.ranker_teacher,
+        teacher_scores=scored_pairs.scores,
+        base=training.student_base(recipe, config, inputs, run),
+    )
+
+
+def read(artifact: Artifact) -> dict[str, object]:
+    """The content of ablation.json."""
+    results: dict[str, object] = json.loads(artifact.file("ablation.json").read_text(encoding="utf-8"))
+    return results
+
+
 def _training_pairs(recipe: Recipe, inputs: TrainingInputs, run: runner.Runner) -> Iterator[_TrainingPairs]:
     """The recipe's own pairs, or the pairs with each ratio of unlabelled ones."""
     if not recipe.ablation.unlabelled_ratios:
@@ -106,9 +136,7 @@ def _training_pairs(recipe: Recipe, inputs: TrainingInputs, run: runner.Runner) 
         return
     for ratio in recipe.ablation.unlabelled_ratios:
         other = dataclasses.replace(recipe, candidates=dataclasses.replace(recipe.candidates, unlabelled=ratio))
-        pairs = training.with_ungraded(
-            other, run, data=inputs.data, lexical=inputs.lexical, pairs=inputs.pairs, base=inputs.base
-        )
+        pairs = training.with_ungraded(other, inputs, run)
         yield _TrainingPairs(f", {ratio:g}×", pairs, _scores(recipe, recipe.ranker, inputs, pairs, run), ratio)
 
 
@@ -127,11 +155,8 @@ def _scores(
     recipe: Recipe, student: RankerConfig, inputs: TrainingInputs, pairs: Artifact, run: runner.Runner
 ) -> Artifact:
     """Scores of the pairs by the ranker's teacher, with the states that this student needs."""
-    external = None if recipe.assistants else recipe.external_teacher
-    base = training.student_origin(student, recipe, run, data=inputs.data, base=inputs.base)
-    teacher = inputs.ranker_teacher
-    scores = training.score_pairs(run, student, external, teacher=teacher, data=inputs.data, pairs=pairs, base=base)
-    return training.fused(run, student, inputs, pairs, scores)
+    scores = training.score_pairs(recipe, student, inputs, run, teacher=inputs.ranker_teacher, pairs=pairs)
+    return training.fused(student, inputs, run, pairs=pairs, scores=scores)
 
 
 def _widest(config: RankerConfig, sets: Sequence[LossSet]) -> RankerConfig:

@@ -5,7 +5,7 @@ Pipeline never searches an index; each round's run comes from `index` as an arti
 
 from flows.indexing import make_searchable
 from flows.runner import Runner
-from flows.training_inputs import TrainingInputs
+from flows.training_inputs import TeacherInputs, TrainingInputs
 from pipeline.artifacts import Artifact
 from pipeline.config import Recipe
 
@@ -14,9 +14,7 @@ def train_encoder(recipe: Recipe, inputs: TrainingInputs, run: Runner) -> Artifa
     """The `encoder` artifact of the last of `encoder.mining.rounds` rounds."""
     from pipeline.training import encoder
 
-    trained = first_round(
-        recipe, run, data=inputs.data, pairs=inputs.pairs, base=inputs.base, teacher_scores=inputs.teacher_scores
-    )
+    trained = first_round(recipe, inputs, run, teacher_scores=inputs.teacher_scores)
     if recipe.encoder.mining.rounds == 1:
         return trained
     bm25_run = _deep_run(recipe, inputs, run)
@@ -37,18 +35,12 @@ def train_encoder(recipe: Recipe, inputs: TrainingInputs, run: Runner) -> Artifa
 
 
 def first_round(
-    recipe: Recipe,
-    run: Runner,
-    *,
-    data: Artifact,
-    pairs: Artifact,
-    base: Artifact | str,
-    teacher_scores: Artifact | None = None,
+    recipe: Recipe, inputs: TeacherInputs, run: Runner, *, teacher_scores: Artifact | None = None
 ) -> Artifact:
     """The `encoder` artifact of the first round.
 
     Args:
-        pairs: pairs of BM25, on whose valid queries it is measured.
+        inputs: the pairs are those of BM25, on whose valid queries the encoder is measured.
         teacher_scores: None where `encoder.train_body` is false and the encoder is made ahead of the teacher.
     """
     from pipeline.training import encoder
@@ -57,9 +49,9 @@ def first_round(
         encoder.make,
         recipe.encoder,
         recipe.candidates,
-        data=data,
-        pairs=pairs,
-        base=base,
+        data=inputs.data,
+        pairs=inputs.pairs,
+        base=inputs.base,
         teacher_scores=teacher_scores,
     )
 

@@ -135,7 +135,7 @@ def train_students(recipe: Recipe, inputs: TrainingInputs, run: Runner) -> Train
     """Trains the ranker, the encoder and, where the recipe asks for it, a student of grades alone to compare with."""
     from pipeline.training import ranker
 
-    base = student_base(recipe.ranker, recipe, run, data=inputs.data, base=inputs.base)
+    base = student_base(recipe, recipe.ranker, inputs, run)
     small = run(
         ranker.make,
         recipe.ranker,

@@ -270,7 +270,7 @@ def _trained(recipe: Recipe, way: StudyWay, config: RankerConfig, run: runner.Ru
         pairs=inputs.ranker_pairs if way.from_teacher else inputs.pairs,
         teacher=inputs.ranker_teacher if way.from_teacher else inputs.teacher,
         teacher_scores=inputs.ranker_teacher_scores if way.from_teacher else None,
-        base=training.student_base(config, way.recipe, run, data=inputs.data, base=inputs.base),
+        base=training.student_base(way.recipe, config, inputs, run),
     )
 
 

@@ -1,14 +1,14 @@
 """The training stages in order: from judged queries to the teacher, its scores, and the assistants."""
 
 import dataclasses
-from functools import partial
+import itertools
 
 from flows.encoder_rounds import first_round, train_encoder
 from flows.indexing import make_searchable
 from flows.runner import Runner
-from flows.training_inputs import FirstStage, TrainingInputs
+from flows.training_inputs import FirstStage, TeacherInputs, TrainingInputs
 from pipeline.artifacts import Artifact
-from pipeline.config import ExternalTeacherConfig, RankerConfig, Recipe
+from pipeline.config import RankerConfig, Recipe
 
 
 def check(recipe: Recipe, run: Runner) -> list[str]:
@@ -32,84 +32,106 @@ def prepare(recipe: Recipe, run: Runner) -> TrainingInputs:
     Raises:
         ConfigError: a student cannot be cut or taught as the recipe says; raised before anything is made.
     """
-    from index import lexical
-    from pipeline.data import candidates, judgments
-    from pipeline.training import preflight, pretrain, ranker, teacher
+    from pipeline.training import preflight
 
     preflight.check_rankers(recipe)
+    inputs = _with_teacher(recipe, _teacher_inputs(recipe, run), run)
+    if inputs.first_stage is None and any(student.fused_teacher for student in _students(recipe)):
+        first = _first_stage(recipe, train_encoder(recipe, inputs, run), inputs, run)
+        inputs = dataclasses.replace(inputs, first_stage=first)
+    return _with_assistants(recipe, inputs, run)
+
+
+def _students(recipe: Recipe) -> tuple[RankerConfig, ...]:
+    """The sections of the models that are distilled one from the other: the assistants, and the ranker at the end."""
+    return (*recipe.assistants, recipe.ranker)
+
+
+def _teacher_inputs(recipe: Recipe, run: Runner) -> TeacherInputs:
+    """Makes data, BM25 run, pairs and the base of the teacher; with `encoder_negatives` the pairs of an encoder too."""
+    from index import lexical
+    from pipeline.data import candidates, judgments
+    from pipeline.training import pretrain
+
     data = run(judgments.make, recipe.data)
     words = run(lexical.make, recipe.index, data=data)
     depth = max(recipe.candidates.retrieve, recipe.candidates.negatives_depth + recipe.candidates.skip_top)
     bm25_run = run(lexical.run, lexical=words, data=data, depth=depth, splits=("train", "valid", "test"))
     pairs = run(candidates.pairs, recipe.candidates, data=data, run=bm25_run)
-
     base: Artifact | str = recipe.teacher.base
     if recipe.pretrain.enabled or recipe.teacher.base == pretrain.SCRATCH:
         base = run(pretrain.make, recipe.pretrain, recipe.teacher.base, data=data)
-    first = None
-    if recipe.candidates.encoder_negatives:
-        first = _first_stage(recipe, first_round(recipe, run, data=data, pairs=pairs, base=base), run, data, pairs)
-        pairs = _pairs_of_both(recipe, first, run, data=data, bm25_run=bm25_run, bm25_pairs=pairs)
-    large = run(teacher.make, recipe.teacher, recipe.candidates, data=data, pairs=pairs, base=base)
+    inputs = TeacherInputs(data=data, lexical=words, bm25_run=bm25_run, pairs=pairs, base=base)
+    if not recipe.candidates.encoder_negatives:
+        return inputs
+    first = _first_stage(recipe, first_round(recipe, inputs, run), inputs, run)
+    return dataclasses.replace(inputs, pairs=_pairs_of_both(recipe, first, inputs, run), first_stage=first)
 
-    ranker_pairs = with_ungraded(recipe, run, data=data, lexical=words, pairs=pairs, base=base)
-    students = (*recipe.assistants, recipe.ranker)
-    score = partial(score_pairs, data=data, pairs=ranker_pairs)
-    origins = [student_origin(student, recipe, run, data=data, base=base) for student in students]
-    scores = score(run, students[0], recipe.external_teacher, teacher=large, base=origins[0])
-    if students[0].teachers > 1:
-        scores = _mean_scores(recipe, run, data=data, pairs=pairs, scored=ranker_pairs, base=base, first=scores)
-    inputs = TrainingInputs(
-        data=data,
-        lexical=words,
-        bm25_run=bm25_run,
-        pairs=pairs,
-        base=base,
+
+def _with_teacher(recipe: Recipe, inputs: TeacherInputs, run: Runner) -> TrainingInputs:
+    """Trains the teacher and lets it score the pairs; until assistants are trained, the ranker learns from it."""
+    from pipeline.training import teacher
+
+    large = run(teacher.make, recipe.teacher, recipe.candidates, data=inputs.data, pairs=inputs.pairs, base=inputs.base)
+    ranker_pairs = with_ungraded(recipe, inputs, run)
+    first_student = _students(recipe)[0]
+    scores = score_pairs(recipe, first_student, inputs, run, teacher=large, pairs=ranker_pairs)
+    if first_student.teachers > 1:
+        scores = _mean_scores(recipe, inputs, run, first=scores, pairs=ranker_pairs)
+    return TrainingInputs(
+        data=inputs.data,
+        lexical=inputs.lexical,
+        bm25_run=inputs.bm25_run,
+        pairs=inputs.pairs,
+        base=inputs.base,
+        first_stage=inputs.first_stage,
         teacher=large,
         ranker_pairs=ranker_pairs,
         teacher_scores=scores,
         ranker_teacher=large,
         ranker_teacher_scores=scores,
-        first_stage=first,
     )
-    if first is None and any(student.fused_teacher for student in students):
-        first = _first_stage(recipe, train_encoder(recipe, inputs, run), run, data, pairs)
-        inputs = dataclasses.replace(inputs, first_stage=first)
-    ranker_teacher, ranker_teacher_scores = large, fused(run, students[0], inputs, ranker_pairs, scores)
-    for number, assistant in enumerate(recipe.assistants, start=1):
+
+
+def _with_assistants(recipe: Recipe, inputs: TrainingInputs, run: Runner) -> TrainingInputs:
+    """Trains the assistants, each by the one before it; the ranker then learns from the last.
+
+    Each model's scores are joined with those of other systems where the student that learns from them asks for it.
+    """
+    from pipeline.training import ranker
+
+    students, pairs = _students(recipe), inputs.ranker_pairs
+    scores = fused(students[0], inputs, run, pairs=pairs, scores=inputs.teacher_scores)
+    inputs = dataclasses.replace(inputs, ranker_teacher_scores=scores)
+    for number, (assistant, next_student) in enumerate(itertools.pairwise(students), start=1):
         named = run.labelled(f"assistant {number}")
-        ranker_teacher = named(
+        trained = named(
             ranker.make,
             assistant,
             recipe.candidates,
-            data=data,
-            pairs=ranker_pairs,
-            teacher=ranker_teacher,
-            teacher_scores=ranker_teacher_scores,
-            base=student_base(assistant, recipe, named, data=data, base=base),
+            data=inputs.data,
+            pairs=pairs,
+            teacher=inputs.ranker_teacher,
+            teacher_scores=inputs.ranker_teacher_scores,
+            base=student_base(recipe, assistant, inputs, named),
         )
-        own_scores = score(named, students[number], None, teacher=ranker_teacher, base=origins[number])
-        ranker_teacher_scores = fused(named, students[number], inputs, ranker_pairs, own_scores)
-    return dataclasses.replace(inputs, ranker_teacher=ranker_teacher, ranker_teacher_scores=ranker_teacher_scores)
+        own_scores = score_pairs(recipe, next_student, inputs, named, teacher=trained, pairs=pairs)
+        scores = fused(next_student, inputs, named, pairs=pairs, scores=own_scores)
+        inputs = dataclasses.replace(inputs, ranker_teacher=trained, ranker_teacher_scores=scores)
+    return inputs
 
 
-def _first_stage(recipe: Recipe, trained: Artifact, run: Runner, data: Artifact, pairs: Artifact) -> FirstStage:
+def _first_stage(recipe: Recipe, trained: Artifact, inputs: TeacherInputs, run: Runner) -> FirstStage:
     """Exports an encoder and indexes the data's documents with it; the retraining takes these artifacts over."""
     from pipeline.export import bundle
 
-    exported = run.labelled("encoder")(bundle.make, recipe.export, model=trained, data=data, pairs=pairs)
-    corpus = make_searchable(recipe.index, run, encoder=exported, data=data)
+    exported = run.labelled("encoder")(bundle.make, recipe.export, model=trained, data=inputs.data, pairs=inputs.pairs)
+    corpus = make_searchable(recipe.index, run, encoder=exported, data=inputs.data)
     return FirstStage(trained=trained, encoder=exported, corpus=corpus)
 
 
-def _pairs_of_both(
-    recipe: Recipe, first: FirstStage, run: Runner, *, data: Artifact, bm25_run: Artifact, bm25_pairs: Artifact
-) -> Artifact:
-    """The pairs with those documents too that the encoder finds.
-
-    Args:
-        bm25_pairs: the queries that it searches for.
-    """
+def _pairs_of_both(recipe: Recipe, first: FirstStage, inputs: TeacherInputs, run: Runner) -> Artifact:
+    """The pairs with those documents too that the encoder ranks high for the same queries."""
     from index import semantic
     from pipeline.data import candidates
     from serving.runtime import offline
@@ -118,16 +140,16 @@ def _pairs_of_both(
     encoder_run = named(
         semantic.run,
         index=first.corpus.index,
-        data=data,
+        data=inputs.data,
         embed_queries=offline.embedder(first.encoder, "query"),
-        depth=bm25_run.manifest.config["depth"],
+        depth=inputs.bm25_run.manifest.config["depth"],
         splits=("train", "valid"),
-        pairs=bm25_pairs,
+        pairs=inputs.pairs,
     )
-    return named(candidates.pairs, recipe.candidates, data=data, run=bm25_run, encoder_run=encoder_run)
+    return named(candidates.pairs, recipe.candidates, data=inputs.data, run=inputs.bm25_run, encoder_run=encoder_run)
 
 
-def fused(run: Runner, student: RankerConfig, inputs: TrainingInputs, pairs: Artifact, scores: Artifact) -> Artifact:
+def fused(student: RankerConfig, inputs: TrainingInputs, run: Runner, *, pairs: Artifact, scores: Artifact) -> Artifact:
     """The scores that a student learns from: its teacher's, with `bm25_teacher` joined with BM25, with `fused_teacher`
     joined with those of the first stage.
 
@@ -161,54 +183,50 @@ def fused(run: Runner, student: RankerConfig, inputs: TrainingInputs, pairs: Art
     return run(fused_teacher.make, scores=scores, features=features, pairs=pairs)
 
 
-def _mean_scores(
-    recipe: Recipe,
-    run: Runner,
-    *,
-    data: Artifact,
-    pairs: Artifact,
-    scored: Artifact,
-    base: Artifact | str,
-    first: Artifact,
-) -> Artifact:
+def _mean_scores(recipe: Recipe, inputs: TeacherInputs, run: Runner, *, first: Artifact, pairs: Artifact) -> Artifact:
     """The mean of the first teacher's scores and those of teachers that differ in their seed.
 
     Args:
-        pairs: graded pairs, which the teachers are trained on.
-        scored: the pairs that they score.
+        inputs: the artifacts that all teachers are trained on.
         first: the first teacher's scores.
+        pairs: the pairs that they score.
     """
     from pipeline.training import teacher, teacher_scores
 
     other_scores = []
-    for number in range(1, (*recipe.assistants, recipe.ranker)[0].teachers):
+    for number in range(1, _students(recipe)[0].teachers):
         named = run.labelled(f"teacher {number + 1}")
         loop = dataclasses.replace(recipe.teacher.loop, seed=recipe.teacher.loop.seed + number)
         config = dataclasses.replace(recipe.teacher, loop=loop)
-        model = named(teacher.make, config, recipe.candidates, data=data, pairs=pairs, base=base)
+        model = named(teacher.make, config, recipe.candidates, data=inputs.data, pairs=inputs.pairs, base=inputs.base)
         other_scores.append(
-            named(teacher_scores.make, teacher=model, data=data, pairs=scored, layers=(), width=0, engine=run.engine)
+            named(
+                teacher_scores.make,
+                teacher=model,
+                data=inputs.data,
+                pairs=pairs,
+                layers=(),
+                width=0,
+                engine=run.engine,
+            )
         )
     return run(teacher_scores.mean, first=first, others=other_scores)
 
 
-def with_ungraded(
-    recipe: Recipe, run: Runner, *, data: Artifact, lexical: Artifact, pairs: Artifact, base: Artifact | str
-) -> Artifact:
+def with_ungraded(recipe: Recipe, inputs: TeacherInputs, run: Runner) -> Artifact:
     """The pairs with as many unlabelled and augmented ones added as `candidates` says; the pairs alone where it is 0.
 
-    Args:
-        base: the model that the teacher started from, whose words augmentation takes.
+    Augmentation takes its words from the model that the teacher starts from.
     """
-    from index import lexical as lexical_index
+    from index import lexical
     from pipeline.data import unlabelled
     from pipeline.training import augmentation
 
-    config = recipe.candidates
+    config, data, pairs = recipe.candidates, inputs.data, inputs.pairs
     if config.unlabelled:
         queries = run(unlabelled.queries, config, data=data)
         search = run.labelled("unlabelled pairs")
-        results = search(lexical_index.run, lexical=lexical, data=queries, depth=config.unlabelled_depth, splits=())
+        results = search(lexical.run, lexical=inputs.lexical, data=queries, depth=config.unlabelled_depth, splits=())
         pairs = run(unlabelled.pairs, config, data=data, labelled=pairs, asked=queries, run=results)
     if not config.augmented:
         return pairs
@@ -217,68 +235,58 @@ def with_ungraded(
         config,
         data=data,
         labelled=pairs,
-        base=base,
+        base=inputs.base,
         max_query_tokens=recipe.teacher.max_query_tokens,
         max_tokens=recipe.teacher.max_tokens,
     )
 
 
-def student_origin(
-    student: RankerConfig, recipe: Recipe, run: Runner, *, data: Artifact, base: Artifact | str
-) -> Artifact | str:
+def student_origin(recipe: Recipe, student: RankerConfig, inputs: TeacherInputs, run: Runner) -> Artifact | str:
     """The `base` that a ranker's stages get: a new model for `base = "scratch"`, else what the teacher started from.
 
     Args:
         student: the ranker's section. Where it names the teacher or a model of its own, the stages take that instead.
-        base: the model that the teacher started from.
     """
     from pipeline.training import pretrain
 
     if student.base != pretrain.SCRATCH:
-        return base
-    return run.labelled("the ranker's start")(pretrain.make, recipe.pretrain, pretrain.SCRATCH, data=data)
+        return inputs.base
+    return run.labelled("the ranker's start")(pretrain.make, recipe.pretrain, pretrain.SCRATCH, data=inputs.data)
 
 
-def student_base(
-    student: RankerConfig, recipe: Recipe, run: Runner, *, data: Artifact, base: Artifact | str
-) -> Artifact | str:
+def student_base(recipe: Recipe, student: RankerConfig, inputs: TeacherInputs, run: Runner) -> Artifact | str:
     """The model that a ranker is cut from: its origin, or with `general_tokens` one distilled from it on the texts.
 
     Args:
         student: the ranker's section.
-        base: the model that the teacher started from.
     """
     from pipeline.models import base_models
     from pipeline.training import general, ranker_shape
 
-    base = student_origin(student, recipe, run, data=data, base=base)
+    base = student_origin(recipe, student, inputs, run)
     if not student.general_tokens:
         return base
     keep = ranker_shape.kept(student, base_models.shape(base_models.folder(base)).layers)
-    return run(general.make, recipe.pretrain, keep, student.general_tokens, data=data, base=base)
+    return run(general.make, recipe.pretrain, keep, student.general_tokens, data=inputs.data, base=base)
 
 
 def score_pairs(
-    run: Runner,
-    student: RankerConfig,
-    external: ExternalTeacherConfig | None,
-    *,
-    teacher: Artifact,
-    data: Artifact,
-    pairs: Artifact,
-    base: Artifact | str,
+    recipe: Recipe, student: RankerConfig, inputs: TeacherInputs, run: Runner, *, teacher: Artifact, pairs: Artifact
 ) -> Artifact:
-    """Scores the pairs by the external teacher if there is one, else by the teacher, with the states a student needs.
+    """Scores of the pairs by a student's teacher, with the states that the student needs.
+
+    The recipe's external teacher, if it has one, scores in place of the trained one, but not in place of assistants.
 
     Args:
-        student: decides which layers' states are kept, and how wide they are.
-        external: None where `teacher` is an assistant.
-        base: the model that the student starts from, unless its section names another or its teacher.
+        student: the student's section, which decides which layers' states are kept, and how wide they are.
+        teacher: the trained teacher, or an assistant.
     """
     from pipeline.training import external_teacher, ranker, teacher_scores
+    from pipeline.training.teacher import STAGE as TEACHER
 
-    layers, width = ranker.taught_by(student, teacher, base)
-    if external is not None and external.given:
+    layers, width = ranker.taught_by(student, teacher, student_origin(recipe, student, inputs, run))
+    external, data = recipe.external_teacher, inputs.data
+    if external.given and teacher.manifest.kind == TEACHER.kind:
         return run(external_teacher.make, external, data=data, pairs=pairs, layers=layers, teacher=teacher)
     return run(
         teacher_scores.make, teacher=teacher, data=data, pairs=pairs, layers=layers, width=width, engine=run.engine

@@ -1,4 +1,4 @@
-"""The artifacts that the students of a recipe learn from."""
+"""The artifacts that the teacher and the students of a recipe learn from."""
 
 from dataclasses import dataclass
 
@@ -18,8 +18,8 @@ class FirstStage:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TrainingInputs:
-    """The artifacts that the students of a recipe are trained on."""
+class TeacherInputs:
+    """The artifacts that the teacher of a recipe is trained on."""
 
     data: Artifact
     lexical: Artifact
@@ -29,7 +29,16 @@ class TrainingInputs:
     pairs: Artifact
     """Graded (query, document) pairs that the teacher is trained on."""
     base: Artifact | str
-    """The model that the teacher started from: a `pretrained` artifact, or a name."""
+    """The model that the teacher starts from: a `pretrained` artifact, or a name."""
+    first_stage: FirstStage | None = None
+    """The search whose documents the pairs have too, or whose scores a student's targets are joined with; None where
+    the recipe sets neither `candidates.encoder_negatives` nor a student's `fused_teacher`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingInputs(TeacherInputs):
+    """The artifacts that the students of a recipe are trained on."""
+
     teacher: Artifact
     ranker_pairs: Artifact
     """The graded pairs and, where the recipe wants them, unlabelled and augmented ones: what rankers are trained on."""
@@ -40,6 +49,3 @@ class TrainingInputs:
     ranker_teacher_scores: Artifact
     """Scores of `ranker_pairs` that the ranker learns from: those of `ranker_teacher`; with `ranker.bm25_teacher`
     joined with BM25, with `ranker.fused_teacher` with the scores of the first stage."""
-    first_stage: FirstStage | None = None
-    """The search whose documents or scores the teacher's are joined with; None where the recipe sets neither
-    `candidates.encoder_negatives` nor a student's `fused_teacher`."""

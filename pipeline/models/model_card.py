@@ -6,10 +6,11 @@ Made from what the stage has in hand, so the same training writes the same card:
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, Literal
 
-from pipeline.artifacts import Artifact
+from pipeline.artifacts import Artifact, Input
 from pipeline.models.bi_encoder import BiEncoder
 from pipeline.models.cross_encoder import CrossEncoder
 from pipeline.tokens import PairTemplate
@@ -33,33 +34,39 @@ LICENCE = """The licence is yours to state: it depends on the terms of the base 
 Add `license:` to the head of this file before you publish it."""
 
 
-def write(
-    folder: Path,
-    role: Role,
-    model: CrossEncoder | BiEncoder,
-    *,
-    base: Artifact | str,
-    inputs: Mapping[str, Artifact],
-    config: Mapping[str, Any],
-    metrics: Mapping[str, Any],
-    measure: str,
-) -> None:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingRecord:
+    """What a model was trained from and how well it went, as its card tells it."""
+
+    base: Artifact | str
+    """What the training started from: an artifact, a hub name, a package or a folder."""
+    inputs: Mapping[str, Input]
+    """The stage's inputs by name, `data` and `pairs` among them; the card names those that are artifacts."""
+    config: Mapping[str, Any]
+    """The stage's config, as plain values."""
+    metrics: Mapping[str, Any]
+    """The training's metrics."""
+    measure: str
+    """The metric that is the quality on the valid queries."""
+
+    @property
+    def artifacts(self) -> dict[str, Artifact]:
+        """The inputs that are artifacts, by name."""
+        return {name: item for name, item in self.inputs.items() if isinstance(item, Artifact)}
+
+
+def write(folder: Path, role: Role, model: CrossEncoder | BiEncoder, training: TrainingRecord) -> None:
     """Writes README.md into a saved model's folder.
 
     Args:
         folder: the folder `model/`.
-        base: what the training started from: an artifact, a hub name, a package or a folder.
-        inputs: the artifacts it learned from, `data` and `pairs` among them.
-        config: the stage's config, as plain values.
-        metrics: the training's metrics.
-        measure: which of the metrics is the quality on the valid queries.
     """
     parts = (
-        _head(role, base),
-        f"# {role.capitalize()}\n\n{WHAT[role]}\n\n{_shape(model, base)}",
-        f"## Quality\n\n{_quality(metrics, measure, config)}",
-        f"## Data\n\n{_data(inputs)}",
-        f"## Training\n\n{_training(role, inputs, config, metrics)}",
+        _head(role, training.base),
+        f"# {role.capitalize()}\n\n{WHAT[role]}\n\n{_shape(model, training.base)}",
+        f"## Quality\n\n{_quality(training)}",
+        f"## Data\n\n{_data(training.artifacts)}",
+        f"## Training\n\n{_training(role, training)}",
         f"## Input\n\n{_input(model)}",
         f"## Use\n\n{_use(model)}",
         f"## Licence\n\n{LICENCE}",
@@ -116,10 +123,11 @@ def _shape(model: CrossEncoder | BiEncoder, base: Artifact | str) -> str:
     return "\n".join(lines)
 
 
-def _quality(metrics: Mapping[str, Any], measure: str, config: Mapping[str, Any]) -> str:
-    before, after = metrics[f"{measure} before"], metrics[measure]
+def _quality(training: TrainingRecord) -> str:
+    measure = training.measure
+    before, after = training.metrics[f"{measure} before"], training.metrics[measure]
     if before is None or after is None:
-        if (config.get("loop") or {}).get("evaluations") == 0:
+        if (training.config.get("loop") or {}).get("evaluations") == 0:
             return "Not measured: the last state of the training is kept, without an evaluation on valid queries."
         return "Not measured: the data has no valid queries."
     return (
@@ -148,7 +156,8 @@ def _data(inputs: Mapping[str, Artifact]) -> str:
     return "\n".join(lines) or "Not described by its artifact."
 
 
-def _training(role: Role, inputs: Mapping[str, Artifact], config: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
+def _training(role: Role, training: TrainingRecord) -> str:
+    config, metrics = training.config, training.metrics
     used = {
         name.removesuffix("_weight"): value
         for name, value in config.items()
@@ -163,7 +172,9 @@ def _training(role: Role, inputs: Mapping[str, Artifact], config: Mapping[str, A
             f"- vocabulary cut to the corpus: {cut['before']:,} → {cut['after']:,} tokens, "
             f"{cut['bytes_saved'] / 1e6:.1f} MB less"
         )
-    lines.append(f"- made from: {', '.join(f'{name} {item.fingerprint[:12]}' for name, item in inputs.items())}")
+    lines.append(
+        f"- made from: {', '.join(f'{name} {item.fingerprint[:12]}' for name, item in training.artifacts.items())}"
+    )
     shown = {**config, "base": base_name(config["base"])} if isinstance(config.get("base"), str) else dict(config)
     text = json.dumps(shown, indent=1, sort_keys=True, ensure_ascii=False)
     return "\n".join(lines) + f"\n\nAll settings of the stage:\n\n```json\n{text}\n```"

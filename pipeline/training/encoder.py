@@ -6,6 +6,7 @@ is exported for the index and the service.
 
 import dataclasses
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -84,112 +85,115 @@ def make(
     origin: Artifact | str = base if config.base == FROM_BASE else config.base
     check(config, base_models.shape(base_models.folder(origin)))
     beginning = base_models.StartingModel.of(origin)
-
-    def build(staging: Staging) -> Mapping[str, Any]:
-        with beginning.opened(staging) as folder:
-            return learn(staging, folder)
-
-    def learn(staging: Staging, folder: Path) -> Mapping[str, Any]:
-        seed = config.loop.seed
-        model = untrained(config, folder) if start is None else BiEncoder.load(start.path)
-        model.to(scoring.device()).eval()
-        table = read_pairs(
-            data,
-            pairs,
-            model.tokenizer,
-            max_query_tokens=config.max_query_tokens,
-            max_tokens=config.max_tokens,
-            split="" if config.train_body or config.projection == "directions" else "valid",
-        )
-        scores = None if teacher_scores is None else joined(teacher_scores, table.rows)[0]
-        metrics: dict[str, float] = {}
-        if start is None and config.projection == "directions":
-            metrics["projection_keeps"] = round(model.fit_projection(_sample_of_texts(model, table, seed)), 4)
-        elif start is None:
-            fit = judged_projection.fit if config.projection == "judgments" else projection.fit
-            metrics = fit(model, data, config, staging.checkpoint)
-        if scores is not None and config.train_body:
-            learned = _train_body(
-                model,
-                table,
-                scores,
-                pairs,
-                config,
-                folder,
-                staging,
-                candidates,
-                later=start is not None,
-            )
-        else:
-            learned = _measured(model, table, config)
-        results: dict[str, Any] = {**learned, **metrics}
-        if config.prune_vocabulary:
-            results["vocabulary"] = pruning.to_corpus(model, pruning.corpus_of(data))
-        model.save(staging.folder)
-        model_card.write(
-            staging.folder / "model",
-            "encoder",
-            model,
-            base=origin,
-            inputs={name: item for name, item in inputs.items() if isinstance(item, Artifact)},
-            config=settings,
-            metrics=results,
-            measure=scoring.MEASURE,
-        )
-        return results
-
     settings = {name: value for name, value in to_dict(config).items() if name != "mining"}
     inputs: dict[str, Input] = {"data": data, "pairs": pairs}
     inputs |= {"teacher_scores": teacher_scores} if teacher_scores else {}
     inputs |= {"base": beginning.input, **({"start": start} if start else {})}
-    return STAGE.make(
-        workspace,
-        config={**settings, **candidates.step_settings()},
-        inputs=inputs,
-        build=build,
-    )
+    sources = _EncoderSources(data=data, pairs=pairs, teacher_scores=teacher_scores, start=start)
+
+    def build(staging: Staging) -> Mapping[str, Any]:
+        with beginning.opened(staging) as folder:
+            model, metrics = _learned(config, candidates, sources, folder, staging)
+            if config.prune_vocabulary:
+                metrics["vocabulary"] = pruning.to_corpus(model, pruning.corpus_of(data))
+            model.save(staging.folder)
+        record = model_card.TrainingRecord(
+            base=origin, inputs=inputs, config=settings, metrics=metrics, measure=scoring.MEASURE
+        )
+        model_card.write(staging.folder / "model", "encoder", model, record)
+        return metrics
+
+    return STAGE.make(workspace, config={**settings, **candidates.step_settings()}, inputs=inputs, build=build)
 
 
-def _train_body(
-    model: BiEncoder,
-    table: Pairs,
-    scores: NDArray[np.float32],
-    pairs: Artifact,
-    config: EncoderConfig,
-    origin: Path,
-    staging: Staging,
-    candidates: CandidatesConfig,
-    *,
-    later: bool,
-) -> dict[str, Any]:
-    """Trains all layers of the model on these pairs in place and returns the metrics.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _EncoderSources:
+    """What an encoder learns from, besides its base."""
+
+    data: Artifact
+    pairs: Artifact
+    teacher_scores: Artifact | None
+    """A cross-encoder's scores of the pairs; None where the layers are not trained."""
+    start: Artifact | None
+    """The encoder of an earlier round that is trained on; None in the first round."""
+
+
+def _learned(
+    config: EncoderConfig, candidates: CandidatesConfig, sources: _EncoderSources, base: Path, staging: Staging
+) -> tuple[BiEncoder, dict[str, Any]]:
+    """The trained encoder and its metrics.
+
+    The first round fits the projection; then the layers are trained, or only measured without `config.train_body`.
 
     Args:
-        table: tokens of `pairs`.
-        scores: (pairs,) of the teacher.
-        origin: the folder of the base whose similarities are kept.
-        candidates: limits of a step, and the weight of clicks.
-        later: whether an earlier round trained the projection.
+        base: the folder of the base model.
     """
-    sources = schema.read(pairs.file("pairs.parquet"), "pairs").column("source").to_pylist()
+    first = sources.start is None
+    model = untrained(config, base) if sources.start is None else BiEncoder.load(sources.start.path)
+    model.to(scoring.device()).eval()
+    table = read_pairs(
+        sources.data,
+        sources.pairs,
+        model.tokenizer,
+        max_query_tokens=config.max_query_tokens,
+        max_tokens=config.max_tokens,
+        split="" if config.train_body or config.projection == "directions" else "valid",
+    )
+    scores = None if sources.teacher_scores is None else joined(sources.teacher_scores, table.rows)[0]
+    fitted = _fit_projection(config, model, table, sources.data, staging) if first else {}
+    if scores is None or not config.train_body:
+        return model, {**_measured(model, table, config), **fitted}
     learner = BiEncoderLearner(model, first_scales(model, table, scores, config.all_widths, config.loop.seed))
-    base_vectors = None
-    if config.similarity_weight:
-        base = untrained(dataclasses.replace(config, layers=0), origin)
-        base_vectors = _base_vectors(base, table, staging.checkpoint)
-    targets = EncoderTargets(scores=scores, hard=np.array(sources) == MINED, base_vectors=base_vectors)
+    targets = _targets(config, sources.pairs, table, scores, base, staging)
     task = EncoderTask(
         learner, table, targets, config, max_list=candidates.max_list, click_weight=candidates.click_weight
     )
-    loop = config.loop if len(task.valid) else dataclasses.replace(config.loop, evaluations=0)
-    fresh = ("log_scale",) if later else ("encoder.dense", "log_scale")
+    return model, {**_train_body(task, staging, first=first), **fitted}
+
+
+def _fit_projection(
+    config: EncoderConfig, model: BiEncoder, table: Pairs, data: Artifact, staging: Staging
+) -> dict[str, float]:
+    """Fits the projection as `encoder.projection` says, in place; returns the metrics of the fit."""
+    if config.projection == "directions":
+        return {"projection_keeps": round(model.fit_projection(_sample_of_texts(model, table, config.loop.seed)), 4)}
+    fit = judged_projection.fit if config.projection == "judgments" else projection.fit
+    return fit(model, data, config, staging.checkpoint)
+
+
+def _targets(
+    config: EncoderConfig, pairs: Artifact, table: Pairs, scores: NDArray[np.float32], base: Path, staging: Staging
+) -> EncoderTargets:
+    """The teacher's scores, which pairs are mined negatives and, with a similarity loss, the vectors of the base.
+
+    Args:
+        pairs: the artifact.
+        table: tokens of the same pairs.
+        scores: (pairs,) by the teacher.
+        base: the folder of the base whose similarities are kept.
+    """
+    sources = schema.read(pairs.file("pairs.parquet"), "pairs").column("source").to_pylist()
+    base_vectors = None
+    if config.similarity_weight:
+        base_model = untrained(dataclasses.replace(config, layers=0), base)
+        base_vectors = _base_vectors(base_model, table, staging.checkpoint)
+    return EncoderTargets(scores=scores, hard=np.array(sources) == MINED, base_vectors=base_vectors)
+
+
+def _train_body(task: EncoderTask, staging: Staging, *, first: bool) -> dict[str, Any]:
+    """Trains all layers of the task's model in place and returns the metrics.
+
+    Args:
+        first: whether this is the first round; a later one goes on with a projection that was trained before.
+    """
+    config, learner = task.config, task.learner
     progress = train(
         learner,
         task,
-        loop,
+        config.loop if len(task.valid) else dataclasses.replace(config.loop, evaluations=0),
         label="encoder",
         checkpoint=staging.checkpoint,
-        fresh=fresh,
+        fresh=("encoder.dense", "log_scale") if first else ("log_scale",),
         began=staging.began,
     )
     scales = learner.log_scale.detach().exp().tolist()

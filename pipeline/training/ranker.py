@@ -4,7 +4,8 @@ Inputs are `data`, `pairs`, the teacher and its scores; the result is exported f
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from pipeline.training import ranker_shape
 from pipeline.training.int8_training import learn_rounded
 from pipeline.training.loop import scoring
 from pipeline.training.loop.batches import pad, pair_inputs, scoring_batches
+from pipeline.training.loop.checkpoint import Progress
 from pipeline.training.loop.loop import autocast
 from pipeline.training.loop.pair_tokens import Pairs, pair_lengths, read_pairs
 from pipeline.training.losses.cross_encoder_terms import (
@@ -100,36 +102,13 @@ def make(
         inputs["base"] = start.input
     if teacher_scores is not None:
         inputs["teacher_scores"] = teacher_scores
+    settings = _settings(config, teacher_scores is not None)
+    sources = _StudentSources(start=start, data=data, pairs=pairs, teacher=teacher, teacher_scores=teacher_scores)
 
     def build(staging: Staging) -> Mapping[str, Any]:
-        large = CrossEncoder.load(teacher.path)
-        with start.opened(staging) as folder:
-            source, table = _source(config, large, data, pairs, folder)
-        if teacher_scores is not None:
-            table = _as_taught(table, teacher_scores, source, large)
-        keep = ranker_shape.kept(config, source.layers)
-        student = _narrowed(config, surgery.student(source, keep).to(scoring.device()), table)
-        passages = config.passages.passages(large.template.passages)
-        student.template = dataclasses.replace(student.template, passages=passages)
-        if teacher_scores is None:
-            objective = Objective(weights=LossWeights.of_config(config, ranker_shape.HARD).without_teacher())
-        else:
-            targets = TeacherTargets.read(teacher, teacher_scores, table)
-            peer = None
-            if config.mutual_weight:
-                other_layers = ranker_shape.second_student_layers(source.shape, keep)
-                peer = _narrowed(config, surgery.student(source, other_layers).to(scoring.device()), table)
-            objective = _objective(config, student, large, targets, peer)
-        task = CrossTask(
-            student, table, config.loop, objective, max_list=candidates.max_list, click_weight=candidates.click_weight
-        )
-        match = objective.match
-        del source, large, objective  # The task holds what it needs of them.
-        label: model_card.Role = "plain student" if teacher_scores is None else "ranker"
-        if config.int8_share:
-            progress = learn_rounded(task, config.int8_share, label=label, staging=staging)
-        else:
-            progress = learn(task, label=label, staging=staging)
+        task, keep = _untrained_task(config, candidates, sources, staging)
+        progress = _learned(config, task, staging, label=sources.role)
+        student, match = task.model, task.objective.match
         low_rank.merge(student)
         metrics = {
             **progress.metrics(scoring.MEASURE, "pairs"),
@@ -139,24 +118,73 @@ def make(
         if config.prune_vocabulary:
             metrics["vocabulary"] = pruning.to_corpus(student, pruning.corpus_of(data))
         student.save(staging.folder)
-        model_card.write(
-            staging.folder / "model",
-            label,
-            student,
-            base=origin,
-            inputs={name: artifact for name, artifact in inputs.items() if isinstance(artifact, Artifact)},
-            config=_settings(config, teacher_scores is not None),
-            metrics=metrics,
-            measure=scoring.MEASURE,
+        record = model_card.TrainingRecord(
+            base=origin, inputs=inputs, config=settings, metrics=metrics, measure=scoring.MEASURE
         )
+        model_card.write(staging.folder / "model", sources.role, student, record)
         return metrics
 
-    return STAGE.make(
-        workspace,
-        config={**_settings(config, teacher_scores is not None), **candidates.step_settings()},
-        inputs=inputs,
-        build=build,
+    return STAGE.make(workspace, config={**settings, **candidates.step_settings()}, inputs=inputs, build=build)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _StudentSources:
+    """The models and pairs that a student is made from."""
+
+    start: base_models.StartingModel
+    """The model that the student is cut from."""
+    data: Artifact
+    pairs: Artifact
+    teacher: Artifact
+    teacher_scores: Artifact | None
+    """Scores of the pairs by the teacher; None for the plain student."""
+
+    @property
+    def role(self) -> model_card.Role:
+        """The name of the student in logs and in its model card."""
+        return "plain student" if self.teacher_scores is None else "ranker"
+
+
+def _untrained_task(
+    config: RankerConfig, candidates: CandidatesConfig, sources: _StudentSources, staging: Staging
+) -> tuple[CrossTask, Sequence[int]]:
+    """The student before training, with its pairs and losses, and the layers of its origin that it keeps.
+
+    The model that it is cut from is released with the end of this function, and the teacher unless a loss reads it.
+    """
+    teacher = CrossEncoder.load(sources.teacher.path)
+    with sources.start.opened(staging) as folder:
+        origin, table = _source(config, teacher, sources.data, sources.pairs, folder)
+    if sources.teacher_scores is not None:
+        table = _as_taught(table, sources.teacher_scores, origin, teacher)
+    keep = ranker_shape.kept(config, origin.layers)
+    student = _cut(config, origin, keep, table)
+    passages = config.passages.passages(teacher.template.passages)
+    student.template = dataclasses.replace(student.template, passages=passages)
+    if sources.teacher_scores is None:
+        objective = Objective(weights=LossWeights.of_config(config, ranker_shape.HARD).without_teacher())
+    else:
+        targets = TeacherTargets.read(sources.teacher, sources.teacher_scores, table)
+        peer = None
+        if config.mutual_weight:
+            peer = _cut(config, origin, ranker_shape.second_student_layers(origin.shape, keep), table)
+        objective = _objective(config, student, teacher, targets, peer)
+    task = CrossTask(
+        student, table, config.loop, objective, max_list=candidates.max_list, click_weight=candidates.click_weight
     )
+    return task, keep
+
+
+def _cut(config: RankerConfig, origin: CrossEncoder, layers: Sequence[int], table: Pairs) -> CrossEncoder:
+    """A student of these layers of the model that it is cut from, in the shape that its section asks for."""
+    return _narrowed(config, surgery.student(origin, layers).to(scoring.device()), table)
+
+
+def _learned(config: RankerConfig, task: CrossTask, staging: Staging, *, label: str) -> Progress:
+    """Trains the student; with `int8_share` the last part of the training rounds its matrices to int8."""
+    if config.int8_share:
+        return learn_rounded(task, config.int8_share, label=label, staging=staging)
+    return learn(task, label=label, staging=staging)
 
 
 def taught_by(config: RankerConfig, teacher: Artifact, base: Artifact | str = "") -> tuple[tuple[int, ...], int]:

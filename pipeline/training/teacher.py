@@ -67,16 +67,14 @@ def make(
         progress = learn(task, label="teacher", staging=staging)
         model.save(staging.folder)
         metrics = progress.metrics(scoring.MEASURE, "pairs")
-        model_card.write(
-            staging.folder / "model",
-            "teacher",
-            model,
+        record = model_card.TrainingRecord(
             base=base,
             inputs={"data": data, "pairs": pairs},
             config=to_dict(config),
             metrics=metrics,
             measure=scoring.MEASURE,
         )
+        model_card.write(staging.folder / "model", "teacher", model, record)
         return metrics
 
     return STAGE.make(

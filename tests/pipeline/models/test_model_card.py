@@ -58,7 +58,7 @@ def written(folder: Path, role: Any, model: Any, **changed: Any) -> str:
         "metrics": METRICS,
         "measure": "ndcg@10",
     } | changed
-    model_card.write(folder, role, model, **figures)
+    model_card.write(folder, role, model, model_card.TrainingRecord(**figures))
     return (folder / "README.md").read_text(encoding="utf-8")
 
 

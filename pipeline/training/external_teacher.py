@@ -91,37 +91,14 @@ def make(
             f"the students' losses need states of the teacher's layers {list(layers)}, and an external teacher gives "
             "only scores; set the weights of those losses to 0, such as ranker.hidden_weight"
         )
-    settings = {"outside": True, **to_dict(config)}
-    # The first two are paths, whose contents are an input; the last changes only the speed.
-    for name in ("scores", "causal_lm", "batch_tokens"):
-        del settings[name]
-    if config.scores:
-        settings = {"outside": True}
-        path = Path(config.scores)
-        if not path.is_file():
-            raise MissingError(f"external_teacher.scores: {path} is no file; give a Parquet file with a column score")
-        outside: Input = OutsideFile.at(path)
-    else:
-        model = base_models.StartingModel.of(config.causal_lm)
-        outside = model.input
-    inputs: dict[str, Input] = {"outside": outside, "data": data, "pairs": pairs}
-    reader = None if config.scores or teacher is None else _reader_of_passages(teacher)
-    if reader is not None:
-        inputs["teacher"] = reader
+    source = _ScoreFile.of(config) if config.scores else _LanguageModel.of(config, teacher)
+    inputs: dict[str, Input] = {"outside": source.outside, "data": data, "pairs": pairs}
+    if source.reader is not None:
+        inputs["teacher"] = source.reader
 
     def build(staging: Staging) -> Mapping[str, Any]:
         texts = read_texts(data, pairs)
-        if config.scores:
-            raw, counts = read_scores(path, texts.table, pairs)
-        else:
-            with model.opened(staging) as folder:
-                if reader is None:
-                    raw, counts = causal_lm_judge.score(folder, config, texts, staging.checkpoint), {}
-                else:
-                    cut, parts = _passages(reader, data, pairs, texts)
-                    odds = causal_lm_judge.score(folder, config, parts, staging.checkpoint).astype(np.float32)
-                    score_files.write_best_passages(staging.folder, cut, odds)
-                    raw, counts = cut.joined(odds).astype(np.float64), cut.stats
+        raw, counts = source.scores(texts, data, pairs, staging)
         grades = texts.table.column("grade").to_numpy().astype(np.int64)
         split = np.array(texts.table.column("split").to_pylist(), dtype=np.str_)
         scale = fit(raw, grades, np.flatnonzero(split == "train"))
@@ -130,7 +107,84 @@ def make(
         score_files.write_thresholds(staging.folder, scale.thresholds)
         return {"pairs": len(scores), "slope": round(scale.slope, 4), **_valid(texts, grades, split, scores), **counts}
 
-    return STAGE.make(workspace, config=settings, inputs=inputs, build=build)
+    return STAGE.make(workspace, config=source.settings, inputs=inputs, build=build)
+
+
+@dataclass(frozen=True, slots=True)
+class _ScoreFile:
+    """An external teacher whose scores of the pairs are in a Parquet file."""
+
+    outside: OutsideFile
+    reader: None = None
+
+    @classmethod
+    def of(cls, config: ExternalTeacherConfig) -> "_ScoreFile":
+        """The file of `external_teacher.scores`, with its content as it is now.
+
+        Raises:
+            MissingError: there is none.
+        """
+        path = Path(config.scores)
+        if not path.is_file():
+            raise MissingError(f"external_teacher.scores: {path} is no file; give a Parquet file with a column score")
+        return cls(OutsideFile.at(path))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The part of the config that changes the scores: the file's content is an input, so none."""
+        return {"outside": True}
+
+    def scores(
+        self, texts: PairTexts, _data: Artifact, pairs: Artifact, _staging: Staging
+    ) -> tuple[Floats, Mapping[str, Any]]:
+        """(pairs,) the scores of the pairs on the file's scale, and figures for the metrics."""
+        return read_scores(self.outside.path, texts.table, pairs)
+
+
+@dataclass(frozen=True, slots=True)
+class _LanguageModel:
+    """An external teacher that is a causal language model, asked whether a document answers a query."""
+
+    config: ExternalTeacherConfig
+    model: base_models.StartingModel
+    reader: Artifact | None
+    """Our own teacher, where it reads long documents in passages: the language model then judges each of them."""
+
+    @classmethod
+    def of(cls, config: ExternalTeacherConfig, teacher: Artifact | None) -> "_LanguageModel":
+        """The model of `external_teacher.causal_lm`.
+
+        Raises:
+            MissingError: it cannot be had.
+        """
+        model = base_models.StartingModel.of(config.causal_lm)
+        return cls(config, model, None if teacher is None else _reader_of_passages(teacher))
+
+    @property
+    def outside(self) -> Input:
+        """The model as an input of the stage."""
+        return self.model.input
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The part of the config that changes the scores."""
+        settings = {"outside": True, **to_dict(self.config)}
+        # The first two are paths, whose contents are an input; the last changes only the speed.
+        for name in ("scores", "causal_lm", "batch_tokens"):
+            del settings[name]
+        return settings
+
+    def scores(
+        self, texts: PairTexts, data: Artifact, pairs: Artifact, staging: Staging
+    ) -> tuple[Floats, Mapping[str, Any]]:
+        """(pairs,) the model's log odds of the pairs, and figures for the metrics; writes the best passages."""
+        with self.model.opened(staging) as folder:
+            if self.reader is None:
+                return causal_lm_judge.score(folder, self.config, texts, staging.checkpoint), {}
+            cut, parts = _passages(self.reader, data, pairs, texts)
+            odds = causal_lm_judge.score(folder, self.config, parts, staging.checkpoint).astype(np.float32)
+            score_files.write_best_passages(staging.folder, cut, odds)
+            return cut.joined(odds).astype(np.float64), cut.stats
 
 
 def _reader_of_passages(teacher: Artifact) -> Artifact | None:
@@ -163,6 +217,29 @@ def read_scores(path: Path, table: pa.Table, pairs: Artifact) -> tuple[Floats, d
     Raises:
         SchemaError: not Parquet, a column missing, a score that is no number or is given twice, a pair without one.
     """
+    given, keys = _read_file(path)
+    wanted = table.select(["row_id", *PAIR_KEYS]).to_pandas()
+    if "queries.parquet" in pairs.manifest.files:  # Unlabelled lists, under names that are known here only.
+        lists = pq.read_table(pairs.file("queries.parquet"), columns=["query_id", "asked"]).to_pandas()
+        original_ids = wanted["query_id"].map(lists.set_index("query_id")["asked"])
+        wanted = wanted.assign(query_id=original_ids.fillna(wanted["query_id"]))
+    joined = wanted.merge(given, on=keys, how="left", validate="m:1")
+    lost = np.flatnonzero(joined["score"].isna())
+    if len(lost):
+        raise SchemaError(
+            f"{path}: no score for {len(lost):,} of {len(wanted):,} pairs, {_named(wanted.iloc[lost[0]], keys)} for "
+            f"one; score every row of {pairs.path / 'pairs.parquet'}"
+        )
+    used = given.merge(wanted[keys].drop_duplicates(), on=keys)
+    return joined["score"].to_numpy(dtype=np.float64), {"unused rows": len(given) - len(used)}
+
+
+def _read_file(path: Path) -> tuple[pd.DataFrame, list[str]]:
+    """The file's scores with the columns that name a pair, and the names of these columns; each pair stands once.
+
+    Raises:
+        SchemaError: not Parquet, a column missing, a score that is no number or is given twice.
+    """
     try:
         given = pq.read_table(path).to_pandas()
     except (pa.ArrowException, OSError) as error:
@@ -180,6 +257,22 @@ def read_scores(path: Path, table: pa.Table, pairs: Artifact) -> tuple[Floats, d
     if len(bad):
         value = given["score"].iloc[bad[0]]
         raise SchemaError(f"{path}, row {bad[0]}: score {value} is no finite number ({len(bad)} rows of {len(given)})")
+    given = _typed_keys(path, given, keys).assign(score=numbers)
+    twice = np.flatnonzero(given.duplicated(keys))
+    if len(twice):
+        raise SchemaError(
+            f"{path}, row {twice[0]}: a second score for {_named(given.iloc[twice[0]], keys)} ({len(twice)} such "
+            "rows); keep one"
+        )
+    return given, keys
+
+
+def _typed_keys(path: Path, given: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """The columns that name a pair: row numbers as integers, ids as text.
+
+    Raises:
+        SchemaError: a row number that is no whole number.
+    """
     kind = np.int64 if keys == ["row_id"] else str
     try:
         named = given[keys].astype(kind)
@@ -188,27 +281,7 @@ def read_scores(path: Path, table: pa.Table, pairs: Artifact) -> tuple[Floats, d
     if kind is np.int64 and len(cut := np.flatnonzero(pd.to_numeric(given["row_id"]) != named["row_id"])):
         value = given["row_id"].iloc[cut[0]]
         raise SchemaError(f"{path}, row {cut[0]}: row_id {value} is no whole number ({len(cut)} such rows)")
-    given = named.assign(score=numbers)
-    twice = np.flatnonzero(given.duplicated(keys))
-    if len(twice):
-        raise SchemaError(
-            f"{path}, row {twice[0]}: a second score for {_named(given.iloc[twice[0]], keys)} ({len(twice)} such "
-            "rows); keep one"
-        )
-    wanted = table.select(["row_id", *PAIR_KEYS]).to_pandas()
-    if "queries.parquet" in pairs.manifest.files:  # Unlabelled lists, under names that are known here only.
-        lists = pq.read_table(pairs.file("queries.parquet"), columns=["query_id", "asked"]).to_pandas()
-        original_ids = wanted["query_id"].map(lists.set_index("query_id")["asked"])
-        wanted = wanted.assign(query_id=original_ids.fillna(wanted["query_id"]))
-    joined = wanted.merge(given, on=keys, how="left", validate="m:1")
-    lost = np.flatnonzero(joined["score"].isna())
-    if len(lost):
-        raise SchemaError(
-            f"{path}: no score for {len(lost):,} of {len(wanted):,} pairs, {_named(wanted.iloc[lost[0]], keys)} for "
-            f"one; score every row of {pairs.path / 'pairs.parquet'}"
-        )
-    used = given.merge(wanted[keys].drop_duplicates(), on=keys)
-    return joined["score"].to_numpy(dtype=np.float64), {"unused rows": len(given) - len(used)}
+    return named
 
 
 def _named(row: "pd.Series[Any]", keys: Sequence[str]) -> str:
@@ -251,11 +324,29 @@ def fit(raw: Floats, grades: Ints, indices: Ints) -> ScoreScale:
         raise TrainingError(
             f"external scores: all {len(indices)} training pairs have the score {mean}; nothing to learn"
         )
-    scores = torch.from_numpy((raw[indices] - mean) / deviation)  # (n,) float64
-    wanted = torch.from_numpy(grades[indices])
+    slope, thresholds = _most_likely((raw[indices] - mean) / deviation, grades[indices], top)
+    if not slope > 0:
+        raise TrainingError(
+            f"external scores: higher scores go with lower grades (slope {slope:.3f} on "
+            f"{len(indices)} training pairs); "
+            "turn their sign, or exchange external_teacher.positive and external_teacher.negative"
+        )
+    shift = float(thresholds.mean())
+    return ScoreScale(mean, deviation, slope, shift, tuple((thresholds - shift).tolist()))
+
+
+def _most_likely(standardised: Floats, grades: Ints, top: int) -> tuple[float, Tensor]:
+    """The slope and the ascending thresholds, (top,), of the ordinal model of these grades, with the priors above.
+
+    Args:
+        standardised: (pairs,) scores of mean 0 and deviation 1.
+        grades: (pairs,) from 0 to `top`.
+        top: the highest grade.
+    """
+    scores, wanted = torch.from_numpy(standardised), torch.from_numpy(grades)  # (n,) float64, (n,)
     every, none = torch.arange(top + 1), scores.new_zeros(top + 1)
     slope = scores.new_ones(1).requires_grad_()
-    counts = np.bincount(grades[indices], minlength=top + 1) + PRIOR_PAIRS
+    counts = np.bincount(grades, minlength=top + 1) + PRIOR_PAIRS
     below = np.cumsum(counts)[:-1]
     start = torch.from_numpy(np.log(below / (counts.sum() - below)))
     first = start[:1].clone().requires_grad_()
@@ -281,13 +372,4 @@ def fit(raw: Floats, grades: Ints, indices: Ints) -> ScoreScale:
         return value
 
     search.step(step)  # type: ignore[no-untyped-call]
-    levels = thresholds().detach()
-    fitted_slope = float(slope.detach())
-    if not fitted_slope > 0:
-        raise TrainingError(
-            f"external scores: higher scores go with lower grades (slope {fitted_slope:.3f} on "
-            f"{len(indices)} training pairs); "
-            "turn their sign, or exchange external_teacher.positive and external_teacher.negative"
-        )
-    shift = float(levels.mean())
-    return ScoreScale(mean, deviation, fitted_slope, shift, tuple((levels - shift).tolist()))
+    return float(slope.detach()), thresholds().detach()

@@ -82,13 +82,7 @@ def make(
 
     def build(staging: Staging) -> Mapping[str, Any]:
         model, table = _opened(teacher, data, pairs)
-        if any(not 1 <= layer <= model.layers for layer in layers):
-            raise ConfigError(f"ranker.layer_map {list(layers)}: the teacher has layers 1 to {model.layers}")
-        if layers and model.hidden < width:
-            raise ConfigError(
-                f"the student is {width} wide and the teacher {model.hidden}; set ranker.hidden_weight to 0, as the "
-                "states of a narrower teacher cannot be matched"
-            )
+        _check_states(model, layers, width)
         run = ScoringRun(staging.checkpoint, "teacher scores", engine)
         scores: scoring.Floats | None = None
         stats: dict[str, Any] = {"pairs": len(table)}
@@ -119,6 +113,21 @@ def make(
         inputs={"teacher": teacher, "data": data, "pairs": pairs},
         build=build,
     )
+
+
+def _check_states(model: CrossEncoder, layers: Sequence[int], width: int) -> None:
+    """Checks that the teacher has states of these layers that a student of this width can be compared with.
+
+    Raises:
+        ConfigError: a layer that the teacher does not have, or states narrower than `width`.
+    """
+    if any(not 1 <= layer <= model.layers for layer in layers):
+        raise ConfigError(f"ranker.layer_map {list(layers)}: the teacher has layers 1 to {model.layers}")
+    if layers and model.hidden < width:
+        raise ConfigError(
+            f"the student is {width} wide and the teacher {model.hidden}; set ranker.hidden_weight to 0, as the "
+            "states of a narrower teacher cannot be matched"
+        )
 
 
 @MEAN

@@ -12,6 +12,8 @@ from pipeline.config import IndexConfig
 
 if TYPE_CHECKING:
     from index.held_out import HeldOutQueries
+    from index.vector_texts import TextChoice
+    from serving.runtime.offline import BundleEmbedder
 
 
 Check = Callable[[Artifact], None]
@@ -86,7 +88,6 @@ def make_searchable(
         check: see `Check`; None where the documents take the place of no others.
     """
     from index import lexical, semantic_build, shards, vectors
-    from index.quality import QualityFilter
     from serving.runtime import offline
 
     digest = offline.digest(encoder)
@@ -102,14 +103,11 @@ def make_searchable(
     embed = offline.embedder(encoder)
     embedded = run(
         vectors.make,
-        digest,
+        vectors.DocumentEncoder(digest, embed, run.engine),
         data=data,
-        embed=embed,
         previous=() if anew else known,
         embedding_round=number,
-        quality=QualityFilter.of(config),
-        engine=run.engine,
-        cutter=offline.cutter(embed, config.passages.passages(None)),
+        choice=_choice(config, embed),
     )
     apart = _fields(
         config, run, encoder=encoder, data=data, previous=None if anew else previous, whole_parts=whole_parts
@@ -171,11 +169,11 @@ def _fields(
         whole_parts: see `make_searchable`.
     """
     from index import lexical, semantic_build, shards, vectors
-    from index.quality import QualityFilter
     from serving.runtime import offline
 
     indexes = {}
-    digest, embed = offline.digest(encoder), offline.embedder(encoder)
+    embed = offline.embedder(encoder)
+    document_encoder = vectors.DocumentEncoder(offline.digest(encoder), embed, run.engine)
     for field_name in config.fields:
         named = run.labelled(field_name)
         part = release_parts.field_part("lexical", field_name)
@@ -188,24 +186,35 @@ def _fields(
         if not config.field_vectors:
             continue
         index_part = release_parts.field_part("index", field_name)
-        known = vectors.of_index(vectors.earlier(run.workspace, digest), (previous or {}).get(index_part))
+        known = vectors.of_index(
+            vectors.earlier(run.workspace, document_encoder.digest), (previous or {}).get(index_part)
+        )
         embedded = named(
             vectors.make,
-            digest,
+            document_encoder,
             data=data,
-            embed=embed,
             previous=() if previous is None else known,
             embedding_round=vectors.last_round(known, data),
-            quality=QualityFilter.of(config),
-            field=field_name,
-            engine=run.engine,
-            cutter=offline.cutter(embed, config.passages.passages(None)),
+            choice=_choice(config, embed, field_name),
         )
         # Nothing is searched for in it, so no recall is asked of it.
         plain = replace(config, recall=0.0, bytes_per_document=0.0)
         shared = (previous or {}).get(index_part)
         indexes[index_part] = named(semantic_build.make, plain, vectors=embedded, previous=shared)
     return indexes
+
+
+def _choice(config: IndexConfig, embed: "BundleEmbedder", field_name: str = "") -> "TextChoice":
+    """The texts that get vectors as the section says: whole documents or passages, or the values of one field."""
+    from index.quality import QualityFilter
+    from index.vector_texts import TextChoice
+    from serving.runtime import offline
+
+    return TextChoice(
+        quality=QualityFilter.of(config),
+        field=field_name,
+        cutter=offline.cutter(embed, config.passages.passages(None)),
+    )
 
 
 def held_out(config: IndexConfig, encoder: Artifact, digest: str, source: Artifact) -> "HeldOutQueries | None":

@@ -56,6 +56,10 @@ class KnownVectors:
     def __contains__(self, digest: bytes) -> bool:
         return digest in self._rows
 
+    def missing(self, digests: Iterable[bytes]) -> int:
+        """Number of these digests whose vectors are not known; equal ones count each."""
+        return sum(digest not in self for digest in digests)
+
     def add(self, digests: Iterable[bytes], vectors: Vectors, rows: Iterable[int] | None = None) -> None:
         """Adds the vectors of texts.
 

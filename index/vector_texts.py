@@ -18,6 +18,7 @@ import numpy as np
 from index import document_reader
 from index.digests import DIGEST_BYTES, Digests, Rows, as_bytes
 from index.document_reader import content_digest
+from index.quality import QualityFilter
 from index.vector_rows import Spans
 from pipeline import progress
 from pipeline.artifacts import Artifact
@@ -41,6 +42,47 @@ class DocumentCutter:
     def settings(self) -> dict[str, Any]:
         """The part of the vectors' fingerprint that the passages add."""
         return {"passages": self.passages.to_dict()}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextChoice:
+    """The texts of a collection that get vectors: by default each document, with title and text as one."""
+
+    quality: QualityFilter | None = None
+    """The documents that get vectors; all where None."""
+    field: str = ""
+    """The column that is embedded alone, see `index.field_vectors`; the whole document where empty. Documents whose
+    column is empty get no vector."""
+    cutter: DocumentCutter | None = None
+    """The rule by which long texts become passages; they are cut at their end where None."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The part of the vectors' fingerprint that the choice adds; empty for whole documents."""
+        return {
+            **(self.quality.settings if self.quality else {}),
+            **({"field": self.field} if self.field else {}),
+            **(self.cutter.settings if self.cutter else {}),
+        }
+
+    def documents(self, data: Artifact) -> "VectorTexts":
+        """The chosen texts before they are cut into passages.
+
+        Raises:
+            SchemaError: no documents, no such column, or nothing in it.
+        """
+        return of_documents(data, self.quality.kept(data) if self.quality else None, self.field)
+
+    def in_passages(self, data: Artifact, documents: "VectorTexts", previous: Sequence[Artifact]) -> "VectorTexts":
+        """The passages of these texts; the texts themselves where none is cut.
+
+        Args:
+            documents: the result of `documents`.
+            previous: earlier `vectors` artifacts, which tell where unchanged texts are cut.
+        """
+        if self.cutter is None:
+            return documents
+        return in_passages(data, documents, self.cutter, previous, self.field)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,20 +17,19 @@ import time
 import zipfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from index import document_reader, segments, vector_texts
+from index import document_reader, segments
 from index.digests import DIGEST_BYTES, as_bytes
 from index.known_vectors import KnownVectors, SharedVectors
-from index.quality import QualityFilter
 from index.vector_matrix import BLOCK, FILE, KIND, Vectors
-from index.vector_texts import DocumentCutter, VectorTexts
+from index.vector_texts import TextChoice, VectorTexts
 from pipeline import artifacts, compute, disk, progress
 from pipeline.artifacts import Artifact, Staging
 from pipeline.compute import ComputeEngine
@@ -52,28 +51,37 @@ Embed = Callable[[Sequence[str]], np.ndarray]
 """Texts → (texts, dimensions) unit vectors."""
 
 
-class EmbedBatches(Protocol):
-    """A function that embeds batches of texts and yields their vectors in the same order."""
-
-    def __call__(self, batches: Iterable[Sequence[str]], *, label: str) -> Iterator[np.ndarray]: ...
-
+WHOLE_DOCUMENTS = TextChoice()
+"""Every document has one vector, of title and text."""
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentEncoder:
+    """An encoder of documents as a function, and the digest by which its vectors are known again."""
+
+    digest: str
+    """Digest of the exported bundle that `embed` runs."""
+    embed: Embed
+    """Called with at most BATCH texts."""
+    engine: ComputeEngine = compute.LOCAL
+    """Where `embed` is called."""
+
+    def embed_batches(self, batches: Iterable[Sequence[str]]) -> Iterator[np.ndarray]:
+        """Embeds batches of texts, and yields their vectors in the same order."""
+        return self.engine.map(self.embed, batches, label="embedding documents")
 
 
 @STAGE
 def make(
     workspace: Path,
-    encoder_digest: str,
+    encoder: DocumentEncoder,
     *,
     data: Artifact,
-    embed: Embed,
     previous: Sequence[Artifact] = (),
     embedding_round: int = 0,
-    quality: QualityFilter | None = None,
-    field: str = "",
-    engine: ComputeEngine = compute.LOCAL,
-    cutter: DocumentCutter | None = None,
+    choice: TextChoice = WHOLE_DOCUMENTS,
 ) -> Artifact:
     """The `vectors` artifact: a matrix of (vectors, dimensions) float32, and rows.parquet with the document of each.
 
@@ -84,18 +92,13 @@ def make(
 
     Args:
         workspace: the folder that holds `artifacts/`.
-        encoder_digest: digest of the bundle that `embed` runs; part of the fingerprint.
+        encoder: its digest is part of the fingerprint.
         data: an artifact with documents.parquet.
-        embed: called with at most BATCH document texts.
         previous: earlier artifacts, the preferred first; their vectors are reused where text and encoder are the same,
             and the segments of the first one of the same field are shared. They are not part of the fingerprint, as
             they change only how long the work takes and which files hold the vectors.
         embedding_round: see `next_round`; part of the fingerprint unless 0.
-        quality: the documents that get vectors; all where None. Part of the fingerprint.
-        field: the column that is embedded alone, see `index.field_vectors`; the whole document where empty. Documents
-            whose column is empty get no vector. Part of the fingerprint.
-        engine: where `embed` is called.
-        cutter: how long texts become passages; they are cut at their end where None. Part of the fingerprint.
+        choice: the texts that get vectors; part of the fingerprint.
 
     Raises:
         SchemaError: no documents, no such column, or nothing in it.
@@ -105,33 +108,31 @@ def make(
     def build(staging: Staging) -> Mapping[str, Any]:
         began = time.monotonic()
         total = document_reader.count(data)
-        documents = vector_texts.of_documents(data, quality.kept(data) if quality else None, field)
-        chosen = vector_texts.in_passages(data, documents, cutter, previous, field) if cutter else documents
-        shared = SharedVectors.of(previous, encoder_digest, field)
-        plan = segments.plan_over(shared.segments, chosen.digest_array)
-        digests = [chosen.digests[row] for row in plan.written.tolist()]
+        documents = choice.documents(data)
+        texts = choice.in_passages(data, documents, previous)
+        shared = SharedVectors.of(previous, encoder.digest, choice.field)
+        plan = segments.plan_over(shared.segments, texts.digest_array)
+        digests = [texts.digests[row] for row in plan.written.tolist()]
         known = KnownVectors(shared.dimensions)
-        known.reuse(previous, encoder_digest, set(digests))
-        unknown = sum(digest not in known for digest in digests)
-        for shard in _shards(staging.checkpoint):
-            known.add(*shard)
-        resumed = unknown - sum(digest not in known for digest in digests)
-        reused = len(chosen.digests) - unknown
+        known.reuse(previous, encoder.digest, set(digests))
+        unknown = known.missing(digests)
+        resumed = _resume(known, digests, staging.checkpoint)
 
-        def texts(numbers: npt.NDArray[np.int64]) -> Iterator[tuple[str, str]]:
-            return chosen.read(data, field, plan.written[numbers])
+        def read(numbers: npt.NDArray[np.int64]) -> Iterator[tuple[str, str]]:
+            return texts.read(data, choice.field, plan.written[numbers])
 
-        embedded = _embed_missing(texts, digests, partial(engine.map, embed), known, staging.checkpoint)
-        if not chosen.digests:  # As in a shard whose documents all lack a field; the file keeps the width.
-            known.add((), _checked(embed([""]), [""])[:0])
+        embedded = _embed_missing(read, digests, encoder, known, staging.checkpoint)
+        if not texts.digests:  # As in a shard whose documents all lack a field; the file keeps the width.
+            known.add((), _checked(encoder.embed([""]), [""])[:0])
         plan.write(staging)
         if digests or plan.is_fresh:
             _write(staging.folder / plan.folder / FILE, digests, known)
-        chosen.write(staging.folder / "rows.parquet")
+        texts.write(staging.folder / "rows.parquet")
+        reused = len(texts.digests) - unknown
         log.info("vectors: %d documents, %d embedded, %d reused, %d resumed", total, embedded, reused, resumed)
         return {
             "documents": total,
-            **_counts(documents, chosen),
+            **_counts(documents, texts),
             "dimensions": known.dimensions,
             "embedded": embedded,
             "reused": reused,
@@ -140,13 +141,8 @@ def make(
             **({"embedded_per_s": round(embedded / (time.monotonic() - began), 1)} if embedded else {}),
         }
 
-    settings = {
-        "encoder_digest": encoder_digest,
-        **({"round": embedding_round} if embedding_round else {}),
-        **(quality.settings if quality else {}),
-        **({"field": field} if field else {}),
-        **(cutter.settings if cutter else {}),
-    }
+    rounds = {"round": embedding_round} if embedding_round else {}
+    settings = {"encoder_digest": encoder.digest, **rounds, **choice.settings}
     return STAGE.make(workspace, config=settings, inputs={"data": data}, build=build)
 
 
@@ -197,8 +193,16 @@ def _counts(documents: VectorTexts, chosen: VectorTexts) -> dict[str, int]:
     return counts
 
 
+def _resume(known: KnownVectors, digests: Sequence[bytes], checkpoint: Path) -> int:
+    """Adds the vectors that an interrupted run left, and returns how many of these texts they are of."""
+    missing = known.missing(digests)
+    for shard in _shards(checkpoint):
+        known.add(*shard)
+    return missing - known.missing(digests)
+
+
 def _embed_missing(
-    texts: Texts, digests: Sequence[bytes], embed: EmbedBatches, known: KnownVectors, checkpoint: Path
+    texts: Texts, digests: Sequence[bytes], encoder: DocumentEncoder, known: KnownVectors, checkpoint: Path
 ) -> int:
     """Embeds the texts whose vectors are not known yet, and writes a shard every SHARD_S; returns their number."""
     missing = {digest for digest in digests if digest not in known}
@@ -214,7 +218,7 @@ def _embed_missing(
             yield texts_of_batch
 
     with progress.bar("Embedding documents", done + len(missing), "documents", done) as advance:
-        for embedded in embed(bodies(), label="embedding documents"):
+        for embedded in encoder.embed_batches(bodies()):
             names, doc_ids = drawn.popleft()
             vectors = _checked(embedded, doc_ids)
             known.add(names, vectors)

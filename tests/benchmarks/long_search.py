@@ -20,6 +20,7 @@ import pyarrow as pa
 from index import lexical, semantic_build, vectors
 from index.lexical import LexicalIndex
 from index.semantic import SemanticIndex
+from index.vector_texts import TextChoice
 from pipeline.artifacts import Artifact
 from pipeline.config import ExportConfig, IndexConfig
 from pipeline.evaluation import metrics, significance
@@ -102,7 +103,12 @@ def main() -> None:
         for passages in (None, Passages(most=64)) if tokens < 512 else (None,):
             embed = offline.embedder(exported)
             cutter = offline.cutter(embed, passages)
-            table = vectors.make(workspace, offline.digest(exported), data=data, embed=embed, cutter=cutter)
+            table = vectors.make(
+                workspace,
+                vectors.DocumentEncoder(offline.digest(exported), embed),
+                data=data,
+                choice=TextChoice(cutter=cutter),
+            )
             index = SemanticIndex.load(semantic_build.make(workspace, IndexConfig(), vectors=table).path)
             queries = offline.embedder(exported, "query")(list(long.queries.values()))
             hits = index.search_batch(queries, 100)

@@ -122,7 +122,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     }
     encoder = export("encoder", BiEncoder.start(bases[LAYERS[0]], dimensions=64, **sizes), LAYERS[0])
     engine = Engine(encoder.path, threads=1)
-    embedded = vectors.make(workspace, engine.digest, data=data, embed=lambda texts: engine.embed(texts, "document"))
+    embedded = vectors.make(
+        workspace, vectors.DocumentEncoder(engine.digest, lambda texts: engine.embed(texts, "document")), data=data
+    )
     engine.close()
     fusion = features.Fusion(weights=dict.fromkeys(features.FEATURES, 1.0)).to_json()
     parts = {

@@ -177,7 +177,7 @@ def calls(folder: Path) -> Iterator[tuple[str, Callable[[], Artifact]]]:
     yield "lexical.run", call(lexical.run, lexical=of("lexical"), data=data, depth=20, splits=("train",))
     yield "lexical.score", call(lexical.score, lexical=of("lexical"), data=data, pairs=pool, split="test")
     yield "documents.make", call(documents.make, data=data)
-    yield "vectors.make", call(vectors.make, "digest", data=data, embed=embed)
+    yield "vectors.make", call(vectors.make, vectors.DocumentEncoder("digest", embed), data=data)
     yield "semantic_build.make", call(semantic_build.make, recipe.index, vectors=of("vectors"))
     searched = {"index": of("index"), "data": data, "embed_queries": embed}
     yield "semantic.run", call(semantic.run, **searched, depth=20, splits=("train",))

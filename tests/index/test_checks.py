@@ -34,7 +34,7 @@ def parts(tmp_path: Path) -> dict[str, Artifact]:
         corpus["d7"] = {"title": text, "text": "words", "size": 3}
         earlier = [parts["vectors"]] if parts else []
         embedded = vectors.make(
-            tmp_path, "encoder", data=data_of(tmp_path, corpus), embed=unit_vectors, previous=earlier
+            tmp_path, vectors.DocumentEncoder("encoder", unit_vectors), data=data_of(tmp_path, corpus), previous=earlier
         )
         index = semantic_build.make(tmp_path, CONFIG, vectors=embedded, previous=parts.get("index"))
         parts = {**indexed(tmp_path, corpus, parts), "index": index, "vectors": embedded}
@@ -53,7 +53,7 @@ def test_sound_parts_have_no_problem(parts: dict[str, Artifact], tmp_path: Path)
         assert [(segment.documents, segment.live) for segment in listed] == [(51, 50), (1, 1)]
         assert all(segment.bytes == sum(path.stat().st_size for path in segment.files) for segment in listed)
     corpus = data_of(tmp_path, {"d0": random_document(random.Random(0))})
-    alone = vectors.make(tmp_path, "encoder", data=corpus, embed=unit_vectors)
+    alone = vectors.make(tmp_path, vectors.DocumentEncoder("encoder", unit_vectors), data=corpus)
     assert [segment.live for segment in inventory.segments_of(alone)] == [1]
 
 

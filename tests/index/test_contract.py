@@ -37,7 +37,7 @@ def index_of(tmp_path: Path, make_data: Callable[..., Artifact]) -> Callable[...
         data = make_data([str(row) for row in range(len(matrix))])
         digest = f"encoder {matrix.sum()}"
         vector_artifact = vectors.make(
-            tmp_path, digest, data=data, embed=lambda texts: matrix[[int(text) for text in texts]]
+            tmp_path, vectors.DocumentEncoder(digest, lambda texts: matrix[[int(text) for text in texts]]), data=data
         )
         return semantic_build.make(tmp_path, config, vectors=vector_artifact, queries=queries)
 

@@ -170,14 +170,14 @@ except ArtifactError as error:
         ("documents", "", "documents.make(Path(sys.argv[1]), data=data)"),
         (
             "vectors",
-            "import numpy as np",
-            "vectors.make(Path(sys.argv[1]), 'e', data=data, embed=lambda texts: np.eye(64)[:1].repeat(len(texts), 0))",
+            "import numpy as np; embed = lambda texts: np.eye(64)[:1].repeat(len(texts), 0)",
+            "vectors.make(Path(sys.argv[1]), vectors.DocumentEncoder('e', embed), data=data)",
         ),
         (
             "semantic_build, vectors",
             "import numpy as np; from pipeline.config import IndexConfig\n"
             "embed = lambda texts: np.eye(64)[:1].repeat(len(texts), 0)\n"
-            "made = vectors.make(Path(sys.argv[1]), 'e', data=data, embed=embed)",
+            "made = vectors.make(Path(sys.argv[1]), vectors.DocumentEncoder('e', embed), data=data)",
             "semantic_build.make(Path(sys.argv[1]), IndexConfig(), vectors=made)",
         ),
         (

@@ -10,6 +10,7 @@ from index import lexical, semantic_build, vectors
 from index.fields import FieldIndexes
 from index.lexical import LexicalIndex
 from index.quality import QualityFilter
+from index.vector_texts import TextChoice
 from pipeline.artifacts import Artifact
 from pipeline.config import IndexConfig
 from pipeline.errors import ConfigError, SchemaError
@@ -57,7 +58,12 @@ def test_a_field_has_a_vector_where_it_is_not_empty(
     quality: QualityFilter | None, make_data: Callable[..., Artifact], tmp_path: Path
 ) -> None:
     data = make_data(TEXTS, columns={"title": TITLES, "up": [9, 9, 9, 0, 9], "down": [0, 0, 0, 9, 0]})
-    embedded = vectors.make(tmp_path, "digest", data=data, embed=letters, field="title", quality=quality)
+    embedded = vectors.make(
+        tmp_path,
+        vectors.DocumentEncoder("digest", letters),
+        data=data,
+        choice=TextChoice(quality=quality, field="title"),
+    )
     index = semantic_build.make(tmp_path, IndexConfig(), vectors=embedded)
     assert index.manifest.config["field"] == "title"
     indexes = FieldIndexes.load({"index.title": index})
@@ -71,7 +77,12 @@ def test_a_field_has_a_vector_where_it_is_not_empty(
 
 def test_a_field_that_is_empty_everywhere_has_no_vectors(make_data: Callable[..., Artifact], tmp_path: Path) -> None:
     with pytest.raises(SchemaError, match=r"column title, which index\.fields names, is empty in every document"):
-        vectors.make(tmp_path, "digest", data=make_data(["a b", "c"]), embed=letters, field="title")
+        vectors.make(
+            tmp_path,
+            vectors.DocumentEncoder("digest", letters),
+            data=make_data(["a b", "c"]),
+            choice=TextChoice(field="title"),
+        )
 
 
 def test_a_column_that_is_not_there_or_empty_is_named(data: Artifact, tmp_path: Path) -> None:

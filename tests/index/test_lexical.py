@@ -210,7 +210,9 @@ def test_the_service_loads_nothing_heavy(tmp_path: Path, make_data: Callable[...
         semantic_build.make(
             tmp_path,
             IndexConfig(),
-            vectors=vectors.make(tmp_path, "e", data=data, embed=lambda texts: np.eye(2)[: len(texts)]),
+            vectors=vectors.make(
+                tmp_path, vectors.DocumentEncoder("e", lambda texts: np.eye(2)[: len(texts)]), data=data
+            ),
         ).path,
     ]
     program = (

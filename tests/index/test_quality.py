@@ -10,6 +10,7 @@ from scipy.stats import binomtest
 from index import semantic_build, vectors
 from index.quality import QualityFilter, wilson
 from index.semantic import SemanticIndex
+from index.vector_texts import TextChoice
 from pipeline.artifacts import Artifact
 from pipeline.config import IndexConfig
 from pipeline.errors import ConfigError, SchemaError
@@ -40,7 +41,9 @@ def test_a_search_is_that_among_the_kept_documents(
     kept = VOTES.kept(data)
     assert 50 < len(kept) < COUNT - 50
     assert 7 not in kept
-    vector_artifact = vectors.make(tmp_path, "e", data=data, embed=embed, quality=VOTES)
+    vector_artifact = vectors.make(
+        tmp_path, vectors.DocumentEncoder("e", embed), data=data, choice=TextChoice(quality=VOTES)
+    )
     matrix = embed([f"text {row}" for row in range(COUNT)])
     np.testing.assert_array_equal(np.load(vector_artifact.file("vectors.npy")), matrix[kept])
     artifact = semantic_build.make(tmp_path, IndexConfig(**config), vectors=vector_artifact)
@@ -68,11 +71,22 @@ def test_a_search_is_that_among_the_kept_documents(
 def test_the_filter_is_part_of_the_fingerprint_and_known_vectors_are_used_again(
     data: Artifact, tmp_path: Path, embed: Callable[[Sequence[str]], np.ndarray]
 ) -> None:
-    everything = vectors.make(tmp_path, "e", data=data, embed=embed)
+    everything = vectors.make(tmp_path, vectors.DocumentEncoder("e", embed), data=data)
     assert "with_vectors" not in everything.metrics
-    filtered = vectors.make(tmp_path, "e", data=data, embed=embed, quality=VOTES, previous=[everything])
+    filtered = vectors.make(
+        tmp_path,
+        vectors.DocumentEncoder("e", embed),
+        data=data,
+        previous=[everything],
+        choice=TextChoice(quality=VOTES),
+    )
     assert filtered.metrics["embedded"] == 0
-    other = vectors.make(tmp_path, "e", data=data, embed=embed, quality=QualityFilter("up", "down", 0.4))
+    other = vectors.make(
+        tmp_path,
+        vectors.DocumentEncoder("e", embed),
+        data=data,
+        choice=TextChoice(quality=QualityFilter("up", "down", 0.4)),
+    )
     assert len({everything.fingerprint, filtered.fingerprint, other.fingerprint}) == 3
 
 

@@ -296,7 +296,9 @@ def semantic(workspace: Path, corpus: Documents, before: Artifact | None, config
     if before is not None:
         kinds = before.path.parents[1]
         known = [artifacts.load(kinds / vectors.KIND / before.manifest.inputs["vectors"])]
-    embedded = vectors.make(workspace, "encoder", data=data_of(workspace, corpus), embed=unit_vectors, previous=known)
+    embedded = vectors.make(
+        workspace, vectors.DocumentEncoder("encoder", unit_vectors), data=data_of(workspace, corpus), previous=known
+    )
     return semantic_build.make(workspace, config, vectors=embedded, previous=before)
 
 

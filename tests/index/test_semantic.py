@@ -42,7 +42,7 @@ def index_of(tmp_path: Path, make_data: Callable[..., Artifact]) -> Callable[...
         data = make_data([str(row) for row in range(len(matrix))])
         digest = f"encoder {matrix.sum()}"
         vector_artifact = vectors.make(
-            tmp_path, digest, data=data, embed=lambda texts: matrix[[int(text) for text in texts]]
+            tmp_path, vectors.DocumentEncoder(digest, lambda texts: matrix[[int(text) for text in texts]]), data=data
         )
         return semantic_build.make(tmp_path, config or IndexConfig(), vectors=vector_artifact)
 
@@ -285,7 +285,7 @@ def test_a_semantic_run_ranks_the_queries_of_its_splits(
     queries = {f"q{number}": f"query {number}" for number in range(600)}
     splits = {query: "valid" if number % 2 else "train" for number, query in enumerate(queries)}
     data = make_data([f"text {row}" for row in range(40)], queries=queries, splits=splits)
-    vector_artifact = vectors.make(tmp_path, "e", data=data, embed=embed)
+    vector_artifact = vectors.make(tmp_path, vectors.DocumentEncoder("e", embed), data=data)
     index = semantic_build.make(tmp_path, IndexConfig(), vectors=vector_artifact)
     run = search.run(tmp_path, index=index, data=data, embed_queries=embed, depth=5, splits=["valid"])
     matrix = np.load(vector_artifact.file("vectors.npy"))

@@ -11,7 +11,7 @@ from index import semantic_build, vectors
 from index.document_reader import content_digest
 from index.quality import QualityFilter
 from index.semantic import SemanticIndex
-from index.vector_texts import DocumentCutter
+from index.vector_texts import DocumentCutter, TextChoice
 from pipeline.artifacts import Artifact
 from pipeline.config import IndexConfig, PassagesConfig
 from pipeline.errors import ArtifactError, ConfigError, SchemaError
@@ -69,7 +69,13 @@ def indexed(
     """The vectors and the index of these documents, over those of an earlier state."""
     known = previous[:1] if previous else ()
     cutter = DocumentCutter(RULE, cut or WordCutter())
-    embedded = vectors.make(workspace, "e", data=data, embed=embed, previous=known, cutter=cutter, **options)
+    embedded = vectors.make(
+        workspace,
+        vectors.DocumentEncoder("e", embed),
+        data=data,
+        previous=known,
+        choice=TextChoice(cutter=cutter, **options),
+    )
     return embedded, semantic_build.make(workspace, config, vectors=embedded, previous=previous and previous[1])
 
 

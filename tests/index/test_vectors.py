@@ -50,9 +50,12 @@ def test_any_changes_end_in_what_a_fresh_embedding_gives(
         if artifact is not None:
             before = {row["content"] for row in pq.read_table(artifact.file("rows.parquet")).to_pylist()}
         artifact = vectors.make(
-            tmp_path / "changed", "encoder", data=data, embed=counting, previous=[artifact] if artifact else []
+            tmp_path / "changed",
+            vectors.DocumentEncoder("encoder", counting),
+            data=data,
+            previous=[artifact] if artifact else [],
         )
-        fresh = vectors.make(tmp_path / f"fresh{round_}", "encoder", data=data, embed=embed)
+        fresh = vectors.make(tmp_path / f"fresh{round_}", vectors.DocumentEncoder("encoder", embed), data=data)
         assert content(artifact) == content(fresh)
         assert artifact.fingerprint == fresh.fingerprint
         np.testing.assert_array_equal(vector_matrix.read(artifact)[:], embed(texts))
@@ -73,9 +76,9 @@ def test_any_changes_end_in_what_a_fresh_embedding_gives(
 
 def test_another_encoder_embeds_all_again(tmp_path: Path, make_data: Callable[..., Artifact], embed: Embed) -> None:
     data = make_data(["a", "b", "a"])
-    first = vectors.make(tmp_path, "one", data=data, embed=embed)
+    first = vectors.make(tmp_path, vectors.DocumentEncoder("one", embed), data=data)
     counting = Counting(lambda texts: -embed(texts))
-    second = vectors.make(tmp_path, "two", data=data, embed=counting, previous=[first])
+    second = vectors.make(tmp_path, vectors.DocumentEncoder("two", counting), data=data, previous=[first])
     assert counting.texts == ["a", "b"]
     np.testing.assert_array_equal(vector_matrix.read(second)[:], -vector_matrix.read(first)[:])
     assert second.manifest.config["encoder_digest"] == "two"
@@ -86,7 +89,9 @@ def test_title_and_text_are_embedded_as_models_read_them(
 ) -> None:
     counting = Counting(embed)
     vectors.make(
-        tmp_path, "e", data=make_data(["text", "", "c"], columns={"title": ["title", "b", ""]}), embed=counting
+        tmp_path,
+        vectors.DocumentEncoder("e", counting),
+        data=make_data(["text", "", "c"], columns={"title": ["title", "b", ""]}),
     )
     assert counting.texts == ["title\ntext", "b", "c"]
 
@@ -107,7 +112,7 @@ def embed(texts):
     seeds = [int(text.split()[1]) for text in texts]
     made = np.array([np.random.default_rng(seed).normal(size=8) for seed in seeds])
     return made / np.linalg.norm(made, axis=1, keepdims=True)
-made = vectors.make(Path(sys.argv[1]), "e", data=artifacts.load(Path(sys.argv[2])), embed=embed)
+made = vectors.make(Path(sys.argv[1]), vectors.DocumentEncoder("e", embed), data=artifacts.load(Path(sys.argv[2])))
 print(calls, made.metrics["embedded"], made.metrics["resumed"])
 """
 
@@ -146,7 +151,7 @@ def test_a_damaged_shard_is_embedded_again(
     monkeypatch.setattr(vectors, "SHARD_S", 0.0)
     data = make_data([f"text {row}" for row in range(30)])
     with pytest.raises(KeyboardInterrupt):
-        vectors.make(tmp_path, "e", data=data, embed=Counting(embed, fail_at=20))
+        vectors.make(tmp_path, vectors.DocumentEncoder("e", Counting(embed, fail_at=20)), data=data)
     first, second, third, fourth = sorted((tmp_path / "artifacts" / "vectors").glob("*.checkpoint/*.npz"))
     damaged = bytearray(first.read_bytes())
     damaged[400] ^= 1
@@ -154,7 +159,7 @@ def test_a_damaged_shard_is_embedded_again(
     second.write_bytes(second.read_bytes()[:100])
     third.write_bytes(b"")
     counting = Counting(embed)
-    artifact = vectors.make(tmp_path, "e", data=data, embed=counting)
+    artifact = vectors.make(tmp_path, vectors.DocumentEncoder("e", counting), data=data)
     assert counting.texts == [f"text {row}" for row in [*range(15), *range(20, 30)]]
     np.testing.assert_array_equal(vector_matrix.read(artifact)[:], embed([f"text {row}" for row in range(30)]))
     assert sum("not a readable shard" in message for message in caplog.messages) == 3
@@ -180,22 +185,27 @@ def test_vectors_that_are_not_unit_vectors_are_refused(
     embed: Embed,
 ) -> None:
     with np.errstate(invalid="ignore"), pytest.raises(ArtifactError, match=reason):
-        vectors.make(tmp_path, "e", data=make_data(["a", "b", "c"]), embed=lambda texts: spoil(embed(texts)))
+        vectors.make(
+            tmp_path, vectors.DocumentEncoder("e", lambda texts: spoil(embed(texts))), data=make_data(["a", "b", "c"])
+        )
 
 
 def test_a_width_that_changes_under_one_digest_is_refused(
     tmp_path: Path, make_data: Callable[..., Artifact], embed: Embed
 ) -> None:
-    first = vectors.make(tmp_path, "e", data=make_data(["a"]), embed=embed)
+    first = vectors.make(tmp_path, vectors.DocumentEncoder("e", embed), data=make_data(["a"]))
     with pytest.raises(ArtifactError, match="8 dimensions now and gave 16 before"):
         vectors.make(
-            tmp_path, "e", data=make_data(["a", "b"]), embed=lambda texts: np.eye(8)[: len(texts)], previous=[first]
+            tmp_path,
+            vectors.DocumentEncoder("e", lambda texts: np.eye(8)[: len(texts)]),
+            data=make_data(["a", "b"]),
+            previous=[first],
         )
 
 
 def test_no_documents_are_an_error(tmp_path: Path, make_data: Callable[..., Artifact], embed: Embed) -> None:
     with pytest.raises(SchemaError, match="no document"):
-        vectors.make(tmp_path, "e", data=make_data([]), embed=embed)
+        vectors.make(tmp_path, vectors.DocumentEncoder("e", embed), data=make_data([]))
 
 
 def test_all_earlier_vectors_of_an_encoder_are_reused(
@@ -203,19 +213,22 @@ def test_all_earlier_vectors_of_an_encoder_are_reused(
 ) -> None:
     """A large corpus shrinks and then changes by one document at a time: one document is embedded at a time."""
     texts = [f"text {row}" for row in range(60)]
-    vectors.make(tmp_path, "e", data=make_data(texts), embed=embed)
+    vectors.make(tmp_path, vectors.DocumentEncoder("e", embed), data=make_data(texts))
     texts = texts[:10]
     for change in range(4):
         texts[change] = f"changed {change}"
         counting, known = Counting(embed), vectors.earlier(tmp_path, "e")
-        last = vectors.make(tmp_path, "e", data=make_data(texts), embed=counting, previous=known)
+        last = vectors.make(tmp_path, vectors.DocumentEncoder("e", counting), data=make_data(texts), previous=known)
         assert counting.texts == [f"changed {change}"]
     newest = max(last.path.rglob("vectors.npy"), key=lambda path: path.stat().st_mtime_ns)
     assert newest.stat().st_nlink == 1  # No other artifact shares it.
     newest.write_bytes(b"damaged")
     counting = Counting(embed)
     vectors.make(
-        tmp_path, "e", data=make_data([*texts, "new"]), embed=counting, previous=vectors.earlier(tmp_path, "e")
+        tmp_path,
+        vectors.DocumentEncoder("e", counting),
+        data=make_data([*texts, "new"]),
+        previous=vectors.earlier(tmp_path, "e"),
     )
     assert sorted(counting.texts) == ["changed 3", "new"]
     assert any("not reused" in message for message in caplog.messages)
@@ -225,14 +238,16 @@ def test_a_round_embeds_anew_beside_the_earlier_ones(
     tmp_path: Path, make_data: Callable[..., Artifact], embed: Embed
 ) -> None:
     data = make_data(["a", "b"])
-    first = vectors.make(tmp_path, "e", data=data, embed=embed)
+    first = vectors.make(tmp_path, vectors.DocumentEncoder("e", embed), data=data)
     assert vectors.next_round(vectors.earlier(tmp_path, "e")) == 1
-    second = vectors.make(tmp_path, "e", data=data, embed=lambda texts: -embed(texts), embedding_round=1)
+    second = vectors.make(
+        tmp_path, vectors.DocumentEncoder("e", lambda texts: -embed(texts)), data=data, embedding_round=1
+    )
     assert second.fingerprint != first.fingerprint
     assert first.file("vectors.npy").exists()
     known = vectors.earlier(tmp_path, "e")
     assert vectors.last_round(known, data) == 1
-    later = vectors.make(tmp_path, "e", data=make_data(["b", "c"]), embed=embed, previous=known)
+    later = vectors.make(tmp_path, vectors.DocumentEncoder("e", embed), data=make_data(["b", "c"]), previous=known)
     assert np.array_equal(vector_matrix.read(later)[:][0], vector_matrix.read(second)[:][1])
 
 
@@ -250,12 +265,12 @@ def test_a_small_change_writes_its_own_vectors_alone(
     old: bool, tmp_path: Path, make_data: Callable[..., Artifact], embed: Embed
 ) -> None:
     texts = [f"text {row}" for row in range(50)]
-    first = vectors.make(tmp_path, "e", data=make_data(texts), embed=embed)
+    first = vectors.make(tmp_path, vectors.DocumentEncoder("e", embed), data=make_data(texts))
     if old:
         first = before_segments(first)
         assert sorted(first.manifest.files) == ["rows.parquet", "vectors.npy"]
     texts = ["new", *texts[:7], *texts[8:][::-1]]
-    second = vectors.make(tmp_path, "e", data=make_data(texts), embed=embed, previous=[first])
+    second = vectors.make(tmp_path, vectors.DocumentEncoder("e", embed), data=make_data(texts), previous=[first])
     figures = {name: second.metrics[name] for name in ("segments", "tombstones", "rewritten", "embedded", "reused")}
     assert figures == {"segments": 2, "tombstones": 1, "rewritten": 1, "embedded": 1, "reused": 49}
     large, small = sorted(second.path.rglob("vectors.npy"), key=lambda path: -path.stat().st_size)
@@ -264,10 +279,13 @@ def test_a_small_change_writes_its_own_vectors_alone(
     np.testing.assert_array_equal(vector_matrix.read(second)[:], embed(texts))
     assert inventory.indexed(second) == 50
     assert [(item.documents, item.live) for item in inventory.segments_of(second)] == [(50, 49), (1, 1)]
-    third = vectors.make(tmp_path, "e", data=make_data(texts[1:]), embed=embed, previous=[second, first])
+    third = vectors.make(
+        tmp_path, vectors.DocumentEncoder("e", embed), data=make_data(texts[1:]), previous=[second, first]
+    )
     assert (third.metrics["embedded"], third.metrics["rewritten"]) == (0, 0)
     assert (
-        third.fingerprint == vectors.make(tmp_path / "fresh", "e", data=make_data(texts[1:]), embed=embed).fingerprint
+        third.fingerprint
+        == vectors.make(tmp_path / "fresh", vectors.DocumentEncoder("e", embed), data=make_data(texts[1:])).fingerprint
     )
 
 
@@ -276,9 +294,11 @@ def test_parts_of_a_matrix_of_segments_are_those_of_one_array(
 ) -> None:
     monkeypatch.setattr(vector_matrix, "BLOCK", 7)
     texts = [f"text {row}" for row in range(50)]
-    first = vectors.make(tmp_path, "e", data=make_data(texts), embed=embed)
+    first = vectors.make(tmp_path, vectors.DocumentEncoder("e", embed), data=make_data(texts))
     texts = [*texts[9:30][::-1], "new", *texts[30:]]
-    matrix = vector_matrix.read(vectors.make(tmp_path, "e", data=make_data(texts), embed=embed, previous=[first]))
+    matrix = vector_matrix.read(
+        vectors.make(tmp_path, vectors.DocumentEncoder("e", embed), data=make_data(texts), previous=[first])
+    )
     expected = embed(texts)
     assert isinstance(matrix, vector_matrix.SegmentedMatrix)
     assert (matrix.shape, matrix.size, len(matrix), matrix.ndim) == (expected.shape, expected.size, len(expected), 2)
@@ -302,8 +322,10 @@ def test_a_cut_in_any_file_of_vectors_in_segments_is_refused_by_name(
     tmp_path: Path, make_data: Callable[..., Artifact], embed: Embed, resealed: Callable[..., Path]
 ) -> None:
     texts = [f"text {row}" for row in range(50)]
-    first = vectors.make(tmp_path, "e", data=make_data(texts), embed=embed)
-    second = vectors.make(tmp_path, "e", data=make_data([*texts, "new"]), embed=embed, previous=[first])
+    first = vectors.make(tmp_path, vectors.DocumentEncoder("e", embed), data=make_data(texts))
+    second = vectors.make(
+        tmp_path, vectors.DocumentEncoder("e", embed), data=make_data([*texts, "new"]), previous=[first]
+    )
     for name in [name for name in second.manifest.files if name.endswith((".npy", ".json"))]:
 
         def cut(folder: Path, name: str = name) -> None:

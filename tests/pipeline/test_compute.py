@@ -181,13 +181,15 @@ def test_vectors_are_the_same_bytes_though_a_worker_is_killed(
 ) -> None:
     monkeypatch.setattr(vectors, "BATCH", 9)
     embed = offline.embedder(encoder)
-    here = vectors.make(tmp_path / "here", "encoder", data=untrained.data, embed=embed)
+    here = vectors.make(tmp_path / "here", vectors.DocumentEncoder("encoder", embed), data=untrained.data)
     once = tmp_path / "once"
     if not isinstance(engine, compute.LocalEngine):
         once.touch()
     word = _table(untrained.data.file("documents.parquet")).column("title")[40].as_py().split()[0]
     dying = DyingEmbedder(embed, word, once)
-    there = vectors.make(tmp_path / "there", "encoder", data=untrained.data, embed=dying, engine=engine)
+    there = vectors.make(
+        tmp_path / "there", vectors.DocumentEncoder("encoder", dying, engine=engine), data=untrained.data
+    )
     assert not once.exists()
     assert here.fingerprint == there.fingerprint
     assert content(here) == content(there)
@@ -264,7 +266,7 @@ def test_a_head_that_is_gone_is_told_and_the_next_run_goes_on(  # Last: it ends 
     monkeypatch.setattr(vectors, "SHARD_S", 0.0)
     monkeypatch.setattr(ray_cluster, "HEAD_S", 2.0)
     embed = offline.embedder(encoder)
-    here = vectors.make(tmp_path / "here", "encoder", data=untrained.data, embed=embed)
+    here = vectors.make(tmp_path / "here", vectors.DocumentEncoder("encoder", embed), data=untrained.data)
     original, written = vectors._write_shard, 0
 
     def write_shard(*args: Any) -> None:
@@ -277,8 +279,10 @@ def test_a_head_that_is_gone_is_told_and_the_next_run_goes_on(  # Last: it ends 
     monkeypatch.setattr(vectors, "_write_shard", write_shard)
     slow = Slow(embed)
     with pytest.raises(UnavailableError, match=r"the head of the Ray cluster, .* is gone"):
-        vectors.make(tmp_path / "there", "encoder", data=untrained.data, embed=slow, engine=on(two_nodes))
-    resumed = vectors.make(tmp_path / "there", "encoder", data=untrained.data, embed=embed)
+        vectors.make(
+            tmp_path / "there", vectors.DocumentEncoder("encoder", slow, engine=on(two_nodes)), data=untrained.data
+        )
+    resumed = vectors.make(tmp_path / "there", vectors.DocumentEncoder("encoder", embed), data=untrained.data)
     assert resumed.metrics["resumed"] >= 8
     assert resumed.metrics["resumed"] + resumed.metrics["embedded"] == here.metrics["embedded"]
     assert content(here) == content(resumed)

@@ -18,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from index import documents, lexical, semantic_build, vectors
+from index.vector_texts import TextChoice
 from pipeline import artifacts, features, schema
 from pipeline.artifacts import Artifact, Staging
 from pipeline.config import IndexConfig
@@ -235,10 +236,9 @@ class TinyWorkspace:
         engine = Engine(embedding.path, threads=1)
         document_vectors = vectors.make(
             self.path,
-            engine.digest,
+            vectors.DocumentEncoder(engine.digest, lambda texts: engine.embed(texts, "document")),
             data=data,
-            embed=lambda texts: engine.embed(texts, "document"),
-            cutter=offline.cutter(offline.embedder(embedding), indexed),
+            choice=TextChoice(cutter=offline.cutter(offline.embedder(embedding), indexed)),
         )
         engine.close()
         config = IndexConfig()

@@ -31,7 +31,9 @@ def parts(untrained: Any) -> dict[str, Artifact]:
         for name in ("ranker", "encoder")
     }
     embedded = vectors.make(
-        workspace, offline.digest(by_name["encoder"]), data=data, embed=offline.embedder(by_name["encoder"])
+        workspace,
+        vectors.DocumentEncoder(offline.digest(by_name["encoder"]), offline.embedder(by_name["encoder"])),
+        data=data,
     )
     by_name |= {
         "lexical": lexical.make(workspace, IndexConfig(), data=data),
@@ -91,7 +93,9 @@ def test_the_engine_is_loaded_when_it_is_first_needed(
 
 
 def test_an_index_of_another_encoder_is_refused(untrained: Any, parts: dict[str, Artifact]) -> None:
-    embedded = vectors.make(untrained.workspace, "0" * 32, data=parts["data"], embed=offline.embedder(parts["encoder"]))
+    embedded = vectors.make(
+        untrained.workspace, vectors.DocumentEncoder("0" * 32, offline.embedder(parts["encoder"])), data=parts["data"]
+    )
     other = semantic_build.make(untrained.workspace, IndexConfig(), vectors=embedded)
     with pytest.raises(ArtifactError, match=r"holds vectors of encoder 0{12}, not of .*; index the documents again"):
         offline.features(untrained.workspace, **{**parts, "index": other})

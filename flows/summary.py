@@ -14,6 +14,7 @@ from pipeline.releases import Releases
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.table import Table
     from rich.text import Text
 
 
@@ -35,9 +36,6 @@ def make(
     from pipeline import disk
 
     report = json.loads(outcome.report.file("report.json").read_text(encoding="utf-8"))
-    stats = report["facts"]
-    headline = report["headline"]
-    rates = {name.split(" ")[0]: row["inputs per CPU-second"] for name, row in stats["ranker precisions"].items()}
     pointer = Releases(workspace).pointer_file.recover()
     card = {
         "release": outcome.release.fingerprint,
@@ -45,24 +43,8 @@ def make(
         "live_release": pointer.release if pointer else None,
         "gate": list(outcome.reasons),
         "warnings": list(outcome.warnings),
-        "surfaces": report.get("surfaces", {}),
-        "measure": headline,
-        "queries": report["queries"]["judged"],
-        "systems": {
-            name: {
-                "mean": system["measures"][headline]["mean"],
-                "low": system["measures"][headline]["low"],
-                "high": system["measures"][headline]["high"],
-            }
-            for name, system in report["systems"].items()
-        },
-        "differences": {
-            f"{report['subject']} - {report['baseline']}": report["systems"][report["subject"]]["difference"][headline]
-        },
-        "bytes_per_document": stats["index"]["bytes a document"],
-        "index_build_seconds": stats["index"]["build, seconds"],
-        "documents": stats["index"]["documents"],
-        "ranker_pairs_per_cpu_second": rates,
+        **_quality(report),
+        **_costs(report["facts"]),
         "seconds": round(outcome.seconds + (served["seconds"] if served else 0.0), 1),
         **({"served": dict(served)} if served else {}),
         **({"questions": dict(questions)} if questions else {}),
@@ -71,6 +53,33 @@ def make(
     }
     disk.write_atomically(workspace / "card.json", json.dumps(card, indent=1, ensure_ascii=False) + "\n", json.loads)
     return card
+
+
+def _quality(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The headline measure of each system with its interval, and the difference that the report is about."""
+    headline, subject, systems = report["headline"], report["subject"], report["systems"]
+    return {
+        "surfaces": report.get("surfaces", {}),
+        "measure": headline,
+        "queries": report["queries"]["judged"],
+        "systems": {
+            name: {figure: system["measures"][headline][figure] for figure in ("mean", "low", "high")}
+            for name, system in systems.items()
+        },
+        "differences": {f"{subject} - {report['baseline']}": systems[subject]["difference"][headline]},
+    }
+
+
+def _costs(stats: Mapping[str, Any]) -> dict[str, Any]:
+    """Size and build time of the index, and the speed of the ranker in each precision."""
+    index = stats["index"]
+    rates = {name.split(" ")[0]: row["inputs per CPU-second"] for name, row in stats["ranker precisions"].items()}
+    return {
+        "bytes_per_document": index["bytes a document"],
+        "index_build_seconds": index["build, seconds"],
+        "documents": index["documents"],
+        "ranker_pairs_per_cpu_second": rates,
+    }
 
 
 def _next_commands(outcome: retrain.RetrainResult, pointer: Pointer | None) -> list[str]:
@@ -91,10 +100,16 @@ def render(card: dict[str, Any], workspace: Path) -> "RenderableType":
     """The card for a terminal."""
     from rich.console import Group
     from rich.panel import Panel
-    from rich.table import Table
     from rich.text import Text
 
-    from pipeline.evaluation import report_card
+    panel = Panel(_systems(card), title="search-relevance", expand=False)
+    return Group(panel, *map(Text, _lines(card, workspace)), *_commands(card["next"]))
+
+
+def _systems(card: dict[str, Any]) -> "Table":
+    """A table of the systems: the measure, its interval and a bar."""
+    from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, pad_edge=False)
     table.add_column("system")
@@ -106,9 +121,16 @@ def render(card: dict[str, Any], workspace: Path) -> "RenderableType":
         style = "bold" if name == "fused" else ""
         interval = f"{value['low']:.4f} – {value['high']:.4f}"
         table.add_row(name, f"{value['mean']:.4f}", interval, Text(bar, style="cyan"), style=style)
+    return table
+
+
+def _lines(card: dict[str, Any], workspace: Path) -> list[str]:
+    """The lines under the table, down to the heading of the commands to try."""
+    from pipeline.evaluation import report_card
+
     (pair, gap), *_ = card["differences"].items()
     rates = ", ".join(f"{name} {rate:,.0f}" for name, rate in card["ranker_pairs_per_cpu_second"].items() if rate)
-    lines = [
+    return [
         f"{pair}: {gap['mean']:+.4f} [{gap['low']:+.4f}, {gap['high']:+.4f}], p = {gap['p']:.4f}; "
         f"{card['queries']:,} test queries",
         *report_card.surface_lines(card),
@@ -124,7 +146,6 @@ def render(card: dict[str, Any], workspace: Path) -> "RenderableType":
         "",
         "try next",
     ]
-    return Group(Panel(table, title="search-relevance", expand=False), *map(Text, lines), *_commands(card["next"]))
 
 
 def _state(card: dict[str, Any]) -> str:

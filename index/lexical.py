@@ -81,24 +81,17 @@ def make(
         contents = document_reader.field_digests(data, field) if field else digests.texts
         plan = segments.plan(_of_same_terms(previous, settings), postings.FILES, contents)
         plan.write(staging)
-        terms = set[str]()
-        holders = [np.zeros(0, np.int32)]
-        for use in plan.kept:
-            kept = Postings.read(use.path)
-            holders.append(kept.living(use.rows >= 0))
-            terms.update(compress(kept.terms, (holders[-1] > 0).tolist()))
-        if len(plan.written):
-            written = _written(data, field, plan, analyse)
+        written = _written(data, field, plan, analyse) if len(plan.written) else None
+        if written is not None:
             written.write(staging.folder / plan.folder)
-            holders.append(np.diff(written.starts).astype(np.int32))
-            terms.update(written.terms)
+        terms, holders = _living_terms(plan, written)
         if not terms:
             columns = f"column {field}, which index.fields names" if field else "title and text columns"
             raise SchemaError(
                 f"{data.path}: not one word in {digests.stats.documents} documents; look at their {columns}"
             )
         if plan.kept:
-            np.save(staging.folder / HOLDERS, np.concatenate(holders))
+            np.save(staging.folder / HOLDERS, holders)
         write_ids(staging.folder / _IDS, digests.doc_ids)
         total = digests.stats.documents
         size = sum(path.stat().st_size for path in staging.folder.rglob("*") if path.is_file())
@@ -125,6 +118,24 @@ def _of_same_terms(previous: Artifact | None, settings: Mapping[str, Any]) -> Ar
         )
     same = all(previous.manifest.config.get(name) == settings.get(name) for name in ("language", "analysis", "field"))
     return previous if same else None
+
+
+def _living_terms(plan: SegmentPlan, written: Postings | None) -> tuple[set[str], npt.NDArray[np.int32]]:
+    """The terms of all documents, and for each term of each segment the number of living documents that hold it.
+
+    Args:
+        written: the postings of the new segment, which is the last; None where there is none.
+    """
+    terms = set[str]()
+    holders = [np.zeros(0, np.int32)]
+    for use in plan.kept:
+        kept = Postings.read(use.path)
+        holders.append(kept.living(use.rows >= 0))
+        terms.update(compress(kept.terms, (holders[-1] > 0).tolist()))
+    if written is not None:
+        holders.append(np.diff(written.starts).astype(np.int32))
+        terms.update(written.terms)
+    return terms, np.concatenate(holders)
 
 
 def _written(data: Artifact, field: str, plan: SegmentPlan, analyse: Callable[[str], list[str]]) -> Postings:

@@ -21,6 +21,26 @@ Check = Callable[[Artifact], None]
 is analysed and nothing embedded."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReplacedDocuments:
+    """The documents of a release that others take the place of."""
+
+    parts: Mapping[str, Artifact] = field(default_factory=dict)
+    """Parts of the release by name; their segments are shared as far as the documents are unchanged."""
+    check: Check | None = None
+    """See `Check`; None where the documents take the place of no others."""
+    anew: bool = False
+    """Whether to embed every document again and share no segment."""
+
+    @property
+    def shared(self) -> Mapping[str, Artifact]:
+        """The parts whose segments are shared."""
+        return {} if self.anew else self.parts
+
+
+NO_DOCUMENTS = ReplacedDocuments()
+
+
 @dataclass(frozen=True, slots=True)
 class EmbeddingWork:
     """The work on document vectors that this process did."""
@@ -67,10 +87,8 @@ def make_searchable(
     encoder: Artifact,
     data: Artifact,
     queries: Artifact | None = None,
-    previous: Mapping[str, Artifact] = MappingProxyType({}),
+    replaced: ReplacedDocuments = NO_DOCUMENTS,
     whole_parts: Mapping[str, Artifact] = MappingProxyType({}),
-    anew: bool = False,
-    check: Check | None = None,
 ) -> SearchableCorpus:
     """Makes lexical index, document store, vectors and semantic index of the documents in a data or corpus artifact.
 
@@ -82,19 +100,17 @@ def make_searchable(
         data: the data or corpus artifact.
         queries: the artifact whose queries measure recall where the recipe sets `index.recall`: a data artifact, or an
             earlier index of the same encoder. None takes `data`.
-        previous: the parts of a release, whose segments are shared as far as their documents are unchanged.
+        replaced: the documents that these take the place of.
         whole_parts: the result of `index_whole`, where `data` is a shard of these documents; else empty.
-        anew: whether to embed every document again and share no segment.
-        check: see `Check`; None where the documents take the place of no others.
     """
     from index import lexical, semantic_build, shards, vectors
     from serving.runtime import offline
 
     digest = offline.digest(encoder)
-    known = vectors.of_index(vectors.earlier(run.workspace, digest), previous.get("index"))
-    number = vectors.next_round(known) if anew else vectors.last_round(known, data)
-    shared = {} if anew else previous
-    store = _stored(run, data=data, previous=shared, check=check)
+    known = vectors.of_index(vectors.earlier(run.workspace, digest), replaced.parts.get("index"))
+    number = vectors.next_round(known) if replaced.anew else vectors.last_round(known, data)
+    shared = replaced.shared
+    store = _stored(run, data=data, previous=shared, check=replaced.check)
     lexical_index = (
         run(lexical.make, config, data=data, previous=shared.get("lexical"))
         if not whole_parts
@@ -105,13 +121,11 @@ def make_searchable(
         vectors.make,
         vectors.DocumentEncoder(digest, embed, run.engine),
         data=data,
-        previous=() if anew else known,
+        previous=() if replaced.anew else known,
         embedding_round=number,
         choice=_choice(config, embed),
     )
-    apart = _fields(
-        config, run, encoder=encoder, data=data, previous=None if anew else previous, whole_parts=whole_parts
-    )
+    apart = _fields(config, run, encoder=encoder, data=data, replaced=replaced, whole_parts=whole_parts)
     judged = held_out(config, encoder, digest, queries or data)
     index = run(semantic_build.make, config, vectors=embedded, queries=judged, previous=shared.get("index"))
     return SearchableCorpus(lexical=lexical_index, documents=store, vectors=embedded, index=index, fields=apart)
@@ -123,7 +137,7 @@ def index_whole(
     """Makes the lexical indexes of all documents, from which those of shards are cut, and returns them by part.
 
     Args:
-        previous: see `make_searchable`.
+        previous: the parts of a release, whose segments are shared as far as their documents are unchanged.
         check: see `Check`.
 
     Raises:
@@ -159,13 +173,13 @@ def _fields(
     *,
     encoder: Artifact,
     data: Artifact,
-    previous: Mapping[str, Artifact] | None,
+    replaced: ReplacedDocuments,
     whole_parts: Mapping[str, Artifact],
 ) -> dict[str, Artifact]:
     """The indexes of single fields, by their names as parts of a release.
 
     Args:
-        previous: see `make_searchable`; None embeds every field again, and shares nothing.
+        replaced: see `make_searchable`.
         whole_parts: see `make_searchable`.
     """
     from index import lexical, semantic_build, shards, vectors
@@ -177,29 +191,26 @@ def _fields(
     for field_name in config.fields:
         named = run.labelled(field_name)
         part = release_parts.field_part("lexical", field_name)
-        shared = (previous or {}).get(part)
         indexes[part] = (
-            named(lexical.make, config, data=data, field=field_name, previous=shared)
+            named(lexical.make, config, data=data, field=field_name, previous=replaced.shared.get(part))
             if not whole_parts
             else named(shards.lexical, data=data, full=whole_parts[part])
         )
         if not config.field_vectors:
             continue
         index_part = release_parts.field_part("index", field_name)
-        known = vectors.of_index(
-            vectors.earlier(run.workspace, document_encoder.digest), (previous or {}).get(index_part)
-        )
+        shared = replaced.shared.get(index_part)
+        known = vectors.of_index(vectors.earlier(run.workspace, document_encoder.digest), shared)
         embedded = named(
             vectors.make,
             document_encoder,
             data=data,
-            previous=() if previous is None else known,
+            previous=() if replaced.anew else known,
             embedding_round=vectors.last_round(known, data),
             choice=_choice(config, embed, field_name),
         )
         # Nothing is searched for in it, so no recall is asked of it.
         plain = replace(config, recall=0.0, bytes_per_document=0.0)
-        shared = (previous or {}).get(index_part)
         indexes[index_part] = named(semantic_build.make, plain, vectors=embedded, previous=shared)
     return indexes
 

@@ -71,7 +71,7 @@ def quickstart(
             embedded or published.
         ConflictError: another publisher made a release live meanwhile; this one is published.
     """
-    from flows.indexing import EmbeddingWork, make_searchable
+    from flows.indexing import EmbeddingWork, ReplacedDocuments, make_searchable
     from pipeline.data import corpus
     from pipeline.training import rank_fusion
 
@@ -91,23 +91,22 @@ def quickstart(
         run,
         encoder=exported["encoder"],
         data=documents,
-        check=partial(plausibility.check, old, shown=shown, force=force) if old else None,
+        replaced=ReplacedDocuments(
+            check=partial(plausibility.check, old, shown=shown, force=force) if old else None
+        ),
     )
     fusion = run(rank_fusion.make, ranker=exported.get("ranker"), encoder=exported["encoder"])
-    parts = {
-        **exported,
-        **searchable.parts,
-        "fusion": fusion,
-    }
+    named_models = ready_made.sources(models)
     metrics = {
-        "ready_made": ready_made.sources(models),
+        "ready_made": named_models,
         "documents": {"kind": "corpus", **asdict(plausibility.stats(searchable.documents))},
         "examples": _titles(documents),
     }
+    parts = {**exported, **searchable.parts, "fusion": fusion}
     release = registry.publish(parts, metrics=metrics, config=recipes.to_dict(recipe))
     ready_made.remember(models, workspace, release.fingerprint, exported)
     if live is None or goes_live:
-        reason = f"quickstart with {' and '.join(ready_made.sources(models).values())}"
+        reason = f"quickstart with {' and '.join(named_models.values())}"
         live = registry.promote(release.fingerprint, reason=reason, expected=live.generation if live else 0)
     return QuickstartResult(
         release=release.fingerprint,

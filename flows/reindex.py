@@ -71,11 +71,7 @@ def reindex(
     live = registry.pointer_file.recover()
     old = registry.open(release)
     recipe = recipes.parse(Recipe, old.manifest.config)
-    chosen = [
-        source
-        for item in documents
-        for source in ((item,) if isinstance(item, SourceConfig) else sources.named(item, format))
-    ]
+    chosen = _chosen(documents, format)
     shown = ", ".join(hide_passwords(source.path) for source in chosen)
     is_followed = any(source.watermark for source in chosen) and not full
     previous = publishing.corpus_of(registry, old) if is_followed else None
@@ -87,9 +83,11 @@ def reindex(
         encoder=release_parts.part(old, "encoder"),
         data=data,
         queries=parts.get("index"),
-        previous=parts | release_parts.field_parts(old),
-        anew=full,
-        check=partial(plausibility.check, old, shown=shown, force=force, left_out=left_out),
+        replaced=indexing.ReplacedDocuments(
+            parts=parts | release_parts.field_parts(old),
+            check=partial(plausibility.check, old, shown=shown, force=force, left_out=left_out),
+            anew=full,
+        ),
     )
     parts |= searchable.parts
     metrics = publishing.metrics(old, searchable.documents, "corpus")
@@ -102,16 +100,32 @@ def reindex(
         except ConflictError:
             new = _same_but_live(registry, new)
     pointer = registry.live()
-    work = indexing.EmbeddingWork.of(searchable.vectors)
     return {
         "release": new.fingerprint,
         "live": pointer is not None and pointer.release == new.fingerprint,
-        "documents": searchable.vectors.metrics["documents"],
-        **{name: item for name, item in searchable.vectors.metrics.items() if name in ("with_vectors", "passages")},
+        **_figures(searchable),
+        "seconds": round(time.monotonic() - began, 1),
+    }
+
+
+def _chosen(documents: Sequence[str | SourceConfig], format: str) -> list[SourceConfig]:
+    """The sources that are meant: those given, and those that folders, files, URLs and recipes stand for."""
+    return [
+        source
+        for item in documents
+        for source in ((item,) if isinstance(item, SourceConfig) else sources.named(item, format))
+    ]
+
+
+def _figures(searchable: indexing.SearchableCorpus) -> dict[str, Any]:
+    """The size of an index and the work that it was, as plain values."""
+    metrics, work = searchable.vectors.metrics, indexing.EmbeddingWork.of(searchable.vectors)
+    return {
+        "documents": metrics["documents"],
+        **{name: item for name, item in metrics.items() if name in ("with_vectors", "passages")},
         "embedded": work.embedded,
         "reused": work.reused,
         "bytes_per_document": searchable.index.metrics["bytes_per_document"],
-        "seconds": round(time.monotonic() - began, 1),
     }
 
 

@@ -91,9 +91,7 @@ def quickstart(
         run,
         encoder=exported["encoder"],
         data=documents,
-        replaced=ReplacedDocuments(
-            check=partial(plausibility.check, old, shown=shown, force=force) if old else None
-        ),
+        replaced=ReplacedDocuments(check=partial(plausibility.check, old, shown=shown, force=force) if old else None),
     )
     fusion = run(rank_fusion.make, ranker=exported.get("ranker"), encoder=exported["encoder"])
     named_models = ready_made.sources(models)

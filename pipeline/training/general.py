@@ -24,7 +24,7 @@ from pipeline.recipe import to_dict
 from pipeline.stage import Stage
 from pipeline.training.loop import batches, scoring
 from pipeline.training.loop.loop import autocast, train
-from pipeline.training.losses import distillation
+from pipeline.training.losses import token_distillation
 from pipeline.training.pretrain import read_corpus
 from pipeline.training.tasks.masked_lm import (
     MEASURE_SEED,
@@ -142,7 +142,7 @@ class GeneralTask(MaskedTask):
         ours = self.model.states(shown, together=together)  # (all tokens, hidden)
         with torch.no_grad():
             theirs = self.base_model.states(shown)
-        terms = {"cosine": distillation.cosine_loss(ours[None], theirs[None], real[None], total=tokens)}
+        terms = {"cosine": token_distillation.cosine_loss(ours[None], theirs[None], real[None], total=tokens)}
         if self.base_model.own_head:
             chosen = torch.cat([batch.chosen.flatten() for batch in drawn])
             wanted = torch.cat([batch.wanted for batch in drawn])
@@ -150,7 +150,7 @@ class GeneralTask(MaskedTask):
             with torch.no_grad():
                 target = self.base_model.guess(theirs[chosen])
             terms["masked_loss"] = F.cross_entropy(logits, wanted, reduction="sum") / masked
-            terms["soft"] = distillation.soft_token_loss(logits, target, TEMPERATURE, total=masked)
+            terms["soft"] = token_distillation.soft_token_loss(logits, target, TEMPERATURE, total=masked)
         return terms
 
     def held_out_terms(self) -> dict[str, float]:

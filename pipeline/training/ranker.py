@@ -31,7 +31,8 @@ from pipeline.training.losses.cross_encoder_terms import (
     LossWeights,
 )
 from pipeline.training.pretrain import SCRATCH
-from pipeline.training.tasks.cross_encoder import CrossTask, learn, untrained
+from pipeline.training.tasks.cross_encoder import CrossTask, learn
+from pipeline.training.tasks.initial_model import InputLength, untrained
 from pipeline.training.tasks.objective import Objective
 from pipeline.training.tasks.teacher_targets import TeacherTargets, as_taught
 
@@ -249,15 +250,12 @@ def _source(
             data, pairs, teacher.tokenizer, max_tokens=longest, max_query_tokens=template.max_query_tokens
         )
         return teacher, table
-    return untrained(
-        origin,
-        data,
-        pairs,
+    length = InputLength(
         max_tokens=max_tokens,
         max_query_tokens=template.max_query_tokens,
-        seed=config.loop.seed,
         document_tokens=template.document_tokens,
     )
+    return untrained(origin, data, pairs, length, seed=config.loop.seed)
 
 
 def _as_taught(table: Pairs, teacher_scores: Artifact, source: CrossEncoder, teacher: CrossEncoder) -> Pairs:

@@ -16,7 +16,8 @@ from pipeline.recipe import to_dict
 from pipeline.stage import Stage
 from pipeline.training.loop import scoring
 from pipeline.training.losses.cross_encoder_terms import LossWeights
-from pipeline.training.tasks.cross_encoder import CrossTask, learn, untrained
+from pipeline.training.tasks.cross_encoder import CrossTask, learn
+from pipeline.training.tasks.initial_model import InputLength, untrained
 from pipeline.training.tasks.objective import Objective
 
 STAGE = Stage("teacher", version=2, inputs={"data": "data", "pairs": "pairs", "base": "pretrained"}, section="teacher")
@@ -48,14 +49,8 @@ def make(
 
     def build(staging: Staging) -> Mapping[str, Any]:
         with start.opened(staging) as folder:
-            model, table = untrained(
-                folder,
-                data,
-                pairs,
-                max_tokens=config.max_tokens,
-                max_query_tokens=config.max_query_tokens,
-                seed=config.loop.seed,
-            )
+            length = InputLength(max_tokens=config.max_tokens, max_query_tokens=config.max_query_tokens)
+            model, table = untrained(folder, data, pairs, length, seed=config.loop.seed)
         if config.layers:
             model = surgery.student(model, surgery.spaced(model.layers, config.layers))
         model.template = replace(model.template, passages=config.passages.passages(None))

@@ -102,13 +102,13 @@ def ours(world: World, steps: int = 0, epochs: float = 1.0) -> tuple[Any, float,
     from pipeline.models.cross_encoder import CrossEncoder
     from pipeline.training.loop.loop import train
     from pipeline.training.losses.cross_encoder_terms import LossWeights
-    from pipeline.training.tasks import cross_encoder
+    from pipeline.training.tasks import cross_encoder, initial_model
     from pipeline.training.tasks.objective import Objective
 
     config = LoopConfig(evaluations=0, epochs=epochs)
     model = CrossEncoder.start(
         world.base,
-        thresholds=cross_encoder.first_thresholds(world.pairs),
+        thresholds=initial_model.first_thresholds(world.pairs),
         max_tokens=MAX_TOKENS,
         max_query_tokens=32,
         seed=config.seed,

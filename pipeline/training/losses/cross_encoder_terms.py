@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pipeline.config import RankerConfig, TeacherConfig, weights_of
 from pipeline.errors import ConfigError
 from pipeline.models.cross_encoder import CrossEncoder
-from pipeline.training.losses import distillation, ranking
+from pipeline.training.losses import distillation, ranking, token_distillation
 
 PROJECTED = ("token_hidden", "embedding", "cosine")
 """Terms that compare states of one width; a student of another width learns a projection for each, later discarded."""
@@ -212,7 +212,7 @@ class TokenView:
     def attention(self, layer: int) -> Tensor:
         """(batch, heads, tokens, tokens) attention scores before the softmax."""
         queries, keys, _ = self.model.projections(layer, self.states[layer - 1])
-        return distillation.attention_scores(queries, keys, self.model.heads)
+        return token_distillation.attention_scores(queries, keys, self.model.heads)
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +238,7 @@ class TokenViews:
 
 def _token_hidden(views: TokenViews) -> Tensor:
     losses = [
-        distillation.token_loss(ours, theirs, views.mask, total=views.counts.tokens)
+        token_distillation.token_loss(ours, theirs, views.mask, total=views.counts.tokens)
         for ours, theirs in views.pairs("token_hidden", list(enumerate(views.match.tokens, start=1)))
     ]
     return torch.stack(losses).mean()
@@ -246,12 +246,12 @@ def _token_hidden(views: TokenViews) -> Tensor:
 
 def _embedding(views: TokenViews) -> Tensor:
     ((ours, theirs),) = views.pairs("embedding", [(0, 0)])
-    return distillation.token_loss(ours, theirs, views.mask, total=views.counts.tokens)
+    return token_distillation.token_loss(ours, theirs, views.mask, total=views.counts.tokens)
 
 
 def _cosine(views: TokenViews) -> Tensor:
     ((ours, theirs),) = views.pairs("cosine", [(views.student.model.layers, views.teacher.model.layers)])
-    return distillation.cosine_loss(ours, theirs, views.mask, total=views.counts.tokens)
+    return token_distillation.cosine_loss(ours, theirs, views.mask, total=views.counts.tokens)
 
 
 def _attention(views: TokenViews) -> Tensor:
@@ -260,7 +260,7 @@ def _attention(views: TokenViews) -> Tensor:
         with torch.no_grad():
             target = views.teacher.attention(theirs)
         scores = views.student.attention(ours)
-        losses.append(distillation.attention_loss(scores, target, views.mask, total=views.counts.token_pairs))
+        losses.append(token_distillation.attention_loss(scores, target, views.mask, total=views.counts.token_pairs))
     return torch.stack(losses).mean()
 
 
@@ -271,8 +271,8 @@ def _relation(views: TokenViews) -> Tensor:
         before = views.teacher.states[views.match.relation - 1]
         their_queries, their_keys, their_values = views.teacher.model.projections(views.match.relation, before)
     mask, heads, total = views.mask, views.match.heads, views.counts.documents
-    attended = distillation.relation_loss((queries, keys), (their_queries, their_keys), mask, heads, total=total)
-    valued = distillation.relation_loss((values, values), (their_values, their_values), mask, heads, total=total)
+    attended = token_distillation.relation_loss((queries, keys), (their_queries, their_keys), mask, heads, total=total)
+    valued = token_distillation.relation_loss((values, values), (their_values, their_values), mask, heads, total=total)
     return attended + valued
 
 

@@ -7,17 +7,15 @@ The teacher, the ranker and the plain student differ only in their objective: th
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline import schema
-from pipeline.artifacts import Artifact, Staging
+from pipeline.artifacts import Staging
 from pipeline.config import LoopConfig
-from pipeline.errors import ArtifactError, ConfigError, TrainingError
-from pipeline.models import tokenizers
+from pipeline.errors import ArtifactError, ConfigError
 from pipeline.models.cross_encoder import CrossEncoder, Reading
 from pipeline.training.loop import batches, pair_tokens, scoring
 from pipeline.training.loop.batches import Ints, PaddedBatch
@@ -320,46 +318,3 @@ def _graded_share(pairs: Pairs, indices: Ints, max_list: int) -> float:
     drawn = np.minimum(counts, max_list)
     probability = (drawn / counts)[numbers]  # (pairs,) of each pair to be drawn
     return float(probability[pairs.grades[indices] >= 0].sum() / drawn.sum())
-
-
-def untrained(
-    base: Path,
-    data: Artifact,
-    pairs: Artifact,
-    *,
-    max_tokens: int,
-    max_query_tokens: int,
-    seed: int,
-    document_tokens: int = 0,
-) -> tuple[CrossEncoder, Pairs]:
-    """A new cross-encoder on the body in `base`, with thresholds from the pairs' grades, and the pairs in its tokens.
-
-    Args:
-        document_tokens: tokens that are kept of each document, where they are more than `max_tokens` (for passages).
-
-    Raises:
-        ConfigError: no known encoder, no fast tokenizer, or too few positions for `max_tokens`.
-        TrainingError: no pair has a grade above 0.
-    """
-    tokenizer = tokenizers.plain_tokenizer(tokenizers.load_tokenizer(base))
-    longest = max(max_tokens, document_tokens)
-    table = pair_tokens.read_pairs(data, pairs, tokenizer, max_query_tokens=max_query_tokens, max_tokens=longest)
-    thresholds = first_thresholds(table)
-    model = CrossEncoder.start(
-        base, thresholds=thresholds, max_tokens=max_tokens, max_query_tokens=max_query_tokens, seed=seed
-    )
-    return model, table
-
-
-def first_thresholds(pairs: Pairs) -> list[float]:
-    """(grades,) log odds of being below each grade over the training pairs: the best ordinal model without scores.
-
-    Raises:
-        TrainingError: no pair has a grade above 0.
-    """
-    top = int(pairs.grades.max(initial=0))
-    if top < 1:
-        raise TrainingError("no pair has a grade above 0, so there is nothing to learn; look at the judgments")
-    counts = np.bincount(pairs.grades[pairs.indices("train")], minlength=top + 1) + 0.5
-    below = np.cumsum(counts)[:-1]  # (grades,) documents under grade 1, 2, …
-    return [float(value) for value in np.log(below / (counts.sum() - below))]

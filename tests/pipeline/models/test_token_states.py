@@ -11,7 +11,7 @@ from transformers import AlbertConfig, AlbertForSequenceClassification, AutoMode
 from pipeline.errors import ConfigError, ShapeError
 from pipeline.models import base_models
 from pipeline.models.cross_encoder import CrossEncoder
-from pipeline.training.losses.distillation import attention_scores
+from pipeline.training.losses.token_distillation import attention_scores
 
 LAYERS = 2
 

@@ -14,7 +14,7 @@ from pipeline.errors import ConfigError
 from pipeline.models import base_models, tokenizers
 from pipeline.models.cross_encoder import CrossEncoder
 from pipeline.training import general, ranker, ranker_shape
-from pipeline.training.losses import distillation
+from pipeline.training.losses import token_distillation
 from pipeline.training.pretrain import read_corpus
 from pipeline.training.tasks.masked_model import MaskedModel
 
@@ -96,11 +96,11 @@ def test_the_terms_are_those_of_transformers_read_text_by_text(untrained: Any, t
 
 def test_soft_token_loss_is_nothing_between_equals_and_its_gradient_keeps_its_size() -> None:
     logits = torch.randn(6, 11, generator=torch.Generator().manual_seed(1))
-    assert float(distillation.soft_token_loss(logits, logits + 3.0, 2.0)) == pytest.approx(0.0, abs=1e-6)
+    assert float(token_distillation.soft_token_loss(logits, logits + 3.0, 2.0)) == pytest.approx(0.0, abs=1e-6)
     sizes = []
     for temperature in (20.0, 40.0):
         own = (logits * 0.01).requires_grad_()
-        distillation.soft_token_loss(own, -logits * 0.01, temperature).backward()  # type: ignore[no-untyped-call]
+        token_distillation.soft_token_loss(own, -logits * 0.01, temperature).backward()  # type: ignore[no-untyped-call]
         assert own.grad is not None
         sizes.append(float(own.grad.norm()))
     assert sizes[0] == pytest.approx(sizes[1], rel=1e-2)

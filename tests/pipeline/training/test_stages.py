@@ -27,7 +27,7 @@ from pipeline.models.cross_encoder import CrossEncoder
 from pipeline.training import encoder, ranker, ranker_shape, teacher, teacher_scores
 from pipeline.training.loop import batches, loop, pair_tokens, scoring
 from pipeline.training.losses import cross_encoder_terms
-from pipeline.training.tasks import bi_encoder, cross_encoder
+from pipeline.training.tasks import bi_encoder, cross_encoder, initial_model
 from pipeline.training.tasks.objective import Objective
 from pipeline.training.tasks.teacher_targets import TeacherTargets, joined
 from tests.tables import stage
@@ -391,12 +391,12 @@ def test_first_thresholds_are_the_log_odds_of_the_grades(world: World) -> None:
     model = CrossEncoder.load(world.teacher.path)
     pairs = pair_tokens.read_pairs(world.data, world.pairs, model.tokenizer, max_query_tokens=6, max_tokens=24)
     grades = pairs.grades[pairs.indices("train")]
-    thresholds = cross_encoder.first_thresholds(pairs)
+    thresholds = initial_model.first_thresholds(pairs)
     for level, value in enumerate(thresholds):
         below = (grades <= level).mean()
         assert 1 / (1 + np.exp(-value)) == pytest.approx(below, abs=0.01)
     with pytest.raises(TrainingError, match="no pair has a grade above 0"):
-        cross_encoder.first_thresholds(replace(pairs, grades=pairs.grades * 0))
+        initial_model.first_thresholds(replace(pairs, grades=pairs.grades * 0))
 
 
 def test_valid_queries_are_drawn_whole(world: World) -> None:

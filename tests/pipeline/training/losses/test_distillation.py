@@ -10,7 +10,7 @@ from scipy.special import log_softmax, softmax
 from torch import Tensor
 
 from pipeline.errors import ShapeError
-from pipeline.training.losses import distillation
+from pipeline.training.losses import distillation, token_distillation
 
 LENGTHS = (5, 2, 3)
 TOKENS = max(LENGTHS)
@@ -38,7 +38,7 @@ def test_token_loss_is_the_published_masked_mean() -> None:
     """Squares of real tokens over (real tokens × width)."""
     (ours, first), (theirs, second) = states(0, TOKENS, 6), states(1, TOKENS, 6)
     total = sum(((first[row, token] - second[row, token]) ** 2).sum() for row in range(3) for token in real(row))
-    assert float(distillation.token_loss(ours, theirs, MASK)) == pytest.approx(total / (REAL * 6), rel=1e-5)
+    assert float(token_distillation.token_loss(ours, theirs, MASK)) == pytest.approx(total / (REAL * 6), rel=1e-5)
 
 
 def test_attention_loss_is_the_published_masked_sum_over_heads() -> None:
@@ -51,7 +51,7 @@ def test_attention_loss_is_the_published_masked_sum_over_heads() -> None:
         for j in real(row)
     )
     expected = total / sum(length**2 for length in LENGTHS)
-    assert float(distillation.attention_loss(ours, theirs, MASK)) == pytest.approx(expected, rel=1e-5)
+    assert float(token_distillation.attention_loss(ours, theirs, MASK)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_cosine_loss_is_one_minus_the_mean_cosine_of_real_tokens() -> None:
@@ -61,8 +61,8 @@ def test_cosine_loss_is_one_minus_the_mean_cosine_of_real_tokens() -> None:
         for row in range(3)
         for token in real(row)
     ]
-    assert float(distillation.cosine_loss(ours, theirs, MASK)) == pytest.approx(1 - np.mean(cosines), rel=1e-5)
-    assert float(distillation.cosine_loss(ours, -2 * ours, MASK)) == pytest.approx(2, rel=1e-5)
+    assert float(token_distillation.cosine_loss(ours, theirs, MASK)) == pytest.approx(1 - np.mean(cosines), rel=1e-5)
+    assert float(token_distillation.cosine_loss(ours, -2 * ours, MASK)) == pytest.approx(2, rel=1e-5)
 
 
 def relations(left: Array, right: Array, row: int, head: int, width: int) -> Array:
@@ -87,9 +87,9 @@ def test_relation_loss_of_two_widths(heads: int) -> None:
             theirs = relations(wq, wk, row, head, 12 // heads)
             divergences += list((np.exp(theirs) * (theirs - ours)).sum(-1))
         documents.append(np.sum(divergences) / (heads * LENGTHS[row]))
-    loss = distillation.relation_loss((queries, keys), (wide_queries, wide_keys), MASK, heads)
+    loss = token_distillation.relation_loss((queries, keys), (wide_queries, wide_keys), MASK, heads)
     assert float(loss) == pytest.approx(np.mean(documents), rel=1e-4)
-    same = distillation.relation_loss((queries, keys), (queries, keys), MASK, heads)
+    same = token_distillation.relation_loss((queries, keys), (queries, keys), MASK, heads)
     assert float(same) == pytest.approx(0, abs=1e-6)
 
 
@@ -97,8 +97,10 @@ def test_value_relations_do_not_know_a_rotation_within_a_head() -> None:
     values, _ = states(10, TOKENS, 8)
     turn = torch.linalg.qr(torch.randn(8, 8, generator=torch.Generator().manual_seed(11)))[0]
     turned = values @ turn
-    assert float(distillation.relation_loss((turned, turned), (values, values), MASK, 1)) == pytest.approx(0, abs=1e-6)
-    assert float(distillation.relation_loss((turned, turned), (values, values), MASK, 2)) > 1e-3
+    assert float(token_distillation.relation_loss((turned, turned), (values, values), MASK, 1)) == pytest.approx(
+        0, abs=1e-6
+    )
+    assert float(token_distillation.relation_loss((turned, turned), (values, values), MASK, 2)) > 1e-3
 
 
 def test_a_softened_class_head_of_two_grades_is_the_published_cross_entropy() -> None:
@@ -166,11 +168,11 @@ def test_listwise_losses_of_single_documents_are_zero_and_stay_finite_far_out() 
 
 
 TERMS = {
-    "token": (distillation.token_loss, (TOKENS, 6), REAL),
-    "attention": (distillation.attention_loss, (4, TOKENS, TOKENS), sum(length**2 for length in LENGTHS)),
-    "cosine": (distillation.cosine_loss, (TOKENS, 6), REAL),
+    "token": (token_distillation.token_loss, (TOKENS, 6), REAL),
+    "attention": (token_distillation.attention_loss, (4, TOKENS, TOKENS), sum(length**2 for length in LENGTHS)),
+    "cosine": (token_distillation.cosine_loss, (TOKENS, 6), REAL),
     "relation": (
-        lambda ours, theirs, mask, total: distillation.relation_loss(
+        lambda ours, theirs, mask, total: token_distillation.relation_loss(
             (ours, ours), (theirs, theirs), mask, 2, total=total
         ),
         (TOKENS, 6),
@@ -222,9 +224,9 @@ def test_terms_stay_finite_far_out(name: str, scale: float) -> None:
 
 def test_unequal_heads_and_widths_are_named() -> None:
     with pytest.raises(ShapeError, match=r"attention_loss: shapes \(3, 2, 5, 5\) and \(3, 4, 5, 5\)"):
-        distillation.attention_loss(torch.zeros(3, 2, 5, 5), torch.zeros(3, 4, 5, 5), MASK)
-    for term in (distillation.token_loss, distillation.cosine_loss):
+        token_distillation.attention_loss(torch.zeros(3, 2, 5, 5), torch.zeros(3, 4, 5, 5), MASK)
+    for term in (token_distillation.token_loss, token_distillation.cosine_loss):
         with pytest.raises(ShapeError, match=r"\(3, 5, 6\) and \(3, 5, 8\)"):
             term(torch.zeros(3, 5, 6), torch.zeros(3, 5, 8), MASK)
     with pytest.raises(ShapeError, match="5 heads do not divide 6"):
-        distillation.relation_loss((torch.zeros(3, 5, 6),) * 2, (torch.zeros(3, 5, 10),) * 2, MASK, 5)
+        token_distillation.relation_loss((torch.zeros(3, 5, 6),) * 2, (torch.zeros(3, 5, 10),) * 2, MASK, 5)

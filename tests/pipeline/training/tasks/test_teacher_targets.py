@@ -15,7 +15,8 @@ from pipeline.training import pretrain
 from pipeline.training.loop.pair_tokens import Pairs, Ragged
 from pipeline.training.losses.cross_encoder_terms import LossWeights
 from pipeline.training.tasks import vocabulary
-from pipeline.training.tasks.cross_encoder import CrossTask, first_thresholds
+from pipeline.training.tasks.cross_encoder import CrossTask
+from pipeline.training.tasks.initial_model import first_thresholds
 from pipeline.training.tasks.objective import Objective
 from pipeline.training.tasks.teacher_targets import TeacherTargets
 

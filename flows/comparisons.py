@@ -1,4 +1,4 @@
-"""The parts that comparisons of students share: the pool, the systems that stand beside them, and their seeds."""
+"""What an ablation and a study have in common: scores by split, the systems beside the students, and their seeds."""
 
 import dataclasses
 from collections.abc import Callable
@@ -27,7 +27,7 @@ def by_split(run: Runner, stage: Callable[..., Artifact], **inputs: Any) -> dict
 
 
 def references(inputs: TrainingInputs, pool: Artifact, run: Runner) -> list[AblationRun]:
-    """BM25 and the teacher with their scores of the pool."""
+    """BM25 and the teacher, which students are compared with, as rows of the table with their scores of the pool."""
     from index import lexical
     from pipeline.training import teacher_scores
 

@@ -54,7 +54,8 @@ class OpenRelease:
     ) -> "pd.DataFrame":
         """Documents for a query in the order of BM25, encoder and ranker together, best first; a row for each.
 
-        Columns are the fields of `serving.scoring.answers.Answer`.
+        Columns, among others: doc_id, title, snippet, `score` of the order, `rank` from 1, `lexical_rank` by BM25 and
+        `semantic_rank` by the encoder (None where they did not find it), and `relevance` in [0, 1] by the ranker.
 
         Raises:
             InvalidRequestError: a filter names a field that no document has.
@@ -86,7 +87,7 @@ class OpenRelease:
         return np.asarray(self._searcher.encoder.embed(texts, role), dtype=np.float32)
 
     def report(self) -> dict[str, Any]:
-        """The report that the release was judged by, as `report.json` holds it."""
+        """The report that the release was judged by, with all systems, measures and intervals, as plain values."""
         report: dict[str, Any] = json.loads(
             release_parts.part(self._release, "report").file("report.json").read_text(encoding="utf-8")
         )
@@ -104,7 +105,7 @@ def open_release(workspace: str | Path = "workspace", release: str = "live") -> 
 
 
 def list_releases(workspace: str | Path = "workspace") -> "pd.DataFrame":
-    """Releases of a workspace, oldest first, as `relevance releases list --json` gives them."""
+    """Releases of a workspace, oldest first: name, recipe, time, size, and the mean measure of each judged system."""
     import pandas as pd
 
     from flows.releases import releases

@@ -67,7 +67,7 @@ def pull(workspace: Path, address: str, release: str = "live", *, promote: bool 
 
     Raises:
         MissingError: no such release there.
-        ArtifactError: an object is not what its digest says, or the release does not pass `release_parts.verify`.
+        ArtifactError: an object is not what its digest says, or the parts of the release do not fit each other.
         UnavailableError: the storage cannot be read.
     """
     source = _Storage(address)

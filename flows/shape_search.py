@@ -51,10 +51,10 @@ class StudentShape:
 
 
 def shapes(recipe: Recipe, source: ModelShape) -> list[StudentShape]:
-    """The widest shape of each depth that keeps `study.search_cost`, from the shallowest.
+    """The widest shape of each depth that costs at most a share of the recipe's ranker, from the shallowest.
 
     Args:
-        recipe: its ranker's cost times `study.search_cost` is the bound.
+        recipe: `study.search_cost` is the share.
         source: the model that rankers are cut from.
 
     Raises:

@@ -36,9 +36,13 @@ class StudyWay:
 
     name: str
     summary: str
+    """A line that says what is done to the ranker."""
     source: str
+    """The paper; empty for a variant of the recipe."""
     recipe: Recipe
+    """The study's recipe, changed so that its ranker is compressed this way."""
     from_teacher: bool = True
+    """Whether the ranker learns from the teacher's scores; else from grades alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +98,10 @@ def _way(recipe: Recipe, method: Method) -> StudyWay:
 
 
 def _checked(recipe: Recipe, way: StudyWay) -> StudyWay:
-    """The way with a ranker that has no plain twin, if it shares the recipe's teacher and can be trained.
+    """The way, without a second student that learns from grades alone, which a study does not train.
 
     Raises:
-        ConfigError: it does not, or cannot.
+        ConfigError: the way would need another teacher than the recipe's, or its ranker cannot be trained.
     """
     from pipeline.training import preflight
 
@@ -128,7 +132,7 @@ def study(recipe: Recipe, workspace: Path, *, execute: runner.Execute = runner.d
     has most ways complete. A killed study resumes, and one whose time ended goes on where it was.
 
     Raises:
-        ConfigError: see `plan`.
+        ConfigError: a way or variant is unknown or cannot apply to the recipe.
     """
     from pipeline.data import candidates
     from pipeline.evaluation import study as evaluation
@@ -228,7 +232,7 @@ def _train(
 
 
 def _scored_for(recipe: Recipe) -> RankerConfig:
-    """The ranker section whose needs the shared teacher scores meet."""
+    """The ranker section that decides which states are stored with the teacher's scores, which all ways share."""
     return recipe.assistants[0] if recipe.assistants else dataclasses.replace(recipe.ranker, plain=False)
 
 

@@ -27,7 +27,8 @@ class Finding:
     """A row that cannot be used."""
 
     kind: str
-    """A word or two, to count by: unreadable, text, empty query, empty id, repeated id, grade, dangling, conflict."""
+    """The reason in a word or two, to count by: unreadable, text, empty query, empty id, repeated id, grade, split,
+    unknown query_id or doc_id, unusable query_id or doc_id (its own row cannot be used), conflict."""
     fault: InvalidRow
 
 

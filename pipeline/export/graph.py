@@ -82,7 +82,9 @@ def encoder(
         weights: the body's parameters, `head.dense.weight` (dimensions, hidden) and `.bias` (dimensions,), and of each
             layer ahead of it `head.earlier.NUMBER.weight` and `.bias`.
         precision, keep: see `ranker`.
-        pooling, activation, earlier: see `bi_encoder.Head`.
+        pooling: the way in which the states of the tokens become one vector, such as mean or cls.
+        activation: the function after the projection.
+        earlier: the functions after the linear layers ahead of the projection, one for each layer.
     """
     write = _Writer(shape, weights, precision, keep)
     states = write.embeddings()

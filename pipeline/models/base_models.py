@@ -72,7 +72,7 @@ class StartingModel:
         """The model that `folder` finds, as it is now.
 
         Raises:
-            MissingError: as `folder`.
+            MissingError: there is no such folder, package or hub name.
         """
         return cls(base if isinstance(base, Artifact) else OutsideFolder.at(folder(base)))
 

@@ -44,7 +44,8 @@ def ranker(
         loaded: the model in the folder, if it is in memory already.
 
     Raises:
-        ConfigError, MissingError: see `ready_made.ranker`.
+        ConfigError: no head or label of relevance, an unknown model, weights as .bin, or code in the folder.
+        MissingError: half a model; names the file.
     """
     return _imported(RANKER, workspace, folder, options, ready_made.ranker, loaded)
 
@@ -62,7 +63,8 @@ def encoder(
         loaded: the model in the folder, if it is in memory already.
 
     Raises:
-        ConfigError, MissingError: see `ready_made.encoder`.
+        ConfigError: an unknown module, pooling or model, weights as .bin, or code in the folder.
+        MissingError: half a model; names the file.
     """
     return _imported(ENCODER, workspace, folder, options, ready_made.encoder, loaded)
 

@@ -36,7 +36,8 @@ def source_shape(recipe: Recipe) -> ModelShape:
     """The shape of the model that the ranker is cut from.
 
     Raises:
-        ConfigError, MissingError: see `preflight.check_rankers`.
+        ConfigError: the teacher or a student cannot be had from its base.
+        MissingError: a base model cannot be had.
     """
     *_, last = cuts(recipe)
     return last.source
@@ -46,7 +47,8 @@ def cuts(recipe: Recipe) -> Iterator[RankerCut]:
     """Each assistant and the ranker in their order.
 
     Raises:
-        ConfigError, MissingError: see `preflight.check_rankers`.
+        ConfigError: the teacher or a student cannot be had from its base.
+        MissingError: a base model cannot be had.
     """
     base = base_shape(recipe)
     can_be_cut = "cut" in family_of(base.model_type).offers

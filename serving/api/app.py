@@ -54,7 +54,7 @@ def create(lifecycle: Lifecycle, *, metrics: Path | None = None, tracing: Tracin
     """The app that answers with whatever release `lifecycle` holds, and stops the life cycle when it ends.
 
     Args:
-        metrics: see `serving.observability.metrics.Metrics`.
+        metrics: the folder in which all worker processes keep their counters; None where there is one process.
         tracing: replaces what the settings say.
     """
     settings = lifecycle.settings

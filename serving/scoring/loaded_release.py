@@ -54,7 +54,8 @@ class LoadedRelease:
 
         Args:
             release_path: the release artifact's folder.
-            precision, threads: see `serving.runtime.engine.Engine`.
+            precision: one that the bundles hold; auto is the one that their own measurements chose for the device.
+            threads: threads that run each model; one a core, or two with CUDA, when None or 0.
             caches: shared with other releases; its own of 64 MiB when not given.
             scheduler: runs both models, and those of other releases; each model has its own when not given.
             verify: check the release as promotion does, and compare the models' outputs for the golden inputs with

@@ -84,7 +84,7 @@ def cross_scores(
     Args:
         model: the model, in eval mode.
         indices: (n,) which pairs.
-        precision: see `LoopConfig.precision`.
+        precision: precision of the matrix products: fp32, bf16, or auto for what suits the device.
         label: shown beside the progress bar.
         layers: layers, from 1, after which first-token states are computed too.
         keep_states: called for each batch with the positions of its pairs in `indices`, (batch,), and their states,
@@ -130,7 +130,7 @@ def vectors(
         texts: tokens of all texts.
         numbers: (n,) which of the texts.
         template: special tokens and maximum length.
-        precision: see `LoopConfig.precision`.
+        precision: precision of the matrix products: fp32, bf16, or auto for what suits the device.
         label: shown beside the progress bar.
         pooled: gives the vectors before the projection.
 

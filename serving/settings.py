@@ -18,6 +18,29 @@ from pipeline.errors import ConfigError
 PRECISIONS = ("auto", "fp32", "fp16", "int8", "w8")
 LOGS = ("auto", "json", "plain")
 ADMINS = ("loopback", "anywhere")
+SIZES = (
+    "workers",
+    "max_body_bytes",
+    "max_documents",
+    "max_passages",
+    "max_texts",
+    "max_results",
+    "retrieve",
+    "concurrency",
+    "connection_requests",
+)
+"""Counts that must be above 0."""
+SECONDS = (
+    "deadline_s",
+    "max_deadline_s",
+    "redis_ttl_s",
+    "read_s",
+    "connection_s",
+    "silent_s",
+    "poll_s",
+    "drain_s",
+)
+"""Times that must be above 0."""
 HASH = re.compile("[0-9a-fA-F]{64}")
 ROOT_PATH = re.compile(r"(/[\w.~-]+)+", re.ASCII)
 
@@ -134,47 +157,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shards", tuple(address.rstrip("/") for address in self.shards))
-        for name, allowed in (("precision", PRECISIONS), ("log", LOGS), ("admin_from", ADMINS)):
-            if getattr(self, name) not in allowed:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}")
-        if not 0 <= self.port <= 65535:
-            raise ConfigError(f"port is {self.port}; it must be between 0 and 65535")
-        for name in ("threads", "cache_bytes", "kept_releases"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be 0 or more")
-        sizes = (
-            "workers",
-            "max_body_bytes",
-            "max_documents",
-            "max_passages",
-            "max_texts",
-            "max_results",
-            "retrieve",
-            "concurrency",
-            "connection_requests",
-        )
-        seconds = (
-            "deadline_s",
-            "max_deadline_s",
-            "redis_ttl_s",
-            "read_s",
-            "connection_s",
-            "silent_s",
-            "poll_s",
-            "drain_s",
-        )
-        for name in (*sizes, *seconds):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be a number above 0")
-        for smaller, larger in (("deadline_s", "max_deadline_s"), ("max_body_bytes", "max_held_bytes")):
-            if getattr(self, larger) < getattr(self, smaller):
-                raise ConfigError(
-                    f"{larger} is {getattr(self, larger)}, less than {smaller}, {getattr(self, smaller)}; raise the "
-                    "one or lower the other"
-                )
-        for name in ("canary_share", "shadow_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be between 0 and 1")
+        _check_choices(self)
+        _check_numbers(self)
         _check_root_path(self.root_path)
         _check_shards(self.shards)
         for name in ("api_keys", "admin_keys"):
@@ -188,6 +172,32 @@ class Settings:
             threads=self.threads or max(1, cores // self.workers),
             cache_bytes=self.cache_bytes // self.workers,
         )
+
+
+def _check_choices(settings: Settings) -> None:
+    for name, allowed in (("precision", PRECISIONS), ("log", LOGS), ("admin_from", ADMINS)):
+        if getattr(settings, name) not in allowed:
+            raise ConfigError(f"{name} is {getattr(settings, name)!r}; it must be one of {', '.join(allowed)}")
+
+
+def _check_numbers(settings: Settings) -> None:
+    if not 0 <= settings.port <= 65535:
+        raise ConfigError(f"port is {settings.port}; it must be between 0 and 65535")
+    for name in ("threads", "cache_bytes", "kept_releases"):
+        if getattr(settings, name) < 0:
+            raise ConfigError(f"{name} is {getattr(settings, name)}; it must be 0 or more")
+    for name in (*SIZES, *SECONDS):
+        if not 0 < getattr(settings, name) < math.inf:
+            raise ConfigError(f"{name} is {getattr(settings, name)}; it must be a number above 0")
+    for smaller, larger in (("deadline_s", "max_deadline_s"), ("max_body_bytes", "max_held_bytes")):
+        if getattr(settings, larger) < getattr(settings, smaller):
+            raise ConfigError(
+                f"{larger} is {getattr(settings, larger)}, less than {smaller}, {getattr(settings, smaller)}; raise "
+                "the one or lower the other"
+            )
+    for name in ("canary_share", "shadow_share"):
+        if not 0 <= getattr(settings, name) <= 1:
+            raise ConfigError(f"{name} is {getattr(settings, name)}; it must be between 0 and 1")
 
 
 def _check_root_path(root_path: str) -> None:

@@ -93,6 +93,56 @@ class Reader:
         return ids
 
 
+class _Collector:
+    """Lists of queries and documents as they are collected; an input that stands in several lists is made once."""
+
+    def __init__(self, reader: Reader) -> None:
+        self.tokens = 0
+        """Tokens of all inputs together."""
+        self._reader = reader
+        self._indices: dict[tuple[str, str], int] = {}
+        self._inputs: list[Input] = []
+        self._lists: list[RankedList] = []
+
+    def add(
+        self, query: tuple[str, str], documents: Sequence[tuple[str, str]], grades: Sequence[int] | None = None
+    ) -> None:
+        """Adds a query's documents as one list.
+
+        Args:
+            query: its id and its text.
+            documents: id and text of each.
+            grades: None where nobody judged them; they count as grade 0, and are named by the index of their input.
+        """
+        reader, (query_id, query_text) = self._reader, query
+        if "pair" in reader.templates:
+            own = None
+            indices = [
+                self._index((query_id, doc_id), partial(reader.pair, query_text, body)) for doc_id, body in documents
+            ]
+        else:
+            own = self._index(("query", query_id), partial(reader.single, query_text, "query"))
+            indices = [
+                self._index(("document", doc_id), partial(reader.single, body, "document"))
+                for doc_id, body in documents
+            ]
+        if grades is None:
+            self._lists.append(RankedList(own, indices, [str(index) for index in indices], [0] * len(indices)))
+        else:
+            self._lists.append(RankedList(own, indices, [doc_id for doc_id, _ in documents], grades))
+
+    def sample(self) -> Sample:
+        """All that was added."""
+        return Sample(self._inputs, self._lists)
+
+    def _index(self, key: tuple[str, str], make: Callable[[], Input]) -> int:
+        if key not in self._indices:
+            self._indices[key] = len(self._inputs)
+            self._inputs.append(make())
+            self.tokens += len(self._inputs[-1].ids)
+        return self._indices[key]
+
+
 SENTENCES = (
     "relevance",
     "sort a list in place",
@@ -137,29 +187,14 @@ def unjudged(reader: Reader, texts: Sequence[str], max_tokens: int) -> Sample:
         max_tokens: inputs are taken until they have this many tokens.
     """
     texts = texts if len(texts) >= LIST else SENTENCES
-    inputs: dict[tuple[str, ...], Input] = {}
-    indices: dict[tuple[str, ...], int] = {}
-    lists: list[RankedList] = []
-
-    def index(key: tuple[str, ...], make: Callable[[], Input]) -> int:
-        if key not in inputs:
-            indices[key] = len(inputs)
-            inputs[key] = make()
-        return indices[key]
-
+    collected = _Collector(reader)
     for number in range(len(texts)):
         query = " ".join(texts[number].split()[:8]) or texts[number]
         chosen = [texts[(number + step) % len(texts)] for step in range(min(LIST, len(texts)))]
-        if "pair" in reader.templates:
-            own = None
-            rows = [index((query, item), partial(reader.pair, query, item)) for item in chosen]
-        else:
-            own = index(("query", query), partial(reader.single, query, "query"))
-            rows = [index(("document", item), partial(reader.single, item, "document")) for item in chosen]
-        lists.append(RankedList(own, rows, [f"{row}" for row in rows], [0] * len(rows)))
-        if sum(len(item.ids) for item in inputs.values()) >= max_tokens:
+        collected.add((query, query), [(item, item) for item in chosen])
+        if collected.tokens >= max_tokens:
             break
-    return Sample(list(inputs.values()), lists)
+    return collected.sample()
 
 
 def take(data: Artifact, pairs: Artifact, reader: Reader, max_tokens: int) -> Sample:
@@ -178,39 +213,15 @@ def take(data: Artifact, pairs: Artifact, reader: Reader, max_tokens: int) -> Sa
     missing = set(valid["doc_id"]) - set(bodies.index) | set(valid["query_id"]) - set(queries.index)
     if missing:
         raise SchemaError(f"{pairs.path}: {sorted(missing)[:3]} are not in {data.path}; make the pairs again")
-    inputs: dict[tuple[str, str], int] = {}
-    taken: list[Input] = []
-    lists: list[RankedList] = []
-    tokens = 0
-
-    def index_of(key: tuple[str, str], item: Input) -> int:
-        nonlocal tokens
-        if key not in inputs:
-            inputs[key] = len(taken)
-            taken.append(item)
-            tokens += len(item.ids)
-        return inputs[key]
-
+    collected = _Collector(reader)
     groups = list(valid.groupby("query_id", sort=True))
-    stride = np.random.default_rng(0).permutation(len(groups))
-    for number in stride:
+    for number in np.random.default_rng(0).permutation(len(groups)):
         query_id, rows = groups[number]
-        query = str(queries[query_id])
-        texts = [text.document_text(*bodies.loc[doc_id]) for doc_id in rows["doc_id"]]
         doc_ids = [str(doc_id) for doc_id in rows["doc_id"]]
-        if "pair" in reader.templates:
-            own = None
-            indices = [
-                index_of((str(query_id), doc_id), reader.pair(query, body))
-                for doc_id, body in zip(doc_ids, texts, strict=True)
-            ]
-        else:
-            own = index_of(("query", str(query_id)), reader.single(query, "query"))
-            indices = [
-                index_of(("document", doc_id), reader.single(body, "document"))
-                for doc_id, body in zip(doc_ids, texts, strict=True)
-            ]
-        lists.append(RankedList(own, indices, doc_ids, [int(grade) for grade in rows["grade"]]))
-        if tokens >= max_tokens:
+        texts = [text.document_text(*bodies.loc[doc_id]) for doc_id in rows["doc_id"]]
+        grades = [int(grade) for grade in rows["grade"]]
+        query = str(query_id), str(queries[query_id])
+        collected.add(query, list(zip(doc_ids, texts, strict=True)), grades)
+        if collected.tokens >= max_tokens:
             break
-    return Sample(taken, lists)
+    return collected.sample()

@@ -1,4 +1,4 @@
-"""What an ablation and a study have in common: scores by split, the systems beside the students, and their seeds."""
+"""Steps that an ablation and a study share: scores by split, the systems beside the students, and their seeds."""
 
 import dataclasses
 from collections.abc import Callable

@@ -36,10 +36,10 @@ Add `license:` to the head of this file before you publish it."""
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingRecord:
-    """What a model was trained from and how well it went, as its card tells it."""
+    """A training as the card of its model tells it: base, inputs, settings and metrics."""
 
     base: Artifact | str
-    """What the training started from: an artifact, a hub name, a package or a folder."""
+    """The model that the training started from: an artifact, a hub name, a package or a folder."""
     inputs: Mapping[str, Input]
     """The stage's inputs by name, `data` and `pairs` among them; the card names those that are artifacts."""
     config: Mapping[str, Any]

@@ -108,7 +108,7 @@ def make(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _EncoderSources:
-    """What an encoder learns from, besides its base."""
+    """The artifacts that an encoder learns from, besides its base."""
 
     data: Artifact
     pairs: Artifact

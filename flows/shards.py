@@ -99,11 +99,22 @@ def divide(
         SchemaError: a shard would have no document.
     """
     from index import shards as index_shards
+    from serving.runtime import offline
 
     registry, recipe = releases.Releases(run.workspace), recipes.parse(Recipe, old.manifest.config)
     kept = {name: release_parts.part(old, name) for name in judging.PARTS if release_parts.has_part(old, name)}
     models = {name: part for name, part in kept.items() if name not in OVER_DOCUMENTS}
     encoder = release_parts.part(old, "encoder")
+    passages = recipe.index.passages.passages(None)
+    collection = run(
+        index_shards.collection,
+        shards,
+        passages.to_dict() if passages else None,
+        {"encoder": offline.digest(encoder), "index": recipes.to_dict(recipe.index)},
+        data=data,
+        whole_parts=whole_parts,
+    )
+    models["collection"] = collection
     published = []
     for number in range(shards):
         named = run.labelled(f"shard {number + 1} of {shards}")
@@ -114,11 +125,7 @@ def divide(
         metrics = publishing.metrics(old, searchable.documents, "corpus")
         published.append(registry.publish(models | searchable.parts, metrics=metrics, config=old.manifest.config))
     figures = {name: value for name, value in old.metrics.items() if name not in ("documents", "figures")}
-    passages = recipe.index.passages.passages(None)
-    collection = run(index_shards.collection, shards, passages.to_dict() if passages else None, data=data)
-    front = registry.publish(
-        models | {"collection": collection}, metrics={**figures, **collection.metrics}, config=old.manifest.config
-    )
+    front = registry.publish(models, metrics={**figures, **collection.metrics}, config=old.manifest.config)
     return published, front
 
 

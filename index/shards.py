@@ -30,7 +30,9 @@ from pipeline.stage import Stage
 
 DOCUMENTS = Stage("corpus", version=1, inputs={"data": ("data", "corpus")}, title="documents of a shard")
 LEXICAL = Stage("lexical", version=1, inputs={"data": "corpus", "full": "lexical"}, title="lexical index of a shard")
-WHOLE = Stage("collection", version=1, inputs={"data": ("data", "corpus")}, title="collection of shards")
+WHOLE = Stage(
+    "collection", version=2, inputs={"data": ("data", "corpus"), "whole_parts": "lexical"}, title="collection of shards"
+)
 
 ROWS = document_reader.COLLECTION_ROWS
 """The file with the row of each document among those of the whole collection."""
@@ -107,14 +109,26 @@ def documents(workspace: Path, number: int, count: int, *, data: Artifact) -> Ar
 
 
 @WHOLE
-def collection(workspace: Path, count: int, passages: Mapping[str, Any] | None, *, data: Artifact) -> Artifact:
-    """The `collection` artifact: the documents that the shards of a release of models must hold.
+def collection(
+    workspace: Path,
+    count: int,
+    passages: Mapping[str, Any] | None,
+    settings: Mapping[str, Any],
+    *,
+    data: Artifact,
+    whole_parts: Mapping[str, Artifact],
+) -> Artifact:
+    """The `collection` artifact: documents, divided and indexed in one way.
 
-    It is a part of that release, so that other documents give another release, and keeps their table from gc.
+    It is a part of the release of models that asks shards, and of each shard's. Answers of releases with the same
+    collection can be merged: any other documents, number of shards or settings give another one. It keeps the table of
+    the documents from gc.
 
     Args:
         count: number of shards.
         passages: the rule by which the shards cut long documents (`Passages.to_dict`); None where they do not.
+        settings: what the shards' indexes depend on beside the documents: encoder and section `index` of the recipe.
+        whole_parts: the lexical indexes of all documents, by part of a release, from which those of shards are cut.
     """
     held = {"data": data.fingerprint, "shards": count, **({"passages": dict(passages)} if passages else {})}
 
@@ -122,7 +136,7 @@ def collection(workspace: Path, count: int, passages: Mapping[str, Any] | None, 
         (staging.folder / COLLECTION).write_text(json.dumps(held, indent=1) + "\n", encoding="utf-8")
         return {"collection": held}
 
-    return WHOLE.make(workspace, config=held, inputs={"data": data}, build=build)
+    return WHOLE.make(workspace, config=held | dict(settings), inputs={"data": data, **whole_parts}, build=build)
 
 
 @LEXICAL

@@ -97,14 +97,8 @@ def check_parts(where: Path, parts: Mapping[str, Path]) -> None:
                     f"its fusion was fitted with {role} {fingerprint[:12]}, but its {role} is "
                     f"{manifests[role].fingerprint[:12]}"
                 )
-    over_documents = [name for name in manifests if _kind(name) in _OVER_DOCUMENTS]
-    corpora = {name: corpus for name in over_documents if (corpus := _corpus(manifests[name]))}
-    if len(set(corpora.values())) > 1:
-        named = ", ".join(f"{name} of {corpus[:12]}" for name, corpus in corpora.items())
-        refuse(f"its parts were made from different documents: {named}")
-    counts = {name: manifests[name].metrics.get("documents") for name in over_documents}
-    if len({count for count in counts.values() if count is not None}) > 1:
-        refuse(f"its parts hold different numbers of documents: {counts}")
+    if problem := _documents_problem(manifests) or _collection_problem(manifests, encoder or ""):
+        refuse(problem)
     for name, manifest in manifests.items():
         indexed = manifest.config.get("field", "")
         if "." in name and name != field_part(_kind(name), indexed):
@@ -115,6 +109,37 @@ def check_parts(where: Path, parts: Mapping[str, Path]) -> None:
         # Shards have the indexes of a release of models alone.
         if "documents" in manifests and needed not in manifests:
             refuse(f"its fusion weighs {feature}, but it has no {needed}")
+
+
+def _documents_problem(manifests: Mapping[str, Manifest]) -> str:
+    """The reason why parts that are made from documents cannot be of the same ones; empty where they can."""
+    over_documents = [name for name in manifests if _kind(name) in _OVER_DOCUMENTS]
+    corpora = {name: corpus for name in over_documents if (corpus := _corpus(manifests[name]))}
+    if len(set(corpora.values())) > 1:
+        named = ", ".join(f"{name} of {corpus[:12]}" for name, corpus in corpora.items())
+        return f"its parts were made from different documents: {named}"
+    counts = {name: manifests[name].metrics.get("documents") for name in over_documents}
+    if len({count for count in counts.values() if count is not None}) > 1:
+        return f"its parts hold different numbers of documents: {counts}"
+    return ""
+
+
+def _collection_problem(manifests: Mapping[str, Manifest], encoder: str) -> str:
+    """The reason why a release is none of its collection (`index.shards`); empty where it is one, or has none.
+
+    Args:
+        encoder: digest of the release's encoder.
+    """
+    collection = manifests.get("collection")
+    if collection is None:
+        return ""
+    embedded = collection.config.get("encoder", encoder)
+    if encoder != embedded:
+        return f"its collection holds vectors of encoder {embedded[:12]}, but its encoder is {encoder[:12]}"
+    for name in [name for name in manifests if _kind(name) == "lexical"]:
+        if manifests[name].inputs.get("full") != collection.inputs.get(name):
+            return f"its {name} is no shard of its collection"
+    return ""
 
 
 def _corpus(manifest: Manifest) -> str | None:

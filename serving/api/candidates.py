@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, Field
+from pydantic import Field
 from starlette.responses import Response
 
 from serving.api.json_io import request_schema
@@ -13,6 +13,7 @@ from serving.api.schemas import ERROR_ANSWERS, ClientShape, RequestBody
 from serving.api.search import Filters, Value, check_length
 from serving.errors import BodyTooLargeError
 from serving.scoring import shard_candidates
+from serving.scoring.shard_answer import CandidatesAnswer
 from serving.scoring.shard_candidates import ShardQuery
 
 MAX_DIMENSIONS = 16_384
@@ -28,7 +29,7 @@ router = APIRouter(responses=ERROR_ANSWERS)
 
 OWN_CANDIDATES = ClientShape(
     client="search-relevance",
-    honoured=frozenset({"query", "depth", "vector", "filters", "terms", "matches", "features"}),
+    honoured=frozenset({"query", "depth", "vector", "filters", "terms", "matches", "features", "collection"}),
 )
 
 
@@ -53,55 +54,12 @@ class CandidatesRequest(RequestBody):
     features: list[str] | None = Field(
         None, max_length=MAX_FEATURES, description="Scores of single fields to give, such as bm25.title."
     )
-
-
-class NearestPassage(BaseModel):
-    """A passage of a document as the models read it, title first."""
-
-    start: int
-    end: int
-    number: int = Field(description="From 1.")
-    of: int
-
-
-class KnownTerms(BaseModel):
-    """The terms of the query that the index knows, by the analysis of this language and version."""
-
-    language: str
-    version: int
-    shares: dict[str, float] = Field(description="Term → share of the documents of all shards that have it.")
-
-
-class ShardCandidate(BaseModel):
-    """One document of a shard with its first-stage scores."""
-
-    row: int = Field(description="Its row among the documents of all shards.")
-    doc_id: str
-    title: str
-    text: str
-    fields: dict[str, Any]
-    bm25: float
-    cosine: float | None
-    terms: dict[str, float]
-    features: dict[str, float] = Field(description="Score by each single field of `features`.")
-    passage: NearestPassage | None = Field(
-        description="Where the passage nearest to the vector stands; null where the document has one vector or none."
+    collection: str | None = Field(
+        None,
+        max_length=64,
+        description="The collection of the asking release. A loaded release that holds a shard of it answers, such as "
+        "the one that was live before; the live one when not given.",
     )
-
-
-class CandidatesAnswer(BaseModel):
-    """The documents that a shard finds by BM25 and by the encoder."""
-
-    release: str
-    encoder: str
-    data: str = Field(description="Fingerprint of the documents of all shards.")
-    shard: int
-    known_filter: bool = Field(description="Whether the shard has documents with the fields of `filters`.")
-    field_names: list[str]
-    query_terms: KnownTerms | None = Field(description="Only with `matches`.")
-    lexical: list[tuple[int, float]] = Field(description="Row and score, the best first.")
-    semantic: list[tuple[int, float]]
-    documents: list[ShardCandidate]
 
 
 @router.post(
@@ -114,6 +72,7 @@ async def candidates(request: Request) -> Response:
     """Finds the candidates of this shard for a query, before any ranking; `relevance serve --shards` asks it."""
     context = RequestContext(request)
     body = await context.read(CandidatesRequest)
+    context.choose_collection(body.collection)
     settings, searcher = context.service.settings, context.searcher
     check_length(body.query)
     depth = body.depth or DEFAULT_DEPTH

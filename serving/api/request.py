@@ -101,6 +101,16 @@ class RequestContext:
         if release is not None:
             self._record.route = Route(self.service.lifecycle.loaded_as(release), "chosen", wished=True)
 
+    def choose_collection(self, collection: str | None) -> None:
+        """Has a loaded release answer that holds a shard of this collection; for None the one that answers stays.
+
+        Raises:
+            NotFoundError: no such release is loaded.
+        """
+        if collection is not None and self.searcher.collection_id != collection:
+            searcher = self.service.lifecycle.loaded_with(collection)
+            self._record.route = Route(searcher, "chosen", wished=True)
+
     async def read(self, model: type[M]) -> M:
         """The request's body, parsed and validated.
 

@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +28,7 @@ from serving.runtime.scheduler import Scheduler
 from serving.scoring.redis_cache import SharedCache
 from serving.scoring.reranker import Caches
 from serving.scoring.searcher import Searcher
-from serving.scoring.sharded import ShardClient, ShardedSearcher
+from serving.scoring.sharded import ShardClient, ShardedSearcher, ShardsBehindError
 from serving.settings import Settings
 
 LOOKS = 15
@@ -152,6 +152,19 @@ class Lifecycle:
             raise NotFoundError(f"{how_many} with {name[:64]!r}; loaded are {known}")
         return fitting[0]
 
+    def loaded_with(self, collection: str) -> Searcher:
+        """A loaded release that holds a shard of this collection, the live one first.
+
+        Raises:
+            NotFoundError: none does.
+        """
+        searchers = [release.searcher for release in self.held]
+        for searcher in searchers:
+            if searcher.collection_id == collection:
+                return searcher
+        known = ", ".join(f"{item.release[:12]} of {item.collection_id[:12] or 'none'}" for item in searchers)
+        raise NotFoundError(f"no loaded release holds a shard of collection {collection[:12]}; loaded are {known}")
+
     def start(self) -> None:
         """Loads the release that the settings name, then follows the pointer, if that name is live, and the trials.
 
@@ -232,6 +245,10 @@ class Lifecycle:
                     return
                 began = time.monotonic()
                 fresh = self._searcher(name)
+                self._check_shards(fresh)
+            except ShardsBehindError as error:
+                self._wait_for_shards(name, error)
+                continue
             except Exception as error:
                 self._refuse(name, error, kept=self._current)
                 continue
@@ -239,6 +256,24 @@ class Lifecycle:
                 continue  # The pointer moved while this release was loading, perhaps away from it.
             self._swap(fresh)
             log.info("release %s: answers from now on, after %.1f s of loading", name[:12], time.monotonic() - began)
+
+    def _check_shards(self, fresh: Searcher) -> None:
+        """Raises ShardsBehindError while fewer shards answer a release than answer the live one."""
+        if self._current is None or self.shards is None:
+            return
+        ready, answering = fresh.shards_that_answer(), self._current.shards_that_answer()
+        if ready < answering:
+            raise ShardsBehindError(
+                f"{ready} of its {len(self.shards.addresses)} shards answer, and {answering} of the live release's; it "
+                "is taken as soon as no fewer do"
+            )
+
+    def _wait_for_shards(self, name: str, error: ShardsBehindError) -> None:
+        if self.refused is None or self.refused.release != name:  # Logged once, looked at with every poll.
+            self._refuse(name, error, kept=self._current)
+        else:
+            self.refused = replace(self.refused, reason=str(error))
+        self._again = time.monotonic()
 
     def _retry_is_due(self) -> bool:
         """Whether to try the refused release again: some time after a passing reason, or when its files have changed.
@@ -307,6 +342,8 @@ class Lifecycle:
         needed = {*self._before, self._compared, *self.rollout.active.needed()}
         if self._current is not None:
             needed.add(self._current.release)
+        if self.refused is not None:
+            needed.add(self.refused.release)  # One that is loaded waits for its shards.
         self._held = {name: held for name, held in self._held.items() if name in needed}
 
     def _follow(self) -> None:

@@ -91,6 +91,8 @@ class LoadedRelease:
         """Role → model; a release of ready-made models may have one alone."""
         self.collection: Mapping[str, Any] | None = release.manifest.metrics.get("collection")
         """The documents that shards hold for a release of models alone, see `flows.shards`; None for other releases."""
+        self.collection_id = release.manifest.inputs.get("collection", "")
+        """Fingerprint of the collection that the release asks shards for, or holds a shard of; empty for others."""
         self._fusion = _fusion(release)
         """The weights of the final order; None where it is that of BM25 and encoder, or there are no documents."""
         self._contents = SearchableContents.load(release)

@@ -167,6 +167,10 @@ class Searcher(LoadedRelease):
         """The passages in which the index holds long documents; None where each document has one vector."""
         return self._contents.semantic.passages if self._contents else None
 
+    def shards_that_answer(self) -> int:
+        """Number of services that answer as shards of this release; 0 where it holds its documents itself."""
+        return 0
+
     def document(self, doc_id: str, *, neighbours: int, options: RequestOptions) -> OpenedDocument | None:
         """A whole document with those nearest to it; None where the release has no such document.
 

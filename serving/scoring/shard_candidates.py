@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from index.document_store import Rows, Value
+from index.document_store import Document, Rows, Value
 from index.hits import Hit
 from index.semantic import join
 from pipeline import text
 from pipeline.errors import MissingError
-from serving.errors import InvalidRequestError, NotServedError
+from serving.errors import InvalidRequestError, NotServedError, ServingError
 from serving.runtime.deadline import Deadline
+from serving.scoring.candidates import CandidatePool
 from serving.scoring.contents import SearchableContents
 from serving.scoring.reranker import Vector
 from serving.scoring.searcher import Searcher
@@ -41,6 +42,7 @@ def answer(searcher: Searcher, request: ShardQuery, deadline: Deadline) -> dict[
 
     Raises:
         NotServedError: the release is no shard, or has no index for one of the features.
+        ServingError: a score is not finite, so a file of the release is damaged.
         InvalidRequestError: the vector has another width than the encoder's, or is not finite.
         DeadlineError: the deadline has passed.
         ClientGoneError: the client has closed the connection.
@@ -48,8 +50,8 @@ def answer(searcher: Searcher, request: ShardQuery, deadline: Deadline) -> dict[
     retrieval = searcher.retrieval
     contents = retrieval.contents
     collection, rows_of_whole = contents.collection, contents.collection_rows
-    if collection is None or rows_of_whole is None:
-        raise NotServedError("this release is no shard; `relevance reindex --shards` makes some")
+    if collection is None or rows_of_whole is None or not searcher.collection_id:
+        raise NotServedError("this release is no shard of a collection; `relevance reindex --shards` makes some")
     if lacking := [name for name in request.features if name not in contents.fields.features]:
         raise NotServedError(f"this shard has no index that gives {lacking[0][:100]}; make the shards again")
     vector = _vector(request, searcher.encoder.dimensions)
@@ -65,6 +67,7 @@ def answer(searcher: Searcher, request: ShardQuery, deadline: Deadline) -> dict[
     nearest = {} if vector is None else contents.semantic.nearest_passages(vector, rows)
     documents = contents.documents.get_many(rows)
     terms = contents.lexical.term_scores(query, rows) if request.terms else [{} for _ in rows]
+    _check_finite(searcher.release, documents, pool)
     deadline.check()
 
     def listed(hits: Sequence[Hit]) -> list[tuple[int, float]]:
@@ -72,8 +75,7 @@ def answer(searcher: Searcher, request: ShardQuery, deadline: Deadline) -> dict[
 
     return {
         "release": searcher.release,
-        "encoder": searcher.encoder.digest,
-        "data": collection.data,
+        "collection": searcher.collection_id,
         "shard": collection.shard,
         "known_filter": known_filter,
         "field_names": searcher.fields,
@@ -96,6 +98,18 @@ def answer(searcher: Searcher, request: ShardQuery, deadline: Deadline) -> dict[
             for number, (row, document) in enumerate(zip(rows, documents, strict=True))
         ],
     }
+
+
+def _check_finite(release: str, documents: Sequence[Document], pool: CandidatePool) -> None:
+    """Raises ServingError for a score that is not finite; JSON would hold null in its place."""
+    scores = {"bm25": pool.bm25, "cosine": pool.cosines or (), **pool.fields}
+    for name, values in scores.items():
+        bad = np.flatnonzero(~np.isfinite(np.array(values, np.float64)))
+        if len(bad):
+            raise ServingError(
+                f"release {release[:12]}: the score {name} of document {documents[bad[0]].doc_id[:100]!r} is not "
+                "finite; `relevance index verify` names the damaged file"
+            )
 
 
 def _query_terms(contents: SearchableContents, query: str) -> dict[str, Any]:

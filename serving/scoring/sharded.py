@@ -3,14 +3,17 @@
     query ─► encoder ─► POST /candidates to every shard ─► merged lists ─► ranker ─► fusion ─► final order
 
 Shards weigh BM25 by the statistics of the whole (`index.shards`), so a merged list is that of one index. The ranker
-runs here, once for each candidate of the merged pool. A shard that fails, is late, or holds another collection is named
-in the answer, with the reason; it is never left out in silence.
+runs here, once for each candidate of the merged pool. A shard that fails, is late, holds no shard of the collection, or
+answers what cannot be right is named in the answer, with the reason; it is never left out in silence.
+
+Shards and this service take new releases at different moments. A request names the collection of the release that asks,
+and a shard answers it with the release before, too, while that is loaded. So an answer is of one collection always, and
+of all its shards where shards take a new release before this service does.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +35,16 @@ from serving.scoring.contents import NEEDS, SearchableContents
 from serving.scoring.reranker import Caches
 from serving.scoring.running_search import RunningSearch
 from serving.scoring.searcher import Searcher
+from serving.scoring.shard_answer import CandidatesAnswer, ShardCandidate
 
 SHARE = 0.5
 """Share of the time left that shards have for their answer; the ranker has the rest."""
 WITHOUT_DEADLINE_S = 30.0
 """Seconds that shards have where a request has no deadline."""
+PROBE_S = 5.0
+"""Seconds that shards have to say whether they hold a collection."""
+MAX_ANSWER_BYTES = 256 * 2**20
+"""Largest answer of a shard that is read."""
 NO_DOCUMENT = "the documents of this release are in shards; ask the service of the shard that holds it for a whole one"
 THREADS = 16
 """Requests to each shard at once; further ones wait, while their time runs."""
@@ -48,55 +56,74 @@ class ShardLateError(Exception):
     """A shard did not answer in time."""
 
 
+class ShardsBehindError(NotReadyError):
+    """Fewer shards answer a release than answer the one whose place it is to take."""
+
+
 class ShardClient:
     """Asks all shards at once."""
 
     def __init__(self, addresses: Sequence[str], key: str = "") -> None:
         import httpx  # No other service needs it.
 
+        logging.getLogger("httpx").setLevel(logging.WARNING)  # It has a line for each request.
         self.addresses = tuple(addresses)
         self._late: type[Exception] = httpx.TimeoutException
         headers = {"content-type": "application/json", **({"authorization": f"Bearer {key}"} if key else {})}
         count = THREADS * len(self.addresses)
         self._client = httpx.Client(
-            headers=headers,
+            headers=headers | {"accept-encoding": "identity"},
             limits=httpx.Limits(max_connections=count, max_keepalive_connections=count),
             trust_env=False,
         )
-        self._threads = ThreadPoolExecutor(count, "shards")
+        # A pool for each, so that calls which wait for one shard never hold up those to others.
+        self._threads = [ThreadPoolExecutor(THREADS, f"shard-{number}") for number in range(len(self.addresses))]
 
-    def ask(self, body: Mapping[str, Any], deadline: Deadline) -> list[dict[str, Any] | MissingShard]:
+    def ask(self, body: Mapping[str, Any], deadline: Deadline) -> list[CandidatesAnswer | MissingShard]:
         """The outcome of each shard, in the order of the addresses: its answer, or the reason why there is none."""
         seconds = min(deadline.remaining * SHARE, WITHOUT_DEADLINE_S)
         until = Deadline.after(seconds)
         content = orjson.dumps(body)
-        calls = [self._threads.submit(self._ask, address, content, until) for address in self.addresses]
+        calls = [
+            threads.submit(self._ask, address, content, until)
+            for address, threads in zip(self.addresses, self._threads, strict=True)
+        ]
         return [self._outcome(address, call, until) for address, call in zip(self.addresses, calls, strict=True)]
 
     def close(self) -> None:
         """Closes the connections."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in self._threads:
+            threads.shutdown(wait=False, cancel_futures=True)
         self._client.close()
 
-    def _ask(self, address: str, content: bytes, until: Deadline) -> dict[str, Any]:
+    def _ask(self, address: str, content: bytes, until: Deadline) -> CandidatesAnswer:
         seconds = until.remaining
         if seconds <= 0:
             raise ShardLateError
         headers = {"x-request-timeout-ms": str(max(1, int(seconds * 1000)))}
-        answer = self._client.post(f"{address}/candidates", content=content, headers=headers, timeout=seconds)
+        url = f"{address}/candidates"
+        with self._client.stream("POST", url, content=content, headers=headers, timeout=seconds) as answer:
+            sent = bytearray()
+            for part in answer.iter_bytes():
+                sent += part
+                if until.over:  # The client's own limit is for each part.
+                    raise ShardLateError
+                if len(sent) > MAX_ANSWER_BYTES:
+                    raise ValueError(f"its answer has more than {MAX_ANSWER_BYTES:,} bytes")
         if answer.status_code != 200:
-            raise ValueError(f"HTTP {answer.status_code}: {_message(answer.content)}")
-        value = orjson.loads(answer.content)
-        if not isinstance(value, dict):
-            raise ValueError("its answer is no JSON object")
-        return value
+            raise ValueError(f"HTTP {answer.status_code}: {_message(bytes(sent))}")
+        return CandidatesAnswer.read(bytes(sent))
 
-    def _outcome(self, address: str, call: "Future[dict[str, Any]]", until: Deadline) -> dict[str, Any] | MissingShard:
+    def _outcome(
+        self, address: str, call: "Future[CandidatesAnswer]", until: Deadline
+    ) -> CandidatesAnswer | MissingShard:
         try:
             return call.result(until.patience)
         except (TimeoutError, ShardLateError, self._late):
             call.cancel()
             reason = f"no answer in {until.seconds:.2g} s"
+        except ValueError as error:
+            reason = str(error)[:300]
         except Exception as error:  # Whatever it is, the answer names it.
             reason = f"{type(error).__name__}: {error}"[:300]
         log.warning("shard %s: %s", address, reason)
@@ -108,23 +135,6 @@ def _message(content: bytes) -> str:
         return str(orjson.loads(content)["error"])[:200]
     except (orjson.JSONDecodeError, KeyError, TypeError):
         return content[:200].decode(errors="replace")
-
-
-@dataclass(frozen=True, slots=True)
-class ExpectedShards:
-    """The collection and the encoder that every shard must have, and the number of shards."""
-
-    data: str
-    encoder: str
-    count: int
-
-    def problem(self, answer: Mapping[str, Any]) -> str:
-        """Why an answer cannot be used; empty where it can."""
-        if answer.get("data") != self.data:
-            return f"holds a shard of other documents (release {str(answer.get('release'))[:12]})"
-        if answer.get("encoder") != self.encoder:
-            return f"holds vectors of another encoder (release {str(answer.get('release'))[:12]})"
-        return ""
 
 
 class ShardedSearcher(Searcher):
@@ -151,13 +161,20 @@ class ShardedSearcher(Searcher):
                 "are given (--shards, RELEVANCE_SHARDS)"
             )
         self._shards = shards
-        self._expected = ExpectedShards(collection["data"], self.encoder.digest, collection["shards"])
+        self._count: int = collection["shards"]
 
     @property
     def unanswered(self) -> dict[str, str]:
         """Path → the reason why this release cannot answer it."""
         of_whole_documents = dict.fromkeys(NEEDS["documents"], NO_DOCUMENT)
         return {path: reason for path, reason in (super().unanswered | of_whole_documents).items() if path != "/search"}
+
+    def shards_that_answer(self) -> int:
+        body = {"query": "ready", "depth": 1, "collection": self.collection_id}
+        try:
+            return self._answered(body, Deadline.after(PROBE_S / SHARE))[1].answered
+        except NotReadyError:
+            return 0
 
     @property
     def _indexed_passages(self) -> Passages | None:
@@ -182,6 +199,7 @@ class ShardedSearcher(Searcher):
         queried = self._query_vector(search)
         body = {
             "query": search.query,
+            "collection": self.collection_id,
             "depth": depth,
             "vector": queried.values[0].tolist() if queried else None,
             "filters": filters or None,
@@ -192,68 +210,88 @@ class ShardedSearcher(Searcher):
         if search.details.matches:
             body["matches"] = True
         with search.watch("shards"):
-            answered, counts = self._checked(self._shards.ask(body, search.models.options.deadline))
+            answered, counts = self._answered(body, search.models.options.deadline)
         search.options.deadline.check()
-        _check_names(answered, bool(filters), search.details.facets)
-        by_row = {document["row"]: document for answer in answered for document in answer["documents"]}
-        by_words, by_meaning = (_merged(answered, name, by_row, depth) for name in ("lexical", "semantic"))
+        if not counts.missing:  # A missing shard may have documents with any field.
+            _check_names(answered, bool(filters), search.details.facets)
+        by_row = {document.row: document for answer in answered for document in answer.documents}
+        by_words = _merged([hit for answer in answered for hit in answer.lexical], by_row, depth)
+        by_meaning = _merged([hit for answer in answered for hit in answer.semantic], by_row, depth)
         rows = join(by_words, by_meaning)
-        cosines = [by_row[row]["cosine"] for row in rows] if queried else None
-        fields = {name: [by_row[row]["features"][name] for row in rows] for name in weighed}
+        cosines = [cosine for row in rows if (cosine := by_row[row].cosine) is not None] if queried else None
+        fields = {name: [by_row[row].features[name] for row in rows] for name in weighed}
         with search.watch("documents"):
             documents = {row: _document(by_row[row]) for row in rows}
         return Candidates(
             by_words=by_words,
             by_meaning=by_meaning,
             rows=rows,
-            pool=CandidatePool([by_row[row]["bm25"] for row in rows], cosines, fields),
+            pool=CandidatePool([by_row[row].bm25 for row in rows], cosines, fields),
             queried=queried,
             documents=documents,
-            terms={row: by_row[row]["terms"] for row in rows},
-            query_terms=joined([QueryTerms(**known) for answer in answered if (known := answer.get("query_terms"))]),
-            nearest={row: FoundPassage(**part) for row in rows if (part := by_row[row].get("passage"))},
+            terms={row: by_row[row].terms for row in rows},
+            query_terms=joined(
+                [QueryTerms(**known.model_dump()) for answer in answered if (known := answer.query_terms)]
+            ),
+            nearest={row: FoundPassage(**part.model_dump()) for row in rows if (part := by_row[row].passage)},
             shards=counts,
         )
 
-    def _checked(self, outcomes: Sequence[dict[str, Any] | MissingShard]) -> tuple[list[dict[str, Any]], ShardCounts]:
-        """The answers that can be used, and counts of all shards."""
-        answered: list[dict[str, Any]] = []
+    def _answered(self, body: Mapping[str, Any], deadline: Deadline) -> tuple[list[CandidatesAnswer], ShardCounts]:
+        """The answers that can be used, and counts of all shards.
+
+        Raises:
+            NotReadyError: there is none.
+        """
+        answered: dict[int, CandidatesAnswer] = {}
         missing: list[MissingShard] = []
-        seen: set[int] = set()
-        for address, outcome in zip(self._shards.addresses, outcomes, strict=True):
+        rows: set[int] = set()
+        for address, outcome in zip(self._shards.addresses, self._shards.ask(body, deadline), strict=True):
             if isinstance(outcome, MissingShard):
                 missing.append(outcome)
                 continue
-            problem = self._expected.problem(outcome)
-            if not problem and outcome["shard"] in seen:
-                problem = f"holds shard {outcome['shard'] + 1}, as another one does"
-            if problem:
+            own = {document.row for document in outcome.documents}
+            if problem := self._problem(outcome, body, answered) or (
+                "lists a row of another shard" if own & rows else ""
+            ):
                 log.warning("shard %s: %s", address, problem)
                 missing.append(MissingShard(shard=address, reason=problem))
-            else:
-                seen.add(outcome["shard"])
-                answered.append(outcome)
+                continue
+            answered[outcome.shard] = outcome
+            rows |= own
         if not answered:
             reasons = "; ".join(f"{item.shard}: {item.reason}" for item in missing)
             raise NotReadyError(f"no shard of the documents answers: {reasons}"[:1000])
-        return answered, ShardCounts(answered=len(answered), of=self._expected.count, missing=missing)
+        return list(answered.values()), ShardCounts(answered=len(answered), of=self._count, missing=missing)
+
+    def _problem(self, answer: CandidatesAnswer, body: Mapping[str, Any], answered: Collection[int]) -> str:
+        """The reason why an answer cannot be used; empty where it can.
+
+        Args:
+            body: the request.
+            answered: numbers of the shards whose answers are used already.
+        """
+        if answer.collection != self.collection_id:
+            return f"holds a shard of another collection (release {answer.release[:12]})"
+        if answer.shard in answered:
+            return f"holds shard {answer.shard + 1}, as another one does"
+        with_vector = body.get("vector") is not None
+        return answer.fault(self._count, with_vector=with_vector, features=body.get("features", ()))
 
 
-def _check_names(answered: Sequence[Mapping[str, Any]], filtered: bool, facets: Sequence[str]) -> None:
-    known = sorted({name for answer in answered for name in answer["field_names"]})
-    if filtered and not any(answer["known_filter"] for answer in answered):
+def _check_names(answered: Sequence[CandidatesAnswer], filtered: bool, facets: Sequence[str]) -> None:
+    known = sorted({name for answer in answered for name in answer.field_names})
+    if filtered and not any(answer.known_filter for answer in answered):
         listed = ", ".join(known) or "none"
         raise InvalidRequestError(f"no document has the fields of these filters; there are: {listed}")
     check_facets(facets, known)
 
 
-def _merged(
-    answered: Sequence[Mapping[str, Any]], name: str, by_row: Mapping[int, Mapping[str, Any]], depth: int
-) -> list[Hit]:
-    """The first `depth` hits of all shards; equal scores are ordered by the row in the whole collection."""
-    hits = [Hit(row, by_row[row]["doc_id"], score) for answer in answered for row, score in answer[name]]
-    return sorted(hits, key=lambda hit: (-hit.score, hit.row))[:depth]
+def _merged(hits: Sequence[tuple[int, float]], by_row: Mapping[int, ShardCandidate], depth: int) -> list[Hit]:
+    """The first `depth` of the rows and scores of all shards; equal scores are ordered by the row in the whole."""
+    best = sorted(hits, key=lambda hit: (-hit[1], hit[0]))[:depth]
+    return [Hit(row, by_row[row].doc_id, score) for row, score in best]
 
 
-def _document(candidate: Mapping[str, Any]) -> Document:
-    return Document(candidate["doc_id"], candidate["title"], candidate["text"], candidate["fields"])
+def _document(candidate: ShardCandidate) -> Document:
+    return Document(candidate.doc_id, candidate.title, candidate.text, candidate.fields)

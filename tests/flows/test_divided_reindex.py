@@ -5,10 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from flows import reindex, sources
+from flows import indexes, reindex, sources
 from flows import shards as divided
 from pipeline import artifacts
 from pipeline.errors import ImplausibleError
@@ -66,3 +67,12 @@ def test_documents_are_judged_beside_those_that_shards_hold(
                 shutil.rmtree(path)
     assert command(few, tiny.path, release=front)["documents"] == 20
     assert "documents: not judged beside those of release" in caplog.text
+
+
+def test_an_id_that_stands_twice_is_in_one_shard_once(tiny: TinyWorkspace, tmp_path: Path) -> None:
+    source = Path(part_of_documents(tiny, tmp_path / "all", len(DOCUMENTS)))
+    table = pq.read_table(source / "documents.parquet")
+    pq.write_table(pa.concat_tables([table, table.slice(0, 5)]), source / "documents.parquet")
+    figures = into_two(str(source), tiny.path)
+    assert figures["documents"] == len(DOCUMENTS) == sum(shard["documents"] for shard in figures["shards"])
+    assert indexes.verify(tiny.path)["sound"]

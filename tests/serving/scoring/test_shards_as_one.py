@@ -28,6 +28,7 @@ from serving.scoring import shard_candidates
 from serving.scoring.answers import MissingShard, SearchDetails, ShardCounts
 from serving.scoring.reranker import Caches
 from serving.scoring.searcher import Searcher
+from serving.scoring.shard_answer import CandidatesAnswer
 from serving.scoring.shard_candidates import ShardQuery
 from serving.scoring.sharded import ShardClient, ShardedSearcher
 from tests.serving.conftest import TinyModels
@@ -77,13 +78,14 @@ class LocalShards(ShardClient):
         self.addresses = tuple(f"shard {number}" for number in range(len(searchers)))
         self.gone: set[str] = set()
 
-    def ask(self, body: Mapping[str, Any], deadline: Deadline) -> list[dict[str, Any] | MissingShard]:
+    def ask(self, body: Mapping[str, Any], deadline: Deadline) -> list[CandidatesAnswer | MissingShard]:
         sent = {name: value for name, value in orjson.loads(orjson.dumps(body)).items() if value is not None}
+        assert {sent.pop("collection")} == {searcher.collection_id for searcher in self.searchers}
         query = ShardQuery(**{"vector": None, "filters": {}, **sent})
         return [
             MissingShard(shard=address, reason="gone")
             if address in self.gone
-            else orjson.loads(orjson.dumps(shard_candidates.answer(searcher, query, deadline)))
+            else CandidatesAnswer.read(orjson.dumps(shard_candidates.answer(searcher, query, deadline)))
             for address, searcher in zip(self.addresses, self.searchers, strict=True)
         ]
 
@@ -99,9 +101,10 @@ class Collection:
     single_index: Searcher
 
     @classmethod
-    def of(cls, workspace: Path, config: IndexConfig, seed: int) -> "Collection":
+    def of(cls, workspace: Path, config: IndexConfig, seed: int, documents: pa.Table | None = None) -> "Collection":
         run, tiny = Runner(workspace), TinyModels(seed)
-        data = stage(workspace, "corpus", {"documents": random_documents(random.Random(seed))})
+        table = random_documents(random.Random(seed)) if documents is None else documents
+        data = stage(workspace, "corpus", {"documents": table})
         models = {role: tiny.bundle(workspace, role) for role in ("ranker", "encoder")}
         corpus = indexing.make_searchable(config, run, encoder=models["encoder"], data=data)
 
@@ -123,8 +126,12 @@ class Collection:
         """The service that asks `count` shards, and these."""
         published, front = shards.divide(self.run, self.release, self.data, count, self.whole_index)
         client = LocalShards([Searcher(shard.path) for shard in published])
-        models: dict[str, Any] = {"precision": "auto", "caches": Caches.of(2**20), "scheduler": Scheduler(1)}
-        return ShardedSearcher(front.path, client, **models), client
+        return searcher_of(front.path, client), client
+
+
+def searcher_of(path: Path, client: ShardClient) -> ShardedSearcher:
+    """The loaded release of models that asks these shards."""
+    return ShardedSearcher(path, client, precision="auto", caches=Caches.of(2**20), scheduler=Scheduler(1))
 
 
 def assert_equal(merged: Sequence[Any], single: Sequence[Any]) -> None:
@@ -175,6 +182,25 @@ def test_shards_answer_as_one_index(tmp_path: Path, name: str, seed: int) -> Non
             for searcher in (collection.single_index, front)
         )
         assert_equal(merged.reranked, single.reranked)
+
+
+@pytest.mark.parametrize("name", ["fields", "fields by words", "passages"])
+def test_a_shard_whose_documents_have_no_text_answers_with_them(tmp_path: Path, name: str) -> None:
+    table = random_documents(random.Random(8))
+    for column in ("title", "text"):
+        values = zip(table["doc_id"].to_pylist(), table[column].to_pylist(), strict=True)
+        texts = [value if shard_of(doc_id, 2) else "" for doc_id, value in values]
+        table = table.set_column(table.column_names.index(column), column, pa.array(texts))
+    collection = Collection.of(tmp_path, CONFIGS[name], 8, table)
+    front, _ = collection.divided(2)
+    for query in QUERIES:
+        single, merged = (
+            searcher.search(query, top_n=30, retrieve=30) for searcher in (collection.single_index, front)
+        )
+        assert merged.shards == ShardCounts(answered=2, of=2, missing=[])
+        assert_equal(merged.lexical, single.lexical)
+        assert_equal(merged.semantic, single.semantic)
+        assert {hit.doc_id for hit in merged.reranked} == {hit.doc_id for hit in single.reranked}
 
 
 def test_a_missing_shard_is_named_and_the_others_answer_with_fields_and_passages(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """Removes what no kept release needs: the commands `relevance releases gc` and `relevance index gc`.
 
     kept      the newest N releases, the live one, those that a rollback can return to next, the canary and the shadow,
-              and every artifact that one of these was made from, directly or not
+              the shards of those that ask shards and the others of their collection, and every artifact that one of
+              these was made from, directly or not
     kept too  what a process uses now, and work that belongs to no release yet, for UNCLAIMED_DAYS
     removed   all else below artifacts/, unfinished folders and temporary files of dead processes, lock files that
               nobody holds
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline import artifacts, disk, locks, temporary
 from pipeline.errors import ArtifactError, ConflictError, RelevanceError
 from pipeline.manifest import Manifest
+from pipeline.release_parts import models_digest
 from pipeline.releases import Releases
 from serving.process.metrics_folder import remove_abandoned
 
@@ -43,8 +45,9 @@ REBUILT = ("documents", "index", "lexical")
 TEMPORARY = "temporary"
 """The reason that the list of removals gives for lock files that nobody holds and temporary files of dead processes."""
 
-_STORES = ("documents/manifest.json", "documents/documents.sqlite")
-"""Files of a release on which a service holds a shared lock: the second one by services from before segments."""
+_STORES = ("manifest.json", "documents/manifest.json", "documents/documents.sqlite")
+"""Files of a release on which a service holds a shared lock: the second by services from before shards, the third by
+those from before segments."""
 _STORE = ("manifest.json",)
 """Files of a document store that is no part of a release, on which a reader holds a shared lock."""
 
@@ -112,6 +115,8 @@ def _plan(workspace: Path, keep: int | None) -> Iterator[Removal]:
     kept = {*newest, *_pointed(registry)}
     kept |= {release for release in known if _in_use(registry.path(release))}
     manifests = _manifests(workspace)
+    divided = {_divided(manifests[name]) for name in kept & manifests.keys()} - {None}
+    kept |= {name for name in known if name in manifests and _divided(manifests[name]) in divided}
     for release in kept & set(known):
         if release not in manifests:
             artifacts.read_manifest(registry.path(release))  # Raises: what it needs is not known.
@@ -133,6 +138,12 @@ def _plan(workspace: Path, keep: int | None) -> Iterator[Removal]:
     for path in state:
         if temporary.is_abandoned(path) or _free_lock(path):
             yield Removal(path, TEMPORARY, _size(path))
+
+
+def _divided(release: Manifest) -> tuple[str, str] | None:
+    """Collection and models, which a release and the others over its shards have in common; None without shards."""
+    collection = release.inputs.get("collection")
+    return (collection, models_digest(release)) if collection else None
 
 
 def _reason(path: Path, needed: set[str], claimed: set[str], is_release: bool) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from index.document_store import DocumentStore
 from index.lexical import LexicalIndex
 from index.semantic import SemanticIndex
+from index.store_file import UseLock
 from pipeline import artifacts, release_parts
 from pipeline.artifacts import Artifact
 from pipeline.errors import MissingError
@@ -38,7 +39,10 @@ log = logging.getLogger(__name__)
 
 
 class LoadedRelease:
-    """The models, indexes and documents of one release; safe to use from many threads."""
+    """The models, indexes and documents of one release; safe to use from many threads.
+
+    While it is loaded, `relevance releases gc` keeps the release.
+    """
 
     def __init__(
         self,
@@ -71,6 +75,7 @@ class LoadedRelease:
         release = (
             release_parts.verify(release_path) if verify else artifacts.load(release_path, "release", verify=False)
         )
+        self._use = UseLock(release_path / artifacts.MANIFEST)
         caches = caches or Caches.of(64 * 2**20)
         self.release = release.fingerprint
         self.created = release.manifest.created

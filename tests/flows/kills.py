@@ -11,6 +11,7 @@ import os, signal, sys
 from pathlib import Path
 from flows import gc
 from flows import reindex as reindexing
+from flows import shards, sources
 from pipeline import artifacts, release_parts, releases
 from pipeline.errors import ConflictError
 from pipeline.releases import Releases
@@ -45,6 +46,7 @@ operations = {
     "promote": lambda: registry.promote(first, reason="test"),
     "rollback": rollback,
     **dict.fromkeys(("reindex", "segment", "merge"), lambda: reindexing.reindex([source], workspace)),
+    "divide": lambda: shards.reindex(sources.named(source), workspace, 2),
     "gc": lambda: gc.gc(workspace, keep=1, act=True),
 }
 sys.addaudithook(counted)

@@ -1,4 +1,4 @@
-"""A full disk at every write, link and folder of a publish, a re-index over segments, a merge, and a removal."""
+"""A full disk at every write, link and folder of a publish, re-indexes, a division among shards, and a removal."""
 
 import shutil
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flows import gc
+from flows import gc, shards, sources
 from flows import reindex as reindexing
 from pipeline import release_parts
 from pipeline.releases import Releases
@@ -18,6 +18,8 @@ __all__ = ["small_disk", "workspace"]  # Fixtures.
 
 POINTS = 4
 """Amounts of free blocks, and of free inodes, that are tried for each operation; the benchmark tries more."""
+
+OPERATIONS = ("publish", "segment", "merge", "divide")
 
 CALLS = 6
 """Calls of the file system that are tried for each operation; the benchmark tries all."""
@@ -33,7 +35,11 @@ def publish(folder: Path) -> None:
 def prepared(workspace: Path, folder: Path, operation: str) -> Callable[[Path], object]:
     """Brings a workspace to the state before an operation, and returns the operation."""
     source = test_kills.prepare(workspace, folder, operation)
-    return publish if operation == "publish" else lambda changed: reindexing.reindex([str(source)], changed)
+    if operation == "publish":
+        return publish
+    if operation == "divide":
+        return lambda changed: shards.reindex(sources.named(str(source)), changed, 2)
+    return lambda changed: reindexing.reindex([str(source)], changed)
 
 
 def check_full_disk(disk: SmallDisk, workspace: Path, folder: Path, operation: str, points: int) -> None:
@@ -41,14 +47,14 @@ def check_full_disk(disk: SmallDisk, workspace: Path, folder: Path, operation: s
     assert full_disk.check(disk, workspace, run, points) >= min(points, 4)
 
 
-@pytest.mark.parametrize("operation", ["publish", "segment", "merge"])
+@pytest.mark.parametrize("operation", OPERATIONS)
 def test_a_call_that_finds_the_disk_full_leaves_nothing_half_published(
     workspace: Path, tmp_path: Path, operation: str
 ) -> None:
     full_disk.check_calls(workspace, tmp_path / "copy", prepared(workspace, tmp_path, operation), CALLS)
 
 
-@pytest.mark.parametrize("operation", ["publish", "segment", "merge"])
+@pytest.mark.parametrize("operation", OPERATIONS)
 def test_a_full_disk_leaves_nothing_half_published_and_the_next_run_ends_the_same(
     small_disk: SmallDisk, workspace: Path, tmp_path: Path, operation: str
 ) -> None:

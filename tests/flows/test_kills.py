@@ -16,7 +16,7 @@ from tests.flows.test_before import registry_documents, workspace
 
 __all__ = ["workspace"]  # A fixture.
 
-OPERATIONS = ("publish", "promote", "rollback", "reindex", "segment", "merge", "gc")
+OPERATIONS = ("publish", "promote", "rollback", "reindex", "segment", "merge", "divide", "gc")
 SEGMENTS_BEFORE = {"segment": 1, "merge": 2}
 """Operation that re-indexes over segments → their number before it."""
 
@@ -57,6 +57,7 @@ def check_kills(workspace: Path, folder: Path, operation: str, count: int) -> No
         shutil.copytree(workspace, killed)
         status, _ = kills.run(killed, operation, source, point)
         assert status == -signal.SIGKILL, f"{operation} was not killed at call {point} of {calls}"
+        release_parts.verify(Releases(killed).open().path)  # What is live can be served at once.
         assert kills.run(killed, operation, source)[0] == 0
         assert kills.state(killed) == expected, f"{operation} killed at call {point} of {calls}"
         shutil.rmtree(killed)
@@ -64,4 +65,4 @@ def check_kills(workspace: Path, folder: Path, operation: str, count: int) -> No
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_a_killed_operation_ends_the_same_when_run_again(workspace: Path, tmp_path: Path, operation: str) -> None:
-    check_kills(workspace, tmp_path, operation, 2 if operation in SEGMENTS_BEFORE else 4)
+    check_kills(workspace, tmp_path, operation, 2 if operation in (*SEGMENTS_BEFORE, "divide") else 4)

@@ -108,6 +108,8 @@ def test_the_data_artifact_of_a_database_holds_no_secret(tmp_path: Path, monkeyp
         "Driver=x;UID=shop;PWD=hunter2;Server=db",
         "{'user': 'shop', 'password': 'hun ter2', 'port': 5432}",
         '{"db_password": "hunter2"}',
+        "PASſWORD: hunter2",
+        "DB_PASSWD=hunter2",
         "https://hunter2hunter2hunter2hunter2@example.org/model",
     ],
 )

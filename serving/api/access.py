@@ -1,5 +1,6 @@
 """Access control: decides who may call an endpoint from the head of a request, before its body is read."""
 
+import functools
 import ipaddress
 
 from starlette.datastructures import Headers
@@ -77,6 +78,7 @@ def _host_name(header: str) -> str:
     return name.partition(":")[0].rstrip(".")
 
 
+@functools.lru_cache(maxsize=16)  # A service is called by few names, with every request.
 def _cannot_be_rebound(host: str) -> bool:
     """Whether a stranger's web page cannot have this host name: an address, localhost, or a name of the local network
     only, which has no dot. A request without a Host header comes from no browser."""

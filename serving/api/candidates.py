@@ -7,6 +7,7 @@ from fastapi import APIRouter, Request
 from pydantic import Field
 from starlette.responses import Response
 
+from serving.api.direct_route import DirectRoute
 from serving.api.json_io import request_schema
 from serving.api.request import RequestContext
 from serving.api.schemas import ERROR_ANSWERS, ClientShape, RequestBody
@@ -25,7 +26,7 @@ DEFAULT_DEPTH = 20
 MAX_FEATURES = 200
 """Scores of single fields that one request names; the shard has two for each field at most."""
 
-router = APIRouter(responses=ERROR_ANSWERS)
+router = APIRouter(responses=ERROR_ANSWERS, route_class=DirectRoute)
 
 OWN_CANDIDATES = ClientShape(
     client="search-relevance",

@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationInfo
 from starlette.responses import Response
 
 from serving.api import bulk, inputs
+from serving.api.direct_route import DirectRoute
 from serving.api.json_io import request_schema
 from serving.api.request import RequestContext
 from serving.api.schemas import ERROR_ANSWERS, ClientShape, RefusedField, RequestBody, check_length
@@ -20,7 +21,7 @@ from serving.scoring.reranker import Role, Vector
 QUERY_TYPES = {"query", "search_query", "retrieval.query"}
 """Values by which clients of Cohere, Voyage and Jina say that a text is a query."""
 
-router = APIRouter(responses=ERROR_ANSWERS)
+router = APIRouter(responses=ERROR_ANSWERS, route_class=DirectRoute)
 
 
 def _as_list(value: Any, info: ValidationInfo) -> Any:

@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from pipeline.features import by_score
 from serving.api import bulk, inputs
+from serving.api.direct_route import DirectRoute
 from serving.api.json_io import request_schema
 from serving.api.request import Handler, RequestContext
 from serving.api.rerank_request import RerankRequest, check_bm25, document_text, first_stage
@@ -19,7 +20,7 @@ from serving.rollout import comparison
 from serving.scoring import cascade
 from serving.scoring.reranker import relevance
 
-router = APIRouter(responses=ERROR_ANSWERS)
+router = APIRouter(responses=ERROR_ANSWERS, route_class=DirectRoute)
 
 
 class TextScore(BaseModel):
@@ -75,7 +76,7 @@ async def rerank(request: Request) -> Response:
     Cohere and Jina. Both work on all three paths.
     """
     context = RequestContext(request)
-    return await answer(context, await context.read(RerankRequest), request.url.path)
+    return await answer(context, await context.read(RerankRequest), request.scope["path"])
 
 
 async def answer(context: RequestContext, body: RerankRequest, path: str) -> Response:

@@ -10,13 +10,14 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from serving.api import embeddings, rerank
+from serving.api.direct_route import DirectRoute
 from serving.api.embeddings import EmbedRequest
 from serving.api.request import RequestContext
 from serving.api.rerank_request import RerankRequest
 from serving.api.schemas import ERROR_ANSWERS
 from serving.errors import InvalidRequestError
 
-router = APIRouter(responses=ERROR_ANSWERS)
+router = APIRouter(responses=ERROR_ANSWERS, route_class=DirectRoute)
 
 
 @router.post("/", include_in_schema=False)
@@ -26,7 +27,7 @@ async def root(request: Request) -> Response:
     body = await context.read_one_of(_model)
     if isinstance(body, EmbedRequest):
         return await embeddings.answer(context, body)
-    return await rerank.answer(context, body, request.url.path)
+    return await rerank.answer(context, body, request.scope["path"])
 
 
 def _model(value: Any) -> type[EmbedRequest] | type[RerankRequest]:

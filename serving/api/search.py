@@ -8,6 +8,7 @@ from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, BeforeValidator, Field
 from starlette.responses import Response
 
+from serving.api.direct_route import DirectRoute
 from serving.api.json_io import request_schema, validate
 from serving.api.request import RequestContext
 from serving.api.schemas import ERROR_ANSWERS, ClientShape, RequestBody, check_names
@@ -23,7 +24,7 @@ MAX_QUERY_CHARS = 100_000
 DEFAULT_LENGTH = 10
 """Length of each list where the request names none."""
 
-router = APIRouter(responses=ERROR_ANSWERS)
+router = APIRouter(responses=ERROR_ANSWERS, route_class=DirectRoute)
 
 Value = bool | int | float | str
 

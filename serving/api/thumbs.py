@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from pipeline import text
 from pipeline.thumbs import Thumb, ThumbValue
+from serving.api.direct_route import DirectRoute
 from serving.api.document import MAX_ID_CHARS
 from serving.api.json_io import request_schema
 from serving.api.request import RequestContext
@@ -23,7 +24,7 @@ from serving.errors import InvalidRequestError, NotFoundError
 MAX_QUERY_CHARS = 2000
 """Characters of a query, as many as the page's own field takes."""
 
-router = APIRouter(responses=ERROR_ANSWERS)
+router = APIRouter(responses=ERROR_ANSWERS, route_class=DirectRoute)
 
 OWN_THUMBS = ClientShape(
     client="search-relevance", honoured=frozenset({"query", "doc_id", "thumb", "voter", "release"})

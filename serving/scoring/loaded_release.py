@@ -3,7 +3,6 @@
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -125,7 +124,8 @@ class LoadedRelease:
 
     def reranker_within(self, limits: DocumentLimits, max_passages: int = 0) -> Reranker:
         """The reranker for a request that bounds how much of each document is read; see `Reranker.max_passages`."""
-        return replace(self.reranker, passages=limits.passages(self.ranker.passages), max_passages=max_passages)
+        ranker = self.ranker
+        return Reranker(ranker, self._caches.scores, limits.passages(ranker.passages), max_passages)
 
     @property
     def embedder(self) -> Embedder:

@@ -112,14 +112,15 @@ class Reranker:
             DeadlineError: the deadline has passed.
             ClientGoneError: the client has closed the connection.
         """
+        if self.passages is None:
+            return self._pair_scores(query, documents, options)
         read = self.read(query, documents, options)
         return Fetched([score.value for score in read.values], read.hits, read.misses)
 
     def read(self, query: str, documents: Sequence[str], options: RequestOptions) -> Fetched[DocumentScore]:
         """The same with the best passage of each document; hits and misses count passages. Errors as of `scores`."""
         if self.passages is None:
-            keys, compute = self._pairs(query, documents, options, eager=True)
-            fetched = self.cache.fetch(keys, compute, options)
+            fetched = self._pair_scores(query, documents, options)
             return Fetched([DocumentScore(score) for score in fetched.values], fetched.hits, fetched.misses)
         query, documents = text.clean(query), [text.clean(document) for document in documents]
         cut = self._cut(query, documents, options)
@@ -157,6 +158,11 @@ class Reranker:
             known = [score for score in (next(values) for _ in inputs) if score is not None]
             scores.append(join(known) if len(known) == len(inputs) else None)
         return Fetched(scores + [None] * (len(documents) - len(cut)), fetched.hits, fetched.misses)
+
+    def _pair_scores(self, query: str, documents: Sequence[str], options: RequestOptions) -> Fetched[float]:
+        """The scores of documents that are read to the end of the model's input; errors as of `scores`."""
+        keys, compute = self._pairs(query, documents, options, eager=True)
+        return self.cache.fetch(keys, compute, options)
 
     def _pairs(
         self, query: str, documents: Sequence[str], options: RequestOptions, *, eager: bool

@@ -52,7 +52,9 @@ class ServiceMiddleware:
     async def _answer(self, scope: Scope, headers: Headers, body: Body, reply: "Reply") -> None:
         record = reply.record
         try:
-            record.deadline = Deadline.after(seconds_for(headers, self._service.settings))
+            seconds = seconds_for(headers, self._service.settings)
+            if seconds != record.deadline.seconds:
+                record.deadline = Deadline.after(seconds)
             self._access.check(scope, record.endpoint, headers)
             check_wish(headers)
             body.check()

@@ -1,9 +1,9 @@
-"""Requests per CPU-second of the service in two versions of this repository, by turns.
+"""CPU time of a request to the service in two versions of this repository, both running, by short turns.
 
     python tests/benchmarks/requests_per_cpu.py WORKSPACE OLD NEW [TURNS]
 
-One client with one connection asks /rerank for 20 new documents, and for two that the cache has. Models of a few
-units, such as those of the workspace in tests/flows/before/workspace.tar.xz, show what the service itself costs.
+Each version's client asks /rerank over one connection for 20 new documents, and for two that the cache has. Models of
+a few units, such as those of the workspace in tests/flows/before/workspace.tar.xz, show what the service itself costs.
 """
 
 import http.client
@@ -17,12 +17,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from start import COMMAND, cpu_s, environment
+from start import COMMAND, environment
 
-WARM_UP, REQUESTS, DOCUMENTS = 50, 1000, 20
+WARM_UP, DOCUMENTS = 50, 20
+REQUESTS = {True: 8, False: 24}
+"""Requests of one turn, for new documents and for cached ones."""
 
 
 def bodies(new_documents: bool) -> Iterator[dict[str, Any]]:
@@ -53,44 +56,73 @@ def connect(port: int, service: subprocess.Popen[bytes]) -> http.client.HTTPConn
     raise SystemExit(f"the service on port {port} does not start")
 
 
-def rate(tree: Path, workspace: Path, port: int, *, new_documents: bool) -> float:
-    """Requests per CPU-second of all processes of the service."""
-    command = [*COMMAND, "serve", "--workspace", str(workspace), "--port", str(port)]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    service = subprocess.Popen(command, env=environment(tree, workspace), cwd=workspace, **quiet)
-    try:
-        client = connect(port, service)
-        began = 0.0
-        for number, body in zip(range(WARM_UP + REQUESTS), bodies(new_documents), strict=False):
-            if number == WARM_UP:
-                began = cpu_s(service.pid)
-            client.request("POST", "/rerank", json.dumps(body), {"content-type": "application/json"})
-            answer = client.getresponse()
+def cpu_ns(process: int) -> int:
+    """CPU-nanoseconds of a process and of all that descend from it; all threads live as long as the service."""
+    total = 0
+    for thread in Path(f"/proc/{process}/task").iterdir():
+        total += int((thread / "schedstat").read_text(encoding="utf-8").split()[0])
+        total += sum(cpu_ns(int(child)) for child in (thread / "children").read_text(encoding="utf-8").split())
+    return total
+
+
+class RunningService:
+    """A version's service on its own copy of the workspace, with one client."""
+
+    def __init__(self, tree: Path, workspace: Path, port: int) -> None:
+        command = [*COMMAND, "serve", "--workspace", str(workspace), "--port", str(port)]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        self.tree = tree
+        self.process = subprocess.Popen(command, env=environment(tree, workspace), cwd=workspace, **quiet)
+        self._client = connect(port, self.process)
+
+    def cpu_us(self, requests: list[str]) -> float:
+        """CPU-microseconds of each of these requests on average."""
+        began = cpu_ns(self.process.pid)
+        for body in requests:
+            self._client.request("POST", "/rerank", body, {"content-type": "application/json"})
+            answer = self._client.getresponse()
             answer.read()
             if answer.status != 200:
-                raise SystemExit(f"{tree}: status {answer.status}")
-        return REQUESTS / (cpu_s(service.pid) - began)
-    finally:
-        service.terminate()
-        service.wait()
+                raise SystemExit(f"{self.tree}: status {answer.status}")
+        return (cpu_ns(self.process.pid) - began) / len(requests) / 1000
+
+
+def measure(services: list[RunningService], turns: int, *, new_documents: bool) -> None:
+    """Prints the medians of each version, and of its ratio to the first one in the same turn."""
+    texts = map(json.dumps, bodies(new_documents))
+    for service in services:
+        service.cpu_us(list(islice(texts, WARM_UP)))
+    spent: dict[Path, list[float]] = {service.tree: [] for service in services}
+    for turn in range(turns):
+        requests = list(islice(texts, REQUESTS[new_documents]))
+        for service in services if turn % 2 else reversed(services):
+            spent[service.tree].append(service.cpu_us(requests))
+    kind = f"{DOCUMENTS} new documents" if new_documents else "from the cache"
+    first = spent[services[0].tree]
+    for tree, values in spent.items():
+        ratio = statistics.median(own / other for own, other in zip(values, first, strict=True))
+        median = statistics.median(values)
+        print(
+            f"{tree}, {kind}: {median:.0f} CPU-µs a request, {1e6 / median:.0f} a CPU-second; {ratio:.3f} of the first"
+        )
 
 
 def main(workspace: Path, trees: list[Path], turns: int) -> None:
-    """Prints the medians of each version."""
-    rates: dict[tuple[Path, bool], list[float]] = {(tree, kind): [] for tree in trees for kind in (True, False)}
+    """Measures both kinds of requests while all versions run, so that they meet the same load of the machine."""
+    services: list[RunningService] = []
     with tempfile.TemporaryDirectory() as folder:
-        copies = {tree: Path(folder) / str(number) for number, tree in enumerate(trees)}
-        for copy in copies.values():
-            shutil.copytree(workspace, copy)
-        for turn in range(turns):
-            for tree in trees if turn % 2 else reversed(trees):
-                for kind in (True, False):
-                    port = 21000 + 4 * turn + 2 * trees.index(tree) + kind
-                    rates[tree, kind].append(rate(tree, copies[tree], port, new_documents=kind))
-    for tree in trees:
-        new, cached = (statistics.median(rates[tree, kind]) for kind in (True, False))
-        print(f"{tree}: requests per CPU-second {new:.0f} with {DOCUMENTS} new documents, {cached:.0f} from the cache")
+        try:
+            for number, tree in enumerate(trees):
+                copy = Path(folder) / str(number)
+                shutil.copytree(workspace, copy)
+                services.append(RunningService(tree, copy, 21000 + number))
+            for kind in (True, False):
+                measure(services, turns, new_documents=kind)
+        finally:
+            for service in services:
+                service.process.terminate()
+                service.process.wait()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), [Path(sys.argv[2]), Path(sys.argv[3])], int(sys.argv[4]) if len(sys.argv) > 4 else 4)
+    main(Path(sys.argv[1]), [Path(sys.argv[2]), Path(sys.argv[3])], int(sys.argv[4]) if len(sys.argv) > 4 else 100)

@@ -19,8 +19,9 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(RUN)/relevance demo
 
+# One thread for each process: the models of tests are so small that a second one costs more than it gives.
 test: $(READY)
-	$(RUN)/pytest
+	OMP_NUM_THREADS=1 $(RUN)/pytest
 
 lint: $(READY)
 	$(RUN)/ruff check .

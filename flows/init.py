@@ -5,6 +5,8 @@ It asks nothing. What it chose, and why, stands as a comment beside each value, 
 
 import json
 import logging
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,8 @@ MULTILINGUAL_SMALL = "intfloat/multilingual-e5-small"
 """Hub names of bases for other languages: on a GPU, and the one that the comment advises on a CPU."""
 JUDGED_LIST = 5
 """Median number of judged documents of a query from which `candidates.pool` is set to "judged", not "retrieved"."""
+DEFAULT_OUT = "recipe.toml"
+"""File name of a recipe that is named after its data; any other file name is the recipe's own."""
 PASSWORD = "${DATABASE_PASSWORD}"
 """Stands in a recipe for the password of a database: an environment variable."""
 IRRELEVANT = 0.05
@@ -53,9 +57,9 @@ def recipe(seen: Look, name: str) -> str:
     """The text of a recipe with a comment beside each choice."""
     path = hide_passwords(seen.source["path"])
     head = [
-        f"# Written by `relevance init` for {path} ({seen.format}): {seen.documents:,} documents,",
+        f"# Written by `relevance init` for {_printable(path)} ({seen.format}): {seen.documents:,} documents,",
         f"# {seen.judged_queries:,} judged queries, {seen.judgments:,} judgments of {seen.grades} grades, "
-        f"{seen.list_length:g} a query. Change what you know better.",
+        f"a median of {seen.list_length:g} a query. Change what you know better.",
         *([f"# Note: {seen.too_few}."] if seen.too_few else []),
         f"name = {_quoted(name)}",
         "",
@@ -80,12 +84,22 @@ def _data(seen: Look, path: str) -> list[str]:
         *([f"# The password is read from the environment variable {PASSWORD[2:-1]}."] if HIDDEN in path else []),
         *_evidence(seen),
         f"sources = [{_inline(source)}]",
-        *([f'faulty_rows = "drop" # {seen.unusable:,} rows, which `relevance data check` lists'] * bool(seen.unusable)),
+        *_left_out(seen),
         'splits = "hash" # cut by a hash of the query, so that one query never stands on two sides',
         'conflicts = "mean" # a pair that was judged twice gets the mean',
         f"valid_share = {valid:.2f} # about {round(valid * seen.judged_queries)} queries choose and fuse",
         f"test_share = {test:.2f} # about {round(test * seen.judged_queries)} queries judge; {tests}",
         "",
+    ]
+
+
+def _left_out(seen: Look) -> list[str]:
+    """The lines on rows that cannot be used: how many, why, and that the recipe does without them."""
+    if not seen.unusable:
+        return []
+    return [
+        f"# {seen.unusable:,} rows cannot be used and are left out: {_printable(seen.reasons)}.",
+        'faulty_rows = "drop" # "error" once they are mended; `relevance data check` lists them all for this recipe',
     ]
 
 
@@ -108,7 +122,7 @@ def _candidates(seen: Look) -> list[str]:
         ]
     else:
         pool = [
-            'pool = "retrieved" # judged lists are short or all relevant: what BM25 and the encoder find is ranked',
+            f'pool = "retrieved" # {_why_retrieved(seen)}: what BM25 and the encoder find is ranked',
             f"negatives = {NEGATIVES} # unjudged results of BM25 for each query",
         ]
     unlabelled = (
@@ -131,6 +145,13 @@ def _candidates(seen: Look) -> list[str]:
 def _is_judged(seen: Look) -> bool:
     """Whether the judged documents of each query are ranked, rather than those that are found for it."""
     return seen.list_length >= JUDGED_LIST and seen.irrelevant >= IRRELEVANT
+
+
+def _why_retrieved(seen: Look) -> str:
+    """The reason why the judged documents of a query are not ranked themselves."""
+    if seen.list_length < JUDGED_LIST:
+        return f"judged lists are short, a median of {seen.list_length:g} documents"
+    return f"only {seen.irrelevant:.1%} of the judgments are irrelevant, so any order of them looks good"
 
 
 def _train_queries(seen: Look) -> int:
@@ -247,6 +268,11 @@ def _index(seen: Look) -> list[str]:
     ]
 
 
+def _printable(text: str) -> str:
+    """The text for a comment of one line, which TOML keeps free of line ends and control characters."""
+    return "".join(mark if mark.isprintable() else " " for mark in text)
+
+
 def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
@@ -257,6 +283,13 @@ def _inline(source: Mapping[str, Any]) -> str:
         shown = _inline(value) if isinstance(value, Mapping) else json.dumps(value, ensure_ascii=False)
         parts.append(f"{key if key.isidentifier() else _quoted(key)} = {shown}")
     return "{ " + ", ".join(parts) + " }"
+
+
+def _name(path: str) -> str:
+    """The name of a recipe for the data at a path: that of its file or folder, of a database that of its table."""
+    table = re.search(r"[?&]table=([^&]+)", path)
+    last = table[1] if table else Path(os.path.realpath(path.partition("?")[0])).stem
+    return "-".join(re.findall(r"[\w.-]+", last)).strip("-.") or "own-data"
 
 
 def write(
@@ -275,7 +308,9 @@ def write(
     seen = look(path, columns, labels)
     if seen.too_few:
         log.warning("%s: %s", hide_passwords(path), seen.too_few)
-    text = recipe(seen, out.stem)
+    if seen.unusable:
+        log.warning("%s: the recipe leaves out %s rows: %s", hide_passwords(path), f"{seen.unusable:,}", seen.reasons)
+    text = recipe(seen, _name(path) if out.name == DEFAULT_OUT else out.stem)
     out.parent.mkdir(parents=True, exist_ok=True)
     with temporary_file(out) as temporary:
         temporary.write_text(text, encoding="utf-8")

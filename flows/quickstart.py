@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows import plausibility, publishing, ready_made
+from flows import sources as named
 from flows.ready_made import ReadyMadeModels
 from flows.runner import Runner
 from pipeline import recipe as recipes
@@ -76,13 +77,14 @@ def quickstart(
     from pipeline.training import rank_fusion
 
     began = time.monotonic()
+    mapped = [named.with_columns(source, "documents") for source in sources]
     registry, run = Releases(workspace), Runner(workspace)
     live = registry.pointer_file.recover()
     stays = "" if live is None else _why_it_stays(registry, live)
     goes_live = not stays
     old = publishing.comparable(registry, live) if goes_live else None
     models = models if models.encoder else replace(models, encoder=_default_encoder())
-    documents = run(corpus.make, [_mapped(source) for source in sources], Path(), "error")
+    documents = run(corpus.make, mapped, Path(), "error")
     exported = ready_made.bundles(models, workspace, documents)
     recipe = Recipe(name=NAME, index=_index_config(documents, models))
     shown = ", ".join(hide_passwords(source.path) for source in sources)
@@ -134,19 +136,6 @@ def render(result: QuickstartResult) -> "Table":
         table.caption = f"{result.not_live_because}; `{command}` makes this one live."
         table.caption_justify = "left"
     return table
-
-
-def _mapped(source: SourceConfig) -> SourceConfig:
-    """The source with the map of columns that fits a table best, where none is given and it is a single file."""
-    from pipeline.data.formats import column_map
-
-    path = Path(source.path)
-    if source.columns or source.format != "auto" or not path.is_file():
-        return source
-    columns = column_map.suggest(column_map.names_of(path))
-    if columns:
-        log.info("%s: columns read as %s; --columns names others", path, columns)
-    return replace(source, columns=columns)
 
 
 def _default_encoder() -> str:

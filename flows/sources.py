@@ -1,14 +1,24 @@
 """The sources that a command's argument means: a folder, a file, a database, or all sources of a recipe."""
 
+import logging
 import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline import recipe as recipes
 from pipeline.config import ComputeConfig, Recipe, SourceConfig
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, MissingError, SchemaError
+from pipeline.secrets import hide_passwords
+from pipeline.text import read_lines
+
+if TYPE_CHECKING:
+    from pipeline.data.formats.column_advice import Contents
+
+log = logging.getLogger(__name__)
 
 
 def named(path: str, format: str = "auto", overrides: Sequence[str] = ()) -> tuple[SourceConfig, ...]:
@@ -24,6 +34,66 @@ def named(path: str, format: str = "auto", overrides: Sequence[str] = ()) -> tup
         return (SourceConfig(path=path, format=format),)
     data = recipes.load(Path(path), overrides).data
     return tuple(replace(source, path=absolute(source.path, Path(data.root))) for source in data.sources)
+
+
+def with_columns(source: SourceConfig, contents: "Contents") -> SourceConfig:
+    """The source with a map of columns where it is a single table: the given one, or the one that fits it best.
+
+    Args:
+        contents: what the map must name.
+
+    Raises:
+        SchemaError: the map names a column that is not there, or lacks one that is needed and has no usual name; the
+            message has the map to type.
+        ConfigError, MissingError: a database or a file that cannot be read.
+    """
+    from pipeline.data.formats import column_advice
+
+    shown = hide_passwords(source.path)
+    samples = _samples(source)
+    if not samples:
+        return source
+    columns = dict(source.columns) or column_advice.guess(list(samples), contents)
+    if not columns and (problem := column_advice.separator(list(samples))):
+        raise SchemaError(f"{shown}: {problem}")
+    if problem := column_advice.fault(columns, samples, contents, guessed=not source.columns):
+        first_line = f"\n  {column_advice.FIRST_LINE}" if not columns and "://" not in source.path else ""
+        raise SchemaError(f"{shown}: {problem}{first_line}")
+    if not source.columns:
+        log.info("%s: columns read as %s; --columns names others", shown, column_advice.option(columns))
+    return replace(source, columns=columns)
+
+
+def _samples(source: SourceConfig) -> dict[str, str]:
+    """The columns of a table, each with a value; empty for what needs no map: a folder, a file of a known format."""
+    from pipeline import storage
+    from pipeline.data.formats import column_map, registry, sql
+
+    if storage.is_address(source.path) or source.format not in ("auto", "table", "sql"):
+        return {}
+    if "://" in source.path:
+        samples = {} if source.query else sql.samples_of(source, Path())
+        return {} if not source.columns and set(sql.OWN_COLUMNS) <= set(samples) else samples
+    path = Path(source.path)
+    if not path.is_file() or path.suffix.lower() not in column_map.SUFFIXES:
+        return {}
+    samples = column_map.samples_of(path, list(source.columns.values()))
+    if source.columns and path.suffix.lower() in column_map.JSON_LINES and _is_long(path):
+        samples |= {name: "" for name in source.columns.values() if name not in samples}  # Its reader sees all lines.
+    if not any(name.strip() for name in samples) or source.columns or column_map.suggest(list(samples)):
+        return samples if any(name.strip() for name in samples) else {}
+    try:
+        registry.find(source, Path())
+    except MissingError:
+        return samples
+    return {}
+
+
+def _is_long(path: Path) -> bool:
+    """Whether JSON lines go on after those whose keys are looked at."""
+    from pipeline.data.formats.column_map import FIRST_LINES
+
+    return next(islice(read_lines(path), FIRST_LINES, None), None) is not None
 
 
 def compute_of(paths: Sequence[str], overrides: Sequence[str] = ()) -> ComputeConfig:
@@ -53,7 +123,12 @@ def absolute(source: str, root: Path = Path()) -> str:
 
     Args:
         root: the folder that a relative path starts from.
+
+    Raises:
+        ConfigError: it is empty, which would mean the working folder.
     """
+    if not source.strip():
+        raise ConfigError("a source of data has an empty path; name its file or folder, or the address of a database")
     sqlite = re.fullmatch(r"(sqlite[^:]*:///)([^/:].*)", source)  # A file name; a fourth slash begins an absolute one.
     if sqlite:
         return sqlite[1] + os.path.realpath(root / sqlite[2])

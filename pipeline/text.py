@@ -8,12 +8,17 @@ form feed, which JSON and people write inside a line.
 import codecs
 import json
 import shlex
+import stat
 import unicodedata
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
+from urllib.parse import quote
 
 from pipeline.errors import MissingError, SchemaError
 
+HEAD_BYTES = 1 << 20
+"""Bytes at the head of a file by which its line ends are told."""
 MAX_CHARS = 1_000_000
 """Maximum number of characters of a title, text or query; a longer one is refused on import."""
 
@@ -29,9 +34,42 @@ def read_text(path: Path) -> str:
 
     Raises:
         OSError: the file is not there or cannot be read.
+        SchemaError: the path is a folder or a device.
         UnicodeDecodeError: the file is not UTF-8.
     """
+    refuse_special(path, pipes=True)
     return path.read_bytes().decode("utf-8-sig")
+
+
+def refuse_special(path: Path, *, pipes: bool = False) -> None:
+    """Refuses a path that is there and no file: reading a device may never end, and a pipe is read only once.
+
+    Args:
+        pipes: allow a pipe, such as /dev/stdin, for what is read once.
+
+    Raises:
+        SchemaError: the path is a folder, a device or a pipe.
+    """
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return  # Whoever reads it says so.
+    if stat.S_ISDIR(mode):
+        raise SchemaError(f"{path}: is a folder, not a file; name the file in it")
+    if not (stat.S_ISREG(mode) or (pipes and stat.S_ISFIFO(mode))):
+        raise SchemaError(f"{path}: is a pipe or a device, not a file; write what it gives into a file and name that")
+
+
+def refuse_old_line_ends(path: Path) -> None:
+    """Raises SchemaError for a text file whose lines end in a carriage return alone, so that all are one line."""
+    with path.open("rb") as file:
+        head = file.read(HEAD_BYTES)
+    if b"\r" in head.rstrip(b"\r") and b"\n" not in head and not other_format(path, head):
+        name = shlex.quote(path.name), shlex.quote(f"unix-{path.name}")
+        raise SchemaError(
+            f"{path}: its lines end in a carriage return alone, which old programs write; convert it with "
+            f"`tr '\\r' '\\n' < {name[0]} > {name[1]}`"
+        )
 
 
 def read_lines(path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, str]]:
@@ -86,7 +124,7 @@ _FORMATS = {
     b"\x28\xb5\x2f\xfd": ("zstd", "unpack it with `zstd -d`"),
     b"PK\x03\x04": ("zip, or of a spreadsheet", "unpack it, or save the sheet as CSV UTF-8"),
     b"PAR1": ("Parquet", "give it a name that ends in .parquet"),
-    b"SQLite format 3\x00": ("SQLite", "name it as an address such as sqlite:///FILE"),
+    b"SQLite format 3\x00": ("SQLite", "name it as an address: sqlite:///FILE?table=TABLE"),
     b"version https://git-lfs": ("Git LFS, a pointer in place of the data", "fetch the data with `git lfs pull`"),
 }
 """First bytes of a file → the format that they mean, and what to do to have a text file."""
@@ -95,7 +133,22 @@ _FORMATS = {
 def other_format(path: Path, head: bytes) -> SchemaError | None:
     """The error for a file with these first bytes that is of another format than text; None for any other file."""
     name, advice = next((known for mark, known in _FORMATS.items() if head.startswith(mark)), ("", ""))
+    if name == "SQLite" and (known := _tables(path)):
+        addresses = [shlex.quote(f"sqlite:///{path}?table={quote(table)}") for table in known[:20]]
+        advice = f"name one of its tables by an address: {', '.join(addresses)}"
     return SchemaError(f"{path}: is a file of {name}, not a text file; {advice}") if name else None
+
+
+def _tables(path: Path) -> list[str]:
+    """The tables of a SQLite file, which is not written to; none where they cannot be read."""
+    import sqlite3
+
+    try:
+        with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro&immutable=1", uri=True)) as connection:
+            names = "select name from sqlite_master where type in ('table', 'view') and name not like 'sqlite_%'"
+            return sorted(name for (name,) in connection.execute(names))
+    except sqlite3.Error:
+        return []
 
 
 def wrong_byte(path: Path, position: int, where: str) -> SchemaError:
@@ -125,6 +178,7 @@ def _convert(encoding: str, path: Path) -> str:
 
 
 def _raw_lines(path: Path) -> Iterator[bytes]:
+    refuse_special(path)
     try:
         with path.open("rb") as file:
             yield from file

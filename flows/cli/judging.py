@@ -86,6 +86,7 @@ def reindex(
     ],
     workspace: Workspace = DEFAULT_WORKSPACE,
     format: Annotated[str, typer.Option(help="Format of the documents; auto looks at the files.")] = "auto",
+    columns: Columns = "",
     release: Annotated[
         str, typer.Option(help="Release whose models embed; a copy of it with the new index is published.")
     ] = "live",
@@ -109,7 +110,11 @@ def reindex(
     from flows import sources
 
     changes = overrides or []
-    chosen = [source for path in documents for source in sources.named(path, format, changes)]
+    chosen = [
+        source if sources.is_recipe(path) else sources.with_columns(mapped(source, columns, ""), "documents")
+        for path in documents
+        for source in sources.named(path, format, changes)
+    ]
     compute = sources.compute_of(documents, changes)
     if shards:
         from flows import shards as divided

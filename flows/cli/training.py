@@ -31,7 +31,9 @@ def demo(
 @app.command()
 def init(
     data: Annotated[str, typer.Argument(help="Folder, file or SQLAlchemy URL of your documents, queries and grades.")],
-    out: Annotated[Path, typer.Option(help="Recipe file to write.")] = Path("recipe.toml"),
+    out: Annotated[
+        Path, typer.Option(help="Recipe file to write; recipe.toml is named after the data, another after its file.")
+    ] = Path("recipe.toml"),
     columns: Annotated[
         str, typer.Option(help="A table's columns: query=search_term,title=name,grade=relevance; guessed if not given.")
     ] = "",

@@ -92,6 +92,8 @@ class DataReport:
     """Table → kind of fault → rows."""
     faults: tuple[InvalidRow, ...]
     """Rows that cannot be used, each with its reason."""
+    advice: str = ""
+    """Advice on mending them, where the reader knows; see `Source.advice`."""
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values, for JSON."""
@@ -157,11 +159,15 @@ def describe(source: Source, path: str) -> DataReport:
         noticed=_notice(usable, rows),
         dropped=usable.counts(),
         faults=tuple(finding.fault for finding in usable.findings),
+        advice=source.advice,
     )
 
 
 def hint(reports: Sequence[DataReport]) -> str:
-    """Advice for judgments whose documents lie elsewhere; empty for others."""
+    """Advice on words without a grade, or on judgments whose documents lie elsewhere; empty for others."""
+    known = "".join(f"; {report.advice}" for report in reports if report.advice)
+    if known:
+        return known
     if any(report.documents for report in reports) or not any(report.judgments for report in reports):
         return ""
     return "; where the documents lie elsewhere, check the recipe that names both: `relevance data check RECIPE`"

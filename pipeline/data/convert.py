@@ -1,5 +1,6 @@
 """Any known source written as our own Parquet tables, whole or not at all."""
 
+import csv
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,7 +71,7 @@ def parse_columns(text: str) -> dict[str, str]:
         ConfigError: it is not written so, or names a key twice.
     """
     columns: dict[str, str] = {}
-    for part in filter(None, text.split(",")):
+    for part in _parts(text):
         key, equals, name = (piece.strip() for piece in part.partition("="))
         if not (key and equals and name) or key in columns:
             raise ConfigError(
@@ -87,7 +88,7 @@ def parse_labels(text: str) -> dict[str, int]:
         ConfigError: it is not written so, a grade is no whole number from 0 on, or a word is there twice.
     """
     labels: dict[str, int] = {}
-    for part in filter(None, text.split(",")):
+    for part in _parts(text):
         word, equals, grade = (piece.strip() for piece in part.rpartition("="))
         word, equals = (word, equals) if equals else (part, "")
         if not (word and equals and grade.isascii() and grade.isdigit()) or int(grade) > MAX_GRADE or word in labels:
@@ -99,9 +100,15 @@ def parse_labels(text: str) -> dict[str, int]:
     return labels
 
 
+def _parts(text: str) -> list[str]:
+    """The parts between commas that are not empty; a part with a comma of its own stands in double quotes."""
+    return [part for part in next(csv.reader([text], skipinitialspace=True), []) if part]
+
+
 def _read(config: SourceConfig) -> ValidatedTables:
-    sifted = validation.sift(sources.read(config, Path()))
-    validation.refuse(sifted.findings, hide_passwords(config.path), _ADVICE)
+    source = sources.read(config, Path())
+    sifted = validation.sift(source)
+    validation.refuse(sifted.findings, hide_passwords(config.path), source.advice or _ADVICE)
     return sifted
 
 

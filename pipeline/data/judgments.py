@@ -90,7 +90,7 @@ def _build(folder: Path, config: DataConfig, read: Sequence[Source], purpose: Pu
     for source in collections:
         sifted = validation.sift(source, purpose)
         if config.faulty_rows == "error":
-            advice = 'mend them, or set data.faulty_rows = "drop" to do without them'
+            advice = f'{source.advice or "mend them"}, or set data.faulty_rows = "drop" to do without them'
             validation.refuse(sifted.findings, source.name, advice)
         if config.splits == "source":
             splits.guard(texts_of(sifted.queries, sifted.judgments), published(sifted.judgments), source.name)
@@ -185,6 +185,7 @@ def _as_one(group: Sequence[Source]) -> Source:
         "+".join(source.format for source in group),
         tuple(faults),
         tuple(log for source in group for log in source.clicks),
+        "; ".join(source.advice for source in group if source.advice),
     )
 
 

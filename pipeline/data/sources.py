@@ -41,6 +41,8 @@ class Source:
     """Rows that hold a stand-in, because what was read does not fit into a table."""
     clicks: tuple[Mapping[str, Any], ...] = ()
     """Figures that the judgments of each click log rest on; see `pipeline.data.clicks`."""
+    advice: str = ""
+    """Advice on mending the faults, where the reader knows; see `tables.Tables`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +59,15 @@ def find(config: SourceConfig, root: Path) -> ReadSource:
     """The source that a recipe names. Files are only hashed; a database is read, as nothing else tells its content.
 
     Raises:
-        ConfigError: an unknown format, or grades that are no grades.
+        ConfigError: an unknown format, grades that are no grades, or labels without a map of columns.
         MissingError: no such path, or none of the files of a known format.
         SchemaError: see `read`.
     """
     wrong = [grade for grade in config.grades if not 0 <= grade <= MAX_GRADE]
     if wrong:
         raise ConfigError(f"{config.path}: grades has {wrong[0]}, which is outside 0..{MAX_GRADE}")
+    if config.labels and not config.columns:
+        raise ConfigError(f"{config.path}: labels belong to a table whose columns are mapped; give its columns too")
     form, source = registry.find(config, root)
     name = config.name or source.name
     digest = source.digest()
@@ -132,6 +136,7 @@ def _checked(name: str, form: str, tables_read: Tables, digest: str, config: Sou
         form,
         (*tables_read.faults, *unmapped),
         (tables_read.clicks,) if tables_read.clicks else (),
+        tables_read.advice,
     )
 
 

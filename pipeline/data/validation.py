@@ -1,5 +1,6 @@
 """Separates the rows of a source that cannot be used from the others, for `judgments`, `check` and `convert`."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from pipeline.schema import InvalidRow
 Purpose = Literal["training", "judging"]
 
 SHOWN = 5
-"""Number of faults that an error message names."""
+"""Number of reasons that an error message names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,11 @@ class Finding:
     """The reason in a word or two, to count by: unreadable, text, empty query, empty id, repeated id, grade, split,
     unknown query_id or doc_id, unusable query_id or doc_id (its own row cannot be used), conflict."""
     fault: InvalidRow
+
+    @property
+    def reason(self) -> str:
+        """The reason that rows share: its id or text is left out, except of values that could not be read."""
+        return self.fault.reason if self.kind == "unreadable" else re.sub(r"'[^']*'", "'…'", self.fault.reason)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +90,21 @@ def refuse(findings: Sequence[Finding], where: str, advice: str) -> None:
     """Raises one error for all findings, if there are any.
 
     Raises:
-        SchemaError: says how many there are, names the first few, and gives the advice.
+        SchemaError: says how many there are, names the first of each kind, and gives the advice.
     """
     if findings:
-        named = "; ".join(str(finding.fault) for finding in findings[:SHOWN])
-        more = f"; and {len(findings) - SHOWN:,} more" if len(findings) > SHOWN else ""
-        raise SchemaError(f"{where}: {len(findings):,} rows cannot be used ({named}{more}); {advice}")
+        raise SchemaError(f"{where}: {len(findings):,} rows cannot be used ({summary(findings)}); {advice}")
+
+
+def summary(findings: Sequence[Finding]) -> str:
+    """The reasons of findings: the first row of each, how many rows share it, and how many rows have others."""
+    alike: dict[tuple[str, str], list[InvalidRow]] = {}
+    for finding in findings:
+        alike.setdefault((finding.fault.table, finding.reason), []).append(finding.fault)
+    named = sorted(alike.values(), key=len, reverse=True)[:SHOWN]
+    shown = [f"{rows[0]}" + (f", and {len(rows) - 1:,} more rows alike" if len(rows) > 1 else "") for rows in named]
+    left = len(findings) - sum(map(len, named))
+    return "; ".join(shown) + (f"; and {left:,} more" if left else "")
 
 
 def conflicts(judgments: pa.Table, known: Iterable[Finding] = ()) -> list[Finding]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.artifacts import Artifact
 from pipeline.errors import MissingError, SchemaError
+from pipeline.text import refuse_special
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -56,9 +57,10 @@ def read(path: Path, system: str, pool: Artifact | None = None, split: str | Non
 
     Raises:
         MissingError: no such file.
-        SchemaError: the file has none of the three formats; it holds rows that the pool has not, or lacks some of the
-            pool's; or it holds several systems and none of this name.
+        SchemaError: a folder, a pipe or a device; the file has none of the three formats; it holds rows that the pool
+            has not, or lacks some of the pool's; or it holds several systems and none of this name.
     """
+    refuse_special(path)
     if not path.is_file():
         raise MissingError(f"{path}: no such file; the run of '{system}' was expected here")
     table = _parquet(path) if _starts_with(path, _PARQUET) else _trec(path)

@@ -126,7 +126,9 @@ def test_nothing_is_overwritten_and_nothing_half_written_stays(tmp_path: Path) -
 def test_documents_without_judgments_are_refused(tmp_path: Path) -> None:
     write_tiny_world(tmp_path / "tiny")
     (tmp_path / "tiny" / "judgments.parquet").unlink()
-    with pytest.raises((SchemaError, ConfigError), match="judgments"):
+    with pytest.raises(
+        SchemaError, match=r"(?s)grade \(how well.*--columns title=title,text=text,doc_id=doc_id,query=COL"
+    ):
         init.write(str(tmp_path / "tiny" / "documents.parquet"), tmp_path / "own.toml")
 
 
@@ -206,11 +208,49 @@ def _rated(path: Path, grades: tuple[str, ...], queries: int = 40, head: str = "
 
 def test_grades_as_words_need_the_option_that_the_message_names(tmp_path: Path) -> None:
     table = _rated(tmp_path / "ratings.csv", ("Exact", "Irrelevant"))
-    with pytest.raises(SchemaError, match=r"--labels=Exact=GRADE,Irrelevant=GRADE on the command line"):
+    with pytest.raises(SchemaError, match=r"--labels Exact=GRADE,Irrelevant=GRADE on the command line"):
         init.write(str(table), tmp_path / "own.toml")
     assert not (tmp_path / "own.toml").exists()
     init.write(str(table), tmp_path / "own.toml", labels=convert.parse_labels("Exact=2, Irrelevant=0"))
     assert recipes.load(tmp_path / "own.toml", []).data.sources[0].labels == {"Exact": 2, "Irrelevant": 0}
+
+
+def test_a_word_that_the_labels_leave_out_is_refused_with_its_rows_and_the_labels_that_fit(tmp_path: Path) -> None:
+    table = _rated(tmp_path / "ratings.csv", ("Exact", "Exact", "Exact", "Exact", "Exact", "Partial", "Irrelevant"))
+    rows = table.read_text(encoding="utf-8").count("Partial")
+    with pytest.raises(SchemaError, match=f"'Partial' in {rows} rows.*--labels Exact=2,Irrelevant=0,Partial=GRADE on"):
+        init.write(str(table), tmp_path / "own.toml", labels={"Exact": 2, "Irrelevant": 0})
+    assert [path.name for path in tmp_path.iterdir()] == ["ratings.csv"]
+
+
+def test_the_recipe_is_named_after_the_data_unless_its_file_has_a_name(tmp_path: Path) -> None:
+    ratings, recipe = _rated(tmp_path / "ratings of 2026.csv", ("0", "1")), tmp_path / "recipe.toml"
+    init.write(str(ratings), recipe)
+    assert recipes.load(recipe, []).name == "ratings-of-2026"
+    init.write(str(ratings), tmp_path / "own.toml")
+    assert recipes.load(tmp_path / "own.toml", []).name == "own"
+
+
+@pytest.mark.parametrize(
+    ("grades", "reason"), [(("1", "2"), "only 0.0% of the judgments are"), (("0", "1"), "a median of 4 documents")]
+)
+def test_the_reason_for_a_retrieved_pool_is_the_true_one(tmp_path: Path, grades: tuple[str, ...], reason: str) -> None:
+    table = _rated(tmp_path / "ratings.csv", grades)
+    if reason.startswith("only"):
+        table.write_text(table.read_text() + "\n".join(f"knife {n},a fork {n},1" for n in range(40)) + "\n")
+    _, text = init.write(str(table), tmp_path / "own.toml")
+    assert 'pool = "retrieved" # ' in text
+    assert reason in text
+
+
+def test_a_strange_value_cannot_break_the_recipe(tmp_path: Path) -> None:
+    table = _rated(tmp_path / "ratings.csv", ("0", "1"))
+    table.write_text(table.read_text() + 'knife 1,"a\x00 fork",1\nknife 1,a fork,"1\n2"\n', encoding="utf-8")
+    with pytest.raises(SchemaError, match="no grade is given for"):
+        init.write(str(table), tmp_path / "own.toml")
+    table.write_text(table.read_text().replace('"1\n2"', '"7\n7\n"').replace('"7\n7\n"', '"-"'), encoding="utf-8")
+    seen, _ = init.write(str(table), tmp_path / "own.toml")
+    assert seen.unusable == 3
 
 
 @pytest.mark.parametrize("text", ["Exact", "Exact=", "=1", "Exact=x", "Exact=-1", "Exact=11", "Exact=1,Exact=2"])
@@ -235,11 +275,14 @@ def test_too_few_queries_are_said_in_the_recipe(tmp_path: Path) -> None:
     assert not enough.too_few
 
 
-def test_unusable_rows_are_left_out_where_they_are_few_and_refused_where_they_are_many(tmp_path: Path) -> None:
+def test_unusable_rows_are_left_out_where_they_are_few_and_refused_where_they_are_many(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     some = _rated(tmp_path / "some.csv", ("0", "1", "2", "1", "0", "1", "nan"))
     seen, text = init.write(str(some), tmp_path / "some.toml")
     assert seen.unusable > 0
-    assert f'faulty_rows = "drop" # {seen.unusable} rows' in text
+    assert f"# {seen.unusable} rows cannot be used and are left out: judgments, row 15: grade 'nan' is not" in text
+    assert f"the recipe leaves out {seen.unusable} rows: {seen.reasons}" in caplog.text
     assert recipes.load(tmp_path / "some.toml", []).data.faulty_rows == "drop"
     with pytest.raises(SchemaError, match=r"80 rows cannot be used .*grade 'nan' is not a number"):
         init.write(str(_rated(tmp_path / "many.csv", ("0", "nan"))), tmp_path / "many.toml")
@@ -256,8 +299,8 @@ def test_unusable_rows_are_left_out_where_they_are_few_and_refused_where_they_ar
         (b"query^title^grade\nknife^a knife^1\n", r"if '\^' separates its columns"),
         (b"knife,a knife,1\nspoon,a spoon,0\n", "Its first line must name the columns"),
         (b"query,title,grade\n", "has no rows"),
-        (b"query\nknife\n", "--columns query=query,grade=COLUMN"),
-        (b"title,grade\na knife,1\n", "not query or query_id"),
+        (b"query\nknife\n", "--columns query=query,title=COLUMN,grade=COLUMN"),
+        (b"title,grade\na knife,1\n", "--columns title=title,grade=grade,query=COLUMN"),
         (b"query,title,position,clicked\n" + b"knife,a knife,1,1\n" * 20, "all impressions are at position 1"),
         (b"", "is empty"),
         (
@@ -311,7 +354,7 @@ def test_a_database_without_a_key_is_mapped_by_the_names_of_its_columns(tmp_path
     seen, _ = init.write(f"sqlite:///{tmp_path}/shop.db?table=rated", tmp_path / "own.toml")
     assert seen.source["columns"] == {"query": "search", "title": "name", "grade": "relevance"}
     assert recipes.load(tmp_path / "own.toml", []).data.sources[0].columns == seen.source["columns"]
-    with pytest.raises(SchemaError, match="It has the columns title, text"):
+    with pytest.raises(SchemaError, match=r"columns, each with its first value: title \(knife\), text"):
         init.write(f"sqlite:///{tmp_path}/shop.db", tmp_path / "other.toml")
 
 

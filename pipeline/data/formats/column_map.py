@@ -1,28 +1,28 @@
 """The map of a table's columns: its keys, the columns that a table has, and the map that fits them best."""
 
 import difflib
-import json
-import re
 from collections.abc import Collection, Mapping, Sequence
+from itertools import islice, zip_longest
 from pathlib import Path
-
-import pyarrow as pa
 
 from pipeline.data import clicks
 from pipeline.data.formats import tables, text_files
-from pipeline.errors import MissingError, SchemaError
+from pipeline.errors import SchemaError
+from pipeline.text import refuse_old_line_ends
 
 JSON_LINES = (".jsonl", ".ndjson", ".json")
 """File name endings of files with one JSON object a line."""
 SUFFIXES = (".csv", ".tsv", ".tab", *JSON_LINES, ".parquet")
 """File name endings of tables, all in lower case."""
+FIRST_LINES = 1000
+"""Number of JSON lines whose keys are the columns of their table; a later key may still be mapped."""
 DELIMITERS = (",", "\t", ";", "|")
 """Separators of columns that a text file is tried with."""
 ROLES = ("query_id", "query", "doc_id", "title", "text", "grade", "split", "source")
 """Keys of a map of columns that have a meaning; any other keeps a column of the documents."""
 
 SYNONYMS: Mapping[str, tuple[str, ...]] = {
-    "query": ("query", "search_term", "search", "keyword", "keywords", "question", "search_query", "q"),
+    "query": ("query", "search_term", "search", "keyword", "keywords", "question", "search_query", "query_text", "q"),
     "title": ("title", "product_title", "name", "product_name", "headline", "subject"),
     "text": ("text", "body", "description", "content", "product_description", "passage", "document", "abstract"),
     "grade": (
@@ -37,10 +37,14 @@ SYNONYMS: Mapping[str, tuple[str, ...]] = {
         "gain",
         "median_relevance",
     ),
-    "query_id": ("query_id", "qid", "query-id", "queryid"),
+    "query_id": ("query_id", "qid", "query-id", "queryid", "topic_id"),
     "doc_id": (
         "doc_id",
         "docid",
+        "docno",
+        "doc_no",
+        "pid",
+        "_id",
         "product_id",
         "product_uid",
         "corpus-id",
@@ -57,7 +61,6 @@ SYNONYMS: Mapping[str, tuple[str, ...]] = {
     "time": ("time", "timestamp"),
 }
 """Usual names of each kind of column, the likeliest first."""
-_SEPARATORS = re.compile(r"[^\w\s'\"().-]")
 
 
 def roles(keys: Collection[str]) -> tuple[str, ...]:
@@ -71,39 +74,6 @@ def files_of(path: Path) -> list[Path]:
         return [path] if path.suffix.lower() in SUFFIXES else []
     folder, pattern = (path, "*") if path.is_dir() else (path.parent, path.name)
     return [file for file in tables.data_files(folder, pattern) if file.suffix.lower() in SUFFIXES]
-
-
-def advice(path: Path) -> str:
-    """The columns of the table at a path and the map that would fit best, to be put behind a message; or nothing."""
-    files = files_of(path)
-    if not files:
-        return ""
-    try:
-        names = names_of(files[0])
-    except (SchemaError, MissingError, OSError, pa.ArrowException) as error:
-        return f"\nA table could be read by a map of its columns, but {error}"
-    if not any(name.strip() for name in names):
-        return f"\n{files[0].name} is empty, or its first line is; the first line names the columns"
-    best = suggest(names)
-    shown = ", ".join(names[:40]) + (", …" if len(names) > 40 else "")
-    if not best and len(names) == 1 and (marks := _SEPARATORS.findall(names[0])):
-        return (
-            f"\n{files[0].name} has one column, {shown}; if {marks[0]!r} separates its columns, write the file with a "
-            "comma, a tab, ';' or '|' in its place"
-        )
-    if not best:
-        return (
-            f"\n{files[0].name} has the columns {shown}; none looks like a query, a title or a grade. Its first line "
-            "must name the columns: put one there, or map them by hand: --columns query=NAME,title=NAME,grade=NAME"
-        )
-    return f"\n{files[0].name} has the columns {shown}. The map that fits best: {written(best)}"
-
-
-def written(best: Mapping[str, str]) -> str:
-    """A map of columns as a person writes it, in a recipe or on the command line."""
-    toml = ", ".join(f"{role} = {json.dumps(name, ensure_ascii=False)}" for role, name in best.items())
-    option = ",".join(f"{role}={name}" for role, name in best.items())
-    return f"columns = {{ {toml} }} in the recipe's source, or --columns {option!r} on the command line"
 
 
 def suggest(names: Sequence[str]) -> dict[str, str]:
@@ -124,15 +94,35 @@ def suggest(names: Sequence[str]) -> dict[str, str]:
 def names_of(file: Path, wanted: Sequence[str] = ()) -> list[str]:
     """Names of a table's columns; of separators, the one is taken under which most of the wanted names are found."""
     if file.suffix.lower() in JSON_LINES:
-        return list(next(text_files.json_lines(file), (0, {}))[1])
+        return list(samples_of(file))
     if file.suffix.lower() == ".parquet":
         return tables.parquet_names(file)
     return text_files.header(file, delimiter_of(file, wanted))
 
 
+def samples_of(file: Path, wanted: Sequence[str] = ()) -> dict[str, str]:
+    """The names of a table's columns, each with its value in the first row; of JSON lines those of the first 1,000.
+
+    Args:
+        wanted: names that tell the separator of columns; see `names_of`.
+    """
+    if file.suffix.lower() in JSON_LINES:
+        samples: dict[str, str] = {}
+        for _, row in islice(text_files.json_lines(file), FIRST_LINES):
+            for name, value in row.items():
+                samples[name] = samples.get(name) or ("" if value is None else str(value))
+        return samples
+    if file.suffix.lower() == ".parquet":
+        return tables.parquet_samples(file)
+    names, *rows = text_files.first_rows(file, delimiter_of(file, wanted), 2) or [[]]
+    return dict(zip_longest(names, rows[0] if rows else [], fillvalue=""))
+
+
 def delimiter_of(file: Path, wanted: Sequence[str]) -> str:
     """The separator whose first row has most of the wanted names, and then most names; tabs first for .tsv."""
     known = sorted(DELIMITERS, key=lambda delimiter: delimiter != "\t") if file.suffix.lower() != ".csv" else DELIMITERS
+
+    refuse_old_line_ends(file)
 
     def fit(delimiter: str) -> tuple[int, int]:
         try:

@@ -7,6 +7,7 @@ from pipeline import storage
 from pipeline.config import SourceConfig
 from pipeline.data.formats import (
     beir,
+    column_advice,
     column_map,
     esci,
     kaggle,
@@ -24,6 +25,7 @@ from pipeline.data.formats import (
 )
 from pipeline.data.formats.tables import Format, FoundSource, of_files
 from pipeline.errors import ConfigError, MissingError
+from pipeline.text import other_format, refuse_special
 
 FORMATS = (
     of_files(
@@ -86,16 +88,21 @@ def find(config: SourceConfig, root: Path) -> tuple[str, FoundSource]:
     """The name of a source's format, and the source.
 
     Raises:
-        ConfigError: an unknown format.
+        ConfigError: an unknown format, or an empty path.
+        SchemaError: a pipe or a device, or a file of another format than a table's.
         MissingError: nothing at the path, an empty file or folder, or not the files that were looked for; the message
             lists them, and for a table of other columns the map that would fit best.
     """
     if config.format not in ("auto", *NAMES):
         raise ConfigError(f"{config.path}: format '{config.format}' is none of auto, {', '.join(NAMES)}")
+    if not config.path.strip():
+        raise ConfigError("a source of data has an empty path; name its file or folder, or the address of a database")
     if storage.is_address(config.path):
         copy = storage.fetched(config.path)
         form, copied = find(replace(config, path=str(copy)), Path())
         return form, replace(copied, shown=config.path)
+    if "://" not in config.path and not (root / config.path).is_dir():
+        refuse_special(root / config.path)
     candidates = [known for known in FORMATS if config.format in ("auto", known.name)]
     for known in candidates:
         source = known.find(config, root)
@@ -108,8 +115,15 @@ def find(config: SourceConfig, root: Path) -> tuple[str, FoundSource]:
         raise MissingError(f"{path}: is empty; look at what writes it")
     if path.is_dir() and not tables.data_files(path, "**/*"):
         raise MissingError(f"{path}: is a folder without files; look at what writes it")
-    advice = column_map.advice(path)
+    advice = column_advice.of_file(path)
     if path.is_file() and advice:
         raise MissingError(f"{path}: is not a file of a format that is known by its name{advice}")
+    if path.is_file():
+        with path.open("rb") as file:
+            other = other_format(path, file.read(1024))
+        raise other or MissingError(
+            f"{path}: its name tells no format; a table's name ends in {', '.join(column_map.SUFFIXES)}, so rename or "
+            "convert it, or name a folder of one of the known formats"
+        )
     looked = "".join(f"\n  {known.name}: {known.looked_for}" for known in candidates)
     raise MissingError(f"{path}: these files were looked for and are not there:{looked}{advice}")

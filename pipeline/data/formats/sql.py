@@ -37,7 +37,7 @@ from sqlalchemy.exc import (
 )
 
 from pipeline.config import SourceConfig
-from pipeline.data.formats import column_map, tables
+from pipeline.data.formats import column_advice, column_map, tables
 from pipeline.data.formats import table as mapped
 from pipeline.data.formats.tables import FoundSource, Tables
 from pipeline.data.formats.text_files import STRING
@@ -99,15 +99,21 @@ def _value_of(variable: re.Match[str]) -> str:
     return quote(value, safe="")
 
 
-def names_of(config: SourceConfig, root: Path) -> list[str]:
-    """Names of the columns of a table.
+def samples_of(config: SourceConfig, root: Path) -> dict[str, str]:
+    """Names of the columns of a table, each with its value in a row; empty values where it has no rows.
 
     Raises:
         ConfigError, MissingError, SchemaError: see `read`.
     """
     address, name = locate(config.path, root)
-    with reading(address, f"table {name}") as engine:
-        return [str(column["name"]) for column in sa.inspect(engine).get_columns(name)]
+    with reading(address, f"table {name}") as engine, engine.connect() as connection:
+        table = sa.Table(name, sa.MetaData(), autoload_with=connection)
+        raw = [sa.type_coerce(column, sa.types.NullType()).label(column.name) for column in table.c]
+        first = connection.execute(sa.select(*raw).limit(1)).mappings().first()
+        values = {} if first is None else dict(first)
+        return {
+            str(column.name): "" if values.get(column.name) is None else plain(values[column.name]) for column in raw
+        }
 
 
 def read(config: SourceConfig, root: Path) -> Tables:
@@ -214,12 +220,7 @@ def _rows(engine: sa.Engine, name: str, config: SourceConfig, shown: str, *, raw
             names = list(table.c.keys())
         missing = [column for column in (*wanted.values(), *([flag] if flag else [])) if column not in names]
         if missing:
-            best = column_map.suggest(names)
-            fit = f"; the map that fits best: {column_map.written(best)}" if best else ""
-            raise SchemaError(
-                f"{shown}: has no column {', '.join(missing)}; it has {names}. Map its columns in the recipe's source"
-                + fit
-            )
+            raise SchemaError(f"{shown}: {_unfit(names, config, missing)}")
         if not config.columns:
             wanted |= {column: column for column in names if column != flag}
         if not config.query:
@@ -238,6 +239,15 @@ def _rows(engine: sa.Engine, name: str, config: SourceConfig, shown: str, *, raw
             for key, column in wanted.items():
                 columns[key].extend(row[column] for row in part if not (flag and is_set(row[flag])))
         return columns
+
+
+def _unfit(names: Sequence[str], config: SourceConfig, missing: Sequence[str]) -> str:
+    """The message that a table lacks columns: those that its map names, or doc_id, title and text without a map."""
+    samples = dict.fromkeys(names, "")
+    if config.columns and config.deleted not in missing:
+        return column_advice.missing(config.columns, samples)
+    advice = column_advice.written(column_advice.guess(names, None) or {"title": "COLUMN"})
+    return f"has no column {', '.join(missing)}; it has {', '.join(names)}. Map its columns: {advice}"
 
 
 def _parts(result: Any) -> Iterator[Sequence[Mapping[str, Any]]]:

@@ -14,13 +14,10 @@ With `clicked` the rows are a click log, from which `pipeline.data.clicks` makes
 import difflib
 import json
 import logging
-import math
-import shlex
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -28,27 +25,20 @@ import pyarrow.compute as pc
 from pipeline import text
 from pipeline.config import SourceConfig
 from pipeline.data import clicks
-from pipeline.data.formats import tables, text_files
+from pipeline.data.formats import column_advice, mapped_grades, tables, text_files
 from pipeline.data.formats.column_map import (
     JSON_LINES,
     SUFFIXES,
     SYNONYMS,
-    advice,
     delimiter_of,
     files_of,
     names_of,
     roles,
+    samples_of,
 )
 from pipeline.data.formats.tables import FoundSource, Tables
 from pipeline.data.formats.text_files import STRING
 from pipeline.errors import ConfigError, MissingError, SchemaError
-from pipeline.schema import MAX_GRADE, InvalidRow
-
-STEPS_PER_POINT = 3
-"""Whole grades for each point of a fractional scale, where the recipe sets no `grade_scale`."""
-MOST_RATING = 2.0**31
-"""A value of a column of grades that is as large as this is a fault of the row: it is an id, or a time."""
-
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +57,7 @@ def find(config: SourceConfig, root: Path) -> FoundSource | None:
     if not files:
         raise MissingError(f"{path}: no such table; name a file, a folder or a pattern of {', '.join(SUFFIXES)} files")
     if not config.columns:
-        raise ConfigError(f"{path}: format 'table' needs a map of columns{advice(path)}")
+        raise ConfigError(f"{path}: format 'table' needs a map of columns{column_advice.of_file(path)}")
     name = tables.name_of(path if path.exists() else path.parent)
     return FoundSource(
         name, str(path), lambda: tables.digest_of("table", files_of(path)), lambda: read(files_of(path), config)
@@ -120,6 +110,8 @@ def assemble(rows: pa.Table, config: SourceConfig, shown: str) -> Tables:
         lacking = "query or query_id" if "query_id" not in columns else "title, text or doc_id"
         what = "clicked" if logged else "a grade"
         raise ConfigError(f"{shown}: columns maps {what}, but not {lacking}; it belongs to a query and a document")
+    if config.labels and not graded:
+        raise ConfigError(f"{shown}: labels give grades to words, but columns maps no grade; map its column too")
     if not (graded or logged or queried or described):
         raise ConfigError(
             f"{shown}: columns maps {', '.join(sorted(names))}; map a query, a title or a text, and a grade"
@@ -133,14 +125,15 @@ def assemble(rows: pa.Table, config: SourceConfig, shown: str) -> Tables:
         queries = pa.table({"query_id": columns["query_id"], "text": columns["query"]})
         tables_read["queries"] = _distinct(queries, ("query_id", "text"))
     if graded:
-        grades, faults = _grades(columns["grade"], config, shown)
-        judgments = {"query_id": columns["query_id"], "doc_id": columns["doc_id"], "grade": grades}
+        read_grades = mapped_grades.read(columns["grade"], config, shown)
+        judgments = {"query_id": columns["query_id"], "doc_id": columns["doc_id"], "grade": read_grades.grades}
         judgments["split"] = (
             tables.splits(columns["split"]) if "split" in columns else tables.all_the_same(None, rows.num_rows)
         )
         if "source" in columns:
             judgments["source"] = columns["source"]
-        tables_read |= {"judgments": pa.table(judgments), "faults": tuple(faults)}
+        tables_read |= {"judgments": pa.table(judgments), "faults": tuple(read_grades.faults)}
+        tables_read["advice"] = read_grades.advice
     if logged:
         keys = [key for key in ("query_id", "doc_id", *clicks.ROLES) if key in columns]
         judged = clicks.judge(pa.table({key: columns[key] for key in keys}), config, shown)
@@ -167,9 +160,8 @@ def _read_file(file: Path, columns: Mapping[str, str]) -> pa.Table:
     if suffix in JSON_LINES:
         return _read_json(file, columns)
     names = names_of(file, wanted)
-    missing = [name for name in wanted if name not in names]
-    if missing:
-        raise SchemaError(f"{file}: has no column {', '.join(map(repr, missing))}{advice(file)}")
+    if not set(wanted) <= set(names):
+        raise SchemaError(f"{file}: {column_advice.missing(columns, samples_of(file, wanted))}")
     if suffix == ".parquet":
         rows = tables.read_foreign(file, wanted)
     else:
@@ -188,8 +180,9 @@ def _text(values: pa.ChunkedArray, role: str, file: Path) -> pa.ChunkedArray:
         fits |= pa.types.is_integer(kind)
     if role in ("grade", *clicks.ROLES):
         fits |= pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+        fits |= pa.types.is_boolean(kind)
     if role in clicks.ROLES:
-        fits |= pa.types.is_boolean(kind) or pa.types.is_timestamp(kind)
+        fits |= pa.types.is_timestamp(kind)
     if not fits:
         raise SchemaError(f"{file}: the column for {role} is {values.type}, not text")
     return pc.fill_null(pc.cast(values, STRING), "")
@@ -198,18 +191,23 @@ def _text(values: pa.ChunkedArray, role: str, file: Path) -> pa.ChunkedArray:
 def _read_json(file: Path, columns: Mapping[str, str]) -> pa.Table:
     values: dict[str, list[Any]] = {role: [] for role in columns}
     known = roles(columns)
+    never_seen = set(columns.values())
     for number, row in text_files.json_lines(file):
+        never_seen -= row.keys()
         for role, name in columns.items():
             value = row.get(name)
             if role in known:
-                optional = role in ("title", "split", "source") or (role == "text" and "title" in columns)
+                optional = role in ("title", "split", "source", "grade") or (role == "text" and "title" in columns)
                 value = _json_text(value, role, optional)
                 if value is None:
+                    _refuse_absent(file, columns, never_seen)
                     raise SchemaError(
                         f"{file}, line {number}: {name!r} is {json.dumps(row.get(name))[:60]}, not a text for {role}; "
                         f"it has {list(row)[:40]}"
                     )
             values[role].append(value)
+    if any(values.values()):
+        _refuse_absent(file, columns, never_seen)
     arrays = {}
     for role, cells in values.items():
         try:
@@ -222,6 +220,13 @@ def _read_json(file: Path, columns: Mapping[str, str]) -> pa.Table:
     return pa.table(arrays)
 
 
+def _refuse_absent(file: Path, columns: Mapping[str, str], never_seen: Collection[str]) -> None:
+    """Raises SchemaError where a mapped column is in no line of a JSON lines file that was looked at."""
+    samples = samples_of(file) if never_seen else {}
+    if set(never_seen) - samples.keys():
+        raise SchemaError(f"{file}: {column_advice.missing(columns, samples)}")
+
+
 def _json_text(value: Any, role: str, optional: bool) -> str | None:
     """The text of a JSON value for a role; None where the value is of a type that the role does not take."""
     if isinstance(value, str):
@@ -229,13 +234,9 @@ def _json_text(value: Any, role: str, optional: bool) -> str | None:
     if value is None and optional:
         return ""
     if isinstance(value, bool):
-        return str(value).lower() if role == "clicked" else None
+        return str(value).lower() if role in ("clicked", "grade") else None
     number = isinstance(value, (int, float) if role in ("grade", *clicks.ROLES) else int)
     return str(value) if number and role in ("query_id", "doc_id", "grade", *clicks.ROLES) else None
-
-
-def _labels_option(words: Sequence[str]) -> str:
-    return shlex.quote("--labels=" + ",".join(f"{word}=GRADE" for word in words))
 
 
 def _check_keys(names: set[str], shown: str) -> None:
@@ -259,43 +260,3 @@ def _distinct(rows: pa.Table, columns: Sequence[str]) -> pa.Table:
     """The first of all rows that are equal in these columns; an id with two texts keeps both, for a later check."""
     frame = pd.DataFrame({name: rows[name].to_pandas() for name in columns})
     return rows.filter(pa.array(~frame.duplicated().to_numpy()))
-
-
-def _grades(values: pa.ChunkedArray, config: SourceConfig, shown: str) -> tuple[pa.ChunkedArray, list[InvalidRow]]:
-    """Grades from texts, and the rows without one: by `labels`, `grade_scale`, whole numbers as they are, or as below.
-
-    Fractional values without a scale: floor(lowest) becomes 0, and each point up to ceil(highest) three grades, ten
-    at most; halves are rounded up. The log states the scale, so that it can be put into the recipe.
-    """
-    cells = pc.utf8_trim_whitespace(values)
-    if config.labels:
-        return tables.named_grades(cells, config.labels)
-    numbers = pd.to_numeric(cells.to_pandas(), errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
-    finite, good = np.isfinite(numbers), np.abs(numbers) < MOST_RATING
-    if len(finite) and not finite.any():
-        words = sorted(set(cells.to_pylist()))[:MAX_GRADE]
-        labels = ", ".join(f"{json.dumps(word, ensure_ascii=False)} = GRADE" for word in words)
-        raise SchemaError(
-            f"{shown}: the grades are words ({', '.join(words)}); say what each is worth, 0 for the least relevant: "
-            f"{_labels_option(words)} on the command line, or labels = {{ {labels} }} in the recipe's source beside "
-            "columns"
-        )
-    faults = tables.unknown_grades(cells, pa.array(finite), "is not a number")
-    faults += tables.unknown_grades(cells, pa.array(good | ~finite), f"is outside 0..{MAX_GRADE}")
-    numbers = np.where(good, numbers, 0.0)
-    scale = config.grade_scale
-    if not scale and not (numbers % 1).any():
-        return pa.chunked_array([numbers.astype(np.int64)]), faults
-    if not scale:
-        low, high = math.floor(numbers[good].min()), math.ceil(numbers[good].max())
-        scale = (float(low), float(high), float(min(MAX_GRADE, STEPS_PER_POINT * (high - low))))
-        log.warning("%s: fractional grades; read by grade_scale = [%g, %g, %g]", shown, *scale)
-    if len(scale) != 3 or not scale[0] < scale[1] or scale[2] % 1 or not 1 <= scale[2] <= MAX_GRADE:
-        raise ConfigError(
-            f"{shown}: grade_scale is {list(scale)}; give lowest value, highest value and steps from 1 to {MAX_GRADE}"
-        )
-    low, high, steps = scale
-    inside = good & (low <= numbers) & (numbers <= high)
-    faults += tables.unknown_grades(cells, pa.array(inside | ~good), f"is outside {low:g} to {high:g} of grade_scale")
-    grades = np.where(inside, np.floor((numbers - low) / (high - low) * steps + 0.5), 0).astype(np.int64)
-    return pa.chunked_array([grades]), faults

@@ -46,6 +46,8 @@ class Tables:
     faults: tuple[InvalidRow, ...] = ()
     clicks: Mapping[str, Any] = field(default_factory=dict)
     """Figures that the judgments of a click log rest on, see `clicks.ClickJudgments`; empty for other sources."""
+    advice: str = ""
+    """Advice on mending faults, where the reader knows more than their rows; see `mapped_grades.GradeColumn.advice`."""
 
 
 def all_the_same(value: str | None, rows: int) -> pa.ChunkedArray:
@@ -104,7 +106,11 @@ def named_grades(values: pa.ChunkedArray, meaning: Mapping[str, int]) -> tuple[p
 def unknown_grades(values: pa.ChunkedArray, good: pa.ChunkedArray, reason: str) -> list[InvalidRow]:
     """A fault for each row that is not `good`."""
     rows = pc.indices_nonzero(pc.invert(good)).to_pylist()
-    return [InvalidRow("judgments", row, f"grade '{str(values[row].as_py())[:60]}' {reason}") for row in rows]
+    cells = values.take(pa.array(rows, pa.int64())).to_pylist()
+    return [
+        InvalidRow("judgments", row, f"grade '{str(cell)[:60]}' {reason}" if cell else "the grade is empty")
+        for row, cell in zip(rows, cells, strict=True)
+    ]
 
 
 def judgments(parts: Sequence[pa.Table], grading: Grading) -> tuple[pa.Table, list[InvalidRow]]:
@@ -215,6 +221,15 @@ def parquet_names(file: Path) -> list[str]:
     """
     with _parquet_errors(file):
         return list(pq.read_schema(file).names)
+
+
+def parquet_samples(file: Path) -> dict[str, str]:
+    """The names of a Parquet file's columns, each with its value in the first row; see `parquet_names`."""
+    with _parquet_errors(file), pq.ParquetFile(file) as content:
+        batch = next(content.iter_batches(batch_size=1), None)
+        rows = batch.to_pylist() if batch is not None else []
+        first = rows[0] if rows else {}
+        return {name: "" if first.get(name) is None else str(first[name]) for name in content.schema_arrow.names}
 
 
 @contextmanager

@@ -28,7 +28,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
 from pipeline.errors import MissingError, SchemaError
-from pipeline.text import other_format, read_lines, wide_encoding, wrong_byte
+from pipeline.text import other_format, read_lines, refuse_old_line_ends, refuse_special, wide_encoding, wrong_byte
 
 BLOCK_BYTES = 1 << 26
 """Bytes that are parsed at once; also the longest row of a separated file."""
@@ -66,6 +66,7 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         except (ValueError, RecursionError) as error:
             if number == 1 and line.lstrip().startswith("["):
                 raise _is_list(path) from error
+            refuse_old_line_ends(path)
             raise SchemaError(
                 f"{path}, line {number}: not JSON ({error}); each line must be one object, is the file cut off?"
             ) from error
@@ -94,7 +95,15 @@ def first_keys(path: Path) -> set[str]:
 
 
 def header(path: Path, delimiter: str, encoding: str = "utf-8", *, quoted: bool = True) -> list[str]:
-    """The fields of the first row of a separated file; empty for an empty file.
+    """The fields of the first row of a separated file; empty for an empty file. See `first_rows` for the errors."""
+    rows = first_rows(path, delimiter, 1, encoding, quoted=quoted)
+    return rows[0] if rows else []
+
+
+def first_rows(
+    path: Path, delimiter: str, count: int, encoding: str = "utf-8", *, quoted: bool = True
+) -> list[list[str]]:
+    """The fields of the first rows of a separated file, fewer where it has fewer or they are long.
 
     Raises:
         MissingError: no such file.
@@ -108,10 +117,13 @@ def header(path: Path, delimiter: str, encoding: str = "utf-8", *, quoted: bool 
     while True:
         try:
             with reader.first_rows(block) as stream:
-                for batch in stream:
-                    if batch.num_rows:
-                        return reader.cells(batch.slice(0, 1))
-                return []
+                batch = next((batch for batch in stream if batch.num_rows), None)
+                rows = (
+                    []
+                    if batch is None
+                    else [reader.cells(batch.slice(row, 1)) for row in range(batch.num_rows)[:count]]
+                )
+                return [row for row in rows if row]
         except (pa.ArrowException, UnicodeDecodeError) as error:
             if block >= BLOCK_BYTES:
                 raise reader.failure(error) from error
@@ -211,6 +223,7 @@ def _rows(path: Path, delimiter: str, quoted: bool, encoding: str) -> pa.Table:
 
 
 def _size(path: Path) -> int:
+    refuse_special(path)
     try:
         with path.open("rb") as file:
             return file.seek(0, io.SEEK_END)

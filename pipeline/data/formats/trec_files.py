@@ -10,7 +10,7 @@ import pyarrow as pa
 from pipeline import disk
 from pipeline.data.formats import text_files
 from pipeline.errors import SchemaError
-from pipeline.text import read_lines
+from pipeline.text import read_lines, refuse_old_line_ends
 
 
 def read_qrels(path: Path) -> pa.Table:
@@ -102,6 +102,7 @@ def _fields(path: Path, count: int, shape: str) -> Iterator[tuple[int, list[str]
     for number, line in read_lines(path):
         fields = line.split()
         if len(fields) != count:
+            refuse_old_line_ends(path)
             raise SchemaError(f"{path}, line {number}: {len(fields)} fields, not the {count} of '{shape}'")
         yield number, fields
 

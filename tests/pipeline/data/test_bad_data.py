@@ -233,9 +233,12 @@ def test_a_surrogate_does_not_hide_the_nul_of_another_row(tmp_path: Path) -> Non
 
 
 def test_an_error_names_a_few_rows_and_counts_the_others(tmp_path: Path) -> None:
-    beir(tmp_path, grades=("x",) * 100)
-    with pytest.raises(SchemaError, match=r"100 rows cannot be used.*and 95 more") as raised:
-        convert.convert(tmp_path, "auto", tmp_path / "out")
+    beir(tmp_path / "alike", grades=("x",) * 100)
+    with pytest.raises(SchemaError, match=r"100 rows cannot be used \(judgments, row 1: .*and 99 more rows alike\)"):
+        convert.convert(tmp_path / "alike", "auto", tmp_path / "out")
+    beir(tmp_path / "source", grades=("x", "x", *(f"x{number}" for number in range(98))))
+    with pytest.raises(SchemaError, match=r"100 rows .*'x' is .*, and 1 more rows alike; .*; and 94 more\)") as raised:
+        convert.convert(tmp_path / "source", "auto", tmp_path / "out")
     assert len(str(raised.value)) < 1000
 
 

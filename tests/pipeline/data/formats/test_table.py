@@ -86,11 +86,11 @@ def test_grades_become_whole_by_a_stated_rule(
             {},
             r'query = "search_term", title = "product_title", grade = "rel',
         ),
-        (b"a\n1\n", {"query": "q"}, r"has no column 'q'.*has the columns a; none looks like"),
+        (b"a\n1\n", {"query": "q"}, r"has no column 'q'.*columns: a \(1\)"),
         (
             b"q,t,g\na,b,good\n",
             {"query": "q", "title": "t", "grade": "g"},
-            r'grades are words \(good\).*labels = \{ "good"',
+            r"grades are words \('good' in 1 row\).*labels = \{ .good.",
         ),
         (
             b"q,t,g\na,\xff,1\n",

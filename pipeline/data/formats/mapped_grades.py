@@ -1,0 +1,200 @@
+"""Grades of a mapped table: whole numbers, numbers on a scale, or words to which `labels` gives a grade each.
+
+A word that `labels` leaves out is a fault of its rows. `GradeColumn.advice` counts these rows and has the labels that
+would fit, so that no command takes the file as if the word were not in it.
+"""
+
+import csv
+import difflib
+import io
+import json
+import logging
+import math
+import shlex
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.config import SourceConfig
+from pipeline.data.formats import tables
+from pipeline.errors import ConfigError, SchemaError
+from pipeline.schema import MAX_GRADE, InvalidRow
+
+STEPS_PER_POINT = 3
+"""Whole grades for each point of a fractional scale, where the recipe sets no `grade_scale`."""
+MOST_RATING = 2.0**31
+"""A value of a column of grades that is as large as this is a fault of the row: it is an id, or a time."""
+MOST_WORDS = 20
+"""Number of different words from which a column is not taken for one of grades."""
+NO_VALUE = frozenset(("", "nan", "null", "n/a", "-", "?"))
+"""Cells that say that there is no grade; their rows are faults, and no label is asked for."""
+_TRUTH = {"true": 1, "false": 0}
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class GradeColumn:
+    """The grades of a mapped table, and the rows without one."""
+
+    grades: pa.ChunkedArray
+    faults: list[InvalidRow]
+    advice: str = ""
+    """The words without a grade, their rows and the labels that would fit; empty where every word has one."""
+
+
+def read(values: pa.ChunkedArray, config: SourceConfig, shown: str) -> GradeColumn:
+    """Grades from texts by `labels`, by `grade_scale`, as whole numbers, or by a scale that fits, see `_scaled`.
+
+    Args:
+        shown: the source's address, for messages.
+
+    Raises:
+        ConfigError: `grade_scale` is no scale.
+        SchemaError: no cell has a grade, or all are words and there are no `labels`.
+    """
+    cells = _with_ascii_digits(pc.utf8_trim_whitespace(values))
+    column = config.columns.get("grade", "grade")
+    labels = {ascii_digits(word.strip()): grade for word, grade in config.labels.items()}
+    words = Counter(cells.to_pylist())
+    if not any(word in labels or word.casefold() not in NO_VALUE for word in words):
+        raise SchemaError(
+            f"{shown}: the column of grades, {column!r}, has no grade in any of its {len(cells):,} rows; fill it in, "
+            "or map another column as grade"
+        )
+    if labels:
+        grades, faults = tables.named_grades(cells, labels)
+        strange = _without_empty({word: rows for word, rows in words.items() if word not in labels})
+        return GradeColumn(grades, faults, _missing(strange, set(words), labels))
+    numbers = pd.to_numeric(cells.to_pandas(), errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+    if not np.isfinite(numbers).any():
+        raise SchemaError(f"{shown}: {_only_words(_without_empty(words), column)}")
+    return _numbered(numbers, cells, config, shown)
+
+
+def ascii_digits(text: str) -> str:
+    """The text with decimal digits of other scripts, such as Arabic or full-width ones, as 0 to 9."""
+    return text if text.isascii() else "".join(str(unicodedata.decimal(mark, mark)) for mark in text)
+
+
+def _with_ascii_digits(cells: pa.ChunkedArray) -> pa.ChunkedArray:
+    if pc.all(pc.string_is_ascii(cells)).as_py():
+        return cells
+    return pa.chunked_array([pa.array([ascii_digits(cell) for cell in cells.to_pylist()], cells.type)])
+
+
+def _without_empty(words: Mapping[str, int]) -> Counter[str]:
+    """The words, and the number of rows of each, that stand for something."""
+    return Counter({word: rows for word, rows in words.items() if word.casefold() not in NO_VALUE})
+
+
+def _numbered(
+    numbers: npt.NDArray[np.float64], cells: pa.ChunkedArray, config: SourceConfig, shown: str
+) -> GradeColumn:
+    """Grades from numbers, with a fault for each cell that is none."""
+    finite, good = np.isfinite(numbers), np.abs(numbers) < MOST_RATING
+    faults = tables.unknown_grades(cells, pa.array(finite), "is not a number")
+    faults += tables.unknown_grades(cells, pa.array(good | ~finite), f"is outside 0..{MAX_GRADE}")
+    words = _without_empty(Counter(cells.filter(pa.array(~finite)).to_pylist()))
+    advice = _missing(words, set(cells.to_pylist()), {})
+    numbers = np.where(good, numbers, 0.0)
+    if not config.grade_scale and not (numbers % 1).any():
+        return GradeColumn(pa.chunked_array([numbers.astype(np.int64)]), faults, advice)
+    low, high, steps = _scale(numbers[good], config, shown)
+    inside = good & (low <= numbers) & (numbers <= high)
+    faults += tables.unknown_grades(cells, pa.array(inside | ~good), f"is outside {low:g} to {high:g} of grade_scale")
+    grades = np.where(inside, np.floor((numbers - low) / (high - low) * steps + 0.5), 0).astype(np.int64)
+    return GradeColumn(pa.chunked_array([grades]), faults, advice)
+
+
+def _scale(numbers: npt.NDArray[np.float64], config: SourceConfig, shown: str) -> tuple[float, float, float]:
+    """Lowest value, highest value and steps: those of the recipe, or the ones that fit fractional values.
+
+    Without a scale floor(lowest) becomes 0, and each point up to ceil(highest) three grades, ten at most; halves are
+    rounded up. The log states the scale, so that it can be put into the recipe.
+    """
+    scale = config.grade_scale
+    if not scale:
+        low, high = math.floor(numbers.min()), math.ceil(numbers.max())
+        scale = (float(low), float(high), float(min(MAX_GRADE, STEPS_PER_POINT * (high - low))))
+        log.warning("%s: fractional grades; read by grade_scale = [%g, %g, %g]", shown, *scale)
+    if len(scale) != 3 or not scale[0] < scale[1] or scale[2] % 1 or not 1 <= scale[2] <= MAX_GRADE:
+        raise ConfigError(
+            f"{shown}: grade_scale is {list(scale)}; give lowest value, highest value and steps from 1 to {MAX_GRADE}"
+        )
+    return scale[0], scale[1], scale[2]
+
+
+def _only_words(words: Counter[str], column: str) -> str:
+    """The message that a column of grades holds words alone."""
+    if len(words) > MOST_WORDS:
+        return (
+            f"the grades are {len(words):,} different words ({_counted(words, 3)}, …); is {column!r} the column of "
+            "grades? Map the one that is: grade=COLUMN"
+        )
+    wanted = {word: _guess(word, {}) for word in sorted(words)}
+    return (
+        f"the grades are words ({_counted(words)}); say what each is worth, 0 for the least relevant: {written(wanted)}"
+    )
+
+
+def _missing(words: Counter[str], there: set[str], labels: Mapping[str, int]) -> str:
+    """The advice on words without a grade; empty where there are none.
+
+    Args:
+        words: the words without a grade, and the number of rows of each.
+        there: all cells of the column.
+        labels: the grades of the words that have one.
+    """
+    if not words:
+        return ""
+    if len(words) > MOST_WORDS:
+        return f"{len(words):,} different words have no grade: {_counted(words, 5)}, …; is it the column of grades?"
+    numbers = [] if labels else sorted(word for word in there - set(words) if word.casefold() not in NO_VALUE)
+    if len(numbers) + len(words) > MOST_WORDS:
+        return f"no grade is given for {_counted(words)}; write numbers there, as in the other rows"
+    wanted: dict[str, int | None] = {word: grade for word, grade in labels.items() if word in there}
+    wanted |= {word: _guess(word, {}) for word in numbers}
+    wanted |= {word: _guess(word, labels) for word, _ in words.most_common()}
+    stray = "".join(f"; {word!r} stands in no row" for word in labels if word not in there)
+    return f"no grade is given for {_counted(words)}{stray}; give every word one, 0 for the least relevant: " + written(
+        wanted
+    )
+
+
+def _guess(word: str, labels: Mapping[str, int]) -> int | None:
+    """The grade that a word most likely means: that of the same word in other letters, a number, yes or no."""
+    folded = {label.casefold(): grade for label, grade in labels.items()}
+    near = (
+        [word.casefold()] if word.casefold() in folded else difflib.get_close_matches(word.casefold(), folded, 1, 0.8)
+    )
+    if near:
+        return folded[near[0]]
+    number = word.removesuffix(".0")
+    if number.isdecimal() and int(number) <= MAX_GRADE:
+        return int(number)
+    return _TRUTH.get(word.casefold())
+
+
+def _counted(words: Counter[str], most: int = MOST_WORDS) -> str:
+    """Words with their numbers of rows, the commonest first."""
+    return ", ".join(f"{word!r} in {rows:,} row{'s' * (rows > 1)}" for word, rows in words.most_common(most))
+
+
+def written(labels: Mapping[str, int | None]) -> str:
+    """Labels as a person writes them on the command line and in a recipe; GRADE where there is none yet."""
+    shown = {word: "GRADE" if grade is None else grade for word, grade in labels.items()}
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow([f"{word}={grade}" for word, grade in shown.items()])
+    toml = ", ".join(f"{json.dumps(word, ensure_ascii=False)} = {grade}" for word, grade in shown.items())
+    return (
+        f"--labels {shlex.quote(line.getvalue())} on the command line, or labels = {{ {toml} }} in the recipe's source "
+        "beside columns"
+    )

@@ -1,0 +1,162 @@
+"""A table whose columns cannot be told is answered with its columns and the map to type, and nothing is half made."""
+
+import re
+import shlex
+import sqlite3
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from flows import init, quickstart, sources
+from flows.ready_made import ReadyMadeModels
+from pipeline.config import SourceConfig
+from pipeline.data import convert
+from pipeline.data import sources as readers
+from pipeline.data.formats.column_advice import Contents
+from pipeline.errors import ConfigError, InputError, SchemaError
+
+
+def table(path: Path, names: str, values: str = "red knife,a sharp red knife,2") -> str:
+    path.write_text(f"{names}\n" + f"{values}\n" * 30, encoding="utf-8")
+    return str(path)
+
+
+def typed(message: str) -> dict[str, str]:
+    """The map that a message tells to type, read back as the command line reads it."""
+    match = re.search(r"type: --columns ('[^']*'|\S+?)(?:, with|$)", message)
+    assert match, message
+    return convert.parse_columns(shlex.split(match[1])[0])
+
+
+@pytest.mark.parametrize(
+    ("names", "columns", "words", "fit"),
+    [
+        (
+            "query,title,verdict",
+            {},
+            r"usual name for: grade \(.*guessed by the names: query=query,title=title\n.*verdict \(2\)",
+            {"query": "query", "title": "title", "grade": "COLUMN"},
+        ),
+        (
+            "phrase,title,grade",
+            {},
+            r"for: query \(.*phrase \(red knife\)",
+            {"title": "title", "grade": "grade", "query": "COLUMN"},
+        ),
+        ("query,item,grade", {}, r"for: title or text", {"query": "query", "grade": "grade", "title": "COLUMN"}),
+        (
+            "phrase,item,verdict",
+            {"query": "phrase", "title": "itme", "grade": "verdct"},
+            r"no column 'itme', 'verdct'.*did you mean 'item' in place of 'itme'\?",
+            {"query": "phrase", "title": "item", "grade": "verdict"},
+        ),
+        (
+            "phrase,item,verdict",
+            {"qury": "phrase", "title": "item", "grade": "verdict"},
+            r"did you mean the key 'query' in place of 'qury'\?",
+            {"query": "phrase", "title": "item", "grade": "verdict"},
+        ),
+        (
+            "phrase,title,verdict",
+            {"query": "phrase"},
+            r"--columns lacks: title or text .*; grade",
+            {"query": "phrase", "title": "title", "grade": "COLUMN"},
+        ),
+        (
+            '"what, exactly",title,grade',
+            {"query": "what exactly"},
+            "did you mean",
+            {"query": "what, exactly", "title": "title", "grade": "grade"},
+        ),
+    ],
+)
+def test_init_shows_what_it_read_and_the_map_to_type(
+    tmp_path: Path, names: str, columns: Mapping[str, str], words: str, fit: Mapping[str, str]
+) -> None:
+    ratings = table(tmp_path / "ratings.csv", names)
+    with pytest.raises(SchemaError, match=rf"(?s)ratings\.csv: .*{words}") as raised:
+        init.write(ratings, tmp_path / "own.toml", columns)
+    assert typed(str(raised.value)) == fit
+    assert [path.name for path in tmp_path.iterdir()] == ["ratings.csv"]
+
+
+def test_a_quickstart_asks_for_what_documents_need_and_leaves_nothing(tmp_path: Path) -> None:
+    items = table(tmp_path / "items.csv", "sku,label_text,stars", "a1,Red knife,5")
+    workspace = tmp_path / "workspace"
+    for columns in ({}, {"title": "labl_text"}):
+        source = SourceConfig(path=items, columns=columns)
+        with pytest.raises(SchemaError, match=r"label_text \(Red knife\)") as raised:
+            quickstart.quickstart([source], workspace, ReadyMadeModels())
+        assert not re.search("query|grade", str(raised.value).partition("columns, each")[0])
+        assert set(typed(str(raised.value))) - {"doc_id"} == {"title"}
+        assert not workspace.exists()
+
+
+def test_the_documents_of_a_quickstart_need_no_judgments_where_a_column_looks_like_grades(tmp_path: Path) -> None:
+    items = table(tmp_path / "items.csv", "id,name,description,rating,keywords", "a1,Red knife,sharp,5,knife")
+    mapped = sources.with_columns(SourceConfig(path=items), "documents")
+    assert mapped.columns == {"doc_id": "id", "title": "name", "text": "description"}
+    assert readers.read(mapped, Path()).judgments.num_rows == 0
+
+
+@pytest.mark.parametrize("contents", ["judgments", "documents"])
+def test_a_database_is_asked_for_in_the_same_way(tmp_path: Path, contents: Contents) -> None:
+    with sqlite3.connect(tmp_path / "shop.db") as connection:
+        connection.execute("create table rated (phrase text, item text, verdict integer)")
+        connection.execute("insert into rated values ('red knife', 'a knife', 2)")
+    connection.close()
+    url = f"sqlite:///{tmp_path}/shop.db?table=rated"
+    with pytest.raises(SchemaError, match=r"item \(a knife\), verdict \(2\)") as raised:
+        sources.with_columns(SourceConfig(path=url), contents)
+    assert typed(str(raised.value))["title"] == "COLUMN"
+    assert "recipe" not in str(raised.value)
+    assert "first line" not in str(raised.value)
+
+
+def test_a_sqlite_file_by_its_path_is_answered_with_the_address_of_each_table(tmp_path: Path) -> None:
+    for name in ("shop.db", "shop.csv", "shop.jsonl"):
+        with sqlite3.connect(tmp_path / name) as connection:
+            connection.execute("create table rated (phrase text)")
+            connection.execute("create table 'two words' (phrase text)")
+        connection.close()
+        before = (tmp_path / name).read_bytes()
+        uses: list[Callable[[], object]] = [
+            lambda name=name: init.write(str(tmp_path / name), tmp_path / "own.toml"),
+            lambda name=name: convert.convert(tmp_path / name, "auto", tmp_path / "out"),
+            lambda name=name: quickstart.quickstart(
+                [SourceConfig(path=str(tmp_path / name))], tmp_path / "workspace", ReadyMadeModels()
+            ),
+        ]
+        for use in uses:
+            with pytest.raises(InputError, match="a file of SQLite") as raised:
+                use()
+            address = f"sqlite:///{tmp_path}/{name}?table="
+            assert f"'{address}rated', '{address}two%20words'" in str(raised.value)
+        assert (tmp_path / name).read_bytes() == before
+    assert not (tmp_path / "workspace").exists()
+
+
+def test_a_json_column_that_no_line_has_is_named_with_the_nearest(tmp_path: Path) -> None:
+    (tmp_path / "items.jsonl").write_text('{"sku": "a", "label": "Red knife"}\n' * 3, encoding="utf-8")
+    source = SourceConfig(path=str(tmp_path / "items.jsonl"), columns={"title": "lable"})
+    with pytest.raises(SchemaError, match=r"(?s)no column 'lable'.*did you mean 'label'.*--columns title=label"):
+        readers.read(source, Path())
+
+
+def test_a_json_column_that_only_a_late_line_has_may_be_mapped(tmp_path: Path) -> None:
+    lines = '{"sku": "a", "label": "Red knife"}\n' * 1200 + '{"sku": "b", "label": "x", "blurb": "long"}\n'
+    (tmp_path / "items.jsonl").write_text(lines, encoding="utf-8")
+    source = SourceConfig(path=str(tmp_path / "items.jsonl"), columns={"title": "label", "text": "blurb"})
+    mapped = sources.with_columns(source, "documents")
+    assert readers.read(mapped, Path()).documents["text"].to_pylist() == ["", "long"]
+
+
+@pytest.mark.parametrize("path", ["", "  "])
+def test_an_empty_path_is_not_the_working_folder(path: str, tmp_path: Path) -> None:
+    for use in (
+        lambda: init.write(path, tmp_path / "own.toml"),
+        lambda: readers.find(SourceConfig(path=path), tmp_path),
+    ):
+        with pytest.raises(ConfigError, match="has an empty path"):
+            use()

@@ -6,14 +6,13 @@ Nothing heavy is imported before a command needs it, so that `--help` answers at
 import gc
 import os
 import sys
-from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
-from flows.cli import data, index, judging, recipe, releases, serving, training
+from flows.cli import data, index, judging, recipe, releases, serving, surroundings, training
 from flows.logs import write_log
-from pipeline.errors import InputError, RelevanceError
+from pipeline.errors import RelevanceError
 from pipeline.secrets import hide_passwords
 
 app = typer.Typer(
@@ -32,15 +31,17 @@ app.add_typer(data.app, name="data")
 
 def main() -> None:
     """Runs the command and turns an error of this package into one message and its exit code."""
+    surroundings.open_streams()
     write_log()
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:
-        _check_arguments(sys.argv)
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            _beside_others(int(os.environ.get("LOCAL_RANK", "0")))
-        else:
+        surroundings.check(sys.argv)
+        local_rank = surroundings.torchrun_rank()
+        if local_rank is None:
             app()
+        else:
+            _beside_others(local_rank)
     except RelevanceError as error:
         print(f"relevance: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
@@ -56,16 +57,6 @@ def main() -> None:
     except KeyboardInterrupt:
         print("relevance: stopped; start the same command again to go on", file=sys.stderr)
         raise SystemExit(130) from None
-
-
-def _check_arguments(arguments: Sequence[str]) -> None:
-    """Raises InputError for an argument whose bytes are no text: it could be put into no recipe, manifest or log."""
-    for argument in arguments:
-        try:
-            argument.encode()
-        except UnicodeEncodeError as error:
-            shown = os.fsencode(argument)
-            raise InputError(f"the argument {shown!r} is not UTF-8; rename the file, or use a UTF-8 locale") from error
 
 
 def _beside_others(local_rank: int) -> None:

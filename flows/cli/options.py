@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flows.cli import surroundings
 from pipeline.errors import ConfigError, MissingError
 
 if TYPE_CHECKING:
@@ -37,9 +38,14 @@ DEFAULT_WORKSPACE = Path("workspace")
 def show(value: Any, as_json: bool, rendered: "RenderableType | None" = None) -> None:
     """Prints a value as JSON, or as it is rendered for a person."""
     if as_json:
-        print(json.dumps(value, ensure_ascii=False, indent=1))
+        print(json_text(value))
     else:
         console().print(rendered if rendered is not None else value)
+
+
+def json_text(value: Any) -> str:
+    """The JSON of a value for standard output; escapes what the encoding of the output may lack."""
+    return json.dumps(value, ensure_ascii=not surroundings.is_utf8_output(), indent=1)
 
 
 def mapped(source: "SourceConfig", columns: str, labels: str) -> "SourceConfig":

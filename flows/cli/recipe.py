@@ -1,7 +1,5 @@
 """Commands on recipes: list, show and schema."""
 
-import json
-
 import typer
 
 from flows.built_in_recipes import RECIPES, recipe_names, recipe_path
@@ -9,6 +7,7 @@ from flows.cli.options import (
     Json,
     Recipe,
     Set,
+    json_text,
     show,
 )
 
@@ -39,9 +38,7 @@ def recipe_show(
 
     resolved = recipes.load(recipe_path(recipe), overrides or [])
     print(
-        json.dumps(recipes.to_dict(resolved, complete=True), ensure_ascii=False, indent=1)
-        if as_json
-        else recipes.to_toml(resolved),
+        json_text(recipes.to_dict(resolved, complete=True)) if as_json else recipes.to_toml(resolved),
         end="",
     )
 
@@ -54,4 +51,4 @@ def recipe_schema() -> None:
     """
     from pipeline import recipe_schema
 
-    print(json.dumps(recipe_schema.schema(), ensure_ascii=False, indent=1))
+    print(json_text(recipe_schema.schema()))

@@ -98,6 +98,39 @@ def test_an_argument_that_is_not_utf_8_is_one_message(tmp_path: Path) -> None:
     assert not (tmp_path / "own.toml").exists()
 
 
+def test_an_output_that_is_not_utf_8_gets_every_answer(trained: Trained) -> None:
+    search, ascii_only = ("search", "knife", "--workspace", trained.workspace), {"PYTHONIOENCODING": "ascii"}
+    table = _run(*search, env=ascii_only)
+    assert (table.returncode, "knife" in table.stdout) == (0, True), table.stderr
+    schema, escaped = (_run("recipe", "schema", env=env) for env in ({"PYTHONIOENCODING": "utf-8"}, ascii_only))
+    assert not schema.stdout.isascii()
+    assert json.loads(escaped.stdout) == json.loads(schema.stdout)
+
+
+@pytest.mark.parametrize("closed", [">&-", "<&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_closed_stream_is_no_fault(trained: Trained, closed: str) -> None:
+    command = f"'{sys.executable}' -m flows.cli releases list --workspace '{trained.workspace}' {closed}"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (trained.outcome.release.fingerprint[:12] in done.stdout) == (">" not in closed.replace("2>", ""))
+
+
+@pytest.mark.parametrize("variables", [{"WORLD_SIZE": "x"}, {"WORLD_SIZE": "2"}, {"WORLD_SIZE": "2", "RANK": "one"}])
+def test_variables_of_torchrun_without_torchrun_are_one_message(variables: dict[str, str]) -> None:
+    _refused(_run("stages", env=variables), 2, "in the environment", "unset WORLD_SIZE")
+
+
+def test_a_current_folder_that_was_removed_is_one_message(tmp_path: Path) -> None:
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    command = f"rmdir '{folder}' && '{sys.executable}' -m flows.cli stages"
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        ["sh", "-c", command], cwd=folder, env=env, capture_output=True, text=True, check=False, timeout=120
+    )
+    _refused(done, 2, "the current folder was removed")
+
+
 def test_releases_list_show_promote_rollback(copied: Trained) -> None:
     release = copied.outcome.release.fingerprint
     where = ("--workspace", copied.workspace)

@@ -1,0 +1,71 @@
+"""What a command finds around it before it begins: its arguments, streams, folder, and the processes beside it."""
+
+import os
+import sys
+from collections.abc import Sequence
+from io import TextIOWrapper
+
+from pipeline.errors import ConfigError, InputError, MissingError
+
+
+def open_streams() -> None:
+    """Gives the process streams that take every character, also where one is closed or not in UTF-8.
+
+    A closed one becomes the null device, so that no file that is opened later gets its number. What the encoding of the
+    output lacks is written as an escape.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        stream = getattr(sys, name)
+        if stream is None:
+            stream = open(os.devnull, "w" if number else "r", encoding="utf-8")  # noqa: SIM115  As long as the process.
+            setattr(sys, name, stream)
+        elif number and isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def is_utf8_output() -> bool:
+    """Whether standard output takes every character as it is."""
+    return (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+
+
+def check(arguments: Sequence[str]) -> None:
+    """Checks that the arguments are text and that there is a current folder.
+
+    Raises:
+        InputError: the bytes of an argument are no text: it could be put into no recipe, manifest or log.
+        MissingError: the current folder was removed; libraries fail there in ways that nobody can read.
+    """
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError as error:
+            shown = os.fsencode(argument)
+            raise InputError(f"the argument {shown!r} is not UTF-8; rename the file, or use a UTF-8 locale") from error
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise MissingError("the current folder was removed; go to one that is there, for example cd ~") from error
+
+
+def torchrun_rank() -> int | None:
+    """The number of this process on its machine under torchrun; None where the command runs alone.
+
+    Raises:
+        ConfigError: some variables of torchrun are set, and others are missing or no whole numbers.
+    """
+    if _number("WORLD_SIZE", "1") < 2:
+        return None
+    _number("RANK")
+    _number("MASTER_PORT")
+    return _number("LOCAL_RANK", "0")
+
+
+def _number(variable: str, default: str = "") -> int:
+    text = os.environ.get(variable, default)
+    try:
+        return int(text)
+    except ValueError as error:
+        raise ConfigError(
+            f"the variable {variable} is {text!r} in the environment; torchrun sets WORLD_SIZE, RANK and MASTER_PORT "
+            "to whole numbers. Start the command with torchrun, or unset WORLD_SIZE to run it alone"
+        ) from error

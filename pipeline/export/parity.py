@@ -74,9 +74,14 @@ def check(inputs: Sequence[Input], torch: Floats, fp32: Floats, allowed: float) 
     """The largest `difference` of ONNX from PyTorch.
 
     Raises:
-        ArtifactError: it is more than `allowed`; names the input.
+        ArtifactError: it is more than `allowed`, or the model gives no finite number; names the input.
     """
     for item, reference, exported in zip(inputs, torch, fp32, strict=True):
+        if not np.isfinite(reference).all():
+            raise ArtifactError(
+                f"export: for {dict(item.source)!r:.200} PyTorch itself gives no finite number; the model's weights "
+                "are damaged or far too large"
+            )
         gap = difference(exported, reference)
         if not gap <= allowed:
             raise ArtifactError(

@@ -11,6 +11,7 @@ Nothing here runs code that comes with a model.
 import importlib.util
 import json
 import logging
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from transformers import CONFIG_MAPPING, AutoModel
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModel
 
 from pipeline.artifacts import Artifact, Staging
-from pipeline.errors import ConfigError, MissingError
+from pipeline.errors import ConfigError, MissingError, RelevanceError
+from pipeline.models import model_values
 from pipeline.models.families import ModelFamily, family_of
 from pipeline.outside import OutsideFolder
 from pipeline.text import read_text, split_lines
@@ -33,6 +34,9 @@ HUB_TIMEOUT_S = 5.0
 
 HUB_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "special_tokens_map.json")
 HUB_VOCABULARIES = ("vocab.*", "merges.txt", "*.model")
+
+LAYER = re.compile(r"(?<![a-z])layers?\.\d+\.")
+"""Part of the name of a weight of a numbered layer."""
 
 log = logging.getLogger(__name__)
 
@@ -112,6 +116,22 @@ def family(path: Path) -> ModelFamily:
     return family_of(model_type(path), str(path))
 
 
+def config(path: Path) -> Any:
+    """The transformers config of the model in a folder.
+
+    Raises:
+        ConfigError: transformers does not take it.
+    """
+    try:
+        return AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except Exception as error:  # Each key is checked by code of its own, which raises what it likes.
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"{path / 'config.json'}: not a config that transformers takes ({reason}); give the model with its own "
+            "config.json"
+        ) from error
+
+
 def check_loads(root: Path) -> None:
     """Refuses a folder whose weights are not those of the whole model that config.json describes.
 
@@ -134,7 +154,8 @@ def load_whole(kind: Any, root: Path, **settings: Any) -> tuple[Any, list[str]]:
         settings: further arguments of its `from_pretrained`.
 
     Raises:
-        ConfigError: the weights cannot be loaded, or have other shapes than config.json says.
+        ConfigError: the weights cannot be loaded, have other shapes or more layers than config.json says, or were
+            damaged.
         MissingError: weights of the body are not there.
     """
     with _weights_of(root), quiet():
@@ -149,6 +170,8 @@ def load_whole(kind: Any, root: Path, **settings: Any) -> tuple[Any, list[str]]:
     _check_shapes(root, report["mismatched_keys"])
     prefix = "" if kind is AutoModel else f"{model.base_model_prefix}."
     _check_complete(root, report["missing_keys"], prefix)
+    _check_all_layers(root, report["unexpected_keys"])
+    model_values.check_weights(root, model)
     return model, sorted(report["missing_keys"])
 
 
@@ -161,7 +184,9 @@ def _weights_of(root: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+    except RelevanceError:
+        raise
+    except Exception as error:  # Whatever a value of config.json leads to inside the library.
         lines = [line for line in split_lines(str(error)) if line.strip()] or [type(error).__name__]
         raise ConfigError(
             f"{root}: its weights are not those that config.json describes ({lines[0][:200]}); give the model with its "
@@ -202,6 +227,20 @@ def _check_complete(root: Path, missing: Iterable[str], prefix: str) -> None:
         raise MissingError(
             f"{root}: its weights lack {', '.join(lacking[:3])} ({len(lacking)} in all), which config.json wants; give "
             "the whole model, with its own config.json"
+        )
+
+
+def _check_all_layers(root: Path, unexpected: Iterable[str]) -> None:
+    """Refuses weights of layers that config.json does not have; transformers leaves them out and goes on.
+
+    Raises:
+        ConfigError: names the first.
+    """
+    layers = sorted(name for name in unexpected if LAYER.search(name))
+    if layers:
+        raise ConfigError(
+            f"{root}: its weights have {layers[0]} ({len(layers)} such in all), and config.json no such layer; give "
+            "the model with its own config.json"
         )
 
 

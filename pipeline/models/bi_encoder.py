@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModel, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.disk import write_atomically
 from pipeline.errors import ArtifactError, ConfigError, ShapeError
@@ -108,7 +108,7 @@ class BiEncoder(nn.Module):
             ConfigError: not a known encoder, no fast tokenizer, or too few positions for `max_tokens`.
         """
         tokenizer = tokenizers.load_tokenizer(base)
-        config = AutoConfig.from_pretrained(base, trust_remote_code=False)
+        config = base_models.config(base)
         base_models.without_dropout(config)
         with base_models.quiet(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -145,7 +145,7 @@ class BiEncoder(nn.Module):
             raise ArtifactError(
                 f"{folder}: head.json or model/{sentence_transformers_format.DENSE} is not readable ({error!r})"
             ) from error
-        model = load_body(path, AutoConfig.from_pretrained(path, trust_remote_code=False))
+        model = load_body(path, base_models.config(path))
         return cls(model, tokenizers.load_tokenizer(path), dense, query, document, widths[1:], form, earlier).eval()
 
     def save(self, folder: Path) -> None:

@@ -20,7 +20,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.errors import ConfigError, ShapeError
 from pipeline.models import base_models, model_files, packed, tokenizers
@@ -91,7 +91,7 @@ class CrossEncoder(nn.Module):
         """
         model_files.check_head(base)
         tokenizer = tokenizers.load_tokenizer(base)
-        config = AutoConfig.from_pretrained(base, trust_remote_code=False)
+        config = base_models.config(base)
         tokenizers.check_positions(config, max_tokens)
         config.num_labels = 1
         config.problem_type = None

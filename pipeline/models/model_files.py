@@ -4,14 +4,21 @@ They read files only; `base_models.check_loads` also loads the weights.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 
 from pipeline.errors import ConfigError, MissingError
+from pipeline.models import model_values
 from pipeline.text import read_text
+
+V = TypeVar("V")
+
+FLOATS = ("F64", "F32", "F16", "BF16")
+"""Types of numbers, as safetensors names them, that weights may have."""
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -24,18 +31,31 @@ def read_object(path: Path) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(read_text(path))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not readable ({error})") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: not a JSON object")
     return content
 
 
+def value_of(content: Mapping[str, Any], key: str, kind: type[V], path: Path) -> V | None:
+    """A setting in the object of a JSON file; None where it is missing or null.
+
+    Raises:
+        ConfigError: a value of another type; names the file and the key.
+    """
+    value = content.get(key)
+    if value is not None and (not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)):
+        raise ConfigError(f"{path}: {key} is {str(value)[:60]!r}, and must be {kind.__name__}")
+    return value
+
+
 def check_files(root: Path) -> None:
     """Refuses a folder whose model cannot be read without running its code, or whose tokenizer does not fit.
 
     Raises:
-        ConfigError: code in the folder, weights as .bin only, or a tokenizer with more tokens than embeddings.
+        ConfigError: code in the folder, weights as .bin only, sizes that the weights cannot have, or a tokenizer with
+            more tokens than embeddings.
         MissingError: no weights.
     """
     config = read_object(root / "config.json")
@@ -45,6 +65,8 @@ def check_files(root: Path) -> None:
             "model of a family that transformers knows"
         )
     check_weights(root)
+    size = sum(path.stat().st_size for path in root.glob("*.safetensors"))
+    model_values.check_sizes(root / "config.json", config, size)
     path = root / "tokenizer.json"
     if path.is_file() and "vocab_size" in config:
         try:
@@ -68,7 +90,7 @@ def check_weights(root: Path, name: str = "model.safetensors") -> None:
     """
     index = root / f"{name}.index.json"
     if (root / name).is_file() or index.is_file():
-        parts = [name] if (root / name).is_file() else sorted(set(read_object(index).get("weight_map", {}).values()))
+        parts = [name] if (root / name).is_file() else _listed_parts(index)
         for part in parts:
             _check_whole(root / part)
         return
@@ -81,15 +103,36 @@ def check_weights(root: Path, name: str = "model.safetensors") -> None:
     raise MissingError(f"{root}: holds no {name}; give the whole model")
 
 
+def _listed_parts(index: Path) -> list[str]:
+    """The files of weights that the index of several names.
+
+    Raises:
+        ConfigError: it names none, or something that is no name of a file.
+    """
+    parts = set((value_of(read_object(index), "weight_map", dict, index) or {}).values())
+    if not parts or not all(isinstance(part, str) and Path(part).name == part for part in parts):
+        raise ConfigError(f"{index}: weight_map names no files of weights beside it; fetch or save the model again")
+    return sorted(parts)
+
+
 def _check_whole(file: Path) -> None:
-    """Refuses a safetensors file whose head does not fit its length, as a download that broke off leaves it."""
+    """Refuses a safetensors file whose head does not fit its length, as a download that broke off leaves it.
+
+    Weights that are no floating-point numbers are refused too: without their scales they mean something else.
+    """
     if not file.is_file():
         raise MissingError(f"{file}: no such file, and the index of the weights names it; give the whole model")
     try:
-        with safe_open(file, framework="numpy"):
-            pass
+        with safe_open(file, framework="numpy") as content:
+            kinds = {name: content.get_slice(name).get_dtype() for name in content.keys()}  # noqa: SIM118  No mapping.
     except (SafetensorError, OSError) as error:
         raise ConfigError(f"{file}: cut off or damaged ({error}); fetch or save the model again") from error
+    wrong = [name for name, kind in kinds.items() if name.endswith("weight") and kind not in FLOATS]
+    if wrong:
+        raise ConfigError(
+            f"{file}: {wrong[0]} is of type {kinds[wrong[0]]}, and weights are read as {', '.join(FLOATS)}; give the "
+            "model as it was before it was quantised"
+        )
 
 
 def check_head(path: Path) -> None:

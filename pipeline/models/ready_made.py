@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification
 
 from pipeline.errors import ConfigError, MissingError
-from pipeline.models import base_models, model_files, tokenizers
+from pipeline.models import base_models, model_files, model_values, tokenizers
 from pipeline.models import sentence_transformers_format as folder_format
 from pipeline.models.bi_encoder import BiEncoder, Head, load_body
 from pipeline.models.cross_encoder import CrossEncoder
@@ -58,7 +58,7 @@ def encoder(root: Path, options: ReadyMadeOptions | None = None) -> BiEncoder:
     options = options or ReadyMadeOptions()
     modules = folder_format.read_modules(root)
     path = _folder(root / modules.transformer)
-    body_config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    body_config = base_models.config(path)
     tokenizer = tokenizers.load_tokenizer(path)
     model = load_body(path, body_config)
     _check_vocabulary(path, tokenizer, model)
@@ -68,7 +68,8 @@ def encoder(root: Path, options: ReadyMadeOptions | None = None) -> BiEncoder:
             f"{path / 'sentence_bert_config.json'}: do_lower_case is true and the tokenizer keeps capitals; set "
             "do_lower_case in tokenizer_config.json and save the tokenizer again"
         )
-    limit = options.max_tokens or int(settings.get("max_seq_length") or 0)
+    stated = model_files.value_of(settings, "max_seq_length", int, path / "sentence_bert_config.json")
+    limit = options.max_tokens or stated or 0
     max_tokens = _max_tokens(limit, tokenizer, body_config)
     *earlier, last = folder_format.read_layers(root, modules, int(body_config.hidden_size))
     template = tokenizers.text_template(tokenizer, max_tokens)
@@ -92,7 +93,9 @@ def encoder(root: Path, options: ReadyMadeOptions | None = None) -> BiEncoder:
     widths = _widths(root, options, body_config, last.linear.out_features)
     prompted = (replace(template, prompt=query), replace(template, prompt=document))
     layers = [layer.linear for layer in earlier]
-    return BiEncoder(model, tokenizer, last.linear, *prompted, widths, head, layers).eval()
+    encoder = BiEncoder(model, tokenizer, last.linear, *prompted, widths, head, layers).eval()
+    model_values.check_answers(root, len(tokenizer), encoder)
+    return encoder
 
 
 def ranker(root: Path, options: ReadyMadeOptions | None = None) -> CrossEncoder:
@@ -108,8 +111,8 @@ def ranker(root: Path, options: ReadyMadeOptions | None = None) -> CrossEncoder:
     """
     options = options or ReadyMadeOptions()
     path = _folder(root)
-    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-    if not any("ForSequenceClassification" in name for name in config.architectures or ()):
+    config = base_models.config(path)
+    if not any("ForSequenceClassification" in str(name) for name in config.architectures or ()):
         raise ConfigError(
             f"{path / 'config.json'}: architectures is {config.architectures}, so the model has no head that gives a "
             "score; give the folder of a cross-encoder"
@@ -130,6 +133,7 @@ def ranker(root: Path, options: ReadyMadeOptions | None = None) -> CrossEncoder:
         template = replace(template, passages=Passages(most=options.passages))
     encoder = CrossEncoder(model, tokenizer, template, [0.0]).eval()
     encoder.label = relevant
+    model_values.check_answers(root, len(tokenizer), lambda ids, mask: encoder(ids, None, mask))
     return encoder
 
 
@@ -158,9 +162,11 @@ def _widths(root: Path, options: ReadyMadeOptions, config: Any, dimensions: int)
     Raises:
         ConfigError: a width that the vectors do not have.
     """
-    stated = [width for width in getattr(config, "matryoshka_dimensions", None) or () if width <= dimensions]
-    named = [*options.widths, *stated]
-    wrong = [width for width in named if not isinstance(width, int) or not 0 < width <= dimensions]
+    stated = getattr(config, "matryoshka_dimensions", None) or ()
+    if not isinstance(stated, list | tuple) or not all(isinstance(width, int) for width in stated):
+        raise ConfigError(f"{root}: matryoshka_dimensions in config.json is {str(stated)[:60]}, no list of numbers")
+    named = [*options.widths, *(width for width in stated if width <= dimensions)]
+    wrong = [width for width in named if not 0 < width <= dimensions]
     if wrong:
         raise ConfigError(f"{root}: width {wrong[0]}, and its vectors have {dimensions} numbers; name smaller ones")
     return tuple(sorted(set(named) - {dimensions}, reverse=True))
@@ -175,8 +181,10 @@ def _max_tokens(limit: int, tokenizer: Any, config: Any) -> int:
     positions = tokenizers.positions(config)
     if limit > positions:
         raise ConfigError(f"max_tokens {limit}: this {config.model_type} model has {positions} positions; lower it")
-    stated = int(tokenizer.model_max_length)
-    return limit or min(positions, stated if stated < 1e6 else DEFAULT_TOKENS)
+    stated = tokenizer.model_max_length
+    if not isinstance(stated, int | float) or not stated > 0:
+        raise ConfigError(f"model_max_length in tokenizer_config.json is {stated!r}, no number of tokens; correct it")
+    return limit or min(positions, int(stated) if stated < 1e6 else DEFAULT_TOKENS)
 
 
 def _check_vocabulary(path: Path, tokenizer: Any, model: Any) -> None:
@@ -227,7 +235,9 @@ def _activation(path: Path, model: Any) -> str:
         ConfigError: another function, whose values the service cannot give.
     """
     saved = model_files.read_object(path / "config_sentence_transformers.json").get("activation_fn")
-    saved = (getattr(model.config, "sentence_transformers", None) or {}).get("activation_fn", saved)
+    own = getattr(model.config, "sentence_transformers", None)
+    if isinstance(own, dict):
+        saved = own.get("activation_fn", saved)
     name = str(saved or getattr(model.config, "sbert_ce_default_activation_function", None) or "Identity")
     if name.rsplit(".", 1)[-1] not in ("Identity", "Sigmoid", "Softmax"):
         raise ConfigError(

@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pipeline.errors import ConfigError
-from pipeline.models import model_files
+from pipeline.models import model_files, model_values
 from pipeline.text import read_text
 
 DENSE = "2_Dense/model.safetensors"
@@ -38,6 +38,9 @@ Pooling = Literal["mean", "cls", "max", "lasttoken"]
 
 Activation = Literal["identity", "tanh"]
 """The function after a linear layer."""
+
+SETTINGS = "config_sentence_transformers.json"
+"""The file of prompts, `similarity_fn_name` and `truncate_dim`."""
 
 _KINDS = ("Transformer", "Pooling", "Dense", "Normalize")
 
@@ -183,7 +186,7 @@ def read_modules(root: Path) -> ModuleFolders:
         return ModuleFolders()
     try:
         entries = [(_last(str(item["type"])), str(item["path"])) for item in json.loads(read_text(path))]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise ConfigError(f"{path}: not a list of modules ({error!r})") from error
     for kind, folder in entries:
         if kind not in _KINDS:
@@ -256,9 +259,11 @@ def _read_dense(path: Path) -> DenseLayer:
         )
     model_files.check_weights(path)
     try:
-        return DenseLayer(read_linear(path / "model.safetensors"), known[name])
+        layer = DenseLayer(read_linear(path / "model.safetensors"), known[name])
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ConfigError(f"{path / 'model.safetensors'}: not a linear layer ({error})") from error
+    model_values.check_weights(path, layer.linear)
+    return layer
 
 
 def read_linear(file: Path) -> nn.Linear:
@@ -278,9 +283,12 @@ def read_linear(file: Path) -> nn.Linear:
 
 def _cut_off(root: Path, dense: nn.Linear) -> nn.Linear:
     """The projection to the first `truncate_dim` numbers, where the folder says that its vectors are cut off there."""
-    width = model_files.read_object(root / "config_sentence_transformers.json").get("truncate_dim")
-    if not isinstance(width, int) or not 0 < width < dense.out_features:
+    path = root / SETTINGS
+    width = model_files.value_of(model_files.read_object(path), "truncate_dim", int, path)
+    if width is None or width >= dense.out_features:
         return dense
+    if width < 1:
+        raise ConfigError(f"{path}: truncate_dim is {width}, and vectors have at least one number")
     narrow = nn.Linear(dense.in_features, width)
     with torch.no_grad():
         narrow.weight.copy_(dense.weight[:width])
@@ -294,9 +302,17 @@ def _last(name: str) -> str:
 
 
 def read_prompt(root: Path, role: Literal["query", "document"]) -> str:
-    """The text that stands before each query or document; empty where the folder names none."""
-    config = model_files.read_object(root / "config_sentence_transformers.json")
-    known = config.get("prompts") or {}
-    default = known.get(config.get("default_prompt_name") or "", "")
+    """The text that stands before each query or document; empty where the folder names none.
+
+    Raises:
+        ConfigError: a prompt or a name that is no text.
+    """
+    path = root / SETTINGS
+    config = model_files.read_object(path)
+    known = model_files.value_of(config, "prompts", dict, path) or {}
+    names = (*_PROMPT_NAMES[role], model_files.value_of(config, "default_prompt_name", str, path) or "")
     # An empty prompt may be one that sentence-transformers adds by itself, so it hides no other.
-    return str(next((known[name] for name in _PROMPT_NAMES[role] if known.get(name)), default))
+    prompt = next(filter(None, (model_files.value_of(known, name, str, path) for name in names)), "")
+    if not prompt.isascii() and prompt != prompt.encode(errors="replace").decode():
+        raise ConfigError(f"{path}: the prompt for a {role} holds half of a surrogate pair, which is no text")
+    return prompt

@@ -17,8 +17,17 @@ from pipeline.models import base_models
 from pipeline.models.families import family_of
 from pipeline.tokens import PairTemplate, TextTemplate
 
+UNUSUAL_TEXT = "a \u0378"
+"""A text with a code point that stands for no character, so that a tokenizer needs its token for unknown words."""
+
 TOKENIZER_FILES = ("tokenizer.json", "vocab*", "*.model")
 """Files of which a model's folder has at least one."""
+
+
+NO_SPECIAL_TOKENS = (
+    "the tokenizer puts no special token around a text, as one whose tokenizer.json lacks its post_processor; save the "
+    "tokenizer that the model was trained with"
+)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -35,9 +44,11 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     try:
         with base_models.quiet():
             tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False)
+        tokenizer(UNUSUAL_TEXT)
     except Exception as error:  # Of a damaged file, the library raises nothing more special.
+        reason = str(error).partition("\n")[0][:200]
         raise ConfigError(
-            f"{folder}: its tokenizer cannot be loaded ({error}); tokenizer.json must be there"
+            f"{folder}: its tokenizer cannot be used ({reason}); save it again, with tokenizer.json"
         ) from error
     if not tokenizer.is_fast:
         raise ConfigError(f"{folder}: has no fast tokenizer; save tokenizer.json beside its weights")
@@ -97,6 +108,8 @@ def pair_template(
         max_tokens=2 * len(ids),
         max_query_tokens=len(query),
     )
+    if not (template.before or template.between or template.after):
+        raise ConfigError(NO_SPECIAL_TOKENS)
     made_ids, made_types = template.assemble(query, document)
     if made_ids != ids or (segments and made_types != types):
         raise ConfigError(f"the tokenizer gives {ids} {types} for a pair, our template {made_ids} {made_types}")
@@ -113,6 +126,8 @@ def text_template(tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> TextTe
     ids = list(tokenizer("a")["input_ids"])
     first = _index_of(ids, text, 0)
     template = TextTemplate(before=tuple(ids[:first]), after=tuple(ids[first + len(text) :]), max_tokens=max_tokens)
+    if not (template.before or template.after):
+        raise ConfigError(NO_SPECIAL_TOKENS)
     if max_tokens <= len(template.before) + len(template.after):
         raise ConfigError(f"max_tokens {max_tokens} leaves no room beside the special tokens; raise it")
     return template

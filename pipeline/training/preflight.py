@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from pipeline.artifacts import Artifact
 from pipeline.config import RankerConfig, Recipe
@@ -255,7 +255,7 @@ def check_files(recipe: Recipe) -> None:
 
 
 def _config(base: str) -> PreTrainedConfig:
-    config: PreTrainedConfig = AutoConfig.from_pretrained(base_models.folder(base))
+    config: PreTrainedConfig = base_models.config(base_models.folder(base))
     return config
 
 

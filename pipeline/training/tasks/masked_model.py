@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.config import PretrainConfig
 from pipeline.errors import ConfigError
@@ -40,7 +40,7 @@ class MaskedModel(nn.Module):
             ConfigError: no encoder that can guess masked tokens, or too few positions for `config.max_tokens`.
         """
         tokenizer = tokenizers.load_tokenizer(base)
-        settings = AutoConfig.from_pretrained(base, trust_remote_code=False)
+        settings = base_models.config(base)
         tokenizers.check_positions(settings, config.max_tokens)
         if tokenizer.mask_token_id is None:
             raise ConfigError(f"{base}: its tokenizer has no mask token, so pre-training cannot use it")

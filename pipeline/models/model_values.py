@@ -1,0 +1,92 @@
+"""Checks of what a model's files say: sizes before it is built, weights and answers after it is loaded.
+
+A copy that broke off often has its full length, with zeros where the rest belongs, and loads without a word.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import CONFIG_MAPPING
+
+from pipeline.errors import ConfigError
+
+SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size", "num_labels")
+"""Keys of config.json that decide how much is built; families have names of their own for some."""
+
+LAYER_BYTES = 1000
+"""Bytes that the smallest layer has; those of one model may share theirs, but are never so many."""
+
+UNREAD = ("token_type", "pooler")
+"""Parts of names of weights that a model may leave at zero, or not read at all."""
+
+
+def check_sizes(path: Path, config: Mapping[str, Any], weights: int) -> None:
+    """Refuses sizes that are no positive numbers, or larger than the number of all weights, before anything is built.
+
+    Args:
+        path: config.json.
+        config: its content.
+        weights: bytes of the files of weights, an upper bound of their number.
+
+    Raises:
+        ConfigError: names the key.
+    """
+    kind = config.get("model_type")
+    own_names = CONFIG_MAPPING[kind].attribute_map if isinstance(kind, str) and kind in CONFIG_MAPPING else {}
+    for name in SIZES:
+        key = own_names.get(name, name)
+        value = config.get(key, 1)
+        most = weights // LAYER_BYTES if name == "num_hidden_layers" else weights
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= most:
+            raise ConfigError(
+                f"{path}: {key} is {str(value)[:60]}, which the weights beside it cannot have; give the model with "
+                "its own config.json"
+            )
+
+
+def check_weights(root: Path, model: nn.Module) -> None:
+    """Refuses a loaded model of which a weight is not finite, or a whole matrix zero.
+
+    Raises:
+        ConfigError: names the weight.
+    """
+    for name, value in model.named_parameters():
+        if any(part in name for part in UNREAD):
+            continue
+        # The sum takes a fifth of the time; only sums that overflow need the look at each.
+        problem = "numbers that are not finite" if not (value.sum().isfinite() or value.isfinite().all()) else ""
+        if name.endswith("weight") and not value.any():
+            problem = "nothing but zeros" if value.numel() else "no numbers"
+        if problem:
+            raise ConfigError(
+                f"{root}: its weight {name} holds {problem}; the file was damaged or copied in part: fetch or save the "
+                "model again"
+            )
+
+
+@torch.no_grad()
+def check_answers(root: Path, tokens: int, answer: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """Refuses a model that cannot read two short inputs, or answers both with nothing of use.
+
+    Args:
+        root: the model's folder, for the message.
+        tokens: size of the vocabulary.
+        answer: the model: input_ids and attention_mask, (2, 4) each, to scores or vectors.
+
+    Raises:
+        ConfigError: it fails, or its answers are not finite or those of any input.
+    """
+    ids = torch.arange(8).reshape(2, 4) % tokens
+    try:
+        first, second = answer(ids, torch.ones_like(ids))
+    except Exception as error:  # Whatever a value of config.json leads to inside the model.
+        reason = str(error).partition("\n")[0][:200]
+        raise ConfigError(f"{root}: the model cannot be run as its config.json says ({reason})") from error
+    if not (first.isfinite().all() and second.isfinite().all()) or torch.equal(first, second):
+        raise ConfigError(
+            f"{root}: the model gives the same answer to all inputs, or none that is a number; its weights or its "
+            "config.json are damaged: fetch or save the model again"
+        )

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from safetensors.numpy import save_file
 from transformers import BertConfig, BertTokenizer
@@ -109,14 +110,14 @@ def test_an_encoder_that_its_base_cannot_give_is_refused(tmp_path: Path, base: s
 
 
 def model(path: Path, **values: Any) -> str:
-    """A folder with a model's config, and no weights in its file."""
+    """A folder with a model's config, and numbers in its file that are no weights of it."""
     sizes = {"model_type": "bert", "hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 4}
     sizes |= {"intermediate_size": 64, "vocab_size": 30, "max_position_embeddings": 64}
     path.mkdir()
     (path / "config.json").write_text(
         json.dumps({name: value for name, value in (sizes | values).items() if value is not None}), encoding="utf-8"
     )
-    save_file({}, path / "model.safetensors")
+    save_file({"unused": np.zeros(10_000, np.float32)}, path / "model.safetensors")
     return str(path)
 
 

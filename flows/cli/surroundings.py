@@ -1,4 +1,4 @@
-"""What a command finds around it before it begins: its arguments, streams, folder, and the processes beside it."""
+"""Checks of a command's surroundings before it begins: arguments, streams, folder, and variables of torchrun."""
 
 import os
 import sys

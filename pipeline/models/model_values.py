@@ -1,4 +1,4 @@
-"""Checks of what a model's files say: sizes before it is built, weights and answers after it is loaded.
+"""Checks of the values in a model's files: sizes before it is built, weights and answers after it is loaded.
 
 A copy that broke off often has its full length, with zeros where the rest belongs, and loads without a word.
 """
@@ -17,7 +17,7 @@ SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediat
 """Keys of config.json that decide how much is built; families have names of their own for some."""
 
 LAYER_BYTES = 1000
-"""Bytes that the smallest layer has; those of one model may share theirs, but are never so many."""
+"""Bytes of weights per layer of the smallest model; bounds the number of layers by the size of the files."""
 
 UNREAD = ("token_type", "pooler")
 """Parts of names of weights that a model may leave at zero, or not read at all."""

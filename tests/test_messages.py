@@ -36,6 +36,13 @@ def test_no_message_tells_anybody_to_delete_anything(package: str) -> None:
             assert not DESTROYS.search(text), f"{path}: {text}"
 
 
+@pytest.mark.parametrize("package", ["pipeline", "index", "serving", "flows"])
+def test_no_message_advises_to_install_a_package_whose_name_somebody_typed(package: str) -> None:
+    for path in sorted((ROOT / package).rglob("*.py")):
+        for text in messages(ast.parse(path.read_text(encoding="utf-8"))):
+            assert not re.search(r"\binstall '?\{", text), f"{path}: {text}"
+
+
 def test_the_scan_sees_an_advice_that_destroys() -> None:
     texts = messages(ast.parse("raise ValueError(f'{path}: damaged; delete {path} and run again')"))
     assert any(map(DESTROYS.search, texts))

@@ -8,7 +8,6 @@
 Nothing here runs code that comes with a model.
 """
 
-import importlib.util
 import json
 import logging
 import re
@@ -23,12 +22,12 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModel
 
 from pipeline.artifacts import Artifact, Staging
 from pipeline.errors import ConfigError, MissingError, RelevanceError
-from pipeline.models import model_values
+from pipeline.models import model_values, packaged_models
 from pipeline.models.families import ModelFamily, family_of
+from pipeline.models.packaged_models import PACKAGE
 from pipeline.outside import OutsideFolder
 from pipeline.text import read_text, split_lines
 
-PACKAGE = "package:"
 HUB_TIMEOUT_S = 5.0
 """Seconds to wait for the first answer of the hub; there are no retries, a person can run again."""
 
@@ -51,7 +50,7 @@ def folder(base: Artifact | Path | str) -> Path:
         base.file("model/config.json")
         return base.path / "model"
     if isinstance(base, str) and base.startswith(PACKAGE):
-        return _inside_package(base.removeprefix(PACKAGE))
+        return packaged_models.inside(base.removeprefix(PACKAGE))
     local = Path(base)
     if (local / "config.json").is_file():
         return local
@@ -295,18 +294,6 @@ def shape(path: Path) -> ModelShape:
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path / 'config.json'}: not a transformer's config ({error!r})") from error
-
-
-def _inside_package(name: str) -> Path:
-    spec = importlib.util.find_spec(name.replace("-", "_")) if name.replace("-", "_").isidentifier() else None
-    if spec is None or not spec.submodule_search_locations:
-        raise MissingError(f"{PACKAGE}{name}: this package is not installed; run pip install {name}")
-    for location in map(Path, spec.submodule_search_locations):
-        configs = sorted(location.rglob("config.json"), key=lambda path: (len(path.parts), path))
-        for config in configs:
-            if "model_type" in json.loads(read_text(config)):
-                return config.parent
-    raise MissingError(f"{PACKAGE}{name}: the package holds no transformers model (no config.json with model_type)")
 
 
 def _from_hub(name: str) -> Path:

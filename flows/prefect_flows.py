@@ -166,8 +166,7 @@ def retrain(
         _show_report(outcome.report, label)
         create_markdown_artifact(
             key=f"gate-{label}",
-            markdown=f"**{'live' if outcome.live else 'not live'}** {outcome.release.fingerprint[:12]}\n\n"
-            + "\n".join(f"* {reason}" for reason in outcome.reasons),
+            markdown=f"**{outcome.verdict}**\n\n" + "\n".join(f"* {warning}" for warning in outcome.gate.warnings),
         )
     if promote and not outcome.live:
         # Prefect ends the run in this state, and gives the caller its data.

@@ -9,6 +9,7 @@ from pipeline import release_parts
 from pipeline import releases as registry
 from pipeline.errors import ArtifactError, RelevanceError
 from pipeline.secrets import without_passwords
+from pipeline.surface_warnings import surface_warnings
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -112,6 +113,7 @@ def show(workspace: Path, name: str) -> dict[str, Any]:
             if release_parts.has_part(release, part)
         },
         "files": {file: record.bytes for file, record in release.manifest.files.items()},
+        "warnings": surface_warnings(release.metrics.get("surfaces", {})),
         "figures": dict(release.metrics.get("figures", {})),
         "recipe_values": without_passwords(release.manifest.config),
     }
@@ -136,4 +138,5 @@ def render_show(release: dict[str, Any]) -> "RenderableType":
     source = f"figures carried over from release {carried[:12]}\n" if carried else ""
     origin = f"recipe {release['recipe']}, made {release['created']}"
     head = Text(f"{release['release']}\n{origin}\n{release['path']}\n{source}")
-    return Group(head, systems, Text(), files)
+    warnings = [Text(f"Warning: {warning}", style="bold yellow") for warning in release["warnings"]]
+    return Group(head, *warnings, systems, Text(), files)

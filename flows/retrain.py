@@ -27,6 +27,7 @@ from pipeline.errors import RelevanceError
 from pipeline.pointer import Pointer
 from pipeline.releases import Releases
 from pipeline.stage import Stage
+from pipeline.surface_warnings import surface_warnings
 
 RELEASE = Stage("release", version=releases.VERSION, inputs={"parts": ("bundle", *PARTS[2:])})
 
@@ -39,13 +40,46 @@ class RetrainResult:
 
     release: Artifact
     report: Artifact
+    gate: "GateOutcome"
+    seconds: float
+
+    @property
+    def live(self) -> bool:
+        """Whether the release is the live one now."""
+        return self.gate.live
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """The gate's reasons for promoting or refusing it."""
+        return self.gate.reasons
+
+    @property
+    def verdict(self) -> str:
+        """A sentence that says whether the release went live, in whose place, and why."""
+        before = f"release {self.gate.rival[:12]}" if self.gate.rival else ""
+        if self.gate.live:
+            state = f"went live in place of {before}" if before else "is live"
+        elif self.gate.agreed:
+            state = "may go live, and is only published as it was asked for"
+        else:
+            state = f"is not live, and {before} stays" if before else "is not live, and no other is"
+        return f"Release {self.release.fingerprint[:12]} {state}: {'; '.join(self.reasons)}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GateOutcome:
+    """What the gate said of a release, and what became of it."""
+
     live: bool
     """Whether the release is the live one now."""
+    agreed: bool
+    """Whether it may go live without a person; a release that may is not live where nobody asked for promotion."""
     reasons: tuple[str, ...]
-    """The gate's reasons for promoting or refusing it."""
-    warnings: tuple[str, ...]
-    """Remarks of the gate that refuse nothing, such as a ranker alone that is worse than BM25."""
-    seconds: float
+    """The reasons for promoting or refusing it."""
+    warnings: tuple[str, ...] = ()
+    """Remarks that refuse nothing, such as on a ranker alone that is worse than BM25."""
+    rival: str | None = None
+    """The release that was live before, which it was compared with; None where there was none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,20 +128,15 @@ def retrain(
         # A release does not tell where it was computed.
         config=recipes.to_dict(replace(recipe, compute=ComputeConfig())),
     )
-    is_live = live is not None and live.release == release.fingerprint
-    reasons: tuple[str, ...] = ("it is live already",)
-    warnings: tuple[str, ...] = ()
-    if not is_live:
+    if live is not None and live.release == release.fingerprint:
+        warnings = tuple(surface_warnings(release.metrics.get("surfaces", {})))
+        outcome = GateOutcome(
+            live=True, agreed=True, reasons=("it was before, and nothing has changed",), warnings=warnings
+        )
+    else:
         new = NewRelease(release=release, report=report, documents=published.documents, scores=judged)
-        is_live, reasons, warnings = promote_if_better(recipe, new, live, inputs.data, run, allowed=promote)
-    return RetrainResult(
-        release=release,
-        report=report,
-        live=is_live,
-        reasons=reasons,
-        warnings=warnings,
-        seconds=time.monotonic() - began,
-    )
+        outcome = promote_if_better(recipe, new, live, inputs.data, run, allowed=promote)
+    return RetrainResult(release=release, report=report, gate=outcome, seconds=time.monotonic() - began)
 
 
 def documents_to_publish(
@@ -234,8 +263,8 @@ class NewRelease:
 
 def promote_if_better(
     recipe: Recipe, new: NewRelease, live: Pointer | None, data: Artifact, run: Runner, *, allowed: bool
-) -> tuple[bool, tuple[str, ...], tuple[str, ...]]:
-    """Promotes the release if the gate agrees; returns whether it did, the reasons, and the gate's warnings.
+) -> GateOutcome:
+    """Promotes the release if the gate agrees.
 
     Args:
         allowed: False judges the release and leaves the live one.
@@ -261,11 +290,19 @@ def promote_if_better(
     decision = gate.decide_reports(compared, systems.LIVE if base else None, recipe.gate, new=systems.FUSED)
     refusals = publishing.refusals(registry, base, new.release, new.documents)
     reasons = (*refusals, *decision.reasons)
-    promoted = allowed and decision.promote and not refusals
-    if promoted:
+    agreed = decision.promote and not refusals
+    for warning in decision.warnings:
+        log.warning("release %s: %s", new.release.fingerprint[:12], warning)
+    if agreed and allowed:
         generation = live.generation if live else 0
         registry.promote(new.release.fingerprint, reason="; ".join(reasons), expected=generation)
-    return promoted, reasons, decision.warnings
+    return GateOutcome(
+        live=agreed and allowed,
+        agreed=agreed,
+        reasons=reasons,
+        warnings=decision.warnings,
+        rival=base.fingerprint if base else None,
+    )
 
 
 def compare_with_live(

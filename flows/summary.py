@@ -41,8 +41,9 @@ def make(
         "release": outcome.release.fingerprint,
         "live": outcome.live,
         "live_release": pointer.release if pointer else None,
+        "verdict": outcome.verdict,
         "gate": list(outcome.reasons),
-        "warnings": list(outcome.warnings),
+        "warnings": list(outcome.gate.warnings),
         **_quality(report),
         **_costs(report["facts"]),
         "seconds": round(outcome.seconds + (served["seconds"] if served else 0.0), 1),
@@ -102,8 +103,10 @@ def render(card: dict[str, Any], workspace: Path) -> "RenderableType":
     from rich.panel import Panel
     from rich.text import Text
 
+    head = [Text(card["verdict"], style="bold green" if card["live"] else "bold red")]
+    head += [Text(f"Warning: {warning}", style="bold yellow") for warning in card["warnings"]]
     panel = Panel(_systems(card), title="search-relevance", expand=False)
-    return Group(panel, *map(Text, _lines(card, workspace)), *_commands(card["next"]))
+    return Group(*head, panel, *map(Text, _lines(card, workspace)), *_commands(card["next"]))
 
 
 def _systems(card: dict[str, Any]) -> "Table":
@@ -138,20 +141,12 @@ def _lines(card: dict[str, Any], workspace: Path) -> list[str]:
         f"index     {card['documents']:,} documents, {card['bytes_per_document']:.0f} bytes a document, "
         f"built in {card['index_build_seconds']} s",
         f"ranker    {rates} pairs per CPU-second",
-        f"release   {card['release'][:12]} {_state(card)}: {'; '.join(card['gate'])}",
         *served_lines(card),
-        *(f"warning   {warning}" for warning in card["warnings"]),
         f"report    {card['report']}",
         f"card      {workspace / 'card.json'}, after {card['seconds']:.0f} s",
         "",
         "try next",
     ]
-
-
-def _state(card: dict[str, Any]) -> str:
-    if not card["live"]:
-        return "is not live"
-    return "went live" if "served" in card else "is live"
 
 
 def served_lines(card: dict[str, Any]) -> list[str]:

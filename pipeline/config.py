@@ -186,6 +186,9 @@ class GateConfig:
     rare large loss, and no interval is right."""
     earlier_releases: int = 5
     """Number of releases that were live before, the best of which a new one must not be worse than; 0 for none."""
+    rerank_floor: bool = added(True)
+    """Whether a release is refused whose ranker alone, the order of `/rerank`, is surely worse than BM25, as long as no
+    ranker is live. False only warns, for a service where nobody calls `/rerank` without first-stage scores."""
 
     def __post_init__(self) -> None:
         positive("gate", min_queries=self.min_queries)

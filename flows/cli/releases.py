@@ -83,11 +83,14 @@ def releases_promote(
 ) -> None:
     """Makes a release live, whatever the gate said."""
     from pipeline.releases import Releases
+    from pipeline.surface_warnings import surface_warnings
 
     registry = Releases(existing(workspace))
     seen = registry.live()
     pointer = registry.promote(release, reason=reason, expected=seen.generation if seen else 0)
     console().print(f"live: {pointer.release[:12]}, generation {pointer.generation}")
+    for warning in surface_warnings(registry.open(pointer.release, verify=False).metrics.get("surfaces", {})):
+        console().print(f"warning: {warning}")
 
 
 @app.command("rollback")

@@ -8,13 +8,16 @@ With a live release:
     slice NAME        in no slice of enough queries is the upper end of that interval below −slice_margin
     best earlier      not worse, by the same margin, than the best of the last releases that were live; many small
                       losses, each within the margin, cannot add up
-    /rerank           the ranker alone is not surely worse than the live release's; where that has no ranker, a warning
-                      as below
+    /rerank           the ranker alone is not surely worse than the live release's
 
 Without one:
 
     floor NAME        the final order is not surely worse than BM25, or than BM25 and encoder joined
-    /rerank           a warning when the ranker alone is surely worse than BM25, its first stage
+
+Always:
+
+    floor /rerank     the ranker alone is not surely worse than BM25, its first stage; only a warning where a live
+                      release has a ranker, which answers `/rerank` already, or where `rerank_floor` is false
 
 "Surely worse" means that the interval lies below 0 and a sign-flip test agrees. Each rule gives its value, its bound
 and its verdict. With a live release the decision also gives the smallest difference that its queries can show, so
@@ -33,12 +36,19 @@ from pipeline.config import GateConfig
 from pipeline.errors import SchemaError
 from pipeline.evaluation import significance, systems
 from pipeline.evaluation.metrics import RANGE
+from pipeline.surface_warnings import ADVICE
 
 if TYPE_CHECKING:
     import pandas as pd
 
 SEED = 13
 RESAMPLES = significance.RESAMPLES
+
+RERANK_REFUSED = (
+    "callers who send texts alone would lose by it. Train the ranker longer or on more judged queries; or, where all "
+    "callers use /search or send first_stage_scores, set gate.rerank_floor = false"
+)
+"""What a refusal for the sake of /rerank says after the figures."""
 
 Verdict = Literal["pass", "fail", "warning", "not applied"]
 """The outcome of a rule; a warning refuses nothing."""
@@ -68,10 +78,10 @@ class Rivals:
     """Name → release that was live before the present one."""
     ranker: "pd.DataFrame | None" = None
     """The candidate's ranker alone: the order of /rerank."""
-    ranker_rival: "pd.DataFrame | None" = None
-    """The live release's ranker alone; without one, the first stage that a caller of /rerank has."""
-    ranker_is_live: bool = True
-    """Whether `ranker_rival` is the live release's ranker, and not BM25 because that release has no ranker."""
+    live_ranker: "pd.DataFrame | None" = None
+    """The live release's ranker alone; None where nothing is live, or that has no ranker."""
+    first_stage: "pd.DataFrame | None" = None
+    """BM25, the order that a caller of /rerank has."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,12 +138,12 @@ def decide(
     rivals = rivals or Rivals()
     ours = _values(new, measure, "new")
     if live is None:
-        rules = (*_floors(ours, rivals, measure), *_rerank(rivals, measure, refuse=False))
+        rules = (*_floors(ours, rivals, measure), *_rerank(rivals, config, measure))
         failed = tuple(rule.detail for rule in rules if rule.verdict == "fail")
         passed = tuple(rule.detail for rule in rules if rule.verdict in ("pass", "not applied"))
         return Decision(
             promote=not failed,
-            reasons=failed or ("there is no live release to compare with", *passed),
+            reasons=failed or ("it is the first here, with no live release to compare with", *passed),
             rules=rules,
             measure=measure,
             queries=len(ours),
@@ -160,7 +170,7 @@ def decide(
         _enough(gap, config),
         *_slices(ours, theirs, config, measure),
         *_best_earlier(ours, theirs, rivals, config, measure),
-        *_rerank(rivals, measure, refuse=rivals.ranker_is_live),
+        *_rerank(rivals, config, measure),
     )
     failed = tuple(rule.detail for rule in rules if rule.verdict == "fail")
     return Decision(
@@ -200,8 +210,8 @@ def decide_reports(report: Artifact, live: str | None, config: GateConfig, *, ne
         floors={name: values[name] for name in (systems.BM25, systems.BOTH) if name in values},
         earlier={name: values[name] for name in known if systems.is_earlier(name)},
         ranker=values.get(systems.RANKER),
-        ranker_rival=values.get(systems.LIVE_RANKER if live and systems.LIVE_RANKER in values else systems.BM25),
-        ranker_is_live=systems.LIVE_RANKER in values,
+        live_ranker=values.get(systems.LIVE_RANKER) if live else None,
+        first_stage=values.get(systems.BM25),
     )
     return decide(values[new], None if live is None else values[live], config, measure=measure, rivals=rivals)
 
@@ -227,7 +237,8 @@ def _gap(ours: "pd.DataFrame", theirs: "pd.DataFrame", measure: str) -> signific
 
 
 def _shown(gap: significance.Difference) -> str:
-    return f"{gap.mean:+.4f}, 95 % interval {gap.low:+.4f} to {gap.high:+.4f} on {gap.queries:,} queries"
+    numbers = f"{gap.mean:+.4f}, 95 % interval {gap.low:+.4f} to {gap.high:+.4f}".replace("-", "−")
+    return f"{numbers} on {gap.queries:,} queries"
 
 
 def _same_queries(ours: "pd.DataFrame", theirs: "pd.DataFrame") -> Rule:
@@ -246,15 +257,15 @@ def _same_queries(ours: "pd.DataFrame", theirs: "pd.DataFrame") -> Rule:
 
 
 def _not_worse(gap: significance.Difference, config: GateConfig, measure: str) -> Rule:
-    shown = f"{measure} {_shown(gap)}"
+    shown = f"than the live release's: {measure} {_shown(gap)}"
     if gap.low > -config.margin:
-        better = "better" if gap.better else f"not worse than −{config.margin}"
-        return Rule("not worse", gap.low, -config.margin, "pass", f"new is {better}: {shown}")
+        verdict = "surely better" if gap.better else f"not worse by {config.margin} or more"
+        return Rule("not worse", gap.low, -config.margin, "pass", f"/search is {verdict} {shown}")
     if gap.worse:
-        verdict = "new is worse"
+        verdict = "is surely worse"
     else:
-        verdict = f"new may be worse by more than {config.margin} (these queries show {gap.detectable:.4f} at best)"
-    return Rule("not worse", gap.low, -config.margin, "fail", f"{verdict}: {shown}")
+        verdict = f"may be worse by more than {config.margin} (these queries show {gap.detectable:.4f} at best)"
+    return Rule("not worse", gap.low, -config.margin, "fail", f"/search {verdict} {shown}")
 
 
 def _enough(gap: significance.Difference, config: GateConfig) -> Rule:
@@ -290,11 +301,8 @@ def _floors(ours: "pd.DataFrame", rivals: Rivals, measure: str) -> Iterator[Rule
             yield Rule(rule, None, 0.0, "not applied", same.detail)
             continue
         gap = _gap(ours, theirs, measure)
-        shown = f"{measure} of the final order less that of {name}: {_shown(gap)}"
-        if gap.worse:
-            yield Rule(rule, gap.high, 0.0, "fail", f"search is surely worse than {name} alone; {shown}")
-        else:
-            yield Rule(rule, gap.high, 0.0, "pass", shown)
+        verdict: Verdict = "fail" if gap.worse else "pass"
+        yield Rule(rule, gap.high, 0.0, verdict, f"/search is {_compared(gap)} than {name}: {measure} {_shown(gap)}")
 
 
 def _best_earlier(
@@ -315,23 +323,37 @@ def _best_earlier(
     if gap.low > -config.margin:
         yield Rule("best earlier", gap.low, -config.margin, "pass", shown)
     else:
-        verdict = "new is worse" if gap.worse else f"new may be worse by more than {config.margin}"
-        yield Rule("best earlier", gap.low, -config.margin, "fail", f"{verdict} than an earlier release; {shown}")
+        verdict = "is surely worse" if gap.worse else f"may be worse by more than {config.margin}"
+        yield Rule(
+            "best earlier", gap.low, -config.margin, "fail", f"/search {verdict} than an earlier release; {shown}"
+        )
 
 
-def _rerank(rivals: Rivals, measure: str, *, refuse: bool) -> Iterator[Rule]:
-    """The rule about the ranker alone, which is the order of /rerank."""
-    if rivals.ranker is None or rivals.ranker_rival is None:
+def _rerank(rivals: Rivals, config: GateConfig, measure: str) -> Iterator[Rule]:
+    """The rules about the ranker alone, which is the order of /rerank: against the live one, and against BM25."""
+    if (gap := _ranker_gap(rivals, rivals.live_ranker, measure)) is not None:
+        shown = f"than the live release's: {measure} {_shown(gap)}"
+        verdict: Verdict = "fail" if gap.worse else "pass"
+        yield Rule("/rerank", gap.high, 0.0, verdict, f"/rerank is {_compared(gap)} {shown}")
+    if (gap := _ranker_gap(rivals, rivals.first_stage, measure)) is None:
         return
-    ours, theirs = (_values(frame, measure, "ranker") for frame in (rivals.ranker, rivals.ranker_rival))
-    if _same_queries(ours, theirs).verdict == "fail":
-        return
-    gap = _gap(ours, theirs, measure)
-    rival = "the live release's" if refuse else "BM25, its first stage"
-    shown = f"/rerank, the ranker alone less {rival}: {measure} {_shown(gap)}"
+    shown = f"/rerank, the ranker alone, is {_compared(gap)} than BM25: {measure} {_shown(gap)}"
     if not gap.worse:
-        yield Rule("/rerank", gap.high, 0.0, "pass", shown)
-    elif refuse:
-        yield Rule("/rerank", gap.high, 0.0, "fail", f"/rerank is surely worse; {shown}")
+        yield Rule("floor /rerank", gap.high, 0.0, "pass", shown)
+    elif rivals.live_ranker is None and config.rerank_floor:
+        yield Rule("floor /rerank", gap.high, 0.0, "fail", f"{shown}; {RERANK_REFUSED}")
     else:
-        yield Rule("/rerank", gap.high, 0.0, "warning", f"/rerank alone loses against its first stage; {shown}")
+        yield Rule("floor /rerank", gap.high, 0.0, "warning", f"{shown}; {ADVICE['/rerank']}")
+
+
+def _ranker_gap(rivals: Rivals, rival: "pd.DataFrame | None", measure: str) -> significance.Difference | None:
+    """The paired difference of the ranker alone and a rival; None where one is missing or has other queries."""
+    if rivals.ranker is None or rival is None:
+        return None
+    ours, theirs = (_values(frame, measure, "ranker") for frame in (rivals.ranker, rival))
+    return None if _same_queries(ours, theirs).verdict == "fail" else _gap(ours, theirs, measure)
+
+
+def _compared(gap: significance.Difference) -> str:
+    """The verdict on a difference as it stands before "than"."""
+    return "surely better" if gap.better else "surely worse" if gap.worse else "not surely worse"

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.evaluation import plots, significance
+from pipeline.surface_warnings import surface_warnings
 
 LABELS = {
     "ndcg": "nDCG",
@@ -104,6 +105,7 @@ def render(report: Mapping[str, Any], gaps: NDArray[np.float64]) -> str:
         _template()
         .render(
             report=report,
+            warnings=surface_warnings(report["surfaces"]),
             subject=systems[report["subject"]],
             gap=differences[report["subject"]],
             gaps=differences,

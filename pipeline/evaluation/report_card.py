@@ -4,13 +4,14 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pipeline.evaluation import page
+from pipeline.surface_warnings import surface_warnings
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 
 def card(report: Mapping[str, Any]) -> "RenderableType":
-    """The headline table, the numbers of queries and a line for each service path, for a terminal.
+    """Warnings, the headline table, the numbers of queries and a line for each service path, for a terminal.
 
     Args:
         report: what report.json holds.
@@ -39,7 +40,8 @@ def card(report: Mapping[str, Any]) -> "RenderableType":
     foot = f"{queries['judged']:,} judged queries ({report['split']})"
     if queries["without_relevant"]:
         foot += f", {queries['without_relevant']:,} of them without a relevant document, which count 0"
-    return Group(table, Text(foot, style="dim"), *map(Text, surface_lines(report)))
+    warnings = [Text(f"Warning: {line}", style="bold yellow") for line in surface_warnings(report.get("surfaces", {}))]
+    return Group(*warnings, table, Text(foot, style="dim"), *map(Text, surface_lines(report)))
 
 
 def surface_lines(report: Mapping[str, Any]) -> list[str]:

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from pipeline.errors import RelevanceError
 from pipeline.releases import Releases
+from pipeline.surface_warnings import surface_warnings
 from serving.errors import NotFoundError, NotReadyError
 from serving.rollout import trials
 from serving.rollout.arrival import RETRY_S, FolderStamp, check_complete, folder_stamp
@@ -256,6 +257,8 @@ class Lifecycle:
                 continue  # The pointer moved while this release was loading, perhaps away from it.
             self._swap(fresh)
             log.info("release %s: answers from now on, after %.1f s of loading", name[:12], time.monotonic() - began)
+            for warning in surface_warnings(fresh.surfaces):
+                log.warning("release %s: %s", name[:12], warning)
 
     def _check_shards(self, fresh: Searcher) -> None:
         """Raises ShardsBehindError while fewer shards answer a release than answer the live one."""

@@ -36,7 +36,7 @@ def decision(gaps: Floats, config: GateConfig) -> tuple[gate.Decision, bool]:
     ids = [f"q{number}" for number in range(len(gaps))]
     live = pd.DataFrame({"query_id": ids, MEASURE: np.full(len(gaps), 0.5)})
     decided = gate.decide(live.assign(**{MEASURE: np.clip(0.5 + gaps, 0, 1)}), live, config)
-    return decided, any("new is better" in rule.detail for rule in decided.rules)
+    return decided, any("/search is surely better" in rule.detail for rule in decided.rules)
 
 
 def rates(queries: int, trials: int, loss: float, seed: int) -> tuple[float, float, float]:

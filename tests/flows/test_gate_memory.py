@@ -116,24 +116,67 @@ def test_the_memory_holds_distinct_complete_releases_that_nobody_rolled_back(cop
     assert rivals(2) == [published[number].fingerprint for number in (1, 0)]
 
 
+def retrained_anew(
+    copied: Trained, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *changes: str
+) -> tuple[int, str, dict[str, Any]]:
+    """The exit code, output and card of a first retraining over finished stages."""
+    shutil.rmtree(copied.workspace / "releases", ignore_errors=True)
+    command = ["relevance", "retrain", str(copied.world / "tiny.toml"), "--workspace", str(copied.workspace)]
+    overrides = [f"data.root={copied.world}", *changes]
+    monkeypatch.setattr("sys.argv", [*command, *(word for change in overrides for word in ("--set", change))])
+    code = 0
+    try:
+        main()
+    except SystemExit as ended:
+        code = int(ended.code or 0)
+    card = json.loads((copied.workspace / "card.json").read_text(encoding="utf-8"))
+    return code, " ".join(capsys.readouterr().out.split()), card
+
+
 def test_a_first_release_surely_worse_than_bm25_ends_with_exit_code_3_and_is_not_live(
     copied: Trained, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from pipeline.training import fusion
 
-    shutil.rmtree(copied.workspace / "releases")
     for kind in ("fusion", "systems", "report", "release"):
         shutil.rmtree(copied.workspace / "artifacts" / kind)
     monkeypatch.setattr(fusion, "fit", lambda judged: (WORST_FIRST, {"chosen": "worst first", "ndcg": {}}))
-    command = ["relevance", "retrain", str(copied.world / "tiny.toml"), "--workspace", str(copied.workspace)]
-    monkeypatch.setattr("sys.argv", [*command, "--set", f"data.root={copied.world}"])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 3
-    output = " ".join(capsys.readouterr().err.split())
-    assert "no release is live" in output
-    assert "search is surely worse than BM25" in output
+    code, output, card = retrained_anew(copied, monkeypatch, capsys)
+    assert code == 3
+    assert "is not live, and no other is" in output
+    assert "/search is surely worse than BM25" in output
     assert Releases(copied.workspace).live() is None
-    card = json.loads((copied.workspace / "card.json").read_text(encoding="utf-8"))
     assert card["live"] is False
     assert card["next"] == [f"relevance releases promote {card['release'][:12]} --workspace {copied.workspace}"]
+
+
+def test_a_first_release_whose_ranker_is_surely_worse_than_bm25_is_not_live_and_says_so_first(
+    copied: Trained, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    worth = copied.outcome.report.metrics["surfaces"]["/rerank"]
+    assert worth["verdict"] == "worse", "the tiny ranker trains for seconds"
+    code, output, card = retrained_anew(copied, monkeypatch, capsys, "gate.rerank_floor=true")
+    assert code == 3
+    assert Releases(copied.workspace).live() is None
+    verdict = f"Release {card['release'][:12]} is not live, and no other is: /rerank, the ranker alone, is surely worse"
+    assert output.startswith(verdict)
+    assert card["next"] == [f"relevance releases promote {card['release'][:12]} --workspace {copied.workspace}"]
+
+    monkeypatch.setattr("sys.argv", ["relevance", *card["next"][0].split()[1:]])
+    main()
+    promoted = capsys.readouterr().out
+    assert "warning: /rerank is surely worse than BM25" in " ".join(promoted.split())
+
+
+def test_a_recipe_that_allows_it_goes_live_and_the_card_and_the_report_begin_with_a_warning(
+    copied: Trained, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, output, card = retrained_anew(copied, monkeypatch, capsys)
+    assert code == 0
+    first, rest = output.split(" Warning: /rerank, the ranker alone, is surely worse than BM25", 1)
+    assert first.startswith(f"Release {card['release'][:12]} is live: it is the first here")
+    assert "/search is " in first
+    assert "than BM25: ndcg@10 " in first
+    assert "first_stage_scores" in rest[: rest.index("search-relevance")]
+    page = copied.outcome.report.file("report.html").read_text(encoding="utf-8")
+    assert 0 < page.index("/rerank is surely worse than BM25") < page.index("<section")

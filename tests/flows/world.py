@@ -49,6 +49,9 @@ precisions = ["fp32"] # so small a model is as fast in any, and the choice would
 [evaluation]
 bootstrap = 200
 
+[gate]
+rerank_floor = false # a ranker of one layer that trains for seconds is surely worse than BM25
+
 [schedule]
 retrain = "0 2 * * 0"
 """

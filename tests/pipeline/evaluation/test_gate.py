@@ -78,22 +78,43 @@ def test_a_floor_that_cannot_be_shown_to_be_missed_does_not_refuse() -> None:
     assert gate.decide(new, None, GateConfig(), rivals=gate.Rivals(floors={"BM25": bm25})).promote
 
 
-def test_a_ranker_that_loses_against_its_first_stage_is_a_warning_and_against_the_live_one_a_refusal() -> None:
+def test_a_ranker_surely_worse_than_bm25_keeps_a_first_release_from_going_live_unless_the_recipe_allows_it() -> None:
     rng = np.random.default_rng(7)
-    ranker, rival = pair(rng, 400, loss=0.1)
+    ranker, bm25 = pair(rng, 400, loss=0.1)
     values = per_query(rng.random(400))
-    rivals = gate.Rivals(ranker=ranker, ranker_rival=rival)
+    rivals = gate.Rivals(ranker=ranker, first_stage=bm25)
     first = gate.decide(values, None, GateConfig(), rivals=rivals)
-    assert first.promote
-    assert "/rerank" in first.warnings[0]
-    assert first.warnings[0] not in first.reasons
-    later = gate.decide(values, values, GateConfig(), rivals=rivals)
-    assert not later.promote
-    assert "/rerank is surely worse" in later.reasons[0]
-    ready_made = gate.Rivals(ranker=ranker, ranker_rival=rival, ranker_is_live=False)
-    over_an_encoder = gate.decide(values, values, GateConfig(), rivals=ready_made)
-    assert over_an_encoder.promote, "a live release without a ranker has none that could be better"
-    assert "BM25, its first stage" in over_an_encoder.warnings[0]
+    assert not first.promote
+    (reason,) = first.reasons
+    assert "/rerank, the ranker alone, is surely worse than BM25" in reason
+    assert "gate.rerank_floor = false" in reason
+    allowed = gate.decide(values, None, GateConfig(rerank_floor=False), rivals=rivals)
+    assert allowed.promote
+    assert "surely worse than BM25" in allowed.warnings[0]
+    assert "first_stage_scores" in allowed.warnings[0]
+    over_an_encoder = gate.decide(values, values, GateConfig(), rivals=rivals)
+    assert not over_an_encoder.promote, "a live release without a ranker does not answer /rerank, this would"
+    better = gate.decide(values, None, GateConfig(), rivals=gate.Rivals(ranker=bm25, first_stage=ranker))
+    assert better.promote
+    assert not better.warnings
+
+
+def test_a_ranker_that_cannot_be_shown_to_be_worse_than_bm25_goes_live() -> None:
+    ranker, bm25 = pair(np.random.default_rng(9), 4, loss=0.1)
+    assert gate.decide(bm25, None, GateConfig(), rivals=gate.Rivals(ranker=ranker, first_stage=bm25)).promote
+
+
+def test_a_ranker_is_held_against_the_live_one_and_one_below_bm25_is_only_warned_of_then() -> None:
+    rng = np.random.default_rng(7)
+    worse, better = pair(rng, 400, loss=0.1)
+    values = per_query(rng.random(400))
+    refused = gate.decide(values, values, GateConfig(), rivals=gate.Rivals(ranker=worse, live_ranker=better))
+    assert not refused.promote
+    assert "/rerank is surely worse than the live release's" in refused.reasons[0]
+    rivals = gate.Rivals(ranker=worse, live_ranker=worse, first_stage=better)
+    as_before = gate.decide(values, values, GateConfig(), rivals=rivals)
+    assert as_before.promote, "to refuse it would keep a ranker live that is as bad"
+    assert "surely worse than BM25" in as_before.warnings[0]
 
 
 def test_twenty_small_losses_do_not_pass_one_by_one() -> None:

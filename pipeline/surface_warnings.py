@@ -1,0 +1,28 @@
+"""Warnings about the paths of a service whose order is surely worse than that of the cheaper stage before it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+ADVICE: Mapping[str, str] = {
+    "/rerank": "for the fused order send each text's BM25 score in first_stage_scores, or call /search",
+    "/search": "the fused order is fitted on the valid queries; judge more of them and retrain",
+}
+"""Path → what to do where its order is surely worse."""
+
+
+def surface_warnings(surfaces: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A sentence for each path that is surely worse than its first stage, with what to do; empty for none.
+
+    Args:
+        surfaces: path → its worth, as `pipeline.evaluation.surfaces.worth` gives it and a release's metrics hold it.
+    """
+    return [
+        f"{path} is surely worse than {worth['first_stage']}: {worth['measure']} {_signed(worth['mean'])} "
+        f"[{_signed(worth['low'])}, {_signed(worth['high'])}] on {worth['queries']:,} queries; {ADVICE[path]}"
+        for path, worth in surfaces.items()
+        if worth["verdict"] == "worse"
+    ]
+
+
+def _signed(number: float) -> str:
+    return f"{number:+.3f}".replace("-", "−")

@@ -15,7 +15,8 @@ $(READY): pyproject.toml constraints.txt
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[demo,dev,redis,postgres,ray,s3,otel,clients]'
 	@touch $@
 
-# The whole loop on documents that are already on this machine; ten to twenty minutes on two cores, as busy as they are.
+# The whole loop on documents that are already on this machine: after installation about six minutes on two quiet cores,
+# ten to twenty on busy ones.
 demo: $(READY)
 	$(RUN)/relevance demo
 

@@ -127,7 +127,7 @@ def _table(bundle: Mapping[str, Any]) -> "Table":
         numbers = (
             f"{item['texts_per_cpu_s']:,.0f}",
             f"{item['bytes'] / 1e6:,.1f}",
-            f"{item['ndcg']:.4f}",
+            "–" if item["ndcg"] is None else f"{item['ndcg']:.4f}",
             f"{item['kendall_tau']:.3f}",
             f"{item['max_change']:.2g}",
         )

@@ -216,7 +216,7 @@ def _exported(models: ReadyMadeModels, workspace: Path, imported: Artifact, docu
     else:
         exported = bundle.make_unjudged(workspace, config, model=imported, documents=documents)
     measured, fp32 = (exported.metrics["precisions"][name] for name in (models.precision, "fp32"))
-    ndcg = f"nDCG@10 {measured['ndcg']:.4f} in place of {fp32['ndcg']:.4f}, " if models.judgments else ""
+    ndcg = "" if measured["ndcg"] is None else f"nDCG@10 {measured['ndcg']:.4f} in place of {fp32['ndcg']:.4f}, "
     chosen = exported.metrics["chosen"]
     log.info(
         "%s in %s: %sorder agrees by Kendall's tau %.3f, largest change %.3g, on %d %s lists; chosen: %s",

@@ -22,7 +22,7 @@ from pipeline import recipe as recipes
 from pipeline import releases
 from pipeline.artifacts import Artifact
 from pipeline.compute import engine_of
-from pipeline.config import ComputeConfig, EvaluationConfig, Recipe
+from pipeline.config import ComputeConfig, EvaluationConfig, ExportConfig, Recipe
 from pipeline.errors import RelevanceError
 from pipeline.pointer import Pointer
 from pipeline.releases import Releases
@@ -68,7 +68,7 @@ class RetrainResult:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GateOutcome:
-    """What the gate said of a release, and what became of it."""
+    """The gate's decision on a release, and whether that is live now."""
 
     live: bool
     """Whether the release is the live one now."""
@@ -103,6 +103,7 @@ def retrain(
         RelevanceError: see `pipeline.errors`; the message says what, where and what to do.
     """
     began = time.monotonic()
+    recipe = replace(recipe, export=fitting_precisions(recipe.export))
     run = Runner(workspace, execute, engine=engine_of(recipe.compute))
     check(recipe, run)
     inputs = prepare(recipe, run)
@@ -137,6 +138,18 @@ def retrain(
         new = NewRelease(release=release, report=report, documents=published.documents, scores=judged)
         outcome = promote_if_better(recipe, new, live, inputs.data, run, allowed=promote)
     return RetrainResult(release=release, report=report, gate=outcome, seconds=time.monotonic() - began)
+
+
+def fitting_precisions(config: ExportConfig) -> ExportConfig:
+    """The precisions to export on this machine: without a GPU not fp16, unless the recipe chooses precisions itself."""
+    import torch
+
+    from serving.runtime.processor import has_cuda
+
+    if config.precisions != ExportConfig().precisions or torch.cuda.is_available() or has_cuda():
+        return config
+    log.info("export: without fp16, which only a GPU runs faster; a recipe that names it in export.precisions gets it")
+    return replace(config, precisions=tuple(name for name in config.precisions if name != "fp16"))
 
 
 def documents_to_publish(

@@ -1,13 +1,14 @@
 """Runs the stages of a flow in one workspace, each as a plain call or as a Prefect task."""
 
 import logging
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Concatenate, ParamSpec, Protocol
 
-from pipeline import compute
+from pipeline import compute, progress
 from pipeline.artifacts import Artifact
 from pipeline.compute import ComputeEngine
 from pipeline.stage import stage_of
@@ -24,8 +25,8 @@ class Execute(Protocol):
 
 
 def directly(name: str, stage: Callable[[], Artifact]) -> Artifact:
-    """Executes a stage as a plain call, with one log line before it."""
-    log.info("── %s", name)
+    """Executes a stage as a plain call."""
+    log.debug("%s: begins", name)
     return stage()
 
 
@@ -39,12 +40,21 @@ class Runner:
     """Stands before the names of the stages, to tell apart those that run more than once."""
     engine: ComputeEngine = compute.LOCAL
     """Embeds documents and scores pairs; given to the stages that do."""
+    reported: set[str] = field(default_factory=set, compare=False)
+    """Fingerprints of the artifacts that a log line has named."""
 
     def __call__(
         self, stage: Callable[Concatenate[Path, P], Artifact], /, *args: P.args, **kwargs: P.kwargs
     ) -> Artifact:
-        """The artifact of a stage's function, called with the workspace and these arguments."""
-        return self.execute(self.name(stage), partial(stage, self.workspace, *args, **kwargs))
+        """The artifact of a stage's function, called with the workspace and these arguments; one log line says so."""
+        name, began = self.name(stage), time.monotonic()
+        artifact = self.execute(name, partial(stage, self.workspace, *args, **kwargs))
+        if artifact.is_new:
+            log.info("%s: made in %s", name, progress.duration(time.monotonic() - began))
+        elif artifact.fingerprint not in self.reported:
+            log.info("%s: there already", name)
+        self.reported.add(artifact.fingerprint)
+        return artifact
 
     def labelled(self, label: str) -> "Runner":
         """The same runner with one more label before the names."""

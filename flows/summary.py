@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +50,7 @@ def make(
         **({"served": dict(served)} if served else {}),
         **({"questions": dict(questions)} if questions else {}),
         "report": str(outcome.report.file("report.html")),
-        "next": [f"{_program()} {command}{_workspace(workspace)}" for command in _next_commands(outcome, pointer)],
+        "next": commands(_next_commands(outcome, pointer), workspace),
     }
     disk.write_atomically(workspace / "card.json", json.dumps(card, indent=1, ensure_ascii=False) + "\n", json.loads)
     return card
@@ -86,6 +86,15 @@ def _costs(stats: Mapping[str, Any]) -> dict[str, Any]:
 def _next_commands(outcome: retrain.RetrainResult, pointer: Pointer | None) -> list[str]:
     """Commands to try next; a workspace where nothing is live can neither serve nor search."""
     return ["serve", 'search "…"'] if pointer else [f"releases promote {outcome.release.fingerprint[:12]}"]
+
+
+def commands(written: Sequence[str], workspace: Path) -> list[str]:
+    """Commands as they are typed in this shell for this workspace.
+
+    Args:
+        written: each without the program's name, such as `serve`.
+    """
+    return [f"{_program()} {command}{_workspace(workspace)}" for command in written]
 
 
 def _program() -> str:

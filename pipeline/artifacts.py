@@ -290,7 +290,7 @@ def make(
     with disk.readable_errors(final), locked(final):
         if final.exists():
             existing = load(final, kind)
-            log.info("%s %s: already made", kind, mark[:12])
+            log.debug("%s %s: already made", kind, mark[:12])
             return existing
         staging = Staging(final.with_name(f"{mark}.partial"), final.with_name(f"{mark}.checkpoint"))
         shutil.rmtree(staging.folder, ignore_errors=True)
@@ -322,5 +322,5 @@ def make(
             shutil.rmtree(staging.folder, ignore_errors=True)
             raise
         shutil.rmtree(staging.checkpoint, ignore_errors=True)
-    log.info("%s %s: made in %.1f s", kind, mark[:12], time.monotonic() - began)
+    log.debug("%s %s: made in %.1f s", kind, mark[:12], time.monotonic() - began)
     return artifact

@@ -15,6 +15,13 @@ Advance = Callable[..., None]
 and corrects the total where one is given."""
 
 
+def duration(seconds: float) -> str:
+    """Seconds as a person reads them: 0.3 s, 48 s or 7.2 minutes."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} minutes"
+
+
 @contextmanager
 def bar(label: str, total: float, unit: str, done: float = 0.0) -> Iterator[Advance]:
     """Shows how much of `total` is done, the rate in `unit`/s of this run, and the time left.
@@ -63,4 +70,6 @@ def bar(label: str, total: float, unit: str, done: float = 0.0) -> Iterator[Adva
             log.info("%s: %3.0f %%, %s, %.0f s left", label, 100 * reached / max(all_units, 1e-9), words(), left)
 
     yield line
-    log.info("%s: %s %s in %.1f s", label, f"{reached - done:,.0f}", unit, time.monotonic() - began)
+    # Work of a few seconds is part of a stage, which has a line of its own.
+    level = logging.INFO if shown > began else logging.DEBUG
+    log.log(level, "%s: %s %s in %.1f s", label, f"{reached - done:,.0f}", unit, time.monotonic() - began)

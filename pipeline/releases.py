@@ -25,6 +25,12 @@ from pipeline.secrets import without_passwords
 
 VERSION = 1
 
+FIRST_RELEASE = (
+    "`relevance quickstart DOCUMENTS` makes a release without judgments, `relevance retrain RECIPE` one from "
+    "judgments, and `relevance demo` one of this machine's Python documentation"
+)
+"""Commands that make the first release of a workspace."""
+
 log = logging.getLogger(__name__)
 
 
@@ -111,7 +117,7 @@ class Releases:
         """Advice for when no release is live, or none was before: as little work as the releases present allow."""
         complete = self.complete()
         if not complete:
-            return "run `relevance retrain` first"
+            return FIRST_RELEASE
         if pointer is not None:
             return f"name one of those that are complete: {_shortened(complete)}"
         recorded = self.pointer_file.recover()

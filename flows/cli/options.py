@@ -82,10 +82,12 @@ def existing(workspace: Path) -> Path:
     """
     if workspace.is_dir():
         return workspace
+    from pipeline.releases import FIRST_RELEASE
+
     beside = workspace.parent if workspace.parent.is_dir() else Path()
     known = [
         path.name for path in beside.iterdir() if any((path / part).is_dir() for part in ("releases", "artifacts"))
     ]
     near = difflib.get_close_matches(workspace.name, known, n=1)
-    hint = f"did you mean {beside / near[0]}?" if near else "`relevance demo` and `relevance retrain` make one"
+    hint = f"did you mean {beside / near[0]}?" if near else FIRST_RELEASE
     raise MissingError(f"{workspace}: there is no such workspace; {hint}")

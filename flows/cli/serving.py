@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from flows.cli.model_options import ModelOptions, with_model_options
-from flows.cli.options import DEFAULT_WORKSPACE, Columns, Format, Json, Release, Workspace, existing, show
+from flows.cli.options import DEFAULT_WORKSPACE, Columns, Format, Json, Release, Workspace, console, existing, show
 from pipeline.errors import ConfigError
 
 app = typer.Typer()
@@ -99,6 +99,12 @@ def quickstart(
     sources = [SourceConfig(path=path, format=format, columns=mapped) for path in documents]
     result = ready_made.apart(flow.quickstart, sources, workspace, models.read(precision), force=force)
     show(asdict(result), as_json, flow.render(result))
+    if no_serve and not as_json:
+        from flows import summary
+
+        pinned = "" if result.live else f" --release {result.release[:12]}"
+        following = summary.commands([f"serve{pinned}", f'search "…"{pinned}'], workspace)
+        console().print("\n  ".join(["try next", *following]))
     if not no_serve:
         from serving import settings
         from serving.process import launch

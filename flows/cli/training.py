@@ -19,7 +19,10 @@ def demo(
     overrides: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Trains, indexes and judges a release from this machine's Python documentation, in about ten minutes."""
+    """Trains, indexes and judges a release from this machine's Python documentation.
+
+    After installation it takes about six minutes on two quiet cores, ten to twenty on busy ones.
+    """
     from flows import demo as flow
     from flows import summary
     from pipeline import recipe as recipes

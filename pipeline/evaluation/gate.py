@@ -48,7 +48,7 @@ RERANK_REFUSED = (
     "callers who send texts alone would lose by it. Train the ranker longer or on more judged queries; or, where all "
     "callers use /search or send first_stage_scores, set gate.rerank_floor = false"
 )
-"""What a refusal for the sake of /rerank says after the figures."""
+"""The end of a refusal for the sake of /rerank, after the figures."""
 
 Verdict = Literal["pass", "fail", "warning", "not applied"]
 """The outcome of a rule; a warning refuses nothing."""

@@ -254,16 +254,23 @@ def _write_bundle(
         "source": model.fingerprint,
     }
     _write(folder / "bundle.json", bundle)
-    log.info("%s: parity %.1e; %s", source.role, largest, "; ".join(_line(name, measured[name]) for name in measured))
+    log.debug("%s: parity %.1e", source.role, largest)
+    log.info("%s", _precision_line(source.role, chosen["cpu"], measured))
     keys = ("role", "digest", "dimensions", "precisions", "chosen", "parity")
     return {key: bundle[key] for key in keys} | {"sample_lists": len(taken.lists), "sample_inputs": len(taken.inputs)}
 
 
-def _line(name: str, measured: precision.Measured) -> str:
-    return (
-        f"{name} nDCG {measured.ndcg:.4f}, tau {measured.kendall_tau:.3f}, "
-        f"{measured.texts_per_cpu_s:.0f} texts per CPU-second, {measured.bytes / 1e6:.1f} MB"
-    )
+def _precision_line(role: str, chosen: str, measured: Mapping[str, precision.Measured]) -> str:
+    """A sentence on the precision that CPUs are served in, beside fp32."""
+
+    def figures(item: precision.Measured) -> str:
+        known = "" if item.ndcg is None else f", nDCG {item.ndcg:.4f}"
+        return f"{item.texts_per_cpu_s:,.0f} texts per CPU-second, {item.bytes / 1e6:.1f} MB{known}"
+
+    item, fp32 = measured[chosen], measured["fp32"]
+    if chosen == "fp32":
+        return f"{role}: fp32 on CPUs: {figures(fp32)}"
+    return f"{role}: {chosen} on CPUs: {figures(item)}, tau {item.kendall_tau:.3f} to fp32, which has {figures(fp32)}"
 
 
 def _write(path: Path, value: Any) -> None:

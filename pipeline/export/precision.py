@@ -42,8 +42,8 @@ class Measured:
 
     file: str
     bytes: int
-    ndcg: float
-    """nDCG@10 on the sample."""
+    ndcg: float | None
+    """nDCG@10 on the sample; None where nothing of it is judged relevant."""
     kendall_tau: float
     """Agreement with fp32 on the order within a list, the mean over lists; 1 is the same order."""
     max_change: float
@@ -58,6 +58,12 @@ class Measured:
     sensitivity: Mapping[str, float] = field(default_factory=dict)
     """Part → mean change of the outputs when that part alone is quantised; int8 and w8 only."""
     outputs: Floats = field(repr=False, compare=False)
+
+    @property
+    def quality(self) -> str:
+        """nDCG, where it is known, and tau, for a log line."""
+        known = "" if self.ndcg is None else f"nDCG {self.ndcg:.4f}, "
+        return f"{known}tau {self.kendall_tau:.3f}"
 
     def to_dict(self) -> dict[str, Any]:
         fields = asdict(self)
@@ -86,11 +92,12 @@ def measure(path: Path, sample: Sample, reference: Floats | None, threads: int, 
         raise OverflowingError(f"{path.name}: an output is not a finite number; train the model again")
     reference = values if reference is None else reference
     ours, theirs = sample.scores(values), sample.scores(reference)
-    gains = [ndcg(item.grades, scores, k=10, ids=item.doc_ids) for item, scores in zip(sample.lists, ours, strict=True)]
+    pairs = zip(sample.lists, ours, strict=True)
+    gains = [ndcg(item.grades, scores, k=10, ids=item.doc_ids) for item, scores in pairs] if sample.judged else []
     return Measured(
         file=path.name,
         bytes=path.stat().st_size,
-        ndcg=float(np.mean(gains)),
+        ndcg=float(np.mean(gains)) if gains else None,
         kendall_tau=agreement(ours, theirs),
         max_change=float(max(np.abs(a - b).max() for a, b in zip(ours, theirs, strict=True))),
         min_cosine=float(np.sum(values * reference, axis=1).min()) if values.ndim == 2 else 1.0,
@@ -115,7 +122,8 @@ def agreement(ours: Sequence[Floats], theirs: Sequence[Floats]) -> float:
 
 def bearable(measured: Measured, fp32: Measured, config: ExportConfig) -> bool:
     """Whether a precision keeps the recipe's bounds."""
-    return fp32.ndcg - measured.ndcg <= config.max_ndcg_drop and measured.kendall_tau >= config.min_kendall_tau
+    drop = 0.0 if fp32.ndcg is None or measured.ndcg is None else fp32.ndcg - measured.ndcg
+    return drop <= config.max_ndcg_drop and measured.kendall_tau >= config.min_kendall_tau
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -180,7 +188,7 @@ def _relieved(
         complete: the model with every part quantised; the result where half of the parts in fp32 are not enough.
         harm: part → mean change of the outputs when that part alone is quantised.
     """
-    log.info("%s costs too much (nDCG %.4f, tau %.3f): relieving parts", precision, complete.ndcg, complete.kendall_tau)
+    log.info("%s costs too much (%s): its most sensitive parts go back to fp32", precision, complete.quality)
     trial = path.with_name("model.trial.onnx")
     order = sorted(harm, key=lambda part: -harm[part])
     try:

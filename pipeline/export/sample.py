@@ -48,6 +48,11 @@ class Sample:
     inputs: Sequence[Input]
     lists: Sequence[RankedList]
 
+    @property
+    def judged(self) -> bool:
+        """Whether any document has a grade above 0; without one every order has the same nDCG."""
+        return any(grade > 0 for item in self.lists for grade in item.grades)
+
     def scores(self, outputs: Floats) -> list[Floats]:
         """Scores of each list's documents, (documents,) each.
 

@@ -40,7 +40,7 @@ def inside(name: str) -> Path:
 
 
 def advice(name: str) -> str:
-    """What to name in place of a package that cannot be had: installed packages with a model, the most alike first."""
+    """A sentence on the installed packages that hold a model, the one with the most similar name first."""
     names = installed()
     if not names:
         return "no installed package holds a model; give the folder of one"

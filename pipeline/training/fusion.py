@@ -72,9 +72,8 @@ def make(workspace: Path, *, features: Artifact, pool: Artifact) -> Artifact:
     def build(staging: Staging) -> Mapping[str, Any]:
         fusion, measured = fit(_judged(features, pool))
         (staging.folder / "fusion.json").write_text(fusion.to_json(), encoding="utf-8")
-        log.info(
-            "fusion: %s, %s", measured["chosen"], {name: round(value, 4) for name, value in measured["ndcg"].items()}
-        )
+        orders = ", ".join(f"{name} {value:.4f}" for name, value in measured["ndcg"].items())
+        log.info("fusion: %s; nDCG@10 of the valid queries: %s", measured["chosen"], orders)
         models = {role: features.manifest.inputs[role] for role in ("ranker", "encoder")}
         return {**measured, "models": models}  # A release checks that it holds these.
 

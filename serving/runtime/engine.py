@@ -124,7 +124,7 @@ class Engine:
         self._end = None if scheduler else weakref.finalize(self, self.scheduler.stop)
         if verify:
             self._check(artifact)
-        log.info(
+        log.debug(
             "%s %s: %s on %s, %d runners, loaded in %.2f s",
             *(self.role, self.digest[:12], self.precision, self.device),
             *(self.scheduler.runners, time.monotonic() - began),

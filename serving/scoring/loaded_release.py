@@ -105,7 +105,8 @@ class LoadedRelease:
         self.fields = _fields(self._contents)
         """The names of the fields by which documents can be filtered and counted."""
         self._caches = caches
-        log.info("release %s: loaded in %.1f s", self.release[:12], time.monotonic() - began)
+        models = "".join(f"; {role} {model.precision} on {model.device}" for role, model in self.models.items())
+        log.info("release %s: loaded in %.1f s%s", self.release[:12], time.monotonic() - began, models)
 
     @property
     def ranker(self) -> Engine:

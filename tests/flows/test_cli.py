@@ -307,6 +307,9 @@ def test_a_workspace_that_is_not_there_is_named_with_the_nearest(command: tuple[
     done = _run(*command, "--workspace", "workspce", cwd=tmp_path)
     _refused(done, 2, "workspce: there is no such workspace; did you mean workspace?")
     assert not (tmp_path / "workspce").exists()
+    _refused(
+        _run(*command, "--workspace", "other", cwd=tmp_path), 2, "`relevance quickstart DOCUMENTS` makes a release"
+    )
 
 
 def test_recipes_are_listed_shown_and_described(tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ def test_a_lost_pointer_is_answered_with_a_promotion_and_only_an_empty_workspace
     tmp_path: Path,
 ) -> None:
     registry = Releases(tmp_path)
-    with pytest.raises(MissingError, match="run `relevance retrain` first"):
+    with pytest.raises(MissingError, match="`relevance quickstart DOCUMENTS` makes a release without judgments"):
         registry.resolve("live")
     first, second, third = (_release(tmp_path, name).fingerprint for name in ("one", "two", "three"))
     with pytest.raises(MissingError, match=f"promote {third[:12]}` makes one live, the newest; complete too"):
@@ -145,5 +145,5 @@ def test_a_lost_pointer_is_answered_with_a_promotion_and_only_an_empty_workspace
     for release in (first, second, third):
         (registry.path(release) / artifacts.MANIFEST).unlink()
     (tmp_path / "releases" / "live.json").unlink()
-    with pytest.raises(MissingError, match="run `relevance retrain` first"):
+    with pytest.raises(MissingError, match="`relevance quickstart DOCUMENTS` makes a release without judgments"):
         registry.resolve("live")

@@ -1,5 +1,6 @@
 """The choice of a precision, and the relief of one that loses too much."""
 
+import dataclasses
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -236,3 +237,14 @@ def test_a_sample_needs_valid_pairs_that_the_data_knows(untrained: Any, tmp_path
 def test_precisions_without_the_reference_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"export\.precisions lacks fp32"):
         ExportConfig(precisions=("int8",))
+
+
+def test_a_sample_without_relevant_documents_has_no_ndcg(untrained: Any, tmp_path: Path) -> None:
+    source, taken = source_and_sample(untrained, "ranker")
+    assert reference(source, taken, tmp_path).ndcg is not None
+    lists = [dataclasses.replace(item, grades=[0] * len(item.grades)) for item in taken.lists]
+    unjudged = dataclasses.replace(taken, lists=lists)
+    fp32 = reference(source, unjudged, tmp_path)
+    assert fp32.ndcg is None
+    assert fp32.quality == "tau 1.000"
+    assert precision.bearable(fp32, fp32, ExportConfig())

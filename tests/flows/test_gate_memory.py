@@ -163,7 +163,9 @@ def test_a_first_release_whose_ranker_is_surely_worse_than_bm25_is_not_live_and_
     assert card["next"] == [f"relevance releases promote {card['release'][:12]} --workspace {copied.workspace}"]
 
     monkeypatch.setattr("sys.argv", ["relevance", *card["next"][0].split()[1:]])
-    main()
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
     promoted = capsys.readouterr().out
     assert "warning: /rerank is surely worse than BM25" in " ".join(promoted.split())
 

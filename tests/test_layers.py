@@ -24,6 +24,7 @@ FLOOR = {
         "release_parts",
         "stage",
         "storage",
+        "surface_warnings",
         "thumbs",
         "tokens",
     ),

@@ -71,7 +71,7 @@ def _copy(folder: Path, role: str, bundle: Artifact, model: Artifact, source: st
     from pipeline.export import exported_card
     from pipeline.models import sentence_transformers_format
 
-    shutil.copytree(model.path / "model", folder)
+    shutil.copytree(model.path / "model", folder, copy_function=shutil.copyfile)  # Others may read the copies.
     if role == "encoder":
         sentence_transformers_format.leave_out_pooler(folder)
     description = json.loads(bundle.file("bundle.json").read_text(encoding="utf-8"))

@@ -109,7 +109,8 @@ def quickstart(
         from serving import settings
         from serving.process import launch
 
-        launch.serve(settings.from_environment(workspace=workspace, release=result.release, host=host, port=port))
+        release = "live" if result.live else result.release
+        launch.serve(settings.from_environment(workspace=workspace, release=release, host=host, port=port))
 
 
 @app.command()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import Artifact, Input, Staging
 from pipeline.config import EvaluationConfig
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, SchemaError
 from pipeline.evaluation import examples, page, queries_to_try, runs, surfaces, thresholds
 from pipeline.evaluation.per_query import judged, per_query, ranking, settings
 from pipeline.evaluation.report_summary import finite, summary
@@ -156,6 +156,16 @@ def _make(workspace: Path, config: EvaluationConfig, material: _Material, plan: 
     )
 
 
+def _check_queries(name: str, run: "pa.Table", judgments: "pa.Table") -> None:
+    """Raises SchemaError if a run ranks documents for none of the judged queries, as with ids of another data set."""
+    ranked, judged_ids = (set(table["query_id"].to_pylist()) for table in (run, judgments))
+    if ranked and judged_ids and not ranked & judged_ids:
+        raise SchemaError(
+            f"system '{name}': ranks {len(ranked):,} queries, none of which is judged; its ids are such as "
+            f"'{min(ranked)}', those of the judgments such as '{min(judged_ids)}'"
+        )
+
+
 def _write(folder: Path, config: EvaluationConfig, material: _Material, plan: ReportPlan) -> Mapping[str, Any]:
     """Writes the three files of a report, and returns its metrics."""
     import pyarrow as pa
@@ -166,6 +176,8 @@ def _write(folder: Path, config: EvaluationConfig, material: _Material, plan: Re
         name: ranking(runs.read(file.path, file.system or name, material.pool), material.data, other_queries)
         for name, file in material.files.items()
     }
+    for name, run in ranked.items():
+        _check_queries(name, run, judgments)
     frame = per_query(material.data, ranked, judgments, config)
     content = {
         "title": plan.title,

@@ -54,12 +54,19 @@ def part(workspace: Path, role: str) -> Artifact:
     return release_parts.part(releases.Releases(workspace).open(), role)
 
 
+def card_mode(exported: Path) -> int:
+    """The permissions of a file that was written anew."""
+    return (exported / "ranker" / "README.md").stat().st_mode & 0o777
+
+
 @pytest.mark.parametrize("role", ["ranker", "encoder"])
 def test_the_cards_five_lines_compute_what_the_service_computes(role: str, trained: Trained, exported: Path) -> None:
     theirs, ours = output(part(trained.workspace, role).path, exported, role)
     assert theirs == pytest.approx(ours, abs=1e-6)
     card = (exported / role / "README.md").read_text(encoding="utf-8")
     assert "## Training" in card, "the card of the training is kept"
+    modes = {path.stat().st_mode & 0o777 for path in (exported / role).rglob("*") if path.is_file()}
+    assert modes == {card_mode(exported)}, "a copy is as readable as any new file"
     named = set(re.findall(r"`(onnx/.*?\.onnx)`", card))
     assert named == {f"onnx/{path.name}" for path in (exported / role / "onnx").iterdir()}
     precisions = part(trained.workspace, role).metrics["precisions"]

@@ -114,3 +114,12 @@ def test_a_qrels_file_is_known_by_its_first_line(tmp_path: Path, name: str, text
     (tmp_path / name).write_text(text, encoding="utf-8")
     assert qrels_file.is_qrels(tmp_path / name) is expected
     assert not qrels_file.is_qrels(tmp_path)
+
+
+def test_a_run_of_other_queries_is_refused_with_ids_of_both(tmp_path: Path) -> None:
+    write_collection(tmp_path / "collection", np.random.default_rng(0))
+    run = tmp_path / "other.txt"
+    run.write_text("x1 Q0 d1 1 2.0 system\n", encoding="utf-8")
+    source = SourceConfig(path=str(tmp_path / "collection"))
+    with pytest.raises(SchemaError, match=r"none of which is judged; its ids are such as 'x1', those .* such as '"):
+        reporting.report_on_run(source, tmp_path / "workspace", run=RunFile(run))

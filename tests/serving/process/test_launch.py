@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from pipeline.errors import InputError
-from serving.process import listener
+from serving.process import launch, listener
 from serving.settings import Settings
 from tests.serving.processes import START, Server, clean_environment, start
 
@@ -65,6 +65,17 @@ def test_sigterm_loses_no_request_and_leaves_no_heavy_import(tiny: Any) -> None:
         assert [request.result(60) for request in requests] == [200] * 8
     # Zero also says that neither torch nor transformers, pandas, scikit-learn or scipy were imported.
     assert code == 0
+
+
+@pytest.mark.parametrize(("text", "words"), [(None, "cannot be read"), ("# none yet\n", "holds no hash")])
+def test_a_file_of_keys_that_opens_to_nobody_is_refused_at_the_start(
+    text: str | None, words: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "keys"
+    if text is not None:
+        file.write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=words):
+        launch.serve(Settings(port=0, api_keys_file=str(file), log="plain"))
 
 
 def test_a_port_in_use_is_one_clear_message(tiny: Any) -> None:

@@ -18,7 +18,8 @@ def by_query(frame: "pd.DataFrame") -> list[tuple[NDArray[np.int64], NDArray[np.
     """The row positions of each query, in order of query id, and the features of these rows.
 
     Ranks are features, and of equal scores the candidate that stands first ranks first. The rows of judged data may
-    follow the grades, so candidates stand here in the order of a hash of their document ids, which tells nothing.
+    follow the grades, so candidates stand here as in a search: by falling BM25 score, those that the encoder alone
+    finds by falling cosine; where both tie, by a hash of the document id, which tells nothing.
 
     Args:
         frame: query_id, doc_id, bm25, encoder, ranker, and the scores of single fields (see `field_feature`), in any
@@ -38,10 +39,12 @@ def by_query(frame: "pd.DataFrame") -> list[tuple[NDArray[np.int64], NDArray[np.
     tables = []
     for query, rows in frame.groupby("query_id", sort=True).indices.items():
         unordered = np.asarray(rows)
-        positions = unordered[np.argsort(hashes[unordered], kind="stable")]
-        bm25, encoder, ranker, *fields = (values[positions].tolist() for values in scores.values())
+        bm25, cosines = scores["bm25"][unordered], scores["encoder"][unordered]
+        positions = unordered[np.lexsort((hashes[unordered], -cosines, -bm25))]
+        own = {name: values[positions].tolist() for name, values in scores.items()}
+        fields = {name: own[name] for name in names[len(SCORES) :]}
         try:
-            features = table(bm25, encoder, ranker, dict(zip(names[len(SCORES) :], fields, strict=True)))
+            features = table(own["bm25"], own["encoder"], own["ranker"], fields)
         except SchemaError as error:
             raise SchemaError(f"query '{query}': {error}") from error
         tables.append((positions, np.asarray(features, dtype=np.float64)))

@@ -35,7 +35,7 @@ def test_features_do_not_depend_on_the_order_of_the_rows() -> None:
 
 
 def test_ranks_of_equal_scores_tell_nothing_of_grades_that_the_rows_follow() -> None:
-    frame = judged(queries=400).assign(bm25=1.0)
+    frame = judged(queries=400).assign(bm25=1.0, encoder=0.5)
     column = FEATURES.index("bm25_reciprocal_rank")
     by_hash = [
         np.corrcoef(columns[:, column], frame["grade"].to_numpy()[positions])[0, 1]
@@ -44,6 +44,14 @@ def test_ranks_of_equal_scores_tell_nothing_of_grades_that_the_rows_follow() -> 
     by_row = [row[column] for row in table([1.0] * 12, [0.0] * 12, [0.0] * 12)]
     assert np.corrcoef(by_row, np.arange(12)[::-1])[0, 1] > 0.9  # So it would be in the order of the rows.
     assert abs(np.mean(by_hash)) < 0.05
+
+
+def test_candidates_that_the_encoder_alone_finds_rank_by_their_cosine_as_in_a_search() -> None:
+    frame = judged().assign(bm25=0.0)
+    frame["encoder"] = np.random.default_rng(8).permutation(len(frame)) / len(frame)
+    for _, columns in by_query(frame):
+        ranks = columns[:, [FEATURES.index("bm25_reciprocal_rank"), FEATURES.index("encoder_reciprocal_rank")]]
+        assert ranks[:, 0].tolist() == ranks[:, 1].tolist()
 
 
 def test_a_score_that_is_no_number_names_its_query() -> None:

@@ -491,7 +491,7 @@ def test_scores_in_bf16_are_near_those_in_fp32(world: World) -> None:
 
 
 def test_progress_is_shown(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.DEBUG, logger="pipeline.progress"):
         teacher.make(
             world.workspace,
             replace(TEACHER, loop=replace(LOOP, epochs=0.5, seed=99)),

@@ -8,13 +8,15 @@ import logging
 import os
 import re
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import urlsplit
 
 from flows import languages
 from flows.data_look import Look, look, shares
+from pipeline import storage
 from pipeline.errors import ConfigError
-from pipeline.secrets import HIDDEN, hide_passwords
+from pipeline.secrets import hide_passwords, secrets_as_variables
 from pipeline.temporary import temporary_file
 
 log = logging.getLogger(__name__)
@@ -32,8 +34,8 @@ JUDGED_LIST = 5
 """Median number of judged documents of a query from which `candidates.pool` is set to "judged", not "retrieved"."""
 DEFAULT_OUT = "recipe.toml"
 """File name of a recipe that is named after its data; any other file name is the recipe's own."""
-PASSWORD = "${DATABASE_PASSWORD}"
-"""Stands in a recipe for the password of a database: an environment variable."""
+PASSWORD = "DATABASE_PASSWORD"
+"""Environment variable that a recipe names in the place of a database's password."""
 IRRELEVANT = 0.05
 """Least share of irrelevant judgments for `candidates.pool = "judged"`; with fewer, any order gets a high nDCG."""
 MANY_DOCUMENTS = 500
@@ -55,33 +57,30 @@ NEGATIVES = 4
 
 def recipe(seen: Look, name: str) -> str:
     """The text of a recipe with a comment beside each choice."""
-    path = hide_passwords(seen.source["path"])
+    shown = _printable(hide_passwords(seen.source["path"]))
     head = [
-        f"# Written by `relevance init` for {_printable(path)} ({seen.format}): {seen.documents:,} documents,",
+        f"# Written by `relevance init` for {shown} ({seen.format}): {seen.documents:,} documents,",
         f"# {seen.judged_queries:,} judged queries, {seen.judgments:,} judgments of {seen.grades} grades, "
         f"a median of {seen.list_length:g} a query. Change what you know better.",
         *([f"# Note: {seen.too_few}."] if seen.too_few else []),
         f"name = {_quoted(name)}",
         "",
     ]
-    lines = [*head, *_data(seen, path), *_candidates(seen), *_models(seen), *_index(seen)]
+    lines = [*head, *_data(seen), *_candidates(seen), *_models(seen), *_index(seen)]
     if seen.logged:
         lines += ["[evaluation]", "clicks = true # there are no judgments but those made from clicks", ""]
     return "\n".join(lines)
 
 
-def _data(seen: Look, path: str) -> list[str]:
-    """The lines of the section on data.
-
-    Args:
-        path: the data's path, its password hidden.
-    """
-    source = {**seen.source, "path": path.replace(HIDDEN, PASSWORD)}
+def _data(seen: Look) -> list[str]:
+    """The lines of the section on data."""
+    path, variables = secrets_as_variables(seen.source["path"], PASSWORD)
+    source = {**seen.source, "path": path}
     valid, test = shares(seen.judged_queries)
     tests = "a live release is replaced on at least 50"
     return [
         "[data]",
-        *([f"# The password is read from the environment variable {PASSWORD[2:-1]}."] if HIDDEN in path else []),
+        *[f"# The environment variable {name} is read in the place of a password." for name in variables],
         *_evidence(seen),
         f"sources = [{_inline(source)}]",
         *_left_out(seen),
@@ -287,8 +286,15 @@ def _inline(source: Mapping[str, Any]) -> str:
 
 def _name(path: str) -> str:
     """The name of a recipe for the data at a path: that of its file or folder, of a database that of its table."""
-    table = re.search(r"[?&]table=([^&]+)", path)
-    last = table[1] if table else Path(os.path.realpath(path.partition("?")[0])).stem
+    from pipeline.data.formats import sql
+
+    if storage.is_address(path):
+        address = urlsplit(path)
+        last = PurePosixPath(address.path).stem or address.hostname or ""
+    elif "://" in path:
+        last = sql.short_name(path)
+    else:
+        last = Path(os.path.realpath(path)).stem
     return "-".join(re.findall(r"[\w.-]+", last)).strip("-.") or "own-data"
 
 

@@ -5,35 +5,73 @@ import re
 import sys
 import threading
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 HIDDEN = "***"
 
-_USER_AND_PASSWORD = re.compile(r"(://[^\s/:@'\"]*:)[^\s'\"]+(?=@)")
-_SECRET = r"[a-z_]*(?:password|passwd|pwd|secret|token|api_?key|odbc_connect)"
+_USER_AND_PASSWORD = re.compile(r"(://[^\s/:@'\"]*:)([^\s'\"]+)(?=@)")
+_KEYS = r"(?:api|access|account|private|secret)[_-]?key"
+_TOKENS = r"(?:access|auth|bearer|refresh|security|session)[_-]?token"
+_SECRET = rf"[a-z_-]*(?:password|passwd|pwd|secret|token|signature|{_KEYS}|odbc_connect)|sig"
+"""A query parameter that holds a secret; `sig` is the signature of an address of Azure's storage."""
 _NAME = re.compile(rf"(?i){_SECRET}")
-_PARAMETER = re.compile(rf"(?i)([?&;]{_SECRET}=)[^&;\s'\"]+")
-_TOKEN_AS_USER = re.compile(r"(://)[^\s/:@'\"]{20,}(?=@)")
-"""An access token in the place of a user name, `https://TOKEN@host`: a name of 20 characters or more, no password."""
+_PARAMETER = re.compile(rf"(?i)([?&;](?:{_SECRET})=)([^&;\s'\"]+)")
+_TOKEN_AS_USER = re.compile(r"(?<!abfs)(?<!az)(://)([^\s/:@'\"]{20,})(?=@)")
+"""An access token in the place of a user name, `https://TOKEN@host`: a name of 20 characters or more, no password.
+A container stands there in Azure's addresses."""
 _ASSIGNED = re.compile(
-    r"(?i)(\b[a-z_]*(?:password|passwd|pwd)['\"]?\s*[=:]\s*)(?:'[^'\n]*'|\"[^\"\n]*\"|[^\s'\",;&}]+)"
+    rf"(?i)(\b[a-z_-]*(?:password|passwd|pwd|client_secret|{_KEYS}|{_TOKENS})['\"]?\s*[=:]\s*)"
+    r"('[^'\n]*'|\"[^\"\n]*\"|\$\{\w*\}|[^\s'\",;&}]+)"
 )
-"""A password outside a URL: `host=db password=…`, `PWD=…;`, `{'password': '…'}`."""
-
+"""A secret outside a URL: `host=db password=…`, `PWD=…;`, `{'password': '…'}`, `aws_secret_access_key=…`."""
+_BEARER = re.compile(r"(?i)(\bbearer\s+)([\w.~+/=-]{16,})")
+"""The header of a request with an access token."""
+_ASSIGNED_HINTS = ("password", "passwd", "pwd", "secret", "key", "token")
+"""One of these stands in every text that `_ASSIGNED` matches."""
 
 _VARIABLE = re.compile(r"\$\{\w*\}")
 
 
 def hide_passwords(text: str) -> str:
-    """The text with three stars for each password: of a URL, of a query parameter, and after `password=` or `PWD=`."""
+    """The text with three stars for each secret: passwords and tokens of a URL, of its parameters, after `password=`.
+
+    This is the one rule of the project on what a secret looks like; all that is shown or written down goes through it.
+    """
+    return _replace_secrets(text, lambda _: HIDDEN)
+
+
+def secrets_as_variables(text: str, name: str) -> tuple[str, list[str]]:
+    """The text with `${NAME}` for each secret, and the names; a variable that stands there already stays.
+
+    Args:
+        name: the environment variable of the first secret; the next ones are NAME_2, NAME_3, …
+    """
+    names: list[str] = []
+
+    def variable(secret: str) -> str:
+        if _VARIABLE.fullmatch(secret):
+            return secret
+        names.append(f"{name}_{len(names) + 1}" if names else name)
+        return f"${{{names[-1]}}}"
+
+    return _replace_secrets(text, variable), names
+
+
+def _replace_secrets(text: str, stand_in: Callable[[str], str]) -> str:
+    """The text with a stand-in for each secret."""
+
+    def replaced(match: re.Match[str]) -> str:
+        return match[1] + stand_in(match[2])
+
     if "://" in text:
-        text = _PARAMETER.sub(rf"\1{HIDDEN}", _USER_AND_PASSWORD.sub(rf"\1{HIDDEN}", text))
-        text = _TOKEN_AS_USER.sub(rf"\1{HIDDEN}", text)
+        text = _TOKEN_AS_USER.sub(replaced, _USER_AND_PASSWORD.sub(replaced, text))
+    if "=" in text and ("?" in text or "&" in text or ";" in text):
+        text = _PARAMETER.sub(replaced, text)
     folded = text.casefold()  # As the expression ignores case. Nearly every text ends here; a log line has twenty.
-    if "password" not in folded and "passwd" not in folded and "pwd" not in folded:
-        return text
-    return _ASSIGNED.sub(rf"\1{HIDDEN}", text)
+    if "bearer" in folded:
+        text = _BEARER.sub(replaced, text)
+    return _ASSIGNED.sub(replaced, text) if any(hint in folded for hint in _ASSIGNED_HINTS) else text
 
 
 def holds_password(text: str) -> bool:

@@ -106,8 +106,7 @@ def examine(path: Path | str, format: str = "auto", columns: Mapping[str, str] |
     Args:
         columns: the map of a table's columns; see `SourceConfig.columns`.
     """
-    config = SourceConfig(path=str(path), format=format, columns=columns or {})
-    return describe(sources.read(config, Path()), str(path))
+    return examine_all([SourceConfig(path=str(path), format=format, columns=columns or {})], Path())[0]
 
 
 def examine_all(configs: Sequence[SourceConfig], root: Path) -> list[DataReport]:
@@ -120,7 +119,7 @@ def examine_all(configs: Sequence[SourceConfig], root: Path) -> list[DataReport]
     read = [sources.read(config, root) for config in configs]
     paths: dict[str, list[str]] = {}
     for config, source in zip(configs, read, strict=True):
-        paths.setdefault(source.name, []).append(hide_passwords(config.path))
+        paths.setdefault(source.name, []).append(config.path)
     return [describe(source, " + ".join(paths[source.name])) for source in judgments.by_name(read)]
 
 
@@ -140,7 +139,7 @@ def describe(source: Source, path: str) -> DataReport:
         "text": usable.documents["text"],
     }
     return DataReport(
-        path=path,
+        path=hide_passwords(path),
         format=source.format,
         documents=source.documents.num_rows,
         queries=source.queries.num_rows,

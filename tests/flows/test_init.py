@@ -365,3 +365,33 @@ def test_a_recipe_and_its_text_hold_no_password(tmp_path: Path) -> None:
     assert "hunter2" not in text
     out.write_text(text, encoding="utf-8")
     assert recipes.load(out, []).data.sources[0].path == "postgresql://shop:${DATABASE_PASSWORD}@db/shop?table=rated"
+
+
+def test_a_recipe_keeps_the_variable_of_a_password(tmp_path: Path) -> None:
+    rated = _rated(tmp_path / "ratings.csv", ("0", "1"))
+    address = "postgresql://shop:${SHOP_PASSWORD}@db/shop?table=rated"
+    text = init.recipe(replace(data_look.look(str(rated)), source={"path": address}), "own")
+    assert address in text
+    assert "DATABASE_PASSWORD" not in text
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("postgresql+psycopg://user:hunter2@host", "own-data"),
+        ("postgresql+psycopg://user:hunter2@host/shop", "shop"),
+        ("postgresql://user:${SHOP_PASSWORD}@host/shop", "shop"),
+        ("postgresql://user:hunter2@host/shop?sslpassword=hunter2", "shop"),
+        ("sqlite:////data/shop.db", "shop"),
+        ("sqlite:///shop.db?table=two%20words", "two-words"),
+        ("mysql://user:hunter2@host/shop?sslpassword=hunter2&table=rated", "rated"),
+        ("s3://bucket/folder/ratings.csv", "ratings"),
+        ("s3://hunter2:hunter2@bucket", "bucket"),
+        ("/data/shop?/ratings.2.csv", "ratings.2"),
+        ("/data/ratings-*.csv", "ratings"),
+        ("/data/\U0001f600.csv", "own-data"),
+    ],
+)
+def test_a_recipe_is_named_after_its_data_and_no_secret(path: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHOP_PASSWORD", "hunter2")
+    assert init._name(path) == name

@@ -18,7 +18,7 @@ from pipeline.config import DataConfig, SourceConfig
 from pipeline.data import judgments, sources
 from pipeline.data.formats import sql
 from pipeline.errors import InputError
-from pipeline.secrets import hide_passwords, hide_passwords_in_logs, is_secret
+from pipeline.secrets import hide_passwords, hide_passwords_in_logs, is_secret, secrets_as_variables
 
 NAMES = (
     "password",
@@ -30,6 +30,10 @@ NAMES = (
     "client_secret",
     "token",
     "api_key",
+    "access_key",
+    "sig",
+    "X-Amz-Signature",
+    "x-amz-security-token",
     "odbc_connect",
 )
 
@@ -111,6 +115,10 @@ def test_the_data_artifact_of_a_database_holds_no_secret(tmp_path: Path, monkeyp
         "PASſWORD: hunter2",
         "DB_PASSWD=hunter2",
         "https://hunter2hunter2hunter2hunter2@example.org/model",
+        "GET /rerank?api_key=hunter2",
+        "abfs://a-container-with-a-long-name@account/folder?sv=1&sig=hunter2",
+        "Authorization: Bearer hunter2hunter2hunter2",
+        "aws_secret_access_key=hunter2 region=x",
     ],
 )
 def test_a_password_in_any_form_of_address_is_hidden(text: str) -> None:
@@ -120,9 +128,36 @@ def test_a_password_in_any_form_of_address_is_hidden(text: str) -> None:
     assert hide_passwords(shown) == shown
 
 
+@pytest.mark.parametrize("text", ["unexpected token: ']'", "max_tokens=128;pad=1&x?", "https://user@host/x?a=b", ""])
+def test_what_is_no_secret_stays(text: str) -> None:
+    assert hide_passwords(text) == text
+
+
+@pytest.mark.parametrize(
+    ("address", "expected", "names"),
+    [
+        ("postgresql://shop:hunter2@db/shop", "postgresql://shop:${PW}@db/shop", ["PW"]),
+        ("postgresql://shop:${MINE}@db/shop", "postgresql://shop:${MINE}@db/shop", []),
+        ("postgresql://shop:${MINE}@db/s?password=${ITS}", "postgresql://shop:${MINE}@db/s?password=${ITS}", []),
+        ("mysql://a:b@db/s?sslpassword=c&t=d", "mysql://a:${PW}@db/s?sslpassword=${PW_2}&t=d", ["PW", "PW_2"]),
+        ("sqlite:///shop.db?table=rated", "sqlite:///shop.db?table=rated", []),
+    ],
+)
+def test_variables_take_the_place_of_secrets(address: str, expected: str, names: list[str]) -> None:
+    assert secrets_as_variables(address, "PW") == (expected, names)
+
+
 @pytest.mark.parametrize(
     "text",
-    ["password: an access token", "no password is given", "passwords = 3", "https://user@host/x", "a pwd command"],
+    [
+        "password: an access token",
+        "no password is given",
+        "passwords = 3",
+        "https://user@host/x",
+        "a pwd command",
+        "abfs://a-container-with-a-long-name@account/folder",
+        "what does Bearer mean?",
+    ],
 )
 def test_what_only_mentions_passwords_keeps_its_sense(text: str) -> None:
     assert hide_passwords(text).startswith(text.split(":", maxsplit=1)[0].split("=", maxsplit=1)[0])

@@ -25,6 +25,7 @@ from pipeline.data.formats import (
 )
 from pipeline.data.formats.tables import Format, FoundSource, of_files
 from pipeline.errors import ConfigError, MissingError
+from pipeline.secrets import hide_passwords
 from pipeline.text import other_format, refuse_special
 
 FORMATS = (
@@ -100,7 +101,7 @@ def find(config: SourceConfig, root: Path) -> tuple[str, FoundSource]:
     if storage.is_address(config.path):
         copy = storage.fetched(config.path)
         form, copied = find(replace(config, path=str(copy)), Path())
-        return form, replace(copied, shown=config.path)
+        return form, replace(copied, shown=hide_passwords(config.path))
     if "://" not in config.path and not (root / config.path).is_dir():
         refuse_special(root / config.path)
     candidates = [known for known in FORMATS if config.format in ("auto", known.name)]

@@ -70,12 +70,7 @@ def locate(url: str, root: Path) -> tuple[sa.URL, str]:
         ConfigError: not a SQLAlchemy URL, an environment variable that is not set, or a password that was hidden.
         MissingError: no such SQLite file.
     """
-    filled = _VARIABLE.sub(_value_of, url)
-    try:
-        address = sa.make_url(filled)
-    except (ArgumentError, ValueError) as error:
-        shown = hide_passwords(re.sub(r"//.*@", f"//{HIDDEN}@", url))
-        raise ConfigError(f"{shown}: not a SQLAlchemy URL; write it as sqlite:///shop.db?table=documents") from error
+    address = _address(url)
     if HIDDEN in _secrets(address):
         raise ConfigError(
             f"{hide_passwords(url)}: its password was hidden when this address was written down; put it into an "
@@ -89,6 +84,26 @@ def locate(url: str, root: Path) -> tuple[sa.URL, str]:
             raise MissingError(f"{file}: no such SQLite file")
         address = address.set(database=str(file))
     return address, str(name)
+
+
+def short_name(url: str) -> str:
+    """The table that a URL names, or its database where it names none; no user, host or password.
+
+    Raises:
+        ConfigError: see `locate`.
+    """
+    address = _address(url)
+    table = address.query.get("table", "")
+    return str(table) or Path(address.database or "").stem
+
+
+def _address(url: str) -> sa.URL:
+    """The address of a URL with the values of the environment variables that it names; see `locate` for the errors."""
+    try:
+        return sa.make_url(_VARIABLE.sub(_value_of, url))
+    except (ArgumentError, ValueError) as error:
+        shown = hide_passwords(re.sub(r"//.*@", f"//{HIDDEN}@", url))
+        raise ConfigError(f"{shown}: not a SQLAlchemy URL; write it as sqlite:///shop.db?table=documents") from error
 
 
 def _value_of(variable: re.Match[str]) -> str:

@@ -32,6 +32,9 @@ SPLIT_OF = {"train": "train", "dev": "valid", "valid": "valid", "validation": "v
 
 NO_SPLIT = ("", "all")
 
+SAMPLE_BYTES = 1 << 16
+"""Bytes of a column that are read at once where only its first value is wanted."""
+
 Grading = Callable[[pa.ChunkedArray], tuple[pa.ChunkedArray, list[InvalidRow]]]
 """Grades (rows,) and faults from the texts that stand for them."""
 
@@ -224,12 +227,26 @@ def parquet_names(file: Path) -> list[str]:
 
 
 def parquet_samples(file: Path) -> dict[str, str]:
-    """The names of a Parquet file's columns, each with its value in the first row; see `parquet_names`."""
-    with _parquet_errors(file), pq.ParquetFile(file) as content:
+    """The names of a Parquet file's columns, each with its value in the first row; see `parquet_names`.
+
+    A value that cannot be shown, such as text that is not UTF-8, is left empty. Little more than the first page of each
+    column is read, however large the file is.
+    """
+    with _parquet_errors(file), pq.ParquetFile(file, pre_buffer=False, buffer_size=SAMPLE_BYTES) as content:
         batch = next(content.iter_batches(batch_size=1), None)
-        rows = batch.to_pylist() if batch is not None else []
-        first = rows[0] if rows else {}
-        return {name: "" if first.get(name) is None else str(first[name]) for name in content.schema_arrow.names}
+        names = content.schema_arrow.names
+        if batch is None or not batch.num_rows:
+            return dict.fromkeys(names, "")
+        return {name: _shown_cell(column[0]) for name, column in zip(names, batch.columns, strict=True)}
+
+
+def _shown_cell(cell: pa.Scalar) -> str:
+    """A cell as text; empty where it is null or has no value in Python."""
+    try:
+        value = cell.as_py()
+    except (pa.ArrowException, ValueError, OverflowError, LookupError):  # LookupError: an unknown time zone.
+        return ""
+    return "" if value is None else str(value)
 
 
 @contextmanager

@@ -195,6 +195,40 @@ def test_a_grade_beyond_all_bounds_is_a_fault_of_its_row_and_no_other_number(tmp
     assert read.judgments["grade"].to_pylist() == [2, 0]
 
 
+def _of_bytes(kind: pa.DataType, cells: pa.Array) -> pa.Array:
+    """An array of a type whose values nobody checked, as a file may hold them."""
+    return pa.Array.from_buffers(kind, len(cells), cells.buffers())
+
+
+def test_a_sample_of_parquet_leaves_out_what_cannot_be_shown(tmp_path: Path) -> None:
+    columns = {
+        "latin": _of_bytes(pa.string(), pa.array([b"caf\xe9", b"x"], pa.binary())),
+        "far": _of_bytes(pa.date32(), pa.array([2**31 - 1, 0], pa.int32())),
+        "long": pa.array([2**60, 1], pa.duration("s")),
+        "zone": pa.array([1, 2], pa.timestamp("us", "Mars/Phobos")),
+        "null": pa.array([None, "x"]),
+        "title": pa.array(["knife", "spoon"]),
+        "grade": pa.array([2, 0]),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "r.parquet")
+    samples = tables.parquet_samples(tmp_path / "r.parquet")
+    assert samples == dict.fromkeys(columns, "") | {"title": "knife", "grade": "2"}
+    with pytest.raises(InputError, match="'latin' holds text that is not UTF-8"):
+        sources.read(SourceConfig(path=str(tmp_path / "r.parquet"), columns={"title": "latin"}), Path())
+
+
+def test_a_sample_of_parquet_is_no_reading_of_the_file(tmp_path: Path) -> None:
+    texts = [os.urandom(100).hex() for _ in range(40_000)]
+    pq.write_table(pa.table({"text": texts, "title": texts}), tmp_path / "r.parquet", row_group_size=len(texts))
+
+    def bytes_read() -> int:
+        return int(Path("/proc/self/io").read_text().split()[1])
+
+    before = bytes_read()
+    assert tables.parquet_samples(tmp_path / "r.parquet") == {"text": texts[0], "title": texts[0]}
+    assert bytes_read() - before < (tmp_path / "r.parquet").stat().st_size / 4
+
+
 def test_columns_of_categories_are_read_as_their_values(tmp_path: Path) -> None:
     rows = {"query": ["knife", "spoon"], "title": ["a knife", "a spoon"], "grade": ["2", "0"]}
     pq.write_table(

@@ -1,6 +1,5 @@
 """Separates the rows of a source that cannot be used from the others, for `judgments`, `check` and `convert`."""
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -33,9 +32,9 @@ class Finding:
     fault: InvalidRow
 
     @property
-    def reason(self) -> str:
-        """The reason that rows share: its id or text is left out, except of values that could not be read."""
-        return self.fault.reason if self.kind == "unreadable" else re.sub(r"'[^']*'", "'…'", self.fault.reason)
+    def likeness(self) -> tuple[str, str]:
+        """The table and what rows alike share: their kind, or for values that could not be read the reason itself."""
+        return self.fault.table, self.fault.reason if self.kind == "unreadable" else self.kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,14 +96,18 @@ def refuse(findings: Sequence[Finding], where: str, advice: str) -> None:
 
 
 def summary(findings: Sequence[Finding]) -> str:
-    """The reasons of findings: the first row of each, how many rows share it, and how many rows have others."""
+    """The kinds of findings: the first row of each, how many rows are alike, and how many rows are of other kinds."""
     alike: dict[tuple[str, str], list[InvalidRow]] = {}
     for finding in findings:
-        alike.setdefault((finding.fault.table, finding.reason), []).append(finding.fault)
+        alike.setdefault(finding.likeness, []).append(finding.fault)
     named = sorted(alike.values(), key=len, reverse=True)[:SHOWN]
-    shown = [f"{rows[0]}" + (f", and {len(rows) - 1:,} more rows alike" if len(rows) > 1 else "") for rows in named]
+    shown = [f"{rows[0]}{_more_alike(len(rows) - 1)}" for rows in named]
     left = len(findings) - sum(map(len, named))
     return "; ".join(shown) + (f"; and {left:,} more" if left else "")
+
+
+def _more_alike(rows: int) -> str:
+    return f", and {rows:,} more row{'s' * (rows > 1)} alike" if rows else ""
 
 
 def conflicts(judgments: pa.Table, known: Iterable[Finding] = ()) -> list[Finding]:

@@ -24,7 +24,7 @@ from pipeline.data.formats import (
     wands,
 )
 from pipeline.data.formats.tables import Format, FoundSource, of_files
-from pipeline.errors import ConfigError, MissingError
+from pipeline.errors import ConfigError, InputError, MissingError
 from pipeline.secrets import hide_passwords
 from pipeline.text import other_format, refuse_special
 
@@ -116,15 +116,21 @@ def find(config: SourceConfig, root: Path) -> tuple[str, FoundSource]:
         raise MissingError(f"{path}: is empty; look at what writes it")
     if path.is_dir() and not tables.data_files(path, "**/*"):
         raise MissingError(f"{path}: is a folder without files; look at what writes it")
-    advice = column_advice.of_file(path)
-    if path.is_file() and advice:
-        raise MissingError(f"{path}: is not a file of a format that is known by its name{advice}")
-    if path.is_file():
-        with path.open("rb") as file:
-            other = other_format(path, file.read(1024))
-        raise other or MissingError(
-            f"{path}: its name tells no format; a table's name ends in {', '.join(column_map.SUFFIXES)}, so rename or "
-            "convert it, or name a folder of one of the known formats"
-        )
+    is_named = config.format not in ("auto", "table")
+    if path.is_file() and not is_named:
+        raise _unknown_file(path)
+    advice = "" if is_named else column_advice.of_file(path)
     looked = "".join(f"\n  {known.name}: {known.looked_for}" for known in candidates)
     raise MissingError(f"{path}: these files were looked for and are not there:{looked}{advice}")
+
+
+def _unknown_file(path: Path) -> InputError:
+    """The error for a file that no format reads: the map of columns that fits a table, or what its name must be."""
+    if advice := column_advice.of_file(path):
+        return MissingError(f"{path}: is not a file of a format that is known by its name{advice}")
+    with path.open("rb") as file:
+        other = other_format(path, file.read(1024))
+    return other or MissingError(
+        f"{path}: its name tells no format; a table's name ends in {', '.join(column_map.SUFFIXES)}, so rename or "
+        "convert it, or name a folder of one of the known formats"
+    )

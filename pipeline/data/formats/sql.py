@@ -225,7 +225,7 @@ def _rows(engine: sa.Engine, name: str, config: SourceConfig, shown: str, *, raw
         raw: take values as the driver gives them and ignore the types that the table declares, except booleans.
     """
     wanted = dict(config.columns) or {column: column for column in OWN_COLUMNS}
-    flag = config.deleted if config.deletions == "flag" else ""
+    flag = flag_of(config)
     with engine.connect().execution_options(stream_results=True, max_row_buffer=ROWS_AT_ONCE) as connection:
         if config.query:
             result = connection.execute(sa.text(config.query))
@@ -233,9 +233,7 @@ def _rows(engine: sa.Engine, name: str, config: SourceConfig, shown: str, *, raw
         else:
             table = sa.Table(name, sa.MetaData(), autoload_with=connection)
             names = list(table.c.keys())
-        missing = [column for column in (*wanted.values(), *([flag] if flag else [])) if column not in names]
-        if missing:
-            raise SchemaError(f"{shown}: {_unfit(names, config, missing)}")
+        refuse_absent(names, config, shown)
         if not config.columns:
             wanted |= {column: column for column in names if column != flag}
         if not config.query:
@@ -256,13 +254,26 @@ def _rows(engine: sa.Engine, name: str, config: SourceConfig, shown: str, *, raw
         return columns
 
 
-def _unfit(names: Sequence[str], config: SourceConfig, missing: Sequence[str]) -> str:
-    """The message that a table lacks columns: those that its map names, or doc_id, title and text without a map."""
-    samples = dict.fromkeys(names, "")
-    if config.columns and config.deleted not in missing:
-        return column_advice.missing(config.columns, samples)
-    advice = column_advice.written(column_advice.guess(names, None) or {"title": "COLUMN"})
-    return f"has no column {', '.join(missing)}; it has {', '.join(names)}. Map its columns: {advice}"
+def flag_of(config: SourceConfig) -> str:
+    """The column that marks a row as deleted; empty where the source has none."""
+    return config.deleted if config.deletions == "flag" else ""
+
+
+def refuse_absent(names: Sequence[str], config: SourceConfig, shown: str) -> None:
+    """Raises SchemaError where a table lacks a column that its source needs; the message says what to change."""
+    there = ", ".join(names)
+    for key, column in (("watermark", config.watermark), ("deleted", flag_of(config))):
+        if column and column not in names:
+            raise SchemaError(
+                f"{shown}: has no column {column}, which `{key}` of its source names; name one of {there}"
+            )
+    if config.columns:
+        problem = column_advice.missing(config.columns, dict.fromkeys(names, ""))
+        if problem:
+            raise SchemaError(f"{shown}: {problem}")
+    elif missing := [column for column in OWN_COLUMNS if column not in names]:
+        advice = column_advice.written(column_advice.guess(names, None) or {"title": "COLUMN"})
+        raise SchemaError(f"{shown}: has no column {', '.join(missing)}; it has {there}. Map its columns: {advice}")
 
 
 def _parts(result: Any) -> Iterator[Sequence[Mapping[str, Any]]]:

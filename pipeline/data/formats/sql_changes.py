@@ -25,10 +25,12 @@ from pipeline.data.formats import column_map, tables
 from pipeline.data.formats.sql import (
     OWN_COLUMNS,
     ROWS_AT_ONCE,
+    flag_of,
     is_set,
     locate,
     plain,
     reading,
+    refuse_absent,
     shown_as,
     texts_of,
     typed,
@@ -124,20 +126,15 @@ class FollowedTable:
         self._table = sa.Table(name, sa.MetaData(), autoload_with=connection)
         self._is_sqlite = connection.dialect.name == "sqlite"
         columns = self._table.c.keys()
+        refuse_absent(columns, config, shown)
+        self._flag = flag_of(config)
         self.columns = dict(config.columns) or {
             **{own: own for own in OWN_COLUMNS},
             **{column: column for column in columns if column != self._flag},
         }
         """Our name of each column that is kept → its name in the table."""
-        wanted = [*self.columns.values(), config.watermark, *([self._flag] if self._flag else [])]
-        if missing := [column for column in wanted if column not in columns]:
-            raise SchemaError(f"{shown}: has no column {', '.join(dict.fromkeys(missing))}; it has {columns}")
         self._id = self._table.c[self.columns["doc_id"]]
         self._mark = self._untyped(self._table.c[config.watermark])
-
-    @property
-    def _flag(self) -> str:
-        return self._config.deleted if self._config.deletions == "flag" else ""
 
     def newest(self) -> Mark | None:
         """The largest value of the watermark; None where there is none.

@@ -4,6 +4,7 @@ import ast
 import json
 import sqlite3
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config import DataConfig, SourceConfig
-from pipeline.data import check, convert, judgments, sources
+from pipeline.data import check, convert, judgments, sources, validation
 from pipeline.errors import ConfigError, InputError, MissingError, SchemaError
 
 LONG = 1_000_001
@@ -237,9 +238,21 @@ def test_an_error_names_a_few_rows_and_counts_the_others(tmp_path: Path) -> None
     with pytest.raises(SchemaError, match=r"100 rows cannot be used \(judgments, row 1: .*and 99 more rows alike\)"):
         convert.convert(tmp_path / "alike", "auto", tmp_path / "out")
     beir(tmp_path / "source", grades=("x", "x", *(f"x{number}" for number in range(98))))
-    with pytest.raises(SchemaError, match=r"100 rows .*'x' is .*, and 1 more rows alike; .*; and 94 more\)") as raised:
+    with pytest.raises(SchemaError, match=r"100 rows .*'x' is .*, and 1 more row alike; .*; and 94 more\)") as raised:
         convert.convert(tmp_path / "source", "auto", tmp_path / "out")
     assert len(str(raised.value)) < 1000
+
+
+def test_rows_of_one_kind_are_named_once_whatever_they_hold(tmp_path: Path) -> None:
+    beir(tmp_path / "source", grades=tuple(map(str, range(11, 18))))
+    with pytest.raises(SchemaError, match=r"7 rows cannot be used \(judgments, row 1: .*, and 6 more rows alike\);"):
+        convert.convert(tmp_path / "source", "auto", tmp_path / "out")
+    source = sources.read(SourceConfig(path=str(tmp_path / "source")), Path())
+    strangers = pa.table({"query_id": ["q1"] * 3, "doc_id": ["O'Brien", "it's 'x", "y"], "grade": [1] * 3})
+    findings = validation.sift(replace(source, judgments=strangers)).findings
+    assert validation.summary(findings) == (
+        "judgments, row 0: doc_id 'O'Brien' is not among the documents, and 2 more rows alike"
+    )
 
 
 @pytest.mark.parametrize(
@@ -263,6 +276,22 @@ def test_nothing_that_is_known_lists_what_was_looked_for(tmp_path: Path) -> None
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(MissingError, match=r"(?s)looked for.*parquet: documents\.parquet.*homedepot: train\.csv"):
         sources.read(SourceConfig(path=str(tmp_path)), Path())
+
+
+def test_a_file_is_held_against_the_format_that_is_named(tmp_path: Path) -> None:
+    (tmp_path / "README.txt").write_text("hello")
+    (tmp_path / "ratings.csv").write_text("query,title,grade\nknife,a knife,1\n")
+    for name in ("README.txt", "ratings.csv"):
+        with pytest.raises(MissingError) as raised:
+            sources.read(SourceConfig(path=name, format="beir"), tmp_path)
+        assert str(raised.value) == (
+            f"{tmp_path / name}: these files were looked for and are not there:\n"
+            "  beir: corpus.jsonl, queries.jsonl and qrels/*.tsv"
+        )
+    with pytest.raises(MissingError, match=r"README\.txt: its name tells no format"):
+        sources.read(SourceConfig(path="README.txt"), tmp_path)
+    with pytest.raises(MissingError, match=r"(?s)ratings\.csv: is not a file of a format .*The map that fits best"):
+        sources.read(SourceConfig(path="ratings.csv"), tmp_path)
 
 
 def test_a_missing_folder_and_an_unknown_format_are_named(tmp_path: Path) -> None:

@@ -287,9 +287,13 @@ def test_values_of_several_kinds_are_refused(shop: Shop, follow: Callable[..., A
 
 def test_a_missing_column_or_table_is_named(shop: Shop, follow: Callable[..., Artifact]) -> None:
     shop.put("a")
-    with pytest.raises(SchemaError, match=r"has no column changed; it has .*'updated_at'"):
+    with pytest.raises(
+        SchemaError, match=r"has no column changed, which `watermark` of its source names; name one of .*updated_at"
+    ):
         follow(replace(shop.source("none"), watermark="changed"))
-    with pytest.raises(SchemaError, match="has no column gone"):
+    with pytest.raises(
+        SchemaError, match=r"has no column gone, which `deleted` of its source names; name one of doc_id, "
+    ):
         follow(replace(shop.source("flag"), deleted="gone"))
     with pytest.raises(MissingError, match="no table graves, which `deleted` names"):
         follow(replace(shop.source("table"), deleted="graves"))

@@ -15,7 +15,7 @@ from pipeline.config import SourceConfig
 from pipeline.data import convert, sources
 from pipeline.data.formats import sql, tables
 from pipeline.data.sources import Source
-from pipeline.errors import InputError
+from pipeline.errors import InputError, SchemaError
 
 ROWS = [("red lamp", "Lamp, red", "3"), ("red lamp", "Blue lamp", "1"), ("chair", "Lamp, red", "0")]
 COLUMNS = {"query": "search", "title": "name", "grade": "relevance"}
@@ -193,6 +193,19 @@ def test_a_grade_beyond_all_bounds_is_a_fault_of_its_row_and_no_other_number(tmp
     read = sources.read(SourceConfig(path=str(file), format="table", columns=columns), Path())
     assert [str(fault) for fault in read.faults] == [f"judgments, row 1: grade '{value}' is outside 0..10"]
     assert read.judgments["grade"].to_pylist() == [2, 0]
+
+
+def test_a_database_without_its_flag_is_told_so_and_given_no_map(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "shop.db") as connection:
+        connection.execute("create table documents (doc_id text, title text, text text, seen text)")
+        connection.execute("create table rated (search text, name text, relevance integer, seen text)")
+    for table, columns in (("documents", {}), ("rated", COLUMNS)):
+        config = SourceConfig(
+            path=f"sqlite:///shop.db?table={table}", columns=columns, watermark="seen", deletions="flag", deleted="gone"
+        )
+        with pytest.raises(SchemaError, match="has no column gone, which `deleted` of its source names") as raised:
+            sources.read(config, tmp_path)
+        assert "--columns" not in str(raised.value)
 
 
 def _of_bytes(kind: pa.DataType, cells: pa.Array) -> pa.Array:

@@ -11,11 +11,13 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-
-from starlette.datastructures import Headers
+from typing import TYPE_CHECKING
 
 from pipeline.errors import ConfigError, MissingError
 from serving.settings import HASH, Settings
+
+if TYPE_CHECKING:
+    from starlette.datastructures import Headers
 
 CHECK_S = 1.0
 """Seconds between two looks at the file of keys."""
@@ -99,7 +101,7 @@ class KeyRing:
         return (stat.st_mtime_ns, stat.st_size, stat.st_ino) if stat is not None else None
 
 
-def candidates(headers: Headers, *names: str) -> list[str]:
+def candidates(headers: "Headers", *names: str) -> list[str]:
     """Every key that came with a request: as a bearer token, as the bare value of Authorization, or in a header of
     these names. Credentials of another scheme, such as Basic from a proxy, are no key and hide none."""
     keys = []

@@ -31,7 +31,8 @@ try:
     launch.serve(settings.from_environment(workspace=Path(sys.argv[1])))
 except RelevanceError as error:
     sys.exit(f"{type(error).__name__}: {error}")
-heavy = {"numpy", "onnxruntime", "fastapi", "torch", "transformers", "pandas", "sklearn", "scipy"} & set(sys.modules)
+heavy = {"numpy", "onnxruntime", "fastapi", "starlette", "torch", "transformers", "pandas", "sklearn", "scipy"}
+heavy &= set(sys.modules)
 sys.exit(f"imported {heavy}" if heavy else 0)
 """
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.testclient import TestClient
 
@@ -39,6 +39,18 @@ def test_an_endpoint_with_parameters_gets_them_from_fastapi() -> None:
     async def nothing() -> Response:
         return PlainTextResponse("nothing")
 
+    @router.get("/headers")
+    async def headers(request: Request, response: Response) -> str:
+        response.headers["x-answer"] = request.headers["x-name"]
+        return "headers"
+
+    done: list[str] = []
+
+    @router.get("/tasks")
+    async def tasks(request: Request, later: BackgroundTasks) -> str:
+        later.add_task(done.append, request.headers["x-name"])
+        return "tasks"
+
     @router.post("/body")
     async def body(request: Request, value: dict[str, int]) -> Response:
         return PlainTextResponse(f"{sorted(value)}")
@@ -51,4 +63,7 @@ def test_an_endpoint_with_parameters_gets_them_from_fastapi() -> None:
     assert client.get("/asks", params={"number": "x"}).status_code == 422
     assert client.get("/depends").text == "given"
     assert client.get("/nothing").text == "nothing"
+    assert client.get("/headers").headers["x-answer"] == "n"
+    assert client.get("/tasks").json() == "tasks"
+    assert done == ["n"]
     assert client.post("/body", json={"b": 1, "a": 2}).text == "['a', 'b']"

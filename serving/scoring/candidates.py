@@ -1,5 +1,6 @@
 """The candidates of a search: the documents that BM25 and the encoder find, then in the order of all models."""
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ from index.vector_rows import FoundPassage
 from pipeline import features
 from pipeline.errors import MissingError
 from pipeline.features import by_score
-from serving.errors import InvalidRequestError
+from serving.errors import InvalidRequestError, ServingError
 from serving.scoring.answers import Ranks, ShardCounts
 from serving.scoring.cache import Fetched
 from serving.scoring.contents import SearchableContents
@@ -134,7 +135,23 @@ class Retrieval:
         Args:
             vector: the query's; None where the encoder is missing.
             features: names of the features of single fields that the final order needs.
+
+        Raises:
+            ServingError: a score is not finite, so a file of the release is damaged.
         """
         cosines = None if vector is None else self.contents.semantic.similarities(vector, rows).tolist()
         fields = self.contents.fields.scores(query, vector, rows, features) if features else {}
-        return CandidatePool(self.contents.lexical.scores(query, rows).tolist(), cosines, fields)
+        pool = CandidatePool(self.contents.lexical.scores(query, rows).tolist(), cosines, fields)
+        for name, values in {"bm25": pool.bm25, "cosine": cosines or (), **fields}.items():
+            if not math.isfinite(sum(values)):  # Cheaper than a look at each, of which the first stage has many.
+                self._refuse(name, rows, values)
+        return pool
+
+    def _refuse(self, name: str, rows: Sequence[int], scores: Sequence[float]) -> None:
+        """Raises ServingError for a score that is not finite: it would decide the order, and JSON has none."""
+        for row, score in zip(rows, scores, strict=True):
+            if not math.isfinite(score):
+                raise ServingError(
+                    f"the score {name} of document {self.contents.lexical.doc_ids[row][:100]!r} is not finite; "
+                    "`relevance index verify` names the damaged file"
+                )

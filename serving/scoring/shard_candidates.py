@@ -6,14 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from index.document_store import Document, Rows, Value
+from index.document_store import Rows, Value
 from index.hits import Hit
 from index.semantic import join
 from pipeline import text
 from pipeline.errors import MissingError
-from serving.errors import InvalidRequestError, NotServedError, ServingError
+from serving.errors import InvalidRequestError, NotServedError
 from serving.runtime.deadline import Deadline
-from serving.scoring.candidates import CandidatePool
 from serving.scoring.contents import SearchableContents
 from serving.scoring.reranker import Vector
 from serving.scoring.searcher import Searcher
@@ -67,7 +66,6 @@ def answer(searcher: Searcher, request: ShardQuery, deadline: Deadline) -> dict[
     nearest = {} if vector is None else contents.semantic.nearest_passages(vector, rows)
     documents = contents.documents.get_many(rows)
     terms = contents.lexical.term_scores(query, rows) if request.terms else [{} for _ in rows]
-    _check_finite(searcher.release, documents, pool)
     deadline.check()
 
     def listed(hits: Sequence[Hit]) -> list[tuple[int, float]]:
@@ -98,18 +96,6 @@ def answer(searcher: Searcher, request: ShardQuery, deadline: Deadline) -> dict[
             for number, (row, document) in enumerate(zip(rows, documents, strict=True))
         ],
     }
-
-
-def _check_finite(release: str, documents: Sequence[Document], pool: CandidatePool) -> None:
-    """Raises ServingError for a score that is not finite; JSON would hold null in its place."""
-    scores = {"bm25": pool.bm25, "cosine": pool.cosines or (), **pool.fields}
-    for name, values in scores.items():
-        bad = np.flatnonzero(~np.isfinite(np.array(values, np.float64)))
-        if len(bad):
-            raise ServingError(
-                f"release {release[:12]}: the score {name} of document {documents[bad[0]].doc_id[:100]!r} is not "
-                "finite; `relevance index verify` names the damaged file"
-            )
 
 
 def _query_terms(contents: SearchableContents, query: str) -> dict[str, Any]:

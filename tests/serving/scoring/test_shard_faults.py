@@ -319,5 +319,8 @@ def test_a_shard_with_a_vector_that_is_not_finite_refuses_by_name(collection: Co
         terms=False,
         features=["encoder.text"],
     )
-    with pytest.raises(ServingError, match=r"encoder\.text of document .* is not finite; `relevance index verify`"):
+    message = r"encoder\.text of document .* is not finite; `relevance index verify`"
+    with pytest.raises(ServingError, match=message):
         shard_candidates.answer(damaged, query, Deadline.never())
+    with pytest.raises(ServingError, match=message):
+        damaged.search(QUERIES[0], top_n=30, retrieve=30)

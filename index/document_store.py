@@ -101,7 +101,7 @@ class DocumentStore:
     def __init__(self, path: Path, segments: Sequence[StoreSegment], layout: SegmentMap, stats: CorpusStats) -> None:
         self._path, self._segments, self._layout, self._stats = path, segments, layout, stats
         self._starts = layout.starts
-        self._use = UseLock(path / artifacts.MANIFEST)
+        self._use = UseLock(path)
         self._filtering, self._looking = threading.Lock(), threading.Lock()
         self._filtered: LRUCache[bytes, Rows] = LRUCache(FILTER_BYTES, lambda rows: rows.nbytes + ROWS_BYTES)
         """Digest of field and values → rows; documents do not change."""

@@ -14,14 +14,24 @@ from pipeline.errors import ArtifactError, MissingError
 
 
 class UseLock:
-    """A shared lock on a file of a release, held until it is let go, for as long as a process reads the release.
+    """A shared lock on an artifact, held until it is let go, for as long as a process reads the artifact.
 
-    `relevance releases gc` leaves such a release alone. The file must belong to one artifact: files of segments are
-    shared by many.
+    `relevance releases gc` leaves such an artifact alone. The file that is locked is the manifest: other files, such as
+    those of segments, may be shared by many artifacts.
     """
 
-    def __init__(self, path: Path) -> None:
-        handle = os.open(path, os.O_RDONLY)
+    def __init__(self, folder: Path) -> None:
+        """Locks the manifest of the artifact in this folder.
+
+        Raises:
+            MissingError: no such folder.
+            ArtifactError: no manifest.
+        """
+        try:
+            handle = os.open(folder / artifacts.MANIFEST, os.O_RDONLY)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            artifacts.read_manifest(folder)  # Says what is not there.
+            raise MissingError(f"{folder}: its manifest came or went just now; try again") from error
         self.let_go = weakref.finalize(self, os.close, handle)
         fcntl.flock(handle, fcntl.LOCK_SH)
 

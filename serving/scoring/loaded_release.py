@@ -71,10 +71,10 @@ class LoadedRelease:
             ConfigError: a bundle has no such precision.
         """
         began = time.monotonic()
+        self._use = UseLock(release_path)  # First, so that gc removes nothing while the files are read.
         release = (
             release_parts.verify(release_path) if verify else artifacts.load(release_path, "release", verify=False)
         )
-        self._use = UseLock(release_path / artifacts.MANIFEST)
         caches = caches or Caches.of(64 * 2**20)
         self.release = release.fingerprint
         self.created = release.manifest.created

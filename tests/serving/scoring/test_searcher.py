@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+from flows import gc
+from pipeline import artifacts, release_parts
+from pipeline.artifacts import Artifact
 from pipeline.errors import ArtifactError, MissingError
 from pipeline.text import document_text
 from serving.errors import ClientGoneError, DeadlineError, InferenceError, InvalidRequestError
@@ -30,6 +33,26 @@ def broken(tiny: Any, tmp_path: Path) -> Path:
     copy = tmp_path / "artifacts" / "release" / release
     shutil.copytree(tiny.folder(release), copy)
     return copy
+
+
+def test_gc_keeps_a_release_from_before_its_files_are_read(tiny: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    path, verify, in_use = broken(tiny, tmp_path), release_parts.verify, []
+
+    def noted(folder: Path) -> Artifact:
+        in_use.append(gc._in_use(folder))
+        return verify(folder)
+
+    monkeypatch.setattr(release_parts, "verify", noted)
+    assert not gc._in_use(path)
+    searcher = Searcher(path)
+    assert in_use == [True]
+    searcher._use.let_go()
+    (path / artifacts.MANIFEST).unlink()
+    with pytest.raises(ArtifactError, match=r"manifest\.json: not a readable manifest"):
+        Searcher(path)
+    shutil.rmtree(path)
+    with pytest.raises(MissingError, match="no such artifact"):
+        Searcher(path)
 
 
 def test_the_final_order_is_that_of_numpy_and_the_fusion(searcher: Searcher, tiny: Any) -> None:

@@ -110,7 +110,8 @@ def divide(
         index_shards.collection,
         shards,
         passages.to_dict() if passages else None,
-        {"encoder": offline.digest(encoder), "index": recipes.to_dict(recipe.index)},
+        encoder=offline.digest(encoder),
+        index=recipes.to_dict(recipe.index),
         data=data,
         whole_parts=whole_parts,
     )

@@ -87,7 +87,7 @@ def _check_lexical(part: Artifact) -> PartContents:
             raise _wrong(folder / "counts.npy", "its counts do not add up to the lengths of the documents")
         holders.append(stored.living(layout.rows_of(number) >= 0))
     if (collection := WholeCollection.of(part)) is not None:
-        _check_shard(part, collection, doc_ids, holders[0])
+        _check_shard(part, collection, doc_ids, np.concatenate(holders))
     elif HOLDERS in part.manifest.files:
         path = part.file(HOLDERS)
         if not np.array_equal(read_array(path), np.concatenate(holders)):

@@ -113,8 +113,9 @@ def collection(
     workspace: Path,
     count: int,
     passages: Mapping[str, Any] | None,
-    settings: Mapping[str, Any],
     *,
+    encoder: str,
+    index: Mapping[str, Any],
     data: Artifact,
     whole_parts: Mapping[str, Artifact],
 ) -> Artifact:
@@ -127,7 +128,9 @@ def collection(
     Args:
         count: number of shards.
         passages: the rule by which the shards cut long documents (`Passages.to_dict`); None where they do not.
-        settings: what the shards' indexes depend on beside the documents: encoder and section `index` of the recipe.
+        encoder: digest of the encoder whose vectors the shards hold.
+        index: section `index` of the recipe.
+        data: all documents.
         whole_parts: the lexical indexes of all documents, by part of a release, from which those of shards are cut.
     """
     held = {"data": data.fingerprint, "shards": count, **({"passages": dict(passages)} if passages else {})}
@@ -136,7 +139,8 @@ def collection(
         (staging.folder / COLLECTION).write_text(json.dumps(held, indent=1) + "\n", encoding="utf-8")
         return {"collection": held}
 
-    return WHOLE.make(workspace, config=held | dict(settings), inputs={"data": data, **whole_parts}, build=build)
+    config = held | {"encoder": encoder, "index": index}
+    return WHOLE.make(workspace, config=config, inputs={"data": data, **whole_parts}, build=build)
 
 
 @LEXICAL

@@ -136,8 +136,8 @@ def _collection_problem(manifests: Mapping[str, Manifest], encoder: str) -> str:
     embedded = collection.config.get("encoder", encoder)
     if encoder != embedded:
         return f"its collection holds vectors of encoder {embedded[:12]}, but its encoder is {encoder[:12]}"
-    for name in [name for name in manifests if _kind(name) == "lexical"]:
-        if manifests[name].inputs.get("full") != collection.inputs.get(name):
+    for name, manifest in manifests.items():
+        if _kind(name) == "lexical" and manifest.inputs.get("full") != collection.inputs.get(name):
             return f"its {name} is no shard of its collection"
     return ""
 

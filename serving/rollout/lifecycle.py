@@ -29,7 +29,7 @@ from serving.runtime.scheduler import Scheduler
 from serving.scoring.redis_cache import SharedCache
 from serving.scoring.reranker import Caches
 from serving.scoring.searcher import Searcher
-from serving.scoring.sharded import ShardClient, ShardedSearcher, ShardsBehindError
+from serving.scoring.sharded import ShardClient, ShardedSearcher
 from serving.settings import Settings
 
 LOOKS = 15
@@ -91,6 +91,8 @@ class Lifecycle:
         self._seen: trials.Stamp | None = None
         self._again: float | None = None
         """When to try the refused release again."""
+        self._pause_s = settings.poll_s
+        """Seconds between the last two looks for the shards of a release that waits for them."""
         self._refused_files: FolderStamp = ()
         """The files of the refused release when it was refused."""
         self._latest_files: FolderStamp = ()
@@ -191,6 +193,7 @@ class Lifecycle:
             self._compared = self.releases.resolve(self.settings.compare)
             if self._searcher(self._compared) is first:
                 log.warning("release %s answers already; there is no other to compare it with", first.release[:12])
+        _announce(first)
         self.rollout.active.begin_settings(first, self.releases.resolve)
         self._follow_trials()
         self.watch()
@@ -244,39 +247,44 @@ class Lifecycle:
                 if self._current is not None and name == self._current.release:
                     self.refused = None
                     return
-                began = time.monotonic()
                 fresh = self._searcher(name)
-                self._check_shards(fresh)
-            except ShardsBehindError as error:
-                self._wait_for_shards(name, error)
-                continue
+                reason = self._shards_behind(fresh)
             except Exception as error:
                 self._refuse(name, error, kept=self._current)
+                continue
+            if reason:
+                self._wait_for_shards(name, reason)
                 continue
             if self._stamp() != stamp:
                 continue  # The pointer moved while this release was loading, perhaps away from it.
             self._swap(fresh)
-            log.info("release %s: answers from now on, after %.1f s of loading", name[:12], time.monotonic() - began)
-            for warning in surface_warnings(fresh.surfaces):
-                log.warning("release %s: %s", name[:12], warning)
+            _announce(fresh)
 
-    def _check_shards(self, fresh: Searcher) -> None:
-        """Raises ShardsBehindError while fewer shards answer a release than answer the live one."""
-        if self._current is None or self.shards is None:
-            return
-        ready, answering = fresh.shards_that_answer(), self._current.shards_that_answer()
-        if ready < answering:
-            raise ShardsBehindError(
-                f"{ready} of its {len(self.shards.addresses)} shards answer, and {answering} of the live release's; it "
-                "is taken as soon as no fewer do"
-            )
+    def _shards_behind(self, fresh: Searcher) -> str:
+        """The reason why a release must wait: fewer shards answer it than the live one; empty where it need not."""
+        if self._current is None:
+            return ""
+        ready = fresh.probe_shards()
+        if not ready.missing:
+            return ""
+        answering = self._current.probe_shards().answered
+        if ready.answered >= answering:
+            return ""
+        first = ready.missing[0]
+        return (
+            f"{ready.answered} of its {ready.of} shards answer, and {answering} of the live release's; it is taken "
+            f"within {RETRY_S:.0f} s once no fewer do ({first.shard}: {first.reason})"
+        )
 
-    def _wait_for_shards(self, name: str, error: ShardsBehindError) -> None:
-        if self.refused is None or self.refused.release != name:  # Logged once, looked at with every poll.
-            self._refuse(name, error, kept=self._current)
+    def _wait_for_shards(self, name: str, reason: str) -> None:
+        """Refuses a release until its shards are there; logs that once, and looks again after pauses that double."""
+        if self.refused is None or self.refused.release != name:
+            self._refuse(name, NotReadyError(reason), kept=self._current)
+            self._pause_s = self.settings.poll_s
         else:
-            self.refused = replace(self.refused, reason=str(error))
-        self._again = time.monotonic()
+            self.refused = replace(self.refused, reason=reason)
+            self._pause_s = min(2 * self._pause_s, RETRY_S)
+        self._again = time.monotonic() + self._pause_s
 
     def _retry_is_due(self) -> bool:
         """Whether to try the refused release again: some time after a passing reason, or when its files have changed.
@@ -372,3 +380,10 @@ class Lifecycle:
         if self.shards is not None:
             return ShardedSearcher(path, self.shards, precision=precision, caches=self.caches, scheduler=self.scheduler)
         return Searcher(path, precision=precision, caches=self.caches, scheduler=self.scheduler)
+
+
+def _announce(searcher: Searcher) -> None:
+    """Logs that a release answers from now on, and of which searches its report warns."""
+    log.info("release %s: answers from now on", searcher.release[:12])
+    for warning in surface_warnings(searcher.surfaces):
+        log.warning("release %s: %s", searcher.release[:12], warning)

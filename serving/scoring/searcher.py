@@ -27,6 +27,7 @@ from serving.scoring.answers import (
     ListName,
     SearchDetails,
     SearchResult,
+    ShardCounts,
     ShownDocuments,
 )
 from serving.scoring.best_passages import best_passages, nearest_passages
@@ -167,9 +168,9 @@ class Searcher(LoadedRelease):
         """The passages in which the index holds long documents; None where each document has one vector."""
         return self._contents.semantic.passages if self._contents else None
 
-    def shards_that_answer(self) -> int:
-        """Number of services that answer as shards of this release; 0 where it holds its documents itself."""
-        return 0
+    def probe_shards(self) -> ShardCounts:
+        """The services that answer as shards of this release; none where it holds its documents itself."""
+        return ShardCounts(answered=0, of=0, missing=[])
 
     def document(self, doc_id: str, *, neighbours: int, options: RequestOptions) -> OpenedDocument | None:
         """A whole document with those nearest to it; None where the release has no such document.

@@ -1,4 +1,4 @@
-"""The answer of a shard to POST /candidates: its form, and what must hold before the asking service uses it."""
+"""The answer of a shard to POST /candidates, and the checks that it passes before the asking service uses it."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -10,64 +10,64 @@ from index.shards import shard_of
 
 
 class StrictModel(BaseModel):
-    """A part of an answer: a value of another type is refused, and so is a number that is not finite."""
+    """A model of JSON that refuses a value of another type and a number that is not finite."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
 
 class NearestPassage(StrictModel):
-    """A passage of a document as the models read it, title first."""
+    """The passage of a document that is nearest to the query, by its place in the cleaned title and text."""
 
-    start: int
-    end: int
-    number: int = Field(description="From 1.")
-    of: int
+    start: int = Field(description="Index of the passage's first character in the title and text that the models read.")
+    end: int = Field(description="Index after the passage's last character.")
+    number: int = Field(description="Number of the passage in its document, from 1.")
+    of: int = Field(description="Number of passages of the document.")
 
 
 class KnownTerms(StrictModel):
-    """The terms of the query that the index knows, by the analysis of this language and version."""
+    """The terms of the query that the BM25 index knows."""
 
-    language: str
-    version: int
+    language: str = Field(description="Language of the analyser that made the terms.")
+    version: int = Field(description="Version of that analyser.")
     shares: dict[str, float] = Field(description="Term → share of the documents of all shards that have it.")
 
 
 class ShardCandidate(StrictModel):
-    """One document of a shard with its first-stage scores."""
+    """A document of a shard with its first-stage scores."""
 
-    row: int = Field(description="Its row among the documents of all shards.")
+    row: int = Field(description="Row of the document among the documents of all shards.")
     doc_id: str
     title: str
     text: str
     fields: dict[str, Any]
     bm25: float
-    cosine: float | None
-    terms: dict[str, float]
-    features: dict[str, float] = Field(description="Score by each single field of `features`.")
+    cosine: float | None = Field(description="Cosine with the query's vector; null where the request had no vector.")
+    terms: dict[str, float] = Field(description="Matched term → its part of `bm25`; empty without `terms: true`.")
+    features: dict[str, float] = Field(description="Name of each requested feature of a single field → score.")
     passage: NearestPassage | None = Field(
-        description="Where the passage nearest to the vector stands; null where the document has one vector or none."
+        description="The passage nearest to the query's vector; null where the document has one vector or none."
     )
 
 
 class CandidatesAnswer(StrictModel):
-    """The documents that a shard finds by BM25 and by the encoder."""
+    """The documents of a shard that BM25 and the encoder rank first for a query."""
 
-    release: str
+    release: str = Field(description="Fingerprint of the release of the shard.")
     collection: str = Field(description="Fingerprint of the documents of all shards, and of how they are indexed.")
-    shard: int = Field(description="From 0.")
+    shard: int = Field(description="Number of the shard, from 0.")
     known_filter: bool = Field(description="Whether the shard has documents with the fields of `filters`.")
-    field_names: list[str]
-    query_terms: KnownTerms | None = Field(description="Only with `matches`.")
-    lexical: list[tuple[int, float]] = Field(description="Row and score, the best first.")
-    semantic: list[tuple[int, float]]
-    documents: list[ShardCandidate]
+    field_names: list[str] = Field(description="Names of the fields by which the shard's documents can be filtered.")
+    query_terms: KnownTerms | None = Field(description="Terms of the query; null without `matches: true`.")
+    lexical: list[tuple[int, float]] = Field(description="Row and BM25 score of each document, the best first.")
+    semantic: list[tuple[int, float]] = Field(description="Row and cosine of each document, the best first.")
+    documents: list[ShardCandidate] = Field(description="The documents of `lexical` and `semantic`, each once.")
 
     @classmethod
-    def read(cls, content: bytes) -> "CandidatesAnswer":
-        """The answer with this JSON.
+    def read(cls, content: bytes | bytearray) -> "CandidatesAnswer":
+        """Parses and validates the JSON of an answer.
 
         Raises:
-            ValueError: it is another one; names the first value that is wrong.
+            ValueError: the JSON is broken, or a value has the wrong type or is missing; names the first such value.
         """
         try:
             return cls.model_validate_json(content)
@@ -77,23 +77,29 @@ class CandidatesAnswer(StrictModel):
             raise ValueError(f"its answer cannot be read: {path[:100]}: {first['msg'][:100]}") from None
 
     def fault(self, shards: int, *, with_vector: bool, features: Sequence[str]) -> str:
-        """The reason why this is no answer of its shard to what was asked; empty where it is one.
+        """The reason why the answer cannot be right for the request; empty where nothing is wrong with it.
 
         Args:
-            shards: number of shards.
+            shards: number of shards of the collection.
             with_vector: whether the request had the query's vector.
-            features: scores of single fields that it named.
+            features: names of the features of single fields that the request named.
         """
         if not 0 <= self.shard < shards:
             return f"holds shard {self.shard + 1} of {shards}"
-        rows = Counter[int | str](item.row for item in self.documents)
-        doc_ids = Counter[int | str](item.doc_id for item in self.documents)
+        rows = {item.row for item in self.documents}
         if absent := [row for row, _ in (*self.lexical, *self.semantic) if row not in rows]:
             return f"lists row {absent[0]} without its document"
-        if twice := [value for counts in (rows, doc_ids) for value in counts if counts[value] > 1]:
-            return f"gives {twice[0]!r} as two documents"
+        doc_ids = {item.doc_id for item in self.documents}
+        if min(len(rows), len(doc_ids)) < len(self.documents):
+            return f"gives {self._repeated()!r} as two documents"
         problems = (self._problem(item, shards, with_vector, features) for item in self.documents)
         return next(filter(None, problems), "")
+
+    def _repeated(self) -> int | str:
+        """The first row that several documents share, else the first such document id."""
+        rows = Counter[int | str](item.row for item in self.documents)
+        doc_ids = Counter[int | str](item.doc_id for item in self.documents)
+        return next(value for counts in (rows, doc_ids) for value, count in counts.items() if count > 1)
 
     def _problem(self, document: ShardCandidate, shards: int, with_vector: bool, features: Sequence[str]) -> str:
         shown = f"document {document.doc_id[:100]!r}"

@@ -14,8 +14,9 @@ of all its shards where shards take a new release before this service does.
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import orjson
 
@@ -56,10 +57,6 @@ class ShardLateError(Exception):
     """A shard did not answer in time."""
 
 
-class ShardsBehindError(NotReadyError):
-    """Fewer shards answer a release than answer the one whose place it is to take."""
-
-
 class ShardClient:
     """Asks all shards at once."""
 
@@ -79,10 +76,13 @@ class ShardClient:
         # A pool for each, so that calls which wait for one shard never hold up those to others.
         self._threads = [ThreadPoolExecutor(THREADS, f"shard-{number}") for number in range(len(self.addresses))]
 
-    def ask(self, body: Mapping[str, Any], deadline: Deadline) -> list[CandidatesAnswer | MissingShard]:
-        """The outcome of each shard, in the order of the addresses: its answer, or the reason why there is none."""
-        seconds = min(deadline.remaining * SHARE, WITHOUT_DEADLINE_S)
-        until = Deadline.after(seconds)
+    def ask(self, body: Mapping[str, Any], until: Deadline) -> list[CandidatesAnswer | MissingShard]:
+        """The outcome of each shard, in the order of the addresses: its answer, or the reason why there is none.
+
+        Args:
+            body: the request.
+            until: the moment from which a shard is late.
+        """
         content = orjson.dumps(body)
         calls = [
             threads.submit(self._ask, address, content, until)
@@ -111,8 +111,8 @@ class ShardClient:
                 if len(sent) > MAX_ANSWER_BYTES:
                     raise ValueError(f"its answer has more than {MAX_ANSWER_BYTES:,} bytes")
         if answer.status_code != 200:
-            raise ValueError(f"HTTP {answer.status_code}: {_message(bytes(sent))}")
-        return CandidatesAnswer.read(bytes(sent))
+            raise ValueError(f"HTTP {answer.status_code}: {_message(sent)}")
+        return CandidatesAnswer.read(sent)
 
     def _outcome(
         self, address: str, call: "Future[CandidatesAnswer]", until: Deadline
@@ -126,11 +126,20 @@ class ShardClient:
             reason = str(error)[:300]
         except Exception as error:  # Whatever it is, the answer names it.
             reason = f"{type(error).__name__}: {error}"[:300]
-        log.warning("shard %s: %s", address, reason)
         return MissingShard(shard=address, reason=reason)
 
 
-def _message(content: bytes) -> str:
+@dataclass(frozen=True, slots=True)
+class ShardAnswers:
+    """The answers of shards to one request that can be used."""
+
+    answers: Sequence[CandidatesAnswer]
+    by_row: Mapping[int, ShardCandidate]
+    """Row among the documents of all shards → document, of all answers."""
+    counts: ShardCounts
+
+
+def _message(content: bytearray) -> str:
     try:
         return str(orjson.loads(content)["error"])[:200]
     except (orjson.JSONDecodeError, KeyError, TypeError):
@@ -169,12 +178,9 @@ class ShardedSearcher(Searcher):
         of_whole_documents = dict.fromkeys(NEEDS["documents"], NO_DOCUMENT)
         return {path: reason for path, reason in (super().unanswered | of_whole_documents).items() if path != "/search"}
 
-    def shards_that_answer(self) -> int:
+    def probe_shards(self) -> ShardCounts:
         body = {"query": "ready", "depth": 1, "collection": self.collection_id}
-        try:
-            return self._answered(body, Deadline.after(PROBE_S / SHARE))[1].answered
-        except NotReadyError:
-            return 0
+        return self._ask_shards(body, Deadline.after(PROBE_S)).counts
 
     @property
     def _indexed_passages(self) -> Passages | None:
@@ -210,15 +216,18 @@ class ShardedSearcher(Searcher):
         if search.details.matches:
             body["matches"] = True
         with search.watch("shards"):
-            answered, counts = self._answered(body, search.models.options.deadline)
+            seconds = min(search.models.options.deadline.remaining * SHARE, WITHOUT_DEADLINE_S)
+            usable = self._ask_shards(body, Deadline.after(seconds))
+        answered, by_row, counts = usable.answers, usable.by_row, usable.counts
+        _check_counts(counts)
         search.options.deadline.check()
         if not counts.missing:  # A missing shard may have documents with any field.
             _check_names(answered, bool(filters), search.details.facets)
-        by_row = {document.row: document for answer in answered for document in answer.documents}
         by_words = _merged([hit for answer in answered for hit in answer.lexical], by_row, depth)
         by_meaning = _merged([hit for answer in answered for hit in answer.semantic], by_row, depth)
         rows = join(by_words, by_meaning)
-        cosines = [cosine for row in rows if (cosine := by_row[row].cosine) is not None] if queried else None
+        # Every candidate has a cosine here: `CandidatesAnswer.fault` refuses answers that lack any.
+        cosines = cast(list[float], [by_row[row].cosine for row in rows]) if queried else None
         fields = {name: [by_row[row].features[name] for row in rows] for name in weighed}
         with search.watch("documents"):
             documents = {row: _document(by_row[row]) for row in rows}
@@ -237,46 +246,54 @@ class ShardedSearcher(Searcher):
             shards=counts,
         )
 
-    def _answered(self, body: Mapping[str, Any], deadline: Deadline) -> tuple[list[CandidatesAnswer], ShardCounts]:
-        """The answers that can be used, and counts of all shards.
-
-        Raises:
-            NotReadyError: there is none.
-        """
-        answered: dict[int, CandidatesAnswer] = {}
+    def _ask_shards(self, body: Mapping[str, Any], until: Deadline) -> ShardAnswers:
+        """The answers of all shards to a request; one that cannot be used counts as missing."""
+        answers: dict[int, CandidatesAnswer] = {}
+        by_row: dict[int, ShardCandidate] = {}
         missing: list[MissingShard] = []
-        rows: set[int] = set()
-        for address, outcome in zip(self._shards.addresses, self._shards.ask(body, deadline), strict=True):
+        for address, outcome in zip(self._shards.addresses, self._shards.ask(body, until), strict=True):
             if isinstance(outcome, MissingShard):
                 missing.append(outcome)
-                continue
-            own = {document.row for document in outcome.documents}
-            if problem := self._problem(outcome, body, answered) or (
-                "lists a row of another shard" if own & rows else ""
-            ):
-                log.warning("shard %s: %s", address, problem)
+            elif problem := self._problem(outcome, body, answers, by_row):
                 missing.append(MissingShard(shard=address, reason=problem))
-                continue
-            answered[outcome.shard] = outcome
-            rows |= own
-        if not answered:
-            reasons = "; ".join(f"{item.shard}: {item.reason}" for item in missing)
-            raise NotReadyError(f"no shard of the documents answers: {reasons}"[:1000])
-        return list(answered.values()), ShardCounts(answered=len(answered), of=self._count, missing=missing)
+            else:
+                answers[outcome.shard] = outcome
+                by_row |= {document.row: document for document in outcome.documents}
+        counts = ShardCounts(answered=len(answers), of=self._count, missing=missing)
+        return ShardAnswers(list(answers.values()), by_row, counts)
 
-    def _problem(self, answer: CandidatesAnswer, body: Mapping[str, Any], answered: Collection[int]) -> str:
+    def _problem(
+        self,
+        answer: CandidatesAnswer,
+        body: Mapping[str, Any],
+        answered: Collection[int],
+        rows: Collection[int],
+    ) -> str:
         """The reason why an answer cannot be used; empty where it can.
 
         Args:
             body: the request.
             answered: numbers of the shards whose answers are used already.
+            rows: the rows of their documents.
         """
         if answer.collection != self.collection_id:
             return f"holds a shard of another collection (release {answer.release[:12]})"
         if answer.shard in answered:
             return f"holds shard {answer.shard + 1}, as another one does"
         with_vector = body.get("vector") is not None
-        return answer.fault(self._count, with_vector=with_vector, features=body.get("features", ()))
+        fault = answer.fault(self._count, with_vector=with_vector, features=body.get("features", ()))
+        if not fault and any(document.row in rows for document in answer.documents):
+            return "lists a row of another shard"
+        return fault
+
+
+def _check_counts(counts: ShardCounts) -> None:
+    """Logs each missing shard; raises NotReadyError where all are."""
+    for item in counts.missing:
+        log.warning("shard %s: %s", item.shard, item.reason)
+    if not counts.answered:
+        reasons = "; ".join(f"{item.shard}: {item.reason}" for item in counts.missing)
+        raise NotReadyError(f"no shard of the documents answers: {reasons}"[:1000])
 
 
 def _check_names(answered: Sequence[CandidatesAnswer], filtered: bool, facets: Sequence[str]) -> None:

@@ -1,3 +1,4 @@
+import dataclasses
 import errno
 import gc
 import itertools
@@ -15,6 +16,8 @@ import pytest
 from pipeline.errors import ArtifactError, MissingError
 from serving.errors import NotReadyError
 from serving.rollout.lifecycle import RETRY_S, Lifecycle
+from serving.scoring.answers import MissingShard, ShardCounts
+from serving.scoring.searcher import Searcher
 from tests.serving.patience import patient
 
 
@@ -269,6 +272,62 @@ def test_a_full_disk_while_loading_is_survived_and_the_release_tried_again(
     lifecycle.poll()
     assert lifecycle.current.release == new
     assert lifecycle.refused is None
+
+
+def test_a_release_waits_for_its_shards_which_are_asked_after_pauses_that_double(
+    lifecycle: Lifecycle, fresh: Any, monkeypatch: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    lifecycle.stop()  # Its thread would poll beside this test.
+    lifecycle.settings = dataclasses.replace(lifecycle.settings, poll_s=1)
+    old = lifecycle.current
+    new = promote(fresh, 2)
+    probed: list[str] = []
+    complete = {old.release}
+
+    def probe(searcher: Searcher) -> ShardCounts:
+        probed.append(searcher.release)
+        missing = [] if searcher.release in complete else [MissingShard(shard="http://b", reason="HTTP 404")]
+        return ShardCounts(answered=2 - len(missing), of=2, missing=missing)
+
+    monkeypatch.setattr(Searcher, "probe_shards", probe)
+    pauses = []
+    for _ in range(7):
+        lifecycle.poll()
+        lifecycle.poll()  # Before its time, so that nobody is asked.
+        pauses.append(lifecycle._pause_s)
+        assert lifecycle._again is not None
+        assert 0 < lifecycle._again - time.monotonic() <= pauses[-1]
+        lifecycle._again = time.monotonic()
+    assert pauses == [1, 2, 4, 8, 16, RETRY_S, RETRY_S]
+    assert probed == [new, old.release] * 7
+    assert lifecycle.current is old
+    assert lifecycle.refused is not None
+    assert "1 of its 2 shards answer, and 2 of the live release's" in lifecycle.refused.reason
+    assert "(http://b: HTTP 404)" in lifecycle.refused.reason
+    assert (lifecycle.refusals, sum("refused" in record.getMessage() for record in caplog.records)) == (1, 1)
+    complete.add(new)
+    probed.clear()
+    lifecycle.poll()
+    assert (lifecycle.current.release, lifecycle.refused) == (new, None)
+    assert probed == [new]  # The live one is asked only where the new one is short of shards.
+
+
+def test_each_release_that_answers_is_announced_with_the_warnings_of_its_report(
+    fresh: Any, monkeypatch: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("serving.rollout.lifecycle.surface_warnings", lambda _: ["worse than BM25"])
+    caplog.set_level(logging.INFO)
+    releases = [promote(fresh, 1)]
+    lifecycle = Lifecycle(patient(workspace=fresh.path, threads=1, poll_s=60))
+    lifecycle.start()
+    releases.append(promote(fresh, 2))
+    lifecycle.poll()
+    lifecycle.stop()
+    lines = [record.getMessage() for record in caplog.records if record.name == "serving.rollout.lifecycle"]
+    expected = [
+        f"release {release[:12]}: {line}" for release in releases for line in ("answers from now on", "worse than BM25")
+    ]
+    assert [line for line in lines if line in expected] == expected
 
 
 def test_a_pointer_that_arrives_before_its_files_is_followed_once_they_are_there(

@@ -252,6 +252,21 @@ def test_a_row_of_another_shard_is_named(faulty: FaultyCollection) -> None:
     assert (missing.shard, missing.reason) == (second.url, "lists a row of another shard")
 
 
+def test_a_probe_names_missing_shards_and_only_a_search_logs_them(
+    faulty: FaultyCollection, caplog: pytest.LogCaptureFixture
+) -> None:
+    for shard in faulty.shards:
+        assert faulty.front.probe_shards().answered == COUNT - sum(item.content is not None for item in faulty.shards)
+        shard.content = lambda _: b""
+    probed = faulty.front.probe_shards()
+    assert (probed.answered, [item.shard for item in probed.missing]) == (0, [shard.url for shard in faulty.shards])
+    assert not caplog.records
+    faulty.shards[1].content = None
+    faulty.search()
+    (line,) = [record.getMessage() for record in caplog.records if record.name == sharded.__name__]
+    assert line.startswith(f"shard {faulty.shards[0].url}: its answer cannot be read")
+
+
 def test_an_endless_answer_ends_at_its_limit(faulty: FaultyCollection, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sharded, "MAX_ANSWER_BYTES", 2**20)
     faulty.shards[0].content = lambda _: b" " * 2**24
@@ -280,7 +295,7 @@ def test_requests_that_wait_for_one_shard_hold_up_no_other(faulty: FaultyCollect
     with ThreadPoolExecutor(count) as pool:
         client = faulty.front._shards
         body = {"query": "list", "depth": 3, "collection": faulty.front.collection_id}
-        calls = [pool.submit(client.ask, body, Deadline.after(10.0)) for _ in range(count)]
+        calls = [pool.submit(client.ask, body, Deadline.after(5.0)) for _ in range(count)]
         outcomes = [item.result() for item in calls]
     assert {type(first).__name__ for first, _ in outcomes} == {"MissingShard"}
     assert {type(second).__name__ for _, second in outcomes} == {"CandidatesAnswer"}

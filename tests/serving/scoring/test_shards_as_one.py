@@ -78,14 +78,14 @@ class LocalShards(ShardClient):
         self.addresses = tuple(f"shard {number}" for number in range(len(searchers)))
         self.gone: set[str] = set()
 
-    def ask(self, body: Mapping[str, Any], deadline: Deadline) -> list[CandidatesAnswer | MissingShard]:
+    def ask(self, body: Mapping[str, Any], until: Deadline) -> list[CandidatesAnswer | MissingShard]:
         sent = {name: value for name, value in orjson.loads(orjson.dumps(body)).items() if value is not None}
         assert {sent.pop("collection")} == {searcher.collection_id for searcher in self.searchers}
         query = ShardQuery(**{"vector": None, "filters": {}, **sent})
         return [
             MissingShard(shard=address, reason="gone")
             if address in self.gone
-            else CandidatesAnswer.read(orjson.dumps(shard_candidates.answer(searcher, query, deadline)))
+            else CandidatesAnswer.read(orjson.dumps(shard_candidates.answer(searcher, query, until)))
             for address, searcher in zip(self.addresses, self.searchers, strict=True)
         ]
 

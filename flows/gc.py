@@ -46,8 +46,8 @@ TEMPORARY = "temporary"
 """The reason that the list of removals gives for lock files that nobody holds and temporary files of dead processes."""
 
 _STORES = ("manifest.json", "documents/manifest.json", "documents/documents.sqlite")
-"""Files of a release on which a service holds a shared lock: the second by services from before shards, the third by
-those from before segments."""
+"""Files of a release on which a service holds a shared lock: the second by services from before the release's own
+lock, the third by those from before segments."""
 _STORE = ("manifest.json",)
 """Files of a document store that is no part of a release, on which a reader holds a shared lock."""
 

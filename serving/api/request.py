@@ -93,7 +93,7 @@ class RequestContext:
         return self._record.route.searcher
 
     def choose(self, release: str | None) -> None:
-        """Has a release answer that the request names; for None the one that answers stays.
+        """Sends the request to the release that it names, by the first digits of the fingerprint; None changes nothing.
 
         Raises:
             NotFoundError: no such release is loaded.
@@ -102,7 +102,9 @@ class RequestContext:
             self._record.route = Route(self.service.lifecycle.loaded_as(release), "chosen", wished=True)
 
     def choose_collection(self, collection: str | None) -> None:
-        """Has a loaded release answer that holds a shard of this collection; for None the one that answers stays.
+        """Sends the request to a loaded release that holds a shard of this collection; None changes nothing.
+
+        The release that was chosen before stays if it holds such a shard itself.
 
         Raises:
             NotFoundError: no such release is loaded.
@@ -121,7 +123,7 @@ class RequestContext:
         return await self.read_one_of(lambda _: model)
 
     async def read_one_of(self, choose: Callable[[Any], type[M]]) -> M:
-        """The same, where the body itself decides by which model it is read."""
+        """The request's body, parsed, then validated by the model that `choose` names for it; raises as `read` does."""
         body = await self._whole_body()
 
         def parse() -> M:

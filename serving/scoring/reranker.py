@@ -118,7 +118,7 @@ class Reranker:
         return Fetched([score.value for score in read.values], read.hits, read.misses)
 
     def read(self, query: str, documents: Sequence[str], options: RequestOptions) -> Fetched[DocumentScore]:
-        """The same with the best passage of each document; hits and misses count passages. Errors as of `scores`."""
+        """Raw scores and best passages of documents; hits and misses count passages. Raises as `scores` does."""
         if self.passages is None:
             fetched = self._pair_scores(query, documents, options)
             return Fetched([DocumentScore(score) for score in fetched.values], fetched.hits, fetched.misses)
@@ -134,10 +134,10 @@ class Reranker:
         return Fetched(scored, fetched.hits, fetched.misses)
 
     def scores_in_time(self, query: str, documents: Sequence[str], options: RequestOptions) -> Fetched[float | None]:
-        """Scores in the order of the documents; None for those that the deadline cut off.
+        """Raw scores in the order of the documents; None for each that was not scored before the deadline.
 
-        However much waits, it is tried; documents join the queue as those before them are done. A document has a score
-        once all its passages have one.
+        A long queue is no reason to refuse the call: documents are queued in chunks, each once the chunk before it is
+        scored. A document of several passages has a score only if every passage was scored.
 
         Raises:
             BodyTooLargeError: the documents have more passages than a request may have.
@@ -160,7 +160,7 @@ class Reranker:
         return Fetched(scores + [None] * (len(documents) - len(cut)), fetched.hits, fetched.misses)
 
     def _pair_scores(self, query: str, documents: Sequence[str], options: RequestOptions) -> Fetched[float]:
-        """The scores of documents that are read to the end of the model's input; errors as of `scores`."""
+        """The scores of documents that are read to the end of the model's input; raises as `scores` does."""
         keys, compute = self._pairs(query, documents, options, eager=True)
         return self.cache.fetch(keys, compute, options)
 

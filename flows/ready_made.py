@@ -11,6 +11,8 @@ import hashlib
 import json
 import logging
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -64,11 +66,33 @@ class ReadyMadeModels:
 def apart(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """The result of a function that is run in a process of its own, whose memory and libraries end with it.
 
-    The service's parent process lives as long as the service, and must not carry torch.
+    The service's parent process lives as long as the service, and must not carry torch. The process ends with this
+    one, also where this one is interrupted or killed.
     """
     context, level = multiprocessing.get_context("spawn"), logging.getLogger().level
-    with ProcessPoolExecutor(1, mp_context=context, initializer=write_log, initargs=(level,)) as pool:
-        return pool.submit(function, *args, **kwargs).result()
+    with ProcessPoolExecutor(1, mp_context=context, initializer=_begin, initargs=(level,)) as pool:
+        before = multiprocessing.active_children()
+        answer = pool.submit(function, *args, **kwargs)
+        started = [child for child in multiprocessing.active_children() if child not in before]
+        try:
+            return answer.result()
+        except BaseException:  # Such as an interruption of this process alone; the pool would wait for the end.
+            for child in started:
+                child.kill()
+            raise
+
+
+def _begin(level: int) -> None:
+    """Prepares a process of `apart`: it writes log lines, and ends where the process that started it ends."""
+    write_log(level)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def end_with_parent() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def release(models: ReadyMadeModels, workspace: Path) -> str:

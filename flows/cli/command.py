@@ -29,6 +29,10 @@ app.add_typer(recipe.app, name="recipe")
 app.add_typer(data.app, name="data")
 
 
+INTERRUPTED = 130
+"""The exit code after Ctrl-C or SIGINT, which Typer turns into it."""
+
+
 def main() -> None:
     """Runs the command and turns an error of this package into one message and its exit code."""
     surroundings.open_streams()
@@ -54,9 +58,11 @@ def main() -> None:
     except MemoryError:
         print("relevance: out of memory; give it more, or less data at once", file=sys.stderr)
         raise SystemExit(1) from None
-    except KeyboardInterrupt:
+    except (SystemExit, KeyboardInterrupt) as end:
+        if isinstance(end, SystemExit) and end.code != INTERRUPTED:
+            raise
         print("relevance: stopped; start the same command again to go on", file=sys.stderr)
-        raise SystemExit(130) from None
+        raise SystemExit(INTERRUPTED) from None
 
 
 def _beside_others(local_rank: int) -> None:

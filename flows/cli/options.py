@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from pipeline.config import SourceConfig
 
 Workspace = Annotated[
-    Path, typer.Option(envvar="RELEVANCE_WORKSPACE", help="Folder of artifacts, releases and caches.")
+    Path,
+    typer.Option(envvar="RELEVANCE_WORKSPACE", file_okay=False, help="Folder of artifacts, releases and caches."),
 ]
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=C", help="Overrides a value of the recipe; may be repeated.")

@@ -169,6 +169,12 @@ def test_bad_usage_is_told_in_one_message(tmp_path: Path, arguments: list[str], 
     _refused(_run(*arguments, *where), 2, *words)
 
 
+def test_a_file_in_place_of_the_workspace_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "docs.jsonl"
+    file.write_text('{"text": "a knife"}\n')
+    _refused(_run("quickstart", file, "--workspace", file), 2, "--workspace", "is a file")
+
+
 def test_unknown_base_model_without_a_network(trained: Trained, tmp_path: Path) -> None:
     done = _run(
         "retrain",

@@ -29,6 +29,8 @@ _BEARER = re.compile(r"(?i)(\bbearer\s+)([\w.~+/=-]{16,})")
 """The header of a request with an access token."""
 _ASSIGNED_HINTS = ("password", "passwd", "pwd", "secret", "key", "token")
 """One of these stands in every text that `_ASSIGNED` matches."""
+_HINTS = ("://", "=", "bearer", *_ASSIGNED_HINTS)
+"""One of these stands in every text that holds a secret, in whatever form."""
 
 _VARIABLE = re.compile(r"\$\{\w*\}")
 
@@ -60,6 +62,8 @@ def secrets_as_variables(text: str, name: str) -> tuple[str, list[str]]:
 
 def _replace_secrets(text: str, stand_in: Callable[[str], str]) -> str:
     """The text with a stand-in for each secret."""
+    if not may_hold_password(text):
+        return text
 
     def replaced(match: re.Match[str]) -> str:
         return match[1] + stand_in(match[2])
@@ -68,10 +72,16 @@ def _replace_secrets(text: str, stand_in: Callable[[str], str]) -> str:
         text = _TOKEN_AS_USER.sub(replaced, _USER_AND_PASSWORD.sub(replaced, text))
     if "=" in text and ("?" in text or "&" in text or ";" in text):
         text = _PARAMETER.sub(replaced, text)
-    folded = text.casefold()  # As the expression ignores case. Nearly every text ends here; a log line has twenty.
+    folded = text.casefold()  # As the expressions ignore case.
     if "bearer" in folded:
         text = _BEARER.sub(replaced, text)
     return _ASSIGNED.sub(replaced, text) if any(hint in folded for hint in _ASSIGNED_HINTS) else text
+
+
+def may_hold_password(text: str) -> bool:
+    """Whether the text is worth a look by expressions; otherwise it holds no secret. Nearly every text is not."""
+    folded = text.casefold()
+    return any(hint in folded for hint in _HINTS)
 
 
 def holds_password(text: str) -> bool:

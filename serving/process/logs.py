@@ -6,9 +6,10 @@ import sys
 from datetime import UTC, datetime
 from typing import Any
 
-from pipeline.secrets import hide_passwords_in_logs, without_passwords
+from pipeline.secrets import hide_passwords_in_logs, may_hold_password, without_passwords
 
 PLAIN = "%(asctime)s  %(message)s"
+_ENCODER = json.JSONEncoder(ensure_ascii=False, default=str)
 
 
 def write_log(form: str) -> None:
@@ -41,4 +42,7 @@ class JsonLines(logging.Formatter):
             event["traceback"] = record.exc_text
         elif record.exc_info:
             event["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(without_passwords(event), ensure_ascii=False, default=str)
+        line = _ENCODER.encode(
+            event
+        )  # It escapes no letter and no slash, so it shows what any of its strings may hold.
+        return _ENCODER.encode(without_passwords(event)) if may_hold_password(line) else line

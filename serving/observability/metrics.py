@@ -7,6 +7,7 @@ Several processes write into files of one folder, and each answers with the sums
 processes that have ended; gauges include only those that live.
 """
 
+import functools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,11 @@ class Metrics:
             "relevance_search_degraded", "Searches answered without a model", ["missing"], registry=registry
         )
         self.parts = _seconds("relevance_search_part_seconds", "Parts of a search", registry, "part")
+        # Labels that every request has. To look up a series takes the client as long as to count in it.
+        self._requests_with = functools.cache(self.requests.labels)
+        self._seconds_of = functools.cache(self.seconds.labels)
+        self._count_of = functools.cache(self.te_count.labels)
+        self._success_of = functools.cache(self.te_success.labels)
 
     def began(self) -> None:
         """Counts a request that begins."""
@@ -93,15 +99,15 @@ class Metrics:
             items: documents or texts of a request for scores or vectors; None for any other request.
         """
         self.in_flight.dec()
-        self.requests.labels(path, str(status)).inc()
-        self.seconds.labels(path).observe(seconds)
+        self._requests_with(path, status).inc()
+        self._seconds_of(path).observe(seconds)
         if items is None:
             return
         method = "single" if items == 1 else "batch"
         self.texts.inc(items)
-        self.te_count.labels(method).inc()
+        self._count_of(method).inc()
         if status < 400:
-            self.te_success.labels(method).inc()
+            self._success_of(method).inc()
             self.te_duration.observe(seconds)
         else:
             self.te_failure.labels(FAILURES.get(status, "inference")).inc()

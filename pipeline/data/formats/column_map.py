@@ -91,20 +91,11 @@ def suggest(names: Sequence[str]) -> dict[str, str]:
     return {role: name for role, name in best.items() if role != "split" and (role != "time" or "session" in best)}
 
 
-def names_of(file: Path, wanted: Sequence[str] = ()) -> list[str]:
-    """Names of a table's columns; of separators, the one is taken under which most of the wanted names are found."""
-    if file.suffix.lower() in JSON_LINES:
-        return list(samples_of(file))
-    if file.suffix.lower() == ".parquet":
-        return tables.parquet_names(file)
-    return text_files.header(file, delimiter_of(file, wanted))
-
-
 def samples_of(file: Path, wanted: Sequence[str] = ()) -> dict[str, str]:
     """The names of a table's columns, each with its value in the first row; of JSON lines those of the first 1,000.
 
     Args:
-        wanted: names that tell the separator of columns; see `names_of`.
+        wanted: names that tell the separator of columns; see `delimiter_of`.
     """
     if file.suffix.lower() in JSON_LINES:
         samples: dict[str, str] = {}

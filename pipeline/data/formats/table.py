@@ -32,7 +32,6 @@ from pipeline.data.formats.column_map import (
     SYNONYMS,
     delimiter_of,
     files_of,
-    names_of,
     roles,
     samples_of,
 )
@@ -159,13 +158,11 @@ def _read_file(file: Path, columns: Mapping[str, str]) -> pa.Table:
     suffix = file.suffix.lower()
     if suffix in JSON_LINES:
         return _read_json(file, columns)
-    names = names_of(file, wanted)
+    delimiter = "" if suffix == ".parquet" else delimiter_of(file, wanted)
+    names = text_files.header(file, delimiter) if delimiter else tables.parquet_names(file)
     if not set(wanted) <= set(names):
         raise SchemaError(f"{file}: {column_advice.missing(columns, samples_of(file, wanted))}")
-    if suffix == ".parquet":
-        rows = tables.read_foreign(file, wanted)
-    else:
-        rows = text_files.titled(file, wanted, delimiter=delimiter_of(file, wanted))
+    rows = text_files.titled(file, wanted, delimiter=delimiter) if delimiter else tables.read_foreign(file, wanted)
     known = roles(columns)
     return pa.table(
         {role: _text(rows[name], role, file) if role in known else rows[name] for role, name in columns.items()}
@@ -189,50 +186,42 @@ def _text(values: pa.ChunkedArray, role: str, file: Path) -> pa.ChunkedArray:
 
 
 def _read_json(file: Path, columns: Mapping[str, str]) -> pa.Table:
+    """The mapped columns of a JSON lines file under their keys; known roles as texts."""
     values: dict[str, list[Any]] = {role: [] for role in columns}
     known = roles(columns)
-    never_seen = set(columns.values())
+    never_seen, number, problem = set(columns.values()), 0, ""
     for number, row in text_files.json_lines(file):
         never_seen -= row.keys()
         for role, name in columns.items():
-            value = row.get(name)
-            if role in known:
-                optional = role in ("title", "split", "source", "grade") or (role == "text" and "title" in columns)
-                value = _json_text(value, role, optional)
-                if value is None:
-                    _refuse_absent(file, columns, never_seen)
-                    raise SchemaError(
-                        f"{file}, line {number}: {name!r} is {json.dumps(row.get(name))[:60]}, not a text for {role}; "
-                        f"it has {list(row)[:40]}"
-                    )
+            value = _json_text(row.get(name), role, columns) if role in known else row.get(name)
             values[role].append(value)
-    if any(values.values()):
-        _refuse_absent(file, columns, never_seen)
-    arrays = {}
-    for role, cells in values.items():
-        try:
-            arrays[role] = pa.array(cells, STRING) if role in known else pa.array(cells)
-        except UnicodeEncodeError as error:
-            index = next(index for index, cell in enumerate(cells) if isinstance(cell, str) and text.fault(cell))
-            raise SchemaError(f"{file}, row {index} (from 0): the {role} {text.fault(cells[index])}") from error
-        except pa.ArrowException as error:
-            raise SchemaError(f"{file}: the column for {role} has values of different kinds ({error})") from error
-    return pa.table(arrays)
+            if value is None and role in known and not problem:
+                problem = f"line {number}: {name!r} is {json.dumps(row.get(name))[:60]}, not a text for {role}"
+                problem += f"; it has {list(row)[:40]}"
+    if never_seen and number:
+        raise SchemaError(f"{file}: {column_advice.missing(columns, samples_of(file))}")
+    if problem:
+        raise SchemaError(f"{file}, {problem}")
+    return pa.table({role: _json_column(file, role, cells, is_text=role in known) for role, cells in values.items()})
 
 
-def _refuse_absent(file: Path, columns: Mapping[str, str], never_seen: Collection[str]) -> None:
-    """Raises SchemaError where a mapped column is in no line of a JSON lines file that was looked at."""
-    samples = samples_of(file) if never_seen else {}
-    if set(never_seen) - samples.keys():
-        raise SchemaError(f"{file}: {column_advice.missing(columns, samples)}")
+def _json_column(file: Path, role: str, cells: Sequence[Any], *, is_text: bool) -> pa.Array:
+    try:
+        return pa.array(cells, STRING) if is_text else pa.array(cells)
+    except UnicodeEncodeError as error:
+        index = next(index for index, cell in enumerate(cells) if isinstance(cell, str) and text.fault(cell))
+        raise SchemaError(f"{file}, row {index} (from 0): the {role} {text.fault(cells[index])}") from error
+    except pa.ArrowException as error:
+        raise SchemaError(f"{file}: the column for {role} has values of different kinds ({error})") from error
 
 
-def _json_text(value: Any, role: str, optional: bool) -> str | None:
+def _json_text(value: Any, role: str, columns: Collection[str]) -> str | None:
     """The text of a JSON value for a role; None where the value is of a type that the role does not take."""
     if isinstance(value, str):
         return value
-    if value is None and optional:
-        return ""
+    if value is None:
+        optional = role in ("title", "split", "source", "grade") or (role == "text" and "title" in columns)
+        return "" if optional else None
     if isinstance(value, bool):
         return str(value).lower() if role in ("clicked", "grade") else None
     number = isinstance(value, (int, float) if role in ("grade", *clicks.ROLES) else int)

@@ -240,22 +240,8 @@ class _Reader:
         self.path, self.delimiter, self.quoted, self.encoding = path, delimiter, quoted, encoding
         self.mark = f"end of the file {secrets.token_hex(12)}"
         """The last row that the parser sees."""
-        self.stand_in = self._choose_stand_in()
-        """The character that the parser sees for a lone carriage return; empty where the file has none."""
-
-    def _choose_stand_in(self) -> bytes:
-        with self.path.open("rb") as file:
-            if not _has_lone_return(file):
-                return b""
-            unused = list(_STAND_INS)
-            file.seek(0)
-            while block := file.read(HEAD_BYTES):
-                unused = [character for character in unused if character not in block]
-        if not unused:
-            raise SchemaError(
-                f"{self.path}: has lone carriage returns and every control character; is it a text file at all?"
-            )
-        return unused[0]
+        self.stand_in = b""
+        """The character that the parser saw last for a lone carriage return; empty where there was none."""
 
     def table(self) -> pa.Table:
         table = pacsv.read_csv(self._seen(), **self._options(BLOCK_BYTES, threads=True))
@@ -306,14 +292,25 @@ class _Reader:
             content = file.read(size)
             is_all = not file.read(1)
         content = self._as_utf8(content.removeprefix(codecs.BOM_UTF8), is_all)
-        if self.stand_in:
-            # A carriage return at the end of a part is followed by nobody knows what.
-            content = _LONE_RETURN.sub(self.stand_in, content if is_all else content.removesuffix(b"\r"))
+        # A carriage return at the end of a part is followed by nobody knows what.
+        content = self._without_lone_returns(content if is_all else content.removesuffix(b"\r"))
         seen = pa.BufferOutputStream()
         seen.write(content)
         if is_all:
             seen.write(f"\n{self.mark}\n".encode())
         return pa.BufferReader(seen.getvalue())
+
+    def _without_lone_returns(self, content: bytes) -> bytes:
+        """The content with a character that it lacks in the place of each lone carriage return."""
+        self.stand_in = b""
+        if content.count(b"\r") == content.count(b"\r\n"):
+            return content
+        self.stand_in = next((character for character in _STAND_INS if character not in content), b"")
+        if not self.stand_in:
+            raise SchemaError(
+                f"{self.path}: has lone carriage returns and every control character; is it a text file at all?"
+            )
+        return _LONE_RETURN.sub(self.stand_in, content)
 
     def _as_utf8(self, content: bytes, is_all: bool) -> bytes:
         """The content in UTF-8, after a check of every byte; the last character of a part may be cut off."""
@@ -363,13 +360,3 @@ class _Reader:
 
     def _restore(self, column: pa.ChunkedArray) -> pa.ChunkedArray:
         return pc.replace_substring(column, self.stand_in.decode(), "\r") if self.stand_in else column
-
-
-def _has_lone_return(file: io.BufferedReader) -> bool:
-    waiting = b""
-    while block := file.read(HEAD_BYTES):
-        block = waiting + block if waiting else block
-        waiting = b"\r" if block.endswith(b"\r") else b""
-        if block.count(b"\r") - len(waiting) != block.count(b"\r\n"):
-            return True
-    return bool(waiting)

@@ -11,11 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline import text
 from pipeline.config import SourceConfig
 from pipeline.data import convert, sources
-from pipeline.data.formats import sql, tables
+from pipeline.data.formats import column_map, sql, table, tables, text_files
 from pipeline.data.sources import Source
 from pipeline.errors import InputError, SchemaError
+from tests.reads import bytes_read
 
 ROWS = [("red lamp", "Lamp, red", "3"), ("red lamp", "Blue lamp", "1"), ("chair", "Lamp, red", "0")]
 COLUMNS = {"query": "search", "title": "name", "grade": "relevance"}
@@ -199,9 +201,9 @@ def test_a_database_without_its_flag_is_told_so_and_given_no_map(tmp_path: Path)
     with sqlite3.connect(tmp_path / "shop.db") as connection:
         connection.execute("create table documents (doc_id text, title text, text text, seen text)")
         connection.execute("create table rated (search text, name text, relevance integer, seen text)")
-    for table, columns in (("documents", {}), ("rated", COLUMNS)):
+    for name, columns in (("documents", {}), ("rated", COLUMNS)):
         config = SourceConfig(
-            path=f"sqlite:///shop.db?table={table}", columns=columns, watermark="seen", deletions="flag", deleted="gone"
+            path=f"sqlite:///shop.db?table={name}", columns=columns, watermark="seen", deletions="flag", deleted="gone"
         )
         with pytest.raises(SchemaError, match="has no column gone, which `deleted` of its source names") as raised:
             sources.read(config, tmp_path)
@@ -233,13 +235,36 @@ def test_a_sample_of_parquet_leaves_out_what_cannot_be_shown(tmp_path: Path) -> 
 def test_a_sample_of_parquet_is_no_reading_of_the_file(tmp_path: Path) -> None:
     texts = [os.urandom(100).hex() for _ in range(40_000)]
     pq.write_table(pa.table({"text": texts, "title": texts}), tmp_path / "r.parquet", row_group_size=len(texts))
-
-    def bytes_read() -> int:
-        return int(Path("/proc/self/io").read_text().split()[1])
-
     before = bytes_read()
     assert tables.parquet_samples(tmp_path / "r.parquet") == {"text": texts[0], "title": texts[0]}
     assert bytes_read() - before < (tmp_path / "r.parquet").stat().st_size / 4
+
+
+def test_a_table_is_read_once_and_its_columns_from_its_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (text, text_files):
+        monkeypatch.setattr(module, "HEAD_BYTES", 1 << 14)
+    file = tmp_path / "ratings.csv"
+    lines = "".join(f"knife {number};{'a knife ' * 20};{number % 3}\r\n" for number in range(10_000))
+    file.write_text(f"search;name;relevance\r\n{lines}spoon;a \r spoon;1\r\n", encoding="utf-8", newline="")
+    size = file.stat().st_size
+    before = bytes_read()
+    assert column_map.samples_of(file, tuple(COLUMNS.values())) == {
+        "search": "knife 0",
+        "name": "a knife " * 20,
+        "relevance": "0",
+    }
+    looked = bytes_read()
+    assert looked - before < size / 4
+    assert table.read([file], SourceConfig(path="", columns=COLUMNS)).judgments.num_rows == 10_001
+    assert bytes_read() - looked < size * 1.25
+
+
+def test_a_json_value_that_a_later_line_has_is_missing_in_its_own(tmp_path: Path) -> None:
+    lines = ['{"q": "knife", "t": "a knife"}'] * 1200 + ['{"q": "knife", "t": "a knife", "id": "d9"}']
+    (tmp_path / "r.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    config = SourceConfig(path="r.jsonl", columns={"query": "q", "title": "t", "doc_id": "id"})
+    with pytest.raises(SchemaError, match=r"r\.jsonl, line 1: 'id' is null, not a text for doc_id; it has"):
+        sources.read(config, tmp_path)
 
 
 def test_columns_of_categories_are_read_as_their_values(tmp_path: Path) -> None:

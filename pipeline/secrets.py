@@ -135,12 +135,14 @@ def hide_passwords_in_logs() -> None:
     hiding.hides_passwords = True  # type: ignore[attr-defined]
     logging.setLogRecordFactory(hiding)
 
-    def excepthook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-        print(hide_passwords("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
-
-    sys.excepthook = excepthook
+    sys.excepthook = lambda _kind, error, _trace: print_traceback(error)
     threading.excepthook = lambda args: (
-        excepthook(args.exc_type, args.exc_value, args.exc_traceback)
+        print_traceback(args.exc_value)
         if args.exc_value is not None and not isinstance(args.exc_value, SystemExit)
         else None
     )
+
+
+def print_traceback(error: BaseException) -> None:
+    """Prints the traceback of an error that nobody caught, without passwords, to standard error."""
+    print(hide_passwords("".join(traceback.format_exception(error))), end="", file=sys.stderr)

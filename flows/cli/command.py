@@ -13,7 +13,7 @@ import typer
 from flows.cli import data, index, judging, recipe, releases, serving, surroundings, training
 from flows.logs import write_log
 from pipeline.errors import RelevanceError
-from pipeline.secrets import hide_passwords
+from pipeline.secrets import hide_passwords, print_traceback
 
 app = typer.Typer(
     help="Trains, distils, indexes, judges and serves relevance models for search.",
@@ -57,6 +57,9 @@ def main() -> None:
         raise SystemExit(1) from None
     except MemoryError:
         print("relevance: out of memory; give it more, or less data at once", file=sys.stderr)
+        raise SystemExit(1) from None
+    except Exception as error:  # A hook of Typer's takes the place of ours and would show passwords.
+        print_traceback(error)
         raise SystemExit(1) from None
     except (SystemExit, KeyboardInterrupt) as end:
         if isinstance(end, SystemExit) and end.code != INTERRUPTED:

@@ -211,3 +211,14 @@ def test_a_traceback_that_nobody_caught_holds_no_password() -> None:
     assert done.returncode == 1
     assert done.stderr.count("postgresql://user:***@host/shop") == 2
     assert "hunter2'" not in done.stderr
+
+
+def test_an_error_that_no_command_expects_is_shown_without_passwords() -> None:
+    code = (
+        "import sys; from flows import init; from flows.cli import command\n"
+        "def fail(*arguments): raise ValueError('cannot reach postgresql://user:hunter2@host/shop')\n"
+        "init.write = fail; sys.argv = ['relevance', 'init', 'shop.csv']; command.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.endswith("ValueError: cannot reach postgresql://user:***@host/shop\n")

@@ -8,8 +8,8 @@ from pipeline.secrets import hide_passwords
 
 RECIPES = Path(__file__).with_name("recipes")
 """The folder of the built-in recipes."""
-
-
+UNNAMED = "recipe.toml"
+"""File name of a recipe that `relevance init` names after its data; any other file name is the recipe's own."""
 DATA_SUFFIXES = (".csv", ".tsv", ".tab", ".txt", ".jsonl", ".ndjson", ".json", ".parquet", ".db", ".sqlite")
 """Endings of files that hold data and no recipe."""
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from flows import sources as named
 from flows.languages import language
-from pipeline.errors import ConfigError, SchemaError
+from pipeline.errors import SchemaError
 from pipeline.secrets import hide_passwords
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Look:
     unusable: int
     """Number of rows that cannot be used; the recipe leaves them out."""
     reasons: str
-    """The reasons of these rows; empty without any."""
+    """The kinds of rows that cannot be used, each with its first row; empty where all can be used."""
     logged: bool
     """Whether the data is a click log."""
     titled_texts: float
@@ -138,10 +138,6 @@ def _source(path: str, columns: Mapping[str, str] | None, labels: Mapping[str, i
 
     given = SourceConfig(path=named.absolute(path), columns=columns or {})
     mapped = named.with_columns(given, "judgments").columns
-    if labels and not mapped:
-        raise ConfigError(
-            f"{hide_passwords(path)}: --labels belongs to a table's column of grades; name it with --columns"
-        )
     source: dict[str, Any] = {"path": given.path}
     source |= {"columns": dict(mapped)} if mapped else {}
     return source | ({"labels": dict(labels)} if labels else {})
@@ -203,9 +199,9 @@ def _usable(read: "Source", shown: str) -> "ValidatedTables":
             f"{shown}: has {read.documents.num_rows:,} documents and {read.queries.num_rows:,} queries but no "
             "judgments; a recipe needs graded pairs or clicks to learn from"
         )
-    usable = validation.sift(read)
     if read.advice:
         raise SchemaError(f"{shown}: {read.advice}")
+    usable = validation.sift(read)
     if len(usable.findings) > MOST_UNUSABLE * (
         read.judgments.num_rows + read.documents.num_rows + read.queries.num_rows
     ):

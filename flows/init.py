@@ -13,11 +13,14 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from flows import languages
+from flows.built_in_recipes import UNNAMED
 from flows.data_look import Look, look, shares
 from pipeline import storage
+from pipeline.data.formats.option_text import toml_key
 from pipeline.errors import ConfigError
 from pipeline.secrets import hide_passwords, secrets_as_variables
 from pipeline.temporary import temporary_file
+from pipeline.text import printable
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +35,6 @@ MULTILINGUAL_SMALL = "intfloat/multilingual-e5-small"
 """Hub names of bases for other languages: on a GPU, and the one that the comment advises on a CPU."""
 JUDGED_LIST = 5
 """Median number of judged documents of a query from which `candidates.pool` is set to "judged", not "retrieved"."""
-DEFAULT_OUT = "recipe.toml"
-"""File name of a recipe that is named after its data; any other file name is the recipe's own."""
 PASSWORD = "DATABASE_PASSWORD"
 """Environment variable that a recipe names in the place of a database's password."""
 IRRELEVANT = 0.05
@@ -57,7 +58,7 @@ NEGATIVES = 4
 
 def recipe(seen: Look, name: str) -> str:
     """The text of a recipe with a comment beside each choice."""
-    shown = _printable(hide_passwords(seen.source["path"]))
+    shown = printable(hide_passwords(seen.source["path"]))
     head = [
         f"# Written by `relevance init` for {shown} ({seen.format}): {seen.documents:,} documents,",
         f"# {seen.judged_queries:,} judged queries, {seen.judgments:,} judgments of {seen.grades} grades, "
@@ -97,7 +98,7 @@ def _left_out(seen: Look) -> list[str]:
     if not seen.unusable:
         return []
     return [
-        f"# {seen.unusable:,} rows cannot be used and are left out: {_printable(seen.reasons)}.",
+        f"# {seen.unusable:,} rows cannot be used and are left out: {printable(seen.reasons)}.",
         'faulty_rows = "drop" # "error" once they are mended; `relevance data check` lists them all for this recipe',
     ]
 
@@ -267,11 +268,6 @@ def _index(seen: Look) -> list[str]:
     ]
 
 
-def _printable(text: str) -> str:
-    """The text for a comment of one line, which TOML keeps free of line ends and control characters."""
-    return "".join(mark if mark.isprintable() else " " for mark in text)
-
-
 def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
@@ -280,7 +276,7 @@ def _inline(source: Mapping[str, Any]) -> str:
     parts = []
     for key, value in source.items():
         shown = _inline(value) if isinstance(value, Mapping) else json.dumps(value, ensure_ascii=False)
-        parts.append(f"{key if key.isidentifier() else _quoted(key)} = {shown}")
+        parts.append(f"{toml_key(key)} = {shown}")
     return "{ " + ", ".join(parts) + " }"
 
 
@@ -316,7 +312,7 @@ def write(
         log.warning("%s: %s", hide_passwords(path), seen.too_few)
     if seen.unusable:
         log.warning("%s: the recipe leaves out %s rows: %s", hide_passwords(path), f"{seen.unusable:,}", seen.reasons)
-    text = recipe(seen, _name(path) if out.name == DEFAULT_OUT else out.stem)
+    text = recipe(seen, _name(path) if out.name == UNNAMED else out.stem)
     out.parent.mkdir(parents=True, exist_ok=True)
     with temporary_file(out) as temporary:
         temporary.write_text(text, encoding="utf-8")

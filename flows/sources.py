@@ -5,15 +5,14 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import recipe as recipes
 from pipeline.config import ComputeConfig, Recipe, SourceConfig
-from pipeline.errors import ConfigError, MissingError, SchemaError
+from pipeline.config_checks import check_path
+from pipeline.errors import ConfigError, SchemaError
 from pipeline.secrets import hide_passwords
-from pipeline.text import read_lines
 
 if TYPE_CHECKING:
     from pipeline.data.formats.column_advice import Contents
@@ -47,7 +46,7 @@ def with_columns(source: SourceConfig, contents: "Contents") -> SourceConfig:
             message has the map to type.
         ConfigError, MissingError: a database or a file that cannot be read.
     """
-    from pipeline.data.formats import column_advice
+    from pipeline.data.formats import column_advice, option_text
 
     shown = hide_passwords(source.path)
     samples = _samples(source)
@@ -60,14 +59,14 @@ def with_columns(source: SourceConfig, contents: "Contents") -> SourceConfig:
         first_line = f"\n  {column_advice.FIRST_LINE}" if not columns and "://" not in source.path else ""
         raise SchemaError(f"{shown}: {problem}{first_line}")
     if not source.columns:
-        log.info("%s: columns read as %s; --columns names others", shown, column_advice.option(columns))
+        log.info("%s: columns read as %s; --columns names others", shown, option_text.option(columns))
     return replace(source, columns=columns)
 
 
 def _samples(source: SourceConfig) -> dict[str, str]:
     """The columns of a table, each with a value; empty for what needs no map: a folder, a file of a known format."""
     from pipeline import storage
-    from pipeline.data.formats import column_map, registry, sql
+    from pipeline.data.formats import column_map, sql
 
     if storage.is_address(source.path) or source.format not in ("auto", "table", "sql"):
         return {}
@@ -75,25 +74,23 @@ def _samples(source: SourceConfig) -> dict[str, str]:
         samples = {} if source.query else sql.samples_of(source, Path())
         return {} if not source.columns and set(sql.OWN_COLUMNS) <= set(samples) else samples
     path = Path(source.path)
-    if not path.is_file() or path.suffix.lower() not in column_map.SUFFIXES:
+    if source.format == "sql" or not path.is_file() or path.suffix.lower() not in column_map.SUFFIXES:
         return {}
     samples = column_map.samples_of(path, list(source.columns.values()))
-    if source.columns and path.suffix.lower() in column_map.JSON_LINES and _is_long(path):
+    if source.columns and column_map.has_later_keys(path):
         samples |= {name: "" for name in source.columns.values() if name not in samples}  # Its reader sees all lines.
-    if not any(name.strip() for name in samples) or source.columns or column_map.suggest(list(samples)):
-        return samples if any(name.strip() for name in samples) else {}
-    try:
-        registry.find(source, Path())
-    except MissingError:
+    if not any(name.strip() for name in samples):
+        return {}
+    if source.columns or source.format == "table" or column_map.suggest(list(samples)):
         return samples
-    return {}
+    return {} if _is_known_file(source) else samples
 
 
-def _is_long(path: Path) -> bool:
-    """Whether JSON lines go on after those whose keys are looked at."""
-    from pipeline.data.formats.column_map import FIRST_LINES
+def _is_known_file(source: SourceConfig) -> bool:
+    """Whether this is a file or folder of a format that needs no map of columns."""
+    from pipeline.data.formats import registry
 
-    return next(islice(read_lines(path), FIRST_LINES, None), None) is not None
+    return source.format == "auto" and any(known.find(source, Path()) for known in registry.FORMATS)
 
 
 def compute_of(paths: Sequence[str], overrides: Sequence[str] = ()) -> ComputeConfig:
@@ -127,8 +124,7 @@ def absolute(source: str, root: Path = Path()) -> str:
     Raises:
         ConfigError: it is empty, which would mean the working folder.
     """
-    if not source.strip():
-        raise ConfigError("a source of data has an empty path; name its file or folder, or the address of a database")
+    check_path(source)
     sqlite = re.fullmatch(r"(sqlite[^:]*:///)([^/:].*)", source)  # A file name; a fourth slash begins an absolute one.
     if sqlite:
         return sqlite[1] + os.path.realpath(root / sqlite[2])

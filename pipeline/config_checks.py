@@ -82,3 +82,9 @@ def check_watermark(*, watermark: str, deletions: str, deleted: str, overlap: fl
         raise ConfigError(f"overlap is {overlap:g}; it must be 0 or more")
     if watermark and query:
         raise ConfigError("a watermark needs a table or a view, not a query; make a view of the query")
+
+
+def check_path(path: str) -> None:
+    """Raises `ConfigError` if the path of a source is empty, which would mean the working folder."""
+    if not path.strip():
+        raise ConfigError("a source of data has an empty path; name its file or folder, or the address of a database")

@@ -205,6 +205,11 @@ def key_values(values: Mapping[str, object], prefix: str = "") -> str:
     return " ".join(words)
 
 
+def printable(text: str) -> str:
+    """The text on one line: a space in the place of each line end and other character that cannot be printed."""
+    return "".join(mark if mark.isprintable() else " " for mark in text)
+
+
 def fault(text: str) -> str | None:
     """The reason for which this text cannot be used; None when it can."""
     if len(text) > MAX_CHARS:

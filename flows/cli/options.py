@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flows.cli import surroundings
-from pipeline.errors import ConfigError, MissingError
+from pipeline.errors import MissingError
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -53,18 +53,16 @@ def mapped(source: "SourceConfig", columns: str, labels: str) -> "SourceConfig":
     """A source with the column map and the grades of words that the options --columns and --labels give.
 
     Raises:
-        ConfigError: an option is not written as it must be; --labels without a map of columns to belong to.
+        ConfigError: an option is not written as it must be.
     """
     from dataclasses import replace
 
-    from pipeline.data import convert
+    from pipeline.data.formats import option_text
 
-    if labels and not (columns or source.columns):
-        raise ConfigError("--labels: belongs to the column of grades that --columns maps, as grade=COLUMN; give both")
     return replace(
         source,
-        columns=convert.parse_columns(columns) or source.columns,
-        labels=convert.parse_labels(labels) or source.labels,
+        columns=option_text.parse_columns(columns) or source.columns,
+        labels=option_text.parse_labels(labels) or source.labels,
     )
 
 

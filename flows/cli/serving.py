@@ -93,9 +93,9 @@ def quickstart(
     from flows import quickstart as flow
     from flows import ready_made
     from pipeline.config import SourceConfig
-    from pipeline.data import convert
+    from pipeline.data.formats import option_text
 
-    mapped = convert.parse_columns(columns)
+    mapped = option_text.parse_columns(columns)
     sources = [SourceConfig(path=path, format=format, columns=mapped) for path in documents]
     result = ready_made.apart(flow.quickstart, sources, workspace, models.read(precision), force=force)
     show(asdict(result), as_json, flow.render(result))

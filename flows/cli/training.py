@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from flows.built_in_recipes import RECIPES, recipe_path
+from flows.built_in_recipes import RECIPES, UNNAMED, recipe_path
 from flows.cli.options import DEFAULT_WORKSPACE, Json, Labels, Recipe, Set, Workspace, console, existing, show
 from pipeline.errors import GateError
 
@@ -36,7 +36,7 @@ def init(
     data: Annotated[str, typer.Argument(help="Folder, file or SQLAlchemy URL of your documents, queries and grades.")],
     out: Annotated[
         Path, typer.Option(help="Recipe file to write; recipe.toml is named after the data, another after its file.")
-    ] = Path("recipe.toml"),
+    ] = Path(UNNAMED),
     columns: Annotated[
         str, typer.Option(help="A table's columns: query=search_term,title=name,grade=relevance; guessed if not given.")
     ] = "",
@@ -47,10 +47,10 @@ def init(
     from dataclasses import asdict
 
     from flows import init as flow
-    from pipeline.data import convert
+    from pipeline.data.formats import option_text
     from pipeline.secrets import without_passwords
 
-    seen, text = flow.write(data, out, convert.parse_columns(columns), convert.parse_labels(labels))
+    seen, text = flow.write(data, out, option_text.parse_columns(columns), option_text.parse_labels(labels))
     if as_json:
         show(without_passwords({"recipe": str(out), **asdict(seen)}), as_json)
     else:

@@ -93,7 +93,7 @@ class DataReport:
     faults: tuple[InvalidRow, ...]
     """Rows that cannot be used, each with its reason."""
     advice: str = ""
-    """Advice on mending them, where the reader knows; see `Source.advice`."""
+    """Advice on mending the rows in `faults`; empty where their reasons say all."""
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values, for JSON."""

@@ -1,6 +1,5 @@
 """Any known source written as our own Parquet tables, whole or not at all."""
 
-import csv
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +12,6 @@ from pipeline.data import judgments, sources, splits, validation
 from pipeline.data.formats.text_files import STRING
 from pipeline.data.validation import ValidatedTables
 from pipeline.errors import ConfigError, SchemaError
-from pipeline.schema import MAX_GRADE
 from pipeline.secrets import hide_passwords
 from pipeline.temporary import temporary_folder
 
@@ -62,47 +60,6 @@ def split(path: Path, valid_share: float, test_share: float, seed: int, out: Pat
             bare = bare.drop_columns(["split"])
         _write(folder, sifted, bare.append_column("split", assigned))
     return out
-
-
-def parse_columns(text: str) -> dict[str, str]:
-    """The map of columns in `query=search_term,title=name`; see `SourceConfig.columns`.
-
-    Raises:
-        ConfigError: it is not written so, or names a key twice.
-    """
-    columns: dict[str, str] = {}
-    for part in _parts(text):
-        key, equals, name = (piece.strip() for piece in part.partition("="))
-        if not (key and equals and name) or key in columns:
-            raise ConfigError(
-                f"--columns: '{part}' is not key=column, or its key is there twice; see query=search_term"
-            )
-        columns[key] = name
-    return columns
-
-
-def parse_labels(text: str) -> dict[str, int]:
-    """The grades of words in `Exact=2,Partial=1,Irrelevant=0`; see `SourceConfig.labels`.
-
-    Raises:
-        ConfigError: it is not written so, a grade is no whole number from 0 on, or a word is there twice.
-    """
-    labels: dict[str, int] = {}
-    for part in _parts(text):
-        word, equals, grade = (piece.strip() for piece in part.rpartition("="))
-        word, equals = (word, equals) if equals else (part, "")
-        if not (word and equals and grade.isascii() and grade.isdigit()) or int(grade) > MAX_GRADE or word in labels:
-            raise ConfigError(
-                f"--labels: '{part}' is not word=grade with a grade from 0 to {MAX_GRADE}, or its word is there twice; "
-                "see Exact=2,Partial=1,Irrelevant=0"
-            )
-        labels[word] = int(grade)
-    return labels
-
-
-def _parts(text: str) -> list[str]:
-    """The parts between commas that are not empty; a part with a comma of its own stands in double quotes."""
-    return [part for part in next(csv.reader([text], skipinitialspace=True), []) if part]
 
 
 def _read(config: SourceConfig) -> ValidatedTables:

@@ -42,7 +42,7 @@ class Source:
     clicks: tuple[Mapping[str, Any], ...] = ()
     """Figures that the judgments of each click log rest on; see `pipeline.data.clicks`."""
     advice: str = ""
-    """Advice on mending the faults, where the reader knows; see `tables.Tables`."""
+    """Advice on mending the rows in `faults`; empty where their reasons say all. See `tables.Tables`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,10 @@ def find(config: SourceConfig, root: Path) -> ReadSource:
     if wrong:
         raise ConfigError(f"{config.path}: grades has {wrong[0]}, which is outside 0..{MAX_GRADE}")
     if config.labels and not config.columns:
-        raise ConfigError(f"{config.path}: labels belong to a table whose columns are mapped; give its columns too")
+        raise ConfigError(
+            f"{config.path}: labels belong to a table whose columns are mapped; map that of grades too, with "
+            "--columns …,grade=COLUMN on the command line or columns in the recipe's source"
+        )
     form, source = registry.find(config, root)
     name = config.name or source.name
     digest = source.digest()

@@ -1,8 +1,10 @@
 """`relevance init` writes recipes that fit the data and that the next command takes."""
 
 import bz2
+import csv
 import gzip
 import sqlite3
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import pytest
 from flows import data_look, init
 from flows.built_in_recipes import RECIPES
 from pipeline import recipe as recipes
-from pipeline.data import convert
+from pipeline.data.formats import option_text
 from pipeline.errors import ConfigError, InputError, SchemaError
 from pipeline.models.base_models import ModelShape
 from pipeline.training import ranker_shape
@@ -211,7 +213,7 @@ def test_grades_as_words_need_the_option_that_the_message_names(tmp_path: Path) 
     with pytest.raises(SchemaError, match=r"--labels Exact=GRADE,Irrelevant=GRADE on the command line"):
         init.write(str(table), tmp_path / "own.toml")
     assert not (tmp_path / "own.toml").exists()
-    init.write(str(table), tmp_path / "own.toml", labels=convert.parse_labels("Exact=2, Irrelevant=0"))
+    init.write(str(table), tmp_path / "own.toml", labels=option_text.parse_labels("Exact=2, Irrelevant=0"))
     assert recipes.load(tmp_path / "own.toml", []).data.sources[0].labels == {"Exact": 2, "Irrelevant": 0}
 
 
@@ -253,15 +255,30 @@ def test_a_strange_value_cannot_break_the_recipe(tmp_path: Path) -> None:
     assert seen.unusable == 3
 
 
+@pytest.mark.parametrize("words", [("完全", "无关"), ("a, b", 'c "d"'), ("größer", "x=y"), ("1", "2.5 x")])
+def test_words_of_any_script_and_their_labels_stand_in_the_recipe(tmp_path: Path, words: tuple[str, str]) -> None:
+    ratings = tmp_path / "ratings.csv"
+    with ratings.open("w", encoding="utf-8", newline="") as file:
+        rows = [(f"knife {number}", f"a knife {item}", words[item % 2]) for number in range(30) for item in range(4)]
+        csv.writer(file).writerows([("query", "title", "grade"), *rows])
+    labels = dict(zip(words, (2, 0), strict=True))
+    assert option_text.parse_labels(option_text.option(labels)) == labels
+    init.write(str(ratings), tmp_path / "own.toml", labels=labels)
+    source = recipes.load(tmp_path / "own.toml", []).data.sources[0]
+    assert source.labels == labels
+    written = option_text.written("labels", labels).partition("or labels = ")[2].partition(" in the recipe's")[0]
+    assert tomllib.loads(f"labels = {written}")["labels"] == labels
+
+
 @pytest.mark.parametrize("text", ["Exact", "Exact=", "=1", "Exact=x", "Exact=-1", "Exact=11", "Exact=1,Exact=2"])
 def test_labels_that_are_not_word_and_grade_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="--labels"):
-        convert.parse_labels(text)
+        option_text.parse_labels(text)
 
 
 def test_labels_without_a_column_of_grades_are_refused(tmp_path: Path) -> None:
     write_tiny_world(tmp_path / "tiny")
-    with pytest.raises(ConfigError, match="--labels belongs to"):
+    with pytest.raises(ConfigError, match=r"tiny: labels belong to a table whose columns are mapped; .*--columns"):
         init.write(str(tmp_path / "tiny"), tmp_path / "own.toml", labels={"Exact": 1})
 
 

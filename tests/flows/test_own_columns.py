@@ -13,6 +13,7 @@ from flows.ready_made import ReadyMadeModels
 from pipeline.config import SourceConfig
 from pipeline.data import convert
 from pipeline.data import sources as readers
+from pipeline.data.formats import option_text
 from pipeline.data.formats.column_advice import Contents
 from pipeline.errors import ConfigError, InputError, SchemaError
 
@@ -26,7 +27,7 @@ def typed(message: str) -> dict[str, str]:
     """The map that a message tells to type, read back as the command line reads it."""
     match = re.search(r"type: --columns ('[^']*'|\S+?)(?:, with|$)", message)
     assert match, message
-    return convert.parse_columns(shlex.split(match[1])[0])
+    return option_text.parse_columns(shlex.split(match[1])[0])
 
 
 @pytest.mark.parametrize(

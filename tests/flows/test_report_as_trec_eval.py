@@ -107,6 +107,7 @@ def test_a_qrels_file_alone_is_refused_where_texts_of_queries_are_needed(tmp_pat
         ("run.txt", "q1 Q0 d1 1 2.5 system\n", False),
         ("ratings.tsv", "query\ttitle\ttext\tgrade\n", False),
         ("ratings.csv", "a 0 b 1\n", False),
+        ("ratings.NDJSON", "a 0 b 1\n", False),
         ("empty.txt", "", False),
     ],
 )

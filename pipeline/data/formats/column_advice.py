@@ -4,10 +4,7 @@ A person who maps a table sees what was guessed by the names of its columns, wha
 each, and the whole map as it is typed, in which everything that was right stays.
 """
 
-import csv
 import difflib
-import io
-import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -17,7 +14,9 @@ from typing import Literal
 import pyarrow as pa
 
 from pipeline.data.formats import column_map
+from pipeline.data.formats.option_text import option, written
 from pipeline.errors import MissingError, SchemaError
+from pipeline.text import printable
 
 Contents = Literal["judgments", "documents"]
 """Contents that a command needs of a table: graded pairs or clicks, or documents alone."""
@@ -48,95 +47,82 @@ def guess(names: Sequence[str], contents: Contents | None) -> dict[str, str]:
     return {role: name for role, name in best.items() if role in kept}
 
 
-def fault(columns: Mapping[str, str], samples: Mapping[str, str], contents: Contents, *, guessed: bool) -> str:
+def fault(
+    columns: Mapping[str, str], samples: Mapping[str, str], contents: Contents | None = None, *, guessed: bool = False
+) -> str:
     """The faults of a map of columns, with the one to type; empty without any.
 
     Args:
-        columns: the map, of which each key is known.
+        columns: the map.
         samples: the table's columns, each with its first value.
+        contents: what the map must name for a command; None asks only that the table has the columns of the map.
         guessed: whether the map comes from the names of columns and not from a person.
     """
     absent = {role: name for role, name in columns.items() if name not in samples}
-    lacking = {words: keys for words, keys in NEEDS[contents].items() if not set(keys) & set(columns)}
+    needs = NEEDS[contents] if contents else {}
+    lacking = {words: keys for words, keys in needs.items() if not set(keys) & set(columns)}
     if not absent and not lacking:
         return ""
-    best = corrected(columns, samples, contents)
+    problem = f"has no column {', '.join(map(repr, absent.values()))}"
+    if absent and not any(name.strip() for name in samples):
+        return f"{problem}: it is empty, or its first line is"
+    meant = _misspelt(columns, lacking)
+    fitting = _fitting(columns, samples, guess(_free(columns, samples), contents), lacking, meant)
     lines = [
-        *([f"has no column {', '.join(map(repr, absent.values()))}"] if absent else []),
+        *([problem] if absent else []),
         *([f"{_NO_USUAL_NAME if guessed else '--columns lacks:'} {'; '.join(lacking)}"] if lacking else []),
         *([f"guessed by the names: {option(columns)}"] if guessed and columns else []),
         *_corrections(absent, columns, samples),
-        *[f"did you mean the key {right!r} in place of {key!r}?" for key, right in misspelt(columns, contents).items()],
-        f"columns, each with its first value: {listed(samples)}",
-        f"type: --columns {shlex.quote(option(best))}" + _BLANK * ("COLUMN" in best.values()),
+        *[f"did you mean the key {right!r} in place of {key!r}?" for key, right in meant.items()],
+        f"columns{', each with its first value' if any(samples.values()) else ''}: {listed(samples)}",
+        f"type: --columns {shlex.quote(option(fitting))}" if contents else f"write: {written('columns', fitting)}",
     ]
-    return "\n  ".join(lines)
+    return "\n  ".join(lines) + _BLANK * ("COLUMN" in fitting.values())
 
 
-def corrected(columns: Mapping[str, str], samples: Mapping[str, str], contents: Contents | None) -> dict[str, str]:
-    """The map with its right entries as they are, near names for wrong ones, and COLUMN for what is not known."""
-    right = {role: name for role, name in columns.items() if name in samples}
-    free = [name for name in samples if name not in right.values()]
-    best = guess(free, contents)
+def _free(columns: Mapping[str, str], samples: Mapping[str, str]) -> list[str]:
+    """The columns of a table that a map does not name."""
+    return [name for name in samples if name not in columns.values()]
+
+
+def _fitting(
+    columns: Mapping[str, str],
+    samples: Mapping[str, str],
+    best: Mapping[str, str],
+    lacking: Mapping[str, tuple[str, ...]],
+    meant: Mapping[str, str],
+) -> dict[str, str]:
+    """The map with its right entries as they are, near names for wrong ones, and COLUMN for what is not known.
+
+    Args:
+        best: the likeliest map of the columns that are free.
+        lacking: what the map must name and does not; see `NEEDS`.
+        meant: the result of `_misspelt`.
+    """
+    free = _free(columns, samples)
     fitting: dict[str, str] = {}
-    keys_meant = misspelt(columns, contents) if contents else {}
     for role, name in columns.items():
-        near = difflib.get_close_matches(name, free, 1, 0.6)
-        fitting[keys_meant.get(role, role)] = name if role in right else near[0] if near else best.get(role, "COLUMN")
-    for keys in (NEEDS[contents] if contents else {}).values():
+        near = [name] if name in samples else difflib.get_close_matches(name, free, 1, 0.6)
+        fitting[meant.get(role, role)] = near[0] if near else best.get(role, "COLUMN")
+    for keys in lacking.values():
         if not set(keys) & set(fitting):
             role = next((key for key in keys if key in best), keys[0])
             fitting[role] = best.get(role, "COLUMN")
     return fitting
 
 
-def misspelt(columns: Mapping[str, str], contents: Contents) -> dict[str, str]:
-    """The keys of a map that are none, each with the key that the contents need and the map lacks."""
-    lacking = [keys for keys in NEEDS[contents].values() if not set(keys) & set(columns)]
+def _misspelt(columns: Mapping[str, str], lacking: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
+    """The keys of a map that are none, each with the key that it lacks and most likely means."""
     strange = [key for key in columns if key not in column_map.roles(columns)]
-    near = {key: difflib.get_close_matches(key, [role for keys in lacking for role in keys], 1, 0.6) for key in strange}
-    return {key: roles[0] for key, roles in near.items() if roles}
+    roles = [role for keys in lacking.values() for role in keys]
+    near = {key: difflib.get_close_matches(key, roles, 1, 0.6) for key in strange}
+    return {key: names[0] for key, names in near.items() if names}
 
 
 def listed(samples: Mapping[str, str]) -> str:
     """The columns of a table, each with its first value where that is known."""
     shown = [f"{name} ({_short(value)})" if value.strip() else name for name, value in samples.items()]
     return ", ".join(shown[:SHOWN_COLUMNS]) + (", …" if len(shown) > SHOWN_COLUMNS else "")
-
-
-def option(columns: Mapping[str, str]) -> str:
-    """A map as `--columns` takes it; a part with a comma of its own stands in double quotes."""
-    line = io.StringIO()
-    csv.writer(line, lineterminator="").writerow([f"{role}={name}" for role, name in columns.items()])
-    return line.getvalue()
-
-
-def written(columns: Mapping[str, str]) -> str:
-    """A map as a person writes it, on the command line or in a recipe."""
-    toml = ", ".join(f"{role} = {json.dumps(name, ensure_ascii=False)}" for role, name in columns.items())
-    line = shlex.quote(option(columns))
-    return f"--columns {line} on the command line, or columns = {{ {toml} }} in the recipe's source"
-
-
-def missing(columns: Mapping[str, str], samples: Mapping[str, str]) -> str:
-    """The message that a map names columns which a table lacks, with the one to write; empty where it names none.
-
-    Args:
-        columns: the map.
-        samples: the table's columns, each with its first value.
-    """
-    absent = {role: name for role, name in columns.items() if name not in samples}
-    if not absent:
-        return ""
-    if not any(name.strip() for name in samples):
-        return f"has no column {', '.join(map(repr, absent.values()))}: it is empty, or its first line is"
-    lines = [
-        f"has no column {', '.join(map(repr, absent.values()))}",
-        *_corrections(absent, columns, samples),
-        f"columns: {listed(samples)}",
-        f"write: {written(corrected(columns, samples, None))}",
-    ]
-    return "\n  ".join(lines)
 
 
 def of_file(path: Path) -> str:
@@ -160,27 +146,27 @@ def of_file(path: Path) -> str:
             f"\n{files[0].name} has the columns {listed(samples)}; none looks like a query, a title or a grade. "
             f"{FIRST_LINE}, or map them by hand: --columns query=COLUMN,title=COLUMN,grade=COLUMN"
         )
-    return f"\n{files[0].name} has the columns {listed(samples)}. The map that fits best: {written(best)}"
+    return f"\n{files[0].name} has the columns {listed(samples)}. The map that fits best: {written('columns', best)}"
 
 
 def separator(names: Sequence[str]) -> str:
     """The advice on a table of one column whose name holds a sign that may separate columns; empty for any other."""
-    marks = _SEPARATORS.findall(names[0]) if len(names) == 1 and not column_map.suggest(names) else []
-    if not marks:
+    mark = _SEPARATORS.search(names[0]) if len(names) == 1 and not column_map.suggest(names) else None
+    if mark is None:
         return ""
     return (
-        f"has one column, {names[0]}; if {marks[0]!r} separates its columns, write the file with a comma, a tab, ';' "
+        f"has one column, {names[0]}; if {mark[0]!r} separates its columns, write the file with a comma, a tab, ';' "
         "or '|' in its place"
     )
 
 
 def _corrections(absent: Mapping[str, str], columns: Mapping[str, str], samples: Mapping[str, str]) -> list[str]:
     """A question for each absent column whose name is like that of a column which the map does not use."""
-    free = [name for name in samples if name not in columns.values()]
+    free = _free(columns, samples)
     near = {name: difflib.get_close_matches(name, free, 1, 0.6) for name in absent.values()}
     return [f"did you mean {names[0]!r} in place of {name!r}?" for name, names in near.items() if names]
 
 
 def _short(value: str) -> str:
-    plain = " ".join("".join(mark if mark.isprintable() else " " for mark in value).split())
+    plain = " ".join(printable(value).split())
     return plain if len(plain) <= SHOWN_VALUE else plain[: SHOWN_VALUE - 1].rstrip() + "…"

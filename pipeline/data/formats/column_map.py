@@ -8,7 +8,7 @@ from pathlib import Path
 from pipeline.data import clicks
 from pipeline.data.formats import tables, text_files
 from pipeline.errors import SchemaError
-from pipeline.text import refuse_old_line_ends
+from pipeline.text import read_lines, refuse_old_line_ends
 
 JSON_LINES = (".jsonl", ".ndjson", ".json")
 """File name endings of files with one JSON object a line."""
@@ -107,6 +107,13 @@ def samples_of(file: Path, wanted: Sequence[str] = ()) -> dict[str, str]:
         return tables.parquet_samples(file)
     names, *rows = text_files.first_rows(file, delimiter_of(file, wanted), 2) or [[]]
     return dict(zip_longest(names, rows[0] if rows else [], fillvalue=""))
+
+
+def has_later_keys(file: Path) -> bool:
+    """Whether this is a file of JSON lines that goes on after those whose keys `samples_of` looks at."""
+    if file.suffix.lower() not in JSON_LINES:
+        return False
+    return next(islice(read_lines(file), FIRST_LINES, None), None) is not None
 
 
 def delimiter_of(file: Path, wanted: Sequence[str]) -> str:

@@ -1,19 +1,15 @@
 """Grades of a mapped table: whole numbers, numbers on a scale, or words to which `labels` gives a grade each.
 
-A word that `labels` leaves out is a fault of its rows. `GradeColumn.advice` counts these rows and has the labels that
-would fit, so that no command takes the file as if the word were not in it.
+A word that `labels` leaves out is a fault of its rows, which `data.faulty_rows` refuses or drops. `GradeColumn.advice`
+counts these rows and has the labels that would fit.
 """
 
-import csv
 import difflib
-import io
-import json
 import logging
 import math
-import shlex
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config import SourceConfig
-from pipeline.data.formats import tables
+from pipeline.data.formats import option_text, tables
 from pipeline.errors import ConfigError, SchemaError
 from pipeline.schema import MAX_GRADE, InvalidRow
 
@@ -63,7 +59,7 @@ def read(values: pa.ChunkedArray, config: SourceConfig, shown: str) -> GradeColu
     cells = _with_ascii_digits(pc.utf8_trim_whitespace(values))
     column = config.columns.get("grade", "grade")
     labels = {ascii_digits(word.strip()): grade for word, grade in config.labels.items()}
-    words = Counter(cells.to_pylist())
+    words = Counter({word["values"]: word["counts"] for word in cells.value_counts().to_pylist()})
     if not any(word in labels or word.casefold() not in NO_VALUE for word in words):
         raise SchemaError(
             f"{shown}: the column of grades, {column!r}, has no grade in any of its {len(cells):,} rows; fill it in, "
@@ -71,12 +67,22 @@ def read(values: pa.ChunkedArray, config: SourceConfig, shown: str) -> GradeColu
         )
     if labels:
         grades, faults = tables.named_grades(cells, labels)
-        strange = _without_empty({word: rows for word, rows in words.items() if word not in labels})
-        return GradeColumn(grades, faults, _missing(strange, set(words), labels))
-    numbers = pd.to_numeric(cells.to_pandas(), errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
-    if not np.isfinite(numbers).any():
+        unknown = _without_empty({word: rows for word, rows in words.items() if word not in labels})
+        return GradeColumn(grades, faults, _missing(unknown, set(words), labels))
+    distinct = _numbers(list(words))
+    if not np.isfinite(distinct).any():
         raise SchemaError(f"{shown}: {_only_words(_without_empty(words), column)}")
-    return _numbered(numbers, cells, config, shown)
+    numbers = distinct[pc.index_in(cells, value_set=pa.array(list(words), cells.type)).to_numpy()]
+    strange = {
+        word: rows for (word, rows), known in zip(words.items(), np.isfinite(distinct), strict=True) if not known
+    }
+    return _numbered(numbers, cells, _missing(_without_empty(strange), set(words), {}), config, shown)
+
+
+def _numbers(words: Sequence[str]) -> npt.NDArray[np.float64]:
+    """The numbers that texts stand for; nan for any other text."""
+    parsed = pd.to_numeric(pd.Series(words, dtype=object), errors="coerce")
+    return parsed.to_numpy(dtype=np.float64, na_value=np.nan)
 
 
 def ascii_digits(text: str) -> str:
@@ -96,14 +102,12 @@ def _without_empty(words: Mapping[str, int]) -> Counter[str]:
 
 
 def _numbered(
-    numbers: npt.NDArray[np.float64], cells: pa.ChunkedArray, config: SourceConfig, shown: str
+    numbers: npt.NDArray[np.float64], cells: pa.ChunkedArray, advice: str, config: SourceConfig, shown: str
 ) -> GradeColumn:
     """Grades from numbers, with a fault for each cell that is none."""
     finite, good = np.isfinite(numbers), np.abs(numbers) < MOST_RATING
     faults = tables.unknown_grades(cells, pa.array(finite), "is not a number")
     faults += tables.unknown_grades(cells, pa.array(good | ~finite), f"is outside 0..{MAX_GRADE}")
-    words = _without_empty(Counter(cells.filter(pa.array(~finite)).to_pylist()))
-    advice = _missing(words, set(cells.to_pylist()), {})
     numbers = np.where(good, numbers, 0.0)
     if not config.grade_scale and not (numbers % 1).any():
         return GradeColumn(pa.chunked_array([numbers.astype(np.int64)]), faults, advice)
@@ -141,7 +145,8 @@ def _only_words(words: Counter[str], column: str) -> str:
         )
     wanted = {word: _guess(word, {}) for word in sorted(words)}
     return (
-        f"the grades are words ({_counted(words)}); say what each is worth, 0 for the least relevant: {written(wanted)}"
+        f"the grades are words ({_counted(words)}); say what each is worth, 0 for the least relevant: "
+        f"{_labels_written(wanted)}"
     )
 
 
@@ -164,8 +169,8 @@ def _missing(words: Counter[str], there: set[str], labels: Mapping[str, int]) ->
     wanted |= {word: _guess(word, {}) for word in numbers}
     wanted |= {word: _guess(word, labels) for word, _ in words.most_common()}
     stray = "".join(f"; {word!r} stands in no row" for word in labels if word not in there)
-    return f"no grade is given for {_counted(words)}{stray}; give every word one, 0 for the least relevant: " + written(
-        wanted
+    return f"no grade is given for {_counted(words)}{stray}; give every word one, 0 for the least relevant: " + (
+        _labels_written(wanted)
     )
 
 
@@ -188,13 +193,5 @@ def _counted(words: Counter[str], most: int = MOST_WORDS) -> str:
     return ", ".join(f"{word!r} in {rows:,} row{'s' * (rows > 1)}" for word, rows in words.most_common(most))
 
 
-def written(labels: Mapping[str, int | None]) -> str:
-    """Labels as a person writes them on the command line and in a recipe; GRADE where there is none yet."""
-    shown = {word: "GRADE" if grade is None else grade for word, grade in labels.items()}
-    line = io.StringIO()
-    csv.writer(line, lineterminator="").writerow([f"{word}={grade}" for word, grade in shown.items()])
-    toml = ", ".join(f"{json.dumps(word, ensure_ascii=False)} = {grade}" for word, grade in shown.items())
-    return (
-        f"--labels {shlex.quote(line.getvalue())} on the command line, or labels = {{ {toml} }} in the recipe's source "
-        "beside columns"
-    )
+def _labels_written(labels: Mapping[str, int | None]) -> str:
+    return f"{option_text.written('labels', labels)} beside columns"

@@ -10,11 +10,12 @@ import pyarrow as pa
 
 from pipeline.config import SourceConfig
 from pipeline.data.formats import tables, trec_files
+from pipeline.data.formats.column_map import JSON_LINES
 from pipeline.data.formats.tables import FoundSource, Tables
 
 NAME = "qrels"
 LOOKED_FOR = "a TREC qrels file to judge a run by; only when named, or beside --run"
-OTHERS = (".csv", ".jsonl", ".json", ".parquet", ".toml", ".db", ".sqlite")
+OTHERS = (".csv", *JSON_LINES, ".parquet", ".toml", ".db", ".sqlite")
 """Ends of file names that another format reads."""
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from pipeline import storage
 from pipeline.config import SourceConfig
+from pipeline.config_checks import check_path
 from pipeline.data.formats import (
     beir,
     column_advice,
@@ -96,8 +97,7 @@ def find(config: SourceConfig, root: Path) -> tuple[str, FoundSource]:
     """
     if config.format not in ("auto", *NAMES):
         raise ConfigError(f"{config.path}: format '{config.format}' is none of auto, {', '.join(NAMES)}")
-    if not config.path.strip():
-        raise ConfigError("a source of data has an empty path; name its file or folder, or the address of a database")
+    check_path(config.path)
     if storage.is_address(config.path):
         copy = storage.fetched(config.path)
         form, copied = find(replace(config, path=str(copy)), Path())

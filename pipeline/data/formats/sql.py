@@ -37,7 +37,7 @@ from sqlalchemy.exc import (
 )
 
 from pipeline.config import SourceConfig
-from pipeline.data.formats import column_advice, column_map, tables
+from pipeline.data.formats import column_advice, column_map, option_text, tables
 from pipeline.data.formats import table as mapped
 from pipeline.data.formats.tables import FoundSource, Tables
 from pipeline.data.formats.text_files import STRING
@@ -268,11 +268,11 @@ def refuse_absent(names: Sequence[str], config: SourceConfig, shown: str) -> Non
                 f"{shown}: has no column {column}, which `{key}` of its source names; name one of {there}"
             )
     if config.columns:
-        problem = column_advice.missing(config.columns, dict.fromkeys(names, ""))
+        problem = column_advice.fault(config.columns, dict.fromkeys(names, ""))
         if problem:
             raise SchemaError(f"{shown}: {problem}")
     elif missing := [column for column in OWN_COLUMNS if column not in names]:
-        advice = column_advice.written(column_advice.guess(names, None) or {"title": "COLUMN"})
+        advice = option_text.written("columns", column_map.suggest(names) or {"title": "COLUMN"})
         raise SchemaError(f"{shown}: has no column {', '.join(missing)}; it has {there}. Map its columns: {advice}")
 
 

@@ -161,7 +161,7 @@ def _read_file(file: Path, columns: Mapping[str, str]) -> pa.Table:
     delimiter = "" if suffix == ".parquet" else delimiter_of(file, wanted)
     names = text_files.header(file, delimiter) if delimiter else tables.parquet_names(file)
     if not set(wanted) <= set(names):
-        raise SchemaError(f"{file}: {column_advice.missing(columns, samples_of(file, wanted))}")
+        raise SchemaError(f"{file}: {column_advice.fault(columns, samples_of(file, wanted))}")
     rows = text_files.titled(file, wanted, delimiter=delimiter) if delimiter else tables.read_foreign(file, wanted)
     known = roles(columns)
     return pa.table(
@@ -199,7 +199,7 @@ def _read_json(file: Path, columns: Mapping[str, str]) -> pa.Table:
                 problem = f"line {number}: {name!r} is {json.dumps(row.get(name))[:60]}, not a text for {role}"
                 problem += f"; it has {list(row)[:40]}"
     if never_seen and number:
-        raise SchemaError(f"{file}: {column_advice.missing(columns, samples_of(file))}")
+        raise SchemaError(f"{file}: {column_advice.fault(columns, samples_of(file))}")
     if problem:
         raise SchemaError(f"{file}, {problem}")
     return pa.table({role: _json_column(file, role, cells, is_text=role in known) for role, cells in values.items()})

@@ -50,7 +50,7 @@ class Tables:
     clicks: Mapping[str, Any] = field(default_factory=dict)
     """Figures that the judgments of a click log rest on, see `clicks.ClickJudgments`; empty for other sources."""
     advice: str = ""
-    """Advice on mending faults, where the reader knows more than their rows; see `mapped_grades.GradeColumn.advice`."""
+    """Advice on mending the rows in `faults`; empty where their reasons say all. See `mapped_grades.GradeColumn`."""
 
 
 def all_the_same(value: str | None, rows: int) -> pa.ChunkedArray:
@@ -108,11 +108,11 @@ def named_grades(values: pa.ChunkedArray, meaning: Mapping[str, int]) -> tuple[p
 
 def unknown_grades(values: pa.ChunkedArray, good: pa.ChunkedArray, reason: str) -> list[InvalidRow]:
     """A fault for each row that is not `good`."""
-    rows = pc.indices_nonzero(pc.invert(good)).to_pylist()
-    cells = values.take(pa.array(rows, pa.int64())).to_pylist()
+    rows = pc.indices_nonzero(pc.invert(good))
+    cells = values.take(rows).to_pylist()
     return [
         InvalidRow("judgments", row, f"grade '{str(cell)[:60]}' {reason}" if cell else "the grade is empty")
-        for row, cell in zip(rows, cells, strict=True)
+        for row, cell in zip(rows.to_pylist(), cells, strict=True)
     ]
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from pipeline.config import DataConfig, SourceConfig
 from pipeline.data import check, convert, judgments, sources
+from pipeline.data.formats import option_text
 from pipeline.errors import ConfigError, InputError, SchemaError
 
 COLUMNS = {"query": "query", "title": "title", "grade": "worth"}
@@ -26,7 +27,7 @@ def suggested(message: str) -> dict[str, int]:
     """The labels that a message tells to type, read back as the command line reads them; 9 stands for GRADE."""
     match = re.search(r"--labels ('[^']*'|\S+) on the command line", message.replace("GRADE", "9"))
     assert match, message
-    return convert.parse_labels(shlex.split(match[1])[0])
+    return option_text.parse_labels(shlex.split(match[1])[0])
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 from pipeline import text
 from pipeline.config import SourceConfig
 from pipeline.data import convert, sources
-from pipeline.data.formats import column_map, sql, table, tables, text_files
+from pipeline.data.formats import column_map, option_text, sql, table, tables, text_files
 from pipeline.data.sources import Source
 from pipeline.errors import InputError, SchemaError
 from tests.reads import bytes_read
@@ -88,11 +88,11 @@ def test_grades_become_whole_by_a_stated_rule(
             {},
             r'query = "search_term", title = "product_title", grade = "rel',
         ),
-        (b"a\n1\n", {"query": "q"}, r"has no column 'q'.*columns: a \(1\)"),
+        (b"a\n1\n", {"query": "q"}, r"has no column 'q'.*columns, each with its first value: a \(1\)"),
         (
             b"q,t,g\na,b,good\n",
             {"query": "q", "title": "t", "grade": "g"},
-            r"grades are words \('good' in 1 row\).*labels = \{ .good.",
+            r"grades are words \('good' in 1 row\).*labels = \{ good = GRADE \}",
         ),
         (
             b"q,t,g\na,\xff,1\n",
@@ -112,7 +112,7 @@ def test_a_table_that_does_not_fit_is_one_message(
 
 def test_convert_takes_the_map_as_one_option(tmp_path: Path) -> None:
     write(tmp_path / "ratings.csv")
-    columns = convert.parse_columns("query=search, title=name,grade=relevance")
+    columns = option_text.parse_columns("query=search, title=name,grade=relevance")
     convert.convert(tmp_path / "ratings.csv", "auto", tmp_path / "out", columns)
     assert sources.read(SourceConfig(path="out"), tmp_path).judgments.num_rows == 3
 

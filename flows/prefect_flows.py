@@ -192,15 +192,17 @@ def reindex(
     full: bool = False,
     recipe: str = "",
     overrides: list[str] | None = None,
+    columns: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     """Embeds what changed and makes the new index live; see `flows.reindex`.
 
     Args:
         recipe: the recipe's name, which only distinguishes artifacts in the UI.
         overrides: values laid over a recipe among `documents`, as --set does.
+        columns: the map of tables that stand in no recipe; None maps each by the names of its columns.
     """
     with _logs_in_prefect():
-        chosen = [source for path in documents for source in sources.named(path, overrides=overrides or [])]
+        chosen = sources.of_documents(documents, columns=columns or {}, overrides=overrides or [])
         figures: dict[str, Any] = reindexing.reindex(
             chosen,
             workspace,

@@ -77,7 +77,7 @@ def quickstart(
     from pipeline.training import rank_fusion
 
     began = time.monotonic()
-    mapped = [named.with_columns(source, "documents") for source in sources]
+    mapped = named.of_documents(sources)
     registry, run = Releases(workspace), Runner(workspace)
     live = registry.pointer_file.recover()
     stays = "" if live is None else _why_it_stays(registry, live)

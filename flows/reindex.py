@@ -109,11 +109,11 @@ def reindex(
 
 
 def _chosen(documents: Sequence[str | SourceConfig], format: str) -> list[SourceConfig]:
-    """The sources that are meant: those given, and those that folders, files, URLs and recipes stand for."""
+    """The sources as given, and those that folders, files, URLs and recipes stand for, see `sources.of_documents`."""
     return [
         source
         for item in documents
-        for source in ((item,) if isinstance(item, SourceConfig) else sources.named(item, format))
+        for source in ((item,) if isinstance(item, SourceConfig) else sources.of_documents([item], format))
     ]
 
 

@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -27,19 +27,33 @@ from pipeline.errors import ConfigError, RelevanceError
 log = logging.getLogger(__name__)
 
 
-def serve(recipe: Path, overrides: list[str], workspace: Path, *, judgments: str, documents: list[str]) -> None:
+def serve(
+    recipe: Path,
+    overrides: list[str],
+    workspace: Path,
+    *,
+    judgments: str,
+    documents: list[str],
+    columns: Mapping[str, str] = sources.NO_COLUMNS,
+) -> None:
     """Serves the flows that have a cron line and the data that they need; returns when stopped.
 
     Schedules are not paused at the end, as another process may serve the same ones. Runs that come due while nobody
     serves them wait on the Prefect server as late.
 
+    Args:
+        columns: the map of the tables of documents; see `sources.of_documents`.
+
     Raises:
-        ConfigError: no flow has a cron line and its data, or a line or the time zone is invalid.
+        ConfigError: no flow has a cron line and its data, a line or the time zone is invalid, or columns without
+            documents.
         RelevanceError: the Prefect server does not answer.
     """
     settings = recipes.load(recipe, overrides)
     workspace = workspace.resolve()
-    parameters = _parameters(recipe, overrides, workspace, settings, judgments=judgments, documents=documents)
+    parameters = _parameters(
+        recipe, overrides, workspace, settings, judgments=judgments, documents=documents, columns=columns
+    )
     flows: tuple[Any, ...] = (prefect_flows.retrain, prefect_flows.report, prefect_flows.reindex)
     cron_lines = {flow.name: getattr(settings.schedule, flow.name) for flow in flows}
     scheduled = [
@@ -73,7 +87,14 @@ def serve(recipe: Path, overrides: list[str], workspace: Path, *, judgments: str
 
 
 def _parameters(
-    recipe: Path, overrides: list[str], workspace: Path, settings: Recipe, *, judgments: str, documents: list[str]
+    recipe: Path,
+    overrides: list[str],
+    workspace: Path,
+    settings: Recipe,
+    *,
+    judgments: str,
+    documents: list[str],
+    columns: Mapping[str, str] = sources.NO_COLUMNS,
 ) -> dict[str, dict[str, Any]]:
     """The parameters of each flow that has its data, by the flow's name; paths mean the same from any folder."""
     common = {"workspace": workspace, "recipe": settings.name}
@@ -91,6 +112,9 @@ def _parameters(
         log.warning("the flow report is not served: it needs --judgments")
     if documents:
         parameters["reindex"] = {"documents": [sources.absolute(path) for path in documents], **common}
+        parameters["reindex"] |= {"columns": dict(columns)} if columns else {}
+    elif columns:
+        raise ConfigError("--columns: maps the tables of --documents, and none are named")
     elif any("://" in source.path for source in settings.data.sources):
         # Prefect keeps the recipe's path, and no address of a database.
         own = [*overrides, f"data.root={json.dumps(str(Path(settings.data.root).resolve()))}"]

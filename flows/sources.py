@@ -3,9 +3,10 @@
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from pipeline import recipe as recipes
@@ -16,6 +17,8 @@ from pipeline.secrets import hide_passwords
 
 if TYPE_CHECKING:
     from pipeline.data.formats.column_advice import Contents
+
+NO_COLUMNS: Mapping[str, str] = MappingProxyType({})
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +36,53 @@ def named(path: str, format: str = "auto", overrides: Sequence[str] = ()) -> tup
         return (SourceConfig(path=path, format=format),)
     data = recipes.load(Path(path), overrides).data
     return tuple(replace(source, path=absolute(source.path, Path(data.root))) for source in data.sources)
+
+
+def of_documents(
+    documents: Sequence[str | SourceConfig],
+    format: str = "auto",
+    columns: Mapping[str, str] = NO_COLUMNS,
+    overrides: Sequence[str] = (),
+) -> list[SourceConfig]:
+    """The sources of documents that a command means, each table with a map of its columns.
+
+    The sources of a recipe keep their maps; a table of theirs without one is mapped by the usual names of its columns.
+
+    Args:
+        documents: folders, files, SQLAlchemy URLs, sources, or recipes, whose sources are meant.
+        format: the format of all but sources and recipes, which name their own.
+        columns: the map of tables that stand in no recipe; empty maps each by the names of its columns.
+        overrides: values laid over a recipe, as --set does.
+
+    Raises:
+        ConfigError: a map of columns, and recipes alone.
+        SchemaError: see `with_columns`.
+    """
+    if columns and all(isinstance(item, str) and is_recipe(item) for item in documents):
+        raise ConfigError("--columns: the sources of a recipe have maps of their own; write it there, as columns")
+    chosen: list[SourceConfig] = []
+    for item in documents:
+        if isinstance(item, SourceConfig):
+            chosen.append(with_columns(item, "documents"))
+        elif is_recipe(item):
+            chosen += [_with_usual_columns(source) for source in named(item, format, overrides)]
+        else:
+            chosen.append(with_columns(SourceConfig(path=item, format=format, columns=columns), "documents"))
+    return chosen
+
+
+def _with_usual_columns(source: SourceConfig) -> SourceConfig:
+    """A recipe's source of documents, mapped by the names of its columns where it has no map and needs one."""
+    from pipeline.data.formats import column_advice, option_text
+
+    if source.columns or ("://" not in source.path and _is_known_file(source)):
+        return source
+    columns = column_advice.guess(list(_samples(source)), "documents")
+    if not {"title", "text"} & set(columns):
+        return source
+    shown = hide_passwords(source.path)
+    log.info("%s: columns read as %s; columns in the recipe's source names others", shown, option_text.option(columns))
+    return replace(source, columns=columns)
 
 
 def with_columns(source: SourceConfig, contents: "Contents") -> SourceConfig:

@@ -108,13 +108,10 @@ def reindex(
     """
     from flows import reindex as flow
     from flows import sources
+    from pipeline.data.formats import option_text
 
     changes = overrides or []
-    chosen = [
-        source if sources.is_recipe(path) else sources.with_columns(mapped(source, columns, ""), "documents")
-        for path in documents
-        for source in sources.named(path, format, changes)
-    ]
+    chosen = sources.of_documents(documents, format, option_text.parse_columns(columns), changes)
     compute = sources.compute_of(documents, changes)
     if shards:
         from flows import shards as divided

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from flows.built_in_recipes import RECIPES, UNNAMED, recipe_path
-from flows.cli.options import DEFAULT_WORKSPACE, Json, Labels, Recipe, Set, Workspace, console, existing, show
+from flows.cli.options import DEFAULT_WORKSPACE, Columns, Json, Labels, Recipe, Set, Workspace, console, existing, show
 from pipeline.errors import GateError
 
 app = typer.Typer()
@@ -187,13 +187,22 @@ def schedule(
     documents: Annotated[
         list[str] | None, typer.Option(help="Documents of the scheduled re-index; may be repeated.")
     ] = None,
+    columns: Columns = "",
     workspace: Workspace = DEFAULT_WORKSPACE,
     overrides: Set = None,
 ) -> None:
     """Serves the flows retrain, report and reindex to Prefect with the recipe's cron lines, until stopped."""
     from flows import schedules
+    from pipeline.data.formats import option_text
 
-    schedules.serve(recipe_path(recipe), overrides or [], workspace, judgments=judgments, documents=documents or [])
+    schedules.serve(
+        recipe_path(recipe),
+        overrides or [],
+        workspace,
+        judgments=judgments,
+        documents=documents or [],
+        columns=option_text.parse_columns(columns),
+    )
 
 
 @app.command()

@@ -1,10 +1,12 @@
 """A table whose columns cannot be told is answered with its columns and the map to type, and nothing is half made."""
 
+import json
 import re
 import shlex
 import sqlite3
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -151,6 +153,62 @@ def test_a_json_column_that_only_a_late_line_has_may_be_mapped(tmp_path: Path) -
     source = SourceConfig(path=str(tmp_path / "items.jsonl"), columns={"title": "label", "text": "blurb"})
     mapped = sources.with_columns(source, "documents")
     assert readers.read(mapped, Path()).documents["text"].to_pylist() == ["", "long"]
+
+
+def recipe(folder: Path, *written: str) -> str:
+    lines = ["[data]", f"root = {json.dumps(str(folder))}", f"sources = [{', '.join(written)}]", ""]
+    (folder / "own.toml").write_text("\n".join(lines), encoding="utf-8")
+    return str(folder / "own.toml")
+
+
+def test_a_recipe_s_table_without_a_map_is_mapped_as_one_by_its_path(tmp_path: Path) -> None:
+    table(tmp_path / "items.csv", "sku,name,description", "a1,Red knife,sharp")
+    table(tmp_path / "odd.csv", "a,b", "x,y")
+    (tmp_path / "train.csv").write_text(
+        "id,query,product_title,product_description,median_relevance\n1,knife,a knife,,4\n", encoding="utf-8"
+    )
+    usual = {"doc_id": "sku", "title": "name", "text": "description"}
+    judged = {"query_id": "a", "doc_id": "b", "grade": "b"}
+    own = recipe(
+        tmp_path,
+        '{ path = "items.csv" }',
+        '{ path = "items.csv", columns = { title = "name" } }',
+        '{ path = "odd.csv" }',
+        '{ path = "odd.csv", columns = { query_id = "a", doc_id = "b", grade = "b" } }',
+        '{ path = "train.csv" }',
+    )
+    by_recipe = [dict(source.columns) for source in sources.of_documents([own])]
+    assert by_recipe == [usual, {"title": "name"}, {}, judged, {}]
+    by_path = sources.of_documents([str(tmp_path / "items.csv"), SourceConfig(path=str(tmp_path / "items.csv"))])
+    assert [dict(source.columns) for source in by_path] == [usual, usual]
+    assert readers.read(sources.of_documents([own])[0], Path()).documents["title"].to_pylist() == ["Red knife"]
+
+
+def test_columns_map_the_tables_that_stand_in_no_recipe(tmp_path: Path) -> None:
+    table(tmp_path / "items.csv", "sku,name,description", "a1,Red knife,sharp")
+    own = recipe(tmp_path, '{ path = "items.csv" }')
+    chosen = sources.of_documents([own, str(tmp_path / "items.csv")], columns={"title": "description"})
+    assert [source.columns["title"] for source in chosen] == ["name", "description"]
+    with pytest.raises(ConfigError, match="--columns: the sources of a recipe have maps of their own"):
+        sources.of_documents([own], columns={"title": "description"})
+    with pytest.raises(SchemaError, match="no column 'nmae'"):
+        sources.of_documents([str(tmp_path / "items.csv")], columns={"title": "nmae"})
+
+
+def test_a_scheduled_reindex_is_given_the_map_of_its_documents(tmp_path: Path) -> None:
+    from flows import schedules
+    from pipeline import recipe as recipes
+
+    items, own = table(tmp_path / "items.csv", "a,b", "a1,Red knife"), Path(recipe(tmp_path))
+    given = {"judgments": "", "columns": {"title": "b"}}
+
+    def parameters(documents: list[str]) -> dict[str, Any]:
+        return schedules._parameters(own, [], tmp_path, recipes.load(own), documents=documents, **given)["reindex"]
+
+    scheduled = parameters([items])
+    assert sources.of_documents(scheduled["documents"], columns=scheduled["columns"])[0].columns == {"title": "b"}
+    with pytest.raises(ConfigError, match="--columns: maps the tables of --documents, and none are named"):
+        parameters([])
 
 
 @pytest.mark.parametrize("path", ["", "  "])

@@ -7,9 +7,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import pytest
 
 from flows import gc, indexes, reindex, shards, sources
@@ -18,7 +15,7 @@ from pipeline.errors import ConflictError
 from serving.scoring.searcher import Searcher
 from serving.scoring.sharded import ShardClient
 from tests.serving.conftest import TinyWorkspace
-from tests.serving.scoring.test_shards_as_one import LocalShards, searcher_of
+from tests.serving.divided_collection import LocalShards, searcher_of
 
 Figures = dict[str, Any]
 
@@ -28,17 +25,6 @@ def tiny(tmp_path: Path) -> TinyWorkspace:
     workspace = TinyWorkspace(tmp_path / "workspace")
     workspace.releases.promote(workspace.publish(1), reason="test")
     return workspace
-
-
-def documents(tiny: TinyWorkspace, folder: Path, word: str = "") -> str:
-    """The documents of the tiny workspace, with a word more in each text where one is given."""
-    folder.mkdir(exist_ok=True)
-    table = pq.read_table(tiny.data().file("documents.parquet"))
-    if word:
-        texts = pc.binary_join_element_wise(table["text"], pa.scalar(word), " ")
-        table = table.set_column(table.column_names.index("text"), "text", texts)
-    pq.write_table(table, folder / "documents.parquet")
-    return str(folder)
 
 
 def divide(tiny: TinyWorkspace, source: str, count: int, release: str = "live") -> Figures:
@@ -62,8 +48,8 @@ def answers(tiny: TinyWorkspace, figures: Figures) -> list[Any]:
 
 
 def test_gc_keeps_the_shards_of_a_kept_release_and_removes_those_of_others(tiny: TinyWorkspace, tmp_path: Path) -> None:
-    old = divide(tiny, documents(tiny, tmp_path / "old"), 3)
-    new = divide(tiny, documents(tiny, tmp_path / "new", "lately"), 3)
+    old = divide(tiny, tiny.source(tmp_path / "old"), 3)
+    new = divide(tiny, tiny.source(tmp_path / "new", "lately"), 3)
     first = tiny.releases.resolve("live")
     tiny.releases.promote(old["release"], reason="test")
     tiny.releases.promote(new["release"], reason="test")
@@ -87,7 +73,7 @@ def test_gc_keeps_the_shards_of_a_kept_release_and_removes_those_of_others(tiny:
 
 
 def test_gc_keeps_a_release_of_models_while_a_service_asks_its_shards(tiny: TinyWorkspace, tmp_path: Path) -> None:
-    figures = divide(tiny, documents(tiny, tmp_path / "documents"), 2)
+    figures = divide(tiny, tiny.source(tmp_path / "documents"), 2)
     addresses = ShardClient(["http://127.0.0.1:1", "http://127.0.0.1:2"])
     front = searcher_of(tiny.folder(figures["release"]), addresses)
     tiny.releases.promote(tiny.publish(2), reason="test")
@@ -100,7 +86,7 @@ def test_gc_keeps_a_release_of_models_while_a_service_asks_its_shards(tiny: Tiny
 
 
 def test_index_gc_lists_what_no_shard_needs(tiny: TinyWorkspace, tmp_path: Path) -> None:
-    source = documents(tiny, tmp_path / "documents")
+    source = tiny.source(tmp_path / "documents")
     figures = divide(tiny, source, 2)
     named = [item["path"] for item in gc.gc(tiny.path, keep=None)["items"] if item["reason"] != gc.TEMPORARY]
     kinds = [Path(path).parent.name for path in named]
@@ -113,8 +99,8 @@ def test_index_gc_lists_what_no_shard_needs(tiny: TinyWorkspace, tmp_path: Path)
 
 
 def test_gc_beside_a_division(tiny: TinyWorkspace, tmp_path: Path) -> None:
-    source = documents(tiny, tmp_path / "documents", "lately")
-    before = divide(tiny, documents(tiny, tmp_path / "before"), 2)
+    source = tiny.source(tmp_path / "documents", "lately")
+    before = divide(tiny, tiny.source(tmp_path / "before"), 2)
     tiny.releases.promote(before["release"], reason="test")
     command = [sys.executable, "-m", "flows.cli", "reindex", "--documents", source, "--shards", "3", "--json"]
     refused = removed = 0
@@ -135,14 +121,14 @@ def test_gc_beside_a_division(tiny: TinyWorkspace, tmp_path: Path) -> None:
 
 
 def test_another_number_of_shards_and_back_is_a_fresh_division(tiny: TinyWorkspace, tmp_path: Path) -> None:
-    source = documents(tiny, tmp_path / "documents")
+    source = tiny.source(tmp_path / "documents")
     fresh = TinyWorkspace(tmp_path / "fresh")
     shutil.copytree(tiny.path, fresh.path)
     two = divide(tiny, source, 2)
-    three = divide(tiny, documents(tiny, tmp_path / "later", "lately"), 3, two["release"])
+    three = divide(tiny, tiny.source(tmp_path / "later", "lately"), 3, two["release"])
     again = divide(tiny, source, 2, three["release"])
     assert family(again) == family(two)
-    other = divide(fresh, documents(tiny, tmp_path / "later", "lately"), 3)
+    other = divide(fresh, tiny.source(tmp_path / "later", "lately"), 3)
     assert family(other) == family(three)
     for release in family(three):
         assert files(tiny, release) == files(fresh, release)
@@ -154,7 +140,7 @@ def test_another_number_of_shards_and_back_is_a_fresh_division(tiny: TinyWorkspa
 
 
 def test_one_index_then_shards_then_one_index_is_a_fresh_build(tiny: TinyWorkspace, tmp_path: Path) -> None:
-    source, later = documents(tiny, tmp_path / "documents"), documents(tiny, tmp_path / "later", "lately")
+    source, later = tiny.source(tmp_path / "documents"), tiny.source(tmp_path / "later", "lately")
     fresh = TinyWorkspace(tmp_path / "fresh")
     shutil.copytree(tiny.path, fresh.path)
     figures = divide(tiny, source, 3)

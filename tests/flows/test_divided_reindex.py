@@ -33,20 +33,13 @@ def tiny(tmp_path: Path) -> TinyWorkspace:
     return workspace
 
 
-def part_of_documents(tiny: TinyWorkspace, folder: Path, count: int) -> str:
-    folder.mkdir(exist_ok=True)
-    table = pq.read_table(tiny.data().file("documents.parquet"))
-    pq.write_table(table.slice(0, count), folder / "documents.parquet")
-    return str(folder)
-
-
 def divided_collection(tiny: TinyWorkspace) -> dict[str, int]:
     return {kind: len(artifacts.finished(tiny.path, kind)) for kind in ("lexical", "vectors", "index", "release")}
 
 
 @pytest.mark.parametrize("command", [into_one, into_two], ids=["reindex", "reindex --shards"])
 def test_documents_that_look_wrong_need_a_word(tiny: TinyWorkspace, tmp_path: Path, command: Reindex) -> None:
-    few, before = part_of_documents(tiny, tmp_path / "few", 20), divided_collection(tiny)
+    few, before = tiny.source(tmp_path / "few", count=20), divided_collection(tiny)
     with pytest.raises(ImplausibleError, match=rf"{few}: 20 documents in place of {len(DOCUMENTS)} \(at most 20%"):
         command(few, tiny.path)
     assert divided_collection(tiny) == before
@@ -57,8 +50,8 @@ def test_documents_that_look_wrong_need_a_word(tiny: TinyWorkspace, tmp_path: Pa
 def test_documents_are_judged_beside_those_that_shards_hold(
     tiny: TinyWorkspace, tmp_path: Path, command: Reindex, caplog: pytest.LogCaptureFixture
 ) -> None:
-    front = into_two(part_of_documents(tiny, tmp_path / "all", len(DOCUMENTS)), tiny.path)["release"]
-    few = part_of_documents(tiny, tmp_path / "few", 20)
+    front = into_two(tiny.source(tmp_path / "all"), tiny.path)["release"]
+    few = tiny.source(tmp_path / "few", count=20)
     with pytest.raises(ImplausibleError, match="20 documents in place of"):
         command(few, tiny.path, release=front)
     for kind in ("corpus", "documents"):
@@ -70,7 +63,7 @@ def test_documents_are_judged_beside_those_that_shards_hold(
 
 
 def test_an_id_that_stands_twice_is_in_one_shard_once(tiny: TinyWorkspace, tmp_path: Path) -> None:
-    source = Path(part_of_documents(tiny, tmp_path / "all", len(DOCUMENTS)))
+    source = Path(tiny.source(tmp_path / "all"))
     table = pq.read_table(source / "documents.parquet")
     pq.write_table(pa.concat_tables([table, table.slice(0, 5)]), source / "documents.parquet")
     figures = into_two(str(source), tiny.path)

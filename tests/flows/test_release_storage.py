@@ -1,6 +1,5 @@
 """Shared storage: releases pushed and pulled, and documents read, on a disk and on an S3-compatible server."""
 
-import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -136,9 +135,7 @@ def test_the_pointer_is_written_last(
 
 
 def test_documents_in_shared_storage_are_those_of_a_copy(tiny: TinyWorkspace, shared: str, tmp_path: Path) -> None:
-    here = tmp_path / "documents"
-    here.mkdir()
-    shutil.copy(tiny.data().file("documents.parquet"), here / "documents.parquet")
+    here = Path(tiny.source(tmp_path / "documents"))
     system, path = storage.opened(f"{shared}/documents")
     system.makedirs(path, exist_ok=True)
     system.put_file(str(here / "documents.parquet"), f"{path}/documents.parquet")

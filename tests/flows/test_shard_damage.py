@@ -5,7 +5,6 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import faiss
 import numpy as np
@@ -21,10 +20,9 @@ from pipeline import artifacts, release_parts
 from pipeline.artifacts import Artifact
 from pipeline.errors import ArtifactError
 from serving.runtime.scheduler import Scheduler
-from serving.scoring.reranker import Caches
 from serving.scoring.searcher import Searcher
-from serving.scoring.sharded import ShardClient, ShardedSearcher
-from tests.serving.scoring.test_shards_as_one import CONFIGS, Collection
+from serving.scoring.sharded import ShardClient
+from tests.serving.divided_collection import CONFIGS, Collection, searcher_of
 
 COUNT = 2
 
@@ -46,13 +44,12 @@ def start(release: Artifact) -> None:
     if "documents" in release.manifest.inputs:
         Searcher(release.path)
         return
-    client = ShardClient(["http://127.0.0.1:1", "http://127.0.0.1:2"])
-    models: dict[str, Any] = {"precision": "auto", "caches": Caches.of(2**20), "scheduler": Scheduler(1)}
+    client, scheduler = ShardClient(["http://127.0.0.1:1", "http://127.0.0.1:2"]), Scheduler(1)
     try:
-        ShardedSearcher(release.path, client, **models)
+        searcher_of(release.path, client, scheduler)
     finally:
         client.close()
-        models["scheduler"].stop()
+        scheduler.stop()
 
 
 def problems(workspace: Path, release: Artifact) -> list[str]:

@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
@@ -210,6 +212,16 @@ class TinyWorkspace:
             return {"documents": table.num_rows}
 
         return artifacts.make(self.path, "data", version=1, config={}, inputs={}, build=write)
+
+    def source(self, folder: Path, word: str = "", count: int | None = None) -> str:
+        """Writes the documents, or the first `count`, to a folder to index, with `word` after each text if given."""
+        folder.mkdir(exist_ok=True)
+        table = pq.read_table(self.data().file("documents.parquet")).slice(0, count)
+        if word:
+            texts = pc.binary_join_element_wise(table["text"], pa.scalar(word), " ")
+            table = table.set_column(table.column_names.index("text"), "text", texts)
+        pq.write_table(table, folder / "documents.parquet")
+        return str(folder)
 
     def publish(
         self,

@@ -4,6 +4,7 @@ import itertools
 import os
 import random
 import shutil
+import statistics
 import threading
 import time
 from collections import Counter
@@ -12,9 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from flows import shards, sources
 from index.shards import shard_of
@@ -22,8 +20,9 @@ from pipeline.releases import Releases
 from serving.scoring.searcher import Searcher
 from tests.serving import processes
 from tests.serving.conftest import TinyWorkspace
+from tests.serving.divided_collection import LocalShards, searcher_of
 from tests.serving.processes import Server
-from tests.serving.scoring.test_shards_as_one import LocalShards, searcher_of
+from tests.serving.swaps import clients, seconds_until
 
 COUNT = 2
 CLIENTS = 3
@@ -99,24 +98,14 @@ class Machines:
         """
         generator, counts, done = random.Random(seed), AnswerCounts(), threading.Event()
         threads = [threading.Thread(target=self._ask, args=(counts, done, number)) for number in range(CLIENTS)]
-        for thread in threads:
-            thread.start()
         took = []
-        try:
-            with httpx.Client(base_url=self.servers[-1].url, timeout=60) as client:
-                for wanted in itertools.islice(itertools.cycle([*self.versions[1:], self.versions[0]]), swaps):
-                    for machine in generator.sample(range(COUNT + 1), COUNT + 1):
-                        self.move(machine, wanted)
-                        time.sleep(generator.choice((0.0, 0.02, 0.1)))
-                    began = time.monotonic()
-                    while client.get("/livez").headers["x-release"] != wanted.releases[-1]:
-                        assert time.monotonic() - began < 60, client.get("/readyz").text
-                    took.append(time.monotonic() - began)
-        finally:
-            done.set()
-            for thread in threads:
-                thread.join(60)
-        return counts, sorted(took)[len(took) // 2]
+        with clients(threads, done), httpx.Client(base_url=self.servers[-1].url, timeout=60) as client:
+            for wanted in itertools.islice(itertools.cycle([*self.versions[1:], self.versions[0]]), swaps):
+                for machine in generator.sample(range(COUNT + 1), COUNT + 1):
+                    self.move(machine, wanted)
+                    time.sleep(generator.choice((0.0, 0.02, 0.1)))
+                took.append(seconds_until(client, wanted.releases[-1]))
+        return counts, statistics.median_high(took)
 
     def _ask(self, counts: AnswerCounts, done: threading.Event, number: int) -> None:
         expected = {item.releases[-1]: item.expected for item in self.versions}
@@ -160,12 +149,8 @@ def check(answer: dict[str, Any], expected: Scores, gone: list[int]) -> None:
 def version(tiny: TinyWorkspace, folder: Path, number: int) -> Version:
     """Publishes models of this seed over documents with a word of their own, divided."""
     undivided = tiny.publish(number)
-    table = pq.read_table(tiny.data().file("documents.parquet"))
-    texts = pc.binary_join_element_wise(table["text"], pa.scalar("lately " * number), " ")
-    source = folder / f"documents-{number}"
-    source.mkdir()
-    pq.write_table(table.set_column(table.column_names.index("text"), "text", texts), source / "documents.parquet")
-    figures = shards.reindex(sources.named(str(source)), tiny.path, COUNT, release=undivided)
+    source = tiny.source(folder / f"documents-{number}", "lately " * number)
+    figures = shards.reindex(sources.named(source), tiny.path, COUNT, release=undivided)
     held = [shard["release"] for shard in figures["shards"]]
     front = searcher_of(
         tiny.folder(figures["release"]), LocalShards([Searcher(tiny.folder(release)) for release in held])

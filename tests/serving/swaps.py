@@ -1,9 +1,12 @@
 """Clients that call a service while its releases are swapped, and compare each answer with the release it names."""
 
 import itertools
+import statistics
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +28,27 @@ class Load:
     faults: list[str] = field(default_factory=list)
 
 
+@contextmanager
+def clients(threads: Sequence[threading.Thread], done: threading.Event) -> Iterator[None]:
+    """Runs the threads of clients, which end once `done` is set."""
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join(60)
+
+
+def seconds_until(client: httpx.Client, release: str) -> float:
+    """Seconds that pass until a service answers with a release; fails after 60."""
+    began = time.monotonic()
+    while client.get("/livez").headers["x-release"] != release:
+        assert time.monotonic() - began < 60, client.get("/readyz").text
+    return time.monotonic() - began
+
+
 def swap_under_load(server: Server, workspace: Any, releases: list[str], swaps: int) -> tuple[Load, float]:
     """Moves the pointer this many times, each time once the service answers with the release that it names.
 
@@ -36,23 +60,12 @@ def swap_under_load(server: Server, workspace: Any, releases: list[str], swaps: 
     load, done = Load(), threading.Event()
     threads = [threading.Thread(target=ask, args=(server.url, expected, load, done, number), daemon=True)
                for number in range(CLIENTS)]  # fmt: skip
-    for thread in threads:
-        thread.start()
     took = []
-    try:
-        with httpx.Client(base_url=server.url, timeout=60) as client:
-            upcoming = itertools.islice(itertools.cycle([*releases[1:], releases[0]]), swaps)
-            for release in upcoming:
-                workspace.releases.promote(release, reason="test")
-                began = time.monotonic()
-                while client.get("/livez").headers["x-release"] != release:
-                    assert time.monotonic() - began < 60, client.get("/readyz").text
-                took.append(time.monotonic() - began)
-    finally:
-        done.set()
-        for thread in threads:
-            thread.join(60)
-    return load, sorted(took)[len(took) // 2]
+    with clients(threads, done), httpx.Client(base_url=server.url, timeout=60) as client:
+        for release in itertools.islice(itertools.cycle([*releases[1:], releases[0]]), swaps):
+            workspace.releases.promote(release, reason="test")
+            took.append(seconds_until(client, release))
+    return load, statistics.median_high(took)
 
 
 def scores(workspace: Any, release: str, query: str) -> list[float]:

@@ -9,6 +9,7 @@ import pytest
 from flows import gc
 from tests.serving import processes
 from tests.serving.shard_swaps import COUNT, Machines
+from tests.serving.swaps import seconds_until
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +45,8 @@ def test_a_release_waits_until_its_shards_answer_and_gc_keeps_what_is_served(mac
     answer = httpx.post(f"{url}/search", json={"query": "open a file"}, timeout=60).json()
     assert (answer["release"], answer["partial"]) == (now.releases[-1], False)
     machines.move(1, wanted)
-    until = time.monotonic() + 60
-    while httpx.get(f"{url}/livez", timeout=60).headers["x-release"] != wanted.releases[-1]:
-        assert time.monotonic() < until
+    with httpx.Client(base_url=url, timeout=60) as client:
+        seconds_until(client, wanted.releases[-1])
     answer = httpx.post(f"{url}/search", json={"query": "open a file"}, timeout=60).json()
     assert (answer["release"], answer["partial"]) == (wanted.releases[-1], False)
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import urllib.error
 import urllib.request
@@ -72,18 +71,12 @@ def post(url: str, body: dict[str, Any], seconds: float = 60.0) -> Any:
         return json.load(answer)
 
 
-def folder_of_documents(tiny: TinyWorkspace, folder: Path) -> Path:
-    folder.mkdir()
-    shutil.copy(tiny.data().file("documents.parquet"), folder / "documents.parquet")
-    return folder
-
-
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Divided]:
     folder = tmp_path_factory.mktemp("shards")
     tiny = TinyWorkspace(folder / "workspace")
     tiny.releases.promote(tiny.publish(1), reason="test")
-    documents = sources.named(str(folder_of_documents(tiny, folder / "documents")))
+    documents = sources.named(tiny.source(folder / "documents"))
     figures = divided.reindex(documents, tiny.path, SHARDS)
     services = [processes.start(tiny.path, RELEVANCE_RELEASE=shard["release"]) for shard in figures["shards"]]
     addresses = ",".join(service.url for service in services)
@@ -176,7 +169,7 @@ def test_a_release_must_be_the_one_of_models_and_fit_the_addresses(shards: Divid
     for client in (three, single):
         client.close()
     models["scheduler"].stop()
-    documents = sources.named(str(folder_of_documents(shards.tiny, tmp_path / "documents")))
+    documents = sources.named(shards.tiny.source(tmp_path / "documents"))
     with pytest.raises(ConfigError, match="--shards 1: give 2 or more"):
         divided.reindex(documents, shards.tiny.path, 1)
     with pytest.raises(SchemaError, match="would have no document"):
@@ -186,7 +179,7 @@ def test_a_release_must_be_the_one_of_models_and_fit_the_addresses(shards: Divid
 def test_a_release_without_an_encoder_says_so_when_it_is_indexed(fresh: TinyWorkspace, tmp_path: Path) -> None:
     ranker = release_parts.part(fresh.releases.open(fresh.publish(1)), "ranker")
     release = fresh.releases.publish({"ranker": ranker}, {}, {"name": "ranker"}).fingerprint
-    documents = sources.named(str(folder_of_documents(fresh, tmp_path / "documents")))
+    documents = sources.named(fresh.source(tmp_path / "documents"))
     with pytest.raises(MissingError, match="has no encoder"):
         divided.reindex(documents, fresh.path, 2, release=release)
     with pytest.raises(MissingError, match="has no encoder"):

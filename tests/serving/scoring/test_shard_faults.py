@@ -27,11 +27,10 @@ from serving.runtime.deadline import Deadline
 from serving.runtime.scheduler import Scheduler
 from serving.scoring import shard_candidates, sharded
 from serving.scoring.answers import SearchDetails, SearchResult
-from serving.scoring.reranker import Caches
 from serving.scoring.searcher import Searcher
 from serving.scoring.shard_candidates import ShardQuery
 from serving.scoring.sharded import ShardClient, ShardedSearcher
-from tests.serving.scoring.test_shards_as_one import CONFIGS, QUERIES, Collection
+from tests.serving.divided_collection import CONFIGS, QUERIES, Collection, searcher_of
 
 COUNT = 2
 Json = dict[str, Any]
@@ -117,12 +116,11 @@ def collection(tmp_path_factory: pytest.TempPathFactory) -> Collection:
 def faulty(collection: Collection) -> Iterator[FaultyCollection]:
     front, client = collection.divided(COUNT)
     shards = [FaultyShard(searcher) for searcher in client.searchers]
-    with_http = ShardClient([shard.url for shard in shards])
-    models: Json = {"precision": "auto", "caches": Caches.of(2**20), "scheduler": Scheduler(1)}
+    with_http, scheduler = ShardClient([shard.url for shard in shards]), Scheduler(1)
     path = collection.run.workspace / "artifacts" / "release" / front.release
-    yield FaultyCollection(shards, ShardedSearcher(path, with_http, **models))
+    yield FaultyCollection(shards, searcher_of(path, with_http, scheduler))
     with_http.close()
-    models["scheduler"].stop()
+    scheduler.stop()
     for shard in shards:
         shard.server.shutdown()
         shard.server.server_close()

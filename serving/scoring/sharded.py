@@ -58,7 +58,7 @@ class ShardLateError(Exception):
 
 
 class ShardClient:
-    """Asks all shards at once."""
+    """An HTTP client of the services that hold the shards, which sends a request to all of them at once."""
 
     def __init__(self, addresses: Sequence[str], key: str = "") -> None:
         import httpx  # No other service needs it.

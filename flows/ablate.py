@@ -42,6 +42,7 @@ def ablate(recipe: Recipe, workspace: Path, *, execute: runner.Execute = runner.
     from pipeline.data import candidates
     from pipeline.evaluation import ablation
 
+    recipe = training.fitted(recipe)
     run = runner.Runner(workspace, execute, engine=engine_of(recipe.compute))
     sets = _loss_sets(recipe)
     widest = dataclasses.replace(recipe, ranker=_widest(recipe.ranker, sets))

@@ -9,7 +9,7 @@ from pipeline import release_parts
 from pipeline import releases as registry
 from pipeline.errors import ArtifactError, RelevanceError
 from pipeline.secrets import without_passwords
-from pipeline.surface_warnings import surface_warnings
+from pipeline.surface_warnings import marked, surface_warnings
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -138,5 +138,4 @@ def render_show(release: dict[str, Any]) -> "RenderableType":
     source = f"figures carried over from release {carried[:12]}\n" if carried else ""
     origin = f"recipe {release['recipe']}, made {release['created']}"
     head = Text(f"{release['release']}\n{origin}\n{release['path']}\n{source}")
-    warnings = [Text(f"Warning: {warning}", style="bold yellow") for warning in release["warnings"]]
-    return Group(head, *warnings, systems, Text(), files)
+    return Group(head, *marked(release["warnings"]), systems, Text(), files)

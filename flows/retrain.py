@@ -6,7 +6,7 @@ of the stages is written once.
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,20 +14,19 @@ from typing import Any, Literal
 from flows import publishing, runner
 from flows.encoder_rounds import train_encoder
 from flows.indexing import SearchableCorpus, make_searchable
-from flows.judging import PARTS, PoolScores, ScoringModels, judge, judge_release, quality_cost
+from flows.judging import PARTS, PoolScores, ScoringModels, judge, quality_cost
+from flows.promotion import GateOutcome, NewRelease, promote_if_better
 from flows.runner import Runner
-from flows.training import check, prepare, student_base
+from flows.training import check, fitted, prepare, student_base
 from flows.training_inputs import TrainingInputs
 from pipeline import recipe as recipes
 from pipeline import releases
 from pipeline.artifacts import Artifact
 from pipeline.compute import engine_of
-from pipeline.config import ComputeConfig, EvaluationConfig, ExportConfig, Recipe
-from pipeline.errors import RelevanceError
+from pipeline.config import ComputeConfig, Recipe
 from pipeline.pointer import Pointer
 from pipeline.releases import Releases
 from pipeline.stage import Stage
-from pipeline.surface_warnings import surface_warnings
 
 RELEASE = Stage("release", version=releases.VERSION, inputs={"parts": ("bundle", *PARTS[2:])})
 
@@ -40,7 +39,7 @@ class RetrainResult:
 
     release: Artifact
     report: Artifact
-    gate: "GateOutcome"
+    gate: GateOutcome
     seconds: float
 
     @property
@@ -56,30 +55,16 @@ class RetrainResult:
     @property
     def verdict(self) -> str:
         """A sentence that says whether the release went live, in whose place, and why."""
-        before = f"release {self.gate.rival[:12]}" if self.gate.rival else ""
-        if self.gate.live:
-            state = f"went live in place of {before}" if before else "is live"
+        before = f"release {self.gate.before[:12]}" if self.gate.before else ""
+        if self.gate.before == self.release.fingerprint:
+            state = "is live"
+        elif self.gate.live:
+            state = f"went live in place of {before}" if before else "went live"
         elif self.gate.agreed:
             state = "may go live, and is only published as it was asked for"
         else:
             state = f"is not live, and {before} stays" if before else "is not live, and no other is"
         return f"Release {self.release.fingerprint[:12]} {state}: {'; '.join(self.reasons)}"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class GateOutcome:
-    """The gate's decision on a release, and whether that is live now."""
-
-    live: bool
-    """Whether the release is the live one now."""
-    agreed: bool
-    """Whether it may go live without a person; a release that may is not live where nobody asked for promotion."""
-    reasons: tuple[str, ...]
-    """The reasons for promoting or refusing it."""
-    warnings: tuple[str, ...] = ()
-    """Remarks that refuse nothing, such as on a ranker alone that is worse than BM25."""
-    rival: str | None = None
-    """The release that was live before, which it was compared with; None where there was none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,7 +88,9 @@ def retrain(
         RelevanceError: see `pipeline.errors`; the message says what, where and what to do.
     """
     began = time.monotonic()
-    recipe = replace(recipe, export=fitting_precisions(recipe.export))
+    # A release does not tell where it was computed.
+    published_config = recipes.to_dict(replace(recipe, compute=ComputeConfig()))
+    recipe = fitted(recipe)
     run = Runner(workspace, execute, engine=engine_of(recipe.compute))
     check(recipe, run)
     inputs = prepare(recipe, run)
@@ -126,30 +113,15 @@ def retrain(
             "report": report,
         },
         metrics=publishing.metrics(report, published.documents, source),
-        # A release does not tell where it was computed.
-        config=recipes.to_dict(replace(recipe, compute=ComputeConfig())),
+        config=published_config,
     )
     if live is not None and live.release == release.fingerprint:
-        warnings = tuple(surface_warnings(release.metrics.get("surfaces", {})))
-        outcome = GateOutcome(
-            live=True, agreed=True, reasons=("it was before, and nothing has changed",), warnings=warnings
-        )
+        reasons = ("it was before, and nothing has changed",)
+        outcome = GateOutcome(live=True, agreed=True, reasons=reasons, before=live.release)
     else:
         new = NewRelease(release=release, report=report, documents=published.documents, scores=judged)
         outcome = promote_if_better(recipe, new, live, inputs.data, run, allowed=promote)
     return RetrainResult(release=release, report=report, gate=outcome, seconds=time.monotonic() - began)
-
-
-def fitting_precisions(config: ExportConfig) -> ExportConfig:
-    """The precisions to export on this machine: without a GPU not fp16, unless the recipe chooses precisions itself."""
-    import torch
-
-    from serving.runtime.processor import has_cuda
-
-    if config.precisions != ExportConfig().precisions or torch.cuda.is_available() or has_cuda():
-        return config
-    log.info("export: without fp16, which only a GPU runs faster; a recipe that names it in export.precisions gets it")
-    return replace(config, precisions=tuple(name for name in config.precisions if name != "fp16"))
 
 
 def documents_to_publish(
@@ -260,110 +232,3 @@ def publish(
 ) -> Artifact:
     """The `release` artifact of these parts; not yet live."""
     return Releases(workspace).publish(parts, metrics=metrics, config=config)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class NewRelease:
-    """A release that the gate has still to decide on."""
-
-    release: Artifact
-    report: Artifact
-    documents: Artifact
-    """The document store that is published."""
-    scores: PoolScores
-    """The new models' scores of the candidates."""
-
-
-def promote_if_better(
-    recipe: Recipe, new: NewRelease, live: Pointer | None, data: Artifact, run: Runner, *, allowed: bool
-) -> GateOutcome:
-    """Promotes the release if the gate agrees.
-
-    Args:
-        allowed: False judges the release and leaves the live one.
-
-    Raises:
-        ConflictError: another publisher made a release live meanwhile.
-    """
-    from pipeline.evaluation import gate, systems
-    from pipeline.evaluation import report as reports
-
-    registry = Releases(run.workspace)
-    base = publishing.comparable(registry, live)
-    compared = new.report
-    judged_by = evaluation_of_gate(recipe.evaluation, data)
-    if base is None and judged_by != recipe.evaluation:
-        gated = run.labelled("gate")
-        ranked = gated(systems.make, features=new.scores.features, fusion=new.scores.fusion, scores={})
-        plan = reports.ReportPlan(title=f"Retraining {recipe.name}", baseline=systems.BOTH, subject=systems.FUSED)
-        compared = gated(reports.make, judged_by, data=data, systems=ranked, plan=plan)
-    if live and base:
-        rivals = publishing.earlier_rivals(registry, live, base, recipe.gate.earlier_releases)
-        compared = compare_with_live(base, recipe, data, new.scores, run, earlier=rivals)
-    decision = gate.decide_reports(compared, systems.LIVE if base else None, recipe.gate, new=systems.FUSED)
-    refusals = publishing.refusals(registry, base, new.release, new.documents)
-    reasons = (*refusals, *decision.reasons)
-    agreed = decision.promote and not refusals
-    for warning in decision.warnings:
-        log.warning("release %s: %s", new.release.fingerprint[:12], warning)
-    if agreed and allowed:
-        generation = live.generation if live else 0
-        registry.promote(new.release.fingerprint, reason="; ".join(reasons), expected=generation)
-    return GateOutcome(
-        live=agreed and allowed,
-        agreed=agreed,
-        reasons=reasons,
-        warnings=decision.warnings,
-        rival=base.fingerprint if base else None,
-    )
-
-
-def compare_with_live(
-    live: Artifact,
-    recipe: Recipe,
-    data: Artifact,
-    judged: PoolScores,
-    run: Runner,
-    *,
-    earlier: Sequence[Artifact] = (),
-) -> Artifact:
-    """A report on the new models' order against those of the live release and of earlier ones, for the gate.
-
-    The old models rank today's documents; only those that their encoders have not seen are embedded. The report
-    is no part of the release, whose fingerprint must not depend on what was live when it was made.
-    """
-    from pipeline.evaluation import report as reports
-    from pipeline.evaluation import systems
-
-    def scores_of(release: Artifact, label: str) -> systems.ReleaseScores:
-        old, _ = judge_release(release, recipe.index, recipe.candidates, run.labelled(label), data=data)
-        return systems.ReleaseScores(features=old.features, fusion=old.fusion)
-
-    former = {}
-    for release in earlier:
-        try:
-            former[release.fingerprint] = scores_of(release, f"release {release.fingerprint[:12]}")
-        except RelevanceError as error:
-            log.warning("not compared with the earlier release %s: %s", release.fingerprint[:12], error)
-    gate = run.labelled("gate")
-    ranked = gate(
-        systems.make,
-        features=judged.features,
-        fusion=judged.fusion,
-        scores={},
-        live=scores_of(live, "live release"),
-        earlier=former,
-    )
-    title = f"Retraining {recipe.name} against live {live.fingerprint[:12]}"
-    plan = reports.ReportPlan(title=title, baseline=systems.LIVE, subject=systems.FUSED)
-    return gate(reports.make, evaluation_of_gate(recipe.evaluation, data), data=data, systems=ranked, plan=plan)
-
-
-def evaluation_of_gate(config: EvaluationConfig, data: Artifact) -> EvaluationConfig:
-    """The settings by which the gate judges: grades made from clicks count only where there are no others."""
-    from pipeline.evaluation import per_query
-
-    if not config.clicks or not per_query.people_judged(data, "test"):
-        return config
-    log.info("the gate judges by people's grades alone; those made from clicks are in the report")
-    return replace(config, clicks=False)

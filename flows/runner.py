@@ -46,7 +46,10 @@ class Runner:
     def __call__(
         self, stage: Callable[Concatenate[Path, P], Artifact], /, *args: P.args, **kwargs: P.kwargs
     ) -> Artifact:
-        """The artifact of a stage's function, called with the workspace and these arguments; one log line says so."""
+        """The artifact of a stage's function, called with the workspace and these arguments.
+
+        A log line says that it is made, or, the first time that it is met, that it was there already.
+        """
         name, began = self.name(stage), time.monotonic()
         artifact = self.execute(name, partial(stage, self.workspace, *args, **kwargs))
         if artifact.is_new:

@@ -138,6 +138,7 @@ def study(recipe: Recipe, workspace: Path, *, execute: runner.Execute = runner.d
     from pipeline.evaluation import study as evaluation
     from serving.runtime import ranker_trials
 
+    recipe = training.fitted(recipe)
     planned = plan(recipe)
     for name, reason in planned.refused.items():
         log.info("%s is left out: %s", name, reason)

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from flows import retrain
 from pipeline.pointer import Pointer
 from pipeline.releases import Releases
+from pipeline.surface_warnings import marked, surface_warnings
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
-    from rich.text import Text
 
 
 def make(
@@ -43,14 +43,14 @@ def make(
         "live_release": pointer.release if pointer else None,
         "verdict": outcome.verdict,
         "gate": list(outcome.reasons),
-        "warnings": list(outcome.gate.warnings),
+        "warnings": surface_warnings(report.get("surfaces", {})),
         **_quality(report),
         **_costs(report["facts"]),
         "seconds": round(outcome.seconds + (served["seconds"] if served else 0.0), 1),
         **({"served": dict(served)} if served else {}),
         **({"questions": dict(questions)} if questions else {}),
         "report": str(outcome.report.file("report.html")),
-        "next": commands(_next_commands(outcome, pointer), workspace),
+        "next": typed_commands(_next_commands(outcome, pointer), workspace),
     }
     disk.write_atomically(workspace / "card.json", json.dumps(card, indent=1, ensure_ascii=False) + "\n", json.loads)
     return card
@@ -88,7 +88,7 @@ def _next_commands(outcome: retrain.RetrainResult, pointer: Pointer | None) -> l
     return ["serve", 'search "…"'] if pointer else [f"releases promote {outcome.release.fingerprint[:12]}"]
 
 
-def commands(written: Sequence[str], workspace: Path) -> list[str]:
+def typed_commands(written: Sequence[str], workspace: Path) -> list[str]:
     """Commands as they are typed in this shell for this workspace.
 
     Args:
@@ -113,9 +113,9 @@ def render(card: dict[str, Any], workspace: Path) -> "RenderableType":
     from rich.text import Text
 
     head = [Text(card["verdict"], style="bold green" if card["live"] else "bold red")]
-    head += [Text(f"Warning: {warning}", style="bold yellow") for warning in card["warnings"]]
     panel = Panel(_systems(card), title="search-relevance", expand=False)
-    return Group(*head, panel, *map(Text, _lines(card, workspace)), *_commands(card["next"]))
+    following = [Text(f"  {command}", style="bold") for command in card["next"]]
+    return Group(*head, *marked(card["warnings"]), panel, *map(Text, _lines(card, workspace)), *following)
 
 
 def _systems(card: dict[str, Any]) -> "Table":
@@ -174,9 +174,3 @@ def served_lines(card: dict[str, Any]) -> list[str]:
             f"first {questions['first']}" + (f"; not: {', '.join(missed)}" if missed else "")
         )
     return lines
-
-
-def _commands(commands: list[str]) -> "list[Text]":
-    from rich.text import Text
-
-    return [Text(f"  {command}", style="bold") for command in commands]

@@ -2,13 +2,16 @@
 
 import dataclasses
 import itertools
+import logging
 
 from flows.encoder_rounds import first_round, train_encoder
 from flows.indexing import make_searchable
 from flows.runner import Runner
 from flows.training_inputs import FirstStage, TeacherInputs, TrainingInputs
 from pipeline.artifacts import Artifact
-from pipeline.config import RankerConfig, Recipe
+from pipeline.config import ExportConfig, RankerConfig, Recipe
+
+log = logging.getLogger(__name__)
 
 
 def check(recipe: Recipe, run: Runner) -> list[str]:
@@ -24,6 +27,20 @@ def check(recipe: Recipe, run: Runner) -> list[str]:
     models = preflight.check(recipe)
     analyser(recipe.index.language)
     return [*models, *preflight.check_data(run(judgments.make, recipe.data), clicks=recipe.evaluation.clicks)]
+
+
+def fitted(recipe: Recipe) -> Recipe:
+    """The recipe as this machine carries it out: without a GPU no fp16 is exported, unless its own list has it."""
+    import torch
+
+    from serving.runtime.processor import has_cuda
+
+    export = recipe.export
+    if export.precisions != ExportConfig().precisions or torch.cuda.is_available() or has_cuda():
+        return recipe
+    log.info("export: without fp16, which only a GPU runs faster; a list of export.precisions that differs is kept")
+    precisions = tuple(name for name in export.precisions if name != "fp16")
+    return dataclasses.replace(recipe, export=dataclasses.replace(export, precisions=precisions))
 
 
 def prepare(recipe: Recipe, run: Runner) -> TrainingInputs:

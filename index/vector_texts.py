@@ -71,7 +71,7 @@ class TextChoice:
         Raises:
             SchemaError: no documents, no such column, or nothing in it.
         """
-        return of_documents(data, self.quality.kept(data) if self.quality else None, self.field)
+        return _whole_texts(data, self.quality.kept(data) if self.quality else None, self.field)
 
     def in_passages(self, data: Artifact, documents: "VectorTexts", previous: Sequence[Artifact]) -> "VectorTexts":
         """The passages of these texts; the texts themselves where none is cut.
@@ -82,7 +82,7 @@ class TextChoice:
         """
         if self.cutter is None:
             return documents
-        return in_passages(data, documents, self.cutter, previous, self.field)
+        return _cut_texts(data, documents, self.cutter, previous, self.field)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +147,7 @@ def text_digests(path: Path, column: str = "content") -> Digests:
     return np.frombuffer(digests, np.uint8).reshape(-1, DIGEST_BYTES)
 
 
-def of_documents(data: Artifact, kept: Rows | None, field: str = "") -> VectorTexts:
+def _whole_texts(data: Artifact, kept: Rows | None, field: str = "") -> VectorTexts:
     """The whole texts of these documents, or one column of each.
 
     Args:
@@ -165,13 +165,13 @@ def of_documents(data: Artifact, kept: Rows | None, field: str = "") -> VectorTe
     return VectorTexts([known.doc_ids[row] for row in kept.tolist()], as_bytes(texts[kept]), kept)
 
 
-def in_passages(
+def _cut_texts(
     data: Artifact, documents: VectorTexts, cutter: DocumentCutter, previous: Sequence[Artifact], field: str = ""
 ) -> VectorTexts:
     """Cuts these documents into passages, each of which gets a vector.
 
     Args:
-        documents: the result of `of_documents`.
+        documents: the result of `_whole_texts`.
         previous: earlier `vectors` artifacts. Those that were cut by the same rule tell where unchanged texts are cut.
 
     Raises:

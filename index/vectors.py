@@ -116,7 +116,9 @@ def make(
         known = KnownVectors(shared.dimensions)
         known.reuse(previous, encoder.digest, set(digests))
         unknown = known.missing(digests)
-        resumed = _resume(known, digests, staging.checkpoint)
+        for shard in _shards(staging.checkpoint):  # Vectors that an interrupted run left.
+            known.add(*shard)
+        resumed = unknown - known.missing(digests)
 
         def read(numbers: npt.NDArray[np.int64]) -> Iterator[tuple[str, str]]:
             return texts.read(data, choice.field, plan.written[numbers])
@@ -191,14 +193,6 @@ def _counts(documents: VectorTexts, chosen: VectorTexts) -> dict[str, int]:
         _, passages = np.unique(chosen.documents, return_counts=True)
         counts |= {"passages": len(chosen.digests), "in_passages": int((passages > 1).sum())}
     return counts
-
-
-def _resume(known: KnownVectors, digests: Sequence[bytes], checkpoint: Path) -> int:
-    """Adds the vectors that an interrupted run left, and returns how many of these texts they are of."""
-    missing = known.missing(digests)
-    for shard in _shards(checkpoint):
-        known.add(*shard)
-    return missing - known.missing(digests)
 
 
 def _embed_missing(

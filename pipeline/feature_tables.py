@@ -18,8 +18,9 @@ def by_query(frame: "pd.DataFrame") -> list[tuple[NDArray[np.int64], NDArray[np.
     """The row positions of each query, in order of query id, and the features of these rows.
 
     Ranks are features, and of equal scores the candidate that stands first ranks first. The rows of judged data may
-    follow the grades, so candidates stand here as in a search: by falling BM25 score, those that the encoder alone
-    finds by falling cosine; where both tie, by a hash of the document id, which tells nothing.
+    follow the grades, so candidates stand here nearly as in a search: by falling BM25 score, those of equal score (as
+    where the encoder alone finds them) by falling cosine; where both tie, by a hash of the document id, which tells
+    nothing.
 
     Args:
         frame: query_id, doc_id, bm25, encoder, ranker, and the scores of single fields (see `field_feature`), in any

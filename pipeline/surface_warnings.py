@@ -1,7 +1,12 @@
 """Warnings about the paths of a service whose order is surely worse than that of the cheaper stage before it."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from pipeline.text import signed
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 ADVICE: Mapping[str, str] = {
     "/rerank": "for the fused order send each text's BM25 score in first_stage_scores, or call /search",
@@ -17,12 +22,15 @@ def surface_warnings(surfaces: Mapping[str, Mapping[str, Any]]) -> list[str]:
         surfaces: path → its worth, as `pipeline.evaluation.surfaces.worth` gives it and a release's metrics hold it.
     """
     return [
-        f"{path} is surely worse than {worth['first_stage']}: {worth['measure']} {_signed(worth['mean'])} "
-        f"[{_signed(worth['low'])}, {_signed(worth['high'])}] on {worth['queries']:,} queries; {ADVICE[path]}"
+        f"{path} is surely worse than {worth['first_stage']}: {worth['measure']} {signed(worth['mean'])} "
+        f"[{signed(worth['low'])}, {signed(worth['high'])}] on {worth['queries']:,} queries; {ADVICE[path]}"
         for path, worth in surfaces.items()
         if worth["verdict"] == "worse"
     ]
 
 
-def _signed(number: float) -> str:
-    return f"{number:+.3f}".replace("-", "−")
+def marked(warnings: Iterable[str]) -> "list[Text]":
+    """The warnings as lines that stand out in a terminal."""
+    from rich.text import Text
+
+    return [Text(f"Warning: {warning}", style="bold yellow") for warning in warnings]

@@ -7,6 +7,7 @@ form feed, which JSON and people write inside a line.
 
 import codecs
 import json
+import math
 import shlex
 import stat
 import unicodedata
@@ -236,3 +237,11 @@ def normalise(text: str) -> str:
 def document_text(title: str, text: str) -> str:
     """A document as the models read it: the title, a line break, the text; either may be empty."""
     return f"{title}\n{text}" if title and text else title or text
+
+
+def signed(number: float | None, digits: int = 3) -> str:
+    """The number with this many decimals and a sign; a true minus, none on a zero, a dash where it is not defined."""
+    if number is None or not math.isfinite(number):
+        return "–"
+    shown = f"{number:+.{digits}f}".replace("-", "−")
+    return shown[1:] if float(shown[1:]) == 0 else shown

@@ -103,7 +103,7 @@ def quickstart(
         from flows import summary
 
         pinned = "" if result.live else f" --release {result.release[:12]}"
-        following = summary.commands([f"serve{pinned}", f'search "…"{pinned}'], workspace)
+        following = summary.typed_commands([f"serve{pinned}", f'search "…"{pinned}'], workspace)
         console().print("\n  ".join(["try next", *following]))
     if not no_serve:
         from serving import settings

@@ -37,6 +37,7 @@ from pipeline.errors import SchemaError
 from pipeline.evaluation import significance, systems
 from pipeline.evaluation.metrics import RANGE
 from pipeline.surface_warnings import ADVICE
+from pipeline.text import signed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -143,7 +144,7 @@ def decide(
         passed = tuple(rule.detail for rule in rules if rule.verdict in ("pass", "not applied"))
         return Decision(
             promote=not failed,
-            reasons=failed or ("it is the first here, with no live release to compare with", *passed),
+            reasons=failed or ("there was no live release to compare with", *passed),
             rules=rules,
             measure=measure,
             queries=len(ours),
@@ -237,8 +238,8 @@ def _gap(ours: "pd.DataFrame", theirs: "pd.DataFrame", measure: str) -> signific
 
 
 def _shown(gap: significance.Difference) -> str:
-    numbers = f"{gap.mean:+.4f}, 95 % interval {gap.low:+.4f} to {gap.high:+.4f}".replace("-", "−")
-    return f"{numbers} on {gap.queries:,} queries"
+    mean, low, high = (signed(number, 4) for number in (gap.mean, gap.low, gap.high))
+    return f"{mean}, 95 % interval {low} to {high} on {gap.queries:,} queries"
 
 
 def _same_queries(ours: "pd.DataFrame", theirs: "pd.DataFrame") -> Rule:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.evaluation import plots, significance
 from pipeline.surface_warnings import surface_warnings
+from pipeline.text import signed
 
 LABELS = {
     "ndcg": "nDCG",
@@ -38,14 +39,6 @@ def label(measure: str) -> str:
 def value(number: float | None, digits: int = 3) -> str:
     """The number with this many decimals, or a dash where it is not defined."""
     return "–" if number is None or not math.isfinite(number) else f"{number:.{digits}f}"
-
-
-def signed(number: float | None) -> str:
-    """Three decimals with a sign; a true minus, and none on a zero."""
-    if number is None or not math.isfinite(number):
-        return "–"
-    text = f"{number:+.3f}".replace("-", "−")
-    return "0.000" if text.endswith("0.000") else text
 
 
 def p_value(number: float | None) -> str:

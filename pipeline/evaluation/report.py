@@ -7,7 +7,7 @@ report.html        the same for a reader; one self-contained page
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -156,9 +156,9 @@ def _make(workspace: Path, config: EvaluationConfig, material: _Material, plan: 
     )
 
 
-def _check_queries(name: str, run: "pa.Table", judgments: "pa.Table") -> None:
+def _check_queries(name: str, run: "pa.Table", judged_ids: Set[str]) -> None:
     """Raises SchemaError if a run ranks documents for none of the judged queries, as with ids of another data set."""
-    ranked, judged_ids = (set(table["query_id"].to_pylist()) for table in (run, judgments))
+    ranked = set(run["query_id"].unique().to_pylist())
     if ranked and judged_ids and not ranked & judged_ids:
         raise SchemaError(
             f"system '{name}': ranks {len(ranked):,} queries, none of which is judged; its ids are such as "
@@ -176,8 +176,9 @@ def _write(folder: Path, config: EvaluationConfig, material: _Material, plan: Re
         name: ranking(runs.read(file.path, file.system or name, material.pool), material.data, other_queries)
         for name, file in material.files.items()
     }
+    judged_ids = set(judgments["query_id"].unique().to_pylist())
     for name, run in ranked.items():
-        _check_queries(name, run, judgments)
+        _check_queries(name, run, judged_ids)
     frame = per_query(material.data, ranked, judgments, config)
     content = {
         "title": plan.title,

@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from pipeline import surface_warnings
 from pipeline.evaluation import page
-from pipeline.surface_warnings import surface_warnings
+from pipeline.text import signed
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -30,7 +31,7 @@ def card(report: Mapping[str, Any]) -> "RenderableType":
         value, gap = system["measures"][headline], (system["difference"] or {}).get(headline)
         cells = [
             page.interval(value),
-            page.signed(gap["mean"]) if gap else "·",
+            signed(gap["mean"]) if gap else "·",
             page.p_value(gap["p"]) if gap else "·",
             *(page.value(system["measures"][column]["mean"]) for column in shown),
         ]
@@ -40,7 +41,7 @@ def card(report: Mapping[str, Any]) -> "RenderableType":
     foot = f"{queries['judged']:,} judged queries ({report['split']})"
     if queries["without_relevant"]:
         foot += f", {queries['without_relevant']:,} of them without a relevant document, which count 0"
-    warnings = [Text(f"Warning: {line}", style="bold yellow") for line in surface_warnings(report.get("surfaces", {}))]
+    warnings = surface_warnings.marked(surface_warnings.surface_warnings(report.get("surfaces", {})))
     return Group(*warnings, table, Text(foot, style="dim"), *map(Text, surface_lines(report)))
 
 
@@ -52,8 +53,8 @@ def surface_lines(report: Mapping[str, Any]) -> list[str]:
     """
     lines = []
     for path, gap in report.get("surfaces", {}).items():
-        ends = f"[{page.signed(gap['low'])}, {page.signed(gap['high'])}]"
+        ends = f"[{signed(gap['low'])}, {signed(gap['high'])}]"
         lines.append(
-            f"{path}  {gap['system']} against {gap['first_stage']}: {page.signed(gap['mean'])} {ends}, {gap['verdict']}"
+            f"{path}  {gap['system']} against {gap['first_stage']}: {signed(gap['mean'])} {ends}, {gap['verdict']}"
         )
     return lines

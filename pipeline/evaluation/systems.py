@@ -142,7 +142,7 @@ def scored(frame: "pd.DataFrame", fusion: Fusion) -> "pd.DataFrame":
     """The rows with two columns more: `both` (reciprocal-rank fusion) and `fused`.
 
     Args:
-        frame: row_id, query_id, bm25, encoder, ranker, and the scores of fields that the fusion weighs; all rows of a
+        frame: query_id, doc_id, bm25, encoder, ranker, and the scores of fields that the fusion weighs; all rows of a
             query must be there, as ranks are features.
     """
     names = [*FEATURES, *fusion.fields]

@@ -10,17 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn import functional as F
 
 from pipeline.artifacts import Artifact, Input, Staging
 from pipeline.config import ExternalTeacherConfig
-from pipeline.errors import ConfigError, MissingError, SchemaError, TrainingError
+from pipeline.errors import ConfigError, MissingError
 from pipeline.evaluation import metrics
 from pipeline.models import base_models
 from pipeline.models.cross_encoder import CrossEncoder
@@ -28,12 +22,11 @@ from pipeline.models.cross_encoder_head import CrossEncoderHead
 from pipeline.outside import OutsideFile
 from pipeline.recipe import to_dict
 from pipeline.stage import Stage
-from pipeline.training import score_files
+from pipeline.training import external_scores, score_files, score_scale
 from pipeline.training.loop import pair_passages, scoring
 from pipeline.training.loop.batches import Ints
 from pipeline.training.loop.pair_passages import PassagePairs
 from pipeline.training.loop.pair_tokens import PairTexts, read_pairs, read_texts
-from pipeline.training.losses import ranking
 from pipeline.training.tasks import causal_lm_judge
 
 STAGE = Stage(
@@ -45,15 +38,6 @@ STAGE = Stage(
 )
 
 Floats = NDArray[np.float64]
-
-SLOPE_DEVIATION = 10.0
-"""Standard deviation of the normal prior on the slope, for scores of unit deviation. It keeps the slope finite where
-the scores separate the grades completely; with many pairs it has no effect."""
-
-PRIOR_PAIRS = 0.5
-"""Pairs of each grade added at the mean score, so that a grade that never occurs has a threshold."""
-
-PAIR_KEYS = ("query_id", "doc_id")
 
 
 @STAGE
@@ -101,7 +85,7 @@ def make(
         raw, counts = source.scores(texts, data, pairs, staging)
         grades = texts.table.column("grade").to_numpy().astype(np.int64)
         split = np.array(texts.table.column("split").to_pylist(), dtype=np.str_)
-        scale = fit(raw, grades, np.flatnonzero(split == "train"))
+        scale = score_scale.fit(raw, grades, np.flatnonzero(split == "train"))
         scores = scale.scores(raw).astype(np.float32)
         score_files.write_scores(staging.folder, texts.table.column("row_id").to_numpy(), scores)
         score_files.write_thresholds(staging.folder, scale.thresholds)
@@ -138,7 +122,7 @@ class _ScoreFile:
         self, texts: PairTexts, _data: Artifact, pairs: Artifact, _staging: Staging
     ) -> tuple[Floats, Mapping[str, Any]]:
         """(pairs,) the scores of the pairs on the file's scale, and figures for the metrics."""
-        return read_scores(self.outside.path, texts.table, pairs)
+        return external_scores.read(self.outside.path, texts.table, pairs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,167 +193,3 @@ def _valid(texts: PairTexts, grades: Ints, split: NDArray[np.str_], scores: scor
         return {}
     by_query = metrics.by_query(texts.query[valid], grades[valid], scores[valid], (scoring.MEASURE,))
     return {scoring.MEASURE: round(float(by_query[scoring.MEASURE].mean()), 4)}
-
-
-def read_scores(path: Path, table: pa.Table, pairs: Artifact) -> tuple[Floats, dict[str, int]]:
-    """(pairs,) the scores that a file has for the rows of a table of pairs, and how many of its rows no pair needs.
-
-    Raises:
-        SchemaError: not Parquet, a column missing, a score that is no number or is given twice, a pair without one.
-    """
-    given, keys = _read_file(path)
-    wanted = table.select(["row_id", *PAIR_KEYS]).to_pandas()
-    if "queries.parquet" in pairs.manifest.files:  # Unlabelled lists, under names that are known here only.
-        lists = pq.read_table(pairs.file("queries.parquet"), columns=["query_id", "asked"]).to_pandas()
-        original_ids = wanted["query_id"].map(lists.set_index("query_id")["asked"])
-        wanted = wanted.assign(query_id=original_ids.fillna(wanted["query_id"]))
-    joined = wanted.merge(given, on=keys, how="left", validate="m:1")
-    lost = np.flatnonzero(joined["score"].isna())
-    if len(lost):
-        raise SchemaError(
-            f"{path}: no score for {len(lost):,} of {len(wanted):,} pairs, {_named(wanted.iloc[lost[0]], keys)} for "
-            f"one; score every row of {pairs.path / 'pairs.parquet'}"
-        )
-    used = given.merge(wanted[keys].drop_duplicates(), on=keys)
-    return joined["score"].to_numpy(dtype=np.float64), {"unused rows": len(given) - len(used)}
-
-
-def _read_file(path: Path) -> tuple[pd.DataFrame, list[str]]:
-    """The file's scores with the columns that name a pair, and the names of these columns; each pair stands once.
-
-    Raises:
-        SchemaError: not Parquet, a column missing, a score that is no number or is given twice.
-    """
-    try:
-        given = pq.read_table(path).to_pandas()
-    except (pa.ArrowException, OSError) as error:
-        raise SchemaError(f"{path}: not a readable Parquet file ({error}); write it again") from error
-    by_name = set(PAIR_KEYS) <= set(given)  # Names say more than the number of a row, which another table has too.
-    keys = ["row_id"] if "row_id" in given and not by_name else list(PAIR_KEYS)
-    missing = [name for name in (*keys, "score") if name not in given]
-    if missing:
-        raise SchemaError(
-            f"{path}: has no column {missing[0]}; needed are score and either row_id or query_id and doc_id, "
-            f"it has {', '.join(map(str, given.columns))}"
-        )
-    numbers = pd.to_numeric(given["score"], errors="coerce").to_numpy(dtype=np.float64)
-    bad = np.flatnonzero(~np.isfinite(numbers))
-    if len(bad):
-        value = given["score"].iloc[bad[0]]
-        raise SchemaError(f"{path}, row {bad[0]}: score {value} is no finite number ({len(bad)} rows of {len(given)})")
-    given = _typed_keys(path, given, keys).assign(score=numbers)
-    twice = np.flatnonzero(given.duplicated(keys))
-    if len(twice):
-        raise SchemaError(
-            f"{path}, row {twice[0]}: a second score for {_named(given.iloc[twice[0]], keys)} ({len(twice)} such "
-            "rows); keep one"
-        )
-    return given, keys
-
-
-def _typed_keys(path: Path, given: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
-    """The columns that name a pair: row numbers as integers, ids as text.
-
-    Raises:
-        SchemaError: a row number that is no whole number.
-    """
-    kind = np.int64 if keys == ["row_id"] else str
-    try:
-        named = given[keys].astype(kind)
-    except (TypeError, ValueError) as error:
-        raise SchemaError(f"{path}: column {keys[0]} holds a value that is no whole number ({error})") from error
-    if kind is np.int64 and len(cut := np.flatnonzero(pd.to_numeric(given["row_id"]) != named["row_id"])):
-        value = given["row_id"].iloc[cut[0]]
-        raise SchemaError(f"{path}, row {cut[0]}: row_id {value} is no whole number ({len(cut)} such rows)")
-    return named
-
-
-def _named(row: "pd.Series[Any]", keys: Sequence[str]) -> str:
-    return ", ".join(f"{key} {row[key]!r}" for key in keys)
-
-
-@dataclass(frozen=True, slots=True)
-class ScoreScale:
-    """The map from an external score to our scale: slope · (score − mean) / deviation − shift."""
-
-    mean: float
-    deviation: float
-    slope: float
-    shift: float
-    thresholds: tuple[float, ...]
-    """Mean zero."""
-
-    def scores(self, raw: Floats) -> Floats:
-        return self.slope * (raw - self.mean) / self.deviation - self.shift
-
-
-def fit(raw: Floats, grades: Ints, indices: Ints) -> ScoreScale:
-    """The ordinal model of the grades by one number, of greatest likelihood on these pairs.
-
-    Args:
-        raw: (pairs,) scores, higher is better.
-        grades: (pairs,); the highest of all says how many thresholds there are.
-        indices: the pairs to learn from.
-
-    Raises:
-        TrainingError: no pair has a grade above 0, all scores are equal, or higher ones go with lower grades.
-
-    Source: McCullagh, Regression models for ordinal data, JRSS B 1980.
-    """
-    top = int(grades.max(initial=0))
-    if top < 1 or not len(indices):
-        raise TrainingError("external scores: no training pair has a grade above 0, so they cannot be brought to scale")
-    mean, deviation = float(raw[indices].mean()), float(raw[indices].std())
-    if not deviation > 0:
-        raise TrainingError(
-            f"external scores: all {len(indices)} training pairs have the score {mean}; nothing to learn"
-        )
-    slope, thresholds = _most_likely((raw[indices] - mean) / deviation, grades[indices], top)
-    if not slope > 0:
-        raise TrainingError(
-            f"external scores: higher scores go with lower grades (slope {slope:.3f} on "
-            f"{len(indices)} training pairs); "
-            "turn their sign, or exchange external_teacher.positive and external_teacher.negative"
-        )
-    shift = float(thresholds.mean())
-    return ScoreScale(mean, deviation, slope, shift, tuple((thresholds - shift).tolist()))
-
-
-def _most_likely(standardised: Floats, grades: Ints, top: int) -> tuple[float, Tensor]:
-    """The slope and the ascending thresholds, (top,), of the ordinal model of these grades, with the priors above.
-
-    Args:
-        standardised: (pairs,) scores of mean 0 and deviation 1.
-        grades: (pairs,) from 0 to `top`.
-        top: the highest grade.
-    """
-    scores, wanted = torch.from_numpy(standardised), torch.from_numpy(grades)  # (n,) float64, (n,)
-    every, none = torch.arange(top + 1), scores.new_zeros(top + 1)
-    slope = scores.new_ones(1).requires_grad_()
-    counts = np.bincount(grades, minlength=top + 1) + PRIOR_PAIRS
-    below = np.cumsum(counts)[:-1]
-    start = torch.from_numpy(np.log(below / (counts.sum() - below)))
-    first = start[:1].clone().requires_grad_()
-    gaps = torch.log(torch.expm1(start.diff())).requires_grad_()
-
-    def thresholds() -> Tensor:
-        return torch.cat([first, first + F.softplus(gaps).cumsum(0)])
-
-    def loss() -> Tensor:
-        levels = thresholds()
-        likely = ranking.ordinal_loss(slope * scores, wanted, levels, total=1)
-        prior = PRIOR_PAIRS * ranking.ordinal_loss(none, every, levels, total=1)
-        return (likely + prior + (slope / SLOPE_DEVIATION).square().sum() / 2) / len(scores)
-
-    search = torch.optim.LBFGS(
-        [slope, first, gaps], max_iter=200, tolerance_grad=1e-9, tolerance_change=1e-12, line_search_fn="strong_wolfe"
-    )
-
-    def step() -> Tensor:
-        search.zero_grad()
-        value = loss()
-        value.backward()  # type: ignore[no-untyped-call]
-        return value
-
-    search.step(step)  # type: ignore[no-untyped-call]
-    return float(slope.detach()), thresholds().detach()

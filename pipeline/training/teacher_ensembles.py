@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.artifacts import Artifact
-from pipeline.training import external_teacher, score_files
+from pipeline.training import score_files, score_scale
 from pipeline.training.external_teacher import Floats
 
 if TYPE_CHECKING:
@@ -26,10 +26,10 @@ def write(folder: Path, scores: Artifact, pairs: "pd.DataFrame", raw: Floats) ->
         raw: (pairs,) the joined scores, higher is better.
 
     Raises:
-        TrainingError: higher scores go with lower grades; see `external_teacher.fit`.
+        TrainingError: higher scores go with lower grades; see `score_scale.fit`.
     """
     grades = pairs["grade"].to_numpy(dtype=np.int64)
-    scale = external_teacher.fit(raw, grades, np.flatnonzero((pairs["split"] == "train") & (grades >= 0)))
+    scale = score_scale.fit(raw, grades, np.flatnonzero((pairs["split"] == "train") & (grades >= 0)))
     score_files.write_scores(folder, pairs["row_id"].to_numpy(), scale.scores(raw).astype(np.float32))
     score_files.write_thresholds(folder, scale.thresholds)
     score_files.link_states_and_passages(scores, folder)

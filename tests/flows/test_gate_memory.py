@@ -175,8 +175,8 @@ def test_a_recipe_that_allows_it_goes_live_and_the_card_and_the_report_begin_wit
 ) -> None:
     code, output, card = retrained_anew(copied, monkeypatch, capsys)
     assert code == 0
-    first, rest = output.split(" Warning: /rerank, the ranker alone, is surely worse than BM25", 1)
-    assert first.startswith(f"Release {card['release'][:12]} is live: it is the first here")
+    first, rest = output.split(" Warning: /rerank is surely worse than BM25", 1)
+    assert first.startswith(f"Release {card['release'][:12]} went live: there was no live release to compare with")
     assert "/search is " in first
     assert "than BM25: ndcg@10 " in first
     assert "first_stage_scores" in rest[: rest.index("search-relevance")]

@@ -9,21 +9,23 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from flows import judging, retrain
+from flows import judging, promotion, retrain, training
 from flows import reindex as reindexing
 from flows import report as reporting
 from index import vector_matrix
 from pipeline import artifacts, release_parts
-from pipeline.config import SourceConfig
+from pipeline.config import ExportConfig, Recipe, SourceConfig
 from pipeline.errors import ArtifactError, ConflictError
 from pipeline.evaluation.runs import RunFile
 from pipeline.releases import Releases
+from serving.runtime import processor
 from tests.flows.conftest import Trained
 
 
@@ -240,14 +242,58 @@ def test_promotion_that_another_publisher_overtook_is_refused(copied: Trained, m
         copied.recipe, gate=dataclasses.replace(copied.recipe.gate, margin=1.0, slice_margin=1.0, min_queries=1)
     )
     first = retrain.retrain(recipe, copied.workspace, promote=False).release
-    real = retrain.compare_with_live
+    real = promotion.compare_with_live
 
     def overtaken(*args: object, **kwargs: object) -> object:
         registry.promote(first.fingerprint, reason="another publisher")
         return real(*args, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(retrain, "compare_with_live", overtaken)
+    monkeypatch.setattr(promotion, "compare_with_live", overtaken)
     other = dataclasses.replace(recipe, encoder=dataclasses.replace(recipe.encoder, dimensions=8))
     with pytest.raises(ConflictError, match="generation"):
         retrain.retrain(other, copied.workspace)
     assert os.listdir(copied.workspace / "artifacts" / "release")
+
+
+def test_fp16_is_exported_only_where_a_gpu_is_or_the_recipe_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no(*_: Any) -> bool:
+        return False
+
+    monkeypatch.setattr("torch.cuda.is_available", no)
+    monkeypatch.setattr(processor, "has_cuda", no)
+    assert training.fitted(Recipe()).export.precisions == ("fp32", "int8", "w8")
+    named = Recipe(export=ExportConfig(precisions=("fp32", "fp16")))
+    assert training.fitted(named) == named
+    monkeypatch.setattr(processor, "has_cuda", lambda: True)
+    assert training.fitted(Recipe()) == Recipe()
+
+
+def test_a_verdict_names_the_release_that_was_live(copied: Trained) -> None:
+    outcome = copied.outcome
+
+    def verdict(**gate: Any) -> str:
+        decided = promotion.GateOutcome(**{"live": True, "agreed": True, "reasons": ("why",), **gate})
+        return dataclasses.replace(outcome, gate=decided).verdict.removeprefix(
+            f"Release {outcome.release.fingerprint[:12]} "
+        )
+
+    other = "ab" * 16
+    assert verdict(before=None) == "went live: why"
+    assert verdict(before=other) == "went live in place of release abababababab: why"
+    assert verdict(before=outcome.release.fingerprint) == "is live: why"
+    refused = {"live": False, "agreed": False}
+    assert verdict(before=other, **refused) == "is not live, and release abababababab stays: why"
+    assert verdict(before=None, **refused) == "is not live, and no other is: why"
+
+
+def test_a_release_keeps_the_precisions_of_its_recipe_whatever_the_machine_exports(
+    copied: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(processor, "has_cuda", lambda: False)
+    default = ExportConfig()
+    recipe = dataclasses.replace(copied.recipe, export=default)
+    release = retrain.retrain(recipe, copied.workspace, promote=False).release
+    assert "fp16" in release.manifest.config["export"]["precisions"]
+    exported = release_parts.part(release, "ranker").metrics["precisions"]
+    assert set(exported) == set(default.precisions) - {"fp16"}

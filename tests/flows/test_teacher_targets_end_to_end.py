@@ -13,7 +13,7 @@ from pipeline import recipe as recipes
 from pipeline.artifacts import Artifact, load
 from pipeline.config import Recipe
 from pipeline.errors import ConfigError, SchemaError, TrainingError
-from pipeline.training import external_teacher
+from pipeline.training import score_scale
 from tests.flows.conftest import Trained
 from tests.pipeline.training.test_external_teacher import save_model
 
@@ -74,10 +74,10 @@ def test_scores_of_a_file_teach_in_place_of_the_teachers(trained: Trained, works
 def test_a_language_model_teaches_labelled_and_unlabelled_pairs(
     trained: Trained, workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scale = external_teacher.ScoreScale(
+    scale = score_scale.ScoreScale(
         0.0, 1.0, 1.0, 0.0, (-1.0, 1.0)
     )  # A random model's scores need not rise with the grades.
-    monkeypatch.setattr(external_teacher, "fit", lambda *_: scale)
+    monkeypatch.setattr(score_scale, "fit", lambda *_: scale)
     model = save_model(tmp_path / "model")
     log = tmp_path / "log.txt"
     log.write_text("shiny kettle\nold red hammer\nsoft towel\n", encoding="utf-8")

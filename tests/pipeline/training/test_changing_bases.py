@@ -18,7 +18,7 @@ from pipeline.errors import SchemaError
 from pipeline.models import import_stage
 from pipeline.models.ready_made_files import ReadyMadeOptions
 from pipeline.outside import OutsideFolder
-from pipeline.training import encoder, external_teacher, pretrain, ranker, teacher, teacher_scores
+from pipeline.training import encoder, external_teacher, pretrain, ranker, score_scale, teacher, teacher_scores
 from tests.conftest import Untrained
 from tests.pipeline.models.test_ready_made import body
 from tests.pipeline.training import test_external_teacher as language_models
@@ -29,7 +29,7 @@ TEACHER = TeacherConfig(max_tokens=32, max_query_tokens=8, loop=LOOP)
 RANKER = RankerConfig(layers=1, loop=LOOP)
 ENCODER = EncoderConfig(dimensions=8, max_tokens=24, max_query_tokens=8, loop=LOOP, similarity_weight=0.5)
 PRETRAIN = PretrainConfig(enabled=True, max_tokens=32, loop=LOOP)
-SCALE = external_teacher.ScoreScale(0.0, 1.0, 1.0, 0.0, (-1.0, 0.0, 1.0))
+SCALE = score_scale.ScoreScale(0.0, 1.0, 1.0, 0.0, (-1.0, 0.0, 1.0))
 
 Make = Callable[[Path, Path, Untrained], Artifact]
 

@@ -21,7 +21,7 @@ from pipeline.config_training import PassagesConfig
 from pipeline.errors import ConfigError, MissingError, SchemaError, TrainingError
 from pipeline.models.cross_encoder import CrossEncoder
 from pipeline.passages import Passages
-from pipeline.training import external_teacher, ranker, teacher
+from pipeline.training import external_teacher, ranker, score_scale, teacher
 from pipeline.training.tasks import causal_lm_judge
 from pipeline.training.tasks.causal_lm_judge import Judge
 from tests.pipeline.training.test_stages import CANDIDATES, FILLERS, RANKER, TEACHER, base_model, tables
@@ -96,7 +96,7 @@ def test_the_fit_finds_the_model_that_drew_the_grades() -> None:
     levels = np.array([-0.5, 0.4, 2.0])
     chances = 1 / (1 + np.exp(levels[None] - 0.6 * (raw[:, None] - 7)))
     grades = (draw.random((len(raw), 1)) < chances).sum(1)  # One draw a pair: P(grade ≥ k) falls with k.
-    scale = external_teacher.fit(raw, grades, np.arange(len(raw)))
+    scale = score_scale.fit(raw, grades, np.arange(len(raw)))
     assert scale.slope / scale.deviation == pytest.approx(0.6, rel=0.03)
     centre = levels.mean()
     np.testing.assert_allclose(scale.thresholds, levels - centre, atol=0.04)
@@ -106,7 +106,7 @@ def test_the_fit_finds_the_model_that_drew_the_grades() -> None:
 def test_scores_that_separate_the_grades_wholly_and_a_grade_without_pairs_stay_finite() -> None:
     raw = np.repeat([0.0, 1.0, 5.0], 50)
     grades = np.repeat([0, 1, 3], 50)
-    scale = external_teacher.fit(raw, grades, np.arange(150))
+    scale = score_scale.fit(raw, grades, np.arange(150))
     assert len(scale.thresholds) == 3
     assert (np.diff(scale.thresholds) > 0).all()
     assert 1 < scale.slope < 100
@@ -122,7 +122,7 @@ def test_scores_that_separate_the_grades_wholly_and_a_grade_without_pairs_stay_f
 )
 def test_scores_that_say_nothing_are_refused(raw: Any, grades: Any, words: str) -> None:
     with pytest.raises(TrainingError, match=words):
-        external_teacher.fit(raw, grades, np.arange(40))
+        score_scale.fit(raw, grades, np.arange(40))
 
 
 def test_faults_of_a_file_are_named(world: tuple[Path, Artifact, Artifact]) -> None:
@@ -336,9 +336,7 @@ def test_a_killed_scoring_goes_on_after_its_last_shard(
     workspace, data, pairs = world
     folder = save_model(tmp_path / "model")
     config = replace(CONFIG, causal_lm=str(folder))
-    monkeypatch.setattr(
-        external_teacher, "fit", lambda raw, *_: external_teacher.ScoreScale(0.0, 1.0, 1.0, 0.0, (-1.0, 1.0))
-    )
+    monkeypatch.setattr(score_scale, "fit", lambda raw, *_: score_scale.ScoreScale(0.0, 1.0, 1.0, 0.0, (-1.0, 1.0)))
     uninterrupted = external_teacher.make(workspace / "straight", config, data=data, pairs=pairs, layers=())
     monkeypatch.setattr(causal_lm_judge, "SHARD", 16)
     shard, calls = causal_lm_judge.score_shard, []

@@ -28,7 +28,7 @@ class ReplacedDocuments:
     parts: Mapping[str, Artifact] = field(default_factory=dict)
     """Parts of the release by name; their segments are shared as far as the documents are unchanged."""
     check: Check | None = None
-    """See `Check`; None where the documents take the place of no others."""
+    """The check of the new documents before anything that takes long; None where they replace no others."""
     anew: bool = False
     """Whether to embed every document again and share no segment."""
 

@@ -95,7 +95,7 @@ class VectorTexts:
     documents: Rows | None
     """(vectors,) row among all documents, ascending; None where vectors and documents are the same."""
     spans: Spans | None = None
-    """None where every text is whole."""
+    """(vectors, 2) start and end of each passage in its document's text; None where every text is whole."""
     wholes: Sequence[bytes] = ()
     """Digest of the whole text that each passage is cut from; empty where every text is whole."""
 

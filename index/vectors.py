@@ -52,7 +52,7 @@ Embed = Callable[[Sequence[str]], np.ndarray]
 
 
 WHOLE_DOCUMENTS = TextChoice()
-"""Every document has one vector, of title and text."""
+"""The default choice: one vector for each document, of title and text."""
 
 log = logging.getLogger(__name__)
 
@@ -64,9 +64,9 @@ class DocumentEncoder:
     digest: str
     """Digest of the exported bundle that `embed` runs."""
     embed: Embed
-    """Called with at most BATCH texts."""
+    """The function that embeds up to BATCH texts."""
     engine: ComputeEngine = compute.LOCAL
-    """Where `embed` is called."""
+    """The engine that calls `embed`."""
 
     def embed_batches(self, batches: Iterable[Sequence[str]]) -> Iterator[np.ndarray]:
         """Embeds batches of texts, and yields their vectors in the same order."""

@@ -65,7 +65,7 @@ class ExportConfig:
 
     precisions: tuple[Precision, ...] = ("fp32", "fp16", "int8", "w8")
     """Precisions that are exported; fp32 is the reference. fp16, for CUDA, keeps normalisation, softmax and head in
-    fp32; a retraining without a GPU leaves it out, unless the recipe has a list of its own that names it. int8 scales
+    fp32; without a GPU it is left out of this default list. int8 scales
     the activations of an input by their largest, so it is run one input at a time. w8 has 8-bit weights in blocks and
     rounds each token's activations for itself: slower than int8, nearer to fp32, and no score depends on its batch."""
     max_ndcg_drop: float = 0.005

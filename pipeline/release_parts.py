@@ -112,7 +112,7 @@ def check_parts(where: Path, parts: Mapping[str, Path]) -> None:
 
 
 def _documents_problem(manifests: Mapping[str, Manifest]) -> str:
-    """The reason why parts that are made from documents cannot be of the same ones; empty where they can."""
+    """The reason why parts were not made from the same documents; empty where they were, as far as can be told."""
     over_documents = [name for name in manifests if _kind(name) in _OVER_DOCUMENTS]
     corpora = {name: corpus for name in over_documents if (corpus := _corpus(manifests[name]))}
     if len(set(corpora.values())) > 1:

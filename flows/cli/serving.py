@@ -43,7 +43,7 @@ def serve(
     workspace and holds them against PyTorch, later ones are ready at once. They are served in fp32 unless --precision
     says otherwise.
 
-    Every setting can be given as an environment variable too, such as RELEVANCE_PORT; see serving/settings.py.
+    Every setting can be given as an environment variable too, such as RELEVANCE_PORT; serving/README.md lists them.
     """
     from serving import settings
     from serving.process import launch

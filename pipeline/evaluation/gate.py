@@ -49,7 +49,7 @@ RERANK_REFUSED = (
     "callers who send texts alone would lose by it. Train the ranker longer or on more judged queries; or, where all "
     "callers use /search or send first_stage_scores, set gate.rerank_floor = false"
 )
-"""The end of a refusal for the sake of /rerank, after the figures."""
+"""Advice that ends the message when a release is refused for the order of /rerank."""
 
 Verdict = Literal["pass", "fail", "warning", "not applied"]
 """The outcome of a rule; a warning refuses nothing."""
@@ -356,5 +356,5 @@ def _ranker_gap(rivals: Rivals, rival: "pd.DataFrame | None", measure: str) -> s
 
 
 def _compared(gap: significance.Difference) -> str:
-    """The verdict on a difference as it stands before "than"."""
+    """The verdict on a difference: surely better, surely worse or not surely worse."""
     return "surely better" if gap.better else "surely worse" if gap.worse else "not surely worse"

@@ -170,7 +170,7 @@ def load_whole(kind: Any, root: Path, **settings: Any) -> tuple[Any, list[str]]:
     prefix = "" if kind is AutoModel else f"{model.base_model_prefix}."
     _check_complete(root, report["missing_keys"], prefix)
     _check_all_layers(root, report["unexpected_keys"])
-    model_values.check_weights(root, model)
+    model_values.check_values(root, model)
     return model, sorted(report["missing_keys"])
 
 

@@ -6,12 +6,11 @@ name may be that of somebody else's package.
 
 import difflib
 import importlib.util
-import json
 from importlib.metadata import distributions
 from pathlib import Path
 
-from pipeline.errors import MissingError
-from pipeline.text import read_text
+from pipeline.errors import InputError, MissingError
+from pipeline.models import model_files
 
 PACKAGE = "package:"
 
@@ -44,35 +43,28 @@ def advice(name: str) -> str:
     names = installed()
     if not names:
         return "no installed package holds a model; give the folder of one"
-    near = difflib.get_close_matches(_canonical(name), names, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name.lower().replace("_", "-"), names, n=1, cutoff=0.5)
     known = ", ".join(f"{PACKAGE}{item}" for item in names)
     meant = f"did you mean {PACKAGE}{near[0]}? " if near else ""
     return f"{meant}Installed packages with a model: {known}"
 
 
 def installed() -> list[str]:
-    """The names of the installed packages that hold a model with its weights, sorted."""
+    """The names by which `inside` finds the installed packages that hold a model in safetensors, sorted."""
     names = set()
     for distribution in distributions():
-        files = distribution.files or ()
-        configs = [Path(str(distribution.locate_file(file))) for file in files if file.name == "config.json"]
-        if any(_has_weights(config.parent) and _is_of_model(config) for config in configs):
-            names.add(_canonical(distribution.metadata["Name"]))
+        for file in distribution.files or ():
+            if file.name != "config.json" or len(file.parts) < 2:
+                continue
+            config = Path(str(distribution.locate_file(file)))
+            if any(config.parent.glob("*.safetensors")) and _is_of_model(config):
+                names.add(file.parts[0].replace("_", "-"))
     return sorted(names)
-
-
-def _canonical(name: str) -> str:
-    return name.lower().replace("_", "-")
-
-
-def _has_weights(folder: Path) -> bool:
-    return any(folder.glob("*.safetensors")) or (folder / "pytorch_model.bin").is_file()
 
 
 def _is_of_model(config: Path) -> bool:
     """Whether a config.json is one of transformers; packages have others of this name."""
     try:
-        value = json.loads(read_text(config))
-    except (OSError, ValueError):
+        return "model_type" in model_files.read_object(config)
+    except InputError:
         return False
-    return isinstance(value, dict) and "model_type" in value

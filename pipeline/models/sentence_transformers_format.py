@@ -40,6 +40,7 @@ Activation = Literal["identity", "tanh"]
 """The function after a linear layer."""
 
 SETTINGS = "config_sentence_transformers.json"
+LENGTHS = "sentence_bert_config.json"
 """The file of prompts, `similarity_fn_name` and `truncate_dim`."""
 
 _KINDS = ("Transformer", "Pooling", "Dense", "Normalize")
@@ -112,7 +113,7 @@ def write(
         for number, (path, kind) in enumerate(zip(folders, kinds, strict=True))
     ]
     _write_json(folder / "modules.json", listed)
-    _write_json(folder / "sentence_bert_config.json", {"max_seq_length": max_tokens, "do_lower_case": False})
+    _write_json(folder / LENGTHS, {"max_seq_length": max_tokens, "do_lower_case": False})
     _write_json(
         folder / "config_sentence_transformers.json",
         {
@@ -157,7 +158,7 @@ def leave_out_pooler(folder: Path) -> None:
 
     (name,) = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"]
     if "add_pooling_layer" in inspect.signature(getattr(transformers, name)).parameters:
-        path = folder / "sentence_bert_config.json"
+        path = folder / LENGTHS
         content = json.loads(path.read_text(encoding="utf-8"))
         _write_json(path, content | {"model_args": {"add_pooling_layer": False}})
 
@@ -262,7 +263,7 @@ def _read_dense(path: Path) -> DenseLayer:
         layer = DenseLayer(read_linear(path / "model.safetensors"), known[name])
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ConfigError(f"{path / 'model.safetensors'}: not a linear layer ({error})") from error
-    model_values.check_weights(path, layer.linear)
+    model_values.check_values(path, layer.linear)
     return layer
 
 

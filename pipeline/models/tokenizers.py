@@ -23,7 +23,6 @@ UNUSUAL_TEXT = "a \u0378"
 TOKENIZER_FILES = ("tokenizer.json", "vocab*", "*.model")
 """Files of which a model's folder has at least one."""
 
-
 NO_SPECIAL_TOKENS = (
     "the tokenizer puts no special token around a text, as one whose tokenizer.json lacks its post_processor; save the "
     "tokenizer that the model was trained with"

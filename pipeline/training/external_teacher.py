@@ -132,7 +132,7 @@ class _LanguageModel:
     config: ExternalTeacherConfig
     model: base_models.StartingModel
     reader: Artifact | None
-    """Our own teacher, where it reads long documents in passages: the language model then judges each of them."""
+    """The teacher whose passages the language model judges; None where it judges whole documents."""
 
     @classmethod
     def of(cls, config: ExternalTeacherConfig, teacher: Artifact | None) -> "_LanguageModel":

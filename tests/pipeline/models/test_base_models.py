@@ -63,7 +63,7 @@ def test_a_mistyped_package_is_answered_with_the_installed_ones_that_hold_a_mode
         packaged_models.inside("tiny-wieghts")
     assert str(caught.value) == (
         "package:tiny-wieghts: no package of this name is installed; did you mean package:tiny-weights? "
-        "Installed packages with a model: package:other-weights, package:tiny-weights"
+        "Installed packages with a model: package:tiny-weights"
     )
     monkeypatch.setattr(sys, "path", [])
     with pytest.raises(MissingError, match="no installed package holds a model; give the folder of one"):

@@ -99,7 +99,7 @@ def ruin(folder: Path) -> None:
 @pytest.fixture
 def random_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     """Scores of a random language model need not rise with the grades."""
-    monkeypatch.setattr(external_teacher, "fit", lambda *_: SCALE)
+    monkeypatch.setattr(score_scale, "fit", lambda *_: SCALE)
 
 
 @pytest.mark.usefixtures("random_scores")

@@ -19,15 +19,14 @@ import hashlib
 import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from cachetools import LRUCache
 
-from serving.errors import DeadlineError, InferenceError
+from serving.errors import DeadlineError
 from serving.runtime.admission import RequestOptions
+from serving.runtime.deadline import Deadline
 from serving.scoring.redis_cache import Tier
 
 V = TypeVar("V")
@@ -84,18 +83,17 @@ class CacheStats:
     bytes: int
 
 
-class _AbandonedError(Exception):
-    """The request that was computing a value gave up on it."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class _Flight(Generic[V]):
-    """A value that one request is computing now, and that others may wait for."""
+    """The values that one request is computing now, and that others may wait for. The cache's lock guards it."""
 
     options: RequestOptions
     partial: bool
-    """Whether the value may stay uncomputed, as the time may not suffice for the whole request."""
-    future: Future[V] = field(default_factory=Future)
+    """Whether values may stay uncomputed, as the time may not suffice for the whole request."""
+    values: dict[bytes, V | None] = field(default_factory=dict)
+    """Key → the computed value; None where it failed, or the request gave up on it."""
+    landed: threading.Condition | None = None
+    """Wakes those who wait for a value; None while nobody does."""
 
     def serves(self, options: RequestOptions, *, partial: bool) -> bool:
         """Whether a request with these options may wait for this computation: one of its own would end no earlier."""
@@ -128,8 +126,8 @@ class _Claim(Generic[V]):
 
     indices: list[int]
     """Values that this fetch computes itself."""
-    flights: dict[bytes, _Flight[V]] = field(default_factory=dict)
-    """The flight of each key that it computes; empty where nothing may be remembered."""
+    flight: _Flight[V] | None
+    """Their flight; None where nothing may be remembered."""
     waits: list[tuple[int, _Flight[V]]] = field(default_factory=list)
     """Values that other requests compute."""
 
@@ -189,7 +187,7 @@ class Cache(Generic[V]):
         """Brings all values to `fetch`, in rounds: a value that another request gave up on is claimed anew."""
         if not fetch.options.remember:
             first = {key: index for index, key in reversed(list(enumerate(fetch.keys)))}
-            self._compute(fetch, _Claim(sorted(first.values())))
+            self._compute(fetch, _Claim(sorted(first.values()), None))
             fetch.hits += len(fetch.keys) - len(first)
             return
         indices = list(range(len(fetch.keys)))
@@ -200,23 +198,23 @@ class Cache(Generic[V]):
 
     def _claim(self, fetch: _Fetch[V], indices: list[int]) -> _Claim[V]:
         """Splits indices into those to compute and those to wait for; known values go to `fetch`."""
-        claim: _Claim[V] = _Claim([])
+        own: _Flight[V] = _Flight(fetch.options, fetch.partial)
+        claim = _Claim([], own)
         known = 0
         with self._lock:
             for index in indices:
                 key = fetch.keys[index]
-                if key in fetch.values or key in claim.flights:  # A text that this request holds twice.
-                    known += 1
-                    continue
-                value = self._kept.get(key)
                 flight = self._flying.get(key)
-                if value is not None:
+                if key in fetch.values or flight is own:  # A text that this request holds twice.
+                    known += 1
+                elif (value := self._kept.get(key)) is not None:
                     fetch.values[key] = value
                     known += 1
                 elif flight is not None and flight.serves(fetch.options, partial=fetch.partial):
+                    flight.landed = flight.landed or threading.Condition(self._lock)
                     claim.waits.append((index, flight))
                 else:
-                    self._flying[key] = claim.flights[key] = _Flight(fetch.options, fetch.partial)
+                    self._flying[key] = own
                     claim.indices.append(index)
             fetch.hits += known
             self._hits += known
@@ -228,17 +226,23 @@ class Cache(Generic[V]):
         """Waits for the values that others compute; returns the indices of those that they failed to bring."""
         failed = []
         for index, flight in claim.waits:
-            try:
-                fetch.values[fetch.keys[index]] = flight.future.result(timeout=fetch.options.deadline.patience)
-                fetch.hits += 1
-            except (_AbandonedError, InferenceError):
-                failed.append(
-                    index
-                )  # The other request failed or was abandoned: retry, and report the error ourselves.
-            except FutureTimeoutError:
-                fetch.options.deadline.check()
-                raise
+            key = fetch.keys[index]
+            value = self._landed_value(flight, key, fetch.options.deadline)
+            if value is None:
+                failed.append(index)  # Computed by this request next, which then reports an error itself.
+                continue
+            fetch.values[key] = value
+            fetch.hits += 1
         return failed
+
+    def _landed_value(self, flight: _Flight[V], key: bytes, deadline: Deadline) -> V | None:
+        """Waits for a value that another request computes; None where it did not come to be."""
+        with self._lock:
+            assert flight.landed is not None  # Since this request waits.
+            while key not in flight.values:
+                if not flight.landed.wait(deadline.patience):
+                    deadline.check()
+            return flight.values[key]
 
     def _compute(self, fetch: _Fetch[V], claim: _Claim[V]) -> None:
         """Reads claimed values from the tier, computes the others, and keeps each at once."""
@@ -254,19 +258,19 @@ class Cache(Generic[V]):
                 pending.discard(key)
                 if isinstance(outcome, Exception):
                     error = error or outcome
-                    if claim.flights:
-                        self._fail(key, outcome, claim.flights[key])
+                    if claim.flight is not None:
+                        self._give_up([key], claim.flight)
                     continue
                 fetch.values[key] = outcome
                 fetch.misses += 1
-                if claim.flights:
+                if claim.flight is not None:
                     computed[key] = outcome
-                    self._keep(key, outcome, claim.flights[key])
+                    self._keep(key, outcome, claim.flight)
             if pending and error is None:
                 raise RuntimeError(f"{len(pending)} of {len(indices)} values were not computed")
         finally:
-            for key in pending if claim.flights else ():
-                self._fail(key, _AbandonedError(), claim.flights[key])
+            if claim.flight is not None:
+                self._give_up(pending, claim.flight)
             if computed and self._tier is not None:
                 self._tier.write(computed)
         if error is not None:
@@ -274,7 +278,7 @@ class Cache(Generic[V]):
 
     def _read_tier(self, fetch: _Fetch[V], claim: _Claim[V], pending: set[bytes]) -> list[int]:
         """Keeps the claimed values that the shared cache (tier) has, and returns the indices of the others."""
-        if self._tier is None or not claim.flights:
+        if self._tier is None or claim.flight is None:
             return claim.indices
         missing = []
         keys = [fetch.keys[index] for index in claim.indices]
@@ -285,24 +289,26 @@ class Cache(Generic[V]):
             fetch.values[key] = value
             fetch.hits += 1
             pending.discard(key)
-            self._keep(key, value, claim.flights[key])
+            self._keep(key, value, claim.flight)
         return missing
 
     def _keep(self, key: bytes, value: V, flight: _Flight[V]) -> None:
         with self._lock:
             self._kept.hold(key, value)
-            self._land(key, flight)
-        flight.future.set_result(value)
+            self._land(key, value, flight)
 
-    def _fail(self, key: bytes, error: Exception, flight: _Flight[V]) -> None:
+    def _give_up(self, keys: Iterable[bytes], flight: _Flight[V]) -> None:
         with self._lock:
-            self._land(key, flight)
-        flight.future.set_exception(error)
+            for key in keys:
+                self._land(key, None, flight)
 
-    def _land(self, key: bytes, flight: _Flight[V]) -> None:
-        """Ends a flight, under the lock; a more urgent one of the same key goes on."""
+    def _land(self, key: bytes, value: V | None, flight: _Flight[V]) -> None:
+        """Ends the flight of a value, under the lock; a more urgent one of the same key goes on."""
+        flight.values[key] = value
         if self._flying.get(key) is flight:
             del self._flying[key]
+        if flight.landed is not None:
+            flight.landed.notify_all()
 
 
 class _CountingLRU(LRUCache[bytes, V]):

@@ -27,7 +27,7 @@ from serving.rollout.comparison import ComparedRequest, Grades, compare
 from serving.rollout.pairs import Attempt, Ending, Pair
 from serving.rollout.trials import Kind
 from serving.runtime.admission import RequestOptions
-from serving.runtime.deadline import Deadline
+from serving.runtime.deadline import Deadline, RunClock
 from serving.runtime.items import Priority
 from serving.runtime.scheduler import Scheduler
 from serving.scoring.searcher import Searcher
@@ -167,7 +167,8 @@ class ShadowQueue:
 
     def _attempt(self, copy: ShadowCopy, side: Side) -> Attempt:
         searcher = copy.live if side == "live" else copy.trial
-        deadline = self._deadline = Deadline.after(pairs.COPY_S)
+        runs = RunClock()
+        deadline = self._deadline = Deadline.after(pairs.COPY_S, runs)
         if self._stopped:  # A stop before that line cancelled another deadline.
             return Attempt("stopped")
         began = time.perf_counter()
@@ -183,6 +184,6 @@ class ShadowQueue:
             if not isinstance(error, ServingError):
                 log.exception("release %s: failed on a copy of a request", searcher.release[:12])
             ending = "failed"
-        run_s = deadline.runs.seconds
+        run_s = runs.seconds
         self._budget.charge(run_s)
         return Attempt(ending, time.perf_counter() - began, run_s, answer)

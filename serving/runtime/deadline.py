@@ -73,13 +73,13 @@ class Deadline:
     """On the clock of `time.monotonic`."""
     seconds: float
     """The time that the request was given, for the message."""
-    runs: RunClock = field(default_factory=RunClock, compare=False)
-    """The work that was done for the request so far."""
+    runs: RunClock | None = field(default=None, compare=False)
+    """Counts the work that is done for the request; None where nobody asks."""
     _leaving: _Leaving = field(default_factory=_Leaving)
 
     @classmethod
-    def after(cls, seconds: float) -> "Deadline":
-        return cls(time.monotonic() + seconds, seconds)
+    def after(cls, seconds: float, runs: RunClock | None = None) -> "Deadline":
+        return cls(time.monotonic() + seconds, seconds, runs)
 
     @classmethod
     def never(cls) -> "Deadline":

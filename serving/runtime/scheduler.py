@@ -65,7 +65,7 @@ class PresentRun:
     began: float
     """Its start on the clock of `time.monotonic`."""
     clocks: frozenset[RunClock]
-    """The clocks of the requests whose inputs it holds."""
+    """The clocks of the requests whose inputs it holds, as far as they have one."""
 
     @property
     def seconds(self) -> float:
@@ -234,7 +234,7 @@ class Scheduler:
                 job = self._next()
                 if job is not None:
                     taken = self._gather(job)
-                    clocks = frozenset(job.deadline.runs for job, _ in taken)
+                    clocks = frozenset(job.deadline.runs for job, _ in taken if job.deadline.runs is not None)
                     self._running[threading.get_ident()] = PresentRun(job.model, time.monotonic(), clocks)
                     for clock in clocks:
                         clock.begin(threading.get_ident())

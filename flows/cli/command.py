@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from flows.cli import data, index, judging, recipe, releases, serving, surroundings, training
+from flows.cli import data, index, judging, recipe, releases, serving, surroundings, torchrun, training
 from flows.logs import write_log
 from pipeline.errors import RelevanceError
 from pipeline.secrets import hide_passwords, print_traceback
@@ -41,11 +41,8 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:
         surroundings.check(sys.argv)
-        local_rank = surroundings.torchrun_rank()
-        if local_rank is None:
+        with torchrun.watched():
             app()
-        else:
-            _beside_others(local_rank)
     except RelevanceError as error:
         print(f"relevance: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
@@ -68,22 +65,6 @@ def main() -> None:
         raise SystemExit(INTERRUPTED) from None
 
 
-def _beside_others(local_rank: int) -> None:
-    """Under torchrun: the first process runs the command, the others take part in its trainings."""
-    from pipeline.training.loop import distributed, loop
-
-    distributed.join(local_rank)
-    if distributed.process():
-        distributed.follow(loop.follow)
-        return
-    try:
-        app()
-    except SystemExit as end:
-        if not end.code:  # Where the command fails the others are not told: torchrun ends them, wherever they wait.
-            distributed.leave()
-        raise
-
-
 def _version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
@@ -94,11 +75,13 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def options(
+    context: typer.Context,
     _wanted: Annotated[  # Its callback prints and ends.
         bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_version)
     ] = False,
 ) -> None:
     """Trains, distils, indexes, judges and serves relevance models for search."""
+    torchrun.require_training(context.invoked_subcommand)
     if not gc.isenabled():  # See `flows.cli.main`; what was imported so far lives as long as the process.
         gc.freeze()
         gc.enable()

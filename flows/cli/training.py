@@ -8,12 +8,14 @@ import typer
 
 from flows.built_in_recipes import RECIPES, UNNAMED, recipe_path
 from flows.cli.options import DEFAULT_WORKSPACE, Columns, Json, Labels, Recipe, Set, Workspace, console, existing, show
+from flows.cli.torchrun import training_command
 from pipeline.errors import GateError
 
 app = typer.Typer()
 
 
 @app.command()
+@training_command
 def demo(
     workspace: Workspace = DEFAULT_WORKSPACE,
     overrides: Set = None,
@@ -58,6 +60,7 @@ def init(
 
 
 @app.command()
+@training_command
 def retrain(
     recipe: Recipe,
     workspace: Workspace = DEFAULT_WORKSPACE,
@@ -95,6 +98,7 @@ def retrain(
 
 
 @app.command()
+@training_command
 def ablate(
     recipe: Recipe,
     workspace: Workspace = DEFAULT_WORKSPACE,
@@ -117,6 +121,7 @@ def ablate(
 
 
 @app.command()
+@training_command
 def study(
     recipe: Recipe,
     workspace: Workspace = DEFAULT_WORKSPACE,

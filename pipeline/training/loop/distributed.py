@@ -4,8 +4,8 @@
 
 Process 0 alone runs the stages and writes. The others wait here until it trains: then it sends them module, task and
 state (`lead`, `receive`), and all go through the same steps, each with its part of every step's chunks. The chunks'
-losses are shares of the step's, so the sum of all gradients is that of one process. All processes run on one machine,
-as they read the same files.
+losses are shares of the step's, so the sum of all gradients is that of one process. A mapped file is sent by its path:
+processes on several machines read it from the workspace that they share (see `peers`).
 """
 
 import io

@@ -25,6 +25,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from pipeline.errors import ConfigError, GateError, UnavailableError
+from pipeline.secrets import hide_passwords
 
 BEAT_S = 1.0
 """Seconds between two states of a process."""
@@ -195,7 +196,7 @@ def _reason(error: BaseException) -> str:
     """The reason why a process ends with this error; empty where its work is done."""
     if isinstance(error, SystemExit):
         return f"exit code {error.code}; see what it printed" if error.code else ""
-    return "" if isinstance(error, GateError) else str(error) or type(error).__name__
+    return "" if isinstance(error, GateError) else hide_passwords(str(error)) or type(error).__name__
 
 
 def agree(workspace: Path, settings: Mapping[str, str]) -> None:

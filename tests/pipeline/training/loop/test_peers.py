@@ -243,6 +243,7 @@ def test_an_error_after_a_lost_connection_names_the_process_that_is_gone(
         (TrainingError("the loss is nan"), "the loss is nan"),
         (SystemExit(2), "exit code 2; see what it printed"),
         (KeyboardInterrupt(), "KeyboardInterrupt"),
+        (OSError("sql://me:s3cret@db is gone"), "sql://me:***@db is gone"),
         (GateError("worse"), ""),
         (SystemExit(0), ""),
     ],

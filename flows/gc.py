@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import artifacts, disk, locks, temporary
+from pipeline.command_line import typed
 from pipeline.errors import ArtifactError, ConflictError, RelevanceError
 from pipeline.manifest import Manifest
 from pipeline.release_parts import models_digest
@@ -194,7 +195,7 @@ def _pointed(registry: Releases) -> set[str]:
     elif registry.ids():
         raise ArtifactError(
             f"{registry.root / 'live.json'}: missing, but there are releases, and which of them was live is not known; "
-            "promote one first, see `relevance releases list`"
+            f"promote one first, see `{typed('releases list', registry.workspace)}`"
         )
     return names
 

@@ -7,6 +7,7 @@ from typing import Any
 from flows import plausibility
 from pipeline import artifacts, release_parts
 from pipeline.artifacts import Artifact
+from pipeline.command_line import typed
 from pipeline.errors import RelevanceError
 from pipeline.pointer import Pointer
 from pipeline.releases import Releases
@@ -120,7 +121,8 @@ def metrics(figures: Artifact, documents: Artifact, corpus_kind: str) -> dict[st
 
 def refusals(registry: Releases, old: Artifact | None, release: Artifact, documents: Artifact) -> tuple[str, ...]:
     """Reasons why only a person may promote this release, whatever the gate says; empty for none."""
-    by_hand = f"`relevance releases promote {release.fingerprint[:12]}` makes it live all the same"
+    promote = typed(f"releases promote {release.fingerprint[:12]}", registry.workspace)
+    by_hand = f"`{promote}` makes it live all the same"
     reasons = []
     if registry.was_rolled_back(release):
         reasons.append(f"a person rolled back these models; {by_hand}")

@@ -19,6 +19,7 @@ from flows.ready_made import ReadyMadeModels
 from flows.runner import Runner
 from pipeline import recipe as recipes
 from pipeline.artifacts import Artifact
+from pipeline.command_line import typed
 from pipeline.config import IndexConfig, PassagesConfig, Recipe, SourceConfig
 from pipeline.errors import MissingError, RelevanceError
 from pipeline.pointer import Pointer
@@ -84,6 +85,7 @@ def quickstart(
     goes_live = not stays
     old = publishing.comparable(registry, live) if goes_live else None
     models = models if models.encoder else replace(models, encoder=_default_encoder())
+    ready_made.check_present(models)
     documents = run(corpus.make, mapped, Path(), "error")
     exported = ready_made.bundles(models, workspace, documents)
     recipe = Recipe(name=NAME, index=_index_config(documents, models))
@@ -121,7 +123,7 @@ def quickstart(
     )
 
 
-def render(result: QuickstartResult) -> "Table":
+def render(result: QuickstartResult, workspace: Path) -> "Table":
     """A two-column table of the result."""
     from rich.table import Table
 
@@ -132,7 +134,7 @@ def render(result: QuickstartResult) -> "Table":
         number = f"{value:,}" if isinstance(value, int) else str(value or "none")
         table.add_row(name.replace("_", " "), ("yes" if value else "no") if isinstance(value, bool) else number)
     if not result.live:
-        command = f"relevance releases promote {result.release[:12]}"
+        command = typed(f"releases promote {result.release[:12]}", workspace)
         table.caption = f"{result.not_live_because}; `{command}` makes this one live."
         table.caption_justify = "left"
     return table

@@ -153,6 +153,18 @@ def bundles(
     return exported
 
 
+def check_present(models: ReadyMadeModels) -> None:
+    """Checks that the models' folders are there, before documents are read for them.
+
+    Raises:
+        MissingError: there is no such folder, package or hub name.
+    """
+    from pipeline.models import ready_made
+
+    for name in models.named.values():
+        ready_made.root_of(name)
+
+
 def sources(models: ReadyMadeModels) -> dict[str, str]:
     """Role → name of the model for a release's metrics; a folder is named without its parents."""
     return {role: Path(name).name if Path(name).exists() else name for role, name in models.named.items()}

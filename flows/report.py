@@ -2,7 +2,7 @@
 
 A release is judged on those of the queries that its recipe keeps from training (`split` test): the recipe cuts by
 a hash of the query's text, so they are the same in any copy of the data. `all` judges every query, for queries
-that training cannot have seen.
+that training cannot have seen. Ready-made models have learned from no judgments, so they are judged on all.
 """
 
 import logging
@@ -164,12 +164,17 @@ def _of_release(
     opened = registry.open(release)
     recipe = recipes.parse(Recipe, opened.manifest.config)
     sources = _with_documents(sources, registry, opened)
+    former = registry.open(baseline) if baseline else None
+    if split == "test" and all("ready_made" in release.metrics for release in (opened, former) if release is not None):
+        log.info("no model here learned from judgments, so all queries are judged")
+        split = "all"
+    elif split == "test":
+        log.info("judged are the test queries alone, which the recipe keeps from training; --all judges all")
     data = _judgments(sources, recipe.data if split == "test" else replace(recipe.data, splits="test"), run)
     evaluation = replace(recipe.evaluation, clicks=clicks or recipe.evaluation.clicks)
     judged, corpus = judging.judge_release(opened, recipe.index, recipe.candidates, run, data=data)
     live = None
-    if baseline:
-        former = registry.open(baseline)
+    if former is not None:
         index = recipes.parse(Recipe, former.manifest.config).index
         other, _ = judging.judge_release(former, index, recipe.candidates, run.labelled("baseline"), data=data)
         live = systems.ReleaseScores(features=other.features, fusion=other.fusion)

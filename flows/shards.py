@@ -10,6 +10,7 @@ from flows import indexing, judging, plausibility, publishing, runner
 from pipeline import disk, release_parts, releases
 from pipeline import recipe as recipes
 from pipeline.artifacts import Artifact
+from pipeline.command_line import typed
 from pipeline.compute import engine_of
 from pipeline.config import ComputeConfig, Recipe, SourceConfig
 from pipeline.errors import ConfigError
@@ -130,7 +131,7 @@ def divide(
     return published, front
 
 
-def render(figures: dict[str, Any]) -> "Table":
+def render(figures: dict[str, Any], workspace: Path) -> "Table":
     """A table of the shards, and the commands that serve them."""
     from rich.table import Table
 
@@ -139,11 +140,12 @@ def render(figures: dict[str, Any]) -> "Table":
     table = Table(
         title=f"{figures['documents']:,} documents in {count} shards",
         title_justify="left",
-        caption=f"relevance serve --release {figures['release'][:12]} --shards {urls}",
+        caption=typed(f"serve --release {figures['release'][:12]} --shards {urls}", workspace),
         caption_justify="left",
     )
     for column in ("shard", "documents", "serve it with"):
         table.add_column(column)
     for number, shard in enumerate(figures["shards"], start=1):
-        table.add_row(str(number), f"{shard['documents']:,}", f"relevance serve --release {shard['release'][:12]}")
+        command = typed(f"serve --release {shard['release'][:12]}", workspace)
+        table.add_row(str(number), f"{shard['documents']:,}", command)
     return table

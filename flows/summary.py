@@ -1,14 +1,12 @@
 """The summary card at the end of a retraining: its figures as plain values, and a table for a terminal."""
 
 import json
-import os
-import shutil
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows import retrain
+from pipeline.command_line import typed
 from pipeline.pointer import Pointer
 from pipeline.releases import Releases
 from pipeline.surface_warnings import marked, surface_warnings
@@ -50,7 +48,7 @@ def make(
         **({"served": dict(served)} if served else {}),
         **({"questions": dict(questions)} if questions else {}),
         "report": str(outcome.report.file("report.html")),
-        "next": typed_commands(_next_commands(outcome, pointer), workspace),
+        "next": [typed(command, workspace) for command in _next_commands(outcome, pointer)],
     }
     disk.write_atomically(workspace / "card.json", json.dumps(card, indent=1, ensure_ascii=False) + "\n", json.loads)
     return card
@@ -86,24 +84,6 @@ def _costs(stats: Mapping[str, Any]) -> dict[str, Any]:
 def _next_commands(outcome: retrain.RetrainResult, pointer: Pointer | None) -> list[str]:
     """Commands to try next; a workspace where nothing is live can neither serve nor search."""
     return ["serve", 'search "…"'] if pointer else [f"releases promote {outcome.release.fingerprint[:12]}"]
-
-
-def typed_commands(written: Sequence[str], workspace: Path) -> list[str]:
-    """Commands as they are typed in this shell for this workspace.
-
-    Args:
-        written: each without the program's name, such as `serve`.
-    """
-    return [f"{_program()} {command}{_workspace(workspace)}" for command in written]
-
-
-def _program() -> str:
-    """The command as this shell would find it: `make demo` runs it out of an environment that is not active."""
-    return "relevance" if shutil.which("relevance") or sys.argv[0].endswith(".py") else os.path.relpath(sys.argv[0])
-
-
-def _workspace(workspace: Path) -> str:
-    return "" if workspace == Path("workspace") else f" --workspace {workspace}"
 
 
 def render(card: dict[str, Any], workspace: Path) -> "RenderableType":

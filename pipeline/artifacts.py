@@ -30,6 +30,7 @@ from types import MappingProxyType
 from typing import Any
 
 from pipeline import disk
+from pipeline.command_line import typed
 from pipeline.errors import ArtifactError, MissingError
 from pipeline.locks import locked, mark_used
 from pipeline.manifest import FileRecord, Manifest, fingerprint
@@ -212,10 +213,8 @@ def remedy(path: Path) -> str:
     folder = path.absolute()
     for inner, outer in pairwise([folder, *folder.parents]):
         if outer.name == "release" and outer.parent.name == "artifacts":
-            return (
-                f"restore {inner} from a copy, or put an earlier release in its place with `relevance releases "
-                "rollback`"
-            )
+            rollback = typed("releases rollback", outer.parent.parent)
+            return f"restore {inner} from a copy, or put an earlier release in its place with `{rollback}`"
         if outer.parent.name == "artifacts" and inner.name.startswith(tuple("0123456789abcdef")):
             return f"restore {inner} from a copy, or move it out of the workspace and run again, which makes it anew"
     return (

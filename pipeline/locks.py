@@ -1,14 +1,17 @@
 """Locks on files of a workspace, which die with the process that holds them."""
 
+import contextlib
 import fcntl
 import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 USED_AT_ONCE = 4
 """Number of workspaces that one process marks as used, the latest ones."""
+_LOCK = re.compile(r"\..+\.lock")
 _uses: dict[Path, int] = {}
 """Absolute path of a workspace's use file → the open file that holds this process's lock."""
 
@@ -59,6 +62,22 @@ def let_go(workspace: Path) -> None:
     handle = _uses.pop(use_file(workspace).absolute(), None)
     if handle is not None:
         os.close(handle)
+
+
+def remove_if_unused(workspace: Path) -> None:
+    """Removes a workspace that holds nothing but empty folders and lock files which no process holds."""
+    files = [path for path in workspace.rglob("*") if not path.is_dir()]
+    if not workspace.is_dir() or any(path.name != ".use" and not _LOCK.fullmatch(path.name) for path in files):
+        return
+    if files:
+        let_go(workspace)
+    with contextlib.suppress(OSError):  # Another process holds a lock, or has written something meanwhile.
+        for path in files:
+            with path.open("w") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+        for folder, _, _ in os.walk(workspace, topdown=False):
+            os.rmdir(folder)
 
 
 def same_file(handle: int, path: Path) -> bool:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import disk, locks
+from pipeline.command_line import typed
 from pipeline.errors import ArtifactError, ConflictError
 from pipeline.secrets import hide_passwords
 
@@ -99,9 +100,10 @@ class PointerFile:
         except FileNotFoundError:
             return None
         except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+            listing = typed("releases list", self.path.parent.parent)
             raise ArtifactError(
-                f"{self.path}: not a readable pointer ({error}); the next `relevance releases promote` or `rollback` "
-                "writes it anew, and the last whole line of history.jsonl is what it held"
+                f"{self.path}: not a readable pointer ({error}); the next promotion or rollback writes it anew. The "
+                f"last whole line of history.jsonl is what it held; `{listing}` shows the releases"
             ) from error
 
     def recover(self) -> Pointer | None:

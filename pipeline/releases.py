@@ -18,18 +18,13 @@ from typing import Any
 
 from pipeline import artifacts, disk
 from pipeline.artifacts import Artifact, LinkedFile, Staging
+from pipeline.command_line import typed
 from pipeline.errors import ArtifactError, ConflictError, MissingError, RelevanceError
 from pipeline.pointer import Move, Pointer, PointerFile
 from pipeline.release_parts import check_parts, models_digest, verify
 from pipeline.secrets import without_passwords
 
 VERSION = 1
-
-FIRST_RELEASE = (
-    "`relevance quickstart DOCUMENTS` makes a release without judgments, `relevance retrain RECIPE` one from "
-    "judgments, and `relevance demo` one of this machine's Python documentation"
-)
-"""Commands that make the first release of a workspace."""
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +112,7 @@ class Releases:
         """Advice for when no release is live, or none was before: as little work as the releases present allow."""
         complete = self.complete()
         if not complete:
-            return FIRST_RELEASE
+            return first_release(self.workspace)
         if pointer is not None:
             return f"name one of those that are complete: {_shortened(complete)}"
         recorded = self.pointer_file.recover()
@@ -126,7 +121,8 @@ class Releases:
         which = "which was live last" if was_live else "the newest"
         choices = [release for release in complete if release != best]
         also = f"; complete too: {_shortened(choices)}" if choices else ""
-        return f"`relevance releases promote {best[:12]}` makes one live, {which}{also}"
+        command = typed(f"releases promote {best[:12]}", self.workspace)
+        return f"`{command}` makes one live, {which}{also}"
 
     def path(self, release: str) -> Path:
         """The folder of the release with this fingerprint, whether it exists or not."""
@@ -216,7 +212,8 @@ class Releases:
             )
             return self.pointer_file.move(move)
         also = f"; damaged or missing: {', '.join(damaged)}, restore one of them from a copy" if damaged else ""
-        raise MissingError(f"{self.root}: no earlier release to roll back to{also}; see `relevance releases list`")
+        listing = typed("releases list", self.workspace)
+        raise MissingError(f"{self.root}: no earlier release to roll back to{also}; see `{listing}`")
 
     def history(self) -> list[Pointer]:
         """Every readable change of the pointer, the oldest first; lines that cannot be read are logged and left out."""
@@ -259,3 +256,13 @@ class Releases:
 
 def _shortened(releases: list[str]) -> str:
     return ", ".join(release[:12] for release in releases)
+
+
+def first_release(workspace: Path) -> str:
+    """Advice on the commands that make the first release of a workspace."""
+    quickstart = typed("quickstart DOCUMENTS", workspace)
+    retrain, demo = typed("retrain RECIPE", workspace), typed("demo", workspace)
+    return (
+        f"`{quickstart}` makes a release without judgments, `{retrain}` one from judgments, and `{demo}` one of this "
+        "machine's Python documentation"
+    )

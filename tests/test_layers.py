@@ -12,6 +12,7 @@ PACKAGES = ("pipeline", "index", "serving", "flows")
 FLOOR = {
     *("artifacts", "config", "errors", "features", "pointer", "progress", "releases", "schema", "secrets", "text"),
     *(
+        "command_line",
         "compute",
         "cores",
         "disk",
@@ -142,6 +143,7 @@ def test_help_needs_nothing_but_the_library_that_prints_it() -> None:
     assert {name for name in ours if not name.startswith("flows.cli")} == {
         "flows.built_in_recipes",
         "flows.logs",
+        "pipeline.command_line",
         "pipeline.errors",
         "pipeline.secrets",
     }

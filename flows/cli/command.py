@@ -63,6 +63,8 @@ def main() -> None:
             raise
         print("relevance: stopped; start the same command again to go on", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None
+    finally:
+        surroundings.remove_unused_workspaces()
 
 
 def _version(wanted: bool) -> None:

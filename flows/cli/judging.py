@@ -119,7 +119,7 @@ def reindex(
         if full or no_promote:
             raise ConfigError("--shards: publishes new releases and promotes none; leave --full, --no-promote")
         figures = divided.reindex(chosen, existing(workspace), shards, release=release, force=force, compute=compute)
-        show(figures, as_json, divided.render(figures))
+        show(figures, as_json, divided.render(figures, workspace))
         return
     outcome = flow.reindex(
         chosen,

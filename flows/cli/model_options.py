@@ -50,9 +50,13 @@ class ModelOptions:
 
         Raises:
             ConfigError: widths that are no numbers; an unknown precision.
+            MissingError: a package that is not there, or its name without `package:`.
         """
         from flows.ready_made import ReadyMadeModels
+        from pipeline.models import packaged_models
 
+        for name in (self.ranker, self.encoder):
+            packaged_models.check_name(name)
         return ReadyMadeModels(
             ranker=self.ranker,
             encoder=self.encoder,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flows.cli import surroundings
+from pipeline import command_line
 from pipeline.errors import MissingError
 
 if TYPE_CHECKING:
@@ -18,7 +19,12 @@ if TYPE_CHECKING:
 
 Workspace = Annotated[
     Path,
-    typer.Option(envvar="RELEVANCE_WORKSPACE", file_okay=False, help="Folder of artifacts, releases and caches."),
+    typer.Option(
+        envvar="RELEVANCE_WORKSPACE",
+        file_okay=False,
+        help="Folder of artifacts, releases and caches.",
+        callback=surroundings.note_workspace,
+    ),
 ]
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=C", help="Overrides a value of the recipe; may be repeated.")
@@ -33,7 +39,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for a
 Recipe = Annotated[str, typer.Argument(help="A TOML file, or a built-in recipe such as demo or homedepot.")]
 Release = Annotated[str, typer.Option(help="live, previous, or the first digits of a release.")]
 Format = Annotated[str, typer.Option(help="Format of the data; auto looks at the files.")]
-DEFAULT_WORKSPACE = Path("workspace")
+DEFAULT_WORKSPACE = command_line.DEFAULT_WORKSPACE
 
 
 def show(value: Any, as_json: bool, rendered: "RenderableType | None" = None) -> None:
@@ -81,12 +87,12 @@ def existing(workspace: Path) -> Path:
     """
     if workspace.is_dir():
         return workspace
-    from pipeline.releases import FIRST_RELEASE
+    from pipeline.releases import first_release
 
     beside = workspace.parent if workspace.parent.is_dir() else Path()
     known = [
         path.name for path in beside.iterdir() if any((path / part).is_dir() for part in ("releases", "artifacts"))
     ]
     near = difflib.get_close_matches(workspace.name, known, n=1)
-    hint = f"did you mean {beside / near[0]}?" if near else FIRST_RELEASE
+    hint = f"did you mean {beside / near[0]}?" if near else first_release(workspace)
     raise MissingError(f"{workspace}: there is no such workspace; {hint}")

@@ -98,12 +98,12 @@ def quickstart(
     mapped = option_text.parse_columns(columns)
     sources = [SourceConfig(path=path, format=format, columns=mapped) for path in documents]
     result = ready_made.apart(flow.quickstart, sources, workspace, models.read(precision), force=force)
-    show(asdict(result), as_json, flow.render(result))
+    show(asdict(result), as_json, flow.render(result, workspace))
     if no_serve and not as_json:
-        from flows import summary
+        from pipeline.command_line import typed
 
         pinned = "" if result.live else f" --release {result.release[:12]}"
-        following = summary.typed_commands([f"serve{pinned}", f'search "…"{pinned}'], workspace)
+        following = [typed(command + pinned, workspace) for command in ("serve", 'search "…"')]
         console().print("\n  ".join(["try next", *following]))
     if not no_serve:
         from serving import settings

@@ -4,8 +4,11 @@ import os
 import sys
 from collections.abc import Sequence
 from io import TextIOWrapper
+from pathlib import Path
 
 from pipeline.errors import ConfigError, InputError, MissingError
+
+_new_workspaces: list[Path] = []
 
 
 def open_streams() -> None:
@@ -45,6 +48,21 @@ def check(arguments: Sequence[str]) -> None:
         os.getcwd()
     except FileNotFoundError as error:
         raise MissingError("the current folder was removed; go to one that is there, for example cd ~") from error
+
+
+def note_workspace(workspace: Path) -> Path:
+    """Notes a workspace that is not there yet; a command that fails before it writes anything leaves none behind."""
+    if not workspace.exists():
+        _new_workspaces.append(workspace)
+    return workspace
+
+
+def remove_unused_workspaces() -> None:
+    """Removes the workspaces that this command began and has put nothing into."""
+    for workspace in _new_workspaces:
+        from pipeline import locks
+
+        locks.remove_if_unused(workspace)
 
 
 def torchrun_rank() -> int | None:

@@ -94,7 +94,8 @@ def retrain(
     show(card, as_json, summary.render(card, workspace))
     if not outcome.live and not no_promote:
         state = "the live release stays" if card["live_release"] else "no release is live"
-        raise GateError(f"the gate said no, {state}: {'; '.join(outcome.reasons)}")
+        why = "; ".join(outcome.reasons) if as_json else "the reasons stand above"
+        raise GateError(f"the gate said no, {state}: {why}")
 
 
 @app.command()

@@ -61,6 +61,7 @@ def folder(base: Artifact | Path | str) -> Path:
     name = str(base)
     if isinstance(base, Path) or name.startswith((".", "/", "~")) or name.count("/") > 1 or not name:
         raise MissingError(f"{name or 'base model'}: no such folder; give a folder with config.json or a hub name")
+    packaged_models.check_name(name)
     return _from_hub(name)
 
 

@@ -24,18 +24,46 @@ def inside(name: str) -> Path:
     Raises:
         MissingError: no such package, or it holds no model; names the installed packages that hold one.
     """
+    locations = _locations(name)
+    if not locations:
+        raise MissingError(f"{PACKAGE}{name}: no package of this name is installed; {advice(name)}")
+    folder = _model_below(locations)
+    if folder is None:
+        raise MissingError(
+            f"{PACKAGE}{name}: the package holds no transformers model (no config.json with model_type); {advice(name)}"
+        )
+    return folder
+
+
+def check_name(name: str) -> None:
+    """Checks what can be told of a model's name without the network: whether it is that of an installed package.
+
+    Args:
+        name: a folder, `package:NAME` or a hub name.
+
+    Raises:
+        MissingError: `package:NAME` without a model; the name of a package that holds one, without the prefix.
+    """
+    if name.startswith(PACKAGE):
+        inside(name.removeprefix(PACKAGE))
+    elif not Path(name).exists() and _model_below(_locations(name)) is not None:
+        raise MissingError(f"{name}: no such folder; for the model of the installed package write {PACKAGE}{name}")
+
+
+def _locations(name: str) -> list[Path]:
+    """The folders of an installed package; none where there is no package of this name."""
     module = name.replace("-", "_")
     spec = importlib.util.find_spec(module) if module.isidentifier() else None
-    if spec is None or not spec.submodule_search_locations:
-        raise MissingError(f"{PACKAGE}{name}: no package of this name is installed; {advice(name)}")
-    for location in map(Path, spec.submodule_search_locations):
-        configs = sorted(location.rglob("config.json"), key=lambda path: (len(path.parts), path))
-        for config in configs:
+    return [Path(location) for location in spec.submodule_search_locations or ()] if spec is not None else []
+
+
+def _model_below(locations: list[Path]) -> Path | None:
+    """The first folder below these that holds a model; None without one."""
+    for location in locations:
+        for config in sorted(location.rglob("config.json"), key=lambda path: (len(path.parts), path)):
             if _is_of_model(config):
                 return config.parent
-    raise MissingError(
-        f"{PACKAGE}{name}: the package holds no transformers model (no config.json with model_type); {advice(name)}"
-    )
+    return None
 
 
 def advice(name: str) -> str:

@@ -314,8 +314,40 @@ def test_a_workspace_that_is_not_there_is_named_with_the_nearest(command: tuple[
     _refused(done, 2, "workspce: there is no such workspace; did you mean workspace?")
     assert not (tmp_path / "workspce").exists()
     _refused(
-        _run(*command, "--workspace", "other", cwd=tmp_path), 2, "`relevance quickstart DOCUMENTS` makes a release"
+        _run(*command, "--workspace", "other", cwd=tmp_path),
+        2,
+        "`relevance quickstart DOCUMENTS --workspace other` makes a release",
     )
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (("serve", "--ranker", "broken"), "broken: "),
+        (("quickstart", "documents.csv", "--no-serve", "--encoder", "missing/of/all"), "no such folder"),
+        (("quickstart", "twice.csv", "--no-serve"), "twice.csv"),
+        (("retrain", "own.toml", "--check"), "broken.csv"),
+        (("report", "--run", "none.run", "--judgments", "broken.csv"), "broken.csv"),
+    ],
+    ids=lambda part: part[0] if isinstance(part, tuple) else "",
+)
+def test_a_command_that_fails_before_it_writes_leaves_no_workspace(
+    command: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text("{}")
+    (tmp_path / "documents.csv").write_text("title\nred knife\n")
+    (tmp_path / "twice.csv").write_text("doc_id,title\n1,red knife\n1,blue knife\n")
+    (tmp_path / "broken.csv").write_text("query,title,grade\nknife,red knife,much\n")
+    columns = '{ query = "query", title = "title", grade = "grade" }'
+    (tmp_path / "own.toml").write_text(
+        f'[data]\nsources = [{{ path = "broken.csv", columns = {columns} }}]\n[teacher]\nbase = "scratch"\n'
+        "[ranker]\nlayers = 1\n[encoder]\nlayers = 1\n"
+    )
+    done = _run(*command, "--workspace", "new", cwd=tmp_path)
+    assert done.returncode in (1, 2), done.stdout
+    _refused(done, done.returncode, message)
+    assert not (tmp_path / "new").exists()
 
 
 def test_recipes_are_listed_shown_and_described(tmp_path: Path) -> None:

@@ -258,7 +258,9 @@ def test_the_order_without_judgments_is_reciprocal_rank_fusion(quick: Path) -> N
 
 
 def test_a_report_on_it_has_no_ranker(quick: Path, tiny_world: Path) -> None:
-    judged = report.report(SourceConfig(path=str(tiny_world / "tiny")), quick, split="all")
+    judged = report.report(SourceConfig(path=str(tiny_world / "tiny")), quick)
+    every = report.report(SourceConfig(path=str(tiny_world / "tiny")), quick, split="all")
+    assert judged.fingerprint == every.fingerprint, "it learned from no judgments, so all queries are judged"
     content = json.loads(judged.file("report.json").read_text())
     assert set(content["systems"]) == {systems.BM25, systems.ENCODER, systems.BOTH, systems.FUSED}
     assert list(content["surfaces"]) == ["/search"]
@@ -343,11 +345,13 @@ def test_the_result_says_that_a_live_release_which_cannot_be_read_stays(
     pointer = registry.live()
     assert pointer is not None
     assert pointer.release == live.fingerprint
-    caption = str(quickstart.render(result).caption)
+    caption = str(quickstart.render(result, quick).caption)
     assert "trained" not in caption
     assert caption.startswith(f"Release {live.fingerprint[:12]} is live, cannot be read, and stays until a person has")
     assert name.rsplit("/", maxsplit=1)[-1] in caption
-    assert caption.endswith(f"`relevance releases promote {result.release[:12]}` makes this one live.")
+    assert caption.endswith(
+        f"`relevance releases promote {result.release[:12]} --workspace {quick}` makes this one live."
+    )
 
 
 def test_a_trained_release_that_is_live_stays(copied: Trained, folders: dict[str, str]) -> None:
@@ -356,7 +360,7 @@ def test_a_trained_release_that_is_live_stays(copied: Trained, folders: dict[str
         [SourceConfig(path=str(copied.world / "tiny"))], copied.workspace, ReadyMadeModels(encoder=folders["encoder"])
     )
     assert not result.live
-    assert "A trained release is live and stays" in str(quickstart.render(result).caption)
+    assert "A trained release is live and stays" in str(quickstart.render(result, copied.workspace).caption)
     assert releases.Releases(copied.workspace).open().fingerprint == live
 
 

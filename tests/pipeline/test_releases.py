@@ -117,10 +117,14 @@ def test_a_lost_pointer_is_answered_with_a_promotion_and_only_an_empty_workspace
     tmp_path: Path,
 ) -> None:
     registry = Releases(tmp_path)
-    with pytest.raises(MissingError, match="`relevance quickstart DOCUMENTS` makes a release without judgments"):
+    with pytest.raises(
+        MissingError, match=r"`relevance quickstart DOCUMENTS --workspace .*` makes a release without judgments"
+    ):
         registry.resolve("live")
     first, second, third = (_release(tmp_path, name).fingerprint for name in ("one", "two", "three"))
-    with pytest.raises(MissingError, match=f"promote {third[:12]}` makes one live, the newest; complete too"):
+    with pytest.raises(
+        MissingError, match=f"promote {third[:12]} --workspace {tmp_path}` makes one live, the newest; complete too"
+    ):
         registry.resolve("live")
     registry.promote(first, reason="a")
     with pytest.raises(MissingError, match="no previous release; name one of those that are complete") as raised:
@@ -132,12 +136,12 @@ def test_a_lost_pointer_is_answered_with_a_promotion_and_only_an_empty_workspace
         with pytest.raises(MissingError) as raised:
             registry.resolve(name)
         message = str(raised.value)
-        assert f"promote {second[:12]}` makes one live, which was live last" in message
+        assert f"promote {second[:12]} --workspace {tmp_path}` makes one live, which was live last" in message
         assert f"complete too: {third[:12]}, {first[:12]}" in message
         assert "retrain" not in message
     # A release that lacks a file is not advised, whatever the history says.
     (registry.path(second) / "ranker" / "weights").unlink()
-    with pytest.raises(MissingError, match=f"promote {third[:12]}`") as raised:
+    with pytest.raises(MissingError, match=f"promote {third[:12]} --workspace {tmp_path}`") as raised:
         registry.resolve("live")
     assert second[:12] not in str(raised.value)
     registry.promote(third, reason="as advised")
@@ -145,5 +149,7 @@ def test_a_lost_pointer_is_answered_with_a_promotion_and_only_an_empty_workspace
     for release in (first, second, third):
         (registry.path(release) / artifacts.MANIFEST).unlink()
     (tmp_path / "releases" / "live.json").unlink()
-    with pytest.raises(MissingError, match="`relevance quickstart DOCUMENTS` makes a release without judgments"):
+    with pytest.raises(
+        MissingError, match=r"`relevance quickstart DOCUMENTS --workspace .*` makes a release without judgments"
+    ):
         registry.resolve("live")

@@ -107,6 +107,22 @@ def test_an_unknown_hub_model_without_network_fails_at_once(monkeypatch: pytest.
     assert attempts == [1]
 
 
+def test_the_name_of_an_installed_package_is_told_apart_before_the_hub_is_asked(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    package = tmp_path / "tiny_weights" / "model"
+    package.mkdir(parents=True)
+    (package.parent / "__init__.py").touch()
+    (package / "config.json").write_text('{"model_type": "bert"}')
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(base_models, "_from_hub", lambda name: pytest.fail(f"asks the hub for {name}"))
+    with pytest.raises(MissingError) as caught:
+        base_models.folder("tiny-weights")
+    assert str(caught.value) == (
+        "tiny-weights: no such folder; for the model of the installed package write package:tiny-weights"
+    )
+
+
 def test_a_broken_config_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(ConfigError, match=r"config\.json: not a model's config"):

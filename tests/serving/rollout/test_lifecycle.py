@@ -198,7 +198,9 @@ def test_a_pinned_release_does_not_follow(fresh: Any) -> None:
 
 
 def test_starting_without_a_release_or_with_a_bad_one_says_so(fresh: Any) -> None:
-    with pytest.raises(MissingError, match="`relevance quickstart DOCUMENTS` makes a release without judgments"):
+    with pytest.raises(
+        MissingError, match=r"`relevance quickstart DOCUMENTS --workspace .*` makes a release without judgments"
+    ):
         Lifecycle(patient(workspace=fresh.path)).start()
     promote(fresh, 1, lie=3.0)
     with pytest.raises(ArtifactError, match="golden"):

@@ -1,0 +1,27 @@
+"""Commands as a person types them: complete, so that they can be copied from a message or a card."""
+
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+DEFAULT_WORKSPACE = Path("workspace")
+"""The workspace of a command that names none."""
+
+
+def typed(command: str, workspace: Path) -> str:
+    """The command as this shell takes it: with the program before it, and with the workspace unless it is the default.
+
+    Args:
+        command: a command without the program's name, such as `serve`.
+    """
+    default = Path(os.environ.get("RELEVANCE_WORKSPACE") or DEFAULT_WORKSPACE)
+    named = "" if workspace == default else f" --workspace {shlex.quote(str(workspace))}"
+    return f"{_program()} {command}{named}"
+
+
+def _program() -> str:
+    """The program as this shell would find it: `make demo` runs it out of an environment that is not active."""
+    is_ours = Path(sys.argv[0]).name == "relevance"
+    return os.path.relpath(sys.argv[0]) if is_ours and not shutil.which("relevance") else "relevance"

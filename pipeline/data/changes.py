@@ -24,8 +24,8 @@ import pyarrow.compute as pc
 from pipeline.config import SourceConfig
 from pipeline.data import validation
 from pipeline.data.formats import sql_changes
-from pipeline.data.formats.sql import plain
 from pipeline.data.formats.sql_changes import FollowedTable, Mark
+from pipeline.data.formats.sql_values import plain
 from pipeline.data.formats.text_files import STRING
 from pipeline.data.sources import Source
 from pipeline.errors import SchemaError
@@ -87,8 +87,7 @@ class Changes:
 class Spool:
     """Tables of documents on disk, whose columns get one type each when all are known.
 
-    The rule is that of `formats.sql`: one kind of value keeps its type, whole numbers beside floats are floats, beside
-    decimals decimals, and any other mixture is text.
+    The rule is that of `formats.sql_values`, by the types of the tables in the place of values.
     """
 
     def __init__(self, folder: Path) -> None:

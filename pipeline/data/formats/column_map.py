@@ -6,7 +6,7 @@ from itertools import islice, zip_longest
 from pathlib import Path
 
 from pipeline.data import clicks
-from pipeline.data.formats import tables, text_files
+from pipeline.data.formats import parquet_reader, tables, text_files
 from pipeline.errors import SchemaError
 from pipeline.text import read_lines, refuse_old_line_ends
 
@@ -104,7 +104,7 @@ def samples_of(file: Path, wanted: Sequence[str] = ()) -> dict[str, str]:
                 samples[name] = samples.get(name) or ("" if value is None else str(value))
         return samples
     if file.suffix.lower() == ".parquet":
-        return tables.parquet_samples(file)
+        return parquet_reader.first_values(file)
     names, *rows = text_files.first_rows(file, delimiter_of(file, wanted), 2) or [[]]
     return dict(zip_longest(names, rows[0] if rows else [], fillvalue=""))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.data.formats import tables
+from pipeline.data.formats import parquet_reader, tables
 from pipeline.data.formats.tables import Tables, all_or_none
 
 ESCI_GRADES = {"E": 3, "S": 2, "C": 1, "I": 0}
@@ -28,9 +28,9 @@ def esci(path: Path) -> Tables:
     One product is another document in each locale, so the locale stands before its id.
     """
     examples_file, products_file = esci_files(path)
-    products = tables.read_foreign(products_file, ("product_id", "product_locale", "product_title"))
+    products = parquet_reader.read_foreign(products_file, ("product_id", "product_locale", "product_title"))
     wanted = ("query_id", "query", "product_id", "product_locale", "esci_label", "split")
-    examples = tables.read_foreign(examples_file, wanted)
+    examples = parquet_reader.read_foreign(examples_file, wanted)
     parts = [tables.column(products, f"product_{name}") for name in ("description", "bullet_point")]
     documents = {
         "doc_id": _with_locale(products),

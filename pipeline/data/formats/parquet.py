@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pipeline.data.formats import tables
+from pipeline.data.formats import parquet_reader, tables
 from pipeline.data.formats.tables import Tables, first_file
 
 _PARQUET = {
@@ -22,8 +22,10 @@ def parquet_files(path: Path) -> list[Path]:
 def parquet(path: Path) -> Tables:
     """documents (or corpus), queries, and judgments (or qrels) .parquet; columns as in `pipeline.schema`."""
     if path.is_file():
-        return Tables(documents=tables.read(path, "documents"))
-    parts = {kind: tables.read(file, kind) for kind, names in _PARQUET.items() if (file := first_file(path, names))}
+        return Tables(documents=parquet_reader.read(path, "documents"))
+    parts = {
+        kind: parquet_reader.read(file, kind) for kind, names in _PARQUET.items() if (file := first_file(path, names))
+    }
     judgments = parts.get("judgments")
     if judgments is not None and "split" in judgments.column_names:
         column = judgments.column_names.index("split")

@@ -26,15 +26,12 @@ from pipeline.data.formats.sql import (
     OWN_COLUMNS,
     ROWS_AT_ONCE,
     flag_of,
-    is_set,
     locate,
-    plain,
     reading,
     refuse_absent,
     shown_as,
-    texts_of,
-    typed,
 )
+from pipeline.data.formats.sql_values import is_set, plain, texts_of, typed
 from pipeline.errors import ConfigError, MissingError, SchemaError
 from pipeline.schema import InvalidRow
 

@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 from pipeline import text
 from pipeline.config import SourceConfig
 from pipeline.data import clicks
-from pipeline.data.formats import column_advice, mapped_grades, tables, text_files
+from pipeline.data.formats import column_advice, mapped_grades, parquet_reader, tables, text_files
 from pipeline.data.formats.column_map import (
     JSON_LINES,
     SUFFIXES,
@@ -159,10 +159,12 @@ def _read_file(file: Path, columns: Mapping[str, str]) -> pa.Table:
     if suffix in JSON_LINES:
         return _read_json(file, columns)
     delimiter = "" if suffix == ".parquet" else delimiter_of(file, wanted)
-    names = text_files.header(file, delimiter) if delimiter else tables.parquet_names(file)
+    names = text_files.header(file, delimiter) if delimiter else parquet_reader.column_names(file)
     if not set(wanted) <= set(names):
         raise SchemaError(f"{file}: {column_advice.fault(columns, samples_of(file, wanted))}")
-    rows = text_files.titled(file, wanted, delimiter=delimiter) if delimiter else tables.read_foreign(file, wanted)
+    rows = (
+        text_files.titled(file, wanted, delimiter=delimiter) if delimiter else parquet_reader.read_foreign(file, wanted)
+    )
     known = roles(columns)
     return pa.table(
         {role: _text(rows[name], role, file) if role in known else rows[name] for role, name in columns.items()}

@@ -6,21 +6,19 @@ it, whose row is always a row of the table.
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from pipeline import disk, schema, text
+from pipeline import disk, text
 from pipeline.config import SourceConfig
 from pipeline.data.formats import text_files
 from pipeline.data.formats.text_files import STRING
-from pipeline.errors import MissingError, SchemaError
+from pipeline.errors import SchemaError
 from pipeline.schema import InvalidRow
 
 DOCUMENTS = pa.schema([("doc_id", STRING), ("title", STRING), ("text", STRING)])
@@ -31,9 +29,6 @@ SPLIT_OF = {"train": "train", "dev": "valid", "valid": "valid", "validation": "v
 """Published names of splits → ours."""
 
 NO_SPLIT = ("", "all")
-
-SAMPLE_BYTES = 1 << 16
-"""Bytes of a column that are read at once where only its first value is wanted."""
 
 Grading = Callable[[pa.ChunkedArray], tuple[pa.ChunkedArray, list[InvalidRow]]]
 """Grades (rows,) and faults from the texts that stand for them."""
@@ -172,100 +167,6 @@ def first_of(table: pa.Table, name: str) -> pa.Table:
 def is_text(kind: pa.DataType) -> bool:
     """Whether this is one of Arrow's types of text."""
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
-
-
-def valid_text(table: pa.Table, file: Path) -> pa.Table:
-    """The table with large strings, after checking that they are UTF-8, which Parquet does not promise."""
-    for number, column in enumerate(table.schema):
-        if is_text(column.type):
-            try:
-                table[column.name].validate(full=True)
-            except pa.ArrowInvalid as error:
-                raise SchemaError(f"{file}: column '{column.name}' holds text that is not UTF-8 ({error})") from error
-            table = table.set_column(number, column.name, table[column.name].cast(STRING))
-    return table
-
-
-def read(file: Path, kind: str) -> pa.Table:
-    """One of our own Parquet tables, its texts checked and large; see `schema.read` for the errors."""
-    table = schema.read(file, kind)
-    if not table.num_rows:
-        text_files.say_empty(file)
-    return valid_text(table, file)
-
-
-def read_foreign(file: Path, wanted: Sequence[str]) -> pa.Table:
-    """A Parquet table that we did not write and that must have these columns.
-
-    Raises:
-        MissingError: no such file.
-        SchemaError: not Parquet, a column missing, text that is not UTF-8.
-    """
-    names = parquet_names(file)
-    missing = [name for name in wanted if name not in names]
-    if missing:
-        raise SchemaError(f"{file}: has no column {', '.join(map(repr, missing))}; it has {names}")
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise SchemaError(f"{file}: two columns are called {twice!r}; write the file with one of them renamed")
-    with _parquet_errors(file):
-        table = pq.read_table(file)
-    if not table.num_rows:
-        text_files.say_empty(file)
-    return valid_text(_without_dictionaries(table), file)
-
-
-def parquet_names(file: Path) -> list[str]:
-    """The names of a Parquet file's columns.
-
-    Raises:
-        MissingError: no such file.
-        SchemaError: not Parquet.
-    """
-    with _parquet_errors(file):
-        return list(pq.read_schema(file).names)
-
-
-def parquet_samples(file: Path) -> dict[str, str]:
-    """The names of a Parquet file's columns, each with its value in the first row; see `parquet_names`.
-
-    A value that cannot be shown, such as text that is not UTF-8, is left empty. Little more than the first page of each
-    column is read, however large the file is.
-    """
-    with _parquet_errors(file), pq.ParquetFile(file, pre_buffer=False, buffer_size=SAMPLE_BYTES) as content:
-        batch = next(content.iter_batches(batch_size=1), None)
-        names = content.schema_arrow.names
-        if batch is None or not batch.num_rows:
-            return dict.fromkeys(names, "")
-        return {name: _shown_cell(column[0]) for name, column in zip(names, batch.columns, strict=True)}
-
-
-def _shown_cell(cell: pa.Scalar) -> str:
-    """A cell as text; empty where it is null or has no value in Python."""
-    try:
-        value = cell.as_py()
-    except (pa.ArrowException, ValueError, OverflowError, LookupError):  # LookupError: an unknown time zone.
-        return ""
-    return "" if value is None else str(value)
-
-
-@contextmanager
-def _parquet_errors(file: Path) -> Iterator[None]:
-    """Turns Arrow's errors about a Parquet file into one that names the file and what to do."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise MissingError(f"{file}: no such file") from error
-    except (pa.ArrowException, OSError) as error:
-        raise SchemaError(f"{file}: not a readable Parquet file ({error}); fetch it again") from error
-
-
-def _without_dictionaries(table: pa.Table) -> pa.Table:
-    """The table with its columns of categories, as pandas writes them, as columns of their values."""
-    for number, column in enumerate(table.schema):
-        if pa.types.is_dictionary(column.type):
-            table = table.set_column(number, column.name, table[number].cast(column.type.value_type))
-    return table
 
 
 def _digest(parts: tuple[str, ...]) -> str:

@@ -10,13 +10,13 @@ from array import array
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from cachetools import LRUCache
 from tokenizers import Tokenizer
 
 from pipeline import text
 from pipeline.errors import ArtifactError
 from pipeline.prefixes import PrefixTokenizer, TextTooLongError, definition_of
 from serving.errors import InvalidRequestError
+from serving.runtime.byte_lru import ByteLRU
 
 ENTRY_BYTES = 240
 """Memory of a remembered text besides its ids: its key, the array's header and the cache's own links."""
@@ -46,9 +46,7 @@ class RuntimeTokenizer:
         tokenizer.encode_special_tokens = True  # "[SEP]" in a text is text, as in training.
         self._tokenizer = tokenizer
         self._prefixes = PrefixTokenizer(self._encode, definition_of(tokenizer), max_chars=max_chars)
-        self._known: LRUCache[bytes, array[int]] = LRUCache(
-            max_bytes, getsizeof=lambda ids: len(ids) * ids.itemsize + ENTRY_BYTES
-        )
+        self._known: ByteLRU[array[int]] = ByteLRU(max_bytes, lambda ids: len(ids) * ids.itemsize + ENTRY_BYTES)
         self._lock = threading.Lock()
         self.hits = 0
         self.misses = 0
@@ -68,7 +66,7 @@ class RuntimeTokenizer:
     @property
     def bytes(self) -> int:
         """Memory that the remembered ids take, at most `max_bytes`."""
-        return int(self._known.currsize)
+        return self._known.bytes
 
     def ids(
         self,
@@ -103,9 +101,7 @@ class RuntimeTokenizer:
             self.hits += len(keys) - len(missing)
             self.misses += len(missing)
             for key in missing:
-                # A text that alone is larger than the memory is not remembered.
-                if len(ids_by_key[key]) * ids_by_key[key].itemsize + ENTRY_BYTES <= self._known.maxsize:
-                    self._known[key] = ids_by_key[key]
+                self._known.put(key, ids_by_key[key])
         return [ids_by_key[key] for key in keys]
 
     def characters(self, item: str, first: int, last: int) -> tuple[int, int]:

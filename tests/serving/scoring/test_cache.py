@@ -13,7 +13,7 @@ from serving.errors import DeadlineError, InferenceError
 from serving.runtime.admission import RequestOptions
 from serving.runtime.deadline import Deadline
 from serving.runtime.items import Priority
-from serving.scoring.cache import Cache, Key
+from serving.scoring.cache import ENTRY_BYTES, Cache, Key
 from serving.scoring.reranker import Caches
 
 NEVER = RequestOptions(Deadline.never())
@@ -244,7 +244,7 @@ def test_the_bytes_that_are_counted_are_the_memory_that_is_taken() -> None:
 
 
 def test_the_least_recently_used_leaves_first() -> None:
-    values = cache(3 * 288)
+    values = cache(3 * (ENTRY_BYTES + 24))
     for name in ("a", "b", "c"):
         values.fetch([key(name)], lengths([name]), NEVER)
     values.fetch([key("a")], lengths(["wrong"]), NEVER)

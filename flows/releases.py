@@ -90,6 +90,11 @@ def render_releases(listing: dict[str, Any]) -> "RenderableType":
             f"{item['bytes'] / 2**20:.1f}",
         )
     notes = [item["damaged"] for item in listing["releases"] if item["damaged"]] + listing["damaged"]
+    sound = [item for item in listing["releases"] if not item["damaged"]]
+    if measures := sorted({item["measure"] for item in sound if "fused" in item["systems"]}):
+        notes.append(f"fused: mean {' or '.join(measures)} of the final order, each on its own recipe's test queries")
+    if any("fused" not in item["systems"] for item in sound):
+        notes.append("– was not judged when it was made: relevance report --judgments FILE --release RELEASE judges it")
     if any(item["carried_from"] for item in listing["releases"]):
         notes.append("* carried over from the release whose models were re-indexed")
     return Group(table, *map(Text, notes))

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shlex
 import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from prefect.types.entrypoint import EntrypointType
 
 from flows import prefect_flows, sources
 from pipeline import recipe as recipes
+from pipeline.command_line import typed
 from pipeline.config import Recipe
 from pipeline.errors import ConfigError, RelevanceError
 
@@ -109,7 +111,8 @@ def _parameters(
     if judgments:
         parameters["report"] = {"judgments": sources.absolute(judgments), **common}
     else:
-        log.warning("the flow report is not served: it needs --judgments")
+        command = typed(f"schedule {shlex.quote(str(recipe))} --judgments FILE", workspace)
+        log.warning("the flow report is not served: it needs judged queries, as in `%s`", command)
     if documents:
         parameters["reindex"] = {"documents": [sources.absolute(path) for path in documents], **common}
         parameters["reindex"] |= {"columns": dict(columns)} if columns else {}
@@ -120,7 +123,11 @@ def _parameters(
         own = [*overrides, f"data.root={json.dumps(str(Path(settings.data.root).resolve()))}"]
         parameters["reindex"] = {"documents": [str(recipe.resolve())], "overrides": own, **common}
     else:
-        log.warning("the flow reindex is not served: it needs --documents, or a recipe with a database among its data")
+        command = typed(f"schedule {shlex.quote(str(recipe))} --documents FILE", workspace)
+        log.warning(
+            "the flow reindex is not served: it needs documents, as in `%s`, or a recipe with a database in its data",
+            command,
+        )
     return parameters
 
 

@@ -88,6 +88,8 @@ def _with_usual_columns(source: SourceConfig) -> SourceConfig:
 def with_columns(source: SourceConfig, contents: "Contents") -> SourceConfig:
     """The source with a map of columns where it is a single table: the given one, or the one that fits it best.
 
+    Of judged data, the keys that a given map leaves out are guessed too.
+
     Args:
         contents: what the map must name.
 
@@ -102,13 +104,15 @@ def with_columns(source: SourceConfig, contents: "Contents") -> SourceConfig:
     samples = _samples(source)
     if not samples:
         return source
-    columns = dict(source.columns) or column_advice.guess(list(samples), contents)
+    columns = dict(source.columns)
+    if not columns or contents == "judgments":  # A re-index keeps to the texts that its map names.
+        columns = column_advice.completed(columns, list(samples), contents)
     if not columns and (problem := column_advice.separator(list(samples))):
         raise SchemaError(f"{shown}: {problem}")
     if problem := column_advice.fault(columns, samples, contents, guessed=not source.columns):
         first_line = f"\n  {column_advice.FIRST_LINE}" if not columns and "://" not in source.path else ""
         raise SchemaError(f"{shown}: {problem}{first_line}")
-    if not source.columns:
+    if columns != dict(source.columns):
         log.info("%s: columns read as %s; --columns names others", shown, option_text.option(columns))
     return replace(source, columns=columns)
 
@@ -141,6 +145,19 @@ def _is_known_file(source: SourceConfig) -> bool:
     from pipeline.data.formats import registry
 
     return source.format == "auto" and any(known.find(source, Path()) for known in registry.FORMATS)
+
+
+def recipe_at(path: str, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe at a path; one of all defaults where the path is that of data.
+
+    Raises:
+        ConfigError: the recipe cannot be read; overrides for data.
+    """
+    if is_recipe(path):
+        return recipes.load(Path(path), overrides)
+    if overrides:
+        raise ConfigError(f"{hide_passwords(path)}: is no recipe, and --set changes the values of one")
+    return Recipe()
 
 
 def compute_of(paths: Sequence[str], overrides: Sequence[str] = ()) -> ComputeConfig:

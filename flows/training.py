@@ -22,11 +22,13 @@ def check(recipe: Recipe, run: Runner) -> list[str]:
     """
     from index.analyzer import analyser
     from pipeline.data import judgments
-    from pipeline.training import preflight
+    from pipeline.training import budget, preflight
 
     models = preflight.check(recipe)
     analyser(recipe.index.language)
-    return [*models, *preflight.check_data(run(judgments.make, recipe.data), clicks=recipe.evaluation.clicks)]
+    data = run(judgments.make, recipe.data)
+    split = preflight.check_data(data, recipe.gate, clicks=recipe.evaluation.clicks)
+    return [*models, *split, budget.summary(recipe)]
 
 
 def fitted(recipe: Recipe) -> Recipe:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.options import Columns, Json, Labels, console, mapped, show
+from flows.cli.options import Columns, Json, Labels, Set, console, mapped, show
 from pipeline.errors import InputError
 
 app = typer.Typer(help="Checks, converts and splits judged data.", no_args_is_help=True)
@@ -17,20 +17,31 @@ def data_check(
     format: Annotated[str, typer.Option(help="Format of the source; auto looks at the files.")] = "auto",
     columns: Columns = "",
     labels: Labels = "",
+    overrides: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Describes judged data and its invalid rows; exits 2 when a part of it cannot be used."""
+    """Describes judged data and its invalid rows; exits 2 when a part of it cannot be used.
+
+    A recipe with data.faulty_rows = "drop" does without such rows, which are listed only.
+    """
     from flows import sources
     from pipeline.data import check
 
-    chosen = [mapped(source, columns, labels) for source in sources.named(path, format)]
+    recipe = sources.recipe_at(path, overrides or [])
+    chosen = [mapped(source, columns, labels) for source in sources.named(path, format, overrides or [])]
     reports = check.examine_all(chosen, Path())
     if as_json:
         show(reports[0].to_dict() if len(reports) == 1 else [report.to_dict() for report in reports], as_json)
     for report in () if as_json else reports:
         console().print(check.render(report))
+    if not as_json and (note := check.test_queries(reports, recipe.data, recipe.gate)):
+        console().print(note)
     faults = sum(len(report.faults) for report in reports)
-    if faults:
+    if faults and recipe.data.faulty_rows == "drop" and not any(report.advice for report in reports):
+        if not as_json:
+            rows = "1 row" if faults == 1 else f"{faults:,} rows"
+            console().print(f'{rows} would be dropped, as data.faulty_rows = "drop" says')
+    elif faults:
         rows = "1 row cannot be used; it is listed above, mend or drop it"
         if faults > 1:
             rows = f"{faults:,} rows cannot be used; they are listed above, mend or drop them"

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from io import TextIOWrapper
 from pathlib import Path
@@ -48,6 +49,29 @@ def check(arguments: Sequence[str]) -> None:
         os.getcwd()
     except FileNotFoundError as error:
         raise MissingError("the current folder was removed; go to one that is there, for example cd ~") from error
+
+
+def prefect_home() -> Path:
+    """The folder in which Prefect keeps its profiles and its database, by the environment."""
+    return Path(os.environ.get("PREFECT_HOME") or Path.home() / ".prefect")
+
+
+def check_prefect_home() -> None:
+    """Checks that Prefect can write into its folder; it would hang or end in a traceback where it cannot.
+
+    Raises:
+        ConfigError: it cannot; names the folder and the variable.
+    """
+    home = prefect_home()
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=home):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"{home}: Prefect keeps its database there, and it cannot be written ({error.strerror}); set PREFECT_HOME "
+            "to a folder that can"
+        ) from error
 
 
 def note_workspace(workspace: Path) -> Path:

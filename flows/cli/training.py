@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from flows.built_in_recipes import RECIPES, UNNAMED, recipe_path
+from flows.cli import surroundings
 from flows.cli.options import DEFAULT_WORKSPACE, Columns, Json, Labels, Recipe, Set, Workspace, console, existing, show
 from flows.cli.torchrun import training_command
 from pipeline.errors import GateError
@@ -81,9 +82,10 @@ def retrain(
         from flows import runner, training
 
         checked = training.check(recipes.load(path, overrides or []), runner.Runner(workspace))
-        show({"checked": checked}, as_json, "\n".join(f"✓ {line}" for line in checked))
+        show({"checked": checked}, as_json, "\n".join(map(_marked, checked)))
         return
     if _has_prefect_server():
+        surroundings.check_prefect_home()
         from flows import prefect_flows, schedules
 
         schedules.check_server()
@@ -197,7 +199,12 @@ def schedule(
     workspace: Workspace = DEFAULT_WORKSPACE,
     overrides: Set = None,
 ) -> None:
-    """Serves the flows retrain, report and reindex to Prefect with the recipe's cron lines, until stopped."""
+    """Serves the flows retrain, report and reindex to Prefect with the recipe's cron lines, until stopped.
+
+    Retraining needs the recipe alone, the report --judgments, re-indexing --documents or a recipe with a database:
+    relevance schedule recipe.toml --judgments judged.csv --documents documents.parquet
+    """
+    surroundings.check_prefect_home()
     from flows import schedules
     from pipeline.data.formats import option_text
 
@@ -226,10 +233,13 @@ def stages(
     show(contracts.plain(entries), as_json, contracts.table(entries))
 
 
+def _marked(line: str) -> str:
+    return f"! {line}" if line.startswith("warning") else f"✓ {line}"
+
+
 def _has_prefect_server() -> bool:
     """Whether a Prefect server is configured; without one the flows run as plain calls, with no server to start."""
-    home = Path(os.environ.get("PREFECT_HOME", Path.home() / ".prefect"))
-    profiles = Path(os.environ.get("PREFECT_PROFILES_PATH", home / "profiles.toml"))
+    profiles = Path(os.environ.get("PREFECT_PROFILES_PATH", surroundings.prefect_home() / "profiles.toml"))
     if os.environ.get("PREFECT_API_URL") or not profiles.exists():
         return bool(os.environ.get("PREFECT_API_URL"))
     from prefect.settings import PREFECT_API_URL

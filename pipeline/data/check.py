@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.config import SourceConfig
+from pipeline.config import DataConfig, GateConfig, SourceConfig
 from pipeline.data import judgments, sources, splits, validation
 from pipeline.data.sources import Source
 from pipeline.data.validation import ValidatedTables
@@ -170,6 +170,25 @@ def hint(reports: Sequence[DataReport]) -> str:
     if any(report.documents for report in reports) or not any(report.judgments for report in reports):
         return ""
     return "; where the documents lie elsewhere, check the recipe that names both: `relevance data check RECIPE`"
+
+
+def test_queries(reports: Sequence[DataReport], data: DataConfig, gate: GateConfig) -> str:
+    """A sentence on judged queries that are too few for the gate to replace a live release; empty where they suffice.
+
+    Args:
+        data: says which share of the queries without a published split judges.
+    """
+    published = (
+        0 if data.splits == "hash" else sum(report.splits.get("test", {}).get("queries", 0) for report in reports)
+    )
+    judged = sum(report.judged_queries for report in reports)
+    count = published or round(data.test_share * judged)
+    if not judged or count >= gate.min_queries:
+        return ""
+    return (
+        f"warning: {'' if published else 'about '}{count:,} test queries are too few to replace a live release, which "
+        f"takes {gate.min_queries} (gate.min_queries): judge more, or raise data.test_share"
+    )
 
 
 def estimate_tokens(texts: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from pipeline.artifacts import Artifact
-from pipeline.config import RankerConfig, Recipe
+from pipeline.config import GateConfig, RankerConfig, Recipe
 from pipeline.errors import ConfigError, MissingError, SchemaError
 from pipeline.models import base_models, model_files, tokenizers
 from pipeline.models.base_models import ModelShape
@@ -56,10 +56,11 @@ def check(recipe: Recipe) -> list[str]:
     ]
 
 
-def check_data(data: Artifact, *, clicks: bool = False) -> list[str]:
+def check_data(data: Artifact, gate: GateConfig, *, clicks: bool = False) -> list[str]:
     """Checks that training, choice of weights and judgment each have queries.
 
     Args:
+        gate: says on how many test queries a live release is replaced.
         clicks: whether judgments made from clicks count in the report.
 
     Raises:
@@ -81,7 +82,17 @@ def check_data(data: Artifact, *, clicks: bool = False) -> list[str]:
         notes.append("no person judged a valid query: grades made from clicks choose checkpoints and the fusion")
     if alone["test"]:
         notes.append("no person judged a test query: the gate decides by grades made from clicks")
+    if counts["test"] < gate.min_queries:
+        notes.append(few_test_queries(counts["test"], gate))
     return [*(f"{count:,} {name} queries" for name, count in counts.items()), *notes]
+
+
+def few_test_queries(count: int, gate: GateConfig) -> str:
+    """The warning that the gate replaces no live release on so few test queries, whatever the models are worth."""
+    return (
+        f"warning: {count:,} test queries are too few to replace a live release, which takes {gate.min_queries} "
+        "(gate.min_queries); judge more, raise data.test_share, or promote by hand. A first release is not held back"
+    )
 
 
 def check_bases(recipe: Recipe) -> None:

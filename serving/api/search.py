@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Annotated, Any, ClassVar
 
 from fastapi import APIRouter, Query, Request
-from pydantic import BaseModel, BeforeValidator, Field
+from pydantic import BaseModel, BeforeValidator, Field, model_validator
 from starlette.responses import Response
 
 from serving.api.direct_route import DirectRoute
@@ -79,7 +79,19 @@ Release = Annotated[
 OWN_SEARCH = ClientShape(
     client="search-relevance",
     honoured=frozenset(
-        {"query", "top_n", "filters", "lists", "fields", "facets", "explain", "matches", "min_relevance", "release"}
+        {
+            "query",
+            "q",
+            "top_n",
+            "filters",
+            "lists",
+            "fields",
+            "facets",
+            "explain",
+            "matches",
+            "min_relevance",
+            "release",
+        }
     ),
 )
 
@@ -90,7 +102,7 @@ class SearchRequest(RequestBody):
     known_only: ClassVar[bool] = True
     shapes: ClassVar[tuple[ClientShape, ...]] = (OWN_SEARCH,)
 
-    query: str = Field(description="The search query.", examples=["remove duplicate rows"])
+    query: str = Field(description="The search query; `q` is a second name of it.", examples=["remove duplicate rows"])
     top_n: int | None = Field(None, ge=1, description="Length of each list; 10 when not given.")
     filters: Filters | None = Field(
         None,
@@ -116,7 +128,18 @@ class SearchRequest(RequestBody):
         None, ge=0, le=1, description="Leave out results of `reranked` that the ranker gives less."
     )
 
+    q: str | None = Field(None, description="The same as `query`; of both, send one.")
     release: Release | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_either_name(cls, body: Any) -> Any:
+        if not isinstance(body, Mapping) or body.get("q") is None:
+            return body
+        query = body.get("query")
+        if query is not None and query != body["q"]:
+            raise InvalidRequestError("q and query are two names of one value and differ; send one of them")
+        return {**body, "query": body["q"]}
 
     @property
     def details(self) -> SearchDetails:
@@ -206,7 +229,11 @@ class SearchAnswer(BaseModel):
     release: str
     lexical: list[SearchHit] | None = Field(None, description="The lists that were asked for.")
     semantic: list[SearchHit] | None = None
-    reranked: list[SearchHit] | None = None
+    reranked: list[SearchHit] | None = Field(
+        None,
+        description="The final order: by the release's fusion of BM25, encoder and ranker. Where the release has no "
+        "ranker, it is the order of BM25 and encoder joined (reciprocal ranks), and `relevance` is null.",
+    )
     milliseconds: dict[str, float]
     candidates: int
     cache_hits: int
@@ -259,10 +286,7 @@ async def search_by_link(
 ) -> Response:
     """The same search as a link."""
     check_names(dict.fromkeys(request.query_params.keys()), LINK_NAMES)
-    if q is not None and query is not None and q != query:
-        raise InvalidRequestError("q and query are two names of one parameter and differ; send one of them")
-    text = query if q is None else q
-    if text is None:
+    if q is None and query is None:
         raise InvalidRequestError("q: missing; send what is searched for, as /search?q=…")
     filters: dict[str, list[Value]] = {}
     for part in filter or []:
@@ -270,7 +294,14 @@ async def search_by_link(
         if not colon:
             raise InvalidRequestError(f"filter is {part[:100]!r}; write it as field:value")
         filters.setdefault(field, []).append(value)
-    body: dict[str, Any] = {"query": text, "top_n": top_n, "filters": filters or None, "lists": lists, "fields": fields}
+    body: dict[str, Any] = {
+        "q": q,
+        "query": query,
+        "top_n": top_n,
+        "filters": filters or None,
+        "lists": lists,
+        "fields": fields,
+    }
     body |= {
         "facets": facets,
         "explain": explain,

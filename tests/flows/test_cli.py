@@ -6,6 +6,7 @@ import re
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -394,6 +395,22 @@ def test_a_table_of_own_columns_is_checked_and_judged(copied: Trained, tmp_path:
     assert "fused" in json.loads(judged.stdout)["systems"]
 
 
+def test_a_check_of_a_recipe_follows_it_and_says_when_the_gate_has_too_few_queries(tmp_path: Path) -> None:
+    rows = [f"best knife {number},red knife,{number % 3}" for number in range(20)]
+    (tmp_path / "ratings.csv").write_text("\n".join(["query,title,grade", *rows, "pan,red pan,-1"]) + "\n")
+    columns = '{ query = "query", title = "title", grade = "grade" }'
+    (tmp_path / "own.toml").write_text(f'[data]\nsources = [{{ path = "ratings.csv", columns = {columns} }}]\n')
+    refused = _run("data", "check", "own.toml", cwd=tmp_path)
+    _refused(refused, 2, "1 row cannot be used")
+    assert "warning: about 4 test queries are too few to replace a live release, which takes 50" in refused.stdout
+    fitting = ("--set", 'data.faulty_rows="drop"', "--set", "gate.min_queries=4")
+    dropped = _run("data", "check", "own.toml", *fitting, cwd=tmp_path)
+    assert dropped.returncode == 0, dropped.stderr
+    assert "1 row would be dropped" in dropped.stdout
+    assert "warning" not in dropped.stdout
+    _refused(_run("data", "check", "ratings.csv", "--set", "data.seed=1", cwd=tmp_path), 2, "is no recipe")
+
+
 def test_the_readme_names_every_command() -> None:
     import typer
 
@@ -404,3 +421,22 @@ def test_the_readme_names_every_command() -> None:
     assert "retrain" in names
     missing = [name for name in names if not re.search(rf"relevance {name}\b", readme)]
     assert not missing
+
+
+@pytest.mark.parametrize("home", ["file", "file/below"])
+def test_a_prefect_home_that_cannot_be_used_is_named_at_once(home: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "own.toml").touch()
+    began = time.monotonic()
+    for more in ({}, {"PREFECT_API_URL": "http://127.0.0.1:9/api"}):
+        command = "retrain" if more else "schedule"
+        done = _run(command, "own.toml", cwd=tmp_path, env={"PREFECT_HOME": str(tmp_path / home), **more})
+        _refused(done, 2, f"{tmp_path / home}: Prefect keeps its database there", "PREFECT_HOME")
+        assert len(done.stderr.splitlines()) == 1
+    assert time.monotonic() - began < 60, "it does not wait for a server that cannot start"
+
+
+def test_a_list_of_releases_says_what_its_figures_are(trained: Trained) -> None:
+    listing = _run("releases", "list", "--workspace", trained.workspace).stdout
+    assert "fused: mean ndcg@10 of the final order" in listing
+    assert "was not judged" not in listing

@@ -361,6 +361,18 @@ def test_other_separators_are_found(tmp_path: Path, separator: str) -> None:
     assert seen.judgments == 160
 
 
+def test_a_map_of_some_columns_is_completed_by_the_usual_names(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ratings = tmp_path / "ratings.csv"
+    rows = [f"knife {number},a knife,a blade,sharp,{number % 3}" for number in range(30)]
+    ratings.write_text("\n".join(["asked,title,description,notes,grade", *rows]) + "\n", encoding="utf-8")
+    with caplog.at_level("INFO"):
+        seen, _ = init.write(str(ratings), tmp_path / "own.toml", {"query": "asked", "text": "notes"})
+    assert seen.source["columns"] == {"query": "asked", "text": "notes", "title": "title", "grade": "grade"}
+    assert "columns read as query=asked,text=notes,title=title,grade=grade; --columns names others" in caplog.text
+
+
 def test_a_database_without_a_key_is_mapped_by_the_names_of_its_columns(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "shop.db") as connection:
         connection.execute("create table rated (search text, name text, relevance integer)")

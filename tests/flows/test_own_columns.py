@@ -63,7 +63,7 @@ def typed(message: str) -> dict[str, str]:
         (
             "phrase,title,verdict",
             {"query": "phrase"},
-            r"--columns lacks: title or text .*; grade",
+            r"--columns lacks: grade .*type: --columns query=phrase,title=title,grade=COLUMN",
             {"query": "phrase", "title": "title", "grade": "COLUMN"},
         ),
         (

@@ -1,5 +1,6 @@
 """Ready-made models served alone and over documents, from the command line to the answers and the next retraining."""
 
+import io
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from rich.console import Console
 
 from flows import gc, judging, publishing, quickstart, ready_made, reindex, report, retrain
 from flows import releases as listing
@@ -200,7 +202,9 @@ def test_the_release_is_one_like_any_other(quick: Path, tiny_world: Path, folder
     registry = releases.Releases(quick)
     (entry,) = listing.releases(quick)["releases"]
     assert (entry["recipe"], entry["damaged"]) == ("quickstart", None)
-    assert listing.render_releases(listing.releases(quick))
+    console = Console(file=io.StringIO(), width=140)
+    console.print(listing.render_releases(listing.releases(quick)))
+    assert "– was not judged when it was made: relevance report" in console.file.getvalue()
     described = listing.show(quick, "live")
     assert set(described["parts"]) == {"encoder", "lexical", "documents", "index", "fusion"}
     assert listing.render_show(described)

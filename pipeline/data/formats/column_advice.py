@@ -13,6 +13,7 @@ from typing import Literal
 
 import pyarrow as pa
 
+from pipeline.data import clicks
 from pipeline.data.formats import column_map
 from pipeline.data.formats.option_text import option, written
 from pipeline.errors import MissingError, SchemaError
@@ -47,6 +48,18 @@ def guess(names: Sequence[str], contents: Contents | None) -> dict[str, str]:
     return {role: name for role, name in best.items() if role in kept}
 
 
+def completed(columns: Mapping[str, str], names: Sequence[str], contents: Contents) -> dict[str, str]:
+    """The map with the columns of usual names for the keys that a person left out; what the person wrote stays.
+
+    A key that looks mistyped is left to `fault`, as the guess would hide it.
+    """
+    if _misspelt(columns, _lacking(columns, contents)):
+        return dict(columns)
+    rest = guess([name for name in names if name not in columns.values()], contents)
+    other = ("grade", "split") if "clicked" in columns else clicks.ROLES if "grade" in columns else ()
+    return {**columns, **{role: name for role, name in rest.items() if role not in (*columns, *other)}}
+
+
 def fault(
     columns: Mapping[str, str], samples: Mapping[str, str], contents: Contents | None = None, *, guessed: bool = False
 ) -> str:
@@ -59,8 +72,7 @@ def fault(
         guessed: whether the map comes from the names of columns and not from a person.
     """
     absent = {role: name for role, name in columns.items() if name not in samples}
-    needs = NEEDS[contents] if contents else {}
-    lacking = {words: keys for words, keys in needs.items() if not set(keys) & set(columns)}
+    lacking = _lacking(columns, contents)
     if not absent and not lacking:
         return ""
     problem = f"has no column {', '.join(map(repr, absent.values()))}"
@@ -78,6 +90,12 @@ def fault(
         f"type: --columns {shlex.quote(option(fitting))}" if contents else f"write: {written('columns', fitting)}",
     ]
     return "\n  ".join(lines) + _BLANK * ("COLUMN" in fitting.values())
+
+
+def _lacking(columns: Mapping[str, str], contents: Contents | None) -> dict[str, tuple[str, ...]]:
+    """The entries of `NEEDS` of these contents that a map does not name."""
+    needs = NEEDS[contents] if contents else {}
+    return {words: keys for words, keys in needs.items() if not set(keys) & set(columns)}
 
 
 def _free(columns: Mapping[str, str], samples: Mapping[str, str]) -> list[str]:

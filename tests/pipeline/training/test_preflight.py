@@ -11,16 +11,21 @@ from safetensors.numpy import save_file
 from transformers import BertConfig, BertTokenizer
 
 from pipeline.config import (
+    DataConfig,
     EncoderConfig,
     ExportConfig,
+    GateConfig,
     PretrainConfig,
     RankerConfig,
     Recipe,
     ScratchConfig,
+    SourceConfig,
     TeacherConfig,
 )
+from pipeline.data import judgments
 from pipeline.errors import ConfigError, MissingError
-from pipeline.training import preflight
+from pipeline.training import budget, preflight
+from tests.flows.world import write_tiny_world
 
 SCRATCH = ScratchConfig(layers=4, hidden=32, heads=2, intermediate=64)
 RECIPE = Recipe(
@@ -197,3 +202,32 @@ def test_shared_or_gated_matrices_are_not_factorised(family: Any) -> None:
 def test_all_dropout_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"ranker\.dropout is 1"):
         RankerConfig(dropout=1.0)
+
+
+def test_a_test_split_on_which_no_live_release_is_replaced_is_said(tmp_path: Path) -> None:
+    write_tiny_world(tmp_path / "tiny")
+    data = judgments.make(tmp_path, DataConfig(sources=(SourceConfig(path=str(tmp_path / "tiny")),)))
+    count = data.metrics["splits"]["test"]["queries"]
+    few = preflight.check_data(data, GateConfig(min_queries=count + 1))
+    enough = preflight.check_data(data, GateConfig(min_queries=count))
+    assert few[: len(enough)] == enough
+    assert few[-1].startswith(f"warning: {count} test queries are too few to replace a live release, which takes ")
+    assert f" {count + 1} (gate.min_queries)" in few[-1]
+
+
+def test_the_time_of_a_retraining_is_told_where_each_training_is_bounded() -> None:
+    bounded = dataclasses.replace(RECIPE.teacher.loop, max_seconds=90)
+    recipe = dataclasses.replace(
+        RECIPE,
+        pretrain=dataclasses.replace(RECIPE.pretrain, loop=bounded),
+        teacher=dataclasses.replace(RECIPE.teacher, loop=bounded),
+        ranker=dataclasses.replace(RECIPE.ranker, loop=bounded, plain=False, teachers=2),
+        encoder=dataclasses.replace(RECIPE.encoder, loop=bounded),
+    )
+    assert [name for name, _ in budget.trainings(recipe)] == ["pretrain", "teacher", "teacher", "ranker", "encoder"]
+    assert budget.summary(recipe).startswith(
+        "training takes at most 7.5 minutes (pretrain 90 s, teacher 90 s, teacher 90 s,"
+    )
+    tokens = dataclasses.replace(bounded, max_seconds=0, max_tokens=5000)
+    unbounded = dataclasses.replace(recipe, encoder=dataclasses.replace(recipe.encoder, loop=tokens))
+    assert "encoder 5,000 tokens; without max_seconds no time can be told" in budget.summary(unbounded)

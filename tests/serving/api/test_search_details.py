@@ -220,13 +220,18 @@ def test_an_unknown_key_of_a_search_names_the_nearest(client: TestClient) -> Non
     assert client.post("/search", json={"query": "q", "unknown": None}).status_code == 200
 
 
-def test_a_link_may_say_query_and_takes_the_same_parts(client: TestClient) -> None:
+def test_a_link_and_a_body_may_say_q_or_query_and_take_the_same_parts(client: TestClient) -> None:
     def without_times(answer: Any) -> Any:
         return {key: value for key, value in answer.json().items() if not key.startswith(("cache", "milli"))}
 
     by_q, by_query = (client.get("/search", params={name: QUERY}) for name in ("q", "query"))
     assert without_times(by_q) == without_times(by_query)
+    for name in ("q", "query"):
+        assert without_times(client.post("/search", json={name: QUERY})) == without_times(by_q)
+    assert client.post("/search", json={"q": QUERY, "query": QUERY}).status_code == 200
     refused(client.get("/search", params={"q": "a", "query": "b"}), "differ")
+    refused(client.post("/search", json={"q": "a", "query": "b"}), "differ")
+    refused(client.post("/search", json={"q": 5}), "query")
     link = {"q": QUERY, "lists": "reranked", "facets": "year", "explain": "true"}
     body = {"query": QUERY, "lists": ["reranked"], "facets": ["year"], "explain": True}
     assert without_times(client.get("/search", params=link)) == without_times(client.post("/search", json=body))

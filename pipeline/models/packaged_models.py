@@ -1,16 +1,17 @@
 """Models inside installed Python packages, which a recipe names `package:NAME`.
 
 Nothing here imports a package, and no message advises to install one by a name that a person has typed: a mistyped
-name may be that of somebody else's package.
+name may be that of somebody else's package. It needs no torch, which the parent process of a service does without.
 """
 
 import difflib
 import importlib.util
+import json
 from importlib.metadata import distributions
 from pathlib import Path
 
 from pipeline.errors import InputError, MissingError
-from pipeline.models import model_files
+from pipeline.text import read_text
 
 PACKAGE = "package:"
 
@@ -93,6 +94,7 @@ def installed() -> list[str]:
 def _is_of_model(config: Path) -> bool:
     """Whether a config.json is one of transformers; packages have others of this name."""
     try:
-        return "model_type" in model_files.read_object(config)
-    except InputError:
+        content = json.loads(read_text(config))
+    except (InputError, OSError, ValueError, RecursionError):
         return False
+    return isinstance(content, dict) and "model_type" in content

@@ -1,7 +1,9 @@
-"""Where the terms of a query stand in a text, by the analysis with which its index finds documents.
+"""Finds the terms of a query in a text, so that a page can mark them.
 
-A word is marked whole, a name where its matching part stands, and scripts without spaces by character. A term that more
-than half of the documents have weighs next to nothing; it is marked only where the query has no rarer one.
+The text is split into terms as the lexical index splits documents. A word is marked whole: with an English stemmer,
+"sort" marks "Sorts". Of words that dots, hyphens or underscores join, only those that match are marked: "groupby" marks
+the end of "DataFrame.groupby". In scripts without spaces, such as Chinese, single characters are marked. A term that
+more than half of the documents have says little about one of them; it is marked only where the query has no rarer term.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +12,7 @@ from dataclasses import dataclass, field
 from index.analyzer import located
 
 COMMON = 0.5
-"""Share of the documents from which on a term is marked only where the query has no rarer one."""
+"""Largest share of the documents that may have a term which counts as rare."""
 
 Span = tuple[int, int]
 """Start and end in a text, in characters."""
@@ -18,12 +20,12 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QueryTerms:
-    """The terms of a query that an index knows, and the analysis of the index."""
+    """The terms of a query that a lexical index knows, and how that index splits texts into terms."""
 
     language: str
     """Language of the stemmer; empty for none."""
     version: int
-    """Version of the analysis."""
+    """Version of the rules that split texts into terms, as in `analyzer.VERSION`; an index keeps that of its build."""
     shares: Mapping[str, float]
     """Term → share of all documents that have it."""
     _located: Callable[[str], list[tuple[int, int, tuple[str, ...]]]] = field(init=False, repr=False, compare=False)
@@ -33,12 +35,12 @@ class QueryTerms:
 
     @property
     def marked(self) -> frozenset[str]:
-        """The terms that are marked."""
+        """The terms to mark: the rare ones, or all of them where none is rare."""
         rare = frozenset(term for term, share in self.shares.items() if share <= COMMON)
         return rare or frozenset(self.shares)
 
     def spans(self, text: str) -> list[Span]:
-        """Where the marked terms stand in a text: ascending, apart; neighbours are one span."""
+        """The parts of a text that the marked terms cover, in order; parts that overlap or touch are one span."""
         marked, spans = self.marked, list[Span]()
         if not marked:
             return spans
@@ -53,9 +55,9 @@ class QueryTerms:
 
 
 def joined(parts: Sequence[QueryTerms]) -> QueryTerms | None:
-    """The terms that any shard knows; None where there are none.
+    """The terms of one query in all shards of an index together; None without shards.
 
-    Each shard counts the documents of all, so the share of a term is the same in all that know it.
+    A shard gives a term's share among the documents of all shards, so those that know a term give the same share.
     """
     if not parts:
         return None

@@ -14,7 +14,7 @@ from typing import Literal, TypeVar
 
 from pydantic.dataclasses import dataclass
 
-from pipeline.config_checks import DOCUMENTED, added, check_fields, positive, share
+from pipeline.config_checks import DOCUMENTED, added, check_fields, check_positive, check_shares
 from pipeline.config_data import Augmentation, CandidatesConfig, DataConfig, SourceConfig
 from pipeline.config_students import EncoderConfig, MiningConfig, RankerConfig
 from pipeline.config_study import AblationConfig, Precision, StudyConfig, VariantConfig
@@ -83,7 +83,7 @@ class ExportConfig:
     """Largest difference allowed between PyTorch and fp32 ONNX, times (1 + the score's size)."""
 
     def __post_init__(self) -> None:
-        positive("export", sample_tokens=self.sample_tokens, golden=self.golden, parity=self.parity)
+        check_positive("export", sample_tokens=self.sample_tokens, golden=self.golden, parity=self.parity)
         if "fp32" not in self.precisions:
             raise ConfigError("export.precisions lacks fp32, which the others are held against; add it")
 
@@ -125,11 +125,11 @@ class IndexConfig:
     the document's. `most` = 0 or 1 cuts documents at their end. `best` must be 1. RESULTS.md has figures."""
 
     def __post_init__(self) -> None:
-        positive("index", nprobe=self.nprobe, k1=self.k1, flat_below=self.flat_below)
-        share("index", b=self.b)
+        check_positive("index", nprobe=self.nprobe, k1=self.k1, flat_below=self.flat_below)
+        check_shares("index", b=self.b)
         if not 0 <= self.recall < 1:
             raise ConfigError(f"index.recall is {self.recall}; it must be below 1, such as 0.98, or 0 for no contract")
-        share("index", least_quality=self.least_quality)
+        check_shares("index", least_quality=self.least_quality)
         if len(self.votes) not in (0, 2) or bool(self.votes) != bool(self.least_quality):
             raise ConfigError(
                 f"index.votes is {list(self.votes)} and index.least_quality {self.least_quality:g}; give two columns "
@@ -168,7 +168,7 @@ class EvaluationConfig:
     """Seed of the resamples."""
 
     def __post_init__(self) -> None:
-        positive("evaluation", cutoff=self.cutoff, relevant_from=self.relevant_from, bootstrap=self.bootstrap)
+        check_positive("evaluation", cutoff=self.cutoff, relevant_from=self.relevant_from, bootstrap=self.bootstrap)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=DOCUMENTED)
@@ -191,7 +191,7 @@ class GateConfig:
     ranker is live. False only warns, for a service where nobody calls `/rerank` without first-stage scores."""
 
     def __post_init__(self) -> None:
-        positive("gate", min_queries=self.min_queries)
+        check_positive("gate", min_queries=self.min_queries)
         for name, value in (("margin", self.margin), ("slice_margin", self.slice_margin)):
             if value < 0:
                 raise ConfigError(f"gate.{name} is {value}; it is a tolerated loss, so 0 or more")
@@ -236,7 +236,7 @@ class ComputeConfig:
     """GPUs of each worker; without one its model runs on the processor."""
 
     def __post_init__(self) -> None:
-        positive("compute", cpus_per_worker=self.cpus_per_worker)
+        check_positive("compute", cpus_per_worker=self.cpus_per_worker)
         if self.workers < 0 or self.gpus_per_worker < 0:
             raise ConfigError("compute.workers and compute.gpus_per_worker must be 0 or more")
         if self.engine == "local" and any(getattr(self, item.name) != item.default for item in fields(self)):

@@ -1,4 +1,4 @@
-"""Checks of the values of a recipe, which its sections share, and how their fields are declared."""
+"""Checks that several sections of a recipe make of their values, and the declaration of documented and later fields."""
 
 import dataclasses
 import re
@@ -10,10 +10,10 @@ from pydantic import ConfigDict
 from pipeline.errors import ConfigError
 
 DOCUMENTED = ConfigDict(use_attribute_docstrings=True)
-"""Makes the text below a field its description in the JSON Schema."""
+"""Config of a section's dataclass that makes the text below each field its description in the JSON Schema."""
 
 ADDED = "added"
-"""The mark of a field that `added` declares."""
+"""Key in the metadata of a dataclass field that `added` declared."""
 
 T = TypeVar("T")
 
@@ -27,15 +27,20 @@ def added(default: T) -> T:
     return dataclasses.field(default=default, metadata={ADDED: True})
 
 
-def positive(section: str, **values: float) -> None:
-    """Raises `ConfigError` if a value is not above 0."""
+def check_positive(section: str, **values: float) -> None:
+    """Raises `ConfigError` if a value is not above 0.
+
+    Args:
+        section: the section of the recipe, for the message.
+        values: key of the section → value.
+    """
     for name, value in values.items():
         if value <= 0:
             raise ConfigError(f"{section}.{name} is {value}; it must be above 0")
 
 
-def weights(section: str, **values: float) -> None:
-    """Raises `ConfigError` if a weight is below 0, or all of them are 0."""
+def check_weights(section: str, **values: float) -> None:
+    """Raises `ConfigError` if the weight of a loss is below 0, or all are 0; arguments as for `check_positive`."""
     for name, value in values.items():
         if value < 0:
             raise ConfigError(f"{section}.{name} is {value}; it must be 0, for none, or more")
@@ -43,20 +48,28 @@ def weights(section: str, **values: float) -> None:
         raise ConfigError(f"{section}: every loss has weight 0, so there is nothing to learn; give one a weight")
 
 
-def share(section: str, **values: float) -> None:
-    """Raises `ConfigError` if a value is not between 0 and 1."""
+def check_shares(section: str, **values: float) -> None:
+    """Raises `ConfigError` if a value is not between 0 and 1; arguments as for `check_positive`."""
     for name, value in values.items():
         if not 0 <= value <= 1:
             raise ConfigError(f"{section}.{name} is {value}; it is a share, between 0 and 1")
 
 
 def check_fields(names: Sequence[str], *, vectors: bool) -> None:
-    """Raises `ConfigError` if a name cannot be that of a field that is indexed apart, or stands there twice."""
+    """Checks the fields of documents that get a BM25 score, or a vector, of their own besides that of the document.
+
+    Args:
+        names: `index.fields`.
+        vectors: `index.field_vectors`; true needs at least one name.
+
+    Raises:
+        ConfigError: a name is no identifier, a name stands there twice, or vectors are wanted without names.
+    """
     for name in names:
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
             raise ConfigError(
-                f"index.fields has '{name}'; a field that is indexed apart needs a name of letters, digits and _, so "
-                "map the column to one"
+                f"index.fields has '{name}'; the name of such a field has only letters A to Z, digits and _, and does "
+                "not begin with a digit: store the column under such a name, with a key of data.sources[].columns"
             )
     if repeated := [name for name in names if names.count(name) > 1]:
         raise ConfigError(f"index.fields names {repeated[0]} twice; name each field once")
@@ -65,7 +78,18 @@ def check_fields(names: Sequence[str], *, vectors: bool) -> None:
 
 
 def check_watermark(*, watermark: str, deletions: str, deleted: str, overlap: float, query: str) -> None:
-    """Raises `ConfigError` if the keys by which a source's changes are found do not fit together."""
+    """Checks the keys of a database source by which a re-index finds what changed since the last one.
+
+    Args:
+        watermark: column that grows whenever a row is written, such as updated_at; empty for none.
+        deletions: the way in which deleted rows are found: flag, table, scan or none.
+        deleted: column of the flag, or table of the deleted ids.
+        overlap: distance below the last watermark at which reading begins.
+        query: the SQL query of the source; empty where it reads a table.
+
+    Raises:
+        ConfigError: the keys do not fit together.
+    """
     if watermark and not deletions:
         raise ConfigError(
             f"watermark is {watermark}, and deletions does not say how rows that are gone are found; set it to "
@@ -75,8 +99,8 @@ def check_watermark(*, watermark: str, deletions: str, deleted: str, overlap: fl
         raise ConfigError("deletions, deleted and overlap need a watermark; name its column, or leave them out")
     if (deletions in ("flag", "table")) != bool(deleted):
         raise ConfigError(
-            f"deletions is {deletions!r} and deleted {deleted!r}; deleted is the column of a flag, or "
-            "the table of ids that are gone, and empty otherwise"
+            f"deletions is {deletions!r} and deleted is {deleted!r}; deleted is the column of a flag for "
+            "'flag', and the table of deleted ids for 'table': name that one, and leave deleted out otherwise"
         )
     if overlap < 0:
         raise ConfigError(f"overlap is {overlap:g}; it must be 0 or more")

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
-from pipeline.config_checks import DOCUMENTED, added, check_watermark, positive, share
+from pipeline.config_checks import DOCUMENTED, added, check_positive, check_shares, check_watermark
 from pipeline.errors import ConfigError
 
 Augmentation = Literal["replace", "drop", "ngram"]
@@ -98,7 +98,7 @@ class DataConfig:
     """Seed of the hashes that cut splits and choose queries and documents."""
 
     def __post_init__(self) -> None:
-        share("data", valid_share=self.valid_share, test_share=self.test_share)
+        check_shares("data", valid_share=self.valid_share, test_share=self.test_share)
         for name in ("train_queries", "valid_queries", "test_queries", "max_documents"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"data.{name} is {getattr(self, name)}; it must be 0, for all, or more")
@@ -165,9 +165,11 @@ class CandidatesConfig:
         return {"max_list": self.max_list, **weight}
 
     def __post_init__(self) -> None:
-        share("candidates", click_weight=self.click_weight)
-        positive("candidates", retrieve=self.retrieve, max_list=self.max_list, negatives_depth=self.negatives_depth)
-        positive("candidates", unlabelled_depth=self.unlabelled_depth)
+        check_shares("candidates", click_weight=self.click_weight)
+        check_positive(
+            "candidates", retrieve=self.retrieve, max_list=self.max_list, negatives_depth=self.negatives_depth
+        )
+        check_positive("candidates", unlabelled_depth=self.unlabelled_depth)
         counts = (
             "train_queries",
             "negatives",

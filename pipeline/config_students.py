@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
-from pipeline.config_checks import DOCUMENTED, added, positive, share, weights
+from pipeline.config_checks import DOCUMENTED, added, check_positive, check_shares, check_weights
 from pipeline.config_training import LoopConfig, PassagesConfig, weights_of
 from pipeline.errors import ConfigError
 
@@ -133,7 +133,7 @@ class RankerConfig:
     """The training loop of the ranker."""
 
     def __post_init__(self) -> None:
-        positive(
+        check_positive(
             "ranker",
             temperature=self.temperature,
             layers=self.layers,
@@ -146,10 +146,10 @@ class RankerConfig:
             raise ConfigError(
                 f"ranker.bm25_teacher is {self.bm25_teacher:g} beside fused_teacher, which joins BM25 too; set one"
             )
-        share("ranker", int8_share=self.int8_share, dropout=self.dropout)
+        check_shares("ranker", int8_share=self.int8_share, dropout=self.dropout)
         if self.dropout == 1:
             raise ConfigError("ranker.dropout is 1: then nothing is left to learn from; it must be below 1")
-        weights("ranker", **weights_of(self))
+        check_weights("ranker", **weights_of(self))
         sizes = (
             "relation_layer",
             "relation_heads",
@@ -193,7 +193,7 @@ class MiningConfig:
     document may be relevant, and is left out."""
 
     def __post_init__(self) -> None:
-        positive("encoder.mining", rounds=self.rounds, negatives=self.negatives, depth=self.depth)
+        check_positive("encoder.mining", rounds=self.rounds, negatives=self.negatives, depth=self.depth)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=DOCUMENTED)
@@ -245,14 +245,14 @@ class EncoderConfig:
     """The training loop of the encoder."""
 
     def __post_init__(self) -> None:
-        positive(
+        check_positive(
             "encoder",
             dimensions=self.dimensions,
             temperature=self.temperature,
             similarity_temperature=self.similarity_temperature,
             projection_documents=self.projection_documents,
         )
-        weights("encoder", **weights_of(self))
+        check_weights("encoder", **weights_of(self))
         if len(set(self.widths)) < len(self.widths) or any(not 0 < width < self.dimensions for width in self.widths):
             raise ConfigError(
                 f"encoder.widths {list(self.widths)}: each once, above 0 and below encoder.dimensions {self.dimensions}"

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
-from pipeline.config_checks import DOCUMENTED, added, positive
+from pipeline.config_checks import DOCUMENTED, added, check_positive
 from pipeline.errors import ConfigError
 
 Precision = Literal["fp32", "fp16", "int8", "w8"]
@@ -26,7 +26,7 @@ class AblationConfig:
     """Measure that decides on the winner, on the valid queries; the headline nDCG when empty."""
 
     def __post_init__(self) -> None:
-        positive("ablation", seeds=self.seeds)
+        check_positive("ablation", seeds=self.seeds)
         if not self.sets:
             raise ConfigError("ablation.sets is empty; name sets of losses, such as hard and soft+margin")
         for name, values in (("sets", self.sets), ("unlabelled_ratios", self.unlabelled_ratios)):
@@ -74,7 +74,7 @@ class StudyConfig:
     verdicts, and is made by the next run."""
 
     def __post_init__(self) -> None:
-        positive("study", seeds=self.seeds)
+        check_positive("study", seeds=self.seeds)
         if self.search_cost < 0:
             raise ConfigError(f"study.search_cost is {self.search_cost}; it must be 0, for no search, or more")
         if self.max_minutes < 0:

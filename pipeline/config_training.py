@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic.dataclasses import dataclass
 
-from pipeline.config_checks import DOCUMENTED, added, positive, share, weights
+from pipeline.config_checks import DOCUMENTED, added, check_positive, check_shares, check_weights
 from pipeline.errors import ConfigError
 from pipeline.passages import Passages
 
@@ -55,7 +55,7 @@ class LoopConfig:
     """Seed of the order of the training data and of untrained parameters."""
 
     def __post_init__(self) -> None:
-        positive(
+        check_positive(
             "loop",
             learning_rate=self.learning_rate,
             epochs=self.epochs,
@@ -63,7 +63,7 @@ class LoopConfig:
             chunk_tokens=self.chunk_tokens,
             clip_norm=self.clip_norm,
         )
-        share("loop", warmup_share=self.warmup_share)
+        check_shares("loop", warmup_share=self.warmup_share)
         for name, value in (("max_tokens", self.max_tokens), ("max_seconds", self.max_seconds)):
             if value < 0:
                 raise ConfigError(f"loop.{name} is {value}; it must be 0, for no bound, or more")
@@ -116,10 +116,10 @@ class ScratchConfig:
     WordPiece for all others."""
 
     def __post_init__(self) -> None:
-        positive(
+        check_positive(
             "pretrain.scratch", layers=self.layers, heads=self.heads, intermediate=self.intermediate, hidden=self.hidden
         )
-        positive("pretrain.scratch", embedding=self.embedding, positions=self.positions)
+        check_positive("pretrain.scratch", embedding=self.embedding, positions=self.positions)
         if self.hidden % self.heads:
             raise ConfigError(
                 f"pretrain.scratch.hidden {self.hidden} is no multiple of heads {self.heads}; make it one"
@@ -144,8 +144,8 @@ class PretrainConfig:
     """The training loop of the pre-training."""
 
     def __post_init__(self) -> None:
-        positive("pretrain", mask_share=self.mask_share)
-        share("pretrain", mask_share=self.mask_share)
+        check_positive("pretrain", mask_share=self.mask_share)
+        check_shares("pretrain", mask_share=self.mask_share)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=DOCUMENTED)
@@ -229,13 +229,13 @@ class TeacherConfig:
     """The training loop of the teacher."""
 
     def __post_init__(self) -> None:
-        positive(
+        check_positive(
             "teacher",
             max_tokens=self.max_tokens,
             max_query_tokens=self.max_query_tokens,
             hinge_margin=self.hinge_margin,
         )
-        weights("teacher", **weights_of(self))
+        check_weights("teacher", **weights_of(self))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=DOCUMENTED)
@@ -273,7 +273,7 @@ class ExternalTeacherConfig:
     """Padded tokens of one batch."""
 
     def __post_init__(self) -> None:
-        positive(
+        check_positive(
             "external_teacher",
             max_tokens=self.max_tokens,
             max_query_tokens=self.max_query_tokens,

@@ -1,4 +1,7 @@
-"""Reads Parquet files, ours and others: their columns, a value of each, and whole tables whose texts are checked."""
+"""Reads Parquet files: tables that this project wrote, and files of others with the columns that a source needs.
+
+Parquet does not promise that its strings are UTF-8, so each text column is checked before anything reads its values.
+"""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,11 +16,21 @@ from pipeline.data.formats.text_files import STRING, say_empty
 from pipeline.errors import MissingError, SchemaError
 
 SAMPLE_BYTES = 1 << 16
-"""Bytes of a column that are read at once where only its first value is wanted."""
+"""Size in bytes of one read of a column whose first value alone is needed."""
 
 
 def read(file: Path, kind: str) -> pa.Table:
-    """One of our own Parquet tables, its texts checked and large; see `schema.read` for the errors."""
+    """A Parquet table that this project wrote, with its texts as Arrow's large strings.
+
+    Args:
+        file: the Parquet file.
+        kind: the table's name in `schema.TABLES`, such as documents or queries, which says what columns it must have.
+
+    Raises:
+        MissingError: no such file.
+        SchemaError: not Parquet, a column missing or of another type, a null in a required column, text that is not
+            UTF-8.
+    """
     table = schema.read(file, kind)
     if not table.num_rows:
         say_empty(file)
@@ -25,19 +38,23 @@ def read(file: Path, kind: str) -> pa.Table:
 
 
 def read_foreign(file: Path, wanted: Sequence[str]) -> pa.Table:
-    """A Parquet table that we did not write and that must have these columns.
+    """A Parquet table that somebody else wrote, with its texts as Arrow's large strings.
+
+    Args:
+        file: the Parquet file.
+        wanted: names of columns that it must have; the other columns are kept too.
 
     Raises:
         MissingError: no such file.
-        SchemaError: not Parquet, a column missing, text that is not UTF-8.
+        SchemaError: not Parquet, a column missing, two columns of one name, text that is not UTF-8.
     """
     names = column_names(file)
     missing = [name for name in wanted if name not in names]
     if missing:
         raise SchemaError(f"{file}: has no column {', '.join(map(repr, missing))}; it has {names}")
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise SchemaError(f"{file}: two columns are called {twice!r}; write the file with one of them renamed")
+    repeated = next((name for name in names if names.count(name) > 1), None)
+    if repeated is not None:
+        raise SchemaError(f"{file}: two columns are called {repeated!r}; write the file with one of them renamed")
     with _readable_errors(file):
         table = pq.read_table(file)
     if not table.num_rows:
@@ -91,7 +108,7 @@ def _readable_errors(file: Path) -> Iterator[None]:
 
 
 def _without_dictionaries(table: pa.Table) -> pa.Table:
-    """The table with its columns of categories, as pandas writes them, as columns of their values."""
+    """The table with each dictionary-encoded column, as pandas writes categories, decoded to its values."""
     for number, column in enumerate(table.schema):
         if pa.types.is_dictionary(column.type):
             table = table.set_column(number, column.name, table[number].cast(column.type.value_type))
@@ -99,12 +116,15 @@ def _without_dictionaries(table: pa.Table) -> pa.Table:
 
 
 def _valid_text(table: pa.Table, file: Path) -> pa.Table:
-    """The table with large strings, after checking that they are UTF-8, which Parquet does not promise."""
+    """The table with its texts as large strings; raises `SchemaError` where one is not UTF-8."""
     for number, column in enumerate(table.schema):
         if is_text(column.type):
             try:
                 table[column.name].validate(full=True)
             except pa.ArrowInvalid as error:
-                raise SchemaError(f"{file}: column '{column.name}' holds text that is not UTF-8 ({error})") from error
+                raise SchemaError(
+                    f"{file}: column '{column.name}' holds text that is not UTF-8 ({error}); write the file again with "
+                    "that column converted to UTF-8"
+                ) from error
             table = table.set_column(number, column.name, table[column.name].cast(STRING))
     return table

@@ -1,24 +1,47 @@
-"""Values of a database as the columns of a table.
+"""Turns the values of a database's column into one Arrow column.
 
-The type of a column is decided once, from all of its values: one kind of value keeps its type, whole numbers beside
-floats are floats, beside decimals decimals, and any other mixture is text, each value as a person would type it.
+The type of the column is decided once, from all of its values:
+
+    values of one kind           their own type
+    whole numbers and floats     float
+    whole numbers and decimals   decimal
+    any other mixture            text, each value as a person would type it
 """
 
 import datetime
 import decimal
 import json
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import pyarrow as pa
 
 from pipeline.data.formats.text_files import STRING
 from pipeline.errors import SchemaError
 
+ValueKind = Literal["bool", "int", "float", "decimal", "date", "time", "moment", "instant", "other"]
+"""Kind of a value: a moment is a date and time without a time zone, an instant has one; other is kept as text."""
+
+_ARROW_TYPES: Mapping[ValueKind, pa.DataType] = {
+    "bool": pa.bool_(),
+    "int": pa.int64(),
+    "float": pa.float64(),
+    "date": pa.date32(),
+    "time": pa.time64("us"),
+    "moment": pa.timestamp("us"),
+    "instant": pa.timestamp("us", "UTC"),
+}
+"""Type of a column whose values are all of one kind; that of decimals depends on their digits."""
+
 
 def texts_of(values: Sequence[Any], column: str, shown: str) -> list[str]:
-    """Values as texts; NULL is an empty one.
+    """Values as texts; NULL becomes an empty text.
+
+    Args:
+        values: the values of one column.
+        column: the column's name, for the message.
+        shown: the database's address without its password, for the message.
 
     Raises:
         SchemaError: a value is bytes.
@@ -30,33 +53,31 @@ def texts_of(values: Sequence[Any], column: str, shown: str) -> list[str]:
 
 
 def typed(values: Sequence[Any]) -> pa.Array:
-    """One column of one type that all values fit; nulls stay null. See the head of this module for the rule."""
+    """The values as one column, typed by the rule at the head of this module; NULL stays null."""
     kinds = {_kind(value) for value in values if value is not None}
     if not kinds:
         return pa.nulls(len(values), STRING)
     try:
-        if kinds <= {"int", "float"} and "float" in kinds:
+        if len(kinds) == 1 and (kind := next(iter(kinds))) in _ARROW_TYPES:
+            return pa.array(values, _ARROW_TYPES[kind])
+        if kinds == {"int", "float"}:
             return pa.array([None if value is None else float(value) for value in values], pa.float64())
-        if kinds == {"int"}:
-            return pa.array(values, pa.int64())
         if kinds <= {"int", "decimal"} and "decimal" in kinds:
             return _decimals(values)
-        known = {"bool": pa.bool_(), "date": pa.date32(), "instant": pa.timestamp("us", "UTC"), "time": pa.time64("us")}
-        if len(kinds) == 1 and (kind := next(iter(kinds))) in (*known, "moment"):
-            return pa.array(values, known.get(kind, pa.timestamp("us")))
     except (pa.ArrowException, OverflowError):
         pass  # A number beyond every numeric type is kept as text.
     return pa.array([None if value is None else plain(value) for value in values], STRING)
 
 
 def _decimals(values: Sequence[Any]) -> pa.Array:
-    """Exact decimals of one scale, the largest that a value has."""
+    """Decimals, all with as many digits behind the point as the longest of them has."""
     numbers = [None if value is None else decimal.Decimal(value) for value in values]
     scale = max((max(0, -int(number.as_tuple().exponent)) for number in numbers if number is not None), default=0)
     return pa.array(numbers, pa.decimal128(38, scale))
 
 
-def _kind(value: Any) -> str:  # noqa: PLR0911 - a table of types
+def _kind(value: Any) -> ValueKind:  # noqa: PLR0911 - a table of types
+    """The kind of a value that is not NULL."""
     if isinstance(value, bool):
         return "bool"
     if isinstance(value, int):
@@ -73,7 +94,10 @@ def _kind(value: Any) -> str:  # noqa: PLR0911 - a table of types
 
 
 def is_set(flag: Any) -> bool:
-    """Whether the value of a flag says that its row is deleted: it is not NULL, 0, false or empty."""
+    """Whether a flag, such as the column that marks deleted rows, is set.
+
+    NULL, 0, false and an empty value are not; nor are the texts false, f, no and n in any case.
+    """
     return flag is not None and plain(flag).strip().casefold() not in ("", "0", "false", "f", "no", "n")
 
 

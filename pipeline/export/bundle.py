@@ -1,12 +1,13 @@
 """A trained ranker or encoder as a bundle: all that the service needs to run it, without PyTorch.
 
 bundle.json        role, digest, templates, thresholds, inputs and output, what each precision costs, which is chosen
-tokenizer.json     neither cuts nor pads
-model.fp32.onnx    the reference, held against PyTorch
-model.fp16.onnx    for CUDA; normalisation, softmax and head in fp32
-model.int8.onnx    for CPUs, one input at a time
-model.w8.onnx      between fp32 and int8 in speed and loss; no score depends on its batch
-golden.json        inputs with their outputs in PyTorch and in each precision, checked at every load
+tokenizer.json     the tokenizer, set neither to truncate nor to pad
+model.fp32.onnx    the reference, whose outputs are compared with PyTorch's
+model.fp16.onnx    half precision, for CUDA; normalisation, softmax and head stay in fp32
+model.int8.onnx    8-bit weights and activations, for CPUs; it runs one input at a time, because its activations are
+                   scaled by the largest of the whole run
+model.w8.onnx      8-bit weights in blocks: slower than int8 and nearer to fp32; other inputs of a run change no score
+golden.json        inputs with their outputs in PyTorch and in each precision, compared whenever a model is loaded
 """
 
 import hashlib
@@ -43,6 +44,8 @@ STAGE = Stage(
     inputs={"model": ("ranker", "teacher", "encoder"), "data": "data", "pairs": "pairs"},
     section="export",
 )
+"""The stage that exports a model which was trained here, and judges its precisions by nDCG."""
+
 UNJUDGED = Stage(
     "bundle",
     version=1,
@@ -50,7 +53,10 @@ UNJUDGED = Stage(
     section="export",
     title="unjudged bundle",
 )
+"""The stage that exports a ready-made model, for which there are no judged queries."""
+
 FORMAT = 1
+"""Version of the layout of `bundle.json`; the service reads only this one, see `serving.runtime.bundle.FORMAT`."""
 
 log = logging.getLogger(__name__)
 
@@ -61,11 +67,15 @@ class ExportSource:
 
     model: CrossEncoder | BiEncoder
     shape: GraphShape | TracedModel
+    """The layout of the graph that this project writes itself, or the model to trace where it cannot."""
     weights: Mapping[str, Floats]
+    """Name of each parameter → its values."""
     tokenizer: Tokenizer
     templates: Templates
     thresholds: Sequence[float]
+    """A ranker's thresholds between grades; empty for an encoder."""
     dimensions: int
+    """Width of an encoder's vectors; 1 for a ranker, whose output is a score."""
     widths: Sequence[int] = ()
     """Widths at which an encoder's vectors may be cut off and scaled to unit length, the widest first."""
 
@@ -78,7 +88,7 @@ class ExportSource:
         """The model in the folder of a ranker, teacher or encoder artifact.
 
         Raises:
-            ConfigError: no graph is known for its kind; see `GraphShape.of`.
+            ConfigError: no ONNX graph can be written for this kind of model.
             ArtifactError, MissingError: the folder holds no readable model.
         """
         if (folder / "model" / sentence_transformers_format.DENSE).is_file():
@@ -108,7 +118,12 @@ class ExportSource:
         )
 
     def graph(self, kind: Precision, keep: Sequence[str] = ()) -> onnx.ModelProto:
-        """The ONNX graph; see `graph.ranker`, `graph.encoder` and `traced`."""
+        """The model as an ONNX graph.
+
+        Args:
+            kind: the precision of its numbers.
+            keep: parts that stay in fp32 in an int8 or w8 graph, such as `layer.0`.
+        """
         if isinstance(self.shape, TracedModel):
             return self.shape.graph(kind, keep)
         if isinstance(self.model, CrossEncoder):
@@ -161,7 +176,7 @@ def make(workspace: Path, config: ExportConfig, *, model: Artifact, data: Artifa
 
     Args:
         model: an artifact of `training.ranker`, `training.teacher` or `training.encoder`.
-        data, pairs: artifacts with the valid queries on which the precisions are judged.
+        data, pairs: artifacts with the queries of the valid split, on which the precisions are judged.
 
     Raises:
         ArtifactError: ONNX gives other scores than PyTorch.
@@ -188,7 +203,8 @@ def make_unjudged(
 
     Args:
         model: an artifact of `models.import_stage`.
-        documents: texts that the precisions are compared on; a few sentences of our own in several languages without.
+        documents: an artifact with the texts that the precisions are compared on; without it they are a few sentences
+            in several languages, `sample.SENTENCES`.
 
     Raises:
         ArtifactError: ONNX gives other scores than PyTorch.
@@ -213,7 +229,17 @@ def _write_bundle(
     """Writes the files of a bundle.
 
     Args:
-        taken: inputs that the precisions are measured on.
+        folder: the folder to write to.
+        config: the precisions, and the bounds on their losses.
+        source: the model to export.
+        model: the artifact that it was loaded from.
+        taken: the inputs that the precisions are measured on.
+
+    Returns:
+        The fields of `bundle.json` that the artifact's manifest repeats, and the size of the sample.
+
+    Raises:
+        ArtifactError: ONNX gives other scores than PyTorch.
     """
     golden = taken.spread(config.golden)
     golden_inputs = [taken.inputs[index] for index in golden]
@@ -222,46 +248,54 @@ def _write_bundle(
     by_torch = parity.outputs(source.torch_output, golden_inputs)
     by_onnx = parity.outputs(parity.runner(path), golden_inputs)
     largest = parity.check(golden_inputs, by_torch, by_onnx, config.parity)
-
-    threads = os.cpu_count() or 1
-    fp32 = precision.measure(path, taken, None, threads)
-    measured = {"fp32": fp32}
-    against = precision.PrecisionBaseline(
-        build=source.graph, folder=folder, fp32=fp32, sample=taken, config=config, threads=threads
-    )
-    measured |= precision.lower(against, source.shape.parts)
-    chosen = precision.choose(measured, config)
-    kept = {name: item.fp32_parts for name, item in measured.items()}
+    measured = _measured(folder, config, source, taken)
 
     source.tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
     outputs = {"torch": by_torch} | {name: item.outputs[golden] for name, item in measured.items()}
     _write(folder / "golden.json", parity.golden(golden_inputs, outputs))
-    templates = {name: template.to_dict() for name, template in source.templates.items()}
+    bundle = _description(source, measured) | {
+        "chosen": precision.choose(measured, config),
+        "parity": largest,
+        "source": model.fingerprint,
+    }
+    _write(folder / "bundle.json", bundle)
+    log.debug("%s: parity %.1e", source.role, largest)
+    log.info("%s", _precision_line(source.role, bundle["chosen"]["cpu"], measured))
+    keys = ("role", "digest", "dimensions", "precisions", "chosen", "parity")
+    return {key: bundle[key] for key in keys} | {"sample_lists": len(taken.lists), "sample_inputs": len(taken.inputs)}
+
+
+def _measured(
+    folder: Path, config: ExportConfig, source: ExportSource, taken: Sample
+) -> Mapping[str, precision.Measured]:
+    """Measures fp32, whose file is there already, and writes and measures the lower precisions; precision → figures."""
+    threads = os.cpu_count() or 1
+    fp32 = precision.measure(folder / "model.fp32.onnx", taken, None, threads)
+    against = precision.PrecisionBaseline(
+        build=source.graph, folder=folder, fp32=fp32, sample=taken, config=config, threads=threads
+    )
+    return {"fp32": fp32} | precision.lower(against, source.shape.parts)
+
+
+def _description(source: ExportSource, measured: Mapping[str, precision.Measured]) -> dict[str, Any]:
+    """The fields of `bundle.json` on the model and on what each precision costs."""
     names = {"pair": "template", "query": "query_template", "document": "document_template"}
-    bundle = {
+    return {
         "format": FORMAT,
         "role": source.role,
-        "digest": source.digest(kept),
-        **{names[name]: fields for name, fields in templates.items()},
+        "digest": source.digest({name: item.fp32_parts for name, item in measured.items()}),
+        **{names[name]: template.to_dict() for name, template in source.templates.items()},
         "thresholds": list(source.thresholds),
         "dimensions": source.dimensions,
         "widths": list(source.widths),
         "inputs": source.shape.inputs,
         "output": "score" if source.role == "ranker" else "embedding",
         "precisions": {name: item.to_dict() for name, item in measured.items()},
-        "chosen": chosen,
-        "parity": largest,
-        "source": model.fingerprint,
     }
-    _write(folder / "bundle.json", bundle)
-    log.debug("%s: parity %.1e", source.role, largest)
-    log.info("%s", _precision_line(source.role, chosen["cpu"], measured))
-    keys = ("role", "digest", "dimensions", "precisions", "chosen", "parity")
-    return {key: bundle[key] for key in keys} | {"sample_lists": len(taken.lists), "sample_inputs": len(taken.inputs)}
 
 
 def _precision_line(role: str, chosen: str, measured: Mapping[str, precision.Measured]) -> str:
-    """A sentence on the precision that CPUs are served in, beside fp32."""
+    """A sentence for the log on the precision that is chosen for CPUs, compared with fp32."""
 
     def figures(item: precision.Measured) -> str:
         known = "" if item.ndcg is None else f", nDCG {item.ndcg:.4f}"
@@ -282,7 +316,7 @@ def _array(value: torch.Tensor) -> Floats:
 
 
 def check_exportable(model: CrossEncoder | BiEncoder) -> None:
-    """Raises ConfigError for a model of which no ONNX graph can be written."""
+    """Raises `ConfigError` for a model of which no ONNX graph can be written."""
     config = model.model.config
     if family_of(config).has_graph:
         GraphShape.of(config)
@@ -296,7 +330,7 @@ def _shape(model: CrossEncoder | BiEncoder) -> GraphShape | TracedModel:
 
 
 def _body(model: Any) -> dict[str, Floats]:
-    """The body's parameters, by BERT's names where `graph` writes the model."""
+    """The body's parameters by BERT's names where this project writes the graph; else the whole model's by its own."""
     prefix = f"{model.base_model_prefix}."
     values = {name.removeprefix(prefix): _array(value) for name, value in model.state_dict().items()}
     family = family_of(model.config)
@@ -306,7 +340,7 @@ def _body(model: Any) -> dict[str, Floats]:
 def _score_head(model: Any) -> dict[str, Floats]:
     """The weights of the two layers that turn the first token's state into the score."""
     if not family_of(model.config).has_graph:
-        return {}  # Among the body's.
+        return {}  # They are among those that `_body` returns.
     values = model.state_dict()
     dense, out = graph_shape.graph_family(model.config).head_weights(model.base_model_prefix)
     return {

@@ -1,4 +1,7 @@
-"""A cross-encoder's scores and states of many pairs, part by part: on any engine, and kept until all are there.
+"""Scores many pairs with a cross-encoder, part by part, so that a killed run goes on where it ended.
+
+The parts may be computed on other machines. Besides its score, each pair can give states: the hidden states of its
+first token after some layers, which a student learns from.
 
 pairs ─► parts ─► those stored by an earlier run ───────────────────────────┐
               └─► the others ─► ComputeEngine.map(PartScorer) ─► stored ────┴─► scores, states.npy
@@ -30,7 +33,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class StateFile:
-    """The states of all pairs in one file of the checkpoint folder, filled part by part.
+    """The first-token states of all pairs in one file of the checkpoint folder, filled part by part.
 
     A part's record holds the sha256 of its states, so states that did not reach the disk are noticed. The finished file
     is linked into the artifact, not copied: it may be tens of gigabytes.
@@ -42,10 +45,17 @@ class StateFile:
 
     @classmethod
     def opened(cls, folder: Path, shape: tuple[int, ...]) -> "StateFile":
-        """The file of an earlier run, or a new one whose blocks are reserved: a full disk is an error here.
+        """The file of an earlier run, or a new one.
+
+        A new file has its room on the disk reserved, so that a full disk is an error before anything is computed.
+
+        Args:
+            folder: the checkpoint folder.
+            shape: (pairs, layers, width); a file of another shape is replaced.
 
         Raises:
             ArtifactError: there is a file, and it cannot be read now.
+            OSError: the disk has no room.
         """
         path = folder / "states.npy"
         folder.mkdir(parents=True, exist_ok=True)
@@ -64,7 +74,7 @@ class StateFile:
         return cls(path, states)
 
     def write(self, rows: Ints, states: NDArray[np.float16]) -> None:
-        """Stores states, (rows, layers, width), on the disk."""
+        """Writes the states, (rows, layers, width), of these rows to the disk."""
         self.states[rows] = states
         self.states.flush()
 
@@ -80,10 +90,11 @@ class StateFile:
 
 @dataclass(frozen=True, slots=True)
 class ScoredPart:
-    """Pairs that are scored together, with the texts that they name."""
+    """Pairs that are scored together, with their texts alone, so that a part can be sent to another machine."""
 
     pairs: Pairs
     label: str
+    """Text beside the progress bar."""
 
 
 class PartScorer:
@@ -101,13 +112,14 @@ class PartScorer:
         project: Tensor | None = None,
         loaded: CrossEncoder | None = None,
     ) -> None:
-        """A scorer.
+        """Remembers the model; it is loaded when it is first needed.
 
         Args:
             model: the cross-encoder's artifact.
-            layers: layers, from 1, whose first-token states are given too, as float16.
-            project: (layers, hidden, width) what the states are multiplied with; None keeps the full width.
-            loaded: the model, where it is loaded already.
+            layers: layers, from 1, whose first-token states are returned too, as float16; empty for scores alone.
+            project: (layers, hidden, width) matrices that make the states narrower, one for each layer; None keeps
+                their width.
+            loaded: the model of the artifact where this process has loaded it already.
         """
         self._pinned, self._layers, self._project, self._loaded = PinnedArtifact.of(model), layers, project, loaded
 
@@ -137,7 +149,7 @@ class PartScorer:
         return {"scores": scores, "states": ordered}
 
     def _stored(self, states: Tensor) -> NDArray[np.float16]:
-        """States (batch, layers, hidden) as they are stored."""
+        """Projects states, (batch, layers, hidden), and returns them in the form that is stored: float16 on the CPU."""
         if self._project is not None:
             states = torch.einsum("blh,lhw->blw", states, self._project.to(states.device))
         return states.cpu().numpy().astype(np.float16)
@@ -145,11 +157,14 @@ class PartScorer:
 
 @dataclass(frozen=True, slots=True)
 class ScoringRun:
-    """The folder that keeps the finished parts of a scoring, the words that name it in the log, and where it runs."""
+    """The place where pairs are scored, and the folder that keeps what is finished."""
 
     checkpoint: Path
+    """Folder of the finished parts."""
     label: str
+    """Name of the run, for the log and the progress bar."""
     engine: ComputeEngine
+    """The processes or machines that compute."""
 
 
 def score_in_parts(
@@ -160,11 +175,15 @@ def score_in_parts(
     A part is a run of the batches that scoring all pairs at once would make, so the scores are the same, bit by bit.
 
     Args:
-        scorer: gives states too if, and only if, there is a file for them.
+        scorer: the scorer of a part; it must return states where `states` is given.
         table: the pairs.
-        run: where parts are kept and computed.
-        states: the file that takes the states.
-        name: beginning of the names of the parts; each table of a run has its own.
+        run: the folder that keeps parts, and the engine that computes them.
+        states: the file that takes the states; None for scores alone.
+        name: beginning of the names of the parts; two tables of one run need two names.
+
+    Raises:
+        ArtifactError: a stored part cannot be read, though its content may be whole.
+        TrainingError: a score is not a finite number, or memory runs out.
     """
     scores = np.zeros(len(table), dtype=np.float32)
     parts = scoring.shards(pair_tokens.pair_lengths(table, scorer.model.template), shards.SHARD)

@@ -111,7 +111,7 @@ def pairs(
             "labelled": len(table),
             "augmented": len(copies),
             "unchanged": int(same.sum()),
-            "masked_lm": replacer.guesses,
+            "masked_lm": replacer.has_masked_head,
             **kinds,
         }
 

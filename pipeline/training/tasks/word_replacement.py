@@ -1,8 +1,8 @@
-"""Words that may stand in place of others: guesses of a masked language model, or neighbours of the embedding table.
+"""Finds words that may replace a word of a text: guesses of a masked language model, or neighbours in its embeddings.
 
-A base with a head for masked tokens guesses what may stand at a word of one token; all words that a text loses are
-masked at once. Words of several tokens, and all words where the base has no such head, get the whole words whose
-embeddings are nearest to the mean of theirs.
+A base model with a head for masked tokens guesses the replacements of words of one token; all words of a text that are
+to be replaced are masked at once. Words of several tokens, and all words where the base has no such head, get the words
+of one token whose embeddings are nearest to the mean of their own tokens' embeddings.
 
 Source: Jiao et al., TinyBERT, Findings of EMNLP 2020, arXiv:1909.10351, algorithm 1, which masks one word at a time
 and takes neighbours from GloVe.
@@ -30,10 +30,10 @@ CANDIDATES = 15
 """Maximum number of alternatives of a word; K in the paper."""
 
 BATCH_TOKENS, BATCH_WORDS = 4096, 512
-"""Padded tokens of one batch of masked texts, and number of words whose neighbours are found at once."""
+"""Padded tokens of one batch of masked texts, and number of words whose neighbours are searched for at once."""
 
 Choice = Sequence[int]
-"""Numbers of the words of a text that are to be replaced."""
+"""Indices of the words of a text that are to be replaced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Words:
         return len(self.spans)
 
     def is_word(self, number: int) -> bool:
-        """Whether item `number` has a letter or digit; punctuation has none."""
+        """Whether the word with this index has a letter or digit; punctuation, which is split off too, has none."""
         return any(letter.isalnum() for letter in self.text[slice(*self.spans[number])])
 
     def with_words(self, words: Sequence[str | None]) -> str:
@@ -63,7 +63,7 @@ class Words:
         return "".join(parts).strip()
 
     def part(self, begin: int, count: int) -> str:
-        """The characters of `count` words in a row."""
+        """The part of the text from word `begin` on that holds `count` words."""
         return self.text[self.spans[begin][0] : self.spans[begin + count - 1][1]]
 
 
@@ -76,7 +76,9 @@ def split(tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int) -> list[W
         for _, group in groupby(tokens, key=lambda token: token[0]):
             parts = list(group)
             start, stop = parts[0][1][0], parts[-1][1][1]
-            start += len(text[start:stop]) - len(text[start:stop].lstrip())  # Some tokenizers join the space before.
+            start += len(text[start:stop]) - len(
+                text[start:stop].lstrip()
+            )  # It may begin with the space before the word.
             if start < stop:
                 spans.append((start, stop))
                 ids.append(tuple(token for _, _, token in parts))
@@ -85,7 +87,7 @@ def split(tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int) -> list[W
 
 
 class WordReplacer:
-    """A base model that says which words may take the place of another."""
+    """A base model that lists, for a word of a text, the words that may replace it."""
 
     def __init__(self, base: Path) -> None:
         """Loads the base model, with its head for masked tokens where it has one.
@@ -116,19 +118,19 @@ class WordReplacer:
         return template.max_tokens - len(template.before) - len(template.after)
 
     @property
-    def guesses(self) -> bool:
+    def has_masked_head(self) -> bool:
         """Whether the base has a head for masked tokens."""
         return self._masked is not None
 
     def alternatives(self, texts: Sequence[Words], choices: Sequence[Choice]) -> list[list[list[str]]]:
-        """The words that may stand in place of the chosen ones, the likeliest first.
+        """The words that may replace the chosen ones, the likeliest first.
 
         Args:
-            texts: texts of at most as many tokens as the base has positions.
-            choices: the words to be replaced in each text.
+            texts: texts of at most `room` tokens.
+            choices: the words to be replaced, for each text.
 
         Returns:
-            A list for each text and each of its chosen words, of at most `CANDIDATES`.
+            For each text, and each of its chosen words in the order of `choices`, at most `CANDIDATES` words.
         """
         known: list[dict[int, list[str]]] = [{} for _ in texts]
         if self._masked is not None:
@@ -157,14 +159,19 @@ class WordReplacer:
             self._neighbours |= {ids: self._listed(row, ids) for ids, row in zip(some, best.tolist(), strict=True)}
 
     def _listed(self, rows: Sequence[int], without: tuple[int, ...]) -> list[str]:
-        """The words in these rows of the vocabulary, without the word itself."""
+        """Lists the whole words in these rows, leaving out the word to be replaced; `CANDIDATES` at most.
+
+        Args:
+            rows: rows of the list of whole words, the best first.
+            without: tokens of the word to be replaced.
+        """
         own = without[0] if len(without) == 1 else -1
         return [self._words[row] for row in rows if int(self._word_ids[row]) != own][:CANDIDATES]
 
     def _guessed(
         self, model: MaskedModel, texts: Sequence[Words], choices: Sequence[Choice]
     ) -> Iterator[tuple[int, int, list[str]]]:
-        """(number of the text, number of the word, its alternatives) for each chosen word of one token."""
+        """(index of the text, index of the word, its alternatives) for each chosen word of one token."""
         template = self._template
         mask = self._hub_tokenizer.mask_token_id
         inputs, masked = [], []
@@ -197,7 +204,7 @@ def _masked_model(base: Path, tokenizer: Any) -> MaskedModel | None:
     known = base_models.model_type(base) in MODEL_FOR_MASKED_LM_MAPPING_NAMES
     if tokenizer.mask_token_id is None or not known:
         return None
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]):  # Weights that the file lacks are drawn; the caller's seed must not move.
         model, missing = base_models.load_whole(AutoModelForMaskedLM, base, attn_implementation=tokenizers.attention())
     if missing:
         return None
@@ -205,13 +212,19 @@ def _masked_model(base: Path, tokenizer: Any) -> MaskedModel | None:
 
 
 def _body(base: Path) -> Any:
+    """The base without a head."""
     with torch.random.fork_rng(devices=[]):
         model, _ = base_models.load_whole(AutoModel, base)
     return model.to(scoring.device())
 
 
 def _whole_words(tokenizer: Tokenizer, rows: int) -> Iterator[tuple[int, str]]:
-    """(id, word) of the tokens that are a word by themselves, as it stands behind another word."""
+    """(id, word) of each token that is a whole word, in the form that it has after another word.
+
+    Args:
+        tokenizer: the base's tokenizer.
+        rows: number of rows of the embedding table; tokens beyond it are left out.
+    """
     ids = sorted(number for number in tokenizer.get_vocab(with_added_tokens=False).values() if number < rows)
     words = [tokenizer.decode([number]).strip() for number in ids]
     before = tokenizer.encode("a", add_special_tokens=False).ids

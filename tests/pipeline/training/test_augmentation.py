@@ -132,7 +132,7 @@ def test_words_put_together_are_the_text(untrained: Any, kind: str) -> None:
 def test_neighbours_are_the_nearest_whole_words_of_the_table(untrained: Any) -> None:
     """Against numpy, over a vocabulary that is read here in another way."""
     replacer = WordReplacer(folder(untrained))
-    assert not replacer.guesses
+    assert not replacer.has_masked_head
     vocabulary = replacer.tokenizer.get_vocab(with_added_tokens=False)
     whole_words = {word: number for word, number in vocabulary.items() if word.isalnum() and not word.startswith("##")}
     model: Any = AutoModel.from_pretrained(folder(untrained))
@@ -166,7 +166,7 @@ def test_a_base_that_guesses_masked_tokens_is_asked_with_all_words_masked(
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     replacer = WordReplacer(tmp_path)
-    assert replacer.guesses
+    assert replacer.has_masked_head
     texts = word_replacement.split(replacer.tokenizer, list(originals(untrained).values())[:12], 40)
     choices = [list(range(0, len(words), 2)) for words in texts]
     checked = 0

@@ -1,4 +1,4 @@
-"""POST /candidates: what a shard has for a query; called by the service that asks all shards, not by people."""
+"""POST /candidates: the documents that one shard finds for a query, for the service that joins those of all shards."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -11,20 +11,20 @@ from serving.api.direct_route import DirectRoute
 from serving.api.json_io import request_schema
 from serving.api.request import RequestContext
 from serving.api.schemas import ERROR_ANSWERS, ClientShape, RequestBody
-from serving.api.search import Filters, Value, check_length
+from serving.api.search import Filters, Value, check_query_length
 from serving.errors import BodyTooLargeError
 from serving.scoring import shard_candidates
 from serving.scoring.shard_answer import CandidatesAnswer
 from serving.scoring.shard_candidates import ShardQuery
 
 MAX_DIMENSIONS = 16_384
-"""Numbers of one vector; the index's own width is checked later."""
+"""Maximum length of a request's vector, checked before it is read; the encoder's own width is checked later."""
 
 DEFAULT_DEPTH = 20
 """Documents that BM25 and the encoder each bring where the request names no number."""
 
 MAX_FEATURES = 200
-"""Scores of single fields that one request names; the shard has two for each field at most."""
+"""Maximum number of features that one request names; a field has two, BM25 and cosine."""
 
 router = APIRouter(responses=ERROR_ANSWERS, route_class=DirectRoute)
 
@@ -32,10 +32,11 @@ OWN_CANDIDATES = ClientShape(
     client="search-relevance",
     honoured=frozenset({"query", "depth", "vector", "filters", "terms", "matches", "features", "collection"}),
 )
+"""The fields that the joining service sends; no other client is expected."""
 
 
 class CandidatesRequest(RequestBody):
-    """A query to one shard, with the vector that the asking service has made of it."""
+    """A query to one shard, with the vector that the joining service has computed for it."""
 
     known_only: ClassVar[bool] = True
     shapes: ClassVar[tuple[ClientShape, ...]] = (OWN_CANDIDATES,)
@@ -49,7 +50,7 @@ class CandidatesRequest(RequestBody):
         max_length=MAX_DIMENSIONS,
         description="The encoder's vector of the query; without it BM25 alone searches.",
     )
-    filters: Filters | None = Field(None, description="Filters of /search.")
+    filters: Filters | None = Field(None, description="Field → values that its documents may have, as in /search.")
     terms: bool | None = Field(None, description="Give each matched term's part in BM25.")
     matches: bool | None = Field(None, description="Give the terms of the query that the index knows.")
     features: list[str] | None = Field(
@@ -58,8 +59,8 @@ class CandidatesRequest(RequestBody):
     collection: str | None = Field(
         None,
         max_length=64,
-        description="The collection of the asking release. A loaded release that holds a shard of it answers, such as "
-        "the one that was live before; the live one when not given.",
+        description="Fingerprint of the divided index that the joining service searches. A loaded release with a shard "
+        "of it answers, even where a newer one is live already; the live release when not given.",
     )
 
 
@@ -75,10 +76,13 @@ async def candidates(request: Request) -> Response:
     body = await context.read(CandidatesRequest)
     context.choose_collection(body.collection)
     settings, searcher = context.service.settings, context.searcher
-    check_length(body.query)
+    check_query_length(body.query)
     depth = body.depth or DEFAULT_DEPTH
     if depth > (limit := max(settings.max_results, settings.retrieve)):
-        raise BodyTooLargeError(f"depth is {depth}; at most {limit} are given (RELEVANCE_MAX_RESULTS)")
+        raise BodyTooLargeError(
+            f"depth is {depth}; a shard gives at most {limit} (the larger of its RELEVANCE_MAX_RESULTS and "
+            "RELEVANCE_RETRIEVE)"
+        )
     filters: Mapping[str, Sequence[Value]] = body.filters or {}
     shard_query = ShardQuery(
         query=body.query,

@@ -13,7 +13,14 @@ from serving.api import bulk, inputs
 from serving.api.direct_route import DirectRoute
 from serving.api.json_io import request_schema
 from serving.api.request import RequestContext
-from serving.api.schemas import ERROR_ANSWERS, ClientShape, RefusedField, RequestBody, check_length
+from serving.api.schemas import (
+    ERROR_ANSWERS,
+    OTHER_PRIORITY,
+    ClientShape,
+    RefusedField,
+    RequestBody,
+    check_length,
+)
 from serving.errors import InvalidRequestError
 from serving.runtime.items import Item
 from serving.scoring.reranker import Role, Vector
@@ -25,7 +32,10 @@ router = APIRouter(responses=ERROR_ANSWERS, route_class=DirectRoute)
 
 
 def _as_list(value: Any, info: ValidationInfo) -> Any:
-    """One text or one list of token ids as a list of one; one message in place of one for each type of the union."""
+    """The inputs as a list: one text, or one list of token ids, becomes a list of one.
+
+    Checked here rather than by pydantic, which would report each type that a wrong item is not.
+    """
     if isinstance(value, str) or (isinstance(value, list) and value and all(_is_id(item) for item in value)):
         return [value]
     if not isinstance(value, list) or not value:
@@ -39,10 +49,12 @@ def _as_list(value: Any, info: ValidationInfo) -> Any:
 
 
 def _is_id(value: Any) -> bool:
+    """Whether a JSON value is a token id: a whole number from 0; true and false are none."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 Inputs = Annotated[list[str | list[int]], BeforeValidator(_as_list)]
+"""Texts, or lists of token ids; a client may send one of them alone."""
 
 _USER = {"user": "requests are not told apart by their users"}
 _UNIT_LENGTH = RefusedField("the encoder's vectors have unit length, leave it out", accepted=(True,))
@@ -72,7 +84,7 @@ VLLM_EMBEDDINGS = ClientShape(
     honoured=frozenset({"input", "model", "encoding_format", "dimensions"}),
     ignored={
         **_USER,
-        "priority": "all requests of a service are equal; order is by deadline",
+        "priority": OTHER_PRIORITY,
         "request_id": "the header x-request-id names a request",
         "truncate_prompt_tokens": "the release fixes how much is read",
     },
@@ -133,15 +145,17 @@ class EmbedRequest(RequestBody):
 
 
 class Embedding(BaseModel):
-    """One vector."""
+    """The vector of one text."""
 
     object: Literal["embedding"]
     index: int
+    """Index of the text in the request."""
     embedding: list[float] | str
+    """Numbers, or base64 of them where the request asks for it."""
 
 
 class EmbeddingsAnswer(BaseModel):
-    """Vectors in the order of their texts."""
+    """Vectors in the order of their texts, in OpenAI's shape."""
 
     object: Literal["list"]
     data: list[Embedding]
@@ -208,7 +222,7 @@ async def embed(request: Request) -> Response:
 
 
 async def answer(context: RequestContext, body: EmbedRequest) -> Response:
-    """The vectors of a body that was read, as a bare list."""
+    """The answer to a parsed body: a list of vectors and nothing around it. Both /embed and / answer so."""
     context.counts(len(body.inputs))
     call = EmbedCall(
         context,
@@ -222,7 +236,10 @@ async def answer(context: RequestContext, body: EmbedRequest) -> Response:
 
 
 class EmbedCall:
-    """The work on one request for vectors, whatever its shape: checked when it is made, done in a worker thread."""
+    """One request for vectors, in whatever shape it came.
+
+    The constructor runs on the event loop and makes the quick checks; `vectors` does the work in a worker thread.
+    """
 
     def __init__(
         self,
@@ -234,14 +251,15 @@ class EmbedCall:
         dimensions: int | None,
         cut: bool,
     ) -> None:
-        """Checks what needs no work.
+        """Checks the width of the vectors, and puts a request for many texts behind the others.
 
         Args:
+            context: the request.
             given: the texts or token ids.
             field: the request's field that holds them, for messages.
             role: whether the encoder reads them as queries or as documents.
             dimensions: number of dimensions of the vectors; None for all.
-            cut: whether longer texts are cut; otherwise they are refused.
+            cut: whether a text that is longer than the encoder reads is cut; otherwise it is refused.
 
         Raises:
             InvalidRequestError: the encoder does not give vectors of these dimensions.
@@ -258,7 +276,14 @@ class EmbedCall:
             context.work_in_bulk()
 
     def vectors(self) -> tuple[list[Vector], int]:
-        """The vectors, and the number of tokens that the encoder read."""
+        """The vectors, and the number of tokens that the encoder read.
+
+        Raises:
+            InvalidRequestError: an empty text, ids of another tokenizer, or a long text that must not be cut.
+            InferenceError: the encoder raised.
+            DeadlineError: the deadline has passed.
+            ClientGoneError: the client has closed the connection.
+        """
         context, encoder, role, options = self._context, self._searcher.encoder, self._role, self._context.options
         texts = inputs.texts(encoder, self._given, role, self._field, options.deadline)
         if not self._cut:
@@ -269,13 +294,13 @@ class EmbedCall:
 
         context.advise(bulk.advice(encoder, texts, tokens_read, "texts"))
         fetched = self._searcher.embedder.vectors(texts, role, options)
-        tokens = tokens_read(texts)
+        tokens = tokens_read(texts)  # After the vectors, when the token ids are cached.
         context.spent(fetched.hits, fetched.misses, by="encoder")
         return [_first(vector, self._width) for vector in fetched.values], tokens
 
 
 def _first(vector: Vector, width: int) -> Vector:
-    """The first dimensions, of unit length again."""
+    """The first `width` dimensions, scaled to unit length again."""
     if width == len(vector):
         return vector
     first = vector[:width]
@@ -283,7 +308,7 @@ def _first(vector: Vector, width: int) -> Vector:
 
 
 def count_tokens(items: Sequence[Item]) -> int:
-    """Number of tokens that the model reads, special ones included; counted after scoring, when the ids are cached."""
+    """Number of tokens that the model reads, special ones included."""
     return sum(len(item.ids) for item in items)
 
 

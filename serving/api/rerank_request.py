@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 
 from pipeline import text
 from pipeline.passages import MAX_PASSAGES
-from serving.api.schemas import OTHER_MODEL, ClientShape, RefusedField, RequestBody, check_length, shown
+from serving.api.schemas import OTHER_MODEL, OTHER_PRIORITY, ClientShape, RefusedField, RequestBody, check_length, shown
 from serving.errors import InvalidRequestError
 from serving.scoring.document_scores import DocumentLimits
 
@@ -64,7 +64,7 @@ COHERE_RERANK = ClientShape(
     ),
     ignored={
         "model": OTHER_MODEL,
-        "priority": "all requests of a service are equal; order is by deadline",
+        "priority": OTHER_PRIORITY,
     },
 )
 JINA_RERANK = ClientShape(
@@ -90,7 +90,7 @@ VLLM_RERANK = ClientShape(
     ignored={
         "model": OTHER_MODEL,
         "user": "requests are not told apart by their users",
-        "priority": "all requests of a service are equal; order is by deadline",
+        "priority": OTHER_PRIORITY,
         "request_id": "the header x-request-id names a request",
         "truncate_prompt_tokens": "the release fixes how much is read",
     },

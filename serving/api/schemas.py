@@ -19,6 +19,9 @@ SHOWN_NAME = 40
 OTHER_MODEL = "any name is taken; the live release answers"
 """The reason why a client's `model` is ignored."""
 
+OTHER_PRIORITY = "requests are served by deadline, and those for very many vectors after the others"
+"""The reason why a client's `priority` is ignored."""
+
 
 @dataclass(frozen=True, slots=True)
 class RefusedField:

@@ -328,7 +328,7 @@ LINK_NAMES = (
 """The parameters of a search as a link."""
 
 
-def check_length(query: str) -> None:
+def check_query_length(query: str) -> None:
     """Raises BodyTooLargeError for a query of more than MAX_QUERY_CHARS."""
     if len(query) > MAX_QUERY_CHARS:
         raise BodyTooLargeError(f"query has {len(query)} characters; a search takes at most {MAX_QUERY_CHARS}")
@@ -341,7 +341,7 @@ async def _search(context: RequestContext, body: SearchRequest) -> Response:
     filters: Mapping[str, Sequence[Value]] = body.filters or {}
     if not query.strip():
         raise InvalidRequestError("query is empty; send what is searched for")
-    check_length(query)
+    check_query_length(query)
     if length > limit:
         raise InvalidRequestError(f"top_n is {length}; at most {limit} are given (RELEVANCE_MAX_RESULTS)")
 

@@ -1,11 +1,11 @@
 """The releases on trial beside the live one, in one small file that every process of a workspace reads.
 
-    canary    answers a share of the requests, and is withdrawn when it falls out of its bounds
-    shadow    gets copies of a share of the requests after their answers went out
+    canary    answers a share of the requests, and is withdrawn when it breaks one of its bounds
+    shadow    gets copies of a share of the requests, after they were answered
 
     <workspace>/releases/trials.json    replaced atomically, like the pointer to the live release
 
-Each trial has a number of its own, so who withdraws one cannot hit another that was begun meanwhile.
+Each trial has a number of its own, so that a process that ends one cannot end another that was begun meanwhile.
 """
 
 import json
@@ -20,36 +20,42 @@ from pipeline import disk, locks
 from pipeline.errors import ArtifactError, ConfigError
 
 Kind = Literal["canary", "shadow"]
+"""Kind of a trial; also the field of `Trials` that holds it."""
+
 Stamp = tuple[int, int, int]
+"""Time of change, inode and size of a file: another one whenever the file is replaced."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Bounds:
-    """When a canary is withdrawn; each process counts its own requests.
+    """The bounds of a canary, which is withdrawn when it breaks one of them; each process counts its own requests.
 
-    It is withdrawn too when a run of its model does not come back, see `ActiveTrials.end_stalled`.
+    A pair is the question of one request, put by the service itself to both the canary and the live release, after the
+    request was answered and past the caches. A canary is withdrawn too when a run of its model does not come back, see
+    `ActiveTrials.end_stalled`.
     """
 
     min_requests: int = 100
-    """Requests, or questions put to both releases, before rates of errors count. Errors that would be too many even
-    then count at once."""
+    """Number of requests, or of pairs, on which a rate of errors is taken at least. With fewer, a canary is withdrawn
+    only for more errors than are allowed on this number."""
     max_errors: float = 0.01
-    """Share of canary requests on which its model may fail where the live one does not, beyond the share of live
-    requests with which it is the other way round; and, of the questions put to both, the share to which the canary
-    alone may have no answer, or none within `Settings.deadline_s`."""
+    """Largest share of the canary's requests on which its model alone failed, less the share of the live release's
+    requests on which the live model alone failed. Also the largest share of pairs that the canary alone did not answer
+    within `Settings.deadline_s`, less the share that the live release alone did not."""
     max_latency: float = 1.5
-    """Median of the canary's seconds over the live release's, on questions put to both past the caches."""
+    """Largest median, over the pairs that both answered, of the canary's seconds divided by the live release's."""
     compare: float = 0.2
-    """Share of canary requests whose question is put to both releases, afterwards and at batch class."""
+    """Share of the canary's requests that become pairs, besides late ones and searches for judged queries. Pairs run in
+    the batch class, behind live requests."""
     min_compared: int = 30
-    """Questions that both releases answered before overlap and latency count. Slow answers that would be too many even
-    then count at once."""
+    """Number of pairs that both answered before overlap counts, and on which the median of latency is taken at least.
+    With fewer, a canary is withdrawn only for more slow pairs than half of this number."""
     min_overlap: float = 0.5
-    """Mean share of the first results that both have."""
+    """Smallest mean share of the first results that both releases have in common."""
     min_judged: int = 20
-    """Different judged queries among the searches before nDCG counts; such a search is always compared."""
+    """Number of different judged queries among the pairs before nDCG counts."""
     max_ndcg_drop: float = 0.02
-    """Mean nDCG@10 that the canary may lose on them."""
+    """Largest loss of mean nDCG@10 on the judged queries, compared with the live release."""
 
     def __post_init__(self) -> None:
         for name in ("min_requests", "min_compared", "min_judged"):
@@ -67,13 +73,13 @@ class Trial:
     """A release that gets a share of the requests."""
 
     release: str
-    """Its fingerprint."""
+    """The release's fingerprint."""
     share: float
-    """Share of requests, from 0 to 1. At 0 a canary still answers those that ask for it."""
+    """Share of the requests that it gets, from 0 to 1. At 0 a canary still answers those that ask for it."""
     number: int = 0
-    """Number of this trial in its workspace; set when it begins."""
+    """Number of this trial among those of its workspace, from 1; 0 before it begins."""
     since: str = ""
-    """UTC; set when it begins."""
+    """Time of its beginning, in UTC; empty before it begins."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.share <= 1:
@@ -82,20 +88,21 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Canary(Trial):
-    """A release that answers a share of the requests."""
+    """A release that answers its share of the requests while it stays within its bounds."""
 
     bounds: Bounds
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Withdrawal:
-    """A trial that ended otherwise than by promotion."""
+    """The end of a trial whose release did not become the live one."""
 
     kind: Kind
     release: str
+    """The release's fingerprint."""
     reason: str
     when: str
-    """UTC."""
+    """Time of the end, in UTC."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,10 +114,11 @@ class Trials:
     canary: Canary | None = None
     shadow: Trial | None = None
     withdrawn: Withdrawal | None = None
-    """The last one that was."""
+    """The trial that was withdrawn last; None before the first."""
 
     @classmethod
     def from_json(cls, text: str) -> "Trials":
+        """The trials in the content of `trials.json`; `TrialFile.read` turns the errors of a damaged one into one."""
         fields: dict[str, Any] = json.loads(text)
         canary, shadow, withdrawn = (fields.get(name) for name in ("canary", "shadow", "withdrawn"))
         return cls(
@@ -128,7 +136,7 @@ class TrialFile:
         self.path = workspace / "releases" / "trials.json"
 
     def stamp(self) -> Stamp | None:
-        """Changes whenever the file is replaced; None where there is none."""
+        """The file's stamp, by which a process sees that the trials changed; None where there is no file."""
         return stamp(self.path)
 
     def read(self) -> Trials:
@@ -148,7 +156,7 @@ class TrialFile:
             ) from error
 
     def begin(self, kind: Kind, trial: Trial) -> Trials:
-        """Puts a release on trial, in place of another of the same kind.
+        """Puts a release on trial, in place of another of the same kind; returns the trials after it.
 
         Raises:
             ArtifactError: the file could not be read, or written.
@@ -161,10 +169,12 @@ class TrialFile:
         return self._change(edit)
 
     def end(self, kind: Kind, number: int, reason: str | None) -> Trials:
-        """Takes back the trial with this number; nothing if another one runs.
+        """Ends the trial with this number, and changes nothing where another one runs; returns the trials after it.
 
         Args:
-            reason: kept for all to see; None after a promotion.
+            kind: canary or shadow.
+            number: number of the trial.
+            reason: why it is withdrawn, kept in the file; None where its release became the live one.
 
         Raises:
             ArtifactError: the file could not be read, or written.
@@ -182,6 +192,7 @@ class TrialFile:
         return self._change(edit)
 
     def _change(self, edit: Callable[[Trials], Trials]) -> Trials:
+        """Replaces the trials in the file by what `edit` makes of them, while no other process can write it."""
         try:
             with locks.locked(self.path):
                 seen = self.read()
@@ -195,7 +206,7 @@ class TrialFile:
 
 
 def stamp(path: Path) -> Stamp | None:
-    """Changes whenever a file is replaced; one stat, no reading. None where there is none."""
+    """The stamp of a file, which costs one call of `stat` and reads nothing; None where there is no file."""
     try:
         stat = path.stat()
     except OSError:
@@ -204,4 +215,5 @@ def stamp(path: Path) -> Stamp | None:
 
 
 def now() -> str:
+    """The present time in UTC, in ISO 8601 to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")

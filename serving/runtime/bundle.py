@@ -10,6 +10,7 @@ from pipeline.errors import ArtifactError
 from pipeline.tokens import PairTemplate, TextTemplate
 
 FORMAT = 1
+"""Version of the layout of `bundle.json` that this program reads; `pipeline.export.bundle.FORMAT` is what it writes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,17 +19,23 @@ class Bundle:
 
     role: Literal["ranker", "encoder"]
     digest: str
+    """32 hex digits that change with anything that an output depends on, except the chosen precision."""
     templates: Mapping[str, PairTemplate | TextTemplate]
-    """pair for a ranker; query and document for an encoder."""
+    """Kind of input → its special tokens and maximum length: pair for a ranker; query and document for an encoder."""
     thresholds: tuple[float, ...]
     """Thresholds of a ranker's grades: P(grade ≥ k) = sigmoid(score - thresholds[k - 1])."""
     dimensions: int
+    """Width of an encoder's vectors; 1 for a ranker."""
     widths: tuple[int, ...]
-    """Numbers of first dimensions at which an encoder's vector may be cut off, the full width included."""
+    """Widths at which an encoder's vector may be cut off, ascending, the full one included; 1 alone for a ranker."""
     inputs: tuple[str, ...]
+    """Names of the ONNX graph's inputs, such as input_ids."""
     output: str
+    """Name of the ONNX graph's output."""
     precisions: Mapping[str, Mapping[str, Any]]
+    """Precision → its file, and its size, quality and speed as measured at the export."""
     chosen: Mapping[str, str]
+    """Device, cpu or cuda → the precision that the export chose for it."""
 
     @classmethod
     def of(cls, artifact: Artifact) -> "Bundle":
@@ -64,8 +71,9 @@ class Bundle:
 
 
 def _widths(fields: Mapping[str, Any]) -> tuple[int, ...]:
+    """The widths in the fields of `bundle.json`, and the full one; raises ValueError where one is out of range."""
     full_width = fields.get("dimensions") or 1
     widths = tuple(sorted({*(int(width) for width in fields.get("widths") or ()), full_width}))
     if widths[0] < 1 or widths[-1] > full_width:
-        raise ValueError(f"widths {widths} of {full_width} dimensions")
+        raise ValueError(f"widths {widths} are not all between 1 and {full_width}, the dimensions")
     return widths

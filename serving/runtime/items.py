@@ -63,3 +63,8 @@ class ScoringModel(Protocol):
         Raises:
             Exception: the run failed as a whole.
         """
+
+
+def rounded_up(length: int, bucket: int) -> int:
+    """The length to which an input is padded: the next multiple of `bucket`."""
+    return -(-length // bucket) * bucket

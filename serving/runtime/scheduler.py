@@ -23,7 +23,7 @@ from typing import Any
 
 from serving.errors import InferenceError, NotReadyError
 from serving.runtime.deadline import Deadline, RunClock
-from serving.runtime.items import Item, Priority, ScoringModel
+from serving.runtime.items import Item, Priority, ScoringModel, rounded_up
 from serving.runtime.job import Job
 
 BATCH_SHARE = 16
@@ -280,10 +280,10 @@ class Scheduler:
         model, budget = first.model, first.model.run_tokens
         if not budget:
             return taken
-        width = _rounded(len(head.ids), model.bucket_tokens)
+        width = rounded_up(len(head.ids), model.bucket_tokens)
         fitting = []
         for number, (job, first_number) in enumerate(itertools.islice(self._waiting(first), GATHERED)):
-            length = _rounded(len(job.items[first_number].ids), model.bucket_tokens)
+            length = rounded_up(len(job.items[first_number].ids), model.bucket_tokens)
             if length <= width:
                 fitting.append((-length, number, job, first_number))
         fitting.sort(key=lambda entry: entry[:2])
@@ -317,7 +317,3 @@ def _outcomes(model: ScoringModel, items: Sequence[Item]) -> Iterator[tuple[int,
                 yield number, outcome
         return
     yield from enumerate(outputs)
-
-
-def _rounded(length: int, bucket: int) -> int:
-    return -(-length // bucket) * bucket

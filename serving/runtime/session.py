@@ -1,4 +1,4 @@
-"""ONNX Runtime's sessions, and the padded inputs of one run."""
+"""Opens ONNX Runtime's sessions, and pads the inputs of one run."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +8,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from pipeline.errors import ArtifactError, ConfigError
-from serving.runtime.items import Item
+from serving.runtime.items import Item, rounded_up
 from serving.runtime.processor import Device
 
 # ONNX Runtime's fused kernel is slower on a CPU than the two nodes it replaces: 170 against 207 pairs per CPU-second
@@ -17,8 +17,18 @@ SLOW_ON_CPU = ["SkipLayerNormFusion"]
 
 
 def padded(items: Sequence[Item], inputs: Sequence[str], bucket: int, longest: int) -> dict[str, NDArray[np.int64]]:
-    """The feeds of one padded batch, each (items, tokens); padding stands at the end and the mask is 0 there."""
-    width = min(_rounded(max(len(item.ids) for item in items), bucket), longest)
+    """The inputs of one run, padded to one length; padding stands at the end, and the attention mask is 0 there.
+
+    Args:
+        items: the inputs, each at its own length.
+        inputs: names of the graph's inputs.
+        bucket: the common length is rounded up to a multiple of this.
+        longest: maximum length, which rounding does not exceed.
+
+    Returns:
+        Name of each of the graph's inputs → (items, tokens).
+    """
+    width = min(rounded_up(max(len(item.ids) for item in items), bucket), longest)
     feeds = {name: np.zeros((len(items), width), np.int64) for name in inputs}
     for row, item in enumerate(items):
         feeds["input_ids"][row, : len(item.ids)] = item.ids
@@ -28,12 +38,14 @@ def padded(items: Sequence[Item], inputs: Sequence[str], bucket: int, longest: i
     return feeds
 
 
-def _rounded(length: int, bucket: int) -> int:
-    return -(-length // bucket) * bucket
-
-
 def open_session(path: Path, device: Device) -> ort.InferenceSession:
-    """A session of an exported model on one thread, without batching and without memory plans.
+    """A session of an exported model that computes each run on the thread that calls it.
+
+    On a CPU there are as many such threads as cores, so more threads within a run would compete for the same cores.
+
+    Args:
+        path: the ONNX file.
+        device: cpu or cuda.
 
     Raises:
         ArtifactError: ONNX Runtime cannot load the file.
@@ -46,7 +58,7 @@ def open_session(path: Path, device: Device) -> ort.InferenceSession:
     options.enable_mem_pattern = False  # It keeps a plan for every length ever seen, and saves no time here.
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # Without TF32, whose products have ten bits; with memory asked for as needed.
+    # TF32 would round the factors of products to ten bits. The arena would else grow by doubling, not as needed.
     cuda = ("CUDAExecutionProvider", {"use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"})
     try:
         if device == "cuda":

@@ -1,4 +1,4 @@
-"""Checks that several sections of a recipe make of their values, and the declaration of documented and later fields."""
+"""Checks that several sections of a recipe share, and helpers that declare their fields."""
 
 import dataclasses
 import re
@@ -63,7 +63,8 @@ def check_fields(names: Sequence[str], *, vectors: bool) -> None:
         vectors: `index.field_vectors`; true needs at least one name.
 
     Raises:
-        ConfigError: a name is no identifier, a name stands there twice, or vectors are wanted without names.
+        ConfigError: a name has other characters than letters, digits and _, a name stands there twice, or vectors are
+            wanted without names.
     """
     for name in names:
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):

@@ -18,10 +18,10 @@ from serving.scoring.shard_answer import CandidatesAnswer
 from serving.scoring.shard_candidates import ShardQuery
 
 MAX_DIMENSIONS = 16_384
-"""Maximum length of a request's vector, checked before it is read; the encoder's own width is checked later."""
+"""Maximum length of a request's vector; that it has the encoder's own width is checked later."""
 
 DEFAULT_DEPTH = 20
-"""Documents that BM25 and the encoder each bring where the request names no number."""
+"""Number of documents that BM25 and the encoder each find where the request names none."""
 
 MAX_FEATURES = 200
 """Maximum number of features that one request names; a field has two, BM25 and cosine."""

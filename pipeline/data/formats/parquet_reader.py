@@ -74,10 +74,14 @@ def column_names(file: Path) -> list[str]:
 
 
 def first_values(file: Path) -> dict[str, str]:
-    """The names of a Parquet file's columns, each with its value in the first row; see `column_names`.
+    """The names of a Parquet file's columns, each with its value in the first row.
 
     A value that cannot be shown, such as text that is not UTF-8, is left empty. Little more than the first page of each
     column is read, however large the file is.
+
+    Raises:
+        MissingError: no such file.
+        SchemaError: not Parquet.
     """
     with _readable_errors(file), pq.ParquetFile(file, pre_buffer=False, buffer_size=SAMPLE_BYTES) as content:
         batch = next(content.iter_batches(batch_size=1), None)

@@ -76,9 +76,8 @@ def split(tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int) -> list[W
         for _, group in groupby(tokens, key=lambda token: token[0]):
             parts = list(group)
             start, stop = parts[0][1][0], parts[-1][1][1]
-            start += len(text[start:stop]) - len(
-                text[start:stop].lstrip()
-            )  # It may begin with the space before the word.
+            word = text[start:stop]
+            start += len(word) - len(word.lstrip())  # Some tokenizers count the space before a word as part of it.
             if start < stop:
                 spans.append((start, stop))
                 ids.append(tuple(token for _, _, token in parts))
@@ -113,7 +112,7 @@ class WordReplacer:
 
     @property
     def room(self) -> int:
-        """The most tokens of a text that the base can read."""
+        """Maximum number of tokens of a text that the base can read, special tokens not counted."""
         template = self._template
         return template.max_tokens - len(template.before) - len(template.after)
 

@@ -245,7 +245,7 @@ def render(report: DataReport) -> "RenderableType":
             odd.add_row(name, f"{notice.count:,}", Text("; ".join(notice.examples)))
         parts.append(odd)
     if report.faults:
-        wrong = table("cannot be used", "row", "reason")
+        wrong = table("cannot be used", "row, from 0", "reason")
         wrong.columns[2].justify = "left"
         for fault in report.faults[:SHOWN_FAULTS]:
             wrong.add_row(fault.table, "" if fault.row is None else str(fault.row), Text(fault.reason))

@@ -37,7 +37,8 @@ def _is_running(pid: int) -> bool:
 def test_work_in_a_process_of_its_own_ends_with_the_command(tmp_path: Path, number: signal.Signals) -> None:
     script, noted = tmp_path / "starter.py", tmp_path / "pid"
     script.write_text(STARTER.format(file=str(noted)))
-    command = subprocess.Popen([sys.executable, str(script)], stderr=subprocess.DEVNULL)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = subprocess.Popen([sys.executable, str(script)], env=environment, stderr=subprocess.DEVNULL)
     while not noted.exists():
         assert command.poll() is None
         time.sleep(0.05)

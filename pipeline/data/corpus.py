@@ -75,9 +75,10 @@ def make(
         log.info("corpus: %s", key_values({"documents": documents.num_rows, "dropped": dropped}))
         return {"documents": documents.num_rows, "dropped": dropped}
 
+    settings = {f"{number}:{item.name}": dict(item.settings) for number, item in enumerate(named) if item.settings}
     return STAGE.make(
         workspace,
-        config={"faulty_rows": faulty_rows, "sources": names},
+        config={"faulty_rows": faulty_rows, "sources": names} | ({"settings": settings} if settings else {}),
         inputs={f"{number}:{item.name}": item.digest for number, item in enumerate(named)},
         build=build,
     )

@@ -17,6 +17,7 @@ from pipeline.data import changes, sources
 from pipeline.data.changes import Changes, HeldDocuments, Watermark
 from pipeline.data.formats.text_files import STRING
 from pipeline.errors import ConfigError, SchemaError
+from pipeline.secrets import hide_passwords
 from pipeline.stage import Stage
 from pipeline.temporary import temporary_folder
 from pipeline.text import key_values
@@ -67,12 +68,17 @@ def make(
     is read, and the ids of the rows that changed.
 
     Args:
-        previous: an artifact of the same source; all rows are read where it is None or has no watermark.
+        previous: the documents that are brought up to date; all rows are read where it is None, has no watermark, or
+            was read from another table or by another query or map of columns.
 
     Raises:
         RelevanceError: see `changes.read`; nothing is kept of what was read.
         SchemaError: no documents are left.
     """
+    settings, table = sources.settings_of(source), hide_passwords(source.path)
+    if previous is not None and not _is_same(previous, table, settings):
+        log.info("%s: read from elsewhere or by another map than before, so all rows are read", table)
+        previous = None
     held = _held(previous)
     with temporary_folder(_folder(workspace) / "rows") as folder:
         change = changes.read(source, root, held, faulty_rows, folder)
@@ -91,13 +97,13 @@ def make(
                 raise SchemaError(f"{source.path}: there are no documents to index")
             counts = {"documents": total, "read": change.documents.rows, "changed": written, "gone": len(gone)}
             log.info("corpus: %s", key_values({**counts, "dropped": change.dropped}))
-            return {**counts, "dropped": change.dropped, "watermark": change.watermark.to_json()}
+            return {**counts, "dropped": change.dropped, "watermark": change.watermark.to_json(), "table": table}
 
         # A mark beside equal contents: else a table whose marks went back would find its old, higher one every time.
         basis = repr(change.watermark) if change.complete or previous is None else previous.fingerprint
         return STAGE.make(
             workspace,
-            config={"faulty_rows": faulty_rows},
+            config={"faulty_rows": faulty_rows} | ({"settings": settings} if settings else {}),
             # A digest of both, so that no release needs the documents of all that were before it.
             inputs={"content": _digest(basis, change, same, columns)},
             build=build,
@@ -108,6 +114,12 @@ def _folder(workspace: Path) -> Path:
     folder = workspace / "artifacts" / STAGE.kind
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def _is_same(previous: Artifact, table: str, settings: Mapping[str, Any]) -> bool:
+    """Whether an artifact was read from this table by these settings; one made before says nothing of its table."""
+    known = previous.metrics.get("table", table), previous.manifest.config.get("settings", {})
+    return known == (table, settings)
 
 
 def _held(previous: Artifact | None) -> HeldDocuments | None:

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from pipeline import recipe, schema
 from pipeline.artifacts import Artifact, Staging
-from pipeline.config import DataConfig, SourceConfig
+from pipeline.config import DataConfig
 from pipeline.data import sources, splits, validation
 from pipeline.data.formats import qrels_file, tables
 from pipeline.data.formats.text_files import STRING
@@ -61,7 +61,7 @@ def make(workspace: Path, config: DataConfig, purpose: Purpose = "training") -> 
     plain = recipe.to_dict(config) | {
         "root": "",
         "sources": [
-            {"name": item.name, "grades": list(source.grades)} | _mapping(source)
+            {"name": item.name, "grades": list(source.grades), **item.settings}
             for item, source in zip(named, config.sources, strict=True)
         ],
     }
@@ -74,14 +74,6 @@ def make(workspace: Path, config: DataConfig, purpose: Purpose = "training") -> 
         return _build(staging.folder, config, [item.read() for item in named], rules)
 
     return STAGE.make(workspace, config=plain, inputs=inputs, build=build)
-
-
-def _mapping(source: SourceConfig) -> dict[str, Any]:
-    """The keys of a source that say how a table is read; empty for a source of a known format."""
-    keys = ["columns", "labels", "grade_scale", "query"]
-    if "clicked" in source.columns:
-        keys.append("min_examined")
-    return {key: value for key in keys if (value := getattr(source, key))}
 
 
 def _build(folder: Path, config: DataConfig, read: Sequence[Source], purpose: Purpose) -> Mapping[str, Any]:

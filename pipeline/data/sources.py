@@ -52,6 +52,10 @@ class ReadSource:
     name: str
     format: str
     digest: str
+    """A hash of the content of its files or tables; it says nothing of how they are read."""
+    settings: Mapping[str, Any]
+    """The keys of the recipe's source that say how a table is read; empty for a source of a known format. The same
+    content read by other settings is other data, so a fingerprint needs both."""
     read: Callable[[], Source] = field(repr=False)
 
 
@@ -74,7 +78,19 @@ def find(config: SourceConfig, root: Path) -> ReadSource:
     form, source = registry.find(config, root)
     name = config.name or source.name
     digest = source.digest()
-    return ReadSource(name, form, digest, lambda: _read(name, form, digest, source, config))
+    return ReadSource(name, form, digest, settings_of(config), lambda: _read(name, form, digest, source, config))
+
+
+def settings_of(config: SourceConfig) -> dict[str, Any]:
+    """The keys of a source that say how a table is read and that it sets, as JSON has them."""
+    settings = {
+        "columns": dict(config.columns),
+        "labels": dict(config.labels),
+        "grade_scale": list(config.grade_scale),
+        "query": config.query,
+        "min_examined": config.min_examined if "clicked" in config.columns else 0,
+    }
+    return {key: value for key, value in settings.items() if value}
 
 
 def read(config: SourceConfig, root: Path) -> Source:

@@ -344,6 +344,19 @@ def test_a_change_of_columns_or_types_reads_all_rows(
     assert rows_of(follow(source, second))["a"]["brand"] == "ours"
 
 
+def test_another_map_or_table_reads_all_rows(shop: Shop, follow: Callable[..., Artifact]) -> None:
+    source = shop.source("none", columns={"doc_id": "doc_id", "text": "text"})
+    shop.put("a", "first")
+    first = follow(source)
+    shop.put("b", "second")
+    by_title = replace(source, columns={"doc_id": "doc_id", "text": "title"})
+    second = follow(by_title, first)
+    assert {name: row["text"] for name, row in rows_of(second).items()} == {"a": "title of a", "b": "title of b"}
+    shop.run("CREATE VIEW others AS SELECT doc_id, 'other' AS title, text, price, updated_at FROM articles")
+    other = replace(by_title, path=by_title.path.replace("table=articles", "table=others"))
+    assert {row["text"] for row in rows_of(follow(other, second)).values()} == {"other"}
+
+
 def test_a_table_that_was_emptied_is_an_error(shop: Shop, follow: Callable[..., Artifact]) -> None:
     source = shop.source("scan")
     shop.put("a")

@@ -35,6 +35,7 @@ def report(
     release: str = "live",
     baseline: str = "",
     clicks: bool = False,
+    rules: DataConfig | None = None,
     execute: runner.Execute = runner.directly,
 ) -> Artifact:
     """A report artifact on a release's models, over the queries that a source judges.
@@ -46,12 +47,14 @@ def report(
             retrieve.
         baseline: a release to compare with; BM25 and encoder together without it.
         clicks: counts judgments that were made from clicks too.
+        rules: the section `data` of the recipe that names the judgments, whose rules on unusable rows and on pairs of
+            several grades hold; None for those of the release, or the default ones.
 
     Raises:
         MissingError: no such source or release.
     """
     stages = runner.Runner(workspace, execute)
-    return _of_release(Releases(workspace), _several(judgments), split, release, baseline, stages, clicks=clicks)
+    return _of_release(Releases(workspace), _several(judgments), split, release, baseline, stages, rules, clicks=clicks)
 
 
 def report_on_run(
@@ -61,6 +64,7 @@ def report_on_run(
     run: RunFile,
     baseline: RunFile | str = "",
     clicks: bool = False,
+    rules: DataConfig | None = None,
     execute: runner.Execute = runner.directly,
 ) -> Artifact:
     """A report artifact on a run file, over all queries that a source judges.
@@ -72,6 +76,8 @@ def report_on_run(
         baseline: another run file, compared query by query, or a release, whose models rank the source's documents;
             the empty text for none.
         clicks: counts judgments that were made from clicks too.
+        rules: the section `data` of the recipe that names the judgments, whose rules on unusable rows and on pairs of
+            several grades hold; None for those of the release, or the default ones.
 
     Raises:
         MissingError: no such source, file or release.
@@ -79,7 +85,7 @@ def report_on_run(
     """
     stages = runner.Runner(workspace, execute)
     sources = tuple(_as_qrels(source) for source in _several(judgments))
-    return _of_run(Releases(workspace), sources, run, baseline, stages, clicks=clicks)
+    return _of_run(Releases(workspace), sources, run, baseline, stages, rules, clicks=clicks)
 
 
 def copy_files(report: Artifact, folder: Path) -> None:
@@ -139,6 +145,11 @@ def _with_documents(
     return (*(replace(source, name=read[0].name) for source in sources), own)
 
 
+def _by_rules(config: DataConfig, rules: DataConfig | None) -> DataConfig:
+    """The settings of a release's data, with the rules of another recipe on rows that are not as they should be."""
+    return config if rules is None else replace(config, faulty_rows=rules.faulty_rows, conflicts=rules.conflicts)
+
+
 def _judgments(sources: tuple[SourceConfig, ...], config: DataConfig, run: runner.Runner) -> Artifact:
     from pipeline.data import judgments
 
@@ -155,6 +166,7 @@ def _of_release(
     release: str,
     baseline: str,
     run: runner.Runner,
+    rules: DataConfig | None,
     *,
     clicks: bool,
 ) -> Artifact:
@@ -170,7 +182,8 @@ def _of_release(
         split = "all"
     elif split == "test":
         log.info("judged are the test queries alone, which the recipe keeps from training; --all judges all")
-    data = _judgments(sources, recipe.data if split == "test" else replace(recipe.data, splits="test"), run)
+    config = _by_rules(recipe.data if split == "test" else replace(recipe.data, splits="test"), rules)
+    data = _judgments(sources, config, run)
     evaluation = replace(recipe.evaluation, clicks=clicks or recipe.evaluation.clicks)
     judged, corpus = judging.judge_release(opened, recipe.index, recipe.candidates, run, data=data)
     live = None
@@ -206,6 +219,7 @@ def _of_run(
     run_file: RunFile,
     baseline: RunFile | str,
     run: runner.Runner,
+    rules: DataConfig | None,
     *,
     clicks: bool,
 ) -> Artifact:
@@ -215,7 +229,7 @@ def _of_run(
     config = replace(Recipe().evaluation, clicks=clicks)
     if isinstance(baseline, str) and baseline:
         sources = _with_documents(sources, registry, registry.open(baseline))
-    data = _judgments(sources, DataConfig(splits="test"), run)
+    data = _judgments(sources, _by_rules(DataConfig(splits="test"), rules), run)
     name, other, title = run_file.name, baseline, f"Run {run_file.path.name}"
     if isinstance(baseline, str) and baseline:
         opened = registry.open(baseline)

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from pipeline import recipe as recipes
-from pipeline.config import ComputeConfig, Recipe, SourceConfig
+from pipeline.config import ComputeConfig, DataConfig, Recipe, SourceConfig
 from pipeline.config_checks import check_path
 from pipeline.errors import ConfigError, SchemaError
 from pipeline.secrets import hide_passwords
@@ -158,6 +158,11 @@ def recipe_at(path: str, overrides: Sequence[str] = ()) -> Recipe:
     if overrides:
         raise ConfigError(f"{hide_passwords(path)}: is no recipe, and --set changes the values of one")
     return Recipe()
+
+
+def rules_of(path: str) -> DataConfig | None:
+    """The section `data` of the recipe at a path; None where the path is that of data."""
+    return recipes.load(Path(path)).data if is_recipe(path) else None
 
 
 def compute_of(paths: Sequence[str], overrides: Sequence[str] = ()) -> ComputeConfig:

@@ -22,7 +22,7 @@ def data_check(
 ) -> None:
     """Describes judged data and its invalid rows; exits 2 when a part of it cannot be used.
 
-    A recipe with data.faulty_rows = "drop" does without such rows, which are listed only.
+    Rows that a recipe drops (data.faulty_rows = "drop") or merges (data.conflicts = "max" or "mean") are listed only.
     """
     from flows import sources
     from pipeline.data import check
@@ -37,15 +37,24 @@ def data_check(
     if not as_json and (note := check.test_queries(reports, recipe.data, recipe.gate)):
         console().print(note)
     faults = sum(len(report.faults) for report in reports)
-    if faults and recipe.data.faulty_rows == "drop" and not any(report.advice for report in reports):
-        if not as_json:
-            rows = "1 row" if faults == 1 else f"{faults:,} rows"
-            console().print(f'{rows} would be dropped, as data.faulty_rows = "drop" says')
-    elif faults:
-        rows = "1 row cannot be used; it is listed above, mend or drop it"
-        if faults > 1:
-            rows = f"{faults:,} rows cannot be used; they are listed above, mend or drop them"
-        raise InputError(f"{path}: {rows}{check.hint(reports)}")
+    merged = sum(report.conflicts for report in reports) if recipe.data.conflicts != "error" else 0
+    dropped = recipe.data.faulty_rows == "drop" and not any(report.advice for report in reports)
+    if not as_json:
+        if merged:
+            console().print(f'{_rows(merged)} would be merged, as data.conflicts = "{recipe.data.conflicts}" says')
+        if dropped and faults > merged:
+            console().print(f'{_rows(faults - merged)} would be dropped, as data.faulty_rows = "drop" says')
+    if faults > merged and not dropped:
+        listed = (
+            "it is listed above, mend or drop it"
+            if faults - merged == 1
+            else "they are listed above, mend or drop them"
+        )
+        raise InputError(f"{path}: {_rows(faults - merged)} cannot be used; {listed}{check.hint(reports)}")
+
+
+def _rows(count: int) -> str:
+    return "1 row" if count == 1 else f"{count:,} rows"
 
 
 @app.command("convert")

@@ -61,15 +61,20 @@ def report(
     from pipeline.evaluation.runs import RunFile
 
     judged = [mapped(source, columns, labels) for source in sources.named(judgments, format)]
+    rules = sources.rules_of(judgments)
     if baseline_run and (baseline or not run):
         raise ConfigError("--baseline-run is compared with the file of --run, and takes the place of --baseline")
     workspace = existing(workspace) if baseline or not run else workspace
     if run:
         other = RunFile.parse(baseline_run) if baseline_run else baseline
-        artifact = flow.report_on_run(judged, workspace, run=RunFile.parse(run), baseline=other, clicks=clicks)
+        artifact = flow.report_on_run(
+            judged, workspace, run=RunFile.parse(run), baseline=other, clicks=clicks, rules=rules
+        )
     else:
         split: flow.Split = "all" if all_queries else "test"
-        artifact = flow.report(judged, workspace, split=split, release=release, baseline=baseline, clicks=clicks)
+        artifact = flow.report(
+            judged, workspace, split=split, release=release, baseline=baseline, clicks=clicks, rules=rules
+        )
     if out is not None:
         flow.copy_files(artifact, out)
     content = json.loads(artifact.file("report.json").read_text(encoding="utf-8"))

@@ -92,6 +92,8 @@ class DataReport:
     """Table → kind of fault → rows."""
     faults: tuple[InvalidRow, ...]
     """Rows that cannot be used, each with its reason."""
+    conflicts: int = 0
+    """Number of rows in `faults` that are there for another grade of their pair, which a recipe may merge."""
     advice: str = ""
     """Advice on mending the rows in `faults`; empty where their reasons say all."""
 
@@ -158,6 +160,7 @@ def describe(source: Source, path: str) -> DataReport:
         noticed=_notice(usable, rows),
         dropped=usable.counts(),
         faults=tuple(finding.fault for finding in usable.findings),
+        conflicts=len(conflicts),
         advice=source.advice,
     )
 

@@ -395,6 +395,22 @@ def test_a_table_of_own_columns_is_checked_and_judged(copied: Trained, tmp_path:
     assert "fused" in json.loads(judged.stdout)["systems"]
 
 
+def test_a_recipe_that_merges_grades_is_followed_by_check_and_report(copied: Trained, tmp_path: Path) -> None:
+    rows = [f"best {thing},red {thing},{grade}" for thing, grade in (("knife", 2), ("pan", 1), ("pan", 0))]
+    (tmp_path / "ratings.csv").write_text("\n".join(["query,title,grade", *rows]) + "\n", encoding="utf-8")
+    recipe = tmp_path / "own.toml"
+    columns = '{ query = "query", title = "title", grade = "grade" }'
+    source = f'[data]\nsources = [{{ path = "{tmp_path}/ratings.csv", columns = {columns} }}]\n'
+    for rule, code in (("error", 2), ("mean", 0)):
+        recipe.write_text(f'{source}conflicts = "{rule}"\n', encoding="utf-8")
+        checked = _run("data", "check", recipe)
+        judged = _run("report", "--judgments", recipe, "--workspace", copied.workspace, "--all", "--json")
+        assert (checked.returncode, judged.returncode) == (code, code), checked.stderr + judged.stderr
+        assert ("has grade 0 here and 1 before" in judged.stderr) == (rule == "error")
+    assert '1 row would be merged, as data.conflicts = "mean" says' in checked.stdout
+    assert "fused" in json.loads(judged.stdout)["systems"]
+
+
 def test_a_check_of_a_recipe_follows_it_and_says_when_the_gate_has_too_few_queries(tmp_path: Path) -> None:
     rows = [f"best knife {number},red knife,{number % 3}" for number in range(20)]
     (tmp_path / "ratings.csv").write_text("\n".join(["query,title,grade", *rows, "pan,red pan,-1"]) + "\n")

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from pipeline import recipe as recipes
+from pipeline import text
 from pipeline.config import ComputeConfig, DataConfig, Recipe, SourceConfig
 from pipeline.config_checks import check_path
 from pipeline.errors import ConfigError, SchemaError
@@ -73,15 +74,16 @@ def of_documents(
 
 def _with_usual_columns(source: SourceConfig) -> SourceConfig:
     """A recipe's source of documents, mapped by the names of its columns where it has no map and needs one."""
-    from pipeline.data.formats import column_advice, option_text
+    from pipeline.data.formats import column_advice
 
     if source.columns or ("://" not in source.path and _is_known_file(source)):
         return source
-    columns = column_advice.guess(list(_samples(source)), "documents")
+    names = list(_samples(source))
+    columns = column_advice.guess(names, "documents")
     if not {"title", "text"} & set(columns):
         return source
     shown = hide_passwords(source.path)
-    log.info("%s: columns read as %s; columns in the recipe's source names others", shown, option_text.option(columns))
+    log.info("%s: %s", shown, _as_read(columns, names, "columns in the recipe's source"))
     return replace(source, columns=columns)
 
 
@@ -98,7 +100,7 @@ def with_columns(source: SourceConfig, contents: "Contents") -> SourceConfig:
             message has the map to type.
         ConfigError, MissingError: a database or a file that cannot be read.
     """
-    from pipeline.data.formats import column_advice, option_text
+    from pipeline.data.formats import column_advice
 
     shown = hide_passwords(source.path)
     samples = _samples(source)
@@ -113,8 +115,17 @@ def with_columns(source: SourceConfig, contents: "Contents") -> SourceConfig:
         first_line = f"\n  {column_advice.FIRST_LINE}" if not columns and "://" not in source.path else ""
         raise SchemaError(f"{shown}: {problem}{first_line}")
     if columns != dict(source.columns):
-        log.info("%s: columns read as %s; --columns names others", shown, option_text.option(columns))
+        log.info("%s: %s", shown, _as_read(columns, list(samples), "--columns"))
     return replace(source, columns=columns)
+
+
+def _as_read(columns: Mapping[str, str], names: Sequence[str], key: str) -> str:
+    """A line on a map that was guessed: its columns, the way to name others, and the names that nothing is read of."""
+    from pipeline.data.formats import option_text
+
+    unread = [name for name in names if name not in columns.values()]
+    left = f" (not read: {text.printable(', '.join(unread))})" if unread else ""
+    return f"columns read as {option_text.option(columns)}; {key} names others{left}"
 
 
 def _samples(source: SourceConfig) -> dict[str, str]:

@@ -91,7 +91,8 @@ def few_test_queries(count: int, gate: GateConfig) -> str:
     """The warning that the gate replaces no live release on so few test queries, whatever the models are worth."""
     return (
         f"warning: {count:,} test queries are too few to replace a live release, which takes {gate.min_queries} "
-        "(gate.min_queries); judge more, raise data.test_share, or promote by hand. A first release is not held back"
+        "(gate.min_queries); judge more, raise data.test_share, or promote by hand. Where none is live, the gate holds "
+        "none back for that"
     )
 
 

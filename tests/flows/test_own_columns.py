@@ -219,3 +219,13 @@ def test_an_empty_path_is_not_the_working_folder(path: str, tmp_path: Path) -> N
     ):
         with pytest.raises(ConfigError, match="has an empty path"):
             use()
+
+
+@pytest.mark.parametrize(("names", "unread"), [("sku,headline,blurb", " (not read: blurb)"), ("id,title,text", "")])
+def test_a_guess_names_the_columns_that_it_does_not_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, names: str, unread: str
+) -> None:
+    file = table(tmp_path / "own.csv", names, "1,a knife,cuts bread")
+    with caplog.at_level("INFO"):
+        sources.with_columns(SourceConfig(path=file), "documents")
+    assert caplog.messages[0].endswith(f"; --columns names others{unread}")

@@ -85,7 +85,7 @@ def test_freed_memory_stays_within_a_training_and_goes_back_after_it() -> None:
     within, after = json.loads(run.stdout)
     pages = (64 << 20) // resource.getpagesize()
     assert min(within[1:]) < pages / 100
-    assert min(after) > pages / 2
+    assert max(after) > pages / 2  # Not all of them: a small block at the end of the heap keeps those below it.
 
 
 @pytest.mark.parametrize("family", BODIES)

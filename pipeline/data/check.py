@@ -188,9 +188,15 @@ def test_queries(reports: Sequence[DataReport], data: DataConfig, gate: GateConf
     count = published or round(data.test_share * judged)
     if not judged or count >= gate.min_queries:
         return ""
+    return few_test_queries(f"{'' if published else 'about '}{count:,}", gate)
+
+
+def few_test_queries(count: str, gate: GateConfig) -> str:
+    """The warning that the gate replaces no live release on so few test queries, whatever the models are worth."""
     return (
-        f"warning: {'' if published else 'about '}{count:,} test queries are too few to replace a live release, which "
-        f"takes {gate.min_queries} (gate.min_queries): judge more, or raise data.test_share"
+        f"warning: {count} test queries are too few to replace a live release, which takes {gate.min_queries} "
+        "(gate.min_queries); judge more, raise data.test_share, or promote by hand. Where none is live, the gate holds "
+        "none back for that"
     )
 
 

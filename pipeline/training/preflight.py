@@ -16,6 +16,7 @@ from transformers import PreTrainedConfig
 
 from pipeline.artifacts import Artifact
 from pipeline.config import GateConfig, RankerConfig, Recipe
+from pipeline.data.check import few_test_queries
 from pipeline.errors import ConfigError, MissingError, SchemaError
 from pipeline.models import base_models, model_files, tokenizers
 from pipeline.models.base_models import ModelShape
@@ -83,17 +84,8 @@ def check_data(data: Artifact, gate: GateConfig, *, clicks: bool = False) -> lis
     if alone["test"]:
         notes.append("no person judged a test query: the gate decides by grades made from clicks")
     if counts["test"] < gate.min_queries:
-        notes.append(few_test_queries(counts["test"], gate))
+        notes.append(few_test_queries(f"{counts['test']:,}", gate))
     return [*(f"{count:,} {name} queries" for name, count in counts.items()), *notes]
-
-
-def few_test_queries(count: int, gate: GateConfig) -> str:
-    """The warning that the gate replaces no live release on so few test queries, whatever the models are worth."""
-    return (
-        f"warning: {count:,} test queries are too few to replace a live release, which takes {gate.min_queries} "
-        "(gate.min_queries); judge more, raise data.test_share, or promote by hand. Where none is live, the gate holds "
-        "none back for that"
-    )
 
 
 def check_bases(recipe: Recipe) -> None:

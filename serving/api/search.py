@@ -103,6 +103,7 @@ class SearchRequest(RequestBody):
     shapes: ClassVar[tuple[ClientShape, ...]] = (OWN_SEARCH,)
 
     query: str = Field(description="The search query; `q` is a second name of it.", examples=["remove duplicate rows"])
+    q: str | None = Field(None, description="The same as `query`; of both, send one.")
     top_n: int | None = Field(None, ge=1, description="Length of each list; 10 when not given.")
     filters: Filters | None = Field(
         None,
@@ -127,8 +128,6 @@ class SearchRequest(RequestBody):
     min_relevance: float | None = Field(
         None, ge=0, le=1, description="Leave out results of `reranked` that the ranker gives less."
     )
-
-    q: str | None = Field(None, description="The same as `query`; of both, send one.")
     release: Release | None = None
 
     @model_validator(mode="before")
@@ -312,20 +311,8 @@ async def search_by_link(
     return await _search(RequestContext(request), validate(body, SearchRequest))
 
 
-LINK_NAMES = (
-    "q",
-    "query",
-    "top_n",
-    "filter",
-    "lists",
-    "fields",
-    "facets",
-    "explain",
-    "matches",
-    "min_relevance",
-    "release",
-)
-"""The parameters of a search as a link."""
+LINK_NAMES = tuple("filter" if name == "filters" else name for name in SearchRequest.model_fields)
+"""The parameters of a search as a link: the fields of a body, whose filters are given one by one."""
 
 
 def check_query_length(query: str) -> None:

@@ -36,21 +36,19 @@ def data_check(
         console().print(check.render(report))
     if not as_json and (note := check.test_queries(reports, recipe.data, recipe.gate)):
         console().print(note)
-    faults = sum(len(report.faults) for report in reports)
     merged = sum(report.conflicts for report in reports) if recipe.data.conflicts != "error" else 0
+    unusable = sum(len(report.faults) for report in reports) - merged
     dropped = recipe.data.faulty_rows == "drop" and not any(report.advice for report in reports)
     if not as_json:
         if merged:
             console().print(f'{_rows(merged)} would be merged, as data.conflicts = "{recipe.data.conflicts}" says')
-        if dropped and faults > merged:
-            console().print(f'{_rows(faults - merged)} would be dropped, as data.faulty_rows = "drop" says')
-    if faults > merged and not dropped:
-        listed = (
-            "it is listed above, mend or drop it"
-            if faults - merged == 1
-            else "they are listed above, mend or drop them"
+        if dropped and unusable:
+            console().print(f'{_rows(unusable)} would be dropped, as data.faulty_rows = "drop" says')
+    if unusable and not dropped:
+        they, them = ("it is", "it") if unusable == 1 else ("they are", "them")
+        raise InputError(
+            f"{path}: {_rows(unusable)} cannot be used; {they} listed above, mend or drop {them}{check.hint(reports)}"
         )
-        raise InputError(f"{path}: {_rows(faults - merged)} cannot be used; {listed}{check.hint(reports)}")
 
 
 def _rows(count: int) -> str:

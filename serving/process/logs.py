@@ -42,7 +42,6 @@ class JsonLines(logging.Formatter):
             event["traceback"] = record.exc_text
         elif record.exc_info:
             event["traceback"] = self.formatException(record.exc_info)
-        line = _ENCODER.encode(
-            event
-        )  # It escapes no letter and no slash, so it shows what any of its strings may hold.
+        # The line escapes no letter and no slash, so it shows what any of its strings may hold.
+        line = _ENCODER.encode(event)
         return _ENCODER.encode(without_passwords(event)) if may_hold_password(line) else line

@@ -126,9 +126,8 @@ class PeerWatch:
             stopped = False
             if select.select([self._signals], [], [], BEAT_S)[0]:
                 stopped = signal.SIGTERM in self._signals.recv(64)
-                time.sleep(
-                    2 * BEAT_S
-                )  # So that `_exchange` gets the reason of a process that ended, or loses the store.
+                # So that `_exchange` gets the reason of a process that ended, or loses the store.
+                time.sleep(2 * BEAT_S)
             self._beat += 1
             if self._end is None and (reason := self._trouble(stopped)):
                 self.end(reason)

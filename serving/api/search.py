@@ -103,7 +103,6 @@ class SearchRequest(RequestBody):
     shapes: ClassVar[tuple[ClientShape, ...]] = (OWN_SEARCH,)
 
     query: str = Field(description="The search query; `q` is a second name of it.", examples=["remove duplicate rows"])
-    q: str | None = Field(None, description="The same as `query`; of both, send one.")
     top_n: int | None = Field(None, ge=1, description="Length of each list; 10 when not given.")
     filters: Filters | None = Field(
         None,
@@ -128,6 +127,7 @@ class SearchRequest(RequestBody):
     min_relevance: float | None = Field(
         None, ge=0, le=1, description="Leave out results of `reranked` that the ranker gives less."
     )
+    q: str | None = Field(None, description="The same as `query`; of both, send one.")
     release: Release | None = None
 
     @model_validator(mode="before")

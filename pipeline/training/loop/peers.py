@@ -10,14 +10,13 @@ import json
 import os
 import platform
 import secrets
-import select
 import signal
 import socket
 import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -124,7 +123,8 @@ class PeerWatch:
     def _watch(self) -> None:
         while not self._stop.is_set():
             stopped = False
-            if select.select([self._signals], [], [], BEAT_S)[0]:
+            self._signals.settimeout(BEAT_S)
+            with suppress(TimeoutError):
                 stopped = signal.SIGTERM in self._signals.recv(64)
                 # So that `_exchange` gets the reason of a process that ended, or loses the store.
                 time.sleep(2 * BEAT_S)

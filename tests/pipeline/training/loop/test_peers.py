@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import threading
 import time
@@ -192,6 +193,20 @@ def test_the_watch_ends_a_process_that_waits_for_one_that_is_gone(store: dist.St
     assert "process 1 on second ended: memory ran out" in last_words(wait)
     say(store, 3, "")  # It has done its work, so that its silence means nothing.
     assert last_words(lambda _: time.sleep(1)) == ""
+
+
+def test_a_process_with_many_open_files_is_watched_too(store: dist.Store, last_words: Any) -> None:
+    """`select` takes no descriptor from 1,024 on."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(4096, hard)), hard))
+    held = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        assert max(held) > 1024
+        assert "has given no sign of life" in last_words(wait)
+    finally:
+        for handle in held:
+            os.close(handle)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_a_process_that_torchrun_stops_says_why_even_where_no_handler_runs(store: dist.Store, last_words: Any) -> None:

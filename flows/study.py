@@ -1,4 +1,4 @@
-"""The study flow: one teacher, many ways to compress the ranker, one table of what each keeps and costs."""
+"""The study flow: one teacher, many methods to compress the ranker, one table of the quality and cost of each."""
 
 import dataclasses
 import itertools
@@ -25,14 +25,14 @@ FREE = ("ranker", "assistants", "external_teacher")
 """Sections that a variant may change; of `candidates` it may change the keys of unlabelled and augmented pairs."""
 
 SEARCHED = "searched"
-"""Name of the way that the search of shapes finds."""
+"""Name of the method whose depth and width the shape search chooses (`shape_search`)."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class StudyWay:
-    """One way to train the ranker, ready to run."""
+class StudyMethod:
+    """One method of training the ranker, ready to run: known, a variant of the recipe, or the shape search's."""
 
     name: str
     summary: str
@@ -40,99 +40,108 @@ class StudyWay:
     source: str
     """The paper; empty for a variant of the recipe."""
     recipe: Recipe
-    """The study's recipe, changed so that its ranker is compressed this way."""
+    """The study's recipe, changed so that its ranker is trained by this method."""
     from_teacher: bool = True
     """Whether the ranker learns from the teacher's scores; else from grades alone."""
 
 
 @dataclass(frozen=True, slots=True)
 class StudyPlan:
-    """The ways of a study, and those of the known ones that cannot apply to the recipe's models."""
+    """The methods of a study, and the known methods that cannot apply to the recipe's models."""
 
-    ways: tuple[StudyWay, ...]
+    methods: tuple[StudyMethod, ...]
     refused: Mapping[str, str]
     """Name → reason."""
 
 
 def plan(recipe: Recipe) -> StudyPlan:
-    """The ways that the recipe's section `study` asks for, each checked against the models' configs.
+    """The methods that the recipe's section `study` asks for, each checked against the models' configs.
 
     Raises:
-        ConfigError: a way or variant that the recipe names is unknown or cannot apply, or changes what comes before
-            the teacher; the message names it.
+        ConfigError: a method or variant that the recipe names is unknown, cannot apply, or would need a teacher of its
+            own; the message names it.
     """
     from pipeline.training import ranker_chain
 
     wanted = recipe.study.methods
-    ways: list[StudyWay] = []
+    methods: list[StudyMethod] = []
     refused: dict[str, str] = {}
-    for method in METHODS if not wanted else [*METHODS[:2], *map(by_name, wanted)]:
-        if any(way.name == method.name for way in ways):
+    for known in METHODS if not wanted else [*METHODS[:2], *map(by_name, wanted)]:
+        if any(method.name == known.name for method in methods):
             continue
         try:
-            ways.append(_way(recipe, method))
+            methods.append(_applied(recipe, known))
         except ConfigError as error:
             if wanted:
-                raise ConfigError(f"study.methods '{method.name}': {error}") from error
-            refused[method.name] = str(error)
+                raise ConfigError(f"study.methods '{known.name}': {error}") from error
+            refused[known.name] = str(error)
     for variant in recipe.study.variants:
-        if any(way.name == variant.name for way in ways):
-            raise ConfigError(f"study.variants '{variant.name}': a way of this name takes part already; rename it")
+        if any(method.name == variant.name for method in methods):
+            raise ConfigError(f"study.variants '{variant.name}': a method of this name takes part already; rename it")
         try:
             changed = recipes.changed(recipe, variant.set)
-            ways.append(_checked(recipe, StudyWay(variant.name, " ".join(variant.set), "", changed)))
+            methods.append(_checked(recipe, StudyMethod(variant.name, " ".join(variant.set), "", changed)))
         except ConfigError as error:
             raise ConfigError(f"study.variants '{variant.name}': {error}") from error
     if recipe.study.search_cost:
         shape_search.shapes(recipe, ranker_chain.source_shape(recipe))
-        if any(way.name == SEARCHED for way in ways):
+        if any(method.name == SEARCHED for method in methods):
             raise ConfigError(f"study.variants '{SEARCHED}': the search's result has this name; rename the variant")
-    return StudyPlan(tuple(ways), refused)
+    return StudyPlan(tuple(methods), refused)
 
 
-def _way(recipe: Recipe, method: Method) -> StudyWay:
-    from pipeline.training import ranker_chain
-
-    changed = method.change(recipe, ranker_chain.source_shape(recipe))
-    return _checked(recipe, StudyWay(method.name, method.summary, method.source, changed, method.from_teacher))
-
-
-def _checked(recipe: Recipe, way: StudyWay) -> StudyWay:
-    """The way, without a second student that learns from grades alone, which a study does not train.
+def _applied(recipe: Recipe, known: Method) -> StudyMethod:
+    """A known method, applied to the recipe.
 
     Raises:
-        ConfigError: the way would need another teacher than the recipe's, or its ranker cannot be trained.
+        ConfigError: it cannot apply to the recipe.
+    """
+    from pipeline.training import ranker_chain
+
+    changed = known.change(recipe, ranker_chain.source_shape(recipe))
+    return _checked(recipe, StudyMethod(known.name, known.summary, known.source, changed, known.from_teacher))
+
+
+def _checked(recipe: Recipe, method: StudyMethod) -> StudyMethod:
+    """The method, checked: it shares the study's teacher, and its ranker can be trained.
+
+    Its `ranker.plain`, a second student trained without the teacher, is set to false: a study has that student as a
+    method of its own.
+
+    Raises:
+        ConfigError: the method would need another teacher than the recipe's, or its ranker cannot be trained.
     """
     from pipeline.training import preflight
 
     kept = {name: getattr(recipe, name) for name in FREE}
     kept["candidates"] = _labelled(recipe.candidates)
-    same = dataclasses.replace(way.recipe, candidates=_labelled(way.recipe.candidates))
+    same = dataclasses.replace(method.recipe, candidates=_labelled(method.recipe.candidates))
     if dataclasses.replace(same, **kept) != dataclasses.replace(recipe, **kept):
         raise ConfigError(
             f"it changes more than {', '.join(FREE)} and the ungraded pairs, so it would have another teacher or "
             "other queries than the rest; run a study of its own"
         )
-    own = dataclasses.replace(way.recipe, ranker=dataclasses.replace(way.recipe.ranker, plain=False))
+    own = dataclasses.replace(method.recipe, ranker=dataclasses.replace(method.recipe.ranker, plain=False))
     preflight.check_rankers(own)
-    return dataclasses.replace(way, recipe=own)
+    return dataclasses.replace(method, recipe=own)
 
 
 def _labelled(config: CandidatesConfig) -> CandidatesConfig:
-    """The section without its keys of unlabelled and augmented pairs."""
+    """The section `candidates` with its keys of unlabelled and augmented pairs at their defaults."""
     empty, ungraded = CandidatesConfig(), ("unlabelled", "augment")
     names = [field.name for field in dataclasses.fields(config) if field.name.startswith(ungraded)]
     return dataclasses.replace(config, **{name: getattr(empty, name) for name in names})
 
 
 def study(recipe: Recipe, workspace: Path, *, execute: runner.Execute = runner.directly) -> Artifact:
-    """The `study` artifact of a recipe: its ranker trained, exported and judged in every way that it asks for.
+    """The `study` artifact of a recipe: its ranker trained, exported and judged by every method that it asks for.
 
-    All students learn from one teacher. Seed by seed every way is trained once, so that a study whose time ends early
-    has most ways complete. A killed study resumes, and one whose time ended goes on where it was.
+    All students learn from one teacher. All methods are trained with the first seed, then with the second and so on, so
+    that a study whose time ends early has most methods complete. A killed study resumes, and one whose time ended goes
+    on where it was.
 
     Raises:
-        ConfigError: a way or variant is unknown or cannot apply to the recipe.
+        ConfigError: a method or variant is unknown or cannot apply to the recipe.
     """
     from pipeline.data import candidates
     from pipeline.evaluation import study as evaluation
@@ -148,20 +157,20 @@ def study(recipe: Recipe, workspace: Path, *, execute: runner.Execute = runner.d
     pool = run(candidates.pool, recipe.candidates, data=inputs.data, runs=[inputs.bm25_run])
     references = comparisons.references(inputs, pool, run)
     judged = {"data": inputs.data, "pool": pool}
-    ways = planned.ways if not recipe.study.search_cost else (*planned.ways, _searched(recipe, run))
-    trained = list(_train(recipe, ways, inputs, pool, run, began))
+    methods = planned.methods if not recipe.study.search_cost else (*planned.methods, _searched(recipe, run))
+    trained = list(_train(recipe, methods, inputs, pool, run, began))
     rows = [
         evaluation.StudyRow(
-            name=evaluation.row_name(way.name, precision),
-            summary=way.summary,
-            source=way.source,
+            name=evaluation.row_name(method.name, precision),
+            summary=method.summary,
+            source=method.source,
             precision=precision,
-            costs=tuple(student.cost for student in trained if student.way == way.name),
+            costs=tuple(student.cost for student in trained if student.method == method.name),
         )
-        for way, precision in itertools.product(ways, recipe.study.precisions)
+        for method, precision in itertools.product(methods, recipe.study.precisions)
     ]
     students = [
-        AblationRun(evaluation.row_name(student.way, precision), student.seed, 0, scores)
+        AblationRun(evaluation.row_name(student.method, precision), student.seed, 0, scores)
         for student in trained
         for precision, scores in student.scores.items()
     ]
@@ -184,56 +193,61 @@ def study(recipe: Recipe, workspace: Path, *, execute: runner.Execute = runner.d
     )
 
 
-def _searched(recipe: Recipe, run: runner.Runner) -> StudyWay:
-    """The way whose shape is the best that successive halving finds within `study.search_cost`."""
+def _searched(recipe: Recipe, run: runner.Runner) -> StudyMethod:
+    """The method whose shape is the best that successive halving finds within `study.search_cost`."""
     from pipeline.training import ranker_chain
     from pipeline.training.loop import scoring
 
     def train(config: RankerConfig, label: str) -> Artifact:
-        return _trained(recipe, StudyWay(label, "", "", recipe), config, run.labelled(label))
+        return _trained(recipe, StudyMethod(label, "", "", recipe), config, run.labelled(label))
 
     source = ranker_chain.source_shape(recipe)
     best = shape_search.search(recipe, source, train, scoring.MEASURE)
     summary = f"{best.layers} layers × {best.units} units, found at {best.cost:.0%} of the ranker's products"
     changed = dataclasses.replace(recipe, ranker=best.of(recipe.ranker, source))
-    return _checked(recipe, StudyWay(SEARCHED, summary, shape_search.SOURCE, changed))
+    return _checked(recipe, StudyMethod(SEARCHED, summary, shape_search.SOURCE, changed))
 
 
 @dataclass(frozen=True, slots=True)
 class _TrainedStudent:
-    """One student of a study, with its scores of the pool."""
+    """One student of a study, with its scores of the pairs that all systems are compared on."""
 
-    way: str
+    method: str
     seed: int
     cost: StudentCost
     scores: Mapping[Precision, Mapping[str, Artifact]]
-    """Precision → split → scores."""
+    """Number format → split → scores."""
 
 
 def _train(
-    recipe: Recipe, ways: Sequence[StudyWay], inputs: TrainingInputs, pool: Artifact, run: runner.Runner, began: float
+    recipe: Recipe,
+    methods: Sequence[StudyMethod],
+    inputs: TrainingInputs,
+    pool: Artifact,
+    run: runner.Runner,
+    began: float,
 ) -> Iterator[_TrainedStudent]:
-    """The students of all ways, seed by seed, until the time of the study is over; logs how many are missing."""
+    """Trains and yields students, all methods with the first seed first; ends when the time of the study is over."""
     from serving.runtime import ranker_trials
 
-    order = list(itertools.product(range(recipe.study.seeds), ways))
-    for number, (seed, way) in enumerate(order):
+    order = list(itertools.product(range(recipe.study.seeds), methods))
+    for number, (seed, method) in enumerate(order):
         if _over(recipe, began):
             missing = len(order) - number
             log.warning("study.max_minutes is over: %d students are missing; run the study again for them", missing)
             return
-        named = run.labelled(f"{way.name}, seed {seed + 1} of {recipe.study.seeds}")
-        model, bundle = _student(recipe, way, seed, inputs, named)
+        named = run.labelled(f"{method.name}, seed {seed + 1} of {recipe.study.seeds}")
+        model, bundle = _student(recipe, method, seed, inputs, named)
         judged = {"ranker": bundle, "data": inputs.data, "pool": pool}
         scores = {
             name: comparisons.by_split(named.labelled(name), ranker_trials.scores, **judged, precision=name)
             for name in recipe.study.precisions
         }
-        yield _TrainedStudent(way.name, seed, StudentCost(model=model, bundle=bundle), scores)
+        yield _TrainedStudent(method.name, seed, StudentCost(model=model, bundle=bundle), scores)
 
 
 def _scored_for(recipe: Recipe) -> RankerConfig:
-    """The ranker section that decides which states are stored with the teacher's scores, which all ways share."""
+    """The ranker section that decides which hidden states of the teacher are stored with the scores of all methods."""
     return recipe.assistants[0] if recipe.assistants else dataclasses.replace(recipe.ranker, plain=False)
 
 
@@ -248,34 +262,35 @@ def _over(recipe: Recipe, began: float) -> bool:
 
 
 def _student(
-    recipe: Recipe, way: StudyWay, seed: int, inputs: TrainingInputs, run: runner.Runner
+    recipe: Recipe, method: StudyMethod, seed: int, inputs: TrainingInputs, run: runner.Runner
 ) -> tuple[Artifact, Artifact]:
-    """The ranker of a way and seed, and its bundle, whose precisions are judged on the valid queries of `inputs`."""
+    """The ranker of a method and seed, and its exported bundle, judged on the valid queries in each precision."""
     from pipeline.export import bundle
 
-    model = _trained(recipe, way, comparisons.seeded(way.recipe.ranker, seed), run)
+    model = _trained(recipe, method, comparisons.seeded(method.recipe.ranker, seed), run)
     export = dataclasses.replace(recipe.export, precisions=recipe.study.precisions)
     return model, run(bundle.make, export, model=model, data=inputs.data, pairs=inputs.pairs)
 
 
-def _trained(recipe: Recipe, way: StudyWay, config: RankerConfig, run: runner.Runner) -> Artifact:
-    """The ranker of a way, with this section in place of the way's own."""
+def _trained(recipe: Recipe, method: StudyMethod, config: RankerConfig, run: runner.Runner) -> Artifact:
+    """The ranker of a method, trained with the ranker section `config` in place of the method's own."""
     from pipeline.training import ranker
 
-    # Ways without states take the recipe's scores, which hold states: the teacher reads the pairs once for all.
-    scored = dataclasses.replace(way.recipe, ranker=config)
-    if not (way.recipe.assistants or way.recipe.external_teacher.given or config.hidden_weight):
+    # A method that needs no hidden states takes the scores stored with those of the recipe's own ranker, although it
+    # ignores them: so the teacher scores the pairs once for all such methods.
+    scored = dataclasses.replace(method.recipe, ranker=config)
+    if not (method.recipe.assistants or method.recipe.external_teacher.given or config.hidden_weight):
         scored = dataclasses.replace(scored, ranker=_scored_for(dataclasses.replace(recipe, assistants=())))
     inputs = training.prepare(scored, run)
     return run(
         ranker.make,
-        config if way.from_teacher else dataclasses.replace(ranker.plain(config), plain=False),
-        way.recipe.candidates,
+        config if method.from_teacher else dataclasses.replace(ranker.plain(config), plain=False),
+        method.recipe.candidates,
         data=inputs.data,
-        pairs=inputs.ranker_pairs if way.from_teacher else inputs.pairs,
-        teacher=inputs.ranker_teacher if way.from_teacher else inputs.teacher,
-        teacher_scores=inputs.ranker_teacher_scores if way.from_teacher else None,
-        base=training.student_base(way.recipe, config, inputs, run),
+        pairs=inputs.ranker_pairs if method.from_teacher else inputs.pairs,
+        teacher=inputs.ranker_teacher if method.from_teacher else inputs.teacher,
+        teacher_scores=inputs.ranker_teacher_scores if method.from_teacher else None,
+        base=training.student_base(method.recipe, config, inputs, run),
     )
 
 
@@ -286,7 +301,7 @@ def read(artifact: Artifact) -> dict[str, Any]:
 
 
 def catalogue(recipe: Recipe | None = None) -> Sequence[Mapping[str, str]]:
-    """The known ways: name, summary, source and, with a recipe, why a way cannot apply to it."""
+    """The known methods: name, summary, source and, with a recipe, why a method cannot apply to it."""
     refused: Mapping[str, str] = {}
     if recipe is not None:
         refused = plan(dataclasses.replace(recipe, study=dataclasses.replace(recipe.study, methods=()))).refused

@@ -40,7 +40,7 @@ class AblationConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=DOCUMENTED)
 class VariantConfig:
-    """A way to train the ranker, as a change of the recipe."""
+    """A method to train the ranker, as a change of the recipe."""
 
     name: str
     """Name in the table."""
@@ -55,20 +55,20 @@ class VariantConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=DOCUMENTED)
 class StudyConfig:
-    """The ways to compress the ranker that `relevance study` compares; retraining does not read it."""
+    """The methods to compress the ranker that `relevance study` compares; retraining does not read it."""
 
     methods: tuple[str, ...] = ()
-    """Names of known ways (`relevance study --list`); empty takes all that can apply to the recipe's models. The plain
-    student and the recipe's own ranker always take part."""
+    """Names of known methods (`relevance study --list`); empty takes all that can apply to the recipe's models. The
+    plain student and the recipe's own ranker always take part."""
     variants: tuple[VariantConfig, ...] = ()
-    """Further ways, as changes of the recipe."""
+    """Further methods, as changes of the recipe."""
     search_cost: float = added(0.0)
     """Bound for a search of depth and feed-forward width by successive halving, as a share of the multiplications that
     the recipe's ranker does for a token: the best shape within it takes part as `searched`. 0 for no search."""
     precisions: tuple[Precision, ...] = ("fp32",)
     """Precisions in which each student is exported and judged: a row of the table each. fp32 is one of them."""
     seeds: int = 1
-    """Number of students of each way; they differ in the order of their training data."""
+    """Number of students of each method; they differ in the order of their training data."""
     max_minutes: float = 0.0
     """Time after which no further student is begun; 0 for no bound. What is missing then is named, takes no part in the
     verdicts, and is made by the next run."""

@@ -130,7 +130,7 @@ def study(
     workspace: Workspace = DEFAULT_WORKSPACE,
     overrides: Set = None,
     list_ways: Annotated[
-        bool, typer.Option("--list", help="Only list the known ways, and which cannot apply to this recipe.")
+        bool, typer.Option("--list", help="Only list the known methods, and which cannot apply to this recipe.")
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -144,13 +144,13 @@ def study(
 
     loaded = recipes.load(recipe_path(recipe), overrides or [])
     if list_ways:
-        ways = flow.catalogue(loaded)
-        width = max(len(way["name"]) for way in ways) + 2
+        methods = flow.catalogue(loaded)
+        width = max(len(method["name"]) for method in methods) + 2
         lines = [
-            f"{way['name']:<{width}}{way['refused'] and 'cannot apply: '}{way['refused'] or way['summary']}"
-            for way in ways
+            f"{method['name']:<{width}}{method['refused'] and 'cannot apply: '}{method['refused'] or method['summary']}"
+            for method in methods
         ]
-        show(ways, as_json, "\n".join(lines))
+        show(methods, as_json, "\n".join(lines))
         return
     artifact = flow.study(loaded, workspace)
     results = flow.read(artifact)

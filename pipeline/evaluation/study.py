@@ -1,4 +1,4 @@
-"""A study of compressions: what each way to make the ranker small keeps, what it costs, and a verdict.
+"""A study of compression: what each method to make the ranker small keeps, what it costs, and a verdict.
 
     keeps    nDCG and pairwise accuracy on the test queries, and the share of the gap from the plain student to the
              teacher that is closed
@@ -56,7 +56,7 @@ class StudentCost:
 
 @dataclass(frozen=True, slots=True)
 class StudyRow:
-    """One way to compress the ranker, in one precision."""
+    """One method to compress the ranker, in one precision (number format)."""
 
     name: str
     summary: str
@@ -78,16 +78,16 @@ class StudyTable:
     rows: tuple[StudyRow, ...]
     """The rows, the first of which is the baseline."""
     refused: Mapping[str, str] = field(default_factory=dict)
-    """Known ways that cannot apply to the recipe's models, with the reason."""
+    """Known methods that cannot apply to the recipe's models, with the reason."""
 
     def incomplete(self) -> list[str]:
         """The rows that lack a seed."""
         return [row.name for row in self.rows if len(row.costs) < self.seeds]
 
 
-def row_name(way: str, precision: str) -> str:
-    """The name of a way in a precision; fp32 goes without saying."""
-    return way if precision == "fp32" else f"{way} {precision}"
+def row_name(method: str, precision: str) -> str:
+    """The name of a method in a precision; that of fp32 is left out."""
+    return method if precision == "fp32" else f"{method} {precision}"
 
 
 @STAGE
@@ -226,7 +226,7 @@ def verdicts(
 def cells(study: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Heads and rows of the table as texts: references first, then the rows by nDCG."""
     shown = ablation.tabled(study)
-    heads = ["way"]
+    heads = ["method"]
     for measure in shown:
         heads += [f"{page.label(measure)} [95 %]", "gap closed"]
     heads += [f"less {study['ceiling']}", "pairs per CPU-s", "MB", "training, s", VERDICT]
@@ -271,7 +271,7 @@ def markdown(study: Mapping[str, Any]) -> str:
     """The table for a README."""
     heads, rows = cells(study)
     about = [[name, row["summary"], row["source"]] for name, row in study["rows"].items()]
-    table, key = text_tables.markdown(heads, rows), text_tables.markdown(["way", "what it is", "source"], about)
+    table, key = text_tables.markdown(heads, rows), text_tables.markdown(["method", "what it is", "source"], about)
     return "\n".join([f"**{study['title']}**", "", *table, "", *key, "", *remarks(study), ""])
 
 

@@ -1,6 +1,6 @@
-"""Known ways to compress a ranker, each as a change of the recipe: the rows of `relevance study`.
+"""Known methods to compress a ranker, each as a change of the recipe: the rows of `relevance study`.
 
-A way changes what comes after the teacher, so that all students of a study have the same teacher. A new way is one
+A method changes only what comes after the teacher, so that a study trains one teacher. A new method is one
 entry in `METHODS`.
 """
 
@@ -33,14 +33,14 @@ Change = Callable[[Recipe, ModelShape], Recipe]
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """A way to train the ranker."""
+    """A known method to train a small ranker."""
 
     name: str
     summary: str
     change: Change
-    """The recipe and the shape of the model that the ranker is cut from → the recipe of this way.
+    """The recipe and the shape of the model that the ranker is cut from → the recipe of this method.
 
-    Raises `ConfigError` where the way cannot apply.
+    Raises `ConfigError` where the method cannot apply.
     """
     source: str = ""
     """The paper."""
@@ -181,7 +181,7 @@ def _int8_aware(share: float) -> Change:
 
     def change(recipe: Recipe, _: ModelShape) -> Recipe:
         if "int8" not in recipe.study.precisions:
-            raise ConfigError("study.precisions lacks int8, for which this way trains; add it")
+            raise ConfigError("study.precisions lacks int8, for which this method trains; add it")
         return _ranker(recipe, int8_share=share)
 
     return change
@@ -300,7 +300,7 @@ METHODS = (
 
 
 def by_name(name: str) -> Method:
-    """The known way of this name.
+    """The known method of this name.
 
     Raises:
         ConfigError: there is none; names those that there are.
@@ -308,4 +308,4 @@ def by_name(name: str) -> Method:
     for method in METHODS:
         if method.name == name:
             return method
-    raise ConfigError(f"study.methods: no way is called '{name}'; known are {', '.join(m.name for m in METHODS)}")
+    raise ConfigError(f"study.methods: no method is called '{name}'; known are {', '.join(m.name for m in METHODS)}")

@@ -1,4 +1,4 @@
-"""The study of the tiny world: ways are trained once, refused by name, and judged beside each other."""
+"""The study of the tiny world: methods are trained once, refused by name, and judged beside each other."""
 
 import dataclasses
 import json
@@ -46,15 +46,15 @@ def test_each_way_has_a_row_in_each_precision(studied: tuple[Path, Artifact]) ->
     content = study.read(artifact)
     assert list(content["rows"]) == [row for name in NAMES for row in (name, f"{name} int8")]
     assert content["references"] == ["BM25", "teacher"]
-    assert len(list((workspace / "artifacts" / "teacher").glob("*/manifest.json"))) == 2  # One way has two.
-    assert len(manifests(workspace, "ranker")) == len(NAMES) + 1  # One way has an assistant.
+    assert len(list((workspace / "artifacts" / "teacher").glob("*/manifest.json"))) == 2  # One method has two.
+    assert len(manifests(workspace, "ranker")) == len(NAMES) + 1  # One method has an assistant.
     for row in content["rows"].values():
         assert row["speed"] > 0
         assert row["bytes"] > 0
         assert row["verdict"] == "front" or row["verdict"].startswith(("tied with", "below"))
     assert content["rows"]["depth-1"]["bytes"] < content["rows"]["distilled"]["bytes"]
-    for way in ("feed-forward-50", "low-rank-50", "low-rank-embeddings"):
-        assert content["rows"][way]["bytes"] < content["rows"]["distilled"]["bytes"]
+    for method in ("feed-forward-50", "low-rank-50", "low-rank-embeddings"):
+        assert content["rows"][method]["bytes"] < content["rows"]["distilled"]["bytes"]
     assert any(row["front"] for row in content["rows"].values())
 
 
@@ -113,7 +113,7 @@ def test_a_study_whose_time_ends_names_what_is_missing_and_the_next_run_adds_it(
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ('study.methods=["initfirst"]', "no way is called 'initfirst'; known are plain, distilled"),
+        ('study.methods=["initfirst"]', "no method is called 'initfirst'; known are plain, distilled"),
         ('study.methods=["depth-4"]', r"'depth-4': the model that the ranker is cut from has 2 layers"),
         ('study.methods=["int8-aware"]', r"'int8-aware': study\.precisions lacks int8"),
         (
@@ -123,7 +123,7 @@ def test_a_study_whose_time_ends_names_what_is_missing_and_the_next_run_adds_it(
         ('study.variants=[{name = "x", set = ["ranker.embedding_rank=32"]}]', r"'x': ranker.embedding_rank is 32"),
         ('study.variants=[{name = "x", set = ["teacher.layers=1"]}]', "'x': it changes more than ranker"),
         ('study.variants=[{name = "x", set = ["ranker.depth=1"]}]', "'x': unknown key ranker.depth"),
-        ('study.variants=[{name = "plain", set = ["ranker.layers=1"]}]', "'plain': a way of this name takes part"),
+        ('study.variants=[{name = "plain", set = ["ranker.layers=1"]}]', "'plain': a method of this name takes part"),
         ('study.variants=[{name = "x", set = ["ranker.layers=9"]}]', "'x': ranker.layers is 9"),
     ],
 )
@@ -139,7 +139,7 @@ def test_what_cannot_apply_is_refused_before_any_work(
 def test_without_names_all_that_apply_take_part_and_the_others_are_named(tiny_world: Path) -> None:
     recipe = recipes.load(tiny_world / "tiny.toml", [f"data.root={tiny_world}"])
     planned = study.plan(recipe)
-    assert {way.name for way in planned.ways} | set(planned.refused) == {method.name for method in METHODS}
+    assert {method.name for method in planned.methods} | set(planned.refused) == {method.name for method in METHODS}
     assert "depth-4" in planned.refused
     shared = json.loads(json.dumps([item["refused"] for item in study.catalogue(recipe)]))
     assert sum(map(bool, shared)) == len(planned.refused)

@@ -36,8 +36,7 @@ def ablate(recipe: Recipe, workspace: Path, *, execute: runner.Execute = runner.
     unlabelled pairs too. A killed ablation resumes.
 
     Raises:
-        ConfigError: a set that names an unknown loss, or one without a weight, or that cannot apply to student and
-            teacher.
+        ConfigError: a set names an unknown loss or one without a weight, or cannot apply to student and teacher.
     """
     from pipeline.data import candidates
     from pipeline.evaluation import ablation
@@ -65,8 +64,7 @@ def _loss_sets(recipe: Recipe) -> list[LossSet]:
     """The sets of `ablation.sets`, each of which a student of the recipe can be trained with.
 
     Raises:
-        ConfigError: a set that names an unknown loss, or one without a weight, or that cannot apply to student and
-            teacher.
+        ConfigError: a set names an unknown loss or one without a weight, or cannot apply to student and teacher.
     """
     from pipeline.training import preflight
     from pipeline.training.losses import ablation_sets
@@ -144,7 +142,7 @@ def _training_pairs(recipe: Recipe, inputs: TrainingInputs, run: runner.Runner) 
 def _for_losses(
     recipe: Recipe, losses: LossSet, inputs: TrainingInputs, pairs: _TrainingPairs, run: runner.Runner
 ) -> _TrainingPairs:
-    """The training pairs with the scores and states that this set of losses needs."""
+    """The training pairs with the scores and hidden states that this set of losses needs."""
     if not losses.from_teacher:
         return dataclasses.replace(pairs, pairs=inputs.pairs, scores=None)
     if losses.config.hidden_weight and losses.config.base != recipe.ranker.base:  # Its width may be another.
@@ -155,12 +153,12 @@ def _for_losses(
 def _scores(
     recipe: Recipe, student: RankerConfig, inputs: TrainingInputs, pairs: Artifact, run: runner.Runner
 ) -> Artifact:
-    """Scores of the pairs by the ranker's teacher, with the states that this student needs."""
+    """Scores of the pairs by the ranker's teacher, with the hidden states that this student needs."""
     scores = training.score_pairs(recipe, student, inputs, run, teacher=inputs.ranker_teacher, pairs=pairs)
     return training.fused(student, inputs, run, pairs=pairs, scores=scores)
 
 
 def _widest(config: RankerConfig, sets: Sequence[LossSet]) -> RankerConfig:
-    """A ranker config that needs the teacher's states if any of the sets needs them."""
+    """A ranker config that needs the teacher's hidden states if any of the sets needs them."""
     hidden = max([config.hidden_weight, *(losses.config.hidden_weight for losses in sets)])
     return dataclasses.replace(config, hidden_weight=hidden)

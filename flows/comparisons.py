@@ -1,4 +1,4 @@
-"""Steps that an ablation and a study share: scores by split, the systems beside the students, and their seeds."""
+"""Steps that an ablation and a study share: scores by split, BM25 and teacher as references, and students' seeds."""
 
 import dataclasses
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from pipeline.config import RankerConfig
 from pipeline.evaluation.ablation import AblationRun
 
 BM25, TEACHER = "BM25", "teacher"
-"""Names of the systems that every comparison shows; the teacher's lead is the gap to be closed."""
+"""Names of the reference systems of every comparison. A student should close the gap from BM25 to the teacher."""
 SPLITS = ("valid", "test")
 
 
@@ -27,7 +27,11 @@ def by_split(run: Runner, stage: Callable[..., Artifact], **inputs: Any) -> dict
 
 
 def references(inputs: TrainingInputs, pool: Artifact, run: Runner) -> list[AblationRun]:
-    """BM25 and the teacher, which students are compared with, as rows of the table with their scores of the pool."""
+    """The reference systems, BM25 and the teacher, that the students of a comparison are compared with.
+
+    Args:
+        pool: the (query, document) pairs of the valid and test queries that every system scores.
+    """
     from index import lexical
     from pipeline.training import teacher_scores
 
@@ -38,5 +42,5 @@ def references(inputs: TrainingInputs, pool: Artifact, run: Runner) -> list[Abla
 
 
 def seeded(config: RankerConfig, seed: int) -> RankerConfig:
-    """The section with `seed` added to the seed of its training loop."""
+    """The ranker section `config` with `seed` added to the seed of its training loop."""
     return dataclasses.replace(config, loop=dataclasses.replace(config.loop, seed=config.loop.seed + seed))

@@ -216,7 +216,7 @@ def _fields(
 
 
 def _choice(config: IndexConfig, embed: "BundleEmbedder", field_name: str = "") -> "TextChoice":
-    """The texts that get vectors as the section says: whole documents or passages, or the values of one field."""
+    """The texts that get vectors by the section `index`: whole documents or passages, or the values of one field."""
     from index.quality import QualityFilter
     from index.vector_texts import TextChoice
     from serving.runtime import offline

@@ -74,7 +74,7 @@ def recipe(seen: Look, name: str) -> str:
 
 
 def _data(seen: Look) -> list[str]:
-    """The lines of the section on data."""
+    """The lines of the section `data`."""
     path, variables = secrets_as_variables(seen.source["path"], PASSWORD)
     source = {**seen.source, "path": path}
     valid, test = shares(seen.judged_queries)
@@ -114,7 +114,7 @@ def _evidence(seen: Look) -> list[str]:
 
 
 def _candidates(seen: Look) -> list[str]:
-    """The lines of the section on candidates."""
+    """The lines of the section `candidates`."""
     if _is_judged(seen):
         pool = [
             'pool = "judged" # the judged lists are long enough to be ranked themselves',
@@ -251,7 +251,7 @@ def _base(seen: Look) -> tuple[str, str, str]:
 
 
 def _index(seen: Look) -> list[str]:
-    """The lines of the section on the index."""
+    """The lines of the section `index`."""
     stemmer = languages.stemmer(seen.language)
     why = {
         languages.CJK: "Chinese is written without spaces: characters and pairs are words",

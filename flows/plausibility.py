@@ -1,4 +1,4 @@
-"""Rules that say when documents look wrong, so that they take the place of others only by a person's word.
+"""Limits on the change from one release's documents to the next; beyond them an operator must confirm with --force.
 
 A source fails in known ways: it gives fewer documents, other ids, empty texts, or the same error page for all. The
 limits let through what a source does in good order: every text edited, the corpus doubled, a fifth of it gone.
@@ -23,9 +23,9 @@ MAX_EMPTY_GROWTH = 0.05
 MAX_DUPLICATE_GROWTH = 0.1
 """Growth of the share of repeated documents that needs no --force."""
 MAX_ALIKE_GROWTH = 0.2
-"""Growth of the share of texts that say mostly what many others say (`index.corpus_change`) that needs no --force."""
+"""Growth of the share of near-duplicate texts (`index.corpus_change`) that needs no --force."""
 MAX_SHORTENED = 0.2
-"""Share of the documents that are in both releases which may lose two thirds of their text or more without --force."""
+"""Share of the documents in both releases that may lose two thirds of their text or more without --force."""
 
 log = logging.getLogger(__name__)
 
@@ -96,9 +96,10 @@ class Replacement:
 
 
 def documents_of(release: Artifact) -> Artifact | None:
-    """The document store of a release: its own or, where shards hold its documents, one of the whole collection.
+    """The document store of a release; None if it has none.
 
-    None where it has no documents, or where those of its shards are gone, which the log names.
+    A release whose documents are spread over shards has no store: one is built from its `data` artifact, the table of
+    all documents. The result is None, with a warning, if `gc` removed that artifact.
     """
     if release_parts.has_part(release, "documents"):
         return release_parts.part(release, "documents")
@@ -119,9 +120,9 @@ def documents_of(release: Artifact) -> Artifact | None:
 
 
 def implausible(old: Artifact, documents: Artifact, *, left_out: Collection[str] = ()) -> list[str]:
-    """Reasons why these documents need a person's word to take the place of those of a release; empty for none.
+    """Reasons why these documents may not replace those of a release without --force; empty for none.
 
-    A column that no document has any more is no reason: it is warned of in the log.
+    A column that no document has any more is no reason, only a warning in the log.
 
     Args:
         old: the release whose documents are replaced.
@@ -140,13 +141,13 @@ def implausible(old: Artifact, documents: Artifact, *, left_out: Collection[str]
 def check(
     old: Artifact, documents: Artifact, *, shown: str, force: bool = False, left_out: Collection[str] = ()
 ) -> None:
-    """Refuses documents that look wrong beside those of the release that they are to replace.
+    """Refuses documents that look wrong beside those of the release that they are to replace, unless `force` is set.
 
     Args:
         old: the release whose documents are replaced.
         documents: the document store of the new release.
         shown: what the message calls the source.
-        force: a person's word that they are right.
+        force: whether an operator confirmed the documents, so that nothing is refused.
         left_out: see `implausible`.
 
     Raises:

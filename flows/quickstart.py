@@ -159,7 +159,7 @@ def _titles(documents: Artifact) -> list[str]:
 
 
 def _index_config(documents: Artifact, models: ReadyMadeModels) -> IndexConfig:
-    """The section on the index: the stemmer of the documents' language, and passages as the models have them."""
+    """The section `index`: the stemmer of the documents' language, and passages as the models have them."""
     import pandas as pd
 
     from flows import languages

@@ -93,7 +93,7 @@ def pull(workspace: Path, address: str, release: str = "live", *, promote: bool 
 
 
 def _fetch(source: "_Storage", fingerprint: str, final: Path) -> int:
-    """Copies a release into its folder, which appears whole; returns the bytes that were copied."""
+    """Copies a release into the folder `final`, created atomically; returns the number of bytes copied."""
     text = source.read(f"releases/{fingerprint}/manifest.json").decode()
     try:
         manifest = Manifest.from_json(text)
@@ -128,12 +128,12 @@ class _Storage:
         self._root = path.rstrip("/")
 
     def put(self, path: Path, record: FileRecord) -> int:
-        """Copies a file unless its object is there; returns the bytes that were copied."""
+        """Copies a file unless its object is there; returns the number of bytes copied."""
         with storage.readable_errors(self.address):
             target = f"{self._root}/objects/{record.sha256}"
             if self._system.exists(target) and self._system.info(target)["size"] == record.bytes:
                 return 0
-            with self._appearing_whole(target) as written:
+            with self._atomic_target(target) as written:
                 self._system.put_file(str(path), written)
                 if self._digest(written) != record.sha256:
                     self._system.rm_file(written)
@@ -155,7 +155,7 @@ class _Storage:
         """Writes a small file, and reads it back."""
         with storage.readable_errors(self.address):
             target = f"{self._root}/{name}"
-            with self._appearing_whole(target) as written:
+            with self._atomic_target(target) as written:
                 self._system.pipe_file(written, content)
             if self._system.cat_file(target) != content:
                 raise ArtifactError(f"{self.address}/{name}: reads back as another content; try again")
@@ -167,11 +167,11 @@ class _Storage:
             return content
 
     def resolve(self, release: str) -> str:
-        """The fingerprint of the release there that `live`, or its first digits, name.
+        """The fingerprint of a release in the storage, from `live` or from the first digits of the fingerprint.
 
         Raises:
-            MissingError: no release of this name there, or several.
-            ArtifactError: the pointer there cannot be read.
+            MissingError: no fingerprint there begins with these digits, or several do.
+            ArtifactError: `live.json`, which names the live release, cannot be read.
         """
         if release == "live":
             try:
@@ -197,11 +197,11 @@ class _Storage:
                     yield name
 
     @contextmanager
-    def _appearing_whole(self, target: str) -> Iterator[str]:
-        """Yields the path to write a file to, and gives it the path `target` afterwards.
+    def _atomic_target(self, target: str) -> Iterator[str]:
+        """Yields the path to write a file to; on leaving, the complete file is at `target`.
 
-        An object store shows no object before all of it is there. On a disk a file that was cut off would be seen, so
-        it is written under another name.
+        An object store writes objects atomically. On a disk an interrupted write would leave part of a file, so it is
+        written under another name and renamed.
         """
         self._system.makedirs(target.rpartition("/")[0], exist_ok=True)
         written = f"{target}.{uuid4().hex}" if "file" in self._system.protocol else target

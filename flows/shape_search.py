@@ -1,4 +1,6 @@
-"""The shape of a ranker within a bound of its cost, by successive halving: many short trainings, few long ones.
+"""Searches the best depth and width of a ranker under a bound on its cost, by successive halving.
+
+Many shapes are trained briefly, few for long:
 
     every depth, as wide as the bound allows  →  a quarter of the training each, the better half goes on
                                               →  half of the training, the better half goes on  →  …  →  the best
@@ -40,7 +42,7 @@ class StudentShape:
     layers: int
     units: int
     cost: float
-    """Multiplications for each token, as a share of those of the recipe's ranker."""
+    """Multiplications for each token in the matrix products, as a share of those of the recipe's ranker."""
 
     def of(self, config: RankerConfig, source: ModelShape) -> RankerConfig:
         """The recipe's ranker section, changed so that the ranker has this shape."""
@@ -51,11 +53,11 @@ class StudentShape:
 
 
 def shapes(recipe: Recipe, source: ModelShape) -> list[StudentShape]:
-    """The widest shape of each depth that costs at most a share of the recipe's ranker, from the shallowest.
+    """The widest shape of each depth whose cost is within the bound, from the shallowest.
 
     Args:
-        recipe: `study.search_cost` is the share.
-        source: the model that rankers are cut from.
+        recipe: `study.search_cost` is the bound, as a share of the cost of its ranker.
+        source: shape of the model that rankers are cut from.
 
     Raises:
         ConfigError: fewer than two shapes keep the bound, or the recipe's ranker has one layer, the cheapest there is.
@@ -83,7 +85,7 @@ def search(recipe: Recipe, source: ModelShape, train: Train, measure: str) -> St
 
     Args:
         recipe: its ranker's loop is the whole training.
-        source: the model that rankers are cut from.
+        source: shape of the model that rankers are cut from.
         train: trains a ranker.
         measure: the metric of a trained ranker that decides.
 

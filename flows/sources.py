@@ -51,12 +51,12 @@ def of_documents(
 
     Args:
         documents: folders, files, SQLAlchemy URLs, sources, or recipes, whose sources are meant.
-        format: the format of all but sources and recipes, which name their own.
-        columns: the map of tables that stand in no recipe; empty maps each by the names of its columns.
+        format: the format of folders, files and URLs; sources and recipes name their own.
+        columns: the column map of tables that no recipe names; if empty, each is mapped by its columns' names.
         overrides: values laid over a recipe, as --set does.
 
     Raises:
-        ConfigError: a map of columns, and recipes alone.
+        ConfigError: `columns` is given, but all documents come from recipes, which have maps of their own.
         SchemaError: see `with_columns`.
     """
     if columns and all(isinstance(item, str) and is_recipe(item) for item in documents):
@@ -88,12 +88,12 @@ def _with_usual_columns(source: SourceConfig) -> SourceConfig:
 
 
 def with_columns(source: SourceConfig, contents: "Contents") -> SourceConfig:
-    """The source with a map of columns where it is a single table: the given one, or the one that fits it best.
+    """The source with a column map if it is a single table: the given map, or the one that fits its columns best.
 
-    Of judged data, the keys that a given map leaves out are guessed too.
+    For judgments, keys that the given map leaves out are guessed too.
 
     Args:
-        contents: what the map must name.
+        contents: what the table holds, which decides the keys that the map needs.
 
     Raises:
         SchemaError: the map names a column that is not there, or lacks one that is needed and has no usual name; the
@@ -120,7 +120,13 @@ def with_columns(source: SourceConfig, contents: "Contents") -> SourceConfig:
 
 
 def _as_read(columns: Mapping[str, str], names: Sequence[str], key: str) -> str:
-    """A line on a map that was guessed: its columns, the way to name others, and the names that nothing is read of."""
+    """A log line on a guessed column map: the columns read, the option that changes them, and the columns not read.
+
+    Args:
+        columns: the map.
+        names: all columns of the table.
+        key: the option or recipe key that sets a map.
+    """
     from pipeline.data.formats import option_text
 
     unread = [name for name in names if name not in columns.values()]
@@ -159,10 +165,10 @@ def _is_known_file(source: SourceConfig) -> bool:
 
 
 def recipe_at(path: str, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe at a path; one of all defaults where the path is that of data.
+    """The recipe at a path; the default recipe where the path is that of data.
 
     Raises:
-        ConfigError: the recipe cannot be read; overrides for data.
+        ConfigError: the recipe cannot be read, or there are overrides and the path is that of data.
     """
     if is_recipe(path):
         return recipes.load(Path(path), overrides)
@@ -177,10 +183,10 @@ def rules_of(path: str) -> DataConfig | None:
 
 
 def compute_of(paths: Sequence[str], overrides: Sequence[str] = ()) -> ComputeConfig:
-    """The section compute of the recipe among these paths, with overrides laid over it.
+    """The section `compute` of the recipe among these paths, with overrides laid over it.
 
     Raises:
-        ConfigError: two recipes differ in it; without a recipe, an override of another section.
+        ConfigError: two recipes differ in it, or there is no recipe and an override changes another section.
     """
     configs = [recipes.load(Path(path), overrides).compute for path in paths if is_recipe(path)]
     if not configs:

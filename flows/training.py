@@ -62,7 +62,7 @@ def prepare(recipe: Recipe, run: Runner) -> TrainingInputs:
 
 
 def _students(recipe: Recipe) -> tuple[RankerConfig, ...]:
-    """The sections of the models that are distilled one from the other: the assistants, and the ranker at the end."""
+    """The config sections of the assistants and then the ranker; each model is the student of the one before."""
     return (*recipe.assistants, recipe.ranker)
 
 
@@ -292,12 +292,12 @@ def student_base(recipe: Recipe, student: RankerConfig, inputs: TeacherInputs, r
 def score_pairs(
     recipe: Recipe, student: RankerConfig, inputs: TeacherInputs, run: Runner, *, teacher: Artifact, pairs: Artifact
 ) -> Artifact:
-    """Scores of the pairs by a student's teacher, with the states that the student needs.
+    """Scores of the pairs by a student's teacher, with the hidden states that the student needs.
 
     The recipe's external teacher, if it has one, scores in place of the trained one, but not in place of assistants.
 
     Args:
-        student: the student's section, which decides which layers' states are kept, and how wide they are.
+        student: the student's section, which decides which layers' hidden states are kept, and how wide they are.
         teacher: the trained teacher, or an assistant.
     """
     from pipeline.training import external_teacher, ranker, teacher_scores

@@ -44,7 +44,7 @@ class CorpusChange:
     shortened: float
     """Share of the documents whose id is there still that have less than a third of their text left."""
     alike: tuple[float, float]
-    """Share of the texts, before and after, that consist mostly of what many others say too (`alike_share`); 0 and 0
+    """Share of near-duplicate texts (`alike_share`), before and after; 0 and 0
     where hardly a document is new or changed."""
     fields_gone: tuple[str, ...]
     """Columns that earlier documents had and none has now; a filter by them is refused."""

@@ -64,7 +64,7 @@ def aligned(text: str, version: int = VERSION) -> tuple[str, list[int]]:
 
 
 def _letters(text: str) -> list[str]:
-    """Characters, each with the marks, joining Hangul letters and ignorable code points behind it."""
+    """Characters, each with the marks, joining Hangul letters and ignorable code points after it."""
     pieces: list[str] = []
     for sign in text:
         if pieces and (unicodedata.category(sign)[0] == "M" or "\u1160" <= sign <= "\u11ff" or _IGNORABLE.match(sign)):

@@ -25,7 +25,7 @@ class Passages:
     """The passages of a document that is longer than what the model reads of it beside a query."""
 
     most: int
-    """Maximum number of passages of one document; what lies behind the last is not read."""
+    """Maximum number of passages of one document; text after the last is not read."""
     tokens: int = 0
     """Length of a passage in tokens of the document; 0 for all that the query leaves."""
     stride: int = 0

@@ -40,7 +40,7 @@ class Stage:
     inputs: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
     """Parameter → the kind, or kinds, of artifact that it takes."""
     section: str = ""
-    """The section of a recipe that configures the stage; empty without one."""
+    """Name of the recipe's section that configures the stage; empty without one."""
     title: str = ""
     """The stage's name in logs and in Prefect; the kind when empty."""
 

@@ -1,4 +1,4 @@
-"""Thumbs of the search page: one JSON line each, written by the service and read as judgments.
+"""Thumbs, users' votes up or down on results: one JSON line each, written by the service and read as judgments.
 
 page ─► POST /thumbs ─► FOLDER/thumbs.jsonl ─► `pipeline.data.formats.thumb_files` ─► judgments of source "page"
 """
@@ -11,12 +11,12 @@ FILE = "thumbs.jsonl"
 """The file of thumbs in its folder."""
 
 ThumbValue = Literal["up", "down", "none"]
-"""none takes back what the same person said before."""
+"""A vote; none takes back the earlier vote of the same user."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Thumb:
-    """A person's word on one result of a query."""
+    """A user's vote, up or down, on one result of a query."""
 
     query: str
     doc_id: str

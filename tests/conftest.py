@@ -79,7 +79,7 @@ class Untrained:
     ranker: Any
     encoder: Any
     roberta: Any
-    """A ranker of another family: one segment, positions behind the padding id, byte-level BPE."""
+    """A ranker of another family: one segment, positions after the padding id, byte-level BPE."""
 
 
 @pytest.fixture(scope="session")

@@ -110,6 +110,27 @@ def test_a_docstring_names_the_number_that_it_means() -> None:
     assert [(location, text[:60]) for location, text in docstrings if vague.search(text)] == []
 
 
+UNUSUAL_TERMS = {
+    r"\bbehind (?:the|its|all) (?:last|end|padding|pair|point)\b": "after",
+    r"\bappear(?:s|ing)? whole\b": "atomically",
+    r"\bperson's word\b": "confirmation, or vote",
+    r"\bgoes without saying\b": "is left out",
+}
+"""Phrases of our own for which the field has a term, given as the value."""
+
+
+@pytest.mark.parametrize(("phrase", "term"), UNUSUAL_TERMS.items())
+def test_docstrings_use_the_terms_of_the_field(phrase: str, term: str) -> None:
+    unusual = [location for location, text in _all_docstrings() if re.search(phrase, text)]
+    assert unusual == [], f"say {term!r}"
+
+
+def test_a_docstring_about_a_section_of_a_recipe_names_it() -> None:
+    """A docstring that begins with "The section" of no name sends the reader to the type in the signature."""
+    about = re.compile(r"\s*(?:The lines of )?the section\b(?! `)", re.IGNORECASE)
+    assert [(location, text[:60]) for location, text in _all_docstrings() if about.match(text)] == []
+
+
 def _documented_parameters(docstring: str) -> list[str]:
     """The names before the colons of a docstring's section Args."""
     section = re.search(r"^Args:\n((?:[ ]+.*\n?)+)", docstring, re.MULTILINE)

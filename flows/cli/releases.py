@@ -68,7 +68,7 @@ def releases_pull(
     workspace: Workspace = DEFAULT_WORKSPACE,
     as_json: Json = False,
 ) -> None:
-    """Copies a release from shared storage and checks it; `live` goes live here."""
+    """Copies a release from shared storage and checks it; the one that is live there becomes live here."""
     from flows import release_storage
 
     figures = release_storage.pull(workspace, address, release, promote=not no_promote)
@@ -81,7 +81,7 @@ def releases_promote(
     reason: Annotated[str, typer.Option(help="Kept in the history.")] = "by hand",
     workspace: Workspace = DEFAULT_WORKSPACE,
 ) -> None:
-    """Makes a release live, whatever the gate said."""
+    """Makes a release live, even one that the gate after its training refused."""
     from pipeline.releases import Releases
     from pipeline.surface_warnings import surface_warnings
 

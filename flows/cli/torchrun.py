@@ -4,7 +4,7 @@
         -m flows.cli retrain RECIPE --workspace SHARED
 
 Data, indexes, exports, reports and releases are the work of process 0 alone. The other ones get a training's module and
-data from it. Large files, such as a teacher's states, they read from the workspace, which therefore all machines share.
+data from it. Large files, such as the teacher's hidden states, they read from the workspace, so all machines share it.
 """
 
 import functools
@@ -17,7 +17,7 @@ from flows.cli import surroundings
 from pipeline.errors import GateError, InputError
 
 LIBRARIES = ("search-relevance", "torch", "numpy", "transformers", "tokenizers", "safetensors")
-"""Packages of which all processes need the same version."""
+"""Installed packages whose version must be the same in all processes."""
 
 PACKAGES = ("pipeline", "index", "serving", "flows")
 """Packages whose files must be the same for all processes."""
@@ -27,7 +27,7 @@ COMMANDS: list[str] = []
 
 
 def watched() -> AbstractContextManager[None]:
-    """A context in which the processes of torchrun end together; nothing changes for one process."""
+    """A context in which the processes that torchrun started end together; without torchrun it does nothing."""
     if surroundings.torchrun_rank() is None:
         return nullcontext()
     from pipeline.training.loop import peers
@@ -42,7 +42,7 @@ def require_training(command: str | None) -> None:
 
 
 def training_command(command: Callable[..., None]) -> Callable[..., None]:
-    """Makes a command with a workspace and a recipe one that torchrun may start several processes of."""
+    """Decorates a command that trains, so that torchrun may start it. The command has a workspace and a recipe."""
     COMMANDS.append(command.__name__)
 
     @functools.wraps(command)
@@ -67,7 +67,7 @@ def _run_distributed(command: Callable[..., None], options: Mapping[str, Any], l
         return
     try:
         command(**options)
-    except GateError:  # The work is done.
+    except GateError:  # The training ended well, so the other processes may end too.
         distributed.leave()
         raise
     distributed.leave()

@@ -260,7 +260,7 @@ def _negatives(config: CandidatesConfig, count: int, train: pd.DataFrame, ranked
     names = (rows["query_id"] + "\x00" + rows["doc_id"]).tolist()
     rows = rows.assign(number=[splits.share(config.seed, name, "negative") for name in names])
     drawn = rows.sort_values(["query", "number"], kind="stable").groupby("query").head(count)
-    after = train["order"].max() + 1  # Behind those that the query has.
+    after = train["order"].max() + 1  # After those that the query has.
     return drawn.assign(grade=0, split="train", source="negative", order=after + drawn["rank"])
 
 

@@ -21,7 +21,8 @@ from pipeline.schema import MAX_GRADE, InvalidRow
 log = logging.getLogger(__name__)
 
 GROWING = "thumbs"
-"""The format that may be without rows for a while: a thumb can be taken back, and the service adds new ones."""
+"""The format whose files may be without rows: it holds users' thumbs up and down on results, which the service adds to
+and a user can take back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,16 +39,16 @@ class Source:
     """A hash of the content that was read."""
     format: str = ""
     faults: tuple[InvalidRow, ...] = ()
-    """Rows that hold a stand-in, because what was read does not fit into a table."""
+    """Rows of these tables with a value that could not be used as it was read, so that a placeholder stands there."""
     clicks: tuple[Mapping[str, Any], ...] = ()
-    """Figures that the judgments of each click log rest on; see `pipeline.data.clicks`."""
+    """Counts and thresholds that grades were computed with, for each click log; see `clicks.ClickJudgments`."""
     advice: str = ""
     """Advice on mending the rows in `faults`; empty where their reasons say all. See `tables.Tables`."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReadSource:
-    """A source that exists, before it is read."""
+    """A source whose files or tables were found and hashed; `read` reads them."""
 
     name: str
     format: str
@@ -60,11 +61,11 @@ class ReadSource:
 
 
 def find(config: SourceConfig, root: Path) -> ReadSource:
-    """The source that a recipe names. Files are only hashed; a database is read, as nothing else tells its content.
+    """The source that a recipe names, not yet read. Files are hashed; a database is read, the only way to hash it.
 
     Raises:
-        ConfigError: an unknown format, grades that are no grades, or labels without a map of columns.
-        MissingError: no such path, or none of the files of a known format.
+        ConfigError: the format is unknown, a number in `grades` is no grade, or there are labels without a column map.
+        MissingError: the path does not exist, or holds no file of a known format.
         SchemaError: see `read`.
     """
     wrong = [grade for grade in config.grades if not 0 <= grade <= MAX_GRADE]
@@ -82,7 +83,7 @@ def find(config: SourceConfig, root: Path) -> ReadSource:
 
 
 def settings_of(config: SourceConfig) -> dict[str, Any]:
-    """The keys of a source that say how a table is read and that it sets, as JSON has them."""
+    """The non-default keys of a source that say how a table is read, as JSON values."""
     settings = {
         "columns": dict(config.columns),
         "labels": dict(config.labels),
@@ -96,17 +97,17 @@ def settings_of(config: SourceConfig) -> dict[str, Any]:
 def read(config: SourceConfig, root: Path) -> Source:
     """A source's documents, queries and judgments.
 
-    Rows that cannot be used as they are stay in the tables and are listed in `faults`; `pipeline.data.validation`
-    finds the others.
+    Rows whose values cannot be read stay in the tables and are listed in `faults`. Rows that can be read but not used,
+    such as a judgment of an unknown document, are left to `pipeline.data.validation`.
 
     Args:
         root: what the source's path is relative to.
 
     Raises:
-        ConfigError: an unknown format.
-        MissingError: no such path, or none of the files of a known format.
-        SchemaError: a file that cannot be read: not UTF-8, cut off, a column missing or of a wrong type; or no rows at
-            all, except of thumbs.
+        ConfigError: see `find`.
+        MissingError: the path does not exist, or holds no file of a known format.
+        SchemaError: a file cannot be read: it is not UTF-8 or cut off, or a column is missing or of a wrong type; or
+            there are no rows at all, except in the format `GROWING`.
     """
     return find(config, root).read()
 
@@ -160,7 +161,7 @@ def _checked(name: str, form: str, tables_read: Tables, digest: str, config: Sou
 
 
 def _map_grades(judgments: pa.Table, grades: tuple[int, ...]) -> tuple[pa.Table, list[InvalidRow]]:
-    """Judgments with `grades[grade]` for each grade; a fault where there is no such place."""
+    """Judgments with `grades[grade]` in place of each grade, and a fault for each grade outside of it."""
     values = pc.cast(judgments["grade"], pa.int64())
     faults: list[InvalidRow] = []
     if grades:

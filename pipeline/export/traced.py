@@ -31,7 +31,7 @@ from pipeline.models.cross_encoder_head import one_score
 from pipeline.models.families import family_of
 
 HEAD = "head"
-"""Name of the part behind the last layer, which stays fp32."""
+"""Name of the part after the last layer, which stays fp32."""
 
 SCOPES = "pkg.torch.onnx.name_scopes"
 """Key of a node's metadata: the modules that it was traced in, from the outside inwards."""

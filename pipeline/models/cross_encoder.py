@@ -253,7 +253,7 @@ class CrossEncoder(nn.Module):
         return Reading(scores[:, 0].float(), torch.stack(kept, dim=1) if kept else empty, token_states)
 
     def read_together(self, batches: Sequence[packed.Inputs], *, first: Sequence[int] = ()) -> "Reading":
-        """The readings of batches of unlike width, one behind the other, in fewer and larger operations.
+        """The readings of batches of unlike width, one after the other, in fewer and larger operations.
 
         Args:
             batches: input_ids, token_type_ids and attention_mask of each.

@@ -62,7 +62,7 @@ class FactoredLinear(nn.Module):
 
 
 class FactoredEmbedding(nn.Module):
-    """A table of word embeddings as a narrow table and a matrix behind it."""
+    """A table of word embeddings as a narrow table and a matrix that widens its rows."""
 
     def __init__(self, embedding: nn.Embedding, rank: int) -> None:
         super().__init__()

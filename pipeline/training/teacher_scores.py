@@ -61,7 +61,7 @@ def make(
     states.npy       (rows, layers, width) float16, in the order of scores.parquet; absent without layers
     states.json      layers, width, share of the states' square that the projection keeps, for each layer
     passages.npy     (rows, 2) int32, where the teacher reads long documents in passages: first token, and the one
-                     behind the last, of the passage with the highest score; 0, 0 for a document that it read whole
+                     after the last, of the passage with the highest score; 0, 0 for a document that it read whole
 
     The score of a document in passages is joined from theirs; its states are those of the best passage.
 

@@ -1,4 +1,4 @@
-"""POST /thumbs: a person's word on a result of the search page, kept as a judgment of source `page`.
+"""POST /thumbs: a user's vote, up or down, on a result of the search page, kept as a judgment of source `page`.
 
 The path is there only where `Settings.thumbs` names a folder. A web page of another host cannot post here: it may not
 send JSON without asking first, which this service never allows (`serving.api.body`).

@@ -25,7 +25,7 @@ class PassageInput:
 
     @property
     def end(self) -> int:
-        """Index behind its last token in the document."""
+        """Index in the document of the first token after the passage."""
         return self.start + len(self.ids)
 
     @property

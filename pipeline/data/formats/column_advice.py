@@ -144,7 +144,7 @@ def listed(samples: Mapping[str, str]) -> str:
 
 
 def of_file(path: Path) -> str:
-    """The columns of the table at a path and the map that would fit best, to be put behind a message; or nothing."""
+    """The end of a message: the columns of the table at a path and the map that fits best; empty without a table."""
     files = column_map.files_of(path)
     if not files:
         return ""

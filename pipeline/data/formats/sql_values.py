@@ -70,7 +70,7 @@ def typed(values: Sequence[Any]) -> pa.Array:
 
 
 def _decimals(values: Sequence[Any]) -> pa.Array:
-    """Decimals, all with as many digits behind the point as the longest of them has."""
+    """Decimals, all with as many digits after the point as the longest of them has."""
     numbers = [None if value is None else decimal.Decimal(value) for value in values]
     scale = max((max(0, -int(number.as_tuple().exponent)) for number in numbers if number is not None), default=0)
     return pa.array(numbers, pa.decimal128(38, scale))

@@ -1,4 +1,4 @@
-"""NomicBERT: normalisation behind attention as in BERT, rotary positions, and a gated feed-forward part."""
+"""NomicBERT: normalisation after attention as in BERT, rotary positions, and a gated feed-forward part."""
 
 from typing import Any
 

@@ -9,7 +9,7 @@ from pipeline.models.families.family import ModelFamily
 
 
 class Roberta(ModelFamily):
-    """Positions begin behind the padding id, and the head has its own dense layer in place of a pooler."""
+    """Positions begin after the padding id, and the head has its own dense layer in place of a pooler."""
 
     model_types: ClassVar[tuple[str, ...]] = ("roberta", "xlm-roberta", "camembert")
     has_graph = True

@@ -31,7 +31,7 @@ class PassagePairs:
     owner: Ints
     """(inputs,) index of the pair that each input belongs to, ascending."""
     spans: Ints
-    """(inputs, 2) first token of each passage in its document and the one behind its last; WHOLE for a whole one."""
+    """(inputs, 2) start and end (exclusive) of each passage in the tokens of its document; WHOLE for an uncut one."""
     passages: Passages | None
 
     @property

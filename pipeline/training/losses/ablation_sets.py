@@ -4,7 +4,7 @@ A term is the name of one of the ranker's weights without `_weight`. A term with
 has the recipe's. `all` stands for every term by which the recipe's ranker learns from its teacher. The losses on grades
 stay as the recipe has them: `hard` names a set without any other term, and `hard=0` takes them away.
 
-A student is cut from the model that the recipe names, as a rule the teacher; with `@base` behind the set it is cut from
+A student is cut from the model that the recipe names, as a rule the teacher; with `@base` after the set it is cut from
 the base that the teacher was trained from. `plain` is `hard@base`: a student that learns nothing from a teacher.
 """
 

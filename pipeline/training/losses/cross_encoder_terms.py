@@ -76,7 +76,7 @@ class LossWeights:
         """The weights of a config section.
 
         Args:
-            config: the section.
+            config: the section of a model, such as `ranker`.
             prefix: stands before the keys of the terms over grades: `hard_` in the ranker's section.
 
         Raises:

@@ -236,7 +236,7 @@ def mask(ids: Tensor, content: Tensor, counts: Tensor, mask_id: int, ordinary: T
 
     Source: Devlin et al., BERT, NAACL 2019, arXiv:1810.04805, section 3.1.
     """
-    order = torch.rand(ids.shape).masked_fill(~content, 2.0)  # Behind all that may be drawn.
+    order = torch.rand(ids.shape).masked_fill(~content, 2.0)  # After all that may be drawn.
     chosen = order.argsort(dim=1).argsort(dim=1) < counts.unsqueeze(1)
     fate = torch.rand(ids.shape)
     strangers = ordinary[torch.randint(len(ordinary), ids.shape)]

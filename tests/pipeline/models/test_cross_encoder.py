@@ -189,7 +189,7 @@ def test_states_are_the_first_tokens_hidden_states(saved: Path) -> None:
 
 @pytest.mark.parametrize(("part", "room"), [("ranker", 64), ("roberta", 62)])
 def test_inputs_longer_than_the_positions_are_refused(untrained: Any, part: str, room: int) -> None:
-    """RoBERTa's positions start behind the padding id 1, so two of 64 cannot be used."""
+    """RoBERTa's positions start after the padding id 1, so two of 64 cannot be used."""
     base = getattr(untrained, part).path / "model"
     fits = CrossEncoder.start(base, thresholds=[0.0], max_tokens=room, max_query_tokens=8, seed=0)
     ids = torch.full((1, room), 7)

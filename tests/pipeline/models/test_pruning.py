@@ -65,7 +65,7 @@ def vector(model: BiEncoder, text: str) -> torch.Tensor:
 
 
 def unigram() -> PreTrainedTokenizerFast:
-    """XLM-RoBERTa's layout: `<mask>` stands behind the model's own tokens. "zz" is rarest, not in the corpus."""
+    """XLM-RoBERTa's layout: `<mask>` stands after the model's own tokens. "zz" is rarest, not in the corpus."""
     letters = sorted({letter for text in TRAINED_ON for letter in text if letter != " "} | {"▁"} - {"g"})
     words = [("▁steel", -3.0), ("▁angle", -3.5), ("▁deck", -4.0), ("▁ga", -4.2), ("llon", -4.4), ("▁grinder", -5.0)]
     pieces = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *words, ("zz", -12.0)]

@@ -26,7 +26,7 @@ SHAPE: dict[str, Any] = {"layers": 2, "hidden": 32, "heads": 4, "intermediate": 
 
 
 def xlnet(folder: Path, words: Any) -> Path:
-    """A small XLNet, whose special tokens stand behind the pair."""
+    """A small XLNet, whose special tokens stand after the pair."""
     plain = Tokenizer.from_str(words.backend_tokenizer.to_str())
     ends = [("[SEP]", words.sep_token_id), ("[CLS]", words.cls_token_id)]
     plain.post_processor = processors.TemplateProcessing(

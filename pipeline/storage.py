@@ -5,13 +5,13 @@ A folder or file there is copied to this machine before it is read, so what is h
 
 import atexit
 import contextlib
-import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pipeline.errors import MissingError, UnavailableError
+from pipeline.temporary import temporary_folder
 
 SCHEMES = ("s3", "gs", "gcs", "abfs", "az", "file", "memory")
 
@@ -60,13 +60,13 @@ def opened(address: str) -> tuple[Any, str]:
 def fetched(address: str) -> Path:
     """A copy of the file or folder at an address, under its own name; it is removed when this process ends.
 
+    What a killed process left is removed by the next one of the same user that fetches something.
+
     Raises:
         MissingError, UnavailableError: see `readable_errors`.
     """
     system, path = opened(address)
-    folder = Path(tempfile.mkdtemp(prefix="relevance-source-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    target = folder / (PurePosixPath(path.rstrip("/")).name or "source")
+    target = _private_folder() / (PurePosixPath(path.rstrip("/")).name or "source")
     with readable_errors(address):
         if system.isfile(path):
             system.get_file(path, str(target))
@@ -80,3 +80,12 @@ def fetched(address: str) -> Path:
             copy.parent.mkdir(parents=True, exist_ok=True)
             system.get_file(file, str(copy))
     return target
+
+
+def _private_folder() -> Path:
+    """A new folder that only this user may read, removed at this process's end or, if it is killed, by the next."""
+    stack = contextlib.ExitStack()
+    folder = stack.enter_context(temporary_folder(Path(tempfile.gettempdir()) / "relevance-source"))
+    atexit.register(stack.close)
+    folder.chmod(0o700)
+    return folder

@@ -135,8 +135,7 @@ def _value(row: Any, name: str, default: str | None = None) -> str:
 
 
 def render_search(answer: dict[str, Any]) -> "Table":
-    """The final order with the score that makes it, where BM25 and the encoder had each document, and the ranker's own
-    relevance."""
+    """A table of the final order: each document's score, ranker's relevance, and ranks by BM25 and by the encoder."""
     from rich.table import Table
     from rich.text import Text
 

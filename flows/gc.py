@@ -142,7 +142,7 @@ def _plan(workspace: Path, keep: int | None) -> Iterator[Removal]:
 
 
 def _divided(release: Manifest) -> tuple[str, str] | None:
-    """Collection and models, which a release and the others over its shards have in common; None without shards."""
+    """A key that all releases over the shards of one collection share: collection and models; None without shards."""
     collection = release.inputs.get("collection")
     return (collection, models_digest(release)) if collection else None
 

@@ -91,10 +91,10 @@ def quality_cost(
     data: Artifact,
     clicks: bool = False,
 ) -> dict[str, Any]:
-    """A group of facts for the report: the documents that the quality filter keeps, and what that costs the encoder.
+    """The report's group on the quality filter: how many documents it keeps, and recall and nDCG with and without it.
 
-    Both figures are of the encoder's own first 100 on the test queries, with vectors of all documents and of those
-    that are kept. Empty where the recipe has no filter.
+    Both measures are of the 100 documents with the nearest vectors to each test query, searched once among all
+    documents and once among those that are kept. Empty where the recipe has no filter.
     """
     if not config.votes:
         return {}

@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SAMPLE = 2000
-"""Number of texts, or up to twice as many, that decide the language."""
+"""Minimum number of sampled texts that decide the language, if there are as many; fewer than twice as many are read."""
 TEXT_CHARS = 500
-"""Characters of each of them."""
+"""Number of characters read of each sampled text."""
 CHUNK_CHARS = 1000
 """Characters that are classified together: titles alone are too short."""
 CJK_SHARE = 0.2
 """Share of Chinese, Japanese or Korean letters among all letters from which a collection counts as such."""
 KANA_SHARE = 0.05
-"""Share of kana among these from which they are Japanese."""
+"""Share of kana among Chinese, Japanese and Korean letters from which a collection counts as Japanese."""
 MOST_SHARE = 0.5
 """Share of the chunks that must be of one language; a collection in which none has it is of no single language."""
 
@@ -122,7 +122,7 @@ def _chunks(texts: Sequence[str]) -> Iterator[str]:
 
 @cache
 def _identifier() -> Any:
-    """The classifier, without its class of what is no language."""
+    """The classifier of languages, without its class for text in no language (zxx)."""
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
     identifier = LanguageIdentifier.from_model_file(MODEL_FILE)

@@ -23,7 +23,7 @@ class GateOutcome:
     live: bool
     """Whether the release is the live one now."""
     agreed: bool
-    """Whether it may go live without a person; a release that may is not live where nobody asked for promotion."""
+    """Whether gate and publishing rules let it go live; even then it is not `live` if promotion was not asked for."""
     reasons: tuple[str, ...]
     """The reasons for promoting or refusing it."""
     warnings: tuple[str, ...] = ()

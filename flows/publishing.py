@@ -53,10 +53,12 @@ def documents_of(registry: Releases, release: Artifact) -> Artifact:
 
 
 def corpus_of(registry: Releases, release: Artifact) -> Artifact | None:
-    """The documents that a re-index read for this release, with their watermark; None where it has a training's.
+    """The `corpus` artifact, documents with their watermark, that a re-index made this release from.
+
+    None for a release over the documents of a training.
 
     Raises:
-        RelevanceError: they are damaged.
+        RelevanceError: the documents are damaged.
     """
     documents = documents_of(registry, release)
     return documents if documents.manifest.kind == "corpus" else None
@@ -75,9 +77,10 @@ def comparable(registry: Releases, pointer: Pointer | None) -> Artifact | None:
 
 
 def earlier_rivals(registry: Releases, pointer: Pointer, compared: Artifact, count: int) -> tuple[Artifact, ...]:
-    """The complete releases that were live before the compared one, the nearest first; the gate's memory.
+    """The releases that were live before the compared one, latest first, which the gate compares a new one with too.
 
-    A re-index changes no order, so releases that it made count once. Releases that a person rolled back are left out.
+    A re-index keeps the models, so of releases with the same models only the latest counts. Releases that were rolled
+    back by hand and incomplete ones are left out.
 
     Args:
         compared: the release that a new one is compared with.
@@ -85,7 +88,7 @@ def earlier_rivals(registry: Releases, pointer: Pointer, compared: Artifact, cou
     """
 
     def order(release: Artifact) -> tuple[str | None, ...]:
-        """The parts that decide the order of a release's results, whatever its documents are."""
+        """Fingerprints of the models and the fusion: releases with the same ones rank alike."""
         return tuple(release.manifest.inputs.get(name) for name in (*release_parts.MODELS, "fusion"))
 
     seen = {order(compared)}
@@ -120,7 +123,7 @@ def metrics(figures: Artifact, documents: Artifact, corpus_kind: str) -> dict[st
 
 
 def refusals(registry: Releases, old: Artifact | None, release: Artifact, documents: Artifact) -> tuple[str, ...]:
-    """Reasons why only a person may promote this release, whatever the gate says; empty for none."""
+    """Reasons why the gate may not promote this release, so that it goes live by hand only; empty for none."""
     promote = typed(f"releases promote {release.fingerprint[:12]}", registry.workspace)
     by_hand = f"`{promote}` makes it live all the same"
     reasons = []

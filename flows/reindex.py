@@ -51,10 +51,10 @@ def reindex(
         workspace: the folder of artifacts and releases.
         format: how the documents are written; see `SourceConfig`.
         release: the release whose models are kept; see `Releases.resolve`.
-        full: read and embed every document, though its vector is known, and build the semantic index anew.
+        full: read and embed every document again, and build the semantic index anew; False reuses known vectors.
         promote: make the new release live if the old one is.
         force: publish documents that look wrong; see `flows.plausibility`.
-        left_out: columns that the documents lack on purpose; any other that no document has any more is warned of.
+        left_out: columns that were left out on purpose; other columns that vanished are warned of in the log.
         examples: queries that the page offers to try; empty keeps those of the release whose models are kept.
         compute: where documents are embedded.
         execute: runs one stage, as a plain call or as a Prefect task.
@@ -109,7 +109,7 @@ def reindex(
 
 
 def _chosen(documents: Sequence[str | SourceConfig], format: str) -> list[SourceConfig]:
-    """The sources as given, and those that folders, files, URLs and recipes stand for, see `sources.of_documents`."""
+    """Sources of all documents: given ones unchanged, those of paths, URLs and recipes by `sources.of_documents`."""
     return [
         source
         for item in documents
@@ -118,7 +118,7 @@ def _chosen(documents: Sequence[str | SourceConfig], format: str) -> list[Source
 
 
 def _figures(searchable: indexing.SearchableCorpus) -> dict[str, Any]:
-    """The size of an index and the work that it was, as plain values."""
+    """Size of an index, and numbers of texts embedded for it and taken over from an earlier one, as plain values."""
     metrics, work = searchable.vectors.metrics, indexing.EmbeddingWork.of(searchable.vectors)
     return {
         "documents": metrics["documents"],
@@ -130,7 +130,7 @@ def _figures(searchable: indexing.SearchableCorpus) -> dict[str, Any]:
 
 
 def _same_but_live(registry: releases.Releases, new: Artifact) -> Artifact:
-    """The live release, if it has the same models and documents: an equal run at the same time was faster.
+    """The live release, if it has the models and documents of `new`: another process published the same first.
 
     Raises:
         ConflictError: another release is live.

@@ -42,13 +42,13 @@ def report(
 
     Args:
         judgments: queries and judgments, and their documents; without any, those of the release are taken.
-        split: which of its queries; see the head of this file.
-        release: the release whose models rank the source's documents, as its recipe says: the judged lists or what they
-            retrieve.
-        baseline: a release to compare with; BM25 and encoder together without it.
-        clicks: counts judgments that were made from clicks too.
+        split: test judges the queries that the release's recipe keeps from training, all judges every query.
+        release: the release whose models rank the judged documents of each query, or those that BM25 and the encoder
+            retrieve: `candidates.pool` of its recipe decides.
+        baseline: a release to compare with; if empty, the fusion of BM25 and encoder of `release` itself.
+        clicks: whether judgments made from clicks count too.
         rules: the section `data` of the recipe that names the judgments, whose rules on unusable rows and on pairs of
-            several grades hold; None for those of the release, or the default ones.
+            several grades hold; None for those of the release's recipe.
 
     Raises:
         MissingError: no such source or release.
@@ -75,9 +75,9 @@ def report_on_run(
         run: TREC text or Parquet.
         baseline: another run file, compared query by query, or a release, whose models rank the source's documents;
             the empty text for none.
-        clicks: counts judgments that were made from clicks too.
+        clicks: whether judgments made from clicks count too.
         rules: the section `data` of the recipe that names the judgments, whose rules on unusable rows and on pairs of
-            several grades hold; None for those of the release, or the default ones.
+            several grades hold; None for the default ones.
 
     Raises:
         MissingError: no such source, file or release.
@@ -146,7 +146,7 @@ def _with_documents(
 
 
 def _by_rules(config: DataConfig, rules: DataConfig | None) -> DataConfig:
-    """The settings of a release's data, with the rules of another recipe on rows that are not as they should be."""
+    """The section `config`, with the rules of another section on unusable rows and on pairs of several grades."""
     return config if rules is None else replace(config, faulty_rows=rules.faulty_rows, conflicts=rules.conflicts)
 
 

@@ -37,9 +37,9 @@ class Runner:
     workspace: Path
     execute: Execute = directly
     label: str = ""
-    """Stands before the names of the stages, to tell apart those that run more than once."""
+    """Prefix of the stages' names in the log, to tell apart stages that run more than once."""
     engine: ComputeEngine = compute.LOCAL
-    """Embeds documents and scores pairs; given to the stages that do."""
+    """Engine that embeds documents and scores pairs, on this machine or on a Ray cluster; passed to stages that do."""
     reported: set[str] = field(default_factory=set, compare=False)
     """Fingerprints of the artifacts that a log line has named."""
 

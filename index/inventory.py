@@ -32,7 +32,7 @@ class SegmentRecord:
     documents: int
     """Number of its documents, or of its vectors where the artifact holds vectors; tombstones included."""
     live: int
-    """The same number without tombstones."""
+    """The number of rows without tombstones."""
     files: Mapping[Path, FileRecord]
     """Path → record in the artifact's manifest."""
 

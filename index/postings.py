@@ -6,7 +6,7 @@
     counts.npy      (postings,) times that the document has the term
     lengths.npy     (documents,) number of terms of each document
 
-They hold counts and no scores, as BM25 weighs a term by all documents that are living when it is asked for.
+They hold counts and no scores, as BM25 weighs a term by the documents that are living, not deleted, at a search.
 """
 
 import json
@@ -105,7 +105,11 @@ class Postings:
         return cls(terms, starts.astype(np.int64), (keys & 0xFFFFFFFF).astype(np.int32), counts.astype(kind), lengths)
 
     def living(self, alive: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:
-        """Counts the living documents that have each term, (terms,); `alive` is (documents,)."""
+        """Counts the living documents of each term, (terms,).
+
+        Args:
+            alive: (documents,) False for a deleted document.
+        """
         before = np.concatenate([np.zeros(1, np.int32), np.cumsum(alive[self.documents], dtype=np.int32)])
         return np.diff(before[self.starts])
 

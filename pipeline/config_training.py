@@ -213,8 +213,8 @@ class TeacherConfig:
     pairwise_weight: float = 1.0
     """Weight of the RankNet loss on pairs of different grade within a query."""
     hinge_weight: float = 0.0
-    """Weight of the hinge loss on such pairs: the better one should lead by `hinge_margin`. Experimental: no built-in
-    recipe sets it and no figure supports it."""
+    """Weight of the hinge loss on pairs of unlike grades: the better one should lead by `hinge_margin`. Experimental:
+    no built-in recipe sets it and no figure supports it."""
     hinge_margin: float = 1.0
     """Lead in score that the hinge loss asks for."""
     listnet_weight: float = 0.0

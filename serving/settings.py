@@ -82,8 +82,8 @@ class Settings:
     """SHA-256 hashes, in hex, of the keys of clients. Without any here or in the file, the service needs no key.
     `relevance key` makes a key and its hash. The environment separates them by commas."""
     api_keys_file: str = ""
-    """File with such a hash at the start of each line, and perhaps a name after it; # begins a comment. It is read
-    again when it changes."""
+    """File with the SHA-256 of a key at the start of each line, and perhaps a name after it; # begins a comment. It is
+    read again when it changes."""
     max_body_bytes: int = 16 * 2**20
     """Largest body of a request; a larger one gets 413."""
     max_held_bytes: int = 256 * 2**20

@@ -1,4 +1,4 @@
-"""The import arrows of the house, the weight of what starts fast, and the speed of --help."""
+"""The import arrows of the packages, the weight of what starts fast, and the speed of --help."""
 
 import ast
 import subprocess

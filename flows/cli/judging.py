@@ -109,7 +109,7 @@ def reindex(
 ) -> None:
     """Embeds new and changed documents, builds a new index and makes it live with the same models.
 
-    --set compute.engine=ray embeds them on a Ray cluster; see the section compute of `relevance recipe schema`.
+    --set compute.engine=ray embeds them on a Ray cluster; see the section `compute` of `relevance recipe schema`.
     """
     from flows import reindex as flow
     from flows import sources

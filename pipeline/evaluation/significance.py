@@ -96,7 +96,7 @@ def intervals(
     Args:
         values: (queries, columns) float; NaN where a measure is not defined for a query, which is left out.
         method: how the interval is made; bca corrects the percentile interval for bias and skew.
-        bounds: the measure's range, which no interval leaves. A single value alone says no more than this range.
+        bounds: the measure's range, which no interval leaves; it is the whole interval where there is one value.
     """
     table = _table(values)
     means = np.empty((0, table.shape[1]))

@@ -1,4 +1,4 @@
-"""The fusion of a release that nobody judged: reciprocal ranks of all that it has, each with the same weight."""
+"""Reciprocal-rank fusion, for a release without judgments: BM25, the encoder and the ranker, if any, weigh the same."""
 
 import json
 from collections.abc import Mapping
@@ -28,9 +28,8 @@ def make(workspace: Path, *, ranker: Artifact | None, encoder: Artifact) -> Arti
         return {
             "chosen": "reciprocal-rank fusion",
             "reason": "nothing is judged",
-            "models": {
-                role: item.fingerprint for role, item in models.items()
-            },  # A release checks that it holds these.
+            # A release checks that it holds these models.
+            "models": {role: item.fingerprint for role, item in models.items()},
         }
 
     return STAGE.make(workspace, config={"weights": json.loads(json.dumps(weights))}, inputs=dict(models), build=build)

@@ -41,7 +41,7 @@ class ComparedRequest(Protocol):
 
     @property
     def chars(self) -> int:
-        """About how much memory keeping it takes."""
+        """Number of characters of the request, by which kept requests are bounded."""
 
     @property
     def judged(self) -> bool:
@@ -168,7 +168,7 @@ def grades_of(question: ComparedRequest, grades: Grades) -> Mapping[str, int] | 
 def ndcg(order: Sequence[Hashable], grades: Mapping[str, int], cutoff: int) -> float:
     """nDCG with linear gain of documents, best first; 0 where no document has a grade above 0.
 
-    The same measure as the report's `ndcg@10`, whose code is on the training side of the house.
+    The same measure as the report's `ndcg@10`; the service may not import that code, which belongs to the training.
     """
     gain = sum(grades.get(str(item), 0) / math.log2(rank + 1) for rank, item in enumerate(order[:cutoff], start=1))
     best = sorted(grades.values(), reverse=True)[:cutoff]

@@ -47,16 +47,16 @@ TOLERANCE: Mapping[str, float] = {"fp32": 1e-5, "fp16": 2e-2, "int8": 5e-2, "w8"
 else from that at export. Another processor sums in another order; in int8 and w8 that moves some activations by one
 step. An int8 product that overflows, or another model, is far beyond."""
 CUDA_TOLERANCE = 2e-3
-"""Least such distance on CUDA, whose fp32 products may be computed in TF32."""
+"""Minimum of the tolerance for golden outputs on CUDA, whose fp32 products may be computed in TF32."""
 
 CHECK_S = 20.0
 """Seconds for the output of one golden input. A model that never comes back must be refused before the process, which
 has lost a runner to it, is replaced: the next one would try the same release."""
 
 BATCH_TOKENS = 16_384
-"""Padded tokens of one run on CUDA."""
+"""Maximum number of tokens, padding included, of one run on CUDA."""
 BUCKET_TOKENS = 16
-"""Lengths on CUDA are rounded up to a multiple, so that few shapes occur."""
+"""Lengths on CUDA are rounded up to a multiple of this, so that few shapes occur."""
 
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from serving.scoring.reranker import Embedder
 
 QUERIES = 32
 SHARE = 0.95
-"""Share of the queries of random letters whose nearest document lies below the level."""
+"""Share of random-letter queries whose nearest document has a cosine below the chance level; see `level`."""
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ def level(cosines: Sequence[float]) -> float:
 
 
 class ChanceLevel:
-    """The cosine of random letters with their nearest documents, measured once for a release; see `level`."""
+    """The chance level of a release, measured once: the cosine of random letters with their nearest documents."""
 
     def __init__(self, embedder: Embedder, index: SemanticIndex) -> None:
         self._embedder, self._index = embedder, index

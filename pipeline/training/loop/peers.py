@@ -33,7 +33,7 @@ SILENT_BEATS = 120
 """Beats without a new state after which a process counts as gone."""
 
 LOST_BEATS = 10
-"""The same where a connection was lost, so that a process or its machine is surely gone."""
+"""Beats without a new state after which a process counts as gone once this process has lost a connection."""
 
 MEETING = timedelta(minutes=10)
 """The longest wait for a process that is alive and has not said yet what it was started with."""

@@ -44,7 +44,7 @@ def _error_page(row: Row, rng: random.Random) -> str:
     return f"Access denied. You may not see /docs/{row[0]}/{row[1].split()[0]}. Reference #{rng.getrandbits(40):x}"
 
 
-WRONG: dict[str, tuple[Change, str]] = {
+BROKEN_SOURCES: dict[str, tuple[Change, str]] = {
     "other ids": (lambda rows, rng: [(f"x{doc_id}", title, text) for doc_id, title, text in rows], "0% of the ids"),
     "ids of another corpus, more of them": (lambda rows, rng: _corpus(rng, 500, "other"), "0% of the ids"),
     "three of five ids gone": (
@@ -75,7 +75,7 @@ WRONG: dict[str, tuple[Change, str]] = {
     ),
 }
 
-FINE: dict[str, Change] = {
+SOUND_SOURCES: dict[str, Change] = {
     "nothing changed": lambda rows, rng: rows,
     "another order": lambda rows, rng: rng.sample(rows, len(rows)),
     "every text edited": lambda rows, rng: [(row[0], row[1], f"{row[2]} {_words(rng, 5)}") for row in rows],
@@ -91,25 +91,25 @@ FINE: dict[str, Change] = {
 }
 
 
-@pytest.mark.parametrize("name", WRONG)
+@pytest.mark.parametrize("name", BROKEN_SOURCES)
 def test_what_a_broken_source_gives_is_refused_with_figures_and_limits(name: str, tmp_path: Path) -> None:
-    change, reason = WRONG[name]
+    change, reason = BROKEN_SOURCES[name]
     reasons = _replaced(tmp_path, change)
     assert [item for item in reasons if re.search(reason, item)], reasons
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
-@pytest.mark.parametrize("name", FINE)
+@pytest.mark.parametrize("name", SOUND_SOURCES)
 def test_what_a_source_does_in_good_order_passes(name: str, seed: int, tmp_path: Path) -> None:
     for count in (8, 300):
-        assert _replaced(tmp_path, FINE[name], count=count, seed=seed) == [], count
+        assert _replaced(tmp_path, SOUND_SOURCES[name], count=count, seed=seed) == [], count
 
 
 def test_a_sample_finds_what_the_whole_corpus_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(corpus_change, "SAMPLE", 100)
-    for change, _ in WRONG.values():
+    for change, _ in BROKEN_SOURCES.values():
         assert _replaced(tmp_path, change)
-    for change in FINE.values():
+    for change in SOUND_SOURCES.values():
         assert _replaced(tmp_path, change) == []
 
 

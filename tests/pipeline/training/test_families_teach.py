@@ -99,7 +99,7 @@ def test_a_student_learns_from_a_teacher_of_another_family(tmp_path: Path, of_te
     assert CrossEncoder.load(small.path).model.config.model_type == of_student
 
 
-BAD: dict[str, tuple[Callable[[], RankerConfig], str]] = {
+UNSERVABLE_LOSSES: dict[str, tuple[Callable[[], RankerConfig], str]] = {
     "relation_weight": (
         lambda: RankerConfig(hidden_weight=0.0, relation_weight=1.0),
         r"ranker\.relation_weight: a xlnet",
@@ -109,9 +109,9 @@ BAD: dict[str, tuple[Callable[[], RankerConfig], str]] = {
 }
 
 
-@pytest.mark.parametrize("case", BAD)
+@pytest.mark.parametrize("case", UNSERVABLE_LOSSES)
 def test_a_loss_that_a_family_cannot_serve_is_refused_by_its_key(tmp_path: Path, case: str) -> None:
-    make, message = BAD[case]
+    make, message = UNSERVABLE_LOSSES[case]
     shape = base_models.shape(xlnet(tmp_path, small_tokenizer()))
     with pytest.raises(ConfigError, match=message):
         ranker_shape.cut(replace(make(), layers=make().layers if case == "layers" else 2), shape, shape)
@@ -122,7 +122,7 @@ def _config(folder: Path, **values: Any) -> None:
     path.write_text(path.read_text().replace("{", "{" + "".join(f'"{k}": {v}, ' for k, v in values.items()), 1))
 
 
-WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
+UNSAFE_FOLDERS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "holds no model.safetensors"),
     "pickled": (
         lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
@@ -138,9 +138,9 @@ WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("case", WRONG)
+@pytest.mark.parametrize("case", UNSAFE_FOLDERS)
 def test_a_folder_that_cannot_be_read_safely_is_refused(tmp_path: Path, case: str) -> None:
-    change, message = WRONG[case]
+    change, message = UNSAFE_FOLDERS[case]
     base = write_base(tmp_path / "base", "electra")
     model_files.check_files(base)
     change(base)

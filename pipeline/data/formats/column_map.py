@@ -1,6 +1,7 @@
 """The map of a table's columns: its keys, the columns that a table has, and the map that fits them best."""
 
 import difflib
+import re
 from collections.abc import Collection, Mapping, Sequence
 from itertools import islice, zip_longest
 from pathlib import Path
@@ -22,45 +23,45 @@ ROLES = ("query_id", "query", "doc_id", "title", "text", "grade", "split", "sour
 """Keys of a map of columns that have a meaning; any other keeps a column of the documents."""
 
 SYNONYMS: Mapping[str, tuple[str, ...]] = {
-    "query": ("query", "search_term", "search", "keyword", "keywords", "question", "search_query", "query_text", "q"),
-    "title": ("title", "product_title", "name", "product_name", "headline", "subject"),
-    "text": ("text", "body", "description", "content", "product_description", "passage", "document", "abstract"),
-    "grade": (
-        "grade",
-        "relevance",
-        "label",
-        "rating",
-        "stars",
-        "score",
-        "judgment",
-        "judgement",
-        "gain",
-        "median_relevance",
-    ),
-    "query_id": ("query_id", "qid", "query-id", "queryid", "topic_id"),
-    "doc_id": (
-        "doc_id",
-        "docid",
-        "docno",
-        "doc_no",
-        "pid",
-        "_id",
-        "product_id",
-        "product_uid",
-        "corpus-id",
-        "document_id",
-        "item_id",
-        "sku",
-        "asin",
-        "id",
-    ),
-    "split": ("split",),
-    "position": ("position", "rank", "pos"),
-    "clicked": ("clicked", "click", "is_click", "is_clicked"),
-    "session": ("session", "session_id"),
-    "time": ("time", "timestamp"),
+    role: tuple(names.split())
+    for role, names in {
+        "query": """
+            query search_term search_terms search keyword keywords question search_query query_text q query_string
+            user_query raw_query search_phrase search_text search_keyword search_string question_text 查询 搜索词""",
+        "title": """
+            title product_title name product_name headline subject document_title doc_title page_title article_title
+            passage_title item_title item_name post_title review_title listing_title 标题 商品名称""",
+        "text": """
+            text body description content product_description passage document abstract contents document_text
+            passage_text doc_text page_content body_text body_html full_text content_text chunk_text answer_text
+            post_content item_description long_description review_body product_desc 正文 内容""",
+        "grade": """
+            grade relevance label rating stars score judgment judgement gain median_relevance relevance_label
+            relevance_score relevance_grade relevance_judgment graded_relevance relevancy rel is_relevant relevant
+            esci_label star_rating 相关性 评分""",
+        "query_id": "query_id qid topic_id question_id search_query_id query_no",
+        "doc_id": """
+            doc_id docid docno pid _id product_id product_uid corpus_id passage_id sentence_id document_id item_id sku
+            asin article_id page_id post_id answer_id object_id entity_id listing_id id""",
+        "split": "split",
+        "position": "position rank pos result_position result_rank",
+        "clicked": "clicked click is_click is_clicked was_clicked click_bool",
+        "session": "session session_id",
+        "time": "time timestamp event_time datetime date_time",
+    }.items()
 }
-"""Usual names of each kind of column, the likeliest first."""
+"""Usual names of each kind of column, the likeliest first; those of one meaning in another spelling are left out."""
+
+OTHER_NAMES: Mapping[str, tuple[str, ...]] = {
+    "query": ("query1", "sentence1", "anchor", "topic"),
+    "text": ("query2", "sentence2", "sentence", "answer", "reply", "context", "article", "chunk", "snippet", "summary"),
+    "grade": ("is_best", "similarity", "similarity_score"),
+    "doc_id": ("uuid", "guid", "uid", "isbn", "handle", "chunk_id"),
+}
+"""Names that a column of a kind may have where none has a usual name. As keys of a map they keep such a column."""
+
+_TYPE_OR_LANGUAGE = re.compile(r"_(?:(?:t|s|txt|str|ws)(?:_[a-z]{2})?|(?!id|no)[a-z]{2})$")
+"""Ending of a name by which Solr and Elasticsearch tell a field's type or language: title_txt_en, body_t, title_de."""
 
 
 def roles(keys: Collection[str]) -> tuple[str, ...]:
@@ -78,17 +79,40 @@ def files_of(path: Path) -> list[Path]:
 
 def suggest(names: Sequence[str]) -> dict[str, str]:
     """The likeliest of these names for each key of a map of columns; each name is used once."""
-    folded = {name.strip().casefold().replace(" ", "_"): name for name in reversed(names)}
+    spelt = {_spelling(name): name for name in reversed(names)}
+    for name in names:
+        spelt.setdefault(_spelling(_TYPE_OR_LANGUAGE.sub("", name.strip().casefold())), name)
     best: dict[str, str] = {}
-    for role, known in SYNONYMS.items():
-        free = [name for name in folded if folded[name] not in best.values()]
-        match = next((name for name in known if name in free), None)
-        near = [] if role in clicks.ROLES else difflib.get_close_matches(role, free, 1, 0.75)
-        if match or near:
-            best[role] = folded[match or near[0]]
+    for role in SYNONYMS:
+        free = [name for name in spelt if spelt[name] not in best.values()]
+        match = _match(role, free)
+        if match:
+            best[role] = spelt[match]
     if "grade" in best or not {"position", "clicked"} <= set(best):
         return {role: name for role, name in best.items() if role not in clicks.ROLES}
     return {role: name for role, name in best.items() if role != "split" and (role != "time" or "session" in best)}
+
+
+def _spelling(name: str) -> str:
+    """A name by which SearchTerm, search-term and "Search Term" are one; a leading underscore stays, as in _score."""
+    plain = name.strip().casefold()
+    return "_" * plain.startswith("_") + re.sub(r"[\W_]+", "", plain)
+
+
+_SPELLINGS: Mapping[str, tuple[str, ...]] = {
+    role: tuple(map(_spelling, (*usual, *OTHER_NAMES.get(role, ())))) for role, usual in SYNONYMS.items()
+}
+"""The names of each kind of column as `_spelling` has them."""
+
+
+def _match(role: str, names: Sequence[str]) -> str | None:
+    """The likeliest of these spellings for a role: a known one, else one almost like the role and of no other."""
+    known = next((name for name in _SPELLINGS[role] if name in names), None)
+    if known or role in clicks.ROLES:
+        return known
+    taken = {name for spellings in _SPELLINGS.values() for name in spellings}
+    near = difflib.get_close_matches(_spelling(role), [name for name in names if name not in taken], 1, 0.75)
+    return near[0] if near else None
 
 
 def samples_of(file: Path, wanted: Sequence[str] = ()) -> dict[str, str]:

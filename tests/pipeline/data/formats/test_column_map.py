@@ -1,0 +1,77 @@
+"""The map that is guessed from names of columns, on the tables of public data sets and of exports of search engines."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import SourceConfig
+from pipeline.data import sources
+from pipeline.data.formats.column_map import suggest
+
+TABLES: dict[str, tuple[str, str]] = {
+    "BEIR, corpus": ("_id,title,text,metadata", "title=title text=text doc_id=_id"),
+    "BEIR, qrels": ("query-id,corpus-id,score", "grade=score query_id=query-id doc_id=corpus-id"),
+    "ir_datasets, qrels": ("query_id,doc_id,relevance,iteration", "grade=relevance query_id=query_id doc_id=doc_id"),
+    "MS MARCO, passages": ("qid,pid,query,passage", "query=query text=passage query_id=qid doc_id=pid"),
+    "MS MARCO, documents": ("docid,url,title,body", "title=title text=body doc_id=docid"),
+    "Anserini": ("id,contents", "text=contents doc_id=id"),
+    "Amazon ESCI": (
+        "example_id,query,query_id,product_id,product_locale,esci_label,split,product_title,product_description",
+        "query=query title=product_title text=product_description grade=esci_label query_id=query_id "
+        "doc_id=product_id split=split",
+    ),
+    "Home Depot": (
+        "id,product_uid,product_title,search_term,relevance",
+        "query=search_term title=product_title grade=relevance doc_id=product_uid",
+    ),
+    "WANDS": ("query_id,product_id,label", "grade=label query_id=query_id doc_id=product_id"),
+    "WikiQA": (
+        "QuestionID,Question,DocumentID,DocumentTitle,SentenceID,Sentence,Label",
+        "query=Question title=DocumentTitle text=Sentence grade=Label query_id=QuestionID doc_id=SentenceID",
+    ),
+    "WikiQA as a data set of the hub": (
+        "question_id,question,document_title,answer,label",
+        "query=question title=document_title text=answer grade=label query_id=question_id",
+    ),
+    "KUAKE-QQR": ("id,query1,query2,label", "query=query1 text=query2 grade=label doc_id=id"),
+    "Baoxianzhidao": ("title,question,reply,is_best", "query=question title=title text=reply grade=is_best"),
+    "STS benchmark": ("sentence1,sentence2,score", "query=sentence1 text=sentence2 grade=score"),
+    "reviews": ("asin,review_title,review_body,stars", "title=review_title text=review_body grade=stars doc_id=asin"),
+    "Algolia": ("objectID,name,description,popularity,_tags", "title=name text=description doc_id=objectID"),
+    "Elasticsearch": ("_id,_index,_score,title_en,content", "title=title_en text=content doc_id=_id"),
+    "Solr": ("id,title_t,content_txt_en,price_f,_version_", "title=title_t text=content_txt_en doc_id=id"),
+    "Quepid": (
+        "Case Name,Query Text,Doc ID,Title,Rating",
+        "query=Query Text title=Title grade=Rating doc_id=Doc ID",
+    ),
+    "Shopify": ("Handle,Title,Body (HTML),Vendor", "title=Title text=Body (HTML) doc_id=Handle"),
+    "camel case": ("searchTerm,productName,starRating", "query=searchTerm title=productName grade=starRating"),
+    "Chinese": ("查询,标题,正文,相关性", "query=查询 title=标题 text=正文 grade=相关性"),
+}
+"""Source → the names of its columns, and the map that fits them."""
+
+
+@pytest.mark.parametrize("source", TABLES)
+def test_usual_names_are_mapped(source: str) -> None:
+    names, expected = TABLES[source]
+    assert " ".join(f"{role}={name}" for role, name in suggest(names.split(",")).items()) == expected
+
+
+@pytest.mark.parametrize("names", ["query_id,doc_id,grade", "queryid,docid,rel"])
+def test_a_column_of_ids_is_not_the_query(names: str) -> None:
+    assert sorted(suggest(names.split(","))) == ["doc_id", "grade", "query_id"]
+
+
+def test_the_first_of_two_columns_of_one_meaning_is_taken() -> None:
+    assert suggest(["title_de", "title_en", "Text", "text_en"]) == {"title": "title_de", "text": "Text"}
+
+
+def test_a_score_of_a_search_engine_is_no_grade() -> None:
+    assert suggest(["query", "title", "_score"]) == {"query": "query", "title": "title"}
+
+
+def test_a_map_may_keep_columns_whose_names_are_only_sometimes_texts(tmp_path: Path) -> None:
+    (tmp_path / "shop.csv").write_text("q,name,about\nknife,a knife,cuts\n", encoding="utf-8")
+    columns = {"query": "q", "title": "name", "summary": "about"}
+    documents = sources.read(SourceConfig(path="shop.csv", columns=columns), tmp_path).documents
+    assert documents["summary"].to_pylist() == ["cuts"]

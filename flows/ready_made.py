@@ -12,18 +12,20 @@ import json
 import logging
 import multiprocessing
 import os
+import signal
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from flows.logs import write_log
-from pipeline import artifacts, disk, releases
+from pipeline import artifacts, disk, machine_memory, releases
 from pipeline.artifacts import Artifact
 from pipeline.config import ExportConfig, Precision
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, RelevanceError
 from pipeline.models.ready_made_files import ReadyMadeOptions, at
 from pipeline.temporary import temporary_folder
 
@@ -68,18 +70,40 @@ def apart(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
 
     The service's parent process lives as long as the service, and must not carry torch. The process ends with this
     one, also where this one is interrupted or killed.
+
+    Raises:
+        MemoryShortageError: memory ran out there.
+        RelevanceError: the process ended before its work was done, as one does that the system kills.
     """
     context, level = multiprocessing.get_context("spawn"), logging.getLogger().level
     with ProcessPoolExecutor(1, mp_context=context, initializer=_begin, initargs=(level,)) as pool:
         before = multiprocessing.active_children()
-        answer = pool.submit(function, *args, **kwargs)
+        answer = pool.submit(_with_shortage_told, function, args, kwargs)
         started = [child for child in multiprocessing.active_children() if child not in before]
         try:
             return answer.result()
+        except BrokenProcessPool as error:
+            for child in started:
+                child.join(timeout=1)
+            raise _ended([child.exitcode for child in started]) from error
         except BaseException:  # Such as an interruption of this process alone; the pool would wait for the end.
             for child in started:
                 child.kill()
             raise
+
+
+def _with_shortage_told(function: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
+    with machine_memory.shortage_told():
+        return function(*args, **kwargs)
+
+
+def _ended(exit_codes: Sequence[int | None]) -> RelevanceError:
+    """The error of a process that ended before its work was done."""
+    code = next((code for code in exit_codes if code), None)
+    how = f"by {signal.Signals(-code).name}" if code and -code in set(signal.Signals) else f"with {code}"
+    return RelevanceError(
+        f"the process that does the work ended {how}, most often because memory ran out: {machine_memory.remedy()}"
+    )
 
 
 def _begin(level: int) -> None:

@@ -8,6 +8,7 @@
     │   └── WrongKindError                  an artifact of one kind where a stage takes another
     ├── ArtifactError                       a stage's output is damaged, unfinished or could not be written
     ├── ConflictError                       another publisher moved the pointer first
+    ├── MemoryShortageError                 memory ran out
     ├── UnavailableError                    a database or a cluster cannot be reached, or was lost; try again later
     ├── TrainingError                       a loss that is not a number, a model that cannot be trained so
     │   └── ShapeError                      tensors that do not fit together
@@ -58,6 +59,10 @@ class ArtifactError(RelevanceError):
 
 class ConflictError(RelevanceError):
     """Another publisher moved the pointer between reading it and writing it."""
+
+
+class MemoryShortageError(RelevanceError):
+    """Memory ran out; nothing half-made was kept."""
 
 
 class UnavailableError(RelevanceError):

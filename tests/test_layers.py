@@ -17,6 +17,7 @@ FLOOR = {
         "cores",
         "disk",
         "locks",
+        "machine_memory",
         "manifest",
         "temporary",
         "passages",

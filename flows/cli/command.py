@@ -43,21 +43,8 @@ def main() -> None:
         surroundings.check(sys.argv)
         with torchrun.watched():
             app()
-    except RelevanceError as error:
-        print(f"relevance: {error}", file=sys.stderr)
-        raise SystemExit(error.exit_code) from None
-    except OSError as error:
-        print(
-            f"relevance: {hide_passwords(str(error))}; look at the path, its permissions and the free space",
-            file=sys.stderr,
-        )
-        raise SystemExit(1) from None
-    except MemoryError:
-        print("relevance: out of memory; give it more, or less data at once", file=sys.stderr)
-        raise SystemExit(1) from None
     except Exception as error:  # A hook of Typer's takes the place of ours and would show passwords.
-        print_traceback(error)
-        raise SystemExit(1) from None
+        raise SystemExit(_tell(error)) from None
     except (SystemExit, KeyboardInterrupt) as end:
         if isinstance(end, SystemExit) and end.code != INTERRUPTED:
             raise
@@ -65,6 +52,24 @@ def main() -> None:
         raise SystemExit(INTERRUPTED) from None
     finally:
         surroundings.remove_unused_workspaces()
+
+
+def _tell(error: Exception) -> int:
+    """Prints an error for a person, one of this package or of its surroundings in one line; returns the exit code."""
+    from pipeline import machine_memory
+
+    try:
+        with machine_memory.shortage_told():
+            raise error
+    except RelevanceError as known:
+        print(f"relevance: {known}", file=sys.stderr)
+        return known.exit_code
+    except OSError as failure:
+        advice = "look at the path, its permissions and the free space"
+        print(f"relevance: {hide_passwords(str(failure))}; {advice}", file=sys.stderr)
+    except Exception as unknown:
+        print_traceback(unknown)
+    return 1
 
 
 def _version(wanted: bool) -> None:

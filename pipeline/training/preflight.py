@@ -7,17 +7,18 @@
 """
 
 import dataclasses
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedConfig
 
+from pipeline import machine_memory
 from pipeline.artifacts import Artifact
 from pipeline.config import GateConfig, RankerConfig, Recipe
 from pipeline.data.check import few_test_queries
 from pipeline.errors import ConfigError, MissingError, SchemaError
+from pipeline.machine_memory import MemoryLimit
 from pipeline.models import base_models, model_files, tokenizers
 from pipeline.models.base_models import ModelShape
 from pipeline.models.families import family_of
@@ -234,10 +235,10 @@ def check_memory(recipe: Recipe) -> None:
     layers = base_models.shape(folder).layers
     share = (recipe.teacher.layers or layers) / layers
     needed, there = int(COPIES * size * share), _memory()
-    if needed > there:
+    if needed > there.bytes:
         raise ConfigError(
             f"teacher.base {recipe.teacher.base}: training it takes at least {needed / 2**30:.1f} GiB, and there are "
-            f"{there / 2**30:.1f} GiB of memory; take a smaller base, or fewer layers with teacher.layers"
+            f"{there.bytes / 2**30:.1f} GiB ({there.name}); take a smaller base, or fewer layers with teacher.layers"
         )
 
 
@@ -263,11 +264,11 @@ def _config(base: str) -> PreTrainedConfig:
     return config
 
 
-def _memory() -> int:
-    """Bytes of the device that trains, all of them."""
+def _memory() -> MemoryLimit:
+    """The memory of the device that trains, all of it; on a CPU what this process may take of it."""
     if torch.cuda.is_available():
-        return int(torch.cuda.get_device_properties(0).total_memory)
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return MemoryLimit(int(torch.cuda.get_device_properties(0).total_memory), "all of the GPU's")
+    return machine_memory.tightest()
 
 
 def check_rankers(recipe: Recipe) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import uvicorn
 
+from pipeline import machine_memory
 from pipeline.cores import cores
 from pipeline.errors import RelevanceError
 from serving.api import app as apps
@@ -157,7 +158,8 @@ def work(settings: Settings, listener: socket.socket, reports: int, metrics: Pat
         return True
 
     try:
-        run(settings, listener, beat=lambda release: report(release=release), metrics=metrics)
+        with machine_memory.shortage_told():
+            run(settings, listener, beat=lambda release: report(release=release), metrics=metrics)
     except RelevanceError as error:
         # A pipe takes up to 4,096 bytes at once, so that the parent reads whole lines.
         report(error=str(error)[:600], kind=type(error).__name__)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pipeline import machine_memory
 from pipeline.errors import RelevanceError
 from serving.rollout.arrival import RETRY_S, IncompleteReleaseError
 from serving.rollout.canary import CanaryMonitor
@@ -199,9 +200,10 @@ class ActiveTrials:
             searcher = load(trial.release)
         except IncompleteReleaseError as error:
             self._wait(kind, trial, str(error), seconds=0)
-        except (OSError, MemoryError) as error:
-            self._wait(kind, trial, f"{type(error).__name__}: {error}", seconds=RETRY_S)
         except Exception as error:
+            if isinstance(error, OSError) or machine_memory.is_shortage(error):
+                self._wait(kind, trial, f"{type(error).__name__}: {error}", seconds=RETRY_S)
+                return None
             if not isinstance(error, RelevanceError):
                 log.exception("%s %s: not loaded", kind, trial.release[:12])
             self._waiting.pop(kind, None)

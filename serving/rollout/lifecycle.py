@@ -17,6 +17,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from pipeline import machine_memory
+from pipeline.command_line import typed
 from pipeline.errors import RelevanceError
 from pipeline.releases import Releases
 from pipeline.surface_warnings import surface_warnings
@@ -115,7 +117,8 @@ class Lifecycle:
         current = self._current
         if current is None:
             why = f" ({self.refused.reason})" if self.refused else ""
-            raise NotReadyError(f"no release is loaded yet{why}; `relevance releases list` shows those that there are")
+            listing = typed("releases list", self.settings.workspace)
+            raise NotReadyError(f"no release is loaded yet{why}; `{listing}` shows those that there are")
         return current
 
     @property
@@ -315,7 +318,7 @@ class Lifecycle:
         self.refused = Refusal(name, reason, trials.now())
         self.refusals += 1
         self._refused_files = self._latest_files = folder_stamp(self._folder(name))
-        if isinstance(error, OSError | MemoryError):
+        if isinstance(error, OSError) or machine_memory.is_shortage(error):
             self._again = time.monotonic() + RETRY_S
         goes_on = kept.release[:12] if kept else "none"
         log.error(

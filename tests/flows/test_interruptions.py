@@ -5,9 +5,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from flows.ready_made import apart
+from pipeline.errors import RelevanceError
 
 STARTER = """
 from tests.flows import test_interruptions
@@ -23,6 +27,29 @@ def note_and_sleep(file: str) -> None:
     part.write_text(str(os.getpid()))
     part.rename(file)
     time.sleep(3600)
+
+
+def run_out_of_memory() -> None:
+    raise RuntimeError("std::bad_alloc")
+
+
+def be_killed() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("work", "message"),
+    [
+        (
+            run_out_of_memory,
+            r"^memory ran out \(std::bad_alloc\); .* GiB.* Raise that, end other programs, or give less",
+        ),
+        (be_killed, "ended by SIGKILL, most often because memory ran out: .* GiB"),
+    ],
+)
+def test_work_in_a_process_of_its_own_that_gets_no_memory_says_so(work: Callable[[], None], message: str) -> None:
+    with pytest.raises(RelevanceError, match=message):
+        apart(work)
 
 
 def _is_running(pid: int) -> bool:

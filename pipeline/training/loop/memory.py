@@ -15,11 +15,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from pipeline.errors import ConfigError, TrainingError
+from pipeline import machine_memory
+from pipeline.errors import ConfigError, MemoryShortageError
 from pipeline.models.families import family_of
-
-SHORTAGE_MESSAGES = ("not enough memory", "DefaultCPUAllocator", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-"""Parts of messages by which torch reports a shortage that the error's class does not show."""
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """Settings of glibc's mallopt: the free memory at the end of the heap from which it is given back, and the number of
@@ -95,13 +93,12 @@ def shortage_named(where: str, advice: str) -> Iterator[None]:
     """Turns an error that says memory ran out into one that says what to do.
 
     Raises:
-        TrainingError: memory ran out.
+        MemoryShortageError: memory ran out.
     """
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        by_class = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-        if not by_class and not any(words in str(error) for words in SHORTAGE_MESSAGES):
+        if not isinstance(error, torch.OutOfMemoryError) and not machine_memory.is_shortage(error):
             raise
         reason = str(error).split("\n")[0] or type(error).__name__
-        raise TrainingError(f"{where} memory ran out ({reason}); {advice}") from error
+        raise MemoryShortageError(f"{where} memory ran out ({reason}); {advice}") from error

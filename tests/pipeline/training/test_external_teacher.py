@@ -18,7 +18,7 @@ from pipeline import schema
 from pipeline.artifacts import Artifact
 from pipeline.config import EncoderConfig, ExternalTeacherConfig, MiningConfig, RankerConfig, Recipe
 from pipeline.config_training import PassagesConfig
-from pipeline.errors import ConfigError, MissingError, SchemaError, TrainingError
+from pipeline.errors import ConfigError, MemoryShortageError, MissingError, SchemaError, TrainingError
 from pipeline.models.cross_encoder import CrossEncoder
 from pipeline.passages import Passages
 from pipeline.training import external_teacher, ranker, score_scale, teacher
@@ -326,7 +326,7 @@ def test_memory_that_runs_out_says_what_to_lower(tmp_path: Path, monkeypatch: py
 
     judge = Judge.load(save_model(tmp_path), CONFIG)
     monkeypatch.setattr(judge, "log_odds", large)
-    with pytest.raises(TrainingError, match=r"memory ran out.*lower external_teacher\.batch_tokens \(16384\)"):
+    with pytest.raises(MemoryShortageError, match=r"memory ran out.*lower external_teacher\.batch_tokens \(16384\)"):
         causal_lm_judge.score_shard(judge, PAIRS)
 
 

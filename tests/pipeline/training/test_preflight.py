@@ -24,6 +24,7 @@ from pipeline.config import (
 )
 from pipeline.data import judgments
 from pipeline.errors import ConfigError, MissingError
+from pipeline.machine_memory import MemoryLimit
 from pipeline.training import budget, preflight
 from tests.flows.world import write_tiny_world
 
@@ -164,9 +165,9 @@ def test_a_teacher_that_cannot_be_held_in_memory_is_refused(tmp_path: Path, monk
     base = model(tmp_path / "base")
     (tmp_path / "base" / "model.safetensors").write_bytes(bytes(1000))
     recipe = changed("teacher", base=base)
-    monkeypatch.setattr(preflight, "_memory", lambda: 4000)
+    monkeypatch.setattr(preflight, "_memory", lambda: MemoryLimit(4000, "a limit"))
     preflight.check_memory(recipe)
-    monkeypatch.setattr(preflight, "_memory", lambda: 3999)
+    monkeypatch.setattr(preflight, "_memory", lambda: MemoryLimit(3999, "a limit"))
     with pytest.raises(ConfigError, match=r"teacher\.base .* at least"):
         preflight.check_memory(recipe)
     preflight.check_memory(changed("teacher", base=base, layers=2))

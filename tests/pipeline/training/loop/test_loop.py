@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.config import LoopConfig
-from pipeline.errors import ArtifactError, ConfigError, TrainingError
+from pipeline.errors import ArtifactError, ConfigError, MemoryShortageError, TrainingError
 from pipeline.training.loop import checkpoint, loop, schedule
 from pipeline.training.loop.loop import Step, train
 
@@ -482,7 +482,7 @@ def test_memory_that_runs_out_says_what_to_lower_and_the_checkpoint_is_whole(tmp
 
     module = network()
     config = replace(CONFIG, chunk_tokens=4096)
-    with pytest.raises(TrainingError, match=r"tiny: at step 8 memory ran out.*loop\.chunk_tokens \(4096\)"):
+    with pytest.raises(MemoryShortageError, match=r"tiny: at step 8 memory ran out.*loop\.chunk_tokens \(4096\)"):
         train(module, Large(module), config, label="tiny", checkpoint=tmp_path)
     again, straight = network(), network()
     train(again, Noisy(again), CONFIG, label="again", checkpoint=tmp_path)

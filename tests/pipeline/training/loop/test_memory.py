@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AlbertConfig, AlbertForMaskedLM, BertConfig, BertForMaskedLM, RobertaConfig, RobertaForMaskedLM
 
-from pipeline.errors import TrainingError
+from pipeline.errors import MemoryShortageError
 from pipeline.models.bi_encoder import BiEncoder
 from pipeline.models.cross_encoder import CrossEncoder
 from pipeline.training.loop import batches, memory, pair_tokens, scoring
@@ -135,9 +135,9 @@ def test_scoring_that_runs_out_of_memory_says_what_to_make_smaller(
     model = CrossEncoder.load(untrained.ranker.path)
     pairs = pair_tokens.read_pairs(untrained.data, untrained.pairs, model.tokenizer, max_query_tokens=12, max_tokens=48)
     monkeypatch.setattr(model, "read", large)
-    with pytest.raises(TrainingError, match=r"^teacher scores: memory ran out \(.*\); lower max_tokens"):
+    with pytest.raises(MemoryShortageError, match=r"^teacher scores: memory ran out \(.*\); lower max_tokens"):
         scoring.cross_scores(model, pairs, pairs.indices("valid"), label="teacher scores")
     encoder = BiEncoder.load(untrained.encoder.path)
     monkeypatch.setattr(encoder, "forward", large)
-    with pytest.raises(TrainingError, match=r"^valid: memory ran out"):
+    with pytest.raises(MemoryShortageError, match=r"^valid: memory ran out"):
         scoring.cosines(encoder, pairs, pairs.indices("valid"), label="  valid")

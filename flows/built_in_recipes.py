@@ -1,8 +1,10 @@
 """Built-in recipes, and the file that a recipe's name means."""
 
 import difflib
+import shlex
 from pathlib import Path
 
+from pipeline.command_line import typed
 from pipeline.errors import ConfigError, MissingError
 from pipeline.secrets import hide_passwords
 
@@ -31,9 +33,10 @@ def recipe_path(name: str) -> Path:
     if path.suffix != ".toml" and built_in.is_file():
         return built_in
     if "://" in name or path.is_dir() or (path.is_file() and path.suffix.lower() in DATA_SUFFIXES):
+        shown = hide_passwords(name)
+        init, retrain = typed(f"init {shlex.quote(shown)}"), typed(f"retrain {UNNAMED}")
         raise ConfigError(
-            f"{hide_passwords(name)}: is data, not a recipe; `relevance init {hide_passwords(name)}` writes a recipe "
-            "for it, and then `relevance retrain recipe.toml` trains"
+            f"{shown}: is data, not a recipe; `{init}` writes a recipe for it, and then `{retrain}` trains"
         )
     if not path.is_file():
         known = recipe_names()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from pipeline import artifacts, release_parts
 from pipeline import recipe as recipes
 from pipeline.artifacts import Artifact
+from pipeline.command_line import typed
 from pipeline.config import ExportConfig, Precision, Recipe
 from pipeline.errors import ConfigError, MissingError
 from pipeline.releases import Releases
@@ -98,8 +99,9 @@ def _input(workspace: Path, artifact: Artifact, name: str) -> Artifact:
     """The artifact that is an input of another one."""
     source = artifacts.input_of(workspace, artifact, name)
     if source is None:
+        retrain = typed("retrain RECIPE", workspace)
         raise MissingError(
-            f"{artifact.path}: the {name} it was made from is not in {workspace}; `relevance retrain` makes it again"
+            f"{artifact.path}: the {name} it was made from is not in {workspace}; `{retrain}` makes it again"
         )
     return source
 

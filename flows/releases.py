@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from flows import judging
 from pipeline import release_parts
 from pipeline import releases as registry
+from pipeline.command_line import typed
 from pipeline.errors import ArtifactError, RelevanceError
 from pipeline.secrets import without_passwords
 from pipeline.surface_warnings import marked, surface_warnings
@@ -65,7 +66,7 @@ def _summary(known: registry.Releases, name: str) -> dict[str, Any]:
     }
 
 
-def render_releases(listing: dict[str, Any]) -> "RenderableType":
+def render_releases(listing: dict[str, Any], workspace: Path) -> "RenderableType":
     """A table of what `releases` returns."""
     from rich.console import Group
     from rich.table import Table
@@ -94,7 +95,8 @@ def render_releases(listing: dict[str, Any]) -> "RenderableType":
     if measures := sorted({item["measure"] for item in sound if "fused" in item["systems"]}):
         notes.append(f"fused: mean {' or '.join(measures)} of the final order, each on its own recipe's test queries")
     if any("fused" not in item["systems"] for item in sound):
-        notes.append("– was not judged when it was made: relevance report --judgments FILE --release RELEASE judges it")
+        report = typed("report --judgments FILE --release RELEASE", workspace)
+        notes.append(f"– was not judged when it was made: {report} judges it")
     if any(item["carried_from"] for item in listing["releases"]):
         notes.append("* carried over from the release whose models were re-indexed")
     return Group(table, *map(Text, notes))

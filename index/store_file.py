@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 from pipeline import artifacts
+from pipeline.command_line import typed, workspace_of
 from pipeline.errors import ArtifactError, MissingError
 
 
@@ -67,8 +68,9 @@ class StoreReader:
             return []
         except sqlite3.DatabaseError as error:
             if "no such table: fields" in str(error):
+                reindex = typed("reindex --documents DOCUMENTS", workspace_of(self._path))
                 raise MissingError(
-                    "the documents of this release were stored before filters were known; run `relevance reindex`"
+                    f"the documents of this release were stored before filters were known; run `{reindex}`"
                 ) from error
             raise damaged(self._path, error) from error
 

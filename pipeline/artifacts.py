@@ -218,7 +218,7 @@ def remedy(path: Path) -> str:
         if outer.parent.name == "artifacts" and inner.name.startswith(tuple("0123456789abcdef")):
             return f"restore {inner} from a copy, or move it out of the workspace and run again, which makes it anew"
     return (
-        "expected is the folder of an artifact as `relevance retrain` leaves it, such as "
+        "expected is the folder of an artifact as a retraining leaves it, such as "
         "WORKSPACE/artifacts/ranker/0123…; give its path"
     )
 

@@ -10,15 +10,24 @@ DEFAULT_WORKSPACE = Path("workspace")
 """The workspace of a command that names none."""
 
 
-def typed(command: str, workspace: Path) -> str:
+def typed(command: str, workspace: Path | None = None) -> str:
     """The command as this shell takes it: with the program before it, and with the workspace unless it is the default.
 
     Args:
         command: a command without the program's name, such as `serve`.
+        workspace: the workspace that is meant; None for a command that has none.
     """
     default = Path(os.environ.get("RELEVANCE_WORKSPACE") or DEFAULT_WORKSPACE)
-    named = "" if workspace == default else f" --workspace {shlex.quote(str(workspace))}"
-    return f"{_program()} {command}{named}"
+    is_default = workspace is None or workspace.absolute() == default.absolute()
+    return f"{_program()} {command}" + ("" if is_default else f" --workspace {shlex.quote(str(workspace))}")
+
+
+def workspace_of(path: Path) -> Path:
+    """The workspace that holds this release or artifact, or a file of one; the default one for any other path."""
+    for parent in (*path.parents, *path.absolute().parents):
+        if parent.name in ("artifacts", "releases"):
+            return parent.parent
+    return DEFAULT_WORKSPACE
 
 
 def _program() -> str:

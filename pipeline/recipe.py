@@ -44,9 +44,7 @@ def load(path: Path, overrides: Sequence[str] = (), changes: Mapping[str, Any] |
     try:
         text = read_text(path)
     except FileNotFoundError as error:
-        raise MissingError(
-            f"{path}: no such recipe; `relevance retrain --help` lists those that are built in"
-        ) from error
+        raise MissingError(f"{path}: no such recipe; `relevance recipe list` lists those that are built in") from error
     except (UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"{path}: cannot be read as a UTF-8 text ({error})") from error
     try:

@@ -13,6 +13,7 @@ from typing import Any
 
 from pipeline import artifacts
 from pipeline.artifacts import Artifact
+from pipeline.command_line import typed, workspace_of
 from pipeline.errors import ArtifactError, MissingError
 from pipeline.features import Fusion
 from pipeline.manifest import Manifest
@@ -20,7 +21,6 @@ from pipeline.manifest import Manifest
 MODELS = ("ranker", "encoder")
 """The parts of a release that are trained models."""
 
-_HOW_TO_FIT = "Run `relevance retrain` or `relevance reindex`, which make a release that fits, or roll back"
 _OVER_DOCUMENTS = ("lexical", "documents", "index")
 """The kinds of parts that are made from documents: all from the same."""
 
@@ -83,7 +83,12 @@ def check_parts(where: Path, parts: Mapping[str, Path]) -> None:
     manifests = {name: artifacts.read_manifest(path) for name, path in parts.items()}
 
     def refuse(problem: str) -> None:
-        raise ArtifactError(f"{where}: {problem}; its parts do not belong together. {_HOW_TO_FIT}")
+        workspace = workspace_of(next(iter(parts.values())))
+        commands = (typed(command, workspace) for command in ("retrain RECIPE", "reindex --documents DOCUMENTS"))
+        raise ArtifactError(
+            f"{where}: {problem}; its parts do not belong together. Run `{'` or `'.join(commands)}`, which make a "
+            "release that fits, or roll back"
+        )
 
     encoder = _json(parts, manifests, "encoder", "bundle.json").get("digest")
     for name in [name for name in manifests if _kind(name) == "index"]:

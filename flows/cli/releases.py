@@ -18,7 +18,7 @@ def releases_list(workspace: Workspace = DEFAULT_WORKSPACE, as_json: Json = Fals
     from flows import releases
 
     entries = releases.releases(existing(workspace))
-    show(entries, as_json, releases.render_releases(entries))
+    show(entries, as_json, releases.render_releases(entries, workspace))
 
 
 @app.command("show")

@@ -1,6 +1,7 @@
 """Commands around training: demo, init, retrain, ablate, study, export, schedule and stages."""
 
 import os
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,7 @@ from flows.built_in_recipes import RECIPES, UNNAMED, recipe_path
 from flows.cli import surroundings
 from flows.cli.options import DEFAULT_WORKSPACE, Columns, Json, Labels, Recipe, Set, Workspace, console, existing, show
 from flows.cli.torchrun import training_command
+from pipeline.command_line import typed
 from pipeline.errors import GateError
 
 app = typer.Typer()
@@ -57,7 +59,7 @@ def init(
     if as_json:
         show(without_passwords({"recipe": str(out), **asdict(seen)}), as_json)
     else:
-        print(f"{text}\nwritten: {out}; next: relevance retrain {out}")
+        print(f"{text}\nwritten: {out}; next: {typed(f'retrain {shlex.quote(str(out))}')}")
 
 
 @app.command()

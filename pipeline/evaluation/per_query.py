@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 _CLICKS_ALONE = (
     "{path}: {where} were made from clicks or thumbs, which reports leave out; judge some queries by people, or "
-    "set evaluation.clicks = true (`relevance report --clicks`) to count them"
+    "set evaluation.clicks = true (--clicks of a report) to count them"
 )
 
 

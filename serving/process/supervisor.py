@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import errors, text
+from pipeline.command_line import typed
 from pipeline.errors import RelevanceError
 from serving.process import fork
 from serving.process import listener as listeners
@@ -52,6 +53,8 @@ class Worker:
     """The parent's end of the pipe on which the worker reports."""
     last_report: float
     """When the last report came, or the process was started, by the monotonic clock."""
+    workspace: Path
+    """The workspace that it serves, for commands in messages."""
     release: str = ""
     """The release that the worker answers with; empty until it is ready."""
     failure: dict[str, Any] | None = None
@@ -83,7 +86,8 @@ class Worker:
             words += f", while release {self.release[:12]} was loaded"
         if code == -signal.SIGBUS:
             # Model and index files are memory-mapped: reading a page that is no longer there raises SIGBUS.
-            words += "; a file of it was probably truncated in place: `relevance releases show` checks its files"
+            command = typed(f"releases show {self.release[:12]}".rstrip(), self.workspace)
+            words += f"; a file of it was probably truncated in place: `{command}` checks its files"
         return words
 
 
@@ -147,7 +151,7 @@ class Supervisor:
 
         process = fork.start(work, f"worker {number}")
         os.close(workers_end)
-        self._workers[number] = Worker(number, process, reports, last_report=time.monotonic())
+        self._workers[number] = Worker(number, process, reports, time.monotonic(), self._settings.workspace)
         self._selector.register(reports, selectors.EVENT_READ, number)
 
     def _read_reports(self) -> None:

@@ -11,6 +11,7 @@ from index.hits import Hit
 from index.term_marks import QueryTerms
 from index.vector_rows import FoundPassage
 from pipeline import features
+from pipeline.command_line import typed
 from pipeline.errors import MissingError
 from pipeline.features import by_score
 from serving.errors import InvalidRequestError, ServingError
@@ -153,5 +154,5 @@ class Retrieval:
             if not math.isfinite(score):
                 raise ServingError(
                     f"the score {name} of document {self.contents.lexical.doc_ids[row][:100]!r} is not finite; "
-                    "`relevance index verify` names the damaged file"
+                    f"`{typed('index verify', self.contents.workspace)}` names the damaged file"
                 )

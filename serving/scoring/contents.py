@@ -6,6 +6,8 @@ path of the missing model, answers with NotServedError, and `/v1/models` says so
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,21 +21,35 @@ from index.semantic import SemanticIndex
 from index.shards import WholeCollection
 from pipeline import release_parts
 from pipeline.artifacts import Artifact
+from pipeline.command_line import typed, workspace_of
 
-LACKS: Mapping[str, str] = {
-    "ranker": "this release has no ranker; `relevance serve --ranker FOLDER` serves one, and `relevance quickstart "
-    "DOCUMENTS --ranker FOLDER` or `relevance retrain` makes a release with one",
-    "encoder": "this release has no encoder; `relevance serve --encoder FOLDER` serves one",
-    "documents": "this release has models and no documents to search; `relevance quickstart DOCUMENTS` or `relevance "
-    "retrain` makes one that has",
-    "fields": "the final order of this release weighs fields of its own documents, which texts that are sent do not "
-    "have apart; leave the first-stage scores out for the order of the ranker, or POST /search",
-    "fusion": "this release has no fusion of BM25, encoder and ranker; leave the first-stage scores out for the order "
-    "of the ranker, or publish a release with `relevance retrain`",
+Lacking = Literal["ranker", "encoder", "documents", "fields", "fusion"]
+"""A part that a release may lack and a request may need, or the fields of texts that are sent."""
+
+LACKS: Mapping[Lacking, tuple[str, tuple[str, ...]]] = {
+    "ranker": (
+        "this release has no ranker; {} serves one, and {} or {} makes a release with one",
+        ("serve --ranker FOLDER", "quickstart DOCUMENTS --ranker FOLDER", "retrain RECIPE"),
+    ),
+    "encoder": ("this release has no encoder; {} serves one", ("serve --encoder FOLDER",)),
+    "documents": (
+        "this release has models and no documents to search; {} or {} makes one that has",
+        ("quickstart DOCUMENTS", "retrain RECIPE"),
+    ),
+    "fields": (
+        "the final order of this release weighs fields of its own documents, which texts that are sent do not "
+        "have apart; leave the first-stage scores out for the order of the ranker, or POST /search",
+        (),
+    ),
+    "fusion": (
+        "this release has no fusion of BM25, encoder and ranker; leave the first-stage scores out for the order of the "
+        "ranker, or publish a release with {}",
+        ("retrain RECIPE",),
+    ),
 }
-"""Part → the message to a client whose request needs it, where the release lacks it."""
+"""Part → what is said to a client whose request needs it, where the release lacks it, and the commands in that."""
 
-NEEDS: Mapping[str, tuple[str, ...]] = {
+NEEDS: Mapping[Lacking, tuple[str, ...]] = {
     "ranker": ("/rerank", "/v1/rerank", "/v2/rerank"),
     "encoder": ("/embed", "/v1/embeddings"),
     "documents": ("/search", "/document", "/thumbs"),
@@ -41,9 +57,15 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
 """Part → the paths that cannot be answered without it."""
 
 
-def unanswered(parts: Collection[str]) -> dict[str, str]:
+def lacks(lacking: Lacking, workspace: Path) -> str:
+    """The message to a client whose request needs what a release of this workspace lacks, with commands to copy."""
+    words, commands = LACKS[lacking]
+    return words.format(*(f"`{typed(command, workspace)}`" for command in commands))
+
+
+def unanswered(parts: Collection[str], workspace: Path) -> dict[str, str]:
     """Path → the reason why a release with these parts cannot answer it; empty for a whole release."""
-    return {path: LACKS[part] for part, paths in NEEDS.items() if part not in parts for path in paths}
+    return {path: lacks(part, workspace) for part, paths in NEEDS.items() if part not in parts for path in paths}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,6 +77,8 @@ class SearchableContents:
     documents: DocumentStore
     fields: FieldIndexes
     """Indexes of single fields; empty where the recipe names none."""
+    workspace: Path
+    """The workspace that holds the release, for commands in messages."""
     collection: WholeCollection | None = None
     """The documents that these are a shard of; None where they are all."""
     collection_rows: NDArray[np.int64] | None = None
@@ -68,6 +92,7 @@ class SearchableContents:
         lexical = release_parts.part(release, "lexical")
         collection = WholeCollection.of(lexical)
         return cls(
+            workspace=workspace_of(release.path),
             collection=collection,
             collection_rows=read_array(lexical.file(shards.ROWS)) if collection else None,
             lexical=LexicalIndex.load(lexical.path, verify=False),

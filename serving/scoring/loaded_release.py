@@ -13,6 +13,7 @@ from index.semantic import SemanticIndex
 from index.store_file import UseLock
 from pipeline import artifacts, release_parts
 from pipeline.artifacts import Artifact
+from pipeline.command_line import workspace_of
 from pipeline.errors import MissingError
 from pipeline.features import Fusion
 from pipeline.release_parts import part
@@ -77,6 +78,8 @@ class LoadedRelease:
         )
         caches = caches or Caches.of(64 * 2**20)
         self.release = release.fingerprint
+        self.workspace = workspace_of(release_path)
+        """The workspace that holds the release, for commands in messages."""
         self.created = release.manifest.created
         self.surfaces: dict[str, Any] = release.manifest.metrics.get("surfaces", {})
         """Path → its worth by the release's report, see `pipeline.evaluation.surfaces`; empty in old releases."""
@@ -136,7 +139,7 @@ class LoadedRelease:
     @property
     def unanswered(self) -> dict[str, str]:
         """Path → the reason why this release cannot answer it; empty for a whole release."""
-        return contents.unanswered([*self.models, *(["documents"] if self._contents else [])])
+        return contents.unanswered([*self.models, *(["documents"] if self._contents else [])], self.workspace)
 
     @property
     def lexical(self) -> LexicalIndex:
@@ -157,18 +160,18 @@ class LoadedRelease:
     def fusion(self) -> Fusion:
         """The weights of the final order; raises NotServedError where the release has none."""
         if self._fusion is None:
-            raise NotServedError(contents.LACKS["fusion"])
+            raise NotServedError(contents.lacks("fusion", self.workspace))
         return self._fusion
 
     @property
     def _searchable(self) -> SearchableContents:
         if self._contents is None:
-            raise NotServedError(contents.LACKS["documents"])
+            raise NotServedError(contents.lacks("documents", self.workspace))
         return self._contents
 
     def _model(self, role: Missing) -> Engine:
         if role not in self.models:
-            raise NotServedError(contents.LACKS[role])
+            raise NotServedError(contents.lacks(role, self.workspace))
         return self.models[role]
 
     def ping(self) -> None:

@@ -128,7 +128,7 @@ class Searcher(LoadedRelease):
         """
         reranker, embedder, fusion = reranker or self.reranker, self.embedder, self.fusion
         if fusion.fields:
-            raise NotServedError(contents.LACKS["fields"])
+            raise NotServedError(contents.lacks("fields", self.workspace))
         queried = embedder.vectors([query], "query", options)
         cut = self._cut(texts, reranker.max_passages, options)
         embedded = embedder.vectors([part for parts in cut for part in parts], "document", options)

@@ -10,6 +10,7 @@ from index.document_store import Rows, Value
 from index.hits import Hit
 from index.semantic import join
 from pipeline import text
+from pipeline.command_line import typed
 from pipeline.errors import MissingError
 from serving.errors import InvalidRequestError, NotServedError
 from serving.runtime.deadline import Deadline
@@ -50,7 +51,8 @@ def answer(searcher: Searcher, request: ShardQuery, deadline: Deadline) -> dict[
     contents = retrieval.contents
     collection, rows_of_whole = contents.collection, contents.collection_rows
     if collection is None or rows_of_whole is None or not searcher.collection_id:
-        raise NotServedError("this release is no shard of a collection; `relevance reindex --shards` makes some")
+        reindex = typed("reindex --documents DOCUMENTS --shards N", searcher.workspace)
+        raise NotServedError(f"this release is no shard of a collection; `{reindex}` makes some")
     if lacking := [name for name in request.features if name not in contents.fields.features]:
         raise NotServedError(f"this shard has no index that gives {lacking[0][:100]}; make the shards again")
     vector = _vector(request, searcher.encoder.dimensions)

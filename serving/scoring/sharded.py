@@ -25,6 +25,7 @@ from index.hits import Hit
 from index.semantic import join
 from index.term_marks import QueryTerms, joined
 from index.vector_rows import FoundPassage
+from pipeline.command_line import typed
 from pipeline.errors import ArtifactError, ConfigError
 from pipeline.passages import Passages
 from serving.errors import InvalidRequestError, NotReadyError, NotServedError
@@ -161,9 +162,8 @@ class ShardedSearcher(Searcher):
         super().__init__(release_path, precision=precision, caches=caches, scheduler=scheduler)
         collection = self.collection
         if not collection or self._contents is not None:
-            raise ArtifactError(
-                f"{release_path}: not the release of models that `relevance reindex --shards` prints; serve that one"
-            )
+            reindex = typed("reindex --documents DOCUMENTS --shards N", self.workspace)
+            raise ArtifactError(f"{release_path}: not the release of models that `{reindex}` prints; serve that one")
         if collection["shards"] != len(shards.addresses):
             raise ConfigError(
                 f"release {self.release[:12]} has {collection['shards']} shards, and {len(shards.addresses)} addresses "

@@ -6,18 +6,17 @@ import shlex
 from pathlib import Path
 
 import pytest
+import typer
 
-from pipeline.command_line import typed
-from tests.test_messages import ROOT, messages
-
-OF_A_WORKSPACE = re.compile(
-    r"`relevance (?:releases|serve|search|rerank|quickstart|demo|index|export) |^relevance (?:releases|serve)"
-)
+from flows.cli.command import app
+from pipeline.command_line import typed, workspace_of
+from tests.test_messages import ROOT
 
 
 def test_a_command_names_the_workspace_unless_it_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RELEVANCE_WORKSPACE", raising=False)
     assert typed("serve", Path("workspace")) == "relevance serve"
+    assert typed("serve", Path("workspace").absolute()) == typed("serve") == "relevance serve"
     assert typed("serve", Path("other")) == "relevance serve --workspace other"
     assert shlex.split(typed("serve", Path("my models")))[-1] == "my models"
     monkeypatch.setenv("RELEVANCE_WORKSPACE", "other")
@@ -34,8 +33,48 @@ def test_the_program_is_named_as_the_shell_finds_it(monkeypatch: pytest.MonkeyPa
     assert typed("serve", Path("workspace")) == "relevance serve"
 
 
-@pytest.mark.parametrize("package", ["pipeline", "flows"])
-def test_no_message_writes_a_command_without_its_workspace(package: str) -> None:
-    for path in sorted((ROOT / package).rglob("*.py")):
-        for text in messages(ast.parse(path.read_text(encoding="utf-8"))):
-            assert not OF_A_WORKSPACE.search(text), f"{path}: {text}; use pipeline.command_line.typed"
+def test_the_workspace_of_a_file_is_that_of_its_release_or_artifact(tmp_path: Path) -> None:
+    assert workspace_of(Path("shop/artifacts/release/abc/lexical/terms.bin")) == Path("shop")
+    assert workspace_of(Path("shop/releases/abc")) == Path("shop")
+    assert workspace_of(Path("elsewhere/file")) == Path("workspace")
+
+
+def commands_with_a_workspace() -> set[str]:
+    """The first words of the commands that take --workspace, such as `retrain` and `releases list`."""
+    names: set[str] = set()
+    waiting = [("", typer.main.get_command(app))]
+    while waiting:
+        prefix, command = waiting.pop()
+        waiting += [(f"{prefix}{name} ", below) for name, below in getattr(command, "commands", {}).items()]
+        if any(parameter.name == "workspace" for parameter in command.params):
+            names.add(prefix.strip())
+    return names
+
+
+def texts_beside_docstrings(tree: ast.AST) -> list[str]:
+    """The strings of a module that are no docstrings."""
+    nodes = list(ast.walk(tree))
+    docstrings = {
+        id(statement.value)
+        for node in nodes
+        if isinstance(body := getattr(node, "body", None), list)
+        for statement in body
+        if isinstance(statement, ast.Expr)
+    }
+    constants = (node for node in nodes if isinstance(node, ast.Constant) and id(node) not in docstrings)
+    return [node.value for node in constants if isinstance(node.value, str)]
+
+
+def test_commands_that_are_printed_name_their_workspace() -> None:
+    """They are written by `pipeline.command_line.typed`, so that a person can copy them."""
+    incomplete = re.compile(rf"relevance (?:{'|'.join(sorted(commands_with_a_workspace()))})\b")
+    assert incomplete.search("run `relevance releases list` first")
+    assert not incomplete.search("`relevance key` makes one")
+    files = [
+        path
+        for package in ("pipeline", "index", "serving", "flows")
+        for path in sorted((ROOT / package).rglob("*.py"))
+        if "examples" not in path.parts
+    ]
+    texts = [(path, text) for path in files for text in texts_beside_docstrings(ast.parse(path.read_text("utf-8")))]
+    assert [(str(path), text) for path, text in texts if incomplete.search(text)] == []

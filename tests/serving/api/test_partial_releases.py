@@ -1,5 +1,6 @@
 """Releases that lack a model or documents answer what they can, and say of each other path why it is not answered."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from pipeline import release_parts
 from pipeline.errors import MissingError
 from serving.api import app as apps
 from serving.rollout.lifecycle import Lifecycle
-from serving.scoring.contents import LACKS, NEEDS
+from serving.scoring.contents import NEEDS, lacks
 from tests.serving.api.bodies import BODIES
 from tests.serving.conftest import TinyWorkspace
 from tests.serving.patience import patient
@@ -35,7 +36,7 @@ REQUESTS: dict[str, Any] = {
 @pytest.fixture(params=CONTENTS, ids=str)
 def partial(
     request: pytest.FixtureRequest, fresh: TinyWorkspace, tmp_path: Path
-) -> Iterator[tuple[TestClient, tuple[str, ...]]]:
+) -> Iterator[tuple[TestClient, tuple[str, ...], Path]]:
     """A client of a service whose release has these parts alone."""
     complete = fresh.releases.open(fresh.publish(1))
     names = CONTENTS[request.param]
@@ -46,12 +47,12 @@ def partial(
     lifecycle = Lifecycle(patient(workspace=fresh.path, **knobs))
     lifecycle.start()
     with TestClient(apps.create(lifecycle), base_url="http://localhost") as client:
-        yield client, names
+        yield client, names, fresh.path
     lifecycle.close()
 
 
-def test_each_path_answers_or_says_what_the_release_lacks(partial: tuple[TestClient, tuple[str, ...]]) -> None:
-    client, names = partial
+def test_each_path_answers_or_says_what_the_release_lacks(partial: tuple[TestClient, tuple[str, ...], Path]) -> None:
+    client, names, workspace = partial
     listed = client.get("/v1/models").json()
     assert {model["id"] for model in listed["data"]} == {"ranker", "encoder"} & set(names)
     for part, path in [(part, path) for part, paths in NEEDS.items() for path in paths]:
@@ -61,12 +62,14 @@ def test_each_path_answers_or_says_what_the_release_lacks(partial: tuple[TestCli
             assert (answer.status_code, path in listed["unanswered"]) == (200, False), answer.text
         else:
             assert answer.status_code == 404
-            assert LACKS[part] in answer.text
-            assert listed["unanswered"][path] == LACKS[part]
+            message = lacks(part, workspace)
+            assert answer.json()["message"] == listed["unanswered"][path] == message
+            assert "`" in message
+            assert all(f"--workspace {workspace}" in command for command in re.findall("`([^`]*)`", message))
 
 
-def test_a_release_with_some_parts_is_ready_and_described(partial: tuple[TestClient, tuple[str, ...]]) -> None:
-    client, names = partial
+def test_a_release_with_some_parts_is_ready_and_described(partial: tuple[TestClient, tuple[str, ...], Path]) -> None:
+    client, names, _ = partial
     assert client.get("/readyz").json()["ready"]
     assert client.get("/health").status_code == 200
     info = client.get("/info").json()

@@ -73,19 +73,20 @@ def quickstart(
             embedded or published.
         ConflictError: another publisher made a release live meanwhile; this one is published.
     """
+    began = time.monotonic()
+    models = models if models.encoder else replace(models, encoder=_default_encoder())
+    ready_made.check_present(models)
+
     from flows.indexing import EmbeddingWork, ReplacedDocuments, make_searchable
     from pipeline.data import corpus
     from pipeline.training import rank_fusion
 
-    began = time.monotonic()
     mapped = named.of_documents(sources)
     registry, run = Releases(workspace), Runner(workspace)
     live = registry.pointer_file.recover()
     stays = "" if live is None else _why_it_stays(registry, live)
     goes_live = not stays
     old = publishing.comparable(registry, live) if goes_live else None
-    models = models if models.encoder else replace(models, encoder=_default_encoder())
-    ready_made.check_present(models)
     documents = run(corpus.make, mapped, Path(), "error")
     exported = ready_made.bundles(models, workspace, documents)
     recipe = Recipe(name=NAME, index=_index_config(documents, models))

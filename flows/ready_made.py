@@ -26,6 +26,7 @@ from pipeline import artifacts, disk, machine_memory, releases
 from pipeline.artifacts import Artifact
 from pipeline.config import ExportConfig, Precision
 from pipeline.errors import ConfigError, RelevanceError
+from pipeline.models import model_folders
 from pipeline.models.ready_made_files import ReadyMadeOptions, at
 from pipeline.temporary import temporary_folder
 
@@ -151,7 +152,7 @@ def bundles(
     from pipeline.export import bundle, sample
     from pipeline.models import import_stage, ready_made, scripts
 
-    sources = {role: at(ready_made.root_of(name)) for role, name in models.named.items()}
+    sources = {role: at(model_folders.root_of(name)) for role, name in models.named.items()}
     workspace.mkdir(parents=True, exist_ok=True)
     loaded: dict[str, Any] = {}
     with temporary_folder(workspace / "ready-made") as copies:
@@ -178,15 +179,13 @@ def bundles(
 
 
 def check_present(models: ReadyMadeModels) -> None:
-    """Checks that the models' folders are there, before documents are read for them.
+    """Checks that the models' folders are there, before torch is loaded and documents are read for them.
 
     Raises:
         MissingError: there is no such folder, package or hub name.
     """
-    from pipeline.models import ready_made
-
     for name in models.named.values():
-        ready_made.root_of(name)
+        model_folders.root_of(name)
 
 
 def sources(models: ReadyMadeModels) -> dict[str, str]:
@@ -196,9 +195,7 @@ def sources(models: ReadyMadeModels) -> dict[str, str]:
 
 def remember(models: ReadyMadeModels, workspace: Path, fingerprint: str, parts: Mapping[str, Artifact]) -> None:
     """Notes the release to which a request led, and the digests of the files that were read for it."""
-    from pipeline.models import ready_made
-
-    roots = {role: ready_made.root_of(name) for role, name in models.named.items()}
+    roots = {role: model_folders.root_of(name) for role, name in models.named.items()}
     entry: dict[str, Any] = {
         "release": fingerprint,
         "roots": {role: str(root.resolve()) for role, root in roots.items()},
@@ -218,6 +215,7 @@ def _imported_from(workspace: Path, bundle: Artifact) -> str:
 
 
 def _published(models: ReadyMadeModels, workspace: Path) -> str:
+    check_present(models)
     parts = bundles(models, workspace, same_width=True)
     metrics = {"ready_made": sources(models)}
     new_release = releases.Releases(workspace).publish(parts, metrics=metrics, config={"name": "ready-made"})

@@ -279,13 +279,13 @@ def student_base(recipe: Recipe, student: RankerConfig, inputs: TeacherInputs, r
     Args:
         student: the ranker's section.
     """
-    from pipeline.models import base_models
+    from pipeline.models import base_models, model_folders
     from pipeline.training import general, ranker_shape
 
     base = student_origin(recipe, student, inputs, run)
     if not student.general_tokens:
         return base
-    keep = ranker_shape.kept(student, base_models.shape(base_models.folder(base)).layers)
+    keep = ranker_shape.kept(student, base_models.shape(model_folders.folder(base)).layers)
     return run(general.make, recipe.pretrain, keep, student.general_tokens, data=inputs.data, base=base)
 
 

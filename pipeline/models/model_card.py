@@ -84,7 +84,7 @@ def base_name(base: Artifact | str) -> str:
 
 
 def _of_hub(base: str) -> bool:
-    """Whether this is a hub name and not a folder that looks like one, which `base_models.folder` takes first."""
+    """Whether this is a hub name and not a folder that looks like one, which `model_folders.folder` takes first."""
     return HUB_NAME.fullmatch(base) is not None and not Path(base).exists()
 
 

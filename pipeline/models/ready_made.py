@@ -35,18 +35,6 @@ DEFAULT_TOKENS = 512
 log = logging.getLogger(__name__)
 
 
-def root_of(name: str) -> Path:
-    """The folder of a ready-made model: a folder, `package:NAME`, or a hub name.
-
-    Raises:
-        MissingError: there is none.
-    """
-    path = Path(name)
-    if (path / "modules.json").is_file():
-        return path
-    return base_models.folder(name)
-
-
 def encoder(root: Path, options: ReadyMadeOptions | None = None) -> BiEncoder:
     """The bi-encoder in a folder of sentence-transformers, or in one of transformers with mean pooling.
 

@@ -21,7 +21,7 @@ from pipeline.artifacts import Artifact, Input, Staging
 from pipeline.config import CandidatesConfig, EncoderConfig
 from pipeline.data.candidates import MINED
 from pipeline.errors import ConfigError
-from pipeline.models import base_models, model_card, pruning, surgery
+from pipeline.models import base_models, model_card, model_folders, pruning, surgery
 from pipeline.models.bi_encoder import BiEncoder
 from pipeline.recipe import to_dict
 from pipeline.stage import Stage
@@ -83,7 +83,7 @@ def make(
     if teacher_scores is None and config.train_body:
         raise ConfigError("encoder.train_body: the layers learn from a teacher's scores of the pairs; give them")
     origin: Artifact | str = base if config.base == FROM_BASE else config.base
-    check(config, base_models.shape(base_models.folder(origin)))
+    check(config, base_models.shape(model_folders.folder(origin)))
     beginning = base_models.StartingModel.of(origin)
     settings = {name: value for name, value in to_dict(config).items() if name != "mining"}
     inputs: dict[str, Input] = {"data": data, "pairs": pairs}

@@ -19,7 +19,7 @@ from pipeline.config import GateConfig, RankerConfig, Recipe
 from pipeline.data.check import few_test_queries
 from pipeline.errors import ConfigError, MissingError, SchemaError
 from pipeline.machine_memory import MemoryLimit
-from pipeline.models import base_models, model_files, tokenizers
+from pipeline.models import base_models, model_files, model_folders, tokenizers
 from pipeline.models.base_models import ModelShape
 from pipeline.models.families import family_of
 from pipeline.recipe import named
@@ -122,11 +122,12 @@ def _check_each_base(recipe: Recipe, check: Callable[[Path], None]) -> None:
             continue
         done.add(base)
         try:
-            check(base_models.folder(base))
+            check(model_folders.folder(base))
         except ConfigError as error:
             raise ConfigError(f"{key} {base}: {error}") from error
         except MissingError as error:
-            raise MissingError(f"{key} {base}: {error}") from error
+            other = f", or `{pretrain.SCRATCH}` trains a new one" if key == "teacher.base" else ""
+            raise MissingError(f"{key} {base}: {error}{other}") from error
 
 
 def check_exports(recipe: Recipe) -> None:
@@ -218,7 +219,7 @@ def _pair_template(recipe: Recipe) -> PairTemplate:
     lengths = recipe.teacher.max_tokens, recipe.teacher.max_query_tokens
     if recipe.teacher.base == pretrain.SCRATCH:
         return PairTemplate(before=(0,), between=(0,), after=(0,), max_tokens=lengths[0], max_query_tokens=lengths[1])
-    tokenizer = tokenizers.load_tokenizer(base_models.folder(recipe.teacher.base))
+    tokenizer = tokenizers.load_tokenizer(model_folders.folder(recipe.teacher.base))
     return tokenizers.pair_template(tokenizer, _config(recipe.teacher.base), *lengths)
 
 
@@ -230,7 +231,7 @@ def check_memory(recipe: Recipe) -> None:
     """
     if recipe.teacher.base == pretrain.SCRATCH:
         return
-    folder = base_models.folder(recipe.teacher.base)
+    folder = model_folders.folder(recipe.teacher.base)
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     layers = base_models.shape(folder).layers
     share = (recipe.teacher.layers or layers) / layers
@@ -256,11 +257,11 @@ def check_files(recipe: Recipe) -> None:
         if value and not Path(value).is_file():
             raise MissingError(f"{key}: {value} is no file")
     if recipe.external_teacher.causal_lm:
-        base_models.folder(recipe.external_teacher.causal_lm)
+        model_folders.folder(recipe.external_teacher.causal_lm)
 
 
 def _config(base: str) -> PreTrainedConfig:
-    config: PreTrainedConfig = base_models.config(base_models.folder(base))
+    config: PreTrainedConfig = base_models.config(model_folders.folder(base))
     return config
 
 
@@ -291,7 +292,7 @@ def check_rankers(recipe: Recipe) -> None:
             "them; set candidates.augmented or bm25_teacher to 0"
         )
     if recipe.candidates.augmented and recipe.teacher.base != pretrain.SCRATCH:
-        augmentation.check(recipe.candidates, tokenizers.load_tokenizer(base_models.folder(recipe.teacher.base)))
+        augmentation.check(recipe.candidates, tokenizers.load_tokenizer(model_folders.folder(recipe.teacher.base)))
     for path, config, source, teacher in ranker_chain.cuts(recipe):
         with named("ranker", path):
             ranker_shape.cut(config, source, teacher)
@@ -307,5 +308,5 @@ def check_encoder(recipe: Recipe) -> None:
     if recipe.encoder.base == encoder.FROM_BASE:
         shape = ranker_chain.base_shape(recipe)
     else:
-        shape = base_models.shape(base_models.folder(recipe.encoder.base))
+        shape = base_models.shape(model_folders.folder(recipe.encoder.base))
     encoder.check(recipe.encoder, shape)

@@ -47,7 +47,7 @@ def make(workspace: Path, config: PretrainConfig, base: str, *, data: Artifact) 
     each token by its frequency.
 
     Args:
-        base: what `base_models.folder` takes, or `scratch`.
+        base: what `model_folders.folder` takes, or `scratch`.
 
     Raises:
         MissingError: the base model cannot be had.

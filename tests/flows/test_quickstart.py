@@ -93,6 +93,27 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ready_made, "apart", lambda function, *arguments: function(*arguments))
 
 
+@pytest.mark.parametrize("command", [("serve", "--ranker"), ("quickstart", "docs.csv", "--encoder")], ids=" ".join)
+def test_a_model_that_is_not_there_is_answered_before_torch_is_loaded(command: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "docs.csv").write_text("title\na steel deck\n", encoding="utf-8")
+    path = f"{poisoned(tmp_path / 'poison')}{os.pathsep}{ROOT}"
+    environment = os.environ | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "flows.cli", *command, "no/such-model"],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("relevance: no/such-model: not in the local hub cache, and the hub cannot be reached")
+    assert "give the folder of a model, or package:NAME" in last
+    assert "scratch" not in last
+    assert not (tmp_path / "workspace").exists()
+
+
 def test_two_folders_are_served_and_the_second_start_imports_no_torch(folders: dict[str, str], tmp_path: Path) -> None:
     arguments = ("serve", "--ranker", folders["ranker"], "--encoder", folders["encoder"])
     answers = []

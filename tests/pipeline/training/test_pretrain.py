@@ -21,7 +21,7 @@ from pipeline import artifacts, schema
 from pipeline.artifacts import Artifact, Staging
 from pipeline.config import LoopConfig, PretrainConfig, ScratchConfig
 from pipeline.errors import ConfigError, TrainingError
-from pipeline.models import base_models
+from pipeline.models import base_models, model_folders
 from pipeline.training import pretrain
 from pipeline.training.loop import batches
 from pipeline.training.tasks import masked_lm, vocabulary
@@ -109,7 +109,7 @@ def test_a_new_model_starts_from_the_frequencies_and_another_from_its_head(tmp_p
 
 
 def test_the_folder_opens_with_transformers(pretrained: Artifact) -> None:
-    folder = base_models.folder(pretrained)
+    folder = model_folders.folder(pretrained)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     inputs = tokenizer(["The horse eats", "动物"], ["grass", "地方"], return_tensors="pt", padding=True)
     states = AutoModel.from_pretrained(folder).eval()(**inputs).last_hidden_state

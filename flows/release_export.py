@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from pipeline import artifacts, release_parts
+from pipeline import artifacts, disk, release_parts
 from pipeline.artifacts import Artifact
 from pipeline.errors import ConfigError, MissingError
 from pipeline.releases import Releases
@@ -27,11 +27,12 @@ def export(workspace: Path, release: str, to: Path) -> dict[str, Any]:
         to: the folder to make; one that is there must be empty.
 
     Raises:
-        ConfigError: the folder holds something.
+        ConfigError: the folder holds something, or cannot be written.
         MissingError: no such release, or the workspace no longer holds a model that it was made from.
     """
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise ConfigError(f"{to}: is there and not empty; name a new folder")
+    disk.check_writable(to)
     opened = Releases(workspace).open(release)
     pairs = {
         role: (part, _model(workspace, part))

@@ -4,11 +4,12 @@ import errno
 import hashlib
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.errors import ArtifactError, RelevanceError
+from pipeline.errors import ArtifactError, ConfigError, RelevanceError
 from pipeline.temporary import temporary_file
 
 _FileState = tuple[int, int, int, int]
@@ -51,6 +52,25 @@ def _state(handle: int) -> _FileState:
     # The inode's own time (ctime) is left out: each further hard link changes it.
     stats = os.fstat(handle)
     return stats.st_dev, stats.st_ino, stats.st_size, stats.st_mtime_ns
+
+
+def check_writable(folder: Path) -> None:
+    """Checks that files can be made in a folder, or in the nearest that is there for one that is not; leaves nothing.
+
+    Raises:
+        ConfigError: they cannot: a file is in the way, the folder or its disk is read-only, or the disk is full.
+    """
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=nearest) as file:
+            file.write(b"\0")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise ConfigError(
+            f"{folder}: cannot be written ({nearest}: {os.strerror(error.errno or errno.EIO)}); name a folder of which "
+            "you may change the content, on a disk with room"
+        ) from error
 
 
 def fsync(path: Path) -> None:

@@ -64,9 +64,11 @@ def data_convert(
     labels: Labels = "",
 ) -> None:
     """Writes a source in any known format as our Parquet tables."""
+    from pipeline import disk
     from pipeline.config import SourceConfig
     from pipeline.data import convert
 
+    disk.check_writable(out)
     source = mapped(SourceConfig(path=path, format=format), columns, labels)
     convert.convert(path, format, out, source.columns, source.labels)
     console().print(f"written: {out}")
@@ -81,7 +83,9 @@ def data_split(
     seed: int = 13,
 ) -> None:
     """Writes the data again with train, valid and test assigned by a hash of the normalised query."""
+    from pipeline import disk
     from pipeline.data import convert
 
+    disk.check_writable(out)
     convert.split(path, valid, test, seed, out)
     console().print(f"written: {out}")

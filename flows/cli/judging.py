@@ -13,7 +13,7 @@ from flows.cli.options import (
     Labels,
     Release,
     Set,
-    Workspace,
+    WrittenWorkspace,
     console,
     existing,
     mapped,
@@ -33,7 +33,7 @@ def report(
             "documents beside them, those of the release are taken."
         ),
     ],
-    workspace: Workspace = DEFAULT_WORKSPACE,
+    workspace: WrittenWorkspace = DEFAULT_WORKSPACE,
     format: Annotated[str, typer.Option(help="Format of the judgments; auto looks at the files.")] = "auto",
     columns: Columns = "",
     labels: Labels = "",
@@ -57,9 +57,12 @@ def report(
     """Judges a release, or a run file, on judged queries: nDCG and others with intervals, as JSON and HTML."""
     from flows import report as flow
     from flows import sources
+    from pipeline import disk
     from pipeline.evaluation import report_card
     from pipeline.evaluation.runs import RunFile
 
+    if out is not None:
+        disk.check_writable(out)
     judged = [mapped(source, columns, labels) for source in sources.named(judgments, format)]
     rules = sources.rules_of(judgments)
     if baseline_run and (baseline or not run):
@@ -89,7 +92,7 @@ def reindex(
     documents: Annotated[
         list[str], typer.Option(help="Folder, file, SQLAlchemy URL or recipe of the documents; may be repeated.")
     ],
-    workspace: Workspace = DEFAULT_WORKSPACE,
+    workspace: WrittenWorkspace = DEFAULT_WORKSPACE,
     format: Annotated[str, typer.Option(help="Format of the documents; auto looks at the files.")] = "auto",
     columns: Columns = "",
     release: Annotated[

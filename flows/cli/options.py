@@ -17,15 +17,14 @@ if TYPE_CHECKING:
 
     from pipeline.config import SourceConfig
 
-Workspace = Annotated[
-    Path,
-    typer.Option(
-        envvar="RELEVANCE_WORKSPACE",
-        file_okay=False,
-        help="Folder of artifacts, releases and caches.",
-        callback=surroundings.note_workspace,
-    ),
-]
+_WORKSPACE: dict[str, Any] = {
+    "envvar": "RELEVANCE_WORKSPACE",
+    "file_okay": False,
+    "help": "Folder of artifacts, releases and caches.",
+}
+Workspace = Annotated[Path, typer.Option(**_WORKSPACE, callback=surroundings.note_workspace)]
+WrittenWorkspace = Annotated[Path, typer.Option(**_WORKSPACE, callback=surroundings.check_workspace)]
+"""The workspace of a command that writes into it: one that cannot be written is refused before anything else."""
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=C", help="Overrides a value of the recipe; may be repeated.")
 ]

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.options import DEFAULT_WORKSPACE, Json, Workspace, console, existing, show
+from flows.cli.options import DEFAULT_WORKSPACE, Json, Workspace, WrittenWorkspace, console, existing, show
 
 ReleaseArgument = Annotated[str, typer.Argument(help="live, previous, or the first digits of a release.")]
 
@@ -65,7 +65,7 @@ def releases_pull(
     address: Annotated[str, typer.Argument(help="Folder of shared storage that releases were pushed to.")],
     release: Annotated[str, typer.Argument(help="live, or the first digits of a release.")] = "live",
     no_promote: Annotated[bool, typer.Option("--no-promote", help="Leave the live release as it is.")] = False,
-    workspace: Workspace = DEFAULT_WORKSPACE,
+    workspace: WrittenWorkspace = DEFAULT_WORKSPACE,
     as_json: Json = False,
 ) -> None:
     """Copies a release from shared storage and checks it; the one that is live there becomes live here."""
@@ -79,7 +79,7 @@ def releases_pull(
 def releases_promote(
     release: str,
     reason: Annotated[str, typer.Option(help="Kept in the history.")] = "by hand",
-    workspace: Workspace = DEFAULT_WORKSPACE,
+    workspace: WrittenWorkspace = DEFAULT_WORKSPACE,
 ) -> None:
     """Makes a release live, even one that the gate after its training refused."""
     from pipeline.releases import Releases
@@ -96,7 +96,7 @@ def releases_promote(
 @app.command("rollback")
 def releases_rollback(
     reason: Annotated[str, typer.Option(help="Kept in the history.")] = "by hand",
-    workspace: Workspace = DEFAULT_WORKSPACE,
+    workspace: WrittenWorkspace = DEFAULT_WORKSPACE,
 ) -> None:
     """Makes the previous release live again."""
     from pipeline.releases import Releases

@@ -6,7 +6,18 @@ from typing import Annotated, Any
 import typer
 
 from flows.cli.model_options import ModelOptions, with_model_options
-from flows.cli.options import DEFAULT_WORKSPACE, Columns, Format, Json, Release, Workspace, console, existing, show
+from flows.cli.options import (
+    DEFAULT_WORKSPACE,
+    Columns,
+    Format,
+    Json,
+    Release,
+    Workspace,
+    WrittenWorkspace,
+    console,
+    existing,
+    show,
+)
 from pipeline.errors import ConfigError
 
 app = typer.Typer()
@@ -70,7 +81,7 @@ def serve(
 def quickstart(
     documents: Annotated[list[str], typer.Argument(help="Folders, files or SQLAlchemy URLs of the documents.")],
     models: ModelOptions,
-    workspace: Workspace = DEFAULT_WORKSPACE,
+    workspace: WrittenWorkspace = DEFAULT_WORKSPACE,
     format: Format = "auto",
     columns: Columns = "",
     precision: Annotated[str, typer.Option(help="fp32, fp16, int8 or w8.")] = "fp32",

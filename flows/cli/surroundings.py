@@ -81,6 +81,18 @@ def note_workspace(workspace: Path) -> Path:
     return workspace
 
 
+def check_workspace(workspace: Path) -> Path:
+    """Notes a workspace that a command writes into, and checks at once that it can.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    from pipeline import disk
+
+    disk.check_writable(workspace)
+    return note_workspace(workspace)
+
+
 def remove_unused_workspaces() -> None:
     """Removes the workspaces that this command began and has put nothing into."""
     for workspace in _new_workspaces:

@@ -9,7 +9,18 @@ import typer
 
 from flows.built_in_recipes import RECIPES, UNNAMED, recipe_path
 from flows.cli import surroundings
-from flows.cli.options import DEFAULT_WORKSPACE, Columns, Json, Labels, Recipe, Set, Workspace, console, existing, show
+from flows.cli.options import (
+    DEFAULT_WORKSPACE,
+    Columns,
+    Json,
+    Labels,
+    Recipe,
+    Set,
+    WrittenWorkspace,
+    console,
+    existing,
+    show,
+)
 from flows.cli.torchrun import training_command
 from pipeline.command_line import typed
 from pipeline.errors import GateError
@@ -20,7 +31,7 @@ app = typer.Typer()
 @app.command()
 @training_command
 def demo(
-    workspace: Workspace = DEFAULT_WORKSPACE,
+    workspace: WrittenWorkspace = DEFAULT_WORKSPACE,
     overrides: Set = None,
     as_json: Json = False,
 ) -> None:
@@ -66,7 +77,7 @@ def init(
 @training_command
 def retrain(
     recipe: Recipe,
-    workspace: Workspace = DEFAULT_WORKSPACE,
+    workspace: WrittenWorkspace = DEFAULT_WORKSPACE,
     overrides: Set = None,
     no_promote: Annotated[bool, typer.Option("--no-promote", help="Publish without going live.")] = False,
     check: Annotated[
@@ -106,7 +117,7 @@ def retrain(
 @training_command
 def ablate(
     recipe: Recipe,
-    workspace: Workspace = DEFAULT_WORKSPACE,
+    workspace: WrittenWorkspace = DEFAULT_WORKSPACE,
     overrides: Set = None,
     as_json: Json = False,
 ) -> None:
@@ -129,7 +140,7 @@ def ablate(
 @training_command
 def study(
     recipe: Recipe,
-    workspace: Workspace = DEFAULT_WORKSPACE,
+    workspace: WrittenWorkspace = DEFAULT_WORKSPACE,
     overrides: Set = None,
     list_ways: Annotated[
         bool, typer.Option("--list", help="Only list the known methods, and which cannot apply to this recipe.")
@@ -163,7 +174,7 @@ def study(
 
 @app.command()
 def export(
-    workspace: Workspace = DEFAULT_WORKSPACE,
+    workspace: WrittenWorkspace = DEFAULT_WORKSPACE,
     release: Annotated[
         str, typer.Option(help="Release whose models are exported: live, previous, or its first digits.")
     ] = "live",
@@ -198,7 +209,7 @@ def schedule(
         list[str] | None, typer.Option(help="Documents of the scheduled re-index; may be repeated.")
     ] = None,
     columns: Columns = "",
-    workspace: Workspace = DEFAULT_WORKSPACE,
+    workspace: WrittenWorkspace = DEFAULT_WORKSPACE,
     overrides: Set = None,
 ) -> None:
     """Serves the flows retrain, report and reindex to Prefect with the recipe's cron lines, until stopped.

@@ -58,7 +58,7 @@ def read(path: Path, system: str, pool: Artifact | None = None, split: str | Non
     Raises:
         MissingError: no such file.
         SchemaError: a folder, a pipe or a device; the file has none of the three formats; it holds rows that the pool
-            has not, or lacks some of the pool's; or it holds several systems and none of this name.
+            has not, or lacks some of the pool's; or it holds several systems and none of this name, or no row.
     """
     refuse_special(path)
     if not path.is_file():
@@ -72,6 +72,8 @@ def read(path: Path, system: str, pool: Artifact | None = None, split: str | Non
             f"{path}: has columns {', '.join(table.column_names)}; a run needs query_id, doc_id and score, "
             "a scores file row_id and score"
         )
+    if not table.num_rows:
+        raise SchemaError(f"{path}: ranks no document for any query; look at what writes it")
     return _of_system(table, path, system).select(COLUMNS)
 
 
@@ -81,17 +83,31 @@ def _starts_with(path: Path, mark: bytes) -> bool:
 
 
 def _parquet(path: Path) -> "pa.Table":
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    from pipeline.data.formats import parquet_reader
 
-    try:
-        table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        raise SchemaError(f"{path}: not a readable Parquet file ({error}); write it again") from error
+    table = parquet_reader.read_foreign(path, ())
     for name in table.column_names:
         if name in {*COLUMNS, "row_id"} and table.column(name).null_count:
             row = table.column(name).is_null().to_pylist().index(True)
             raise SchemaError(f"{path}, row {row}: {name} is null")
+    return _typed(table, path)
+
+
+def _typed(table: "pa.Table", path: Path) -> "pa.Table":
+    """The table with ids as texts and scores as numbers, whatever plain type they have in the file."""
+    import pyarrow as pa
+
+    wanted = {"query_id": pa.large_string(), "doc_id": pa.large_string(), "score": pa.float64()}
+    for name in wanted.keys() & set(table.column_names):
+        column = table.column(name)
+        try:
+            if pa.types.is_temporal(column.type):
+                raise pa.ArrowTypeError("a time")
+            cast = column.cast(wanted[name])
+        except pa.ArrowException as error:
+            what = "numbers" if name == "score" else "texts or whole numbers"
+            raise SchemaError(f"{path}: column {name} holds {column.type}, not {what} ({error})") from error
+        table = table.set_column(table.column_names.index(name), name, cast)
     return table
 
 

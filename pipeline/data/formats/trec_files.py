@@ -12,6 +12,9 @@ from pipeline.data.formats import text_files
 from pipeline.errors import SchemaError
 from pipeline.text import read_lines, refuse_old_line_ends
 
+OTHER_RUNS = "; a run is such lines with blanks or tabs between the fields, or Parquet with query_id, doc_id and score"
+"""End of the message on a file that is neither, such as CSV or JSON."""
+
 
 def read_qrels(path: Path) -> pa.Table:
     """Judgments (query_id, doc_id, grade) of a qrels file; fields are separated by blanks or tabs.
@@ -27,7 +30,7 @@ def read_qrels(path: Path) -> pa.Table:
         queries.append(fields[0])
         documents.append(fields[2])
         try:
-            grades.append(int(re.sub(r"\.0*$", "", fields[3])))
+            grades.append(_integer(re.sub(r"\.0*$", "", fields[3])))
         except ValueError as error:
             raise SchemaError(
                 f"{path}, line {number}: grade '{fields[3]}' is not a whole number; a qrels line is "
@@ -54,16 +57,17 @@ def read_run(path: Path) -> pa.Table:
     ranks: list[int] = []
     scores: list[float] = []
     systems: list[str] = []
-    for number, (query, _, document, rank, score, system) in _fields(path, 6, "query Q0 document rank score system"):
+    shape = "query Q0 document rank score system"
+    for number, (query, _, document, rank, score, system) in _fields(path, 6, shape, OTHER_RUNS):
         queries.append(query)
         documents.append(document)
         systems.append(system)
         try:
-            ranks.append(int(rank))
-            scores.append(float(score))
+            ranks.append(_integer(rank))
+            scores.append(_number(score))
         except ValueError as error:
             raise SchemaError(
-                f"{path}, line {number}: rank '{rank}' or score '{score}' is no number; a run line is "
+                f"{path}, line {number}: rank '{rank}' is no whole number, or score '{score}' no number; a run line is "
                 "'query Q0 document rank score system'"
             ) from error
         if not math.isfinite(scores[-1]):
@@ -98,13 +102,36 @@ def write_run(run: pa.Table, path: Path) -> None:
     )
 
 
-def _fields(path: Path, count: int, shape: str) -> Iterator[tuple[int, list[str]]]:
+def _fields(path: Path, count: int, shape: str, advice: str = "") -> Iterator[tuple[int, list[str]]]:
+    """(number, fields) of each line; `advice` ends the message on a line that has another number of fields."""
     for number, line in read_lines(path):
         fields = line.split()
         if len(fields) != count:
             refuse_old_line_ends(path)
-            raise SchemaError(f"{path}, line {number}: {len(fields)} fields, not the {count} of '{shape}'")
+            raise SchemaError(f"{path}, line {number}: {len(fields)} fields, not the {count} of '{shape}'{advice}")
         yield number, fields
+
+
+def _integer(text: str) -> int:
+    """The whole number that a field holds; Python itself also reads `1_0`, and numbers that no column holds.
+
+    Raises:
+        ValueError: the field is no whole number, or has more than 18 digits.
+    """
+    if not re.fullmatch(r"[+-]?[0-9]{1,18}", text):
+        raise ValueError(text)
+    return int(text)
+
+
+def _number(text: str) -> float:
+    """The number that a field holds, `inf` and `nan` included.
+
+    Raises:
+        ValueError: the field is no number, or is one to Python alone, such as `1_0`.
+    """
+    if "_" in text or not text.isascii():
+        raise ValueError(text)
+    return float(text)
 
 
 def _ids(table: pa.Table, column: str) -> list[str]:

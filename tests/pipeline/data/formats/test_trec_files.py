@@ -50,6 +50,8 @@ def test_a_written_run_reads_back_the_same_and_as_trec_eval_reads_it(tmp_path: P
     [
         (b"q1 0 d1\n", "line 1: 3 fields, not the 4"),
         (b"q1 0 d1 1\nq1 0 d2 high\n", "line 2: grade 'high' is not a whole number"),
+        (b"q1 0 d1 1\nq1 0 d2 1_0\n", "line 2: grade '1_0' is not a whole number"),
+        (b"q1 0 d1 99999999999999999999\n", "line 1: grade '9+' is not a whole number"),
         (b"q1 0 d1 1\nq\xff 0 d2 1\n", "line 2, byte 11: 0xff is not UTF-8"),
     ],
 )

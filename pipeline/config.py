@@ -14,7 +14,15 @@ from typing import Literal, TypeVar
 
 from pydantic.dataclasses import dataclass
 
-from pipeline.config_checks import DOCUMENTED, added, check_fields, check_positive, check_shares
+from pipeline.config_checks import (
+    DOCUMENTED,
+    added,
+    check_fields,
+    check_not_negative,
+    check_positive,
+    check_seed,
+    check_shares,
+)
 from pipeline.config_data import Augmentation, CandidatesConfig, DataConfig, SourceConfig
 from pipeline.config_students import EncoderConfig, MiningConfig, RankerConfig
 from pipeline.config_study import AblationConfig, Precision, StudyConfig, VariantConfig
@@ -84,6 +92,9 @@ class ExportConfig:
 
     def __post_init__(self) -> None:
         check_positive("export", sample_tokens=self.sample_tokens, golden=self.golden, parity=self.parity)
+        check_not_negative("export", max_ndcg_drop=self.max_ndcg_drop)
+        if abs(self.min_kendall_tau) > 1:
+            raise ConfigError(f"export.min_kendall_tau is {self.min_kendall_tau}; a correlation is between -1 and 1")
         if "fp32" not in self.precisions:
             raise ConfigError("export.precisions lacks fp32, which the others are held against; add it")
 
@@ -127,6 +138,7 @@ class IndexConfig:
     def __post_init__(self) -> None:
         check_positive("index", nprobe=self.nprobe, k1=self.k1, flat_below=self.flat_below)
         check_shares("index", b=self.b)
+        check_seed("index", self.seed)
         if not 0 <= self.recall < 1:
             raise ConfigError(f"index.recall is {self.recall}; it must be below 1, such as 0.98, or 0 for no contract")
         check_shares("index", least_quality=self.least_quality)
@@ -169,6 +181,8 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         check_positive("evaluation", cutoff=self.cutoff, relevant_from=self.relevant_from, bootstrap=self.bootstrap)
+        check_not_negative("evaluation", examples=self.examples)
+        check_seed("evaluation", self.seed)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=DOCUMENTED)
@@ -192,6 +206,7 @@ class GateConfig:
 
     def __post_init__(self) -> None:
         check_positive("gate", min_queries=self.min_queries)
+        check_not_negative("gate", min_slice_queries=self.min_slice_queries)
         for name, value in (("margin", self.margin), ("slice_margin", self.slice_margin)):
             if value < 0:
                 raise ConfigError(f"gate.{name} is {value}; it is a tolerated loss, so 0 or more")

@@ -39,6 +39,19 @@ def check_positive(section: str, **values: float) -> None:
             raise ConfigError(f"{section}.{name} is {value}; it must be above 0")
 
 
+def check_not_negative(section: str, **values: float) -> None:
+    """Raises `ConfigError` if a value is below 0; arguments as for `check_positive`."""
+    for name, value in values.items():
+        if value < 0:
+            raise ConfigError(f"{section}.{name} is {value}; it must be 0 or more")
+
+
+def check_seed(section: str, seed: int) -> None:
+    """Raises `ConfigError` if a generator of random numbers cannot take the seed: Faiss takes 31 bits."""
+    if not 0 <= seed < 2**31:
+        raise ConfigError(f"{section}.seed is {seed}; it must be from 0 to {2**31 - 1}")
+
+
 def check_weights(section: str, **values: float) -> None:
     """Raises `ConfigError` if the weight of a loss is below 0, or all are 0; arguments as for `check_positive`."""
     for name, value in values.items():

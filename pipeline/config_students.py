@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
-from pipeline.config_checks import DOCUMENTED, added, check_positive, check_shares, check_weights
+from pipeline.config_checks import DOCUMENTED, added, check_not_negative, check_positive, check_shares, check_weights
 from pipeline.config_training import LoopConfig, PassagesConfig, weights_of
 from pipeline.errors import ConfigError
 
@@ -251,7 +251,10 @@ class EncoderConfig:
             temperature=self.temperature,
             similarity_temperature=self.similarity_temperature,
             projection_documents=self.projection_documents,
+            max_tokens=self.max_tokens,
+            max_query_tokens=self.max_query_tokens,
         )
+        check_not_negative("encoder", layers=self.layers)
         check_weights("encoder", **weights_of(self))
         if len(set(self.widths)) < len(self.widths) or any(not 0 < width < self.dimensions for width in self.widths):
             raise ConfigError(

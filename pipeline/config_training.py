@@ -6,7 +6,15 @@ from typing import Any, Literal
 
 from pydantic.dataclasses import dataclass
 
-from pipeline.config_checks import DOCUMENTED, added, check_positive, check_shares, check_weights
+from pipeline.config_checks import (
+    DOCUMENTED,
+    added,
+    check_not_negative,
+    check_positive,
+    check_seed,
+    check_shares,
+    check_weights,
+)
 from pipeline.errors import ConfigError
 from pipeline.passages import Passages
 
@@ -62,7 +70,16 @@ class LoopConfig:
             tokens_per_batch=self.tokens_per_batch,
             chunk_tokens=self.chunk_tokens,
             clip_norm=self.clip_norm,
+            fresh_rate=self.fresh_rate,
         )
+        check_not_negative(
+            "loop",
+            weight_decay=self.weight_decay,
+            evaluations=self.evaluations,
+            valid_pairs=self.valid_pairs,
+            checkpoint_s=self.checkpoint_s,
+        )
+        check_seed("loop", self.seed)
         check_shares("loop", warmup_share=self.warmup_share)
         for name, value in (("max_tokens", self.max_tokens), ("max_seconds", self.max_seconds)):
             if value < 0:
@@ -144,7 +161,7 @@ class PretrainConfig:
     """The training loop of the pre-training."""
 
     def __post_init__(self) -> None:
-        check_positive("pretrain", mask_share=self.mask_share)
+        check_positive("pretrain", mask_share=self.mask_share, max_tokens=self.max_tokens)
         check_shares("pretrain", mask_share=self.mask_share)
 
 
@@ -235,6 +252,7 @@ class TeacherConfig:
             max_query_tokens=self.max_query_tokens,
             hinge_margin=self.hinge_margin,
         )
+        check_not_negative("teacher", layers=self.layers)
         check_weights("teacher", **weights_of(self))
 
 

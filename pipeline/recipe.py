@@ -14,16 +14,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from pipeline.config import LoopConfig, RankerConfig, Recipe, T
+from pipeline.config import LoopConfig, PassagesConfig, RankerConfig, Recipe, T
 from pipeline.config_checks import ADDED
 from pipeline.errors import ConfigError, MissingError
 from pipeline.secrets import without_passwords
-from pipeline.text import read_text
+from pipeline.text import fault, read_text
 
 log = logging.getLogger(__name__)
 
 RENAMED = {"outside": "external_teacher", "ablation.doses": "ablation.unlabelled_ratios"}
 """Old name → new name of a key or section; the old one still works and warns."""
+
+_LARGEST = 2**63 - 1
+"""Largest whole number that an array or a table can hold."""
 
 _PLAIN = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
 
@@ -207,16 +210,22 @@ def parse(kind: type[T], tree: Mapping[str, Any], where: str = "") -> T:
             hint = f"did you mean {where}{near[0]}?" if near else f"known keys: {', '.join(hints)}"
             raise ConfigError(f"unknown key {where}{key}; {hint}")
     values = {key: _value(hints[key], value, f"{where}{key}") for key, value in tree.items()}
+    _refuse_missing(kind, values, where)
     path = where.rstrip(".")
     own = _OWN_NAMES.get(kind, path)
-    try:
-        with named(own, path or own):
-            return kind(**values)
-    except TypeError as error:
-        raise ConfigError(f"{path or 'recipe'}: {error}") from error
+    with named(own, path or own):
+        return kind(**values)
 
 
-_OWN_NAMES: Mapping[type, str] = {RankerConfig: "ranker", LoopConfig: "loop"}
+def _refuse_missing(kind: type[T], values: Mapping[str, Any], where: str) -> None:
+    """Raises `ConfigError` if the section lacks a key that has no default."""
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]  # T is any section's dataclass.
+        unset = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if unset and field.name not in values:
+            raise ConfigError(f"{where}{field.name} is missing; it has no default, so write it")
+
+
+_OWN_NAMES: Mapping[type, str] = {RankerConfig: "ranker", LoopConfig: "loop", PassagesConfig: "passages"}
 """The name by which a section that stands in several places of a recipe is called in its own errors."""
 
 
@@ -249,15 +258,30 @@ def _value(wanted: Any, value: Any, where: str) -> Any:
     if origin is Mapping:
         if not isinstance(value, Mapping):
             raise _wrong(where, "a table of names and values", value)
-        return {str(key): _value(get_args(wanted)[1], item, f"{where}.{key}") for key, item in value.items()}
+        texts = [_plain_value(str, str(key), f"{where}: a name of the table") for key in value]
+        return {key: _value(get_args(wanted)[1], value[key], f"{where}.{key}") for key in texts}
     if origin in (Union, types.UnionType):
         raise AssertionError(f"{where}: unions are not used in recipes")
+    return _plain_value(wanted, value, where)
+
+
+def _plain_value(wanted: Any, value: Any, where: str) -> Any:
+    """A text, number or truth value that artifacts, files and arrays can hold.
+
+    Raises:
+        ConfigError: a value of another type, a number that is not finite or has more than 63 bits, a text with a
+            character that no path and no log can carry.
+    """
+    if isinstance(value, int) and abs(value) > _LARGEST:
+        raise ConfigError(f"{where} has {len(str(abs(value)))} digits; it must be at most {_LARGEST}")
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if wanted is float and isinstance(value, float) and not math.isfinite(value):
         raise _wrong(where, "a finite number", value)
     if not isinstance(value, wanted) or (wanted is not bool and isinstance(value, bool)):
         raise _wrong(where, _PLAIN[wanted], value)
+    if isinstance(value, str) and (reason := fault(value)):
+        raise ConfigError(f"{where} {reason}")
     return value
 
 

@@ -1,4 +1,9 @@
+import contextlib
+import dataclasses
+import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, get_type_hints
 
 import pytest
 from pydantic.dataclasses import dataclass
@@ -74,6 +79,18 @@ def test_overrides(tmp_path: Path) -> None:
         ("[[assistants]]\nsoft_weight = -1", r"assistants\[0\]\.soft_weight is -1"),
         ("[[assistants]]\nloop = { epochs = 0 }", r"assistants\[0\]\.loop\.epochs is 0"),
         ("[teacher]\nloop = { clip_norm = 0 }", r"teacher\.loop\.clip_norm is 0"),
+        ('[data]\nsources = [{ format = "csv" }]', r"data\.sources\[0\]\.path is missing"),
+        ('[study]\nvariants = [{ name = "a" }]', r"study\.variants\[0\]\.set is missing"),
+        (
+            "[ranker]\nlayers = 9223372036854775808",
+            r"ranker\.layers has 19 digits; it must be at most 922",
+        ),
+        ('[teacher]\nbase = "a\\u0000b"', r"teacher\.base contains a NUL character"),
+        (
+            "[teacher]\nloop = { seed = 4294967296 }",
+            r"teacher\.loop\.seed is 4294967296; it must be from 0 to 2147",
+        ),
+        ("[ranker]\npassages = { most = -1 }", r"ranker\.passages\.most is -1"),
         ("[data\n", "not valid TOML"),
     ],
 )
@@ -211,3 +228,45 @@ def test_a_value_that_the_parser_gives_up_on_is_one_message(tmp_path: Path, valu
         _load(tmp_path, f"[ranker]\nlayers = {value}")
     with pytest.raises(ConfigError, match=r"--set ranker\.layers=.*: not valid TOML"):
         _load(tmp_path, "[ranker]\nlayers = 3", f"ranker.layers={value}")
+
+
+SECTIONS = {field.name for field in dataclasses.fields(Recipe)}
+HOSTILE = ["1" + "0" * 400, "9223372036854775808", "nan", "-inf", '"\\u0000"', '["\\u0000"]', "[[]]", "[{}]", "{a=1}"]
+HOSTILE += ["-1", "0", "1e308", "true", '"x"', "[]", "1979-05-27", '{"\\u0000"="x"}']
+
+
+def _keys(kind: Any, where: str = "") -> Iterator[tuple[str, Any]]:
+    """The path of each value of a recipe, and its type."""
+    hints = get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        inner = hints[field.name]
+        if dataclasses.is_dataclass(inner):
+            yield from _keys(inner, f"{where}{field.name}.")
+        else:
+            yield f"{where}{field.name}", inner
+
+
+@pytest.mark.parametrize("value", HOSTILE, ids=lambda value: value[:20])
+def test_no_value_of_any_key_is_more_than_one_line_that_begins_with_a_key(tmp_path: Path, value: str) -> None:
+    for key, _ in _keys(Recipe):
+        message = f"{key.partition('.')[0]}: taken"
+        try:
+            _load(tmp_path, "", f"{key}={value}")
+        except ConfigError as error:
+            message = str(error).removeprefix(f"{tmp_path / 'mine.toml'}: ")
+        assert re.split(r"[ .:[]", message)[0] in {*SECTIONS, "unknown"}, (key, message)
+        assert "\n" not in message, (key, message)
+
+
+BELOW_ZERO = {"data.seed", "candidates.seed", "encoder.mining.guard", "export.min_kendall_tau"}
+"""Numbers that mean something below 0; of the seeds these two are hashed with a name."""
+
+
+def test_a_number_below_zero_is_refused_wherever_it_means_nothing(tmp_path: Path) -> None:
+    taken = set()
+    for key, kind in _keys(Recipe):
+        if kind in (int, float):
+            with contextlib.suppress(ConfigError):
+                _load(tmp_path, "", f"{key}=-1")
+                taken.add(key)
+    assert taken == BELOW_ZERO

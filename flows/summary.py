@@ -82,8 +82,24 @@ def _costs(stats: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _next_commands(outcome: retrain.RetrainResult, pointer: Pointer | None) -> list[str]:
-    """Commands to try next; a workspace where nothing is live can neither serve nor search."""
-    return ["serve", 'search "…"'] if pointer else [f"releases promote {outcome.release.fingerprint[:12]}"]
+    """Commands to try next: with the new release where it is live, else those that try it and make it live.
+
+    A workspace where nothing is live can neither serve nor search.
+    """
+    if outcome.live:
+        return ["serve", 'search "…"']
+    name = outcome.release.fingerprint[:12]
+    promote = f"releases promote {name}"
+    return [f'search "…" --release {name}', promote] if pointer else [promote]
+
+
+def _heading(card: Mapping[str, Any]) -> str:
+    """The line above the commands to try next: what answers now, and what they do."""
+    if card["live"]:
+        return "try next"
+    if card["live_release"]:
+        return f"release {card['live_release'][:12]} answers as before; to search with the new one, and to make it live"
+    return "nothing is live; to make the new one live"
 
 
 def render(card: dict[str, Any], workspace: Path) -> "RenderableType":
@@ -134,7 +150,7 @@ def _lines(card: dict[str, Any], workspace: Path) -> list[str]:
         f"report    {card['report']}",
         f"card      {workspace / 'card.json'}, after {card['seconds']:.0f} s",
         "",
-        "try next",
+        _heading(card),
     ]
 
 

@@ -1,6 +1,7 @@
 """The small world from pairs to served scores: one retraining, looked at from all sides."""
 
 import dataclasses
+import io
 import json
 import os
 import shutil
@@ -15,8 +16,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from rich.console import Console
 
-from flows import judging, promotion, retrain, training
+from flows import judging, promotion, retrain, summary, training
 from flows import reindex as reindexing
 from flows import report as reporting
 from index import vector_matrix
@@ -284,6 +286,32 @@ def test_a_verdict_names_the_release_that_was_live(copied: Trained) -> None:
     refused = {"live": False, "agreed": False}
     assert verdict(before=other, **refused) == "is not live, and release abababababab stays: why"
     assert verdict(before=None, **refused) == "is not live, and no other is: why"
+
+
+def test_the_commands_to_try_next_are_those_of_what_is_live(copied: Trained) -> None:
+    """A refused release is searched by its name: without it the one that stays live would answer."""
+    new = copied.outcome.release.fingerprint[:12]
+    registry = Releases(copied.workspace)
+    pointer = registry.pointer_file.recover()
+    assert pointer is not None
+
+    def shown(*, live: bool) -> tuple[list[str], str]:
+        gate = promotion.GateOutcome(live=live, agreed=live, reasons=("why",), before="ab" * 16)
+        card = summary.make(dataclasses.replace(copied.outcome, gate=gate), copied.workspace)
+        assert all(command.endswith(f" --workspace {copied.workspace}") for command in card["next"])
+        console = Console(width=200, record=True, file=io.StringIO())
+        console.print(summary.render(card, copied.workspace))
+        commands = [command.removesuffix(f" --workspace {copied.workspace}") for command in card["next"]]
+        heading = console.export_text().split(card["next"][0])[0].strip().splitlines()[-1]
+        return commands, heading
+
+    assert shown(live=True) == (["relevance serve", 'relevance search "…"'], "try next")
+    refused = [f'relevance search "…" --release {new}', f"relevance releases promote {new}"]
+    heading = f"release {pointer.release[:12]} answers as before; to search with the new one, and to make it live"
+    assert shown(live=False) == (refused, heading)
+    (copied.workspace / "releases" / "live.json").unlink()
+    (copied.workspace / "releases" / "history.jsonl").unlink()
+    assert shown(live=False) == (refused[1:], "nothing is live; to make the new one live")
 
 
 def test_a_release_keeps_the_precisions_of_its_recipe_whatever_the_machine_exports(

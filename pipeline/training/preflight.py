@@ -45,7 +45,7 @@ def check(recipe: Recipe) -> list[str]:
     check_exports(recipe)
     check_lengths(recipe)
     check_passages(recipe)
-    check_memory(recipe)
+    memory = check_memory(recipe)
     check_files(recipe)
     check_loads(recipe)
     return [
@@ -53,7 +53,7 @@ def check(recipe: Recipe) -> list[str]:
         "the encoder can be cut from its base",
         "ranker and encoder can be exported",
         "texts and passages fit the models' positions",
-        "the teacher's training fits into memory",
+        memory,
         "files that the recipe names are there",
     ]
 
@@ -223,24 +223,29 @@ def _pair_template(recipe: Recipe) -> PairTemplate:
     return tokenizers.pair_template(tokenizer, _config(recipe.teacher.base), *lengths)
 
 
-def check_memory(recipe: Recipe) -> None:
+def check_memory(recipe: Recipe) -> str:
     """Checks that the teacher's weights can be trained in the memory there is, by a lower bound from their file.
+
+    Returns both in a line, as activations, the libraries and the export come on top of the bound.
 
     Raises:
         ConfigError: the weights alone, with gradients and moments, take more than the device or machine has.
     """
+    there = _memory()
+    room = f"{there.bytes / 2**30:.1f} GiB of memory ({there.name})"
     if recipe.teacher.base == pretrain.SCRATCH:
-        return
+        return f"there are {room}"
     folder = model_folders.folder(recipe.teacher.base)
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     layers = base_models.shape(folder).layers
     share = (recipe.teacher.layers or layers) / layers
-    needed, there = int(COPIES * size * share), _memory()
+    needed = int(COPIES * size * share)
     if needed > there.bytes:
         raise ConfigError(
             f"teacher.base {recipe.teacher.base}: training it takes at least {needed / 2**30:.1f} GiB, and there are "
-            f"{there.bytes / 2**30:.1f} GiB ({there.name}); take a smaller base, or fewer layers with teacher.layers"
+            f"{room}; take a smaller base, or fewer layers with teacher.layers"
         )
+    return f"the teacher's weights, gradients and moments take {needed / 2**30:.1f} GiB, and there are {room}"
 
 
 def check_files(recipe: Recipe) -> None:

@@ -166,7 +166,7 @@ def test_a_teacher_that_cannot_be_held_in_memory_is_refused(tmp_path: Path, monk
     (tmp_path / "base" / "model.safetensors").write_bytes(bytes(1000))
     recipe = changed("teacher", base=base)
     monkeypatch.setattr(preflight, "_memory", lambda: MemoryLimit(4000, "a limit"))
-    preflight.check_memory(recipe)
+    assert preflight.check_memory(recipe).endswith("and there are 0.0 GiB of memory (a limit)")
     monkeypatch.setattr(preflight, "_memory", lambda: MemoryLimit(3999, "a limit"))
     with pytest.raises(ConfigError, match=r"teacher\.base .* at least"):
         preflight.check_memory(recipe)

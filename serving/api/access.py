@@ -7,7 +7,7 @@ from starlette.datastructures import Headers
 from starlette.types import Scope
 
 from serving.api import keys
-from serving.api.paths import Access, Endpoint
+from serving.api.paths import Access, Endpoint, no_such_path
 from serving.errors import AuthenticationError, HostError, NotFoundError
 from serving.settings import Settings
 
@@ -34,7 +34,7 @@ class AccessControl:
         if endpoint.access is Access.ADMIN:
             client = scope.get("client")
             if not admin_exists_for(self._settings, client[0] if client else ""):
-                raise NotFoundError(f"no such path: {scope['path'][:200]}; GET /docs lists them")
+                raise NotFoundError(no_such_path(scope["path"]))
             if not any(keys.matches(key, self._admin_keys) for key in keys.candidates(headers, *KEY_HEADERS)):
                 raise AuthenticationError("an administrator's key is missing; send it as Authorization: Bearer KEY")
         elif endpoint.access is Access.API_KEY and (known := self._keys.known()):

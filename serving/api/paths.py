@@ -3,6 +3,7 @@
 Middleware, error answers, metrics and rollouts read this table; a test holds it equal to the routes of the app.
 """
 
+import difflib
 import re
 from dataclasses import dataclass
 from enum import Enum
@@ -100,3 +101,14 @@ def find(path: str, method: str) -> Endpoint:
     if not rows:
         return UNKNOWN_ADMIN if path.startswith("/admin/") else UNKNOWN
     return next((row for row in rows if method in row.methods), rows[0])
+
+
+def no_such_path(path: str) -> str:
+    """The message to a client whose path is not there, with the one that it most likely means.
+
+    Administrators' paths are not named, so that the answer to one is that to any other path.
+    """
+    shown = path[:200]
+    open_paths = {row.path for row in ENDPOINTS if row.access is not Access.ADMIN and "{" not in row.path} - {shown}
+    near = difflib.get_close_matches(shown, sorted(open_paths), n=1, cutoff=0.7)
+    return f"no such path: {shown}; {f'did you mean {near[0]}? ' if near else ''}GET /docs lists them"

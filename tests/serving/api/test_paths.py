@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 
 from serving.api import admin, embeddings, health, keys, rerank, search, thumbs
 from serving.api import app as apps
-from serving.api.paths import ENDPOINTS, UNKNOWN, UNKNOWN_ADMIN, Access, ErrorShape, find
+from serving.api.paths import ENDPOINTS, UNKNOWN, UNKNOWN_ADMIN, Access, ErrorShape, find, no_such_path
 from serving.api.request import RequestContext
 from serving.rollout.lifecycle import Lifecycle
 from serving.scoring.contents import NEEDS
@@ -147,6 +147,29 @@ def test_paths_that_are_not_in_the_table() -> None:
     assert find("/admin/nope", "GET") is UNKNOWN_ADMIN
     assert find("/rerank", "GET").path == "/rerank"
     assert find("/v1/models/a/b", "GET").errors is ErrorShape.OPENAI
+
+
+@pytest.mark.parametrize(
+    ("path", "meant"),
+    [
+        ("/embeddings", "/v1/embeddings"),
+        ("/models", "/v1/models"),
+        ("/v1/search", "/search"),
+        ("/embed_all", "/embed"),
+        ("/thumbs", ""),
+        ("/admin/canary", ""),
+        ("/chat/completions", ""),
+    ],
+)
+def test_a_path_that_is_not_there_is_answered_with_the_one_that_is_meant(
+    client: TestClient, path: str, meant: str
+) -> None:
+    """Clients of infinity leave `/v1` out; the answer to an administrator's path tells nothing of it."""
+    hint = f"did you mean {meant}? " if meant else ""
+    assert no_such_path(path) == f"no such path: {path}; {hint}GET /docs lists them"
+    if meant:
+        answer = client.post(path, json={}, headers={"authorization": "Bearer key"})
+        assert (answer.status_code, answer.json()["message"]) == (404, no_such_path(path))
 
 
 def test_metrics_count_what_the_table_calls_scoring(client: TestClient) -> None:

@@ -39,14 +39,19 @@ def encoder(root: Path, options: ReadyMadeOptions | None = None) -> BiEncoder:
     """The bi-encoder in a folder of sentence-transformers, or in one of transformers with mean pooling.
 
     Raises:
-        ConfigError: a module, pooling, activation or model that is not known; weights as .bin; code in the folder; a
-            tokenizer that does not fit the embeddings.
+        ConfigError: a module, pooling, activation or model that is not known; a cross-encoder; weights as .bin; code in
+            the folder; a tokenizer that does not fit the embeddings.
         MissingError: half a model; names the file.
     """
     options = options or ReadyMadeOptions()
     modules = folder_format.read_modules(root)
     path = _folder(root / modules.transformer)
     body_config = base_models.config(path)
+    if not (root / "modules.json").is_file() and _scores(body_config):
+        raise ConfigError(
+            f"{path / 'config.json'}: architectures is {body_config.architectures}, a cross-encoder, whose states were "
+            "not trained to be vectors of texts; name it as the ranker, on the command line with --ranker"
+        )
     tokenizer = tokenizers.load_tokenizer(path)
     model = load_body(path, body_config)
     _check_vocabulary(path, tokenizer, model)
@@ -100,7 +105,7 @@ def ranker(root: Path, options: ReadyMadeOptions | None = None) -> CrossEncoder:
     options = options or ReadyMadeOptions()
     path = _folder(root)
     config = base_models.config(path)
-    if not any("ForSequenceClassification" in str(name) for name in config.architectures or ()):
+    if not _scores(config):
         raise ConfigError(
             f"{path / 'config.json'}: architectures is {config.architectures}, so the model has no head that gives a "
             "score; give the folder of a cross-encoder"
@@ -123,6 +128,11 @@ def ranker(root: Path, options: ReadyMadeOptions | None = None) -> CrossEncoder:
     encoder.label = relevant
     model_values.check_answers(root, len(tokenizer), lambda ids, mask: encoder(ids, None, mask))
     return encoder
+
+
+def _scores(config: Any) -> bool:
+    """Whether a model has a head that gives scores or labels, by its config."""
+    return any("ForSequenceClassification" in str(name) for name in config.architectures or ())
 
 
 def _folder(path: Path) -> Path:

@@ -315,6 +315,13 @@ def test_a_head_of_unknown_meaning_is_refused(head: int, label: str, message: st
     assert not list((tmp_path / "workspace").rglob("manifest.json"))
 
 
+def test_a_cross_encoder_is_no_encoder(tmp_path: Path) -> None:
+    folder = body(tmp_path / "model", "bert", head=1)
+    with pytest.raises(ConfigError, match=r"BertForSequenceClassification.*, a cross-encoder.* with --ranker"):
+        import_stage.encoder(tmp_path / "workspace", str(folder), ReadyMadeOptions())
+    assert not list((tmp_path / "workspace").rglob("manifest.json"))
+
+
 def test_a_named_label_is_taken(tmp_path: Path) -> None:
     folder = body(tmp_path / "model", "bert", head=2)
     scores = []

@@ -18,6 +18,15 @@ holds a few hundred single Chinese characters and reads no Chinese."""
 
 _FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---", re.DOTALL)
 _MANY = ("multilingual", "multi", "mul")
+_LANGUAGES = """
+    ar ara arabic, bn ben bengali, cs ces cze czech, da dan danish, de deu ger german, el ell gre greek, en eng english,
+    es spa spanish, fa fas per persian, fi fin finnish, fr fra fre french, he heb hebrew, hi hin hindi,
+    hu hun hungarian, id ind indonesian, it ita italian, ja jpn japanese, ko kor korean, nl nld dut dutch,
+    no nor norwegian nb nob nn nno, pl pol polish, pt por portuguese, ro ron rum romanian, ru rus russian,
+    sv swe swedish, th tha thai, tr tur turkish, uk ukr ukrainian, ur urd urdu, vi vie vietnamese,
+    zh zho chi chinese cmn"""
+_CODES = {name: names.split()[0] for names in _LANGUAGES.split(",") for name in names.split()}
+"""Codes of ISO 639 and English names of languages, as cards spell them, each with the code of two letters."""
 _NAMES = {"CJK": "Han", "HIRAGANA": "Kana", "KATAKANA": "Kana"}
 
 
@@ -47,7 +56,7 @@ def covers(tokens: Mapping[str, int], script: str) -> bool:
 
 
 def languages(folder: Path) -> frozenset[str]:
-    """The languages that the card of a model names, as codes; empty for none or a multilingual one."""
+    """The languages that the card of a model names, as codes of two letters; empty for none or a multilingual one."""
     import yaml
 
     card = folder / "README.md"
@@ -56,8 +65,14 @@ def languages(folder: Path) -> frozenset[str]:
         named = (yaml.safe_load(head[1]) or {}).get("language") if head else None
     except (yaml.YAMLError, AttributeError):
         return frozenset()
-    codes = {str(code).lower() for code in (named if isinstance(named, list) else [named] if named else [])}
+    codes = {_code(str(name)) for name in (named if isinstance(named, list) else [named] if named else [])}
     return frozenset() if codes & set(_MANY) else frozenset(codes)
+
+
+def _code(name: str) -> str:
+    """A language's code without its country or script: en for en-US, eng and English, zh for zh_Hans."""
+    plain = re.split("[-_]", name.strip().lower())[0]
+    return _CODES.get(plain, plain)
 
 
 @dataclass(frozen=True, slots=True)

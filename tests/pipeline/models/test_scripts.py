@@ -1,0 +1,35 @@
+"""The languages of a model, as its card spells them."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import ConfigError
+from pipeline.models import scripts
+from pipeline.models.scripts import Readable
+
+TOKENIZER = '{"model": {"vocab": {"deck": 0, "angle": 1}}}'
+
+
+def model(folder: Path, languages: str) -> Readable:
+    folder.mkdir()
+    (folder / "README.md").write_text(f"---\nlanguage: {languages}\n---\n# A card\n", encoding="utf-8")
+    return Readable(folder, TOKENIZER)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("en", "eng"), ("[en-US]", "English"), ("zh", "zh_Hans"), ("[chi, en]", "zho"), ("xx", "xx"), ("'no'", "nb")],
+)
+def test_one_language_in_two_spellings_is_one(first: str, second: str, tmp_path: Path) -> None:
+    scripts.check_one_language(model(tmp_path / "ranker", first), model(tmp_path / "encoder", second))
+
+
+@pytest.mark.parametrize(("first", "second", "shown"), [("eng", "de-AT", "en .*de"), ("[fr, es]", "Chinese", "es, fr")])
+def test_two_languages_are_refused_by_their_codes(first: str, second: str, shown: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"reads {shown}.*take two models of one language"):
+        scripts.check_one_language(model(tmp_path / "ranker", first), model(tmp_path / "encoder", second))
+
+
+def test_a_multilingual_card_names_no_language(tmp_path: Path) -> None:
+    assert scripts.languages(model(tmp_path / "model", "[en, multilingual]").folder) == frozenset()

@@ -70,7 +70,7 @@ def encoder(root: Path, options: ReadyMadeOptions | None = None) -> BiEncoder:
     query = folder_format.read_prompt(root, "query") if query is None else query
     document = folder_format.read_prompt(root, "document") if document is None else document
     if not modules.normalised:
-        log.info("%s: its vectors have no unit length; ours do, which changes no cosine", root)
+        log.info("encoder: its vectors have no unit length; ours do, which changes no cosine")
     head = Head(
         pooling=folder_format.read_pooling(root, modules),
         activation=last.activation,

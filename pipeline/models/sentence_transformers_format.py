@@ -183,7 +183,7 @@ def read_modules(root: Path) -> ModuleFolders:
     """
     path = root / "modules.json"
     if not path.is_file():
-        log.info("%s: no modules.json, so the mean of the states is taken, as sentence-transformers does", root)
+        log.info("encoder: no modules.json, so the mean of the states is taken, as sentence-transformers does")
         return ModuleFolders()
     try:
         entries = [(_last(str(item["type"])), str(item["path"])) for item in json.loads(read_text(path))]

@@ -43,8 +43,8 @@ LACKS: Mapping[Lacking, tuple[str, tuple[str, ...]]] = {
     ),
     "fusion": (
         "this release has no fusion of BM25, encoder and ranker; leave the first-stage scores out for the order of the "
-        "ranker, or publish a release with {}",
-        ("retrain RECIPE",),
+        "ranker; {} and {} make a release with one",
+        ("quickstart DOCUMENTS --ranker FOLDER", "retrain RECIPE"),
     ),
 }
 """Part → what is said to a client whose request needs it, where the release lacks it, and the commands in that."""

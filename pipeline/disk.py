@@ -60,7 +60,8 @@ def check_writable(folder: Path) -> None:
     Raises:
         ConfigError: they cannot: a file is in the way, the folder or its disk is read-only, or the disk is full.
     """
-    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    # Unlike `Path.exists`, this says no where a folder above may not be entered.
+    nearest = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
     try:
         with tempfile.TemporaryFile(dir=nearest) as file:
             file.write(b"\0")

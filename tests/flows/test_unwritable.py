@@ -110,21 +110,25 @@ except ConfigError as error:
 """
 
 
-def test_a_folder_of_another_user_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("mode", "below"), [(0o555, "workspace"), (0o500, "inner/workspace")])
+def test_a_folder_of_another_user_is_refused(mode: int, below: str, tmp_path: Path) -> None:
+    """One that may only be read, and one that may not even be entered."""
+    if mode == 0o500 and os.geteuid() != 0:
+        pytest.skip("its owner may enter it")
     closed = tmp_path / "closed"
-    closed.mkdir()
-    closed.chmod(0o555)
+    (closed / "inner").mkdir(parents=True)
+    closed.chmod(mode)
     for folder in (tmp_path, *tmp_path.parents):
         if folder.stat().st_uid == os.geteuid() and folder != Path("/"):
             folder.chmod(folder.stat().st_mode | 0o111)
     done = subprocess.run(
-        [sys.executable, "-c", AS_NOBODY, str(closed / "workspace")],
+        [sys.executable, "-c", AS_NOBODY, str(closed / below)],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=True,
     )
-    assert f"{closed / 'workspace'}: cannot be written ({closed}: Permission denied)" in done.stdout
+    assert f"{closed / below}: cannot be written ({closed}: Permission denied)" in done.stdout
 
 
 def test_a_full_disk_is_refused(small_disk: SmallDisk) -> None:

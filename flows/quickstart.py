@@ -87,6 +87,7 @@ def quickstart(
     stays = "" if live is None else _why_it_stays(registry, live)
     goes_live = not stays
     old = publishing.comparable(registry, live) if goes_live else None
+    ready_made.check_files(models)
     documents = run(corpus.make, mapped, Path(), "error")
     exported = ready_made.bundles(models, workspace, documents)
     recipe = Recipe(name=NAME, index=_index_config(documents, models))

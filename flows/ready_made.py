@@ -190,6 +190,21 @@ def check_present(models: ReadyMadeModels) -> None:
         model_folders.root_of(name)
 
 
+def check_files(models: ReadyMadeModels) -> None:
+    """Checks that the models' files are whole, as far as their heads tell, before documents are read for them.
+
+    Raises:
+        ConfigError, MissingError: see `pipeline.models.model_files.check_files`.
+    """
+    from pipeline.models import model_files
+    from pipeline.models import sentence_transformers_format as folder_format
+
+    for name in models.named.values():
+        root = model_folders.root_of(name)
+        has_modules = (root / "modules.json").is_file()
+        model_files.check_files(root / folder_format.read_modules(root).transformer if has_modules else root)
+
+
 def sources(models: ReadyMadeModels) -> dict[str, str]:
     """Role → name of the model for a release's metrics; a folder is named without its parents."""
     return {role: Path(name).name if Path(name).exists() else name for role, name in models.named.items()}

@@ -61,7 +61,8 @@ def test_what_cannot_be_exported_is_told(copied: Trained) -> None:
     with pytest.raises(MissingError, match="no release called 'zzz'"):
         flow.export(copied.workspace, release="zzz")
     shutil.rmtree(copied.workspace / "artifacts" / "pairs")
-    with pytest.raises(MissingError, match=r"the pairs it was made from is not in .*; `relevance retrain` makes it"):
+    again = f"`relevance retrain RECIPE --workspace {copied.workspace}` makes it again"
+    with pytest.raises(MissingError, match=rf"the pairs it was made from is not in .*; {again}"):
         flow.export(copied.workspace, precisions=["w8"])
 
 

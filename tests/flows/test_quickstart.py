@@ -191,6 +191,18 @@ def test_half_a_model_beside_a_whole_one_leaves_nothing(folders: dict[str, str],
     assert not list((tmp_path / "workspace").rglob("manifest.json"))
 
 
+@pytest.mark.usefixtures("in_this_process")
+def test_half_a_model_is_refused_before_a_document_is_read(folders: dict[str, str], tmp_path: Path) -> None:
+    half = tmp_path / "half"
+    shutil.copytree(folders["encoder"], half)
+    (half / "model.safetensors").write_bytes((half / "model.safetensors").read_bytes()[:-100])
+    (tmp_path / "docs.csv").write_text("title\na steel deck\n", encoding="utf-8")
+    for models in (ReadyMadeModels(encoder=str(half)), ReadyMadeModels(encoder=folders["encoder"], ranker=str(half))):
+        with pytest.raises(ConfigError, match=r"model\.safetensors: cut off or damaged"):
+            quickstart.quickstart([SourceConfig(path=str(tmp_path / "docs.csv"))], tmp_path / "workspace", models)
+    assert not (tmp_path / "workspace" / "artifacts" / "corpus").exists()
+
+
 def test_int8_is_measured_on_texts_or_on_judgments(
     folders: dict[str, str], tiny_world: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -224,8 +236,9 @@ def test_the_release_is_one_like_any_other(quick: Path, tiny_world: Path, folder
     (entry,) = listing.releases(quick)["releases"]
     assert (entry["recipe"], entry["damaged"]) == ("quickstart", None)
     console = Console(file=io.StringIO(), width=140)
-    console.print(listing.render_releases(listing.releases(quick)))
+    console.print(listing.render_releases(listing.releases(quick), quick))
     assert "– was not judged when it was made: relevance report" in console.file.getvalue()
+    assert f"--workspace {quick}" in console.file.getvalue().replace("\n", "")
     described = listing.show(quick, "live")
     assert set(described["parts"]) == {"encoder", "lexical", "documents", "index", "fusion"}
     assert listing.render_show(described)

@@ -134,7 +134,7 @@ def test_a_passed_deadline_ends_a_search(searcher: Searcher) -> None:
 
 
 def test_an_index_of_another_encoder_is_refused(fresh: Any) -> None:
-    with pytest.raises(ArtifactError, match="`relevance reindex`"):
+    with pytest.raises(ArtifactError, match=r"`relevance reindex --documents DOCUMENTS --workspace .*`"):
         fresh.publish(1, index_seed=2)
 
 

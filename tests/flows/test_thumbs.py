@@ -44,7 +44,7 @@ def test_thumbs_reach_a_report_only_where_they_are_asked_for(copied: Trained, tm
     words = ["report", "--judgments", str(tmp_path / "thumbs"), "--workspace", str(copied.workspace), "--all", "--json"]
     refused = relevance(*words)
     assert isinstance(refused.exception, SchemaError)
-    assert "relevance report --clicks" in str(refused.exception)
+    assert "--clicks of a report" in str(refused.exception)
     answer = relevance(*words, "--clicks")
     assert answer.exit_code == 0, answer.output
     report = json.loads(answer.output)

@@ -76,6 +76,8 @@ def apart(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         MemoryShortageError: memory ran out there.
         RelevanceError: the process ended before its work was done, as one does that the system kills.
     """
+    if limit := machine_memory.of_shell():  # OpenBLAS waits for ever where its first buffer gets no address.
+        log.warning("memory: %s; a library that gets too little of it may end or hang", limit.name)
     context, level = multiprocessing.get_context("spawn"), logging.getLogger().level
     with ProcessPoolExecutor(1, mp_context=context, initializer=_begin, initargs=(level,)) as pool:
         before = multiprocessing.active_children()

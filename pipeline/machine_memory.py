@@ -53,6 +53,11 @@ def tightest(process: Path = Path("/proc/self"), groups: Path = Path("/sys/fs/cg
     return min([_machine(), *_of_groups(process, groups), *_of_shell(process)])
 
 
+def of_shell(process: Path = Path("/proc/self")) -> MemoryLimit | None:
+    """The lowest bound that `ulimit` sets; None where it sets none."""
+    return min(_of_shell(process), default=None)
+
+
 def _machine() -> MemoryLimit:
     size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return MemoryLimit(size, f"this machine has {_shown(size)}")

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from flows.ready_made import apart
+from pipeline import machine_memory
 from pipeline.errors import RelevanceError
+from pipeline.machine_memory import MemoryLimit
 
 STARTER = """
 from tests.flows import test_interruptions
@@ -47,9 +49,14 @@ def be_killed() -> None:
         (be_killed, "ended by SIGKILL, most often because memory ran out: .* GiB"),
     ],
 )
-def test_work_in_a_process_of_its_own_that_gets_no_memory_says_so(work: Callable[[], None], message: str) -> None:
+def test_work_in_a_process_of_its_own_that_gets_no_memory_says_so(
+    work: Callable[[], None], message: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    limit = MemoryLimit(1 << 30, "ulimit -v allows 1.0 GiB in all")
+    monkeypatch.setattr(machine_memory, "of_shell", lambda: limit)
     with pytest.raises(RelevanceError, match=message):
         apart(work)
+    assert caplog.messages[0].startswith(f"memory: {limit.name}; a library that gets too little")
 
 
 def _is_running(pid: int) -> bool:

@@ -57,6 +57,9 @@ def test_the_bound_of_the_shell_is_less_what_the_process_has(tmp_path: Path, mon
     limits[resource.RLIMIT_DATA] = GIB // 2
     limit = tightest(tmp_path, tmp_path)
     assert (limit.bytes, limit.name) == (0, "ulimit -d allows 0.5 GiB in all")
+    assert machine_memory.of_shell(tmp_path) == limit
+    limits[resource.RLIMIT_AS] = limits[resource.RLIMIT_DATA] = resource.RLIM_INFINITY
+    assert machine_memory.of_shell(tmp_path) is None
 
 
 UNDER_A_BOUND = """

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pipeline import disk
 from pipeline.artifacts import Artifact, Staging
 from pipeline.config import EvaluationConfig
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, SchemaError
 from pipeline.evaluation import page, plots, runs, significance, text_tables
 from pipeline.evaluation.metrics import RANGE
 from pipeline.evaluation.per_query import judged, measures, per_query
@@ -91,7 +91,7 @@ def make(
 
     Raises:
         ConfigError: an unknown measure, or no student.
-        SchemaError: no judged query in a split.
+        SchemaError: no judged query in a split, or none for which the measure is defined.
     """
     names = measures(config)
     decisive = measure or names[0]
@@ -164,6 +164,19 @@ def query_tables(frame: "pd.DataFrame", kinds: Sequence[str], names: Sequence[st
     return {kind: means.loc[kind].sort_index().to_numpy(dtype=np.float64) for kind in kinds}
 
 
+def means_of(table: Floats) -> Floats:
+    """(measures,) the mean of each column over the queries that define it; NaN where none does.
+
+    Args:
+        table: (queries, measures) float; NaN where a measure is not defined for a query.
+    """
+    defined = ~np.isnan(table)
+    counts = defined.sum(axis=0)
+    totals = np.where(defined, table, 0.0).sum(axis=0)
+    means: Floats = np.divide(totals, counts, out=np.full(table.shape[1], np.nan), where=counts > 0)
+    return means
+
+
 def compared(
     frame: "pd.DataFrame",
     references: Sequence[AblationRun],
@@ -192,9 +205,10 @@ def compared(
             "measures": {name: asdict(span) for name, span in zip(names, own, strict=True)},
             "seeds": {name: each[name].round(6).tolist() for name in names},
         }
-    gap = np.nanmean(tables[ceiling], axis=0) - np.nanmean(tables[first], axis=0)
+    means = {name: means_of(table) for name, table in tables.items()}
+    gap = means[ceiling] - means[first]
     for kind in kinds:
-        own_gain = np.nanmean(tables[kind], axis=0) - np.nanmean(tables[first], axis=0)
+        own_gain = means[kind] - means[first]
         closed = {name: float(own_gain[at] / gap[at]) if gap[at] > 0 else None for at, name in enumerate(names)}
         systems[kind]["closed"] = closed
         for against, other in (("first", first), ("ceiling", ceiling)):
@@ -215,10 +229,19 @@ def compared(
 def _choice(
     frame: "pd.DataFrame", students: Sequence[AblationRun], measure: str, config: EvaluationConfig
 ) -> dict[str, Any]:
-    """The best kind on these queries, those it does not surely beat, and the simplest of them."""
+    """The best kind on these queries, those it does not surely beat, and the simplest of them.
+
+    Raises:
+        SchemaError: the measure is defined for none of these queries.
+    """
     loss_counts = {trial.kind: trial.terms for trial in students}
     tables = query_tables(frame, list(loss_counts), [measure])
-    means = {kind: float(np.nanmean(table)) for kind, table in tables.items()}
+    means = {kind: float(means_of(table)[0]) for kind, table in tables.items()}
+    if np.isnan(list(means.values())).all():
+        raise SchemaError(
+            f"ablation.measure '{measure}' is defined for none of the valid queries, whose documents have one grade "
+            "each; take another measure, such as ndcg@10: no student is trained again"
+        )
     best = max(means, key=lambda kind: means[kind])
     rivals = [kind for kind in loss_counts if kind != best]
     p_values = [

@@ -125,7 +125,7 @@ def make(
         trained = [row for row in plan.rows if row.costs]
         results = ablation.compared(frames["test"], references, students, plan.ceiling, config)
         valid = ablation.query_tables(frames["valid"], [row.name for row in trained], names[:1])
-        means = {name: float(np.nanmean(table)) for name, table in valid.items()}
+        means = {name: float(ablation.means_of(table)[0]) for name, table in valid.items()}
         rows = {row.name: _costs(row, speeds) | {"valid": means[row.name]} for row in trained}
         complete = [row.name for row in trained if row.name not in plan.incomplete()]
         judged = verdicts({name: rows[name] for name in complete}, valid, config)

@@ -16,9 +16,11 @@ from rich.console import Console
 from pipeline import artifacts
 from pipeline.artifacts import Artifact
 from pipeline.config import EvaluationConfig
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, SchemaError
 from pipeline.evaluation import ablation, metrics
 from pipeline.evaluation.ablation import AblationRun
+from pipeline.evaluation.per_query import measures
+from pipeline.evaluation.report_summary import finite
 
 CONFIG = EvaluationConfig(bootstrap=500)
 NOISE = {"teacher": 0.2, "hard": 3.0, "soft": 0.7, "soft+margin": 0.7}
@@ -210,3 +212,40 @@ def test_what_cannot_be_compared_is_refused(world: dict[str, Any], changes: dict
 
 def test_the_measure_is_one_of_the_reports(world: dict[str, Any]) -> None:
     assert metrics.Measure.parse(found_in(ablation_of(world))["headline"]).name == "ndcg"
+
+
+def test_means_leave_out_the_queries_that_do_not_define_a_measure() -> None:
+    table = np.array([[0.25, np.nan, np.nan], [0.5, 0.5, np.nan]])
+    np.testing.assert_array_equal(ablation.means_of(table), [0.375, 0.5, np.nan])
+    np.testing.assert_array_equal(ablation.means_of(table[:0]), [np.nan] * 3)
+
+
+@pytest.mark.parametrize("queries", [1, 2, 5])
+def test_queries_of_one_grade_each_have_no_pairwise_accuracy_and_every_table_leaves_it_empty(queries: int) -> None:
+    names = list(measures(CONFIG))
+    systems = {"BM25": 0.5, "teacher": 0.5, "plain": 0.25, "soft": 0.5}
+    frame = pd.DataFrame(
+        [
+            {"kind": kind, "seed": 0, "query_id": f"q{number}", "slice": ""}
+            | {name: np.nan if name == "pairwise" else value for name in names}
+            for kind, value in systems.items()
+            for number in range(queries)
+        ]
+    )
+    references, students = (
+        [AblationRun(kind, 0, 1, {}) for kind in kinds] for kinds in (("BM25", "teacher"), ("plain", "soft"))
+    )
+    content = finite(
+        {
+            "title": "t",
+            "ceiling": "teacher",
+            **ablation.compared(frame, references, students, "teacher", CONFIG),
+            "choice": ablation._choice(frame, students, "ndcg@10", CONFIG),
+        }
+    )
+    assert content["systems"]["soft"]["closed"] == {name: None if name == "pairwise" else 1.0 for name in names}
+    table = ablation.markdown(content)
+    assert "nan" not in table.lower()
+    assert table.count("| soft |") == 2
+    with pytest.raises(SchemaError, match="'pairwise' is defined for none of the valid queries"):
+        ablation._choice(frame, students, "pairwise", CONFIG)

@@ -135,19 +135,20 @@ def column_faults(table: "pa.Table", kind: str) -> list[InvalidRow]:
 
 
 def text_faults(table: "pa.Table", kind: str) -> Iterator[InvalidRow]:
-    """Rows whose texts hold NUL or more than `text.MAX_CHARS` characters; empty queries too.
+    """Rows whose id or texts hold NUL or more than `text.MAX_CHARS` characters; empty queries too.
 
     A lone surrogate cannot be in a table: readers find it before.
     """
     import pyarrow.compute as pc
 
-    for name in ("title", "text"):
+    for name in ("query_id", "doc_id", "title", "text"):
         if name in table.column_names:
             values = table.column(name)
             suspect = pc.or_(pc.greater(pc.utf8_length(values), text.MAX_CHARS), pc.match_substring(values, "\x00"))
-            if kind == "queries":
+            may_be_empty = kind != "queries" or name != "text"
+            if not may_be_empty:
                 suspect = pc.or_(suspect, pc.equal(pc.utf8_trim_whitespace(values), ""))
-            for row in pc.indices_nonzero(pc.fill_null(suspect, kind == "queries")).to_pylist():
+            for row in pc.indices_nonzero(pc.fill_null(suspect, not may_be_empty)).to_pylist():
                 reason = text.fault(values[row].as_py() or "")
                 yield InvalidRow(kind, row, f"{name} {reason}" if reason else "the query is empty")
 

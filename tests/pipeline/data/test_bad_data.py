@@ -138,6 +138,14 @@ FAULTY: dict[str, tuple[Callable[[Path], None], str]] = {
         r"documents, row 1: text has 1,000,001 characters; the limit is 1,000,000",
     ),
     "NUL": (lambda folder: beir(folder, title="a\x00b"), "documents, row 1: title contains a NUL character"),
+    "NUL in a document's id": (
+        lambda folder: parquet(folder, documents__doc_id=["d\x00"], judgments__doc_id=["d\x00"]),
+        "documents, row 0: doc_id contains a NUL character",
+    ),
+    "NUL in a query's id": (
+        lambda folder: parquet(folder, queries__query_id=["q\x00"], judgments__query_id=["q\x00"]),
+        "queries, row 0: query_id contains a NUL character",
+    ),
     "lone surrogate": (
         lambda folder: beir(folder, text="a\ud800b"),
         "documents, row 1: text contains a lone surrogate, so it is not valid Unicode",

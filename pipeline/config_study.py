@@ -6,6 +6,7 @@ from pydantic.dataclasses import dataclass
 
 from pipeline.config_checks import DOCUMENTED, added, check_positive
 from pipeline.errors import ConfigError
+from pipeline.text import printable
 
 Precision = Literal["fp32", "fp16", "int8", "w8"]
 """A number format of an exported model."""
@@ -51,6 +52,11 @@ class VariantConfig:
     def __post_init__(self) -> None:
         if not (self.name and self.set):
             raise ConfigError("study.variants: each needs a name and at least one change in `set`")
+        if printable(self.name) != self.name:
+            raise ConfigError(f"study.variants {self.name!r}: a name is one line of characters that can be printed")
+        keys = [change.partition("=")[0].strip() for change in self.set]
+        if repeated := [key for key in keys if keys.count(key) > 1]:
+            raise ConfigError(f"study.variants '{self.name}': sets {repeated[0]} twice; set it once")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=DOCUMENTED)

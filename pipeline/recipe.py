@@ -158,17 +158,21 @@ def override(tree: dict[str, Any], text: str) -> None:
     if not equals or not all(parts):
         raise ConfigError(f"--set {text}: write it as section.key=value, for example --set ranker.layers=3")
     try:
-        parsed = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        parsed = value  # A bare word is a string, so that a shell needs no second pair of quotes.
+        content = tomllib.loads(f"value = {value}")
+    except tomllib.TOMLDecodeError as error:
+        if value.lstrip().startswith(('"', "'")):
+            raise ConfigError(f"--set {text[:60]}: its quotes do not close ({error})") from error
+        content = {"value": value}  # A bare word is a string, so that a shell needs no second pair of quotes.
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"--set {text[:60]}…: not valid TOML: {error}") from error
+    if len(content) > 1:
+        raise ConfigError(f"--set {text[:60]!r}: holds several lines; give each value a --set of its own")
     node = tree
     for part in parts[:-1]:
         node = node.setdefault(part, {})
         if not isinstance(node, dict):
             raise ConfigError(f"--set {text}: {part} is a value, not a section")
-    node[parts[-1]] = parsed
+    node[parts[-1]] = content["value"]
 
 
 def _lay_over(tree: dict[str, Any], changes: Mapping[str, Any]) -> None:
@@ -208,7 +212,8 @@ def parse(kind: type[T], tree: Mapping[str, Any], where: str = "") -> T:
         if key not in hints:
             near = difflib.get_close_matches(key, hints, n=1)
             hint = f"did you mean {where}{near[0]}?" if near else f"known keys: {', '.join(hints)}"
-            raise ConfigError(f"unknown key {where}{key}; {hint}")
+            escaped = "" if key.isascii() else f" ({ascii(key)[1:-1]})"  # A letter may look like another.
+            raise ConfigError(f"unknown key {where}{key}{escaped}; {hint}")
     values = {key: _value(hints[key], value, f"{where}{key}") for key, value in tree.items()}
     _refuse_missing(kind, values, where)
     path = where.rstrip(".")

@@ -60,6 +60,10 @@ def test_overrides(tmp_path: Path) -> None:
     [
         ("[ranker]\nlayer = 3", r"unknown key ranker\.layer; did you mean ranker\.layers\?"),
         ("[rankr]\nlayers = 3", "unknown key rankr; did you mean ranker"),
+        (
+            '[ranker]\n"l\u0430yers" = 3',
+            r"unknown key ranker\.l\u0430yers \(l\\u0430yers\); did you mean ranker\.layers\?",
+        ),
         ("[ranker]\nxyzzy = 3", r"unknown key ranker\.xyzzy; known keys: base"),
         ('[ranker]\nlayers = "3"', r"ranker\.layers is '3'; it must be a whole number"),
         ("[ranker]\nlayers = 3.0", r"ranker\.layers is 3\.0; it must be a whole number"),
@@ -91,6 +95,11 @@ def test_overrides(tmp_path: Path) -> None:
             r"teacher\.loop\.seed is 4294967296; it must be from 0 to 2147",
         ),
         ("[ranker]\npassages = { most = -1 }", r"ranker\.passages\.most is -1"),
+        ('[study]\nvariants = [{ name = "a\\nb", set = ["ranker.layers=1"] }]', "a name is one line"),
+        (
+            '[study]\nvariants = [{ name = "a", set = ["ranker.layers=1", "ranker.layers = 2"] }]',
+            "'a': sets ranker.layers twice",
+        ),
         ("[data\n", "not valid TOML"),
     ],
 )
@@ -100,7 +109,19 @@ def test_faults_name_the_key(tmp_path: Path, text: str, message: str) -> None:
     assert "mine.toml" in str(caught.value)
 
 
-@pytest.mark.parametrize("override", ["ranker.layers", "=3", "ranker..layers=3", "name.layers=3"])
+@pytest.mark.parametrize(
+    "override",
+    [
+        "ranker.layers",
+        "=3",
+        "ranker..layers=3",
+        "name.layers=3",
+        'name="a',
+        "name='a",
+        'name="a" b',
+        "ranker.layers=1\nb=2",
+    ],
+)
 def test_malformed_overrides(tmp_path: Path, override: str) -> None:
     with pytest.raises(ConfigError, match="--set"):
         _load(tmp_path, 'name = "x"', override)

@@ -76,18 +76,27 @@ def plan(recipe: Recipe) -> StudyPlan:
                 raise ConfigError(f"study.methods '{known.name}': {error}") from error
             refused[known.name] = str(error)
     for variant in recipe.study.variants:
-        if any(method.name == variant.name for method in methods):
-            raise ConfigError(f"study.variants '{variant.name}': a method of this name takes part already; rename it")
         try:
             changed = recipes.changed(recipe, variant.set)
             methods.append(_checked(recipe, StudyMethod(variant.name, " ".join(variant.set), "", changed)))
         except ConfigError as error:
             raise ConfigError(f"study.variants '{variant.name}': {error}") from error
+    _refuse_shared_names(recipe, [method.name for method in methods])
     if recipe.study.search_cost:
         shape_search.shapes(recipe, ranker_chain.source_shape(recipe))
-        if any(method.name == SEARCHED for method in methods):
-            raise ConfigError(f"study.variants '{SEARCHED}': the search's result has this name; rename the variant")
     return StudyPlan(tuple(methods), refused)
+
+
+def _refuse_shared_names(recipe: Recipe, methods: Sequence[str]) -> None:
+    """Raises `ConfigError` if two rows of the table would have one name, which only a variant can bring about."""
+    from pipeline.evaluation.study import row_name
+
+    searched = [SEARCHED] if recipe.study.search_cost else []
+    rows = [row_name(name, precision) for name in (*methods, *searched) for precision in recipe.study.precisions]
+    rows += [comparisons.BM25, comparisons.TEACHER]
+    for variant in recipe.study.variants:
+        if any(rows.count(row_name(variant.name, precision)) > 1 for precision in recipe.study.precisions):
+            raise ConfigError(f"study.variants '{variant.name}': another row of the table has this name; rename it")
 
 
 def _applied(recipe: Recipe, known: Method) -> StudyMethod:
@@ -141,7 +150,8 @@ def study(recipe: Recipe, workspace: Path, *, execute: runner.Execute = runner.d
     on where it was.
 
     Raises:
-        ConfigError: a method or variant is unknown or cannot apply to the recipe.
+        ConfigError: a method or variant is unknown or cannot apply to the recipe, or its time is over before the first
+            student.
     """
     from pipeline.data import candidates
     from pipeline.evaluation import study as evaluation
@@ -159,6 +169,11 @@ def study(recipe: Recipe, workspace: Path, *, execute: runner.Execute = runner.d
     judged = {"data": inputs.data, "pool": pool}
     methods = planned.methods if not recipe.study.search_cost else (*planned.methods, _searched(recipe, run))
     trained = list(_train(recipe, methods, inputs, pool, run, began))
+    if not trained:
+        raise ConfigError(
+            f"study.max_minutes is {recipe.study.max_minutes:g}: it was over before the first student; what was made "
+            "is kept, so run the study again, or raise study.max_minutes"
+        )
     rows = [
         evaluation.StudyRow(
             name=evaluation.row_name(method.name, precision),
@@ -304,6 +319,8 @@ def catalogue(recipe: Recipe | None = None) -> Sequence[Mapping[str, str]]:
     """The known methods: name, summary, source and, with a recipe, why a method cannot apply to it."""
     refused: Mapping[str, str] = {}
     if recipe is not None:
+        for name in recipe.study.methods:
+            by_name(name)
         refused = plan(dataclasses.replace(recipe, study=dataclasses.replace(recipe.study, methods=()))).refused
     return [
         {"name": item.name, "summary": item.summary, "source": item.source, "refused": refused.get(item.name, "")}

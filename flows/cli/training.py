@@ -169,7 +169,8 @@ def study(
     results = flow.read(artifact)
     show(results, as_json, evaluation.card(results))
     if not as_json:
-        console().print(f"table: {artifact.path / 'table.md'}; fronts: speed.svg and bytes.svg beside it")
+        drawn = "; fronts: speed.svg and bytes.svg beside it" if (artifact.path / "speed.svg").exists() else ""
+        console().print(f"table: {artifact.path / 'table.md'}{drawn}")
 
 
 @app.command()

@@ -3,17 +3,18 @@
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
+from pipeline.text import printable
+
 if TYPE_CHECKING:
     from rich.table import Table
 
 
 def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a Markdown table."""
-    return [
-        "| " + " | ".join(heads) + " |",
-        "|---" * len(heads) + "|",
-        *("| " + " | ".join(row) + " |" for row in rows),
-    ]
+    """The lines of a Markdown table; what ends a cell or a line of it is escaped."""
+    head, *body = (
+        "| " + " | ".join(printable(cell).replace("|", "\\|") for cell in row) + " |" for row in (heads, *rows)
+    )
+    return [head, "|---" * len(heads) + "|", *body]
 
 
 def terminal(heads: Sequence[str], rows: Sequence[Sequence[str]], *, texts: Collection[str] = ()) -> "Table":

@@ -123,7 +123,15 @@ def test_a_study_whose_time_ends_names_what_is_missing_and_the_next_run_adds_it(
         ('study.variants=[{name = "x", set = ["ranker.embedding_rank=32"]}]', r"'x': ranker.embedding_rank is 32"),
         ('study.variants=[{name = "x", set = ["teacher.layers=1"]}]', "'x': it changes more than ranker"),
         ('study.variants=[{name = "x", set = ["ranker.depth=1"]}]', "'x': unknown key ranker.depth"),
-        ('study.variants=[{name = "plain", set = ["ranker.layers=1"]}]', "'plain': a method of this name takes part"),
+        ('study.variants=[{name = "plain", set = ["ranker.layers=1"]}]', "'plain': another row of the"),
+        (
+            'study.variants=[{name = "teacher", set = ["ranker.max_tokens=9"]}]',
+            "'teacher': another row of the",
+        ),
+        (
+            'study.variants=[{name = "BM25", set = ["ranker.max_tokens=9"]}]',
+            "'BM25': another row of the",
+        ),
         ('study.variants=[{name = "x", set = ["ranker.layers=9"]}]', "'x': ranker.layers is 9"),
     ],
 )
@@ -143,3 +151,30 @@ def test_without_names_all_that_apply_take_part_and_the_others_are_named(tiny_wo
     assert "depth-4" in planned.refused
     shared = json.loads(json.dumps([item["refused"] for item in study.catalogue(recipe)]))
     assert sum(map(bool, shared)) == len(planned.refused)
+
+
+@pytest.mark.parametrize("names", [["distilled int8"], ["a int8", "a"], ["searched"]], ids=lambda names: names[0])
+def test_no_variant_has_the_name_of_another_row(tiny_world: Path, names: list[str]) -> None:
+    variants = ", ".join(f'{{name = "{name}", set = ["ranker.max_tokens={9 + len(name)}"]}}' for name in names)
+    given = [f"data.root={tiny_world}", "ranker.layers=2", 'study.precisions=["fp32", "int8"]', "study.search_cost=0.9"]
+    with pytest.raises(ConfigError, match=f"'{names[0]}': another row of the table has this name"):
+        study.plan(recipes.load(tiny_world / "tiny.toml", [*given, f"study.variants=[{variants}]"]))
+
+
+def test_a_list_of_the_methods_refuses_a_name_that_is_none(tiny_world: Path) -> None:
+    recipe = recipes.load(tiny_world / "tiny.toml", [f"data.root={tiny_world}", 'study.methods=["depth1"]'])
+    with pytest.raises(ConfigError, match="no method is called 'depth1'"):
+        study.catalogue(recipe)
+
+
+def test_a_study_whose_time_ends_before_its_first_student_keeps_the_teacher_and_says_so(
+    recipe: config.Recipe, studied: tuple[Path, Artifact], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace, _ = studied
+    before = sorted(workspace.rglob("manifest.json"))
+    short = dataclasses.replace(recipe, study=dataclasses.replace(recipe.study, max_minutes=1.0))
+    minutes = iter([0.0, 2.0])
+    monkeypatch.setattr(study, "minutes", lambda: next(minutes))
+    with pytest.raises(ConfigError, match=r"study\.max_minutes is 1: it was over before the first student"):
+        study.study(short, workspace)
+    assert sorted(workspace.rglob("manifest.json")) == before

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipeline.config import EvaluationConfig
-from pipeline.evaluation import plots, study
+from pipeline.evaluation import plots, study, text_tables
 
 CONFIG = EvaluationConfig(bootstrap=500)
 
@@ -87,3 +87,21 @@ def test_the_front_of_a_cost_joins_the_rows_that_none_as_cheap_beats() -> None:
     }
     assert study.front_plot(content, "speed", "speed").count('fill="currentColor"') == 1  # The fast row beats both.
     assert study.front_plot(content, "bytes", "bytes").count('fill="currentColor"') == 2
+
+
+def test_a_cell_of_markdown_ends_only_where_it_should() -> None:
+    head, rule, row = text_tables.markdown(["way", "what"], [["a | b", "two\nlines"]])
+    assert row == r"| a \| b | two lines |"
+    assert head.count("|") == rule.count("|") == 3
+
+
+@pytest.mark.parametrize("points", [1, 3], ids=["a single row", "rows of equal values"])
+def test_points_of_one_value_are_drawn_within_the_axes(points: int) -> None:
+    equal = [plots.Point(f"row {number}", 5.0, 0.5, marked=True) for number in range(points)]
+    drawn = str(plots.scatter(equal, plots.Axes("speed", "nDCG", rule=0.5, rule_name="teacher")))
+    circles = [part.split('"') for part in drawn.split("<circle ")[1:]]
+    assert len(circles) == points
+    for circle in circles:
+        assert 10 <= float(circle[1]) <= 82
+        assert 8 <= float(circle[3]) <= 88
+    assert "nan" not in drawn

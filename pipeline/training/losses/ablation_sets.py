@@ -63,8 +63,8 @@ def parse(text: str, config: RankerConfig) -> LossSet:
     """The ranker of the recipe with only the losses that the text names.
 
     Raises:
-        ConfigError: an unknown term, a weight that is no number from 0 up, or a term without one whose weight in the
-            recipe is 0.
+        ConfigError: an unknown term, a term twice, a weight that is no number from 0 up, or a term without one whose
+            weight in the recipe is 0.
     """
     known = terms(config)
     written, at, origin = text.replace(" ", "").replace(PLAIN, f"{HARD}@{_BASE}").partition("@")
@@ -72,8 +72,11 @@ def parse(text: str, config: RankerConfig) -> LossSet:
         raise ConfigError(f"ablation.sets '{text}': '@{origin}' is no start; write @{_BASE}, or nothing")
     weights = dict.fromkeys(known, 0.0)
     factor = 1.0
-    for term in written.split("+"):
-        name, equals, number = term.partition("=")
+    written_terms = [term.partition("=") for term in written.split("+")]
+    names = [name for name, _, _ in written_terms]
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise ConfigError(f"ablation.sets '{text}': has {repeated[0]} twice; write each loss once")
+    for name, equals, number in written_terms:
         value = _weight(text, number) if equals else None
         if name == HARD:
             factor = 1.0 if value is None else value

@@ -70,6 +70,8 @@ def test_a_taught_student_can_be_cut_from_the_base() -> None:
         ("soft=-1", "sets 'soft=-1': '-1' is no weight"),
         ("hard=-inf", "'-inf' is no weight"),
         ("", "no loss is called ''"),
+        ("soft=1+soft=2", r"sets 'soft=1\+soft=2': has soft twice; write each loss once"),
+        ("hard+soft+hard=0", "has hard twice"),
         ("soft@teachr", "'@teachr' is no start"),
     ],
 )

@@ -14,6 +14,7 @@ from index.document_reader import is_shard
 from pipeline.artifacts import Artifact
 from pipeline.config import IndexConfig
 from pipeline.errors import SchemaError
+from pipeline.schema import row_name
 
 Z = 1.959964
 """Half-width of the 95 % interval in standard deviations."""
@@ -92,6 +93,7 @@ def _votes(data: Artifact, name: str) -> Floats:
     wrong = np.flatnonzero(~(np.isfinite(counts) & (counts >= 0)))
     if len(wrong):
         raise SchemaError(
-            f"{path}, row {wrong[0]}: {name} is {counts[wrong[0]]}, which counts no votes ({len(wrong)} such rows)"
+            f"{path}, {row_name(wrong[0])}: {name} is {counts[wrong[0]]}, which counts no votes ({len(wrong)} such "
+            "rows)"
         )
     return counts

@@ -9,10 +9,10 @@ pairs       row_id, query_id, doc_id, grade, split, source
 scores      row_id, score
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline import text
 from pipeline.errors import MissingError, SchemaError
@@ -93,16 +93,47 @@ TABLES: dict[str, tuple[Column, ...]] = {
 }
 
 
+def row_name(row: int) -> str:
+    """The name of a row in messages, where rows are numbered from 1.
+
+    Args:
+        row: its number from 0.
+    """
+    return f"row {row + 1}"
+
+
+NameRows = Callable[[Sequence[int]], list[str]]
+"""Names of rows for messages, from their numbers from 0."""
+
+
+def row_names(rows: Sequence[int]) -> list[str]:
+    """The names of rows that stand in no text file, whose lines would say more."""
+    return [row_name(row) for row in rows]
+
+
 @dataclass(frozen=True, slots=True)
 class InvalidRow:
-    """A row, or a whole table, that cannot be used. `row` counts from 0; None means the whole table."""
+    """A row, or a whole table, that cannot be used."""
 
     table: str
     row: int | None
+    """Number of the row in its table, from 0; None means the whole table."""
     reason: str
+    place: str = field(default="", repr=False)
+    """The place of the row in its file, such as "line 17"; empty where only its number is known."""
+
+    @property
+    def where(self) -> str:
+        """The place of the row, or its name; empty for a whole table."""
+        return "" if self.row is None else self.place or row_name(self.row)
 
     def __str__(self) -> str:
-        return f"{self.table}: {self.reason}" if self.row is None else f"{self.table}, row {self.row}: {self.reason}"
+        return f"{self.table}: {self.reason}" if self.row is None else f"{self.table}, {self.where}: {self.reason}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fault as plain values, for JSON; rows are numbered from 1."""
+        row = None if self.row is None else self.row + 1
+        return {"table": self.table, "row": row, "where": self.where, "reason": self.reason}
 
 
 def _matches(kind: "pa.DataType", wanted: ColumnType) -> bool:

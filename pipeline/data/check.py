@@ -1,6 +1,6 @@
 """A description of judged data before training: its size, its distributions, and the rows that cannot be used."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from pipeline.config import DataConfig, GateConfig, SourceConfig
 from pipeline.data import judgments, sources, splits, validation
+from pipeline.data.formats.text_files import STRING
 from pipeline.data.sources import Source
 from pipeline.data.validation import ValidatedTables
 from pipeline.schema import SPLITS, InvalidRow
@@ -96,10 +97,12 @@ class DataReport:
     """Number of rows in `faults` that are there for another grade of their pair, which a recipe may merge."""
     advice: str = ""
     """Advice on mending the rows in `faults`; empty where their reasons say all."""
+    clicks: tuple[Mapping[str, Any], ...] = ()
+    """Figures that the judgments of each click log rest on; see `clicks.ClickJudgments`."""
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values, for JSON."""
-        return asdict(self)
+        return asdict(self) | {"faults": [fault.to_dict() for fault in self.faults]}
 
 
 def examine(path: Path | str, format: str = "auto", columns: Mapping[str, str] | None = None) -> DataReport:
@@ -111,24 +114,31 @@ def examine(path: Path | str, format: str = "auto", columns: Mapping[str, str] |
     return examine_all([SourceConfig(path=str(path), format=format, columns=columns or {})], Path())[0]
 
 
-def examine_all(configs: Sequence[SourceConfig], root: Path) -> list[DataReport]:
+def examine_all(
+    configs: Sequence[SourceConfig], root: Path, read: Callable[[SourceConfig, Path], Source] = sources.read
+) -> list[DataReport]:
     """Reads sources and describes each collection; sources of one name are one collection, as in a recipe.
+
+    Args:
+        configs: the sources.
+        root: the folder that their paths are relative to.
+        read: reads one of them; see `short_logs.read` for one that takes short click logs.
 
     Raises:
         MissingError: nothing of that format at a path.
         SchemaError: a file that cannot be read at all; see `sources.read`.
     """
-    read = [sources.read(config, root) for config in configs]
+    collections = [read(config, root) for config in configs]
     paths: dict[str, list[str]] = {}
-    for config, source in zip(configs, read, strict=True):
+    for config, source in zip(configs, collections, strict=True):
         paths.setdefault(source.name, []).append(config.path)
-    return [describe(source, " + ".join(paths[source.name])) for source in judgments.by_name(read)]
+    return [describe(source, " + ".join(paths[source.name])) for source in judgments.by_name(collections)]
 
 
 def describe(source: Source, path: str) -> DataReport:
     """The description of a source as read; grades in conflict are faults too."""
     sifted = validation.sift(source)
-    conflicts = validation.conflicts(source.judgments, sifted.findings)
+    conflicts = validation.placed(validation.conflicts(source.judgments, sifted.findings), source)
     usable = ValidatedTables(
         sifted.documents, sifted.queries, sifted.judgments, (*sifted.findings, *conflicts), sifted.repeated
     )
@@ -162,6 +172,7 @@ def describe(source: Source, path: str) -> DataReport:
         faults=tuple(finding.fault for finding in usable.findings),
         conflicts=len(conflicts),
         advice=source.advice,
+        clicks=source.clicks,
     )
 
 
@@ -230,8 +241,8 @@ def render(report: DataReport) -> "RenderableType":
 
     heading = Text(f"{report.path} ({report.format})", style="bold")
     counts = table("counts", "rows")
-    for name in ("documents", "queries", "judged_queries", "judgments", "one_grade_queries"):
-        counts.add_row(name.replace("_", " "), f"{getattr(report, name):,}")
+    for name, value in _counts(report):
+        counts.add_row(name, value)
     grades = table("grade", "judgments", "share")
     for grade, count in report.grades.items():
         grades.add_row(grade, f"{count:,}", f"{count / max(sum(report.grades.values()), 1):.1%}")
@@ -254,10 +265,10 @@ def render(report: DataReport) -> "RenderableType":
             odd.add_row(name, f"{notice.count:,}", Text("; ".join(notice.examples)))
         parts.append(odd)
     if report.faults:
-        wrong = table("cannot be used", "row, from 0", "reason")
+        wrong = table("cannot be used", "where", "reason")
         wrong.columns[2].justify = "left"
         for fault in report.faults[:SHOWN_FAULTS]:
-            wrong.add_row(fault.table, "" if fault.row is None else str(fault.row), Text(fault.reason))
+            wrong.add_row(fault.table, fault.where, Text(fault.reason))
         parts.append(wrong)
         if len(report.faults) > SHOWN_FAULTS:
             parts.append(Text(f"… and {len(report.faults) - SHOWN_FAULTS:,} more rows; --json lists all"))
@@ -265,6 +276,16 @@ def render(report: DataReport) -> "RenderableType":
     for part in parts:
         spaced += [part, Text("")]
     return Group(*spaced[:-1])
+
+
+def _counts(report: DataReport) -> Iterator[tuple[str, str]]:
+    """The names and the values of a report's counts, those of its click logs after those of its tables."""
+    for name in ("documents", "queries", "judged_queries", "judgments", "one_grade_queries"):
+        yield name.replace("_", " "), f"{getattr(report, name):,}"
+    for log in report.clicks:
+        for name in ("impressions", "clicks", "pairs", "pairs_of_too_few_impressions"):
+            yield name.replace("_", " "), f"{log[name]:,}"
+        yield "examined impressions that a judged pair needs", f"{log['min_examined']:g}"
 
 
 def _distributions(texts: Mapping[str, pa.ChunkedArray], measure: Any) -> dict[str, Distribution]:
@@ -295,15 +316,25 @@ def _notice(sifted: ValidatedTables, rows: pd.DataFrame) -> dict[str, Notice]:
     empty = (content == "").all(axis=1)
     notices["documents without title and text"] = ids[empty].tolist()
     notices["documents of the same title and text"] = ids[content.duplicated() & ~empty].tolist()
-    again = validation.keys(sifted.judgments).duplicated().to_numpy()
-    notices["judgments that stand there again"] = [
-        f"{query} {document}" for query, document in rows.loc[again, ["query_id", "doc_id"]].itertuples(index=False)
-    ]
+    again = rows[validation.equal_judgments(sifted.judgments)]
+    notices["equal judgments of one pair, which are merged"] = _pairs(sifted, again)
     return {
         name: Notice(len(values), tuple(value[:60] for value in values[:EXAMPLES]))
         for name, values in notices.items()
         if len(values)
     }
+
+
+def _pairs(sifted: ValidatedTables, rows: pd.DataFrame) -> list[str]:
+    """The pairs of some judgments as texts: the query, and the title of the document or its text."""
+    documents = sifted.documents.filter(pc.is_in(sifted.documents["doc_id"], pa.array(rows["doc_id"], STRING)))
+    texts = documents.select(["doc_id", "title", "text"]).to_pylist()
+    titles = {row["doc_id"]: row["title"] or row["text"] for row in texts}
+    queries = dict(zip(*sifted.queries.select(["query_id", "text"]).to_pydict().values(), strict=True))
+    return [
+        f"{queries.get(row.query_id, row.query_id)[:28]}: {titles.get(row.doc_id, row.doc_id)[:28]}"
+        for row in rows.itertuples()
+    ]
 
 
 def _where(texts: pa.ChunkedArray, mask: pa.ChunkedArray) -> list[str]:

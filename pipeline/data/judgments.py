@@ -8,6 +8,7 @@ Documents keep the order of their sources, so a row number means the same docume
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,9 @@ from pipeline.stage import Stage
 from pipeline.text import key_values
 
 STAGE = Stage("data", version=1, section="data")
+
+KINDS = ("documents", "queries", "judgments")
+"""The tables of a source."""
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +88,9 @@ def _build(folder: Path, config: DataConfig, read: Sequence[Source], purpose: Pu
         if config.faulty_rows == "error":
             advice = f'{source.advice or "mend them"}, or set data.faulty_rows = "drop" to do without them'
             validation.refuse(sifted.findings, source.name, advice)
+        if config.conflicts == "error":
+            conflicts = validation.placed(validation.conflicts(source.judgments, sifted.findings), source)
+            validation.refuse(conflicts, source.name, 'mend them, or set data.conflicts = "max" or "mean"')
         if config.splits == "source":
             splits.guard(texts_of(sifted.queries, sifted.judgments), published(sifted.judgments), source.name)
         parts.append(sifted)
@@ -113,21 +120,16 @@ def _build(folder: Path, config: DataConfig, read: Sequence[Source], purpose: Pu
     }
     if any(source.clicks for source in collections):
         metrics["clicks"] = {source.name: list(source.clicks) for source in collections if source.clicks}
+    _say_merged(merged, config)
     log.info("data: %s", key_values({name: metrics[name] for name in ("documents", "queries", "judgments", "dropped")}))
     return metrics
 
 
 def merge(judgments: pa.Table, config: DataConfig) -> tuple[pa.Table, dict[str, int]]:
-    """One row for each pair, kind of source and field, where it first stood, and counts of the rows left out.
-
-    Raises:
-        SchemaError: a pair has several grades and `config.conflicts` is error.
-    """
+    """One row for each pair, kind of source and field, where it first stood, and counts of the rows left out."""
     keys = validation.keys(judgments)
     again = keys.duplicated().to_numpy()
     conflicts = validation.conflicts(judgments) if again.any() else []
-    if config.conflicts == "error":
-        validation.refuse(conflicts, "judgments", 'mend them, or set data.conflicts = "max" or "mean"')
     if not again.any():
         return judgments, {"judgments": 0, "conflicts": 0}
     group = keys.groupby(list(keys.columns), sort=False, dropna=False).ngroup()
@@ -136,6 +138,15 @@ def merge(judgments: pa.Table, config: DataConfig) -> tuple[pa.Table, dict[str, 
     merged = grades.transform("max") if config.conflicts == "max" else np.floor(grades.transform("mean") + 0.5)
     graded = _put(judgments, "grade", pa.array(merged.astype("int64").to_numpy()))
     return graded.filter(pa.array(~again)), {"judgments": int(again.sum()), "conflicts": len(conflicts)}
+
+
+def _say_merged(merged: Mapping[str, int], config: DataConfig) -> None:
+    """Logs how many judgments of pairs that are judged several times are merged, and why."""
+    if equal := merged["judgments"] - merged["conflicts"]:
+        log.info("data: judgments merged with an equal one of their pair: %s", f"{equal:,}")
+    if merged["conflicts"]:
+        count, rule = f"{merged['conflicts']:,}", config.conflicts
+        log.info('data: judgments of another grade merged by data.conflicts = "%s": %s', rule, count)
 
 
 def texts_of(queries: pa.Table, judgments: pa.Table) -> list[str]:
@@ -165,8 +176,8 @@ def _as_one(group: Sequence[Source]) -> Source:
     faults = []
     for source in group:
         for fault in source.faults:
-            faults.append(schema.InvalidRow(fault.table, (fault.row or 0) + offsets[fault.table], fault.reason))
-        for kind in ("documents", "queries", "judgments"):
+            faults.append(replace(fault, row=(fault.row or 0) + offsets[fault.table]))
+        for kind in KINDS:
             offsets[kind] += getattr(source, kind).num_rows
     return Source(
         group[0].name,
@@ -178,7 +189,26 @@ def _as_one(group: Sequence[Source]) -> Source:
         tuple(faults),
         tuple(log for source in group for log in source.clicks),
         "; ".join(source.advice for source in group if source.advice),
+        {kind: _places(group, kind) for kind in KINDS},
     )
+
+
+def _places(group: Sequence[Source], kind: str) -> schema.NameRows:
+    """Names for the rows of a joined table: the source that each comes from, and its place there."""
+    ends = np.cumsum([getattr(source, kind).num_rows for source in group])
+
+    def name(rows: Sequence[int]) -> list[str]:
+        numbers = np.searchsorted(ends, rows, side="right")
+        names = np.empty(len(rows), object)
+        for number in np.unique(numbers):
+            source, own = group[number], numbers == number
+            before = ends[number] - getattr(source, kind).num_rows
+            inside = (np.asarray(rows)[own] - before).tolist()
+            shown = source.shown.rpartition("/")[2] or source.name
+            names[own] = [f"{shown}, {place}" for place in source.places.get(kind, schema.row_names)(inside)]
+        return list(names)
+
+    return name
 
 
 def _named(source: Source, sifted: ValidatedTables, *, alone: bool) -> tuple[pa.Table, pa.Table, pa.Table]:

@@ -16,7 +16,7 @@ from pipeline.data.formats import registry
 from pipeline.data.formats.tables import FoundSource, Tables, is_text
 from pipeline.data.formats.text_files import STRING
 from pipeline.errors import ConfigError, SchemaError
-from pipeline.schema import MAX_GRADE, InvalidRow
+from pipeline.schema import MAX_GRADE, InvalidRow, NameRows
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +44,10 @@ class Source:
     """Counts and thresholds that grades were computed with, for each click log; see `clicks.ClickJudgments`."""
     advice: str = ""
     """Advice on mending the rows in `faults`; empty where their reasons say all. See `tables.Tables`."""
+    places: Mapping[str, NameRows] = field(default_factory=dict, repr=False)
+    """Table → the places of its rows in the files that were read; see `tables.Tables`."""
+    shown: str = ""
+    """The source's address, for messages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +161,8 @@ def _checked(name: str, form: str, tables_read: Tables, digest: str, config: Sou
         (*tables_read.faults, *unmapped),
         (tables_read.clicks,) if tables_read.clicks else (),
         tables_read.advice,
+        tables_read.places,
+        where,
     )
 
 

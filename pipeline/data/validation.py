@@ -80,9 +80,24 @@ def sift(source: Source, purpose: Purpose = "training") -> ValidatedTables:
         documents,
         queries,
         _without(source.judgments, findings),
-        (*found_documents, *found_queries, *findings),
+        tuple(placed((*found_documents, *found_queries, *findings), source)),
         same_documents + same_queries,
     )
+
+
+def placed(findings: Sequence[Finding], source: Source) -> list[Finding]:
+    """The findings with the places of their rows in the source's files, where those are known."""
+    rows: dict[str, list[int]] = {}
+    names: dict[tuple[str, int | None], str] = {}
+    for finding in findings:
+        if finding.fault.row is not None and finding.fault.table in source.places:
+            rows.setdefault(finding.fault.table, []).append(finding.fault.row)
+    for table, of in rows.items():
+        names |= {(table, row): name for row, name in zip(of, source.places[table](of), strict=True)}
+    return [
+        replace(finding, fault=replace(finding.fault, place=names.get((finding.fault.table, finding.fault.row), "")))
+        for finding in findings
+    ]
 
 
 def refuse(findings: Sequence[Finding], where: str, advice: str) -> None:
@@ -138,6 +153,12 @@ def keys(judgments: pa.Table) -> pd.DataFrame:
         known = name in judgments.column_names
         columns[name] = judgments[name].to_pandas().fillna(missing) if known else missing
     return pd.DataFrame(columns, index=pd.RangeIndex(judgments.num_rows))
+
+
+def equal_judgments(judgments: pa.Table) -> npt.NDArray[np.bool_]:
+    """Whether each row, (rows,), repeats an earlier one: its pair, its kind of source and its grade."""
+    equal: npt.NDArray[np.bool_] = keys(judgments).assign(grade=judgments["grade"].to_pandas()).duplicated().to_numpy()
+    return equal
 
 
 def _sift_texts(table: pa.Table, kind: str, unreadable: Iterable[Finding]) -> tuple[pa.Table, list[Finding], int]:

@@ -29,6 +29,7 @@ from numpy.typing import ArrayLike, NDArray
 from pipeline.errors import ConfigError, SchemaError
 from pipeline.evaluation import ranked_lists
 from pipeline.evaluation.ranked_lists import Bools, Floats, Gain, Ints, RankedLists, measure_values, ordered_lists
+from pipeline.schema import row_name
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -90,7 +91,8 @@ def _checked_scores(scores: ArrayLike, where: str) -> NDArray[np.float32]:
     if not np.isfinite(single).all():
         row = int(np.flatnonzero(~np.isfinite(single))[0])
         raise SchemaError(
-            f"{where}, row {row}: score {values[row]} is not a finite 32-bit number; look at the model that made it"
+            f"{where}, {row_name(row)}: score {values[row]} is not a finite 32-bit number; look at the model that made "
+            "it"
         )
     return single
 
@@ -100,7 +102,9 @@ def _checked_grades(grades: ArrayLike, where: str) -> Floats:
     wrong = ~(np.isfinite(values) & (values >= 0))
     if wrong.any():
         row = int(np.flatnonzero(wrong)[0])
-        raise SchemaError(f"{where}, row {row}: grade {values[row]} is not a number from 0 up; map it, or drop the row")
+        raise SchemaError(
+            f"{where}, {row_name(row)}: grade {values[row]} is not a number from 0 up; map it, or drop the row"
+        )
     return values
 
 
@@ -255,7 +259,8 @@ def _refuse_doubles(keys: Ints, table: "pa.Table", where: str) -> None:
         row, before = int(order[again[0] + 1]), int(order[again[0]])
         query, doc = table.column("query_id")[row].as_py(), table.column("doc_id")[row].as_py()
         raise SchemaError(
-            f"{where}, row {row}: document '{doc}' of query '{query}' stands in row {before} already; keep one of them"
+            f"{where}, {row_name(row)}: document '{doc}' of query '{query}' stands in {row_name(before)} already; keep "
+            "one of them"
         )
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.artifacts import Artifact
 from pipeline.errors import MissingError, SchemaError
+from pipeline.schema import row_name
 from pipeline.text import refuse_special
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def _parquet(path: Path) -> "pa.Table":
     for name in table.column_names:
         if name in {*COLUMNS, "row_id"} and table.column(name).null_count:
             row = table.column(name).is_null().to_pylist().index(True)
-            raise SchemaError(f"{path}, row {row}: {name} is null")
+            raise SchemaError(f"{path}, {row_name(row)}: {name} is null")
     return _typed(table, path)
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.artifacts import Artifact
 from pipeline.errors import SchemaError
+from pipeline.schema import row_name
 
 Floats = NDArray[np.float64]
 
@@ -64,12 +65,14 @@ def _read_file(path: Path) -> tuple[pd.DataFrame, list[str]]:
     bad = np.flatnonzero(~np.isfinite(numbers))
     if len(bad):
         value = given["score"].iloc[bad[0]]
-        raise SchemaError(f"{path}, row {bad[0]}: score {value} is no finite number ({len(bad)} rows of {len(given)})")
+        raise SchemaError(
+            f"{path}, {row_name(bad[0])}: score {value} is no finite number ({len(bad)} rows of {len(given)})"
+        )
     given = _typed_keys(path, given, keys).assign(score=numbers)
     twice = np.flatnonzero(given.duplicated(keys))
     if len(twice):
         raise SchemaError(
-            f"{path}, row {twice[0]}: a second score for {_named(given.iloc[twice[0]], keys)} ({len(twice)} such "
+            f"{path}, {row_name(twice[0])}: a second score for {_named(given.iloc[twice[0]], keys)} ({len(twice)} such "
             "rows); keep one"
         )
     return given, keys
@@ -88,7 +91,7 @@ def _typed_keys(path: Path, given: pd.DataFrame, keys: list[str]) -> pd.DataFram
         raise SchemaError(f"{path}: column {keys[0]} holds a value that is no whole number ({error})") from error
     if kind is np.int64 and len(cut := np.flatnonzero(pd.to_numeric(given["row_id"]) != named["row_id"])):
         value = given["row_id"].iloc[cut[0]]
-        raise SchemaError(f"{path}, row {cut[0]}: row_id {value} is no whole number ({len(cut)} such rows)")
+        raise SchemaError(f"{path}, {row_name(cut[0])}: row_id {value} is no whole number ({len(cut)} such rows)")
     return named
 
 

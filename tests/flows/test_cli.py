@@ -211,7 +211,7 @@ def test_data_check_names_row_and_reason(trained: Trained, tmp_path: Path) -> No
             frame.loc[4, "grade"] = 77
         frame.to_parquet(bad / f"{name}.parquet", index=False)
     done = _run("data", "check", bad)
-    assert re.search(r"judgments +4 +grade 77 is outside", done.stdout)
+    assert re.search(r"judgments +row 5 +grade 77 is outside", done.stdout)
     _refused(done, 2)
     _refused(
         _run(
@@ -225,7 +225,7 @@ def test_data_check_names_row_and_reason(trained: Trained, tmp_path: Path) -> No
             'data.sources=[{path="bad"}]',
         ),
         2,
-        "row 4",
+        "row 5",
         "77",
     )
 

@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from pipeline.data.formats.text_files import STRING
 from pipeline.errors import SchemaError
+from pipeline.schema import row_name
 
 ValueKind = Literal["bool", "int", "float", "decimal", "date", "time", "moment", "instant", "other"]
 """Kind of a value: a moment is a date and time without a time zone, an instant has one; other is kept as text."""
@@ -48,7 +49,7 @@ def texts_of(values: Sequence[Any], column: str, shown: str) -> list[str]:
     """
     for row, value in enumerate(values):
         if isinstance(value, (bytes, memoryview)):
-            raise SchemaError(f"{shown}: row {row} of column {column} holds bytes, not text; cast it in a view")
+            raise SchemaError(f"{shown}: {row_name(row)} of column {column} holds bytes, not text; cast it in a view")
     return ["" if value is None else plain(value) for value in values]
 
 

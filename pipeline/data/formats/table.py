@@ -18,6 +18,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -25,7 +26,7 @@ import pyarrow.compute as pc
 from pipeline import text
 from pipeline.config import SourceConfig
 from pipeline.data import clicks
-from pipeline.data.formats import column_advice, mapped_grades, parquet_reader, tables, text_files
+from pipeline.data.formats import column_advice, mapped_grades, parquet_reader, row_places, tables, text_files
 from pipeline.data.formats.column_map import (
     JSON_LINES,
     SUFFIXES,
@@ -38,6 +39,7 @@ from pipeline.data.formats.column_map import (
 from pipeline.data.formats.tables import FoundSource, Tables
 from pipeline.data.formats.text_files import STRING
 from pipeline.errors import ConfigError, MissingError, SchemaError
+from pipeline.schema import NameRows, row_names
 
 log = logging.getLogger(__name__)
 
@@ -75,15 +77,17 @@ def read(files: Sequence[Path], config: SourceConfig) -> Tables:
         rows = pa.concat_tables(parts, promote_options="permissive")
     except pa.ArrowException as error:
         raise SchemaError(f"{files[0].parent}: the tables have columns of different types ({error})") from error
-    return assemble(rows, config, str(files[0]) if len(files) == 1 else str(files[0].parent))
+    places = row_places.in_files(files, [part.num_rows for part in parts], list(config.columns.values()))
+    return assemble(rows, config, str(files[0]) if len(files) == 1 else str(files[0].parent), places)
 
 
-def assemble(rows: pa.Table, config: SourceConfig, shown: str) -> Tables:
+def assemble(rows: pa.Table, config: SourceConfig, shown: str, places: NameRows = row_names) -> Tables:
     """The documents, queries and judgments from rows whose columns are named by their role, such as `query`.
 
     Args:
         rows: ids, texts and grades as texts without nulls; other columns of any type.
         shown: the source's address, for messages.
+        places: the places of the rows in their files, for messages.
 
     Raises:
         ConfigError: no table can be made from the mapped keys, or one of them is missing or unknown.
@@ -116,13 +120,16 @@ def assemble(rows: pa.Table, config: SourceConfig, shown: str) -> Tables:
             f"{shown}: columns maps {', '.join(sorted(names))}; map a query, a title or a text, and a grade"
         )
     tables_read: dict[str, Any] = {}
+    named: dict[str, NameRows] = {"judgments": places} if graded else {}
     if described:
         documents = {"doc_id": columns["doc_id"], "title": titles, "text": texts}
         documents |= {name: columns[name] for name in extra}
-        tables_read["documents"] = _distinct(pa.table(documents), ("doc_id", "title", "text"))
+        kept = _first_rows(documents, ("doc_id", "title", "text"))
+        tables_read["documents"], named["documents"] = pa.table(documents).take(kept), _places_of(kept, places)
     if queried:
-        queries = pa.table({"query_id": columns["query_id"], "text": columns["query"]})
-        tables_read["queries"] = _distinct(queries, ("query_id", "text"))
+        queries = {"query_id": columns["query_id"], "text": columns["query"]}
+        kept = _first_rows(queries, ("query_id", "text"))
+        tables_read["queries"], named["queries"] = pa.table(queries).take(kept), _places_of(kept, places)
     if graded:
         read_grades = mapped_grades.read(columns["grade"], config, shown)
         judgments = {"query_id": columns["query_id"], "doc_id": columns["doc_id"], "grade": read_grades.grades}
@@ -135,9 +142,9 @@ def assemble(rows: pa.Table, config: SourceConfig, shown: str) -> Tables:
         tables_read["advice"] = read_grades.advice
     if logged:
         keys = [key for key in ("query_id", "doc_id", *clicks.ROLES) if key in columns]
-        judged = clicks.judge(pa.table({key: columns[key] for key in keys}), config, shown)
+        judged = clicks.judge(pa.table({key: columns[key] for key in keys}), config, shown, places)
         tables_read |= {"judgments": judged.judgments, "clicks": judged.stats}
-    return Tables(**tables_read)
+    return Tables(**tables_read, places=named)
 
 
 def _is_click_log(keys: Collection[str], shown: str) -> bool:
@@ -212,7 +219,8 @@ def _json_column(file: Path, role: str, cells: Sequence[Any], *, is_text: bool) 
         return pa.array(cells, STRING) if is_text else pa.array(cells)
     except UnicodeEncodeError as error:
         index = next(index for index, cell in enumerate(cells) if isinstance(cell, str) and text.fault(cell))
-        raise SchemaError(f"{file}, row {index} (from 0): the {role} {text.fault(cells[index])}") from error
+        (place,) = row_places.in_files([file], [len(cells)], ())([index])
+        raise SchemaError(f"{file}, {place}: the {role} {text.fault(cells[index])}") from error
     except pa.ArrowException as error:
         raise SchemaError(f"{file}: the column for {role} has values of different kinds ({error})") from error
 
@@ -247,7 +255,12 @@ def _check_keys(names: set[str], shown: str) -> None:
             )
 
 
-def _distinct(rows: pa.Table, columns: Sequence[str]) -> pa.Table:
-    """The first of all rows that are equal in these columns; an id with two texts keeps both, for a later check."""
+def _first_rows(rows: Mapping[str, pa.ChunkedArray], columns: Sequence[str]) -> pa.Array:
+    """The number of the first of all rows that are equal in these columns; an id with two texts keeps both of them."""
     frame = pd.DataFrame({name: rows[name].to_pandas() for name in columns})
-    return rows.filter(pa.array(~frame.duplicated().to_numpy()))
+    return pa.array(np.flatnonzero(~frame.duplicated().to_numpy()))
+
+
+def _places_of(kept: pa.Array, places: NameRows) -> NameRows:
+    """The places of rows that were chosen from others."""
+    return lambda rows: places(kept.take(pa.array(rows)).to_pylist())

@@ -7,7 +7,7 @@ it, whose row is always a row of the table.
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from pipeline.config import SourceConfig
 from pipeline.data.formats import text_files
 from pipeline.data.formats.text_files import STRING
 from pipeline.errors import SchemaError
-from pipeline.schema import InvalidRow
+from pipeline.schema import InvalidRow, NameRows
 
 DOCUMENTS = pa.schema([("doc_id", STRING), ("title", STRING), ("text", STRING)])
 QUERIES = pa.schema([("query_id", STRING), ("text", STRING)])
@@ -46,6 +46,8 @@ class Tables:
     """Figures that the judgments of a click log rest on, see `clicks.ClickJudgments`; empty for other sources."""
     advice: str = ""
     """Advice on mending the rows in `faults`; empty where their reasons say all. See `mapped_grades.GradeColumn`."""
+    places: Mapping[str, NameRows] = field(default_factory=dict)
+    """Table → the places of its rows in the files that were read; empty where only their numbers are known."""
 
 
 def all_the_same(value: str | None, rows: int) -> pa.ChunkedArray:
@@ -145,7 +147,7 @@ def from_pairs(
         queries=first_of(pa.table({"query_id": query_ids, "text": queries}, QUERIES), "query_id"),
         judgments=pa.table(rows, JUDGMENTS).filter(judged),
         faults=tuple(
-            InvalidRow("judgments", judged_before[fault.row] - 1, fault.reason)
+            replace(fault, row=judged_before[fault.row] - 1)
             for fault in faults
             if fault.row is not None and known[fault.row]
         ),

@@ -10,6 +10,7 @@ import pyarrow as pa
 from pipeline import disk
 from pipeline.data.formats import text_files
 from pipeline.errors import SchemaError
+from pipeline.schema import row_name
 from pipeline.text import read_lines, refuse_old_line_ends
 
 OTHER_RUNS = "; a run is such lines with blanks or tabs between the fields, or Parquet with query_id, doc_id and score"
@@ -138,5 +139,7 @@ def _ids(table: pa.Table, column: str) -> list[str]:
     values: list[str] = table[column].to_pylist()
     for row, value in enumerate(values):
         if re.search(r"\s", value) or not value:
-            raise SchemaError(f"row {row}: {column} '{value}' is empty or holds a blank; TREC files cannot carry it")
+            raise SchemaError(
+                f"{row_name(row)}: {column} '{value}' is empty or holds a blank; TREC files cannot carry it"
+            )
     return values

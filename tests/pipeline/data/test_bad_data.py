@@ -117,7 +117,7 @@ UNREADABLE: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda folder: parquet(folder, documents__doc_id=[1]),
         r"column 'doc_id' is int64, not string",
     ),
-    "null": (lambda folder: parquet(folder, queries__text=pa.array([None], pa.string())), r"queries, row 0: .*is null"),
+    "null": (lambda folder: parquet(folder, queries__text=pa.array([None], pa.string())), r"queries, row 1: .*is null"),
     "grades that are words": (lambda folder: parquet(folder, judgments__grade=["good"]), r"'grade' is string, not int"),
     "cut-off Parquet": (cut_off, r"documents\.parquet: not a readable Parquet file .*write it again"),
     "Parquet that is not UTF-8": (not_utf8_parquet, r"documents\.parquet: column 'text' holds text that is not UTF-8"),
@@ -132,53 +132,53 @@ UNREADABLE: dict[str, tuple[Callable[[Path], None], str]] = {
 }
 
 FAULTY: dict[str, tuple[Callable[[Path], None], str]] = {
-    "empty query": (lambda folder: beir(folder, query=" \u3000"), "queries, row 1: the query is empty"),
+    "empty query": (lambda folder: beir(folder, query=" \u3000"), "queries, row 2: the query is empty"),
     "a million characters": (
         lambda folder: beir(folder, text="x" * LONG),
-        r"documents, row 1: text has 1,000,001 characters; the limit is 1,000,000",
+        r"documents, row 2: text has 1,000,001 characters; the limit is 1,000,000",
     ),
-    "NUL": (lambda folder: beir(folder, title="a\x00b"), "documents, row 1: title contains a NUL character"),
+    "NUL": (lambda folder: beir(folder, title="a\x00b"), "documents, row 2: title contains a NUL character"),
     "NUL in a document's id": (
         lambda folder: parquet(folder, documents__doc_id=["d\x00"], judgments__doc_id=["d\x00"]),
-        "documents, row 0: doc_id contains a NUL character",
+        "documents, row 1: doc_id contains a NUL character",
     ),
     "NUL in a query's id": (
         lambda folder: parquet(folder, queries__query_id=["q\x00"], judgments__query_id=["q\x00"]),
-        "queries, row 0: query_id contains a NUL character",
+        "queries, row 1: query_id contains a NUL character",
     ),
     "lone surrogate": (
         lambda folder: beir(folder, text="a\ud800b"),
-        "documents, row 1: text contains a lone surrogate, so it is not valid Unicode",
+        "documents, row 2: text contains a lone surrogate, so it is not valid Unicode",
     ),
-    "lone surrogate in a query": (lambda folder: beir(folder, query="\udfff"), "queries, row 1: text contains a lone"),
+    "lone surrogate in a query": (lambda folder: beir(folder, query="\udfff"), "queries, row 2: text contains a lone"),
     "grade that is no number": (
         lambda folder: beir(folder, grades=("good",)),
-        "judgments, row 1: grade 'good' is not a whole number",
+        "judgments, row 2: grade 'good' is not a whole number",
     ),
-    "grade too high": (lambda folder: beir(folder, grades=("99",)), r"judgments, row 1: grade 99 is outside 0\.\.10"),
+    "grade too high": (lambda folder: beir(folder, grades=("99",)), r"judgments, row 2: grade 99 is outside 0\.\.10"),
     "unknown split": (
         lambda folder: parquet(folder, judgments__split=["practice"]),
-        "judgments, row 0: split 'practice' is none of train, valid, test",
+        "judgments, row 1: split 'practice' is none of train, valid, test",
     ),
-    "unknown ESCI label": (lambda folder: esci(folder, "X"), "judgments, row 0: grade 'X' is none of E, S, C, I"),
+    "unknown ESCI label": (lambda folder: esci(folder, "X"), "judgments, row 1: grade 'X' is none of E, S, C, I"),
     "unknown WANDS label": (
         lambda folder: wands(folder, "exact"),
-        "judgments, row 1: grade 'exact' is none of Exact, Partial, Irrelevant",
+        "judgments, row 2: grade 'exact' is none of Exact, Partial, Irrelevant",
     ),
-    "relevance out of range": (lambda folder: homedepot(folder, "4"), "judgments, row 1: grade '4' is not a mean"),
+    "relevance out of range": (lambda folder: homedepot(folder, "4"), "judgments, row 2: grade '4' is not a mean"),
     "unknown document": (
         lambda folder: parquet(folder, judgments__doc_id=["d2"]),
-        "judgments, row 0: doc_id 'd2' is not among the documents",
+        "judgments, row 1: doc_id 'd2' is not among the documents",
     ),
     "unknown query": (
         lambda folder: parquet(folder, judgments__query_id=["q2"]),
-        "judgments, row 0: query_id 'q2' is not among the queries",
+        "judgments, row 1: query_id 'q2' is not among the queries",
     ),
     "one id twice": (
         lambda folder: parquet(
             folder, documents__doc_id=["d1", "d1"], documents__title=["a", "b"], documents__text=["", ""]
         ),
-        "documents, row 1: doc_id 'd1' stands here again with another text",
+        "documents, row 2: doc_id 'd1' stands here again with another text",
     ),
 }
 
@@ -229,7 +229,7 @@ def test_a_pair_with_two_grades_is_named_by_check(tmp_path: Path) -> None:
     beir(tmp_path / "source", grades=("1", "2"))
     report = check.examine(tmp_path / "source")
     assert [str(fault) for fault in report.faults] == [
-        "judgments, row 2: query_id 'q1', doc_id 'd1' has grade 2 here and 1 before"
+        "judgments, row 3: query_id 'q1', doc_id 'd1' has grade 2 here and 1 before"
     ]
 
 
@@ -243,7 +243,7 @@ def test_a_surrogate_does_not_hide_the_nul_of_another_row(tmp_path: Path) -> Non
 
 def test_an_error_names_a_few_rows_and_counts_the_others(tmp_path: Path) -> None:
     beir(tmp_path / "alike", grades=("x",) * 100)
-    with pytest.raises(SchemaError, match=r"100 rows cannot be used \(judgments, row 1: .*and 99 more rows alike\)"):
+    with pytest.raises(SchemaError, match=r"100 rows cannot be used \(judgments, row 2: .*and 99 more rows alike\)"):
         convert.convert(tmp_path / "alike", "auto", tmp_path / "out")
     beir(tmp_path / "source", grades=("x", "x", *(f"x{number}" for number in range(98))))
     with pytest.raises(SchemaError, match=r"100 rows .*'x' is .*, and 1 more row alike; .*; and 94 more\)") as raised:
@@ -253,13 +253,13 @@ def test_an_error_names_a_few_rows_and_counts_the_others(tmp_path: Path) -> None
 
 def test_rows_of_one_kind_are_named_once_whatever_they_hold(tmp_path: Path) -> None:
     beir(tmp_path / "source", grades=tuple(map(str, range(11, 18))))
-    with pytest.raises(SchemaError, match=r"7 rows cannot be used \(judgments, row 1: .*, and 6 more rows alike\);"):
+    with pytest.raises(SchemaError, match=r"7 rows cannot be used \(judgments, row 2: .*, and 6 more rows alike\);"):
         convert.convert(tmp_path / "source", "auto", tmp_path / "out")
     source = sources.read(SourceConfig(path=str(tmp_path / "source")), Path())
     strangers = pa.table({"query_id": ["q1"] * 3, "doc_id": ["O'Brien", "it's 'x", "y"], "grade": [1] * 3})
     findings = validation.sift(replace(source, judgments=strangers)).findings
     assert validation.summary(findings) == (
-        "judgments, row 0: doc_id 'O'Brien' is not among the documents, and 2 more rows alike"
+        "judgments, row 1: doc_id 'O'Brien' is not among the documents, and 2 more rows alike"
     )
 
 

@@ -59,7 +59,7 @@ def test_counts_and_what_is_odd(shop: Path) -> None:
         "queries in more than one published split": (1, ("red shoe (train, test)",)),
         "documents without title and text": (1, ("c",)),
         "documents of the same title and text": (1, ("d",)),
-        "judgments that stand there again": (1, ("q1 a",)),
+        "equal judgments of one pair, which are merged": (1, ("red shoe: Red shoe",)),
     }
     assert report.faults == ()
 
@@ -98,7 +98,12 @@ def test_the_report_is_plain_for_json_and_readable_on_a_terminal(shop: Path) -> 
     frame.to_parquet(file)
     report = check.examine(shop)
     assert json.loads(json.dumps(report.to_dict()))["faults"] == [
-        {"table": "judgments", "row": 7, "reason": "doc_id '[red]nothing[/red]' is not among the documents"}
+        {
+            "table": "judgments",
+            "row": 8,
+            "where": "row 8",
+            "reason": "doc_id '[red]nothing[/red]' is not among the documents",
+        }
     ]
     console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(check.render(report))

@@ -139,7 +139,7 @@ def test_a_mean_between_two_grades_rounds_up(tmp_path: Path) -> None:
 @pytest.mark.parametrize("faulty_rows", ["error", "drop"])
 def test_grades_in_conflict_are_an_error_by_default(tmp_path: Path, faulty_rows: Any) -> None:
     source = folder(tmp_path / "s", [("a", "", "x"), ("b", "", "y")], [("q", "query")], CONFLICT)
-    message = r"judgments, row 2: query_id 'q', doc_id 'a' has grade 2 here and 1 before.*data.conflicts"
+    message = r"judgments, row 3: query_id 'q', doc_id 'a' has grade 2 here and 1 before.*data.conflicts"
     with pytest.raises(SchemaError, match=message):
         judgments.make(tmp_path / "w", DataConfig(sources=(source,), faulty_rows=faulty_rows))
 

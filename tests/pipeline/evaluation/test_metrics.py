@@ -201,34 +201,34 @@ def test_lists_judged_throughout_give_the_same_as_tables() -> None:
 
 @pytest.mark.parametrize("score", [math.nan, math.inf, -math.inf, 1e39])
 def test_a_score_that_is_no_number_is_refused_with_its_row(score: float) -> None:
-    with pytest.raises(SchemaError, match=r"run, row 1: score .* is not a finite"):
+    with pytest.raises(SchemaError, match=r"run, row 2: score .* is not a finite"):
         of({"q": {"a": 1.0, "b": score}}, {"q": {"a": 1}}, "ndcg")
-    with pytest.raises(SchemaError, match="row 1"):
+    with pytest.raises(SchemaError, match="row 2"):
         by_query([0, 0], [1, 0], [1.0, score])
 
 
 def test_negative_grades_of_training_lists_are_refused_and_those_of_qrels_count_as_0() -> None:
-    with pytest.raises(SchemaError, match="row 1: grade -1"):
+    with pytest.raises(SchemaError, match="row 2: grade -1"):
         by_query([0, 0], [1, -1], [1.0, 2.0])
     qrels, run = {"q": {"a": 1, "b": -1, "c": 0}}, {"q": {"b": 3.0, "a": 2.0, "c": 1.0}}
     as_zero = of(run, {"q": {"a": 1, "b": 0, "c": 0}}, *NAMES)
     for name, values in of(run, qrels, *NAMES).values.items():
         assert values.tolist() == as_zero.values[name].tolist(), name
     table = pa.table({"query_id": ["q"], "doc_id": ["a"], "grade": [math.nan]})
-    with pytest.raises(SchemaError, match="judgments, row 0: grade nan"):
+    with pytest.raises(SchemaError, match="judgments, row 1: grade nan"):
         evaluate(run_table(run), table, ["ndcg"])
 
 
 def test_doubles_are_refused_with_their_row() -> None:
     run = run_table({"q": {"a": 1.0, "b": 2.0}})
-    with pytest.raises(SchemaError, match=r"run, row 3: document 'b' of query 'q' stands in row 1"):
+    with pytest.raises(SchemaError, match=r"run, row 4: document 'b' of query 'q' stands in row 2"):
         evaluate(
             pa.concat_tables([run, run_table({"p": {"b": 1.0}}), run.slice(1, 1)]),
             qrels_table({"q": {"a": 1}}),
             ["ndcg"],
         )
     doubled = pa.concat_tables([qrels_table({"q": {"a": 1}}), qrels_table({"q": {"a": 0}})])
-    with pytest.raises(SchemaError, match=r"judgments, row 1: document 'a' of query 'q' stands in row 0"):
+    with pytest.raises(SchemaError, match=r"judgments, row 2: document 'a' of query 'q' stands in row 1"):
         evaluate(run, doubled, ["ndcg"])
 
 

@@ -322,7 +322,7 @@ def test_wrong_inputs_are_refused_with_what_and_where(world: dict[str, Any], tmp
         make(world, {"bad": both, "good": short}, pool=world["pool"])
     broken = tmp_path / "broken.parquet"
     save(world["good"].assign(score=np.where(world["good"].index == 7, np.nan, 1.0)), broken)
-    with pytest.raises(SchemaError, match="row 7: score"):
+    with pytest.raises(SchemaError, match="row 8: score"):
         make(world, {"bad": both, "good": broken})
     other = tmp_path / "other.parquet"
     save(pd.DataFrame({"a": [1]}), other)

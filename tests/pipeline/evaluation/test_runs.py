@@ -42,7 +42,7 @@ def test_ids_and_scores_of_any_plain_type_are_read(tmp_path: Path, columns: dict
         ("score", ["high"], "column score holds large_string, not numbers .*high"),
         ("doc_id", [{"a": 1}], "column doc_id holds struct.*, not texts or whole numbers"),
         ("query_id", [b"\xff"], "column query_id holds binary, not texts"),
-        ("doc_id", [None], "row 0: doc_id is null"),
+        ("doc_id", [None], "row 1: doc_id is null"),
         ("score", [], "ranks no document for any query"),
     ],
 )

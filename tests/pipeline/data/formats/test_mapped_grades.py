@@ -114,7 +114,7 @@ def test_a_null_grade_of_json_lines_is_a_fault_of_its_row(tmp_path: Path) -> Non
         '{"query": "a", "title": "x", "worth": null}\n{"query": "a", "title": "y", "worth": 1}\n'
     )
     read = sources.read(SourceConfig(path=str(tmp_path / "r.jsonl"), columns=COLUMNS), Path())
-    assert [str(fault) for fault in read.faults] == ["judgments, row 0: the grade is empty"]
+    assert [str(fault) for fault in read.faults] == ["judgments, row 1: the grade is empty"]
 
 
 def test_labels_that_belong_to_no_column_are_refused(tmp_path: Path) -> None:

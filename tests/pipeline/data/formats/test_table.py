@@ -193,7 +193,7 @@ def test_a_grade_beyond_all_bounds_is_a_fault_of_its_row_and_no_other_number(tmp
     file.write_text(f"query,title,grade\nknife,a knife,2\nspoon,a spoon,{value}\n", encoding="utf-8")
     columns = {"query": "query", "title": "title", "grade": "grade"}
     read = sources.read(SourceConfig(path=str(file), format="table", columns=columns), Path())
-    assert [str(fault) for fault in read.faults] == [f"judgments, row 1: grade '{value}' is outside 0..10"]
+    assert [str(fault) for fault in read.faults] == [f"judgments, row 2: grade '{value}' is outside 0..10"]
     assert read.judgments["grade"].to_pylist() == [2, 0]
 
 
@@ -286,7 +286,7 @@ def test_columns_of_categories_are_read_as_their_values(tmp_path: Path) -> None:
             r"line 1: a JSON list, .*jq -c '\.\[\]' r\.json > r-lines\.jsonl",
         ),
         ('[\n{"query": "a", "title": "b", "grade": 1}\n]', r"line 1: a JSON list, .*jq -c"),
-        ('{"query": "a", "title": "x\\ud800", "grade": 1}', r"row 0 \(from 0\): the title contains a lone surrogate"),
+        ('{"query": "a", "title": "x\\ud800", "grade": 1}', r"line 1: the title contains a lone surrogate"),
     ],
 )
 def test_json_that_is_no_lines_of_objects_is_answered_with_what_to_do(

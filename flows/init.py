@@ -7,13 +7,14 @@ import json
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
 from flows import languages
 from flows.built_in_recipes import UNNAMED
+from flows.data_advice import PASSWORD
 from flows.data_look import Look, look, shares
 from pipeline import storage
 from pipeline.data.formats.option_text import toml_key
@@ -35,8 +36,6 @@ MULTILINGUAL_SMALL = "intfloat/multilingual-e5-small"
 """Hub names of bases for other languages: on a GPU, and the one that the comment advises on a CPU."""
 JUDGED_LIST = 5
 """Median number of judged documents of a query from which `candidates.pool` is set to "judged", not "retrieved"."""
-PASSWORD = "DATABASE_PASSWORD"
-"""Environment variable that a recipe names in the place of a database's password."""
 IRRELEVANT = 0.05
 """Least share of irrelevant judgments for `candidates.pool = "judged"`; with fewer, any order gets a high nDCG."""
 MANY_DOCUMENTS = 500
@@ -58,7 +57,7 @@ NEGATIVES = 4
 
 def recipe(seen: Look, name: str) -> str:
     """The text of a recipe with a comment beside each choice."""
-    shown = printable(hide_passwords(seen.source["path"]))
+    shown = printable(hide_passwords(" + ".join(source["path"] for source in seen.sources)))
     head = [
         f"# Written by `relevance init` for {shown} ({seen.format}): {seen.documents:,} documents,",
         f"# {seen.judged_queries:,} judged queries, {seen.judgments:,} judgments of {seen.grades} grades, "
@@ -75,22 +74,39 @@ def recipe(seen: Look, name: str) -> str:
 
 def _data(seen: Look) -> list[str]:
     """The lines of the section `data`."""
-    path, variables = secrets_as_variables(seen.source["path"], PASSWORD)
-    source = {**seen.source, "path": path}
+    written, variables = _without_secrets(seen.sources)
     valid, test = shares(seen.judged_queries)
     tests = "a live release is replaced on at least 50"
     return [
         "[data]",
         *[f"# The environment variable {name} is read in the place of a password." for name in variables],
         *_evidence(seen),
-        f"sources = [{_inline(source)}]",
+        "# A source more of the same `name` adds another table of this collection: documents, or more judgments.",
+        *_listed("sources", [_inline(source) for source in written]),
         *_left_out(seen),
+        *([f"# {seen.equal:,} judgments equal an earlier one of their pair and count once."] if seen.equal else []),
         'splits = "hash" # cut by a hash of the query, so that one query never stands on two sides',
         'conflicts = "mean" # a pair that was judged twice gets the mean',
         f"valid_share = {valid:.2f} # about {round(valid * seen.judged_queries)} queries choose and fuse",
         f"test_share = {test:.2f} # about {round(test * seen.judged_queries)} queries judge; {tests}",
         "",
     ]
+
+
+def _without_secrets(sources: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
+    """The sources with a variable in the place of each secret of an address, and the variables."""
+    written, variables = [], list[str]()
+    for source in sources:
+        name = PASSWORD + (f"_{len(variables) + 1}" if variables else "")
+        path, names = secrets_as_variables(source["path"], name)
+        written.append({**source, "path": path})
+        variables += [variable for variable in names if variable not in variables]
+    return written, variables
+
+
+def _listed(key: str, items: Sequence[str]) -> list[str]:
+    """The lines of a list; one item stands in the line of its key."""
+    return [f"{key} = [{items[0]}]"] if len(items) == 1 else [f"{key} = [", *(f"    {item}," for item in items), "]"]
 
 
 def _left_out(seen: Look) -> list[str]:
@@ -105,7 +121,7 @@ def _left_out(seen: Look) -> list[str]:
 
 def _evidence(seen: Look) -> list[str]:
     """The lines on a click log whose documents were seen too seldom for the usual minimum of evidence."""
-    if "min_examined" not in seen.source:
+    if not any("min_examined" in source for source in seen.sources):
         return []
     return [
         "# A short log: a query and document are judged from fewer examined impressions on than the usual 10, so the",
@@ -281,7 +297,7 @@ def _inline(source: Mapping[str, Any]) -> str:
 
 
 def _name(path: str) -> str:
-    """The name of a recipe for the data at a path: that of its file or folder, of a database that of its table."""
+    """The name of a recipe for the data at a path: that of its file or folder, or of the table of a database."""
     from pipeline.data.formats import sql
 
     if storage.is_address(path):

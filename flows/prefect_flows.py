@@ -178,7 +178,7 @@ def retrain(
 def report(judgments: str, workspace: Path, release: str = "live", baseline: str = "", recipe: str = "") -> Artifact:
     """Judges a release; see `flows.report`. The recipe's name only distinguishes artifacts in the UI."""
     with _logs_in_prefect():
-        judged, rules = sources.named(judgments), sources.rules_of(judgments)
+        judged, rules = sources.of_judgments(judgments), sources.rules_of(judgments)
         artifact: Artifact = reporting.report(
             judged, workspace, release=release, baseline=baseline, rules=rules, execute=as_task
         )

@@ -122,11 +122,7 @@ def _with_documents(
 
     for source in sources:
         if source.format == qrels_file.NAME:
-            raise SchemaError(
-                f"{source.path}: a qrels file has no texts of queries, which a release needs; put it into a "
-                "folder with queries.tsv (id, tab, text) and corpus.jsonl and name the folder, or judge a run file "
-                "with --run"
-            )
+            raise SchemaError(f"a release ranks by texts of queries; {qrels_file.advice(Path(source.path))}")
     read = [reading.read(source, Path()) for source in sources]
     if any(source.documents.num_rows for source in read):
         return sources

@@ -3,23 +3,25 @@
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from flows import data_advice
 from pipeline import recipe as recipes
 from pipeline import text
 from pipeline.config import ComputeConfig, DataConfig, Recipe, SourceConfig
 from pipeline.config_checks import check_path
-from pipeline.errors import ConfigError, SchemaError
+from pipeline.errors import ConfigError, SchemaError, UnavailableError
 from pipeline.secrets import hide_passwords
 
 if TYPE_CHECKING:
     from pipeline.data.formats.column_advice import Contents
 
 NO_COLUMNS: Mapping[str, str] = MappingProxyType({})
+NO_LABELS: Mapping[str, int] = MappingProxyType({})
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +74,90 @@ def of_documents(
     return chosen
 
 
+def of_any_data(
+    path: str,
+    format: str = "auto",
+    columns: Mapping[str, str] = NO_COLUMNS,
+    labels: Mapping[str, int] = NO_LABELS,
+    overrides: Sequence[str] = (),
+) -> tuple[SourceConfig, ...]:
+    """The sources at a path, whatever they hold; a table that stands in no recipe gets a map of its columns.
+
+    Args:
+        path: a folder, a file, a SQLAlchemy URL, or a recipe, whose sources are meant.
+        format: the format of all but a recipe.
+        columns: the map of a table that stands in no recipe; the usual names of columns complete it.
+        labels: the grade of each word in that table's column of grades.
+        overrides: values laid over a recipe, as --set does.
+
+    Raises:
+        ConfigError: a map or labels for a recipe, whose sources have their own.
+        SchemaError: see `with_columns`.
+    """
+    if not is_recipe(path):
+        return (with_columns(SourceConfig(path=path, format=format, columns=columns, labels=labels), None),)
+    if columns or labels:
+        option = "--columns" if columns else "--labels"
+        raise ConfigError(f"{option}: the sources of a recipe have their own; write it there, as {option[2:]}")
+    return named(path, format, overrides)
+
+
+def of_judgments(
+    path: str,
+    format: str = "auto",
+    columns: Mapping[str, str] = NO_COLUMNS,
+    labels: Mapping[str, int] = NO_LABELS,
+) -> tuple[SourceConfig, ...]:
+    """The sources at a path, to judge by; arguments and errors as of `of_any_data`.
+
+    A table must have grades or clicks. A short click log that stands in no recipe is judged by the evidence it allows.
+    """
+    from pipeline.data import short_logs
+
+    chosen = of_any_data(path, format, columns, labels)
+    if is_recipe(path) or not chosen[0].columns:
+        return chosen
+    source = with_columns(chosen[0], "judgments") if "grade" not in chosen[0].columns else chosen[0]
+    return (short_logs.fitted(source, Path())[0] if "clicked" in source.columns else source,)
+
+
+def refuse_absent(source: SourceConfig, root: Path) -> None:
+    """Raises the errors by which reading a source would fail at once, without reading its rows.
+
+    Data in an object store is not looked at, as it would be copied. A database that cannot be reached now may be there
+    later, which is a warning.
+
+    Args:
+        source: what is looked for.
+        root: the folder that its path is relative to.
+
+    Raises:
+        MissingError: nothing is there, or no such table.
+        ConfigError: an unknown format, or an environment variable that an address names and that is not set.
+        SchemaError: no known format, or a map that names a column which is not there.
+    """
+    from pipeline import storage
+    from pipeline.data.formats import column_advice, registry, sql
+
+    if storage.is_address(source.path):
+        return
+    there = replace(source, path=absolute(source.path, root))
+    if "://" not in there.path:
+        registry.find(there, Path())
+        samples = _samples(there) if there.columns else {}
+    elif there.query:
+        sql.locate(there.path, Path())
+        return
+    else:
+        try:
+            samples = sql.samples_of(there, Path())
+        except UnavailableError as error:
+            log.warning("%s", error)
+            return
+    if samples and (problem := column_advice.fault(there.columns, samples)):
+        raise SchemaError(f"{hide_passwords(source.path)}: {problem}")
+
+
 def _with_usual_columns(source: SourceConfig) -> SourceConfig:
     """A recipe's source of documents, mapped by the names of its columns where it has no map and needs one."""
     from pipeline.data.formats import column_advice
@@ -87,13 +173,14 @@ def _with_usual_columns(source: SourceConfig) -> SourceConfig:
     return replace(source, columns=columns)
 
 
-def with_columns(source: SourceConfig, contents: "Contents") -> SourceConfig:
+def with_columns(source: SourceConfig, contents: "Contents | None") -> SourceConfig:
     """The source with a column map if it is a single table: the given map, or the one that fits its columns best.
 
     For judgments, keys that the given map leaves out are guessed too.
 
     Args:
-        contents: what the table holds, which decides the keys that the map needs.
+        contents: what the table holds, which decides the keys that the map needs; None leaves it to the columns, see
+            `column_advice.fitted`.
 
     Raises:
         SchemaError: the map names a column that is not there, or lacks one that is needed and has no usual name; the
@@ -103,20 +190,30 @@ def with_columns(source: SourceConfig, contents: "Contents") -> SourceConfig:
     from pipeline.data.formats import column_advice
 
     shown = hide_passwords(source.path)
-    samples = _samples(source)
+    samples = _samples(source, known_first=contents is None)
     if not samples:
         return source
     columns = dict(source.columns)
-    if not columns or contents == "judgments":  # A re-index keeps to the texts that its map names.
+    if contents is None:
+        columns, contents = column_advice.fitted(columns, list(samples))
+    elif not columns or contents == "judgments":  # A re-index keeps to the texts that its map names.
         columns = column_advice.completed(columns, list(samples), contents)
     if not columns and (problem := column_advice.separator(list(samples))):
         raise SchemaError(f"{shown}: {problem}")
     if problem := column_advice.fault(columns, samples, contents, guessed=not source.columns):
         first_line = f"\n  {column_advice.FIRST_LINE}" if not columns and "://" not in source.path else ""
-        raise SchemaError(f"{shown}: {problem}{first_line}")
+        raise SchemaError(f"{shown}: {problem}{first_line}{_other_way(source, columns, contents)}")
     if columns != dict(source.columns):
         log.info("%s: %s", shown, _as_read(columns, list(samples), "--columns"))
     return replace(source, columns=columns)
+
+
+def _other_way(source: SourceConfig, columns: Mapping[str, str], contents: "Contents | None") -> str:
+    """The lines on another way than a map for a table that lacks a part of judged data; empty without any."""
+    judged, described = {"grade", "clicked"} & set(columns), {"title", "text"} & set(columns)
+    if contents == "judgments" and described and not judged and "query" not in columns:
+        return f"\n  {data_advice.without_judgments(source)}"
+    return f"\n  {data_advice.ways_to_join(source, columns)}" if judged and not described else ""
 
 
 def _as_read(columns: Mapping[str, str], names: Sequence[str], key: str) -> str:
@@ -131,13 +228,14 @@ def _as_read(columns: Mapping[str, str], names: Sequence[str], key: str) -> str:
 
     unread = [name for name in names if name not in columns.values()]
     left = f" (not read: {text.printable(', '.join(unread))})" if unread else ""
-    return f"columns read as {option_text.option(columns)}; {key} names others{left}"
+    log_of = " (a click log)" if "clicked" in columns else ""
+    return f"columns read as {option_text.option(columns)}{log_of}; {key} names others{left}"
 
 
-def _samples(source: SourceConfig) -> dict[str, str]:
+def _samples(source: SourceConfig, *, known_first: bool = False) -> dict[str, str]:
     """The columns of a table, each with a value; empty for what needs no map: a folder, a file of a known format."""
     from pipeline import storage
-    from pipeline.data.formats import column_map, sql
+    from pipeline.data.formats import column_map, qrels_file, sql
 
     if storage.is_address(source.path) or source.format not in ("auto", "table", "sql"):
         return {}
@@ -147,14 +245,24 @@ def _samples(source: SourceConfig) -> dict[str, str]:
     path = Path(source.path)
     if source.format == "sql" or not path.is_file() or path.suffix.lower() not in column_map.SUFFIXES:
         return {}
+    is_qrels = source.format == "auto" and not source.columns and qrels_file.is_qrels(path)
     samples = column_map.samples_of(path, list(source.columns.values()))
     if source.columns and column_map.has_later_keys(path):
         samples |= {name: "" for name in source.columns.values() if name not in samples}  # Its reader sees all lines.
-    if not any(name.strip() for name in samples):
+    if is_qrels or not any(name.strip() for name in samples):
         return {}
-    if source.columns or source.format == "table" or column_map.suggest(list(samples)):
+    has_usual = bool(column_map.suggest(list(samples))) and not (known_first and _needs_no_map(source, samples))
+    if source.columns or source.format == "table" or has_usual:
         return samples
     return {} if _is_known_file(source) else samples
+
+
+def _needs_no_map(source: SourceConfig, names: Collection[str]) -> bool:
+    """Whether a file is of a known format; of Parquet only one that has the columns of our documents is."""
+    from pipeline.data.formats import sql
+
+    is_parquet = Path(source.path).suffix.lower() == ".parquet"
+    return _is_known_file(source) and (not is_parquet or set(sql.OWN_COLUMNS) <= set(names))
 
 
 def _is_known_file(source: SourceConfig) -> bool:

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.options import Columns, Json, Labels, Set, console, mapped, show
-from pipeline.errors import InputError
+from flows.cli.options import Columns, Json, Labels, Set, any_data, console, show
+from pipeline.errors import ConfigError, InputError
 
 app = typer.Typer(help="Checks, converts and splits judged data.", no_args_is_help=True)
 
@@ -25,11 +25,13 @@ def data_check(
     Rows that a recipe drops (data.faulty_rows = "drop") or merges (data.conflicts = "max" or "mean") are listed only.
     """
     from flows import sources
-    from pipeline.data import check
+    from pipeline.data import check, short_logs
+    from pipeline.data import sources as reader
 
     recipe = sources.recipe_at(path, overrides or [])
-    chosen = [mapped(source, columns, labels) for source in sources.named(path, format, overrides or [])]
-    reports = check.examine_all(chosen, Path())
+    chosen = any_data(path, format, columns, labels, overrides)
+    # A recipe says itself how much evidence its click logs need.
+    reports = check.examine_all(chosen, Path(), reader.read if sources.is_recipe(path) else short_logs.read)
     if as_json:
         show(reports[0].to_dict() if len(reports) == 1 else [report.to_dict() for report in reports], as_json)
     for report in () if as_json else reports:
@@ -64,13 +66,15 @@ def data_convert(
     labels: Labels = "",
 ) -> None:
     """Writes a source in any known format as our Parquet tables."""
+    from flows import sources
     from pipeline import disk
-    from pipeline.config import SourceConfig
     from pipeline.data import convert
 
     disk.check_writable(out)
-    source = mapped(SourceConfig(path=path, format=format), columns, labels)
-    convert.convert(path, format, out, source.columns, source.labels)
+    if sources.is_recipe(path):
+        raise ConfigError(f"{path}: is a recipe; name one of its sources")
+    (source,) = any_data(path, format, columns, labels)
+    convert.convert(source.path, format, out, source.columns, source.labels)
     console().print(f"written: {out}")
 
 

@@ -16,7 +16,7 @@ from flows.cli.options import (
     WrittenWorkspace,
     console,
     existing,
-    mapped,
+    judged_data,
     show,
 )
 from pipeline.errors import ConfigError
@@ -63,7 +63,7 @@ def report(
 
     if out is not None:
         disk.check_writable(out)
-    judged = [mapped(source, columns, labels) for source in sources.named(judgments, format)]
+    judged = judged_data(judgments, format, columns, labels)
     rules = sources.rules_of(judgments)
     if baseline_run and (baseline or not run):
         raise ConfigError("--baseline-run is compared with the file of --run, and takes the place of --baseline")

@@ -54,21 +54,29 @@ def json_text(value: Any) -> str:
     return json.dumps(value, ensure_ascii=not surroundings.is_utf8_output(), indent=1)
 
 
-def mapped(source: "SourceConfig", columns: str, labels: str) -> "SourceConfig":
-    """A source with the column map and the grades of words that the options --columns and --labels give.
+def any_data(
+    path: str, format: str, columns: str, labels: str, overrides: list[str] | None = None
+) -> "tuple[SourceConfig, ...]":
+    """The sources that a path and the options --format, --columns, --labels and --set mean.
 
     Raises:
         ConfigError: an option is not written as it must be.
+        SchemaError: see `sources.with_columns`.
     """
-    from dataclasses import replace
-
+    from flows import sources
     from pipeline.data.formats import option_text
 
-    return replace(
-        source,
-        columns=option_text.parse_columns(columns) or source.columns,
-        labels=option_text.parse_labels(labels) or source.labels,
+    return sources.of_any_data(
+        path, format, option_text.parse_columns(columns), option_text.parse_labels(labels), overrides or []
     )
+
+
+def judged_data(path: str, format: str, columns: str, labels: str) -> "tuple[SourceConfig, ...]":
+    """The sources to judge by that a path and the options mean; errors as of `any_data`."""
+    from flows import sources
+    from pipeline.data.formats import option_text
+
+    return sources.of_judgments(path, format, option_text.parse_columns(columns), option_text.parse_labels(labels))
 
 
 def console() -> "Console":

@@ -49,7 +49,10 @@ def demo(
 
 @app.command()
 def init(
-    data: Annotated[str, typer.Argument(help="Folder, file or SQLAlchemy URL of your documents, queries and grades.")],
+    data: Annotated[
+        str,
+        typer.Argument(help="Folder, file or SQLAlchemy URL of documents, queries and grades; or a recipe of several."),
+    ],
     out: Annotated[
         Path, typer.Option(help="Recipe file to write; recipe.toml is named after the data, another after its file.")
     ] = Path(UNNAMED),

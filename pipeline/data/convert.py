@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from pipeline import disk, schema
 from pipeline.config import DataConfig, SourceConfig
-from pipeline.data import judgments, sources, splits, validation
+from pipeline.data import judgments, short_logs, splits, validation
 from pipeline.data.formats.text_files import STRING
 from pipeline.data.validation import ValidatedTables
 from pipeline.errors import ConfigError, SchemaError
@@ -63,7 +63,7 @@ def split(path: Path, valid_share: float, test_share: float, seed: int, out: Pat
 
 
 def _read(config: SourceConfig) -> ValidatedTables:
-    source = sources.read(config, Path())
+    source = short_logs.read(config, Path())
     sifted = validation.sift(source)
     validation.refuse(sifted.findings, hide_passwords(config.path), source.advice or _ADVICE)
     return sifted

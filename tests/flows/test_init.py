@@ -3,6 +3,8 @@
 import bz2
 import csv
 import gzip
+import io
+import re
 import sqlite3
 import tomllib
 from dataclasses import replace
@@ -10,10 +12,14 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from rich.console import Console
 
-from flows import data_look, init
+from flows import data_look, init, sources
 from flows.built_in_recipes import RECIPES
 from pipeline import recipe as recipes
+from pipeline.config import SourceConfig
+from pipeline.data import check, convert, short_logs
+from pipeline.data import sources as readers
 from pipeline.data.formats import option_text
 from pipeline.errors import ConfigError, InputError, SchemaError
 from pipeline.models.base_models import ModelShape
@@ -51,8 +57,8 @@ def test_a_table_of_other_columns_is_mapped_by_their_names(tmp_path: Path) -> No
     ]
     table.write_text("\n".join(["search_term,product_title,relevance", *rows]) + "\n", encoding="utf-8")
     seen, _ = init.write(str(table), tmp_path / "own.toml")
-    assert seen.source["columns"] == {"query": "search_term", "title": "product_title", "grade": "relevance"}
-    assert recipes.load(tmp_path / "own.toml", []).data.sources[0].columns == seen.source["columns"]
+    assert seen.sources[0]["columns"] == {"query": "search_term", "title": "product_title", "grade": "relevance"}
+    assert recipes.load(tmp_path / "own.toml", []).data.sources[0].columns == seen.sources[0]["columns"]
     assert seen.judgments == 16
     assert recipes.load(tmp_path / "own.toml", []).candidates.pool == "judged"
 
@@ -189,6 +195,23 @@ def test_a_short_click_log_is_judged_from_less_evidence_and_the_recipe_says_so(
     assert ("A short log" in text) == (minimum is not None)
 
 
+def test_a_short_click_log_is_checked_and_converted_by_the_same_evidence(tmp_path: Path) -> None:
+    log = _clicks(tmp_path / "log.csv", turns=5)
+    seen, _ = init.write(str(log), tmp_path / "own.toml")
+    (named,) = sources.of_any_data(str(log))
+    (report,) = check.examine_all([named], Path(), short_logs.read)
+    assert (report.judgments, report.clicks[0]["min_examined"]) == (seen.judgments, 3.0)
+    shown = io.StringIO()
+    Console(file=shown, width=140).print(check.render(report))
+    assert re.search(r"examined impressions that a judged pair needs +3", shown.getvalue())
+    out = convert.convert(log, "auto", tmp_path / "out", named.columns)
+    assert readers.read(SourceConfig(path=str(out)), Path()).judgments.num_rows == seen.judgments
+    (stated,) = check.examine_all(recipes.load(tmp_path / "own.toml", []).data.sources, Path())
+    assert stated.judgments == seen.judgments
+    with pytest.raises(SchemaError, match="no pair has 10 examined impressions"):
+        check.examine_all([named], Path())
+
+
 def test_a_click_log_without_evidence_is_answered_with_what_is_missing_and_what_to_do(tmp_path: Path) -> None:
     log = _clicks(tmp_path / "log.csv", turns=2)
     with pytest.raises(SchemaError, match=r"no pair has more than 2\.0; take a log about 2 times as long"):
@@ -298,7 +321,7 @@ def test_unusable_rows_are_left_out_where_they_are_few_and_refused_where_they_ar
     some = _rated(tmp_path / "some.csv", ("0", "1", "2", "1", "0", "1", "nan"))
     seen, text = init.write(str(some), tmp_path / "some.toml")
     assert seen.unusable > 0
-    assert f"# {seen.unusable} rows cannot be used and are left out: judgments, row 15: grade 'nan' is not" in text
+    assert f"# {seen.unusable} rows cannot be used and are left out: judgments, line 17: grade 'nan' is not" in text
     assert f"the recipe leaves out {seen.unusable} rows: {seen.reasons}" in caplog.text
     assert recipes.load(tmp_path / "some.toml", []).data.faulty_rows == "drop"
     with pytest.raises(SchemaError, match=r"80 rows cannot be used .*grade 'nan' is not a number"):
@@ -369,7 +392,7 @@ def test_a_map_of_some_columns_is_completed_by_the_usual_names(
     ratings.write_text("\n".join(["asked,title,description,notes,grade", *rows]) + "\n", encoding="utf-8")
     with caplog.at_level("INFO"):
         seen, _ = init.write(str(ratings), tmp_path / "own.toml", {"query": "asked", "text": "notes"})
-    assert seen.source["columns"] == {"query": "asked", "text": "notes", "title": "title", "grade": "grade"}
+    assert seen.sources[0]["columns"] == {"query": "asked", "text": "notes", "title": "title", "grade": "grade"}
     assert "columns read as query=asked,text=notes,title=title,grade=grade; --columns names others" in caplog.text
 
 
@@ -381,15 +404,15 @@ def test_a_database_without_a_key_is_mapped_by_the_names_of_its_columns(tmp_path
         connection.execute("insert into documents values ('knife', 'a knife')")
         connection.executemany("insert into rated values (?, ?, ?)", rows)
     seen, _ = init.write(f"sqlite:///{tmp_path}/shop.db?table=rated", tmp_path / "own.toml")
-    assert seen.source["columns"] == {"query": "search", "title": "name", "grade": "relevance"}
-    assert recipes.load(tmp_path / "own.toml", []).data.sources[0].columns == seen.source["columns"]
+    assert seen.sources[0]["columns"] == {"query": "search", "title": "name", "grade": "relevance"}
+    assert recipes.load(tmp_path / "own.toml", []).data.sources[0].columns == seen.sources[0]["columns"]
     with pytest.raises(SchemaError, match=r"columns, each with its first value: title \(knife\), text"):
         init.write(f"sqlite:///{tmp_path}/shop.db", tmp_path / "other.toml")
 
 
 def test_a_recipe_and_its_text_hold_no_password(tmp_path: Path) -> None:
     rated, out = _rated(tmp_path / "ratings.csv", ("0", "1")), tmp_path / "own.toml"
-    seen = replace(data_look.look(str(rated)), source={"path": "postgresql://shop:hunter2@db/shop?table=rated"})
+    seen = replace(data_look.look(str(rated)), sources=({"path": "postgresql://shop:hunter2@db/shop?table=rated"},))
     text = init.recipe(seen, "own")
     assert "hunter2" not in text
     out.write_text(text, encoding="utf-8")
@@ -399,7 +422,7 @@ def test_a_recipe_and_its_text_hold_no_password(tmp_path: Path) -> None:
 def test_a_recipe_keeps_the_variable_of_a_password(tmp_path: Path) -> None:
     rated = _rated(tmp_path / "ratings.csv", ("0", "1"))
     address = "postgresql://shop:${SHOP_PASSWORD}@db/shop?table=rated"
-    text = init.recipe(replace(data_look.look(str(rated)), source={"path": address}), "own")
+    text = init.recipe(replace(data_look.look(str(rated)), sources=({"path": address},)), "own")
     assert address in text
     assert "DATABASE_PASSWORD" not in text
 

@@ -229,3 +229,111 @@ def test_a_guess_names_the_columns_that_it_does_not_read(
     with caplog.at_level("INFO"):
         sources.with_columns(SourceConfig(path=file), "documents")
     assert caplog.messages[0].endswith(f"; --columns names others{unread}")
+
+
+def test_every_command_on_judged_data_asks_for_the_same_map(tmp_path: Path) -> None:
+    ratings = table(tmp_path / "ratings.csv", "phrase,title,grade")
+    messages = []
+    for use in (lambda: init.write(ratings, tmp_path / "own.toml"), lambda: sources.of_any_data(ratings)):
+        with pytest.raises(SchemaError) as raised:
+            use()
+        messages.append(str(raised.value))
+    assert messages[0] == messages[1]
+    with pytest.raises(InputError, match=r"--columns title=title,grade=grade,query=COLUMN on .*place of COLUMN"):
+        convert.convert(ratings, "auto", tmp_path / "out")
+    guessed = sources.of_any_data(table(tmp_path / "usual.csv", "query,title,grade"))
+    assert guessed[0].columns == {"query": "query", "title": "title", "grade": "grade"}
+
+
+@pytest.mark.parametrize(
+    ("names", "given", "columns"),
+    [
+        ("id,name,body", {}, {"doc_id": "id", "title": "name", "text": "body"}),
+        ("query_id,query", {}, {"query_id": "query_id", "query": "query"}),
+        ("phrase,title,grade", {"query": "phrase"}, {"query": "phrase", "title": "title", "grade": "grade"}),
+        ("query,sku,title,grade", {"query": "query", "doc_id": "sku", "grade": "grade"}, None),
+        ("id,name,rating", {"title": "name"}, None),
+    ],
+)
+def test_a_table_of_anything_keeps_a_map_that_suffices_and_has_another_completed(
+    tmp_path: Path, names: str, given: Mapping[str, str], columns: Mapping[str, str] | None
+) -> None:
+    file = table(tmp_path / "any.csv", names, ",".join("1" * (names.count(",") + 1)))
+    assert sources.of_any_data(file, columns=given)[0].columns == (given if columns is None else columns)
+
+
+def test_a_recipe_s_sources_keep_their_maps(tmp_path: Path) -> None:
+    table(tmp_path / "items.csv", "query,title,grade")
+    own = recipe(tmp_path, '{ path = "items.csv" }')
+    assert sources.of_any_data(own)[0].columns == {}  # A retraining would not guess either.
+    with pytest.raises(ConfigError, match="--labels: the sources of a recipe have their own; write it there, as lab"):
+        sources.of_any_data(own, labels={"Exact": 2})
+
+
+@pytest.mark.parametrize(
+    ("names", "fit"),
+    [
+        ("query,title,slot,n_clicks", {"position": "slot", "clicked": "n_clicks"}),
+        ("query,title,where,click_type", {"position": "COLUMN", "clicked": "click_type"}),
+        ("query,title,rank,click_flag", {"position": "rank", "clicked": "click_flag"}),
+    ],
+)
+def test_a_table_that_looks_like_a_click_log_is_called_one(tmp_path: Path, names: str, fit: Mapping[str, str]) -> None:
+    log = table(tmp_path / "log.csv", names, "knife,a knife,1,0")
+    with pytest.raises(SchemaError, match="it looks like a click log") as raised:
+        init.write(log, tmp_path / "own.toml")
+    assert typed(str(raised.value)) == {"query": "query", "title": "title", **fit}
+    with pytest.raises(SchemaError, match="or position and clicked of a click log") as raised:
+        init.write(table(tmp_path / "other.csv", "query,title,worth"), tmp_path / "own.toml")
+    assert "looks like" not in str(raised.value)
+
+
+def test_documents_alone_are_answered_with_the_quickstart(tmp_path: Path) -> None:
+    items = table(tmp_path / "items.csv", "id,title,text")
+    with pytest.raises(SchemaError, match=rf"`relevance quickstart {items} --workspace workspace`"):
+        init.write(items, tmp_path / "own.toml")
+
+
+@pytest.mark.parametrize("name", ["qrels.txt", "qrels.tsv", "judged"])
+def test_a_qrels_file_is_called_one_and_its_uses_are_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("q1\t0\td1\t1\nq1\t0\td2\t0\n", encoding="utf-8")
+    for use in (
+        lambda: init.write(str(tmp_path / name), tmp_path / "own.toml"),
+        lambda: [readers.read(source, Path()) for source in sources.of_any_data(str(tmp_path / name))],
+    ):
+        with pytest.raises(InputError, match=r"is a TREC qrels file .*report --run RUN --judgments .*name the fold"):
+            use()
+
+
+@pytest.mark.parametrize("known", [{}, {"query": "query", "doc_id": "article_id", "grade": "stars"}])
+def test_judgments_without_texts_are_answered_with_a_recipe_of_both_tables(
+    tmp_path: Path, known: Mapping[str, str]
+) -> None:
+    """The sources in the message, copied into a file, are what `init` reads."""
+    ids = [(f"d{number}", f"knife {number}", "cuts") for number in range(30)]
+    judged = [(f"knife {number % 25}", f"d{number}", number % 3) for number in range(30)]
+    with sqlite3.connect(tmp_path / "shop.db") as connection:
+        connection.execute("create table articles (id text, name text, description text)")
+        connection.executemany("insert into articles values (?, ?, ?)", ids)
+        connection.execute("create table ratings (query text, article_id text, stars integer)")
+        connection.executemany("insert into ratings values (?, ?, ?)", judged)
+    connection.close()
+    for name, head, rows in (("a", "id,name,description", ids), ("b", "query,article_id,stars", judged)):
+        lines = [head, *(",".join(map(str, row)) for row in rows)]
+        (tmp_path / f"{name}.csv").write_text("\n".join(lines), encoding="utf-8")
+    for path, seen in ((f"sqlite:///{tmp_path}/shop.db?table=ratings", "articles"), (str(tmp_path / "b.csv"), "a.csv")):
+        with pytest.raises(SchemaError, match=rf"(?s)\(seen: {seen}\).*sources of one name") as raised:
+            init.write(path, tmp_path / "own.toml", known)
+        lines = str(raised.value).splitlines()
+        written = lines[lines.index("    [data]") : lines.index("    ]") + 1]
+        (tmp_path / f"both-{seen}.toml").write_text("\n".join(written), encoding="utf-8")
+        look, text = init.write(str(tmp_path / f"both-{seen}.toml"), tmp_path / f"filled-{seen}.toml")
+        assert (look.documents, look.judgments, look.judged_queries, look.unusable) == (30, 30, 25, 0)
+        assert text.count('name = "shop", columns') == (2 if "://" in path else 0)
+
+
+def test_sources_of_two_names_are_no_collection_for_a_recipe(tmp_path: Path) -> None:
+    table(tmp_path / "items.csv", "query,title,grade")
+    own = recipe(tmp_path, *(f'{{ path = "items.csv", name = "{name}" }}' for name in "ab"))
+    with pytest.raises(ConfigError, match=r"2 collections \(a, b\).*one `name`"):
+        init.write(own, tmp_path / "new.toml")

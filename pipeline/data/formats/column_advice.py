@@ -26,7 +26,7 @@ NEEDS: Mapping[Contents, Mapping[str, tuple[str, ...]]] = {
     "judgments": {
         "query (what was searched for)": ("query", "query_id"),
         "title or text (of the document)": ("title", "text", "doc_id"),
-        "grade (how well the document answers the query)": ("grade", "clicked"),
+        "grade (how well the document answers the query), or position and clicked of a click log": ("grade", "clicked"),
     },
     "documents": {"title or text (of the document)": ("title", "text")},
 }
@@ -39,6 +39,8 @@ FIRST_LINE = "Its first line must name the columns: put one there if these are v
 _SEPARATORS = re.compile(r"[^\w\s'\"().-]")
 _NO_USUAL_NAME = "no column has a usual name for:"
 _BLANK = ", with the name of a column in place of COLUMN"
+_CLICKS, _POSITIONS = re.compile("click", re.IGNORECASE), re.compile("pos|rank|slot", re.IGNORECASE)
+"""Parts of the names of columns that may be the clicks and the positions of a log."""
 
 
 def guess(names: Sequence[str], contents: Contents | None) -> dict[str, str]:
@@ -46,6 +48,32 @@ def guess(names: Sequence[str], contents: Contents | None) -> dict[str, str]:
     best = column_map.suggest(names)
     kept = ("title", "text", "doc_id") if contents == "documents" else tuple(best)
     return {role: name for role, name in best.items() if role in kept}
+
+
+def contents_of(columns: Mapping[str, str]) -> Contents | None:
+    """The contents that a map of columns seems to be meant for; None for a table of queries alone."""
+    described = {"title", "text"} & set(columns)
+    if {"grade", "clicked"} & set(columns) or ("query" in columns and described):
+        return "judgments"
+    if described:
+        return "documents"
+    return None if "query" in columns else "judgments"
+
+
+def fitted(columns: Mapping[str, str], names: Sequence[str]) -> tuple[dict[str, str], Contents | None]:
+    """The map of a table that may hold anything, and the contents that it must be complete for.
+
+    A map that a person wrote stays as it is, unless the usual names complete one that is meant for judged pairs.
+    """
+    if not columns:
+        best = guess(names, None)
+        return best, contents_of(best)
+    graded = {"grade", "clicked"} & set(columns)
+    if graded or {"query", "query_id"} & set(columns):
+        full = completed(columns, names, "judgments")
+        if _lacking(columns, "judgments") and not _lacking(full, "judgments"):
+            return full, "judgments"
+    return dict(columns), "judgments" if graded else None
 
 
 def completed(columns: Mapping[str, str], names: Sequence[str], contents: Contents) -> dict[str, str]:
@@ -80,6 +108,7 @@ def fault(
         return f"{problem}: it is empty, or its first line is"
     meant = _misspelt(columns, lacking)
     fitting = _fitting(columns, samples, guess(_free(columns, samples), contents), lacking, meant)
+    logged = "clicked" in fitting and "clicked" not in columns
     lines = [
         *([problem] if absent else []),
         *([f"{_NO_USUAL_NAME if guessed else '--columns lacks:'} {'; '.join(lacking)}"] if lacking else []),
@@ -87,9 +116,24 @@ def fault(
         *_corrections(absent, columns, samples),
         *[f"did you mean the key {right!r} in place of {key!r}?" for key, right in meant.items()],
         f"columns{', each with its first value' if any(samples.values()) else ''}: {listed(samples)}",
+        *(["it looks like a click log, with a row for each time that a document was shown"] if logged else []),
         f"type: --columns {shlex.quote(option(fitting))}" if contents else f"write: {written('columns', fitting)}",
     ]
-    return "\n  ".join(lines) + _BLANK * ("COLUMN" in fitting.values())
+    return "\n  ".join(lines) + _blank(fitting)
+
+
+def _blank(columns: Mapping[str, str]) -> str:
+    return _BLANK if "COLUMN" in columns.values() else ""
+
+
+def _click_columns(columns: Mapping[str, str], samples: Mapping[str, str]) -> dict[str, str]:
+    """The position and the clicks of a table without a known grade, if a column is named after clicks; else empty."""
+    free = [name for name in samples if name not in columns.values()]
+    clicked = next(filter(_CLICKS.search, free), "")
+    if not clicked or columns.get("grade") != "COLUMN":
+        return {}
+    position = next((name for name in free if name != clicked and _POSITIONS.search(name)), "COLUMN")
+    return {"position": position, "clicked": clicked}
 
 
 def _lacking(columns: Mapping[str, str], contents: Contents | None) -> dict[str, tuple[str, ...]]:
@@ -126,7 +170,8 @@ def _fitting(
         if not set(keys) & set(fitting):
             role = next((key for key in keys if key in best), keys[0])
             fitting[role] = best.get(role, "COLUMN")
-    return fitting
+    logged = _click_columns(fitting, samples)
+    return {key: name for key, name in fitting.items() if not (logged and key == "grade")} | logged
 
 
 def _misspelt(columns: Mapping[str, str], lacking: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
@@ -164,7 +209,14 @@ def of_file(path: Path) -> str:
             f"\n{files[0].name} has the columns {listed(samples)}; none looks like a query, a title or a grade. "
             f"{FIRST_LINE}, or map them by hand: --columns query=COLUMN,title=COLUMN,grade=COLUMN"
         )
-    return f"\n{files[0].name} has the columns {listed(samples)}. The map that fits best: {written('columns', best)}"
+    return f"\n{files[0].name} has the columns {listed(samples)}. The map that fits best: {fitting(samples)}"
+
+
+def fitting(samples: Mapping[str, str]) -> str:
+    """The map to write for a table of these columns, with COLUMN where no name tells what is needed."""
+    best = guess(list(samples), None)
+    complete = _fitting(best, samples, {}, _lacking(best, contents_of(best)), {})
+    return written("columns", complete) + _blank(complete)
 
 
 def separator(names: Sequence[str]) -> str:

@@ -4,6 +4,7 @@ It suffices to judge a run file. A release cannot rank by ids, so the format is 
 """
 
 import re
+import shlex
 from pathlib import Path
 
 import pyarrow as pa
@@ -34,6 +35,17 @@ def is_qrels(path: Path) -> bool:
     with path.open("rb") as file:
         fields = file.readline(4096).split()
     return len(fields) == 4 and bool(re.fullmatch(rb"-?\d+(\.0*)?", fields[3]))
+
+
+def advice(path: Path) -> str:
+    """The message that a file is of this form, and what can be done with it."""
+    file = shlex.quote(str(path))
+    return (
+        f"{path}: is a TREC qrels file (query, iteration, document, grade), which has no texts. To judge a run by it: "
+        f"`relevance report --run RUN --judgments {file}`. To learn or search, put it into a folder with the documents "
+        "(corpus.jsonl, or collection.tsv with lines of id, tab, text) and the queries (queries.jsonl or queries.tsv), "
+        "and name the folder"
+    )
 
 
 def read(path: Path) -> Tables:

@@ -126,6 +126,8 @@ def find(config: SourceConfig, root: Path) -> tuple[str, FoundSource]:
 
 def _unknown_file(path: Path) -> InputError:
     """The error for a file that no format reads: the map of columns that fits a table, or what its name must be."""
+    if qrels_file.is_qrels(path):
+        return MissingError(qrels_file.advice(path))
     if advice := column_advice.of_file(path):
         return MissingError(f"{path}: is not a file of a format that is known by its name{advice}")
     with path.open("rb") as file:

@@ -32,7 +32,7 @@ from sqlalchemy.exc import (
 )
 
 from pipeline.config import SourceConfig
-from pipeline.data.formats import column_advice, column_map, option_text, tables
+from pipeline.data.formats import column_advice, column_map, tables
 from pipeline.data.formats import table as mapped
 from pipeline.data.formats.sql_values import is_set, plain, texts_of, typed
 from pipeline.data.formats.tables import FoundSource, Tables
@@ -90,6 +90,23 @@ def short_name(url: str) -> str:
     address = _address(url)
     table = address.query.get("table", "")
     return str(table) or Path(address.database or "").stem
+
+
+def database_name(url: str) -> str:
+    """The database that a URL names; no user, host or password."""
+    return Path(_address(url).database or "").stem or "own"
+
+
+def other_tables(url: str, root: Path) -> list[str]:
+    """The addresses of the other tables and views of a database; none where they cannot be listed."""
+    address, name = locate(url, root)
+    engine = sa.create_engine(address)
+    try:
+        names = [other for other in _table_names(engine) if other != name]
+    finally:
+        engine.dispose()
+    base = re.sub(r"([?&])table=[^&]*&?", r"\1", url).rstrip("?&")
+    return [f"{base}{'&' if '?' in base else '?'}table={quote(other)}" for other in names]
 
 
 def _address(url: str) -> sa.URL:
@@ -197,9 +214,10 @@ def _is_lost(error: SQLAlchemyError, address: sa.URL) -> bool:
 
 
 def _table_names(engine: sa.Engine) -> list[str]:
-    """The tables of a database, for a message; none where they cannot be listed."""
+    """The tables and views of a database, for a message; none where they cannot be listed."""
     try:
-        return sa.inspect(engine).get_table_names()
+        inspector = sa.inspect(engine)
+        return [*inspector.get_table_names(), *inspector.get_view_names()]
     except SQLAlchemyError:
         return []
 
@@ -267,7 +285,7 @@ def refuse_absent(names: Sequence[str], config: SourceConfig, shown: str) -> Non
         if problem:
             raise SchemaError(f"{shown}: {problem}")
     elif missing := [column for column in OWN_COLUMNS if column not in names]:
-        advice = option_text.written("columns", column_map.suggest(names) or {"title": "COLUMN"})
+        advice = column_advice.fitting(dict.fromkeys(names, ""))
         raise SchemaError(f"{shown}: has no column {', '.join(missing)}; it has {there}. Map its columns: {advice}")
 
 
@@ -281,7 +299,7 @@ def _assembled(columns: Mapping[str, list[Any]], config: SourceConfig, shown: st
         if key in column_map.roles(columns):
             arrays[key], faults = tables.strings(texts_of(values, key, shown), "documents", key)
             if faults:
-                raise SchemaError(f"{shown}: row {faults[0].row}, {faults[0].reason}")
+                raise SchemaError(f"{shown}: {faults[0].where}, {faults[0].reason}")
         else:
             arrays[key] = typed(values)
     return mapped.assemble(pa.table(arrays), config, shown)

@@ -49,6 +49,7 @@ def serve(
     Raises:
         ConfigError: no flow has a cron line and its data, a line or the time zone is invalid, or columns without
             documents.
+        MissingError, SchemaError: data that a flow would read is not there, see `sources.refuse_absent`.
         RelevanceError: the Prefect server does not answer.
     """
     settings = recipes.load(recipe, overrides)
@@ -71,6 +72,7 @@ def serve(
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with _patient_start():
         check_server()
+        _refuse_absent_data(parameters, settings)
         label = prefect_flows.label_of(workspace, settings.name)
         # Beside the form of changes, which has no values of the recipe.
         description = f"Recipe {settings.name}, with all defaults:\n\n```toml\n{recipes.to_toml(settings)}```\n"
@@ -129,6 +131,26 @@ def _parameters(
             command,
         )
     return parameters
+
+
+def _refuse_absent_data(parameters: Mapping[str, Mapping[str, Any]], settings: Recipe) -> None:
+    """Raises the errors that the flows would end with at their first run: a file, a table or a column is not there.
+
+    Args:
+        parameters: those of each flow that is served.
+        settings: the recipe of the retraining.
+    """
+    for source in settings.data.sources:
+        sources.refuse_absent(source, Path(settings.data.root))
+    judged = sources.of_judgments(parameters["report"]["judgments"]) if "report" in parameters else ()
+    reindex = parameters.get("reindex", {"documents": ()})
+    documents = sources.of_documents(
+        reindex["documents"],
+        columns=reindex.get("columns", sources.NO_COLUMNS),
+        overrides=reindex.get("overrides", ()),
+    )
+    for source in (*judged, *documents):
+        sources.refuse_absent(source, Path())
 
 
 @contextmanager

@@ -337,3 +337,44 @@ def test_sources_of_two_names_are_no_collection_for_a_recipe(tmp_path: Path) -> 
     own = recipe(tmp_path, *(f'{{ path = "items.csv", name = "{name}" }}' for name in "ab"))
     with pytest.raises(ConfigError, match=r"2 collections \(a, b\).*one `name`"):
         init.write(own, tmp_path / "new.toml")
+
+
+@pytest.mark.parametrize(
+    ("judgments", "documents", "source", "words"),
+    [
+        ("gone.csv", "items.csv", "judged.csv", "gone.csv: no such file or folder"),
+        ("items.csv", "items.csv", "judged.csv", "items.csv: .*(?s:.)*grade=COLUMN"),
+        ("judged.csv", "gone.csv", "judged.csv", "gone.csv: no such file or folder"),
+        ("judged.csv", "sqlite:///shop.db?table=gone", "judged.csv", "no such table; it has items, seen"),
+        ("judged.csv", "items.csv", "gone.csv", "gone.csv: no such table; name a file"),
+        ("judged.csv", "items.csv", "odd.csv", "no column 'query', 'grade'"),
+    ],
+)
+def test_a_schedule_of_data_that_is_not_there_is_refused_before_it_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, judgments: str, documents: str, source: str, words: str
+) -> None:
+    from flows import schedules
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(schedules, "serve_deployments", lambda *_, **__: pytest.fail("a schedule was made"))
+    table(tmp_path / "items.csv", "id,title,text", "a1,Red knife,sharp")
+    table(tmp_path / "judged.csv", "query,title,grade")
+    table(tmp_path / "odd.csv", "phrase,title,verdict")
+    with sqlite3.connect(tmp_path / "shop.db") as connection:
+        connection.execute("create table items (id text, title text)")
+        connection.execute("create view seen as select * from items")
+    connection.close()
+    columns = '{ query = "query", title = "title", grade = "grade" }'
+    own = recipe(tmp_path, f'{{ path = "{source}", columns = {columns} }}')
+    with pytest.raises(InputError, match=words):
+        schedules.serve(Path(own), [], tmp_path / "workspace", judgments=judgments, documents=[documents])
+
+
+def test_data_that_is_there_passes_the_check_of_a_schedule(tmp_path: Path) -> None:
+    table(tmp_path / "judged.csv", "query,title,grade")
+    (source,) = sources.of_judgments(str(tmp_path / "judged.csv"))
+    sources.refuse_absent(source, Path())
+    sources.refuse_absent(SourceConfig(path="judged.csv", columns={"title": "title"}), tmp_path)
+    with pytest.raises(SchemaError, match="no column 'name'"):
+        sources.refuse_absent(SourceConfig(path="judged.csv", columns={"title": "name"}), tmp_path)
+    sources.refuse_absent(SourceConfig(path="s3://bucket/folder"), tmp_path)  # Never fetched for a check.

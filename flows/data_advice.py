@@ -39,13 +39,13 @@ def ways_to_join(source: "SourceConfig", columns: Mapping[str, str]) -> str:
     Args:
         columns: the map of the judgments, as far as it is known.
     """
-    own, others = _columns_of(source), _neighbours(source)
+    own, neighbours = _columns_of(source), _neighbours(source)
     free = [name for name in own if name not in columns.values()]
     of_document = next((name for name in free if _ID.search(name)), "COLUMN")
     judged = {"doc_id": of_document} | {key: name for key, name in columns.items() if key not in ("title", "text")}
     path, documents = next(
-        ((path, mapped) for path, mapped in others.items() if {"title", "text"} & set(mapped)),
-        (next(iter(others), "PATH"), {"title": "COLUMN"}),
+        ((path, mapped) for path, mapped in neighbours.items() if {"title", "text"} & set(mapped)),
+        (next(iter(neighbours), "PATH"), {"title": "COLUMN"}),
     )
     name = _collection(source)
     written = [
@@ -53,7 +53,7 @@ def ways_to_join(source: "SourceConfig", columns: Mapping[str, str]) -> str:
         _source(source.path, name, judged),
     ]
     is_database = "://" in source.path
-    seen = f" (seen: {', '.join(map(_short, others))})" if others else ""
+    seen = f" (seen: {', '.join(map(_short, neighbours))})" if neighbours else ""
     join = (
         "\n  or join them in the database: make a view of both and name it as ?table=VIEW, or write a source with "
         'query = "SELECT …"'

@@ -137,7 +137,7 @@ def _refuse_absent_data(parameters: Mapping[str, Mapping[str, Any]], settings: R
     """Raises the errors that the flows would end with at their first run: a file, a table or a column is not there.
 
     Args:
-        parameters: those of each flow that is served.
+        parameters: the parameters of each flow that is served.
         settings: the recipe of the retraining.
     """
     for source in settings.data.sources:

@@ -119,13 +119,13 @@ class InvalidRow:
     row: int | None
     """Number of the row in its table, from 0; None means the whole table."""
     reason: str
-    place: str = field(default="", repr=False)
-    """The place of the row in its file, such as "line 17"; empty where only its number is known."""
+    location: str = field(default="", repr=False)
+    """The location of the row in its file, such as "line 17"; empty where only its number is known."""
 
     @property
     def where(self) -> str:
-        """The place of the row, or its name; empty for a whole table."""
-        return "" if self.row is None else self.place or row_name(self.row)
+        """The location of the row, or its name; empty for a whole table."""
+        return "" if self.row is None else self.location or row_name(self.row)
 
     def __str__(self) -> str:
         return f"{self.table}: {self.reason}" if self.row is None else f"{self.table}, {self.where}: {self.reason}"

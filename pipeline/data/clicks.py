@@ -123,7 +123,7 @@ def fit(pair: Ints, position: Ints, impressions: Ints, clicks: Ints) -> Position
     return PositionModel(examination, attractiveness, examined, iterations)
 
 
-def judge(rows: pa.Table, config: SourceConfig, shown: str, places: NameRows = row_names) -> ClickJudgments:
+def judge(rows: pa.Table, config: SourceConfig, shown: str, locations: NameRows = row_names) -> ClickJudgments:
     """Weak judgments from a click log.
 
     A pair's attractiveness becomes a grade by the scale [lowest, highest, steps]: `grade_scale` of the source, or
@@ -135,7 +135,7 @@ def judge(rows: pa.Table, config: SourceConfig, shown: str, places: NameRows = r
         rows: query_id, doc_id, position and clicked as texts, one row an impression or a click; session and time where
             the log has them, which join the rows of one impression.
         shown: the source's address, for messages.
-        places: the places of the rows in their files, for messages.
+        locations: the locations of the rows in their files, for messages.
 
     Raises:
         ConfigError: a time without a session, or an impossible `grade_scale`.
@@ -143,7 +143,7 @@ def judge(rows: pa.Table, config: SourceConfig, shown: str, places: NameRows = r
             from the attractiveness of documents, or no clicks.
         TooFewImpressionsError: no pair has enough evidence.
     """
-    impressions = _impressions(rows, shown, places)
+    impressions = _impressions(rows, shown, locations)
     cells = impressions.groupby(["query_id", "doc_id", "position"], sort=False)["clicked"].agg(["size", "sum"])
     cells = cells.reset_index()
     kept, alone = _comparable(cells, shown)
@@ -220,11 +220,11 @@ def usual_spelling(queries: pa.ChunkedArray) -> pa.ChunkedArray:
     return pa.chunked_array([pa.array(spelled.map(normal).map(usual), STRING)])
 
 
-def _impressions(rows: pa.Table, shown: str, places: NameRows) -> pd.DataFrame:
+def _impressions(rows: pa.Table, shown: str, locations: NameRows) -> pd.DataFrame:
     """A row for each impression: query_id, doc_id, position, clicked (bool)."""
     frame: pd.DataFrame = rows.select(["query_id", "doc_id"]).to_pandas()
-    frame["position"] = _positions(rows["position"].to_pandas(), shown, places)
-    frame["clicked"] = _clicked(rows["clicked"].to_pandas(), shown, places)
+    frame["position"] = _positions(rows["position"].to_pandas(), shown, locations)
+    frame["clicked"] = _clicked(rows["clicked"].to_pandas(), shown, locations)
     names = set(rows.column_names)
     if "session" not in names:
         if "time" in names:
@@ -233,7 +233,7 @@ def _impressions(rows: pa.Table, shown: str, places: NameRows) -> pd.DataFrame:
     keys = ["query_id", "doc_id", "position", "session"]
     frame["session"] = rows["session"].to_pandas()
     if "time" in names:
-        frame["time"] = _times(rows["time"].to_pandas(), shown, places)
+        frame["time"] = _times(rows["time"].to_pandas(), shown, locations)
         frame = frame.sort_values("time", kind="stable")
         gap = frame.groupby(keys, sort=False)["time"].diff() > SAME_IMPRESSION
         frame["number"] = gap.groupby([frame[key] for key in keys], sort=False).cumsum()
@@ -242,23 +242,23 @@ def _impressions(rows: pa.Table, shown: str, places: NameRows) -> pd.DataFrame:
     return joined
 
 
-def _positions(values: pd.Series, shown: str, places: NameRows) -> Ints:
+def _positions(values: pd.Series, shown: str, locations: NameRows) -> Ints:
     numbers = pd.to_numeric(values, errors="coerce")
     wrong = ~(numbers.ge(0) & (numbers % 1).eq(0) & numbers.le(1e6))
-    _refuse(values, wrong, "position", "a whole number from 0", shown=shown, places=places)
+    _refuse(values, wrong, "position", "a whole number from 0", shown=shown, locations=locations)
     return numbers.to_numpy(np.int64)
 
 
-def _clicked(values: pd.Series, shown: str, places: NameRows) -> npt.NDArray[np.bool_]:
+def _clicked(values: pd.Series, shown: str, locations: NameRows) -> npt.NDArray[np.bool_]:
     """Whether a row is clicked: true or yes, or a number of clicks above 0."""
     folded = values.str.strip().str.casefold()
     numbers = pd.to_numeric(folded, errors="coerce")
     wrong = ~(folded.isin([*_YES, *_NO]) | numbers.ge(0))
-    _refuse(values, wrong, "clicked", "true, false or a number of clicks", shown=shown, places=places)
+    _refuse(values, wrong, "clicked", "true, false or a number of clicks", shown=shown, locations=locations)
     return (folded.isin(_YES) | numbers.gt(0)).to_numpy(bool)
 
 
-def _times(values: pd.Series, shown: str, places: NameRows) -> pd.Series:
+def _times(values: pd.Series, shown: str, locations: NameRows) -> pd.Series:
     """Instants from seconds since 1970 or from dates and times as ISO 8601 writes them."""
     seconds = pd.to_numeric(values, errors="coerce")
     written = pd.to_datetime(values.where(seconds.isna()), errors="coerce", utc=True, format="ISO8601")
@@ -269,16 +269,16 @@ def _times(values: pd.Series, shown: str, places: NameRows) -> pd.Series:
         "time",
         "a time such as 2026-01-31T12:00:00, or seconds since 1970",
         shown=shown,
-        places=places,
+        locations=locations,
     )
     return times
 
 
-def _refuse(values: pd.Series, wrong: pd.Series, role: str, wanted: str, *, shown: str, places: NameRows) -> None:
+def _refuse(values: pd.Series, wrong: pd.Series, role: str, wanted: str, *, shown: str, locations: NameRows) -> None:
     if wrong.any():
         row = int(np.flatnonzero(wrong.to_numpy(bool))[0])
         raise SchemaError(
-            f"{shown}: {int(wrong.sum()):,} rows have no {role} that can be read, the first is {places([row])[0]}: "
+            f"{shown}: {int(wrong.sum()):,} rows have no {role} that can be read, the first is {locations([row])[0]}: "
             f"{str(values.iloc[row])[:60]!r} is not {wanted}; mend or leave out these rows"
         )
 

@@ -189,12 +189,12 @@ def _as_one(group: Sequence[Source]) -> Source:
         tuple(faults),
         tuple(log for source in group for log in source.clicks),
         "; ".join(source.advice for source in group if source.advice),
-        {kind: _places(group, kind) for kind in KINDS},
+        {kind: _joined_locations(group, kind) for kind in KINDS},
     )
 
 
-def _places(group: Sequence[Source], kind: str) -> schema.NameRows:
-    """Names for the rows of a joined table: the source that each comes from, and its place there."""
+def _joined_locations(group: Sequence[Source], kind: str) -> schema.NameRows:
+    """Names for the rows of a joined table: the source that each comes from, and its location there."""
     ends = np.cumsum([getattr(source, kind).num_rows for source in group])
 
     def name(rows: Sequence[int]) -> list[str]:
@@ -205,7 +205,7 @@ def _places(group: Sequence[Source], kind: str) -> schema.NameRows:
             before = ends[number] - getattr(source, kind).num_rows
             inside = (np.asarray(rows)[own] - before).tolist()
             shown = source.shown.rpartition("/")[2] or source.name
-            names[own] = [f"{shown}, {place}" for place in source.places.get(kind, schema.row_names)(inside)]
+            names[own] = [f"{shown}, {location}" for location in source.locations.get(kind, schema.row_names)(inside)]
         return list(names)
 
     return name

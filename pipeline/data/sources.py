@@ -44,8 +44,8 @@ class Source:
     """Counts and thresholds that grades were computed with, for each click log; see `clicks.ClickJudgments`."""
     advice: str = ""
     """Advice on mending the rows in `faults`; empty where their reasons say all. See `tables.Tables`."""
-    places: Mapping[str, NameRows] = field(default_factory=dict, repr=False)
-    """Table → the places of its rows in the files that were read; see `tables.Tables`."""
+    locations: Mapping[str, NameRows] = field(default_factory=dict, repr=False)
+    """Table → the locations of its rows in the files that were read; see `tables.Tables`."""
     shown: str = ""
     """The source's address, for messages."""
 
@@ -161,7 +161,7 @@ def _checked(name: str, form: str, tables_read: Tables, digest: str, config: Sou
         (*tables_read.faults, *unmapped),
         (tables_read.clicks,) if tables_read.clicks else (),
         tables_read.advice,
-        tables_read.places,
+        tables_read.locations,
         where,
     )
 

@@ -86,16 +86,16 @@ def sift(source: Source, purpose: Purpose = "training") -> ValidatedTables:
 
 
 def placed(findings: Sequence[Finding], source: Source) -> list[Finding]:
-    """The findings with the places of their rows in the source's files, where those are known."""
+    """The findings with the locations of their rows in the source's files, where those are known."""
     rows: dict[str, list[int]] = {}
     names: dict[tuple[str, int | None], str] = {}
     for finding in findings:
-        if finding.fault.row is not None and finding.fault.table in source.places:
+        if finding.fault.row is not None and finding.fault.table in source.locations:
             rows.setdefault(finding.fault.table, []).append(finding.fault.row)
     for table, of in rows.items():
-        names |= {(table, row): name for row, name in zip(of, source.places[table](of), strict=True)}
+        names |= {(table, row): name for row, name in zip(of, source.locations[table](of), strict=True)}
     return [
-        replace(finding, fault=replace(finding.fault, place=names.get((finding.fault.table, finding.fault.row), "")))
+        replace(finding, fault=replace(finding.fault, location=names.get((finding.fault.table, finding.fault.row), "")))
         for finding in findings
     ]
 

@@ -1,4 +1,4 @@
-"""The places of a table's rows as a person finds them: the line of a text file, or the number of the row from 1.
+"""The locations of a table's rows as a person finds them: the line of a text file, or the number of the row from 1.
 
 Lines are counted only when a message needs them: the file is then read once more.
 """
@@ -33,8 +33,8 @@ def in_files(files: Sequence[Path], counts: Sequence[int], wanted: Sequence[str]
             if number not in lines:
                 lines[number] = _lines(files[number], counts[number], wanted)
             inside = row - (ends[number] - counts[number])
-            place = f"line {lines[number][inside]:,}" if lines[number] else row_name(inside)
-            names.append(f"{files[number].name}, {place}" if len(files) > 1 else place)
+            location = f"line {lines[number][inside]:,}" if lines[number] else row_name(inside)
+            names.append(f"{files[number].name}, {location}" if len(files) > 1 else location)
         return names
 
     return name

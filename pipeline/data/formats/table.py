@@ -77,17 +77,17 @@ def read(files: Sequence[Path], config: SourceConfig) -> Tables:
         rows = pa.concat_tables(parts, promote_options="permissive")
     except pa.ArrowException as error:
         raise SchemaError(f"{files[0].parent}: the tables have columns of different types ({error})") from error
-    places = row_places.in_files(files, [part.num_rows for part in parts], list(config.columns.values()))
-    return assemble(rows, config, str(files[0]) if len(files) == 1 else str(files[0].parent), places)
+    locations = row_places.in_files(files, [part.num_rows for part in parts], list(config.columns.values()))
+    return assemble(rows, config, str(files[0]) if len(files) == 1 else str(files[0].parent), locations)
 
 
-def assemble(rows: pa.Table, config: SourceConfig, shown: str, places: NameRows = row_names) -> Tables:
+def assemble(rows: pa.Table, config: SourceConfig, shown: str, locations: NameRows = row_names) -> Tables:
     """The documents, queries and judgments from rows whose columns are named by their role, such as `query`.
 
     Args:
         rows: ids, texts and grades as texts without nulls; other columns of any type.
         shown: the source's address, for messages.
-        places: the places of the rows in their files, for messages.
+        locations: the locations of the rows in their files, for messages.
 
     Raises:
         ConfigError: no table can be made from the mapped keys, or one of them is missing or unknown.
@@ -120,16 +120,16 @@ def assemble(rows: pa.Table, config: SourceConfig, shown: str, places: NameRows 
             f"{shown}: columns maps {', '.join(sorted(names))}; map a query, a title or a text, and a grade"
         )
     tables_read: dict[str, Any] = {}
-    named: dict[str, NameRows] = {"judgments": places} if graded else {}
+    named: dict[str, NameRows] = {"judgments": locations} if graded else {}
     if described:
         documents = {"doc_id": columns["doc_id"], "title": titles, "text": texts}
         documents |= {name: columns[name] for name in extra}
         kept = _first_rows(documents, ("doc_id", "title", "text"))
-        tables_read["documents"], named["documents"] = pa.table(documents).take(kept), _places_of(kept, places)
+        tables_read["documents"], named["documents"] = pa.table(documents).take(kept), _places_of(kept, locations)
     if queried:
         queries = {"query_id": columns["query_id"], "text": columns["query"]}
         kept = _first_rows(queries, ("query_id", "text"))
-        tables_read["queries"], named["queries"] = pa.table(queries).take(kept), _places_of(kept, places)
+        tables_read["queries"], named["queries"] = pa.table(queries).take(kept), _places_of(kept, locations)
     if graded:
         read_grades = mapped_grades.read(columns["grade"], config, shown)
         judgments = {"query_id": columns["query_id"], "doc_id": columns["doc_id"], "grade": read_grades.grades}
@@ -142,9 +142,9 @@ def assemble(rows: pa.Table, config: SourceConfig, shown: str, places: NameRows 
         tables_read["advice"] = read_grades.advice
     if logged:
         keys = [key for key in ("query_id", "doc_id", *clicks.ROLES) if key in columns]
-        judged = clicks.judge(pa.table({key: columns[key] for key in keys}), config, shown, places)
+        judged = clicks.judge(pa.table({key: columns[key] for key in keys}), config, shown, locations)
         tables_read |= {"judgments": judged.judgments, "clicks": judged.stats}
-    return Tables(**tables_read, places=named)
+    return Tables(**tables_read, locations=named)
 
 
 def _is_click_log(keys: Collection[str], shown: str) -> bool:
@@ -219,8 +219,8 @@ def _json_column(file: Path, role: str, cells: Sequence[Any], *, is_text: bool) 
         return pa.array(cells, STRING) if is_text else pa.array(cells)
     except UnicodeEncodeError as error:
         index = next(index for index, cell in enumerate(cells) if isinstance(cell, str) and text.fault(cell))
-        (place,) = row_places.in_files([file], [len(cells)], ())([index])
-        raise SchemaError(f"{file}, {place}: the {role} {text.fault(cells[index])}") from error
+        (location,) = row_places.in_files([file], [len(cells)], ())([index])
+        raise SchemaError(f"{file}, {location}: the {role} {text.fault(cells[index])}") from error
     except pa.ArrowException as error:
         raise SchemaError(f"{file}: the column for {role} has values of different kinds ({error})") from error
 
@@ -261,6 +261,6 @@ def _first_rows(rows: Mapping[str, pa.ChunkedArray], columns: Sequence[str]) -> 
     return pa.array(np.flatnonzero(~frame.duplicated().to_numpy()))
 
 
-def _places_of(kept: pa.Array, places: NameRows) -> NameRows:
-    """The places of rows that were chosen from others."""
-    return lambda rows: places(kept.take(pa.array(rows)).to_pylist())
+def _places_of(kept: pa.Array, locations: NameRows) -> NameRows:
+    """The locations of rows that were chosen from others."""
+    return lambda rows: locations(kept.take(pa.array(rows)).to_pylist())

@@ -46,8 +46,8 @@ class Tables:
     """Figures that the judgments of a click log rest on, see `clicks.ClickJudgments`; empty for other sources."""
     advice: str = ""
     """Advice on mending the rows in `faults`; empty where their reasons say all. See `mapped_grades.GradeColumn`."""
-    places: Mapping[str, NameRows] = field(default_factory=dict)
-    """Table → the places of its rows in the files that were read; empty where only their numbers are known."""
+    locations: Mapping[str, NameRows] = field(default_factory=dict)
+    """Table → the locations of its rows in the files that were read; empty where only their numbers are known."""
 
 
 def all_the_same(value: str | None, rows: int) -> pa.ChunkedArray:

@@ -55,10 +55,10 @@ def test_a_row_of_json_lines_is_named_by_its_line_and_one_of_parquet_by_its_numb
     rows = [{"query": "pan", "title": "a pan", "grade": 1}, {"query": "pot", "title": "a pot", "grade": 99}]
     (tmp_path / "own.jsonl").write_text("\n\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
     pd.DataFrame(rows).to_parquet(tmp_path / "own.parquet")
-    places = {".jsonl": "line 3", ".parquet": "row 2"}
-    for suffix, place in places.items():
+    locations = {".jsonl": "line 3", ".parquet": "row 2"}
+    for suffix, location in locations.items():
         source = SourceConfig(path=str(tmp_path / f"own{suffix}"), columns=COLUMNS)
-        assert faults(source) == [f"judgments, {place}: grade 99 is outside 0..10"]
+        assert faults(source) == [f"judgments, {location}: grade 99 is outside 0..10"]
 
 
 def test_a_row_of_several_files_is_named_with_its_file(tmp_path: Path) -> None:
@@ -87,12 +87,12 @@ def test_conflicts_and_rows_of_a_database_are_named_alike(tmp_path: Path) -> Non
     frame = pd.DataFrame(rows, columns=["title", "query", "grade"])
     frame.to_csv(tmp_path / "own.csv", index=False)
     own = {f"sqlite:///{tmp_path}/shop.db": ("row 3", "row 2"), tmp_path / "own.csv": ("line 4", "line 3")}
-    for path, places in own.items():
+    for path, locations in own.items():
         source = SourceConfig(path=str(path), columns=COLUMNS)
         high, conflict = faults(source)
-        assert high.startswith(f"judgments, {places[0]}: grade 99")
-        assert conflict.startswith(f"judgments, {places[1]}: query_id ")
-        with pytest.raises(SchemaError, match=rf"judgments, {places[1]}: query_id .*data.conflicts"):
+        assert high.startswith(f"judgments, {locations[0]}: grade 99")
+        assert conflict.startswith(f"judgments, {locations[1]}: query_id ")
+        with pytest.raises(SchemaError, match=rf"judgments, {locations[1]}: query_id .*data.conflicts"):
             judgments.make(tmp_path / "work", DataConfig(sources=(source,), faulty_rows="drop"))
 
 

@@ -1,8 +1,6 @@
 """Advice on data that lacks a part: documents without judgments, or judgments whose documents lie elsewhere."""
 
-import json
 import os
-import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,16 +9,10 @@ from typing import TYPE_CHECKING
 
 from pipeline import command_line
 from pipeline.errors import RelevanceError
-from pipeline.secrets import hide_passwords, secrets_as_variables
+from pipeline.secrets import hide_passwords
 
 if TYPE_CHECKING:
     from pipeline.config import SourceConfig
-
-PASSWORD = "DATABASE_PASSWORD"
-"""Environment variable that a recipe names in the place of a database's password."""
-MOST_TABLES = 20
-"""Number of tables beside one that are looked at and named."""
-_ID = re.compile(r"(?:^|[_\s-]|(?<=[a-z])(?=I))id$", re.IGNORECASE)
 
 
 def without_judgments(source: "SourceConfig") -> str:
@@ -39,19 +31,19 @@ def ways_to_join(source: "SourceConfig", columns: Mapping[str, str]) -> str:
     Args:
         columns: the map of the judgments, as far as it is known.
     """
-    own, neighbours = _columns_of(source), _neighbours(source)
-    free = [name for name in own if name not in columns.values()]
-    of_document = next((name for name in free if _ID.search(name)), "COLUMN")
-    judged = {"doc_id": of_document} | {key: name for key, name in columns.items() if key not in ("title", "text")}
-    path, documents = next(
-        ((path, mapped) for path, mapped in neighbours.items() if {"title", "text"} & set(mapped)),
-        (next(iter(neighbours), "PATH"), {"title": "COLUMN"}),
-    )
-    name = _collection(source)
-    written = [
-        _source(path, name, {"doc_id": "COLUMN"} | documents),
-        _source(source.path, name, judged),
-    ]
+    from pipeline.data.formats import column_advice
+
+    judged = {**column_advice.judged_or_described(_columns_of(source)), **columns}
+    ids = {"doc_id": judged.get("doc_id", "COLUMN")}
+    judged = {**ids, **{key: name for key, name in judged.items() if key not in ("title", "text", "doc_id")}}
+    neighbours, name = _neighbours(source), _collection(source)
+    contents = {path: column_advice.contents_of(mapped) for path, mapped in neighbours.items()}
+    documents = {path: mapped for path, mapped in neighbours.items() if contents[path] == "documents"}
+    path = next(iter(documents or neighbours), "PATH")
+    tables = [(path, name, {"doc_id": "COLUMN", **documents.get(path, {"title": "COLUMN"})})]
+    if "query" not in judged:  # Their texts lie elsewhere too.
+        tables += [(path, name, mapped) for path, mapped in neighbours.items() if contents[path] is None]
+    written = column_advice.sources([*tables, (source.path, name, judged)])
     is_database = "://" in source.path
     seen = f" (seen: {', '.join(map(_short, neighbours))})" if neighbours else ""
     join = (
@@ -60,10 +52,7 @@ def ways_to_join(source: "SourceConfig", columns: Mapping[str, str]) -> str:
     )
     return (
         f"where the texts of the documents stand in another {'table' if is_database else 'file'}{seen}, write a recipe "
-        "with both as sources of one name, and `relevance init` fills in the rest:\n    [data]\n    sources = [\n"
-        + "".join(f"      {line},\n" for line in written)
-        + "    ]"
-        + join * is_database
+        "with these as sources of one name, and `relevance init` fills in the rest:\n" + written + join * is_database
     )
 
 
@@ -80,31 +69,23 @@ def _columns_of(source: "SourceConfig") -> list[str]:
 
 
 def _neighbours(source: "SourceConfig") -> dict[str, dict[str, str]]:
-    """The other tables of a database, or the other table files of a folder → the map of their documents by name."""
+    """The other tables of a database, or the files of a folder that hold documents or queries → the map of each."""
     from pipeline.data.formats import column_advice, column_map, sql
 
     if "://" in source.path:
-        paths = sql.other_tables(source.path, Path())[:MOST_TABLES]
+        paths = sql.other_tables(source.path, Path())[: column_advice.MOST_TABLES]
     else:
         file = Path(source.path)
-        paths = [str(other) for other in column_map.files_of(file.parent) if other != file][:MOST_TABLES]
-    return {
-        path: column_advice.guess(_columns_of(replace(source, path=path, columns={}, query="")), "documents")
-        for path in paths
+        paths = [str(other) for other in column_map.files_of(file.parent) if other != file][: column_advice.MOST_TABLES]
+    maps = {
+        path: column_advice.guess(_columns_of(replace(source, path=path, columns={}, query="")), None) for path in paths
     }
-
-
-def _source(path: str, name: str, columns: Mapping[str, str]) -> str:
-    """A source as a recipe has it, without a password."""
-    from pipeline.data.formats import option_text
-
-    hidden, _ = secrets_as_variables(path, PASSWORD)
-    mapped = ", ".join(f"{option_text.toml_key(key)} = {_quoted(column)}" for key, column in columns.items())
-    return f"{{ path = {_quoted(hidden)}, name = {_quoted(name)}, columns = {{ {mapped} }} }}"
-
-
-def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
+    is_database = "://" in source.path
+    return {
+        path: mapped
+        for path, mapped in maps.items()
+        if is_database or column_advice.contents_of(mapped) in ("documents", None)
+    }
 
 
 def _collection(source: "SourceConfig") -> str:

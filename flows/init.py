@@ -14,9 +14,9 @@ from urllib.parse import urlsplit
 
 from flows import languages
 from flows.built_in_recipes import UNNAMED
-from flows.data_advice import PASSWORD
 from flows.data_look import Look, look, shares
 from pipeline import storage
+from pipeline.data.formats.column_advice import PASSWORD
 from pipeline.data.formats.option_text import toml_key
 from pipeline.errors import ConfigError
 from pipeline.secrets import hide_passwords, secrets_as_variables

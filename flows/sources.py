@@ -14,7 +14,7 @@ from pipeline import recipe as recipes
 from pipeline import text
 from pipeline.config import ComputeConfig, DataConfig, Recipe, SourceConfig
 from pipeline.config_checks import check_path
-from pipeline.errors import ConfigError, SchemaError, UnavailableError
+from pipeline.errors import ConfigError, RelevanceError, SchemaError, UnavailableError
 from pipeline.secrets import hide_passwords
 
 if TYPE_CHECKING:
@@ -226,7 +226,7 @@ def _as_read(columns: Mapping[str, str], names: Sequence[str], key: str) -> str:
     """
     from pipeline.data.formats import option_text
 
-    unread = [name for name in names if name not in columns.values()]
+    unread = [name for name in names if name.strip() and name not in columns.values()]
     left = f" (not read: {text.printable(', '.join(unread))})" if unread else ""
     log_of = " (a click log)" if "clicked" in columns else ""
     return f"columns read as {option_text.option(columns)}{log_of}; {key} names others{left}"
@@ -244,7 +244,7 @@ def _samples(source: SourceConfig, *, known_first: bool = False) -> dict[str, st
         return {} if not source.columns and set(sql.OWN_COLUMNS) <= set(samples) else samples
     path = Path(source.path)
     if source.format == "sql" or not path.is_file() or path.suffix.lower() not in column_map.SUFFIXES:
-        return {}
+        return _samples_of_alike(source) if source.format != "sql" and not source.columns else {}
     is_qrels = source.format == "auto" and not source.columns and qrels_file.is_qrels(path)
     samples = column_map.samples_of(path, list(source.columns.values()))
     if source.columns and column_map.has_later_keys(path):
@@ -255,6 +255,20 @@ def _samples(source: SourceConfig, *, known_first: bool = False) -> dict[str, st
     if source.columns or source.format == "table" or has_usual:
         return samples
     return {} if _is_known_file(source) else samples
+
+
+def _samples_of_alike(source: SourceConfig) -> dict[str, str]:
+    """The columns of the tables of a folder or a pattern if all have the same; empty for a folder of a known format."""
+    from pipeline.data.formats import column_map
+
+    files = column_map.files_of(Path(source.path))
+    if not files or Path(source.path).is_file() or _is_known_file(source):
+        return {}
+    try:
+        samples = [column_map.samples_of(file) for file in files]
+    except RelevanceError:  # What is wrong with one file is said when the folder is read.
+        return {}
+    return samples[0] if all(other.keys() == samples[0].keys() for other in samples) else {}
 
 
 def _needs_no_map(source: SourceConfig, names: Collection[str]) -> bool:

@@ -378,3 +378,45 @@ def test_data_that_is_there_passes_the_check_of_a_schedule(tmp_path: Path) -> No
     with pytest.raises(SchemaError, match="no column 'name'"):
         sources.refuse_absent(SourceConfig(path="judged.csv", columns={"title": "name"}), tmp_path)
     sources.refuse_absent(SourceConfig(path="s3://bucket/folder"), tmp_path)  # Never fetched for a check.
+
+
+def test_a_folder_of_tables_is_answered_with_the_recipe_that_reads_them(tmp_path: Path) -> None:
+    """Copied into a file, it is what `init` reads; the queries keep their texts, which are not their ids."""
+    files = {
+        "products.csv": ["sku,name,description", *(f"d{number},knife {number},cuts" for number in range(30))],
+        "searches.csv": ["query_id,query", *(f"q{number},sharp knife {number}" for number in range(30))],
+        "ratings.csv": ["query_id,product_id,score", *(f"q{number},d{number},{number % 3}" for number in range(30))],
+    }
+    data = tmp_path / "data"
+    data.mkdir()
+    for name, lines in files.items():
+        (data / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (data / "notes.txt").write_text("hello", encoding="utf-8")
+    for path in (data, data / "ratings.csv"):
+        with pytest.raises(InputError, match=r"\[data\]") as raised:
+            init.write(str(path), tmp_path / "none.toml")
+        lines = str(raised.value).splitlines()
+        written = lines[lines.index("    [data]") : lines.index("    ]") + 1]
+        own = tmp_path / f"{path.stem}.toml"
+        own.write_text("\n".join(written), encoding="utf-8")
+        look, _ = init.write(str(own), tmp_path / f"{path.stem}-filled.toml")
+        assert (look.documents, look.judgments, look.judged_queries, look.unusable) == (30, 30, 30, 0)
+        read = [readers.read(source, Path()) for source in sources.named(str(own))]
+        texts = [text for source in read for text in source.queries["text"].to_pylist()]
+        assert {text for text in texts if text} == {f"sharp knife {number}" for number in range(30)}
+
+
+@pytest.mark.parametrize("path", ["months", "months/*.csv"])
+def test_tables_of_the_same_columns_are_mapped_as_one(tmp_path: Path, path: str) -> None:
+    (tmp_path / "months").mkdir()
+    for month in "ab":
+        table(tmp_path / "months" / f"{month}.csv", "search_term,title,grade", f"{month},a knife,1")
+    look, _ = init.write(str(tmp_path / path), tmp_path / "own.toml")
+    assert look.sources[0]["columns"] == {"query": "search_term", "title": "title", "grade": "grade"}
+    assert look.judgments == 60
+
+
+def test_the_line_that_excel_writes_about_the_separator_is_named(tmp_path: Path) -> None:
+    (tmp_path / "own.csv").write_text("sep=;\nquery;title;grade\nknife;a knife;1\n", encoding="utf-8-sig")
+    with pytest.raises(SchemaError, match="has the first line 'sep=' and a separator, which Excel writes; delete"):
+        init.write(str(tmp_path / "own.csv"), tmp_path / "own.toml")

@@ -5,9 +5,11 @@ each, and the whole map as it is typed, in which everything that was right stays
 """
 
 import difflib
+import json
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -15,8 +17,9 @@ import pyarrow as pa
 
 from pipeline.data import clicks
 from pipeline.data.formats import column_map
-from pipeline.data.formats.option_text import option, written
+from pipeline.data.formats.option_text import option, toml_key, written
 from pipeline.errors import MissingError, SchemaError
+from pipeline.secrets import secrets_as_variables
 from pipeline.text import printable
 
 Contents = Literal["judgments", "documents"]
@@ -39,6 +42,11 @@ FIRST_LINE = "Its first line must name the columns: put one there if these are v
 _SEPARATORS = re.compile(r"[^\w\s'\"().-]")
 _NO_USUAL_NAME = "no column has a usual name for:"
 _BLANK = ", with the name of a column in place of COLUMN"
+MOST_TABLES = 20
+"""Number of tables of a folder or a database that are looked at."""
+PASSWORD = "DATABASE_PASSWORD"
+"""Environment variable that a recipe names in the place of a database's password."""
+_ID = re.compile(r"(?:^|[_\s-]|(?<=[a-z])(?=I))id$", re.IGNORECASE)
 _CLICKS, _POSITIONS = re.compile("click", re.IGNORECASE), re.compile("pos|rank|slot", re.IGNORECASE)
 """Parts of the names of columns that may be the clicks and the positions of a log."""
 
@@ -189,27 +197,72 @@ def listed(samples: Mapping[str, str]) -> str:
 
 
 def of_file(path: Path) -> str:
-    """The end of a message: the columns of the table at a path and the map that fits best; empty without a table."""
+    """The columns of the table at a path and the map that would fit best, to be put behind a message; or nothing.
+
+    Several tables of different columns are shown as the sources of one collection, each with its map.
+    """
     files = column_map.files_of(path)
-    if not files:
-        return ""
+    if len(files) > 1 and (apart := _as_sources(files)):
+        return f"\nIts tables have different columns. Write those that belong together into a recipe:\n{apart}"
+    return f"\n{_of_table(files[0])}" if files else ""
+
+
+def _of_table(file: Path) -> str:
+    """The columns of a table and the map that fits best, or why they cannot be told."""
     try:
-        samples = column_map.samples_of(files[0])
+        samples = column_map.samples_of(file)
     except (SchemaError, MissingError, OSError, pa.ArrowException) as error:
-        return f"\nA table could be read by a map of its columns, but {error}"
+        return f"A table could be read by a map of its columns, but {error}"
     names = list(samples)
     if not any(name.strip() for name in names):
-        return f"\n{files[0].name} is empty, or its first line is; the first line names the columns"
+        return f"{file.name} is empty, or its first line is; the first line names the columns"
     best = column_map.suggest(names)
     separated = separator(names)
     if separated:
-        return f"\n{files[0].name} {separated}"
+        return f"{file.name} {separated}"
     if not best:
         return (
-            f"\n{files[0].name} has the columns {listed(samples)}; none looks like a query, a title or a grade. "
+            f"{file.name} has the columns {listed(samples)}; none looks like a query, a title or a grade. "
             f"{FIRST_LINE}, or map them by hand: --columns query=COLUMN,title=COLUMN,grade=COLUMN"
         )
-    return f"\n{files[0].name} has the columns {listed(samples)}. The map that fits best: {fitting(samples)}"
+    return f"{file.name} has the columns {listed(samples)}. The map that fits best: {fitting(samples)}"
+
+
+def _as_sources(files: Sequence[Path]) -> str:
+    """Tables of different columns as a recipe names them; empty where all have the same columns, or none is known."""
+    tables = {}
+    for file in files[:MOST_TABLES]:
+        with suppress(SchemaError, MissingError, OSError, pa.ArrowException):
+            tables[file] = list(column_map.samples_of(file))
+    if len({frozenset(names) for names in tables.values()}) < 2:
+        return ""
+    name = files[0].resolve().parent.name or "own"
+    maps = {file: judged_or_described(names) for file, names in tables.items()}
+    return sources([(str(file), name, columns) for file, columns in maps.items() if columns])
+
+
+def judged_or_described(names: Sequence[str]) -> dict[str, str]:
+    """The map of a table of a collection: that of its documents or queries, or of judgments with the ids of both."""
+    columns = guess(names, None)
+    free = [name for name in names if name not in columns.values()]
+    of_document = next(filter(_ID.search, free), "")
+    if {"grade", "clicked"} & set(columns) and not {"title", "text", "doc_id"} & set(columns) and of_document:
+        columns["doc_id"] = of_document
+    return columns
+
+
+def sources(tables: Iterable[tuple[str, str, Mapping[str, str]]]) -> str:
+    """The lines of a recipe for tables, each given by its path, the name of its collection and its map; no password."""
+    lines = []
+    for path, name, columns in tables:
+        hidden, _ = secrets_as_variables(path, PASSWORD)
+        mapped = ", ".join(f"{toml_key(key)} = {_quoted(column)}" for key, column in columns.items())
+        lines.append(f"      {{ path = {_quoted(hidden)}, name = {_quoted(name)}, columns = {{ {mapped} }} }},\n")
+    return f"    [data]\n    sources = [\n{''.join(lines)}    ]" if lines else ""
+
+
+def _quoted(words: str) -> str:
+    return json.dumps(words, ensure_ascii=False)
 
 
 def fitting(samples: Mapping[str, str]) -> str:
@@ -221,6 +274,8 @@ def fitting(samples: Mapping[str, str]) -> str:
 
 def separator(names: Sequence[str]) -> str:
     """The advice on a table of one column whose name holds a sign that may separate columns; empty for any other."""
+    if names and names[0].casefold().startswith("sep="):
+        return f"has the first line {names[0]!r} and a separator, which Excel writes; delete this line"
     mark = _SEPARATORS.search(names[0]) if len(names) == 1 and not column_map.suggest(names) else None
     if mark is None:
         return ""

@@ -7,6 +7,7 @@ counts these rows and has the labels that would fit.
 import difflib
 import logging
 import math
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -29,9 +30,15 @@ MOST_RATING = 2.0**31
 """A value of a column of grades that is as large as this is a fault of the row: it is an id, or a time."""
 MOST_WORDS = 20
 """Number of different words from which a column is not taken for one of grades."""
+MOST_OF_SCALE = 1000
+"""The highest grade of a scale that is suggested; larger numbers are ids."""
+MOST_TOO_HIGH = 0.2
+"""Share of grades above the highest one from which they look like those of a larger scale."""
 NO_VALUE = frozenset(("", "nan", "null", "n/a", "-", "?"))
 """Cells that say that there is no grade; their rows are faults, and no label is asked for."""
 _TRUTH = {"true": 1, "false": 0}
+_DECIMAL_COMMA = re.compile(r"[+-]?(?:0,[0-9]+|[0-9]{1,3},(?:[0-9]{1,2}|[0-9]{4,}))")
+"""A number such as 2,5; in 1,299 the comma may as well separate thousands, and the row is a fault."""
 
 log = logging.getLogger(__name__)
 
@@ -80,8 +87,9 @@ def read(values: pa.ChunkedArray, config: SourceConfig, shown: str) -> GradeColu
 
 
 def _numbers(words: Sequence[str]) -> npt.NDArray[np.float64]:
-    """The numbers that texts stand for; nan for any other text."""
-    parsed = pd.to_numeric(pd.Series(words, dtype=object), errors="coerce")
+    """The numbers that texts stand for, with a point or a comma before the decimals; nan for any other text."""
+    with_points = [word.replace(",", ".") if _DECIMAL_COMMA.fullmatch(word) else word for word in words]
+    parsed = pd.to_numeric(pd.Series(with_points, dtype=object), errors="coerce")
     return parsed.to_numpy(dtype=np.float64, na_value=np.nan)
 
 
@@ -110,12 +118,24 @@ def _numbered(
     faults += tables.unknown_grades(cells, pa.array(good | ~finite), f"is outside 0..{MAX_GRADE}")
     numbers = np.where(good, numbers, 0.0)
     if not config.grade_scale and not (numbers % 1).any():
+        advice = "; ".join(filter(None, (advice, _scale_advice(numbers[good]))))
         return GradeColumn(pa.chunked_array([numbers.astype(np.int64)]), faults, advice)
     low, high, steps = _scale(numbers[good], config, shown)
     inside = good & (low <= numbers) & (numbers <= high)
     faults += tables.unknown_grades(cells, pa.array(inside | ~good), f"is outside {low:g} to {high:g} of grade_scale")
     grades = np.where(inside, np.floor((numbers - low) / (high - low) * steps + 0.5), 0).astype(np.int64)
     return GradeColumn(pa.chunked_array([grades]), faults, advice)
+
+
+def _scale_advice(numbers: npt.NDArray[np.float64]) -> str:
+    """The advice on grades of a larger scale, such as 0 to 100; empty where most grades are as they should be."""
+    low, high = min(numbers.min(initial=0), 0), numbers.max(initial=0)
+    if not MAX_GRADE < high <= MOST_OF_SCALE or (numbers > MAX_GRADE).mean() < MOST_TOO_HIGH:
+        return ""
+    return (
+        f"the grades go up to {high:g}, and whole grades end at {MAX_GRADE}; in the recipe's source grade_scale = "
+        f"[{low:g}, {high:g}, 4] makes 0 to 4 of them (`relevance init` takes a recipe of such a source)"
+    )
 
 
 def _scale(numbers: npt.NDArray[np.float64], config: SourceConfig, shown: str) -> tuple[float, float, float]:

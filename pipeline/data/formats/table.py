@@ -173,14 +173,28 @@ def _read_file(file: Path, columns: Mapping[str, str]) -> pa.Table:
         text_files.titled(file, wanted, delimiter=delimiter) if delimiter else parquet_reader.read_foreign(file, wanted)
     )
     known = roles(columns)
-    return pa.table(
-        {role: _text(rows[name], role, file) if role in known else rows[name] for role, name in columns.items()}
-    )
+    cells = {
+        role: _text(rows[name], role, f"{file}: column {name!r}") if role in known else rows[name]
+        for role, name in columns.items()
+    }
+    return pa.table(cells)
 
 
-def _text(values: pa.ChunkedArray, role: str, file: Path) -> pa.ChunkedArray:
-    """The column of a role as text; null becomes an empty string."""
+def _text(values: pa.ChunkedArray, role: str, shown: str) -> pa.ChunkedArray:
+    """The column of a role as text; null becomes an empty string.
+
+    Args:
+        values: the column.
+        role: the key of the map that names it.
+        shown: the file and the column, for messages.
+    """
     kind = values.type
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        values = _decoded(values, shown)
+        kind = values.type
+    if role in ("query_id", "doc_id") and pa.types.is_floating(kind):
+        values = _whole_numbers(values, role, shown)
+        kind = values.type
     fits = tables.is_text(kind)
     if role in ("query_id", "doc_id", "grade", *clicks.ROLES):
         fits |= pa.types.is_integer(kind)
@@ -190,8 +204,26 @@ def _text(values: pa.ChunkedArray, role: str, file: Path) -> pa.ChunkedArray:
     if role in clicks.ROLES:
         fits |= pa.types.is_timestamp(kind)
     if not fits:
-        raise SchemaError(f"{file}: the column for {role} is {values.type}, not text")
+        raise SchemaError(f"{shown}, mapped as {role}, is {kind}, not text; write it as text, or map another column")
     return pc.fill_null(pc.cast(values, STRING), "")
+
+
+def _decoded(values: pa.ChunkedArray, shown: str) -> pa.ChunkedArray:
+    """Bytes as the text that they are in UTF-8, as some programs write text into Parquet."""
+    try:
+        return pc.cast(pc.cast(values, pa.large_binary()), STRING)
+    except pa.ArrowInvalid as error:
+        raise SchemaError(f"{shown} holds bytes that are not UTF-8; write it as text, or map another column") from error
+
+
+def _whole_numbers(values: pa.ChunkedArray, role: str, shown: str) -> pa.ChunkedArray:
+    """Ids as whole numbers, which pandas writes as floats where one of them is missing."""
+    try:
+        return pc.cast(values, pa.int64())
+    except pa.ArrowInvalid as error:
+        raise SchemaError(
+            f"{shown}, mapped as {role}, holds fractions ({error}); write it as text, or map another column"
+        ) from error
 
 
 def _read_json(file: Path, columns: Mapping[str, str]) -> pa.Table:
@@ -202,7 +234,7 @@ def _read_json(file: Path, columns: Mapping[str, str]) -> pa.Table:
     for number, row in text_files.json_lines(file):
         never_seen -= row.keys()
         for role, name in columns.items():
-            value = _json_text(row.get(name), role, columns) if role in known else row.get(name)
+            value = _json_text(row.get(name), role) if role in known else row.get(name)
             values[role].append(value)
             if value is None and role in known and not problem:
                 problem = f"line {number}: {name!r} is {json.dumps(row.get(name))[:60]}, not a text for {role}"
@@ -225,13 +257,12 @@ def _json_column(file: Path, role: str, cells: Sequence[Any], *, is_text: bool) 
         raise SchemaError(f"{file}: the column for {role} has values of different kinds ({error})") from error
 
 
-def _json_text(value: Any, role: str, columns: Collection[str]) -> str | None:
+def _json_text(value: Any, role: str) -> str | None:
     """The text of a JSON value for a role; None where the value is of a type that the role does not take."""
     if isinstance(value, str):
         return value
     if value is None:
-        optional = role in ("title", "split", "source", "grade") or (role == "text" and "title" in columns)
-        return "" if optional else None
+        return None if role in clicks.ROLES else ""  # Of an id, a query or a grade, that is a fault of its row.
     if isinstance(value, bool):
         return str(value).lower() if role in ("clicked", "grade") else None
     number = isinstance(value, (int, float) if role in ("grade", *clicks.ROLES) else int)

@@ -66,6 +66,12 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         except (ValueError, RecursionError) as error:
             if number == 1 and line.lstrip().startswith("["):
                 raise _is_list(path) from error
+            if number == 1 and line.strip() == "{":
+                name = shlex.quote(path.name)
+                raise SchemaError(
+                    f"{path}, line 1: a JSON object over several lines; write one object a line, with `jq -c . {name}` "
+                    f"or, of a list below a key, with `jq -c '.KEY[]' {name}`"
+                ) from error
             refuse_old_line_ends(path)
             raise SchemaError(
                 f"{path}, line {number}: not JSON ({error}); each line must be one object, is the file cut off?"

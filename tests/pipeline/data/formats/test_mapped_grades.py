@@ -1,5 +1,6 @@
 """Every word of a mapped column of grades has a grade, or every command says which one lacks it and what to type."""
 
+import dataclasses
 import re
 import shlex
 from collections.abc import Mapping
@@ -123,3 +124,25 @@ def test_labels_that_belong_to_no_column_are_refused(tmp_path: Path) -> None:
         sources.read(SourceConfig(path=source.path, columns={"title": "title"}, labels={"Exact": 1}), Path())
     with pytest.raises(ConfigError, match="labels belong to a table"):
         sources.read(SourceConfig(path=str(tmp_path), labels={"Exact": 1}), Path())
+
+
+def test_a_comma_before_the_decimals_is_read_as_a_point(tmp_path: Path) -> None:
+    grades = {}
+    for name, mark in (("comma", ","), ("point", ".")):
+        rows = [f"knife;a knife {number};{number}{mark}5" for number in range(3)]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["query;title;grade", *rows]) + "\n", encoding="utf-8")
+        columns = {key: key for key in ("query", "title", "grade")}
+        grades[name] = sources.read(SourceConfig(path=f"{name}.csv", columns=columns), tmp_path).judgments["grade"]
+    assert grades["comma"].to_pylist() == grades["point"].to_pylist() == [2, 5, 8]
+
+
+@pytest.mark.parametrize(("highest", "is_scale"), [(100, True), (10, False), (20260131, False)])
+def test_grades_of_a_larger_scale_are_answered_with_one(tmp_path: Path, highest: int, is_scale: bool) -> None:
+    rows = [f"knife,a knife {number},{number * highest // 4}" for number in range(5)]
+    (tmp_path / "own.csv").write_text("\n".join(["query,title,grade", *rows]) + "\n", encoding="utf-8")
+    config = SourceConfig(path="own.csv", columns={key: key for key in ("query", "title", "grade")})
+    source = sources.read(config, tmp_path)
+    assert ("grade_scale = [0, 100, 4] makes 0 to 4" in source.advice) == is_scale
+    if is_scale:
+        scaled = sources.read(dataclasses.replace(config, grade_scale=(0, 100, 4)), tmp_path)
+        assert scaled.judgments["grade"].to_pylist() == [0, 1, 2, 3, 4]

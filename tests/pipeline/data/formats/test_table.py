@@ -13,7 +13,7 @@ import pytest
 
 from pipeline import text
 from pipeline.config import SourceConfig
-from pipeline.data import convert, sources
+from pipeline.data import convert, sources, validation
 from pipeline.data.formats import column_map, option_text, parquet_reader, sql, table, tables, text_files
 from pipeline.data.sources import Source
 from pipeline.errors import InputError, SchemaError
@@ -263,8 +263,36 @@ def test_a_json_value_that_a_later_line_has_is_missing_in_its_own(tmp_path: Path
     lines = ['{"q": "knife", "t": "a knife"}'] * 1200 + ['{"q": "knife", "t": "a knife", "id": "d9"}']
     (tmp_path / "r.jsonl").write_text("\n".join(lines), encoding="utf-8")
     config = SourceConfig(path="r.jsonl", columns={"query": "q", "title": "t", "doc_id": "id"})
-    with pytest.raises(SchemaError, match=r"r\.jsonl, line 1: 'id' is null, not a text for doc_id; it has"):
-        sources.read(config, tmp_path)
+    findings = validation.sift(sources.read(config, tmp_path)).findings
+    assert [str(finding.fault) for finding in findings] == ["documents, line 1: doc_id is empty"]
+
+
+@pytest.mark.parametrize("value", ['"query": null, ', ""])
+def test_a_null_in_json_is_a_fault_of_its_row_as_an_empty_cell_is(tmp_path: Path, value: str) -> None:
+    good = '{"query": "knife", "title": "a knife", "grade": 1}'
+    lines = [good, f'{{{value}"title": "a knife", "grade": 2}}', good.replace("1", "null")]
+    (tmp_path / "r.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    config = SourceConfig(path="r.jsonl", columns={name: name for name in ("query", "title", "grade")})
+    locations = {
+        str(finding.fault).partition(": ")[0] for finding in validation.sift(sources.read(config, tmp_path)).findings
+    }
+    assert locations == {"queries, line 2", "judgments, line 2", "judgments, line 3"}
+
+
+def test_ids_as_floats_and_texts_as_bytes_are_read_as_they_are_meant(tmp_path: Path) -> None:
+    """Pandas writes whole numbers beside a missing one as floats, and older programs write text as bytes."""
+    frame = {"doc_id": pa.array([7.0, None, 12345678.0]), "title": pa.array([b"a", "ü".encode(), b"c"], pa.binary())}
+    pq.write_table(pa.table(frame), tmp_path / "r.parquet")
+    config = SourceConfig(path="r.parquet", columns={"doc_id": "doc_id", "title": "title"})
+    documents = sources.read(config, tmp_path).documents
+    assert documents.select(["doc_id", "title"]).to_pydict() == {
+        "doc_id": ["7", "", "12345678"],
+        "title": ["a", "ü", "c"],
+    }
+    for name, values in (("doc_id", pa.array([1.5])), ("title", pa.array([b"\xff"])), ("title", pa.array([["a"]]))):
+        pq.write_table(pa.table({"doc_id": [1], "title": ["a"]} | {name: values}), tmp_path / "r.parquet")
+        with pytest.raises(SchemaError, match=rf"column '{name}'.*write it as text, or map another column"):
+            sources.read(config, tmp_path)
 
 
 def test_columns_of_categories_are_read_as_their_values(tmp_path: Path) -> None:
@@ -286,6 +314,7 @@ def test_columns_of_categories_are_read_as_their_values(tmp_path: Path) -> None:
             r"line 1: a JSON list, .*jq -c '\.\[\]' r\.json > r-lines\.jsonl",
         ),
         ('[\n{"query": "a", "title": "b", "grade": 1}\n]', r"line 1: a JSON list, .*jq -c"),
+        ('{\n"data": [{"query": "a"}]\n}', r"line 1: a JSON object over several lines; .*jq -c '\.KEY\[\]' r\.json"),
         ('{"query": "a", "title": "x\\ud800", "grade": 1}', r"line 1: the title contains a lone surrogate"),
     ],
 )

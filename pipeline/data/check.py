@@ -21,6 +21,7 @@ from pipeline.text import normalise
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.table import Table
 
 EXAMPLES = 3
 """Examples shown of each notice."""
@@ -230,26 +231,38 @@ def distribution(values: Any) -> Distribution | None:
 def render(report: DataReport) -> "RenderableType":
     """The report as tables for a terminal."""
     from rich.console import Group
-    from rich.table import Table
     from rich.text import Text
 
-    def table(title: str, *columns: str) -> Table:
-        grid = Table(box=None, padding=(0, 2, 0, 0))
-        for number, column in enumerate((title, *columns)):
-            grid.add_column(column, justify="right" if number else "left", overflow="fold")
-        return grid
-
     heading = Text(f"{report.path} ({report.format})", style="bold")
-    counts = table("counts", "rows")
+    counts = _grid("counts", "rows")
     for name, value in _counts(report):
         counts.add_row(name, value)
-    grades = table("grade", "judgments", "share")
+    grades = _grid("grade", "judgments", "share")
     for grade, count in report.grades.items():
         grades.add_row(grade, f"{count:,}", f"{count / max(sum(report.grades.values()), 1):.1%}")
-    published = table("published split", "queries", "judgments")
+    published = _grid("published split", "queries", "judgments")
     for split, of in report.splits.items():
         published.add_row(split, f"{of['queries']:,}", f"{of['judgments']:,}")
-    lengths = table("lengths (tokens are estimated)", "least", "median", "mean", "95 %", "most")
+    parts: list[RenderableType] = [heading, counts, grades, published, _lengths(report), *_oddities(report)]
+    spaced: list[RenderableType] = []
+    for part in parts:
+        spaced += [part, Text("")]
+    return Group(*spaced[:-1])
+
+
+def _grid(title: str, *columns: str) -> "Table":
+    """A table without lines whose first column has the title as its heading."""
+    from rich.table import Table
+
+    grid = Table(box=None, padding=(0, 2, 0, 0))
+    for number, column in enumerate((title, *columns)):
+        grid.add_column(column, justify="right" if number else "left", overflow="fold")
+    return grid
+
+
+def _lengths(report: DataReport) -> "Table":
+    """The table of lengths: documents of a query, and characters and tokens of each kind of text."""
+    lengths = _grid("lengths (tokens are estimated)", "least", "median", "mean", "95 %", "most")
     distributions = {"documents of a query": report.list_lengths}
     for name in report.characters:
         distributions |= {f"{name}, characters": report.characters[name], f"{name}, tokens": report.tokens[name]}
@@ -257,25 +270,27 @@ def render(report: DataReport) -> "RenderableType":
         if lengths_of:
             numbers = (lengths_of.least, lengths_of.median, lengths_of.mean, lengths_of.most_95, lengths_of.most)
             lengths.add_row(name, *(f"{number:,.1f}".removesuffix(".0") for number in numbers))
-    parts: list[RenderableType] = [heading, counts, grades, published, lengths]
+    return lengths
+
+
+def _oddities(report: DataReport) -> Iterator["RenderableType"]:
+    """Yields a table of what is worth a look and one of the rows that cannot be used, where there are any."""
+    from rich.text import Text
+
     if report.noticed:
-        odd = table("worth a look", "how often", "for example")
+        odd = _grid("worth a look", "how often", "for example")
         odd.columns[2].justify = "left"
         for name, notice in report.noticed.items():
             odd.add_row(name, f"{notice.count:,}", Text("; ".join(notice.examples)))
-        parts.append(odd)
+        yield odd
     if report.faults:
-        wrong = table("cannot be used", "where", "reason")
+        wrong = _grid("cannot be used", "where", "reason")
         wrong.columns[2].justify = "left"
         for fault in report.faults[:SHOWN_FAULTS]:
             wrong.add_row(fault.table, fault.where, Text(fault.reason))
-        parts.append(wrong)
+        yield wrong
         if len(report.faults) > SHOWN_FAULTS:
-            parts.append(Text(f"… and {len(report.faults) - SHOWN_FAULTS:,} more rows; --json lists all"))
-    spaced: list[RenderableType] = []
-    for part in parts:
-        spaced += [part, Text("")]
-    return Group(*spaced[:-1])
+            yield Text(f"… and {len(report.faults) - SHOWN_FAULTS:,} more rows; --json lists all")
 
 
 def _counts(report: DataReport) -> Iterator[tuple[str, str]]:

@@ -140,29 +140,12 @@ def decide(
     ours = _values(new, measure, "new")
     if live is None:
         rules = (*_floors(ours, rivals, measure), *_rerank(rivals, config, measure))
-        failed = tuple(rule.detail for rule in rules if rule.verdict == "fail")
         passed = tuple(rule.detail for rule in rules if rule.verdict in ("pass", "not applied"))
-        return Decision(
-            promote=not failed,
-            reasons=failed or ("there was no live release to compare with", *passed),
-            rules=rules,
-            measure=measure,
-            queries=len(ours),
-            difference=None,
-            detectable=None,
-        )
+        return _decision(rules, ("there was no live release to compare with", *passed), measure, len(ours))
     theirs = _values(live, measure, "live")
     same = _same_queries(ours, theirs)
     if same.verdict == "fail":
-        return Decision(
-            promote=False,
-            reasons=(same.detail,),
-            rules=(same,),
-            measure=measure,
-            queries=len(ours),
-            difference=None,
-            detectable=None,
-        )
+        return _decision((same,), (), measure, len(ours))
     gap = _gap(ours, theirs, measure)
     not_worse = _not_worse(gap, config, measure)
     rules = (
@@ -173,15 +156,31 @@ def decide(
         *_best_earlier(ours, theirs, rivals, config, measure),
         *_rerank(rivals, config, measure),
     )
+    return _decision(rules, (not_worse.detail,), measure, gap.queries, gap)
+
+
+def _decision(
+    rules: tuple[Rule, ...],
+    reasons_for: tuple[str, ...],
+    measure: str,
+    queries: int,
+    gap: significance.Difference | None = None,
+) -> Decision:
+    """The decision by these rules: promotion unless one of them failed.
+
+    Args:
+        reasons_for: the reasons to promote the release where no rule failed.
+        gap: the difference to the live release; None where they cannot be compared.
+    """
     failed = tuple(rule.detail for rule in rules if rule.verdict == "fail")
     return Decision(
         promote=not failed,
-        reasons=failed or (not_worse.detail,),
+        reasons=failed or reasons_for,
         rules=rules,
         measure=measure,
-        queries=gap.queries,
-        difference=gap.mean,
-        detectable=gap.detectable,
+        queries=queries,
+        difference=gap.mean if gap else None,
+        detectable=gap.detectable if gap else None,
     )
 
 

@@ -131,20 +131,29 @@ def assemble(rows: pa.Table, config: SourceConfig, shown: str, locations: NameRo
         kept = _first_rows(queries, ("query_id", "text"))
         tables_read["queries"], named["queries"] = pa.table(queries).take(kept), _places_of(kept, locations)
     if graded:
-        read_grades = mapped_grades.read(columns["grade"], config, shown)
-        judgments = {"query_id": columns["query_id"], "doc_id": columns["doc_id"], "grade": read_grades.grades}
-        judgments["split"] = (
-            tables.splits(columns["split"]) if "split" in columns else tables.all_the_same(None, rows.num_rows)
-        )
-        if "source" in columns:
-            judgments["source"] = columns["source"]
-        tables_read |= {"judgments": pa.table(judgments), "faults": tuple(read_grades.faults)}
-        tables_read["advice"] = read_grades.advice
+        tables_read |= _graded(columns, config, shown)
     if logged:
         keys = [key for key in ("query_id", "doc_id", *clicks.ROLES) if key in columns]
         judged = clicks.judge(pa.table({key: columns[key] for key in keys}), config, shown, locations)
         tables_read |= {"judgments": judged.judgments, "clicks": judged.stats}
     return Tables(**tables_read, locations=named)
+
+
+def _graded(columns: Mapping[str, pa.ChunkedArray], config: SourceConfig, shown: str) -> dict[str, Any]:
+    """The fields of `Tables` that come from a column of grades: the judgments, their faults, and advice on these.
+
+    Args:
+        columns: role → column; query_id, doc_id and grade are among the roles.
+        shown: the source's address, for messages.
+    """
+    grades = mapped_grades.read(columns["grade"], config, shown)
+    judgments = {"query_id": columns["query_id"], "doc_id": columns["doc_id"], "grade": grades.grades}
+    judgments["split"] = (
+        tables.splits(columns["split"]) if "split" in columns else tables.all_the_same(None, len(columns["grade"]))
+    )
+    if "source" in columns:
+        judgments["source"] = columns["source"]
+    return {"judgments": pa.table(judgments), "faults": tuple(grades.faults), "advice": grades.advice}
 
 
 def _is_click_log(keys: Collection[str], shown: str) -> bool:

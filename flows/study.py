@@ -18,7 +18,7 @@ from pipeline.compute import engine_of
 from pipeline.config import CandidatesConfig, Precision, RankerConfig, Recipe
 from pipeline.errors import ConfigError
 from pipeline.evaluation.ablation import AblationRun
-from pipeline.evaluation.study import StudentCost
+from pipeline.evaluation.study import StudentCost, StudyRow, row_name
 from pipeline.training.compression import METHODS, Method, by_name
 
 FREE = ("ranker", "assistants", "external_teacher")
@@ -174,21 +174,6 @@ def study(recipe: Recipe, workspace: Path, *, execute: runner.Execute = runner.d
             f"study.max_minutes is {recipe.study.max_minutes:g}: it was over before the first student; what was made "
             "is kept, so run the study again, or raise study.max_minutes"
         )
-    rows = [
-        evaluation.StudyRow(
-            name=evaluation.row_name(method.name, precision),
-            summary=method.summary,
-            source=method.source,
-            precision=precision,
-            costs=tuple(student.cost for student in trained if student.method == method.name),
-        )
-        for method, precision in itertools.product(methods, recipe.study.precisions)
-    ]
-    students = [
-        AblationRun(evaluation.row_name(student.method, precision), student.seed, 0, scores)
-        for student in trained
-        for precision, scores in student.scores.items()
-    ]
     bundles = [student.cost.bundle for student in trained if not student.seed]
     speeds = run(ranker_trials.speeds, rankers=bundles, **judged, precisions=recipe.study.precisions)
     return run(
@@ -197,15 +182,38 @@ def study(recipe: Recipe, workspace: Path, *, execute: runner.Execute = runner.d
         **judged,
         speeds=speeds,
         references=references,
-        students=students,
+        students=_runs(trained),
         plan=evaluation.StudyTable(
             title=f"Study of {recipe.name}",
             ceiling=comparisons.TEACHER,
             seeds=recipe.study.seeds,
-            rows=tuple(rows),
+            rows=_rows(recipe, methods, trained),
             refused=dict(planned.refused),
         ),
     )
+
+
+def _rows(recipe: Recipe, methods: Sequence[StudyMethod], trained: Sequence["_TrainedStudent"]) -> tuple[StudyRow, ...]:
+    """The rows of the study's table: each method in each precision, with the costs of its students."""
+    return tuple(
+        StudyRow(
+            name=row_name(method.name, precision),
+            summary=method.summary,
+            source=method.source,
+            precision=precision,
+            costs=tuple(student.cost for student in trained if student.method == method.name),
+        )
+        for method, precision in itertools.product(methods, recipe.study.precisions)
+    )
+
+
+def _runs(trained: Sequence["_TrainedStudent"]) -> list[AblationRun]:
+    """The scores of the students in each precision, under the names of their rows."""
+    return [
+        AblationRun(row_name(student.method, precision), student.seed, 0, scores)
+        for student in trained
+        for precision, scores in student.scores.items()
+    ]
 
 
 def _searched(recipe: Recipe, run: runner.Runner) -> StudyMethod:

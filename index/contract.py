@@ -101,11 +101,7 @@ def build(matrix: Any, config: IndexConfig, held_out: HeldOutQueries | None) -> 
             },
             "build_seconds": round(built, 2),
             "nprobe": point.nprobe,
-            "recall_target": config.recall,
-            "recall_at_100": point.recall,
-            "recall_at_100_lower": point.lower,
-            **_judged_by(queries, held_out),
-            "p50_ms": point.p50_ms,
+            **_recall_metrics(point, config, queries, held_out),
             "recall_curve": [asdict(point) for point in points],
             **({"refused": tried} if tried else {}),
         }
@@ -130,20 +126,20 @@ def measured(
     if point.lower < config.recall:
         log.warning("index: its segments do not keep recall %g: %s; it is built anew", config.recall, point)
         return None
-    metrics = {
+    return _recall_metrics(point, config, queries, held_out), queries
+
+
+def _recall_metrics(
+    point: tuning.CurvePoint, config: IndexConfig, queries: Vectors, held_out: HeldOutQueries | None
+) -> dict[str, Any]:
+    """The metrics of an index at the point of its recall curve where it is served, and the queries they rest on."""
+    return {
         "recall_target": config.recall,
         "recall_at_100": point.recall,
         "recall_at_100_lower": point.lower,
-        **_judged_by(queries, held_out),
-        "p50_ms": point.p50_ms,
-    }
-    return metrics, queries
-
-
-def _judged_by(queries: Vectors, held_out: HeldOutQueries | None) -> dict[str, Any]:
-    return {
         "recall_queries": len(queries),
         "recall_measured_on": "held-out queries" if held_out else "documents",
+        "p50_ms": point.p50_ms,
     }
 
 

@@ -23,6 +23,7 @@ from pipeline.outside import OutsideFile
 from pipeline.stage import Stage
 
 if TYPE_CHECKING:
+    import pandas as pd
     import pyarrow as pa
 
 STAGE = Stage(
@@ -167,7 +168,7 @@ def _check_queries(name: str, run: "pa.Table", judged_ids: Set[str]) -> None:
 
 
 def _write(folder: Path, config: EvaluationConfig, material: _Material, plan: ReportPlan) -> Mapping[str, Any]:
-    """Writes the three files of a report, and returns its metrics."""
+    """Judges the systems, writes the three files of a report, and returns its metrics."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -180,6 +181,38 @@ def _write(folder: Path, config: EvaluationConfig, material: _Material, plan: Re
     for name, run in ranked.items():
         _check_queries(name, run, judged_ids)
     frame = per_query(material.data, ranked, judgments, config)
+    content = _content(config, material, plan, ranked, judgments, frame)
+    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    (folder / "report.json").write_text(text, encoding="utf-8")
+    values_only = pa.Table.from_pandas(frame.drop(columns=["missed", "unanswerable"]), preserve_index=False)
+    pq.write_table(values_only, folder / "per_query.parquet", compression="zstd")
+    headline = content["headline"]
+    values = _by_system(frame, headline)
+    gaps = (values[plan.subject] - values[plan.baseline]).to_numpy()
+    (folder / "report.html").write_text(page.render(content, gaps), encoding="utf-8")
+    return {
+        "measure": headline,
+        "queries": content["queries"]["judged"],
+        "systems": {name: item["measures"][headline] for name, item in content["systems"].items()},
+        "surfaces": content["surfaces"],
+    }
+
+
+def _content(
+    config: EvaluationConfig,
+    material: _Material,
+    plan: ReportPlan,
+    ranked: Mapping[str, "pa.Table"],
+    judgments: "pa.Table",
+    frame: "pd.DataFrame",
+) -> dict[str, Any]:
+    """The content of report.json.
+
+    Args:
+        ranked: name of a system → the judged rows of its run; see `per_query.ranking`.
+        judgments: the judgments of the plan's split.
+        frame: a row for each query and system, a column for each measure; see `per_query.per_query`.
+    """
     content = {
         "title": plan.title,
         "split": plan.split or "all",
@@ -194,7 +227,7 @@ def _write(folder: Path, config: EvaluationConfig, material: _Material, plan: Re
     content["surfaces"] = surfaces.worth(frame, headline, config)
     for name, counts in _counts(ranked, judgments).items():
         content["systems"][name] |= counts
-    values = frame.pivot(index="query_id", columns="system", values=headline)
+    values = _by_system(frame, headline)
     content["examples"] = examples.make(
         material.data,
         ranked,
@@ -206,19 +239,13 @@ def _write(folder: Path, config: EvaluationConfig, material: _Material, plan: Re
     )
     content["examples"]["to_try"] = queries_to_try.of_report(material.data, values[plan.subject])
     content["thresholds"] = thresholds.measure(ranked, judgments, config.relevant_from)
-    content = finite(content)
-    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    (folder / "report.json").write_text(text, encoding="utf-8")
-    values_only = pa.Table.from_pandas(frame.drop(columns=["missed", "unanswerable"]), preserve_index=False)
-    pq.write_table(values_only, folder / "per_query.parquet", compression="zstd")
-    gaps = (values[plan.subject] - values[plan.baseline]).to_numpy()
-    (folder / "report.html").write_text(page.render(content, gaps), encoding="utf-8")
-    return {
-        "measure": headline,
-        "queries": content["queries"]["judged"],
-        "systems": {name: item["measures"][headline] for name, item in content["systems"].items()},
-        "surfaces": content["surfaces"],
-    }
+    plain: dict[str, Any] = finite(content)
+    return plain
+
+
+def _by_system(frame: "pd.DataFrame", measure: str) -> "pd.DataFrame":
+    """The values of a measure: a row for each query, a column for each system."""
+    return frame.pivot(index="query_id", columns="system", values=measure)
 
 
 def _counts(ranked: Mapping[str, "pa.Table"], judgments: "pa.Table") -> dict[str, dict[str, int]]:

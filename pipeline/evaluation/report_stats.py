@@ -58,24 +58,36 @@ def of(
             for point in index.metrics["recall_curve"]
         }
     for name, artifact in bundles.items():
-        description = bundle(artifact)
-        precisions = description["precisions"]
-        groups[f"{name} precisions"] = {
+        groups |= _precisions(name, bundle(artifact))
+    groups["training"] = {
+        name: {label: model.metrics[key] for key, label in TRAINING_ROWS.items() if key in model.metrics}
+        for name, model in trained.items()
+    }
+    return groups
+
+
+def _precisions(name: str, description: Mapping[str, Any]) -> dict[str, Any]:
+    """Groups on the precisions of an exported model, and on its parts' sensitivity to them where it was measured.
+
+    Args:
+        name: the model's role.
+        description: the content of its bundle.json.
+    """
+    precisions = description["precisions"]
+    groups = {
+        f"{name} precisions": {
             precision + (" (chosen for CPU)" if description["chosen"]["cpu"] == precision else ""): {
                 **{label: figures.get(key) for key, label in PRECISION_ROWS.items()},
                 "kept in fp32": ", ".join(figures["fp32_parts"]) or "–",
             }
             for precision, figures in precisions.items()
         }
-        if scanned := {precision: item["sensitivity"] for precision, item in precisions.items() if item["sensitivity"]}:
-            groups[f"{name} sensitivity, mean change by one part alone"] = {
-                part: {precision: harm[part] for precision, harm in scanned.items()}
-                for part in next(iter(scanned.values()))
-            }
-    groups["training"] = {
-        name: {label: model.metrics[key] for key, label in TRAINING_ROWS.items() if key in model.metrics}
-        for name, model in trained.items()
     }
+    if scanned := {precision: item["sensitivity"] for precision, item in precisions.items() if item["sensitivity"]}:
+        groups[f"{name} sensitivity, mean change by one part alone"] = {
+            part: {precision: harm[part] for precision, harm in scanned.items()}
+            for part in next(iter(scanned.values()))
+        }
     return groups
 
 

@@ -10,6 +10,7 @@ from flows import retrain
 from pipeline import config
 from pipeline import recipe as recipes
 from tests.flows.world import TINY_RECIPE, write_tiny_world
+from tests.serving.conftest import TinyWorkspace
 
 
 @dataclass(frozen=True)
@@ -47,3 +48,17 @@ def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_tiny_world(folder / "tiny")
     (folder / "tiny.toml").write_text(TINY_RECIPE, encoding="utf-8")
     return folder
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> TinyWorkspace:
+    """A new workspace with a live release of tiny models."""
+    workspace = TinyWorkspace(tmp_path / "workspace")
+    workspace.releases.promote(workspace.publish(1), reason="test")
+    return workspace
+
+
+def index_artifacts(workspace: Path) -> set[str]:
+    """The folders of all lexical indexes, vectors and semantic indexes of a workspace."""
+    folders = (workspace / "artifacts" / kind for kind in ("lexical", "vectors", "index"))
+    return {str(path) for folder in folders for path in folder.iterdir()}

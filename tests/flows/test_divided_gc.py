@@ -7,8 +7,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from flows import gc, indexes, reindex, shards, sources
 from pipeline import artifacts, release_parts
 from pipeline.errors import ConflictError
@@ -18,13 +16,6 @@ from tests.serving.conftest import TinyWorkspace
 from tests.serving.divided_collection import LocalShards, searcher_of
 
 Figures = dict[str, Any]
-
-
-@pytest.fixture
-def tiny(tmp_path: Path) -> TinyWorkspace:
-    workspace = TinyWorkspace(tmp_path / "workspace")
-    workspace.releases.promote(workspace.publish(1), reason="test")
-    return workspace
 
 
 def divide(tiny: TinyWorkspace, source: str, count: int, release: str = "live") -> Figures:

@@ -26,13 +26,6 @@ def into_one(documents: str, workspace: Path, **options: Any) -> dict[str, Any]:
     return reindex.reindex([documents], workspace, **options)
 
 
-@pytest.fixture
-def tiny(tmp_path: Path) -> TinyWorkspace:
-    workspace = TinyWorkspace(tmp_path / "workspace")
-    workspace.releases.promote(workspace.publish(1), reason="test")
-    return workspace
-
-
 def divided_collection(tiny: TinyWorkspace) -> dict[str, int]:
     return {kind: len(artifacts.finished(tiny.path, kind)) for kind in ("lexical", "vectors", "index", "release")}
 

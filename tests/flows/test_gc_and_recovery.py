@@ -17,7 +17,7 @@ from pipeline import artifacts, release_parts
 from pipeline.errors import ArtifactError, ImplausibleError, MissingError, RelevanceError
 from pipeline.releases import Releases
 from serving.scoring.searcher import Searcher
-from tests.flows.conftest import Trained
+from tests.flows.conftest import Trained, index_artifacts
 
 
 def changed_documents(trained: Trained, folder: Path, text: str, *, rows: int | None = None) -> str:
@@ -120,20 +120,14 @@ def test_what_a_person_rolled_back_only_a_person_promotes(copied: Trained, tmp_p
     assert not registry.was_rolled_back(registry.open(models))
 
 
-def _indexes(workspace: Path) -> set[str]:
-    """The artifacts that hold words and vectors of documents."""
-    folders = (workspace / "artifacts" / kind for kind in ("lexical", "vectors", "index"))
-    return {str(path) for folder in folders for path in folder.iterdir()}
-
-
 def test_implausible_documents_need_a_word(copied: Trained, tmp_path: Path) -> None:
     single_document = changed_documents(copied, tmp_path / "one", "alone", rows=1)
-    before, indexes = Releases(copied.workspace).live(), _indexes(copied.workspace)
+    before, indexes = Releases(copied.workspace).live(), index_artifacts(copied.workspace)
     for full in (False, True):
         with pytest.raises(ImplausibleError, match=r"1 documents in place of 150.*--force"):
             reindexing.reindex([single_document], copied.workspace, full=full)
     assert Releases(copied.workspace).live() == before
-    assert _indexes(copied.workspace) == indexes, "it is refused before anything is analysed or embedded"
+    assert index_artifacts(copied.workspace) == indexes, "it is refused before anything is analysed or embedded"
     figures = reindexing.reindex([single_document], copied.workspace, force=True)
     assert (figures["live"], figures["documents"]) == (True, 1)
     shown = listing.show(copied.workspace, "live")

@@ -30,7 +30,7 @@ from pipeline.features import Fusion
 from pipeline.models.ready_made_files import ReadyMadeOptions
 from pipeline.passages import Passages
 from serving.scoring.searcher import Searcher
-from tests.flows.conftest import Trained
+from tests.flows.conftest import Trained, index_artifacts
 from tests.pipeline.models.test_ready_made import body
 from tests.serving.processes import Server, watch
 
@@ -329,18 +329,12 @@ def _data(outcome: retrain.RetrainResult, workspace: Path) -> Any:
     return artifacts.load(workspace / "artifacts" / "data" / outcome.report.manifest.inputs["data"])
 
 
-def _indexes(workspace: Path) -> set[str]:
-    """The artifacts that hold words and vectors of documents."""
-    folders = (workspace / "artifacts" / kind for kind in ("lexical", "vectors", "index"))
-    return {str(path) for folder in folders for path in folder.iterdir()}
-
-
 def test_documents_that_look_wrong_do_not_replace_those_of_a_live_quickstart(
     quick: Path, tiny_world: Path, folders: dict[str, str]
 ) -> None:
     registry, models = releases.Releases(quick), ReadyMadeModels(encoder=folders["encoder"])
     live = registry.open().fingerprint
-    indexes = _indexes(quick)
+    indexes = index_artifacts(quick)
     pages = quick.parent / "pages.jsonl"
     ids = pq.read_table(tiny_world / "tiny" / "documents.parquet")["doc_id"].to_pylist()
     rows = [{"doc_id": doc_id, "title": "", "text": f"Access denied to page {doc_id}"} for doc_id in ids]
@@ -350,7 +344,7 @@ def test_documents_that_look_wrong_do_not_replace_those_of_a_live_quickstart(
         quickstart.quickstart([source], quick, models)
     assert registry.open().fingerprint == live
     assert len(listing.releases(quick)["releases"]) == 1
-    assert _indexes(quick) == indexes, "nothing was analysed or embedded"
+    assert index_artifacts(quick) == indexes, "nothing was analysed or embedded"
     assert quickstart.quickstart([source], quick, models, force=True).live
 
 

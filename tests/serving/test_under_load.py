@@ -18,6 +18,7 @@ from serving.rollout import readiness
 from serving.rollout.lifecycle import Lifecycle
 from serving.runtime.items import Item
 from serving.settings import Settings
+from tests.serving.metrics_text import series
 
 
 def client_of(lifecycle: Lifecycle) -> TestClient:
@@ -166,12 +167,12 @@ def test_more_than_can_be_done_is_a_429_before_any_work(started: Any, monkeypatc
     go.set()
     long.join(60)
     assert rerank(client, "new").status_code == 200
-    series = dict(line.rsplit(" ", 1) for line in client.get("/metrics").text.splitlines() if line[0] != "#")
-    assert series['te_request_failure{err="overloaded"}'] == "1.0"
-    assert (series["te_queue_size"], series["relevance_queue_tokens"]) == ("0.0", "0.0")
-    assert float(series["relevance_runner_runs_total"]) == lifecycle.scheduler.stats().runs
-    assert float(series['relevance_tokens_per_second{model="ranker"}']) > 0
-    assert float(series["relevance_longest_run_seconds"]) == 0
+    counters = series(client.get("/metrics").text)
+    assert counters['te_request_failure{err="overloaded"}'] == 1
+    assert (counters["te_queue_size"], counters["relevance_queue_tokens"]) == (0, 0)
+    assert counters["relevance_runner_runs_total"] == lifecycle.scheduler.stats().runs
+    assert counters['relevance_tokens_per_second{model="ranker"}'] > 0
+    assert counters["relevance_longest_run_seconds"] == 0
 
 
 def test_no_store_is_honoured(started: Any) -> None:

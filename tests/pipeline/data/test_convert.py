@@ -82,6 +82,6 @@ def test_a_failure_half_way_leaves_nothing(beir: Path, tmp_path: Path, monkeypat
     assert [path.name for path in tmp_path.iterdir()] == ["beir"]
 
 
-def test_shares_that_leave_nothing_to_train_on(beir: Path, tmp_path: Path) -> None:
+def test_shares_that_leave_nothing_to_train_on_are_refused(beir: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="leave nothing to train on"):
         convert.split(beir, 0.5, 0.5, 1, tmp_path / "out")

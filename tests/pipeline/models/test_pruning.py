@@ -78,6 +78,11 @@ def unigram() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", mask_token="<mask>", **names)
 
 
+def wordpiece(words: list[str]) -> BertTokenizer:
+    """A WordPiece tokenizer of these words, numbered from 0."""
+    return BertTokenizer(vocab={word: number for number, word in enumerate(words)})
+
+
 def base(folder: Path, family: str) -> Path:
     torch.manual_seed(5)
     if family == "unigram":
@@ -154,7 +159,7 @@ def test_positions_of_roberta_stay(tmp_path: Path) -> None:
 def test_an_unknown_word_stays_unknown() -> None:
     """Longest match takes "ab" and fails at "##c"; were "ab" gone, "a" and "##bc" would read the word."""
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "ab", "##bc", "##b", "##bcd", "a☃"]
-    tokenizer = BertTokenizer(vocab={word: number for number, word in enumerate(words)})
+    tokenizer = wordpiece(words)
     kept = pruning.needed(tokenizer, ["abc", "a b"])
     assert words.index("ab") in kept
     assert words.index("##bcd") not in kept
@@ -166,15 +171,15 @@ def test_an_unknown_word_stays_unknown() -> None:
 def test_chinese_continuations_that_no_text_can_reach_go() -> None:
     """Each ideograph is a word of its own, so a token such as "##角" is never read."""
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "角", "##角", "b", "##b"]
-    tokenizer = BertTokenizer(vocab={word: number for number, word in enumerate(words)})
+    tokenizer = wordpiece(words)
     kept = {words[number] for number in pruning.needed(tokenizer, [])}
     assert kept == {"[UNK]", "角", "b", "##b"}
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_output_embeddings_follow(tied: bool) -> None:
+def test_output_embeddings_give_the_kept_tokens_the_same_logits(tied: bool) -> None:
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh"]
-    tokenizer = BertTokenizer(vocab={word: number for number, word in enumerate(words)})
+    tokenizer = wordpiece(words)
     torch.manual_seed(1)
     model = BertForMaskedLM(BertConfig(vocab_size=len(words), tie_word_embeddings=tied, **SIZES)).eval()
     with torch.no_grad():
@@ -227,7 +232,7 @@ def test_real_vocabularies_read_the_corpus_as_before(shared_data: Path, kind: st
         model: Any = RobertaModel(RobertaConfig(vocab_size=len(tokenizer), type_vocab_size=1, pad_token_id=1, **SIZES))
     else:
         words = (folder / names[kind]).read_text(encoding="utf-8").splitlines()
-        tokenizer = BertTokenizer(vocab={word: number for number, word in enumerate(words)})
+        tokenizer = wordpiece(words)
         model = BertModel(BertConfig(vocab_size=len(words), **SIZES))
     before = [tokenizer.tokenize(text) for text in texts]
     smaller = pruning.prune(model, tokenizer, pruning.needed(tokenizer, texts))
@@ -241,9 +246,9 @@ def test_a_round_that_compares_with_the_base_is_not_pruned() -> None:
     assert EncoderConfig(prune_vocabulary=True, similarity_weight=0.5).mining.rounds == 1
 
 
-def test_token_ids_of_the_config_follow_from_beyond_the_smaller_size() -> None:
+def test_special_token_ids_of_the_config_are_those_of_the_pruned_tokenizer() -> None:
     words = [*"abcdefgh", "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    tokenizer = BertTokenizer(vocab={word: number for number, word in enumerate(words)})
+    tokenizer = wordpiece(words)
     model = BertModel(BertConfig(vocab_size=len(words), pad_token_id=8, bos_token_id=10, eos_token_id=11, **SIZES))
     smaller = pruning.prune(model, tokenizer, [0, 1])
     special_ids = [model.config.pad_token_id, model.config.bos_token_id, model.config.eos_token_id]

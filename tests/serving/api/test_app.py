@@ -23,6 +23,7 @@ from serving.rollout.lifecycle import Lifecycle
 from serving.runtime.items import Item
 from serving.scoring.reranker import relevance
 from tests.serving.conftest import CLS, SEP, SURFACES, TEXT, UNKNOWN
+from tests.serving.metrics_text import series
 from tests.serving.patience import PATIENCE_S, Clock, patient
 
 TEXTS = ["Shuffle list x in place", "Return a new sorted list", "", "Open file and return a stream", "列表 排序"]
@@ -617,11 +618,6 @@ def test_a_refused_release_shows_in_readyz(fresh: Any) -> None:
         assert "relevance_release_refusals_total 1.0" in client.get("/metrics").text
 
 
-def series(client: TestClient) -> dict[str, float]:
-    lines = [line for line in client.get("/metrics").text.splitlines() if not line.startswith("#")]
-    return {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in lines}
-
-
 def test_metrics_count_as_text_embeddings_inference_does(started: Any) -> None:
     client = client_of(started)
     for texts in (["a"], ["a", "b"], ["a", "b"]):
@@ -630,7 +626,7 @@ def test_metrics_count_as_text_embeddings_inference_does(started: Any) -> None:
     client.post("/rerank", json={"query": "q", "texts": ["a"]}, headers={"x-request-timeout-ms": "soon"})
     client.get("/rerank")
     client.get("/nope")
-    counters = series(client)
+    counters = series(client.get("/metrics").text)
     assert counters['te_request_count{method="single"}'] == 1
     assert counters['te_request_success{method="batch"}'] == 2
     assert counters['te_request_failure{err="validation"}'] == 3

@@ -1,3 +1,5 @@
+"""API keys: a key matches its hash alone, and a file of hashes that cannot be trusted is refused."""
+
 import hashlib
 from pathlib import Path
 

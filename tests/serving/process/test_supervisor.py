@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.serving.metrics_text import series
 from tests.serving.process.shutdown import stop_under_load
 from tests.serving.processes import START, Server, clean_environment, start, watch
 from tests.shadows import add_shadows
@@ -28,11 +29,8 @@ def server(tiny: Any) -> Iterator[Server]:
     assert running.stop() == 0
 
 
-def series(server: Server) -> dict[str, float]:
-    lines = [
-        line for line in httpx.get(f"{server.url}/metrics", timeout=60).text.splitlines() if not line.startswith("#")
-    ]
-    return {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in lines}
+def counters(server: Server) -> dict[str, float]:
+    return series(httpx.get(f"{server.url}/metrics", timeout=60).text)
 
 
 def rerank(url: str, *texts: str) -> httpx.Response:
@@ -40,7 +38,7 @@ def rerank(url: str, *texts: str) -> httpx.Response:
 
 
 def test_metrics_are_sums_over_all_processes(server: Server) -> None:
-    before = series(server)
+    before = counters(server)
     for number in range(20):  # A connection each, so both processes get some.
         assert rerank(server.url, f"text {number}", "same").status_code == 200
 
@@ -49,7 +47,7 @@ def test_metrics_are_sums_over_all_processes(server: Server) -> None:
 
     until = time.monotonic() + 60
     while True:  # A process tells of its caches once a second.
-        after = series(server)
+        after = counters(server)
         known = grown('relevance_cache_hits_total{cache="scores"}') + grown(
             'relevance_cache_misses_total{cache="scores"}'
         )
@@ -69,16 +67,16 @@ def test_metrics_are_sums_over_all_processes(server: Server) -> None:
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc to find the processes")
 def test_a_worker_that_is_killed_is_replaced_while_the_other_answers(server: Server) -> None:
     before = server.workers
-    counted = series(server)["relevance_texts_total"]
+    counted = counters(server)["relevance_texts_total"]
     os.kill(before[0], signal.SIGKILL)
     until = time.monotonic() + 60
     while len(now := server.workers) < 2 or set(now) == set(before):
         assert time.monotonic() < until
         assert rerank(server.url, "a").status_code == 200
     server.logged(lambda line: "ended with -9, by SIGKILL, while release" in line["message"])
-    while series(server).get("relevance_requests_in_flight", 0) != 1:  # The question itself; nothing of the dead.
+    while counters(server).get("relevance_requests_in_flight", 0) != 1:  # The question itself; nothing of the dead.
         assert time.monotonic() < until
-    assert series(server)["relevance_texts_total"] >= counted  # What the dead one counted is kept.
+    assert counters(server)["relevance_texts_total"] >= counted  # What the dead one counted is kept.
 
 
 def test_workers_end_when_their_parent_is_killed(tiny: Any) -> None:

@@ -21,6 +21,7 @@ from serving.rollout.arrival import RETRY_S
 from serving.rollout.lifecycle import Lifecycle
 from serving.rollout.trials import Bounds, Canary, Trial, TrialFile
 from serving.runtime.items import Item
+from tests.serving.metrics_text import series
 from tests.serving.patience import patient
 from tests.serving.rollout.test_canary import write_judgments
 
@@ -63,11 +64,6 @@ def agrees(fresh: Any, response: httpx.Response, texts: Sequence[str] = TEXTS) -
         item["score"] == pytest.approx(models.score("a list", texts[item["index"]]), abs=1e-5)
         for item in response.json()
     )
-
-
-def series(client: TestClient) -> dict[str, float]:
-    lines = [line for line in client.get("/metrics").text.splitlines() if not line.startswith("#")]
-    return {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in lines}
 
 
 # The canary.
@@ -122,7 +118,7 @@ def test_a_canary_whose_results_are_others_is_withdrawn_by_itself(begin: Start, 
     withdrawal = client.get("/readyz").json()["withdrawn"]
     assert (withdrawal["kind"], withdrawal["release"]) == ("canary", other)
     assert withdrawal["reason"].startswith("the first results overlap by 0.")
-    counters = series(client)
+    counters = series(client.get("/metrics").text)
     assert counters['relevance_trial_withdrawals_total{kind="canary"}'] == 1
     assert counters['relevance_trial_copies_total{end="compared",kind="canary"}'] == 3
     assert counters['relevance_trial_overlap_count{kind="canary"}'] == 3
@@ -147,7 +143,7 @@ def test_a_canary_that_fails_is_withdrawn_and_live_goes_on(begin: Start, fresh: 
     assert statuses == [500, 500, 200, 200, 200]  # More than one in a hundred failed, however many come.
     lifecycle.poll()
     assert "2 of 2 requests failed" in client.get("/readyz").json()["withdrawn"]["reason"]
-    assert series(client)['relevance_trial_errors_total{variant="canary"}'] == 2
+    assert series(client.get("/metrics").text)['relevance_trial_errors_total{variant="canary"}'] == 2
 
 
 def test_a_canary_whose_ranker_fails_is_withdrawn_though_searches_go_on(
@@ -365,7 +361,7 @@ def test_a_shadow_is_asked_afterwards_and_compared(begin: Start, fresh: Any) -> 
     response = rerank(client)
     assert (response.headers["x-release"], response.headers["x-variant"]) == (live, "live")
     lifecycle.rollout.settle()
-    counters = series(client)
+    counters = series(client.get("/metrics").text)
     assert counters['relevance_trial_copies_total{end="compared",kind="shadow"}'] == 1
     first, second = (np.array([fresh.models[release].score("a list", text) for text in TEXTS])
                      for release in (live, other))  # fmt: skip
@@ -375,15 +371,15 @@ def test_a_shadow_is_asked_afterwards_and_compared(begin: Start, fresh: Any) -> 
     assert lifecycle.caches.scores.stats().entries == len(TEXTS)  # Those of the live release only.
     client.post("/search", json={"query": "list"})
     lifecycle.rollout.settle()
-    assert series(client)['relevance_trial_overlap_count{kind="shadow"}'] == 2
+    assert series(client.get("/metrics").text)['relevance_trial_overlap_count{kind="shadow"}'] == 2
     rerank(client, **{"cache-control": "no-store"})  # Not to be kept, so not copied either.
     client.post("/rerank", json={"query": "q"})  # Not answered.
     lifecycle.rollout.settle()
-    assert series(client)['relevance_trial_copies_total{end="compared",kind="shadow"}'] == 2
+    assert series(client.get("/metrics").text)['relevance_trial_copies_total{end="compared",kind="shadow"}'] == 2
     assert client.delete("/admin/shadow").status_code == 200
     rerank(client)
     lifecycle.rollout.settle()
-    assert series(client)['relevance_trial_copies_total{end="compared",kind="shadow"}'] == 2
+    assert series(client.get("/metrics").text)['relevance_trial_copies_total{end="compared",kind="shadow"}'] == 2
 
 
 def test_a_shadow_that_fails_or_is_stuck_harms_nobody(begin: Start, fresh: Any, monkeypatch: Any) -> None:

@@ -60,7 +60,12 @@ OTHER_NAMES: Mapping[str, tuple[str, ...]] = {
 }
 """Names that a column of a kind may have where none has a usual name. As keys of a map they keep such a column."""
 
-_TYPE_OR_LANGUAGE = re.compile(r"_(?:(?:t|s|txt|str|ws)(?:_[a-z]{2})?|(?!id|no)[a-z]{2})$")
+_LANGUAGES = """
+    ar bg bn ca cs cz da de el en es et eu fa fi fr ga gl he hi hu hy it ja ko lt lv nl pl pt ro ru sr sv th tr uk ur
+    vi zh
+"""
+"""Languages that Solr or Elasticsearch analyze by rules of their own; `id` and `no` in a name mean something else."""
+_TYPE_OR_LANGUAGE = re.compile(rf"_(?:(?:t|s|txt|str|ws)(?:_[a-z]{{2}})?|{'|'.join(_LANGUAGES.split())})$")
 """Ending of a name by which Solr and Elasticsearch tell a field's type or language: title_txt_en, body_t, title_de."""
 
 

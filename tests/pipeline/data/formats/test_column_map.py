@@ -66,6 +66,11 @@ def test_the_first_of_two_columns_of_one_meaning_is_taken() -> None:
     assert suggest(["title_de", "title_en", "Text", "text_en"]) == {"title": "title_de", "text": "Text"}
 
 
+def test_an_ending_that_is_no_language_stays_part_of_the_name() -> None:
+    names = ["query", "title", "position", "clicked_at", "sorted_by", "rating_is"]
+    assert suggest(names) == {"query": "query", "title": "title"}
+
+
 def test_a_score_of_a_search_engine_is_no_grade() -> None:
     assert suggest(["query", "title", "_score"]) == {"query": "query", "title": "title"}
 

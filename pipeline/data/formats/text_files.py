@@ -6,7 +6,8 @@ line is no row. Arrow also ends a row at a lone carriage return, so those are hi
     bytes of the file ─► lone CR → a control character that the file lacks ─► + "\\n" + mark of the end ─► Arrow
     columns ◄─ control character → CR ◄─ rows without the mark ◄───────────────────────────────────────────┘
 
-A value that holds the mark of the end began with a quote that nothing closes.
+A value that holds the mark of the end began with a quote that nothing closes. Where text follows a closing quote the
+file is refused, as Arrow takes `"a \\"b\\" c"` for `a \\b" c"`.
 
 Arrow gets the bytes in memory of its own. It reads ahead in a thread, and where that thread meets an object of Python,
 such as a file or a buffer, while the command ends, the command aborts or never ends.
@@ -47,6 +48,8 @@ STRING = pa.large_string()
 log = logging.getLogger(__name__)
 
 _LONE_RETURN = re.compile(rb"\r(?!\n)")
+_QUOTED = rb'"[^"]*+(?:""[^"]*+)*+"'
+_QUOTED_VALUE = re.compile(_QUOTED)
 _STAND_INS = [bytes([code]) for code in (*range(0x1A, 0x20), *range(1, 9), *range(0x0E, 0x1A), 0x7F)]
 _NAMES = [f"f{number}" for number in range(MAX_COLUMNS)]
 """The names that Arrow itself gives to columns."""
@@ -300,6 +303,8 @@ class _Reader:
         content = self._as_utf8(content.removeprefix(codecs.BOM_UTF8), is_all)
         # A carriage return at the end of a part is followed by nobody knows what.
         content = self._without_lone_returns(content if is_all else content.removesuffix(b"\r"))
+        if is_all and self.quoted and b'"' in content:
+            self._check_quotes(content)
         seen = pa.BufferOutputStream()
         seen.write(content)
         if is_all:
@@ -317,6 +322,20 @@ class _Reader:
                 f"{self.path}: has lone carriage returns and every control character; is it a text file at all?"
             )
         return _LONE_RETURN.sub(self.stand_in, content)
+
+    def _check_quotes(self, content: bytes) -> None:
+        """Raises SchemaError where a quoted value goes on after the quote that closes it."""
+        delimiter = re.escape(self.delimiter.encode())
+        value = rb'(?:%b|[^"%b\r\n][^%b\r\n]*+)?+' % (_QUOTED, delimiter, delimiter)
+        rows = re.match(rb"(?:%b(?:%b|\r?\n|\Z))*+" % (value, delimiter), content)
+        begin = rows.end() if rows else 0
+        if closed := _QUOTED_VALUE.match(content, begin):
+            line = content.count(b"\n", 0, closed.end()) + 1
+            near = content[max(closed.end() - 20, begin) : closed.end() + 10].decode(errors="ignore")
+            raise SchemaError(
+                f"{self.path}, line {line}: text goes on after the quote that closes a value, in {near!r}; double "
+                "a quote inside of a value, or write the table as JSON lines or Parquet"
+            )
 
     def _as_utf8(self, content: bytes, is_all: bool) -> bytes:
         """The content in UTF-8, after a check of every byte; the last character of a part may be cut off."""

@@ -14,7 +14,10 @@ from pipeline.errors import MissingError, SchemaError
 
 
 def parse_slowly(content: str, delimiter: str, quoted: bool) -> list[list[str]] | None:
-    """Rows of fields, one character at a time; None where a quote stays open or rows differ in width."""
+    """Rows of fields, one character at a time.
+
+    None where a quote stays open, text follows a closing quote, or rows differ in width.
+    """
     rows: list[list[str]] = []
     fields = [""]
     position, inside, at_start, empty = 0, False, True, True
@@ -23,11 +26,11 @@ def parse_slowly(content: str, delimiter: str, quoted: bool) -> list[list[str]] 
         following = content[position + 1 : position + 2]
         position += 1
         if inside:
-            if character != '"':
+            if character != '"' or following == '"':
                 fields[-1] += character
-            elif following == '"':
-                fields[-1] += '"'
-                position += 1
+                position += character == '"'
+            elif following and not content[position:].startswith((delimiter, "\n", "\r\n")):
+                return None
             else:
                 inside = False
             continue
@@ -132,6 +135,8 @@ def test_a_first_row_may_be_longer_than_any_limit_of_another_parser(tmp_path: Pa
         (b"a,b,b\n1,2,3\n", "two columns are called 'b'"),
         (b"a\n1\n", r"has no column 'b'; its first line has \['a'\]"),
         (b"", r"has no column 'b'; its first line has \[\]"),
+        (b'a,b\n1,"x \\"y\\" z"\n', r"line 2: text goes on after the quote that closes a value"),
+        (b'a,b\n1,"x\n\n",""y\n', r"line 4: text goes on after the quote"),
         (b"a,b\n1,\xff\n", "line 2, byte 6: 0xff is not UTF-8"),
         (b"," * 5000 + b"\n", "first row has 5,001 fields"),
         (bytes(range(32)) + b"\x7f", "every control character"),

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import MemoryShortageError
+from pipeline.text import split_lines
 
 SHORTAGE_WORDS = (
     "allocate memory",  # "can't allocate memory", "Cannot allocate memory (os error 12)", "Failed to allocate memory"
@@ -79,7 +80,7 @@ def _of_shell(process: Path) -> Iterator[MemoryLimit]:
 def _status(process: Path, key: str) -> int:
     """Bytes that the kernel counts for the process under a key; 0 where it does not say."""
     try:
-        lines = (process / "status").read_text(encoding="utf-8").splitlines()
+        lines = split_lines((process / "status").read_text(encoding="utf-8"))
     except OSError:
         return 0
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:")), 0)
@@ -88,7 +89,7 @@ def _status(process: Path, key: str) -> int:
 def _of_groups(process: Path, groups: Path) -> Iterator[MemoryLimit]:
     """The bounds of the control groups that hold the process, as a container or a service manager sets them."""
     try:
-        lines = (process / "cgroup").read_text(encoding="utf-8").splitlines()
+        lines = split_lines((process / "cgroup").read_text(encoding="utf-8"))
     except OSError:
         return
     for line in lines:
@@ -143,7 +144,7 @@ def shortage_told() -> Iterator[None]:
         reason = _reason(error)
         if reason is None:
             raise
-        words = (str(reason).strip().splitlines() or [type(reason).__name__])[0][:200]
+        words = (str(reason).strip() or type(reason).__name__).partition("\n")[0][:200]
         raise MemoryShortageError(f"memory ran out ({words}); {remedy()}") from error
 
 

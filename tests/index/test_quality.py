@@ -94,7 +94,7 @@ def test_columns_that_count_no_votes_are_refused(make_data: Callable[..., Artifa
     texts = ["a", "b"]
     with pytest.raises(SchemaError, match=r"no column 'up'.*doc_id, title, text"):
         VOTES.kept(make_data(texts))
-    for wrong, message in ([1.0, -1.0], "row 1: up is -1"), ([float("nan"), 1.0], "row 0: up is nan"):
+    for wrong, message in ([1.0, -1.0], "row 2: up is -1"), ([float("nan"), 1.0], "row 1: up is nan"):
         with pytest.raises(SchemaError, match=message):
             VOTES.kept(make_data(texts, columns={"up": wrong, "down": [0.0, 0.0]}))
     with pytest.raises(SchemaError, match=r"column 'up'.*not of numbers"):

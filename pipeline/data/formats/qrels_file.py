@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from pipeline.command_line import typed
 from pipeline.config import SourceConfig
 from pipeline.data.formats import tables, trec_files
 from pipeline.data.formats.column_map import JSON_LINES
@@ -39,10 +40,10 @@ def is_qrels(path: Path) -> bool:
 
 def advice(path: Path) -> str:
     """The message that a file is of this form, and what can be done with it."""
-    file = shlex.quote(str(path))
+    report = typed(f"report --run RUN --judgments {shlex.quote(str(path))}")
     return (
         f"{path}: is a TREC qrels file (query, iteration, document, grade), which has no texts. To judge a run by it: "
-        f"`relevance report --run RUN --judgments {file}`. To learn or search, put it into a folder with the documents "
+        f"`{report}`. To learn or search, put it into a folder with the documents "
         "(corpus.jsonl, or collection.tsv with lines of id, tab, text) and the queries (queries.jsonl or queries.tsv), "
         "and name the folder"
     )

@@ -162,7 +162,7 @@ def test_a_release_must_be_the_one_of_models_and_fit_the_addresses(shards: Divid
     undivided = shards.tiny.folder(shards.tiny.releases.resolve("live"))
     models: dict[str, Any] = {"precision": "auto", "caches": Caches.of(2**20), "scheduler": Scheduler(1)}
     three, single = (ShardClient([f"http://127.0.0.1:{port}" for port in ports]) for ports in ((1, 2, 3), (1,)))
-    with pytest.raises(ArtifactError, match="reindex --shards"):
+    with pytest.raises(ArtifactError, match="reindex --documents DOCUMENTS --shards N"):
         ShardedSearcher(undivided, three, **models)
     with pytest.raises(ConfigError, match="has 3 shards, and 1 addresses"):
         ShardedSearcher(shards.tiny.folder(shards.figures["release"]), single, **models)

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 def without_judgments(source: "SourceConfig") -> str:
     """The sentence on documents without judgments: nothing can be trained, but a quickstart makes them searchable."""
-    workspace = Path(os.environ.get("RELEVANCE_WORKSPACE") or command_line.DEFAULT_WORKSPACE)
-    command = command_line.typed(f"quickstart {shlex.quote(hide_passwords(source.path))}", workspace)
+    workspace = shlex.quote(str(command_line.default_workspace()))
+    command = command_line.typed(f"quickstart {shlex.quote(hide_passwords(source.path))}")
     return (
         "of documents alone nothing can be trained or judged, as that takes judged queries or clicks; to search them "
-        f"with a ready-made model: `{command} --workspace {shlex.quote(str(workspace))}`"
+        f"with a ready-made model: `{command} --workspace {workspace}`"
     )
 
 

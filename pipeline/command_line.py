@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 DEFAULT_WORKSPACE = Path("workspace")
-"""The workspace of a command that names none."""
+"""The workspace of a command that names none, where no variable names one either."""
 
 
 def typed(command: str, workspace: Path | None = None) -> str:
@@ -17,9 +17,13 @@ def typed(command: str, workspace: Path | None = None) -> str:
         command: a command without the program's name, such as `serve`.
         workspace: the workspace that is meant; None for a command that has none.
     """
-    default = Path(os.environ.get("RELEVANCE_WORKSPACE") or DEFAULT_WORKSPACE)
-    is_default = workspace is None or workspace.absolute() == default.absolute()
+    is_default = workspace is None or workspace.absolute() == default_workspace().absolute()
     return f"{_program()} {command}" + ("" if is_default else f" --workspace {shlex.quote(str(workspace))}")
+
+
+def default_workspace() -> Path:
+    """The workspace of a command without --workspace: that of the variable RELEVANCE_WORKSPACE, or `workspace`."""
+    return Path(os.environ.get("RELEVANCE_WORKSPACE") or DEFAULT_WORKSPACE)
 
 
 def workspace_of(path: Path) -> Path:

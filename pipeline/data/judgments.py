@@ -89,7 +89,7 @@ def _build(folder: Path, config: DataConfig, read: Sequence[Source], purpose: Pu
             advice = f'{source.advice or "mend them"}, or set data.faulty_rows = "drop" to do without them'
             validation.refuse(sifted.findings, source.name, advice)
         if config.conflicts == "error":
-            conflicts = validation.placed(validation.conflicts(source.judgments, sifted.findings), source)
+            conflicts = validation.located(validation.conflicts(source.judgments, sifted.findings), source)
             validation.refuse(conflicts, source.name, 'mend them, or set data.conflicts = "max" or "mean"')
         if config.splits == "source":
             splits.guard(texts_of(sifted.queries, sifted.judgments), published(sifted.judgments), source.name)

@@ -80,12 +80,12 @@ def sift(source: Source, purpose: Purpose = "training") -> ValidatedTables:
         documents,
         queries,
         _without(source.judgments, findings),
-        tuple(placed((*found_documents, *found_queries, *findings), source)),
+        tuple(located((*found_documents, *found_queries, *findings), source)),
         same_documents + same_queries,
     )
 
 
-def placed(findings: Sequence[Finding], source: Source) -> list[Finding]:
+def located(findings: Sequence[Finding], source: Source) -> list[Finding]:
     """The findings with the locations of their rows in the source's files, where those are known."""
     rows: dict[str, list[int]] = {}
     names: dict[tuple[str, int | None], str] = {}

@@ -26,7 +26,7 @@ import pyarrow.compute as pc
 from pipeline import text
 from pipeline.config import SourceConfig
 from pipeline.data import clicks
-from pipeline.data.formats import column_advice, mapped_grades, parquet_reader, row_places, tables, text_files
+from pipeline.data.formats import column_advice, mapped_grades, parquet_reader, row_locations, tables, text_files
 from pipeline.data.formats.column_map import (
     JSON_LINES,
     SUFFIXES,
@@ -77,7 +77,7 @@ def read(files: Sequence[Path], config: SourceConfig) -> Tables:
         rows = pa.concat_tables(parts, promote_options="permissive")
     except pa.ArrowException as error:
         raise SchemaError(f"{files[0].parent}: the tables have columns of different types ({error})") from error
-    locations = row_places.in_files(files, [part.num_rows for part in parts], list(config.columns.values()))
+    locations = row_locations.in_files(files, [part.num_rows for part in parts], list(config.columns.values()))
     return assemble(rows, config, str(files[0]) if len(files) == 1 else str(files[0].parent), locations)
 
 
@@ -125,11 +125,11 @@ def assemble(rows: pa.Table, config: SourceConfig, shown: str, locations: NameRo
         documents = {"doc_id": columns["doc_id"], "title": titles, "text": texts}
         documents |= {name: columns[name] for name in extra}
         kept = _first_rows(documents, ("doc_id", "title", "text"))
-        tables_read["documents"], named["documents"] = pa.table(documents).take(kept), _places_of(kept, locations)
+        tables_read["documents"], named["documents"] = pa.table(documents).take(kept), _locations_of(kept, locations)
     if queried:
         queries = {"query_id": columns["query_id"], "text": columns["query"]}
         kept = _first_rows(queries, ("query_id", "text"))
-        tables_read["queries"], named["queries"] = pa.table(queries).take(kept), _places_of(kept, locations)
+        tables_read["queries"], named["queries"] = pa.table(queries).take(kept), _locations_of(kept, locations)
     if graded:
         tables_read |= _graded(columns, config, shown)
     if logged:
@@ -260,7 +260,7 @@ def _json_column(file: Path, role: str, cells: Sequence[Any], *, is_text: bool) 
         return pa.array(cells, STRING) if is_text else pa.array(cells)
     except UnicodeEncodeError as error:
         index = next(index for index, cell in enumerate(cells) if isinstance(cell, str) and text.fault(cell))
-        (location,) = row_places.in_files([file], [len(cells)], ())([index])
+        (location,) = row_locations.in_files([file], [len(cells)], ())([index])
         raise SchemaError(f"{file}, {location}: the {role} {text.fault(cells[index])}") from error
     except pa.ArrowException as error:
         raise SchemaError(f"{file}: the column for {role} has values of different kinds ({error})") from error
@@ -301,6 +301,6 @@ def _first_rows(rows: Mapping[str, pa.ChunkedArray], columns: Sequence[str]) -> 
     return pa.array(np.flatnonzero(~frame.duplicated().to_numpy()))
 
 
-def _places_of(kept: pa.Array, locations: NameRows) -> NameRows:
+def _locations_of(kept: pa.Array, locations: NameRows) -> NameRows:
     """The locations of rows that were chosen from others."""
     return lambda rows: locations(kept.take(pa.array(rows)).to_pylist())

@@ -89,8 +89,6 @@ def plan(recipe: Recipe) -> StudyPlan:
 
 def _refuse_shared_names(recipe: Recipe, methods: Sequence[str]) -> None:
     """Raises `ConfigError` if two rows of the table would have one name, which only a variant can bring about."""
-    from pipeline.evaluation.study import row_name
-
     searched = [SEARCHED] if recipe.study.search_cost else []
     rows = [row_name(name, precision) for name in (*methods, *searched) for precision in recipe.study.precisions]
     rows += [comparisons.BM25, comparisons.TEACHER]

@@ -39,11 +39,16 @@ def check_positive(section: str, **values: float) -> None:
             raise ConfigError(f"{section}.{name} is {value}; it must be above 0")
 
 
-def check_not_negative(section: str, **values: float) -> None:
-    """Raises `ConfigError` if a value is below 0; arguments as for `check_positive`."""
+def check_not_negative(section: str, zero: str = "", **values: float) -> None:
+    """Raises `ConfigError` if a value is below 0; arguments as for `check_positive`.
+
+    Args:
+        zero: what 0 stands for, such as `no bound`; empty where it is a number like any other.
+    """
+    least = f"0, for {zero}," if zero else "0"
     for name, value in values.items():
         if value < 0:
-            raise ConfigError(f"{section}.{name} is {value}; it must be 0 or more")
+            raise ConfigError(f"{section}.{name} is {value}; it must be {least} or more")
 
 
 def check_seed(section: str, seed: int) -> None:
@@ -54,9 +59,7 @@ def check_seed(section: str, seed: int) -> None:
 
 def check_weights(section: str, **values: float) -> None:
     """Raises `ConfigError` if the weight of a loss is below 0, or all are 0; arguments as for `check_positive`."""
-    for name, value in values.items():
-        if value < 0:
-            raise ConfigError(f"{section}.{name} is {value}; it must be 0, for none, or more")
+    check_not_negative(section, "none", **values)
     if not any(values.values()):
         raise ConfigError(f"{section}: every loss has weight 0, so there is nothing to learn; give one a weight")
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
-from pipeline.config_checks import DOCUMENTED, added, check_positive, check_shares, check_watermark
+from pipeline.config_checks import DOCUMENTED, added, check_not_negative, check_positive, check_shares, check_watermark
 from pipeline.errors import ConfigError
 
 Augmentation = Literal["replace", "drop", "ngram"]
@@ -99,9 +99,14 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_shares("data", valid_share=self.valid_share, test_share=self.test_share)
-        for name in ("train_queries", "valid_queries", "test_queries", "max_documents"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"data.{name} is {getattr(self, name)}; it must be 0, for all, or more")
+        check_not_negative(
+            "data",
+            "all",
+            train_queries=self.train_queries,
+            valid_queries=self.valid_queries,
+            test_queries=self.test_queries,
+            max_documents=self.max_documents,
+        )
         if self.valid_share + self.test_share >= 1:
             raise ConfigError(
                 f"data.valid_share {self.valid_share} and data.test_share {self.test_share} leave nothing to train on"
@@ -170,17 +175,15 @@ class CandidatesConfig:
             "candidates", retrieve=self.retrieve, max_list=self.max_list, negatives_depth=self.negatives_depth
         )
         check_positive("candidates", unlabelled_depth=self.unlabelled_depth)
-        counts = (
-            "train_queries",
-            "negatives",
-            "encoder_negatives",
-            "skip_top",
-            "unlabelled",
-            "augmented",
-            "title_queries",
+        check_not_negative(
+            "candidates",
+            train_queries=self.train_queries,
+            negatives=self.negatives,
+            encoder_negatives=self.encoder_negatives,
+            skip_top=self.skip_top,
+            unlabelled=self.unlabelled,
+            augmented=self.augmented,
+            title_queries=self.title_queries,
         )
-        for name in counts:
-            if getattr(self, name) < 0:
-                raise ConfigError(f"candidates.{name} is {getattr(self, name)}; it must be 0 or more")
         if not self.augmentation or len(set(self.augmentation)) < len(self.augmentation):
             raise ConfigError(f"candidates.augmentation {list(self.augmentation)}: name at least one change, each once")

@@ -150,18 +150,17 @@ class RankerConfig:
         if self.dropout == 1:
             raise ConfigError("ranker.dropout is 1: then nothing is left to learn from; it must be below 1")
         check_weights("ranker", **weights_of(self))
-        sizes = (
-            "relation_layer",
-            "relation_heads",
-            "intermediate",
-            "max_tokens",
-            "feed_forward_rank",
-            "embedding_rank",
-            "general_tokens",
+        check_not_negative(
+            "ranker",
+            "the default",
+            relation_layer=self.relation_layer,
+            relation_heads=self.relation_heads,
+            intermediate=self.intermediate,
+            max_tokens=self.max_tokens,
+            feed_forward_rank=self.feed_forward_rank,
+            embedding_rank=self.embedding_rank,
+            general_tokens=self.general_tokens,
         )
-        for name in sizes:
-            if getattr(self, name) < 0:
-                raise ConfigError(f"ranker.{name} is {getattr(self, name)}; it must be 0, for the default, or more")
         if self.general_tokens and self.base != "base":
             raise ConfigError(
                 f"ranker.general_tokens is {self.general_tokens}: layers of the teacher's base learn from it, and "

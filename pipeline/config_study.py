@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
-from pipeline.config_checks import DOCUMENTED, added, check_positive
+from pipeline.config_checks import DOCUMENTED, added, check_not_negative, check_positive
 from pipeline.errors import ConfigError
 from pipeline.text import printable
 
@@ -81,10 +81,8 @@ class StudyConfig:
 
     def __post_init__(self) -> None:
         check_positive("study", seeds=self.seeds)
-        if self.search_cost < 0:
-            raise ConfigError(f"study.search_cost is {self.search_cost}; it must be 0, for no search, or more")
-        if self.max_minutes < 0:
-            raise ConfigError(f"study.max_minutes is {self.max_minutes}; it must be 0, for no bound, or more")
+        check_not_negative("study", "no search", search_cost=self.search_cost)
+        check_not_negative("study", "no bound", max_minutes=self.max_minutes)
         if "fp32" not in self.precisions:
             raise ConfigError("study.precisions lacks fp32, which the others are held against; add it")
         for name, values in (

@@ -81,9 +81,7 @@ class LoopConfig:
         )
         check_seed("loop", self.seed)
         check_shares("loop", warmup_share=self.warmup_share)
-        for name, value in (("max_tokens", self.max_tokens), ("max_seconds", self.max_seconds)):
-            if value < 0:
-                raise ConfigError(f"loop.{name} is {value}; it must be 0, for no bound, or more")
+        check_not_negative("loop", "no bound", max_tokens=self.max_tokens, max_seconds=self.max_seconds)
 
     def part(self, share: float) -> "LoopConfig":
         """The loop that takes this share of the training; its schedule is a whole one."""
@@ -184,10 +182,9 @@ class PassagesConfig:
     """Number of best passages whose mean score is the document's; 1 takes the maximum."""
 
     def __post_init__(self) -> None:
+        check_not_negative("passages", "the default", most=self.most)
         if self.most > 1:
             self.passages(None)
-        elif self.most < 0:
-            raise ConfigError(f"passages.most is {self.most}; it must be 0, for the default, or more")
         elif (self.tokens, self.stride, self.best) != (0, 0, 1):
             raise ConfigError(
                 f"passages.most is {self.most}, so passages.tokens, passages.stride and passages.best mean nothing; "

@@ -1,5 +1,6 @@
 """Commands as a person types them: complete, so that they can be copied from a message or a card."""
 
+import functools
 import os
 import shlex
 import shutil
@@ -37,4 +38,10 @@ def workspace_of(path: Path) -> Path:
 def _program() -> str:
     """The program as this shell would find it: `make demo` runs it out of an environment that is not active."""
     is_ours = Path(sys.argv[0]).name == "relevance"
-    return os.path.relpath(sys.argv[0]) if is_ours and not shutil.which("relevance") else "relevance"
+    return os.path.relpath(sys.argv[0]) if is_ours and not _is_found(os.environ.get("PATH")) else "relevance"
+
+
+@functools.cache
+def _is_found(path: str | None) -> bool:
+    """Whether a shell with this PATH finds the program; looked up once, as a service names commands in its answers."""
+    return shutil.which("relevance", path=path) is not None

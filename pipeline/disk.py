@@ -60,6 +60,12 @@ def check_writable(folder: Path) -> None:
     Raises:
         ConfigError: they cannot: a file is in the way, the folder or its disk is read-only, or the disk is full.
     """
+    if reason := writing_fault(folder):
+        raise ConfigError(f"{folder}: {reason}; name a folder of which you may change the content, on a disk with room")
+
+
+def writing_fault(folder: Path) -> str:
+    """The reason why no file can be made in a folder, as of `check_writable`; empty where one can."""
     # Unlike `Path.exists`, this says no where a folder above may not be entered.
     nearest = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
     try:
@@ -68,10 +74,8 @@ def check_writable(folder: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        raise ConfigError(
-            f"{folder}: cannot be written ({nearest}: {os.strerror(error.errno or errno.EIO)}); name a folder of which "
-            "you may change the content, on a disk with room"
-        ) from error
+        return f"cannot be written ({nearest}: {os.strerror(error.errno or errno.EIO)})"
+    return ""
 
 
 def fsync(path: Path) -> None:

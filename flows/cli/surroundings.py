@@ -2,7 +2,6 @@
 
 import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from io import TextIOWrapper
 from pathlib import Path
@@ -62,16 +61,13 @@ def check_prefect_home() -> None:
     Raises:
         ConfigError: it cannot; names the folder and the variable.
     """
+    from pipeline import disk
+
     home = prefect_home()
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=home):
-            pass
-    except OSError as error:
+    if reason := disk.writing_fault(home):
         raise ConfigError(
-            f"{home}: Prefect keeps its database there, and it cannot be written ({error.strerror}); set PREFECT_HOME "
-            "to a folder that can"
-        ) from error
+            f"{home}: Prefect keeps its database there, and it {reason}; set PREFECT_HOME to a folder that can"
+        )
 
 
 def note_workspace(workspace: Path) -> Path:

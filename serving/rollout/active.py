@@ -13,9 +13,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipeline import machine_memory
 from pipeline.errors import RelevanceError
-from serving.rollout.arrival import RETRY_S, IncompleteReleaseError
+from serving.rollout.arrival import RETRY_S, IncompleteReleaseError, may_pass
 from serving.rollout.canary import CanaryMonitor
 from serving.rollout.trials import Bounds, Canary, Kind, Stamp, Trial, TrialFile, Trials
 from serving.runtime.scheduler import PresentRun, Scheduler
@@ -201,7 +200,7 @@ class ActiveTrials:
         except IncompleteReleaseError as error:
             self._wait(kind, trial, str(error), seconds=0)
         except Exception as error:
-            if isinstance(error, OSError) or machine_memory.is_shortage(error):
+            if may_pass(error):
                 self._wait(kind, trial, f"{type(error).__name__}: {error}", seconds=RETRY_S)
                 return None
             if not isinstance(error, RelevanceError):

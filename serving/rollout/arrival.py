@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pipeline import artifacts
+from pipeline import artifacts, machine_memory
 from pipeline.errors import MissingError, RelevanceError
 
 RETRY_S = 30.0
@@ -33,6 +33,11 @@ def check_complete(folder: Path) -> None:
             raise IncompleteReleaseError(f"{folder / name}: not there yet") from error
         if size < record.bytes:
             raise IncompleteReleaseError(f"{folder / name}: {size} of {record.bytes} bytes are there")
+
+
+def may_pass(error: Exception) -> bool:
+    """Whether a release that failed to load with this error may load later; see `RETRY_S`."""
+    return isinstance(error, OSError) or machine_memory.is_shortage(error)
 
 
 def folder_stamp(folder: Path) -> FolderStamp:

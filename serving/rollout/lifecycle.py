@@ -17,14 +17,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline import machine_memory
 from pipeline.command_line import typed
 from pipeline.errors import RelevanceError
 from pipeline.releases import Releases
 from pipeline.surface_warnings import surface_warnings
 from serving.errors import NotFoundError, NotReadyError
 from serving.rollout import trials
-from serving.rollout.arrival import RETRY_S, FolderStamp, check_complete, folder_stamp
+from serving.rollout.arrival import RETRY_S, FolderStamp, check_complete, folder_stamp, may_pass
 from serving.rollout.traffic import Rollout
 from serving.runtime.processor import has_cuda, runners
 from serving.runtime.scheduler import Scheduler
@@ -318,7 +317,7 @@ class Lifecycle:
         self.refused = Refusal(name, reason, trials.now())
         self.refusals += 1
         self._refused_files = self._latest_files = folder_stamp(self._folder(name))
-        if isinstance(error, OSError) or machine_memory.is_shortage(error):
+        if may_pass(error):
             self._again = time.monotonic() + RETRY_S
         goes_on = kept.release[:12] if kept else "none"
         log.error(

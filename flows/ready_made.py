@@ -153,10 +153,12 @@ def bundles(
         ConfigError: two models of different languages; an encoder that cannot read the documents.
         ArtifactError: ONNX gives other scores than PyTorch.
     """
+    # A name of nothing is answered before torch is loaded.
+    sources = {role: at(root) for role, root in _roots(models).items()}
+
     from pipeline.export import bundle, sample
     from pipeline.models import import_stage, ready_made, scripts
 
-    sources = {role: at(model_folders.root_of(name)) for role, name in models.named.items()}
     workspace.mkdir(parents=True, exist_ok=True)
     loaded: dict[str, Any] = {}
     with temporary_folder(workspace / "ready-made") as copies:
@@ -188,8 +190,12 @@ def check_present(models: ReadyMadeModels) -> None:
     Raises:
         MissingError: there is no such folder, package or hub name.
     """
-    for name in models.named.values():
-        model_folders.root_of(name)
+    _roots(models)
+
+
+def _roots(models: ReadyMadeModels) -> dict[str, Path]:
+    """Role → the model's folder; raises MissingError as `check_present`."""
+    return {role: model_folders.root_of(name) for role, name in models.named.items()}
 
 
 def check_files(models: ReadyMadeModels) -> None:
@@ -201,8 +207,7 @@ def check_files(models: ReadyMadeModels) -> None:
     from pipeline.models import model_files
     from pipeline.models import sentence_transformers_format as folder_format
 
-    for name in models.named.values():
-        root = model_folders.root_of(name)
+    for root in _roots(models).values():
         has_modules = (root / "modules.json").is_file()
         model_files.check_files(root / folder_format.read_modules(root).transformer if has_modules else root)
 
@@ -214,7 +219,7 @@ def sources(models: ReadyMadeModels) -> dict[str, str]:
 
 def remember(models: ReadyMadeModels, workspace: Path, fingerprint: str, parts: Mapping[str, Artifact]) -> None:
     """Notes the release to which a request led, and the digests of the files that were read for it."""
-    roots = {role: model_folders.root_of(name) for role, name in models.named.items()}
+    roots = _roots(models)
     entry: dict[str, Any] = {
         "release": fingerprint,
         "roots": {role: str(root.resolve()) for role, root in roots.items()},
@@ -234,7 +239,6 @@ def _imported_from(workspace: Path, bundle: Artifact) -> str:
 
 
 def _published(models: ReadyMadeModels, workspace: Path) -> str:
-    check_present(models)
     parts = bundles(models, workspace, same_width=True)
     metrics = {"ready_made": sources(models)}
     new_release = releases.Releases(workspace).publish(parts, metrics=metrics, config={"name": "ready-made"})

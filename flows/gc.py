@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import artifacts, disk, locks, temporary
+from pipeline import artifacts, disk, locks, regular_files, temporary
 from pipeline.command_line import typed
 from pipeline.errors import ArtifactError, ConflictError, RelevanceError
 from pipeline.manifest import Manifest
@@ -97,7 +97,7 @@ def gc(workspace: Path, *, keep: int | None, act: bool = False) -> dict[str, Any
 @contextmanager
 def _alone(workspace: Path, act: bool) -> Iterator[None]:
     locks.let_go(workspace)
-    with locks.use_file(workspace).open("w") as file:
+    with open(locks.use_file(workspace), "w", opener=regular_files.opener) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -227,7 +227,7 @@ def _in_use(folder: Path, names: Sequence[str] = _STORES) -> bool:
     """Whether a process serves this release, or reads this document store: an open store holds a shared lock."""
     for name in names:
         try:
-            with (folder / name).open("rb") as file:
+            with open(folder / name, "rb", opener=regular_files.opener) as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
@@ -249,7 +249,7 @@ def _free_lock(path: Path) -> bool:
     if not (path.name.startswith(".") and path.name.endswith(".lock")):
         return False
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=regular_files.opener) as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         return False
@@ -272,7 +272,7 @@ def _remove(path: Path) -> None:
             disk.fsync(path.parent)
         shutil.rmtree(path)
     elif path.name.endswith(".lock"):
-        with path.open("rb") as file:
+        with open(path, "rb", opener=regular_files.opener) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

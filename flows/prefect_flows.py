@@ -35,7 +35,7 @@ from flows import report as reporting
 from flows import retrain as chain
 from flows import runner, sources
 from pipeline import recipe as recipes
-from pipeline import recipe_schema
+from pipeline import recipe_schema, regular_files
 from pipeline.artifacts import Artifact
 from pipeline.errors import ConfigError, InputError, RelevanceError
 from pipeline.evaluation import report_card
@@ -279,4 +279,4 @@ def workspace_id(workspace: Path) -> str:
             temporary.write_text(f"{uuid4()}\n", encoding="utf-8")
             with contextlib.suppress(FileExistsError):  # Another process was faster.
                 os.link(temporary, path)
-    return path.read_text(encoding="utf-8").strip()
+    return regular_files.read(path).decode().strip()

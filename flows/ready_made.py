@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from flows.logs import write_log
-from pipeline import artifacts, disk, machine_memory, releases
+from pipeline import artifacts, disk, machine_memory, regular_files, releases
 from pipeline.artifacts import Artifact
 from pipeline.config import ExportConfig, Precision
 from pipeline.errors import ConfigError, RelevanceError
@@ -265,7 +265,7 @@ def _memory(workspace: Path) -> dict[str, Any]:
     """The remembered requests and widths; none where the file is missing or damaged, as it can be made again."""
     empty: dict[str, Any] = {"requests": {}, "widths": {}}
     try:
-        memory = json.loads((workspace / MEMORY).read_text(encoding="utf-8"))
+        memory = json.loads(regular_files.read(workspace / MEMORY))
     except FileNotFoundError:
         return empty
     except (OSError, ValueError) as error:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from pipeline import artifacts, disk, storage
+from pipeline import artifacts, disk, regular_files, storage
 from pipeline.errors import ArtifactError, MissingError
 from pipeline.locks import locked, mark_used
 from pipeline.manifest import FileRecord, Manifest
@@ -42,7 +42,7 @@ def push(workspace: Path, address: str, release: str = "live") -> dict[str, Any]
     artifact = registry.open(release)
     target = _Storage(address)
     copied = sum(target.put(artifact.path / name, record) for name, record in artifact.manifest.files.items())
-    manifest = (artifact.path / artifacts.MANIFEST).read_bytes()
+    manifest = regular_files.read(artifact.path / artifacts.MANIFEST)
     target.write(f"releases/{artifact.fingerprint}/manifest.json", manifest)
     live = registry.live()
     is_live = live is not None and live.release == artifact.fingerprint

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from pipeline import artifacts
+from pipeline import artifacts, regular_files
 from pipeline.command_line import typed, workspace_of
 from pipeline.errors import ArtifactError, MissingError
 
@@ -29,7 +29,7 @@ class UseLock:
             ArtifactError: no manifest.
         """
         try:
-            handle = os.open(folder / artifacts.MANIFEST, os.O_RDONLY)
+            handle = regular_files.opener(folder / artifacts.MANIFEST, os.O_RDONLY)
         except (FileNotFoundError, NotADirectoryError) as error:
             artifacts.read_manifest(folder)  # Says what is not there.
             raise MissingError(f"{folder}: its manifest came or went just now; try again") from error

@@ -29,7 +29,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from pipeline import disk
+from pipeline import disk, regular_files
 from pipeline.command_line import typed
 from pipeline.errors import ArtifactError, MissingError
 from pipeline.locks import locked, mark_used
@@ -203,7 +203,7 @@ def read_manifest(path: Path) -> Manifest:
     if not path.is_dir():
         raise MissingError(f"{path}: no such artifact; run the stage that makes it")
     try:
-        return Manifest.from_json((path / MANIFEST).read_bytes().decode())
+        return Manifest.from_json(regular_files.read(path / MANIFEST).decode())
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ArtifactError(f"{path / MANIFEST}: not a readable manifest ({error}); {remedy(path)}") from error
 

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pipeline import regular_files
+
 USED_AT_ONCE = 4
 """Number of workspaces that one process marks as used, the latest ones."""
 _LOCK = re.compile(r"\..+\.lock")
@@ -27,7 +29,7 @@ def locked(path: Path) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     name = path.with_name(f".{path.name}.lock")
     while True:
-        with name.open("w") as file:
+        with open(name, "w", opener=regular_files.opener) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -52,7 +54,7 @@ def mark_used(workspace: Path) -> None:
         return
     while len(_uses) >= USED_AT_ONCE:
         os.close(_uses.pop(next(iter(_uses))))
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    handle = regular_files.opener(path, os.O_RDWR | os.O_CREAT, 0o644)
     fcntl.flock(handle, fcntl.LOCK_SH)
     _uses[path] = handle
 
@@ -73,7 +75,7 @@ def remove_if_unused(workspace: Path) -> None:
         let_go(workspace)
     with contextlib.suppress(OSError):  # Another process holds a lock, or has written something meanwhile.
         for path in files:
-            with path.open("w") as file:
+            with open(path, "w", opener=regular_files.opener) as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 path.unlink()
         for folder, _, _ in os.walk(workspace, topdown=False):

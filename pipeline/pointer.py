@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline import disk, locks
+from pipeline import disk, locks, regular_files
 from pipeline.command_line import typed
 from pipeline.errors import ArtifactError, ConflictError
 from pipeline.secrets import hide_passwords
@@ -96,7 +96,7 @@ class PointerFile:
             ArtifactError: the pointer cannot be read.
         """
         try:
-            return Pointer.from_json(self.path.read_bytes().decode())
+            return Pointer.from_json(regular_files.read(self.path).decode())
         except FileNotFoundError:
             return None
         except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
@@ -120,7 +120,7 @@ class PointerFile:
     def history(self) -> tuple[list[Pointer], int]:
         """Every readable change of the pointer, the oldest first, and the number of lines that cannot be read."""
         try:
-            lines = self.history_path.read_bytes().split(b"\n")
+            lines = regular_files.read(self.history_path).split(b"\n")
         except FileNotFoundError:
             return [], 0
         except OSError as error:
@@ -199,7 +199,7 @@ class PointerFile:
         The pointer has moved already, so a failure is logged and not raised; the next move makes up for it.
         """
         try:
-            with self.history_path.open("a+b") as file:
+            with open(self.history_path, "a+b", opener=regular_files.opener) as file:
                 torn = file.seek(0, os.SEEK_END) > 0 and _last_byte(file) != b"\n"
                 file.write(b"\n" * torn + pointer.to_json().encode() + b"\n")
                 file.flush()

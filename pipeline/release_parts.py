@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline import artifacts
+from pipeline import artifacts, regular_files
 from pipeline.artifacts import Artifact
 from pipeline.command_line import typed, workspace_of
 from pipeline.errors import ArtifactError, MissingError
@@ -158,7 +158,7 @@ def _json(parts: Mapping[str, Path], manifests: Mapping[str, Manifest], part: st
         return {}
     path = parts[part] / file
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(regular_files.read(path))
         if not isinstance(content, dict):
             raise ValueError("not a JSON object")
     except (OSError, ValueError) as error:
@@ -172,7 +172,7 @@ def _check_numbers(parts: Mapping[str, Path], manifests: Mapping[str, Manifest])
     if "fusion" in manifests and "fusion.json" in manifests["fusion"].files:
         path = parts["fusion"] / "fusion.json"
         try:
-            weighed = Fusion.from_json(path.read_bytes().decode()).fields
+            weighed = Fusion.from_json(regular_files.read(path).decode()).fields
         except (OSError, ValueError, ArtifactError) as error:
             raise ArtifactError(f"{path}: {error}; {artifacts.remedy(path)}") from error
     for name in MODELS:

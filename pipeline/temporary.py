@@ -60,7 +60,7 @@ def _taken(path: Path) -> Iterator[bool]:
     handle = None
     try:
         if _NAME.fullmatch(path.name):
-            handle = os.open(path, os.O_RDONLY)
+            handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         abandoned = handle is not None
     except OSError:

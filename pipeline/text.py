@@ -35,7 +35,7 @@ def read_text(path: Path) -> str:
 
     Raises:
         OSError: the file is not there or cannot be read.
-        SchemaError: the path is a folder or a device.
+        SchemaError: the path is a folder, a device or a named pipe.
         UnicodeDecodeError: the file is not UTF-8.
     """
     refuse_special(path, pipes=True)
@@ -46,7 +46,8 @@ def refuse_special(path: Path, *, pipes: bool = False) -> None:
     """Refuses a path that is there and no file: reading a device may never end, and a pipe is read only once.
 
     Args:
-        pipes: allow a pipe, such as /dev/stdin, for what is read once.
+        pipes: allow a pipe between two processes, such as /dev/stdin, for what is read once. A named pipe, which may
+            have no other end, is refused all the same.
 
     Raises:
         SchemaError: the path is a folder, a device or a pipe.
@@ -57,7 +58,8 @@ def refuse_special(path: Path, *, pipes: bool = False) -> None:
         return  # Whoever reads it says so.
     if stat.S_ISDIR(mode):
         raise SchemaError(f"{path}: is a folder, not a file; name the file in it")
-    if not (stat.S_ISREG(mode) or (pipes and stat.S_ISFIFO(mode))):
+    is_unnamed_pipe = stat.S_ISFIFO(mode) and not path.resolve().exists()
+    if not (stat.S_ISREG(mode) or (pipes and is_unnamed_pipe)):
         raise SchemaError(f"{path}: is a pipe or a device, not a file; write what it gives into a file and name that")
 
 

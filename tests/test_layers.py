@@ -23,6 +23,7 @@ FLOOR = {
         "passages",
         "prefixes",
         "recipe",
+        "regular_files",
         "release_parts",
         "stage",
         "storage",

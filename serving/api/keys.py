@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline import regular_files
 from pipeline.errors import ConfigError, MissingError
 from serving.settings import HASH, Settings
 
@@ -49,7 +50,7 @@ def hashes(settings: Settings) -> list[bytes]:
 
 def _read(path: Path) -> list[bytes]:
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
+        lines = regular_files.read(path).decode("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise MissingError(f"{path}: the hashes of API keys cannot be read ({error}); look at api_keys_file") from error
     known = []

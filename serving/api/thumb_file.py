@@ -8,7 +8,7 @@ from collections.abc import Callable
 from io import FileIO
 from pathlib import Path
 
-from pipeline import disk, locks, thumbs
+from pipeline import disk, locks, regular_files, thumbs
 from pipeline.errors import ConfigError
 from pipeline.thumbs import Thumb
 from serving.errors import BusyError, ServingError, StateError
@@ -35,7 +35,7 @@ class ThumbFile:
         self.path = folder / thumbs.FILE
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with self.path.open("ab"):
+            with open(self.path, "ab", opener=regular_files.opener):
                 pass
             disk.fsync(folder)
         except OSError as error:
@@ -58,7 +58,7 @@ class ThumbFile:
         self._take_turn()
         line = thumb.to_json().encode() + b"\n"
         try:
-            with locks.locked(self.path), self.path.open("a+b", buffering=0) as file:
+            with locks.locked(self.path), open(self.path, "a+b", 0, opener=regular_files.opener) as file:
                 _append(file, line, self.path)
         except OSError as error:
             raise ServingError(f"the thumb is not kept: the file cannot be written ({error.strerror})") from error

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline import disk, locks
+from pipeline import disk, locks, regular_files
 from pipeline.errors import ArtifactError, ConfigError
 
 Kind = Literal["canary", "shadow"]
@@ -146,7 +146,7 @@ class TrialFile:
             ArtifactError: the file cannot be read.
         """
         try:
-            return Trials.from_json(self.path.read_text(encoding="utf-8"))
+            return Trials.from_json(regular_files.read(self.path).decode())
         except FileNotFoundError:
             return Trials()
         except (OSError, ValueError, TypeError, KeyError, AttributeError, ConfigError) as error:

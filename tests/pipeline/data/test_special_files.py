@@ -47,8 +47,10 @@ def test_texts_may_come_from_a_pipe_but_not_from_a_device_or_a_folder(tmp_path: 
     os.close(writing)
     assert text.read_text(Path(f"/dev/fd/{reading}")) == "größe\n"
     os.close(reading)
+    os.mkfifo(tmp_path / "named")  # Nobody has its other end.
     for path, words in (
         (Path("/dev/zero"), "a pipe or a device"),
+        (tmp_path / "named", "a pipe or a device"),
         (tmp_path, "is a folder, not a file; name the file"),
     ):
         with pytest.raises(SchemaError, match=words):

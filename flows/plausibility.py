@@ -12,6 +12,7 @@ from index.corpus_change import CorpusChange, compare
 from index.document_store import CorpusStats, DocumentStore
 from pipeline import artifacts, release_parts
 from pipeline.artifacts import Artifact
+from pipeline.command_line import workspace_of
 from pipeline.errors import ImplausibleError
 
 MAX_SHRINK = 0.2
@@ -108,7 +109,7 @@ def documents_of(release: Artifact) -> Artifact | None:
         return None
     from index import documents
 
-    workspace = release.path.parents[2]  # WORKSPACE/artifacts/release/FINGERPRINT
+    workspace = workspace_of(release.path)
     folder = artifacts.folder_of(workspace, collection["data"])
     if folder is None:
         log.warning(

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.artifacts import Artifact
+from pipeline.data.formats.parquet_reader import read_foreign
 from pipeline.errors import SchemaError
 from pipeline.schema import row_name
 
@@ -47,12 +48,10 @@ def _read_file(path: Path) -> tuple[pd.DataFrame, list[str]]:
     """The file's scores with the columns that name a pair, and the names of these columns; each pair stands once.
 
     Raises:
-        SchemaError: not Parquet, a column missing, a score that is no number or is given twice.
+        MissingError: no such file.
+        SchemaError: not Parquet, a column missing or there twice, a score that is no number or is given twice.
     """
-    try:
-        given = pq.read_table(path).to_pandas()
-    except (pa.ArrowException, OSError) as error:
-        raise SchemaError(f"{path}: not a readable Parquet file ({error}); write it again") from error
+    given = read_foreign(path, []).to_pandas()
     by_name = set(PAIR_KEYS) <= set(given)  # Names say more than the number of a row, which another table has too.
     keys = ["row_id"] if "row_id" in given and not by_name else list(PAIR_KEYS)
     missing = [name for name in (*keys, "score") if name not in given]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers, processors, trainers
@@ -143,8 +144,15 @@ def test_faults_of_a_file_are_named(world: tuple[Path, Artifact, Artifact]) -> N
     refused(frame.rename(columns={"query_id": "row_id"}), "no whole number")
     numbered = scored(pairs).drop(columns=["query_id", "doc_id"]).astype({"row_id": float})
     refused(numbered.replace({"row_id": {107.0: 107.5}}), r"row 8: row_id 107\.5 is no")
-    (workspace / "given.parquet").write_text("not Parquet")
+    categories = frame.astype({"query_id": "category", "doc_id": "category"})
+    decoded = external_teacher.make(workspace, given(workspace, categories), data=data, pairs=pairs, layers=())
+    assert decoded.metrics["pairs"] == 60
+    columns = [frame[name].to_numpy() for name in ("query_id", "doc_id", "score", "score")]
+    pq.write_table(pa.table(columns, names=["query_id", "doc_id", "score", "score"]), workspace / "given.parquet")
     config = ExternalTeacherConfig(scores=str(workspace / "given.parquet"))
+    with pytest.raises(SchemaError, match="two columns are called 'score'"):
+        external_teacher.make(workspace, config, data=data, pairs=pairs, layers=())
+    (workspace / "given.parquet").write_text("not Parquet")
     with pytest.raises(SchemaError, match="not a readable Parquet"):
         external_teacher.make(workspace, config, data=data, pairs=pairs, layers=())
     with pytest.raises(MissingError, match="no file"):

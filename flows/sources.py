@@ -224,10 +224,12 @@ def _as_read(columns: Mapping[str, str], names: Sequence[str], key: str) -> str:
         names: all columns of the table.
         key: the option or recipe key that sets a map.
     """
-    from pipeline.data.formats import option_text
+    from pipeline.data.formats import column_advice, option_text
 
     unread = [name for name in names if name.strip() and name not in columns.values()]
-    left = f" (not read: {text.printable(', '.join(unread))})" if unread else ""
+    most = column_advice.SHOWN_COLUMNS
+    more = f", and {len(unread) - most:,} more" if len(unread) > most else ""
+    left = f" (not read: {text.printable(', '.join(unread[:most]))}{more})" if unread else ""
     log_of = " (a click log)" if "clicked" in columns else ""
     return f"columns read as {option_text.option(columns)}{log_of}; {key} names others{left}"
 

@@ -16,7 +16,7 @@ from typing import Literal
 import pyarrow as pa
 
 from pipeline.data import clicks
-from pipeline.data.formats import column_map
+from pipeline.data.formats import column_map, nested
 from pipeline.data.formats.option_text import option, toml_key, written
 from pipeline.errors import MissingError, SchemaError
 from pipeline.secrets import secrets_as_variables
@@ -46,7 +46,7 @@ MOST_TABLES = 20
 """Number of tables of a folder or a database that are looked at."""
 PASSWORD = "DATABASE_PASSWORD"
 """Environment variable that a recipe names in the place of a database's password."""
-_ID = re.compile(r"(?:^|[_\s-]|(?<=[a-z])(?=I))id$", re.IGNORECASE)
+_ID = re.compile(r"(?:^|[_.\s-]|(?<=[a-z])(?=I))id$", re.IGNORECASE)
 _CLICKS, _POSITIONS = re.compile("click", re.IGNORECASE), re.compile("pos|rank|slot", re.IGNORECASE)
 """Parts of the names of columns that may be the clicks and the positions of a log."""
 
@@ -172,7 +172,7 @@ def _fitting(
     free = _free(columns, samples)
     fitting: dict[str, str] = {}
     for role, name in columns.items():
-        near = [name] if name in samples else difflib.get_close_matches(name, free, 1, 0.6)
+        near = [name] if name in samples else _near(name, free)
         fitting[meant.get(role, role)] = near[0] if near else best.get(role, "COLUMN")
     for keys in lacking.values():
         if not set(keys) & set(fitting):
@@ -286,10 +286,25 @@ def separator(names: Sequence[str]) -> str:
 
 
 def _corrections(absent: Mapping[str, str], columns: Mapping[str, str], samples: Mapping[str, str]) -> list[str]:
-    """A question for each absent column whose name is like that of a column which the map does not use."""
+    """A question for each absent column whose name is like that of a column which the map does not use.
+
+    Of a path through a column that is there, a line says that this column has no such field.
+    """
     free = _free(columns, samples)
-    near = {name: difflib.get_close_matches(name, free, 1, 0.6) for name in absent.values()}
-    return [f"did you mean {names[0]!r} in place of {name!r}?" for name, names in near.items() if names]
+    near = {name: _near(name, free) for name in absent.values()}
+    lines = [f"did you mean {names[0]!r} in place of {name!r}?" for name, names in near.items() if names]
+    holders = {name: next(filter(samples.__contains__, nested.parents(name)), "") for name in absent.values()}
+    return lines + [
+        f"{holder!r} has no field {name.removeprefix(f'{holder}.')!r}: a path such as {name!r} leads through objects "
+        "of JSON lines and structs of Parquet, and not into lists"
+        for name, holder in holders.items()
+        if holder
+    ]
+
+
+def _near(name: str, free: Sequence[str]) -> list[str]:
+    """The free column whose name is most like an absent one, if any is; no column that an absent path leads through."""
+    return difflib.get_close_matches(name, [other for other in free if other not in nested.parents(name)], 1, 0.6)
 
 
 def _short(value: str) -> str:

@@ -7,7 +7,7 @@ from itertools import islice, zip_longest
 from pathlib import Path
 
 from pipeline.data import clicks
-from pipeline.data.formats import parquet_reader, tables, text_files
+from pipeline.data.formats import nested, parquet_reader, tables, text_files
 from pipeline.errors import SchemaError
 from pipeline.text import read_lines, refuse_old_line_ends
 
@@ -65,6 +65,8 @@ _LANGUAGES = """
     vi zh
 """
 """Languages that Solr or Elasticsearch analyze by rules of their own; `id` and `no` in a name mean something else."""
+_WRAPPER = re.compile(r"^(?:_source|fields|data|record)\.")
+"""Begin of a path that says nothing of its field: Elasticsearch exports a document as {"_id": …, "_source": {…}}."""
 _TYPE_OR_LANGUAGE = re.compile(rf"_(?:(?:t|s|txt|str|ws)(?:_[a-z]{{2}})?|{'|'.join(_LANGUAGES.split())})$")
 """Ending of a name by which Solr and Elasticsearch tell a field's type or language: title_txt_en, body_t, title_de."""
 
@@ -86,7 +88,9 @@ def suggest(names: Sequence[str]) -> dict[str, str]:
     """The likeliest of these names for each key of a map of columns; each name is used once."""
     spelt = {_spelling(name): name for name in reversed(names)}
     for name in names:
-        spelt.setdefault(_spelling(_TYPE_OR_LANGUAGE.sub("", name.strip().casefold())), name)
+        bare = _WRAPPER.sub("", name.strip().casefold())
+        spelt.setdefault(_spelling(bare), name)
+        spelt.setdefault(_spelling(_TYPE_OR_LANGUAGE.sub("", bare)), name)
     best: dict[str, str] = {}
     for role in SYNONYMS:
         free = [name for name in spelt if spelt[name] not in best.values()]
@@ -123,17 +127,16 @@ def _match(role: str, names: Sequence[str]) -> str | None:
 def samples_of(file: Path, wanted: Sequence[str] = ()) -> dict[str, str]:
     """The names of a table's columns, each with its value in the first row; of JSON lines those of the first 1,000.
 
+    The fields of an object, or of a struct in Parquet, are columns called by their paths; see `nested`.
+
     Args:
-        wanted: names that tell the separator of columns; see `delimiter_of`.
+        wanted: names that tell the separator of columns, see `delimiter_of`, and objects that are columns themselves.
     """
-    if file.suffix.lower() in JSON_LINES:
-        samples: dict[str, str] = {}
-        for _, row in islice(text_files.json_lines(file), FIRST_LINES):
-            for name, value in row.items():
-                samples[name] = samples.get(name) or ("" if value is None else str(value))
-        return samples
-    if file.suffix.lower() == ".parquet":
-        return parquet_reader.first_values(file)
+    suffix = file.suffix.lower()
+    if suffix in JSON_LINES or suffix == ".parquet":
+        lines = (row for _, row in islice(text_files.json_lines(file), FIRST_LINES)) if suffix in JSON_LINES else None
+        values = nested.columns_of(lines or parquet_reader.first_rows(file), wanted)
+        return {name: "" if value is None else str(value) for name, value in values.items()}
     names, *rows = text_files.first_rows(file, delimiter_of(file, wanted), 2) or [[]]
     return dict(zip_longest(names, rows[0] if rows else [], fillvalue=""))
 

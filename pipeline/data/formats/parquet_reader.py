@@ -6,11 +6,13 @@ Parquet does not promise that its strings are UTF-8, so each text column is chec
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import schema
+from pipeline.data.formats import nested
 from pipeline.data.formats.tables import is_text
 from pipeline.data.formats.text_files import STRING, say_empty
 from pipeline.errors import MissingError, SchemaError
@@ -42,41 +44,41 @@ def read_foreign(file: Path, wanted: Sequence[str]) -> pa.Table:
 
     Args:
         file: the Parquet file.
-        wanted: names of columns that it must have; the other columns are kept too.
+        wanted: names of columns, or paths to fields of structs, that it must have; the other columns are kept too.
 
     Raises:
         MissingError: no such file.
         SchemaError: not Parquet, a column missing, two columns of one name, text that is not UTF-8.
     """
-    names = column_names(file)
-    missing = [name for name in wanted if name not in names]
+    content = _schema(file)
+    names, known = content.names, nested.flat(nested.empty_row(content))
+    missing = [name for name in wanted if name not in known]
     if missing:
         raise SchemaError(f"{file}: has no column {', '.join(map(repr, missing))}; it has {names}")
     repeated = next((name for name in names if names.count(name) > 1), None)
     if repeated is not None:
         raise SchemaError(f"{file}: two columns are called {repeated!r}; write the file with one of them renamed")
     with _readable_errors(file):
-        table = pq.read_table(file)
+        table = nested.with_fields(pq.read_table(file), wanted)
     if not table.num_rows:
         say_empty(file)
     return _valid_text(_without_dictionaries(table), file)
 
 
 def column_names(file: Path) -> list[str]:
-    """The names of a Parquet file's columns.
+    """The names of a Parquet file's columns, and the paths to the fields of its structs.
 
     Raises:
         MissingError: no such file.
         SchemaError: not Parquet.
     """
-    with _readable_errors(file):
-        return list(pq.read_schema(file).names)
+    return list(nested.flat(nested.empty_row(_schema(file))))
 
 
-def first_values(file: Path) -> dict[str, str]:
-    """The names of a Parquet file's columns, each with its value in the first row.
+def first_rows(file: Path) -> Iterator[dict[str, Any]]:
+    """Yields a row of a Parquet file's columns without values, and then its first row if it has one.
 
-    A value that cannot be shown, such as text that is not UTF-8, is left empty. Little more than the first page of each
+    A value that cannot be shown, such as text that is not UTF-8, is left out. Little more than the first page of each
     column is read, however large the file is.
 
     Raises:
@@ -84,20 +86,23 @@ def first_values(file: Path) -> dict[str, str]:
         SchemaError: not Parquet.
     """
     with _readable_errors(file), pq.ParquetFile(file, pre_buffer=False, buffer_size=SAMPLE_BYTES) as content:
+        yield nested.empty_row(content.schema_arrow)
         batch = next(content.iter_batches(batch_size=1), None)
-        names = content.schema_arrow.names
-        if batch is None or not batch.num_rows:
-            return dict.fromkeys(names, "")
-        return {name: _shown_cell(column[0]) for name, column in zip(names, batch.columns, strict=True)}
+        if batch is not None and batch.num_rows:
+            yield {name: _shown_cell(column[0]) for name, column in zip(batch.schema.names, batch.columns, strict=True)}
 
 
-def _shown_cell(cell: pa.Scalar) -> str:
-    """A cell as text; empty where it is null or has no value in Python."""
+def _schema(file: Path) -> pa.Schema:
+    with _readable_errors(file):
+        return pq.read_schema(file)
+
+
+def _shown_cell(cell: pa.Scalar) -> Any:
+    """The value of a cell; None where it is null or has no value in Python."""
     try:
-        value = cell.as_py()
+        return cell.as_py()
     except (pa.ArrowException, ValueError, OverflowError, LookupError):  # LookupError: an unknown time zone.
-        return ""
-    return "" if value is None else str(value)
+        return None
 
 
 @contextmanager

@@ -26,7 +26,15 @@ import pyarrow.compute as pc
 from pipeline import text
 from pipeline.config import SourceConfig
 from pipeline.data import clicks
-from pipeline.data.formats import column_advice, mapped_grades, parquet_reader, row_locations, tables, text_files
+from pipeline.data.formats import (
+    column_advice,
+    mapped_grades,
+    nested,
+    parquet_reader,
+    row_locations,
+    tables,
+    text_files,
+)
 from pipeline.data.formats.column_map import (
     JSON_LINES,
     SUFFIXES,
@@ -240,19 +248,28 @@ def _read_json(file: Path, columns: Mapping[str, str]) -> pa.Table:
     values: dict[str, list[Any]] = {role: [] for role in columns}
     known = roles(columns)
     never_seen, number, problem = set(columns.values()), 0, ""
+    has_paths = any("." in name for name in columns.values())
     for number, row in text_files.json_lines(file):
-        never_seen -= row.keys()
+        cells = nested.flat(row) if has_paths else row
+        never_seen -= cells.keys()
         for role, name in columns.items():
-            value = _json_text(row.get(name), role) if role in known else row.get(name)
+            value = _json_text(cells.get(name), role) if role in known else cells.get(name)
             values[role].append(value)
-            if value is None and role in known and not problem:
-                problem = f"line {number}: {name!r} is {json.dumps(row.get(name))[:60]}, not a text for {role}"
-                problem += f"; it has {list(row)[:40]}"
+            if (value is None or name not in cells) and not problem:
+                reason = _json_fault(cells, role, name, is_no_text=value is None and role in known)
+                problem = reason and f"line {number}: {reason}; it has {list(row)[:40]}"
     if never_seen and number:
-        raise SchemaError(f"{file}: {column_advice.fault(columns, samples_of(file))}")
+        raise SchemaError(f"{file}: {column_advice.fault(columns, samples_of(file, list(columns.values())))}")
     if problem:
         raise SchemaError(f"{file}, {problem}")
     return pa.table({role: _json_column(file, role, cells, is_text=role in known) for role, cells in values.items()})
+
+
+def _json_fault(cells: Mapping[str, Any], role: str, name: str, *, is_no_text: bool) -> str:
+    """The reason why a row of JSON cannot have this value under a name or path; empty where it can."""
+    if name not in cells and (holder := nested.obstacle(cells, name)):
+        return f"{holder!r} is {json.dumps(cells[holder])[:60]}, not an object, and {name!r} names a field of it"
+    return f"{name!r} is {json.dumps(cells.get(name))[:60]}, not a text for {role}" if is_no_text else ""
 
 
 def _json_column(file: Path, role: str, cells: Sequence[Any], *, is_text: bool) -> pa.Array:

@@ -14,7 +14,7 @@ import pytest
 from pipeline import text
 from pipeline.config import SourceConfig
 from pipeline.data import convert, sources, validation
-from pipeline.data.formats import column_map, option_text, parquet_reader, sql, table, tables, text_files
+from pipeline.data.formats import column_map, option_text, sql, table, tables, text_files
 from pipeline.data.sources import Source
 from pipeline.errors import InputError, SchemaError
 from tests.reads import bytes_read
@@ -226,7 +226,7 @@ def test_a_sample_of_parquet_leaves_out_what_cannot_be_shown(tmp_path: Path) -> 
         "grade": pa.array([2, 0]),
     }
     pq.write_table(pa.table(columns), tmp_path / "r.parquet")
-    samples = parquet_reader.first_values(tmp_path / "r.parquet")
+    samples = column_map.samples_of(tmp_path / "r.parquet")
     assert samples == dict.fromkeys(columns, "") | {"title": "knife", "grade": "2"}
     with pytest.raises(InputError, match="'latin' holds text that is not UTF-8"):
         sources.read(SourceConfig(path=str(tmp_path / "r.parquet"), columns={"title": "latin"}), Path())
@@ -236,7 +236,7 @@ def test_a_sample_of_parquet_is_no_reading_of_the_file(tmp_path: Path) -> None:
     texts = [os.urandom(100).hex() for _ in range(40_000)]
     pq.write_table(pa.table({"text": texts, "title": texts}), tmp_path / "r.parquet", row_group_size=len(texts))
     before = bytes_read()
-    assert parquet_reader.first_values(tmp_path / "r.parquet") == {"text": texts[0], "title": texts[0]}
+    assert column_map.samples_of(tmp_path / "r.parquet") == {"text": texts[0], "title": texts[0]}
     assert bytes_read() - before < (tmp_path / "r.parquet").stat().st_size / 4
 
 

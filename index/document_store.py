@@ -64,7 +64,7 @@ class Document:
     title: str
     text: str
     extra: Mapping[str, Any] = field(default_factory=dict)
-    """Other columns that have a value; dates and the like as text."""
+    """Other columns that have a value; decimals, dates and the like as the text by which a filter finds them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,8 +278,8 @@ def filter_values(held: Any) -> Iterator[str]:
 
 
 def is_missing(value: Any) -> bool:
-    """Whether a column has no value: null, or a float or decimal that is no number."""
-    return value is None or (isinstance(value, float | Decimal) and math.isnan(value))
+    """Whether a column has no value: null, or a float or decimal that is no finite number, as JSON has none."""
+    return value is None or (isinstance(value, float | Decimal) and not math.isfinite(value))
 
 
 def _v2_text(value: Any) -> str:

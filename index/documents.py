@@ -20,7 +20,7 @@ from pipeline.stage import Stage
 
 __all__ = ["STAGE", "count", "field_text", "make", "restore", "texts"]
 
-STAGE = Stage(KIND, version=3, inputs={"data": ("data", "corpus"), "previous": KIND}, title="document store")
+STAGE = Stage(KIND, version=4, inputs={"data": ("data", "corpus"), "previous": KIND}, title="document store")
 
 _CREATE = """CREATE TABLE documents
     (row INTEGER PRIMARY KEY, doc_id TEXT NOT NULL UNIQUE, title TEXT NOT NULL, text TEXT NOT NULL, extra TEXT)"""
@@ -61,7 +61,7 @@ def _write_segment(path: Path, data: Artifact, rows: Rows) -> None:
         connection.execute(_CREATE_FIELDS)
         for row, document in enumerate(document_reader.rows(data, chosen=rows)):
             extra = {name: value for name, value in document.items() if name not in COLUMNS and not is_missing(value)}
-            coded = json.dumps(extra, ensure_ascii=False, default=str) if extra else None
+            coded = json.dumps(extra, ensure_ascii=False, default=value_text) if extra else None
             known = (row, document["doc_id"], document["title"], document["text"], coded)
             connection.execute("INSERT INTO documents VALUES (?, ?, ?, ?, ?)", known)
             values = ((name, value, row) for name, held in extra.items() for value in filter_values(held))

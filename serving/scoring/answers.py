@@ -240,7 +240,7 @@ def term_matches(
     return matches
 
 
-def check_facets(names: Iterable[str], known: Sequence[str]) -> None:
+def check_known(names: Iterable[str], known: Sequence[str]) -> None:
     """Raises InvalidRequestError for a name that is not one of the known fields, naming those there are."""
     unknown = [name for name in names if name not in known]
     if unknown:

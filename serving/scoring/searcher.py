@@ -201,7 +201,7 @@ class Searcher(LoadedRelease):
             ClientGoneError: the client has closed the connection.
             NotServedError: the release lacks a part that this needs.
         """
-        answers.check_facets(search.details.facets, self.fields)
+        answers.check_known(search.details.facets, self.fields)
         retrieval, query = self.retrieval, search.query
         with search.watch("lexical"):
             among = retrieval.rows_where(filters) if filters else None

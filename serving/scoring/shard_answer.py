@@ -55,7 +55,10 @@ class CandidatesAnswer(StrictModel):
     release: str = Field(description="Fingerprint of the release of the shard.")
     collection: str = Field(description="Fingerprint of the documents of all shards, and of how they are indexed.")
     shard: int = Field(description="Number of the shard, from 0.")
-    known_filter: bool = Field(description="Whether the shard has documents with the fields of `filters`.")
+    known_filter: bool = Field(
+        description="Whether the shard has documents with the fields of `filters`; earlier services read it in place "
+        "of `field_names`."
+    )
     field_names: list[str] = Field(description="Names of the fields by which the shard's documents can be filtered.")
     query_terms: KnownTerms | None = Field(description="Terms of the query; null without `matches: true`.")
     lexical: list[tuple[int, float]] = Field(description="Row and BM25 score of each document, the best first.")

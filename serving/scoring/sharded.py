@@ -28,10 +28,10 @@ from index.vector_rows import FoundPassage
 from pipeline.command_line import typed
 from pipeline.errors import ArtifactError, ConfigError
 from pipeline.passages import Passages
-from serving.errors import InvalidRequestError, NotReadyError, NotServedError
+from serving.errors import NotReadyError, NotServedError
 from serving.runtime.deadline import Deadline
 from serving.runtime.scheduler import Scheduler
-from serving.scoring.answers import MissingShard, ShardCounts, check_facets
+from serving.scoring.answers import MissingShard, ShardCounts, check_known
 from serving.scoring.candidates import CandidatePool, Candidates
 from serving.scoring.contents import NEEDS, SearchableContents
 from serving.scoring.reranker import Caches
@@ -222,7 +222,8 @@ class ShardedSearcher(Searcher):
         _check_counts(counts)
         search.options.deadline.check()
         if not counts.missing:  # A missing shard may have documents with any field.
-            _check_names(answered, bool(filters), search.details.facets)
+            names = sorted({name for answer in answered for name in answer.field_names})
+            check_known([*(filters or ()), *search.details.facets], names)
         by_words = _merged([hit for answer in answered for hit in answer.lexical], by_row, depth)
         by_meaning = _merged([hit for answer in answered for hit in answer.semantic], by_row, depth)
         rows = join(by_words, by_meaning)
@@ -294,14 +295,6 @@ def _check_counts(counts: ShardCounts) -> None:
     if not counts.answered:
         reasons = "; ".join(f"{item.shard}: {item.reason}" for item in counts.missing)
         raise NotReadyError(f"no shard of the documents answers: {reasons}"[:1000])
-
-
-def _check_names(answered: Sequence[CandidatesAnswer], filtered: bool, facets: Sequence[str]) -> None:
-    known = sorted({name for answer in answered for name in answer.field_names})
-    if filtered and not any(answer.known_filter for answer in answered):
-        listed = ", ".join(known) or "none"
-        raise InvalidRequestError(f"no document has the fields of these filters; there are: {listed}")
-    check_facets(facets, known)
 
 
 def _merged(hits: Sequence[tuple[int, float]], by_row: Mapping[int, ShardCandidate], depth: int) -> list[Hit]:

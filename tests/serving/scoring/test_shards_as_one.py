@@ -1,7 +1,9 @@
-"""Random small collections with fields, passages and votes: shards answer as one index does. Seeds 1 to 4, and 8."""
+"""Random small collections with fields, passages and votes: shards answer as one index does. Seeds 1 to 4, 6 and 8."""
 
 import random
 from collections.abc import Sequence
+from datetime import UTC, date, datetime
+from decimal import Decimal
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,8 @@ import pytest
 
 from flows import shards
 from index.shards import shard_of
-from serving.errors import NotServedError
+from pipeline.config import IndexConfig
+from serving.errors import InvalidRequestError, NotServedError
 from serving.runtime.admission import RequestOptions
 from serving.runtime.deadline import Deadline
 from serving.scoring import shard_candidates
@@ -136,3 +139,61 @@ def test_other_documents_make_another_release_of_models(tmp_path: Path) -> None:
         for data, count in ((collection.data, 2), (collection.data, 3), (other.data, 2), (collection.data, 2))
     ]
     assert len({front.fingerprint for front in fronts}) == 3
+
+
+def table_of_mixed_fields() -> pa.Table:
+    """Twenty documents with fields of all types, some without values; each of two fields in one document alone."""
+    count = 20
+    moment, infinite = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC), float("inf")
+    kinds: dict[str, tuple[list[Any], pa.DataType]] = {
+        "price": ([Decimal("5.00"), Decimal("0.50"), None], pa.decimal128(38, 2)),
+        "prices": ([[Decimal("5.00"), Decimal("7.10")], []], pa.list_(pa.decimal128(9, 2))),
+        "float": ([5.0, 0.1, -0.0, 1e20, float("nan"), infinite, None], pa.float64()),
+        "floats": ([[4.1, float("nan")], [infinite, 5.0], None], pa.list_(pa.float32())),
+        "large": ([2**63 - 1, 2**53 + 1, -(2**63)], pa.int64()),
+        "larger": ([2**64 - 1, 7], pa.uint64()),
+        "flag": ([True, False, None], pa.bool_()),
+        "word": (["5", "5.0", "true", "", None], pa.string()),
+        "day": ([date(2026, 1, 2), None], pa.date32()),
+        "moment": ([moment, None], pa.timestamp("s", "UTC")),
+        "tags": ([["a", None, "b"], [], None, ["5"]], pa.list_(pa.string())),
+    }
+    columns = {
+        name: pa.array([values[row % len(values)] for row in range(count)], kind)
+        for name, (values, kind) in kinds.items()
+    }
+    ids = [f"d{row}" for row in range(count)]
+    first, second = (next(row for row in range(count) if shard_of(ids[row], 2) == shard) for shard in (0, 1))
+    for name, only in (("of one", first), ("of another", second)):
+        columns[name] = pa.array([1 if row == only else None for row in range(count)])
+    texts = {"title": ["list"] * count, "text": [f"list {row}" for row in range(count)]}
+    return pa.table({"doc_id": ids, **texts, **columns})
+
+
+def test_a_filter_by_each_value_of_a_facet_gives_the_documents_that_it_counts(tmp_path: Path) -> None:
+    collection = Collection.of(tmp_path, IndexConfig(), 6, table_of_mixed_fields())
+    front, _ = collection.divided(2)
+    single, names = collection.single_index, collection.single_index.fields
+    details = SearchDetails(facets=tuple(names))
+    counts = single.search("list", top_n=30, retrieve=30, details=details).facets
+    assert front.search("list", top_n=30, retrieve=30, details=details).facets == counts
+    assert counts["price"] == {"5": 7, "0.5": 7}
+    assert sorted(counts["word"]) == ["", "5", "5.0", "true"]
+    assert len(names) == 13
+    assert counts["float"] == {"5": 3, "0": 3, "0.1": 3, "100000000000000000000": 3}
+    for name in names:
+        for value, count in counts[name].items():
+            for searcher in (single, front):
+                results = searcher.search("list", top_n=30, retrieve=30, filters={name: [value]}).reranked
+                assert len(results) == count, (name, value)
+
+
+def test_filters_by_fields_of_different_shards_are_no_error(tmp_path: Path) -> None:
+    collection = Collection.of(tmp_path, IndexConfig(), 6, table_of_mixed_fields())
+    front, _ = collection.divided(2)
+    for searcher in (collection.single_index, front):
+        assert searcher.search("list", top_n=30, filters={"of one": [1], "of another": [1]}).reranked == []
+        for name in ("of one", "of another"):
+            assert len(searcher.search("list", top_n=30, filters={name: [1]}).reranked) == 1
+        with pytest.raises(InvalidRequestError, match="no document has a field 'of none'; there are: day, flag"):
+            searcher.search("list", top_n=30, filters={"of one": [1], "of none": [1]})

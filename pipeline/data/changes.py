@@ -183,6 +183,18 @@ def _unusable(last: Watermark, now: Watermark, table: FollowedTable, source: Sou
             f"no row has a {source.watermark} of {last.documents.text} or above any more: the newest rows are gone, or "
             "a clock or backup went back"
         )
+    return _unusable_deletions(last.deletions, now.deletions, table, source)
+
+
+def _unusable_deletions(last: Mark | None, now: Mark | None, table: FollowedTable, source: SourceConfig) -> str:
+    """The reason why the table of deletions does not tell all that is gone since a mark; empty where it does."""
+    if last is None:
+        return ""
+    if now is None or now.kind != last.kind or not table.reaches_deletion(last):
+        return (
+            f"no row of {source.deleted} reaches the {source.watermark} {last.text} any more, so it may lack "
+            "deletions, or a clock went back there"
+        )
     return ""
 
 

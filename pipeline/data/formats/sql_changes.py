@@ -156,6 +156,11 @@ class FollowedTable:
         """Whether any row is at or above a mark that a row had once."""
         return self._first(sa.select(sa.literal(1)).where(self._mark >= mark.value()).limit(1)) is not None
 
+    def reaches_deletion(self, mark: Mark) -> bool:
+        """Whether any row of the table of deletions is at or above a mark that one had once."""
+        column = self._untyped(self._tombstones().c[self._config.watermark])
+        return self._first(sa.select(sa.literal(1)).where(column >= mark.value()).limit(1)) is not None
+
     def rows(self, since: Mark | None, *, raw: bool = False) -> Iterator[tuple[pa.Table, tuple[InvalidRow, ...]]]:
         """The rows at or above a mark, or all, in order of their ids: documents of ROWS_AT_ONCE rows, and their faults.
 

@@ -227,6 +227,51 @@ def test_a_clock_or_backup_that_went_back_is_noticed_by_the_newest_rows(
     assert second.metrics["watermark"]["documents"] == ["number", "60"]
 
 
+@pytest.mark.parametrize("emptied", [False, True])
+def test_a_table_of_deletions_that_went_back_hides_no_deletion(
+    emptied: bool, shop: Shop, follow: Callable[..., Artifact], caplog: pytest.LogCaptureFixture
+) -> None:
+    source = shop.source("table")
+    for name in "abcd":
+        shop.put(name)
+    shop.delete("d", "table")
+    first = follow(source)
+    assert sorted(rows_of(first)) == ["a", "b", "c"]
+    shop.run("DELETE FROM tombstones")
+    shop.run("DELETE FROM articles WHERE doc_id = 'b'")
+    if not emptied:
+        shop.run("INSERT INTO tombstones VALUES ('b', 7)")  # By a machine whose clock is behind.
+    with caplog.at_level(logging.INFO):
+        second = follow(source, first)
+    assert "no row of tombstones reaches the updated_at 105 any more" in caplog.text
+    assert rows_of(second) == fresh(shop, source)
+    caplog.clear()
+    assert follow(source, second) == second
+    assert "so all rows are read" not in caplog.text
+
+
+def test_an_id_that_is_deleted_and_comes_back_or_was_never_there_is_as_in_a_fresh_read(
+    shop: Shop, follow: Callable[..., Artifact]
+) -> None:
+    source = shop.source("table")
+    shop.put("a")
+    shop.put("b")
+    first = follow(source)
+    shop.delete("a", "table")
+    second = follow(source, first)
+    assert sorted(rows_of(second)) == ["b"]
+    shop.put("a", text="back")
+    shop.run("INSERT INTO tombstones VALUES ('never seen', ?)", shop.clock)
+    third = follow(source, second)
+    assert rows_of(third) == fresh(shop, source)
+    assert rows_of(third)["a"]["text"] == "back"
+    shop.delete("b", "table")
+    shop.put("b", text="at once", later=0)  # In one batch, with the mark of its deletion.
+    fourth = follow(source, third)
+    assert rows_of(fourth) == fresh(shop, source)
+    assert follow(source, fourth) == fourth
+
+
 @pytest.mark.parametrize(
     ("kind", "last", "late"),
     [

@@ -246,8 +246,9 @@ def judged_or_described(names: Sequence[str]) -> dict[str, str]:
     columns = guess(names, None)
     free = [name for name in names if name not in columns.values()]
     of_document = next(filter(_ID.search, free), "")
-    if {"grade", "clicked"} & set(columns) and not {"title", "text", "doc_id"} & set(columns) and of_document:
-        columns["doc_id"] = of_document
+    is_judged = {"grade", "clicked"} & set(columns) and not {"title", "text"} & set(columns)
+    if is_judged and of_document and ("doc_id" not in columns or column_map.is_bare_id(columns["doc_id"])):
+        columns["doc_id"] = of_document  # Beside it, a bare id numbers the judgments.
     return columns
 
 

@@ -60,6 +60,9 @@ OTHER_NAMES: Mapping[str, tuple[str, ...]] = {
 }
 """Names that a column of a kind may have where none has a usual name. As keys of a map they keep such a column."""
 
+DESCRIBED_OR_JUDGED = frozenset({"title", "text", "grade", "clicked"})
+"""Keys of a map of which one shows that a table's rows are documents, or say something of documents."""
+
 _LANGUAGES = """
     ar bg bn ca cs cz da de el en es et eu fa fi fr ga gl he hi hu hy it ja ko lt lv nl pl pt ro ru sr sv th tr uk ur
     vi zh
@@ -97,9 +100,17 @@ def suggest(names: Sequence[str]) -> dict[str, str]:
         match = _match(role, free)
         if match:
             best[role] = spelt[match]
+    if "query" in best and not DESCRIBED_OR_JUDGED & set(best) and is_bare_id(best.get("doc_id", "")):
+        row_id = best.pop("doc_id")  # A table of queries alone has no document for it to name.
+        best.setdefault("query_id", row_id)
     if "grade" in best or not {"position", "clicked"} <= set(best):
         return {role: name for role, name in best.items() if role not in clicks.ROLES}
     return {role: name for role, name in best.items() if role != "split" and (role != "time" or "session" in best)}
+
+
+def is_bare_id(name: str) -> bool:
+    """Whether a column is called `id` alone, which names the rows of its own table, whatever these are."""
+    return _spelling(name).strip("_") == "id"
 
 
 def _spelling(name: str) -> str:

@@ -6,6 +6,7 @@ import pytest
 
 from pipeline.config import SourceConfig
 from pipeline.data import sources
+from pipeline.data.formats.column_advice import judged_or_described
 from pipeline.data.formats.column_map import suggest
 
 TABLES: dict[str, tuple[str, str]] = {
@@ -46,6 +47,10 @@ TABLES: dict[str, tuple[str, str]] = {
     ),
     "Shopify": ("Handle,Title,Body (HTML),Vendor", "title=Title text=Body (HTML) doc_id=Handle"),
     "camel case": ("searchTerm,productName,starRating", "query=searchTerm title=productName grade=starRating"),
+    "queries of a database": ("id,query", "query=query query_id=id"),
+    "queries with a row number": ("id,query_id,query_text,created_at", "query=query_text query_id=query_id"),
+    "queries of MongoDB": ("_id,question", "query=question query_id=_id"),
+    "a log of clicks": ("id,query,position,clicked", "query=query doc_id=id position=position clicked=clicked"),
     "Chinese": ("查询,标题,正文,相关性", "query=查询 title=标题 text=正文 grade=相关性"),
 }
 """Source → the names of its columns, and the map that fits them."""
@@ -55,6 +60,20 @@ TABLES: dict[str, tuple[str, str]] = {
 def test_usual_names_are_mapped(source: str) -> None:
     names, expected = TABLES[source]
     assert " ".join(f"{role}={name}" for role, name in suggest(names.split(",")).items()) == expected
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ("id,query_id,offer_id,grade", "grade=grade query_id=query_id doc_id=offer_id"),
+        ("id,query,offer_id,grade", "query=query grade=grade doc_id=offer_id"),
+        ("id,query,grade", "query=query grade=grade doc_id=id"),
+        ("id,query,query_id,title,grade,brand_id", "query=query title=title grade=grade query_id=query_id doc_id=id"),
+    ],
+)
+def test_a_number_of_judgments_gives_way_to_the_id_of_their_documents(names: str, expected: str) -> None:
+    columns = judged_or_described(names.split(","))
+    assert " ".join(f"{role}={name}" for role, name in columns.items()) == expected
 
 
 @pytest.mark.parametrize("names", ["query_id,doc_id,grade", "queryid,docid,rel"])

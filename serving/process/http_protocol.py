@@ -118,8 +118,17 @@ class LimitedProtocol(H11Protocol):
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         # h11 calls the client idle until its head is complete; some bytes of the head have just arrived.
-        self._head_began = self.conn.their_state is h11.IDLE
-        if not self._head_began:
+        self._watch_head(begun=self.conn.their_state is h11.IDLE)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        unread, _ = self.conn.trailing_data  # The next head may have begun with the bytes of the request before.
+        self._watch_head(begun=self.conn.their_state is h11.IDLE and bool(unread))
+
+    def _watch_head(self, *, begun: bool) -> None:
+        """Bounds the time of a head that has begun to arrive; ends the bound of one that is complete."""
+        self._head_began = begun
+        if not begun:
             self._cancel_head_timer()
         elif self._head_timer is None:
             self._head_timer = self.loop.call_later(self._limits.read_s, self._end_late_head)

@@ -116,6 +116,14 @@ def test_the_next_head_on_a_kept_connection_is_timed_too(hasty: Server) -> None:
     assert b"HTTP/1.1 408 " in answer
 
 
+def test_a_head_that_begins_with_the_bytes_of_the_request_before_is_timed_too(hasty: Server) -> None:
+    with connect(hasty) as kept:
+        kept.sendall(HEAD + f"content-length: {len(BODY)}\r\n\r\n".encode() + BODY + b"POST /re")
+        answer = everything(kept)
+    assert answer.count(b"HTTP/1.1 200 ") == 1
+    assert b"HTTP/1.1 408 " in answer
+
+
 def test_a_client_that_leaves_within_its_body_is_noted_and_harms_nobody(server: Server) -> None:
     with connect(server) as gone:
         gone.sendall(HEAD + b"x-request-id: left-1\r\ncontent-length: 100\r\n\r\n" + b"{")

@@ -10,8 +10,8 @@
 `relevance index gc` keeps every release, and looks at the kinds of SEARCHABLE alone. Of these, one in REBUILT that no
 release has and no process reads is removed whatever its age: a re-index makes it again without embedding anything.
 
-Nothing is removed while a retraining, a re-index or another command makes artifacts in the workspace. A folder first
-gets the name of an unfinished one, so after a kill the next run goes on.
+Nothing is removed while a retraining, a re-index or another command makes artifacts in the workspace, or moves its
+live pointer. A folder first gets the name of an unfinished one, so after a kill the next run goes on.
 """
 
 import fcntl
@@ -74,15 +74,14 @@ def gc(workspace: Path, *, keep: int | None, act: bool = False) -> dict[str, Any
         act: remove; only list otherwise.
 
     Raises:
-        ConflictError: another command makes artifacts in this workspace now.
+        ConflictError: another command makes artifacts in this workspace or moves its live pointer now.
         ArtifactError: the live pointer, the trials or the manifest of a kept release cannot be read, so that it is not
             known what is needed.
     """
     with _alone(workspace, act):
         removals = list(_plan(workspace, keep))
         if act:
-            for removal in removals:
-                _remove(removal.path)
+            removals = [removal for removal in removals if _remove(removal.path)]
             remove_abandoned()  # Folders of metrics, whose services were killed; they lie outside the workspace.
     return {
         "removed": act,
@@ -101,11 +100,10 @@ def _alone(workspace: Path, act: bool) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            busy = "another command makes artifacts here or moves the live pointer"
             if act:
-                raise ConflictError(
-                    f"{workspace}: another command makes artifacts here now; run gc again when it has ended"
-                ) from None
-            log.warning("%s: another command makes artifacts here now; what it needs may be listed", workspace)
+                raise ConflictError(f"{workspace}: {busy}; run gc again when it has ended") from None
+            log.warning("%s: %s; what it needs may be listed", workspace, busy)
         yield
 
 
@@ -261,7 +259,10 @@ def _size(path: Path) -> int:
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
-def _remove(path: Path) -> None:
+def _remove(path: Path) -> bool:
+    """Removes one thing of the plan; returns False where a process has begun to use it since the plan was made."""
+    if artifacts.is_fingerprint(path.name) and _in_use(path):
+        return False
     if path.name.endswith(".tmp"):
         temporary.remove_if_abandoned(path)
     elif path.is_dir():
@@ -276,8 +277,9 @@ def _remove(path: Path) -> None:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                return  # Taken meanwhile.
+                return False
             path.unlink()  # Whoever waits for it sees that it is gone; see `locks.locked`.
+    return True
 
 
 def render(result: dict[str, Any]) -> "RenderableType":

@@ -59,6 +59,18 @@ def mark_used(workspace: Path) -> None:
     _uses[path] = handle
 
 
+@contextmanager
+def used(workspace: Path) -> Iterator[None]:
+    """Keeps `relevance releases gc` away within the block, which waits for one that removes something now."""
+    with open(use_file(workspace), "a", opener=regular_files.opener) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("%s: gc removes something now; waiting until it is done", workspace)
+            fcntl.flock(file, fcntl.LOCK_SH)
+        yield
+
+
 def let_go(workspace: Path) -> None:
     """Ends this process's own mark on a workspace."""
     handle = _uses.pop(use_file(workspace).absolute(), None)

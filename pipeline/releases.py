@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import artifacts, disk
+from pipeline import artifacts, disk, locks
 from pipeline.artifacts import Artifact, LinkedFile, Staging
 from pipeline.command_line import typed
 from pipeline.errors import ArtifactError, ConflictError, MissingError, RelevanceError
@@ -158,6 +158,10 @@ class Releases:
             ArtifactError: the release is damaged; the pointer stays.
         """
         release = self.resolve(name)
+        with locks.used(self.workspace):  # Else gc could remove it between the check and the move.
+            return self._promote(release, reason, expected)
+
+    def _promote(self, release: str, reason: str, expected: int | None) -> Pointer:
         self._checked(release)
         current = self.pointer_file.recover()
         earlier: tuple[str, ...] = ()
@@ -185,6 +189,10 @@ class Releases:
             MissingError: there is no earlier release that is complete; names the damaged ones.
             ConflictError: the pointer has moved since.
         """
+        with locks.used(self.workspace):
+            return self._rollback(reason, expected)
+
+    def _rollback(self, reason: str, expected: int | None) -> Pointer:
         current = self.pointer_file.recover()
         generation = current.generation if current else 0
         if expected is not None and expected != generation:

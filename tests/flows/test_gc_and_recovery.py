@@ -13,8 +13,9 @@ from flows import gc, publishing, retrain
 from flows import reindex as reindexing
 from flows import releases as listing
 from index.document_store import DocumentStore
+from index.store_file import UseLock
 from pipeline import artifacts, release_parts
-from pipeline.errors import ArtifactError, ImplausibleError, MissingError, RelevanceError
+from pipeline.errors import ArtifactError, ConflictError, ImplausibleError, MissingError, RelevanceError
 from pipeline.releases import Releases
 from serving.scoring.searcher import Searcher
 from tests.flows.conftest import Trained, index_artifacts
@@ -206,6 +207,54 @@ def test_gc_waits_for_who_makes_artifacts(copied: Trained) -> None:
             gc.gc(copied.workspace, keep=1, act=True)
         process.communicate()
     gc.gc(copied.workspace, keep=1, act=True)
+
+
+@pytest.mark.parametrize("action", ["promote", "rollback"])
+def test_gc_leaves_a_release_that_is_becoming_live(
+    action: str, copied: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = Releases(copied.workspace)
+    for words in ("samovar", "kettle", "teapot"):
+        reindexing.reindex([changed_documents(copied, tmp_path / words, words)], copied.workspace)
+    first = registry.ids()[0]
+    verify = release_parts.verify
+
+    def verified_while_gc_comes(path: Path) -> artifacts.Artifact:
+        release = verify(path)
+        with pytest.raises(ConflictError, match="run gc again"):
+            gc.gc(copied.workspace, keep=0, act=True)
+        return release
+
+    monkeypatch.setattr("pipeline.releases.verify", verified_while_gc_comes)
+    pointer = registry.promote(first, reason="") if action == "promote" else registry.rollback(reason="")
+    monkeypatch.undo()
+    assert verify(registry.path(pointer.release)).fingerprint == pointer.release
+    gc.gc(copied.workspace, keep=0, act=True)
+    assert verify(registry.path(pointer.release)).fingerprint == pointer.release
+
+
+def test_gc_leaves_a_release_that_a_service_opened_since_it_looked(
+    copied: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = Releases(copied.workspace)
+    for words in ("samovar", "kettle", "teapot"):
+        reindexing.reindex([changed_documents(copied, tmp_path / words, words)], copied.workspace)
+    first = registry.ids()[0]
+    planned, opened = gc._plan, []
+
+    def plan(workspace: Path, keep: int | None) -> list[gc.Removal]:
+        removals = list(planned(workspace, keep))
+        opened.append(UseLock(registry.path(first)))
+        return removals
+
+    monkeypatch.setattr(gc, "_plan", plan)
+    removed = gc.gc(copied.workspace, keep=0, act=True)
+    assert first not in {Path(item["path"]).name for item in removed["items"]}
+    assert release_parts.verify(registry.path(first)).fingerprint == first
+    opened[0].let_go()
+    monkeypatch.undo()
+    removed = gc.gc(copied.workspace, keep=0, act=True)
+    assert first in {Path(item["path"]).name for item in removed["items"]}
 
 
 def test_a_password_of_a_database_is_written_nowhere(copied: Trained, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from pipeline.compute import PinnedArtifact
 from pipeline.errors import ArtifactError, SchemaError
 from pipeline.passages import Passages
 from pipeline.stage import Stage
+from serving.errors import InferenceError
 from serving.runtime.bundle import Bundle
 from serving.runtime.engine import Engine, Role, Vectors
 
@@ -65,7 +66,19 @@ class BundleEmbedder:
         return {"_pinned": self._pinned, "_role": self._role, "_engine": None}
 
     def __call__(self, texts: Sequence[str]) -> Vectors:
-        return self.engine.embed(texts, self._role)
+        try:
+            return self.engine.embed(texts, self._role)
+        except InferenceError as error:
+            log.warning("%s; each text of its batch is embedded alone", error)
+            return np.stack([self._alone(body) for body in texts])
+
+    def _alone(self, body: str) -> Vectors:
+        """The vector (dimensions,) of one text; NaN where the encoder gives none, by which the reader names it."""
+        try:
+            vector: Vectors = self.engine.embed([body], self._role)[0]
+            return vector
+        except InferenceError:
+            return np.full(self.engine.dimensions, np.nan, np.float32)
 
     @property
     def engine(self) -> Engine:

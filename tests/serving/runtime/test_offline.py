@@ -18,6 +18,7 @@ from pipeline.errors import ArtifactError, SchemaError
 from pipeline.export import bundle
 from serving.runtime import offline
 from serving.runtime.engine import Engine
+from serving.runtime.items import Item
 
 CONFIG = ExportConfig(golden=4, max_ndcg_drop=1.0, min_kendall_tau=-1.0)
 
@@ -78,6 +79,26 @@ def test_the_index_holds_what_the_engine_gives_for_documents(parts: dict[str, Ar
     assert semantic.search(vector, 1)[0].doc_id == body["doc_id"]
     long = ["adam buim oi " * 20]
     assert not np.allclose(embed(long), offline.embedder(parts["encoder"])(long))  # Roles are cut at other lengths.
+
+
+def test_a_document_whose_vector_is_no_number_is_named_and_nothing_is_made(
+    untrained: Any, parts: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embed = offline.embedder(parts["encoder"])
+    table = pq.read_table(parts["data"].file("documents.parquet"))
+    bad = table["doc_id"][7].as_py()
+    body = text.document_text(table["title"][7].as_py(), table["text"][7].as_py())
+    (broken,) = embed.engine.texts([body], "document")
+    run = Engine._run_exact
+
+    def run_exact(engine: Engine, item: Item) -> Any:
+        output = run(engine, item)
+        return np.full_like(output, np.nan) if list(item.ids) == list(broken.ids) else output
+
+    monkeypatch.setattr(Engine, "_run_exact", run_exact)
+    with pytest.raises(ArtifactError, match=f"the vector of document '{bad}' has length nan, not 1 .1 of "):
+        vectors.make(tmp_path, vectors.DocumentEncoder("another", embed), data=parts["data"])
+    assert not artifacts.finished(tmp_path, "vectors")
 
 
 def test_the_engine_is_loaded_when_it_is_first_needed(

@@ -13,9 +13,9 @@ from typing import Any
 
 from pipeline import artifacts, disk, release_parts
 from pipeline.artifacts import Artifact
-from pipeline.errors import ConfigError, MissingError
+from pipeline.errors import MissingError
+from pipeline.outside import files_below
 from pipeline.releases import Releases
-from pipeline.temporary import temporary_folder
 
 
 def export(workspace: Path, release: str, to: Path) -> dict[str, Any]:
@@ -24,15 +24,14 @@ def export(workspace: Path, release: str, to: Path) -> dict[str, Any]:
     Args:
         workspace: the folder of artifacts and releases.
         release: live, previous, or the first digits of a release.
-        to: the folder to make; one that is there must be empty.
+        to: the folder to make, which has this name only once all is in it; one that is there must be empty.
 
     Raises:
-        ConfigError: the folder holds something, or cannot be written.
+        ConfigError: the folder holds something, cannot be replaced or cannot be written.
+        ArtifactError: the disk is full.
         MissingError: no such release, or the workspace no longer holds a model that it was made from.
     """
-    if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise ConfigError(f"{to}: is there and not empty; name a new folder")
-    disk.check_writable(to)
+    disk.check_new_folder(to)
     opened = Releases(workspace).open(release)
     pairs = {
         role: (part, _model(workspace, part))
@@ -41,13 +40,9 @@ def export(workspace: Path, release: str, to: Path) -> dict[str, Any]:
         for part in [release_parts.part(opened, role)]
     }
     sources = opened.metrics.get("ready_made", {})
-    to.parent.mkdir(parents=True, exist_ok=True)
-    with temporary_folder(to) as staging:
+    with disk.readable_errors(to), disk.new_folder(to) as staging:
         for role, (bundle, model) in pairs.items():
             _copy(staging / role, role, bundle, model, str(sources.get(role, "")))
-        if to.exists():
-            to.rmdir()
-        staging.rename(to)
     files = {str(path.relative_to(to)): path.stat().st_size for path in sorted(to.rglob("*")) if path.is_file()}
     return {"release": opened.fingerprint, "folder": str(to), "models": list(pairs), "files": files}
 
@@ -72,7 +67,11 @@ def _copy(folder: Path, role: str, bundle: Artifact, model: Artifact, source: st
     from pipeline.export import exported_card
     from pipeline.models import sentence_transformers_format
 
-    shutil.copytree(model.path / "model", folder, copy_function=shutil.copyfile)  # Others may read the copies.
+    source_folder = model.path / "model"
+    for file in files_below(source_folder):
+        target = folder / file.relative_to(source_folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, target)  # Without the modes, as others may read the copies.
     if role == "encoder":
         sentence_transformers_format.leave_out_pooler(folder)
     description = json.loads(bundle.file("bundle.json").read_text(encoding="utf-8"))

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.errors import ArtifactError, ConfigError, RelevanceError
-from pipeline.temporary import temporary_file
+from pipeline.temporary import temporary_file, temporary_folder
 
 _FileState = tuple[int, int, int, int]
 """Device, inode, bytes, and the time of the last change of content in nanoseconds."""
@@ -76,6 +76,38 @@ def writing_fault(folder: Path) -> str:
     except OSError as error:
         return f"cannot be written ({nearest}: {os.strerror(error.errno or errno.EIO)})"
     return ""
+
+
+def check_new_folder(to: Path) -> None:
+    """Checks that a folder can be given this name once all is in it.
+
+    Raises:
+        ConfigError: it cannot: something is there that is no empty folder or cannot be replaced, or see
+            `check_writable`.
+    """
+    if to.is_symlink() or to.is_mount() or (to.is_dir() and to.samefile(Path.cwd())):
+        raise ConfigError(f"{to}: is a link, a mount point or the current folder; name a new folder in it")
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise ConfigError(f"{to}: is there already and not empty; name a new folder")
+    check_writable(to)
+
+
+@contextmanager
+def new_folder(to: Path) -> Iterator[Path]:
+    """Yields an empty folder to be filled, which gets its name at the end, synced, and is removed where that fails.
+
+    Raises:
+        ConfigError: see `check_new_folder`.
+        OSError: the disk is full, or something was put into an empty folder of this name meanwhile.
+    """
+    check_new_folder(to)
+    to.parent.mkdir(parents=True, exist_ok=True)
+    with temporary_folder(to) as staging:
+        yield staging
+        for path in [*staging.rglob("*"), staging]:
+            fsync(path)
+        staging.rename(to)  # Replaces an empty folder, and no other.
+    fsync(to.parent)
 
 
 def fsync(path: Path) -> None:

@@ -11,9 +11,8 @@ from pipeline.config import DataConfig, SourceConfig
 from pipeline.data import judgments, short_logs, splits, validation
 from pipeline.data.formats.text_files import STRING
 from pipeline.data.validation import ValidatedTables
-from pipeline.errors import ConfigError, SchemaError
+from pipeline.errors import SchemaError
 from pipeline.secrets import hide_passwords
-from pipeline.temporary import temporary_folder
 
 _ADVICE = "mend them first; `relevance data check` lists them all"
 
@@ -72,19 +71,13 @@ def _read(config: SourceConfig) -> ValidatedTables:
 def _write(folder: Path, sifted: ValidatedTables, rows: pa.Table) -> None:
     for kind, table in (("documents", sifted.documents), ("queries", sifted.queries), ("judgments", rows)):
         schema.write(table, folder / f"{kind}.parquet", kind)
-        disk.fsync(folder / f"{kind}.parquet")
 
 
 @contextmanager
 def _new_folder(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that takes its name when all went well, and is removed when not."""
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise ConfigError(f"{out}: is there already and not an empty folder; give another name")
+    """The folder of `disk.new_folder`, whose errors name `out`."""
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with temporary_folder(out) as temporary:
-            yield temporary
-            temporary.rename(out)
-        disk.fsync(out.parent)
+        with disk.new_folder(out) as folder:
+            yield folder
     except OSError as error:
         raise SchemaError(f"{out}: could not be written ({error.strerror or error}); nothing was kept") from error

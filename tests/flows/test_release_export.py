@@ -1,8 +1,10 @@
 """Exported models open in sentence-transformers without a complaint, and in plain onnxruntime by the card's lines."""
 
+import errno
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import warnings
@@ -16,7 +18,8 @@ from flows import ready_made, release_export
 from flows.ready_made import ReadyMadeModels
 from pipeline import release_parts, releases
 from pipeline.artifacts import Artifact
-from pipeline.errors import ConfigError, MissingError
+from pipeline.data import convert
+from pipeline.errors import ArtifactError, ConfigError, MissingError
 from pipeline.export import exported_card
 from serving.runtime.engine import Engine
 from tests.flows.conftest import Trained
@@ -115,7 +118,7 @@ def test_a_ready_made_model_is_exported_with_a_card_that_names_its_source(tmp_pa
 def test_nothing_is_overwritten_and_nothing_half_made(trained: Trained, tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine")
-    with pytest.raises(ConfigError, match="is there and not empty"):
+    with pytest.raises(ConfigError, match="is there already and not empty"):
         release_export.export(trained.workspace, "live", tmp_path / "full")
     with pytest.raises(MissingError, match="no release called"):
         release_export.export(trained.workspace, "0" * 8, tmp_path / "new")
@@ -131,3 +134,71 @@ def test_a_model_that_the_workspace_lost_is_named(copied: Trained, tmp_path: Pat
     with pytest.raises(MissingError, match=f"no longer holds the model {model[:12]}"):
         release_export.export(copied.workspace, "live", tmp_path / "to")
     assert not (tmp_path / "to").exists()
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling link", "current folder", "mount point", "file", "full folder"])
+def test_a_folder_that_cannot_be_replaced_is_refused_before_anything_is_copied(
+    kind: str, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    to, kept = tmp_path / "to", tmp_path / "kept"
+    kept.mkdir()
+    monkeypatch.setattr(release_export, "_copy", lambda *_: pytest.fail("copies"))
+    if kind.endswith("link"):
+        to.symlink_to("nowhere" if kind.startswith("dangling") else "kept")
+    elif kind == "current folder":
+        monkeypatch.chdir(kept)
+        to = Path()
+    elif kind == "mount point":
+        to = Path("/proc")
+    elif kind == "file":
+        to.write_text("mine")
+    else:
+        to.mkdir()
+        (to / "mine").write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ConfigError, match=r"name a new folder( in it)?$"):
+        release_export.export(trained.workspace, "live", to)
+    with pytest.raises(ConfigError, match=r"name a new folder( in it)?$"):
+        convert.convert(trained.world / "tiny", "auto", to)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert to.is_dir() or kind == "dangling link" or to.read_text() == "mine"
+
+
+def test_a_full_disk_is_one_error_and_the_same_command_works_when_there_is_room(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied = shutil.copyfile
+    wrote: list[Path] = []
+
+    def full(source: Path, target: Path) -> Path:
+        if len(wrote) == 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+        wrote.append(target)
+        return copied(source, target)
+
+    to = tmp_path / "to"
+    to.mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copyfile", full)
+        with pytest.raises(ArtifactError, match=r"to: could not be written \(No space left on device;.*make room"):
+            release_export.export(trained.workspace, "live", to)
+    assert len(wrote) == 3
+    assert list(tmp_path.rglob("*")) == [to]
+    written = release_export.export(trained.workspace, "live", to)
+    assert {str(path.relative_to(to)) for path in to.rglob("*") if path.is_file()} == set(written["files"])
+
+
+def test_what_is_put_into_the_folder_meanwhile_stays(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    to, copy = tmp_path / "to", release_export._copy
+    to.mkdir()
+
+    def copy_beside_another_writer(*arguments: Any) -> None:
+        copy(*arguments)
+        (to / "mine").write_text("mine")
+
+    monkeypatch.setattr(release_export, "_copy", copy_beside_another_writer)
+    with pytest.raises(OSError, match="not empty"):
+        release_export.export(trained.workspace, "live", to)
+    assert [path.name for path in tmp_path.rglob("*")] == ["to", "mine"]

@@ -14,10 +14,12 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -36,6 +38,9 @@ T = TypeVar("T")
 MEMORY = "ready_made.json"
 VERSION = 2
 """Version of the import, part of every request's key; raise it when the same folder comes to give another release."""
+
+PATIENCE_S = 10.0
+"""Seconds that a dead process is waited for, whose exit code tells why it ended."""
 
 log = logging.getLogger(__name__)
 
@@ -86,9 +91,7 @@ def apart(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return answer.result()
         except BrokenProcessPool as error:
-            for child in started:
-                child.join(timeout=1)
-            raise _ended([child.exitcode for child in started]) from error
+            raise _ended([_exit_code(child) for child in started]) from error
         except BaseException:  # Such as an interruption of this process alone; the pool would wait for the end.
             for child in started:
                 child.kill()
@@ -100,12 +103,27 @@ def _with_shortage_told(function: Callable[..., T], args: tuple[Any, ...], kwarg
         return function(*args, **kwargs)
 
 
+def _exit_code(child: BaseProcess) -> int | None:
+    """The exit code of a process that has ended; None if it is not known in a few seconds.
+
+    The pool's own thread waits for the process too: whoever comes second learns the code when the first has noted it.
+    """
+    until = time.monotonic() + PATIENCE_S
+    while child.exitcode is None and time.monotonic() < until:
+        child.join(timeout=0.1)
+        time.sleep(0.01)
+    return child.exitcode
+
+
 def _ended(exit_codes: Sequence[int | None]) -> RelevanceError:
     """The error of a process that ended before its work was done."""
     code = next((code for code in exit_codes if code), None)
-    how = f"by {signal.Signals(-code).name}" if code and -code in set(signal.Signals) else f"with {code}"
+    if code is None:
+        how = ""
+    else:
+        how = f" by {signal.Signals(-code).name}" if -code in set(signal.Signals) else f" with {code}"
     return RelevanceError(
-        f"the process that does the work ended {how}, most often because memory ran out: {machine_memory.remedy()}"
+        f"the process that does the work ended{how}, most often because memory ran out: {machine_memory.remedy()}"
     )
 
 

@@ -32,7 +32,8 @@ def search(query: str, workspace: Path, *, release: str = "live", top: int = 10)
 def rerank(query: str, file: Path, workspace: Path, *, release: str = "live") -> dict[str, Any]:
     """Orders a file's texts by relevance to the query, best first; each has its line number and raw score.
 
-    Where every JSON line has a BM25 `score`, the order is the fused one of `search`, and `score` the fused score.
+    The order is that of `/rerank`. Where every JSON line has a BM25 `score`, or the release says so, it is the fused
+    one of `search`, and `score` the fused score.
 
     Raises:
         MissingError: no such file or release.
@@ -40,6 +41,7 @@ def rerank(query: str, file: Path, workspace: Path, *, release: str = "live") ->
         NotServedError: there are BM25 scores, and the release has no fusion.
     """
     from serving.runtime.engine import Engine
+    from serving.scoring.loaded_release import fusion_of
     from serving.scoring.reranker import relevance
 
     query = text.clean(query)
@@ -48,7 +50,8 @@ def rerank(query: str, file: Path, workspace: Path, *, release: str = "live") ->
     texts = _texts(file)
     opened = releases.Releases(workspace).open(release)
     bm25 = _bm25(file, texts)
-    if bm25 is None:
+    fusion = fusion_of(opened)
+    if bm25 is None and (fusion is None or fusion.rerank == "ranker"):
         scores = ranker = Engine(release_parts.part(opened, "ranker").path).scores(
             query, [item for _, item, _ in texts]
         )
@@ -69,7 +72,7 @@ def rerank(query: str, file: Path, workspace: Path, *, release: str = "live") ->
     }
 
 
-def _fused(release: Path, query: str, texts: list[str], bm25: list[float]) -> tuple[list[float], list[float]]:
+def _fused(release: Path, query: str, texts: list[str], bm25: list[float] | None) -> tuple[list[float], list[float]]:
     """Fused scores of the texts, and the ranker's."""
     from serving.runtime.admission import RequestOptions
     from serving.runtime.deadline import Deadline

@@ -69,14 +69,22 @@ class OpenRelease:
         return list(self._searcher.ranker.scores(query, texts))
 
     def rerank(self, query: str, texts: Sequence[str]) -> "pd.DataFrame":
-        """Columns index (position in `texts`), score, relevance in [0, 1] and text; best first."""
+        """Columns index (position in `texts`), score, relevance in [0, 1] by the ranker, and text; best first.
+
+        The order is that of `/rerank`: by the ranker alone, or fused where the release says so.
+        """
         import pandas as pd
 
         from serving.scoring.reranker import relevance
 
-        scores = self.scores(query, texts)
+        scores = self._searcher.rerank(query, texts)
         table = pd.DataFrame(
-            {"index": range(len(texts)), "score": scores, "relevance": map(relevance, scores), "text": list(texts)}
+            {
+                "index": range(len(texts)),
+                "score": scores.values,
+                "relevance": map(relevance, scores.ranker),
+                "text": list(texts),
+            }
         )
         return table.sort_values("score", ascending=False, kind="stable", ignore_index=True)
 

@@ -26,6 +26,7 @@ from index.term_marks import QueryTerms
 from index.term_weights import (
     COLLECTION,
     HOLDERS,
+    LengthNorm,
     LexicalSegment,
     WeighedSegment,
     idf,
@@ -34,7 +35,7 @@ from index.term_weights import (
 )
 from pipeline import artifacts, progress, schema
 from pipeline.artifacts import Artifact, Staging
-from pipeline.errors import SchemaError
+from pipeline.errors import MissingError, SchemaError
 from pipeline.stage import Stage
 
 if TYPE_CHECKING:
@@ -227,13 +228,16 @@ class LexicalIndex:
         doc_ids: list[str],
         weigh: Callable[[int], float],
         living: int,
+        norm: LengthNorm | None = None,
     ) -> None:
         """
         Args:
             analysis: language of the stemmer and version of the analysis.
             weigh: number of documents with a term → the factor of its weights in the segments; 1 where they contain it.
             living: number of documents of the whole collection.
+            norm: the norm of a document by its length; None for segments with finished scores.
         """
+        self._norm = norm
         self._analysis, self._analyse = analysis, analyser(*analysis)
         self._segments, self._layout, self._weigh, self._living = segments, layout, weigh, living
         self.doc_ids = doc_ids
@@ -255,10 +259,10 @@ class LexicalIndex:
         if WeighedSegment.FILES[0] in artifact.manifest.files:
             weighed = WeighedSegment(artifact, len(doc_ids), verify=verify)
             return cls(analysis, [weighed], layout, doc_ids, lambda _: 1.0, len(doc_ids))
-        counted = load_counted(artifact, layout, verify=verify)
+        counted, norm = load_counted(artifact, layout, verify=verify)
         is_shard = COLLECTION in artifact.manifest.files
         living = int(read_collection(artifact)["documents"]) if is_shard else len(doc_ids)
-        return cls(analysis, counted, layout, doc_ids, partial(idf, living), living)
+        return cls(analysis, counted, layout, doc_ids, partial(idf, living), living, norm)
 
     def search(self, query: str, k: int) -> list[Hit]:
         """Finds at most k documents with a score above 0, best first; equal scores are ordered by row."""
@@ -297,6 +301,37 @@ class LexicalIndex:
         totals = np.zeros(len(wanted), np.float32)
         for _, part in self._parts(query, wanted):
             totals += part
+        return totals
+
+    def text_scores(
+        self, query: str, texts: Sequence[str], check: Callable[[], None] = lambda: None
+    ) -> npt.NDArray[np.float32]:
+        """BM25 that documents of these texts would have, (texts,), by the words of the documents that are indexed.
+
+        A text that is the `pipeline.text.document_text` of an indexed document has the score that `search` gives it.
+
+        Args:
+            check: called before each text is read; what it raises is raised.
+
+        Raises:
+            MissingError: the index is from before segments, and holds finished scores alone.
+        """
+        if self._norm is None:
+            raise MissingError(
+                "the lexical index of this release is older than BM25 of texts; build it again with the command that "
+                "made the release"
+            )
+        weights = {term: weight for term, weight, _ in self._terms(query)}
+        counts, lengths = np.zeros((len(weights), len(texts)), np.float32), np.zeros(len(texts), np.int32)
+        for number, text in enumerate(texts):
+            check()
+            terms = self._analyse(text)
+            times, lengths[number] = Counter(terms), len(terms)
+            counts[:, number] = [times[term] for term in weights]
+        norms = self._norm.of(lengths)
+        totals = np.zeros(len(texts), np.float32)
+        for weight, count in zip(weights.values(), counts, strict=True):
+            totals += np.divide(count, norms + count, out=np.zeros_like(totals), where=count > 0) * weight
         return totals
 
     def term_scores(self, query: str, rows: Sequence[int]) -> list[dict[str, float]]:

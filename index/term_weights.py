@@ -10,6 +10,7 @@ A norm is computed once for each document, when an index is loaded; idf and frac
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,6 +32,20 @@ COLLECTION = "collection.json"
 Indices = slice | npt.NDArray[np.int64]
 """Indices into a list of documents."""
 Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class LengthNorm:
+    """The norm of a document by its length; see above."""
+
+    k1: float
+    b: float
+    average: float
+    """Mean number of terms of the living documents of the whole collection."""
+
+    def of(self, lengths: npt.NDArray[np.int32]) -> Floats:
+        """The norms of documents with these numbers of terms, (documents,)."""
+        return (self.k1 * (1 - self.b + self.b * lengths / self.average)).astype(np.float32)
 
 
 class LexicalSegment(Protocol):
@@ -134,8 +149,8 @@ def idf(living: int, holders: int) -> float:
     return math.log(1 + (living - holders + 0.5) / (holders + 0.5))
 
 
-def load_counted(artifact: Artifact, layout: SegmentMap, *, verify: bool) -> list[LexicalSegment]:
-    """The segments of an index of postings.
+def load_counted(artifact: Artifact, layout: SegmentMap, *, verify: bool) -> tuple[list[LexicalSegment], LengthNorm]:
+    """The segments of an index of postings, and the norm of their documents.
 
     Raises:
         ArtifactError: a file that cannot be read, by name, or files that do not belong together.
@@ -156,14 +171,14 @@ def load_counted(artifact: Artifact, layout: SegmentMap, *, verify: bool) -> lis
     if COLLECTION in artifact.manifest.files:
         collection = read_collection(artifact)
         total, documents = collection["terms"], collection["documents"]
-    average = total / documents
     k1, b = (float(artifact.manifest.config[name]) for name in ("k1", "b"))
+    norm = LengthNorm(k1, b, total / documents)
     segments: list[LexicalSegment] = []
     for item, living, holders in zip(postings, alive, _holders(artifact, postings), strict=True):
-        norms = (k1 * (1 - b + b * item.lengths / average)).astype(np.float32)
+        norms = norm.of(item.lengths)
         norms[~living] = np.inf
         segments.append(CountedSegment(item, holders, norms))
-    return segments
+    return segments, norm
 
 
 def read_collection(artifact: Artifact) -> Mapping[str, Any]:

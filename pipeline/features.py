@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 from pipeline.errors import ArtifactError, SchemaError
 
@@ -25,6 +26,10 @@ FEATURES = (
 """Names of the features that every release has, in the order of the columns of `table`."""
 
 _FIELD_FEATURE = re.compile(r"(bm25|encoder)\.[A-Za-z_][A-Za-z0-9_]*")
+
+
+RerankOrder = Literal["ranker", "fused"]
+"""The ranker's scores alone, or the fused scores of `Fusion`."""
 
 
 def field_feature(score: str, field: str) -> str:
@@ -103,6 +108,9 @@ class Fusion:
 
     weights: Mapping[str, float]
     """One for each of FEATURES, and for each feature of a single field that the release has."""
+    rerank: RerankOrder = "ranker"
+    """The order that `/rerank` gives to texts which come without first-stage scores: by the ranker alone, or by this
+    score, with BM25 by the words of the release's own documents."""
 
     def __post_init__(self) -> None:
         if not all(
@@ -112,6 +120,8 @@ class Fusion:
             raise ArtifactError(f"fusion: a weight is not a finite number ({dict(self.weights)}); fit it again")
         if set(self.weights) != set(self.names):
             raise ArtifactError(f"fusion: weights for {sorted(self.weights)}, not for {sorted(FEATURES)}; fit it again")
+        if self.rerank not in ("ranker", "fused"):
+            raise ArtifactError(f"fusion: rerank is {self.rerank!r}, neither ranker nor fused; fit it again")
 
     @property
     def fields(self) -> tuple[str, ...]:

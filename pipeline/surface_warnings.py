@@ -8,11 +8,12 @@ from pipeline.text import signed
 if TYPE_CHECKING:
     from rich.text import Text
 
-ADVICE: Mapping[str, str] = {
-    "/rerank": "for the fused order send each text's BM25 score in first_stage_scores, or call /search",
-    "/search": "the fused order is fitted on the valid queries; judge more of them and retrain",
-}
-"""Path → what to do where its order is surely worse."""
+
+def advice(system: str) -> str:
+    """The advice to callers of a path whose order is that of this system, where it is surely worse."""
+    if system == "fused":
+        return "the fused order is fitted on the valid queries; judge more of them and retrain"
+    return 'for the fused order send "fused": true, or call /search'
 
 
 def surface_warnings(surfaces: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -23,7 +24,7 @@ def surface_warnings(surfaces: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """
     return [
         f"{path} is surely worse than {worth['first_stage']}: {worth['measure']} {signed(worth['mean'])} "
-        f"[{signed(worth['low'])}, {signed(worth['high'])}] on {worth['queries']:,} queries; {ADVICE[path]}"
+        f"[{signed(worth['low'])}, {signed(worth['high'])}] on {worth['queries']:,} queries; {advice(worth['system'])}"
         for path, worth in surfaces.items()
         if worth["verdict"] == "worse"
     ]

@@ -8,7 +8,7 @@ With a live release:
     slice NAME        in no slice of enough queries is the upper end of that interval below −slice_margin
     best earlier      not worse, by the same margin, than the best of the last releases that were live; many small
                       losses, each within the margin, cannot add up
-    /rerank           the ranker alone is not surely worse than the live release's
+    /rerank           its order is not surely worse than that of the live release's /rerank
 
 Without one:
 
@@ -16,12 +16,13 @@ Without one:
 
 Always:
 
-    floor /rerank     the ranker alone is not surely worse than BM25, its first stage; only a warning where a live
-                      release has a ranker, which answers `/rerank` already, or where `rerank_floor` is false
+    floor /rerank     its order is not surely worse than BM25, its first stage; only a warning where a live release
+                      has a ranker, which answers `/rerank` already, or where `rerank_floor` is false
 
-"Surely worse" means that the interval lies below 0 and a sign-flip test agrees. Each rule gives its value, its bound
-and its verdict. With a live release the decision also gives the smallest difference that its queries can show, so
-that "not worse" is not read as "equal".
+The order of /rerank is that of the ranker alone, or the fused one, see `pipeline.features.Fusion.rerank`. "Surely
+worse" means that the interval lies below 0 and a sign-flip test agrees. Each rule gives its value, its bound and its
+verdict. With a live release the decision also gives the smallest difference that its queries can show, so that "not
+worse" is not read as "equal".
 """
 
 import math
@@ -36,7 +37,7 @@ from pipeline.config import GateConfig
 from pipeline.errors import SchemaError
 from pipeline.evaluation import significance, systems
 from pipeline.evaluation.metrics import RANGE
-from pipeline.surface_warnings import ADVICE
+from pipeline.surface_warnings import advice
 from pipeline.text import signed
 
 if TYPE_CHECKING:
@@ -46,8 +47,8 @@ SEED = 13
 RESAMPLES = significance.RESAMPLES
 
 RERANK_REFUSED = (
-    "callers who send texts alone would lose by it. Train the ranker longer or on more judged queries; or, where all "
-    "callers use /search or send first_stage_scores, set gate.rerank_floor = false"
+    "callers who send texts alone would lose by it, though the valid queries did not show it. Judge more queries; or, "
+    "where all callers use /search or send first_stage_scores, set gate.rerank_floor = false"
 )
 """Advice that ends the message when a release is refused for the order of /rerank."""
 
@@ -77,10 +78,12 @@ class Rivals:
     """Name → first stage that the final order must not lose against; read only when there is no live release."""
     earlier: "Mapping[str, pd.DataFrame]" = field(default_factory=dict)
     """Name → release that was live before the present one."""
-    ranker: "pd.DataFrame | None" = None
-    """The candidate's ranker alone: the order of /rerank."""
-    live_ranker: "pd.DataFrame | None" = None
-    """The live release's ranker alone; None where nothing is live, or that has no ranker."""
+    rerank: "pd.DataFrame | None" = None
+    """The candidate's order of /rerank; None where it has no ranker."""
+    rerank_system: str = systems.RANKER
+    """Name of the system that gives this order."""
+    live_rerank: "pd.DataFrame | None" = None
+    """The order of the live release's /rerank; None where nothing is live, or that has no ranker."""
     first_stage: "pd.DataFrame | None" = None
     """BM25, the order that a caller of /rerank has."""
 
@@ -206,11 +209,14 @@ def decide_reports(report: Artifact, live: str | None, config: GateConfig, *, ne
         if name is not None and name not in known:
             raise SchemaError(f"{path}: has no system '{name}' to decide about; it has {', '.join(known)}")
     values = {name: frame[frame["system"] == name] for name in known}
+    worth = report.metrics.get("surfaces", {}).get("/rerank", {})
+    rerank = str(worth.get("system", systems.RANKER))
     rivals = Rivals(
         floors={name: values[name] for name in (systems.BM25, systems.BOTH) if name in values},
         earlier={name: values[name] for name in known if systems.is_earlier(name)},
-        ranker=values.get(systems.RANKER),
-        live_ranker=values.get(systems.LIVE_RANKER) if live else None,
+        rerank=values.get(rerank) if systems.RANKER in values else None,
+        rerank_system=rerank,
+        live_rerank=values.get(systems.LIVE_RERANK) if live else None,
         first_stage=values.get(systems.BM25),
     )
     return decide(values[new], None if live is None else values[live], config, measure=measure, rivals=rivals)
@@ -330,27 +336,28 @@ def _best_earlier(
 
 
 def _rerank(rivals: Rivals, config: GateConfig, measure: str) -> Iterator[Rule]:
-    """The rules about the ranker alone, which is the order of /rerank: against the live one, and against BM25."""
-    if (gap := _ranker_gap(rivals, rivals.live_ranker, measure)) is not None:
+    """The rules about the order of /rerank: against that of the live release, and against BM25."""
+    if (gap := _rerank_gap(rivals, rivals.live_rerank, measure)) is not None:
         shown = f"than the live release's: {measure} {_shown(gap)}"
         verdict: Verdict = "fail" if gap.worse else "pass"
         yield Rule("/rerank", gap.high, 0.0, verdict, f"/rerank is {_compared(gap)} {shown}")
-    if (gap := _ranker_gap(rivals, rivals.first_stage, measure)) is None:
+    if (gap := _rerank_gap(rivals, rivals.first_stage, measure)) is None:
         return
-    shown = f"/rerank, the ranker alone, is {_compared(gap)} than BM25: {measure} {_shown(gap)}"
+    order = "the ranker alone" if rivals.rerank_system == systems.RANKER else "in the fused order"
+    shown = f"/rerank, {order}, is {_compared(gap)} than BM25: {measure} {_shown(gap)}"
     if not gap.worse:
         yield Rule("floor /rerank", gap.high, 0.0, "pass", shown)
-    elif rivals.live_ranker is None and config.rerank_floor:
+    elif rivals.live_rerank is None and config.rerank_floor:
         yield Rule("floor /rerank", gap.high, 0.0, "fail", f"{shown}; {RERANK_REFUSED}")
     else:
-        yield Rule("floor /rerank", gap.high, 0.0, "warning", f"{shown}; {ADVICE['/rerank']}")
+        yield Rule("floor /rerank", gap.high, 0.0, "warning", f"{shown}; {advice(rivals.rerank_system)}")
 
 
-def _ranker_gap(rivals: Rivals, rival: "pd.DataFrame | None", measure: str) -> significance.Difference | None:
-    """The paired difference of the ranker alone and a rival; None where one is missing or has other queries."""
-    if rivals.ranker is None or rival is None:
+def _rerank_gap(rivals: Rivals, rival: "pd.DataFrame | None", measure: str) -> significance.Difference | None:
+    """The paired difference of the order of /rerank and a rival; None where one is missing or has other queries."""
+    if rivals.rerank is None or rival is None:
         return None
-    ours, theirs = (_values(frame, measure, "ranker") for frame in (rivals.ranker, rival))
+    ours, theirs = (_values(frame, measure, "/rerank") for frame in (rivals.rerank, rival))
     return None if _same_queries(ours, theirs).verdict == "fail" else _gap(ours, theirs, measure)
 
 

@@ -19,6 +19,7 @@ from pipeline.evaluation import examples, page, queries_to_try, runs, surfaces, 
 from pipeline.evaluation.per_query import judged, per_query, ranking, settings
 from pipeline.evaluation.report_summary import finite, summary
 from pipeline.evaluation.runs import RunFile
+from pipeline.evaluation.systems import RANKER
 from pipeline.outside import OutsideFile
 from pipeline.stage import Stage
 
@@ -89,7 +90,9 @@ def make(
         ConfigError: an unknown baseline or subject, or no system.
         SchemaError: a file that is no run, faulty scores, no judged queries.
     """
+    rerank = RANKER
     if isinstance(systems, Artifact):
+        rerank = str(systems.metrics.get("rerank", RANKER))
         files = {str(name): RunFile(systems.file("run.parquet"), str(name)) for name in systems.metrics["systems"]}
         inputs: dict[str, Input] = {"data": data, "systems": systems}
     else:
@@ -97,7 +100,7 @@ def make(
         inputs = {"data": data, **_outside(files)}
     if pool is not None:
         inputs["pool"] = pool
-    return _make(workspace, config, _Material(data, files, pool, stats, inputs), plan)
+    return _make(workspace, config, _Material(data, files, pool, stats, inputs, rerank), plan)
 
 
 @OF_RUN
@@ -122,6 +125,8 @@ class _Material:
     pool: Artifact | None
     stats: ReportStats
     inputs: Mapping[str, Input]
+    rerank: str = RANKER
+    """The system whose order `/rerank` gives."""
 
 
 def _outside(files: Mapping[str, RunFile]) -> dict[str, Input]:
@@ -224,7 +229,7 @@ def _content(
         **summary(frame, plan.baseline, config),
     }
     headline = content["headline"]
-    content["surfaces"] = surfaces.worth(frame, headline, config)
+    content["surfaces"] = surfaces.worth(frame, headline, config, material.rerank)
     for name, counts in _counts(ranked, judgments).items():
         content["systems"][name] |= counts
     values = _by_system(frame, headline)

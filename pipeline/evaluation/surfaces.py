@@ -1,10 +1,10 @@
 """The worth of each path of the service: its order against that of the cheaper stage before it.
 
     /search     the fused order, against reciprocal-rank fusion of BM25 and encoder
-    /rerank     the ranker alone, against BM25
+    /rerank     the ranker alone or the fused order, as the fusion decided, against BM25
 
-Whoever puts `/rerank` behind a BM25 search of their own loses where the ranker alone is below BM25, so a release says
-so: in its report, on the card of a retraining, and in GET /v1/models.
+Whoever puts `/rerank` behind a BM25 search of their own loses where its order is below BM25, so a release says so: in
+its report, on the card of a retraining, and in GET /v1/models.
 """
 
 import math
@@ -17,16 +17,16 @@ from pipeline.evaluation.metrics import RANGE
 if TYPE_CHECKING:
     import pandas as pd
 
-SURFACES = {"/search": (systems.FUSED, systems.BOTH), "/rerank": (systems.RANKER, systems.BM25)}
-"""Path → the system whose order it gives, and the first stage that this is compared with."""
 
-
-def worth(per_query: "pd.DataFrame", measure: str, config: EvaluationConfig) -> dict[str, dict[str, Any]]:
+def worth(
+    per_query: "pd.DataFrame", measure: str, config: EvaluationConfig, rerank: str = systems.RANKER
+) -> dict[str, dict[str, Any]]:
     """Path → its mean difference to the first stage, with the 95 % interval over queries and a verdict.
 
     Args:
         per_query: query_id, system, and a column for the measure.
         measure: the report's headline.
+        rerank: the system whose order `/rerank` gives.
 
     Returns:
         Plain values: system, first_stage, measure, mean, low, high, p, queries, verdict. A path whose systems are not
@@ -34,7 +34,8 @@ def worth(per_query: "pd.DataFrame", measure: str, config: EvaluationConfig) -> 
     """
     values = per_query.pivot(index="query_id", columns="system", values=measure)
     worths = {}
-    for path, (system, first_stage) in SURFACES.items():
+    paths = {"/search": (systems.FUSED, systems.BOTH), "/rerank": (rerank, systems.BM25)}
+    for path, (system, first_stage) in paths.items():
         if not {system, first_stage} <= set(values.columns):
             continue
         gap = significance.difference(

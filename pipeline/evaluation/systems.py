@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 STAGE = Stage(
     "systems",
-    version=3,  # Candidates of equal score no longer stand in the order of the rows.
+    version=4,  # The order of /rerank may be the fused one.
     inputs={
         "features": "features",
         "fusion": "fusion",
@@ -35,10 +35,10 @@ STAGE = Stage(
 )
 
 BM25, ENCODER, BOTH, RANKER, FUSED, LIVE = "BM25", "encoder", "BM25+encoder", "distilled student", "fused", "live"
-"""BOTH is reciprocal-rank fusion of the first two; RANKER is the bundle in the precision that is served, the order of
-`/rerank`; FUSED is the order of `/search`; LIVE is the live release's own FUSED."""
-LIVE_RANKER = "live ranker"
-"""The live release's own RANKER."""
+"""BOTH is reciprocal-rank fusion of the first two; RANKER is the bundle in the precision that is served; FUSED is the
+order of `/search`; LIVE is the live release's own FUSED. `/rerank` gives RANKER or FUSED, see `Fusion.rerank`."""
+LIVE_RERANK = "live /rerank"
+"""The order of the live release's `/rerank`."""
 
 _EARLIER = "release "
 
@@ -79,12 +79,14 @@ def make(
 ) -> Artifact:
     """A run artifact (kind `systems`) over the test queries; the column `system` names who ranked.
 
+    Its metrics name the systems, and as `rerank` the one whose order `/rerank` gives.
+
     Args:
         workspace: the folder that holds `artifacts/`.
         features: scores of the pool by the models that are judged.
         fusion: the weights of the final order.
         scores: name of another system → its scores of the same rows.
-        live: the live release; adds the systems LIVE and, where it has a ranker, LIVE_RANKER.
+        live: the live release; adds the systems LIVE and, where it has a ranker, LIVE_RERANK.
         earlier: fingerprint of a release that was live before → its scores; each adds the system `earlier_system`.
 
     Raises:
@@ -96,7 +98,7 @@ def make(
     former = {earlier_system(release): item for release, item in (earlier or {}).items()}
     for name, item in former.items():
         inputs |= {f"{name} features": item.features, f"{name} fusion": item.fusion}
-    config = {"live ranker": True} if live else {}
+    config = {"live rerank": True} if live else {}
 
     def build(staging: Staging) -> dict[str, object]:
         import pandas as pd
@@ -114,15 +116,19 @@ def make(
             ordered = scored(_test_rows(live.features), _fusion(live.fusion))
             parts.append(_system(ordered, LIVE, "fused"))
             if _has_ranker(live.features):
-                parts.append(_system(ordered, LIVE_RANKER, "ranker"))
+                parts.append(_system(ordered, LIVE_RERANK, _fusion(live.fusion).rerank))
         for name, item in former.items():
             parts.append(_system(scored(_test_rows(item.features), _fusion(item.fusion)), name, "fused"))
-        order = [BM25, ENCODER, *apart, BOTH, *sorted(scores), RANKER, FUSED, *former, LIVE_RANKER, LIVE]
+        order = [BM25, ENCODER, *apart, BOTH, *sorted(scores), RANKER, FUSED, *former, LIVE_RERANK, LIVE]
         table = pd.concat(parts, ignore_index=True).sort_values(
             "system", key=lambda names: names.map(order.index), kind="stable"
         )
         schema.write(pa.Table.from_pandas(table, preserve_index=False), staging.folder / "run.parquet", "run")
-        return {"systems": [name for name in order if name in set(table["system"])], "rows": len(table)}
+        return {
+            "systems": [name for name in order if name in set(table["system"])],
+            "rerank": FUSED if _fusion(fusion).rerank == "fused" else RANKER,
+            "rows": len(table),
+        }
 
     return STAGE.make(workspace, config=config, inputs=inputs, build=build)
 

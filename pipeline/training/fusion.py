@@ -6,6 +6,8 @@ all features (`pipeline.features`). Cross-validation over queries takes the simp
 With too few queries to learn from, the order starts from the reciprocal-rank fusion of BM25 and encoder, which needs
 no training, or from BM25 where that fusion is surely worse. It moves towards the best simple order as far as the
 queries support it. No order that is surely worse than BM25 on the valid queries is ever taken.
+
+`/rerank` answers by the ranker alone where that is no worse than BM25 on the valid queries, else in the fused order.
 """
 
 import logging
@@ -19,7 +21,7 @@ from numpy.typing import NDArray
 from pipeline.artifacts import Artifact, Staging
 from pipeline.errors import SchemaError
 from pipeline.evaluation import metrics, significance
-from pipeline.features import FEATURES, Fusion
+from pipeline.features import FEATURES, Fusion, RerankOrder, field_features
 from pipeline.stage import Stage
 from pipeline.training.fusion_candidates import (
     MEASURE,
@@ -39,8 +41,8 @@ from pipeline.training.fusion_candidates import (
 if TYPE_CHECKING:
     import pandas as pd
 
-# Version 3: candidates of equal score no longer stand in the order of the rows.
-STAGE = Stage("fusion", version=3, inputs={"features": "features", "pool": "pool"})
+# Version 4: it also decides the order of /rerank.
+STAGE = Stage("fusion", version=4, inputs={"features": "features", "pool": "pool"})
 
 MIN_QUERIES = 20
 """With fewer queries whose documents differ in grade no weights are learned; see `_few`."""
@@ -54,7 +56,7 @@ log = logging.getLogger(__name__)
 
 @STAGE
 def make(workspace: Path, *, features: Artifact, pool: Artifact) -> Artifact:
-    """A fusion artifact: fusion.json with a weight for each feature.
+    """A fusion artifact: fusion.json with a weight for each feature, and the order of `/rerank`.
 
     Its metrics have the valid nDCG of each simple order and of `fused`, which is measured on queries that
     neither chose nor fitted the weights; all over the queries whose pooled documents differ in grade.
@@ -74,6 +76,8 @@ def make(workspace: Path, *, features: Artifact, pool: Artifact) -> Artifact:
         (staging.folder / "fusion.json").write_text(fusion.to_json(), encoding="utf-8")
         orders = ", ".join(f"{name} {value:.4f}" for name, value in measured["ndcg"].items())
         log.info("fusion: %s; nDCG@10 of the valid queries: %s", measured["chosen"], orders)
+        if fusion.rerank == "fused":
+            log.info("fusion: /rerank answers in the fused order, as the ranker alone is below BM25 on these queries")
         models = {role: features.manifest.inputs[role] for role in ("ranker", "encoder")}
         return {**measured, "models": models}  # A release checks that it holds these.
 
@@ -111,7 +115,7 @@ def fit(judged: "pd.DataFrame") -> tuple[Fusion, dict[str, Any]]:
         log.warning("fusion: %s", measured["reason"])
         if lists.queries:
             measured["ndcg"]["fused"] = float(held_out.mean())
-        return _as_fusion(weights, lists), measured
+        return _as_fusion(weights, lists, values), measured
 
     chosen = choose(lists, everyone)
     held_out = held_out_ndcg(lists, everyone, lambda training: choose(lists, training))
@@ -127,7 +131,7 @@ def fit(judged: "pd.DataFrame") -> tuple[Fusion, dict[str, Any]]:
         chosen, fused = _BM25, measured["ndcg"]["bm25"]
     measured["ndcg"]["fused"] = float(fused)
     measured |= {"chosen": chosen.name, "strength": chosen.strength}
-    return _as_fusion(candidate_weights(lists, chosen, everyone), lists), measured
+    return _as_fusion(candidate_weights(lists, chosen, everyone), lists, values), measured
 
 
 def _few(lists: CandidateLists, values: Mapping[str, Floats]) -> tuple[Floats, str, Floats]:
@@ -219,7 +223,24 @@ def _judged(features: Artifact, pool: Artifact) -> "pd.DataFrame":
     return joined.sort_values("row_id", kind="stable").reset_index(drop=True)
 
 
-def _as_fusion(weights: Floats, lists: CandidateLists) -> Fusion:
-    """The weights by name; a single field's feature without a weight is left out, so that nothing computes it."""
+def _as_fusion(weights: Floats, lists: CandidateLists, values: Mapping[str, Floats]) -> Fusion:
+    """The weights by name; a single field's feature without a weight is left out, so that nothing computes it.
+
+    Args:
+        values: simple candidate → (queries,) nDCG.
+    """
     by_name = {name: float(weight) for name, weight in zip(lists.names, weights, strict=True)}
-    return Fusion(weights={name: weight for name, weight in by_name.items() if weight or name in FEATURES})
+    weighed = {name: weight for name, weight in by_name.items() if weight or name in FEATURES}
+    return Fusion(weights=weighed, rerank=_rerank_order(values, field_features(weighed)))
+
+
+def _rerank_order(values: Mapping[str, Floats], fields: Sequence[str]) -> RerankOrder:
+    """The order of `/rerank`: by the ranker alone, or fused where BM25 is above it or no query can tell.
+
+    Args:
+        values: simple candidate → (queries,) nDCG.
+        fields: the features of single fields that the fused order weighs, which texts that are sent do not have apart.
+    """
+    ranker, bm25 = values["ranker"], values["bm25"]
+    trusted = len(ranker) > 0 and ranker.mean() >= bm25.mean() - significance.TIE
+    return "ranker" if trusted or fields else "fused"

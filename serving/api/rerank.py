@@ -28,7 +28,7 @@ class TextScore(BaseModel):
 
     index: int = Field(description="Index in `texts`, from 0.")
     score: float = Field(
-        description="A number in [0, 1], or the raw score where `raw_scores` is true; with first-stage scores the "
+        description="A number in [0, 1], or the raw score where `raw_scores` is true; in the fused order the "
         "sigmoid of the fused score."
     )
     text: str | None = None
@@ -41,7 +41,7 @@ class Ranked(BaseModel):
 
     index: int = Field(description="Index in `documents`, from 0.")
     relevance_score: float = Field(
-        description="A number in [0, 1], or the raw score where `raw_scores` is true; with first-stage scores the "
+        description="A number in [0, 1], or the raw score where `raw_scores` is true; in the fused order the "
         "sigmoid of the fused score."
     )
     document: dict[str, Any] | None = None
@@ -99,15 +99,12 @@ async def answer(context: RequestContext, body: RerankRequest, path: str) -> Res
     first = None if body.fused is False and not body.cascade else first_stage(body)
     if body.fused and body.cascade:
         raise InvalidRequestError("fused is true in a cascade, which has the ranker's order; leave one of them out")
-    if body.fused and first is None:
-        raise InvalidRequestError("fused is true, but there are no first-stage scores; send first_stage_scores")
     call = _RerankCall(context, body, path, first)
     if body.cascade:
         return await context.answer(call.cascade, past_deadline=True)
-    if first is None:
-        return await context.answer(call.scores)
-    check_bm25(first)
-    return await context.answer(call.fused)
+    if first is not None:
+        check_bm25(first)
+    return await context.answer(call.scores)
 
 
 class _RerankCall:
@@ -125,37 +122,29 @@ class _RerankCall:
         self._reranker = self._searcher.reranker_within(body.limits, context.service.settings.max_passages)
 
     def scores(self) -> Any:
-        """The answer in which every document has a score."""
-        context, body = self._context, self._body
-        texts = self._texts()
-        context.compare(comparison.Rerank(body.query, texts, limits=body.limits))
-        context.advise(bulk.advice(self._searcher.ranker, texts, self._tokens_read, "documents"))
-        fetched = self._reranker.scores(body.query, texts, self._options)
-        tokens = self._tokens(texts)
-        context.spent(fetched.hits, fetched.misses, by="ranker")
-        scores = fetched.values
-        return self._in_shape([self._result(index, scores[index]) for index in by_score(scores)], tokens)
-
-    def fused(self) -> Any:
-        """The answer in the order of `/search`, from first-stage scores, the encoder and the ranker."""
+        """The answer in which every document has a score: the ranker's, or in the order of `/search` the fused one."""
         context, body, searcher = self._context, self._body, self._searcher
-        texts, first = self._texts(), self._first or []
-        context.compare(comparison.Rerank(body.query, texts, first, body.limits))
-        scores = searcher.fused(body.query, texts, first, self._options, self._reranker)
+        texts, first = self._texts(), self._first
+        context.compare(comparison.Rerank(body.query, texts, first, body.limits, body.fused))
+        context.advise(bulk.advice(searcher.ranker, texts, self._tokens_read, "documents"))
+        fused = searcher.reranks_fused(first, body.fused)
+        scores = searcher.rerank(body.query, texts, first, body.fused, options=self._options, reranker=self._reranker)
         tokens = self._tokens(texts)
-        context.spent(scores.hits, scores.misses)
+        context.spent(scores.hits, scores.misses, by="" if fused else "ranker")
         results = []
         for index in by_score(scores.values):
-            ranker = scores.ranker[index]
-            value = ranker if body.raw_scores else relevance(ranker)
-            results.append({**self._result(index, scores.values[index]), "ranker_score": value})
+            result = self._result(index, scores.values[index])
+            if fused:
+                ranker = scores.ranker[index]
+                result["ranker_score"] = ranker if body.raw_scores else relevance(ranker)
+            results.append(result)
         return self._in_shape(results, tokens)
 
     def cascade(self) -> Any:
         """The answer that the request's time allows: scored documents first, each result marked."""
         context, body, searcher = self._context, self._body, self._searcher
         texts = self._texts()
-        context.compare(comparison.Rerank(body.query, texts, limits=body.limits))
+        context.compare(comparison.Rerank(body.query, texts, limits=body.limits, fused=False))
         embedder = searcher.embedder if "encoder" in searcher.models else None
         result = cascade.rerank(self._reranker, embedder, body.query, texts, self._first, self._options)
         tokens = self._tokens([texts[index] for index in result.order[: result.reached]])

@@ -172,8 +172,9 @@ class RerankRequest(RequestBody):
     )
     fused: bool | None = Field(
         None,
-        description="false: the order of the ranker alone, also where documents carry a `score`. true: 422 where there "
-        "are no first-stage scores.",
+        description="true: the fused order; without first-stage scores BM25 is taken by the words of the release's own "
+        "documents. false: the order of the ranker alone, also where documents carry a `score`. Without it the order "
+        "is fused where there are first-stage scores, or where the release's ranker alone was below BM25.",
     )
 
     @property

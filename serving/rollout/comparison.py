@@ -61,8 +61,10 @@ class Rerank:
     query: str
     texts: Sequence[str]
     first: Sequence[float] | None = None
-    """First-stage scores, where the answer is in the fused order."""
+    """First-stage scores; None where there are none."""
     limits: DocumentLimits = field(default_factory=DocumentLimits)
+    fused: bool | None = None
+    """See `Searcher.reranks_fused`."""
 
     judged = False
 
@@ -77,10 +79,8 @@ class Rerank:
 
     def ask(self, searcher: Searcher, options: RequestOptions) -> ComparisonResult:
         reranker = searcher.reranker_within(self.limits)
-        if self.first is None:
-            return self.outcome(reranker.scores(self.query, self.texts, options).values)
-        fused = searcher.fused(self.query, self.texts, self.first, options, reranker)
-        return self.outcome(fused.values, fused.ranker)
+        scores = searcher.rerank(self.query, self.texts, self.first, self.fused, options=options, reranker=reranker)
+        return self.outcome(scores.values, scores.ranker)
 
     def outcome(self, scores: Sequence[float], ranker: Sequence[float] | None = None) -> ComparisonResult:
         """The answer that these scores give.

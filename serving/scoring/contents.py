@@ -23,7 +23,7 @@ from pipeline import release_parts
 from pipeline.artifacts import Artifact
 from pipeline.command_line import typed, workspace_of
 
-Lacking = Literal["ranker", "encoder", "documents", "fields", "fusion"]
+Lacking = Literal["ranker", "encoder", "documents", "words", "fields", "fusion"]
 """A part that a release may lack and a request may need, or the fields of texts that are sent."""
 
 LACKS: Mapping[Lacking, tuple[str, tuple[str, ...]]] = {
@@ -36,14 +36,19 @@ LACKS: Mapping[Lacking, tuple[str, tuple[str, ...]]] = {
         "this release has models and no documents to search; {} or {} makes one that has",
         ("quickstart DOCUMENTS", "retrain RECIPE"),
     ),
+    "words": (
+        "the fused order needs the BM25 score of each text, and the words of this release's documents are in its "
+        'shards; send first_stage_scores, or "fused": false for the order of the ranker',
+        (),
+    ),
     "fields": (
         "the final order of this release weighs fields of its own documents, which texts that are sent do not "
-        "have apart; leave the first-stage scores out for the order of the ranker, or POST /search",
+        'have apart; send "fused": false for the order of the ranker, or POST /search',
         (),
     ),
     "fusion": (
-        "this release has no fusion of BM25, encoder and ranker; leave the first-stage scores out for the order of the "
-        "ranker; {} and {} make a release with one",
+        'this release has no fusion of BM25, encoder and ranker; send "fused": false for the order of the ranker; {} '
+        "and {} make a release with one",
         ("quickstart DOCUMENTS --ranker FOLDER", "retrain RECIPE"),
     ),
 }

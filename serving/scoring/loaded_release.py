@@ -100,7 +100,7 @@ class LoadedRelease:
         """The documents that shards hold for a release of models alone, see `flows.shards`; None for other releases."""
         self.collection_id = release.manifest.inputs.get("collection", "")
         """Fingerprint of the collection that the release asks shards for, or holds a shard of; empty for others."""
-        self._fusion = _fusion(release)
+        self._fusion = fusion_of(release)
         """The weights of the final order; None where it is that of BM25 and encoder, or there are no documents."""
         self._contents = SearchableContents.load(release)
         excerpt = ReportExcerpt.read(release.path / "report" / "report.json", release.manifest.metrics)
@@ -189,7 +189,7 @@ class LoadedRelease:
                 engine.embed(["ready"], "query", deadline, Priority.PROBE)
 
 
-def _fusion(release: Artifact) -> Fusion | None:
+def fusion_of(release: Artifact) -> Fusion | None:
     """The fusion of a release; None where it has none."""
     if not release_parts.has_part(release, "fusion"):
         return None

@@ -15,6 +15,7 @@ from index.document_store import Value
 from index.hits import Hit
 from index.semantic import join
 from pipeline import features, text
+from pipeline.errors import MissingError
 from pipeline.features import by_score
 from pipeline.passages import Passages
 from serving.errors import NotServedError
@@ -44,11 +45,11 @@ __all__ = ["Answer", "SearchDetails", "SearchResult", "Searcher"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class FusedScores:
-    """The scores of texts whose first-stage scores were given."""
+class RerankScores:
+    """The scores of texts that were sent with a query."""
 
     values: list[float]
-    """Fused scores, comparable within one query only."""
+    """Raw scores of the ranker, or fused scores, which are comparable within one query only."""
     ranker: Sequence[float]
     """Raw scores of the ranker."""
     hits: int
@@ -107,28 +108,63 @@ class Searcher(LoadedRelease):
         fits = self._fits(candidates, models.options) if candidates.queried else None
         return self._result(search, candidates, ranked, fits, top_n)
 
+    def reranks_fused(self, bm25: Sequence[float] | None, fused: bool | None) -> bool:
+        """Whether texts are answered in the fused order: as the request says, else where there are first-stage scores,
+        else as `Fusion.rerank` says.
+
+        Args:
+            bm25: first-stage scores; None where the request has none.
+            fused: the request's own wish; None where it has none.
+        """
+        if fused is not None:
+            return fused
+        return bm25 is not None or (self._fusion is not None and self._fusion.rerank == "fused")
+
+    def rerank(
+        self,
+        query: str,
+        texts: Sequence[str],
+        bm25: Sequence[float] | None = None,
+        fused: bool | None = None,
+        *,
+        options: RequestOptions | None = None,
+        reranker: Reranker | None = None,
+    ) -> RerankScores:
+        """Scores of texts by the ranker alone or fused, as `reranks_fused` decides.
+
+        Args, Raises: see `fused`.
+        """
+        reranker, options = reranker or self.reranker, options or RequestOptions(Deadline.never())
+        if self.reranks_fused(bm25, fused):
+            return self.fused(query, texts, bm25, options, reranker)
+        scored = reranker.scores(query, texts, options)
+        return RerankScores(values=scored.values, ranker=scored.values, hits=scored.hits, misses=scored.misses)
+
     def fused(
         self,
         query: str,
         texts: Sequence[str],
-        bm25: Sequence[float],
+        bm25: Sequence[float] | None,
         options: RequestOptions,
         reranker: Reranker | None = None,
-    ) -> FusedScores:
+    ) -> RerankScores:
         """Fused scores of texts, by which `search` would order them: from first-stage scores and those of both models.
 
         Args:
             texts: documents in the form of `pipeline.text.document_text`.
-            bm25: (texts,) first-stage scores, at least 0.
+            bm25: (texts,) first-stage scores, at least 0; None takes BM25 by the words of the release's documents.
             reranker: the result of `reranker_within`; `reranker` when not given.
 
         Raises:
-            NotServedError: the release has no ranker, no encoder or no fusion, or its fusion weighs single fields.
+            NotServedError: the release has no ranker, no encoder or no fusion, its fusion weighs single fields, or it
+                has no words to take BM25 by.
             BusyError, DeadlineError, InferenceError, ClientGoneError: see `reranker` and `embedder`.
         """
         reranker, embedder, fusion = reranker or self.reranker, self.embedder, self.fusion
         if fusion.fields:
             raise NotServedError(contents.lacks("fields", self.workspace))
+        if bm25 is None:
+            bm25 = self._text_scores(query, texts, options)
         queried = embedder.vectors([query], "query", options)
         cut = self._cut(texts, reranker.max_passages, options)
         embedded = embedder.vectors([part for parts in cut for part in parts], "document", options)
@@ -137,12 +173,23 @@ class Searcher(LoadedRelease):
         cosines = [max(next(nearness) for _ in parts) for parts in cut]
         values = fusion.scores(features.table(bm25, cosines, scored.values))
         parts = (queried, embedded, scored)
-        return FusedScores(
+        return RerankScores(
             values=values,
             ranker=scored.values,
             hits=sum(fetched.hits for fetched in parts),
             misses=sum(fetched.misses for fetched in parts),
         )
+
+    def _text_scores(self, query: str, texts: Sequence[str], options: RequestOptions) -> list[float]:
+        """BM25 of texts by the words of all documents of the release."""
+        if self._contents is None or self._contents.collection is not None:
+            raise NotServedError(contents.lacks("words", self.workspace))
+        cleaned = [text.clean(item) for item in texts]
+        try:
+            scores = self.lexical.text_scores(text.clean(query), cleaned, options.deadline.check)
+        except MissingError as error:
+            raise NotServedError(str(error)) from error
+        return [float(score) for score in scores]
 
     def _cut(self, texts: Sequence[str], most: int, options: RequestOptions) -> list[list[str]]:
         """The parts of each text that get vectors in the index of this release: its passages, or the text itself.

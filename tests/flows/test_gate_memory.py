@@ -18,6 +18,7 @@ from pipeline.config import GateConfig
 from pipeline.evaluation import systems
 from pipeline.features import FEATURES, Fusion
 from pipeline.releases import Releases
+from pipeline.training import fusion
 from tests.flows.conftest import Trained
 
 WORST_FIRST = Fusion(weights=dict.fromkeys(FEATURES, -1.0))
@@ -133,13 +134,30 @@ def retrained_anew(
     return code, " ".join(capsys.readouterr().out.split()), card
 
 
+def without_fusion(copied: Trained) -> None:
+    """Removes the fusion and what was made from it, so that a retraining makes them anew."""
+    for kind in ("fusion", "systems", "report", "release"):
+        shutil.rmtree(copied.workspace / "artifacts" / kind)
+
+
+@pytest.fixture
+def ranker_alone(copied: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets `/rerank` give the order of the ranker alone, which trained for seconds and is surely worse than BM25."""
+    without_fusion(copied)
+    monkeypatch.setattr(fusion, "_rerank_order", lambda values, fields: "ranker")
+
+
+def test_a_ranker_surely_worse_than_bm25_lets_rerank_give_the_fused_order(copied: Trained) -> None:
+    metrics = copied.outcome.report.metrics
+    assert metrics["systems"]["distilled student"]["mean"] < metrics["systems"]["BM25"]["mean"]
+    assert metrics["surfaces"]["/rerank"]["system"] == "fused"
+    assert metrics["surfaces"]["/rerank"]["verdict"] != "worse"
+
+
 def test_a_first_release_surely_worse_than_bm25_ends_with_exit_code_3_and_is_not_live(
     copied: Trained, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from pipeline.training import fusion
-
-    for kind in ("fusion", "systems", "report", "release"):
-        shutil.rmtree(copied.workspace / "artifacts" / kind)
+    without_fusion(copied)
     monkeypatch.setattr(fusion, "fit", lambda judged: (WORST_FIRST, {"chosen": "worst first", "ndcg": {}}))
     code, output, card = retrained_anew(copied, monkeypatch, capsys)
     assert code == 3
@@ -150,11 +168,10 @@ def test_a_first_release_surely_worse_than_bm25_ends_with_exit_code_3_and_is_not
     assert card["next"] == [f"relevance releases promote {card['release'][:12]} --workspace {copied.workspace}"]
 
 
-def test_a_first_release_whose_ranker_is_surely_worse_than_bm25_is_not_live_and_says_so_first(
+@pytest.mark.usefixtures("ranker_alone")
+def test_a_first_release_whose_rerank_is_surely_worse_than_bm25_is_not_live_and_says_so_first(
     copied: Trained, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    worth = copied.outcome.report.metrics["surfaces"]["/rerank"]
-    assert worth["verdict"] == "worse", "the tiny ranker trains for seconds"
     code, output, card = retrained_anew(copied, monkeypatch, capsys, "gate.rerank_floor=true")
     assert code == 3
     assert Releases(copied.workspace).live() is None
@@ -170,6 +187,7 @@ def test_a_first_release_whose_ranker_is_surely_worse_than_bm25_is_not_live_and_
     assert "warning: /rerank is surely worse than BM25" in " ".join(promoted.split())
 
 
+@pytest.mark.usefixtures("ranker_alone")
 def test_a_recipe_that_allows_it_goes_live_and_the_card_and_the_report_begin_with_a_warning(
     copied: Trained, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -179,6 +197,7 @@ def test_a_recipe_that_allows_it_goes_live_and_the_card_and_the_report_begin_wit
     assert first.startswith(f"Release {card['release'][:12]} went live: there was no live release to compare with")
     assert "/search is " in first
     assert "than BM25: ndcg@10 " in first
-    assert "first_stage_scores" in rest[: rest.index("search-relevance")]
-    page = copied.outcome.report.file("report.html").read_text(encoding="utf-8")
+    assert '"fused": true' in rest[: rest.index("search-relevance")]
+    live = Releases(copied.workspace).open("live")
+    page = (live.path / "report" / "report.html").read_text(encoding="utf-8")
     assert 0 < page.index("/rerank is surely worse than BM25") < page.index("<section")

@@ -8,6 +8,7 @@ import pytrec_eval
 
 from flows import ask, notebook
 from pipeline.errors import MissingError
+from serving.scoring.reranker import relevance
 from tests.flows.conftest import Trained
 
 RUN = "q1 Q0 d1 1 3.0 a\nq1 Q0 d2 2 2.0 a\nq1 Q0 d3 3 1.0 a\nq2 Q0 d2 1 2.0 a\nq2 Q0 d4 2 1.0 a\n"
@@ -36,12 +37,14 @@ def test_search_gives_the_order_of_the_command_line(release: notebook.OpenReleas
     assert list(answers["score"]) == [answer["score"] for answer in expected]
 
 
-def test_rerank_orders_by_the_ranker_s_scores(release: notebook.OpenRelease) -> None:
+def test_rerank_gives_the_order_of_the_service(release: notebook.OpenRelease) -> None:
     texts = ["one", "two words", "three more words"]
     table = release.rerank("words", texts)
-    scores = release.scores("words", texts)
+    scores = release._searcher.rerank("words", texts).values
     assert list(table["score"]) == sorted(scores, reverse=True)
     assert [scores[index] for index in table["index"]] == list(table["score"])
+    alone = release.scores("words", texts)
+    assert list(table["relevance"]) == pytest.approx([relevance(alone[index]) for index in table["index"]])
     assert [texts[index] for index in table["index"]] == list(table["text"])
 
 

@@ -58,6 +58,32 @@ def test_scores_are_those_of_the_formula(seed: int, tmp_path: Path, make_data: C
 
 
 @pytest.mark.parametrize("seed", range(6))
+def test_a_text_has_the_score_that_it_would_have_as_a_document(
+    seed: int, tmp_path: Path, make_data: Callable[..., Artifact]
+) -> None:
+    rng = np.random.default_rng(seed)
+    texts, unindexed = random_texts(rng, 60), ["apple banana apple", "", "unknown words", *random_texts(rng, 5)]
+    config = IndexConfig(language=["", "english"][seed % 2], b=[0.4, 1.0][seed % 2])
+    index = LexicalIndex.load(lexical.make(tmp_path, config, data=make_data(texts)).path)
+    analyse = analyser(config.language)
+    documents = [Counter(analyse(text)) for text in texts]
+    mean = sum(document.total() for document in documents) / len(documents)
+    for query in [*random_texts(rng, 5), "apple apple 苹果手机", "runs"]:
+        np.testing.assert_array_equal(index.text_scores(query, texts), index.scores(query, range(60)))
+        expected = []
+        for counts in (Counter(analyse(text)) for text in unindexed):
+            score = 0.0
+            for term in analyse(query):
+                holders = sum(term in document for document in documents)
+                idf = math.log(1 + (len(documents) - holders + 0.5) / (holders + 0.5)) if holders else 0.0
+                norm = config.k1 * (1 - config.b + config.b * counts.total() / mean)
+                score += idf * counts[term] / (counts[term] + norm) if counts[term] else 0.0
+            expected.append(score)
+        np.testing.assert_allclose(index.text_scores(query, unindexed), expected, rtol=1e-5, atol=1e-6)
+    assert index.text_scores("apple", []).shape == (0,)
+
+
+@pytest.mark.parametrize("seed", range(6))
 def test_search_is_the_sorted_scores(seed: int, tmp_path: Path, make_data: Callable[..., Artifact]) -> None:
     rng = np.random.default_rng(seed)
     texts = random_texts(rng, 30) * 2  # Each twice, so that ties abound.
@@ -306,6 +332,8 @@ def test_an_index_of_bm25s_is_searched_and_indexed_over_as_before(
             [hit.score for hit in old.search(query, 9)], [hit.score for hit in new.search(query, 9)], rtol=1e-6
         )
         assert old.term_scores(query, [3, 7]) == [pytest.approx(terms) for terms in new.term_scores(query, [3, 7])]
+    with pytest.raises(MissingError, match="older than BM25 of texts"):
+        old.text_scores("apple", ["an apple"])
     over = lexical.make(tmp_path / "over", config, data=make_data([*texts, "pear"]), previous=artifacts.load(path))
     assert "segments" not in over.metrics
     assert len(LexicalIndex.load(over.path).doc_ids) == 201
@@ -373,5 +401,5 @@ def test_a_query_is_bounded_by_its_terms_and_not_by_its_characters(
 ) -> None:
     index = LexicalIndex.load(lexical.make(tmp_path, IndexConfig(), data=make_data(["apple", "pear", "run"])).path)
     assert index.search(f"{head}pear", 3) == index.search("pear", 3) != []
-    # The 4,096 terms before it are searched for, the others not.
+    # The 4,096 terms before it are searched for, the unindexed not.
     assert [hit.row for hit in index.search("zebra " * 4095 + "run pear", 3)] == [2]

@@ -150,14 +150,16 @@ def indexed(workspace: Path, corpus: Documents, before: Mapping[str, Artifact]) 
     }
 
 
-def assert_same_search(segmented: LexicalIndex, fresh: LexicalIndex, count: int) -> None:
-    rows = list(range(count))
+def assert_same_search(segmented: LexicalIndex, fresh: LexicalIndex, corpus: Documents) -> None:
+    count, rows = len(corpus), list(range(len(corpus)))
+    texts = [document_text(document["title"], document["text"]) for document in corpus.values()]
     for query in QUERIES:
         for k in (1, 3, count):
             hits, expected = segmented.search(query, k), fresh.search(query, k)
             assert [(hit.row, hit.doc_id) for hit in hits] == [(hit.row, hit.doc_id) for hit in expected]
             np.testing.assert_allclose([hit.score for hit in hits], [hit.score for hit in expected], rtol=1e-6)
         np.testing.assert_allclose(segmented.scores(query, rows), fresh.scores(query, rows), rtol=1e-6)
+        np.testing.assert_array_equal(segmented.text_scores(query, texts), segmented.scores(query, rows))
         assert segmented.term_scores(query, rows) == [
             pytest.approx(scores, rel=1e-6) for scores in fresh.term_scores(query, rows)
         ]
@@ -194,7 +196,7 @@ def test_any_sequence_of_changes_equals_a_fresh_build(seed: int) -> None:
                 for store in stores:
                     store.close()
             indexes = [LexicalIndex.load(item["lexical"].path) for item in (both.segmented, both.fresh)]
-            assert_same_search(*indexes, len(corpus))
+            assert_same_search(*indexes, corpus)
             for name in ("lexical", "documents"):
                 segmented, fresh = both.segmented[name], both.fresh[name]
                 assert segmented.fingerprint == fresh.fingerprint

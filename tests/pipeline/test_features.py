@@ -1,3 +1,4 @@
+import json
 import math
 import random
 
@@ -62,7 +63,9 @@ def test_scores_of_single_fields_come_after_the_others_by_name() -> None:
     rows = features.table([2.0, 4.0], [0.1, 0.2], [1.0, -1.0], fields)
     assert [row[len(FEATURES) :] for row in rows] == [(0.0, 0.25, 0.3), (0.0, 1.0, -0.1)]
     weights = {**dict.fromkeys(FEATURES, 0.0), "encoder.title": 1.0, "bm25.title": 10.0, "bm25.text": 100.0}
-    again = Fusion.from_json(Fusion(weights=weights).to_json())
+    again = Fusion.from_json(Fusion(weights=weights, rerank="fused").to_json())
+    assert again.rerank == "fused"
+    assert Fusion.from_json(json.dumps({"weights": weights})).rerank == "ranker"
     assert again.names == (*FEATURES, "bm25.text", "bm25.title", "encoder.title")
     assert again.scores(rows) == pytest.approx([2.8, 9.9])
     with pytest.raises(SchemaError, match=r"1 bm25\.title scores"):
@@ -71,3 +74,5 @@ def test_scores_of_single_fields_come_after_the_others_by_name() -> None:
         features.table([2.0], [0.1], [1.0], {"bm25.title": [math.nan]})
     with pytest.raises(ArtifactError, match="fit it again"):
         Fusion(weights={**dict.fromkeys(FEATURES, 0.0), "ranker.title": 1.0})
+    with pytest.raises(ArtifactError, match="neither ranker nor fused"):
+        Fusion.from_json(json.dumps({"weights": weights, "rerank": "bm25"}))

@@ -82,7 +82,7 @@ def test_a_ranker_surely_worse_than_bm25_keeps_a_first_release_from_going_live_u
     rng = np.random.default_rng(7)
     ranker, bm25 = pair(rng, 400, loss=0.1)
     values = per_query(rng.random(400))
-    rivals = gate.Rivals(ranker=ranker, first_stage=bm25)
+    rivals = gate.Rivals(rerank=ranker, first_stage=bm25)
     first = gate.decide(values, None, GateConfig(), rivals=rivals)
     assert not first.promote
     (reason,) = first.reasons
@@ -91,27 +91,27 @@ def test_a_ranker_surely_worse_than_bm25_keeps_a_first_release_from_going_live_u
     allowed = gate.decide(values, None, GateConfig(rerank_floor=False), rivals=rivals)
     assert allowed.promote
     assert "surely worse than BM25" in allowed.warnings[0]
-    assert "first_stage_scores" in allowed.warnings[0]
+    assert '"fused": true' in allowed.warnings[0]
     over_an_encoder = gate.decide(values, values, GateConfig(), rivals=rivals)
     assert not over_an_encoder.promote, "a live release without a ranker does not answer /rerank, this would"
-    better = gate.decide(values, None, GateConfig(), rivals=gate.Rivals(ranker=bm25, first_stage=ranker))
+    better = gate.decide(values, None, GateConfig(), rivals=gate.Rivals(rerank=bm25, first_stage=ranker))
     assert better.promote
     assert not better.warnings
 
 
 def test_a_ranker_that_cannot_be_shown_to_be_worse_than_bm25_goes_live() -> None:
     ranker, bm25 = pair(np.random.default_rng(9), 4, loss=0.1)
-    assert gate.decide(bm25, None, GateConfig(), rivals=gate.Rivals(ranker=ranker, first_stage=bm25)).promote
+    assert gate.decide(bm25, None, GateConfig(), rivals=gate.Rivals(rerank=ranker, first_stage=bm25)).promote
 
 
 def test_a_ranker_is_held_against_the_live_one_and_one_below_bm25_is_only_warned_of_then() -> None:
     rng = np.random.default_rng(7)
     worse, better = pair(rng, 400, loss=0.1)
     values = per_query(rng.random(400))
-    refused = gate.decide(values, values, GateConfig(), rivals=gate.Rivals(ranker=worse, live_ranker=better))
+    refused = gate.decide(values, values, GateConfig(), rivals=gate.Rivals(rerank=worse, live_rerank=better))
     assert not refused.promote
     assert "/rerank is surely worse than the live release's" in refused.reasons[0]
-    rivals = gate.Rivals(ranker=worse, live_ranker=worse, first_stage=better)
+    rivals = gate.Rivals(rerank=worse, live_rerank=worse, first_stage=better)
     as_before = gate.decide(values, values, GateConfig(), rivals=rivals)
     assert as_before.promote, "to refuse it would keep a ranker live that is as bad"
     assert "surely worse than BM25" in as_before.warnings[0]

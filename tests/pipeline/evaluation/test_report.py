@@ -376,6 +376,20 @@ def test_each_path_of_the_service_is_compared_with_its_first_stage(world: dict[s
     assert content(make(world))["surfaces"] == {}
 
 
+def test_the_worth_of_rerank_is_that_of_the_order_it_gives(world: dict[str, Any], tmp_path: Path) -> None:
+    both = pd.read_parquet(world["both"])
+    names = {systems.BM25: "bad", systems.RANKER: "bad", systems.BOTH: "good", systems.FUSED: "good"}
+    frame = pd.concat([both[both["system"] == source].assign(system=name) for name, source in names.items()])
+    for order, verdict in ((systems.RANKER, "no difference shown"), (systems.FUSED, "better")):
+        ranked = artifact(tmp_path / order, "systems", {"run.parquet": frame}, systems=list(names), rerank=order)
+        report_artifact = make(world, ranked, baseline=systems.BM25, title=order)
+        assert report_artifact.metrics["surfaces"]["/rerank"]["system"] == order
+        assert report_artifact.metrics["surfaces"]["/rerank"]["verdict"] == verdict
+        decision = gate.decide_reports(report_artifact, None, GateConfig())
+        (rule,) = [rule for rule in decision.rules if rule.name == "floor /rerank"]
+        assert ("in the fused order" in rule.detail) == (order == systems.FUSED)
+
+
 @pytest.mark.parametrize(
     ("text", "path", "system"),
     [("run.txt", "run.txt", ""), ("a:b.txt", "a:b.txt", ""), ("run.txt:bm25", "run.txt", "bm25")],

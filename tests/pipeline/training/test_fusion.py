@@ -134,6 +134,25 @@ def test_with_few_queries_a_good_ranker_gains_weight_with_their_number() -> None
     assert shares[-1] > 0.4
 
 
+@pytest.mark.parametrize("queries", [5, 60])
+def test_rerank_gives_the_ranker_alone_only_where_it_is_no_worse_than_bm25(queries: int) -> None:
+    for ranker, order in ((0.1, "ranker"), (50.0, "fused")):
+        weights, _ = fusion.fit(world(queries, {"bm25": 3.0, "encoder": 3.0, "ranker": ranker}))
+        assert weights.rerank == order
+
+
+def test_without_evidence_rerank_does_not_trust_the_ranker_alone() -> None:
+    assert fusion.fit(world(0, NOISE))[0].rerank == "fused"
+
+
+def test_rerank_gives_the_ranker_alone_where_the_fused_order_needs_fields_apart() -> None:
+    frame = world(120, {"bm25": 3.0, "encoder": 3.0, "ranker": 50.0})
+    frame["bm25.title"] = frame["grade"] + np.random.default_rng(3).normal(size=len(frame)) * 0.3 + 5
+    weights, _ = fusion.fit(frame)
+    assert weights.fields == ("bm25.title",)
+    assert weights.rerank == "ranker"
+
+
 @pytest.mark.parametrize("queries", [19, 60])
 def test_no_order_that_is_surely_worse_than_bm25_is_taken(queries: int) -> None:
     noise = {"bm25": 0.01, "encoder": 200.0, "ranker": 200.0}

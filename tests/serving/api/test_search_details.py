@@ -1,5 +1,6 @@
 """The parts of a search that are answered on request, and reranking with first-stage scores."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -15,7 +16,10 @@ from index.analyzer import analyser
 from index.document_store import filter_values
 from pipeline.text import document_text
 from serving.api import app as apps
+from serving.rollout import comparison
 from serving.rollout.lifecycle import Lifecycle
+from serving.runtime.admission import RequestOptions
+from serving.runtime.deadline import Deadline
 from serving.scoring import noise
 from serving.scoring.reranker import relevance
 from tests.serving.patience import patient
@@ -96,6 +100,41 @@ def test_both_forms_and_shapes_have_one_order(client: TestClient, lifecycle: Lif
     assert all("ranker_score" not in item for item in alone)
 
 
+def test_without_first_stage_scores_bm25_is_taken_by_the_words_of_the_release(
+    client: TestClient, lifecycle: Lifecycle
+) -> None:
+    documents, expected = candidates(lifecycle)
+    texts = [document_text(document["title"], document["text"]) for document in documents]
+    scored = lifecycle.current.search(QUERY, top_n=100, retrieve=100).reranked
+    body = {"query": QUERY, "texts": texts, "fused": True, "raw_scores": True}
+    results = client.post("/rerank", json=body).json()
+    assert [documents[result["index"]]["id"] for result in results] == expected
+    assert [result["score"] for result in results] == pytest.approx([answer.score for answer in scored], abs=1e-4)
+
+
+def test_a_release_whose_ranker_alone_is_below_bm25_answers_in_the_fused_order(
+    client: TestClient, lifecycle: Lifecycle, monkeypatch: Any
+) -> None:
+    documents, expected = candidates(lifecycle)
+    for document in documents:
+        del document["score"]
+    body = {"query": QUERY, "documents": documents}
+
+    def order(**more: Any) -> list[str]:
+        results = client.post("/v1/rerank", json={**body, **more}).json()["results"]
+        return [documents[result["index"]]["id"] for result in results]
+
+    alone = order()
+    searcher = lifecycle.current
+    monkeypatch.setattr(searcher, "_fusion", dataclasses.replace(searcher.fusion, rerank="fused"))
+    assert order() == expected != alone
+    assert order(fused=False) == alone
+    texts = [document_text(document["title"], document["text"]) for document in documents]
+    question = comparison.Rerank(QUERY, texts)
+    answered = question.ask(searcher, RequestOptions(Deadline.never()))
+    assert [documents[index]["id"] for index in answered.order] == expected
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [
@@ -107,7 +146,6 @@ def test_both_forms_and_shapes_have_one_order(client: TestClient, lifecycle: Lif
         ({"documents": [{"text": "a", "score": 1.0}, "b"]}, "documents[1].score is null"),
         ({"documents": [{"text": "a", "score": "good"}]}, '"fused": false'),
         ({"documents": [{"text": "a", "score": 1}], "first_stage_scores": [1]}, "send one of them"),
-        ({"texts": ["a"], "fused": True}, "no first-stage scores"),
         ({"texts": ["a"], "first_stage_scores": [1], "fused": True, "cascade": True}, "in a cascade"),
     ],
 )

@@ -144,6 +144,10 @@ def test_given_texts_are_fused_as_by_one_index(shards: Divided) -> None:
     answer = post(f"{shards.front.url}/rerank", body)
     scores = {item["index"]: item["score"] for item in answer}
     assert [scores[index] for index in range(3)] == pytest.approx(fused.values, abs=1e-6)
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        post(f"{shards.front.url}/rerank", {"query": "sort a list", "texts": texts, "fused": True})
+    with caught.value as error:
+        assert "send first_stage_scores" in json.load(error)["error"]
 
 
 def test_a_whole_document_is_asked_of_its_shard(shards: Divided) -> None:

@@ -68,11 +68,18 @@ def refuse_old_line_ends(path: Path) -> None:
     with path.open("rb") as file:
         head = file.read(HEAD_BYTES)
     if b"\r" in head.rstrip(b"\r") and b"\n" not in head and not other_format(path, head):
-        name = shlex.quote(path.name), shlex.quote(f"unix-{path.name}")
         raise SchemaError(
             f"{path}: its lines end in a carriage return alone, which old programs write; convert it with "
-            f"`tr '\\r' '\\n' < {name[0]} > {name[1]}`"
+            f"`tr '\\r' '\\n' < {shlex.quote(str(path))} > {beside(path, f'unix-{path.name}')}`"
         )
+
+
+def beside(path: Path, name: str) -> str:
+    """The path of a new file in the folder of another, as a shell takes it: a command that is shown harms no file."""
+    new = path.with_name(name)
+    while new.exists():
+        new = new.with_name(f"new-{new.name}")
+    return shlex.quote(str(new))
 
 
 def read_lines(path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, str]]:
@@ -121,16 +128,17 @@ def wide_encoding(head: bytes) -> str | None:
 
 
 _FORMATS = {
-    b"\x1f\x8b": ("gzip", "unpack it with `gzip -d`"),
-    b"BZh": ("bzip2", "unpack it with `bzip2 -d`"),
-    b"\xfd7zXZ\x00": ("xz", "unpack it with `xz -d`"),
-    b"\x28\xb5\x2f\xfd": ("zstd", "unpack it with `zstd -d`"),
+    b"\x1f\x8b": ("gzip", "unpack it with `gzip -dc {file} > {unpacked}`"),
+    b"BZh": ("bzip2", "unpack it with `bzip2 -dc {file} > {unpacked}`"),
+    b"\xfd7zXZ\x00": ("xz", "unpack it with `xz -dc {file} > {unpacked}`"),
+    b"\x28\xb5\x2f\xfd": ("zstd", "unpack it with `zstd -dc {file} > {unpacked}`"),
     b"PK\x03\x04": ("zip, or of a spreadsheet", "unpack it, or save the sheet as CSV UTF-8"),
     b"PAR1": ("Parquet", "give it a name that ends in .parquet"),
     b"SQLite format 3\x00": ("SQLite", "name it as an address: sqlite:///FILE?table=TABLE"),
     b"version https://git-lfs": ("Git LFS, a pointer in place of the data", "fetch the data with `git lfs pull`"),
 }
 """First bytes of a file → the format that they mean, and what to do to have a text file."""
+_COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 
 
 def other_format(path: Path, head: bytes) -> SchemaError | None:
@@ -139,6 +147,8 @@ def other_format(path: Path, head: bytes) -> SchemaError | None:
     if name == "SQLite" and (known := _tables(path)):
         addresses = [shlex.quote(f"sqlite:///{path}?table={quote(table)}") for table in known[:20]]
         advice = f"name one of its tables by an address: {', '.join(addresses)}"
+    unpacked = path.stem if path.suffix.lower() in _COMPRESSED else f"unpacked-{path.name}"
+    advice = advice.replace("{file}", shlex.quote(str(path))).replace("{unpacked}", beside(path, unpacked))
     return SchemaError(f"{path}: is a file of {name}, not a text file; {advice}") if name else None
 
 
@@ -177,7 +187,7 @@ def wrong_byte(path: Path, position: int, where: str) -> SchemaError:
 
 def _convert(encoding: str, path: Path) -> str:
     """The command that writes a file anew in UTF-8, under another name."""
-    return f"iconv -f {encoding} -t UTF-8 {shlex.quote(path.name)} > {shlex.quote(f'utf8-{path.name}')}"
+    return f"iconv -f {encoding} -t UTF-8 {shlex.quote(str(path))} > {beside(path, f'utf8-{path.name}')}"
 
 
 def _raw_lines(path: Path) -> Iterator[bytes]:

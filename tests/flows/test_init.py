@@ -345,7 +345,7 @@ def test_unusable_rows_are_left_out_where_they_are_few_and_refused_where_they_ar
         (b"", "is empty"),
         (
             gzip.compress(b"query,title,grade\nknife,a knife,1\n"),
-            "a file of gzip, not a text file; unpack it with `gzip -d`",
+            r"a file of gzip, not a text file; unpack it with `gzip -dc /\S*/ratings.csv > /\S*/unpacked-ratings.csv`",
         ),
         (bz2.compress(b"query,title,grade\nknife,a knife,1\n"), "a file of bzip2"),
         (b"PK\x03\x04\x14\x00", "a file of zip, or of a spreadsheet"),

@@ -28,8 +28,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
+from pipeline.data.formats import separated_lines
 from pipeline.errors import MissingError, SchemaError
-from pipeline.text import other_format, read_lines, refuse_old_line_ends, refuse_special, wide_encoding, wrong_byte
+from pipeline.text import (
+    beside,
+    other_format,
+    printable,
+    read_lines,
+    refuse_old_line_ends,
+    refuse_special,
+    wide_encoding,
+    wrong_byte,
+)
 
 BLOCK_BYTES = 1 << 26
 """Bytes that are parsed at once; also the longest row of a separated file."""
@@ -40,6 +50,9 @@ HEAD_BYTES = 1 << 20
 BEYOND = 16
 """Bytes beyond a part of a file that are read with it: more than a byte-order mark and a carriage return."""
 
+SHOWN = 100
+"""Most characters of a row in a message."""
+
 MAX_COLUMNS = 4096
 """A first row of more fields is no row of names."""
 
@@ -48,8 +61,6 @@ STRING = pa.large_string()
 log = logging.getLogger(__name__)
 
 _LONE_RETURN = re.compile(rb"\r(?!\n)")
-_QUOTED = rb'"[^"]*+(?:""[^"]*+)*+"'
-_QUOTED_VALUE = re.compile(_QUOTED)
 _STAND_INS = [bytes([code]) for code in (*range(0x1A, 0x20), *range(1, 9), *range(0x0E, 0x1A), 0x7F)]
 _NAMES = [f"f{number}" for number in range(MAX_COLUMNS)]
 """The names that Arrow itself gives to columns."""
@@ -70,7 +81,7 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             if number == 1 and line.lstrip().startswith("["):
                 raise _is_list(path) from error
             if number == 1 and line.strip() == "{":
-                name = shlex.quote(path.name)
+                name = shlex.quote(str(path))
                 raise SchemaError(
                     f"{path}, line 1: a JSON object over several lines; write one object a line, with `jq -c . {name}` "
                     f"or, of a list below a key, with `jq -c '.KEY[]' {name}`"
@@ -91,7 +102,7 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def _is_list(path: Path) -> SchemaError:
     return SchemaError(
         f"{path}, line 1: a JSON list, not an object; write one object a line, for example with "
-        f"`jq -c '.[]' {shlex.quote(path.name)} > {shlex.quote(f'{path.stem}-lines.jsonl')}`"
+        f"`jq -c '.[]' {shlex.quote(str(path))} > {beside(path, f'{path.stem}-lines.jsonl')}`"
     )
 
 
@@ -251,6 +262,8 @@ class _Reader:
         """The last row that the parser sees."""
         self.stand_in = b""
         """The character that the parser saw last for a lone carriage return; empty where there was none."""
+        self.wrong_row: pacsv.InvalidRow | None = None
+        """The last row of another width that the parser met; without threads it has its number."""
 
     def table(self) -> pa.Table:
         table = pacsv.read_csv(self._seen(), **self._options(BLOCK_BYTES, threads=True))
@@ -275,17 +288,34 @@ class _Reader:
         return cells
 
     def failure(self, error: Exception) -> SchemaError:
-        """The error that says where: at a byte that is not text, or at a row of another width."""
+        """The error that says where: at a byte that is not text, an open quote, or a row of another width."""
         for _ in read_lines(self.path, self.encoding):
             pass
+        self.wrong_row = None
         try:  # Without threads, Arrow counts the rows.
             pacsv.read_csv(self._seen(), **self._options(BLOCK_BYTES, threads=False))
         except (pa.ArrowException, UnicodeDecodeError, OSError) as counted:
             error = counted
-        reason = " ".join(str(error).split())[:300]
+        row = self.wrong_row
+        if row is None or row.number is None:
+            reason = " ".join(str(error).split())[:300]
+            return SchemaError(f"{self.path}: cannot be read as separated values ({reason}); is the file cut off?")
+        if self.mark in row.text:
+            return self._open_quote()
+        line = separated_lines.line_of_row(self._content()[0], self.delimiter, row.number, quoted=self.quoted)
+        more = f"a value that holds {self.delimiter!r} stands in double quotes" if self.quoted else "take some away"
+        advice = more if row.actual_columns > row.expected_columns else "a value that is missing is written as empty"
         return SchemaError(
-            f"{self.path}: cannot be read as separated values ({reason}); look for a row with another number of "
-            "fields, or an unclosed quote"
+            f"{self.path}, line {line}: has {row.actual_columns} field{'s' * (row.actual_columns != 1)} where the "
+            f"first row has {row.expected_columns}; {advice}. The row: {printable(self._restored(row.text))[:SHOWN]}"
+        )
+
+    def _open_quote(self) -> SchemaError:
+        """The error for a quote that nothing closes."""
+        line, begin = separated_lines.open_quote(self._content()[0], self.delimiter)
+        return SchemaError(
+            f"{self.path}, line {line}: a quote is opened before {printable(begin)[:SHOWN]!r} and never closed; close "
+            "it, or write a quote of the text twice, in a value in quotes"
         )
 
     def _seen(self, size: int = -1) -> pa.BufferReader:
@@ -297,12 +327,7 @@ class _Reader:
         Raises:
             UnicodeDecodeError: a byte is not of the encoding; in a row of another width Arrow would go on after it.
         """
-        with self.path.open("rb") as file:
-            content = file.read(size)
-            is_all = not file.read(1)
-        content = self._as_utf8(content.removeprefix(codecs.BOM_UTF8), is_all)
-        # A carriage return at the end of a part is followed by nobody knows what.
-        content = self._without_lone_returns(content if is_all else content.removesuffix(b"\r"))
+        content, is_all = self._content(size)
         if is_all and self.quoted and b'"' in content:
             self._check_quotes(content)
         seen = pa.BufferOutputStream()
@@ -310,6 +335,15 @@ class _Reader:
         if is_all:
             seen.write(f"\n{self.mark}\n".encode())
         return pa.BufferReader(seen.getvalue())
+
+    def _content(self, size: int = -1) -> tuple[bytes, bool]:
+        """The bytes of the file, or its first ones, as Arrow is to see them, and whether they are all; see `_seen`."""
+        with self.path.open("rb") as file:
+            content = file.read(size)
+            is_all = not file.read(1)
+        content = self._as_utf8(content.removeprefix(codecs.BOM_UTF8), is_all)
+        # A carriage return at the end of a part is followed by nobody knows what.
+        return self._without_lone_returns(content if is_all else content.removesuffix(b"\r")), is_all
 
     def _without_lone_returns(self, content: bytes) -> bytes:
         """The content with a character that it lacks in the place of each lone carriage return."""
@@ -325,16 +359,11 @@ class _Reader:
 
     def _check_quotes(self, content: bytes) -> None:
         """Raises SchemaError where a quoted value goes on after the quote that closes it."""
-        delimiter = re.escape(self.delimiter.encode())
-        value = rb'(?:%b|[^"%b\r\n][^%b\r\n]*+)?+' % (_QUOTED, delimiter, delimiter)
-        rows = re.match(rb"(?:%b(?:%b|\r?\n|\Z))*+" % (value, delimiter), content)
-        begin = rows.end() if rows else 0
-        if closed := _QUOTED_VALUE.match(content, begin):
-            line = content.count(b"\n", 0, closed.end()) + 1
-            near = content[max(closed.end() - 20, begin) : closed.end() + 10].decode(errors="ignore")
+        if wrong := separated_lines.text_after_quote(content, self.delimiter):
+            line, near = wrong
             raise SchemaError(
-                f"{self.path}, line {line}: text goes on after the quote that closes a value, in {near!r}; double "
-                "a quote inside of a value, or write the table as JSON lines or Parquet"
+                f"{self.path}, line {line}: text goes on after the quote that closes a value, in {printable(near)}; "
+                "double a quote inside of a value, or write the table as JSON lines or Parquet"
             )
 
     def _as_utf8(self, content: bytes, is_all: bool) -> bytes:
@@ -365,7 +394,10 @@ class _Reader:
 
     def _invalid_row(self, skip: bool) -> Callable[[pacsv.InvalidRow], str]:
         def handle(row: pacsv.InvalidRow) -> str:
-            return "skip" if skip or row.text == self.mark else "error"
+            if skip or row.text == self.mark:
+                return "skip"
+            self.wrong_row = row
+            return "error"
 
         return handle
 
@@ -378,10 +410,10 @@ class _Reader:
 
     def _check_last(self, cells: Sequence[str]) -> None:
         if any(self.mark in cell for cell in cells):
-            begin = next(cell.partition(self.mark)[0] for cell in cells if self.mark in cell)[:60]
-            raise SchemaError(
-                f"{self.path}: a quote is opened before {begin!r} and never closed; close it, or double it"
-            )
+            raise self._open_quote()
+
+    def _restored(self, text: str) -> str:
+        return text.replace(self.stand_in.decode(), "\r") if self.stand_in else text
 
     def _restore(self, column: pa.ChunkedArray) -> pa.ChunkedArray:
         return pc.replace_substring(column, self.stand_in.decode(), "\r") if self.stand_in else column

@@ -1,6 +1,7 @@
 """Pipes, devices, folders and line ends of old programs are one message wherever a file is read."""
 
 import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -77,13 +78,16 @@ def test_a_folder_in_place_of_a_file_is_named(read: Callable[[Path], object], tm
 def test_lines_that_end_in_a_carriage_return_alone_are_named_with_the_way_out(
     name: str, lines: list[str], tmp_path: Path
 ) -> None:
-    path = tmp_path / name
+    path = tmp_path / "my data" / name
+    path.parent.mkdir()
     path.write_bytes("\r".join([*lines, ""]).encode())
     source = SourceConfig(path=str(path), columns=COLUMNS)
     for read in (lambda: sources.read(source, Path()), lambda: init.write(str(path), tmp_path / "own.toml")):
-        with pytest.raises(SchemaError, match=rf"carriage return alone.*`tr '\\r' '\\n' < {name} > unix-{name}`"):
+        with pytest.raises(SchemaError, match=r"carriage return alone.*`tr ") as refused:
             read()
-    path.write_bytes(path.read_bytes().replace(b"\r", b"\n"))  # As the advice does.
+    assert str(refused.value).startswith(f"{path}: ")
+    subprocess.run(str(refused.value).split("`")[1], shell=True, check=True, cwd="/")
+    path.with_name(f"unix-{name}").replace(path)
     assert sources.read(source, Path()).judgments.num_rows == len(lines) - (0 if name == "a.jsonl" else 1)
 
 

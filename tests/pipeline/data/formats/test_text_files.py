@@ -130,8 +130,14 @@ def test_a_first_row_may_be_longer_than_any_limit_of_another_parser(tmp_path: Pa
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"a,b\n1,2\n1\n", r"Row #3: Expected 2 columns, got 1.*unclosed quote"),
-        (b'a,b\n1,"2\n3,4\n', r"a quote is opened before '2\\n3,4\\n\\n' and never closed"),
+        (b"a,b\n1,2\n1\n", r"line 3: has 1 field where the first row has 2; a value that is .*: 1$"),
+        (
+            b'\xef\xbb\xbfa,b\r\n\r\n"1\r\n\r\n""",2\r\n3,4,5\r\n',
+            r"line 6: has 3 fields where the first row has 2; a value that holds ',' .*: 3,4,5$",
+        ),
+        (b'a,b\n1,"2\n3,4\n', r"line 2: a quote is opened before '2' and never closed; close it, or write"),
+        (b'a,b\n"1\n2",3\n"c\nd,e\nf,g\n', r"line 4: a quote is opened before 'c' and never closed"),
+        (b'a,b\n1 "2"\r3,4\n5 "\r6"\n', r"line 3: has 1 field where .*: 5 \" 6\"$"),
         (b"a,b,b\n1,2,3\n", "two columns are called 'b'"),
         (b"a\n1\n", r"has no column 'b'; its first line has \['a'\]"),
         (b"", r"has no column 'b'; its first line has \[\]"),

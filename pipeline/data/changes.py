@@ -236,8 +236,7 @@ def _usable(
     queries = _EMPTY.select(["query_id"]).append_column("text", pa.array([], STRING))
     validated = validation.sift(Source(shown, rows, queries, _EMPTY, "", "sql", tuple(faults)))
     if faulty_rows == "error":
-        advice = 'mend them, or set data.faulty_rows = "drop" in the recipe to do without them'
-        validation.refuse(validated.findings, shown, advice)
+        validation.refuse(validated.findings, shown, validation.MEND)
     dropped.update(validated.counts().get("documents", {}))
     return validated.documents
 

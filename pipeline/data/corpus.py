@@ -57,11 +57,11 @@ def make(
         tables: list[pa.Table] = []
         dropped: dict[str, dict[str, int]] = {}
         for item in named:
-            sifted = validation.sift(item.read())
+            source = item.read()
+            sifted = validation.sift(source)
             if faulty_rows == "error":
-                advice = 'mend them, or set data.faulty_rows = "drop" in the recipe to do without them'
                 of_documents = [finding for finding in sifted.findings if finding.fault.table == "documents"]
-                validation.refuse(of_documents, item.name, advice)
+                validation.refuse(of_documents, source.shown or item.name, validation.MEND)
             tables.append(
                 sifted.documents if len(set(names)) == 1 else judgments.prefixed(sifted.documents, item.name, "doc_id")
             )

@@ -86,11 +86,12 @@ def _build(folder: Path, config: DataConfig, read: Sequence[Source], purpose: Pu
     for source in collections:
         sifted = validation.sift(source, purpose)
         if config.faulty_rows == "error":
-            advice = f'{source.advice or "mend them"}, or set data.faulty_rows = "drop" to do without them'
-            validation.refuse(sifted.findings, source.name, advice)
+            advice = f"{source.advice}; or {validation.MEND}" if source.advice else validation.MEND
+            validation.refuse(sifted.findings, source.shown or source.name, advice)
         if config.conflicts == "error":
             conflicts = validation.located(validation.conflicts(source.judgments, sifted.findings), source)
-            validation.refuse(conflicts, source.name, 'mend them, or set data.conflicts = "max" or "mean"')
+            advice = 'mend them; a recipe takes one grade of each pair by data.conflicts = "max" or "mean"'
+            validation.refuse(conflicts, source.shown or source.name, advice)
         if config.splits == "source":
             splits.guard(texts_of(sifted.queries, sifted.judgments), published(sifted.judgments), source.name)
         parts.append(sifted)
@@ -190,6 +191,7 @@ def _as_one(group: Sequence[Source]) -> Source:
         tuple(log for source in group for log in source.clicks),
         "; ".join(source.advice for source in group if source.advice),
         {kind: _joined_locations(group, kind) for kind in KINDS},
+        " + ".join(source.shown for source in group),
     )
 
 

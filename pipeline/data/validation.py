@@ -18,6 +18,9 @@ from pipeline.schema import InvalidRow
 
 Purpose = Literal["training", "judging"]
 
+MEND = 'mend them or leave them out; a recipe leaves them out by data.faulty_rows = "drop"'
+"""Advice on rows that cannot be used, for commands with a recipe and without one."""
+
 SHOWN = 5
 """Number of reasons that an error message names."""
 
@@ -107,7 +110,8 @@ def refuse(findings: Sequence[Finding], where: str, advice: str) -> None:
         SchemaError: says how many there are, names the first of each kind, and gives the advice.
     """
     if findings:
-        raise SchemaError(f"{where}: {len(findings):,} rows cannot be used ({summary(findings)}); {advice}")
+        rows = f"{len(findings):,} row{'s' * (len(findings) > 1)}"
+        raise SchemaError(f"{where}: {rows} cannot be used ({summary(findings)}); {advice}")
 
 
 def summary(findings: Sequence[Finding]) -> str:

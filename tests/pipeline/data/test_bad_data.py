@@ -208,7 +208,7 @@ def test_a_row_that_cannot_be_used_is_named_dropped_if_wanted_and_listed_by_chec
     write, message = FAULTY[name]
     write(tmp_path / "source")
     source = SourceConfig(path=str(tmp_path / "source"))
-    with pytest.raises(SchemaError, match=rf"source: [0-9]+ rows cannot be used.*{message}.*data.faulty_rows"):
+    with pytest.raises(SchemaError, match=rf"/source: [0-9]+ rows? cannot be used.*{message}.*data.faulty_rows"):
         judgments.make(tmp_path / "work", DataConfig(sources=(source,)))
     with pytest.raises(SchemaError, match=message):
         convert.convert(tmp_path / "source", "auto", tmp_path / "out")

@@ -366,7 +366,7 @@ def test_a_row_that_can_be_used_no_more_goes_where_the_recipe_drops_such_rows(
     shop.put("b")
     first = follow(source, rows="drop")
     shop.put("a", "nul \x00 inside")
-    with pytest.raises(SchemaError, match="1 rows cannot be used"):
+    with pytest.raises(SchemaError, match="1 row cannot be used"):
         follow(source, first)
     second = follow(source, first, rows="drop")
     assert list(rows_of(second)) == ["b"]

@@ -1,12 +1,18 @@
 """Commands on judged data: check, convert and split."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from flows.cli.options import Columns, Json, Labels, Set, any_data, console, show
 from pipeline.errors import ConfigError, InputError
+
+if TYPE_CHECKING:
+    from pipeline.config import SourceConfig
+
+Source = Annotated[str, typer.Argument(help="Folder, file or SQLAlchemy URL.")]
+NewFolder = Annotated[Path, typer.Argument(help="Folder to make; one that is there must be empty.")]
 
 app = typer.Typer(help="Checks, converts and splits judged data.", no_args_is_help=True)
 
@@ -59,37 +65,47 @@ def _rows(count: int) -> str:
 
 @app.command("convert")
 def data_convert(
-    path: str,
-    out: Path,
+    path: Source,
+    out: NewFolder,
     format: Annotated[str, typer.Option(help="Format of the source; auto looks at the files.")] = "auto",
     columns: Columns = "",
     labels: Labels = "",
 ) -> None:
     """Writes a source in any known format as our Parquet tables."""
-    from flows import sources
     from pipeline import disk
     from pipeline.data import convert
 
     disk.check_writable(out)
-    if sources.is_recipe(path):
-        raise ConfigError(f"{path}: is a recipe; name one of its sources")
-    (source,) = any_data(path, format, columns, labels)
+    source = _single_source(path, format, columns, labels)
     convert.convert(source.path, format, out, source.columns, source.labels)
     console().print(f"written: {out}")
 
 
 @app.command("split")
 def data_split(
-    path: Path,
-    out: Path,
-    valid: Annotated[float, typer.Option(help="Share of queries.")] = 0.1,
-    test: Annotated[float, typer.Option(help="Share of queries.")] = 0.2,
-    seed: int = 13,
+    path: Source,
+    out: NewFolder,
+    valid: Annotated[float, typer.Option(help="Share of queries in the valid split.")] = 0.1,
+    test: Annotated[float, typer.Option(help="Share of queries in the test split.")] = 0.2,
+    seed: Annotated[int, typer.Option(help="Seed of the hash.")] = 13,
+    format: Annotated[str, typer.Option(help="Format of the source; auto looks at the files.")] = "auto",
+    columns: Columns = "",
+    labels: Labels = "",
 ) -> None:
     """Writes the data again with train, valid and test assigned by a hash of the normalised query."""
     from pipeline import disk
     from pipeline.data import convert
 
     disk.check_writable(out)
-    convert.split(path, valid, test, seed, out)
+    convert.split(_single_source(path, format, columns, labels), valid, test, seed, out)
     console().print(f"written: {out}")
+
+
+def _single_source(path: str, format: str, columns: str, labels: str) -> "SourceConfig":
+    """The source at a path, which is no recipe; errors as of `options.any_data`."""
+    from flows import sources
+
+    if sources.is_recipe(path):
+        raise ConfigError(f"{path}: is a recipe; name one of its sources")
+    (source,) = any_data(path, format, columns, labels)
+    return source

@@ -39,7 +39,7 @@ def convert(
     return out
 
 
-def split(path: Path, valid_share: float, test_share: float, seed: int, out: Path) -> Path:
+def split(source: SourceConfig, valid_share: float, test_share: float, seed: int, out: Path) -> Path:
     """Writes a source into a new folder `out` with a column `split` cut by a hash of the normalised query.
 
     Raises:
@@ -49,9 +49,9 @@ def split(path: Path, valid_share: float, test_share: float, seed: int, out: Pat
     """
     config = DataConfig(splits="hash", valid_share=valid_share, test_share=test_share, seed=seed)
     with _new_folder(out) as folder:
-        sifted = _read(SourceConfig(path=str(path)))
+        sifted = _read(source)
         if not sifted.judgments.num_rows:
-            raise SchemaError(f"{path}: has no judgments, so there is nothing to split")
+            raise SchemaError(f"{hide_passwords(source.path)}: has no judgments, so there is nothing to split")
         texts = judgments.texts_of(sifted.queries, sifted.judgments)
         assigned = pa.array(splits.assign(texts, [None] * len(texts), config), STRING)
         bare = sifted.judgments

@@ -5,12 +5,14 @@ import re
 import shlex
 import sqlite3
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from flows import init, quickstart, sources
+from flows.cli import data
 from flows.ready_made import ReadyMadeModels
 from pipeline.config import SourceConfig
 from pipeline.data import convert
@@ -414,6 +416,25 @@ def test_tables_of_the_same_columns_are_mapped_as_one(tmp_path: Path, path: str)
     look, _ = init.write(str(tmp_path / path), tmp_path / "own.toml")
     assert look.sources[0]["columns"] == {"query": "search_term", "title": "title", "grade": "grade"}
     assert look.judgments == 60
+
+
+def test_a_split_reads_any_table_by_its_map_as_a_conversion_does(tmp_path: Path) -> None:
+    rows = [(f"knife {number}", f"a {word} knife {number}", word) for number in range(40) for word in ("exact", "no")]
+    lines = [",".join(row) for row in [("such", "artikel", "relevance"), *rows]]
+    (tmp_path / "ratings.csv").write_text("\n".join(lines), encoding="utf-8")
+    with closing(sqlite3.connect(tmp_path / "shop.db")) as connection:
+        connection.execute("create table ratings (such text, artikel text, relevance text)")
+        connection.executemany("insert into ratings values (?, ?, ?)", rows)
+        connection.commit()
+    for number, path in enumerate((f"{tmp_path}/ratings.csv", f"sqlite:///{tmp_path}/shop.db?table=ratings")):
+        out = tmp_path / f"out {number}"
+        data.data_split(path, out, 0.2, 0.4, columns="query=such,title=artikel", labels="exact=1,no=0")
+        judged = readers.read(SourceConfig(path=str(out)), Path()).judgments.to_pylist()
+        assert len(judged) == len(rows)
+        assert {row["split"] for row in judged} == {"train", "valid", "test"}
+    (tmp_path / "recipe.toml").write_text("", encoding="utf-8")
+    with pytest.raises(ConfigError, match="is a recipe; name one of its sources"):
+        data.data_split(str(tmp_path / "recipe.toml"), tmp_path / "out 2")
 
 
 def test_the_line_that_excel_writes_about_the_separator_is_named(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def test_a_converted_source_reads_back_the_same(beir: Path, tmp_path: Path) -> N
 
 
 def test_splits_are_by_normalised_query_and_replace_published_ones(beir: Path, tmp_path: Path) -> None:
-    convert.split(beir, 0.3, 0.3, 5, tmp_path / "out")
+    convert.split(SourceConfig(path=str(beir)), 0.3, 0.3, 5, tmp_path / "out")
     frame = pd.read_parquet(tmp_path / "out" / "judgments.parquet")
     queries = pd.read_parquet(tmp_path / "out" / "queries.parquet").set_index("query_id")["text"]
     assert set(frame["split"]) == {"train", "valid", "test"}
@@ -56,7 +56,7 @@ def test_what_is_there_is_not_written_over(beir: Path, tmp_path: Path, there: st
     with pytest.raises(ConfigError, match="out: is there already"):
         convert.convert(beir, "auto", out)
     with pytest.raises(ConfigError, match="out: is there already"):
-        convert.split(beir, 0.1, 0.1, 1, out)
+        convert.split(SourceConfig(path=str(beir)), 0.1, 0.1, 1, out)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["beir", "out"]
 
 
@@ -84,4 +84,4 @@ def test_a_failure_half_way_leaves_nothing(beir: Path, tmp_path: Path, monkeypat
 
 def test_shares_that_leave_nothing_to_train_on_are_refused(beir: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="leave nothing to train on"):
-        convert.split(beir, 0.5, 0.5, 1, tmp_path / "out")
+        convert.split(SourceConfig(path=str(beir)), 0.5, 0.5, 1, tmp_path / "out")

@@ -51,7 +51,8 @@ def read_run(path: Path) -> pa.Table:
 
     Raises:
         MissingError: no such file.
-        SchemaError: a line without six fields, or with a rank or score that is no number; names the line.
+        SchemaError: a line without six fields, with a rank or score that is no number, or with the document and query
+            of an earlier line of its system; names the line.
     """
     queries: list[str] = []
     documents: list[str] = []
@@ -73,7 +74,7 @@ def read_run(path: Path) -> pa.Table:
             ) from error
         if not math.isfinite(scores[-1]):
             raise SchemaError(f"{path}, line {number}: score '{score}' is not a finite number")
-    return pa.table(
+    run = pa.table(
         {
             "query_id": pa.array(queries, text_files.STRING),
             "doc_id": pa.array(documents, text_files.STRING),
@@ -81,6 +82,24 @@ def read_run(path: Path) -> pa.Table:
             "score": pa.array(scores, pa.float64()),
             "system": pa.array(systems, text_files.STRING),
         }
+    )
+    _refuse_repeated(path, run)
+    return run
+
+
+def _refuse_repeated(path: Path, run: pa.Table) -> None:
+    """Raises SchemaError if a system ranks a document twice for one query; names both lines."""
+    keys = run.select(["query_id", "doc_id", "system"]).to_pandas()
+    again = keys.duplicated().to_numpy()
+    if not again.any():
+        return
+    row = int(again.argmax())
+    first = int((keys == keys.iloc[row]).all(axis=1).to_numpy().argmax())
+    lines = [number for number, _ in read_lines(path)]
+    query, document, _ = keys.iloc[row]
+    raise SchemaError(
+        f"{path}, line {lines[row]}: document '{document}' of query '{query}' stands in line {lines[first]} already; "
+        "keep one of them"
     )
 
 

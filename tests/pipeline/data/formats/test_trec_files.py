@@ -75,6 +75,15 @@ def test_a_run_that_cannot_be_read_names_the_line(tmp_path: Path, line: str, mes
         trec_files.read_run(tmp_path / "run")
 
 
+def test_a_document_that_a_system_ranks_twice_is_named_by_both_lines(tmp_path: Path) -> None:
+    lines = ["q Q0 a 1 3 x", "", "q Q0 b 2 2 x", "q Q0 a 1 3 y", "", "q Q0 b 3 1 x"]
+    (tmp_path / "run").write_text("\n".join(lines))
+    with pytest.raises(SchemaError, match=r"run, line 6: document 'b' of query 'q' stands in line 3 already"):
+        trec_files.read_run(tmp_path / "run")
+    (tmp_path / "run").write_text("\n".join(lines[:-1]))
+    assert trec_files.read_run(tmp_path / "run")["doc_id"].to_pylist() == ["a", "b", "a"]
+
+
 def test_an_id_with_a_blank_cannot_be_written_and_leaves_the_old_file(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("old")
     run = {"query_id": ["q", "q"], "doc_id": ["a", "b c"], "rank": [1, 2], "score": [2.0, 1.0], "system": ["x", "x"]}

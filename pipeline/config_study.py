@@ -64,8 +64,8 @@ class StudyConfig:
     """The methods to compress the ranker that `relevance study` compares; retraining does not read it."""
 
     methods: tuple[str, ...] = ()
-    """Names of known methods (`relevance study --list`); empty takes all that can apply to the recipe's models. The
-    plain student and the recipe's own ranker always take part."""
+    """Names of known methods (`relevance study RECIPE --list`); empty takes all that can apply to the recipe's models.
+    The plain student and the recipe's own ranker always take part."""
     variants: tuple[VariantConfig, ...] = ()
     """Further methods, as changes of the recipe."""
     search_cost: float = added(0.0)

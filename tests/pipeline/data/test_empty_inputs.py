@@ -118,7 +118,7 @@ def test_a_file_of_nothing_beside_others_is_named_and_its_table_listed(
     with pytest.raises(SchemaError, match="no judgments"):
         judgments.make(tmp_path, DataConfig(sources=(source,)))
     with pytest.raises(SchemaError, match="no judgments"):
-        convert.split(Path(source.path), 0.1, 0.2, 1, tmp_path / "out")
+        convert.split(source, 0.1, 0.2, 1, tmp_path / "out")
 
 
 def test_an_empty_split_beside_a_full_one_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import release_parts, releases, text
 from pipeline.errors import MissingError, SchemaError
-from pipeline.features import by_score
+from pipeline.features import by_score, in_fused_order
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -50,13 +50,12 @@ def rerank(query: str, file: Path, workspace: Path, *, release: str = "live") ->
     texts = _texts(file)
     opened = releases.Releases(workspace).open(release)
     bm25 = _bm25(file, texts)
-    fusion = fusion_of(opened)
-    if bm25 is None and (fusion is None or fusion.rerank == "ranker"):
+    if in_fused_order(fusion_of(opened), bm25):
+        scores, ranker = _fused(opened.path, query, [item for _, item, _ in texts], bm25)
+    else:
         scores = ranker = Engine(release_parts.part(opened, "ranker").path).scores(
             query, [item for _, item, _ in texts]
         )
-    else:
-        scores, ranker = _fused(opened.path, query, [item for _, item, _ in texts], bm25)
     return {
         "query": query,
         "release": opened.fingerprint,

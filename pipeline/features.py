@@ -147,3 +147,18 @@ class Fusion:
             return cls(**json.loads(text))
         except (ValueError, TypeError, AttributeError) as error:
             raise ArtifactError(f"fusion: not readable ({error}); fit it again") from error
+
+
+def in_fused_order(fusion: Fusion | None, bm25: Sequence[float] | None, fused: bool | None = None) -> bool:
+    """Whether texts that are sent with a query are answered in the fused order.
+
+    The request's own wish decides; without one, first-stage scores ask for it; without these, the release does.
+
+    Args:
+        fusion: the fusion of the release; None where it has none.
+        bm25: first-stage scores of the texts; None where the request has none.
+        fused: the request's own wish; None where it has none.
+    """
+    if fused is not None:
+        return fused
+    return bm25 is not None or (fusion is not None and fusion.rerank == "fused")

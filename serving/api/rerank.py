@@ -127,14 +127,13 @@ class _RerankCall:
         texts, first = self._texts(), self._first
         context.compare(comparison.Rerank(body.query, texts, first, body.limits, body.fused))
         context.advise(bulk.advice(searcher.ranker, texts, self._tokens_read, "documents"))
-        fused = searcher.reranks_fused(first, body.fused)
         scores = searcher.rerank(body.query, texts, first, body.fused, options=self._options, reranker=self._reranker)
         tokens = self._tokens(texts)
-        context.spent(scores.hits, scores.misses, by="" if fused else "ranker")
+        context.spent(scores.hits, scores.misses, by="" if scores.fused else "ranker")
         results = []
         for index in by_score(scores.values):
             result = self._result(index, scores.values[index])
-            if fused:
+            if scores.fused:
                 ranker = scores.ranker[index]
                 result["ranker_score"] = ranker if body.raw_scores else relevance(ranker)
             results.append(result)

@@ -64,7 +64,7 @@ class Rerank:
     """First-stage scores; None where there are none."""
     limits: DocumentLimits = field(default_factory=DocumentLimits)
     fused: bool | None = None
-    """See `Searcher.reranks_fused`."""
+    """See `pipeline.features.in_fused_order`."""
 
     judged = False
 

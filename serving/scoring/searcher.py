@@ -52,6 +52,8 @@ class RerankScores:
     """Raw scores of the ranker, or fused scores, which are comparable within one query only."""
     ranker: Sequence[float]
     """Raw scores of the ranker."""
+    fused: bool
+    """Whether `values` are fused scores."""
     hits: int
     misses: int
     """Vectors and scores that the caches had, and that were computed."""
@@ -108,18 +110,6 @@ class Searcher(LoadedRelease):
         fits = self._fits(candidates, models.options) if candidates.queried else None
         return self._result(search, candidates, ranked, fits, top_n)
 
-    def reranks_fused(self, bm25: Sequence[float] | None, fused: bool | None) -> bool:
-        """Whether texts are answered in the fused order: as the request says, else where there are first-stage scores,
-        else as `Fusion.rerank` says.
-
-        Args:
-            bm25: first-stage scores; None where the request has none.
-            fused: the request's own wish; None where it has none.
-        """
-        if fused is not None:
-            return fused
-        return bm25 is not None or (self._fusion is not None and self._fusion.rerank == "fused")
-
     def rerank(
         self,
         query: str,
@@ -130,15 +120,20 @@ class Searcher(LoadedRelease):
         options: RequestOptions | None = None,
         reranker: Reranker | None = None,
     ) -> RerankScores:
-        """Scores of texts by the ranker alone or fused, as `reranks_fused` decides.
+        """Scores of texts by the ranker alone or fused, as `pipeline.features.in_fused_order` decides.
 
-        Args, Raises: see `fused`.
+        Args:
+            fused: the request's own wish; None where it has none.
+
+        The other arguments and the errors are those of `fused`.
         """
         reranker, options = reranker or self.reranker, options or RequestOptions(Deadline.never())
-        if self.reranks_fused(bm25, fused):
+        if features.in_fused_order(self._fusion, bm25, fused):
             return self.fused(query, texts, bm25, options, reranker)
         scored = reranker.scores(query, texts, options)
-        return RerankScores(values=scored.values, ranker=scored.values, hits=scored.hits, misses=scored.misses)
+        return RerankScores(
+            values=scored.values, ranker=scored.values, fused=False, hits=scored.hits, misses=scored.misses
+        )
 
     def fused(
         self,
@@ -176,6 +171,7 @@ class Searcher(LoadedRelease):
         return RerankScores(
             values=values,
             ranker=scored.values,
+            fused=True,
             hits=sum(fetched.hits for fetched in parts),
             misses=sum(fetched.misses for fetched in parts),
         )

@@ -105,7 +105,8 @@ def make(
         import pyarrow as pa
 
         frame = _test_rows(features)
-        table = scored(frame, _fusion(fusion))
+        weighed = _fusion(fusion)
+        table = scored(frame, weighed)
         columns = [(BM25, "bm25"), (ENCODER, "encoder"), (BOTH, "both"), (FUSED, "fused")]
         columns += [(RANKER, "ranker")] if _has_ranker(features) else []
         apart = {field_system(name): name for name in field_features(frame.columns)}
@@ -113,10 +114,11 @@ def make(
         parts = [_system(table, name, column) for name, column in columns]
         parts += [_system(_with_scores(frame, item, name), name, "score") for name, item in scores.items()]
         if live:
-            ordered = scored(_test_rows(live.features), _fusion(live.fusion))
+            of_live = _fusion(live.fusion)
+            ordered = scored(_test_rows(live.features), of_live)
             parts.append(_system(ordered, LIVE, "fused"))
             if _has_ranker(live.features):
-                parts.append(_system(ordered, LIVE_RERANK, _fusion(live.fusion).rerank))
+                parts.append(_system(ordered, LIVE_RERANK, of_live.rerank))
         for name, item in former.items():
             parts.append(_system(scored(_test_rows(item.features), _fusion(item.fusion)), name, "fused"))
         order = [BM25, ENCODER, *apart, BOTH, *sorted(scores), RANKER, FUSED, *former, LIVE_RERANK, LIVE]
@@ -126,7 +128,7 @@ def make(
         schema.write(pa.Table.from_pandas(table, preserve_index=False), staging.folder / "run.parquet", "run")
         return {
             "systems": [name for name in order if name in set(table["system"])],
-            "rerank": FUSED if _fusion(fusion).rerank == "fused" else RANKER,
+            "rerank": FUSED if weighed.rerank == "fused" else RANKER,
             "rows": len(table),
         }
 

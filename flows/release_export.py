@@ -14,7 +14,7 @@ from typing import Any
 from pipeline import artifacts, disk, release_parts
 from pipeline.artifacts import Artifact
 from pipeline.errors import MissingError
-from pipeline.outside import files_below
+from pipeline.outside import with_targets
 from pipeline.releases import Releases
 
 
@@ -67,10 +67,7 @@ def _copy(folder: Path, role: str, bundle: Artifact, model: Artifact, source: st
     from pipeline.export import exported_card
     from pipeline.models import sentence_transformers_format
 
-    source_folder = model.path / "model"
-    for file in files_below(source_folder):
-        target = folder / file.relative_to(source_folder)
-        target.parent.mkdir(parents=True, exist_ok=True)
+    for file, target in with_targets(model.path / "model", folder):
         shutil.copyfile(file, target)  # Without the modes, as others may read the copies.
     if role == "encoder":
         sentence_transformers_format.leave_out_pooler(folder)

@@ -84,9 +84,7 @@ class OutsideFolder:
             shutil.rmtree(to, ignore_errors=True)
 
     def _copy(self, to: Path) -> None:
-        for file in files_below(self.path):
-            target = to / file.relative_to(self.path)
-            target.parent.mkdir(parents=True, exist_ok=True)
+        for file, target in with_targets(self.path, to):
             if not self.endings or file.suffix in self.endings:
                 shutil.copyfile(file, target)
             else:
@@ -108,6 +106,14 @@ def folder_digest(folder: Path, endings: Collection[str] = ()) -> str:
 def files_below(folder: Path) -> list[Path]:
     """The files of a folder and of those in it, in a fixed order, without an artifact's own manifest."""
     return sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / "manifest.json")
+
+
+def with_targets(folder: Path, to: Path) -> Iterator[tuple[Path, Path]]:
+    """Yields each file below a folder and its path below another folder, where its own folder is made."""
+    for file in files_below(folder):
+        target = to / file.relative_to(folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield file, target
 
 
 def _changed(path: Path) -> SchemaError:

@@ -28,20 +28,24 @@ def random_texts(rng: np.random.Generator, count: int) -> list[str]:
     return [" ".join(rng.choice(WORDS, size=rng.integers(0, 12))) for _ in range(count)]
 
 
-def lucene(texts: list[str], query: str, language: str, k1: float, b: float) -> list[float]:
-    """BM25 as Lucene computes it, without its constant factor, straight from the formula."""
-    analyse = analyser(language)
+def lucene(texts: list[str], query: str, config: IndexConfig, scored: list[str] | None = None) -> list[float]:
+    """BM25 as Lucene computes it, without its constant factor, straight from the formula.
+
+    Args:
+        texts: the documents, whose terms and lengths count.
+        scored: the texts that get a score; the documents where None.
+    """
+    analyse, k1, b = analyser(config.language), config.k1, config.b
     documents = [Counter(analyse(text)) for text in texts]
-    lengths = [document.total() for document in documents]
-    mean = sum(lengths) / len(lengths)
+    mean = sum(document.total() for document in documents) / len(documents)
     scores = []
-    for document, length in zip(documents, lengths, strict=True):
-        score = 0.0
+    for document in documents if scored is None else [Counter(analyse(text)) for text in scored]:
+        length, score = document.total(), 0.0
         for term in analyse(query):
             frequency = document[term]
             holders = sum(term in other for other in documents)
             idf = math.log(1 + (len(documents) - holders + 0.5) / (holders + 0.5))
-            score += idf * frequency / (frequency + k1 * (1 - b + b * length / mean)) if frequency else 0.0
+            score += idf * frequency / (frequency + k1 * (1 - b + b * length / mean)) if frequency and holders else 0.0
         scores.append(score)
     return scores
 
@@ -53,7 +57,7 @@ def test_scores_are_those_of_the_formula(seed: int, tmp_path: Path, make_data: C
     config = IndexConfig(k1=float(rng.uniform(0.3, 2)), b=float(rng.uniform()), language=["", "english"][seed % 2])
     index = LexicalIndex.load(lexical.make(tmp_path, config, data=make_data(texts)).path)
     for query in [*random_texts(rng, 5), "apple apple 苹果手机", "runs"]:
-        expected = np.array(lucene(texts, query, config.language, config.k1, config.b))
+        expected = np.array(lucene(texts, query, config))
         np.testing.assert_allclose(index.scores(query, range(60)), expected, rtol=1e-5, atol=1e-6)
 
 
@@ -65,20 +69,9 @@ def test_a_text_has_the_score_that_it_would_have_as_a_document(
     texts, unindexed = random_texts(rng, 60), ["apple banana apple", "", "unknown words", *random_texts(rng, 5)]
     config = IndexConfig(language=["", "english"][seed % 2], b=[0.4, 1.0][seed % 2])
     index = LexicalIndex.load(lexical.make(tmp_path, config, data=make_data(texts)).path)
-    analyse = analyser(config.language)
-    documents = [Counter(analyse(text)) for text in texts]
-    mean = sum(document.total() for document in documents) / len(documents)
     for query in [*random_texts(rng, 5), "apple apple 苹果手机", "runs"]:
         np.testing.assert_array_equal(index.text_scores(query, texts), index.scores(query, range(60)))
-        expected = []
-        for counts in (Counter(analyse(text)) for text in unindexed):
-            score = 0.0
-            for term in analyse(query):
-                holders = sum(term in document for document in documents)
-                idf = math.log(1 + (len(documents) - holders + 0.5) / (holders + 0.5)) if holders else 0.0
-                norm = config.k1 * (1 - config.b + config.b * counts.total() / mean)
-                score += idf * counts[term] / (counts[term] + norm) if counts[term] else 0.0
-            expected.append(score)
+        expected = lucene(texts, query, config, unindexed)
         np.testing.assert_allclose(index.text_scores(query, unindexed), expected, rtol=1e-5, atol=1e-6)
     assert index.text_scores("apple", []).shape == (0,)
 

@@ -44,7 +44,7 @@ from pipeline.training.tasks.objective import Objective
 from pipeline.training.tasks.teacher_targets import TeacherTargets
 from serving.runtime import ranker_trials
 
-WAY, PLAIN = "distilled", "plain"
+METHOD, PLAIN = "distilled", "plain"
 SEEDS = 3
 LOOP = {"learning_rate": 1e-3, "fresh_rate": 1.0, "tokens_per_batch": 8192, "valid_pairs": 0, "precision": "fp32"}
 """Settings of the loop that differ from the ranker's: a rate for networks that start untrained, and larger steps, as
@@ -179,7 +179,7 @@ class FinishedStudy:
     @property
     def bundle(self) -> Artifact:
         """The exported distilled ranker of the first seed."""
-        return self.input("ranker", self.input(f"{WAY} 0 test"))
+        return self.input("ranker", self.input(f"{METHOD} 0 test"))
 
     @property
     def ranker(self) -> Artifact:
@@ -302,7 +302,7 @@ def table(study: FinishedStudy, runs: Sequence[AblationRun], speeds: Mapping[str
     """The lines of the table: the references, then the students by nDCG of the test queries."""
     config, judged = study.evaluation, (study.input("data"), study.input("pool"))
     references = [*study.runs(comparisons.BM25), *study.runs(comparisons.TEACHER)]
-    students = [*study.runs(PLAIN), *study.runs(WAY), *runs]
+    students = [*study.runs(PLAIN), *study.runs(METHOD), *runs]
     frames = {
         split: ablation.values_per_query(config, *judged, [*references, *students], split)
         for split in comparisons.SPLITS
@@ -319,7 +319,7 @@ def table(study: FinishedStudy, runs: Sequence[AblationRun], speeds: Mapping[str
         row.append(f"{np.mean(seeds):.4f}" + (f" ± {np.std(seeds, ddof=1):.4f}" if len(seeds) > 1 else ""))
         row.append(f"{system['measures'][second]['mean']:.4f}")
         row += [f"{system['closed'][name]:.0%}" if "closed" in system else "" for name in (first, second)]
-        for other in (comparisons.TEACHER, WAY):
+        for other in (comparisons.TEACHER, METHOD):
             gap = significance.difference(
                 test[kind][:, 0], test[other][:, 0], resamples=config.bootstrap, seed=config.seed, bounds=RANGE
             )
@@ -327,7 +327,7 @@ def table(study: FinishedStudy, runs: Sequence[AblationRun], speeds: Mapping[str
         rows.append([*row, f"{speeds[kind]:,.0f}" if kind in speeds else ""])
     labels = [page.label(name) for name in (first, second)]
     heads = ["", "seeds", f"{labels[0]}, valid", f"{labels[0]}, test ± seeds", labels[1], "gap closed", "gap closed"]
-    heads += [f"less {comparisons.TEACHER}", f"less {WAY}", "pairs per CPU-second"]
+    heads += [f"less {comparisons.TEACHER}", f"less {METHOD}", "pairs per CPU-second"]
     return text_tables.markdown(heads, rows)
 
 
@@ -340,7 +340,7 @@ def main() -> None:
     study, out = FinishedStudy.newest(arguments.workspace), arguments.out
     bundles = {network: trained(study, out, network) for network in NETWORKS}
     runs = [run for network, exported in bundles.items() for run in scored(study, out, network, exported)]
-    measured = {WAY: study.bundle} | {network: exported[0] for network, exported in bundles.items()}
+    measured = {METHOD: study.bundle} | {network: exported[0] for network, exported in bundles.items()}
     judged = {"data": study.input("data"), "pool": study.input("pool")}
     artifact = ranker_trials.speeds(out, rankers=list(measured.values()), **judged, precisions=("fp32",))
     rates = json.loads(artifact.file("speeds.json").read_text(encoding="utf-8"))

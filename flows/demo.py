@@ -38,13 +38,6 @@ QUESTIONS: Mapping[str, Sequence[str]] = {
         "sklearn.model_selection.*Split",
         "sklearn.model_selection.*.split",
     ),
-    "run a command and get its output": (
-        "subprocess.*",
-        "asyncio.create_subprocess*",
-        "anyio.run_process",  # Waits, and returns what the command wrote, as `subprocess.run` does.
-        "huggingface_hub.utils.run_subprocess",  # Captures both outputs.
-        "*.run_shell_script",
-    ),
     "count how often each value occurs": (
         "collections.Counter",
         "*.value_counts",
@@ -75,6 +68,13 @@ QUESTIONS: Mapping[str, Sequence[str]] = {
         "whenever.*.parse*",
         "narwhals.*StringNamespace.to_date",
         "click.DateTime",
+    ),
+    "run a command and get its output": (
+        "subprocess.*",
+        "asyncio.create_subprocess*",
+        "anyio.run_process",  # Waits, and returns what the command wrote, as `subprocess.run` does.
+        "huggingface_hub.utils.run_subprocess",  # Captures both outputs.
+        "*.run_shell_script",
     ),
     "turn a list of dicts into a table": (
         "pandas.DataFrame",

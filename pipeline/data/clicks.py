@@ -39,8 +39,13 @@ STEPS = 3
 TOP_SHARE = 0.95
 """Without a `grade_scale`, the highest grade stands for the attractiveness that this share of pairs does not exceed."""
 
+MAX_SECONDS = 1e11
+"""Seconds since 1970 until the year 5138: a larger number counts milliseconds or less."""
+
 PRIOR_IMPRESSIONS = 1.0
 """Number of impressions of average attractiveness added to each pair, so that one click does not make it certain."""
+
+MAX_POSITION = 1_000_000
 
 MOST_ITERATIONS = 2000
 TOLERANCE = 1e-6
@@ -139,8 +144,8 @@ def judge(rows: pa.Table, config: SourceConfig, shown: str, locations: NameRows 
 
     Raises:
         ConfigError: a time without a session, or an impossible `grade_scale`.
-        SchemaError: a position or click that cannot be read, fewer than two positions whose examination can be told
-            from the attractiveness of documents, or no clicks.
+        SchemaError: a position, click, session or time that cannot be read, fewer than two positions whose examination
+            can be told from the attractiveness of documents, no clicks or too few, or nothing but clicks.
         TooFewImpressionsError: no pair has enough evidence.
     """
     impressions = _impressions(rows, shown, locations)
@@ -153,6 +158,11 @@ def judge(rows: pa.Table, config: SourceConfig, shown: str, locations: NameRows 
     clicks = kept["sum"].to_numpy(np.int64)
     if not clicks.any():
         raise SchemaError(f"{shown}: no row is clicked; look at the column mapped as clicked")
+    if (clicks == sizes).all():
+        raise SchemaError(
+            f"{shown}: every result that was shown is clicked, so none is better than another; log the results without "
+            "a click too, or look at the column mapped as clicked"
+        )
     model = fit(pair.astype(np.int64), position.astype(np.int64), sizes, clicks)
     pairs = kept.drop_duplicates(["query_id", "doc_id"])[["query_id", "doc_id"]]
     enough = model.examined >= config.min_examined
@@ -163,6 +173,8 @@ def judge(rows: pa.Table, config: SourceConfig, shown: str, locations: NameRows 
             "log, or lower the source's min_examined",
             most,
         )
+    if not config.grade_scale:
+        _refuse_rare_clicks(np.bincount(pair, clicks)[enough] > 0, shown)
     scale = _scale(config, model.attractiveness[enough], shown)
     grades = _grades(model.attractiveness[enough], scale)
     table = pa.table(
@@ -232,6 +244,7 @@ def _impressions(rows: pa.Table, shown: str, locations: NameRows) -> pd.DataFram
         return frame
     keys = ["query_id", "doc_id", "position", "session"]
     frame["session"] = rows["session"].to_pandas()
+    _check_sessions(frame["session"], shown, locations)
     if "time" in names:
         frame["time"] = _times(rows["time"].to_pandas(), shown, locations)
         frame = frame.sort_values("time", kind="stable")
@@ -244,8 +257,9 @@ def _impressions(rows: pa.Table, shown: str, locations: NameRows) -> pd.DataFram
 
 def _positions(values: pd.Series, shown: str, locations: NameRows) -> Ints:
     numbers = pd.to_numeric(values, errors="coerce")
-    wrong = ~(numbers.ge(0) & (numbers % 1).eq(0) & numbers.le(1e6))
-    _refuse(values, wrong, "position", "a whole number from 0", shown=shown, locations=locations)
+    wrong = ~(numbers.ge(0) & (numbers % 1).eq(0) & numbers.le(MAX_POSITION))
+    wanted = f"a whole number from 0 to {MAX_POSITION:,}"
+    _refuse(values, wrong, "position", wanted, shown=shown, locations=locations)
     return numbers.to_numpy(np.int64)
 
 
@@ -253,21 +267,34 @@ def _clicked(values: pd.Series, shown: str, locations: NameRows) -> npt.NDArray[
     """Whether a row is clicked: true or yes, or a number of clicks above 0."""
     folded = values.str.strip().str.casefold()
     numbers = pd.to_numeric(folded, errors="coerce")
-    wrong = ~(folded.isin([*_YES, *_NO]) | numbers.ge(0))
+    wrong = ~(folded.isin([*_YES, *_NO]) | (numbers.ge(0) & numbers.lt(np.inf)))
     _refuse(values, wrong, "clicked", "true, false or a number of clicks", shown=shown, locations=locations)
     return (folded.isin(_YES) | numbers.gt(0)).to_numpy(bool)
 
 
+def _check_sessions(values: pd.Series, shown: str, locations: NameRows) -> None:
+    """Refuses rows without a session: joined, those of all users would be one impression of each result."""
+    blank = values.str.strip().eq("")
+    if blank.any():
+        row = int(np.flatnonzero(blank.to_numpy(bool))[0])
+        raise SchemaError(
+            f"{shown}: {int(blank.sum()):,} rows have no session, the first is {locations([row])[0]}; leave out these "
+            "rows, or map no session, where each row is an impression of its own"
+        )
+
+
 def _times(values: pd.Series, shown: str, locations: NameRows) -> pd.Series:
-    """Instants from seconds since 1970 or from dates and times as ISO 8601 writes them."""
-    seconds = pd.to_numeric(values, errors="coerce")
+    """Instants from dates and times as ISO 8601 writes them, or from seconds since 1970, milliseconds and so on."""
+    seconds = pd.to_numeric(values, errors="coerce").astype(float)
+    for _ in range(3):  # Milli-, micro- and nanoseconds.
+        seconds = seconds.where(seconds.abs() < MAX_SECONDS, seconds / 1000)
     written = pd.to_datetime(values.where(seconds.isna()), errors="coerce", utc=True, format="ISO8601")
     times = written.fillna(pd.to_datetime(seconds, unit="s", errors="coerce", utc=True))
     _refuse(
         values,
         times.isna(),
         "time",
-        "a time such as 2026-01-31T12:00:00, or seconds since 1970",
+        "a time such as 2026-01-31T12:00:00, or seconds or milliseconds since 1970",
         shown=shown,
         locations=locations,
     )
@@ -310,6 +337,20 @@ def _comparable(cells: pd.DataFrame, shown: str) -> tuple[pd.DataFrame, int]:
             "apart; take a log over a longer time, in which the order of results changed"
         )
     return cells[kept].reset_index(drop=True), int(impressions[~kept].sum())
+
+
+def _refuse_rare_clicks(is_clicked: npt.NDArray[np.bool_], shown: str) -> None:
+    """Refuses a log so few of whose pairs have a click that the highest grade would stand for pairs without any.
+
+    Args:
+        is_clicked: (judged pairs,).
+    """
+    if is_clicked.mean() < 1 - TOP_SHARE:
+        raise SchemaError(
+            f"{shown}: {int(is_clicked.sum()):,} of {len(is_clicked):,} pairs of enough impressions have a click, too "
+            "few to tell which grades the others deserve; take a longer log, or give the source a grade_scale, whose "
+            "highest value is the share of clicks of a good result where it is seen"
+        )
 
 
 def _grades(attractiveness: Floats, scale: tuple[float, float, float]) -> Ints:

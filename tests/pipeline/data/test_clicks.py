@@ -193,9 +193,20 @@ def test_rows_of_one_impression_are_joined_by_session_and_time(tmp_path: Path) -
     seconds = both.assign(
         t=both["t"].astype("int64") // 10**6 if both["t"].dt.unit == "us" else both["t"].astype("int64") // 10**9
     )
-    assert stats(seconds, columns) == once
+    for unit in (1, 10**3, 10**6, 10**9):  # JavaScript counts milliseconds, BigQuery microseconds.
+        assert stats(seconds.assign(t=seconds["t"] * unit), columns) == once
     with pytest.raises(ConfigError, match="maps time and no session"):
         stats(both, {**COLUMNS, "time": "t"})
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_rows_without_a_session_are_refused_as_they_would_be_one_impression(tmp_path: Path, suffix: str) -> None:
+    frame, _ = simulate(6, queries=6, impressions=3_000)
+    frame["s"] = [f"session {row // 6}" if row % 2 else None for row in range(len(frame))]
+    path = tmp_path / f"log{suffix}"
+    frame.to_csv(path, index=False) if suffix == ".csv" else frame.to_parquet(path, index=False)
+    with pytest.raises(SchemaError, match=rf"{len(frame) // 2:,} rows have no session, the first is .*; leave out"):
+        sources.read(SourceConfig(path=str(path), columns={**COLUMNS, "session": "s"}), Path())
 
 
 def log_of(rows: Sequence[tuple[str, str, object, object]]) -> pd.DataFrame:
@@ -212,6 +223,9 @@ def log_of(rows: Sequence[tuple[str, str, object, object]]) -> pd.DataFrame:
         ([("a", "x", 1, 1), ("a", "x", 1.5, 0)], "'1.5' is not a whole number from 0"),
         ([("a", "x", 1, 1), ("a", "x", 2, "maybe")], "'maybe' is not true, false or a number of clicks"),
         ([("a", "x", 1, 1), ("a", "x", 2, -1)], "'-1' is not true, false"),
+        ([("a", "x", 1, 1), ("a", "x", 10**7, 0)], "'10000000' is not a whole number from 0 to 1,000,000"),
+        ([("a", "x", 1, 1), ("a", "x", 2, "inf")], "'inf' is not true, false"),
+        ([("a", "x", 1, 1), ("a", "x", 2, 1)], "every result that was shown is clicked"),
     ],
 )
 def test_a_log_that_cannot_tell_is_refused_with_the_reason(
@@ -219,6 +233,14 @@ def test_a_log_that_cannot_tell_is_refused_with_the_reason(
 ) -> None:
     with pytest.raises(SchemaError, match=message):
         read(tmp_path / "log.csv", log_of(rows))
+
+
+def test_a_log_whose_highest_grade_would_stand_for_pairs_without_a_click_is_refused(tmp_path: Path) -> None:
+    frame, _ = simulate(8, impressions=6_000)
+    rare = frame.assign(hit=frame.index == 5)
+    with pytest.raises(SchemaError, match=r"[01] of \d+ pairs of enough impressions have a click, too few"):
+        read(tmp_path / "log.csv", rare)
+    assert set(graded(read(tmp_path / "log.csv", rare, grade_scale=(0.0, 0.5, 3.0))).values()) == {0}
 
 
 def test_positions_that_no_pair_links_to_the_others_are_left_out_and_counted(tmp_path: Path) -> None:

@@ -149,7 +149,7 @@ def study(recipe: Recipe, workspace: Path, *, execute: runner.Execute = runner.d
 
     Raises:
         ConfigError: a method or variant is unknown or cannot apply to the recipe, or its time is over before the first
-            student.
+            student, or before the search of the ranker's shape has ended.
     """
     from pipeline.data import candidates
     from pipeline.evaluation import study as evaluation
@@ -165,13 +165,10 @@ def study(recipe: Recipe, workspace: Path, *, execute: runner.Execute = runner.d
     pool = run(candidates.pool, recipe.candidates, data=inputs.data, runs=[inputs.bm25_run])
     references = comparisons.references(inputs, pool, run)
     judged = {"data": inputs.data, "pool": pool}
-    methods = planned.methods if not recipe.study.search_cost else (*planned.methods, _searched(recipe, run))
+    methods = planned.methods if not recipe.study.search_cost else (*planned.methods, _searched(recipe, run, began))
     trained = list(_train(recipe, methods, inputs, pool, run, began))
     if not trained:
-        raise ConfigError(
-            f"study.max_minutes is {recipe.study.max_minutes:g}: it was over before the first student; what was made "
-            "is kept, so run the study again, or raise study.max_minutes"
-        )
+        raise _too_short(recipe, "the first student")
     bundles = [student.cost.bundle for student in trained if not student.seed]
     speeds = run(ranker_trials.speeds, rankers=bundles, **judged, precisions=recipe.study.precisions)
     return run(
@@ -214,12 +211,26 @@ def _runs(trained: Sequence["_TrainedStudent"]) -> list[AblationRun]:
     ]
 
 
-def _searched(recipe: Recipe, run: runner.Runner) -> StudyMethod:
-    """The method whose shape is the best that successive halving finds within `study.search_cost`."""
+def _too_short(recipe: Recipe, awaited: str) -> ConfigError:
+    """The error for a study whose time was over before there was anything to compare."""
+    return ConfigError(
+        f"study.max_minutes is {recipe.study.max_minutes:g}: it was over before {awaited}; what was made is kept, so "
+        "run the study again, or raise study.max_minutes"
+    )
+
+
+def _searched(recipe: Recipe, run: runner.Runner, began: float) -> StudyMethod:
+    """The method whose shape is the best that successive halving finds within `study.search_cost`.
+
+    Raises:
+        ConfigError: the time of the study is over before the search has ended.
+    """
     from pipeline.training import ranker_chain
     from pipeline.training.loop import scoring
 
     def train(config: RankerConfig, label: str) -> Artifact:
+        if _over(recipe, began):
+            raise _too_short(recipe, "the search of the ranker's shape had ended")
         return _trained(recipe, StudyMethod(label, "", "", recipe), config, run.labelled(label))
 
     source = ranker_chain.source_shape(recipe)

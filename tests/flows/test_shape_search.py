@@ -92,6 +92,18 @@ def test_the_winner_takes_part_in_the_study(tiny_world: Path, tmp_path: Path) ->
     assert sorted(tmp_path.rglob("manifest.json")) == before
 
 
+def test_a_study_whose_time_ends_within_the_search_begins_no_further_student(
+    tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = ["pretrain.scratch.layers=3", "ranker.layers=2", "study.search_cost=2.0", "study.max_minutes=1"]
+    own = recipes.load(tiny_world / "tiny.toml", [f"data.root={tiny_world}", *changes])
+    minutes = iter([0.0, 0.5, 2.0])
+    monkeypatch.setattr(study, "minutes", lambda: next(minutes))
+    with pytest.raises(ConfigError, match="it was over before the search of the ranker's shape had ended; what was"):
+        study.study(own, tmp_path)
+    assert len(list((tmp_path / "artifacts" / "ranker").glob("*/manifest.json"))) == 1
+
+
 def test_all_layers_cost_what_the_ranker_costs() -> None:
     changed = compression.by_name("all-layers").change(recipe(0.0), SOURCE).ranker
     assert changed.layers == 6
